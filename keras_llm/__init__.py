@@ -1,0 +1,40 @@
+"""Keras layers, models, training, generation and export of language models.
+
+Submodules load when first used, so `import keras_llm` costs milliseconds.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_SUBMODULES = {
+    "data",
+    "export",
+    "generation",
+    "layers",
+    "models",
+    "recipes",
+    "tasks",
+    "tokenizers",
+    "training",
+}
+_NAMES = {
+    "ExportError": "keras_llm.errors",
+    "InputError": "keras_llm.errors",
+    "TextGeneration": "keras_llm.tasks",
+    "load": "keras_llm.tasks",
+}
+
+__all__ = sorted([*_SUBMODULES, *_NAMES])
+
+
+def __getattr__(name):
+    if name in _SUBMODULES:
+        return importlib.import_module(f"keras_llm.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'keras_llm' has no attribute {name!r}")
+
+
+def __dir__():
+    return __all__

@@ -1,0 +1,9 @@
+"""Errors that a user can mend. The command line prints them as one line and exits with 2."""
+
+
+class InputError(ValueError):
+    """Something given to the library cannot be used; the message names it and the remedy."""
+
+
+class ExportError(RuntimeError):
+    """An export could not be made or did not match the model; nothing was left behind."""

@@ -1,0 +1,96 @@
+"""From token ids to vectors."""
+
+import keras
+
+from keras_llm.layers._initializers import clone
+from keras_llm.layers.position import PositionEmbedding
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class TokenAndPositionEmbedding(keras.layers.Layer):
+    """The sum of a token embedding and a learned position embedding.
+
+    Args:
+        vocabulary_size: int > 0. V; token ids are in `0 .. V - 1`.
+        sequence_length: int > 0. The longest sequence.
+        embedding_dim: int > 0. D.
+        tie_weights: bool. Whether `token_embedding(x, reverse=True)`, which gives logits
+            over the vocabulary, reuses the embedding table.
+        embeddings_initializer: Keras initializer of both tables.
+
+    Call arguments:
+        inputs: int tensor (B, T), token ids.
+        start_index: int or int scalar tensor. Position of the first token; ignored when
+            `positions` is given.
+        positions: int tensor (T,) or (B, T). Defaults to `start_index ..`.
+
+    Returns:
+        Float tensor (B, T, D).
+
+    Example:
+    >>> import numpy as np
+    >>> embed = TokenAndPositionEmbedding(vocabulary_size=100, sequence_length=16, embedding_dim=8)
+    >>> tuple(embed(np.zeros((2, 5), "int32")).shape)
+    (2, 5, 8)
+    """
+
+    def __init__(
+        self,
+        vocabulary_size,
+        sequence_length,
+        embedding_dim,
+        tie_weights=True,
+        embeddings_initializer="uniform",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        for name, value in (
+            ("vocabulary_size", vocabulary_size),
+            ("sequence_length", sequence_length),
+            ("embedding_dim", embedding_dim),
+        ):
+            if value is None or value < 1:
+                raise ValueError(f"`{name}` must be a positive int, got {value}.")
+        self.vocabulary_size = int(vocabulary_size)
+        self.sequence_length = int(sequence_length)
+        self.embedding_dim = int(embedding_dim)
+        self.tie_weights = tie_weights
+        self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
+        self.token_embedding = keras.layers.ReversibleEmbedding(
+            self.vocabulary_size,
+            self.embedding_dim,
+            tie_weights=tie_weights,
+            embeddings_initializer=clone(self.embeddings_initializer),
+            dtype=self.dtype_policy,
+            name="token_embedding",
+        )
+        self.position_embedding = PositionEmbedding(
+            self.sequence_length,
+            initializer=clone(self.embeddings_initializer),
+            dtype=self.dtype_policy,
+            name="position_embedding",
+        )
+
+    def build(self, inputs_shape):
+        self.token_embedding.build(inputs_shape)
+        self.position_embedding.build((*inputs_shape, self.embedding_dim))
+        self.built = True
+
+    def call(self, inputs, start_index=0, positions=None):
+        tokens = self.token_embedding(inputs)
+        return tokens + self.position_embedding(
+            tokens, start_index=start_index, positions=positions
+        )
+
+    def compute_output_shape(self, inputs_shape):
+        return (*inputs_shape, self.embedding_dim)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "sequence_length": self.sequence_length,
+            "embedding_dim": self.embedding_dim,
+            "tie_weights": self.tie_weights,
+            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
+        }

@@ -1,0 +1,98 @@
+"""The position-wise part of a Transformer block."""
+
+import keras
+
+from keras_llm.layers._initializers import clone
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class FeedForward(keras.layers.Layer):
+    """Two dense layers around an activation, optionally gated.
+
+    Plain: `activation(x W_up) W_down`. Gated: `(activation(x W_gate) * x W_up) W_down`, which
+    with `"silu"` is SwiGLU, with `"gelu"` GEGLU, with `"sigmoid"` GLU.
+
+    Args:
+        intermediate_dim: int > 0. F.
+        activation: Keras activation, by name or callable.
+        gated: bool.
+        use_bias: bool. Whether the dense layers have a bias.
+        dropout: float in [0, 1). Applied to the output in training.
+        kernel_initializer: Keras initializer of the kernels.
+        bias_initializer: Keras initializer of the biases.
+
+    Call arguments:
+        inputs: float tensor (..., D).
+
+    Returns:
+        Float tensor (..., D).
+
+    References:
+        Vaswani et al., 2017, "Attention Is All You Need", section 3.3.
+        Shazeer, 2020, "GLU Variants Improve Transformer".
+    """
+
+    def __init__(
+        self,
+        intermediate_dim,
+        activation="gelu",
+        gated=False,
+        use_bias=True,
+        dropout=0.0,
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if intermediate_dim < 1:
+            raise ValueError(f"`intermediate_dim` must be a positive int, got {intermediate_dim}.")
+        self.intermediate_dim = intermediate_dim
+        self.activation = keras.activations.get(activation)
+        self.gated = gated
+        self.use_bias = use_bias
+        self.dropout = dropout
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.up = self._dense(intermediate_dim, "up")
+        self.gate = self._dense(intermediate_dim, "gate") if gated else None
+        self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+
+    def _dense(self, units, name):
+        return keras.layers.Dense(
+            units,
+            use_bias=self.use_bias,
+            kernel_initializer=clone(self.kernel_initializer),
+            bias_initializer=clone(self.bias_initializer),
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def build(self, inputs_shape):
+        self.up.build(inputs_shape)
+        if self.gated:
+            self.gate.build(inputs_shape)
+        self.down = self._dense(inputs_shape[-1], "down")
+        self.down.build((*inputs_shape[:-1], self.intermediate_dim))
+        self.built = True
+
+    def call(self, inputs, training=None):
+        hidden = self.up(inputs)
+        hidden = (
+            self.activation(self.gate(inputs)) * hidden if self.gated else self.activation(hidden)
+        )
+        return self.dropout_layer(self.down(hidden), training=training)
+
+    def compute_output_shape(self, inputs_shape):
+        return inputs_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "intermediate_dim": self.intermediate_dim,
+            "activation": keras.activations.serialize(self.activation),
+            "gated": self.gated,
+            "use_bias": self.use_bias,
+            "dropout": self.dropout,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+        }

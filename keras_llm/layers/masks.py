@@ -1,0 +1,61 @@
+"""Attention masks. One meaning everywhere: boolean, True = the query may attend to the key."""
+
+from keras import ops
+
+
+def causal_mask(query_positions, key_positions):
+    """A query sees keys at its own position and before.
+
+    Args:
+        query_positions: int tensor (T,) or (B, T).
+        key_positions: int tensor (S,) or (B, S).
+
+    Returns:
+        Bool tensor (1, T, S) or (B, T, S).
+    """
+    return _pairwise(ops.less_equal, query_positions, key_positions)
+
+
+def band_mask(query_positions, key_positions, sliding_window):
+    """A query sees keys less than `sliding_window` positions away, on either side.
+
+    Together with `causal_mask` this leaves the query itself and the `sliding_window - 1`
+    positions before it.
+
+    Args:
+        query_positions: int tensor (T,) or (B, T).
+        key_positions: int tensor (S,) or (B, S).
+        sliding_window: int > 0.
+
+    Returns:
+        Bool tensor (1, T, S) or (B, T, S).
+    """
+    return _pairwise(
+        lambda key, query: ops.less(ops.abs(key - query), sliding_window),
+        query_positions,
+        key_positions,
+    )
+
+
+def padding_mask(mask):
+    """Lift a mask of keys, (B, S) with True = a real token, to (B, 1, S)."""
+    return ops.expand_dims(ops.cast(mask, "bool"), 1)
+
+
+def merge(*masks):
+    """What every mask allows; `None` allows all, and no mask at all gives `None`."""
+    merged = None
+    for mask in masks:
+        if mask is not None:
+            mask = ops.cast(mask, "bool")
+            merged = mask if merged is None else ops.logical_and(merged, mask)
+    return merged
+
+
+def _pairwise(compare, query_positions, key_positions):
+    def rows(positions, axis):
+        if len(positions.shape) == 1:
+            positions = ops.expand_dims(positions, 0)
+        return ops.expand_dims(ops.cast(positions, "int32"), axis)
+
+    return compare(rows(key_positions, 1), rows(query_positions, 2))

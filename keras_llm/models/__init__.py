@@ -1,0 +1,26 @@
+"""Functional models from a config, and the cached steps that generation and export run."""
+
+from keras_llm.layers.position import Rotary
+from keras_llm.models.causal_lm import (
+    causal_lm,
+    decode,
+    forward_cached,
+    init_cache,
+    logits_of,
+    prefill,
+)
+from keras_llm.models.config import CausalLMConfig
+from keras_llm.models.presets import preset, presets
+
+__all__ = [
+    "CausalLMConfig",
+    "Rotary",
+    "causal_lm",
+    "decode",
+    "forward_cached",
+    "init_cache",
+    "logits_of",
+    "prefill",
+    "preset",
+    "presets",
+]
