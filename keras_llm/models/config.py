@@ -5,6 +5,15 @@ import dataclasses
 from keras_llm.errors import InputError
 from keras_llm.layers.position import Rotary
 
+_SIZES = (
+    "vocabulary_size",
+    "num_layers",
+    "hidden_dim",
+    "num_heads",
+    "intermediate_dim",
+    "max_length",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class CausalLMConfig:
@@ -45,7 +54,7 @@ class CausalLMConfig:
     max_length: int
     num_key_value_heads: int | None = None
     head_dim: int | None = None
-    position: Rotary | str | None = Rotary()
+    position: Rotary | str | None = Rotary()  # noqa: RUF009, it is frozen
     norm: str = "rms"
     norm_epsilon: float = 1e-5
     activation: str = "silu"
@@ -70,15 +79,13 @@ class CausalLMConfig:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
-        for name in (
-            "vocabulary_size num_layers hidden_dim num_heads intermediate_dim max_length"
-        ).split():
+        for name in _SIZES:
             value = getattr(self, name)
             check(isinstance(value, int) and value > 0, name, "a positive int")
         check(self.max_length > 1, "max_length", "at least 2")
         fill("num_key_value_heads", self.num_heads)
         check(
-            0 < self.num_key_value_heads and self.num_heads % self.num_key_value_heads == 0,
+            self.num_key_value_heads > 0 and self.num_heads % self.num_key_value_heads == 0,
             "num_key_value_heads",
             f"a divisor of num_heads={self.num_heads}",
         )

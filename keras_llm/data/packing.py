@@ -1,0 +1,96 @@
+"""Documents to dense (B, T) batches: nothing padded, nothing lost but the tail."""
+
+import itertools
+
+import numpy as np
+
+from keras_llm.errors import InputError
+
+
+def encode_documents(documents, tokenizer):
+    """Documents -> one stream of token ids, `begin document end begin document end ...`.
+
+    Args:
+        documents: iterable of str.
+        tokenizer: a `Tokenizer`.
+
+    Returns:
+        Int32 array (N,).
+
+    Raises:
+        InputError: if there is no document.
+    """
+    documents = iter(documents)
+    parts = []
+    while chunk := list(itertools.islice(documents, 4096)):
+        for ids in tokenizer.encode_batch(chunk):
+            parts.append(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], "int32"))
+    if not parts:
+        raise InputError("encode_documents: there is no document.")
+    return np.concatenate(parts)
+
+
+def windows(token_ids, sequence_length):
+    """How many windows of `sequence_length` inputs, each with its next token, the stream holds."""
+    return max(0, (len(token_ids) - 1) // sequence_length)
+
+
+def steps_per_epoch(token_ids, sequence_length, batch_size):
+    """How many whole batches `packed_dataset` gives an epoch."""
+    return windows(token_ids, sequence_length) // batch_size
+
+
+def packed_dataset(token_ids, sequence_length, batch_size, bos_id, pad_id, epochs=1, seed=None):
+    """Cut a stream of token ids into batches for next-token training.
+
+    Window `w` has inputs `token_ids[w T : (w + 1) T]` and targets one to the right. A begin
+    token is no target, because no text predicts that another begins: its place holds
+    `pad_id`, which losses and metrics ignore.
+
+    With a seed, each epoch visits the windows in an order of its own that is a pure function
+    of (seed, epoch, step): the same call gives the same batches, from any step on.
+
+    Args:
+        token_ids: int array (N,) from `encode_documents`.
+        sequence_length: int > 0. T.
+        batch_size: int > 0. B.
+        bos_id: int, the begin token.
+        pad_id: int, the target to ignore.
+        epochs: int > 0. The data set holds this many passes.
+        seed: int, or None to keep the stream's order.
+
+    Returns:
+        `tf.data.Dataset` of `epochs * steps_per_epoch(...)` pairs of int32 tensors (B, T).
+
+    Raises:
+        InputError: if the stream is shorter than one batch.
+    """
+    import tensorflow as tf
+
+    count = windows(token_ids, sequence_length)
+    steps = count // batch_size
+    if not steps:
+        raise InputError(
+            f"the text has {len(token_ids)} tokens, too few for one batch of {batch_size} x "
+            f"{sequence_length}; give more text, or a smaller batch or length."
+        )
+    stream = tf.constant(token_ids[: count * sequence_length + 1], tf.int32)
+
+    def batch(index):
+        epoch, step = index // steps, index % steps
+        window = tf.range(step * batch_size, (step + 1) * batch_size)
+        if seed is not None:
+            window = tf.random.experimental.index_shuffle(
+                window, seed=tf.stack([tf.constant(seed, tf.int64), epoch]), max_index=count - 1
+            )
+        places = window[:, tf.newaxis] * sequence_length + tf.range(
+            sequence_length + 1, dtype=tf.int64
+        )
+        ids = tf.gather(stream, places)
+        targets = ids[:, 1:]
+        return ids[:, :-1], tf.where(targets == bos_id, pad_id, targets)
+
+    dataset = tf.data.Dataset.range(epochs * steps).map(
+        batch, num_parallel_calls=2, deterministic=True
+    )
+    return dataset.prefetch(2)

@@ -1,0 +1,113 @@
+"""Documents from text files and JSONL, and their split into training and held-out."""
+
+import hashlib
+import json
+import pathlib
+
+from keras_llm.errors import InputError
+
+_SUFFIXES = (".txt", ".jsonl")
+
+
+def read_texts(path, text_field="text", separator="\n\n"):
+    """Read the documents of a file or folder.
+
+    `.jsonl` files hold one JSON object a line with the text in `text_field`. Any other file is
+    UTF-8 text whose documents are kept apart by `separator`. Of a folder, all `.txt` and
+    `.jsonl` files below it are read in order of name. Documents of white space alone are left
+    out.
+
+    Args:
+        path: str or path.
+        text_field: str. The field of a JSONL record.
+        separator: str. Blank lines by default; "" takes a whole file as one document.
+
+    Returns:
+        A list of str.
+
+    Raises:
+        InputError: naming the file (and line) that is missing, not UTF-8, not JSON, or has no
+            such field; or if there is no text at all.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        files = sorted(f for f in path.rglob("*") if f.suffix in _SUFFIXES and f.is_file())
+        if not files:
+            raise InputError(f"{path} holds no {' or '.join(_SUFFIXES)} file.")
+    elif path.exists():
+        files = [path]
+    else:
+        raise InputError(f"{path} does not exist.")
+    documents = []
+    for file in files:
+        text = _read_utf8(file)
+        if file.suffix == ".jsonl":
+            documents += _jsonl(file, text, text_field)
+        else:
+            documents += text.split(separator) if separator else [text]
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise InputError(f"{path} holds no text.")
+    return documents
+
+
+def split_documents(documents, held_out=0.1, seed=0):
+    """Split documents into a training and a held-out list.
+
+    A document's side depends on its text and the seed alone, not on its place, and equal
+    documents are on the same side, so no held-out text was trained on.
+
+    Args:
+        documents: list of str.
+        held_out: float in (0, 1). The share of distinct documents held out, at least one.
+        seed: int.
+
+    Returns:
+        Two lists of str, in the order given.
+
+    Raises:
+        InputError: if there are fewer than two distinct documents.
+    """
+    if not 0 < held_out < 1:
+        raise InputError(f"`held_out` must be in (0, 1), got {held_out}.")
+    distinct = set(documents)
+    if len(distinct) < 2:
+        raise InputError(
+            f"at least 2 distinct documents are needed to hold some out, got {len(distinct)}."
+        )
+
+    def rank(document):
+        return hashlib.blake2b(f"{seed}\0{document}".encode(), digest_size=16).digest()
+
+    count = min(max(1, round(held_out * len(distinct))), len(distinct) - 1)
+    chosen = set(sorted(distinct, key=rank)[:count])
+    return (
+        [document for document in documents if document not in chosen],
+        [document for document in documents if document in chosen],
+    )
+
+
+def _read_utf8(file):
+    data = file.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{file}, line {line}: not UTF-8 (byte {data[error.start]:#04x} at offset "
+            f"{error.start})."
+        ) from None
+
+
+def _jsonl(file, text, field):
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{file}, line {number}: not JSON: {error}.") from None
+        value = record.get(field) if isinstance(record, dict) else None
+        if not isinstance(value, str):
+            raise InputError(f"{file}, line {number}: no text in field {field!r}.")
+        yield value

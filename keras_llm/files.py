@@ -1,0 +1,134 @@
+"""Writes that are whole or not at all."""
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import pathlib
+import shutil
+
+from keras_llm.errors import InputError
+
+
+@contextlib.contextmanager
+def atomic_folder(path, overwrite=False, keep_on_error=False):
+    """Fill a folder under a temporary name and rename it when it is whole.
+
+    The temporary name is `<path>.partial`, locked while this process lives. What a killed
+    process left there is cleared by the next one; a folder already at `path` stays untouched
+    until the rename.
+
+    Args:
+        path: where the folder shall be.
+        overwrite: bool. Whether to replace what is at `path`.
+        keep_on_error: bool. Leave the partial folder behind if the body raises, and refuse
+            to clear one that is there unless `overwrite`.
+
+    Yields:
+        `pathlib.Path` of the temporary folder.
+
+    Raises:
+        InputError: if `path` exists and `overwrite` is False, or another process is writing
+            it.
+    """
+    path = pathlib.Path(path)
+    check_free(path, overwrite)
+    partial = path.with_name(path.name + ".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(partial):
+        if partial.exists():
+            if keep_on_error and not overwrite:
+                raise InputError(
+                    f"{partial} holds an unfinished run; remove it, or choose to overwrite."
+                )
+            shutil.rmtree(partial)
+        partial.mkdir()
+        try:
+            yield partial
+            _replace_folder(partial, path)
+        except BaseException:
+            if not keep_on_error:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def atomic_file(path, overwrite=False):
+    """Write a file under a temporary name and rename it when it is whole.
+
+    Args:
+        path: where the file shall be.
+        overwrite: bool. Whether to replace what is at `path`.
+
+    Yields:
+        `pathlib.Path` of the temporary file, which the body must create.
+
+    Raises:
+        InputError: if `path` exists and `overwrite` is False, or another process is writing
+            it.
+    """
+    path = pathlib.Path(path)
+    check_free(path, overwrite)
+    partial = path.with_name(path.name + ".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(partial):
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def check_free(path, overwrite=False):
+    """Raise InputError if something is at `path` and `overwrite` is False.
+
+    An empty folder is free.
+    """
+    path = pathlib.Path(path)
+    occupied = any(path.iterdir()) if path.is_dir() else path.exists()
+    if occupied and not overwrite:
+        raise InputError(f"{path} exists; choose another name, or to overwrite.")
+
+
+@contextlib.contextmanager
+def _locked(path):
+    """Hold a lock beside `path`; the kernel drops it when the process ends, however it ends."""
+    lock_path = path.with_name(f".{path.name}.lock")
+    with open(lock_path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = os.fstat(lock.fileno()).st_nlink  # 0: its last holder has just removed it
+        except BlockingIOError:
+            held = False
+        if not held:
+            raise InputError(f"{path} is being written by another process.")
+        try:
+            yield
+        finally:
+            lock_path.unlink(missing_ok=True)
+
+
+def _replace_folder(new, path):
+    if not path.exists():
+        os.rename(new, path)
+        return
+    if _exchange(new, path):
+        shutil.rmtree(new)
+        return
+    # Without an atomic exchange the old folder is set aside first: a kill between the two
+    # renames leaves both versions whole under other names.
+    old = path.with_name(path.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.rename(path, old)
+    os.rename(new, path)
+    shutil.rmtree(old)
+
+
+def _exchange(first, second):
+    """Swap two names atomically; False where the system cannot."""
+    at_cwd, rename_exchange = -100, 2
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    return renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), rename_exchange) == 0

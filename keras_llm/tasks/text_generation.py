@@ -1,0 +1,212 @@
+"""Continue a text."""
+
+import dataclasses
+import random
+
+import numpy as np
+
+from keras_llm.errors import InputError
+from keras_llm.generation import Sampling
+from keras_llm.generation.tensorflow import Compiled
+from keras_llm.tasks.base import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """One continuation.
+
+    Attributes:
+        text: str, the new text alone.
+        token_ids: list of int, the new tokens.
+        num_tokens: int, how many they are.
+        log_probability: float, their log-probability under the model, in nats.
+        finish_reason: "stop" (the model ended the text) or "length" (`max_new_tokens` or the
+            model's `max_length` was reached).
+    """
+
+    text: str
+    token_ids: list
+    num_tokens: int
+    log_probability: float
+    finish_reason: str
+
+
+class TextGeneration(Task):
+    """A causal language model that continues text.
+
+    Args:
+        model: a model from `models.causal_lm`.
+        tokenizer: a `tokenizers.Tokenizer` with the model's vocabulary.
+        metadata: dict of JSON values saved with the task.
+
+    Example:
+    >>> from keras_llm import models, tokenizers
+    >>> tok = tokenizers.SentencePiece.train(["once upon a time"] * 9, vocabulary_size=280)
+    >>> model = models.causal_lm(models.preset("gpt-tiny", vocabulary_size=280))
+    >>> task = TextGeneration(model, tok)
+    >>> task("once", max_new_tokens=5, seed=1) == task(["once"], max_new_tokens=5, seed=1)[0]
+    True
+    """
+
+    def __init__(self, model, tokenizer, metadata=None):
+        super().__init__(model, tokenizer, metadata)
+        self._compiled = Compiled(model, stop_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
+
+    def __call__(
+        self,
+        prompt,
+        max_new_tokens=64,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        seed=None,
+        return_details=False,
+    ):
+        """Continue one text or several.
+
+        Args:
+            prompt: str, or list of str. None may be empty.
+            max_new_tokens: int > 0. Fewer come out where the model ends the text or its
+                `max_length` is reached.
+            temperature: float >= 0; 0 takes the most likely token each time.
+            top_k: int >= 0. Choose among this many most likely tokens; 0 is off.
+            top_p: float in (0, 1]. Choose among the fewest tokens that hold this much
+                probability; 1 is off.
+            seed: int32; or a list with one for each row; or None for fresh ones. A row's text
+                depends on its prompt, the settings and its seed, not on the other rows, so
+                equal prompts with one seed give equal texts.
+            return_details: bool. Return `Generation`s instead of texts.
+
+        Returns:
+            The new text (without the prompt), a str for a str and a list for a list.
+
+        Raises:
+            InputError: naming the argument that is wrong.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        token_ids, lengths = self._encode_prompts(prompts)
+        sampling = _sampling(temperature, top_k, top_p, seed, len(lengths))
+        state = self._compiled.generate(
+            token_ids, lengths, np.array([_positive(max_new_tokens)], "int32"), sampling
+        )
+        rows = zip(
+            np.asarray(state.token_ids),
+            np.asarray(state.num_tokens),
+            np.asarray(state.log_probability),
+            np.asarray(state.stopped),
+            strict=True,
+        )
+        results = [self._generation(*row) for row in rows]
+        if not return_details:
+            results = [result.text for result in results]
+        return results[0] if isinstance(prompt, str) else results
+
+    def stream(self, prompt, max_new_tokens=64, temperature=1.0, top_k=0, top_p=1.0, seed=None):
+        """Continue one text, piece by piece.
+
+        Args:
+            prompt: str, not empty.
+            max_new_tokens, temperature, top_k, top_p, seed: as in calling the task.
+
+        Returns:
+            A generator of str. Joined, the pieces are the text that calling the task gives
+            for the same seed; a piece never ends inside a character.
+
+        Raises:
+            InputError: naming the argument that is wrong, before anything is generated.
+        """
+        if not isinstance(prompt, str):
+            raise InputError(f"`prompt` must be one str to stream, got {type(prompt).__name__}.")
+        token_ids, lengths = self._encode_prompts([prompt])
+        sampling = _sampling(temperature, top_k, top_p, seed, 1)
+        budget = np.array([_positive(max_new_tokens)], "int32")
+        return self._pieces(self._compiled.stream(token_ids, lengths, budget, sampling))
+
+    def score(self, texts):
+        """Log-likelihood of texts.
+
+        Args:
+            texts: str, or list of str. None may be empty.
+
+        Returns:
+            The sum of each text's token log-probabilities from its beginning, in nats: a
+            float for a str and a list for a list.
+
+        Raises:
+            InputError: if a text is empty or longer than the model's `max_length`.
+        """
+        rows = [texts] if isinstance(texts, str) else texts
+        token_ids, lengths = self._encode("texts", rows, self.model.config.max_length + 1)
+        scores = np.asarray(self._compiled.score(token_ids, lengths)).tolist()
+        return scores[0] if isinstance(texts, str) else scores
+
+    def _pieces(self, states):
+        shown, token_ids = "", []
+        for state in states:
+            if int(state.num_tokens[0]) > len(token_ids):
+                token_ids.append(int(state.token[0]))
+            text = self.tokenizer.decode(token_ids)
+            if not self.tokenizer.is_partial(text) and len(text) > len(shown):
+                yield text[len(shown) :]
+                shown = text
+        rest = self.tokenizer.decode(token_ids)[len(shown) :]
+        if rest:
+            yield rest
+
+    def _encode_prompts(self, prompts):
+        return self._encode("prompt", prompts, self.model.config.max_length - 1)
+
+    def _encode(self, name, texts, longest):
+        """Texts -> int32 (B, T) with a begin token, padded on the right, and lengths (B,)."""
+        if not isinstance(texts, (list, tuple)) or not texts:
+            raise InputError(f"`{name}` must be a str or a non-empty list of str, got {texts!r}.")
+        rows = []
+        for index, text in enumerate(texts):
+            where = f"`{name}`" if len(texts) == 1 else f"`{name}` {index}"
+            if not isinstance(text, str):
+                raise InputError(f"{where} must be a str, got {type(text).__name__}.")
+            if not text:
+                raise InputError(f"{where} is empty.")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(f"{where} is not valid Unicode: {error.reason}.") from None
+            rows.append([self.tokenizer.bos_id, *self.tokenizer.encode(text)])
+            if len(rows[-1]) > longest:
+                raise InputError(
+                    f"{where} has {len(rows[-1])} tokens with the begin token, more than the "
+                    f"{longest} that the model's `max_length` of "
+                    f"{self.model.config.max_length} leaves room for."
+                )
+        lengths = np.array([len(row) for row in rows], "int32")
+        token_ids = np.full((len(rows), lengths.max()), self.tokenizer.pad_id, "int32")
+        for row, ids in zip(token_ids, rows, strict=True):
+            row[: len(ids)] = ids
+        return token_ids, lengths
+
+    def _generation(self, token_ids, num_tokens, log_probability, stopped):
+        token_ids = token_ids[:num_tokens].tolist()
+        return Generation(
+            text=self.tokenizer.decode(token_ids),
+            token_ids=token_ids,
+            num_tokens=int(num_tokens),
+            log_probability=float(log_probability),
+            finish_reason="stop" if stopped else "length",
+        )
+
+
+def _sampling(temperature, top_k, top_p, seed, rows):
+    if seed is None:
+        seed = [random.getrandbits(31) for _ in range(rows)]
+    seeds = list(seed) if isinstance(seed, (list, tuple)) else [seed]
+    if len(seeds) not in (1, rows):
+        raise InputError(f"`seed` must be one int or {rows}, one for each row; got {len(seeds)}.")
+    for value in seeds:
+        Sampling(temperature, top_k, top_p, value).validate()
+    return Sampling(temperature, top_k, top_p, np.array(seeds, "int32"))
+
+
+def _positive(max_new_tokens):
+    if not isinstance(max_new_tokens, int) or not 0 < max_new_tokens < 2**31:
+        raise InputError(f"`max_new_tokens` must be a positive int, got {max_new_tokens!r}.")
+    return max_new_tokens

@@ -1,0 +1,6 @@
+"""Tokenizers that train, save, run in Python, in tf.data and inside a SavedModel."""
+
+from keras_llm.tokenizers.base import Tokenizer, load
+from keras_llm.tokenizers.sentencepiece import SentencePiece
+
+__all__ = ["SentencePiece", "Tokenizer", "load"]

@@ -1,0 +1,91 @@
+"""What every tokenizer can do, and how one is found again on disk."""
+
+import abc
+import json
+import pathlib
+
+from keras_llm.errors import InputError
+
+_CLASSES = {}
+
+
+class Tokenizer(abc.ABC):
+    """Text to token ids and back, in Python and inside a TensorFlow graph with the same ids.
+
+    Attributes:
+        vocabulary_size: int. V.
+        pad_id, bos_id, eos_id, unk_id: ints; the ids of padding, begin of text, end of text
+            and unknown.
+    """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        _CLASSES[cls.__name__] = cls
+
+    @abc.abstractmethod
+    def encode(self, text):
+        """A str -> its token ids, a list of ints. No begin or end token is added."""
+
+    @abc.abstractmethod
+    def decode(self, ids):
+        """Token ids -> a str. Padding, begin and end tokens give nothing."""
+
+    @abc.abstractmethod
+    def encode_batch(self, texts):
+        """A list of str -> a list of lists of ints, on all cores."""
+
+    @abc.abstractmethod
+    def tokenize(self, strings):
+        """In a graph: string tensor (B,) -> int32 `tf.RaggedTensor` (B, None)."""
+
+    @abc.abstractmethod
+    def detokenize(self, ids):
+        """In a graph: int tensor (B, T) or ragged (B, None) -> string tensor (B,)."""
+
+    @abc.abstractmethod
+    def graph_resources(self):
+        """The TensorFlow objects that an exported graph must track."""
+
+    @abc.abstractmethod
+    def is_partial(self, text):
+        """Whether the end of a decoded str may still change with the next token."""
+
+    @abc.abstractmethod
+    def _save_files(self, folder):
+        """Write the files that `_load_files` needs; return what goes into config.json."""
+
+    @classmethod
+    @abc.abstractmethod
+    def _load_files(cls, folder, config):
+        """The tokenizer that `_save_files` wrote."""
+
+    def save(self, folder):
+        """Write the tokenizer into a folder, made if need be."""
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"class": type(self).__name__, **self._save_files(folder)}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+def load(folder):
+    """The tokenizer that `save` wrote.
+
+    Args:
+        folder: str or path.
+
+    Returns:
+        A `Tokenizer`.
+
+    Raises:
+        InputError: if there is no tokenizer, or it cannot be read.
+    """
+    folder = pathlib.Path(folder)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder} holds no tokenizer ({path} is missing).")
+    try:
+        config = json.loads(path.read_text("utf-8"))
+        tokenizer_class = _CLASSES[config["class"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} does not describe a tokenizer: {error!r}.") from None
+    return tokenizer_class._load_files(folder, config)

@@ -1,0 +1,179 @@
+"""SentencePiece tokenizers whose round trip is exact."""
+
+import functools
+import io
+import os
+import pathlib
+
+import sentencepiece
+
+from keras_llm.data.text import read_texts
+from keras_llm.errors import InputError
+from keras_llm.tokenizers.base import Tokenizer
+
+# SentencePiece writes a space as U+2581, and so reads a U+2581 of the text back as a space. An
+# escape keeps them apart: in encoded text every _ESCAPE is followed by "a" (an escape of the
+# text) or "b" (a U+2581 of the text).
+_ESCAPE = "\ue000"
+_ESCAPES = ((_ESCAPE, _ESCAPE + "a"), ("\u2581", _ESCAPE + "b"))
+_MODEL_FILE = "sentencepiece.model"
+_LONGEST_SENTENCE = 4096  # characters; the trainer wants bounded pieces of text
+
+
+class SentencePiece(Tokenizer):
+    """A SentencePiece model: unigram or BPE, with byte fallback.
+
+    Text is neither normalised nor padded with spaces, and what no piece covers is spelled in
+    bytes, so `decode(encode(text)) == text` for any Unicode text.
+
+    Args:
+        model: bytes, a serialised SentencePiece model.
+
+    Raises:
+        InputError: if `model` is not one.
+
+    Reference:
+        Kudo and Richardson, 2018, "SentencePiece".
+    """
+
+    def __init__(self, model):
+        self.model = model
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except (RuntimeError, OSError) as error:
+            raise InputError(f"not a SentencePiece model: {error}") from None
+        self.vocabulary_size = self._processor.get_piece_size()
+        self.pad_id = self._processor.pad_id()
+        self.bos_id = self._processor.bos_id()
+        self.eos_id = self._processor.eos_id()
+        self.unk_id = self._processor.unk_id()
+
+    @classmethod
+    def train(cls, files_or_iterable, vocabulary_size=8000, model_type="unigram"):
+        """Learn a vocabulary.
+
+        Args:
+            files_or_iterable: a path (str or Path) or list of Paths of UTF-8 text files, or an
+                iterable of str, each a text.
+            vocabulary_size: int. V; at least 260 plus the number of characters, for the 256
+                bytes and 4 special tokens.
+            model_type: "unigram" or "bpe".
+
+        Returns:
+            A `SentencePiece`. The same texts give the same model.
+
+        Raises:
+            InputError: if there is no text, or the vocabulary does not fit it.
+        """
+        if model_type not in ("unigram", "bpe"):
+            raise InputError(f'`model_type` must be "unigram" or "bpe", got {model_type!r}.')
+        if vocabulary_size < 261:
+            raise InputError(f"`vocabulary_size` must be at least 261, got {vocabulary_size}.")
+        sentences = _sentences(files_or_iterable)
+        first = next(sentences, None)
+        if first is None:
+            raise InputError("SentencePiece.train: `files_or_iterable` holds no text.")
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=_chain(first, sentences),
+                model_writer=model,
+                vocab_size=vocabulary_size,
+                model_type=model_type,
+                byte_fallback=True,
+                pad_id=0,
+                bos_id=1,
+                eos_id=2,
+                unk_id=3,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                max_sentence_length=8 * _LONGEST_SENTENCE,
+                num_threads=os.cpu_count() or 1,
+                minloglevel=2,
+            )
+        except (RuntimeError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"SentencePiece.train: `vocabulary_size`={vocabulary_size} does not fit the "
+                f"text: {reason}"
+            ) from None
+        return cls(model.getvalue())
+
+    def encode(self, text):
+        return self._processor.encode(_escape(text))
+
+    def encode_batch(self, texts):
+        return self._processor.encode([_escape(text) for text in texts], num_threads=-1)
+
+    def decode(self, ids):
+        return _unescape(self._processor.decode([int(i) for i in ids]))
+
+    def tokenize(self, strings):
+        import tensorflow as tf
+
+        for character, escaped in _ESCAPES:
+            strings = tf.strings.regex_replace(strings, character, escaped)
+        return self._graph.tokenize(strings)
+
+    def detokenize(self, ids):
+        import tensorflow as tf
+
+        strings = self._graph.detokenize(tf.cast(ids, tf.int32))
+        for character, escaped in reversed(_ESCAPES):
+            strings = tf.strings.regex_replace(strings, escaped, character)
+        return strings
+
+    def graph_resources(self):
+        return [self._graph]
+
+    @functools.cached_property
+    def _graph(self):
+        import tensorflow as tf
+        import tensorflow_text
+
+        with tf.init_scope():
+            return tensorflow_text.SentencepieceTokenizer(self.model, out_type=tf.int32)
+
+    def is_partial(self, text):
+        return text.endswith(("\ufffd", _ESCAPE))
+
+    def _save_files(self, folder):
+        (folder / _MODEL_FILE).write_bytes(self.model)
+        return {}
+
+    @classmethod
+    def _load_files(cls, folder, config):
+        path = folder / _MODEL_FILE
+        if not path.is_file():
+            raise InputError(f"{path} is missing.")
+        return cls(path.read_bytes())
+
+
+def _escape(text):
+    for character, escaped in _ESCAPES:
+        text = text.replace(character, escaped)
+    return text
+
+
+def _unescape(text):
+    for character, escaped in reversed(_ESCAPES):
+        text = text.replace(escaped, character)
+    return text
+
+
+def _sentences(source):
+    """Lines of the source, long ones cut, none empty."""
+    if isinstance(source, (str, pathlib.Path)):
+        source = [pathlib.Path(source)]
+    for item in source:
+        texts = read_texts(item) if isinstance(item, pathlib.Path) else [item]
+        for text in texts:
+            for line in _escape(text).split("\n"):
+                for begin in range(0, len(line), _LONGEST_SENTENCE):
+                    yield line[begin : begin + _LONGEST_SENTENCE]
+
+
+def _chain(first, rest):
+    yield first
+    yield from rest
