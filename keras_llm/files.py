@@ -69,7 +69,7 @@ def atomic_file(path, overwrite=False):
     """
     path = pathlib.Path(path)
     check_free(path, overwrite)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f".partial-{path.name}")  # keeps the suffix
     partial.parent.mkdir(parents=True, exist_ok=True)
     with _locked(partial):
         try:

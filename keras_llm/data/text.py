@@ -51,40 +51,48 @@ def read_texts(path, text_field="text", separator="\n\n"):
     return documents
 
 
-def split_documents(documents, held_out=0.1, seed=0):
-    """Split documents into a training and a held-out list.
-
-    A document's side depends on its text and the seed alone, not on its place, and equal
-    documents are on the same side, so no held-out text was trained on.
+def shuffle_documents(documents, seed=0):
+    """The distinct documents in an order that depends on each one's text and the seed alone.
 
     Args:
         documents: list of str.
-        held_out: float in (0, 1). The share of distinct documents held out, at least one.
         seed: int.
 
     Returns:
-        Two lists of str, in the order given.
+        A list of str without repeats. Adding documents never reorders those already there.
+    """
+
+    def rank(document):
+        return hashlib.blake2b(f"{seed}\0{document}".encode(), digest_size=16).digest()
+
+    return sorted(set(documents), key=rank)
+
+
+def split_documents(documents, held_out=0.1, seed=0):
+    """Shuffle documents and split them into a training and a held-out list.
+
+    Repeats are dropped, so no held-out text was trained on.
+
+    Args:
+        documents: list of str.
+        held_out: float in (0, 1). The share of documents held out, at least one.
+        seed: int. The same documents and seed give the same split, whatever their order.
+
+    Returns:
+        Two lists of str.
 
     Raises:
         InputError: if there are fewer than two distinct documents.
     """
     if not 0 < held_out < 1:
         raise InputError(f"`held_out` must be in (0, 1), got {held_out}.")
-    distinct = set(documents)
-    if len(distinct) < 2:
+    shuffled = shuffle_documents(documents, seed)
+    if len(shuffled) < 2:
         raise InputError(
-            f"at least 2 distinct documents are needed to hold some out, got {len(distinct)}."
+            f"at least 2 distinct documents are needed to hold some out, got {len(shuffled)}."
         )
-
-    def rank(document):
-        return hashlib.blake2b(f"{seed}\0{document}".encode(), digest_size=16).digest()
-
-    count = min(max(1, round(held_out * len(distinct))), len(distinct) - 1)
-    chosen = set(sorted(distinct, key=rank)[:count])
-    return (
-        [document for document in documents if document not in chosen],
-        [document for document in documents if document in chosen],
-    )
+    count = min(max(1, round(held_out * len(shuffled))), len(shuffled) - 1)
+    return shuffled[count:], shuffled[:count]
 
 
 def _read_utf8(file):

@@ -1,0 +1,17 @@
+"""SavedModels for TensorFlow Serving and TFLite files for devices, each proved before it counts."""
+
+import importlib
+
+_NAMES = {
+    "LiteRTModel": "keras_llm.export.runner",
+    "litert": "keras_llm.export.to_litert",
+    "saved_model": "keras_llm.export.to_saved_model",
+    "ExportError": "keras_llm.errors",
+}
+__all__ = sorted(_NAMES)
+
+
+def __getattr__(name):
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'keras_llm.export' has no attribute {name!r}")

@@ -1,0 +1,31 @@
+"""SavedModel -> TFLite, run as a module in a process of its own: the converter leaks memory and
+can take its process down.
+
+    python -m keras_llm.export.convert SAVED_MODEL OUT.tflite none|int8 SIGNATURE...
+"""
+
+import pathlib
+import sys
+
+import tensorflow as tf
+
+
+def convert(saved_model, out, quantization, signatures):
+    """Convert the signatures of a SavedModel to builtin ops.
+
+    Args:
+        saved_model: folder.
+        out: path of the `.tflite` file.
+        quantization: "none", or "int8" for weights in 8 bits with activations in float32
+            (dynamic range).
+        signatures: names to keep.
+    """
+    converter = tf.lite.TFLiteConverter.from_saved_model(saved_model, signature_keys=signatures)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    if quantization == "int8":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    pathlib.Path(out).write_bytes(converter.convert())
+
+
+if __name__ == "__main__":
+    convert(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])

@@ -1,0 +1,189 @@
+"""Proof of an export: run what was written in a fresh process and compare it with the model.
+
+The child process is this file run as a module. It sees only the artefact, never the Keras model.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from keras_llm.errors import ExportError
+
+NEW_TOKENS = 24
+TIMED_TOKENS = 64
+_SEED_TEXTS = ["The", "I", "In 1984", "def ", "Why?", "\n", "é", "a b"]
+
+
+def probe_prompts(task):
+    """Prompts of many lengths in the manner of the model: its own samples."""
+    prompts = []
+    longest = max(1, task.model.config.max_length - NEW_TOKENS - 8)
+    for index, text in enumerate(_SEED_TEXTS):
+        length = min(longest - len(text.encode()), 4 + 6 * index)
+        if length > 0:
+            text += task(text, max_new_tokens=length, seed=index)
+        prompts.append(text)
+    return [p for p in prompts if len(task.tokenizer.encode(p)) + 1 < task.model.config.max_length]
+
+
+def run_child(kind, path, request, timeout=600):
+    """Run an artefact in a fresh process.
+
+    Args:
+        kind: "saved_model" or "litert".
+        path: the artefact.
+        request: dict of JSON values for the child.
+        timeout: seconds.
+
+    Returns:
+        The child's answer, a dict of JSON values and arrays.
+
+    Raises:
+        ExportError: with the child's last words, if it fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        (folder / "request.json").write_text(json.dumps(request), "utf-8")
+        run_module("keras_llm.export.parity", [kind, str(path), str(folder)], timeout)
+        answer = json.loads((folder / "answer.json").read_text("utf-8"))
+        arrays = folder / "arrays.npz"
+        if arrays.is_file():
+            with np.load(arrays) as loaded:
+                answer |= {name: loaded[name] for name in loaded.files}
+        return answer
+
+
+def run_module(module, arguments, timeout):
+    """Run a Python module in a fresh process; ExportError with its last words if it fails."""
+    command = [sys.executable, "-m", module, *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+    except subprocess.TimeoutExpired:
+        raise ExportError(f"{module} gave no answer within {timeout} s.") from None
+    if done.returncode:
+        words = [line for line in done.stderr.splitlines() if line.strip()][-8:]
+        raise ExportError(f"{module} ended with {done.returncode}: " + "\n".join(words))
+
+
+def require_same(name, found, expected, tolerance):
+    """The largest absolute difference of two arrays; ExportError if above the tolerance."""
+    error = float(np.max(np.abs(np.asarray(found) - np.asarray(expected)), initial=0.0))
+    if not error <= tolerance:
+        raise ExportError(
+            f"{name} of the exported model differ from Keras by {error:.3g}, more than "
+            f"{tolerance:.3g}; nothing was written."
+        )
+    return error
+
+
+def require_same_texts(found, expected):
+    """ExportError naming the first greedy text that differs."""
+    for index, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        if ours != theirs:
+            raise ExportError(
+                f"greedy text {index} of the exported model is {ours!r}, Keras gives {theirs!r}; "
+                "nothing was written."
+            )
+
+
+def _run_saved_model(path, request):
+    import tensorflow as tf
+    from tensorflow.python.framework import op_def_registry
+    from tensorflow.python.saved_model import loader_impl
+
+    graph = loader_impl.parse_saved_model(path).meta_graphs[0].graph_def
+    nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
+    functions = {f.signature.name for f in graph.library.function}
+    ops = sorted({node.op for node in nodes} - functions)
+    non_core = [op for op in ops if op_def_registry.get(op) is None]  # before TF Text loads
+
+    import tensorflow_text  # noqa: F401, registers its ops
+
+    signatures = tf.saved_model.load(path).signatures
+
+    def generate(prompts, max_new_tokens):
+        return signatures["serving_default"](
+            prompt=tf.constant(prompts),
+            max_new_tokens=tf.constant([max_new_tokens]),
+            temperature=tf.constant([0.0]),
+            top_k=tf.constant([0]),
+            top_p=tf.constant([1.0]),
+            seed=tf.constant([0]),
+        )
+
+    together = generate(request["prompts"], NEW_TOKENS)
+    scores = signatures["score"](text=tf.constant(request["prompts"]))
+    begin = time.perf_counter()
+    timed = generate(request["prompts"][:1], TIMED_TOKENS)
+    seconds = time.perf_counter() - begin
+    return {
+        "signatures": {
+            name: {
+                "inputs": _tensor_rows(function.structured_input_signature[1]),
+                "outputs": _tensor_rows(function.structured_outputs),
+            }
+            for name, function in signatures.items()
+        },
+        "ops": ops,
+        "non_core_ops": non_core,
+        "texts": [text.decode("utf-8", "replace") for text in together["text"].numpy()],
+        "log_probabilities": together["log_probability"].numpy().tolist(),
+        "scores": scores["log_probability"].numpy().tolist(),
+        "tokens_per_second": round(int(timed["num_tokens"][0]) / seconds, 1),
+    }, {}
+
+
+def _tensor_rows(specs):
+    return {
+        name: f"{spec.dtype.name}{list(spec.shape)}" for name, spec in sorted(specs.items())
+    }
+
+
+def _run_litert(path, request):
+    from keras_llm.export.runner import LiteRTModel
+
+    runner = LiteRTModel(path)
+    rows, logits = [], []
+    for prompt in request["prompts"]:
+        token_ids = []
+        for token, step_logits in runner.steps(prompt, NEW_TOKENS):
+            logits.append(step_logits)
+            if token is not None:
+                token_ids.append(token)
+        rows.append(token_ids)
+    begin = time.perf_counter()
+    timed = sum(1 for _ in runner.steps(request["prompts"][0], TIMED_TOKENS))
+    seconds = time.perf_counter() - begin
+    answer = {
+        "signatures": runner.signatures(),
+        "token_ids": rows,
+        "texts": [runner.tokenizer.decode(ids) for ids in rows],
+        "tokens_per_second": round(timed / seconds, 1),
+    }
+    return answer, {"logits": np.stack(logits)}
+
+
+def _main(kind, path, folder):
+    folder = pathlib.Path(folder)
+    request = json.loads((folder / "request.json").read_text("utf-8"))
+    answer, arrays = {"saved_model": _run_saved_model, "litert": _run_litert}[kind](path, request)
+    if arrays:
+        np.savez(folder / "arrays.npz", **arrays)
+    (folder / "answer.json").write_text(json.dumps(answer), "utf-8")
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,21 @@
+"""What `fit` needs for language models: metrics, callbacks, exact evaluation."""
+
+from keras_llm.training.callbacks import BestWeights, ProgressBar
+from keras_llm.training.metrics import TokenAccuracy, evaluate_language_model, evaluate_unigram
+
+__all__ = [
+    "BestWeights",
+    "ProgressBar",
+    "TensorBoard",
+    "TokenAccuracy",
+    "evaluate_language_model",
+    "evaluate_unigram",
+]
+
+
+def __getattr__(name):
+    if name == "TensorBoard":  # the one part that needs TensorFlow
+        from keras_llm.training.tensorboard import TensorBoard
+
+        return TensorBoard
+    raise AttributeError(f"module 'keras_llm.training' has no attribute {name!r}")

@@ -1,0 +1,77 @@
+"""Callbacks of `fit` that need no particular backend: progress on stderr, the best weights."""
+
+import math
+import pathlib
+import time
+
+import keras
+import rich.console
+import rich.progress
+
+from keras_llm.files import atomic_file
+
+
+class ProgressBar(keras.callbacks.Callback):
+    """A progress bar on stderr; a line for each evaluation where stderr is no terminal.
+
+    Args:
+        total_steps: int, batches of the whole training.
+        tokens_per_step: int, tokens in a batch.
+    """
+
+    def __init__(self, total_steps, tokens_per_step):
+        super().__init__()
+        self.total_steps = total_steps
+        self.tokens_per_step = tokens_per_step
+        self.console = rich.console.Console(stderr=True)
+        self.progress = rich.progress.Progress(
+            *rich.progress.Progress.get_default_columns(),
+            rich.progress.TextColumn("{task.fields[state]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+
+    def on_train_begin(self, logs=None):
+        self.begin, self.steps = time.perf_counter(), 0
+        self.bar = self.progress.add_task("training", total=self.total_steps, state="")
+        self.progress.start()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps += 1
+        self.progress.update(self.bar, advance=1, state=f"loss {logs['loss']:.3f}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds = time.perf_counter() - self.begin
+        parts = [f"step {self.steps}/{self.total_steps}", f"loss {logs['loss']:.3f}"]
+        if "val_loss" in logs:
+            parts.append(f"held-out loss {logs['val_loss']:.3f}")
+            parts.append(f"perplexity {math.exp(min(logs['val_loss'], 700)):.1f}")
+        parts.append(f"{self.steps * self.tokens_per_step / seconds:.0f} tokens/s")
+        self.console.print("  ".join(parts), highlight=False, markup=False)
+
+    def on_train_end(self, logs=None):
+        self.progress.stop()
+
+
+class BestWeights(keras.callbacks.Callback):
+    """Keep the weights with the lowest held-out loss in a file, written whole or not at all.
+
+    Args:
+        path: str or path that ends in `.weights.h5`.
+        monitor: str, the logged value that shall be low.
+
+    Attributes:
+        best: float, the lowest value so far; infinite before the first finite one.
+    """
+
+    def __init__(self, path, monitor="val_loss"):
+        super().__init__()
+        self.path = pathlib.Path(path)
+        self.monitor = monitor
+        self.best = math.inf
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs[self.monitor] < self.best:
+            with atomic_file(self.path, overwrite=True) as partial:
+                self.model.save_weights(partial)
+            self.best = logs[self.monitor]

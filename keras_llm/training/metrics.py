@@ -1,0 +1,114 @@
+"""Measures of a language model: accuracy while it trains, exact likelihoods when it is done."""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_llm.data.packing import windows
+from keras_llm.errors import InputError
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class TokenAccuracy(keras.metrics.Mean):
+    """The share of target tokens that the model finds most likely.
+
+    Args:
+        ignore_id: int, targets that do not count (padding).
+        name: name in logs.
+
+    Call arguments of `update_state`:
+        y_true: int tensor (B, T).
+        y_pred: float tensor (B, T, V), logits or probabilities.
+    """
+
+    def __init__(self, ignore_id=0, name="accuracy", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.ignore_id = ignore_id
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        counts = ops.cast(y_true != self.ignore_id, self.dtype)
+        if sample_weight is not None:
+            counts = counts * ops.cast(sample_weight, self.dtype)
+        right = ops.cast(ops.argmax(y_pred, axis=-1), "int32") == ops.cast(y_true, "int32")
+        return super().update_state(ops.cast(right, self.dtype), sample_weight=counts)
+
+    def get_config(self):
+        return {**super().get_config(), "ignore_id": self.ignore_id}
+
+
+def evaluate_language_model(model, token_ids, num_bytes, bos_id, sequence_length, batch_size=16):
+    """Likelihood of held-out text, every token once.
+
+    The stream is cut into windows of `sequence_length`; a token is predicted from those before
+    it in its window. Begin tokens are not predicted. The sums are exact: nothing is dropped at
+    the end, and no batch weighs more than another.
+
+    Args:
+        model: a model from `models.causal_lm`.
+        token_ids: int array (N,) from `data.encode_documents`.
+        num_bytes: int, the UTF-8 size of the documents.
+        bos_id: int, the begin token.
+        sequence_length: int > 0.
+        batch_size: int > 0.
+
+    Returns:
+        A dict: `tokens` (predicted), `nats_per_token`, `perplexity`, `bits_per_byte`,
+        `accuracy`.
+
+    Raises:
+        InputError: if there is nothing to predict.
+    """
+    if len(token_ids) < 2:
+        raise InputError("evaluate_language_model: `token_ids` has no token to predict.")
+    targets = keras.Input((None,), dtype="int32")
+    logits = model.output
+    measure = keras.Model(
+        [model.input, targets],
+        [
+            keras.losses.sparse_categorical_crossentropy(targets, logits, from_logits=True),
+            ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), targets),
+        ],
+    )
+    count = windows(token_ids, sequence_length)
+    count += (len(token_ids) - 1) > count * sequence_length
+    stream = np.full(count * sequence_length + 1, bos_id, "int32")  # a begin token never counts
+    stream[: len(token_ids)] = token_ids
+    inputs = stream[:-1].reshape(count, sequence_length)
+    outputs = stream[1:].reshape(count, sequence_length)
+    nats, right, tokens = 0.0, 0, 0
+    for begin in range(0, count, batch_size):
+        x, y = inputs[begin : begin + batch_size], outputs[begin : begin + batch_size]
+        loss, correct = measure.predict_on_batch([x, y])
+        counts = y != bos_id
+        nats += float(np.sum(loss[counts], dtype="float64"))
+        right += int(np.sum(correct[counts]))
+        tokens += int(np.sum(counts))
+    return {**_likelihoods(nats, tokens, num_bytes), "accuracy": right / tokens}
+
+
+def evaluate_unigram(train_ids, token_ids, num_bytes, bos_id, vocabulary_size):
+    """The same measures for the model that knows only how often each token comes.
+
+    Args:
+        train_ids: int array, the training stream; its counts, plus one each, are the model.
+        token_ids, num_bytes, bos_id: as in `evaluate_language_model`.
+        vocabulary_size: int. V.
+
+    Returns:
+        A dict like that of `evaluate_language_model`, without `accuracy`.
+    """
+    counts = np.bincount(train_ids[train_ids != bos_id], minlength=vocabulary_size) + 1.0
+    log_probability = np.log(counts / counts.sum())
+    targets = token_ids[token_ids != bos_id]
+    return _likelihoods(-float(log_probability[targets].sum()), len(targets), num_bytes)
+
+
+def _likelihoods(nats, tokens, num_bytes):
+    return {
+        "tokens": tokens,
+        "nats_per_token": nats / tokens,
+        "perplexity": math.exp(min(nats / tokens, 700.0)),
+        "bits_per_byte": nats / math.log(2) / num_bytes,
+    }

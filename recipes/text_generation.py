@@ -1,0 +1,323 @@
+"""Train a causal language model on stories, poems, reviews or code, and ask it for more.
+
+    keras-llm train text_generation --out runs/reviews --corpus movie-reviews
+    keras-llm train text_generation --out runs/mine --data my_texts/
+
+Documents are split into training and held-out, a tokenizer is trained on the first, the model is
+trained with `fit` on packed batches, and the folder `--out` gets the best weights, the tokenizer,
+held-out measures beside a unigram baseline, a model card and TensorBoard logs.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+from typing import Literal
+
+from keras_llm.errors import InputError
+from keras_llm.files import atomic_folder, check_free
+
+
+@dataclasses.dataclass
+class Options:
+    """Train a causal language model that continues text."""
+
+    out: str
+    """Folder for the trained model; must not exist."""
+    corpus: str = "movie-reviews"
+    """A corpus by name; `keras-llm recipes` lists them."""
+    data: str | None = None
+    """Your own .txt or .jsonl file, or a folder of them, instead of a corpus."""
+    text_field: str = "text"
+    """The field of a JSONL record that holds the text."""
+    max_megabytes: float = 34.0
+    """Use no more than this much text."""
+    held_out: float = 0.05
+    """Share of the documents that is held out."""
+    preset: str = "llama-3m"
+    """Shape of the model."""
+    vocabulary_size: int = 4096
+    """Tokens in the vocabulary."""
+    tokenizer: Literal["unigram", "bpe"] = "bpe"
+    """Kind of SentencePiece model."""
+    sequence_length: int = 128
+    """Tokens in a training window."""
+    batch_size: int = 16
+    """Windows in a batch."""
+    epochs: int = 1
+    """Passes over the training text."""
+    evaluations: int = 4
+    """Held-out evaluations, samples and checkpoints in each pass."""
+    learning_rate: float = 3e-3
+    """Peak learning rate; it warms up linearly and decays as a cosine."""
+    warmup: float = 0.05
+    """Share of the training that warms up."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, on matrices."""
+    dropout: float = 0.0
+    """Dropout in the model."""
+    prompt: str = "This"
+    """What the logged samples continue."""
+    seed: int = 0
+    """Seed of the split, the weights, the order of the data and the samples."""
+    overwrite: bool = False
+    """Replace what is at --out."""
+    smoke: bool = False
+    """A tiny model on a little text, to try the whole way in under a minute."""
+
+    def __post_init__(self):
+        for name, ok, rule in (
+            ("max_megabytes", self.max_megabytes > 0, "> 0"),
+            ("held_out", 0 < self.held_out < 1, "in (0, 1)"),
+            ("sequence_length", self.sequence_length > 0, "a positive int"),
+            ("batch_size", self.batch_size > 0, "a positive int"),
+            ("epochs", self.epochs > 0, "a positive int"),
+            ("evaluations", self.evaluations > 0, "a positive int"),
+            ("learning_rate", self.learning_rate > 0, "> 0"),
+            ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
+            ("weight_decay", self.weight_decay >= 0, ">= 0"),
+            ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
+            ("prompt", bool(self.prompt), "a text"),
+        ):
+            if not ok:
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} must be {rule}, got {getattr(self, name)!r}.")
+        if self.smoke:
+            self.preset, self.vocabulary_size, self.sequence_length = "llama-tiny", 512, 64
+            self.max_megabytes, self.evaluations = min(self.max_megabytes, 0.3), 2
+            self.held_out = max(self.held_out, 0.1)
+
+
+def run(options):
+    """Train, evaluate and save.
+
+    Args:
+        options: `Options`.
+
+    Returns:
+        The dict that is saved as `metrics.json`.
+
+    Raises:
+        InputError: if an option or the data cannot be used; nothing is at `out` then.
+    """
+    check_free(options.out, options.overwrite)
+    train_documents, held_out_documents = documents(options)
+
+    import keras
+
+    from keras_llm import data, models, tasks, tokenizers, training
+
+    keras.utils.set_random_seed(options.seed)
+    tokenizer = tokenizers.SentencePiece.train(
+        train_documents, options.vocabulary_size, model_type=options.tokenizer
+    )
+    config = models.preset(
+        options.preset, vocabulary_size=options.vocabulary_size, dropout=options.dropout
+    )
+    if options.sequence_length > config.max_length:
+        raise InputError(
+            f"--sequence-length must be at most the preset's {config.max_length}, "
+            f"got {options.sequence_length}."
+        )
+    model = models.causal_lm(config)
+    train_ids = data.encode_documents(train_documents, tokenizer)
+    held_out_ids = data.encode_documents(held_out_documents, tokenizer)
+    shape = {
+        "sequence_length": options.sequence_length,
+        "batch_size": options.batch_size,
+        "bos_id": tokenizer.bos_id,
+        "pad_id": tokenizer.pad_id,
+    }
+    train_data = data.packed_dataset(train_ids, **shape, epochs=options.epochs, seed=options.seed)
+    held_out_windows = data.windows(held_out_ids, options.sequence_length)
+    shape["batch_size"] = min(options.batch_size, max(1, held_out_windows))
+    validation_data = data.packed_dataset(held_out_ids, **shape).take(32).cache()
+    steps = data.steps_per_epoch(train_ids, options.sequence_length, options.batch_size)
+    interval = max(1, steps // options.evaluations)
+    intervals = options.epochs * steps // interval
+
+    schedule = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0,
+        warmup_target=options.learning_rate,
+        warmup_steps=max(1, round(options.warmup * intervals * interval)),
+        decay_steps=intervals * interval,
+        alpha=0.1,
+    )
+    optimizer = keras.optimizers.AdamW(
+        schedule, weight_decay=options.weight_decay, beta_2=0.95, global_clipnorm=1.0
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias", "scale", "gamma", "beta"])
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=tokenizer.pad_id
+    )
+    model.compile(
+        optimizer, loss, metrics=[training.TokenAccuracy(tokenizer.pad_id)], jit_compile=False
+    )
+    task = tasks.TextGeneration(
+        model,
+        tokenizer,
+        metadata={"recipe": "text_generation", "options": dataclasses.asdict(options)},
+    )
+
+    tokens_per_step = options.batch_size * options.sequence_length
+    _say(
+        f"{len(train_documents)} documents, {len(train_ids)} tokens for training; "
+        f"{len(held_out_documents)} documents held out; {model.count_params():,} parameters"
+    )
+    with atomic_folder(options.out, options.overwrite, keep_on_error=True) as folder:
+        _say(f"watch it: tensorboard --logdir {pathlib.Path(options.out).parent}")
+        best = training.BestWeights(folder / "best.weights.h5")
+        begin = time.perf_counter()
+        model.fit(
+            train_data,
+            steps_per_epoch=interval,
+            epochs=intervals,
+            validation_data=validation_data,
+            shuffle=False,
+            verbose=0,
+            callbacks=[
+                keras.callbacks.TerminateOnNaN(),
+                best,
+                training.TensorBoard(
+                    folder / "logs",
+                    tokens_per_step,
+                    sample=lambda: _sample(task, options),
+                ),
+                training.ProgressBar(intervals * interval, tokens_per_step),
+            ],
+        )
+        seconds = time.perf_counter() - begin
+        if not best.path.is_file():
+            raise InputError("the loss is not finite; try a lower --learning-rate.")
+        model.load_weights(best.path)
+        best.path.unlink()
+        metrics = {
+            "held_out": evaluate_documents(task, held_out_documents, options.sequence_length),
+            "unigram": training.evaluate_unigram(
+                train_ids,
+                held_out_ids,
+                _bytes(held_out_documents),
+                tokenizer.bos_id,
+                options.vocabulary_size,
+            ),
+            "training": {
+                "parameters": model.count_params(),
+                "documents": len(train_documents),
+                "tokens": len(train_ids),
+                "held_out_documents": len(held_out_documents),
+                "steps": intervals * interval,
+                "seconds": round(seconds, 1),
+                "tokens_per_second": round(intervals * interval * tokens_per_step / seconds),
+            },
+        }
+        task.write(folder)
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
+        (folder / "README.md").write_text(_model_card(task, options, metrics), "utf-8")
+    return metrics
+
+
+def documents(options):
+    """The training and held-out documents that the options name.
+
+    Args:
+        options: `Options`.
+
+    Returns:
+        Two lists of str.
+
+    Raises:
+        InputError: if the data cannot be read or is too little.
+    """
+    from keras_llm import data
+    from keras_llm.recipes import corpora
+
+    if options.data is None:
+        texts = corpora.load(options.corpus)
+    else:
+        texts = data.read_texts(options.data, text_field=options.text_field)
+    limit, size, used = options.max_megabytes * 1e6, 0, []
+    for text in data.shuffle_documents(texts, options.seed):
+        size += len(text.encode())
+        if size > limit and len(used) > 1:
+            break
+        used.append(text)
+    return data.split_documents(used, options.held_out, options.seed)
+
+
+def evaluate(folder, data=None):
+    """Measure a trained model on its held-out documents, or on other text.
+
+    Args:
+        folder: str or path, the `out` of a run.
+        data: path of text files, or None for the documents held out in training.
+
+    Returns:
+        A dict, see `training.evaluate_language_model`.
+    """
+    import keras_llm
+    from keras_llm.data import read_texts
+
+    task = keras_llm.load(folder)
+    options = Options(**{**task.metadata["options"], "smoke": False})
+    texts = read_texts(data) if data else documents(options)[1]
+    return evaluate_documents(task, texts, options.sequence_length)
+
+
+def evaluate_documents(task, texts, sequence_length):
+    """Perplexity, bits per byte and accuracy of a task on documents."""
+    from keras_llm import data, training
+
+    return training.evaluate_language_model(
+        task.model,
+        data.encode_documents(texts, task.tokenizer),
+        _bytes(texts),
+        task.tokenizer.bos_id,
+        sequence_length,
+    )
+
+
+def _sample(task, options):
+    text = task(options.prompt, max_new_tokens=60, temperature=0.8, top_p=0.95, seed=options.seed)
+    quoted = (options.prompt + text).replace("\n", "\n> ")
+    return f"> {quoted}"
+
+
+def _model_card(task, options, metrics):
+    held_out, unigram, training = (metrics[k] for k in ("held_out", "unigram", "training"))
+    config = task.model.config
+    source = options.data or f"corpus `{options.corpus}`"
+    return f"""# {pathlib.Path(options.out).name}
+
+A causal language model trained with the recipe `text_generation` of keras_llm on {source}.
+
+| | model | unigram baseline |
+|---|---|---|
+| held-out perplexity | {held_out["perplexity"]:.2f} | {unigram["perplexity"]:.2f} |
+| held-out bits per byte | {held_out["bits_per_byte"]:.3f} | {unigram["bits_per_byte"]:.3f} |
+| held-out accuracy | {held_out["accuracy"]:.1%} | |
+
+Measured on {held_out["tokens"]:,} tokens of {training["held_out_documents"]:,} documents that were
+not trained on, in windows of {options.sequence_length} tokens.
+
+- Shape: preset `{options.preset}`, {training["parameters"]:,} parameters, {config.num_layers} layers,
+  width {config.hidden_dim}, vocabulary {config.vocabulary_size}, longest text {config.max_length} tokens.
+- Training: {training["tokens"]:,} tokens of {training["documents"]:,} documents, {training["steps"]:,}
+  steps in {training["seconds"]:.0f} s ({training["tokens_per_second"]:,} tokens/s), seed {options.seed}.
+- Limits: it continues text in the manner of its training data and knows nothing else; it was not
+  tuned to be helpful, true or safe.
+
+```
+keras-llm generate {options.out} "{options.prompt}" --stream
+keras-llm export {options.out} --to saved_model --out serving/{pathlib.Path(options.out).name}
+keras-llm export {options.out} --to litert --out mobile/{pathlib.Path(options.out).name}.tflite
+```
+"""
+
+
+def _bytes(texts):
+    return sum(len(text.encode()) for text in texts)
+
+
+def _say(message):
+    print(message, file=sys.stderr, flush=True)
