@@ -147,9 +147,7 @@ def _run_saved_model(path, request):
 
 
 def _tensor_rows(specs):
-    return {
-        name: f"{spec.dtype.name}{list(spec.shape)}" for name, spec in sorted(specs.items())
-    }
+    return {name: f"{spec.dtype.name}{list(spec.shape)}" for name, spec in sorted(specs.items())}
 
 
 def _run_litert(path, request):

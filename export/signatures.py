@@ -149,6 +149,9 @@ class DecoderStepModule(tf.Module):
             )
             outputs = {f"kv_cache_{name}": value for name, value in updated.items()}
             if with_logits:
+                # Without an op between, the converter multiplies the norm's gain into the head
+                # and so stores a tied embedding table twice.
+                hidden = tf.maximum(hidden, hidden.dtype.min)
                 outputs["logits"] = models.logits_of(model, hidden)
             return outputs
 

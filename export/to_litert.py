@@ -7,12 +7,12 @@ import zipfile
 
 import numpy as np
 import tensorflow as tf
-
-from keras_llm.errors import ExportError, InputError
 from keras_llm.export import parity
 from keras_llm.export.report import write_report
 from keras_llm.export.runner import MANIFEST, TOKENIZER
 from keras_llm.export.signatures import DecoderStepModule
+
+from keras_llm.errors import ExportError, InputError
 from keras_llm.files import atomic_file
 from keras_llm.tasks import TextGeneration
 
@@ -89,9 +89,7 @@ def litert(task, path, quantization=None, prefill_lengths=None, overwrite=False)
 
 
 def _convert(task, path, quantization, manifest):
-    module = DecoderStepModule(
-        task.model, manifest["cache_length"], manifest["prefill_lengths"]
-    )
+    module = DecoderStepModule(task.model, manifest["cache_length"], manifest["prefill_lengths"])
     signatures = module.signatures()
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(module, folder, signatures=signatures)
@@ -106,9 +104,7 @@ def _op_census(path):
     """Op name -> how often it occurs; ExportError if one is not builtin."""
     from ai_edge_litert import schema_py_generated as schema
 
-    names = {
-        value: name for name, value in vars(schema.BuiltinOperator).items() if name.isupper()
-    }
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if name.isupper()}
     model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
     codes = []
     for code in model.operatorCodes:

