@@ -1,0 +1,186 @@
+"""Attention and blocks against NumPy written from the formulas, and against other libraries."""
+
+import keras
+import keras_nlp
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_llm import layers
+
+RNG = np.random.default_rng(7)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def reference(layer, query, value, mask=None, cap=None):
+    """Vaswani et al., 2017, one head at a time; query head i uses key-value head i // (N / K)."""
+    weights = {w.path.split("/", 1)[1]: np.asarray(w) for w in layer.weights}
+
+    def project(x, name):
+        return x @ weights[f"{name}/kernel"] + weights[f"{name}/bias"]
+
+    size, group = layer.head_dim, layer.num_heads // layer.num_key_value_heads
+    q, k, v = project(query, "query"), project(value, "key"), project(value, "value")
+    heads = []
+    for i in range(layer.num_heads):
+        j = i // group
+        qi = q[..., i * size : (i + 1) * size]
+        kj, vj = (x[..., j * size : (j + 1) * size] for x in (k, v))
+        scores = qi @ kj.swapaxes(-1, -2) / np.sqrt(size)
+        if cap:
+            scores = cap * np.tanh(scores / cap)
+        if mask is not None:
+            scores = np.where(mask, scores, -np.inf)
+        heads.append(softmax(scores) @ vj)
+    return project(np.concatenate(heads, -1), "output")
+
+
+def random(*shape):
+    return RNG.normal(size=shape).astype("float32")
+
+
+@pytest.mark.parametrize("num_key_value_heads", [1, 2, 4])
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_attention_is_the_formula(num_key_value_heads, cap):
+    layer = layers.MultiHeadAttention(
+        4, 6, num_key_value_heads=num_key_value_heads, logit_soft_cap=cap, bias_initializer="normal"
+    )
+    query, value = random(2, 5, 8), random(2, 3, 8)
+    mask = RNG.random((2, 5, 3)) > 0.4
+    mask[..., 0] = True
+    output = layer(query, value, attention_mask=mask)
+    np.testing.assert_allclose(output, reference(layer, query, value, mask, cap), atol=2e-5)
+
+
+def test_sliding_window_reaches_its_own_size():
+    windowed = layers.MultiHeadAttention(2, 4, sliding_window=3)
+    x = random(1, 8, 8)
+    windowed(x)
+    near = np.abs(np.subtract.outer(np.arange(8), np.arange(8))) < 3
+    np.testing.assert_allclose(windowed(x), reference(windowed, x, x, near), atol=2e-5)
+
+
+def test_agrees_with_keras_multi_head_attention():
+    ours = layers.MultiHeadAttention(4, 6, bias_initializer="normal")
+    theirs = keras.layers.MultiHeadAttention(4, 6)
+    x = random(2, 5, 8)
+    ours(x), theirs(x, x)
+    w = ours.get_weights()
+    qkv = [v.reshape(*v.shape[:-1], 4, 6) for v in w[:6]]
+    theirs.set_weights([*qkv, w[6].reshape(4, 6, 8), w[7]])
+    causal = np.tril(np.ones((5, 5), bool))[None]
+    np.testing.assert_allclose(
+        ours(x, attention_mask=causal), theirs(x, x, attention_mask=causal), atol=1e-5
+    )
+
+
+def copy_block(ours, theirs):
+    """Weights of a keras_nlp block into ours, whose kernels are two-dimensional."""
+    ours_by_path = {w.path.split("/", 1)[1]: w for w in ours.weights}
+    names = {
+        "self_attention_layer_norm": "self_attention_norm",
+        "cross_attention_layer_norm": "cross_attention_norm",
+        "feedforward_layer_norm": "feed_forward_norm",
+        "feedforward_intermediate_dense": "feed_forward/up",
+        "feedforward_output_dense": "feed_forward/down",
+        "attention_layer/": "attention/",
+        "attention_output": "output",
+    }
+    count = 0
+    for weight in theirs.weights:
+        if "seed_generator" in weight.path:
+            continue
+        path = weight.path.split("/", 1)[1]
+        for old, new in names.items():
+            path = path.replace(old, new)
+        weight.assign(keras.random.normal(weight.shape, seed=count) * 0.3)
+        target = ours_by_path.pop(path)
+        target.assign(ops.reshape(weight.value, target.shape))
+        count += 1
+    assert not [path for path in ours_by_path if "seed" not in path]
+
+
+@pytest.mark.parametrize("normalize_first", [False, True])
+def test_encoder_agrees_with_keras_nlp(normalize_first):
+    arguments = {"intermediate_dim": 12, "num_heads": 4, "normalize_first": normalize_first}
+    ours = layers.TransformerEncoder(**arguments)
+    theirs = keras_nlp.layers.TransformerEncoder(**arguments)
+    x, mask = random(2, 5, 8), np.arange(5) < np.array([[5], [3]])
+    ours(x), theirs(x)
+    copy_block(ours, theirs)
+    np.testing.assert_allclose(
+        np.asarray(ours(x, padding_mask=mask))[mask],
+        np.asarray(theirs(x, padding_mask=mask))[mask],
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("normalize_first", [False, True])
+@pytest.mark.parametrize("cross", [False, True])
+def test_decoder_agrees_with_keras_nlp(normalize_first, cross):
+    arguments = {"intermediate_dim": 12, "num_heads": 4, "normalize_first": normalize_first}
+    ours = layers.TransformerDecoder(**arguments)
+    theirs = keras_nlp.layers.TransformerDecoder(**arguments)
+    x = random(2, 5, 8)
+    inputs, masks = [x], {}
+    if cross:
+        inputs.append(random(2, 3, 8))
+        masks["encoder_padding_mask"] = np.arange(3) < np.array([[3], [2]])
+    ours(*inputs), theirs(*inputs)
+    copy_block(ours, theirs)
+    np.testing.assert_allclose(ours(*inputs, **masks), theirs(*inputs, **masks), atol=1e-5)
+
+
+def test_decoder_with_both_caches_equals_the_whole():
+    block = layers.TransformerDecoder(12, 4, num_key_value_heads=2)
+    x, memory = random(2, 5, 8), random(2, 3, 8)
+    whole = np.asarray(block(x, memory))
+    cross_cache = block.cross_attention.project_keys_and_values(memory)
+    cache = layers.empty_cache(2, 6, 2, 2)
+    for t in range(5):
+        output, cache, cross_cache = block(
+            x[:, t : t + 1],
+            self_attention_cache=cache,
+            self_attention_cache_update_index=t,
+            cross_attention_cache=cross_cache,
+        )
+        np.testing.assert_allclose(output[:, 0], whole[:, t], atol=1e-5)
+
+
+def test_decoder_refuses_an_encoder_sequence_it_was_not_built_for():
+    block = layers.TransformerDecoder(12, 4)
+    x = random(1, 3, 8)
+    block(x)
+    with pytest.raises(ValueError, match="encoder_sequence"):
+        block(x, x)
+
+
+def test_cache_writes_one_slot_a_row_or_a_chunk():
+    cache = ops.zeros((2, 3, 5, 4))
+    new = random(2, 3, 1, 4)
+    rows = np.asarray(layers.update_cache(cache, new, np.array([4, 1])))
+    np.testing.assert_array_equal(rows[0, :, 4], new[0, :, 0])
+    np.testing.assert_array_equal(rows[1, :, 1], new[1, :, 0])
+    assert np.count_nonzero(rows) == new.size
+    chunk = random(2, 3, 2, 4)
+    np.testing.assert_array_equal(
+        np.asarray(layers.update_cache(cache, chunk, 3))[:, :, 3:], chunk
+    )
+    with pytest.raises(ValueError, match="one new token a row"):
+        layers.update_cache(cache, chunk, np.array([0, 1]))
+
+
+def test_masks_are_what_they_say():
+    q, k = np.arange(3), np.arange(4)
+    np.testing.assert_array_equal(layers.causal_mask(q, k)[0], k[None] <= q[:, None])
+    rows = np.array([[0, 2], [3, 1]])
+    np.testing.assert_array_equal(layers.causal_mask(rows, k), k <= rows[..., None])
+    np.testing.assert_array_equal(
+        layers.band_mask(q, k, 2)[0], np.abs(k[None] - q[:, None]) < 2
+    )
+    real = np.array([[True, False]])
+    np.testing.assert_array_equal(layers.padding_mask(real), real[:, None])

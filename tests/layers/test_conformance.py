@@ -1,0 +1,134 @@
+"""One conformance test for every layer that the package exports."""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+from keras.src.testing import TestCase
+
+from keras_llm import layers
+
+VARIANTS = {
+    "grouped": {"num_key_value_heads": 2, "position": layers.Rotary(base=500.0)},
+    "normed": {"qk_norm": True, "logit_soft_cap": 5.0, "use_bias": False},
+    "windowed": {"sliding_window": 2, "dropout": 0.1},
+}
+BLOCK = {"intermediate_dim": 12, "num_heads": 4}
+CASES = [
+    (layers.FeedForward, {"intermediate_dim": 12}),
+    (layers.FeedForward, {"intermediate_dim": 12, "gated": True, "activation": "silu"}),
+    (layers.FeedForward, {"intermediate_dim": 12, "use_bias": False, "dropout": 0.2}),
+    (layers.MultiHeadAttention, {"num_heads": 4, "head_dim": 6}),
+    *[
+        (layers.MultiHeadAttention, {"num_heads": 4, "head_dim": 6, **v}) for v in VARIANTS.values()
+    ],
+    (layers.PositionEmbedding, {"sequence_length": 7}),
+    (layers.RotaryEmbedding, {"max_wavelength": 500, "scaling_factor": 2.0}),
+    (layers.SinePositionEncoding, {"max_wavelength": 500}),
+    (
+        layers.TokenAndPositionEmbedding,
+        {"vocabulary_size": 11, "sequence_length": 7, "embedding_dim": 8},
+    ),
+    *[
+        (layer, {**BLOCK, **extra})
+        for layer in (layers.TransformerEncoder, layers.TransformerDecoder)
+        for extra in (
+            {},
+            {"normalize_first": True, "norm": "rms", "gated": True, "use_bias": False},
+            *VARIANTS.values(),
+        )
+    ],
+]
+
+
+def inputs_of(layer_class):
+    if layer_class is layers.TokenAndPositionEmbedding:
+        return np.arange(14, dtype="int32").reshape(2, 7) % 11
+    return np.random.default_rng(0).normal(size=(2, 7, 8)).astype("float32")
+
+
+def test_every_exported_layer_has_a_case():
+    exported = {
+        value
+        for name in layers.__all__
+        if inspect.isclass(value := getattr(layers, name))
+        and issubclass(value, keras.layers.Layer)
+    }
+    assert exported == {layer for layer, _ in CASES}
+
+
+@pytest.mark.parametrize("layer_class, arguments", CASES)
+def test_keras_harness(layer_class, arguments):
+    inputs = inputs_of(layer_class)
+    TestCase().run_layer_test(
+        layer_class,
+        init_kwargs=arguments,
+        input_data=inputs,
+        expected_output_shape=(2, 7, 8),
+    )
+
+
+@pytest.mark.parametrize("layer_class, arguments", CASES)
+def test_bfloat16(layer_class, arguments):
+    inputs = inputs_of(layer_class)
+    exact = layer_class(**arguments)
+    expected = np.asarray(exact(inputs))
+    mixed = layer_class(**arguments, dtype="mixed_bfloat16")
+    mixed(inputs)
+    mixed.set_weights(exact.get_weights())
+    output = mixed(inputs)
+    assert keras.backend.standardize_dtype(output.dtype) == "bfloat16"
+    assert all(v.dtype == "float32" for v in mixed.trainable_weights)
+    np.testing.assert_allclose(np.asarray(output, "float32"), expected, atol=0.15)
+
+
+@pytest.mark.parametrize("layer_class, arguments", CASES)
+def test_save_and_load_in_a_model_of_any_length(layer_class, arguments, tmp_path):
+    inputs = inputs_of(layer_class)
+    dtype = "int32" if inputs.dtype == "int32" else "float32"
+    symbol = keras.Input((None, *inputs.shape[2:]), dtype=dtype)
+    model = keras.Model(symbol, layer_class(**arguments)(symbol))
+    expected = np.asarray(model(inputs))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(np.asarray(loaded(inputs)), expected)
+    assert loaded(inputs[:1, :3]).shape == (1, 3, 8)
+
+
+@pytest.mark.parametrize(
+    "layer_class, arguments", [c for c in CASES if "Transformer" in c[0].__name__]
+)
+def test_padding_is_not_seen(layer_class, arguments):
+    inputs = inputs_of(layer_class)
+    layer = layer_class(**arguments)
+    name = "decoder_padding_mask" if layer_class is layers.TransformerDecoder else "padding_mask"
+    mask = np.arange(7) < np.array([[7], [4]])
+    output = np.asarray(layer(inputs, **{name: mask}))
+    changed = np.where(mask[..., None], inputs, 9.0).astype("float32")
+    np.testing.assert_allclose(
+        output[mask], np.asarray(layer(changed, **{name: mask}))[mask], atol=1e-6
+    )
+    assert not np.allclose(output[1, 4:], np.asarray(layer(changed, **{name: mask}))[1, 4:])
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: layers.MultiHeadAttention(4, 6, num_key_value_heads=3), "num_key_value_heads"),
+        (lambda: layers.MultiHeadAttention(0, 6), "num_heads"),
+        (lambda: layers.MultiHeadAttention(4, 6, position="rotary"), "position"),
+        (lambda: layers.MultiHeadAttention(4, 6, sliding_window=0), "sliding_window"),
+        (lambda: layers.FeedForward(0), "intermediate_dim"),
+        (lambda: layers.TransformerDecoder(8, 3).build((None, 5, 8)), "num_heads"),
+        (lambda: layers.TransformerEncoder(8, 2, norm="batch"), "norm"),
+        (lambda: layers.PositionEmbedding(0), "sequence_length"),
+        (lambda: layers.PositionEmbedding(3)(np.zeros((1, 4, 8), "float32")), "sequence_length"),
+        (lambda: layers.TokenAndPositionEmbedding(0, 4, 8), "vocabulary_size"),
+        (lambda: layers.RotaryEmbedding()(np.zeros((1, 4, 2, 7), "float32")), "even"),
+        (lambda: layers.Rotary(base=0.0), "base"),
+    ],
+)
+def test_wrong_arguments_are_named(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()

@@ -1,0 +1,81 @@
+"""Positions against keras_nlp, and against what they are for."""
+
+import keras_nlp
+import numpy as np
+import pytest
+
+from keras_llm import layers
+
+X = np.random.default_rng(3).normal(size=(2, 6, 3, 8)).astype("float32")
+
+
+@pytest.mark.parametrize("start_index", [0, 4])
+@pytest.mark.parametrize("scaling_factor", [1.0, 2.0])
+def test_rotary_agrees_with_keras_nlp(start_index, scaling_factor):
+    arguments = {"max_wavelength": 700, "scaling_factor": scaling_factor}
+    np.testing.assert_allclose(
+        layers.RotaryEmbedding(**arguments)(X, start_index=start_index),
+        keras_nlp.layers.RotaryEmbedding(**arguments)(X, start_index=start_index),
+        atol=1e-5,
+    )
+
+
+def test_rotary_positions_are_per_row():
+    rotary = layers.RotaryEmbedding()
+    rows = np.array([[0, 1, 2, 3, 4, 5], [9, 3, 3, 0, 2, 1]])
+    together = np.asarray(rotary(X, positions=rows))
+    for row in range(2):
+        alone = rotary(X[row : row + 1], positions=rows[row])
+        np.testing.assert_allclose(together[row : row + 1], alone, atol=1e-6)
+
+
+def test_rotary_scores_depend_on_distance_alone():
+    rotary = layers.RotaryEmbedding()
+    q, k = X[:1, :1], X[1:, :1]
+
+    def score(i, j):
+        a = np.asarray(rotary(q, positions=np.array([i])))
+        b = np.asarray(rotary(k, positions=np.array([j])))
+        return (a * b).sum(-1)
+
+    np.testing.assert_allclose(score(3, 1), score(103, 101), atol=1e-3)
+    assert not np.allclose(score(3, 1), score(3, 2), atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [8, 7])
+def test_sine_agrees_with_keras_nlp(size):
+    x = X[:, :, 0, :size]
+    ours, theirs = layers.SinePositionEncoding(300), keras_nlp.layers.SinePositionEncoding(300)
+    for start_index in (0, 5):
+        np.testing.assert_allclose(
+            ours(x, start_index=start_index), theirs(x, start_index=start_index), atol=1e-5
+        )
+
+
+def test_learned_positions_agree_with_keras_nlp():
+    x = X[:, :, 0]
+    ours, theirs = layers.PositionEmbedding(9), keras_nlp.layers.PositionEmbedding(9)
+    ours(x), theirs(x)
+    theirs.set_weights(ours.get_weights())
+    for start_index in (0, 3):
+        np.testing.assert_allclose(
+            ours(x, start_index=start_index), theirs(x, start_index=start_index), atol=1e-6
+        )
+    rows = np.array([[0, 1, 2, 0, 1, 2], [8, 7, 6, 5, 4, 99]])
+    table = ours.get_weights()[0]
+    np.testing.assert_array_equal(ours(x, positions=rows), table[np.minimum(rows, 8)])
+
+
+def test_token_and_position_embedding_agrees_with_keras_nlp():
+    arguments = {"vocabulary_size": 11, "sequence_length": 6, "embedding_dim": 8}
+    ours = layers.TokenAndPositionEmbedding(**arguments)
+    theirs = keras_nlp.layers.TokenAndPositionEmbedding(**arguments)
+    ids = np.array([[1, 2, 10], [0, 5, 5]])
+    ours(ids), theirs(ids)
+    theirs.set_weights(ours.get_weights())
+    np.testing.assert_allclose(ours(ids), theirs(ids), atol=1e-6)
+    hidden = np.asarray(ours(ids))
+    table = ours.get_weights()[0]
+    np.testing.assert_allclose(
+        ours.token_embedding(hidden, reverse=True), hidden @ table.T, atol=1e-5
+    )
