@@ -93,7 +93,7 @@ class SentencePiece(Tokenizer):
                 minloglevel=2,
             )
         except (RuntimeError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error).split("] ", 1)[-1].strip()
             raise InputError(
                 f"SentencePiece.train: `vocabulary_size`={vocabulary_size} does not fit the "
                 f"text: {reason}"

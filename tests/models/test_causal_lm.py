@@ -1,0 +1,166 @@
+"""The model and its cached steps: cached decode equals the full forward, whatever the options."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_llm import models
+from keras_llm.errors import InputError
+
+SIZES = {
+    "vocabulary_size": 23,
+    "num_layers": 2,
+    "hidden_dim": 16,
+    "intermediate_dim": 24,
+    "max_length": 16,
+}
+
+
+@st.composite
+def configs(draw):
+    num_heads = draw(st.sampled_from([1, 2, 4]))
+    divisors = [k for k in (1, 2, 4) if num_heads % k == 0]
+    return models.CausalLMConfig(
+        **SIZES,
+        num_heads=num_heads,
+        num_key_value_heads=draw(st.sampled_from(divisors)),
+        head_dim=draw(st.sampled_from([None, 6])),
+        position=draw(
+            st.sampled_from(
+                [models.Rotary(), models.Rotary(base=100.0, scaling=2.0), "learned", None]
+            )
+        ),
+        norm=draw(st.sampled_from(["rms", "layer"])),
+        gated=draw(st.booleans()),
+        use_bias=draw(st.booleans()),
+        sliding_window=draw(st.sampled_from([None, 1, 3])),
+        logit_soft_cap=draw(st.sampled_from([None, 5.0])),
+        final_soft_cap=draw(st.sampled_from([None, 4.0])),
+        qk_norm=draw(st.booleans()),
+        tie_embeddings=draw(st.booleans()),
+        dropout=draw(st.sampled_from([0.0, 0.3])),
+        initializer_range=0.4,
+    )
+
+
+@settings(max_examples=40)
+@given(
+    config=configs(),
+    lengths=st.lists(st.integers(1, 8), min_size=1, max_size=4),
+    slack=st.integers(0, 4),
+    seed=st.integers(0, 2**16),
+)
+def test_cached_decode_equals_the_full_forward(config, lengths, slack, seed):
+    keras.utils.set_random_seed(seed)
+    model = models.causal_lm(config)
+    steps, rows, lengths = 4, len(lengths), np.array(lengths, "int32")
+    token_ids = np.random.default_rng(seed).integers(0, 23, (rows, 12)).astype("int32")
+    full = np.asarray(model(token_ids))
+    cache = models.init_cache(model, rows, 12 + slack)
+    prompts = token_ids[:, : lengths.max()]
+    # What stands behind a row's length must not matter.
+    prompts = np.where(np.arange(prompts.shape[1]) < lengths[:, None], prompts, 1)
+    logits, cache = models.prefill(model, prompts, lengths, cache)
+    for step in range(steps + 1):
+        positions = lengths - 1 + step
+        expected = full[np.arange(rows), positions]
+        np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+        if step < steps:
+            positions = (positions + 1)[:, None]
+            next_ids = np.take_along_axis(token_ids, positions, axis=1)
+            logits, cache = models.decode(model, next_ids, positions, cache)
+
+
+def test_cache_entries_are_named_and_keep_their_number():
+    model = models.causal_lm(models.preset("llama-tiny"))
+    cache = models.init_cache(model, 3, 9)
+    assert list(cache) == ["k_0", "v_0", "k_1", "v_1"]
+    assert {tuple(entry.shape) for entry in cache.values()} == {(3, 2, 9, 16)}
+    _, after = models.prefill(model, np.zeros((3, 4), "int32"), np.array([4, 2, 1]), cache)
+    assert {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in cache.items()}
+
+
+def test_a_bfloat16_model_agrees_with_float32():
+    config = models.preset("llama-tiny")
+    exact, mixed = models.causal_lm(config), models.causal_lm(config, dtype="mixed_bfloat16")
+    mixed.set_weights(exact.get_weights())
+    token_ids = np.arange(12, dtype="int32").reshape(2, 6)
+    logits = mixed(token_ids)
+    assert logits.dtype == "float32"
+    np.testing.assert_allclose(logits, exact(token_ids), atol=0.02)
+    cache = models.init_cache(mixed, 2, 8)
+    assert cache["k_0"].dtype == "bfloat16"
+    last, _ = models.prefill(mixed, token_ids, np.array([6, 6]), cache)
+    np.testing.assert_allclose(last, logits[:, -1], atol=0.02)
+
+
+def test_later_tokens_are_not_seen():
+    model = models.causal_lm(models.preset("gpt-tiny"))
+    token_ids = np.arange(8, dtype="int32")[None]
+    changed = token_ids.copy()
+    changed[0, 5:] = 99
+    before, after = np.asarray(model(token_ids)), np.asarray(model(changed))
+    np.testing.assert_allclose(before[:, :5], after[:, :5], atol=1e-6)
+    assert not np.allclose(before[:, 5:], after[:, 5:])
+
+
+@pytest.mark.parametrize("name", ["gpt-tiny", "llama-tiny"])
+def test_fit_save_and_load(name, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = models.causal_lm(models.preset(name, dropout=0.1))
+    x = np.tile(np.arange(12, dtype="int32"), (16, 1))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(3e-3), loss)
+    history = model.fit(x[:, :-1], x[:, 1:], epochs=12, verbose=0).history["loss"]
+    assert history[-1] < 0.5 * history[0]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.config == model.config
+    np.testing.assert_array_equal(np.asarray(loaded(x)), np.asarray(model(x)))
+    assert isinstance(loaded.get_layer("block_1"), type(model.get_layer("block_1")))
+
+
+def test_presets_are_rows_that_build():
+    assert {"gpt-tiny", "llama-tiny"} <= set(models.presets())
+    assert models.preset("gpt-tiny").position == "learned"
+    assert models.preset("llama-tiny").position == models.Rotary()
+    parameters = models.causal_lm(models.preset("llama-3m")).count_params()
+    assert 2.5e6 < parameters < 3.5e6
+    with pytest.raises(InputError, match="llama-tiny"):
+        models.preset("llama-tinny")
+    with pytest.raises(InputError, match="depth"):
+        models.preset("llama-tiny", depth=3)
+
+
+@pytest.mark.parametrize("name", models.presets())
+def test_config_round_trip(name):
+    config = models.preset(name)
+    assert models.CausalLMConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"vocabulary_size": 0}, "vocabulary_size"),
+        ({"num_layers": 1.5}, "num_layers"),
+        ({"max_length": 1}, "max_length"),
+        ({"num_heads": 3}, "num_heads"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads"),
+        ({"head_dim": 7}, "head_dim"),
+        ({"position": "sine"}, "position"),
+        ({"norm": "batch"}, "norm"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"sliding_window": 0}, "sliding_window"),
+        ({"final_soft_cap": -1.0}, "final_soft_cap"),
+    ],
+)
+def test_wrong_configs_name_the_field(change, words):
+    with pytest.raises(InputError, match=f"`{words}`"):
+        models.CausalLMConfig(**{**SIZES, "num_heads": 4, **change})
+
+
+def test_causal_lm_wants_a_config():
+    with pytest.raises(InputError, match="CausalLMConfig"):
+        models.causal_lm({"vocabulary_size": 3})

@@ -1,0 +1,166 @@
+"""The task: strings in, strings out, saved and loaded; and what it refuses."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import keras_llm
+from keras_llm import models, tasks
+from keras_llm.errors import InputError
+
+
+def test_a_str_gives_a_str_and_a_list_a_list(task):
+    text = task("The", 6, seed=1)
+    assert isinstance(text, str)
+    assert task(["The"], 6, seed=1) == [text]
+    details = task("The", 6, seed=1, return_details=True)
+    assert details.text == text == task.tokenizer.decode(details.token_ids)
+    assert details.num_tokens == len(details.token_ids) <= 6
+
+
+def test_seeds_repeat_and_differ(task):
+    assert task("The", 12, seed=1) == task("The", 12, seed=1)
+    texts = task(["The"] * 4, 12, seed=[1, 2, 3, 1])
+    assert texts[0] == texts[3] and len(set(texts)) == 3
+    assert len(set(task(["The"] * 6, 12))) > 1
+    assert len({task("The", 12) for _ in range(4)}) > 1
+
+
+def test_ragged_prompts_give_what_each_gives_alone(task, held_out_prompts):
+    for settings in ({"temperature": 0.0}, {"temperature": 0.8, "top_p": 0.9, "seed": 3}):
+        together = task(held_out_prompts, 16, **settings)
+        assert together == [task(prompt, 16, **settings) for prompt in held_out_prompts]
+
+
+@pytest.mark.parametrize("prompt", ["The", "a 🙂 b", "x\n\n"])
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"seed": 5}, {"seed": 6, "top_k": 40}])
+def test_the_stream_is_the_whole(task, prompt, settings):
+    pieces = list(task.stream(prompt, 40, **settings))
+    whole = task(prompt, 40, **settings, return_details=True)
+    assert "".join(pieces) == whole.text
+    assert all(pieces) and len(pieces) > whole.num_tokens // 2
+
+
+def test_a_piece_never_ends_inside_a_character(task):
+    class Spelled:
+        """States as the decode loop gives them, for text that is spelled in bytes."""
+
+        def __init__(self, ids):
+            self.ids = ids
+
+        def __iter__(self):
+            for count, token in enumerate(self.ids, 1):
+                yield type("State", (), {"num_tokens": [count], "token": [token]})
+
+    text = "a🙂b\u2581c👩‍👩‍👧"
+    ids = task.tokenizer.encode(text)
+    pieces = list(task._pieces(Spelled(ids)))
+    assert "".join(pieces) == text and not any("\ufffd" in piece for piece in pieces)
+    torn = list(task._pieces(Spelled(task.tokenizer.encode("🙂")[:2])))
+    assert "".join(torn) == task.tokenizer.decode(task.tokenizer.encode("🙂")[:2])
+
+
+def test_scores_favour_real_text(task, held_out_prompts):
+    real = held_out_prompts[-1]
+    shuffled = "".join(np.random.default_rng(0).permutation(list(real)))
+    real_score, shuffled_score = task.score([real, shuffled])
+    assert shuffled_score < real_score < 0
+    assert task.score(real) == pytest.approx(real_score, abs=1e-3)
+
+
+def test_save_and_load(task, tmp_path):
+    task.save(tmp_path / "model")
+    loaded = keras_llm.load(tmp_path / "model")
+    assert isinstance(loaded, keras_llm.TextGeneration)
+    assert loaded.metadata == task.metadata
+    assert loaded("The", 20, temperature=0.0) == task("The", 20, temperature=0.0)
+    with pytest.raises(InputError, match="exists"):
+        task.save(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "file, content, words",
+    [
+        ("config.json", None, r"config\.json is missing"),
+        ("config.json", "{", "describe a task"),
+        ("config.json", '{"task": "Juggling"}', "unknown task"),
+        ("model.weights.h5", None, r"model\.weights\.h5 is missing"),
+        ("model.weights.h5", "torn", r"model\.weights\.h5 cannot be loaded"),
+        ("tokenizer/config.json", None, "no tokenizer"),
+        ("tokenizer/sentencepiece.model", "torn", "not a SentencePiece model"),
+    ],
+)
+def test_broken_folders_name_the_file(run_folder, tmp_path, file, content, words):
+    folder = tmp_path / "model"
+    shutil.copytree(run_folder, folder)
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    with pytest.raises(InputError, match=words):
+        keras_llm.load(folder)
+
+
+def test_truncated_and_misfit_weights_are_refused(run_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(run_folder, folder)
+    weights = folder / "model.weights.h5"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"model\.weights\.h5 cannot be loaded"):
+        keras_llm.load(folder)
+    weights.write_bytes(whole)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["intermediate_dim"] += 8
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"model\.weights\.h5 cannot be loaded"):
+        keras_llm.load(folder)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"prompt": ""}, "`prompt` is empty"),
+        ({"prompt": ["a", ""]}, "`prompt` 1 is empty"),
+        ({"prompt": []}, "non-empty list"),
+        ({"prompt": None}, "`prompt` must be"),
+        ({"prompt": ["a", 3]}, "`prompt` 1 must be a str"),
+        ({"prompt": "\ud800"}, "Unicode"),
+        ({"prompt": "word " * 300}, "`max_length` of 128"),
+        ({"prompt": "a", "max_new_tokens": 0}, "max_new_tokens"),
+        ({"prompt": "a", "max_new_tokens": -3}, "max_new_tokens"),
+        ({"prompt": "a", "max_new_tokens": 2.5}, "max_new_tokens"),
+        ({"prompt": "a", "temperature": -1.0}, "temperature"),
+        ({"prompt": "a", "top_p": 0.0}, "top_p"),
+        ({"prompt": "a", "top_k": -1}, "top_k"),
+        ({"prompt": "a", "seed": [1, 2]}, "`seed`"),
+    ],
+)
+def test_what_is_refused_names_the_argument(task, arguments, words):
+    with pytest.raises(InputError, match=words):
+        task(**arguments)
+    if not isinstance(arguments["prompt"], list):
+        with pytest.raises(InputError):
+            task.stream(**arguments)
+
+
+def test_scores_refuse_what_does_not_fit(task):
+    with pytest.raises(InputError, match="`texts` is empty"):
+        task.score("")
+    with pytest.raises(InputError, match="max_length"):
+        task.score("word " * 300)
+
+
+def test_a_prompt_may_fill_the_model_but_for_one_token(task):
+    ids = task.tokenizer.encode("word " * 300)[:126]
+    prompt = task.tokenizer.decode(ids)
+    assert len(task.tokenizer.encode(prompt)) == 126
+    result = task(prompt, 50, temperature=0.0, return_details=True)
+    assert result.num_tokens <= 1
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(task):
+    small = models.causal_lm(models.preset("llama-tiny", vocabulary_size=300))
+    with pytest.raises(InputError, match="vocabulary"):
+        tasks.TextGeneration(small, task.tokenizer)

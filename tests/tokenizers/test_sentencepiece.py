@@ -1,0 +1,120 @@
+"""Any Unicode text survives, and the graph agrees with Python."""
+
+import functools
+import pydoc_data.topics
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from keras_llm import tokenizers
+from keras_llm.errors import InputError
+
+TEXT = """The quick brown fox jumps over the lazy dog. def f(x):\n\treturn x + 1\n
+春眠不觉晓,处处闻啼鸟。夜来风雨声,花落知多少。 Où est-il ? Straße 🙂👩‍👩‍👧"""
+UNIGRAM = {"files_or_iterable": [TEXT], "model_type": "unigram"}
+UNICODE = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@functools.cache
+def trained(model_type):
+    texts = [*pydoc_data.topics.topics.values()][:20]
+    return tokenizers.SentencePiece.train([TEXT, *texts], 500, model_type=model_type)
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+@given(UNICODE)
+@example("")
+@example("  two  spaces \n\n\ttab\r\n ")
+@example("中文测试 emoji 🙂🇫🇷 e\u0301")
+@example("\u2581 \u2581\u2581a\ue000 \ue000a\ue000b\ue000\ue000")
+@example("<s></s><unk><pad><0x41>\x00\u2585\ufeff\ufffd")
+def test_round_trip_and_graph(model_type, text):
+    tok = trained(model_type)
+    ids = tok.encode(text)
+    assert tok.decode(ids) == text
+    in_graph = tok.tokenize(tf.constant([text, TEXT]))
+    assert in_graph[0].numpy().tolist() == ids
+    assert in_graph[1].numpy().tolist() == tok.encode(TEXT)
+    assert [t.decode() for t in tok.detokenize(in_graph).numpy()] == [text, TEXT]
+
+
+def test_special_ids_say_nothing():
+    tok = trained("bpe")
+    ids = tok.encode("fox")
+    assert (tok.pad_id, tok.bos_id, tok.eos_id, tok.unk_id) == (0, 1, 2, 3)
+    assert tok.decode([tok.bos_id, *ids, tok.eos_id, tok.pad_id, tok.pad_id]) == "fox"
+    padded = np.array([[tok.bos_id, *ids, tok.eos_id, tok.pad_id]])
+    assert tok.detokenize(padded).numpy()[0] == b"fox"
+
+
+def test_batches_are_rows():
+    tok = trained("unigram")
+    texts = ["fox", "", "日本語 \u2581", TEXT]
+    assert tok.encode_batch(texts) == [tok.encode(text) for text in texts]
+
+
+def test_runs_in_tf_data():
+    tok = trained("bpe")
+    data = tf.data.Dataset.from_tensor_slices([TEXT, "fox"]).batch(2).map(tok.tokenize)
+    assert next(iter(data)).to_list() == [tok.encode(TEXT), tok.encode("fox")]
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_training_is_deterministic_and_reads_files(model_type, tmp_path):
+    path = tmp_path / "text.txt"
+    text = TEXT + pydoc_data.topics.topics["assignment"]
+    path.write_text(text, "utf-8")
+    models = {
+        tokenizers.SentencePiece.train(source, 400, model_type=model_type).model
+        for source in (str(path), path, [path], text.split("\n\n"))
+    }
+    assert len(models) == 1
+
+
+def test_save_and_load(tmp_path):
+    tok = trained("bpe")
+    tok.save(tmp_path / "tokenizer")
+    loaded = tokenizers.load(tmp_path / "tokenizer")
+    assert loaded.encode(TEXT) == tok.encode(TEXT)
+    assert loaded.vocabulary_size == tok.vocabulary_size == 500
+
+
+def test_partial_characters_are_known():
+    tok = trained("bpe")
+    ids = tok.encode("\U0001f9ff")  # in no piece: spelled in four bytes
+    partial = [tok.is_partial(tok.decode(ids[: i + 1])) for i in range(len(ids))]
+    assert partial == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"files_or_iterable": []}, "no text"),
+        ({"files_or_iterable": [TEXT], "vocabulary_size": 100}, "261"),
+        ({"files_or_iterable": [TEXT], "model_type": "bpe", "vocabulary_size": 99999}, "vocabulary_size.*set it to a value <="),
+        ({**UNIGRAM, "vocabulary_size": 99999}, "set it to a value <="),
+        ({"files_or_iterable": [TEXT], "model_type": "word"}, "model_type"),
+        ({"files_or_iterable": "no/such/file.txt"}, "no/such/file.txt"),
+    ],
+)
+def test_wrong_training_is_refused(arguments, words):
+    with pytest.raises(InputError, match=words):
+        tokenizers.SentencePiece.train(**arguments)
+
+
+def test_broken_folders_are_named(tmp_path):
+    with pytest.raises(InputError, match="no tokenizer"):
+        tokenizers.load(tmp_path)
+    trained("bpe").save(tmp_path)
+    (tmp_path / "sentencepiece.model").write_bytes(b"torn")
+    with pytest.raises(InputError, match="SentencePiece"):
+        tokenizers.load(tmp_path)
+    (tmp_path / "sentencepiece.model").unlink()
+    with pytest.raises(InputError, match=r"sentencepiece\.model"):
+        tokenizers.load(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="describe"):
+        tokenizers.load(tmp_path)

@@ -1,0 +1,148 @@
+"""Metrics, exact evaluation and callbacks, against brute force and against what they wrote."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from keras_llm import models, training
+from keras_llm.errors import InputError
+
+BOS = 1
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(2)
+    return models.causal_lm(models.preset("llama-tiny", vocabulary_size=37, initializer_range=0.3))
+
+
+def stream(size=101, seed=0):
+    ids = np.random.default_rng(seed).integers(2, 37, size).astype("int32")
+    ids[::17] = BOS
+    return ids
+
+
+@pytest.mark.parametrize("size", [2, 9, 10, 101])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_evaluation_counts_every_token_once(model, size, batch_size):
+    ids = stream(size)
+    found = training.evaluate_language_model(model, ids, 50, BOS, 9, batch_size)
+    nats, tokens, right = 0.0, 0, 0
+    for begin in range(0, size - 1, 9):
+        window = ids[begin : begin + 10]
+        logits = np.asarray(model(window[None, :-1]), "float64")[0]
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        for t, target in enumerate(window[1:]):
+            if target != BOS:
+                nats -= log_p[t, target]
+                right += log_p[t].argmax() == target
+                tokens += 1
+    assert found["tokens"] == tokens
+    assert found["nats_per_token"] == pytest.approx(nats / tokens, abs=1e-4)
+    assert found["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-3)
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / 50, rel=1e-3)
+    assert found["accuracy"] == pytest.approx(right / tokens)
+
+
+def test_evaluation_of_nothing_is_refused(model):
+    with pytest.raises(InputError, match="no token"):
+        training.evaluate_language_model(model, stream(1), 1, BOS, 9)
+
+
+def test_unigram_is_counting():
+    train, held_out = np.array([BOS, 2, 2, 3]), np.array([BOS, 2, 3, 4])
+    found = training.evaluate_unigram(train, held_out, 10, BOS, 5)
+    p = {2: 3 / 8, 3: 2 / 8, 4: 1 / 8}  # counts 2, 1, 0 and one for each of 5 ids, of 3 + 5
+    nats = -sum(math.log(v) for v in p.values())
+    assert found["tokens"] == 3
+    assert found["nats_per_token"] == pytest.approx(nats / 3)
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / 10)
+
+
+def test_accuracy_ignores_padding():
+    metric = training.TokenAccuracy(ignore_id=0)
+    logits = np.eye(4, dtype="float32")[[[1, 2, 3], [1, 1, 0]]]
+    metric.update_state(np.array([[1, 2, 0], [2, 0, 0]]), logits)
+    assert float(metric.result()) == pytest.approx(2 / 3)
+    metric.update_state(np.array([[1, 2, 3], [1, 1, 0]]), logits)
+    assert float(metric.result()) == pytest.approx(7 / 8)
+    assert training.TokenAccuracy.from_config(metric.get_config()).ignore_id == 0
+
+
+def test_the_loss_of_fit_ignores_padding(model):
+    x, y = stream(40).reshape(4, 10), stream(40, 1).reshape(4, 10)
+    y[:, 6:] = 0
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
+    model.compile(loss=loss, metrics=[training.TokenAccuracy(0)])
+    found, accuracy = model.evaluate(x, y, batch_size=4, verbose=0)
+    logits = np.asarray(model(x), "float64")
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = -np.take_along_axis(log_p, y[..., None], -1)[:, :6].mean()
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert accuracy == pytest.approx((log_p.argmax(-1) == y)[:, :6].mean())
+
+
+def fit(callbacks, epochs=3, learning_rate=1e-2):
+    keras.utils.set_random_seed(0)
+    model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=37))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(learning_rate), loss)
+    x = np.tile(np.arange(2, 14, dtype="int32"), (16, 1))
+    history = model.fit(
+        x[:, :-1],
+        x[:, 1:],
+        batch_size=4,
+        validation_data=(x[:4, :-1], x[:4, 1:]),
+        epochs=epochs,
+        verbose=0,
+        callbacks=callbacks,
+    )
+    return model, history.history
+
+
+def test_best_weights_are_those_of_the_lowest_loss(tmp_path):
+    class Spoil(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                self.model.set_weights([w * 0 + 0.5 for w in self.model.get_weights()])
+
+    path = tmp_path / "best.weights.h5"
+    best = training.BestWeights(path)
+    model, history = fit([Spoil(), best])
+    assert best.best == min(history["val_loss"]) == history["val_loss"][1]
+    model.load_weights(path)
+    x = np.arange(2, 14, dtype="int32")[None]
+    assert model.evaluate(x[:, :-1], x[:, 1:], verbose=0) == pytest.approx(best.best, rel=1e-4)
+    assert [p.name for p in tmp_path.iterdir()] == ["best.weights.h5"]
+
+
+def test_tensorboard_has_what_a_language_model_is_watched_by(tmp_path):
+    board = training.TensorBoard(tmp_path, 44, sample=lambda: "> a sample", update_freq=2)
+    _, history = fit([board])
+    train = EventAccumulator(str(tmp_path / "train")).Reload()
+    validation = EventAccumulator(str(tmp_path / "validation")).Reload()
+    tags = train.Tags()["tensors"]
+    for name in ("loss", "perplexity", "learning_rate", "tokens_per_second"):
+        assert f"epoch_{name}" in tags and f"batch_{name}" in tags
+
+    def values(board, tag):
+        return [np.frombuffer(e.tensor_proto.tensor_content, "float32") for e in board.Tensors(tag)]
+
+    perplexity = np.ravel(values(train, "epoch_perplexity"))
+    np.testing.assert_allclose(perplexity, np.exp(history["loss"]), rtol=1e-4)
+    perplexity = np.ravel(values(validation, "epoch_perplexity"))
+    np.testing.assert_allclose(perplexity, np.exp(history["val_loss"]), rtol=1e-4)
+    samples = train.Tensors("sample")
+    assert [e.tensor_proto.string_val[0] for e in samples] == [b"> a sample"] * 3
+    assert len(train.Tensors("batch_tokens_per_second")) == 6
+
+
+def test_progress_is_told_on_stderr(capfd):
+    fit([training.ProgressBar(12, 44)])
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    lines = [line for line in captured.err.splitlines() if "step" in line]
+    assert len(lines) == 3 and "step 12/12" in lines[-1] and "held-out loss" in lines[-1]
