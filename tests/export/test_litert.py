@@ -1,0 +1,220 @@
+"""The TFLite file: builtin ops, the same text as Keras in the real LiteRT runtime."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_llm
+from keras_llm import export, models, tasks
+from keras_llm.errors import ExportError, InputError
+from keras_llm.export import parity, to_litert
+
+
+@pytest.fixture(scope="module")
+def mobile(task, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mobile")
+    reports = {
+        None: export.litert(task, folder / "reference.tflite"),
+        "int8": export.litert(task, folder / "reference_int8.tflite", quantization="int8"),
+    }
+    return folder, reports
+
+
+@pytest.fixture(scope="module")
+def runner(mobile):
+    return export.LiteRTModel(mobile[0] / "reference.tflite")
+
+
+def test_greedy_text_is_that_of_keras(task, runner, held_out_prompts):
+    assert len(held_out_prompts) >= 20
+    expected = task(held_out_prompts, 16, temperature=0.0)
+    assert [runner.generate(prompt, 16) for prompt in held_out_prompts] == expected
+
+
+def test_logits_are_those_of_keras_in_every_slot(task, runner):
+    ids = task.tokenizer.encode("word and " * 100)[:100]
+    prompt = task.tokenizer.decode(ids)
+    tokens, logits = zip(*runner.steps(prompt, 500), strict=True)
+    whole = [task.tokenizer.bos_id, *task.tokenizer.encode(prompt), *tokens]
+    assert None in tokens or len(whole) == task.model.config.max_length
+    whole = [token for token in whole if token is not None]
+    expected = task.model.predict_on_batch(np.array([whole], "int32"))[0]
+    np.testing.assert_allclose(
+        logits, expected[len(ids) :][: len(logits)], atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 18, 33, 120, 126])
+def test_prompts_of_all_chunk_sizes(task, runner, length):
+    ids = task.tokenizer.encode("It was and is a word. " * 60)[:length]
+    prompt = task.tokenizer.decode(ids)
+    assert runner.generate(prompt, 6) == task(prompt, 6, temperature=0.0)
+
+
+def test_a_model_with_learned_positions(task, tmp_path):
+    config = models.preset("gpt-tiny", initializer_range=0.3, max_length=24)
+    learned = tasks.TextGeneration(models.causal_lm(config), task.tokenizer)
+    report = export.litert(learned, tmp_path / "gpt.tflite", prefill_lengths=[5])
+    assert report["parity"]["greedy_texts_equal"] is True
+    assert report["prefill_lengths"] == [5]
+    device = export.LiteRTModel(tmp_path / "gpt.tflite")
+    assert device.generate("The word", 50) == learned("The word", 50, temperature=0.0)
+
+
+def test_signatures_have_litert_lms_names_and_shapes(mobile, task):
+    report = mobile[1][None]
+    config, slots = task.model.config, report["cache_length"]
+    assert set(report["signatures"]) == {"prefill_16", "prefill_128", "decode"}
+    cache = {
+        f"kv_cache_{kind}_{i}": f"float32[1, {config.num_key_value_heads}, {slots}, 16]"
+        for i in range(config.num_layers)
+        for kind in "kv"
+    }
+    for name, length in (("prefill_16", 16), ("prefill_128", 128), ("decode", 1)):
+        rows = report["signatures"][name]
+        assert rows["inputs"] == {
+            "tokens": f"int32[1, {length}]",
+            "input_pos": f"int32[{length}]",
+            "mask": f"float32[1, 1, {length}, {slots}]",
+            **cache,
+        }
+        logits = {"logits": f"float32[1, 1, {config.vocabulary_size}]"}
+        assert rows["outputs"] == (cache | logits if name == "decode" else cache)
+
+
+def test_weights_are_stored_once_and_int8_is_smaller(mobile, task):
+    whole, small = (mobile[1][q] for q in (None, "int8"))
+    assert whole["bytes"]["model"] < 4 * task.model.count_params() + 100_000
+    assert small["bytes"]["model"] < 0.5 * whole["bytes"]["model"]
+    assert small["parity"]["top_1_agreement"] >= 0.9
+    assert small["parity"]["mean_kl_divergence_nats"] < 0.01
+    assert whole["parity"]["max_logit_error"] < 1e-3
+
+
+def test_the_report_lies_beside_the_files(mobile):
+    folder, reports = mobile
+    names = ["export_report.json", "reference.tflite", "reference_int8.tflite"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert json.loads((folder / "export_report.json").read_text()) == {
+        "reference.tflite": reports[None],
+        "reference_int8.tflite": reports["int8"],
+    }
+
+
+def test_int8_text_is_made_by_the_runtime(mobile, task):
+    device = export.LiteRTModel(mobile[0] / "reference_int8.tflite", num_threads=1)
+    assert isinstance(device.generate("The", 12), str)
+
+
+def test_the_runner_needs_no_tensorflow(mobile, task):
+    program = """
+import sys
+sys.modules["tensorflow"] = sys.modules["keras"] = None  # importing either would raise
+from keras_llm import export
+sys.stdout.buffer.write(export.LiteRTModel(sys.argv[1]).generate("The", 12).encode())
+"""
+    command = [sys.executable, "-c", program, str(mobile[0] / "reference.tflite")]
+    done = subprocess.run(command, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode() == task("The", 12, temperature=0.0)
+
+
+def test_an_op_that_is_not_builtin_fails_the_export(tmp_path):
+    class Module(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((2,), tf.float32)])
+        def __call__(self, x):
+            return x + tf.random.stateless_uniform((2,), seed=[1, 2])
+
+    module = Module()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [module.__call__.get_concrete_function()], module
+    )
+    converter.target_spec.supported_ops = [
+        tf.lite.OpsSet.TFLITE_BUILTINS,
+        tf.lite.OpsSet.SELECT_TF_OPS,
+    ]
+    path = tmp_path / "flex.tflite"
+    path.write_bytes(converter.convert())
+    with pytest.raises(ExportError, match="Flex.* is not builtin"):
+        to_litert._op_census(path)
+
+
+def test_a_file_that_differs_from_the_model_is_not_written(run_folder, tmp_path, monkeypatch):
+    broken = keras_llm.load(run_folder)
+    convert = to_litert._convert
+
+    def other_weights(task, *arguments):
+        weights = task.model.get_weights()
+        task.model.set_weights([w * 1.01 for w in weights])
+        convert(task, *arguments)
+        task.model.set_weights(weights)
+
+    monkeypatch.setattr(to_litert, "_convert", other_weights)
+    with pytest.raises(ExportError, match="Keras"):
+        export.litert(broken, tmp_path / "broken.tflite")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_converter_is_told_in_its_words(tmp_path):
+    tf.saved_model.save(tf.Module(), str(tmp_path / "empty"))
+    arguments = [str(tmp_path / "empty"), str(tmp_path / "x"), "none", "no_such_signature"]
+    with pytest.raises(ExportError, match="no_such_signature"):
+        parity.run_module("keras_llm.export.convert", arguments, timeout=300)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"path": "model.bin"}, "tflite"),
+        ({"quantization": "int3"}, "quantization"),
+        ({"prefill_lengths": [0]}, "prefill_lengths"),
+        ({"prefill_lengths": []}, "prefill_lengths"),
+        ({"prefill_lengths": [4096]}, "prefill_lengths"),
+        ({"task": None}, "task"),
+    ],
+)
+def test_wrong_arguments_are_named(task, tmp_path, arguments, words):
+    arguments = {"task": task, "path": "model.tflite", **arguments}
+    arguments["path"] = tmp_path / arguments["path"]
+    with pytest.raises(InputError, match=words):
+        export.litert(**arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_file_is_refused(mobile, task):
+    with pytest.raises(InputError, match="exists"):
+        export.litert(task, mobile[0] / "reference.tflite")
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("", 5), "prompt"),
+        (("word " * 300, 5), "at most 127"),
+        (("a", 0), "max_new_tokens"),
+    ],
+)
+def test_the_runner_refuses_what_keras_refuses(runner, arguments, words):
+    with pytest.raises(InputError, match=words):
+        runner.generate(*arguments)
+
+
+def test_files_that_are_not_ours_are_refused(mobile, tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        export.LiteRTModel(tmp_path / "none.tflite")
+    (tmp_path / "text.tflite").write_text("hello")
+    with pytest.raises(InputError, match="not a model"):
+        export.LiteRTModel(tmp_path / "text.tflite")
+    shutil.copy(mobile[0] / "reference.tflite", tmp_path / "torn.tflite")
+    whole = (tmp_path / "torn.tflite").read_bytes()
+    (tmp_path / "torn.tflite").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="not a model"):
+        export.LiteRTModel(tmp_path / "torn.tflite")
+    (tmp_path / "headless.tflite").write_bytes(b"x" * 100_000 + whole[100_000:])
+    with pytest.raises(InputError, match="not a model"):
+        export.LiteRTModel(tmp_path / "headless.tflite")
