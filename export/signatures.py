@@ -3,10 +3,21 @@
 import tensorflow as tf
 
 from keras_llm import generation, models
+from keras_llm.errors import ExportError
 
 _STRINGS = tf.TensorSpec((None,), tf.string)
 _INTS = tf.TensorSpec((None,), tf.int32)
 _FLOATS = tf.TensorSpec((None,), tf.float32)
+
+
+def save(module, folder):
+    """Write a module and its signatures as a SavedModel; ExportError if that cannot be done."""
+    signatures = module.signatures()
+    try:
+        tf.saved_model.save(module, str(folder), signatures=signatures)
+    except tf.errors.OpError as error:
+        raise ExportError(f"{folder} cannot be written: {error.message}") from error
+    return list(signatures)
 
 
 class TextGenerationModule(tf.Module):

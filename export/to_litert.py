@@ -6,13 +6,12 @@ import tempfile
 import zipfile
 
 import numpy as np
-import tensorflow as tf
+
+from keras_llm.errors import ExportError, InputError
 from keras_llm.export import parity
 from keras_llm.export.report import write_report
 from keras_llm.export.runner import MANIFEST, TOKENIZER
-from keras_llm.export.signatures import DecoderStepModule
-
-from keras_llm.errors import ExportError, InputError
+from keras_llm.export.signatures import DecoderStepModule, save
 from keras_llm.files import atomic_file
 from keras_llm.tasks import TextGeneration
 
@@ -90,9 +89,8 @@ def litert(task, path, quantization=None, prefill_lengths=None, overwrite=False)
 
 def _convert(task, path, quantization, manifest):
     module = DecoderStepModule(task.model, manifest["cache_length"], manifest["prefill_lengths"])
-    signatures = module.signatures()
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, signatures=signatures)
+        signatures = save(module, folder)
         parity.run_module(
             "keras_llm.export.convert",
             [folder, str(path), quantization or "none", *signatures],

@@ -2,12 +2,10 @@
 
 import pathlib
 
-import tensorflow as tf
+from keras_llm.errors import InputError
 from keras_llm.export import parity
 from keras_llm.export.report import folder_sizes, write_report
-from keras_llm.export.signatures import TextGenerationModule
-
-from keras_llm.errors import InputError
+from keras_llm.export.signatures import TextGenerationModule, save
 from keras_llm.files import atomic_folder
 from keras_llm.tasks import TextGeneration
 
@@ -43,8 +41,7 @@ def saved_model(task, path, version=1, overwrite=False):
         raise InputError(f"saved_model: `version` must be a positive int, got {version!r}.")
     path = pathlib.Path(path)
     with atomic_folder(path / str(version), overwrite) as folder:
-        module = TextGenerationModule(task)
-        tf.saved_model.save(module, str(folder), signatures=module.signatures())
+        save(TextGenerationModule(task), folder)
         report = {"format": "saved_model", "version": version, "bytes": folder_sizes(folder)}
         report |= _verify(task, folder)
     write_report(path, str(version), report)

@@ -19,6 +19,7 @@ import tyro
 
 import keras_llm
 from keras_llm.errors import ExportError, InputError
+from keras_llm.quiet import silent_stderr
 from keras_llm.recipes import RECIPES
 
 _PROGRAM = "keras-llm"
@@ -217,6 +218,8 @@ def _export(options):
     from keras_llm import export
 
     task = keras_llm.load(options.run)
+    with silent_stderr():  # SentencePiece tells that it does not normalise
+        task.tokenizer.graph_resources()
     if options.to == "saved_model":
         version = 1 if options.version is None else options.version
         report = export.saved_model(task, options.out, version, options.overwrite)
@@ -398,12 +401,5 @@ def _import_tensorflow():
     """Import TensorFlow with its fastest CPU kernels, and without its start-up messages."""
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
+    with silent_stderr():
         importlib.import_module("tensorflow")
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)

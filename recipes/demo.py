@@ -9,6 +9,7 @@ import pathlib
 import sys
 import time
 
+from keras_llm.quiet import silent_stderr
 from keras_llm.recipes import text_generation
 
 PROMPT_CHARACTERS = 80
@@ -70,6 +71,8 @@ def run(options):
 
     _head("2. Export, each file compared with Keras in a fresh process")
     task = keras_llm.load(paths["keras"])
+    with silent_stderr():
+        task.tokenizer.graph_resources()
     reports = {
         "saved_model": export.saved_model(task, paths["saved_model"], overwrite=True),
         "litert": export.litert(task, paths["litert"], overwrite=True),
@@ -83,7 +86,8 @@ def run(options):
     _head("3. The same greedy text from all three")
     _, held_out_documents = text_generation.documents(recipe)
     prompts = [" ".join(text[:PROMPT_CHARACTERS].split(" ")[:-1]) for text in held_out_documents]
-    rows = greedy_texts(task, paths, [prompt for prompt in prompts if prompt.strip()][:3])
+    with silent_stderr():
+        rows = greedy_texts(task, paths, [prompt for prompt in prompts if prompt.strip()][:3])
     for row in rows:
         print(f"prompt       {row['prompt']!r}")
         for name in ("keras", "saved_model", "litert"):

@@ -43,7 +43,7 @@ class Options:
     """Kind of SentencePiece model."""
     sequence_length: int = 128
     """Tokens in a training window."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Windows in a batch."""
     epochs: int = 1
     """Passes over the training text."""
@@ -231,9 +231,8 @@ def documents(options):
     Raises:
         InputError: if the data cannot be read or is too little.
     """
-    from keras_llm.recipes import corpora
-
     from keras_llm import data
+    from keras_llm.recipes import corpora
 
     if options.data is None:
         texts = corpora.load(options.corpus)

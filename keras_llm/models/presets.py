@@ -4,7 +4,9 @@ from keras_llm.errors import InputError
 from keras_llm.layers.position import Rotary
 from keras_llm.models.config import CausalLMConfig
 
+_SMALL = {"initializer_range": 0.05}  # narrow models learn faster from wider initial weights
 _GPT = {
+    **_SMALL,
     "position": "learned",
     "norm": "layer",
     "activation": "gelu",
@@ -12,6 +14,7 @@ _GPT = {
     "use_bias": True,
 }
 _LLAMA = {
+    **_SMALL,
     "position": Rotary(),
     "norm": "rms",
     "activation": "silu",

@@ -77,9 +77,7 @@ def test_sampling_settings_are_inputs_of_each_row(task, signatures):
 
 def test_scores_are_those_of_keras(task, signatures, held_out_prompts):
     outputs = signatures["score"](text=tf.constant(held_out_prompts))
-    np.testing.assert_allclose(
-        outputs["log_probability"], task.score(held_out_prompts), atol=1e-3
-    )
+    np.testing.assert_allclose(outputs["log_probability"], task.score(held_out_prompts), atol=1e-3)
     np.testing.assert_array_equal(
         outputs["num_tokens"], [len(task.tokenizer.encode(p)) for p in held_out_prompts]
     )

@@ -128,9 +128,7 @@ def test_ragged_rows_are_what_each_is_alone(model, settings):
         )
         count = int(alone.num_tokens[0])
         assert count == int(together.num_tokens[row])
-        np.testing.assert_array_equal(
-            alone.token_ids[0, :count], together.token_ids[row, :count]
-        )
+        np.testing.assert_array_equal(alone.token_ids[0, :count], together.token_ids[row, :count])
         assert np.all(np.asarray(together.token_ids)[row, count:] == PAD)
         np.testing.assert_allclose(
             alone.log_probability[0], together.log_probability[row], atol=1e-4
@@ -142,7 +140,10 @@ def test_settings_are_per_row(model):
     ids, lengths = prompts(1, rows=3)
     rows = [sampling(0.0), sampling(1.0, 5, 0.9, 3), sampling(2.0, 0, 1.0, 8)]
     mixed = generation.Sampling(
-        *[np.array([getattr(r, f) for r in rows]) for f in ("temperature", "top_k", "top_p", "seed")]
+        *[
+            np.array([getattr(r, f) for r in rows])
+            for f in ("temperature", "top_k", "top_p", "seed")
+        ]
     )
     together = compiled.generate(ids, lengths, np.array([8], "int32"), mixed)
     for row, settings in enumerate(rows):

@@ -167,9 +167,7 @@ def test_cache_writes_one_slot_a_row_or_a_chunk():
     np.testing.assert_array_equal(rows[1, :, 1], new[1, :, 0])
     assert np.count_nonzero(rows) == new.size
     chunk = random(2, 3, 2, 4)
-    np.testing.assert_array_equal(
-        np.asarray(layers.update_cache(cache, chunk, 3))[:, :, 3:], chunk
-    )
+    np.testing.assert_array_equal(np.asarray(layers.update_cache(cache, chunk, 3))[:, :, 3:], chunk)
     with pytest.raises(ValueError, match="one new token a row"):
         layers.update_cache(cache, chunk, np.array([0, 1]))
 
@@ -179,8 +177,6 @@ def test_masks_are_what_they_say():
     np.testing.assert_array_equal(layers.causal_mask(q, k)[0], k[None] <= q[:, None])
     rows = np.array([[0, 2], [3, 1]])
     np.testing.assert_array_equal(layers.causal_mask(rows, k), k <= rows[..., None])
-    np.testing.assert_array_equal(
-        layers.band_mask(q, k, 2)[0], np.abs(k[None] - q[:, None]) < 2
-    )
+    np.testing.assert_array_equal(layers.band_mask(q, k, 2)[0], np.abs(k[None] - q[:, None]) < 2)
     real = np.array([[True, False]])
     np.testing.assert_array_equal(layers.padding_mask(real), real[:, None])

@@ -20,9 +20,7 @@ CASES = [
     (layers.FeedForward, {"intermediate_dim": 12, "gated": True, "activation": "silu"}),
     (layers.FeedForward, {"intermediate_dim": 12, "use_bias": False, "dropout": 0.2}),
     (layers.MultiHeadAttention, {"num_heads": 4, "head_dim": 6}),
-    *[
-        (layers.MultiHeadAttention, {"num_heads": 4, "head_dim": 6, **v}) for v in VARIANTS.values()
-    ],
+    *[(layers.MultiHeadAttention, {"num_heads": 4, "head_dim": 6, **v}) for v in VARIANTS.values()],
     (layers.PositionEmbedding, {"sequence_length": 7}),
     (layers.RotaryEmbedding, {"max_wavelength": 500, "scaling_factor": 2.0}),
     (layers.SinePositionEncoding, {"max_wavelength": 500}),
@@ -52,8 +50,7 @@ def test_every_exported_layer_has_a_case():
     exported = {
         value
         for name in layers.__all__
-        if inspect.isclass(value := getattr(layers, name))
-        and issubclass(value, keras.layers.Layer)
+        if inspect.isclass(value := getattr(layers, name)) and issubclass(value, keras.layers.Layer)
     }
     assert exported == {layer for layer, _ in CASES}
 

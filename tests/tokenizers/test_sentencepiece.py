@@ -94,7 +94,10 @@ def test_partial_characters_are_known():
     [
         ({"files_or_iterable": []}, "no text"),
         ({"files_or_iterable": [TEXT], "vocabulary_size": 100}, "261"),
-        ({"files_or_iterable": [TEXT], "model_type": "bpe", "vocabulary_size": 99999}, "vocabulary_size.*set it to a value <="),
+        (
+            {"files_or_iterable": [TEXT], "model_type": "bpe", "vocabulary_size": 99999},
+            "vocabulary_size.*set it to a value <=",
+        ),
         ({**UNIGRAM, "vocabulary_size": 99999}, "set it to a value <="),
         ({"files_or_iterable": [TEXT], "model_type": "word"}, "model_type"),
         ({"files_or_iterable": "no/such/file.txt"}, "no/such/file.txt"),

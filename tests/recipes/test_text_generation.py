@@ -1,0 +1,128 @@
+"""The recipe and the demo, whole, on a little real text."""
+
+import dataclasses
+import json
+
+import pytest
+
+import keras_llm
+from keras_llm.errors import InputError
+from keras_llm.recipes import demo, text_generation
+
+
+def options(text_folder, out, **changes):
+    return text_generation.Options(
+        out=str(out), data=str(text_folder), smoke=True, prompt="The", **changes
+    )
+
+
+def test_the_folder_has_everything(run_folder):
+    names = {path.name for path in run_folder.iterdir()}
+    assert names == {
+        "README.md",
+        "config.json",
+        "logs",
+        "metrics.json",
+        "model.weights.h5",
+        "tokenizer",
+    }
+    assert {path.name for path in (run_folder / "logs").iterdir()} == {"train", "validation"}
+    assert [path.name for path in run_folder.parent.iterdir()] == [run_folder.name]
+
+
+def test_the_model_learned(run_folder):
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    held_out, unigram = metrics["held_out"], metrics["unigram"]
+    assert held_out["tokens"] == unigram["tokens"] > 5000
+    assert held_out["perplexity"] < 0.7 * unigram["perplexity"]
+    assert held_out["bits_per_byte"] < unigram["bits_per_byte"]
+
+
+def test_the_card_tells_the_measured_numbers(run_folder):
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    card = (run_folder / "README.md").read_text()
+    assert f"{metrics['held_out']['perplexity']:.2f}" in card
+    assert f"{metrics['unigram']['perplexity']:.2f}" in card
+    assert f"{metrics['training']['parameters']:,}" in card
+
+
+def test_evaluation_finds_the_same_documents_again(run_folder, tmp_path):
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    assert text_generation.evaluate(run_folder) == pytest.approx(metrics["held_out"])
+    (tmp_path / "other.txt").write_text("Something else.\n\nAnd more of it.")
+    other = text_generation.evaluate(run_folder, str(tmp_path / "other.txt"))
+    assert other["tokens"] < 50 and other != metrics["held_out"]
+
+
+def test_the_same_seed_gives_the_same_model(text_folder, tmp_path):
+    def texts(out, seed):
+        settings = options(text_folder, out, seed=seed, max_megabytes=0.05)
+        metrics = text_generation.run(settings)
+        return metrics["held_out"]["nats_per_token"], keras_llm.load(out)("The", 30, seed=1)
+
+    first = texts(tmp_path / "a", 7)
+    assert texts(tmp_path / "b", 7) == pytest.approx(first)
+    assert texts(tmp_path / "c", 8) != pytest.approx(first)
+
+
+def test_an_existing_folder_is_refused_before_anything_is_done(run_folder, text_folder):
+    before = {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")}
+    with pytest.raises(InputError, match="exists"):
+        text_generation.run(options(text_folder, run_folder))
+    assert {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"max_megabytes": 0.0}, "max-megabytes"),
+        ({"held_out": 1.0}, "held-out"),
+        ({"batch_size": 0}, "batch-size"),
+        ({"learning_rate": -1.0}, "learning-rate"),
+        ({"warmup": 1.0}, "warmup"),
+        ({"prompt": ""}, "prompt"),
+        ({"epochs": 0}, "epochs"),
+    ],
+)
+def test_options_out_of_range_are_named(changes, words):
+    with pytest.raises(InputError, match=f"--{words}"):
+        dataclasses.replace(text_generation.Options(out="runs/none"), **changes)
+
+
+def test_wrong_text_leaves_nothing(tmp_path):
+    for name, content, words in (
+        ("empty.txt", b"", "no text"),
+        ("latin.txt", "é".encode("latin-1") * 9, "not UTF-8"),
+        ("one.txt", b"one document", "2 distinct"),
+        ("short.txt", b"one\n\ntwo", "vocabulary_size"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=words):
+            text_generation.run(options(tmp_path / name, tmp_path / "out" / "run"))
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_length_beyond_the_preset_is_refused(text_folder, tmp_path):
+    settings = dataclasses.replace(options(text_folder, tmp_path / "run"), smoke=False)
+    settings.sequence_length = 4096
+    with pytest.raises(InputError, match="sequence-length"):
+        text_generation.run(settings)
+
+
+def test_a_loss_that_is_not_finite_is_told_and_leaves_no_model(text_folder, tmp_path):
+    settings = options(text_folder, tmp_path / "run", learning_rate=1e30, max_megabytes=0.05)
+    with pytest.raises(InputError, match="learning-rate"):
+        text_generation.run(settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_demo_shows_the_same_text_three_times(text_folder, tmp_path, capsys):
+    found = demo.run(demo.Options(folder=str(tmp_path), data=str(text_folder), smoke=True))
+    assert len(found["texts"]) == 3
+    for row in found["texts"]:
+        assert row["keras"] == row["saved_model"] == row["litert"]
+    assert found["metrics"]["held_out"]["perplexity"] < found["metrics"]["unigram"]["perplexity"]
+    printed = capsys.readouterr().out
+    assert printed.count("the same\n") == 3 and "keras-llm generate" in printed
+    for name in ("runs/demo", "serving/demo/1", "mobile/demo.tflite", "mobile/demo_int8.tflite"):
+        assert (tmp_path / name).exists()

@@ -1,0 +1,213 @@
+"""The command line as a person meets it: real processes, exit codes, one line for an error."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from keras_llm import cli
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "keras_llm", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        **options,
+    )
+
+
+def called(capfd, *arguments):
+    """In this process: the exit code, stdout and stderr."""
+    code = cli.main(list(map(str, arguments)))
+    captured = capfd.readouterr()
+    return code, captured.out, captured.err
+
+
+def imported(program):
+    """Which heavy modules a program imports."""
+    heavy = ["tensorflow", "tensorflow_text", "keras", "keras_nlp", "sentencepiece", "numpy"]
+    program += f"\nimport sys; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    assert imported("import keras_llm") == "[]"
+
+
+def test_the_library_does_not_import_tensorflow_text():
+    program = "from keras_llm import layers, models, tokenizers, data, generation, training, export"
+    found = imported(program + "\nimport keras_llm; keras_llm.TextGeneration; keras_llm.load")
+    assert "tensorflow_text" not in found and "keras_nlp" not in found
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["generate", "--help"], ["train", "text_generation", "--help"]]
+)
+def test_help_imports_nothing_heavy(arguments):
+    program = f"""
+from keras_llm import cli
+try:
+    code = cli.main({arguments!r})
+except SystemExit as stop:
+    code = stop.code
+assert not code"""
+    assert imported(program) == "[]"
+
+
+def test_help_names_every_command():
+    done = run("--help")
+    assert done.returncode == 0 and done.stderr == ""
+    for name in ("train", "generate", "evaluate", "export", "recipes", "inspect"):
+        assert f"\n  {name} " in done.stdout
+    assert run().stdout == done.stdout
+    assert "text_generation" in run("train", "--help").stdout
+    options = run("train", "text_generation", "--help").stdout
+    for flag in ("--out", "--corpus", "--data", "--smoke", "--seed", "--learning-rate"):
+        assert flag in options
+
+
+def test_generate_prints_text_and_nothing_else(run_folder, task):
+    arguments = ["generate", run_folder, "The", "--max-new-tokens", 12, "--temperature", 0]
+    done = run(*arguments)
+    assert done.returncode == 0
+    assert done.stdout == task("The", 12, temperature=0.0) + "\n"
+    assert done.stderr == ""
+
+
+def test_generate_streams_and_prints_json(run_folder, task, capfd):
+    settings = ["--max-new-tokens", 12, "--seed", 4, "--top-p", 0.9]
+    text = task("The", 12, seed=4, top_p=0.9)
+    code, out, _ = called(capfd, "generate", run_folder, "The", *settings, "--stream")
+    assert code == 0 and out == text + "\n"
+    code, out, _ = called(capfd, "generate", run_folder, "The", *settings, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["text"] == text and found["prompt"] == "The"
+    assert set(found) >= {"token_ids", "num_tokens", "log_probability", "finish_reason"}
+
+
+def test_train_evaluate_and_export(text_folder, tmp_path, capfd):
+    out = tmp_path / "runs" / "mine"
+    arguments = ["--data", text_folder, "--out", out, "--smoke", "--max-megabytes", 0.05]
+    code, printed, told = called(capfd, "train", "text_generation", *arguments)
+    assert code == 0 and "perplexity" in printed and "unigram" in printed
+    assert "tensorboard --logdir" in told
+    metrics = json.loads((out / "metrics.json").read_text())
+
+    code, printed, _ = called(capfd, "evaluate", out, "--json")
+    assert code == 0
+    assert json.loads(printed) == pytest.approx(metrics["held_out"])
+    (tmp_path / "other.txt").write_text("Something else.")
+    code, printed, _ = called(capfd, "evaluate", out, "--data", tmp_path / "other.txt")
+    assert code == 0 and "bits_per_byte" in printed
+    updated = json.loads((out / "metrics.json").read_text())
+    assert list(updated["other_text"]) == [str(tmp_path / "other.txt")]
+    assert updated["unigram"] == metrics["unigram"]
+
+    code, printed, _ = called(
+        capfd, "export", out, "--to", "saved_model", "--out", tmp_path / "serving", "--version", 2
+    )
+    assert code == 0 and "serving_default" in printed
+    assert (tmp_path / "serving" / "2" / "saved_model.pb").is_file()
+    target = tmp_path / "mobile" / "mine.tflite"
+    code, printed, _ = called(
+        capfd, "export", out, "--to", "litert", "--out", target, "--quantization", "int8", "--json"
+    )
+    assert code == 0 and json.loads(printed)["quantization"] == "int8" and target.is_file()
+
+
+def test_inspect_counts_the_model(run_folder, task, capfd):
+    code, printed, _ = called(capfd, "inspect", run_folder, "--json")
+    found = json.loads(printed)
+    assert code == 0
+    assert found["parameters"] == task.model.count_params()
+    assert found["parameters"] == sum(layer["parameters"] for layer in found["layers"])
+    assert found["weight_bytes"] == 4 * found["parameters"]
+    assert found["cache_bytes_per_token"] == 2 * 2 * 2 * 16 * 4  # k and v, layers, heads, size
+    code, printed, _ = called(capfd, "inspect", "gpt-tiny")
+    assert code == 0 and "position_embedding" in printed
+
+
+def test_recipes_lists_recipes_and_corpora(capfd):
+    code, printed, _ = called(capfd, "recipes")
+    assert code == 0
+    for name in ("text_generation", "movie-reviews", "python-stdlib"):
+        assert name in printed
+    code, printed, _ = called(capfd, "recipes", "--json")
+    assert set(json.loads(printed)) == {"recipes", "corpora"}
+
+
+WRONG = [
+    (["juggle"], "unknown command 'juggle'"),
+    (["train", "juggling"], "unknown recipe 'juggling'"),
+    (["train", "text_generation"], "--out"),
+    (["train", "text_generation", "--out", "{tmp}/x", "--epochs", "many"], "--epochs"),
+    (["train", "text_generation", "--out", "{tmp}/x", "--epochs", "0"], "--epochs"),
+    (["train", "text_generation", "--out", "{tmp}/x", "--speed", "9"], "--speed"),
+    (
+        ["train", "text_generation", "--out", "{tmp}/x", "--preset", "huge", "--data", "{text}"],
+        "huge",
+    ),
+    (["train", "text_generation", "--out", "{tmp}/x", "--corpus", "none"], "python-stdlib"),
+    (["train", "text_generation", "--out", "{tmp}/x", "--data", "{tmp}/none.txt"], "none.txt"),
+    (["train", "text_generation", "--out", "{tmp}/x", "--data", "{tmp}/empty.txt"], "no text"),
+    (["train", "text_generation", "--out", "{tmp}/x", "--data", "{tmp}/latin.txt"], "not UTF-8"),
+    (["train", "text_generation", "--out", "{run}", "--data", "{text}"], "exists"),
+    (["generate", "{tmp}/none", "The"], "not a model folder"),
+    (["generate", "{run}", ""], "empty"),
+    (["generate", "{run}", "word " * 300], "max_length"),
+    (["generate", "{run}", "The", "--max-new-tokens", "0"], "max_new_tokens"),
+    (["generate", "{run}", "The", "--max-new-tokens", "-1"], "max_new_tokens"),
+    (["generate", "{run}", "The", "--temperature", "-1"], "temperature"),
+    (["generate", "{run}", "", "--stream"], "empty"),
+    (["evaluate", "{tmp}"], "not a model folder"),
+    (["evaluate", "{run}", "--data", "{tmp}/empty.txt"], "no text"),
+    (["export", "{run}", "--to", "onnx", "--out", "{tmp}/x"], "onnx"),
+    (["export", "{run}", "--to", "saved_model", "--out", "{tmp}/x", "--version", "0"], "version"),
+    (["export", "{run}", "--to", "litert", "--out", "{tmp}/x"], ".tflite"),
+    (["export", "{run}", "--to", "litert", "--out", "{tmp}/taken.tflite"], "exists"),
+    (
+        ["export", "{run}", "--to", "litert", "--out", "{tmp}/x.tflite", "--version", "1"],
+        "--version",
+    ),
+    (
+        ["export", "{run}", "--to", "saved_model", "--out", "{tmp}/x", "--quantization", "int8"],
+        "litert",
+    ),
+    (["inspect", "{tmp}/none"], "neither a model folder nor a preset"),
+]
+
+
+@pytest.mark.parametrize("arguments, words", WRONG)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments, words, run_folder, text_folder, tmp_path, capfd
+):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
+    (tmp_path / "taken.tflite").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    names = {"tmp": tmp_path, "run": run_folder, "text": text_folder}
+    code, out, err = called(capfd, *[str(a).format(**names) for a in arguments])
+    assert code == 2 and out == ""
+    assert len(err.splitlines()) == 1 and err.startswith("keras-llm: "), err
+    assert words in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(run_folder, tmp_path):
+    program = f"""
+import resource, signal, sys
+from keras_llm import cli
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+sys.exit(cli.main(["export", {str(run_folder)!r}, "--to", "saved_model", "--out", "serving"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("keras-llm: ")
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
