@@ -1,4 +1,4 @@
-"""Writes that are whole or not at all."""
+"""Text files read with clear errors; writes that are whole or not at all."""
 
 import contextlib
 import ctypes
@@ -77,6 +77,26 @@ def atomic_file(path, overwrite=False):
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def read_utf8(path):
+    """The text of a UTF-8 file.
+
+    Raises:
+        InputError: if it is missing, or naming the line that is not UTF-8.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist.")
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path}, line {line}: not UTF-8 (byte {data[error.start]:#04x} at offset "
+            f"{error.start})."
+        ) from None
 
 
 def check_free(path, overwrite=False):

@@ -5,6 +5,7 @@ import json
 import pathlib
 
 from keras_llm.errors import InputError
+from keras_llm.files import read_utf8
 
 _SUFFIXES = (".txt", ".jsonl")
 
@@ -34,13 +35,11 @@ def read_texts(path, text_field="text", separator="\n\n"):
         files = sorted(f for f in path.rglob("*") if f.suffix in _SUFFIXES and f.is_file())
         if not files:
             raise InputError(f"{path} holds no {' or '.join(_SUFFIXES)} file.")
-    elif path.exists():
-        files = [path]
     else:
-        raise InputError(f"{path} does not exist.")
+        files = [path]
     documents = []
     for file in files:
-        text = _read_utf8(file)
+        text = read_utf8(file)
         if file.suffix == ".jsonl":
             documents += _jsonl(file, text, text_field)
         else:
@@ -93,18 +92,6 @@ def split_documents(documents, held_out=0.1, seed=0):
         )
     count = min(max(1, round(held_out * len(shuffled))), len(shuffled) - 1)
     return shuffled[count:], shuffled[:count]
-
-
-def _read_utf8(file):
-    data = file.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{file}, line {line}: not UTF-8 (byte {data[error.start]:#04x} at offset "
-            f"{error.start})."
-        ) from None
 
 
 def _jsonl(file, text, field):

@@ -41,8 +41,8 @@ class TextGeneration(Task):
 
     Example:
     >>> from keras_llm import models, tokenizers
-    >>> tok = tokenizers.SentencePiece.train(["once upon a time"] * 9, vocabulary_size=280)
-    >>> model = models.causal_lm(models.preset("gpt-tiny", vocabulary_size=280))
+    >>> tok = tokenizers.SentencePiece.train(["once upon a time"] * 9, 275, "bpe")
+    >>> model = models.causal_lm(models.preset("gpt-tiny", vocabulary_size=275))
     >>> task = TextGeneration(model, tok)
     >>> task("once", max_new_tokens=5, seed=1) == task(["once"], max_new_tokens=5, seed=1)[0]
     True

@@ -7,8 +7,8 @@ import pathlib
 
 import sentencepiece
 
-from keras_llm.data.text import read_texts
 from keras_llm.errors import InputError
+from keras_llm.files import read_utf8
 from keras_llm.tokenizers.base import Tokenizer
 
 # SentencePiece writes a space as U+2581, and so reads a U+2581 of the text back as a space. An
@@ -167,11 +167,10 @@ def _sentences(source):
     if isinstance(source, (str, pathlib.Path)):
         source = [pathlib.Path(source)]
     for item in source:
-        texts = read_texts(item) if isinstance(item, pathlib.Path) else [item]
-        for text in texts:
-            for line in _escape(text).split("\n"):
-                for begin in range(0, len(line), _LONGEST_SENTENCE):
-                    yield line[begin : begin + _LONGEST_SENTENCE]
+        text = read_utf8(item) if isinstance(item, pathlib.Path) else item
+        for line in _escape(text).split("\n"):
+            for begin in range(0, len(line), _LONGEST_SENTENCE):
+                yield line[begin : begin + _LONGEST_SENTENCE]
 
 
 def _chain(first, rest):

@@ -6,7 +6,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_llm.data.packing import windows
 from keras_llm.errors import InputError
 
 
@@ -71,8 +70,7 @@ def evaluate_language_model(model, token_ids, num_bytes, bos_id, sequence_length
             ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), targets),
         ],
     )
-    count = windows(token_ids, sequence_length)
-    count += (len(token_ids) - 1) > count * sequence_length
+    count = math.ceil((len(token_ids) - 1) / sequence_length)
     stream = np.full(count * sequence_length + 1, bos_id, "int32")  # a begin token never counts
     stream[: len(token_ids)] = token_ids
     inputs = stream[:-1].reshape(count, sequence_length)

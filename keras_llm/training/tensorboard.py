@@ -10,41 +10,37 @@ import tensorflow as tf
 class TensorBoard(keras.callbacks.TensorBoard):
     """Keras's TensorBoard callback, with what a language model is watched by.
 
-    Besides loss and metrics it writes `perplexity`, `learning_rate` and `tokens_per_second`,
-    for each epoch and every `update_freq` batches, and a sampled text after each epoch.
+    `batch_<name>`, every `update_freq` batches: the loss and each metric over just those
+    batches, `perplexity`, `learning_rate` and `tokens_per_second`. `epoch_<name>`: the same for
+    each epoch, of training and held-out data. `sample`: a text after each epoch.
 
     Args:
         log_dir: str or path.
         tokens_per_step: int, tokens in a batch.
         sample: callable without arguments that returns Markdown, or None.
-        update_freq: int, batches between two points, or "epoch".
+        update_freq: int > 0, batches between two points.
         **kwargs: passed to `keras.callbacks.TensorBoard`.
     """
 
     def __init__(self, log_dir, tokens_per_step, sample=None, update_freq=20, **kwargs):
         kwargs.setdefault("write_graph", False)
-        super().__init__(log_dir=str(log_dir), update_freq=update_freq, **kwargs)
+        # Keras's own points within an epoch are averages since its beginning: they are off.
+        super().__init__(log_dir=str(log_dir), update_freq="epoch", **kwargs)
         self.tokens_per_step = tokens_per_step
         self.sample = sample
+        self.points_freq = update_freq
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
-        self._batch_begin = self._epoch_begin = time.perf_counter()
-        self._batches_since = self._batches = 0
+        self._batches = 0
+        self._epoch_begin = time.perf_counter()
+        self._last_point = (0, self._epoch_begin, {})
 
     def on_train_batch_end(self, batch, logs=None):
         super().on_train_batch_end(batch, logs)
         self._batches += 1
-        self._batches_since += 1
-        if isinstance(self.update_freq, int) and self._batches_since == self.update_freq:
-            now = time.perf_counter()
-            speed = self._batches_since * self.tokens_per_step / (now - self._batch_begin)
-            step = int(self.model.optimizer.iterations)
-            with self._train_writer.as_default(step):
-                tf.summary.scalar("batch_perplexity", _perplexity(logs["loss"]))
-                tf.summary.scalar("batch_learning_rate", self._learning_rate())
-                tf.summary.scalar("batch_tokens_per_second", speed)
-            self._batch_begin, self._batches_since = now, 0
+        if self._batches % self.points_freq == 0:
+            self._write_point(logs)
         # Validation comes after the last batch; it is no part of the training speed.
         self._epoch_end = time.perf_counter()
 
@@ -60,8 +56,23 @@ class TensorBoard(keras.callbacks.TensorBoard):
             with self._train_writer.as_default(epoch):
                 tf.summary.text("sample", self.sample())
 
-    def _learning_rate(self):
-        return float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+    def _write_point(self, logs):
+        before, then, means = self._last_point
+        now, count = time.perf_counter(), self._batches - before
+        # Keras logs means since the epoch began; their difference is the mean since the point.
+        values = {
+            name: (mean * self._batches - means.get(name, 0.0) * before) / count
+            for name, mean in logs.items()
+        }
+        self._last_point = (self._batches, now, dict(logs))
+        values["perplexity"] = _perplexity(values["loss"])
+        values["learning_rate"] = float(
+            keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+        )
+        values["tokens_per_second"] = count * self.tokens_per_step / (now - then)
+        with self._train_writer.as_default(int(self.model.optimizer.iterations)):
+            for name, value in values.items():
+                tf.summary.scalar(f"batch_{name}", value)
 
 
 def _perplexity(loss):

@@ -137,7 +137,9 @@ def test_tensorboard_has_what_a_language_model_is_watched_by(tmp_path):
     np.testing.assert_allclose(perplexity, np.exp(history["val_loss"]), rtol=1e-4)
     samples = train.Tensors("sample")
     assert [e.tensor_proto.string_val[0] for e in samples] == [b"> a sample"] * 3
-    assert len(train.Tensors("batch_tokens_per_second")) == 6
+    assert [e.step for e in train.Tensors("batch_tokens_per_second")] == [2, 4, 6, 8, 10, 12]
+    points = np.ravel(values(train, "batch_loss")).reshape(3, 2)
+    np.testing.assert_allclose(points.mean(axis=1), history["loss"], rtol=1e-4)
 
 
 def test_progress_is_told_on_stderr(capfd):

@@ -1,0 +1,94 @@
+"""The house of the library: who may import whom, and examples that run."""
+
+import ast
+import doctest
+import importlib
+import pathlib
+import pkgutil
+
+import pytest
+
+import keras_llm
+
+ROOT = pathlib.Path(keras_llm.__file__).parent.parent
+LIBRARY = ROOT / "keras_llm"
+
+# From the top down; a room imports what is in it and in those below it.
+ROOMS = [
+    {"recipes", "cli", "__main__"},
+    {"export"},
+    {"tasks"},
+    {"data"},
+    {"tokenizers"},
+    {"training"},
+    {"generation"},
+    {"models"},
+    {"layers"},
+    {"errors", "files", "quiet"},
+]
+ONLY_KERAS = ("layers", "models", "generation", "training")
+
+
+def imports(path):
+    """The absolute module names that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def modules():
+    for folder, name in (
+        (LIBRARY, None),
+        (ROOT / "export", "export"),
+        (ROOT / "recipes", "recipes"),
+    ):
+        for path in sorted(folder.rglob("*.py")):
+            room = name or path.relative_to(LIBRARY).parts[0].removesuffix(".py")
+            if room != "__init__":
+                yield pytest.param(path, room, id=str(path.relative_to(ROOT)))
+
+
+@pytest.mark.parametrize("path, room", modules())
+def test_imports_go_down(path, room):
+    level = next(i for i, rooms in enumerate(ROOMS) if room in rooms)
+    side = ROOMS[level] if level in (0, len(ROOMS) - 1) else {room}
+    allowed = side.union(*ROOMS[level + 1 :], keras_llm._NAMES, {"__version__"})
+    rooms = {n.split(".")[1] for n in imports(path) if n.startswith("keras_llm.")}
+    assert rooms <= allowed, f"{path} imports {sorted(rooms - allowed)}"
+
+
+@pytest.mark.parametrize("path, room", modules())
+def test_only_keras_below_the_files_named_for_a_backend(path, room):
+    if room in ONLY_KERAS and path.stem not in ("tensorflow", "tensorboard"):
+        found = {name.split(".")[0] for name in imports(path)}
+        assert not found & {"tensorflow", "tensorflow_text", "jax", "torch"}, path
+
+
+def public_modules():
+    yield "keras_llm"
+    for package in ("keras_llm", "keras_llm.export", "keras_llm.recipes"):
+        for info in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
+            if not info.name.endswith("__main__"):
+                yield info.name
+
+
+@pytest.mark.parametrize("name", sorted(set(public_modules())))
+def test_examples_in_docstrings_run(name):
+    module = importlib.import_module(name)
+    failures, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert failures == 0
+
+
+def test_every_public_name_is_there_and_documented():
+    for room in sorted(keras_llm._SUBMODULES - {"recipes"}):
+        module = importlib.import_module(f"keras_llm.{room}")
+        for name in module.__all__:
+            value = getattr(module, name)
+            assert value.__doc__, f"keras_llm.{room}.{name} has no docstring"
+    for name in keras_llm.__all__:
+        assert getattr(keras_llm, name) is not None
+    with pytest.raises(AttributeError, match="keras_llm"):
+        keras_llm.nonsense  # noqa: B018
