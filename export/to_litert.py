@@ -16,7 +16,7 @@ from keras_llm.files import atomic_file
 from keras_llm.tasks import TextGeneration
 
 _LOGIT_TOLERANCE = 1e-3  # float32: largest difference of a logit
-_TOP_1_AGREEMENT = 0.9  # int8: share of steps with Keras's most likely token
+_TOP_1_AGREEMENT = 0.9  # quantised: share of steps with Keras's most likely token
 _PREFILL_LENGTHS = (16, 128)
 
 
@@ -31,8 +31,8 @@ def litert(task, path, quantization=None, prefill_lengths=None, overwrite=False)
     Args:
         task: a `TextGeneration` in float32.
         path: str or path that ends in `.tflite`.
-        quantization: None for float32, or "int8" for weights in 8 bits with activations in
-            float32.
+        quantization: None for float32; "int8" or "float16" for weights in 8 or 16 bits, with
+            activations in float32.
         prefill_lengths: ints, the chunk sizes in which a prompt can be read. Defaults to 16
             and 128, at most the model's `max_length`.
         overwrite: bool. Whether to replace the file.
@@ -51,8 +51,10 @@ def litert(task, path, quantization=None, prefill_lengths=None, overwrite=False)
         raise InputError(f"litert: `task` must be a TextGeneration, got {type(task)}.")
     if path.suffix != ".tflite":
         raise InputError(f"litert: `path` must end in .tflite, got {path}.")
-    if quantization not in (None, "int8"):
-        raise InputError(f'litert: `quantization` must be None or "int8", got {quantization!r}.')
+    if quantization not in (None, "int8", "float16"):
+        raise InputError(
+            f'litert: `quantization` must be None, "int8" or "float16", got {quantization!r}.'
+        )
     max_length = task.model.config.max_length
     if prefill_lengths is None:
         prefill_lengths = sorted({min(length, max_length) for length in _PREFILL_LENGTHS})

@@ -74,8 +74,8 @@ class Export:
     """Folder of the served model, or path of the .tflite file."""
     version: int | None = None
     """Version of the served model (saved_model only; 1 if not given)."""
-    quantization: Literal["int8"] | None = None
-    """Weights in 8 bits (litert only)."""
+    quantization: Literal["int8", "float16"] | None = None
+    """Weights in 8 or 16 bits (litert only)."""
     overwrite: bool = False
     """Replace what is there."""
     json: bool = False

@@ -39,7 +39,8 @@ def atomic_folder(path, overwrite=False, keep_on_error=False):
         if partial.exists():
             if keep_on_error and not overwrite:
                 raise InputError(
-                    f"{partial} holds an unfinished run; remove it, or choose to overwrite."
+                    f"{partial} holds an unfinished run; remove it, or pass overwrite=True "
+                    "(--overwrite)."
                 )
             shutil.rmtree(partial)
         partial.mkdir()
@@ -107,7 +108,9 @@ def check_free(path, overwrite=False):
     path = pathlib.Path(path)
     occupied = any(path.iterdir()) if path.is_dir() else path.exists()
     if occupied and not overwrite:
-        raise InputError(f"{path} exists; choose another name, or to overwrite.")
+        raise InputError(
+            f"{path} exists; choose another name, or pass overwrite=True (--overwrite)."
+        )
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ trained with `fit` on packed batches, and the folder `--out` gets the best weigh
 held-out measures beside a unigram baseline, a model card and TensorBoard logs.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -171,24 +172,25 @@ def run(options):
         _say(f"watch it: tensorboard --logdir {pathlib.Path(options.out).parent}")
         best = training.BestWeights(folder / "best.weights.h5")
         begin = time.perf_counter()
-        model.fit(
-            train_data,
-            steps_per_epoch=interval,
-            epochs=intervals,
-            validation_data=validation_data,
-            shuffle=False,
-            verbose=0,
-            callbacks=[
-                keras.callbacks.TerminateOnNaN(),
-                best,
-                training.TensorBoard(
-                    folder / "logs",
-                    tokens_per_step,
-                    sample=lambda: _sample(task, options),
-                ),
-                training.ProgressBar(intervals * interval, tokens_per_step),
-            ],
-        )
+        with _told_where_it_stopped(folder):
+            model.fit(
+                train_data,
+                steps_per_epoch=interval,
+                epochs=intervals,
+                validation_data=validation_data,
+                shuffle=False,
+                verbose=0,
+                callbacks=[
+                    keras.callbacks.TerminateOnNaN(),
+                    best,
+                    training.TensorBoard(
+                        folder / "logs",
+                        tokens_per_step,
+                        sample=lambda: _sample(task, options),
+                    ),
+                    training.ProgressBar(intervals * interval, tokens_per_step),
+                ],
+            )
         seconds = time.perf_counter() - begin
         if not best.path.is_file():
             raise InputError("the loss is not finite; try a lower --learning-rate.")
@@ -277,6 +279,15 @@ def evaluate_documents(task, texts, sequence_length):
         task.tokenizer.bos_id,
         sequence_length,
     )
+
+
+@contextlib.contextmanager
+def _told_where_it_stopped(folder):
+    try:
+        yield
+    except BaseException:
+        _say(f"stopped; what there is so far, the best weights among it, is in {folder}")
+        raise
 
 
 def _sample(task, options):

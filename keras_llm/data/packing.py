@@ -93,4 +93,7 @@ def packed_dataset(token_ids, sequence_length, batch_size, bos_id, pad_id, epoch
     dataset = tf.data.Dataset.range(epochs * steps).map(
         batch, num_parallel_calls=2, deterministic=True
     )
-    return dataset.prefetch(2)
+    # The parallelism is fixed: autotuning would only make short runs wait for its thread.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.prefetch(2).with_options(options)

@@ -86,6 +86,7 @@ class RotaryEmbedding(keras.layers.Layer):
             )
         if positions is None:
             positions = ops.arange(ops.shape(inputs)[sequence_axis]) + start_index
+        positions = ops.convert_to_tensor(positions)
         per_row = len(positions.shape) == 2
         axes = [a for a in range(rank) if a != sequence_axis and not (per_row and a == 0)]
         angles = ops.expand_dims(ops.cast(positions, "float32"), axes)

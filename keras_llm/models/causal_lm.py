@@ -108,7 +108,13 @@ def prefill(model, token_ids, lengths, cache):
 
     Returns:
         Float32 logits (B, V) at each row's last real token, and the cache.
+
+    Raises:
+        InputError: if the cache has fewer than T slots.
     """
+    length, slots = token_ids.shape[1], cache["k_0"].shape[2]
+    if length is not None and slots is not None and length > slots:
+        raise InputError(f"prefill: `token_ids` has {length} tokens, `cache` only {slots} slots.")
     hidden, cache = forward_cached(
         model, token_ids, ops.arange(ops.shape(token_ids)[1]), cache, ops.convert_to_tensor(0)
     )

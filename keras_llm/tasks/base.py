@@ -3,8 +3,6 @@
 import json
 import pathlib
 
-import keras
-
 import keras_llm
 from keras_llm import models, tokenizers
 from keras_llm.errors import InputError
@@ -108,11 +106,11 @@ def load(folder):
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise InputError(f"{weights} is missing.")
+    model = models.causal_lm(
+        models.CausalLMConfig.from_dict(config["model"]), dtype=config["dtype"]
+    )
     try:
-        model = models.causal_lm(
-            models.CausalLMConfig.from_dict(config["model"]), dtype=config["dtype"]
-        )
-        keras.models.Model.load_weights(model, weights)
+        model.load_weights(weights)
     except (OSError, KeyError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{weights} cannot be loaded: {reason}") from error

@@ -21,6 +21,7 @@ def mobile(task, tmp_path_factory):
     reports = {
         None: export.litert(task, folder / "reference.tflite"),
         "int8": export.litert(task, folder / "reference_int8.tflite", quantization="int8"),
+        "float16": export.litert(task, folder / "half.tflite", quantization="float16"),
     }
     return folder, reports
 
@@ -85,10 +86,12 @@ def test_signatures_have_litert_lms_names_and_shapes(mobile, task):
         assert rows["outputs"] == (cache | logits if name == "decode" else cache)
 
 
-def test_weights_are_stored_once_and_int8_is_smaller(mobile, task):
-    whole, small = (mobile[1][q] for q in (None, "int8"))
+def test_weights_are_stored_once_and_quantised_ones_are_smaller(mobile, task):
+    whole, half, small = (mobile[1][q] for q in (None, "float16", "int8"))
     assert whole["bytes"]["model"] < 4 * task.model.count_params() + 100_000
     assert small["bytes"]["model"] < 0.5 * whole["bytes"]["model"]
+    assert half["bytes"]["model"] < 0.65 * whole["bytes"]["model"]
+    assert half["parity"]["top_1_agreement"] >= 0.99
     assert small["parity"]["top_1_agreement"] >= 0.9
     assert small["parity"]["mean_kl_divergence_nats"] < 0.01
     assert whole["parity"]["max_logit_error"] < 1e-3
@@ -96,9 +99,10 @@ def test_weights_are_stored_once_and_int8_is_smaller(mobile, task):
 
 def test_the_report_lies_beside_the_files(mobile):
     folder, reports = mobile
-    names = ["export_report.json", "reference.tflite", "reference_int8.tflite"]
+    names = ["export_report.json", "half.tflite", "reference.tflite", "reference_int8.tflite"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert json.loads((folder / "export_report.json").read_text()) == {
+        "half.tflite": reports["float16"],
         "reference.tflite": reports[None],
         "reference_int8.tflite": reports["int8"],
     }

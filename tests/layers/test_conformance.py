@@ -110,6 +110,21 @@ def test_padding_is_not_seen(layer_class, arguments):
 
 
 @pytest.mark.parametrize(
+    "layer_class, arguments", [c for c in CASES if c[0] is layers.MultiHeadAttention]
+)
+def test_masked_keys_are_not_seen(layer_class, arguments):
+    inputs = inputs_of(layer_class)
+    layer = layer_class(**arguments)
+    mask = np.tril(np.ones((1, 7, 7), bool))
+    changed = inputs.copy()
+    changed[:, 4:] = 9.0
+    before = np.asarray(layer(inputs, attention_mask=mask))
+    after = np.asarray(layer(changed, attention_mask=mask))
+    np.testing.assert_allclose(before[:, :4], after[:, :4], atol=1e-6)
+    assert not np.allclose(before[:, 4:], after[:, 4:])
+
+
+@pytest.mark.parametrize(
     "make, words",
     [
         (lambda: layers.MultiHeadAttention(4, 6, num_key_value_heads=3), "num_key_value_heads"),

@@ -82,6 +82,13 @@ def test_cache_entries_are_named_and_keep_their_number():
     assert {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in cache.items()}
 
 
+def test_a_prompt_longer_than_the_cache_is_refused():
+    model = models.causal_lm(models.preset("llama-tiny"))
+    cache = models.init_cache(model, 1, 4)
+    with pytest.raises(InputError, match="5 tokens, `cache` only 4 slots"):
+        models.prefill(model, np.zeros((1, 5), "int32"), np.array([5]), cache)
+
+
 def test_a_bfloat16_model_agrees_with_float32():
     config = models.preset("llama-tiny")
     exact, mixed = models.causal_lm(config), models.causal_lm(config, dtype="mixed_bfloat16")
