@@ -85,6 +85,11 @@ class LiteRTModel:
             [token for token, _ in self.steps(prompt, max_new_tokens) if token is not None]
         )
 
+    def stream(self, prompt, max_new_tokens=64):
+        """The same text as `generate`, piece by piece; a piece never ends inside a character."""
+        steps = self.steps(prompt, max_new_tokens)
+        return self.tokenizer.decode_stream(token for token, _ in steps if token is not None)
+
     def steps(self, prompt, max_new_tokens):
         """Yield `(token, logits)` for each step: an int, None for the end of the text; and the
         float32 logits (V,) it was chosen from."""

@@ -251,29 +251,11 @@ def _inspect(options):
             f"{options.model} is neither a model folder nor a preset; presets are "
             f"{', '.join(models.presets())}."
         )
-    model = models.causal_lm(config, dtype=dtype)
-    layers = [
-        {"name": layer.name, "class": type(layer).__name__, "parameters": layer.count_params()}
-        for layer in model.layers
-        if type(layer).__name__ not in ("InputLayer", "Add")
-    ]
-    cache = models.init_cache(model, 1, 1)
-    cache_bytes = sum(
-        entry.shape[1] * entry.shape[3] * entry.dtype.size for entry in cache.values()
-    )
-    weight_bytes = sum(v.value.dtype.size * v.value.shape.num_elements() for v in model.weights)
-    summary = {
-        "config": config.to_dict(),
-        "layers": layers,
-        "parameters": model.count_params(),
-        "weight_bytes": weight_bytes,
-        "cache_bytes_per_token": cache_bytes,
-        "cache_bytes_at_max_length": cache_bytes * config.max_length,
-    }
+    summary = models.summarize(models.causal_lm(config, dtype=dtype))
     if not _as_json(options, summary):
         _table(
             ["layer", "class", "parameters"],
-            [[r["name"], r["class"], f"{r['parameters']:,}"] for r in layers],
+            [[r["name"], r["class"], f"{r['parameters']:,}"] for r in summary["layers"]],
         )
         _table(
             ["in all", "value"],

@@ -207,9 +207,9 @@ class MultiHeadAttention(keras.layers.Layer):
         size, groups = self.head_dim, self.num_heads // self.num_key_value_heads
         # Fold the query heads that share a key-value head into the time axis: one matmul a
         # key-value head, and keys are never repeated.
-        q = ops.reshape(q * size**-0.5, (batch_size, length, -1, groups, size))
-        q = ops.transpose(q, (0, 2, 3, 1, 4))
-        q = ops.reshape(q, (batch_size, -1, groups * length, size))
+        grouped = (batch_size, length, self.num_key_value_heads, groups, size)
+        q = ops.transpose(ops.reshape(q * size**-0.5, grouped), (0, 2, 3, 1, 4))
+        q = ops.reshape(q, (batch_size, self.num_key_value_heads, groups * length, size))
         keys, values = ops.cast(keys, q.dtype), ops.cast(values, q.dtype)
 
         scores = ops.cast(ops.matmul(q, ops.swapaxes(keys, -1, -2)), "float32")
@@ -225,8 +225,8 @@ class MultiHeadAttention(keras.layers.Layer):
         probabilities = self.dropout_layer(probabilities, training=training)
 
         output = ops.matmul(probabilities, values)
-        output = ops.reshape(output, (batch_size, -1, groups, length, size))
-        output = ops.transpose(output, (0, 3, 1, 2, 4))
+        grouped = (batch_size, self.num_key_value_heads, groups, length, size)
+        output = ops.transpose(ops.reshape(output, grouped), (0, 3, 1, 2, 4))
         return ops.reshape(output, (batch_size, length, self.num_heads * size))
 
     def compute_output_shape(self, query_shape, value_shape=None):

@@ -11,6 +11,7 @@ from keras_llm.models.causal_lm import (
 )
 from keras_llm.models.config import CausalLMConfig
 from keras_llm.models.presets import preset, presets
+from keras_llm.models.summary import summarize
 
 __all__ = [
     "CausalLMConfig",
@@ -23,4 +24,5 @@ __all__ = [
     "prefill",
     "preset",
     "presets",
+    "summarize",
 ]

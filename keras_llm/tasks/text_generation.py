@@ -120,7 +120,10 @@ class TextGeneration(Task):
         token_ids, lengths = self._encode_prompts([prompt])
         sampling = _sampling(temperature, top_k, top_p, seed, 1)
         budget = np.array([_positive(max_new_tokens)], "int32")
-        return self._pieces(self._compiled.stream(token_ids, lengths, budget, sampling))
+        states = self._compiled.stream(token_ids, lengths, budget, sampling)
+        return self.tokenizer.decode_stream(
+            int(state.token[0]) for state in states if not bool(state.stopped[0])
+        )
 
     def score(self, texts):
         """Log-likelihood of texts.
@@ -139,19 +142,6 @@ class TextGeneration(Task):
         token_ids, lengths = self._encode("texts", rows, self.model.config.max_length + 1)
         scores = np.asarray(self._compiled.score(token_ids, lengths)).tolist()
         return scores[0] if isinstance(texts, str) else scores
-
-    def _pieces(self, states):
-        shown, token_ids = "", []
-        for state in states:
-            if int(state.num_tokens[0]) > len(token_ids):
-                token_ids.append(int(state.token[0]))
-            text = self.tokenizer.decode(token_ids)
-            if not self.tokenizer.is_partial(text) and len(text) > len(shown):
-                yield text[len(shown) :]
-                shown = text
-        rest = self.tokenizer.decode(token_ids)[len(shown) :]
-        if rest:
-            yield rest
 
     def _encode_prompts(self, prompts):
         return self._encode("prompt", prompts, self.model.config.max_length - 1)

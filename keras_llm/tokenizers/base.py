@@ -47,7 +47,7 @@ class Tokenizer(abc.ABC):
         """The TensorFlow objects that an exported graph must track."""
 
     @abc.abstractmethod
-    def is_partial(self, text):
+    def _is_partial(self, text):
         """Whether the end of a decoded str may still change with the next token."""
 
     @abc.abstractmethod
@@ -58,6 +58,27 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def _load_files(cls, folder, config):
         """The tokenizer that `_save_files` wrote."""
+
+    def decode_stream(self, ids):
+        """Decode token ids as they come.
+
+        Args:
+            ids: iterable of int.
+
+        Yields:
+            Pieces of text, none empty, none ending inside a character; joined they are
+            `decode` of all ids.
+        """
+        shown, so_far = "", []
+        for token in ids:
+            so_far.append(token)
+            text = self.decode(so_far)
+            if len(text) > len(shown) and not self._is_partial(text):
+                yield text[len(shown) :]
+                shown = text
+        rest = self.decode(so_far)[len(shown) :]
+        if rest:
+            yield rest
 
     def save(self, folder):
         """Write the tokenizer into a folder, made if need be."""

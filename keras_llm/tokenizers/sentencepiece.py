@@ -135,7 +135,7 @@ class SentencePiece(Tokenizer):
         with tf.init_scope():
             return tensorflow_text.SentencepieceTokenizer(self.model, out_type=tf.int32)
 
-    def is_partial(self, text):
+    def _is_partial(self, text):
         return text.endswith(("\ufffd", _ESCAPE))
 
     def _save_files(self, folder):

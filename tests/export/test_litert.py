@@ -37,6 +37,11 @@ def test_greedy_text_is_that_of_keras(task, runner, held_out_prompts):
     assert [runner.generate(prompt, 16) for prompt in held_out_prompts] == expected
 
 
+def test_the_stream_is_the_whole(runner):
+    pieces = list(runner.stream("The", 20))
+    assert "".join(pieces) == runner.generate("The", 20) and len(pieces) > 5
+
+
 def test_logits_are_those_of_keras_in_every_slot(task, runner):
     ids = task.tokenizer.encode("word and " * 100)[:100]
     prompt = task.tokenizer.decode(ids)
@@ -63,6 +68,16 @@ def test_a_model_with_learned_positions(task, tmp_path):
     assert report["prefill_lengths"] == [5]
     device = export.LiteRTModel(tmp_path / "gpt.tflite")
     assert device.generate("The word", 50) == learned("The word", 50, temperature=0.0)
+
+
+def test_a_bfloat16_model_is_exported_in_float32(task, tmp_path):
+    model = models.causal_lm(task.model.config, dtype="mixed_bfloat16")
+    model.set_weights(task.model.get_weights())
+    mixed = tasks.TextGeneration(model, task.tokenizer)
+    report = export.litert(mixed, tmp_path / "mixed.tflite", prefill_lengths=[16])
+    assert report["parity"]["max_logit_error"] < 1e-3
+    device = export.LiteRTModel(tmp_path / "mixed.tflite")
+    assert device.generate("The", 12) == task("The", 12, temperature=0.0)
 
 
 def test_signatures_have_litert_lms_names_and_shapes(mobile, task):

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import keras_llm
-from keras_llm import export
+from keras_llm import export, models, tasks
 from keras_llm.errors import ExportError, InputError
 
 
@@ -155,6 +155,14 @@ sys.stdout.buffer.write(out["text"].numpy()[0])
     command = [sys.executable, "-c", program, str(served[0] / "3")]
     done = subprocess.run(command, capture_output=True, check=True)
     assert done.stdout.decode() == task("The", 12, temperature=0.0)
+
+
+def test_a_bfloat16_model(task, tmp_path):
+    model = models.causal_lm(task.model.config, dtype="mixed_bfloat16")
+    model.set_weights(task.model.get_weights())
+    mixed = tasks.TextGeneration(model, task.tokenizer)
+    report = export.saved_model(mixed, tmp_path / "mixed")
+    assert report["parity"]["greedy_texts_equal"] is True
 
 
 def test_a_version_is_refused_or_replaced(served, task):

@@ -43,25 +43,6 @@ def test_the_stream_is_the_whole(task, prompt, settings):
     assert all(pieces) and len(pieces) > whole.num_tokens // 2
 
 
-def test_a_piece_never_ends_inside_a_character(task):
-    class Spelled:
-        """States as the decode loop gives them, for text that is spelled in bytes."""
-
-        def __init__(self, ids):
-            self.ids = ids
-
-        def __iter__(self):
-            for count, token in enumerate(self.ids, 1):
-                yield type("State", (), {"num_tokens": [count], "token": [token]})
-
-    text = "a🙂b\u2581c👩‍👩‍👧"
-    ids = task.tokenizer.encode(text)
-    pieces = list(task._pieces(Spelled(ids)))
-    assert "".join(pieces) == text and not any("\ufffd" in piece for piece in pieces)
-    torn = list(task._pieces(Spelled(task.tokenizer.encode("🙂")[:2])))
-    assert "".join(torn) == task.tokenizer.decode(task.tokenizer.encode("🙂")[:2])
-
-
 def test_scores_favour_real_text(task, held_out_prompts):
     real = held_out_prompts[-1]
     shuffled = "".join(np.random.default_rng(0).permutation(list(real)))

@@ -82,11 +82,23 @@ def test_save_and_load(tmp_path):
     assert loaded.vocabulary_size == tok.vocabulary_size == 500
 
 
-def test_partial_characters_are_known():
+@given(UNICODE)
+@example("a🙂b\u2581c👩‍👩‍👧\ue000")
+def test_a_streamed_piece_never_ends_inside_a_character(text):
+    tok = trained("bpe")
+    ids = tok.encode(text)
+    pieces = list(tok.decode_stream(iter(ids)))
+    assert "".join(pieces) == text and all(pieces)
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_torn_character_comes_at_the_end():
     tok = trained("bpe")
     ids = tok.encode("\U0001f9ff")  # in no piece: spelled in four bytes
-    partial = [tok.is_partial(tok.decode(ids[: i + 1])) for i in range(len(ids))]
-    assert partial == [True, True, True, False]
+    assert len(ids) == 4
+    assert list(tok.decode_stream(ids[:2])) == [tok.decode(ids[:2])]
+    assert list(tok.decode_stream(ids)) == ["\U0001f9ff"]
 
 
 @pytest.mark.parametrize(
