@@ -170,15 +170,17 @@ def _verify(task, path, quantization):
 
 def _keras_logits(task, prompts, token_ids, steps):
     """Keras's logits (steps, V) where the exported model made each of its choices."""
+    prompt_ids = [[task.tokenizer.bos_id, *task.tokenizer.encode(prompt)] for prompt in prompts]
+    longest = max(len(old) + len(new) for old, new in zip(prompt_ids, token_ids, strict=True))
+    batch = np.full((len(prompts), longest), task.tokenizer.pad_id, "int32")
+    for row, old, new in zip(batch, prompt_ids, token_ids, strict=True):
+        row[: len(old) + len(new)] = old + new
     rows = []
-    for prompt, new_ids in zip(prompts, token_ids, strict=True):
-        prompt_ids = [task.tokenizer.bos_id, *task.tokenizer.encode(prompt)]
-        logits = task.model.predict_on_batch(np.array([prompt_ids + new_ids], "int32"))[0]
-        # The last row is a choice only where the model ended the text.
-        ended = len(new_ids) < min(
-            parity.NEW_TOKENS, task.model.config.max_length - len(prompt_ids)
-        )
-        rows.append(logits[len(prompt_ids) - 1 :][: len(new_ids) + ended])
+    logits = task.model.predict_on_batch(batch)
+    for row, old, new in zip(logits, prompt_ids, token_ids, strict=True):
+        budget = min(parity.NEW_TOKENS, task.model.config.max_length - len(old))
+        choices = len(new) + (len(new) < budget)  # one more, where the model ended the text
+        rows.append(row[len(old) - 1 :][:choices])
     rows = np.concatenate(rows)
     if len(rows) != steps:
         raise ExportError(f"the exported model made {steps} steps, Keras {len(rows)}.")

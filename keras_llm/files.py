@@ -11,7 +11,7 @@ from keras_llm.errors import InputError
 
 
 @contextlib.contextmanager
-def atomic_folder(path, overwrite=False, keep_on_error=False):
+def atomic_folder(path, overwrite=False, keep_if=None):
     """Fill a folder under a temporary name and rename it when it is whole.
 
     The temporary name is `<path>.partial`, locked while this process lives. What a killed
@@ -21,23 +21,27 @@ def atomic_folder(path, overwrite=False, keep_on_error=False):
     Args:
         path: where the folder shall be.
         overwrite: bool. Whether to replace what is at `path`.
-        keep_on_error: bool. Leave the partial folder behind if the body raises, and refuse
-            to clear one that is there unless `overwrite`.
+        keep_if: str, or None. A file that makes an unfinished folder worth keeping: one that
+            has it stays behind if the body raises, and is cleared only with `overwrite`.
 
     Yields:
         `pathlib.Path` of the temporary folder.
 
     Raises:
-        InputError: if `path` exists and `overwrite` is False, or another process is writing
-            it.
+        InputError: if `path`, or an unfinished folder worth keeping, exists and `overwrite` is
+            False; or another process is writing it.
     """
     path = pathlib.Path(path)
     check_free(path, overwrite)
     partial = path.with_name(path.name + ".partial")
+
+    def worth_keeping():
+        return keep_if is not None and (partial / keep_if).exists()
+
     partial.parent.mkdir(parents=True, exist_ok=True)
     with _locked(partial):
         if partial.exists():
-            if keep_on_error and not overwrite:
+            if worth_keeping() and not overwrite:
                 raise InputError(
                     f"{partial} holds an unfinished run; remove it, or pass overwrite=True "
                     "(--overwrite)."
@@ -48,7 +52,7 @@ def atomic_folder(path, overwrite=False, keep_on_error=False):
             yield partial
             _replace_folder(partial, path)
         except BaseException:
-            if not keep_on_error:
+            if not worth_keeping():
                 shutil.rmtree(partial, ignore_errors=True)
             raise
 

@@ -19,6 +19,8 @@ from typing import Literal
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder, check_free
 
+_BEST = "best.weights.h5"
+
 
 @dataclasses.dataclass
 class Options:
@@ -168,11 +170,11 @@ def run(options):
         f"{len(train_documents)} documents, {len(train_ids)} tokens for training; "
         f"{len(held_out_documents)} documents held out; {model.count_params():,} parameters"
     )
-    with atomic_folder(options.out, options.overwrite, keep_on_error=True) as folder:
+    with atomic_folder(options.out, options.overwrite, keep_if=_BEST) as folder:
         _say(f"watch it: tensorboard --logdir {pathlib.Path(options.out).parent}")
-        best = training.BestWeights(folder / "best.weights.h5")
+        best = training.BestWeights(folder / _BEST)
         begin = time.perf_counter()
-        with _told_where_it_stopped(folder):
+        with _told_where_it_stopped(best.path):
             model.fit(
                 train_data,
                 steps_per_epoch=interval,
@@ -282,11 +284,12 @@ def evaluate_documents(task, texts, sequence_length):
 
 
 @contextlib.contextmanager
-def _told_where_it_stopped(folder):
+def _told_where_it_stopped(weights):
     try:
         yield
     except BaseException:
-        _say(f"stopped; what there is so far, the best weights among it, is in {folder}")
+        if weights.is_file():
+            _say(f"stopped; the best weights so far are {weights}")
         raise
 
 

@@ -47,15 +47,16 @@ def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
     assert names(target) == ["old"] and names(tmp_path) == ["model"]
 
 
-def test_an_unfinished_run_is_kept_if_asked(tmp_path):
+def test_an_unfinished_run_is_kept_if_it_is_worth_it(tmp_path):
     target = tmp_path / "run"
-    with pytest.raises(RuntimeError), atomic_folder(target, keep_on_error=True) as partial:
-        (partial / "best").write_text("1")
-        raise RuntimeError
-    assert names(tmp_path / "run.partial") == ["best"]
-    with pytest.raises(InputError, match="unfinished"), atomic_folder(target, keep_on_error=True):
+    for name in ("log", "best"):
+        with pytest.raises(RuntimeError), atomic_folder(target, keep_if="best") as partial:
+            (partial / name).write_text("1")
+            raise RuntimeError
+        assert (tmp_path / "run.partial").exists() == (name == "best")
+    with pytest.raises(InputError, match="unfinished"), atomic_folder(target, keep_if="best"):
         pytest.fail("the body must not run")
-    with atomic_folder(target, overwrite=True, keep_on_error=True) as partial:
+    with atomic_folder(target, overwrite=True, keep_if="best") as partial:
         assert names(partial) == []
 
 

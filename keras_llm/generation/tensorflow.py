@@ -2,8 +2,10 @@
 
 import functools
 
+import keras
 import tensorflow as tf
 
+from keras_llm.errors import InputError
 from keras_llm.generation import decode
 from keras_llm.generation.samplers import Sampling
 
@@ -20,9 +22,17 @@ class Compiled:
         model: a model from `models.causal_lm`.
         stop_id: int, the token that ends a text.
         pad_id: int, fills unused places.
+
+    Raises:
+        InputError: if Keras runs on another backend.
     """
 
     def __init__(self, model, stop_id, pad_id):
+        if keras.backend.backend() != "tensorflow":
+            raise InputError(
+                "text tasks run on TensorFlow; set KERAS_BACKEND=tensorflow (weights trained on "
+                f"{keras.backend.backend()} load there)."
+            )
         self.model = model
         self.ids = {"stop_id": stop_id, "pad_id": pad_id}
 

@@ -1,5 +1,6 @@
 """Callbacks of `fit` that need no particular backend: progress on stderr, the best weights."""
 
+import atexit
 import math
 import pathlib
 import time
@@ -35,6 +36,7 @@ class ProgressBar(keras.callbacks.Callback):
         self.begin, self.steps = time.perf_counter(), 0
         self.bar = self.progress.add_task("training", total=self.total_steps, state="")
         self.progress.start()
+        atexit.register(self.progress.stop)  # an interrupted `fit` leaves the terminal as it was
 
     def on_train_batch_end(self, batch, logs=None):
         self.steps += 1
@@ -51,6 +53,7 @@ class ProgressBar(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self.progress.stop()
+        atexit.unregister(self.progress.stop)
 
 
 class BestWeights(keras.callbacks.Callback):

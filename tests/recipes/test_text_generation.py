@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -113,7 +117,24 @@ def test_a_loss_that_is_not_finite_is_told_and_leaves_no_model(text_folder, tmp_
     settings = options(text_folder, tmp_path / "run", learning_rate=1e30, max_megabytes=0.05)
     with pytest.raises(InputError, match="learning-rate"):
         text_generation.run(settings)
-    assert not (tmp_path / "run").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_training_keeps_its_best_weights(text_folder, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "keras_llm", "train", "text_generation", "--smoke"]
+    command += ["--data", str(text_folder), "--out", str(out), "--epochs", "500"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    best = tmp_path / "run.partial" / "best.weights.h5"
+    while not best.exists() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 2 and str(best) in told and "interrupted" in told
+    assert best.is_file() and not out.exists()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "unfinished run" in done.stderr
+    assert best.is_file()
 
 
 def test_the_demo_shows_the_same_text_three_times(text_folder, tmp_path, capsys):
