@@ -193,8 +193,10 @@ def _evaluate(options):
     from keras_llm.tasks import read_config
 
     name = read_config(options.run)["metadata"].get("recipe")
+    if name is None and options.data:
+        name = "text_generation"
     if name not in RECIPES:
-        raise InputError(f"{options.run} was not trained by a recipe; it has no held-out text.")
+        raise InputError(f"{options.run} was not trained by a recipe; give --data.")
     recipe = importlib.import_module(f"keras_llm.recipes.{name}")
     measures = recipe.evaluate(options.run, options.data)
     path = pathlib.Path(options.run) / "metrics.json"

@@ -256,7 +256,8 @@ def evaluate(folder, data=None):
 
     Args:
         folder: str or path, the `out` of a run.
-        data: path of text files, or None for the documents held out in training.
+        data: path of text files, or None for the documents held out in training (which a model
+            made without a recipe has not).
 
     Returns:
         A dict, see `training.evaluate_language_model`.
@@ -265,6 +266,8 @@ def evaluate(folder, data=None):
     from keras_llm.data import read_texts
 
     task = keras_llm.load(folder)
+    if "options" not in task.metadata:  # made in Python, not by a recipe
+        return evaluate_documents(task, read_texts(data), task.model.config.max_length)
     options = Options(**{**task.metadata["options"], "smoke": False})
     texts = read_texts(data) if data else documents(options)[1]
     return evaluate_documents(task, texts, options.sequence_length)

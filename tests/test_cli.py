@@ -119,6 +119,18 @@ def test_train_evaluate_and_export(text_folder, tmp_path, capfd):
     assert code == 0 and json.loads(printed)["quantization"] == "int8" and target.is_file()
 
 
+def test_a_model_made_in_python_is_evaluated_on_given_text(task, tmp_path, capfd):
+    import keras_llm
+
+    keras_llm.TextGeneration(task.model, task.tokenizer).save(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("A word and another.")
+    arguments = ["evaluate", tmp_path / "model", "--data", tmp_path / "text.txt", "--json"]
+    code, printed, _ = called(capfd, *arguments)
+    assert code == 0 and json.loads(printed)["perplexity"] > 1
+    code, _, told = called(capfd, "evaluate", tmp_path / "model")
+    assert code == 2 and "--data" in told and len(told.splitlines()) == 1
+
+
 def test_inspect_counts_the_model(run_folder, task, capfd):
     code, printed, _ = called(capfd, "inspect", run_folder, "--json")
     found = json.loads(printed)
