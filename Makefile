@@ -4,13 +4,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-jax lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m keras_llm.recipes.demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2
+
+# Layers, models and generation on Keras's JAX backend, in an environment of their own.
+test-jax:
+	$(PYTHON) -m venv $(VENV)-jax
+	$(VENV)-jax/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[test]' jax
+	KERAS_BACKEND=jax $(VENV)-jax/bin/python -m pytest -n 2 tests/layers tests/models tests/jax
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -24,4 +31,4 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV)-jax build *.egg-info

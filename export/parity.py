@@ -99,6 +99,20 @@ def require_same_texts(found, expected):
             )
 
 
+def greedy(serve, prompts, max_new_tokens):
+    """Call a SavedModel's `serving_default` signature for greedy text; its outputs."""
+    import tensorflow as tf
+
+    return serve(
+        prompt=tf.constant(prompts),
+        max_new_tokens=tf.constant([max_new_tokens]),
+        temperature=tf.constant([0.0]),
+        top_k=tf.constant([0]),
+        top_p=tf.constant([1.0]),
+        seed=tf.constant([0]),
+    )
+
+
 def _run_saved_model(path, request):
     import tensorflow as tf
     from tensorflow.python.framework import op_def_registry
@@ -114,20 +128,11 @@ def _run_saved_model(path, request):
 
     signatures = tf.saved_model.load(path).signatures
 
-    def generate(prompts, max_new_tokens):
-        return signatures["serving_default"](
-            prompt=tf.constant(prompts),
-            max_new_tokens=tf.constant([max_new_tokens]),
-            temperature=tf.constant([0.0]),
-            top_k=tf.constant([0]),
-            top_p=tf.constant([1.0]),
-            seed=tf.constant([0]),
-        )
-
-    together = generate(request["prompts"], NEW_TOKENS)
+    serve = signatures["serving_default"]
+    together = greedy(serve, request["prompts"], NEW_TOKENS)
     scores = signatures["score"](text=tf.constant(request["prompts"]))
     begin = time.perf_counter()
-    timed = generate(request["prompts"][:1], TIMED_TOKENS)
+    timed = greedy(serve, request["prompts"][:1], TIMED_TOKENS)
     seconds = time.perf_counter() - begin
     return {
         "signatures": {

@@ -117,18 +117,12 @@ def greedy_texts(task, paths, prompts):
     import tensorflow as tf
 
     from keras_llm import export
+    from keras_llm.export import parity
 
     task(prompts, NEW_TOKENS, temperature=0.0)  # compiled before anything is timed
     serve = tf.saved_model.load(str(paths["saved_model"] / "1")).signatures["serving_default"]
     device = export.LiteRTModel(paths["litert"])
-    served = serve(
-        prompt=tf.constant(prompts),
-        max_new_tokens=tf.constant([NEW_TOKENS]),
-        temperature=tf.constant([0.0]),
-        top_k=tf.constant([0]),
-        top_p=tf.constant([1.0]),
-        seed=tf.constant([0]),
-    )
+    served = parity.greedy(serve, prompts, NEW_TOKENS)
     return [
         {
             "prompt": prompt,

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_llm.layers import masks
-from keras_llm.layers._initializers import clone
+from keras_llm.layers._parts import dense
 from keras_llm.layers.cache import update_cache
 from keras_llm.layers.position import Rotary, RotaryEmbedding
 
@@ -102,9 +102,9 @@ class MultiHeadAttention(keras.layers.Layer):
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.layer_norm_epsilon = layer_norm_epsilon
 
-        self.query_projection = self._projection(num_heads * head_dim, "query")
-        self.key_projection = self._projection(self.num_key_value_heads * head_dim, "key")
-        self.value_projection = self._projection(self.num_key_value_heads * head_dim, "value")
+        self.query_projection = dense(self, num_heads * head_dim, "query")
+        self.key_projection = dense(self, self.num_key_value_heads * head_dim, "key")
+        self.value_projection = dense(self, self.num_key_value_heads * head_dim, "value")
         self.query_norm = self.key_norm = self.rotary = None
         if qk_norm:
             self.query_norm, self.key_norm = (
@@ -119,22 +119,12 @@ class MultiHeadAttention(keras.layers.Layer):
             )
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
-    def _projection(self, units, name):
-        return keras.layers.Dense(
-            units,
-            use_bias=self.use_bias,
-            kernel_initializer=clone(self.kernel_initializer),
-            bias_initializer=clone(self.bias_initializer),
-            dtype=self.dtype_policy,
-            name=name,
-        )
-
     def build(self, query_shape, value_shape=None):
         value_shape = query_shape if value_shape is None else value_shape
         self.query_projection.build(query_shape)
         self.key_projection.build(value_shape)
         self.value_projection.build(value_shape)
-        self.output_projection = self._projection(query_shape[-1], "output")
+        self.output_projection = dense(self, query_shape[-1], "output")
         self.output_projection.build((*query_shape[:-1], self.num_heads * self.head_dim))
         if self.qk_norm:
             self.query_norm.build((None, None, self.num_heads, self.head_dim))

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_llm.layers._initializers import clone
+from keras_llm.layers._parts import clone
 from keras_llm.layers.position import PositionEmbedding
 
 

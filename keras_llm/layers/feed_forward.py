@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_llm.layers._initializers import clone
+from keras_llm.layers._parts import dense
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -53,25 +53,15 @@ class FeedForward(keras.layers.Layer):
         self.dropout = dropout
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.up = self._dense(intermediate_dim, "up")
-        self.gate = self._dense(intermediate_dim, "gate") if gated else None
+        self.up = dense(self, intermediate_dim, "up")
+        self.gate = dense(self, intermediate_dim, "gate") if gated else None
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
-
-    def _dense(self, units, name):
-        return keras.layers.Dense(
-            units,
-            use_bias=self.use_bias,
-            kernel_initializer=clone(self.kernel_initializer),
-            bias_initializer=clone(self.bias_initializer),
-            dtype=self.dtype_policy,
-            name=name,
-        )
 
     def build(self, inputs_shape):
         self.up.build(inputs_shape)
         if self.gated:
             self.gate.build(inputs_shape)
-        self.down = self._dense(inputs_shape[-1], "down")
+        self.down = dense(self, inputs_shape[-1], "down")
         self.down.build((*inputs_shape[:-1], self.intermediate_dim))
         self.built = True
 

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_llm.layers import masks
-from keras_llm.layers._initializers import clone
+from keras_llm.layers._parts import clone
 from keras_llm.layers.attention import MultiHeadAttention
 from keras_llm.layers.feed_forward import FeedForward
 

@@ -59,14 +59,13 @@ def test_evaluation_finds_the_same_documents_again(run_folder, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_model(text_folder, tmp_path):
-    def texts(out, seed):
-        settings = options(text_folder, out, seed=seed, max_megabytes=0.05)
-        metrics = text_generation.run(settings)
-        return metrics["held_out"]["nats_per_token"], keras_llm.load(out)("The", 30, seed=1)
+    def trained(out, seed):
+        text_generation.run(options(text_folder, out, seed=seed, max_megabytes=0.05))
+        return keras_llm.load(out).score("The word and the other")
 
-    first = texts(tmp_path / "a", 7)
-    assert texts(tmp_path / "b", 7) == pytest.approx(first)
-    assert texts(tmp_path / "c", 8) != pytest.approx(first)
+    first = trained(tmp_path / "a", 7)
+    assert trained(tmp_path / "b", 7) == pytest.approx(first, rel=1e-4)
+    assert trained(tmp_path / "c", 8) != pytest.approx(first, rel=1e-3)
 
 
 def test_an_existing_folder_is_refused_before_anything_is_done(run_folder, text_folder):
