@@ -29,7 +29,11 @@ def probe_prompts(task):
         if length > 0:
             text += task(text, max_new_tokens=length, seed=index)
         prompts.append(text)
-    return [p for p in prompts if len(task.tokenizer.encode(p)) + 1 < task.model.config.max_length]
+    room = task.model.config.max_length - 1
+    prompts = [text for text in prompts if len(task.tokenizer.encode(text)) < room]
+    if not prompts:
+        raise ExportError(f"a model with `max_length` {room + 1} has no room to be tried.")
+    return prompts
 
 
 def run_child(kind, path, request, timeout=600):

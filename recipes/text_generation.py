@@ -106,17 +106,11 @@ def run(options):
     Raises:
         InputError: if an option or the data cannot be used; nothing is at `out` then.
     """
-    check_free(options.out, options.overwrite)
-    train_documents, held_out_documents = documents(options)
-
     import keras
 
     from keras_llm import data, models, tasks, tokenizers, training
 
-    keras.utils.set_random_seed(options.seed)
-    tokenizer = tokenizers.SentencePiece.train(
-        train_documents, options.vocabulary_size, model_type=options.tokenizer
-    )
+    check_free(options.out, options.overwrite)
     config = models.preset(
         options.preset, vocabulary_size=options.vocabulary_size, dropout=options.dropout
     )
@@ -125,6 +119,11 @@ def run(options):
             f"--sequence-length must be at most the preset's {config.max_length}, "
             f"got {options.sequence_length}."
         )
+    train_documents, held_out_documents = documents(options)
+    keras.utils.set_random_seed(options.seed)
+    tokenizer = tokenizers.SentencePiece.train(
+        train_documents, options.vocabulary_size, model_type=options.tokenizer
+    )
     model = models.causal_lm(config)
     train_ids = data.encode_documents(train_documents, tokenizer)
     held_out_ids = data.encode_documents(held_out_documents, tokenizer)

@@ -1,5 +1,6 @@
 """SentencePiece tokenizers whose round trip is exact."""
 
+import collections
 import functools
 import io
 import os
@@ -55,8 +56,9 @@ class SentencePiece(Tokenizer):
         Args:
             files_or_iterable: a path (str or Path) or list of Paths of UTF-8 text files, or an
                 iterable of str, each a text.
-            vocabulary_size: int. V; at least 260 plus the number of characters, for the 256
-                bytes and 4 special tokens.
+            vocabulary_size: int > 260, for the 256 bytes and 4 special tokens. V. If single
+                characters would take more than half of the rest, the rarest, up to 2 % of the
+                text, are left to be spelled in bytes.
             model_type: "unigram" or "bpe".
 
         Returns:
@@ -69,18 +71,21 @@ class SentencePiece(Tokenizer):
             raise InputError(f'`model_type` must be "unigram" or "bpe", got {model_type!r}.')
         if vocabulary_size < 261:
             raise InputError(f"`vocabulary_size` must be at least 261, got {vocabulary_size}.")
-        sentences = _sentences(files_or_iterable)
-        first = next(sentences, None)
-        if first is None:
+        sentences = list(_sentences(files_or_iterable))
+        characters = collections.Counter()
+        for sentence in sentences:
+            characters.update(sentence)
+        if not characters:
             raise InputError("SentencePiece.train: `files_or_iterable` holds no text.")
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_chain(first, sentences),
+                sentence_iterator=iter(sentences),
                 model_writer=model,
                 vocab_size=vocabulary_size,
                 model_type=model_type,
                 byte_fallback=True,
+                character_coverage=_coverage(characters, (vocabulary_size - 260) // 2),
                 pad_id=0,
                 bos_id=1,
                 eos_id=2,
@@ -173,6 +178,8 @@ def _sentences(source):
                 yield line[begin : begin + _LONGEST_SENTENCE]
 
 
-def _chain(first, rest):
-    yield first
-    yield from rest
+def _coverage(characters, most):
+    """The share of the text that its `most` frequent characters make up, within the bounds of
+    SentencePiece."""
+    covered = sum(count for _, count in characters.most_common(max(1, most)))
+    return min(max(0.98, covered / characters.total()), 0.9995)

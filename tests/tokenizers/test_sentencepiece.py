@@ -74,6 +74,14 @@ def test_training_is_deterministic_and_reads_files(model_type, tmp_path):
     assert len(models) == 1
 
 
+def test_more_characters_than_the_vocabulary_holds():
+    text = "".join(chr(c) for c in range(0x4E00, 0x5200)) + "的一是" * 30000
+    tok = tokenizers.SentencePiece.train([text], vocabulary_size=320, model_type="bpe")
+    assert tok.vocabulary_size == 320
+    assert tok.decode(tok.encode(text)) == text
+    assert len(tok.encode("的一是")) <= 3 and len(tok.encode("\u51fe\u51ff")) == 6  # bytes
+
+
 def test_save_and_load(tmp_path):
     tok = trained("bpe")
     tok.save(tmp_path / "tokenizer")
