@@ -1,21 +1,28 @@
 """Keras layers that compose into language models. Only `keras` and `keras.ops` inside."""
 
+from keras_llm.layers.alibi import Alibi, AlibiBias
 from keras_llm.layers.attention import MultiHeadAttention
 from keras_llm.layers.cache import empty_cache, update_cache
 from keras_llm.layers.embedding import TokenAndPositionEmbedding
 from keras_llm.layers.feed_forward import FeedForward
 from keras_llm.layers.masks import band_mask, causal_mask, padding_mask
-from keras_llm.layers.position import (
-    PositionEmbedding,
+from keras_llm.layers.position import PositionEmbedding, SinePositionEncoding
+from keras_llm.layers.rotary import (
+    Llama3Scaling,
+    NTKScaling,
     Rotary,
     RotaryEmbedding,
-    SinePositionEncoding,
+    YarnScaling,
 )
 from keras_llm.layers.transformer import TransformerDecoder, TransformerEncoder
 
 __all__ = [
+    "Alibi",
+    "AlibiBias",
     "FeedForward",
+    "Llama3Scaling",
     "MultiHeadAttention",
+    "NTKScaling",
     "PositionEmbedding",
     "Rotary",
     "RotaryEmbedding",
@@ -23,6 +30,7 @@ __all__ = [
     "TokenAndPositionEmbedding",
     "TransformerDecoder",
     "TransformerEncoder",
+    "YarnScaling",
     "band_mask",
     "causal_mask",
     "empty_cache",

@@ -5,8 +5,9 @@ from keras import ops
 
 from keras_llm.layers import masks
 from keras_llm.layers._parts import dense
+from keras_llm.layers.alibi import Alibi, AlibiBias
 from keras_llm.layers.cache import update_cache
-from keras_llm.layers.position import Rotary, RotaryEmbedding
+from keras_llm.layers.rotary import Rotary, RotaryEmbedding
 
 _MASKED = -1e9  # added to a masked score; softmax gives it exactly 0 in float32
 
@@ -23,7 +24,7 @@ class MultiHeadAttention(keras.layers.Layer):
         num_heads: int > 0. N query heads.
         head_dim: int > 0. H features a head.
         num_key_value_heads: int. K; must divide N. Defaults to N.
-        position: `Rotary(...)` or None. How queries and keys learn their positions.
+        position: `Rotary(...)`, `Alibi(...)` or None. How attention knows positions.
         sliding_window: int or None. A query sees keys less than this many positions away.
         logit_soft_cap: float or None. Scores become `cap * tanh(scores / cap)`.
         qk_norm: bool. RMS-normalise each query and key head before positions are applied.
@@ -88,8 +89,10 @@ class MultiHeadAttention(keras.layers.Layer):
                 f"`num_key_value_heads` must divide `num_heads`={num_heads}, "
                 f"got {num_key_value_heads}."
             )
-        if position is not None and not isinstance(position, Rotary):
-            raise ValueError(f"`position` must be Rotary(...) or None, got {position!r}.")
+        if position is not None and not isinstance(position, (Rotary, Alibi)):
+            raise ValueError(
+                f"`position` must be Rotary(...), Alibi(...) or None, got {position!r}."
+            )
         if sliding_window is not None and sliding_window < 1:
             raise ValueError(f"`sliding_window` must be a positive int, got {sliding_window}.")
         self.position = position
@@ -105,7 +108,7 @@ class MultiHeadAttention(keras.layers.Layer):
         self.query_projection = dense(self, num_heads * head_dim, "query")
         self.key_projection = dense(self, self.num_key_value_heads * head_dim, "key")
         self.value_projection = dense(self, self.num_key_value_heads * head_dim, "value")
-        self.query_norm = self.key_norm = self.rotary = None
+        self.query_norm = self.key_norm = self.rotary = self.alibi = None
         if qk_norm:
             self.query_norm, self.key_norm = (
                 keras.layers.RMSNormalization(
@@ -113,9 +116,15 @@ class MultiHeadAttention(keras.layers.Layer):
                 )
                 for name in ("query_norm", "key_norm")
             )
-        if position is not None:
+        if isinstance(position, Alibi):
+            self.alibi = AlibiBias(position.max_bias, dtype="float32", name="alibi")
+        if isinstance(position, Rotary):
             self.rotary = RotaryEmbedding(
-                position.base, position.scaling, dtype=self.dtype_policy, name="rotary"
+                position.base,
+                position.scaling,
+                fraction=position.fraction,
+                dtype=self.dtype_policy,
+                name="rotary",
             )
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
@@ -160,12 +169,12 @@ class MultiHeadAttention(keras.layers.Layer):
         if cache is not None:
             keys, values = cache
 
+        new_keys_only = self_attention and cache is None
+        key_positions = positions if new_keys_only else ops.arange(ops.shape(keys)[2])
         if self.sliding_window is not None:
-            new_keys_only = self_attention and cache is None
-            key_positions = positions if new_keys_only else ops.arange(ops.shape(keys)[2])
             window = masks.band_mask(positions, key_positions, self.sliding_window)
             attention_mask = masks.merge(attention_mask, window)
-        output = self._attend(q, keys, values, attention_mask, training)
+        output = self._attend(q, keys, values, positions, key_positions, attention_mask, training)
         output = self.output_projection(output)
         return output if cache is None else (output, cache)
 
@@ -191,7 +200,7 @@ class MultiHeadAttention(keras.layers.Layer):
         heads = ops.reshape(projection(inputs), (batch_size, length, num_heads, self.head_dim))
         return heads if norm is None else norm(heads)
 
-    def _attend(self, q, keys, values, attention_mask, training):
+    def _attend(self, q, keys, values, positions, key_positions, attention_mask, training):
         """(B, T, N, H), (B, K, S, H) twice -> (B, T, N * H)."""
         batch_size, length = ops.shape(q)[:2]
         size, groups = self.head_dim, self.num_heads // self.num_key_value_heads
@@ -203,18 +212,19 @@ class MultiHeadAttention(keras.layers.Layer):
         keys, values = ops.cast(keys, q.dtype), ops.cast(values, q.dtype)
 
         scores = ops.cast(ops.matmul(q, ops.swapaxes(keys, -1, -2)), "float32")
+        scores = ops.reshape(scores, (batch_size, self.num_heads, length, -1))
         if self.logit_soft_cap is not None:
             scores = self.logit_soft_cap * ops.tanh(scores / self.logit_soft_cap)
+        if self.alibi is not None:
+            scores = self.alibi(scores, query_positions=positions, key_positions=key_positions)
         if attention_mask is not None:
             bias = (1.0 - ops.cast(attention_mask, "float32")) * _MASKED
-            bias = ops.expand_dims(bias, 1)
-            if groups > 1 and bias.shape[2] != 1:
-                bias = ops.tile(bias, (1, 1, groups, 1))
-            scores = scores + bias
+            scores = scores + ops.expand_dims(bias, 1)
         probabilities = ops.cast(ops.softmax(scores, axis=-1), q.dtype)
         probabilities = self.dropout_layer(probabilities, training=training)
 
-        output = ops.matmul(probabilities, values)
+        folded = (batch_size, self.num_key_value_heads, groups * length, -1)
+        output = ops.matmul(ops.reshape(probabilities, folded), values)
         grouped = (batch_size, self.num_key_value_heads, groups, length, size)
         output = ops.transpose(ops.reshape(output, grouped), (0, 3, 1, 2, 4))
         return ops.reshape(output, (batch_size, length, self.num_heads * size))

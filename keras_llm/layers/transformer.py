@@ -21,7 +21,7 @@ _BLOCK_ARGS = """
             (pre-norm), False what comes out of each residual sum (post-norm).
         num_key_value_heads: int. K; must divide N. Defaults to N.
         head_dim: int. H. Defaults to D / N.
-        position: `Rotary(...)` or None, for the self-attention.
+        position: `Rotary(...)`, `Alibi(...)` or None, for the self-attention.
         norm: "layer" (LayerNormalization) or "rms" (RMSNormalization).
         gated: bool. Whether the feed-forward part is gated.
         sliding_window: int or None. Self-attention reaches less than this many positions.

@@ -1,6 +1,7 @@
 """Functional models from a config, and the cached steps that generation and export run."""
 
-from keras_llm.layers.position import Rotary
+from keras_llm.layers.alibi import Alibi
+from keras_llm.layers.rotary import Rotary
 from keras_llm.models.causal_lm import (
     causal_lm,
     decode,
@@ -14,6 +15,7 @@ from keras_llm.models.presets import preset, presets
 from keras_llm.models.summary import summarize
 
 __all__ = [
+    "Alibi",
     "CausalLMConfig",
     "Rotary",
     "causal_lm",

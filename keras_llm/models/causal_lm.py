@@ -6,7 +6,6 @@ from keras import ops
 from keras_llm.errors import InputError
 from keras_llm.layers import (
     PositionEmbedding,
-    Rotary,
     TransformerDecoder,
     causal_mask,
     empty_cache,
@@ -207,7 +206,7 @@ def _layers(config, dtype):
             normalize_first=True,
             num_key_value_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
-            position=config.position if isinstance(config.position, Rotary) else None,
+            position=None if config.position == "learned" else config.position,
             norm=config.norm,
             gated=config.gated,
             sliding_window=config.sliding_window,

@@ -3,8 +3,10 @@
 import dataclasses
 
 from keras_llm.errors import InputError
-from keras_llm.layers.position import Rotary
+from keras_llm.layers.alibi import Alibi
+from keras_llm.layers.rotary import Rotary
 
+_POSITIONS = {"rotary": Rotary, "alibi": Alibi}
 _SIZES = (
     "vocabulary_size",
     "num_layers",
@@ -28,7 +30,7 @@ class CausalLMConfig:
         max_length: int > 1. The longest sequence, prompt and new tokens together.
         num_key_value_heads: int or None. K; must divide N. None means N.
         head_dim: int or None. H. None means D / N.
-        position: `Rotary(...)`, `"learned"`, or None for no positions at all.
+        position: `Rotary(...)`, `Alibi(...)`, `"learned"`, or None for no positions at all.
         norm: "layer" or "rms".
         norm_epsilon: float > 0.
         activation: name of a Keras activation.
@@ -54,7 +56,7 @@ class CausalLMConfig:
     max_length: int
     num_key_value_heads: int | None = None
     head_dim: int | None = None
-    position: Rotary | str | None = Rotary()  # noqa: RUF009, it is frozen
+    position: Rotary | Alibi | str | None = Rotary()  # noqa: RUF009, it is frozen
     norm: str = "rms"
     norm_epsilon: float = 1e-5
     activation: str = "silu"
@@ -98,14 +100,14 @@ class CausalLMConfig:
             fill("head_dim", self.hidden_dim // self.num_heads)
         check(self.head_dim > 0, "head_dim", "a positive int")
         check(
-            self.position is None
-            or self.position == "learned"
-            or isinstance(self.position, Rotary),
+            self.position in (None, "learned")
+            or isinstance(self.position, tuple(_POSITIONS.values())),
             "position",
-            'Rotary(...), "learned" or None',
+            'Rotary(...), Alibi(...), "learned" or None',
         )
         if isinstance(self.position, Rotary):
-            check(self.head_dim % 2 == 0, "head_dim", "even for rotary positions")
+            rotated = int(self.head_dim * self.position.fraction)
+            check(rotated % 2 == 0, "head_dim", "such that an even number of features is rotated")
         check(self.norm in ("layer", "rms"), "norm", '"layer" or "rms"')
         check(self.norm_epsilon > 0, "norm_epsilon", "> 0")
         check(0 <= self.dropout < 1, "dropout", "in [0, 1)")
@@ -116,8 +118,9 @@ class CausalLMConfig:
     def to_dict(self):
         """Plain JSON types; `from_dict` reads them back."""
         row = dataclasses.asdict(self)
-        if isinstance(self.position, Rotary):
-            row["position"] = {"rotary": self.position.get_config()}
+        for name, option in _POSITIONS.items():
+            if isinstance(self.position, option):
+                row["position"] = {name: self.position.get_config()}
         return row
 
     @classmethod
@@ -136,5 +139,6 @@ class CausalLMConfig:
             raise InputError(f"CausalLMConfig: unknown or missing fields {wrong}.")
         row = dict(row)
         if isinstance(row.get("position"), dict):
-            row["position"] = Rotary(**row["position"]["rotary"])
+            ((name, options),) = row["position"].items()
+            row["position"] = _POSITIONS[name].from_config(options)
         return cls(**row)

@@ -1,7 +1,7 @@
 """Known shapes, as rows of data."""
 
 from keras_llm.errors import InputError
-from keras_llm.layers.position import Rotary
+from keras_llm.layers.rotary import Rotary
 from keras_llm.models.config import CausalLMConfig
 
 _SMALL = {"initializer_range": 0.05}  # narrow models learn faster from wider initial weights

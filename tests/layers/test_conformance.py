@@ -12,10 +12,13 @@ from keras_llm import layers
 VARIANTS = {
     "grouped": {"num_key_value_heads": 2, "position": layers.Rotary(base=500.0)},
     "normed": {"qk_norm": True, "logit_soft_cap": 5.0, "use_bias": False},
+    "biased": {"num_key_value_heads": 2, "position": layers.Alibi(max_bias=4.0)},
+    "scaled": {"position": layers.Rotary(scaling=layers.Llama3Scaling(8.0, 1.0, 4.0, 64))},
     "windowed": {"sliding_window": 2, "dropout": 0.1},
 }
 BLOCK = {"intermediate_dim": 12, "num_heads": 4}
 CASES = [
+    (layers.AlibiBias, {"alibi_bias_max": 4}),
     (layers.FeedForward, {"intermediate_dim": 12}),
     (layers.FeedForward, {"intermediate_dim": 12, "gated": True, "activation": "silu"}),
     (layers.FeedForward, {"intermediate_dim": 12, "use_bias": False, "dropout": 0.2}),
@@ -23,6 +26,7 @@ CASES = [
     *[(layers.MultiHeadAttention, {"num_heads": 4, "head_dim": 6, **v}) for v in VARIANTS.values()],
     (layers.PositionEmbedding, {"sequence_length": 7}),
     (layers.RotaryEmbedding, {"max_wavelength": 500, "scaling_factor": 2.0}),
+    (layers.RotaryEmbedding, {"scaling_factor": layers.YarnScaling(4.0, 16), "fraction": 0.5}),
     (layers.SinePositionEncoding, {"max_wavelength": 500}),
     (
         layers.TokenAndPositionEmbedding,
@@ -43,6 +47,8 @@ CASES = [
 def inputs_of(layer_class):
     if layer_class is layers.TokenAndPositionEmbedding:
         return np.arange(14, dtype="int32").reshape(2, 7) % 11
+    if layer_class is layers.AlibiBias:
+        return np.random.default_rng(0).normal(size=(2, 3, 7, 8)).astype("float32")
     return np.random.default_rng(0).normal(size=(2, 7, 8)).astype("float32")
 
 
@@ -62,7 +68,7 @@ def test_keras_harness(layer_class, arguments):
         layer_class,
         init_kwargs=arguments,
         input_data=inputs,
-        expected_output_shape=(2, 7, 8),
+        expected_output_shape=inputs.shape if inputs.ndim > 2 else (2, 7, 8),
     )
 
 
@@ -80,7 +86,9 @@ def test_bfloat16(layer_class, arguments):
     np.testing.assert_allclose(np.asarray(output, "float32"), expected, atol=0.15)
 
 
-@pytest.mark.parametrize("layer_class, arguments", CASES)
+@pytest.mark.parametrize(
+    "layer_class, arguments", [c for c in CASES if c[0] is not layers.AlibiBias]
+)
 def test_save_and_load_in_a_model_of_any_length(layer_class, arguments, tmp_path):
     inputs = inputs_of(layer_class)
     dtype = "int32" if inputs.dtype == "int32" else "float32"
@@ -139,6 +147,12 @@ def test_masked_keys_are_not_seen(layer_class, arguments):
         (lambda: layers.TokenAndPositionEmbedding(0, 4, 8), "vocabulary_size"),
         (lambda: layers.RotaryEmbedding()(np.zeros((1, 4, 2, 7), "float32")), "even"),
         (lambda: layers.Rotary(base=0.0), "base"),
+        (lambda: layers.Rotary(scaling=-1), "scaling"),
+        (lambda: layers.Rotary(scaling="yarn"), "scaling"),
+        (lambda: layers.Rotary(scaling=layers.NTKScaling(0.5)), "factor"),
+        (lambda: layers.Rotary(fraction=0.0), "fraction"),
+        (lambda: layers.Alibi(max_bias=0), "max_bias"),
+        (lambda: layers.AlibiBias()(np.zeros((1, 4, 4), "float32")), "attention_scores"),
     ],
 )
 def test_wrong_arguments_are_named(make, words):

@@ -20,6 +20,69 @@ def test_rotary_agrees_with_keras_nlp(start_index, scaling_factor):
     )
 
 
+def test_yarn_agrees_with_keras_nlp():
+    ours = layers.RotaryEmbedding(500, layers.YarnScaling(4.0, 64, beta_fast=8.0, beta_slow=2.0))
+    theirs = keras_nlp.layers.RotaryEmbedding(
+        500,
+        scaling_factor=4.0,
+        rope_type="yarn",
+        original_max_position_embeddings=64,
+        beta_fast=8.0,
+        beta_slow=2.0,
+    )
+    np.testing.assert_allclose(ours(X, start_index=90), theirs(X, start_index=90), atol=1e-4)
+
+
+def test_llama3_agrees_with_keras_nlp():
+    from keras_hub.src.models.llama.llama_rotary_embedding import LlamaRotaryEmbedding
+
+    ours = layers.RotaryEmbedding(500, layers.Llama3Scaling(8.0, 1.0, 4.0, 64))
+    theirs = LlamaRotaryEmbedding(
+        500,
+        frequency_adjustment_factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        pretraining_sequence_length=64,
+    )
+    np.testing.assert_allclose(ours(X, start_index=90), theirs(X, start_index=90), atol=1e-4)
+
+
+def test_ntk_stretches_the_longest_wavelength_and_keeps_the_shortest():
+    plain, stretched = layers.Rotary(), layers.NTKScaling(4.0).frequencies(10000.0, 16)[0]
+    shortest, longest = (plain.base ** (-2 * i / 16) for i in (0, 7))
+    np.testing.assert_allclose(stretched[0], shortest)
+    np.testing.assert_allclose(stretched[-1], longest / 4.0)
+    assert np.all(np.diff(stretched) < 0)
+
+
+def test_a_fraction_rotates_the_first_features_alone():
+    part = np.asarray(layers.RotaryEmbedding(fraction=0.5)(X))
+    np.testing.assert_array_equal(part[..., 4:], X[..., 4:])
+    np.testing.assert_allclose(part[..., :4], layers.RotaryEmbedding()(X[..., :4]), atol=1e-6)
+
+
+@pytest.mark.parametrize("heads", [1, 4, 6, 8, 12])
+def test_alibi_agrees_with_keras_nlp_where_keys_are_not_ahead(heads):
+    scores = np.random.default_rng(0).normal(size=(2, heads, 5, 5)).astype("float32")
+    causal = np.where(np.tril(np.ones((5, 5), bool)), 0.0, -np.inf)
+
+    def probabilities(layer):
+        weights = np.exp(np.asarray(layer(scores)) + causal)
+        return weights / weights.sum(-1, keepdims=True)
+
+    np.testing.assert_allclose(
+        probabilities(layers.AlibiBias(8)), probabilities(keras_nlp.layers.AlibiBias(8)), atol=1e-5
+    )
+
+
+def test_alibi_is_the_formula():
+    scores = np.zeros((1, 4, 2, 3), "float32")
+    rows = np.asarray(layers.AlibiBias(8)(scores, np.array([[4, 9]]), np.array([1, 4, 9])))
+    distance = np.abs(np.array([[4], [9]]) - np.array([1, 4, 9]))
+    for head, slope in enumerate([1 / 4, 1 / 16, 1 / 64, 1 / 256]):
+        np.testing.assert_allclose(rows[0, head], -slope * distance)
+
+
 def test_rotary_positions_are_per_row():
     rotary = layers.RotaryEmbedding()
     rows = np.array([[0, 1, 2, 3, 4, 5], [9, 3, 3, 0, 2, 1]])

@@ -1,12 +1,14 @@
 """The model and its cached steps: cached decode equals the full forward, whatever the options."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_llm import models
+from keras_llm import layers, models
 from keras_llm.errors import InputError
 
 SIZES = {
@@ -26,10 +28,20 @@ def configs(draw):
         **SIZES,
         num_heads=num_heads,
         num_key_value_heads=draw(st.sampled_from(divisors)),
-        head_dim=draw(st.sampled_from([None, 6])),
+        head_dim=draw(st.sampled_from([None, 8])),
         position=draw(
             st.sampled_from(
-                [models.Rotary(), models.Rotary(base=100.0, scaling=2.0), "learned", None]
+                [
+                    models.Rotary(),
+                    models.Rotary(base=100.0, scaling=2.0),
+                    models.Rotary(scaling=layers.NTKScaling(4.0)),
+                    models.Rotary(fraction=0.5),
+                    models.Rotary(scaling=layers.YarnScaling(4.0, 8)),
+                    models.Rotary(scaling=layers.Llama3Scaling(8.0, 1.0, 4.0, 64)),
+                    models.Alibi(),
+                    "learned",
+                    None,
+                ]
             )
         ),
         norm=draw(st.sampled_from(["rms", "layer"])),
@@ -45,7 +57,7 @@ def configs(draw):
     )
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(
     config=configs(),
     lengths=st.lists(st.integers(1, 8), min_size=1, max_size=4),
@@ -141,10 +153,10 @@ def test_presets_are_rows_that_build():
         models.preset("llama-tiny", depth=3)
 
 
-@pytest.mark.parametrize("name", models.presets())
-def test_config_round_trip(name):
-    config = models.preset(name)
-    assert models.CausalLMConfig.from_dict(config.to_dict()) == config
+@given(configs())
+def test_config_round_trip_through_json(config):
+    row = json.loads(json.dumps(config.to_dict()))
+    assert models.CausalLMConfig.from_dict(row) == config
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,273 @@
+"""Rotary positions: queries and keys turned by an angle proportional to position."""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+
+@dataclasses.dataclass(frozen=True)
+class NTKScaling:
+    """Stretch the base, so that the longest wavelengths stretch by `factor` and the shortest stay.
+
+    `base' = base * factor ** (R / (R - 2))`. The rule known as dynamic makes `factor` grow with
+    the text, `f L / L_0 - (f - 1)` at length L, and so turns keys already cached by another angle
+    than new ones; here it is fixed, and the cache stays exact.
+
+    Args:
+        factor: float >= 1.
+
+    Reference:
+        bloc97, 2023, "NTK-Aware Scaled RoPE".
+    """
+
+    factor: float
+
+    def frequencies(self, base, size):
+        if size <= 2:
+            raise ValueError(f"NTKScaling needs more than 2 rotated features, got {size}.")
+        return _plain(base * self.factor ** (size / (size - 2)), size), 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnScaling:
+    """Interpolate low frequencies, keep high ones, and sharpen attention.
+
+    Frequencies that turn more than `beta_fast` times within `original_length` are kept, those
+    that turn fewer than `beta_slow` times are divided by `factor`, with a linear ramp over the
+    feature index between; cosines and sines are multiplied by `attention_factor`.
+
+    Args:
+        factor: float >= 1.
+        original_length: int > 0, the length the model was trained on.
+        beta_fast: float.
+        beta_slow: float.
+        attention_factor: float; defaults to `0.1 ln(factor) + 1`.
+
+    Reference:
+        Peng et al., 2023, "YaRN: Efficient Context Window Extension of Large Language Models".
+    """
+
+    factor: float
+    original_length: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+
+    def frequencies(self, base, size):
+        def index_that_turns(times):
+            turns = self.original_length / (times * 2 * math.pi)
+            return size * math.log(turns) / (2 * math.log(base))
+
+        low = max(math.floor(index_that_turns(self.beta_fast)), 0)
+        high = min(math.ceil(index_that_turns(self.beta_slow)), size - 1)
+        ramp = np.clip((np.arange(size // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
+        plain = _plain(base, size)
+        attention_factor = self.attention_factor
+        if attention_factor is None:
+            attention_factor = 0.1 * math.log(self.factor) + 1.0
+        return plain * (1 - ramp) + plain / self.factor * ramp, attention_factor
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Scaling:
+    """Divide low frequencies by `factor`, keep high ones, and blend between.
+
+    Args:
+        factor: float >= 1.
+        low_frequency_factor: float. Wavelengths above `original_length` over this are divided.
+        high_frequency_factor: float. Wavelengths below `original_length` over this are kept.
+        original_length: int > 0, the length the model was trained on.
+
+    Reference:
+        Grattafiori et al., 2024, "The Llama 3 Herd of Models"; the rule is that of the released
+        Llama 3.1 code.
+    """
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_length: int
+
+    def frequencies(self, base, size):
+        plain = _plain(base, size)
+        turns = self.original_length * plain / (2 * math.pi)
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        return plain * kept + plain / self.factor * (1 - kept), 1.0
+
+
+_SCALINGS = {scaling.__name__: scaling for scaling in (NTKScaling, YarnScaling, Llama3Scaling)}
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """Position option: rotate queries and keys (see `RotaryEmbedding`).
+
+    Args:
+        base: float > 0. The longest wavelength is `2 * pi * base`; larger values stretch the
+            usable context.
+        scaling: float > 0, by which positions are divided (linear interpolation); or
+            `NTKScaling(...)`, `YarnScaling(...)`, `Llama3Scaling(...)`.
+        fraction: float in (0, 1]. The share of each head's features that is rotated.
+
+    Raises:
+        ValueError: naming the argument that is out of range.
+    """
+
+    base: float = 10000.0
+    scaling: float | NTKScaling | YarnScaling | Llama3Scaling = 1.0
+    fraction: float = 1.0
+
+    def __post_init__(self):
+        is_option = type(self.scaling) in _SCALINGS.values()
+        if self.base <= 0:
+            raise ValueError(f"Rotary: `base` must be > 0, got {self.base}.")
+        if not is_option and not (isinstance(self.scaling, (int, float)) and self.scaling > 0):
+            raise ValueError(
+                f"Rotary: `scaling` must be a number > 0 or one of {', '.join(_SCALINGS)}, "
+                f"got {self.scaling!r}."
+            )
+        if is_option and self.scaling.factor < 1:
+            raise ValueError(f"Rotary: `factor` must be >= 1, got {self.scaling.factor}.")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"Rotary: `fraction` must be in (0, 1], got {self.fraction}.")
+
+    def get_config(self):
+        return {
+            "base": self.base,
+            "scaling": _serialize(self.scaling),
+            "fraction": self.fraction,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "scaling": _deserialize(config["scaling"])})
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class RotaryEmbedding(keras.layers.Layer):
+    """Rotate query or key features by an angle proportional to position.
+
+    With `a = position * max_wavelength ** (-2i / R)` for the first R features, feature `i` and
+    feature `i + R/2` become `x[i] cos(a) - x[i + R/2] sin(a)` and
+    `x[i + R/2] cos(a) + x[i] sin(a)`, so that `q . k` depends on the distance only.
+
+    Args:
+        max_wavelength: float > 0. Base of the wavelengths.
+        scaling_factor: float > 0, by which positions are divided; or `NTKScaling(...)`,
+            `YarnScaling(...)` or `Llama3Scaling(...)`, which change the angles by frequency.
+        sequence_axis: int. The axis of the positions.
+        feature_axis: int. The axis that is rotated.
+        fraction: float in (0, 1]. The share of the H features that is rotated, R = fraction * H;
+            the others pass.
+
+    Call arguments:
+        inputs: float tensor, e.g. (B, T, N, H). R must be even.
+        start_index: int or int scalar tensor. Position of the first element; ignored
+            when `positions` is given.
+        positions: int tensor (T,), or (B, T) with a position for each row (the batch is
+            then axis 0). Defaults to `start_index .. start_index + T - 1`.
+
+    Returns:
+        A tensor like `inputs`. Angles are computed in float32 whatever the dtype.
+
+    Raises:
+        ValueError: if R is odd.
+
+    References:
+        Su et al., 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding".
+        Chen et al., 2023, "Extending Context Window of Large Language Models via Positional
+        Interpolation" (`scaling_factor`).
+    """
+
+    def __init__(
+        self,
+        max_wavelength=10000,
+        scaling_factor=1.0,
+        sequence_axis=1,
+        feature_axis=-1,
+        fraction=1.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        Rotary(max_wavelength, scaling_factor, fraction)  # checks them
+        self.max_wavelength = max_wavelength
+        self.scaling_factor = scaling_factor
+        self.sequence_axis = sequence_axis
+        self.feature_axis = feature_axis
+        self.fraction = fraction
+        self.built = True
+
+    def call(self, inputs, start_index=0, positions=None):
+        rank = len(inputs.shape)
+        feature_axis = self.feature_axis % rank
+        sequence_axis = self.sequence_axis % rank
+        size = int(inputs.shape[feature_axis] * self.fraction)
+        if size % 2:
+            raise ValueError(
+                f"RotaryEmbedding rotates an even number of features, got {size} of inputs of "
+                f"shape {tuple(inputs.shape)}."
+            )
+        if positions is None:
+            positions = ops.arange(ops.shape(inputs)[sequence_axis]) + start_index
+        positions = ops.convert_to_tensor(positions)
+        per_row = len(positions.shape) == 2
+        axes = [a for a in range(rank) if a != sequence_axis and not (per_row and a == 0)]
+        frequencies, magnitude = _frequencies(self.max_wavelength, self.scaling_factor, size)
+        shape = [size // 2 if a == feature_axis else 1 for a in range(rank)]
+        angles = ops.expand_dims(ops.cast(positions, "float32"), axes)
+        angles = angles * frequencies.astype("float32").reshape(shape)
+
+        cos = ops.cast(ops.cos(angles) * magnitude, inputs.dtype)
+        sin = ops.cast(ops.sin(angles) * magnitude, inputs.dtype)
+        halves = [size // 2, size] if self.fraction < 1 else 2
+        first, second, *rest = ops.split(inputs, halves, axis=feature_axis)
+        return ops.concatenate(
+            [first * cos - second * sin, second * cos + first * sin, *rest], axis=feature_axis
+        )
+
+    def compute_output_shape(self, inputs_shape):
+        return inputs_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "max_wavelength": self.max_wavelength,
+            "scaling_factor": _serialize(self.scaling_factor),
+            "sequence_axis": self.sequence_axis,
+            "feature_axis": self.feature_axis,
+            "fraction": self.fraction,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "scaling_factor": _deserialize(config["scaling_factor"])})
+
+
+def _plain(base, size):
+    """The angle that each pair of features turns in one position: float64 (R / 2,)."""
+    return base ** (-np.arange(0, size, 2) / size)
+
+
+def _frequencies(base, scaling, size):
+    """Angles for each position (R / 2,), and the factor on cosines and sines."""
+    if isinstance(scaling, (int, float)):
+        return _plain(base, size) / scaling, 1.0
+    return scaling.frequencies(base, size)
+
+
+def _serialize(scaling):
+    if isinstance(scaling, (int, float)):
+        return scaling
+    return {"name": type(scaling).__name__, **dataclasses.asdict(scaling)}
+
+
+def _deserialize(config):
+    if not isinstance(config, dict):
+        return config
+    options = dict(config)
+    return _SCALINGS[options.pop("name")](**options)
