@@ -1,6 +1,7 @@
 """Run an exported TFLite file with ai-edge-litert and its tokenizer: no TensorFlow, no Keras."""
 
 import json
+import numbers
 import pathlib
 import tempfile
 import zipfile
@@ -95,7 +96,7 @@ class LiteRTModel:
         float32 logits (V,) it was chosen from."""
         if not isinstance(prompt, str) or not prompt:
             raise InputError(f"`prompt` must be a non-empty str, got {prompt!r}.")
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        if not isinstance(max_new_tokens, numbers.Integral) or max_new_tokens < 1:
             raise InputError(f"`max_new_tokens` must be a positive int, got {max_new_tokens!r}.")
         token_ids = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
         if len(token_ids) >= self.max_length:

@@ -28,7 +28,7 @@ _Positional = tyro.conf.Positional
 
 @dataclasses.dataclass
 class Generate:
-    """Continue a text with a trained model."""
+    """Continue a text with a trained model; prints the new text alone."""
 
     run: _Positional[str]
     """Folder of a trained model."""
@@ -230,7 +230,9 @@ def _export(options):
     if _as_json(options, report):
         return
     rows = [["bytes", f"{report['bytes']['total']:,}"]]
-    rows += [[name.replace("_", " "), f"{value:.4g}"] for name, value in report["parity"].items()]
+    for name, value in report["parity"].items():
+        shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value:.4g}"
+        rows.append([name.replace("_", " "), shown])
     rows += [["tokens per second", f"{report['tokens_per_second']:,.0f}"]]
     rows += [["signatures", ", ".join(report["signatures"])]]
     if report.get("non_core_ops"):

@@ -1,6 +1,7 @@
 """The choice of the next token: a pure function of logits, settings, seed and step."""
 
 import dataclasses
+import numbers
 
 from keras import ops
 
@@ -29,11 +30,11 @@ class Sampling:
         """Raise InputError naming the first setting out of range (Python numbers only)."""
         for name, ok, rule in (
             ("temperature", 0 <= self.temperature < float("inf"), "a number >= 0"),
-            ("top_k", isinstance(self.top_k, int) and self.top_k >= 0, "an int >= 0"),
+            ("top_k", isinstance(self.top_k, numbers.Integral) and self.top_k >= 0, "an int >= 0"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             (
                 "seed",
-                isinstance(self.seed, int) and -(2**31) <= self.seed < 2**31,
+                isinstance(self.seed, numbers.Integral) and -(2**31) <= self.seed < 2**31,
                 "an int of 32 bits",
             ),
         ):

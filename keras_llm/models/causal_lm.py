@@ -111,13 +111,14 @@ def prefill(model, token_ids, lengths, cache):
     Raises:
         InputError: if the cache has fewer than T slots.
     """
+    token_ids = ops.convert_to_tensor(token_ids, "int32")
     length, slots = token_ids.shape[1], cache["k_0"].shape[2]
     if length is not None and slots is not None and length > slots:
         raise InputError(f"prefill: `token_ids` has {length} tokens, `cache` only {slots} slots.")
     hidden, cache = forward_cached(
         model, token_ids, ops.arange(ops.shape(token_ids)[1]), cache, ops.convert_to_tensor(0)
     )
-    last = ops.reshape(ops.cast(lengths, "int32") - 1, (-1, 1, 1))
+    last = ops.reshape(ops.convert_to_tensor(lengths, "int32") - 1, (-1, 1, 1))
     hidden = ops.take_along_axis(hidden, last, axis=1)
     return ops.squeeze(logits_of(model, hidden), 1), cache
 
@@ -135,7 +136,9 @@ def decode(model, token_ids, positions, cache):
     Returns:
         Float32 logits (B, V), and the cache.
     """
-    index = ops.squeeze(ops.cast(positions, "int32"), 1)
+    token_ids = ops.convert_to_tensor(token_ids, "int32")
+    positions = ops.convert_to_tensor(positions, "int32")
+    index = ops.squeeze(positions, 1)
     hidden, cache = forward_cached(model, token_ids, positions, cache, index)
     return ops.squeeze(logits_of(model, hidden), 1), cache
 

@@ -23,7 +23,7 @@ class Task:
         metadata: dict of JSON values saved with the task, e.g. how it was trained.
 
     Raises:
-        InputError: if the tokenizer's vocabulary is larger than the model's.
+        InputError: if the model is another, or smaller than the tokenizer's vocabulary.
     """
 
     def __init_subclass__(cls, **kwargs):
@@ -31,6 +31,8 @@ class Task:
         _CLASSES[cls.__name__] = cls
 
     def __init__(self, model, tokenizer, metadata=None):
+        if not isinstance(getattr(model, "config", None), models.CausalLMConfig):
+            raise InputError(f"`model` must come from models.causal_lm, got {type(model)}.")
         if tokenizer.vocabulary_size > model.config.vocabulary_size:
             raise InputError(
                 f"the tokenizer's vocabulary of {tokenizer.vocabulary_size} is larger than the "

@@ -1,6 +1,7 @@
 """Continue a text."""
 
 import dataclasses
+import numbers
 import random
 
 import numpy as np
@@ -197,6 +198,6 @@ def _sampling(temperature, top_k, top_p, seed, rows):
 
 
 def _positive(max_new_tokens):
-    if not isinstance(max_new_tokens, int) or not 0 < max_new_tokens < 2**31:
+    if not isinstance(max_new_tokens, numbers.Integral) or not 0 < max_new_tokens < 2**31:
         raise InputError(f"`max_new_tokens` must be a positive int, got {max_new_tokens!r}.")
     return max_new_tokens

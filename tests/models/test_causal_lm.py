@@ -94,6 +94,14 @@ def test_cache_entries_are_named_and_keep_their_number():
     assert {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in cache.items()}
 
 
+def test_lists_are_taken_for_arrays():
+    model = models.causal_lm(models.preset("llama-tiny"))
+    logits, cache = models.prefill(model, [[5, 6], [7, 0]], [2, 1], models.init_cache(model, 2, 4))
+    logits, _ = models.decode(model, [[8], [9]], [[2], [1]], cache)
+    full = np.asarray(model(np.array([[5, 6, 8], [7, 9, 0]])))
+    np.testing.assert_allclose(logits, full[[0, 1], [2, 1]], atol=1e-5)
+
+
 def test_a_prompt_longer_than_the_cache_is_refused():
     model = models.causal_lm(models.preset("llama-tiny"))
     cache = models.init_cache(model, 1, 4)

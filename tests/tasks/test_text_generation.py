@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import keras
 import numpy as np
 import pytest
 
@@ -139,6 +140,17 @@ def test_a_prompt_may_fill_the_model_but_for_one_token(task):
     assert len(task.tokenizer.encode(prompt)) == 126
     result = task(prompt, 50, temperature=0.0, return_details=True)
     assert result.num_tokens <= 1
+
+
+def test_numpy_numbers_are_numbers(task):
+    settings = {"max_new_tokens": np.int64(5), "top_k": np.int32(3), "seed": np.int64(7)}
+    plain = {name: int(value) for name, value in settings.items()}
+    assert task("The", **settings) == task("The", **plain)
+
+
+def test_a_model_from_elsewhere_is_refused(task):
+    with pytest.raises(InputError, match="causal_lm"):
+        tasks.TextGeneration(keras.Sequential([keras.layers.Dense(3)]), task.tokenizer)
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(task):
