@@ -6,6 +6,7 @@ phone, and shows that all three give the same text.
 
 import dataclasses
 import pathlib
+import shutil
 import sys
 import time
 
@@ -92,7 +93,8 @@ def run(options):
         print(f"prompt       {row['prompt']!r}")
         for name in ("keras", "saved_model", "litert"):
             print(f"{name:12} {row[name]!r}")
-        print("the same" if len({row[n] for n in ("keras", "saved_model", "litert")}) == 1 else "")
+        same = row["keras"] == row["saved_model"] == row["litert"]
+        print("the same" if same else "NOT the same")
 
     _head("4. Tokens per second, one text at a time")
     begin = time.perf_counter()
@@ -103,6 +105,8 @@ def run(options):
         print(f"{name:12} {speed:,.0f}")
 
     _head("Next")
+    if shutil.which("keras-llm") is None:
+        print(f"source {pathlib.Path(sys.executable).parent / 'activate'}")
     print(
         f"tensorboard --logdir {folder / 'runs'}\n"
         f'keras-llm generate {paths["keras"]} "The film" --stream\n'
