@@ -49,7 +49,7 @@ class ProgressBar(keras.callbacks.Callback):
             parts.append(f"held-out loss {logs['val_loss']:.3f}")
             parts.append(f"perplexity {math.exp(min(logs['val_loss'], 700)):.1f}")
         parts.append(f"{self.steps * self.tokens_per_step / seconds:.0f} tokens/s")
-        self.console.print("  ".join(parts), highlight=False, markup=False)
+        self.console.print("  ".join(parts), highlight=False, markup=False, soft_wrap=True)
 
     def on_train_end(self, logs=None):
         self.progress.stop()

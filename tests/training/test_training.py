@@ -142,9 +142,11 @@ def test_tensorboard_has_what_a_language_model_is_watched_by(tmp_path):
     np.testing.assert_allclose(points.mean(axis=1), history["loss"], rtol=1e-4)
 
 
-def test_progress_is_told_on_stderr(capfd):
+def test_progress_is_told_on_stderr(capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")  # a line is a line however narrow the terminal
     fit([training.ProgressBar(12, 44)])
     captured = capfd.readouterr()
     assert captured.out == ""
     lines = [line for line in captured.err.splitlines() if "step" in line]
     assert len(lines) == 3 and "step 12/12" in lines[-1] and "held-out loss" in lines[-1]
+    assert all(line.endswith("tokens/s") for line in lines)
