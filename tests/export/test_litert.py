@@ -161,19 +161,22 @@ def test_an_op_that_is_not_builtin_fails_the_export(tmp_path):
         to_litert._op_census(path)
 
 
-def test_a_file_that_differs_from_the_model_is_not_written(run_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("quantization, words", [(None, "differ from"), ("int8", "diverge from")])
+def test_a_file_that_differs_from_the_model_is_not_written(
+    quantization, words, run_folder, tmp_path, monkeypatch
+):
     broken = keras_llm.load(run_folder)
     convert = to_litert._convert
 
     def other_weights(task, *arguments):
         weights = task.model.get_weights()
-        task.model.set_weights([w * 1.01 for w in weights])
+        task.model.set_weights([w * (1.01 if quantization is None else 1.5) for w in weights])
         convert(task, *arguments)
         task.model.set_weights(weights)
 
     monkeypatch.setattr(to_litert, "_convert", other_weights)
-    with pytest.raises(ExportError, match="Keras"):
-        export.litert(broken, tmp_path / "broken.tflite")
+    with pytest.raises(ExportError, match=f"{words} Keras"):
+        export.litert(broken, tmp_path / "broken.tflite", quantization=quantization)
     assert list(tmp_path.iterdir()) == []
 
 
