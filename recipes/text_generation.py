@@ -51,7 +51,7 @@ class Options:
     epochs: int = 1
     """Passes over the training text."""
     evaluations: int = 4
-    """Held-out evaluations, samples and checkpoints in each pass."""
+    """Held-out evaluations (on at most 32 batches), samples and checkpoints in each pass."""
     learning_rate: float = 3e-3
     """Peak learning rate; it warms up linearly and decays as a cosine."""
     warmup: float = 0.05
@@ -169,34 +169,35 @@ def run(options):
         f"{len(train_documents)} documents, {len(train_ids)} tokens for training; "
         f"{len(held_out_documents)} documents held out; {model.count_params():,} parameters"
     )
-    with atomic_folder(options.out, options.overwrite, keep_if=_BEST) as folder:
+    with (
+        atomic_folder(options.out, options.overwrite, keep_if=_BEST) as folder,
+        _told_where_it_stopped(folder / _BEST),
+    ):
         _say(f"watch it: tensorboard --logdir {pathlib.Path(options.out).parent}")
         best = training.BestWeights(folder / _BEST)
         begin = time.perf_counter()
-        with _told_where_it_stopped(best.path):
-            model.fit(
-                train_data,
-                steps_per_epoch=interval,
-                epochs=intervals,
-                validation_data=validation_data,
-                shuffle=False,
-                verbose=0,
-                callbacks=[
-                    keras.callbacks.TerminateOnNaN(),
-                    best,
-                    training.TensorBoard(
-                        folder / "logs",
-                        tokens_per_step,
-                        sample=lambda: _sample(task, options),
-                    ),
-                    training.ProgressBar(intervals * interval, tokens_per_step),
-                ],
-            )
+        model.fit(
+            train_data,
+            steps_per_epoch=interval,
+            epochs=intervals,
+            validation_data=validation_data,
+            shuffle=False,
+            verbose=0,
+            callbacks=[
+                keras.callbacks.TerminateOnNaN(),
+                best,
+                training.TensorBoard(
+                    folder / "logs",
+                    tokens_per_step,
+                    sample=lambda: _sample(task, options),
+                ),
+                training.ProgressBar(intervals * interval, tokens_per_step),
+            ],
+        )
         seconds = time.perf_counter() - begin
         if not best.path.is_file():
             raise InputError("the loss is not finite; try a lower --learning-rate.")
         model.load_weights(best.path)
-        best.path.unlink()
         metrics = {
             "held_out": evaluate_documents(task, held_out_documents, options.sequence_length),
             "unigram": training.evaluate_unigram(
@@ -219,6 +220,7 @@ def run(options):
         task.write(folder)
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
         (folder / "README.md").write_text(_model_card(task, options, metrics), "utf-8")
+        best.path.unlink()  # last: until all else is written it is what would be lost
     return metrics
 
 

@@ -1,6 +1,7 @@
 """The recipe and the demo, whole, on a little real text."""
 
 import dataclasses
+import errno
 import json
 import signal
 import subprocess
@@ -117,6 +118,20 @@ def test_a_loss_that_is_not_finite_is_told_and_leaves_no_model(text_folder, tmp_
     with pytest.raises(InputError, match="learning-rate"):
         text_generation.run(settings)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_at_the_end_does_not_cost_the_training(
+    text_folder, tmp_path, monkeypatch, capfd
+):
+    def full(task, folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(keras_llm.TextGeneration, "write", full)
+    with pytest.raises(OSError, match="No space"):
+        text_generation.run(options(text_folder, tmp_path / "run", max_megabytes=0.05))
+    best = tmp_path / "run.partial" / "best.weights.h5"
+    assert best.is_file() and str(best) in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_interrupted_training_keeps_its_best_weights(text_folder, tmp_path):
