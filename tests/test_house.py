@@ -17,6 +17,7 @@ LIBRARY = ROOT / "keras_llm"
 ROOMS = [
     {"recipes", "cli", "__main__"},
     {"export"},
+    {"checkpoints"},
     {"tasks"},
     {"data"},
     {"tokenizers"},

@@ -1,0 +1,3 @@
+"""Weights from elsewhere, and to elsewhere: Hugging Face folders, GGUF files, GloVe vectors."""
+
+__all__ = []
