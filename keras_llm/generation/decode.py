@@ -94,8 +94,8 @@ def start(model, token_ids, asked, capacity, stop_id, pad_id):
 
 def advance(model, state, asked, stop_id, pad_id):
     """Read each row's last token and choose the next. Rows that are done stay as they are."""
-    slots = ops.shape(state.cache["k_0"])[2]
-    positions = ops.minimum(asked.lengths + state.step - 1, slots - 1)
+    # A row that is done stays at its last position, which has a slot.
+    positions = asked.lengths + ops.minimum(state.step, asked.budget) - 1
     logits, cache = models.decode(
         model, ops.expand_dims(state.token, 1), ops.expand_dims(positions, 1), state.cache
     )

@@ -3,10 +3,11 @@
 import keras
 from keras import ops
 
+from keras_llm.layers import cache as caches
 from keras_llm.layers import masks
-from keras_llm.layers._parts import dense
+from keras_llm.layers._parts import clone, dense
 from keras_llm.layers.alibi import Alibi, AlibiBias
-from keras_llm.layers.cache import update_cache
+from keras_llm.layers.relative import RelativeBias, RelativePositionBias
 from keras_llm.layers.rotary import Rotary, RotaryEmbedding
 
 _MASKED = -1e9  # added to a masked score; softmax gives it exactly 0 in float32
@@ -24,7 +25,8 @@ class MultiHeadAttention(keras.layers.Layer):
         num_heads: int > 0. N query heads.
         head_dim: int > 0. H features a head.
         num_key_value_heads: int. K; must divide N. Defaults to N.
-        position: `Rotary(...)`, `Alibi(...)` or None. How attention knows positions.
+        position: `Rotary(...)`, `Alibi(...)`, `RelativeBias(...)` or None. How attention knows
+            positions.
         sliding_window: int or None. A query sees keys less than this many positions away.
         logit_soft_cap: float or None. Scores become `cap * tanh(scores / cap)`.
         qk_norm: bool. RMS-normalise each query and key head before positions are applied.
@@ -33,6 +35,10 @@ class MultiHeadAttention(keras.layers.Layer):
         kernel_initializer: Keras initializer of the four kernels.
         bias_initializer: Keras initializer of the four biases.
         layer_norm_epsilon: float. Epsilon of `qk_norm`.
+        attention_scale: float. What scores are multiplied by. Defaults to `1 / sqrt(H)`.
+        num_sink_tokens: int. With a sliding window, this many first positions stay in sight.
+        learned_sinks: bool. A learned logit a head takes part in the softmax and stands for
+            nothing, so that a head may attend to nothing much.
 
     Call arguments:
         query: float tensor (B, T, D).
@@ -47,16 +53,31 @@ class MultiHeadAttention(keras.layers.Layer):
         cache_update_index: int tensor, scalar or (B,): the slot of the first new key (see
             `update_cache`). None with a cache reads the cache and writes nothing
             (cross-attention).
+        use_causal_mask: bool. Whether queries see keys at their own position and before only.
+            With a sliding window the cache is then a ring (see `ring_positions`): its S slots
+            may be as few as `sliding_window + num_sink_tokens`, and `attention_mask` must be
+            None.
+        padding_mask: bool tensor (B, T), True = a real token, real ones first. Which new keys a
+            ring cache keeps. None keeps all.
+        attention_bias: float tensor broadcastable to (B, N, T, S), added to the scores.
+        return_attention_scores: bool. Whether to return the attention probabilities too.
 
     Returns:
-        Float tensor (B, T, D); with a cache, a pair of that and the updated cache.
+        Float tensor (B, T, D); if asked for, the probabilities (B, N, T, S); with a cache, the
+        updated cache. A tuple if there is more than the first. With a ring cache and T > 1 the
+        probabilities are over the S slots before the new keys, then the T new keys.
 
     Raises:
-        ValueError: if `num_key_value_heads` does not divide `num_heads`.
+        ValueError: if `num_key_value_heads` does not divide `num_heads`, or an argument is out
+            of range.
 
     References:
         Vaswani et al., 2017, "Attention Is All You Need", section 3.2.
         Ainslie et al., 2023, "GQA: Training Generalized Multi-Query Transformer Models".
+        Child et al., 2019, "Generating Long Sequences with Sparse Transformers" and Beltagy et
+        al., 2020, "Longformer" (`sliding_window`).
+        Xiao et al., 2023, "Efficient Streaming Language Models with Attention Sinks"
+        (`num_sink_tokens`); OpenAI, 2025, "gpt-oss model card" (`learned_sinks`).
     """
 
     def __init__(
@@ -73,6 +94,9 @@ class MultiHeadAttention(keras.layers.Layer):
         kernel_initializer="glorot_uniform",
         bias_initializer="zeros",
         layer_norm_epsilon=1e-6,
+        attention_scale=None,
+        num_sink_tokens=0,
+        learned_sinks=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -89,12 +113,18 @@ class MultiHeadAttention(keras.layers.Layer):
                 f"`num_key_value_heads` must divide `num_heads`={num_heads}, "
                 f"got {num_key_value_heads}."
             )
-        if position is not None and not isinstance(position, (Rotary, Alibi)):
+        if position is not None and not isinstance(position, (Rotary, Alibi, RelativeBias)):
             raise ValueError(
-                f"`position` must be Rotary(...), Alibi(...) or None, got {position!r}."
+                "`position` must be Rotary(...), Alibi(...), RelativeBias(...) or None, "
+                f"got {position!r}."
             )
         if sliding_window is not None and sliding_window < 1:
             raise ValueError(f"`sliding_window` must be a positive int, got {sliding_window}.")
+        if num_sink_tokens < 0 or (num_sink_tokens and sliding_window is None):
+            raise ValueError(
+                "`num_sink_tokens` must be 0, or positive with a `sliding_window`, "
+                f"got {num_sink_tokens}."
+            )
         self.position = position
         self.sliding_window = sliding_window
         self.logit_soft_cap = logit_soft_cap
@@ -104,11 +134,14 @@ class MultiHeadAttention(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.layer_norm_epsilon = layer_norm_epsilon
+        self.attention_scale = attention_scale
+        self.num_sink_tokens = num_sink_tokens
+        self.learned_sinks = learned_sinks
 
         self.query_projection = dense(self, num_heads * head_dim, "query")
         self.key_projection = dense(self, self.num_key_value_heads * head_dim, "key")
         self.value_projection = dense(self, self.num_key_value_heads * head_dim, "value")
-        self.query_norm = self.key_norm = self.rotary = self.alibi = None
+        self.query_norm = self.key_norm = self.rotary = self.score_bias = self.sinks = None
         if qk_norm:
             self.query_norm, self.key_norm = (
                 keras.layers.RMSNormalization(
@@ -117,7 +150,14 @@ class MultiHeadAttention(keras.layers.Layer):
                 for name in ("query_norm", "key_norm")
             )
         if isinstance(position, Alibi):
-            self.alibi = AlibiBias(position.max_bias, dtype="float32", name="alibi")
+            self.score_bias = AlibiBias(position.max_bias, dtype="float32", name="alibi")
+        if isinstance(position, RelativeBias):
+            self.score_bias = RelativePositionBias(
+                **position.get_config(),
+                embeddings_initializer=clone(self.kernel_initializer),
+                dtype="float32",
+                name="relative_bias",
+            )
         if isinstance(position, Rotary):
             self.rotary = RotaryEmbedding(
                 position.base,
@@ -138,6 +178,14 @@ class MultiHeadAttention(keras.layers.Layer):
         if self.qk_norm:
             self.query_norm.build((None, None, self.num_heads, self.head_dim))
             self.key_norm.build((None, None, self.num_key_value_heads, self.head_dim))
+        if self.score_bias is not None and not self.score_bias.built:
+            self.score_bias.build((None, self.num_heads, None, None))
+        if self.learned_sinks:
+            self.sinks = self.add_weight(
+                name="sinks",
+                shape=(self.num_heads,),
+                initializer=clone(self.kernel_initializer),
+            )
         self.built = True
 
     def call(
@@ -148,6 +196,10 @@ class MultiHeadAttention(keras.layers.Layer):
         positions=None,
         cache=None,
         cache_update_index=None,
+        use_causal_mask=False,
+        padding_mask=None,
+        attention_bias=None,
+        return_attention_scores=False,
         training=None,
     ):
         self_attention = value is None
@@ -158,25 +210,50 @@ class MultiHeadAttention(keras.layers.Layer):
             q = self.rotary(q, positions=positions)
 
         if cache is None or cache_update_index is not None:
-            keys, values = self.project_keys_and_values(
+            new = self.project_keys_and_values(
                 query if self_attention else value, positions if self_attention else None
             )
-            if cache is not None:
-                cache = (
-                    update_cache(cache[0], keys, cache_update_index),
-                    update_cache(cache[1], values, cache_update_index),
+        if cache is None:
+            keys, values = new
+            key_positions = positions if self_attention else ops.arange(ops.shape(keys)[2])
+        elif cache_update_index is not None and use_causal_mask and self.sliding_window:
+            if attention_mask is not None:
+                raise ValueError(
+                    "`attention_mask` cannot be given with a ring cache; `use_causal_mask=False` "
+                    "makes slot s of the cache position s."
                 )
-        if cache is not None:
+            (keys, values), key_positions, cache = self._ring(cache, new, positions, padding_mask)
+            attention_mask = ops.expand_dims(key_positions >= 0, 1)
+        else:
+            if cache_update_index is not None:
+                cache = tuple(
+                    caches.update_cache(old, features, cache_update_index)
+                    for old, features in zip(cache, new, strict=True)
+                )
             keys, values = cache
+            key_positions = ops.arange(ops.shape(keys)[2])
 
-        new_keys_only = self_attention and cache is None
-        key_positions = positions if new_keys_only else ops.arange(ops.shape(keys)[2])
+        if use_causal_mask:
+            causal = masks.causal_mask(positions, key_positions)
+            attention_mask = masks.merge(attention_mask, causal)
         if self.sliding_window is not None:
-            window = masks.band_mask(positions, key_positions, self.sliding_window)
+            window = masks.band_mask(
+                positions, key_positions, self.sliding_window, self.num_sink_tokens
+            )
             attention_mask = masks.merge(attention_mask, window)
-        output = self._attend(q, keys, values, positions, key_positions, attention_mask, training)
-        output = self.output_projection(output)
-        return output if cache is None else (output, cache)
+        scores = self._scores(q, keys)
+        if self.score_bias is not None:
+            scores = self.score_bias(scores, query_positions=positions, key_positions=key_positions)
+        if attention_bias is not None:
+            scores = scores + ops.cast(attention_bias, "float32")
+        probabilities = self._probabilities(scores, attention_mask)
+        output = self._attend(probabilities, values, training)
+        outputs = [self.output_projection(output)]
+        if return_attention_scores:
+            outputs.append(probabilities)
+        if cache is not None:
+            outputs.append(cache)
+        return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
     def project_keys_and_values(self, inputs, positions=None):
         """The features that a cache holds.
@@ -200,31 +277,82 @@ class MultiHeadAttention(keras.layers.Layer):
         heads = ops.reshape(projection(inputs), (batch_size, length, num_heads, self.head_dim))
         return heads if norm is None else norm(heads)
 
-    def _attend(self, q, keys, values, positions, key_positions, attention_mask, training):
-        """(B, T, N, H), (B, K, S, H) twice -> (B, T, N * H)."""
+    def _ring(self, cache, new, positions, padding_mask):
+        """Write into a ring cache.
+
+        Returns what the queries attend to, (B, K, S or S + T, H) twice; its positions (B, S or
+        S + T), -1 where there is nothing; and the updated cache.
+        """
+        batch_size, num_slots = ops.shape(new[0])[0], ops.shape(cache[0])[2]
+        if len(positions.shape) == 1:
+            positions = ops.expand_dims(positions, 0)
+        positions = ops.broadcast_to(
+            ops.cast(positions, "int32"), (batch_size, ops.shape(positions)[1])
+        )
+        first = positions[:, :1]
+        if new[0].shape[2] == 1 and padding_mask is None:
+            slot = caches.ring_slot(first[:, 0], num_slots, self.num_sink_tokens)
+            cache = tuple(
+                caches.update_cache(old, features, slot)
+                for old, features in zip(cache, new, strict=True)
+            )
+            held = caches.ring_positions(first, num_slots, self.num_sink_tokens)
+            return cache, held, cache
+        # The chunk may be longer than the ring: attend to old slots and new keys side by side.
+        before = caches.ring_positions(first - 1, num_slots, self.num_sink_tokens)
+        attended = tuple(
+            ops.concatenate([old, ops.cast(features, old.dtype)], axis=2)
+            for old, features in zip(cache, new, strict=True)
+        )
+        count = ops.shape(positions)[1]
+        if padding_mask is not None:
+            count = ops.sum(ops.cast(padding_mask, "int32"), axis=1, keepdims=True)
+        held = caches.ring_positions(first + count - 1, num_slots, self.num_sink_tokens)
+        cache = tuple(
+            caches.update_ring(old, features, first, held)
+            for old, features in zip(cache, new, strict=True)
+        )
+        return attended, ops.concatenate([before, positions], axis=1), cache
+
+    def _scores(self, q, keys):
+        """(B, T, N, H), (B, K, S, H) -> float32 (B, N, T, S)."""
         batch_size, length = ops.shape(q)[:2]
         size, groups = self.head_dim, self.num_heads // self.num_key_value_heads
+        scale = size**-0.5 if self.attention_scale is None else self.attention_scale
         # Fold the query heads that share a key-value head into the time axis: one matmul a
         # key-value head, and keys are never repeated.
         grouped = (batch_size, length, self.num_key_value_heads, groups, size)
-        q = ops.transpose(ops.reshape(q * size**-0.5, grouped), (0, 2, 3, 1, 4))
+        q = ops.transpose(ops.reshape(q * scale, grouped), (0, 2, 3, 1, 4))
         q = ops.reshape(q, (batch_size, self.num_key_value_heads, groups * length, size))
-        keys, values = ops.cast(keys, q.dtype), ops.cast(values, q.dtype)
-
+        keys = ops.cast(keys, q.dtype)
         scores = ops.cast(ops.matmul(q, ops.swapaxes(keys, -1, -2)), "float32")
         scores = ops.reshape(scores, (batch_size, self.num_heads, length, -1))
         if self.logit_soft_cap is not None:
             scores = self.logit_soft_cap * ops.tanh(scores / self.logit_soft_cap)
-        if self.alibi is not None:
-            scores = self.alibi(scores, query_positions=positions, key_positions=key_positions)
+        return scores
+
+    def _probabilities(self, scores, attention_mask):
+        """The softmax over what the mask allows, in float32."""
         if attention_mask is not None:
             bias = (1.0 - ops.cast(attention_mask, "float32")) * _MASKED
             scores = scores + ops.expand_dims(bias, 1)
-        probabilities = ops.cast(ops.softmax(scores, axis=-1), q.dtype)
-        probabilities = self.dropout_layer(probabilities, training=training)
+        if self.sinks is None:
+            return ops.softmax(scores, axis=-1)
+        sinks = ops.reshape(ops.cast(self.sinks, "float32"), (1, self.num_heads, 1, 1))
+        largest = ops.maximum(ops.max(scores, axis=-1, keepdims=True), sinks)
+        weights = ops.exp(scores - largest)
+        return weights / (ops.sum(weights, axis=-1, keepdims=True) + ops.exp(sinks - largest))
 
+    def _attend(self, probabilities, values, training):
+        """(B, N, T, S), (B, K, S, H) -> (B, T, N * H)."""
+        batch_size, _, length = ops.shape(probabilities)[:3]
+        size, groups = self.head_dim, self.num_heads // self.num_key_value_heads
+        probabilities = ops.cast(probabilities, self.compute_dtype)
+        probabilities = self.dropout_layer(probabilities, training=training)
         folded = (batch_size, self.num_key_value_heads, groups * length, -1)
-        output = ops.matmul(ops.reshape(probabilities, folded), values)
+        output = ops.matmul(
+            ops.reshape(probabilities, folded), ops.cast(values, self.compute_dtype)
+        )
         grouped = (batch_size, self.num_key_value_heads, groups, length, size)
         output = ops.transpose(ops.reshape(output, grouped), (0, 3, 1, 2, 4))
         return ops.reshape(output, (batch_size, length, self.num_heads * size))
@@ -247,6 +375,9 @@ class MultiHeadAttention(keras.layers.Layer):
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "layer_norm_epsilon": self.layer_norm_epsilon,
+            "attention_scale": self.attention_scale,
+            "num_sink_tokens": self.num_sink_tokens,
+            "learned_sinks": self.learned_sinks,
         }
 
     @classmethod

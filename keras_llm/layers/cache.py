@@ -1,9 +1,14 @@
 """The key-value cache of one attention layer.
 
-A cache is a pair `(key, value)` of float tensors (B, K, S, H): for each row and key-value head,
-slot `s` holds the features of the token at position `s` of that row. Slots past a row's own
-position hold nothing of meaning; `causal_mask` keeps queries from them, so ragged rows need no
-other bookkeeping than their positions. The layout lets `q k^T` read the cache without moving it.
+A cache is a pair `(key, value)` of float tensors (B, K, S, H): for each row and key-value head, a
+slot holds the features of one token of that row. The layout lets `q k^T` read the cache without
+moving it.
+
+In a full cache slot `s` holds position `s`. Slots past a row's own position hold nothing of
+meaning; `causal_mask` keeps queries from them, so ragged rows need no other bookkeeping than their
+positions. In the ring cache of a windowed layer a new token takes the slot of the one that has
+just left the window, so S need not be more than the window; which position a slot holds follows
+from the row's last position alone.
 """
 
 from keras import ops
@@ -46,3 +51,63 @@ def update_cache(cache, new, index):
     return ops.scatter_update(
         cache, ops.stack([row, head, slot], axis=-1), ops.reshape(new, (-1, cache.shape[3]))
     )
+
+
+def ring_positions(last, num_slots, num_sink_tokens=0):
+    """The position that each slot of a ring cache holds.
+
+    Position `p` is in slot `p` if it is a sink, `p < num_sink_tokens`, and else in the slot that
+    is congruent to it modulo the number of slots that are left.
+
+    Args:
+        last: int tensor (B, 1), the last position written in each row; -1 if there is none.
+        num_slots: int or int scalar tensor. S.
+        num_sink_tokens: int, the first positions, which are never overwritten.
+
+    Returns:
+        Int32 tensor (B, S); -1 where a slot is empty.
+    """
+    slots = ops.expand_dims(ops.arange(num_slots, dtype="int32"), 0)
+    period = ops.maximum(num_slots - num_sink_tokens, 1)
+    held = last - ops.mod(last - slots, period)
+    if num_sink_tokens:
+        held = ops.where(slots < num_sink_tokens, slots, held)
+        empty = (held > last) | ((slots >= num_sink_tokens) & (held < num_sink_tokens))
+    else:
+        empty = held < 0
+    return ops.where(empty, -1, held)
+
+
+def ring_slot(positions, num_slots, num_sink_tokens=0):
+    """The slot of a ring cache that a position takes; int tensors of one shape."""
+    period = ops.maximum(num_slots - num_sink_tokens, 1)
+    slot = num_sink_tokens + ops.mod(positions - num_sink_tokens, period)
+    return ops.where(positions < num_sink_tokens, positions, slot)
+
+
+def update_ring(cache, new, first, held):
+    """Write a chunk of new features into a ring cache.
+
+    Args:
+        cache: float tensor (B, K, S, H), keys or values.
+        new: float tensor (B, K, T, H).
+        first: int tensor (B, 1), the position of each row's first new token.
+        held: int tensor (B, S), the position that each slot shall hold.
+
+    Returns:
+        Float tensor (B, K, S, H): new features where `held >= first`, old ones elsewhere.
+    """
+    index = ops.expand_dims(held - first, (1, 3))
+    chosen = ops.take_along_axis(new, ops.clip(index, 0, ops.shape(new)[2] - 1), axis=2)
+    return ops.where(index >= 0, ops.cast(chosen, cache.dtype), cache)
+
+
+def unstack_cache(cache):
+    """The stacked cache of keras_nlp, (B, 2, S, K, H), as a pair (B, K, S, H)."""
+    cache = ops.transpose(cache, (1, 0, 3, 2, 4))
+    return cache[0], cache[1]
+
+
+def stack_cache(cache):
+    """A pair (B, K, S, H) as the stacked cache of keras_nlp, (B, 2, S, K, H)."""
+    return ops.transpose(ops.stack(cache), (1, 0, 3, 2, 4))

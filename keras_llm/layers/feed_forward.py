@@ -3,6 +3,7 @@
 import keras
 
 from keras_llm.layers._parts import dense
+from keras_llm.layers.activations import get_activation
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -14,7 +15,7 @@ class FeedForward(keras.layers.Layer):
 
     Args:
         intermediate_dim: int > 0. F.
-        activation: Keras activation, by name or callable.
+        activation: Keras activation, by name or callable; or "gelu_tanh".
         gated: bool.
         use_bias: bool. Whether the dense layers have a bias.
         dropout: float in [0, 1). Applied to the output in training.
@@ -47,7 +48,7 @@ class FeedForward(keras.layers.Layer):
         if intermediate_dim < 1:
             raise ValueError(f"`intermediate_dim` must be a positive int, got {intermediate_dim}.")
         self.intermediate_dim = intermediate_dim
-        self.activation = keras.activations.get(activation)
+        self.activation = get_activation(activation)
         self.gated = gated
         self.use_bias = use_bias
         self.dropout = dropout

@@ -16,8 +16,8 @@ def causal_mask(query_positions, key_positions):
     return _pairwise(ops.less_equal, query_positions, key_positions)
 
 
-def band_mask(query_positions, key_positions, sliding_window):
-    """A query sees keys less than `sliding_window` positions away, on either side.
+def band_mask(query_positions, key_positions, sliding_window, num_sink_tokens=0):
+    """A query sees keys less than `sliding_window` positions away, on either side, and sinks.
 
     Together with `causal_mask` this leaves the query itself and the `sliding_window - 1`
     positions before it.
@@ -26,15 +26,19 @@ def band_mask(query_positions, key_positions, sliding_window):
         query_positions: int tensor (T,) or (B, T).
         key_positions: int tensor (S,) or (B, S).
         sliding_window: int > 0.
+        num_sink_tokens: int. The first positions, which every query sees.
 
     Returns:
         Bool tensor (1, T, S) or (B, T, S).
     """
-    return _pairwise(
-        lambda key, query: ops.less(ops.abs(key - query), sliding_window),
-        query_positions,
-        key_positions,
-    )
+
+    def near(key, query):
+        inside = ops.less(ops.abs(key - query), sliding_window)
+        if num_sink_tokens:
+            inside = ops.logical_or(inside, ops.less(key, num_sink_tokens))
+        return inside
+
+    return _pairwise(near, query_positions, key_positions)
 
 
 def padding_mask(mask):

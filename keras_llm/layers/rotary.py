@@ -45,6 +45,7 @@ class YarnScaling:
         beta_fast: float.
         beta_slow: float.
         attention_factor: float; defaults to `0.1 ln(factor) + 1`.
+        truncate: bool. Whether the ramp begins and ends at whole features.
 
     Reference:
         Peng et al., 2023, "YaRN: Efficient Context Window Extension of Large Language Models".
@@ -55,14 +56,17 @@ class YarnScaling:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    truncate: bool = True
 
     def frequencies(self, base, size):
         def index_that_turns(times):
             turns = self.original_length / (times * 2 * math.pi)
             return size * math.log(turns) / (2 * math.log(base))
 
-        low = max(math.floor(index_that_turns(self.beta_fast)), 0)
-        high = min(math.ceil(index_that_turns(self.beta_slow)), size - 1)
+        low, high = index_that_turns(self.beta_fast), index_that_turns(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, size - 1)
         ramp = np.clip((np.arange(size // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
         plain = _plain(base, size)
         attention_factor = self.attention_factor
@@ -159,9 +163,17 @@ class RotaryEmbedding(keras.layers.Layer):
     Args:
         max_wavelength: float > 0. Base of the wavelengths.
         scaling_factor: float > 0, by which positions are divided; or `NTKScaling(...)`,
-            `YarnScaling(...)` or `Llama3Scaling(...)`, which change the angles by frequency.
+            `YarnScaling(...)` or `Llama3Scaling(...)`, which change the angles by frequency and
+            leave the next five arguments aside.
+        rope_type: what a number as `scaling_factor` does, as in keras_nlp: "linear" divides
+            positions by it, "dynamic" by its `R / (R - 2)`th power, "yarn" is `YarnScaling`
+            of the next four.
+        beta_fast, beta_slow: float, for "yarn".
+        original_max_position_embeddings: int > 0, for "yarn": the length trained on.
+        truncate: bool, for "yarn".
         sequence_axis: int. The axis of the positions.
         feature_axis: int. The axis that is rotated.
+        denominator_dim: int. Stands for R in the angle's exponent; defaults to R.
         fraction: float in (0, 1]. The share of the H features that is rotated, R = fraction * H;
             the others pass.
 
@@ -176,7 +188,7 @@ class RotaryEmbedding(keras.layers.Layer):
         A tensor like `inputs`. Angles are computed in float32 whatever the dtype.
 
     Raises:
-        ValueError: if R is odd.
+        ValueError: if R is odd or `rope_type` unknown.
 
     References:
         Su et al., 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding".
@@ -188,17 +200,33 @@ class RotaryEmbedding(keras.layers.Layer):
         self,
         max_wavelength=10000,
         scaling_factor=1.0,
+        rope_type="linear",
+        beta_fast=32.0,
+        beta_slow=1.0,
+        original_max_position_embeddings=4096,
+        truncate=True,
         sequence_axis=1,
         feature_axis=-1,
+        denominator_dim=None,
         fraction=1.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
         Rotary(max_wavelength, scaling_factor, fraction)  # checks them
+        if rope_type not in ("linear", "dynamic", "yarn"):
+            raise ValueError(
+                f'`rope_type` must be "linear", "dynamic" or "yarn", got {rope_type!r}.'
+            )
         self.max_wavelength = max_wavelength
         self.scaling_factor = scaling_factor
+        self.rope_type = rope_type
+        self.beta_fast = beta_fast
+        self.beta_slow = beta_slow
+        self.original_max_position_embeddings = original_max_position_embeddings
+        self.truncate = truncate
         self.sequence_axis = sequence_axis
         self.feature_axis = feature_axis
+        self.denominator_dim = denominator_dim
         self.fraction = fraction
         self.built = True
 
@@ -217,7 +245,7 @@ class RotaryEmbedding(keras.layers.Layer):
         positions = ops.convert_to_tensor(positions)
         per_row = len(positions.shape) == 2
         axes = [a for a in range(rank) if a != sequence_axis and not (per_row and a == 0)]
-        frequencies, magnitude = _frequencies(self.max_wavelength, self.scaling_factor, size)
+        frequencies, magnitude = self._frequencies(size)
         shape = [size // 2 if a == feature_axis else 1 for a in range(rank)]
         angles = ops.expand_dims(ops.cast(positions, "float32"), axes)
         angles = angles * frequencies.astype("float32").reshape(shape)
@@ -230,6 +258,26 @@ class RotaryEmbedding(keras.layers.Layer):
             [first * cos - second * sin, second * cos + first * sin, *rest], axis=feature_axis
         )
 
+    def _frequencies(self, size):
+        """Angles for each position (R / 2,), and the factor on cosines and sines."""
+        # A wavelength is base ** (2i / R): another denominator is another base.
+        base = self.max_wavelength ** (size / (self.denominator_dim or size))
+        scaling = self.scaling_factor
+        if not isinstance(scaling, (int, float)):
+            return scaling.frequencies(base, size)
+        if self.rope_type == "yarn":
+            yarn = YarnScaling(
+                scaling,
+                self.original_max_position_embeddings,
+                self.beta_fast,
+                self.beta_slow,
+                truncate=self.truncate,
+            )
+            return yarn.frequencies(base, size)
+        if self.rope_type == "dynamic":
+            scaling = scaling ** (size / max(1, size - 2))
+        return _plain(base, size) / scaling, 1.0
+
     def compute_output_shape(self, inputs_shape):
         return inputs_shape
 
@@ -238,8 +286,14 @@ class RotaryEmbedding(keras.layers.Layer):
             **super().get_config(),
             "max_wavelength": self.max_wavelength,
             "scaling_factor": _serialize(self.scaling_factor),
+            "rope_type": self.rope_type,
+            "beta_fast": self.beta_fast,
+            "beta_slow": self.beta_slow,
+            "original_max_position_embeddings": self.original_max_position_embeddings,
+            "truncate": self.truncate,
             "sequence_axis": self.sequence_axis,
             "feature_axis": self.feature_axis,
+            "denominator_dim": self.denominator_dim,
             "fraction": self.fraction,
         }
 
@@ -251,13 +305,6 @@ class RotaryEmbedding(keras.layers.Layer):
 def _plain(base, size):
     """The angle that each pair of features turns in one position: float64 (R / 2,)."""
     return base ** (-np.arange(0, size, 2) / size)
-
-
-def _frequencies(base, scaling, size):
-    """Angles for each position (R / 2,), and the factor on cosines and sines."""
-    if isinstance(scaling, (int, float)):
-        return _plain(base, size) / scaling, 1.0
-    return scaling.frequencies(base, size)
 
 
 def _serialize(scaling):

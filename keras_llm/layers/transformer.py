@@ -1,199 +1,33 @@
 """The Transformer block: one set of parts, in an encoder and a decoder arrangement."""
 
+import dataclasses
+
 import keras
 from keras import ops
 
 from keras_llm.layers import masks
-from keras_llm.layers._parts import clone
-from keras_llm.layers.attention import MultiHeadAttention
-from keras_llm.layers.feed_forward import FeedForward
-
-_BLOCK_ARGS = """
-        intermediate_dim: int > 0. F, the feed-forward width.
-        num_heads: int > 0. N query heads.
-        dropout: float in [0, 1). On attention probabilities, and on what attention and
-            feed-forward add to the residual stream.
-        activation: Keras activation of the feed-forward part.
-        layer_norm_epsilon: float. Epsilon of the norms.
-        kernel_initializer: Keras initializer of all kernels.
-        bias_initializer: Keras initializer of all biases.
-        normalize_first: bool. True normalises what goes into attention and feed-forward
-            (pre-norm), False what comes out of each residual sum (post-norm).
-        num_key_value_heads: int. K; must divide N. Defaults to N.
-        head_dim: int. H. Defaults to D / N.
-        position: `Rotary(...)`, `Alibi(...)` or None, for the self-attention.
-        norm: "layer" (LayerNormalization) or "rms" (RMSNormalization).
-        gated: bool. Whether the feed-forward part is gated.
-        sliding_window: int or None. Self-attention reaches less than this many positions.
-        logit_soft_cap: float or None. Scores become `cap * tanh(scores / cap)`.
-        qk_norm: bool. RMS-normalise query and key heads.
-        use_bias: bool. Whether projections and feed-forward have biases.
-"""
-
-
-class _TransformerBlock(keras.layers.Layer):
-    """The parts and options that the encoder and the decoder share."""
-
-    def __init__(
-        self,
-        intermediate_dim,
-        num_heads,
-        dropout=0,
-        activation="relu",
-        layer_norm_epsilon=1e-05,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        normalize_first=False,
-        num_key_value_heads=None,
-        head_dim=None,
-        position=None,
-        norm="layer",
-        gated=False,
-        sliding_window=None,
-        logit_soft_cap=None,
-        qk_norm=False,
-        use_bias=True,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        if norm not in ("layer", "rms"):
-            raise ValueError(f'`norm` must be "layer" or "rms", got {norm!r}.')
-        self.intermediate_dim = intermediate_dim
-        self.num_heads = num_heads
-        self.dropout = dropout
-        self.activation = keras.activations.get(activation)
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.normalize_first = normalize_first
-        self.num_key_value_heads = num_key_value_heads or num_heads
-        self.head_dim = head_dim
-        self.position = position
-        self.norm = norm
-        self.gated = gated
-        self.sliding_window = sliding_window
-        self.logit_soft_cap = logit_soft_cap
-        self.qk_norm = qk_norm
-        self.use_bias = use_bias
-
-    def _build_parts(self, inputs_shape, cross_shape=None):
-        size = inputs_shape[-1]
-        if self.head_dim is None and size % self.num_heads:
-            raise ValueError(
-                f"`num_heads`={self.num_heads} must divide the width {size} of the inputs, "
-                "or `head_dim` be given."
-            )
-        self.self_attention = self._attention(
-            size, "self_attention", position=self.position, sliding_window=self.sliding_window
-        )
-        self.self_attention.build(inputs_shape)
-        self.self_attention_norm = self._norm("self_attention_norm", inputs_shape)
-        self.cross_attention = None
-        if cross_shape is not None:
-            self.cross_attention = self._attention(size, "cross_attention")
-            self.cross_attention.build(inputs_shape, cross_shape)
-            self.cross_attention_norm = self._norm("cross_attention_norm", inputs_shape)
-        self.feed_forward = FeedForward(
-            self.intermediate_dim,
-            activation=self.activation,
-            gated=self.gated,
-            use_bias=self.use_bias,
-            kernel_initializer=clone(self.kernel_initializer),
-            bias_initializer=clone(self.bias_initializer),
-            dtype=self.dtype_policy,
-            name="feed_forward",
-        )
-        self.feed_forward.build(inputs_shape)
-        self.feed_forward_norm = self._norm("feed_forward_norm", inputs_shape)
-        self.residual_dropout = keras.layers.Dropout(
-            self.dropout, dtype=self.dtype_policy, name="residual_dropout"
-        )
-        self.built = True
-
-    def _attention(self, size, name, **options):
-        return MultiHeadAttention(
-            self.num_heads,
-            self.head_dim or size // self.num_heads,
-            num_key_value_heads=self.num_key_value_heads,
-            logit_soft_cap=self.logit_soft_cap,
-            qk_norm=self.qk_norm,
-            use_bias=self.use_bias,
-            dropout=self.dropout,
-            kernel_initializer=clone(self.kernel_initializer),
-            bias_initializer=clone(self.bias_initializer),
-            dtype=self.dtype_policy,
-            name=name,
-            **options,
-        )
-
-    def _norm(self, name, shape):
-        layer_class = {
-            "layer": keras.layers.LayerNormalization,
-            "rms": keras.layers.RMSNormalization,
-        }[self.norm]
-        layer = layer_class(epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name)
-        layer.build(shape)
-        return layer
-
-    def _residual(self, x, norm, part, training):
-        """`x + part(norm(x))` or `norm(x + part(x))`, and what else `part` returns."""
-        output, *rest = part(norm(x) if self.normalize_first else x)
-        x = x + self.residual_dropout(output, training=training)
-        return (x if self.normalize_first else norm(x)), *rest
-
-    def _add_feed_forward(self, x, training):
-        (x,) = self._residual(
-            x,
-            self.feed_forward_norm,
-            lambda h: (self.feed_forward(h, training=training),),
-            training,
-        )
-        return x
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "intermediate_dim": self.intermediate_dim,
-            "num_heads": self.num_heads,
-            "dropout": self.dropout,
-            "activation": keras.activations.serialize(self.activation),
-            "layer_norm_epsilon": self.layer_norm_epsilon,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
-            "normalize_first": self.normalize_first,
-            "num_key_value_heads": self.num_key_value_heads,
-            "head_dim": self.head_dim,
-            "position": keras.saving.serialize_keras_object(self.position),
-            "norm": self.norm,
-            "gated": self.gated,
-            "sliding_window": self.sliding_window,
-            "logit_soft_cap": self.logit_soft_cap,
-            "qk_norm": self.qk_norm,
-            "use_bias": self.use_bias,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        config = dict(config)
-        config["position"] = keras.saving.deserialize_keras_object(config["position"])
-        return cls(**config)
+from keras_llm.layers._block import BLOCK_ARGS, TransformerBlock
+from keras_llm.layers.cache import stack_cache, unstack_cache
+from keras_llm.layers.relative import RelativeBias
 
 
 @keras.saving.register_keras_serializable("keras_llm")
-class TransformerEncoder(_TransformerBlock):
+class TransformerEncoder(TransformerBlock):
     __doc__ = f"""A Transformer block in which every position sees every other.
 
     Self-attention, then feed-forward, each inside a residual sum with a norm.
 
-    Args:{_BLOCK_ARGS}
+    Args:{BLOCK_ARGS}
     Call arguments:
         inputs: float tensor (B, T, D).
         padding_mask: bool tensor (B, T), True = a real token.
         attention_mask: bool tensor (B, T, T) or (1, T, T), True = may attend.
         positions: int tensor (T,) or (B, T). Defaults to `0 .. T - 1`.
+        attention_bias: float tensor broadcastable to (B, N, T, T), added to the scores.
+        return_attention_scores: bool. Whether to return the attention probabilities too.
 
     Returns:
-        Float tensor (B, T, D).
+        Float tensor (B, T, D); if asked for, a pair of that and the probabilities (B, N, T, T).
 
     Raises:
         ValueError: if `num_heads` does not divide D and `head_dim` is not given.
@@ -211,50 +45,78 @@ class TransformerEncoder(_TransformerBlock):
     def build(self, inputs_shape):
         self._build_parts(inputs_shape)
 
-    def call(self, inputs, padding_mask=None, attention_mask=None, positions=None, training=None):
+    def call(
+        self,
+        inputs,
+        padding_mask=None,
+        attention_mask=None,
+        training=None,
+        return_attention_scores=False,
+        positions=None,
+        attention_bias=None,
+    ):
         mask = masks.merge(
             None if padding_mask is None else masks.padding_mask(padding_mask), attention_mask
         )
-        (x,) = self._residual(
-            inputs,
-            self.self_attention_norm,
-            lambda h: (
-                self.self_attention(h, attention_mask=mask, positions=positions, training=training),
-            ),
-            training,
-        )
-        return self._add_feed_forward(x, training)
+
+        scores = []
+
+        def self_attention(h):
+            output, *rest = _as_tuple(
+                self.self_attention(
+                    h,
+                    attention_mask=mask,
+                    positions=positions,
+                    attention_bias=attention_bias,
+                    return_attention_scores=return_attention_scores,
+                    training=training,
+                )
+            )
+            scores.extend(rest)
+            return output
+
+        x = self._residual(inputs, "self_attention", self_attention, training)
+        x = self._add_feed_forward(x, inputs, training)
+        return (x, *scores) if scores else x
 
     def compute_output_shape(self, inputs_shape):
         return inputs_shape
 
 
 @keras.saving.register_keras_serializable("keras_llm")
-class TransformerDecoder(_TransformerBlock):
+class TransformerDecoder(TransformerBlock):
     __doc__ = f"""A Transformer block in which a position sees itself and those before it.
 
     Causal self-attention, cross-attention if it is built or first called with an encoder
     sequence, then feed-forward, each inside a residual sum with a norm.
 
-    Args:{_BLOCK_ARGS}
+    Args:{BLOCK_ARGS}
     Call arguments:
         decoder_sequence: float tensor (B, T, D).
         encoder_sequence: float tensor (B, S, D'), or None for a decoder-only block.
-        decoder_padding_mask: bool tensor (B, T), True = a real token. Without a cache.
+        decoder_padding_mask: bool tensor (B, T), True = a real token, real ones first if there
+            is a cache (where only a windowed block uses it).
         decoder_attention_mask: bool tensor (B, T, S), True = may attend.
         encoder_padding_mask: bool tensor (B, S), True = a real token.
         encoder_attention_mask: bool tensor (B, T, S), True = may attend.
-        self_attention_cache: pair of float tensors (B, K, S, H), or None.
+        self_attention_cache: pair of float tensors (B, K, S, H), or None. With a
+            `sliding_window` and `use_causal_mask` it is a ring (see `MultiHeadAttention`).
         self_attention_cache_update_index: int tensor, scalar or (B,): the slot of the
             first new token (see `update_cache`).
         cross_attention_cache: pair of float tensors (B, K, S, H), or None.
         cross_attention_cache_update_index: int tensor, or None to read the cache alone.
         use_causal_mask: bool. False leaves masking to `decoder_attention_mask`.
         positions: int tensor (T,) or (B, T). Defaults to `update index + 0 .. T - 1`.
+        attention_bias: float tensor broadcastable to (B, N, T, S), added to the
+            self-attention's scores.
+        return_attention_scores: bool. Whether to return the attention probabilities too.
+
+    A cache may also be one stacked tensor (B, 2, S, K, H), as in keras_nlp; it is then returned so.
 
     Returns:
-        Float tensor (B, T, D). With a self-attention cache, a pair of that and the updated
-        cache; with a cross-attention cache too, a triple.
+        Float tensor (B, T, D), and as far as there are any: the updated self-attention cache,
+        the updated cross-attention cache, the self-attention's and the cross-attention's
+        probabilities (B, N, T, S). A tuple if there is more than the first.
 
     Raises:
         ValueError: if `num_heads` does not divide D and `head_dim` is not given, or an
@@ -273,6 +135,11 @@ class TransformerDecoder(_TransformerBlock):
     def build(self, decoder_sequence_shape, encoder_sequence_shape=None):
         self._build_parts(decoder_sequence_shape, encoder_sequence_shape)
 
+    def _position(self):
+        if isinstance(self.position, RelativeBias):
+            return dataclasses.replace(self.position, bidirectional=False)
+        return self.position
+
     def call(
         self,
         decoder_sequence,
@@ -286,8 +153,10 @@ class TransformerDecoder(_TransformerBlock):
         cross_attention_cache=None,
         cross_attention_cache_update_index=None,
         use_causal_mask=True,
-        positions=None,
         training=None,
+        positions=None,
+        attention_bias=None,
+        return_attention_scores=False,
     ):
         has_cross_inputs = encoder_sequence is not None or cross_attention_cache is not None
         if has_cross_inputs != (self.cross_attention is not None):
@@ -303,53 +172,61 @@ class TransformerDecoder(_TransformerBlock):
                 positions = positions + (ops.expand_dims(start, -1) if len(start.shape) else start)
 
         mask = decoder_attention_mask
-        if decoder_padding_mask is not None:
+        if decoder_padding_mask is not None and self_attention_cache is None:
             mask = masks.merge(mask, masks.padding_mask(decoder_padding_mask))
-        if use_causal_mask:
-            keys = positions
-            if self_attention_cache is not None:
-                keys = ops.arange(ops.shape(self_attention_cache[0])[2])
-            mask = masks.merge(mask, masks.causal_mask(positions, keys))
+        caches, scores = [], []
+
+        def attend(layer, h, cache, **arguments):
+            stacked = cache is not None and not isinstance(cache, (tuple, list))
+            output, *rest = _as_tuple(
+                layer(
+                    h,
+                    cache=unstack_cache(cache) if stacked else cache,
+                    return_attention_scores=return_attention_scores,
+                    training=training,
+                    **arguments,
+                )
+            )
+            if return_attention_scores:
+                scores.append(rest.pop(0))
+            if rest:
+                caches.append(stack_cache(*rest) if stacked else rest[0])
+            return output
 
         def self_attention(h):
-            return _as_tuple(
-                self.self_attention(
-                    h,
-                    attention_mask=mask,
-                    positions=positions,
-                    cache=self_attention_cache,
-                    cache_update_index=self_attention_cache_update_index,
-                    training=training,
-                )
+            return attend(
+                self.self_attention,
+                h,
+                self_attention_cache,
+                cache_update_index=self_attention_cache_update_index,
+                attention_mask=mask,
+                positions=positions,
+                use_causal_mask=use_causal_mask,
+                padding_mask=decoder_padding_mask,
+                attention_bias=attention_bias,
             )
 
-        x, *caches = self._residual(
-            decoder_sequence, self.self_attention_norm, self_attention, training
-        )
+        def cross_attention(h):
+            return attend(
+                self.cross_attention,
+                h,
+                cross_attention_cache,
+                value=encoder_sequence,
+                cache_update_index=cross_attention_cache_update_index,
+                attention_mask=masks.merge(
+                    None
+                    if encoder_padding_mask is None
+                    else masks.padding_mask(encoder_padding_mask),
+                    encoder_attention_mask,
+                ),
+            )
+
+        x = self._residual(decoder_sequence, "self_attention", self_attention, training)
         if self.cross_attention is not None:
-            cross_mask = masks.merge(
-                None if encoder_padding_mask is None else masks.padding_mask(encoder_padding_mask),
-                encoder_attention_mask,
-            )
-
-            def cross_attention(h):
-                return _as_tuple(
-                    self.cross_attention(
-                        h,
-                        encoder_sequence,
-                        attention_mask=cross_mask,
-                        cache=cross_attention_cache,
-                        cache_update_index=cross_attention_cache_update_index,
-                        training=training,
-                    )
-                )
-
-            x, *cross_cache = self._residual(
-                x, self.cross_attention_norm, cross_attention, training
-            )
-            caches += cross_cache
-        x = self._add_feed_forward(x, training)
-        return (x, *caches) if caches else x
+            x = self._residual(x, "cross_attention", cross_attention, training)
+        x = self._add_feed_forward(x, decoder_sequence, training)
+        outputs = (x, *caches, *scores)
+        return outputs if len(outputs) > 1 else x
 
     def compute_output_shape(self, decoder_sequence_shape, encoder_sequence_shape=None):
         return decoder_sequence_shape

@@ -1,12 +1,16 @@
 """What defines a model: a frozen row of sizes and options, checked in one place."""
 
 import dataclasses
+import numbers
 
 from keras_llm.errors import InputError
+from keras_llm.layers.activations import get_activation
 from keras_llm.layers.alibi import Alibi
+from keras_llm.layers.relative import RelativeBias
 from keras_llm.layers.rotary import Rotary
 
-_POSITIONS = {"rotary": Rotary, "alibi": Alibi}
+_POSITIONS = {"rotary": Rotary, "alibi": Alibi, "relative": RelativeBias}
+_ADDED_POSITIONS = ("learned", "sinusoidal")
 _SIZES = (
     "vocabulary_size",
     "num_layers",
@@ -15,11 +19,18 @@ _SIZES = (
     "intermediate_dim",
     "max_length",
 )
+_POSITIVE_OR_NONE = (
+    "logit_soft_cap",
+    "final_soft_cap",
+    "embedding_scale",
+    "logit_scale",
+    "attention_scale",
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalLMConfig:
-    """A decoder-only language model.
+class TransformerConfig:
+    """The fields that `CausalLMConfig`, `EncoderConfig` and `Seq2SeqConfig` share.
 
     Args:
         vocabulary_size: int > 0. V.
@@ -30,10 +41,11 @@ class CausalLMConfig:
         max_length: int > 1. The longest sequence, prompt and new tokens together.
         num_key_value_heads: int or None. K; must divide N. None means N.
         head_dim: int or None. H. None means D / N.
-        position: `Rotary(...)`, `Alibi(...)`, `"learned"`, or None for no positions at all.
+        position: `Rotary(...)`, `Alibi(...)`, `RelativeBias(...)`, `"learned"`, `"sinusoidal"`,
+            or None for no positions at all.
         norm: "layer" or "rms".
         norm_epsilon: float > 0.
-        activation: name of a Keras activation.
+        activation: name of a Keras activation, or "gelu_tanh".
         gated: bool. Whether the feed-forward part is gated.
         sliding_window: int or None. Attention reaches less than this many positions back.
         logit_soft_cap: float or None, on attention scores.
@@ -43,6 +55,21 @@ class CausalLMConfig:
         tie_embeddings: bool. Whether the head reuses the token embedding.
         dropout: float in [0, 1).
         initializer_range: float > 0. Standard deviation of the initial weights.
+        norm_position: "pre", "post" (after each residual sum) or "sandwich" (before and after
+            attention and feed-forward, within the sum).
+        parallel_residual: bool. Attention and feed-forward read the same input.
+        window_pattern: str of "S" (windowed) and "L" (full) layers, repeated over the layers,
+            e.g. "SSSL"; "LS" alternates full and banded attention as GPT-3 does. None means
+            that all layers have the `sliding_window`.
+        local_position: position option of the windowed layers. None means `position`.
+        num_sink_tokens: int. First positions that stay in sight of the window.
+        learned_sinks: bool. Each head may attend to nothing (see `layers.MultiHeadAttention`).
+        attention_scale: float or None. What scores are multiplied by; None means
+            `1 / sqrt(H)`.
+        embedding_scale: float or None. What token embeddings are multiplied by.
+        logit_scale: float or None. What hidden states are multiplied by before the head.
+        num_experts: int. 0 for dense feed-forward parts, else a `layers.MixtureOfExperts` of
+            `experts_per_token`, `num_shared_experts`, `load_balance_loss`, `router_z_loss`.
 
     Raises:
         InputError: naming the argument that does not fit.
@@ -56,7 +83,7 @@ class CausalLMConfig:
     max_length: int
     num_key_value_heads: int | None = None
     head_dim: int | None = None
-    position: Rotary | Alibi | str | None = Rotary()  # noqa: RUF009, it is frozen
+    position: Rotary | Alibi | RelativeBias | str | None = Rotary()  # noqa: RUF009, it is frozen
     norm: str = "rms"
     norm_epsilon: float = 1e-5
     activation: str = "silu"
@@ -69,23 +96,28 @@ class CausalLMConfig:
     tie_embeddings: bool = True
     dropout: float = 0.0
     initializer_range: float = 0.02
+    norm_position: str = "pre"
+    parallel_residual: bool = False
+    window_pattern: str | None = None
+    local_position: Rotary | Alibi | None = None
+    num_sink_tokens: int = 0
+    learned_sinks: bool = False
+    attention_scale: float | None = None
+    embedding_scale: float | None = None
+    logit_scale: float | None = None
+    num_experts: int = 0
+    experts_per_token: int = 2
+    num_shared_experts: int = 0
+    load_balance_loss: float = 0.01
+    router_z_loss: float = 0.001
 
     def __post_init__(self):
-        def check(ok, name, rule):
-            if not ok:
-                raise InputError(
-                    f"CausalLMConfig: `{name}` must be {rule}, got {getattr(self, name)!r}."
-                )
-
-        def fill(name, value):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
-
+        check = self._check
         for name in _SIZES:
             value = getattr(self, name)
             check(isinstance(value, int) and value > 0, name, "a positive int")
         check(self.max_length > 1, "max_length", "at least 2")
-        fill("num_key_value_heads", self.num_heads)
+        self._fill("num_key_value_heads", self.num_heads)
         check(
             self.num_key_value_heads > 0 and self.num_heads % self.num_key_value_heads == 0,
             "num_key_value_heads",
@@ -97,30 +129,116 @@ class CausalLMConfig:
                 "num_heads",
                 f"a divisor of hidden_dim={self.hidden_dim} when `head_dim` is not given",
             )
-            fill("head_dim", self.hidden_dim // self.num_heads)
+            self._fill("head_dim", self.hidden_dim // self.num_heads)
         check(self.head_dim > 0, "head_dim", "a positive int")
-        check(
-            self.position in (None, "learned")
-            or isinstance(self.position, tuple(_POSITIONS.values())),
-            "position",
-            'Rotary(...), Alibi(...), "learned" or None',
-        )
-        if isinstance(self.position, Rotary):
-            rotated = int(self.head_dim * self.position.fraction)
-            check(rotated % 2 == 0, "head_dim", "such that an even number of features is rotated")
+        self._check_positions()
+        self._check_window()
         check(self.norm in ("layer", "rms"), "norm", '"layer" or "rms"')
         check(self.norm_epsilon > 0, "norm_epsilon", "> 0")
+        check(
+            self.norm_position in ("pre", "post", "sandwich"),
+            "norm_position",
+            '"pre", "post" or "sandwich"',
+        )
+        check(
+            not self.parallel_residual or self.norm_position != "post",
+            "parallel_residual",
+            'False when norm_position="post"',
+        )
+        try:
+            get_activation(self.activation)
+            known = isinstance(self.activation, str)
+        except ValueError:
+            known = False
+        check(known, "activation", 'the name of a Keras activation or "gelu_tanh"')
         check(0 <= self.dropout < 1, "dropout", "in [0, 1)")
         check(self.initializer_range > 0, "initializer_range", "> 0")
-        for name in ("sliding_window", "logit_soft_cap", "final_soft_cap"):
-            check(getattr(self, name) is None or getattr(self, name) > 0, name, "positive or None")
+        for name in _POSITIVE_OR_NONE:
+            value = getattr(self, name)
+            ok = value is None or (isinstance(value, numbers.Real) and value > 0)
+            check(ok, name, "positive or None")
+        check(self.num_experts == 0 or self.num_experts > 1, "num_experts", "0 or at least 2")
+        check(
+            not self.num_experts or 1 <= self.experts_per_token <= self.num_experts,
+            "experts_per_token",
+            f"in 1 .. num_experts={self.num_experts}",
+        )
+
+    def _check(self, ok, name, rule):
+        if not ok:
+            raise InputError(
+                f"{type(self).__name__}: `{name}` must be {rule}, got {getattr(self, name)!r}."
+            )
+
+    def _fill(self, name, value):
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, value)
+
+    def _check_positions(self):
+        self._check(
+            self.position in (None, *_ADDED_POSITIONS)
+            or isinstance(self.position, tuple(_POSITIONS.values())),
+            "position",
+            'Rotary(...), Alibi(...), RelativeBias(...), "learned", "sinusoidal" or None',
+        )
+        self._check(
+            self.local_position is None
+            or (self.sliding_window and isinstance(self.local_position, (Rotary, Alibi))),
+            "local_position",
+            "Rotary(...) or Alibi(...) with a `sliding_window`, or None",
+        )
+        for option in (self.position, self.local_position):
+            if isinstance(option, Rotary):
+                rotated = int(self.head_dim * option.fraction)
+                self._check(
+                    rotated % 2 == 0, "head_dim", "such that an even number of features is rotated"
+                )
+
+    def _check_window(self):
+        window = self.sliding_window
+        self._check(
+            window is None or (isinstance(window, int) and window > 0),
+            "sliding_window",
+            "a positive int or None",
+        )
+        pattern = self.window_pattern
+        self._check(
+            pattern is None
+            or (isinstance(pattern, str) and pattern and not set(pattern) - {"S", "L"}),
+            "window_pattern",
+            'a string of "S" and "L", or None',
+        )
+        self._check(
+            pattern is None or "S" not in pattern or self.sliding_window is not None,
+            "window_pattern",
+            'without "S" when no `sliding_window` is given',
+        )
+        self._check(
+            self.num_sink_tokens == 0 or (self.num_sink_tokens > 0 and self.sliding_window),
+            "num_sink_tokens",
+            "0, or positive with a `sliding_window`",
+        )
+
+    def window(self, layer):
+        """The sliding window of one layer, an int or None."""
+        pattern = self.window_pattern or "S"
+        return self.sliding_window if pattern[layer % len(pattern)] == "S" else None
+
+    def attention_position(self, layer):
+        """The position option of one layer's attention, or None. A `RelativeBias` is the
+        model's, not the layer's."""
+        position = self.position
+        if self.window(layer) and self.local_position is not None:
+            position = self.local_position
+        return position if isinstance(position, (Rotary, Alibi)) else None
 
     def to_dict(self):
         """Plain JSON types; `from_dict` reads them back."""
-        row = dataclasses.asdict(self)
-        for name, option in _POSITIONS.items():
-            if isinstance(self.position, option):
-                row["position"] = {name: self.position.get_config()}
+        row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for field in ("position", "local_position"):
+            for name, option in _POSITIONS.items():
+                if isinstance(row[field], option):
+                    row[field] = {name: row[field].get_config()}
         return row
 
     @classmethod
@@ -136,9 +254,73 @@ class CausalLMConfig:
         }
         wrong = sorted(set(row) - names) or sorted(required - set(row))
         if wrong:
-            raise InputError(f"CausalLMConfig: unknown or missing fields {wrong}.")
+            raise InputError(f"{cls.__name__}: unknown or missing fields {wrong}.")
         row = dict(row)
-        if isinstance(row.get("position"), dict):
-            ((name, options),) = row["position"].items()
-            row["position"] = _POSITIONS[name].from_config(options)
+        for field in ("position", "local_position"):
+            if isinstance(row.get(field), dict):
+                ((name, options),) = row[field].items()
+                row[field] = _POSITIONS[name].from_config(options)
         return cls(**row)
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalLMConfig(TransformerConfig):
+    """A decoder-only language model: the fields of `TransformerConfig`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig(TransformerConfig):
+    """An encoder: the fields of `TransformerConfig`, with BERT's defaults, and two more.
+
+    Args:
+        num_segments: int. How many kinds of segments (token types) have an embedding; 0 for none.
+        embedding_norm: bool. Whether the summed embeddings are normalised.
+    """
+
+    position: Rotary | Alibi | RelativeBias | str | None = "learned"
+    norm: str = "layer"
+    norm_epsilon: float = 1e-12
+    activation: str = "gelu"
+    gated: bool = False
+    use_bias: bool = True
+    norm_position: str = "post"
+    num_segments: int = 0
+    embedding_norm: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check(
+            isinstance(self.num_segments, int) and self.num_segments >= 0,
+            "num_segments",
+            "an int >= 0",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Seq2SeqConfig(TransformerConfig):
+    """An encoder-decoder with one vocabulary and one token embedding.
+
+    The fields of `TransformerConfig`, of which `num_layers` is the encoder's, and three more.
+
+    Args:
+        num_decoder_layers: int or None. None means `num_layers`.
+        pad_id: int. The token id that fills up encoder rows; it is never attended to.
+        start_id: int. The token id that a decoder row begins with.
+    """
+
+    num_decoder_layers: int | None = None
+    pad_id: int = 0
+    start_id: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._fill("num_decoder_layers", self.num_layers)
+        layers = self.num_decoder_layers
+        self._check(isinstance(layers, int) and layers > 0, "num_decoder_layers", "a positive int")
+        for name in ("pad_id", "start_id"):
+            self._check(
+                0 <= getattr(self, name) < self.vocabulary_size, name, "an id of the vocabulary"
+            )
+
+
+CONFIGS = {config.__name__: config for config in (CausalLMConfig, EncoderConfig, Seq2SeqConfig)}

@@ -15,6 +15,13 @@ VARIANTS = {
     "biased": {"num_key_value_heads": 2, "position": layers.Alibi(max_bias=4.0)},
     "scaled": {"position": layers.Rotary(scaling=layers.Llama3Scaling(8.0, 1.0, 4.0, 64))},
     "windowed": {"sliding_window": 2, "dropout": 0.1},
+    "sinks": {"sliding_window": 2, "num_sink_tokens": 1, "learned_sinks": True},
+    "bucketed": {"position": layers.RelativeBias(8, 20), "attention_scale": 1.0},
+}
+BLOCKS = {
+    "parallel": {"normalize_first": True, "parallel_residual": True},
+    "sandwich": {"normalize_first": True, "sandwich_norm": True, "activation": "gelu_tanh"},
+    "experts": {"num_experts": 3, "experts_per_token": 2, "num_shared_experts": 1, "gated": True},
 }
 BLOCK = {"intermediate_dim": 12, "num_heads": 4}
 CASES = [
@@ -24,7 +31,23 @@ CASES = [
     (layers.FeedForward, {"intermediate_dim": 12, "use_bias": False, "dropout": 0.2}),
     (layers.MultiHeadAttention, {"num_heads": 4, "head_dim": 6}),
     *[(layers.MultiHeadAttention, {"num_heads": 4, "head_dim": 6, **v}) for v in VARIANTS.values()],
+    (layers.MaskedLMHead, {"vocabulary_size": 8}),
+    (layers.MixtureOfExperts, {"num_experts": 4, "top_k": 2, "intermediate_dim": 12}),
+    (
+        layers.MixtureOfExperts,
+        {
+            "num_experts": 3,
+            "top_k": 1,
+            "intermediate_dim": 12,
+            "gated": False,
+            "activation": "gelu_tanh",
+            "num_shared_experts": 2,
+            "normalize_weights": False,
+        },
+    ),
     (layers.PositionEmbedding, {"sequence_length": 7}),
+    (layers.RelativePositionBias, {"num_buckets": 8, "max_distance": 20}),
+    (layers.RelativePositionBias, {"num_buckets": 8, "bidirectional": False}),
     (layers.RotaryEmbedding, {"max_wavelength": 500, "scaling_factor": 2.0}),
     (layers.RotaryEmbedding, {"scaling_factor": layers.YarnScaling(4.0, 16), "fraction": 0.5}),
     (layers.SinePositionEncoding, {"max_wavelength": 500}),
@@ -39,17 +62,26 @@ CASES = [
             {},
             {"normalize_first": True, "norm": "rms", "gated": True, "use_bias": False},
             *VARIANTS.values(),
+            *BLOCKS.values(),
         )
     ],
 ]
+SCORES = (layers.AlibiBias, layers.RelativePositionBias)
 
 
 def inputs_of(layer_class):
     if layer_class is layers.TokenAndPositionEmbedding:
         return np.arange(14, dtype="int32").reshape(2, 7) % 11
-    if layer_class is layers.AlibiBias:
+    if layer_class in SCORES:
         return np.random.default_rng(0).normal(size=(2, 3, 7, 8)).astype("float32")
-    return np.random.default_rng(0).normal(size=(2, 7, 8)).astype("float32")
+    hidden = np.random.default_rng(0).normal(size=(2, 7, 8)).astype("float32")
+    if layer_class is layers.MaskedLMHead:
+        return {"inputs": hidden, "mask_positions": np.tile(np.arange(7, dtype="int32"), (2, 1))}
+    return hidden
+
+
+def apply(layer, inputs):
+    return layer(**inputs) if isinstance(inputs, dict) else layer(inputs)
 
 
 def test_every_exported_layer_has_a_case():
@@ -61,14 +93,17 @@ def test_every_exported_layer_has_a_case():
     assert exported == {layer for layer, _ in CASES}
 
 
-@pytest.mark.parametrize("layer_class, arguments", CASES)
+@pytest.mark.parametrize(
+    "layer_class, arguments",
+    [c for c in CASES if c[0] is not layers.MaskedLMHead],  # its `build` takes no keywords there
+)
 def test_keras_harness(layer_class, arguments):
     inputs = inputs_of(layer_class)
     TestCase().run_layer_test(
         layer_class,
         init_kwargs=arguments,
         input_data=inputs,
-        expected_output_shape=inputs.shape if inputs.ndim > 2 else (2, 7, 8),
+        expected_output_shape=(2, 3, 7, 8) if layer_class in SCORES else (2, 7, 8),
     )
 
 
@@ -76,18 +111,19 @@ def test_keras_harness(layer_class, arguments):
 def test_bfloat16(layer_class, arguments):
     inputs = inputs_of(layer_class)
     exact = layer_class(**arguments)
-    expected = np.asarray(exact(inputs))
+    expected = np.asarray(apply(exact, inputs))
     mixed = layer_class(**arguments, dtype="mixed_bfloat16")
-    mixed(inputs)
+    apply(mixed, inputs)
     mixed.set_weights(exact.get_weights())
-    output = mixed(inputs)
+    output = apply(mixed, inputs)
     assert keras.backend.standardize_dtype(output.dtype) == "bfloat16"
     assert all(v.dtype == "float32" for v in mixed.trainable_weights)
     np.testing.assert_allclose(np.asarray(output, "float32"), expected, atol=0.15)
 
 
 @pytest.mark.parametrize(
-    "layer_class, arguments", [c for c in CASES if c[0] is not layers.AlibiBias]
+    "layer_class, arguments",
+    [c for c in CASES if c[0] not in (*SCORES, layers.MaskedLMHead)],
 )
 def test_save_and_load_in_a_model_of_any_length(layer_class, arguments, tmp_path):
     inputs = inputs_of(layer_class)
@@ -142,6 +178,17 @@ def test_masked_keys_are_not_seen(layer_class, arguments):
         (lambda: layers.FeedForward(0), "intermediate_dim"),
         (lambda: layers.TransformerDecoder(8, 3).build((None, 5, 8)), "num_heads"),
         (lambda: layers.TransformerEncoder(8, 2, norm="batch"), "norm"),
+        (lambda: layers.TransformerEncoder(8, 2, sandwich_norm=True), "normalize_first"),
+        (lambda: layers.TransformerEncoder(8, 2, activation="swoosh"), "swoosh"),
+        (lambda: layers.MultiHeadAttention(4, 6, num_sink_tokens=2), "num_sink_tokens"),
+        (lambda: layers.MixtureOfExperts(1, 1, 8), "num_experts"),
+        (lambda: layers.MixtureOfExperts(4, 5, 8), "top_k"),
+        (lambda: layers.MixtureOfExperts(4, 2, 0), "intermediate_dim"),
+        (lambda: layers.RelativeBias(num_buckets=5), "num_buckets"),
+        (lambda: layers.RelativePositionBias(32, 32), "max_distance"),
+        (lambda: layers.RelativePositionBias()(np.zeros((1, 4, 4), "float32")), "attention_scores"),
+        (lambda: layers.MaskedLMHead(), "vocabulary_size"),
+        (lambda: layers.RotaryEmbedding(rope_type="spiral"), "rope_type"),
         (lambda: layers.PositionEmbedding(0), "sequence_length"),
         (lambda: layers.PositionEmbedding(3)(np.zeros((1, 4, 8), "float32")), "sequence_length"),
         (lambda: layers.TokenAndPositionEmbedding(0, 4, 8), "vocabulary_size"),

@@ -20,41 +20,90 @@ SIZES = {
 }
 
 
+ROTARIES = [
+    models.Rotary(),
+    models.Rotary(base=100.0, scaling=2.0),
+    models.Rotary(scaling=layers.NTKScaling(4.0)),
+    models.Rotary(fraction=0.5),
+    models.Rotary(scaling=layers.YarnScaling(4.0, 8)),
+    models.Rotary(scaling=layers.Llama3Scaling(8.0, 1.0, 4.0, 64)),
+]
+POSITIONS = [
+    *ROTARIES,
+    models.Alibi(),
+    models.RelativeBias(num_buckets=4, max_distance=6),
+    "learned",
+    "sinusoidal",
+    None,
+]
+
+
+def options(draw):
+    """Every option of a decoder, drawn."""
+    num_heads = draw(st.sampled_from([1, 2, 4]))
+    norm_position = draw(st.sampled_from(["pre", "post", "sandwich"]))
+    sliding_window = draw(st.sampled_from([None, 1, 3, 7]))
+    windowed = sliding_window is not None
+    return {
+        "num_heads": num_heads,
+        "num_key_value_heads": draw(st.sampled_from([k for k in (1, 2, 4) if num_heads % k == 0])),
+        "head_dim": draw(st.sampled_from([None, 8])),
+        "position": draw(st.sampled_from(POSITIONS)),
+        "norm": draw(st.sampled_from(["rms", "layer"])),
+        "norm_position": norm_position,
+        "parallel_residual": draw(st.booleans()) and norm_position != "post",
+        "activation": draw(st.sampled_from(["silu", "gelu_tanh"])),
+        "gated": draw(st.booleans()),
+        "use_bias": draw(st.booleans()),
+        "sliding_window": sliding_window,
+        "window_pattern": draw(st.sampled_from([None, "SL", "LS"])) if windowed else None,
+        "num_sink_tokens": draw(st.sampled_from([0, 2])) if windowed else 0,
+        "local_position": draw(st.sampled_from([None, models.Rotary(base=50.0), models.Alibi()]))
+        if windowed
+        else None,
+        "learned_sinks": draw(st.booleans()),
+        "logit_soft_cap": draw(st.sampled_from([None, 5.0])),
+        "final_soft_cap": draw(st.sampled_from([None, 4.0])),
+        "attention_scale": draw(st.sampled_from([None, 1.0])),
+        "embedding_scale": draw(st.sampled_from([None, 3.0])),
+        "logit_scale": draw(st.sampled_from([None, 0.5])),
+        "qk_norm": draw(st.booleans()),
+        "tie_embeddings": draw(st.booleans()),
+        "num_experts": draw(st.sampled_from([0, 3])),
+        "num_shared_experts": draw(st.sampled_from([0, 1])),
+        "dropout": draw(st.sampled_from([0.0, 0.3])),
+        "initializer_range": 0.4,
+    }
+
+
 @st.composite
 def configs(draw):
-    num_heads = draw(st.sampled_from([1, 2, 4]))
-    divisors = [k for k in (1, 2, 4) if num_heads % k == 0]
-    return models.CausalLMConfig(
-        **SIZES,
-        num_heads=num_heads,
-        num_key_value_heads=draw(st.sampled_from(divisors)),
-        head_dim=draw(st.sampled_from([None, 8])),
-        position=draw(
-            st.sampled_from(
-                [
-                    models.Rotary(),
-                    models.Rotary(base=100.0, scaling=2.0),
-                    models.Rotary(scaling=layers.NTKScaling(4.0)),
-                    models.Rotary(fraction=0.5),
-                    models.Rotary(scaling=layers.YarnScaling(4.0, 8)),
-                    models.Rotary(scaling=layers.Llama3Scaling(8.0, 1.0, 4.0, 64)),
-                    models.Alibi(),
-                    "learned",
-                    None,
-                ]
-            )
-        ),
-        norm=draw(st.sampled_from(["rms", "layer"])),
-        gated=draw(st.booleans()),
-        use_bias=draw(st.booleans()),
-        sliding_window=draw(st.sampled_from([None, 1, 3])),
-        logit_soft_cap=draw(st.sampled_from([None, 5.0])),
-        final_soft_cap=draw(st.sampled_from([None, 4.0])),
-        qk_norm=draw(st.booleans()),
-        tie_embeddings=draw(st.booleans()),
-        dropout=draw(st.sampled_from([0.0, 0.3])),
-        initializer_range=0.4,
-    )
+    return models.CausalLMConfig(**SIZES, **options(draw))
+
+
+@st.composite
+def seq2seq_configs(draw):
+    drawn = {**options(draw), "parallel_residual": False}
+    return models.Seq2SeqConfig(**SIZES, **drawn, num_decoder_layers=draw(st.sampled_from([1, 2])))
+
+
+def check_cached_steps(model, token_ids, lengths, full, slack, extra=None, tolerance=1e-4):
+    """Prefill and decode give the full forward's logits, from ragged prompts to the end."""
+    rows, total = token_ids.shape
+    cache = {**models.init_cache(model, rows, total + slack), **(extra or {})}
+    prompts = token_ids[:, : lengths.max()]
+    # What stands behind a row's length must not matter.
+    prompts = np.where(np.arange(prompts.shape[1]) < lengths[:, None], prompts, 1)
+    logits, cache = models.prefill(model, prompts, lengths, cache)
+    steps = total - lengths.max()
+    for step in range(steps + 1):
+        positions = lengths - 1 + step
+        expected = full[np.arange(rows), positions]
+        np.testing.assert_allclose(logits, expected, atol=tolerance, rtol=0)
+        if step < steps:
+            positions = (positions + 1)[:, None]
+            next_ids = np.take_along_axis(token_ids, positions, axis=1)
+            logits, cache = models.decode(model, next_ids, positions, cache)
 
 
 @settings(max_examples=60)
@@ -67,22 +116,53 @@ def configs(draw):
 def test_cached_decode_equals_the_full_forward(config, lengths, slack, seed):
     keras.utils.set_random_seed(seed)
     model = models.causal_lm(config)
-    steps, rows, lengths = 4, len(lengths), np.array(lengths, "int32")
-    token_ids = np.random.default_rng(seed).integers(0, 23, (rows, 12)).astype("int32")
+    token_ids = np.random.default_rng(seed).integers(0, 23, (len(lengths), 12)).astype("int32")
     full = np.asarray(model(token_ids))
-    cache = models.init_cache(model, rows, 12 + slack)
-    prompts = token_ids[:, : lengths.max()]
-    # What stands behind a row's length must not matter.
-    prompts = np.where(np.arange(prompts.shape[1]) < lengths[:, None], prompts, 1)
-    logits, cache = models.prefill(model, prompts, lengths, cache)
-    for step in range(steps + 1):
-        positions = lengths - 1 + step
-        expected = full[np.arange(rows), positions]
-        np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
-        if step < steps:
-            positions = (positions + 1)[:, None]
-            next_ids = np.take_along_axis(token_ids, positions, axis=1)
-            logits, cache = models.decode(model, next_ids, positions, cache)
+    check_cached_steps(model, token_ids, np.array(lengths, "int32"), full, slack)
+
+
+@settings(max_examples=25)
+@given(
+    config=seq2seq_configs(),
+    lengths=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    seed=st.integers(0, 2**16),
+)
+def test_cached_decode_of_an_encoder_decoder_equals_the_full_forward(config, lengths, seed):
+    keras.utils.set_random_seed(seed)
+    model = models.seq2seq(config)
+    draw = np.random.default_rng(seed)
+    sources = draw.integers(1, 23, (len(lengths), 7)).astype("int32")
+    sources *= np.arange(7) < draw.integers(1, 8, (len(lengths), 1))  # ragged: 0 is padding
+    token_ids = draw.integers(0, 23, (len(lengths), 8)).astype("int32")
+    full = np.asarray(model([sources, token_ids]))
+    memory = models.encode(model, sources)
+    check_cached_steps(model, token_ids, np.array(lengths, "int32"), full, 1, memory)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-5), ("mixed_bfloat16", 0.05)])
+@pytest.mark.parametrize("name", ["gemma3-tiny", "lamda-tiny", "mistral-tiny", "gpt3-tiny"])
+def test_cached_decode_equals_the_full_forward_in_other_precisions(name, dtype, tolerance):
+    keras.utils.set_random_seed(1)
+    config = models.preset(name)
+    if config.sliding_window:
+        config = models.preset(name, sliding_window=4)
+    model = models.causal_lm(config, dtype=dtype)
+    token_ids = np.random.default_rng(1).integers(0, 512, (3, 14)).astype("int32")
+    check_cached_steps(
+        model,
+        token_ids,
+        np.array([9, 1, 6], "int32"),
+        np.asarray(model(token_ids)),
+        slack=0,
+        tolerance=tolerance,
+    )
+
+
+def test_a_windowed_layer_keeps_a_ring_of_its_window():
+    config = models.preset("gemma3-tiny", sliding_window=5, num_sink_tokens=1)
+    cache = models.init_cache(models.causal_lm(config), 2, 30)
+    assert [cache[f"k_{i}"].shape[2] for i in range(2)] == [6, 30]
+    assert models.init_cache(models.causal_lm(config), 2, 4)["k_0"].shape[2] == 4
 
 
 def test_cache_entries_are_named_and_keep_their_number():
@@ -176,7 +256,18 @@ def test_config_round_trip_through_json(config):
         ({"num_heads": 3}, "num_heads"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"head_dim": 7}, "head_dim"),
-        ({"position": "sine"}, "position"),
+        ({"position": "sines"}, "position"),
+        ({"local_position": layers.Rotary()}, "local_position"),
+        ({"window_pattern": "SX", "sliding_window": 2}, "window_pattern"),
+        ({"window_pattern": "SL"}, "window_pattern"),
+        ({"num_sink_tokens": 2}, "num_sink_tokens"),
+        ({"norm_position": "both"}, "norm_position"),
+        ({"norm_position": "post", "parallel_residual": True}, "parallel_residual"),
+        ({"activation": "swoosh"}, "activation"),
+        ({"num_experts": 1}, "num_experts"),
+        ({"num_experts": 2, "experts_per_token": 3}, "experts_per_token"),
+        ({"attention_scale": 0.0}, "attention_scale"),
+        ({"embedding_scale": "sqrt"}, "embedding_scale"),
         ({"norm": "batch"}, "norm"),
         ({"dropout": 1.0}, "dropout"),
         ({"sliding_window": 0}, "sliding_window"),

@@ -1,0 +1,247 @@
+"""What the encoder and the decoder block share: the parts, the options, the residual stream."""
+
+import keras
+
+from keras_llm.layers._parts import clone
+from keras_llm.layers.activations import get_activation
+from keras_llm.layers.attention import MultiHeadAttention
+from keras_llm.layers.feed_forward import FeedForward
+from keras_llm.layers.moe import MixtureOfExperts
+
+BLOCK_ARGS = """
+        intermediate_dim: int > 0. F, the feed-forward width.
+        num_heads: int > 0. N query heads.
+        dropout: float in [0, 1). On attention probabilities, and on what attention and
+            feed-forward add to the residual stream.
+        activation: Keras activation of the feed-forward part, or "gelu_tanh".
+        layer_norm_epsilon: float. Epsilon of the norms.
+        kernel_initializer: Keras initializer of all kernels.
+        bias_initializer: Keras initializer of all biases.
+        normalize_first: bool. True normalises what goes into attention and feed-forward
+            (pre-norm), False what comes out of each residual sum (post-norm).
+        num_key_value_heads: int. K; must divide N. Defaults to N.
+        head_dim: int. H. Defaults to D / N.
+        position: `Rotary(...)`, `Alibi(...)`, `RelativeBias(...)` or None, for the
+            self-attention.
+        norm: "layer" (LayerNormalization) or "rms" (RMSNormalization).
+        gated: bool. Whether the feed-forward part is gated.
+        sliding_window: int or None. Self-attention reaches less than this many positions.
+        logit_soft_cap: float or None. Scores become `cap * tanh(scores / cap)`.
+        qk_norm: bool. RMS-normalise query and key heads.
+        use_bias: bool. Whether projections and feed-forward have biases.
+        sandwich_norm: bool. With `normalize_first`, normalise what comes out of attention and
+            feed-forward too, before it is added.
+        parallel_residual: bool. With `normalize_first`, attention and feed-forward both read
+            the block's input and are added to it together.
+        attention_scale: float. What scores are multiplied by. Defaults to `1 / sqrt(H)`.
+        num_sink_tokens: int. First positions that stay in sight of a sliding window.
+        learned_sinks: bool. See `MultiHeadAttention`.
+        num_experts: int. 0 for one dense feed-forward part; more for a `MixtureOfExperts` of
+            `experts_per_token` at a time, with the next four.
+        experts_per_token: int.
+        num_shared_experts: int.
+        load_balance_loss: float >= 0.
+        router_z_loss: float >= 0.
+"""
+
+# The constructor arguments that are kept and saved as they come.
+_PLAIN = (
+    "intermediate_dim",
+    "num_heads",
+    "dropout",
+    "layer_norm_epsilon",
+    "normalize_first",
+    "num_key_value_heads",
+    "head_dim",
+    "norm",
+    "gated",
+    "sliding_window",
+    "logit_soft_cap",
+    "qk_norm",
+    "use_bias",
+    "sandwich_norm",
+    "parallel_residual",
+    "attention_scale",
+    "num_sink_tokens",
+    "learned_sinks",
+    "num_experts",
+    "experts_per_token",
+    "num_shared_experts",
+    "load_balance_loss",
+    "router_z_loss",
+)
+
+
+class TransformerBlock(keras.layers.Layer):
+    """The parts and options that the encoder and the decoder share."""
+
+    def __init__(
+        self,
+        intermediate_dim,
+        num_heads,
+        dropout=0,
+        activation="relu",
+        layer_norm_epsilon=1e-05,
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        normalize_first=False,
+        num_key_value_heads=None,
+        head_dim=None,
+        position=None,
+        norm="layer",
+        gated=False,
+        sliding_window=None,
+        logit_soft_cap=None,
+        qk_norm=False,
+        use_bias=True,
+        sandwich_norm=False,
+        parallel_residual=False,
+        attention_scale=None,
+        num_sink_tokens=0,
+        learned_sinks=False,
+        num_experts=0,
+        experts_per_token=2,
+        num_shared_experts=0,
+        load_balance_loss=0.01,
+        router_z_loss=0.001,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if norm not in ("layer", "rms"):
+            raise ValueError(f'`norm` must be "layer" or "rms", got {norm!r}.')
+        if (sandwich_norm or parallel_residual) and not normalize_first:
+            raise ValueError("`sandwich_norm` and `parallel_residual` need `normalize_first`.")
+        arguments = locals()
+        for name in _PLAIN:
+            setattr(self, name, arguments[name])
+        self.num_key_value_heads = num_key_value_heads or num_heads
+        self.position = position
+        self.activation = get_activation(activation)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+
+    def _build_parts(self, inputs_shape, cross_shape=None):
+        size = inputs_shape[-1]
+        if self.head_dim is None and size % self.num_heads:
+            raise ValueError(
+                f"`num_heads`={self.num_heads} must divide the width {size} of the inputs, "
+                "or `head_dim` be given."
+            )
+        self.self_attention = self._attention(
+            size,
+            "self_attention",
+            position=self._position(),
+            sliding_window=self.sliding_window,
+            num_sink_tokens=self.num_sink_tokens,
+        )
+        self.self_attention.build(inputs_shape)
+        parts = ["self_attention", "feed_forward"]
+        self.cross_attention = None
+        if cross_shape is not None:
+            if self.parallel_residual:
+                raise ValueError("`parallel_residual` is for blocks without cross-attention.")
+            self.cross_attention = self._attention(size, "cross_attention")
+            self.cross_attention.build(inputs_shape, cross_shape)
+            parts.append("cross_attention")
+        self.feed_forward = self._feed_forward()
+        self.feed_forward.build(inputs_shape)
+        for part in parts:
+            self._add_norm(f"{part}_norm", inputs_shape)
+            if self.sandwich_norm:
+                self._add_norm(f"{part}_post_norm", inputs_shape)
+        self.residual_dropout = keras.layers.Dropout(
+            self.dropout, dtype=self.dtype_policy, name="residual_dropout"
+        )
+        self.built = True
+
+    def _position(self):
+        return self.position
+
+    def _attention(self, size, name, **options):
+        return MultiHeadAttention(
+            self.num_heads,
+            self.head_dim or size // self.num_heads,
+            num_key_value_heads=self.num_key_value_heads,
+            logit_soft_cap=self.logit_soft_cap,
+            qk_norm=self.qk_norm,
+            use_bias=self.use_bias,
+            dropout=self.dropout,
+            kernel_initializer=clone(self.kernel_initializer),
+            bias_initializer=clone(self.bias_initializer),
+            layer_norm_epsilon=self.layer_norm_epsilon,
+            attention_scale=self.attention_scale,
+            learned_sinks=self.learned_sinks,
+            dtype=self.dtype_policy,
+            name=name,
+            **options,
+        )
+
+    def _feed_forward(self):
+        shared = {
+            "activation": self.activation,
+            "gated": self.gated,
+            "kernel_initializer": clone(self.kernel_initializer),
+            "dtype": self.dtype_policy,
+            "name": "feed_forward",
+        }
+        if not self.num_experts:
+            return FeedForward(
+                self.intermediate_dim,
+                use_bias=self.use_bias,
+                bias_initializer=clone(self.bias_initializer),
+                **shared,
+            )
+        return MixtureOfExperts(
+            self.num_experts,
+            self.experts_per_token,
+            self.intermediate_dim,
+            num_shared_experts=self.num_shared_experts,
+            load_balance_loss=self.load_balance_loss,
+            router_z_loss=self.router_z_loss,
+            **shared,
+        )
+
+    def _add_norm(self, name, shape):
+        layer_class = {
+            "layer": keras.layers.LayerNormalization,
+            "rms": keras.layers.RMSNormalization,
+        }[self.norm]
+        layer = layer_class(epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name)
+        layer.build(shape)
+        setattr(self, name, layer)
+
+    def _branch(self, x, name, part, training):
+        """What `part` adds to the residual stream, from `x`."""
+        output = part(getattr(self, f"{name}_norm")(x) if self.normalize_first else x)
+        if self.sandwich_norm:
+            output = getattr(self, f"{name}_post_norm")(output)
+        return self.residual_dropout(output, training=training)
+
+    def _residual(self, x, name, part, training):
+        """`x + part(norm(x))` or `norm(x + part(x))`."""
+        x = x + self._branch(x, name, part, training)
+        return x if self.normalize_first else getattr(self, f"{name}_norm")(x)
+
+    def _add_feed_forward(self, x, block_inputs, training):
+        def feed_forward(h):
+            return self.feed_forward(h, training=training)
+
+        if self.parallel_residual:
+            return x + self._branch(block_inputs, "feed_forward", feed_forward, training)
+        return self._residual(x, "feed_forward", feed_forward, training)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            **{name: getattr(self, name) for name in _PLAIN},
+            "activation": keras.activations.serialize(self.activation),
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "position": keras.saving.serialize_keras_object(self.position),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        config["position"] = keras.saving.deserialize_keras_object(config["position"])
+        return cls(**config)

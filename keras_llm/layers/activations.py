@@ -1,0 +1,26 @@
+"""Activations by name: Keras's, and those that released models need beside them."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+def gelu_tanh(x):
+    """GELU by its tanh approximation, `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
+
+    Reference:
+        Hendrycks and Gimpel, 2016, "Gaussian Error Linear Units".
+    """
+    return ops.gelu(x, approximate=True)
+
+
+def get_activation(identifier):
+    """The activation of that name, or `identifier` itself if it is callable.
+
+    Args:
+        identifier: name of a Keras activation or "gelu_tanh"; a callable; a serialised one.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    return gelu_tanh if identifier == "gelu_tanh" else keras.activations.get(identifier)

@@ -1,0 +1,125 @@
+"""Predictions of masked tokens."""
+
+import keras
+from keras import ops
+
+from keras_llm.layers._parts import clone
+from keras_llm.layers.activations import get_activation
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class MaskedLMHead(keras.layers.Layer):
+    """Hidden states at masked positions -> predictions over the vocabulary.
+
+    `activation(norm(intermediate_activation(h W + b)) E^T + b_V)`, with E the token embedding or a
+    kernel of its own.
+
+    Args:
+        vocabulary_size: int. V; may be left out with `token_embedding`.
+        token_embedding: a `keras.layers.ReversibleEmbedding` whose table is reused, or None.
+        intermediate_activation: Keras activation, or "gelu_tanh".
+        activation: Keras activation of the predictions. None gives logits.
+        layer_norm_epsilon: float.
+        kernel_initializer: Keras initializer of the kernels.
+        bias_initializer: Keras initializer of the biases.
+
+    Call arguments:
+        inputs: float tensor (B, T, D).
+        mask_positions: int tensor (B, M), the positions to predict.
+
+    Returns:
+        Float tensor (B, M, V).
+
+    Raises:
+        ValueError: if neither or both of differing sizes are given.
+
+    Reference:
+        Devlin et al., 2018, "BERT", section 3.1.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size=None,
+        token_embedding=None,
+        intermediate_activation="relu",
+        activation=None,
+        layer_norm_epsilon=1e-05,
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if vocabulary_size is None and token_embedding is None:
+            raise ValueError("`vocabulary_size` or `token_embedding` must be given.")
+        if token_embedding is not None and vocabulary_size not in (None, token_embedding.input_dim):
+            raise ValueError(
+                f"`vocabulary_size` must be that of `token_embedding`, "
+                f"{token_embedding.input_dim}, got {vocabulary_size}."
+            )
+        self.vocabulary_size = vocabulary_size or token_embedding.input_dim
+        self.token_embedding = token_embedding
+        self.intermediate_activation = get_activation(intermediate_activation)
+        self.activation = get_activation(activation)
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+
+    def build(self, inputs_shape, mask_positions_shape=None):
+        size = inputs_shape[-1]
+        if self.token_embedding is not None:
+            size = self.token_embedding.output_dim
+        self.dense = keras.layers.Dense(
+            size,
+            activation=self.intermediate_activation,
+            kernel_initializer=clone(self.kernel_initializer),
+            bias_initializer=clone(self.bias_initializer),
+            dtype=self.dtype_policy,
+            name="dense",
+        )
+        self.dense.build(inputs_shape)
+        self.norm = keras.layers.LayerNormalization(
+            epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name="norm"
+        )
+        self.norm.build((None, None, size))
+        if self.token_embedding is None:
+            self.kernel = self.add_weight(
+                name="kernel",
+                shape=(size, self.vocabulary_size),
+                initializer=clone(self.kernel_initializer),
+            )
+        self.bias = self.add_weight(
+            name="bias", shape=(self.vocabulary_size,), initializer=clone(self.bias_initializer)
+        )
+        self.built = True
+
+    def call(self, inputs, mask_positions):
+        x = ops.take_along_axis(inputs, ops.expand_dims(mask_positions, -1), axis=1)
+        x = self.norm(self.dense(x))
+        if self.token_embedding is None:
+            logits = ops.matmul(x, self.kernel)
+        else:
+            logits = self.token_embedding(x, reverse=True)
+        return self.activation(ops.cast(logits, self.compute_dtype) + self.bias)
+
+    def compute_output_shape(self, inputs_shape, mask_positions_shape):
+        return (*mask_positions_shape, self.vocabulary_size)
+
+    def get_config(self):
+        embedding = self.token_embedding
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "token_embedding": None if embedding is None else keras.layers.serialize(embedding),
+            "intermediate_activation": keras.activations.serialize(self.intermediate_activation),
+            "activation": keras.activations.serialize(self.activation),
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        if config["token_embedding"] is not None:
+            config["token_embedding"] = keras.layers.deserialize(config["token_embedding"])
+        return cls(**config)

@@ -1,0 +1,161 @@
+"""Attention with learned biases: one for each head and bucket of distances."""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_llm.layers._parts import clone
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+@dataclasses.dataclass(frozen=True)
+class RelativeBias:
+    """Position option: a learned bias on scores, by distance (see `RelativePositionBias`).
+
+    Models share one table among their layers, as T5 does; a layer by itself has its own.
+
+    Args:
+        num_buckets: int. An even number of 4 or more.
+        max_distance: int > `num_buckets`. From here on all distances share a bucket.
+        bidirectional: bool. Whether keys ahead of the query have buckets of their own. Decoder
+            blocks and models take False whatever it says.
+    """
+
+    num_buckets: int = 32
+    max_distance: int = 128
+    bidirectional: bool = True
+
+    def __post_init__(self):
+        if self.num_buckets < 4 or self.num_buckets % 2:
+            raise ValueError(
+                f"RelativeBias: `num_buckets` must be even and at least 4, got {self.num_buckets}."
+            )
+        if self.max_distance <= self.num_buckets:
+            raise ValueError(
+                f"RelativeBias: `max_distance` must be above num_buckets={self.num_buckets}, "
+                f"got {self.max_distance}."
+            )
+
+    def get_config(self):
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class RelativePositionBias(keras.layers.Layer):
+    """Add a learned bias to scores, by head and by the bucket of `key - query` position.
+
+    Of M buckets (for each direction, if there are two) the first M / 2 hold one distance each;
+    the others widen in proportion to the logarithm of the distance, up to `max_distance`. Without
+    `bidirectional`, keys ahead of the query share the bucket of distance 0.
+
+    Args:
+        num_buckets: int. An even number of 4 or more.
+        max_distance: int > `num_buckets`.
+        bidirectional: bool. Whether half of the buckets are for keys ahead of the query.
+        num_heads: int. N; needed only if `attention_scores` is broadcast, (B or 1, 1, T, S).
+        embeddings_initializer: Keras initializer of the (num_buckets, N) table.
+
+    Call arguments:
+        attention_scores: float tensor (B, N, T, S), before the softmax.
+        query_positions: int tensor (T,) or (B, T). Defaults to the last T of S positions.
+        key_positions: int tensor (S,) or (B, S). Defaults to `0 .. S - 1`.
+
+    Returns:
+        Float tensor (B, N, T, S).
+
+    Raises:
+        ValueError: if `attention_scores` has not four axes, or an argument is out of range.
+
+    Reference:
+        Raffel et al., 2020, "Exploring the Limits of Transfer Learning with a Unified
+        Text-to-Text Transformer", section 2.1.
+    """
+
+    def __init__(
+        self,
+        num_buckets=32,
+        max_distance=128,
+        bidirectional=True,
+        num_heads=None,
+        embeddings_initializer="random_normal",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        RelativeBias(num_buckets, max_distance)  # checks them
+        self.num_buckets = num_buckets
+        self.max_distance = max_distance
+        self.bidirectional = bidirectional
+        self.num_heads = num_heads
+        self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
+
+    def build(self, attention_scores_shape):
+        if len(attention_scores_shape) != 4:
+            raise ValueError(
+                "`attention_scores` must have shape (B, N, T, S), "
+                f"got {tuple(attention_scores_shape)}."
+            )
+        self.table = self.add_weight(
+            name="embeddings",
+            shape=(self.num_buckets, self.num_heads or attention_scores_shape[1]),
+            initializer=clone(self.embeddings_initializer),
+        )
+        self.built = True
+
+    def call(self, attention_scores, query_positions=None, key_positions=None):
+        length, keys = ops.shape(attention_scores)[2:]
+        if key_positions is None:
+            key_positions = ops.arange(keys)
+        if query_positions is None:
+            query_positions = ops.arange(length) + keys - length
+        ahead = ops.expand_dims(ops.cast(key_positions, "int32"), -2) - ops.expand_dims(
+            ops.cast(query_positions, "int32"), -1
+        )  # (T, S) or (B, T, S)
+        bias = ops.take(ops.convert_to_tensor(self.table), self._bucket(ahead), axis=0)
+        bias = ops.moveaxis(bias, -1, -3)
+        return attention_scores + ops.cast(bias, attention_scores.dtype)
+
+    def _bucket(self, ahead):
+        """Signed distances -> buckets, in integers alone: the bounds are computed beforehand."""
+        buckets = self.num_buckets
+        offset = 0
+        if self.bidirectional:
+            buckets //= 2
+            offset = ops.cast(ahead > 0, "int32") * buckets
+            distance = ops.abs(ahead)
+        else:
+            distance = ops.maximum(-ahead, 0)
+        bucket = ops.minimum(distance, buckets // 2)
+        for bound in _bounds(buckets, self.max_distance):
+            bucket = bucket + ops.cast(distance >= bound, "int32")
+        return bucket + offset
+
+    def compute_output_shape(self, attention_scores_shape):
+        batch_size, heads, *rest = attention_scores_shape
+        return (batch_size, self.num_heads or heads, *rest)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_buckets": self.num_buckets,
+            "max_distance": self.max_distance,
+            "bidirectional": self.bidirectional,
+            "num_heads": self.num_heads,
+            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
+        }
+
+
+def _bounds(buckets, max_distance):
+    """The distances at which a wide bucket ends: of `M/2 + floor(log(d / (M/2)) / log(max / (M/2))
+    * M/2)`, in float32 as released models compute it."""
+    exact = buckets // 2
+    distance = np.arange(exact, max_distance + 1)
+    ratio = np.log(distance.astype("float32") / np.float32(exact)) / math.log(max_distance / exact)
+    index = np.minimum((ratio * (buckets - exact)).astype("int32"), buckets - exact - 1)
+    return [int(distance[np.argmax(index >= step)]) for step in range(1, buckets - exact)]

@@ -1,0 +1,57 @@
+"""What every functional model of this library is: built from a config, and rebuilt from it."""
+
+import keras
+
+from keras_llm.errors import InputError
+from keras_llm.models.config import CONFIGS
+
+
+class ConfiguredModel(keras.Model):
+    """A functional model that keeps the config it was built from.
+
+    Attributes:
+        config: a `CausalLMConfig`, `EncoderConfig` or `Seq2SeqConfig`.
+    """
+
+    config_class = None
+
+    def __init__(self, config, inputs, outputs, name, dtype, **kwargs):
+        super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
+        self.config = config
+        self._dtype_name = dtype
+
+    @classmethod
+    def read_config(cls, config):
+        """`config` itself, or the one that its dict describes; InputError if it is another."""
+        if isinstance(config, dict):
+            config = cls.config_class.from_dict(config)
+        if not isinstance(config, cls.config_class):
+            raise InputError(
+                f"`config` must be of class {cls.config_class.__name__}, got {type(config)}."
+            )
+        return config
+
+    def get_config(self):
+        return {"config": self.config.to_dict(), "name": self.name, "dtype": self._dtype_name}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**config)
+
+
+def config_to_dict(config):
+    """A config of any class as plain JSON types, its class included."""
+    return {"class": type(config).__name__, **config.to_dict()}
+
+
+def config_from_dict(row):
+    """The config that `config_to_dict` described; without a class, a `CausalLMConfig`.
+
+    Raises:
+        InputError: if the class or a field is unknown, or a field missing.
+    """
+    row = dict(row)
+    name = row.pop("class", "CausalLMConfig")
+    if name not in CONFIGS:
+        raise InputError(f"unknown config class {name!r}; known: {', '.join(CONFIGS)}.")
+    return CONFIGS[name].from_dict(row)

@@ -1,0 +1,147 @@
+"""The steps of a decoder with an explicit cache: what generation, serving and export run."""
+
+from keras import ops
+
+from keras_llm.errors import InputError
+from keras_llm.layers import empty_cache
+from keras_llm.models import stack
+from keras_llm.models.config import Seq2SeqConfig
+
+
+def init_cache(model, batch_size=1, length=None):
+    """An empty key-value cache.
+
+    Args:
+        model: a model from `causal_lm` or `seq2seq`.
+        batch_size: int or int scalar tensor. B.
+        length: int or int scalar tensor. S slots a row; defaults to the model's
+            `max_length`. Windowed layers have no more than their window (see
+            `layers.MultiHeadAttention`).
+
+    Returns:
+        A dict with `k_<i>` and `v_<i>` for each decoder layer `i`, float tensors (B, K, S, H) in
+        the model's compute dtype. For a `seq2seq` model join it with what `encode` returns.
+    """
+    config = model.config
+    count, prefix = _decoder(config)
+    length = config.max_length if length is None else length
+    cache = {}
+    for i in range(count):
+        slots = length
+        if stack.has_ring(config, i):
+            ring = config.window(i) + config.num_sink_tokens
+            slots = min(length, ring) if isinstance(length, int) else ops.minimum(length, ring)
+        cache[f"k_{i}"], cache[f"v_{i}"] = empty_cache(
+            batch_size,
+            slots,
+            config.num_key_value_heads,
+            config.head_dim,
+            dtype=model.get_layer(f"{prefix}block_{i}").compute_dtype,
+        )
+    return cache
+
+
+def prefill(model, token_ids, lengths, cache):
+    """Read prompts into the cache.
+
+    Args:
+        model: a model from `causal_lm` or `seq2seq`.
+        token_ids: int tensor (B, T), padded on the right; of a `seq2seq` model the decoder's.
+        lengths: int tensor (B,), the number of real tokens of each row, in `1 .. T`.
+        cache: from `init_cache`, with at least T slots.
+
+    Returns:
+        Float32 logits (B, V) at each row's last real token, and the cache.
+
+    Raises:
+        InputError: if the cache has fewer than T slots.
+    """
+    token_ids = ops.convert_to_tensor(token_ids, "int32")
+    lengths = ops.reshape(ops.convert_to_tensor(lengths, "int32"), (-1, 1))
+    count, _ = _decoder(model.config)
+    length = token_ids.shape[1]
+    for i in range(count):
+        slots = cache[f"k_{i}"].shape[2]
+        if not stack.has_ring(model.config, i) and None not in (length, slots) and length > slots:
+            raise InputError(
+                f"prefill: `token_ids` has {length} tokens, `cache` only {slots} slots."
+            )
+    positions = ops.arange(ops.shape(token_ids)[1])
+    hidden, cache = forward_cached(
+        model,
+        token_ids,
+        positions,
+        cache,
+        ops.convert_to_tensor(0),
+        padding_mask=ops.expand_dims(positions, 0) < lengths,
+    )
+    hidden = ops.take_along_axis(hidden, ops.expand_dims(lengths - 1, -1), axis=1)
+    return ops.squeeze(logits_of(model, hidden), 1), cache
+
+
+def decode(model, token_ids, positions, cache):
+    """Read one token a row and predict the next.
+
+    Args:
+        model: a model from `causal_lm` or `seq2seq`.
+        token_ids: int tensor (B, 1).
+        positions: int tensor (B, 1), where each row's token stands; it is written into that
+            slot of the cache, and slots up to it are attended to.
+        cache: from `prefill` or `decode`.
+
+    Returns:
+        Float32 logits (B, V), and the cache.
+    """
+    token_ids = ops.convert_to_tensor(token_ids, "int32")
+    positions = ops.convert_to_tensor(positions, "int32")
+    index = ops.squeeze(positions, 1)
+    hidden, cache = forward_cached(model, token_ids, positions, cache, index)
+    return ops.squeeze(logits_of(model, hidden), 1), cache
+
+
+def forward_cached(
+    model, token_ids, positions, cache, cache_update_index, attention_mask=None, padding_mask=None
+):
+    """The step under `prefill`, `decode` and exported graphs.
+
+    Args:
+        model: a model from `causal_lm` or `seq2seq`.
+        token_ids: int tensor (B, T).
+        positions: int tensor (T,) or (B, T).
+        cache: dict from `init_cache`.
+        cache_update_index: int tensor, scalar or (B,), the slot of the first token.
+        attention_mask: bool tensor (B, T, S), True = may attend; all layers then have S slots,
+            windowed ones too. Defaults to the causal mask of `positions`.
+        padding_mask: bool tensor (B, T), True = a real token, real ones first. What windowed
+            layers keep; None keeps all.
+
+    Returns:
+        Float hidden states (B, T, D), ready for the head, and the updated cache.
+    """
+    config, layer = model.config, model.get_layer
+    count, prefix = _decoder(config)
+    x = stack.embed(layer, config, token_ids, positions)
+    return stack.decode_cached(
+        layer,
+        config,
+        x,
+        count,
+        prefix,
+        positions,
+        cache,
+        cache_update_index,
+        attention_mask,
+        padding_mask,
+    )
+
+
+def logits_of(model, hidden):
+    """Hidden states (B, T, D) from `forward_cached` -> float32 logits (B, T, V)."""
+    return stack.logits(model.get_layer, model.config, hidden)
+
+
+def _decoder(config):
+    """How many decoder blocks a model has, and how their names begin."""
+    if isinstance(config, Seq2SeqConfig):
+        return config.num_decoder_layers, "decoder_"
+    return config.num_layers, ""

@@ -1,0 +1,106 @@
+"""Encoder-decoders: one text in, another out."""
+
+import keras
+from keras import ops
+
+from keras_llm.layers import TransformerDecoder, TransformerEncoder
+from keras_llm.models import stack
+from keras_llm.models.base import ConfiguredModel
+from keras_llm.models.config import Seq2SeqConfig
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class Seq2Seq(ConfiguredModel):
+    """A functional model from `[encoder_token_ids, decoder_token_ids]`, (B, S) and (B, T), to
+    next-token logits (B, T, V).
+
+    Its layers are `token_embedding`, `position_embedding`, then `encoder_relative_bias`,
+    `encoder_block_<i>` and `encoder_final_norm`, the same with `decoder_`, and `logits`, as far as
+    the config asks for them. Made by `seq2seq`.
+
+    Attributes:
+        config: the `Seq2SeqConfig` it was built from.
+    """
+
+    config_class = Seq2SeqConfig
+
+    def __init__(self, config, name="seq2seq", dtype=None, **kwargs):
+        config = self.read_config(config)
+        encoders, decoders = config.num_layers, config.num_decoder_layers
+        layers = [
+            *stack.embedding_layers(config, dtype),
+            *stack.block_layers(config, dtype, TransformerEncoder, encoders, "encoder_"),
+            *stack.block_layers(config, dtype, TransformerDecoder, decoders, "decoder_"),
+            stack.logits_layer(),
+        ]
+        layer = {layer.name: layer for layer in layers}.get
+        encoder_ids = keras.Input((None,), dtype="int32", name="encoder_token_ids")
+        decoder_ids = keras.Input((None,), dtype="int32", name="decoder_token_ids")
+        memory, mask = _encode(layer, config, encoder_ids)
+        x = stack.embed(layer, config, decoder_ids)
+        hidden = stack.decode(
+            layer,
+            config,
+            x,
+            decoder_ids,
+            decoders,
+            "decoder_",
+            encoder_sequence=memory,
+            encoder_padding_mask=mask,
+        )
+        logits = stack.logits(layer, config, hidden)
+        super().__init__(config, [encoder_ids, decoder_ids], logits, name, dtype, **kwargs)
+
+
+def seq2seq(config, dtype=None):
+    """Build an encoder-decoder with fresh weights.
+
+    Args:
+        config: a `Seq2SeqConfig`.
+        dtype: Keras dtype policy of all layers. Defaults to the global policy.
+
+    Returns:
+        A `keras.Model` from int encoder token ids (B, S), filled up with `config.pad_id`, and
+        decoder token ids (B, T), to float32 logits (B, T, V). Inputs go in as a list in this
+        order, or as a dict by their names `encoder_token_ids` and `decoder_token_ids`.
+
+    Raises:
+        InputError: if `config` is not a `Seq2SeqConfig`.
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_llm import models
+    >>> model = models.seq2seq(models.preset("t5-tiny"))
+    >>> tuple(model([np.ones((2, 7), "int32"), np.ones((2, 3), "int32")]).shape)
+    (2, 3, 512)
+    """
+    return Seq2Seq(config, dtype=dtype)
+
+
+def encode(model, encoder_token_ids):
+    """Read the encoder's side, once for all steps of the decoder.
+
+    Args:
+        model: a model from `seq2seq`.
+        encoder_token_ids: int tensor (B, S), filled up with the config's `pad_id`.
+
+    Returns:
+        A dict to be joined with that of `init_cache`: `cross_k_<i>` and `cross_v_<i>` for each
+        decoder layer i, float tensors (B, K, S, H), and `encoder_padding_mask`, bool (B, S).
+    """
+    config = model.config
+    memory, mask = _encode(
+        model.get_layer, config, ops.convert_to_tensor(encoder_token_ids, "int32")
+    )
+    entries = {"encoder_padding_mask": mask}
+    for i in range(config.num_decoder_layers):
+        attention = model.get_layer(f"decoder_block_{i}").cross_attention
+        entries[f"cross_k_{i}"], entries[f"cross_v_{i}"] = attention.project_keys_and_values(memory)
+    return entries
+
+
+def _encode(layer, config, token_ids):
+    """Token ids (B, S) -> what the decoder attends to, (B, S, D), and its mask (B, S)."""
+    mask = ops.not_equal(token_ids, config.pad_id)
+    x = stack.embed(layer, config, token_ids)
+    return stack.encode(layer, config, x, mask, token_ids, config.num_layers, "encoder_"), mask

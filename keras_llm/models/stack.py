@@ -1,0 +1,235 @@
+"""The layers that a config describes, and the way of a token through them.
+
+One function for each part of the way. The functional models are traced through them without a
+cache; generation and export call them with one.
+"""
+
+import keras
+from keras import ops
+
+from keras_llm.layers import (
+    PositionEmbedding,
+    RelativeBias,
+    RelativePositionBias,
+    SinePositionEncoding,
+    TransformerEncoder,
+    causal_mask,
+)
+
+
+def embedding_layers(config, dtype):
+    """`token_embedding`, and those of `position_embedding`, `segment_embedding`,
+    `embedding_norm` and `embedding_dropout` that the config asks for."""
+    yield keras.layers.ReversibleEmbedding(
+        config.vocabulary_size,
+        config.hidden_dim,
+        tie_weights=config.tie_embeddings,
+        embeddings_initializer=_initializer(config),
+        logit_soft_cap=config.final_soft_cap,
+        dtype=dtype,
+        name="token_embedding",
+    )
+    if config.position == "learned":
+        yield PositionEmbedding(
+            config.max_length,
+            initializer=_initializer(config),
+            dtype=dtype,
+            name="position_embedding",
+        )
+    if config.position == "sinusoidal":
+        yield SinePositionEncoding(dtype=dtype, name="position_embedding")
+    if getattr(config, "num_segments", 0):
+        yield keras.layers.Embedding(
+            config.num_segments,
+            config.hidden_dim,
+            embeddings_initializer=_initializer(config),
+            dtype=dtype,
+            name="segment_embedding",
+        )
+    if getattr(config, "embedding_norm", False):
+        yield _norm(config, dtype, "embedding_norm")
+    if config.dropout:
+        yield keras.layers.Dropout(config.dropout, dtype=dtype, name="embedding_dropout")
+
+
+def block_layers(config, dtype, block_class, count, prefix=""):
+    """`<prefix>relative_bias` if the positions are such, `<prefix>block_<i>`, and
+    `<prefix>final_norm` unless every block ends with a norm."""
+    if isinstance(config.position, RelativeBias):
+        yield RelativePositionBias(
+            config.position.num_buckets,
+            config.position.max_distance,
+            bidirectional=block_class is TransformerEncoder,
+            num_heads=config.num_heads,
+            embeddings_initializer=_initializer(config),
+            dtype="float32",
+            name=f"{prefix}relative_bias",
+        )
+    for i in range(count):
+        windowed = config.window(i) is not None
+        yield block_class(
+            config.intermediate_dim,
+            config.num_heads,
+            dropout=config.dropout,
+            activation=config.activation,
+            layer_norm_epsilon=config.norm_epsilon,
+            kernel_initializer=_initializer(config),
+            normalize_first=config.norm_position != "post",
+            num_key_value_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            position=config.attention_position(i),
+            norm=config.norm,
+            gated=config.gated,
+            sliding_window=config.window(i),
+            logit_soft_cap=config.logit_soft_cap,
+            qk_norm=config.qk_norm,
+            use_bias=config.use_bias,
+            sandwich_norm=config.norm_position == "sandwich",
+            parallel_residual=config.parallel_residual,
+            attention_scale=config.attention_scale,
+            num_sink_tokens=config.num_sink_tokens if windowed else 0,
+            learned_sinks=config.learned_sinks,
+            num_experts=config.num_experts,
+            experts_per_token=config.experts_per_token,
+            num_shared_experts=config.num_shared_experts,
+            load_balance_loss=config.load_balance_loss,
+            router_z_loss=config.router_z_loss,
+            dtype=dtype,
+            name=f"{prefix}block_{i}",
+        )
+    if config.norm_position != "post":
+        yield _norm(config, dtype, f"{prefix}final_norm")
+
+
+def embed(layer, config, token_ids, positions=None, segment_ids=None):
+    """Token ids (B, T) -> vectors (B, T, D). `layer` finds a layer by its name."""
+    x = layer("token_embedding")(token_ids)
+    if config.embedding_scale is not None:
+        x = x * ops.cast(config.embedding_scale, x.dtype)
+    if config.position in ("learned", "sinusoidal"):
+        x = x + layer("position_embedding")(x, positions=positions)
+    if segment_ids is not None:
+        x = x + layer("segment_embedding")(segment_ids)
+    if getattr(config, "embedding_norm", False):
+        x = layer("embedding_norm")(x)
+    return layer("embedding_dropout")(x) if config.dropout else x
+
+
+def encode(layer, config, x, padding_mask, token_ids, count, prefix=""):
+    """Vectors (B, T, D) through the encoder blocks."""
+    bias = _own_bias(layer, config, prefix, token_ids)
+    for i in range(count):
+        x = layer(f"{prefix}block_{i}")(x, padding_mask=padding_mask, attention_bias=bias)
+    return x if config.norm_position == "post" else layer(f"{prefix}final_norm")(x)
+
+
+def decode(
+    layer, config, x, token_ids, count, prefix="", encoder_sequence=None, encoder_padding_mask=None
+):
+    """Vectors (B, T, D) through the decoder blocks, without a cache."""
+    bias = _own_bias(layer, config, prefix, token_ids)
+    cross = {}
+    if encoder_sequence is not None:
+        cross = {
+            "encoder_sequence": encoder_sequence,
+            "encoder_padding_mask": encoder_padding_mask,
+        }
+    for i in range(count):
+        x = layer(f"{prefix}block_{i}")(x, attention_bias=bias, **cross)
+    return x if config.norm_position == "post" else layer(f"{prefix}final_norm")(x)
+
+
+def decode_cached(
+    layer, config, x, count, prefix, positions, cache, index, attention_mask, padding_mask
+):
+    """Vectors (B, T, D) through the decoder blocks, with a cache.
+
+    Args:
+        positions: int tensor (T,) or (B, T).
+        cache: dict with `k_<i>`, `v_<i>`; for an encoder-decoder also `cross_k_<i>`,
+            `cross_v_<i>` and `encoder_padding_mask`.
+        index: int tensor, scalar or (B,), the slot of the first token.
+        attention_mask: bool tensor (B, T, S) over full caches; or None for the causal mask,
+            with ring caches where `has_ring`.
+        padding_mask: bool tensor (B, T) or None, which tokens a ring keeps.
+
+    Returns:
+        Float tensor (B, T, D) and the updated cache.
+    """
+    rings = [attention_mask is None and has_ring(config, i) for i in range(count)]
+    bias = None
+    if not all(rings):
+        slots = ops.arange(ops.shape(cache[f"k_{rings.index(False)}"])[2])
+        if attention_mask is None:
+            attention_mask = causal_mask(positions, slots)
+        bias = _shared_bias(layer, config, prefix, positions, slots)
+    updated = dict(cache)
+    for i, ring in enumerate(rings):
+        arguments = {
+            "self_attention_cache": (cache[f"k_{i}"], cache[f"v_{i}"]),
+            "self_attention_cache_update_index": index,
+            "use_causal_mask": ring,
+            "positions": positions,
+        }
+        if ring:
+            arguments["decoder_padding_mask"] = padding_mask
+        else:
+            arguments["decoder_attention_mask"] = attention_mask
+            arguments["attention_bias"] = bias
+        if f"cross_k_{i}" in cache:
+            arguments["cross_attention_cache"] = (cache[f"cross_k_{i}"], cache[f"cross_v_{i}"])
+            arguments["encoder_padding_mask"] = cache["encoder_padding_mask"]
+        x, (updated[f"k_{i}"], updated[f"v_{i}"]), *_ = layer(f"{prefix}block_{i}")(x, **arguments)
+    return (x if config.norm_position == "post" else layer(f"{prefix}final_norm")(x)), updated
+
+
+def logits(layer, config, hidden):
+    """Hidden states (B, T, D) -> float32 logits (B, T, V)."""
+    if config.logit_scale is not None:
+        hidden = hidden * ops.cast(config.logit_scale, hidden.dtype)
+    return layer("logits")(layer("token_embedding")(hidden, reverse=True))
+
+
+def logits_layer():
+    """The last layer of a language model: it makes logits float32."""
+    return keras.layers.Activation("linear", dtype="float32", name="logits")
+
+
+def has_ring(config, i):
+    """Whether layer i's cache is a ring. A bias that all layers share is laid out by the slots
+    of a full cache, and so keeps full caches."""
+    return config.window(i) is not None and not isinstance(config.position, RelativeBias)
+
+
+def _initializer(config):
+    return keras.initializers.RandomNormal(stddev=config.initializer_range)
+
+
+def _norm(config, dtype, name):
+    norm = (
+        keras.layers.RMSNormalization if config.norm == "rms" else keras.layers.LayerNormalization
+    )
+    return norm(epsilon=config.norm_epsilon, dtype=dtype, name=name)
+
+
+def _own_bias(layer, config, prefix, token_ids):
+    """`_shared_bias` among the positions 0 .. T - 1 of token ids whose T may be unknown."""
+    if not isinstance(config.position, RelativeBias):
+        return None
+    a_row = ops.max(token_ids, axis=0, keepdims=True)
+    positions = ops.cumsum(ops.ones_like(a_row), axis=1) - 1
+    return _shared_bias(layer, config, prefix, positions, positions)
+
+
+def _shared_bias(layer, config, prefix, query_positions, key_positions):
+    """The bias (B or 1, N, T, S) of a `RelativeBias`, computed once for all layers; or None."""
+    if not isinstance(config.position, RelativeBias):
+        return None
+    query_positions, key_positions = (
+        p if len(p.shape) == 2 else ops.expand_dims(p, 0) for p in (query_positions, key_positions)
+    )
+    pairs = ops.expand_dims(query_positions, -1) + ops.expand_dims(key_positions, -2)
+    scores = ops.expand_dims(ops.cast(ops.zeros_like(pairs), "float32"), 1)
+    return layer(f"{prefix}relative_bias")(
+        scores, query_positions=query_positions, key_positions=key_positions
+    )
