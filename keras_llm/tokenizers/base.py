@@ -15,8 +15,12 @@ class Tokenizer(abc.ABC):
     Attributes:
         vocabulary_size: int. V.
         pad_id, bos_id, eos_id, unk_id: ints; the ids of padding, begin of text, end of text
-            and unknown.
+            and unknown. -1 where there is none, except that padding always has an id: without
+            one of its own, that of the end token.
+        add_bos: bool. Whether a text given to a model begins with the begin token.
     """
+
+    add_bos = True
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

@@ -1,0 +1,349 @@
+"""Byte-level byte-pair encoding: the tokenizers of GPT-2, Llama 3, Qwen and SmolLM."""
+
+import functools
+import json
+import pathlib
+
+import tokenizers
+
+from keras_llm.errors import InputError
+from keras_llm.files import read_utf8
+from keras_llm.tokenizers.base import Tokenizer
+from keras_llm.tokenizers.byte_pair_graph import BytePairGraph
+from keras_llm.tokenizers.pre_tokenizers import PRE_TOKENIZERS
+
+_VOCABULARY_FILE, _MERGES_FILE = "vocab.json", "merges.txt"
+_PAD, _BOS, _EOS = "<|pad|>", "<|bos|>", "<|eos|>"
+
+
+def _bytes_to_characters():
+    """GPT-2's printable stand-ins: a list of 256 one-character strs."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    characters = {byte: chr(byte) for byte in printable}
+    characters.update({byte: chr(256 + i) for i, byte in enumerate(others)})
+    return [characters[byte] for byte in range(256)]
+
+
+CHARACTERS = _bytes_to_characters()
+_BYTES = {character: byte for byte, character in enumerate(CHARACTERS)}
+
+
+class BytePair(Tokenizer):
+    """Byte-pair encoding over bytes: text is cut into words, and in each word the adjacent pair
+    that was learnt first is merged until no learnt pair is left.
+
+    A vocabulary with all 256 bytes spells any text, so `decode(encode(text)) == text` unless the
+    text is normalised. A byte that the vocabulary lacks is left out, as in the original.
+
+    Args:
+        vocabulary: dict str -> id, the bytes written as GPT-2 writes them (a space is "Ġ").
+        merges: list of str "left right", the first learnt first.
+        pre_tokenizer: how text is cut into words: "gpt2", "llama3", "qwen" or "smollm".
+        special_tokens: dict str -> id, or strs in `vocabulary`. Together with the vocabulary
+            their ids are 0..V-1.
+        bos, eos, pad, unk: str, special tokens or tokens, or None. Without `pad` the end token
+            pads.
+        normalization: "NFC", or None to take the text as it is. In a graph it is the NFC of
+            TensorFlow's Unicode tables, where combining marks that Unicode 10 or a later
+            version added keep their place among others.
+        ignore_merges: bool. Whether a word that is in the vocabulary is that token, whatever
+            the merges say (Llama 3).
+        add_bos: bool. Whether a text given to the model begins with the begin token.
+
+    Raises:
+        InputError: naming the argument that is wrong.
+
+    Example:
+    >>> tok = BytePair.train(["low lower lowest"] * 9, vocabulary_size=270)
+    >>> tok.decode(tok.encode("slower 🙂"))
+    'slower 🙂'
+
+    Reference:
+        Sennrich et al., 2016, "Neural Machine Translation of Rare Words with Subword Units";
+        Radford et al., 2019, "Language Models are Unsupervised Multitask Learners", 2.2.
+    """
+
+    def __init__(
+        self,
+        vocabulary,
+        merges,
+        pre_tokenizer="gpt2",
+        special_tokens=(),
+        bos=None,
+        eos=None,
+        pad=None,
+        unk=None,
+        normalization=None,
+        ignore_merges=False,
+        add_bos=True,
+    ):
+        if pre_tokenizer not in PRE_TOKENIZERS:
+            names = ", ".join(map(repr, PRE_TOKENIZERS))
+            raise InputError(f"`pre_tokenizer` must be one of {names}, got {pre_tokenizer!r}.")
+        if normalization not in (None, "NFC"):
+            raise InputError(f'`normalization` must be None or "NFC", got {normalization!r}.')
+        self.vocabulary, self.special_tokens = _checked_ids(vocabulary, special_tokens)
+        self.merges = _checked_merges(merges, self.vocabulary)
+        self.pre_tokenizer = pre_tokenizer
+        self.normalization = normalization
+        self.ignore_merges = bool(ignore_merges)
+        self.vocabulary_size = len(self.vocabulary)
+        self._names = {"bos": bos, "eos": eos, "pad": pad, "unk": unk}
+        for role, token in self._names.items():
+            if token is not None and token not in self.vocabulary:
+                raise InputError(f"`{role}` is {token!r}, which is not in `vocabulary`.")
+        self.bos_id, self.eos_id, self.unk_id = (
+            self.vocabulary.get(token, -1) for token in (bos, eos, unk)
+        )
+        self.pad_id = self.vocabulary.get(pad, max(self.eos_id, 0))
+        self.add_bos = bool(add_bos) and bos is not None
+
+    @classmethod
+    def train(
+        cls, files_or_iterable, vocabulary_size=8000, pre_tokenizer="gpt2", special_tokens=()
+    ):
+        """Learn a vocabulary.
+
+        Args:
+            files_or_iterable: a path (str or Path) or list of Paths of UTF-8 text files, or an
+                iterable of str, each a text.
+            vocabulary_size: int, at most this many tokens: 256 bytes, the special tokens and
+                as many merges as the text gives. V.
+            pre_tokenizer: as in the class.
+            special_tokens: strs, such as "<|im_start|>", that follow the padding, begin and end
+                tokens, which are ids 0, 1 and 2.
+
+        Returns:
+            A `BytePair`. The same texts give the same tokenizer.
+
+        Raises:
+            InputError: if there is no text, or the vocabulary is too small.
+        """
+        special_tokens = list(dict.fromkeys([_PAD, _BOS, _EOS, *special_tokens]))
+        least = 256 + len(special_tokens)
+        if vocabulary_size < least:
+            raise InputError(f"`vocabulary_size` must be at least {least}, got {vocabulary_size}.")
+        if pre_tokenizer not in PRE_TOKENIZERS:
+            names = ", ".join(map(repr, PRE_TOKENIZERS))
+            raise InputError(f"`pre_tokenizer` must be one of {names}, got {pre_tokenizer!r}.")
+        rust = tokenizers.Tokenizer(tokenizers.models.BPE())
+        rust.pre_tokenizer = PRE_TOKENIZERS[pre_tokenizer].in_rust()
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=vocabulary_size,
+            special_tokens=special_tokens,
+            initial_alphabet=CHARACTERS,
+            show_progress=False,
+        )
+        rust.train_from_iterator(texts_of("BytePair.train", files_or_iterable), trainer)
+        model = json.loads(rust.to_str())["model"]
+        merges = [" ".join(merge) for merge in model["merges"]]
+        return cls(
+            model["vocab"], merges, pre_tokenizer, special_tokens, bos=_BOS, eos=_EOS, pad=_PAD
+        )
+
+    def encode(self, text, parse_special=False):
+        """A str -> its token ids, a list of ints. No begin or end token is added.
+
+        Args:
+            text: str.
+            parse_special: bool. Whether special tokens that the text spells become their ids;
+                otherwise they are plain text. Never true for text that a user typed.
+        """
+        rust = self._parsing if parse_special else self._plain
+        return rust.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts, parse_special=False):
+        rust = self._parsing if parse_special else self._plain
+        encodings = rust.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids):
+        spelled = self._spelled
+        return b"".join([spelled[i] for i in ids]).decode("utf-8", "replace")
+
+    def tokenize(self, strings):
+        return self._graph.tokenize(strings)
+
+    def detokenize(self, ids):
+        return self._graph.detokenize(ids)
+
+    def graph_resources(self):
+        return self._graph.resources
+
+    def _is_partial(self, text):
+        return text.endswith("\ufffd")
+
+    def _save_files(self, folder):
+        text = json.dumps(self.vocabulary, ensure_ascii=False)
+        (folder / _VOCABULARY_FILE).write_text(text, "utf-8")
+        text = "".join(merge + "\n" for merge in ("#version: 0.2", *self.merges))
+        (folder / _MERGES_FILE).write_text(text, "utf-8")
+        return {
+            "pre_tokenizer": self.pre_tokenizer,
+            "special_tokens": list(self.special_tokens),
+            **self._names,
+            "normalization": self.normalization,
+            "ignore_merges": self.ignore_merges,
+            "add_bos": self.add_bos,
+        }
+
+    @classmethod
+    def _load_files(cls, folder, config):
+        vocabulary = read_json(folder / _VOCABULARY_FILE)
+        merges = read_merges(folder / _MERGES_FILE)
+        options = {name: value for name, value in config.items() if name != "class"}
+        try:
+            return cls(vocabulary, merges, **options)
+        except TypeError as error:
+            raise InputError(f"{folder / 'config.json'}: {error}") from None
+        except InputError as error:
+            raise InputError(f"{folder}: {error}") from None
+
+    @functools.cached_property
+    def _plain(self):
+        """The original library's tokenizer that takes special tokens for plain text."""
+        return self._in_rust()
+
+    @functools.cached_property
+    def _parsing(self):
+        """The original library's tokenizer that knows special tokens."""
+        rust = self._in_rust()
+        rust.add_special_tokens(
+            [tokenizers.AddedToken(t, normalized=False) for t in self.special_tokens]
+        )
+        return rust
+
+    def _in_rust(self):
+        merges = [tuple(merge.split(" ")) for merge in self.merges]
+        model = tokenizers.models.BPE(self.vocabulary, merges, ignore_merges=self.ignore_merges)
+        rust = tokenizers.Tokenizer(model)
+        if self.normalization:
+            rust.normalizer = tokenizers.normalizers.NFC()
+        rust.pre_tokenizer = PRE_TOKENIZERS[self.pre_tokenizer].in_rust()
+        rust.decoder = tokenizers.decoders.ByteLevel()
+        return rust
+
+    @functools.cached_property
+    def _bytes(self):
+        """The bytes of every token by id; None for special tokens, which no word spells."""
+        tokens = [None] * self.vocabulary_size
+        for token, index in self.vocabulary.items():
+            if token not in self.special_tokens and all(c in _BYTES for c in token):
+                tokens[index] = bytes(_BYTES[c] for c in token)
+        return tokens
+
+    @functools.cached_property
+    def _spelled(self):
+        """What every id decodes to, in bytes."""
+        spelled = list(self._bytes)
+        for token, index in self.vocabulary.items():
+            if spelled[index] is None:
+                spelled[index] = token.encode()
+        for index in (self.pad_id, self.bos_id, self.eos_id):
+            if index >= 0:
+                spelled[index] = b""
+        return spelled
+
+    @functools.cached_property
+    def _graph(self):
+        model = self._plain.model
+        whole_words = {}  # those that the merges leave in one piece
+        for token, index in self.vocabulary.items():
+            if self._bytes[index] and [t.id for t in model.tokenize(token)] == [index]:
+                whole_words[self._bytes[index]] = index
+        merges = [merge.split(" ") for merge in self.merges]
+        vocabulary = self.vocabulary
+        return BytePairGraph(
+            pre_tokenizer=PRE_TOKENIZERS[self.pre_tokenizer],
+            normalization=self.normalization,
+            byte_ids=[vocabulary.get(character, -1) for character in CHARACTERS],
+            merges=[(vocabulary[a], vocabulary[b], vocabulary[a + b]) for a, b in merges],
+            whole_words=whole_words,
+            spelled=self._spelled,
+        )
+
+
+def texts_of(caller, source):
+    """The texts of `files_or_iterable`, none empty.
+
+    Raises:
+        InputError: if there are none, or a file cannot be read.
+    """
+    if isinstance(source, (str, pathlib.Path)):
+        source = [pathlib.Path(source)]
+    found = False
+    for item in source:
+        text = read_utf8(item) if isinstance(item, pathlib.Path) else item
+        if text:
+            found = True
+            yield text
+    if not found:
+        raise InputError(f"{caller}: `files_or_iterable` holds no text.")
+
+
+def read_json(path):
+    """What a JSON file holds.
+
+    Raises:
+        InputError: if it is missing or not JSON.
+    """
+    try:
+        return json.loads(read_utf8(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not JSON: {error}.") from None
+
+
+def read_merges(path):
+    """The merges of a merges.txt, a list of str "left right"."""
+    lines = read_utf8(path).split("\n")
+    if lines[0].startswith("#version"):
+        del lines[0]
+    return [line for line in lines if line]
+
+
+def _checked_ids(vocabulary, special_tokens):
+    """All tokens, dict str -> id, and the special ones, both in the order of the ids."""
+    if not isinstance(vocabulary, dict):
+        raise InputError(
+            f"`vocabulary` must be a dict of str to id, got {type(vocabulary).__name__}."
+        )
+    if not isinstance(special_tokens, dict):
+        missing = [token for token in special_tokens if token not in vocabulary]
+        if missing:
+            raise InputError(f"`special_tokens`: {missing[0]!r} is not in `vocabulary`.")
+        special_tokens = {token: vocabulary[token] for token in special_tokens}
+    tokens = {**vocabulary, **special_tokens}
+    owners = {}
+    for token, index in tokens.items():
+        if not isinstance(token, str) or not token or type(index) is not int:
+            raise InputError(f"`vocabulary`: {token!r} has id {index!r}; a str and an int go.")
+        if vocabulary.get(token, index) != index:
+            raise InputError(
+                f"`special_tokens`: {token!r} has id {index}, but {vocabulary[token]} in "
+                "`vocabulary`."
+            )
+        if owners.setdefault(index, token) != token:
+            raise InputError(f"`vocabulary`: {owners[index]!r} and {token!r} both have id {index}.")
+    for index in range(len(owners)):
+        if index not in owners:
+            raise InputError(
+                f"`vocabulary`: no token has id {index}; {len(owners)} tokens must have the ids "
+                f"0 to {len(owners) - 1}."
+            )
+    ordered = {owners[index]: index for index in range(len(owners))}
+    return ordered, {t: i for t, i in ordered.items() if t in special_tokens}
+
+
+def _checked_merges(merges, vocabulary):
+    merges = list(merges)
+    for index, merge in enumerate(merges):
+        parts = merge.split(" ") if isinstance(merge, str) else ()
+        if len(parts) != 2:
+            raise InputError(f'`merges` {index} must be a str "left right", got {merge!r}.')
+        for token in (*parts, "".join(parts)):
+            if token not in vocabulary:
+                raise InputError(
+                    f"`merges` {index} ({merge!r}) names {token!r}, which is not in `vocabulary`."
+                )
+    return merges
