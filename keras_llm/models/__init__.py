@@ -8,9 +8,26 @@ from keras_llm.models.cached import decode, forward_cached, init_cache, logits_o
 from keras_llm.models.causal_lm import CausalLM, causal_lm
 from keras_llm.models.config import CausalLMConfig, EncoderConfig, Seq2SeqConfig, TransformerConfig
 from keras_llm.models.encoder import Encoder, encoder
+from keras_llm.models.heads import (
+    HeadModel,
+    masked_lm,
+    next_sentence,
+    reward,
+    sentence_embedder,
+    span_qa,
+    text_classifier,
+    text_regressor,
+    token_classifier,
+)
 from keras_llm.models.presets import preset, presets
 from keras_llm.models.seq2seq import Seq2Seq, encode, seq2seq
 from keras_llm.models.summary import build, summarize
+from keras_llm.models.word_vectors import (
+    WordVectors,
+    WordVectorsConfig,
+    word_vector_table,
+    word_vectors,
+)
 
 __all__ = [
     "Alibi",
@@ -19,11 +36,14 @@ __all__ = [
     "ConfiguredModel",
     "Encoder",
     "EncoderConfig",
+    "HeadModel",
     "RelativeBias",
     "Rotary",
     "Seq2Seq",
     "Seq2SeqConfig",
     "TransformerConfig",
+    "WordVectors",
+    "WordVectorsConfig",
     "build",
     "causal_lm",
     "config_from_dict",
@@ -34,9 +54,19 @@ __all__ = [
     "forward_cached",
     "init_cache",
     "logits_of",
+    "masked_lm",
+    "next_sentence",
     "prefill",
     "preset",
     "presets",
+    "reward",
+    "sentence_embedder",
     "seq2seq",
+    "span_qa",
     "summarize",
+    "text_classifier",
+    "text_regressor",
+    "token_classifier",
+    "word_vector_table",
+    "word_vectors",
 ]

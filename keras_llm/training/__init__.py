@@ -1,10 +1,12 @@
-"""What `fit` needs for language models: metrics, callbacks, exact evaluation."""
+"""What `fit` needs for language models: losses, metrics, callbacks, exact evaluation."""
 
 from keras_llm.training.callbacks import BestWeights, ProgressBar
+from keras_llm.training.losses import GloVeLoss
 from keras_llm.training.metrics import TokenAccuracy, evaluate_language_model, evaluate_unigram
 
 __all__ = [
     "BestWeights",
+    "GloVeLoss",
     "ProgressBar",
     "TensorBoard",
     "TokenAccuracy",

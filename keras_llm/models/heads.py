@@ -1,0 +1,365 @@
+"""Heads: what a backbone's hidden states are used for.
+
+A backbone is an encoder or a decoder-only model, or the config of one; a model that is given is
+reused with its weights. Every head model takes `[token_ids, padding_mask]`, and `segment_ids` if
+the backbone does; it keeps its backbone as a layer, `get_layer("backbone")`.
+"""
+
+import keras
+from keras import ops
+
+from keras_llm.errors import InputError
+from keras_llm.layers import MaskedLMHead
+from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_dict
+from keras_llm.models.causal_lm import CausalLM
+from keras_llm.models.config import CausalLMConfig, EncoderConfig
+from keras_llm.models.encoder import Encoder, encoder_inputs
+
+_POOLINGS = ("first", "mean", "last")
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class HeadModel(ConfiguredModel):
+    """A backbone and a head, as one functional model. Made by the functions of this module.
+
+    Attributes:
+        config: the backbone's config.
+        head: str, which head.
+        options: dict, its options.
+    """
+
+    def __init__(self, config, head, options=None, backbone=None, name=None, dtype=None, **kwargs):
+        if isinstance(config, dict):
+            config = config_from_dict(config)
+        if backbone is None:
+            backbone_class = CausalLM if isinstance(config, CausalLMConfig) else Encoder
+            backbone = backbone_class(config, dtype=dtype)
+        is_encoder = isinstance(backbone, Encoder)
+        token_ids = backbone.inputs[0]
+        inputs = encoder_inputs(config) if is_encoder else _decoder_inputs()
+        padding_mask = inputs[1]
+        body = keras.Model(
+            backbone.inputs if is_encoder else token_ids, backbone.hidden, name="backbone"
+        )
+        hidden = body(inputs if is_encoder else inputs[0])
+        extra_inputs, outputs = _HEADS[head](
+            hidden, padding_mask, _Context(config, backbone, dtype), **(options or {})
+        )
+        super().__init__(config, inputs + extra_inputs, outputs, name or head, dtype, **kwargs)
+        self.head, self.options = head, dict(options or {})
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "config": config_to_dict(self.config),
+            "head": self.head,
+            "options": self.options,
+        }
+
+
+def masked_lm(backbone, dtype=None):
+    """Predict masked tokens.
+
+    Args:
+        backbone: an encoder or its `EncoderConfig`.
+        dtype: Keras dtype policy of the new layers.
+
+    Returns:
+        A `keras.Model` from `[token_ids, padding_mask, ..., mask_positions]`, the last an int
+        tensor (B, M), to float32 logits (B, M, V). The head reuses the token embedding.
+
+    Raises:
+        InputError: if `backbone` is neither an encoder nor its config.
+
+    Reference:
+        Devlin et al., 2018, "BERT".
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_llm import models
+    >>> model = masked_lm(models.preset("distilbert-tiny"))
+    >>> ids = np.ones((2, 7), "int32")
+    >>> tuple(model([ids, ids > 0, np.array([[1, 3], [2, 6]])]).shape)
+    (2, 2, 512)
+    """
+    return _make("masked_lm", backbone, dtype, only_encoders=True)
+
+
+def next_sentence(backbone, dtype=None):
+    """Tell whether the second segment follows the first.
+
+    Args:
+        backbone: an encoder or its `EncoderConfig`, with segments.
+        dtype: Keras dtype policy of the new layers.
+
+    Returns:
+        A `keras.Model` from `[token_ids, padding_mask, segment_ids]` to float32 logits (B, 2):
+        of "follows" and of "does not".
+
+    Raises:
+        InputError: if `backbone` is no encoder with at least two segments.
+
+    Reference:
+        Devlin et al., 2018, "BERT".
+    """
+    config = backbone if isinstance(backbone, EncoderConfig) else getattr(backbone, "config", None)
+    if getattr(config, "num_segments", 0) < 2:
+        raise InputError("next_sentence: `backbone` must be an encoder with `num_segments` >= 2.")
+    return _make("next_sentence", backbone, dtype, only_encoders=True)
+
+
+def text_classifier(backbone, num_classes, pooling=None, dropout=0.1, dtype=None):
+    """Sort a text into classes.
+
+    Args:
+        backbone: an encoder or a `causal_lm` model, or its config.
+        num_classes: int > 1. C.
+        pooling: "first" token, "mean" of the real tokens, or "last" real token. Defaults to
+            "first" for an encoder and "last" for a decoder.
+        dropout: float in [0, 1), before the last layer.
+        dtype: Keras dtype policy of the new layers.
+
+    Returns:
+        A `keras.Model` from `[token_ids, padding_mask, ...]` to float32 logits (B, C).
+
+    Raises:
+        InputError: naming the argument that does not fit.
+    """
+    if not isinstance(num_classes, int) or num_classes < 2:
+        raise InputError(
+            f"text_classifier: `num_classes` must be an int of 2 or more, got {num_classes!r}."
+        )
+    options = {"num_classes": num_classes, "pooling": pooling, "dropout": dropout}
+    return _make("text_classifier", backbone, dtype, options)
+
+
+def text_regressor(backbone, pooling=None, dropout=0.1, dtype=None):
+    """Give a text a number, to be trained with the mean squared error.
+
+    Args:
+        backbone: an encoder or a `causal_lm` model, or its config.
+        pooling, dropout, dtype: as of `text_classifier`.
+
+    Returns:
+        A `keras.Model` from `[token_ids, padding_mask, ...]` to float32 values (B,).
+
+    Raises:
+        InputError: naming the argument that does not fit.
+    """
+    return _make("text_regressor", backbone, dtype, {"pooling": pooling, "dropout": dropout})
+
+
+def reward(backbone, dtype=None):
+    """Give a text a reward: one linear layer on the last real token.
+
+    Args:
+        backbone: a `causal_lm` model or an encoder, or its config.
+        dtype: Keras dtype policy of the new layer.
+
+    Returns:
+        A `keras.Model` from `[token_ids, padding_mask, ...]` to float32 rewards (B,). Train it on
+        pairs with `-log sigmoid(chosen - rejected)`.
+
+    Raises:
+        InputError: if `backbone` is neither.
+
+    Reference:
+        Ouyang et al., 2022, "Training language models to follow instructions with human feedback".
+    """
+    return _make("reward", backbone, dtype)
+
+
+def token_classifier(backbone, num_classes, dropout=0.1, dtype=None):
+    """Sort each token into classes.
+
+    Args:
+        backbone: an encoder or a `causal_lm` model, or its config.
+        num_classes: int > 1. C.
+        dropout: float in [0, 1), before the last layer.
+        dtype: Keras dtype policy of the new layers.
+
+    Returns:
+        A `keras.Model` from `[token_ids, padding_mask, ...]` to float32 logits (B, T, C).
+
+    Raises:
+        InputError: naming the argument that does not fit.
+    """
+    if not isinstance(num_classes, int) or num_classes < 2:
+        raise InputError(
+            f"token_classifier: `num_classes` must be an int of 2 or more, got {num_classes!r}."
+        )
+    options = {"num_classes": num_classes, "dropout": dropout}
+    return _make("token_classifier", backbone, dtype, options)
+
+
+def span_qa(backbone, dtype=None):
+    """Find where the answer begins and where it ends.
+
+    Args:
+        backbone: an encoder or its `EncoderConfig`.
+        dtype: Keras dtype policy of the new layer.
+
+    Returns:
+        A `keras.Model` from `[token_ids, padding_mask, ...]` to a dict of float32 logits (B, T),
+        `start` and `end`; padding has the logit -1e9.
+
+    Raises:
+        InputError: if `backbone` is neither an encoder nor its config.
+    """
+    return _make("span_qa", backbone, dtype, only_encoders=True)
+
+
+def sentence_embedder(backbone, pooling=None, normalize=True, projection_dim=None, dtype=None):
+    """Give a text a vector.
+
+    Args:
+        backbone: an encoder or a `causal_lm` model, or its config.
+        pooling: "mean" of the real tokens, "first" token or "last" real token. Defaults to
+            "mean" for an encoder and "last" for a decoder.
+        normalize: bool. Whether vectors have length 1.
+        projection_dim: int or None. E, the size of a linear layer after pooling.
+        dtype: Keras dtype policy of the new layers.
+
+    Returns:
+        A `keras.Model` from `[token_ids, padding_mask, ...]` to float32 vectors (B, D) or
+        (B, E).
+
+    Raises:
+        InputError: naming the argument that does not fit.
+
+    Reference:
+        Reimers and Gurevych, 2019, "Sentence-BERT".
+    """
+    options = {"pooling": pooling, "normalize": normalize, "projection_dim": projection_dim}
+    return _make("sentence_embedder", backbone, dtype, options)
+
+
+def _make(head, backbone, dtype, options=None, only_encoders=False):
+    model_classes = (Encoder,) if only_encoders else (Encoder, CausalLM)
+    config_classes = (EncoderConfig,) if only_encoders else (EncoderConfig, CausalLMConfig)
+    wanted = "an encoder" if only_encoders else "an encoder or a causal_lm model"
+    pooling = (options or {}).get("pooling")
+    if pooling is not None and pooling not in _POOLINGS:
+        raise InputError(f"{head}: `pooling` must be one of {_POOLINGS}, got {pooling!r}.")
+    if isinstance(backbone, model_classes):
+        dtype = backbone.get_config()["dtype"] if dtype is None else dtype
+        return HeadModel(backbone.config, head, options, backbone, dtype=dtype)
+    if isinstance(backbone, config_classes):
+        return HeadModel(backbone, head, options, dtype=dtype)
+    raise InputError(f"{head}: `backbone` must be {wanted}, or its config, got {type(backbone)}.")
+
+
+def _decoder_inputs():
+    return [
+        keras.Input((None,), dtype="int32", name="token_ids"),
+        keras.Input((None,), dtype="bool", name="padding_mask"),
+    ]
+
+
+class _Context:
+    """What a head needs to know of its backbone."""
+
+    def __init__(self, config, backbone, dtype):
+        self.config, self.backbone, self.dtype = config, backbone, dtype
+        self.is_encoder = isinstance(backbone, Encoder)
+
+    def dense(self, units, name, activation=None, dtype=None):
+        return keras.layers.Dense(
+            units,
+            activation=activation,
+            kernel_initializer=keras.initializers.RandomNormal(
+                stddev=self.config.initializer_range
+            ),
+            dtype=dtype or self.dtype,
+            name=name,
+        )
+
+    def dropout(self, x, rate):
+        return keras.layers.Dropout(rate, dtype=self.dtype, name="dropout")(x) if rate else x
+
+    def pooled(self, hidden, padding_mask, pooling, default):
+        """(B, T, D) -> (B, D)."""
+        pooling = pooling or (default if self.is_encoder else "last")
+        if pooling == "first":
+            return ops.squeeze(ops.take(hidden, [0], axis=1), 1)
+        mask = ops.cast(padding_mask, hidden.dtype)
+        if pooling == "mean":
+            total = ops.sum(hidden * ops.expand_dims(mask, -1), axis=1)
+            return total / ops.maximum(ops.sum(mask, axis=1, keepdims=True), 1.0)
+        last = ops.sum(ops.cast(padding_mask, "int32"), axis=1) - 1
+        last = ops.expand_dims(ops.maximum(last, 0), (1, 2))
+        return ops.squeeze(ops.take_along_axis(hidden, last, axis=1), 1)
+
+    def summary(self, hidden, padding_mask, pooling, dropout):
+        """The pooled and once more transformed states that classifiers look at."""
+        x = self.pooled(hidden, padding_mask, pooling, "first")
+        if self.is_encoder:
+            x = self.dense(self.config.hidden_dim, "pooler", "tanh")(x)
+        return self.dropout(x, dropout)
+
+
+def _masked_lm(hidden, padding_mask, context):
+    positions = keras.Input((None,), dtype="int32", name="mask_positions")
+    head = MaskedLMHead(
+        token_embedding=context.backbone.get_layer("token_embedding"),
+        intermediate_activation=context.config.activation,
+        layer_norm_epsilon=context.config.norm_epsilon,
+        dtype=context.dtype,
+        name="masked_lm_head",
+    )
+    logits = head(hidden, positions)
+    return [positions], keras.layers.Activation("linear", dtype="float32", name="logits")(logits)
+
+
+def _next_sentence(hidden, padding_mask, context):
+    x = context.summary(hidden, padding_mask, "first", 0.0)
+    return [], context.dense(2, "logits", dtype="float32")(x)
+
+
+def _text_classifier(hidden, padding_mask, context, num_classes, pooling, dropout):
+    x = context.summary(hidden, padding_mask, pooling, dropout)
+    return [], context.dense(num_classes, "logits", dtype="float32")(x)
+
+
+def _text_regressor(hidden, padding_mask, context, pooling, dropout):
+    x = context.summary(hidden, padding_mask, pooling, dropout)
+    return [], ops.squeeze(context.dense(1, "value", dtype="float32")(x), -1)
+
+
+def _reward(hidden, padding_mask, context):
+    x = context.pooled(hidden, padding_mask, "last", "last")
+    return [], ops.squeeze(context.dense(1, "reward", dtype="float32")(x), -1)
+
+
+def _token_classifier(hidden, padding_mask, context, num_classes, dropout):
+    x = context.dropout(hidden, dropout)
+    return [], context.dense(num_classes, "logits", dtype="float32")(x)
+
+
+def _span_qa(hidden, padding_mask, context):
+    logits = context.dense(2, "span", dtype="float32")(hidden)
+    logits = ops.where(ops.expand_dims(padding_mask, -1), logits, -1e9)
+    start, end = ops.split(logits, 2, axis=-1)
+    return [], {"start": ops.squeeze(start, -1), "end": ops.squeeze(end, -1)}
+
+
+def _sentence_embedder(hidden, padding_mask, context, pooling, normalize, projection_dim):
+    x = context.pooled(hidden, padding_mask, pooling, "mean")
+    if projection_dim:
+        x = context.dense(projection_dim, "projection")(x)
+    x = ops.cast(x, "float32")
+    if normalize:
+        x = x / ops.maximum(ops.norm(x, axis=-1, keepdims=True), 1e-12)
+    return [], x
+
+
+_HEADS = {
+    "masked_lm": _masked_lm,
+    "next_sentence": _next_sentence,
+    "text_classifier": _text_classifier,
+    "text_regressor": _text_regressor,
+    "reward": _reward,
+    "token_classifier": _token_classifier,
+    "span_qa": _span_qa,
+    "sentence_embedder": _sentence_embedder,
+}

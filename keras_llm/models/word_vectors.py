@@ -1,0 +1,165 @@
+"""Word vectors: skip-gram and CBOW with negative sampling, and GloVe."""
+
+import dataclasses
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_llm.errors import InputError
+
+_OBJECTIVES = ("skip_gram", "cbow", "glove")
+
+
+@dataclasses.dataclass(frozen=True)
+class WordVectorsConfig:
+    """A table of word vectors and what it is trained for.
+
+    Args:
+        vocabulary_size: int > 0. V.
+        embedding_dim: int > 0. D.
+        objective: "skip_gram" (a word predicts its neighbours), "cbow" (neighbours predict the
+            word between them) or "glove" (two words predict how often they occur together).
+        pad_id: int. For "cbow": the id that fills up short contexts.
+
+    Raises:
+        InputError: naming the argument that does not fit.
+    """
+
+    vocabulary_size: int
+    embedding_dim: int
+    objective: str = "skip_gram"
+    pad_id: int = 0
+
+    def __post_init__(self):
+        for name in ("vocabulary_size", "embedding_dim"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(
+                    f"WordVectorsConfig: `{name}` must be a positive int, got {value!r}."
+                )
+        if self.objective not in _OBJECTIVES:
+            raise InputError(
+                f"WordVectorsConfig: `objective` must be one of {_OBJECTIVES}, "
+                f"got {self.objective!r}."
+            )
+
+    def to_dict(self):
+        """Plain JSON types; `WordVectorsConfig(**row)` reads them back."""
+        return dataclasses.asdict(self)
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class WordVectors(keras.Model):
+    """The functional model of a `WordVectorsConfig`. Made by `word_vectors`.
+
+    Attributes:
+        config: the `WordVectorsConfig`.
+    """
+
+    def __init__(self, config, name="word_vectors", dtype=None, **kwargs):
+        if isinstance(config, dict):
+            config = WordVectorsConfig(**config)
+        bound = 0.5 / config.embedding_dim
+        narrow = keras.initializers.RandomUniform(-bound, bound)
+        is_glove = config.objective == "glove"
+
+        def table(size, initializer, name):
+            return keras.layers.Embedding(
+                config.vocabulary_size,
+                size,
+                embeddings_initializer=initializer,
+                dtype=dtype,
+                name=name,
+            )
+
+        word = table(config.embedding_dim, narrow, "word_embedding")
+        context = table(
+            config.embedding_dim, narrow.clone() if is_glove else "zeros", "context_embedding"
+        )
+        inputs = [
+            keras.Input(shape, dtype="int32", name=name)
+            for name, shape in _INPUTS[config.objective].items()
+        ]
+        if is_glove:
+            biases = [table(1, "zeros", "word_bias"), table(1, "zeros", "context_bias")]
+            product = ops.sum(word(inputs[0]) * context(inputs[1]), axis=-1)
+            outputs = product + sum(
+                ops.squeeze(bias(ids), -1) for bias, ids in zip(biases, inputs, strict=True)
+            )
+        else:
+            hidden = word(inputs[0])
+            if config.objective == "cbow":
+                real = ops.cast(ops.not_equal(inputs[0], config.pad_id), hidden.dtype)
+                total = ops.sum(hidden * ops.expand_dims(real, -1), axis=1)
+                hidden = total / ops.maximum(ops.sum(real, axis=1, keepdims=True), 1.0)
+            outputs = ops.squeeze(ops.matmul(context(inputs[1]), ops.expand_dims(hidden, -1)), -1)
+        outputs = keras.layers.Activation("linear", dtype="float32", name="logits")(outputs)
+        super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
+        self.config = config
+        self._dtype_name = dtype
+
+    def get_config(self):
+        return {"config": self.config.to_dict(), "name": self.name, "dtype": self._dtype_name}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**config)
+
+
+_INPUTS = {
+    "skip_gram": {"word": (), "candidates": (None,)},
+    "cbow": {"neighbours": (None,), "candidates": (None,)},
+    "glove": {"word": (), "other": ()},
+}
+
+
+def word_vectors(config, dtype=None):
+    """Build a model of word vectors.
+
+    Args:
+        config: a `WordVectorsConfig`.
+        dtype: Keras dtype policy of all layers.
+
+    Returns:
+        A `keras.Model`. Of "skip_gram", from `[word, candidates]`, ints (B,) and (B, C), to
+        float32 logits (B, C): whether each candidate is a neighbour; train it with
+        `BinaryCrossentropy(from_logits=True)` on true neighbours and drawn words. Of "cbow", from
+        `[neighbours, candidates]`, ints (B, W) and (B, C), to logits (B, C): whether each
+        candidate stands between the neighbours. Of "glove", from `[word, other]`, ints (B,), to
+        `w . c + b + b'` (B,), the logarithm of how often they occur together; train it with
+        `training.GloVeLoss`.
+
+    Raises:
+        InputError: if `config` is not a `WordVectorsConfig`.
+
+    References:
+        Mikolov et al., 2013, "Distributed Representations of Words and Phrases and their
+        Compositionality".
+        Pennington et al., 2014, "GloVe: Global Vectors for Word Representation".
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_llm import models
+    >>> model = models.word_vectors(models.WordVectorsConfig(100, 8))
+    >>> tuple(model([np.array([5, 6]), np.array([[7, 1, 2], [8, 3, 4]])]).shape)
+    (2, 3)
+    """
+    if not isinstance(config, WordVectorsConfig):
+        raise InputError(f"word_vectors: `config` must be a WordVectorsConfig, got {type(config)}.")
+    return WordVectors(config, dtype=dtype)
+
+
+def word_vector_table(model):
+    """The vectors that a `word_vectors` model has learned.
+
+    Args:
+        model: a model from `word_vectors`.
+
+    Returns:
+        Float32 array (V, D). Of "glove" the sum of a word's two vectors, as its paper does.
+    """
+    table = np.asarray(model.get_layer("word_embedding").embeddings, "float32")
+    if model.config.objective == "glove":
+        table = table + np.asarray(model.get_layer("context_embedding").embeddings, "float32")
+    return table

@@ -1,0 +1,43 @@
+"""Losses that Keras does not have."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class GloVeLoss(keras.losses.Loss):
+    """Weighted least squares of GloVe: `min(1, (X / x_max)^alpha) (prediction - log X)^2`.
+
+    Args:
+        x_max: float > 0. Counts from here on weigh the same.
+        alpha: float > 0.
+        reduction, name, dtype: as of Keras losses.
+
+    Call arguments:
+        y_true: float tensor (B,), how often two words occur together, X; a pair with
+            X = 0 weighs nothing.
+        y_pred: float tensor (B,), the predicted logarithm.
+
+    Raises:
+        ValueError: if `x_max` or `alpha` is not positive.
+
+    Reference:
+        Pennington et al., 2014, "GloVe: Global Vectors for Word Representation", eq. 8 and 9.
+    """
+
+    def __init__(self, x_max=100.0, alpha=0.75, name="glove_loss", **kwargs):
+        super().__init__(name=name, **kwargs)
+        if x_max <= 0 or alpha <= 0:
+            raise ValueError(
+                f"`x_max` and `alpha` must be positive, got x_max={x_max}, alpha={alpha}."
+            )
+        self.x_max = x_max
+        self.alpha = alpha
+
+    def call(self, y_true, y_pred):
+        y_true = ops.reshape(ops.cast(y_true, y_pred.dtype), ops.shape(y_pred))
+        weight = ops.minimum(1.0, ops.power(y_true / self.x_max, self.alpha))
+        return weight * ops.square(y_pred - ops.log(ops.maximum(y_true, 1e-9)))
+
+    def get_config(self):
+        return {**super().get_config(), "x_max": self.x_max, "alpha": self.alpha}

@@ -1,0 +1,224 @@
+"""Encoders, their heads and word vectors: shapes, padding, training, saving."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_llm import models, training
+from keras_llm.errors import InputError
+
+IDS = np.array([[5, 6, 7, 8, 9], [4, 3, 2, 0, 0]], "int32")
+MASK = IDS != 0
+POSITIONS = np.array([[1, 4], [2, 0]], "int32")
+
+ENCODER = models.preset("distilbert-tiny", initializer_range=0.3)
+SEGMENTED = models.preset("bert-tiny", initializer_range=0.3)
+DECODER = models.preset("llama-tiny", initializer_range=0.3)
+
+HEADS = {
+    "masked_lm": (lambda b: models.masked_lm(b), ENCODER, (2, 2, 512)),
+    "text_classifier": (lambda b: models.text_classifier(b, 3, dropout=0.0), ENCODER, (2, 3)),
+    "mean_classifier": (lambda b: models.text_classifier(b, 3, "mean", 0.0), ENCODER, (2, 3)),
+    "decoder_classifier": (lambda b: models.text_classifier(b, 3, dropout=0.0), DECODER, (2, 3)),
+    "text_regressor": (lambda b: models.text_regressor(b, dropout=0.0), ENCODER, (2,)),
+    "reward": (lambda b: models.reward(b), DECODER, (2,)),
+    "token_classifier": (lambda b: models.token_classifier(b, 4), ENCODER, (2, 5, 4)),
+    "sentence_embedder": (lambda b: models.sentence_embedder(b), ENCODER, (2, 64)),
+    "projected": (
+        lambda b: models.sentence_embedder(b, "first", False, projection_dim=8),
+        ENCODER,
+        (2, 8),
+    ),
+    "decoder_embedder": (lambda b: models.sentence_embedder(b), DECODER, (2, 64)),
+}
+
+
+def inputs_of(model, ids=IDS, mask=MASK):
+    known = {"token_ids": ids, "padding_mask": mask, "mask_positions": POSITIONS}
+    return [known[tensor.name] for tensor in model.inputs]
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_see_no_padding_and_come_back_from_disk(name, tmp_path):
+    make, config, shape = HEADS[name]
+    model = make(config)
+    outputs = np.asarray(model(inputs_of(model)))
+    assert outputs.shape == shape and outputs.dtype == "float32"
+    others = np.where(MASK, IDS, 99)  # what stands behind the mask must not matter
+    changed = np.asarray(model(inputs_of(model, others)))
+    real = MASK if shape[:2] == (2, 5) else slice(None)
+    np.testing.assert_allclose(changed[real], outputs[real], atol=1e-5)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(np.asarray(loaded(inputs_of(model))), outputs)
+    assert loaded.get_config() == model.get_config()
+
+
+@pytest.mark.parametrize("make", [models.encoder, models.causal_lm])
+def test_a_given_backbone_is_shared(make):
+    backbone = make(DECODER if make is models.causal_lm else ENCODER)
+    head = models.text_classifier(backbone, 2)
+    block = head.get_layer("backbone").get_layer("block_0")
+    assert block is backbone.get_layer("block_0")
+    assert head.count_params() < 2 * backbone.count_params()
+
+
+def test_masked_lm_predicts_at_the_positions_asked():
+    model = models.masked_lm(ENCODER)
+    both = np.asarray(model([IDS, MASK, POSITIONS]))
+    for column in range(2):
+        alone = model([IDS, MASK, POSITIONS[:, column : column + 1]])
+        np.testing.assert_allclose(both[:, column : column + 1], alone, atol=1e-5)
+
+
+def test_span_qa_gives_padding_no_chance(tmp_path):
+    model = models.span_qa(ENCODER)
+    outputs = {k: np.asarray(v) for k, v in model([IDS, MASK]).items()}
+    assert {k: v.shape for k, v in outputs.items()} == {"start": (2, 5), "end": (2, 5)}
+    for logits in outputs.values():
+        assert np.all(logits[~MASK] < -1e8) and np.all(np.abs(logits[MASK]) < 1e3)
+    assert not np.allclose(outputs["start"], outputs["end"])
+
+
+def test_next_sentence_reads_segments():
+    model = models.next_sentence(SEGMENTED)
+    first = np.zeros_like(IDS)
+    second = np.array([[0, 0, 1, 1, 1], [0, 1, 1, 1, 1]], "int32")
+    assert model([IDS, MASK, first]).shape == (2, 2)
+    assert not np.allclose(model([IDS, MASK, first]), model([IDS, MASK, second]))
+    with pytest.raises(InputError, match="num_segments"):
+        models.next_sentence(ENCODER)
+
+
+def test_inputs_by_name_are_inputs_by_order():
+    model = models.encoder(SEGMENTED)
+    named = {"segment_ids": np.zeros_like(IDS), "padding_mask": MASK, "token_ids": IDS}
+    np.testing.assert_array_equal(model(named), model([IDS, MASK, np.zeros_like(IDS)]))
+
+
+def test_sentence_vectors_have_length_one_and_means_leave_padding_out():
+    backbone = models.encoder(ENCODER)
+    vectors = np.asarray(models.sentence_embedder(backbone)([IDS, MASK]))
+    hidden = np.asarray(backbone([IDS, MASK]))
+    means = np.stack([row[real].mean(0) for row, real in zip(hidden, MASK, strict=True)])
+    means /= np.linalg.norm(means, axis=-1, keepdims=True)
+    np.testing.assert_allclose(vectors, means, atol=1e-5)
+
+
+def test_a_decoder_is_pooled_at_its_last_real_token():
+    backbone = models.causal_lm(DECODER)
+    vectors = np.asarray(models.sentence_embedder(backbone, normalize=False)([IDS, MASK]))
+    alone = models.sentence_embedder(backbone, normalize=False)([IDS[1:, :3], MASK[1:, :3]])
+    np.testing.assert_allclose(vectors[1:], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: models.text_classifier(ENCODER, 1),
+        lambda: models.text_classifier(ENCODER, 2, pooling="max"),
+        lambda: models.masked_lm(DECODER),
+        lambda: models.span_qa("bert"),
+        lambda: models.token_classifier(ENCODER, "two"),
+        lambda: models.encoder(DECODER),
+        lambda: models.seq2seq(ENCODER),
+        lambda: models.WordVectorsConfig(0, 4),
+        lambda: models.WordVectorsConfig(9, 4, "elmo"),
+        lambda: models.word_vectors(ENCODER),
+    ],
+)
+def test_what_does_not_fit_is_refused(make):
+    with pytest.raises(InputError):
+        make()
+
+
+@pytest.mark.parametrize("name", [n for n in models.presets() if n.endswith("-tiny")])
+def test_tiny_presets_fit_and_come_back_from_disk(name, tmp_path):
+    keras.utils.set_random_seed(0)
+    config = models.preset(name)
+    model = models.build(config)
+    ids = np.random.default_rng(0).integers(1, 512, (4, 20)).astype("int32")
+    if isinstance(config, models.Seq2SeqConfig):
+        x = [ids, ids[:, :-1]]
+    elif isinstance(config, models.EncoderConfig):
+        model = models.masked_lm(model)
+        x = [ids[:, :-1], ids[:, :-1] > 0]
+        x += [np.zeros_like(x[0])] if config.num_segments else []
+        x += [np.tile(np.arange(19, dtype="int32"), (4, 1))]
+    else:
+        x = ids[:, :-1]
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(1e-2), loss)
+    y = ids[:, 1:]
+    before = model.evaluate(x, y, verbose=0)
+    model.fit(x, y, epochs=3, verbose=0)
+    assert model.evaluate(x, y, verbose=0) < before
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(np.asarray(loaded(x)), np.asarray(model(x)))
+
+
+def test_a_summary_needs_no_weights_and_counts_them_right():
+    for name in ("mixtral-tiny", "t5-tiny", "bert-tiny", "gemma3-tiny"):
+        config = models.preset(name)
+        assert models.summarize(config) == models.summarize(models.build(config))
+    large = models.summarize(models.preset("gpt3-175b"))
+    assert 1.74e11 < large["parameters"] < 1.76e11
+    assert 2 * 1.74e11 < large["flops_per_token"] < 2 * 1.76e11
+    mixture = models.summarize(models.preset("mixtral-8x7b"))
+    assert 46e9 < mixture["parameters"] < 47e9 and 25e9 < mixture["flops_per_token"] < 26e9
+
+
+@pytest.mark.parametrize("objective", ["skip_gram", "cbow"])
+def test_words_of_one_context_come_together(objective):
+    """Two topics of five words; neighbours are always of one topic."""
+    keras.utils.set_random_seed(0)
+    draw = np.random.default_rng(0)
+    topic = draw.integers(0, 2, 4000)
+    words = 1 + 5 * topic[:, None] + draw.integers(0, 5, (4000, 3))
+    negatives = draw.integers(1, 11, (4000, 4))
+    model = models.word_vectors(models.WordVectorsConfig(11, 6, objective))
+    candidates = np.concatenate([words[:, :1], negatives], axis=1)
+    inputs = words[:, 1] if objective == "skip_gram" else words[:, 1:]
+    labels = np.tile([1.0, 0, 0, 0, 0], (4000, 1))
+    model.compile(keras.optimizers.Adam(0.02), keras.losses.BinaryCrossentropy(from_logits=True))
+    model.fit([inputs, candidates], labels, epochs=4, verbose=0, batch_size=64)
+    table = models.word_vector_table(model)[1:]
+    table /= np.linalg.norm(table, axis=1, keepdims=True)
+    similar = table @ table.T
+    same = np.kron(np.eye(2), np.ones((5, 5))) > 0
+    assert similar[same].min() > similar[~same].max()
+
+
+def test_cbow_leaves_padding_out():
+    model = models.word_vectors(models.WordVectorsConfig(11, 6, "cbow"))
+    model.set_weights([np.random.default_rng(0).normal(size=w.shape) for w in model.weights])
+    candidates = np.array([[1, 2, 3]])
+    np.testing.assert_allclose(
+        model([np.array([[4, 5, 0, 0]]), candidates]),
+        model([np.array([[4, 5]]), candidates]),
+        atol=1e-6,
+    )
+
+
+def test_glove_is_weighted_least_squares():
+    draw = np.random.default_rng(0)
+    model = models.word_vectors(models.WordVectorsConfig(7, 3, "glove"))
+    model.set_weights([draw.normal(size=w.shape) for w in model.weights])
+    weights = {w.path.split("/")[-2]: np.asarray(w) for w in model.weights}
+    i, j = np.array([1, 2, 5]), np.array([3, 6, 5])
+    expected = (weights["word_embedding"][i] * weights["context_embedding"][j]).sum(-1)
+    expected += weights["word_bias"][i, 0] + weights["context_bias"][j, 0]
+    np.testing.assert_allclose(model([i, j]), expected, atol=1e-5)
+    counts = np.array([400.0, 9.0, 0.0])
+    f = np.minimum(1, (counts / 100) ** 0.75)
+    squares = f[:2] * (expected[:2] - np.log(counts[:2])) ** 2
+    loss = training.GloVeLoss()(counts, np.asarray(model([i, j])))
+    np.testing.assert_allclose(loss, squares.sum() / 3, rtol=1e-5)
+    np.testing.assert_allclose(
+        models.word_vector_table(model),
+        weights["word_embedding"] + weights["context_embedding"],
+        atol=1e-6,
+    )
+    with pytest.raises(ValueError, match="x_max"):
+        training.GloVeLoss(x_max=0)
