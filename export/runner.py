@@ -98,7 +98,7 @@ class LiteRTModel:
             raise InputError(f"`prompt` must be a non-empty str, got {prompt!r}.")
         if not isinstance(max_new_tokens, numbers.Integral) or max_new_tokens < 1:
             raise InputError(f"`max_new_tokens` must be a positive int, got {max_new_tokens!r}.")
-        token_ids = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+        token_ids = self.tokenizer.encode_prompt(prompt)
         if len(token_ids) >= self.max_length:
             raise InputError(
                 f"`prompt` has {len(token_ids)} tokens with the begin token; the model takes at "

@@ -105,7 +105,8 @@ class TextGenerationModule(tf.Module):
         (task,) = self._task
         tokenizer = task.tokenizer
         ids = tokenizer.tokenize(strings)
-        ids = tf.concat([tf.fill((tf.size(strings), 1), tokenizer.bos_id), ids], axis=1)
+        if tokenizer.add_bos:
+            ids = tf.concat([tf.fill((tf.size(strings), 1), tokenizer.bos_id), ids], axis=1)
         lengths = tf.cast(ids.row_lengths(), tf.int32)
         checks = [
             _check(tf.reduce_all(tf.strings.length(strings) > 0), f"{name} must not be empty"),

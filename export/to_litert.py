@@ -171,7 +171,7 @@ def _verify(task, path, quantization):
 
 def _keras_logits(task, prompts, token_ids, steps):
     """Keras's logits (steps, V) where the exported model made each of its choices."""
-    prompt_ids = [[task.tokenizer.bos_id, *task.tokenizer.encode(prompt)] for prompt in prompts]
+    prompt_ids = [task.tokenizer.encode_prompt(prompt) for prompt in prompts]
     longest = max(len(old) + len(new) for old, new in zip(prompt_ids, token_ids, strict=True))
     batch = np.full((len(prompts), longest), task.tokenizer.pad_id, "int32")
     for row, old, new in zip(batch, prompt_ids, token_ids, strict=True):

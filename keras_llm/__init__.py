@@ -22,7 +22,9 @@ _SUBMODULES = {
 _NAMES = {
     "ExportError": "keras_llm.errors",
     "InputError": "keras_llm.errors",
+    "TextEmbedding": "keras_llm.tasks",
     "TextGeneration": "keras_llm.tasks",
+    "Translation": "keras_llm.tasks",
     "load": "keras_llm.tasks",
 }
 

@@ -246,16 +246,14 @@ def _inspect(options):
     from keras_llm.tasks import read_config
 
     if pathlib.Path(options.model).exists():
-        row = read_config(options.model)
-        config, dtype = models.CausalLMConfig.from_dict(row["model"]), row["dtype"]
+        summary = models.summarize(read_config(options.model))
     elif options.model in models.presets():
-        config, dtype = models.preset(options.model), None
+        summary = models.summarize(models.preset(options.model))
     else:
         raise InputError(
-            f"{options.model} is neither a model folder nor a preset; presets are "
-            f"{', '.join(models.presets())}."
+            f"{options.model} is neither a model folder nor a preset; "
+            f"{models.similar_presets(options.model)}."
         )
-    summary = models.summarize(models.causal_lm(config, dtype=dtype))
     if not _as_json(options, summary):
         _table(
             ["layer", "class", "parameters"],

@@ -61,22 +61,23 @@ def request(model, lengths, max_new_tokens, sampling):
     return Request(lengths, budget, sampling)
 
 
-def start(model, token_ids, asked, capacity, stop_id, pad_id):
+def start(model, token_ids, asked, capacity, stop_id, pad_id, memory=None):
     """Read the prompts and choose each row's first token.
 
     Args:
-        model: a model from `models.causal_lm`.
+        model: a model from `models.causal_lm` or `models.seq2seq`.
         token_ids: int32 tensor (B, T), prompts padded on the right.
         asked: a `Request`.
         capacity: int or int32 scalar. N, the room for new tokens.
         stop_id: int, the token that ends a text.
         pad_id: int, fills unused places.
+        memory: dict from `models.encode`, of a `seq2seq` model.
 
     Returns:
         A `State` at step 1.
     """
     batch_size, length = ops.shape(token_ids)[:2]
-    cache = models.init_cache(model, batch_size, length + capacity)
+    cache = {**models.init_cache(model, batch_size, length + capacity), **(memory or {})}
     logits, cache = models.prefill(model, token_ids, asked.lengths, cache)
     zeros = ops.zeros_like(asked.lengths)
     state = State(
@@ -102,23 +103,24 @@ def advance(model, state, asked, stop_id, pad_id):
     return _choose(state._replace(cache=cache), logits, asked, stop_id, pad_id)
 
 
-def generate(model, token_ids, lengths, max_new_tokens, sampling, stop_id, pad_id):
+def generate(model, token_ids, lengths, max_new_tokens, sampling, stop_id, pad_id, memory=None):
     """Continue a batch of prompts until each has stopped or used up its budget.
 
     Args:
-        model: a model from `models.causal_lm`.
+        model: a model from `models.causal_lm` or `models.seq2seq`.
         token_ids: int32 tensor (B, T), prompts padded on the right.
         lengths: int32 tensor (B,), in `1 .. T`, below the model's `max_length`.
         max_new_tokens: int32 tensor (B,) or (1,), > 0.
         sampling: `Sampling` of tensors, each (B,) or (1,).
         stop_id: int, the token that ends a text.
         pad_id: int, fills unused places.
+        memory: dict from `models.encode`, of a `seq2seq` model.
 
     Returns:
         The last `State`; `token_ids` is (B, N) with N the largest budget.
     """
     asked = request(model, lengths, max_new_tokens, sampling)
-    state = start(model, token_ids, asked, ops.max(asked.budget), stop_id, pad_id)
+    state = start(model, token_ids, asked, ops.max(asked.budget), stop_id, pad_id, memory)
     state = ops.while_loop(
         lambda *state: ops.logical_not(ops.all(State(*state).done)),
         lambda *state: tuple(advance(model, State(*state), asked, stop_id, pad_id)),

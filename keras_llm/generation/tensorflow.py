@@ -5,6 +5,7 @@ import functools
 import keras
 import tensorflow as tf
 
+from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation import decode
 from keras_llm.generation.samplers import Sampling
@@ -19,7 +20,7 @@ class Compiled:
     """`decode.generate`, `decode.score`, and `start`/`advance` for streaming, of one model.
 
     Args:
-        model: a model from `models.causal_lm`.
+        model: a model from `models.causal_lm`, or from `models.seq2seq` for `generate_from`.
         stop_id: int, the token that ends a text.
         pad_id: int, fills unused places.
 
@@ -40,6 +41,13 @@ class Compiled:
         """`decode.generate` with array arguments; returns the last `State`, without cache."""
         return decode.State(
             *self._generate(token_ids, lengths, max_new_tokens, *_fields(sampling)), cache={}
+        )
+
+    def generate_from(self, encoder_token_ids, max_new_tokens, sampling):
+        """`decode.generate` of a `seq2seq` model, from encoder token ids (B, S) and the config's
+        `start_id`; returns the last `State`, without cache."""
+        return decode.State(
+            *self._generate_from(encoder_token_ids, max_new_tokens, *_fields(sampling)), cache={}
         )
 
     def stream(self, token_ids, lengths, max_new_tokens, sampling):
@@ -69,6 +77,24 @@ class Compiled:
             return tuple(state)[:-1]
 
         return generate
+
+    @functools.cached_property
+    def _generate_from(self):
+        @tf.function(input_signature=(_IDS, _INTS, *_SAMPLING))
+        def generate_from(encoder_token_ids, max_new_tokens, *sampling):
+            rows = tf.shape(encoder_token_ids)[0]
+            state = decode.generate(
+                self.model,
+                tf.fill((rows, 1), self.model.config.start_id),
+                tf.ones((rows,), tf.int32),
+                max_new_tokens,
+                Sampling(*sampling),
+                **self.ids,
+                memory=models.encode(self.model, encoder_token_ids),
+            )
+            return tuple(state)[:-1]
+
+        return generate_from
 
     @functools.cached_property
     def _score(self):

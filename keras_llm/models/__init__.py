@@ -4,9 +4,16 @@ from keras_llm.layers.alibi import Alibi
 from keras_llm.layers.relative import RelativeBias
 from keras_llm.layers.rotary import Rotary
 from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_dict
+from keras_llm.models.build import build, describe, restore
 from keras_llm.models.cached import decode, forward_cached, init_cache, logits_of, prefill
 from keras_llm.models.causal_lm import CausalLM, causal_lm
-from keras_llm.models.config import CausalLMConfig, EncoderConfig, Seq2SeqConfig, TransformerConfig
+from keras_llm.models.config import (
+    CausalLMConfig,
+    EncoderConfig,
+    Seq2SeqConfig,
+    TransformerConfig,
+    WordVectorsConfig,
+)
 from keras_llm.models.encoder import Encoder, encoder
 from keras_llm.models.heads import (
     HeadModel,
@@ -19,15 +26,10 @@ from keras_llm.models.heads import (
     text_regressor,
     token_classifier,
 )
-from keras_llm.models.presets import preset, presets
+from keras_llm.models.presets import preset, presets, similar_presets
 from keras_llm.models.seq2seq import Seq2Seq, encode, seq2seq
-from keras_llm.models.summary import build, summarize
-from keras_llm.models.word_vectors import (
-    WordVectors,
-    WordVectorsConfig,
-    word_vector_table,
-    word_vectors,
-)
+from keras_llm.models.summary import summarize
+from keras_llm.models.word_vectors import WordVectors, word_vector_table, word_vectors
 
 __all__ = [
     "Alibi",
@@ -49,6 +51,7 @@ __all__ = [
     "config_from_dict",
     "config_to_dict",
     "decode",
+    "describe",
     "encode",
     "encoder",
     "forward_cached",
@@ -59,9 +62,11 @@ __all__ = [
     "prefill",
     "preset",
     "presets",
+    "restore",
     "reward",
     "sentence_embedder",
     "seq2seq",
+    "similar_presets",
     "span_qa",
     "summarize",
     "text_classifier",

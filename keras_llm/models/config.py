@@ -19,6 +19,7 @@ _SIZES = (
     "intermediate_dim",
     "max_length",
 )
+_OBJECTIVES = ("skip_gram", "cbow", "glove")
 _POSITIVE_OR_NONE = (
     "logit_soft_cap",
     "final_soft_cap",
@@ -248,14 +249,7 @@ class TransformerConfig:
         Raises:
             InputError: if a field is unknown or missing.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        required = {
-            field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING
-        }
-        wrong = sorted(set(row) - names) or sorted(required - set(row))
-        if wrong:
-            raise InputError(f"{cls.__name__}: unknown or missing fields {wrong}.")
-        row = dict(row)
+        row = _known_fields(cls, row)
         for field in ("position", "local_position"):
             if isinstance(row.get(field), dict):
                 ((name, options),) = row[field].items()
@@ -323,4 +317,57 @@ class Seq2SeqConfig(TransformerConfig):
             )
 
 
-CONFIGS = {config.__name__: config for config in (CausalLMConfig, EncoderConfig, Seq2SeqConfig)}
+@dataclasses.dataclass(frozen=True)
+class WordVectorsConfig:
+    """A table of word vectors and what it is trained for.
+
+    Args:
+        vocabulary_size: int > 0. V.
+        embedding_dim: int > 0. D.
+        objective: "skip_gram" (a word predicts its neighbours), "cbow" (neighbours predict the
+            word between them) or "glove" (two words predict how often they occur together).
+        pad_id: int. For "cbow": the id that fills up short contexts.
+
+    Raises:
+        InputError: naming the argument that does not fit.
+    """
+
+    vocabulary_size: int
+    embedding_dim: int
+    objective: str = "skip_gram"
+    pad_id: int = 0
+
+    def __post_init__(self):
+        for name in ("vocabulary_size", "embedding_dim"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(
+                    f"WordVectorsConfig: `{name}` must be a positive int, got {value!r}."
+                )
+        if self.objective not in _OBJECTIVES:
+            raise InputError(
+                f"WordVectorsConfig: `objective` must be one of {_OBJECTIVES}, "
+                f"got {self.objective!r}."
+            )
+
+    to_dict = dataclasses.asdict
+
+    @classmethod
+    def from_dict(cls, row):
+        """The config that `to_dict` described; InputError if a field is unknown or missing."""
+        return cls(**_known_fields(cls, row))
+
+
+def _known_fields(cls, row):
+    fields = dataclasses.fields(cls)
+    required = {field.name for field in fields if field.default is dataclasses.MISSING}
+    wrong = sorted(set(row) - {field.name for field in fields}) or sorted(required - set(row))
+    if wrong:
+        raise InputError(f"{cls.__name__}: unknown or missing fields {wrong}.")
+    return dict(row)
+
+
+CONFIGS = {
+    config.__name__: config
+    for config in (CausalLMConfig, EncoderConfig, Seq2SeqConfig, WordVectorsConfig)
+}

@@ -42,7 +42,7 @@ class HeadModel(ConfiguredModel):
             backbone.inputs if is_encoder else token_ids, backbone.hidden, name="backbone"
         )
         hidden = body(inputs if is_encoder else inputs[0])
-        extra_inputs, outputs = _HEADS[head](
+        extra_inputs, outputs = HEADS[head](
             hidden, padding_mask, _Context(config, backbone, dtype), **(options or {})
         )
         super().__init__(config, inputs + extra_inputs, outputs, name or head, dtype, **kwargs)
@@ -353,7 +353,7 @@ def _sentence_embedder(hidden, padding_mask, context, pooling, normalize, projec
     return [], x
 
 
-_HEADS = {
+HEADS = {
     "masked_lm": _masked_lm,
     "next_sentence": _next_sentence,
     "text_classifier": _text_classifier,

@@ -5,6 +5,7 @@ open, a comment says so.
 """
 
 import dataclasses
+import difflib
 
 from keras_llm.errors import InputError
 from keras_llm.layers.relative import RelativeBias
@@ -238,6 +239,12 @@ def presets():
     return sorted(_PRESETS)
 
 
+def similar_presets(name):
+    """What a message says to somebody who mistyped a name: the likeliest ones, or all."""
+    similar = difflib.get_close_matches(name, presets(), n=5)
+    return f"{'similar' if similar else 'known'} presets: {', '.join(similar or presets())}"
+
+
 def preset(name, **overrides):
     """The config of a known shape.
 
@@ -256,6 +263,6 @@ def preset(name, **overrides):
     3
     """
     if name not in _PRESETS:
-        raise InputError(f"preset: unknown name {name!r}; known: {', '.join(presets())}.")
+        raise InputError(f"preset: unknown name {name!r}; {similar_presets(name)}.")
     config = _PRESETS[name]
     return config.from_dict({**config.to_dict(), **overrides})

@@ -7,45 +7,39 @@ import keras
 import numpy as np
 
 from keras_llm.layers import MixtureOfExperts
+from keras_llm.models.build import build, restore
 from keras_llm.models.causal_lm import CausalLM
-from keras_llm.models.config import Seq2SeqConfig
-from keras_llm.models.encoder import Encoder
+from keras_llm.models.config import Seq2SeqConfig, TransformerConfig
 from keras_llm.models.seq2seq import Seq2Seq
 
-_CLASSES = {model.config_class: model for model in (CausalLM, Encoder, Seq2Seq)}
 
-
-def build(config, dtype=None):
-    """The model of a config of any class, with fresh weights: `causal_lm`, `encoder` or
-    `seq2seq`."""
-    return _CLASSES[type(config)](config, dtype=dtype)
-
-
-def summarize(model_or_config, dtype=None):
+def summarize(model, dtype=None):
     """Count a model's parameters, memory and arithmetic.
 
     Args:
-        model_or_config: a model from `causal_lm`, `encoder` or `seq2seq`, or a config; of a
-            config no weight is allocated, so a large one takes a second.
+        model: a model of this library; or a config, or a row from `describe`, of which no weight
+            is allocated, so that a large one takes a second.
         dtype: Keras dtype policy for a config.
 
     Returns:
         A dict: `config`; `layers`, a list of rows with `name`, `class` and `parameters`; and in
-        all `parameters`, `weight_bytes`; `flops_per_token`, of one token's forward pass through
-        the weights, a multiplication and an addition counted as two (of an encoder-decoder: one
-        token on each side); `attention_flops_per_token`, of scores and weighted sums at the
-        greatest length; and, of a decoder, the bytes of the key-value cache of one row,
-        `cache_bytes_per_token` while it grows in all layers and `cache_bytes_at_max_length`.
+        all `parameters` and `weight_bytes`. Of a Transformer `flops_per_token`, of one token's
+        forward pass through the weights, a multiplication and an addition counted as two (of an
+        encoder-decoder: one token on each side), and `attention_flops_per_token`, of scores and
+        weighted sums at the greatest length. Of a decoder the bytes of the key-value cache of
+        one row: `cache_bytes_per_token` while it grows in all layers, and
+        `cache_bytes_at_max_length`.
     """
-    if isinstance(model_or_config, keras.Model):
-        return _summarize(model_or_config)
+    if isinstance(model, keras.Model):
+        return _summarize(model)
     result = {}
 
     def measure():
         # Keras keeps variables without a value for the end of the outermost scope; its list of
         # them belongs to this thread and ends with it.
         with keras.StatelessScope(initialize_variables=False):
-            result.update(_summarize(build(model_or_config, dtype)))
+            shape = restore(model) if isinstance(model, dict) else build(model, dtype=dtype)
+            result.update(_summarize(shape))
 
     thread = threading.Thread(target=measure)
     thread.start()
@@ -69,14 +63,17 @@ def _summarize(model):
         "layers": layers,
         "parameters": sum(map(_size, model.weights)),
         "weight_bytes": sum(_size(w) * _bytes(w.dtype) for w in model.weights),
-        "flops_per_token": sum(
+    }
+    is_decoder = isinstance(model, (CausalLM, Seq2Seq))
+    if isinstance(config, TransformerConfig):
+        has_token_head = is_decoder or getattr(model, "head", None) == "masked_lm"
+        summary["flops_per_token"] = sum(
             _flops(layer)
             for layer in _leaves(model)
-            if not (isinstance(model, Encoder) and layer.name == "token_embedding")
-        ),
-        "attention_flops_per_token": _attention_flops(config),
-    }
-    if not isinstance(model, Encoder):
+            if has_token_head or layer.name != "token_embedding"
+        )
+        summary["attention_flops_per_token"] = _attention_flops(config)
+    if is_decoder:
         prefix = "decoder_" if isinstance(config, Seq2SeqConfig) else ""
         a_slot = 2 * config.num_key_value_heads * config.head_dim
         a_slot *= _bytes(model.get_layer(f"{prefix}block_0").compute_dtype)

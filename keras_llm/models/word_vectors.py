@@ -1,65 +1,25 @@
 """Word vectors: skip-gram and CBOW with negative sampling, and GloVe."""
 
-import dataclasses
-
 import keras
 import numpy as np
 from keras import ops
 
-from keras_llm.errors import InputError
-
-_OBJECTIVES = ("skip_gram", "cbow", "glove")
-
-
-@dataclasses.dataclass(frozen=True)
-class WordVectorsConfig:
-    """A table of word vectors and what it is trained for.
-
-    Args:
-        vocabulary_size: int > 0. V.
-        embedding_dim: int > 0. D.
-        objective: "skip_gram" (a word predicts its neighbours), "cbow" (neighbours predict the
-            word between them) or "glove" (two words predict how often they occur together).
-        pad_id: int. For "cbow": the id that fills up short contexts.
-
-    Raises:
-        InputError: naming the argument that does not fit.
-    """
-
-    vocabulary_size: int
-    embedding_dim: int
-    objective: str = "skip_gram"
-    pad_id: int = 0
-
-    def __post_init__(self):
-        for name in ("vocabulary_size", "embedding_dim"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(
-                    f"WordVectorsConfig: `{name}` must be a positive int, got {value!r}."
-                )
-        if self.objective not in _OBJECTIVES:
-            raise InputError(
-                f"WordVectorsConfig: `objective` must be one of {_OBJECTIVES}, "
-                f"got {self.objective!r}."
-            )
-
-    def to_dict(self):
-        """Plain JSON types; `WordVectorsConfig(**row)` reads them back."""
-        return dataclasses.asdict(self)
+from keras_llm.models.base import ConfiguredModel
+from keras_llm.models.config import WordVectorsConfig
 
 
 @keras.saving.register_keras_serializable("keras_llm")
-class WordVectors(keras.Model):
+class WordVectors(ConfiguredModel):
     """The functional model of a `WordVectorsConfig`. Made by `word_vectors`.
 
     Attributes:
         config: the `WordVectorsConfig`.
     """
 
+    config_class = WordVectorsConfig
+
     def __init__(self, config, name="word_vectors", dtype=None, **kwargs):
-        if isinstance(config, dict):
-            config = WordVectorsConfig(**config)
+        config = self.read_config(config)
         bound = 0.5 / config.embedding_dim
         narrow = keras.initializers.RandomUniform(-bound, bound)
         is_glove = config.objective == "glove"
@@ -95,16 +55,7 @@ class WordVectors(keras.Model):
                 hidden = total / ops.maximum(ops.sum(real, axis=1, keepdims=True), 1.0)
             outputs = ops.squeeze(ops.matmul(context(inputs[1]), ops.expand_dims(hidden, -1)), -1)
         outputs = keras.layers.Activation("linear", dtype="float32", name="logits")(outputs)
-        super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
-        self.config = config
-        self._dtype_name = dtype
-
-    def get_config(self):
-        return {"config": self.config.to_dict(), "name": self.name, "dtype": self._dtype_name}
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        return cls(**config)
+        super().__init__(config, inputs, outputs, name, dtype, **kwargs)
 
 
 _INPUTS = {
@@ -145,8 +96,6 @@ def word_vectors(config, dtype=None):
     >>> tuple(model([np.array([5, 6]), np.array([[7, 1, 2], [8, 3, 4]])]).shape)
     (2, 3)
     """
-    if not isinstance(config, WordVectorsConfig):
-        raise InputError(f"word_vectors: `config` must be a WordVectorsConfig, got {type(config)}.")
     return WordVectors(config, dtype=dtype)
 
 

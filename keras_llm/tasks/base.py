@@ -3,6 +3,8 @@
 import json
 import pathlib
 
+import numpy as np
+
 import keras_llm
 from keras_llm import models, tokenizers
 from keras_llm.errors import InputError
@@ -17,8 +19,11 @@ TOKENIZER_FOLDER = "tokenizer"
 class Task:
     """The part that all tasks share.
 
+    Attributes:
+        model_wanted: str, what its model comes from, for messages.
+
     Args:
-        model: a model from `models.causal_lm`.
+        model: a model of this library.
         tokenizer: a `tokenizers.Tokenizer` with the model's vocabulary.
         metadata: dict of JSON values saved with the task, e.g. how it was trained.
 
@@ -26,13 +31,15 @@ class Task:
         InputError: if the model is another, or smaller than the tokenizer's vocabulary.
     """
 
+    model_wanted = "models.causal_lm"
+
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         _CLASSES[cls.__name__] = cls
 
     def __init__(self, model, tokenizer, metadata=None):
-        if not isinstance(getattr(model, "config", None), models.CausalLMConfig):
-            raise InputError(f"`model` must come from models.causal_lm, got {type(model)}.")
+        if not self.fits(model):
+            raise InputError(f"`model` must come from {self.model_wanted}, got {type(model)}.")
         if tokenizer.vocabulary_size > model.config.vocabulary_size:
             raise InputError(
                 f"the tokenizer's vocabulary of {tokenizer.vocabulary_size} is larger than the "
@@ -41,6 +48,11 @@ class Task:
         self.model = model
         self.tokenizer = tokenizer
         self.metadata = dict(metadata or {})
+
+    @staticmethod
+    def fits(model):
+        """Whether the model is of the kind that this task needs."""
+        return isinstance(model, models.CausalLM)
 
     def save(self, folder, overwrite=False):
         """Write the task as one folder, whole or not at all.
@@ -62,8 +74,7 @@ class Task:
         config = {
             "keras_llm": keras_llm.__version__,
             "task": type(self).__name__,
-            "model": self.model.config.to_dict(),
-            "dtype": self.model.get_config()["dtype"],
+            **models.describe(self.model),
             "metadata": self.metadata,
         }
         self.model.save_weights(folder / WEIGHTS_FILE)
@@ -108,12 +119,49 @@ def load(folder):
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise InputError(f"{weights} is missing.")
-    model = models.causal_lm(
-        models.CausalLMConfig.from_dict(config["model"]), dtype=config["dtype"]
-    )
+    model = models.restore(config)
     try:
         model.load_weights(weights)
     except (OSError, KeyError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{weights} cannot be loaded: {reason}") from error
     return _CLASSES[config["task"]](model, tokenizer, config.get("metadata"))
+
+
+def checked_texts(name, texts):
+    """A list of texts that can be encoded; InputError naming the argument and the row if one
+    cannot."""
+    if not isinstance(texts, (list, tuple)) or not texts:
+        raise InputError(f"`{name}` must be a str or a non-empty list of str, got {texts!r}.")
+    for index, text in enumerate(texts):
+        where = _where(name, index, texts)
+        if not isinstance(text, str):
+            raise InputError(f"{where} must be a str, got {type(text).__name__}.")
+        if not text:
+            raise InputError(f"{where} is empty.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{where} is not valid Unicode: {error.reason}.") from None
+    return texts
+
+
+def padded_rows(name, rows, longest, max_length, pad_id):
+    """Lists of token ids -> int32 (B, T), padded on the right, and lengths (B,); InputError if
+    one is longer than `longest`."""
+    for index, row in enumerate(rows):
+        if len(row) > longest:
+            raise InputError(
+                f"{_where(name, index, rows)} has {len(row)} tokens with those that are added, "
+                f"more than the {longest} that the model's `max_length` of {max_length} leaves "
+                "room for."
+            )
+    lengths = np.array([len(row) for row in rows], "int32")
+    token_ids = np.full((len(rows), lengths.max()), pad_id, "int32")
+    for row, ids in zip(token_ids, rows, strict=True):
+        row[: len(ids)] = ids
+    return token_ids, lengths
+
+
+def _where(name, index, rows):
+    return f"`{name}`" if len(rows) == 1 else f"`{name}` {index}"

@@ -9,7 +9,7 @@ import numpy as np
 from keras_llm.errors import InputError
 from keras_llm.generation import Sampling
 from keras_llm.generation.tensorflow import Compiled
-from keras_llm.tasks.base import Task
+from keras_llm.tasks.base import Task, checked_texts, padded_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,7 @@ class TextGeneration(Task):
         top_p=1.0,
         seed=None,
         return_details=False,
+        parse_special=False,
     ):
         """Continue one text or several.
 
@@ -77,6 +78,8 @@ class TextGeneration(Task):
                 depends on its prompt, the settings and its seed, not on the other rows, so
                 equal prompts with one seed give equal texts.
             return_details: bool. Return `Generation`s instead of texts.
+            parse_special: bool. Special tokens that the prompt spells out count as such, and
+                no begin token is added: for prompts that a chat template has rendered.
 
         Returns:
             The new text (without the prompt), a str for a str and a list for a list.
@@ -85,29 +88,55 @@ class TextGeneration(Task):
             InputError: naming the argument that is wrong.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        token_ids, lengths = self._encode_prompts(prompts)
-        sampling = _sampling(temperature, top_k, top_p, seed, len(lengths))
-        state = self._compiled.generate(
-            token_ids, lengths, np.array([_positive(max_new_tokens)], "int32"), sampling
-        )
-        rows = zip(
-            np.asarray(state.token_ids),
-            np.asarray(state.num_tokens),
-            np.asarray(state.log_probability),
-            np.asarray(state.stopped),
-            strict=True,
-        )
-        results = [self._generation(*row) for row in rows]
+        token_ids, lengths = self._encode_prompts(prompts, parse_special)
+        sampling = sampling_of(temperature, top_k, top_p, seed, len(lengths))
+        state = self._compiled.generate(token_ids, lengths, budget_of(max_new_tokens), sampling)
+        results = generations(state, self.tokenizer)
         if not return_details:
             results = [result.text for result in results]
         return results[0] if isinstance(prompt, str) else results
 
-    def stream(self, prompt, max_new_tokens=64, temperature=1.0, top_k=0, top_p=1.0, seed=None):
+    def chat(self, messages, **settings):
+        """Answer a conversation.
+
+        Args:
+            messages: list of dicts with `role` ("system", "user" or "assistant") and
+                `content`, str, the last from the user; or one str, the user's.
+            **settings: as in calling the task.
+
+        Returns:
+            The assistant's answer, as calling the task returns it.
+
+        Raises:
+            InputError: if the task has no chat template (`metadata["chat_template"]`), or
+                naming the argument that is wrong.
+        """
+        template = self.metadata.get("chat_template")
+        if not template:
+            raise InputError("this model has no chat template; call the task with a prompt.")
+        from keras_llm.tokenizers.chat import ChatTemplate
+
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        prompt = ChatTemplate(template, **self.metadata.get("chat_tokens", {})).render(messages)
+        return self(prompt, parse_special=True, **settings)
+
+    def stream(
+        self,
+        prompt,
+        max_new_tokens=64,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        seed=None,
+        parse_special=False,
+    ):
         """Continue one text, piece by piece.
 
         Args:
             prompt: str, not empty.
-            max_new_tokens, temperature, top_k, top_p, seed: as in calling the task.
+            max_new_tokens, temperature, top_k, top_p, seed, parse_special: as in calling the
+                task.
 
         Returns:
             A generator of str. Joined, the pieces are the text that calling the task gives
@@ -118,9 +147,9 @@ class TextGeneration(Task):
         """
         if not isinstance(prompt, str):
             raise InputError(f"`prompt` must be one str to stream, got {type(prompt).__name__}.")
-        token_ids, lengths = self._encode_prompts([prompt])
-        sampling = _sampling(temperature, top_k, top_p, seed, 1)
-        budget = np.array([_positive(max_new_tokens)], "int32")
+        token_ids, lengths = self._encode_prompts([prompt], parse_special)
+        sampling = sampling_of(temperature, top_k, top_p, seed, 1)
+        budget = budget_of(max_new_tokens)
         states = self._compiled.stream(token_ids, lengths, budget, sampling)
         return self.tokenizer.decode_stream(
             int(state.token[0]) for state in states if not bool(state.stopped[0])
@@ -144,49 +173,37 @@ class TextGeneration(Task):
         scores = np.asarray(self._compiled.score(token_ids, lengths)).tolist()
         return scores[0] if isinstance(texts, str) else scores
 
-    def _encode_prompts(self, prompts):
-        return self._encode("prompt", prompts, self.model.config.max_length - 1)
+    def _encode_prompts(self, prompts, parse_special=False):
+        return self._encode("prompt", prompts, self.model.config.max_length - 1, parse_special)
 
-    def _encode(self, name, texts, longest):
-        """Texts -> int32 (B, T) with a begin token, padded on the right, and lengths (B,)."""
-        if not isinstance(texts, (list, tuple)) or not texts:
-            raise InputError(f"`{name}` must be a str or a non-empty list of str, got {texts!r}.")
-        rows = []
-        for index, text in enumerate(texts):
-            where = f"`{name}`" if len(texts) == 1 else f"`{name}` {index}"
-            if not isinstance(text, str):
-                raise InputError(f"{where} must be a str, got {type(text).__name__}.")
-            if not text:
-                raise InputError(f"{where} is empty.")
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise InputError(f"{where} is not valid Unicode: {error.reason}.") from None
-            rows.append([self.tokenizer.bos_id, *self.tokenizer.encode(text)])
-            if len(rows[-1]) > longest:
-                raise InputError(
-                    f"{where} has {len(rows[-1])} tokens with the begin token, more than the "
-                    f"{longest} that the model's `max_length` of "
-                    f"{self.model.config.max_length} leaves room for."
-                )
-        lengths = np.array([len(row) for row in rows], "int32")
-        token_ids = np.full((len(rows), lengths.max()), self.tokenizer.pad_id, "int32")
-        for row, ids in zip(token_ids, rows, strict=True):
-            row[: len(ids)] = ids
-        return token_ids, lengths
+    def _encode(self, name, texts, longest, parse_special=False):
+        """Texts -> int32 (B, T), padded on the right, and lengths (B,)."""
+        rows = [
+            self.tokenizer.encode_prompt(text, parse_special) for text in checked_texts(name, texts)
+        ]
+        return padded_rows(name, rows, longest, self.model.config.max_length, self.tokenizer.pad_id)
 
-    def _generation(self, token_ids, num_tokens, log_probability, stopped):
-        token_ids = token_ids[:num_tokens].tolist()
-        return Generation(
-            text=self.tokenizer.decode(token_ids),
-            token_ids=token_ids,
-            num_tokens=int(num_tokens),
-            log_probability=float(log_probability),
-            finish_reason="stop" if stopped else "length",
+
+def generations(state, tokenizer):
+    """The rows of a finished `generation.State` as `Generation`s."""
+    fields = (state.token_ids, state.num_tokens, state.log_probability, state.stopped)
+    results = []
+    for ids, num_tokens, log_probability, stopped in zip(*map(np.asarray, fields), strict=True):
+        ids = ids[:num_tokens].tolist()
+        results.append(
+            Generation(
+                text=tokenizer.decode(ids),
+                token_ids=ids,
+                num_tokens=int(num_tokens),
+                log_probability=float(log_probability),
+                finish_reason="stop" if stopped else "length",
+            )
         )
+    return results
 
 
-def _sampling(temperature, top_k, top_p, seed, rows):
+def sampling_of(temperature, top_k, top_p, seed, rows):
+    """The checked `Sampling` of a batch; fresh seeds for None."""
     if seed is None:
         seed = [random.getrandbits(31) for _ in range(rows)]
     seeds = list(seed) if isinstance(seed, (list, tuple)) else [seed]
@@ -197,7 +214,8 @@ def _sampling(temperature, top_k, top_p, seed, rows):
     return Sampling(temperature, top_k, top_p, np.array(seeds, "int32"))
 
 
-def _positive(max_new_tokens):
+def budget_of(max_new_tokens):
+    """The checked budget of a batch, int32 (1,)."""
     if not isinstance(max_new_tokens, numbers.Integral) or not 0 < max_new_tokens < 2**31:
         raise InputError(f"`max_new_tokens` must be a positive int, got {max_new_tokens!r}.")
-    return max_new_tokens
+    return np.array([max_new_tokens], "int32")

@@ -27,7 +27,7 @@ class Tokenizer(abc.ABC):
         _CLASSES[cls.__name__] = cls
 
     @abc.abstractmethod
-    def encode(self, text):
+    def encode(self, text, parse_special=False):
         """A str -> its token ids, a list of ints. No begin or end token is added."""
 
     @abc.abstractmethod
@@ -62,6 +62,15 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def _load_files(cls, folder, config):
         """The tokenizer that `_save_files` wrote."""
+
+    def encode_prompt(self, text, parse_special=False):
+        """A str -> the token ids that a model continues, a list of ints.
+
+        They begin with the begin token if `add_bos`; not if `parse_special`, where the text
+        spells out the special tokens that it wants, as rendered chats do.
+        """
+        begin = [self.bos_id] if self.add_bos and not parse_special else []
+        return [*begin, *self.encode(text, parse_special)]
 
     def decode_stream(self, ids):
         """Decode token ids as they come.
