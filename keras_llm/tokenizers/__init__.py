@@ -2,6 +2,19 @@
 
 from keras_llm.tokenizers.base import Tokenizer, load
 from keras_llm.tokenizers.byte_pair import BytePair
+from keras_llm.tokenizers.gguf import from_gguf_metadata
+from keras_llm.tokenizers.hugging_face import from_hugging_face
+from keras_llm.tokenizers.hugging_face_export import to_hugging_face
 from keras_llm.tokenizers.sentencepiece import SentencePiece
+from keras_llm.tokenizers.word_piece import WordPiece
 
-__all__ = ["BytePair", "SentencePiece", "Tokenizer", "load"]
+__all__ = [
+    "BytePair",
+    "SentencePiece",
+    "Tokenizer",
+    "WordPiece",
+    "from_gguf_metadata",
+    "from_hugging_face",
+    "load",
+    "to_hugging_face",
+]

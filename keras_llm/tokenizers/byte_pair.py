@@ -50,6 +50,8 @@ class BytePair(Tokenizer):
         ignore_merges: bool. Whether a word that is in the vocabulary is that token, whatever
             the merges say (Llama 3).
         add_bos: bool. Whether a text given to the model begins with the begin token.
+        lstrip: strs, the special tokens that, where they are parsed, take the white space
+            before them.
 
     Raises:
         InputError: naming the argument that is wrong.
@@ -77,6 +79,7 @@ class BytePair(Tokenizer):
         normalization=None,
         ignore_merges=False,
         add_bos=True,
+        lstrip=(),
     ):
         if pre_tokenizer not in PRE_TOKENIZERS:
             names = ", ".join(map(repr, PRE_TOKENIZERS))
@@ -89,8 +92,8 @@ class BytePair(Tokenizer):
         self.normalization = normalization
         self.ignore_merges = bool(ignore_merges)
         self.vocabulary_size = len(self.vocabulary)
-        self._names = {"bos": bos, "eos": eos, "pad": pad, "unk": unk}
-        for role, token in self._names.items():
+        self.roles = {"bos": bos, "eos": eos, "pad": pad, "unk": unk}
+        for role, token in self.roles.items():
             if token is not None and token not in self.vocabulary:
                 raise InputError(f"`{role}` is {token!r}, which is not in `vocabulary`.")
         self.bos_id, self.eos_id, self.unk_id = (
@@ -98,6 +101,7 @@ class BytePair(Tokenizer):
         )
         self.pad_id = self.vocabulary.get(pad, max(self.eos_id, 0))
         self.add_bos = bool(add_bos) and bos is not None
+        self.lstrip = list(lstrip)
 
     @classmethod
     def train(
@@ -150,11 +154,11 @@ class BytePair(Tokenizer):
             parse_special: bool. Whether special tokens that the text spells become their ids;
                 otherwise they are plain text. Never true for text that a user typed.
         """
-        rust = self._parsing if parse_special else self._plain
+        rust = self.rust if parse_special else self._plain
         return rust.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts, parse_special=False):
-        rust = self._parsing if parse_special else self._plain
+        rust = self.rust if parse_special else self._plain
         encodings = rust.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
@@ -182,10 +186,11 @@ class BytePair(Tokenizer):
         return {
             "pre_tokenizer": self.pre_tokenizer,
             "special_tokens": list(self.special_tokens),
-            **self._names,
+            **self.roles,
             "normalization": self.normalization,
             "ignore_merges": self.ignore_merges,
             "add_bos": self.add_bos,
+            "lstrip": self.lstrip,
         }
 
     @classmethod
@@ -206,11 +211,14 @@ class BytePair(Tokenizer):
         return self._in_rust()
 
     @functools.cached_property
-    def _parsing(self):
-        """The original library's tokenizer that knows special tokens."""
+    def rust(self):
+        """The original library's `tokenizers.Tokenizer`, which parses special tokens."""
         rust = self._in_rust()
         rust.add_special_tokens(
-            [tokenizers.AddedToken(t, normalized=False) for t in self.special_tokens]
+            [
+                tokenizers.AddedToken(token, normalized=False, lstrip=token in self.lstrip)
+                for token in self.special_tokens
+            ]
         )
         return rust
 

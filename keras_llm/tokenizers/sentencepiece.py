@@ -1,12 +1,15 @@
-"""SentencePiece tokenizers whose round trip is exact."""
+"""SentencePiece tokenizers: our own, whose round trip is exact, and those made elsewhere."""
 
 import collections
 import functools
+import hashlib
 import io
 import os
 import pathlib
+import re
 
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 from keras_llm.errors import InputError
 from keras_llm.files import read_utf8
@@ -16,19 +19,23 @@ from keras_llm.tokenizers.base import Tokenizer
 # escape keeps them apart: in encoded text every _ESCAPE is followed by "a" (an escape of the
 # text) or "b" (a U+2581 of the text).
 _ESCAPE = "\ue000"
-_ESCAPES = ((_ESCAPE, _ESCAPE + "a"), ("\u2581", _ESCAPE + "b"))
+ESCAPES = ((_ESCAPE, _ESCAPE + "a"), ("\u2581", _ESCAPE + "b"))
 _MODEL_FILE = "sentencepiece.model"
 _LONGEST_SENTENCE = 4096  # characters; the trainer wants bounded pieces of text
 
 
 class SentencePiece(Tokenizer):
-    """A SentencePiece model: unigram or BPE, with byte fallback.
+    """A SentencePiece model: unigram or BPE.
 
-    Text is neither normalised nor padded with spaces, and what no piece covers is spelled in
-    bytes, so `decode(encode(text)) == text` for any Unicode text.
+    The models that `train` makes neither normalise text nor pad it with spaces, and what no
+    piece covers is spelled in bytes, so `decode(encode(text)) == text` for any Unicode text.
+    Models made elsewhere give the ids and texts of the `sentencepiece` library.
 
     Args:
         model: bytes, a serialised SentencePiece model.
+        escape: bool. Whether to keep apart a space and the U+2581 that SentencePiece writes
+            for it, as in the models that `train` makes. False for all others.
+        add_bos: bool. Whether a text given to the model begins with the begin token.
 
     Raises:
         InputError: if `model` is not one.
@@ -37,17 +44,21 @@ class SentencePiece(Tokenizer):
         Kudo and Richardson, 2018, "SentencePiece".
     """
 
-    def __init__(self, model):
+    def __init__(self, model, escape=True, add_bos=True):
         self.model = model
+        self.escape = bool(escape)
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (RuntimeError, OSError) as error:
             raise InputError(f"not a SentencePiece model: {error}") from None
         self.vocabulary_size = self._processor.get_piece_size()
-        self.pad_id = self._processor.pad_id()
         self.bos_id = self._processor.bos_id()
         self.eos_id = self._processor.eos_id()
         self.unk_id = self._processor.unk_id()
+        self.pad_id = self._processor.pad_id()
+        if self.pad_id < 0:
+            self.pad_id = max(self.eos_id, 0)
+        self.add_bos = bool(add_bos) and self.bos_id >= 0
 
     @classmethod
     def train(cls, files_or_iterable, vocabulary_size=8000, model_type="unigram"):
@@ -105,64 +116,123 @@ class SentencePiece(Tokenizer):
             ) from None
         return cls(model.getvalue())
 
-    def encode(self, text):
-        return self._processor.encode(_escape(text))
+    def encode(self, text, parse_special=False):
+        """A str -> its token ids, a list of ints. No begin or end token is added.
 
-    def encode_batch(self, texts):
-        return self._processor.encode([_escape(text) for text in texts], num_threads=-1)
+        Args:
+            text: str.
+            parse_special: bool. Whether control and unknown pieces, such as "</s>", that the
+                text spells become their ids; the stretches between them are then texts of
+                their own. Otherwise they are plain text. Never true for text that a user
+                typed.
+        """
+        if not parse_special:
+            return self._processor.encode(self._escaped(text))
+        ids = []
+        for index, part in enumerate(self._special_pieces.split(text)):
+            if index % 2:
+                ids.append(self._processor.piece_to_id(part))
+            elif part:
+                ids += self._processor.encode(self._escaped(part))
+        return ids
+
+    def encode_batch(self, texts, parse_special=False):
+        if parse_special:
+            return [self.encode(text, parse_special=True) for text in texts]
+        return self._processor.encode([self._escaped(text) for text in texts], num_threads=-1)
 
     def decode(self, ids):
-        return _unescape(self._processor.decode([int(i) for i in ids]))
+        text = self._processor.decode([int(i) for i in ids])
+        return _unescape(text) if self.escape else text
 
     def tokenize(self, strings):
         import tensorflow as tf
 
-        for character, escaped in _ESCAPES:
-            strings = tf.strings.regex_replace(strings, character, escaped)
+        if self.escape:
+            for character, escaped in ESCAPES:
+                strings = tf.strings.regex_replace(strings, character, escaped)
         return self._graph.tokenize(strings)
 
     def detokenize(self, ids):
         import tensorflow as tf
 
-        strings = self._graph.detokenize(tf.cast(ids, tf.int32))
-        for character, escaped in reversed(_ESCAPES):
-            strings = tf.strings.regex_replace(strings, escaped, character)
+        strings = self._graph_decoder.detokenize(tf.cast(ids, tf.int32))
+        if self._keeps_leading_spaces:
+            strings = tf.strings.regex_replace(strings, "^ ", "")
+        if self.escape:
+            for character, escaped in reversed(ESCAPES):
+                strings = tf.strings.regex_replace(strings, escaped, character)
         return strings
 
     def graph_resources(self):
-        return [self._graph]
+        return [self._graph, self._graph_decoder]
 
     @functools.cached_property
     def _graph(self):
-        import tensorflow as tf
-        import tensorflow_text
+        return _in_graph(self.model)
 
-        with tf.init_scope():
-            return tensorflow_text.SentencepieceTokenizer(self.model, out_type=tf.int32)
+    @functools.cached_property
+    def _graph_decoder(self):
+        if not self._keeps_leading_spaces:
+            return self._graph
+        # TensorFlow Text would take all leading spaces for the one that encoding adds.
+        model = sentencepiece_model_pb2.ModelProto.FromString(self.model)
+        model.normalizer_spec.add_dummy_prefix = False
+        return _in_graph(model.SerializeToString())
+
+    @functools.cached_property
+    def _keeps_leading_spaces(self):
+        spec = sentencepiece_model_pb2.ModelProto.FromString(self.model).normalizer_spec
+        return spec.add_dummy_prefix and not spec.remove_extra_whitespaces
+
+    @functools.cached_property
+    def _special_pieces(self):
+        processor = self._processor
+        ids = [
+            index
+            for index in range(self.vocabulary_size)
+            if processor.is_control(index) or processor.is_unknown(index)
+        ]
+        pieces = sorted(map(processor.id_to_piece, ids), key=len, reverse=True)
+        # Without special pieces nothing is to be found: (?!) matches nowhere.
+        return re.compile("(" + ("|".join(map(re.escape, pieces)) or "(?!)") + ")")
+
+    def _escaped(self, text):
+        return _escape(text) if self.escape else text
 
     def _is_partial(self, text):
         return text.endswith(("\ufffd", _ESCAPE))
 
     def _save_files(self, folder):
         (folder / _MODEL_FILE).write_bytes(self.model)
-        return {}
+        return {"escape": self.escape, "add_bos": self.add_bos}
 
     @classmethod
     def _load_files(cls, folder, config):
         path = folder / _MODEL_FILE
         if not path.is_file():
             raise InputError(f"{path} is missing.")
-        return cls(path.read_bytes())
+        return cls(path.read_bytes(), config.get("escape", True), config.get("add_bos", True))
+
+
+def _in_graph(model):
+    import tensorflow as tf
+    import tensorflow_text
+
+    # In a loaded SavedModel two models of one name would be taken for one.
+    name = "sentencepiece_" + hashlib.sha256(model).hexdigest()
+    with tf.init_scope():
+        return tensorflow_text.SentencepieceTokenizer(model, out_type=tf.int32, name=name)
 
 
 def _escape(text):
-    for character, escaped in _ESCAPES:
+    for character, escaped in ESCAPES:
         text = text.replace(character, escaped)
     return text
 
 
 def _unescape(text):
-    for character, escaped in reversed(_ESCAPES):
+    for character, escaped in reversed(ESCAPES):
         text = text.replace(escaped, character)
     return text
 

@@ -1,0 +1,254 @@
+"""WordPiece: the tokenizers of BERT and of its descendants."""
+
+import collections
+import functools
+
+import tokenizers
+
+from keras_llm.errors import InputError
+from keras_llm.files import read_utf8
+from keras_llm.tokenizers.base import Tokenizer
+from keras_llm.tokenizers.byte_pair import texts_of
+from keras_llm.tokenizers.word_piece_graph import WordPieceGraph
+
+_FILE = "vocab.txt"
+_PAD, _UNK, _CLS, _SEP, _MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PREFIX = "##"
+
+
+class WordPiece(Tokenizer):
+    """Words cut at white space and punctuation, and each spelled by the longest pieces.
+
+    Control characters are dropped; a word that the pieces cannot spell is one unknown token. So
+    the text that `decode` gives is what BERT sees, not always the text that was encoded.
+
+    Args:
+        vocabulary: list of str, the pieces by id; one that continues a word begins with "##".
+            "[UNK]" must be there. "[PAD]", "[CLS]" (begin), "[SEP]" (end) and "[MASK]" are the
+            special tokens, with "[UNK]", where they are there.
+        lowercase: bool.
+        strip_accents: bool, or None for what `lowercase` is.
+        split_chinese: bool. Whether each Chinese character is a word.
+        max_word_length: int, characters; a longer word is unknown.
+        special_tokens: strs in `vocabulary`, more that `parse_special` finds in a text.
+
+    Attributes:
+        mask_id: int, the id of "[MASK]", or -1.
+
+    Raises:
+        InputError: naming the argument that is wrong.
+
+    Example:
+    >>> tok = WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##want", "##ed"])
+    >>> tok.encode("Unwanted running")
+    [5, 6, 7, 1]
+    >>> tok.decode([5, 6, 7, 1])
+    'unwanted [UNK]'
+
+    Reference:
+        Devlin et al., 2019, "BERT"; Wu et al., 2016, "Google's Neural Machine Translation
+        System", 4.1.
+    """
+
+    def __init__(
+        self,
+        vocabulary,
+        lowercase=True,
+        strip_accents=None,
+        split_chinese=True,
+        max_word_length=100,
+        special_tokens=(),
+    ):
+        self.vocabulary = _checked(vocabulary)
+        self.lowercase = bool(lowercase)
+        self.strip_accents = strip_accents
+        self.split_chinese = bool(split_chinese)
+        if type(max_word_length) is not int or max_word_length < 1:
+            raise InputError(f"`max_word_length` must be an int > 0, got {max_word_length!r}.")
+        self.max_word_length = max_word_length
+        self.vocabulary_size = len(self.vocabulary)
+        ids = {piece: index for index, piece in enumerate(self.vocabulary)}
+        for token in special_tokens:
+            if token not in ids:
+                raise InputError(f"`special_tokens`: {token!r} is not in `vocabulary`.")
+        named = dict.fromkeys([*SPECIAL_TOKENS, *special_tokens])
+        self.special_tokens = {token: ids[token] for token in named if token in ids}
+        self.unk_id = ids[_UNK]
+        self.bos_id, self.eos_id, self.mask_id = (ids.get(t, -1) for t in (_CLS, _SEP, _MASK))
+        self.pad_id = ids.get(_PAD, max(self.eos_id, 0))
+        self.add_bos = self.bos_id >= 0
+
+    @classmethod
+    def train(cls, files_or_iterable, vocabulary_size=8000, lowercase=True, special_tokens=()):
+        """Learn a vocabulary.
+
+        Args:
+            files_or_iterable: a path (str or Path) or list of Paths of UTF-8 text files, or an
+                iterable of str, each a text.
+            vocabulary_size: int, at most this many pieces: the special tokens, the characters
+                of the text (a quarter as many, the rarest left out; each at the beginning of a
+                word, inside one, or both), and what they make up. V.
+            lowercase: bool. Whether to lowercase and strip accents.
+            special_tokens: strs that follow "[PAD]", "[UNK]", "[CLS]", "[SEP]" and "[MASK]",
+                which are ids 0 to 4.
+
+        Returns:
+            A `WordPiece`. The same texts give the same tokenizer.
+
+        Raises:
+            InputError: if there is no text, or the vocabulary is too small.
+        """
+        special_tokens = list(dict.fromkeys([*SPECIAL_TOKENS, *special_tokens]))
+        least = len(special_tokens) + 64
+        if vocabulary_size < least:
+            raise InputError(f"`vocabulary_size` must be at least {least}, got {vocabulary_size}.")
+        texts = list(texts_of("WordPiece.train", files_or_iterable))
+        normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
+        alphabet = _alphabet(map(normalizer.normalize_str, texts), vocabulary_size // 4)
+
+        def learn(first, size):
+            rust = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token=_UNK))
+            rust.normalizer = normalizer
+            rust.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+            trainer = tokenizers.trainers.WordPieceTrainer(
+                vocab_size=size,
+                special_tokens=first,
+                initial_alphabet=alphabet,
+                limit_alphabet=len(alphabet),
+                show_progress=False,
+            )
+            rust.train_from_iterator(texts, trainer)
+            vocabulary = rust.get_vocab()
+            return sorted(vocabulary, key=vocabulary.get)
+
+        # The trainer meets the characters inside words in an order that changes from run to
+        # run, and breaks ties by it: they are collected first and given in one order.
+        inside = sorted(piece for piece in learn([], 0) if piece.startswith(PREFIX))
+        vocabulary = learn([*special_tokens, *inside], vocabulary_size)
+        return cls(vocabulary, lowercase=lowercase, special_tokens=special_tokens)
+
+    def encode(self, text, parse_special=False):
+        """A str -> its token ids, a list of ints. No begin or end token is added.
+
+        Args:
+            text: str.
+            parse_special: bool. Whether special tokens that the text spells become their ids;
+                otherwise they are plain text.
+        """
+        rust = self.rust if parse_special else self._plain
+        return rust.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts, parse_special=False):
+        rust = self.rust if parse_special else self._plain
+        encodings = rust.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids):
+        silent = (self.pad_id, self.bos_id, self.eos_id)
+        pieces = [self.vocabulary[i] for i in ids if i not in silent]
+        return self._plain.decoder.decode(pieces)
+
+    def tokenize(self, strings):
+        return self._graph.tokenize(strings)
+
+    def detokenize(self, ids):
+        return self._graph.detokenize(ids)
+
+    def graph_resources(self):
+        return self._graph.resources
+
+    def _is_partial(self, text):
+        return False
+
+    def _save_files(self, folder):
+        (folder / _FILE).write_bytes("".join(p + "\n" for p in self.vocabulary).encode())
+        return {
+            "lowercase": self.lowercase,
+            "strip_accents": self.strip_accents,
+            "split_chinese": self.split_chinese,
+            "max_word_length": self.max_word_length,
+            "special_tokens": list(self.special_tokens),
+        }
+
+    @classmethod
+    def _load_files(cls, folder, config):
+        options = {name: value for name, value in config.items() if name != "class"}
+        try:
+            return cls(read_vocabulary(folder / _FILE), **options)
+        except TypeError as error:
+            raise InputError(f"{folder / 'config.json'}: {error}") from None
+
+    @functools.cached_property
+    def _plain(self):
+        """The original library's tokenizer that takes special tokens for plain text."""
+        return self._in_rust()
+
+    @functools.cached_property
+    def rust(self):
+        """The original library's `tokenizers.Tokenizer`, which parses special tokens."""
+        rust = self._in_rust()
+        rust.add_special_tokens(
+            [tokenizers.AddedToken(token, normalized=False) for token in self.special_tokens]
+        )
+        return rust
+
+    def _in_rust(self):
+        model = tokenizers.models.WordPiece(
+            {piece: index for index, piece in enumerate(self.vocabulary)},
+            unk_token=_UNK,
+            max_input_chars_per_word=self.max_word_length,
+        )
+        rust = tokenizers.Tokenizer(model)
+        rust.normalizer = tokenizers.normalizers.BertNormalizer(
+            lowercase=self.lowercase,
+            strip_accents=self.strip_accents,
+            handle_chinese_chars=self.split_chinese,
+        )
+        rust.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+        rust.decoder = tokenizers.decoders.WordPiece(prefix=PREFIX)
+        return rust
+
+    @functools.cached_property
+    def _graph(self):
+        strips = self.lowercase if self.strip_accents is None else self.strip_accents
+        return WordPieceGraph(
+            (self.lowercase, bool(strips), self.split_chinese),
+            self.vocabulary,
+            _UNK,
+            PREFIX,
+            self.max_word_length,
+            silent=[i for i in (self.pad_id, self.bos_id, self.eos_id) if i >= 0],
+            decoder=self._plain.decoder,
+        )
+
+
+def _alphabet(texts, most):
+    """The `most` most frequent characters of normalised texts, ties in order."""
+    characters = collections.Counter()
+    for text in texts:
+        characters.update(text)
+    ordered = sorted(characters.items(), key=lambda item: (-item[1], item[0]))
+    return sorted(c for c, _ in ordered[:most] if not c.isspace())
+
+
+def read_vocabulary(path):
+    """The pieces of a vocab.txt, one a line."""
+    lines = read_utf8(path).split("\n")
+    return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+
+
+def _checked(vocabulary):
+    if isinstance(vocabulary, (str, dict)) or not hasattr(vocabulary, "__iter__"):
+        raise InputError(f"`vocabulary` must be a list of pieces, got {type(vocabulary).__name__}.")
+    vocabulary, seen = list(vocabulary), {}
+    for index, piece in enumerate(vocabulary):
+        if not isinstance(piece, str) or not piece or "\x00" in piece or "\n" in piece:
+            raise InputError(
+                f"`vocabulary` {index} must be a str with neither U+0000 nor a line break, got "
+                f"{piece!r}."
+            )
+        if seen.setdefault(piece, index) != index:
+            raise InputError(f"`vocabulary`: {piece!r} has the ids {seen[piece]} and {index}.")
+    if _UNK not in seen:
+        raise InputError(f'`vocabulary` of {len(vocabulary)} pieces lacks "{_UNK}".')
+    return vocabulary

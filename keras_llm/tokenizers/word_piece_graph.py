@@ -1,0 +1,156 @@
+"""WordPiece in TensorFlow's and TensorFlow Text's operations."""
+
+import functools
+
+import numpy as np
+import tokenizers
+
+from keras_llm.tokenizers.character_classes import SCALARS, character_class, every_character
+
+_PAGE = 256
+_ITSELF = -1  # stands for the character in what it becomes
+_UNSPELLABLE = "\x00"  # a word that no vocabulary spells
+
+
+class WordPieceGraph:
+    """Encodes and decodes inside a graph.
+
+    What the original library's normaliser and pre-tokeniser make of each character is asked of
+    them once and looked up, since TensorFlow's own know another version of Unicode.
+
+    Args:
+        normalization: (lowercase, strip_accents, split_chinese), bools.
+        vocabulary: list of str.
+        unknown: str, the piece of unknown words.
+        prefix: str, begins pieces that continue a word.
+        max_word_length: int, characters.
+        silent: list of int, ids that decode to nothing.
+        decoder: the original library's decoder.
+
+    Attributes:
+        resources: list of what an exported graph must track.
+    """
+
+    def __init__(
+        self, normalization, vocabulary, unknown, prefix, max_word_length, silent, decoder
+    ):
+        import tensorflow as tf
+        import tensorflow_text
+
+        _, self._strip_accents, _ = normalization
+        self._max_word_length = max_word_length
+        becomes = _becomes(normalization)
+        self._removed = f"[{_removed(normalization)}]"
+        with tf.init_scope():
+            self._pages = tf.constant(becomes.pages)
+            self._rows = tf.constant(becomes.rows)
+            self._expansions = tf.ragged.constant(becomes.expansions, tf.int32, ragged_rank=1)
+            self._speaks = tf.constant(~np.isin(np.arange(len(vocabulary)), silent))
+            self._first = tf.constant([decoder.decode([piece]) for piece in vocabulary])
+            self._later = tf.constant([decoder.decode(["a", piece])[1:] for piece in vocabulary])
+            self._words = tensorflow_text.FastWordpieceTokenizer(
+                vocabulary,
+                suffix_indicator=prefix,
+                max_bytes_per_word=4 * max_word_length,
+                token_out_type=tf.int32,
+                unknown_token=unknown,
+                no_pretokenization=True,
+            )
+        self.resources = [self._words]
+
+    def tokenize(self, strings):
+        """String tensor (B,) -> int32 `tf.RaggedTensor` (B, None)."""
+        import tensorflow as tf
+
+        words = tf.strings.split(self._normalized(strings))
+        flat = words.values
+        too_long = tf.strings.length(flat, unit="UTF8_CHAR") > self._max_word_length
+        ids = self._words.tokenize(tf.where(too_long, _UNSPELLABLE, flat))
+        return words.with_values(ids).merge_dims(1, 2)
+
+    def detokenize(self, ids):
+        """Int tensor (B, T) or ragged (B, None) -> string tensor (B,)."""
+        import tensorflow as tf
+
+        if not isinstance(ids, tf.RaggedTensor):
+            ids = tf.RaggedTensor.from_tensor(ids)
+        ids = tf.ragged.boolean_mask(ids, tf.gather(self._speaks, ids))
+        begins = tf.ragged.range(ids.row_lengths()).values == 0
+        first, later = tf.gather(self._first, ids.values), tf.gather(self._later, ids.values)
+        return tf.strings.reduce_join(ids.with_values(tf.where(begins, first, later)), axis=-1)
+
+    def _normalized(self, strings):
+        """Strings (B,) -> strings (B,) of words with spaces between."""
+        import tensorflow as tf
+        import tensorflow_text
+
+        strings = tf.convert_to_tensor(strings, tf.string)
+        strings = tf.strings.unicode_transcode(strings, "UTF-8", "UTF-8", errors="replace")
+        strings = tf.strings.regex_replace(strings, self._removed, "")
+        if self._strip_accents:
+            # For the order of marks alone, which depends on their neighbours.
+            strings = tensorflow_text.normalize_utf8(strings, "NFD")
+        characters = tf.strings.unicode_decode(strings, "UTF-8")
+        flat = characters.values
+        row = tf.gather(self._rows, tf.gather(self._pages, flat // _PAGE) * _PAGE + flat % _PAGE)
+        becomes = tf.gather(self._expansions, row)
+        itself = tf.repeat(flat, becomes.row_lengths())
+        becomes = becomes.with_values(tf.where(becomes.values == _ITSELF, itself, becomes.values))
+        return tf.strings.unicode_encode(characters.with_values(becomes).merge_dims(1, 2), "UTF-8")
+
+
+class _Becomes:
+    """What every character becomes, in pages of which many are the same.
+
+    The character c becomes the code points `expansions[rows[pages[c // 256] * 256 + c % 256]]`.
+    """
+
+    def __init__(self, expansions):
+        """expansions: dict scalar -> tuple of code points; others stay themselves."""
+        distinct = {(_ITSELF,): 0}
+        rows = np.zeros(0x110000, "int32")
+        for scalar, expansion in expansions.items():
+            rows[scalar] = distinct.setdefault(expansion, len(distinct))
+        pages, self.pages = np.unique(rows.reshape(-1, _PAGE), axis=0, return_inverse=True)
+        self.pages = self.pages.astype("int32").reshape(-1)
+        self.rows = pages.reshape(-1)
+        self.expansions = [list(expansion) for expansion in distinct]
+
+
+@functools.cache
+def _becomes(normalization):
+    lowercase, strip_accents, split_chinese = normalization
+    normalizer = tokenizers.normalizers.BertNormalizer(
+        lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=split_chinese
+    )
+    split = tokenizers.pre_tokenizers.BertPreTokenizer().pre_tokenize_str
+    expansions = {}
+    for character in _concerned(normalizer, split):
+        words = [word for word, _ in split(normalizer.normalize_str(character))]
+        # A word that is cut off on both sides makes room for its neighbours.
+        apart = len(split(normalizer.normalize_str(f"a{character}a"))) > 1
+        text = " ".join(words)
+        if apart:
+            text = f" {text} " if text else " "
+        expansion = tuple(_ITSELF if c == character else ord(c) for c in text)
+        if expansion != (_ITSELF,):
+            expansions[ord(character)] = expansion
+    return _Becomes(expansions)
+
+
+@functools.cache
+def _removed(normalization):
+    """The class of the characters that cleaning removes, whatever their neighbours."""
+    normalizer = tokenizers.normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    return character_class(
+        index for index, scalar in enumerate(SCALARS) if not normalizer.normalize_str(chr(scalar))
+    )
+
+
+def _concerned(normalizer, split):
+    """All characters but those of blocks that the original leaves as they are."""
+    characters = every_character()
+    for begin in range(0, len(characters), _PAGE):
+        block = characters[begin : begin + _PAGE]
+        if normalizer.normalize_str(block) != block or len(split(block)) > 1:
+            yield from block
