@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+import keras_llm
 from keras_llm import layers
 
 RNG = np.random.default_rng(7)
@@ -112,11 +113,11 @@ def test_encoder_agrees_with_keras_nlp(normalize_first):
     x, mask = random(2, 5, 8), np.arange(5) < np.array([[5], [3]])
     ours(x), theirs(x)
     copy_block(ours, theirs)
-    np.testing.assert_allclose(
-        np.asarray(ours(x, padding_mask=mask))[mask],
-        np.asarray(theirs(x, padding_mask=mask))[mask],
-        atol=1e-5,
-    )
+    our_output, our_scores = ours(x, padding_mask=mask, return_attention_scores=True)
+    output, scores = theirs(x, padding_mask=mask, return_attention_scores=True)
+    np.testing.assert_allclose(np.asarray(our_output)[mask], np.asarray(output)[mask], atol=1e-5)
+    rows = np.broadcast_to(mask[:, None, :, None], scores.shape)
+    np.testing.assert_allclose(np.asarray(our_scores)[rows], np.asarray(scores)[rows], atol=1e-5)
 
 
 @pytest.mark.parametrize("normalize_first", [False, True])
@@ -133,6 +134,38 @@ def test_decoder_agrees_with_keras_nlp(normalize_first, cross):
     ours(*inputs), theirs(*inputs)
     copy_block(ours, theirs)
     np.testing.assert_allclose(ours(*inputs, **masks), theirs(*inputs, **masks), atol=1e-5)
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_decoder_takes_the_stacked_caches_of_keras_nlp(cross):
+    """The same calls, the same outputs and caches, step by step."""
+    ours, theirs = (
+        module.layers.TransformerDecoder(12, 4, normalize_first=True)
+        for module in (keras_llm, keras_nlp)
+    )
+    x, memory = random(2, 4, 8), random(2, 3, 8)
+    inputs = [x, memory] if cross else [x]
+    ours(*inputs), theirs(*inputs)
+    copy_block(ours, theirs)
+    states = [{"self_attention_cache": ops.zeros((2, 2, 5, 4, 2))} for _ in range(2)]
+    for state in states if cross else ():
+        state["cross_attention_cache"] = ops.zeros((2, 2, 3, 4, 2))
+    for t in range(4):
+        outputs = []
+        for block, state in zip((ours, theirs), states, strict=True):
+            extra = {"cross_attention_cache_update_index": 0 if t == 0 else None} if cross else {}
+            output, *caches = block(
+                x[:, t : t + 1],
+                *inputs[1:],
+                **state,
+                self_attention_cache_update_index=t,
+                **extra,
+            )
+            state.update(zip(state, caches, strict=True))
+            outputs.append(output)
+        np.testing.assert_allclose(*outputs, atol=1e-5)
+        for name in states[0]:
+            np.testing.assert_allclose(states[0][name], states[1][name], atol=1e-5)
 
 
 def test_decoder_with_both_caches_equals_the_whole():

@@ -1,0 +1,339 @@
+"""The newer parts against NumPy written from the formulas, and against keras_nlp."""
+
+import math
+
+import keras
+import keras_nlp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_llm import layers
+
+RNG = np.random.default_rng(11)
+
+
+def random(*shape):
+    return RNG.normal(size=shape).astype("float32")
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+# Relative positions
+
+
+def t5_bucket(ahead, buckets, longest, bidirectional):
+    """Raffel et al., 2020: one pair at a time."""
+    offset = 0
+    if bidirectional:
+        buckets //= 2
+        offset = buckets if ahead > 0 else 0
+        distance = abs(ahead)
+    else:
+        distance = max(-ahead, 0)
+    exact = buckets // 2
+    if distance < exact:
+        return offset + distance
+    wide = exact + int(math.log(distance / exact) / math.log(longest / exact) * (buckets - exact))
+    return offset + min(wide, buckets - 1)
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("buckets, longest", [(32, 128), (8, 20), (64, 1000)])
+def test_relative_bias_is_the_formula(bidirectional, buckets, longest):
+    layer = layers.RelativePositionBias(buckets, longest, bidirectional)
+    keys = np.arange(0, 1400, 3)
+    scores = random(1, 2, 2, len(keys))
+    queries = np.array([0, 700])
+    biased = np.asarray(layer(scores, queries, keys))
+    table = np.asarray(layer.weights[0])
+    for i, query in enumerate(queries):
+        expected = [table[t5_bucket(key - query, buckets, longest, bidirectional)] for key in keys]
+        np.testing.assert_allclose(
+            biased[0, :, i] - scores[0, :, i], np.array(expected).T, atol=1e-5
+        )
+
+
+def test_relative_bias_of_rows_and_of_the_last_queries():
+    layer = layers.RelativePositionBias(8, 20)
+    scores = random(2, 3, 2, 6)
+    last = layer(scores)
+    np.testing.assert_allclose(last, layer(scores, np.array([4, 5]), np.arange(6)), atol=1e-6)
+    rows = np.array([[4, 5], [0, 3]])
+    by_row = np.asarray(layer(scores, rows, np.arange(6)))
+    np.testing.assert_allclose(by_row[:1], last[:1], atol=1e-6)
+    np.testing.assert_allclose(by_row[1:], layer(scores[1:], rows[1], np.arange(6)), atol=1e-6)
+
+
+@pytest.mark.parametrize("rope_type", ["linear", "dynamic", "yarn"])
+@pytest.mark.parametrize("denominator_dim", [None, 16])
+def test_rope_types_are_those_of_keras_nlp(rope_type, denominator_dim):
+    arguments = {
+        "max_wavelength": 500,
+        "scaling_factor": 4.0,
+        "rope_type": rope_type,
+        "original_max_position_embeddings": 64,
+        "beta_fast": 8.0,
+        "beta_slow": 2.0,
+        "truncate": denominator_dim is None,
+    }
+    if rope_type != "yarn":
+        arguments["denominator_dim"] = denominator_dim
+    x = random(2, 6, 3, 8)
+    np.testing.assert_allclose(
+        layers.RotaryEmbedding(**arguments)(x, start_index=90),
+        keras_nlp.layers.RotaryEmbedding(**arguments)(x, start_index=90),
+        atol=1e-4,
+    )
+
+
+# Attention
+
+
+def attention_with(**options):
+    layer = layers.MultiHeadAttention(2, 4, **options)
+    layer.build((None, None, 8))
+    layer.set_weights([0.5 * RNG.normal(size=w.shape) for w in layer.weights])
+    return layer
+
+
+def test_attention_scores_come_with_the_output():
+    layer = attention_with(attention_scale=0.3)
+    x = random(2, 5, 8)
+    mask = np.tril(np.ones((5, 5), bool))[None]
+    output, scores = layer(x, attention_mask=mask, return_attention_scores=True)
+    np.testing.assert_array_equal(output, layer(x, attention_mask=mask))
+    w = {v.path.split("/", 1)[1]: np.asarray(v) for v in layer.weights}
+    q, k = (x @ w[f"{n}/kernel"] + w[f"{n}/bias"] for n in ("query", "key"))
+    for head in range(2):
+        part = slice(4 * head, 4 * head + 4)
+        raw = 0.3 * q[..., part] @ k[..., part].swapaxes(1, 2)
+        expected = softmax(np.where(mask, raw, -np.inf))
+        np.testing.assert_allclose(np.asarray(scores)[:, head], expected, atol=1e-5)
+
+
+def test_learned_sinks_take_their_share_of_the_softmax():
+    layer = attention_with(learned_sinks=True)
+    x = random(1, 4, 8)
+    _, scores = layer(x, return_attention_scores=True)
+    plain = layers.MultiHeadAttention(2, 4)
+    plain.build((None, None, 8))
+    plain.set_weights([w for w in layer.get_weights() if w.shape != (2,)])
+    sinks = np.asarray(layer.sinks)
+    q, k = (
+        np.asarray(plain._heads(x, p, 2)) for p in (plain.query_projection, plain.key_projection)
+    )
+    raw = np.einsum("btnh,bsnh->bnts", q, k) / 2
+    columns = np.broadcast_to(sinks[None, :, None, None], (1, 2, 4, 1))
+    expected = softmax(np.concatenate([raw, columns], -1))[..., :-1]
+    np.testing.assert_allclose(np.asarray(scores), expected, atol=1e-5)
+    assert np.all(np.asarray(scores).sum(-1) < 1)
+
+
+def test_a_bias_is_added_to_the_scores():
+    layer = attention_with()
+    x, bias = random(2, 5, 8), random(1, 2, 5, 5)
+    _, plain = layer(x, return_attention_scores=True)
+    _, biased = layer(x, attention_bias=bias, return_attention_scores=True)
+    expected = np.asarray(plain) * np.exp(bias)
+    expected /= expected.sum(-1, keepdims=True)
+    np.testing.assert_allclose(biased, expected, atol=1e-5)
+
+
+def test_sink_tokens_stay_in_sight_of_the_window():
+    layer = attention_with(sliding_window=2, num_sink_tokens=1)
+    _, scores = layer(random(1, 6, 8), use_causal_mask=True, return_attention_scores=True)
+    i, j = np.arange(6)[:, None], np.arange(6)
+    seen = (j <= i) & ((i - j < 2) | (j < 1))
+    np.testing.assert_array_equal(np.asarray(scores)[0, 0] > 0, seen)
+
+
+@settings(max_examples=25)
+@given(
+    window=st.integers(1, 6),
+    num_sink_tokens=st.integers(0, 3),
+    chunks=st.lists(st.integers(1, 5), min_size=1, max_size=5),
+    real=st.lists(st.integers(0, 5), min_size=10, max_size=10),
+    slack=st.integers(0, 3),
+)
+def test_a_ring_cache_is_the_full_attention_however_it_is_filled(
+    window, num_sink_tokens, chunks, real, slack
+):
+    """Chunks of any length, rows that end each chunk early and go on where they stopped."""
+    layer = attention_with(
+        sliding_window=window, num_sink_tokens=num_sink_tokens, position=layers.Rotary()
+    )
+    total = sum(chunks)
+    x = random(2, total, 8)
+    whole = np.asarray(layer(x, use_causal_mask=True))
+    cache = layers.empty_cache(2, window + num_sink_tokens + slack, 2, 4)
+    done = np.zeros(2, int)
+    for step, length in enumerate(chunks):
+        counts = np.minimum([real[2 * step], real[2 * step + 1]], length)
+        if length == 1:
+            counts = np.ones(2, int)
+        positions = done[:, None] + np.arange(length)
+        chunk = np.take_along_axis(x, np.minimum(positions, total - 1)[..., None], axis=1)
+        output, cache = layer(
+            chunk,
+            positions=positions.astype("int32"),
+            cache=cache,
+            cache_update_index=done.astype("int32"),
+            use_causal_mask=True,
+            padding_mask=None if length == 1 else np.arange(length) < counts[:, None],
+        )
+        for row in range(2):
+            span = slice(done[row], done[row] + counts[row])
+            np.testing.assert_allclose(output[row, : counts[row]], whole[row, span], atol=1e-5)
+        done += counts
+
+
+def test_a_ring_takes_no_other_mask():
+    layer = attention_with(sliding_window=2)
+    with pytest.raises(ValueError, match="attention_mask"):
+        layer(
+            random(1, 1, 8),
+            attention_mask=np.ones((1, 1, 2), bool),
+            cache=layers.empty_cache(1, 2, 2, 4),
+            cache_update_index=0,
+            use_causal_mask=True,
+        )
+
+
+# Blocks
+
+
+def with_random_weights(block, *shapes):
+    block.build(*shapes)
+    for weight in block.trainable_weights:
+        weight.assign(RNG.normal(size=weight.shape) * 0.3)
+    return block
+
+
+def test_sandwich_norm_is_what_it_says():
+    block = with_random_weights(
+        layers.TransformerEncoder(12, 2, normalize_first=True, sandwich_norm=True), (None, 5, 8)
+    )
+    x = random(2, 5, 8)
+    h = x + block.self_attention_post_norm(block.self_attention(block.self_attention_norm(x)))
+    h = h + block.feed_forward_post_norm(block.feed_forward(block.feed_forward_norm(h)))
+    np.testing.assert_allclose(block(x), h, atol=1e-6)
+
+
+def test_parallel_residual_is_what_it_says():
+    block = with_random_weights(
+        layers.TransformerEncoder(12, 2, normalize_first=True, parallel_residual=True), (None, 5, 8)
+    )
+    x = random(2, 5, 8)
+    expected = (
+        x
+        + block.self_attention(block.self_attention_norm(x))
+        + block.feed_forward(block.feed_forward_norm(x))
+    )
+    np.testing.assert_allclose(block(x), expected, atol=1e-6)
+
+
+def test_every_head_returns_its_attention():
+    block = layers.TransformerDecoder(12, 2)
+    x, memory = random(2, 5, 8), random(2, 3, 8)
+    output, own, cross = block(x, memory, return_attention_scores=True)
+    np.testing.assert_array_equal(output, block(x, memory))
+    assert own.shape == (2, 2, 5, 5) and cross.shape == (2, 2, 5, 3)
+    assert np.all(np.triu(np.asarray(own), 1) == 0)
+    np.testing.assert_allclose(np.asarray(cross).sum(-1), 1, rtol=1e-5)
+
+
+# Experts
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("normalize_weights", [True, False])
+def test_experts_are_the_weighted_sum_of_the_best(gated, normalize_weights):
+    layer = with_random_weights(
+        layers.MixtureOfExperts(
+            5,
+            2,
+            6,
+            gated=gated,
+            normalize_weights=normalize_weights,
+            num_shared_experts=1,
+            kernel_initializer="random_normal",
+        ),
+        (None, None, 8),
+    )
+    x = random(2, 3, 8)
+    up, down = np.asarray(layer.up), np.asarray(layer.down)
+    output = np.asarray(layer(x))
+    for token, result in zip(x.reshape(-1, 8), output.reshape(-1, 8), strict=True):
+        p = softmax(token @ np.asarray(layer.router.kernel))
+        best = np.argsort(-p)[:2]
+        weights = p[best] / p[best].sum() if normalize_weights else p[best]
+        expected = np.asarray(layer.shared(token[None, None]))[0, 0]
+        for expert, weight in zip(best, weights, strict=True):
+            hidden = token @ up[expert]
+            hidden = (
+                silu(token @ np.asarray(layer.gate)[expert]) * hidden if gated else silu(hidden)
+            )
+            expected = expected + weight * hidden @ down[expert]
+        np.testing.assert_allclose(result, expected, atol=1e-4)
+
+
+def test_experts_add_their_losses_in_training_alone():
+    layer = with_random_weights(
+        layers.MixtureOfExperts(4, 2, 6, load_balance_loss=1.0, router_z_loss=0.0), (None, None, 8)
+    )
+    x = random(2, 50, 8)
+    layer(x)
+    assert layer.losses == []
+    layer(x, training=True)
+    logits = x.reshape(-1, 8) @ np.asarray(layer.router.kernel)
+    p = softmax(logits)
+    chosen = np.argsort(-p, -1)[:, :2]
+    share = np.bincount(chosen.ravel(), minlength=4) / chosen.size
+    np.testing.assert_allclose(layer.losses[0], 4 * (share * p.mean(0)).sum(), rtol=1e-5)
+    layer.load_balance_loss, layer.router_z_loss = 0.0, 1.0
+    layer(x, training=True)
+    z = np.log(np.exp(logits).sum(-1))
+    np.testing.assert_allclose(layer.losses[-1], (z**2).mean(), rtol=1e-5)
+
+
+def test_balanced_experts_have_a_load_balance_loss_of_one():
+    layer = layers.MixtureOfExperts(4, 2, 6, load_balance_loss=1.0, router_z_loss=0.0)
+    layer.build((None, None, 8))
+    layer.router.kernel.assign(np.zeros((8, 4)))  # every expert is as likely as any other
+    layer(random(2, 5, 8), training=True)
+    np.testing.assert_allclose(layer.losses[0], 1.0, rtol=1e-5)
+
+
+# keras_nlp
+
+
+def test_masked_lm_head_agrees_with_keras_nlp():
+    x, positions = random(2, 5, 8), np.array([[0, 3], [4, 4]])
+    for tied in (True, False):
+        embedding = keras.layers.ReversibleEmbedding(11, 8)
+        embedding.build((None, None))
+        arguments = {"token_embedding": embedding} if tied else {"vocabulary_size": 11}
+        ours = layers.MaskedLMHead(**arguments, intermediate_activation="gelu")
+        theirs = keras_nlp.layers.MaskedLMHead(**arguments, intermediate_activation="gelu")
+        ours(x, positions), theirs(x, positions)
+        names = {"dense/": "intermediate_dense/", "norm/": "intermediate_layer_norm/"}
+        their_weights = {w.path.split("/", 1)[1]: w for w in theirs.weights}
+        for weight in ours.weights:
+            if "reversible" in weight.path:
+                continue
+            path = weight.path.split("/", 1)[1]
+            for our_name, their_name in names.items():
+                path = path.replace(our_name, their_name)
+            path = {"bias": "output_bias", "kernel": "output_kernel"}.get(path, path)
+            weight.assign(random(*weight.shape))
+            their_weights[path].assign(weight)
+        np.testing.assert_allclose(ours(x, positions), theirs(x, positions), atol=1e-4)
