@@ -2,6 +2,7 @@
 
 from keras_llm.tokenizers.base import Tokenizer, load
 from keras_llm.tokenizers.byte_pair import BytePair
+from keras_llm.tokenizers.chat import ChatTemplate
 from keras_llm.tokenizers.gguf import from_gguf_metadata
 from keras_llm.tokenizers.hugging_face import from_hugging_face
 from keras_llm.tokenizers.hugging_face_export import to_hugging_face
@@ -10,6 +11,7 @@ from keras_llm.tokenizers.word_piece import WordPiece
 
 __all__ = [
     "BytePair",
+    "ChatTemplate",
     "SentencePiece",
     "Tokenizer",
     "WordPiece",
