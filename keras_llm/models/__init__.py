@@ -6,7 +6,7 @@ from keras_llm.layers.rotary import Rotary
 from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_dict
 from keras_llm.models.build import build, describe, restore
 from keras_llm.models.cached import decode, forward_cached, init_cache, logits_of, prefill
-from keras_llm.models.causal_lm import CausalLM, causal_lm
+from keras_llm.models.causal_lm import CausalLM, causal_lm, forward
 from keras_llm.models.config import (
     CausalLMConfig,
     EncoderConfig,
@@ -54,6 +54,7 @@ __all__ = [
     "describe",
     "encode",
     "encoder",
+    "forward",
     "forward_cached",
     "init_cache",
     "logits_of",

@@ -1,6 +1,7 @@
 """Decoder-only language models."""
 
 import keras
+from keras import ops
 
 from keras_llm.layers import TransformerDecoder
 from keras_llm.models import stack
@@ -61,3 +62,53 @@ def causal_lm(config, dtype=None):
     (2, 7, 512)
     """
     return CausalLM(config, dtype=dtype)
+
+
+def forward(model, token_ids, positions=None, attention_mask=None, return_attention_scores=False):
+    """The forward pass with positions and masks of one's own, for packed or left-padded rows, or
+    with a look inside.
+
+    Args:
+        model: a model from `causal_lm`.
+        token_ids: int tensor (B, T).
+        positions: int tensor (B, T) or (T,), where each token stands in its own text. Defaults
+            to `0 .. T - 1`.
+        attention_mask: bool tensor (B, T, T), True = may attend; causality included. Defaults to
+            the causal mask of `positions`.
+        return_attention_scores: bool.
+
+    Returns:
+        Float32 logits (B, T, V); if asked for, a pair of that and a list of each block's
+        attention probabilities (B, N, T, T).
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_llm import models
+    >>> model = models.causal_lm(models.preset("llama-tiny"))
+    >>> row = np.array([[5, 6, 7, 8, 9]])  # two texts, of three tokens and of two
+    >>> positions = np.array([[0, 1, 2, 0, 1]])
+    >>> text = np.array([[0, 0, 0, 1, 1]])
+    >>> same = text[:, :, None] == text[:, None]
+    >>> causal = positions[:, :, None] >= positions[:, None]
+    >>> packed = forward(model, row, positions, same & causal)
+    >>> bool(np.allclose(packed[:, 3:], model(row[:, 3:]), atol=1e-4))
+    True
+    """
+    config, layer = model.config, model.get_layer
+    token_ids = ops.convert_to_tensor(token_ids, "int32")
+    if positions is not None:
+        positions = ops.convert_to_tensor(positions, "int32")
+    scores = [] if return_attention_scores else None
+    x = stack.embed(layer, config, token_ids, positions)
+    hidden = stack.decode(
+        layer,
+        config,
+        x,
+        token_ids,
+        config.num_layers,
+        positions=positions,
+        attention_mask=attention_mask,
+        scores=scores,
+    )
+    logits = stack.logits(layer, config, hidden)
+    return (logits, scores) if return_attention_scores else logits

@@ -115,27 +115,47 @@ def embed(layer, config, token_ids, positions=None, segment_ids=None):
     return layer("embedding_dropout")(x) if config.dropout else x
 
 
-def encode(layer, config, x, padding_mask, token_ids, count, prefix=""):
-    """Vectors (B, T, D) through the encoder blocks."""
+def encode(layer, config, x, padding_mask, token_ids, count, prefix="", scores=None):
+    """Vectors (B, T, D) through the encoder blocks. To a list `scores` each block's attention
+    probabilities (B, N, T, T) are appended."""
     bias = _own_bias(layer, config, prefix, token_ids)
     for i in range(count):
-        x = layer(f"{prefix}block_{i}")(x, padding_mask=padding_mask, attention_bias=bias)
+        x = _call(
+            layer(f"{prefix}block_{i}"),
+            scores,
+            x,
+            padding_mask=padding_mask,
+            attention_bias=bias,
+        )
     return x if config.norm_position == "post" else layer(f"{prefix}final_norm")(x)
 
 
 def decode(
-    layer, config, x, token_ids, count, prefix="", encoder_sequence=None, encoder_padding_mask=None
+    layer,
+    config,
+    x,
+    token_ids,
+    count,
+    prefix="",
+    positions=None,
+    attention_mask=None,
+    encoder_sequence=None,
+    encoder_padding_mask=None,
+    scores=None,
 ):
-    """Vectors (B, T, D) through the decoder blocks, without a cache."""
-    bias = _own_bias(layer, config, prefix, token_ids)
-    cross = {}
+    """Vectors (B, T, D) through the decoder blocks, without a cache. With `attention_mask` that
+    mask alone says who sees whom. `scores` as in `encode`."""
+    bias = _own_bias(layer, config, prefix, token_ids, positions)
+    arguments = {"attention_bias": bias}
+    if positions is not None:
+        arguments["positions"] = positions
+    if attention_mask is not None:
+        arguments |= {"decoder_attention_mask": attention_mask, "use_causal_mask": False}
     if encoder_sequence is not None:
-        cross = {
-            "encoder_sequence": encoder_sequence,
-            "encoder_padding_mask": encoder_padding_mask,
-        }
+        arguments["encoder_sequence"] = encoder_sequence
+        arguments["encoder_padding_mask"] = encoder_padding_mask
     for i in range(count):
-        x = layer(f"{prefix}block_{i}")(x, attention_bias=bias, **cross)
+        x = _call(layer(f"{prefix}block_{i}"), scores, x, **arguments)
     return x if config.norm_position == "post" else layer(f"{prefix}final_norm")(x)
 
 
@@ -212,12 +232,21 @@ def _norm(config, dtype, name):
     return norm(epsilon=config.norm_epsilon, dtype=dtype, name=name)
 
 
-def _own_bias(layer, config, prefix, token_ids):
-    """`_shared_bias` among the positions 0 .. T - 1 of token ids whose T may be unknown."""
+def _call(block, scores, x, **arguments):
+    if scores is None:
+        return block(x, **arguments)
+    x, *probabilities = block(x, return_attention_scores=True, **arguments)
+    scores.append(probabilities[0])
+    return x
+
+
+def _own_bias(layer, config, prefix, token_ids, positions=None):
+    """`_shared_bias` among the positions, by default 0 .. T - 1 with a T that may be unknown."""
     if not isinstance(config.position, RelativeBias):
         return None
-    a_row = ops.max(token_ids, axis=0, keepdims=True)
-    positions = ops.cumsum(ops.ones_like(a_row), axis=1) - 1
+    if positions is None:
+        a_row = ops.max(token_ids, axis=0, keepdims=True)
+        positions = ops.cumsum(ops.ones_like(a_row), axis=1) - 1
     return _shared_bias(layer, config, prefix, positions, positions)
 
 

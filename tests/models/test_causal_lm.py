@@ -158,6 +158,37 @@ def test_cached_decode_equals_the_full_forward_in_other_precisions(name, dtype, 
     )
 
 
+@settings(max_examples=30)
+@given(config=configs(), split=st.integers(1, 7), seed=st.integers(0, 2**16))
+def test_packed_and_left_padded_rows_equal_the_text_alone(config, split, seed):
+    keras.utils.set_random_seed(seed)
+    model = models.causal_lm(config)
+    row = np.random.default_rng(seed).integers(0, 23, (1, 8)).astype("int32")
+    text = (np.arange(8) >= split).astype("int32")[None]
+    positions = (np.arange(8) - split * text).astype("int32")
+    mask = (text[:, :, None] == text[:, None]) & (positions[:, :, None] >= positions[:, None])
+    packed = np.asarray(models.forward(model, row, positions, mask))
+    for part in (slice(0, split), slice(split, 8)):
+        np.testing.assert_allclose(packed[:, part], model(row[:, part]), atol=1e-4, rtol=0)
+    padded = np.concatenate([np.full((1, 3), 7, "int32"), row], axis=1)
+    positions = np.maximum(np.arange(11) - 3, 0).astype("int32")[None]
+    real = np.arange(11) >= 3
+    mask = (np.arange(11)[:, None] >= np.arange(11)) & real
+    logits = models.forward(model, padded, positions, mask[None])
+    np.testing.assert_allclose(logits[:, 3:], model(row), atol=1e-4, rtol=0)
+
+
+def test_attention_can_be_looked_at():
+    model = models.causal_lm(models.preset("gpt3-tiny", sliding_window=3))
+    token_ids = np.arange(8, dtype="int32")[None]
+    logits, scores = models.forward(model, token_ids, return_attention_scores=True)
+    np.testing.assert_allclose(logits, model(token_ids), atol=1e-5)
+    assert [s.shape for s in scores] == [(1, 4, 8, 8)] * 2
+    i, j = np.arange(8)[:, None], np.arange(8)
+    np.testing.assert_array_equal(np.asarray(scores[0])[0, 0] > 0, j <= i)  # full
+    np.testing.assert_array_equal(np.asarray(scores[1])[0, 0] > 0, (j <= i) & (i - j < 3))
+
+
 def test_a_windowed_layer_keeps_a_ring_of_its_window():
     config = models.preset("gemma3-tiny", sliding_window=5, num_sink_tokens=1)
     cache = models.init_cache(models.causal_lm(config), 2, 30)
