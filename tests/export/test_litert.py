@@ -60,14 +60,22 @@ def test_prompts_of_all_chunk_sizes(task, runner, length):
     assert runner.generate(prompt, 6) == task(prompt, 6, temperature=0.0)
 
 
-def test_a_model_with_learned_positions(task, tmp_path):
-    config = models.preset("gpt-tiny", initializer_range=0.3, max_length=24)
-    learned = tasks.TextGeneration(models.causal_lm(config), task.tokenizer)
-    report = export.litert(learned, tmp_path / "gpt.tflite", prefill_lengths=[5])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("gpt-tiny", {}),
+        ("gemma3-tiny", {"sliding_window": 4, "num_sink_tokens": 1}),
+        ("lamda-tiny", {"num_experts": 3, "learned_sinks": True}),
+    ],
+)
+def test_models_of_other_parts(task, tmp_path, name, options):
+    config = models.preset(name, initializer_range=0.3, max_length=24, **options)
+    other = tasks.TextGeneration(models.causal_lm(config), task.tokenizer)
+    report = export.litert(other, tmp_path / "other.tflite", prefill_lengths=[5])
     assert report["parity"]["greedy_texts_equal"] is True
     assert report["prefill_lengths"] == [5]
-    device = export.LiteRTModel(tmp_path / "gpt.tflite")
-    assert device.generate("The word", 50) == learned("The word", 50, temperature=0.0)
+    device = export.LiteRTModel(tmp_path / "other.tflite")
+    assert device.generate("The word", 50) == other("The word", 50, temperature=0.0)
 
 
 def test_a_bfloat16_model_is_exported_in_float32(task, tmp_path):

@@ -165,6 +165,13 @@ def test_a_bfloat16_model(task, tmp_path):
     assert report["parity"]["greedy_texts_equal"] is True
 
 
+def test_a_model_with_ring_caches(task, tmp_path):
+    config = models.preset("gemma3-tiny", sliding_window=4, initializer_range=0.3)
+    windowed = tasks.TextGeneration(models.causal_lm(config), task.tokenizer)
+    report = export.saved_model(windowed, tmp_path / "windowed")
+    assert report["parity"]["greedy_texts_equal"] is True
+
+
 def test_a_version_is_refused_or_replaced(served, task):
     with pytest.raises(InputError, match="exists"):
         export.saved_model(task, served[0], version=3)
