@@ -4,7 +4,7 @@ from keras_llm.tokenizers.base import Tokenizer, load
 from keras_llm.tokenizers.byte_pair import BytePair
 from keras_llm.tokenizers.chat import ChatTemplate
 from keras_llm.tokenizers.gguf import from_gguf_metadata
-from keras_llm.tokenizers.hugging_face import from_hugging_face
+from keras_llm.tokenizers.hugging_face import chat_template_from_hugging_face, from_hugging_face
 from keras_llm.tokenizers.hugging_face_export import to_hugging_face
 from keras_llm.tokenizers.sentencepiece import SentencePiece
 from keras_llm.tokenizers.word_piece import WordPiece
@@ -15,6 +15,7 @@ __all__ = [
     "SentencePiece",
     "Tokenizer",
     "WordPiece",
+    "chat_template_from_hugging_face",
     "from_gguf_metadata",
     "from_hugging_face",
     "load",

@@ -164,7 +164,10 @@ class BytePair(Tokenizer):
 
     def decode(self, ids):
         spelled = self._spelled
-        return b"".join([spelled[i] for i in ids]).decode("utf-8", "replace")
+        try:
+            return b"".join([spelled[i] for i in ids]).decode("utf-8", "replace")
+        except KeyError as error:
+            raise InputError(f"`ids`: {error} is not in 0 to {len(spelled) - 1}.") from None
 
     def tokenize(self, strings):
         return self._graph.tokenize(strings)
@@ -243,8 +246,8 @@ class BytePair(Tokenizer):
 
     @functools.cached_property
     def _spelled(self):
-        """What every id decodes to, in bytes."""
-        spelled = list(self._bytes)
+        """What every id decodes to: dict id -> bytes, in the order of the ids."""
+        spelled = dict(enumerate(self._bytes))
         for token, index in self.vocabulary.items():
             if spelled[index] is None:
                 spelled[index] = token.encode()
@@ -268,7 +271,7 @@ class BytePair(Tokenizer):
             byte_ids=[vocabulary.get(character, -1) for character in CHARACTERS],
             merges=[(vocabulary[a], vocabulary[b], vocabulary[a + b]) for a, b in merges],
             whole_words=whole_words,
-            spelled=self._spelled,
+            spelled=list(self._spelled.values()),
         )
 
 

@@ -47,8 +47,9 @@ def character_class(indices):
 
 
 def _members(split):
-    # Pieces of non-members and members alternate, and the first character is no member.
-    pieces = split.pre_tokenize_str(every_character())[1::2]
+    # Beyond plane 3 there are neither letters nor numbers nor white space. Pieces of non-members
+    # and members alternate, and the first character is no member.
+    pieces = split.pre_tokenize_str(every_character()[: SCALARS.index(0x40000)])[1::2]
     return _spelled(bounds for _, bounds in pieces)
 
 

@@ -25,6 +25,9 @@ _ROLES = {
 def from_gguf_metadata(fields):
     """The tokenizer that a GGUF file describes.
 
+    The ids are llama.cpp's, but for user-defined tokens: `BytePair` parses them only with
+    `parse_special`, and `SentencePiece` puts no space after one.
+
     Args:
         fields: dict of the file's metadata, keys as in the file ("tokenizer.ggml.model",
             "tokenizer.ggml.tokens", ...), values plain Python or NumPy ones.

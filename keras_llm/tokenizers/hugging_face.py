@@ -4,8 +4,10 @@ import json
 import pathlib
 
 from keras_llm.errors import InputError
+from keras_llm.files import read_utf8
 from keras_llm.tokenizers import byte_pair, sentencepiece_model, word_piece
 from keras_llm.tokenizers.byte_pair import BytePair
+from keras_llm.tokenizers.chat import ChatTemplate
 from keras_llm.tokenizers.pre_tokenizers import PRE_TOKENIZERS
 from keras_llm.tokenizers.sentencepiece import ESCAPES, SentencePiece
 from keras_llm.tokenizers.word_piece import WordPiece
@@ -34,10 +36,7 @@ def from_hugging_face(folder):
         InputError: if there is no such file, or saying what cannot be represented exactly.
     """
     folder = pathlib.Path(folder)
-    settings = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            settings.update(_json_object(folder / name))
+    settings = _settings(folder)
     if (folder / "tokenizer.json").is_file():
         path = folder / "tokenizer.json"
         return _from_json(path, _json_object(path), settings)
@@ -52,6 +51,43 @@ def from_hugging_face(folder):
         f"{folder} holds no tokenizer: neither tokenizer.json nor tokenizer.model nor vocab.json "
         "with merges.txt nor vocab.txt."
     )
+
+
+def chat_template_from_hugging_face(folder):
+    """The chat template of a Hugging Face checkpoint.
+
+    Args:
+        folder: str or path, with chat_template.jinja, or a template in tokenizer_config.json.
+
+    Returns:
+        A `ChatTemplate`, the one named "default" if there are several; or None.
+
+    Raises:
+        InputError: if what is there is not a template.
+    """
+    folder = pathlib.Path(folder)
+    settings = _settings(folder)
+    source = settings.get("chat_template")
+    if isinstance(source, list):
+        named = [entry for entry in source if isinstance(entry, dict)]
+        source = next((e.get("template") for e in named if e.get("name") == "default"), None)
+    if (folder / "chat_template.jinja").is_file():
+        source = read_utf8(folder / "chat_template.jinja")
+    if source is None:
+        return None
+    roles = _role_names(settings)
+    try:
+        return ChatTemplate(source, bos=roles["bos"], eos=roles["eos"])
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
+
+
+def _settings(folder):
+    settings = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            settings.update(_json_object(folder / name))
+    return settings
 
 
 def _from_json(path, data, settings):

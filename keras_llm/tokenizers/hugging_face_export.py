@@ -12,7 +12,7 @@ from keras_llm.tokenizers.sentencepiece import ESCAPES, SentencePiece
 from keras_llm.tokenizers.word_piece import WordPiece
 
 
-def to_hugging_face(tokenizer, folder):
+def to_hugging_face(tokenizer, folder, chat_template=None):
     """Write what `tokenizers.Tokenizer.from_file` and transformers' `AutoTokenizer` read.
 
     tokenizer.json, tokenizer_config.json, special_tokens_map.json; vocab.txt of a `WordPiece`;
@@ -25,6 +25,7 @@ def to_hugging_face(tokenizer, folder):
     Args:
         tokenizer: a `BytePair`, `WordPiece` or `SentencePiece`.
         folder: str or path, made if need be.
+        chat_template: a `ChatTemplate` to write with it, or None.
 
     Raises:
         InputError: if the tokenizer is of another class.
@@ -69,6 +70,8 @@ def to_hugging_face(tokenizer, folder):
         "clean_up_tokenization_spaces": False,
         "model_max_length": int(1e30),
     }
+    if chat_template is not None:
+        config["chat_template"] = chat_template.source
     if rust is not None:
         is_bert = isinstance(tokenizer, WordPiece)
         config["tokenizer_class"] = "BertTokenizer" if is_bert else "PreTrainedTokenizerFast"

@@ -145,7 +145,11 @@ class WordPiece(Tokenizer):
 
     def decode(self, ids):
         silent = (self.pad_id, self.bos_id, self.eos_id)
-        pieces = [self.vocabulary[i] for i in ids if i not in silent]
+        ids = [i for i in ids if i not in silent]
+        wrong = [i for i in ids if not 0 <= i < self.vocabulary_size]
+        if wrong:
+            raise InputError(f"`ids`: {wrong[0]} is not in 0 to {self.vocabulary_size - 1}.")
+        pieces = [self.vocabulary[i] for i in ids]
         return self._plain.decoder.decode(pieces)
 
     def tokenize(self, strings):

@@ -163,13 +163,19 @@ def test_padding_has_an_id():
     assert tokenizers.BytePair({"a": 0}, []).pad_id == 0
 
 
+@functools.cache
+def normalising():
+    tok = trained()
+    nfc = tokenizers.BytePair(tok.vocabulary, tok.merges, "qwen", normalization="NFC")
+    return nfc, in_graph(nfc)[0]
+
+
 @given(st.text(st.sampled_from("e\u0301ẛ̣Å각ﬁ 1")))
 @example("e\u0301 e\u0323\u0307 \u1100\u1161\u11a8 \u212b ")
 def test_normalised_text(text):
-    tok = trained()
-    nfc = tokenizers.BytePair(tok.vocabulary, tok.merges, "qwen", normalization="NFC")
+    tok, tokenize = normalising()
     ids = variant("qwen")[1].encode(rust.normalizers.NFC().normalize_str(text)).ids
-    assert nfc.encode(text) == ids == nfc.tokenize([text])[0].numpy().tolist()
+    assert tok.encode(text) == ids == tokenize([text])[0].numpy().tolist()
 
 
 def test_runs_in_tf_data_and_in_a_saved_model(tmp_path):
@@ -197,6 +203,12 @@ def test_training_is_deterministic_and_reads_files(tmp_path):
     assert all(tok.vocabulary_size == 400 for tok in trained)
     assert all(tok.vocabulary == trained[0].vocabulary for tok in trained)
     assert all(tok.merges == trained[0].merges for tok in trained)
+
+
+@pytest.mark.parametrize("index", [-1, 600])
+def test_ids_that_are_none(index):
+    with pytest.raises(InputError, match=f"{index} is not in 0 to 599"):
+        trained().decode([7, index])
 
 
 def test_save_and_load(tmp_path):

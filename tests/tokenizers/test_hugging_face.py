@@ -204,6 +204,24 @@ def test_models_made_elsewhere_are_written_as_they_are(tmp_path):
         tokenizers.to_hugging_face({}, tmp_path)
 
 
+def test_chat_templates(tmp_path):
+    assert tokenizers.chat_template_from_hugging_face(tmp_path) is None
+    hello = [{"role": "user", "content": "Hello"}]
+    template = tokenizers.ChatTemplate("{{ bos_token }}{{ messages[0].content }}")
+    tokenizers.to_hugging_face(byte_pair(), tmp_path, template)
+    found = tokenizers.chat_template_from_hugging_face(tmp_path)
+    assert found.render(hello) == "<|bos|>Hello"
+    (tmp_path / "chat_template.jinja").write_text("{{ eos_token }}!")
+    assert tokenizers.chat_template_from_hugging_face(tmp_path).render(hello) == "<|eos|>!"
+    (tmp_path / "chat_template.jinja").write_text("{% if %}")
+    with pytest.raises(InputError, match=f"{tmp_path}: chat template, line 1"):
+        tokenizers.chat_template_from_hugging_face(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    several = [{"name": "rag", "template": "no"}, {"name": "default", "template": "yes"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": several}))
+    assert tokenizers.chat_template_from_hugging_face(tmp_path).render(hello) == "yes"
+
+
 def changed(data, path, value):
     *path, last = path.split(".")
     for name in path:

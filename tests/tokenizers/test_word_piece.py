@@ -162,6 +162,12 @@ def test_training_is_the_same_in_every_process(tmp_path):
     assert vocabulary == tokenizers.WordPiece.train(paths, 400).vocabulary
 
 
+@pytest.mark.parametrize("index", [-1, 600])
+def test_ids_that_are_none(index):
+    with pytest.raises(InputError, match=f"{index} is not in 0 to 599"):
+        trained().decode([7, index])
+
+
 def test_save_and_load(tmp_path):
     tok = tokenizers.WordPiece(trained().vocabulary, lowercase=False, max_word_length=7)
     tok.save(tmp_path)
