@@ -10,6 +10,7 @@ from keras_llm.errors import InputError
 from keras_llm.generation import Sampling
 from keras_llm.generation.tensorflow import Compiled
 from keras_llm.tasks.base import Task, checked_texts, padded_rows
+from keras_llm.tokenizers import ChatTemplate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,11 +115,11 @@ class TextGeneration(Task):
         template = self.metadata.get("chat_template")
         if not template:
             raise InputError("this model has no chat template; call the task with a prompt.")
-        from keras_llm.tokenizers.chat import ChatTemplate
-
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        prompt = ChatTemplate(template, **self.metadata.get("chat_tokens", {})).render(messages)
+        tokenizer = self.tokenizer
+        bos, eos = (tokenizer.token(index) for index in (tokenizer.bos_id, tokenizer.eos_id))
+        prompt = ChatTemplate(template, bos, eos).render(messages)
         return self(prompt, parse_special=True, **settings)
 
     def stream(

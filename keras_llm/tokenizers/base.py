@@ -39,6 +39,10 @@ class Tokenizer(abc.ABC):
         """A list of str -> a list of lists of ints, on all cores."""
 
     @abc.abstractmethod
+    def token(self, index):
+        """A token id -> the token as the vocabulary spells it, a str; "" for an id below 0."""
+
+    @abc.abstractmethod
     def tokenize(self, strings):
         """In a graph: string tensor (B,) -> int32 `tf.RaggedTensor` (B, None)."""
 

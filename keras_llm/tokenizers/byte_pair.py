@@ -169,6 +169,9 @@ class BytePair(Tokenizer):
         except KeyError as error:
             raise InputError(f"`ids`: {error} is not in 0 to {len(spelled) - 1}.") from None
 
+    def token(self, index):
+        return self.rust.id_to_token(index) if index >= 0 else ""
+
     def tokenize(self, strings):
         return self._graph.tokenize(strings)
 

@@ -145,6 +145,9 @@ class SentencePiece(Tokenizer):
         text = self._processor.decode([int(i) for i in ids])
         return _unescape(text) if self.escape else text
 
+    def token(self, index):
+        return self._processor.id_to_piece(index) if index >= 0 else ""
+
     def tokenize(self, strings):
         import tensorflow as tf
 

@@ -152,6 +152,9 @@ class WordPiece(Tokenizer):
         pieces = [self.vocabulary[i] for i in ids]
         return self._plain.decoder.decode(pieces)
 
+    def token(self, index):
+        return self.rust.id_to_token(index) if index >= 0 else ""
+
     def tokenize(self, strings):
         return self._graph.tokenize(strings)
 

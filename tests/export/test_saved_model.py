@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import keras_llm
-from keras_llm import export, models, tasks
+from keras_llm import export, models, tasks, tokenizers
 from keras_llm.errors import ExportError, InputError
 
 
@@ -163,6 +163,19 @@ def test_a_bfloat16_model(task, tmp_path):
     mixed = tasks.TextGeneration(model, task.tokenizer)
     report = export.saved_model(mixed, tmp_path / "mixed")
     assert report["parity"]["greedy_texts_equal"] is True
+
+
+def test_a_byte_pair_tokenizer_serves_and_rides_along(text_folder, tmp_path):
+    texts = sorted(text_folder.iterdir())[:30]
+    tokenizer = tokenizers.BytePair.train(texts, 400, pre_tokenizer="llama3")
+    config = models.preset("llama-tiny", vocabulary_size=400, initializer_range=0.3)
+    bytewise = tasks.TextGeneration(models.causal_lm(config), tokenizer)
+    report = export.saved_model(bytewise, tmp_path / "served")
+    assert report["parity"]["greedy_texts_equal"] is True
+    export.litert(bytewise, tmp_path / "model.tflite", prefill_lengths=[16])
+    device = export.LiteRTModel(tmp_path / "model.tflite")
+    prompt = "Two words, 12 numbers\n\n  and \U0001f642"
+    assert device.generate(prompt, 12) == bytewise(prompt, 12, temperature=0.0)
 
 
 def test_a_model_with_ring_caches(task, tmp_path):

@@ -104,3 +104,18 @@ def test_bad_texts_are_refused(embedding, copier, texts):
 def test_a_chat_needs_a_template(task):
     with pytest.raises(InputError, match="no chat template"):
         task.chat("hello")
+
+
+def test_a_chat_is_the_rendered_prompt_continued(task, tmp_path):
+    template = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    chatty = keras_llm.TextGeneration(task.model, task.tokenizer, {"chat_template": template})
+    chatty.save(tmp_path / "chatty")
+    chatty = keras_llm.load(tmp_path / "chatty")
+    settings = {"max_new_tokens": 12, "temperature": 0.0}
+    answer = chatty.chat("What is a class?", **settings)
+    # The template writes the begin token that calling the task adds by itself.
+    assert answer == task("user: What is a class?\n", **settings)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert chatty.chat(messages, **settings) == task("system: Be brief.\nuser: Hi\n", **settings)
+    with pytest.raises(InputError, match="role"):
+        chatty.chat([{"content": "Hi"}])
