@@ -1,3 +1,18 @@
-"""Weights from elsewhere, and to elsewhere: Hugging Face folders, GGUF files, GloVe vectors."""
+"""Weights from elsewhere, and to elsewhere: Hugging Face folders, GGUF files, GloVe vectors,
+KerasHub models."""
 
-__all__ = []
+from keras_llm.checkpoints.gguf import from_gguf
+from keras_llm.checkpoints.glove import read_glove
+from keras_llm.checkpoints.hugging_face import from_hugging_face, to_hugging_face
+from keras_llm.checkpoints.hugging_face_model import load_model
+from keras_llm.checkpoints.keras_hub import from_keras_hub, to_keras_hub
+
+__all__ = [
+    "from_gguf",
+    "from_hugging_face",
+    "from_keras_hub",
+    "load_model",
+    "read_glove",
+    "to_hugging_face",
+    "to_keras_hub",
+]

@@ -1,0 +1,56 @@
+"""Reading the fields of a config.json, each with its check."""
+
+from keras_llm.errors import InputError
+
+_REQUIRED = object()
+_KINDS = {int: "an int", float: "a number", bool: "true or false", str: "a str", list: "a list"}
+
+
+class Fields:
+    """The fields of a config, with errors that name the file and the field.
+
+    Args:
+        row: dict.
+        where: str or path, what begins error messages.
+        prefix: str, before the names of fields in messages.
+    """
+
+    def __init__(self, row, where, prefix=""):
+        self.row, self.where, self._prefix = row, where, prefix
+
+    def get(self, name, kind=int, default=_REQUIRED):
+        """The value of a field, an int for an int; `default` if it is absent or null."""
+        value = self.row.get(name)
+        if value is None:
+            if default is _REQUIRED:
+                raise self.error(name, "be there")
+            return default
+        number = (int, float) if kind is float else kind
+        if not isinstance(value, number) or (isinstance(value, bool) and kind is not bool):
+            raise self.error(name, f"be {_KINDS[kind]}")
+        return float(value) if kind is float else value
+
+    def one_of(self, name, known, default=_REQUIRED):
+        """The value that `known`, a dict, has for what the field says."""
+        value = self.row.get(name, default)
+        if value is _REQUIRED or not isinstance(value, str) or value not in known:
+            raise self.error(name, f"be one of {', '.join(map(str, known))}")
+        return known[value]
+
+    def refuse_unless(self, **values):
+        """Raise unless each field is absent, null or of that value."""
+        for name, value in values.items():
+            if self.row.get(name) not in (None, value):
+                raise self.error(name, f"be {value!r}, all that can be represented")
+
+    def part(self, name):
+        """The fields of a field that holds an object; of none if it is absent or null."""
+        value = self.row.get(name)
+        if not isinstance(value, (dict, type(None))):
+            raise self.error(name, "be an object")
+        return Fields(value or {}, self.where, f"{self._prefix}{name}.")
+
+    def error(self, name, rule):
+        """An InputError that says which field breaks which rule."""
+        value = repr(self.row[name]) if name in self.row else "nothing"
+        return InputError(f"{self.where}: `{self._prefix}{name}` must {rule}; got {value}.")

@@ -1,0 +1,95 @@
+"""Word vectors as text, a word and its numbers a line."""
+
+import array
+import pathlib
+
+import numpy as np
+
+from keras_llm.errors import InputError
+
+
+def read_glove(path):
+    """Read word vectors in GloVe's text format, or word2vec's.
+
+    Each line is a word and D numbers, separated by single spaces. A word may itself hold spaces;
+    the last D fields are its numbers. A first line of two whole numbers is word2vec's head, the
+    count of words and D, and is checked.
+
+    Args:
+        path: str or path of a UTF-8 file.
+
+    Returns:
+        A float32 array (V, D), and a list of V str.
+
+    Raises:
+        InputError: naming the file and the line that has a wrong count of numbers, something
+            else than a finite number, or a word that was there before; or if there is no vector.
+
+    Reference:
+        Pennington et al., 2014, "GloVe: Global Vectors for Word Representation".
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist.")
+    words, numbers, size, head = {}, array.array("f"), None, None
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            where = f"{path}, line {number}"
+            fields = line.rstrip(b" \r\n").split(b" ")
+            if number == 1 and len(fields) == 2 and all(f.isdigit() for f in fields):
+                head = [int(f) for f in fields]
+                size = head[1]
+                continue
+            if size is None:
+                size = _count_of_numbers(fields)
+            if size < 1 or len(fields) <= size:
+                raise InputError(
+                    f"{where}: expected a word and {size or 'some'} numbers, got {len(fields)} "
+                    f"field{'s' * (len(fields) != 1)}."
+                )
+            word = _decode(b" ".join(fields[:-size]), where)
+            if not word:
+                raise InputError(f"{where}: the word is empty.")
+            if word in words:
+                raise InputError(f"{where}: the word {word!r} stands on line {words[word]} too.")
+            words[word] = number
+            try:
+                numbers.extend(map(float, fields[-size:]))
+            except ValueError as error:
+                raise InputError(f"{where}: {error}.") from None
+            if len(fields) > size + 1 and _is_number(fields[-size - 1]):
+                raise InputError(
+                    f"{where}: expected {size} numbers, got {_count_of_numbers(fields)}."
+                )
+    if not words:
+        raise InputError(f"{path} holds no word vectors.")
+    if head and head[0] != len(words):
+        raise InputError(f"{path}: line 1 tells of {head[0]} words, {len(words)} are there.")
+    table = np.frombuffer(numbers, "float32").reshape(len(words), size)
+    if not np.isfinite(table).all():
+        row = int(np.argmin(np.isfinite(table).all(axis=1)))
+        raise InputError(f"{path}, line {list(words.values())[row]}: not a finite number.")
+    return table, list(words)
+
+
+def _count_of_numbers(fields):
+    """How many fields at the end are numbers, the first field being part of the word."""
+    count = 0
+    while count < len(fields) - 1 and _is_number(fields[-1 - count]):
+        count += 1
+    return count
+
+
+def _is_number(field):
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _decode(word, where):
+    try:
+        return word.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{where}: the word is not UTF-8.") from None

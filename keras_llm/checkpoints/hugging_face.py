@@ -1,0 +1,155 @@
+"""Hugging Face folders: a model, a tokenizer, and what goes in and comes out."""
+
+import json
+import pathlib
+
+import keras
+
+from keras_llm import models, tasks, tokenizers
+from keras_llm.checkpoints.fields import Fields
+from keras_llm.checkpoints.hugging_face_model import read_model, write_model
+from keras_llm.checkpoints.tensors import read_json
+from keras_llm.errors import InputError
+from keras_llm.files import atomic_folder
+
+_POOLINGS = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "first",
+    "pooling_mode_lasttoken": "last",
+}
+_MODULE = "sentence_transformers.models."
+
+
+def from_hugging_face(folder, dtype=None):
+    """The task of a Hugging Face folder.
+
+    Args:
+        folder: str or path, with `config.json`, safetensors and a tokenizer. Known families are
+            GPT-2, Llama (SmolLM2 too), Mistral, Mixtral, Qwen3, Gemma 2, Gemma 3 (text alone),
+            BERT (MiniLM too), RoBERTa, DistilBERT and T5.
+        dtype: Keras dtype policy of the model. Defaults to the global policy.
+
+    Returns:
+        A `TextGeneration` for a decoder, with the folder's chat template, if it has one, as
+        `metadata["chat_template"]`; a `TextEmbedding` for an encoder, pooled as
+        sentence-transformers' files beside it say, or by the mean; a `Translation` for T5.
+
+    Raises:
+        InputError: naming the file and the field or tensor that is missing, wrong, or cannot be
+            represented. No model is built before all names and shapes have been compared.
+    """
+    folder = pathlib.Path(folder)
+    config = read_json(folder / "config.json")
+    tokenizer = tokenizers.from_hugging_face(folder)
+    metadata = {"source": f"Hugging Face, {config.get('model_type')}"}
+    pooling = _pooling(folder)
+    model = read_model(folder, dtype, with_head=False)
+    if isinstance(model, models.Encoder):
+        return tasks.TextEmbedding(models.sentence_embedder(model, **pooling), tokenizer, metadata)
+    if isinstance(model, models.Seq2Seq):
+        return tasks.Translation(model, tokenizer, metadata)
+    template = _chat_template(folder)
+    if template is not None:
+        metadata["chat_template"] = template
+    return tasks.TextGeneration(model, tokenizer, metadata)
+
+
+def to_hugging_face(task_or_model, folder, overwrite=False):
+    """Write a folder that transformers' `AutoModel...from_pretrained` loads.
+
+    Args:
+        task_or_model: a task, whose tokenizer and chat template are written too; or a model.
+        folder: str or path. It is written whole or not at all.
+        overwrite: bool. Whether to replace what is there.
+
+    Raises:
+        InputError: if no family computes what the model computes, naming what it has no place
+            for; or if `folder` exists and `overwrite` is False.
+    """
+    task = None if isinstance(task_or_model, keras.Model) else task_or_model
+    model = task_or_model if task is None else getattr(task, "model", None)
+    if not isinstance(model, models.ConfiguredModel):
+        raise InputError(
+            f"`task_or_model` must be a task or a model of this library, got {type(task_or_model)}."
+        )
+    token_ids = {}
+    if task is not None:
+        for role in ("pad", "bos", "eos"):
+            index = getattr(task.tokenizer, f"{role}_id")
+            token_ids[f"{role}_token_id"] = index if index >= 0 else None
+    with atomic_folder(folder, overwrite) as partial:
+        write_model(model, partial, token_ids)
+        if getattr(model, "head", None) == "sentence_embedder":
+            _write_pooling(model, partial)
+        if task is not None:
+            tokenizers.to_hugging_face(task.tokenizer, partial)
+            template = task.metadata.get("chat_template")
+            if template is not None:
+                (partial / "chat_template.jinja").write_text(template, "utf-8")
+
+
+def _chat_template(folder):
+    """The source of the folder's chat template, or None."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text("utf-8")
+    path = folder / "tokenizer_config.json"
+    template = read_json(path).get("chat_template") if path.is_file() else None
+    if isinstance(template, list):  # several, by name
+        named = {row.get("name"): row.get("template") for row in template if isinstance(row, dict)}
+        template = named.get("default")
+    if template is not None and not isinstance(template, str):
+        raise InputError(f"{path}: `chat_template` must be a str, got {type(template).__name__}.")
+    return template
+
+
+def _pooling(folder):
+    """What sentence-transformers' files say of pooling, as options of `sentence_embedder`."""
+    modules = folder / "modules.json"
+    normalize = True
+    if modules.is_file():
+        try:
+            kinds = [row["type"] for row in json.loads(modules.read_text("utf-8"))]
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{modules} is not a list of modules: {error!r}.") from None
+        known = [_MODULE + name for name in ("Transformer", "Pooling", "Normalize")]
+        if kinds not in (known, known[:2]):
+            raise InputError(
+                f"{modules}: the modules must be {', '.join(known[:2])} and then perhaps "
+                f"{known[2]}, got {', '.join(kinds)}."
+            )
+        normalize = kinds == known
+    path = folder / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return {"pooling": "mean", "normalize": normalize}
+    fields = Fields(read_json(path), path)
+    modes = [name for name, on in fields.row.items() if name.startswith("pooling_mode_") and on]
+    if len(modes) != 1 or modes[0] not in _POOLINGS:
+        raise InputError(
+            f"{path}: exactly one of {', '.join(_POOLINGS)} must be true, got "
+            f"{', '.join(modes) or 'none'}."
+        )
+    return {"pooling": _POOLINGS[modes[0]], "normalize": normalize}
+
+
+def _write_pooling(model, folder):
+    options = model.options
+    if options["projection_dim"]:
+        raise InputError(
+            "sentence-transformers' files cannot hold `projection_dim`; write the model without "
+            "its projection."
+        )
+    pooling = options["pooling"] or "mean"
+    modes = {name: mode == pooling for name, mode in _POOLINGS.items()}
+    row = {"word_embedding_dimension": model.config.hidden_dim, **modes}
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(row, indent=2) + "\n", "utf-8")
+    steps = ["Transformer", "Pooling"] + ["Normalize"] * options["normalize"]
+    paths = ["", "1_Pooling", "2_Normalize"]
+    modules = [
+        {"idx": i, "name": str(i), "path": paths[i], "type": _MODULE + step}
+        for i, step in enumerate(steps)
+    ]
+    if options["normalize"]:
+        (folder / paths[2]).mkdir()
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", "utf-8")

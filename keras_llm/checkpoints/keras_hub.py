@@ -1,0 +1,252 @@
+"""Models of KerasHub: Llama and GPT-2 backbones, with their weights, both ways."""
+
+import keras
+
+from keras_llm import models
+from keras_llm.checkpoints import links
+from keras_llm.checkpoints.family import in_blocks
+from keras_llm.checkpoints.hugging_face_model import computes_same
+from keras_llm.checkpoints.parts import parts
+from keras_llm.checkpoints.tensors import Tensors
+from keras_llm.errors import InputError
+from keras_llm.layers import Llama3Scaling, Rotary
+
+_BLOCK = {
+    "self_attention/query": "self_attention/query",
+    "self_attention/key": "self_attention/key",
+    "self_attention/value": "self_attention/value",
+    "self_attention/output": "self_attention/attention_output",
+    "feed_forward/up": "feedforward_intermediate_dense",
+    "feed_forward/gate": "feedforward_gate_dense",
+    "feed_forward/down": "feedforward_output_dense",
+}
+_NAMES = {
+    "GPT2Backbone": {
+        "token_embedding": "token_embedding",
+        "position_embedding": "position_embedding",
+        "final_norm": "layer_norm",
+        **in_blocks(
+            "transformer_layer_{i}/",
+            {
+                **_BLOCK,
+                "self_attention_norm": "self_attention_layer_norm",
+                "feed_forward_norm": "feedforward_layer_norm",
+            },
+        ),
+    },
+    "LlamaBackbone": {
+        "token_embedding": "token_embedding",
+        "head": "token_embedding",
+        "final_norm": "sequence_output_layernorm",
+        **in_blocks(
+            "transformer_layer_{i}/",
+            {
+                **_BLOCK,
+                "self_attention_norm": "self_attention_layernorm",
+                "feed_forward_norm": "feedforward_layernorm",
+            },
+        ),
+    },
+}
+_MAX_LENGTH = 4096  # of a Llama without a stretched context, for which KerasHub keeps no length
+
+
+def from_keras_hub(model, max_length=None, dtype=None):
+    """The model that a KerasHub backbone computes, with its weights.
+
+    Args:
+        model: a `keras_hub.models.LlamaBackbone` or `GPT2Backbone`, or a `LlamaCausalLM` or
+            `GPT2CausalLM` of one.
+        max_length: int. The longest sequence; KerasHub keeps none for a Llama. Defaults to
+            4096, and for a GPT-2 to its own.
+        dtype: Keras dtype policy of the new model. Defaults to the global policy.
+
+    Returns:
+        A model from `models.causal_lm`.
+
+    Raises:
+        InputError: if the backbone is another, or `max_length` does not fit a GPT-2.
+    """
+    backbone = getattr(model, "backbone", model)
+    kind = type(backbone).__name__
+    if kind not in _NAMES:
+        raise InputError(
+            f"`model` must be a KerasHub model with a {' or a '.join(_NAMES)}, got {type(model)}."
+        )
+    if kind == "GPT2Backbone":
+        if max_length not in (None, backbone.max_sequence_length):
+            raise InputError(
+                f"`max_length` of this GPT2Backbone is {backbone.max_sequence_length}, got "
+                f"{max_length}."
+            )
+        config = _gpt2_config(backbone)
+    else:
+        config = _llama_config(backbone, max_length or _MAX_LENGTH)
+    theirs = _variables(backbone)
+    sources = {
+        path: (tuple(variable.shape), lambda variable=variable: links.to_numpy(variable))
+        for path, variable in theirs.items()
+    }
+    tensors = Tensors(sources, kind)
+    tied_to = _links(kind, config, theirs)
+    links.check(tied_to, tensors, what=kind)
+    ours = models.causal_lm(config, dtype=dtype)
+    links.assign(ours, tied_to, tensors)
+    return ours
+
+
+def to_keras_hub(model_or_task):
+    """The KerasHub backbone that computes what a model computes, with its weights.
+
+    Args:
+        model_or_task: a model from `models.causal_lm`, or a task with one.
+
+    Returns:
+        A `keras_hub.models.GPT2Backbone` or `LlamaBackbone`. The latter holds no `max_length`.
+
+    Raises:
+        InputError: if neither computes the same.
+    """
+    import keras_hub
+
+    model = model_or_task
+    if not isinstance(model, keras.Model):
+        model = getattr(model_or_task, "model", None)
+    if not isinstance(model, models.CausalLM):
+        raise InputError(
+            f"`model_or_task` must have a model from models.causal_lm, got {type(model_or_task)}."
+        )
+    config = model.config
+    dtype = keras.dtype_policies.get(model.get_config()["dtype"] or keras.config.dtype_policy())
+    for kind, write, read in (
+        ("GPT2Backbone", _gpt2_arguments, _gpt2_config),
+        ("LlamaBackbone", _llama_arguments, lambda b: _llama_config(b, config.max_length)),
+    ):
+        arguments = write(config)
+        if arguments is None:
+            continue
+        described = _Described(arguments)
+        if not computes_same(config, read(described)):
+            continue
+        backbone = getattr(keras_hub.models, kind)(**arguments, dtype=dtype)
+        theirs = _variables(backbone)
+        tied_to = _links(kind, config, theirs)
+        for name, tensor in links.collect(model, tied_to).items():
+            theirs[name].assign(tensor)
+        return backbone
+    raise InputError(
+        "no KerasHub backbone that is known here computes what this model computes; they are "
+        f"{' and '.join(_NAMES)}. Its config is {config.to_dict()}."
+    )
+
+
+class _Described:
+    """Arguments of a backbone, as attributes like those of the backbone."""
+
+    def __init__(self, arguments):
+        vars(self).update(arguments)
+
+
+def _gpt2_config(backbone):
+    return models.CausalLMConfig(
+        vocabulary_size=backbone.vocabulary_size,
+        num_layers=backbone.num_layers,
+        hidden_dim=backbone.hidden_dim,
+        num_heads=backbone.num_heads,
+        intermediate_dim=backbone.intermediate_dim,
+        max_length=backbone.max_sequence_length,
+        position="learned",
+        norm="layer",
+        norm_epsilon=1e-5,
+        activation="gelu_tanh",
+        gated=False,
+        use_bias=True,
+        dropout=backbone.dropout,
+    )
+
+
+def _gpt2_arguments(config):
+    return {
+        "vocabulary_size": config.vocabulary_size,
+        "num_layers": config.num_layers,
+        "num_heads": config.num_heads,
+        "hidden_dim": config.hidden_dim,
+        "intermediate_dim": config.intermediate_dim,
+        "dropout": config.dropout,
+        "max_sequence_length": config.max_length,
+    }
+
+
+def _llama_config(backbone, max_length):
+    scaling = float(backbone.rope_position_scaling_factor)
+    if scaling != 1:
+        raise InputError(
+            f"`rope_position_scaling_factor` is {scaling}; KerasHub 0.32 keeps this number but "
+            "computes as if it were 1, so what is meant cannot be told."
+        )
+    if backbone.rope_frequency_adjustment_factor is not None:
+        scaling = Llama3Scaling(
+            backbone.rope_frequency_adjustment_factor,
+            backbone.rope_low_freq_factor,
+            backbone.rope_high_freq_factor,
+            backbone.rope_pretraining_sequence_length,
+        )
+    embedding = getattr(backbone, "token_embedding", None)
+    tied = backbone.tie_word_embeddings if embedding is None else embedding.tie_weights
+    return models.CausalLMConfig(
+        vocabulary_size=backbone.vocabulary_size,
+        num_layers=backbone.num_layers,
+        hidden_dim=backbone.hidden_dim,
+        num_heads=backbone.num_query_heads,
+        num_key_value_heads=backbone.num_key_value_heads,
+        intermediate_dim=backbone.intermediate_dim,
+        max_length=max_length,
+        position=Rotary(float(backbone.rope_max_wavelength), scaling),
+        norm_epsilon=backbone.layer_norm_epsilon,
+        tie_embeddings=tied,
+        dropout=backbone.dropout,
+    )
+
+
+def _llama_arguments(config):
+    scaling = getattr(config.position, "scaling", None)
+    if scaling != 1 and not isinstance(scaling, Llama3Scaling):
+        return None
+    arguments = {
+        "vocabulary_size": config.vocabulary_size,
+        "num_layers": config.num_layers,
+        "num_query_heads": config.num_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "hidden_dim": config.hidden_dim,
+        "intermediate_dim": config.intermediate_dim,
+        "rope_max_wavelength": config.position.base,
+        "rope_position_scaling_factor": 1.0,
+        "rope_frequency_adjustment_factor": None,
+        "layer_norm_epsilon": config.norm_epsilon,
+        "dropout": config.dropout,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+    if isinstance(scaling, Llama3Scaling):
+        arguments |= {
+            "rope_frequency_adjustment_factor": scaling.factor,
+            "rope_low_freq_factor": scaling.low_frequency_factor,
+            "rope_high_freq_factor": scaling.high_frequency_factor,
+            "rope_pretraining_sequence_length": scaling.original_length,
+        }
+    return arguments
+
+
+def _variables(backbone):
+    return {v.path: v for v in backbone.variables if "seed_generator" not in v.path}
+
+
+def _links(kind, config, theirs):
+    """Their weights are ours, with the heads as an axis of their own."""
+    made = []
+    for part in parts(config):
+        name = _NAMES[kind][part.key].replace("{i}", str(part.block))
+        for weight, shape in part.weights.items():
+            their_name = f"{name}/{weight}"
+            their_shape = tuple(theirs[their_name].shape) if their_name in theirs else shape
+            made.append(links.same(f"{part.path}/{weight}", their_name, shape, their_shape))
+    return made

@@ -1,0 +1,20 @@
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def randomize():
+    """A function that gives a model weights far from the initial ones; gains such that
+    1 + (gain - 1) is exact."""
+
+    def change(model, seed=0):
+        rng = np.random.default_rng(seed)
+        for variable in model.variables:
+            if "seed_generator" in variable.path:
+                continue
+            gain = variable.path.endswith(("scale", "gamma"))
+            low, high = (0.5, 2) if gain else (-1, 1)
+            variable.assign(rng.uniform(low, high, variable.shape).astype("float32"))
+        return model
+
+    return change

@@ -1,0 +1,362 @@
+"""Folders written and read back. That other libraries agree is tested in tests/parity."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import keras_llm
+from keras_llm import models, tokenizers
+from keras_llm.checkpoints import from_hugging_face, load_model, to_hugging_face
+from keras_llm.checkpoints.hugging_face_model import FAMILIES, describe
+from keras_llm.errors import InputError
+from keras_llm.layers import Llama3Scaling, NTKScaling, Rotary, YarnScaling
+
+LLAMA = models.preset("llama-tiny")
+CONFIGS = {
+    "gpt2": models.preset("gpt2-tiny"),
+    "gpt2, untied": models.preset("gpt-tiny", tie_embeddings=False),
+    "llama": LLAMA,
+    "llama, untied, with biases": dataclasses.replace(LLAMA, tie_embeddings=False, use_bias=True),
+    "llama, llama3 scaling": models.preset("llama3-tiny"),
+    "llama, linear scaling": dataclasses.replace(LLAMA, position=Rotary(5e5, 4.0)),
+    "llama, yarn scaling": dataclasses.replace(
+        LLAMA, position=Rotary(1e4, YarnScaling(4.0, 32, 16.0, 2.0, 1.3, False))
+    ),
+    "llama, wide heads": dataclasses.replace(LLAMA, head_dim=32),
+    "mistral": models.preset("mistral-tiny"),
+    "mixtral": models.preset("mixtral-tiny"),
+    "qwen3": models.preset("qwen3-tiny"),
+    "qwen3, a window above": models.preset("qwen3-tiny", sliding_window=9, window_pattern="LS"),
+    "gemma2": models.preset("gemma2-tiny"),
+    "gemma3_text": models.preset("gemma3-tiny"),
+    "bert": models.preset("bert-tiny"),
+    "bert, minilm": models.preset("minilm-tiny"),
+    "roberta": models.preset("roberta-tiny"),
+    "distilbert": models.preset("distilbert-tiny"),
+    "t5": models.preset("t5-tiny"),
+    "t5, first version": models.preset(
+        "t5-tiny", activation="relu", gated=False, tie_embeddings=True, logit_scale=64**-0.5
+    ),
+    "t5, uneven": models.preset("t5-tiny", num_decoder_layers=3),
+}
+
+
+def weights(model):
+    return {v.path: np.asarray(v) for v in model.variables if "seed_generator" not in v.path}
+
+
+def assert_same_weights(first, second):
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    for path in first:
+        np.testing.assert_array_equal(first[path], second[path], err_msg=path)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_family_comes_back_bit_for_bit(name, tmp_path, randomize):
+    model = randomize(models.build(CONFIGS[name]))
+    to_hugging_face(model, tmp_path / "folder")
+    row = json.loads((tmp_path / "folder" / "config.json").read_text())
+    assert row["model_type"] == name.split(",")[0]
+    assert row["architectures"] == [FAMILIES[row["model_type"]].architectures[None]]
+    again = load_model(tmp_path / "folder")
+    assert_same_weights(model, again)
+    assert describe(again.config) == describe(model.config)
+    ids = np.random.default_rng(1).integers(1, 512, (2, 20))
+    inputs = {
+        models.CausalLM: ids,
+        models.Encoder: [ids, ids != 1, ids % 2][: len(model.inputs)],
+        models.Seq2Seq: [ids, ids[:, :7]],
+    }[type(model)]
+    np.testing.assert_array_equal(
+        model.predict(inputs, verbose=0), again.predict(inputs, verbose=0)
+    )
+
+
+@pytest.mark.parametrize(
+    "head, family",
+    [
+        ("masked_lm", "bert"),
+        ("masked_lm", "roberta"),
+        ("masked_lm", "distilbert"),
+        ("text_classifier", "bert"),
+        ("text_classifier", "roberta"),
+        ("token_classifier", "distilbert"),
+        ("span_qa", "roberta"),
+        ("next_sentence", "bert"),
+    ],
+)
+def test_heads_come_back_bit_for_bit(head, family, tmp_path, randomize):
+    options = {"num_classes": 3} if "classifier" in head else {}
+    model = randomize(getattr(models, head)(models.preset(f"{family}-tiny"), **options))
+    to_hugging_face(model, tmp_path / "folder")
+    again = load_model(tmp_path / "folder")
+    assert again.head == head and again.options.get("num_classes") == options.get("num_classes")
+    assert_same_weights(model, again)
+
+
+def test_a_bfloat16_model_is_written_and_read_as_such(tmp_path, randomize):
+    model = randomize(models.causal_lm(LLAMA, dtype="bfloat16"))
+    to_hugging_face(model, tmp_path / "folder")
+    stored = safetensors.numpy.load_file(tmp_path / "folder" / "model.safetensors")
+    assert {str(tensor.dtype) for tensor in stored.values()} == {"bfloat16"}
+    assert_same_weights(model, load_model(tmp_path / "folder", dtype="bfloat16"))
+    wide = weights(load_model(tmp_path / "folder"))
+    for path, weight in weights(model).items():
+        np.testing.assert_array_equal(wide[path], weight.astype("float32"))
+
+
+def test_what_no_family_can_hold_is_named():
+    for change, message in (
+        ({"num_sink_tokens": 2, "sliding_window": 8}, "num_sink_tokens=2"),
+        ({"position": Rotary(1e4, NTKScaling(2.0))}, "NTKScaling"),
+        ({"parallel_residual": True}, "parallel_residual=True"),
+        ({"activation": "tanh"}, "no Hugging Face family"),
+    ):
+        with pytest.raises(InputError, match=message):
+            describe(dataclasses.replace(LLAMA, **change))
+    with pytest.raises(InputError, match="position"):
+        describe(models.preset("lamda-tiny"))
+    with pytest.raises(InputError, match="no Hugging Face family can hold a reward head"):
+        describe(models.preset("bert-tiny"), "reward")
+
+
+@pytest.fixture
+def folder(tmp_path, randomize):
+    to_hugging_face(randomize(models.causal_lm(LLAMA)), tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    row = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in row.items() if v is not KeyError}))
+
+
+def edit_tensors(folder, change):
+    path = folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, path)
+
+
+LAYER = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.pop(LAYER), rf"tensor '{LAYER}' of shape \(176, 64\) is missing\."),
+        (
+            lambda t: t.update({LAYER: t[LAYER].T.copy()}),
+            rf"tensor '{LAYER}' has shape \(64, 176\), expected \(176, 64\)",
+        ),
+        (
+            lambda t: t.update({"model.layers.2.mlp.up_proj.weight": t[LAYER]}),
+            r"tensor 'model.layers.2.mlp.up_proj.weight' of shape \(176, 64\) is not part of",
+        ),
+        (
+            lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}),
+            "tensor 'lm_head.weight' differs from 'model.embed_tokens.weight'",
+        ),
+        (lambda t: t.clear() or t.update(x=np.zeros(2, "float32")), r"20 more such problems"),
+        (
+            lambda t: t.update({LAYER: t[LAYER].astype("int32")}),
+            f"tensor '{LAYER}' is of dtype I32; known are F64, F32, F16, BF16",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(folder, change, message):
+    edit_tensors(folder, change)
+    with pytest.raises(InputError, match=message) as error:
+        load_model(folder)
+    assert "model.safetensors" in str(error.value)
+
+
+def test_nothing_is_built_of_tensors_that_do_not_fit(folder, monkeypatch):
+    edit_tensors(folder, lambda t: t.pop(LAYER))
+    built = []
+    monkeypatch.setattr(models, "build", lambda *args, **kwargs: built.append(args))
+    with pytest.raises(InputError):
+        load_model(folder)
+    assert not built
+
+
+def test_tied_copies_and_buffers_are_no_obstacle(folder):
+    expected = load_model(folder)
+
+    def change(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(8, "float32")
+
+    edit_tensors(folder, change)
+    assert_same_weights(expected, load_model(folder))
+
+
+def test_tensors_without_the_prefix_of_the_head(tmp_path, randomize):
+    model = randomize(models.causal_lm(models.preset("gpt2-tiny")))
+    to_hugging_face(model, tmp_path / "gpt2")
+
+    def change(tensors):
+        for name in list(tensors):
+            tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+        tensors["h.0.attn.bias"] = np.ones((1, 1, 8, 8), "float32")
+
+    edit_tensors(tmp_path / "gpt2", change)
+    assert_same_weights(model, load_model(tmp_path / "gpt2"))
+
+
+def test_old_names_of_norms(tmp_path, randomize):
+    model = randomize(models.encoder(models.preset("bert-tiny")))
+    to_hugging_face(model, tmp_path / "bert")
+
+    def change(tensors):
+        for name in list(tensors):
+            if ".LayerNorm." in name:
+                old = name.replace(".weight", ".gamma").replace(".bias", ".beta")
+                tensors[old] = tensors.pop(name)
+        tensors["cls.seq_relationship.bias"] = np.zeros(2, "float32")
+
+    edit_tensors(tmp_path / "bert", change)
+    assert_same_weights(model, load_model(tmp_path / "bert"))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model_type": "rwkv"}, "`model_type` is 'rwkv'; known are gpt2, llama"),
+        ({"model_type": KeyError}, "`model_type` is None"),
+        ({"hidden_act": "mish"}, "`hidden_act` must be one of gelu, .*; got 'mish'"),
+        ({"hidden_size": KeyError}, "`hidden_size` must be there; got nothing"),
+        ({"hidden_size": "64"}, "`hidden_size` must be an int; got '64'"),
+        ({"num_attention_heads": 5, "head_dim": KeyError}, "num_key_value_heads"),
+        ({"attention_bias": True}, "`mlp_bias` must be as `attention_bias`"),
+        ({"quantization_config": {"bits": 4}}, "`quantization_config`.*GGUF"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "`rope_scaling.type`.*'dynamic'"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "`rope_scaling.rope_type` must be one of"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "`rope_scaling.factor` must be there"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 0.5}}, "`factor` must be >= 1"),
+        ({"rope_parameters": {"rope_type": "mine"}}, "`rope_parameters.rope_type`"),
+        ({"rope_scaling": 3}, "`rope_scaling` must be an object"),
+        ({"partial_rotary_factor": 0.5}, "`partial_rotary_factor` must be 1.0"),
+    ],
+)
+def test_fields_that_cannot_be_represented_are_named(folder, changes, message):
+    edit_config(folder, **changes)
+    with pytest.raises(InputError, match=message) as error:
+        load_model(folder)
+    assert str(folder / "config.json") in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\xff"])
+def test_a_config_that_is_no_json_object(folder, text):
+    (folder / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=r"config.json"):
+        load_model(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match=r"config.json is missing"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "changes, position",
+    [
+        ({"rope_theta": KeyError}, Rotary(10000.0)),
+        ({"rope_theta": 5e5, "rope_scaling": None}, Rotary(5e5)),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, Rotary(1e4, 2.0)),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 2, "rope_theta": 3e4}},
+            Rotary(3e4, 2.0),
+        ),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                }
+            },
+            Rotary(1e4, Llama3Scaling(8.0, 1.0, 4.0, 64)),
+        ),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "original_max_position_embeddings": 32}},
+            Rotary(1e4, YarnScaling(4.0, 32)),
+        ),
+    ],
+)
+def test_rotary_positions_of_every_version_of_the_format(folder, changes, position):
+    edit_config(folder, **changes)
+    assert load_model(folder).config.position == position
+
+
+def test_a_text_generation_task_and_its_chat_template(folder, tmp_path, randomize):
+    tok = tokenizers.BytePair.train(["once upon a time, there was a fox"] * 5, 300)
+    config = dataclasses.replace(LLAMA, vocabulary_size=tok.vocabulary_size)
+    model = randomize(models.causal_lm(config))
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    task = keras_llm.TextGeneration(model, tok, {"chat_template": template})
+    to_hugging_face(task, tmp_path / "out")
+    again = from_hugging_face(tmp_path / "out")
+    assert isinstance(again, keras_llm.TextGeneration)
+    assert again.metadata["chat_template"] == template
+    assert again.tokenizer.encode("a fox") == tok.encode("a fox")
+    assert again("once", max_new_tokens=8, temperature=0) == task(
+        "once", max_new_tokens=8, temperature=0
+    )
+    with pytest.raises(InputError, match="out exists"):
+        to_hugging_face(task, tmp_path / "out")
+    to_hugging_face(task, tmp_path / "out", overwrite=True)
+    (tmp_path / "out" / "chat_template.jinja").unlink()
+    config = tmp_path / "out" / "tokenizer_config.json"
+    named = [{"name": "default", "template": "x"}, {"name": "tools", "template": "y"}]
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": named}))
+    assert from_hugging_face(tmp_path / "out").metadata["chat_template"] == "x"
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first", "last"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_text_embedding_task_keeps_its_pooling(pooling, normalize, tmp_path, randomize):
+    tok = tokenizers.WordPiece.train(["once upon a time, there was a fox"] * 5, 80)
+    model = models.sentence_embedder(models.preset("minilm-tiny"), pooling, normalize)
+    task = keras_llm.TextEmbedding(randomize(model), tok)
+    to_hugging_face(task, tmp_path / "out")
+    again = from_hugging_face(tmp_path / "out")
+    assert again.model.options["pooling"] == pooling
+    texts = ["once", "upon a time, there was", "fox"]
+    np.testing.assert_array_equal(again(texts), task(texts))
+
+
+def test_what_sentence_transformers_files_may_not_say(tmp_path):
+    tok = tokenizers.WordPiece.train(["once upon a time"] * 5, 80)
+    task = keras_llm.TextEmbedding(models.sentence_embedder(models.preset("minilm-tiny")), tok)
+    to_hugging_face(task, tmp_path / "out")
+    path = tmp_path / "out" / "1_Pooling" / "config.json"
+    path.write_text('{"pooling_mode_max_tokens": true}')
+    with pytest.raises(InputError, match=r"1_Pooling.*got pooling_mode_max_tokens"):
+        from_hugging_face(tmp_path / "out")
+    (tmp_path / "out" / "modules.json").write_text('[{"type": "x.Dense"}]')
+    with pytest.raises(InputError, match=r"modules.json.*got x.Dense"):
+        from_hugging_face(tmp_path / "out")
+
+
+def test_a_translation_task(tmp_path, randomize):
+    tok = tokenizers.SentencePiece.train(["guten tag", "good day"] * 9, 275, "bpe")
+    model = randomize(models.seq2seq(models.preset("t5-tiny", vocabulary_size=275, start_id=1)))
+    to_hugging_face(keras_llm.Translation(model, tok), tmp_path / "out")
+    again = from_hugging_face(tmp_path / "out")
+    assert isinstance(again, keras_llm.Translation)
+    assert again.model.config.start_id == 1
+    assert again("guten", max_new_tokens=5) == keras_llm.Translation(model, tok)(
+        "guten", max_new_tokens=5
+    )
+
+
+def test_only_models_and_tasks_are_written(tmp_path):
+    with pytest.raises(InputError, match=r"`task_or_model` must be a task or a model"):
+        to_hugging_face("model", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
