@@ -83,6 +83,22 @@ class Export:
 
 
 @dataclasses.dataclass
+class Import:
+    """Turn a checkpoint from elsewhere into a model folder."""
+
+    source: _Positional[Literal["gguf", "hugging_face"]]
+    """gguf for a GGUF file, hugging_face for a folder with config.json and safetensors."""
+    path: _Positional[str]
+    """The file or folder."""
+    out: str
+    """Folder of the new model."""
+    overwrite: bool = False
+    """Replace what is there."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclasses.dataclass
 class Inspect:
     """Layers, parameters and memory of a trained model or a preset."""
 
@@ -240,6 +256,39 @@ def _export(options):
     _table([f"{options.out}", "value"], rows)
 
 
+def _import(options):
+    from keras_llm.files import check_free
+
+    check_free(options.out, options.overwrite)  # before the minutes that a large model takes
+    _import_tensorflow()
+    from keras_llm import checkpoints
+
+    read = {"gguf": checkpoints.from_gguf, "hugging_face": checkpoints.from_hugging_face}
+    task = read[options.source](options.path)
+    task.save(options.out, options.overwrite)
+    config, kind = task.model.config, type(task).__name__
+    report = {
+        "out": options.out,
+        "task": kind,
+        "source": task.metadata["source"],
+        "parameters": task.model.count_params(),
+        "vocabulary_size": config.vocabulary_size,
+        "max_length": config.max_length,
+        "chat_template": "chat_template" in task.metadata,
+    }
+    if _as_json(options, report):
+        return
+    shown = {True: "yes", False: "no"}
+    rows = [
+        [name.replace("_", " "), shown[v] if isinstance(v, bool) else f"{v:,}"]
+        for name, v in report.items()
+        if name not in ("out", "task", "source")
+    ]
+    _table([f"{options.out}", ""], [["task", kind], ["source", report["source"]], *rows])
+    if kind == "TextGeneration":
+        print(f'next: {_PROGRAM} generate {options.out} "Once upon a time" --stream')
+
+
 def _inspect(options):
     _import_tensorflow()
     from keras_llm import models
@@ -288,6 +337,7 @@ _COMMANDS = {
     "generate": _Command(Generate, _generate),
     "evaluate": _Command(Evaluate, _evaluate),
     "export": _Command(Export, _export),
+    "import": _Command(Import, _import),
     "inspect": _Command(Inspect, _inspect),
     "recipes": _Command(Recipes, _recipes),
 }
