@@ -121,6 +121,11 @@ def generate(model, token_ids, lengths, max_new_tokens, sampling, stop_id, pad_i
     """
     asked = request(model, lengths, max_new_tokens, sampling)
     state = start(model, token_ids, asked, ops.max(asked.budget), stop_id, pad_id, memory)
+    return finish(model, state, asked, stop_id, pad_id)
+
+
+def finish(model, state, asked, stop_id, pad_id):
+    """`advance` until every row is done; returns the last `State`."""
     state = ops.while_loop(
         lambda *state: ops.logical_not(ops.all(State(*state).done)),
         lambda *state: tuple(advance(model, State(*state), asked, stop_id, pad_id)),

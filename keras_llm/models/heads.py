@@ -349,7 +349,8 @@ def _sentence_embedder(hidden, padding_mask, context, pooling, normalize, projec
         x = context.dense(projection_dim, "projection")(x)
     x = ops.cast(x, "float32")
     if normalize:
-        x = x / ops.maximum(ops.norm(x, axis=-1, keepdims=True), 1e-12)
+        length = ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
+        x = x / ops.maximum(length, 1e-12)
     return [], x
 
 

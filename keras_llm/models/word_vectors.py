@@ -108,7 +108,7 @@ def word_vector_table(model):
     Returns:
         Float32 array (V, D). Of "glove" the sum of a word's two vectors, as its paper does.
     """
-    table = np.asarray(model.get_layer("word_embedding").embeddings, "float32")
+    table = np.array(model.get_layer("word_embedding").embeddings, "float32")
     if model.config.objective == "glove":
         table = table + np.asarray(model.get_layer("context_embedding").embeddings, "float32")
     return table

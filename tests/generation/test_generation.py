@@ -167,16 +167,20 @@ def test_eager_compiled_and_streamed_tokens_are_the_same(model, settings):
     assert [int(state.step) for state in states] == list(range(1, len(states) + 1))
 
 
-def test_one_trace_serves_all_settings_and_lengths(model):
+def test_one_compilation_serves_all_settings_and_lengths_of_a_bucket(model):
     compiled = Compiled(model, STOP, PAD)
     for index in range(10):
-        ids, lengths = prompts(index, rows=1 + index % 3)
+        ids, lengths = prompts(index, rows=3 + index % 2)
         settings = sampling(index / 5, index, 1.0 - index / 20, index)
         compiled.generate(ids, lengths, np.array([1 + index], "int32"), settings)
-        list(compiled.stream(ids, lengths, np.array([1 + index], "int32"), settings))
-    assert compiled._generate.experimental_get_tracing_count() == 1
-    assert compiled._start.experimental_get_tracing_count() == 1
-    assert compiled._advance.experimental_get_tracing_count() == 1
+        assert compiled.traces == 1
+    for index in range(3):
+        ids, lengths = prompts(index, rows=1)
+        list(compiled.stream(ids, lengths, np.array([2 + index], "int32"), sampling(index / 5)))
+        assert compiled.traces == 3
+    ids = np.full((4, 17), 5, "int32")  # one token more than the smallest bucket
+    compiled.generate(ids, np.full(4, 17, "int32"), np.array([3], "int32"), sampling())
+    assert compiled.traces == 4
 
 
 def test_generation_ends_at_the_models_length(model):
