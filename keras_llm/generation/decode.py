@@ -5,7 +5,7 @@ from typing import NamedTuple
 from keras import ops
 
 from keras_llm import models
-from keras_llm.generation.samplers import Sampling, choose
+from keras_llm.generation.samplers import Sampling, Text, choose
 
 
 class State(NamedTuple):
@@ -15,9 +15,11 @@ class State(NamedTuple):
         step: int32 scalar, the number of tokens chosen so far.
         token: int32 (B,), the token chosen last.
         token_ids: int32 (B, N), the tokens chosen; `pad_id` where there is none yet.
-        num_tokens: int32 (B,), how many of them count (the stop token does not).
-        log_probability: float32 (B,), the sum of the counted tokens' log-probabilities, in
-            nats, under the model itself (temperature 1, nothing filtered).
+        token_log_probabilities: float32 (B, N), the log-probability of each, in nats, under the
+            model itself (temperature 1, nothing filtered); 0 where there is none.
+        alternative_ids: int32 (B, N, A), the most likely tokens at each place.
+        alternative_log_probabilities: float32 (B, N, A), theirs.
+        num_tokens: int32 (B,), how many tokens count (the stop token does not).
         stopped: bool (B,), the stop token was chosen.
         done: bool (B,), stopped or out of budget.
         cache: dict from `models.init_cache`.
@@ -26,71 +28,93 @@ class State(NamedTuple):
     step: object
     token: object
     token_ids: object
+    token_log_probabilities: object
+    alternative_ids: object
+    alternative_log_probabilities: object
     num_tokens: object
-    log_probability: object
     stopped: object
     done: object
     cache: dict
+
+    @property
+    def log_probability(self):
+        """Float32 (B,), the sum of the counted tokens' log-probabilities."""
+        return ops.sum(self.token_log_probabilities, axis=1)
 
 
 class Request(NamedTuple):
     """What a batch of generations was asked.
 
     Attributes:
+        token_ids: int32 (B, T), prompts padded on the right.
         lengths: int32 (B,), prompt lengths.
         budget: int32 (B,), the most tokens to generate for each row, at most N.
         sampling: `Sampling` of tensors.
     """
 
+    token_ids: object
     lengths: object
     budget: object
     sampling: Sampling
 
 
-def request(model, lengths, max_new_tokens, sampling):
+def request(model, token_ids, lengths, max_new_tokens, sampling):
     """A `Request` whose budgets end at the model's `max_length`.
 
     Args:
-        model: a model from `models.causal_lm`.
+        model: a model from `models.causal_lm` or `models.seq2seq`.
+        token_ids: int32 tensor (B, T).
         lengths: int32 tensor (B,).
         max_new_tokens: int32 tensor (B,) or (1,), > 0.
         sampling: `Sampling` of tensors.
     """
     lengths = ops.cast(lengths, "int32")
     budget = ops.minimum(ops.cast(max_new_tokens, "int32"), model.config.max_length - lengths)
-    return Request(lengths, budget, sampling)
+    return Request(ops.cast(token_ids, "int32"), lengths, budget, sampling)
 
 
-def start(model, token_ids, asked, capacity, stop_id, pad_id, memory=None):
+def start(model, asked, capacity, stop_id, pad_id, memory=None, samples=1, alternatives=0):
     """Read the prompts and choose each row's first token.
 
     Args:
         model: a model from `models.causal_lm` or `models.seq2seq`.
-        token_ids: int32 tensor (B, T), prompts padded on the right.
-        asked: a `Request`.
+        asked: a `Request`, of B rows, or of B / `samples` if that is more than 1.
         capacity: int or int32 scalar. N, the room for new tokens.
         stop_id: int, the token that ends a text.
         pad_id: int, fills unused places.
         memory: dict from `models.encode`, of a `seq2seq` model.
+        samples: int. How many texts each prompt is continued with; it is read once. Budgets and
+            settings are those of the B texts, the texts of one prompt side by side.
+        alternatives: int. A, how many likely tokens are kept for each place.
 
     Returns:
-        A `State` at step 1.
+        A `State` at step 1, and the `Request` of its B rows.
     """
-    batch_size, length = ops.shape(token_ids)[:2]
-    cache = {**models.init_cache(model, batch_size, length + capacity), **(memory or {})}
-    logits, cache = models.prefill(model, token_ids, asked.lengths, cache)
+    rows, length = ops.shape(asked.token_ids)[:2]
+    cache = {**models.init_cache(model, rows, length + capacity), **(memory or {})}
+    logits, cache = models.prefill(model, asked.token_ids, asked.lengths, cache)
+    if samples > 1:
+        logits = ops.repeat(logits, samples, axis=0)
+        cache = {name: ops.repeat(entry, samples, axis=0) for name, entry in cache.items()}
+        asked = asked._replace(
+            token_ids=ops.repeat(asked.token_ids, samples, axis=0),
+            lengths=ops.repeat(asked.lengths, samples, axis=0),
+        )
+        rows = rows * samples
     zeros = ops.zeros_like(asked.lengths)
     state = State(
         step=ops.convert_to_tensor(0, "int32"),
         token=zeros,
-        token_ids=ops.zeros((batch_size, capacity), dtype="int32") + pad_id,
+        token_ids=ops.zeros((rows, capacity), dtype="int32") + pad_id,
+        token_log_probabilities=ops.zeros((rows, capacity), dtype="float32"),
+        alternative_ids=ops.zeros((rows, capacity, alternatives), dtype="int32"),
+        alternative_log_probabilities=ops.zeros((rows, capacity, alternatives), dtype="float32"),
         num_tokens=zeros,
-        log_probability=ops.cast(zeros, "float32"),
         stopped=ops.cast(zeros, "bool"),
         done=ops.cast(zeros, "bool"),
         cache=cache,
     )
-    return _choose(state, logits, asked, stop_id, pad_id)
+    return _choose(state, logits, asked, stop_id, pad_id), asked
 
 
 def advance(model, state, asked, stop_id, pad_id):
@@ -103,7 +127,34 @@ def advance(model, state, asked, stop_id, pad_id):
     return _choose(state._replace(cache=cache), logits, asked, stop_id, pad_id)
 
 
-def generate(model, token_ids, lengths, max_new_tokens, sampling, stop_id, pad_id, memory=None):
+def advance_until(model, state, asked, stop_id, pad_id, step=None):
+    """`advance` until every row is done, or until that step, an int32 scalar."""
+
+    def goes_on(*state):
+        state = State(*state)
+        unfinished = ops.logical_not(ops.all(state.done))
+        return unfinished if step is None else ops.logical_and(unfinished, state.step < step)
+
+    state = ops.while_loop(
+        goes_on,
+        lambda *state: tuple(advance(model, State(*state), asked, stop_id, pad_id)),
+        tuple(state),
+    )
+    return State(*state)
+
+
+def generate(
+    model,
+    token_ids,
+    lengths,
+    max_new_tokens,
+    sampling,
+    stop_id,
+    pad_id,
+    memory=None,
+    samples=1,
+    alternatives=0,
+):
     """Continue a batch of prompts until each has stopped or used up its budget.
 
     Args:
@@ -115,23 +166,16 @@ def generate(model, token_ids, lengths, max_new_tokens, sampling, stop_id, pad_i
         stop_id: int, the token that ends a text.
         pad_id: int, fills unused places.
         memory: dict from `models.encode`, of a `seq2seq` model.
+        samples, alternatives: as of `start`; `max_new_tokens` is then (1,).
 
     Returns:
         The last `State`; `token_ids` is (B, N) with N the largest budget.
     """
-    asked = request(model, lengths, max_new_tokens, sampling)
-    state = start(model, token_ids, asked, ops.max(asked.budget), stop_id, pad_id, memory)
-    return finish(model, state, asked, stop_id, pad_id)
-
-
-def finish(model, state, asked, stop_id, pad_id):
-    """`advance` until every row is done; returns the last `State`."""
-    state = ops.while_loop(
-        lambda *state: ops.logical_not(ops.all(State(*state).done)),
-        lambda *state: tuple(advance(model, State(*state), asked, stop_id, pad_id)),
-        tuple(state),
+    asked = request(model, token_ids, lengths, max_new_tokens, sampling)
+    state, asked = start(
+        model, asked, ops.max(asked.budget), stop_id, pad_id, memory, samples, alternatives
     )
-    return State(*state)
+    return advance_until(model, state, asked, stop_id, pad_id)
 
 
 def score(model, token_ids, lengths):
@@ -153,23 +197,51 @@ def score(model, token_ids, lengths):
 
 
 def _choose(state, logits, asked, stop_id, pad_id):
-    token = choose(logits, asked.sampling, state.step)
+    text = None
+    if not asked.sampling.ignores_text():
+        text = _text(asked, state)
+    token = choose(logits, asked.sampling, state.step, text, stop_id)
     counts = ops.logical_and(ops.logical_not(state.done), token != stop_id)
     token = ops.where(counts, token, pad_id)
-    here = ops.arange(ops.shape(state.token_ids)[1]) == state.step
+    here = ops.expand_dims(ops.arange(ops.shape(state.token_ids)[1]) == state.step, 0)
     stopped = ops.logical_or(state.stopped, ops.logical_not(ops.logical_or(counts, state.done)))
     num_tokens = state.num_tokens + ops.cast(counts, "int32")
-    return State(
+    log_p = ops.where(counts, _log_probability(logits, token), 0.0)
+    state = state._replace(
         step=state.step + 1,
         token=token,
         token_ids=ops.where(here, ops.expand_dims(token, 1), state.token_ids),
+        token_log_probabilities=ops.where(
+            here, ops.expand_dims(log_p, 1), state.token_log_probabilities
+        ),
         num_tokens=num_tokens,
-        log_probability=state.log_probability
-        + ops.where(counts, _log_probability(logits, token), 0.0),
         stopped=stopped,
         done=ops.logical_or(stopped, num_tokens >= asked.budget),
-        cache=state.cache,
     )
+    alternatives = state.alternative_ids.shape[2]
+    if not alternatives:
+        return state
+    best, ids = ops.top_k(ops.log_softmax(logits, axis=-1), alternatives)
+    here = ops.expand_dims(here, -1)
+    return state._replace(
+        alternative_ids=ops.where(
+            here, ops.expand_dims(ops.cast(ids, "int32"), 1), state.alternative_ids
+        ),
+        alternative_log_probabilities=ops.where(
+            here, ops.expand_dims(best, 1), state.alternative_log_probabilities
+        ),
+    )
+
+
+def _text(asked, state):
+    """Prompt and new tokens of each row without the gap between them."""
+    both = ops.concatenate([asked.token_ids, state.token_ids], axis=1)
+    length, total = ops.shape(asked.token_ids)[1], ops.shape(both)[1]
+    places = ops.expand_dims(ops.arange(total), 0)
+    prompt_lengths = ops.expand_dims(asked.lengths, 1)
+    source = ops.where(places < prompt_lengths, places, places - prompt_lengths + length)
+    token_ids = ops.take_along_axis(both, ops.minimum(source, total - 1), axis=1)
+    return Text(token_ids, asked.lengths, asked.lengths + state.num_tokens)
 
 
 def _log_probability(logits, targets):

@@ -1,62 +1,129 @@
-"""The choice of the next token: a pure function of logits, settings, seed and step."""
+"""The choice of the next token: a pure function of logits, settings, seed, step and text."""
 
-import dataclasses
 import numbers
+from typing import NamedTuple
 
 from keras import ops
 
 from keras_llm.errors import InputError
-from keras_llm.generation.logits import keep_top, scale_temperature
+from keras_llm.generation import logits as processors
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
+class Text(NamedTuple):
+    """What has been read and written so far, for the settings that look at it.
+
+    Attributes:
+        token_ids: int32 tensor (B, H), prompt and new tokens, padded on the right.
+        prompt_lengths: int32 tensor (B,).
+        lengths: int32 tensor (B,), prompt and new tokens together.
+    """
+
+    token_ids: object
+    prompt_lengths: object
+    lengths: object
+
+
+class Sampling(NamedTuple):
     """How each row's next token is chosen. Fields are scalars, or arrays (1,) or (B,).
 
-    Args:
+    In this order: `logit_bias` is added; penalties and forbidden n-grams; `min_new_tokens`;
+    `forced_tokens`; then, unless the temperature is 0, temperature, `top_k`, `top_p`, `min_p`,
+    `typical_p`, and a draw.
+
+    Attributes:
         temperature: float >= 0; 0 takes the most likely token.
         top_k: int >= 0; 0 is off.
         top_p: float in (0, 1]; 1 is off.
         seed: int32. A row's text depends on its own prompt, settings and seed only, never
             on its neighbours in the batch.
+        min_p: float in [0, 1]; 0 is off (see `keep_likely`).
+        typical_p: float in (0, 1]; 1 is off (see `keep_typical`).
+        repetition_penalty: float > 0; 1 is off (see `penalize`).
+        presence_penalty, frequency_penalty: float; 0 is off.
+        no_repeat_ngram_size: int >= 0; 0 is off.
+        min_new_tokens: int >= 0. Before so many tokens the text does not stop.
+        logit_bias: None, or float array (1, V) or (B, V); -1e30 bans a token.
+        forced_tokens: None, or int array (1, F) or (B, F): the first new tokens; -1 leaves one
+            free.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
+    temperature: object = 1.0
+    top_k: object = 0
+    top_p: object = 1.0
+    seed: object = 0
+    min_p: object = 0.0
+    typical_p: object = 1.0
+    repetition_penalty: object = 1.0
+    presence_penalty: object = 0.0
+    frequency_penalty: object = 0.0
+    no_repeat_ngram_size: object = 0
+    min_new_tokens: object = 0
+    logit_bias: object = None
+    forced_tokens: object = None
 
     def validate(self):
         """Raise InputError naming the first setting out of range (Python numbers only)."""
-        for name, ok, rule in (
-            ("temperature", 0 <= self.temperature < float("inf"), "a number >= 0"),
-            ("top_k", isinstance(self.top_k, numbers.Integral) and self.top_k >= 0, "an int >= 0"),
-            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
-            (
-                "seed",
-                isinstance(self.seed, numbers.Integral) and -(2**31) <= self.seed < 2**31,
-                "an int of 32 bits",
-            ),
-        ):
-            if not ok:
-                raise InputError(f"`{name}` must be {rule}, got {getattr(self, name)!r}.")
+        for name, (kind, ok, rule) in _RULES.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool) or not ok(value):
+                raise InputError(f"`{name}` must be {rule}, got {value!r}.")
         return self
 
     def tensors(self):
-        """The same settings as tensors of shape (1,) or (B,)."""
+        """The same settings as tensors of shape (1,) or (B,); those that are off stay numbers,
+        which costs nothing."""
 
-        def tensor(value, dtype):
-            return ops.reshape(ops.cast(ops.convert_to_tensor(value), dtype), (-1,))
+        def tensor(name, value):
+            if name not in ("temperature", "seed") and self.is_off(name):
+                return value
+            shape = (-1,) if name in _RULES else None
+            value = ops.cast(ops.convert_to_tensor(value), dtype_of(name))
+            return value if shape is None else ops.reshape(value, shape)
 
-        return Sampling(
-            tensor(self.temperature, "float32"),
-            tensor(self.top_k, "int32"),
-            tensor(self.top_p, "float32"),
-            tensor(self.seed, "int32"),
+        return Sampling(*map(tensor, self._fields, self))
+
+    def ignores_text(self):
+        """Whether no setting looks at the text so far."""
+        return all(map(self.is_off, _LOOKING_BACK))
+
+    def is_off(self, name):
+        """Whether a setting is left at its default, as a Python value."""
+        value = getattr(self, name)
+        return value is None or (
+            isinstance(value, (int, float)) and value == self._field_defaults[name]
         )
 
 
-def choose(logits, sampling, step):
+def _is_number(value):
+    return -float("inf") < value < float("inf")
+
+
+_PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+_LOOKING_BACK = (*_PENALTIES, "no_repeat_ngram_size")
+_RULES = {
+    "temperature": (numbers.Real, lambda v: 0 <= v < float("inf"), "a number >= 0"),
+    "top_k": (numbers.Integral, lambda v: v >= 0, "an int >= 0"),
+    "top_p": (numbers.Real, lambda v: 0 < v <= 1, "in (0, 1]"),
+    "seed": (numbers.Integral, lambda v: -(2**31) <= v < 2**31, "an int of 32 bits"),
+    "min_p": (numbers.Real, lambda v: 0 <= v <= 1, "in [0, 1]"),
+    "typical_p": (numbers.Real, lambda v: 0 < v <= 1, "in (0, 1]"),
+    "repetition_penalty": (numbers.Real, lambda v: 0 < v < float("inf"), "a number > 0"),
+    "presence_penalty": (numbers.Real, _is_number, "a number"),
+    "frequency_penalty": (numbers.Real, _is_number, "a number"),
+    "no_repeat_ngram_size": (numbers.Integral, lambda v: v >= 0, "an int >= 0"),
+    "min_new_tokens": (numbers.Integral, lambda v: v >= 0, "an int >= 0"),
+}
+SETTINGS = tuple(_RULES)  # those that are numbers
+
+
+def dtype_of(setting):
+    """The dtype of a setting as a tensor."""
+    if setting == "forced_tokens" or _RULES.get(setting, (numbers.Real,))[0] is numbers.Integral:
+        return "int32"
+    return "float32"
+
+
+def choose(logits, sampling, step, text=None, stop_id=None):
     """Choose a token for each row.
 
     Sampling adds Gumbel noise to the processed logits and takes the largest, which draws from
@@ -67,29 +134,99 @@ def choose(logits, sampling, step):
         logits: float32 tensor (B, V).
         sampling: `Sampling` of tensors (see `Sampling.tensors`).
         step: int32 scalar tensor, 0 for the first new token.
+        text: `Text`, needed by penalties and `no_repeat_ngram_size`.
+        stop_id: int, needed by `min_new_tokens`.
 
     Returns:
         Int32 tensor (B,).
     """
+    logits = process(logits, sampling, step, text, stop_id)
 
     def greedy():
         return ops.cast(ops.argmax(logits, axis=-1), "int32")
 
-    def filtered():
-        scaled = scale_temperature(logits, sampling.temperature)
-        is_off = ops.logical_and(ops.all(sampling.top_k <= 0), ops.all(sampling.top_p >= 1.0))
-        return ops.cond(
-            is_off,
-            lambda: scaled,
-            lambda: keep_top(scaled, sampling.top_k, sampling.top_p),
-        )
-
     def sampled():
-        noisy = filtered() + gumbel_noise(sampling.seed, step, logits.shape[-1])
+        kept = _filtered(processors.scale_temperature(logits, sampling.temperature), sampling)
+        noisy = kept + gumbel_noise(sampling.seed, step, logits.shape[-1])
         token = ops.cast(ops.argmax(noisy, axis=-1), "int32")
         return ops.where(sampling.temperature > 0, token, greedy())
 
     return ops.cond(ops.any(sampling.temperature > 0), sampled, greedy)
+
+
+def process(logits, sampling, step, text=None, stop_id=None):
+    """What `choose` does to the logits of every row, greedy ones too.
+
+    Args:
+        logits, sampling, step, text, stop_id: as of `choose`.
+
+    Returns:
+        Float32 tensor (B, V).
+    """
+    size = logits.shape[-1]
+    if text is not None:
+        text = Text(*(ops.cast(field, "int32") for field in text))
+    if sampling.logit_bias is not None:
+        logits = logits + sampling.logit_bias
+    if text is not None and not all(map(sampling.is_off, _PENALTIES)):
+        values = [_row(getattr(sampling, name)) for name in _PENALTIES]
+
+        def penalized():
+            places = ops.expand_dims(ops.arange(ops.shape(text.token_ids)[1]), 0)
+            written = places < ops.expand_dims(text.lengths, 1)
+            new = written & (places >= ops.expand_dims(text.prompt_lengths, 1))
+            counts = [processors.occurrences(text.token_ids, c, size) for c in (written, new)]
+            return processors.penalize(logits, *counts, *values)
+
+        is_on = ops.any(values[0] != 1.0) | ops.any(values[1] != 0.0) | ops.any(values[2] != 0.0)
+        logits = ops.cond(is_on, penalized, lambda: logits)
+    if text is not None and not sampling.is_off("no_repeat_ngram_size"):
+        before, ngram = logits, _row(sampling.no_repeat_ngram_size, "int32")
+        logits = ops.cond(
+            ops.any(ngram > 0),
+            lambda: processors.forbid_repeated_ngrams(before, text.token_ids, text.lengths, ngram),
+            lambda: before,
+        )
+    if stop_id is not None and stop_id >= 0 and not sampling.is_off("min_new_tokens"):
+        early = ops.expand_dims(step < _row(sampling.min_new_tokens, "int32"), 1)
+        stops = ops.expand_dims(ops.arange(size) == stop_id, 0)
+        logits = ops.where(early & stops, processors.REMOVED, logits)
+    if sampling.forced_tokens is not None:
+        forced = sampling.forced_tokens
+        place = ops.minimum(step, ops.shape(forced)[1] - 1)
+        token = ops.take(forced, ops.reshape(place, (1,)), axis=1)  # (B or 1, 1)
+        is_forced = (token >= 0) & (step < ops.shape(forced)[1])
+        others = ops.expand_dims(ops.arange(size), 0) != token
+        logits = ops.where(is_forced & others, processors.REMOVED, logits)
+    return logits
+
+
+def _filtered(scaled, sampling):
+    """Top-k, top-p, min-p and typical-p, each skipped where no row asks for it."""
+    if not (sampling.is_off("top_k") and sampling.is_off("top_p")):
+        top_k, top_p = _row(sampling.top_k, "int32"), _row(sampling.top_p)
+        scaled = _if(
+            ops.any(top_k > 0) | ops.any(top_p < 1.0),
+            lambda x: processors.keep_top(x, top_k, top_p),
+            scaled,
+        )
+    if not sampling.is_off("min_p"):
+        min_p = _row(sampling.min_p)
+        scaled = _if(ops.any(min_p > 0), lambda x: processors.keep_likely(x, min_p), scaled)
+    if not sampling.is_off("typical_p"):
+        typical_p = _row(sampling.typical_p)
+        scaled = _if(
+            ops.any(typical_p < 1.0), lambda x: processors.keep_typical(x, typical_p), scaled
+        )
+    return scaled
+
+
+def _if(condition, function, x):
+    return ops.cond(condition, lambda: function(x), lambda: x)
+
+
+def _row(value, dtype="float32"):
+    return ops.reshape(ops.cast(ops.convert_to_tensor(value), dtype), (-1,))
 
 
 def gumbel_noise(seed, step, size):

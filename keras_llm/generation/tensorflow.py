@@ -13,22 +13,23 @@ import tensorflow as tf
 from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation import decode
-from keras_llm.generation.samplers import Sampling
+from keras_llm.generation.samplers import SETTINGS, Sampling, dtype_of
 
 _SMALLEST = 16  # tokens; shorter prompts and budgets share this bucket
+_BLOCK = 8  # tokens between two questions whether a text is over
 
 
 class Compiled:
-    """`decode.generate`, `decode.score`, and `start`/`advance` for streaming, of one model.
+    """`decode.generate`, `decode.score`, and streaming, of one model.
 
     Args:
-        model: a model from `models.causal_lm`, or from `models.seq2seq` for `generate_from`.
+        model: a model from `models.causal_lm` or `models.seq2seq`.
         stop_id: int, the token that ends a text.
         pad_id: int, fills unused places.
         jit_compile: bool. False runs the same graphs without XLA.
 
     Attributes:
-        traces: int, how many graphs have been traced so far.
+        traces: int, how many graphs have been traced and compiled so far.
 
     Raises:
         InputError: if Keras runs on another backend.
@@ -46,63 +47,56 @@ class Compiled:
         self.traces = 0
         self._functions = {}
 
-    def generate(self, token_ids, lengths, max_new_tokens, sampling):
-        """`decode.generate` with array arguments; returns the last `State`, without cache."""
-        rows, capacity, arguments = self._in_buckets(token_ids, lengths, max_new_tokens, sampling)
+    def generate(
+        self,
+        token_ids,
+        lengths,
+        max_new_tokens,
+        sampling,
+        encoder_token_ids=None,
+        samples=1,
+        alternatives=0,
+        is_over=None,
+    ):
+        """`decode.generate` with array arguments.
 
-        def generate(token_ids, lengths, budget, *sampling):
-            asked = decode.Request(lengths, budget, Sampling(*sampling))
-            return self._loop(
-                decode.start(self.model, token_ids, asked, capacity, **self.ids), asked
-            )
+        Args:
+            token_ids, lengths, max_new_tokens, sampling, samples, alternatives: as of
+                `decode.generate`.
+            encoder_token_ids: int32 (B, S), of a `seq2seq` model.
+            is_over: function from row and its new token ids, a list, to whether the text ends
+                there; it is asked every few tokens. None asks nothing.
 
-        state = self._run("generate", capacity, generate, arguments)
-        return _first(state, rows, arguments[2].max())
-
-    def generate_from(self, encoder_token_ids, max_new_tokens, sampling):
-        """`decode.generate` of a `seq2seq` model, from encoder token ids (B, S) and the config's
-        `start_id`; returns the last `State`, without cache."""
-        rows = len(encoder_token_ids)
-        config = self.model.config
-        sources = _padded(
-            encoder_token_ids,
-            (_bucket(rows, 1), _bucket(encoder_token_ids.shape[1])),
-            config.pad_id,
-        )
-        prompts = np.full((rows, 1), config.start_id, "int32")
-        _, capacity, arguments = self._in_buckets(
-            prompts, np.ones(rows, "int32"), max_new_tokens, sampling, smallest=1
-        )
-
-        def generate_from(sources, token_ids, lengths, budget, *sampling):
-            asked = decode.Request(lengths, budget, Sampling(*sampling))
-            memory = models.encode(self.model, sources)
-            return self._loop(
-                decode.start(self.model, token_ids, asked, capacity, **self.ids, memory=memory),
-                asked,
-            )
-
-        state = self._run("generate_from", capacity, generate_from, [sources, *arguments])
-        return _first(state, rows, arguments[2].max())
+        Returns:
+            The last `State`, without cache; `done` of a row that `is_over` ended is True.
+        """
+        run = _Run(self, token_ids, lengths, max_new_tokens, sampling, samples, alternatives)
+        state = run.start(encoder_token_ids)
+        if is_over is None:
+            return run.visible(run.advance(state, run.capacity))
+        while True:
+            state = self._ask(run, state, is_over)
+            if bool(tf.reduce_all(state.done)):
+                return run.visible(state)
+            state = run.advance(state, int(state.step) + _BLOCK)
 
     def stream(self, token_ids, lengths, max_new_tokens, sampling):
         """The same tokens as `generate`: yields the `State` after each."""
-        rows, capacity, arguments = self._in_buckets(token_ids, lengths, max_new_tokens, sampling)
-
-        def start(token_ids, lengths, budget, *sampling):
-            asked = decode.Request(lengths, budget, Sampling(*sampling))
-            return decode.start(self.model, token_ids, asked, capacity, **self.ids)
-
-        def advance(state, lengths, budget, *sampling):
-            asked = decode.Request(lengths, budget, Sampling(*sampling))
-            return decode.advance(self.model, state, asked, **self.ids)
-
-        state = self._run("start", capacity, start, arguments)
+        run = _Run(self, token_ids, lengths, max_new_tokens, sampling)
+        state = run.start()
         while True:
-            yield _first(state, rows, arguments[2].max())
+            yield run.visible(state)
             if bool(tf.reduce_all(state.done)):
                 return
-            state = self._run("advance", capacity, advance, [state, *arguments[1:]])
+            state = run.advance(state, int(state.step) + 1)
+
+    @staticmethod
+    def _ask(run, state, is_over):
+        done = state.done.numpy()
+        tokens, counts = state.token_ids.numpy(), state.num_tokens.numpy()
+        for row in np.flatnonzero(~done[: run.rows]):
+            done[row] = is_over(int(row), tokens[row, : counts[row]].tolist())
+        return state._replace(done=tf.constant(done))
 
     def score(self, token_ids, lengths):
         """`decode.score` with array arguments."""
@@ -118,45 +112,108 @@ class Compiled:
             ),
         )
 
-    def _loop(self, state, asked):
-        return decode.finish(self.model, state, asked, **self.ids)._replace(cache={})
-
-    def _in_buckets(self, token_ids, lengths, max_new_tokens, sampling, smallest=_SMALLEST):
-        """Rows and columns added up to the bucket; a row that is added has nothing to do."""
-        rows, length = token_ids.shape
-        budget = np.minimum(max_new_tokens, self.model.config.max_length - lengths)
-        capacity = _bucket(int(budget.max()))
-        total = _bucket(rows, 1)
-        width = _bucket(length, smallest)
-        fields = [
-            np.resize(np.asarray(value), rows)
-            for value in (sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed)
-        ]
-        dtypes = ("float32", "int32", "float32", "int32")
-        return (
-            rows,
-            capacity,
-            [
-                _padded(token_ids, (total, width), self.ids["pad_id"]),
-                _padded(lengths, (total,), 1),
-                _padded(budget, (total,), 1),
-                *(
-                    _padded(field.astype(dtype), (total,), 1)
-                    for field, dtype in zip(fields, dtypes, strict=True)
-                ),
-            ],
-        )
-
-    def _run(self, name, capacity, function, arguments):
+    def call(self, name, static, function, arguments):
+        """A function compiled for the shapes of its arguments and some static values."""
         arguments = tf.nest.map_structure(tf.convert_to_tensor, arguments)
         shapes = tuple(tuple(tensor.shape) for tensor in tf.nest.flatten(arguments))
-        key = (name, capacity, shapes)
+        key = (name, static, shapes)
         if key not in self._functions:
-            self._functions[key] = tf.function(
-                function, jit_compile=self.jit_compile, reduce_retracing=False
-            ).get_concrete_function(*_specs(arguments))
+            specs = tf.nest.map_structure(
+                lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), arguments
+            )
+            compiled = tf.function(function, jit_compile=self.jit_compile)
+            self._functions[key] = compiled.get_concrete_function(*specs)
             self.traces += 1
         return self._functions[key](*arguments)
+
+
+class _Run:
+    """One call of `Compiled`: its arguments in buckets, and its two compiled functions."""
+
+    def __init__(
+        self, compiled, token_ids, lengths, max_new_tokens, sampling, samples=1, alternatives=0
+    ):
+        self.compiled, self.samples, self.alternatives = compiled, samples, alternatives
+        prompts, length = token_ids.shape
+        self.rows = prompts * samples
+        limit = compiled.model.config.max_length - np.repeat(lengths, samples)
+        budget = np.minimum(max_new_tokens, limit).astype("int32")
+        self.columns = int(budget.max())
+        self.capacity = _bucket(self.columns)
+        self.total = _bucket(prompts, 1)
+        width = length if length == 1 else _bucket(length)
+        token_ids = _padded(token_ids, (self.total, width), compiled.ids["pad_id"])
+        lengths = _padded(lengths, (self.total,), 1)
+        rows = self.total * samples
+        fields = {}
+        for name in SETTINGS:
+            fields[name] = np.resize(np.asarray(getattr(sampling, name), dtype_of(name)), rows)
+        bias = sampling.logit_bias
+        if bias is None:
+            bias = np.zeros((1, compiled.model.config.vocabulary_size), "float32")
+        elif len(bias) > 1:
+            bias = _padded(bias, (rows, bias.shape[1]), 0)
+        fields["logit_bias"] = bias
+        forced = sampling.forced_tokens
+        if forced is None:
+            forced = np.zeros((1, 0), "int32")
+        forced = np.resize(forced, (self.rows, forced.shape[1]))
+        fields["forced_tokens"] = _padded(forced, (rows, _bucket(forced.shape[1] or 1, 8)), -1)
+        self.sampling = Sampling(**fields)
+        self.asked = decode.Request(token_ids, lengths, _padded(budget, (rows,), 1), self.sampling)
+
+    def start(self, encoder_token_ids=None):
+        """`decode.start`."""
+        compiled = self.compiled
+        model, ids = compiled.model, compiled.ids
+        sources = []
+        if encoder_token_ids is not None:
+            shape = (self.total, _bucket(encoder_token_ids.shape[1]))
+            sources = [_padded(encoder_token_ids, shape, model.config.pad_id)]
+
+        def start(asked, *sources):
+            memory = models.encode(model, *sources) if sources else None
+            state, asked = decode.start(
+                model,
+                asked,
+                self.capacity,
+                **ids,
+                memory=memory,
+                samples=self.samples,
+                alternatives=self.alternatives,
+            )
+            return state, asked
+
+        static = (self.capacity, self.samples, self.alternatives)
+        state, self.asked = compiled.call("start", static, start, [self.asked, *sources])
+        return state
+
+    def advance(self, state, step):
+        """`decode.advance_until`."""
+        model, ids = self.compiled.model, self.compiled.ids
+
+        def advance(state, asked, step):
+            return decode.advance_until(model, state, asked, **ids, step=step)
+
+        arguments = [state, self.asked, np.array(step, "int32")]
+        return self.compiled.call("advance", (), advance, arguments)
+
+    def visible(self, state):
+        """Without the rows and columns that a bucket added, and without the cache."""
+        rows, columns = self.rows, self.columns
+        by_row = {
+            name: getattr(state, name)[:rows] for name in ("token", "num_tokens", "stopped", "done")
+        }
+        by_place = {
+            name: getattr(state, name)[:rows, :columns]
+            for name in (
+                "token_ids",
+                "token_log_probabilities",
+                "alternative_ids",
+                "alternative_log_probabilities",
+            )
+        }
+        return state._replace(cache={}, **by_row, **by_place)
 
 
 def _bucket(size, smallest=_SMALLEST):
@@ -169,16 +226,3 @@ def _padded(array, shape, value):
     padded = np.full(shape, value, array.dtype)
     padded[tuple(map(slice, array.shape))] = array
     return padded
-
-
-def _specs(arguments):
-    return tf.nest.map_structure(
-        lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), arguments
-    )
-
-
-def _first(state, rows, columns):
-    """Without the rows and columns that a bucket added, and without the cache."""
-    fields = ("token", "token_ids", "num_tokens", "log_probability", "stopped", "done")
-    state = state._replace(cache={}, **{name: getattr(state, name)[:rows] for name in fields})
-    return state._replace(token_ids=state.token_ids[:, :columns])

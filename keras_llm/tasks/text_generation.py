@@ -1,15 +1,20 @@
 """Continue a text."""
 
 import dataclasses
-import numbers
-import random
 
 import numpy as np
 
 from keras_llm.errors import InputError
-from keras_llm.generation import Sampling
 from keras_llm.generation.tensorflow import Compiled
 from keras_llm.tasks.base import Task, checked_texts, padded_rows
+from keras_llm.tasks.settings import (
+    budget_of,
+    count_of,
+    cut_at,
+    pieces_until,
+    sampling_of,
+    stops_of,
+)
 from keras_llm.tokenizers import ChatTemplate
 
 
@@ -22,8 +27,11 @@ class Generation:
         token_ids: list of int, the new tokens.
         num_tokens: int, how many they are.
         log_probability: float, their log-probability under the model, in nats.
-        finish_reason: "stop" (the model ended the text) or "length" (`max_new_tokens` or the
-            model's `max_length` was reached).
+        finish_reason: "stop" (the model ended the text, or a stop string did) or "length"
+            (`max_new_tokens` or the model's `max_length` was reached).
+        token_log_probabilities: list of float, each token's.
+        alternatives: list with a dict for each token, from the most likely tokens' ids there to
+            their log-probabilities; empty dicts unless asked for.
     """
 
     text: str
@@ -31,6 +39,8 @@ class Generation:
     num_tokens: int
     log_probability: float
     finish_reason: str
+    token_log_probabilities: list
+    alternatives: list
 
 
 class TextGeneration(Task):
@@ -62,8 +72,12 @@ class TextGeneration(Task):
         top_k=0,
         top_p=1.0,
         seed=None,
+        stop=(),
+        num_return_sequences=1,
         return_details=False,
+        num_alternatives=0,
         parse_special=False,
+        **settings,
     ):
         """Continue one text or several.
 
@@ -78,24 +92,55 @@ class TextGeneration(Task):
             seed: int32; or a list with one for each row; or None for fresh ones. A row's text
                 depends on its prompt, the settings and its seed, not on the other rows, so
                 equal prompts with one seed give equal texts.
+            stop: str or list of str. The text ends before the first of them that comes up.
+            num_return_sequences: int > 0. How many texts to continue each prompt with; the
+                prompt is read once, and the i-th text takes `seed + i`.
             return_details: bool. Return `Generation`s instead of texts.
+            num_alternatives: int >= 0. How many likely tokens the details name at each place.
             parse_special: bool. Special tokens that the prompt spells out count as such, and
                 no begin token is added: for prompts that a chat template has rendered.
+            **settings: the other fields of `generation.Sampling` that are numbers: `min_p`,
+                `typical_p`, `repetition_penalty`, `presence_penalty`, `frequency_penalty`,
+                `no_repeat_ngram_size`, `min_new_tokens`; and `logit_bias`, a dict of token to
+                number, `banned`, a list of tokens (a token is an id, or a str that is one
+                token), and `forced`, a str that the new text begins with.
 
         Returns:
-            The new text (without the prompt), a str for a str and a list for a list.
+            The new text (without the prompt), a str for a str and a list for a list; with
+            several sequences a list in the place of each text.
 
         Raises:
             InputError: naming the argument that is wrong.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
         token_ids, lengths = self._encode_prompts(prompts, parse_special)
-        sampling = sampling_of(temperature, top_k, top_p, seed, len(lengths))
-        state = self._compiled.generate(token_ids, lengths, budget_of(max_new_tokens), sampling)
-        results = generations(state, self.tokenizer)
+        samples = count_of("num_return_sequences", num_return_sequences, 1)
+        settings |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        sampling = self._sampling(len(lengths), settings, samples)
+        stops = stops_of(stop)
+
+        def is_over(row, ids):
+            return cut_at(self.tokenizer.decode(ids), stops)[1]
+
+        state = self._compiled.generate(
+            token_ids,
+            lengths,
+            budget_of(max_new_tokens),
+            sampling,
+            samples=samples,
+            alternatives=count_of("num_alternatives", num_alternatives, 0),
+            is_over=is_over if stops else None,
+        )
+        results = generations(state, self.tokenizer, stops)
         if not return_details:
             results = [result.text for result in results]
+        if num_return_sequences > 1:
+            results = [results[i : i + samples] for i in range(0, len(results), samples)]
         return results[0] if isinstance(prompt, str) else results
+
+    def _sampling(self, rows, settings, samples=1):
+        size = self.model.config.vocabulary_size
+        return sampling_of(rows, settings, samples, self.tokenizer, size)
 
     def chat(self, messages, **settings):
         """Answer a conversation.
@@ -130,14 +175,16 @@ class TextGeneration(Task):
         top_k=0,
         top_p=1.0,
         seed=None,
+        stop=(),
         parse_special=False,
+        **settings,
     ):
         """Continue one text, piece by piece.
 
         Args:
             prompt: str, not empty.
-            max_new_tokens, temperature, top_k, top_p, seed, parse_special: as in calling the
-                task.
+            max_new_tokens, temperature, top_k, top_p, seed, stop, parse_special, **settings:
+                as in calling the task.
 
         Returns:
             A generator of str. Joined, the pieces are the text that calling the task gives
@@ -149,12 +196,14 @@ class TextGeneration(Task):
         if not isinstance(prompt, str):
             raise InputError(f"`prompt` must be one str to stream, got {type(prompt).__name__}.")
         token_ids, lengths = self._encode_prompts([prompt], parse_special)
-        sampling = sampling_of(temperature, top_k, top_p, seed, 1)
-        budget = budget_of(max_new_tokens)
-        states = self._compiled.stream(token_ids, lengths, budget, sampling)
-        return self.tokenizer.decode_stream(
+        settings |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        states = self._compiled.stream(
+            token_ids, lengths, budget_of(max_new_tokens), self._sampling(1, settings)
+        )
+        pieces = self.tokenizer.decode_stream(
             int(state.token[0]) for state in states if not bool(state.stopped[0])
         )
+        return pieces_until(pieces, stops_of(stop))
 
     def score(self, texts):
         """Log-likelihood of texts.
@@ -185,38 +234,33 @@ class TextGeneration(Task):
         return padded_rows(name, rows, longest, self.model.config.max_length, self.tokenizer.pad_id)
 
 
-def generations(state, tokenizer):
+def generations(state, tokenizer, stops=()):
     """The rows of a finished `generation.State` as `Generation`s."""
-    fields = (state.token_ids, state.num_tokens, state.log_probability, state.stopped)
-    results = []
-    for ids, num_tokens, log_probability, stopped in zip(*map(np.asarray, fields), strict=True):
-        ids = ids[:num_tokens].tolist()
-        results.append(
-            Generation(
-                text=tokenizer.decode(ids),
-                token_ids=ids,
-                num_tokens=int(num_tokens),
-                log_probability=float(log_probability),
-                finish_reason="stop" if stopped else "length",
-            )
-        )
-    return results
+    fields = (
+        state.token_ids,
+        state.num_tokens,
+        state.stopped,
+        state.token_log_probabilities,
+        state.alternative_ids,
+        state.alternative_log_probabilities,
+    )
+    return [
+        _generation(tokenizer, stops, *row) for row in zip(*map(np.asarray, fields), strict=True)
+    ]
 
 
-def sampling_of(temperature, top_k, top_p, seed, rows):
-    """The checked `Sampling` of a batch; fresh seeds for None."""
-    if seed is None:
-        seed = [random.getrandbits(31) for _ in range(rows)]
-    seeds = list(seed) if isinstance(seed, (list, tuple)) else [seed]
-    if len(seeds) not in (1, rows):
-        raise InputError(f"`seed` must be one int or {rows}, one for each row; got {len(seeds)}.")
-    for value in seeds:
-        Sampling(temperature, top_k, top_p, value).validate()
-    return Sampling(temperature, top_k, top_p, np.array(seeds, "int32"))
-
-
-def budget_of(max_new_tokens):
-    """The checked budget of a batch, int32 (1,)."""
-    if not isinstance(max_new_tokens, numbers.Integral) or not 0 < max_new_tokens < 2**31:
-        raise InputError(f"`max_new_tokens` must be a positive int, got {max_new_tokens!r}.")
-    return np.array([max_new_tokens], "int32")
+def _generation(tokenizer, stops, ids, count, stopped, log_p, other_ids, other_log_p):
+    ids = ids[:count].tolist()
+    text, is_cut = cut_at(tokenizer.decode(ids), stops)
+    if is_cut:  # what was generated beyond the token that completed the stop string goes
+        count = next(n for n in range(1, count + 1) if cut_at(tokenizer.decode(ids[:n]), stops)[1])
+    alternatives = zip(other_ids[:count].tolist(), other_log_p[:count].tolist(), strict=True)
+    return Generation(
+        text=text,
+        token_ids=ids[:count],
+        num_tokens=int(count),
+        log_probability=float(log_p[:count].sum()),
+        finish_reason="stop" if stopped or is_cut else "length",
+        token_log_probabilities=log_p[:count].tolist(),
+        alternatives=[dict(zip(*pair, strict=True)) for pair in alternatives],
+    )

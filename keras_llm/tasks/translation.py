@@ -1,9 +1,12 @@
 """One text in, another out."""
 
+import numpy as np
+
 from keras_llm import models
 from keras_llm.generation.tensorflow import Compiled
 from keras_llm.tasks.base import Task, checked_texts, padded_rows
-from keras_llm.tasks.text_generation import budget_of, generations, sampling_of
+from keras_llm.tasks.settings import budget_of, sampling_of
+from keras_llm.tasks.text_generation import generations
 
 
 class Translation(Task):
@@ -64,8 +67,17 @@ class Translation(Task):
         token_ids, lengths = padded_rows(
             "text", rows, config.max_length, config.max_length, config.pad_id
         )
-        sampling = sampling_of(temperature, top_k, top_p, seed, len(lengths))
-        state = self._compiled.generate_from(token_ids, budget_of(max_new_tokens), sampling)
+        rows = len(lengths)
+        sampling = sampling_of(
+            rows, {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        )
+        state = self._compiled.generate(
+            np.full((rows, 1), config.start_id, "int32"),
+            np.ones(rows, "int32"),
+            budget_of(max_new_tokens),
+            sampling,
+            encoder_token_ids=token_ids,
+        )
         results = generations(state, self.tokenizer)
         if not return_details:
             results = [result.text for result in results]

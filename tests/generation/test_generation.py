@@ -171,16 +171,54 @@ def test_one_compilation_serves_all_settings_and_lengths_of_a_bucket(model):
     compiled = Compiled(model, STOP, PAD)
     for index in range(10):
         ids, lengths = prompts(index, rows=3 + index % 2)
-        settings = sampling(index / 5, index, 1.0 - index / 20, index)
+        settings = sampling(index / 5, index, 1.0 - index / 20, index)._replace(
+            min_p=index / 30,
+            typical_p=1.0 - index / 20,
+            repetition_penalty=1.0 + index / 9,
+            presence_penalty=index / 9,
+            no_repeat_ngram_size=index % 3,
+            min_new_tokens=index % 4,
+        )
         compiled.generate(ids, lengths, np.array([1 + index], "int32"), settings)
-        assert compiled.traces == 1
+        assert compiled.traces == 2  # reading the prompt, and going on
     for index in range(3):
         ids, lengths = prompts(index, rows=1)
-        list(compiled.stream(ids, lengths, np.array([2 + index], "int32"), sampling(index / 5)))
-        assert compiled.traces == 3
+        list(compiled.stream(ids, lengths, np.array([1 + index], "int32"), sampling(index / 5)))
+        compiled.generate(ids, lengths, np.array([9], "int32"), sampling(index / 5))
+    assert compiled.traces == 4
     ids = np.full((4, 17), 5, "int32")  # one token more than the smallest bucket
     compiled.generate(ids, np.full(4, 17, "int32"), np.array([3], "int32"), sampling())
-    assert compiled.traces == 4
+    assert compiled.traces == 6
+
+
+def test_samples_of_one_prompt_are_what_each_is_alone(model):
+    ids, lengths = prompts(3, rows=2)
+    budget = np.array([7], "int32")
+    compiled = Compiled(model, STOP, PAD)
+    seeds = np.array([4, 5, 6, 4, 5, 6], "int32")
+    together = compiled.generate(ids, lengths, budget, sampling(1.0, seed=seeds), samples=3)
+    repeated = [np.repeat(x, 3, axis=0) for x in (ids, lengths)]
+    alone = compiled.generate(*repeated, budget, sampling(1.0, seed=seeds))
+    np.testing.assert_array_equal(together.token_ids, alone.token_ids)
+    assert len({tuple(row) for row in np.asarray(together.token_ids)[:3].tolist()}) > 1
+
+
+def test_alternatives_are_the_most_likely_tokens(model):
+    ids, lengths = prompts(5, rows=2)
+    state = Compiled(model, -1, PAD).generate(
+        ids, lengths, np.array([4], "int32"), sampling(), alternatives=3
+    )
+    for row, length in enumerate(lengths):
+        whole = np.concatenate([ids[row, :length], np.asarray(state.token_ids)[row]])
+        logits = np.asarray(model(whole[None]), "float64")[0, length - 1 : -1]
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        best = np.argsort(-log_p, -1)[:, :3]
+        np.testing.assert_array_equal(state.alternative_ids[row], best)
+        expected = np.take_along_axis(log_p, best, -1)
+        np.testing.assert_allclose(state.alternative_log_probabilities[row], expected, atol=1e-4)
+        np.testing.assert_allclose(
+            state.token_log_probabilities[row], expected[:, 0], atol=1e-4
+        )  # greedy
 
 
 def test_generation_ends_at_the_models_length(model):

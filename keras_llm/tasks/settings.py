@@ -1,0 +1,134 @@
+"""What a user may ask of generation, checked and turned into arrays."""
+
+import numbers
+import random
+
+import numpy as np
+
+from keras_llm.errors import InputError
+from keras_llm.generation import SETTINGS, Sampling
+
+_BANNED = -1e30
+
+
+def sampling_of(rows, settings, samples=1, tokenizer=None, vocabulary_size=None):
+    """The checked `Sampling` of a batch.
+
+    Args:
+        rows: int, how many prompts there are.
+        settings: dict of the numbers of `Sampling` (its `seed` an int, a list with one for each
+            prompt, or None for fresh ones), `logit_bias`, `banned` and `forced`.
+        samples: int. How many texts each prompt is continued with; the i-th takes `seed + i`.
+        tokenizer, vocabulary_size: needed by the last three settings.
+
+    Raises:
+        InputError: naming the setting that is unknown or wrong.
+    """
+    settings = dict(settings)
+    words = {name: settings.pop(name, None) for name in ("logit_bias", "banned", "forced")}
+    unknown = sorted(set(settings) - set(SETTINGS))
+    if unknown:
+        known = ", ".join((*SETTINGS, *words))
+        raise InputError(f"unknown setting `{unknown[0]}`; known: {known}.")
+    seeds = _seeds(settings.pop("seed", None), rows)
+    for seed in seeds:
+        Sampling(**settings, seed=seed).validate()
+    if len(seeds) > 1 or samples > 1:
+        seeds = [seed + i for seed in np.resize(seeds, rows).tolist() for i in range(samples)]
+    seeds = (np.array(seeds, "int64") + 2**31) % 2**32 - 2**31
+    sampling = Sampling(**settings, seed=seeds.astype("int32"))
+    bias = {} if words["logit_bias"] is None else words["logit_bias"]
+    if not isinstance(bias, dict):
+        raise InputError(f"`logit_bias` must be a dict of token to number, got {bias!r}.")
+    banned = words["banned"] or ()
+    if isinstance(banned, str) or not isinstance(banned, (list, tuple)):
+        raise InputError(f"`banned` must be a list of tokens, got {banned!r}.")
+    if bias or banned:
+        row = np.zeros((1, vocabulary_size), "float32")
+        for token, value in bias.items():
+            if not isinstance(value, numbers.Real) or not np.isfinite(value):
+                raise InputError(f"`logit_bias` of {token!r} must be a number, got {value!r}.")
+            row[0, _token_id("logit_bias", token, tokenizer, vocabulary_size)] += value
+        for token in banned:
+            row[0, _token_id("banned", token, tokenizer, vocabulary_size)] = _BANNED
+        if np.all(row <= _BANNED):
+            raise InputError("`banned` leaves no token.")
+        sampling = sampling._replace(logit_bias=row)
+    if words["forced"]:
+        if not isinstance(words["forced"], str):
+            raise InputError(f"`forced` must be a str, got {words['forced']!r}.")
+        forced = np.array([tokenizer.encode(words["forced"])], "int32")
+        sampling = sampling._replace(forced_tokens=forced)
+    return sampling
+
+
+def budget_of(max_new_tokens):
+    """The checked budget of a batch, int32 (1,)."""
+    if not isinstance(max_new_tokens, numbers.Integral) or not 0 < max_new_tokens < 2**31:
+        raise InputError(f"`max_new_tokens` must be a positive int, got {max_new_tokens!r}.")
+    return np.array([max_new_tokens], "int32")
+
+
+def count_of(name, value, least):
+    """A checked int that is at least `least`."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        raise InputError(f"`{name}` must be an int of {least} or more, got {value!r}.")
+    return int(value)
+
+
+def stops_of(stop):
+    """The checked stop strings, a tuple."""
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    for text in stops:
+        if not isinstance(text, str) or not text:
+            raise InputError(f"`stop` must be non-empty strs, got {text!r}.")
+    return stops
+
+
+def cut_at(text, stops):
+    """A text up to the first of the stop strings, and whether there was one."""
+    found = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return (text[: min(found)], True) if found else (text, False)
+
+
+def pieces_until(pieces, stops):
+    """Pieces of text up to a stop string. What may be the beginning of one is held back until
+    the next piece tells."""
+    held = ""
+    for piece in pieces:
+        text, is_over = cut_at(held + piece, stops)
+        if is_over:
+            if text:
+                yield text
+            return
+        longest = min(len(text), max(map(len, stops), default=1) - 1)
+        keep = next(
+            (n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in stops)), 0
+        )
+        held = text[len(text) - keep :]
+        if len(text) > keep:
+            yield text[: len(text) - keep]
+    if held:
+        yield held
+
+
+def _seeds(seed, rows):
+    if seed is None:
+        return [random.getrandbits(31) for _ in range(rows)]
+    seeds = list(seed) if isinstance(seed, (list, tuple)) else [seed]
+    if len(seeds) not in (1, rows):
+        raise InputError(f"`seed` must be one int or {rows}, one for each row; got {len(seeds)}.")
+    return seeds
+
+
+def _token_id(name, token, tokenizer, vocabulary_size):
+    if isinstance(token, numbers.Integral) and not isinstance(token, bool):
+        if 0 <= token < vocabulary_size:
+            return token
+        raise InputError(f"`{name}`: token ids are 0 .. {vocabulary_size - 1}, got {token}.")
+    if not isinstance(token, str):
+        raise InputError(f"`{name}`: a token must be a str or an id, got {token!r}.")
+    ids = tokenizer.encode(token)
+    if len(ids) != 1:
+        raise InputError(f"`{name}`: {token!r} is {len(ids)} tokens, not one.")
+    return ids[0]

@@ -1,0 +1,98 @@
+"""What a user may ask of a text generation task, and how it is refused."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from keras_llm.errors import InputError
+from keras_llm.tasks.settings import pieces_until
+
+GREEDY = {"temperature": 0.0, "max_new_tokens": 24}
+
+
+def test_stop_strings_end_the_text_before_them(task):
+    whole = task("The", **GREEDY)
+    stop = whole[7:10]  # spans tokens, wherever those are cut
+    expected = whole[: whole.index(stop)]
+    result = task("The", **GREEDY, stop=stop, return_details=True)
+    assert result.text == expected and result.finish_reason == "stop"
+    assert stop in task.tokenizer.decode(result.token_ids)
+    assert stop not in task.tokenizer.decode(result.token_ids[:-1])
+    assert len(result.token_log_probabilities) == result.num_tokens
+    assert task(["The", "In"], **GREEDY, stop=["\x00", stop])[0] == expected
+    assert "".join(task.stream("The", **GREEDY, stop=[stop])) == expected
+    assert "".join(task.stream("The", **GREEDY)) == whole
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_pieces_hold_back_what_may_become_a_stop_string(size):
+    text = "one two thr three four"
+    pieces = [text[i : i + size] for i in range(0, len(text), size)]
+    assert "".join(pieces_until(pieces, ("three", "five"))) == "one two thr "
+    assert "".join(pieces_until(pieces, ("fours",))) == text
+    assert "".join(pieces_until(pieces, ())) == text
+    assert all(pieces_until(pieces, ("three",)))
+
+
+def test_several_texts_of_one_prompt(task):
+    hot = {"temperature": 1.5, "max_new_tokens": 8, "seed": 3}
+    texts = task("The", num_return_sequences=3, **hot)
+    assert len(texts) == 3 and texts[0] == task("The", **hot)
+    assert texts[1] == task("The", **{**hot, "seed": 4})
+    rows = task(["The", "In"], num_return_sequences=2, **hot)
+    assert [len(row) for row in rows] == [2, 2] and rows[0] == texts[:2]
+
+
+def test_details_name_likely_tokens(task):
+    details = task("The", **GREEDY, return_details=True, num_alternatives=2)
+    for token, log_p, others in zip(
+        details.token_ids, details.token_log_probabilities, details.alternatives, strict=True
+    ):
+        assert len(others) == 2 and max(others, key=others.get) == token
+        np.testing.assert_allclose(others[token], log_p, atol=1e-5)
+    np.testing.assert_allclose(sum(details.token_log_probabilities), details.log_probability)
+
+
+def test_tokens_can_be_banned_favoured_and_forced(task):
+    first = task("The", temperature=0.0, max_new_tokens=1, return_details=True).token_ids[0]
+    other = task(
+        "The", temperature=0.0, max_new_tokens=1, return_details=True, banned=[first]
+    ).token_ids[0]
+    assert other != first
+    favoured = task("The", temperature=0.0, max_new_tokens=3, logit_bias={"\n": 100.0})
+    assert favoured == "\n\n\n"
+    assert task("The", **GREEDY, forced=" number").startswith(" number")
+    ids = task(
+        "The", temperature=0.0, max_new_tokens=40, no_repeat_ngram_size=2, return_details=True
+    ).token_ids
+    pairs = list(itertools.pairwise(ids))
+    assert len(pairs) == len(set(pairs))
+    longest = task("The", **GREEDY, min_new_tokens=24, return_details=True)
+    assert longest.num_tokens == 24
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"stop": ""}, "`stop`"),
+        ({"stop": ["a", 3]}, "`stop`"),
+        ({"num_return_sequences": 0}, "`num_return_sequences`"),
+        ({"num_alternatives": -1}, "`num_alternatives`"),
+        ({"min_p": 2.0}, "`min_p`"),
+        ({"top_n": 2}, "`top_n`"),
+        ({"logit_bias": ["a"]}, "`logit_bias`"),
+        ({"logit_bias": {"two words": 1.0}}, "`logit_bias`"),
+        ({"logit_bias": {10**6: 1.0}}, "`logit_bias`"),
+        ({"logit_bias": {5: float("nan")}}, "`logit_bias`"),
+        ({"banned": "a"}, "`banned`"),
+        ({"banned": [1.5]}, "`banned`"),
+        ({"forced": 3}, "`forced`"),
+    ],
+)
+def test_wrong_settings_are_named(task, settings, words):
+    with pytest.raises(InputError, match=words):
+        task("The", **settings)
+    if "num" not in words:
+        with pytest.raises(InputError, match=words):
+            task.stream("The", **settings)
