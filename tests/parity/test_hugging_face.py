@@ -1,0 +1,368 @@
+"""Random models of every family: Hugging Face's transformers and ours compute the same."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from keras_llm import generation, models
+from keras_llm.checkpoints import load_model, to_hugging_face
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 64,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+GPT2 = {"vocab_size": 97, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 6}
+DISTILBERT = {
+    "vocab_size": 97,
+    "max_position_embeddings": 64,
+    "n_layers": 3,
+    "n_heads": 6,
+    "dim": 48,
+    "hidden_dim": 80,
+}
+T5 = {
+    "vocab_size": 97,
+    "d_model": 48,
+    "d_kv": 8,
+    "d_ff": 80,
+    "num_layers": 3,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "decoder_start_token_id": 0,
+}
+
+DECODERS = {
+    "gpt2": ("GPT2LMHeadModel", transformers.GPT2Config(**GPT2)),
+    "gpt2, exact gelu, wide": (
+        "GPT2LMHeadModel",
+        transformers.GPT2Config(**GPT2, n_inner=100, activation_function="gelu"),
+    ),
+    "llama": ("LlamaForCausalLM", transformers.LlamaConfig(**SIZES)),
+    "llama, grouped, tied, biases": (
+        "LlamaForCausalLM",
+        transformers.LlamaConfig(
+            **GROUPED, tie_word_embeddings=True, attention_bias=True, mlp_bias=True
+        ),
+    ),
+    "llama, linear scaling": (
+        "LlamaForCausalLM",
+        transformers.LlamaConfig(
+            **GROUPED, rope_parameters={"rope_type": "linear", "factor": 2.5, "rope_theta": 5e4}
+        ),
+    ),
+    "llama, llama3 scaling": (
+        "LlamaForCausalLM",
+        transformers.LlamaConfig(**{**GROUPED, "head_dim": 16}, rope_parameters=LLAMA3),
+    ),
+    "llama, yarn scaling": (
+        "LlamaForCausalLM",
+        transformers.LlamaConfig(**{**GROUPED, "head_dim": 16}, rope_parameters=YARN),
+    ),
+    "llama, yarn scaling, more options": (
+        "LlamaForCausalLM",
+        transformers.LlamaConfig(
+            **{**GROUPED, "head_dim": 16},
+            rope_parameters={**YARN, "mscale": 1.2, "mscale_all_dim": 0.7, "beta_fast": 8.0},
+        ),
+    ),
+    "mistral, window": (
+        "MistralForCausalLM",
+        transformers.MistralConfig(**GROUPED, sliding_window=5),
+    ),
+    "mistral, no window": (
+        "MistralForCausalLM",
+        transformers.MistralConfig(**GROUPED, sliding_window=None),
+    ),
+    "mixtral": (
+        "MixtralForCausalLM",
+        transformers.MixtralConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2),
+    ),
+    "qwen3": ("Qwen3ForCausalLM", transformers.Qwen3Config(**GROUPED, head_dim=16)),
+    "qwen3, windows in some layers": (
+        "Qwen3ForCausalLM",
+        transformers.Qwen3Config(
+            **GROUPED,
+            head_dim=16,
+            use_sliding_window=True,
+            sliding_window=5,
+            max_window_layers=2,
+            tie_word_embeddings=True,
+        ),
+    ),
+    "gemma2": (
+        "Gemma2ForCausalLM",
+        transformers.Gemma2Config(
+            **GROUPED,
+            head_dim=16,
+            sliding_window=5,
+            query_pre_attn_scalar=24,
+            attn_logit_softcapping=2.0,
+            final_logit_softcapping=3.0,
+        ),
+    ),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        transformers.Gemma3TextConfig(
+            **GROUPED,
+            head_dim=16,
+            sliding_window=5,
+            query_pre_attn_scalar=24,
+            layer_types=["sliding_attention"] * 3 + ["full_attention"],
+            rope_parameters={
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        ),
+    ),
+}
+ENCODERS = {
+    "bert": ("BertModel", transformers.BertConfig(**SIZES)),
+    "roberta": ("RobertaModel", transformers.RobertaConfig(**SIZES, layer_norm_eps=1e-5)),
+    "distilbert": ("DistilBertModel", transformers.DistilBertConfig(**DISTILBERT)),
+}
+SEQ2SEQ = {
+    "t5": transformers.T5Config(**T5),
+    "t5 v1.1": transformers.T5Config(
+        **T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False
+    ),
+}
+HEADS = {
+    "bert, masked language model": ("BertForMaskedLM", ENCODERS["bert"][1]),
+    "roberta, masked language model": ("RobertaForMaskedLM", ENCODERS["roberta"][1]),
+    "distilbert, masked language model": ("DistilBertForMaskedLM", ENCODERS["distilbert"][1]),
+    "bert, classifier": (
+        "BertForSequenceClassification",
+        transformers.BertConfig(**SIZES, num_labels=3),
+    ),
+    "roberta, classifier": (
+        "RobertaForSequenceClassification",
+        transformers.RobertaConfig(**SIZES, layer_norm_eps=1e-5, num_labels=3),
+    ),
+    "bert, token classifier": (
+        "BertForTokenClassification",
+        transformers.BertConfig(**SIZES, num_labels=5),
+    ),
+    "roberta, token classifier": (
+        "RobertaForTokenClassification",
+        transformers.RobertaConfig(**SIZES, layer_norm_eps=1e-5, num_labels=5),
+    ),
+    "distilbert, token classifier": (
+        "DistilBertForTokenClassification",
+        transformers.DistilBertConfig(**DISTILBERT, num_labels=5),
+    ),
+    "bert, next sentence": ("BertForNextSentencePrediction", ENCODERS["bert"][1]),
+    "bert, span": ("BertForQuestionAnswering", ENCODERS["bert"][1]),
+    "roberta, span": ("RobertaForQuestionAnswering", ENCODERS["roberta"][1]),
+    "distilbert, span": ("DistilBertForQuestionAnswering", ENCODERS["distilbert"][1]),
+}
+PAD = 1  # RoBERTa's; no real token of the batches below
+FAMILIES = "Families of checkpoints"  # a section of the page
+LENGTHS = np.array([17, 3, 11])
+
+
+def random_model(name, config, untie=False):
+    """A model of theirs with weights far from their initial ones, norms and biases included."""
+    torch.manual_seed(0)
+    config._attn_implementation = "eager"
+    model = getattr(transformers, name)(config).eval()
+    with torch.no_grad():
+        for path, weight in model.named_parameters():
+            if "norm" in path.lower() and path.endswith("weight"):
+                weight.uniform_(-0.3, 0.3) if "gemma" in config.model_type else weight.uniform_(
+                    0.5, 1.5
+                )
+            elif weight.ndim == 1:
+                weight.normal_(std=0.3)
+            else:
+                weight.normal_(std=0.2)
+        if untie:
+            model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.2)
+    return model
+
+
+def ragged_batch(seed=0):
+    token_ids = np.random.default_rng(seed).integers(2, 97, (3, LENGTHS.max()))
+    mask = np.arange(LENGTHS.max()) < LENGTHS[:, None]
+    return np.where(mask, token_ids, PAD), mask
+
+
+def theirs(model, **inputs):
+    with torch.no_grad():
+        return model(**{name: torch.tensor(np.asarray(value)) for name, value in inputs.items()})
+
+
+def difference(ours, expected, mask):
+    """The greatest difference, checked, and the greatest value."""
+    ours, expected = np.asarray(ours)[mask], np.asarray(expected)[mask]
+    greatest = float(np.abs(expected).max())
+    found = float(np.abs(ours - expected).max())
+    assert np.std(expected) > 0.05
+    assert found <= 1e-4 * max(1.0, greatest)
+    return found, greatest
+
+
+def note(record, name, read, written):
+    """A row of the page, from two results of `difference`."""
+    record(FAMILIES, name, f"{read[0]:.1e}", f"{written[0]:.1e}", f"{read[1]:.1f}")
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoders(name, tmp_path, record):
+    model_class, config = DECODERS[name]
+    their_model = random_model(model_class, config)
+    their_model.save_pretrained(tmp_path / "theirs")
+    token_ids, mask = ragged_batch()
+    expected = theirs(their_model, input_ids=token_ids, attention_mask=mask.astype(int)).logits
+    our_model = load_model(tmp_path / "theirs")
+    ours = our_model.predict(token_ids, verbose=0)
+    read = difference(ours, expected, mask)
+
+    to_hugging_face(our_model, tmp_path / "ours")
+    again, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ours", attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(info[problem] for problem in info), info
+    got = theirs(again.eval(), input_ids=token_ids, attention_mask=mask.astype(int)).logits
+    note(record, name, read, difference(ours, got, mask))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mistral, window", "gemma3"])
+def test_greedy_text_through_our_cache_is_theirs(name, tmp_path, record):
+    model_class, config = DECODERS[name]
+    their_model = random_model(model_class, config)
+    their_model.save_pretrained(tmp_path)
+    prompt, _ = ragged_batch(3)
+    expected = their_model.generate(
+        torch.tensor(prompt[:1]),
+        do_sample=False,
+        max_new_tokens=30,
+        eos_token_id=96,
+        pad_token_id=1,
+    )[0, prompt.shape[1] :].tolist()
+    our_model = load_model(tmp_path)
+    state = generation.generate(
+        our_model,
+        prompt[:1].astype("int32"),
+        np.array([prompt.shape[1]], "int32"),
+        np.array([30], "int32"),
+        generation.Sampling(temperature=0.0),
+        stop_id=96,
+        pad_id=1,
+    )
+    got = np.asarray(state.token_ids)[0, : int(state.num_tokens[0])].tolist()
+    assert got == [token for token in expected if token != 96]
+    record("Greedy text", name, len(got), "yes")
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders(name, tmp_path, record):
+    model_class, config = ENCODERS[name]
+    their_model = random_model(model_class, config)
+    their_model.save_pretrained(tmp_path / "theirs")
+    inputs = encoder_batch(name)
+    expected = theirs(their_model, **inputs).last_hidden_state
+    our_model = load_model(tmp_path / "theirs")
+    ours = our_model.predict(our_inputs(our_model, inputs), verbose=0)
+    mask = inputs["attention_mask"] == 1
+    read = difference(ours, expected, mask)
+
+    to_hugging_face(our_model, tmp_path / "ours")
+    again = transformers.AutoModel.from_pretrained(tmp_path / "ours", attn_implementation="eager")
+    assert type(again) is type(their_model)
+    got = theirs(again.eval(), **inputs).last_hidden_state
+    note(record, name, read, difference(ours, got, mask))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads(name, tmp_path, record):
+    model_class, config = HEADS[name]
+    their_model = random_model(model_class, config)
+    their_model.save_pretrained(tmp_path / "theirs")
+    inputs = encoder_batch(name)
+    mask = inputs["attention_mask"] == 1
+
+    def outputs_of(model):
+        outputs = theirs(model, **inputs)
+        if "span" in name:
+            return np.stack([outputs.start_logits, outputs.end_logits], -1)
+        return np.asarray(outputs.logits)
+
+    our_model = load_model(tmp_path / "theirs")
+    rows = our_inputs(our_model, inputs)
+    if "masked" in name:
+        rows.append(np.tile(np.arange(mask.shape[1]), (len(mask), 1)))
+    ours = our_model.predict(rows, verbose=0)
+    if "span" in name:
+        ours = np.stack([ours["start"], ours["end"]], -1)
+    if ours.ndim == 2:
+        mask = np.ones(len(ours), bool)
+    read = difference(ours, outputs_of(their_model), mask)
+
+    to_hugging_face(our_model, tmp_path / "ours")
+    again, info = getattr(transformers, model_class).from_pretrained(
+        tmp_path / "ours", attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(info[problem] for problem in info), info
+    note(record, name, read, difference(ours, outputs_of(again.eval()), mask))
+
+
+def encoder_batch(name):
+    token_ids, mask = ragged_batch()
+    inputs = {"input_ids": token_ids, "attention_mask": mask.astype(int)}
+    if name.startswith("bert"):
+        inputs["token_type_ids"] = np.where(mask, token_ids % 2, 0)
+    return inputs
+
+
+def our_inputs(model, inputs):
+    rows = [inputs["input_ids"], inputs["attention_mask"] == 1]
+    if model.config.num_segments:
+        rows.append(inputs["token_type_ids"])
+    return rows
+
+
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_encoder_decoders(name, tmp_path, record):
+    their_model = random_model("T5ForConditionalGeneration", SEQ2SEQ[name], untie="1.1" in name)
+    their_model.save_pretrained(tmp_path / "theirs")
+    token_ids, mask = ragged_batch()
+    token_ids = np.where(mask, token_ids, 0)
+    decoder_ids = np.random.default_rng(1).integers(2, 97, (3, 14))
+    inputs = {
+        "input_ids": token_ids,
+        "attention_mask": mask.astype(int),
+        "decoder_input_ids": decoder_ids,
+    }
+    expected = theirs(their_model, **inputs).logits
+    our_model = load_model(tmp_path / "theirs")
+    assert isinstance(our_model, models.Seq2Seq)
+    ours = our_model.predict([token_ids, decoder_ids], verbose=0)
+    everything = np.ones(decoder_ids.shape, bool)
+    read = difference(ours, expected, everything)
+
+    to_hugging_face(our_model, tmp_path / "ours")
+    again = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "ours").eval()
+    got = theirs(again, **inputs).logits
+    note(record, name, read, difference(ours, got, everything))
