@@ -27,27 +27,23 @@ def update_cache(cache, new, index):
         cache: float tensor (B, K, S, H), keys or values.
         new: float tensor (B, K, T, H).
         index: int tensor, the slot of `new`'s first element: a scalar for all rows, or (B,)
-            with a slot for each row, for which T must be 1.
+            with a slot for each row.
 
     Returns:
         Float tensor (B, K, S, H).
-
-    Raises:
-        ValueError: if `index` is (B,) and T is not 1.
     """
     new = ops.cast(new, cache.dtype)
     index = ops.convert_to_tensor(index, "int32")
     if len(index.shape) == 0:
         return ops.slice_update(cache, (0, 0, index, 0), new)
-    if new.shape[2] != 1:
-        raise ValueError(
-            "A cache index for each row takes one new token a row, "
-            f"got `new` of shape {tuple(new.shape)}."
-        )
-    batch_size, heads = ops.shape(cache)[0], cache.shape[1]
+    batch_size, heads, length = ops.shape(cache)[0], cache.shape[1], ops.shape(new)[2]
     row = ops.repeat(ops.arange(batch_size, dtype="int32"), heads)
     head = ops.tile(ops.arange(heads, dtype="int32"), [batch_size])
     slot = ops.repeat(index, heads)
+    if new.shape[2] != 1:
+        row, head = ops.repeat(row, length), ops.repeat(head, length)
+        slot = ops.expand_dims(slot, 1) + ops.arange(length, dtype="int32")
+        slot = ops.reshape(slot, (-1,))
     return ops.scatter_update(
         cache, ops.stack([row, head, slot], axis=-1), ops.reshape(new, (-1, cache.shape[3]))
     )

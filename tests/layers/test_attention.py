@@ -201,8 +201,10 @@ def test_cache_writes_one_slot_a_row_or_a_chunk():
     assert np.count_nonzero(rows) == new.size
     chunk = random(2, 3, 2, 4)
     np.testing.assert_array_equal(np.asarray(layers.update_cache(cache, chunk, 3))[:, :, 3:], chunk)
-    with pytest.raises(ValueError, match="one new token a row"):
-        layers.update_cache(cache, chunk, np.array([0, 1]))
+    chunks = np.asarray(layers.update_cache(cache, chunk, np.array([0, 2])))
+    np.testing.assert_array_equal(chunks[0, :, :2], chunk[0])
+    np.testing.assert_array_equal(chunks[1, :, 2:4], chunk[1])
+    assert np.count_nonzero(chunks) == chunk.size
 
 
 def test_masks_are_what_they_say():
