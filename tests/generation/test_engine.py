@@ -1,0 +1,322 @@
+"""Continuous batching: each request's tokens are those it gets alone, whoever comes and goes."""
+
+import concurrent.futures
+import queue
+import threading
+
+import keras
+import numpy as np
+import pytest
+
+from keras_llm import generation, models
+from keras_llm.errors import InputError
+from keras_llm.generation import Sampling
+from keras_llm.generation.engine import Engine
+
+V, STOP, PAD, LENGTH = 31, 2, 0, 40
+WAIT = 120  # seconds after which a test gives up; none is meant to pass
+GREEDY = Sampling(temperature=0.0)
+
+
+def model_of(preset, **options):
+    keras.utils.set_random_seed(3)
+    config = models.preset(
+        preset,
+        vocabulary_size=V,
+        max_length=LENGTH,
+        num_layers=2,
+        tie_embeddings=False,  # with a tied head a random model says the last token over again
+        initializer_range=0.3,
+        **options,
+    )
+    return models.causal_lm(config)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return model_of("llama-tiny")
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    """Three slots."""
+    with Engine(model, STOP, max_batch=3, steps_per_turn=4) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def narrow(model):
+    """One slot, and room for one to wait."""
+    with Engine(model, STOP, max_batch=1, max_waiting=1, jit_compile=False) as engine:
+        yield engine
+
+
+def alone(model, prompt, max_new_tokens, sampling):
+    """What `generate` gives for one request, without its stop token, and why it ended."""
+    state = generation.generate(
+        model,
+        np.array([prompt], "int32"),
+        np.array([len(prompt)], "int32"),
+        np.array([max_new_tokens], "int32"),
+        sampling.tensors(),
+        STOP,
+        PAD,
+    )
+    count = int(state.num_tokens[0])
+    reason = "stop" if state.stopped[0] else "length"
+    return np.asarray(state.token_ids)[0, :count].tolist(), reason
+
+
+def requests(count):
+    """Ragged prompts, budgets up to the model's length and past it, and settings of every kind."""
+    rng = np.random.default_rng(7)
+    settings = [
+        GREEDY,
+        Sampling(temperature=1.0, seed=4),
+        Sampling(temperature=1.3, top_k=9, top_p=0.8, seed=-1),
+        Sampling(temperature=0.8, min_p=0.05, typical_p=0.9, seed=8),
+        Sampling(temperature=0.0, repetition_penalty=1.5, min_new_tokens=6),
+        Sampling(temperature=1.0, no_repeat_ngram_size=2, frequency_penalty=0.5, seed=5),
+    ]
+    return [
+        (
+            rng.integers(3, V, rng.integers(1, 30)).tolist(),
+            int(rng.integers(1, LENGTH)),
+            settings[i % len(settings)],
+        )
+        for i in range(count)
+    ]
+
+
+def outcome(ticket):
+    return ticket.result(WAIT), ticket.finish_reason
+
+
+@pytest.fixture(scope="module")
+def long_one(model):
+    """A prompt with 30 greedy tokens, and those."""
+    for first in range(3, V):
+        tokens, _ = alone(model, [first], 30, GREEDY)
+        if len(tokens) == 30:
+            return [first], tokens
+    raise AssertionError("no prompt has a long text")
+
+
+def check_all(model, engine, asked):
+    tickets = [engine.submit(*request) for request in asked]
+    outcomes = [outcome(ticket) for ticket in tickets]
+    assert outcomes == [alone(model, *request) for request in asked]
+    assert {reason for _, reason in outcomes} == {"stop", "length"}
+    assert engine.traces["turn"] == 1
+    assert engine.traces["admit"] <= 3  # widths 16, 32, and 40, the longest
+
+
+def test_each_request_gets_what_it_gets_alone(model, engine):
+    """12 through 3 slots."""
+    check_all(model, engine, requests(12))
+
+
+def test_each_request_gets_what_it_gets_alone_of_a_model_with_windows():
+    options = {"sliding_window": 4, "num_sink_tokens": 2, "window_pattern": "SL"}
+    model = model_of("gemma3-tiny", **options)
+    with Engine(model, STOP, max_batch=3, steps_per_turn=3, jit_compile=False) as engine:
+        check_all(model, engine, requests(8))
+
+
+def test_a_newcomer_is_served_while_others_run(model, engine, long_one):
+    prompt, expected = long_one
+    under_way, has_come = threading.Event(), threading.Event()
+    at_end_of_short = []
+
+    def on_token(token):
+        under_way.set()
+        assert has_come.wait(WAIT)
+
+    long = engine.submit(prompt, 30, GREEDY, on_token)
+    assert under_way.wait(WAIT)
+    short = engine.submit([5, 6, 7], 2, GREEDY, lambda _: at_end_of_short.append(long.done()))
+    has_come.set()
+    assert outcome(short) == alone(model, [5, 6, 7], 2, GREEDY)
+    assert at_end_of_short and not any(at_end_of_short)
+    assert outcome(long) == (expected, "length")
+
+
+def test_a_slot_is_given_on_while_the_others_keep_theirs(model, engine, long_one):
+    """Two long requests and six short ones through three slots."""
+    prompt, expected = long_one
+    done_of_long = []
+    longs = [engine.submit(prompt, 30, GREEDY) for _ in range(2)]
+    shorts = [
+        engine.submit([n], 2, GREEDY, lambda _: done_of_long.append(longs[0].done()))
+        for n in range(10, 16)
+    ]
+    for n, short in zip(range(10, 16), shorts, strict=True):
+        assert outcome(short) == alone(model, [n], 2, GREEDY)
+    assert [outcome(long) for long in longs] == [(expected, "length")] * 2
+    assert not any(done_of_long)
+
+
+def test_tokens_can_be_read_as_they_come(engine, long_one):
+    prompt, expected = long_one
+    has_read, seen = threading.Event(), []
+
+    def on_token(token):
+        seen.append(token)
+        if len(seen) == 3:  # the engine itself waits here for the reader
+            assert has_read.wait(WAIT)
+
+    ticket = engine.submit(prompt, 30, GREEDY, on_token)
+    tokens = iter(ticket)
+    assert [next(tokens) for _ in range(3)] == expected[:3]
+    assert not ticket.done()
+    with pytest.raises(TimeoutError):
+        ticket.result(timeout=0)
+    has_read.set()
+    assert list(tokens) == expected[3:]
+    assert list(ticket) == seen == expected
+
+
+def test_cancelled_while_running(model, engine, long_one):
+    prompt, expected = long_one
+    tickets, submitted = [], threading.Event()
+
+    def cancel_at_third(token):
+        assert submitted.wait(WAIT)
+        if len(tickets[0]._tokens) == 3:
+            assert tickets[0].cancel()
+
+    tickets.append(engine.submit(prompt, 30, GREEDY, cancel_at_third))
+    asked = requests(4)
+    others = [engine.submit(*request) for request in asked]
+    submitted.set()
+    with pytest.raises(concurrent.futures.CancelledError):
+        tickets[0].result(WAIT)
+    got = []
+    with pytest.raises(concurrent.futures.CancelledError):
+        for token in tickets[0]:
+            got.append(token)
+    assert got == expected[:3]
+    assert not tickets[0].cancel()
+    for ticket, request in zip(others, asked, strict=True):
+        assert outcome(ticket) == alone(model, *request)
+
+
+def test_waiting_full_and_cancelled(model, narrow):
+    """One runs, one waits, the third is sent away until the second gives up."""
+    under_way, go_on = threading.Event(), threading.Event()
+
+    def on_token(token):
+        under_way.set()
+        assert go_on.wait(WAIT)
+
+    running = narrow.submit([5], 3, GREEDY, on_token)
+    assert under_way.wait(WAIT)
+    waiting = narrow.submit([6], 3, GREEDY)
+    with pytest.raises(queue.Full, match="1 requests are waiting"):
+        narrow.submit([7], 3, GREEDY)
+    assert waiting.cancel()
+    third = narrow.submit([7], 3, GREEDY)
+    go_on.set()
+    with pytest.raises(concurrent.futures.CancelledError):
+        waiting.result(WAIT)
+    assert outcome(running) == alone(model, [5], 3, GREEDY)
+    assert outcome(third) == alone(model, [7], 3, GREEDY)
+
+
+@pytest.mark.parametrize(
+    "request_, message",
+    [
+        (([], 3), "`token_ids` must be one or more"),
+        (([1.5], 3), "`token_ids` must be one or more"),
+        (([V], 3), "`token_ids` must be in 0 .. 30, got 31"),
+        (([5] * LENGTH, 3), "`token_ids` must be fewer than `max_length`=40, got 40"),
+        (([5], 0), "`max_new_tokens`"),
+        (([5], 3, Sampling(temperature=-1.0)), "`temperature`"),
+        (([5], 3, Sampling(top_k=2**40)), "`top_k` must be an int of 32 bits"),
+        (([5], 3, Sampling(forced_tokens=[[4]])), "`forced_tokens` must be None"),
+    ],
+)
+def test_a_bad_request_among_good_ones(model, engine, request_, message):
+    before = engine.submit([5, 6], 4, GREEDY)
+    with pytest.raises(InputError, match=message):
+        engine.submit(*request_)
+    after = engine.submit([7], 4, GREEDY)
+    assert outcome(before) == alone(model, [5, 6], 4, GREEDY)
+    assert outcome(after) == alone(model, [7], 4, GREEDY)
+
+
+def test_an_error_of_on_token_is_that_requests_own(model, engine):
+    def on_token(token):
+        raise LookupError("nobody listens")
+
+    good = engine.submit([5, 6], 4, GREEDY)
+    bad = engine.submit([5, 6], 4, GREEDY, on_token)
+    with pytest.raises(LookupError, match="nobody listens"):
+        bad.result(WAIT)
+    assert outcome(good) == alone(model, [5, 6], 4, GREEDY)
+
+
+def test_the_longest_prompt(model, engine):
+    prompt = [5, 6, 7] * 13
+    assert len(prompt) == LENGTH - 1
+    assert outcome(engine.submit(prompt, 10, GREEDY)) == alone(model, prompt, 10, GREEDY)
+
+
+def test_closing_cancels_what_is_pending(model):
+    engine = Engine(model, STOP, max_batch=1, max_length=24, jit_compile=False)
+    submitted = threading.Event()
+
+    def on_token(token):
+        assert submitted.wait(WAIT)
+        engine.close()
+
+    tickets = [engine.submit([5], 20, GREEDY, on_token), engine.submit([6], 20)]
+    submitted.set()
+    for ticket in tickets:
+        with pytest.raises(concurrent.futures.CancelledError):
+            ticket.result(WAIT)
+    engine.close()
+    assert not engine._thread.is_alive()
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.submit([5], 3)
+
+
+def test_leaving_serves_what_is_pending_unless_by_an_exception(model):
+    with Engine(model, STOP, max_batch=1, max_length=24, jit_compile=False) as engine:
+        tickets = [engine.submit([n], 30, GREEDY) for n in (5, 6, 7)]
+    assert all(ticket.done() for ticket in tickets)
+    for n, ticket in zip((5, 6, 7), tickets, strict=True):
+        assert ticket.result() == alone(model, [n], 23, GREEDY)[0]  # the engine's own length
+
+    never = threading.Event()
+    with pytest.raises(KeyError), Engine(model, STOP, max_batch=1, jit_compile=False) as engine:
+        ticket = engine.submit([5], 20, GREEDY, lambda _: never.wait(0.01))
+        raise KeyError
+    with pytest.raises(concurrent.futures.CancelledError):
+        ticket.result(WAIT)
+
+
+def test_nobody_waits_for_an_engine_that_broke(model):
+    def on_token(token):
+        assert submitted.wait(WAIT)
+        raise SystemExit("out of the engine's own thread")
+
+    submitted = threading.Event()
+    engine = Engine(model, STOP, max_batch=1, max_length=24, jit_compile=False)
+    tickets = [engine.submit([5], 20, GREEDY, on_token), engine.submit([6], 20)]
+    submitted.set()
+    for ticket in tickets:
+        with pytest.raises(RuntimeError, match="broke: out of"):
+            ticket.result(WAIT)
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.submit([5], 3)
+    engine.close()
+
+
+@pytest.mark.parametrize("name", ["max_batch", "max_length", "max_waiting", "steps_per_turn"])
+def test_arguments_out_of_range_are_named(model, name):
+    with pytest.raises(InputError, match=f"`{name}`"):
+        Engine(model, STOP, **{name: 0})
+    if name == "max_length":
+        with pytest.raises(InputError, match=r"2 .. 40 .*got 41"):
+            Engine(model, STOP, max_length=LENGTH + 1)
