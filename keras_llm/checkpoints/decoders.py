@@ -21,7 +21,7 @@ def _read_gpt2(fields):
     size = fields.get("n_embd")
     return CausalLMConfig(
         vocabulary_size=fields.get("vocab_size"),
-        num_layers=fields.get("n_layer"),
+        num_layers=fields.count("n_layer"),
         hidden_dim=size,
         num_heads=fields.get("n_head"),
         intermediate_dim=fields.get("n_inner", int, 4 * size),
@@ -59,7 +59,7 @@ def _common(fields, activation=("hidden_act", "silu"), tied=False, epsilon=1e-6)
     heads = fields.get("num_attention_heads")
     return {
         "vocabulary_size": fields.get("vocab_size"),
-        "num_layers": fields.get("num_hidden_layers"),
+        "num_layers": fields.count("num_hidden_layers"),
         "hidden_dim": fields.get("hidden_size"),
         "num_heads": heads,
         "num_key_value_heads": fields.get("num_key_value_heads", int, heads),
@@ -122,7 +122,7 @@ def _read_mixtral(fields):
         **_common(fields, epsilon=1e-5),
         position=rope.read(fields, 1e6),
         sliding_window=_window(fields, None),
-        num_experts=fields.get("num_local_experts", int, 8),
+        num_experts=fields.count("num_local_experts", 8),
         experts_per_token=fields.get("num_experts_per_tok", int, 2),
         load_balance_loss=fields.get("router_aux_loss_coef", float, 0.001),
     )
@@ -159,7 +159,7 @@ def _write_qwen3(config):
 
 
 def _read_gemma2(fields):
-    layers = fields.get("num_hidden_layers")
+    layers = fields.count("num_hidden_layers")
     options = _layer_types(fields, [i % 2 == 0 for i in range(layers)])
     return CausalLMConfig(
         **_gemma(fields),
@@ -171,7 +171,7 @@ def _read_gemma2(fields):
 
 
 def _read_gemma3(fields):
-    layers, period = fields.get("num_hidden_layers"), fields.get("sliding_window_pattern", int, 6)
+    layers, period = fields.count("num_hidden_layers"), fields.get("sliding_window_pattern", int, 6)
     options = _layer_types(fields, [(i + 1) % period != 0 for i in range(layers)])
     if options:
         options["local_position"] = rope.read(fields, 10000.0, _WINDOWED)
@@ -188,12 +188,15 @@ def _read_gemma3(fields):
 def _gemma(fields):
     fields.refuse_unless(attention_bias=False, use_bidirectional_attention=False)
     common = _common(fields, ("hidden_activation", "gelu_pytorch_tanh"), tied=True)
+    scalar = fields.get("query_pre_attn_scalar", int, 256)
+    if scalar < 1:
+        raise fields.error("query_pre_attn_scalar", "be positive")
     return {
         **common,
         "head_dim": common["head_dim"] or 256,
         "norm_position": "sandwich",
         "embedding_scale": common["hidden_dim"] ** 0.5,
-        "attention_scale": fields.get("query_pre_attn_scalar", int, 256) ** -0.5,
+        "attention_scale": scalar**-0.5,
     }
 
 

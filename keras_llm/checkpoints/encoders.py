@@ -4,13 +4,13 @@ import numpy as np
 
 from keras_llm.checkpoints import links
 from keras_llm.checkpoints.family import ACTIVATIONS, WRITTEN_ACTIVATIONS, Family, in_blocks
+from keras_llm.checkpoints.fields import Fields
 from keras_llm.layers import RelativeBias
 from keras_llm.models import EncoderConfig, Seq2SeqConfig
 
 
 def _read_bert(fields):
-    if fields.get("type_vocab_size", int, 2) < 1:
-        raise fields.error("type_vocab_size", "be at least 1")
+    _check_segments(fields)
     return EncoderConfig(
         **_like_bert(fields, fields.get("max_position_embeddings")),
         num_segments=fields.get("type_vocab_size", int, 2),
@@ -19,7 +19,15 @@ def _read_bert(fields):
 
 def _read_roberta(fields):
     padding = fields.get("pad_token_id", int, 1)
+    if padding < 0:
+        raise fields.error("pad_token_id", "be an id")
+    _check_segments(fields)
     return EncoderConfig(**_like_bert(fields, fields.get("max_position_embeddings") - padding - 1))
+
+
+def _check_segments(fields):
+    if fields.get("type_vocab_size", int, 2) < 1:
+        raise fields.error("type_vocab_size", "be at least 1")
 
 
 def _like_bert(fields, max_length):
@@ -28,7 +36,7 @@ def _like_bert(fields, max_length):
     )
     return {
         "vocabulary_size": fields.get("vocab_size"),
-        "num_layers": fields.get("num_hidden_layers"),
+        "num_layers": fields.count("num_hidden_layers"),
         "hidden_dim": fields.get("hidden_size"),
         "num_heads": fields.get("num_attention_heads"),
         "intermediate_dim": fields.get("intermediate_size"),
@@ -68,7 +76,7 @@ def _write_roberta(config):
 def _read_distilbert(fields):
     return EncoderConfig(
         vocabulary_size=fields.get("vocab_size"),
-        num_layers=fields.get("n_layers"),
+        num_layers=fields.count("n_layers"),
         hidden_dim=fields.get("dim"),
         num_heads=fields.get("n_heads"),
         intermediate_dim=fields.get("hidden_dim"),
@@ -98,8 +106,9 @@ def _roberta_positions(part, name, config, row):
     """RoBERTa counts positions from the id of padding plus 1, and adds the one segment that it
     has to every token; ours are counted from 0 and hold both."""
     ((weight, shape),) = part.weights.items()
-    first = row.get("pad_token_id", 1) + 1
-    segments = (row.get("type_vocab_size", 2), shape[1])
+    fields = Fields(row, "config.json")  # read before, so it has no errors
+    first = fields.get("pad_token_id", int, 1) + 1
+    segments = (fields.get("type_vocab_size", int, 2), shape[1])
     segment_name = name.replace("position_embeddings", "token_type_embeddings")
 
     def write(weights):
@@ -130,7 +139,7 @@ _T5_ACTIVATIONS = {
 def _read_t5(fields):
     gated, activation = fields.one_of("feed_forward_proj", _T5_ACTIVATIONS, "relu")
     size = fields.get("d_model")
-    layers = fields.get("num_layers")
+    layers = fields.count("num_layers")
     # The first models tie the head to the embedding and scale its input; those after do neither.
     tied = fields.get("tie_word_embeddings", bool, True)
     scaled = fields.get("scale_decoder_outputs", bool, tied)
@@ -138,7 +147,7 @@ def _read_t5(fields):
     return Seq2SeqConfig(
         vocabulary_size=fields.get("vocab_size"),
         num_layers=layers,
-        num_decoder_layers=fields.get("num_decoder_layers", int, layers),
+        num_decoder_layers=fields.count("num_decoder_layers", layers),
         hidden_dim=size,
         num_heads=fields.get("num_heads"),
         head_dim=fields.get("d_kv"),

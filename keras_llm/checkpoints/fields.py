@@ -3,6 +3,7 @@
 from keras_llm.errors import InputError
 
 _REQUIRED = object()
+_MOST = 10_000
 _KINDS = {int: "an int", float: "a number", bool: "true or false", str: "a str", list: "a list"}
 
 
@@ -36,6 +37,14 @@ class Fields:
         if value is _REQUIRED or not isinstance(value, str) or value not in known:
             raise self.error(name, f"be one of {', '.join(map(str, known))}")
         return known[value]
+
+    def count(self, name, default=_REQUIRED):
+        """A number of layers or the like: an int that is worth a loop. A damaged file may say
+        any number."""
+        value = self.get(name, int, default)
+        if not 0 <= value <= _MOST:
+            raise self.error(name, f"be in 0 .. {_MOST}")
+        return value
 
     def refuse_unless(self, **values):
         """Raise unless each field is absent, null or of that value."""

@@ -56,7 +56,7 @@ def from_gguf(path, dtype=None):
     """
     metadata, tensors = open_gguf(path)
     architecture = metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise InputError(
             f"{path}: `general.architecture` is {architecture!r}; known are "
             f"{', '.join(ARCHITECTURES)}."
@@ -102,7 +102,7 @@ def _common(both, name):
     vocabulary = tensors.shape("token_embd.weight")[0] if "token_embd.weight" in tensors else 1
     return {
         "vocabulary_size": fields.get("vocab_size", int, vocabulary),
-        "num_layers": fields.get("block_count"),
+        "num_layers": fields.count("block_count"),
         "hidden_dim": size,
         "num_heads": heads,
         "num_key_value_heads": fields.get("attention.head_count_kv", int, heads),

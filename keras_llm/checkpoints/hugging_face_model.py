@@ -148,7 +148,7 @@ def describe(config, head=None):
 
 def _family(row, path):
     model_type = row.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(
             f"{path}: `model_type` is {model_type!r}; known are {', '.join(FAMILIES)}."
         )

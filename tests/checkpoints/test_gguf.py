@@ -316,6 +316,30 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, tok, config):
         from_gguf(tmp_path / "nothing.gguf")
 
 
+def test_a_damaged_head_is_read_or_refused(tmp_path):
+    """Whatever bytes are changed, there is an answer or an InputError."""
+    writer = gguf.GGUFWriter(tmp_path / "small.gguf", "llama")
+    writer.add_token_list(["a", "b", "c"])
+    writer.add_tensor("t", np.arange(32, dtype="float32"))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    whole, rng = (tmp_path / "small.gguf").read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole) - 128, 2):
+            damaged[place] = rng.integers(0, 256)
+        (tmp_path / "small.gguf").write_bytes(damaged)
+        try:
+            _, tensors = open_gguf(tmp_path / "small.gguf")
+            assert all(isinstance(tensors[name], np.ndarray) for name in tensors)
+        except InputError:
+            refused += 1
+    assert 30 < refused < 150
+
+
 def test_without_the_package_the_remedy_is_named(tmp_path, monkeypatch):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setitem(sys.modules, "gguf", None)

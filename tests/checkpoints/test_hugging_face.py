@@ -9,7 +9,7 @@ import safetensors.numpy
 
 import keras_llm
 from keras_llm import models, tokenizers
-from keras_llm.checkpoints import from_hugging_face, load_model, to_hugging_face
+from keras_llm.checkpoints import from_hugging_face, links, load_model, to_hugging_face
 from keras_llm.checkpoints.hugging_face_model import FAMILIES, describe
 from keras_llm.errors import InputError
 from keras_llm.layers import Llama3Scaling, NTKScaling, Rotary, YarnScaling
@@ -229,6 +229,8 @@ def test_old_names_of_norms(tmp_path, randomize):
     [
         ({"model_type": "rwkv"}, "`model_type` is 'rwkv'; known are gpt2, llama"),
         ({"model_type": KeyError}, "`model_type` is None"),
+        ({"model_type": ["llama"]}, "`model_type` is .'llama'."),
+        ({"num_hidden_layers": 10**12}, "`num_hidden_layers` must be in 0 .. 10000"),
         ({"hidden_act": "mish"}, "`hidden_act` must be one of gelu, .*; got 'mish'"),
         ({"hidden_size": KeyError}, "`hidden_size` must be there; got nothing"),
         ({"hidden_size": "64"}, "`hidden_size` must be an int; got '64'"),
@@ -249,6 +251,29 @@ def test_fields_that_cannot_be_represented_are_named(folder, changes, message):
     with pytest.raises(InputError, match=message) as error:
         load_model(folder)
     assert str(folder / "config.json") in str(error.value)
+
+
+ODDITIES = (None, -1, 0, 1.5, "x", True, [], {}, {"a": 1}, 10**12)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mixtral", "gemma3", "roberta", "t5"])
+def test_whatever_a_field_says_it_is_read_or_refused(family, tmp_path, monkeypatch):
+    model = models.build(models.preset(f"{family}-tiny", num_layers=1))
+    to_hugging_face(model, tmp_path / "folder")
+    monkeypatch.setattr(models, "build", lambda *args, **kwargs: args)
+    monkeypatch.setattr(links, "assign", lambda *args: None)
+    path = tmp_path / "folder" / "config.json"
+    row = json.loads(path.read_text())
+    refused = 0
+    for name in row:
+        for value in ODDITIES:
+            path.write_text(json.dumps({**row, name: value}))
+            try:
+                load_model(tmp_path / "folder")
+            except InputError as error:
+                refused += 1
+                assert "config.json" in str(error) or "model.safetensors" in str(error)
+    assert refused > 4 * len(row)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\xff"])
