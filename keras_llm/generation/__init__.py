@@ -1,5 +1,7 @@
 """From logits to tokens: processors, the choice of a token, and the decode loop."""
 
+from keras_llm.generation.beam import Beams, beam_search
+from keras_llm.generation.contrastive import Contrasted, contrastive_search
 from keras_llm.generation.decode import (
     Request,
     State,
@@ -19,8 +21,10 @@ from keras_llm.generation.logits import (
     penalize,
     scale_temperature,
 )
+from keras_llm.generation.rank import Candidates, sample_and_rank
 from keras_llm.generation.samplers import (
     SETTINGS,
+    Automaton,
     Sampling,
     Text,
     choose,
@@ -28,16 +32,28 @@ from keras_llm.generation.samplers import (
     gumbel_noise,
     process,
 )
+from keras_llm.generation.speculative import (
+    Speculation,
+    prompt_lookup_generate,
+    speculative_generate,
+)
 
 __all__ = [
     "SETTINGS",
+    "Automaton",
+    "Beams",
+    "Candidates",
+    "Contrasted",
     "Request",
     "Sampling",
+    "Speculation",
     "State",
     "Text",
     "advance",
     "advance_until",
+    "beam_search",
     "choose",
+    "contrastive_search",
     "dtype_of",
     "forbid_repeated_ngrams",
     "generate",
@@ -48,8 +64,11 @@ __all__ = [
     "occurrences",
     "penalize",
     "process",
+    "prompt_lookup_generate",
     "request",
+    "sample_and_rank",
     "scale_temperature",
     "score",
+    "speculative_generate",
     "start",
 ]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from keras import ops
 
 from keras_llm import models
-from keras_llm.generation.samplers import Sampling, Text, choose
+from keras_llm.generation.samplers import Sampling, Text, choose, follow, has_automaton
 
 
 class State(NamedTuple):
@@ -22,6 +22,7 @@ class State(NamedTuple):
         num_tokens: int32 (B,), how many tokens count (the stop token does not).
         stopped: bool (B,), the stop token was chosen.
         done: bool (B,), stopped or out of budget.
+        automaton_state: int32 (B,), where each row stands in the constraint, if there is one.
         cache: dict from `models.init_cache`.
     """
 
@@ -34,6 +35,7 @@ class State(NamedTuple):
     num_tokens: object
     stopped: object
     done: object
+    automaton_state: object
     cache: dict
 
     @property
@@ -112,6 +114,9 @@ def start(model, asked, capacity, stop_id, pad_id, memory=None, samples=1, alter
         num_tokens=zeros,
         stopped=ops.cast(zeros, "bool"),
         done=ops.cast(zeros, "bool"),
+        automaton_state=zeros + asked.sampling.automaton.start
+        if has_automaton(asked.sampling)
+        else zeros,
         cache=cache,
     )
     return _choose(state, logits, asked, stop_id, pad_id), asked
@@ -172,6 +177,8 @@ def generate(
         The last `State`; `token_ids` is (B, N) with N the largest budget.
     """
     asked = request(model, token_ids, lengths, max_new_tokens, sampling)
+    if samples > 1:
+        asked = asked._replace(budget=ops.repeat(asked.budget, samples))
     state, asked = start(
         model, asked, ops.max(asked.budget), stop_id, pad_id, memory, samples, alternatives
     )
@@ -200,7 +207,15 @@ def _choose(state, logits, asked, stop_id, pad_id):
     text = None
     if not asked.sampling.ignores_text():
         text = _text(asked, state)
-    token = choose(logits, asked.sampling, state.step, text, stop_id)
+    token = choose(logits, asked.sampling, state.step, text, stop_id, state.automaton_state)
+    if has_automaton(asked.sampling):
+        state = state._replace(
+            automaton_state=ops.where(
+                state.done,
+                state.automaton_state,
+                ops.maximum(follow(asked.sampling, state.automaton_state, token), 0),
+            )
+        )
     counts = ops.logical_and(ops.logical_not(state.done), token != stop_id)
     token = ops.where(counts, token, pad_id)
     here = ops.expand_dims(ops.arange(ops.shape(state.token_ids)[1]) == state.step, 0)

@@ -23,6 +23,21 @@ class Text(NamedTuple):
     lengths: object
 
 
+class Automaton(NamedTuple):
+    """Which tokens may follow, in every state of a constraint (see
+    `tokenizers.TokenAutomaton`).
+
+    Attributes:
+        next_state: int32 array (S, C); -1 where the tokens of a class are forbidden.
+        token_class: int32 array (V,), the column of each token.
+        start: int32, the state before the first token.
+    """
+
+    next_state: object
+    token_class: object
+    start: object
+
+
 class Sampling(NamedTuple):
     """How each row's next token is chosen. Fields are scalars, or arrays (1,) or (B,).
 
@@ -45,6 +60,7 @@ class Sampling(NamedTuple):
         logit_bias: None, or float array (1, V) or (B, V); -1e30 bans a token.
         forced_tokens: None, or int array (1, F) or (B, F): the first new tokens; -1 leaves one
             free.
+        automaton: None, or an `Automaton` that all rows obey.
     """
 
     temperature: object = 1.0
@@ -60,6 +76,7 @@ class Sampling(NamedTuple):
     min_new_tokens: object = 0
     logit_bias: object = None
     forced_tokens: object = None
+    automaton: object = None
 
     def validate(self):
         """Raise InputError naming the first setting out of range (Python numbers only)."""
@@ -74,6 +91,8 @@ class Sampling(NamedTuple):
         which costs nothing."""
 
         def tensor(name, value):
+            if name == "automaton":
+                return value
             if name not in ("temperature", "seed") and self.is_off(name):
                 return value
             shape = (-1,) if name in _RULES else None
@@ -123,7 +142,7 @@ def dtype_of(setting):
     return "float32"
 
 
-def choose(logits, sampling, step, text=None, stop_id=None):
+def choose(logits, sampling, step, text=None, stop_id=None, automaton_state=None):
     """Choose a token for each row.
 
     Sampling adds Gumbel noise to the processed logits and takes the largest, which draws from
@@ -136,11 +155,12 @@ def choose(logits, sampling, step, text=None, stop_id=None):
         step: int32 scalar tensor, 0 for the first new token.
         text: `Text`, needed by penalties and `no_repeat_ngram_size`.
         stop_id: int, needed by `min_new_tokens`.
+        automaton_state: int32 tensor (B,), needed by an `automaton`.
 
     Returns:
         Int32 tensor (B,).
     """
-    logits = process(logits, sampling, step, text, stop_id)
+    logits = process(logits, sampling, step, text, stop_id, automaton_state)
 
     def greedy():
         return ops.cast(ops.argmax(logits, axis=-1), "int32")
@@ -154,11 +174,11 @@ def choose(logits, sampling, step, text=None, stop_id=None):
     return ops.cond(ops.any(sampling.temperature > 0), sampled, greedy)
 
 
-def process(logits, sampling, step, text=None, stop_id=None):
+def process(logits, sampling, step, text=None, stop_id=None, automaton_state=None):
     """What `choose` does to the logits of every row, greedy ones too.
 
     Args:
-        logits, sampling, step, text, stop_id: as of `choose`.
+        logits, sampling, step, text, stop_id, automaton_state: as of `choose`.
 
     Returns:
         Float32 tensor (B, V).
@@ -198,7 +218,25 @@ def process(logits, sampling, step, text=None, stop_id=None):
         is_forced = (token >= 0) & (step < ops.shape(forced)[1])
         others = ops.expand_dims(ops.arange(size), 0) != token
         logits = ops.where(is_forced & others, processors.REMOVED, logits)
+    if has_automaton(sampling):
+        next_state, token_class, _ = sampling.automaton
+        leads_to = ops.take(ops.take(next_state, automaton_state, axis=0), token_class, axis=1)
+        logits = ops.where(leads_to >= 0, logits, processors.REMOVED)
     return logits
+
+
+def has_automaton(sampling):
+    """Whether a constraint is given; one without states is none, so that compiled code can be
+    told so by a shape."""
+    return sampling.automaton is not None and sampling.automaton.next_state.shape[0] > 0
+
+
+def follow(sampling, automaton_state, token):
+    """The states after the tokens that were chosen, int32 (B,)."""
+    next_state, token_class, _ = sampling.automaton
+    rows = ops.take(next_state, automaton_state, axis=0)
+    column = ops.expand_dims(ops.take(token_class, token), 1)
+    return ops.squeeze(ops.take_along_axis(rows, column, axis=1), 1)
 
 
 def _filtered(scaled, sampling):

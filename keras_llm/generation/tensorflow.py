@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation import decode
-from keras_llm.generation.samplers import SETTINGS, Sampling, dtype_of
+from keras_llm.generation.samplers import SETTINGS, Automaton, Sampling, dtype_of
 
 _SMALLEST = 16  # tokens; shorter prompts and budgets share this bucket
 _BLOCK = 8  # tokens between two questions whether a text is over
@@ -26,7 +26,9 @@ class Compiled:
         model: a model from `models.causal_lm` or `models.seq2seq`.
         stop_id: int, the token that ends a text.
         pad_id: int, fills unused places.
-        jit_compile: bool. False runs the same graphs without XLA.
+        jit_compile: bool. False runs the same graphs without XLA. None means XLA for a float32
+            model; in a lower precision XLA rounds in other places than the graph that is
+            exported, and texts would differ.
 
     Attributes:
         traces: int, how many graphs have been traced and compiled so far.
@@ -35,7 +37,7 @@ class Compiled:
         InputError: if Keras runs on another backend.
     """
 
-    def __init__(self, model, stop_id, pad_id, jit_compile=True):
+    def __init__(self, model, stop_id, pad_id, jit_compile=None):
         if keras.backend.backend() != "tensorflow":
             raise InputError(
                 "text tasks run on TensorFlow; set KERAS_BACKEND=tensorflow (weights trained on "
@@ -43,6 +45,8 @@ class Compiled:
             )
         self.model = model
         self.ids = {"stop_id": stop_id, "pad_id": pad_id}
+        if jit_compile is None:
+            jit_compile = model.get_layer("token_embedding").compute_dtype == "float32"
         self.jit_compile = jit_compile
         self.traces = 0
         self._functions = {}
@@ -159,8 +163,9 @@ class _Run:
             forced = np.zeros((1, 0), "int32")
         forced = np.resize(forced, (self.rows, forced.shape[1]))
         fields["forced_tokens"] = _padded(forced, (rows, _bucket(forced.shape[1] or 1, 8)), -1)
-        self.sampling = Sampling(**fields)
-        self.asked = decode.Request(token_ids, lengths, _padded(budget, (rows,), 1), self.sampling)
+        fields["automaton"] = _automaton(sampling.automaton)
+        budget = _padded(budget, (rows,), 1)
+        self.asked = decode.Request(token_ids, lengths, budget, Sampling(**fields))
 
     def start(self, encoder_token_ids=None):
         """`decode.start`."""
@@ -214,6 +219,17 @@ class _Run:
             )
         }
         return state._replace(cache={}, **by_row, **by_place)
+
+
+def _automaton(automaton):
+    """In buckets too; without states if there is none."""
+    if automaton is None:
+        return Automaton(*(np.zeros(shape, "int32") for shape in ((0, 0), (0,), ())))
+    next_state, token_class, start = automaton
+    shape = tuple(_bucket(size) for size in next_state.shape)
+    return Automaton(
+        _padded(next_state, shape, -1), np.asarray(token_class), np.array(start, "int32")
+    )
 
 
 def _bucket(size, smallest=_SMALLEST):

@@ -6,9 +6,11 @@ import random
 import numpy as np
 
 from keras_llm.errors import InputError
-from keras_llm.generation import SETTINGS, Sampling
+from keras_llm.generation import SETTINGS, Automaton, Sampling
+from keras_llm.tokenizers.constraint import constrain_json_schema, constrain_regex
 
 _BANNED = -1e30
+_WORDS = ("logit_bias", "banned", "forced", "regex", "json_schema")
 
 
 def sampling_of(rows, settings, samples=1, tokenizer=None, vocabulary_size=None):
@@ -17,15 +19,16 @@ def sampling_of(rows, settings, samples=1, tokenizer=None, vocabulary_size=None)
     Args:
         rows: int, how many prompts there are.
         settings: dict of the numbers of `Sampling` (its `seed` an int, a list with one for each
-            prompt, or None for fresh ones), `logit_bias`, `banned` and `forced`.
+            prompt, or None for fresh ones), `logit_bias`, `banned`, `forced`, `regex` and
+            `json_schema`.
         samples: int. How many texts each prompt is continued with; the i-th takes `seed + i`.
-        tokenizer, vocabulary_size: needed by the last three settings.
+        tokenizer, vocabulary_size: needed by the settings that speak of tokens and text.
 
     Raises:
         InputError: naming the setting that is unknown or wrong.
     """
     settings = dict(settings)
-    words = {name: settings.pop(name, None) for name in ("logit_bias", "banned", "forced")}
+    words = {name: settings.pop(name, None) for name in _WORDS}
     unknown = sorted(set(settings) - set(SETTINGS))
     if unknown:
         known = ", ".join((*SETTINGS, *words))
@@ -59,6 +62,9 @@ def sampling_of(rows, settings, samples=1, tokenizer=None, vocabulary_size=None)
             raise InputError(f"`forced` must be a str, got {words['forced']!r}.")
         forced = np.array([tokenizer.encode(words["forced"])], "int32")
         sampling = sampling._replace(forced_tokens=forced)
+    if words["regex"] is not None or words["json_schema"] is not None:
+        automaton = _automaton(words["regex"], words["json_schema"], tokenizer, vocabulary_size)
+        sampling = sampling._replace(automaton=automaton)
     return sampling
 
 
@@ -110,6 +116,22 @@ def pieces_until(pieces, stops):
             yield text[: len(text) - keep]
     if held:
         yield held
+
+
+def _automaton(regex, json_schema, tokenizer, vocabulary_size):
+    if regex is not None and json_schema is not None:
+        raise InputError("`regex` and `json_schema` cannot both be given.")
+    if regex is not None:
+        automaton = constrain_regex(regex, tokenizer)
+    else:
+        automaton = constrain_json_schema(json_schema, tokenizer)
+    next_state, token_class = automaton.next_state, automaton.token_class
+    spare = vocabulary_size - len(token_class)
+    if spare:  # ids that only the model knows: a column of their own, where nothing is allowed
+        nowhere = np.full((len(next_state), 1), -1, "int32")
+        next_state = np.concatenate([next_state, nowhere], axis=1)
+        token_class = np.pad(token_class, (0, spare), constant_values=next_state.shape[1] - 1)
+    return Automaton(next_state, token_class, automaton.start)
 
 
 def _seeds(seed, rows):

@@ -103,7 +103,9 @@ class TextGeneration(Task):
                 `typical_p`, `repetition_penalty`, `presence_penalty`, `frequency_penalty`,
                 `no_repeat_ngram_size`, `min_new_tokens`; and `logit_bias`, a dict of token to
                 number, `banned`, a list of tokens (a token is an id, or a str that is one
-                token), and `forced`, a str that the new text begins with.
+                token), and `forced`, a str that the new text begins with. With `regex`, a str,
+                the whole new text matches the pattern; with `json_schema`, a dict, it is JSON
+                that fulfils it (as far as the budget lets it come to an end).
 
         Returns:
             The new text (without the prompt), a str for a str and a list for a list; with

@@ -200,6 +200,9 @@ def test_samples_of_one_prompt_are_what_each_is_alone(model):
     repeated = [np.repeat(x, 3, axis=0) for x in (ids, lengths)]
     alone = compiled.generate(*repeated, budget, sampling(1.0, seed=seeds))
     np.testing.assert_array_equal(together.token_ids, alone.token_ids)
+    settings = sampling(1.0, seed=seeds).tensors()
+    eager = generation.generate(model, ids, lengths, budget, settings, STOP, PAD, samples=3)
+    np.testing.assert_array_equal(together.token_ids, eager.token_ids)
     assert len({tuple(row) for row in np.asarray(together.token_ids)[:3].tolist()}) > 1
 
 

@@ -1,6 +1,8 @@
 """What a user may ask of a text generation task, and how it is refused."""
 
 import itertools
+import json
+import re
 
 import numpy as np
 import pytest
@@ -96,3 +98,34 @@ def test_wrong_settings_are_named(task, settings, words):
     if "num" not in words:
         with pytest.raises(InputError, match=words):
             task.stream("The", **settings)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_a_text_matches_its_pattern(task, temperature):
+    settings = {"temperature": temperature, "seed": 5, "max_new_tokens": 40}
+    pattern = r"[0-9]{3}-(yes|no)!"
+    texts = task(["The", "In a"], regex=pattern, num_return_sequences=2, **settings)
+    for text in [text for row in texts for text in row]:
+        assert re.fullmatch(pattern, text), text
+    assert "".join(task.stream("The", regex=pattern, **settings)) == texts[0][0]
+    answer = task.score(["The" + texts[0][0]])
+    assert np.isfinite(answer).all()
+
+
+def test_a_text_fulfils_its_schema(task):
+    schema = {
+        "type": "object",
+        "properties": {"kind": {"enum": ["class", "module"]}, "old": {"type": "boolean"}},
+        "required": ["kind", "old"],
+    }
+    for seed in range(3):
+        text = task("The", json_schema=schema, temperature=1.5, seed=seed, max_new_tokens=80)
+        row = json.loads(text)
+        assert row["kind"] in ("class", "module") and isinstance(row["old"], bool)
+
+
+def test_constraints_that_cannot_be_kept_are_refused(task):
+    with pytest.raises(InputError, match="cannot both"):
+        task("The", regex="a", json_schema={})
+    with pytest.raises(InputError):
+        task("The", regex="(")
