@@ -23,14 +23,15 @@ class Engine:
     to its end, while the others go on. Its tokens are those that `generate` gives for it alone.
 
     Prompts are padded to the next power of two and one graph is compiled for each such width, when
-    it first comes; decoding is compiled once.
+    it first comes; decoding is compiled once. Leave a `with` block or call `close` when done.
 
     Args:
         model: a model from `models.causal_lm`. Its weights must stay as they are.
         stop_id: int, the token that ends a text.
         max_batch: int > 0. The slots; a turn costs about the same however many are taken.
         max_length: int. The longest prompt and new tokens together; None means the model's
-            `max_length`. Memory is for `max_batch` times so many tokens.
+            `max_length`. Memory is taken for `max_batch` times so many tokens, and every step
+            reads it, so a length no longer than needed is faster too.
         max_waiting: int > 0. How many requests may wait for a slot.
         steps_per_turn: int > 0. Tokens that are decoded before a request can come or go: more
             of them cost less each, and let a newcomer wait longer.

@@ -74,10 +74,11 @@ def turn(model, memory, lengths, counts, budgets, sampling, num_steps, stop_id):
         token = _choose(logits, sampling, counts, text, lengths, stop_id)
         here = ops.expand_dims(ops.arange(num_steps) == i, 0)
         tokens = ops.where(here, ops.expand_dims(token, 1), tokens)
-        counts_too = ops.logical_not(done | (token == stop_id))
-        cache["text"] = _put(text, ops.where(counts_too, written, -1), token)
-        counts = counts + ops.cast(counts_too, "int32")
-        return i + 1, counts, ~counts_too | (counts >= budgets), tokens, cache
+        # What is written past a slot's end is never looked at.
+        cache["text"] = _put(text, written, token)
+        done = ops.logical_or(done, token == stop_id)
+        counts = ops.where(done, counts, counts + 1)
+        return i + 1, counts, ops.logical_or(done, counts >= budgets), tokens, cache
 
     *_, tokens, memory = ops.while_loop(
         goes_on,
@@ -116,7 +117,7 @@ def _choose(logits, sampling, steps, text, prompt_lengths, stop_id):
 
 
 def _put(rows, places, values):
-    """Rows (B, S) with a value (B,) at a place (B,) each; nowhere for a place below 0."""
+    """Rows (B, S) with a value (B,) at a place (B,) each; nowhere for a place past the end."""
     here = ops.expand_dims(ops.arange(rows.shape[1]), 0) == ops.expand_dims(places, 1)
     return ops.where(here, ops.expand_dims(values, 1), rows)
 
