@@ -1,6 +1,7 @@
 """The house of the library: who may import whom, and examples that run."""
 
 import ast
+import configparser
 import doctest
 import importlib
 import pathlib
@@ -81,6 +82,15 @@ def test_examples_in_docstrings_run(name):
     module = importlib.import_module(name)
     failures, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
     assert failures == 0
+
+
+def test_every_package_is_installed():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = set(setup["options"]["packages"].split())
+    folders = {path.parent.relative_to(ROOT) for path in LIBRARY.rglob("__init__.py")}
+    found = {".".join(folder.parts) for folder in folders}
+    assert listed == found | {"keras_llm.export", "keras_llm.recipes"}
 
 
 def test_every_public_name_is_there_and_documented():
