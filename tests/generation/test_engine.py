@@ -144,12 +144,13 @@ def test_a_newcomer_is_served_while_others_run(model, engine, long_one):
 def test_a_slot_is_given_on_while_the_others_keep_theirs(model, engine, long_one):
     """Two long requests and six short ones through three slots."""
     prompt, expected = long_one
-    done_of_long = []
-    longs = [engine.submit(prompt, 30, GREEDY) for _ in range(2)]
+    done_of_long, submitted = [], threading.Event()
+    longs = [engine.submit(prompt, 30, GREEDY, lambda _: submitted.wait(WAIT)) for _ in range(2)]
     shorts = [
         engine.submit([n], 2, GREEDY, lambda _: done_of_long.append(longs[0].done()))
         for n in range(10, 16)
     ]
+    submitted.set()
     for n, short in zip(range(10, 16), shorts, strict=True):
         assert outcome(short) == alone(model, [n], 2, GREEDY)
     assert [outcome(long) for long in longs] == [(expected, "length")] * 2
@@ -288,12 +289,18 @@ def test_leaving_serves_what_is_pending_unless_by_an_exception(model):
     for n, ticket in zip((5, 6, 7), tickets, strict=True):
         assert ticket.result() == alone(model, [n], 23, GREEDY)[0]  # the engine's own length
 
-    never = threading.Event()
+    tickets, submitted = [], threading.Event()
+
+    def on_token(token):
+        assert submitted.wait(WAIT)
+        tickets[0].result(WAIT)  # comes to an end by cancelling only
+
     with pytest.raises(KeyError), Engine(model, STOP, max_batch=1, jit_compile=False) as engine:
-        ticket = engine.submit([5], 20, GREEDY, lambda _: never.wait(0.01))
+        tickets.append(engine.submit([5], 20, GREEDY, on_token))
+        submitted.set()
         raise KeyError
     with pytest.raises(concurrent.futures.CancelledError):
-        ticket.result(WAIT)
+        tickets[0].result(WAIT)
 
 
 def test_nobody_waits_for_an_engine_that_broke(model):
