@@ -111,7 +111,7 @@ class LiteRTModel:
             outputs = self._decode(**self._inputs([token], position, 1), **cache)
             logits = outputs.pop("logits").reshape(-1)
             cache = outputs
-            token = int(np.argmax(logits))
+            token = int(np.argmax(logits[: self.tokenizer.vocabulary_size]))
             if token == self.tokenizer.eos_id:
                 yield None, logits
                 return

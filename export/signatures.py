@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from keras_llm import generation, models
 from keras_llm.errors import ExportError
+from keras_llm.tasks.settings import spare_bias
 
 _STRINGS = tf.TensorSpec((None,), tf.string)
 _INTS = tf.TensorSpec((None,), tf.int32)
@@ -72,7 +73,13 @@ class TextGenerationModule(tf.Module):
         ]
         with tf.control_dependencies(checks):
             token_ids, lengths = self._encode("prompt", prompt, model.config.max_length - 1)
-        sampling = generation.Sampling(temperature, top_k, top_p, seed)
+        sampling = generation.Sampling(
+            temperature,
+            top_k,
+            top_p,
+            seed,
+            logit_bias=spare_bias(tokenizer, model.config.vocabulary_size),
+        )
         state = generation.generate(
             model,
             token_ids,

@@ -13,7 +13,7 @@ _BANNED = -1e30
 _WORDS = ("logit_bias", "banned", "forced", "regex", "json_schema")
 
 
-def sampling_of(rows, settings, samples=1, tokenizer=None, vocabulary_size=None):
+def sampling_of(rows, settings, tokenizer, vocabulary_size, samples=1):
     """The checked `Sampling` of a batch.
 
     Args:
@@ -21,8 +21,9 @@ def sampling_of(rows, settings, samples=1, tokenizer=None, vocabulary_size=None)
         settings: dict of the numbers of `Sampling` (its `seed` an int, a list with one for each
             prompt, or None for fresh ones), `logit_bias`, `banned`, `forced`, `regex` and
             `json_schema`.
+        tokenizer: the task's. Ids that the model alone knows are never chosen.
+        vocabulary_size: int, the model's.
         samples: int. How many texts each prompt is continued with; the i-th takes `seed + i`.
-        tokenizer, vocabulary_size: needed by the settings that speak of tokens and text.
 
     Raises:
         InputError: naming the setting that is unknown or wrong.
@@ -46,8 +47,9 @@ def sampling_of(rows, settings, samples=1, tokenizer=None, vocabulary_size=None)
     banned = words["banned"] or ()
     if isinstance(banned, str) or not isinstance(banned, (list, tuple)):
         raise InputError(f"`banned` must be a list of tokens, got {banned!r}.")
+    spare = spare_bias(tokenizer, vocabulary_size)
     if bias or banned:
-        row = np.zeros((1, vocabulary_size), "float32")
+        row = np.zeros((1, vocabulary_size), "float32") if spare is None else spare
         for token, value in bias.items():
             if not isinstance(value, numbers.Real) or not np.isfinite(value):
                 raise InputError(f"`logit_bias` of {token!r} must be a number, got {value!r}.")
@@ -56,7 +58,8 @@ def sampling_of(rows, settings, samples=1, tokenizer=None, vocabulary_size=None)
             row[0, _token_id("banned", token, tokenizer, vocabulary_size)] = _BANNED
         if np.all(row <= _BANNED):
             raise InputError("`banned` leaves no token.")
-        sampling = sampling._replace(logit_bias=row)
+        spare = row
+    sampling = sampling._replace(logit_bias=spare)
     if words["forced"]:
         if not isinstance(words["forced"], str):
             raise InputError(f"`forced` must be a str, got {words['forced']!r}.")
@@ -66,6 +69,15 @@ def sampling_of(rows, settings, samples=1, tokenizer=None, vocabulary_size=None)
         automaton = _automaton(words["regex"], words["json_schema"], tokenizer, vocabulary_size)
         sampling = sampling._replace(automaton=automaton)
     return sampling
+
+
+def spare_bias(tokenizer, vocabulary_size):
+    """A `logit_bias` (1, V) that bans the ids that the model has beyond its tokenizer, float32;
+    None where there are none."""
+    if tokenizer.vocabulary_size == vocabulary_size:
+        return None
+    spare = np.arange(vocabulary_size) >= tokenizer.vocabulary_size
+    return np.where(spare, _BANNED, 0.0).astype("float32")[None]
 
 
 def budget_of(max_new_tokens):

@@ -18,7 +18,7 @@ class TextEmbedding(Task):
 
     Example:
     >>> from keras_llm import models, tokenizers
-    >>> tok = tokenizers.WordPiece.train(["once upon a time"] * 9, 60)
+    >>> tok = tokenizers.WordPiece.train(["once upon a time"] * 9, 80)
     >>> config = models.preset("minilm-tiny", vocabulary_size=tok.vocabulary_size)
     >>> task = TextEmbedding(models.sentence_embedder(config), tok)
     >>> task(["once", "upon a time"]).shape

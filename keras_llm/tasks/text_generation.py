@@ -142,7 +142,7 @@ class TextGeneration(Task):
 
     def _sampling(self, rows, settings, samples=1):
         size = self.model.config.vocabulary_size
-        return sampling_of(rows, settings, samples, self.tokenizer, size)
+        return sampling_of(rows, settings, self.tokenizer, size, samples)
 
     def chat(self, messages, **settings):
         """Answer a conversation.

@@ -68,9 +68,8 @@ class Translation(Task):
             "text", rows, config.max_length, config.max_length, config.pad_id
         )
         rows = len(lengths)
-        sampling = sampling_of(
-            rows, {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        )
+        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        sampling = sampling_of(rows, settings, self.tokenizer, config.vocabulary_size)
         state = self._compiled.generate(
             np.full((rows, 1), config.start_id, "int32"),
             np.ones(rows, "int32"),

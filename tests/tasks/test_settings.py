@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from keras_llm import export, models, tasks
 from keras_llm.errors import InputError
 from keras_llm.tasks.settings import pieces_until
 
@@ -129,3 +130,20 @@ def test_constraints_that_cannot_be_kept_are_refused(task):
         task("The", regex="a", json_schema={})
     with pytest.raises(InputError):
         task("The", regex="(")
+
+
+def test_ids_that_the_tokenizer_lacks_are_never_chosen(task, tmp_path):
+    config = models.preset("llama-tiny", vocabulary_size=1500, initializer_range=0.2)
+    model = models.causal_lm(config)
+    table = model.get_layer("token_embedding").embeddings
+    rows = np.array(table)
+    rows[task.tokenizer.vocabulary_size :] *= 3.0  # the most likely, if they could be
+    table.assign(rows)
+    wide = tasks.TextGeneration(model, task.tokenizer)
+    texts = wide(["The", "In"], max_new_tokens=12, temperature=0.0)
+    details = wide("The", max_new_tokens=30, temperature=2.0, seed=1, return_details=True)
+    assert max(details.token_ids) < task.tokenizer.vocabulary_size
+    export.saved_model(wide, tmp_path / "wide")  # whose parity is that of these texts
+    export.litert(wide, tmp_path / "wide.tflite", prefill_lengths=[16])
+    device = export.LiteRTModel(tmp_path / "wide.tflite")
+    assert [device.generate(prompt, 12) for prompt in ("The", "In")] == texts
