@@ -48,9 +48,9 @@ def from_hugging_face(folder, dtype=None):
         return tasks.TextEmbedding(models.sentence_embedder(model, **pooling), tokenizer, metadata)
     if isinstance(model, models.Seq2Seq):
         return tasks.Translation(model, tokenizer, metadata)
-    template = _chat_template(folder)
+    template = tokenizers.chat_template_from_hugging_face(folder)
     if template is not None:
-        metadata["chat_template"] = template
+        metadata["chat_template"] = template.source
     return tasks.TextGeneration(model, tokenizer, metadata)
 
 
@@ -86,21 +86,6 @@ def to_hugging_face(task_or_model, folder, overwrite=False):
             template = task.metadata.get("chat_template")
             if template is not None:
                 (partial / "chat_template.jinja").write_text(template, "utf-8")
-
-
-def _chat_template(folder):
-    """The source of the folder's chat template, or None."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text("utf-8")
-    path = folder / "tokenizer_config.json"
-    template = read_json(path).get("chat_template") if path.is_file() else None
-    if isinstance(template, list):  # several, by name
-        named = {row.get("name"): row.get("template") for row in template if isinstance(row, dict)}
-        template = named.get("default")
-    if template is not None and not isinstance(template, str):
-        raise InputError(f"{path}: `chat_template` must be a str, got {type(template).__name__}.")
-    return template
 
 
 def _pooling(folder):

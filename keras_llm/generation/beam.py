@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_llm import models
 from keras_llm.errors import InputError
+from keras_llm.generation.logits import occurrences
 
 _ABSENT = -1e30  # the log-probability of what is not there; finite, so that sums stay numbers
 
@@ -260,7 +261,7 @@ class _Search(NamedTuple):
             chosen.append(group)
             parents.append(parent + i * width)
             if self.diversity_penalty and i + 1 < len(groups):
-                taken.append(_occurrences(*new, logits.shape[-1]))
+                taken.append(ops.expand_dims(occurrences(*new, logits.shape[-1]), 1))
         goes_on = [self._can_improve(group, step + 1) for group in chosen]
         goes_on = ops.any(ops.stack(goes_on, axis=1), axis=1, keepdims=True)
         chosen = tuple(
@@ -388,10 +389,3 @@ def _rows(texts, index):
 def _flat(x):
     """(B, w, n) -> (B, w * n)."""
     return ops.reshape(x, (ops.shape(x)[0], -1))
-
-
-def _occurrences(token, counted, size):
-    """How often each token is among those of (B, n) that count: float32 (B, 1, V)."""
-    hits = ops.one_hot(token, size, dtype="float32")
-    counted = ops.cast(ops.expand_dims(counted, 2), "float32")
-    return ops.sum(hits * counted, axis=1, keepdims=True)
