@@ -16,7 +16,7 @@ LIBRARY = ROOT / "keras_llm"
 
 # From the top down; a room imports what is in it and in those below it.
 ROOMS = [
-    {"recipes", "cli", "__main__"},
+    {"recipes", "cli", "commands", "__main__"},
     {"export"},
     {"checkpoints"},
     {"tasks"},

@@ -1,0 +1,22 @@
+"""The commands of the command line, a module each: `Options`, a dataclass, and `run(options)`.
+
+Nothing heavy is imported before a command runs.
+"""
+
+from keras_llm.commands import (
+    evaluate,
+    export,
+    generate,
+    import_checkpoint,
+    inspect,
+    recipes,
+)
+
+COMMANDS = {
+    "generate": generate,
+    "evaluate": evaluate,
+    "export": export,
+    "import": import_checkpoint,
+    "inspect": inspect,
+    "recipes": recipes,
+}

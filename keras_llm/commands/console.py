@@ -1,0 +1,35 @@
+"""What the commands share: how results are printed, and how TensorFlow is started."""
+
+import importlib
+import json
+import os
+
+from keras_llm.quiet import silent_stderr
+
+PROGRAM = "keras-llm"
+
+
+def as_json(options, value):
+    """Print as JSON if that was asked; whether it was."""
+    if options.json:
+        print(json.dumps(value, ensure_ascii=False))
+    return options.json
+
+
+def table(head, rows):
+    import rich.box
+    import rich.console
+    import rich.table
+
+    table = rich.table.Table(*head, box=rich.box.SIMPLE)
+    for row in rows:
+        table.add_row(*map(str, row))
+    rich.console.Console().print(table, markup=False)
+
+
+def import_tensorflow():
+    """Import TensorFlow with its fastest CPU kernels, and without its start-up messages."""
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with silent_stderr():
+        importlib.import_module("tensorflow")

@@ -1,0 +1,48 @@
+"""`keras-llm inspect`."""
+
+import dataclasses
+import pathlib
+
+import tyro
+
+from keras_llm.commands.console import as_json, import_tensorflow, table
+from keras_llm.errors import InputError
+
+
+@dataclasses.dataclass
+class Options:
+    """Layers, parameters and memory of a trained model or a preset."""
+
+    model: tyro.conf.Positional[str]
+    """Folder of a trained model, or name of a preset."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def run(options):
+    import_tensorflow()
+    from keras_llm import models
+    from keras_llm.tasks import read_config
+
+    if pathlib.Path(options.model).exists():
+        summary = models.summarize(read_config(options.model))
+    elif options.model in models.presets():
+        summary = models.summarize(models.preset(options.model))
+    else:
+        raise InputError(
+            f"{options.model} is neither a model folder nor a preset; "
+            f"{models.similar_presets(options.model)}."
+        )
+    if not as_json(options, summary):
+        table(
+            ["layer", "class", "parameters"],
+            [[r["name"], r["class"], f"{r['parameters']:,}"] for r in summary["layers"]],
+        )
+        table(
+            ["in all", "value"],
+            [
+                [name.replace("_", " "), f"{summary[name]:,}"]
+                for name in summary
+                if name not in ("config", "layers")
+            ],
+        )
