@@ -4,6 +4,7 @@ Nothing heavy is imported before a command runs.
 """
 
 from keras_llm.commands import (
+    chat,
     evaluate,
     export,
     generate,
@@ -14,6 +15,7 @@ from keras_llm.commands import (
 
 COMMANDS = {
     "generate": generate,
+    "chat": chat,
     "evaluate": evaluate,
     "export": export,
     "import": import_checkpoint,

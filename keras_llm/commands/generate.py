@@ -6,45 +6,63 @@ import tyro
 
 import keras_llm
 from keras_llm.commands.console import as_json, import_tensorflow
+from keras_llm.commands.sampling import SamplingOptions
 
 
 @dataclasses.dataclass
-class Options:
+class Options(SamplingOptions):
     """Continue a text with a trained model; prints the new text alone."""
 
     run: tyro.conf.Positional[str]
     """Folder of a trained model."""
     prompt: tyro.conf.Positional[str]
     """The text to continue."""
-    max_new_tokens: int = 64
-    """The most tokens to generate."""
-    temperature: float = 1.0
-    """0 takes the most likely token each time."""
-    top_k: int = 0
-    """Choose among this many most likely tokens; 0 is off."""
-    top_p: float = 1.0
-    """Choose among the fewest tokens that hold this much probability; 1 is off."""
-    seed: int | None = None
-    """The same seed gives the same text."""
+    num_return_sequences: int = 1
+    """How many texts; an empty line stands between them."""
+    num_candidates: int | None = None
+    """Draw so many texts and print the likeliest by the token."""
+    beam_width: int | None = None
+    """Beam search with so many texts at a time."""
+    length_penalty: float | None = None
+    """Of beam search: above 1 favours longer texts, 0 ranks by probability alone."""
+    diversity_groups: int | None = None
+    """Of beam search: groups of beams that avoid each other's tokens."""
+    diversity_penalty: float | None = None
+    """Of beam search: how much they avoid them, in nats."""
+    contrastive_alpha: float | None = None
+    """Contrastive search: 0 to 1, how much a token may not be like the text before it."""
+    draft: str | None = None
+    """Folder of a smaller model that proposes tokens; with --temperature 0."""
+    prompt_lookup: int | None = None
+    """Propose what followed the last so many tokens before; with --temperature 0."""
+    num_draft_tokens: int | None = None
+    """How many tokens are proposed at a time."""
     stream: bool = False
     """Print the text as it comes."""
     json: bool = False
-    """Print one JSON object."""
+    """Print one JSON object, or a list of several texts."""
+
+
+_SEARCHES = [field.name for field in dataclasses.fields(Options) if field.default is None]
 
 
 def run(options):
     import_tensorflow()
     task = keras_llm.load(options.run)
-    settings = {
-        name: getattr(options, name)
-        for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+    settings = options.settings() | {
+        name: value for name in _SEARCHES if (value := getattr(options, name)) is not None
     }
-    if options.json:
-        result = task(options.prompt, **settings, return_details=True)
-        as_json(options, {"prompt": options.prompt, **dataclasses.asdict(result)})
-    elif options.stream:
+    if options.draft is not None:
+        settings["draft"] = keras_llm.load(options.draft)
+    if options.num_return_sequences != 1:
+        settings["num_return_sequences"] = options.num_return_sequences
+    if options.stream and not options.json:
         for piece in task.stream(options.prompt, **settings):
             print(piece, end="", flush=True)
         print()
-    else:
-        print(task(options.prompt, **settings))
+        return
+    results = task(options.prompt, **settings, return_details=True)
+    results = results if isinstance(results, list) else [results]
+    rows = [{"prompt": options.prompt, **dataclasses.asdict(result)} for result in results]
+    if not as_json(options, rows if options.num_return_sequences > 1 else rows[0]):
+        print("\n\n".join(result.text for result in results))

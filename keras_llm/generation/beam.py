@@ -9,6 +9,7 @@ from keras import ops
 from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation.logits import occurrences
+from keras_llm.generation.samplers import is_stop
 
 _ABSENT = -1e30  # the log-probability of what is not there; finite, so that sums stay numbers
 
@@ -46,6 +47,7 @@ def beam_search(
     diversity_penalty=0.0,
     process=None,
     memory=None,
+    capacity=None,
 ):
     """Search for the texts of the highest score.
 
@@ -68,9 +70,10 @@ def beam_search(
         token_ids: int tensor (B, T), prompts padded on the right; of a `seq2seq` model the
             decoder's, e.g. the config's `start_id` alone.
         lengths: int tensor (B,), in `1 .. T`, below the model's `max_length`.
-        max_new_tokens: int > 0. N. No text grows over the model's `max_length`.
+        max_new_tokens: int > 0, or int32 tensor (B,) or (1,). No text grows over the model's
+            `max_length`.
         beam_width: int > 0. W, live beams of a row in all groups.
-        stop_id: int, the token that ends a text; negative for none.
+        stop_id: int, the token that ends a text, or several (S,); negative for none.
         pad_id: int, fills unused places.
         length_penalty: float. 0 ranks by log-probability, which favours short texts; larger
             values favour longer ones.
@@ -78,9 +81,12 @@ def beam_search(
         diversity_groups: int that divides W.
         diversity_penalty: float >= 0, in nats.
         process: None, or a function of float32 logits (B * W, V), a row's beams side by side,
-            and the int32 step, 0 for the first new token. It returns such logits, whose
-            log-softmax is then what this search takes for the model's; -1e30 or -inf bans a token.
+            the int32 step, 0 for the first new token, and the beams' new tokens, int32
+            (B * W, N). It returns such logits, whose log-softmax is then what this search takes
+            for the model's; -1e30 or -inf bans a token. See `processor`.
         memory: dict from `models.encode`, of a `seq2seq` model.
+        capacity: int. N, the room for new tokens, at least the largest budget. Defaults to
+            that; XLA needs a number.
 
     Returns:
         `Beams`.
@@ -102,7 +108,7 @@ def beam_search(
         2016, "Google's Neural Machine Translation System", eq. 14 (length penalty); Vijayakumar
         et al., 2016, "Diverse Beam Search" (groups, Hamming diversity).
     """
-    check_count("beam_search", "max_new_tokens", max_new_tokens)
+    check_budget("beam_search", max_new_tokens)
     check_count("beam_search", "beam_width", beam_width)
     check_count("beam_search", "num_return_sequences", num_return_sequences, beam_width)
     check_count("beam_search", "diversity_groups", diversity_groups, beam_width)
@@ -118,14 +124,15 @@ def beam_search(
     lengths = ops.convert_to_tensor(lengths, "int32")
     batch_size, length = ops.shape(token_ids)[:2]
     memory = memory or {}
-    budget = ops.minimum(max_new_tokens, model.config.max_length - lengths)
+    budget = ops.minimum(ops.cast(max_new_tokens, "int32"), model.config.max_length - lengths)
+    capacity = room_for(max_new_tokens, budget, capacity)
     search = _Search(budget, stop_id, length_penalty, diversity_penalty, process)
     width = beam_width // diversity_groups
     # A group keeps no more texts than can be asked for, so it knows early that it is done.
     kept = min(width, num_return_sequences)
-    group = _new_group(batch_size, width, kept, max_new_tokens, pad_id)
+    group = _new_group(batch_size, width, kept, capacity, pad_id)
 
-    cache = {**models.init_cache(model, batch_size, length + max_new_tokens), **memory}
+    cache = {**models.init_cache(model, batch_size, length + capacity), **memory}
     logits, cache = models.prefill(model, token_ids, lengths, cache)
     cache = repeat_rows(cache, beam_width)
     memory = {name: cache.pop(name) for name in memory}
@@ -184,8 +191,24 @@ def check_count(function, name, value, most=math.inf):
         raise InputError(f"{function}: `{name}` must be {rule}, got {value!r}.")
 
 
+def check_budget(function, max_new_tokens):
+    """Raise InputError unless it is an int > 0; tensors are taken as they are."""
+    if not hasattr(max_new_tokens, "shape"):
+        check_count(function, "max_new_tokens", max_new_tokens)
+
+
+def room_for(max_new_tokens, budget, capacity):
+    """The room for new tokens: `capacity`, or else no more than is needed."""
+    if capacity is not None:
+        return capacity
+    return ops.max(budget) if hasattr(max_new_tokens, "shape") else max_new_tokens
+
+
 def check_number(function, name, value, least=-math.inf, most=math.inf):
-    """Raise InputError unless `value` is a finite number in `least .. most`."""
+    """Raise InputError unless `value` is a finite number in `least .. most`; tensors are taken
+    as they are."""
+    if hasattr(value, "shape"):
+        return
     is_number = isinstance(value, numbers.Real) and math.isfinite(value)
     if not is_number or not least <= value <= most:
         bounds = f" in {least} .. {most}" if math.isfinite(least) else ""
@@ -248,7 +271,9 @@ class _Search(NamedTuple):
             Tuple of `_Group`, and int32 (B, W), each new beam's parent among the row's beams.
         """
         if self.process is not None:
-            logits = self.process(logits, step)
+            texts = ops.concatenate([group.token_ids for group in groups], axis=1)
+            texts = ops.reshape(texts, (-1, ops.shape(texts)[2]))
+            logits = self.process(logits, step, texts)
         batch_size, width = ops.shape(groups[0].token)
         logits = ops.reshape(logits, (batch_size, -1, logits.shape[-1]))
         chosen, parents, taken = [], [], []
@@ -260,7 +285,7 @@ class _Search(NamedTuple):
             group, parent, new = self._choose(group, own, step, penalty)
             chosen.append(group)
             parents.append(parent + i * width)
-            if self.diversity_penalty and i + 1 < len(groups):
+            if i + 1 < len(groups):
                 taken.append(ops.expand_dims(occurrences(*new, logits.shape[-1]), 1))
         goes_on = [self._can_improve(group, step + 1) for group in chosen]
         goes_on = ops.any(ops.stack(goes_on, axis=1), axis=1, keepdims=True)
@@ -279,7 +304,7 @@ class _Search(NamedTuple):
         """
         width = group.token.shape[1]
         token, parent, log_p, rank = self._continuations(group, logits, penalty)
-        exists, stops = _exists(log_p), token == self.stop_id
+        exists, stops = _exists(log_p), is_stop(token, self.stop_id)
 
         _, place = ops.top_k(ops.where(stops, 2 * _ABSENT, rank), width)
         lives = ops.take_along_axis(exists & ~stops, place, axis=1)
@@ -287,7 +312,7 @@ class _Search(NamedTuple):
             ops.take_along_axis(x, place, axis=1) for x in (token, parent, log_p)
         )
         token_ids = _rows(group.token_ids, new_parent)
-        here = ops.arange(token_ids.shape[2]) == step
+        here = ops.arange(ops.shape(token_ids)[2]) == step
         token_ids = ops.where(here, ops.expand_dims(new_token, 2), token_ids)
 
         first, parent, log_p = token[:, :width], parent[:, :width], log_p[:, :width]
@@ -316,9 +341,10 @@ class _Search(NamedTuple):
             (B, n) with n at least w.
         """
         width = logits.shape[1]
-        # No more than `width` continuations stop, one for each beam: twice as many always leave
-        # enough that live on.
-        count = 2 * width if width > 1 else 1
+        # No more than `width` continuations stop, one for each beam and stop token: so many more
+        # always leave enough that live on.
+        stops = 1 if isinstance(self.stop_id, int) else self.stop_id.shape[0]
+        count = (1 + stops) * width if width > 1 else 1
         each = min(count, logits.shape[2])
         # Each beam's best are found among its logits, since sums of log-probabilities may round
         # to a tie what was none; equal values keep their order.

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from keras import ops
 
 from keras_llm import models
-from keras_llm.generation.beam import check_count, check_number, repeat_rows
+from keras_llm.generation.beam import check_budget, check_count, check_number, repeat_rows, room_for
+from keras_llm.generation.samplers import is_stop
 
 
 class Contrasted(NamedTuple):
@@ -36,6 +37,8 @@ def contrastive_search(
     stop_id,
     pad_id,
     memory=None,
+    capacity=None,
+    logit_bias=None,
 ):
     """Continue prompts with the likely tokens that are least like what stands there already.
 
@@ -52,12 +55,17 @@ def contrastive_search(
         token_ids: int tensor (B, T), prompts padded on the right; of a `seq2seq` model the
             decoder's.
         lengths: int tensor (B,), in `1 .. T`, below the model's `max_length`.
-        max_new_tokens: int > 0. N. No text grows over the model's `max_length`.
+        max_new_tokens: int > 0, or int32 tensor (B,) or (1,). No text grows over the model's
+            `max_length`.
         top_k: int in `1 .. V`; 1 is greedy decoding. The paper finds 3 to 10 good.
         alpha: float in [0, 1]; 0 is greedy decoding. The paper takes 0.6.
-        stop_id: int, the token that ends a text; negative for none.
+        stop_id: int, the token that ends a text, or several (S,); negative for none.
         pad_id: int, fills unused places.
         memory: dict from `models.encode`, of a `seq2seq` model.
+        capacity: int. N, the room for new tokens, at least the largest budget. Defaults to
+            that; XLA needs a number.
+        logit_bias: None, or float32 tensor (1, V) or (B, V), added to the logits that the most
+            likely tokens are taken from; -1e30 bans a token.
 
     Returns:
         `Contrasted`.
@@ -77,15 +85,15 @@ def contrastive_search(
     Reference:
         Su et al., 2022, "A Contrastive Framework for Neural Text Generation", eq. 5.
     """
-    check_count("contrastive_search", "max_new_tokens", max_new_tokens)
+    check_budget("contrastive_search", max_new_tokens)
     check_count("contrastive_search", "top_k", top_k, model.config.vocabulary_size)
     check_number("contrastive_search", "alpha", alpha, 0, 1)
 
     token_ids = ops.convert_to_tensor(token_ids, "int32")
     lengths = ops.convert_to_tensor(lengths, "int32")
     batch_size, length = ops.shape(token_ids)[:2]
-    capacity = max_new_tokens
-    budget = ops.minimum(max_new_tokens, model.config.max_length - lengths)
+    budget = ops.minimum(ops.cast(max_new_tokens, "int32"), model.config.max_length - lengths)
+    capacity = room_for(max_new_tokens, budget, capacity)
     memory = memory or {}
     candidates_memory = repeat_rows(memory, top_k)
     first_rows = ops.arange(batch_size, dtype="int32") * top_k
@@ -95,7 +103,8 @@ def contrastive_search(
 
     def choose(logits, cache, context, step):
         """The next token (B,), its hidden state (B, 1, D), and the cache after it."""
-        p, tokens = ops.top_k(ops.softmax(logits, axis=-1), top_k)
+        biased = logits if logit_bias is None else logits + logit_bias
+        p, tokens = ops.top_k(ops.softmax(biased, axis=-1), top_k)
         # A row that is done stays at its last position, which has a slot.
         positions = ops.repeat(lengths + ops.minimum(step, budget - 1), top_k)
         hidden, cache = models.forward_cached(
@@ -123,7 +132,7 @@ def contrastive_search(
     def advance(step, text, done, logits, cache, context):
         token, hidden, cache = choose(logits, cache, context, step)
         context = ops.slice_update(context, (0, length + step, 0), _direction(hidden))
-        counts = ~done & (token != stop_id)
+        counts = ~done & ~is_stop(token, stop_id)
         here = ops.arange(capacity) == step
         token = ops.expand_dims(token, 1)
         log_p = ops.take_along_axis(ops.log_softmax(logits, axis=-1), token, axis=1)

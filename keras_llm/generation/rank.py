@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_llm.errors import InputError
 from keras_llm.generation import decode
-from keras_llm.generation.beam import check_count
+from keras_llm.generation.beam import check_budget, check_count, room_for
 
 
 class Candidates(NamedTuple):
@@ -40,6 +40,7 @@ def sample_and_rank(
     pad_id,
     scorer=None,
     memory=None,
+    capacity=None,
 ):
     """Draw several texts for each prompt and sort them by a score.
 
@@ -51,15 +52,18 @@ def sample_and_rank(
         token_ids: int tensor (B, T), prompts padded on the right; of a `seq2seq` model the
             decoder's.
         lengths: int tensor (B,), in `1 .. T`, below the model's `max_length`.
-        max_new_tokens: int > 0. N. No text grows over the model's `max_length`.
+        max_new_tokens: int > 0, or int32 tensor (B,) or (1,). No text grows over the model's
+            `max_length`.
         num_candidates: int > 0. n. LaMDA takes 16.
         sampling: `Sampling`, its fields one for all prompts or one for each.
-        stop_id: int, the token that ends a text; negative for none.
+        stop_id: int, the token that ends a text, or several (S,); negative for none.
         pad_id: int, fills unused places.
         scorer: None, or a function of `Candidates` in the order of their seeds that returns
             scores (B, n); the highest is the best. None, and the `score` that the function
             sees, is the mean log-probability of a text's tokens; -inf for an empty text.
         memory: dict from `models.encode`, of a `seq2seq` model.
+        capacity: int. N, the room for new tokens, at least the largest budget. Defaults to
+            that; XLA needs a number.
 
     Returns:
         `Candidates`, each prompt's best first; of equals the lower seed first.
@@ -80,15 +84,16 @@ def sample_and_rank(
         Adiwardana et al., 2020, "Towards a Human-like Open-Domain Chatbot" (sample-and-rank);
         Thoppilan et al., 2022, "LaMDA: Language Models for Dialog Applications".
     """
-    check_count("sample_and_rank", "max_new_tokens", max_new_tokens)
+    check_budget("sample_and_rank", max_new_tokens)
     check_count("sample_and_rank", "num_candidates", num_candidates)
     lengths = ops.convert_to_tensor(lengths, "int32")
     batch_size = ops.shape(lengths)[0]
     sampling = _for_each_candidate(sampling, batch_size, num_candidates)
     asked = decode.request(model, token_ids, lengths, max_new_tokens, sampling)
     asked = asked._replace(budget=ops.repeat(asked.budget, num_candidates))
+    capacity = room_for(max_new_tokens, asked.budget, capacity)
     state, asked = decode.start(
-        model, asked, max_new_tokens, stop_id, pad_id, memory, samples=num_candidates
+        model, asked, capacity, stop_id, pad_id, memory, samples=num_candidates
     )
     state = decode.advance_until(model, state, asked, stop_id, pad_id)
 
@@ -97,7 +102,7 @@ def sample_and_rank(
     log_p = ops.reshape(state.log_probability, shape)
     count = ops.cast(num_tokens, "float32")
     texts = Candidates(
-        token_ids=ops.reshape(state.token_ids, (*shape, max_new_tokens)),
+        token_ids=ops.reshape(state.token_ids, (*shape, capacity)),
         num_tokens=num_tokens,
         log_probability=log_p,
         score=ops.where(count > 0, log_p / ops.maximum(count, 1.0), -math.inf),
@@ -122,9 +127,4 @@ def _for_each_candidate(sampling, batch_size, num_candidates):
     sampling = sampling.tensors()
     seeds = ops.reshape(ops.broadcast_to(sampling.seed, (batch_size,)), (-1, 1))
     seeds = seeds + ops.expand_dims(ops.arange(num_candidates, dtype="int32"), 0)
-
-    def repeated(field):
-        is_one_for_all = not hasattr(field, "shape") or field.shape[0] == 1
-        return field if is_one_for_all else ops.repeat(field, num_candidates, axis=0)
-
-    return sampling._make(map(repeated, sampling))._replace(seed=ops.reshape(seeds, (-1,)))
+    return sampling.repeat(num_candidates)._replace(seed=ops.reshape(seeds, (-1,)))

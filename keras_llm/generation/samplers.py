@@ -101,6 +101,15 @@ class Sampling(NamedTuple):
 
         return Sampling(*map(tensor, self._fields, self))
 
+    def repeat(self, times):
+        """The settings of B rows as those of B * times, the copies of a row side by side."""
+
+        def repeated(field):
+            is_one_for_all = not hasattr(field, "shape") or field.shape[0] == 1
+            return field if is_one_for_all else ops.repeat(field, times, axis=0)
+
+        return self._make(map(repeated, self))
+
     def ignores_text(self):
         """Whether no setting looks at the text so far."""
         return all(map(self.is_off, _LOOKING_BACK))
@@ -154,7 +163,7 @@ def choose(logits, sampling, step, text=None, stop_id=None, automaton_state=None
         sampling: `Sampling` of tensors (see `Sampling.tensors`).
         step: int32 scalar tensor, 0 for the first new token.
         text: `Text`, needed by penalties and `no_repeat_ngram_size`.
-        stop_id: int, needed by `min_new_tokens`.
+        stop_id: int, or several (S,), needed by `min_new_tokens`.
         automaton_state: int32 tensor (B,), needed by an `automaton`.
 
     Returns:
@@ -207,9 +216,9 @@ def process(logits, sampling, step, text=None, stop_id=None, automaton_state=Non
             lambda: processors.forbid_repeated_ngrams(before, text.token_ids, text.lengths, ngram),
             lambda: before,
         )
-    if stop_id is not None and stop_id >= 0 and not sampling.is_off("min_new_tokens"):
+    if stop_id is not None and not sampling.is_off("min_new_tokens"):
         early = ops.expand_dims(step < _row(sampling.min_new_tokens, "int32"), 1)
-        stops = ops.expand_dims(ops.arange(size) == stop_id, 0)
+        stops = ops.expand_dims(is_stop(ops.arange(size), stop_id), 0)
         logits = ops.where(early & stops, processors.REMOVED, logits)
     if sampling.forced_tokens is not None:
         forced = sampling.forced_tokens
@@ -225,6 +234,20 @@ def process(logits, sampling, step, text=None, stop_id=None, automaton_state=Non
     return logits
 
 
+def is_stop(token, stop_id):
+    """Which tokens end a text.
+
+    Args:
+        token: int32 tensor of any shape.
+        stop_id: int or int32 tensor (S,); -1 is no token.
+
+    Returns:
+        Bool tensor like `token`.
+    """
+    stops = ops.reshape(ops.cast(stop_id, "int32"), (-1,))
+    return ops.any(ops.expand_dims(token, -1) == stops, axis=-1)
+
+
 def has_automaton(sampling):
     """Whether a constraint is given; one without states is none, so that compiled code can be
     told so by a shape."""
@@ -237,6 +260,29 @@ def follow(sampling, automaton_state, token):
     rows = ops.take(next_state, automaton_state, axis=0)
     column = ops.expand_dims(ops.take(token_class, token), 1)
     return ops.squeeze(ops.take_along_axis(rows, column, axis=1), 1)
+
+
+def states_after(sampling, token_ids, count):
+    """Where texts stand in their constraint after their first `count` tokens.
+
+    Args:
+        sampling: `Sampling` with an automaton.
+        token_ids: int32 tensor (B, N).
+        count: int32 scalar tensor.
+
+    Returns:
+        Int32 tensor (B,).
+    """
+
+    def step(i, states):
+        token = ops.take(token_ids, i, axis=1)
+        return i + 1, ops.maximum(follow(sampling, states, token), 0)
+
+    begin = ops.zeros_like(token_ids[:, 0]) + sampling.automaton.start
+    _, states = ops.while_loop(
+        lambda i, _: i < count, step, (ops.convert_to_tensor(0, "int32"), begin)
+    )
+    return states
 
 
 def _filtered(scaled, sampling):

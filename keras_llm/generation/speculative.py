@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_llm import models
 from keras_llm.errors import InputError
+from keras_llm.generation.samplers import is_stop
 from keras_llm.layers import causal_mask, empty_cache
 
 
@@ -19,7 +20,9 @@ class Speculation(NamedTuple):
     Attributes:
         token_ids: int32 (B, N), the new tokens; `pad_id` where there is none.
         num_tokens: int32 (B,), how many of them count (the stop token does not).
-        stopped: bool (B,), the stop token was chosen.
+        log_probability: float32 (B,), the sum of the counted tokens' log-probabilities under the
+            model, in nats.
+        stopped: bool (B,), a stop token was chosen.
         rounds: int32 scalar, how many times the model was run after the prompts were read.
         proposed: int32 (B,), tokens proposed to the model.
         accepted: int32 (B,), those among them that it would have chosen itself.
@@ -27,6 +30,7 @@ class Speculation(NamedTuple):
 
     token_ids: object
     num_tokens: object
+    log_probability: object
     stopped: object
     rounds: object
     proposed: object
@@ -36,6 +40,7 @@ class Speculation(NamedTuple):
 class _State(NamedTuple):
     text: object  # int32 (B, T + N + k + 1): prompts and new tokens, without gaps
     count: object  # int32 (B,), how much of `text` counts
+    log_probability: object
     stopped: object
     done: object
     rounds: object
@@ -55,6 +60,7 @@ def speculative_generate(
     stop_id,
     pad_id,
     capacity=None,
+    logit_bias=None,
 ):
     """Greedy decoding, with tokens proposed by a smaller model.
 
@@ -71,10 +77,12 @@ def speculative_generate(
         lengths: int32 tensor (B,), in `1 .. T`, below the model's `max_length`.
         max_new_tokens: int32 tensor (B,) or (1,), > 0.
         num_draft_tokens: int > 0. k.
-        stop_id: int, the token that ends a text.
+        stop_id: int, the token that ends a text, or several (S,).
         pad_id: int, fills unused places.
         capacity: int. N, the room for new tokens, at least the largest budget. Defaults to
             that; XLA needs a number.
+        logit_bias: None, or float32 tensor (1, V) or (B, V), added to the logits that tokens
+            are chosen from; -1e30 bans a token.
 
     Returns:
         A `Speculation`.
@@ -99,13 +107,13 @@ def speculative_generate(
         first = ops.maximum(count - 2, 0)
         both = _take(text, ops.expand_dims(first, 1) + ops.arange(2))
         logits, cache = _read(draft, both, first, cache)
-        token = _take(_greedy(logits), ops.expand_dims(count - 1 - first, 1))
+        token = _take(_greedy(logits, logit_bias), ops.expand_dims(count - 1 - first, 1))
 
         def step(i, token, tokens, cache):
             here = ops.expand_dims(ops.arange(num_draft_tokens) == i, 0)
             tokens = ops.where(here, token, tokens)
             logits, cache = _read(draft, token, count + i, cache)
-            return i + 1, _greedy(logits), tokens, cache
+            return i + 1, _greedy(logits, logit_bias), tokens, cache
 
         _, token, tokens, cache = ops.while_loop(
             lambda i, *_: i < num_draft_tokens - 1,
@@ -131,6 +139,7 @@ def speculative_generate(
         stop_id,
         pad_id,
         capacity,
+        logit_bias,
     )
 
 
@@ -144,6 +153,7 @@ def prompt_lookup_generate(
     stop_id,
     pad_id,
     capacity=None,
+    logit_bias=None,
 ):
     """Greedy decoding, with tokens proposed from the text itself.
 
@@ -154,8 +164,8 @@ def prompt_lookup_generate(
 
     Args:
         ngram_size: int > 0. A larger one proposes less often and better.
-        model, token_ids, lengths, max_new_tokens, num_draft_tokens, stop_id, pad_id, capacity:
-            as of `speculative_generate`.
+        model, token_ids, lengths, max_new_tokens, num_draft_tokens, stop_id, pad_id, capacity,
+        logit_bias: as of `speculative_generate`.
 
     Returns:
         A `Speculation`; nothing counts as proposed in rounds without an earlier occurrence.
@@ -191,11 +201,22 @@ def prompt_lookup_generate(
         stop_id,
         pad_id,
         capacity,
+        logit_bias,
     )
 
 
 def _generate(
-    model, draft, propose, token_ids, lengths, max_new_tokens, count, stop_id, pad_id, capacity
+    model,
+    draft,
+    propose,
+    token_ids,
+    lengths,
+    max_new_tokens,
+    count,
+    stop_id,
+    pad_id,
+    capacity,
+    logit_bias,
 ):
     """`propose(text, count, cache)` gives tokens (B, k), how many of them it stands for (B,),
     and its cache."""
@@ -220,26 +241,32 @@ def _generate(
         block = ops.concatenate([_take(state.text, last), proposals], axis=1)
         # A slot of a token that is refused is written again before a query may look at it.
         logits, cache = _read(model, block, state.count - 1, state.cache)
-        chosen = _greedy(logits)
+        chosen = _greedy(logits, logit_bias)
+        log_p = ops.take_along_axis(logits, ops.expand_dims(chosen, -1), axis=-1)
+        log_p = ops.squeeze(log_p, -1) - ops.logsumexp(logits, axis=-1)
         places = ops.expand_dims(ops.arange(count + 1), 0)
         agrees = (chosen[:, :-1] == proposals) & (places[:, :-1] < ops.expand_dims(offered, 1))
         accepted = _sum(_none_before(ops.logical_not(agrees)))
-        is_stop = chosen == stop_id
+        stops = is_stop(chosen, stop_id)
         due = places <= ops.expand_dims(accepted, 1)
         due = due & (places < ops.expand_dims(end - state.count, 1))
         due = due & ops.logical_not(ops.expand_dims(state.done, 1))
-        added = _sum(due & _none_before(is_stop))
+        counts = due & _none_before(stops)
+        added = _sum(counts)
+        told = counts | (due & ops.isnan(log_p))
         source = ops.arange(ops.shape(state.text)[1]) - ops.expand_dims(state.count, 1)
         text = ops.where(
             (source >= 0) & (source < ops.expand_dims(added, 1)),
             _take(chosen, ops.clip(source, 0, count)),
             state.text,
         )
-        stopped = state.stopped | ops.any(due & is_stop, axis=1)
+        stopped = state.stopped | ops.any(due & stops, axis=1)
         return tuple(
             _State(
                 text=text,
                 count=state.count + added,
+                log_probability=state.log_probability
+                + ops.sum(ops.where(told, log_p, 0.0), axis=1),
                 stopped=stopped,
                 done=stopped | (state.count + added >= end),
                 rounds=state.rounds + 1,
@@ -255,6 +282,7 @@ def _generate(
     state = _State(
         text=ops.concatenate([token_ids, room], axis=1),
         count=lengths,
+        log_probability=ops.cast(zeros, "float32"),
         stopped=zeros > 0,
         done=end <= lengths,
         rounds=ops.convert_to_tensor(0, "int32"),
@@ -270,6 +298,7 @@ def _generate(
             places < ops.expand_dims(state.count, 1), _take(state.text, places), pad_id
         ),
         num_tokens=state.count - lengths,
+        log_probability=state.log_probability,
         stopped=state.stopped,
         rounds=state.rounds,
         proposed=state.proposed,
@@ -303,7 +332,10 @@ def _read(model, token_ids, first, cache):
     return models.logits_of(model, hidden), cache
 
 
-def _greedy(logits):
+def _greedy(logits, logit_bias):
+    """(B, T, V) and a bias (1 or B, V) -> (B, T)."""
+    if logit_bias is not None:
+        logits = logits + ops.expand_dims(logit_bias, 1)
     return ops.cast(ops.argmax(logits, axis=-1), "int32")
 
 

@@ -16,15 +16,16 @@ from keras_llm.generation import decode
 from keras_llm.generation.samplers import SETTINGS, Automaton, Sampling, dtype_of
 
 _SMALLEST = 16  # tokens; shorter prompts and budgets share this bucket
+_LARGEST_CHUNK = 256  # tokens that are read at a time after those that are known
 _BLOCK = 8  # tokens between two questions whether a text is over
 
 
 class Compiled:
-    """`decode.generate`, `decode.score`, and streaming, of one model.
+    """`decode.generate`, streaming, the searches and `decode.explain`, of one model.
 
     Args:
         model: a model from `models.causal_lm` or `models.seq2seq`.
-        stop_id: int, the token that ends a text.
+        stop_id: int, the token that ends a text, or several (S,).
         pad_id: int, fills unused places.
         jit_compile: bool. False runs the same graphs without XLA. None means XLA for a float32
             model; in a lower precision XLA rounds in other places than the graph that is
@@ -44,7 +45,8 @@ class Compiled:
                 f"{keras.backend.backend()} load there)."
             )
         self.model = model
-        self.ids = {"stop_id": stop_id, "pad_id": pad_id}
+        self.stop_ids = np.reshape(stop_id, -1).astype("int32")
+        self.pad_id = pad_id
         if jit_compile is None:
             jit_compile = model.get_layer("token_embedding").compute_dtype == "float32"
         self.jit_compile = jit_compile
@@ -60,7 +62,9 @@ class Compiled:
         encoder_token_ids=None,
         samples=1,
         alternatives=0,
+        stop_ids=(),
         is_over=None,
+        known=None,
     ):
         """`decode.generate` with array arguments.
 
@@ -68,31 +72,76 @@ class Compiled:
             token_ids, lengths, max_new_tokens, sampling, samples, alternatives: as of
                 `decode.generate`.
             encoder_token_ids: int32 (B, S), of a `seq2seq` model.
+            stop_ids: ints, further tokens that end a text.
             is_over: function from row and its new token ids, a list, to whether the text ends
                 there; it is asked every few tokens. None asks nothing.
+            known: a `Known` for one row, which is read from and then holds this text.
 
         Returns:
             The last `State`, without cache; `done` of a row that `is_over` ended is True.
         """
-        run = _Run(self, token_ids, lengths, max_new_tokens, sampling, samples, alternatives)
-        state = run.start(encoder_token_ids)
+        run = _Run(self, token_ids, lengths, max_new_tokens, sampling, stop_ids, samples)
+        state = run.start(encoder_token_ids, alternatives, known)
         if is_over is None:
-            return run.visible(run.advance(state, run.capacity))
-        while True:
+            state = run.advance(state, run.capacity)
+        else:
             state = self._ask(run, state, is_over)
-            if bool(tf.reduce_all(state.done)):
-                return run.visible(state)
-            state = run.advance(state, int(state.step) + _BLOCK)
+            while not bool(tf.reduce_all(state.done)):
+                state = run.advance(state, int(state.step) + _BLOCK)
+                state = self._ask(run, state, is_over)
+        if known is not None:
+            known.hold(token_ids, state)
+        return run.visible(state)
 
-    def stream(self, token_ids, lengths, max_new_tokens, sampling):
+    def stream(
+        self,
+        token_ids,
+        lengths,
+        max_new_tokens,
+        sampling,
+        encoder_token_ids=None,
+        stop_ids=(),
+        known=None,
+    ):
         """The same tokens as `generate`: yields the `State` after each."""
-        run = _Run(self, token_ids, lengths, max_new_tokens, sampling)
-        state = run.start()
+        run = _Run(self, token_ids, lengths, max_new_tokens, sampling, stop_ids)
+        state = run.start(encoder_token_ids, known=known)
         while True:
+            if known is not None:
+                known.hold(token_ids, state)
             yield run.visible(state)
             if bool(tf.reduce_all(state.done)):
                 return
             state = run.advance(state, int(state.step) + 1)
+
+    def search(
+        self,
+        function,
+        static,
+        numbers,
+        token_ids,
+        lengths,
+        max_new_tokens,
+        sampling,
+        encoder_token_ids=None,
+        stop_ids=(),
+    ):
+        """One of the searches with array arguments.
+
+        Args:
+            function: a function of this model, a `decode.Request`, and the keywords `capacity`,
+                `stop_id`, `pad_id`, `memory` (see `decode.generate`), those of `static` and
+                those of `numbers`, which returns a NamedTuple of tensors (B, ...) or scalars.
+                For each function and `static` one graph is compiled in each bucket.
+            static: dict of what shapes the graph.
+            numbers: dict of numbers that it computes with.
+            others: as of `generate`.
+
+        Returns:
+            What `function` does.
+        """
+        run = _Run(self, token_ids, lengths, max_new_tokens, sampling, stop_ids)
+        return run.search(function, static, numbers, encoder_token_ids)
 
     @staticmethod
     def _ask(run, state, is_over):
@@ -105,6 +154,19 @@ class Compiled:
     def score(self, token_ids, lengths):
         """`decode.score` with array arguments."""
         return self._score(token_ids, lengths)
+
+    def explain(self, token_ids, alternatives=0, encoder_token_ids=None):
+        """`decode.explain` with array arguments."""
+        sources = [] if encoder_token_ids is None else [encoder_token_ids]
+        key = ("explain", alternatives, len(sources))
+        if key not in self._functions:
+            self._functions[key] = tf.function(
+                lambda ids, *sources: decode.explain(
+                    self.model, ids, *sources or [None], alternatives
+                ),
+                input_signature=[tf.TensorSpec((None, None), tf.int32)] * (1 + len(sources)),
+            )
+        return self._functions[key](token_ids, *sources)
 
     @functools.cached_property
     def _score(self):
@@ -131,13 +193,40 @@ class Compiled:
         return self._functions[key](*arguments)
 
 
+class Known:
+    """What a model has read of one text that goes on: its tokens, and the cache they are in.
+
+    A text that begins with these tokens is read from where they end. (A windowed layer has
+    forgotten too much to go back: there the text must begin with all of them.)
+    """
+
+    def __init__(self):
+        self.token_ids = []
+        self.cache = None
+
+    def hold(self, token_ids, state):
+        """Keep what is known after the first row of a `State` for a prompt (1, T)."""
+        # The token chosen last has not been read.
+        new = state.token_ids[0, : max(int(state.num_tokens[0]) - 1, 0)].numpy().tolist()
+        self.token_ids = [*token_ids[0].tolist(), *new]
+        self.cache = state.cache
+
+    def shared(self, token_ids, has_rings):
+        """How many tokens of a prompt (1, T) need not be read; at least one is left to read."""
+        row = token_ids[0, :-1]
+        count = min(len(row), len(self.token_ids))
+        same = np.array(self.token_ids[:count], "int32") == row[:count]
+        count = count if same.all() else int(same.argmin())
+        return 0 if has_rings and count < len(self.token_ids) else count
+
+
 class _Run:
-    """One call of `Compiled`: its arguments in buckets, and its two compiled functions."""
+    """One call of `Compiled`: its arguments in buckets, and its compiled functions."""
 
     def __init__(
-        self, compiled, token_ids, lengths, max_new_tokens, sampling, samples=1, alternatives=0
+        self, compiled, token_ids, lengths, max_new_tokens, sampling, stop_ids=(), samples=1
     ):
-        self.compiled, self.samples, self.alternatives = compiled, samples, alternatives
+        self.compiled, self.samples, self.token_ids = compiled, samples, token_ids
         prompts, length = token_ids.shape
         self.rows = prompts * samples
         limit = compiled.model.config.max_length - np.repeat(lengths, samples)
@@ -146,7 +235,7 @@ class _Run:
         self.capacity = _bucket(self.columns)
         self.total = _bucket(prompts, 1)
         width = length if length == 1 else _bucket(length)
-        token_ids = _padded(token_ids, (self.total, width), compiled.ids["pad_id"])
+        token_ids = _padded(token_ids, (self.total, width), compiled.pad_id)
         lengths = _padded(lengths, (self.total,), 1)
         rows = self.total * samples
         fields = {}
@@ -166,48 +255,86 @@ class _Run:
         fields["automaton"] = _automaton(sampling.automaton)
         budget = _padded(budget, (rows,), 1)
         self.asked = decode.Request(token_ids, lengths, budget, Sampling(**fields))
+        stops = np.union1d(compiled.stop_ids, np.array(stop_ids, "int32"))
+        self.stops = _padded(stops, (_bucket(len(stops), 1),), -1)
 
-    def start(self, encoder_token_ids=None):
+    def start(self, encoder_token_ids=None, alternatives=0, known=None):
         """`decode.start`."""
-        compiled = self.compiled
-        model, ids = compiled.model, compiled.ids
-        sources = []
-        if encoder_token_ids is not None:
-            shape = (self.total, _bucket(encoder_token_ids.shape[1]))
-            sources = [_padded(encoder_token_ids, shape, model.config.pad_id)]
+        compiled, capacity, first, chunk = self.compiled, self.capacity, 0, 0
+        if known is not None:
+            first = known.shared(self.token_ids, _has_rings(compiled.model))
+        held = []
+        if first:
+            held = [known.cache, np.array(first, "int32")]
+            chunk = min(_bucket(self.token_ids.shape[1] - first), _LARGEST_CHUNK)
+            # The new cache is no smaller, so that it has room for what is held.
+            slots = max(entry.shape[2] for entry in known.cache.values())
+            capacity = max(capacity, slots - self.asked.token_ids.shape[1])
 
-        def start(asked, *sources):
-            memory = models.encode(model, *sources) if sources else None
-            state, asked = decode.start(
-                model,
+        def start(asked, stops, sources, held):
+            return decode.start(
+                compiled.model,
                 asked,
-                self.capacity,
-                **ids,
-                memory=memory,
+                capacity,
+                stop_id=stops,
+                pad_id=compiled.pad_id,
+                memory=self._memory(sources),
                 samples=self.samples,
-                alternatives=self.alternatives,
+                alternatives=alternatives,
+                known=(*held, chunk) if held else None,
             )
-            return state, asked
 
-        static = (self.capacity, self.samples, self.alternatives)
-        state, self.asked = compiled.call("start", static, start, [self.asked, *sources])
+        static = (capacity, self.samples, alternatives, chunk)
+        arguments = [self.asked, self.stops, self._sources(encoder_token_ids), held]
+        state, self.asked = compiled.call("start", static, start, arguments)
         return state
 
     def advance(self, state, step):
         """`decode.advance_until`."""
-        model, ids = self.compiled.model, self.compiled.ids
+        model, pad_id = self.compiled.model, self.compiled.pad_id
 
-        def advance(state, asked, step):
-            return decode.advance_until(model, state, asked, **ids, step=step)
+        def advance(state, asked, stops, step):
+            return decode.advance_until(model, state, asked, stops, pad_id, step=step)
 
-        arguments = [state, self.asked, np.array(step, "int32")]
+        arguments = [state, self.asked, self.stops, np.array(step, "int32")]
         return self.compiled.call("advance", (), advance, arguments)
+
+    def search(self, function, static, numbers, encoder_token_ids=None):
+        """One of the searches; the rows that a bucket added are left out."""
+        compiled = self.compiled
+
+        def run(asked, stops, sources, numbers):
+            return function(
+                compiled.model,
+                asked,
+                capacity=self.capacity,
+                stop_id=stops,
+                pad_id=compiled.pad_id,
+                memory=self._memory(sources),
+                **static,
+                **numbers,
+            )
+
+        key = (self.capacity, *sorted(static.items()))
+        arguments = [self.asked, self.stops, self._sources(encoder_token_ids), numbers]
+        found = compiled.call(function, key, run, arguments)
+        return found._make(field[: self.rows] if field.shape.rank else field for field in found)
+
+    def _sources(self, encoder_token_ids):
+        if encoder_token_ids is None:
+            return []
+        shape = (self.total, _bucket(encoder_token_ids.shape[1]))
+        return [_padded(encoder_token_ids, shape, self.compiled.model.config.pad_id)]
+
+    def _memory(self, sources):
+        return models.encode(self.compiled.model, *sources) if sources else None
 
     def visible(self, state):
         """Without the rows and columns that a bucket added, and without the cache."""
         rows, columns = self.rows, self.columns
         by_row = {
-            name: getattr(state, name)[:rows] for name in ("token", "num_tokens", "stopped", "done")
+            name: getattr(state, name)[:rows]
+            for name in ("token", "num_tokens", "stopped", "stop_token", "done")
         }
         by_place = {
             name: getattr(state, name)[:rows, :columns]
@@ -219,6 +346,11 @@ class _Run:
             )
         }
         return state._replace(cache={}, **by_row, **by_place)
+
+
+def _has_rings(model):
+    layers = range(model.config.num_layers)
+    return any(model.config.window(i) is not None for i in layers)
 
 
 def _automaton(automaton):

@@ -7,6 +7,8 @@ from keras_llm.layers import empty_cache
 from keras_llm.models import stack
 from keras_llm.models.config import Seq2SeqConfig
 
+_CHUNK = 256  # tokens of a prompt that are read at a time
+
 
 def init_cache(model, batch_size=1, length=None):
     """An empty key-value cache.
@@ -41,14 +43,20 @@ def init_cache(model, batch_size=1, length=None):
     return cache
 
 
-def prefill(model, token_ids, lengths, cache):
+def prefill(model, token_ids, lengths, cache, first=None, chunk=_CHUNK):
     """Read prompts into the cache.
+
+    A prompt longer than a chunk is read a chunk at a time, as far as the longest row goes: the
+    scores of its attention then take memory for `chunk` queries, whatever its length.
 
     Args:
         model: a model from `causal_lm` or `seq2seq`.
         token_ids: int tensor (B, T), padded on the right; of a `seq2seq` model the decoder's.
         lengths: int tensor (B,), the number of real tokens of each row, in `1 .. T`.
         cache: from `init_cache`, with at least T slots.
+        first: int scalar tensor, below every length: so many tokens of each row are in the
+            cache already, and reading begins after them. None means 0.
+        chunk: int > 0, tokens.
 
     Returns:
         Float32 logits (B, V) at each row's last real token, and the cache.
@@ -58,25 +66,78 @@ def prefill(model, token_ids, lengths, cache):
     """
     token_ids = ops.convert_to_tensor(token_ids, "int32")
     lengths = ops.reshape(ops.convert_to_tensor(lengths, "int32"), (-1, 1))
-    count, _ = _decoder(model.config)
     length = token_ids.shape[1]
-    for i in range(count):
-        slots = cache[f"k_{i}"].shape[2]
-        if not stack.has_ring(model.config, i) and None not in (length, slots) and length > slots:
+    for name in _full_entries(model, cache):
+        slots = cache[name].shape[2]
+        if None not in (length, slots) and length > slots:
             raise InputError(
                 f"prefill: `token_ids` has {length} tokens, `cache` only {slots} slots."
             )
-    positions = ops.arange(ops.shape(token_ids)[1])
-    hidden, cache = forward_cached(
+    if first is None and length is not None and length <= chunk:
+        hidden, cache = _read(model, token_ids, lengths, cache, 0, length)
+        hidden = ops.take_along_axis(hidden, ops.expand_dims(lengths - 1, -1), axis=1)
+    else:
+        first = 0 if first is None else first
+        hidden, cache = _read_in_chunks(model, token_ids, lengths, cache, first, chunk)
+    return ops.squeeze(logits_of(model, hidden), 1), cache
+
+
+def _read(model, token_ids, lengths, cache, begin, count):
+    """Read the tokens (B, count) that stand at positions `begin ...`: hidden states and cache."""
+    positions = begin + ops.arange(count)
+    return forward_cached(
         model,
         token_ids,
         positions,
         cache,
-        ops.convert_to_tensor(0),
+        ops.convert_to_tensor(begin),
         padding_mask=ops.expand_dims(positions, 0) < lengths,
     )
-    hidden = ops.take_along_axis(hidden, ops.expand_dims(lengths - 1, -1), axis=1)
-    return ops.squeeze(logits_of(model, hidden), 1), cache
+
+
+def _read_in_chunks(model, token_ids, lengths, cache, first, chunk):
+    """The hidden states (B, 1, D) of each row's last real token, and the cache."""
+    length = ops.shape(token_ids)[1]
+    if token_ids.shape[1] is None or token_ids.shape[1] < chunk:
+        chunk = ops.minimum(length, chunk)
+    # The last chunk may go past the end of tokens and cache: room for it, as long as this takes.
+    token_ids = ops.pad(token_ids, ((0, 0), (0, chunk)))
+    full = _full_entries(model, cache)
+    slots = {name: ops.shape(cache[name])[2] for name in full}
+    cache = dict(cache)
+    for name in full:
+        cache[name] = ops.pad(cache[name], ((0, 0), (0, 0), (0, chunk), (0, 0)))
+
+    def step(begin, last, cache):
+        ids = ops.take(token_ids, begin + ops.arange(chunk), axis=1)
+        hidden, cache = _read(model, ids, lengths, cache, begin, chunk)
+        place = lengths - 1 - begin
+        found = ops.take_along_axis(
+            hidden, ops.expand_dims(ops.clip(place, 0, chunk - 1), -1), axis=1
+        )
+        here = ops.expand_dims((place >= 0) & (place < chunk), -1)
+        return begin + chunk, ops.where(here, found, last), cache
+
+    hidden_dim = (ops.shape(token_ids)[0], 1, model.config.hidden_dim)
+    _, last, cache = ops.while_loop(
+        lambda begin, *_: begin < ops.max(lengths),
+        step,
+        (
+            ops.convert_to_tensor(first, "int32"),
+            ops.zeros(hidden_dim, dtype=model.get_layer("token_embedding").compute_dtype),
+            cache,
+        ),
+    )
+    for name in full:
+        cache[name] = cache[name][:, :, : slots[name]]
+    return last, cache
+
+
+def _full_entries(model, cache):
+    """The names of the entries that have a slot for every position."""
+    count, _ = _decoder(model.config)
+    layers = [i for i in range(count) if not stack.has_ring(model.config, i)]
+    return [f"{kind}_{i}" for i in layers for kind in "kv" if f"{kind}_{i}" in cache]
 
 
 def decode(model, token_ids, positions, cache):

@@ -1,8 +1,9 @@
 """Tasks: a model, a tokenizer, and what strings go in and come out."""
 
 from keras_llm.tasks.base import Task, load, read_config
+from keras_llm.tasks.generative import Generation
 from keras_llm.tasks.text_embedding import TextEmbedding
-from keras_llm.tasks.text_generation import Generation, TextGeneration
+from keras_llm.tasks.text_generation import TextGeneration
 from keras_llm.tasks.translation import Translation
 
 __all__ = [

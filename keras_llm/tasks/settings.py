@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.generation import SETTINGS, Automaton, Sampling
+from keras_llm.tasks.search import SEARCH_OPTIONS
 from keras_llm.tokenizers.constraint import constrain_json_schema, constrain_regex
 
 _BANNED = -1e30
@@ -32,7 +33,7 @@ def sampling_of(rows, settings, tokenizer, vocabulary_size, samples=1):
     words = {name: settings.pop(name, None) for name in _WORDS}
     unknown = sorted(set(settings) - set(SETTINGS))
     if unknown:
-        known = ", ".join((*SETTINGS, *words))
+        known = ", ".join((*SETTINGS, *words, *SEARCH_OPTIONS))
         raise InputError(f"unknown setting `{unknown[0]}`; known: {known}.")
     seeds = _seeds(settings.pop("seed", None), rows)
     for seed in seeds:
@@ -101,6 +102,18 @@ def stops_of(stop):
         if not isinstance(text, str) or not text:
             raise InputError(f"`stop` must be non-empty strs, got {text!r}.")
     return stops
+
+
+def stop_ids_of(stop_token_ids, vocabulary_size):
+    """The checked token ids that end a text, a tuple."""
+    ids = stop_token_ids if isinstance(stop_token_ids, (list, tuple)) else (stop_token_ids,)
+    for token in ids:
+        is_int = isinstance(token, numbers.Integral) and not isinstance(token, bool)
+        if not is_int or not 0 <= token < vocabulary_size:
+            raise InputError(
+                f"`stop_token_ids` must be ids in 0 .. {vocabulary_size - 1}, got {token!r}."
+            )
+    return tuple(map(int, ids))
 
 
 def cut_at(text, stops):

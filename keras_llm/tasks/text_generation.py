@@ -1,49 +1,15 @@
 """Continue a text."""
 
-import dataclasses
-
 import numpy as np
 
 from keras_llm.errors import InputError
-from keras_llm.generation.tensorflow import Compiled
-from keras_llm.tasks.base import Task, checked_texts, padded_rows
-from keras_llm.tasks.settings import (
-    budget_of,
-    count_of,
-    cut_at,
-    pieces_until,
-    sampling_of,
-    stops_of,
-)
+from keras_llm.tasks.base import checked_texts, padded_rows
+from keras_llm.tasks.conversation import Conversation
+from keras_llm.tasks.generative import GenerativeTask
 from keras_llm.tokenizers import ChatTemplate
 
 
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """One continuation.
-
-    Attributes:
-        text: str, the new text alone.
-        token_ids: list of int, the new tokens.
-        num_tokens: int, how many they are.
-        log_probability: float, their log-probability under the model, in nats.
-        finish_reason: "stop" (the model ended the text, or a stop string did) or "length"
-            (`max_new_tokens` or the model's `max_length` was reached).
-        token_log_probabilities: list of float, each token's.
-        alternatives: list with a dict for each token, from the most likely tokens' ids there to
-            their log-probabilities; empty dicts unless asked for.
-    """
-
-    text: str
-    token_ids: list
-    num_tokens: int
-    log_probability: float
-    finish_reason: str
-    token_log_probabilities: list
-    alternatives: list
-
-
-class TextGeneration(Task):
+class TextGeneration(GenerativeTask):
     """A causal language model that continues text.
 
     Args:
@@ -60,10 +26,6 @@ class TextGeneration(Task):
     True
     """
 
-    def __init__(self, model, tokenizer, metadata=None):
-        super().__init__(model, tokenizer, metadata)
-        self._compiled = Compiled(model, stop_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
-
     def __call__(
         self,
         prompt,
@@ -72,10 +34,6 @@ class TextGeneration(Task):
         top_k=0,
         top_p=1.0,
         seed=None,
-        stop=(),
-        num_return_sequences=1,
-        return_details=False,
-        num_alternatives=0,
         parse_special=False,
         **settings,
     ):
@@ -92,20 +50,33 @@ class TextGeneration(Task):
             seed: int32; or a list with one for each row; or None for fresh ones. A row's text
                 depends on its prompt, the settings and its seed, not on the other rows, so
                 equal prompts with one seed give equal texts.
+            parse_special: bool. Special tokens that the prompt spells out count as such, and
+                no begin token is added: for prompts that a chat template has rendered.
             stop: str or list of str. The text ends before the first of them that comes up.
+            stop_token_ids: list of ints, further tokens that end the text.
             num_return_sequences: int > 0. How many texts to continue each prompt with; the
                 prompt is read once, and the i-th text takes `seed + i`.
             return_details: bool. Return `Generation`s instead of texts.
             num_alternatives: int >= 0. How many likely tokens the details name at each place.
-            parse_special: bool. Special tokens that the prompt spells out count as such, and
-                no begin token is added: for prompts that a chat template has rendered.
-            **settings: the other fields of `generation.Sampling` that are numbers: `min_p`,
-                `typical_p`, `repetition_penalty`, `presence_penalty`, `frequency_penalty`,
-                `no_repeat_ngram_size`, `min_new_tokens`; and `logit_bias`, a dict of token to
-                number, `banned`, a list of tokens (a token is an id, or a str that is one
-                token), and `forced`, a str that the new text begins with. With `regex`, a str,
-                the whole new text matches the pattern; with `json_schema`, a dict, it is JSON
-                that fulfils it (as far as the budget lets it come to an end).
+            min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty,
+                no_repeat_ngram_size, min_new_tokens: numbers, see `generation.Sampling`.
+            logit_bias: dict of token to number; a token is an id, or a str that is one token.
+            banned: list of tokens that are never chosen.
+            forced: str that the new text begins with.
+            regex, json_schema: str, dict. The whole new text matches the pattern, or is JSON
+                that fulfils the schema (as far as the budget lets it come to an end).
+            beam_width: int > 0. Beam search: the `num_return_sequences` best of so many texts,
+                with `length_penalty` (1.0), `diversity_groups` (1) and `diversity_penalty`
+                (0.0); see `generation.beam_search`.
+            contrastive_alpha: float in [0, 1]. Contrastive search among the `top_k` (4) most
+                likely tokens; see `generation.contrastive_search`.
+            draft: a `TextGeneration` with the same vocabulary that proposes
+                `num_draft_tokens` (4) at a time, with `temperature=0`; the text is the same.
+            prompt_lookup: int > 0. As `draft`, with proposals from the text itself, after so
+                many tokens that stood there before.
+            num_candidates: int > 0. Draw so many texts and return the best of them: those of
+                the highest mean log-probability of a token, or with `scorer`, a function of a
+                prompt and a list of texts, those of the highest score.
 
         Returns:
             The new text (without the prompt), a str for a str and a list for a list; with
@@ -116,33 +87,9 @@ class TextGeneration(Task):
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
         token_ids, lengths = self._encode_prompts(prompts, parse_special)
-        samples = count_of("num_return_sequences", num_return_sequences, 1)
         settings |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        sampling = self._sampling(len(lengths), settings, samples)
-        stops = stops_of(stop)
-
-        def is_over(row, ids):
-            return cut_at(self.tokenizer.decode(ids), stops)[1]
-
-        state = self._compiled.generate(
-            token_ids,
-            lengths,
-            budget_of(max_new_tokens),
-            sampling,
-            samples=samples,
-            alternatives=count_of("num_alternatives", num_alternatives, 0),
-            is_over=is_over if stops else None,
-        )
-        results = generations(state, self.tokenizer, stops)
-        if not return_details:
-            results = [result.text for result in results]
-        if num_return_sequences > 1:
-            results = [results[i : i + samples] for i in range(0, len(results), samples)]
+        results = self._generate(token_ids, lengths, max_new_tokens, prompts=prompts, **settings)
         return results[0] if isinstance(prompt, str) else results
-
-    def _sampling(self, rows, settings, samples=1):
-        size = self.model.config.vocabulary_size
-        return sampling_of(rows, settings, self.tokenizer, size, samples)
 
     def chat(self, messages, **settings):
         """Answer a conversation.
@@ -159,15 +106,33 @@ class TextGeneration(Task):
             InputError: if the task has no chat template (`metadata["chat_template"]`), or
                 naming the argument that is wrong.
         """
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        return self(self.render(messages), parse_special=True, **settings)
+
+    def conversation(self, system=None):
+        """Begin a `Conversation`, in which each turn is read once.
+
+        Args:
+            system: str, a system message, or None.
+
+        Raises:
+            InputError: if the task has no chat template.
+        """
+        self._chat_template()
+        return Conversation(self, system)
+
+    def render(self, messages):
+        """The prompt that a conversation becomes, for `parse_special=True`: a str."""
+        return self._chat_template().render(messages)
+
+    def _chat_template(self):
         template = self.metadata.get("chat_template")
         if not template:
             raise InputError("this model has no chat template; call the task with a prompt.")
-        if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
         tokenizer = self.tokenizer
         bos, eos = (tokenizer.token(index) for index in (tokenizer.bos_id, tokenizer.eos_id))
-        prompt = ChatTemplate(template, bos, eos).render(messages)
-        return self(prompt, parse_special=True, **settings)
+        return ChatTemplate(template, bos, eos)
 
     def stream(
         self,
@@ -177,7 +142,6 @@ class TextGeneration(Task):
         top_k=0,
         top_p=1.0,
         seed=None,
-        stop=(),
         parse_special=False,
         **settings,
     ):
@@ -185,8 +149,8 @@ class TextGeneration(Task):
 
         Args:
             prompt: str, not empty.
-            max_new_tokens, temperature, top_k, top_p, seed, stop, parse_special, **settings:
-                as in calling the task.
+            max_new_tokens, temperature, top_k, top_p, seed, parse_special, **settings: as in
+                calling the task; searches, several sequences and details cannot be streamed.
 
         Returns:
             A generator of str. Joined, the pieces are the text that calling the task gives
@@ -199,13 +163,7 @@ class TextGeneration(Task):
             raise InputError(f"`prompt` must be one str to stream, got {type(prompt).__name__}.")
         token_ids, lengths = self._encode_prompts([prompt], parse_special)
         settings |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        states = self._compiled.stream(
-            token_ids, lengths, budget_of(max_new_tokens), self._sampling(1, settings)
-        )
-        pieces = self.tokenizer.decode_stream(
-            int(state.token[0]) for state in states if not bool(state.stopped[0])
-        )
-        return pieces_until(pieces, stops_of(stop))
+        return self._pieces(token_ids, lengths, max_new_tokens, **settings)
 
     def score(self, texts):
         """Log-likelihood of texts.
@@ -234,35 +192,3 @@ class TextGeneration(Task):
             self.tokenizer.encode_prompt(text, parse_special) for text in checked_texts(name, texts)
         ]
         return padded_rows(name, rows, longest, self.model.config.max_length, self.tokenizer.pad_id)
-
-
-def generations(state, tokenizer, stops=()):
-    """The rows of a finished `generation.State` as `Generation`s."""
-    fields = (
-        state.token_ids,
-        state.num_tokens,
-        state.stopped,
-        state.token_log_probabilities,
-        state.alternative_ids,
-        state.alternative_log_probabilities,
-    )
-    return [
-        _generation(tokenizer, stops, *row) for row in zip(*map(np.asarray, fields), strict=True)
-    ]
-
-
-def _generation(tokenizer, stops, ids, count, stopped, log_p, other_ids, other_log_p):
-    ids = ids[:count].tolist()
-    text, is_cut = cut_at(tokenizer.decode(ids), stops)
-    if is_cut:  # what was generated beyond the token that completed the stop string goes
-        count = next(n for n in range(1, count + 1) if cut_at(tokenizer.decode(ids[:n]), stops)[1])
-    alternatives = zip(other_ids[:count].tolist(), other_log_p[:count].tolist(), strict=True)
-    return Generation(
-        text=text,
-        token_ids=ids[:count],
-        num_tokens=int(count),
-        log_probability=float(log_p[:count].sum()),
-        finish_reason="stop" if stopped or is_cut else "length",
-        token_log_probabilities=log_p[:count].tolist(),
-        alternatives=[dict(zip(*pair, strict=True)) for pair in alternatives],
-    )

@@ -3,13 +3,12 @@
 import numpy as np
 
 from keras_llm import models
-from keras_llm.generation.tensorflow import Compiled
-from keras_llm.tasks.base import Task, checked_texts, padded_rows
-from keras_llm.tasks.settings import budget_of, sampling_of
-from keras_llm.tasks.text_generation import generations
+from keras_llm.errors import InputError
+from keras_llm.tasks.base import checked_texts, padded_rows
+from keras_llm.tasks.generative import GenerativeTask
 
 
-class Translation(Task):
+class Translation(GenerativeTask):
     """An encoder-decoder that turns a text into another: a translation, a summary, an answer.
 
     Args:
@@ -34,9 +33,9 @@ class Translation(Task):
     def fits(model):
         return isinstance(model, models.Seq2Seq)
 
-    def __init__(self, model, tokenizer, metadata=None):
-        super().__init__(model, tokenizer, metadata)
-        self._compiled = Compiled(model, stop_id=tokenizer.eos_id, pad_id=model.config.pad_id)
+    @property
+    def _pad_id(self):
+        return self.model.config.pad_id
 
     def __call__(
         self,
@@ -46,38 +45,66 @@ class Translation(Task):
         top_k=0,
         top_p=1.0,
         seed=None,
-        return_details=False,
+        **settings,
     ):
         """Turn one text or several into others.
 
         Args:
             text: str, or list of str. None may be empty.
-            max_new_tokens, temperature, top_k, top_p, seed, return_details: as in calling
-                `TextGeneration`.
+            max_new_tokens, temperature, top_k, top_p, seed, **settings: as in calling
+                `TextGeneration`, but for `draft` and `prompt_lookup`.
 
         Returns:
-            The new text, a str for a str and a list for a list.
+            The new text, a str for a str and a list for a list; with several sequences a list
+            in the place of each text.
 
         Raises:
             InputError: naming the argument that is wrong.
         """
-        texts = checked_texts("text", [text] if isinstance(text, str) else text)
-        config = self.model.config
-        rows = [[*self.tokenizer.encode(text), self.tokenizer.eos_id] for text in texts]
-        token_ids, lengths = padded_rows(
-            "text", rows, config.max_length, config.max_length, config.pad_id
+        texts = [text] if isinstance(text, str) else text
+        settings |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        results = self._generate(
+            **self._encoded(texts), max_new_tokens=max_new_tokens, prompts=texts, **settings
         )
-        rows = len(lengths)
-        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        sampling = sampling_of(rows, settings, self.tokenizer, config.vocabulary_size)
-        state = self._compiled.generate(
-            np.full((rows, 1), config.start_id, "int32"),
-            np.ones(rows, "int32"),
-            budget_of(max_new_tokens),
-            sampling,
-            encoder_token_ids=token_ids,
-        )
-        results = generations(state, self.tokenizer)
-        if not return_details:
-            results = [result.text for result in results]
         return results[0] if isinstance(text, str) else results
+
+    def stream(
+        self,
+        text,
+        max_new_tokens=128,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        seed=None,
+        **settings,
+    ):
+        """The text that calling the task gives for one text, piece by piece.
+
+        Args:
+            text: str, not empty.
+            others: as in `TextGeneration.stream`.
+
+        Returns:
+            A generator of str.
+
+        Raises:
+            InputError: naming the argument that is wrong, before anything is generated.
+        """
+        if not isinstance(text, str):
+            raise InputError(f"`text` must be one str to stream, got {type(text).__name__}.")
+        settings |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        return self._pieces(**self._encoded([text]), max_new_tokens=max_new_tokens, **settings)
+
+    def _encoded(self, texts):
+        """The encoder's tokens and the decoder's first, as arguments."""
+        config = self.model.config
+        rows = [
+            [*self.tokenizer.encode(text), self.tokenizer.eos_id]
+            for text in checked_texts("text", texts)
+        ]
+        sources, _ = padded_rows("text", rows, config.max_length, config.max_length, config.pad_id)
+        return {
+            "token_ids": np.full((len(rows), 1), config.start_id, "int32"),
+            "lengths": np.ones(len(rows), "int32"),
+            "encoder_token_ids": sources,
+        }

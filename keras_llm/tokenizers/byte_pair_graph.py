@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from keras_llm.tokenizers.distinct import encode_distinct
+
 _NONE = np.iinfo(np.int32).max  # no merge
 
 
@@ -52,7 +54,11 @@ class BytePairGraph:
             import tensorflow_text
 
             strings = tensorflow_text.normalize_utf8(strings, self._normalization)
-        words = self._pre_tokenizer.in_graph(strings)
+        return encode_distinct(self._pre_tokenizer.parts(strings), self._encode_parts)
+
+    def _encode_parts(self, parts):
+        """String (U,) -> int32 ragged (U, None)."""
+        words = self._pre_tokenizer.in_graph(parts)
         return words.with_values(self._encode(words.values)).merge_dims(1, 2)
 
     def detokenize(self, ids):

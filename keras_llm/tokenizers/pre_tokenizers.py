@@ -45,6 +45,17 @@ class PreTokenizer:
             ]
         )
 
+    @staticmethod
+    def parts(strings):
+        """Where any of these patterns cuts: before a space that follows a visible character.
+
+        Strings (B,) -> string `tf.RaggedTensor` (B, None) of longer parts, many of them alike.
+        """
+        import tensorflow as tf
+
+        strings = tf.strings.regex_replace(strings, "([!-~])( )", rb"\1" + CUT + rb"\2")
+        return tf.strings.split(strings, CUT)
+
     def in_graph(self, strings):
         """String tensor (B,) of UTF-8 -> string `tf.RaggedTensor` (B, None) of words."""
         import tensorflow as tf

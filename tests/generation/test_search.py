@@ -45,7 +45,7 @@ def prompts(seed=0, rows=3, longest=7):
     return ids, lengths
 
 
-def likely_stops(logits, step):
+def likely_stops(logits, step, token_ids=None):
     """Stop tokens often enough that some texts end early, at every length."""
     bias = 2.5 * (np.arange(logits.shape[-1]) == STOP).astype("float32")
     return 0.8 * logits + bias
@@ -219,7 +219,7 @@ def test_a_search_ends_when_nothing_better_can_come(model, oracles, alpha, kept)
     ids, lengths = prompts()
     steps, needed = [], []
 
-    def counted(logits, step):
+    def counted(logits, step, token_ids):
         steps.append(int(step))
         return likely_stops(logits, step)
 
@@ -303,7 +303,7 @@ def test_a_beam_as_wide_as_all_texts_finds_the_best_of_all(alpha):
 
 @pytest.mark.parametrize("removed", [-1e30, -np.inf])
 def test_what_is_banned_is_in_no_text(model, removed):
-    def only_a_few(logits, step):
+    def only_a_few(logits, step, token_ids):
         allowed = np.isin(np.arange(SIZE), [5, 6])
         return ops.where(allowed, logits, removed)
 

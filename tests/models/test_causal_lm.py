@@ -87,14 +87,22 @@ def seq2seq_configs(draw):
     return models.Seq2SeqConfig(**SIZES, **drawn, num_decoder_layers=draw(st.sampled_from([1, 2])))
 
 
-def check_cached_steps(model, token_ids, lengths, full, slack, extra=None, tolerance=1e-4):
-    """Prefill and decode give the full forward's logits, from ragged prompts to the end."""
+def check_cached_steps(
+    model, token_ids, lengths, full, slack, extra=None, tolerance=1e-4, chunk=256, known=0
+):
+    """Prefill and decode give the full forward's logits, from ragged prompts to the end; the
+    first `known` tokens have been read before."""
     rows, total = token_ids.shape
     cache = {**models.init_cache(model, rows, total + slack), **(extra or {})}
     prompts = token_ids[:, : lengths.max()]
     # What stands behind a row's length must not matter.
     prompts = np.where(np.arange(prompts.shape[1]) < lengths[:, None], prompts, 1)
-    logits, cache = models.prefill(model, prompts, lengths, cache)
+    known, first = min(known, lengths.min() - 1), None
+    if known:
+        _, cache = models.prefill(model, prompts[:, :known], np.full(rows, known), cache)
+        prompts[:, :known] = 1  # not looked at again
+        first = np.array(known, "int32")
+    logits, cache = models.prefill(model, prompts, lengths, cache, first, chunk)
     steps = total - lengths.max()
     for step in range(steps + 1):
         positions = lengths - 1 + step
@@ -111,14 +119,17 @@ def check_cached_steps(model, token_ids, lengths, full, slack, extra=None, toler
     config=configs(),
     lengths=st.lists(st.integers(1, 8), min_size=1, max_size=4),
     slack=st.integers(0, 4),
+    chunk=st.sampled_from([1, 3, 5, 256]),
+    known=st.integers(0, 4),
     seed=st.integers(0, 2**16),
 )
-def test_cached_decode_equals_the_full_forward(config, lengths, slack, seed):
+def test_cached_decode_equals_the_full_forward(config, lengths, slack, chunk, known, seed):
     keras.utils.set_random_seed(seed)
     model = models.causal_lm(config)
     token_ids = np.random.default_rng(seed).integers(0, 23, (len(lengths), 12)).astype("int32")
     full = np.asarray(model(token_ids))
-    check_cached_steps(model, token_ids, np.array(lengths, "int32"), full, slack)
+    lengths = np.array(lengths, "int32")
+    check_cached_steps(model, token_ids, lengths, full, slack, chunk=chunk, known=known)
 
 
 @settings(max_examples=25)

@@ -1,0 +1,66 @@
+"""`keras-llm chat`."""
+
+import dataclasses
+import sys
+
+import tyro
+
+import keras_llm
+from keras_llm.commands.console import as_json, import_tensorflow
+from keras_llm.commands.sampling import SamplingOptions
+from keras_llm.errors import InputError
+
+
+@dataclasses.dataclass
+class Options(SamplingOptions):
+    """Talk with a trained model that has a chat template; /reset forgets, /exit or Ctrl-D ends."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of a trained model."""
+    system: str | None = None
+    """A system message."""
+    json: bool = False
+    """Print each answer as a JSON object, whole."""
+
+
+def run(options):
+    import_tensorflow()
+    task, settings = keras_llm.load(options.run), options.settings()
+    if not hasattr(task, "conversation"):
+        raise InputError(f"{options.run} is a {type(task).__name__}, not a model to chat with.")
+    conversation = task.conversation(options.system)
+    for line in _lines():
+        if line == "/reset":
+            conversation = task.conversation(options.system)
+            continue
+        try:
+            if options.json:
+                answer = conversation.say(line, **settings)
+                as_json(options, {"role": "assistant", "content": answer})
+                sys.stdout.flush()
+                continue
+            for piece in conversation.stream(line, **settings):
+                print(piece, end="", flush=True)
+            print()
+        except InputError as error:
+            if not sys.stdin.isatty():
+                raise
+            print(error, file=sys.stderr)
+
+
+def _lines():
+    """What the user says, a line at a time."""
+    prompt = ""
+    if sys.stdin.isatty():
+        import readline  # noqa: F401, gives `input` its line editing
+
+        prompt = "> "
+    while True:
+        try:
+            line = input(prompt).strip()
+        except EOFError:
+            return
+        if line == "/exit":
+            return
+        if line:
+            yield line

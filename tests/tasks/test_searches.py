@@ -1,0 +1,219 @@
+"""Searches as settings of a task, and what ends a text."""
+
+import numpy as np
+import pytest
+
+import keras_llm
+from keras_llm import generation, models
+from keras_llm.errors import InputError
+
+GREEDY = {"temperature": 0.0, "max_new_tokens": 20}
+
+
+@pytest.fixture(scope="module")
+def draft(task):
+    """A model of another shape that knows nothing, with the same tokenizer."""
+    size = task.model.config.vocabulary_size
+    return keras_llm.TextGeneration(
+        models.causal_lm(models.preset("gpt-tiny", vocabulary_size=size)), task.tokenizer
+    )
+
+
+def test_a_draft_and_looking_up_change_no_text(task, draft, held_out_prompts):
+    prompts = held_out_prompts[:4]
+    expected = task(prompts, **GREEDY)
+    assert task(prompts, **GREEDY, draft=task) == expected
+    assert task(prompts, **GREEDY, draft=draft, num_draft_tokens=2) == expected
+    assert task(prompts, **GREEDY, prompt_lookup=2) == expected
+    details = task(prompts[0], **GREEDY, prompt_lookup=2, return_details=True, num_alternatives=2)
+    plain = task(prompts[0], **GREEDY, return_details=True, num_alternatives=2)
+    assert details.token_ids == plain.token_ids and details.text == plain.text
+    np.testing.assert_allclose(
+        details.token_log_probabilities, plain.token_log_probabilities, atol=1e-4
+    )
+    assert [list(row) for row in details.alternatives] == [list(row) for row in plain.alternatives]
+
+
+def test_beam_search_is_that_of_the_functions(task, held_out_prompts):
+    prompts = held_out_prompts[:3]
+    found = task(
+        prompts,
+        max_new_tokens=9,
+        beam_width=4,
+        length_penalty=0.7,
+        num_return_sequences=3,
+        return_details=True,
+    )
+    tok = task.tokenizer
+    for prompt, row in zip(prompts, found, strict=True):
+        ids = np.array([tok.encode_prompt(prompt)])
+        expected = generation.beam_search(
+            task.model,
+            ids,
+            np.array([ids.shape[1]]),
+            9,
+            4,
+            tok.eos_id,
+            tok.pad_id,
+            length_penalty=0.7,
+            num_return_sequences=3,
+        )
+        assert [r.score for r in row] == sorted((r.score for r in row), reverse=True)
+        for i, result in enumerate(row):
+            count = int(expected.num_tokens[0, i])
+            assert result.token_ids == np.asarray(expected.token_ids)[0, i, :count].tolist()
+            np.testing.assert_allclose(result.score, expected.score[0, i], atol=1e-4)
+            if result.finish_reason == "length":
+                np.testing.assert_allclose(
+                    result.log_probability, expected.log_probability[0, i], atol=1e-3
+                )
+    assert task(prompts, **GREEDY, beam_width=1) == task(prompts, **GREEDY)
+
+
+def test_beams_obey_the_settings_that_look_back(task):
+    plain = task("The", max_new_tokens=12, beam_width=3)
+    free = task("The", max_new_tokens=24, beam_width=3, no_repeat_ngram_size=2, return_details=True)
+    pairs = list(zip(free.token_ids, free.token_ids[1:], strict=False))
+    assert len(pairs) == len(set(pairs))
+    assert task("The", beam_width=3, regex="( a| the)+!", max_new_tokens=12) != plain
+    matched = task("The", beam_width=3, regex="(xyz|zyx)!", max_new_tokens=20)
+    assert matched in ("xyz!", "zyx!")
+    forced = task("The", beam_width=3, forced=" number", max_new_tokens=12)
+    assert forced.startswith(" number")
+    # One beam under penalties is greedy decoding under them.
+    penalised = {"repetition_penalty": 1.6, "frequency_penalty": 0.4, "max_new_tokens": 16}
+    one = task("The", beam_width=1, **penalised)
+    assert one == task("The", temperature=0.0, **penalised)
+
+
+def test_contrastive_search_is_that_of_the_function(task):
+    tok = task.tokenizer
+    ids = np.array([tok.encode_prompt("The value")])
+    expected = generation.contrastive_search(
+        task.model, ids, np.array([ids.shape[1]]), 10, 4, 0.5, tok.eos_id, tok.pad_id
+    )
+    result = task("The value", max_new_tokens=10, contrastive_alpha=0.5, return_details=True)
+    count = int(expected.num_tokens[0])
+    assert result.token_ids == np.asarray(expected.token_ids)[0, :count].tolist()
+    np.testing.assert_allclose(result.log_probability, expected.log_probability[0], atol=1e-3)
+    assert task("The value", contrastive_alpha=0.0, **GREEDY) == task("The value", **GREEDY)
+
+
+def test_candidates_are_drawn_once_and_ranked(task):
+    settings = {"max_new_tokens": 8, "seed": 3, "return_details": True}
+    drawn = task("The", num_return_sequences=5, **settings)
+    means = [r.log_probability / r.num_tokens for r in drawn]
+    best = task("The", num_candidates=5, **settings)
+    assert best.token_ids == drawn[int(np.argmax(means))].token_ids
+    assert best.score == pytest.approx(max(means))
+    asked = []
+
+    def longest(prompt, texts):
+        asked.append(prompt)
+        return [len(text) for text in texts]
+
+    rows = task(["The", "A"], num_candidates=5, scorer=longest, num_return_sequences=2, **settings)
+    assert asked == ["The", "A"]
+    lengths = sorted((len(r.text) for r in drawn), reverse=True)
+    assert [len(r.text) for r in rows[0]] == lengths[:2]
+    with pytest.raises(InputError, match="`scorer` must return 3 numbers"):
+        task("The", num_candidates=3, scorer=lambda prompt, texts: [1.0], max_new_tokens=2)
+
+
+def test_searches_compile_once_for_a_bucket(draft):
+    draft = keras_llm.TextGeneration(draft.model, draft.tokenizer)
+    for i in range(4):
+        draft(
+            ["The", "value " * (i + 1)][: 1 + i % 2],
+            max_new_tokens=2 + i,
+            beam_width=2,
+            length_penalty=i / 2,
+            repetition_penalty=1 + i / 4,
+        )
+    assert draft._compiled.traces == 2  # one row, and two
+
+
+def test_further_tokens_end_a_text(task, tmp_path):
+    plain = task("The", **GREEDY, return_details=True)
+    end = plain.token_ids[4]
+    first = plain.token_ids.index(end)
+    cut = task("The", **GREEDY, return_details=True, stop_token_ids=[end])
+    assert cut.token_ids == plain.token_ids[:first]
+    assert cut.finish_reason == "stop" and cut.stopped_by == task.tokenizer.token(end)
+    assert "".join(task.stream("The", **GREEDY, stop_token_ids=[end])) == cut.text
+    assert task("The", **GREEDY, beam_width=1, stop_token_ids=[end]) == cut.text
+    assert task("The", **GREEDY, prompt_lookup=2, stop_token_ids=[end]) == cut.text
+    turns = keras_llm.TextGeneration(task.model, task.tokenizer, {"end_token_ids": [end]})
+    turns.save(tmp_path / "turns")
+    assert keras_llm.load(tmp_path / "turns")("The", **GREEDY) == cut.text
+    stopped = task("The", **GREEDY, return_details=True, stop=[plain.text[3:6]])
+    assert stopped.stopped_by == plain.text[3:6] and stopped.finish_reason == "stop"
+    whole = task("The", temperature=0.0, max_new_tokens=2, return_details=True)
+    assert whole.finish_reason == "length" and whole.stopped_by is None
+    with pytest.raises(InputError, match="`stop_token_ids`"):
+        task("The", stop_token_ids=[-1])
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"beam_width": 0}, "`beam_width`"),
+        ({"beam_width": 2, "num_return_sequences": 3}, "`num_return_sequences`"),
+        ({"beam_width": 4, "diversity_groups": 3}, "`diversity_groups`"),
+        ({"beam_width": 2, "length_penalty": float("nan")}, "`length_penalty`"),
+        ({"beam_width": 2, "top_p": 0.5}, "`top_p` cannot be had with `beam_width`"),
+        ({"beam_width": 2, "prompt_lookup": 2}, "`beam_width` and `prompt_lookup`"),
+        ({"length_penalty": 1.0}, "`length_penalty` goes with `beam_width`"),
+        ({"num_draft_tokens": 2}, "`num_draft_tokens` goes with `draft` or `prompt_lookup`"),
+        ({"prompt_lookup": 2}, "`temperature=0`"),
+        ({"prompt_lookup": 0, "temperature": 0.0}, "`prompt_lookup`"),
+        ({"draft": "small", "temperature": 0.0}, "`draft` must be a TextGeneration"),
+        ({"contrastive_alpha": 1.5}, "`contrastive_alpha`"),
+        ({"contrastive_alpha": 0.5, "min_new_tokens": 3}, "`min_new_tokens` cannot be had"),
+        ({"contrastive_alpha": 0.5, "top_k": 10**6}, "`top_k`"),
+        ({"num_candidates": 0}, "`num_candidates`"),
+        ({"num_candidates": 2, "num_return_sequences": 3}, "`num_candidates`"),
+        ({"beam_widht": 3}, "`beam_widht`; known: .*beam_width"),
+    ],
+)
+def test_wrong_searches_are_named(task, settings, words):
+    with pytest.raises(InputError, match=words):
+        task("The", **{"max_new_tokens": 4, **settings})
+
+
+def test_a_draft_of_another_vocabulary_is_refused(task):
+    from keras_llm import tokenizers
+
+    tok = tokenizers.SentencePiece.train(["once upon a time"] * 9, 275, "bpe")
+    other = keras_llm.TextGeneration(
+        models.causal_lm(models.preset("gpt-tiny", vocabulary_size=275)), tok
+    )
+    with pytest.raises(InputError, match="`draft` must have this task's vocabulary"):
+        task("The", temperature=0.0, draft=other)
+    with pytest.raises(InputError, match="whole texts"):
+        task.stream("The", beam_width=2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.0},
+        {"stop": "x"},
+        {"beam_width": 2},
+        {"contrastive_alpha": 0.5},
+        {"prompt_lookup": 2, "temperature": 0.0},
+    ],
+)
+def test_logits_that_are_no_numbers_are_told(draft, settings):
+    config = draft.model.config
+    broken = models.causal_lm(config)
+    weights = broken.get_weights()
+    weights[-1] = np.full_like(weights[-1], np.nan)
+    broken.set_weights(weights)
+    broken = keras_llm.TextGeneration(broken, draft.tokenizer)
+    with pytest.raises(InputError, match="not numbers"):
+        broken("The", max_new_tokens=3, **settings)
+    if settings == {"temperature": 0.0}:
+        with pytest.raises(InputError, match="not numbers"):
+            list(broken.stream("The", max_new_tokens=3, **settings))
