@@ -1,5 +1,6 @@
 """The command line as a person meets it: real processes, exit codes, one line for an error."""
 
+import io
 import json
 import subprocess
 import sys
@@ -61,7 +62,7 @@ assert not code"""
 def test_help_names_every_command():
     done = run("--help")
     assert done.returncode == 0 and done.stderr == ""
-    for name in ("train", "generate", "evaluate", "export", "recipes", "inspect"):
+    for name in ("train", "generate", "chat", "evaluate", "export", "recipes", "inspect"):
         assert f"\n  {name} " in done.stdout
     assert run().stdout == done.stdout
     assert "text_generation" in run("train", "--help").stdout
@@ -87,6 +88,57 @@ def test_generate_streams_and_prints_json(run_folder, task, capfd):
     found = json.loads(out)
     assert code == 0 and found["text"] == text and found["prompt"] == "The"
     assert set(found) >= {"token_ids", "num_tokens", "log_probability", "finish_reason"}
+
+
+def test_generate_takes_every_setting(run_folder, task, tmp_path, capfd):
+    (tmp_path / "schema.json").write_text('{"enum": [12, 345]}')
+    settings = ["--max-new-tokens", 12, "--json-schema", tmp_path / "schema.json", "--seed", 3]
+    code, out, _ = called(capfd, "generate", run_folder, "The", *settings)
+    assert code == 0 and out in ("12\n", "345\n")
+    settings = ["--beam-width", 3, "--num-return-sequences", 2, "--max-new-tokens", 9]
+    code, out, _ = called(
+        capfd, "generate", run_folder, "The", *settings, "--logit-bias", "\n", -9, "--json"
+    )
+    expected = task(
+        "The",
+        beam_width=3,
+        num_return_sequences=2,
+        max_new_tokens=9,
+        logit_bias={"\n": -9.0},
+        return_details=True,
+    )
+    found = json.loads(out)
+    assert code == 0 and [row["text"] for row in found] == [row.text for row in expected]
+    assert [row["score"] for row in found] == pytest.approx([row.score for row in expected])
+    arguments = ["--temperature", 0, "--draft", run_folder, "--stop", "e", "--max-new-tokens", 12]
+    code, out, _ = called(capfd, "generate", run_folder, "The", *arguments)
+    assert code == 0 and out == task("The", 12, temperature=0.0, stop="e") + "\n"
+    code, out, told = called(capfd, "generate", run_folder, "The", "--top-p", 0)
+    assert code == 2 and out == "" and "`top_p`" in told and told.count("\n") == 1
+
+
+def test_a_chat_goes_on_line_by_line(task, tmp_path, capfd, monkeypatch):
+    import keras_llm
+
+    template = "{% for m in messages %}{{ m.role[0] }}: {{ m.content }}\n{% endfor %}a:"
+    chatty = keras_llm.TextGeneration(task.model, task.tokenizer, {"chat_template": template})
+    chatty.save(tmp_path / "chatty")
+    settings = {"max_new_tokens": 8, "seed": 2, "stop": "\n"}
+    arguments = ["--max-new-tokens", 8, "--seed", 2, "--stop", "\n", "--system", "Hm."]
+    messages, answers = [{"role": "system", "content": "Hm."}], []
+    for text in ("Hi", "Why?"):
+        messages.append({"role": "user", "content": text})
+        answers.append(chatty.chat(messages, **settings))
+        messages.append({"role": "assistant", "content": answers[-1]})
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n\nWhy?\n/reset\nHi\n/exit\nNo\n"))
+    code, out, _ = called(capfd, "chat", tmp_path / "chatty", *arguments)
+    assert code == 0 and out == "".join(f"{text}\n" for text in [*answers, answers[0]])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
+    code, out, _ = called(capfd, "chat", tmp_path / "chatty", *arguments, "--json")
+    assert json.loads(out) == {"role": "assistant", "content": answers[0]}
+    task.save(tmp_path / "plain")
+    code, _, told = called(capfd, "chat", tmp_path / "plain")
+    assert code == 2 and "no chat template" in told
 
 
 def test_train_evaluate_and_export(text_folder, tmp_path, capfd):

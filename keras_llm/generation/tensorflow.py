@@ -187,7 +187,7 @@ class Compiled:
             specs = tf.nest.map_structure(
                 lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), arguments
             )
-            compiled = tf.function(function, jit_compile=self.jit_compile)
+            compiled = tf.function(function, jit_compile=self.jit_compile, autograph=False)
             self._functions[key] = compiled.get_concrete_function(*specs)
             self.traces += 1
         return self._functions[key](*arguments)
@@ -235,8 +235,8 @@ class _Run:
         self.capacity = _bucket(self.columns)
         self.total = _bucket(prompts, 1)
         width = length if length == 1 else _bucket(length)
-        token_ids = _padded(token_ids, (self.total, width), compiled.pad_id)
-        lengths = _padded(lengths, (self.total,), 1)
+        token_ids = _padded(np.asarray(token_ids, "int32"), (self.total, width), compiled.pad_id)
+        lengths = _padded(np.asarray(lengths, "int32"), (self.total,), 1)
         rows = self.total * samples
         fields = {}
         for name in SETTINGS:

@@ -71,7 +71,7 @@ class WordPieceGraph:
         """Strings (U,) without white space of ASCII -> int32 ragged (U, None)."""
         import tensorflow as tf
 
-        is_ascii = tf.strings.length(strings) == tf.strings.length(strings, unit="UTF8_CHAR")
+        is_ascii = tf.strings.regex_full_match(strings, r"[\x00-\x7f]*")
         simple, others = (tf.boolean_mask(strings, mask) for mask in (is_ascii, ~is_ascii))
         encoded = tf.concat(
             [self._pieces(self._normalized_ascii(simple)), self._pieces(self._normalized(others))],

@@ -6,13 +6,14 @@ import pytest
 import keras_llm
 from keras_llm import models
 from keras_llm.errors import InputError
+from keras_llm.generation import Sampling
 from keras_llm.generation.tensorflow import Known
 
 TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
+    "{{ bos_token }}{% for m in messages %}{{ m.role[0] }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
 )
-SETTINGS = {"max_new_tokens": 14, "seed": 2}
+SETTINGS = {"max_new_tokens": 9, "seed": 2}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def chatty(task):
 def test_turns_are_answered_as_the_whole_chat_is(chatty):
     conversation = chatty.conversation("Be brief.")
     messages = [{"role": "system", "content": "Be brief."}]
-    for text in ("What is a class?", "Why?", "Show me an object of a class."):
+    for text in ("a class?", "Why?"):
         messages.append({"role": "user", "content": text})
         expected = chatty.chat(messages, **SETTINGS)
         assert conversation.say(text, **SETTINGS) == expected
@@ -50,7 +51,7 @@ def test_a_turn_that_fails_or_is_left_leaves_the_chat_as_it_was(chatty):
         conversation.say("Why?", top_p=0.0)
     with pytest.raises(InputError, match="max_length"):
         conversation.say("Why? " * 2000)
-    next(iter(conversation.stream("Why?", max_new_tokens=5, seed=1)))
+    next(iter(conversation.stream("Why?", max_new_tokens=5, min_new_tokens=4, seed=1)))
     assert conversation.messages == before
     assert conversation.say("Why?", **SETTINGS) == chatty.chat(
         [*before, {"role": "user", "content": "Why?"}], **SETTINGS
@@ -73,8 +74,6 @@ def test_what_is_known_gives_the_same_text(name, task):
     shared = []
     for ids in texts:
         arguments = ids[None], np.array([len(ids)]), np.array([6], "int32")
-        from keras_llm.generation import Sampling
-
         shared.append(known.shared(ids[None], has_rings=bool(options)))
         expected = compiled.generate(*arguments, Sampling(0.9, seed=5))
         found = compiled.generate(*arguments, Sampling(0.9, seed=5), known=known)
