@@ -62,6 +62,11 @@ class Tokenizer(abc.ABC):
         """In a graph: string tensor (B,) -> int32 `tf.RaggedTensor` (B, None)."""
 
     @abc.abstractmethod
+    def tokenize_with_offsets(self, strings):
+        """In a graph: string tensor (B,) of UTF-8 -> what `tokenize` gives, and the starts and
+        the ends that `encode_with_offsets` gives, int32 `tf.RaggedTensor`s (B, None)."""
+
+    @abc.abstractmethod
     def detokenize(self, ids):
         """In a graph: int tensor (B, T) or ragged (B, None) -> string tensor (B,)."""
 

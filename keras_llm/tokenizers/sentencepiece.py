@@ -15,6 +15,7 @@ from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 from keras_llm.errors import InputError
 from keras_llm.files import read_utf8
 from keras_llm.tokenizers.base import MASKS, Tokenizer
+from keras_llm.tokenizers.offsets import CharacterPlaces
 
 # SentencePiece writes a space as U+2581, and so reads a U+2581 of the text back as a space. An
 # escape keeps them apart: in encoded text every _ESCAPE is followed by "a" (an escape of the
@@ -160,12 +161,13 @@ class SentencePiece(Tokenizer):
         return self._processor.id_to_piece(index) if index >= 0 else ""
 
     def tokenize(self, strings):
-        import tensorflow as tf
+        return self._graph.tokenize(self._escaped_in_graph(strings))
 
-        if self.escape:
-            for character, escaped in ESCAPES:
-                strings = tf.strings.regex_replace(strings, character, escaped)
-        return self._graph.tokenize(strings)
+    def tokenize_with_offsets(self, strings):
+        strings = self._escaped_in_graph(strings)
+        ids, starts, ends = self._graph.tokenize_with_offsets(strings)
+        places = CharacterPlaces(strings, _follows_escape if self.escape else None)
+        return ids, places.before(starts), places.before(ends)
 
     def detokenize(self, ids):
         import tensorflow as tf
@@ -214,6 +216,14 @@ class SentencePiece(Tokenizer):
     def _escaped(self, text):
         return _escape(text) if self.escape else text
 
+    def _escaped_in_graph(self, strings):
+        import tensorflow as tf
+
+        if self.escape:
+            for character, escaped in ESCAPES:
+                strings = tf.strings.regex_replace(strings, character, escaped)
+        return strings
+
     def _is_partial(self, text):
         return text.endswith(("\ufffd", _ESCAPE))
 
@@ -261,6 +271,16 @@ def _characters(text, escaped):
         second = np.concatenate([[False], characters[:-1] == ord(_ESCAPE)])
         begins[begins] = ~second
     return [0, *np.cumsum(begins).tolist()]
+
+
+def _follows_escape(flat):
+    """For each byte, int32 (N,), whether it is the second character of an escape, bool (N,)."""
+    import tensorflow as tf
+
+    padded = tf.concat([[0, 0, 0], flat], axis=0)
+    before = [padded[i : tf.size(padded) - 3 + i] for i in range(3)]
+    matches = [b == byte for b, byte in zip(before, _ESCAPE.encode(), strict=True)]
+    return matches[0] & matches[1] & matches[2]
 
 
 def _sentences(source):

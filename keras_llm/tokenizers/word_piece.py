@@ -162,6 +162,9 @@ class WordPiece(Tokenizer):
     def tokenize(self, strings):
         return self._graph.tokenize(strings)
 
+    def tokenize_with_offsets(self, strings):
+        return self._graph.tokenize_with_offsets(strings)
+
     def detokenize(self, ids):
         return self._graph.detokenize(ids)
 

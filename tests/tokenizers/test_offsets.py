@@ -1,11 +1,15 @@
 """Where tokens and words stand in a text."""
 
+import random
+
 import pytest
+import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_llm import tokenizers
-from keras_llm.tokenizers.words import word_spans
+from keras_llm.errors import InputError
+from keras_llm.tokenizers.words import word_spans, word_spans_in_graph
 
 TEXTS = [
     "The quick  brown fox, isn't it?",
@@ -17,6 +21,9 @@ TEXTS = [
     "e\u0301 combined, \u1e9b\u0323",
     "x",
 ]
+
+ALPHABET = "ab zé,.  \n\t-_9ß日語ﬁ🙂\u0301\u2581\ue000\u200d\xa0İ"
+FUZZED = ["".join(random.Random(i).choices(ALPHABET, k=1 + i // 5)) for i in range(200)]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +54,28 @@ def test_offsets_lie_in_the_text_in_order(toks, name, text):
     if name not in ("word_piece", "cased"):  # nothing is left out
         covered = {i for start, end in spans for i in range(start, end)}
         assert covered == set(range(len(text)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_graph_tells_the_same_places(toks, name):
+    tok = toks[name]
+    texts = [*TEXTS, "", "a" * 150 + " b", "x\x00y\u200d z\ufeff", "ﬁne ½ Ǆ İstanbul ΐ", *FUZZED]
+    found = tf.function(tok.tokenize_with_offsets)(tf.constant(texts))
+    for text, ids, starts, ends in zip(texts, *(x.to_list() for x in found), strict=True):
+        assert (ids, list(zip(starts, ends, strict=True))) == tok.encode_with_offsets(text), text
+    words = [x.to_list() for x in word_spans_in_graph(tf.constant(texts))]
+    for text, starts, ends in zip(texts, *words, strict=True):
+        assert list(zip(starts, ends, strict=True)) == word_spans(text)
+
+
+def test_places_that_a_graph_cannot_tell(toks):
+    tok = toks["byte_pair"]
+    folded = tokenizers.BytePair(tok.vocabulary, tok.merges, normalization="NFC")
+    with pytest.raises(InputError, match="normalises"):
+        folded.tokenize_with_offsets(tf.constant(["a"]))
+    less = {piece: i for i, piece in enumerate([p for p in tok.vocabulary if p != "a"][:255])}
+    with pytest.raises(InputError, match="leaves bytes out"):
+        tokenizers.BytePair(less, []).tokenize_with_offsets(tf.constant(["a"]))
 
 
 def test_a_token_is_of_the_text_at_its_place(toks):
