@@ -12,6 +12,7 @@ from keras_llm.export.signatures.masked_language_model import MaskedLanguageMode
 from keras_llm.export.signatures.question_answering import QuestionAnsweringModule
 from keras_llm.export.signatures.text_generation import TextGenerationModule
 from keras_llm.export.signatures.translation import TranslationModule
+from keras_llm.export.signatures.weights import KINDS
 
 MODULES = {
     tasks.TextGeneration: TextGenerationModule,
@@ -26,10 +27,30 @@ MODULES = {
 __all__ = ["MODULES", "TextGenerationModule", "module_of", "save"]
 
 
-def module_of(task):
-    """The graphs of a task; InputError if it is of no kind that can be served."""
-    for kind, module in MODULES.items():
-        if isinstance(task, kind):
-            return module(task)
-    known = ", ".join(kind.__name__ for kind in MODULES)
-    raise InputError(f"saved_model: `task` must be one of {known}, got {type(task)}.")
+def module_of(task, weights=None, xla=False):
+    """The graphs of a task.
+
+    Args:
+        task: a task.
+        weights: None, or "float16" or "int8" to store matrices in fewer bits.
+        xla: bool. Whether the loop of a task that generates is compiled by XLA.
+
+    Raises:
+        InputError: if an argument is wrong.
+    """
+    kinds = ", ".join(kind.__name__ for kind in MODULES)
+    module = next((MODULES[kind] for kind in MODULES if isinstance(task, kind)), None)
+    if module is None:
+        raise InputError(f"saved_model: `task` must be one of {kinds}, got {type(task)}.")
+    if weights not in (None, *KINDS):
+        raise InputError(
+            f'saved_model: `weights` must be None, "float16" or "int8", got {weights!r}.'
+        )
+    if not xla:
+        return module(task, weights)
+    if module not in (TextGenerationModule, TranslationModule):
+        raise InputError(
+            f"saved_model: `xla` is for tasks that generate text; a {type(task).__name__} reads "
+            "it once."
+        )
+    return module(task, weights, xla=True)

@@ -1,8 +1,13 @@
 """What all graphs for servers share."""
 
+import contextlib
+import uuid
+
+import keras
 import tensorflow as tf
 
 from keras_llm.errors import ExportError
+from keras_llm.export.signatures.weights import SmallWeight, is_stored_small
 
 STRINGS = tf.TensorSpec((None,), tf.string)
 INTS = tf.TensorSpec((None,), tf.int32)
@@ -20,18 +25,30 @@ def save(module, folder):
 
 
 class GraphModule(tf.Module):
-    """What a SavedModel of a task holds: weights, tokenizer, signatures.
+    """What a SavedModel of a task holds: weights, once for all signatures, and a tokenizer.
 
     Attributes:
         main: str, the signature that is `serving_default` too.
+
+    Args:
+        task: a task.
+        weights: None, or "float16" or "int8" to store matrices in fewer bits.
     """
 
     main = None
 
-    def __init__(self, task):
+    def __init__(self, task, weights=None):
         super().__init__()
         self._task = [task]  # in a list, so that tf.Module does not look inside
-        self.weights = [variable.value for variable in task.model.variables]
+        unique = uuid.uuid4().hex  # two versions may be loaded at once
+        self._small = []  # pairs of a Keras variable and what stands for it
+        self.weights, self.small_weights = [], []
+        for index, variable in enumerate(task.model.variables):
+            if weights is not None and is_stored_small(variable):
+                self.small_weights.append(SmallWeight(variable, weights, f"{unique}_{index}"))
+                self._small.append((variable, self.small_weights[-1]))
+            else:
+                self.weights.append(variable.value)
         self.tokenizer_resources = task.tokenizer.graph_resources()
 
     @property
@@ -39,20 +56,32 @@ class GraphModule(tf.Module):
         """The task."""
         return self._task[0]
 
-    def signatures(self):
-        """Signature name -> concrete function, `serving_default` among them."""
-        functions = self.functions()
-        return {"serving_default": functions[self.main], **functions}
-
     def functions(self):
-        """Signature name -> concrete function."""
+        """Signature name -> a function, and the dict of its arguments' specs."""
         raise NotImplementedError
 
+    def signatures(self):
+        """Signature name -> concrete function, `serving_default` among them."""
+        traced = {name: self._traced(*row) for name, row in self.functions().items()}
+        return {"serving_default": traced[self.main], **traced}
 
-def traced(function, **specs):
-    """The concrete function of a Python function; its arguments have the names of the specs."""
-    named = {name: tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in specs.items()}
-    return tf.function(function).get_concrete_function(**named)
+    def _traced(self, function, specs):
+        specs = {
+            name: tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in specs.items()
+        }
+
+        def run(**inputs):
+            with self._reading_weights():
+                return function(**inputs)
+
+        return tf.function(run).get_concrete_function(**specs)
+
+    def _reading_weights(self):
+        """A scope in which the model reads weights stored in fewer bits where they are."""
+        if not self._small:
+            return contextlib.nullcontext()
+        values = [(variable, small.value()) for variable, small in self._small]
+        return keras.StatelessScope(state_mapping=values)
 
 
 def check(condition, message):
@@ -79,47 +108,3 @@ def utf8(strings):
 def lengths_of(ids):
     """The lengths of a ragged tensor's rows, int32 (B,)."""
     return tf.cast(ids.row_lengths(), tf.int32)
-
-
-def as_rows(values, rows):
-    """A setting of length 1 or B -> (B,)."""
-    return tf.broadcast_to(values, tf.reshape(rows, (1,)))
-
-
-# Setting of generation -> what it may be, and the rule in words.
-_RULES = {
-    "max_new_tokens": (lambda x: x > 0, "must be positive"),
-    "temperature": (lambda x: (x >= 0) & tf.math.is_finite(x), "must be a number >= 0"),
-    "top_k": (lambda x: x >= 0, "must be >= 0"),
-    "top_p": (lambda x: (x > 0) & (x <= 1), "must be in (0, 1]"),
-    "seed": (tf.ones_like, ""),
-}
-SETTINGS = {
-    "max_new_tokens": INTS,
-    "temperature": FLOATS,
-    "top_k": INTS,
-    "top_p": FLOATS,
-    "seed": INTS,
-}
-
-
-def checked_settings(rows, of, settings):
-    """Checks of settings of generation that run before what depends on them.
-
-    Args:
-        rows: int32 scalar, B.
-        of: str, the input that has a row for each.
-        settings: dict of name to tensor, as in `SETTINGS`.
-    """
-    checks = []
-    for name, value in settings.items():
-        checks.append(
-            check(
-                (tf.size(value) == 1) | (tf.size(value) == rows),
-                f"{name} must have length 1 or that of {of}",
-            )
-        )
-        holds, rule = _RULES[name]
-        if rule:
-            checks.append(check(tf.reduce_all(holds(value)), f"{name} {rule}"))
-    return checks

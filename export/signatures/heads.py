@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_llm.export.signatures.base import STRINGS, GraphModule, clean, lengths_of, traced
+from keras_llm.export.signatures.base import STRINGS, GraphModule, clean, lengths_of
 from keras_llm.tokenizers.words import word_spans_in_graph
 
 
@@ -27,7 +27,7 @@ class TextEmbeddingModule(HeadModule):
     main = "embed"
 
     def functions(self):
-        return {"embed": traced(self._embed, text=STRINGS)}
+        return {"embed": (self._embed, {"text": STRINGS})}
 
     def _embed(self, text):
         ids = self.task.tokenizer.tokenize(clean("text", text))
@@ -41,7 +41,7 @@ class TextClassificationModule(HeadModule):
     main = "classify"
 
     def functions(self):
-        return {"classify": traced(self._classify, text=STRINGS)}
+        return {"classify": (self._classify, {"text": STRINGS})}
 
     def _classify(self, text):
         ids = self.task.tokenizer.tokenize(clean("text", text))
@@ -65,7 +65,7 @@ class TokenClassificationModule(HeadModule):
     main = "tag"
 
     def functions(self):
-        return {"tag": traced(self._tag, text=STRINGS)}
+        return {"tag": (self._tag, {"text": STRINGS})}
 
     def _tag(self, text):
         task = self.task

@@ -4,7 +4,7 @@ import re
 
 import tensorflow as tf
 
-from keras_llm.export.signatures.base import STRINGS, check, clean, lengths_of, traced
+from keras_llm.export.signatures.base import STRINGS, check, clean, lengths_of
 from keras_llm.export.signatures.heads import HeadModule
 from keras_llm.tasks.head import WHITE_SPACE
 
@@ -17,17 +17,18 @@ class MaskedLanguageModelModule(HeadModule):
 
     Args:
         task: a `MaskedLanguageModel`.
+        weights: as of the base.
         top_k: int. K.
     """
 
     main = "fill_mask"
 
-    def __init__(self, task, top_k=5):
-        super().__init__(task)
+    def __init__(self, task, weights=None, top_k=5):
+        super().__init__(task, weights)
         self._top_k = min(top_k, task.tokenizer.vocabulary_size)
 
     def functions(self):
-        return {"fill_mask": traced(self._fill_mask, text=STRINGS)}
+        return {"fill_mask": (self._fill_mask, {"text": STRINGS})}
 
     def _fill_mask(self, text):
         task, tokenizer = self.task, self.task.tokenizer

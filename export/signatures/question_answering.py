@@ -8,7 +8,6 @@ from keras_llm.export.signatures.base import (
     check,
     clean,
     lengths_of,
-    traced,
 )
 from keras_llm.tasks.answer_spans import best_spans
 from keras_llm.tasks.head import WHITE_SPACE
@@ -20,7 +19,7 @@ class QuestionAnsweringModule(GraphModule):
     main = "answer"
 
     def functions(self):
-        return {"answer": traced(self._answer, question=STRINGS, context=STRINGS)}
+        return {"answer": (self._answer, {"question": STRINGS, "context": STRINGS})}
 
     def _answer(self, question, context):
         task, tokenizer = self.task, self.task.tokenizer

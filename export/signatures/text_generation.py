@@ -5,18 +5,14 @@ import tensorflow as tf
 from keras_llm import generation, models
 from keras_llm.export.signatures.base import (
     INTS,
-    SETTINGS,
     STRINGS,
     GraphModule,
-    as_rows,
     check,
-    checked_settings,
     clean,
     lengths_of,
-    traced,
     utf8,
 )
-from keras_llm.tasks.settings import spare_bias
+from keras_llm.export.signatures.loop import SETTINGS, as_rows, checked_settings, generate
 
 _IDS = tf.TensorSpec((None, None), tf.int32)
 _STEP = tf.TensorSpec((None, 1), tf.int32)
@@ -27,66 +23,34 @@ class TextGenerationModule(GraphModule):
 
     main = "generate"
 
+    def __init__(self, task, weights=None, xla=False):
+        super().__init__(task, weights)
+        self._xla = xla
+
     def functions(self):
-        model = self.task.model
-        cache = models.init_cache(model, 1, 1)
         entries = {
             name: tf.TensorSpec((None, entry.shape[1], None, entry.shape[3]), entry.dtype)
-            for name, entry in cache.items()
+            for name, entry in models.init_cache(self.task.model, 1, 1).items()
         }
+        # Of any rank: a scalar, or one for each row, as a server that merges requests needs it.
+        length = tf.TensorSpec(None, tf.int32)
+        prompts = {"token_ids": _IDS, "lengths": INTS}
         return {
-            "generate": traced(self._generate, prompt=STRINGS, **SETTINGS),
-            "score": traced(self._score, text=STRINGS),
-            "tokenize": traced(self._tokenize, text=STRINGS),
-            "detokenize": traced(self._detokenize, token_ids=_IDS, lengths=INTS),
-            "prefill": traced(
-                self._prefill,
-                token_ids=_IDS,
-                lengths=INTS,
-                cache_length=tf.TensorSpec((), tf.int32),
-            ),
-            "decode": traced(self._decode, token_ids=_STEP, positions=_STEP, **entries),
+            "generate": (self._generate, {"prompt": STRINGS, **SETTINGS}),
+            "score": (self._score, {"text": STRINGS}),
+            "tokenize": (self._tokenize, {"text": STRINGS}),
+            "detokenize": (self._detokenize, prompts),
+            "prefill": (self._prefill, {**prompts, "cache_length": length}),
+            "decode": (self._decode, {"token_ids": _STEP, "positions": _STEP, **entries}),
         }
 
-    def _generate(self, prompt, max_new_tokens, temperature, top_k, top_p, seed):
-        tokenizer, model = self.task.tokenizer, self.task.model
-        settings = {
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "seed": seed,
-        }
+    def _generate(self, prompt, **settings):
         rows = tf.size(prompt)
         with tf.control_dependencies(checked_settings(rows, "prompt", settings)):
             ids = self._encoded(clean("prompt", prompt))
-        token_ids, lengths, truncated = self._fitted(ids, as_rows(max_new_tokens, rows))
-        sampling = generation.Sampling(
-            temperature,
-            top_k,
-            top_p,
-            seed,
-            logit_bias=spare_bias(tokenizer, model.config.vocabulary_size),
-        )
-        state = generation.generate(
-            model,
-            token_ids,
-            lengths,
-            max_new_tokens,
-            sampling,
-            stop_id=tokenizer.eos_id,
-            pad_id=tokenizer.pad_id,
-        )
-        new_ids = tf.RaggedTensor.from_tensor(
-            state.token_ids, lengths=tf.cast(state.num_tokens, tf.int64)
-        )
-        return {
-            "text": tokenizer.detokenize(new_ids),
-            "num_tokens": state.num_tokens,
-            "log_probability": state.log_probability,
-            "finish_reason": tf.where(state.stopped, "stop", "length"),
-            "truncated": truncated,
-        }
+        token_ids, lengths, truncated = self._fitted(ids, as_rows(settings["max_new_tokens"], rows))
+        outputs = generate(self.task, token_ids, lengths, settings, xla=self._xla)
+        return {**outputs, "truncated": truncated}
 
     def _fitted(self, ids, max_new_tokens):
         """Prompts that leave room for a token stay; of a longer one the begin token and the last
@@ -143,16 +107,17 @@ class TextGenerationModule(GraphModule):
     def _prefill(self, token_ids, lengths, cache_length):
         config = self.task.model.config
         rows, length = tf.unstack(tf.shape(token_ids))
+        slots = tf.reduce_max(cache_length)
         checks = [
             *_checked_lengths(token_ids, lengths, least=1),
             *self._checked_ids(token_ids),
             check(
-                (cache_length >= length) & (cache_length <= config.max_length),
+                (slots >= length) & (slots <= config.max_length),
                 f"cache_length must be in T .. {config.max_length}",
             ),
         ]
         with tf.control_dependencies(checks):
-            cache = models.init_cache(self.task.model, rows, tf.identity(cache_length))
+            cache = models.init_cache(self.task.model, rows, tf.identity(slots))
             logits, cache = models.prefill(self.task.model, token_ids, lengths, cache)
         return {"logits": logits, **cache}
 

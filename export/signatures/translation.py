@@ -2,17 +2,8 @@
 
 import tensorflow as tf
 
-from keras_llm import generation, models
-from keras_llm.export.signatures.base import (
-    SETTINGS,
-    STRINGS,
-    GraphModule,
-    checked_settings,
-    clean,
-    lengths_of,
-    traced,
-)
-from keras_llm.tasks.settings import spare_bias
+from keras_llm.export.signatures.base import STRINGS, GraphModule, clean, lengths_of
+from keras_llm.export.signatures.loop import SETTINGS, checked_settings, generate
 
 
 class TranslationModule(GraphModule):
@@ -20,49 +11,32 @@ class TranslationModule(GraphModule):
 
     main = "translate"
 
-    def functions(self):
-        return {"translate": traced(self._translate, text=STRINGS, **SETTINGS)}
+    def __init__(self, task, weights=None, xla=False):
+        super().__init__(task, weights)
+        self._xla = xla
 
-    def _translate(self, text, max_new_tokens, temperature, top_k, top_p, seed):
-        tokenizer, model = self.task.tokenizer, self.task.model
-        config = model.config
-        settings = {
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "seed": seed,
-        }
+    def functions(self):
+        return {"translate": (self._translate, {"text": STRINGS, **SETTINGS})}
+
+    def _translate(self, text, **settings):
+        tokenizer, config = self.task.tokenizer, self.task.model.config
         rows = tf.size(text)
         with tf.control_dependencies(checked_settings(rows, "text", settings)):
             ids = tokenizer.tokenize(clean("text", text))
         room = config.max_length - 1
         truncated = lengths_of(ids) > room
         ids = tf.concat([ids[:, :room], tf.fill((rows, 1), tokenizer.eos_id)], axis=1)
-        sampling = generation.Sampling(
-            temperature,
-            top_k,
-            top_p,
-            seed,
-            logit_bias=spare_bias(tokenizer, config.vocabulary_size),
-        )
-        state = generation.generate(
-            model,
+        outputs = generate(
+            self.task,
             tf.fill((rows, 1), config.start_id),
             tf.ones((rows,), tf.int32),
-            max_new_tokens,
-            sampling,
-            stop_id=tokenizer.eos_id,
-            pad_id=config.pad_id,
-            memory=models.encode(model, ids.to_tensor(config.pad_id)),
-        )
-        new_ids = tf.RaggedTensor.from_tensor(
-            state.token_ids, lengths=tf.cast(state.num_tokens, tf.int64)
+            settings,
+            encoder_token_ids=ids.to_tensor(config.pad_id),
+            xla=self._xla,
         )
         return {
-            "translation": tokenizer.detokenize(new_ids),
-            "score": state.log_probability,
-            "num_tokens": state.num_tokens,
-            "finish_reason": tf.where(state.stopped, "stop", "length"),
+            "translation": outputs.pop("text"),
+            "score": outputs.pop("log_probability"),
+            **outputs,
             "truncated": truncated,
         }
