@@ -12,6 +12,7 @@ from keras_llm.errors import ExportError
 from keras_llm.export import parity
 
 _TOLERANCE = 1e-3  # of probabilities, and of sums of log-probabilities in nats
+_GENERATING = ("serving_default", "generate")
 _MOST_DIVERGENCE = 0.05  # of quantised weights: nats of KL divergence, or differences of numbers
 
 
@@ -33,6 +34,10 @@ class Proof:
     def timed(self):
         """The call whose time is taken."""
         raise NotImplementedError
+
+    def warm_up(self):
+        """Requests of one row for a server that loads the model: as `calls`."""
+        return [self.timed()]
 
     def compare(self, outputs):
         """The outputs of the calls -> what goes into the report; ExportError if they differ."""
@@ -103,6 +108,23 @@ class TextGenerationProof(Proof):
 
     def timed(self):
         return "serving_default", self._greedy(self._prompts[:1], parity.TIMED_TOKENS)
+
+    def warm_up(self):
+        prompt, ids = self._prompts[:1], self._ids[0]
+        prompts = {"token_ids": ["int32", [ids]], "lengths": ["int32", [len(ids)]]}
+        entries = models.init_cache(self.task.model, 1, len(ids) + 1)
+        cache = {
+            name: [entry.dtype.name, np.zeros(entry.shape).tolist()]
+            for name, entry in entries.items()
+        }
+        step = {"token_ids": ["int32", [ids[-1:]]], "positions": ["int32", [[len(ids)]]]}
+        return [
+            *((name, self._greedy(prompt, parity.NEW_TOKENS)) for name in _GENERATING),
+            *((name, {"text": ["string", prompt]}) for name in ("score", "tokenize")),
+            ("detokenize", prompts),
+            ("prefill", {**prompts, "cache_length": ["int32", [len(ids) + 1]]}),
+            ("decode", {**step, **cache}),
+        ]
 
     def speed(self, seconds, outputs):
         return {"tokens_per_second": round(outputs["num_tokens"][0] / seconds, 1)}

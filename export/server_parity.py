@@ -102,7 +102,11 @@ def _text(value):
 
 
 def _rows(specs):
-    return {name: f"{spec.dtype.name}{list(spec.shape)}" for name, spec in sorted(specs.items())}
+    return {name: f"{spec.dtype.name}{_shape(spec)}" for name, spec in sorted(specs.items())}
+
+
+def _shape(spec):
+    return "<any rank>" if spec.shape.rank is None else list(spec.shape)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ import pathlib
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export import parity
 from keras_llm.export.proofs import proof_of
-from keras_llm.export.report import folder_sizes, write_report
+from keras_llm.export.report import bytes_by_part, folder_sizes, row_bytes, write_report
 from keras_llm.export.signatures import module_of, save
+from keras_llm.export.warmup import write_warmup
 from keras_llm.files import atomic_folder
 
 
@@ -16,7 +17,7 @@ def saved_model(task, path, version=1, overwrite=False, xla=False, weights=None)
     Tokenizer, model and what comes out of it are in the graph: a signature takes strings and gives
     strings. docs/serving.md lists the signatures of each task. Before the folder gets its name, the
     SavedModel is loaded in a fresh process without Keras, and what it answers is compared with the
-    task.
+    task. It brings requests that TensorFlow Serving runs when it loads it.
 
     Args:
         task: a `TextGeneration`, `Translation`, `TextClassification`, `TokenClassification`,
@@ -46,21 +47,25 @@ def saved_model(task, path, version=1, overwrite=False, xla=False, weights=None)
     path = pathlib.Path(path)
     with atomic_folder(path / str(version), overwrite) as folder:
         save(module, folder)
+        proof = proof_of(task, exact=weights is None)
+        write_warmup(folder, path.name, proof.warm_up())
+        sizes = folder_sizes(folder)
         report = {
             "format": "saved_model",
             "task": type(task).__name__,
             "version": version,
             "xla": xla,
             "weights": weights or "as they are",
-            "bytes": folder_sizes(folder),
+            "bytes": sizes,
+            "bytes_by_part": bytes_by_part(sizes),
+            "row_bytes": row_bytes(task.model),
+            **_verify(proof, folder, xla),
         }
-        report |= _verify(task, folder, exact=weights is None, xla=xla)
     write_report(path, str(version), report)
     return report
 
 
-def _verify(task, folder, exact, xla):
-    proof = proof_of(task, exact)
+def _verify(proof, folder, xla):
     request = {"calls": proof.calls(), "timed": proof.timed()}
     answer = parity.run_child("saved_model", folder, request)
     compiled = [op for op in answer["ops"] if op.startswith("Xla")]
@@ -75,5 +80,6 @@ def _verify(task, folder, exact, xla):
         "ops": answer["ops"],
         "non_core_ops": answer["non_core_ops"],
         "parity": proof.compare(answer["outputs"]),
+        "seconds_per_request": timed["seconds"],
         **proof.speed(timed["seconds"], timed["outputs"]),
     }

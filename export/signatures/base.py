@@ -41,12 +41,12 @@ class GraphModule(tf.Module):
         super().__init__()
         self._task = [task]  # in a list, so that tf.Module does not look inside
         unique = uuid.uuid4().hex  # two versions may be loaded at once
-        self._small = []  # pairs of a Keras variable and what stands for it
-        self.weights, self.small_weights = [], []
+        self.weights, self.small_weights, self.stored = [], [], []
         for index, variable in enumerate(task.model.variables):
             if weights is not None and is_stored_small(variable):
-                self.small_weights.append(SmallWeight(variable, weights, f"{unique}_{index}"))
-                self._small.append((variable, self.small_weights[-1]))
+                small = SmallWeight(variable, weights, f"{unique}_{index}")
+                self.small_weights.append(small)
+                self.stored += small.stored
             else:
                 self.weights.append(variable.value)
         self.tokenizer_resources = task.tokenizer.graph_resources()
@@ -78,10 +78,11 @@ class GraphModule(tf.Module):
 
     def _reading_weights(self):
         """A scope in which the model reads weights stored in fewer bits where they are."""
-        if not self._small:
+        if not self.small_weights:
             return contextlib.nullcontext()
-        values = [(variable, small.value()) for variable, small in self._small]
-        return keras.StatelessScope(state_mapping=values)
+        variables = filter(is_stored_small, self.task.model.variables)
+        values = [small.value() for small in self.small_weights]
+        return keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True)))
 
 
 def check(condition, message):

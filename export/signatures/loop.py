@@ -100,7 +100,7 @@ def _loop(task, token_ids, lengths, settings, encoder_token_ids=None, room=None)
     sampling = generation.Sampling(**settings, logit_bias=bias)
     asked = generation.request(model, token_ids, lengths, max_new_tokens, sampling)
     capacity = tf.reduce_max(asked.budget) if room is None else tf.shape(room)[0]
-    ids = {"stop_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    ids = {"stop_id": task.end_token_ids, "pad_id": tokenizer.pad_id}
     memory = None
     if encoder_token_ids is not None:
         ids["pad_id"] = model.config.pad_id

@@ -30,6 +30,9 @@ class SmallWeight(tf.saved_model.experimental.TrackableResource):
         variable: a `keras.Variable`.
         kind: "float16" or "int8".
         name: str, no other weight's.
+
+    Attributes:
+        stored: list of `tf.Variable`s, which the SavedModel must hold.
     """
 
     def __init__(self, variable, kind, name):
@@ -37,14 +40,15 @@ class SmallWeight(tf.saved_model.experimental.TrackableResource):
         self._shape, self._name = tuple(variable.shape), name
         values = np.asarray(variable, "float32")
         if kind == "float16":
-            self.stored = tf.Variable(values.astype("float16"), trainable=False)
-            self.scale = None
+            self.stored = [tf.Variable(values.astype("float16"), trainable=False)]
             return
         axis = -1 if variable.name == "embeddings" else -2
         scale = np.abs(values).max(axis=axis, keepdims=True) / 127.0
         rounded = np.rint(values / np.where(scale == 0.0, 1.0, scale))
-        self.stored = tf.Variable(rounded.astype("int8"), trainable=False)
-        self.scale = tf.Variable(scale, trainable=False)
+        self.stored = [
+            tf.Variable(rounded.astype("int8"), trainable=False),
+            tf.Variable(scale, trainable=False),
+        ]
 
     def _create_resource(self):
         return tf.raw_ops.VarHandleOp(
@@ -52,9 +56,9 @@ class SmallWeight(tf.saved_model.experimental.TrackableResource):
         )
 
     def _initialize(self):
-        value = tf.cast(self.stored, tf.float32)
-        if self.scale is not None:
-            value = value * self.scale
+        value = tf.cast(self.stored[0], tf.float32)
+        for scale in self.stored[1:]:
+            value = value * scale
         tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=value)
 
     def value(self):

@@ -85,7 +85,10 @@ def test_scores_are_those_of_keras(task, signatures, held_out_prompts):
 
 def test_signatures_are_named_and_typed(signatures, task):
     def rows(specs):
-        return {name: (spec.dtype.name, spec.shape.as_list()) for name, spec in specs.items()}
+        return {
+            name: (spec.dtype.name, None if spec.shape.rank is None else spec.shape.as_list())
+            for name, spec in specs.items()
+        }
 
     names = {"generate", "score", "tokenize", "detokenize", "prefill", "decode"}
     assert set(signatures) == {"serving_default", *names}
@@ -122,7 +125,7 @@ def test_signatures_are_named_and_typed(signatures, task):
     assert rows(signatures["prefill"].structured_input_signature[1]) == {
         "token_ids": ids,
         "lengths": ("int32", [None]),
-        "cache_length": ("int32", []),
+        "cache_length": ("int32", None),  # a scalar, or one for each row
     }
     config = task.model.config
     shape = [None, config.num_key_value_heads, None, config.head_dim]
@@ -272,6 +275,26 @@ sys.stdout.buffer.write(out["text"].numpy()[0])
     command = [sys.executable, "-c", program, str(served[0] / "3")]
     done = subprocess.run(command, capture_output=True, check=True)
     assert done.stdout.decode() == task("The", 12, temperature=0.0)
+
+
+GREEDY = {
+    "max_new_tokens": np.array([12], "int32"),
+    "temperature": np.array([0.0], "float32"),
+    "top_k": np.array([0], "int32"),
+    "top_p": np.array([1.0], "float32"),
+    "seed": np.array([0], "int32"),
+}
+
+
+def test_it_answers_in_the_c_library_that_servers_link(served, task, in_c_library):
+    prompts = ["The", "If the value é"]
+    answer = in_c_library(served[0] / "3", "serving_default", {"prompt": prompts, **GREEDY})
+    expected = task(prompts, 12, temperature=0.0, return_details=True)
+    assert answer["text"] == [row.text for row in expected]
+    assert answer["num_tokens"] == [row.num_tokens for row in expected]
+    assert answer["truncated"] == [False, False]
+    with pytest.raises(RuntimeError, match="Op type not registered 'Sentencepiece"):
+        in_c_library(served[0] / "3", "serving_default", {"prompt": prompts}, text_ops=False)
 
 
 def test_a_bfloat16_model(task, tmp_path):

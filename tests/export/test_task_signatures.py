@@ -172,7 +172,7 @@ def test_hostile_inputs_are_refused(made):
     ):
         _, signatures = made(kind, tokenizer)
         settings = greedy if kind == "translate" else {}
-        for text, words in ((empty, "text must not be empty"), (none, "empty list")):
+        for text, words in ((empty, "text must not be empty"), (none, "must not be an empty list")):
             with pytest.raises(tf.errors.InvalidArgumentError, match=words):
                 signatures[kind](text=text, **settings)
     _, signatures = made("answer", "word_piece")
