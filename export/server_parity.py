@@ -17,6 +17,11 @@ def _run_saved_model(path, request):
 
     import tensorflow_text  # noqa: F401
 
+    missing = set(non_core_ops(ops))
+    libraries = {
+        "TensorFlow Text": [op for op in non_core if op not in missing],
+        "a library that is not known": sorted(missing),
+    }
     signatures = tf.saved_model.load(path).signatures
     outputs = run_calls(signatures, request["calls"])
     timed = [request["timed"]]
@@ -34,6 +39,7 @@ def _run_saved_model(path, request):
         },
         "ops": ops,
         "non_core_ops": non_core,
+        "libraries": {name: found for name, found in libraries.items() if found},
         "outputs": outputs,
         "timed": {"seconds": seconds, "outputs": timed},
     }, {}

@@ -79,6 +79,7 @@ def _verify(proof, folder, xla):
         "signatures": answer["signatures"],
         "ops": answer["ops"],
         "non_core_ops": answer["non_core_ops"],
+        "libraries": answer["libraries"],
         "parity": proof.compare(answer["outputs"]),
         "seconds_per_request": timed["seconds"],
         **proof.speed(timed["seconds"], timed["outputs"]),
