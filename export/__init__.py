@@ -6,6 +6,7 @@ _NAMES = {
     "LiteRTModel": "keras_llm.export.runner",
     "litert": "keras_llm.export.to_litert",
     "saved_model": "keras_llm.export.to_saved_model",
+    "serving_files": "keras_llm.export.serving",
     "ExportError": "keras_llm.errors",
 }
 __all__ = sorted(_NAMES)

@@ -1,6 +1,7 @@
 """Proof of an export: run what was written in a fresh process and compare it with the model.
 
-The child process is this file run as a module. It sees only the artefact, never the Keras model.
+The child process is `server_parity` for SavedModels, `device_parity` for TFLite files. It sees only
+the artefact, never the Keras model.
 """
 
 import json
@@ -9,7 +10,6 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import time
 
 import numpy as np
 
@@ -17,14 +17,18 @@ from keras_llm.errors import ExportError
 
 NEW_TOKENS = 24
 TIMED_TOKENS = 64
-_SEED_TEXTS = ["The", "I", "In 1984", "def ", "Why?", "\n", "é", "a b"]
+_CHILDREN = {
+    "saved_model": "keras_llm.export.server_parity",
+    "litert": "keras_llm.export.device_parity",
+}
+SEED_TEXTS = ["The", "I", "In 1984", "def ", "Why?", "\n", "é", "a b"]
 
 
 def probe_prompts(task):
     """Prompts of many lengths in the manner of the model: its own samples."""
     prompts = []
     longest = max(1, task.model.config.max_length - NEW_TOKENS - 8)
-    for index, text in enumerate(_SEED_TEXTS):
+    for index, text in enumerate(SEED_TEXTS):
         length = min(longest - len(text.encode()), 4 + 6 * index)
         if length > 0:
             text += task(text, max_new_tokens=length, seed=index)
@@ -54,7 +58,7 @@ def run_child(kind, path, request, timeout=600):
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         (folder / "request.json").write_text(json.dumps(request), "utf-8")
-        run_module("keras_llm.export.parity", [kind, str(path), str(folder)], timeout)
+        run_module(_CHILDREN[kind], [str(path), str(folder)], timeout)
         answer = json.loads((folder / "answer.json").read_text("utf-8"))
         arrays = folder / "arrays.npz"
         if arrays.is_file():
@@ -117,80 +121,12 @@ def greedy(serve, prompts, max_new_tokens):
     )
 
 
-def _run_saved_model(path, request):
-    import tensorflow as tf
-    from tensorflow.python.framework import op_def_registry
-    from tensorflow.python.saved_model import loader_impl
-
-    graph = loader_impl.parse_saved_model(path).meta_graphs[0].graph_def
-    nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
-    functions = {f.signature.name for f in graph.library.function}
-    ops = sorted({node.op for node in nodes} - functions)
-    non_core = [op for op in ops if op_def_registry.get(op) is None]  # before TF Text loads
-
-    import tensorflow_text  # noqa: F401, registers its ops
-
-    signatures = tf.saved_model.load(path).signatures
-
-    serve = signatures["serving_default"]
-    together = greedy(serve, request["prompts"], NEW_TOKENS)
-    scores = signatures["score"](text=tf.constant(request["prompts"]))
-    begin = time.perf_counter()
-    timed = greedy(serve, request["prompts"][:1], TIMED_TOKENS)
-    seconds = time.perf_counter() - begin
-    return {
-        "signatures": {
-            name: {
-                "inputs": _tensor_rows(function.structured_input_signature[1]),
-                "outputs": _tensor_rows(function.structured_outputs),
-            }
-            for name, function in signatures.items()
-        },
-        "ops": ops,
-        "non_core_ops": non_core,
-        "texts": [text.decode("utf-8", "replace") for text in together["text"].numpy()],
-        "log_probabilities": together["log_probability"].numpy().tolist(),
-        "scores": scores["log_probability"].numpy().tolist(),
-        "tokens_per_second": round(int(timed["num_tokens"][0]) / seconds, 1),
-    }, {}
-
-
-def _tensor_rows(specs):
-    return {name: f"{spec.dtype.name}{list(spec.shape)}" for name, spec in sorted(specs.items())}
-
-
-def _run_litert(path, request):
-    from keras_llm.export.runner import LiteRTModel
-
-    runner = LiteRTModel(path)
-    rows, logits = [], []
-    for prompt in request["prompts"]:
-        token_ids = []
-        for token, step_logits in runner.steps(prompt, NEW_TOKENS):
-            logits.append(step_logits)
-            if token is not None:
-                token_ids.append(token)
-        rows.append(token_ids)
-    begin = time.perf_counter()
-    timed = sum(1 for _ in runner.steps(request["prompts"][0], TIMED_TOKENS))
-    seconds = time.perf_counter() - begin
-    answer = {
-        "signatures": runner.signatures(),
-        "token_ids": rows,
-        "texts": [runner.tokenizer.decode(ids) for ids in rows],
-        "tokens_per_second": round(timed / seconds, 1),
-    }
-    return answer, {"logits": np.stack(logits)}
-
-
-def _main(kind, path, folder):
+def answer(run, path, folder):
+    """The child's side of `run_child`: `run(path, request)` gives a dict of JSON values and a dict
+    of arrays."""
     folder = pathlib.Path(folder)
     request = json.loads((folder / "request.json").read_text("utf-8"))
-    answer, arrays = {"saved_model": _run_saved_model, "litert": _run_litert}[kind](path, request)
+    values, arrays = run(path, request)
     if arrays:
         np.savez(folder / "arrays.npz", **arrays)
-    (folder / "answer.json").write_text(json.dumps(answer), "utf-8")
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    (folder / "answer.json").write_text(json.dumps(values), "utf-8")

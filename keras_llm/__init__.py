@@ -22,8 +22,12 @@ _SUBMODULES = {
 _NAMES = {
     "ExportError": "keras_llm.errors",
     "InputError": "keras_llm.errors",
+    "MaskedLanguageModel": "keras_llm.tasks",
+    "QuestionAnswering": "keras_llm.tasks",
+    "TextClassification": "keras_llm.tasks",
     "TextEmbedding": "keras_llm.tasks",
     "TextGeneration": "keras_llm.tasks",
+    "TokenClassification": "keras_llm.tasks",
     "Translation": "keras_llm.tasks",
     "load": "keras_llm.tasks",
 }

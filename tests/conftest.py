@@ -6,9 +6,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
+import json
+import pathlib
 import pydoc_data.topics
+import subprocess
+import sys
 
 import hypothesis
+import numpy as np
 import pytest
 
 hypothesis.settings.register_profile("keras_llm", deadline=None, derandomize=True)
@@ -55,3 +60,48 @@ def held_out_prompts(task):
     prompts = [text.strip()[: 5 + 4 * i] for i, text in enumerate(documents[:24])]
     assert len(prompts) == 24 and all(prompts)
     return prompts
+
+
+@pytest.fixture(scope="session")
+def in_c_library():
+    """A function that answers a request as a server in C++ does: TensorFlow's C library loads the
+    SavedModel, in a process without Python's TensorFlow.
+
+    It takes the folder of a version, a signature, a dict of input arrays (strs as lists), and
+    whether TensorFlow Text's libraries are loaded; it returns a dict of flat lists, or raises
+    RuntimeError with what the process said last.
+    """
+    import tensorflow as tf
+    from tensorflow.python.saved_model import loader_impl
+
+    runner = pathlib.Path(__file__).parent / "export" / "run_in_c_library.py"
+    packages = pathlib.Path(tf.__file__).parent.parent
+
+    def run(folder, signature, inputs, text_ops=True):
+        graph = loader_impl.parse_saved_model(str(folder)).meta_graphs[0]
+        names = graph.signature_def[signature]
+
+        def place(tensor):
+            operation, _, index = tensor.name.partition(":")
+            return operation, int(index)
+
+        rows = []
+        for name, values in inputs.items():
+            values = np.asarray(values)
+            kind = "string" if values.dtype.kind == "U" else values.dtype.name
+            spot = place(names.inputs[name])
+            rows.append([*spot, kind, list(values.shape), values.reshape(-1).tolist()])
+        outputs = [[name, *place(tensor)] for name, tensor in names.outputs.items()]
+        request = {"inputs": rows, "outputs": outputs, "text_ops": text_ops}
+        done = subprocess.run(
+            [sys.executable, str(runner), str(packages), str(folder)],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        return json.loads(done.stdout)
+
+    return run

@@ -7,7 +7,7 @@ import keras
 
 from keras_llm import models, tasks, tokenizers
 from keras_llm.checkpoints.fields import Fields
-from keras_llm.checkpoints.hugging_face_model import read_model, write_model
+from keras_llm.checkpoints.hugging_face_model import labels_of, read_model, write_model
 from keras_llm.checkpoints.tensors import read_json
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder
@@ -16,6 +16,12 @@ _POOLINGS = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "first",
     "pooling_mode_lasttoken": "last",
+}
+_HEADS = {
+    "masked_lm": tasks.MaskedLanguageModel,
+    "span_qa": tasks.QuestionAnswering,
+    "text_classifier": tasks.TextClassification,
+    "token_classifier": tasks.TokenClassification,
 }
 _MODULE = "sentence_transformers.models."
 
@@ -31,8 +37,11 @@ def from_hugging_face(folder, dtype=None):
 
     Returns:
         A `TextGeneration` for a decoder, with the folder's chat template, if it has one, as
-        `metadata["chat_template"]`; a `TextEmbedding` for an encoder, pooled as
-        sentence-transformers' files beside it say, or by the mean; a `Translation` for T5.
+        `metadata["chat_template"]`; a `Translation` for T5. For an encoder what `config.json`
+        names: a `TextClassification`, `TokenClassification`, `QuestionAnswering` or
+        `MaskedLanguageModel`; and where it names another class, or files of
+        sentence-transformers lie beside it, a `TextEmbedding`, pooled as they say or by the
+        mean.
 
     Raises:
         InputError: naming the file and the field or tensor that is missing, wrong, or cannot be
@@ -43,7 +52,14 @@ def from_hugging_face(folder, dtype=None):
     tokenizer = tokenizers.from_hugging_face(folder)
     metadata = {"source": f"Hugging Face, {config.get('model_type')}"}
     pooling = _pooling(folder)
-    model = read_model(folder, dtype, with_head=False)
+    is_embedder = (folder / "modules.json").is_file()
+    model = read_model(folder, dtype, heads=() if is_embedder else _HEADS)
+    if isinstance(model, models.HeadModel):
+        if "num_classes" in model.options:
+            metadata["labels"] = labels_of(folder, model.options["num_classes"])
+        if model.head == "span_qa" and config["model_type"] == "roberta":
+            metadata["num_separators"] = 2
+        return _HEADS[model.head](model, tokenizer, metadata=metadata)
     if isinstance(model, models.Encoder):
         return tasks.TextEmbedding(models.sentence_embedder(model, **pooling), tokenizer, metadata)
     if isinstance(model, models.Seq2Seq):
@@ -78,7 +94,8 @@ def to_hugging_face(task_or_model, folder, overwrite=False):
             index = getattr(task.tokenizer, f"{role}_id")
             token_ids[f"{role}_token_id"] = index if index >= 0 else None
     with atomic_folder(folder, overwrite) as partial:
-        write_model(model, partial, token_ids)
+        labels = None if task is None else task.metadata.get("labels")
+        write_model(model, partial, token_ids, labels)
         if getattr(model, "head", None) == "sentence_embedder":
             _write_pooling(model, partial)
         if task is not None:

@@ -48,8 +48,8 @@ def load_model(folder, dtype=None):
     return read_model(folder, dtype)
 
 
-def read_model(folder, dtype=None, with_head=True):
-    """`load_model`; without `with_head`, the bare encoder or language model."""
+def read_model(folder, dtype=None, heads=None):
+    """`load_model`; a head that is not in `heads` is left out. None keeps any."""
     folder = pathlib.Path(folder)
     row = tensors.read_json(folder / CONFIG_FILE)
     family = _family(row, folder / CONFIG_FILE)
@@ -62,9 +62,9 @@ def read_model(folder, dtype=None, with_head=True):
     if family.head_decides and "lm_head.weight" in found and config.tie_embeddings:
         tied = links.same_tensor(found, "lm_head.weight", family.copies["lm_head.weight"])
         config = dataclasses.replace(config, tie_embeddings=tied)
-    head, options = None, None
-    if with_head:
-        head, options = _head(family, row, folder / CONFIG_FILE)
+    head, options = _head(family, row, folder / CONFIG_FILE)
+    if heads is not None and head not in heads:
+        head, options = None, None
     tied_to = family.links(config, row, head, options)
     links.check(
         tied_to, found, family.ignored, family.copies, f"{family.model_type} {head or 'model'}"
@@ -74,13 +74,14 @@ def read_model(folder, dtype=None, with_head=True):
     return model
 
 
-def write_model(model, folder, token_ids=None):
+def write_model(model, folder, token_ids=None, labels=None):
     """Write `config.json` and `model.safetensors` into an existing folder.
 
     Args:
         model: a model of this library.
         folder: str or path.
         token_ids: dict with `pad_token_id`, `bos_token_id` and `eos_token_id`, or None.
+        labels: list of str, the names of a classifier's classes, or None.
 
     Raises:
         InputError: if no family of Hugging Face's computes what the model computes.
@@ -102,7 +103,9 @@ def write_model(model, folder, token_ids=None):
         **row,
     }
     if head in ("text_classifier", "token_classifier"):
-        row["id2label"] = {i: f"LABEL_{i}" for i in range(options["num_classes"])}
+        labels = labels or default_labels(options["num_classes"])
+        row["id2label"] = dict(enumerate(labels))
+        row["label2id"] = {label: i for i, label in enumerate(labels)}
         row["classifier_dropout"] = options["dropout"]
     written = links.collect(model, family.links(model.config, row, head, options))
     row["dtype"] = next(iter(written.values())).dtype.name
@@ -179,6 +182,26 @@ def _options(head, fields):
         "dropout": fields.get("classifier_dropout", float, 0.1),
     }
     return {**options, "pooling": "first"} if head == "text_classifier" else options
+
+
+def default_labels(count):
+    """What Hugging Face calls classes without names."""
+    return [f"LABEL_{i}" for i in range(count)]
+
+
+def labels_of(folder, count):
+    """The names of a classifier's classes that config.json has, a list of str.
+
+    Raises:
+        InputError: if they do not have the numbers 0, 1, ...
+    """
+    fields = Fields(tensors.read_json(pathlib.Path(folder) / CONFIG_FILE), folder / CONFIG_FILE)
+    labels = fields.part("id2label").row
+    if not labels:
+        return default_labels(count)
+    if sorted(labels) != sorted(map(str, range(count))):
+        raise fields.error("id2label", f"have the keys 0 .. {count - 1}")
+    return [str(labels[str(i)]) for i in range(count)]
 
 
 def computes_same(config, other):

@@ -6,6 +6,7 @@ from typing import Literal
 import tyro
 
 import keras_llm
+from keras_llm.commands import saved_model
 from keras_llm.commands.console import as_json, import_tensorflow, table
 from keras_llm.errors import InputError
 from keras_llm.quiet import silent_stderr
@@ -25,6 +26,12 @@ class Options:
     """Version of the served model (saved_model only; 1 if not given)."""
     quantization: Literal["int8", "float16"] | None = None
     """Weights in 8 or 16 bits (litert only)."""
+    xla: bool = False
+    """Compile the loop that generates with XLA (saved_model only)."""
+    weights: Literal["float16", "int8"] | None = None
+    """Store weights in 16 or 8 bits (saved_model only)."""
+    serving_files: bool = False
+    """Write the files for TensorFlow Serving's image into the folder above (saved_model only)."""
     overwrite: bool = False
     """Replace what is there."""
     json: bool = False
@@ -36,6 +43,10 @@ def run(options):
         raise InputError("--quantization is for --to litert.")
     if options.to == "litert" and options.version is not None:
         raise InputError("--version is for --to saved_model.")
+    if options.to != "saved_model":
+        for name in ("xla", "weights", "serving_files"):
+            if getattr(options, name):
+                raise InputError(f"--{name.replace('_', '-')} is for --to saved_model.")
     import_tensorflow()
     from keras_llm import export
 
@@ -43,10 +54,9 @@ def run(options):
     with silent_stderr():  # SentencePiece tells that it does not normalise
         task.tokenizer.graph_resources()
     if options.to == "saved_model":
-        version = 1 if options.version is None else options.version
-        report = export.saved_model(task, options.out, version, options.overwrite)
-    else:
-        report = export.litert(task, options.out, options.quantization, overwrite=options.overwrite)
+        saved_model.run(options, task)
+        return
+    report = export.litert(task, options.out, options.quantization, overwrite=options.overwrite)
     if as_json(options, report):
         return
     rows = [["bytes", f"{report['bytes']['total']:,}"]]
@@ -55,6 +65,4 @@ def run(options):
         rows.append([name.replace("_", " "), shown])
     rows += [["tokens per second", f"{report['tokens_per_second']:,.0f}"]]
     rows += [["signatures", ", ".join(report["signatures"])]]
-    if report.get("non_core_ops"):
-        rows += [["ops outside TensorFlow's core", ", ".join(report["non_core_ops"])]]
     table([f"{options.out}", "value"], rows)

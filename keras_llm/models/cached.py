@@ -85,12 +85,19 @@ def prefill(model, token_ids, lengths, cache, first=None, chunk=_CHUNK):
 def _read(model, token_ids, lengths, cache, begin, count):
     """Read the tokens (B, count) that stand at positions `begin ...`: hidden states and cache."""
     positions = begin + ops.arange(count)
+    # A slot for each row, though all are one: TensorFlow writes at a scalar by an operation of its
+    # XLA compiler alone, which servers do not run by default.
+    index = (
+        0
+        if isinstance(begin, int) and begin == 0
+        else ops.zeros_like(ops.squeeze(lengths, 1)) + begin
+    )
     return forward_cached(
         model,
         token_ids,
         positions,
         cache,
-        ops.convert_to_tensor(begin),
+        index,
         padding_mask=ops.expand_dims(positions, 0) < lengths,
     )
 
@@ -170,7 +177,8 @@ def forward_cached(
         token_ids: int tensor (B, T).
         positions: int tensor (T,) or (B, T).
         cache: dict from `init_cache`.
-        cache_update_index: int tensor, scalar or (B,), the slot of the first token.
+        cache_update_index: int tensor, scalar or (B,), the slot of the first token; or the int
+            0.
         attention_mask: bool tensor (B, T, S), True = may attend; all layers then have S slots,
             windowed ones too. Defaults to the causal mask of `positions`.
         padding_mask: bool tensor (B, T), True = a real token, real ones first. What windowed

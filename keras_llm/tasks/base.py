@@ -125,7 +125,7 @@ def load(folder):
     except (OSError, KeyError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{weights} cannot be loaded: {reason}") from error
-    return _CLASSES[config["task"]](model, tokenizer, config.get("metadata"))
+    return _CLASSES[config["task"]](model, tokenizer, metadata=config.get("metadata"))
 
 
 def checked_texts(name, texts):

@@ -2,12 +2,10 @@
 
 import numpy as np
 
-from keras_llm import models
-from keras_llm.errors import InputError
-from keras_llm.tasks.base import Task, checked_texts, padded_rows
+from keras_llm.tasks.head import HeadTask, rows_of
 
 
-class TextEmbedding(Task):
+class TextEmbedding(HeadTask):
     """A model that gives texts vectors.
 
     Args:
@@ -25,11 +23,7 @@ class TextEmbedding(Task):
     (2, 64)
     """
 
-    model_wanted = "models.sentence_embedder"
-
-    @staticmethod
-    def fits(model):
-        return isinstance(model, models.HeadModel) and model.head == "sentence_embedder"
+    head = "sentence_embedder"
 
     def __call__(self, texts, batch_size=32, truncate=False):
         """Embed one text or several.
@@ -46,26 +40,9 @@ class TextEmbedding(Task):
         Raises:
             InputError: naming the argument that is wrong.
         """
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"`batch_size` must be a positive int, got {batch_size!r}.")
-        rows = self._encode([texts] if isinstance(texts, str) else texts, truncate)
-        order = np.argsort([len(row) for row in rows], kind="stable")
-        vectors = [None] * len(rows)
-        for begin in range(0, len(rows), batch_size):
-            batch = order[begin : begin + batch_size]
-            token_ids, lengths = padded_rows(
-                "texts",
-                [rows[i] for i in batch],
-                self.model.config.max_length,
-                self.model.config.max_length,
-                self.tokenizer.pad_id,
-            )
-            mask = np.arange(token_ids.shape[1]) < lengths[:, None]
-            inputs = {"token_ids": token_ids, "padding_mask": mask}
-            if len(self.model.inputs) > 2:
-                inputs["segment_ids"] = np.zeros_like(token_ids)
-            for i, vector in zip(batch, np.asarray(self.model(inputs)), strict=True):
-                vectors[i] = vector
+        rows = self.tokenizer.encode_batch(rows_of("texts", texts))
+        rows, _ = self.framed("texts", rows, truncate)
+        vectors = self.in_batches(rows, batch_size, lambda *batch: self.outputs(*batch[:2]))
         return vectors[0] if isinstance(texts, str) else np.stack(vectors)
 
     def similarity(self, first, second):
@@ -84,15 +61,3 @@ class TextEmbedding(Task):
         return (
             float(cosines[0, 0]) if isinstance(first, str) and isinstance(second, str) else cosines
         )
-
-    def _encode(self, texts, truncate):
-        tokenizer, longest = self.tokenizer, self.model.config.max_length
-        begin = [tokenizer.bos_id] if tokenizer.add_bos else []
-        end = [tokenizer.eos_id] if tokenizer.eos_id >= 0 else []
-        rows = tokenizer.encode_batch(list(checked_texts("texts", texts)))
-        if truncate:
-            rows = [ids[: longest - len(begin) - len(end)] for ids in rows]
-        rows = [[*begin, *ids, *end] for ids in rows]
-        # Checked before the batches, so that the message counts rows as the caller does.
-        padded_rows("texts", rows, longest, longest, tokenizer.pad_id)
-        return rows

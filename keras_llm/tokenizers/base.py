@@ -7,6 +7,7 @@ import pathlib
 from keras_llm.errors import InputError
 
 _CLASSES = {}
+MASKS = ("<mask>", "[MASK]")  # how mask tokens are called
 
 
 class Tokenizer(abc.ABC):
@@ -17,10 +18,14 @@ class Tokenizer(abc.ABC):
         pad_id, bos_id, eos_id, unk_id: ints; the ids of padding, begin of text, end of text
             and unknown. -1 where there is none, except that padding always has an id: without
             one of its own, that of the end token.
+        mask_id: int. The id of the token that stands for a word to be guessed; -1 without one.
+        mask_takes_space: bool. Whether the white space before a mask token belongs to it.
         add_bos: bool. Whether a text given to a model begins with the begin token.
     """
 
     add_bos = True
+    mask_id = -1
+    mask_takes_space = False
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -39,12 +44,27 @@ class Tokenizer(abc.ABC):
         """A list of str -> a list of lists of ints, on all cores."""
 
     @abc.abstractmethod
+    def encode_with_offsets(self, text):
+        """A str -> its token ids, as `encode` gives them, and where each stands in the text.
+
+        Returns:
+            A list of ints, and a list of pairs (start, end) of ints, in characters, so that a
+            token is of `text[start:end]`. Neither begins before the one before it. A token of
+            a piece of a character stands at the whole character, or at nothing just before it.
+        """
+
+    @abc.abstractmethod
     def token(self, index):
         """A token id -> the token as the vocabulary spells it, a str; "" for an id below 0."""
 
     @abc.abstractmethod
     def tokenize(self, strings):
         """In a graph: string tensor (B,) -> int32 `tf.RaggedTensor` (B, None)."""
+
+    @abc.abstractmethod
+    def tokenize_with_offsets(self, strings):
+        """In a graph: string tensor (B,) of UTF-8 -> what `tokenize` gives, and the starts and
+        the ends that `encode_with_offsets` gives, int32 `tf.RaggedTensor`s (B, None)."""
 
     @abc.abstractmethod
     def detokenize(self, ids):

@@ -8,7 +8,7 @@ import tokenizers
 
 from keras_llm.errors import InputError
 from keras_llm.files import read_utf8
-from keras_llm.tokenizers.base import Tokenizer
+from keras_llm.tokenizers.base import MASKS, Tokenizer
 from keras_llm.tokenizers.byte_pair_graph import BytePairGraph
 from keras_llm.tokenizers.pre_tokenizers import PRE_TOKENIZERS
 
@@ -102,6 +102,9 @@ class BytePair(Tokenizer):
         self.pad_id = self.vocabulary.get(pad, max(self.eos_id, 0))
         self.add_bos = bool(add_bos) and bos is not None
         self.lstrip = list(lstrip)
+        masks = [token for token in MASKS if token in self.special_tokens]
+        self.mask_id = self.vocabulary[masks[0]] if masks else -1
+        self.mask_takes_space = bool(masks) and masks[0] in self.lstrip
 
     @classmethod
     def train(
@@ -162,6 +165,10 @@ class BytePair(Tokenizer):
         encodings = rust.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    def encode_with_offsets(self, text):
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
     def decode(self, ids):
         spelled = self._spelled
         try:
@@ -174,6 +181,9 @@ class BytePair(Tokenizer):
 
     def tokenize(self, strings):
         return self._graph.tokenize(strings)
+
+    def tokenize_with_offsets(self, strings):
+        return self._graph.tokenize_with_offsets(strings)
 
     def detokenize(self, ids):
         return self._graph.detokenize(ids)

@@ -2,8 +2,12 @@
 
 import numpy as np
 
+from keras_llm.errors import InputError
 from keras_llm.tokenizers.distinct import encode_distinct
+from keras_llm.tokenizers.offsets import CharacterPlaces
 
+# The bytes that UTF-8 has a use for.
+UTF8_BYTES = [byte for byte in range(0xF5) if byte not in (0xC0, 0xC1)]
 _NONE = np.iinfo(np.int32).max  # no merge
 
 
@@ -32,6 +36,7 @@ class BytePairGraph:
         self._pre_tokenizer = pre_tokenizer
         self._normalization = normalization
         self._vocabulary_size = len(spelled)
+        self._spells_all = all(byte_ids[byte] >= 0 for byte in UTF8_BYTES)
         merges = np.array(merges, "int64").reshape(-1, 3)
         self._in_order = _in_order(merges, len(spelled))
         # Of two merges of one pair the later counts, as in the original.
@@ -60,6 +65,28 @@ class BytePairGraph:
         """String (U,) -> int32 ragged (U, None)."""
         words = self._pre_tokenizer.in_graph(parts)
         return words.with_values(self._encode(words.values)).merge_dims(1, 2)
+
+    def tokenize_with_offsets(self, strings):
+        """The same, and int32 starts and ends (B, None) in characters.
+
+        Raises:
+            InputError: if text is normalised, or a byte has no token: places are then lost.
+        """
+        import tensorflow as tf
+
+        if self._normalization or not self._spells_all:
+            raise InputError(
+                "this tokenizer does not tell in a graph where tokens stand: it "
+                + ("normalises text." if self._normalization else "leaves bytes out.")
+            )
+        strings = tf.strings.unicode_transcode(strings, "UTF-8", "UTF-8", errors="replace")
+        ids = self.tokenize(strings)
+        lengths = tf.gather(tf.strings.length(self._spelled), ids.values)
+        ends = tf.cumsum(lengths)
+        before = tf.cumsum(tf.strings.length(strings), exclusive=True)
+        ends -= tf.repeat(before, ids.row_lengths())
+        starts, ends = ids.with_values(ends - lengths), ids.with_values(ends)
+        return ids, *CharacterPlaces(strings).around(starts, ends)
 
     def detokenize(self, ids):
         """Int tensor (B, T) or ragged (B, None) -> string tensor (B,)."""

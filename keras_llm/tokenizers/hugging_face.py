@@ -7,6 +7,7 @@ from keras_llm.errors import InputError
 from keras_llm.files import read_utf8
 from keras_llm.tokenizers import byte_pair, sentencepiece_model, word_piece
 from keras_llm.tokenizers.byte_pair import BytePair
+from keras_llm.tokenizers.byte_pair_graph import UTF8_BYTES
 from keras_llm.tokenizers.chat import ChatTemplate
 from keras_llm.tokenizers.pre_tokenizers import PRE_TOKENIZERS
 from keras_llm.tokenizers.sentencepiece import ESCAPES, SentencePiece
@@ -14,8 +15,6 @@ from keras_llm.tokenizers.word_piece import WordPiece
 
 _SENTENCE_PIECE_FILES = ("tokenizer.model", "spiece.model")
 _ROLES = ("bos", "eos", "pad", "unk")
-# The bytes that UTF-8 has a use for.
-_UTF8_BYTES = [byte for byte in range(0xF5) if byte not in (0xC0, 0xC1)]
 
 
 def from_hugging_face(folder):
@@ -123,7 +122,7 @@ def _byte_pair(path, data, settings):
     _refuse(path, "decoder", (data.get("decoder") or {}).get("type"), ("ByteLevel", None))
     vocabulary = model["vocab"]
     if model.get("unk_token"):
-        missing = [b for b in _UTF8_BYTES if byte_pair.CHARACTERS[b] not in vocabulary]
+        missing = [b for b in UTF8_BYTES if byte_pair.CHARACTERS[b] not in vocabulary]
         if missing:
             raise InputError(
                 f"{path}: model.unk_token is {model['unk_token']!r} and the vocabulary lacks the "

@@ -8,12 +8,14 @@ import os
 import pathlib
 import re
 
+import numpy as np
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
+from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 
 from keras_llm.errors import InputError
 from keras_llm.files import read_utf8
-from keras_llm.tokenizers.base import Tokenizer
+from keras_llm.tokenizers.base import MASKS, Tokenizer
+from keras_llm.tokenizers.offsets import CharacterPlaces
 
 # SentencePiece writes a space as U+2581, and so reads a U+2581 of the text back as a space. An
 # escape keeps them apart: in encoded text every _ESCAPE is followed by "a" (an escape of the
@@ -59,6 +61,8 @@ class SentencePiece(Tokenizer):
         if self.pad_id < 0:
             self.pad_id = max(self.eos_id, 0)
         self.add_bos = bool(add_bos) and self.bos_id >= 0
+        masks = (self._processor.piece_to_id(token) for token in MASKS)
+        self.mask_id = next((index for index in masks if index != self.unk_id), -1)
 
     @classmethod
     def train(cls, files_or_iterable, vocabulary_size=8000, model_type="unigram"):
@@ -141,6 +145,14 @@ class SentencePiece(Tokenizer):
             return [self.encode(text, parse_special=True) for text in texts]
         return self._processor.encode([self._escaped(text) for text in texts], num_threads=-1)
 
+    def encode_with_offsets(self, text):
+        escaped = self._escaped(text)
+        pieces = sentencepiece_pb2.SentencePieceText.FromString(
+            self._processor.encode(escaped, out_type="serialized_proto")
+        ).pieces
+        place = _characters(text, escaped)
+        return [p.id for p in pieces], [(place[p.begin], place[p.end]) for p in pieces]
+
     def decode(self, ids):
         text = self._processor.decode([int(i) for i in ids])
         return _unescape(text) if self.escape else text
@@ -149,12 +161,13 @@ class SentencePiece(Tokenizer):
         return self._processor.id_to_piece(index) if index >= 0 else ""
 
     def tokenize(self, strings):
-        import tensorflow as tf
+        return self._graph.tokenize(self._escaped_in_graph(strings))
 
-        if self.escape:
-            for character, escaped in ESCAPES:
-                strings = tf.strings.regex_replace(strings, character, escaped)
-        return self._graph.tokenize(strings)
+    def tokenize_with_offsets(self, strings):
+        strings = self._escaped_in_graph(strings)
+        ids, starts, ends = self._graph.tokenize_with_offsets(strings)
+        places = CharacterPlaces(strings, _follows_escape if self.escape else None)
+        return ids, places.before(starts), places.before(ends)
 
     def detokenize(self, ids):
         import tensorflow as tf
@@ -203,6 +216,14 @@ class SentencePiece(Tokenizer):
     def _escaped(self, text):
         return _escape(text) if self.escape else text
 
+    def _escaped_in_graph(self, strings):
+        import tensorflow as tf
+
+        if self.escape:
+            for character, escaped in ESCAPES:
+                strings = tf.strings.regex_replace(strings, character, escaped)
+        return strings
+
     def _is_partial(self, text):
         return text.endswith(("\ufffd", _ESCAPE))
 
@@ -238,6 +259,28 @@ def _unescape(text):
     for character, escaped in reversed(ESCAPES):
         text = text.replace(escaped, character)
     return text
+
+
+def _characters(text, escaped):
+    """For each byte of an escaped text, and for its end: how many characters of the text itself
+    begin before it."""
+    begins = np.frombuffer(escaped.encode(), "uint8") & 0xC0 != 0x80
+    if escaped != text:
+        # Of two characters that stand for one the second is an "a" or a "b" after an escape.
+        characters = np.array([ord(character) for character in escaped])
+        second = np.concatenate([[False], characters[:-1] == ord(_ESCAPE)])
+        begins[begins] = ~second
+    return [0, *np.cumsum(begins).tolist()]
+
+
+def _follows_escape(flat):
+    """For each byte, int32 (N,), whether it is the second character of an escape, bool (N,)."""
+    import tensorflow as tf
+
+    padded = tf.concat([[0, 0, 0], flat], axis=0)
+    before = [padded[i : tf.size(padded) - 3 + i] for i in range(3)]
+    matches = [b == byte for b, byte in zip(before, _ESCAPE.encode(), strict=True)]
+    return matches[0] & matches[1] & matches[2]
 
 
 def _sentences(source):

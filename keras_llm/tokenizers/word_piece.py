@@ -143,6 +143,10 @@ class WordPiece(Tokenizer):
         encodings = rust.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    def encode_with_offsets(self, text):
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
     def decode(self, ids):
         silent = (self.pad_id, self.bos_id, self.eos_id)
         ids = [i for i in ids if i not in silent]
@@ -157,6 +161,9 @@ class WordPiece(Tokenizer):
 
     def tokenize(self, strings):
         return self._graph.tokenize(strings)
+
+    def tokenize_with_offsets(self, strings):
+        return self._graph.tokenize_with_offsets(strings)
 
     def detokenize(self, ids):
         return self._graph.detokenize(ids)

@@ -40,6 +40,7 @@ class WordPieceGraph:
 
         self._lowercase, self._strip_accents, _ = normalization
         self._max_word_length = max_word_length
+        self._unknown = vocabulary.index(unknown)
         becomes = _becomes(normalization)
         self._removed = f"[{_removed(normalization)}]"
         with tf.init_scope():
@@ -86,10 +87,36 @@ class WordPieceGraph:
         import tensorflow as tf
 
         words = tf.strings.split(strings)
-        flat = words.values
-        too_long = tf.strings.length(flat, unit="UTF8_CHAR") > self._max_word_length
-        ids = self._words.tokenize(tf.where(too_long, _UNSPELLABLE, flat))
+        ids = self._words.tokenize(self._spellable(words.values))
         return words.with_values(ids).merge_dims(1, 2)
+
+    def tokenize_with_offsets(self, strings):
+        """The same, and int32 starts and ends (B, None) in characters."""
+        import tensorflow as tf
+
+        strings = tf.strings.unicode_transcode(strings, "UTF-8", "UTF-8", errors="replace")
+        becomes = self._becomes(self._cleaned(strings))
+        source = tf.repeat(self._sources(strings), becomes.values.row_lengths())
+        becomes = becomes.merge_dims(1, 2)
+        words = tf.strings.split(_encoded(becomes))
+        # Words lie between spaces: the places of their characters, row by row and in order.
+        source = tf.boolean_mask(source, becomes.values != ord(" "))
+        flat = words.values
+        first = tf.cumsum(tf.strings.length(flat, unit="UTF8_CHAR"), exclusive=True)
+        ids, starts, ends = self._words.tokenize_with_offsets(self._spellable(flat))
+        lengths = ids.row_lengths()
+
+        def place(offsets):  # in bytes of its word -> in characters of all words
+            before = tf.strings.substr(tf.repeat(flat, lengths), tf.zeros_like(offsets), offsets)
+            return tf.strings.length(before, unit="UTF8_CHAR") + tf.repeat(first, lengths)
+
+        unknown = ids.values == self._unknown  # a word as a whole, whatever was put for it
+        whole = tf.repeat(tf.strings.length(flat), lengths)
+        starts, ends = tf.cast(starts.values, tf.int32), tf.cast(ends.values, tf.int32)
+        starts = tf.gather(source, place(starts))
+        ends = tf.gather(source, place(tf.where(unknown, whole, ends)) - 1) + 1
+        both = [words.with_values(ids.with_values(x)).merge_dims(1, 2) for x in (starts, ends)]
+        return words.with_values(ids).merge_dims(1, 2), *both
 
     def _normalized_ascii(self, strings):
         """What `_normalized` makes of ASCII, in a fifth of the time."""
@@ -113,6 +140,10 @@ class WordPieceGraph:
 
     def _normalized(self, strings):
         """Strings (B,) -> strings (B,) of words with spaces between."""
+        return _encoded(self._becomes(self._cleaned(strings)))
+
+    def _cleaned(self, strings):
+        """Strings (B,) without the characters that count for nothing, in one order of marks."""
         import tensorflow as tf
         import tensorflow_text
 
@@ -121,13 +152,44 @@ class WordPieceGraph:
         if self._strip_accents:
             # For the order of marks alone, which depends on their neighbours.
             strings = tensorflow_text.normalize_utf8(strings, "NFD")
+        return strings
+
+    def _becomes(self, strings):
+        """Cleaned strings (B,) -> what each character becomes, int32 ragged (B, None, None)."""
+        import tensorflow as tf
+
         characters = tf.strings.unicode_decode(strings, "UTF-8")
         flat = characters.values
         row = tf.gather(self._rows, tf.gather(self._pages, flat // _PAGE) * _PAGE + flat % _PAGE)
         becomes = tf.gather(self._expansions, row)
         itself = tf.repeat(flat, becomes.row_lengths())
         becomes = becomes.with_values(tf.where(becomes.values == _ITSELF, itself, becomes.values))
-        return tf.strings.unicode_encode(characters.with_values(becomes).merge_dims(1, 2), "UTF-8")
+        return characters.with_values(becomes)
+
+    def _sources(self, strings):
+        """Of each character of the cleaned strings the place in its string before, int32 (N,).
+        Cleaned one by one they are as many; only marks change places among themselves."""
+        import tensorflow as tf
+
+        single = tf.strings.unicode_split(strings, "UTF-8")
+        counts = tf.strings.length(self._cleaned(single.values), unit="UTF8_CHAR")
+        return tf.repeat(tf.ragged.range(tf.cast(single.row_lengths(), tf.int32)).values, counts)
+
+    def _spellable(self, words):
+        """Words (W,), those that are too long as one that is unknown."""
+        import tensorflow as tf
+
+        too_long = tf.strings.length(words, unit="UTF8_CHAR") > self._max_word_length
+        return tf.where(too_long, _UNSPELLABLE, words)
+
+
+def _encoded(characters):
+    """Int32 ragged (B, None) or (B, None, None) -> strings (B,)."""
+    import tensorflow as tf
+
+    if characters.ragged_rank > 1:
+        characters = characters.merge_dims(1, 2)
+    return tf.strings.unicode_encode(characters, "UTF-8")
 
 
 class _Becomes:

@@ -83,11 +83,15 @@ def test_scores_are_those_of_keras(task, signatures, held_out_prompts):
     )
 
 
-def test_signatures_are_named_and_typed(signatures):
+def test_signatures_are_named_and_typed(signatures, task):
     def rows(specs):
-        return {name: (spec.dtype.name, spec.shape.as_list()) for name, spec in specs.items()}
+        return {
+            name: (spec.dtype.name, None if spec.shape.rank is None else spec.shape.as_list())
+            for name, spec in specs.items()
+        }
 
-    assert set(signatures) == {"serving_default", "generate", "score"}
+    names = {"generate", "score", "tokenize", "detokenize", "prefill", "decode"}
+    assert set(signatures) == {"serving_default", *names}
     for name in ("serving_default", "generate"):
         assert rows(signatures[name].structured_input_signature[1]) == {
             "prompt": ("string", [None]),
@@ -102,11 +106,128 @@ def test_signatures_are_named_and_typed(signatures):
             "num_tokens": ("int32", [None]),
             "log_probability": ("float32", [None]),
             "finish_reason": ("string", [None]),
+            "truncated": ("bool", [None]),
         }
     assert rows(signatures["score"].structured_outputs) == {
         "log_probability": ("float32", [None]),
         "num_tokens": ("int32", [None]),
+        "truncated": ("bool", [None]),
     }
+    ids = ("int32", [None, None])
+    assert rows(signatures["tokenize"].structured_outputs) == {
+        "token_ids": ids,
+        "lengths": ("int32", [None]),
+    }
+    assert rows(signatures["detokenize"].structured_input_signature[1]) == {
+        "token_ids": ids,
+        "lengths": ("int32", [None]),
+    }
+    assert rows(signatures["prefill"].structured_input_signature[1]) == {
+        "token_ids": ids,
+        "lengths": ("int32", [None]),
+        "cache_length": ("int32", None),  # a scalar, or one for each row
+    }
+    config = task.model.config
+    shape = [None, config.num_key_value_heads, None, config.head_dim]
+    cache = {f"{k}_{i}": ("float32", shape) for i in range(config.num_layers) for k in "kv"}
+    step = ("int32", [None, 1])
+    inputs = rows(signatures["decode"].structured_input_signature[1])
+    assert inputs == {"token_ids": step, "positions": step, **cache}
+    for name in ("prefill", "decode"):
+        outputs = rows(signatures[name].structured_outputs)
+        assert outputs == {"logits": ("float32", [None, config.vocabulary_size]), **cache}
+
+
+def test_text_becomes_ids_and_ids_text(task, signatures):
+    texts = ["The value", "a", "é \u2581 🙂"]
+    outputs = signatures["tokenize"](text=tf.constant(texts))
+    rows = [task.tokenizer.encode_prompt(text) for text in texts]
+    found = (outputs[name].numpy() for name in ("token_ids", "lengths"))
+    for row, ids, count in zip(rows, *found, strict=True):
+        assert ids[:count].tolist() == row and set(ids[count:]) <= {task.tokenizer.pad_id}
+    back = signatures["detokenize"](**outputs)["text"].numpy()
+    assert [text.decode() for text in back] == texts
+    empty = signatures["tokenize"](text=tf.constant([], tf.string))
+    assert empty["lengths"].shape == [0]
+
+
+def test_a_client_can_drive_the_steps_itself(task, signatures, held_out_prompts):
+    """Prefill and decode, with greedy choices made outside, give the greedy text."""
+    prompts = held_out_prompts[:3]
+    ids = signatures["tokenize"](text=tf.constant(prompts))
+    lengths = ids["lengths"].numpy()
+    outputs = signatures["prefill"](**ids, cache_length=tf.constant(lengths.max() + 12))
+    rows = []
+    for step in range(12):
+        rows.append(outputs.pop("logits").numpy().argmax(-1).astype("int32"))
+        positions = tf.constant(lengths + step, tf.int32, shape=(3, 1))
+        token_ids = tf.constant(rows[-1], tf.int32, shape=(3, 1))
+        outputs = signatures["decode"](token_ids=token_ids, positions=positions, **outputs)
+    expected = task(prompts, 12, temperature=0.0, return_details=True)
+    for row, result in zip(np.transpose(rows).tolist(), expected, strict=True):
+        assert row[: result.num_tokens] == result.token_ids
+
+
+def test_a_prompt_that_is_too_long_keeps_its_last_tokens(task, signatures):
+    words = " ".join(f"word{i}" for i in range(200))
+    ids = task.tokenizer.encode(words)
+    max_length = task.model.config.max_length
+    assert len(ids) > max_length
+    for budget, kept in ((10, max_length - 10), (max_length, max_length // 2)):
+        outputs = generate(signatures, ["The", words], budget)
+        assert outputs["truncated"].numpy().tolist() == [False, True]
+        tail = task.tokenizer.decode(ids[1 - kept :])  # one token is the begin token
+        assert task.tokenizer.encode(tail) == ids[1 - kept :]
+        assert texts(outputs) == task(["The", tail], budget, temperature=0.0)
+    scored = signatures["score"](text=tf.constant(["The", words]))
+    assert scored["truncated"].numpy().tolist() == [False, True]
+    assert scored["num_tokens"].numpy().tolist()[1] == max_length
+    head = task.tokenizer.decode(ids[:max_length])
+    assert task.tokenizer.encode(head) == ids[:max_length]
+    np.testing.assert_allclose(scored["log_probability"][1], task.score(head), atol=1e-3)
+
+
+def test_what_is_not_utf8_is_replaced(task, signatures):
+    broken = [b"The \xff value", b"\xc3", b"\xed\xa0\x80x"]
+    repaired = ["The \ufffd value", "\ufffd", "\ufffd\ufffd\ufffdx"]
+    assert texts(generate(signatures, broken)) == task(repaired, 16, temperature=0.0)
+    scores = signatures["score"](text=tf.constant(broken))["log_probability"]
+    np.testing.assert_allclose(scores, task.score(repaired), atol=1e-3)
+
+
+def test_the_steps_refuse_what_does_not_fit(task, signatures):
+    def refused(words, name, **inputs):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+            signatures[name](**inputs)
+
+    ids, lengths = tf.constant([[5, 6, 7]]), tf.constant([3])
+    size = task.model.config.vocabulary_size
+    prefill = {"token_ids": ids, "lengths": lengths, "cache_length": tf.constant(8)}
+    outputs = signatures["prefill"](**prefill)
+    outputs.pop("logits")
+    step = {"token_ids": tf.constant([[5]]), "positions": tf.constant([[3]]), **outputs}
+    for change, words in (
+        ({"token_ids": ids + size}, "token_ids must be in 0"),
+        ({"token_ids": ids - 9}, "token_ids must be in 0"),
+        ({"token_ids": ids[:0], "lengths": lengths[:0]}, "token_ids must not be empty"),
+        ({"lengths": tf.constant([4])}, r"lengths must be in 1 \.\. T"),
+        ({"lengths": tf.constant([0])}, r"lengths must be in 1 \.\. T"),
+        ({"lengths": tf.constant([1, 2])}, "lengths must have one for each row"),
+        ({"cache_length": tf.constant(2)}, "cache_length must be in T"),
+        ({"cache_length": tf.constant(10**6)}, "cache_length must be in T"),
+    ):
+        refused(words, "prefill", **{**prefill, **change})
+    for change, words in (
+        ({"token_ids": tf.constant([[size]])}, "token_ids must be in 0"),
+        ({"positions": tf.constant([[8]])}, "positions must be slots of the cache"),
+        ({"positions": tf.constant([[-1]])}, "positions must be slots of the cache"),
+        ({"positions": tf.constant([[1], [2]])}, "positions must have the shape"),
+        ({"k_0": tf.concat([outputs["k_0"]] * 2, 0)}, "k_0 must have B rows"),
+    ):
+        refused(words, "decode", **{**step, **change})
+    refused("token_ids must be in 0", "detokenize", token_ids=ids + size, lengths=lengths)
+    refused("lengths must be in 0", "detokenize", token_ids=ids, lengths=lengths + 1)
+    refused("lengths must be in 0", "detokenize", token_ids=ids, lengths=lengths - 9)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +235,6 @@ def test_signatures_are_named_and_typed(signatures):
     [
         ({"prompts": ["a", ""]}, "prompt must not be empty"),
         ({"prompts": []}, "empty list"),
-        ({"prompts": ["word " * 300]}, "prompt must have at most 127 tokens"),
         ({"prompts": ["a"], "max_new_tokens": 0}, "max_new_tokens must be positive"),
         ({"prompts": ["a"], "temperature": -1.0}, "temperature"),
         ({"prompts": ["a"], "temperature": float("nan")}, "temperature"),
@@ -155,6 +275,26 @@ sys.stdout.buffer.write(out["text"].numpy()[0])
     command = [sys.executable, "-c", program, str(served[0] / "3")]
     done = subprocess.run(command, capture_output=True, check=True)
     assert done.stdout.decode() == task("The", 12, temperature=0.0)
+
+
+GREEDY = {
+    "max_new_tokens": np.array([12], "int32"),
+    "temperature": np.array([0.0], "float32"),
+    "top_k": np.array([0], "int32"),
+    "top_p": np.array([1.0], "float32"),
+    "seed": np.array([0], "int32"),
+}
+
+
+def test_it_answers_in_the_c_library_that_servers_link(served, task, in_c_library):
+    prompts = ["The", "If the value é"]
+    answer = in_c_library(served[0] / "3", "serving_default", {"prompt": prompts, **GREEDY})
+    expected = task(prompts, 12, temperature=0.0, return_details=True)
+    assert answer["text"] == [row.text for row in expected]
+    assert answer["num_tokens"] == [row.num_tokens for row in expected]
+    assert answer["truncated"] == [False, False]
+    with pytest.raises(RuntimeError, match="Op type not registered 'Sentencepiece"):
+        in_c_library(served[0] / "3", "serving_default", {"prompt": prompts}, text_ops=False)
 
 
 def test_a_bfloat16_model(task, tmp_path):

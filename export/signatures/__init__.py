@@ -1,0 +1,56 @@
+"""The graphs that a server runs: one module for each kind of task."""
+
+from keras_llm import tasks
+from keras_llm.errors import InputError
+from keras_llm.export.signatures.base import save
+from keras_llm.export.signatures.heads import (
+    TextClassificationModule,
+    TextEmbeddingModule,
+    TokenClassificationModule,
+)
+from keras_llm.export.signatures.masked_language_model import MaskedLanguageModelModule
+from keras_llm.export.signatures.question_answering import QuestionAnsweringModule
+from keras_llm.export.signatures.text_generation import TextGenerationModule
+from keras_llm.export.signatures.translation import TranslationModule
+from keras_llm.export.signatures.weights import KINDS
+
+MODULES = {
+    tasks.TextGeneration: TextGenerationModule,
+    tasks.Translation: TranslationModule,
+    tasks.TextClassification: TextClassificationModule,
+    tasks.TokenClassification: TokenClassificationModule,
+    tasks.QuestionAnswering: QuestionAnsweringModule,
+    tasks.TextEmbedding: TextEmbeddingModule,
+    tasks.MaskedLanguageModel: MaskedLanguageModelModule,
+}
+
+__all__ = ["MODULES", "TextGenerationModule", "module_of", "save"]
+
+
+def module_of(task, weights=None, xla=False):
+    """The graphs of a task.
+
+    Args:
+        task: a task.
+        weights: None, or "float16" or "int8" to store matrices in fewer bits.
+        xla: bool. Whether the loop of a task that generates is compiled by XLA.
+
+    Raises:
+        InputError: if an argument is wrong.
+    """
+    kinds = ", ".join(kind.__name__ for kind in MODULES)
+    module = next((MODULES[kind] for kind in MODULES if isinstance(task, kind)), None)
+    if module is None:
+        raise InputError(f"saved_model: `task` must be one of {kinds}, got {type(task)}.")
+    if weights not in (None, *KINDS):
+        raise InputError(
+            f'saved_model: `weights` must be None, "float16" or "int8", got {weights!r}.'
+        )
+    if not xla:
+        return module(task, weights)
+    if module not in (TextGenerationModule, TranslationModule):
+        raise InputError(
+            f"saved_model: `xla` is for tasks that generate text; a {type(task).__name__} reads "
+            "it once."
+        )
+    return module(task, weights, xla=True)

@@ -1,0 +1,111 @@
+"""What all graphs for servers share."""
+
+import contextlib
+import uuid
+
+import keras
+import tensorflow as tf
+
+from keras_llm.errors import ExportError
+from keras_llm.export.signatures.weights import SmallWeight, is_stored_small
+
+STRINGS = tf.TensorSpec((None,), tf.string)
+INTS = tf.TensorSpec((None,), tf.int32)
+FLOATS = tf.TensorSpec((None,), tf.float32)
+
+
+def save(module, folder):
+    """Write a module and its signatures as a SavedModel; ExportError if that cannot be done."""
+    signatures = module.signatures()
+    try:
+        tf.saved_model.save(module, str(folder), signatures=signatures)
+    except tf.errors.OpError as error:
+        raise ExportError(f"{folder} cannot be written: {error.message}") from error
+    return list(signatures)
+
+
+class GraphModule(tf.Module):
+    """What a SavedModel of a task holds: weights, once for all signatures, and a tokenizer.
+
+    Attributes:
+        main: str, the signature that is `serving_default` too.
+
+    Args:
+        task: a task.
+        weights: None, or "float16" or "int8" to store matrices in fewer bits.
+    """
+
+    main = None
+
+    def __init__(self, task, weights=None):
+        super().__init__()
+        self._task = [task]  # in a list, so that tf.Module does not look inside
+        unique = uuid.uuid4().hex  # two versions may be loaded at once
+        self.weights, self.small_weights, self.stored = [], [], []
+        for index, variable in enumerate(task.model.variables):
+            if weights is not None and is_stored_small(variable):
+                small = SmallWeight(variable, weights, f"{unique}_{index}")
+                self.small_weights.append(small)
+                self.stored += small.stored
+            else:
+                self.weights.append(variable.value)
+        self.tokenizer_resources = task.tokenizer.graph_resources()
+
+    @property
+    def task(self):
+        """The task."""
+        return self._task[0]
+
+    def functions(self):
+        """Signature name -> a function, and the dict of its arguments' specs."""
+        raise NotImplementedError
+
+    def signatures(self):
+        """Signature name -> concrete function, `serving_default` among them."""
+        traced = {name: self._traced(*row) for name, row in self.functions().items()}
+        return {"serving_default": traced[self.main], **traced}
+
+    def _traced(self, function, specs):
+        specs = {
+            name: tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in specs.items()
+        }
+
+        def run(**inputs):
+            with self._reading_weights():
+                return function(**inputs)
+
+        return tf.function(run).get_concrete_function(**specs)
+
+    def _reading_weights(self):
+        """A scope in which the model reads weights stored in fewer bits where they are."""
+        if not self.small_weights:
+            return contextlib.nullcontext()
+        variables = filter(is_stored_small, self.task.model.variables)
+        values = [small.value() for small in self.small_weights]
+        return keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True)))
+
+
+def check(condition, message):
+    """An operation that fails with InvalidArgument and a message."""
+    return tf.debugging.Assert(condition, [message])
+
+
+def clean(name, strings):
+    """Strings that may be any bytes -> strings (B,) of UTF-8, the replacement character U+FFFD
+    for what is none; an error if there are none or one is empty."""
+    checks = [
+        check(tf.size(strings) > 0, f"{name} must not be an empty list"),
+        check(tf.reduce_all(tf.strings.length(strings) > 0), f"{name} must not be empty"),
+    ]
+    with tf.control_dependencies(checks):
+        return utf8(strings)
+
+
+def utf8(strings):
+    """Strings of any bytes -> strings of UTF-8, U+FFFD for each part that is none."""
+    return tf.strings.unicode_transcode(strings, "UTF-8", "UTF-8", errors="replace")
+
+
+def lengths_of(ids):
+    """The lengths of a ragged tensor's rows, int32 (B,)."""
+    return tf.cast(ids.row_lengths(), tf.int32)

@@ -1,0 +1,153 @@
+"""The decode loop inside a graph for servers: its settings, their checks, and its speed."""
+
+import tensorflow as tf
+
+from keras_llm import generation, models
+from keras_llm.export.signatures.base import FLOATS, INTS, check
+from keras_llm.tasks.settings import spare_bias
+
+_SMALLEST = 16  # tokens; shorter prompts and budgets share this bucket
+
+# The inputs of a signature that generates, each of length 1 or B.
+SETTINGS = {
+    "max_new_tokens": INTS,
+    "temperature": FLOATS,
+    "top_k": INTS,
+    "top_p": FLOATS,
+    "seed": INTS,
+}
+# What each may be, and the rule in words.
+_RULES = {
+    "max_new_tokens": (lambda x: x > 0, "must be positive"),
+    "temperature": (lambda x: (x >= 0) & tf.math.is_finite(x), "must be a number >= 0"),
+    "top_k": (lambda x: x >= 0, "must be >= 0"),
+    "top_p": (lambda x: (x > 0) & (x <= 1), "must be in (0, 1]"),
+}
+
+
+def checked_settings(rows, of, settings):
+    """Checks that run before what depends on the settings.
+
+    Args:
+        rows: int32 scalar, B.
+        of: str, the input that has a row for each.
+        settings: dict of name to tensor, as in `SETTINGS`.
+    """
+    checks = [
+        check(
+            (tf.size(value) == 1) | (tf.size(value) == rows),
+            f"{name} must have length 1 or that of {of}",
+        )
+        for name, value in settings.items()
+    ]
+    for name, (holds, rule) in _RULES.items():
+        checks.append(check(tf.reduce_all(holds(settings[name])), f"{name} {rule}"))
+    return checks
+
+
+def as_rows(values, rows):
+    """A setting of length 1 or B -> (B,)."""
+    return tf.broadcast_to(values, tf.reshape(rows, (1,)))
+
+
+def generate(task, token_ids, lengths, settings, encoder_token_ids=None, xla=False):
+    """Continue a batch of prompts.
+
+    Args:
+        task: a `TextGeneration` or a `Translation`.
+        token_ids: int32 (B, T), padded on the right.
+        lengths: int32 (B,).
+        settings: dict of tensors (1,) or (B,), as in `SETTINGS`.
+        encoder_token_ids: int32 (B, S), of an encoder-decoder.
+        xla: bool. Whether the loop is compiled by XLA. Rows, prompts and budgets are then filled
+            up to powers of two: each such size is compiled once, when it first comes.
+
+    Returns:
+        A dict of `text` string (B,), `num_tokens` int32 (B,), `log_probability` float32 (B,) and
+        `finish_reason` string (B,).
+    """
+    arguments = [token_ids, lengths, settings]
+    if encoder_token_ids is not None:
+        arguments.append(encoder_token_ids)
+    if xla:
+        ids, counts, log_probability, stopped = _compiled(task, *arguments)
+    else:
+        ids, counts, log_probability, stopped = _loop(task, *arguments)
+    new_ids = tf.RaggedTensor.from_tensor(ids, lengths=tf.cast(counts, tf.int64))
+    return {
+        "text": task.tokenizer.detokenize(new_ids),
+        "num_tokens": counts,
+        "log_probability": log_probability,
+        "finish_reason": tf.where(stopped, "stop", "length"),
+    }
+
+
+def _loop(task, token_ids, lengths, settings, encoder_token_ids=None, room=None):
+    """What `generate` does, without strings.
+
+    Args:
+        room: float32 (N,), whose length alone counts: the room for new tokens. None is the
+            largest budget.
+
+    Returns:
+        New token ids int32 (B, N), how many they are, their log-probability, and whether the text
+        was ended, each (B,).
+    """
+    model, tokenizer = task.model, task.tokenizer
+    settings = dict(settings)
+    max_new_tokens = settings.pop("max_new_tokens")
+    bias = spare_bias(tokenizer, model.config.vocabulary_size)
+    sampling = generation.Sampling(**settings, logit_bias=bias)
+    asked = generation.request(model, token_ids, lengths, max_new_tokens, sampling)
+    capacity = tf.reduce_max(asked.budget) if room is None else tf.shape(room)[0]
+    ids = {"stop_id": task.end_token_ids, "pad_id": tokenizer.pad_id}
+    memory = None
+    if encoder_token_ids is not None:
+        ids["pad_id"] = model.config.pad_id
+        memory = models.encode(model, encoder_token_ids)
+    state, asked = generation.start(model, asked, capacity, **ids, memory=memory)
+    state = generation.advance_until(model, state, asked, **ids)
+    return state.token_ids, state.num_tokens, state.log_probability, state.stopped
+
+
+def _compiled(task, token_ids, lengths, settings, *encoder_token_ids):
+    """`_loop` in buckets, compiled."""
+    max_length = task.model.config.max_length
+    rows = tf.shape(token_ids)[0]
+    many = _bucket(rows, 1)
+    settings = {name: _filled(as_rows(v, rows), many, v[0]) for name, v in settings.items()}
+    budget = tf.minimum(settings["max_new_tokens"], max_length - _filled(lengths, many, 1))
+    room = tf.zeros((_bucket(tf.reduce_max(budget), _SMALLEST),))
+    width = tf.shape(token_ids)[1]
+    width = tf.where(width == 1, 1, _bucket(width, _SMALLEST))
+    token_ids = _filled_matrix(token_ids, many, width, task.tokenizer.pad_id)
+    sources = [
+        _filled_matrix(ids, many, _bucket(tf.shape(ids)[1], _SMALLEST), task.model.config.pad_id)
+        for ids in encoder_token_ids
+    ]
+
+    @tf.function(jit_compile=True)
+    def run(token_ids, lengths, settings, room, *sources):
+        return _loop(task, token_ids, lengths, settings, *sources, room=room)
+
+    outputs = run(token_ids, _filled(lengths, many, 1), settings, room, *sources)
+    return tuple(output[:rows] for output in outputs)
+
+
+def _bucket(size, smallest):
+    """The next power of two, at least `smallest`: int32 scalar tensors."""
+    powers = tf.constant([2**i for i in range(31)])
+    at_least = tf.maximum(size, smallest)
+    return tf.gather(powers, tf.searchsorted(powers, tf.reshape(at_least, (1,)))[0])
+
+
+def _filled(values, rows, value):
+    """(B,) -> (rows,)."""
+    more = tf.fill(tf.reshape(rows - tf.shape(values)[0], (1,)), tf.cast(value, values.dtype))
+    return tf.concat([values, more], axis=0)
+
+
+def _filled_matrix(values, rows, columns, value):
+    """(B, T) -> (rows, columns)."""
+    more = tf.stack([rows, columns]) - tf.shape(values)
+    return tf.pad(values, tf.stack([tf.zeros_like(more), more], axis=1), constant_values=value)

@@ -1,0 +1,72 @@
+"""The graph that answers questions with a span of a text."""
+
+import tensorflow as tf
+
+from keras_llm.export.signatures.base import (
+    STRINGS,
+    GraphModule,
+    check,
+    clean,
+    lengths_of,
+)
+from keras_llm.tasks.answer_spans import best_spans
+from keras_llm.tasks.head import WHITE_SPACE
+
+
+class QuestionAnsweringModule(GraphModule):
+    """`answer`. No context is too long; of a question the first tokens are kept."""
+
+    main = "answer"
+
+    def functions(self):
+        return {"answer": (self._answer, {"question": STRINGS, "context": STRINGS})}
+
+    def _answer(self, question, context):
+        task, tokenizer = self.task, self.task.tokenizer
+        same = check(
+            tf.size(question) == tf.size(context), "context must have as many texts as question"
+        )
+        with tf.control_dependencies([same]):
+            question_ids = tokenizer.tokenize(clean("question", question))
+            context = clean("context", context)
+        truncated = lengths_of(question_ids) > task.question_room
+        question_ids = question_ids[:, : task.question_room]
+        context_ids, starts, ends = tokenizer.tokenize_with_offsets(context)
+        lengths = lengths_of(context_ids)
+        span = best_spans(
+            task,
+            _dense(question_ids, tokenizer.pad_id),
+            lengths_of(question_ids),
+            _dense(context_ids, tokenizer.pad_id),
+            lengths,
+        )
+        start = tf.gather(_dense(starts, 0), span["start"], batch_dims=1)
+        end = tf.gather(_dense(ends, 0), span["end"], batch_dims=1)
+        answer = _part(context, start, end)
+        white = "[" + "".join(rf"\x{{{ord(character):x}}}" for character in WHITE_SPACE) + "]+"
+        trimmed = tf.strings.regex_replace(answer, "^" + white, "")
+        start += _characters(answer) - _characters(trimmed)
+        trimmed = tf.strings.regex_replace(trimmed, white + "$", "")
+        return {
+            "answer": trimmed,
+            "start": start,
+            "end": start + _characters(trimmed),
+            "probability": span["probability"],
+            "truncated": truncated,
+        }
+
+
+def _dense(ragged, default):
+    """Ragged (B, None) -> (B, T), with at least one column."""
+    dense = ragged.to_tensor(default)
+    return tf.pad(
+        dense, [[0, 0], [0, tf.maximum(1 - tf.shape(dense)[1], 0)]], constant_values=default
+    )
+
+
+def _part(strings, start, end):
+    return tf.strings.substr(strings, start, end - start, unit="UTF8_CHAR")
+
+
+def _characters(strings):
+    return tf.strings.length(strings, unit="UTF8_CHAR")

@@ -1,0 +1,174 @@
+"""The graphs of a causal language model: strings to strings, and steps with an explicit cache."""
+
+import tensorflow as tf
+
+from keras_llm import generation, models
+from keras_llm.export.signatures.base import (
+    INTS,
+    STRINGS,
+    GraphModule,
+    check,
+    clean,
+    lengths_of,
+    utf8,
+)
+from keras_llm.export.signatures.loop import SETTINGS, as_rows, checked_settings, generate
+
+_IDS = tf.TensorSpec((None, None), tf.int32)
+_STEP = tf.TensorSpec((None, 1), tf.int32)
+
+
+class TextGenerationModule(GraphModule):
+    """`generate`, `score`, `tokenize`, `detokenize`, `prefill` and `decode`."""
+
+    main = "generate"
+
+    def __init__(self, task, weights=None, xla=False):
+        super().__init__(task, weights)
+        self._xla = xla
+
+    def functions(self):
+        entries = {
+            name: tf.TensorSpec((None, entry.shape[1], None, entry.shape[3]), entry.dtype)
+            for name, entry in models.init_cache(self.task.model, 1, 1).items()
+        }
+        # Of any rank: a scalar, or one for each row, as a server that merges requests needs it.
+        length = tf.TensorSpec(None, tf.int32)
+        prompts = {"token_ids": _IDS, "lengths": INTS}
+        return {
+            "generate": (self._generate, {"prompt": STRINGS, **SETTINGS}),
+            "score": (self._score, {"text": STRINGS}),
+            "tokenize": (self._tokenize, {"text": STRINGS}),
+            "detokenize": (self._detokenize, prompts),
+            "prefill": (self._prefill, {**prompts, "cache_length": length}),
+            "decode": (self._decode, {"token_ids": _STEP, "positions": _STEP, **entries}),
+        }
+
+    def _generate(self, prompt, **settings):
+        rows = tf.size(prompt)
+        with tf.control_dependencies(checked_settings(rows, "prompt", settings)):
+            ids = self._encoded(clean("prompt", prompt))
+        token_ids, lengths, truncated = self._fitted(ids, as_rows(settings["max_new_tokens"], rows))
+        outputs = generate(self.task, token_ids, lengths, settings, xla=self._xla)
+        return {**outputs, "truncated": truncated}
+
+    def _fitted(self, ids, max_new_tokens):
+        """Prompts that leave room for a token stay; of a longer one the begin token and the last
+        tokens are kept, so many that `max_new_tokens` have room, but at least half of the
+        model's `max_length`.
+
+        Returns:
+            Int32 (B, T) padded on the right, lengths (B,), and whether a row was cut, bool (B,).
+        """
+        max_length = self.task.model.config.max_length
+        lengths = lengths_of(ids)
+        truncated = lengths > max_length - 1
+        most = tf.maximum(max_length - max_new_tokens, max(1, max_length // 2))
+        kept = tf.where(truncated, tf.minimum(most, max_length - 1), lengths)
+        begin = 1 if self.task.tokenizer.add_bos else 0
+        dense = ids.to_tensor(self.task.tokenizer.pad_id)
+        place = tf.expand_dims(tf.range(tf.reduce_max(kept)), 0)
+        source = tf.where(place < begin, place, place + tf.expand_dims(lengths - kept, 1))
+        inside = place < tf.expand_dims(kept, 1)
+        token_ids = tf.gather(dense, tf.where(inside, source, 0), batch_dims=1)
+        return tf.where(inside, token_ids, self.task.tokenizer.pad_id), kept, truncated
+
+    def _score(self, text):
+        longest = self.task.model.config.max_length + 1  # the last token is only predicted
+        ids = self._encoded(clean("text", text))
+        lengths = lengths_of(ids)
+        ids = ids[:, :longest]
+        token_ids = ids.to_tensor(self.task.tokenizer.pad_id)
+        return {
+            "log_probability": generation.score(self.task.model, token_ids, lengths_of(ids)),
+            "num_tokens": lengths_of(ids) - 1,
+            "truncated": lengths > longest,
+        }
+
+    def _tokenize(self, text):
+        ids = self._encoded(utf8(text))
+        return {
+            "token_ids": ids.to_tensor(self.task.tokenizer.pad_id),
+            "lengths": lengths_of(ids),
+        }
+
+    def _detokenize(self, token_ids, lengths):
+        size = self.task.tokenizer.vocabulary_size
+        inside = tf.sequence_mask(lengths, tf.shape(token_ids)[1])
+        known = (token_ids >= 0) & (token_ids < size)
+        checks = [
+            *_checked_lengths(token_ids, lengths, least=0),
+            check(tf.reduce_all(known | ~inside), f"token_ids must be in 0 .. {size - 1}"),
+        ]
+        with tf.control_dependencies(checks):
+            ids = tf.RaggedTensor.from_tensor(token_ids, lengths=tf.cast(lengths, tf.int64))
+        return {"text": self.task.tokenizer.detokenize(ids)}
+
+    def _prefill(self, token_ids, lengths, cache_length):
+        config = self.task.model.config
+        rows, length = tf.unstack(tf.shape(token_ids))
+        slots = tf.reduce_max(cache_length)
+        checks = [
+            *_checked_lengths(token_ids, lengths, least=1),
+            *self._checked_ids(token_ids),
+            check(
+                (slots >= length) & (slots <= config.max_length),
+                f"cache_length must be in T .. {config.max_length}",
+            ),
+        ]
+        with tf.control_dependencies(checks):
+            cache = models.init_cache(self.task.model, rows, tf.identity(slots))
+            logits, cache = models.prefill(self.task.model, token_ids, lengths, cache)
+        return {"logits": logits, **cache}
+
+    def _decode(self, token_ids, positions, **cache):
+        config = self.task.model.config
+        limit = config.max_length
+        slots = [
+            tf.shape(cache[f"k_{i}"])[2] for i in range(config.num_layers) if not config.window(i)
+        ]
+        checks = [
+            *self._checked_ids(token_ids),
+            check(
+                tf.reduce_all(tf.shape(positions) == tf.shape(token_ids)),
+                "positions must have the shape of token_ids",
+            ),
+            check(
+                tf.reduce_all((positions >= 0) & (positions < tf.reduce_min([limit, *slots]))),
+                "positions must be slots of the cache",
+            ),
+        ]
+        for name, entry in cache.items():
+            checks.append(
+                check(tf.shape(entry)[0] == tf.shape(token_ids)[0], f"{name} must have B rows")
+            )
+        with tf.control_dependencies(checks):
+            logits, cache = models.decode(self.task.model, token_ids, positions, cache)
+        return {"logits": logits, **cache}
+
+    def _checked_ids(self, token_ids):
+        size = self.task.model.config.vocabulary_size
+        known = (token_ids >= 0) & (token_ids < size)
+        return [
+            check(tf.size(token_ids) > 0, "token_ids must not be empty"),
+            check(tf.reduce_all(known), f"token_ids must be in 0 .. {size - 1}"),
+        ]
+
+    def _encoded(self, strings):
+        """Strings (B,) of UTF-8 -> ragged int32 (B, None), with the begin token."""
+        tokenizer = self.task.tokenizer
+        ids = tokenizer.tokenize(strings)
+        if tokenizer.add_bos:
+            ids = tf.concat([tf.fill((tf.size(strings), 1), tokenizer.bos_id), ids], axis=1)
+        return ids
+
+
+def _checked_lengths(token_ids, lengths, least):
+    rows, length = tf.unstack(tf.shape(token_ids))
+    return [
+        check(tf.size(lengths) == rows, "lengths must have one for each row of token_ids"),
+        check(
+            tf.reduce_all((lengths >= least) & (lengths <= length)),
+            f"lengths must be in {least} .. T",
+        ),
+    ]

@@ -1,0 +1,139 @@
+"""What the tasks of models with a head share: texts in frames, batches, truncation."""
+
+import numpy as np
+from keras import ops
+
+from keras_llm import models
+from keras_llm.errors import InputError
+from keras_llm.tasks.base import Task, checked_texts, padded_rows
+
+# What is trimmed from answers and around gaps, in Python and in graphs.
+WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+
+
+class HeadTask(Task):
+    """A model with a head, and a tokenizer.
+
+    A text goes in between the tokenizer's begin and end tokens, as far as it has them. One that
+    is longer than the model's `max_length` keeps its first tokens and the end token.
+
+    Attributes:
+        head: str, the head that its models have.
+    """
+
+    head = None
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.model_wanted = f"models.{cls.head}"
+
+    @classmethod
+    def fits(cls, model):
+        return isinstance(model, models.HeadModel) and model.head == cls.head
+
+    @property
+    def begin(self):
+        """The ids before a text, a list."""
+        return [self.tokenizer.bos_id] if self.tokenizer.add_bos else []
+
+    @property
+    def end(self):
+        """The ids after a text, a list."""
+        return [self.tokenizer.eos_id] if self.tokenizer.eos_id >= 0 else []
+
+    @property
+    def room(self):
+        """How many tokens of a text there is room for."""
+        return self.model.config.max_length - len(self.begin) - len(self.end)
+
+    def framed(self, name, rows, truncate):
+        """Rows of ids -> the same between begin and end, and for each whether it was cut.
+
+        Raises:
+            InputError: naming the row that is too long, unless `truncate`.
+        """
+        is_cut = [len(ids) > self.room for ids in rows]
+        if truncate:
+            rows = [ids[: self.room] for ids in rows]
+        rows = [[*self.begin, *ids, *self.end] for ids in rows]
+        longest = self.model.config.max_length
+        # Checked before the batches, so that the message counts rows as the caller does.
+        padded_rows(name, rows, longest, longest, self.tokenizer.pad_id)
+        return rows, is_cut
+
+    def in_batches(self, rows, batch_size, call):
+        """Call a function on batches of rows of like length.
+
+        Args:
+            rows: lists of token ids.
+            batch_size: int > 0.
+            call: function from token ids int32 (b, T), lengths int32 (b,) and the indices of
+                the batch's rows to an array, or a dict of arrays, with a row for each.
+
+        Returns:
+            For each row what the function returned for it.
+
+        Raises:
+            InputError: if `batch_size` is wrong.
+        """
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"`batch_size` must be a positive int, got {batch_size!r}.")
+        order = np.argsort([len(row) for row in rows], kind="stable")
+        results = [None] * len(rows)
+        for begin in range(0, len(rows), batch_size):
+            batch = order[begin : begin + batch_size]
+            lengths = np.array([len(rows[i]) for i in batch], "int32")
+            token_ids = np.full((len(batch), max(lengths.max(), 1)), self.tokenizer.pad_id, "int32")
+            for place, i in enumerate(batch):
+                token_ids[place, : lengths[place]] = rows[i]
+            outputs = call(token_ids, lengths, batch)
+            for place, i in enumerate(batch):
+                if isinstance(outputs, dict):
+                    results[i] = {name: np.asarray(v)[place] for name, v in outputs.items()}
+                else:
+                    results[i] = np.asarray(outputs)[place]
+        return results
+
+    def outputs(self, token_ids, lengths, segment_ids=None, **inputs):
+        """What the model gives, in Python or in a graph.
+
+        Args:
+            token_ids: int32 (B, T), framed and padded on the right.
+            lengths: int32 (B,).
+            segment_ids: int32 (B, T), for models that have segments; all 0 if None.
+            **inputs: further inputs of the model, by name.
+        """
+        token_ids = ops.convert_to_tensor(token_ids, "int32")
+        places = ops.expand_dims(ops.arange(ops.shape(token_ids)[1], dtype="int32"), 0)
+        inputs["token_ids"] = token_ids
+        inputs["padding_mask"] = places < ops.expand_dims(lengths, 1)
+        inputs["segment_ids"] = ops.zeros_like(token_ids) if segment_ids is None else segment_ids
+        names = [tensor.name for tensor in self.model.inputs]
+        return self.model({name: ops.convert_to_tensor(inputs[name]) for name in names})
+
+
+def rows_of(name, texts):
+    """The checked texts of an argument that is a str or a list of str."""
+    return list(checked_texts(name, [texts] if isinstance(texts, str) else texts))
+
+
+def checked_labels(task, labels, metadata):
+    """The metadata of a task with its labels, `num_classes` different strs.
+
+    Raises:
+        InputError: if they are neither given nor in the metadata, or do not fit.
+    """
+    metadata = dict(metadata or {})
+    if labels is None:
+        labels = metadata.get("labels")
+    count = task.model.options["num_classes"]
+    if (
+        not isinstance(labels, (list, tuple))
+        or not all(isinstance(label, str) and label for label in labels)
+        or len(set(labels)) != len(labels)
+        or len(labels) != count
+    ):
+        raise InputError(f"`labels` must be {count} different strs, got {labels!r}.")
+    return {**metadata, "labels": list(labels)}

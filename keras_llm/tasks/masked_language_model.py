@@ -1,0 +1,163 @@
+"""Guess the words that a text leaves out."""
+
+import dataclasses
+import functools
+
+import numpy as np
+from keras import ops
+
+from keras_llm.errors import InputError
+from keras_llm.tasks.head import WHITE_SPACE, HeadTask, rows_of
+from keras_llm.tasks.settings import count_of
+
+_BANNED = -1e30
+
+
+@dataclasses.dataclass(frozen=True)
+class Filling:
+    """A text with its gaps filled.
+
+    Attributes:
+        text: str, the text with each mask token replaced by the likeliest token.
+        tokens: list with, for each mask token, a list of pairs (token, probability), the most
+            likely first. A token that continues the word before it begins with "##".
+        truncated: bool, whether the text was cut; `text` is the whole one, with the mask tokens
+            beyond the cut left as they are.
+    """
+
+    text: str
+    tokens: list
+    truncated: bool
+
+
+class MaskedLanguageModel(HeadTask):
+    """A model that guesses the tokens that stand behind mask tokens.
+
+    Probabilities are among the tokens that are text: padding and other special tokens are never
+    guessed.
+
+    Args:
+        model: a model from `models.masked_lm`.
+        tokenizer: a `tokenizers.Tokenizer` with the model's vocabulary and a mask token, such as
+            "[MASK]" or "<mask>".
+        metadata: dict of JSON values saved with the task.
+
+    Raises:
+        InputError: if the tokenizer has no mask token.
+
+    Example:
+    >>> from keras_llm import models, tokenizers
+    >>> tok = tokenizers.WordPiece.train(["the cat sat on the mat"] * 9, 80)
+    >>> config = models.preset("distilbert-tiny", vocabulary_size=tok.vocabulary_size)
+    >>> task = MaskedLanguageModel(models.masked_lm(config), tok)
+    >>> len(task("The [MASK] sat.", return_details=True).tokens[0])
+    5
+    """
+
+    head = "masked_lm"
+
+    def __init__(self, model, tokenizer, metadata=None):
+        super().__init__(model, tokenizer, metadata)
+        if tokenizer.mask_id < 0:
+            raise InputError("the tokenizer has no mask token to be guessed.")
+        self.mask_token = tokenizer.token(tokenizer.mask_id)
+
+    @functools.cached_property
+    def fillings(self):
+        """For each token what it puts into a gap, a str, "" for special tokens, and whether it
+        continues the word before: a list of pairs."""
+        return list(_fillings(self.tokenizer))
+
+    def __call__(self, texts, top_k=5, batch_size=32, truncate=False, return_details=False):
+        """Fill the gaps of one text or several.
+
+        Args:
+            texts: str, or list of str, each with at least one mask token.
+            top_k: int > 0. How many guesses the details have for each gap.
+            batch_size: int > 0. How many texts go through the model at once.
+            truncate: bool. Whether of a text that is too long the first tokens are taken,
+                instead of refusing it.
+            return_details: bool. Return `Filling`s instead of texts.
+
+        Returns:
+            The text with each gap filled by the likeliest token: a str for a str and a list for
+            a list.
+
+        Raises:
+            InputError: naming the argument that is wrong.
+        """
+        strings = rows_of("texts", texts)
+        top_k = min(count_of("top_k", top_k, 1), self.tokenizer.vocabulary_size)
+        for index, text in enumerate(strings):
+            if self.mask_token not in text:
+                raise InputError(f"`texts` {index} has no {self.mask_token}.")
+        rows, is_cut = self.framed("texts", [self._encode(text) for text in strings], truncate)
+        mask_id = self.tokenizer.mask_id
+        masks = [[i for i, token in enumerate(row) if token == mask_id] for row in rows]
+        most = max(1, *map(len, masks))
+        positions = np.array([row + [0] * (most - len(row)) for row in masks], "int32")
+
+        def call(token_ids, lengths, batch):
+            return self.guesses(token_ids, lengths, positions[batch], top_k)
+
+        found = self.in_batches(rows, batch_size, call)
+        results = []
+        for text, places, guesses, cut in zip(strings, masks, found, is_cut, strict=True):
+            ids = guesses["token_ids"][: len(places)].tolist()
+            probabilities = guesses["probability"][: len(places)].tolist()
+            tokens = [
+                [(self.shown(token), p) for token, p in zip(*row, strict=True)]
+                for row in zip(ids, probabilities, strict=True)
+            ]
+            results.append(Filling(self._filled(text, [row[0] for row in ids]), tokens, cut))
+        if not return_details:
+            results = [result.text for result in results]
+        return results[0] if isinstance(texts, str) else results
+
+    def guesses(self, token_ids, lengths, mask_positions, top_k):
+        """Framed token ids int32 (B, T), lengths (B,) and positions int32 (B, M) -> a dict of
+        `token_ids` int32 and `probability` float32, both (B, M, top_k)."""
+        logits = self.outputs(token_ids, lengths, mask_positions=mask_positions)
+        size = logits.shape[-1]
+        banned = np.ones(size, "float32")
+        banned[[i for i, (text, _) in enumerate(self.fillings) if text]] = 0.0
+        probabilities = ops.softmax(logits + banned * _BANNED, axis=-1)
+        best, ids = ops.top_k(probabilities, top_k)
+        return {"token_ids": ops.cast(ids, "int32"), "probability": best}
+
+    def shown(self, token):
+        """A token id as it is shown, a str."""
+        text, joins = self.fillings[token]
+        return "##" + text if joins and text[0].isalnum() else text
+
+    def _encode(self, text):
+        """The ids of a text in which only the mask token is special."""
+        parts = text.split(self.mask_token)
+        if self.tokenizer.mask_takes_space:
+            parts = [part.rstrip(WHITE_SPACE) for part in parts[:-1]] + parts[-1:]
+        ids = []
+        for index, part in enumerate(parts):
+            ids += ([self.tokenizer.mask_id] if index else []) + self.tokenizer.encode(part)
+        return ids
+
+    def _filled(self, text, tokens):
+        first, *rest = text.split(self.mask_token)
+        text = first
+        for index, part in enumerate(rest):
+            if index >= len(tokens):
+                text += self.mask_token + part
+                continue
+            filling, joins = self.fillings[tokens[index]]
+            text = (text.rstrip(WHITE_SPACE) if joins else text) + filling + part
+        return text
+
+
+def _fillings(tokenizer):
+    """What each token adds to a text that ends with a word, as rows of `fillings`."""
+    special = {tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id}
+    special |= {tokenizer.mask_id, *getattr(tokenizer, "special_tokens", {}).values()}
+    before = tokenizer.encode("a")
+    known = len(tokenizer.decode(before))
+    for index in range(tokenizer.vocabulary_size):
+        text = "" if index in special else tokenizer.decode([*before, index])[known:]
+        yield text.removeprefix(" "), bool(text) and not text.startswith(" ")

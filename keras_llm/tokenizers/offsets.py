@@ -1,0 +1,37 @@
+"""From places in bytes, which TensorFlow's operations give, to places in characters."""
+
+
+class CharacterPlaces:
+    """The characters of a batch of strings.
+
+    Args:
+        strings: string tensor (B,) of UTF-8.
+        uncounted: function from the bytes of all strings, int32 (N,), to bool (N,): which of
+            them begin a character that does not count. None counts all.
+    """
+
+    def __init__(self, strings, uncounted=None):
+        import tensorflow as tf
+
+        flat = tf.cast(tf.io.decode_raw(tf.strings.reduce_join(strings), tf.uint8), tf.int32)
+        begins = tf.bitwise.bitwise_and(flat, 0xC0) != 0x80
+        if uncounted is not None:
+            begins &= ~uncounted(flat)
+        counts = tf.cumsum(tf.cast(begins, tf.int32))
+        self._before = tf.concat([[0], counts], axis=0)
+        self._first = tf.cumsum(tf.strings.length(strings), exclusive=True)
+
+    def before(self, offsets):
+        """How many characters of its string begin before each byte: int `tf.RaggedTensor`
+        (B, None) -> int32 of the same shape."""
+        import tensorflow as tf
+
+        first = tf.repeat(self._first, offsets.row_lengths())
+        places = tf.cast(offsets.values, tf.int32) + first
+        counts = tf.gather(self._before, places) - tf.gather(self._before, first)
+        return offsets.with_values(counts)
+
+    def around(self, starts, ends):
+        """Byte offsets of stretches that are not empty -> places of the whole characters that
+        they touch."""
+        return self.before(starts + 1) - 1, self.before(ends)

@@ -1,0 +1,229 @@
+"""The files for TensorFlow Serving: they parse as what they are, and say what the models say."""
+
+import pathlib
+import threading
+
+import pytest
+import tensorflow as tf
+import yaml
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from tensorflow_serving.config import model_server_config_pb2
+
+import keras_llm
+from keras_llm import export, models, tokenizers
+from keras_llm.errors import InputError
+from keras_llm.export.warmup import read_warmup
+
+
+@pytest.fixture(scope="module")
+def served(text_folder, tmp_path_factory):
+    """A folder with a model of two versions, written while a server would have watched it."""
+    texts = [path.read_text("utf-8") for path in sorted(text_folder.iterdir())[:20]]
+    tok = tokenizers.SentencePiece.train(texts, 400, "bpe")
+    config = models.preset("bert-tiny", vocabulary_size=400, initializer_range=0.3)
+    task = keras_llm.TextClassification(models.text_classifier(config, 2), tok, ["yes", "no"])
+    folder = tmp_path_factory.mktemp("served")
+    seen, stop = [], threading.Event()
+
+    def watch():  # as the server does: versions are the names that are numbers
+        while not stop.is_set():
+            for path in (folder / "answers").glob("*"):
+                if path.name.isdigit():
+                    seen.append(
+                        (path.name, sorted(str(p.relative_to(path)) for p in path.rglob("*")))
+                    )
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    reports = [
+        export.saved_model(task, folder / "answers", version=1),
+        export.saved_model(task, folder / "answers", version=2, weights="int8"),
+    ]
+    stop.set()
+    watcher.join()
+    return folder, reports, seen
+
+
+def message(name, **fields):
+    """A protobuf message of the server's that no package has, from what its source says."""
+    kinds = {"int64": 3, "string": 9, "bool": 8, "int64s": 3}
+    file = descriptor_pb2.FileDescriptorProto(
+        name=f"{name}.proto",
+        package="served",
+        syntax="proto3",
+        dependency=["google/protobuf/wrappers.proto"],
+    )
+    row = file.message_type.add(name=name)
+    for number, (field, kind) in fields.items():
+        number = int(number.removeprefix("_"))
+        label = 3 if kind == "int64s" else 1
+        if "." in kind:
+            row.field.add(name=field, number=number, label=label, type=11, type_name=kind)
+        else:
+            row.field.add(name=field, number=number, label=label, type=kinds[kind])
+    pool = descriptor_pool.DescriptorPool()
+    from google.protobuf import wrappers_pb2
+
+    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"served.{name}"))()
+
+
+def batching(text):
+    number = ".google.protobuf.Int64Value"
+    # tensorflow_serving/servables/tensorflow/session_bundle_config.proto
+    parsed = message(
+        "BatchingParameters",
+        _1=("max_batch_size", number),
+        _2=("batch_timeout_micros", number),
+        _3=("max_enqueued_batches", number),
+        _4=("num_batch_threads", number),
+        _5=("thread_pool_name", ".google.protobuf.StringValue"),
+        _6=("allowed_batch_sizes", "int64s"),
+        _7=("pad_variable_length_inputs", "bool"),
+    )
+    return text_format.Parse(text, parsed)
+
+
+def flags(arguments):
+    assert all(argument.startswith("--") for argument in arguments)
+    return dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
+
+
+def test_a_server_never_sees_half_a_model(served):
+    folder, _, seen = served
+    whole = {
+        version: sorted(str(p.relative_to(path)) for p in path.rglob("*"))
+        for version in ("1", "2")
+        for path in [folder / "answers" / version]
+    }
+    assert {version for version, _ in seen} <= {"1", "2"} and len(seen) > 100
+    assert all(files == whole[version] for version, files in seen)
+    assert sorted(path.name for path in (folder / "answers").iterdir()) == [
+        "1",
+        "2",
+        "export_report.json",
+    ]
+
+
+def test_warm_up_requests_are_answered(served):
+    folder, _, _ = served
+    (request,) = read_warmup(folder / "answers" / "1")
+    assert request.model_spec.name == "answers"
+    signature = request.model_spec.signature_name
+    function = tf.saved_model.load(str(folder / "answers" / "1")).signatures[signature]
+    inputs = {name: tf.constant(tf.make_ndarray(proto)) for name, proto in request.inputs.items()}
+    assert {tensor.shape[0] for tensor in inputs.values()} == {1}
+    assert function(**inputs)["label"].numpy()[0] in (b"yes", b"no")
+
+
+def test_weights_in_eight_bits_are_small(served):
+    _, (first, second), _ = served
+    assert second["weights"] == "int8" and first["weights"] == "as they are"
+    large = first["bytes_by_part"]["weights"]
+    assert second["bytes_by_part"]["weights"] < 0.35 * large
+    assert sum(second["bytes_by_part"].values()) == second["bytes"]["total"]
+    assert second["parity"]["mean_kl_divergence_nats"] < 0.05
+
+
+def test_files_parse_and_agree(served):
+    folder, (report, _), _ = served
+    paths = export.serving_files(folder, cpus=3)
+    assert sorted(paths) == [
+        "batching_parameters.txt",
+        "docker-compose.yml",
+        "kubernetes.yml",
+        "models.config",
+        "monitoring.config",
+    ]
+    texts = {name: pathlib.Path(path).read_text("utf-8") for name, path in paths.items()}
+
+    config = text_format.Parse(texts["models.config"], model_server_config_pb2.ModelServerConfig())
+    (row,) = config.model_config_list.config
+    assert (row.name, row.base_path, row.model_platform) == (
+        "answers",
+        "/models/answers",
+        "tensorflow",
+    )
+    assert dict(row.version_labels) == {"stable": 2}
+    assert row.model_version_policy.latest.num_versions == 2
+
+    parameters = batching(texts["batching_parameters.txt"])
+    assert parameters.max_batch_size.value == 32 and parameters.num_batch_threads.value == 3
+    assert 1000 <= parameters.batch_timeout_micros.value <= 20000
+
+    # tensorflow_serving/config/monitoring_config.proto
+    assert texts["monitoring.config"].startswith("prometheus_config {\n  enable: true\n  path:")
+    prometheus = texts["monitoring.config"].partition("{")[2].rpartition("}")[0]
+    parsed = message("PrometheusConfig", _1=("enable", "bool"), _2=("path", "string"))
+    parsed = text_format.Parse(prometheus, parsed)
+    assert parsed.enable and parsed.path.startswith("/")
+
+    service = yaml.safe_load(texts["docker-compose.yml"])["services"]["tensorflow-serving"]
+    asked = flags(service["command"])
+    for flag, name in (
+        ("model_config_file", "models.config"),
+        ("monitoring_config_file", "monitoring.config"),
+        ("batching_parameters_file", "batching_parameters.txt"),
+    ):
+        assert asked[flag] == f"/models/{name}"
+    assert service["ports"] == ["8500:8500", "8501:8501"]
+    assert service["volumes"] == [".:/models:ro"]
+    assert "xla_cpu_compilation_enabled" not in asked
+    limits = service["deploy"]["resources"]["limits"]
+    megabytes = int(limits["memory"].removesuffix("M"))
+    needed = 2 * report["bytes"]["total"] + 32 * report["row_bytes"]
+    assert megabytes >= 512 + needed / 2**20 and limits["cpus"] == "3"
+
+    maps, deployment, service = yaml.safe_load_all(texts["kubernetes.yml"])
+    assert maps["data"] == {
+        name: texts[name]
+        for name in ("models.config", "batching_parameters.txt", "monitoring.config")
+    }
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert flags(container["args"])["model_config_file"] == "/config/models.config"
+    assert container["resources"]["limits"]["memory"] == f"{megabytes}Mi"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/v1/models/answers"
+    mounts = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounts == {v["name"] for v in deployment["spec"]["template"]["spec"]["volumes"]}
+    assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert {p["targetPort"]: p["port"] for p in service["spec"]["ports"]} == ports
+
+
+def test_labels_choose_versions(served):
+    folder, _, _ = served
+    labels = {"answers": {"stable": 1, "canary": 2}}
+    paths = export.serving_files(folder, labels, max_batch_size=4)
+    config = text_format.Parse(
+        paths["models.config"].read_text(), model_server_config_pb2.ModelServerConfig()
+    )
+    (row,) = config.model_config_list.config
+    assert dict(row.version_labels) == {"stable": 1, "canary": 2}
+    assert list(row.model_version_policy.specific.versions) == [1, 2]
+    assert batching(paths["batching_parameters.txt"].read_text()).max_batch_size.value == 4
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"labels": {"answers": {"stable": 9}}}, "no version 9 of 'answers'"),
+        ({"labels": {"others": {"stable": 1}}}, "no version 1 of 'others'"),
+        ({"labels": {"answers": {"a b": 1}}}, "'a b' is not a label"),
+        ({"labels": {"answers": 1}}, "`labels` must be a dict"),
+        ({"cpus": 0}, "`cpus`"),
+        ({"max_batch_size": 0}, "`max_batch_size`"),
+        ({"port": 0}, "`port`"),
+        ({"rest_api_port": 8500}, "a port, and no other's"),
+        ({"image": 'x" evil'}, "`image`"),
+    ],
+)
+def test_wrong_arguments_are_refused(served, arguments, words):
+    with pytest.raises(InputError, match=words):
+        export.serving_files(served[0], **arguments)
+
+
+def test_a_folder_without_models_is_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(InputError, match="holds no model"):
+            export.serving_files(folder)

@@ -1,0 +1,220 @@
+"""The graphs of every task beside the tasks themselves, with every kind of tokenizer."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_llm
+from keras_llm import export, models, tokenizers
+from keras_llm.errors import ExportError, InputError
+from keras_llm.export.proofs import proof_of
+from keras_llm.export.server_parity import run_calls
+from keras_llm.export.signatures import module_of
+
+LABELS = ["first", "second", "third"]
+
+
+@pytest.fixture(scope="module")
+def toks(text_folder):
+    texts = [path.read_text("utf-8") for path in sorted(text_folder.iterdir())[:20]]
+    return {
+        "word_piece": tokenizers.WordPiece.train(texts, 400),
+        "byte_pair": tokenizers.BytePair.train(texts, 400, special_tokens=["<mask>"]),
+        "sentencepiece": tokenizers.SentencePiece.train(texts, 400, "bpe"),
+    }
+
+
+@pytest.fixture(scope="module")
+def made(toks):
+    """Any task of a tiny model, each made once."""
+    keras.utils.set_random_seed(0)
+    encoder = models.preset("bert-tiny", vocabulary_size=400, initializer_range=0.3)
+    decoder = models.preset("llama-tiny", vocabulary_size=400, initializer_range=0.3)
+    pair = models.preset("transformer-tiny", vocabulary_size=400, initializer_range=0.3, start_id=1)
+    kinds = {
+        "classify": lambda t: keras_llm.TextClassification(
+            models.text_classifier(encoder, 3), t, LABELS
+        ),
+        "classify, decoder": lambda t: keras_llm.TextClassification(
+            models.text_classifier(decoder, 3), t, LABELS
+        ),
+        "tag": lambda t: keras_llm.TokenClassification(
+            models.token_classifier(encoder, 3), t, LABELS
+        ),
+        "answer": lambda t: keras_llm.QuestionAnswering(models.span_qa(encoder), t),
+        "answer, two separators": lambda t: keras_llm.QuestionAnswering(
+            models.span_qa(encoder), t, {"num_separators": 2, "longest_answer": 4}
+        ),
+        "embed": lambda t: keras_llm.TextEmbedding(models.sentence_embedder(encoder), t),
+        "fill_mask": lambda t: keras_llm.MaskedLanguageModel(models.masked_lm(encoder), t),
+        "translate": lambda t: keras_llm.Translation(models.seq2seq(pair), t),
+    }
+    tasks = {}
+
+    def make(kind, tokenizer):
+        if (kind, tokenizer) not in tasks:
+            task = kinds[kind](toks[tokenizer])
+            tasks[kind, tokenizer] = task, module_of(task).signatures()
+        return tasks[kind, tokenizer]
+
+    return make
+
+
+CASES = [
+    ("classify", "word_piece"),
+    ("classify, decoder", "sentencepiece"),
+    ("tag", "word_piece"),
+    ("tag", "byte_pair"),
+    ("tag", "sentencepiece"),
+    ("answer", "word_piece"),
+    ("answer, two separators", "byte_pair"),
+    ("answer", "sentencepiece"),
+    ("embed", "byte_pair"),
+    ("fill_mask", "word_piece"),
+    ("fill_mask", "byte_pair"),
+    ("translate", "sentencepiece"),
+]
+
+
+@pytest.mark.parametrize("kind, tokenizer", CASES)
+def test_a_graph_answers_as_its_task(kind, tokenizer, made):
+    task, signatures = made(kind, tokenizer)
+    assert signatures["serving_default"] is signatures[kind.split(",")[0]]
+    proof = proof_of(task)
+    measured = proof.compare(run_calls(signatures, proof.calls()))
+    assert all(value == 1.0 for name, value in measured.items() if name.endswith("_equal"))
+
+
+def test_a_proof_fails_where_answers_differ(made):
+    for kind, name, change in (
+        ("classify", "label", lambda x: ["third" if v != "third" else "first" for v in x]),
+        ("classify", "probabilities", lambda x: (np.array(x) + 0.01).tolist()),
+        ("tag", "start", lambda x: (np.array(x) + 1).tolist()),
+        ("answer", "end", lambda x: (np.array(x) + 1).tolist()),
+        ("fill_mask", "text", lambda x: [v + "!" for v in x]),
+    ):
+        task, signatures = made(kind, "word_piece")
+        proof = proof_of(task)
+        (outputs,) = run_calls(signatures, proof.calls())
+        with pytest.raises(ExportError, match="of the exported model"):
+            proof.compare([{**outputs, name: change(outputs[name])}])
+
+
+def test_outputs_are_named_and_typed(made):
+    rows, words = [None], [None, None]
+    expected = {
+        ("classify", "word_piece"): {
+            **{"label": ("string", rows), "probability": ("float32", rows)},
+            **{"labels": ("string", [None, 3]), "probabilities": ("float32", [None, 3])},
+        },
+        ("tag", "word_piece"): {
+            **{"word": ("string", words), "label": ("string", words)},
+            **{"start": ("int32", words), "end": ("int32", words)},
+            **{"probability": ("float32", words), "num_words": ("int32", rows)},
+        },
+        ("answer", "word_piece"): {
+            **{"answer": ("string", rows), "probability": ("float32", rows)},
+            **{"start": ("int32", rows), "end": ("int32", rows)},
+        },
+        ("embed", "byte_pair"): {"embedding": ("float32", [None, 64])},
+        ("fill_mask", "word_piece"): {
+            **{"text": ("string", rows), "num_masks": ("int32", rows)},
+            "tokens": ("string", [None, None, 5]),
+            "probabilities": ("float32", [None, None, 5]),
+        },
+        ("translate", "sentencepiece"): {
+            **{"translation": ("string", rows), "score": ("float32", rows)},
+            **{"num_tokens": ("int32", rows), "finish_reason": ("string", rows)},
+        },
+    }
+    for case, outputs in expected.items():
+        _, signatures = made(*case)
+        found = signatures["serving_default"].structured_outputs
+        found = {name: (spec.dtype.name, spec.shape.as_list()) for name, spec in found.items()}
+        assert found == {**outputs, "truncated": ("bool", rows)}
+
+
+@pytest.mark.parametrize("kind", ["classify", "tag", "answer", "fill_mask"])
+def test_any_bytes_are_answered(kind, made):
+    _, signatures = made(kind, "word_piece")
+    broken = [b"a \xff b", b"\xc3(", b"\x00", b"\xed\xa0\x80", b" \n\t ", "\u200b".encode()]
+    if kind == "fill_mask":
+        broken = [text + b"[MASK]" for text in broken]
+    if kind == "answer":
+        outputs = signatures[kind](question=tf.constant(broken), context=tf.constant(broken))
+        for text, answer, start, end in zip(
+            broken, *(outputs[k].numpy() for k in ("answer", "start", "end")), strict=True
+        ):
+            seen = text.decode("utf-8", "replace")
+            assert 0 <= start <= end <= len(seen)
+            assert answer.decode() == seen[start:end] or "\ufffd" in seen
+    else:
+        outputs = signatures[kind](text=tf.constant(broken))
+    assert not outputs["truncated"].numpy().any()
+    for value in outputs.values():
+        if value.dtype.is_floating:
+            assert np.isfinite(value.numpy()).all()
+
+
+def test_hostile_inputs_are_refused(made):
+    greedy = {
+        name: tf.constant([value])
+        for name, value in (
+            *(("max_new_tokens", 4), ("temperature", 0.0), ("top_k", 0)),
+            *(("top_p", 1.0), ("seed", 0)),
+        )
+    }
+    empty, none = tf.constant(["a", ""]), tf.constant([], tf.string)
+    for kind, tokenizer in (
+        *(("classify", "word_piece"), ("tag", "word_piece"), ("embed", "byte_pair")),
+        *(("fill_mask", "word_piece"), ("translate", "sentencepiece")),
+    ):
+        _, signatures = made(kind, tokenizer)
+        settings = greedy if kind == "translate" else {}
+        for text, words in ((empty, "text must not be empty"), (none, "must not be an empty list")):
+            with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+                signatures[kind](text=text, **settings)
+    _, signatures = made("answer", "word_piece")
+    two = tf.constant(["a", "b"])
+    for question, context, words in (
+        (two, two[:1], "context must have as many texts as question"),
+        (empty, two, "question must not be empty"),
+        (two, empty, "context must not be empty"),
+        (none, none, "question must not be an empty list"),
+    ):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+            signatures["answer"](question=question, context=context)
+    _, signatures = made("fill_mask", "word_piece")
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"text must have a \[MASK\]"):
+        signatures["fill_mask"](text=tf.constant(["[MASK]", "no gap"]))
+    _, signatures = made("translate", "sentencepiece")
+    for name, value in (
+        *(("temperature", [float("nan")]), ("temperature", [-1.0]), ("top_p", [0.0])),
+        *(("top_k", [-1]), ("max_new_tokens", [0]), ("seed", [1, 2])),
+    ):
+        settings = {**greedy, name: tf.constant(value)}
+        with pytest.raises(tf.errors.InvalidArgumentError, match=name):
+            signatures["translate"](text=tf.constant(["a"]), **settings)
+
+
+def test_a_saved_task_answers_in_a_fresh_process(made, tmp_path):
+    """One of them whole; the others differ in their graphs alone."""
+    task, _ = made("tag", "word_piece")
+    report = export.saved_model(task, tmp_path / "tagger")
+    assert set(report["signatures"]) == {"serving_default", "tag"}
+    assert report["parity"]["labels_equal"] == 1.0 and report["parity"]["words"] > 50
+    assert report["texts_per_second"] > 0
+    assert report["non_core_ops"] == ["FastWordpieceTokenizeWithOffsets", "NormalizeUTF8"]
+    loaded = tf.saved_model.load(str(tmp_path / "tagger" / "1")).signatures["tag"]
+    outputs = loaded(text=tf.constant(["Some text."]))
+    found = [word.decode() for word in outputs["label"].numpy()[0]]
+    assert found == [label for _, label in task("Some text.")]
+
+
+def test_only_tasks_are_served(made, tmp_path):
+    task, _ = made("classify", "word_piece")
+    for thing in (task.model, "task", None):
+        with pytest.raises(InputError, match="`task` must be one of TextGeneration"):
+            export.saved_model(thing, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,104 @@
+"""Where tokens and words stand in a text."""
+
+import random
+
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_llm import tokenizers
+from keras_llm.errors import InputError
+from keras_llm.tokenizers.words import word_spans, word_spans_in_graph
+
+TEXTS = [
+    "The quick  brown fox, isn't it?",
+    " leading and trailing ",
+    "Ünïcödé façade — “quotes” …",
+    "日本語 text と 🙂🙂 emoji",
+    "tabs\tand\nlines\r\n",
+    "\u2581 and \ue000 escaped\ue000a",
+    "e\u0301 combined, \u1e9b\u0323",
+    "x",
+]
+
+ALPHABET = "ab zé,.  \n\t-_9ß日語ﬁ🙂\u0301\u2581\ue000\u200d\xa0İ"
+FUZZED = ["".join(random.Random(i).choices(ALPHABET, k=1 + i // 5)) for i in range(200)]
+
+
+@pytest.fixture(scope="module")
+def toks(text_folder):
+    texts = [path.read_text("utf-8") for path in sorted(text_folder.iterdir())[:20]]
+    return {
+        "word_piece": tokenizers.WordPiece.train(texts, 400),
+        "cased": tokenizers.WordPiece.train(texts, 400, lowercase=False),
+        "byte_pair": tokenizers.BytePair.train(texts, 400),
+        "llama3": tokenizers.BytePair.train(texts, 400, pre_tokenizer="llama3"),
+        "unigram": tokenizers.SentencePiece.train(texts, 400),
+        "bpe": tokenizers.SentencePiece.train(texts, 400, "bpe"),
+    }
+
+
+NAMES = ["word_piece", "cased", "byte_pair", "llama3", "unigram", "bpe"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(text=st.one_of(st.sampled_from(TEXTS), st.text(max_size=30)))
+def test_offsets_lie_in_the_text_in_order(toks, name, text):
+    tok = toks[name]
+    ids, spans = tok.encode_with_offsets(text)
+    assert ids == tok.encode(text) and len(ids) == len(spans)
+    for start, end in spans:
+        assert 0 <= start <= end <= len(text)
+    assert spans == sorted(spans)
+    if name not in ("word_piece", "cased"):  # nothing is left out
+        covered = {i for start, end in spans for i in range(start, end)}
+        assert covered == set(range(len(text)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_graph_tells_the_same_places(toks, name):
+    tok = toks[name]
+    texts = [*TEXTS, "", "a" * 150 + " b", "x\x00y\u200d z\ufeff", "ﬁne ½ Ǆ İstanbul ΐ", *FUZZED]
+    found = tf.function(tok.tokenize_with_offsets)(tf.constant(texts))
+    for text, ids, starts, ends in zip(texts, *(x.to_list() for x in found), strict=True):
+        assert (ids, list(zip(starts, ends, strict=True))) == tok.encode_with_offsets(text), text
+    words = [x.to_list() for x in word_spans_in_graph(tf.constant(texts))]
+    for text, starts, ends in zip(texts, *words, strict=True):
+        assert list(zip(starts, ends, strict=True)) == word_spans(text)
+
+
+def test_places_that_a_graph_cannot_tell(toks):
+    tok = toks["byte_pair"]
+    folded = tokenizers.BytePair(tok.vocabulary, tok.merges, normalization="NFC")
+    with pytest.raises(InputError, match="normalises"):
+        folded.tokenize_with_offsets(tf.constant(["a"]))
+    less = {piece: i for i, piece in enumerate([p for p in tok.vocabulary if p != "a"][:255])}
+    with pytest.raises(InputError, match="leaves bytes out"):
+        tokenizers.BytePair(less, []).tokenize_with_offsets(tf.constant(["a"]))
+
+
+def test_a_token_is_of_the_text_at_its_place(toks):
+    text = "The quick  brown fox"
+    for tok in toks.values():
+        for token, (start, end) in zip(*tok.encode_with_offsets(text), strict=True):
+            spelled = tok.token(token).removeprefix("##").strip("Ġ▁")
+            assert spelled in ("[UNK]", text[start:end].strip(), text[start:end].strip().lower())
+
+
+def test_words():
+    text = "  The parser's\tstate, été—日本 a+b \u200b🙂."
+    words = [text[start:end] for start, end in word_spans(text)]
+    assert words == [
+        *("The", "parser", "'", "s", "state", ",", "été", "—", "日本", "a", "+", "b"),
+        *("\u200b🙂", "."),
+    ]
+    assert word_spans("") == word_spans(" \n") == []
+
+
+@given(st.text())
+def test_words_leave_out_white_space_alone(text):
+    spans = word_spans(text)
+    covered = [i for start, end in spans for i in range(start, end)]
+    assert covered == [i for i, character in enumerate(text) if not character.isspace()]
+    assert all(start < end for start, end in spans)
