@@ -133,7 +133,9 @@ def from_proto(name, proto):
     if len(values) > count or count - len(values) > _REPEATED_AT_MOST:
         raise InputError(f"`{name}`: {len(values)} values are not a tensor of shape {shape}.")
     if len(values) < count:  # the last value stands for all that follow, none for zeros
-        last = values[-1:] if len(values) else np.array([b"" if dtype == object else 0], dtype)
+        last = (
+            values[-1:] if len(values) else np.array([b"" if proto.dtype == STRING else 0], dtype)
+        )
         values = np.concatenate([values, np.repeat(last, count - len(values))])
     return values.reshape(shape)
 

@@ -9,7 +9,9 @@ from keras_llm.commands import (
     generate,
     import_checkpoint,
     inspect,
+    query,
     recipes,
+    serve,
 )
 
 COMMANDS = {
@@ -18,5 +20,7 @@ COMMANDS = {
     "export": export,
     "import": import_checkpoint,
     "inspect": inspect,
+    "serve": serve,
+    "query": query,
     "recipes": recipes,
 }
