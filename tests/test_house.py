@@ -88,11 +88,11 @@ def test_every_package_is_installed():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     listed = set(setup["options"]["packages"].split())
-    folders = {path.parent.relative_to(ROOT) for path in LIBRARY.rglob("__init__.py")}
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in LIBRARY.rglob("__init__.py")}
     for room in ("export", "recipes"):
-        inits = (ROOT / room).rglob("__init__.py")
-        folders |= {pathlib.Path("keras_llm") / path.parent.relative_to(ROOT) for path in inits}
-    assert listed == {".".join(folder.parts) for folder in folders}
+        folders = [path.parent.relative_to(ROOT) for path in (ROOT / room).rglob("__init__.py")]
+        found |= {".".join(["keras_llm", *folder.parts]) for folder in folders}
+    assert listed == found
 
 
 def test_every_public_name_is_there_and_documented():

@@ -124,7 +124,7 @@ class Client:
             max_new_tokens, temperature, top_k, top_p, seed: as of `keras_llm.TextGeneration`; each
                 a number, or a list with one for each prompt. `seed` None takes fresh ones.
             return_details: bool. Return a dict for each text, with all outputs of the signature:
-                `text`, `num_tokens`, `log_probability`, `finish_reason`.
+                `text`, `num_tokens`, `log_probability`, `finish_reason` and more.
             batch_size: int. Longer lists are sent in parts of so many prompts.
             timeout: seconds for each part; None for the client's.
             **settings: other inputs of the model's `generate` signature.
@@ -176,7 +176,8 @@ class Client:
 
         Args:
             prompt: str.
-            max_new_tokens, temperature, top_k, top_p, seed: as of `generate`, numbers.
+            max_new_tokens, temperature, top_k, top_p, seed: as of `generate`, numbers. Prompt and
+                new tokens together must fit the model's `max_length`.
 
         Returns:
             A generator of str. Joined, the pieces are what `generate` gives for the same seed; a

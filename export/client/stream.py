@@ -37,7 +37,7 @@ def _pieces(predict, prompt, max_new_tokens, settings):
         {
             "token_ids": tokenized["token_ids"],
             "lengths": [length],
-            "cache_length": length + max_new_tokens,
+            "cache_length": length + max_new_tokens - 1,  # the last token is never read
         },
     )
     shown, so_far = "", []

@@ -205,14 +205,21 @@ def _serving_error(error):
     if isinstance(error, tf.errors.OpError):
         message = error.message or type(error).__name__
         code = _STATUS.get(error.error_code, "UNKNOWN")
-        lines = [line.strip() for line in message.splitlines() if line.strip()]
-        line = next((found for found in lines if not re.match(r"\d+ root error", found)), "")
-        line = re.sub(r"^\(\d+\)\s*\w*:\s*", "", line)
-        line = re.sub(r"^assertion failed: \[(.*)\]$", r"\1", line)
-        return ServingError(code, line or code)
+        return ServingError(code, _essence(message) or code)
     if isinstance(error, (InputError, ValueError, TypeError, OverflowError)):
         return ServingError("INVALID_ARGUMENT", str(error))
     return ServingError("INTERNAL", f"{type(error).__name__}: {error}")
+
+
+def _essence(message):
+    """The line of a message that says what is wrong: a check's own words if there is one."""
+    if found := re.search(r"assertion failed: \[(.*)\]", message):
+        return found[1]
+    for line in message.splitlines():
+        line = re.sub(r"^\s*(\(\d+\)\s*\w*:)?\s*", "", line)
+        if line and not re.match(r"Graph execution error|Detected at|\d+ root error|\[\[", line):
+            return line
+    return ""
 
 
 def _register_ops():
