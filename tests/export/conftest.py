@@ -1,6 +1,8 @@
 """Small SavedModels, and servers that serve them."""
 
+import importlib.util
 import os
+import pathlib
 
 import pytest
 
@@ -104,3 +106,13 @@ def _save_tiny(folder, factor):
     }
     tf.saved_model.save(tiny, str(partial), signatures=functions)
     os.rename(partial, folder)
+
+
+@pytest.fixture(scope="session")
+def hostile():
+    """The class `Hostile`, which sends hostile requests."""
+    path = pathlib.Path(__file__).with_name("hostile.py")
+    spec = importlib.util.spec_from_file_location("hostile", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Hostile
