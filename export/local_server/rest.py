@@ -269,6 +269,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def send_error(self, code, message=None, explain=None):
         """What the base class finds wrong with a request, as JSON too."""
         self.close_connection = True
+        self.request_version = self.protocol_version  # else no status is sent
         known = http.server.BaseHTTPRequestHandler.responses.get(code, ("malformed request",))
         self._send(code, *_json({"error": str(message or known[0])[:200]}))
 
