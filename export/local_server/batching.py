@@ -52,10 +52,11 @@ class Batcher:
 
     Args:
         parameters: `BatchingParameters`.
-        observe: function of (waited in seconds, rows), called for each request and batch.
+        observe: function of the seconds that each request of a batch waited, a list, and of the
+            rows of the batch; called for each batch.
     """
 
-    def __init__(self, parameters, observe=lambda waited, rows: None):
+    def __init__(self, parameters, observe=lambda waits, rows: None):
         self._parameters = parameters
         self._observe = observe
         self._changed = threading.Condition()
@@ -128,10 +129,10 @@ class Batcher:
                 elif task.cancelled is not None and task.cancelled.is_set():
                     task.fail(ServingError("CANCELLED", "nobody waits for the answer."))
                 else:
-                    self._observe(now - task.since, None)
                     live.append(task)
             if live:
-                self._observe(None, sum(task.rows for task in live))
+                waits = [now - task.since for task in live]
+                self._observe(waits, sum(task.rows for task in live))
                 self._run(live)
 
     def _next_batch(self):

@@ -129,8 +129,7 @@ class Core:
         finally:
             self.metrics.count(metrics.LOADS, model_path=path, status=status)
 
-    def _observe_batch(self, waited, rows):
-        if waited is not None:
-            self.metrics.observe(metrics.QUEUING_LATENCY, waited * 1e6)
-        if rows is not None:
-            self.metrics.observe(metrics.BATCH_SIZE, rows)
+    def _observe_batch(self, waits, rows):
+        for seconds in waits:
+            self.metrics.observe(metrics.QUEUING_LATENCY, seconds * 1e6)
+        self.metrics.observe(metrics.BATCH_SIZE, rows)

@@ -142,8 +142,6 @@ class _Server(http.server.ThreadingHTTPServer):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server_version = "keras_llm"
-    sys_version = ""
     timeout = _IDLE_SECONDS
     disable_nagle_algorithm = True
 
@@ -220,13 +218,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _body(self):
         """The body of a request; reading none of it if it is too long."""
-        if self.headers.get("Transfer-Encoding"):
-            self.close_connection = True
-            raise _HttpError(411, "a Content-Length is needed.")
-        length = self.headers.get("Content-Length", "")
+        lengths = self.headers.get_all("Content-Length", [])
+        length = lengths[0] if len(lengths) == 1 and "Transfer-Encoding" not in self.headers else ""
         if not re.fullmatch(r"[0-9]{1,18}", length):
             self.close_connection = True
-            raise _HttpError(411, "a Content-Length is needed.")
+            raise _HttpError(411, "one Content-Length is needed.")
         if int(length) > self.longest_body:
             self.close_connection = True
             raise _HttpError(413, f"a body may have {self.longest_body} bytes, got {length}.")
@@ -272,6 +268,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.request_version = self.protocol_version  # else no status is sent
         known = http.server.BaseHTTPRequestHandler.responses.get(code, ("malformed request",))
         self._send(code, *_json({"error": str(message or known[0])[:200]}))
+
+    def version_string(self):
+        """The Server header."""
+        return "keras_llm"
 
     def log_message(self, form, *arguments):
         """Requests are counted, not logged."""

@@ -28,7 +28,7 @@ def batcher_of():
         made.append(
             Batcher(
                 BatchingParameters(**parameters),
-                lambda waited, rows: seen.append(rows) if rows else None,
+                lambda waits, rows: seen.append(rows),
             )
         )
         return made[-1], seen

@@ -308,6 +308,7 @@ def test_broken_http_gets_an_answer_or_an_end(server):
     post_line = b"POST /v1/models/tiny:predict HTTP/1.1\r\nHost: a\r\n"
     assert b" 411 " in raw(server, post_line + b"\r\n{}")
     assert b" 411 " in raw(server, post_line + b"Content-Length: -5\r\n\r\n{}")
+    assert b" 411 " in raw(server, post_line + b"Content-Length: 2\r\n" * 2 + b"\r\n{}")
     chunked = b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n{}"
     assert b" 411 " in raw(server, post_line + chunked)
     assert b" 415 " in raw(
