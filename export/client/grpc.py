@@ -48,7 +48,8 @@ class GrpcConnection:
             tensors.fill_proto(request.inputs[name], array, spec["inputs"][name]["dtype"])
         response = self._call(self._predict, request, seconds)
         try:
-            return {name: tensors.from_proto(name, p) for name, p in response.outputs.items()}
+            outputs = sorted(response.outputs.items())
+            return {name: tensors.from_proto(name, proto) for name, proto in outputs}
         except InputError as error:
             raise ServingError("INTERNAL", f"the answer cannot be read: {error}") from None
 

@@ -58,7 +58,8 @@ class RestConnection:
         if len(specs) == 1:
             outputs = {next(iter(specs)): outputs}
         try:
-            return {n: tensors.from_json(n, v, specs[n]["dtype"]) for n, v in outputs.items()}
+            outputs = sorted(outputs.items())
+            return {n: tensors.from_json(n, v, specs[n]["dtype"]) for n, v in outputs}
         except (InputError, KeyError, AttributeError) as error:
             raise ServingError("INTERNAL", f"the answer cannot be read: {error!r}.") from None
 

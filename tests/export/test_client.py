@@ -85,8 +85,9 @@ def test_scores_are_those_of_the_model(client, task, held_out_prompts):
 )
 def test_a_stream_is_the_text_in_pieces(client, task, settings):
     pieces = list(client.stream("The import statement", 14, **settings))
-    assert all(pieces) and (len(pieces) > 1 or settings["temperature"] == 0)
-    assert "".join(pieces) == task("The import statement", 14, **settings)
+    expected = task("The import statement", 14, **settings)
+    assert "".join(pieces) == expected and all(pieces)
+    assert len(pieces) > 1 or len(expected) < 5
 
 
 def test_a_stream_that_cannot_be_is_refused_at_once(client, tiny):
