@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-jax test-parity lint clean
+.PHONY: demo test test-jax test-parity test-serving lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m keras_llm.recipes.demo
@@ -28,6 +28,12 @@ test-parity:
 		--constraint constraints.txt --editable '.[test]' torch==2.13.0 transformers==5.23.0 \
 		llama-cpp-python==0.3.36
 	$(VENV)-parity/bin/python -m pytest tests/parity --page docs/parity.md
+
+# The local server as a process: load for 60 s at a time, new versions, kills and hostile requests,
+# and its page in headless Chromium, where one is installed. About 10 minutes.
+test-serving: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright==1.65.2
+	$(BIN)/python -m pytest tests/export/serving --page docs/serving.md
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

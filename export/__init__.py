@@ -3,6 +3,9 @@
 import importlib
 
 _NAMES = {
+    "Client": "keras_llm.export.client",
+    "LocalServer": "keras_llm.export.local_server.server",
+    "ServerOptions": "keras_llm.export.local_server.options",
     "LiteRTModel": "keras_llm.export.runner",
     "litert": "keras_llm.export.to_litert",
     "saved_model": "keras_llm.export.to_saved_model",

@@ -15,7 +15,7 @@ import tyro
 import keras_llm
 from keras_llm.commands import COMMANDS, train
 from keras_llm.commands.console import PROGRAM, import_tensorflow
-from keras_llm.errors import ExportError, InputError
+from keras_llm.errors import ExportError, InputError, ServingError
 from keras_llm.recipes import RECIPES
 
 
@@ -60,7 +60,7 @@ def _guarded(function, *arguments):
     """Call, and turn what a user can mend into one line and exit code 2."""
     try:
         function(*arguments)
-    except (InputError, ExportError) as error:
+    except (InputError, ExportError, ServingError) as error:
         return _fail(str(error))
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""

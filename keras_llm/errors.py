@@ -7,3 +7,17 @@ class InputError(ValueError):
 
 class ExportError(RuntimeError):
     """An export could not be made or did not match the model; nothing was left behind."""
+
+
+class ServingError(RuntimeError):
+    """A server refused or could not answer a request.
+
+    Attributes:
+        code: str, the status of gRPC, e.g. "INVALID_ARGUMENT" or "UNAVAILABLE".
+        message: str.
+    """
+
+    def __init__(self, code, message):
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message

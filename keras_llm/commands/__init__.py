@@ -10,7 +10,9 @@ from keras_llm.commands import (
     generate,
     import_checkpoint,
     inspect,
+    query,
     recipes,
+    serve,
 )
 
 COMMANDS = {
@@ -20,5 +22,7 @@ COMMANDS = {
     "export": export,
     "import": import_checkpoint,
     "inspect": inspect,
+    "serve": serve,
+    "query": query,
     "recipes": recipes,
 }

@@ -1,0 +1,246 @@
+"""Requests that come at the same time, merged into one run of the graph."""
+
+import dataclasses
+import threading
+import time
+
+import numpy as np
+
+from keras_llm.errors import InputError, ServingError
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchingParameters:
+    """When a batch is complete; names, meaning and defaults are TensorFlow Serving's.
+
+    Attributes:
+        max_batch_size: int, rows of a batch at most.
+        batch_timeout_micros: int, how long the first request waits for others.
+        max_enqueued_batches: int, batches that may wait; requests beyond are refused with
+            UNAVAILABLE.
+        num_batch_threads: int, batches that run at the same time.
+        allowed_batch_sizes: tuple of int, rising, the last `max_batch_size`; a batch is filled
+            up to the next of them with copies of its first row. Empty for any size.
+    """
+
+    max_batch_size: int = 1000
+    batch_timeout_micros: int = 0
+    max_enqueued_batches: int = 10
+    num_batch_threads: int = 2
+    allowed_batch_sizes: tuple = ()
+
+    def __post_init__(self):
+        for field in ("max_batch_size", "max_enqueued_batches", "num_batch_threads"):
+            if getattr(self, field) < 1:
+                raise InputError(f"`{field}` must be positive, got {getattr(self, field)}.")
+        if self.batch_timeout_micros < 0:
+            raise InputError(
+                f"`batch_timeout_micros` must be >= 0, got {self.batch_timeout_micros}."
+            )
+        sizes = self.allowed_batch_sizes
+        if sizes and (
+            list(sizes) != sorted(set(sizes)) or sizes[0] < 1 or sizes[-1] != self.max_batch_size
+        ):
+            raise InputError(
+                "`allowed_batch_sizes` must rise, and end with `max_batch_size` "
+                f"({self.max_batch_size}), got {list(sizes)}."
+            )
+
+
+class Batcher:
+    """Merges requests for the same signature of the same servable.
+
+    Args:
+        parameters: `BatchingParameters`.
+        observe: function of the seconds that each request of a batch waited, a list, and of the
+            rows of the batch; called for each batch.
+    """
+
+    def __init__(self, parameters, observe=lambda waits, rows: None):
+        self._parameters = parameters
+        self._observe = observe
+        self._changed = threading.Condition()
+        self._queues = {}  # key -> list of _Task, oldest first
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"batch-{i}", daemon=True)
+            for i in range(parameters.num_batch_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def run(self, servable, signature, arrays, deadline=None, cancelled=None):
+        """Run a request together with others, or alone where it cannot be merged.
+
+        Args:
+            servable: `Servable`, which the caller keeps alive.
+            signature: `Signature`.
+            arrays: dict of input name to array, checked. Those of length 1 hold for all rows of
+                a request, as the settings of generation do.
+            deadline: `time.monotonic()`, or None. A request that is still waiting then is
+                dropped.
+            cancelled: `threading.Event` that says that nobody waits for the answer, or None.
+
+        Returns:
+            Dict of output name to array.
+
+        Raises:
+            ServingError: the request's own; "UNAVAILABLE" if too many wait.
+        """
+        rows = _rows(arrays) if signature.has_batch else None
+        if rows is None:
+            return servable.run(signature, arrays, deadline)
+        limit = self._parameters.max_batch_size
+        if rows > limit:
+            raise ServingError(
+                "INVALID_ARGUMENT", f"{rows} rows are more than `max_batch_size` ({limit})."
+            )
+        inner = tuple(sorted((name, array.shape[1:]) for name, array in arrays.items()))
+        key = (id(servable), signature.name, inner)
+        task = _Task(servable, signature, arrays, rows, deadline, cancelled)
+        with self._changed:
+            if self._closed:
+                raise ServingError("UNAVAILABLE", "the server is shutting down.")
+            queue = self._queues.setdefault(key, [])
+            waiting = sum(waits.rows for waits in queue) + rows
+            if waiting > limit * self._parameters.max_enqueued_batches:
+                raise ServingError("UNAVAILABLE", "the queue of requests is full.")
+            queue.append(task)
+            self._changed.notify()
+        return task.wait()
+
+    def close(self):
+        """Finish what waits, and end the threads."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self):
+        while tasks := self._next_batch():
+            now = time.monotonic()
+            live = []
+            for task in tasks:
+                if task.deadline is not None and task.deadline <= now:
+                    task.fail(
+                        ServingError("DEADLINE_EXCEEDED", "the deadline passed in the queue.")
+                    )
+                elif task.cancelled is not None and task.cancelled.is_set():
+                    task.fail(ServingError("CANCELLED", "nobody waits for the answer."))
+                else:
+                    live.append(task)
+            if live:
+                waits = [now - task.since for task in live]
+                self._observe(waits, sum(task.rows for task in live))
+                self._run(live)
+
+    def _next_batch(self):
+        """The tasks of the queue that is due, waiting for one; None at the end."""
+        patience = self._parameters.batch_timeout_micros / 1e6
+        limit = self._parameters.max_batch_size
+        with self._changed:
+            while True:
+                now, soonest = time.monotonic(), None
+                for key, queue in self._queues.items():
+                    is_full = sum(task.rows for task in queue) >= limit
+                    due = queue[0].since + patience
+                    if is_full or due <= now or self._closed:
+                        return self._take(key, limit)
+                    soonest = due if soonest is None else min(soonest, due)
+                if self._closed:
+                    return None
+                self._changed.wait(None if soonest is None else soonest - now)
+
+    def _take(self, key, limit):
+        queue = self._queues.pop(key)
+        count = rows = 0
+        while count < len(queue) and rows + queue[count].rows <= limit:
+            rows += queue[count].rows
+            count += 1
+        if queue[count:]:
+            self._queues[key] = queue[count:]  # at the end of the dict: others come first
+            self._changed.notify()
+        return queue[:count]
+
+    def _run(self, tasks):
+        first = tasks[0]
+        deadlines = [task.deadline for task in tasks]
+        deadline = None if None in deadlines else max(deadlines)
+        try:
+            rows = sum(task.rows for task in tasks)
+            size = next((s for s in self._parameters.allowed_batch_sizes if s >= rows), rows)
+            merged = _merged(tasks, size)
+            outputs = first.servable.run(first.signature, merged, deadline)
+            if any(len(value) != size for value in outputs.values()):
+                raise ServingError("INTERNAL", "an output has not the rows of the inputs.")
+        except ServingError as error:
+            if len(tasks) == 1:
+                first.fail(error)
+                return
+            # One request's error must not be the others': each gets its own answer.
+            for task in tasks:
+                self._run([task])
+            return
+        except Exception as error:
+            for task in tasks:
+                task.fail(ServingError("INTERNAL", f"{type(error).__name__}: {error}"))
+            return
+        begin = 0
+        for task in tasks:
+            end = begin + task.rows
+            task.finish({name: value[begin:end] for name, value in outputs.items()})
+            begin = end
+
+
+class _Task:
+    """A request in a queue."""
+
+    def __init__(self, servable, signature, arrays, rows, deadline, cancelled):
+        self.servable = servable
+        self.signature = signature
+        self.arrays = arrays
+        self.rows = rows
+        self.deadline = deadline
+        self.cancelled = cancelled
+        self.since = time.monotonic()
+        self._done = threading.Event()
+        self._outputs = self._error = None
+
+    def finish(self, outputs):
+        self._outputs = outputs
+        self._done.set()
+
+    def fail(self, error):
+        self._error = error
+        self._done.set()
+
+    def wait(self):
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._outputs
+
+
+def _rows(arrays):
+    """How many rows a request has; None if its arrays do not agree, or it has none."""
+    lengths = {array.shape[0] for array in arrays.values()}
+    rows = max(lengths)
+    return rows if rows > 0 and lengths <= {1, rows} else None
+
+
+def _merged(tasks, size):
+    """The arrays of all tasks in one, with `size` rows."""
+    merged = {}
+    for name in tasks[0].arrays:
+        parts = []
+        for task in tasks:
+            array = task.arrays[name]
+            if array.shape[0] != task.rows:
+                array = np.repeat(array, task.rows, axis=0)
+            parts.append(array)
+        rows = sum(map(len, parts))
+        if size > rows:
+            parts.append(np.repeat(parts[0][:1], size - rows, axis=0))
+        merged[name] = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    return merged

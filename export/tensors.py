@@ -1,0 +1,247 @@
+"""NumPy arrays to and from what travels: TensorProtos, and TensorFlow Serving's JSON.
+
+Both are read with suspicion: an array is made only if the message holds what its shape says.
+Strings are object arrays of bytes.
+"""
+
+import base64
+import binascii
+import math
+
+import numpy as np
+
+from keras_llm.errors import InputError
+
+# tensorflow/core/framework/types.proto: DataType.
+FLOAT, INT32, STRING, INT64, BOOL, BFLOAT16, HALF = 1, 3, 7, 9, 10, 14, 19
+_NUMPY = {
+    FLOAT: "float32",
+    2: "float64",
+    INT32: "int32",
+    4: "uint8",
+    5: "int16",
+    6: "int8",
+    INT64: "int64",
+    BOOL: "bool",
+    17: "uint16",
+    HALF: "float16",
+    22: "uint32",
+    23: "uint64",
+}
+_VALUES = {
+    "float32": "float_val",
+    "float64": "double_val",
+    "int64": "int64_val",
+    "bool": "bool_val",
+    "uint32": "uint32_val",
+    "uint64": "uint64_val",
+}
+_NAMES = {**{number: f"DT_{name.upper()}" for number, name in _NUMPY.items()}}
+_NAMES |= {FLOAT: "DT_FLOAT", 2: "DT_DOUBLE", HALF: "DT_HALF", STRING: "DT_STRING"}
+_NAMES |= {BFLOAT16: "DT_BFLOAT16"}
+_REPEATED_AT_MOST = 2**20  # elements that one written value may stand for
+
+
+def dtype_name(number):
+    """The name of a DataType, e.g. "DT_FLOAT"."""
+    return _NAMES.get(number, f"DataType {number}")
+
+
+def dtype_number(name):
+    """The number of a DataType that goes by its name."""
+    return next((number for number, known in _NAMES.items() if known == name), 0)
+
+
+def numpy_dtype(number):
+    """The NumPy dtype of a DataType; object for strings.
+
+    Raises:
+        InputError: if it is one that is not supported.
+    """
+    if number == STRING:
+        return np.dtype(object)
+    if number == BFLOAT16:
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    if number not in _NUMPY:
+        raise InputError(f"{dtype_name(number)} is not supported.")
+    return np.dtype(_NUMPY[number])
+
+
+def as_array(name, value, number):
+    """What a caller gave -> an array of a DataType.
+
+    Args:
+        name: str, for messages.
+        value: number, str, bytes, nested lists of them, or array.
+        number: the DataType.
+
+    Raises:
+        InputError: naming the input, if that would change or lose a value.
+    """
+    if number == STRING:
+        found = np.asarray(value, object)
+        strings = np.empty(found.shape, object)
+        for index, text in np.ndenumerate(found):
+            strings[index] = _bytes_of(name, text)
+        return strings
+    try:
+        found = np.asarray(value)
+    except ValueError:
+        raise InputError(f"`{name}`: the lists have different lengths.") from None
+    return _cast(name, found, number)
+
+
+def fill_proto(proto, array, number):
+    """Write an array into an empty TensorProto."""
+    proto.dtype = number
+    for size in array.shape:
+        proto.tensor_shape.dim.add().size = size
+    if number == STRING:
+        proto.string_val.extend(array.ravel().tolist())
+    else:
+        proto.tensor_content = np.ascontiguousarray(array).tobytes()
+
+
+def from_proto(name, proto):
+    """The array of a TensorProto.
+
+    Args:
+        name: str, for messages.
+        proto: a TensorProto, of `wire` or generated.
+
+    Raises:
+        InputError: naming the tensor, if its shape, type and values do not belong together.
+    """
+    try:
+        dtype = numpy_dtype(proto.dtype)
+    except InputError as error:
+        raise InputError(f"`{name}`: {error}") from None
+    shape = [dim.size for dim in proto.tensor_shape.dim]
+    if proto.tensor_shape.unknown_rank or any(size < 0 for size in shape) or len(shape) > 32:
+        raise InputError(f"`{name}`: the shape must be known, got {shape[:33]}.")
+    count = math.prod(shape)
+    if proto.tensor_content:
+        content = proto.tensor_content
+        if proto.dtype == STRING or len(content) != count * dtype.itemsize:
+            raise InputError(
+                f"`{name}`: {len(content)} bytes are not {dtype_name(proto.dtype)} of {shape}."
+            )
+        return np.frombuffer(content, dtype).reshape(shape)
+    values = _written(proto, dtype)
+    if len(values) > count or count - len(values) > _REPEATED_AT_MOST:
+        raise InputError(f"`{name}`: {len(values)} values are not a tensor of shape {shape}.")
+    if len(values) < count:  # the last value stands for all that follow, none for zeros
+        last = (
+            values[-1:] if len(values) else np.array([b"" if proto.dtype == STRING else 0], dtype)
+        )
+        values = np.concatenate([values, np.repeat(last, count - len(values))])
+    return values.reshape(shape)
+
+
+def from_json(name, value, number):
+    """A JSON value -> an array of a DataType; strings and `{"b64": "..."}` give bytes.
+
+    Raises:
+        InputError: naming the input, if the value is not a tensor of that type.
+    """
+    if number == STRING:
+        strings, shape = [], _json_shape(value)
+        _collect(name, value, shape, strings)
+        array = np.empty(len(strings), object)
+        array[:] = strings
+        return array.reshape(shape)
+    try:
+        found = np.asarray(value)
+    except (ValueError, OverflowError):
+        raise InputError(f"`{name}`: the lists have different lengths.") from None
+    return _cast(name, found, number)
+
+
+def to_json(name, array):
+    """An array -> a JSON value, as TensorFlow Serving writes it.
+
+    Bytes are text, in which what is not UTF-8 is U+FFFD; where the name ends with "_bytes" they
+    are `{"b64": "..."}`.
+    """
+    if array.dtype != object:
+        return array.astype("float32").tolist() if array.dtype.kind == "V" else array.tolist()
+    as_bytes = name.endswith("_bytes")
+
+    def convert(value):
+        if isinstance(value, list):
+            return [convert(part) for part in value]
+        if as_bytes:
+            return {"b64": base64.b64encode(value).decode()}
+        return value.decode("utf-8", "replace")
+
+    return convert(array.tolist())
+
+
+def _cast(name, found, number):
+    dtype = numpy_dtype(number)
+    is_whole = dtype.kind in "iu"
+    allowed = {"b": "b", "i": "iu", "u": "iu"}.get(dtype.kind, "iufV")
+    if found.size == 0 and found.dtype.kind == "f":  # what NumPy takes an empty list for
+        return found.astype(dtype)
+    if found.dtype.kind not in allowed:
+        what = {"U": "text", "S": "text", "O": "other values", "b": "booleans"}
+        raise InputError(
+            f"`{name}` must be {dtype_name(number)}, got {what.get(found.dtype.kind, found.dtype)}."
+        )
+    if is_whole and found.size:
+        bounds = np.iinfo(dtype)
+        if not (int(found.min()) >= bounds.min and int(found.max()) <= bounds.max):
+            raise InputError(
+                f"`{name}` must be {dtype_name(number)}: {bounds.min} .. {bounds.max}."
+            )
+    with np.errstate(over="ignore"):
+        return found.astype(dtype, copy=False)
+
+
+def _written(proto, dtype):
+    if proto.dtype == STRING:
+        values = np.empty(len(proto.string_val), object)
+        values[:] = list(proto.string_val)
+        return values
+    if proto.dtype in (HALF, BFLOAT16):
+        return np.array(proto.half_val, "int32").astype("uint16").view(dtype)
+    field = _VALUES.get(dtype.name, "int_val")
+    return np.array(getattr(proto, field), dtype if field != "int_val" else "int32").astype(dtype)
+
+
+def _json_shape(value):
+    shape = []
+    while isinstance(value, list):
+        shape.append(len(value))
+        if not value:
+            break
+        value = value[0]
+    return shape
+
+
+def _collect(name, value, shape, strings):
+    if shape:
+        if not isinstance(value, list) or len(value) != shape[0]:
+            raise InputError(f"`{name}`: the lists have different lengths.")
+        for part in value:
+            _collect(name, part, shape[1:], strings)
+    elif isinstance(value, dict) and set(value) == {"b64"} and isinstance(value["b64"], str):
+        try:
+            strings.append(base64.b64decode(value["b64"], validate=True))
+        except (binascii.Error, ValueError):
+            raise InputError(f"`{name}`: `b64` is not base64.") from None
+    else:
+        strings.append(_bytes_of(name, value))
+
+
+def _bytes_of(name, text):
+    if isinstance(text, bytes):
+        return text
+    if not isinstance(text, str):
+        raise InputError(f"`{name}` must be text, got {type(text).__name__}.")
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"`{name}` is not valid Unicode: {error.reason}.") from None

@@ -1,0 +1,49 @@
+"""`keras-llm serve`."""
+
+import dataclasses
+import logging
+import signal
+import sys
+import threading
+
+import tyro
+
+from keras_llm.commands.console import import_tensorflow
+from keras_llm.errors import InputError
+from keras_llm.export.local_server.options import ServerOptions
+
+
+@dataclasses.dataclass
+class Options(ServerOptions):
+    """Serve SavedModels as TensorFlow Serving does, on a laptop or in a test."""
+
+    base_path: tyro.conf.Positional[str] = ""
+    """Folder of a served model, with a folder for each version; short for --model_base_path."""
+
+
+def run(options):
+    if options.base_path:
+        if options.model_base_path:
+            raise InputError("give the folder once: BASE_PATH or --model_base_path.")
+        options.model_base_path = options.base_path
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", level=logging.WARNING)
+    logging.getLogger("keras_llm.serve").setLevel(logging.INFO)
+    import_tensorflow()
+    from keras_llm.export.local_server import LocalServer
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    server = LocalServer(options)
+    if stop.is_set():
+        server.close()
+        return
+    for name, versions in server.models().items():
+        print(f"serving {name}, version {', '.join(map(str, versions))}", file=sys.stderr)
+    where = f"gRPC at {options.host}:{server.port}"
+    if server.rest_api_port:
+        where += f", REST and a page at http://{options.host}:{server.rest_api_port}"
+    print(where, file=sys.stderr, flush=True)
+    stop.wait()
+    print("shutting down: answering what has come in", file=sys.stderr, flush=True)
+    server.close()

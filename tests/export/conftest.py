@@ -1,0 +1,118 @@
+"""Small SavedModels, and servers that serve them."""
+
+import importlib.util
+import os
+import pathlib
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def save_tiny():
+    """Function that writes a small SavedModel, `save_tiny(folder, factor)`."""
+    return _save_tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+    """Base path of a small model with version 1."""
+    base = tmp_path_factory.mktemp("served") / "tiny"
+    _save_tiny(base / "1", 1.0)
+    return base
+
+
+@pytest.fixture(scope="session")
+def text_base(task, tmp_path_factory):
+    """Base path of the reference task with version 1."""
+    from keras_llm.export.signatures import TextGenerationModule, save
+
+    base = tmp_path_factory.mktemp("served") / "stories"
+    save(TextGenerationModule(task), base / "1")
+    return base
+
+
+@pytest.fixture(scope="session")
+def serve():
+    """Function that starts a server on free ports, both of them; all are closed at the end."""
+    from keras_llm import export
+
+    servers = []
+
+    def start(base_path="", **options):
+        if base_path:
+            options["model_base_path"] = str(base_path)
+        options = {"port": 0, "rest_api_port": -1, **options}
+        servers.append(export.LocalServer(export.ServerOptions(**options)))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close(grace=5)
+
+
+@pytest.fixture(scope="session")
+def text_server(text_base, serve):
+    """The reference task, served with batches."""
+    return serve(text_base, enable_batching=True)
+
+
+def _save_tiny(folder, factor):
+    """`scale`: x (B, N) times `factor` and times by (B,), which must not be negative; `upper`:
+    text; `once`: a scalar, which has no rows; `spin`: loops so many times."""
+    import tensorflow as tf
+
+    class Tiny(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = tf.Variable(factor)
+
+        def scale(self, x, by):
+            check = tf.debugging.Assert(tf.reduce_all(by >= 0), ["by must not be negative"])
+            with tf.control_dependencies([check]):
+                return {
+                    "y": x * by[:, None] * self.factor,
+                    "rows": tf.fill(tf.shape(by), tf.size(by)),
+                }
+
+        def upper(self, text):
+            return {"upper": tf.strings.upper(text)}
+
+        def once(self, n):
+            return {"n": n + 1}
+
+        def spin(self, times):
+            count = tf.while_loop(
+                lambda i: i < tf.reduce_max(times), lambda i: i + 1, [tf.constant(0)]
+            )
+            return {"count": times * 0 + count[0]}
+
+    def spec(shape, dtype, name):
+        return tf.TensorSpec(shape, dtype, name=name)
+
+    tiny = Tiny()
+    signatures = {
+        "serving_default": (
+            tiny.scale,
+            [spec((None, None), tf.float32, "x"), spec((None,), tf.float32, "by")],
+        ),
+        "upper": (tiny.upper, [spec((None,), tf.string, "text")]),
+        "once": (tiny.once, [spec((), tf.int32, "n")]),
+        "spin": (tiny.spin, [spec((None,), tf.int32, "times")]),
+    }
+    partial = folder.with_name(f"{folder.name}.partial")
+    functions = {
+        name: tf.function(function).get_concrete_function(*specs)
+        for name, (function, specs) in signatures.items()
+    }
+    tf.saved_model.save(tiny, str(partial), signatures=functions)
+    os.rename(partial, folder)
+
+
+@pytest.fixture(scope="session")
+def hostile():
+    """The class `Hostile`, which sends hostile requests."""
+    path = pathlib.Path(__file__).with_name("hostile.py")
+    spec = importlib.util.spec_from_file_location("hostile", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Hostile

@@ -1,0 +1,174 @@
+"""Merging requests: right answers, each its own error, and no waiting beyond what was asked."""
+
+import threading
+import time
+from concurrent import futures
+
+import numpy as np
+import pytest
+
+from keras_llm.errors import InputError, ServingError
+from keras_llm.export.local_server.batching import Batcher, BatchingParameters
+from keras_llm.export.local_server.servable import Servable
+
+
+@pytest.fixture(scope="module")
+def servable(tiny_base):
+    loaded = Servable(tiny_base / "1")
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture
+def batcher_of():
+    made = []
+
+    def make(**parameters):
+        seen = []
+        made.append(
+            Batcher(
+                BatchingParameters(**parameters),
+                lambda waits, rows: seen.append(rows),
+            )
+        )
+        return made[-1], seen
+
+    yield make
+    for batcher in made:
+        batcher.close()
+
+
+def scale(x, by):
+    return {"x": np.array(x, "float32"), "by": np.array(by, "float32")}
+
+
+def run_all(batcher, servable, requests, signature="serving_default", **options):
+    """Send all at the same time -> outputs, or the error, of each."""
+    chosen = servable.signature(signature)
+
+    def one(arrays):
+        try:
+            return batcher.run(servable, chosen, arrays, **options)
+        except ServingError as error:
+            return error
+
+    with futures.ThreadPoolExecutor(len(requests)) as pool:
+        return list(pool.map(one, requests))
+
+
+def test_requests_are_merged_and_each_gets_its_rows(batcher_of, servable):
+    batcher, batches = batcher_of(
+        max_batch_size=16, batch_timeout_micros=300_000, num_batch_threads=1
+    )
+    requests = [scale([[i], [i + 1]], [2.0]) for i in range(4)]  # `by` holds for both rows
+    requests += [scale([[10.0], [20.0]], [1, 3])]
+    answers = run_all(batcher, servable, requests)
+    assert [a["y"].ravel().tolist() for a in answers] == [
+        [0, 2], [2, 4], [4, 6], [6, 8], [10, 60]
+    ]  # fmt: skip
+    assert batches == [10]
+    assert all(a["rows"].tolist() == [10, 10] for a in answers)  # one run of the graph
+
+
+def test_only_what_has_equal_inner_shapes_is_merged(batcher_of, servable):
+    batcher, batches = batcher_of(max_batch_size=8, batch_timeout_micros=100_000)
+    answers = run_all(
+        batcher, servable, [scale([[1, 2]], [1]), scale([[3]], [1]), scale([[4]], [1])]
+    )
+    assert [a["y"].tolist() for a in answers] == [[[1, 2]], [[3]], [[4]]]
+    assert sorted(batches) == [1, 2]
+
+
+def test_what_has_no_rows_is_run_alone(batcher_of, servable):
+    batcher, batches = batcher_of(max_batch_size=8, batch_timeout_micros=10_000_000)
+    answers = run_all(batcher, servable, [{"n": np.array(i, "int32")} for i in range(3)], "once")
+    assert [int(a["n"]) for a in answers] == [1, 2, 3] and batches == []
+    uneven = run_all(batcher, servable, [scale([[1], [2], [3]], [1, 2])])[0]
+    assert isinstance(uneven, ServingError) and batches == []
+
+
+def test_an_error_is_the_error_of_its_own_request(batcher_of, servable):
+    batcher, _ = batcher_of(max_batch_size=8, batch_timeout_micros=300_000)
+    requests = [scale([[1]], [1]), scale([[2]], [-1]), scale([[3]], [1])]
+    good, bad, other = run_all(batcher, servable, requests)
+    assert good["y"].tolist() == [[1]] and other["y"].tolist() == [[3]]
+    assert (bad.code, bad.message) == ("INVALID_ARGUMENT", "by must not be negative")
+
+
+def test_a_batch_is_filled_up_to_an_allowed_size(batcher_of, servable):
+    batcher, _ = batcher_of(
+        max_batch_size=8, batch_timeout_micros=100_000, allowed_batch_sizes=(4, 8)
+    )
+    answers = run_all(batcher, servable, [scale([[1]], [1]), scale([[2]], [1])])
+    assert [a["y"].tolist() for a in answers] == [[[1]], [[2]]]
+    assert answers[0]["rows"].tolist() == [4]
+
+
+def test_no_batch_is_larger_than_allowed(batcher_of, servable):
+    batcher, batches = batcher_of(max_batch_size=3, batch_timeout_micros=50_000)
+    answers = run_all(batcher, servable, [scale([[i], [i]], [1]) for i in range(5)])
+    assert [a["y"].tolist() for a in answers] == [[[i], [i]] for i in range(5)]
+    assert batches == [2] * 5
+    (refused,) = run_all(batcher, servable, [scale([[1]] * 4, [1])])
+    assert refused.code == "INVALID_ARGUMENT" and "max_batch_size" in refused.message
+
+
+def test_a_full_queue_refuses(batcher_of, servable):
+    batcher, _ = batcher_of(
+        max_batch_size=2,
+        batch_timeout_micros=0,
+        max_enqueued_batches=1,
+        num_batch_threads=1,
+    )
+    spinning = [{"times": np.array([200_000] * 2, "int32")}] * 6
+    answers = run_all(batcher, servable, spinning, "spin")
+    codes = [a.code for a in answers if isinstance(a, ServingError)]
+    assert codes and set(codes) == {"UNAVAILABLE"}
+    done = [a for a in answers if not isinstance(a, ServingError)]
+    assert done and all(a["count"].tolist() == [200_000] * 2 for a in done)
+
+
+def test_a_request_whose_time_is_over_is_dropped_from_the_queue(batcher_of, servable):
+    batcher, batches = batcher_of(max_batch_size=8, batch_timeout_micros=200_000)
+    late = time.monotonic() + 0.01
+    (error,) = run_all(batcher, servable, [scale([[1]], [1])], deadline=late)
+    assert error.code == "DEADLINE_EXCEEDED" and batches == []
+    gone = threading.Event()
+    gone.set()
+    (error,) = run_all(batcher, servable, [scale([[1]], [1])], cancelled=gone)
+    assert error.code == "CANCELLED" and batches == []
+
+
+def test_a_graph_that_runs_too_long_is_stopped(batcher_of, servable):
+    batcher, _ = batcher_of(max_batch_size=8)
+    begin = time.monotonic()
+    forever = {"times": np.array([2**31 - 1], "int32")}
+    (error,) = run_all(batcher, servable, [forever], "spin", deadline=begin + 0.3)
+    assert error.code == "DEADLINE_EXCEEDED" and time.monotonic() - begin < 5
+
+
+def test_closing_answers_what_waits(servable):
+    batcher = Batcher(BatchingParameters(max_batch_size=8, batch_timeout_micros=60_000_000))
+    with futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(run_all, batcher, servable, [scale([[7]], [1])])
+        while not batcher._queues:
+            time.sleep(0.01)
+        batcher.close()
+        assert waiting.result(timeout=10)[0]["y"].tolist() == [[7]]
+    (error,) = run_all(batcher, servable, [scale([[7]], [1])])
+    assert error.code == "UNAVAILABLE"
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"max_batch_size": 0}, "max_batch_size"),
+        ({"num_batch_threads": 0}, "num_batch_threads"),
+        ({"batch_timeout_micros": -1}, "batch_timeout_micros"),
+        ({"max_batch_size": 4, "allowed_batch_sizes": (4, 2)}, "allowed_batch_sizes"),
+        ({"max_batch_size": 4, "allowed_batch_sizes": (2, 3)}, "max_batch_size"),
+    ],
+)
+def test_parameters_are_checked(wrong, words):
+    with pytest.raises(InputError, match=words):
+        BatchingParameters(**wrong)
