@@ -1,6 +1,7 @@
 """Proof of an export: run what was written in a fresh process and compare it with the model.
 
-The child process is this file run as a module. It sees only the artefact, never the Keras model.
+The child process is this file run as a module for SavedModels, `device_parity` for TFLite files. It
+sees only the artefact, never the Keras model.
 """
 
 import json
@@ -17,6 +18,10 @@ from keras_llm.errors import ExportError
 
 NEW_TOKENS = 24
 TIMED_TOKENS = 64
+_CHILDREN = {
+    "saved_model": "keras_llm.export.parity",
+    "litert": "keras_llm.export.device_parity",
+}
 _SEED_TEXTS = ["The", "I", "In 1984", "def ", "Why?", "\n", "é", "a b"]
 
 
@@ -54,7 +59,7 @@ def run_child(kind, path, request, timeout=600):
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         (folder / "request.json").write_text(json.dumps(request), "utf-8")
-        run_module("keras_llm.export.parity", [kind, str(path), str(folder)], timeout)
+        run_module(_CHILDREN[kind], [str(path), str(folder)], timeout)
         answer = json.loads((folder / "answer.json").read_text("utf-8"))
         arrays = folder / "arrays.npz"
         if arrays.is_file():
@@ -159,38 +164,16 @@ def _tensor_rows(specs):
     return {name: f"{spec.dtype.name}{list(spec.shape)}" for name, spec in sorted(specs.items())}
 
 
-def _run_litert(path, request):
-    from keras_llm.export.runner import LiteRTModel
-
-    runner = LiteRTModel(path)
-    rows, logits = [], []
-    for prompt in request["prompts"]:
-        token_ids = []
-        for token, step_logits in runner.steps(prompt, NEW_TOKENS):
-            logits.append(step_logits)
-            if token is not None:
-                token_ids.append(token)
-        rows.append(token_ids)
-    begin = time.perf_counter()
-    timed = sum(1 for _ in runner.steps(request["prompts"][0], TIMED_TOKENS))
-    seconds = time.perf_counter() - begin
-    answer = {
-        "signatures": runner.signatures(),
-        "token_ids": rows,
-        "texts": [runner.tokenizer.decode(ids) for ids in rows],
-        "tokens_per_second": round(timed / seconds, 1),
-    }
-    return answer, {"logits": np.stack(logits)}
-
-
-def _main(kind, path, folder):
+def answer(run, path, folder):
+    """The child's side of `run_child`: `run(path, request)` gives a dict of JSON values and a dict
+    of arrays."""
     folder = pathlib.Path(folder)
     request = json.loads((folder / "request.json").read_text("utf-8"))
-    answer, arrays = {"saved_model": _run_saved_model, "litert": _run_litert}[kind](path, request)
+    values, arrays = run(path, request)
     if arrays:
         np.savez(folder / "arrays.npz", **arrays)
-    (folder / "answer.json").write_text(json.dumps(answer), "utf-8")
+    (folder / "answer.json").write_text(json.dumps(values), "utf-8")
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    answer(_run_saved_model, *sys.argv[1:])

@@ -10,9 +10,10 @@ import numpy as np
 from keras_llm import models
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export import parity
+from keras_llm.export.device_graphs import DecoderStepModule
 from keras_llm.export.report import write_report
 from keras_llm.export.runner import MANIFEST, TOKENIZER
-from keras_llm.export.signatures import DecoderStepModule, save
+from keras_llm.export.signatures import save
 from keras_llm.files import atomic_file
 from keras_llm.tasks import TextGeneration
 
@@ -24,7 +25,7 @@ _PREFILL_LENGTHS = (16, 128)
 def litert(task, path, quantization=None, prefill_lengths=None, overwrite=False):
     """Write a task as a `.tflite` file with `prefill_<T>` and `decode` signatures.
 
-    Names and shapes are those that LiteRT-LM expects (see `signatures.DecoderStepModule`). The
+    Names and shapes are those that LiteRT-LM expects (see `device_graphs.DecoderStepModule`). The
     tokenizer rides behind the model's bytes as a zip archive, so `LiteRTModel(path)` needs this
     one file. Before the file gets its name it is run in a fresh process without Keras and
     TensorFlow, and its logits and greedy texts are compared with the task's.
