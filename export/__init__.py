@@ -4,7 +4,9 @@ import importlib
 
 _NAMES = {
     "LiteRTModel": "keras_llm.export.runner",
+    "QuantizationRule": "keras_llm.export.quantize",
     "litert": "keras_llm.export.to_litert",
+    "litert_lm": "keras_llm.export.to_litert_lm",
     "saved_model": "keras_llm.export.to_saved_model",
     "ExportError": "keras_llm.errors",
 }

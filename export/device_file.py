@@ -69,6 +69,30 @@ def read(path):
     return manifest, tokenizer
 
 
+def parts(path):
+    """Bytes of a TFLite model by part: `weights_<type>`, the constant tensors of each type;
+    `graph`, the rest; `model`, all of it."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    types = {
+        value: name.lower() for name, value in vars(schema.TensorType).items() if name[0] != "_"
+    }
+    size, model = path.stat().st_size, schema.Model.GetRootAs(path.read_bytes(), 0)
+    found, seen = {}, {0}
+    for i in range(model.SubgraphsLength()):
+        graph = model.Subgraphs(i)
+        for j in range(graph.TensorsLength()):
+            tensor = graph.Tensors(j)
+            if tensor.Buffer() not in seen:
+                seen.add(tensor.Buffer())
+                buffer = model.Buffers(tensor.Buffer())
+                length = max(buffer.DataLength(), buffer.Size())  # inside, or behind the graph
+                if length:
+                    name = f"weights_{types[tensor.Type()]}"
+                    found[name] = found.get(name, 0) + length
+    return {**dict(sorted(found.items())), "graph": size - sum(found.values()), "model": size}
+
+
 def op_census(path):
     """Op name -> how often it occurs; ExportError if one is not builtin."""
     from ai_edge_litert import schema_py_generated as schema

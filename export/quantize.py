@@ -2,15 +2,13 @@
 
 Run as a module in a process of its own, on a float32 file:
 
-    python -m keras_llm.export.quantize IN.tflite OUT.tflite RULES.json [CALIBRATION.npz]
+    python -m keras_llm.export.quantize IN.tflite OUT.tflite RULES.json [CALIBRATION.json]
 """
 
 import dataclasses
 import json
 import re
 import sys
-
-import numpy as np
 
 from keras_llm.errors import InputError
 
@@ -28,7 +26,8 @@ class QuantizationRule:
             last counts.
         bits: 8 or 4, of the weights; 32 leaves them as they are.
         block: None for one scale for each output channel; 32, 64, 128 or 256 for one for each
-            block of so many weights of a channel (4 bits only).
+            block of so many weights of a channel (4 bits only; layers whose width is no multiple
+            of it take 8 bits and a scale for each channel).
         kind: "dynamic", where activations are rounded to 8 bits as they come, and products are
             integers; "weight_only", where weights are widened again before a product in float32;
             or "static", where the range of activations is fixed beforehand from calibration text.
@@ -55,7 +54,8 @@ class QuantizationRule:
             raise InputError(f"`kind` must be one of {KINDS}, got {self.kind!r}.")
 
 
-_TABLES = "embedding_[0-9]+$|/head$"
+_CALIBRATION_TEXTS, _CALIBRATION_STEPS = 16, 2  # each sample holds a whole cache
+_TABLES = r"/embedding_\d+\b|/head\b"
 RECIPES = {
     "int8": (QuantizationRule(),),
     "int8_weight_only": (QuantizationRule(kind="weight_only"),),
@@ -76,8 +76,9 @@ def rules_of(quantization):
     if isinstance(quantization, str) and quantization in RECIPES:
         return RECIPES[quantization]
     if isinstance(quantization, (list, tuple)) and quantization:
-        if all(isinstance(rule, QuantizationRule) for rule in quantization):
-            return tuple(quantization)
+        rules = tuple(rule for rule in quantization if isinstance(rule, QuantizationRule))
+        if len(rules) == len(quantization):
+            return rules
     raise InputError(
         f"`quantization` must be None, one of {', '.join(NAMES)}, or a list of QuantizationRule; "
         f"got {quantization!r}."
@@ -95,10 +96,10 @@ def quantize(source, out, rules, calibration=None):
     from ai_edge_quantizer import qtyping, quantizer
 
     operations = qtyping.TFLOperationName
+    rules = [*rules, *_undivided(source, rules)]
     work = quantizer.Quantizer(source)
     for rule in rules:
-        # The quantizer searches for names that begin so.
-        pattern = f".*(?:{rule.layers})"
+        pattern = rule.layers
         granularity = f"BLOCKWISE_{rule.block}" if rule.block else "CHANNELWISE"
         granularity = qtyping.QuantGranularity[granularity]
         for operation in (operations.FULLY_CONNECTED, operations.EMBEDDING_LOOKUP):
@@ -116,17 +117,68 @@ def quantize(source, out, rules, calibration=None):
     work.quantize(ranges).export_model(out, overwrite=True)
 
 
+def _undivided(path, rules):
+    """Rules for the products whose width is no multiple of their block: a scale for each channel,
+    8 bits."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    with open(path, "rb") as file:
+        model = schema.Model.GetRootAs(file.read(), 0)
+    more = {}
+    for i in range(model.SubgraphsLength()):
+        graph = model.Subgraphs(i)
+        for j in range(graph.OperatorsLength()):
+            operator = graph.Operators(j)
+            code = model.OperatorCodes(operator.OpcodeIndex())
+            if code.BuiltinCode() != schema.BuiltinOperator.FULLY_CONNECTED:
+                continue
+            name = graph.Tensors(operator.Outputs(0)).Name().decode()
+            width = graph.Tensors(operator.Inputs(1)).Shape(1)
+            rule = next((r for r in reversed(rules) if re.search(r.layers, name)), None)
+            if rule and rule.block and width % rule.block:
+                more[name] = QuantizationRule(layers=re.escape(name), kind=rule.kind)
+    return more.values()
+
+
+def samples(path, rows, manifest):
+    """Inputs of a decoder's signatures while it reads texts.
+
+    Args:
+        path: a `.tflite` file in float32.
+        rows: lists of token ids.
+        manifest: as of `DecoderSteps`.
+
+    Returns:
+        dict signature -> list of dicts of inputs.
+    """
+    from keras_llm.export.decoder_steps import DecoderSteps
+    from keras_llm.export.runtime import InterpreterRuntime
+
+    seen = {}
+
+    class Recorder(InterpreterRuntime):
+        def _call(self, signature, inputs):
+            seen.setdefault(signature, []).append(inputs)
+            return super()._call(signature, inputs)
+
+    decoder = DecoderSteps(Recorder(path, 0, None, None, True), manifest)
+    for row in rows[:_CALIBRATION_TEXTS]:
+        row = row[: manifest["max_length"]]
+        before = max(0, len(row) - _CALIBRATION_STEPS)
+        decoder.read(row[:before])
+        for position in range(before, len(row)):
+            decoder.step(row[position], position)
+    return seen
+
+
 def _main(source, out, rules, calibration=None):
     with open(rules, encoding="utf-8") as file:
         rules = [QuantizationRule(**row) for row in json.load(file)]
-    samples = {}
+    inputs = None
     if calibration:
-        with np.load(calibration) as arrays:
-            for name in sorted(arrays.files):
-                signature, index, tensor = name.split("|")
-                rows = samples.setdefault(signature, {})
-                rows.setdefault(int(index), {})[tensor] = arrays[name]
-    quantize(source, out, rules, {s: [rows[i] for i in sorted(rows)] for s, rows in samples.items()})
+        with open(calibration, encoding="utf-8") as file:
+            inputs = samples(source, **json.load(file))
+    quantize(source, out, rules, inputs)
 
 
 if __name__ == "__main__":

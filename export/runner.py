@@ -7,11 +7,11 @@ import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.export import device_file
+from keras_llm.export.decoder_steps import DecoderSteps
 from keras_llm.export.numpy_sampling import Sampling, choose
 from keras_llm.export.runtime import open_runtime
 from keras_llm.tokenizers import ChatTemplate
 
-_MASKED = -1e9
 _NEVER = np.float32(-1e30)
 
 
@@ -32,6 +32,8 @@ class LiteRTModel:
         task: str, the class of the task that was exported.
         tokenizer: its `tokenizers.Tokenizer`.
         max_length: int, the most tokens a text may have; of a prompt with its continuation.
+        manifest: dict, what the file tells of itself.
+        runtime: the `runtime.CompiledRuntime` or `InterpreterRuntime` below.
 
     Raises:
         InputError: if an argument is wrong, the file is missing or damaged, or it was written by
@@ -47,7 +49,7 @@ class LiteRTModel:
         self.task = self.manifest["task"]
         self.max_length = self.manifest["max_length"]
         self._path = path
-        self._runtime = open_runtime(path, *self.manifest["model"], runtime, num_threads, xnnpack)
+        self.runtime = open_runtime(path, *self.manifest["model"], runtime, num_threads, xnnpack)
 
     def signatures(self):
         """Signature name -> its inputs and outputs by name, as "dtype[shape]"."""
@@ -55,7 +57,7 @@ class LiteRTModel:
         def rows(tensors):
             return {name: f"{dtype.name}{list(shape)}" for name, (dtype, shape) in tensors.items()}
 
-        runtime = self._runtime
+        runtime = self.runtime
         return {
             name: {"inputs": rows(runtime.inputs[name]), "outputs": rows(runtime.outputs[name])}
             for name in runtime.inputs
@@ -121,48 +123,26 @@ class LiteRTModel:
             raise InputError(f"`prompt` must be a non-empty str, got {prompt!r}.")
         budget, sampling = _budget(max_new_tokens), _sampling(settings)
         token_ids = self.tokenizer.encode_prompt(prompt, parse_special)
-        if not 0 < len(token_ids) < self.max_length:
+        if not token_ids:
+            raise InputError("`prompt` has no tokens.")
+        if len(token_ids) >= self.max_length:
             raise InputError(
-                f"`prompt` has {len(token_ids)} tokens with the begin token; the file takes 1 to "
-                f"{self.max_length - 1}."
+                f"`prompt` has {len(token_ids)} tokens with the begin token; the file takes at "
+                f"most {self.max_length - 1}."
             )
         return self._decode(token_ids, budget, sampling)
 
     def _decode(self, token_ids, budget, sampling):
-        self._runtime.reset()
-        self.read(token_ids[:-1])
+        decoder = DecoderSteps(self.runtime, self.manifest)
+        decoder.read(token_ids[:-1])
         token, first = token_ids[-1], len(token_ids)
         for step in range(min(budget, self.max_length - first)):
-            logits = self.step(token, first - 1 + step)
+            logits = decoder.step(token, first - 1 + step)
             token = choose(self._without_spare(logits), sampling, step)
             if token == self.tokenizer.eos_id:
                 yield None, logits
                 return
             yield token, logits
-
-    def read(self, token_ids):
-        """Put tokens into the cache from slot 0 on, in chunks of the lengths that the file has, the
-        smallest that holds what is left."""
-        lengths, begin = sorted(self.manifest["prefill_lengths"]), 0
-        while begin < len(token_ids):
-            left = len(token_ids) - begin
-            length = next((n for n in lengths if n >= left), lengths[-1])
-            chunk = token_ids[begin : begin + length]
-            self._runtime.run(f"prefill_{length}", self._inputs(chunk, begin, length))
-            begin += len(chunk)
-
-    def step(self, token, position):
-        """Put one token into the cache; float32 logits (V,) of what follows."""
-        return self._runtime.run("decode", self._inputs([token], position, 1))["logits"].reshape(-1)
-
-    def _inputs(self, token_ids, begin, length):
-        """A chunk at position `begin`, padded to `length`."""
-        tokens = np.zeros((1, length), "int32")
-        tokens[0, : len(token_ids)] = token_ids
-        positions = np.arange(begin, begin + length, dtype="int32")
-        slots = np.arange(self.manifest["cache_slots"])
-        mask = np.where(slots <= positions[:, None], 0.0, _MASKED).astype("float32")
-        return {"tokens": tokens, "input_pos": positions, "mask": mask[None, None]}
 
     def _without_spare(self, logits):
         """Ids that the model has beyond its tokenizer are never chosen."""

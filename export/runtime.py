@@ -4,13 +4,19 @@ A tensor that one signature puts out and one takes in under the same name (a key
 state: it stays inside the runtime between calls.
 """
 
+import ctypes
+import functools
+import importlib.util
 import mmap
+import os
 import pathlib
 
 import numpy as np
 
 from keras_llm.errors import InputError
+from keras_llm.quiet import silent_stderr
 
+_IN_MEMORY = ":memory"  # XNNPACK's name for a weight cache without a file
 RUNTIMES = ("compiled", "interpreter")
 
 
@@ -66,14 +72,19 @@ class CompiledRuntime(_Runtime):
         from ai_edge_litert.compiled_model import CompiledModel, CpuKernelMode, CpuOptions, Options
 
         mode = CpuKernelMode.DELEGATE if xnnpack else CpuKernelMode.BUILTIN
-        options = Options(
-            cpu_options=CpuOptions(num_threads=num_threads or default_threads(), kernel_mode=mode)
+        cpu = CpuOptions(
+            num_threads=num_threads or default_threads(),
+            kernel_mode=mode,
+            # Signatures share one packed copy of the weights, instead of one each.
+            xnnpack_weight_cache_path=_IN_MEMORY if xnnpack else "",
         )
-        if begin == 0:
-            self._model = CompiledModel.from_file(str(path), options=options)
-        else:
-            self._bytes = _part(path, begin, end)
-            self._model = CompiledModel.from_buffer(self._bytes, options=options)
+        how = {"environment": _environment(), "options": Options(cpu_options=cpu)}
+        with silent_stderr():  # it tells of accelerators that are not there
+            if begin == 0:
+                self._model = CompiledModel.from_file(str(path), **how)
+            else:
+                self._bytes = _part(path, begin, end)
+                self._model = CompiledModel.from_buffer(self._bytes, **how)
         names = self._model.get_signature_list()
         super().__init__(
             {s: _rows(self._model.get_input_tensor_details(s)) for s in names},
@@ -168,15 +179,29 @@ class InterpreterRuntime(_Runtime):
                 if name not in self._held:
                     self._held[name] = np.zeros(shape, dtype)
                 inputs[name] = self._held[name]
-        outputs = self._runners[signature](**inputs)
+        outputs = self._call(signature, inputs)
         self._held |= {name: value for name, value in outputs.items() if name in self.state}
         return {name: value for name, value in outputs.items() if name not in self.state}
+
+    def _call(self, signature, inputs):
+        return self._runners[signature](**inputs)
+
+
+@functools.cache
+def _environment():
+    """LiteRT's environment, one for the process; it is never taken down, which LiteRT would report
+    line by line on stderr."""
+    from ai_edge_litert.environment import Environment
+
+    package = pathlib.Path(importlib.util.find_spec("ai_edge_litert").origin).parent
+    with silent_stderr():
+        environment = Environment.create(runtime_path=str(package))
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(environment.capsule))
+    return environment
 
 
 def default_threads():
     """One for each core, up to 4: phones have no more fast ones."""
-    import os
-
     return min(4, len(os.sched_getaffinity(0)))
 
 

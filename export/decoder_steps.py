@@ -1,0 +1,43 @@
+"""Prefill and decode of a file, one text at a time."""
+
+import numpy as np
+
+_MASKED = -1e9
+
+
+class DecoderSteps:
+    """A decoder's signatures over the key-value cache that the runtime holds.
+
+    Args:
+        runtime: from `open_runtime`.
+        manifest: dict with `prefill_lengths` and `cache_slots`.
+    """
+
+    def __init__(self, runtime, manifest):
+        self.runtime = runtime
+        self._lengths = sorted(manifest["prefill_lengths"])
+        self._slots = np.arange(manifest["cache_slots"])
+
+    def read(self, token_ids):
+        """Put tokens into an empty cache, in chunks of the lengths that the file has, the smallest
+        that holds what is left."""
+        self.runtime.reset()
+        begin = 0
+        while begin < len(token_ids):
+            left = len(token_ids) - begin
+            length = next((n for n in self._lengths if n >= left), self._lengths[-1])
+            chunk = token_ids[begin : begin + length]
+            self.runtime.run(f"prefill_{length}", self._inputs(chunk, begin, length))
+            begin += len(chunk)
+
+    def step(self, token, position):
+        """Put one token into the cache; float32 logits (V,) of what follows."""
+        return self.runtime.run("decode", self._inputs([token], position, 1))["logits"].reshape(-1)
+
+    def _inputs(self, token_ids, begin, length):
+        """A chunk at position `begin`, padded to `length`."""
+        tokens = np.zeros((1, length), "int32")
+        tokens[0, : len(token_ids)] = token_ids
+        positions = np.arange(begin, begin + length, dtype="int32")
+        mask = np.where(self._slots <= positions[:, None], 0.0, _MASKED).astype("float32")
+        return {"tokens": tokens, "input_pos": positions, "mask": mask[None, None]}

@@ -1,0 +1,133 @@
+"""A task as a TFLite model: what to write, writing it, quantising it."""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+
+from keras_llm import models
+from keras_llm.errors import InputError
+from keras_llm.export import parity, rewrite
+from keras_llm.export.device_graphs import DecoderStepModule
+from keras_llm.export.quantize import rules_of
+from keras_llm.export.signatures import save
+from keras_llm.tasks import TextGeneration
+
+_PREFILL_LENGTHS = (16, 128)
+# What the converter may allocate: it took 7 times a model's float32 weights at most.
+_MEMORY = 4 << 30
+_MEMORY_PER_WEIGHT = 64
+_TIMEOUT = 3600
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be written.
+
+    Attributes:
+        task: the task, its model in float32.
+        quantization: as given by the user.
+        rules: tuple of `QuantizationRule`.
+        manifest: dict of JSON values that the file carries.
+    """
+
+    task: object
+    quantization: object
+    rules: tuple
+    manifest: dict
+
+    @property
+    def needs_calibration(self):
+        """Whether a rule fixes the range of activations beforehand."""
+        return any(rule.kind == "static" for rule in self.rules)
+
+    @property
+    def weights(self):
+        """How the weights are told of in a report."""
+        if self.quantization is None:
+            return "float32"
+        if isinstance(self.quantization, str):
+            return self.quantization
+        return [dataclasses.asdict(rule) for rule in self.rules]
+
+
+def plan(caller, task, quantization, prefill_lengths, cache_length):
+    """The checked `Plan`.
+
+    Raises:
+        InputError: naming the argument that is wrong, `caller` first.
+    """
+    if not isinstance(task, TextGeneration):
+        raise InputError(f"{caller}: `task` must be a TextGeneration, got {type(task)}.")
+    rules = rules_of(quantization)
+    task = _in_float32(task)
+    longest = task.model.config.max_length
+    max_length = longest if cache_length is None else cache_length
+    if not isinstance(max_length, int) or not 2 <= max_length <= longest:
+        raise InputError(
+            f"{caller}: `cache_length` must be in 2 .. {longest}, the model's `max_length`; "
+            f"got {cache_length!r}."
+        )
+    if prefill_lengths is None:
+        prefill_lengths = sorted({min(length, max_length) for length in _PREFILL_LENGTHS})
+    if not prefill_lengths or not all(0 < length <= max_length for length in prefill_lengths):
+        raise InputError(
+            f"{caller}: `prefill_lengths` must be in 1 .. {max_length}, got {prefill_lengths}."
+        )
+    manifest = {
+        "task": type(task).__name__,
+        "max_length": max_length,
+        # The runtime writes whole chunks: room for one that begins at the last position.
+        "cache_slots": max_length + max(prefill_lengths),
+        "prefill_lengths": list(prefill_lengths),
+    }
+    if task.metadata.get("chat_template"):
+        manifest["chat_template"] = task.metadata["chat_template"]
+    return Plan(task, quantization, rules, manifest)
+
+
+def write(plan, path, calibration=None):
+    """Write the TFLite model of a plan.
+
+    Args:
+        plan: a `Plan`.
+        path: where to; replaced if it is there.
+        calibration: list of str, needed by a "static" rule.
+
+    Raises:
+        ExportError: with the words of the converter, if it fails.
+    """
+    task, manifest = plan.task, plan.manifest
+    module = DecoderStepModule(task.model, manifest["cache_slots"], manifest["prefill_lengths"])
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        signatures = save(module, folder / "saved_model")
+        target = folder / "float32.tflite" if plan.rules else path
+        memory = _MEMORY + _MEMORY_PER_WEIGHT * task.model.count_params()
+        weights = "float16" if plan.quantization == "float16" else "float32"
+        arguments = [str(folder / "saved_model"), str(target), weights, str(memory), *signatures]
+        parity.run_module("keras_llm.export.convert", arguments, _TIMEOUT)
+        if plan.rules:
+            _quantize(plan, target, path, folder, calibration)
+
+
+def _quantize(plan, source, path, folder, calibration):
+    rewrite.name_tables(source)
+    (folder / "rules.json").write_text(
+        json.dumps([dataclasses.asdict(rule) for rule in plan.rules]), "utf-8"
+    )
+    arguments = [str(source), str(path), str(folder / "rules.json")]
+    if plan.needs_calibration:
+        rows = [plan.task.tokenizer.encode_prompt(text) for text in calibration]
+        request = {"rows": rows, "manifest": plan.manifest}
+        (folder / "calibration.json").write_text(json.dumps(request), "utf-8")
+        arguments.append(str(folder / "calibration.json"))
+    parity.run_module("keras_llm.export.quantize", arguments, _TIMEOUT)
+
+
+def _in_float32(task):
+    if task.model.get_layer("block_0").compute_dtype == "float32":
+        return task
+    model = models.causal_lm(task.model.config, dtype="float32")
+    model.set_weights(task.model.get_weights())
+    return TextGeneration(model, task.tokenizer, task.metadata)
