@@ -10,18 +10,25 @@ class DecoderSteps:
 
     Args:
         runtime: from `open_runtime`.
-        manifest: dict with `prefill_lengths` and `cache_slots`.
+        manifest: dict with `prefill_lengths` and `cache_slots`; of an encoder-decoder also
+            `encoder_length` and `pad_id`.
     """
 
     def __init__(self, runtime, manifest):
         self.runtime = runtime
         self._lengths = sorted(manifest["prefill_lengths"])
+        self._manifest = manifest
         self._slots = np.arange(manifest["cache_slots"])
 
+    def encode(self, token_ids):
+        """Read the encoder's side, of an encoder-decoder."""
+        tokens = np.full((1, self._manifest["encoder_length"]), self._manifest["pad_id"], "int32")
+        tokens[0, : len(token_ids)] = token_ids
+        self.runtime.run("encode", {"encoder_tokens": tokens})
+
     def read(self, token_ids):
-        """Put tokens into an empty cache, in chunks of the lengths that the file has, the smallest
-        that holds what is left."""
-        self.runtime.reset()
+        """Put tokens into the cache from slot 0 on, in chunks of the lengths that the file has, the
+        smallest that holds what is left. What the cache held before is never attended to."""
         begin = 0
         while begin < len(token_ids):
             left = len(token_ids) - begin

@@ -8,10 +8,12 @@ import tempfile
 from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.export import parity, rewrite
+from keras_llm.export.decoder_proof import DecoderProof, TranslationProof
 from keras_llm.export.device_graphs import DecoderStepModule
+from keras_llm.export.device_proof import check_texts
 from keras_llm.export.quantize import rules_of
 from keras_llm.export.signatures import save
-from keras_llm.tasks import TextGeneration
+from keras_llm.tasks import TextGeneration, Translation
 
 _PREFILL_LENGTHS = (16, 128)
 # What the converter may allocate: it took 7 times a model's float32 weights at most.
@@ -29,12 +31,19 @@ class Plan:
         quantization: as given by the user.
         rules: tuple of `QuantizationRule`.
         manifest: dict of JSON values that the file carries.
+        calibration: list of str, or None.
     """
 
     task: object
     quantization: object
     rules: tuple
     manifest: dict
+    calibration: list | None
+
+    def proof(self, caller, held_out, max_quality_loss):
+        """The `Proof` of the file; InputError if an argument is wrong."""
+        proof_class = DecoderProof if isinstance(self.task, TextGeneration) else TranslationProof
+        return proof_class(self, caller, held_out, max_quality_loss)
 
     @property
     def needs_calibration(self):
@@ -51,14 +60,16 @@ class Plan:
         return [dataclasses.asdict(rule) for rule in self.rules]
 
 
-def plan(caller, task, quantization, prefill_lengths, cache_length):
+def plan(caller, task, quantization, prefill_lengths, cache_length, calibration):
     """The checked `Plan`.
 
     Raises:
         InputError: naming the argument that is wrong, `caller` first.
     """
-    if not isinstance(task, TextGeneration):
-        raise InputError(f"{caller}: `task` must be a TextGeneration, got {type(task)}.")
+    if not isinstance(task, (TextGeneration, Translation)):
+        raise InputError(
+            f"{caller}: `task` must be a TextGeneration or a Translation, got {type(task)}."
+        )
     rules = rules_of(quantization)
     task = _in_float32(task)
     longest = task.model.config.max_length
@@ -81,24 +92,37 @@ def plan(caller, task, quantization, prefill_lengths, cache_length):
         "cache_slots": max_length + max(prefill_lengths),
         "prefill_lengths": list(prefill_lengths),
     }
+    if isinstance(task, Translation):
+        config = task.model.config
+        manifest |= {"encoder_length": max_length, "pad_id": config.pad_id}
+        manifest["start_id"] = config.start_id
     if task.metadata.get("chat_template"):
         manifest["chat_template"] = task.metadata["chat_template"]
-    return Plan(task, quantization, rules, manifest)
+    made = Plan(task, quantization, rules, manifest, calibration)
+    if calibration is not None:
+        check_texts(caller, "calibration", calibration)
+    if made.needs_calibration and calibration is None:
+        raise InputError(f"{caller}: this `quantization` needs `calibration` texts.")
+    return made
 
 
-def write(plan, path, calibration=None):
+def write(plan, path):
     """Write the TFLite model of a plan.
 
     Args:
         plan: a `Plan`.
         path: where to; replaced if it is there.
-        calibration: list of str, needed by a "static" rule.
 
     Raises:
         ExportError: with the words of the converter, if it fails.
     """
     task, manifest = plan.task, plan.manifest
-    module = DecoderStepModule(task.model, manifest["cache_slots"], manifest["prefill_lengths"])
+    module = DecoderStepModule(
+        task.model,
+        manifest["cache_slots"],
+        manifest["prefill_lengths"],
+        manifest.get("encoder_length"),
+    )
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         signatures = save(module, folder / "saved_model")
@@ -108,17 +132,17 @@ def write(plan, path, calibration=None):
         arguments = [str(folder / "saved_model"), str(target), weights, str(memory), *signatures]
         parity.run_module("keras_llm.export.convert", arguments, _TIMEOUT)
         if plan.rules:
-            _quantize(plan, target, path, folder, calibration)
+            _quantize(plan, target, path, folder)
 
 
-def _quantize(plan, source, path, folder, calibration):
+def _quantize(plan, source, path, folder):
     rewrite.name_tables(source)
     (folder / "rules.json").write_text(
         json.dumps([dataclasses.asdict(rule) for rule in plan.rules]), "utf-8"
     )
     arguments = [str(source), str(path), str(folder / "rules.json")]
     if plan.needs_calibration:
-        rows = [plan.task.tokenizer.encode_prompt(text) for text in calibration]
+        rows = [plan.task.tokenizer.encode_prompt(text) for text in plan.calibration]
         request = {"rows": rows, "manifest": plan.manifest}
         (folder / "calibration.json").write_text(json.dumps(request), "utf-8")
         arguments.append(str(folder / "calibration.json"))
@@ -126,8 +150,10 @@ def _quantize(plan, source, path, folder, calibration):
 
 
 def _in_float32(task):
-    if task.model.get_layer("block_0").compute_dtype == "float32":
+    name = "block_0" if isinstance(task, TextGeneration) else "decoder_block_0"
+    if task.model.get_layer(name).compute_dtype == "float32":
         return task
-    model = models.causal_lm(task.model.config, dtype="float32")
+    build = models.causal_lm if isinstance(task, TextGeneration) else models.seq2seq
+    model = build(task.model.config, dtype="float32")
     model.set_weights(task.model.get_weights())
-    return TextGeneration(model, task.tokenizer, task.metadata)
+    return type(task)(model, task.tokenizer, metadata=task.metadata)

@@ -31,16 +31,17 @@ def _run(path, request):
         "cost": costs,
     }
     arrays = {"logits": np.stack(logits)}
-    for index, row in enumerate(request["rows"]):
-        losses, choices = _read(runner, row)
+    for index, (source, row) in enumerate(request["rows"]):
+        losses, choices = _read(runner, source, row)
         arrays |= {f"losses_{index}": losses, f"choices_{index}": choices}
     return values, arrays
 
 
-def _read(runner, row):
+def _read(runner, source, row):
     """The loss, in nats, of each token after the first, and what would have been chosen there."""
     decoder = DecoderSteps(runner.runtime, runner.manifest)
-    decoder.read([])
+    if source:
+        decoder.encode(source)
     losses, choices = [], []
     for position, target in enumerate(row[1:]):
         logits = decoder.step(row[position], position).astype("float64")

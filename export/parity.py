@@ -23,14 +23,14 @@ _CHILDREN = {
     "litert": "keras_llm.export.device_parity",
     "litert_lm": "keras_llm.export.litert_lm_parity",
 }
-_SEED_TEXTS = ["The", "I", "In 1984", "def ", "Why?", "\n", "é", "a b"]
+SEED_TEXTS = ["The", "I", "In 1984", "def ", "Why?", "\n", "é", "a b"]
 
 
 def probe_prompts(task):
     """Prompts of many lengths in the manner of the model: its own samples."""
     prompts = []
     longest = max(1, task.model.config.max_length - NEW_TOKENS - 8)
-    for index, text in enumerate(_SEED_TEXTS):
+    for index, text in enumerate(SEED_TEXTS):
         length = min(longest - len(text.encode()), 4 + 6 * index)
         if length > 0:
             text += task(text, max_new_tokens=length, seed=index)

@@ -145,7 +145,7 @@ def samples(path, rows, manifest):
 
     Args:
         path: a `.tflite` file in float32.
-        rows: lists of token ids.
+        rows: lists of token ids, of prompts or of what is translated.
         manifest: as of `DecoderSteps`.
 
     Returns:
@@ -162,12 +162,17 @@ def samples(path, rows, manifest):
             return super()._call(signature, inputs)
 
     decoder = DecoderSteps(Recorder(path, 0, None, None, True), manifest)
+    is_decoder = "encoder_length" not in manifest
     for row in rows[:_CALIBRATION_TEXTS]:
-        row = row[: manifest["max_length"]]
-        before = max(0, len(row) - _CALIBRATION_STEPS)
-        decoder.read(row[:before])
-        for position in range(before, len(row)):
-            decoder.step(row[position], position)
+        row = row[: manifest["max_length"] - _CALIBRATION_STEPS]
+        if not is_decoder:
+            decoder.encode(row)
+            row = [manifest["start_id"]]
+        for length in manifest["prefill_lengths"]:  # each is a graph of its own
+            decoder.read(row[:length])
+        decoder.read(row)
+        for position in range(len(row), len(row) + _CALIBRATION_STEPS):
+            row = [*row, int(decoder.step(row[-1], position - 1).argmax())]
     return seen
 
 

@@ -19,7 +19,7 @@ class LiteRTModel:
     """A model from `export.litert` or `export.litert_lm`, run as a phone runs it.
 
     Which methods answer depends on the task that was exported: `generate`, `stream` and `chat` of a
-    `TextGeneration`.
+    `TextGeneration`, `translate` of a `Translation`.
 
     Args:
         path: str or path of the `.tflite` or `.litertlm` file; nothing else is needed.
@@ -82,11 +82,13 @@ class LiteRTModel:
             InputError: if an argument is wrong, the prompt does not fit the model, or the file
                 holds another task.
         """
+        self._require("TextGeneration", "generate")
         tokens = [token for token, _ in self.steps(prompt, max_new_tokens, **settings)]
         return self.tokenizer.decode([token for token in tokens if token is not None])
 
     def stream(self, prompt, max_new_tokens=64, **settings):
         """The same text as `generate`, piece by piece; a piece never ends inside a character."""
+        self._require("TextGeneration", "stream")
         steps = self.steps(prompt, max_new_tokens, **settings)
         return self.tokenizer.decode_stream(token for token, _ in steps if token is not None)
 
@@ -114,26 +116,45 @@ class LiteRTModel:
         prompt = ChatTemplate(template, bos, eos).render(messages)
         return self.generate(prompt, max_new_tokens, parse_special=True, **settings)
 
-    def steps(self, prompt, max_new_tokens, parse_special=False, **settings):
+    def translate(self, text, max_new_tokens=128, **settings):
+        """Turn a text into another, as calling the `Translation` does.
+
+        Args:
+            text: str, not empty.
+            max_new_tokens, temperature, top_k, top_p, min_p, seed: as of `generate`.
+
+        Returns:
+            The new text, a str.
+
+        Raises:
+            InputError: as of `generate`.
+        """
+        self._require("Translation", "translate")
+        tokens = [token for token, _ in self.steps(text, max_new_tokens, **settings)]
+        return self.tokenizer.decode([token for token in tokens if token is not None])
+
+    def steps(self, text, max_new_tokens, parse_special=False, **settings):
         """An iterator of `(token, logits)` for each step: an int, None for the end of the text; and
-        the float32 logits (V,) it was chosen from. Arguments are those of `generate`, checked
-        before the first step."""
-        self._require("TextGeneration", "generate")
-        if not isinstance(prompt, str) or not prompt:
-            raise InputError(f"`prompt` must be a non-empty str, got {prompt!r}.")
+        the float32 logits (V,) it was chosen from. Arguments are those of `generate` or
+        `translate`, checked before the first step."""
+        name = "text" if self.task == "Translation" else "prompt"
+        if not isinstance(text, str) or not text:
+            raise InputError(f"`{name}` must be a non-empty str, got {text!r}.")
         budget, sampling = _budget(max_new_tokens), _sampling(settings)
-        token_ids = self.tokenizer.encode_prompt(prompt, parse_special)
+        if self.task == "Translation":
+            source = [*self.tokenizer.encode(text), self.tokenizer.eos_id]
+            self._check_room(name, source, self.manifest["encoder_length"])
+            return self._decode([self.manifest["start_id"]], budget, sampling, source)
+        token_ids = self.tokenizer.encode_prompt(text, parse_special)
         if not token_ids:
-            raise InputError("`prompt` has no tokens.")
-        if len(token_ids) >= self.max_length:
-            raise InputError(
-                f"`prompt` has {len(token_ids)} tokens with the begin token; the file takes at "
-                f"most {self.max_length - 1}."
-            )
+            raise InputError(f"`{name}` has no tokens.")
+        self._check_room(name, token_ids, self.max_length - 1)
         return self._decode(token_ids, budget, sampling)
 
-    def _decode(self, token_ids, budget, sampling):
+    def _decode(self, token_ids, budget, sampling, source=None):
         decoder = DecoderSteps(self.runtime, self.manifest)
+        if source is not None:
+            decoder.encode(source)
         decoder.read(token_ids[:-1])
         token, first = token_ids[-1], len(token_ids)
         for step in range(min(budget, self.max_length - first)):
@@ -143,6 +164,13 @@ class LiteRTModel:
                 yield None, logits
                 return
             yield token, logits
+
+    def _check_room(self, name, token_ids, longest):
+        if len(token_ids) > longest:
+            raise InputError(
+                f"`{name}` has {len(token_ids)} tokens with those that are added; the file takes "
+                f"at most {longest}."
+            )
 
     def _without_spare(self, logits):
         """Ids that the model has beyond its tokenizer are never chosen."""
@@ -154,9 +182,7 @@ class LiteRTModel:
 
     def _require(self, task, method):
         if self.task != task:
-            raise InputError(
-                f"{self._path} holds a {self.task}, which does not `{method}`; that needs a {task}."
-            )
+            raise InputError(f"`{method}` needs a {task}; {self._path} holds a {self.task}.")
 
 
 def _budget(max_new_tokens):

@@ -4,12 +4,13 @@ A tensor that one signature puts out and one takes in under the same name (a key
 state: it stays inside the runtime between calls.
 """
 
-import ctypes
+import atexit
 import functools
 import importlib.util
 import mmap
 import os
 import pathlib
+import sys
 
 import numpy as np
 
@@ -92,15 +93,6 @@ class CompiledRuntime(_Runtime):
         )
         self._buffers, self._calls = {}, {}
 
-    def reset(self):
-        """Fill the state with zeros."""
-        for name in self.state:
-            for rows in self.inputs.values():
-                if name in rows and name in self._buffers:
-                    dtype, shape = rows[name]
-                    self._buffers[name].write(np.zeros(shape, dtype))
-                    break
-
     def run(self, signature, arrays):
         """Run a signature.
 
@@ -112,7 +104,8 @@ class CompiledRuntime(_Runtime):
             dict name -> array, the outputs that are not state.
         """
         if signature not in self._calls:
-            self._calls[signature] = self._prepare(signature)
+            with silent_stderr():
+                self._calls[signature] = self._prepare(signature)
         inputs, outputs = self._calls[signature]
         for name, array in arrays.items():
             inputs[name].write(array)
@@ -167,10 +160,6 @@ class InterpreterRuntime(_Runtime):
         )
         self._held = {}
 
-    def reset(self):
-        """Fill the state with zeros."""
-        self._held = {}
-
     def run(self, signature, arrays):
         """As `CompiledRuntime.run`."""
         inputs = dict(arrays)
@@ -189,15 +178,19 @@ class InterpreterRuntime(_Runtime):
 
 @functools.cache
 def _environment():
-    """LiteRT's environment, one for the process; it is never taken down, which LiteRT would report
-    line by line on stderr."""
+    """LiteRT's environment, one for the process."""
     from ai_edge_litert.environment import Environment
 
     package = pathlib.Path(importlib.util.find_spec("ai_edge_litert").origin).parent
+    atexit.register(_mute)
     with silent_stderr():
-        environment = Environment.create(runtime_path=str(package))
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(environment.capsule))
-    return environment
+        return Environment.create(runtime_path=str(package))
+
+
+def _mute():
+    """When Python has ended, LiteRT tells line by line what it takes down."""
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def default_threads():

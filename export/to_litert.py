@@ -3,7 +3,7 @@
 import pathlib
 
 from keras_llm.errors import InputError
-from keras_llm.export import device_file, device_model, device_proof
+from keras_llm.export import device_file, device_model
 from keras_llm.export.report import write_report
 from keras_llm.files import atomic_file
 
@@ -59,10 +59,12 @@ def litert(
     path = pathlib.Path(path)
     if path.suffix != ".tflite":
         raise InputError(f"litert: `path` must end in .tflite, got {path}.")
-    plan = device_model.plan("litert", task, quantization, prefill_lengths, cache_length)
-    proof = device_proof.Proof(plan, "litert", held_out, max_quality_loss, calibration)
+    plan = device_model.plan(
+        "litert", task, quantization, prefill_lengths, cache_length, calibration
+    )
+    proof = plan.proof("litert", held_out, max_quality_loss)
     with atomic_file(path, overwrite) as partial:
-        device_model.write(plan, partial, calibration)
+        device_model.write(plan, partial)
         ops = device_file.op_census(partial)
         parts = device_file.parts(partial)
         parts["tokenizer"] = device_file.append(partial, plan.task.tokenizer, plan.manifest)

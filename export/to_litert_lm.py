@@ -4,7 +4,7 @@ import pathlib
 import tempfile
 
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export import device_file, device_model, device_proof, parity
+from keras_llm.export import device_file, device_model, parity
 from keras_llm.export.report import write_report
 from keras_llm.files import atomic_file
 from keras_llm.tokenizers import SentencePiece, to_hugging_face
@@ -51,13 +51,15 @@ def litert_lm(
     path = pathlib.Path(path)
     if path.suffix != ".litertlm":
         raise InputError(f"litert_lm: `path` must end in .litertlm, got {path}.")
-    plan = device_model.plan("litert_lm", task, quantization, prefill_lengths, cache_length)
-    proof = device_proof.Proof(plan, "litert_lm", held_out, max_quality_loss, calibration)
+    plan = device_model.plan(
+        "litert_lm", task, quantization, prefill_lengths, cache_length, calibration
+    )
+    proof = plan.proof("litert_lm", held_out, max_quality_loss)
     with atomic_file(path, overwrite) as partial:
         with tempfile.TemporaryDirectory() as folder:
             folder = pathlib.Path(folder)
             model = folder / "model.tflite"
-            device_model.write(plan, model, calibration)
+            device_model.write(plan, model)
             ops = device_file.op_census(model)
             parts = device_file.parts(model)
             section = _bundle(plan, model, partial, folder)
