@@ -7,6 +7,7 @@ from keras_llm.errors import ExportError, InputError
 from keras_llm.export import device_file, device_model, parity
 from keras_llm.export.report import write_report
 from keras_llm.files import atomic_file
+from keras_llm.tasks import TextGeneration
 from keras_llm.tokenizers import SentencePiece, to_hugging_face
 
 # A task without a chat template takes a message as the beginning of a text.
@@ -51,6 +52,8 @@ def litert_lm(
     path = pathlib.Path(path)
     if path.suffix != ".litertlm":
         raise InputError(f"litert_lm: `path` must end in .litertlm, got {path}.")
+    if not isinstance(task, TextGeneration):
+        raise InputError(f"litert_lm: `task` must be a TextGeneration, got {type(task)}.")
     plan = device_model.plan(
         "litert_lm", task, quantization, prefill_lengths, cache_length, calibration
     )
