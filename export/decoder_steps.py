@@ -10,13 +10,14 @@ class DecoderSteps:
 
     Args:
         runtime: from `open_runtime`.
-        manifest: dict with `prefill_lengths` and `cache_slots`; of an encoder-decoder also
-            `encoder_length` and `pad_id`.
+        manifest: dict with `prefill_lengths`, `decode_lengths` and `cache_slots`; of an
+            encoder-decoder also `encoder_length` and `pad_id`.
     """
 
     def __init__(self, runtime, manifest):
         self.runtime = runtime
         self._lengths = sorted(manifest["prefill_lengths"])
+        self._decode_lengths = sorted(manifest["decode_lengths"])
         self._manifest = manifest
         self._slots = np.arange(manifest["cache_slots"])
 
@@ -39,12 +40,17 @@ class DecoderSteps:
 
     def step(self, token, position):
         """Put one token into the cache; float32 logits (V,) of what follows."""
-        return self.runtime.run("decode", self._inputs([token], position, 1))["logits"].reshape(-1)
+        length = next((n for n in self._decode_lengths if n > position), None)
+        name = "decode" if length is None else f"decode_{length}"
+        inputs = self._inputs([token], position, 1, length)
+        return self.runtime.run(name, inputs)["logits"].reshape(-1)
 
-    def _inputs(self, token_ids, begin, length):
-        """A chunk at position `begin`, padded to `length`."""
+    def _inputs(self, token_ids, begin, length, attended=None):
+        """A chunk at position `begin`, padded to `length`; `attended` slots are looked at."""
         tokens = np.zeros((1, length), "int32")
         tokens[0, : len(token_ids)] = token_ids
         positions = np.arange(begin, begin + length, dtype="int32")
-        mask = np.where(self._slots <= positions[:, None], 0.0, _MASKED).astype("float32")
+        mask = np.where(self._slots[:attended] <= positions[:, None], 0.0, _MASKED).astype(
+            "float32"
+        )
         return {"tokens": tokens, "input_pos": positions, "mask": mask[None, None]}

@@ -14,6 +14,9 @@ class DecoderStepModule(tf.Module):
     negative number = may not, `kv_cache_k_<i>` and `kv_cache_v_<i>` float32 (1, K, S, H), and
     `logits` float32 (1, 1, V) from `decode`. New keys are written from slot `input_pos[0]` on.
 
+    `decode_<N>` is `decode` for the positions below N: its `mask` is (1, 1, 1, N), and the slots
+    from N on are not looked at, which is faster.
+
     `encode` takes `encoder_tokens` int32 (1, E), filled up with `pad_id`, and gives what
     the other two take beside the rest: `cross_k_<i>` and `cross_v_<i>` float32 (1, K, E, H), and
     `encoder_mask` float32 (1, E), 1 at real tokens.
@@ -22,20 +25,24 @@ class DecoderStepModule(tf.Module):
         model: a model from `models.causal_lm` or `models.seq2seq`.
         cache_slots: int. S.
         prefill_lengths: ints, each T.
+        decode_lengths: ints, each N.
         encoder_length: int. E, of a `seq2seq` model.
     """
 
-    def __init__(self, model, cache_slots, prefill_lengths, encoder_length=None):
+    def __init__(self, model, cache_slots, prefill_lengths, decode_lengths=(), encoder_length=None):
         super().__init__()
         self._model = [model]
         self.weights = [variable.value for variable in model.variables]
         self.cache_slots = cache_slots
         self.prefill_lengths = prefill_lengths
+        self.decode_lengths = decode_lengths
         self.encoder_length = encoder_length
 
     def signatures(self):
         """Signature name -> concrete function."""
         steps = {f"prefill_{length}": self._step(length) for length in self.prefill_lengths}
+        for length in self.decode_lengths:
+            steps[f"decode_{length}"] = self._step(1, length, with_logits=True)
         steps["decode"] = self._step(1, with_logits=True)
         return steps if self.encoder_length is None else {"encode": self._encode(), **steps}
 
@@ -50,8 +57,9 @@ class DecoderStepModule(tf.Module):
         tokens = tf.TensorSpec((1, self.encoder_length), tf.int32, name="encoder_tokens")
         return tf.function(encode).get_concrete_function(encoder_tokens=tokens)
 
-    def _step(self, length, with_logits=False):
+    def _step(self, length, attended=None, with_logits=False):
         (model,) = self._model
+        attended = self.cache_slots if attended is None else attended
 
         def step(tokens, input_pos, mask, encoder_mask=None, **cache):
             cache = {name.removeprefix("kv_cache_"): value for name, value in cache.items()}
@@ -76,7 +84,7 @@ class DecoderStepModule(tf.Module):
         return tf.function(step).get_concrete_function(
             tokens=tf.TensorSpec((1, length), tf.int32, name="tokens"),
             input_pos=tf.TensorSpec((length,), tf.int32, name="input_pos"),
-            mask=tf.TensorSpec((1, 1, length, self.cache_slots), tf.float32, name="mask"),
+            mask=tf.TensorSpec((1, 1, length, attended), tf.float32, name="mask"),
             **self._cache(),
         )
 

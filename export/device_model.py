@@ -16,6 +16,8 @@ from keras_llm.export.signatures import save
 from keras_llm.tasks import TextGeneration, Translation
 
 _PREFILL_LENGTHS = (16, 128)
+# A step that attends to fewer slots is faster; each costs a graph without weights.
+_DECODE_LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 # What the converter may allocate: it took 7 times a model's float32 weights at most.
 _MEMORY = 4 << 30
 _MEMORY_PER_WEIGHT = 64
@@ -85,12 +87,14 @@ def plan(caller, task, quantization, prefill_lengths, cache_length, calibration)
         raise InputError(
             f"{caller}: `prefill_lengths` must be in 1 .. {max_length}, got {prefill_lengths}."
         )
+    # The runtime writes whole chunks: room for one that begins at the last position.
+    slots = max_length + max(prefill_lengths)
     manifest = {
         "task": type(task).__name__,
         "max_length": max_length,
-        # The runtime writes whole chunks: room for one that begins at the last position.
-        "cache_slots": max_length + max(prefill_lengths),
+        "cache_slots": slots,
         "prefill_lengths": list(prefill_lengths),
+        "decode_lengths": [n for n in _DECODE_LENGTHS if 3 * n <= 2 * slots],
     }
     if isinstance(task, Translation):
         config = task.model.config
@@ -101,8 +105,10 @@ def plan(caller, task, quantization, prefill_lengths, cache_length, calibration)
     made = Plan(task, quantization, rules, manifest, calibration)
     if calibration is not None:
         check_texts(caller, "calibration", calibration)
-    if made.needs_calibration and calibration is None:
-        raise InputError(f"{caller}: this `quantization` needs `calibration` texts.")
+    if made.needs_calibration:
+        if calibration is None:
+            raise InputError(f"{caller}: this `quantization` needs `calibration` texts.")
+        manifest["decode_lengths"] = []  # every graph would need texts of its own
     return made
 
 
@@ -121,6 +127,7 @@ def write(plan, path):
         task.model,
         manifest["cache_slots"],
         manifest["prefill_lengths"],
+        manifest["decode_lengths"],
         manifest.get("encoder_length"),
     )
     with tempfile.TemporaryDirectory() as folder:

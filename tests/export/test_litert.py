@@ -60,6 +60,15 @@ def test_prompts_of_all_chunk_sizes(task, runner, length):
     assert runner.generate(prompt, 6) == task(prompt, 6, temperature=0.0)
 
 
+def test_steps_that_look_at_fewer_slots_say_the_same(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(device_model, "_DECODE_LENGTHS", (32, 64))
+    report = export.litert(task, tmp_path / "short.tflite", prefill_lengths=[16])
+    assert set(report["signatures"]) == {"prefill_16", "decode_32", "decode_64", "decode"}
+    device = export.LiteRTModel(tmp_path / "short.tflite")
+    for prompt in ("The", "A word. " * 5, "A word. " * 15):
+        assert device.generate(prompt, 120) == task(prompt, 120, temperature=0.0)
+
+
 @pytest.mark.parametrize(
     "name, options",
     [
@@ -246,5 +255,5 @@ def test_files_that_are_not_ours_are_refused(mobile, tmp_path):
     with pytest.raises(InputError, match="not a model"):
         export.LiteRTModel(tmp_path / "torn.tflite")
     (tmp_path / "headless.tflite").write_bytes(b"x" * 100_000 + whole[100_000:])
-    with pytest.raises(InputError, match="not a model"):
+    with pytest.raises(InputError, match="damaged"):
         export.LiteRTModel(tmp_path / "headless.tflite")
