@@ -1,18 +1,20 @@
-"""Run a TFLite file as a device does, and tell what came out.
+"""Run a device's file as a device does, and tell what came out and what it cost.
 
-python -m keras_llm.export.device_parity MODEL.tflite FOLDER
+python -m keras_llm.export.device_parity FILE FOLDER
 """
 
 import sys
-import time
 
 import numpy as np
 
-from keras_llm.export.parity import NEW_TOKENS, TIMED_TOKENS, answer
+from keras_llm.export.decoder_steps import DecoderSteps
+from keras_llm.export.device_cost import cost
+from keras_llm.export.parity import NEW_TOKENS, answer
 from keras_llm.export.runner import LiteRTModel
 
 
-def _run_litert(path, request):
+def _run(path, request):
+    costs = cost(path)  # first: it forks, and threads do not survive that
     runner = LiteRTModel(path)
     rows, logits = [], []
     for prompt in request["prompts"]:
@@ -22,17 +24,32 @@ def _run_litert(path, request):
             if token is not None:
                 token_ids.append(token)
         rows.append(token_ids)
-    begin = time.perf_counter()
-    timed = sum(1 for _ in runner.steps(request["prompts"][0], TIMED_TOKENS))
-    seconds = time.perf_counter() - begin
     values = {
         "signatures": runner.signatures(),
         "token_ids": rows,
         "texts": [runner.tokenizer.decode(ids) for ids in rows],
-        "tokens_per_second": round(timed / seconds, 1),
+        "cost": costs,
     }
-    return values, {"logits": np.stack(logits)}
+    arrays = {"logits": np.stack(logits)}
+    for index, (source, row) in enumerate(request["rows"]):
+        losses, choices = _read(runner, source, row)
+        arrays |= {f"losses_{index}": losses, f"choices_{index}": choices}
+    return values, arrays
+
+
+def _read(runner, source, row):
+    """The loss, in nats, of each token after the first, and what would have been chosen there."""
+    decoder = DecoderSteps(runner.runtime, runner.manifest)
+    if source:
+        decoder.encode(source)
+    losses, choices = [], []
+    for position, target in enumerate(row[1:]):
+        logits = decoder.step(row[position], position).astype("float64")
+        top = logits.max()
+        losses.append(top + np.log(np.exp(logits - top).sum()) - logits[target])
+        choices.append(int(logits.argmax()))
+    return np.array(losses), np.array(choices)
 
 
 if __name__ == "__main__":
-    answer(_run_litert, *sys.argv[1:])
+    answer(_run, *sys.argv[1:])

@@ -20,6 +20,7 @@ TIMED_TOKENS = 64
 _CHILDREN = {
     "saved_model": "keras_llm.export.server_parity",
     "litert": "keras_llm.export.device_parity",
+    "litert_lm": "keras_llm.export.litert_lm_parity",
 }
 SEED_TEXTS = ["The", "I", "In 1984", "def ", "Why?", "\n", "é", "a b"]
 

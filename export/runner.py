@@ -1,143 +1,202 @@
-"""Run an exported TFLite file with ai-edge-litert and its tokenizer: no TensorFlow, no Keras."""
+"""Run an exported file with LiteRT and its tokenizer: no TensorFlow, no Keras."""
 
-import json
 import numbers
-import pathlib
-import tempfile
-import zipfile
+import random
 
 import numpy as np
 
-from keras_llm import tokenizers
 from keras_llm.errors import InputError
+from keras_llm.export import device_file
+from keras_llm.export.decoder_steps import DecoderSteps
+from keras_llm.export.numpy_sampling import Sampling, choose
+from keras_llm.export.runtime import open_runtime
+from keras_llm.tokenizers import ChatTemplate
 
-MANIFEST = "keras_llm.json"
-TOKENIZER = "tokenizer"
-_MASKED = -1e9
+_NEVER = np.float32(-1e30)
 
 
 class LiteRTModel:
-    """A causal language model from `export.litert`, run as a phone runs it.
+    """A model from `export.litert` or `export.litert_lm`, run as a phone runs it.
+
+    Which methods answer depends on the task that was exported: `generate`, `stream` and `chat` of a
+    `TextGeneration`, `translate` of a `Translation`.
 
     Args:
-        path: str or path of the `.tflite` file. The tokenizer is inside: a zip archive behind
-            the model's own bytes, as in TFLite metadata.
-        num_threads: int or None. Threads of the interpreter; None lets it choose.
+        path: str or path of the `.tflite` or `.litertlm` file; nothing else is needed.
+        num_threads: int > 0, or None for one for each core, up to 4.
+        runtime: "compiled" for LiteRT's CompiledModel, which keeps the key-value cache in its own
+            buffers; "interpreter" for its interpreter; None for the first that there is.
+        xnnpack: bool. Whether XNNPACK computes what it can.
+
+    Attributes:
+        task: str, the class of the task that was exported.
+        tokenizer: its `tokenizers.Tokenizer`.
+        max_length: int, the most tokens a text may have; of a prompt with its continuation.
+        manifest: dict, what the file tells of itself.
+        runtime: the `runtime.CompiledRuntime` or `InterpreterRuntime` below.
 
     Raises:
-        InputError: if the file is missing, or was not written by `export.litert`.
+        InputError: if an argument is wrong, the file is missing or damaged, or it was written by
+            another program.
     """
 
-    def __init__(self, path, num_threads=None):
-        from ai_edge_litert.interpreter import Interpreter
-
-        path = pathlib.Path(path)
-        if not path.is_file():
-            raise InputError(f"{path} does not exist.")
-        try:
-            with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
-                manifest = json.loads(archive.read(MANIFEST))
-                archive.extractall(folder)
-                self.tokenizer = tokenizers.load(pathlib.Path(folder) / TOKENIZER)
-            self._interpreter = Interpreter(model_path=str(path), num_threads=num_threads)
-        except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError) as error:
-            raise InputError(f"{path} is not a model from export.litert: {error}") from None
-        self.max_length = manifest["max_length"]
-        self.cache_length = manifest["cache_length"]
-        self._decode = self._interpreter.get_signature_runner("decode")
-        self._prefill = {
-            length: self._interpreter.get_signature_runner(f"prefill_{length}")
-            for length in sorted(manifest["prefill_lengths"])
-        }
+    def __init__(self, path, num_threads=None, runtime=None, xnnpack=True):
+        if num_threads is not None and (
+            not isinstance(num_threads, numbers.Integral) or num_threads < 1
+        ):
+            raise InputError(f"`num_threads` must be a positive int, got {num_threads!r}.")
+        self.manifest, self.tokenizer = device_file.read(path)
+        self.task = self.manifest["task"]
+        self.max_length = self.manifest["max_length"]
+        self._path = path
+        self.runtime = open_runtime(path, *self.manifest["model"], runtime, num_threads, xnnpack)
 
     def signatures(self):
         """Signature name -> its inputs and outputs by name, as "dtype[shape]"."""
 
-        def rows(details):
-            return {
-                name: f"{np.dtype(d['dtype']).name}{[int(n) for n in d['shape']]}"
-                for name, d in sorted(details.items())
-            }
+        def rows(tensors):
+            return {name: f"{dtype.name}{list(shape)}" for name, (dtype, shape) in tensors.items()}
 
-        runners = {"decode": self._decode}
-        runners |= {f"prefill_{length}": runner for length, runner in self._prefill.items()}
+        runtime = self.runtime
         return {
-            name: {
-                "inputs": rows(runner.get_input_details()),
-                "outputs": rows(runner.get_output_details()),
-            }
-            for name, runner in runners.items()
+            name: {"inputs": rows(runtime.inputs[name]), "outputs": rows(runtime.outputs[name])}
+            for name in runtime.inputs
         }
 
-    def generate(self, prompt, max_new_tokens=64):
-        """Continue a text with the most likely tokens.
+    def generate(self, prompt, max_new_tokens=64, **settings):
+        """Continue a text.
 
         Args:
             prompt: str, not empty.
             max_new_tokens: int > 0.
+            temperature: float >= 0; 0, the default, takes the most likely token each time.
+            top_k, top_p, min_p: as in calling `TextGeneration`.
+            seed: int32, or None for a fresh one. The text is the one that the task gives for the
+                same settings and seed.
+            parse_special: bool. Special tokens that the prompt spells out count as such.
 
         Returns:
             The new text, a str.
 
         Raises:
-            InputError: if an argument is wrong or the prompt does not fit the model.
+            InputError: if an argument is wrong, the prompt does not fit the model, or the file
+                holds another task.
         """
-        return self.tokenizer.decode(
-            [token for token, _ in self.steps(prompt, max_new_tokens) if token is not None]
-        )
+        self._require("TextGeneration", "generate")
+        tokens = [token for token, _ in self.steps(prompt, max_new_tokens, **settings)]
+        return self.tokenizer.decode([token for token in tokens if token is not None])
 
-    def stream(self, prompt, max_new_tokens=64):
+    def stream(self, prompt, max_new_tokens=64, **settings):
         """The same text as `generate`, piece by piece; a piece never ends inside a character."""
-        steps = self.steps(prompt, max_new_tokens)
+        self._require("TextGeneration", "stream")
+        steps = self.steps(prompt, max_new_tokens, **settings)
         return self.tokenizer.decode_stream(token for token, _ in steps if token is not None)
 
-    def steps(self, prompt, max_new_tokens):
-        """Yield `(token, logits)` for each step: an int, None for the end of the text; and the
-        float32 logits (V,) it was chosen from."""
-        if not isinstance(prompt, str) or not prompt:
-            raise InputError(f"`prompt` must be a non-empty str, got {prompt!r}.")
-        if not isinstance(max_new_tokens, numbers.Integral) or max_new_tokens < 1:
-            raise InputError(f"`max_new_tokens` must be a positive int, got {max_new_tokens!r}.")
-        token_ids = self.tokenizer.encode_prompt(prompt)
-        if len(token_ids) >= self.max_length:
-            raise InputError(
-                f"`prompt` has {len(token_ids)} tokens with the begin token; the model takes at "
-                f"most {self.max_length - 1}."
-            )
-        cache = self._read(token_ids[:-1])
-        token = token_ids[-1]
-        end = min(self.max_length, len(token_ids) + max_new_tokens)
-        for position in range(len(token_ids) - 1, end - 1):
-            outputs = self._decode(**self._inputs([token], position, 1), **cache)
-            logits = outputs.pop("logits").reshape(-1)
-            cache = outputs
-            token = int(np.argmax(logits[: self.tokenizer.vocabulary_size]))
+    def chat(self, messages, max_new_tokens=64, **settings):
+        """Answer a conversation.
+
+        Args:
+            messages: str, the user's; or list of dicts with "role" and "content".
+            max_new_tokens, **settings: as of `generate`.
+
+        Returns:
+            The answer, a str.
+
+        Raises:
+            InputError: if the model has no chat template, or as of `generate`.
+        """
+        self._require("TextGeneration", "chat")
+        template = self.manifest.get("chat_template")
+        if not template:
+            raise InputError("this model has no chat template; call `generate` with a prompt.")
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        tokenizer = self.tokenizer
+        bos, eos = (tokenizer.token(index) for index in (tokenizer.bos_id, tokenizer.eos_id))
+        prompt = ChatTemplate(template, bos, eos).render(messages)
+        return self.generate(prompt, max_new_tokens, parse_special=True, **settings)
+
+    def translate(self, text, max_new_tokens=128, **settings):
+        """Turn a text into another, as calling the `Translation` does.
+
+        Args:
+            text: str, not empty.
+            max_new_tokens, temperature, top_k, top_p, min_p, seed: as of `generate`.
+
+        Returns:
+            The new text, a str.
+
+        Raises:
+            InputError: as of `generate`.
+        """
+        self._require("Translation", "translate")
+        tokens = [token for token, _ in self.steps(text, max_new_tokens, **settings)]
+        return self.tokenizer.decode([token for token in tokens if token is not None])
+
+    def steps(self, text, max_new_tokens, parse_special=False, **settings):
+        """An iterator of `(token, logits)` for each step: an int, None for the end of the text; and
+        the float32 logits (V,) it was chosen from. Arguments are those of `generate` or
+        `translate`, checked before the first step."""
+        name = "text" if self.task == "Translation" else "prompt"
+        if not isinstance(text, str) or not text:
+            raise InputError(f"`{name}` must be a non-empty str, got {text!r}.")
+        budget, sampling = _budget(max_new_tokens), _sampling(settings)
+        if self.task == "Translation":
+            source = [*self.tokenizer.encode(text), self.tokenizer.eos_id]
+            self._check_room(name, source, self.manifest["encoder_length"])
+            return self._decode([self.manifest["start_id"]], budget, sampling, source)
+        token_ids = self.tokenizer.encode_prompt(text, parse_special)
+        if not token_ids:
+            raise InputError(f"`{name}` has no tokens.")
+        self._check_room(name, token_ids, self.max_length - 1)
+        return self._decode(token_ids, budget, sampling)
+
+    def _decode(self, token_ids, budget, sampling, source=None):
+        decoder = DecoderSteps(self.runtime, self.manifest)
+        if source is not None:
+            decoder.encode(source)
+        decoder.read(token_ids[:-1])
+        token, first = token_ids[-1], len(token_ids)
+        for step in range(min(budget, self.max_length - first)):
+            logits = decoder.step(token, first - 1 + step)
+            token = choose(self._without_spare(logits), sampling, step)
             if token == self.tokenizer.eos_id:
                 yield None, logits
                 return
             yield token, logits
 
-    def _read(self, token_ids):
-        """Prefill in chunks of the lengths the file has, the smallest that holds what is left."""
-        cache = {
-            name: np.zeros(details["shape"], details["dtype"])
-            for name, details in self._decode.get_input_details().items()
-            if name.startswith("kv_cache_")
-        }
-        begin = 0
-        while begin < len(token_ids):
-            left = len(token_ids) - begin
-            length = next((n for n in self._prefill if n >= left), max(self._prefill))
-            chunk = token_ids[begin : begin + length]
-            cache = self._prefill[length](**self._inputs(chunk, begin, length), **cache)
-            begin += len(chunk)
-        return cache
+    def _check_room(self, name, token_ids, longest):
+        if len(token_ids) > longest:
+            raise InputError(
+                f"`{name}` has {len(token_ids)} tokens with those that are added; the file takes "
+                f"at most {longest}."
+            )
 
-    def _inputs(self, token_ids, begin, length):
-        """A chunk at position `begin`, padded to `length`."""
-        tokens = np.zeros((1, length), "int32")
-        tokens[0, : len(token_ids)] = token_ids
-        positions = np.arange(begin, begin + length, dtype="int32")
-        slots = np.arange(self.cache_length)
-        mask = np.where(slots <= positions[:, None], 0.0, _MASKED).astype("float32")
-        return {"tokens": tokens, "input_pos": positions, "mask": mask[None, None]}
+    def _without_spare(self, logits):
+        """Ids that the model has beyond its tokenizer are never chosen."""
+        if len(logits) == self.tokenizer.vocabulary_size:
+            return logits
+        logits = logits.copy()
+        logits[self.tokenizer.vocabulary_size :] = _NEVER
+        return logits
+
+    def _require(self, task, method):
+        if self.task != task:
+            raise InputError(f"`{method}` needs a {task}; {self._path} holds a {self.task}.")
+
+
+def _budget(max_new_tokens):
+    if not isinstance(max_new_tokens, numbers.Integral) or max_new_tokens < 1:
+        raise InputError(f"`max_new_tokens` must be a positive int, got {max_new_tokens!r}.")
+    return max_new_tokens
+
+
+def _sampling(settings):
+    unknown = sorted(set(settings) - set(Sampling._fields))
+    if unknown:
+        raise InputError(
+            f"unknown setting `{unknown[0]}`; known: {', '.join(Sampling._fields)}, parse_special."
+        )
+    if settings.get("seed") is None:
+        settings = {**settings, "seed": random.getrandbits(31)}
+    return Sampling(**settings).validate()

@@ -49,7 +49,8 @@ class MultiHeadAttention(keras.layers.Layer):
             self-attention). Defaults to `0 .. T - 1`.
         cache: pair of float tensors (B, K, S, H) from `empty_cache`, or None. New keys and
             values are written into it and queries attend to all its slots, slot `s` being
-            position `s`; `attention_mask` is then over its S slots.
+            position `s`; `attention_mask` is then over its S slots, or over the first of them
+            alone, more than one: the others are then left out.
         cache_update_index: int tensor, scalar or (B,): the slot of the first new key (see
             `update_cache`). None with a cache reads the cache and writes nothing
             (cross-attention).
@@ -230,7 +231,7 @@ class MultiHeadAttention(keras.layers.Layer):
                     caches.update_cache(old, features, cache_update_index)
                     for old, features in zip(cache, new, strict=True)
                 )
-            keys, values = cache
+            keys, values = (_first_slots(entry, attention_mask) for entry in cache)
             key_positions = ops.arange(ops.shape(keys)[2])
 
         if use_causal_mask:
@@ -385,3 +386,12 @@ class MultiHeadAttention(keras.layers.Layer):
         config = dict(config)
         config["position"] = keras.saving.deserialize_keras_object(config["position"])
         return cls(**config)
+
+
+def _first_slots(entry, attention_mask):
+    """The slots of a cache (B, K, S, H) that a mask is over: a narrow mask spares the work on the
+    rest."""
+    width = None if attention_mask is None else attention_mask.shape[-1]
+    if width in (None, 1) or entry.shape[2] is None or width >= entry.shape[2]:
+        return entry
+    return entry[:, :, :width]

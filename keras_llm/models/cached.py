@@ -180,7 +180,8 @@ def forward_cached(
         cache_update_index: int tensor, scalar or (B,), the slot of the first token; or the int
             0.
         attention_mask: bool tensor (B, T, S), True = may attend; all layers then have S slots,
-            windowed ones too. Defaults to the causal mask of `positions`.
+            windowed ones too, or more, which are left out. Defaults to the causal mask of
+            `positions`.
         padding_mask: bool tensor (B, T), True = a real token, real ones first. What windowed
             layers keep; None keeps all.
 

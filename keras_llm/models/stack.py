@@ -169,7 +169,8 @@ def decode_cached(
         cache: dict with `k_<i>`, `v_<i>`; for an encoder-decoder also `cross_k_<i>`,
             `cross_v_<i>` and `encoder_padding_mask`.
         index: int tensor, scalar or (B,), the slot of the first token.
-        attention_mask: bool tensor (B, T, S) over full caches; or None for the causal mask,
+        attention_mask: bool tensor (B, T, S) over full caches, or over their first slots, which
+            alone are then attended to; or None for the causal mask,
             with ring caches where `has_ring`.
         padding_mask: bool tensor (B, T) or None, which tokens a ring keeps.
 
@@ -182,6 +183,8 @@ def decode_cached(
         slots = ops.arange(ops.shape(cache[f"k_{rings.index(False)}"])[2])
         if attention_mask is None:
             attention_mask = causal_mask(positions, slots)
+        else:
+            slots = slots[: attention_mask.shape[-1]]
         bias = _shared_bias(layer, config, prefix, positions, slots)
     updated = dict(cache)
     for i, ring in enumerate(rings):

@@ -12,7 +12,7 @@ import tensorflow as tf
 import keras_llm
 from keras_llm import export, models, tasks
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export import parity, to_litert
+from keras_llm.export import device_file, device_model, parity
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,15 @@ def test_prompts_of_all_chunk_sizes(task, runner, length):
     assert runner.generate(prompt, 6) == task(prompt, 6, temperature=0.0)
 
 
+def test_steps_that_look_at_fewer_slots_say_the_same(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(device_model, "_DECODE_LENGTHS", (32, 64))
+    report = export.litert(task, tmp_path / "short.tflite", prefill_lengths=[16])
+    assert set(report["signatures"]) == {"prefill_16", "decode_32", "decode_64", "decode"}
+    device = export.LiteRTModel(tmp_path / "short.tflite")
+    for prompt in ("The", "A word. " * 5, "A word. " * 15):
+        assert device.generate(prompt, 120) == task(prompt, 120, temperature=0.0)
+
+
 @pytest.mark.parametrize(
     "name, options",
     [
@@ -90,7 +99,7 @@ def test_a_bfloat16_model_is_exported_in_float32(task, tmp_path):
 
 def test_signatures_have_litert_lms_names_and_shapes(mobile, task):
     report = mobile[1][None]
-    config, slots = task.model.config, report["cache_length"]
+    config, slots = task.model.config, report["cache_slots"]
     assert set(report["signatures"]) == {"prefill_16", "prefill_128", "decode"}
     cache = {
         f"kv_cache_{kind}_{i}": f"float32[1, {config.num_key_value_heads}, {slots}, 16]"
@@ -166,7 +175,7 @@ def test_an_op_that_is_not_builtin_fails_the_export(tmp_path):
     path = tmp_path / "flex.tflite"
     path.write_bytes(converter.convert())
     with pytest.raises(ExportError, match=r"Flex\w+ is not builtin"):
-        to_litert._op_census(path)
+        device_file.op_census(path)
 
 
 @pytest.mark.parametrize("quantization, words", [(None, "differ from"), ("int8", "diverge from")])
@@ -174,15 +183,16 @@ def test_a_file_that_differs_from_the_model_is_not_written(
     quantization, words, run_folder, tmp_path, monkeypatch
 ):
     broken = keras_llm.load(run_folder)
-    convert = to_litert._convert
+    write = device_model.write
 
-    def other_weights(task, *arguments):
-        weights = task.model.get_weights()
-        task.model.set_weights([w * (1.01 if quantization is None else 1.5) for w in weights])
-        convert(task, *arguments)
-        task.model.set_weights(weights)
+    def other_weights(plan, *arguments):
+        model = plan.task.model
+        weights = model.get_weights()
+        model.set_weights([w * (1.01 if quantization is None else 1.5) for w in weights])
+        write(plan, *arguments)
+        model.set_weights(weights)
 
-    monkeypatch.setattr(to_litert, "_convert", other_weights)
+    monkeypatch.setattr(device_model, "write", other_weights)
     with pytest.raises(ExportError, match=f"{words} Keras"):
         export.litert(broken, tmp_path / "broken.tflite", quantization=quantization)
     assert list(tmp_path.iterdir()) == []
@@ -190,7 +200,8 @@ def test_a_file_that_differs_from_the_model_is_not_written(
 
 def test_a_failing_converter_is_told_in_its_words(tmp_path):
     tf.saved_model.save(tf.Module(), str(tmp_path / "empty"))
-    arguments = [str(tmp_path / "empty"), str(tmp_path / "x"), "none", "no_such_signature"]
+    folder, out = str(tmp_path / "empty"), str(tmp_path / "x")
+    arguments = [folder, out, "float32", str(8 << 30), "no_such_signature"]
     with pytest.raises(ExportError, match="no_such_signature"):
         parity.run_module("keras_llm.export.convert", arguments, timeout=300)
 
@@ -244,5 +255,5 @@ def test_files_that_are_not_ours_are_refused(mobile, tmp_path):
     with pytest.raises(InputError, match="not a model"):
         export.LiteRTModel(tmp_path / "torn.tflite")
     (tmp_path / "headless.tflite").write_bytes(b"x" * 100_000 + whole[100_000:])
-    with pytest.raises(InputError, match="not a model"):
+    with pytest.raises(InputError, match="damaged"):
         export.LiteRTModel(tmp_path / "headless.tflite")

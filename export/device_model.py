@@ -1,0 +1,166 @@
+"""A task as a TFLite model: what to write, writing it, quantising it."""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+
+from keras_llm import models
+from keras_llm.errors import InputError
+from keras_llm.export import parity, rewrite
+from keras_llm.export.decoder_proof import DecoderProof, TranslationProof
+from keras_llm.export.device_graphs import DecoderStepModule
+from keras_llm.export.device_proof import check_texts
+from keras_llm.export.quantize import rules_of
+from keras_llm.export.signatures import save
+from keras_llm.tasks import TextGeneration, Translation
+
+_PREFILL_LENGTHS = (16, 128)
+# A step that attends to fewer slots is faster; each costs a graph without weights.
+_DECODE_LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
+# What the converter may allocate: it took 7 times a model's float32 weights at most.
+_MEMORY = 4 << 30
+_MEMORY_PER_WEIGHT = 64
+_TIMEOUT = 3600
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be written.
+
+    Attributes:
+        task: the task, its model in float32.
+        quantization: as given by the user.
+        rules: tuple of `QuantizationRule`.
+        manifest: dict of JSON values that the file carries.
+        calibration: list of str, or None.
+    """
+
+    task: object
+    quantization: object
+    rules: tuple
+    manifest: dict
+    calibration: list | None
+
+    def proof(self, caller, held_out, max_quality_loss):
+        """The `Proof` of the file; InputError if an argument is wrong."""
+        proof_class = DecoderProof if isinstance(self.task, TextGeneration) else TranslationProof
+        return proof_class(self, caller, held_out, max_quality_loss)
+
+    @property
+    def needs_calibration(self):
+        """Whether a rule fixes the range of activations beforehand."""
+        return any(rule.kind == "static" for rule in self.rules)
+
+    @property
+    def weights(self):
+        """How the weights are told of in a report."""
+        if self.quantization is None:
+            return "float32"
+        if isinstance(self.quantization, str):
+            return self.quantization
+        return [dataclasses.asdict(rule) for rule in self.rules]
+
+
+def plan(caller, task, quantization, prefill_lengths, cache_length, calibration):
+    """The checked `Plan`.
+
+    Raises:
+        InputError: naming the argument that is wrong, `caller` first.
+    """
+    if not isinstance(task, (TextGeneration, Translation)):
+        raise InputError(
+            f"{caller}: `task` must be a TextGeneration or a Translation, got {type(task)}."
+        )
+    rules = rules_of(quantization)
+    task = _in_float32(task)
+    longest = task.model.config.max_length
+    max_length = longest if cache_length is None else cache_length
+    if not isinstance(max_length, int) or not 2 <= max_length <= longest:
+        raise InputError(
+            f"{caller}: `cache_length` must be in 2 .. {longest}, the model's `max_length`; "
+            f"got {cache_length!r}."
+        )
+    if prefill_lengths is None:
+        prefill_lengths = sorted({min(length, max_length) for length in _PREFILL_LENGTHS})
+    if not prefill_lengths or not all(0 < length <= max_length for length in prefill_lengths):
+        raise InputError(
+            f"{caller}: `prefill_lengths` must be in 1 .. {max_length}, got {prefill_lengths}."
+        )
+    # The runtime writes whole chunks: room for one that begins at the last position.
+    slots = max_length + max(prefill_lengths)
+    manifest = {
+        "task": type(task).__name__,
+        "max_length": max_length,
+        "cache_slots": slots,
+        "prefill_lengths": list(prefill_lengths),
+        "decode_lengths": [n for n in _DECODE_LENGTHS if 3 * n <= 2 * slots],
+    }
+    if isinstance(task, Translation):
+        config = task.model.config
+        manifest |= {"encoder_length": max_length, "pad_id": config.pad_id}
+        manifest["start_id"] = config.start_id
+    if task.metadata.get("chat_template"):
+        manifest["chat_template"] = task.metadata["chat_template"]
+    made = Plan(task, quantization, rules, manifest, calibration)
+    if calibration is not None:
+        check_texts(caller, "calibration", calibration)
+    if made.needs_calibration:
+        if calibration is None:
+            raise InputError(f"{caller}: this `quantization` needs `calibration` texts.")
+        manifest["decode_lengths"] = []  # every graph would need texts of its own
+    return made
+
+
+def write(plan, path):
+    """Write the TFLite model of a plan.
+
+    Args:
+        plan: a `Plan`.
+        path: where to; replaced if it is there.
+
+    Raises:
+        ExportError: with the words of the converter, if it fails.
+    """
+    task, manifest = plan.task, plan.manifest
+    module = DecoderStepModule(
+        task.model,
+        manifest["cache_slots"],
+        manifest["prefill_lengths"],
+        manifest["decode_lengths"],
+        manifest.get("encoder_length"),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        signatures = save(module, folder / "saved_model")
+        target = folder / "float32.tflite" if plan.rules else path
+        memory = _MEMORY + _MEMORY_PER_WEIGHT * task.model.count_params()
+        weights = "float16" if plan.quantization == "float16" else "float32"
+        arguments = [str(folder / "saved_model"), str(target), weights, str(memory), *signatures]
+        parity.run_module("keras_llm.export.convert", arguments, _TIMEOUT)
+        if plan.rules:
+            _quantize(plan, target, path, folder)
+
+
+def _quantize(plan, source, path, folder):
+    rewrite.name_tables(source)
+    (folder / "rules.json").write_text(
+        json.dumps([dataclasses.asdict(rule) for rule in plan.rules]), "utf-8"
+    )
+    arguments = [str(source), str(path), str(folder / "rules.json")]
+    if plan.needs_calibration:
+        rows = [plan.task.tokenizer.encode_prompt(text) for text in plan.calibration]
+        request = {"rows": rows, "manifest": plan.manifest}
+        (folder / "calibration.json").write_text(json.dumps(request), "utf-8")
+        arguments.append(str(folder / "calibration.json"))
+    parity.run_module("keras_llm.export.quantize", arguments, _TIMEOUT)
+
+
+def _in_float32(task):
+    name = "block_0" if isinstance(task, TextGeneration) else "decoder_block_0"
+    if task.model.get_layer(name).compute_dtype == "float32":
+        return task
+    build = models.causal_lm if isinstance(task, TextGeneration) else models.seq2seq
+    model = build(task.model.config, dtype="float32")
+    model.set_weights(task.model.get_weights())
+    return type(task)(model, task.tokenizer, metadata=task.metadata)

@@ -1,0 +1,106 @@
+"""`generation.choose` for one row in NumPy: the same token for the same logits and seed, where
+there is neither Keras nor TensorFlow."""
+
+import numbers
+from typing import NamedTuple
+
+import numpy as np
+
+from keras_llm.errors import InputError
+
+_REMOVED = np.float32(-1e30)
+
+
+class Sampling(NamedTuple):
+    """How the next token is chosen; the fields mean what they mean in `generation.Sampling`.
+
+    Attributes:
+        temperature: float >= 0; 0 takes the most likely token.
+        top_k: int >= 0; 0 is off.
+        top_p: float in (0, 1]; 1 is off.
+        min_p: float in [0, 1]; 0 is off.
+        seed: int32.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+    def validate(self):
+        """Raise InputError naming the first setting out of range."""
+        for name, (kind, ok, rule) in _RULES.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool) or not ok(value):
+                raise InputError(f"`{name}` must be {rule}, got {value!r}.")
+        return self
+
+
+_RULES = {
+    "temperature": (numbers.Real, lambda v: 0 <= v < float("inf"), "a number >= 0"),
+    "top_k": (numbers.Integral, lambda v: v >= 0, "an int >= 0"),
+    "top_p": (numbers.Real, lambda v: 0 < v <= 1, "in (0, 1]"),
+    "min_p": (numbers.Real, lambda v: 0 <= v <= 1, "in [0, 1]"),
+    "seed": (numbers.Integral, lambda v: -(2**31) <= v < 2**31, "an int of 32 bits"),
+}
+
+
+def choose(logits, sampling, step):
+    """Choose a token.
+
+    Args:
+        logits: float32 array (V,).
+        sampling: `Sampling`.
+        step: int, 0 for the first new token.
+
+    Returns:
+        int.
+    """
+    if sampling.temperature > 0:
+        logits = logits.astype("float32") / np.float32(sampling.temperature)
+        if sampling.top_k > 0 or sampling.top_p < 1:
+            logits = _keep_top(logits, sampling.top_k, np.float32(sampling.top_p))
+        if sampling.min_p > 0:
+            least = logits.max() + np.log(np.maximum(np.float32(sampling.min_p), _TINY))
+            logits = np.where(logits >= least, logits, _REMOVED)
+        logits = logits + gumbel_noise(sampling.seed, step, len(logits))
+    return int(np.argmax(logits))
+
+
+_TINY = np.float32(1e-30)
+
+
+def _keep_top(logits, top_k, top_p):
+    size = len(logits)
+    ordered = np.sort(logits)[::-1]
+    in_k = np.arange(size) < (top_k if top_k > 0 else size)
+    ordered = np.where(in_k, ordered, _REMOVED)
+    weights = np.exp(ordered - ordered[0])
+    probabilities = weights / weights.sum()
+    before = np.cumsum(probabilities) - probabilities
+    smallest = ordered[in_k & (before < top_p)].min()
+    return np.where(logits >= smallest, logits, _REMOVED)
+
+
+def gumbel_noise(seed, step, size):
+    """Float32 (V,), the noise of `generation.samplers.gumbel_noise`.
+
+    Args:
+        seed, step: int.
+        size: int. V.
+    """
+    x = np.array([seed % 2**32], "uint32")
+    y = np.array([step], "uint32")
+    z = np.arange(size, dtype="uint32")
+    x, y, z = (v * np.uint32(1664525) + np.uint32(1013904223) for v in (x, y, z))
+
+    def mix(x, y, z):
+        x = x + y * z
+        y = y + z * x
+        return x, y, z + x * y
+
+    x, y, z = (v ^ (v >> np.uint32(16)) for v in mix(x, y, z))
+    x, _, _ = mix(x, y, z)
+    uniform = ((x >> np.uint32(8)).astype("float32") + np.float32(0.5)) * np.float32(2**-24)
+    return -np.log(-np.log(uniform))

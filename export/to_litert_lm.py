@@ -1,0 +1,148 @@
+"""A bundle for LiteRT-LM, the language model runtime of Android, iOS and desktops."""
+
+import pathlib
+import tempfile
+
+from keras_llm.errors import ExportError, InputError
+from keras_llm.export import device_file, device_model, parity
+from keras_llm.export.report import write_report
+from keras_llm.files import atomic_file
+from keras_llm.tasks import TextGeneration
+from keras_llm.tokenizers import SentencePiece, to_hugging_face
+
+# A task without a chat template takes a message as the beginning of a text.
+_PLAIN_TEMPLATE = (
+    "{% for m in messages %}{% if m.content is string %}{{ m.content }}"
+    "{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}{% endfor %}"
+)
+
+
+def litert_lm(
+    task,
+    path,
+    quantization=None,
+    prefill_lengths=None,
+    overwrite=False,
+    cache_length=None,
+    held_out=None,
+    max_quality_loss=None,
+    calibration=None,
+):
+    """Write a task as a `.litertlm` bundle: the TFLite model of `litert`, the tokenizer, the chat
+    template, begin and stop tokens.
+
+    `litert-lm run FILE` and the LiteRT-LM libraries for Kotlin and Swift take it, and so does
+    `LiteRTModel(path)`. Before the file gets its name it is run by `LiteRTModel` in a fresh
+    process, as `litert` does, and by LiteRT-LM in another, where that is installed.
+
+    Args:
+        task: a `TextGeneration`. Its `metadata["chat_template"]` goes into the bundle.
+        path: str or path that ends in `.litertlm`.
+        quantization, prefill_lengths, overwrite, cache_length, held_out, max_quality_loss,
+        calibration: as of `litert`.
+
+    Returns:
+        The report, as of `litert`. `litert_lm` in it says how many of its prompts' greedy texts
+        in LiteRT-LM are those of `LiteRTModel`; it is None if LiteRT-LM is not installed.
+
+    Raises:
+        InputError: if an argument is wrong or the file exists.
+        ExportError: as of `litert`, or if LiteRT-LM gives another text; nothing is left behind.
+    """
+    path = pathlib.Path(path)
+    if path.suffix != ".litertlm":
+        raise InputError(f"litert_lm: `path` must end in .litertlm, got {path}.")
+    if not isinstance(task, TextGeneration):
+        raise InputError(f"litert_lm: `task` must be a TextGeneration, got {type(task)}.")
+    plan = device_model.plan(
+        "litert_lm", task, quantization, prefill_lengths, cache_length, calibration
+    )
+    proof = plan.proof("litert_lm", held_out, max_quality_loss)
+    with atomic_file(path, overwrite) as partial:
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            model = folder / "model.tflite"
+            device_model.write(plan, model)
+            ops = device_file.op_census(model)
+            parts = device_file.parts(model)
+            section = _bundle(plan, model, partial, folder)
+        parts["bundle"] = partial.stat().st_size - parts["model"]
+        tokenizer, manifest = plan.task.tokenizer, plan.manifest
+        parts["tokenizer"] = device_file.append(partial, tokenizer, manifest, section)
+        report = {
+            "format": "litert_lm",
+            "quantization": plan.weights,
+            **manifest,
+            "bytes": {**parts, "total": partial.stat().st_size},
+            "ops": ops,
+            **proof.of(partial),
+            "litert_lm": _run_there(partial, proof.prompts, proof.texts),
+        }
+    write_report(path.parent, path.name, report)
+    return report
+
+
+def _bundle(plan, model, path, folder):
+    """Write the bundle; where in it the model is, (begin, end)."""
+    import litert_lm_builder as builder
+
+    bundle = builder.LitertLmFileBuilder()
+    author = builder.Metadata(key="Authors", value="keras_llm", dtype=builder.DType.STRING)
+    bundle.add_system_metadata(author)
+    (folder / "metadata.pb").write_bytes(_metadata(plan).SerializeToString())
+    bundle.add_llm_metadata(str(folder / "metadata.pb"))
+    tokenizer = plan.task.tokenizer
+    if isinstance(tokenizer, SentencePiece):
+        (folder / "sentencepiece.model").write_bytes(tokenizer.model)
+        bundle.add_sentencepiece_tokenizer(str(folder / "sentencepiece.model"))
+    else:
+        to_hugging_face(tokenizer, folder / "hugging_face")
+        bundle.add_hf_tokenizer(str(folder / "hugging_face" / "tokenizer.json"))
+    bundle.add_tflite_model(str(model), builder.TfLiteModelType.PREFILL_DECODE)
+    with open(path, "wb") as file:
+        bundle.build(file)
+    return _model_section(path)
+
+
+def _metadata(plan):
+    from litert_lm_builder.runtime.proto import llm_metadata_pb2
+
+    tokenizer = plan.task.tokenizer
+    metadata = llm_metadata_pb2.LlmMetadata()
+    if tokenizer.add_bos:
+        metadata.start_token.token_ids.ids.append(tokenizer.bos_id)
+    if tokenizer.eos_id >= 0:
+        metadata.stop_tokens.add().token_ids.ids.append(tokenizer.eos_id)
+    metadata.max_num_tokens = plan.manifest["max_length"]
+    metadata.llm_model_type.generic_model.SetInParent()
+    metadata.jinja_prompt_template = plan.manifest.get("chat_template", _PLAIN_TEMPLATE)
+    metadata.supports_thinking = metadata.supports_function_calling = False
+    spare = range(tokenizer.vocabulary_size, plan.task.model.config.vocabulary_size)
+    metadata.suppress_tokens.ids.extend(spare)
+    return metadata
+
+
+def _model_section(path):
+    import io
+
+    from litert_lm_builder import litertlm_header_schema_py_generated as schema
+    from litert_lm_builder import litertlm_peek
+
+    header = litertlm_peek.read_litertlm_header(str(path), io.StringIO())
+    sections = header.SectionMetadata()
+    for i in range(sections.ObjectsLength()):
+        section = sections.Objects(i)
+        if section.DataType() == schema.AnySectionDataType.TFLiteModel:
+            return section.BeginOffset(), section.EndOffset()
+    raise ExportError("the bundle has no model.")
+
+
+def _run_there(path, prompts, texts):
+    """How LiteRT-LM's greedy texts compare with those of `LiteRTModel`, a dict; None without it."""
+    try:
+        import litert_lm  # noqa: F401, is it there?
+    except ImportError:
+        return None
+    answer = parity.run_child("litert_lm", path, {"prompts": prompts}, 1800)
+    parity.require_same_texts(answer["texts"], texts)
+    return {"prompts": len(prompts), "greedy_texts_equal": True}

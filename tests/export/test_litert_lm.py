@@ -1,0 +1,255 @@
+"""Bundles, quantisation and the runner: the same text as Keras in LiteRT-LM too."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from keras_llm import export, models, tasks, tokenizers
+from keras_llm.errors import ExportError, InputError
+from keras_llm.export import device_model
+from keras_llm.export.quantize import QuantizationRule, rules_of
+
+
+@pytest.fixture(scope="module")
+def bundle(task, held_out_prompts, tmp_path_factory):
+    """An int8 bundle with a chat template, and its report."""
+    path = tmp_path_factory.mktemp("mobile") / "reference.litertlm"
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    chatty = tasks.TextGeneration(task.model, task.tokenizer, {"chat_template": template})
+    report = export.litert_lm(
+        chatty, path, "int8", cache_length=100, held_out=held_out_prompts, max_quality_loss=0.05
+    )
+    return path, report
+
+
+@pytest.fixture(scope="module")
+def runner(bundle):
+    return export.LiteRTModel(bundle[0])
+
+
+def test_the_text_in_litert_lm_is_that_of_our_runner(bundle, runner):
+    report = bundle[1]["litert_lm"]
+    assert report["greedy_texts_equal"] is True and report["prompts"] >= 6
+    program = """
+import json, sys
+from keras_llm.export.litert_lm_parity import greedy
+sys.stdout.write(json.dumps(greedy(sys.argv[1], json.loads(sys.argv[2]), 80)))
+"""
+    prompts = ["The value of", "In the", "A word. " * 8]  # more than one chunk of 16
+    command = [sys.executable, "-c", program, str(bundle[0]), json.dumps(prompts)]
+    done = subprocess.run(command, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    texts = json.loads(done.stdout.decode().splitlines()[-1])
+    assert texts == [runner.generate(prompt, 80) for prompt in prompts]
+
+
+def test_the_cost_of_quantisation_is_in_the_report(bundle, task):
+    path, report = bundle
+    quality = report["quality"]
+    assert quality["text"] == "given" and quality["tokens"] > 200
+    assert abs(quality["loss"]) < 0.05
+    assert quality["loss"] == pytest.approx(
+        quality["perplexity"] / quality["perplexity_keras"] - 1, rel=1e-6
+    )
+    assert quality["greedy_agreement"] > 0.9
+    parts = report["bytes"]
+    assert parts["total"] == path.stat().st_size
+    assert parts["weights_int8"] > 0.9 * task.model.count_params()
+    assert parts["weights_int8"] < 1.05 * task.model.count_params()  # each stored once
+    assert json.loads((path.parent / "export_report.json").read_text()) == {path.name: report}
+
+
+def test_memory_and_speed_are_in_the_report(bundle, task):
+    report, config = bundle[1], task.model.config
+    per_token = 2 * config.num_layers * config.num_key_value_heads * config.head_dim * 4
+    assert report["cache_bytes_per_token"] == per_token
+    settings = [(row["threads"], row["xnnpack"]) for row in report["speed"]]
+    assert settings == [(1, True), (2, True), (1, False), (2, False)]
+    for row in report["speed"]:
+        assert row["decode_tokens_per_second"] > 0 and row["prefill_tokens_per_second"] > 0
+        assert row["resident_bytes"] >= row["buffer_bytes"] > 0 < row["load_seconds"]
+
+
+def test_sampled_text_is_that_of_the_task(task, tmp_path, runner):
+    export.litert(task, tmp_path / "float.tflite", prefill_lengths=[8])
+    settings = [
+        {"temperature": 1.0, "seed": 5},
+        {"temperature": 0.8, "top_k": 12, "seed": -3},
+        {"temperature": 1.2, "top_p": 0.8, "min_p": 0.02, "seed": 7},
+    ]
+    for runtime in ("compiled", "interpreter"):
+        device = export.LiteRTModel(tmp_path / "float.tflite", runtime=runtime)
+        for setting in settings:
+            expected = task("The class", 24, **setting)
+            assert device.generate("The class", 24, **setting) == expected
+            assert "".join(device.stream("The class", 24, **setting)) == expected
+    assert runner.generate("The", 8, temperature=1.0) is not None  # a seed of its own
+
+
+def test_the_chat_template_comes_with_the_file(runner):
+    messages = [{"role": "user", "content": "The value"}]
+    assert runner.chat(messages, 8) == runner.chat("The value", 8)
+    assert runner.chat("The value", 8) == runner.generate("The value", 8, parse_special=True)
+
+
+def test_the_cache_is_as_long_as_was_asked(bundle, runner):
+    assert runner.max_length == bundle[1]["max_length"] == 100
+    ids = runner.tokenizer.encode("word and " * 100)[:98]
+    prompt = runner.tokenizer.decode(ids)
+    tokens = [token for token, _ in runner.steps(prompt, 500)]
+    assert len(tokens) == 1  # the last slot
+    with pytest.raises(InputError, match="at most 99"):
+        runner.generate("word and " * 100, 5)
+
+
+def test_a_byte_pair_tokenizer_goes_in_as_tokenizer_json(task, tmp_path):
+    tok = tokenizers.BytePair.train(["once upon a time there was"] * 9, 300)
+    config = models.preset(
+        "llama-tiny", vocabulary_size=304, initializer_range=0.3, max_length=64, num_layers=1
+    )
+    other = tasks.TextGeneration(models.causal_lm(config), tok)
+    rules = [QuantizationRule(bits=4, block=32), QuantizationRule(layers="head", bits=8)]
+    report = export.litert_lm(other, tmp_path / "other.litertlm", rules, prefill_lengths=[16])
+    assert report["litert_lm"]["greedy_texts_equal"] is True
+    assert report["quantization"][0]["bits"] == 4 and report["bytes"]["weights_int4"] > 0
+
+
+@pytest.mark.parametrize("place", [0.3, 0.7])
+def test_a_flipped_bit_is_noticed(bundle, tmp_path, place):
+    data = bytearray(bundle[0].read_bytes())
+    data[int(place * bundle[1]["bytes"]["model"])] ^= 1
+    (tmp_path / "flipped.litertlm").write_bytes(data)
+    with pytest.raises(InputError, match="damaged"):
+        export.LiteRTModel(tmp_path / "flipped.litertlm")
+
+
+def test_a_torn_bundle_is_noticed(bundle, tmp_path):
+    data = bundle[0].read_bytes()
+    for size in (0, 100, len(data) // 2, len(data) - 1):
+        (tmp_path / "torn.litertlm").write_bytes(data[:size])
+        with pytest.raises(InputError, match="not a model"):
+            export.LiteRTModel(tmp_path / "torn.litertlm")
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda r: r.generate(""), "prompt"),
+        (lambda r: r.generate("a", temperature=-1), "temperature"),
+        (lambda r: r.generate("a", top_q=1), "unknown setting `top_q`"),
+        (lambda r: r.stream("a", 0), "max_new_tokens"),
+        (lambda r: r.translate("a"), "`translate` needs a Translation"),
+    ],
+)
+def test_the_runner_names_what_is_wrong(runner, call, words):
+    with pytest.raises(InputError, match=words):
+        call(runner)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"runtime": "gpu"}, "runtime"),
+        ({"num_threads": 0}, "num_threads"),
+    ],
+)
+def test_the_runner_checks_how_it_is_opened(bundle, arguments, words):
+    with pytest.raises(InputError, match=words):
+        export.LiteRTModel(bundle[0], **arguments)
+
+
+def test_a_file_that_is_worse_than_allowed_is_not_written(task, bundle, tmp_path, monkeypatch):
+    manifest = export.LiteRTModel(bundle[0]).manifest
+    begin, end = manifest["model"]
+
+    def write(plan, path):
+        path.write_bytes(bundle[0].read_bytes()[begin:end])
+
+    monkeypatch.setattr(device_model, "write", write)
+    with pytest.raises(ExportError, match=r"worse, more than the 0\.00% of `max_quality_loss`"):
+        export.litert(
+            task,
+            tmp_path / "x.tflite",
+            "int8",
+            cache_length=100,
+            held_out=["zq" * 40],
+            max_quality_loss=0.0,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_converter_without_memory_is_an_error(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(device_model, "_MEMORY", 100 << 20)
+    monkeypatch.setattr(device_model, "_MEMORY_PER_WEIGHT", 0)
+    with pytest.raises(ExportError, match=r"keras_llm\.export\.convert ended with"):
+        export.litert(task, tmp_path / "x.tflite")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"path": "model.tflite"}, "litertlm"),
+        ({"quantization": "int5"}, "int8_weight_only"),
+        ({"quantization": []}, "quantization"),
+        ({"quantization": "int8_static"}, "calibration"),
+        ({"quantization": "int8", "held_out": [""]}, "held_out"),
+        ({"quantization": "int8", "max_quality_loss": -1}, "max_quality_loss"),
+        ({"max_quality_loss": 0.1}, "max_quality_loss"),
+        ({"cache_length": 1}, "cache_length"),
+        ({"cache_length": 4096}, "cache_length"),
+    ],
+)
+def test_wrong_arguments_are_named(task, tmp_path, arguments, words):
+    arguments = {"task": task, "path": "model.litertlm", **arguments}
+    arguments["path"] = tmp_path / arguments["path"]
+    with pytest.raises(InputError, match=words):
+        export.litert_lm(**arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"layers": "("}, {"bits": 3}, {"bits": 8, "block": 32}, {"kind": "magic"}]
+)
+def test_a_rule_checks_its_arguments(arguments):
+    with pytest.raises(InputError, match=f"`{list(arguments)[-1]}`"):
+        QuantizationRule(**arguments)
+
+
+def test_recipes_are_rules():
+    assert rules_of(None) == rules_of("float16") == ()
+    assert rules_of("int4")[0].block == 32
+    mixed = [QuantizationRule(bits=4), QuantizationRule(layers="block_0", bits=32)]
+    assert rules_of(mixed) == tuple(mixed)
+
+
+def test_a_translation_is_the_same_text(tmp_path):
+    tok = tokenizers.SentencePiece.train(["guten tag", "good day to you"] * 9, 280, "bpe")
+    config = models.preset(
+        "transformer-tiny",
+        vocabulary_size=280,
+        start_id=tok.bos_id,
+        dropout=0.0,
+        initializer_range=0.3,
+    )
+    task = tasks.Translation(models.seq2seq(config), tok)
+    path = tmp_path / "translation.tflite"
+    report = export.litert(task, path, prefill_lengths=[4], cache_length=40)
+    assert report["parity"]["greedy_texts_equal"] and report["parity"]["max_logit_error"] < 1e-4
+    assert set(report["signatures"]) == {"encode", "prefill_4", "decode"}
+    texts = ["guten tag", "good", "you to day"]
+    for runtime in ("compiled", "interpreter"):
+        device = export.LiteRTModel(path, runtime=runtime)
+        assert [device.translate(text, 16) for text in texts] == task(texts, 16)
+        sampled = {"temperature": 0.9, "seed": 4}
+        assert device.translate("good", 9, **sampled) == task("good", 9, **sampled)
+    with pytest.raises(InputError, match="`generate` needs a TextGeneration"):
+        device.generate("good")
+    with pytest.raises(InputError, match="at most 40"):
+        device.translate("guten tag " * 40)
+    with pytest.raises(InputError, match="pairs"):
+        export.litert(task, tmp_path / "x.tflite", "int8", held_out=["guten tag"])
+    with pytest.raises(InputError, match="TextGeneration"):
+        export.litert_lm(task, tmp_path / "x.litertlm")

@@ -1,0 +1,51 @@
+"""The sampler without Keras chooses what Keras's chooses."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from keras_llm import generation
+from keras_llm.errors import InputError
+from keras_llm.export.numpy_sampling import Sampling, choose, gumbel_noise
+from keras_llm.generation import samplers
+
+SETTINGS = list(
+    itertools.product(
+        [0.0, 0.7, 1.3], [0, 1, 5], [1.0, 0.5, 0.9], [0.0, 0.05, 0.3], [0, -7, 2**31 - 1]
+    )
+)
+
+
+def test_every_setting_chooses_the_same_token():
+    random = np.random.default_rng(0)
+    for step, settings in enumerate(SETTINGS):
+        logits = random.normal(0, 3, 61).astype("float32")
+        logits[random.integers(61)] = logits.max()  # a tie
+        sampling = Sampling(*settings)
+        theirs = generation.Sampling(**sampling._asdict()).tensors()
+        expected = int(samplers.choose(logits[None], theirs, step)[0])
+        assert choose(logits, sampling, step) == expected, settings
+
+
+def test_the_noise_is_the_same_to_the_last_bits():
+    for seed, step in [(0, 0), (-1, 3), (123456789, 2000)]:
+        ours = gumbel_noise(seed, step, 5000)
+        theirs = np.asarray(samplers.gumbel_noise(np.array([seed], "int32"), step, 5000))[0]
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("top_k", 1.5),
+        ("top_p", 0.0),
+        ("min_p", 1.1),
+        ("seed", 2**31),
+    ],
+)
+def test_a_setting_out_of_range_is_named(name, value):
+    with pytest.raises(InputError, match=f"`{name}`"):
+        Sampling(**{name: value}).validate()
