@@ -10,9 +10,11 @@ import numpy as np
 from keras_llm import models, tasks
 from keras_llm.errors import ExportError
 from keras_llm.export import parity
+from keras_llm.generation import SETTINGS, Sampling, dtype_of
 
 _TOLERANCE = 1e-3  # of probabilities, and of sums of log-probabilities in nats
 _GENERATING = ("serving_default", "generate")
+_PENALTIES = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3, "min_new_tokens": 2}
 _MOST_DIVERGENCE = 0.05  # of quantised weights: nats of KL divergence, or differences of numbers
 
 
@@ -22,10 +24,11 @@ class Proof:
     Args:
         task: a task.
         exact: bool.
+        beam_width: int or None, the width of `beam_search`.
     """
 
-    def __init__(self, task, exact=True):
-        self.task, self.exact = task, exact
+    def __init__(self, task, exact=True, beam_width=None):
+        self.task, self.exact, self.beam_width = task, exact, beam_width
 
     def calls(self):
         """Calls of signatures, a list of pairs (signature, inputs)."""
@@ -47,6 +50,21 @@ class Proof:
         """The time of the timed call -> what goes into the report."""
         del outputs
         return {"texts_per_second": round(1 / seconds, 1)}
+
+    def beams(self, field, texts, found, **settings):
+        """Check `beam_search`: the texts and scores of the task."""
+        rows = self.task(
+            texts,
+            max_new_tokens=parity.NEW_TOKENS,
+            beam_width=self.beam_width,
+            num_return_sequences=self.beam_width,
+            return_details=True,
+            **settings,
+        )
+        rows = rows if self.beam_width > 1 else [[row] for row in rows]
+        self.agreement("texts of beams", found[field], [[r.text for r in row] for row in rows])
+        scores = [[result.score for result in row] for row in rows]
+        return self.number("scores of beams", found["score"], scores)
 
     def number(self, name, found, expected):
         """The largest difference of numbers, checked."""
@@ -77,9 +95,12 @@ class Proof:
 class TextGenerationProof(Proof):
     """Greedy texts, log-likelihoods, ids, and logits of the steps with a cache."""
 
-    def __init__(self, task, exact=True):
-        super().__init__(task, exact)
+    def __init__(self, task, exact=True, beam_width=None):
+        super().__init__(task, exact, beam_width)
         self._prompts = parity.probe_prompts(task)
+        self._chats = []
+        if task.metadata.get("chat_template"):
+            self._chats = [task.render([{"role": "user", "content": "Why?"}])]
         self._ids = [task.tokenizer.encode_prompt(text) for text in self._prompts]
         self._cache_length = min(max(map(len, self._ids)) + 1, task.model.config.max_length)
 
@@ -104,7 +125,23 @@ class TextGenerationProof(Proof):
             ("prefill", prefill),
             ("decode", decode),
             ("detokenize", {"token_ids": prefill["token_ids"], "lengths": prefill["lengths"]}),
+            *self._further(self._prompts[:2]),
         ]
+
+    def _further(self, prompts):
+        """Calls of the signatures with more settings."""
+        extended = _greedy_settings(parity.NEW_TOKENS, _PENALTIES)
+        calls = [("generate_extended", {"prompt": ["string", prompts], **extended})]
+        if self._chats:
+            chat = _greedy_settings(parity.NEW_TOKENS, {})
+            calls.append(("chat", {"prompt": ["string", self._chats], **chat}))
+        if self.beam_width is not None:
+            settings = {
+                "max_new_tokens": ["int32", [parity.NEW_TOKENS]],
+                "length_penalty": ["float32", [1.0]],
+            }
+            calls.append(("beam_search", {"prompt": ["string", prompts], **settings}))
+        return calls
 
     def timed(self):
         return "serving_default", self._greedy(self._prompts[:1], parity.TIMED_TOKENS)
@@ -124,13 +161,14 @@ class TextGenerationProof(Proof):
             ("detokenize", prompts),
             ("prefill", {**prompts, "cache_length": ["int32", [len(ids) + 1]]}),
             ("decode", {**step, **cache}),
+            *self._further(prompt),
         ]
 
     def speed(self, seconds, outputs):
         return {"tokens_per_second": round(outputs["num_tokens"][0] / seconds, 1)}
 
     def compare(self, outputs):
-        generated, scored, tokenized, prefilled, decoded, spelled = outputs
+        generated, scored, tokenized, prefilled, decoded, spelled, *further = outputs
         task = self.task
         expected = task(
             self._prompts,
@@ -161,7 +199,19 @@ class TextGenerationProof(Proof):
                 generated["log_probability"],
                 [row.log_probability for row in expected],
             )
+        measured |= self._compare_further(*further)
         return {**measured, **self._steps(prefilled["logits"], decoded["logits"])}
+
+    def _compare_further(self, extended, *others):
+        task, greedy = self.task, {"max_new_tokens": parity.NEW_TOKENS, "temperature": 0.0}
+        prompts, others = self._prompts[:2], list(others)
+        self.agreement("text", extended["text"], task(prompts, **greedy, **_PENALTIES))
+        if self._chats:
+            texts = task(self._chats, parse_special=True, **greedy)
+            self.agreement("answer", others.pop(0)["text"], texts)
+        if self.beam_width is None:
+            return {}
+        return {"max_beam_score_error": self.beams("text", prompts, others.pop(0))}
 
     def _steps(self, prefilled, decoded):
         """Of the steps with a cache against the whole text read at once."""
@@ -199,9 +249,16 @@ class TranslationProof(Proof):
     """Greedy texts and their log-probabilities."""
 
     def calls(self):
-        texts = parity.SEED_TEXTS
+        texts = ["string", parity.SEED_TEXTS]
         settings = _greedy_settings(parity.NEW_TOKENS)
-        return [("serving_default", {"text": ["string", texts], **settings})]
+        calls = [("serving_default", {"text": texts, **settings})]
+        if self.beam_width is not None:
+            settings = {
+                "max_new_tokens": ["int32", [parity.NEW_TOKENS]],
+                "length_penalty": ["float32", [1.0]],
+            }
+            calls.append(("beam_search", {"text": texts, **settings}))
+        return calls
 
     def timed(self):
         settings = _greedy_settings(parity.TIMED_TOKENS)
@@ -211,7 +268,7 @@ class TranslationProof(Proof):
         return {"tokens_per_second": round(max(outputs["num_tokens"][0], 1) / seconds, 1)}
 
     def compare(self, outputs):
-        (found,) = outputs
+        found, *beams = outputs
         expected = self.task(
             parity.SEED_TEXTS, max_new_tokens=parity.NEW_TOKENS, return_details=True
         )
@@ -224,7 +281,12 @@ class TranslationProof(Proof):
             np.where(equal, found["score"], 0.0),
             np.where(equal, [row.log_probability for row in expected], 0.0),
         )
+        measured = {}
+        if beams:
+            error = self.beams("translation", parity.SEED_TEXTS, *beams)
+            measured["max_beam_score_error"] = error
         return {
+            **measured,
             "texts": len(texts),
             "greedy_texts_equal": all(equal),
             "max_score_error": error,
@@ -237,8 +299,8 @@ class TranslationProof(Proof):
 class _HeadProof(Proof):
     """Of texts of many lengths, one longer than the model takes."""
 
-    def __init__(self, task, exact=True):
-        super().__init__(task, exact)
+    def __init__(self, task, exact=True, beam_width=None):
+        super().__init__(task, exact, beam_width)
         long = "The long text, with words. " * (1 + task.model.config.max_length // 4)
         self._texts = [*parity.SEED_TEXTS, "a longer text, with more words than the others", long]
 
@@ -316,8 +378,8 @@ class TokenClassificationProof(_HeadProof):
 class QuestionAnsweringProof(Proof):
     """Answers, their places and probabilities; one context needs several windows."""
 
-    def __init__(self, task, exact=True):
-        super().__init__(task, exact)
+    def __init__(self, task, exact=True, beam_width=None):
+        super().__init__(task, exact, beam_width)
         filler = "The answer is here, é, or there. "
         count = 1 + task.model.config.max_length // 6
         self._questions = ["Where is it?", "Who", "What is the value of a long question here?"]
@@ -353,8 +415,8 @@ class QuestionAnsweringProof(Proof):
 class MaskedLanguageModelProof(Proof):
     """Guesses, their probabilities, and the filled texts."""
 
-    def __init__(self, task, exact=True):
-        super().__init__(task, exact)
+    def __init__(self, task, exact=True, beam_width=None):
+        super().__init__(task, exact, beam_width)
         gap = task.mask_token
         self._texts = [f"The {gap} of it.", gap, f"a {gap} and {gap}, {gap}!", f"É{gap} \n {gap}"]
 
@@ -394,12 +456,21 @@ PROOFS = {
 }
 
 
-def proof_of(task, exact=True):
+def proof_of(task, exact=True, beam_width=None):
     """The proof of a task's SavedModel."""
-    return next(proof for kind, proof in PROOFS.items() if isinstance(task, kind))(task, exact)
+    proof = next(proof for kind, proof in PROOFS.items() if isinstance(task, kind))
+    return proof(task, exact, beam_width)
 
 
-def _greedy_settings(max_new_tokens):
+def _greedy_settings(max_new_tokens, further=None):
+    """Inputs of greedy decoding; with a dict, those of a signature that takes all settings."""
+    if further is not None:
+        given = {"temperature": 0.0, "seed": 0, **further}
+        values = {name: given.get(name, Sampling._field_defaults[name]) for name in SETTINGS}
+        return {
+            "max_new_tokens": ["int32", [max_new_tokens]],
+            **{name: [dtype_of(name), [value]] for name, value in values.items()},
+        }
     return {
         "max_new_tokens": ["int32", [max_new_tokens]],
         "temperature": ["float32", [0.0]],

@@ -11,7 +11,7 @@ from keras_llm.export.warmup import write_warmup
 from keras_llm.files import atomic_folder
 
 
-def saved_model(task, path, version=1, overwrite=False, xla=False, weights=None):
+def saved_model(task, path, version=1, overwrite=False, xla=False, weights=None, beam_width=None):
     """Write a task as `<path>/<version>/`, the layout TensorFlow Serving reads.
 
     Tokenizer, model and what comes out of it are in the graph: a signature takes strings and gives
@@ -31,6 +31,8 @@ def saved_model(task, path, version=1, overwrite=False, xla=False, weights=None)
         weights: None to store weights as they are; "float16" or "int8" to store matrices in fewer
             bits. They are spelled out in float32 when the SavedModel is loaded: files and
             transfers get smaller, memory and time stay.
+        beam_width: int or None. With a width, a `TextGeneration` or `Translation` has a signature
+            `beam_search` with so many beams, all of which come back.
 
     Returns:
         The report, a dict that is also kept in `<path>/export_report.json` under the version:
@@ -41,13 +43,13 @@ def saved_model(task, path, version=1, overwrite=False, xla=False, weights=None)
         InputError: if an argument is wrong or the version exists.
         ExportError: if the SavedModel does not match the task; nothing is left behind.
     """
-    module = module_of(task, weights, xla)
+    module = module_of(task, weights, xla, beam_width)
     if not isinstance(version, int) or version < 1:
         raise InputError(f"saved_model: `version` must be a positive int, got {version!r}.")
     path = pathlib.Path(path)
     with atomic_folder(path / str(version), overwrite) as folder:
         save(module, folder)
-        proof = proof_of(task, exact=weights is None)
+        proof = proof_of(task, weights is None, beam_width)
         write_warmup(folder, path.name, proof.warm_up())
         sizes = folder_sizes(folder)
         report = {

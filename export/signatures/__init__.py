@@ -13,6 +13,7 @@ from keras_llm.export.signatures.question_answering import QuestionAnsweringModu
 from keras_llm.export.signatures.text_generation import TextGenerationModule
 from keras_llm.export.signatures.translation import TranslationModule
 from keras_llm.export.signatures.weights import KINDS
+from keras_llm.generation.beam import check_count
 
 MODULES = {
     tasks.TextGeneration: TextGenerationModule,
@@ -27,13 +28,14 @@ MODULES = {
 __all__ = ["MODULES", "TextGenerationModule", "module_of", "save"]
 
 
-def module_of(task, weights=None, xla=False):
+def module_of(task, weights=None, xla=False, beam_width=None):
     """The graphs of a task.
 
     Args:
         task: a task.
         weights: None, or "float16" or "int8" to store matrices in fewer bits.
         xla: bool. Whether the loop of a task that generates is compiled by XLA.
+        beam_width: int or None, the beams of its `beam_search`.
 
     Raises:
         InputError: if an argument is wrong.
@@ -46,11 +48,14 @@ def module_of(task, weights=None, xla=False):
         raise InputError(
             f'saved_model: `weights` must be None, "float16" or "int8", got {weights!r}.'
         )
-    if not xla:
-        return module(task, weights)
-    if module not in (TextGenerationModule, TranslationModule):
-        raise InputError(
-            f"saved_model: `xla` is for tasks that generate text; a {type(task).__name__} reads "
-            "it once."
-        )
-    return module(task, weights, xla=True)
+    if module in (TextGenerationModule, TranslationModule):
+        if beam_width is not None:
+            check_count("saved_model", "beam_width", beam_width)
+        return module(task, weights, xla, beam_width)
+    for name, value in (("xla", xla), ("beam_width", beam_width)):
+        if value:
+            raise InputError(
+                f"saved_model: `{name}` is for tasks that generate text; a {type(task).__name__} "
+                "reads it once."
+            )
+    return module(task, weights)

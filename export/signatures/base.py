@@ -1,10 +1,12 @@
 """What all graphs for servers share."""
 
 import contextlib
+import pathlib
 import uuid
 
 import keras
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_llm.errors import ExportError
 from keras_llm.export.signatures.weights import SmallWeight, is_stored_small
@@ -21,7 +23,21 @@ def save(module, folder):
         tf.saved_model.save(module, str(folder), signatures=signatures)
     except tf.errors.OpError as error:
         raise ExportError(f"{folder} cannot be written: {error.message}") from error
+    if module.defaults:
+        _write_defaults(pathlib.Path(folder) / "saved_model.pb", module.defaults)
     return list(signatures)
+
+
+def _write_defaults(path, defaults):
+    """Tell a server what to take for inputs that a request leaves out."""
+    saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    for graph in saved.meta_graphs:
+        for signature in graph.signature_def.values():
+            for name in signature.inputs.keys() & defaults.keys():
+                dtype = tf.dtypes.as_dtype(signature.inputs[name].dtype)
+                value = tf.make_tensor_proto([defaults[name]], dtype)
+                signature.defaults[name].CopyFrom(value)
+    path.write_bytes(saved.SerializeToString(deterministic=True))
 
 
 class GraphModule(tf.Module):
@@ -29,6 +45,7 @@ class GraphModule(tf.Module):
 
     Attributes:
         main: str, the signature that is `serving_default` too.
+        defaults: dict of input name to number, what a request may leave out; or None.
 
     Args:
         task: a task.
@@ -36,6 +53,7 @@ class GraphModule(tf.Module):
     """
 
     main = None
+    defaults = None
 
     def __init__(self, task, weights=None):
         super().__init__()

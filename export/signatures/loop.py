@@ -16,12 +16,41 @@ SETTINGS = {
     "top_p": FLOATS,
     "seed": INTS,
 }
+# Those of a signature that takes every setting that is a number.
+ALL_SETTINGS = {
+    **SETTINGS,
+    **{
+        name: INTS if generation.dtype_of(name) == "int32" else FLOATS
+        for name in generation.SETTINGS
+    },
+}
+BEAM_SETTINGS = {"max_new_tokens": INTS, "length_penalty": FLOATS}
+# What a server that knows a signature's defaults takes where a request leaves an input out.
+DEFAULTS = {
+    "max_new_tokens": 64,
+    "length_penalty": 1.0,
+    **{name: generation.Sampling._field_defaults[name] for name in generation.SETTINGS},
+}
+
+
+def _is_number(x):
+    return tf.math.is_finite(x)
+
+
 # What each may be, and the rule in words.
 _RULES = {
     "max_new_tokens": (lambda x: x > 0, "must be positive"),
     "temperature": (lambda x: (x >= 0) & tf.math.is_finite(x), "must be a number >= 0"),
     "top_k": (lambda x: x >= 0, "must be >= 0"),
     "top_p": (lambda x: (x > 0) & (x <= 1), "must be in (0, 1]"),
+    "min_p": (lambda x: (x >= 0) & (x <= 1), "must be in [0, 1]"),
+    "typical_p": (lambda x: (x > 0) & (x <= 1), "must be in (0, 1]"),
+    "repetition_penalty": (lambda x: (x > 0) & _is_number(x), "must be a number > 0"),
+    "presence_penalty": (_is_number, "must be a number"),
+    "frequency_penalty": (_is_number, "must be a number"),
+    "no_repeat_ngram_size": (lambda x: x >= 0, "must be >= 0"),
+    "min_new_tokens": (lambda x: x >= 0, "must be >= 0"),
+    "length_penalty": (_is_number, "must be a number"),
 }
 
 
@@ -31,7 +60,7 @@ def checked_settings(rows, of, settings):
     Args:
         rows: int32 scalar, B.
         of: str, the input that has a row for each.
-        settings: dict of name to tensor, as in `SETTINGS`.
+        settings: dict of name to tensor, as in `ALL_SETTINGS`.
     """
     checks = [
         check(
@@ -40,7 +69,8 @@ def checked_settings(rows, of, settings):
         )
         for name, value in settings.items()
     ]
-    for name, (holds, rule) in _RULES.items():
+    for name in settings.keys() & _RULES.keys():
+        holds, rule = _RULES[name]
         checks.append(check(tf.reduce_all(holds(settings[name])), f"{name} {rule}"))
     return checks
 
@@ -57,28 +87,77 @@ def generate(task, token_ids, lengths, settings, encoder_token_ids=None, xla=Fal
         task: a `TextGeneration` or a `Translation`.
         token_ids: int32 (B, T), padded on the right.
         lengths: int32 (B,).
-        settings: dict of tensors (1,) or (B,), as in `SETTINGS`.
+        settings: dict of tensors (1,) or (B,), as in `ALL_SETTINGS`.
         encoder_token_ids: int32 (B, S), of an encoder-decoder.
         xla: bool. Whether the loop is compiled by XLA. Rows, prompts and budgets are then filled
             up to powers of two: each such size is compiled once, when it first comes.
 
     Returns:
-        A dict of `text` string (B,), `num_tokens` int32 (B,), `log_probability` float32 (B,) and
-        `finish_reason` string (B,).
+        A dict of `text` string (B,), `num_tokens` int32 (B,), `log_probability` float32 (B,),
+        `finish_reason` string (B,), `token_ids` int32 (B, N) and `token_log_probabilities`
+        float32 (B, N).
     """
     arguments = [token_ids, lengths, settings]
     if encoder_token_ids is not None:
         arguments.append(encoder_token_ids)
-    if xla:
-        ids, counts, log_probability, stopped = _compiled(task, *arguments)
-    else:
-        ids, counts, log_probability, stopped = _loop(task, *arguments)
+    run = _compiled if xla else _loop
+    ids, counts, log_probabilities, stopped = run(task, *arguments)
+    is_number = tf.reduce_all(tf.math.is_finite(log_probabilities))
+    with tf.control_dependencies([check(is_number, "the model's logits are not numbers (NaN)")]):
+        log_probability = tf.reduce_sum(log_probabilities, axis=1)
     new_ids = tf.RaggedTensor.from_tensor(ids, lengths=tf.cast(counts, tf.int64))
     return {
         "text": task.tokenizer.detokenize(new_ids),
         "num_tokens": counts,
         "log_probability": log_probability,
         "finish_reason": tf.where(stopped, "stop", "length"),
+        "token_ids": ids,
+        "token_log_probabilities": log_probabilities,
+    }
+
+
+def search(task, token_ids, lengths, max_new_tokens, length_penalty, width, encoder_token_ids=None):
+    """Beam search for a batch of prompts.
+
+    Args:
+        task: a `TextGeneration` or a `Translation`.
+        token_ids, lengths, encoder_token_ids: as of `generate`.
+        max_new_tokens: int32 (1,) or (B,).
+        length_penalty: float32 (1,) or (B,), see `generation.beam_search`.
+        width: int, the beams, all of which come back.
+
+    Returns:
+        A dict of `text` string (B, W), the best first, and `score` and `log_probability` float32
+        (B, W).
+    """
+    model, tokenizer = task.model, task.tokenizer
+    pad_id, memory = tokenizer.pad_id, None
+    if encoder_token_ids is not None:
+        memory = models.encode(model, encoder_token_ids)
+        pad_id = model.config.pad_id
+    bias = spare_bias(tokenizer, model.config.vocabulary_size)
+    found = generation.beam_search(
+        model,
+        token_ids,
+        lengths,
+        max_new_tokens,
+        width,
+        tf.constant(task.end_token_ids),
+        pad_id,
+        length_penalty=length_penalty,
+        num_return_sequences=width,
+        process=None if bias is None else lambda logits, step, texts: logits + bias,
+        memory=memory,
+    )
+    exists = tf.reduce_all(tf.math.is_finite(found.score[:, 0]))
+    with tf.control_dependencies([check(exists, "the model's logits are not numbers (NaN)")]):
+        counts = tf.reshape(found.num_tokens, (-1,))
+    ids = tf.reshape(found.token_ids, (tf.size(counts), -1))
+    ids = tf.RaggedTensor.from_tensor(ids, lengths=tf.cast(counts, tf.int64))
+    return {
+        "text": tf.reshape(tokenizer.detokenize(ids), tf.shape(found.score)),
+        "score": found.score,
+        "log_probability": found.log_probability,
     }
 
 
@@ -90,8 +169,8 @@ def _loop(task, token_ids, lengths, settings, encoder_token_ids=None, room=None)
             largest budget.
 
     Returns:
-        New token ids int32 (B, N), how many they are, their log-probability, and whether the text
-        was ended, each (B,).
+        New token ids int32 (B, N), how many they are (B,), their log-probabilities (B, N), and
+        whether the text was ended (B,).
     """
     model, tokenizer = task.model, task.tokenizer
     settings = dict(settings)
@@ -107,7 +186,7 @@ def _loop(task, token_ids, lengths, settings, encoder_token_ids=None, room=None)
         memory = models.encode(model, encoder_token_ids)
     state, asked = generation.start(model, asked, capacity, **ids, memory=memory)
     state = generation.advance_until(model, state, asked, **ids)
-    return state.token_ids, state.num_tokens, state.log_probability, state.stopped
+    return state.token_ids, state.num_tokens, state.token_log_probabilities, state.stopped
 
 
 def _compiled(task, token_ids, lengths, settings, *encoder_token_ids):

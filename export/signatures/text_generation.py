@@ -12,20 +12,32 @@ from keras_llm.export.signatures.base import (
     lengths_of,
     utf8,
 )
-from keras_llm.export.signatures.loop import SETTINGS, as_rows, checked_settings, generate
+from keras_llm.export.signatures.loop import (
+    ALL_SETTINGS,
+    BEAM_SETTINGS,
+    DEFAULTS,
+    SETTINGS,
+    as_rows,
+    checked_settings,
+    generate,
+    search,
+)
 
 _IDS = tf.TensorSpec((None, None), tf.int32)
 _STEP = tf.TensorSpec((None, 1), tf.int32)
 
 
 class TextGenerationModule(GraphModule):
-    """`generate`, `score`, `tokenize`, `detokenize`, `prefill` and `decode`."""
+    """`generate`, `generate_extended`, `score`, `tokenize`, `detokenize`, `prefill` and `decode`;
+    `chat` if there is a chat template, and `beam_search` if there is a width."""
 
     main = "generate"
+    defaults = DEFAULTS
 
-    def __init__(self, task, weights=None, xla=False):
+    def __init__(self, task, weights=None, xla=False, beam_width=None):
         super().__init__(task, weights)
         self._xla = xla
+        self._beam_width = beam_width
 
     def functions(self):
         entries = {
@@ -35,8 +47,15 @@ class TextGenerationModule(GraphModule):
         # Of any rank: a scalar, or one for each row, as a server that merges requests needs it.
         length = tf.TensorSpec(None, tf.int32)
         prompts = {"token_ids": _IDS, "lengths": INTS}
+        optional = {}
+        if self.task.metadata.get("chat_template"):
+            optional["chat"] = (self._chat, {"prompt": STRINGS, **ALL_SETTINGS})
+        if self._beam_width is not None:
+            optional["beam_search"] = (self._search, {"prompt": STRINGS, **BEAM_SETTINGS})
         return {
             "generate": (self._generate, {"prompt": STRINGS, **SETTINGS}),
+            "generate_extended": (self._extended, {"prompt": STRINGS, **ALL_SETTINGS}),
+            **optional,
             "score": (self._score, {"text": STRINGS}),
             "tokenize": (self._tokenize, {"text": STRINGS}),
             "detokenize": (self._detokenize, prompts),
@@ -45,12 +64,30 @@ class TextGenerationModule(GraphModule):
         }
 
     def _generate(self, prompt, **settings):
-        rows = tf.size(prompt)
-        with tf.control_dependencies(checked_settings(rows, "prompt", settings)):
-            ids = self._encoded(clean("prompt", prompt))
-        token_ids, lengths, truncated = self._fitted(ids, as_rows(settings["max_new_tokens"], rows))
+        outputs = self._extended(prompt, **settings)
+        return {k: v for k, v in outputs.items() if not k.startswith("token_")}
+
+    def _extended(self, prompt, parse_special=False, **settings):
+        token_ids, lengths, truncated = self._read(prompt, settings, parse_special)
         outputs = generate(self.task, token_ids, lengths, settings, xla=self._xla)
         return {**outputs, "truncated": truncated}
+
+    def _chat(self, prompt, **settings):
+        """Of a rendered conversation, which spells out special tokens."""
+        return self._extended(prompt, parse_special=True, **settings)
+
+    def _search(self, prompt, **settings):
+        token_ids, lengths, truncated = self._read(prompt, settings)
+        found = search(self.task, token_ids, lengths, width=self._beam_width, **settings)
+        return {**found, "truncated": truncated}
+
+    def _read(self, prompt, settings, parse_special=False):
+        """Checked prompts as token ids (B, T), lengths (B,), and whether a row was cut."""
+        rows = tf.size(prompt)
+        with tf.control_dependencies(checked_settings(rows, "prompt", settings)):
+            strings = clean("prompt", prompt)
+        ids = self.task.tokenizer.tokenize_prompt(strings, parse_special)
+        return self._fitted(ids, as_rows(settings["max_new_tokens"], rows))
 
     def _fitted(self, ids, max_new_tokens):
         """Prompts that leave room for a token stay; of a longer one the begin token and the last
@@ -75,7 +112,7 @@ class TextGenerationModule(GraphModule):
 
     def _score(self, text):
         longest = self.task.model.config.max_length + 1  # the last token is only predicted
-        ids = self._encoded(clean("text", text))
+        ids = self.task.tokenizer.tokenize_prompt(clean("text", text))
         lengths = lengths_of(ids)
         ids = ids[:, :longest]
         token_ids = ids.to_tensor(self.task.tokenizer.pad_id)
@@ -86,7 +123,7 @@ class TextGenerationModule(GraphModule):
         }
 
     def _tokenize(self, text):
-        ids = self._encoded(utf8(text))
+        ids = self.task.tokenizer.tokenize_prompt(utf8(text))
         return {
             "token_ids": ids.to_tensor(self.task.tokenizer.pad_id),
             "lengths": lengths_of(ids),
@@ -153,14 +190,6 @@ class TextGenerationModule(GraphModule):
             check(tf.size(token_ids) > 0, "token_ids must not be empty"),
             check(tf.reduce_all(known), f"token_ids must be in 0 .. {size - 1}"),
         ]
-
-    def _encoded(self, strings):
-        """Strings (B,) of UTF-8 -> ragged int32 (B, None), with the begin token."""
-        tokenizer = self.task.tokenizer
-        ids = tokenizer.tokenize(strings)
-        if tokenizer.add_bos:
-            ids = tf.concat([tf.fill((tf.size(strings), 1), tokenizer.bos_id), ids], axis=1)
-        return ids
 
 
 def _checked_lengths(token_ids, lengths, least):

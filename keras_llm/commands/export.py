@@ -29,6 +29,8 @@ class Options:
     """Compile the loop that generates with XLA (saved_model only)."""
     weights: Literal["float16", "int8"] | None = None
     """Store weights in 16 or 8 bits (saved_model only)."""
+    beam_width: int | None = None
+    """Add a signature that searches with so many beams (saved_model only)."""
     serving_files: bool = False
     """Write the files for TensorFlow Serving's image into the folder above (saved_model only)."""
     quantization: Literal["float16", "int8", "int8_weight_only", "int8_static", "int4"] | None = (
@@ -65,7 +67,7 @@ def run(options):
     elif options.version is not None:
         raise InputError("--version is for --to saved_model.")
     if options.to != "saved_model":
-        for name in ("xla", "weights", "serving_files"):
+        for name in ("xla", "weights", "beam_width", "serving_files"):
             if getattr(options, name):
                 raise InputError(f"--{name.replace('_', '-')} is for --to saved_model.")
     import_tensorflow()

@@ -12,7 +12,13 @@ def run(options, task):
 
     version = 1 if options.version is None else options.version
     report = export.saved_model(
-        task, options.out, version, options.overwrite, options.xla, options.weights
+        task,
+        options.out,
+        version,
+        options.overwrite,
+        options.xla,
+        options.weights,
+        options.beam_width,
     )
     if options.serving_files:
         files = export.serving_files(pathlib.Path(options.out).absolute().parent)

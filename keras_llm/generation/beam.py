@@ -75,8 +75,8 @@ def beam_search(
         beam_width: int > 0. W, live beams of a row in all groups.
         stop_id: int, the token that ends a text, or several (S,); negative for none.
         pad_id: int, fills unused places.
-        length_penalty: float. 0 ranks by log-probability, which favours short texts; larger
-            values favour longer ones.
+        length_penalty: float, or float32 tensor (1,) or (B,). 0 ranks by log-probability, which
+            favours short texts; larger values favour longer ones.
         num_return_sequences: int in `1 .. W`. R.
         diversity_groups: int that divides W.
         diversity_penalty: float >= 0, in nats.
@@ -126,10 +126,12 @@ def beam_search(
     memory = memory or {}
     budget = ops.minimum(ops.cast(max_new_tokens, "int32"), model.config.max_length - lengths)
     capacity = room_for(max_new_tokens, budget, capacity)
-    search = _Search(budget, stop_id, length_penalty, diversity_penalty, process)
+    if hasattr(length_penalty, "shape"):
+        length_penalty = ops.reshape(length_penalty, (-1, 1))
     width = beam_width // diversity_groups
     # A group keeps no more texts than can be asked for, so it knows early that it is done.
     kept = min(width, num_return_sequences)
+    search = _Search(width, kept, budget, stop_id, length_penalty, diversity_penalty, process)
     group = _new_group(batch_size, width, kept, capacity, pad_id)
 
     cache = {**models.init_cache(model, batch_size, length + capacity), **memory}
@@ -251,8 +253,11 @@ def _new_group(batch_size, width, kept, capacity, pad_id):
 
 
 class _Search(NamedTuple):
-    """What stays the same in all steps: `budget`, int32 (B,), and arguments of `beam_search`."""
+    """What stays the same in all steps: `width`, w of a group; `kept`, its F; `budget`, int32
+    (B,); and arguments of `beam_search`."""
 
+    width: int
+    kept: int
     budget: object
     stop_id: int
     length_penalty: float
@@ -274,8 +279,9 @@ class _Search(NamedTuple):
             texts = ops.concatenate([group.token_ids for group in groups], axis=1)
             texts = ops.reshape(texts, (-1, ops.shape(texts)[2]))
             logits = self.process(logits, step, texts)
-        batch_size, width = ops.shape(groups[0].token)
-        logits = ops.reshape(logits, (batch_size, -1, logits.shape[-1]))
+        width, batch_size = self.width, ops.shape(groups[0].token)[0]
+        shape = (batch_size, len(groups) * width, logits.shape[-1])
+        logits = ops.reshape(logits, shape)
         chosen, parents, taken = [], [], []
         for i, group in enumerate(groups):
             own = logits[:, i * width : (i + 1) * width]
@@ -302,7 +308,7 @@ class _Search(NamedTuple):
             The `_Group`; int32 (B, w), its beams' parents in it; and the tokens that it took,
             int32 (B, n), with a bool (B, n) which of them count.
         """
-        width = group.token.shape[1]
+        width = self.width
         token, parent, log_p, rank = self._continuations(group, logits, penalty)
         exists, stops = _exists(log_p), is_stop(token, self.stop_id)
 
@@ -328,7 +334,7 @@ class _Search(NamedTuple):
             token=new_token,
             token_ids=token_ids,
             log_probability=ops.where(lives & ~is_last, new_log_p, _ABSENT),
-            finished=_best(_join([group.finished, ended, full]), group.finished.score.shape[1]),
+            finished=_best(_join([group.finished, ended, full]), self.kept),
         )
         taken = [ops.concatenate(pair, axis=1) for pair in ((first, new_token), (ends, lives))]
         return group, new_parent, taken
@@ -340,7 +346,7 @@ class _Search(NamedTuple):
             Token, parent, log-probability of the whole text, and what they are ranked by; each
             (B, n) with n at least w.
         """
-        width = logits.shape[1]
+        width = self.width
         # No more than `width` continuations stop, one for each beam and stop token: so many more
         # always leave enough that live on.
         stops = 1 if isinstance(self.stop_id, int) else self.stop_id.shape[0]
@@ -357,7 +363,7 @@ class _Search(NamedTuple):
             penalty = ops.broadcast_to(penalty, ops.shape(logits))
             rank = rank - ops.take_along_axis(penalty, token, axis=2)
         token, log_p, rank = (_flat(x) for x in (token, ops.maximum(log_p, _ABSENT), rank))
-        rank, index = ops.top_k(rank, min(count, rank.shape[1]))
+        rank, index = ops.top_k(rank, min(count, width * each))
         return (
             ops.cast(ops.take_along_axis(token, index, axis=1), "int32"),
             ops.cast(index // each, "int32"),
@@ -384,11 +390,12 @@ class _Search(NamedTuple):
         above the score of the same log-probability at the shortest or longest length left.
         """
         log_p = group.log_probability
-        longest = ops.expand_dims(self._penalty(self.budget), 1)
+        longest = self._penalty(ops.expand_dims(self.budget, 1))
         highest = ops.maximum(log_p / self._penalty(step + 1), log_p / longest)
         return ops.any(_exists(log_p) & (highest > group.finished.score[:, -1:]), axis=1)
 
     def _penalty(self, num_tokens):
+        """Of a scalar or (B, 1): one that divides (B, n)."""
         return ((5.0 + ops.cast(num_tokens, "float32")) / 6.0) ** self.length_penalty
 
 

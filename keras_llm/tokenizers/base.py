@@ -5,6 +5,7 @@ import json
 import pathlib
 
 from keras_llm.errors import InputError
+from keras_llm.tokenizers.ragged_parts import encode_with_special
 
 _CLASSES = {}
 MASKS = ("<mask>", "[MASK]")  # how mask tokens are called
@@ -20,6 +21,7 @@ class Tokenizer(abc.ABC):
             one of its own, that of the end token.
         mask_id: int. The id of the token that stands for a word to be guessed; -1 without one.
         mask_takes_space: bool. Whether the white space before a mask token belongs to it.
+        special_tokens: dict str -> id, what `parse_special` finds in a text.
         add_bos: bool. Whether a text given to a model begins with the begin token.
     """
 
@@ -86,6 +88,18 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def _load_files(cls, folder, config):
         """The tokenizer that `_save_files` wrote."""
+
+    def tokenize_prompt(self, strings, parse_special=False):
+        """In a graph: string tensor (B,) of UTF-8 -> what `encode_prompt` gives, int32
+        `tf.RaggedTensor` (B, None)."""
+        import tensorflow as tf
+
+        if parse_special:
+            return encode_with_special(strings, self.special_tokens, self.tokenize)
+        ids = self.tokenize(strings)
+        if not self.add_bos:
+            return ids
+        return tf.concat([tf.fill((tf.size(strings), 1), self.bos_id), ids], axis=1)
 
     def encode_prompt(self, text, parse_special=False):
         """A str -> the token ids that a model continues, a list of ints.

@@ -3,8 +3,8 @@
 import numpy as np
 
 from keras_llm.errors import InputError
-from keras_llm.tokenizers.distinct import encode_distinct
 from keras_llm.tokenizers.offsets import CharacterPlaces
+from keras_llm.tokenizers.ragged_parts import encode_distinct, merge_by
 
 # The bytes that UTF-8 has a use for.
 UTF8_BYTES = [byte for byte in range(0xF5) if byte not in (0xC0, 0xC1)]
@@ -102,12 +102,9 @@ class BytePairGraph:
         found = self._whole_words.lookup(words)
         known, others = found >= 0, found < 0
         different, index = tf.unique(tf.boolean_mask(words, others))
-        pieces = self._merge(different)
+        pieces = tf.gather(self._merge(different), index)
         single = tf.RaggedTensor.from_uniform_row_length(tf.boolean_mask(found, known), 1)
-        place = tf.size(different) + tf.range(tf.size(single.values))
-        where = [tf.cast(tf.where(chosen)[:, 0], tf.int32) for chosen in (others, known)]
-        rows = tf.dynamic_stitch(where, [index, place])
-        return tf.gather(tf.concat([pieces, single], axis=0), rows)
+        return merge_by(known, single, pieces)
 
     def _merge(self, words):
         """String (U,) -> int32 ragged (U, None)."""

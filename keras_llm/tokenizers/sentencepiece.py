@@ -202,14 +202,18 @@ class SentencePiece(Tokenizer):
         return spec.add_dummy_prefix and not spec.remove_extra_whitespaces
 
     @functools.cached_property
-    def _special_pieces(self):
+    def special_tokens(self):
+        """Control and unknown pieces, dict str -> id."""
         processor = self._processor
-        ids = [
-            index
+        return {
+            processor.id_to_piece(index): index
             for index in range(self.vocabulary_size)
             if processor.is_control(index) or processor.is_unknown(index)
-        ]
-        pieces = sorted(map(processor.id_to_piece, ids), key=len, reverse=True)
+        }
+
+    @functools.cached_property
+    def _special_pieces(self):
+        pieces = sorted(self.special_tokens, key=len, reverse=True)
         # Without special pieces nothing is to be found: (?!) matches nowhere.
         return re.compile("(" + ("|".join(map(re.escape, pieces)) or "(?!)") + ")")
 

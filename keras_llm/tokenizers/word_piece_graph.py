@@ -6,7 +6,7 @@ import numpy as np
 import tokenizers
 
 from keras_llm.tokenizers.character_classes import SCALARS, character_class, every_character
-from keras_llm.tokenizers.distinct import encode_distinct
+from keras_llm.tokenizers.ragged_parts import encode_distinct, merge_by
 
 _PAGE = 256
 _ITSELF = -1  # stands for the character in what it becomes
@@ -74,13 +74,11 @@ class WordPieceGraph:
 
         is_ascii = tf.strings.regex_full_match(strings, r"[\x00-\x7f]*")
         simple, others = (tf.boolean_mask(strings, mask) for mask in (is_ascii, ~is_ascii))
-        encoded = tf.concat(
-            [self._pieces(self._normalized_ascii(simple)), self._pieces(self._normalized(others))],
-            axis=0,
+        return merge_by(
+            is_ascii,
+            self._pieces(self._normalized_ascii(simple)),
+            self._pieces(self._normalized(others)),
         )
-        first = tf.cumsum(tf.cast(is_ascii, tf.int32)) - 1
-        later = tf.size(simple) + tf.cumsum(tf.cast(~is_ascii, tf.int32)) - 1
-        return tf.gather(encoded, tf.where(is_ascii, first, later))
 
     def _pieces(self, strings):
         """Strings (U,) of words with spaces between -> int32 ragged (U, None)."""

@@ -1,0 +1,69 @@
+"""Texts in parts: those that recur are encoded once, and two kinds are encoded in two ways."""
+
+import re
+
+_CUT = b"\xff"  # no UTF-8 text has this byte
+
+
+def encode_distinct(parts, encode):
+    """Encode ragged parts of texts.
+
+    Args:
+        parts: string `tf.RaggedTensor` (B, None).
+        encode: function from different strings (U,) to an int32 `tf.RaggedTensor` (U, None).
+
+    Returns:
+        Int32 `tf.RaggedTensor` (B, None), the ids of each text's parts one after the other.
+    """
+    import tensorflow as tf
+
+    different, index = tf.unique(parts.values)
+    return parts.with_values(tf.gather(encode(different), index)).merge_dims(1, 2)
+
+
+def merge_by(mask, where_true, where_false):
+    """Put the rows of two ragged tensors in one order.
+
+    Args:
+        mask: bool (U,).
+        where_true, where_false: `tf.RaggedTensor`s, a row for each True and each False.
+
+    Returns:
+        A `tf.RaggedTensor` of U rows.
+    """
+    import tensorflow as tf
+
+    chosen = tf.cast(mask, tf.int32)
+    first = tf.cumsum(chosen) - 1
+    later = tf.reduce_sum(chosen) + tf.cumsum(1 - chosen) - 1
+    return tf.gather(tf.concat([where_true, where_false], axis=0), tf.where(mask, first, later))
+
+
+def encode_with_special(strings, special_tokens, encode):
+    """Encode texts that spell out special tokens.
+
+    Args:
+        strings: string tensor (B,) of UTF-8.
+        special_tokens: dict str -> id. Of two that fit in one place the longer counts.
+        encode: function from the strings (U,) between them, each a text of its own, to an int32
+            `tf.RaggedTensor` (U, None).
+
+    Returns:
+        Int32 `tf.RaggedTensor` (B, None).
+    """
+    import tensorflow as tf
+
+    if not special_tokens:
+        return encode(strings)
+    longest_first = sorted(special_tokens, key=len, reverse=True)
+    pattern = "|".join(map(re.escape, longest_first))
+    strings = tf.strings.regex_replace(strings, f"({pattern})", _CUT + rb"\1" + _CUT)
+    parts = tf.strings.split(strings, _CUT)
+    parts = tf.ragged.boolean_mask(parts, parts != "")
+    spelled = tf.expand_dims(parts.values, 1) == tf.constant(longest_first)
+    is_special = tf.reduce_any(spelled, axis=1)
+    ids = tf.constant([special_tokens[token] for token in longest_first], tf.int32)
+    found = tf.gather(ids, tf.argmax(tf.cast(spelled, tf.int32), axis=1))
+    single = tf.RaggedTensor.from_uniform_row_length(tf.boolean_mask(found, is_special), 1)
+    others = encode(tf.boolean_mask(parts.values, ~is_special))
+    return parts.with_values(merge_by(is_special, single, others)).merge_dims(1, 2)
