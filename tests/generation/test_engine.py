@@ -320,6 +320,16 @@ def test_nobody_waits_for_an_engine_that_broke(model):
     engine.close()
 
 
+def test_logits_that_are_no_numbers_are_told(model):
+    broken = models.causal_lm(model.config)
+    broken.set_weights([np.full_like(w, np.nan) for w in model.get_weights()])
+    with Engine(broken, STOP, max_batch=2, max_length=32, jit_compile=False) as engine:
+        with pytest.raises(InputError, match="not numbers"):
+            engine.submit([5, 6], 3).result(WAIT)
+        with pytest.raises(InputError, match="not numbers"):
+            engine.submit([7], 3, GREEDY).result(WAIT)
+
+
 @pytest.mark.parametrize("name", ["max_batch", "max_length", "max_waiting", "steps_per_turn"])
 def test_arguments_out_of_range_are_named(model, name):
     with pytest.raises(InputError, match=f"`{name}`"):

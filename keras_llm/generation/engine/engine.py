@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.generation.engine.ticket import Ticket
-from keras_llm.generation.samplers import SETTINGS, Sampling, dtype_of
+from keras_llm.generation.samplers import NOT_NUMBERS, SETTINGS, Sampling, dtype_of
 
 _SMALLEST = 16  # tokens; shorter prompts share this width
 _IDLE = Sampling(temperature=0.0)  # of an empty slot: what costs least
@@ -248,6 +248,9 @@ class Engine:
         """Hand new tokens out; the slot is free again where the text ends."""
         ticket = self._tickets[slot]
         for token in tokens:
+            if token < 0:
+                ticket._end(error=InputError(NOT_NUMBERS))
+                break
             if token == self._stop_id:
                 ticket._end("stop")
                 break

@@ -29,7 +29,7 @@ def admit(model, memory, slot, token_ids, length, sampling, stop_id):
         stop_id: int, the token that ends a text.
 
     Returns:
-        Int32 tensor (1,), the token; and the memory.
+        Int32 tensor (1,), the token, -1 if the model's logits are no numbers; and the memory.
     """
     size, width = memory["text"].shape[1], token_ids.shape[1]
     # Fewer slots than the memory has cost less. A prompt of at most T tokens lies in the first T
@@ -38,7 +38,7 @@ def admit(model, memory, slot, token_ids, length, sampling, stop_id):
     logits, cache = models.prefill(model, token_ids, length, cache)
     text = ops.pad(token_ids, ((0, 0), (0, size - width)))
     token = _choose(logits, sampling, ops.zeros_like(length), text, length, stop_id)
-    cache["text"] = _put(text, length, token)
+    cache["text"] = _put(text, length, ops.maximum(token, 0))
     return token, {
         name: ops.slice_update(whole, (slot,) + (0,) * (len(whole.shape) - 1), cache[name])
         for name, whole in memory.items()
@@ -75,8 +75,8 @@ def turn(model, memory, lengths, counts, budgets, sampling, num_steps, stop_id):
         here = ops.expand_dims(ops.arange(num_steps) == i, 0)
         tokens = ops.where(here, ops.expand_dims(token, 1), tokens)
         # What is written past a slot's end is never looked at.
-        cache["text"] = _put(text, written, token)
-        done = ops.logical_or(done, token == stop_id)
+        cache["text"] = _put(text, written, ops.maximum(token, 0))
+        done = done | (token == stop_id) | (token < 0)
         counts = ops.where(done, counts, counts + 1)
         return i + 1, counts, ops.logical_or(done, counts >= budgets), tokens, cache
 
@@ -96,7 +96,7 @@ def turn(model, memory, lengths, counts, budgets, sampling, num_steps, stop_id):
 
 def _choose(logits, sampling, steps, text, prompt_lengths, stop_id):
     """`choose` for one row after the other: each stands at a step of its own, and one that asks
-    for little does not pay for its neighbours' settings."""
+    for little does not pay for its neighbours' settings. -1 where logits are no numbers."""
 
     def choose_one(row):
         logits, step, token_ids, prompt_length, *settings = row
@@ -113,7 +113,8 @@ def _choose(logits, sampling, steps, text, prompt_lengths, stop_id):
         )[0]
 
     settings = [getattr(sampling, name) for name in SETTINGS]
-    return ops.map(choose_one, (logits, steps, text, prompt_lengths, *settings))
+    tokens = ops.map(choose_one, (logits, steps, text, prompt_lengths, *settings))
+    return ops.where(ops.any(ops.isnan(logits), axis=-1), -1, tokens)
 
 
 def _put(rows, places, values):

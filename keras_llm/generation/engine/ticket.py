@@ -39,6 +39,7 @@ class Ticket:
             TimeoutError: if it takes longer.
             concurrent.futures.CancelledError: if the request was cancelled, or the engine was
                 closed before its end.
+            InputError: if the model's logits are not numbers.
             Exception: what `on_token` raised, or what the engine broke of.
         """
         with self._changed:
