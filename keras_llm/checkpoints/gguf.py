@@ -1,5 +1,7 @@
 """Models from GGUF files."""
 
+import numbers
+
 import numpy as np
 
 from keras_llm import models, tasks, tokenizers
@@ -48,7 +50,8 @@ def from_gguf(path, dtype=None):
 
     Returns:
         A `TextGeneration`, with the file's chat template, if it has one, as
-        `metadata["chat_template"]`.
+        `metadata["chat_template"]`, and its ends of turns and messages as
+        `metadata["end_token_ids"]`.
 
     Raises:
         InputError: if the package gguf is missing; or naming the file and the field or tensor
@@ -75,6 +78,11 @@ def from_gguf(path, dtype=None):
     template = metadata.get("tokenizer.chat_template")
     if isinstance(template, str):
         notes["chat_template"] = template
+    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom")]
+    known = range(config.vocabulary_size)
+    ends = [int(end) for end in ends if isinstance(end, numbers.Integral) and end in known]
+    if set(ends) - {tokenizer.eos_id}:
+        notes["end_token_ids"] = ends
     return tasks.TextGeneration(model, tokenizer, notes)
 
 

@@ -37,7 +37,8 @@ def from_hugging_face(folder, dtype=None):
 
     Returns:
         A `TextGeneration` for a decoder, with the folder's chat template, if it has one, as
-        `metadata["chat_template"]`; a `Translation` for T5. For an encoder what `config.json`
+        `metadata["chat_template"]`, and further end tokens of its `generation_config.json` as
+        `metadata["end_token_ids"]`; a `Translation` for T5. For an encoder what `config.json`
         names: a `TextClassification`, `TokenClassification`, `QuestionAnswering` or
         `MaskedLanguageModel`; and where it names another class, or files of
         sentence-transformers lie beside it, a `TextEmbedding`, pooled as they say or by the
@@ -67,6 +68,9 @@ def from_hugging_face(folder, dtype=None):
     template = tokenizers.chat_template_from_hugging_face(folder)
     if template is not None:
         metadata["chat_template"] = template.source
+    ends = _end_token_ids(folder, config, model.config.vocabulary_size)
+    if set(ends) - {tokenizer.eos_id}:
+        metadata["end_token_ids"] = ends
     return tasks.TextGeneration(model, tokenizer, metadata)
 
 
@@ -103,6 +107,22 @@ def to_hugging_face(task_or_model, folder, overwrite=False):
             template = task.metadata.get("chat_template")
             if template is not None:
                 (partial / "chat_template.jinja").write_text(template, "utf-8")
+            if task.metadata.get("end_token_ids"):
+                ends = json.dumps({"eos_token_id": list(task.end_token_ids)}, indent=2)
+                (partial / "generation_config.json").write_text(ends + "\n", "utf-8")
+
+
+def _end_token_ids(folder, config, vocabulary_size):
+    """The tokens that end a text, as generation_config.json names them or else config.json."""
+    path, found = folder / "config.json", config
+    if (folder / "generation_config.json").is_file():
+        path = folder / "generation_config.json"
+        found = {**config, **read_json(path)}
+    ids = found.get("eos_token_id")
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+        raise InputError(f"{path}: `eos_token_id` must be an int or a list of ints, got {ids!r}.")
+    return [token for token in ids if 0 <= token < vocabulary_size]  # others are never chosen
 
 
 def _pooling(folder):

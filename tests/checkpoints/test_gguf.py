@@ -99,6 +99,7 @@ def write(path, config, tensors, tok, kind=Type.F32, architecture="llama", **fie
     writer.add_eos_token_id(tok.eos_id)
     writer.add_add_bos_token(tok.add_bos)
     writer.add_chat_template(TEMPLATE)
+    writer.add_eot_token_id(5)
     for name, value in fields.items():
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
         add[type(value)](name, value)
@@ -132,6 +133,7 @@ def test_a_file_in_float32_is_the_model_bit_for_bit(tmp_path, tok, config, rando
     assert task.model.config.position == config.position
     assert task.model.config.max_length == config.max_length
     assert task.metadata["chat_template"] == TEMPLATE
+    assert task.end_token_ids == (task.tokenizer.eos_id, 5)
     assert task.tokenizer.encode("a fox, once") == tok.encode("a fox, once")
     text = keras_llm.TextGeneration(model, tok)("once", max_new_tokens=8, temperature=0)
     assert task("once", max_new_tokens=8, temperature=0) == text

@@ -324,9 +324,11 @@ def test_a_text_generation_task_and_its_chat_template(folder, tmp_path, randomiz
     config = dataclasses.replace(LLAMA, vocabulary_size=tok.vocabulary_size)
     model = randomize(models.causal_lm(config))
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    task = keras_llm.TextGeneration(model, tok, {"chat_template": template})
+    notes = {"chat_template": template, "end_token_ids": [7]}
+    task = keras_llm.TextGeneration(model, tok, notes)
     to_hugging_face(task, tmp_path / "out")
     again = from_hugging_face(tmp_path / "out")
+    assert again.end_token_ids == task.end_token_ids == (tok.eos_id, 7)
     assert isinstance(again, keras_llm.TextGeneration)
     assert again.metadata["chat_template"] == template
     assert again.tokenizer.encode("a fox") == tok.encode("a fox")
