@@ -27,13 +27,21 @@ SEED_TEXTS = ["The", "I", "In 1984", "def ", "Why?", "\n", "é", "a b"]
 
 def probe_prompts(task):
     """Prompts of many lengths in the manner of the model: its own samples."""
-    prompts = []
     longest = max(1, task.model.config.max_length - NEW_TOKENS - 8)
-    for index, text in enumerate(SEED_TEXTS):
-        length = min(longest - len(text.encode()), 4 + 6 * index)
-        if length > 0:
-            text += task(text, max_new_tokens=length, seed=index)
-        prompts.append(text)
+    lengths = [
+        min(longest - len(text.encode()), 4 + 6 * index) for index, text in enumerate(SEED_TEXTS)
+    ]
+    prompts = [text for text, length in zip(SEED_TEXTS, lengths, strict=True) if length <= 0]
+    grown = [(text, length) for text, length in zip(SEED_TEXTS, lengths, strict=True) if length > 0]
+    if grown:  # all at once, which compiles once, and then cut to their lengths
+        samples = task(
+            [text for text, _ in grown],
+            max_new_tokens=max(lengths),
+            seed=list(range(len(grown))),
+            return_details=True,
+        )
+        for (text, length), sample in zip(grown, samples, strict=True):
+            prompts.append(text + task.tokenizer.decode(sample.token_ids[:length]))
     room = task.model.config.max_length - 1
     prompts = [text for text in prompts if len(task.tokenizer.encode(text)) < room]
     if not prompts:

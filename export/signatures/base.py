@@ -92,7 +92,7 @@ class GraphModule(tf.Module):
             with self._reading_weights():
                 return function(**inputs)
 
-        return tf.function(run).get_concrete_function(**specs)
+        return tf.function(run, autograph=False).get_concrete_function(**specs)
 
     def _reading_weights(self):
         """A scope in which the model reads weights stored in fewer bits where they are."""
@@ -110,13 +110,18 @@ def check(condition, message):
 
 def clean(name, strings):
     """Strings that may be any bytes -> strings (B,) of UTF-8, the replacement character U+FFFD
-    for what is none; an error if there are none or one is empty."""
-    checks = [
+    for what is none; an error if there are none or one is empty. All else must follow from the
+    result, or it may fail first, in words that tell nobody anything."""
+    with tf.control_dependencies(text_checks(name, strings)):
+        return utf8(strings)
+
+
+def text_checks(name, strings):
+    """Checks that there are texts, and none of them empty."""
+    return [
         check(tf.size(strings) > 0, f"{name} must not be an empty list"),
         check(tf.reduce_all(tf.strings.length(strings) > 0), f"{name} must not be empty"),
     ]
-    with tf.control_dependencies(checks):
-        return utf8(strings)
 
 
 def utf8(strings):

@@ -44,7 +44,8 @@ class TextClassificationModule(HeadModule):
         return {"classify": (self._classify, {"text": STRINGS})}
 
     def _classify(self, text):
-        ids = self.task.tokenizer.tokenize(clean("text", text))
+        text = clean("text", text)
+        ids = self.task.tokenizer.tokenize(text)
         token_ids, lengths, truncated = self.framed(ids)
         probabilities = self.task.probabilities(token_ids, lengths)
         labels = tf.constant(self.task.labels)

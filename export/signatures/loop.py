@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from keras_llm import generation, models
-from keras_llm.export.signatures.base import FLOATS, INTS, check
+from keras_llm.export.signatures.base import FLOATS, INTS, check, text_checks, utf8
 from keras_llm.tasks.settings import spare_bias
 
 _SMALLEST = 16  # tokens; shorter prompts and budgets share this bucket
@@ -54,25 +54,26 @@ _RULES = {
 }
 
 
-def checked_settings(rows, of, settings):
-    """Checks that run before what depends on the settings.
+def checked(name, strings, settings):
+    """Texts and settings that are fit to be used.
 
     Args:
-        rows: int32 scalar, B.
-        of: str, the input that has a row for each.
+        name: str, the input that the texts are.
+        strings: string (B,), any bytes.
         settings: dict of name to tensor, as in `ALL_SETTINGS`.
+
+    Returns:
+        Strings (B,) of UTF-8 and settings, both of which come after the checks.
     """
-    checks = [
-        check(
-            (tf.size(value) == 1) | (tf.size(value) == rows),
-            f"{name} must have length 1 or that of {of}",
-        )
-        for name, value in settings.items()
-    ]
-    for name in settings.keys() & _RULES.keys():
-        holds, rule = _RULES[name]
-        checks.append(check(tf.reduce_all(holds(settings[name])), f"{name} {rule}"))
-    return checks
+    checks = text_checks(name, strings)
+    for setting, value in settings.items():
+        has_rows = (tf.size(value) == 1) | (tf.size(value) == tf.size(strings))
+        checks.append(check(has_rows, f"{setting} must have length 1 or that of {name}"))
+        if setting in _RULES:
+            holds, rule = _RULES[setting]
+            checks.append(check(tf.reduce_all(holds(value)), f"{setting} {rule}"))
+    with tf.control_dependencies(checks):
+        return utf8(strings), {n: tf.identity(value) for n, value in settings.items()}
 
 
 def as_rows(values, rows):
@@ -205,7 +206,7 @@ def _compiled(task, token_ids, lengths, settings, *encoder_token_ids):
         for ids in encoder_token_ids
     ]
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def run(token_ids, lengths, settings, room, *sources):
         return _loop(task, token_ids, lengths, settings, *sources, room=room)
 

@@ -6,8 +6,9 @@ from keras_llm.export.signatures.base import (
     STRINGS,
     GraphModule,
     check,
-    clean,
     lengths_of,
+    text_checks,
+    utf8,
 )
 from keras_llm.tasks.answer_spans import best_spans
 from keras_llm.tasks.head import WHITE_SPACE
@@ -23,12 +24,16 @@ class QuestionAnsweringModule(GraphModule):
 
     def _answer(self, question, context):
         task, tokenizer = self.task, self.task.tokenizer
-        same = check(
-            tf.size(question) == tf.size(context), "context must have as many texts as question"
-        )
-        with tf.control_dependencies([same]):
-            question_ids = tokenizer.tokenize(clean("question", question))
-            context = clean("context", context)
+        checks = [
+            check(
+                tf.size(question) == tf.size(context), "context must have as many texts as question"
+            ),
+            *text_checks("question", question),
+            *text_checks("context", context),
+        ]
+        with tf.control_dependencies(checks):
+            question, context = utf8(question), utf8(context)
+        question_ids = tokenizer.tokenize(question)
         truncated = lengths_of(question_ids) > task.question_room
         question_ids = question_ids[:, : task.question_room]
         context_ids, starts, ends = tokenizer.tokenize_with_offsets(context)

@@ -18,7 +18,7 @@ from keras_llm.export.signatures.loop import (
     DEFAULTS,
     SETTINGS,
     as_rows,
-    checked_settings,
+    checked,
     generate,
     search,
 )
@@ -68,7 +68,7 @@ class TextGenerationModule(GraphModule):
         return {k: v for k, v in outputs.items() if not k.startswith("token_")}
 
     def _extended(self, prompt, parse_special=False, **settings):
-        token_ids, lengths, truncated = self._read(prompt, settings, parse_special)
+        settings, token_ids, lengths, truncated = self._read(prompt, settings, parse_special)
         outputs = generate(self.task, token_ids, lengths, settings, xla=self._xla)
         return {**outputs, "truncated": truncated}
 
@@ -77,17 +77,17 @@ class TextGenerationModule(GraphModule):
         return self._extended(prompt, parse_special=True, **settings)
 
     def _search(self, prompt, **settings):
-        token_ids, lengths, truncated = self._read(prompt, settings)
+        settings, token_ids, lengths, truncated = self._read(prompt, settings)
         found = search(self.task, token_ids, lengths, width=self._beam_width, **settings)
         return {**found, "truncated": truncated}
 
     def _read(self, prompt, settings, parse_special=False):
-        """Checked prompts as token ids (B, T), lengths (B,), and whether a row was cut."""
-        rows = tf.size(prompt)
-        with tf.control_dependencies(checked_settings(rows, "prompt", settings)):
-            strings = clean("prompt", prompt)
-        ids = self.task.tokenizer.tokenize_prompt(strings, parse_special)
-        return self._fitted(ids, as_rows(settings["max_new_tokens"], rows))
+        """Checked settings; prompts as token ids (B, T), lengths (B,), and whether a row was
+        cut."""
+        prompt, settings = checked("prompt", prompt, settings)
+        ids = self.task.tokenizer.tokenize_prompt(prompt, parse_special)
+        budget = as_rows(settings["max_new_tokens"], tf.size(prompt))
+        return settings, *self._fitted(ids, budget)
 
     def _fitted(self, ids, max_new_tokens):
         """Prompts that leave room for a token stay; of a longer one the begin token and the last
@@ -98,7 +98,10 @@ class TextGenerationModule(GraphModule):
             Int32 (B, T) padded on the right, lengths (B,), and whether a row was cut, bool (B,).
         """
         max_length = self.task.model.config.max_length
-        lengths = lengths_of(ids)
+        with tf.control_dependencies(
+            [check(tf.reduce_all(lengths_of(ids) > 0), "prompt must have at least one token")]
+        ):
+            lengths = tf.identity(lengths_of(ids))
         truncated = lengths > max_length - 1
         most = tf.maximum(max_length - max_new_tokens, max(1, max_length // 2))
         kept = tf.where(truncated, tf.minimum(most, max_length - 1), lengths)
@@ -143,7 +146,7 @@ class TextGenerationModule(GraphModule):
 
     def _prefill(self, token_ids, lengths, cache_length):
         config = self.task.model.config
-        rows, length = tf.unstack(tf.shape(token_ids))
+        length = tf.shape(token_ids)[1]
         slots = tf.reduce_max(cache_length)
         checks = [
             *_checked_lengths(token_ids, lengths, least=1),
@@ -154,8 +157,9 @@ class TextGenerationModule(GraphModule):
             ),
         ]
         with tf.control_dependencies(checks):
-            cache = models.init_cache(self.task.model, rows, tf.identity(slots))
-            logits, cache = models.prefill(self.task.model, token_ids, lengths, cache)
+            token_ids, lengths, slots = map(tf.identity, (token_ids, lengths, slots))
+        cache = models.init_cache(self.task.model, tf.shape(token_ids)[0], slots)
+        logits, cache = models.prefill(self.task.model, token_ids, lengths, cache)
         return {"logits": logits, **cache}
 
     def _decode(self, token_ids, positions, **cache):
@@ -180,7 +184,8 @@ class TextGenerationModule(GraphModule):
                 check(tf.shape(entry)[0] == tf.shape(token_ids)[0], f"{name} must have B rows")
             )
         with tf.control_dependencies(checks):
-            logits, cache = models.decode(self.task.model, token_ids, positions, cache)
+            token_ids, positions = map(tf.identity, (token_ids, positions))
+        logits, cache = models.decode(self.task.model, token_ids, positions, cache)
         return {"logits": logits, **cache}
 
     def _checked_ids(self, token_ids):

@@ -2,12 +2,12 @@
 
 import tensorflow as tf
 
-from keras_llm.export.signatures.base import STRINGS, GraphModule, clean, lengths_of
+from keras_llm.export.signatures.base import STRINGS, GraphModule, lengths_of
 from keras_llm.export.signatures.loop import (
     BEAM_SETTINGS,
     DEFAULTS,
     SETTINGS,
-    checked_settings,
+    checked,
     generate,
     search,
 )
@@ -32,7 +32,7 @@ class TranslationModule(GraphModule):
         return {"translate": (self._translate, {"text": STRINGS, **SETTINGS}), **optional}
 
     def _translate(self, text, **settings):
-        arguments, truncated = self._read(text, settings)
+        settings, arguments, truncated = self._read(text, settings)
         outputs = generate(self.task, **arguments, settings=settings, xla=self._xla)
         return {
             "translation": outputs["text"],
@@ -43,7 +43,7 @@ class TranslationModule(GraphModule):
         }
 
     def _search(self, text, **settings):
-        arguments, truncated = self._read(text, settings)
+        settings, arguments, truncated = self._read(text, settings)
         found = search(self.task, **arguments, width=self._beam_width, **settings)
         return {
             "translation": found["text"],
@@ -53,11 +53,10 @@ class TranslationModule(GraphModule):
         }
 
     def _read(self, text, settings):
-        """Checked texts as what the loop begins with, and whether a row was cut."""
+        """Checked settings, texts as what the loop begins with, and whether a row was cut."""
         tokenizer, config = self.task.tokenizer, self.task.model.config
-        rows = tf.size(text)
-        with tf.control_dependencies(checked_settings(rows, "text", settings)):
-            ids = tokenizer.tokenize(clean("text", text))
+        text, settings = checked("text", text, settings)
+        ids, rows = tokenizer.tokenize(text), tf.size(text)
         room = config.max_length - 1
         truncated = lengths_of(ids) > room
         ids = tf.concat([ids[:, :room], tf.fill((rows, 1), tokenizer.eos_id)], axis=1)
@@ -66,4 +65,4 @@ class TranslationModule(GraphModule):
             "lengths": tf.ones((rows,), tf.int32),
             "encoder_token_ids": ids.to_tensor(config.pad_id),
         }
-        return arguments, truncated
+        return settings, arguments, truncated

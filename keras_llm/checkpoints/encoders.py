@@ -329,6 +329,7 @@ DISTILBERT = Family(
     {
         None: "DistilBertModel",
         "masked_lm": "DistilBertForMaskedLM",
+        "text_classifier": "DistilBertForSequenceClassification",
         "token_classifier": "DistilBertForTokenClassification",
         "span_qa": "DistilBertForQuestionAnswering",
     },
@@ -351,6 +352,8 @@ DISTILBERT = Family(
                 "feed_forward_norm": "output_layer_norm",
             },
         ),
+        "text_classifier/pooler": "pre_classifier",
+        "text_classifier/logits": "classifier",
         "token_classifier/logits": "classifier",
         "span_qa/span": "qa_outputs",
         "masked_lm/dense": "vocab_transform",
@@ -364,6 +367,7 @@ DISTILBERT = Family(
         *_BUFFERS,
     ),
     copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
+    pooler="relu",
 )
 T5 = Family(
     "t5",

@@ -46,6 +46,7 @@ class Family:
         ignored: regular expressions of tensors that may be there and mean nothing here.
         copies: dict of names to names whose tensor they may repeat.
         renamed: pairs of a regular expression and what stands for it now in names.
+        pooler: str, the activation of a text classifier's first layer.
         head_decides: bool. Whether a head of its own in the file makes a model untied, whatever
             config.json says.
     """
@@ -62,6 +63,7 @@ class Family:
     ignored: tuple = ()
     copies: dict = dataclasses.field(default_factory=dict)
     renamed: tuple = ()
+    pooler: str = "tanh"
     head_decides: bool = False
 
     def read_config(self, row, where):

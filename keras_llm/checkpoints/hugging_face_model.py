@@ -95,7 +95,7 @@ def write_model(model, folder, token_ids=None, labels=None):
         )
     if head == "sentence_embedder":  # the folder says beside the model what is done with it
         head = None
-    family, row = describe(model.config, head)
+    family, row = describe(model.config, head, options)
     row = {
         "model_type": family.model_type,
         "architectures": [family.architectures[head]],
@@ -106,7 +106,8 @@ def write_model(model, folder, token_ids=None, labels=None):
         labels = labels or default_labels(options["num_classes"])
         row["id2label"] = dict(enumerate(labels))
         row["label2id"] = {label: i for i, label in enumerate(labels)}
-        row["classifier_dropout"] = options["dropout"]
+        name = "seq_classif_dropout" if "activation" in options else "classifier_dropout"
+        row[name] = options["dropout"]
     written = links.collect(model, family.links(model.config, row, head, options))
     row["dtype"] = next(iter(written.values())).dtype.name
     folder = pathlib.Path(folder)
@@ -114,7 +115,7 @@ def write_model(model, folder, token_ids=None, labels=None):
     tensors.write_file(folder / tensors.WEIGHTS_FILE, written)
 
 
-def describe(config, head=None):
+def describe(config, head=None, options=None):
     """The family that computes what a config says, and its config.json.
 
     A family can hold a config if what it writes reads back as the same computation.
@@ -125,6 +126,8 @@ def describe(config, head=None):
     best = None
     for family in FAMILIES.values():
         if head not in family.architectures:
+            continue
+        if head == "text_classifier" and (options or {}).get("activation", "tanh") != family.pooler:
             continue
         try:
             row = family.write(config)
@@ -169,11 +172,11 @@ def _head(family, row, path):
     for architecture in fields.get("architectures", list, []):
         for head, known in family.architectures.items():
             if known == architecture:
-                return head, _options(head, fields)
+                return head, _options(head, fields, family)
     return None, None
 
 
-def _options(head, fields):
+def _options(head, fields, family):
     if head not in ("text_classifier", "token_classifier"):
         return None
     labels = fields.part("id2label").row
@@ -181,7 +184,13 @@ def _options(head, fields):
         "num_classes": len(labels) or fields.get("num_labels", int, 2),
         "dropout": fields.get("classifier_dropout", float, 0.1),
     }
-    return {**options, "pooling": "first"} if head == "text_classifier" else options
+    if head != "text_classifier":
+        return options
+    options["pooling"] = "first"
+    if family.pooler != "tanh":
+        options["activation"] = family.pooler
+        options["dropout"] = fields.get("seq_classif_dropout", float, 0.2)
+    return options
 
 
 def default_labels(count):

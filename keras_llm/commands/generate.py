@@ -7,6 +7,7 @@ import tyro
 import keras_llm
 from keras_llm.commands.console import as_json, import_tensorflow
 from keras_llm.commands.sampling import SamplingOptions
+from keras_llm.errors import InputError
 
 
 @dataclasses.dataclass
@@ -49,6 +50,8 @@ _SEARCHES = [field.name for field in dataclasses.fields(Options) if field.defaul
 def run(options):
     import_tensorflow()
     task = keras_llm.load(options.run)
+    if not isinstance(task, (keras_llm.TextGeneration, keras_llm.Translation)):
+        raise InputError(f"{options.run} is a {type(task).__name__}, which generates no text.")
     settings = options.settings() | {
         name: value for name in _SEARCHES if (value := getattr(options, name)) is not None
     }

@@ -108,7 +108,9 @@ def next_sentence(backbone, dtype=None):
     return _make("next_sentence", backbone, dtype, only_encoders=True)
 
 
-def text_classifier(backbone, num_classes, pooling=None, dropout=0.1, dtype=None):
+def text_classifier(
+    backbone, num_classes, pooling=None, dropout=0.1, dtype=None, activation="tanh"
+):
     """Sort a text into classes.
 
     Args:
@@ -118,6 +120,8 @@ def text_classifier(backbone, num_classes, pooling=None, dropout=0.1, dtype=None
             "first" for an encoder and "last" for a decoder.
         dropout: float in [0, 1), before the last layer.
         dtype: Keras dtype policy of the new layers.
+        activation: "tanh" (BERT) or "relu" (DistilBERT), of the layer that an encoder's pooled
+            states go through first.
 
     Returns:
         A `keras.Model` from `[token_ids, padding_mask, ...]` to float32 logits (B, C).
@@ -129,7 +133,13 @@ def text_classifier(backbone, num_classes, pooling=None, dropout=0.1, dtype=None
         raise InputError(
             f"text_classifier: `num_classes` must be an int of 2 or more, got {num_classes!r}."
         )
+    if activation not in ("tanh", "relu"):
+        raise InputError(
+            f'text_classifier: `activation` must be "tanh" or "relu", got {activation!r}.'
+        )
     options = {"num_classes": num_classes, "pooling": pooling, "dropout": dropout}
+    if activation != "tanh":
+        options["activation"] = activation
     return _make("text_classifier", backbone, dtype, options)
 
 
@@ -290,11 +300,11 @@ class _Context:
         last = ops.expand_dims(ops.maximum(last, 0), (1, 2))
         return ops.squeeze(ops.take_along_axis(hidden, last, axis=1), 1)
 
-    def summary(self, hidden, padding_mask, pooling, dropout):
+    def summary(self, hidden, padding_mask, pooling, dropout, activation="tanh"):
         """The pooled and once more transformed states that classifiers look at."""
         x = self.pooled(hidden, padding_mask, pooling, "first")
         if self.is_encoder:
-            x = self.dense(self.config.hidden_dim, "pooler", "tanh")(x)
+            x = self.dense(self.config.hidden_dim, "pooler", activation)(x)
         return self.dropout(x, dropout)
 
 
@@ -316,8 +326,10 @@ def _next_sentence(hidden, padding_mask, context):
     return [], context.dense(2, "logits", dtype="float32")(x)
 
 
-def _text_classifier(hidden, padding_mask, context, num_classes, pooling, dropout):
-    x = context.summary(hidden, padding_mask, pooling, dropout)
+def _text_classifier(
+    hidden, padding_mask, context, num_classes, pooling, dropout, activation="tanh"
+):
+    x = context.summary(hidden, padding_mask, pooling, dropout, activation)
     return [], context.dense(num_classes, "logits", dtype="float32")(x)
 
 

@@ -98,6 +98,25 @@ def test_heads_come_back_bit_for_bit(head, family, tmp_path, randomize):
     assert_same_weights(model, again)
 
 
+def test_a_distilbert_classifier(tmp_path, randomize):
+    config = models.preset("distilbert-tiny")
+    model = randomize(models.text_classifier(config, 3, activation="relu", dropout=0.3))
+    to_hugging_face(model, tmp_path / "folder")
+    row = json.loads((tmp_path / "folder" / "config.json").read_text())
+    assert row["architectures"] == ["DistilBertForSequenceClassification"]
+    again = load_model(tmp_path / "folder")
+    assert again.options == {**model.options, "pooling": "first"}
+    assert_same_weights(model, again)
+    ids = np.random.default_rng(1).integers(1, 512, (2, 9))
+    first = np.asarray(again.get_layer("backbone")([ids, ids > 0]))[:, 0]
+    w = safetensors.numpy.load_file(tmp_path / "folder" / "model.safetensors")
+    pooled = np.maximum(first @ w["pre_classifier.weight"].T + w["pre_classifier.bias"], 0)
+    expected = pooled @ w["classifier.weight"].T + w["classifier.bias"]
+    np.testing.assert_allclose(again([ids, ids > 0]), expected, atol=1e-4)
+    with pytest.raises(InputError, match="activation"):
+        models.text_classifier(config, 3, activation="gelu")
+
+
 def test_a_bfloat16_model_is_written_and_read_as_such(tmp_path, randomize):
     model = randomize(models.causal_lm(LLAMA, dtype="bfloat16"))
     to_hugging_face(model, tmp_path / "folder")

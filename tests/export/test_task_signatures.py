@@ -212,9 +212,33 @@ def test_a_saved_task_answers_in_a_fresh_process(made, tmp_path):
     assert found == [label for _, label in task("Some text.")]
 
 
+def test_a_compiled_loop_writes_the_same(made):
+    task, plain = made("translate", "sentencepiece")
+    compiled = module_of(task, xla=True).signatures()
+    proof = proof_of(task)
+    assert proof.compare(run_calls(compiled, proof.calls()))["greedy_texts_equal"]
+    sampled = {  # three rows, filled up to four; budgets up to 16
+        "text": ["string", ["The", "A longer text, with words", "x"]],
+        "max_new_tokens": ["int32", [3, 11, 7]],
+        "temperature": ["float32", [0.7, 1.5, 0.0]],
+        "top_k": ["int32", [0, 9, 0]],
+        "top_p": ["float32", [0.9]],
+        "seed": ["int32", [1, 2, 3]],
+    }
+    (one,), (other,) = (run_calls(s, [("translate", sampled)]) for s in (plain, compiled))
+    np.testing.assert_allclose(one.pop("score"), other.pop("score"), atol=1e-3)
+    assert one == other
+    with pytest.raises(tf.errors.InvalidArgumentError, match="top_p must be in"):
+        run_calls(compiled, [("translate", {**sampled, "top_p": ["float32", [0.0]]})])
+
+
 def test_only_tasks_are_served(made, tmp_path):
     task, _ = made("classify", "word_piece")
     for thing in (task.model, "task", None):
         with pytest.raises(InputError, match="`task` must be one of TextGeneration"):
             export.saved_model(thing, tmp_path / "out")
+    with pytest.raises(InputError, match='`weights` must be None, "float16" or "int8"'):
+        export.saved_model(task, tmp_path / "out", weights="int4")
+    with pytest.raises(InputError, match="`xla` is for tasks that generate text"):
+        export.saved_model(task, tmp_path / "out", xla=True)
     assert not (tmp_path / "out").exists()

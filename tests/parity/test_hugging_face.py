@@ -160,6 +160,10 @@ HEADS = {
         "RobertaForSequenceClassification",
         transformers.RobertaConfig(**SIZES, layer_norm_eps=1e-5, num_labels=3),
     ),
+    "distilbert, classifier": (
+        "DistilBertForSequenceClassification",
+        transformers.DistilBertConfig(**DISTILBERT, num_labels=3),
+    ),
     "bert, token classifier": (
         "BertForTokenClassification",
         transformers.BertConfig(**SIZES, num_labels=5),

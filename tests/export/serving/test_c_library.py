@@ -1,6 +1,7 @@
 """Every task's SavedModel in the C library that TensorFlow Serving links, and by TensorFlow's
 own command line: the same answers as in Python."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -8,9 +9,11 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_llm
 from keras_llm import export, models, tokenizers
+from keras_llm.export.server_parity import run_calls
 
 LABELS = ["first", "second", "third"]
 TEXTS = ["Some text, with words.", "é \u2014 and 日本語"]
@@ -101,15 +104,18 @@ CASES = [
 
 @pytest.mark.parametrize("kind, tokenizer, options", CASES)
 def test_a_saved_model_answers_without_python(
-    kind, tokenizer, options, toks, in_c_library, tmp_path
+    kind, tokenizer, options, toks, in_c_library, record, tmp_path
 ):
     task = make(kind, toks[tokenizer])
     report = export.saved_model(task, tmp_path / "model", **options)
     inputs, expected = asked(kind, task)
     answer = in_c_library(tmp_path / "model" / "1", "serving_default", inputs)
-    if options.get("weights"):  # fewer bits: it answers, and the export has measured how well
-        assert answer.keys() == set(report["signatures"]["serving_default"]["outputs"])
-        return
+    assert answer.keys() == set(report["signatures"]["serving_default"]["outputs"])
+    if options.get("weights"):  # fewer bits: as the file in Python; the export has measured it
+        signatures = tf.saved_model.load(str(tmp_path / "model" / "1")).signatures
+        calls = [("serving_default", {name: _typed(values) for name, values in inputs.items()})]
+        (found,) = run_calls(signatures, calls)
+        expected = {name: found[name] for name in expected}
     for name, values in expected.items():
         if isinstance(values[0], float):
             np.testing.assert_allclose(answer[name], values, atol=1e-5)
@@ -119,9 +125,16 @@ def test_a_saved_model_answers_without_python(
         assert in_c_library(
             tmp_path / "model" / "1", "serving_default", inputs, text_ops=False
         ) == pytest.approx(answer)
+    how = "".join(f", {name}={value}" for name, value in options.items())
+    record(f"C library: {kind} with {tokenizer}{how}", "the same answer")
 
 
-def test_tensorflows_command_line_runs_it(toks, tmp_path):
+def _typed(values):
+    values = np.asarray(values)
+    return ["string" if values.dtype.kind == "U" else values.dtype.name, values.tolist()]
+
+
+def test_tensorflows_command_line_runs_it(toks, record, tmp_path):
     task = make("generate", toks["byte_pair"])
     export.saved_model(task, tmp_path / "model")
     command = [
@@ -143,4 +156,5 @@ def test_tensorflows_command_line_runs_it(toks, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     shown = re.search(r"Result for output key text:\s*\[(b.*)\]", done.stdout).group(1)
-    assert eval(shown).decode() == task("Some text", 12, temperature=0.0)
+    assert ast.literal_eval(shown).decode() == task("Some text", 12, temperature=0.0)
+    record("saved_model_cli run", "the same text")
