@@ -6,6 +6,7 @@ import importlib
 import itertools
 import pathlib
 import re
+import threading
 import time
 
 import tensorflow as tf
@@ -17,6 +18,7 @@ DEFAULT_SIGNATURE = "serving_default"
 CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
 _PREDICT = "tensorflow/serving/predict"
 _SCHEMA = "__saved_model_init_op"  # of TensorFlow's loader, not for requests
+_LONGEST_PREPARATION = 10.0  # seconds; longer is a request that takes long
 _STATUS = {
     value: name for name, value in vars(tf.errors).items() if name.isupper() and name != "OK"
 }
@@ -120,6 +122,7 @@ class Servable:
             )
             for name, signature in self.signature_defs.items()
         }
+        self._unprepared = {name: threading.Lock() for name in self.signatures}
 
     def signature(self, name, method=_PREDICT):
         """The signature of that name ("" is the default); ServingError if there is none that is
@@ -161,10 +164,25 @@ class Servable:
         feeds = {signature.inputs[name].name: array for name, array in arrays.items()}
         fetches = {name: output.name for name, output in signature.outputs.items()}
         try:
-            outputs = self._session.run(fetches, feeds, options=options)
+            with self._prepared(signature.name):
+                outputs = self._session.run(fetches, feeds, options=options)
         except Exception as error:
             raise _serving_error(error) from error
         return {name: _rows_of_bytes(value) for name, value in outputs.items()}
+
+    @contextlib.contextmanager
+    def _prepared(self, name):
+        """Let the first request of a signature go ahead: a session optimises the graph then, for
+        seconds, and would do so once for each request that comes meanwhile."""
+        lock = self._unprepared.get(name)
+        if lock is None or not lock.acquire(timeout=_LONGEST_PREPARATION):
+            yield
+            return
+        try:
+            yield
+        finally:
+            self._unprepared.pop(name, None)
+            lock.release()
 
     def close(self):
         """Free the session and its weights."""
