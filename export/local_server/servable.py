@@ -155,27 +155,24 @@ class Servable:
         Raises:
             ServingError: as the graph refuses, or "DEADLINE_EXCEEDED".
         """
-        options = None
-        if deadline is not None:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise ServingError("DEADLINE_EXCEEDED", "the deadline has passed.")
-            options = tf.compat.v1.RunOptions(timeout_in_ms=max(1, int(left * 1000)))
         feeds = {signature.inputs[name].name: array for name, array in arrays.items()}
         fetches = {name: output.name for name, output in signature.outputs.items()}
         try:
-            with self._prepared(signature.name):
-                outputs = self._session.run(fetches, feeds, options=options)
+            with self._prepared(signature.name, deadline):
+                outputs = self._session.run(fetches, feeds, options=_run_options(deadline))
         except Exception as error:
             raise _serving_error(error) from error
         return {name: _rows_of_bytes(value) for name, value in outputs.items()}
 
     @contextlib.contextmanager
-    def _prepared(self, name):
+    def _prepared(self, name, deadline):
         """Let the first request of a signature go ahead: a session optimises the graph then, for
         seconds, and would do so once for each request that comes meanwhile."""
         lock = self._unprepared.get(name)
-        if lock is None or not lock.acquire(timeout=_LONGEST_PREPARATION):
+        patience = _LONGEST_PREPARATION
+        if deadline is not None:
+            patience = max(0.0, min(patience, deadline - time.monotonic()))
+        if lock is None or not lock.acquire(timeout=patience):
             yield
             return
         try:
@@ -187,6 +184,16 @@ class Servable:
     def close(self):
         """Free the session and its weights."""
         self._session.close()
+
+
+def _run_options(deadline):
+    """What stops a run at its deadline; ServingError if that has passed."""
+    if deadline is None:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise ServingError("DEADLINE_EXCEEDED", "the deadline has passed.")
+    return tf.compat.v1.RunOptions(timeout_in_ms=max(1, int(left * 1000)))
 
 
 def _tensor(info):
