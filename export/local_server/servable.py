@@ -172,14 +172,16 @@ class Servable:
         patience = _LONGEST_PREPARATION
         if deadline is not None:
             patience = max(0.0, min(patience, deadline - time.monotonic()))
-        if lock is None or not lock.acquire(timeout=patience):
-            yield
-            return
+        is_locked = lock is not None and lock.acquire(timeout=patience)
+        is_first = is_locked and name in self._unprepared
+        if is_locked and not is_first:
+            lock.release()
         try:
             yield
         finally:
-            self._unprepared.pop(name, None)
-            lock.release()
+            if is_first:
+                self._unprepared.pop(name, None)
+                lock.release()
 
     def close(self):
         """Free the session and its weights."""
