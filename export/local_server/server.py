@@ -60,6 +60,7 @@ class LocalServer:
             [tag.strip() for tag in options.saved_model_tags.split(",")],
             options.num_request_iterations_for_warmup if options.enable_model_warmup else 0,
             options.allow_version_labels_for_unavailable_models,
+            options.max_text_bytes,
         )
         self._closed = threading.Event()
         self._grpc = self._rest = self._config_poller = None

@@ -173,7 +173,7 @@ class Hostile:
     def _long(self):
         prompt = self._random.choice(["a", "ab ", "\u00e9", "\U0001f642"]) * 10_000_000
         inputs = {**_GOOD, "prompt": ("string", [prompt[:10_000_000]])}
-        return self._either(inputs), _PROPER | {"OK"}  # cut by the model's rule, or refused
+        return self._either(inputs), _PROPER
 
     def _json(self):
         columns = {name: value for name, (_, value) in _GOOD.items()}
