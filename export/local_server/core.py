@@ -115,11 +115,13 @@ class Core:
                     metrics.REQUEST_LATENCY, micros, model_name=known, API=api, entrypoint=entry
                 )
 
-    def close(self):
-        """Wait for what runs, and free everything."""
-        self.models.close()
+    def close(self, seconds):
+        """Wait so many seconds for what runs, and free everything; whether all of it has ended."""
+        if not self.models.close(seconds):
+            return False
         if self._batcher is not None:
-            self._batcher.close()
+            self._batcher.close()  # nothing waits in it any more
+        return True
 
     def _load(self, name, version, folder):
         begin, status = time.perf_counter(), "fail"
