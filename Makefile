@@ -29,11 +29,11 @@ test-parity:
 		llama-cpp-python==0.3.36
 	$(VENV)-parity/bin/python -m pytest tests/parity --page docs/parity.md
 
-# The local server as a process: load for 60 s at a time, new versions, kills and hostile requests,
-# and its page in headless Chromium, where one is installed. About 10 minutes.
+# SavedModels in TensorFlow's C library; the local server as a process: load for 60 s at a time, new
+# versions, kills and hostile requests; its page in headless Chromium, where one is installed.
 test-serving: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright==1.65.2
-	$(BIN)/python -m pytest tests/export/serving --page docs/serving.md
+	$(BIN)/python -m pytest tests/serving tests/export/serving --page docs/serving.md
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

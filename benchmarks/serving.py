@@ -146,10 +146,10 @@ def main():
         what = options.base_path or "preset `llama-3m`, random weights"
         pathlib.Path(options.page).write_text(
             "# How fast the local server answers\n\n"
-            "Written by `python benchmarks/serving.py --page docs/serving_benchmark.md`: "
-            f"{what}, {options.tokens} new tokens a request, {options.seconds:.0f} s a row; server "
-            f"and clients share {os.cpu_count()} cores ({platform.machine()}). The clients are "
-            "processes that ask without a pause. This is the development server; TensorFlow "
+            "Written by `python benchmarks/serving.py --page docs/serving_benchmark.md`:\n"
+            f"{what}, {options.tokens} new tokens a request, {options.seconds:.0f} s a row. Server "
+            f"and clients share\n{os.cpu_count()} cores ({platform.machine()}); the clients are "
+            "processes that ask without a pause. This is the development\nserver. TensorFlow "
             "Serving, which runs the same graph without Python, was not to be had.\n\n"
             f"{table}\n",
             "utf-8",

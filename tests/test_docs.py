@@ -27,7 +27,7 @@ def test_python_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_have_the_options_that_are_written(page):
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     for line in "".join(blocks(page, "console")).splitlines():
         program, *arguments = shlex.split(line)
         if program == "keras-llm":

@@ -20,6 +20,7 @@ class Core:
         tags: list of str, which graph of a SavedModel to load.
         warmup_iterations: int, how often the warm-up requests of a model are run; 0 is never.
         allow_unavailable_labels: bool. Whether a label may name a version that is not loaded.
+        max_text_bytes: int, the most bytes that the strings of a request may have together.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Core:
         tags=("serve",),
         warmup_iterations=1,
         allow_unavailable_labels=False,
+        max_text_bytes=2**20,
     ):
         self.metrics = metrics.Metrics()
         self.models = Models(self._load, allow_unavailable_labels)
@@ -36,6 +38,7 @@ class Core:
         self._session_config = session_config
         self._tags = tags
         self._warmup_iterations = warmup_iterations
+        self._max_text_bytes = max_text_bytes
 
     def predict(self, servable, signature_name, arrays, wanted=(), deadline=None, cancelled=None):
         """Run a signature for a request.
@@ -70,6 +73,13 @@ class Core:
 
     def run(self, servable, signature, arrays, deadline=None, cancelled=None):
         """Run checked arrays, in a batch if batches are made."""
+        texts = [array for array in arrays.values() if array.dtype == object]
+        size = sum(len(text) for array in texts for text in array.ravel())
+        if size > self._max_text_bytes:
+            raise ServingError(
+                "INVALID_ARGUMENT",
+                f"the text has {size} bytes, more than `max_text_bytes` ({self._max_text_bytes}).",
+            )
         if self._batcher is None:
             return servable.run(signature, arrays, deadline)
         return self._batcher.run(servable, signature, arrays, deadline, cancelled)
@@ -105,11 +115,13 @@ class Core:
                     metrics.REQUEST_LATENCY, micros, model_name=known, API=api, entrypoint=entry
                 )
 
-    def close(self):
-        """Wait for what runs, and free everything."""
-        self.models.close()
+    def close(self, seconds):
+        """Wait so many seconds for what runs, and free everything; whether all of it has ended."""
+        if not self.models.close(seconds):
+            return False
         if self._batcher is not None:
-            self._batcher.close()
+            self._batcher.close()  # nothing waits in it any more
+        return True
 
     def _load(self, name, version, folder):
         begin, status = time.perf_counter(), "fail"

@@ -175,15 +175,25 @@ class Models:
         with self._lock:
             return {name: dict(config.labels) for name, config in sorted(self._configs.items())}
 
-    def close(self):
-        """Stop watching, wait for requests and unload everything."""
+    def close(self, seconds):
+        """Stop watching, wait for requests and unload everything.
+
+        Args:
+            seconds: how long to wait.
+
+        Returns:
+            Whether everything has ended.
+        """
         self._stop.set()
         if self._poller is not None:
             self._poller.join()
+        end = time.monotonic() + seconds
         with self._changing:
             self._set_configs({})
-            for thread in self._unload_unwanted():
-                thread.join()
+            threads = self._unload_unwanted()
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads)
 
     def _set_configs(self, configs):
         with self._lock:

@@ -48,6 +48,9 @@ class ServerOptions:
     """How long a REST request may take."""
     rest_api_max_body_bytes: int = 64 * 2**20
     """The longest body of a REST request; longer ones are answered with 413."""
+    max_text_bytes: int = 2**20
+    """The longest text of a request, all of its strings together; tokenizers need several hundred
+    times the memory."""
     rest_api_enable_cors_support: bool = False
     """Let pages of other sites ask."""
     saved_model_tags: str = "serve"

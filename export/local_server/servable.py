@@ -6,6 +6,7 @@ import importlib
 import itertools
 import pathlib
 import re
+import threading
 import time
 
 import tensorflow as tf
@@ -17,6 +18,7 @@ DEFAULT_SIGNATURE = "serving_default"
 CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
 _PREDICT = "tensorflow/serving/predict"
 _SCHEMA = "__saved_model_init_op"  # of TensorFlow's loader, not for requests
+_LONGEST_PREPARATION = 10.0  # seconds; longer is a request that takes long
 _STATUS = {
     value: name for name, value in vars(tf.errors).items() if name.isupper() and name != "OK"
 }
@@ -120,6 +122,7 @@ class Servable:
             )
             for name, signature in self.signature_defs.items()
         }
+        self._unprepared = {name: threading.Lock() for name in self.signatures}
 
     def signature(self, name, method=_PREDICT):
         """The signature of that name ("" is the default); ServingError if there is none that is
@@ -152,23 +155,47 @@ class Servable:
         Raises:
             ServingError: as the graph refuses, or "DEADLINE_EXCEEDED".
         """
-        options = None
-        if deadline is not None:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise ServingError("DEADLINE_EXCEEDED", "the deadline has passed.")
-            options = tf.compat.v1.RunOptions(timeout_in_ms=max(1, int(left * 1000)))
         feeds = {signature.inputs[name].name: array for name, array in arrays.items()}
         fetches = {name: output.name for name, output in signature.outputs.items()}
         try:
-            outputs = self._session.run(fetches, feeds, options=options)
+            with self._prepared(signature.name, deadline):
+                outputs = self._session.run(fetches, feeds, options=_run_options(deadline))
         except Exception as error:
             raise _serving_error(error) from error
         return {name: _rows_of_bytes(value) for name, value in outputs.items()}
 
+    @contextlib.contextmanager
+    def _prepared(self, name, deadline):
+        """Let the first request of a signature go ahead: a session optimises the graph then, for
+        seconds, and would do so once for each request that comes meanwhile."""
+        lock = self._unprepared.get(name)
+        patience = _LONGEST_PREPARATION
+        if deadline is not None:
+            patience = max(0.0, min(patience, deadline - time.monotonic()))
+        is_locked = lock is not None and lock.acquire(timeout=patience)
+        is_first = is_locked and name in self._unprepared
+        if is_locked and not is_first:
+            lock.release()
+        try:
+            yield
+        finally:
+            if is_first:
+                self._unprepared.pop(name, None)
+                lock.release()
+
     def close(self):
         """Free the session and its weights."""
         self._session.close()
+
+
+def _run_options(deadline):
+    """What stops a run at its deadline; ServingError if that has passed."""
+    if deadline is None:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise ServingError("DEADLINE_EXCEEDED", "the deadline has passed.")
+    return tf.compat.v1.RunOptions(timeout_in_ms=max(1, int(left * 1000)))
 
 
 def _tensor(info):

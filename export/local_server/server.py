@@ -3,6 +3,7 @@
 import logging
 import pathlib
 import threading
+import time
 from concurrent import futures
 
 import grpc
@@ -60,6 +61,7 @@ class LocalServer:
             [tag.strip() for tag in options.saved_model_tags.split(",")],
             options.num_request_iterations_for_warmup if options.enable_model_warmup else 0,
             options.allow_version_labels_for_unavailable_models,
+            options.max_text_bytes,
         )
         self._closed = threading.Event()
         self._grpc = self._rest = self._config_poller = None
@@ -102,11 +104,15 @@ class LocalServer:
 
         Args:
             grace: seconds that they may take; defaults to `shutdown_grace_seconds`.
+
+        Returns:
+            Whether all of them were answered in that time. Those that were not still run.
         """
         if self._closed.is_set():
-            return
+            return True
         self._closed.set()
         grace = self._options.shutdown_grace_seconds if grace is None else grace
+        end = time.monotonic() + grace
         if self._grpc is not None:
             self._health.enter_graceful_shutdown()
             stopped = self._grpc.stop(grace)
@@ -115,7 +121,7 @@ class LocalServer:
             stopped.wait()
         if self._config_poller is not None:
             self._config_poller.join()
-        self._core.close()
+        return self._core.close(max(1.0, end - time.monotonic()))
 
     def _start_grpc(self, credentials):
         options = self._options

@@ -6,8 +6,8 @@ from tensorflow_serving.apis import prediction_log_pb2
 from keras_llm.errors import InputError, ServingError
 from keras_llm.export import tensors
 from keras_llm.export.local_server import examples
+from keras_llm.export.warmup import FILE
 
-WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 _MOST = 1000  # TensorFlow Serving reads no more
 
 
@@ -24,7 +24,7 @@ def warm_up(servable, iterations=1):
     Raises:
         ServingError: if one fails; the model is then not fit to serve.
     """
-    path = servable.path / WARMUP_FILE
+    path = servable.path / FILE
     if not path.is_file():
         return 0
     count = 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import signal
 import sys
 import threading
@@ -35,9 +36,6 @@ def run(options):
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     server = LocalServer(options)
-    if stop.is_set():
-        server.close()
-        return
     for name, versions in server.models().items():
         print(f"serving {name}, version {', '.join(map(str, versions))}", file=sys.stderr)
     where = f"gRPC at {options.host}:{server.port}"
@@ -46,4 +44,7 @@ def run(options):
     print(where, file=sys.stderr, flush=True)
     stop.wait()
     print("shutting down: answering what has come in", file=sys.stderr, flush=True)
-    server.close()
+    if not server.close():
+        print("requests still ran after the time of grace: they are cut off", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)  # a graph that runs cannot be stopped, and Python would wait for it

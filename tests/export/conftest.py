@@ -23,11 +23,21 @@ def tiny_base(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def text_base(task, tmp_path_factory):
-    """Base path of the reference task with version 1."""
+    """Base path of the reference task with version 1, whose `generate` is warmed up."""
     from keras_llm.export.signatures import TextGenerationModule, save
+    from keras_llm.export.warmup import write_warmup
 
     base = tmp_path_factory.mktemp("served") / "stories"
     save(TextGenerationModule(task), base / "1")
+    inputs = {
+        "prompt": ["string", ["The"]],
+        "max_new_tokens": ["int32", [2]],
+        "temperature": ["float32", [1.0]],
+        "top_k": ["int32", [0]],
+        "top_p": ["float32", [1.0]],
+        "seed": ["int32", [0]],
+    }
+    write_warmup(base / "1", "stories", [("generate", inputs)])
     return base
 
 

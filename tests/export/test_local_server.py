@@ -215,6 +215,12 @@ def test_deadlines_and_message_sizes(tiny_base, serve, channel_to):
     # The server has let go of it: what stops it is the graph, not the caller alone.
     wait_until(lambda: server._core.models._versions["tiny"][1].users == 0)
     assert time.monotonic() - begin < 10
+    longest = serve(tiny_base, max_text_bytes=10)
+    body = {"signature_name": "upper", "instances": ["a" * 5, "b" * 5]}
+    assert post(longest, body)[0] == 200
+    body["instances"].append("c")
+    status, answer = post(longest, body)
+    assert status == 400 and "11 bytes, more than `max_text_bytes` (10)" in answer["error"]
     long_text = predict_request(signature="upper", text=["a" * 200_000])
     assert fails(stub.Predict, long_text)[0] == "RESOURCE_EXHAUSTED"
     assert stub.Predict(scale_request(), timeout=30).outputs["y"].float_val or True

@@ -25,6 +25,11 @@ function show(message, isError) {
   byId("state").className = isError ? "error" : "";
 }
 
+// Float32 has seven digits; more of them are an accident of decimal notation.
+function rounded(key, value) {
+  return typeof value === "number" && !Number.isInteger(value) ? Number(value.toPrecision(7)) : value;
+}
+
 function fill(select, values) {
   select.replaceChildren(...values.map((value) => new Option(value, value)));
 }
@@ -120,7 +125,7 @@ async function send(event) {
       const description = document.createElement("dd");
       const first = value[0];
       term.textContent = key;
-      description.textContent = typeof first === "string" ? first : JSON.stringify(first);
+      description.textContent = typeof first === "string" ? first : JSON.stringify(first, rounded);
       // Text first, figures after it.
       if (key === "text") rows.unshift(term, description);
       else rows.push(term, description);

@@ -122,3 +122,42 @@ def test_sigterm_under_load(process, load, record):
     codes = {error.code for error in loaded.failed}
     assert codes <= {"UNAVAILABLE"} and not loaded.wrong, codes
     record("SIGTERM under load", "exit code 0; requests after it get UNAVAILABLE alone")
+
+
+def test_a_request_that_does_not_end_cannot_hold_the_server(process, tiny_base, tmp_path):
+    import grpc
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2
+
+    server = process(
+        "--model_name", "stories", "--shutdown_grace_seconds", "1", base_path=tiny_base
+    )
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name, request.model_spec.signature_name = "stories", "spin"
+    request.inputs["times"].CopyFrom(tf.make_tensor_proto([2**31 - 1], tf.int32))
+    with grpc.insecure_channel(f"localhost:{server.port}") as channel:
+        method = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+        pending = method.future(request.SerializeToString())
+        time.sleep(1)
+        assert not pending.done()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=20) == 1
+    assert "cut off" in (tmp_path / "serve.log").read_text()
+
+
+def test_the_files_for_the_stock_image_are_read(task, tmp_path, process, load):
+    """What `export.serving_files` writes for TensorFlow Serving serves here too."""
+    from keras_llm import export
+
+    export.saved_model(task, tmp_path / "stories", version=1)
+    files = export.serving_files(tmp_path)
+    config = tmp_path / "here.config"  # the image has the models at another place
+    config.write_text(files["models.config"].read_text().replace("/models/", f"{tmp_path}/"))
+    options = ["--model_config_file", str(config), "--enable_batching"]
+    options += ["--batching_parameters_file", str(files["batching_parameters.txt"])]
+    options += ["--monitoring_config_file", str(files["monitoring.config"])]
+    server = process(*options, base_path="")
+    with load([server.client(p, label="stable") for p in ("gRPC", "REST")]) as loaded:
+        while len(loaded.latencies) < 20 and not loaded.failed:
+            time.sleep(0.05)
+    assert not loaded.failed and not loaded.wrong
