@@ -29,6 +29,8 @@ class DecoderStepModule(tf.Module):
         encoder_length: int. E, of a `seq2seq` model.
     """
 
+    defaults = None
+
     def __init__(self, model, cache_slots, prefill_lengths, decode_lengths=(), encoder_length=None):
         super().__init__()
         self._model = [model]

@@ -5,6 +5,9 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+# What XLA compiles it keeps for the life of a process, and it takes seconds for each model: tests
+# that are not about it do without, those that are ask for it by `jit_compile=True`.
+os.environ.setdefault("KERAS_LLM_XLA", "0")
 
 import json
 import pathlib

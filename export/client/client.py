@@ -115,6 +115,7 @@ class Client:
         return_details=False,
         batch_size=32,
         timeout=None,
+        parse_special=False,
         **settings,
     ):
         """Continue one text or several.
@@ -127,7 +128,10 @@ class Client:
                 `text`, `num_tokens`, `log_probability`, `finish_reason` and more.
             batch_size: int. Longer lists are sent in parts of so many prompts.
             timeout: seconds for each part; None for the client's.
-            **settings: other inputs of the model's `generate` signature.
+            parse_special: bool. The prompts are rendered conversations, which spell out special
+                tokens, for the model's signature `chat`.
+            **settings: other inputs of the model's signature `generate`, or else of its
+                `generate_extended`: `min_p`, `repetition_penalty` and more.
 
         Returns:
             The new text, a str for a str and a list for a list.
@@ -144,8 +148,13 @@ class Client:
             "top_p": top_p,
             "seed": [random.getrandbits(31) for _ in rows] if seed is None else seed,
         }
-        inputs = {"prompt": rows, **self._complete("generate", settings, ["prompt"])}
-        outputs = self._in_parts("generate", inputs, len(rows), batch_size, timeout)
+        signature = "chat" if parse_special else "generate"
+        known = self.metadata()
+        if not parse_special and "generate_extended" in known:
+            is_plain = set(settings) <= set(known.get("generate", {}).get("inputs", ()))
+            signature = "generate" if is_plain else "generate_extended"
+        inputs = {"prompt": rows, **self._complete(signature, settings, ["prompt"])}
+        outputs = self._in_parts(signature, inputs, len(rows), batch_size, timeout)
         if return_details:
             results = [{k: _python(v[row]) for k, v in outputs.items()} for row in range(len(rows))]
         else:

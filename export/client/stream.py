@@ -5,7 +5,7 @@ import numbers
 import numpy as np
 
 from keras_llm.errors import InputError
-from keras_llm.export.client.sampling import choose
+from keras_llm.export.numpy_sampling import Sampling, choose
 
 
 def stream_tokens(predict, prompt, max_new_tokens, settings):
@@ -25,11 +25,14 @@ def stream_tokens(predict, prompt, max_new_tokens, settings):
     Raises:
         InputError: naming the setting that is out of range, before anything is asked.
     """
-    _check(max_new_tokens, **settings)
-    return _pieces(predict, prompt, max_new_tokens, settings)
+    is_int = isinstance(max_new_tokens, numbers.Integral) and not isinstance(max_new_tokens, bool)
+    if not is_int or max_new_tokens < 1:
+        raise InputError(f"`max_new_tokens` must be an int > 0, got {max_new_tokens!r}.")
+    sampling = Sampling(**settings).validate()
+    return _pieces(predict, prompt, max_new_tokens, sampling)
 
 
-def _pieces(predict, prompt, max_new_tokens, settings):
+def _pieces(predict, prompt, max_new_tokens, sampling):
     tokenized = predict("tokenize", {"text": [prompt]})
     length = int(tokenized["lengths"][0])
     outputs = predict(
@@ -42,7 +45,7 @@ def _pieces(predict, prompt, max_new_tokens, settings):
     )
     shown, so_far = "", []
     for step in range(max_new_tokens):
-        token = choose(outputs.pop("logits"), step, **settings)
+        token = choose(outputs.pop("logits")[0], sampling, step)
         both = np.zeros((2, step + 1), "int32")  # all new tokens, and this one alone
         both[0], both[1, 0] = [*so_far, token], token
         texts = predict("detokenize", {"token_ids": both, "lengths": [step + 1, 1]})["text"]
@@ -62,16 +65,3 @@ def _pieces(predict, prompt, max_new_tokens, settings):
         last = predict("detokenize", {"token_ids": [so_far], "lengths": lengths})["text"][0]
         if last[len(shown) :]:
             yield last[len(shown) :]
-
-
-def _check(max_new_tokens, temperature, top_k, top_p, seed):
-    rules = (
-        ("max_new_tokens", max_new_tokens, numbers.Integral, lambda v: v > 0, "an int > 0"),
-        ("temperature", temperature, numbers.Real, lambda v: 0 <= v < 1e30, "a number >= 0"),
-        ("top_k", top_k, numbers.Integral, lambda v: v >= 0, "an int >= 0"),
-        ("top_p", top_p, numbers.Real, lambda v: 0 < v <= 1, "in (0, 1]"),
-        ("seed", seed, numbers.Integral, lambda v: -(2**31) <= v < 2**31, "an int of 32 bits"),
-    )
-    for name, value, kind, is_right, rule in rules:
-        if not isinstance(value, kind) or isinstance(value, bool) or not is_right(value):
-            raise InputError(f"`{name}` must be {rule}, got {value!r}.")

@@ -58,6 +58,7 @@ class Core:
             ServingError: as the request deserves it.
         """
         signature = servable.signature(signature_name)
+        arrays = signature.complete(arrays)
         signature.check(arrays)
         unknown = sorted(set(wanted) - set(signature.outputs))
         if unknown:

@@ -41,18 +41,23 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """A signature of a SavedModel, by name."""
+    """A signature of a SavedModel, by name; `defaults` has arrays for inputs left out."""
 
     name: str
     inputs: dict
     outputs: dict
     method_name: str
+    defaults: dict = dataclasses.field(default_factory=dict)
 
     @property
     def has_batch(self):
         """Whether each input and output has rows, so that requests can be merged."""
         parts = [*self.inputs.values(), *self.outputs.values()]
         return bool(self.inputs) and all(part.has_batch for part in parts)
+
+    def complete(self, arrays):
+        """The arrays, and defaults for what they leave out."""
+        return {**self.defaults, **arrays}
 
     def check(self, arrays):
         """Raise ServingError unless the arrays are what the inputs ask for."""
@@ -119,6 +124,7 @@ class Servable:
                 {key: _tensor(info) for key, info in signature.inputs.items()},
                 {key: _tensor(info) for key, info in signature.outputs.items()},
                 signature.method_name,
+                {key: tf.make_ndarray(proto) for key, proto in signature.defaults.items()},
             )
             for name, signature in self.signature_defs.items()
         }

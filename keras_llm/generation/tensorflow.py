@@ -1,10 +1,12 @@
 """The decode loop compiled with XLA: one compilation for each bucket of shapes.
 
 Rows, prompt lengths and room for new tokens are rounded up to buckets, so that calls of like sizes
-share one compilation; settings are tensors and compile nothing.
+share one compilation; settings are tensors and compile nothing. With `KERAS_LLM_XLA=0` in the
+environment the same graphs run without XLA: the first text comes sooner, all others later.
 """
 
 import functools
+import os
 
 import keras
 import numpy as np
@@ -28,8 +30,8 @@ class Compiled:
         stop_id: int, the token that ends a text, or several (S,).
         pad_id: int, fills unused places.
         jit_compile: bool. False runs the same graphs without XLA. None means XLA for a float32
-            model; in a lower precision XLA rounds in other places than the graph that is
-            exported, and texts would differ.
+            model, unless `KERAS_LLM_XLA` says no; in a lower precision XLA rounds in other
+            places than the graph that is exported, and texts would differ.
 
     Attributes:
         traces: int, how many graphs have been traced and compiled so far.
@@ -48,7 +50,9 @@ class Compiled:
         self.stop_ids = np.reshape(stop_id, -1).astype("int32")
         self.pad_id = pad_id
         if jit_compile is None:
-            jit_compile = model.get_layer("token_embedding").compute_dtype == "float32"
+            is_wanted = os.environ.get("KERAS_LLM_XLA", "1") != "0"
+            is_float32 = model.get_layer("token_embedding").compute_dtype == "float32"
+            jit_compile = is_wanted and is_float32
         self.jit_compile = jit_compile
         self.traces = 0
         self._functions = {}

@@ -118,7 +118,7 @@ def test_greedy_is_the_slow_loop(model):
 
 @pytest.mark.parametrize("settings", [sampling(), sampling(0.9, 0, 1.0, 4), sampling(1.3, 9, 0.8)])
 def test_ragged_rows_are_what_each_is_alone(model, settings):
-    compiled = Compiled(model, STOP, PAD)
+    compiled = Compiled(model, STOP, PAD, jit_compile=True)
     ids, lengths = prompts(3, rows=6)
     budgets = np.array([9, 1, 5, 9, 3, 7], "int32")
     together = compiled.generate(ids, lengths, budgets, settings)
@@ -136,7 +136,7 @@ def test_ragged_rows_are_what_each_is_alone(model, settings):
 
 
 def test_settings_are_per_row(model):
-    compiled = Compiled(model, STOP, PAD)
+    compiled = Compiled(model, STOP, PAD, jit_compile=True)
     ids, lengths = prompts(1, rows=3)
     rows = [sampling(0.0), sampling(1.0, 5, 0.9, 3), sampling(2.0, 0, 1.0, 8)]
     mixed = generation.Sampling(
@@ -158,7 +158,7 @@ def test_eager_compiled_and_streamed_tokens_are_the_same(model, settings):
     ids, lengths = prompts(2)
     budget = np.array([12], "int32")
     eager = generation.generate(model, ids, lengths, budget, settings.tensors(), STOP, PAD)
-    compiled = Compiled(model, STOP, PAD)
+    compiled = Compiled(model, STOP, PAD, jit_compile=True)
     np.testing.assert_array_equal(
         eager.token_ids, compiled.generate(ids, lengths, budget, settings).token_ids
     )
@@ -168,7 +168,7 @@ def test_eager_compiled_and_streamed_tokens_are_the_same(model, settings):
 
 
 def test_one_compilation_serves_all_settings_and_lengths_of_a_bucket(model):
-    compiled = Compiled(model, STOP, PAD)
+    compiled = Compiled(model, STOP, PAD, jit_compile=True)
     for index in range(10):
         ids, lengths = prompts(index, rows=3 + index % 2)
         settings = sampling(index / 5, index, 1.0 - index / 20, index)._replace(
@@ -194,7 +194,7 @@ def test_one_compilation_serves_all_settings_and_lengths_of_a_bucket(model):
 def test_samples_of_one_prompt_are_what_each_is_alone(model):
     ids, lengths = prompts(3, rows=2)
     budget = np.array([7], "int32")
-    compiled = Compiled(model, STOP, PAD)
+    compiled = Compiled(model, STOP, PAD, jit_compile=True)
     seeds = np.array([4, 5, 6, 4, 5, 6], "int32")
     together = compiled.generate(ids, lengths, budget, sampling(1.0, seed=seeds), samples=3)
     repeated = [np.repeat(x, 3, axis=0) for x in (ids, lengths)]
@@ -244,7 +244,7 @@ def test_scores_are_sums_of_log_probabilities(model):
 
 
 def test_log_probability_is_the_score_of_what_was_generated(model):
-    compiled = Compiled(model, STOP, PAD)
+    compiled = Compiled(model, STOP, PAD, jit_compile=True)
     ids, lengths = prompts(6)
     state = compiled.generate(ids, lengths, np.array([7], "int32"), sampling(1.0, 5, 0.9, 2))
     for row, length in enumerate(lengths):

@@ -7,7 +7,7 @@ import keras_llm
 from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation import Sampling
-from keras_llm.generation.tensorflow import Known
+from keras_llm.generation.tensorflow import Compiled, Known
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m.role[0] }}: {{ m.content }}\n{% endfor %}"
@@ -66,8 +66,9 @@ def test_what_is_known_gives_the_same_text(name, task):
     size = task.model.config.vocabulary_size
     options = {"sliding_window": 5} if name == "gemma3-tiny" else {}
     config = models.preset(name, vocabulary_size=size, initializer_range=0.3, **options)
-    other = keras_llm.TextGeneration(models.causal_lm(config), task.tokenizer)
-    compiled, known = other._compiled, Known()
+    tok = task.tokenizer
+    compiled = Compiled(models.causal_lm(config), tok.eos_id, tok.pad_id, jit_compile=not options)
+    known = Known()
     rng = np.random.default_rng(0)
     row = rng.integers(300, size, 21).astype("int32")
     texts = [row[:9], row[:20], row, np.append(row[:7], row[12:]), row[:3]]

@@ -133,6 +133,22 @@ def test_searches_compile_once_for_a_bucket(draft):
     assert draft._compiled.traces == 2  # one row, and two
 
 
+def test_xla_changes_no_text(task, monkeypatch):
+    calls = [
+        {"temperature": 0.0},
+        {"seed": 3, "top_p": 0.9, "repetition_penalty": 1.3},
+        {"beam_width": 2, "repetition_penalty": 1.3},
+        {"contrastive_alpha": 0.5},
+        {"prompt_lookup": 2, "temperature": 0.0},
+    ]
+    expected = [task("The", max_new_tokens=12, **settings) for settings in calls]
+    assert not task._compiled.jit_compile
+    monkeypatch.setenv("KERAS_LLM_XLA", "1")
+    other = keras_llm.TextGeneration(task.model, task.tokenizer)
+    assert other._compiled.jit_compile
+    assert [other("The", max_new_tokens=12, **settings) for settings in calls] == expected
+
+
 def test_further_tokens_end_a_text(task, tmp_path):
     plain = task("The", **GREEDY, return_details=True)
     end = plain.token_ids[4]
