@@ -228,7 +228,7 @@ class GenerativeTask(Task):
         else:
             stopped_by = self.tokenizer.token(int(stop_token)) if stop_token >= 0 else None
         others = zip(other_ids[:count].tolist(), other_log_p[:count].tolist(), strict=True)
-        log_probability = float(log_p[:count].sum())
+        log_probability = float(log_p[:count].sum(dtype="float64"))
         return Generation(
             text=text,
             token_ids=ids[:count],
