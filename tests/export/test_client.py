@@ -154,7 +154,7 @@ def test_what_the_server_refuses(client, tiny):
         tiny.predict("serving_default", {"x": [[1]]})
     with pytest.raises(ServingError, match="temperature must be a number >= 0"):
         client.generate("The", temperature=float("nan"))
-    with pytest.raises(InputError, match="unknown setting `mood`; known: .*max_new_tokens"):
+    with pytest.raises(InputError, match=r"unknown setting `mood`; known: .*max_new_tokens"):
         client.generate("The", mood=3)
     with pytest.raises(InputError, match="`seed` must be one value or 2"):
         client.generate(["a", "b"], seed=[1, 2, 3])
