@@ -121,10 +121,9 @@ def test_a_saved_model_answers_without_python(
             np.testing.assert_allclose(answer[name], values, atol=1e-5)
         else:
             assert answer[name] == values
-    if not report["non_core_ops"]:
-        assert in_c_library(
-            tmp_path / "model" / "1", "serving_default", inputs, text_ops=False
-        ) == pytest.approx(answer)
+    if not report["non_core_ops"]:  # nothing but TensorFlow is needed
+        again = in_c_library(tmp_path / "model" / "1", "serving_default", inputs, text_ops=False)
+        assert {name: again[name] for name in expected} == {n: answer[n] for n in expected}
     how = "".join(f", {name}={value}" for name, value in options.items())
     record(f"C library: {kind} with {tokenizer}{how}", "the same answer")
 
