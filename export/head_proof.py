@@ -139,9 +139,6 @@ class AnswerProof(HeadProof):
         return [digest("QuestionAnswering", _plain(row)) for row in found]
 
 
-PROOFS = {"MaskedLanguageModel": MaskProof, "QuestionAnswering": AnswerProof}
-
-
 def digest(task, result):
     """A result as numbers and a decision."""
     if task == "TextEmbedding":
