@@ -141,6 +141,8 @@ def _undivided(path, rules):
                 continue
             name = graph.Tensors(operator.Outputs(0)).Name().decode()
             weights = graph.Tensors(operator.Inputs(1))
+            if not model.Buffers(weights.Buffer()).DataLength():
+                continue  # computed, not stored
             rule = next((r for r in reversed(rules) if re.search(r.layers, name)), None)
             if rule and rule.block and weights.Shape(1) % rule.block:
                 rule = more[name] = QuantizationRule(layers=re.escape(name), kind=rule.kind)
