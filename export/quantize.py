@@ -119,24 +119,40 @@ def quantize(source, out, rules, calibration=None):
 
 def _undivided(path, rules):
     """Rules for the products whose width is no multiple of their block: a scale for each channel,
-    8 bits."""
+    8 bits.
+
+    Raises:
+        InputError: if an embedding and the head that shares its table have different rules.
+    """
     from ai_edge_litert import schema_py_generated as schema
 
     with open(path, "rb") as file:
         model = schema.Model.GetRootAs(file.read(), 0)
-    more = {}
+    more, tables = {}, {}
     for i in range(model.SubgraphsLength()):
         graph = model.Subgraphs(i)
         for j in range(graph.OperatorsLength()):
             operator = graph.Operators(j)
-            code = model.OperatorCodes(operator.OpcodeIndex())
-            if code.BuiltinCode() != schema.BuiltinOperator.FULLY_CONNECTED:
+            code = model.OperatorCodes(operator.OpcodeIndex()).BuiltinCode()
+            if code not in (
+                schema.BuiltinOperator.FULLY_CONNECTED,
+                schema.BuiltinOperator.EMBEDDING_LOOKUP,
+            ):
                 continue
             name = graph.Tensors(operator.Outputs(0)).Name().decode()
-            width = graph.Tensors(operator.Inputs(1)).Shape(1)
+            weights = graph.Tensors(operator.Inputs(1))
+            if not model.Buffers(weights.Buffer()).DataLength():
+                continue  # computed, not stored
             rule = next((r for r in reversed(rules) if re.search(r.layers, name)), None)
-            if rule and rule.block and width % rule.block:
-                more[name] = QuantizationRule(layers=re.escape(name), kind=rule.kind)
+            if rule and rule.block and weights.Shape(1) % rule.block:
+                rule = more[name] = QuantizationRule(layers=re.escape(name), kind=rule.kind)
+            how = rule and (rule.bits, rule.block)
+            other, known = tables.setdefault(weights.Buffer(), (name, how))
+            if known != how:
+                raise InputError(
+                    f"{other} and {name} share one table, which can have one rule only; got "
+                    f"{known} and {how} (bits, block)."
+                )
     return more.values()
 
 

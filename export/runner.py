@@ -6,7 +6,7 @@ import random
 import numpy as np
 
 from keras_llm.errors import InputError
-from keras_llm.export import device_file
+from keras_llm.export import device_file, head_runner
 from keras_llm.export.decoder_steps import DecoderSteps
 from keras_llm.export.numpy_sampling import Sampling, choose
 from keras_llm.export.runtime import open_runtime
@@ -18,8 +18,10 @@ _NEVER = np.float32(-1e30)
 class LiteRTModel:
     """A model from `export.litert` or `export.litert_lm`, run as a phone runs it.
 
-    Which methods answer depends on the task that was exported: `generate`, `stream` and `chat` of a
-    `TextGeneration`, `translate` of a `Translation`.
+    Which methods answer depends on the task that was exported: `generate`, `stream` and `chat` of
+    a `TextGeneration`, `translate` of a `Translation`, `classify` of a `TextClassification`, `tag`
+    of a `TokenClassification`, `answer` of a `QuestionAnswering`, `embed` of a `TextEmbedding`,
+    `fill_mask` of a `MaskedLanguageModel`.
 
     Args:
         path: str or path of the `.tflite` or `.litertlm` file; nothing else is needed.
@@ -48,7 +50,7 @@ class LiteRTModel:
         self.manifest, self.tokenizer = device_file.read(path)
         self.task = self.manifest["task"]
         self.max_length = self.manifest["max_length"]
-        self._path = path
+        self._path, self._cached = path, {}
         self.runtime = open_runtime(path, *self.manifest["model"], runtime, num_threads, xnnpack)
 
     def signatures(self):
@@ -132,6 +134,61 @@ class LiteRTModel:
         self._require("Translation", "translate")
         tokens = [token for token, _ in self.steps(text, max_new_tokens, **settings)]
         return self.tokenizer.decode([token for token in tokens if token is not None])
+
+    def classify(self, text, truncate=False):
+        """Sort a text into classes.
+
+        Args:
+            text: str, not empty.
+            truncate: bool. Whether of a text that is too long the first tokens are taken, instead
+                of refusing it.
+
+        Returns:
+            A dict of `label`, `probability`, `probabilities` (a dict of every label) and
+            `truncated`, as the fields of `Classification`.
+        """
+        self._require("TextClassification", "classify")
+        return head_runner.classify(self, text, truncate)
+
+    def tag(self, text, truncate=False):
+        """Label the words of a text: a dict of `words`, each a dict with the fields of
+        `TaggedWord`, and `truncated`. Arguments as of `classify`."""
+        self._require("TokenClassification", "tag")
+        return head_runner.tag(self, text, truncate)
+
+    def embed(self, text, truncate=False):
+        """The vector of a text, a float32 array (D,). Arguments as of `classify`."""
+        self._require("TextEmbedding", "embed")
+        return head_runner.embed(self, text, truncate)
+
+    def answer(self, question, context, truncate=False):
+        """Find the answer to a question in a text: a dict with the fields of `Answer`.
+
+        Args:
+            question, context: str, not empty. A context may be of any length.
+            truncate: bool. Whether of a question that is too long the first tokens are taken.
+        """
+        self._require("QuestionAnswering", "answer")
+        return head_runner.answer(self, question, context, truncate)
+
+    def fill_mask(self, text, top_k=5, truncate=False):
+        """Fill the mask tokens of a text: a dict with the fields of `Filling`.
+
+        Args:
+            text: str with at least one mask token.
+            top_k: int > 0. How many guesses there are for each.
+            truncate: as of `classify`.
+        """
+        self._require("MaskedLanguageModel", "fill_mask")
+        if not isinstance(top_k, numbers.Integral) or top_k < 1:
+            raise InputError(f"`top_k` must be a positive int, got {top_k!r}.")
+        return head_runner.fill_mask(self, text, top_k, truncate)
+
+    def cached(self, name, make):
+        """What `make` returns, made once."""
+        if name not in self._cached:
+            self._cached[name] = make()
+        return self._cached[name]
 
     def steps(self, text, max_new_tokens, parse_special=False, **settings):
         """An iterator of `(token, logits)` for each step: an int, None for the end of the text; and

@@ -147,13 +147,14 @@ class InterpreterRuntime(_Runtime):
         content = (
             {"model_path": str(path)} if begin == 0 else {"model_content": _part(path, begin, end)}
         )
-        self._interpreter = Interpreter(
-            **content,
-            num_threads=num_threads or default_threads(),
-            experimental_op_resolver_type=kind,
-        )
-        names = self._interpreter.get_signature_list()
-        self._runners = {s: self._interpreter.get_signature_runner(s) for s in names}
+        with silent_stderr():  # it tells that it uses XNNPACK
+            self._interpreter = Interpreter(
+                **content,
+                num_threads=num_threads or default_threads(),
+                experimental_op_resolver_type=kind,
+            )
+            names = self._interpreter.get_signature_list()
+            self._runners = {s: self._interpreter.get_signature_runner(s) for s in names}
         super().__init__(
             {s: _rows(r.get_input_details()) for s, r in self._runners.items()},
             {s: _rows(r.get_output_details()) for s, r in self._runners.items()},

@@ -19,15 +19,18 @@ def litert(
     max_quality_loss=None,
     calibration=None,
 ):
-    """Write a task as a `.tflite` file with `prefill_<T>` and `decode` signatures.
+    """Write a task as a `.tflite` file.
 
-    Names and shapes are those that LiteRT-LM expects (see `device_graphs.DecoderStepModule`). The
-    tokenizer rides behind the model's bytes as a zip archive, so `LiteRTModel(path)` needs this
-    one file. Before the file gets its name it is run in a fresh process without Keras and
-    TensorFlow, and its logits and greedy texts are compared with the task's.
+    Models that write text have `prefill_<T>` and `decode` signatures with the names and shapes that
+    LiteRT-LM expects (see `device_graphs.DecoderStepModule`); encoders have one, named for the task
+    (see `head_graphs.HeadModule`). The tokenizer rides behind the model's bytes as a zip archive,
+    so `LiteRTModel(path)` needs this one file. Before the file gets its name it is run in a fresh
+    process without Keras and TensorFlow, and its numbers and texts are compared with the task's.
 
     Args:
-        task: a `TextGeneration`. A model in another precision is exported in float32.
+        task: a task: `TextGeneration`, `Translation`, `TextClassification`,
+            `TokenClassification`, `QuestionAnswering`, `TextEmbedding` or `MaskedLanguageModel`. A
+            model in another precision is exported in float32.
         path: str or path that ends in `.tflite`.
         quantization: None for float32, or the name of a recipe: "float16" (weights in 16 bits);
             "int8" (weights in 8 bits with a scale for each output channel, activations rounded
@@ -39,11 +42,15 @@ def litert(
             and 128, at most `cache_length`.
         overwrite: bool. Whether to replace the file.
         cache_length: int, the most tokens that a prompt and its continuation have together; the
-            cache takes memory for all of them. Defaults to the model's `max_length`.
-        held_out: list of str that the model was not trained on, for the cost of quantisation.
-            Defaults to samples of the model itself.
-        max_quality_loss: float, or None. A quantised file whose perplexity on `held_out` is
-            higher than the task's by more than this share (0.02 is 2 %) is refused.
+            cache takes memory for all of them. Of an encoder, the most tokens of a text. Defaults
+            to the model's `max_length`.
+        held_out: list of str that the model was not trained on, for the cost of quantisation; of
+            a `Translation` pairs (text, translation), of a `QuestionAnswering` pairs (question,
+            context). Defaults to samples of the model itself, or to sentences of ours.
+        max_quality_loss: float, or None. A quantised file is refused whose perplexity on
+            `held_out` is higher than the task's by more than this share (0.02 is 2 %); of an
+            encoder, if more than this share of its decisions change, or for embeddings if the mean
+            cosine is less than 1 by more.
         calibration: list of str, needed by "int8_static".
 
     Returns:

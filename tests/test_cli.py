@@ -241,6 +241,15 @@ WRONG = [
         ["export", "{run}", "--to", "saved_model", "--out", "{tmp}/x", "--quantization", "int8"],
         "litert",
     ),
+    (["export", "{run}", "--to", "litert_lm", "--out", "{tmp}/x.tflite"], ".litertlm"),
+    (
+        ["export", "{run}", "--to", "litert", "--out", "{tmp}/x.tflite", "--cache-length", "1"],
+        "cache_length",
+    ),
+    (
+        ["export", "{run}", "--to", "saved_model", "--out", "{tmp}/x", "--max-quality-loss", "1"],
+        "litert",
+    ),
     (["inspect", "{tmp}/none"], "neither a model folder nor a preset"),
 ]
 

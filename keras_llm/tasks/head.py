@@ -7,11 +7,6 @@ from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.tasks.base import Task, checked_texts, padded_rows
 
-# What is trimmed from answers and around gaps, in Python and in graphs.
-WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
-    map(chr, range(0x2000, 0x200B))
-)
-
 
 class HeadTask(Task):
     """A model with a head, and a tokenizer.

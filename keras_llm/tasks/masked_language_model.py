@@ -7,8 +7,9 @@ import numpy as np
 from keras import ops
 
 from keras_llm.errors import InputError
-from keras_llm.tasks.head import WHITE_SPACE, HeadTask, rows_of
+from keras_llm.tasks.head import HeadTask, rows_of
 from keras_llm.tasks.settings import count_of
+from keras_llm.tokenizers import gaps
 
 _BANNED = -1e30
 
@@ -66,7 +67,7 @@ class MaskedLanguageModel(HeadTask):
     def fillings(self):
         """For each token what it puts into a gap, a str, "" for special tokens, and whether it
         continues the word before: a list of pairs."""
-        return list(_fillings(self.tokenizer))
+        return list(gaps.fillings(self.tokenizer))
 
     def __call__(self, texts, top_k=5, batch_size=32, truncate=False, return_details=False):
         """Fill the gaps of one text or several.
@@ -127,14 +128,13 @@ class MaskedLanguageModel(HeadTask):
 
     def shown(self, token):
         """A token id as it is shown, a str."""
-        text, joins = self.fillings[token]
-        return "##" + text if joins and text[0].isalnum() else text
+        return gaps.shown(self.fillings, token)
 
     def _encode(self, text):
         """The ids of a text in which only the mask token is special."""
         parts = text.split(self.mask_token)
         if self.tokenizer.mask_takes_space:
-            parts = [part.rstrip(WHITE_SPACE) for part in parts[:-1]] + parts[-1:]
+            parts = [part.rstrip(gaps.WHITE_SPACE) for part in parts[:-1]] + parts[-1:]
         ids = []
         for index, part in enumerate(parts):
             ids += ([self.tokenizer.mask_id] if index else []) + self.tokenizer.encode(part)
@@ -148,16 +148,5 @@ class MaskedLanguageModel(HeadTask):
                 text += self.mask_token + part
                 continue
             filling, joins = self.fillings[tokens[index]]
-            text = (text.rstrip(WHITE_SPACE) if joins else text) + filling + part
+            text = (text.rstrip(gaps.WHITE_SPACE) if joins else text) + filling + part
         return text
-
-
-def _fillings(tokenizer):
-    """What each token adds to a text that ends with a word, as rows of `fillings`."""
-    special = {tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id}
-    special |= {tokenizer.mask_id, *getattr(tokenizer, "special_tokens", {}).values()}
-    before = tokenizer.encode("a")
-    known = len(tokenizer.decode(before))
-    for index in range(tokenizer.vocabulary_size):
-        text = "" if index in special else tokenizer.decode([*before, index])[known:]
-        yield text.removeprefix(" "), bool(text) and not text.startswith(" ")

@@ -5,7 +5,8 @@ import dataclasses
 from keras_llm.errors import InputError
 from keras_llm.tasks.answer_spans import best_spans
 from keras_llm.tasks.base import checked_texts, padded_rows
-from keras_llm.tasks.head import WHITE_SPACE, HeadTask
+from keras_llm.tasks.head import HeadTask
+from keras_llm.tokenizers.gaps import WHITE_SPACE
 
 
 @dataclasses.dataclass(frozen=True)

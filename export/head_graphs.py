@@ -1,0 +1,55 @@
+"""The graphs of encoders with a head that a device runs: token ids to numbers."""
+
+import tensorflow as tf
+
+# How the signature of a task is called, and its method in `LiteRTModel`.
+SIGNATURES = {
+    "TextClassification": "classify",
+    "TokenClassification": "tag",
+    "QuestionAnswering": "answer",
+    "TextEmbedding": "embed",
+    "MaskedLanguageModel": "fill_mask",
+}
+MASKS = 8  # mask tokens that one call looks at
+
+
+class HeadModule(tf.Module):
+    """What a TFLite file of a model with a head holds: one signature, named for the task.
+
+    It takes `token_ids` int32 (1, T), framed by the tokenizer's begin and end tokens and padded on
+    the right, and `lengths` int32 (1,). `answer` also takes `segment_ids` int32 (1, T), 1 from the
+    context on; `fill_mask` also takes `mask_positions` int32 (1, M). It gives float32
+    `probabilities` (1, C) (`classify`) or (1, T, C) (`tag`), logits `start` and `end` (1, T)
+    (`answer`), `embedding` (1, D) (`embed`) or `logits` (1, M, V) (`fill_mask`).
+
+    Args:
+        task: a task of a model with a head, in float32.
+        length: int. T.
+    """
+
+    def __init__(self, task, length):
+        super().__init__()
+        self._task = [task]
+        self.weights = [variable.value for variable in task.model.variables]
+        self.length = length
+
+    def signatures(self):
+        """Signature name -> concrete function."""
+        (task,) = self._task
+        name = SIGNATURES[type(task).__name__]
+        inputs = {"token_ids": (1, self.length), "lengths": (1,)}
+        if name == "answer":
+            inputs["segment_ids"] = (1, self.length)
+        if name == "fill_mask":
+            inputs["mask_positions"] = (1, MASKS)
+
+        def run(token_ids, lengths, **more):
+            if name in ("classify", "tag"):
+                return {"probabilities": task.probabilities(token_ids, lengths)}
+            outputs = task.outputs(token_ids, lengths, **more)
+            if name == "answer":
+                return {side: outputs[side] for side in ("start", "end")}
+            return {"embedding" if name == "embed" else "logits": outputs}
+
+        specs = {n: tf.TensorSpec(shape, tf.int32, name=n) for n, shape in inputs.items()}
+        return {name: tf.function(run).get_concrete_function(**specs)}

@@ -1,0 +1,195 @@
+"""What the tasks of models with a head do with texts and numbers, in NumPy.
+
+Each function takes a `LiteRTModel` and texts, and gives what the task's Python gives for them.
+"""
+
+import numpy as np
+
+from keras_llm.errors import InputError
+from keras_llm.tokenizers.gaps import WHITE_SPACE, fillings, shown
+from keras_llm.tokenizers.words import word_spans
+
+_NEVER = -1e9
+
+
+def classify(runner, text, truncate):
+    """A dict of `label`, `probability`, `probabilities` and `truncated`."""
+    row, is_cut = _framed(runner, "text", _encoded(runner, "text", text), truncate)
+    probabilities = _call(runner, row)["probabilities"][0]
+    labels, best = runner.manifest["labels"], int(probabilities.argmax())
+    return {
+        "label": labels[best],
+        "probability": float(probabilities[best]),
+        "probabilities": dict(zip(labels, probabilities.tolist(), strict=True)),
+        "truncated": is_cut,
+    }
+
+
+def tag(runner, text, truncate):
+    """A dict of `words`, each a dict of `text`, `label`, `probability`, `start` and `end`; and
+    `truncated`."""
+    _check(text, "text")
+    ids, offsets = runner.tokenizer.encode_with_offsets(text)
+    row, is_cut = _framed(runner, "text", ids, truncate)
+    probabilities = _call(runner, row)["probabilities"][0]
+    begin, labels = len(runner.manifest["begin"]), runner.manifest["labels"]
+    ends = [end for _, end in offsets[: _room(runner)]]
+    words = []
+    for start, end in word_spans(text):
+        token = int(np.searchsorted(ends, start, side="right"))  # the first that ends after
+        if token == len(ends):
+            break
+        found = probabilities[begin + token]
+        best = int(found.argmax())
+        word = {"text": text[start:end], "label": labels[best], "probability": float(found[best])}
+        words.append({**word, "start": start, "end": end})
+    return {"words": words, "truncated": is_cut}
+
+
+def embed(runner, text, truncate):
+    """A float32 array (D,)."""
+    row, _ = _framed(runner, "text", _encoded(runner, "text", text), truncate)
+    return _call(runner, row)["embedding"][0]
+
+
+def answer(runner, question, context, truncate):
+    """A dict of `text`, `start`, `end`, `probability` and `truncated`."""
+    ids = _encoded(runner, "question", question)
+    _check(context, "context")
+    pair_room = _room(runner) - len(runner.manifest["separators"])
+    longest = pair_room // 2
+    is_cut = len(ids) > longest
+    if is_cut and not truncate:
+        raise InputError(f"`question` has {len(ids)} tokens, more than the {longest} it may have.")
+    ids = ids[:longest]
+    context_ids, offsets = runner.tokenizer.encode_with_offsets(context)
+    best = _best_span(runner, ids, context_ids, pair_room - len(ids))
+    if best is None:
+        return {"text": "", "start": 0, "end": 0, "probability": 0.0, "truncated": is_cut}
+    first, last, probability = best
+    start, text = offsets[first][0], context[offsets[first][0] : offsets[last][1]]
+    start += len(text) - len(text.lstrip(WHITE_SPACE))
+    text = text.strip(WHITE_SPACE)
+    found = {"text": text, "start": start, "end": start + len(text)}
+    return {**found, "probability": probability, "truncated": is_cut}
+
+
+def fill_mask(runner, text, top_k, truncate):
+    """A dict of `text`, `tokens` (for each mask token a list of pairs (token, probability)) and
+    `truncated`."""
+    _check(text, "text")
+    tokenizer = runner.tokenizer
+    mask_id, mask = tokenizer.mask_id, tokenizer.token(tokenizer.mask_id)
+    if mask not in text:
+        raise InputError(f"`text` has no {mask}.")
+    parts = text.split(mask)
+    if tokenizer.mask_takes_space:
+        parts = [part.rstrip(WHITE_SPACE) for part in parts[:-1]] + parts[-1:]
+    ids = []
+    for index, part in enumerate(parts):
+        ids += ([mask_id] if index else []) + tokenizer.encode(part)
+    row, is_cut = _framed(runner, "text", ids, truncate)
+    table = runner.cached("fillings", lambda: list(fillings(tokenizer)))
+    places = [i for i, token in enumerate(row) if token == mask_id]
+    count = runner.manifest["masks"]
+    best, tokens = [], []
+    for begin in range(0, len(places), count):
+        some = places[begin : begin + count]
+        positions = np.array([some + [0] * (count - len(some))], "int32")
+        logits = _call(runner, row, mask_positions=positions)["logits"][0, : len(some)]
+        for probabilities in _probabilities(logits, table):
+            order = np.argsort(-probabilities, kind="stable")[:top_k]
+            best.append(int(order[0]))
+            tokens.append([(shown(table, int(i)), float(probabilities[i])) for i in order])
+    return {"text": _filled(text, mask, best, table), "tokens": tokens, "truncated": is_cut}
+
+
+def _probabilities(logits, table):
+    """Logits (M, V) -> probabilities among the tokens that are text."""
+    banned = np.ones(logits.shape[-1], bool)
+    banned[[i for i, (text, _) in enumerate(table) if text]] = False
+    logits = np.where(banned, np.float32(-1e30), logits)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def _filled(text, mask, tokens, table):
+    text, *rest = text.split(mask)
+    for index, part in enumerate(rest):
+        if index >= len(tokens):
+            text += mask + part
+            continue
+        filling, joins = table[tokens[index]]
+        text = (text.rstrip(WHITE_SPACE) if joins else text) + filling + part
+    return text
+
+
+def _best_span(runner, question, context, room):
+    """The first and last token of the best span of a context read in windows, and its probability;
+    None if the context is empty."""
+    if not context:
+        return None
+    manifest = runner.manifest
+    head = [*manifest["begin"], *question, *manifest["separators"]]
+    step, best = room - room // 2, None
+    windows = 1 + max(len(context) - room + step - 1, 0) // step
+    for first in range(0, windows * step, step):
+        part = context[first : first + room]
+        row = [*head, *part, *manifest["end"]]
+        segments = (np.arange(manifest["max_length"]) >= len(head)).astype("int32")
+        outputs = _call(runner, row, segment_ids=segments[None])
+        here = slice(len(head), len(head) + len(part))
+        start, end = (outputs[side][0, here].astype("float32") for side in ("start", "end"))
+        score, begin, length = _best_in_window(start, end, manifest["longest_answer"])
+        if best is None or score > best[0]:
+            chance = _softmax(start)[begin] * _softmax(end)[begin + length]
+            best = (score, first + begin, first + begin + length, float(chance))
+    return best[1:]
+
+
+def _best_in_window(start, end, longest):
+    best, length = start + end, np.zeros(len(start), int)
+    for more in range(1, min(longest, len(start))):
+        score = start[:-more] + end[more:]
+        better = score > best[:-more]
+        length[:-more][better] = more
+        best[:-more] = np.maximum(score, best[:-more])
+    place = int(best.argmax())
+    return best[place], place, int(length[place])
+
+
+def _softmax(logits):
+    weights = np.exp(logits - logits.max())
+    return weights / weights.sum()
+
+
+def _call(runner, row, **more):
+    token_ids = np.full((1, runner.max_length), runner.tokenizer.pad_id, "int32")
+    token_ids[0, : len(row)] = row
+    inputs = {"token_ids": token_ids, "lengths": np.array([len(row)], "int32"), **more}
+    return runner.runtime.run(runner.manifest["signature"], inputs)
+
+
+def _room(runner):
+    manifest = runner.manifest
+    return runner.max_length - len(manifest["begin"]) - len(manifest["end"])
+
+
+def _framed(runner, name, ids, truncate):
+    room = _room(runner)
+    if len(ids) > room and not truncate:
+        raise InputError(
+            f"`{name}` has {len(ids)} tokens; the file takes at most {room}, or cuts with "
+            "`truncate=True`."
+        )
+    return [*runner.manifest["begin"], *ids[:room], *runner.manifest["end"]], len(ids) > room
+
+
+def _encoded(runner, name, text):
+    _check(text, name)
+    return runner.tokenizer.encode(text)
+
+
+def _check(text, name):
+    if not isinstance(text, str) or not text:
+        raise InputError(f"`{name}` must be a non-empty str, got {text!r}.")

@@ -1,0 +1,139 @@
+"""Encoders on a device: the same numbers and decisions as in Keras."""
+
+import numpy as np
+import pytest
+
+import keras_llm
+from keras_llm import export, models, tokenizers
+from keras_llm.errors import ExportError, InputError
+from keras_llm.export import device_model
+
+TEXT = "Ada Lovelace was born in London, and wrote of engines. "
+
+
+@pytest.fixture(scope="module")
+def parts():
+    tok = tokenizers.WordPiece.train([TEXT] * 9, 90)
+    config = models.preset(
+        "bert-tiny", vocabulary_size=tok.vocabulary_size, initializer_range=0.3, max_length=48
+    )
+    return models.encoder(config), tok
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return tmp_path_factory.mktemp("heads")
+
+
+def written(task, path, **options):
+    report = export.litert(task, path, **options)
+    assert report["parity"]["max_error"] < 1e-4 and report["parity"]["decisions_equal"] == 1.0
+    assert list(report["signatures"]) == [export.LiteRTModel(path).manifest["signature"]]
+    assert report["speed"][0]["calls_per_second"] > 0
+    return export.LiteRTModel(path)
+
+
+def test_classification(parts, files):
+    encoder, tok = parts
+    labels = ["good", "bad", "neither"]
+    task = keras_llm.TextClassification(models.text_classifier(encoder, 3), tok, labels)
+    device = written(task, files / "classify.tflite", cache_length=24)
+    expected = task("Ada wrote.", return_details=True)
+    found = device.classify("Ada wrote.")
+    assert found["label"] == expected.label and not found["truncated"]
+    np.testing.assert_allclose(
+        list(found["probabilities"].values()), list(expected.probabilities.values()), atol=1e-4
+    )
+    with pytest.raises(InputError, match="truncate"):
+        device.classify(TEXT * 3)
+    assert device.classify(TEXT * 3, truncate=True)["truncated"] is True
+    with pytest.raises(InputError, match="`text`"):
+        device.classify("")
+    with pytest.raises(InputError, match="`generate` needs a TextGeneration"):
+        device.generate("Ada")
+
+
+def test_tagging(parts, files):
+    encoder, tok = parts
+    task = keras_llm.TokenClassification(models.token_classifier(encoder, 2), tok, ["O", "NAME"])
+    device = written(task, files / "tag.tflite")
+    expected = task(TEXT, truncate=True, return_details=True)
+    found = device.tag(TEXT, truncate=True)
+    assert [(w["text"], w["label"], w["start"]) for w in found["words"]] == [
+        (word.text, word.label, word.start) for word in expected.words
+    ]
+
+
+def test_answers_in_contexts_of_any_length(parts, files):
+    encoder, tok = parts
+    task = keras_llm.QuestionAnswering(models.span_qa(encoder), tok)
+    device = written(task, files / "answer.tflite")
+    for context in (TEXT, TEXT * 9):
+        expected = task("Where was Ada born?", context, return_details=True)
+        found = device.answer("Where was Ada born?", context)
+        assert (found["text"], found["start"], found["end"]) == (
+            expected.text,
+            expected.start,
+            expected.end,
+        )
+        assert found["probability"] == pytest.approx(expected.probability, abs=1e-4)
+    with pytest.raises(InputError, match="`question` has"):
+        device.answer(TEXT * 9, TEXT)
+    with pytest.raises(InputError, match="`cache_length` is not for it"):
+        export.litert(task, files / "x.tflite", cache_length=24)
+
+
+def test_embeddings(parts, files):
+    encoder, tok = parts
+    task = keras_llm.TextEmbedding(models.sentence_embedder(encoder), tok)
+    report = export.litert(
+        task, files / "embed.tflite", "int8", held_out=[TEXT, "Ada wrote."], max_quality_loss=0.01
+    )
+    assert report["quality"]["text"] == "given" and 0 <= report["quality"]["loss"] < 0.01
+    device = export.LiteRTModel(files / "embed.tflite")
+    ours, theirs = device.embed("Ada wrote."), task("Ada wrote.")
+    assert ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs) > 0.99
+
+
+def test_gaps(parts, files):
+    encoder, tok = parts
+    task = keras_llm.MaskedLanguageModel(models.masked_lm(encoder), tok)
+    device = written(task, files / "fill.tflite")
+    for text in ("Ada [MASK] born in [MASK].", " ".join(["[MASK]"] * 11)):
+        expected = task(text, top_k=3, return_details=True)
+        found = device.fill_mask(text, top_k=3)
+        assert found["text"] == expected.text
+        assert [[t for t, _ in row] for row in found["tokens"]] == [
+            [t for t, _ in row] for row in expected.tokens
+        ]
+    with pytest.raises(InputError, match="MASK"):
+        device.fill_mask("Ada was born.")
+    with pytest.raises(InputError, match="`top_k`"):
+        device.fill_mask("Ada [MASK].", top_k=0)
+
+
+def test_a_file_with_other_decisions_is_not_written(parts, files, tmp_path, monkeypatch):
+    encoder, tok = parts
+    labels = ["good", "bad", "neither"]
+    other = keras_llm.TextClassification(models.text_classifier(encoder, 3), tok, labels)
+    manifest = export.LiteRTModel(files / "classify.tflite").manifest
+    model = (files / "classify.tflite").read_bytes()[slice(*manifest["model"])]
+    monkeypatch.setattr(device_model, "write", lambda plan, path: path.write_bytes(model))
+    with pytest.raises(ExportError, match="the file's numbers differ from Keras's"):
+        export.litert(other, tmp_path / "x.tflite", cache_length=24)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"prefill_lengths": [8]}, "prefill_lengths"),
+        ({"quantization": "int8_static", "calibration": ["Ada"]}, "static"),
+        ({"quantization": "int8", "held_out": [3]}, "held_out"),
+    ],
+)
+def test_wrong_arguments_are_named(parts, tmp_path, arguments, words):
+    encoder, tok = parts
+    task = keras_llm.TextEmbedding(models.sentence_embedder(encoder), tok)
+    with pytest.raises(InputError, match=words):
+        export.litert(task, tmp_path / "x.tflite", **arguments)
