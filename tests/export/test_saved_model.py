@@ -90,7 +90,15 @@ def test_signatures_are_named_and_typed(signatures, task):
             for name, spec in specs.items()
         }
 
-    names = {"generate", "score", "tokenize", "detokenize", "prefill", "decode"}
+    names = {
+        "generate",
+        "generate_extended",
+        "score",
+        "tokenize",
+        "detokenize",
+        "prefill",
+        "decode",
+    }
     assert set(signatures) == {"serving_default", *names}
     for name in ("serving_default", "generate"):
         assert rows(signatures[name].structured_input_signature[1]) == {
