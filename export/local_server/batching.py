@@ -75,8 +75,8 @@ class Batcher:
         Args:
             servable: `Servable`, which the caller keeps alive.
             signature: `Signature`.
-            arrays: dict of input name to array, checked. Those of length 1 hold for all rows of
-                a request, as the settings of generation do.
+            arrays: dict of input name to array, checked. Numbers of length 1 hold for all rows
+                of a request, as the settings of generation do.
             deadline: `time.monotonic()`, or None. A request that is still waiting then is
                 dropped.
             cancelled: `threading.Event` that says that nobody waits for the answer, or None.
@@ -223,10 +223,12 @@ class _Task:
 
 
 def _rows(arrays):
-    """How many rows a request has; None if its arrays do not agree, or it has none."""
-    lengths = {array.shape[0] for array in arrays.values()}
-    rows = max(lengths)
-    return rows if rows > 0 and lengths <= {1, rows} else None
+    """How many rows a request has; None if its arrays do not agree, or it has none. Where there
+    are texts they are what has rows, and numbers of length 1 hold for all of them."""
+    texts = {len(array) for array in arrays.values() if array.dtype == object}
+    lengths = {len(array) for array in arrays.values()}
+    rows = max(texts or lengths)
+    return rows if rows > 0 and texts <= {rows} and lengths <= {1, rows} else None
 
 
 def _merged(tasks, size):

@@ -24,6 +24,7 @@ from keras_llm.export.local_server import examples
 from keras_llm.export.local_server.files import model_configs
 
 _LOG = logging.getLogger("keras_llm.serve")
+_LONGEST_WAIT = 1e7  # seconds
 _LONGEST_MESSAGE = 1000  # gRPC carries it in a header, whose size is limited
 
 
@@ -148,6 +149,8 @@ def _fill_spec(filled, asked, version, signature_name):
 def _limits(context):
     """When the answer is no longer wanted, and an event that says that nobody waits."""
     left = context.time_remaining()
+    if left is not None and left > _LONGEST_WAIT:  # how gRPC says that there is no deadline
+        left = None
     cancelled = threading.Event()
     if not context.add_callback(cancelled.set):
         raise ServingError("CANCELLED", "the client has gone.")

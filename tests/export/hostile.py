@@ -248,6 +248,7 @@ class Hostile:
         if status != 200 and not (isinstance(answer, dict) and answer.get("error")):
             return f"status {status} without an error"
         names = {200: "OK", 400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 501: "UNIMPLEMENTED"}
+        names[413] = "RESOURCE_EXHAUSTED"
         return names.get(status, str(status))
 
     def _http(self, method, path, body):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_llm.errors import InputError, ServingError
-from keras_llm.export.local_server.batching import Batcher, BatchingParameters
+from keras_llm.export.local_server.batching import Batcher, BatchingParameters, _rows
 from keras_llm.export.local_server.servable import Servable
 
 
@@ -85,6 +85,18 @@ def test_what_has_no_rows_is_run_alone(batcher_of, servable):
     assert [int(a["n"]) for a in answers] == [1, 2, 3] and batches == []
     uneven = run_all(batcher, servable, [scale([[1], [2], [3]], [1, 2])])[0]
     assert isinstance(uneven, ServingError) and batches == []
+
+
+def test_texts_are_what_has_rows():
+    def rows(**arrays):
+        return _rows(
+            {name: np.array(v, object if name == "text" else None) for name, v in arrays.items()}
+        )
+
+    assert rows(text=["a", "b"], n=[1]) == 2 and rows(text=["a"], n=[1]) == 1
+    assert rows(text=["a"], n=[1, 2, 3]) is None  # a graph would refuse it, so it must see it
+    assert rows(text=[], n=[1]) is None and rows(text=["a", "b"], n=[]) is None
+    assert rows(x=[1, 2], n=[1]) == 2
 
 
 def test_an_error_is_the_error_of_its_own_request(batcher_of, servable):
