@@ -55,8 +55,7 @@ class Process:
     def __init__(self, base_path, log, *options):
         self.port, self.rest_api_port = _free_port(), _free_port()
         self._log = log
-        self._command = [sys.executable, "-m", "keras_llm", "serve"]
-        self._command += [str(base_path)] if base_path else []
+        self._command = [sys.executable, "-m", "keras_llm", "serve", str(base_path)]
         self._command += ["--port", str(self.port), "--rest_api_port", str(self.rest_api_port)]
         self._command += options
         self.start()
