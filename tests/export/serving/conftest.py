@@ -17,7 +17,7 @@ FOUND = []
 def pytest_addoption(parser):
     parser.addoption("--seconds", type=float, default=60.0, help="how long each load lasts")
     parser.addoption("--page", help="write what was found as Markdown to this file")
-    parser.addoption("--screenshots", default=".", help="folder for pictures of the page")
+    parser.addoption("--screenshots", help="folder for pictures of the page")
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,12 @@ def browser():
 
 
 @pytest.fixture
+def pictures(request, tmp_path):
+    """Folder for pictures of the page."""
+    return pathlib.Path(request.config.getoption("--screenshots") or tmp_path)
+
+
+@pytest.fixture
 def page(browser):
     page = browser.new_page(viewport={"width": 900, "height": 900})
     page.problems, page.asked = [], []
@@ -32,8 +38,7 @@ def page(browser):
     page.close()
 
 
-def test_a_person_tries_a_model(page, text_server, task, request):
-    folder = pathlib.Path(request.config.getoption("--screenshots"))
+def test_a_person_tries_a_model(page, text_server, task, pictures):
     root = f"http://127.0.0.1:{text_server.rest_api_port}"
     page.goto(root + "/")
     page.wait_for_selector("textarea[name=prompt]")
@@ -51,13 +56,13 @@ def test_a_person_tries_a_model(page, text_server, task, request):
         )
     )
     assert shown["text"] == task("The import statement", 12, temperature=0.0)
-    page.screenshot(path=folder / "page_answer.png")
+    page.screenshot(path=pictures / "page_answer.png")
 
     page.fill("input[name=temperature]", "-1")
     page.click("#send")
     page.wait_for_selector("#state.error")
     assert "temperature must be a number >= 0" in page.inner_text("#state")
-    page.screenshot(path=folder / "page_error.png")
+    page.screenshot(path=pictures / "page_error.png")
     page.problems.clear()  # the browser logs the status 400
 
     page.select_option("#signature", "score")
@@ -79,7 +84,7 @@ def test_a_person_tries_a_model(page, text_server, task, request):
 
 
 def test_several_models_and_none_that_takes_text(
-    page, serve, tiny_base, tmp_path, save_tiny, request
+    page, serve, tiny_base, tmp_path, save_tiny, pictures
 ):
     import tensorflow as tf
 
@@ -104,7 +109,7 @@ def test_several_models_and_none_that_takes_text(
     page.click("#send")
     page.wait_for_selector("#answer:not([hidden])")
     assert page.locator("dd").all_text_contents() == ["SMALL"]
-    page.screenshot(path=pathlib.Path(request.config.getoption("--screenshots")) / "page_two.png")
+    page.screenshot(path=pictures / "page_two.png")
     page.select_option("#model", "b")
     page.wait_for_selector("#state.error")
     assert "no signature that takes text" in page.inner_text("#state")
