@@ -298,7 +298,11 @@ def _told_where_it_stopped(weights):
 
 
 def _sample(task, options):
-    text = task(options.prompt, max_new_tokens=60, temperature=0.8, top_p=0.95, seed=options.seed)
+    settings = {"max_new_tokens": 60, "temperature": 0.8, "top_p": 0.95, "seed": options.seed}
+    try:
+        text = task(options.prompt, **settings)
+    except InputError as error:  # of a loss that is not finite; the training tells by itself
+        return str(error)
     quoted = (options.prompt + text).replace("\n", "\n> ")
     return f"> {quoted}"
 

@@ -44,7 +44,12 @@ class Options(SamplingOptions):
     """Print one JSON object, or a list of several texts."""
 
 
-_SEARCHES = [field.name for field in dataclasses.fields(Options) if field.default is None]
+_SHARED = {field.name for field in dataclasses.fields(SamplingOptions)}
+_SEARCHES = [
+    field.name
+    for field in dataclasses.fields(Options)
+    if field.default is None and field.name not in _SHARED
+]
 
 
 def run(options):
