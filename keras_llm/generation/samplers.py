@@ -150,6 +150,14 @@ _RULES = {
 SETTINGS = tuple(_RULES)  # those that are numbers
 
 
+def check_top_k(top_k, vocabulary_size):
+    """Raise InputError if there are not so many tokens to choose among."""
+    if top_k > vocabulary_size:
+        raise InputError(
+            f"`top_k` must be at most the {vocabulary_size} tokens of the vocabulary, got {top_k}."
+        )
+
+
 def dtype_of(setting):
     """The dtype of a setting as a tensor."""
     if setting == "forced_tokens" or _RULES.get(setting, (numbers.Real,))[0] is numbers.Integral:

@@ -6,7 +6,7 @@ import random
 import numpy as np
 
 from keras_llm.errors import InputError
-from keras_llm.generation import SETTINGS, Automaton, Sampling
+from keras_llm.generation import SETTINGS, Automaton, Sampling, check_top_k
 from keras_llm.tasks.search import SEARCH_OPTIONS
 from keras_llm.tokenizers.constraint import constrain_json_schema, constrain_regex
 
@@ -38,6 +38,7 @@ def sampling_of(rows, settings, tokenizer, vocabulary_size, samples=1):
     seeds = _seeds(settings.pop("seed", None), rows)
     for seed in seeds:
         Sampling(**settings, seed=seed).validate()
+    check_top_k(settings.get("top_k", 0), vocabulary_size)
     if len(seeds) > 1 or samples > 1:
         seeds = [seed + i for seed in np.resize(seeds, rows).tolist() for i in range(samples)]
     seeds = (np.array(seeds, "int64") + 2**31) % 2**32 - 2**31

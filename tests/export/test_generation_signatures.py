@@ -127,6 +127,7 @@ def test_a_server_is_told_what_may_be_left_out(served):
     "settings, words",
     [
         ({"min_p": 1.5}, "min_p must be in"),
+        ({"top_k": 10**6}, "top_k must be at most"),
         ({"typical_p": 0.0}, "typical_p must be in"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be"),
         ({"repetition_penalty": float("nan")}, "repetition_penalty must be"),

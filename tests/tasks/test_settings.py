@@ -83,6 +83,7 @@ def test_tokens_can_be_banned_favoured_and_forced(task):
         ({"num_return_sequences": 0}, "`num_return_sequences`"),
         ({"num_alternatives": -1}, "`num_alternatives`"),
         ({"min_p": 2.0}, "`min_p`"),
+        ({"top_k": 10**6}, "`top_k` must be at most"),
         ({"top_n": 2}, "`top_n`"),
         ({"logit_bias": ["a"]}, "`logit_bias`"),
         ({"logit_bias": {"two words": 1.0}}, "`logit_bias`"),

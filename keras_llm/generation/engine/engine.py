@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.generation.engine.ticket import Ticket
-from keras_llm.generation.samplers import NOT_NUMBERS, SETTINGS, Sampling, dtype_of
+from keras_llm.generation.samplers import NOT_NUMBERS, SETTINGS, Sampling, check_top_k, dtype_of
 
 _SMALLEST = 16  # tokens; shorter prompts share this width
 _IDLE = Sampling(temperature=0.0)  # of an empty slot: what costs least
@@ -130,6 +130,7 @@ class Engine:
         """
         sampling = Sampling() if sampling is None else sampling
         prompt, budget = self._checked(token_ids, max_new_tokens)
+        check_top_k(sampling.validate().top_k, self._vocabulary_size)
         ticket = Ticket(prompt, budget, _settings(sampling), on_token)
         with self._changed:
             if self._closed:
