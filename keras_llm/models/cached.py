@@ -7,7 +7,7 @@ from keras_llm.layers import empty_cache
 from keras_llm.models import stack
 from keras_llm.models.config import Seq2SeqConfig
 
-_CHUNK = 256  # tokens of a prompt that are read at a time
+_CHUNK = 512  # tokens of a prompt that are read at a time
 
 
 def init_cache(model, batch_size=1, length=None):
@@ -77,7 +77,6 @@ def prefill(model, token_ids, lengths, cache, first=None, chunk=_CHUNK):
         hidden, cache = _read(model, token_ids, lengths, cache, 0, length)
         hidden = ops.take_along_axis(hidden, ops.expand_dims(lengths - 1, -1), axis=1)
     else:
-        first = 0 if first is None else first
         hidden, cache = _read_in_chunks(model, token_ids, lengths, cache, first, chunk)
     return ops.squeeze(logits_of(model, hidden), 1), cache
 
@@ -104,16 +103,17 @@ def _read(model, token_ids, lengths, cache, begin, count):
 
 def _read_in_chunks(model, token_ids, lengths, cache, first, chunk):
     """The hidden states (B, 1, D) of each row's last real token, and the cache."""
-    length = ops.shape(token_ids)[1]
-    if token_ids.shape[1] is None or token_ids.shape[1] < chunk:
-        chunk = ops.minimum(length, chunk)
-    # The last chunk may go past the end of tokens and cache: room for it, as long as this takes.
-    token_ids = ops.pad(token_ids, ((0, 0), (0, chunk)))
-    full = _full_entries(model, cache)
-    slots = {name: ops.shape(cache[name])[2] for name in full}
+    length = token_ids.shape[1]
+    chunk = min(length, chunk) if length else ops.minimum(ops.shape(token_ids)[1], chunk)
+    full, slots = _full_entries(model, cache), {}
     cache = dict(cache)
-    for name in full:
-        cache[name] = ops.pad(cache[name], ((0, 0), (0, 0), (0, chunk), (0, 0)))
+    whole = first is None and length and length % chunk == 0
+    if not whole:
+        # The last chunk goes past the end of tokens and cache: room for it, as long as this takes.
+        token_ids = ops.pad(token_ids, ((0, 0), (0, chunk)))
+        slots = {name: ops.shape(cache[name])[2] for name in full}
+        for name in full:
+            cache[name] = ops.pad(cache[name], ((0, 0), (0, 0), (0, chunk), (0, 0)))
 
     def step(begin, last, cache):
         ids = ops.take(token_ids, begin + ops.arange(chunk), axis=1)
@@ -130,13 +130,13 @@ def _read_in_chunks(model, token_ids, lengths, cache, first, chunk):
         lambda begin, *_: begin < ops.max(lengths),
         step,
         (
-            ops.convert_to_tensor(first, "int32"),
+            ops.convert_to_tensor(0 if first is None else first, "int32"),
             ops.zeros(hidden_dim, dtype=model.get_layer("token_embedding").compute_dtype),
             cache,
         ),
     )
-    for name in full:
-        cache[name] = cache[name][:, :, : slots[name]]
+    for name, count in slots.items():
+        cache[name] = cache[name][:, :, :count]
     return last, cache
 
 
