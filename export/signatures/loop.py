@@ -54,13 +54,14 @@ _RULES = {
 }
 
 
-def checked(name, strings, settings):
+def checked(name, strings, settings, vocabulary_size):
     """Texts and settings that are fit to be used.
 
     Args:
         name: str, the input that the texts are.
         strings: string (B,), any bytes.
         settings: dict of name to tensor, as in `ALL_SETTINGS`.
+        vocabulary_size: int, the model's.
 
     Returns:
         Strings (B,) of UTF-8 and settings, both of which come after the checks.
@@ -72,6 +73,9 @@ def checked(name, strings, settings):
         if setting in _RULES:
             holds, rule = _RULES[setting]
             checks.append(check(tf.reduce_all(holds(value)), f"{setting} {rule}"))
+    if "top_k" in settings:
+        fits = tf.reduce_all(settings["top_k"] <= vocabulary_size)
+        checks.append(check(fits, f"top_k must be at most {vocabulary_size}, the vocabulary"))
     with tf.control_dependencies(checks):
         return utf8(strings), {n: tf.identity(value) for n, value in settings.items()}
 

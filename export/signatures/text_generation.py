@@ -84,7 +84,9 @@ class TextGenerationModule(GraphModule):
     def _read(self, prompt, settings, parse_special=False):
         """Checked settings; prompts as token ids (B, T), lengths (B,), and whether a row was
         cut."""
-        prompt, settings = checked("prompt", prompt, settings)
+        prompt, settings = checked(
+            "prompt", prompt, settings, self.task.model.config.vocabulary_size
+        )
         ids = self.task.tokenizer.tokenize_prompt(prompt, parse_special)
         budget = as_rows(settings["max_new_tokens"], tf.size(prompt))
         return settings, *self._fitted(ids, budget)

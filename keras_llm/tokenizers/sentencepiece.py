@@ -243,6 +243,7 @@ class SentencePiece(Tokenizer):
         return cls(path.read_bytes(), config.get("escape", True), config.get("add_bos", True))
 
 
+@functools.cache  # TensorFlow has one resource for equal models; the first to go would end it
 def _in_graph(model):
     import tensorflow as tf
     import tensorflow_text

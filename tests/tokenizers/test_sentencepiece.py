@@ -141,3 +141,15 @@ def test_broken_folders_are_named(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="describe"):
         tokenizers.load(tmp_path)
+
+
+def test_of_two_alike_one_may_go(tmp_path):
+    import gc
+
+    tokenizers.SentencePiece.train(["once upon a time"] * 9, 275, "bpe").save(tmp_path)
+    one, other = tokenizers.load(tmp_path), tokenizers.load(tmp_path)
+    expected = [one.encode("upon")]
+    assert one.tokenize(["upon"]).to_list() == other.tokenize(["upon"]).to_list() == expected
+    del one
+    gc.collect()
+    assert other.tokenize(["upon"]).to_list() == expected
