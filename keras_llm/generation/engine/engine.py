@@ -130,8 +130,8 @@ class Engine:
         """
         sampling = Sampling() if sampling is None else sampling
         prompt, budget = self._checked(token_ids, max_new_tokens)
-        check_top_k(sampling.validate().top_k, self._vocabulary_size)
         ticket = Ticket(prompt, budget, _settings(sampling), on_token)
+        check_top_k(sampling.top_k, self._vocabulary_size)
         with self._changed:
             if self._closed:
                 raise RuntimeError("the engine is closed.") from self._error
