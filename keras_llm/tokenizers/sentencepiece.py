@@ -243,15 +243,26 @@ class SentencePiece(Tokenizer):
         return cls(path.read_bytes(), config.get("escape", True), config.get("add_bos", True))
 
 
-@functools.cache  # TensorFlow has one resource for equal models; the first to go would end it
+@functools.cache
 def _in_graph(model):
     import tensorflow as tf
     import tensorflow_text
+    from tensorflow_text.python.ops import sentencepiece_tokenizer
 
-    # In a loaded SavedModel two models of one name would be taken for one.
+    create = sentencepiece_tokenizer.gen_sentencepiece_tokenizer.sentencepiece_op
     name = "sentencepiece_" + hashlib.sha256(model).hexdigest()
+
+    class Model(tf.saved_model.experimental.TrackableResource):
+        # Without a name of its own it would belong to a kernel that `keras.utils.clear_session`
+        # ends, and in a loaded SavedModel two models would be taken for one.
+        def _create_resource(self):
+            return create(model=model, shared_name=name)
+
     with tf.init_scope():
-        return tensorflow_text.SentencepieceTokenizer(model, out_type=tf.int32, name=name)
+        tokenizer = tensorflow_text.SentencepieceTokenizer(model, out_type=tf.int32)
+        tokenizer._model_resource = Model()
+        _ = tokenizer._model_resource.resource_handle  # made here, not in a graph that uses it
+    return tokenizer
 
 
 def _escape(text):

@@ -153,3 +153,17 @@ def test_of_two_alike_one_may_go(tmp_path):
     del one
     gc.collect()
     assert other.tokenize(["upon"]).to_list() == expected
+
+
+def test_a_cleared_session_leaves_it(tmp_path):
+    import keras
+    import tensorflow as tf
+
+    tok = tokenizers.SentencePiece.train(["once upon a time"] * 9, 276, "bpe")
+    in_graph = tf.function(tok.tokenize)
+    expected = [tok.encode("upon")]
+    assert in_graph(tf.constant(["upon"])).to_list() == expected
+    keras.utils.clear_session()
+    assert in_graph(tf.constant(["upon"])).to_list() == expected
+    assert tok.tokenize(["upon"]).to_list() == expected
+    assert tok.detokenize(tf.ragged.constant(expected)).numpy().tolist() == [b"upon"]
