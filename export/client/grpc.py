@@ -100,7 +100,10 @@ class GrpcConnection:
         try:
             return method(request, timeout=seconds, metadata=self._headers)
         except grpc.RpcError as error:
-            raise ServingError(error.code().name, error.details() or "no answer.") from None
+            # A server that shuts down cancels the calls that it has not begun; we cancel none.
+            gone = error.code() == grpc.StatusCode.CANCELLED
+            code = grpc.StatusCode.UNAVAILABLE if gone else error.code()
+            raise ServingError(code.name, error.details() or "no answer.") from None
 
 
 def _specs(infos):

@@ -53,8 +53,7 @@ def model_configs(config):
 def read_batching_parameters(path):
     """The `BatchingParameters` of a `--batching_parameters_file`."""
     found = _parse(path, wire.message("tensorflow.serving.BatchingParameters")())
-    if found.pad_variable_length_inputs:
-        raise InputError(f"{path}: `pad_variable_length_inputs` is not supported.")
+    # `pad_variable_length_inputs` changes nothing: requests of unlike inner shapes are not merged.
     numbers = ("max_batch_size", "batch_timeout_micros", "max_enqueued_batches")
     fields = {
         name: getattr(found, name).value

@@ -655,8 +655,8 @@ def test_batching_parameters_are_those_of_the_file(tiny_base, tmp_path, serve):
     answer = post(server, {"inputs": {"x": [[1]], "by": [1]}})
     assert answer == (200, {"outputs": {"y": [[1]], "rows": [2]}})  # filled up to two
     assert post(server, {"inputs": {"x": [[1]] * 5, "by": [1]}})[0] == 400
-    path.write_text("pad_variable_length_inputs: true")
-    with pytest.raises(InputError, match="pad_variable_length_inputs"):
+    path.write_text("allowed_batch_sizes: 2 allowed_batch_sizes: 4")
+    with pytest.raises(InputError, match="allowed_batch_sizes"):
         serve(tiny_base, enable_batching=True, batching_parameters_file=str(path))
 
 

@@ -12,6 +12,7 @@ from tensorflow_serving.config import model_server_config_pb2
 import keras_llm
 from keras_llm import export, models, tokenizers
 from keras_llm.errors import InputError
+from keras_llm.export.local_server.files import read_batching_parameters
 from keras_llm.export.warmup import read_warmup
 
 
@@ -149,6 +150,8 @@ def test_files_parse_and_agree(served):
     assert row.model_version_policy.latest.num_versions == 2
 
     parameters = batching(texts["batching_parameters.txt"])
+    read = read_batching_parameters(paths["batching_parameters.txt"])  # by the local server
+    assert read.max_batch_size == parameters.max_batch_size.value
     assert parameters.max_batch_size.value == 32 and parameters.num_batch_threads.value == 3
     assert 1000 <= parameters.batch_timeout_micros.value <= 20000
 

@@ -136,6 +136,16 @@ def _typed(values):
 def test_tensorflows_command_line_runs_it(toks, record, tmp_path):
     task = make("generate", toks["byte_pair"])
     export.saved_model(task, tmp_path / "model")
+    inputs = {
+        "prompt": np.array([b"Some text"]),
+        "max_new_tokens": np.array([12], "int32"),
+        "temperature": np.array([0], "float32"),
+        "top_k": np.array([0], "int32"),
+        "top_p": np.array([1], "float32"),
+        "seed": np.array([0], "int32"),
+    }
+    for name, array in inputs.items():
+        np.save(tmp_path / name, array)
     command = [
         sys.executable,
         "-m",
@@ -147,10 +157,8 @@ def test_tensorflows_command_line_runs_it(toks, record, tmp_path):
         "serve",
         "--signature_def",
         "serving_default",
-        "--input_exprs",
-        "prompt=np.array([b'Some text']);max_new_tokens=np.array([12],'int32');"
-        "temperature=np.array([0.],'float32');top_k=np.array([0],'int32');"
-        "top_p=np.array([1.],'float32');seed=np.array([0],'int32')",
+        "--inputs",
+        ";".join(f"{name}={tmp_path / name}.npy" for name in inputs),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
