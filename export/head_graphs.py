@@ -27,6 +27,8 @@ class HeadModule(tf.Module):
         length: int. T.
     """
 
+    defaults = None  # a server's, see `signatures.save`
+
     def __init__(self, task, length):
         super().__init__()
         self._task = [task]
