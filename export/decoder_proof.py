@@ -30,7 +30,7 @@ class DecoderProof(Proof):
 
     def probes(self):
         """Texts to begin with."""
-        return parity.probe_prompts(self.plan.task)
+        return self.plan.samples
 
     def length_of(self, prompt):
         """How many slots of the cache a prompt takes."""

@@ -35,8 +35,12 @@ class DecoderSteps:
             left = len(token_ids) - begin
             length = next((n for n in self._lengths if n >= left), self._lengths[-1])
             chunk = token_ids[begin : begin + length]
-            self.runtime.run(f"prefill_{length}", self._inputs(chunk, begin, length))
+            self.prefill(chunk, begin, length)
             begin += len(chunk)
+
+    def prefill(self, token_ids, begin, length):
+        """Put a chunk into the cache from slot `begin` on, with the graph for `length` tokens."""
+        self.runtime.run(f"prefill_{length}", self._inputs(token_ids, begin, length))
 
     def step(self, token, position):
         """Put one token into the cache; float32 logits (V,) of what follows."""

@@ -29,7 +29,7 @@ class DecoderStepModule(tf.Module):
         encoder_length: int. E, of a `seq2seq` model.
     """
 
-    defaults = None
+    defaults = None  # a server's, see `signatures.save`
 
     def __init__(self, model, cache_slots, prefill_lengths, decode_lengths=(), encoder_length=None):
         super().__init__()

@@ -1,6 +1,7 @@
 """A task as a TFLite model: what to write, writing it, quantising it."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -58,6 +59,21 @@ class Plan:
     def proof(self, caller, held_out, max_quality_loss):
         """The `Proof` of the file; InputError if an argument is wrong."""
         return _PROOFS[self.manifest["task"]](self, caller, held_out, max_quality_loss)
+
+    @functools.cached_property
+    def samples(self):
+        """Texts in the manner of the model, a list of str."""
+        if isinstance(self.task, TextGeneration):
+            return parity.probe_prompts(self.task)
+        return list(parity.SEED_TEXTS)
+
+    def calibration_rows(self):
+        """Token ids that show a decoder's activations; of an encoder-decoder its source's."""
+        tokenizer = self.task.tokenizer
+        texts = self.samples if self.calibration is None else self.calibration
+        if isinstance(self.task, TextGeneration):
+            return [tokenizer.encode_prompt(text) for text in texts]
+        return [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
 
     @property
     def needs_calibration(self):
@@ -190,9 +206,8 @@ def _quantize(plan, source, path, folder):
     )
     target = folder / "quantised.tflite"
     arguments = [str(source), str(target), str(folder / "rules.json")]
-    if plan.needs_calibration:
-        rows = [plan.task.tokenizer.encode_prompt(text) for text in plan.calibration]
-        request = {"rows": rows, "manifest": plan.manifest}
+    if "signature" not in plan.manifest:
+        request = {"rows": plan.calibration_rows(), "manifest": plan.manifest}
         (folder / "calibration.json").write_text(json.dumps(request), "utf-8")
         arguments.append(str(folder / "calibration.json"))
     parity.run_module("keras_llm.export.quantize", arguments, _TIMEOUT)

@@ -3,6 +3,9 @@
 Run as a module in a process of its own, on a float32 file:
 
     python -m keras_llm.export.quantize IN.tflite OUT.tflite RULES.json [CALIBRATION.json]
+
+The last names texts of a decoder; where activations are rounded too, they show how to balance them
+with the weights (see `balance`), which changes IN.tflite.
 """
 
 import dataclasses
@@ -161,7 +164,7 @@ def samples(path, rows, manifest):
 
     Args:
         path: a `.tflite` file in float32.
-        rows: lists of token ids, of prompts or of what is translated.
+        rows: lists of token ids; of an encoder-decoder of its source.
         manifest: as of `DecoderSteps`.
 
     Returns:
@@ -198,7 +201,13 @@ def _main(source, out, rules, calibration=None):
     inputs = None
     if calibration:
         with open(calibration, encoding="utf-8") as file:
-            inputs = samples(source, **json.load(file))
+            request = json.load(file)
+        if any(rule.bits != 32 and rule.kind != "weight_only" for rule in rules):
+            from keras_llm.export.balance import balance
+
+            balance(source, **request)
+        if any(rule.kind == "static" for rule in rules):
+            inputs = samples(source, **request)
     quantize(source, out, rules, inputs)
 
 

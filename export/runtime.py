@@ -138,9 +138,12 @@ class CompiledRuntime(_Runtime):
 
 
 class InterpreterRuntime(_Runtime):
-    """TFLite's interpreter. State goes through Python, a copy each way."""
+    """TFLite's interpreter. State goes through Python, a copy each way.
 
-    def __init__(self, path, begin, end, num_threads, xnnpack):
+    With `keep_all`, and without XNNPACK, `tensor` tells what a run left in any of its tensors.
+    """
+
+    def __init__(self, path, begin, end, num_threads, xnnpack, keep_all=False):
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         kind = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
@@ -152,6 +155,7 @@ class InterpreterRuntime(_Runtime):
                 **content,
                 num_threads=num_threads or default_threads(),
                 experimental_op_resolver_type=kind,
+                experimental_preserve_all_tensors=keep_all,
             )
             names = self._interpreter.get_signature_list()
             self._runners = {s: self._interpreter.get_signature_runner(s) for s in names}
@@ -172,6 +176,11 @@ class InterpreterRuntime(_Runtime):
         outputs = self._call(signature, inputs)
         self._held |= {name: value for name, value in outputs.items() if name in self.state}
         return {name: value for name, value in outputs.items() if name not in self.state}
+
+    def tensor(self, signature, index):
+        """The value of a tensor of a signature's graph after a run."""
+        subgraph = self._runners[signature]._subgraph_index
+        return self._interpreter.get_tensor(index, subgraph)
 
     def _call(self, signature, inputs):
         return self._runners[signature](**inputs)
