@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import json
 import signal
 import subprocess
@@ -138,7 +139,9 @@ def test_an_interrupted_training_keeps_its_best_weights(text_folder, tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "keras_llm", "train", "text_generation", "--smoke"]
     command += ["--data", str(text_folder), "--out", str(out), "--epochs", "500"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A shell that runs the tests in the background has them, and so this, ignore Ctrl-C.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     best = tmp_path / "run.partial" / "best.weights.h5"
     while not best.exists() and process.poll() is None:
         time.sleep(0.1)
