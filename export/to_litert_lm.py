@@ -76,7 +76,7 @@ def litert_lm(
             "bytes": {**parts, "total": partial.stat().st_size},
             "ops": ops,
             **proof.of(partial),
-            "litert_lm": _run_there(partial, proof.prompts, proof.texts),
+            "litert_lm": _run_there(partial, proof.prompts, proof.texts, plan.task.tokenizer),
         }
     write_report(path.parent, path.name, report)
     return report
@@ -137,13 +137,20 @@ def _model_section(path):
     raise ExportError("the bundle has no model.")
 
 
-def _run_there(path, prompts, texts):
+def _run_there(path, prompts, texts, tokenizer):
     """How LiteRT-LM's greedy texts compare with those of `LiteRTModel`, a dict; None without it."""
     try:
         import litert_lm  # noqa: F401, is it there?
     except ImportError:
         return None
     answer = parity.run_child("litert_lm", path, {"prompts": prompts}, 1800)
-    # LiteRT-LM hands a text over as a C string, which ends at its first NUL.
-    parity.require_same_texts(answer["texts"], [text.partition("\0")[0] for text in texts])
+
+    def plain(text):
+        # LiteRT-LM hands a text over as a C string, which ends at its first NUL, and spells out
+        # special tokens, which `decode` leaves out.
+        for token in tokenizer.special_tokens:
+            text = text.replace(token, "")
+        return text.partition("\0")[0]
+
+    parity.require_same_texts(map(plain, answer["texts"]), map(plain, texts))
     return {"prompts": len(prompts), "greedy_texts_equal": True}

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import keras
 import pytest
 
 from keras_llm import export, models, tasks, tokenizers
@@ -109,6 +110,7 @@ def test_a_byte_pair_tokenizer_goes_in_as_tokenizer_json(task, tmp_path):
     config = models.preset(
         "llama-tiny", vocabulary_size=304, initializer_range=0.3, max_length=64, num_layers=1
     )
+    keras.utils.set_random_seed(0)
     other = tasks.TextGeneration(models.causal_lm(config), tok)
     rules = [QuantizationRule(bits=4, block=32), QuantizationRule(layers="embedding|head")]
     report = export.litert_lm(other, tmp_path / "other.litertlm", rules, prefill_lengths=[16])
