@@ -55,7 +55,7 @@ class TranslationModule(GraphModule):
     def _read(self, text, settings):
         """Checked settings, texts as what the loop begins with, and whether a row was cut."""
         tokenizer, config = self.task.tokenizer, self.task.model.config
-        text, settings = checked("text", text, settings, self.task.model.config.vocabulary_size)
+        text, settings = checked("text", text, settings, config.vocabulary_size)
         ids, rows = tokenizer.tokenize(text), tf.size(text)
         room = config.max_length - 1
         truncated = lengths_of(ids) > room
