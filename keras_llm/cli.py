@@ -8,7 +8,9 @@ import contextlib
 import importlib
 import io
 import pathlib
+import signal
 import sys
+import threading
 
 import tyro
 
@@ -59,7 +61,13 @@ def _dispatch(arguments):
 def _guarded(function, *arguments):
     """Call, and turn what a user can mend into one line and exit code 2."""
     try:
-        function(*arguments)
+        with _interrupts() as seen:
+            try:
+                function(*arguments)
+            except Exception:
+                if seen:  # Ctrl-C inside a call of compiled code, which made an error of it
+                    raise KeyboardInterrupt from None
+                raise
     except (InputError, ExportError, ServingError) as error:
         return _fail(str(error))
     except OSError as error:
@@ -68,6 +76,26 @@ def _guarded(function, *arguments):
     except KeyboardInterrupt:
         return _fail("interrupted")
     return 0
+
+
+@contextlib.contextmanager
+def _interrupts():
+    """A list of the SIGINTs that came; each raises KeyboardInterrupt as it always does."""
+    seen, usual = [], signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or usual is not signal.default_int_handler:  # ignored, or somebody else's
+        yield seen
+        return
+
+    def note(number, frame):
+        seen.append(number)
+        usual(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _parse(arguments):

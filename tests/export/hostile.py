@@ -128,7 +128,7 @@ class Hostile:
         elif self._random.random() < 0.3:
             del inputs[name]
             if name != "prompt":  # the server knows a default for it
-                return self._grpc(_request(inputs)), _PROPER | {"OK"}
+                return self._grpc(_request(inputs)), {"OK"}
         return self._grpc(_request(inputs)), _PROPER
 
     def _spec(self):

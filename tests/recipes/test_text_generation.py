@@ -147,11 +147,28 @@ def test_an_interrupted_training_keeps_its_best_weights(text_folder, tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=120)
-    assert process.returncode == 2 and str(best) in told and "interrupted" in told
+    assert process.returncode == 2 and str(best) in told and "interrupted" in told, told
     assert best.is_file() and not out.exists()
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "unfinished run" in done.stderr
     assert best.is_file()
+
+
+def test_an_interruption_that_compiled_code_reports_as_its_own_error():
+    program = """
+import os, signal, sys
+import tensorflow as tf
+from keras_llm import cli
+
+def interrupted_inside():
+    tf.py_function(lambda: os.kill(os.getpid(), signal.SIGINT), [], [])
+
+sys.exit(cli._guarded(interrupted_inside))
+"""
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=listen)
+    assert done.returncode == 2 and done.stderr.endswith("keras-llm: interrupted\n"), done.stderr
 
 
 def test_the_demo_shows_the_same_text_three_times(text_folder, tmp_path, capsys):
