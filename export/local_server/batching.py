@@ -118,22 +118,26 @@ class Batcher:
             thread.join()
 
     def _work(self):
-        while tasks := self._next_batch():
-            now = time.monotonic()
-            live = []
-            for task in tasks:
-                if task.deadline is not None and task.deadline <= now:
-                    task.fail(
-                        ServingError("DEADLINE_EXCEEDED", "the deadline passed in the queue.")
-                    )
-                elif task.cancelled is not None and task.cancelled.is_set():
-                    task.fail(ServingError("CANCELLED", "nobody waits for the answer."))
-                else:
-                    live.append(task)
-            if live:
-                waits = [now - task.since for task in live]
-                self._observe(waits, sum(task.rows for task in live))
-                self._run(live)
+        while self._run_next():
+            pass  # what has been answered is held by nothing while this waits
+
+    def _run_next(self):
+        """Wait for a batch and answer it; False at the end."""
+        tasks = self._next_batch()
+        now = time.monotonic()
+        live = []
+        for task in tasks or []:
+            if task.deadline is not None and task.deadline <= now:
+                task.fail("DEADLINE_EXCEEDED", "the deadline passed in the queue.")
+            elif task.cancelled is not None and task.cancelled.is_set():
+                task.fail("CANCELLED", "nobody waits for the answer.")
+            else:
+                live.append(task)
+        if live:
+            waits = [now - task.since for task in live]
+            self._observe(waits, sum(task.rows for task in live))
+            self._run(live)
+        return tasks is not None
 
     def _next_batch(self):
         """The tasks of the queue that is due, waiting for one; None at the end."""
@@ -176,7 +180,7 @@ class Batcher:
                 raise ServingError("INTERNAL", "an output has not the rows of the inputs.")
         except ServingError as error:
             if len(tasks) == 1:
-                first.fail(error)
+                first.fail(error.code, error.message)
                 return
             # One request's error must not be the others': each gets its own answer.
             for task in tasks:
@@ -184,7 +188,7 @@ class Batcher:
             return
         except Exception as error:
             for task in tasks:
-                task.fail(ServingError("INTERNAL", f"{type(error).__name__}: {error}"))
+                task.fail("INTERNAL", f"{type(error).__name__}: {error}")
             return
         begin = 0
         for task in tasks:
@@ -205,20 +209,22 @@ class _Task:
         self.cancelled = cancelled
         self.since = time.monotonic()
         self._done = threading.Event()
-        self._outputs = self._error = None
+        self._outputs = self._failure = None
 
     def finish(self, outputs):
         self._outputs = outputs
         self._done.set()
 
-    def fail(self, error):
-        self._error = error
+    def fail(self, code, message):
+        # Not the error itself: its traceback would hold this task, and the task the error, with the
+        # request's arrays, until the garbage collector comes by.
+        self._failure = code, message
         self._done.set()
 
     def wait(self):
         self._done.wait()
-        if self._error is not None:
-            raise self._error
+        if self._failure is not None:
+            raise ServingError(*self._failure)
         return self._outputs
 
 

@@ -1,5 +1,7 @@
 """`keras-llm serve`."""
 
+import contextlib
+import ctypes
 import dataclasses
 import logging
 import os
@@ -29,6 +31,7 @@ def run(options):
         options.model_base_path = options.base_path
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("keras_llm.serve").setLevel(logging.INFO)
+    _share_heaps()
     import_tensorflow()
     from keras_llm.export.local_server import LocalServer
 
@@ -48,3 +51,11 @@ def run(options):
         print("requests still ran after the time of grace: they are cut off", file=sys.stderr)
         sys.stderr.flush()
         os._exit(1)  # a graph that runs cannot be stopped, and Python would wait for it
+
+
+def _share_heaps():
+    """Have glibc's threads share two heaps: each keeps what its largest request took, and a heap
+    for each thread, the default, keeps it many times over."""
+    most_arenas = -8  # M_ARENA_MAX of malloc.h
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(most_arenas, 2)

@@ -1,7 +1,9 @@
 """Merging requests: right answers, each its own error, and no waiting beyond what was asked."""
 
+import gc
 import threading
 import time
+import weakref
 from concurrent import futures
 
 import numpy as np
@@ -105,6 +107,27 @@ def test_an_error_is_the_error_of_its_own_request(batcher_of, servable):
     good, bad, other = run_all(batcher, servable, requests)
     assert good["y"].tolist() == [[1]] and other["y"].tolist() == [[3]]
     assert (bad.code, bad.message) == ("INVALID_ARGUMENT", "by must not be negative")
+
+
+def test_a_refused_request_is_freed_at_once(batcher_of, servable):
+    batcher, _ = batcher_of(max_batch_size=4)
+    arrays = scale([[1.0]], [-1.0])  # the graph refuses it
+    held = weakref.ref(arrays["x"])
+    refused = False
+    gc.collect()
+    gc.disable()  # nothing may wait for the garbage collector
+    try:
+        try:
+            batcher.run(servable, servable.signature("serving_default"), arrays)
+        except ServingError:
+            refused = True
+        del arrays
+        end = time.monotonic() + 10  # the batch's own thread leaves its frame
+        while held() is not None and time.monotonic() < end:
+            time.sleep(0.01)
+        assert refused and held() is None
+    finally:
+        gc.enable()
 
 
 def test_a_batch_is_filled_up_to_an_allowed_size(batcher_of, servable):
