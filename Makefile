@@ -10,14 +10,14 @@ demo: $(INSTALLED)
 	$(BIN)/python -m keras_llm.recipes.demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Layers, models and generation on Keras's JAX backend, in an environment of their own.
 test-jax:
 	$(PYTHON) -m venv $(VENV)-jax
 	$(VENV)-jax/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[test]' jax
-	KERAS_BACKEND=jax $(VENV)-jax/bin/python -m pytest -n 2 tests/layers tests/models tests/jax
+	KERAS_BACKEND=jax $(VENV)-jax/bin/python -m pytest -n 2 --dist loadfile tests/layers tests/models tests/jax
 
 # Against PyTorch, transformers and llama.cpp, on random and on published models, which are fetched
 # from the package index once; writes docs/parity.md. llama.cpp is compiled: this needs a C++

@@ -22,6 +22,7 @@ from keras_llm.export.signatures.loop import (
     generate,
     search,
 )
+from keras_llm.tasks.settings import spare_bias
 
 _IDS = tf.TensorSpec((None, None), tf.int32)
 _STEP = tf.TensorSpec((None, 1), tf.int32)
@@ -162,7 +163,7 @@ class TextGenerationModule(GraphModule):
             token_ids, lengths, slots = map(tf.identity, (token_ids, lengths, slots))
         cache = models.init_cache(self.task.model, tf.shape(token_ids)[0], slots)
         logits, cache = models.prefill(self.task.model, token_ids, lengths, cache)
-        return {"logits": logits, **cache}
+        return {"logits": self._without_spare(logits), **cache}
 
     def _decode(self, token_ids, positions, **cache):
         config = self.task.model.config
@@ -188,7 +189,11 @@ class TextGenerationModule(GraphModule):
         with tf.control_dependencies(checks):
             token_ids, positions = map(tf.identity, (token_ids, positions))
         logits, cache = models.decode(self.task.model, token_ids, positions, cache)
-        return {"logits": logits, **cache}
+        return {"logits": self._without_spare(logits), **cache}
+
+    def _without_spare(self, logits):
+        bias = spare_bias(self.task.tokenizer, self.task.model.config.vocabulary_size)
+        return logits if bias is None else logits + bias
 
     def _checked_ids(self, token_ids):
         size = self.task.model.config.vocabulary_size

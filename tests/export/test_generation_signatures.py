@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 import keras_llm
-from keras_llm import export, generation, models
-from keras_llm.export.signatures import module_of
+from keras_llm import export, generation, models, tokenizers
+from keras_llm.export.signatures import TextGenerationModule, module_of, save
 from keras_llm.export.signatures.loop import ALL_SETTINGS
 
 TEMPLATE = (
@@ -154,3 +154,18 @@ def test_logits_that_are_no_numbers_are_refused(task):
             max_new_tokens=tf.constant([3]),
             length_penalty=tf.constant([1.0]),
         )
+
+
+def test_steps_of_a_client_take_no_id_that_the_tokenizer_lacks(serve, tmp_path):
+    tok = tokenizers.SentencePiece.train(["once upon a time there was"] * 9, 280, "bpe")
+    config = models.preset("llama-tiny", vocabulary_size=296, tie_embeddings=False, num_layers=1)
+    task = keras_llm.TextGeneration(models.causal_lm(config), tok)
+    kernel = task.model.get_layer("token_embedding").reverse_embeddings
+    kernel.assign(np.where(np.arange(296) < 280, np.array(kernel), 50 * np.array(kernel)))
+    save(TextGenerationModule(task), tmp_path / "spare" / "1")
+    server = serve(tmp_path / "spare")
+    with export.Client(f"localhost:{server.port}", "spare") as client:
+        for settings in ({"temperature": 0.0}, {"seed": 3}):
+            text = client.generate("once", 12, **settings)
+            assert text == task("once", 12, **settings)
+            assert "".join(client.stream("once", 12, **settings)) == text

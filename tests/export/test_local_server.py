@@ -663,41 +663,69 @@ def test_batching_parameters_are_those_of_the_file(tiny_base, tmp_path, serve):
 # The process
 
 
-def test_sigterm_ends_the_process_when_all_is_answered(tiny_base):
-    command = [sys.executable, "-m", "keras_llm", "serve", str(tiny_base), "--port", "0"]
-    command += ["--rest_api_port", "-1", "--shutdown_grace_seconds", "20"]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    )
-    try:
+@pytest.fixture
+def started(tiny_base):
+    """Function that starts `keras-llm serve` with flags; the process and its port of gRPC."""
+    processes = []
+
+    def start(*flags):
+        command = [sys.executable, "-m", "keras_llm", "serve", str(tiny_base), "--port", "0"]
+        command += ["--rest_api_port", "-1", *flags]
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        processes.append(process)
         lines = []
         for line in process.stderr:
             lines.append(line)
             if "gRPC at" in line:
                 break
-        port = int(lines[-1].split("gRPC at 127.0.0.1:")[1].split(",")[0])
         assert any("serving tiny, version 1" in line for line in lines)
-        with grpc.insecure_channel(f"localhost:{port}") as channel:
-            health = health_pb2_grpc.HealthStub(channel)
-            for service in ("", "tensorflow.serving.PredictionService"):
-                request = health_pb2.HealthCheckRequest(service=service)
-                assert health.Check(request, timeout=30).status == 1
-            watch = health.Watch(health_pb2.HealthCheckRequest())
-            assert next(watch).status == 1
-            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-            spin = predict_request(signature="spin", times=np.array([300_000], "int32"))
-            pending = stub.Predict.future(spin, timeout=30)
-            time.sleep(0.1)
-            assert not pending.done()
-            process.send_signal(signal.SIGTERM)
-            assert next(watch).status == 2  # NOT_SERVING
-            count = tf.make_ndarray(pending.result().outputs["count"])
-            assert count.tolist() == [300_000]
-        assert process.wait(timeout=30) == 0
-    finally:
+        return process, int(lines[-1].split("gRPC at 127.0.0.1:")[1].split(",")[0])
+
+    yield start
+    for process in processes:
         process.kill()
         process.stderr.close()
         process.wait()
+
+
+def spin(channel, times):
+    """A request that takes a while, in the server's hands when this returns."""
+    request = predict_request(signature="spin", times=np.array([times], "int32"))
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+    pending = stub.Predict.future(request, timeout=60)
+    time.sleep(0.3)
+    assert not pending.done()
+    return pending
+
+
+def test_sigterm_ends_the_process_when_all_is_answered(started):
+    process, port = started("--shutdown_grace_seconds", "20")
+    with grpc.insecure_channel(f"localhost:{port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "tensorflow.serving.PredictionService"):
+            request = health_pb2.HealthCheckRequest(service=service)
+            assert health.Check(request, timeout=30).status == 1
+        watch = health.Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == 1
+        pending = spin(channel, 600_000)
+        process.send_signal(signal.SIGTERM)
+        assert next(watch).status == 2  # NOT_SERVING
+        count = tf.make_ndarray(pending.result().outputs["count"])
+        assert count.tolist() == [600_000]
+    assert process.wait(timeout=30) == 0
+
+
+def test_what_runs_longer_than_the_time_of_grace_is_cut_off(started):
+    process, port = started("--shutdown_grace_seconds", "0.2")
+    with grpc.insecure_channel(f"localhost:{port}") as channel:
+        pending = spin(channel, 2**31 - 1)
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(grpc.RpcError) as refused:
+            pending.result()
+        assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    assert process.wait(timeout=30) == 1
+    assert "cut off" in process.stderr.read()
 
 
 def test_the_command_tells_what_is_wrong(capfd):
