@@ -230,14 +230,15 @@ def test_recipes_are_rules():
     assert rules_of(mixed) == tuple(mixed)
 
 
-def test_a_translation_is_the_same_text(tmp_path):
+@pytest.mark.parametrize("preset, spread", [("transformer-tiny", 0.3), ("t5-tiny", 0.1)])
+def test_a_translation_is_the_same_text(tmp_path, preset, spread):
     tok = tokenizers.SentencePiece.train(["guten tag", "good day to you"] * 9, 280, "bpe")
     config = models.preset(
-        "transformer-tiny",
+        preset,
         vocabulary_size=280,
         start_id=tok.bos_id,
         dropout=0.0,
-        initializer_range=0.3,
+        initializer_range=spread,
     )
     task = tasks.Translation(models.seq2seq(config), tok)
     path = tmp_path / "translation.tflite"
