@@ -1,5 +1,6 @@
 """One short script for each task, from raw text to a shipped artefact."""
 
 RECIPES = {
+    "text_classification": "train an encoder that sorts texts into classes",
     "text_generation": "train a causal language model that continues text",
 }

@@ -1,14 +1,23 @@
-"""From documents to batches, deterministic by seed."""
+"""From documents and tables to batches, deterministic by seed."""
 
+from keras_llm.data.batches import batch_plan, padded_dataset
+from keras_llm.data.cleaning import clean_rows, without_contamination
 from keras_llm.data.packing import encode_documents, packed_dataset, steps_per_epoch, windows
-from keras_llm.data.text import read_texts, shuffle_documents, split_documents
+from keras_llm.data.records import read_records
+from keras_llm.data.text import read_texts, shuffle_documents, split_documents, split_rows
 
 __all__ = [
+    "batch_plan",
+    "clean_rows",
     "encode_documents",
     "packed_dataset",
+    "padded_dataset",
+    "read_records",
     "read_texts",
     "shuffle_documents",
     "split_documents",
+    "split_rows",
     "steps_per_epoch",
     "windows",
+    "without_contamination",
 ]

@@ -1,15 +1,23 @@
 """What `fit` needs for language models: losses, metrics, callbacks, exact evaluation."""
 
 from keras_llm.training.callbacks import BestWeights, ProgressBar
+from keras_llm.training.classification import (
+    CalibrationError,
+    confusion_matrix,
+    evaluate_classifier,
+)
 from keras_llm.training.losses import GloVeLoss
 from keras_llm.training.metrics import TokenAccuracy, evaluate_language_model, evaluate_unigram
 
 __all__ = [
     "BestWeights",
+    "CalibrationError",
     "GloVeLoss",
     "ProgressBar",
     "TensorBoard",
     "TokenAccuracy",
+    "confusion_matrix",
+    "evaluate_classifier",
     "evaluate_language_model",
     "evaluate_unigram",
 ]
