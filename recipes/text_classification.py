@@ -2,6 +2,7 @@
 
     keras-llm train text_classification --out runs/sentiment --corpus movie-sentiment
     keras-llm train text_classification --out runs/mine --data rows.csv
+    keras-llm train text_classification --out runs/sentiment --start runs/words --epochs 2
 
 Rows of text and label are cleaned and split, a WordPiece vocabulary is learned, the encoder is
 trained with `fit`, and the held-out texts are sorted by it and by TF-IDF with logistic regression.
@@ -32,6 +33,9 @@ class Options(runs.Options):
     """The column, or JSON field, that holds the class."""
     preset: str = "encoder-2m"
     """Shape of the encoder."""
+    start: str | None = None
+    """Folder of a `masked_lm` run whose vocabulary and encoder are the beginning, instead of
+    --preset and random weights."""
     max_length: int = 256
     """Tokens of a text that are read; the rest is cut."""
     max_rows: int = 0
@@ -72,19 +76,12 @@ def run(options):
     import keras
     import numpy as np
 
-    from keras_llm import models, tasks, tokenizers, training
+    from keras_llm import tasks, training
     from keras_llm.recipes import pictures
 
     runs.prepare(options, "sklearn")
     train, held_out, labels, dropped = rows(options)
-    tokenizer = tokenizers.WordPiece.train([text for text, _ in train], options.vocabulary_size)
-    config = models.preset(
-        options.preset,
-        vocabulary_size=tokenizer.vocabulary_size,
-        max_length=options.max_length,
-        dropout=options.dropout,
-    )
-    model = models.text_classifier(config, len(labels), pooling="mean", dropout=options.dropout)
+    model, tokenizer = classifier(options, train, len(labels))
     task = tasks.TextClassification(
         model,
         tokenizer,
@@ -118,6 +115,32 @@ def run(options):
         runs.write(folder, task, metrics, _model_card(task, options, metrics))
     runs.ship(options, task, metrics)
     return metrics
+
+
+def classifier(options, train, num_classes):
+    """The model before training and its tokenizer, fresh or from `--start`."""
+    import keras_llm
+    from keras_llm import models, tokenizers
+
+    if options.start is None:
+        tokenizer = tokenizers.WordPiece.train([text for text, _ in train], options.vocabulary_size)
+        sizes = {
+            "vocabulary_size": tokenizer.vocabulary_size,
+            "max_length": options.max_length,
+            "dropout": options.dropout,
+        }
+        config = models.preset(options.preset, **sizes)
+        return models.text_classifier(config, num_classes, "mean", options.dropout), tokenizer
+    task = keras_llm.load(options.start)
+    if not isinstance(task, keras_llm.MaskedLanguageModel):
+        raise InputError(f"--start: {options.start} is a {type(task).__name__}.")
+    length = options.max_length
+    if task.model.config.position == "learned":
+        length = min(length, task.model.config.max_length)
+    config = dataclasses.replace(task.model.config, dropout=options.dropout, max_length=length)
+    model = models.text_classifier(config, num_classes, "mean", options.dropout)
+    model.get_layer("backbone").set_weights(task.model.get_layer("backbone").get_weights())
+    return model, task.tokenizer
 
 
 def rows(options):

@@ -2,6 +2,7 @@
 
 from keras_llm.data.batches import batch_plan, padded_dataset
 from keras_llm.data.cleaning import clean_rows, without_contamination
+from keras_llm.data.masking import masked_dataset, text_tokens
 from keras_llm.data.packing import encode_documents, packed_dataset, steps_per_epoch, windows
 from keras_llm.data.records import read_records
 from keras_llm.data.text import read_texts, shuffle_documents, split_documents, split_rows
@@ -10,6 +11,7 @@ __all__ = [
     "batch_plan",
     "clean_rows",
     "encode_documents",
+    "masked_dataset",
     "packed_dataset",
     "padded_dataset",
     "read_records",
@@ -18,6 +20,7 @@ __all__ = [
     "split_documents",
     "split_rows",
     "steps_per_epoch",
+    "text_tokens",
     "windows",
     "without_contamination",
 ]

@@ -74,8 +74,14 @@ _T5 = {
     "tie_embeddings": False,
     "dropout": 0.1,
 }
-# For training from scratch on little text.
-_SCRATCH = {"norm_position": "pre", "norm_epsilon": 1e-6, "dropout": 0.1, **_SMALL}
+# For training from scratch on little text; what was trained on short windows reads longer texts.
+_SCRATCH = {
+    "position": Rotary(),
+    "norm_position": "pre",
+    "norm_epsilon": 1e-6,
+    "dropout": 0.1,
+    **_SMALL,
+}
 _TRANSFORMER = {
     "position": "sinusoidal",
     "norm": "layer",

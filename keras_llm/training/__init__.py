@@ -7,7 +7,13 @@ from keras_llm.training.classification import (
     evaluate_classifier,
 )
 from keras_llm.training.losses import GloVeLoss
-from keras_llm.training.metrics import TokenAccuracy, evaluate_language_model, evaluate_unigram
+from keras_llm.training.metrics import (
+    TokenAccuracy,
+    evaluate_language_model,
+    evaluate_most_frequent,
+    evaluate_targets,
+    evaluate_unigram,
+)
 
 __all__ = [
     "BestWeights",
@@ -19,6 +25,8 @@ __all__ = [
     "confusion_matrix",
     "evaluate_classifier",
     "evaluate_language_model",
+    "evaluate_most_frequent",
+    "evaluate_targets",
     "evaluate_unigram",
 ]
 
