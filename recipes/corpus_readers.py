@@ -61,3 +61,23 @@ def python_stdlib():
             except UnicodeDecodeError:
                 continue  # a few files hold other encodings on purpose
     return [document for document in documents if document.strip()]
+
+
+def word_similarity(path):
+    """A dict of `analogies`, tuples of four words, and `wordsim` and `simlex`, tuples of two words
+    and a score; all in lower case."""
+    with zipfile.ZipFile(path) as archive:
+
+        def lines(name):
+            text = archive.read(f"gensim/test/test_data/{name}").decode("utf-8").lower()
+            return [line for line in text.splitlines() if line and line[0] not in "#:"]
+
+        def pairs(name):
+            rows = (line.split("\t") for line in lines(name))
+            return [(first, second, float(score)) for first, second, score in rows]
+
+        return {
+            "analogies": [tuple(line.split()) for line in lines("questions-words.txt")],
+            "wordsim": pairs("wordsim353.tsv"),
+            "simlex": pairs("simlex999.txt"),
+        }

@@ -12,7 +12,7 @@ from keras_llm.errors import InputError
 
 @dataclasses.dataclass
 class Options:
-    """Sort a text into a class, tag its words, fill its gaps, or answer a question from it."""
+    """Sort a text, tag its words, fill its gaps, answer from it, or list a word's neighbours."""
 
     run: tyro.conf.Positional[str]
     """Folder of a trained model."""
@@ -27,6 +27,10 @@ class Options:
 def run(options):
     import_tensorflow()
     task = keras_llm.load(options.run)
+    if isinstance(task, keras_llm.WordVectors):
+        found = task.nearest(options.text)
+        print(json.dumps(found) if options.json else "\n".join(f"{c:.3f} {w}" for w, c in found))
+        return
     takes_context = isinstance(task, keras_llm.QuestionAnswering)
     reads = (
         keras_llm.TextClassification,

@@ -6,12 +6,22 @@ from keras_llm.data.masking import masked_dataset, text_tokens
 from keras_llm.data.packing import encode_documents, packed_dataset, steps_per_epoch, windows
 from keras_llm.data.records import read_records
 from keras_llm.data.text import read_texts, shuffle_documents, split_documents, split_rows
+from keras_llm.data.word_context import (
+    cooccurrence_dataset,
+    cooccurrences,
+    neighbour_dataset,
+    word_stream,
+    word_vocabulary,
+)
 
 __all__ = [
     "batch_plan",
     "clean_rows",
+    "cooccurrence_dataset",
+    "cooccurrences",
     "encode_documents",
     "masked_dataset",
+    "neighbour_dataset",
     "packed_dataset",
     "padded_dataset",
     "read_records",
@@ -23,4 +33,6 @@ __all__ = [
     "text_tokens",
     "windows",
     "without_contamination",
+    "word_stream",
+    "word_vocabulary",
 ]

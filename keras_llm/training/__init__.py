@@ -14,6 +14,7 @@ from keras_llm.training.metrics import (
     evaluate_targets,
     evaluate_unigram,
 )
+from keras_llm.training.word_vectors import evaluate_analogies, evaluate_similarities
 
 __all__ = [
     "BestWeights",
@@ -23,9 +24,11 @@ __all__ = [
     "TensorBoard",
     "TokenAccuracy",
     "confusion_matrix",
+    "evaluate_analogies",
     "evaluate_classifier",
     "evaluate_language_model",
     "evaluate_most_frequent",
+    "evaluate_similarities",
     "evaluate_targets",
     "evaluate_unigram",
 ]
