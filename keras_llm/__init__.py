@@ -29,6 +29,7 @@ _NAMES = {
     "TextGeneration": "keras_llm.tasks",
     "TokenClassification": "keras_llm.tasks",
     "Translation": "keras_llm.tasks",
+    "WordVectors": "keras_llm.tasks",
     "load": "keras_llm.tasks",
 }
 

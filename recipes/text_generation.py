@@ -19,6 +19,8 @@ from typing import Literal
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder, check_free
 
+BASELINE = "unigram"
+NEXT = 'generate {out} "{prompt}" --stream'
 _BEST = "best.weights.h5"
 
 

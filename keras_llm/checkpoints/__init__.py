@@ -2,7 +2,7 @@
 KerasHub models."""
 
 from keras_llm.checkpoints.gguf import from_gguf
-from keras_llm.checkpoints.glove import read_glove
+from keras_llm.checkpoints.glove import read_glove, write_glove
 from keras_llm.checkpoints.hugging_face import from_hugging_face, to_hugging_face
 from keras_llm.checkpoints.hugging_face_model import load_model
 from keras_llm.checkpoints.keras_hub import from_keras_hub, to_keras_hub
@@ -15,4 +15,5 @@ __all__ = [
     "read_glove",
     "to_hugging_face",
     "to_keras_hub",
+    "write_glove",
 ]

@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 
 from keras_llm.errors import InputError
+from keras_llm.files import atomic_file
 
 
 def read_glove(path):
@@ -70,6 +71,26 @@ def read_glove(path):
         row = int(np.argmin(np.isfinite(table).all(axis=1)))
         raise InputError(f"{path}, line {list(words.values())[row]}: not a finite number.")
     return table, list(words)
+
+
+def write_glove(path, table, words, overwrite=False):
+    """Write word vectors in GloVe's text format.
+
+    Args:
+        path: str or path.
+        table: float array (V, D).
+        words: list of V str without line breaks.
+        overwrite: bool. Whether to replace what is at `path`.
+
+    Raises:
+        InputError: if `path` exists and `overwrite` is False, or there are not as many words as
+            vectors.
+    """
+    if len(table) != len(words):
+        raise InputError(f"write_glove: {len(table)} vectors and {len(words)} words.")
+    with atomic_file(path, overwrite) as partial, open(partial, "w", encoding="utf-8") as file:
+        for word, row in zip(words, np.asarray(table, "float32"), strict=True):
+            file.write(f"{word} {' '.join(format(value, '.8g') for value in row)}\n")
 
 
 def _count_of_numbers(fields):

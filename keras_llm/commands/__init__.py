@@ -10,6 +10,7 @@ from keras_llm.commands import (
     generate,
     import_checkpoint,
     inspect,
+    predict,
     query,
     recipes,
     serve,
@@ -17,6 +18,7 @@ from keras_llm.commands import (
 
 COMMANDS = {
     "generate": generate,
+    "predict": predict,
     "chat": chat,
     "evaluate": evaluate,
     "export": export,

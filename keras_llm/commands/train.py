@@ -11,13 +11,13 @@ def run(options):
     metrics = recipe.run(options)
     if as_json(options, metrics):
         return
-    held_out, unigram = metrics["held_out"], metrics["unigram"]
-    table(
-        ["held out", "model", "unigram"],
-        [
-            [name, f"{held_out[name]:.3f}", f"{unigram[name]:.3f}"]
-            for name in ("perplexity", "bits_per_byte", "nats_per_token")
-        ]
-        + [["accuracy", f"{held_out['accuracy']:.3f}", ""]],
-    )
-    print(f'next: {PROGRAM} generate {options.out} "{options.prompt}" --stream')
+    held_out, baseline = metrics["held_out"], metrics[recipe.BASELINE]
+    rows = [[name, _shown(v), _shown(baseline.get(name))] for name, v in held_out.items()]
+    table(["held out", "model", recipe.BASELINE], rows)
+    print(f"next: {PROGRAM} {recipe.NEXT.format(**vars(options))}")
+
+
+def _shown(value):
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

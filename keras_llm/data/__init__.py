@@ -1,14 +1,38 @@
-"""From documents to batches, deterministic by seed."""
+"""From documents and tables to batches, deterministic by seed."""
 
+from keras_llm.data.batches import batch_plan, padded_dataset
+from keras_llm.data.cleaning import clean_rows, without_contamination
+from keras_llm.data.masking import masked_dataset, text_tokens
 from keras_llm.data.packing import encode_documents, packed_dataset, steps_per_epoch, windows
-from keras_llm.data.text import read_texts, shuffle_documents, split_documents
+from keras_llm.data.records import read_records
+from keras_llm.data.text import read_texts, shuffle_documents, split_documents, split_rows
+from keras_llm.data.word_context import (
+    cooccurrence_dataset,
+    cooccurrences,
+    neighbour_dataset,
+    word_stream,
+    word_vocabulary,
+)
 
 __all__ = [
+    "batch_plan",
+    "clean_rows",
+    "cooccurrence_dataset",
+    "cooccurrences",
     "encode_documents",
+    "masked_dataset",
+    "neighbour_dataset",
     "packed_dataset",
+    "padded_dataset",
+    "read_records",
     "read_texts",
     "shuffle_documents",
     "split_documents",
+    "split_rows",
     "steps_per_epoch",
+    "text_tokens",
     "windows",
+    "without_contamination",
+    "word_stream",
+    "word_vocabulary",
 ]

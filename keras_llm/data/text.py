@@ -1,9 +1,9 @@
 """Documents from text files and JSONL, and their split into training and held-out."""
 
 import hashlib
-import json
 import pathlib
 
+from keras_llm.data.records import read_json_lines
 from keras_llm.errors import InputError
 from keras_llm.files import read_utf8
 
@@ -40,7 +40,7 @@ def read_texts(path, text_field="text", separator="\n\n"):
     documents = []
     for file in files:
         text = read_utf8(file)
-        if file.suffix == ".jsonl":
+        if file.name.removesuffix(".gz").endswith(".jsonl"):
             documents += _jsonl(file, text, text_field)
         else:
             documents += text.split(separator) if separator else [text]
@@ -94,14 +94,31 @@ def split_documents(documents, held_out=0.1, seed=0):
     return shuffled[count:], shuffled[:count]
 
 
+def split_rows(rows, held_out=0.1, seed=0, by=0):
+    """Split rows into a training and a held-out list, rows with the same text on the same side.
+
+    Args:
+        rows: list of tuples of str.
+        held_out: float in (0, 1). The share of distinct texts held out, at least one.
+        seed: int. The same rows and seed give the same split, whatever their order.
+        by: int. The place in a row of the text that keeps rows together, e.g. that of the passage
+            of (question, passage, answer).
+
+    Returns:
+        Two lists of tuples, shuffled; rows with the same text stay next to each other.
+
+    Raises:
+        InputError: if there are fewer than two distinct texts.
+    """
+    together = {}
+    for row in sorted(rows):
+        together.setdefault(row[by], []).append(row)
+    sides = split_documents(list(together), held_out, seed)
+    return tuple([row for text in side for row in together[text]] for side in sides)
+
+
 def _jsonl(file, text, field):
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{file}, line {number}: not JSON: {error}.") from None
+    for number, record in read_json_lines(file, text):
         value = record.get(field) if isinstance(record, dict) else None
         if not isinstance(value, str):
             raise InputError(f"{file}, line {number}: no text in field {field!r}.")

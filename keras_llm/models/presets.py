@@ -74,6 +74,14 @@ _T5 = {
     "tie_embeddings": False,
     "dropout": 0.1,
 }
+# For training from scratch on little text; what was trained on short windows reads longer texts.
+_SCRATCH = {
+    "position": Rotary(),
+    "norm_position": "pre",
+    "norm_epsilon": 1e-6,
+    "dropout": 0.1,
+    **_SMALL,
+}
 _TRANSFORMER = {
     "position": "sinusoidal",
     "norm": "layer",
@@ -172,6 +180,7 @@ _ROWS = {
     "gpt-3m": (_C, {**_GPT, **_SMALL}, 4096, 5, 192, 6, _M, 768, 256),
     "llama-tiny": (_C, _SMALL, 512, 2, 64, 4, 2, 176, 128),
     "llama-3m": (_C, _SMALL, 4096, 5, 192, 6, 2, 512, 256),
+    "encoder-2m": (_E, _SCRATCH, 8000, 2, 128, 4, _M, 512, 512),
     "llama-12m": (_C, _SMALL, 8000, 6, 384, 6, 2, 1024, 512),
 }
 
@@ -193,6 +202,7 @@ _TINY = {
     "roberta": "roberta-base",
     "t5": "t5-v1.1-small",
     "transformer": "transformer-base",
+    "encoder": "encoder-2m",
 }
 
 

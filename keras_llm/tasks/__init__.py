@@ -9,6 +9,7 @@ from keras_llm.tasks.text_embedding import TextEmbedding
 from keras_llm.tasks.text_generation import TextGeneration
 from keras_llm.tasks.token_classification import TaggedWord, Tagging, TokenClassification
 from keras_llm.tasks.translation import Translation
+from keras_llm.tasks.word_vectors import WordVectors
 
 __all__ = [
     "Answer",
@@ -25,6 +26,7 @@ __all__ = [
     "TextGeneration",
     "TokenClassification",
     "Translation",
+    "WordVectors",
     "load",
     "read_config",
 ]

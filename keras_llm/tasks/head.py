@@ -92,7 +92,11 @@ class HeadTask(Task):
         return results
 
     def outputs(self, token_ids, lengths, segment_ids=None, **inputs):
-        """What the model gives, in Python or in a graph.
+        """What the model gives for `inputs(...)`, in Python or in a graph."""
+        return self.model(self.inputs(token_ids, lengths, segment_ids, **inputs))
+
+    def inputs(self, token_ids, lengths, segment_ids=None, **inputs):
+        """What the model takes, a dict by the names of its inputs, in Python or in a graph.
 
         Args:
             token_ids: int32 (B, T), framed and padded on the right.
@@ -106,7 +110,7 @@ class HeadTask(Task):
         inputs["padding_mask"] = places < ops.expand_dims(lengths, 1)
         inputs["segment_ids"] = ops.zeros_like(token_ids) if segment_ids is None else segment_ids
         names = [tensor.name for tensor in self.model.inputs]
-        return self.model({name: ops.convert_to_tensor(inputs[name]) for name in names})
+        return {name: ops.convert_to_tensor(inputs[name]) for name in names}
 
 
 def rows_of(name, texts):

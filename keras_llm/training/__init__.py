@@ -1,16 +1,35 @@
 """What `fit` needs for language models: losses, metrics, callbacks, exact evaluation."""
 
 from keras_llm.training.callbacks import BestWeights, ProgressBar
+from keras_llm.training.classification import (
+    CalibrationError,
+    confusion_matrix,
+    evaluate_classifier,
+)
 from keras_llm.training.losses import GloVeLoss
-from keras_llm.training.metrics import TokenAccuracy, evaluate_language_model, evaluate_unigram
+from keras_llm.training.metrics import (
+    TokenAccuracy,
+    evaluate_language_model,
+    evaluate_most_frequent,
+    evaluate_targets,
+    evaluate_unigram,
+)
+from keras_llm.training.word_vectors import evaluate_analogies, evaluate_similarities
 
 __all__ = [
     "BestWeights",
+    "CalibrationError",
     "GloVeLoss",
     "ProgressBar",
     "TensorBoard",
     "TokenAccuracy",
+    "confusion_matrix",
+    "evaluate_analogies",
+    "evaluate_classifier",
     "evaluate_language_model",
+    "evaluate_most_frequent",
+    "evaluate_similarities",
+    "evaluate_targets",
     "evaluate_unigram",
 ]
 

@@ -17,13 +17,16 @@ class ProgressBar(keras.callbacks.Callback):
 
     Args:
         total_steps: int, batches of the whole training.
-        tokens_per_step: int, tokens in a batch.
+        tokens_per_step: int, tokens (or what `unit` says) in a batch.
+        unit: str, what is counted. Perplexity is shown of "tokens", of others the held-out
+            accuracy if there is one.
     """
 
-    def __init__(self, total_steps, tokens_per_step):
+    def __init__(self, total_steps, tokens_per_step, unit="tokens"):
         super().__init__()
         self.total_steps = total_steps
         self.tokens_per_step = tokens_per_step
+        self.unit = unit
         self.console = rich.console.Console(stderr=True)
         self.progress = rich.progress.Progress(
             *rich.progress.Progress.get_default_columns(),
@@ -47,8 +50,11 @@ class ProgressBar(keras.callbacks.Callback):
         parts = [f"step {self.steps}/{self.total_steps}", f"loss {logs['loss']:.3f}"]
         if "val_loss" in logs:
             parts.append(f"held-out loss {logs['val_loss']:.3f}")
-            parts.append(f"perplexity {math.exp(min(logs['val_loss'], 700)):.1f}")
-        parts.append(f"{self.steps * self.tokens_per_step / seconds:.0f} tokens/s")
+            if self.unit == "tokens":
+                parts.append(f"perplexity {math.exp(min(logs['val_loss'], 700)):.1f}")
+            elif "val_accuracy" in logs:
+                parts.append(f"accuracy {logs['val_accuracy']:.3f}")
+        parts.append(f"{self.steps * self.tokens_per_step / seconds:.0f} {self.unit}/s")
         self.console.print("  ".join(parts), highlight=False, markup=False, soft_wrap=True)
 
     def on_train_end(self, logs=None):

@@ -110,3 +110,57 @@ def _likelihoods(nats, tokens, num_bytes):
         "perplexity": math.exp(min(nats / tokens, 700.0)),
         "bits_per_byte": nats / math.log(2) / num_bytes,
     }
+
+
+def evaluate_targets(model, batches, ignore_id):
+    """Likelihood of the targets of batches, each once.
+
+    Args:
+        model: a `keras.Model` that gives logits (B, M, V).
+        batches: iterable of pairs of the model's inputs and int targets (B, M).
+        ignore_id: int, targets that do not count (padding).
+
+    Returns:
+        A dict: `tokens` (targets), `nats_per_token`, `perplexity`, `accuracy`.
+
+    Raises:
+        InputError: if there is no target.
+    """
+    nats, right, tokens = 0.0, 0, 0
+    for inputs, targets in batches:
+        logits = ops.cast(model(inputs, training=False), "float32")
+        loss = keras.losses.sparse_categorical_crossentropy(targets, logits, from_logits=True)
+        targets = ops.convert_to_numpy(targets)
+        counts = targets != ignore_id
+        nats += float(np.sum(ops.convert_to_numpy(loss)[counts], dtype="float64"))
+        right += int(np.sum((ops.convert_to_numpy(ops.argmax(logits, axis=-1)) == targets)[counts]))
+        tokens += int(np.sum(counts))
+    return _measures(nats, right, tokens, "evaluate_targets")
+
+
+def evaluate_most_frequent(train_ids, targets, vocabulary_size):
+    """The same measures for the model that always guesses by how often each token comes.
+
+    Args:
+        train_ids: int array, training tokens; their counts, plus one each, are the model.
+        targets: int array (N,), the tokens to guess.
+        vocabulary_size: int. V.
+
+    Returns:
+        A dict like that of `evaluate_targets`.
+    """
+    counts = np.bincount(train_ids, minlength=vocabulary_size) + 1.0
+    nats = -float(np.log(counts / counts.sum())[targets].sum())
+    right = int(np.sum(targets == counts.argmax()))
+    return _measures(nats, right, len(targets), "evaluate_most_frequent")
+
+
+def _measures(nats, right, tokens, name):
+    if not tokens:
+        raise InputError(f"{name}: there is no target.")
+    return {
+        "tokens": tokens,
+        "nats_per_token": nats / tokens,
+        "perplexity": math.exp(min(nats / tokens, 700.0)),
+        "accuracy": right / tokens,
+    }

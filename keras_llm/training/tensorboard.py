@@ -12,23 +12,28 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     `batch_<name>`, every `update_freq` batches: the loss and each metric over just those
     batches, `perplexity`, `learning_rate` and `tokens_per_second`. `epoch_<name>`: the same for
-    each epoch, of training and held-out data. `sample`: a text after each epoch.
+    each epoch, of training and held-out data. `sample`: a text after each epoch. Counted in
+    another `unit` than tokens there is no perplexity.
 
     Args:
         log_dir: str or path.
-        tokens_per_step: int, tokens in a batch.
+        tokens_per_step: int, tokens (or what `unit` says) in a batch.
         sample: callable without arguments that returns Markdown, or None.
         update_freq: int > 0, batches between two points.
+        unit: str, what is counted.
         **kwargs: passed to `keras.callbacks.TensorBoard`.
     """
 
-    def __init__(self, log_dir, tokens_per_step, sample=None, update_freq=20, **kwargs):
+    def __init__(
+        self, log_dir, tokens_per_step, sample=None, update_freq=20, unit="tokens", **kwargs
+    ):
         kwargs.setdefault("write_graph", False)
         # Keras's own points within an epoch are averages since its beginning: they are off.
         super().__init__(log_dir=str(log_dir), update_freq="epoch", **kwargs)
         self.tokens_per_step = tokens_per_step
         self.sample = sample
         self.points_freq = update_freq
+        self.unit = unit
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
@@ -47,9 +52,9 @@ class TensorBoard(keras.callbacks.TensorBoard):
     def on_epoch_end(self, epoch, logs=None):
         logs = dict(logs or {})
         seconds = self._epoch_end - self._epoch_begin
-        logs["tokens_per_second"] = self._batches * self.tokens_per_step / seconds
+        logs[f"{self.unit}_per_second"] = self._batches * self.tokens_per_step / seconds
         for prefix in ("", "val_"):
-            if prefix + "loss" in logs:
+            if self.unit == "tokens" and prefix + "loss" in logs:
                 logs[prefix + "perplexity"] = _perplexity(logs[prefix + "loss"])
         super().on_epoch_end(epoch, logs)
         if self.sample is not None:
@@ -65,11 +70,12 @@ class TensorBoard(keras.callbacks.TensorBoard):
             for name, mean in logs.items()
         }
         self._last_point = (self._batches, now, dict(logs))
-        values["perplexity"] = _perplexity(values["loss"])
+        if self.unit == "tokens":
+            values["perplexity"] = _perplexity(values["loss"])
         values["learning_rate"] = float(
             keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
         )
-        values["tokens_per_second"] = count * self.tokens_per_step / (now - then)
+        values[f"{self.unit}_per_second"] = count * self.tokens_per_step / (now - then)
         with self._train_writer.as_default(int(self.model.optimizer.iterations)):
             for name, value in values.items():
                 tf.summary.scalar(f"batch_{name}", value)

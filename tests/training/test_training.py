@@ -150,3 +150,33 @@ def test_progress_is_told_on_stderr(capfd, monkeypatch):
     lines = [line for line in captured.err.splitlines() if "step" in line]
     assert len(lines) == 3 and "step 12/12" in lines[-1] and "held-out loss" in lines[-1]
     assert all(line.endswith("tokens/s") for line in lines)
+
+
+def test_targets_of_batches_are_counted_once_each():
+    random = np.random.default_rng(0)
+    table = random.normal(size=(9, 9)).astype("float32")
+    model = keras.Sequential(
+        [keras.Input((None,), dtype="int32"), keras.layers.Embedding(9, 9, weights=[table])]
+    )
+    batches = [
+        (random.integers(0, 9, shape), random.integers(0, 9, shape)) for shape in ((4, 7), (1, 2))
+    ]
+    nats, right, tokens = 0.0, 0, 0
+    for x, y in batches:
+        for here, target in zip(x.reshape(-1), y.reshape(-1), strict=True):
+            if target != 0:
+                row = table[here].astype("float64")
+                nats += np.log(np.exp(row).sum()) - row[target]
+                right, tokens = right + (row.argmax() == target), tokens + 1
+    found = training.evaluate_targets(model, batches, ignore_id=0)
+    assert found["tokens"] == tokens and found["accuracy"] == pytest.approx(right / tokens)
+    assert found["nats_per_token"] == pytest.approx(nats / tokens, rel=1e-5)
+    assert found["perplexity"] == pytest.approx(np.exp(nats / tokens), rel=1e-4)
+    with pytest.raises(InputError, match="no target"):
+        training.evaluate_targets(model, [(np.ones((1, 1)), np.zeros((1, 1)))], ignore_id=0)
+
+
+def test_the_most_frequent_token_is_guessed_by_its_count():
+    found = training.evaluate_most_frequent(np.array([3, 3, 1]), np.array([3, 0]), 4)
+    assert found["accuracy"] == 0.5 and found["tokens"] == 2
+    assert found["perplexity"] == pytest.approx(1 / np.sqrt(3 / 7 * 1 / 7))

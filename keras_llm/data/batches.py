@@ -1,0 +1,92 @@
+"""Rows of unequal length to padded batches, like lengths together, deterministic by seed."""
+
+import numpy as np
+
+from keras_llm.errors import InputError
+
+_POOL = 32  # batches whose rows are sorted by length together
+
+
+def batch_plan(lengths, batch_size, epochs=1, seed=None):
+    """Which rows go into each batch.
+
+    With a seed, each epoch shuffles the rows, sorts them by length within pools of 32 batches, and
+    shuffles the batches: a pure function of (seed, epoch, step). Rows that do not fill a last
+    batch wait for another epoch. Without a seed, all rows are sorted by length, and the last
+    batch may be smaller.
+
+    Args:
+        lengths: int array (N,), or several of them as a list, the first compared first.
+        batch_size: int > 0. B.
+        epochs: int > 0.
+        seed: int >= 0, or None.
+
+    Returns:
+        Int array (epochs * steps, B) with a seed, else a list of int arrays of B or fewer.
+
+    Raises:
+        InputError: with a seed, if there are fewer rows than a batch has.
+    """
+    keys = np.atleast_2d(np.asarray(lengths))
+    count = keys.shape[1]
+    if seed is None:
+        order = np.lexsort(keys[::-1])
+        return [order[begin : begin + batch_size] for begin in range(0, count, batch_size)]
+    steps = count // batch_size
+    if not steps:
+        raise InputError(f"{count} rows are too few for one batch of {batch_size}.")
+    return np.concatenate([_epoch(keys, batch_size, steps, (seed, e)) for e in range(epochs)])
+
+
+def padded_dataset(columns, plan, pad_id=0):
+    """Batches of rows, padded on the right.
+
+    Args:
+        columns: dict from a name to N rows: lists of ints of any length, or an array (N, ...).
+        plan: from `batch_plan`.
+        pad_id: int, or a dict from a name to one, what fills up rows of ints.
+
+    Returns:
+        `tf.data.Dataset` of `len(plan)` dicts. A column of lists gives int32 (B, T) under its
+        name, T the longest of the batch, and int32 (B,) under `<name>_length`. A column that is
+        an array gives (B, ...).
+    """
+    import tensorflow as tf
+
+    ragged = {name: _ragged(rows) for name, rows in columns.items() if isinstance(rows, list)}
+    arrays = {name: tf.constant(v) for name, v in columns.items() if name not in ragged}
+    batches = _ragged(list(plan))
+
+    def batch(step):
+        rows = batches[step]
+        found = {name: tf.gather(array, rows) for name, array in arrays.items()}
+        for name, tensor in ragged.items():
+            picked = tf.gather(tensor, rows)
+            fill = pad_id[name] if isinstance(pad_id, dict) else pad_id
+            found[name] = picked.to_tensor(fill)
+            found[f"{name}_length"] = tf.cast(picked.row_lengths(), tf.int32)
+        return found
+
+    dataset = tf.data.Dataset.range(len(plan)).map(batch, num_parallel_calls=2, deterministic=True)
+    # The parallelism is fixed: autotuning would only make short runs wait for its thread.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.prefetch(2).with_options(options)
+
+
+def _epoch(keys, batch_size, steps, seed):
+    random = np.random.default_rng(seed)
+    rows = random.permutation(keys.shape[1])[: steps * batch_size]
+    pools = [
+        pool[np.lexsort(keys[::-1, pool])]
+        for pool in np.split(rows, range(_POOL * batch_size, len(rows), _POOL * batch_size))
+    ]
+    return random.permutation(np.concatenate(pools).reshape(steps, batch_size))
+
+
+def _ragged(rows):
+    import tensorflow as tf
+
+    lengths = np.array([len(row) for row in rows], "int64")
+    flat = np.concatenate([np.asarray(row, "int32") for row in rows])
+    return tf.RaggedTensor.from_row_lengths(tf.constant(flat), tf.constant(lengths))

@@ -1,0 +1,118 @@
+"""Masked language modelling: which tokens are hidden is drawn anew each time they are seen."""
+
+import numpy as np
+
+from keras_llm.data.packing import packed_dataset
+from keras_llm.errors import InputError
+from keras_llm.tokenizers import WordPiece, gaps
+from keras_llm.tokenizers.word_piece import PREFIX
+
+_KEPT, _RANDOM = 0.1, 0.1  # of the tokens that are chosen; the others become the mask token
+
+
+def masked_dataset(
+    token_ids,
+    tokenizer,
+    sequence_length,
+    batch_size,
+    epochs=1,
+    seed=0,
+    shuffle=True,
+    rate=0.15,
+    whole_words=True,
+):
+    """Windows of a stream of token ids, some of which are to be guessed.
+
+    A window stands between the begin and the end token. Each word (or, without `whole_words`,
+    each token) of it is chosen with probability `rate`; of the chosen tokens 80 % become the mask
+    token, 10 % a token drawn from the vocabulary, and 10 % stay. Special tokens are never chosen.
+    All draws are a pure function of (seed, epoch, step).
+
+    Args:
+        token_ids: int array (N,) from `encode_documents`.
+        tokenizer: a `tokenizers.Tokenizer` with a mask token.
+        sequence_length: int > 2. T, the begin and end token included.
+        batch_size: int > 0. B.
+        epochs: int > 0. The data set holds this many passes.
+        seed: int >= 0.
+        shuffle: bool. Whether each epoch visits the windows in an order of its own.
+        rate: float in (0, 1).
+        whole_words: bool. Whether the tokens of a word are chosen together.
+
+    Returns:
+        `tf.data.Dataset` of pairs. The first is a dict of `token_ids` int32 (B, T),
+        `padding_mask` bool (B, T), all True, and `mask_positions` int32 (B, M), where the chosen
+        tokens stand; M is the most of any row. The second is int32 (B, M), what stood there, and
+        the padding id where a row has fewer.
+
+    Raises:
+        InputError: if an argument is out of range, the tokenizer has no mask token, or the stream
+            is shorter than one batch.
+
+    Reference:
+        Devlin et al., 2018, "BERT", section 3.1 and appendix A.1; whole words as in its later
+        release.
+    """
+    import tensorflow as tf
+
+    if not 0 < rate < 1:
+        raise InputError(f"`rate` must be in (0, 1), got {rate}.")
+    if tokenizer.mask_id < 0:
+        raise InputError("masked_dataset: `tokenizer` has no mask token.")
+    begin = [tokenizer.bos_id] if tokenizer.bos_id >= 0 else []
+    end = [tokenizer.eos_id] if tokenizer.eos_id >= 0 else []
+    room = sequence_length - len(begin) - len(end)
+    if room < 1:
+        raise InputError(f"`sequence_length` of {sequence_length} leaves no room for text.")
+    is_text, is_start = text_tokens(tokenizer)
+    starts = tf.constant(is_start if whole_words else np.ones_like(is_start))
+    texts = tf.constant(is_text)
+    drawable = tf.constant(np.flatnonzero(is_text), tf.int32)
+    stream = token_ids[token_ids != tokenizer.bos_id] if begin else token_ids
+    windows = packed_dataset(
+        stream, room, batch_size, -1, tokenizer.pad_id, epochs, seed if shuffle else None
+    )
+
+    def masked(step, batch):
+        ids = tf.pad(batch[0], [[0, 0], [len(begin), 0]], constant_values=tokenizer.bos_id)
+        ids = tf.pad(ids, [[0, 0], [0, len(end)]], constant_values=tokenizer.eos_id)
+        shape = tf.shape(ids)
+        seeds = tf.random.experimental.stateless_split(tf.stack([tf.cast(seed, tf.int64), step]), 3)
+        words = tf.cumsum(tf.cast(tf.gather(starts, ids), tf.int32), axis=1)
+        draws = tf.random.stateless_uniform((shape[0], shape[1] + 1), seeds[0])
+        chosen = tf.gather(draws, words, batch_dims=1) < rate
+        chosen &= tf.gather(texts, ids)
+        others = tf.random.stateless_uniform(shape, seeds[1], 0, len(drawable), tf.int32)
+        fate = tf.random.stateless_uniform(shape, seeds[2])
+        new = tf.where(fate < _RANDOM, tf.gather(drawable, others), tokenizer.mask_id)
+        new = tf.where(fate > 1 - _KEPT, ids, new)
+        places = tf.broadcast_to(tf.range(shape[1])[tf.newaxis], shape)
+        positions = tf.ragged.boolean_mask(places, chosen)
+        targets = tf.ragged.boolean_mask(ids, chosen)
+        inputs = {
+            "token_ids": tf.where(chosen, new, ids),
+            "padding_mask": tf.ones_like(ids, tf.bool),
+            "mask_positions": positions.to_tensor(),
+        }
+        return inputs, targets.to_tensor(tokenizer.pad_id)
+
+    return windows.enumerate().map(masked, num_parallel_calls=2, deterministic=True).prefetch(2)
+
+
+def text_tokens(tokenizer):
+    """What the tokens of a vocabulary are.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer`.
+
+    Returns:
+        Two bool arrays (V,): whether each token is text, not special; and whether it begins a
+        word.
+    """
+    filled = list(gaps.fillings(tokenizer))
+    is_text = np.array([bool(text) for text, _ in filled])
+    if isinstance(tokenizer, WordPiece):
+        is_start = [not piece.startswith(PREFIX) for piece in tokenizer.vocabulary]
+    else:
+        is_start = [not joins for _, joins in filled]
+    return is_text, np.array(is_start)

@@ -1,0 +1,105 @@
+"""Measures of a classifier: how often it is right, on each class, and how well it knows it."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_llm.errors import InputError
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class CalibrationError(keras.metrics.Metric):
+    """Expected calibration error: how far confidence is from accuracy.
+
+    `sum over bins of |bin| / N * |accuracy(bin) - confidence(bin)|`, the confidence of a row being
+    the probability of its most likely class, and the bins equally wide in (0, 1].
+
+    Args:
+        num_bins: int > 0.
+        from_logits: bool. Whether predictions are logits, not probabilities.
+        name: name in logs.
+
+    Call arguments of `update_state`:
+        y_true: int tensor (B,), the classes.
+        y_pred: float tensor (B, C).
+
+    Reference:
+        Guo et al., 2017, "On Calibration of Modern Neural Networks", eq. 3.
+    """
+
+    def __init__(self, num_bins=15, from_logits=False, name="calibration_error", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.num_bins, self.from_logits = num_bins, from_logits
+        self.sums = [
+            self.add_variable((num_bins,), "zeros", name=part)
+            for part in ("count", "right", "confidence")
+        ]
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        y_pred = ops.cast(y_pred, self.dtype)
+        if self.from_logits:
+            y_pred = ops.softmax(y_pred, axis=-1)
+        confidence = ops.max(y_pred, axis=-1)
+        y_true = ops.cast(ops.reshape(y_true, (-1,)), "int32")
+        right = ops.equal(ops.cast(ops.argmax(y_pred, axis=-1), "int32"), y_true)
+        place = ops.cast(ops.ceil(confidence * self.num_bins), "int32") - 1
+        rows = ops.one_hot(ops.clip(place, 0, self.num_bins - 1), self.num_bins, dtype=self.dtype)
+        if sample_weight is not None:
+            rows = rows * ops.reshape(ops.cast(sample_weight, self.dtype), (-1, 1))
+        values = (ops.ones_like(confidence), ops.cast(right, self.dtype), confidence)
+        for total, value in zip(self.sums, values, strict=True):
+            total.assign_add(ops.sum(rows * ops.expand_dims(value, -1), axis=0))
+
+    def result(self):
+        count, right, confidence = (ops.convert_to_tensor(total) for total in self.sums)
+        return ops.sum(ops.abs(right - confidence)) / ops.maximum(ops.sum(count), 1.0)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_bins": self.num_bins,
+            "from_logits": self.from_logits,
+        }
+
+
+def confusion_matrix(labels, predictions, num_classes):
+    """How often each class was taken for each: int array (C, C), true classes in rows."""
+    counts = np.zeros((num_classes, num_classes), "int64")
+    np.add.at(counts, (np.asarray(labels), np.asarray(predictions)), 1)
+    return counts
+
+
+def evaluate_classifier(labels, probabilities, num_bins=15):
+    """Measure a classifier on rows whose classes are known.
+
+    Args:
+        labels: int array (N,), the true classes.
+        probabilities: float array (N, C).
+        num_bins: int > 0, of the calibration error.
+
+    Returns:
+        A dict: `rows`, `accuracy`, `macro_f1` (the mean over the classes that occur among labels
+        or predictions of 2 tp / (2 tp + fp + fn)), `calibration_error`, see `CalibrationError`,
+        and `nats_per_row`, the cross-entropy.
+
+    Raises:
+        InputError: if there are no rows, or not as many labels as rows of probabilities.
+    """
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, "float64")
+    if labels.ndim != 1 or not len(labels) or len(labels) != len(probabilities):
+        raise InputError(
+            f"evaluate_classifier: `labels` and `probabilities` must have as many rows, at least "
+            f"one; their shapes are {labels.shape} and {probabilities.shape}."
+        )
+    counts = confusion_matrix(labels, probabilities.argmax(axis=-1), probabilities.shape[1])
+    hits, totals = np.diag(counts), counts.sum(axis=0) + counts.sum(axis=1)
+    calibration = CalibrationError(num_bins)
+    calibration.update_state(labels, probabilities)
+    likely = np.maximum(probabilities[np.arange(len(labels)), labels], 1e-30)
+    return {
+        "rows": len(labels),
+        "accuracy": float(hits.sum() / len(labels)),
+        "macro_f1": float((2 * hits / np.maximum(totals, 1))[totals > 0].mean()),
+        "calibration_error": float(calibration.result()),
+        "nats_per_row": float(-np.log(likely).mean()),
+    }

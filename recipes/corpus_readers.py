@@ -1,0 +1,83 @@
+"""What the corpora's packages hold, as texts and as rows; `corpora` fetches them by name."""
+
+import csv
+import dataclasses
+import io
+import pathlib
+import sysconfig
+import zipfile
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Rows that come with their own split.
+
+    Attributes:
+        train: list of tuples of str.
+        held_out: list of tuples of str.
+    """
+
+    train: list
+    held_out: list
+
+
+def movie_reviews(path):
+    """The distinct reviews, a list of str."""
+    return list(dict.fromkeys(text for text, _ in movie_sentiment(path) if text))
+
+
+def movie_sentiment(path):
+    """Rows (review, "negative" or "positive")."""
+    csv.field_size_limit(2**31 - 1)
+    names = {"0": "negative", "1": "positive"}
+    with zipfile.ZipFile(path) as archive:
+        file = archive.open("movie_reviews/data/combined_movie_reviews.csv")
+        rows = list(csv.DictReader(io.TextIOWrapper(file, "utf-8")))
+    return [(row["text"].replace("<br />", "\n").strip(), names[row["label"]]) for row in rows]
+
+
+def newsgroups(path):
+    """Rows (text, group) of both halves of the official split."""
+
+    def half(name):
+        with zipfile.ZipFile(path) as archive:
+            file = f"orangecontrib/text/datasets/20newsgroups-{name}.tab"
+            lines = archive.read(file).decode("utf-8").splitlines()[3:]  # names, types, roles
+        rows = (line.split("\t") for line in lines)
+        return [(text, group) for group, text in rows]
+
+    return Split(half("train"), half("test"))
+
+
+def python_stdlib():
+    """The files of the interpreter's standard library without its tests, a list of str."""
+    root = pathlib.Path(sysconfig.get_paths()["stdlib"])
+    left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+    documents = []
+    for file in sorted(root.rglob("*.py")):
+        if left_out.isdisjoint(file.relative_to(root).parts[:-1]):
+            try:
+                documents.append(file.read_text("utf-8"))
+            except UnicodeDecodeError:
+                continue  # a few files hold other encodings on purpose
+    return [document for document in documents if document.strip()]
+
+
+def word_similarity(path):
+    """A dict of `analogies`, tuples of four words, and `wordsim` and `simlex`, tuples of two words
+    and a score; all in lower case."""
+    with zipfile.ZipFile(path) as archive:
+
+        def lines(name):
+            text = archive.read(f"gensim/test/test_data/{name}").decode("utf-8").lower()
+            return [line for line in text.splitlines() if line and line[0] not in "#:"]
+
+        def pairs(name):
+            rows = (line.split("\t") for line in lines(name))
+            return [(first, second, float(score)) for first, second, score in rows]
+
+        return {
+            "analogies": [tuple(line.split()) for line in lines("questions-words.txt")],
+            "wordsim": pairs("wordsim353.tsv"),
+            "simlex": pairs("simlex999.txt"),
+        }

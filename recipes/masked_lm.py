@@ -1,0 +1,213 @@
+"""Train an encoder to guess the words that a text leaves out, as BERT is pre-trained.
+
+    keras-llm train masked_lm --out runs/words --corpus movie-reviews
+    keras-llm train masked_lm --out runs/mine --data my_texts/
+
+Documents are split, a WordPiece vocabulary is learned, and the encoder is trained with `fit` on
+windows in which other words are hidden each time. Held-out words are guessed by it and by the most
+frequent token. `text_classification --start runs/words` goes on from the encoder.
+"""
+
+import dataclasses
+import sys
+
+from keras_llm.recipes import runs
+
+BASELINE = "most_frequent"
+NEXT = 'predict {out} "{prompt}"'
+
+
+@dataclasses.dataclass
+class Options(runs.Options):
+    """Train an encoder that guesses hidden words."""
+
+    corpus: str = "movie-reviews"
+    """A corpus of the kind "texts"; `keras-llm recipes` lists them."""
+    data: str | None = None
+    """Your own .txt or .jsonl file, or a folder of them, instead of a corpus."""
+    text_field: str = "text"
+    """The field of a JSONL record that holds the text."""
+    max_megabytes: float = 34.0
+    """Use no more than this much text."""
+    held_out: float = 0.1
+    """Share of the documents that is held out."""
+    preset: str = "encoder-2m"
+    """Shape of the encoder."""
+    sequence_length: int = 128
+    """Tokens in a window."""
+    mask_rate: float = 0.15
+    """Share of the words that are hidden."""
+    whole_words: bool = True
+    """Whether all pieces of a word are hidden together; "False" hides pieces by themselves."""
+    learning_rate: float = 2e-3
+    """Peak learning rate; it warms up linearly and decays as a cosine."""
+    prompt: str = "This [MASK] is very good."
+    """What the logged samples fill."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(
+            ("sequence_length", self.sequence_length > 2, "at least 3"),
+            ("mask_rate", 0 < self.mask_rate < 1, "in (0, 1)"),
+            ("max_megabytes", self.max_megabytes > 0, "> 0"),
+            ("prompt", "[MASK]" in self.prompt, "a text with [MASK]"),
+            ("export", "litert_lm" not in self.exports, "of saved_model, litert"),
+        )
+        if self.smoke:
+            self.preset, self.vocabulary_size, self.sequence_length = "encoder-tiny", 512, 64
+            self.max_megabytes, self.batch_size = min(self.max_megabytes, 0.3), 16
+            self.held_out, self.epochs = max(self.held_out, 0.1), 6
+            self.evaluations, self.learning_rate = 1, 5e-3
+
+
+def run(options):
+    """Train, evaluate and save.
+
+    Args:
+        options: `Options`.
+
+    Returns:
+        The dict that is saved as `metrics.json`.
+
+    Raises:
+        InputError: if an option or the data cannot be used; nothing is at `out` then.
+    """
+    import keras
+    import numpy as np
+
+    from keras_llm import data, models, tasks, tokenizers, training
+    from keras_llm.recipes import text_generation
+
+    runs.prepare(options)
+    train, held_out = text_generation.documents(options)
+    tokenizer = tokenizers.WordPiece.train(train, options.vocabulary_size)
+    config = models.preset(
+        options.preset,
+        vocabulary_size=tokenizer.vocabulary_size,
+        dropout=0.0,  # no text is seen often enough to be learned by heart
+    )
+    options.check(
+        (
+            "sequence_length",
+            options.sequence_length <= config.max_length,
+            f"at most the preset's {config.max_length}",
+        ),
+    )
+    model = models.masked_lm(config)
+    task = tasks.MaskedLanguageModel(
+        model, tokenizer, {"recipe": "masked_lm", "options": dataclasses.asdict(options)}
+    )
+    train_ids = data.encode_documents(train, tokenizer)
+    train_data = batches(task, train_ids, options, shuffle=True)
+    validation_data = batches(task, data.encode_documents(held_out, tokenizer), options)
+    runs.say(
+        f"{len(train)} documents, {len(train_ids)} tokens for training; {len(held_out)} documents "
+        f"held out; {model.count_params():,} parameters"
+    )
+    model.compile(
+        runs.optimizer(options, len(train_data)),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=tokenizer.pad_id),
+        metrics=[training.TokenAccuracy(tokenizer.pad_id)],
+        jit_compile=False,
+    )
+    with runs.model_folder(options) as folder:
+        trained = runs.fit(
+            folder,
+            options,
+            model,
+            train_data,
+            validation_data.take(32).cache(),
+            "tokens",
+            options.batch_size * options.sequence_length,
+            sample=lambda: f"> {task(options.prompt)}",
+        )
+        targets = np.concatenate([y.numpy().reshape(-1) for _, y in validation_data])
+        special = [tokenizer.bos_id, tokenizer.eos_id]
+        metrics = {
+            "held_out": training.evaluate_targets(model, validation_data, tokenizer.pad_id),
+            BASELINE: training.evaluate_most_frequent(
+                train_ids[~np.isin(train_ids, special)],
+                targets[targets != tokenizer.pad_id],
+                tokenizer.vocabulary_size,
+            ),
+            "training": {"documents": len(train), "tokens": len(train_ids), **trained},
+        }
+        runs.write(folder, task, metrics, _model_card(options, metrics))
+    runs.ship(options, task, metrics)
+    return metrics
+
+
+def batches(task, token_ids, options, shuffle=False):
+    """A stream of tokens -> `tf.data.Dataset` of the model's inputs and what was hidden; without
+    `shuffle` one pass, of which nothing but less than a window is left out."""
+    from keras_llm import data
+
+    length, size = options.sequence_length, options.batch_size
+    if not shuffle:
+        size = min(size, max(1, data.windows(token_ids, length - 2)))
+    dataset = data.masked_dataset(
+        token_ids,
+        task.tokenizer,
+        length,
+        size,
+        options.epochs if shuffle else 1,
+        options.seed,
+        shuffle,
+        options.mask_rate,
+        options.whole_words,
+    )
+    names = [tensor.name for tensor in task.model.inputs]
+    return dataset.map(lambda x, y: (_with_segments(x, names), y))
+
+
+def evaluate(folder, data=None):
+    """Measure a trained model on its held-out documents, or on other text.
+
+    Args:
+        folder: str or path, the `out` of a run.
+        data: path of text files, or None for the documents held out in training.
+
+    Returns:
+        A dict, see `training.evaluate_targets`.
+    """
+    import keras_llm
+    from keras_llm import training
+    from keras_llm.data import encode_documents, read_texts
+    from keras_llm.recipes import text_generation
+
+    task = keras_llm.load(folder)
+    options = runs.model_options(Options, task)
+    texts = read_texts(data) if data else text_generation.documents(options)[1]
+    found = batches(task, encode_documents(texts, task.tokenizer), options)
+    return training.evaluate_targets(task.model, found, task.tokenizer.pad_id)
+
+
+def _with_segments(inputs, names):
+    import tensorflow as tf
+
+    inputs = {**inputs, "segment_ids": tf.zeros_like(inputs["token_ids"])}
+    return {name: inputs[name] for name in names}
+
+
+def _model_card(options, metrics):
+    training = metrics["training"]
+    kind = "whole words" if options.whole_words else "pieces of words"
+    return runs.card(
+        options,
+        metrics,
+        "Guesses the words that a text leaves out.",
+        {BASELINE: "most frequent token"},
+        f"{metrics['held_out']['tokens']:,} hidden tokens of held-out documents",
+        [
+            f"Text: {training['tokens']:,} tokens of {training['documents']:,} documents, in "
+            f"windows of {options.sequence_length}; {options.mask_rate:.0%} of the {kind} hidden.",
+            "Limits: it knows only texts like those it was trained on.",
+        ],
+        NEXT,
+    )
+
+
+if __name__ == "__main__":
+    from keras_llm import cli
+
+    sys.exit(cli.run_script(Options, run))

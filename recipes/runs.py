@@ -1,0 +1,352 @@
+"""What the recipes share: options, the fit, the model folder, and what is exported from it."""
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import pathlib
+import sys
+import time
+
+from keras_llm.errors import InputError
+from keras_llm.files import atomic_file, atomic_folder, check_free
+
+_BEST = "best.weights.h5"
+_EXPORTS = ("saved_model", "litert", "litert_lm")
+
+
+@dataclasses.dataclass
+class Options:
+    """What every recipe can be told."""
+
+    out: str
+    """Folder for the trained model; must not exist."""
+    corpus: str = ""
+    """A corpus by name; `keras-llm recipes` lists them."""
+    data: str | None = None
+    """Your own file or folder instead of a corpus."""
+    held_out: float = 0.1
+    """Share that is held out."""
+    preset: str = ""
+    """Shape of the model."""
+    vocabulary_size: int = 8000
+    """Tokens in the vocabulary."""
+    batch_size: int = 32
+    """Rows in a batch."""
+    epochs: int = 1
+    """Passes over the training data."""
+    evaluations: int = 4
+    """Held-out evaluations, points of the loss curve and checkpoints in each pass."""
+    learning_rate: float = 1e-3
+    """Peak learning rate; it warms up linearly and decays as a cosine."""
+    warmup: float = 0.05
+    """Share of the training that warms up."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on matrices."""
+    seed: int = 0
+    """Seed of the split, the weights and the order of the data."""
+    export: str = ""
+    """What to export in the end, e.g. "saved_model,litert", into the folder `exports` of --out."""
+    overwrite: bool = False
+    """Replace what is at --out."""
+    json: bool = False
+    """Print the measures as one JSON object."""
+    smoke: bool = False
+    """A tiny model on a little data, to try the whole way in under a minute."""
+
+    def __post_init__(self):
+        self.check(
+            ("held_out", 0 < self.held_out < 1, "in (0, 1)"),
+            ("vocabulary_size", self.vocabulary_size > 0, "a positive int"),
+            ("batch_size", self.batch_size > 0, "a positive int"),
+            ("epochs", self.epochs > 0, "a positive int"),
+            ("evaluations", self.evaluations > 0, "a positive int"),
+            ("learning_rate", self.learning_rate > 0, "> 0"),
+            ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
+            ("weight_decay", self.weight_decay >= 0, ">= 0"),
+            ("seed", self.seed >= 0, ">= 0"),
+            ("export", set(self.exports) <= set(_EXPORTS), f"of {', '.join(_EXPORTS)}"),
+        )
+
+    @property
+    def exports(self):
+        """What to export, a list of str."""
+        return [name.strip() for name in self.export.split(",") if name.strip()]
+
+    @property
+    def source(self):
+        """Where the data comes from, for a model card."""
+        return f"`{self.data}`" if self.data else f"corpus `{self.corpus}`"
+
+    def check(self, *rules):
+        """InputError naming the flag of the first rule (name, whether it holds, what is right)
+        that does not hold."""
+        for name, ok, rule in rules:
+            if not ok:
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} must be {rule}, got {getattr(self, name)!r}.")
+
+
+def prepare(options, *packages):
+    """Refuse what would be refused only after the training, and seed Keras.
+
+    Args:
+        options: `Options`.
+        *packages: modules that the recipe imports later.
+
+    Raises:
+        InputError: if something is at `out`, or a package is not installed.
+    """
+    import keras
+
+    check_free(options.out, options.overwrite)
+    for name in ("matplotlib", *packages):
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"this needs {name}: pip install 'keras-llm[recipes]'.")
+    keras.utils.set_random_seed(options.seed)
+
+
+def optimizer(options, steps):
+    """AdamW with linear warm-up, cosine decay and clipped gradients.
+
+    Args:
+        options: `Options`.
+        steps: int, batches of the whole training.
+    """
+    import keras
+
+    schedule = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0,
+        warmup_target=options.learning_rate,
+        warmup_steps=max(1, round(options.warmup * steps)),
+        decay_steps=steps,
+        alpha=0.1,
+    )
+    found = keras.optimizers.AdamW(
+        schedule, weight_decay=options.weight_decay, beta_2=0.95, global_clipnorm=1.0
+    )
+    found.exclude_from_weight_decay(var_names=["bias", "scale", "gamma", "beta"])
+    return found
+
+
+@contextlib.contextmanager
+def model_folder(options):
+    """The folder that becomes `out` when it is whole; a run that stops keeps its best weights."""
+    with atomic_folder(options.out, options.overwrite, keep_if=_BEST) as folder:
+        try:
+            yield folder
+        except BaseException:
+            if (folder / _BEST).is_file():
+                say(f"stopped; the best weights so far are {folder / _BEST}")
+            raise
+
+
+def fit(folder, options, model, train_data, validation_data, unit="rows", per_step=None, **tools):
+    """Fit a compiled model with progress, TensorBoard and a picture of the loss; it is left with
+    the weights that were best on held-out data.
+
+    Args:
+        folder: path from `model_folder`.
+        options: `Options`.
+        model: a compiled `keras.Model`.
+        train_data: `tf.data.Dataset` of a known number of batches, those of all epochs.
+        validation_data: `tf.data.Dataset`.
+        unit: str, what is counted for the speed; perplexity is shown of "tokens".
+        per_step: int, how many there are in a batch. Defaults to `batch_size`.
+        **tools: passed to `training.TensorBoard`, e.g. `sample`.
+
+    Returns:
+        A dict: `parameters`, `steps`, `seconds`, `<unit>_per_second` and `history`, the losses
+        [step, training, held out].
+
+    Raises:
+        InputError: if the loss is not finite.
+    """
+    import keras
+
+    from keras_llm import training
+    from keras_llm.recipes import pictures
+
+    steps, per_step = len(train_data), per_step or options.batch_size
+    interval = max(1, steps // (options.epochs * options.evaluations))
+    intervals = steps // interval
+    best = training.BestWeights(folder / _BEST)
+    say(f"watch it: tensorboard --logdir {pathlib.Path(options.out).parent}")
+    begin = time.perf_counter()
+    history = model.fit(
+        train_data,
+        steps_per_epoch=interval,
+        epochs=intervals,
+        validation_data=validation_data,
+        shuffle=False,
+        verbose=0,
+        callbacks=[
+            keras.callbacks.TerminateOnNaN(),
+            best,
+            training.TensorBoard(folder / "logs", per_step, unit=unit, **tools),
+            training.ProgressBar(intervals * interval, per_step, unit=unit),
+        ],
+    ).history
+    seconds = time.perf_counter() - begin
+    if not best.path.is_file():
+        raise InputError("the loss is not finite; try a lower --learning-rate.")
+    model.load_weights(best.path)
+    losses = zip(history["loss"], history["val_loss"], strict=True)
+    rows = [[(i + 1) * interval, *map(float, pair)] for i, pair in enumerate(losses)]
+    pictures.loss_curve(rows, folder / "loss.png")
+    return {
+        "parameters": model.count_params(),
+        "steps": intervals * interval,
+        "seconds": round(seconds, 1),
+        f"{unit}_per_second": round(intervals * interval * per_step / seconds),
+        "history": rows,
+    }
+
+
+def write(folder, task, metrics, card):
+    """Fill the folder from `model_folder` with what a run leaves.
+
+    Args:
+        folder: path.
+        task: a `tasks.Task`.
+        metrics: dict for metrics.json.
+        card: str for README.md.
+    """
+    task.write(folder)
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
+    (folder / "README.md").write_text(card, "utf-8")
+    (folder / _BEST).unlink()  # last: until all else is written it is what would be lost
+
+
+def card(options, metrics, about, baselines, measured_on, notes, command):
+    """The text of a model card.
+
+    Args:
+        options: `Options`.
+        metrics: dict with `held_out`, the baselines, and `training` from `fit`.
+        about: str, what the model does.
+        baselines: dict from a key of `metrics` to what the column is called.
+        measured_on: str, what the measures were taken on.
+        notes: list of str, further things to know.
+        command: str with `{out}`, how it is used.
+    """
+    held_out, training = metrics["held_out"], metrics["training"]
+    shown = [name for name, value in held_out.items() if isinstance(value, float)]
+    table = [["", "model", *baselines.values()], ["---"] * (len(baselines) + 2)]
+    for name in shown:
+        values = [held_out[name], *(metrics[key].get(name) for key in baselines)]
+        cells = ["" if value is None else f"{value:.4f}" for value in values]
+        table.append([f"held-out {name.replace('_', ' ')}", *cells])
+    dropped = ", ".join(f"{n:,} {why}" for why, n in training.get("dropped", {}).items())
+    lines = [
+        f"Shape: preset `{options.preset}`, {training['parameters']:,} parameters.",
+        f"Training: {training['steps']:,} steps of {options.batch_size} in "
+        f"{training['seconds']:.0f} s, seed {options.seed}; dropped from the data: "
+        f"{dropped or 'nothing'}. The weights kept are those with the lowest held-out loss.",
+        *notes,
+    ]
+    return "\n".join(
+        [
+            f"# {pathlib.Path(options.out).name}",
+            "",
+            f"{about} Trained with a recipe of keras_llm on {options.source}.",
+            "",
+            *("| " + " | ".join(row) + " |" for row in table),
+            "",
+            f"Measured on {measured_on}; none of it was trained on. `loss.png` shows the training.",
+            "",
+            *(f"- {line}" for line in lines),
+            "",
+            "```",
+            f"keras-llm {command.format(**vars(options))}",
+            "```",
+            "",
+        ]
+    )
+
+
+def ship(options, task, metrics):
+    """Export what `--export` names, and add sizes and parity to metrics.json and model card.
+
+    Args:
+        options: `Options`.
+        task: a `tasks.Task`.
+        metrics: dict, to which `artefacts` is added.
+    """
+    if not options.exports:
+        return
+    from keras_llm import export
+    from keras_llm.quiet import silent_stderr
+
+    with silent_stderr():
+        task.tokenizer.graph_resources()
+    out = pathlib.Path(options.out)
+    name = out.name
+    places = {
+        "saved_model": out / "exports" / "serving" / name,
+        "litert": out / "exports" / f"{name}.tflite",
+        "litert_lm": out / "exports" / f"{name}.litertlm",
+    }
+    metrics["artefacts"] = {}
+    lines = ["", "| artefact | bytes | parity with Keras |", "|---|---|---|"]
+    for kind in options.exports:
+        say(f"exporting {places[kind]}")
+        report = getattr(export, kind)(task, places[kind])
+        size = report["bytes"]["total"]
+        metrics["artefacts"][kind] = {"bytes": size, "parity": report["parity"]}
+        parity = ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in report["parity"].items())
+        lines.append(f"| `{places[kind].relative_to(out)}` | {size:,} | {parity} |")
+    rewrite(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    rewrite(out / "README.md", (out / "README.md").read_text("utf-8") + "\n".join(lines) + "\n")
+
+
+def rewrite(path, text):
+    """Replace a text file, whole or not at all."""
+    with atomic_file(path, overwrite=True) as partial:
+        partial.write_text(text, "utf-8")
+
+
+def rows(options, columns, kind):
+    """The rows that `--data` or `--corpus` names, split.
+
+    What is left out, empty rows and those whose first column has come before, is counted on
+    stderr, and so are training rows whose text is held out too.
+
+    Args:
+        options: `Options`.
+        columns: list of str, the columns of a file; the first is the text.
+        kind: str, of a corpus.
+
+    Returns:
+        Training and held-out rows, two lists of tuples of str, and the dict of what was dropped.
+    """
+    from keras_llm import data
+    from keras_llm.recipes import corpora
+    from keras_llm.recipes.corpus_readers import Split
+
+    if options.data is None:
+        found = corpora.load(options.corpus, kind)
+    else:
+        found = data.read_records(options.data, columns)
+    if isinstance(found, Split):
+        held_out, dropped = data.clean_rows(found.held_out, unique=0)
+        train, others = data.clean_rows(found.train, unique=0)
+        train, known = data.without_contamination(train, held_out)
+        dropped = {key: dropped.get(key, 0) + others.get(key, 0) for key in {**dropped, **others}}
+        dropped |= known
+    else:
+        found, dropped = data.clean_rows(found, unique=0)
+        train, held_out = data.split_rows(found, options.held_out, options.seed)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"
+    say(f"{len(train)} rows for training, {len(held_out)} held out; dropped: {reasons}")
+    return train, held_out, dropped
+
+
+def model_options(options_class, task):
+    """The options that a task was trained with."""
+    return options_class(**{**task.metadata["options"], "smoke": False})
+
+
+def say(message):
+    """A line of progress, on stderr."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,256 @@
+"""Train word vectors: skip-gram, CBOW or GloVe.
+
+    keras-llm train word_vectors --out runs/vectors --corpus movie-reviews
+    keras-llm train word_vectors --out runs/vectors --data my_texts/ --objective glove
+
+The words of the training documents and their neighbours train a table with `fit`. It is measured on
+Google's analogies, WordSim-353 and SimLex-999 beside random vectors, and with `--gensim` beside
+gensim's Word2Vec on the same words. TensorBoard's projector shows the most frequent words.
+"""
+
+import dataclasses
+import sys
+from typing import Literal
+
+from keras_llm.recipes import runs
+
+BASELINE = "random"
+NEXT = "predict {out} {word}"
+_PROJECTED = 5000  # words that TensorBoard shows
+
+
+@dataclasses.dataclass
+class Options(runs.Options):
+    """Train word vectors."""
+
+    corpus: str = "movie-reviews"
+    """A corpus of the kind "texts"; `keras-llm recipes` lists them."""
+    data: str | None = None
+    """Your own .txt or .jsonl file, or a folder of them, instead of a corpus."""
+    text_field: str = "text"
+    """The field of a JSONL record that holds the text."""
+    max_megabytes: float = 34.0
+    """Use no more than this much text."""
+    held_out: float = 0.02
+    """Share of the documents that is held out."""
+    objective: Literal["skip_gram", "cbow", "glove"] = "skip_gram"
+    """What the vectors are trained for."""
+    vocabulary_size: int = 20000
+    """The most words with a vector."""
+    min_count: int = 5
+    """Rarer words have none."""
+    dimension: int = 100
+    """Numbers in a vector."""
+    window: int = 5
+    """How far a neighbour may be away."""
+    negatives: int = 5
+    """Words drawn at random for each neighbour (skip_gram, cbow)."""
+    threshold: float = 1e-4
+    """Share from which on a word is so frequent that occurrences are dropped (skip_gram, cbow)."""
+    batch_size: int = 512
+    """Words in a batch, each with all its neighbours; of glove pairs of words, 16 times as many."""
+    epochs: int = 3
+    """Passes over the training text."""
+    evaluations: int = 2
+    """Held-out evaluations, points of the loss curve and checkpoints in each pass."""
+    learning_rate: float = 5e-3
+    """Peak learning rate; it warms up linearly and decays as a cosine."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    word: str = ""
+    """Whose nearest words are logged; the hundredth most frequent if not given."""
+    gensim: bool = False
+    """Measure gensim's Word2Vec on the same words too (skip_gram, cbow); needs the package."""
+    benchmarks: bool = True
+    """Measure on analogies and similarities, which are fetched from the package gensim."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(
+            ("max_megabytes", self.max_megabytes > 0, "> 0"),
+            ("min_count", self.min_count > 0, "a positive int"),
+            ("dimension", self.dimension > 0, "a positive int"),
+            ("window", self.window > 0, "a positive int"),
+            ("negatives", self.negatives > 0, "a positive int"),
+            ("threshold", 0 < self.threshold < 1, "in (0, 1)"),
+            ("export", not self.exports, "empty: vectors.txt is what others read"),
+            ("gensim", not (self.gensim and self.objective == "glove"), "off for glove"),
+        )
+        if self.smoke:
+            self.max_megabytes, self.dimension = min(self.max_megabytes, 0.3), 16
+            self.held_out, self.threshold, self.batch_size = max(self.held_out, 0.1), 1e-2, 128
+
+
+def run(options):
+    """Train, evaluate and save.
+
+    Args:
+        options: `Options`.
+
+    Returns:
+        The dict that is saved as `metrics.json`.
+
+    Raises:
+        InputError: if an option or the data cannot be used; nothing is at `out` then.
+    """
+    import keras
+    import numpy as np
+
+    from keras_llm import data, models, tasks, training
+    from keras_llm.recipes import text_generation
+
+    runs.prepare(options, *["gensim"] * options.gensim)
+    train, held_out = text_generation.documents(options)
+    tokenizer = data.word_vocabulary(train, options.vocabulary_size, options.min_count)
+    stream = data.word_stream(train, tokenizer, options.window)
+    size = tokenizer.vocabulary_size
+    runs.say(f"{np.sum(stream > 0)} words of {len(train)} documents, {size - 2} kinds")
+    config = models.WordVectorsConfig(size, options.dimension, options.objective)
+    model = models.word_vectors(config)
+    task = tasks.WordVectors(
+        model, tokenizer, {"recipe": "word_vectors", "options": dataclasses.asdict(options)}
+    )
+    options.word = options.word or task.words[:100][-1]
+    task.nearest(options.word)  # an unknown word is told now
+    train_data = neighbours(stream, options, options.epochs, options.threshold)
+    validation_data = neighbours(data.word_stream(held_out, tokenizer, options.window), options)
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    model.compile(
+        runs.optimizer(options, len(train_data)),
+        training.GloVeLoss() if options.objective == "glove" else loss,
+        jit_compile=False,
+    )
+    with runs.model_folder(options) as folder:
+        trained = runs.fit(
+            folder,
+            options,
+            model,
+            train_data,
+            validation_data.take(64).cache(),
+            "rows",
+            options.batch_size * (16 if options.objective == "glove" else 1),
+            sample=lambda: ", ".join(word for word, _ in task.nearest(options.word)),
+        )
+        random = np.random.default_rng(options.seed).normal(size=task.table.shape)
+        metrics = {"held_out": measures(options, task.table, task.words)}
+        metrics[BASELINE] = measures(options, random, task.words)
+        if options.gensim:
+            metrics["gensim"] = measures(options, *gensim_vectors(stream, task, options))
+        metrics["training"] = {"words": int(np.sum(stream > 0)), **trained}
+        write_vectors(folder, task)
+        runs.write(folder, task, metrics, _model_card(task, options, metrics))
+    return metrics
+
+
+def neighbours(stream, options, epochs=1, threshold=None):
+    """A stream of words -> `tf.data.Dataset` of the model's inputs and targets."""
+    from keras_llm import data
+
+    if options.objective == "glove":
+        pairs = data.cooccurrences(stream, options.window)
+        size = min(16 * options.batch_size, len(pairs[0]))
+        return data.cooccurrence_dataset(pairs, size, epochs, options.seed)
+    size = min(options.batch_size, int((stream > 1).sum()))
+    shape = (options.window, options.negatives, size, epochs, options.seed, threshold)
+    return data.neighbour_dataset(stream, options.objective, *shape)
+
+
+def measures(options, table, words):
+    """What vectors are worth: analogies and similarities, if they are wanted."""
+    from keras_llm import training
+    from keras_llm.recipes import corpora
+
+    if not options.benchmarks:
+        return {}
+    found = corpora.load("word-similarity", "benchmarks")
+    known = training.evaluate_analogies(table, words, found["analogies"])
+    for name in ("wordsim", "simlex"):
+        row = training.evaluate_similarities(table, words, found[name])
+        known |= {f"{name}_pairs": row["pairs"], f"{name}_spearman": row["spearman"]}
+    return known
+
+
+def gensim_vectors(stream, task, options):
+    """The vectors that gensim learns from the same words with the same settings, and the words."""
+    import numpy as np
+    from gensim.models import Word2Vec
+
+    names = np.array(task.tokenizer.vocabulary)
+    breaks = np.flatnonzero(np.diff(stream > 0)) + 1
+    texts = [names[part].tolist() for part in np.split(stream, breaks) if part[0] > 0]
+    found = Word2Vec(
+        texts,
+        vector_size=options.dimension,
+        window=options.window,
+        min_count=1,
+        sample=options.threshold,
+        negative=options.negatives,
+        sg=int(options.objective == "skip_gram"),
+        epochs=options.epochs,
+        seed=options.seed,
+        workers=2,
+    ).wv
+    return found.vectors, found.index_to_key
+
+
+def write_vectors(folder, task):
+    """Write vectors.txt in GloVe's format, and what TensorBoard's projector shows."""
+    from keras_llm import checkpoints
+
+    checkpoints.write_glove(folder / "vectors.txt", task.table, task.words)
+    shown = task.table[:_PROJECTED]
+    logs = folder / "logs" / "train"
+    lines = ("\t".join(f"{value:.6g}" for value in row) for row in shown)
+    (logs / "vectors.tsv").write_text("\n".join(lines) + "\n", "utf-8")
+    (logs / "words.tsv").write_text("\n".join(task.words[:_PROJECTED]) + "\n", "utf-8")
+    (logs / "projector_config.pbtxt").write_text(
+        'embeddings {\n  tensor_name: "words"\n  tensor_path: "vectors.tsv"\n'
+        '  metadata_path: "words.tsv"\n}\n'
+    )
+
+
+def evaluate(folder, data=None):
+    """Measure trained vectors on analogies and similarities again.
+
+    Args:
+        folder: str or path, the `out` of a run.
+        data: must be None; the benchmarks are fixed.
+
+    Returns:
+        A dict, see `measures`.
+    """
+    import keras_llm
+    from keras_llm.errors import InputError
+
+    if data:
+        raise InputError("word vectors are measured on fixed benchmarks; leave --data out.")
+    task = keras_llm.load(folder)
+    return measures(runs.model_options(Options, task), task.table, task.words)
+
+
+def _model_card(task, options, metrics):
+    baselines = {BASELINE: "random vectors"} | ({"gensim": "gensim"} if options.gensim else {})
+    training, held_out = metrics["training"], metrics["held_out"]
+    return runs.card(
+        options,
+        metrics,
+        f"Vectors of {len(task.words):,} words by {options.objective}.",
+        baselines,
+        f"{held_out.get('analogies', 0):,} of Google's analogies, "
+        f"{held_out.get('wordsim_pairs', 0)} pairs of WordSim-353 and "
+        f"{held_out.get('simlex_pairs', 0)} of SimLex-999",
+        [
+            f"Text: {training['words']:,} words, window {options.window}, {options.epochs} passes.",
+            f"Nearest to {options.word}: "
+            + ", ".join(word for word, _ in task.nearest(options.word))
+            + ".",
+            "Limits: the vectors carry the bias of the text.",
+        ],
+        NEXT,
+    )
+
+
+if __name__ == "__main__":
+    from keras_llm import cli
+
+    sys.exit(cli.run_script(Options, run))

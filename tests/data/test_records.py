@@ -1,0 +1,109 @@
+"""Tables read as they are, and refused by file and line."""
+
+import gzip
+import json
+
+import pytest
+
+from keras_llm import data
+from keras_llm.errors import InputError
+
+ROWS = [("a, b\nsecond line", "1"), ('quoted "word" \t tab', "x y"), ("中文", "0")]
+
+
+def test_csv_fields_may_hold_anything(tmp_path):
+    path = tmp_path / "rows.csv"
+    lines = ["label,note,text"]
+    lines += [f'"{label}",n,"{text.replace(chr(34), chr(34) * 2)}"' for text, label in ROWS]
+    path.write_text("\ufeff" + "\r\n".join(lines) + "\r\n\r\n", "utf-8")
+    assert data.read_records(path, ["text", "label"]) == ROWS
+    assert data.read_records(path, ["label"]) == [(label,) for _, label in ROWS]
+
+
+def test_tsv_fields_are_taken_as_they_are(tmp_path):
+    (tmp_path / "rows.tsv").write_text('text\tlabel\n"one" two\tA\n\'\tB\n', "utf-8")
+    assert data.read_records(tmp_path / "rows.tsv", ["text", "label"]) == [
+        ('"one" two', "A"),
+        ("'", "B"),
+    ]
+
+
+def test_jsonl_gzip_and_folders(tmp_path):
+    records = [{"text": t, "label": label, "more": [1]} for t, label in ROWS]
+    records += [{"text": "n", "label": 3}, {"text": "b", "label": True}]
+    lines = "\n\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "a.csv").write_text("text,label\nfirst,0\n")
+    (tmp_path / "notes.txt").write_text("no table")
+    found = data.read_records(tmp_path, ["text", "label"])
+    assert found == [("first", "0"), *ROWS, ("n", "3"), ("b", "true")]
+
+
+def test_text_files_may_be_compressed(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one\n\ntwo"))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "three"}'))
+    assert data.read_texts(tmp_path / "a.txt.gz") == ["one", "two"]
+    assert data.read_texts(tmp_path / "b.jsonl.gz") == ["three"]
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("a.csv", b"", "holds no record"),
+        ("a.csv", b"text,label\n", "holds no record"),
+        ("a.csv", b"text,class\na,b", r"a\.csv, line 1: no column 'label'; it has 'text', 'class'"),
+        ("a.csv", b'text,label\na,b\n"c\nd",e\nf', r"a\.csv, line 5: 1 fields .* 2 columns"),
+        ("a.csv", b'text,label\na,b\n"c,d', r"a\.csv, line 3: unexpected end of data"),
+        ("a.tsv", b"text\tlabel\na\tb\nc\td\te", r"a\.tsv, line 3: 3 fields"),
+        ("a.csv", b"text,label\na,b\nc,\xe9", r"a\.csv, line 3: not UTF-8 \(byte 0xe9"),
+        ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": ', r"a\.jsonl, line 2: not JSON"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}',
+            r"line 1: no text in column 'label'; it has 'text'",
+        ),
+        ("a.jsonl", b"\n[1]", r"a\.jsonl, line 2: not a JSON object"),
+        ("a.txt", b"text", r"must end in \.csv, \.tsv, \.jsonl"),
+        ("a.csv.gz", b"text,label", r"a\.csv\.gz is not a whole gzip file"),
+        ("a.csv.gz", gzip.compress(b"text,label\na,b")[:-6], "is not a whole gzip file"),
+    ],
+)
+def test_wrong_files_are_named_with_the_line(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        data.read_records(tmp_path / name, ["text", "label"])
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(InputError, match=r"none\.csv does not exist"):
+        data.read_records(tmp_path / "none.csv", ["text"])
+    with pytest.raises(InputError, match=r"holds no \.csv"):
+        data.read_records(tmp_path, ["text"])
+
+
+def test_what_is_dropped_is_counted():
+    rows = [("a", "1"), ("b", "1"), ("a", "1"), ("a", "2"), ("", "1"), ("c", " "), ("a", "1")]
+    kept, dropped = data.clean_rows(rows, unique=0)
+    assert kept == [("a", "1"), ("b", "1")]
+    assert dropped == {"repeated": 2, "repeated with another value": 1, "empty": 2}
+    assert len(kept) + sum(dropped.values()) == len(rows)
+    kept, dropped = data.clean_rows(rows)
+    assert kept == [("a", "1"), ("b", "1"), ("a", "2")] and dropped == {"repeated": 2, "empty": 2}
+
+
+def test_training_rows_that_are_held_out_too_are_left_out():
+    train = [("The  film", "1"), ("other", "0")]
+    assert data.without_contamination(train, [("the film", "0")]) == (
+        [("other", "0")],
+        {"held out too": 1},
+    )
+    assert data.without_contamination(train, [("film", "0")]) == (train, {})
+
+
+def test_rows_of_one_text_stay_on_one_side():
+    rows = [(f"question {i}", f"passage {i % 40}") for i in range(200)]
+    train, held_out = data.split_rows(rows, 0.25, seed=3, by=1)
+    assert sorted(train + held_out) == sorted(rows) and len(held_out) == 50
+    assert not {passage for _, passage in train} & {passage for _, passage in held_out}
+    assert data.split_rows(rows[::-1], 0.25, seed=3, by=1) == (train, held_out)
+    assert data.split_rows(rows, 0.25, seed=4, by=1)[1] != held_out

@@ -1,0 +1,94 @@
+"""The recipe, whole, and a classifier that goes on from its encoder."""
+
+import json
+
+import numpy as np
+import pytest
+
+import keras_llm
+from keras_llm import models
+from keras_llm.errors import InputError
+from keras_llm.recipes import masked_lm, text_classification
+
+
+@pytest.fixture(scope="module")
+def run(text_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("masked") / "run"
+    options = masked_lm.Options(
+        out=str(out), data=str(text_folder), smoke=True, held_out=0.2, max_megabytes=0.1
+    )
+    return out, masked_lm.run(options)
+
+
+def test_hidden_words_are_guessed_better_than_by_frequency(run):
+    folder, metrics = run
+    held_out, baseline = metrics["held_out"], metrics["most_frequent"]
+    assert held_out["tokens"] == baseline["tokens"] > 500
+    assert held_out["accuracy"] > 2 * baseline["accuracy"] > 0
+    assert held_out["perplexity"] < 0.9 * baseline["perplexity"]
+    card = (folder / "README.md").read_text()
+    assert f"{held_out['accuracy']:.4f}" in card and f"{baseline['accuracy']:.4f}" in card
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+
+
+def test_evaluation_finds_the_same_words_again(run, tmp_path):
+    folder, metrics = run
+    assert masked_lm.evaluate(folder) == pytest.approx(metrics["held_out"], rel=1e-4)
+    held_out_tokens = metrics["held_out"]["tokens"]
+    (tmp_path / "other.txt").write_text("The value of an expression is an object. " * 90)
+    assert masked_lm.evaluate(folder, tmp_path / "other.txt")["tokens"] < held_out_tokens
+
+
+def test_a_gap_is_filled(run):
+    task = keras_llm.load(run[0])
+    found = task("The value of the [MASK] is an object.", return_details=True)
+    assert "[MASK]" not in found.text and len(found.tokens[0]) == 5
+
+
+def test_a_classifier_goes_on_from_the_encoder(run, tmp_path):
+    rows = [f"the {word} statement {i}\t{word}" for i in range(40) for word in ("if", "for")]
+    (tmp_path / "rows.tsv").write_text("text\tlabel\n" + "\n".join(rows))
+    settings = {"out": str(tmp_path / "run"), "data": str(tmp_path / "rows.tsv"), "smoke": True}
+    options = text_classification.Options(**settings, start=str(run[0]))
+    task = keras_llm.load(run[0])
+    model, tokenizer = text_classification.classifier(options, [], 2)
+    assert tokenizer.vocabulary == task.tokenizer.vocabulary
+    weights = (m.get_layer("backbone").get_weights() for m in (model, task.model))
+    for ours, theirs in zip(*weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert text_classification.run(options)["held_out"]["accuracy"] > 0.9
+
+
+def test_only_a_masked_lm_is_gone_on_from(run, tmp_path):
+    tok = keras_llm.load(run[0]).tokenizer
+    config = models.preset("llama-tiny", vocabulary_size=tok.vocabulary_size)
+    keras_llm.TextGeneration(models.causal_lm(config), tok).save(tmp_path / "other")
+    (tmp_path / "rows.tsv").write_text(
+        "text\tlabel\n" + "".join(f"text {i}\t{i % 2}\n" for i in range(40))
+    )
+    options = text_classification.Options(
+        out=str(tmp_path / "run"), data=str(tmp_path / "rows.tsv"), start=str(tmp_path / "other")
+    )
+    with pytest.raises(InputError, match=r"--start: .* is a TextGeneration"):
+        text_classification.run(options)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"mask_rate": 0.0}, "mask-rate"),
+        ({"prompt": "no gap"}, "prompt"),
+        ({"sequence_length": 2}, "sequence-length"),
+    ],
+)
+def test_options_out_of_range_are_named(changes, words):
+    with pytest.raises(InputError, match=f"--{words}"):
+        masked_lm.Options(out="runs/none", **changes)
+
+
+def test_a_window_beyond_the_preset_is_refused(text_folder, tmp_path):
+    options = masked_lm.Options(
+        out=str(tmp_path / "run"), data=str(text_folder), sequence_length=4096, max_megabytes=0.1
+    )
+    with pytest.raises(InputError, match="--sequence-length must be at most the preset's 512"):
+        masked_lm.run(options)

@@ -1,0 +1,182 @@
+"""The recipe, whole, on rows of two and of three classes."""
+
+import csv
+import json
+import random
+
+import numpy as np
+import pytest
+
+import keras_llm
+from keras_llm import cli, export
+from keras_llm.errors import InputError
+from keras_llm.recipes import corpora, text_classification
+from keras_llm.recipes.corpus_readers import Split
+
+WORDS = {"good": "good great fine lovely superb", "bad": "bad awful poor dull weak"}
+FILLERS = [
+    "the",
+    "film",
+    "was",
+    "a",
+    "story",
+    "with",
+    "music",
+    "and",
+    "people",
+    "in",
+    "it",
+    "every",
+    "day",
+]
+
+
+def write_rows(path, count=400, seed=0):
+    """Texts of which one word tells the label."""
+    draw = random.Random(seed)
+    with open(path, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["review", "stars"])
+        for _ in range(count):
+            label = draw.choice(list(WORDS))
+            words = draw.choices(FILLERS, k=draw.randint(3, 25))
+            words.insert(draw.randrange(len(words)), draw.choice(WORDS[label].split()))
+            table.writerow([" ".join(words), label])
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classification")
+    options = text_classification.Options(
+        out=str(folder / "run"),
+        data=str(write_rows(folder / "rows.csv")),
+        text_column="review",
+        label_column="stars",
+        smoke=True,
+        export="saved_model,litert",
+    )
+    return folder / "run", text_classification.run(options)
+
+
+def test_the_folder_has_everything(run):
+    folder, metrics = run
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md",
+        "config.json",
+        "confusion.png",
+        "exports",
+        "logs",
+        "loss.png",
+        "metrics.json",
+        "model.weights.h5",
+        "tokenizer",
+    }
+    assert {path.name for path in folder.parent.iterdir()} == {"run", "rows.csv"}
+    for name in ("confusion.png", "loss.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+
+
+def test_the_model_learned_and_is_measured(run):
+    _, metrics = run
+    held_out, baseline = metrics["held_out"], metrics["tfidf"]
+    assert held_out["rows"] == baseline["rows"] == 40
+    assert held_out["accuracy"] > 0.9 and held_out["macro_f1"] > 0.9
+    counts = np.array(metrics["confusion"])
+    assert counts.sum() == 40 and np.trace(counts) / 40 == pytest.approx(held_out["accuracy"])
+    assert metrics["training"]["rows"] == 360 and metrics["training"]["dropped"] == {}
+    losses = np.array(metrics["training"]["history"])
+    assert losses[-1, 1] < 0.5 * losses[0, 1]
+
+
+def test_what_was_exported_gives_the_same_labels(run):
+    import tensorflow as tf
+
+    folder, metrics = run
+    assert metrics["artefacts"]["saved_model"]["parity"]["labels_equal"] == 1.0
+    assert metrics["artefacts"]["litert"]["bytes"] > 0
+    task = keras_llm.load(folder)
+    texts = ["the film was superb", "a dull story"]
+    served = tf.saved_model.load(str(folder / "exports" / "serving" / "run" / "1"))
+    found = served.signatures["serving_default"](text=tf.constant(texts))
+    assert [label.decode() for label in found["label"].numpy()] == task(texts) == ["good", "bad"]
+    runner = export.LiteRTModel(folder / "exports" / "run.tflite")
+    assert [runner.classify(text)["label"] for text in texts] == ["good", "bad"]
+
+
+def test_the_card_tells_the_measured_numbers(run):
+    folder, metrics = run
+    card = (folder / "README.md").read_text()
+    for measures in (metrics["held_out"], metrics["tfidf"]):
+        assert f"{measures['accuracy']:.4f}" in card and f"{measures['macro_f1']:.4f}" in card
+    assert f"{metrics['artefacts']['litert']['bytes']:,}" in card
+
+
+def test_evaluation_finds_the_same_rows_again(run, tmp_path):
+    folder, metrics = run
+    assert text_classification.evaluate(folder) == pytest.approx(metrics["held_out"], rel=1e-5)
+    other = text_classification.evaluate(folder, write_rows(tmp_path / "other.csv", 60, seed=1))
+    assert other["rows"] == 60 and other["accuracy"] > 0.9
+    (tmp_path / "wrong.csv").write_text("review,stars\nfine,so-so\n")
+    with pytest.raises(InputError, match="no label 'so-so'"):
+        text_classification.evaluate(folder, tmp_path / "wrong.csv")
+
+
+def test_the_command_line_predicts(run, capfd):
+    folder, _ = run
+    assert cli.main(["predict", str(folder), "a superb film"]) == 0
+    assert capfd.readouterr().out == "good\n"
+    assert cli.main(["predict", str(folder), "a superb film", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["label"] == "good" and set(found["probabilities"]) == {"good", "bad"}
+    assert cli.main(["predict", str(folder), "a film", "--context", "x"]) == 2
+    assert "--context is for question answering" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("", "no record"),
+        ("text,label\na,x\nb,x\nc,x\n", "all training rows have the label 'x'"),
+        ("text,topic\na,x\n", "line 1: no column 'label'"),
+        ("text,label\na,x\na,x\n", "2 distinct"),
+    ],
+)
+def test_rows_that_cannot_be_learned_from_are_refused(tmp_path, content, words):
+    (tmp_path / "rows.csv").write_text(content)
+    options = text_classification.Options(
+        out=str(tmp_path / "out" / "run"), data=str(tmp_path / "rows.csv"), smoke=True
+    )
+    with pytest.raises(InputError, match=words):
+        text_classification.run(options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_corpus_with_its_own_split_keeps_it(tmp_path, monkeypatch, capfd):
+    train = [(f"text {i}", "ab"[i % 2]) for i in range(20)] + [("text 0", "a"), ("Held  out", "a")]
+    split = Split(train, [("held out", "b"), ("text  19", "b")])
+    monkeypatch.setitem(
+        corpora.CORPORA, "tiny", corpora.Corpus("tiny", lambda: split, kind="labelled")
+    )
+    options = text_classification.Options(out=str(tmp_path / "run"), corpus="tiny")
+    train, held_out, labels, dropped = text_classification.rows(options)
+    assert len(train) == 19 and held_out == split.held_out and labels == ["a", "b"]
+    assert dropped == {"repeated": 1, "held out too": 2}
+    told = capfd.readouterr().err
+    assert "19 rows for training, 2 held out; dropped: 1 repeated, 2 held out too" in told
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"export": "onnx"}, "export"),
+        ({"export": "litert_lm"}, "export"),
+        ({"max_length": 2}, "max-length"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_options_out_of_range_are_named(changes, words):
+    with pytest.raises(InputError, match=f"--{words}"):
+        text_classification.Options(out="runs/none", **changes)
