@@ -133,6 +133,7 @@ def run(options):
         "bos_id": tokenizer.bos_id,
         "pad_id": tokenizer.pad_id,
     }
+    training.check_token_ids(train_ids, config.vocabulary_size)
     train_data = data.packed_dataset(train_ids, **shape, epochs=options.epochs, seed=options.seed)
     held_out_windows = data.windows(held_out_ids, options.sequence_length)
     shape["batch_size"] = min(options.batch_size, max(1, held_out_windows))
@@ -152,12 +153,8 @@ def run(options):
         schedule, weight_decay=options.weight_decay, beta_2=0.95, global_clipnorm=1.0
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "scale", "gamma", "beta"])
-    loss = keras.losses.SparseCategoricalCrossentropy(
-        from_logits=True, ignore_class=tokenizer.pad_id
-    )
-    model.compile(
-        optimizer, loss, metrics=[training.TokenAccuracy(tokenizer.pad_id)], jit_compile=False
-    )
+    trainer = training.LanguageModelTrainer(model, ignore_id=tokenizer.pad_id)
+    trainer.compile(optimizer, jit_compile=False)
     task = tasks.TextGeneration(
         model,
         tokenizer,
@@ -174,9 +171,9 @@ def run(options):
         _told_where_it_stopped(folder / _BEST),
     ):
         _say(f"watch it: tensorboard --logdir {pathlib.Path(options.out).parent}")
-        best = training.BestWeights(folder / _BEST)
+        best = training.BestWeights(folder / _BEST, model=model)
         begin = time.perf_counter()
-        model.fit(
+        trainer.fit(
             train_data,
             steps_per_epoch=interval,
             epochs=intervals,

@@ -1,15 +1,20 @@
 """What `fit` needs for language models: losses, metrics, callbacks, exact evaluation."""
 
 from keras_llm.training.callbacks import BestWeights, ProgressBar
+from keras_llm.training.chunked import ChunkedCrossEntropy
 from keras_llm.training.losses import GloVeLoss
 from keras_llm.training.metrics import TokenAccuracy, evaluate_language_model, evaluate_unigram
+from keras_llm.training.trainer import LanguageModelTrainer, check_token_ids
 
 __all__ = [
     "BestWeights",
+    "ChunkedCrossEntropy",
     "GloVeLoss",
+    "LanguageModelTrainer",
     "ProgressBar",
     "TensorBoard",
     "TokenAccuracy",
+    "check_token_ids",
     "evaluate_language_model",
     "evaluate_unigram",
 ]

@@ -62,19 +62,21 @@ class BestWeights(keras.callbacks.Callback):
     Args:
         path: str or path that ends in `.weights.h5`.
         monitor: str, the logged value that shall be low.
+        model: the model whose weights are kept; defaults to the one that is fitted.
 
     Attributes:
         best: float, the lowest value so far; infinite before the first finite one.
     """
 
-    def __init__(self, path, monitor="val_loss"):
+    def __init__(self, path, monitor="val_loss", model=None):
         super().__init__()
         self.path = pathlib.Path(path)
+        self.kept_model = model
         self.monitor = monitor
         self.best = math.inf
 
     def on_epoch_end(self, epoch, logs=None):
         if logs[self.monitor] < self.best:
             with atomic_file(self.path, overwrite=True) as partial:
-                self.model.save_weights(partial)
+                (self.kept_model or self.model).save_weights(partial)
             self.best = logs[self.monitor]
