@@ -4,6 +4,7 @@ from keras_llm.training.callbacks import BestWeights, ProgressBar
 from keras_llm.training.chunked import ChunkedCrossEntropy
 from keras_llm.training.losses import GloVeLoss
 from keras_llm.training.metrics import TokenAccuracy, evaluate_language_model, evaluate_unigram
+from keras_llm.training.resume import Resume
 from keras_llm.training.trainer import LanguageModelTrainer, check_token_ids
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "GloVeLoss",
     "LanguageModelTrainer",
     "ProgressBar",
+    "Resume",
     "TensorBoard",
     "TokenAccuracy",
     "check_token_ids",

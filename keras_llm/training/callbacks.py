@@ -33,12 +33,17 @@ class ProgressBar(keras.callbacks.Callback):
         )
 
     def on_train_begin(self, logs=None):
-        self.begin, self.steps = time.perf_counter(), 0
-        self.bar = self.progress.add_task("training", total=self.total_steps, state="")
+        self.begin = time.perf_counter()
+        self.first = self.steps = int(self.model.optimizer.iterations)
+        self.bar = self.progress.add_task(
+            "training", total=self.total_steps, completed=self.steps, state=""
+        )
         self.progress.start()
         atexit.register(self.progress.stop)  # an interrupted `fit` leaves the terminal as it was
 
     def on_train_batch_end(self, batch, logs=None):
+        if getattr(self.model, "is_replaying", False):  # see `Resume`
+            return
         self.steps += 1
         self.progress.update(self.bar, advance=1, state=f"loss {logs['loss']:.3f}")
 
@@ -48,7 +53,7 @@ class ProgressBar(keras.callbacks.Callback):
         if "val_loss" in logs:
             parts.append(f"held-out loss {logs['val_loss']:.3f}")
             parts.append(f"perplexity {math.exp(min(logs['val_loss'], 700)):.1f}")
-        parts.append(f"{self.steps * self.tokens_per_step / seconds:.0f} tokens/s")
+        parts.append(f"{(self.steps - self.first) * self.tokens_per_step / seconds:.0f} tokens/s")
         self.console.print("  ".join(parts), highlight=False, markup=False, soft_wrap=True)
 
     def on_train_end(self, logs=None):
@@ -80,3 +85,9 @@ class BestWeights(keras.callbacks.Callback):
             with atomic_file(self.path, overwrite=True) as partial:
                 (self.kept_model or self.model).save_weights(partial)
             self.best = logs[self.monitor]
+
+    def get_state(self):
+        return {"best": self.best}
+
+    def set_state(self, state):
+        self.best = state["best"]

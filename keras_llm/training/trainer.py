@@ -1,5 +1,7 @@
 """Models that predict tokens, trained without their logits."""
 
+import dataclasses
+
 import keras
 import numpy as np
 from keras import ops
@@ -79,6 +81,11 @@ class LanguageModelTrainer(keras.Model):
             label_smoothing, z_loss, models.output_head(model).soft_cap, chunk_size
         )
         self.accuracy = keras.metrics.Mean(name="accuracy")
+
+    def get_config(self):
+        loss = dataclasses.asdict(self.cross_entropy)
+        rest = {"ignore_id": self.ignore_id, "segment_begin_id": self.segment_begin_id}
+        return {"model": models.describe(self.model), **loss, **rest}
 
     def call(self, inputs, training=None):
         """The states that logits are made from, (B, T, D)."""
