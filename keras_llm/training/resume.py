@@ -195,8 +195,8 @@ class Resume(keras.callbacks.Callback):
     def _identity(self):
         row = {
             **self.identity,
-            "model": self.model.get_config(),
-            "optimizer": keras.saving.serialize_keras_object(self.model.optimizer),
+            "model": _without_names(self.model.get_config()),
+            "optimizer": _without_names(keras.saving.serialize_keras_object(self.model.optimizer)),
             "first_batch": self._first_batch,
         }
         return json.loads(json.dumps(row, default=lambda value: type(value).__name__))
@@ -332,6 +332,16 @@ def _digest(batch):
     for part in keras.tree.flatten(batch):
         digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()
+
+
+def _without_names(config):
+    """A config without the names that Keras counts up in a process, and what refers to them."""
+    if isinstance(config, (list, tuple)):
+        return [_without_names(part) for part in config]
+    if not isinstance(config, dict):
+        return config
+    counted = ("name", "inbound_nodes", "input_layers", "output_layers")
+    return {key: _without_names(part) for key, part in config.items() if key not in counted}
 
 
 def _check_identity(before, now, path=""):

@@ -149,7 +149,8 @@ def test_an_interrupted_training_keeps_its_best_weights(text_folder, tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=120)
-    assert process.returncode == 2 and str(best) in told and "interrupted" in told
+    assert process.returncode == 2, told
+    assert str(best) in told and "interrupted" in told
     assert best.is_file() and not out.exists()
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "unfinished run" in done.stderr and "--resume" in done.stderr
