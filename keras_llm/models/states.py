@@ -19,11 +19,13 @@ class OutputHead:
         kernel: float tensor (D, V).
         bias: float tensor (V,) or None.
         soft_cap: float or None.
+        trainable: bool, whether any weight of the kernel is.
     """
 
     kernel: typing.Any
     bias: typing.Any = None
     soft_cap: float | None = None
+    trainable: bool = True
 
 
 def has_token_head(model):
@@ -82,7 +84,8 @@ def output_head(model):
         else ops.convert_to_tensor(embedding.reverse_embeddings)
     )
     kernel = ops.cast(kernel, embedding.compute_dtype)
-    return OutputHead(kernel, bias, embedding.logit_soft_cap)
+    trainable = bool(embedding.trainable_weights)
+    return OutputHead(kernel, bias, embedding.logit_soft_cap, trainable)
 
 
 def _as_list(model, inputs):

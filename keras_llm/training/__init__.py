@@ -2,6 +2,7 @@
 
 from keras_llm.training.callbacks import BestWeights, ProgressBar
 from keras_llm.training.chunked import ChunkedCrossEntropy
+from keras_llm.training.lora import add_lora, load_lora, merge_lora, save_lora
 from keras_llm.training.losses import GloVeLoss
 from keras_llm.training.metrics import TokenAccuracy, evaluate_language_model, evaluate_unigram
 from keras_llm.training.resume import Resume
@@ -16,9 +17,13 @@ __all__ = [
     "Resume",
     "TensorBoard",
     "TokenAccuracy",
+    "add_lora",
     "check_token_ids",
     "evaluate_language_model",
     "evaluate_unigram",
+    "load_lora",
+    "merge_lora",
+    "save_lora",
 ]
 
 

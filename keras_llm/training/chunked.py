@@ -50,39 +50,46 @@ class ChunkedCrossEntropy:
             target, else 0.
         """
         weights = ops.ones_like(targets, "float32")
-        return self._run(states, kernel, bias, targets, weights, gradients=False)[:2]
+        return self._run(states, kernel, bias, targets, weights)[:2]
 
-    def weighted_sum(self, states, kernel, targets, weights, bias=None):
+    def weighted_sum(self, states, kernel, targets, weights, bias=None, frozen_kernel=False):
         """The sum of `weights * losses`, with gradients for `states`, `kernel` and `bias`.
 
         Args:
             states, kernel, targets, bias: as of `token_losses`.
             weights: float tensor (N,), of any sign, constants.
+            frozen_kernel: bool. Whether `kernel` has no gradient, which spares that work.
 
         Returns:
             The float32 sum, and the two tensors of `token_losses`, which have no gradient.
         """
 
+        weights = ops.cast(weights, "float32")
+        fixed = [kernel] if frozen_kernel else []
+        learned = ([] if frozen_kernel else [kernel]) + ([] if bias is None else [bias])
+
         @ops.custom_gradient
-        def run(states, kernel, *bias):
+        def run(states, *learned):
+            kernel, *bias = [*fixed, *learned]
             losses, right, *parts = self._run(
-                states, kernel, bias[0] if bias else None, targets, weights, gradients=True
+                states, kernel, bias[0] if bias else None, targets, weights, True, frozen_kernel
             )
+            if frozen_kernel:
+                del parts[1]
 
             def gradients(*args, upstream=None):
                 upstream = (args if upstream is None else upstream)[0]
                 return tuple(
                     ops.cast(upstream * ops.cast(part, "float32"), like.dtype)
-                    for part, like in zip(parts, (states, kernel, *bias), strict=False)
+                    for part, like in zip(parts, (states, *learned), strict=False)
                 )
 
             return (ops.sum(losses * weights), losses, right), gradients
 
-        weights = ops.cast(weights, "float32")
-        total, losses, right = run(states, kernel, *([] if bias is None else [bias]))
+        total, losses, right = run(states, *learned)
         return total, ops.stop_gradient(losses), ops.stop_gradient(right)
 
-    def _run(self, states, kernel, bias, targets, weights, gradients):
+    def _run(self, states, kernel, bias, targets, weights, gradients=False, frozen_kernel=False):
         """Losses (N,), whether right (N,), and the gradients of states, kernel and bias."""
         count, vocabulary = ops.shape(states)[0], kernel.shape[1]
         size = self._size(count, vocabulary)
@@ -95,8 +102,8 @@ class ChunkedCrossEntropy:
         back = ops.transpose(kernel)
         sums = [ops.zeros_like(weights), ops.zeros_like(weights)]
         if gradients:
-            sums += [ops.zeros_like(states), ops.zeros_like(kernel, "float32")]
-            sums += [ops.zeros((vocabulary,), "float32")]
+            d_kernel = ops.zeros(() if frozen_kernel else kernel.shape, "float32")
+            sums += [ops.zeros_like(states), d_kernel, ops.zeros((vocabulary,), "float32")]
 
         def step(start, losses, right, *sums):
             h = ops.slice(states, (start, 0), (size, states.shape[1]))
@@ -111,7 +118,8 @@ class ChunkedCrossEntropy:
                 d_states, d_kernel, d_bias = sums
                 d = ops.cast(d_raw, h.dtype)
                 d_states = ops.slice_update(d_states, (start, 0), ops.matmul(d, back))
-                d_kernel += ops.cast(ops.matmul(ops.transpose(h), d), "float32")
+                if not frozen_kernel:
+                    d_kernel += ops.cast(ops.matmul(ops.transpose(h), d), "float32")
                 d_bias += 0.0 if bias is None else ops.sum(d_raw, axis=0)
                 sums = d_states, d_kernel, d_bias
             return start + size, losses, right, *sums

@@ -102,7 +102,7 @@ class LanguageModelTrainer(keras.Model):
         total = ops.maximum(ops.sum(weights), 1e-9)
         if training:
             loss, _, right = self.cross_entropy.weighted_sum(
-                states, head.kernel, targets, weights / total, head.bias
+                states, head.kernel, targets, weights / total, head.bias, not head.trainable
             )
         else:
             losses, right = self.cross_entropy.token_losses(states, head.kernel, targets, head.bias)

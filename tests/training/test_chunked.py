@@ -64,6 +64,13 @@ def test_losses_and_gradients_are_those_of_the_formula(chunk_size, smoothing, z_
     np.testing.assert_allclose(losses, expected, atol=1e-5)
     for one, other in zip(found, gradients, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+    with tf.GradientTape() as tape:  # a kernel that does not learn
+        states = tf.constant(parts[0])
+        tape.watch(states)
+        total, *_ = loss_of.weighted_sum(
+            states, parts[1], targets, weights, *parts[2:], frozen_kernel=True
+        )
+    np.testing.assert_allclose(tape.gradient(total, states), gradients[0], atol=1e-5)
     logits = parts[0] @ parts[1] + (parts[2] if bias else 0.0)
     np.testing.assert_array_equal(right, logits.argmax(-1) == targets)
     again = loss_of.token_losses(parts[0], parts[1], targets, *parts[2:])
