@@ -13,7 +13,7 @@ from keras_llm.errors import InputError
 
 
 @contextlib.contextmanager
-def atomic_folder(path, overwrite=False, keep_if=None):
+def atomic_folder(path, overwrite=False, keep_if=(), resume=False):
     """Fill a folder under a temporary name and rename it when it is whole.
 
     The temporary name is `<path>.partial`, locked while this process lives. What a killed
@@ -23,8 +23,9 @@ def atomic_folder(path, overwrite=False, keep_if=None):
     Args:
         path: where the folder shall be.
         overwrite: bool. Whether to replace what is at `path`.
-        keep_if: str, or None. A file that makes an unfinished folder worth keeping: one that
-            has it stays behind if the body raises, and is cleared only with `overwrite`.
+        keep_if: list of glob patterns of what makes an unfinished folder worth keeping: one
+            that has any stays behind if the body raises, and is cleared only with `overwrite`.
+        resume: bool. Whether to go on with an unfinished folder as it is.
 
     Yields:
         `pathlib.Path` of the temporary folder.
@@ -38,18 +39,18 @@ def atomic_folder(path, overwrite=False, keep_if=None):
     partial = path.with_name(path.name + ".partial")
 
     def worth_keeping():
-        return keep_if is not None and (partial / keep_if).exists()
+        return any(any(partial.glob(pattern)) for pattern in keep_if)
 
     partial.parent.mkdir(parents=True, exist_ok=True)
     with _locked(partial):
-        if partial.exists():
+        if partial.exists() and not resume:
             if worth_keeping() and not overwrite:
                 raise InputError(
                     f"{partial} holds an unfinished run; remove it, or pass overwrite=True "
-                    "(--overwrite)."
+                    "(--overwrite) or resume=True (--resume)."
                 )
             shutil.rmtree(partial)
-        partial.mkdir()
+        partial.mkdir(exist_ok=True)
         try:
             yield partial
             _replace_folder(partial, path)

@@ -5,13 +5,15 @@ import dataclasses
 import importlib
 import json
 import pathlib
+import shutil
 import sys
-import time
 
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_file, atomic_folder, check_free
 
 _BEST = "best.weights.h5"
+_CHECKPOINTS = "checkpoints"
+_KEPT = (_BEST, f"{_CHECKPOINTS}/step_*")
 _EXPORTS = ("saved_model", "litert", "litert_lm")
 
 
@@ -47,6 +49,10 @@ class Options:
     """Seed of the split, the weights and the order of the data."""
     export: str = ""
     """What to export in the end, e.g. "saved_model,litert", into the folder `exports` of --out."""
+    checkpoint_steps: int = 500
+    """Steps between two checkpoints that --resume can go on from."""
+    resume: bool = False
+    """Go on with a run that was stopped or killed; the same options give the same model."""
     overwrite: bool = False
     """Replace what is at --out."""
     json: bool = False
@@ -61,6 +67,7 @@ class Options:
             ("batch_size", self.batch_size > 0, "a positive int"),
             ("epochs", self.epochs > 0, "a positive int"),
             ("evaluations", self.evaluations > 0, "a positive int"),
+            ("checkpoint_steps", self.checkpoint_steps > 0, "a positive int"),
             ("learning_rate", self.learning_rate > 0, "> 0"),
             ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
             ("weight_decay", self.weight_decay >= 0, ">= 0"),
@@ -77,6 +84,13 @@ class Options:
     def source(self):
         """Where the data comes from, for a model card."""
         return f"`{self.data}`" if self.data else f"corpus `{self.corpus}`"
+
+    @property
+    def of_the_model(self):
+        """The options that a model depends on, a dict."""
+        elsewhere = ("out", "resume", "overwrite", "json", "checkpoint_steps", "export")
+        row = dataclasses.asdict(self)
+        return {name: value for name, value in row.items() if name not in elsewhere}
 
     def check(self, *rules):
         """InputError naming the flag of the first rule (name, whether it holds, what is right)
@@ -131,13 +145,16 @@ def optimizer(options, steps):
 
 @contextlib.contextmanager
 def model_folder(options):
-    """The folder that becomes `out` when it is whole; a run that stops keeps its best weights."""
-    with atomic_folder(options.out, options.overwrite, keep_if=_BEST) as folder:
+    """The folder that becomes `out` when it is whole; a run that stops keeps its best weights, and
+    checkpoints that it can go on from."""
+    with atomic_folder(options.out, options.overwrite, _KEPT, options.resume) as folder:
         try:
             yield folder
         except BaseException:
             if (folder / _BEST).is_file():
                 say(f"stopped; the best weights so far are {folder / _BEST}")
+            if any((folder / _CHECKPOINTS).glob("step_*")):
+                say("the same command with --resume goes on from the last checkpoint")
             raise
 
 
@@ -162,8 +179,6 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
     Raises:
         InputError: if the loss is not finite.
     """
-    import keras
-
     from keras_llm import training
     from keras_llm.recipes import pictures
 
@@ -172,24 +187,29 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
     intervals = steps // interval
     best = training.BestWeights(folder / _BEST)
     say(f"watch it: tensorboard --logdir {pathlib.Path(options.out).parent}")
-    begin = time.perf_counter()
-    history = model.fit(
-        train_data,
+    resume = training.Resume(
+        folder / _CHECKPOINTS,
+        every=options.checkpoint_steps,
+        identity={"options": options.of_the_model},
+        callbacks=[best],
+    )
+    model.fit(
+        resume.data(train_data),
         steps_per_epoch=interval,
         epochs=intervals,
         validation_data=validation_data,
         shuffle=False,
         verbose=0,
         callbacks=[
-            keras.callbacks.TerminateOnNaN(),
             best,
             training.TensorBoard(folder / "logs", per_step, unit=unit, **tools),
             training.ProgressBar(intervals * interval, per_step, unit=unit),
+            resume,
         ],
-    ).history
-    seconds = time.perf_counter() - begin
+    )
+    seconds, history = resume.seconds, resume.history
     if not best.path.is_file():
-        raise InputError("the loss is not finite; try a lower --learning-rate.")
+        raise InputError("the held-out loss is not finite; try a lower --learning-rate.")
     model.load_weights(best.path)
     losses = zip(history["loss"], history["val_loss"], strict=True)
     rows = [[(i + 1) * interval, *map(float, pair)] for i, pair in enumerate(losses)]
@@ -215,6 +235,7 @@ def write(folder, task, metrics, card):
     task.write(folder)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
     (folder / "README.md").write_text(card, "utf-8")
+    shutil.rmtree(folder / _CHECKPOINTS)
     (folder / _BEST).unlink()  # last: until all else is written it is what would be lost
 
 

@@ -10,10 +10,11 @@ held-out measures beside a unigram baseline, a model card and TensorBoard logs.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
+import shutil
 import sys
-import time
 from typing import Literal
 
 from keras_llm.errors import InputError
@@ -22,6 +23,7 @@ from keras_llm.files import atomic_folder, check_free
 BASELINE = "unigram"
 NEXT = 'generate {out} "{prompt}" --stream'
 _BEST = "best.weights.h5"
+_CHECKPOINTS = "checkpoints"
 
 
 @dataclasses.dataclass
@@ -66,6 +68,10 @@ class Options:
     """What the logged samples continue."""
     seed: int = 0
     """Seed of the split, the weights, the order of the data and the samples."""
+    checkpoint_steps: int = 500
+    """Steps between two checkpoints that --resume can go on from."""
+    resume: bool = False
+    """Go on with a run that was stopped or killed; the same options give the same model."""
     overwrite: bool = False
     """Replace what is at --out."""
     json: bool = False
@@ -81,6 +87,7 @@ class Options:
             ("batch_size", self.batch_size > 0, "a positive int"),
             ("epochs", self.epochs > 0, "a positive int"),
             ("evaluations", self.evaluations > 0, "a positive int"),
+            ("checkpoint_steps", self.checkpoint_steps > 0, "a positive int"),
             ("learning_rate", self.learning_rate > 0, "> 0"),
             ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
             ("weight_decay", self.weight_decay >= 0, ">= 0"),
@@ -135,7 +142,10 @@ def run(options):
         "bos_id": tokenizer.bos_id,
         "pad_id": tokenizer.pad_id,
     }
-    train_data = data.packed_dataset(train_ids, **shape, epochs=options.epochs, seed=options.seed)
+    training.check_token_ids(train_ids, config.vocabulary_size)
+    train_data = functools.partial(
+        data.packed_dataset, train_ids, **shape, epochs=options.epochs, seed=options.seed
+    )
     held_out_windows = data.windows(held_out_ids, options.sequence_length)
     shape["batch_size"] = min(options.batch_size, max(1, held_out_windows))
     validation_data = data.packed_dataset(held_out_ids, **shape).take(32).cache()
@@ -154,12 +164,8 @@ def run(options):
         schedule, weight_decay=options.weight_decay, beta_2=0.95, global_clipnorm=1.0
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "scale", "gamma", "beta"])
-    loss = keras.losses.SparseCategoricalCrossentropy(
-        from_logits=True, ignore_class=tokenizer.pad_id
-    )
-    model.compile(
-        optimizer, loss, metrics=[training.TokenAccuracy(tokenizer.pad_id)], jit_compile=False
-    )
+    trainer = training.LanguageModelTrainer(model, ignore_id=tokenizer.pad_id)
+    trainer.compile(optimizer, jit_compile=False)
     task = tasks.TextGeneration(
         model,
         tokenizer,
@@ -171,22 +177,27 @@ def run(options):
         f"{len(train_documents)} documents, {len(train_ids)} tokens for training; "
         f"{len(held_out_documents)} documents held out; {model.count_params():,} parameters"
     )
+    keep = [_BEST, f"{_CHECKPOINTS}/step_*"]
     with (
-        atomic_folder(options.out, options.overwrite, keep_if=_BEST) as folder,
-        _told_where_it_stopped(folder / _BEST),
+        atomic_folder(options.out, options.overwrite, keep, options.resume) as folder,
+        _told_where_it_stopped(folder),
     ):
         _say(f"watch it: tensorboard --logdir {pathlib.Path(options.out).parent}")
-        best = training.BestWeights(folder / _BEST)
-        begin = time.perf_counter()
-        model.fit(
-            train_data,
+        best = training.BestWeights(folder / _BEST, model=model)
+        resume = training.Resume(
+            folder / _CHECKPOINTS,
+            every=options.checkpoint_steps,
+            identity={"options": _of_the_model(options)},
+            callbacks=[best],
+        )
+        trainer.fit(
+            resume.data(lambda start: train_data(start=start)),
             steps_per_epoch=interval,
             epochs=intervals,
             validation_data=validation_data,
             shuffle=False,
             verbose=0,
             callbacks=[
-                keras.callbacks.TerminateOnNaN(),
                 best,
                 training.TensorBoard(
                     folder / "logs",
@@ -194,11 +205,12 @@ def run(options):
                     sample=lambda: _sample(task, options),
                 ),
                 training.ProgressBar(intervals * interval, tokens_per_step),
+                resume,
             ],
         )
-        seconds = time.perf_counter() - begin
+        seconds = resume.seconds
         if not best.path.is_file():
-            raise InputError("the loss is not finite; try a lower --learning-rate.")
+            raise InputError("the held-out loss is not finite; try a lower --learning-rate.")
         model.load_weights(best.path)
         metrics = {
             "held_out": evaluate_documents(task, held_out_documents, options.sequence_length),
@@ -222,6 +234,7 @@ def run(options):
         task.write(folder)
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
         (folder / "README.md").write_text(_model_card(task, options, metrics), "utf-8")
+        shutil.rmtree(folder / _CHECKPOINTS)
         best.path.unlink()  # last: until all else is written it is what would be lost
     return metrics
 
@@ -290,13 +303,22 @@ def evaluate_documents(task, texts, sequence_length):
 
 
 @contextlib.contextmanager
-def _told_where_it_stopped(weights):
+def _told_where_it_stopped(folder):
     try:
         yield
     except BaseException:
-        if weights.is_file():
-            _say(f"stopped; the best weights so far are {weights}")
+        if (folder / _BEST).is_file():
+            _say(f"stopped; the best weights so far are {folder / _BEST}")
+        if any((folder / _CHECKPOINTS).glob("step_*")):
+            _say("the same command with --resume goes on from the last checkpoint")
         raise
+
+
+def _of_the_model(options):
+    """The options that a model depends on."""
+    elsewhere = ("out", "resume", "overwrite", "json", "checkpoint_steps")
+    row = dataclasses.asdict(options)
+    return {name: value for name, value in row.items() if name not in elsewhere}
 
 
 def _sample(task, options):

@@ -50,13 +50,16 @@ def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
 def test_an_unfinished_run_is_kept_if_it_is_worth_it(tmp_path):
     target = tmp_path / "run"
     for name in ("log", "best"):
-        with pytest.raises(RuntimeError), atomic_folder(target, keep_if="best") as partial:
+        with pytest.raises(RuntimeError), atomic_folder(target, keep_if=["best"]) as partial:
             (partial / name).write_text("1")
             raise RuntimeError
         assert (tmp_path / "run.partial").exists() == (name == "best")
-    with pytest.raises(InputError, match="unfinished"), atomic_folder(target, keep_if="best"):
+    with pytest.raises(InputError, match="unfinished"), atomic_folder(target, keep_if=["best"]):
         pytest.fail("the body must not run")
-    with atomic_folder(target, overwrite=True, keep_if="best") as partial:
+    with pytest.raises(RuntimeError), atomic_folder(target, keep_if=["b*"], resume=True) as partial:
+        assert names(partial) == ["best"]
+        raise RuntimeError
+    with atomic_folder(target, overwrite=True, keep_if=["best"]) as partial:
         assert names(partial) == []
 
 

@@ -40,7 +40,9 @@ def steps_per_epoch(token_ids, sequence_length, batch_size):
     return windows(token_ids, sequence_length) // batch_size
 
 
-def packed_dataset(token_ids, sequence_length, batch_size, bos_id, pad_id, epochs=1, seed=None):
+def packed_dataset(
+    token_ids, sequence_length, batch_size, bos_id, pad_id, epochs=1, seed=None, start=0
+):
     """Cut a stream of token ids into batches for next-token training.
 
     Window `w` has inputs `token_ids[w T : (w + 1) T]` and targets one to the right. A begin
@@ -58,9 +60,10 @@ def packed_dataset(token_ids, sequence_length, batch_size, bos_id, pad_id, epoch
         pad_id: int, the target to ignore.
         epochs: int > 0. The data set holds this many passes.
         seed: int, or None to keep the stream's order.
+        start: int, how many of the first batches are left out.
 
     Returns:
-        `tf.data.Dataset` of `epochs * steps_per_epoch(...)` pairs of int32 tensors (B, T).
+        `tf.data.Dataset` of `epochs * steps_per_epoch(...) - start` pairs of int32 tensors (B, T).
 
     Raises:
         InputError: if the stream is shorter than one batch.
@@ -90,7 +93,7 @@ def packed_dataset(token_ids, sequence_length, batch_size, bos_id, pad_id, epoch
         targets = ids[:, 1:]
         return ids[:, :-1], tf.where(targets == bos_id, pad_id, targets)
 
-    dataset = tf.data.Dataset.range(epochs * steps).map(
+    dataset = tf.data.Dataset.range(start, epochs * steps).map(
         batch, num_parallel_calls=2, deterministic=True
     )
     # The parallelism is fixed: autotuning would only make short runs wait for its thread.

@@ -92,9 +92,13 @@ class MaskedLMHead(keras.layers.Layer):
         )
         self.built = True
 
-    def call(self, inputs, mask_positions):
+    def states(self, inputs, mask_positions):
+        """What the predictions are made from: float tensor (B, M, D)."""
         x = ops.take_along_axis(inputs, ops.expand_dims(mask_positions, -1), axis=1)
-        x = self.norm(self.dense(x))
+        return self.norm(self.dense(x))
+
+    def call(self, inputs, mask_positions):
+        x = self.states(inputs, mask_positions)
         if self.token_embedding is None:
             logits = ops.matmul(x, self.kernel)
         else:

@@ -28,6 +28,7 @@ from keras_llm.models.heads import (
 )
 from keras_llm.models.presets import preset, presets, similar_presets
 from keras_llm.models.seq2seq import Seq2Seq, encode, seq2seq
+from keras_llm.models.states import OutputHead, has_token_head, output_head, prediction_states
 from keras_llm.models.summary import summarize
 from keras_llm.models.word_vectors import WordVectors, word_vector_table, word_vectors
 
@@ -39,6 +40,7 @@ __all__ = [
     "Encoder",
     "EncoderConfig",
     "HeadModel",
+    "OutputHead",
     "RelativeBias",
     "Rotary",
     "Seq2Seq",
@@ -56,10 +58,13 @@ __all__ = [
     "encoder",
     "forward",
     "forward_cached",
+    "has_token_head",
     "init_cache",
     "logits_of",
     "masked_lm",
     "next_sentence",
+    "output_head",
+    "prediction_states",
     "prefill",
     "preset",
     "presets",

@@ -36,18 +36,7 @@ class Seq2Seq(ConfiguredModel):
         layer = {layer.name: layer for layer in layers}.get
         encoder_ids = keras.Input((None,), dtype="int32", name="encoder_token_ids")
         decoder_ids = keras.Input((None,), dtype="int32", name="decoder_token_ids")
-        memory, mask = _encode(layer, config, encoder_ids)
-        x = stack.embed(layer, config, decoder_ids)
-        hidden = stack.decode(
-            layer,
-            config,
-            x,
-            decoder_ids,
-            decoders,
-            "decoder_",
-            encoder_sequence=memory,
-            encoder_padding_mask=mask,
-        )
+        hidden = hidden_states(layer, config, encoder_ids, decoder_ids)
         logits = stack.logits(layer, config, hidden)
         super().__init__(config, [encoder_ids, decoder_ids], logits, name, dtype, **kwargs)
 
@@ -97,6 +86,21 @@ def encode(model, encoder_token_ids):
         attention = model.get_layer(f"decoder_block_{i}").cross_attention
         entries[f"cross_k_{i}"], entries[f"cross_v_{i}"] = attention.project_keys_and_values(memory)
     return entries
+
+
+def hidden_states(layer, config, encoder_ids, decoder_ids):
+    """Both sides' token ids, (B, S) and (B, T) -> what goes into the head, (B, T, D)."""
+    memory, mask = _encode(layer, config, encoder_ids)
+    return stack.decode(
+        layer,
+        config,
+        stack.embed(layer, config, decoder_ids),
+        decoder_ids,
+        config.num_decoder_layers,
+        "decoder_",
+        encoder_sequence=memory,
+        encoder_padding_mask=mask,
+    )
 
 
 def _encode(layer, config, token_ids):

@@ -208,9 +208,14 @@ def decode_cached(
 
 def logits(layer, config, hidden):
     """Hidden states (B, T, D) -> float32 logits (B, T, V)."""
-    if config.logit_scale is not None:
-        hidden = hidden * ops.cast(config.logit_scale, hidden.dtype)
-    return layer("logits")(layer("token_embedding")(hidden, reverse=True))
+    return layer("logits")(layer("token_embedding")(scaled(config, hidden), reverse=True))
+
+
+def scaled(config, hidden):
+    """Hidden states times the config's `logit_scale`."""
+    if config.logit_scale is None:
+        return hidden
+    return hidden * ops.cast(config.logit_scale, hidden.dtype)
 
 
 def logits_layer():

@@ -1,11 +1,13 @@
 """What `fit` needs for language models: losses, metrics, callbacks, exact evaluation."""
 
 from keras_llm.training.callbacks import BestWeights, ProgressBar
+from keras_llm.training.chunked import ChunkedCrossEntropy
 from keras_llm.training.classification import (
     CalibrationError,
     confusion_matrix,
     evaluate_classifier,
 )
+from keras_llm.training.lora import add_lora, load_lora, merge_lora, save_lora
 from keras_llm.training.losses import GloVeLoss
 from keras_llm.training.metrics import (
     TokenAccuracy,
@@ -14,15 +16,22 @@ from keras_llm.training.metrics import (
     evaluate_targets,
     evaluate_unigram,
 )
+from keras_llm.training.resume import Resume
+from keras_llm.training.trainer import LanguageModelTrainer, check_token_ids
 from keras_llm.training.word_vectors import evaluate_analogies, evaluate_similarities
 
 __all__ = [
     "BestWeights",
     "CalibrationError",
+    "ChunkedCrossEntropy",
     "GloVeLoss",
+    "LanguageModelTrainer",
     "ProgressBar",
+    "Resume",
     "TensorBoard",
     "TokenAccuracy",
+    "add_lora",
+    "check_token_ids",
     "confusion_matrix",
     "evaluate_analogies",
     "evaluate_classifier",
@@ -31,6 +40,9 @@ __all__ = [
     "evaluate_similarities",
     "evaluate_targets",
     "evaluate_unigram",
+    "load_lora",
+    "merge_lora",
+    "save_lora",
 ]
 
 

@@ -36,12 +36,17 @@ class ProgressBar(keras.callbacks.Callback):
         )
 
     def on_train_begin(self, logs=None):
-        self.begin, self.steps = time.perf_counter(), 0
-        self.bar = self.progress.add_task("training", total=self.total_steps, state="")
+        self.begin = time.perf_counter()
+        self.first = self.steps = int(self.model.optimizer.iterations)
+        self.bar = self.progress.add_task(
+            "training", total=self.total_steps, completed=self.steps, state=""
+        )
         self.progress.start()
         atexit.register(self.progress.stop)  # an interrupted `fit` leaves the terminal as it was
 
     def on_train_batch_end(self, batch, logs=None):
+        if getattr(self.model, "is_replaying", False):  # see `Resume`
+            return
         self.steps += 1
         self.progress.update(self.bar, advance=1, state=f"loss {logs['loss']:.3f}")
 
@@ -54,7 +59,8 @@ class ProgressBar(keras.callbacks.Callback):
                 parts.append(f"perplexity {math.exp(min(logs['val_loss'], 700)):.1f}")
             elif "val_accuracy" in logs:
                 parts.append(f"accuracy {logs['val_accuracy']:.3f}")
-        parts.append(f"{self.steps * self.tokens_per_step / seconds:.0f} {self.unit}/s")
+        speed = (self.steps - self.first) * self.tokens_per_step / seconds
+        parts.append(f"{speed:.0f} {self.unit}/s")
         self.console.print("  ".join(parts), highlight=False, markup=False, soft_wrap=True)
 
     def on_train_end(self, logs=None):
@@ -68,19 +74,27 @@ class BestWeights(keras.callbacks.Callback):
     Args:
         path: str or path that ends in `.weights.h5`.
         monitor: str, the logged value that shall be low.
+        model: the model whose weights are kept; defaults to the one that is fitted.
 
     Attributes:
         best: float, the lowest value so far; infinite before the first finite one.
     """
 
-    def __init__(self, path, monitor="val_loss"):
+    def __init__(self, path, monitor="val_loss", model=None):
         super().__init__()
         self.path = pathlib.Path(path)
+        self.kept_model = model
         self.monitor = monitor
         self.best = math.inf
 
     def on_epoch_end(self, epoch, logs=None):
         if logs[self.monitor] < self.best:
             with atomic_file(self.path, overwrite=True) as partial:
-                self.model.save_weights(partial)
+                (self.kept_model or self.model).save_weights(partial)
             self.best = logs[self.monitor]
+
+    def get_state(self):
+        return {"best": self.best}
+
+    def set_state(self, state):
+        self.best = state["best"]

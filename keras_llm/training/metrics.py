@@ -6,7 +6,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_llm import models
 from keras_llm.errors import InputError
+from keras_llm.training.chunked import ChunkedCrossEntropy
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -61,15 +63,7 @@ def evaluate_language_model(model, token_ids, num_bytes, bos_id, sequence_length
     """
     if len(token_ids) < 2:
         raise InputError("evaluate_language_model: `token_ids` has no token to predict.")
-    targets = keras.Input((None,), dtype="int32")
-    logits = model.output
-    measure = keras.Model(
-        [model.input, targets],
-        [
-            keras.losses.sparse_categorical_crossentropy(targets, logits, from_logits=True),
-            ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), targets),
-        ],
-    )
+    measure = _TokenLosses(model)
     count = math.ceil((len(token_ids) - 1) / sequence_length)
     stream = np.full(count * sequence_length + 1, bos_id, "int32")  # a begin token never counts
     stream[: len(token_ids)] = token_ids
@@ -84,6 +78,23 @@ def evaluate_language_model(model, token_ids, num_bytes, bos_id, sequence_length
         right += int(np.sum(correct[counts]))
         tokens += int(np.sum(counts))
     return {**_likelihoods(nats, tokens, num_bytes), "accuracy": right / tokens}
+
+
+class _TokenLosses(keras.Model):
+    """Token ids and targets (B, T) -> losses (B, T), and whether the likeliest token is right."""
+
+    def __init__(self, model):
+        super().__init__(name="token_losses")
+        self.model = model
+
+    def call(self, inputs):
+        token_ids, targets = inputs
+        states = models.prediction_states(self.model, token_ids)
+        head = models.output_head(self.model)
+        found = ChunkedCrossEntropy(soft_cap=head.soft_cap).token_losses(
+            ops.reshape(states, (-1, states.shape[-1])), head.kernel, ops.reshape(targets, (-1,))
+        )
+        return [ops.reshape(values, ops.shape(targets)) for values in found]
 
 
 def evaluate_unigram(train_ids, token_ids, num_bytes, bos_id, vocabulary_size):

@@ -37,13 +37,17 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
-        self._batches = 0
+        self._batches = self._replayed = 0
         self._epoch_begin = time.perf_counter()
         self._last_point = (0, self._epoch_begin, {})
 
     def on_train_batch_end(self, batch, logs=None):
         super().on_train_batch_end(batch, logs)
         self._batches += 1
+        if getattr(self.model, "is_replaying", False):  # see `Resume`
+            self._replayed = self._batches
+            self._last_point = (self._batches, time.perf_counter(), dict(logs))
+            return
         if self._batches % self.points_freq == 0:
             self._write_point(logs)
         # Validation comes after the last batch; it is no part of the training speed.
@@ -52,7 +56,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
     def on_epoch_end(self, epoch, logs=None):
         logs = dict(logs or {})
         seconds = self._epoch_end - self._epoch_begin
-        logs[f"{self.unit}_per_second"] = self._batches * self.tokens_per_step / seconds
+        steps = self._batches - self._replayed
+        logs[f"{self.unit}_per_second"] = steps * self.tokens_per_step / seconds
         for prefix in ("", "val_"):
             if self.unit == "tokens" and prefix + "loss" in logs:
                 logs[prefix + "perplexity"] = _perplexity(logs[prefix + "loss"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_llm
-from keras_llm import cli, export
+from keras_llm import cli, export, training
 from keras_llm.errors import InputError
 from keras_llm.recipes import corpora, text_classification
 from keras_llm.recipes.corpus_readers import Split
@@ -180,3 +180,34 @@ def test_a_corpus_with_its_own_split_keeps_it(tmp_path, monkeypatch, capfd):
 def test_options_out_of_range_are_named(changes, words):
     with pytest.raises(InputError, match=f"--{words}"):
         text_classification.Options(out="runs/none", **changes)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_model(tmp_path, monkeypatch):
+    """The evaluation in the middle of the training fails once, as if there were no memory."""
+    rows = str(write_rows(tmp_path / "rows.csv"))
+
+    def train(name, **more):
+        options = text_classification.Options(
+            out=str(tmp_path / name), data=rows, text_column="review", label_column="stars",
+            smoke=True, checkpoint_steps=7, **more,
+        )  # fmt: skip
+        return text_classification.run(options)["training"]["history"]
+
+    history = train("whole")
+    save = training.BestWeights.on_epoch_end
+
+    def fail(callback, epoch, logs=None):
+        if epoch == 5:
+            raise MemoryError
+        save(callback, epoch, logs)
+
+    monkeypatch.setattr(training.BestWeights, "on_epoch_end", fail)
+    with pytest.raises(MemoryError):
+        train("stopped")
+    monkeypatch.setattr(training.BestWeights, "on_epoch_end", save)
+    with pytest.raises(InputError, match="unfinished run"):
+        train("stopped")
+    assert train("stopped", resume=True) == history
+    whole, stopped = (keras_llm.load(tmp_path / name).model for name in ("whole", "stopped"))
+    for one, other in zip(whole.weights, stopped.weights, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 import keras_llm
+from keras_llm import training
 from keras_llm.errors import InputError
 from keras_llm.recipes import demo, text_generation
 
@@ -116,7 +118,7 @@ def test_a_length_beyond_the_preset_is_refused(text_folder, tmp_path):
 
 def test_a_loss_that_is_not_finite_is_told_and_leaves_no_model(text_folder, tmp_path):
     settings = options(text_folder, tmp_path / "run", learning_rate=1e30, max_megabytes=0.05)
-    with pytest.raises(InputError, match="learning-rate"):
+    with pytest.raises(InputError, match=r"not finite.*learning rate"):
         text_generation.run(settings)
     assert list(tmp_path.iterdir()) == []
 
@@ -150,7 +152,7 @@ def test_an_interrupted_training_keeps_its_best_weights(text_folder, tmp_path):
     assert process.returncode == 2 and str(best) in told and "interrupted" in told, told
     assert best.is_file() and not out.exists()
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "unfinished run" in done.stderr
+    assert done.returncode == 2 and "unfinished run" in done.stderr and "--resume" in done.stderr
     assert best.is_file()
 
 
@@ -169,6 +171,31 @@ sys.exit(cli._guarded(interrupted_inside))
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=listen)
     assert done.returncode == 2 and done.stderr.endswith("keras-llm: interrupted\n"), done.stderr
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_model(text_folder, tmp_path, monkeypatch):
+    """The evaluation after half of the training fails once, as if there were no memory."""
+    same = {"max_megabytes": 0.05, "checkpoint_steps": 3, "epochs": 2}
+    text_generation.run(options(text_folder, tmp_path / "whole", **same))
+    save = training.BestWeights.on_epoch_end
+
+    def fail(callback, epoch, logs=None):
+        if epoch == 2:
+            raise MemoryError
+        save(callback, epoch, logs)
+
+    monkeypatch.setattr(training.BestWeights, "on_epoch_end", fail)
+    with pytest.raises(MemoryError):
+        text_generation.run(options(text_folder, tmp_path / "stopped", **same))
+    monkeypatch.setattr(training.BestWeights, "on_epoch_end", save)
+    with pytest.raises(InputError, match=r"options\.seed=0.*1"):
+        text_generation.run(options(text_folder, tmp_path / "stopped", resume=True, seed=1, **same))
+    text_generation.run(options(text_folder, tmp_path / "stopped", resume=True, **same))
+    whole, stopped = (keras_llm.load(tmp_path / name).model for name in ("whole", "stopped"))
+    for one, other in zip(whole.weights, stopped.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped", "whole"]
+    assert not (tmp_path / "stopped" / "checkpoints").exists()
 
 
 def test_the_demo_shows_the_same_text_three_times(text_folder, tmp_path, capsys):

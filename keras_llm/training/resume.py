@@ -1,0 +1,367 @@
+"""Training that goes on after a kill as if nothing had happened."""
+
+import concurrent.futures
+import hashlib
+import json
+import math
+import os
+import pathlib
+import time
+import warnings
+import zipfile
+
+import keras
+import numpy as np
+
+from keras_llm.errors import InputError
+from keras_llm.files import atomic_file
+
+_SUFFIX = ".checkpoint.npz"
+# What callbacks of Keras remember between epochs.
+_KERAS_STATES = {
+    keras.callbacks.EarlyStopping: ("wait", "stopped_epoch", "best", "best_epoch"),
+    keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
+}
+
+
+class Resume(keras.callbacks.Callback):
+    """Write checkpoints in `fit`, and go on from the last one, exactly.
+
+    A run that is killed at any moment and started again with the same arguments ends with the same
+    bits as one that was not: weights, optimizer, dropout, metrics, history. The last callback in
+    the list; the data goes through `data`, and `steps_per_epoch` is given:
+
+        resume = training.Resume("runs/mine/checkpoints", every=200)
+        model.fit(
+            resume.data(batches), steps_per_epoch=1000, epochs=5, callbacks=[..., resume]
+        )
+        resume.history  # of the whole run
+
+    A checkpoint is one file, `step_<n>.checkpoint.npz`, written under a temporary name by a thread
+    beside the training, and renamed when it is whole. Its parts carry checksums; one that is torn
+    is left aside with a warning, and the one before it is used. TensorFlow backend.
+
+    Args:
+        folder: str or path for the checkpoints; made if it is missing.
+        every: int > 0, steps between two checkpoints. One more comes after each epoch.
+        keep: int > 0, how many checkpoints stay.
+        identity: dict of JSON values that must be the same when a run goes on, e.g. options. The
+            config of model and optimizer and the first batch of `data` are added to it.
+        callbacks: list of other callbacks whose state goes into checkpoints: `BestWeights`, Keras's
+            `EarlyStopping` and `ReduceLROnPlateau`, and any with the methods `get_state()` and
+            `set_state(state)` that speak JSON types.
+
+    Attributes:
+        history: dict of lists, as that of Keras's `History`, since the run first began.
+        seconds: float, spent in `fit` since the run first began.
+
+    Raises:
+        InputError: naming the argument that is wrong. In `fit`: if a checkpoint was made with
+            another model, optimizer, data or identity, naming what differs; if `data` was left out
+            or `steps_per_epoch` is unknown; or if a loss or weight is not finite: the last good
+            checkpoint stays.
+    """
+
+    def __init__(self, folder, every=100, keep=2, identity=None, callbacks=()):
+        super().__init__()
+        if keras.backend.backend() != "tensorflow":
+            raise InputError("training.Resume needs Keras's TensorFlow backend.")
+        for name, value in (("every", every), ("keep", keep)):
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"`{name}` must be a positive int, got {value!r}.")
+        self.folder = pathlib.Path(folder)
+        self.every, self.keep = every, keep
+        self.callbacks = [_Stateful(callback) for callback in callbacks]
+        self.identity = dict(identity or {})
+        self.history, self.seconds = {}, 0.0
+        _clear_unfinished(self.folder)
+        self._loaded = _latest(self.folder)
+        self._batch = self._first_batch = None
+        self._writer = concurrent.futures.ThreadPoolExecutor(1)
+        self._writing = None
+
+    @property
+    def step(self):
+        """How many steps the checkpoint has done that the run goes on from; 0 for a new run."""
+        return self._loaded.meta["step"] if self._loaded else 0
+
+    def data(self, source):
+        """The data from where the run goes on.
+
+        Args:
+            source: a `tf.data.Dataset` that is the same whenever it is iterated, with the batches
+                of all epochs one after the other; or a function that takes how many batches to
+                leave out, an int, and returns it without them.
+
+        Returns:
+            `tf.data.Dataset` for `fit`.
+        """
+        whole = source(0) if callable(source) else source
+        self._batch = next(iter(whole.take(1)))
+        self._first_batch = _digest(self._batch)
+        if not self.step:
+            return whole
+        rest = source(self.step) if callable(source) else whole.skip(self.step)
+        if not rest.cardinality():  # a run that is done; but Keras looks at the first batch
+            return whole
+        # Keras counts the steps that are passed over too: it must not know how many are left.
+        return rest.filter(lambda *_: True)
+
+    def set_model(self, model):
+        super().set_model(model)
+        optimizer = model.optimizer
+        if not optimizer.built:
+            optimizer.build(model.trainable_variables)
+        if self._loaded is None:
+            return
+        if self._first_batch is None:
+            raise InputError("pass the data of `fit` through `resume.data(...)`.")
+        checkpoint = self._loaded
+        _check_identity(checkpoint.meta["identity"], self._identity())
+        model.test_on_batch(*keras.utils.unpack_x_y_sample_weight(self._batch))  # makes metrics
+        _check_shapes(checkpoint, _variables(model))
+        checkpoint.restore(_variables(model))
+        self.seconds = checkpoint.meta["seconds"]
+        model._initial_epoch = checkpoint.meta["epoch"]  # as Keras's own BackupAndRestore does
+
+    def on_train_begin(self, logs=None):
+        self._steps = self.params.get("steps")
+        if not self._steps:
+            raise InputError("training.Resume: give `fit` the `steps_per_epoch`.")
+        self._begin, self._epoch, self._replayed = time.perf_counter(), None, 0
+        if self._loaded is None:
+            return
+        meta = self._loaded.meta
+        _check_identity(
+            {"steps_per_epoch": meta["steps_per_epoch"]}, {"steps_per_epoch": self._steps}
+        )
+        for callback, state in zip(self.callbacks, meta["callbacks"], strict=True):
+            callback.set(state)
+        self.history = meta["history"]
+        self.model.history.history = {k: list(v) for k, v in self.history.items()}
+        self._replayed = meta["step_in_epoch"]
+        if self._replayed:
+            self._replay(meta["logs"])
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._loaded is not None and self._epoch is None:
+            if epoch != self._loaded.meta["epoch"]:
+                raise InputError(
+                    f"`fit` must go on with epoch {self._loaded.meta['epoch']}, not {epoch}."
+                )
+            # Keras has just reset the metrics; the first steps of this epoch belong into them.
+            self._loaded.restore(_variables(self.model))
+            self._loaded = self._loaded.without_arrays()
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = batch + 1
+        if step <= self._replayed:
+            return
+        self._replayed = 0
+        done = self._epoch * self._steps + step
+        if not math.isfinite(logs["loss"]):
+            raise InputError(
+                f"the loss is not finite after step {done}; try a lower learning rate."
+                f"{self._last_good()}"
+            )
+        if step < self._steps and done % self.every == 0:
+            self._save(self._epoch, step, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        for name, value in logs.items():
+            self.history.setdefault(name, []).append(float(value))
+        self._save(epoch + 1, 0, logs)
+
+    def on_train_end(self, logs=None):
+        self._wait()
+        self.seconds += time.perf_counter() - self._begin
+        self.model._initial_epoch = None
+        self._loaded = None
+
+    def _replay(self, logs):
+        """Let `fit` pass over the steps of this epoch that are done, without doing them."""
+        model = self.model
+        left, run = self._replayed // model.steps_per_execution, model.train_function
+
+        def train_function(iterator):
+            nonlocal left
+            if not left:
+                model.train_function, model.is_replaying = run, False
+                return run(iterator)
+            left -= 1
+            return logs
+
+        model.train_function, model.is_replaying = train_function, True
+
+    def _identity(self):
+        row = {
+            **self.identity,
+            "model": _without_names(self.model.get_config()),
+            "optimizer": _without_names(keras.saving.serialize_keras_object(self.model.optimizer)),
+            "first_batch": self._first_batch,
+        }
+        return json.loads(json.dumps(row, default=lambda value: type(value).__name__))
+
+    def _save(self, epoch, step_in_epoch, logs):
+        """Copy the state; a thread writes it while training goes on."""
+        self._wait()
+        step = epoch * self._steps + step_in_epoch
+        meta = {
+            "step": step,
+            "epoch": epoch,
+            "step_in_epoch": step_in_epoch,
+            "steps_per_epoch": self._steps,
+            "logs": {name: float(value) for name, value in logs.items()},
+            "history": self.history,
+            "callbacks": [callback.get() for callback in self.callbacks],
+            "identity": self._identity(),
+            "seconds": self.seconds + time.perf_counter() - self._begin,
+        }
+        meta = json.dumps(meta)
+        arrays = [np.array(keras.ops.convert_to_numpy(v)) for v in _variables(self.model)]
+        self._writing = self._writer.submit(self._write, step, meta, arrays)
+
+    def _write(self, step, meta, arrays):
+        floats = [array for array in arrays if array.dtype.kind in "fV"]
+        if not all(np.isfinite(array).all() for array in floats):
+            raise InputError(
+                f"a weight is not finite after step {step}; try a lower learning rate."
+                f"{self._last_good()}"
+            )
+        _Checkpoint(meta, arrays).write(self.folder / f"step_{step:010d}{_SUFFIX}")
+        for path in _paths(self.folder)[self.keep :]:
+            path.unlink()
+
+    def _wait(self):
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def _last_good(self):
+        paths = _paths(self.folder)
+        return f" The last good checkpoint is {paths[0]}." if paths else ""
+
+
+class _Checkpoint:
+    """The state of a run: `meta`, JSON types, and `arrays`, one for each variable."""
+
+    def __init__(self, meta, arrays):
+        self.meta, self.arrays = meta, arrays
+
+    def restore(self, variables):
+        for variable, array in zip(variables, self.arrays, strict=True):
+            dtype = keras.backend.standardize_dtype(variable.dtype)
+            variable.assign(array.view("bfloat16") if dtype == "bfloat16" else array)
+
+    def without_arrays(self):
+        return _Checkpoint(self.meta, None)
+
+    def write(self, path):
+        arrays = {f"v{i}": array for i, array in enumerate(self.arrays)}
+        for name, array in arrays.items():
+            if array.dtype.kind == "V":  # bfloat16, which NumPy's files do not know
+                arrays[name] = array.view("uint16")
+        with atomic_file(path, overwrite=True) as partial, open(partial, "wb") as file:
+            np.savez(file, meta=np.array(self.meta), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+
+    @classmethod
+    def read(cls, path):
+        """Every part is read, and so its checksum compared."""
+        with np.load(path, allow_pickle=False) as file:
+            meta = json.loads(str(file["meta"]))
+            return cls(meta, [file[f"v{i}"] for i in range(len(file.files) - 1)])
+
+
+class _Stateful:
+    """A callback whose state is kept."""
+
+    def __init__(self, callback):
+        self.callback = callback
+        kinds = [kind for kind in _KERAS_STATES if isinstance(callback, kind)]
+        self.names = _KERAS_STATES[kinds[0]] if kinds else None
+        if self.names is None and not hasattr(callback, "get_state"):
+            raise InputError(f"`callbacks`: {type(callback).__name__} has no `get_state`.")
+        if getattr(callback, "restore_best_weights", False):
+            raise InputError(
+                "`callbacks`: EarlyStopping with weights is not kept; use BestWeights."
+            )
+
+    def get(self):
+        if self.names is None:
+            return self.callback.get_state()
+        return {name: getattr(self.callback, name, None) for name in self.names}
+
+    def set(self, state):
+        if self.names is None:
+            self.callback.set_state(state)
+        else:
+            for name, value in state.items():
+                setattr(self.callback, name, value)
+
+
+def _variables(model):
+    """Each variable once: weights, seeds of dropout, optimizer, metrics."""
+    found = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+    return list({id(variable): variable for variable in found}.values())
+
+
+def _paths(folder):
+    """The checkpoints, the newest first."""
+    return sorted(folder.glob(f"step_*{_SUFFIX}"), reverse=True)
+
+
+def _latest(folder):
+    for path in _paths(folder):
+        try:
+            return _Checkpoint.read(path)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            warnings.warn(
+                f"checkpoint {path} is torn and left aside: {error}", RuntimeWarning, stacklevel=3
+            )
+    return None
+
+
+def _clear_unfinished(folder):
+    for path in folder.glob(f".*step_*{_SUFFIX}*"):
+        path.unlink(missing_ok=True)
+
+
+def _digest(batch):
+    digest = hashlib.blake2b(digest_size=16)
+    for part in keras.tree.flatten(batch):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
+
+
+def _without_names(config):
+    """A config without the names that Keras counts up in a process, and what refers to them."""
+    if isinstance(config, (list, tuple)):
+        return [_without_names(part) for part in config]
+    if not isinstance(config, dict):
+        return config
+    counted = ("name", "inbound_nodes", "input_layers", "output_layers")
+    return {key: _without_names(part) for key, part in config.items() if key not in counted}
+
+
+def _check_identity(before, now, path=""):
+    """Raise InputError naming the first value that differs."""
+    for name in [*now, *(before.keys() - now.keys())]:
+        old, new = before.get(name), now.get(name)
+        where = f"{path}{name}"
+        if isinstance(old, dict) and isinstance(new, dict):
+            _check_identity(old, new, f"{where}.")
+        elif old != new:
+            raise InputError(
+                f"the checkpoint was made with {where}={old!r}, this run has {new!r}; start anew "
+                "in another folder, or go on with the same."
+            )
+
+
+def _check_shapes(checkpoint, variables):
+    shapes = [list(array.shape) for array in checkpoint.arrays]
+    wanted = [list(variable.shape) for variable in variables]
+    if shapes != wanted:
+        _check_identity({"shapes": shapes}, {"shapes": wanted})

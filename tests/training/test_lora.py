@@ -1,0 +1,164 @@
+"""Adapters: they begin as nothing, train alone, and are the same merged, saved and stacked."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_llm import models, training
+from keras_llm.errors import InputError
+
+V = 61
+IDS = np.random.default_rng(0).integers(2, V, (8, 9)).astype("int32")
+EVERYTHING = r"(query|key|value|output|up|gate|down|token_embedding)$"
+
+
+def causal_lm(**changes):
+    keras.utils.set_random_seed(0)
+    shape = {"vocabulary_size": V, "initializer_range": 0.3, "num_layers": 1, **changes}
+    return models.causal_lm(models.preset("llama-tiny", **shape))
+
+
+def randomized(model, seed=0):
+    """The model with adapters that do something."""
+    r = np.random.default_rng(seed)
+    for weight in model.trainable_weights:
+        weight.assign(r.normal(size=weight.shape) * 0.1)
+    return model
+
+
+def test_adapters_begin_as_nothing_and_alone_are_trained():
+    model = causal_lm(use_bias=True)
+    logits, before = np.asarray(model(IDS)), [np.asarray(w) for w in model.weights]
+    paths = training.add_lora(model, rank=3)
+    assert paths and all("attention" in path for path in paths)
+    np.testing.assert_array_equal(model(IDS), logits)
+    assert all("lora" in weight.path for weight in model.trainable_weights)
+    assert len(model.trainable_weights) == 2 * len(paths) == 8
+    frozen = [w for w in model.weights if "lora" not in w.path]
+    trainer = training.LanguageModelTrainer(model)
+    trainer.compile(keras.optimizers.Adam(1e-2), jit_compile=False)
+    history = trainer.fit(IDS[:, :-1], IDS[:, 1:], epochs=4, verbose=0).history["loss"]
+    assert history[-1] < history[0]
+    assert len(trainer.optimizer.variables) < 20
+    for weight, value in zip(frozen, before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+
+
+def test_a_kernel_is_the_sum_that_the_formula_says():
+    model = causal_lm()
+    layer = model.get_layer("block_0").feed_forward.up
+    kernel = np.asarray(layer.kernel)
+    assert training.add_lora(model, r"feed_forward/up$", 3, 12) == [layer.path]
+    randomized(model)
+    a, b = (np.asarray(w, "float64") for w in model.trainable_weights)
+    x = np.random.default_rng(1).normal(size=(5, len(kernel)))
+    np.testing.assert_allclose(layer(x), x @ (kernel + 12 / 3 * a @ b), atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_merged_saved_and_loaded_models_do_the_same(tmp_path, tied):
+    model = causal_lm(tie_embeddings=tied)
+    training.add_lora(model, EVERYTHING, rank=2, alpha=5.0)
+    expected = np.asarray(randomized(model)(IDS))
+    assert not np.allclose(expected, causal_lm(tie_embeddings=tied)(IDS), atol=0.1)
+    merged = training.merge_lora(model)
+    np.testing.assert_allclose(merged(IDS), expected, atol=1e-4)
+    assert len(merged.weights) == len(causal_lm(tie_embeddings=tied).weights)
+    assert len(merged.trainable_weights) == len(merged.weights)
+    training.save_lora(model, tmp_path / "a.safetensors")
+    other = causal_lm(tie_embeddings=tied)
+    assert (tmp_path / "a.safetensors").stat().st_size < 4 * other.count_params()
+    training.load_lora(other, tmp_path / "a.safetensors")
+    np.testing.assert_allclose(other(IDS), expected, atol=1e-4)
+    model.save_weights(tmp_path / "model.weights.h5")
+    plain = causal_lm(tie_embeddings=tied)
+    plain.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_allclose(plain(IDS), expected, atol=1e-4)
+
+
+def test_adapters_of_one_layer_add_up(tmp_path):
+    kernel = np.asarray(causal_lm().get_layer("block_0").feed_forward.up.kernel)
+    total = np.zeros_like(kernel)
+    for seed, rank in ((1, 2), (2, 3)):
+        model = causal_lm()
+        training.add_lora(model, "up$", rank, alpha=7.0)
+        a, b = randomized(model, seed).trainable_weights
+        total += 7.0 / rank * np.asarray(a) @ np.asarray(b)
+        training.save_lora(model, tmp_path / f"{seed}")
+    both = causal_lm()
+    training.load_lora(both, tmp_path / "1", tmp_path / "2")
+    merged = training.merge_lora(both).get_layer("block_0").feed_forward.up.kernel
+    np.testing.assert_allclose(merged, kernel + total, atol=1e-4)
+
+
+def test_encoders_and_heads_have_adapters_too():
+    encoder = models.preset("distilbert-tiny", vocabulary_size=V)
+    for model, inputs in (
+        (models.text_classifier(encoder, 2, dropout=0.0), [IDS, IDS > 0]),
+        (models.seq2seq(models.preset("t5-tiny", vocabulary_size=V)), [IDS, IDS]),
+    ):
+        before = np.asarray(model(inputs))
+        training.add_lora(model, rank=2)
+        np.testing.assert_array_equal(model(inputs), before)
+        expected = np.asarray(randomized(model)(inputs))
+        np.testing.assert_allclose(training.merge_lora(model)(inputs), expected, atol=1e-4)
+
+
+def distance(one, other):
+    """The mean difference, in standard deviations."""
+    one, other = np.asarray(one), np.asarray(other)
+    return abs(one - other).mean() / other.std()
+
+
+@pytest.mark.parametrize("mode, tolerance", [("int8", 0.03), ("int4", 0.3)])
+def test_adapters_train_on_quantized_kernels_and_move_to_the_model_before(
+    tmp_path, mode, tolerance
+):
+    model = causal_lm()
+    logits = np.asarray(model(IDS))
+    training.add_lora(model, "(query|up)$", rank=2, quantization=mode)
+    assert {str(model.get_layer("block_0").feed_forward.up._kernel.dtype)} == {"int8"}
+    assert 0 < distance(model(IDS), logits) < tolerance
+    trainer = training.LanguageModelTrainer(model)
+    trainer.compile(keras.optimizers.Adam(1e-2), jit_compile=False)
+    history = trainer.fit(IDS[:, :-1], IDS[:, 1:], epochs=4, verbose=0).history["loss"]
+    assert history[-1] < history[0]
+    with pytest.raises(InputError, match="quantized"):
+        training.merge_lora(model)
+    training.save_lora(model, tmp_path / "a")
+    base = causal_lm()
+    training.load_lora(base, tmp_path / "a")
+    merged = training.merge_lora(base)
+    assert distance(merged(IDS), model(IDS)) < tolerance
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    model = causal_lm()
+    for changes, words in (
+        ({"rank": 0}, "rank"),
+        ({"alpha": -1.0}, "alpha"),
+        ({"layers": "nothing"}, "block_0/self_attention/query"),
+        ({"layers": "("}, "regular expression"),
+        ({"quantization": "int2"}, "quantization"),
+    ):
+        with pytest.raises(InputError, match=words):
+            training.add_lora(model, **changes)
+    for function in (training.merge_lora, lambda m: training.save_lora(m, tmp_path / "x")):
+        with pytest.raises(InputError, match="no adapters"):
+            function(model)
+    training.add_lora(model)
+    with pytest.raises(InputError, match="already"):
+        training.add_lora(model)
+    training.save_lora(model, tmp_path / "a")
+    with pytest.raises(InputError, match="exists"):
+        training.save_lora(model, tmp_path / "a")
+    (tmp_path / "bad").write_text("nothing")
+    narrow = causal_lm(hidden_dim=32, num_heads=2, num_key_value_heads=2)
+    for other, path, words in (
+        (causal_lm(), "none", "does not exist"),
+        (causal_lm(), "bad", "no file of save_lora"),
+        (narrow, "a", r"block_0/self_attention/.*kernel"),
+        (models.seq2seq(models.preset("t5-tiny")), "a", "no layer 'block_0/self_attention"),
+    ):
+        with pytest.raises(InputError, match=words):
+            training.load_lora(other, tmp_path / path)

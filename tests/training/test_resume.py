@@ -1,0 +1,155 @@
+"""Runs that are killed and go on, beside one that was not."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_llm import training
+from keras_llm.errors import InputError
+
+RUN = pathlib.Path(__file__).with_name("resumed_run.py")
+STEPS = 4
+
+
+def run(*runs):
+    """The exit codes of runs, each a folder and a moment."""
+    command = [sys.executable, str(RUN)]
+    for folder, moment in runs:
+        command += [str(folder / "checkpoints"), str(folder / "outcome.json"), moment]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_run_killed_five_times_ends_with_the_bits_of_one_that_was_not(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    moments = ["step:5", "save:2", "evaluation", "step:12", "save:1", "never"]
+    codes = run((whole, "never"), *((killed, moment) for moment in moments))
+    assert codes == [0] + 5 * [-signal.SIGKILL] + [0]
+    found, expected = (json.loads((f / "outcome.json").read_text()) for f in (killed, whole))
+    assert found == expected
+    assert len(expected["hashes"]) > 20 and len(expected["history"]["val_loss"]) == 3
+    names = sorted(path.name for path in (killed / "checkpoints").iterdir())
+    assert names == ["step_0000000020.checkpoint.npz", "step_0000000021.checkpoint.npz"]
+
+
+def batches(seed=0):
+    r = np.random.default_rng(seed)
+    x, y = r.normal(size=(2, 3 * STEPS * 4, 2)).astype("float32")
+    return tf.data.Dataset.from_tensor_slices((x, y[:, :1])).batch(4, drop_remainder=True)
+
+
+def fit(folder, epochs=1, seed=0, units=3, rate=0.1, steps=STEPS, callbacks=(), **arguments):
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(units), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(rate, momentum=0.9), "mse", jit_compile=False)
+    resume = training.Resume(folder, every=1, keep=3, **arguments)
+    model.fit(
+        resume.data(batches(seed)),
+        steps_per_epoch=steps,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=[*callbacks, resume],
+    )
+    return model, resume
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_torn_checkpoint_is_left_aside_and_named(tmp_path):
+    whole, _ = fit(tmp_path / "whole", epochs=2)
+    fit(tmp_path / "torn", epochs=1)
+    newest, older = sorted((tmp_path / "torn").iterdir(), reverse=True)[:2]
+    content = newest.read_bytes()
+    newest.write_bytes(content[: len(content) // 2])
+    flipped = bytearray(older.read_bytes())
+    flipped[len(flipped) // 3] ^= 1
+    older.write_bytes(flipped)
+    with pytest.warns(RuntimeWarning) as told:
+        model, resume = fit(tmp_path / "torn", epochs=2)
+    messages = " ".join(str(w.message) for w in told)
+    assert newest.name in messages and older.name in messages
+    for one, other in zip(model.weights, whole.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(resume.history["loss"]) == 2
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path):
+    fit(tmp_path, epochs=2)
+    assert names(tmp_path) == [f"step_{step:010d}.checkpoint.npz" for step in (6, 7, 8)]
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    model, first = fit(tmp_path, epochs=2)
+    again, second = fit(tmp_path, epochs=2)
+    assert second.history == first.history
+    for one, other in zip(model.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert int(again.optimizer.iterations) == 2 * STEPS
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"seed": 1}, "first_batch"),
+        ({"units": 4}, "made with model.*units"),
+        ({"rate": 0.2}, "optimizer.*learning_rate"),
+        ({"steps": 3}, "steps_per_epoch=4.*3"),
+        ({"identity": {"corpus": "b"}}, "corpus='a'.*'b'"),
+    ],
+)
+def test_another_run_is_refused_and_the_difference_named(tmp_path, changes, words):
+    fit(tmp_path, identity={"corpus": "a"})
+    before = names(tmp_path)
+    with pytest.raises(InputError, match=words):
+        fit(tmp_path, **{"epochs": 2, "identity": {"corpus": "a"}, **changes})
+    assert names(tmp_path) == before
+
+
+class Spoil(keras.callbacks.Callback):
+    """Weights, or what is learned from, become NaN after a step."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.optimizer.iterations) == self.step:
+            self.model.layers[0].bias.assign(np.full(3, np.nan, "float32"))
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(InputError, match=r"not finite after step \d.*step_0000000002"):
+        fit(tmp_path, epochs=2, callbacks=[Spoil(3)])
+    assert names(tmp_path)[-1] == "step_0000000002.checkpoint.npz"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        model, _ = fit(tmp_path, epochs=2)
+    assert all(np.isfinite(w).all() for w in model.get_weights())
+
+
+def test_what_it_cannot_do_is_refused(tmp_path):
+    for changes, words in (
+        ({"every": 0}, "every"),
+        ({"keep": 0}, "keep"),
+        ({"callbacks": [keras.callbacks.History()]}, "History.*get_state"),
+    ):
+        with pytest.raises(InputError, match=words):
+            training.Resume(tmp_path, **changes)
+    fit(tmp_path)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", jit_compile=False)
+    with pytest.raises(InputError, match=r"resume\.data"):
+        model.fit(batches(), verbose=0, callbacks=[training.Resume(tmp_path)])
