@@ -55,7 +55,9 @@ class Options:
     evaluations: int = 4
     """Held-out evaluations (on at most 32 batches), samples and checkpoints in each pass."""
     learning_rate: float = 3e-3
-    """Peak learning rate; it warms up linearly and decays as a cosine."""
+    """Peak learning rate, after a linear warm-up."""
+    decay: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"] = "cosine"
+    """How the learning rate goes down from its peak."""
     warmup: float = 0.05
     """Share of the training that warms up."""
     weight_decay: float = 0.1
@@ -88,6 +90,7 @@ class Options:
             ("checkpoint_steps", self.checkpoint_steps > 0, "a positive int"),
             ("learning_rate", self.learning_rate > 0, "> 0"),
             ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
+            ("warmup", self.warmup or self.decay != "inverse_sqrt", "> 0 with inverse_sqrt"),
             ("weight_decay", self.weight_decay >= 0, ">= 0"),
             ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
             ("prompt", bool(self.prompt), "a text"),
@@ -151,17 +154,13 @@ def run(options):
     interval = max(1, steps // options.evaluations)
     intervals = options.epochs * steps // interval
 
-    schedule = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0,
-        warmup_target=options.learning_rate,
-        warmup_steps=max(1, round(options.warmup * intervals * interval)),
-        decay_steps=intervals * interval,
-        alpha=0.1,
+    total = intervals * interval
+    schedule = training.WarmupDecay(
+        options.learning_rate, total, round(options.warmup * total), options.decay
     )
-    optimizer = keras.optimizers.AdamW(
+    optimizer = training.AdamW(
         schedule, weight_decay=options.weight_decay, beta_2=0.95, global_clipnorm=1.0
     )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "scale", "gamma", "beta"])
     trainer = training.LanguageModelTrainer(model, ignore_id=tokenizer.pad_id)
     trainer.compile(optimizer, jit_compile=False)
     task = tasks.TextGeneration(
@@ -202,7 +201,7 @@ def run(options):
                     tokens_per_step,
                     sample=lambda: _sample(task, options),
                 ),
-                training.ProgressBar(intervals * interval, tokens_per_step),
+                training.ProgressBar(total, tokens_per_step),
                 resume,
             ],
         )
@@ -224,9 +223,9 @@ def run(options):
                 "documents": len(train_documents),
                 "tokens": len(train_ids),
                 "held_out_documents": len(held_out_documents),
-                "steps": intervals * interval,
+                "steps": total,
                 "seconds": round(seconds, 1),
-                "tokens_per_second": round(intervals * interval * tokens_per_step / seconds),
+                "tokens_per_second": round(total * tokens_per_step / seconds),
             },
         }
         task.write(folder)

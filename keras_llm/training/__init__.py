@@ -5,18 +5,24 @@ from keras_llm.training.chunked import ChunkedCrossEntropy
 from keras_llm.training.lora import add_lora, load_lora, merge_lora, save_lora
 from keras_llm.training.losses import GloVeLoss
 from keras_llm.training.metrics import TokenAccuracy, evaluate_language_model, evaluate_unigram
+from keras_llm.training.optimizers import AdamW, Lion, Muon
 from keras_llm.training.resume import Resume
+from keras_llm.training.schedules import WarmupDecay
 from keras_llm.training.trainer import LanguageModelTrainer, check_token_ids
 
 __all__ = [
+    "AdamW",
     "BestWeights",
     "ChunkedCrossEntropy",
     "GloVeLoss",
     "LanguageModelTrainer",
+    "Lion",
+    "Muon",
     "ProgressBar",
     "Resume",
     "TensorBoard",
     "TokenAccuracy",
+    "WarmupDecay",
     "add_lora",
     "check_token_ids",
     "evaluate_language_model",
