@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_llm.errors import InputError
+from keras_llm.training.replicas import check_one_replica
 
 NO_DECAY = ("bias", "scale", "gamma", "beta")
 _SETTLING = 20  # updates before a norm can be told to be unusual
@@ -33,6 +34,7 @@ class _Watched:
             self.exclude_from_weight_decay(var_names=list(self.no_decay))
 
     def build(self, variables):
+        check_one_replica(type(self).__name__)
         super().build(variables)
         for name in ("gradient_norm", "typical_norm", "skipped"):
             variable = self.add_variable((), initializer="zeros", dtype="float32", name=name)
@@ -95,7 +97,8 @@ _ADDED = """
         skipped: variable, how many updates were skipped.
 
     Raises:
-        InputError: naming the argument that is wrong.
+        InputError: naming the argument that is wrong; or under a `tf.distribute` strategy with
+            more than one replica.
 """
 
 
