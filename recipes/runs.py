@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
-import importlib
+import importlib.util
 import json
 import pathlib
 import shutil
 import sys
+from typing import Literal
 
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_file, atomic_folder, check_free
@@ -40,9 +41,11 @@ class Options:
     evaluations: int = 4
     """Held-out evaluations, points of the loss curve and checkpoints in each pass."""
     learning_rate: float = 1e-3
-    """Peak learning rate; it warms up linearly and decays as a cosine."""
+    """Peak learning rate; it warms up linearly."""
     warmup: float = 0.05
     """Share of the training that warms up."""
+    decay: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
     weight_decay: float = 0.01
     """Decoupled weight decay, on matrices."""
     seed: int = 0
@@ -70,6 +73,7 @@ class Options:
             ("checkpoint_steps", self.checkpoint_steps > 0, "a positive int"),
             ("learning_rate", self.learning_rate > 0, "> 0"),
             ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
+            ("warmup", self.warmup or self.decay != "inverse_sqrt", "> 0 with inverse_sqrt"),
             ("weight_decay", self.weight_decay >= 0, ">= 0"),
             ("seed", self.seed >= 0, ">= 0"),
             ("export", set(self.exports) <= set(_EXPORTS), f"of {', '.join(_EXPORTS)}"),
@@ -101,12 +105,13 @@ class Options:
                 raise InputError(f"--{flag} must be {rule}, got {getattr(self, name)!r}.")
 
 
-def prepare(options, *packages):
+def prepare(options, *packages, pictures=True):
     """Refuse what would be refused only after the training, and seed Keras.
 
     Args:
         options: `Options`.
         *packages: modules that the recipe imports later.
+        pictures: bool. Whether it is to leave some.
 
     Raises:
         InputError: if something is at `out`, or a package is not installed.
@@ -114,33 +119,27 @@ def prepare(options, *packages):
     import keras
 
     check_free(options.out, options.overwrite)
-    for name in ("matplotlib", *packages):
+    for name in (*packages, *(["matplotlib"] if pictures else [])):
         if importlib.util.find_spec(name) is None:
             raise InputError(f"this needs {name}: pip install 'keras-llm[recipes]'.")
     keras.utils.set_random_seed(options.seed)
 
 
 def optimizer(options, steps):
-    """AdamW with linear warm-up, cosine decay and clipped gradients.
+    """AdamW with linear warm-up, the decay of the options and clipped gradients.
 
     Args:
         options: `Options`.
         steps: int, batches of the whole training.
     """
-    import keras
+    from keras_llm import training
 
-    schedule = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0,
-        warmup_target=options.learning_rate,
-        warmup_steps=max(1, round(options.warmup * steps)),
-        decay_steps=steps,
-        alpha=0.1,
+    schedule = training.WarmupDecay(
+        options.learning_rate, steps, round(options.warmup * steps), options.decay
     )
-    found = keras.optimizers.AdamW(
+    return training.AdamW(
         schedule, weight_decay=options.weight_decay, beta_2=0.95, global_clipnorm=1.0
     )
-    found.exclude_from_weight_decay(var_names=["bias", "scale", "gamma", "beta"])
-    return found
 
 
 @contextlib.contextmanager
@@ -165,7 +164,7 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
     Args:
         folder: path from `model_folder`.
         options: `Options`.
-        model: a compiled `keras.Model`.
+        model: a compiled `keras.Model`; of a `LanguageModelTrainer` the model inside counts.
         train_data: `tf.data.Dataset` of a known number of batches, those of all epochs.
         validation_data: `tf.data.Dataset`.
         unit: str, what is counted for the speed; perplexity is shown of "tokens".
@@ -180,12 +179,12 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
         InputError: if the loss is not finite.
     """
     from keras_llm import training
-    from keras_llm.recipes import pictures
 
     steps, per_step = len(train_data), per_step or options.batch_size
     interval = max(1, steps // (options.epochs * options.evaluations))
     intervals = steps // interval
-    best = training.BestWeights(folder / _BEST)
+    kept = model.model if isinstance(model, training.LanguageModelTrainer) else model
+    best = training.BestWeights(folder / _BEST, model=kept)
     say(f"watch it: tensorboard --logdir {pathlib.Path(options.out).parent}")
     resume = training.Resume(
         folder / _CHECKPOINTS,
@@ -210,12 +209,15 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
     seconds, history = resume.seconds, resume.history
     if not best.path.is_file():
         raise InputError("the held-out loss is not finite; try a lower --learning-rate.")
-    model.load_weights(best.path)
+    kept.load_weights(best.path)
     losses = zip(history["loss"], history["val_loss"], strict=True)
     rows = [[(i + 1) * interval, *map(float, pair)] for i, pair in enumerate(losses)]
-    pictures.loss_curve(rows, folder / "loss.png")
+    if has_pictures():
+        from keras_llm.recipes import pictures
+
+        pictures.loss_curve(rows, folder / "loss.png")
     return {
-        "parameters": model.count_params(),
+        "parameters": kept.count_params(),
         "steps": intervals * interval,
         "seconds": round(seconds, 1),
         f"{unit}_per_second": round(intervals * interval * per_step / seconds),
@@ -274,7 +276,8 @@ def card(options, metrics, about, baselines, measured_on, notes, command):
             "",
             *("| " + " | ".join(row) + " |" for row in table),
             "",
-            f"Measured on {measured_on}; none of it was trained on. `loss.png` shows the training.",
+            f"Measured on {measured_on}; none of it was trained on."
+            + (" `loss.png` shows the training." if has_pictures() else ""),
             "",
             *(f"- {line}" for line in lines),
             "",
@@ -371,3 +374,8 @@ def model_options(options_class, task):
 def say(message):
     """A line of progress, on stderr."""
     print(message, file=sys.stderr, flush=True)
+
+
+def has_pictures():
+    """Whether pictures can be drawn here."""
+    return importlib.util.find_spec("matplotlib") is not None

@@ -16,20 +16,26 @@ from keras_llm.training.metrics import (
     evaluate_targets,
     evaluate_unigram,
 )
+from keras_llm.training.optimizers import AdamW, Lion, Muon
 from keras_llm.training.resume import Resume
+from keras_llm.training.schedules import WarmupDecay
 from keras_llm.training.trainer import LanguageModelTrainer, check_token_ids
 from keras_llm.training.word_vectors import evaluate_analogies, evaluate_similarities
 
 __all__ = [
+    "AdamW",
     "BestWeights",
     "CalibrationError",
     "ChunkedCrossEntropy",
     "GloVeLoss",
     "LanguageModelTrainer",
+    "Lion",
+    "Muon",
     "ProgressBar",
     "Resume",
     "TensorBoard",
     "TokenAccuracy",
+    "WarmupDecay",
     "add_lora",
     "check_token_ids",
     "confusion_matrix",

@@ -15,6 +15,7 @@ import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_file
+from keras_llm.training.replicas import check_one_replica
 
 _SUFFIX = ".checkpoint.npz"
 # What callbacks of Keras remember between epochs.
@@ -109,6 +110,7 @@ class Resume(keras.callbacks.Callback):
 
     def set_model(self, model):
         super().set_model(model)
+        check_one_replica("Resume")
         optimizer = model.optimizer
         if not optimizer.built:
             optimizer.build(model.trainable_variables)

@@ -11,8 +11,10 @@ class TensorBoard(keras.callbacks.TensorBoard):
     """Keras's TensorBoard callback, with what a language model is watched by.
 
     `batch_<name>`, every `update_freq` batches: the loss and each metric over just those
-    batches, `perplexity`, `learning_rate` and `tokens_per_second`. `epoch_<name>`: the same for
-    each epoch, of training and held-out data. `sample`: a text after each epoch. Counted in
+    batches, `perplexity`, `learning_rate` and `tokens_per_second`; `gradient_norm` and
+    `skipped_updates` with an optimizer of `keras_llm.training`; and `flops_utilization` if the
+    last two arguments are given. `epoch_<name>`: loss, metrics, perplexity and tokens per second
+    of each epoch, of training and held-out data. `sample`: a text after each epoch. Counted in
     another `unit` than tokens there is no perplexity.
 
     Args:
@@ -21,11 +23,22 @@ class TensorBoard(keras.callbacks.TensorBoard):
         sample: callable without arguments that returns Markdown, or None.
         update_freq: int > 0, batches between two points.
         unit: str, what is counted.
+        flops_per_token: float, floating point operations of a token's training step: 3 times
+            `flops_per_token` and `attention_flops_per_token` of `models.summarize`.
+        peak_flops: float, what the machine can do in a second.
         **kwargs: passed to `keras.callbacks.TensorBoard`.
     """
 
     def __init__(
-        self, log_dir, tokens_per_step, sample=None, update_freq=20, unit="tokens", **kwargs
+        self,
+        log_dir,
+        tokens_per_step,
+        sample=None,
+        update_freq=20,
+        unit="tokens",
+        flops_per_token=None,
+        peak_flops=None,
+        **kwargs,
     ):
         kwargs.setdefault("write_graph", False)
         # Keras's own points within an epoch are averages since its beginning: they are off.
@@ -34,6 +47,9 @@ class TensorBoard(keras.callbacks.TensorBoard):
         self.sample = sample
         self.points_freq = update_freq
         self.unit = unit
+        self.utilization = None
+        if flops_per_token is not None and peak_flops is not None:
+            self.utilization = flops_per_token / peak_flops  # at one token a second
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
@@ -77,10 +93,15 @@ class TensorBoard(keras.callbacks.TensorBoard):
         self._last_point = (self._batches, now, dict(logs))
         if self.unit == "tokens":
             values["perplexity"] = _perplexity(values["loss"])
-        values["learning_rate"] = float(
-            keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
-        )
-        values[f"{self.unit}_per_second"] = count * self.tokens_per_step / (now - then)
+        optimizer = self.model.optimizer
+        values["learning_rate"] = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+        speed = count * self.tokens_per_step / (now - then)
+        values[f"{self.unit}_per_second"] = speed
+        if self.utilization is not None:
+            values["flops_utilization"] = speed * self.utilization
+        if hasattr(optimizer, "gradient_norm"):
+            values["gradient_norm"] = float(optimizer.gradient_norm)
+            values["skipped_updates"] = float(optimizer.skipped)
         with self._train_writer.as_default(int(self.model.optimizer.iterations)):
             for name, value in values.items():
                 tf.summary.scalar(f"batch_{name}", value)

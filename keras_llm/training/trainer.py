@@ -10,6 +10,7 @@ from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.layers import causal_mask
 from keras_llm.training.chunked import ChunkedCrossEntropy
+from keras_llm.training.replicas import check_one_replica
 
 
 class LanguageModelTrainer(keras.Model):
@@ -34,7 +35,8 @@ class LanguageModelTrainer(keras.Model):
     loss is divided by the sum of weights.
 
     Raises:
-        InputError: naming the argument that is wrong; in `fit` and `evaluate`, if an array of token
+        InputError: naming the argument that is wrong; under a `tf.distribute` strategy with more
+            than one replica; in `fit` and `evaluate`, if an array of token
             ids has one that the vocabulary has not.
 
     Example:
@@ -60,6 +62,7 @@ class LanguageModelTrainer(keras.Model):
         name=None,
     ):
         super().__init__(name=name)
+        check_one_replica("LanguageModelTrainer")
         if not models.has_token_head(model):
             raise InputError(
                 "`model` must come from causal_lm, seq2seq or masked_lm, got "

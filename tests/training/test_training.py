@@ -85,11 +85,11 @@ def test_the_loss_of_fit_ignores_padding(model):
     assert accuracy == pytest.approx((log_p.argmax(-1) == y)[:, :6].mean())
 
 
-def fit(callbacks, epochs=3, learning_rate=1e-2):
+def fit(callbacks, epochs=3, learning_rate=1e-2, make=keras.optimizers.Adam):
     keras.utils.set_random_seed(0)
     model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=37))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(learning_rate), loss)
+    model.compile(make(learning_rate), loss)
     x = np.tile(np.arange(2, 14, dtype="int32"), (16, 1))
     history = model.fit(
         x[:, :-1],
@@ -140,6 +140,28 @@ def test_tensorboard_has_what_a_language_model_is_watched_by(tmp_path):
     assert [e.step for e in train.Tensors("batch_tokens_per_second")] == [2, 4, 6, 8, 10, 12]
     points = np.ravel(values(train, "batch_loss")).reshape(3, 2)
     np.testing.assert_allclose(points.mean(axis=1), history["loss"], rtol=1e-4)
+
+
+def test_tensorboard_has_the_norm_of_the_gradients_and_the_use_of_the_machine(tmp_path):
+    seen = []
+
+    class Norms(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(float(self.model.optimizer.gradient_norm))
+
+    board = training.TensorBoard(tmp_path, 44, update_freq=2, flops_per_token=3e6, peak_flops=1.5e9)
+    fit([Norms(), board], epochs=1, make=training.AdamW)
+    train = EventAccumulator(str(tmp_path / "train")).Reload()
+
+    def values(tag):
+        return [
+            np.frombuffer(e.tensor_proto.tensor_content, "float32")[0] for e in train.Tensors(tag)
+        ]
+
+    np.testing.assert_allclose(values("batch_gradient_norm"), seen[1::2], rtol=1e-6)
+    assert min(seen) > 0 and values("batch_skipped_updates") == [0.0, 0.0]
+    speeds = np.array(values("batch_tokens_per_second"))
+    np.testing.assert_allclose(values("batch_flops_utilization"), speeds * 2e-3, rtol=1e-5)
 
 
 def test_progress_is_told_on_stderr(capfd, monkeypatch):

@@ -1,0 +1,122 @@
+"""Keras's optimizers as language models use them: decay masks, gradient norms, skipped spikes."""
+
+import keras
+from keras import ops
+
+from keras_llm.errors import InputError
+from keras_llm.training.replicas import check_one_replica
+
+NO_DECAY = ("bias", "scale", "gamma", "beta")
+_SETTLING = 20  # updates before a norm can be told to be unusual
+
+
+class _Watched:
+    """What is added to an optimizer of Keras.
+
+    Attributes:
+        gradient_norm: variable, the norm of the last batch's gradients, all together, before
+            clipping.
+        skipped: variable, how many updates were skipped.
+    """
+
+    def __init__(self, *args, no_decay=NO_DECAY, skip_factor=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        if skip_factor is not None and not skip_factor > 1:
+            raise InputError(f"`skip_factor` must be > 1 or None, got {skip_factor!r}.")
+        if skip_factor is not None and self.gradient_accumulation_steps:
+            raise InputError(
+                "`skip_factor` cannot be given with `gradient_accumulation_steps`: a sum of "
+                "gradients cannot leave one out any more."
+            )
+        self.no_decay = tuple(no_decay)
+        self.skip_factor = skip_factor
+        if self.no_decay:
+            self.exclude_from_weight_decay(var_names=list(self.no_decay))
+
+    def build(self, variables):
+        check_one_replica(type(self).__name__)
+        super().build(variables)
+        for name in ("gradient_norm", "typical_norm", "skipped"):
+            variable = self.add_variable((), initializer="zeros", dtype="float32", name=name)
+            setattr(self, name, variable)
+
+    def apply(self, grads, trainable_variables=None):
+        if not self.built:
+            trainable_variables = list(trainable_variables)
+            self.build(trainable_variables)
+        # An embedding's gradient comes as rows, some of them more than once: their norm, which
+        # Keras would clip by, is not that of the sum.
+        grads = [None if g is None else _dense(g) for g in grads]
+        squares = [ops.sum(ops.square(ops.cast(g, "float32"))) for g in grads if g is not None]
+        norm = ops.sqrt(sum(squares))
+        self.gradient_norm.assign(norm)
+        if self.skip_factor is None:
+            super().apply(grads, trainable_variables)
+            return
+        update = super().apply
+        settling = self.iterations < _SETTLING
+        usual = ops.isfinite(norm) & (settling | (norm <= self.skip_factor * self.typical_norm))
+
+        def take():
+            share = ops.where(self.iterations == 0, 1.0, 0.05)
+            self.typical_norm.assign_add(share * (norm - self.typical_norm))
+            update(grads, trainable_variables)
+
+        def skip():
+            self.skipped.assign_add(1.0)
+            self.iterations.assign_add(1)  # the schedule goes on
+
+        ops.cond(usual, take, skip)
+
+    def get_config(self):
+        watched = {"no_decay": self.no_decay, "skip_factor": self.skip_factor}
+        return {**super().get_config(), **watched}
+
+
+def _dense(gradient):
+    if keras.backend.backend() != "tensorflow":
+        return gradient
+    from keras_llm.training.tensorflow import dense
+
+    return dense(gradient)
+
+
+_ADDED = """
+
+    Args:
+        *args, **kwargs: as of `keras.optimizers.{name}`; among them `learning_rate`,
+            `weight_decay`, `global_clipnorm`, `use_ema` with `ema_momentum`, and
+            `gradient_accumulation_steps`.
+        no_decay: regular expressions, searched for in the names of variables that weight decay
+            leaves alone: biases and the gains of norms by default.
+        skip_factor: float > 1 or None. An update whose gradients have a norm more than this many
+            times the running mean, or not finite, is skipped. Not in the first 20 updates.
+
+    Attributes:
+        gradient_norm: variable, the norm of all gradients of the last batch, before clipping.
+        skipped: variable, how many updates were skipped.
+
+    Raises:
+        InputError: naming the argument that is wrong; or under a `tf.distribute` strategy with
+            more than one replica.
+"""
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class AdamW(_Watched, keras.optimizers.AdamW):
+    __doc__ = "Adam with decoupled weight decay (Loshchilov and Hutter, 2017)." + _ADDED.format(
+        name="AdamW"
+    )
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class Lion(_Watched, keras.optimizers.Lion):
+    __doc__ = "The sign of a momentum (Chen et al., 2023)." + _ADDED.format(name="Lion")
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class Muon(_Watched, keras.optimizers.Muon):
+    __doc__ = (
+        "Orthogonalised momentum for matrices, Adam for the rest (Jordan et al., 2024)."
+        + _ADDED.format(name="Muon")
+    )

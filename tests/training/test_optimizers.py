@@ -1,0 +1,148 @@
+"""Schedules against their formulas, optimizers against NumPy."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_llm import models, training
+from keras_llm.errors import InputError
+
+PEAK, TOTAL, WARMUP, FINAL = 0.5, 100, 10, 0.2
+
+
+def expected_rate(decay, step):
+    step = min(step, TOTAL)
+    if step < WARMUP:
+        return PEAK * (step + 1) / (WARMUP + 1)
+    done = (step - WARMUP) / (TOTAL - WARMUP)
+    return (
+        PEAK
+        * {
+            "cosine": FINAL + (1 - FINAL) * (1 + math.cos(math.pi * done)) / 2,
+            "linear": 1 - (1 - FINAL) * done,
+            "inverse_sqrt": math.sqrt(WARMUP / step),
+            "wsd": 1 if step < 70 else 1 - (1 - FINAL) * (step - 70) / 30,
+            "constant": 1,
+        }[decay]
+    )
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear", "inverse_sqrt", "wsd", "constant"])
+def test_schedules_are_their_formulas(decay):
+    schedule = training.WarmupDecay(PEAK, TOTAL, WARMUP, decay, FINAL, decay_share=0.3)
+    again = training.WarmupDecay.from_config(schedule.get_config())
+    for step in (0, 1, 9, 10, 11, 50, 69, 70, 71, 99, 100, 150):
+        assert float(schedule(step)) == pytest.approx(expected_rate(decay, step), rel=1e-5)
+        assert float(again(tf.constant(step))) == pytest.approx(float(schedule(step)))
+
+
+def test_wrong_schedules_are_named():
+    for changes, words in (
+        ({"peak": 0.0}, "peak"),
+        ({"total_steps": 0}, "total_steps"),
+        ({"warmup_steps": 100}, "warmup_steps"),
+        ({"decay": "steps"}, "decay"),
+        ({"final_share": 2.0}, "final_share"),
+        ({"decay_share": 0.0}, "decay_share"),
+        ({"decay": "inverse_sqrt"}, "warmup_steps"),
+    ):
+        with pytest.raises(InputError, match=words):
+            training.WarmupDecay(**{"peak": 1.0, "total_steps": 100, **changes})
+
+
+def variables(*shapes):
+    r = np.random.default_rng(0)
+    return [keras.Variable(r.normal(size=shape), name=name) for name, shape in shapes]
+
+
+def test_decay_leaves_biases_and_norms_alone():
+    model = models.causal_lm(models.preset("llama-tiny", use_bias=True, norm="layer", num_layers=1))
+    optimizer = training.AdamW(0.1, weight_decay=0.5)
+    before = [np.asarray(w) for w in model.weights]
+    optimizer.apply([w * 0 for w in model.weights], model.trainable_weights)
+    for weight, old in zip(model.weights, before, strict=True):
+        alone = weight.name in ("bias", "gamma", "beta")
+        np.testing.assert_allclose(weight, old * (1.0 if alone else 0.95), rtol=1e-5)
+    assert any(w.name == "bias" for w in model.weights)
+
+
+@pytest.mark.parametrize("make", [training.AdamW, training.Lion, training.Muon])
+def test_they_learn_and_come_back_from_their_config(make):
+    keras.utils.set_random_seed(0)
+    model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=37, num_layers=1))
+    trainer = training.LanguageModelTrainer(model)
+    schedule = training.WarmupDecay(3e-3, 40, 4)
+    optimizer = make(schedule, global_clipnorm=1.0, skip_factor=5.0)
+    config = keras.saving.serialize_keras_object(optimizer)
+    again = keras.saving.deserialize_keras_object(config)
+    assert type(again) is make and again.get_config() == optimizer.get_config()
+    trainer.compile(optimizer, jit_compile=False)
+    ids = np.tile(np.arange(2, 14, dtype="int32"), (16, 1))
+    history = trainer.fit(ids[:, :-1], ids[:, 1:], batch_size=4, epochs=8, verbose=0).history
+    assert history["loss"][-1] < 0.7 * history["loss"][0]
+    assert float(optimizer.gradient_norm) > 0 and float(optimizer.skipped) == 0
+
+
+def test_the_norm_and_the_clipping_are_those_of_the_summed_gradient():
+    """The rows of an embedding's gradient come once for each token; the norm is of their sum."""
+    table = keras.Variable(np.ones((5, 2)), name="embeddings")
+    values = np.array([[3.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    rows = tf.IndexedSlices(tf.constant(values, "float32"), tf.constant([1, 1, 4]), [5, 2])
+    gradient = np.zeros((5, 2))
+    np.add.at(gradient, [1, 1, 4], values)
+    optimizer = training.Lion(0.0)
+    optimizer.apply([rows], [table])
+    norm = np.sqrt((gradient**2).sum())
+    assert float(optimizer.gradient_norm) == pytest.approx(norm)
+    clipped = training.AdamW(1.0, global_clipnorm=0.5, beta_1=0.9, beta_2=0.9, weight_decay=0.0)
+    clipped.apply([rows], [table])
+    momentum = next(v for v in clipped.variables if "momentum" in v.path)
+    np.testing.assert_allclose(momentum, 0.1 * gradient * 0.5 / norm, rtol=1e-5)
+
+
+def test_an_update_with_an_unusual_gradient_is_skipped():
+    (kernel,) = variables(("kernel", (3,)))
+    optimizer = training.AdamW(0.1, skip_factor=4.0)
+    step = tf.function(lambda g: optimizer.apply([g], [kernel]))
+    optimizer.build([kernel])
+    for _ in range(25):
+        step(tf.ones((3,)))
+    before = [np.asarray(v) for v in (kernel, *optimizer.variables) if v.path[-4:] != "norm"]
+    for bad in (100.0, math.nan, math.inf):
+        step(tf.fill((3,), bad))
+    after = [np.asarray(v) for v in (kernel, *optimizer.variables) if v.path[-4:] != "norm"]
+    changed = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if np.any(a != b)]
+    names = [v.name for v in (kernel, *optimizer.variables) if v.path[-4:] != "norm"]
+    assert {names[i] for i in changed} == {"iteration", "skipped"}
+    assert float(optimizer.skipped) == 3 and int(optimizer.iterations) == 28
+    step(tf.ones((3,)))
+    assert np.any(np.asarray(kernel) != before[0])
+
+
+def test_accumulated_batches_are_one_large_batch():
+    keras.utils.set_random_seed(0)
+    config = models.preset("llama-tiny", vocabulary_size=37, num_layers=1)
+    ids = np.random.default_rng(0).integers(2, 37, (8, 10)).astype("int32")
+    found = []
+    for steps, size in ((None, 8), (4, 2)):
+        keras.utils.set_random_seed(0)
+        model = models.causal_lm(config)
+        trainer = training.LanguageModelTrainer(model)
+        optimizer = training.AdamW(
+            1e-3, epsilon=1e-3, global_clipnorm=0.1, gradient_accumulation_steps=steps
+        )
+        trainer.compile(optimizer, jit_compile=False)
+        trainer.fit(ids[:, :-1], ids[:, 1:], batch_size=size, epochs=2, shuffle=False, verbose=0)
+        found.append(model.get_weights())
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_wrong_optimizers_are_named():
+    with pytest.raises(InputError, match="skip_factor"):
+        training.AdamW(skip_factor=0.5)
+    with pytest.raises(InputError, match="gradient_accumulation_steps"):
+        training.AdamW(skip_factor=5.0, gradient_accumulation_steps=2)
