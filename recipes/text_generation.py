@@ -9,6 +9,7 @@ held-out measures beside a unigram baseline, a model card and TensorBoard logs.
 """
 
 import dataclasses
+import sys
 from typing import Literal
 
 from keras_llm.errors import InputError
