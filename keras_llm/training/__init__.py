@@ -14,6 +14,7 @@ from keras_llm.training.metrics import (
     evaluate_targets,
     evaluate_unigram,
 )
+from keras_llm.training.translation import evaluate_translations
 from keras_llm.training.word_vectors import evaluate_analogies, evaluate_similarities
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "evaluate_most_frequent",
     "evaluate_similarities",
     "evaluate_targets",
+    "evaluate_translations",
     "evaluate_unigram",
 ]
 
