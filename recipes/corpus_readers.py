@@ -2,10 +2,17 @@
 
 import csv
 import dataclasses
+import html
 import io
 import pathlib
+import re
+import subprocess
 import sysconfig
+import tarfile
 import zipfile
+
+_PAGE = re.compile(r"/help/[^/]+/text/(.*\.html)$")
+_PARAGRAPH = re.compile(r'<(p|h\d)\b[^>]*\bid="([^"]+)"[^>]*>(.*?)</\1>', re.S)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,3 +88,29 @@ def word_similarity(path):
             "wordsim": pairs("wordsim353.tsv"),
             "simlex": pairs("simlex999.txt"),
         }
+
+
+def libreoffice_help(english, other):
+    """Rows (English paragraph, its translation) that two packages of LibreOffice's help share."""
+    first, second = _paragraphs(english), _paragraphs(other)
+    shared = (key for key in first if key in second)
+    return [(first[key], second[key]) for key in shared if first[key] != second[key]]
+
+
+def _paragraphs(path):
+    """(file, element id) -> text, of the help pages in a Debian package of one language."""
+    found = {}
+    with (
+        subprocess.Popen(["dpkg-deb", "--fsys-tarfile", path], stdout=subprocess.PIPE) as unpack,
+        tarfile.open(fileobj=unpack.stdout, mode="r|") as archive,
+    ):
+        for member in archive:
+            page = _PAGE.search(member.name)
+            if not page:
+                continue
+            content = archive.extractfile(member).read().decode("utf-8", "replace")
+            for _, element, markup in _PARAGRAPH.findall(content):
+                text = " ".join(html.unescape(re.sub(r"<[^>]+>", "", markup)).split())
+                if text:
+                    found[page[1], element] = text
+    return found

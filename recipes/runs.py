@@ -355,12 +355,12 @@ def rows(options, columns, kind):
     if isinstance(found, Split):
         held_out, dropped = data.clean_rows(found.held_out, unique=0)
         train, others = data.clean_rows(found.train, unique=0)
-        train, known = data.without_contamination(train, held_out)
         dropped = {key: dropped.get(key, 0) + others.get(key, 0) for key in {**dropped, **others}}
-        dropped |= known
     else:
         found, dropped = data.clean_rows(found, unique=0)
         train, held_out = data.split_rows(found, options.held_out, options.seed)
+    train, known = data.without_contamination(train, held_out)
+    dropped |= known
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"
     say(f"{len(train)} rows for training, {len(held_out)} held out; dropped: {reasons}")
     return train, held_out, dropped

@@ -45,4 +45,7 @@ def run(options):
     with atomic_file(path, overwrite=True) as partial:
         partial.write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
     if not as_json(options, measures):
-        table(["measure", "value"], [[k, f"{v:,.4g}"] for k, v in measures.items()])
+        table(
+            ["measure", "value"],
+            [[k, v if isinstance(v, str) else f"{v:,.4g}"] for k, v in measures.items()],
+        )

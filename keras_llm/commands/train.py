@@ -18,6 +18,6 @@ def run(options):
 
 
 def _shown(value):
-    if value is None:
-        return ""
+    if value is None or isinstance(value, str):
+        return value or ""
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

@@ -181,6 +181,10 @@ _ROWS = {
     "llama-tiny": (_C, _SMALL, 512, 2, 64, 4, 2, 176, 128),
     "llama-3m": (_C, _SMALL, 4096, 5, 192, 6, 2, 512, 256),
     "encoder-2m": (_E, _SCRATCH, 8000, 2, 128, 4, _M, 512, 512),
+    "seq2seq-2m": (
+        *(_S, _TRANSFORMER, 8000, 3, 128, 4, _M, 512, 256),
+        {"norm_position": "pre", "dropout": 0.1},
+    ),
     "llama-12m": (_C, _SMALL, 8000, 6, 384, 6, 2, 1024, 512),
 }
 
@@ -203,6 +207,7 @@ _TINY = {
     "t5": "t5-v1.1-small",
     "transformer": "transformer-base",
     "encoder": "encoder-2m",
+    "seq2seq": "seq2seq-2m",
 }
 
 

@@ -20,6 +20,7 @@ from keras_llm.training.optimizers import AdamW, Lion, Muon
 from keras_llm.training.resume import Resume
 from keras_llm.training.schedules import WarmupDecay
 from keras_llm.training.trainer import LanguageModelTrainer, check_token_ids
+from keras_llm.training.translation import evaluate_translations
 from keras_llm.training.word_vectors import evaluate_analogies, evaluate_similarities
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "evaluate_most_frequent",
     "evaluate_similarities",
     "evaluate_targets",
+    "evaluate_translations",
     "evaluate_unigram",
     "load_lora",
     "merge_lora",

@@ -33,7 +33,8 @@ def case(request, tmp_path_factory):
     else:
         task, cache_length, chunks = request.getfixturevalue("smollm2"), 448, [64]
     options = {"cache_length": cache_length, "prefill_lengths": chunks}
-    texts = [text.strip() for text in pydoc_data.topics.topics.values() if len(text) > 4000]
+    whole = "\n\n".join(pydoc_data.topics.topics.values())
+    texts = [whole[begin : begin + 6000].strip() for begin in range(0, len(whole), 6000)]
     assert len(texts) >= PROMPTS
     room = cache_length - 1 - task.tokenizer.add_bos
     prompts = []

@@ -30,6 +30,7 @@ def test_the_folder_has_everything(run_folder):
         "README.md",
         "config.json",
         "logs",
+        "loss.png",
         "metrics.json",
         "model.weights.h5",
         "tokenizer",
@@ -49,8 +50,8 @@ def test_the_model_learned(run_folder):
 def test_the_card_tells_the_measured_numbers(run_folder):
     metrics = json.loads((run_folder / "metrics.json").read_text())
     card = (run_folder / "README.md").read_text()
-    assert f"{metrics['held_out']['perplexity']:.2f}" in card
-    assert f"{metrics['unigram']['perplexity']:.2f}" in card
+    assert f"{metrics['held_out']['perplexity']:.4f}" in card
+    assert f"{metrics['unigram']['perplexity']:.4f}" in card
     assert f"{metrics['training']['parameters']:,}" in card
 
 

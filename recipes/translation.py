@@ -1,0 +1,275 @@
+"""Train an encoder-decoder that translates, as in "Attention Is All You Need".
+
+    keras-llm train translation --out runs/french --corpus libreoffice-help-fr
+    keras-llm train translation --out runs/mine --data pairs.tsv
+
+Pairs are cleaned and split by source, one vocabulary is learned for both languages, and the model
+is trained with `fit` on batches of like length. Held-out sources are translated by beam search,
+beside copying the source and beside the translation of the nearest source of the training.
+"""
+
+import dataclasses
+import sys
+
+from keras_llm.recipes import runs
+
+BASELINE = "memory"
+NEXT = 'generate {out} "Click the button." --beam-width 4'
+_LENGTHS = (5, 10, 20, 10**6)  # words of a source up to which a row of the table by length goes
+
+
+@dataclasses.dataclass
+class Options(runs.Options):
+    """Train an encoder-decoder that translates."""
+
+    corpus: str = "libreoffice-help-fr"
+    """A corpus of the kind "pairs"; `keras-llm recipes` lists them."""
+    data: str | None = None
+    """Your own .csv, .tsv or .jsonl file, or a folder of them, instead of a corpus."""
+    source_column: str = "source"
+    """The column, or JSON field, that holds what is translated."""
+    target_column: str = "target"
+    """The column, or JSON field, that holds the translation."""
+    held_out: float = 0.05
+    """Share of the sources that is held out."""
+    preset: str = "seq2seq-2m"
+    """Shape of the model."""
+    max_length: int = 64
+    """Pairs with more tokens on a side are left out of the training."""
+    max_rows: int = 0
+    """Use no more than this many pairs for training; 0 uses all."""
+    test_rows: int = 500
+    """How many held-out sources are translated for BLEU and chrF."""
+    beam_width: int = 4
+    """Beams of the search."""
+    bleu_tokenizer: str = "13a"
+    """How sacrebleu cuts words: "13a", "zh" for Chinese, "char"."""
+    dropout: float = 0.1
+    """Dropout in the model."""
+    epochs: int = 6
+    """Passes over the training pairs."""
+    evaluations: int = 2
+    """Held-out evaluations, points of the loss curve and checkpoints in each pass."""
+    learning_rate: float = 3e-3
+    """Peak learning rate; it warms up linearly and decays as a cosine."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(
+            ("max_length", self.max_length > 1, "at least 2"),
+            ("max_rows", self.max_rows >= 0, ">= 0"),
+            ("test_rows", self.test_rows > 0, "a positive int"),
+            ("beam_width", self.beam_width > 0, "a positive int"),
+            ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
+            ("export", set(self.exports) <= {"saved_model", "litert"}, "of saved_model, litert"),
+        )
+        if self.smoke:
+            self.preset, self.vocabulary_size, self.max_length = "seq2seq-tiny", 400, 48
+            self.max_rows, self.test_rows, self.batch_size = 1000, 20, 16
+            self.epochs, self.evaluations, self.dropout = 16, 1, 0.0
+
+
+def run(options):
+    """Train, evaluate and save.
+
+    Args:
+        options: `Options`.
+
+    Returns:
+        The dict that is saved as `metrics.json`.
+
+    Raises:
+        InputError: if an option or the data cannot be used; nothing is at `out` then.
+    """
+    import keras
+
+    from keras_llm import models, tasks, tokenizers, training
+
+    runs.prepare(options, "sklearn", "sacrebleu")
+    train, held_out, dropped = rows(options)
+    sides = [text for row in train for text in row]
+    tokenizer = tokenizers.SentencePiece.train(sides, options.vocabulary_size, model_type="bpe")
+    config = models.preset(
+        options.preset,
+        vocabulary_size=tokenizer.vocabulary_size,
+        dropout=options.dropout,
+        pad_id=tokenizer.pad_id,
+        start_id=tokenizer.bos_id,
+    )
+    model = models.seq2seq(config)
+    task = tasks.Translation(
+        model, tokenizer, {"recipe": "translation", "options": dataclasses.asdict(options)}
+    )
+    train_data, too_long = batches(task, train, options, options.seed)
+    validation_data, _ = batches(task, held_out, options)
+    if too_long:
+        dropped |= {f"longer than {options.max_length} tokens": too_long}
+        runs.say(f"{too_long} training pairs are longer than {options.max_length} tokens: dropped")
+    model.compile(
+        runs.optimizer(options, len(train_data)),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=tokenizer.pad_id),
+        metrics=[training.TokenAccuracy(tokenizer.pad_id)],
+        jit_compile=False,
+    )
+    test = held_out[: options.test_rows]
+    with runs.model_folder(options) as folder:
+        trained = runs.fit(
+            folder,
+            options,
+            model,
+            train_data,
+            validation_data,
+            "pairs",
+            sample=lambda: f"{test[0][0]}\n\n> {task(test[0][0], options.max_length)}",
+        )
+        found = translated(task, test, options)
+        copied = [source for source, _ in test]
+        metrics = {
+            "held_out": training.evaluate_targets(model, validation_data, tokenizer.pad_id)
+            | measured(found, test, options),
+            BASELINE: measured(nearest(train, test), test, options),
+            "copy": measured(copied, test, options),
+            "by_length": by_length(found, test, options),
+            "training": {"pairs": len(train) - too_long, "dropped": dropped, **trained},
+        }
+        runs.write(folder, task, metrics, _model_card(task, options, metrics, found, test))
+    runs.ship(options, task, metrics)
+    return metrics
+
+
+def rows(options):
+    """The pairs that the options name: training, held out, and what was dropped."""
+    columns = [options.source_column, options.target_column]
+    train, held_out, dropped = runs.rows(options, columns, "pairs")
+    return train[: options.max_rows or None], held_out, dropped
+
+
+def batches(task, rows, options, seed=None):
+    """Pairs -> `tf.data.Dataset` of the model's inputs and the next tokens, and how many pairs
+    were too long."""
+    from keras_llm import data
+
+    tokenizer = task.tokenizer
+    sources, targets = (tokenizer.encode_batch([row[side] for row in rows]) for side in (0, 1))
+    sources = [[*ids, tokenizer.eos_id] for ids in sources]
+    targets = [[tokenizer.bos_id, *ids, tokenizer.eos_id] for ids in targets]
+    fits = [
+        max(map(len, pair)) <= options.max_length for pair in zip(sources, targets, strict=True)
+    ]
+    columns = {
+        name: [row for row, fit in zip(column, fits, strict=True) if fit]
+        for name, column in (("source", sources), ("target", targets))
+    }
+    lengths = [[len(row) for row in column] for column in columns.values()]
+    plan = data.batch_plan(lengths, options.batch_size, options.epochs, seed)
+    dataset = data.padded_dataset(columns, plan, tokenizer.pad_id).map(
+        lambda b: (
+            {"encoder_token_ids": b["source"], "decoder_token_ids": b["target"][:, :-1]},
+            b["target"][:, 1:],
+        )
+    )
+    return dataset, len(rows) - sum(fits)
+
+
+def translated(task, rows, options):
+    """What beam search makes of the source of each row, a list of str."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+    found = [""] * len(rows)
+    room = task.model.config.max_length
+    for begin in range(0, len(rows), 32):
+        part = order[begin : begin + 32]
+        texts = task(
+            [rows[i][0] for i in part],
+            max_new_tokens=min(2 * options.max_length, room - 1),
+            beam_width=options.beam_width,
+        )
+        for index, text in zip(part, texts, strict=True):
+            found[index] = text
+    return found
+
+
+def nearest(train, rows):
+    """A translation memory: for each row the target of the training source that is most alike in
+    the TF-IDF of words."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]")
+    known = words.fit_transform([source for source, _ in train])
+    asked = words.transform([source for source, _ in rows])
+    return [train[int((known @ row.T).toarray().argmax())][1] for row in asked]
+
+
+def measured(found, rows, options):
+    """BLEU and chrF of translations against the targets of the rows."""
+    from keras_llm import training
+
+    references = [target for _, target in rows]
+    return training.evaluate_translations(found, references, options.bleu_tokenizer)
+
+
+def by_length(found, rows, options):
+    """BLEU and chrF for sources of few and of many words, a list of dicts."""
+    table, shortest = [], 1
+    for longest in _LENGTHS:
+        picked = [i for i, row in enumerate(rows) if shortest <= len(row[0].split()) <= longest]
+        if picked:
+            row = measured([found[i] for i in picked], [rows[i] for i in picked], options)
+            table.append({"words_from": shortest, "sources": len(picked), **row})
+        shortest = longest + 1
+    return table
+
+
+def evaluate(folder, data=None):
+    """Measure a trained model on its held-out pairs, or on others.
+
+    Args:
+        folder: str or path, the `out` of a run.
+        data: path of a file of pairs, or None for those held out in training.
+
+    Returns:
+        A dict: likelihood of the targets, see `training.evaluate_targets`, BLEU and chrF.
+    """
+    import keras_llm
+    from keras_llm import training
+    from keras_llm.data import read_records
+
+    task = keras_llm.load(folder)
+    options = runs.model_options(Options, task)
+    columns = [options.source_column, options.target_column]
+    found = read_records(data, columns) if data else rows(options)[1]
+    likely = training.evaluate_targets(
+        task.model, batches(task, found, options)[0], task.tokenizer.pad_id
+    )
+    test = found[: options.test_rows]
+    return likely | measured(translated(task, test, options), test, options)
+
+
+def _model_card(task, options, metrics, found, test):
+    lengths = "; ".join(
+        f"from {row['words_from']} words {row['bleu']:.1f} ({row['sources']} sources)"
+        for row in metrics["by_length"]
+    )
+    example = f'"{test[0][0]}" becomes "{found[0]}", expected "{test[0][1]}".'
+    return runs.card(
+        options,
+        metrics,
+        "Translates.",
+        {BASELINE: "nearest source", "copy": "copy of the source"},
+        f"{len(test):,} held-out sources by beam search with {options.beam_width} beams (BLEU, "
+        f"chrF), and {metrics['held_out']['tokens']:,} tokens of all held-out targets",
+        [
+            f"sacrebleu: `{metrics['held_out']['bleu_signature']}`, "
+            f"`{metrics['held_out']['chrf_signature']}`.",
+            f"BLEU by length: {lengths}.",
+            f"Vocabulary of {task.tokenizer.vocabulary_size}, shared by both languages.",
+            f"Example: {example}",
+            "Limits: it knows only texts like those it was trained on.",
+        ],
+        NEXT,
+    )
+
+
+if __name__ == "__main__":
+    from keras_llm import cli
+
+    sys.exit(cli.run_script(Options, run))

@@ -1,0 +1,146 @@
+"""The recipe, whole, on a little language whose adjectives stand behind."""
+
+import itertools
+import json
+import subprocess
+
+import numpy as np
+import pytest
+
+import keras_llm
+from keras_llm import cli
+from keras_llm.errors import InputError
+from keras_llm.recipes import corpora, corpus_readers, translation
+
+NOUNS = {"house": "casa", "table": "mesa", "chair": "silla", "door": "puerta", "flower": "flor"}
+ADJECTIVES = {"red": "roja", "white": "blanca", "new": "nueva", "old": "vieja", "big": "grande"}
+VERBS = {"see": "veo", "want": "quiero", "have": "tengo", "sell": "vendo"}
+
+
+def pairs():
+    for verb, adjective, noun in itertools.product(VERBS, ADJECTIVES, NOUNS):
+        for size in ("", " very"):
+            source = f"I {verb} the{size} {adjective} {noun}."
+            behind = f"{' muy' * bool(size)} {ADJECTIVES[adjective]}"
+            yield source, f"{VERBS[verb].capitalize()} la {NOUNS[noun]}{behind}."
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("translation")
+    lines = [json.dumps({"en": source, "es": target}) for source, target in pairs()]
+    (folder / "pairs.jsonl").write_text("\n".join([*lines, lines[0], '{"en": "", "es": "x"}']))
+    options = translation.Options(
+        out=str(folder / "run"),
+        data=str(folder / "pairs.jsonl"),
+        source_column="en",
+        target_column="es",
+        smoke=True,
+    )
+    options.epochs, options.learning_rate, options.beam_width, options.test_rows = 12, 5e-3, 2, 10
+    return folder / "run", translation.run(options)
+
+
+def test_what_was_not_seen_is_translated(run):
+    folder, metrics = run
+    held_out = metrics["held_out"]
+    assert held_out["bleu"] > 60 > metrics["copy"]["bleu"]
+    assert held_out["chrf"] > metrics["memory"]["chrf"] > metrics["copy"]["chrf"]
+    assert "nrefs:1" in held_out["bleu_signature"]
+    assert metrics["training"]["dropped"] == {"repeated": 1, "empty": 1}
+    assert sum(row["sources"] for row in metrics["by_length"]) == 10
+    card = (folder / "README.md").read_text()
+    assert f"{held_out['bleu']:.4f}" in card and held_out["bleu_signature"] in card
+    assert f"{metrics['memory']['chrf']:.4f}" in card
+
+
+def test_the_command_line_translates_and_evaluates(run, capfd):
+    folder, metrics = run
+    task = keras_llm.load(folder)
+    source, _ = next(pairs())
+    assert cli.main(["generate", str(folder), source, "--beam-width", "2"]) == 0
+    assert capfd.readouterr().out == task(source, beam_width=2) + "\n"
+    assert cli.main(["evaluate", str(folder), "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found == {
+        key: value if isinstance(value, str) else pytest.approx(value, rel=1e-4)
+        for key, value in metrics["held_out"].items()
+    }
+    assert cli.main(["evaluate", str(folder)]) == 0
+    assert "bleu_signature" in capfd.readouterr().out
+
+
+def test_batches_shift_the_target_by_one_and_count_what_is_too_long(run):
+    task = keras_llm.load(run[0])
+    tok = task.tokenizer
+    options = translation.Options(out="runs/none", max_length=24, batch_size=2)
+    rows = [("I see", "Veo"), ("I want " * 30, "Quiero"), ("the door", "la puerta")]
+    dataset, too_long = translation.batches(task, rows, options)
+    ((inputs, targets),) = dataset
+    assert too_long == 1
+    sources, decoder = (t.numpy() for t in inputs.values())
+    assert {tuple(row[row != tok.pad_id]) for row in sources} == {
+        (*tok.encode(text), tok.eos_id) for text in ("I see", "the door")
+    }
+    for before, after in zip(decoder, targets.numpy(), strict=True):
+        assert before[0] == tok.bos_id
+        np.testing.assert_array_equal(before[1:], after[:-1])
+        known = after[after != tok.pad_id]
+        assert known[-1] == tok.eos_id and tok.decode(known.tolist()) in ("Veo", "la puerta")
+
+
+def test_the_memory_gives_the_target_of_the_nearest_source():
+    train = [("open the file", "A"), ("close the window", "B"), ("print a page", "C")]
+    rows = [("Close the file window", "?"), ("print", "?")]
+    assert translation.nearest(train, rows) == ["B", "C"]
+
+
+def build_package(folder, language, pages):
+    """A Debian package with help pages, made by dpkg-deb itself."""
+    root = folder / language
+    (root / "DEBIAN").mkdir(parents=True)
+    (root / "DEBIAN" / "control").write_text(
+        f"Package: help-{language.lower()}\nVersion: 1\nArchitecture: all\n"
+        "Maintainer: nobody <no@body>\nDescription: help\n"
+    )
+    for name, content in pages.items():
+        page = root / "usr/share/libreoffice/help" / language / "text" / name
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(content, "utf-8")
+    path = folder / f"{language}.deb"
+    subprocess.run(["dpkg-deb", "--build", root, path], check=True, capture_output=True)
+    return path
+
+
+def test_help_pages_are_joined_by_file_and_element(tmp_path):
+    english = {
+        "a/b.html": '<h1 id="t">Tables &amp; rows</h1><p id="x">A <b>bold</b>\n word.</p>'
+        '<p id="same">OK</p><p id="alone">Alone</p>',
+        "notes.txt": '<p id="x">no page</p>',
+    }
+    other = {"a/b.html": '<h1 id="t">表格和行</h1><p id="x">Un mot.</p><p id="same">OK</p>'}
+    paths = build_package(tmp_path, "en-US", english), build_package(tmp_path, "zh-CN", other)
+    assert corpus_readers.libreoffice_help(*paths) == [
+        ("Tables & rows", "表格和行"),
+        ("A bold word.", "Un mot."),
+    ]
+
+
+def test_without_apt_the_error_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("KERAS_LLM_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="apt-get is not installed"):
+        corpora.load("libreoffice-help-fr", "pairs")
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"beam_width": 0}, "beam-width"),
+        ({"max_length": 1}, "max-length"),
+        ({"test_rows": 0}, "test-rows"),
+    ],
+)
+def test_options_out_of_range_are_named(changes, words):
+    with pytest.raises(InputError, match=f"--{words}"):
+        translation.Options(out="runs/none", **changes)

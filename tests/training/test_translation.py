@@ -1,0 +1,63 @@
+"""BLEU and chrF beside the formulas."""
+
+import collections
+import math
+
+import pytest
+
+from keras_llm import training
+from keras_llm.errors import InputError
+
+FOUND = ["the cat sat on the mat", "a dog ran home quickly today"]
+WANTED = ["the cat sat on a mat", "the dog ran home very quickly today"]
+
+
+def grams(items, n):
+    return collections.Counter(tuple(items[i : i + n]) for i in range(len(items) - n + 1))
+
+
+def overlap(first, second, n):
+    a, b = grams(first, n), grams(second, n)
+    return sum((a & b).values()), sum(a.values()), sum(b.values())
+
+
+def test_bleu_is_the_papers():
+    pairs = [(f.split(), w.split()) for f, w in zip(FOUND, WANTED, strict=True)]
+    logs = 0.0
+    for n in range(1, 5):
+        counts = [overlap(f, w, n) for f, w in pairs]
+        logs += math.log(sum(c[0] for c in counts) / sum(c[1] for c in counts)) / 4
+    lengths = [sum(len(side[i]) for side in pairs) for i in (0, 1)]
+    penalty = min(0.0, 1 - lengths[1] / lengths[0])
+    found = training.evaluate_translations(FOUND, WANTED)
+    assert found["bleu"] == pytest.approx(100 * math.exp(logs + penalty), rel=1e-6)
+    assert "tok:13a" in found["bleu_signature"] and "nc:6" in found["chrf_signature"]
+
+
+def test_chrf_is_the_papers():
+    totals = [[0, 0, 0] for _ in range(6)]
+    for f, w in zip(FOUND, WANTED, strict=True):
+        for n in range(1, 7):
+            for place, value in enumerate(overlap(f.replace(" ", ""), w.replace(" ", ""), n)):
+                totals[n - 1][place] += value
+    scores = []
+    for same, mine, theirs in totals:
+        precision, recall = same / mine, same / theirs
+        scores.append(5 * precision * recall / (4 * precision + recall))
+    found = training.evaluate_translations(FOUND, WANTED)["chrf"]
+    assert found == pytest.approx(100 * sum(scores) / 6, rel=0.01)
+
+
+def test_the_same_text_is_perfect_in_any_script():
+    found = training.evaluate_translations(["中文的句子是这样的"], ["中文的句子是这样的"], "zh")
+    assert found["bleu"] == pytest.approx(100) and found["chrf"] == pytest.approx(100)
+
+
+def test_what_cannot_be_measured_is_refused():
+    for arguments, words in (
+        (([], []), "0 translations"),
+        ((["a"], ["a", "b"]), "1 translations and 2"),
+        ((["a"], ["a"], "klingon"), "klingon"),
+    ):
+        with pytest.raises(InputError, match=words):
+            training.evaluate_translations(*arguments)
