@@ -46,9 +46,8 @@ class Corpus:
         read: function from the paths of the packages to what the kind says.
         packages: tuple of `Package`.
         kind: "texts", a list of str; "labelled", rows (text, label); "pairs", rows (source,
-            target). Rows are a list of tuples of
-            str, or a `corpus_readers.Split` of two where a corpus has its own split;
-            "benchmarks", a dict.
+            target); "benchmarks", a dict. Rows are a list of tuples of str, or a
+            `corpus_readers.Split` of two where a corpus has its own split.
     """
 
     description: str

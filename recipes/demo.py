@@ -11,7 +11,7 @@ import sys
 import time
 
 from keras_llm.quiet import silent_stderr
-from keras_llm.recipes import text_generation
+from keras_llm.recipes import text_generation, texts
 
 PROMPT_CHARACTERS = 80
 NEW_TOKENS = 24
@@ -85,7 +85,7 @@ def run(options):
         print(f"{name}: {paths[name]}, {report['bytes']['total']:,} bytes")
 
     _head("3. The same greedy text from all three")
-    _, held_out_documents = text_generation.documents(recipe)
+    _, held_out_documents = texts.documents(recipe)
     prompts = [" ".join(text[:PROMPT_CHARACTERS].split(" ")[:-1]) for text in held_out_documents]
     with silent_stderr():
         rows = greedy_texts(task, paths, [prompt for prompt in prompts if prompt.strip()][:3])

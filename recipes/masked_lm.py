@@ -11,24 +11,16 @@ frequent token. `text_classification --start runs/words` goes on from the encode
 import dataclasses
 import sys
 
-from keras_llm.recipes import runs
+from keras_llm.recipes import runs, texts
 
 BASELINE = "most_frequent"
 NEXT = 'predict {out} "{prompt}"'
 
 
 @dataclasses.dataclass
-class Options(runs.Options):
+class Options(texts.Options):
     """Train an encoder that guesses hidden words."""
 
-    corpus: str = "movie-reviews"
-    """A corpus of the kind "texts"; `keras-llm recipes` lists them."""
-    data: str | None = None
-    """Your own .txt or .jsonl file, or a folder of them, instead of a corpus."""
-    text_field: str = "text"
-    """The field of a JSONL record that holds the text."""
-    max_megabytes: float = 34.0
-    """Use no more than this much text."""
     held_out: float = 0.1
     """Share of the documents that is held out."""
     preset: str = "encoder-2m"
@@ -40,7 +32,7 @@ class Options(runs.Options):
     whole_words: bool = True
     """Whether all pieces of a word are hidden together; "False" hides pieces by themselves."""
     learning_rate: float = 2e-3
-    """Peak learning rate; it warms up linearly and decays as a cosine."""
+    """Peak learning rate; it warms up linearly."""
     prompt: str = "This [MASK] is very good."
     """What the logged samples fill."""
 
@@ -49,7 +41,6 @@ class Options(runs.Options):
         self.check(
             ("sequence_length", self.sequence_length > 2, "at least 3"),
             ("mask_rate", 0 < self.mask_rate < 1, "in (0, 1)"),
-            ("max_megabytes", self.max_megabytes > 0, "> 0"),
             ("prompt", "[MASK]" in self.prompt, "a text with [MASK]"),
             ("export", "litert_lm" not in self.exports, "of saved_model, litert"),
         )
@@ -72,27 +63,19 @@ def run(options):
     Raises:
         InputError: if an option or the data cannot be used; nothing is at `out` then.
     """
-    import keras
     import numpy as np
 
     from keras_llm import data, models, tasks, tokenizers, training
-    from keras_llm.recipes import text_generation
 
     runs.prepare(options)
-    train, held_out = text_generation.documents(options)
+    train, held_out = texts.documents(options)
     tokenizer = tokenizers.WordPiece.train(train, options.vocabulary_size)
     config = models.preset(
         options.preset,
         vocabulary_size=tokenizer.vocabulary_size,
         dropout=0.0,  # no text is seen often enough to be learned by heart
     )
-    options.check(
-        (
-            "sequence_length",
-            options.sequence_length <= config.max_length,
-            f"at most the preset's {config.max_length}",
-        ),
-    )
+    texts.check_length(options, config)
     model = models.masked_lm(config)
     task = tasks.MaskedLanguageModel(
         model, tokenizer, {"recipe": "masked_lm", "options": dataclasses.asdict(options)}
@@ -104,17 +87,12 @@ def run(options):
         f"{len(train)} documents, {len(train_ids)} tokens for training; {len(held_out)} documents "
         f"held out; {model.count_params():,} parameters"
     )
-    model.compile(
-        runs.optimizer(options, len(train_data)),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=tokenizer.pad_id),
-        metrics=[training.TokenAccuracy(tokenizer.pad_id)],
-        jit_compile=False,
-    )
+    trainer = runs.token_trainer(options, model, len(train_data), tokenizer.pad_id)
     with runs.model_folder(options) as folder:
         trained = runs.fit(
             folder,
             options,
-            model,
+            trainer,
             train_data,
             validation_data.take(32).cache(),
             "tokens",
@@ -173,12 +151,11 @@ def evaluate(folder, data=None):
     import keras_llm
     from keras_llm import training
     from keras_llm.data import encode_documents, read_texts
-    from keras_llm.recipes import text_generation
 
     task = keras_llm.load(folder)
     options = runs.model_options(Options, task)
-    texts = read_texts(data) if data else text_generation.documents(options)[1]
-    found = batches(task, encode_documents(texts, task.tokenizer), options)
+    documents = read_texts(data) if data else texts.documents(options)[1]
+    found = batches(task, encode_documents(documents, task.tokenizer), options)
     return training.evaluate_targets(task.model, found, task.tokenizer.pad_id)
 
 

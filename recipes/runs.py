@@ -142,6 +142,22 @@ def optimizer(options, steps):
     )
 
 
+def token_trainer(options, model, steps, pad_id):
+    """A compiled `LanguageModelTrainer` of a model that predicts tokens.
+
+    Args:
+        options: `Options`.
+        model: a model from `causal_lm`, `seq2seq` or `masked_lm`.
+        steps: int, batches of the whole training.
+        pad_id: int, targets that do not count.
+    """
+    from keras_llm import training
+
+    trainer = training.LanguageModelTrainer(model, ignore_id=pad_id)
+    trainer.compile(optimizer(options, steps), jit_compile=False)
+    return trainer
+
+
 @contextlib.contextmanager
 def model_folder(options):
     """The folder that becomes `out` when it is whole; a run that stops keeps its best weights, and

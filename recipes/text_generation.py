@@ -13,24 +13,16 @@ import sys
 from typing import Literal
 
 from keras_llm.errors import InputError
-from keras_llm.recipes import runs
+from keras_llm.recipes import runs, texts
 
 BASELINE = "unigram"
 NEXT = 'generate {out} "{prompt}" --stream'
 
 
 @dataclasses.dataclass
-class Options(runs.Options):
+class Options(texts.Options):
     """Train a causal language model that continues text."""
 
-    corpus: str = "movie-reviews"
-    """A corpus of the kind "texts"; `keras-llm recipes` lists them."""
-    data: str | None = None
-    """Your own .txt or .jsonl file, or a folder of them, instead of a corpus."""
-    text_field: str = "text"
-    """The field of a JSONL record that holds the text."""
-    max_megabytes: float = 34.0
-    """Use no more than this much text."""
     held_out: float = 0.05
     """Share of the documents that is held out."""
     preset: str = "llama-3m"
@@ -57,7 +49,6 @@ class Options(runs.Options):
     def __post_init__(self):
         super().__post_init__()
         self.check(
-            ("max_megabytes", self.max_megabytes > 0, "> 0"),
             ("sequence_length", self.sequence_length > 0, "a positive int"),
             ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
             ("prompt", bool(self.prompt), "a text"),
@@ -86,14 +77,8 @@ def run(options):
     config = models.preset(
         options.preset, vocabulary_size=options.vocabulary_size, dropout=options.dropout
     )
-    options.check(
-        (
-            "sequence_length",
-            options.sequence_length <= config.max_length,
-            f"at most the preset's {config.max_length}",
-        ),
-    )
-    train, held_out = documents(options)
+    texts.check_length(options, config)
+    train, held_out = texts.documents(options)
     tokenizer = tokenizers.SentencePiece.train(
         train, options.vocabulary_size, model_type=options.tokenizer
     )
@@ -117,8 +102,7 @@ def run(options):
     validation_data = data.packed_dataset(
         held_out_ids, options.sequence_length, min(options.batch_size, windows), **shape
     )
-    trainer = training.LanguageModelTrainer(model, ignore_id=tokenizer.pad_id)
-    trainer.compile(runs.optimizer(options, len(train_data)), jit_compile=False)
+    trainer = runs.token_trainer(options, model, len(train_data), tokenizer.pad_id)
     runs.say(
         f"{len(train)} documents, {len(train_ids)} tokens for training; {len(held_out)} documents "
         f"held out; {model.count_params():,} parameters"
@@ -155,34 +139,6 @@ def run(options):
     return metrics
 
 
-def documents(options):
-    """The training and held-out documents that the options name.
-
-    Args:
-        options: `Options`.
-
-    Returns:
-        Two lists of str.
-
-    Raises:
-        InputError: if the data cannot be read or is too little.
-    """
-    from keras_llm import data
-    from keras_llm.recipes import corpora
-
-    if options.data is None:
-        texts = corpora.load(options.corpus)
-    else:
-        texts = data.read_texts(options.data, text_field=options.text_field)
-    limit, size, used = options.max_megabytes * 1e6, 0, []
-    for text in data.shuffle_documents(texts, options.seed):
-        size += len(text.encode())
-        if size > limit and len(used) > 1:
-            break
-        used.append(text)
-    return data.split_documents(used, options.held_out, options.seed)
-
-
 def evaluate(folder, data=None):
     """Measure a trained model on its held-out documents, or on other text.
 
@@ -200,19 +156,19 @@ def evaluate(folder, data=None):
     task = keras_llm.load(folder)
     if "options" not in task.metadata:  # made in Python, not by a recipe
         return evaluate_documents(task, read_texts(data), task.model.config.max_length)
-    options = Options(**{**task.metadata["options"], "smoke": False})
-    texts = read_texts(data) if data else documents(options)[1]
-    return evaluate_documents(task, texts, options.sequence_length)
+    options = runs.model_options(Options, task)
+    documents = read_texts(data) if data else texts.documents(options)[1]
+    return evaluate_documents(task, documents, options.sequence_length)
 
 
-def evaluate_documents(task, texts, sequence_length):
+def evaluate_documents(task, documents, sequence_length):
     """Perplexity, bits per byte and accuracy of a task on documents."""
     from keras_llm import data, training
 
     return training.evaluate_language_model(
         task.model,
-        data.encode_documents(texts, task.tokenizer),
-        _bytes(texts),
+        data.encode_documents(documents, task.tokenizer),
+        _bytes(documents),
         task.tokenizer.bos_id,
         sequence_length,
     )

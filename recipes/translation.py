@@ -51,7 +51,7 @@ class Options(runs.Options):
     evaluations: int = 2
     """Held-out evaluations, points of the loss curve and checkpoints in each pass."""
     learning_rate: float = 3e-3
-    """Peak learning rate; it warms up linearly and decays as a cosine."""
+    """Peak learning rate; it warms up linearly."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -81,8 +81,6 @@ def run(options):
     Raises:
         InputError: if an option or the data cannot be used; nothing is at `out` then.
     """
-    import keras
-
     from keras_llm import models, tasks, tokenizers, training
 
     runs.prepare(options, "sklearn", "sacrebleu")
@@ -105,18 +103,13 @@ def run(options):
     if too_long:
         dropped |= {f"longer than {options.max_length} tokens": too_long}
         runs.say(f"{too_long} training pairs are longer than {options.max_length} tokens: dropped")
-    model.compile(
-        runs.optimizer(options, len(train_data)),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=tokenizer.pad_id),
-        metrics=[training.TokenAccuracy(tokenizer.pad_id)],
-        jit_compile=False,
-    )
+    trainer = runs.token_trainer(options, model, len(train_data), tokenizer.pad_id)
     test = held_out[: options.test_rows]
     with runs.model_folder(options) as folder:
         trained = runs.fit(
             folder,
             options,
-            model,
+            trainer,
             train_data,
             validation_data,
             "pairs",

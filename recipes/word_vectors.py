@@ -12,7 +12,7 @@ import dataclasses
 import sys
 from typing import Literal
 
-from keras_llm.recipes import runs
+from keras_llm.recipes import runs, texts
 
 BASELINE = "random"
 NEXT = "predict {out} {word}"
@@ -20,17 +20,9 @@ _PROJECTED = 5000  # words that TensorBoard shows
 
 
 @dataclasses.dataclass
-class Options(runs.Options):
+class Options(texts.Options):
     """Train word vectors."""
 
-    corpus: str = "movie-reviews"
-    """A corpus of the kind "texts"; `keras-llm recipes` lists them."""
-    data: str | None = None
-    """Your own .txt or .jsonl file, or a folder of them, instead of a corpus."""
-    text_field: str = "text"
-    """The field of a JSONL record that holds the text."""
-    max_megabytes: float = 34.0
-    """Use no more than this much text."""
     held_out: float = 0.02
     """Share of the documents that is held out."""
     objective: Literal["skip_gram", "cbow", "glove"] = "skip_gram"
@@ -54,7 +46,7 @@ class Options(runs.Options):
     evaluations: int = 2
     """Held-out evaluations, points of the loss curve and checkpoints in each pass."""
     learning_rate: float = 5e-3
-    """Peak learning rate; it warms up linearly and decays as a cosine."""
+    """Peak learning rate; it warms up linearly."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     word: str = ""
@@ -67,7 +59,6 @@ class Options(runs.Options):
     def __post_init__(self):
         super().__post_init__()
         self.check(
-            ("max_megabytes", self.max_megabytes > 0, "> 0"),
             ("min_count", self.min_count > 0, "a positive int"),
             ("dimension", self.dimension > 0, "a positive int"),
             ("window", self.window > 0, "a positive int"),
@@ -97,10 +88,9 @@ def run(options):
     import numpy as np
 
     from keras_llm import data, models, tasks, training
-    from keras_llm.recipes import text_generation
 
     runs.prepare(options, *["gensim"] * options.gensim)
-    train, held_out = text_generation.documents(options)
+    train, held_out = texts.documents(options)
     tokenizer = data.word_vocabulary(train, options.vocabulary_size, options.min_count)
     stream = data.word_stream(train, tokenizer, options.window)
     size = tokenizer.vocabulary_size

@@ -55,11 +55,9 @@ def task(run_folder):
 @pytest.fixture(scope="session")
 def held_out_prompts(task):
     """24 beginnings of held-out documents, of many lengths."""
-    from keras_llm.recipes import text_generation
+    from keras_llm.recipes import runs, text_generation, texts
 
-    _, documents = text_generation.documents(
-        text_generation.Options(**{**task.metadata["options"], "smoke": False})
-    )
+    _, documents = texts.documents(runs.model_options(text_generation.Options, task))
     prompts = [text.strip()[: 5 + 4 * i] for i, text in enumerate(documents[:24])]
     assert len(prompts) == 24 and all(prompts)
     return prompts

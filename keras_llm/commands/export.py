@@ -115,12 +115,10 @@ def _held_out(options, task):
         return _texts(options.held_out)
     if task.metadata.get("recipe") != "text_generation":
         return None
-    from keras_llm.recipes import text_generation
+    from keras_llm.recipes import runs, text_generation, texts
 
     try:
-        _, held_out = text_generation.documents(
-            text_generation.Options(**{**task.metadata["options"], "smoke": False})
-        )
+        _, held_out = texts.documents(runs.model_options(text_generation.Options, task))
     except InputError:  # the corpus is not here any more
         return None
     return [text for text in held_out if text.strip()][:_DOCUMENTS] or None

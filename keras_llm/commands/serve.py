@@ -54,8 +54,13 @@ def run(options):
 
 
 def _share_heaps():
-    """Have glibc's threads share two heaps: each keeps what its largest request took, and a heap
-    for each thread, the default, keeps it many times over."""
-    most_arenas = -8  # M_ARENA_MAX of malloc.h
+    """Have glibc's threads share two heaps, and give what is large back at once.
+
+    A heap keeps what its largest request took, and a heap for each thread, the default, keeps it
+    many times over.
+    """
+    most_arenas, mmap_threshold = -8, -3  # M_ARENA_MAX and M_MMAP_THRESHOLD of malloc.h
     with contextlib.suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).mallopt(most_arenas, 2)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(most_arenas, 2)
+        mallopt(mmap_threshold, 2**20)

@@ -95,7 +95,7 @@ texts = greedy(sys.argv[1], json.loads((folder / "prompts.json").read_text()), i
     assert json.loads((tmp_path / "texts.json").read_text()) == expected
 
 
-@pytest.mark.parametrize("quantization, bound", [("int8", 0.02), ("int4", 0.3)])
+@pytest.mark.parametrize("quantization, bound", [("int8", 0.02), ("int4", 0.25)])
 def test_quantised_files_are_as_good_as_their_report_says(case, quantization, bound):
     task, _, options, folder = case
     texts = [text[:600] for text in list(pydoc_data.topics.topics.values())[60:68]]
