@@ -23,6 +23,13 @@ hypothesis.settings.register_profile("keras_llm", deadline=None, derandomize=Tru
 hypothesis.settings.load_profile("keras_llm")
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    """What a test draws, it draws again when it is run again."""
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.set_random_seed(1)
+
+
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory):
     """Real English text that every Python brings: its own language reference."""

@@ -198,7 +198,7 @@ class Client:
         """
         if not isinstance(prompt, str) or not prompt:
             raise InputError(f"`prompt` must be one str, not empty, got {prompt!r}.")
-        missing = {"prefill", "decode", "tokenize", "detokenize"} - set(self.metadata())
+        missing = {"prefill", "decode", "tokenize", "detokenize", "is_end"} - set(self.metadata())
         if missing:
             raise InputError(f"the model cannot stream: no signature {', '.join(sorted(missing))}.")
         seed = random.getrandbits(31) if seed is None else seed

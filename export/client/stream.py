@@ -2,16 +2,12 @@
 
 import numbers
 
-import numpy as np
-
 from keras_llm.errors import InputError
 from keras_llm.export.numpy_sampling import Sampling, choose
 
 
 def stream_tokens(predict, prompt, max_new_tokens, settings):
     """Continue a text.
-
-    The text ends with the first token that has no text of its own, as end tokens have none.
 
     Args:
         predict: function of a signature's name and its inputs to its outputs.
@@ -43,16 +39,13 @@ def _pieces(predict, prompt, max_new_tokens, sampling):
             "cache_length": length + max_new_tokens - 1,  # the last token is never read
         },
     )
-    shown, so_far = "", []
+    text, shown, so_far = "", "", []
     for step in range(max_new_tokens):
         token = choose(outputs.pop("logits")[0], sampling, step)
-        both = np.zeros((2, step + 1), "int32")  # all new tokens, and this one alone
-        both[0], both[1, 0] = [*so_far, token], token
-        texts = predict("detokenize", {"token_ids": both, "lengths": [step + 1, 1]})["text"]
-        text, alone = texts.tolist()
-        if not alone:
+        if predict("is_end", {"token_ids": [[token]]})["is_end"][0, 0]:
             break
         so_far.append(token)
+        text = _text(predict, so_far)
         # Half a character is shown as U+FFFD until its other half has come.
         if len(text) > len(shown) and not text.endswith("\ufffd"):
             yield text[len(shown) :]
@@ -60,8 +53,10 @@ def _pieces(predict, prompt, max_new_tokens, sampling):
         if step + 1 < max_new_tokens:
             inputs = {"token_ids": [[token]], "positions": [[length + step]], **outputs}
             outputs = predict("decode", inputs)
-    if so_far:
-        lengths = [len(so_far)]
-        last = predict("detokenize", {"token_ids": [so_far], "lengths": lengths})["text"][0]
-        if last[len(shown) :]:
-            yield last[len(shown) :]
+    if len(text) > len(shown):
+        yield text[len(shown) :]
+
+
+def _text(predict, token_ids):
+    inputs = {"token_ids": [token_ids], "lengths": [len(token_ids)]}
+    return predict("detokenize", inputs)["text"][0]

@@ -44,6 +44,7 @@ class TextGenerationProof(Proof):
             ("prefill", prefill),
             ("decode", decode),
             ("detokenize", {"token_ids": prefill["token_ids"], "lengths": prefill["lengths"]}),
+            ("is_end", {"token_ids": ["int32", [[*self.task.end_token_ids, *self._ids[0]]]]}),
             *self._further(self._prompts[:2]),
         ]
 
@@ -80,6 +81,7 @@ class TextGenerationProof(Proof):
             ("detokenize", prompts),
             ("prefill", {**prompts, "cache_length": ["int32", [len(ids) + 1]]}),
             ("decode", {**step, **cache}),
+            ("is_end", {"token_ids": step["token_ids"]}),
             *self._further(prompt),
         ]
 
@@ -87,7 +89,7 @@ class TextGenerationProof(Proof):
         return {"tokens_per_second": round(outputs["num_tokens"][0] / seconds, 1)}
 
     def compare(self, outputs):
-        generated, scored, tokenized, prefilled, decoded, spelled, *further = outputs
+        generated, scored, tokenized, prefilled, decoded, spelled, ends, *further = outputs
         task = self.task
         expected = task(
             self._prompts,
@@ -105,6 +107,8 @@ class TextGenerationProof(Proof):
         self.agreement("token ids", ids, self._ids)
         decode = task.tokenizer.decode
         self.agreement("text", spelled["text"], [decode(row) for row in self._ids])
+        known = task.end_token_ids
+        self.agreement("ends", ends["is_end"], [[i in known for i in [*known, *self._ids[0]]]])
         measured = {
             "prompts": len(self._prompts),
             "greedy_texts_equal": generated["text"] == texts,

@@ -29,8 +29,8 @@ _STEP = tf.TensorSpec((None, 1), tf.int32)
 
 
 class TextGenerationModule(GraphModule):
-    """`generate`, `generate_extended`, `score`, `tokenize`, `detokenize`, `prefill` and `decode`;
-    `chat` if there is a chat template, and `beam_search` if there is a width."""
+    """`generate`, `generate_extended`, `score`, `tokenize`, `detokenize`, `prefill`, `decode` and
+    `is_end`; `chat` if there is a chat template, and `beam_search` if there is a width."""
 
     main = "generate"
     defaults = DEFAULTS
@@ -62,6 +62,7 @@ class TextGenerationModule(GraphModule):
             "detokenize": (self._detokenize, prompts),
             "prefill": (self._prefill, {**prompts, "cache_length": length}),
             "decode": (self._decode, {"token_ids": _STEP, "positions": _STEP, **entries}),
+            "is_end": (self._is_end, {"token_ids": _IDS}),
         }
 
     def _generate(self, prompt, **settings):
@@ -190,6 +191,11 @@ class TextGenerationModule(GraphModule):
             token_ids, positions = map(tf.identity, (token_ids, positions))
         logits, cache = models.decode(self.task.model, token_ids, positions, cache)
         return {"logits": self._without_spare(logits), **cache}
+
+    def _is_end(self, token_ids):
+        """Which tokens end a text."""
+        ends = tf.constant(self.task.end_token_ids, tf.int32)
+        return {"is_end": tf.reduce_any(token_ids[..., None] == ends, axis=-1)}
 
     def _without_spare(self, logits):
         bias = spare_bias(self.task.tokenizer, self.task.model.config.vocabulary_size)

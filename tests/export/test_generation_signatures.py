@@ -1,5 +1,6 @@
 """Signatures with every setting, of chats and of beam search, beside the task in Python."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -158,8 +159,7 @@ def test_logits_that_are_no_numbers_are_refused(task):
 
 def test_steps_of_a_client_take_no_id_that_the_tokenizer_lacks(serve, tmp_path):
     tok = tokenizers.SentencePiece.train(["once upon a time there was"] * 9, 280, "bpe")
-    config = models.preset("llama-tiny", vocabulary_size=296, tie_embeddings=False, num_layers=1)
-    task = keras_llm.TextGeneration(models.causal_lm(config), tok)
+    task = unsure(tok, {}, vocabulary_size=296)
     kernel = task.model.get_layer("token_embedding").reverse_embeddings
     kernel.assign(np.where(np.arange(296) < 280, np.array(kernel), 50 * np.array(kernel)))
     save(TextGenerationModule(task), tmp_path / "spare" / "1")
@@ -169,3 +169,32 @@ def test_steps_of_a_client_take_no_id_that_the_tokenizer_lacks(serve, tmp_path):
             text = client.generate("once", 12, **settings)
             assert text == task("once", 12, **settings)
             assert "".join(client.stream("once", 12, **settings)) == text
+
+
+def test_a_stream_ends_where_the_text_does(serve, tmp_path):
+    """Not at a token without text, and also at an end token that has one."""
+    tok = tokenizers.SentencePiece.train(["once upon a time there was"] * 9, 280, "bpe")
+    often, end = tok.bos_id, 100
+    task = unsure(tok, {"end_token_ids": [end]}, vocabulary_size=280)
+    assert tok.decode([often]) == "" and tok.decode([end])
+    kernel = np.array(task.model.get_layer("token_embedding").reverse_embeddings)
+    kernel[:, often] *= 20
+    kernel[:, end] = kernel[:, often]
+    task.model.get_layer("token_embedding").reverse_embeddings.assign(kernel)
+    save(TextGenerationModule(task), tmp_path / "ends" / "1")
+    server = serve(tmp_path / "ends")
+    reasons, inside = set(), False
+    with export.Client(f"localhost:{server.port}", "ends") as client:
+        for seed in range(12):
+            found = task("once", 12, seed=seed, return_details=True)
+            assert "".join(client.stream("once", 12, seed=seed)) == found.text
+            reasons.add(found.finish_reason)
+            inside |= often in found.token_ids[:-1]
+    assert inside and "stop" in reasons
+
+
+def unsure(tok, metadata, **sizes):
+    """A task whose model was not trained."""
+    keras.utils.set_random_seed(0)
+    config = models.preset("llama-tiny", tie_embeddings=False, num_layers=1, **sizes)
+    return keras_llm.TextGeneration(models.causal_lm(config), tok, metadata)

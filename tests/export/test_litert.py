@@ -123,7 +123,10 @@ def test_weights_are_stored_once_and_quantised_ones_are_smaller(mobile, task):
     assert whole["bytes"]["model"] < 4 * task.model.count_params() + 100_000
     assert small["bytes"]["model"] < 0.5 * whole["bytes"]["model"]
     assert half["bytes"]["model"] < 0.65 * whole["bytes"]["model"]
-    assert half["parity"]["top_1_agreement"] >= 0.99
+    # One choice of some 75 may be a tie; what float16 changes in the logits is held closely.
+    assert half["parity"]["top_1_agreement"] >= 0.98
+    assert half["parity"]["max_logit_error"] < 0.02
+    assert half["parity"]["mean_kl_divergence_nats"] < 1e-6
     assert small["parity"]["top_1_agreement"] >= 0.9
     assert small["parity"]["mean_kl_divergence_nats"] < 0.01
     assert whole["parity"]["max_logit_error"] < 1e-3

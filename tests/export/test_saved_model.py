@@ -98,6 +98,7 @@ def test_signatures_are_named_and_typed(signatures, task):
         "detokenize",
         "prefill",
         "decode",
+        "is_end",
     }
     assert set(signatures) == {"serving_default", *names}
     for name in ("serving_default", "generate"):
