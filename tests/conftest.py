@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("keras_llm")
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def same_draws():
     """What a test draws, it draws again when it is run again."""
     if "keras" in sys.modules:
         sys.modules["keras"].utils.set_random_seed(1)
