@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m keras_llm.recipes.demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 # Layers, models and generation on Keras's JAX backend, in an environment of their own.
 test-jax:

@@ -14,11 +14,12 @@ Reference:
 
 import pathlib
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-_ROWS = 8  # texts that are read, with the slow kernels that keep what is between
+from keras_llm.export import products
+
+_ROWS = 8  # texts that are read
 _LEAST = 1e-5  # of a channel's largest value: some are never used
 
 
@@ -31,73 +32,29 @@ def balance(path, rows, manifest):
         manifest: as of `DecoderSteps`.
     """
     path = pathlib.Path(path)
-    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
-    readers = {s.signatureKey.decode(): _readers(model, s) for s in model.signatureDefs}
+    model = products.load(path)
+    known = {s.signatureKey.decode(): products.readers(model, s) for s in model.signatureDefs}
     # A prefill leaves out what only the logits need, so `decode` knows all that share an input.
-    groups = [weights for weights, _, _ in readers["decode"] if len(weights) > 1]
-    longest = f"prefill_{max(manifest['prefill_lengths'])}"
-    largest = _largest(path, rows, manifest, longest, groups, readers[longest])
+    groups = [weights for weights, _, _ in known["decode"] if len(weights) > 1]
+    largest = {}
+    rows = [row[: max(manifest["prefill_lengths"])] for row in rows[:_ROWS]]
+    for some, values in products.activations(path, rows, manifest, known):
+        weights = next((group for group in groups if some <= group), None)
+        if weights is not None:
+            values = np.abs(values).max(0)
+            largest[weights] = np.maximum(largest.get(weights, 0.0), values)
     for weights, values in largest.items():
-        columns = np.max([np.abs(_matrix(model, w)).max(0) for w in weights], axis=0)
+        columns = np.max([np.abs(products.matrix(model, w)).max(0) for w in weights], axis=0)
         factor = np.sqrt(np.maximum(columns, _LEAST) / np.maximum(values, _LEAST))
         factor = (factor / np.exp(np.log(factor).mean())).astype("float32")
-        for buffer, shape in weights:
-            data = (_matrix(model, (buffer, shape)) / factor).astype("float32")
-            model.buffers[buffer].data = np.frombuffer(data.tobytes(), "uint8")
+        for matrix in weights:
+            products.set_matrix(model, matrix, products.matrix(model, matrix) / factor)
         for signature in model.signatureDefs:
             graph = model.subgraphs[signature.subgraphIndex]
-            for some, source, operators in readers[signature.signatureKey.decode()]:
+            for some, source, operators in known[signature.signatureKey.decode()]:
                 if some <= weights:
                     _multiply(model, graph, source, operators, factor)
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    path.write_bytes(builder.Output())
-
-
-def _readers(model, signature):
-    """For each tensor that stored matrices multiply: the matrices, a frozenset of (buffer, shape);
-    the tensor's index; and the operators."""
-    graph = model.subgraphs[signature.subgraphIndex]
-    found = {}
-    for operator in graph.operators:
-        code = model.operatorCodes[operator.opcodeIndex]
-        if code.builtinCode == schema.BuiltinOperator.FULLY_CONNECTED:
-            weights = graph.tensors[operator.inputs[1]]
-            if model.buffers[weights.buffer].data is not None:
-                matrix = int(weights.buffer), tuple(map(int, weights.shape))
-                found.setdefault(int(operator.inputs[0]), []).append((matrix, operator))
-    return [
-        (frozenset(matrix for matrix, _ in rows), source, [operator for _, operator in rows])
-        for source, rows in found.items()
-    ]
-
-
-def _largest(path, rows, manifest, signature, groups, readers):
-    """For each group of matrices the largest absolute value of each channel of its input."""
-    from keras_llm.export.decoder_steps import DecoderSteps
-    from keras_llm.export.runtime import InterpreterRuntime
-
-    runtime = InterpreterRuntime(path, 0, None, None, xnnpack=False, keep_all=True)
-    decoder = DecoderSteps(runtime, manifest)
-    length, found = max(manifest["prefill_lengths"]), {}
-    for row in rows[:_ROWS]:
-        if "encoder_length" in manifest:
-            decoder.encode(row[: manifest["encoder_length"]])
-            row = [manifest["start_id"]]
-        row = row[:length]
-        decoder.prefill(row, 0, length)
-        for some, source, _ in readers:
-            weights = next((group for group in groups if some <= group), None)
-            if weights is not None:
-                values = runtime.tensor(signature, source)
-                values = np.abs(values.reshape(-1, values.shape[-1])[: len(row)]).max(0)
-                found[weights] = np.maximum(found.get(weights, 0.0), values)
-    return found
-
-
-def _matrix(model, weights):
-    buffer, shape = weights
-    return np.frombuffer(bytes(model.buffers[buffer].data), "float32").reshape(shape)
+    products.store(model, path)
 
 
 def _multiply(model, graph, source, readers, factor):

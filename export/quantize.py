@@ -4,11 +4,13 @@ Run as a module in a process of its own, on a float32 file:
 
     python -m keras_llm.export.quantize IN.tflite OUT.tflite RULES.json [CALIBRATION.json]
 
-The last names texts of a decoder; where activations are rounded too, they show how to balance them
-with the weights (see `balance`), which changes IN.tflite.
+The last names texts of a decoder, which change IN.tflite: where activations are rounded too, they
+show how to balance them with the weights (see `balance`); where weights take 4 bits, how to round
+them (see `gptq`).
 """
 
 import dataclasses
+import functools
 import json
 import re
 import sys
@@ -146,7 +148,7 @@ def _undivided(path, rules):
             weights = graph.Tensors(operator.Inputs(1))
             if not model.Buffers(weights.Buffer()).DataLength():
                 continue  # computed, not stored
-            rule = next((r for r in reversed(rules) if re.search(r.layers, name)), None)
+            rule = _rule_of(rules, name)
             if rule and rule.block and weights.Shape(1) % rule.block:
                 rule = more[name] = QuantizationRule(layers=re.escape(name), kind=rule.kind)
             how = rule and (rule.bits, rule.block)
@@ -157,6 +159,18 @@ def _undivided(path, rules):
                     f"{known} and {how} (bits, block)."
                 )
     return more.values()
+
+
+def _rule_of(rules, name):
+    return next((rule for rule in reversed(rules) if re.search(rule.layers, name)), None)
+
+
+def _block_of(rules, name, width):
+    """How many weights of a product share a scale of 4 bits; None if it has none."""
+    rule = _rule_of(rules, name)
+    if rule is None or rule.bits != 4 or width % (rule.block or width):
+        return None
+    return rule.block or width
 
 
 def samples(path, rows, manifest):
@@ -206,6 +220,10 @@ def _main(source, out, rules, calibration=None):
             from keras_llm.export.balance import balance
 
             balance(source, **request)
+        if any(rule.bits == 4 for rule in rules):
+            from keras_llm.export.gptq import gptq
+
+            gptq(source, functools.partial(_block_of, rules), **request)
         if any(rule.kind == "static" for rule in rules):
             inputs = samples(source, **request)
     quantize(source, out, rules, inputs)

@@ -6,9 +6,10 @@ EMBEDDING_LOOKUP, which has one, and shares it with the head of a model with tie
 
 import pathlib
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+
+from keras_llm.export import products
 
 _INT32 = schema.TensorType.INT32
 
@@ -20,14 +21,12 @@ def name_tables(path):
     `logits` is `<signature>/head`, for the patterns of quantisation rules.
     """
     path = pathlib.Path(path)
-    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    model = products.load(path)
     for signature in model.signatureDefs:
         graph = _Graph(model, model.subgraphs[signature.subgraphIndex], signature)
         graph.replace_gathers()
         graph.name_head()
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    path.write_bytes(builder.Output())
+    products.store(model, path)
 
 
 class _Graph:

@@ -98,10 +98,17 @@ texts = greedy(sys.argv[1], json.loads((folder / "prompts.json").read_text()), i
 @pytest.mark.parametrize("quantization, bound", [("int8", 0.02), ("int4", 0.25)])
 def test_quantised_files_are_as_good_as_their_report_says(case, quantization, bound):
     task, _, options, folder = case
-    texts = [text[:600] for text in list(pydoc_data.topics.topics.values())[60:68]]
+    topics = list(pydoc_data.topics.topics.values())
+    texts, others = [text[:600] for text in topics[60:68]], [text[:2000] for text in topics[:30]]
     path = folder / f"{quantization}.tflite"
     report = export.litert(
-        task, path, quantization, held_out=texts, max_quality_loss=bound, **options
+        task,
+        path,
+        quantization,
+        held_out=texts,
+        max_quality_loss=bound,
+        calibration=others,
+        **options,
     )
     told = report["quality"]
     device = export.LiteRTModel(path, runtime="interpreter")  # the other way to run it
