@@ -233,7 +233,7 @@ def test_a_published_encoder_is_the_beginning(tmp_path, monkeypatch):
     """A tiny one in the place of the download; its positions are learned."""
     from keras_llm.checkpoints import to_hugging_face
 
-    tok = tokenizers.WordPiece.train([*NAMES, *TOWNS] * 5, 60)
+    tok = tokenizers.WordPiece.train([*NAMES, *TOWNS] * 5, 80)
     config = models.preset("bert-tiny", vocabulary_size=tok.vocabulary_size, max_length=40)
     given = keras_llm.TextEmbedding(models.sentence_embedder(config), tok)
     monkeypatch.setenv("KERAS_LLM_CACHE", str(tmp_path))
