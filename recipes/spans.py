@@ -3,6 +3,7 @@
 import random
 import re
 
+_WITHOUT = 0.25  # of the rows with an answer, how many show a window without it
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -46,8 +47,9 @@ def examples(task, rows, seed):
     """The windows that a model is trained and measured on.
 
     Contexts are cut into the windows that the task reads. Of a row, those are taken in which the
-    whole answer stands, and one of the others, drawn by the seed, whose answer is the empty span;
-    of a row without an answer all.
+    whole answer stands, and of every fourth row, drawn by the seed, one of the others, whose answer
+    is the empty span: with more of them a short training learns to answer nothing. Of a row without
+    an answer all are taken.
 
     Args:
         task: a `QuestionAnswering`.
@@ -76,7 +78,8 @@ def examples(task, rows, seed):
                 others.append((row, 0, 0))
         without += bool(answer) and not holding
         if answer:
-            others = draw.sample(others, min(len(others), 1)) if holding else []
+            is_drawn = holding and others and draw.random() < _WITHOUT
+            others = [draw.choice(others)] if is_drawn else []
         for row, start, end in holding + others:
             for name, value in zip(columns, (row, len(head), start, end), strict=True):
                 columns[name].append(value)
