@@ -161,6 +161,7 @@ def _head_manifest(caller, task, cache_length, prefill_lengths):
         manifest["labels"] = task.labels
     if name == "QuestionAnswering":
         manifest |= {"separators": task.separators, "longest_answer": task.longest_answer}
+        manifest["unanswerable"] = task.unanswerable
     if name == "MaskedLanguageModel":
         manifest["masks"] = MASKS
     return manifest

@@ -63,10 +63,9 @@ def answer(runner, question, context, truncate):
         raise InputError(f"`question` has {len(ids)} tokens, more than the {longest} it may have.")
     ids = ids[:longest]
     context_ids, offsets = runner.tokenizer.encode_with_offsets(context)
-    best = _best_span(runner, ids, context_ids, pair_room - len(ids))
-    if best is None:
-        return {"text": "", "start": 0, "end": 0, "probability": 0.0, "truncated": is_cut}
-    first, last, probability = best
+    first, last, probability = _best_span(runner, ids, context_ids, pair_room - len(ids))
+    if first is None:
+        return {"text": "", "start": 0, "end": 0, "probability": probability, "truncated": is_cut}
     start, text = offsets[first][0], context[offsets[first][0] : offsets[last][1]]
     start += len(text) - len(text.lstrip(WHITE_SPACE))
     text = text.strip(WHITE_SPACE)
@@ -125,26 +124,33 @@ def _filled(text, mask, tokens, table):
 
 
 def _best_span(runner, question, context, room):
-    """The first and last token of the best span of a context read in windows, and its probability;
-    None if the context is empty."""
+    """The first and last token of the best span of a context read in windows, None if it is empty,
+    and its probability."""
     if not context:
-        return None
+        return None, None, 0.0
     manifest = runner.manifest
+    unanswerable = manifest.get("unanswerable", False)  # older files do not say
     head = [*manifest["begin"], *question, *manifest["separators"]]
-    step, best = room - room // 2, None
+    step, best, empty = room - room // 2, None, None
     windows = 1 + max(len(context) - room + step - 1, 0) // step
     for first in range(0, windows * step, step):
         part = context[first : first + room]
         row = [*head, *part, *manifest["end"]]
         segments = (np.arange(manifest["max_length"]) >= len(head)).astype("int32")
         outputs = _call(runner, row, segment_ids=segments[None])
-        here = slice(len(head), len(head) + len(part))
-        start, end = (outputs[side][0, here].astype("float32") for side in ("start", "end"))
+        sides = [outputs[side][0].astype("float32") for side in ("start", "end")]
+        here = np.arange(len(head), len(head) + len(part))
+        start, end = (side[here] for side in sides)
+        if unanswerable:
+            here = np.insert(here, 0, 0)
         score, begin, length = _best_in_window(start, end, manifest["longest_answer"])
         if best is None or score > best[0]:
-            chance = _softmax(start)[begin] * _softmax(end)[begin + length]
-            best = (score, first + begin, first + begin + length, float(chance))
-    return best[1:]
+            chance = _chance(sides, here, len(head) + begin, len(head) + begin + length)
+            best = (score, first + begin, first + begin + length, chance)
+        nothing = sides[0][0] + sides[1][0]
+        if unanswerable and (empty is None or nothing < empty[0]):
+            empty = (nothing, None, None, _chance(sides, here, 0, 0))
+    return best[1:] if empty is None or best[0] > empty[0] else empty[1:]
 
 
 def _best_in_window(start, end, longest):
@@ -158,9 +164,13 @@ def _best_in_window(start, end, longest):
     return best[place], place, int(length[place])
 
 
-def _softmax(logits):
-    weights = np.exp(logits - logits.max())
-    return weights / weights.sum()
+def _chance(sides, here, first, last):
+    """The product of the probabilities of a first and a last place among those that are `here`."""
+    chance = 1.0
+    for side, place in zip(sides, (first, last), strict=True):
+        most = side[here].max()
+        chance *= float(np.exp(side[place] - most) / np.exp(side[here] - most).sum())
+    return chance
 
 
 def _call(runner, row, **more):

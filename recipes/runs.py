@@ -346,16 +346,18 @@ def rewrite(path, text):
         partial.write_text(text, "utf-8")
 
 
-def rows(options, columns, kind):
+def rows(options, columns, kind, by=0, unique=0, may_be_empty=()):
     """The rows that `--data` or `--corpus` names, split.
 
-    What is left out, empty rows and those whose first column has come before, is counted on
-    stderr, and so are training rows whose text is held out too.
+    What is left out, empty rows and those of which the `unique` columns have come before, is
+    counted on stderr, and so are training rows whose text is held out too.
 
     Args:
         options: `Options`.
-        columns: list of str, the columns of a file; the first is the text.
+        columns: list of str, the columns of a file.
         kind: str, of a corpus.
+        by: int, the place of the text that keeps rows on the same side of the split.
+        unique, may_be_empty: as of `data.clean_rows`.
 
     Returns:
         Training and held-out rows, two lists of tuples of str, and the dict of what was dropped.
@@ -368,14 +370,15 @@ def rows(options, columns, kind):
         found = corpora.load(options.corpus, kind)
     else:
         found = data.read_records(options.data, columns)
+    rules = {"unique": unique, "may_be_empty": may_be_empty}
     if isinstance(found, Split):
-        held_out, dropped = data.clean_rows(found.held_out, unique=0)
-        train, others = data.clean_rows(found.train, unique=0)
+        held_out, dropped = data.clean_rows(found.held_out, **rules)
+        train, others = data.clean_rows(found.train, **rules)
         dropped = {key: dropped.get(key, 0) + others.get(key, 0) for key in {**dropped, **others}}
     else:
-        found, dropped = data.clean_rows(found, unique=0)
-        train, held_out = data.split_rows(found, options.held_out, options.seed)
-    train, known = data.without_contamination(train, held_out)
+        found, dropped = data.clean_rows(found, **rules)
+        train, held_out = data.split_rows(found, options.held_out, options.seed, by)
+    train, known = data.without_contamination(train, held_out, by)
     dropped |= known
     reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"
     say(f"{len(train)} rows for training, {len(held_out)} held out; dropped: {reasons}")

@@ -13,7 +13,7 @@ import dataclasses
 import sys
 
 from keras_llm.errors import InputError
-from keras_llm.recipes import runs
+from keras_llm.recipes import runs, starts
 
 BASELINE = "tfidf"
 NEXT = 'predict {out} "A film to see twice."'
@@ -34,8 +34,8 @@ class Options(runs.Options):
     preset: str = "encoder-2m"
     """Shape of the encoder."""
     start: str | None = None
-    """Folder of a `masked_lm` run whose vocabulary and encoder are the beginning, instead of
-    --preset and random weights."""
+    """Folder of a run, e.g. of `masked_lm`, whose vocabulary and encoder are the beginning, or
+    "minilm" for all-MiniLM-L6-v2 (91 MB), instead of --preset and random weights."""
     max_length: int = 256
     """Tokens of a text that are read; the rest is cut."""
     max_rows: int = 0
@@ -119,7 +119,6 @@ def run(options):
 
 def classifier(options, train, num_classes):
     """The model before training and its tokenizer, fresh or from `--start`."""
-    import keras_llm
     from keras_llm import models, tokenizers
 
     if options.start is None:
@@ -131,16 +130,9 @@ def classifier(options, train, num_classes):
         }
         config = models.preset(options.preset, **sizes)
         return models.text_classifier(config, num_classes, "mean", options.dropout), tokenizer
-    task = keras_llm.load(options.start)
-    if not isinstance(task, keras_llm.MaskedLanguageModel):
-        raise InputError(f"--start: {options.start} is a {type(task).__name__}.")
-    length = options.max_length
-    if task.model.config.position == "learned":
-        length = min(length, task.model.config.max_length)
-    config = dataclasses.replace(task.model.config, dropout=options.dropout, max_length=length)
-    model = models.text_classifier(config, num_classes, "mean", options.dropout)
-    model.get_layer("backbone").set_weights(task.model.get_layer("backbone").get_weights())
-    return model, task.tokenizer
+    task = starts.load(options.start)
+    encoder = starts.encoder(task, options.max_length, options.dropout)
+    return models.text_classifier(encoder, num_classes, "mean", options.dropout), task.tokenizer
 
 
 def rows(options):

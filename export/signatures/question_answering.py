@@ -45,8 +45,10 @@ class QuestionAnsweringModule(GraphModule):
             _dense(context_ids, tokenizer.pad_id),
             lengths,
         )
-        start = tf.gather(_dense(starts, 0), span["start"], batch_dims=1)
-        end = tf.gather(_dense(ends, 0), span["end"], batch_dims=1)
+        start, end = (
+            tf.where(span["found"], tf.gather(_dense(places, 0), span[side], batch_dims=1), 0)
+            for side, places in (("start", starts), ("end", ends))
+        )
         answer = _part(context, start, end)
         white = "[" + "".join(rf"\x{{{ord(character):x}}}" for character in WHITE_SPACE) + "]+"
         trimmed = tf.strings.regex_replace(answer, "^" + white, "")

@@ -4,8 +4,10 @@ Nothing heavy is imported before a command runs.
 """
 
 from keras_llm.commands import (
+    audit,
     chat,
     evaluate,
+    explain,
     export,
     generate,
     import_checkpoint,
@@ -21,6 +23,8 @@ COMMANDS = {
     "predict": predict,
     "chat": chat,
     "evaluate": evaluate,
+    "explain": explain,
+    "audit": audit,
     "export": export,
     "import": import_checkpoint,
     "inspect": inspect,

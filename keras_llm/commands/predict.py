@@ -19,7 +19,7 @@ class Options:
     text: tyro.conf.Positional[str]
     """The text; for question answering the question."""
     context: str | None = None
-    """Where the answer is looked for (question answering only)."""
+    """Where the answer is looked for (of models that answer questions)."""
     json: bool = False
     """Print everything that is known of the result as one JSON object."""
 
@@ -31,13 +31,14 @@ def run(options):
         found = task.nearest(options.text)
         print(json.dumps(found) if options.json else "\n".join(f"{c:.3f} {w}" for w, c in found))
         return
-    takes_context = isinstance(task, keras_llm.QuestionAnswering)
+    is_answering = isinstance(task, keras_llm.QuestionAnswering)
+    takes_context = is_answering or "context_separator" in task.metadata
     reads = (
         keras_llm.TextClassification,
         keras_llm.TokenClassification,
         keras_llm.MaskedLanguageModel,
     )
-    if not takes_context and not isinstance(task, reads):
+    if not is_answering and not isinstance(task, reads):
         raise InputError(f"{options.run} is a {type(task).__name__}; see keras-llm generate.")
     if takes_context != (options.context is not None):
         wanted = "is missing" if takes_context else "is for question answering"

@@ -3,13 +3,14 @@
 import collections
 
 
-def clean_rows(rows, unique=None):
+def clean_rows(rows, unique=None, may_be_empty=()):
     """Leave out rows that are empty or have come before.
 
     Args:
         rows: list of tuples of str.
-        unique: int, or None. The place in a row that no two rows may share, e.g. that of the text
-            of (text, label); None compares whole rows.
+        unique: int, or tuple of ints, or None. The place in a row that no two rows may share, e.g.
+            that of the text of (text, label), or several together; None compares whole rows.
+        may_be_empty: places in a row where nothing may stand.
 
     Returns:
         The rows that are left, a list in the same order, and a dict from the reason to how many
@@ -22,8 +23,9 @@ def clean_rows(rows, unique=None):
     """
     seen, kept, dropped = {}, [], collections.Counter()
     for row in rows:
-        key = row if unique is None else row[unique]
-        if not all(part.strip() for part in row):
+        places = range(len(row)) if unique is None else unique
+        key = row[places] if isinstance(places, int) else tuple(row[place] for place in places)
+        if not all(part.strip() for i, part in enumerate(row) if i not in may_be_empty):
             dropped["empty"] += 1
         elif key not in seen:
             seen[key] = row

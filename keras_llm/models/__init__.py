@@ -26,6 +26,7 @@ from keras_llm.models.heads import (
     text_regressor,
     token_classifier,
 )
+from keras_llm.models.inside import attention_maps, from_embeddings, logit_lens, token_table
 from keras_llm.models.presets import preset, presets, similar_presets
 from keras_llm.models.seq2seq import Seq2Seq, encode, seq2seq
 from keras_llm.models.states import OutputHead, has_token_head, output_head, prediction_states
@@ -48,6 +49,7 @@ __all__ = [
     "TransformerConfig",
     "WordVectors",
     "WordVectorsConfig",
+    "attention_maps",
     "build",
     "causal_lm",
     "config_from_dict",
@@ -58,8 +60,10 @@ __all__ = [
     "encoder",
     "forward",
     "forward_cached",
+    "from_embeddings",
     "has_token_head",
     "init_cache",
+    "logit_lens",
     "logits_of",
     "masked_lm",
     "next_sentence",
@@ -78,6 +82,7 @@ __all__ = [
     "text_classifier",
     "text_regressor",
     "token_classifier",
+    "token_table",
     "word_vector_table",
     "word_vectors",
 ]

@@ -26,6 +26,7 @@ class HeadModel(ConfiguredModel):
         config: the backbone's config.
         head: str, which head.
         options: dict, its options.
+        hidden: the symbolic states (B, T, D) that the head reads.
     """
 
     def __init__(self, config, head, options=None, backbone=None, name=None, dtype=None, **kwargs):
@@ -47,6 +48,7 @@ class HeadModel(ConfiguredModel):
         )
         super().__init__(config, inputs + extra_inputs, outputs, name or head, dtype, **kwargs)
         self.head, self.options = head, dict(options or {})
+        self.hidden = hidden
 
     def get_config(self):
         return {

@@ -1,6 +1,14 @@
 """Tasks: a model, a tokenizer, and what strings go in and come out."""
 
+from keras_llm.tasks.audit import (
+    TERMS,
+    canary_exposure,
+    continuation_swaps,
+    memorisation,
+    term_swaps,
+)
 from keras_llm.tasks.base import Task, load, read_config
+from keras_llm.tasks.explanation import Explanation, explain, nearest_tokens, summarize_heads
 from keras_llm.tasks.generative import Generation
 from keras_llm.tasks.masked_language_model import Filling, MaskedLanguageModel
 from keras_llm.tasks.question_answering import Answer, QuestionAnswering
@@ -12,8 +20,10 @@ from keras_llm.tasks.translation import Translation
 from keras_llm.tasks.word_vectors import WordVectors
 
 __all__ = [
+    "TERMS",
     "Answer",
     "Classification",
+    "Explanation",
     "Filling",
     "Generation",
     "MaskedLanguageModel",
@@ -27,6 +37,13 @@ __all__ = [
     "TokenClassification",
     "Translation",
     "WordVectors",
+    "canary_exposure",
+    "continuation_swaps",
+    "explain",
     "load",
+    "memorisation",
+    "nearest_tokens",
     "read_config",
+    "summarize_heads",
+    "term_swaps",
 ]

@@ -21,11 +21,14 @@ def best_spans(task, question_ids, question_lengths, context_ids, context_length
         context_ids: int32 (B, C), padded on the right; C > 0.
         context_lengths: int32 (B,).
 
+    The empty span is the begin token of a window. With `task.unanswerable` it is the answer where
+    no span of the context has a higher score than it has in the window where it has the lowest.
+
     Returns:
         A dict of `start` and `end`, int32 (B,), the first and the last token of the span, as
         indices into the context; `probability`, float32 (B,), the product of both under the
-        softmax over the context of their window; and `found`, bool (B,), False where the context
-        is empty.
+        softmax over the context of their window, and its begin token if that may be the answer;
+        and `found`, bool (B,), False where the context or the span is empty.
     """
     room = task.pair_room - question_lengths
     step = room - room // 2
@@ -49,24 +52,29 @@ def best_spans(task, question_ids, question_lengths, context_ids, context_length
         ops.reshape(lengths, (-1,)),
         segment_ids=ops.reshape(is_second, flat),
     )
-    shape = ops.shape(token_ids)
-    start, end = (
-        ops.where(is_context, ops.reshape(logits[name], shape), _NEVER) for name in ("start", "end")
-    )
+    sides = [ops.reshape(logits[name], ops.shape(token_ids)) for name in ("start", "end")]
+    start, end = (ops.where(is_context, side, _NEVER) for side in sides)
     score, length = _best_ends(start, end, task.longest_answer)
-    best = ops.argmax(ops.reshape(score, (rows, -1)), axis=1)  # window and place in one
-    best = ops.cast(best, "int32")
+    score = ops.reshape(score, (rows, -1))
+    best = ops.cast(ops.argmax(score, axis=1), "int32")  # window and place in one
     window, place = best // width, best % width
     length = _pick(ops.reshape(length, (rows, -1)), best)
     begin = _pick(first, window) + place - ops.reshape(context_begin, (-1,))
     found = context_lengths > 0
+    if task.unanswerable:
+        start, end = (ops.where(is_context | (places == 0), side, _NEVER) for side in sides)
+        empty, empty_window = _least_empty(*sides, taken)
+        is_empty = found & (empty >= ops.max(score, axis=1))
+        window = ops.where(is_empty, empty_window, window)
+        place, length = (ops.where(is_empty, 0, x) for x in (place, length))
+        found = found & ~is_empty
     log_probability = _log_softmax_at(start, window, place) + _log_softmax_at(
         end, window, place + length
     )
     return {
         "start": ops.where(found, begin, 0),
         "end": ops.where(found, begin + length, 0),
-        "probability": ops.where(found, ops.exp(log_probability), 0.0),
+        "probability": ops.where(context_lengths > 0, ops.exp(log_probability), 0.0),
         "found": found,
     }
 
@@ -117,6 +125,13 @@ def _best_ends(start, end, longest):
         length = ops.where(score > best, more, length)
         best = ops.maximum(score, best)
     return best, length
+
+
+def _least_empty(start, end, taken):
+    """Logits (B, W, T), tokens of each window's context (B, W) -> the lowest score (B,) that the
+    empty span has in a window, and which."""
+    scores = ops.where(taken > 0, start[:, :, 0] + end[:, :, 0], -_NEVER)
+    return ops.min(scores, axis=1), ops.cast(ops.argmin(scores, axis=1), "int32")
 
 
 def _log_softmax_at(logits, window, place):

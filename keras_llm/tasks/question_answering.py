@@ -34,13 +34,15 @@ class QuestionAnswering(HeadTask):
     has such tokens. A context that does not fit is read in windows that overlap by half, and the
     answer is the span of at most `longest_answer` tokens with the highest sum of logits in any of
     them; so no context is too long. A question may take half of the room; of a longer one the
-    first tokens are kept.
+    first tokens are kept. A model that was trained to say so answers "" where the context has no
+    answer.
 
     Args:
         model: a model from `models.span_qa`.
         tokenizer: a `tokenizers.Tokenizer` with the model's vocabulary.
         metadata: dict of JSON values saved with the task. `num_separators` is how many end tokens
-            stand between question and context (1; RoBERTa has 2), `longest_answer` an int (30).
+            stand between question and context (1; RoBERTa has 2), `longest_answer` an int (30),
+            `unanswerable` a bool (False), whether the begin token stands for no answer.
 
     Example:
     >>> from keras_llm import models, tokenizers
@@ -61,6 +63,11 @@ class QuestionAnswering(HeadTask):
             value = self.metadata.get(name, default)
             if not isinstance(value, int) or value < 1:
                 raise InputError(f'`metadata["{name}"]` must be an int > 0, got {value!r}.')
+        if self.unanswerable and not self.begin:
+            raise InputError(
+                '`metadata["unanswerable"]` needs a tokenizer with a begin token, which stands for '
+                "no answer."
+            )
         if self.pair_room < 2:
             raise InputError(f"`max_length` of {model.config.max_length} has no room for a pair.")
 
@@ -68,6 +75,11 @@ class QuestionAnswering(HeadTask):
     def longest_answer(self):
         """The most tokens of an answer."""
         return self.metadata.get("longest_answer", 30)
+
+    @property
+    def unanswerable(self):
+        """Whether the answer may be "", a bool."""
+        return bool(self.metadata.get("unanswerable", False))
 
     @property
     def separators(self):
@@ -96,7 +108,8 @@ class QuestionAnswering(HeadTask):
             return_details: bool. Return `Answer`s instead of texts.
 
         Returns:
-            The answer, a part of the context: a str for a str and a list for a list.
+            The answer, a part of the context, or "" where there is none: a str for a str and a
+            list for a list.
 
         Raises:
             InputError: naming the argument that is wrong.
@@ -136,7 +149,7 @@ class QuestionAnswering(HeadTask):
 
 def _answer(context, offsets, start, end, probability, found, truncated):
     if not found:
-        return Answer("", 0, 0, 0.0, truncated)
+        return Answer("", 0, 0, float(probability), truncated)
     begin, finish = offsets[start][0], offsets[end][1]
     text = context[begin:finish]
     begin += len(text) - len(text.lstrip(WHITE_SPACE))

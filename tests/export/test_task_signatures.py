@@ -46,6 +46,9 @@ def made(toks):
         "answer, two separators": lambda t: keras_llm.QuestionAnswering(
             models.span_qa(encoder), t, {"num_separators": 2, "longest_answer": 4}
         ),
+        "answer, unanswerable": lambda t: keras_llm.QuestionAnswering(
+            models.span_qa(encoder), t, {"unanswerable": True, "longest_answer": 1}
+        ),
         "embed": lambda t: keras_llm.TextEmbedding(models.sentence_embedder(encoder), t),
         "fill_mask": lambda t: keras_llm.MaskedLanguageModel(models.masked_lm(encoder), t),
         "translate": lambda t: keras_llm.Translation(models.seq2seq(pair), t),
@@ -70,6 +73,7 @@ CASES = [
     ("answer", "word_piece"),
     ("answer, two separators", "byte_pair"),
     ("answer", "sentencepiece"),
+    ("answer, unanswerable", "word_piece"),
     ("embed", "byte_pair"),
     ("fill_mask", "word_piece"),
     ("fill_mask", "byte_pair"),

@@ -100,6 +100,21 @@ def test_a_classifier_learns_its_labels(word_piece):
     assert task(strings[:2]) == ["class", "value"]
 
 
+def test_a_text_and_its_context_are_read_as_one(classifier):
+    task = keras_llm.TextClassification(
+        classifier.model, classifier.tokenizer, LABELS, {"context_separator": "?\n"}
+    )
+    found = task("is it", "It is.", return_details=True)
+    assert found == classifier("is it?\nIt is.", return_details=True)
+    texts, contexts = ["is it", "does a class"], ["It is.", "A class does."]
+    together = task(texts, contexts, return_details=True)
+    assert [row.label for row in together] == [
+        task(*row) for row in zip(texts, contexts, strict=True)
+    ]
+    with pytest.raises(InputError, match="`context` must have as many texts as `texts`, 2"):
+        task(texts, contexts[:1])
+
+
 def test_words_have_the_label_of_their_first_token(tagger):
     text = "  The parser's  state, été (unfinishedness)."
     words = ["The", "parser", "'", "s", "state", ",", "été", "(", "unfinishedness", ")", "."]
@@ -137,6 +152,38 @@ def test_an_answer_is_the_best_span_of_the_context(answerer):
     assert answer.text == context[spans[i][0] : spans[j][1]].strip()
     p = np.exp(start[i]) / np.exp(start).sum() * np.exp(end[j]) / np.exp(end).sum()
     assert answer.probability == pytest.approx(p, rel=1e-4)
+
+
+def test_a_question_without_an_answer(answerer, texts):
+    """The empty span is compared in each window with the best span of all of them."""
+    settings = {"unanswerable": True, "longest_answer": 3}
+    task = keras_llm.QuestionAnswering(answerer.model, answerer.tokenizer, settings)
+    tok, longest = task.tokenizer, task.model.config.max_length
+    questions = ["Who?", "What is a class?", "it", "How does a method know of its object?"] * 3
+    contexts = ["class"] * 4 + ["of it"] * 4 + [texts[i][: 40 + 400 * i] for i in range(4)]
+    found = task(questions, contexts, return_details=True)
+    assert {answer.text == "" for answer in found} == {True, False}
+    for question, context, answer in zip(questions, contexts, found, strict=True):
+        first, (second, spans) = tok.encode(question), tok.encode_with_offsets(context)
+        room = longest - len(first) - 3
+        step, best, empty = room - room // 2, (-np.inf,), (np.inf,)
+        for w in range(0, max(1, len(second) - room + step), step):
+            part = second[w : w + room]
+            ids = [2, *first, 3, *part, 3]
+            segments = [0] * (len(first) + 2) + [1] * (len(part) + 1)
+            outputs = task.model([np.array([x]) for x in (ids, [1] * len(ids), segments)])
+            keep = [0, *range(len(first) + 2, len(ids) - 1)]
+            start, end = (np.asarray(outputs[k])[0, keep] for k in ("start", "end"))
+            p, q = (np.exp(x) / np.exp(x).sum() for x in (start, end))
+            empty = min(empty, (start[0] + end[0], p[0] * q[0]))
+            for i in range(1, len(keep)):
+                for j in range(i, min(i + 3, len(keep))):
+                    span = (start[i] + end[j], p[i] * q[j], w + i - 1, w + j - 1)
+                    best = max(best, span)
+        is_empty = empty[0] >= best[0]
+        expected = "" if is_empty else context[spans[best[2]][0] : spans[best[3]][1]].strip()
+        assert answer.text == expected and (answer.end > 0) == (expected != "")
+        assert answer.probability == pytest.approx((empty if is_empty else best)[1], rel=1e-3)
 
 
 def test_answers_do_not_depend_on_the_batch(answerer, texts):
@@ -278,6 +325,14 @@ def test_other_arguments_are_refused(classifier, answerer, guesser, config, word
         keras_llm.MaskedLanguageModel(models.masked_lm(config), toks["sentencepiece"])
     with pytest.raises(InputError, match="num_separators"):
         keras_llm.QuestionAnswering(answerer.model, word_piece, {"num_separators": 0})
+    tok = toks["byte_pair"]
+    tok = tokenizers.BytePair(
+        tok.vocabulary, tok.merges, special_tokens=tok.special_tokens, **tok.roles, add_bos=False
+    )
+    with pytest.raises(InputError, match="begin token"):
+        keras_llm.QuestionAnswering(answerer.model, tok, {"unanswerable": True})
+    with pytest.raises(InputError, match="`context` is for"):
+        classifier("a", "b")
     for task in (keras_llm.QuestionAnswering, keras_llm.MaskedLanguageModel):
         with pytest.raises(InputError, match=r"models\."):
             task(classifier.model, word_piece)

