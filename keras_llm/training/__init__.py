@@ -1,5 +1,6 @@
 """What `fit` needs for language models: losses, metrics, callbacks, exact evaluation."""
 
+from keras_llm.training.answers import evaluate_answers, log_probabilities
 from keras_llm.training.callbacks import BestWeights, ProgressBar
 from keras_llm.training.chunked import ChunkedCrossEntropy
 from keras_llm.training.classification import (
@@ -41,6 +42,7 @@ __all__ = [
     "check_token_ids",
     "confusion_matrix",
     "evaluate_analogies",
+    "evaluate_answers",
     "evaluate_classifier",
     "evaluate_language_model",
     "evaluate_most_frequent",
@@ -49,6 +51,7 @@ __all__ = [
     "evaluate_translations",
     "evaluate_unigram",
     "load_lora",
+    "log_probabilities",
     "merge_lora",
     "save_lora",
 ]
