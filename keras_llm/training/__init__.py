@@ -1,6 +1,5 @@
 """What `fit` needs for language models: losses, metrics, callbacks, exact evaluation."""
 
-from keras_llm.training.answers import evaluate_answers, log_probabilities
 from keras_llm.training.callbacks import BestWeights, ProgressBar
 from keras_llm.training.chunked import ChunkedCrossEntropy
 from keras_llm.training.classification import (
@@ -8,6 +7,7 @@ from keras_llm.training.classification import (
     confusion_matrix,
     evaluate_classifier,
 )
+from keras_llm.training.learned import evaluate_examples, log_probabilities
 from keras_llm.training.lora import add_lora, load_lora, merge_lora, save_lora
 from keras_llm.training.losses import GloVeLoss
 from keras_llm.training.metrics import (
@@ -42,8 +42,8 @@ __all__ = [
     "check_token_ids",
     "confusion_matrix",
     "evaluate_analogies",
-    "evaluate_answers",
     "evaluate_classifier",
+    "evaluate_examples",
     "evaluate_language_model",
     "evaluate_most_frequent",
     "evaluate_similarities",

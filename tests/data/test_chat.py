@@ -135,7 +135,7 @@ def test_batches_give_the_loss_of_the_answers_alone(byte_pair):
     assert batch[0].shape == batch[1].shape == batch[2].shape and float(sum(batch[2][0])) > 0
     assert found == pytest.approx(nats / count, rel=1e-4)
     assert accuracy == pytest.approx(right / count, rel=1e-5)
-    measured = training.evaluate_answers(model, examples, batch_size=2)
+    measured = training.evaluate_examples(model, examples, batch_size=2)
     assert measured["tokens"] == count
     assert measured["nats_per_token"] == pytest.approx(nats / count, rel=1e-4)
     assert measured["accuracy"] == pytest.approx(right / count)
@@ -143,7 +143,7 @@ def test_batches_give_the_loss_of_the_answers_alone(byte_pair):
         training.log_probabilities(model, examples, batch_size=2), log_p, rtol=1e-4
     )
     with pytest.raises(InputError, match="no target"):
-        training.evaluate_answers(model, [data.ChatExample([1, 2], [1, 0])])
+        training.evaluate_examples(model, [data.ChatExample([1, 2], [1, 0])])
 
 
 def test_pairs_differ_in_the_last_answer_alone(byte_pair):

@@ -8,7 +8,7 @@ from keras_llm.training.metrics import TokenLosses, measures
 _LENGTHS = 32  # rows are padded to multiples of it, so that few shapes are compiled
 
 
-def evaluate_answers(model, examples, batch_size=16):
+def evaluate_examples(model, examples, batch_size=16):
     """Likelihood of the learned tokens of examples, each once.
 
     Args:
@@ -28,14 +28,14 @@ def evaluate_answers(model, examples, batch_size=16):
         nats += float(np.sum(losses[learned], dtype="float64"))
         right += int(np.sum(correct[learned]))
         tokens += int(np.sum(learned))
-    return measures(nats, right, tokens, "evaluate_answers")
+    return measures(nats, right, tokens, "evaluate_examples")
 
 
 def log_probabilities(model, examples, batch_size=16):
     """The log-probability of the learned tokens of each example, in nats.
 
     Args:
-        model, examples, batch_size: as of `evaluate_answers`.
+        model, examples, batch_size: as of `evaluate_examples`.
 
     Returns:
         Float64 array (len(examples),).
