@@ -18,6 +18,7 @@ from keras_llm.training.metrics import (
     evaluate_unigram,
 )
 from keras_llm.training.optimizers import AdamW, Lion, Muon
+from keras_llm.training.preference import DPO, ORPO, PreferenceTrainer
 from keras_llm.training.resume import Resume
 from keras_llm.training.schedules import WarmupDecay
 from keras_llm.training.trainer import LanguageModelTrainer, check_token_ids
@@ -25,6 +26,8 @@ from keras_llm.training.translation import evaluate_translations
 from keras_llm.training.word_vectors import evaluate_analogies, evaluate_similarities
 
 __all__ = [
+    "DPO",
+    "ORPO",
     "AdamW",
     "BestWeights",
     "CalibrationError",
@@ -33,6 +36,7 @@ __all__ = [
     "LanguageModelTrainer",
     "Lion",
     "Muon",
+    "PreferenceTrainer",
     "ProgressBar",
     "Resume",
     "TensorBoard",
