@@ -1,6 +1,7 @@
 """One short script for each task, from raw text to a shipped artefact."""
 
 RECIPES = {
+    "chatbot": "train a model that answers, from scratch or a checkpoint with LoRA",
     "masked_lm": "train an encoder that guesses hidden words",
     "question_answering": "train an encoder that answers questions about a text",
     "text_classification": "train an encoder that sorts texts into classes",

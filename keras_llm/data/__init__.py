@@ -1,7 +1,21 @@
 """From documents and tables to batches, deterministic by seed."""
 
 from keras_llm.data.batches import batch_plan, padded_dataset
+from keras_llm.data.chat import (
+    ChatExample,
+    chat_dataset,
+    chat_examples,
+    preference_dataset,
+    preference_examples,
+)
 from keras_llm.data.cleaning import clean_rows, without_contamination
+from keras_llm.data.conversations import (
+    Preference,
+    conversation,
+    preference,
+    read_conversations,
+    read_preferences,
+)
 from keras_llm.data.masking import masked_dataset, text_tokens
 from keras_llm.data.packing import encode_documents, packed_dataset, steps_per_epoch, windows
 from keras_llm.data.records import read_records
@@ -15,8 +29,13 @@ from keras_llm.data.word_context import (
 )
 
 __all__ = [
+    "ChatExample",
+    "Preference",
     "batch_plan",
+    "chat_dataset",
+    "chat_examples",
     "clean_rows",
+    "conversation",
     "cooccurrence_dataset",
     "cooccurrences",
     "encode_documents",
@@ -24,6 +43,11 @@ __all__ = [
     "neighbour_dataset",
     "packed_dataset",
     "padded_dataset",
+    "preference",
+    "preference_dataset",
+    "preference_examples",
+    "read_conversations",
+    "read_preferences",
     "read_records",
     "read_texts",
     "shuffle_documents",

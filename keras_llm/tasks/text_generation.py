@@ -119,14 +119,20 @@ class TextGeneration(GenerativeTask):
         Raises:
             InputError: if the task has no chat template.
         """
-        self._chat_template()
+        _ = self.chat_template
         return Conversation(self, system)
 
     def render(self, messages):
         """The prompt that a conversation becomes, for `parse_special=True`: a str."""
-        return self._chat_template().render(messages)
+        return self.chat_template.render(messages)
 
-    def _chat_template(self):
+    @property
+    def chat_template(self):
+        """The `tokenizers.ChatTemplate` of the task.
+
+        Raises:
+            InputError: if it has none.
+        """
         template = self.metadata.get("chat_template")
         if not template:
             raise InputError("this model has no chat template; call the task with a prompt.")

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 
 import jinja2
 import jinja2.ext
@@ -9,6 +10,8 @@ import jinja2.nodes
 import jinja2.sandbox
 
 from keras_llm.errors import InputError
+
+_MARKED = re.compile(r"\{%[-+]?\s*generation\b")
 
 
 class ChatTemplate:
@@ -69,6 +72,59 @@ class ChatTemplate:
         except Exception as error:  # a template may fail in any way
             raise InputError(f"the chat template refuses the messages: {error}") from None
 
+    def parts(self, messages, **variables):
+        """Write a conversation in parts, what the model says apart from the rest.
+
+        Where the template marks it by `{% generation %}`, that is what is inside. Otherwise it is
+        what comes between the prompt of an answer, which ends with the generation prompt, and the
+        conversation up to and with that answer.
+
+        Args:
+            messages: as of `render`.
+            **variables: as of `render`.
+
+        Returns:
+            A list of pairs: a str, and whether the model says it. Joined, the strs are
+            `render(messages, add_generation_prompt=False)`.
+
+        Raises:
+            InputError: as of `render`; if no message is the assistant's; or if the template
+                writes earlier messages in another way when later ones follow, so that only marks
+                could tell.
+        """
+        whole = self.render(messages, False, **variables)
+        if not any(message["role"] == "assistant" for message in messages):
+            raise InputError("`messages` has no message of the assistant.")
+        if _MARKED.search(self.source):
+            return self._marked_parts(whole, messages, variables)
+        parts, end = [], 0
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self.render(messages[:index], **variables) if index else ""
+            after = self.render(messages[: index + 1], False, **variables)
+            known = end <= len(before) and after.startswith(before) and whole.startswith(after)
+            if not known:
+                raise InputError(
+                    "the chat template does not tell what the model says: it writes message "
+                    f"{index} in another way when it is not the prompt or the end. Put "
+                    "{% generation %} and {% endgeneration %} around it in the template."
+                )
+            parts += [(before[end:], False), (after[len(before) :], True)]
+            end = len(after)
+        parts.append((whole[end:], False))
+        return [part for part in parts if part[0]]
+
+    def _marked_parts(self, whole, messages, variables):
+        mark = "\ue0f0"
+        while mark in whole:
+            mark += "\ue0f0"
+        marked = self.render(messages, False, generation_mark=mark, **variables)
+        parts = marked.split(mark)
+        if "".join(parts) != whole or len(parts) < 3:
+            raise InputError("the chat template has no {% generation %} around these messages.")
+        return [(part, bool(i % 2)) for i, part in enumerate(parts) if part]
+
 
 def _check(messages):
     if not isinstance(messages, (list, tuple)) or not messages:
@@ -90,7 +146,8 @@ class _Generation(jinja2.ext.Extension):
     def parse(self, parser):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body, lineno=line)
+        mark = jinja2.nodes.Output([jinja2.nodes.Name("generation_mark", "load")], lineno=line)
+        return jinja2.nodes.Scope([mark, *body, mark], lineno=line)
 
 
 def _environment():

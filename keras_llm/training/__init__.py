@@ -8,6 +8,7 @@ from keras_llm.training.classification import (
     confusion_matrix,
     evaluate_classifier,
 )
+from keras_llm.training.learned import evaluate_examples, log_probabilities
 from keras_llm.training.lora import add_lora, load_lora, merge_lora, save_lora
 from keras_llm.training.losses import GloVeLoss
 from keras_llm.training.metrics import (
@@ -18,6 +19,7 @@ from keras_llm.training.metrics import (
     evaluate_unigram,
 )
 from keras_llm.training.optimizers import AdamW, Lion, Muon
+from keras_llm.training.preference import DPO, ORPO, PreferenceTrainer
 from keras_llm.training.resume import Resume
 from keras_llm.training.schedules import WarmupDecay
 from keras_llm.training.trainer import LanguageModelTrainer, check_token_ids
@@ -25,6 +27,8 @@ from keras_llm.training.translation import evaluate_translations
 from keras_llm.training.word_vectors import evaluate_analogies, evaluate_similarities
 
 __all__ = [
+    "DPO",
+    "ORPO",
     "AdamW",
     "BestWeights",
     "CalibrationError",
@@ -33,6 +37,7 @@ __all__ = [
     "LanguageModelTrainer",
     "Lion",
     "Muon",
+    "PreferenceTrainer",
     "ProgressBar",
     "Resume",
     "TensorBoard",
@@ -44,6 +49,7 @@ __all__ = [
     "evaluate_analogies",
     "evaluate_answers",
     "evaluate_classifier",
+    "evaluate_examples",
     "evaluate_language_model",
     "evaluate_most_frequent",
     "evaluate_similarities",
@@ -51,6 +57,7 @@ __all__ = [
     "evaluate_translations",
     "evaluate_unigram",
     "load_lora",
+    "log_probabilities",
     "merge_lora",
     "save_lora",
 ]

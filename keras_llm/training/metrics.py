@@ -63,7 +63,7 @@ def evaluate_language_model(model, token_ids, num_bytes, bos_id, sequence_length
     """
     if len(token_ids) < 2:
         raise InputError("evaluate_language_model: `token_ids` has no token to predict.")
-    measure = _TokenLosses(model)
+    measure = TokenLosses(model)
     count = math.ceil((len(token_ids) - 1) / sequence_length)
     stream = np.full(count * sequence_length + 1, bos_id, "int32")  # a begin token never counts
     stream[: len(token_ids)] = token_ids
@@ -80,7 +80,7 @@ def evaluate_language_model(model, token_ids, num_bytes, bos_id, sequence_length
     return {**_likelihoods(nats, tokens, num_bytes), "accuracy": right / tokens}
 
 
-class _TokenLosses(keras.Model):
+class TokenLosses(keras.Model):
     """Token ids and targets (B, T) -> losses (B, T), and whether the likeliest token is right."""
 
     def __init__(self, model):
@@ -146,7 +146,7 @@ def evaluate_targets(model, batches, ignore_id):
         nats += float(np.sum(ops.convert_to_numpy(loss)[counts], dtype="float64"))
         right += int(np.sum((ops.convert_to_numpy(ops.argmax(logits, axis=-1)) == targets)[counts]))
         tokens += int(np.sum(counts))
-    return _measures(nats, right, tokens, "evaluate_targets")
+    return measures(nats, right, tokens, "evaluate_targets")
 
 
 def evaluate_most_frequent(train_ids, targets, vocabulary_size):
@@ -163,10 +163,10 @@ def evaluate_most_frequent(train_ids, targets, vocabulary_size):
     counts = np.bincount(train_ids, minlength=vocabulary_size) + 1.0
     nats = -float(np.log(counts / counts.sum())[targets].sum())
     right = int(np.sum(targets == counts.argmax()))
-    return _measures(nats, right, len(targets), "evaluate_most_frequent")
+    return measures(nats, right, len(targets), "evaluate_most_frequent")
 
 
-def _measures(nats, right, tokens, name):
+def measures(nats, right, tokens, name):
     if not tokens:
         raise InputError(f"{name}: there is no target.")
     return {

@@ -1,0 +1,196 @@
+"""Conversations to batches in which only what the assistant says is learned."""
+
+import collections
+from typing import NamedTuple
+
+import numpy as np
+
+from keras_llm.data.batches import batch_plan, padded_dataset
+from keras_llm.errors import InputError
+
+
+class ChatExample(NamedTuple):
+    """A conversation as tokens.
+
+    Attributes:
+        token_ids: list of int (N,).
+        learned: list of int (N,), 1 for tokens that count in the loss, else 0.
+    """
+
+    token_ids: list
+    learned: list
+
+
+def chat_examples(conversations, template, tokenizer, max_length, end_token_ids=()):
+    """Write conversations by a template, and mark what the assistant says.
+
+    Learned are the tokens that the model would have to generate: the text of each assistant's
+    message and the token that ends its turn, not what the template writes before and after (see
+    `tokenizers.ChatTemplate.parts`). No token is partly learned: the text is cut where an answer
+    begins and ends, and tokens across the cut are not made.
+
+    Args:
+        conversations: list of lists of messages, as from `read_conversations`.
+        template: `tokenizers.ChatTemplate`, e.g. `task.chat_template`.
+        tokenizer: `tokenizers.Tokenizer`.
+        max_length: int > 1. Of a longer conversation the first turns are kept that fit.
+        end_token_ids: ints, the tokens that may end a turn, e.g. `task.end_token_ids`. Without
+            one in an answer all that the template writes of it is learned.
+
+    Returns:
+        A list of `ChatExample`, which end with the last learned token; and a dict of how many
+        conversations were left out or cut, by reason.
+
+    Raises:
+        InputError: if the template refuses a conversation, or does not tell what the assistant
+            says; naming which.
+    """
+    examples, dropped = [], collections.Counter()
+    for number, messages in enumerate(conversations, 1):
+        if _spells_special(messages, tokenizer):
+            dropped["spells a special token"] += 1
+            continue
+        token_ids, answers = _encode(messages, template, tokenizer, end_token_ids, number)
+        fit = [answer for answer in answers if answer[1] <= max_length]
+        if not fit:
+            dropped[f"longer than {max_length} tokens"] += 1
+            continue
+        dropped["later turns cut"] += len(fit) < len(answers)
+        examples.append(_example(token_ids, fit))
+    return examples, {reason: count for reason, count in dropped.items() if count}
+
+
+def preference_examples(preferences, template, tokenizer, max_length, end_token_ids=()):
+    """Pairs of conversations that differ in the last answer, which alone is learned.
+
+    Args:
+        preferences: list of `Preference`.
+        template, tokenizer, end_token_ids: as of `chat_examples`.
+        max_length: int > 1. Pairs of which one is longer are left out.
+
+    Returns:
+        A list of pairs of `ChatExample`, the chosen first; and a dict of how many pairs were left
+        out, by reason.
+
+    Raises:
+        InputError: as of `chat_examples`.
+    """
+    pairs, dropped = [], collections.Counter()
+    for number, (messages, *answers) in enumerate(preferences, 1):
+        both = [[*messages, {"role": "assistant", "content": text}] for text in answers]
+        if any(_spells_special(conversation, tokenizer) for conversation in both):
+            dropped["spells a special token"] += 1
+            continue
+        pair = []
+        for conversation in both:
+            ids, spans = _encode(conversation, template, tokenizer, end_token_ids, number)
+            pair.append(_example(ids, spans[-1:]))
+        if max(len(example.token_ids) for example in pair) > max_length:
+            dropped[f"longer than {max_length} tokens"] += 1
+            continue
+        pairs.append(tuple(pair))
+    return pairs, dict(dropped)
+
+
+def chat_dataset(examples, batch_size, pad_id, epochs=1, seed=None):
+    """Batches of conversations, like lengths together.
+
+    Args:
+        examples: list of `ChatExample`.
+        batch_size: int > 0. B.
+        pad_id: int.
+        epochs, seed: as of `batch_plan`.
+
+    Returns:
+        `tf.data.Dataset` of token ids, targets one to the right, int32 (B, T), and their weights,
+        float32 (B, T), 1 where a target is learned: for `training.LanguageModelTrainer`.
+
+    Raises:
+        InputError: with a seed, if there are fewer examples than a batch has.
+    """
+    plan = batch_plan([len(example.token_ids) for example in examples], batch_size, epochs, seed)
+    return _padded(examples, plan, pad_id).map(lambda batch: _three(batch, batch["ids"]))
+
+
+def preference_dataset(pairs, batch_size, pad_id, reference=None, epochs=1, seed=None):
+    """Batches of pairs, like lengths together.
+
+    Args:
+        pairs: list of pairs of `ChatExample`, the preferred one first.
+        batch_size: int > 0, pairs in a batch. B.
+        pad_id: int.
+        reference: float array (N, 2), the log-probabilities of the learned tokens of each pair
+            under a reference model (see `training.log_probabilities`), or None.
+        epochs, seed: as of `batch_plan`.
+
+    Returns:
+        `tf.data.Dataset` as of `chat_dataset`, of 2 B rows: each chosen one and then its
+        rejected one. Its first part is a dict of `token_ids` (2 B, T) and, if given, `reference`
+        float32 (2 B,): for `training.PreferenceTrainer`.
+
+    Raises:
+        InputError: with a seed, if there are fewer pairs than a batch has.
+    """
+    rows = [example for pair in pairs for example in pair]
+    plan = batch_plan(
+        [max(len(one.token_ids), len(other.token_ids)) for one, other in pairs],
+        batch_size,
+        epochs,
+        seed,
+    )
+    both = [np.stack([2 * batch, 2 * batch + 1], axis=1).reshape(-1) for batch in plan]
+    arrays = {}
+    if reference is not None:
+        arrays["reference"] = np.asarray(reference, "float32").reshape(-1)
+
+    def inputs(batch):
+        return {"token_ids": batch["ids"], **{name: batch[name] for name in arrays}}
+
+    return _padded(rows, both, pad_id, arrays).map(lambda batch: _three(batch, inputs(batch)))
+
+
+def _padded(examples, plan, pad_id, arrays=None):
+    columns = {
+        "ids": [example.token_ids[:-1] for example in examples],
+        "targets": [example.token_ids[1:] for example in examples],
+        "learned": [example.learned[1:] for example in examples],
+        **(arrays or {}),
+    }
+    return padded_dataset(columns, plan, {"ids": pad_id, "targets": pad_id, "learned": 0})
+
+
+def _three(batch, inputs):
+    import tensorflow as tf
+
+    return inputs, batch["targets"], tf.cast(batch["learned"], tf.float32)
+
+
+def _encode(messages, template, tokenizer, end_token_ids, number):
+    """Token ids, and the spans (begin, end) of them that are answers."""
+    try:
+        parts = template.parts(messages)
+    except InputError as error:
+        raise InputError(f"conversation {number}: {error}") from None
+    ids, text, spans = [], "", []
+    for part, is_answer in parts:
+        whole = tokenizer.encode(text + part, parse_special=True)
+        apart = whole[: len(ids)] != ids  # a token across the cut
+        new = tokenizer.encode(part, parse_special=True) if apart else whole[len(ids) :]
+        if is_answer:
+            ends = [place for place, index in enumerate(new, 1) if index in end_token_ids]
+            spans.append((len(ids), len(ids) + (ends[-1] if ends else len(new))))
+        ids = ids + new
+        text += part
+    return ids, spans
+
+
+def _example(token_ids, spans):
+    learned = np.zeros(spans[-1][1], int)
+    for begin, end in spans:
+        learned[begin:end] = 1
+    return ChatExample(token_ids[: len(learned)], learned.tolist())
+
+
+def _spells_special(messages, tokenizer):
+    texts = [message["content"] for message in messages]
+    return any(token in text for token in tokenizer.special_tokens for text in texts)

@@ -1,0 +1,226 @@
+"""Train a model that answers: from scratch on dialogue, or a checkpoint with LoRA.
+
+    keras-llm train chatbot --out runs/dialogue --corpus movie-dialogue
+    keras-llm train chatbot --out runs/mine --data talks.jsonl
+    keras-llm train chatbot --out runs/tuned --corpus instructions-en --start runs/smollm2
+
+Conversations are split into training and held-out, written by the model's chat template, and
+learned where the assistant speaks. The folder `--out` gets the model with its template, the loss
+on held-out answers beside baselines, a model card and TensorBoard logs with answers.
+"""
+
+import dataclasses
+import sys
+
+from keras_llm.recipes import chats, runs
+
+BASELINE = "most_frequent"
+NEXT = "chat {out}"
+
+
+@dataclasses.dataclass
+class Options(chats.Options):
+    """Train a model that answers in conversations."""
+
+    corpus: str = "movie-dialogue"
+    """A corpus of the kind "conversations"; `keras-llm recipes` lists them."""
+    data: str | None = None
+    """Your own .jsonl or .json file of conversations instead of a corpus."""
+    held_out: float = 0.05
+    """Share of the conversations that is held out."""
+    preset: str = "llama-3m"
+    """Shape of the model, without --start."""
+    vocabulary_size: int = 4096
+    """Tokens in the vocabulary, without --start."""
+    batch_size: int = 32
+    """Conversations in a batch."""
+    evaluations: int = 4
+    """Held-out evaluations (on at most 32 batches), samples and checkpoints in each pass."""
+    learning_rate: float = 3e-3
+    """Peak learning rate; it warms up linearly."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, on matrices."""
+    dropout: float = 0.0
+    """Dropout in the model, without --start."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(("dropout", 0 <= self.dropout < 1, "in [0, 1)"))
+        if self.smoke:
+            self.preset, self.vocabulary_size = "llama-tiny", 512
+            self.max_length, self.evaluations = min(self.max_length, 64), 2
+            self.max_conversations, self.batch_size = self.max_conversations or 400, 8
+            self.held_out = max(self.held_out, 0.1)
+
+
+def run(options):
+    """Train, evaluate and save.
+
+    Args:
+        options: `Options`.
+
+    Returns:
+        The dict that is saved as `metrics.json`.
+
+    Raises:
+        InputError: if an option or the data cannot be used; nothing is at `out` then.
+    """
+    import numpy as np
+
+    from keras_llm import data, training
+
+    runs.prepare(options, pictures=False)
+    train, held_out, dropped = conversations(options)
+    task = chats.started(options) if options.start else untrained(options, train)
+    chats.check_length(options, task.model)
+    train, cut = examples(task, train, options)
+    held_out, _ = examples(task, held_out, options)
+    dropped |= cut
+    size = sum(len(example.token_ids) for example in train)
+    train_data = data.chat_dataset(
+        train, options.batch_size, task.tokenizer.pad_id, options.epochs, options.seed
+    )
+    steps = len(train_data)
+    validation = held_out[: 32 * options.batch_size]
+    validation_data = data.chat_dataset(validation, options.batch_size, task.tokenizer.pad_id)
+    trainer = runs.token_trainer(options, task.model, steps, None)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"
+    runs.say(
+        f"{len(train)} conversations, {size} tokens for training; {len(held_out)} held out; "
+        f"dropped: {reasons}"
+    )
+    spoken, truth = (
+        np.concatenate([np.array(ids)[np.array(flags) == 1] for ids, flags in part])
+        for part in (train, held_out)
+    )
+    metrics = {
+        BASELINE: training.evaluate_most_frequent(spoken, truth, task.model.config.vocabulary_size)
+    }
+    if options.start:
+        metrics["before"] = training.evaluate_examples(task.model, held_out)
+    with runs.model_folder(options) as folder:
+        trained = runs.fit(
+            folder,
+            options,
+            trainer,
+            train_data,
+            validation_data.cache(),
+            "tokens",
+            size * options.epochs // steps,
+            sample=lambda: chats.sample(task, options),
+        )
+        row = dataclasses.asdict(options)
+        tuned = chats.with_weights(
+            options, task, {**task.metadata, "recipe": "chatbot", "options": row}
+        )
+        metrics |= {
+            "held_out": training.evaluate_examples(tuned.model, held_out),
+            "training": {
+                "conversations": len(train),
+                "tokens": size,
+                "learned_tokens": len(spoken),
+                "dropped": dropped,
+                **trained,
+            },
+        }
+        runs.write(folder, tuned, metrics, _model_card(tuned, options, metrics, len(held_out)))
+    runs.ship(options, tuned, metrics)
+    return metrics
+
+
+def conversations(options):
+    """The training and held-out conversations that the options name, and what was dropped."""
+    from keras_llm import data
+    from keras_llm.recipes import corpora
+
+    if options.data is None:
+        found = corpora.load(options.corpus, "conversations")
+    else:
+        found = data.read_conversations(options.data)
+    return chats.split(options, found, chats.first_message)
+
+
+def untrained(options, train):
+    """A task with a vocabulary learned from conversations and random weights."""
+    from keras_llm import models, tasks, tokenizers
+
+    texts = [message["content"] for messages in train for message in messages]
+    tokenizer = tokenizers.BytePair.train(
+        texts, options.vocabulary_size, special_tokens=chats.TURN_TOKENS
+    )
+    sizes = {"vocabulary_size": tokenizer.vocabulary_size, "dropout": options.dropout}
+    end = tokenizer.special_tokens[chats.TURN_TOKENS[1]]
+    return tasks.TextGeneration(
+        models.causal_lm(models.preset(options.preset, **sizes)),
+        tokenizer,
+        {"chat_template": chats.TEMPLATE, "end_token_ids": [end]},
+    )
+
+
+def examples(task, found, options):
+    """Conversations as `data.ChatExample`s of a task, and what was dropped."""
+    from keras_llm import data
+    from keras_llm.errors import InputError
+
+    examples, dropped = data.chat_examples(
+        found, task.chat_template, task.tokenizer, options.max_length, task.end_token_ids
+    )
+    if not examples:
+        raise InputError(
+            f"{options.source}: none of {len(found)} conversations fits into --max-length "
+            f"{options.max_length}."
+        )
+    return examples, dropped
+
+
+def evaluate(folder, data=None):
+    """Measure a trained model on its held-out conversations, or on others.
+
+    Args:
+        folder: str or path, the `out` of a run.
+        data: path of a file of conversations, or None for those held out in training.
+
+    Returns:
+        A dict, see `training.evaluate_examples`.
+    """
+    import keras_llm
+    from keras_llm import training
+    from keras_llm.data import read_conversations
+
+    task = keras_llm.load(folder)
+    options = runs.model_options(Options, task)
+    found = read_conversations(data) if data else conversations(options)[1]
+    return training.evaluate_examples(task.model, examples(task, found, options)[0])
+
+
+def _model_card(task, options, metrics, held_out):
+    config, training = task.model.config, metrics["training"]
+    baselines = {BASELINE: "token frequencies"}
+    if options.start:
+        baselines["before"] = "before the training"
+    shape = f"{config.num_layers} layers, width {config.hidden_dim}, vocabulary "
+    start = f" It went on from `{options.start}`" if options.start else ""
+    if options.lora_rank:
+        start += f" with adapters of rank {options.lora_rank}, merged into the weights"
+    return runs.card(
+        options,
+        metrics,
+        "A causal language model that answers in conversations." + start + "." * bool(start),
+        baselines,
+        f"the {metrics['held_out']['tokens']:,} tokens of the answers in {held_out:,} "
+        f"conversations, of at most {options.max_length} tokens",
+        [
+            f"{shape}{config.vocabulary_size}, longest conversation {config.max_length} tokens; "
+            f"{training['learned_tokens']:,} of {training['tokens']:,} training tokens are "
+            f"answers, which alone were learned, of {training['conversations']:,} conversations.",
+            "Limits: it answers in the manner of its training data. It was not tuned to be true "
+            "or safe, and what it says of itself or the world means nothing.",
+        ],
+        NEXT,
+    )
+
+
+if __name__ == "__main__":
+    from keras_llm import cli
+
+    sys.exit(cli.run_script(Options, run))

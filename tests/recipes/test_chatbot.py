@@ -1,0 +1,142 @@
+"""The recipe, whole: from scratch, on with adapters, and a talk with the model."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+
+import keras_llm
+from keras_llm import cli, training
+from keras_llm.errors import InputError
+from keras_llm.recipes import chatbot, chats
+
+
+def options(talks, out, **changes):
+    changes = {"smoke": True, "held_out": 0.2, "epochs": 3, "learning_rate": 1e-2} | changes
+    return chatbot.Options(out=str(out), data=str(talks), question="Explain with.", **changes)
+
+
+@pytest.fixture(scope="module")
+def talks(text_folder, tmp_path_factory):
+    """Questions about Python and the beginnings of its reference's paragraphs."""
+    path, rows = tmp_path_factory.mktemp("talks") / "talks.jsonl", []
+    for file in sorted(text_folder.iterdir()):
+        parts = [part for part in file.read_text("utf-8").split("\n\n") if len(part) > 40]
+        rows += [
+            {"instruction": f"Explain {file.stem}.", "output": part.strip()[:60]}
+            for part in parts[:5]
+        ]
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(talks, tmp_path_factory):
+    out = tmp_path_factory.mktemp("chatbot") / "run"
+    return out, chatbot.run(options(talks, out))
+
+
+def test_answers_are_learned(run):
+    folder, metrics = run
+    held_out, baseline = metrics["held_out"], metrics["most_frequent"]
+    assert held_out["tokens"] == baseline["tokens"] > 1000
+    assert held_out["nats_per_token"] < 0.92 * baseline["nats_per_token"]
+    assert metrics["training"]["learned_tokens"] < metrics["training"]["tokens"]
+    card = (folder / "README.md").read_text()
+    assert f"{held_out['perplexity']:.4f}" in card and f"{baseline['perplexity']:.4f}" in card
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+
+
+def test_evaluation_finds_the_same_conversations_again(run, tmp_path):
+    folder, metrics = run
+    assert chatbot.evaluate(folder) == pytest.approx(metrics["held_out"], rel=1e-4)
+    (tmp_path / "one.jsonl").write_text('{"instruction": "Explain if.", "output": "The if"}')
+    assert chatbot.evaluate(folder, tmp_path / "one.jsonl")["tokens"] < 12
+
+
+def test_the_command_line_talks_with_the_run(run, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Explain with.\nExplain if.\n"))
+    settings = ["--max-new-tokens", "12", "--temperature", "0"]
+    assert cli.main(["chat", str(run[0]), "--json", *settings]) == 0
+    answers = [json.loads(line)["content"] for line in capsys.readouterr().out.splitlines()]
+    task = keras_llm.load(run[0])
+    assert len(answers) == 2 and "<|" not in "".join(answers)
+    assert answers[0] == task.chat("Explain with.", max_new_tokens=12, temperature=0)
+    assert cli.main(["generate", str(run[0]), "The", *settings]) == 0
+
+
+def test_a_run_goes_on_with_adapters_and_after_a_stop(run, talks, tmp_path, monkeypatch):
+    def settings(name, **more):
+        return options(
+            talks,
+            tmp_path / name,
+            start=str(run[0]),
+            lora_rank=4,
+            epochs=2,
+            max_conversations=100,
+            checkpoint_steps=3,
+            **more,
+        )
+
+    metrics = chatbot.run(settings("whole"))
+    assert metrics["held_out"]["nats_per_token"] < metrics["before"]["nats_per_token"]
+    before, whole = (keras_llm.load(path).model for path in (run[0], tmp_path / "whole"))
+    changed = [
+        one.path
+        for one, other in zip(before.weights, whole.weights, strict=True)
+        if not np.array_equal(one, other)
+    ]
+    assert changed and all("attention" in path for path in changed)
+
+    save = training.BestWeights.on_epoch_end
+
+    def fail(callback, epoch, logs=None):
+        if epoch == 2:
+            raise MemoryError
+        save(callback, epoch, logs)
+
+    monkeypatch.setattr(training.BestWeights, "on_epoch_end", fail)
+    with pytest.raises(MemoryError):
+        chatbot.run(settings("stopped"))
+    monkeypatch.setattr(training.BestWeights, "on_epoch_end", save)
+    chatbot.run(settings("stopped", resume=True))
+    stopped = keras_llm.load(tmp_path / "stopped").model
+    for one, other in zip(whole.weights, stopped.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_cannot_be_gone_on_from_is_refused(run, run_folder, talks, tmp_path):
+    for start, changes, words in (
+        (run_folder, {}, "no chat template"),
+        (run[0], {"max_length": 4096, "smoke": False}, "--max-length must be at most 128"),
+        (run[0], {"max_length": 4}, "none of .* conversations fits into --max-length 4"),
+    ):
+        settings = options(talks, tmp_path / "run", start=str(start), **changes)
+        with pytest.raises(InputError, match=words):
+            chatbot.run(settings)
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"lora_rank": 4}, "lora-rank must be 0 without --start"),
+        ({"max_length": 1}, "max-length"),
+        ({"max_conversations": -1}, "max-conversations"),
+        ({"question": " "}, "question"),
+        ({"dropout": 1.0}, "dropout"),
+    ],
+)
+def test_options_out_of_range_are_named(changes, words):
+    with pytest.raises(InputError, match=f"--{words}"):
+        chatbot.Options(out="runs/none", **changes)
+
+
+def test_the_template_marks_answers():
+    talk = [{"role": r, "content": r[0]} for r in ("system", "user", "assistant")]
+    template = keras_llm.tokenizers.ChatTemplate(chats.TEMPLATE)
+    parts = template.parts(talk)
+    assert [text for text, is_said in parts if is_said] == ["a<|im_end|>\n"]
+    assert template.render(talk[:2]) == parts[0][0]
