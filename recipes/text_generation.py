@@ -43,6 +43,8 @@ class Options(texts.Options):
     """Decoupled weight decay, on matrices."""
     dropout: float = 0.0
     """Dropout in the model."""
+    separate: bool = False
+    """Whether documents that share a window do not see each other."""
     prompt: str = "This"
     """What the logged samples continue."""
 
@@ -89,7 +91,7 @@ def run(options):
     train_ids = data.encode_documents(train, tokenizer)
     held_out_ids = data.encode_documents(held_out, tokenizer)
     training.check_token_ids(train_ids, config.vocabulary_size)
-    shape = {"bos_id": tokenizer.bos_id, "pad_id": tokenizer.pad_id}
+    shape = {"bos_id": tokenizer.bos_id, "pad_id": tokenizer.pad_id, "segments": options.separate}
     train_data = data.packed_dataset(
         train_ids,
         options.sequence_length,
@@ -119,7 +121,9 @@ def run(options):
             sample=lambda: _sample(task, options),
         )
         metrics = {
-            "held_out": evaluate_documents(task, held_out, options.sequence_length),
+            "held_out": evaluate_documents(
+                task, held_out, options.sequence_length, options.separate
+            ),
             BASELINE: training.evaluate_unigram(
                 train_ids,
                 held_out_ids,
@@ -158,10 +162,10 @@ def evaluate(folder, data=None):
         return evaluate_documents(task, read_texts(data), task.model.config.max_length)
     options = runs.model_options(Options, task)
     documents = read_texts(data) if data else texts.documents(options)[1]
-    return evaluate_documents(task, documents, options.sequence_length)
+    return evaluate_documents(task, documents, options.sequence_length, options.separate)
 
 
-def evaluate_documents(task, documents, sequence_length):
+def evaluate_documents(task, documents, sequence_length, segments=False):
     """Perplexity, bits per byte and accuracy of a task on documents."""
     from keras_llm import data, training
 
@@ -171,6 +175,7 @@ def evaluate_documents(task, documents, sequence_length):
         _bytes(documents),
         task.tokenizer.bos_id,
         sequence_length,
+        segments=segments,
     )
 
 
