@@ -2,9 +2,11 @@
 
 from keras_llm.data.batches import batch_plan, padded_dataset
 from keras_llm.data.cleaning import clean_rows, without_contamination
+from keras_llm.data.infilling import infilling_dataset
 from keras_llm.data.masking import masked_dataset, text_tokens
 from keras_llm.data.packing import encode_documents, packed_dataset, steps_per_epoch, windows
 from keras_llm.data.records import read_records
+from keras_llm.data.span_corruption import span_corruption_dataset
 from keras_llm.data.text import read_texts, shuffle_documents, split_documents, split_rows
 from keras_llm.data.word_context import (
     cooccurrence_dataset,
@@ -20,6 +22,7 @@ __all__ = [
     "cooccurrence_dataset",
     "cooccurrences",
     "encode_documents",
+    "infilling_dataset",
     "masked_dataset",
     "neighbour_dataset",
     "packed_dataset",
@@ -27,6 +30,7 @@ __all__ = [
     "read_records",
     "read_texts",
     "shuffle_documents",
+    "span_corruption_dataset",
     "split_documents",
     "split_rows",
     "steps_per_epoch",
