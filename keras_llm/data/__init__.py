@@ -4,8 +4,10 @@ from keras_llm.data.batches import batch_plan, padded_dataset
 from keras_llm.data.cleaning import clean_rows, without_contamination
 from keras_llm.data.infilling import infilling_dataset
 from keras_llm.data.masking import masked_dataset, text_tokens
+from keras_llm.data.near_duplicates import contamination, without_near_duplicates
 from keras_llm.data.packing import encode_documents, packed_dataset, steps_per_epoch, windows
 from keras_llm.data.records import read_records
+from keras_llm.data.scrubbing import scrub, scrub_texts
 from keras_llm.data.span_corruption import span_corruption_dataset
 from keras_llm.data.text import read_texts, shuffle_documents, split_documents, split_rows
 from keras_llm.data.word_context import (
@@ -19,6 +21,7 @@ from keras_llm.data.word_context import (
 __all__ = [
     "batch_plan",
     "clean_rows",
+    "contamination",
     "cooccurrence_dataset",
     "cooccurrences",
     "encode_documents",
@@ -29,6 +32,8 @@ __all__ = [
     "padded_dataset",
     "read_records",
     "read_texts",
+    "scrub",
+    "scrub_texts",
     "shuffle_documents",
     "span_corruption_dataset",
     "split_documents",
@@ -37,6 +42,7 @@ __all__ = [
     "text_tokens",
     "windows",
     "without_contamination",
+    "without_near_duplicates",
     "word_stream",
     "word_vocabulary",
 ]

@@ -7,6 +7,7 @@ from keras_llm.training.classification import (
     confusion_matrix,
     evaluate_classifier,
 )
+from keras_llm.training.code import pass_at_k
 from keras_llm.training.lora import add_lora, load_lora, merge_lora, save_lora
 from keras_llm.training.losses import GloVeLoss
 from keras_llm.training.metrics import (
@@ -15,6 +16,12 @@ from keras_llm.training.metrics import (
     evaluate_most_frequent,
     evaluate_targets,
     evaluate_unigram,
+)
+from keras_llm.training.ngrams import (
+    Trigram,
+    distinct_n,
+    evaluate_trigram,
+    memorization_rate,
 )
 from keras_llm.training.optimizers import AdamW, Lion, Muon
 from keras_llm.training.resume import Resume
@@ -36,10 +43,12 @@ __all__ = [
     "Resume",
     "TensorBoard",
     "TokenAccuracy",
+    "Trigram",
     "WarmupDecay",
     "add_lora",
     "check_token_ids",
     "confusion_matrix",
+    "distinct_n",
     "evaluate_analogies",
     "evaluate_classifier",
     "evaluate_language_model",
@@ -47,9 +56,12 @@ __all__ = [
     "evaluate_similarities",
     "evaluate_targets",
     "evaluate_translations",
+    "evaluate_trigram",
     "evaluate_unigram",
     "load_lora",
+    "memorization_rate",
     "merge_lora",
+    "pass_at_k",
     "save_lora",
 ]
 

@@ -83,7 +83,7 @@ def evaluate_language_model(
         nats += float(np.sum(loss[counts], dtype="float64"))
         right += int(np.sum(correct[counts]))
         tokens += int(np.sum(counts))
-    return {**_likelihoods(nats, tokens, num_bytes), "accuracy": right / tokens}
+    return {**likelihoods(nats, tokens, num_bytes), "accuracy": right / tokens}
 
 
 class _TokenLosses(keras.Model):
@@ -128,10 +128,11 @@ def evaluate_unigram(train_ids, token_ids, num_bytes, bos_id, vocabulary_size):
     counts = np.bincount(train_ids[train_ids != bos_id], minlength=vocabulary_size) + 1.0
     log_probability = np.log(counts / counts.sum())
     targets = token_ids[token_ids != bos_id]
-    return _likelihoods(-float(log_probability[targets].sum()), len(targets), num_bytes)
+    return likelihoods(-float(log_probability[targets].sum()), len(targets), num_bytes)
 
 
-def _likelihoods(nats, tokens, num_bytes):
+def likelihoods(nats, tokens, num_bytes):
+    """The measures of a text of `tokens` tokens and `num_bytes` bytes, a dict."""
     return {
         "tokens": tokens,
         "nats_per_token": nats / tokens,
