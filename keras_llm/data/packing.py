@@ -41,7 +41,15 @@ def steps_per_epoch(token_ids, sequence_length, batch_size):
 
 
 def packed_dataset(
-    token_ids, sequence_length, batch_size, bos_id, pad_id, epochs=1, seed=None, start=0
+    token_ids,
+    sequence_length,
+    batch_size,
+    bos_id,
+    pad_id,
+    epochs=1,
+    seed=None,
+    start=0,
+    segments=False,
 ):
     """Cut a stream of token ids into batches for next-token training.
 
@@ -61,15 +69,22 @@ def packed_dataset(
         epochs: int > 0. The data set holds this many passes.
         seed: int, or None to keep the stream's order.
         start: int, how many of the first batches are left out.
+        segments: bool. Whether the documents of a row, which begin at begin tokens, are kept
+            apart: the inputs are then a dict of `token_ids`, `segment_ids`, which count the
+            documents of the row, and `positions`, which begin anew with each; all int32 (B, T).
+            `training.LanguageModelTrainer` takes it, and no token sees another document.
 
     Returns:
         `tf.data.Dataset` of `epochs * steps_per_epoch(...) - start` pairs of int32 tensors (B, T).
 
     Raises:
-        InputError: if the stream is shorter than one batch.
+        InputError: if the stream is shorter than one batch, or there is no begin token to tell
+            `segments` by.
     """
     import tensorflow as tf
 
+    if segments and bos_id < 0:
+        raise InputError("packed_dataset: `segments` needs a begin token, `bos_id` is none.")
     count = windows(token_ids, sequence_length)
     steps = count // batch_size
     if not steps:
@@ -90,8 +105,10 @@ def packed_dataset(
             sequence_length + 1, dtype=tf.int64
         )
         ids = tf.gather(stream, places)
-        targets = ids[:, 1:]
-        return ids[:, :-1], tf.where(targets == bos_id, pad_id, targets)
+        inputs, targets = ids[:, :-1], ids[:, 1:]
+        if segments:
+            inputs = _with_segments(inputs, bos_id)
+        return inputs, tf.where(targets == bos_id, pad_id, targets)
 
     dataset = tf.data.Dataset.range(start, epochs * steps).map(
         batch, num_parallel_calls=2, deterministic=True
@@ -100,3 +117,15 @@ def packed_dataset(
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.prefetch(2).with_options(options)
+
+
+def _with_segments(token_ids, bos_id):
+    import tensorflow as tf
+
+    begins = token_ids == bos_id
+    segment_ids = tf.cumsum(tf.cast(begins, tf.int32), axis=1)
+    places = tf.broadcast_to(tf.range(tf.shape(begins)[1]), tf.shape(begins))
+    starts = tf.ragged.boolean_mask(places, begins).to_tensor()
+    starts = tf.pad(starts, [[0, 0], [1, 0]])  # what the row begins with has no begin token
+    positions = places - tf.gather(starts, segment_ids, batch_dims=1)
+    return {"token_ids": token_ids, "segment_ids": segment_ids, "positions": positions}

@@ -6,7 +6,7 @@ from keras_llm.errors import InputError
 from keras_llm.tasks.base import checked_texts, padded_rows
 from keras_llm.tasks.conversation import Conversation
 from keras_llm.tasks.generative import GenerativeTask
-from keras_llm.tokenizers import ChatTemplate
+from keras_llm.tokenizers import ChatTemplate, infilling_tokens
 
 
 class TextGeneration(GenerativeTask):
@@ -90,6 +90,33 @@ class TextGeneration(GenerativeTask):
         settings |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         results = self._generate(token_ids, lengths, max_new_tokens, prompts=prompts, **settings)
         return results[0] if isinstance(prompt, str) else results
+
+    def infill(self, prefix, suffix, max_new_tokens=64, temperature=0.0, **settings):
+        """Fill the gap between two texts.
+
+        Args:
+            prefix, suffix: str, what stands before and after it; one may be empty. They may begin
+                and end anywhere in a document.
+            max_new_tokens, temperature, **settings: as in calling the task; the likeliest tokens
+                by default.
+
+        Returns:
+            What stands between them, a str.
+
+        Raises:
+            InputError: if the tokenizer has no tokens for it (`tokenizers.infilling_tokens`), both
+                texts are empty, or naming the argument that is wrong.
+        """
+        before, after, middle = infilling_tokens(self.tokenizer)
+        if not isinstance(prefix, str) or not isinstance(suffix, str) or not prefix + suffix:
+            raise InputError("infill: `prefix` and `suffix` must be str, and one not empty.")
+        encode = self.tokenizer.encode
+        row = [before, *encode(prefix), after, *encode(suffix), middle]
+        longest = self.model.config.max_length
+        ids, lengths = padded_rows(
+            "prefix and suffix", [row], longest - 1, longest, self.tokenizer.pad_id
+        )
+        return self._generate(ids, lengths, max_new_tokens, temperature=temperature, **settings)[0]
 
     def chat(self, messages, **settings):
         """Answer a conversation.

@@ -11,10 +11,12 @@ from keras_llm.tokenizers.constraint import (
 from keras_llm.tokenizers.gguf import from_gguf_metadata
 from keras_llm.tokenizers.hugging_face import chat_template_from_hugging_face, from_hugging_face
 from keras_llm.tokenizers.hugging_face_export import to_hugging_face
+from keras_llm.tokenizers.infilling import INFILLING_TOKENS, infilling_tokens
 from keras_llm.tokenizers.sentencepiece import SentencePiece
 from keras_llm.tokenizers.word_piece import WordPiece
 
 __all__ = [
+    "INFILLING_TOKENS",
     "BytePair",
     "ChatTemplate",
     "SentencePiece",
@@ -26,6 +28,7 @@ __all__ = [
     "constrain_regex",
     "from_gguf_metadata",
     "from_hugging_face",
+    "infilling_tokens",
     "load",
     "to_hugging_face",
 ]

@@ -8,6 +8,7 @@ from keras_llm.training.classification import (
     confusion_matrix,
     evaluate_classifier,
 )
+from keras_llm.training.code import pass_at_k
 from keras_llm.training.learned import evaluate_examples, log_probabilities
 from keras_llm.training.lora import add_lora, load_lora, merge_lora, save_lora
 from keras_llm.training.losses import GloVeLoss
@@ -17,6 +18,12 @@ from keras_llm.training.metrics import (
     evaluate_most_frequent,
     evaluate_targets,
     evaluate_unigram,
+)
+from keras_llm.training.ngrams import (
+    Trigram,
+    distinct_n,
+    evaluate_trigram,
+    memorization_rate,
 )
 from keras_llm.training.optimizers import AdamW, Lion, Muon
 from keras_llm.training.preference import DPO, ORPO, PreferenceTrainer
@@ -42,10 +49,12 @@ __all__ = [
     "Resume",
     "TensorBoard",
     "TokenAccuracy",
+    "Trigram",
     "WarmupDecay",
     "add_lora",
     "check_token_ids",
     "confusion_matrix",
+    "distinct_n",
     "evaluate_analogies",
     "evaluate_answers",
     "evaluate_classifier",
@@ -55,10 +64,13 @@ __all__ = [
     "evaluate_similarities",
     "evaluate_targets",
     "evaluate_translations",
+    "evaluate_trigram",
     "evaluate_unigram",
     "load_lora",
     "log_probabilities",
+    "memorization_rate",
     "merge_lora",
+    "pass_at_k",
     "save_lora",
 ]
 

@@ -9,6 +9,7 @@ from keras import ops
 from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.training.chunked import ChunkedCrossEntropy
+from keras_llm.training.packed import packed_states
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -39,7 +40,9 @@ class TokenAccuracy(keras.metrics.Mean):
         return {**super().get_config(), "ignore_id": self.ignore_id}
 
 
-def evaluate_language_model(model, token_ids, num_bytes, bos_id, sequence_length, batch_size=16):
+def evaluate_language_model(
+    model, token_ids, num_bytes, bos_id, sequence_length, batch_size=16, segments=False
+):
     """Likelihood of held-out text, every token once.
 
     The stream is cut into windows of `sequence_length`; a token is predicted from those before
@@ -53,6 +56,8 @@ def evaluate_language_model(model, token_ids, num_bytes, bos_id, sequence_length
         bos_id: int, the begin token.
         sequence_length: int > 0.
         batch_size: int > 0.
+        segments: bool. Whether a token sees its own document alone, as a model has that was
+            trained with `data.packed_dataset(segments=True)`.
 
     Returns:
         A dict: `tokens` (predicted), `nats_per_token`, `perplexity`, `bits_per_byte`,
@@ -72,29 +77,41 @@ def evaluate_language_model(model, token_ids, num_bytes, bos_id, sequence_length
     nats, right, tokens = 0.0, 0, 0
     for begin in range(0, count, batch_size):
         x, y = inputs[begin : begin + batch_size], outputs[begin : begin + batch_size]
-        loss, correct = measure.predict_on_batch([x, y])
+        places = _segments(x == bos_id) if segments else []
+        loss, correct = measure.predict_on_batch([x, y, *places])
         counts = y != bos_id
         nats += float(np.sum(loss[counts], dtype="float64"))
         right += int(np.sum(correct[counts]))
         tokens += int(np.sum(counts))
-    return {**_likelihoods(nats, tokens, num_bytes), "accuracy": right / tokens}
+    return {**likelihoods(nats, tokens, num_bytes), "accuracy": right / tokens}
 
 
 class TokenLosses(keras.Model):
-    """Token ids and targets (B, T) -> losses (B, T), and whether the likeliest token is right."""
+    """Token ids and targets (B, T), with or without segment ids and positions -> losses (B, T),
+    and whether the likeliest token is right."""
 
     def __init__(self, model):
         super().__init__(name="token_losses")
         self.model = model
 
     def call(self, inputs):
-        token_ids, targets = inputs
-        states = models.prediction_states(self.model, token_ids)
+        token_ids, targets, *places = inputs
+        if places:
+            states = packed_states(self.model, token_ids, *places)
+        else:
+            states = models.prediction_states(self.model, token_ids)
         head = models.output_head(self.model)
         found = ChunkedCrossEntropy(soft_cap=head.soft_cap).token_losses(
             ops.reshape(states, (-1, states.shape[-1])), head.kernel, ops.reshape(targets, (-1,))
         )
         return [ops.reshape(values, ops.shape(targets)) for values in found]
+
+
+def _segments(begins):
+    """Where documents begin, bool (B, T) -> segment ids and positions, int (B, T)."""
+    places = np.broadcast_to(np.arange(begins.shape[1]), begins.shape)
+    first = np.maximum.accumulate(np.where(begins, places, 0), axis=1)
+    return [np.cumsum(begins, axis=1, dtype="int32"), (places - first).astype("int32")]
 
 
 def evaluate_unigram(train_ids, token_ids, num_bytes, bos_id, vocabulary_size):
@@ -111,10 +128,11 @@ def evaluate_unigram(train_ids, token_ids, num_bytes, bos_id, vocabulary_size):
     counts = np.bincount(train_ids[train_ids != bos_id], minlength=vocabulary_size) + 1.0
     log_probability = np.log(counts / counts.sum())
     targets = token_ids[token_ids != bos_id]
-    return _likelihoods(-float(log_probability[targets].sum()), len(targets), num_bytes)
+    return likelihoods(-float(log_probability[targets].sum()), len(targets), num_bytes)
 
 
-def _likelihoods(nats, tokens, num_bytes):
+def likelihoods(nats, tokens, num_bytes):
+    """The measures of a text of `tokens` tokens and `num_bytes` bytes, a dict."""
     return {
         "tokens": tokens,
         "nats_per_token": nats / tokens,

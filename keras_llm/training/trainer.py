@@ -8,8 +8,8 @@ from keras import ops
 
 from keras_llm import models
 from keras_llm.errors import InputError
-from keras_llm.layers import causal_mask
 from keras_llm.training.chunked import ChunkedCrossEntropy
+from keras_llm.training.packed import packed_states
 from keras_llm.training.replicas import check_one_replica
 
 
@@ -27,12 +27,12 @@ class LanguageModelTrainer(keras.Model):
         label_smoothing: float in [0, 1). Share of the target's probability that all tokens get.
         z_loss: float >= 0, the weight of `log(sum(exp(logits)))^2`.
         chunk_size: int > 0, tokens in a chunk; None for as many as have 4 million logits.
-        segment_begin_id: int or None, of a `causal_lm` model: the token that begins each text in a
-            packed row. Tokens then see only their own text, and positions begin anew with it.
 
     Data: pairs of the model's inputs and int targets (B, T), or (B, M) of a `masked_lm` model, as
     `data.packed_dataset` gives them; a third part, float (B, T) or (B,), weighs tokens or rows. The
-    loss is divided by the sum of weights.
+    loss is divided by the sum of weights. Inputs of a `causal_lm` model may be a dict of
+    `token_ids`, `segment_ids` and `positions`, int (B, T): tokens then see only what has their own
+    segment id, up to their own position.
 
     Raises:
         InputError: naming the argument that is wrong; under a `tf.distribute` strategy with more
@@ -58,7 +58,6 @@ class LanguageModelTrainer(keras.Model):
         label_smoothing=0.0,
         z_loss=0.0,
         chunk_size=None,
-        segment_begin_id=None,
         name=None,
     ):
         super().__init__(name=name)
@@ -75,11 +74,8 @@ class LanguageModelTrainer(keras.Model):
         ):
             if not ok:
                 raise InputError(f"`{argument}` must be {rule}, got {locals()[argument]!r}.")
-        if segment_begin_id is not None and not isinstance(model, models.CausalLM):
-            raise InputError("`segment_begin_id` is for a model from causal_lm.")
         self.model = model
         self.ignore_id = ignore_id
-        self.segment_begin_id = segment_begin_id
         self.cross_entropy = ChunkedCrossEntropy(
             label_smoothing, z_loss, models.output_head(model).soft_cap, chunk_size
         )
@@ -87,15 +83,18 @@ class LanguageModelTrainer(keras.Model):
 
     def get_config(self):
         loss = dataclasses.asdict(self.cross_entropy)
-        rest = {"ignore_id": self.ignore_id, "segment_begin_id": self.segment_begin_id}
-        return {"model": models.describe(self.model), **loss, **rest}
+        return {"model": models.describe(self.model), **loss, "ignore_id": self.ignore_id}
 
     def call(self, inputs, training=None):
         """The states that logits are made from, (B, T, D)."""
-        places = {}
-        if self.segment_begin_id is not None:
-            places = _segments(ops.equal(inputs, self.segment_begin_id))
-        return models.prediction_states(self.model, inputs, **places)
+        if isinstance(self.model, models.CausalLM) and isinstance(inputs, dict):
+            if set(inputs) != {"token_ids", "segment_ids", "positions"}:
+                raise InputError(
+                    "the inputs of a causal_lm model must be token ids, or a dict of `token_ids`, "
+                    f"`segment_ids` and `positions`, got {sorted(inputs)}."
+                )
+            return packed_states(self.model, **inputs)
+        return models.prediction_states(self.model, inputs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         targets = ops.reshape(y, (-1,))
@@ -133,6 +132,12 @@ class LanguageModelTrainer(keras.Model):
         return weights * sample_weight
 
     def _check_ids(self, *arrays):
+        arrays = [
+            [value for name, value in array.items() if name.endswith("token_ids")]
+            if isinstance(array, dict)
+            else array
+            for array in arrays
+        ]
         for array in keras.tree.flatten(arrays):
             if isinstance(array, np.ndarray) and array.dtype.kind in "iu" and array.size:
                 check_token_ids(array, self.model.config.vocabulary_size)
@@ -146,14 +151,3 @@ def check_token_ids(token_ids, vocabulary_size):
             f"`token_ids` must be in 0 .. {vocabulary_size - 1}, the model's vocabulary, got "
             f"{least if least < 0 else most}."
         )
-
-
-def _segments(begins):
-    """Where texts begin, bool (B, T) -> positions (B, T) and who may attend to whom (B, T, T)."""
-    places = ops.cumsum(ops.ones_like(begins, "int32"), axis=1) - 1
-    segments = ops.cumsum(ops.cast(begins, "int32"), axis=1)
-    causal = causal_mask(places, places)
-    started = ops.logical_and(causal, ops.expand_dims(begins, 1))
-    first = ops.max(ops.where(started, ops.expand_dims(places, 1), 0), axis=2)
-    same = ops.equal(ops.expand_dims(segments, 2), ops.expand_dims(segments, 1))
-    return {"positions": places - first, "attention_mask": ops.logical_and(same, causal)}

@@ -177,17 +177,6 @@ def test_the_models_of_all_token_heads_are_trained():
         assert np.mean(changed) > 0.9, name
 
 
-def test_texts_of_a_packed_row_do_not_see_each_other():
-    keras.utils.set_random_seed(0)
-    config = models.preset("llama-tiny", vocabulary_size=V, sliding_window=3, initializer_range=0.3)
-    model = models.causal_lm(config)
-    trainer = training.LanguageModelTrainer(model, segment_begin_id=1)
-    texts = [[1, 5, 6, 7, 8], [1, 9, 10], [1, 11, 12, 13]]
-    packed = trainer(np.array([[token for text in texts for token in text]], "int32"))[0]
-    alone = [trainer(np.array([text], "int32"))[0] for text in texts]
-    np.testing.assert_allclose(packed, np.concatenate(alone), atol=1e-5)
-
-
 def test_half_precision_agrees_with_its_own_logits():
     config = models.preset("llama-tiny", vocabulary_size=V, initializer_range=0.3)
     model = models.causal_lm(config, dtype="mixed_bfloat16")
@@ -213,9 +202,6 @@ def test_wrong_arguments_are_named():
             training.LanguageModelTrainer(model, **changes)
     with pytest.raises(InputError, match="causal_lm"):
         training.LanguageModelTrainer(models.encoder(models.preset("distilbert-tiny")))
-    seq2seq = models.seq2seq(models.preset("t5-tiny"))
-    with pytest.raises(InputError, match="segment_begin_id"):
-        training.LanguageModelTrainer(seq2seq, segment_begin_id=1)
     trainer = training.LanguageModelTrainer(model)
     trainer.compile("sgd", jit_compile=False)
     x, y = corpus()

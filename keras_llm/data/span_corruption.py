@@ -1,0 +1,130 @@
+"""Span corruption, as T5 is pre-trained: stretches of text leave, and are asked for."""
+
+from keras_llm.data.packing import packed_dataset
+from keras_llm.errors import InputError
+
+
+def span_corruption_dataset(
+    token_ids,
+    sentinels,
+    sequence_length,
+    batch_size,
+    bos_id,
+    eos_id,
+    pad_id,
+    start_id=None,
+    epochs=1,
+    seed=0,
+    shuffle=True,
+    rate=0.15,
+    mean_span=3.0,
+):
+    """Windows of a stream of token ids in which sentinels stand for spans that are to be told.
+
+    Of a window `a b c d e f` with `b` and `d e` left out the encoder sees `a <0> c <1> f <end>`
+    and the decoder tells `<0> b <1> d e <end>`. Every window loses as many tokens in as many
+    spans, whose lengths and places are drawn evenly, so nothing is padded. All draws are a pure
+    function of (seed, epoch, step).
+
+    Args:
+        token_ids: int array (N,) from `encode_documents`.
+        sentinels: ints, the tokens that stand for the first, second ... span of a window.
+        sequence_length: int. T, of the encoder, the end token included.
+        batch_size: int > 0. B.
+        bos_id: int, the begin token, which is left out of the stream.
+        eos_id, pad_id: int, the end token and padding.
+        start_id: int, what the decoder begins with. Defaults to `pad_id`, as in T5.
+        epochs: int > 0. The data set holds this many passes.
+        seed: int >= 0.
+        shuffle: bool. Whether each epoch visits the windows in an order of its own.
+        rate: float in (0, 1), the share of tokens that leaves.
+        mean_span: float >= 1, the mean length of a span.
+
+    Returns:
+        `tf.data.Dataset` of pairs. The first is a dict of `encoder_token_ids` int32 (B, T) and
+        `decoder_token_ids` int32 (B, M), the second is int32 (B, M), what the decoder tells.
+
+    Raises:
+        InputError: if an argument is out of range, there are fewer sentinels than spans, or the
+            stream is shorter than one batch.
+
+    Reference:
+        Raffel et al., 2020, "Exploring the Limits of Transfer Learning with a Unified
+        Text-to-Text Transformer", section 3.1.4.
+    """
+    import tensorflow as tf
+
+    if not 0 < rate < 1:
+        raise InputError(f"`rate` must be in (0, 1), got {rate}.")
+    if mean_span < 1:
+        raise InputError(f"`mean_span` must be at least 1, got {mean_span}.")
+    room, hidden, spans = _sizes(sequence_length, rate, mean_span)
+    if spans > len(sentinels):
+        raise InputError(
+            f"`sentinels` must be at least {spans} token ids, one for each span of a window, got "
+            f"{len(sentinels)}."
+        )
+    stream = token_ids[token_ids != bos_id]
+    windows = packed_dataset(
+        stream, room, batch_size, -1, pad_id, epochs, seed if shuffle else None
+    )
+    marks = tf.constant(list(sentinels)[:spans], tf.int32)
+    begin = pad_id if start_id is None else start_id
+
+    def corrupted(step, batch):
+        ids = batch[0]
+        seeds = tf.random.experimental.stateless_split(tf.stack([tf.cast(seed, tf.int64), step]), 2)
+        kept = _parts(room - hidden, spans, tf.shape(ids)[0], seeds[0])
+        left = _parts(hidden, spans, tf.shape(ids)[0], seeds[1])
+        ends = tf.cumsum(tf.reshape(tf.stack([kept, left], axis=2), (-1, 2 * spans)), axis=1)
+        places = tf.broadcast_to(tf.range(room), tf.shape(ids))
+        part = tf.searchsorted(ends, places, side="right")
+        is_first = tf.concat([part[:, :1] >= 0, part[:, 1:] != part[:, :-1]], axis=1)
+        is_left = part % 2 == 1
+        marked = tf.where(is_first, tf.gather(marks, part // 2), ids)
+        source = _picked(tf.where(is_left, marked, ids), ~is_left | is_first, eos_id)
+        target = _picked(tf.where(is_left, ids, marked), is_left | is_first, eos_id)
+        shifted = tf.pad(target[:, :-1], [[0, 0], [1, 0]], constant_values=begin)
+        return {"encoder_token_ids": source, "decoder_token_ids": shifted}, target
+
+    return windows.enumerate().map(corrupted, num_parallel_calls=2, deterministic=True).prefetch(2)
+
+
+def _sizes(sequence_length, rate, mean_span):
+    """The longest window that fits the encoder, how many of its tokens leave, in how many spans.
+
+    Raises:
+        InputError: if none fits.
+    """
+
+    def sizes(room):
+        hidden = min(max(1, round(room * rate)), room - 1)
+        return hidden, min(max(1, round(hidden / mean_span)), room - hidden)
+
+    fits = None
+    for room in range(2, int(sequence_length / (1 - rate)) + 3):
+        hidden, spans = sizes(room)
+        if room - hidden + spans + 1 <= sequence_length:
+            fits = room, hidden, spans
+    if fits is None:
+        raise InputError(f"`sequence_length` of {sequence_length} leaves no room for text.")
+    return fits
+
+
+def _parts(total, count, rows, seed):
+    """`total` in `count` parts, none empty, every way as likely: int32 (B, count)."""
+    import tensorflow as tf
+
+    draws = tf.random.stateless_uniform((rows, total - 1), seed)
+    cuts = tf.sort(tf.math.top_k(draws, count - 1).indices + 1, axis=1)
+    cuts = tf.pad(cuts, [[0, 0], [1, 0]])
+    ends = tf.concat([cuts[:, 1:], tf.fill((rows, 1), total)], axis=1)
+    return ends - cuts
+
+
+def _picked(ids, kept, eos_id):
+    """The tokens that are kept of each row, as many in each, and an end token."""
+    import tensorflow as tf
+
+    rows = tf.reshape(tf.boolean_mask(ids, kept), (tf.shape(ids)[0], -1))
+    return tf.pad(rows, [[0, 0], [0, 1]], constant_values=eos_id)

@@ -1,0 +1,26 @@
+"""The special tokens of fill-in-the-middle."""
+
+from keras_llm.errors import InputError
+
+INFILLING_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+_SPELLINGS = (
+    INFILLING_TOKENS,  # Qwen2.5-Coder, CodeGemma
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder
+)
+
+
+def infilling_tokens(tokenizer):
+    """The ids of the tokens that stand before prefix, suffix and middle: a tuple of three ints.
+
+    Args:
+        tokenizer: a `Tokenizer`, e.g. trained with `special_tokens=INFILLING_TOKENS`.
+
+    Raises:
+        InputError: if it has none.
+    """
+    for tokens in _SPELLINGS:
+        if set(tokens) <= set(tokenizer.special_tokens):
+            return tuple(tokenizer.special_tokens[token] for token in tokens)
+    raise InputError(
+        f"the tokenizer has no tokens to fill in the middle, such as {', '.join(INFILLING_TOKENS)}."
+    )

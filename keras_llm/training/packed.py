@@ -1,0 +1,21 @@
+"""Rows that hold several texts."""
+
+from keras import ops
+
+from keras_llm import models
+from keras_llm.layers import causal_mask
+
+
+def packed_states(model, token_ids, segment_ids, positions):
+    """The prediction states of packed rows whose texts do not see each other.
+
+    Args:
+        model: a model from `models.causal_lm`.
+        token_ids, segment_ids, positions: int tensors (B, T), see `data.packed_dataset`.
+
+    Returns:
+        Float tensor (B, T, D).
+    """
+    same = ops.equal(ops.expand_dims(segment_ids, 2), ops.expand_dims(segment_ids, 1))
+    mask = ops.logical_and(same, causal_mask(positions, positions))
+    return models.prediction_states(model, token_ids, positions, mask)

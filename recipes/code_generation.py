@@ -1,0 +1,259 @@
+"""Train a causal language model on code that continues it and fills gaps in it.
+
+    keras-llm train code_generation --out runs/code
+    keras-llm train code_generation --out runs/mine --data my_project.jsonl
+    keras-llm generate runs/code "def add(a, b):" --suffix "    return total"
+
+The files of the interpreter's standard library are split into training and held-out, near copies
+left out; half of the windows tell their middle last. Held-out code is measured in bits per byte
+beside counting models, by how many functions parse that the model ends, and by how many lines it
+puts back. `--execute` runs its answers to HumanEval's problems in a sandbox.
+"""
+
+import dataclasses
+import sys
+
+from keras_llm.recipes import programs, runs, text_generation, texts
+
+BASELINE = "trigram"
+NEXT = 'generate {out} "def main():"'
+
+
+@dataclasses.dataclass
+class Options(texts.Options):
+    """Train a causal language model that continues code and fills gaps in it."""
+
+    corpus: str = "python-stdlib"
+    """A corpus of the kind "texts"; `keras-llm recipes` lists them."""
+    held_out: float = 0.05
+    """Share of the files that is held out."""
+    near_duplicates: float = 0.7
+    """Leave out files of which this share is in another; 0 leaves out none."""
+    preset: str = "llama-3m"
+    """Shape of the model."""
+    vocabulary_size: int = 4096
+    """Tokens in the vocabulary."""
+    sequence_length: int = 256
+    """Tokens in a training window."""
+    batch_size: int = 8
+    """Windows in a batch."""
+    learning_rate: float = 3e-3
+    """Peak learning rate; it warms up linearly."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, on matrices."""
+    infill_rate: float = 0.5
+    """Share of the windows that tell their middle last."""
+    functions: int = 100
+    """How many held-out functions the model ends."""
+    gaps: int = 200
+    """How many held-out lines it puts back."""
+    execute: bool = False
+    """Run its answers to HumanEval's problems, in a sandbox that Linux 6.2 or later has."""
+    problems: int = 164
+    """How many problems; the first ones."""
+    samples: int = 1
+    """Answers to each problem."""
+    prompt: str = "def main():\n"
+    """What the logged samples continue."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(
+            ("sequence_length", self.sequence_length > 3, "at least 4"),
+            ("infill_rate", 0 <= self.infill_rate <= 1, "in [0, 1]"),
+            ("functions", self.functions > 0, "a positive int"),
+            ("gaps", self.gaps > 0, "a positive int"),
+            ("problems", 0 < self.problems <= 164, "in 1 .. 164"),
+            ("samples", self.samples > 0, "a positive int"),
+            ("prompt", bool(self.prompt), "a text"),
+        )
+        if self.smoke:
+            self.preset, self.vocabulary_size, self.sequence_length = "llama-tiny", 512, 128
+            self.max_megabytes, self.evaluations = min(self.max_megabytes, 0.4), 2
+            self.held_out, self.functions, self.gaps = max(self.held_out, 0.1), 8, 8
+            self.problems = min(self.problems, 2)
+
+
+def run(options):
+    """Train, evaluate and save.
+
+    Args:
+        options: `Options`.
+
+    Returns:
+        The dict that is saved as `metrics.json`.
+
+    Raises:
+        InputError: if an option or the data cannot be used; nothing is at `out` then.
+    """
+    from keras_llm import data, models, tasks, tokenizers
+
+    runs.prepare(options, *(["datasketch"] if options.near_duplicates else []), pictures=False)
+    problems = _problems(options)
+    train, held_out, report = texts.prepared(options)
+    report["contamination"] = texts.measured_contamination(train, held_out)
+    tokenizer = tokenizers.BytePair.train(
+        train, options.vocabulary_size, "llama3", tokenizers.INFILLING_TOKENS
+    )
+    config = models.preset(options.preset, vocabulary_size=tokenizer.vocabulary_size)
+    texts.check_length(options, config)
+    model = models.causal_lm(config)
+    task = tasks.TextGeneration(
+        model, tokenizer, {"recipe": "code_generation", "options": dataclasses.asdict(options)}
+    )
+    train_ids = data.encode_documents(train, tokenizer)
+    held_out_ids = data.encode_documents(held_out, tokenizer)
+    train_data = windows(task, train_ids, options, options.batch_size, options.epochs)
+    count = max(1, data.windows(held_out_ids, options.sequence_length))
+    validation_data = windows(task, held_out_ids, options, min(options.batch_size, count))
+    trainer = runs.token_trainer(options, model, len(train_data), tokenizer.pad_id)
+    runs.say(
+        f"{len(train)} files, {len(train_ids)} tokens for training; {len(held_out)} files held "
+        f"out; {model.count_params():,} parameters"
+    )
+    with runs.model_folder(options) as folder:
+        trained = runs.fit(
+            folder,
+            options,
+            trainer,
+            train_data,
+            validation_data.take(32).cache(),
+            "tokens",
+            options.batch_size * options.sequence_length,
+            sample=lambda: text_generation.sample(task, options),
+        )
+        size = sum(len(text.encode()) for text in held_out)
+        metrics = {
+            "held_out": measured(task, held_out, options),
+            **text_generation.baselines(task, train_ids, held_out_ids, size),
+            "training": {
+                "documents": len(train),
+                "tokens": len(train_ids),
+                "held_out_documents": len(held_out),
+                **report,
+                **trained,
+            },
+        }
+        asked = _gaps(task, held_out, options)
+        if asked:
+            usual = programs.usual_lines(train, asked)
+            metrics["usual_line"] = {"infilled_exactly": usual}
+        if options.execute:
+            metrics["human_eval"] = programs.pass_rates(
+                task, problems, options.samples, config.max_length // 2, options.seed
+            )
+        runs.write(folder, task, metrics, _model_card(task, options, metrics))
+    runs.ship(options, task, metrics)
+    return metrics
+
+
+def windows(task, token_ids, options, batch_size, epochs=None):
+    """Training batches of `epochs` passes, or one pass in order to validate on."""
+    from keras_llm import data, tokenizers
+
+    tokenizer = task.tokenizer
+    return data.infilling_dataset(
+        token_ids,
+        tokenizers.infilling_tokens(tokenizer),
+        options.sequence_length,
+        batch_size,
+        tokenizer.bos_id,
+        tokenizer.eos_id,
+        tokenizer.pad_id,
+        epochs or 1,
+        options.seed,
+        shuffle=epochs is not None,
+        rate=options.infill_rate,
+    )
+
+
+def measured(task, documents, options):
+    """Likelihood of documents, the share of functions that parse, and of lines put back."""
+    found = text_generation.evaluate_documents(task, documents, options.sequence_length)
+    length = options.sequence_length // 2
+    starts = programs.beginnings(documents, options.functions, length, options.seed)
+    if starts:
+        found |= programs.parsing_share(task, starts, length, options.seed)
+    asked = _gaps(task, documents, options)
+    if asked:
+        exact = programs.exact_infills(task, asked, options.sequence_length // 4)
+        found |= {"gaps": len(asked), "infilled_exactly": exact}
+    return found
+
+
+def evaluate(folder, data=None):
+    """Measure a trained model on its held-out files, or on others.
+
+    Args:
+        folder: str or path, the `out` of a run.
+        data: path of text files, or None for the files held out in training.
+
+    Returns:
+        A dict, see `measured`.
+    """
+    import keras_llm
+    from keras_llm.data import read_texts
+
+    task = keras_llm.load(folder)
+    options = runs.model_options(Options, task)
+    return measured(task, read_texts(data) if data else texts.documents(options)[1], options)
+
+
+def _gaps(task, documents, options):
+    room = options.sequence_length * 3 // 4 - 3
+    return programs.gaps(documents, task.tokenizer, options.gaps, room, options.seed)
+
+
+def _problems(options):
+    """HumanEval's problems, if they are to be solved; a sandbox that does not stand is told now."""
+    if not options.execute:
+        return []
+    from keras_llm.recipes import corpora, sandbox
+
+    sandbox.run_program("pass")
+    return corpora.load("human-eval", "benchmarks")["problems"][: options.problems]
+
+
+def _model_card(task, options, metrics):
+    config, training, held_out = task.model.config, metrics["training"], metrics["held_out"]
+    solved = "HumanEval was not run (`--execute`)."
+    if "human_eval" in metrics:
+        rates = {k: v for k, v in metrics["human_eval"].items() if k.startswith("pass@")}
+        told = ", ".join(f"{name} {rate:.1%}" for name, rate in rates.items())
+        solved = (
+            f"HumanEval, {metrics['human_eval']['problems']} problems with {options.samples} "
+            f"answers each: {told}; {metrics['human_eval']['too_long']} problems are longer than "
+            "the model reads and count as not solved."
+        )
+    return runs.card(
+        options,
+        metrics,
+        "A causal language model that continues code and fills gaps in it.",
+        {
+            "unigram": "unigram",
+            BASELINE: "trigram (Kneser-Ney)",
+            **({"usual_line": "usual next line"} if "usual_line" in metrics else {}),
+        },
+        f"{held_out['tokens']:,} tokens of {training['held_out_documents']:,} files in windows of "
+        f"{options.sequence_length} tokens, {held_out.get('functions', 0)} functions that the "
+        f"model ends and {held_out.get('gaps', 0)} lines that it puts back",
+        [
+            f"{config.num_layers} layers, width {config.hidden_dim}, vocabulary "
+            f"{config.vocabulary_size}, longest text {config.max_length} tokens; "
+            f"{training['tokens']:,} training tokens of {training['documents']:,} files.",
+            f"{options.infill_rate:.0%} of the windows told their middle last.",
+            "`parses` is the share of functions that parse with the model's body, cut to whole "
+            "lines; `real parses` that of the real bodies, cut to as many tokens.",
+            solved,
+            *texts.notes(training),
+            "Limits: it writes code that looks right, not code that is; it knows one library's "
+            "manner alone.",
+        ],
+        NEXT,
+    )
+
+
+if __name__ == "__main__":
+    from keras_llm import cli
+
+    sys.exit(cli.run_script(Options, run))
