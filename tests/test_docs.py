@@ -13,13 +13,19 @@ from keras_llm import cli
 ROOT = pathlib.Path(keras_llm.__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [*sorted(ROOT.glob("README*.md")), *sorted(DOCS.rglob("*.md"))]
+# Their code is that of the English pages, which a test below checks.
+CHINESE = [page for page in PAGES if page.is_relative_to(DOCS / "zh") or "zh-CN" in page.name]
 
 
 def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page not in CHINESE],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_python_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {}
@@ -75,3 +81,36 @@ def test_the_reference_has_every_public_name():
         assert f"keras_llm.{room}" in shown
     for name, module in {**keras_llm.export._NAMES, "TensorBoard": "keras_llm.training"}.items():
         assert any(path.startswith(module) and path.endswith(f".{name}") for path in shown), name
+
+
+def english(page):
+    """The page that a Chinese one is the translation of."""
+    if page.parent == ROOT:
+        return ROOT / "README.md"
+    return DOCS / page.relative_to(DOCS / "zh")
+
+
+def shape(page):
+    """What a translation leaves as it is: levels of headings, code, formulas, rows of tables."""
+    text = prose(page)
+    return {
+        "headings": re.findall(r"^(#+) ", text, re.M),
+        "code": re.findall(r"^```.*?^```", page.read_text("utf-8"), re.M | re.S),
+        "formulas": re.findall(r"^\$\$.*\$\$$", text, re.M),
+        "rows": len(re.findall(r"^\|", text, re.M)),
+        "pictures": len(re.findall(r"^!\[", text, re.M)),
+    }
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_chinese_page_has_the_parts_of_the_english_one(page):
+    assert shape(page) == shape(english(page))
+
+
+def test_pages_that_teach_are_in_both_languages():
+    taught = {"get_started.md", "faq.md"} | {
+        f"concepts/{page.name}" for page in (DOCS / "concepts").glob("*.md")
+    }
+    # The glossary holds both languages.
+    translated = {str(page.relative_to(DOCS / "zh")) for page in (DOCS / "zh").rglob("*.md")}
+    assert translated == taught - {"concepts/glossary.md"}
