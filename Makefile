@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-jax test-parity test-serving test-device lint clean
+.PHONY: demo test test-jax test-parity test-serving test-device docs lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m keras_llm.recipes.demo
@@ -39,6 +39,13 @@ test-serving: $(INSTALLED)
 # too, which is fetched from the package index once.
 test-device: $(INSTALLED)
 	$(BIN)/python -m pytest tests/device
+
+# The site, into build/site. A broken link, a page outside the navigation, a public name without a
+# docstring or anything fetched from elsewhere fails.
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

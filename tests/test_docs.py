@@ -3,6 +3,7 @@
 import pathlib
 import re
 import shlex
+import unicodedata
 
 import pytest
 
@@ -10,14 +11,21 @@ import keras_llm
 from keras_llm import cli
 
 ROOT = pathlib.Path(keras_llm.__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [*sorted(ROOT.glob("README*.md")), *sorted(DOCS.rglob("*.md"))]
+# Their code is that of the English pages, which a test below checks.
+CHINESE = [page for page in PAGES if page.is_relative_to(DOCS / "zh") or "zh-CN" in page.name]
 
 
 def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page not in CHINESE],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_python_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {}
@@ -25,7 +33,7 @@ def test_python_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
         exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_have_the_options_that_are_written(page):
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     for line in "".join(blocks(page, "console")).splitlines():
@@ -38,8 +46,71 @@ def test_commands_have_the_options_that_are_written(page):
             assert program in ("pip", "tensorboard", "source", "python", "python3"), line
 
 
-def test_relative_links_lead_somewhere():
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)", page.read_text("utf-8")):
-            if "://" not in target:
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
+def prose(page):
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
+
+
+def anchors(page):
+    """What links to a page may end with, after the rule of the site and of GitHub."""
+    for heading in re.findall(r"^#+ (.+)$", prose(page), re.M):
+        text = unicodedata.normalize("NFC", re.sub(r"[`*]", "", heading)).strip().lower()
+        yield re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_anchors_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if "://" not in link:
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), f"{page.name}: {link}"
+            assert not anchor or anchor in set(anchors(target)), f"{page.name}: {link}"
+
+
+def test_every_page_is_in_the_navigation_once():
+    nav = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:")[2]
+    listed = re.findall(r": (\S+\.md)$", nav, re.M)
+    assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+def test_the_reference_has_every_public_name():
+    pages = "".join(page.read_text("utf-8") for page in (DOCS / "api").glob("*.md"))
+    shown = re.findall(r"^::: (\S+)", pages, re.M)
+    for room in sorted(keras_llm._SUBMODULES - {"recipes", "export"}):
+        assert f"keras_llm.{room}" in shown
+    for name, module in {**keras_llm.export._NAMES, "TensorBoard": "keras_llm.training"}.items():
+        assert any(path.startswith(module) and path.endswith(f".{name}") for path in shown), name
+
+
+def english(page):
+    """The page that a Chinese one is the translation of."""
+    if page.parent == ROOT:
+        return ROOT / "README.md"
+    return DOCS / page.relative_to(DOCS / "zh")
+
+
+def shape(page):
+    """What a translation leaves as it is: levels of headings, code, formulas, rows of tables."""
+    text = prose(page)
+    return {
+        "headings": re.findall(r"^(#+) ", text, re.M),
+        "code": re.findall(r"^```.*?^```", page.read_text("utf-8"), re.M | re.S),
+        "formulas": re.findall(r"^\$\$.*\$\$$", text, re.M),
+        "rows": len(re.findall(r"^\|", text, re.M)),
+        "pictures": len(re.findall(r"^!\[", text, re.M)),
+    }
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_chinese_page_has_the_parts_of_the_english_one(page):
+    assert shape(page) == shape(english(page))
+
+
+def test_pages_that_teach_are_in_both_languages():
+    taught = {"get_started.md", "faq.md"} | {
+        f"concepts/{page.name}" for page in (DOCS / "concepts").glob("*.md")
+    }
+    # The glossary holds both languages.
+    translated = {str(page.relative_to(DOCS / "zh")) for page in (DOCS / "zh").rglob("*.md")}
+    assert translated == taught - {"concepts/glossary.md"}

@@ -26,6 +26,7 @@ class NTKScaling:
     factor: float
 
     def frequencies(self, base, size):
+        """Radians a position, float array (size / 2,), and the factor of cosines and sines."""
         if size <= 2:
             raise ValueError(f"NTKScaling needs more than 2 rotated features, got {size}.")
         return _plain(base * self.factor ** (size / (size - 2)), size), 1.0
@@ -59,6 +60,8 @@ class YarnScaling:
     truncate: bool = True
 
     def frequencies(self, base, size):
+        """Radians a position, float array (size / 2,), and the factor of cosines and sines."""
+
         def index_that_turns(times):
             turns = self.original_length / (times * 2 * math.pi)
             return size * math.log(turns) / (2 * math.log(base))
@@ -96,6 +99,7 @@ class Llama3Scaling:
     original_length: int
 
     def frequencies(self, base, size):
+        """Radians a position, float array (size / 2,), and the factor of cosines and sines."""
         plain = _plain(base, size)
         turns = self.original_length * plain / (2 * math.pi)
         low, high = self.low_frequency_factor, self.high_frequency_factor
