@@ -266,7 +266,10 @@ def _model_card(task, options, metrics, held_out):
         ]
     question, context, answer = held_out[0]
     found = task(question, context, truncate=True)
-    start = "" if options.start == "scratch" else f" It goes on from `{options.start}`."
+    start = ""
+    if options.start != "scratch":
+        start = f" It goes on from `{options.start}`."
+        options = dataclasses.replace(options, preset=options.start)
     return runs.card(
         options,
         metrics,

@@ -117,12 +117,11 @@ def test_yes_or_no(tmp_path, capfd):
         question_answering.evaluate(out, tmp_path / "wrong.jsonl")
 
 
-def test_windows_hold_the_answer_where_it_stands(run):
-    folder, _ = run
-    task = keras_llm.load(folder)
-    task.metadata["longest_answer"] = 5
+def test_windows_hold_the_answer_where_it_stands():
     filler = "Ada went slowly by train at noon with friends. " * 9
     rows = [("where to?", filler + "Alan went to Turin. " + filler, "Turin"), ("who?", filler, "")]
+    options = question_answering.Options(out="x", smoke=True)
+    task = question_answering.untrained(options, rows * 9)
     columns, dropped = spans.examples(task, rows, 0)
     turin, tok = task.tokenizer.encode("Turin"), task.tokenizer
     assert dropped == {} and max(map(len, columns["ids"])) <= task.model.config.max_length == 64
@@ -135,6 +134,9 @@ def test_windows_hold_the_answer_where_it_stands(run):
         else:
             assert end == 0 and turin != ids[-1 - len(turin) : -1]
     assert inside == 2  # windows overlap by half
+    many, _ = spans.examples(task, rows[:1] * 400, 0)
+    assert 60 < len(many["ids"]) - 2 * 400 < 140  # of every fourth row one without it
+    assert spans.examples(task, rows, 0) == spans.examples(task, rows, 0)
     _, dropped = spans.examples(task, [("who?", filler, filler.strip())], 0)
     assert dropped == {"answer longer than a window": 1}
 
