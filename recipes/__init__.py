@@ -3,6 +3,7 @@
 RECIPES = {
     "chatbot": "train a model that answers, from scratch or a checkpoint with LoRA",
     "masked_lm": "train an encoder that guesses hidden words",
+    "preference_tuning": "tune a model by preferences: DPO or ORPO",
     "text_classification": "train an encoder that sorts texts into classes",
     "text_generation": "train a causal language model that continues text",
     "translation": "train an encoder-decoder that translates",
