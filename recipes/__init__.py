@@ -4,6 +4,7 @@ RECIPES = {
     "chatbot": "train a model that answers, from scratch or a checkpoint with LoRA",
     "code_generation": "train a causal language model that continues code and fills gaps in it",
     "masked_lm": "train an encoder that guesses hidden words",
+    "preference_tuning": "tune a model by preferences: DPO or ORPO",
     "question_answering": "train an encoder that answers questions about a text",
     "text_classification": "train an encoder that sorts texts into classes",
     "text_generation": "train a causal language model that continues text",

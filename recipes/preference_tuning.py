@@ -1,0 +1,265 @@
+"""Tune a model by preferences: DPO or ORPO, on pairs of answers or on its own continuations.
+
+    keras-llm train preference_tuning --out runs/glad --start runs/reviews
+    keras-llm train preference_tuning --out runs/liked --start runs/chat --corpus preferences-en
+    keras-llm train preference_tuning --out runs/mine --start runs/chat --data pairs.jsonl
+
+With a corpus of labelled reviews, the pairs are drawn from the model: of some continuations of a
+review's beginning the most and the least positive, as in the first experiment of the paper on
+DPO. The tuned model is measured on held-out pairs, and by a judge that learned from other data,
+beside the model before.
+"""
+
+import dataclasses
+import pathlib
+import sys
+from typing import Literal
+
+from keras_llm.errors import InputError
+from keras_llm.recipes import chats, preference_pairs, runs
+
+BASELINE = "before"
+NEXT = "generate {out} PROMPT"
+
+
+@dataclasses.dataclass
+class Options(chats.Options):
+    """Tune a model by preferences."""
+
+    corpus: str = "movie-sentiment"
+    """A corpus of the kind "preferences", or one of the kind "labelled" whose labels are negative
+    and positive, to draw pairs from the model; `keras-llm recipes` lists them."""
+    data: str | None = None
+    """Your own file instead of a corpus: .jsonl or .json of preferences, .csv or .tsv of reviews
+    with the columns text and label, which is negative or positive."""
+    loss: Literal["dpo", "orpo"] = "dpo"
+    """What is minimised."""
+    beta: float = 0.1
+    """Of DPO: the larger, the nearer to the model before."""
+    orpo_weight: float = 0.1
+    """Of ORPO: the weight of the odds ratio."""
+    held_out: float = 0.2
+    """Share of the rows that is held out."""
+    batch_size: int = 16
+    """Pairs in a batch."""
+    evaluations: int = 2
+    """Held-out evaluations and checkpoints in each pass."""
+    learning_rate: float = 3e-4
+    """Peak learning rate; it warms up linearly."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay, on matrices."""
+    pairs: int = 1000
+    """Beginnings that training pairs are drawn for, with a labelled corpus."""
+    held_out_pairs: int = 200
+    """Beginnings that held-out pairs are drawn for, with a labelled corpus."""
+    prompts: int = 200
+    """At most so many held-out prompts are answered before and after."""
+    prompt_words: int = 6
+    """Words in the beginning of a review."""
+    candidates: int = 4
+    """Continuations that are drawn of each beginning."""
+    least_difference: float = 0.1
+    """A pair must differ by so much of the classifier's probability."""
+    new_tokens: int = 48
+    """Tokens of an answer at most."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(
+            ("start", self.start is not None, "the folder of a model"),
+            ("beta", self.beta > 0, "> 0"),
+            ("orpo_weight", self.orpo_weight > 0, "> 0"),
+            ("candidates", self.candidates > 1, "at least 2"),
+            ("least_difference", 0 <= self.least_difference < 1, "in [0, 1)"),
+            *(
+                (name, getattr(self, name) > 0, "a positive int")
+                for name in ("pairs", "held_out_pairs", "prompts", "prompt_words", "new_tokens")
+            ),
+        )
+        if self.smoke:
+            self.pairs, self.held_out_pairs, self.prompts = 48, 16, 16
+            self.batch_size, self.new_tokens, self.candidates = 8, 12, 3
+
+
+def run(options):
+    """Tune, measure and save.
+
+    Args:
+        options: `Options`.
+
+    Returns:
+        The dict that is saved as `metrics.json`.
+
+    Raises:
+        InputError: if an option or the data cannot be used; nothing is at `out` then.
+    """
+    from keras_llm import data, training
+
+    runs.prepare(options, "sklearn", pictures=False)
+    task = chats.started(options)
+    chats.check_length(options, task.model)
+    found = _source(options)(options, task)
+    runs.say(f"{len(found.train)} pairs for training, {len(found.held_out)} held out")
+    reference = _log_p(task.model, found.train), _log_p(task.model, found.held_out)
+    texts, _ = preference_pairs.answers(options, task, found.prompts, found.parse_special)
+    objective = training.DPO(options.beta)
+    if options.loss == "orpo":
+        objective = training.ORPO(options.orpo_weight)
+    pad_id = task.tokenizer.pad_id
+    train_data = data.preference_dataset(
+        found.train, options.batch_size, pad_id, reference[0], options.epochs, options.seed
+    )
+    validation = data.preference_dataset(found.held_out, options.batch_size, pad_id, reference[1])
+    trainer = training.PreferenceTrainer(task.model, objective)
+    trainer.compile(runs.optimizer(options, len(train_data)), jit_compile=False)
+    with runs.model_folder(options) as folder:
+        trained = runs.fit(folder, options, trainer, train_data, validation.cache(), "pairs")
+        row = dataclasses.asdict(options)
+        tuned = chats.with_weights(
+            options, task, {**task.metadata, "recipe": "preference_tuning", "options": row}
+        )
+        metrics = {
+            "held_out": measure(options, tuned, found, reference[1], texts),
+            BASELINE: {
+                "likelihood_accuracy": _share_above(reference[1][:, 0] - reference[1][:, 1]),
+                "win_rate": 0.5,
+                "judge_score": _score(found, found.prompts, texts).mean().item(),
+            },
+            "training": {"pairs": len(found.train), **found.about, **trained},
+            "judge_accuracy": found.judge_accuracy,
+        }
+        runs.write(folder, tuned, metrics, _model_card(options, metrics, found))
+    runs.ship(options, tuned, metrics)
+    return metrics
+
+
+def measure(options, tuned, found, reference, before):
+    """What the tuned model does on what was held out.
+
+    Args:
+        options: `Options`.
+        tuned: the task after the training.
+        found: `preference_pairs.Pairs`.
+        reference: float array (N, 2), log-probabilities of the held-out pairs before it.
+        before: list of str, the answers before it.
+
+    Returns:
+        A dict: `reward_accuracy` and `reward_margin` of the held-out pairs, the reward
+        `beta (log p - log p before)`; `likelihood_accuracy`, how often the chosen answer is the
+        likelier; `kl`, nats of an answer, the mean of `log p - log p before` over answers of the
+        tuned model; `win_rate` of its answers over those before, and their mean `judge_score`.
+    """
+    import keras_llm
+    from keras_llm import training
+
+    texts, drawn = preference_pairs.answers(options, tuned, found.prompts, found.parse_special)
+    model = keras_llm.load(options.start).model
+    kl = training.log_probabilities(tuned.model, drawn) - training.log_probabilities(model, drawn)
+    now, then = (_score(found, found.prompts, some) for some in (texts, before))
+    return {
+        **_rewards(options, tuned.model, found.held_out, reference),
+        "kl": kl.mean().item(),
+        "win_rate": _share_above(now - then),
+        "judge_score": now.mean().item(),
+        "prompts": len(found.prompts),
+    }
+
+
+def evaluate(folder, data=None):
+    """Measure a tuned model on its held-out pairs and prompts, or on the pairs of a file.
+
+    Args:
+        folder: str or path, the `out` of a run; the model at its `--start` must still be there.
+        data: path of a file of preferences, or None.
+
+    Returns:
+        A dict like that of `measure`, of a file only what pairs tell.
+    """
+    import keras_llm
+    from keras_llm.data import read_preferences
+
+    tuned = keras_llm.load(folder)
+    options = runs.model_options(Options, tuned)
+    before = keras_llm.load(options.start)
+    if data:
+        options = dataclasses.replace(options, data=str(data))
+        pairs, _ = preference_pairs.encode(options, tuned, read_preferences(data))
+        return _rewards(options, tuned.model, pairs, _log_p(before.model, pairs))
+    found = _source(options)(options, before)
+    texts, _ = preference_pairs.answers(options, before, found.prompts, found.parse_special)
+    return measure(options, tuned, found, _log_p(before.model, found.held_out), texts)
+
+
+def _rewards(options, model, pairs, reference):
+    log_p = _log_p(model, pairs)
+    rewards = options.beta * (log_p - reference)
+    margin = rewards[:, 0] - rewards[:, 1]
+    return {
+        "reward_accuracy": _share_above(margin),
+        "reward_margin": margin.mean().item(),
+        "likelihood_accuracy": _share_above(log_p[:, 0] - log_p[:, 1]),
+        "pairs": len(pairs),
+    }
+
+
+def _source(options):
+    """The function that makes the pairs of the options' data."""
+    from keras_llm.recipes.corpora import CORPORA
+
+    if options.data is not None:
+        kind = "preferences" if ".json" in pathlib.Path(options.data).name else "labelled"
+    elif options.corpus in CORPORA:
+        kind = CORPORA[options.corpus].kind
+    else:
+        raise InputError(f"unknown corpus {options.corpus!r}; see `keras-llm recipes`.")
+    known = {
+        "preferences": preference_pairs.from_preferences,
+        "labelled": preference_pairs.from_sentiment,
+    }
+    if kind not in known:
+        raise InputError(f"--corpus {options.corpus} is of the kind {kind!r}: {', '.join(known)}.")
+    return known[kind]
+
+
+def _log_p(model, pairs):
+    from keras_llm import training
+
+    rows = [example for pair in pairs for example in pair]
+    return training.log_probabilities(model, rows).reshape(-1, 2)
+
+
+def _score(found, prompts, texts):
+    if found.judged_with_prompt:
+        texts = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+    return found.judge(texts)
+
+
+def _share_above(differences):
+    """How often a difference is above 0; a tie is half of that."""
+    return float(((differences > 0) + 0.5 * (differences == 0)).mean())
+
+
+def _model_card(options, metrics, found):
+    return runs.card(
+        options,
+        metrics,
+        f"`{options.start}`, tuned by preferences with {options.loss.upper()}.",
+        {BASELINE: "before"},
+        f"{len(found.held_out):,} held-out pairs and the answers to {len(found.prompts):,} "
+        "held-out prompts, drawn at temperature 1",
+        [
+            "The reward is `beta (log p - log p before)`, beta "
+            f"{options.beta}; `kl` is in nats of an answer of at most {options.new_tokens} tokens.",
+            "Win rate and score are a judge's, logistic regression on the TF-IDF of "
+            f"{metrics['training']['judge_texts']:,} texts that were not trained on, which is "
+            f"right on {found.judge_accuracy:.1%} of others: a weak proxy for what people prefer.",
+            "Limits: it prefers what its pairs prefer, and nothing else was looked at.",
+        ],
+        NEXT,
+    )
+
+
+if __name__ == "__main__":
+    from keras_llm import cli
+
+    sys.exit(cli.run_script(Options, run))
