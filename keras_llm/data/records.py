@@ -5,10 +5,11 @@ import io
 import json
 import pathlib
 
+from keras_llm.data.parquet import read_parquet
 from keras_llm.errors import InputError
 from keras_llm.files import read_utf8
 
-_SUFFIXES = (".csv", ".tsv", ".jsonl")
+_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def read_records(path, columns):
@@ -16,8 +17,9 @@ def read_records(path, columns):
 
     `.csv` and `.tsv` files have a first line with the names of the columns; CSV fields may be
     quoted, TSV fields are taken as they are. `.jsonl` files hold one JSON object a line; numbers
-    and booleans become text as JSON spells them. Each may be compressed (`.csv.gz`). Of a folder,
-    all such files directly in it are read in order of name. Blank lines are skipped.
+    and booleans become text as JSON spells them. Each may be compressed (`.csv.gz`). `.parquet`
+    files need pyarrow. Of a folder, all such files directly in it are read in order of name. Blank
+    lines are skipped.
 
     Args:
         path: str or path.
@@ -42,6 +44,9 @@ def read_records(path, columns):
         kind = _kind(file)
         if kind not in _SUFFIXES:
             raise InputError(f"{file}: the name must end in {', '.join(_SUFFIXES)}, or .gz.")
+        if kind == ".parquet":
+            records += read_parquet(file, columns)
+            continue
         text = read_utf8(file)
         records += _jsonl(file, text, columns) if kind == ".jsonl" else _table(file, text, columns)
     if not records:

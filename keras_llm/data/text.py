@@ -3,24 +3,25 @@
 import hashlib
 import pathlib
 
+from keras_llm.data.parquet import read_parquet
 from keras_llm.data.records import read_json_lines
 from keras_llm.errors import InputError
 from keras_llm.files import read_utf8
 
-_SUFFIXES = (".txt", ".jsonl")
+_SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
 def read_texts(path, text_field="text", separator="\n\n"):
     """Read the documents of a file or folder.
 
-    `.jsonl` files hold one JSON object a line with the text in `text_field`. Any other file is
-    UTF-8 text whose documents are kept apart by `separator`. Of a folder, all `.txt` and
-    `.jsonl` files below it are read in order of name. Documents of white space alone are left
-    out.
+    `.jsonl` files hold one JSON object a line with the text in `text_field`, `.parquet` files a
+    row with it (this needs pyarrow). Any other file is UTF-8 text whose documents are kept apart by
+    `separator`. Of a folder, all `.txt`, `.jsonl` and `.parquet` files below it are read in order
+    of name. Documents of white space alone are left out.
 
     Args:
         path: str or path.
-        text_field: str. The field of a JSONL record.
+        text_field: str. The field of a JSONL record, or the column of a Parquet file.
         separator: str. Blank lines by default; "" takes a whole file as one document.
 
     Returns:
@@ -34,11 +35,14 @@ def read_texts(path, text_field="text", separator="\n\n"):
     if path.is_dir():
         files = sorted(f for f in path.rglob("*") if f.suffix in _SUFFIXES and f.is_file())
         if not files:
-            raise InputError(f"{path} holds no {' or '.join(_SUFFIXES)} file.")
+            raise InputError(f"{path} holds no {', '.join(_SUFFIXES)} file.")
     else:
         files = [path]
     documents = []
     for file in files:
+        if file.suffix == ".parquet":
+            documents += (text for (text,) in read_parquet(file, [text_field]))
+            continue
         text = read_utf8(file)
         if file.name.removesuffix(".gz").endswith(".jsonl"):
             documents += _jsonl(file, text, text_field)

@@ -29,6 +29,7 @@ from keras_llm.training.optimizers import AdamW, Lion, Muon
 from keras_llm.training.preference import DPO, ORPO, PreferenceTrainer
 from keras_llm.training.resume import Resume
 from keras_llm.training.schedules import WarmupDecay
+from keras_llm.training.summaries import evaluate_summaries
 from keras_llm.training.trainer import LanguageModelTrainer, check_token_ids
 from keras_llm.training.translation import evaluate_translations
 from keras_llm.training.word_vectors import evaluate_analogies, evaluate_similarities
@@ -62,6 +63,7 @@ __all__ = [
     "evaluate_language_model",
     "evaluate_most_frequent",
     "evaluate_similarities",
+    "evaluate_summaries",
     "evaluate_targets",
     "evaluate_translations",
     "evaluate_trigram",

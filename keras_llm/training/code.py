@@ -23,8 +23,8 @@ def pass_at_k(samples, passed, k):
         InputError: if there is no problem, `k` is not in 1..n, or c is not in 0..n.
 
     Example:
-    >>> round(pass_at_k([4, 4], [2, 0], 2), 6)
-    0.416667
+    >>> pass_at_k([4, 4], [4, 0], 2)
+    0.5
 
     Reference:
         Chen et al., 2021, "Evaluating Large Language Models Trained on Code", eq. 1.
