@@ -60,4 +60,6 @@ _FETCHED = re.compile(
 def on_post_page(output, page, config):
     for match in _FETCHED.finditer(output):
         log.warning("%s fetches from elsewhere: %s", page.file.src_uri, match.group())
+    if page.file.src_uri.startswith("zh/"):
+        output = output.replace('<html lang="en"', '<html lang="zh-Hans"', 1)
     return output
