@@ -47,7 +47,7 @@ class Options:
     """Text or JSONL file, or a folder of them, on which that is measured; the held-out documents of
     the recipe if not given."""
     calibration: str | None = None
-    """The same, for int8_static."""
+    """The same, of the kind that will be read: int8_static needs it, int4 loses less with it."""
     overwrite: bool = False
     """Replace what is there."""
     json: bool = False
