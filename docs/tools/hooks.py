@@ -18,13 +18,15 @@ import docstrings  # noqa: E402
 log = logging.getLogger("mkdocs.hooks")  # a warning fails the strict build
 
 
-def on_config(config):
-    """Lay out the sources as users import them: `export/` is `keras_llm.export`."""
+def on_startup(command, dirty):
+    """Lay out the sources as users import them: `export/` is `keras_llm.export`.
+
+    Before the plugins look for the folder, which they do once.
+    """
     shutil.rmtree(LIBRARY, ignore_errors=True)
     for source, folder in (("keras_llm", "."), ("export", "export"), ("recipes", "recipes")):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / source, LIBRARY / folder, ignore=ignored, dirs_exist_ok=True)
-    return config
 
 
 def on_pre_build(config):
