@@ -1,7 +1,5 @@
 """How varied the texts are that a model writes, and how much of them it has by heart."""
 
-import numpy as np
-
 PROMPT, RUN = 8, 8  # tokens that are given, and tokens in a row that count as by heart
 SETTINGS = {"temperature": 0.8, "top_p": 0.95}
 
@@ -22,6 +20,8 @@ def measure(task, train_ids, held_out_ids, count, length, seed):
         different n-grams, and `memorized_8`, the share of runs of 8 tokens that stand in the
         training; and `texts`, how many there are. Empty if no held-out document is long enough.
     """
+    import numpy as np
+
     starts = np.flatnonzero(held_out_ids == task.tokenizer.bos_id) + 1
     ends = np.append(starts[1:] - 2, len(held_out_ids) - 1)
     documents = [held_out_ids[a:b].tolist() for a, b in zip(starts, ends, strict=True)]

