@@ -145,7 +145,7 @@ def test_train_evaluate_and_export(text_folder, tmp_path, capfd):
     out = tmp_path / "runs" / "mine"
     arguments = ["--data", text_folder, "--out", out, "--smoke", "--max-megabytes", 0.05]
     code, printed, told = called(capfd, "train", "text_generation", *arguments)
-    assert code == 0 and "perplexity" in printed and "unigram" in printed
+    assert code == 0 and "perplexity" in printed and "trigram" in printed
     assert "tensorboard --logdir" in told
     metrics = json.loads((out / "metrics.json").read_text())
 
