@@ -33,7 +33,7 @@ def balance(path, rows, manifest):
     """
     path = pathlib.Path(path)
     model = products.load(path)
-    known = {s.signatureKey.decode(): products.readers(model, s) for s in model.signatureDefs}
+    known = products.readers(model)
     # A prefill leaves out what only the logits need, so `decode` knows all that share an input.
     groups = [weights for weights, _, _ in known["decode"] if len(weights) > 1]
     largest = {}

@@ -42,7 +42,7 @@ def gptq(path, block_of, rows, manifest):
     """
     path = pathlib.Path(path)
     model = products.load(path)
-    known = {s.signatureKey.decode(): products.readers(model, s) for s in model.signatureDefs}
+    known = products.readers(model)
     blocks = {}
     for signature in model.signatureDefs:
         graph = model.subgraphs[signature.subgraphIndex]

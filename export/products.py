@@ -17,18 +17,23 @@ def store(model, path):
     path.write_bytes(builder.Output())
 
 
-def readers(model, signature):
+def readers(model):
     """The tensors that stored matrices multiply.
 
     Args:
         model: from `load`.
-        signature: of `model.signatureDefs`.
 
     Returns:
-        List of (matrices, tensor, operators): a frozenset of (buffer, shape), the index of the
-        tensor in the signature's graph, and the operators that read it.
+        dict signature -> list of (matrices, tensor, operators): a frozenset of (buffer, shape), the
+        index of the tensor in the signature's graph, and the operators that read it.
     """
-    graph = model.subgraphs[signature.subgraphIndex]
+    return {
+        signature.signatureKey.decode(): _readers(model, model.subgraphs[signature.subgraphIndex])
+        for signature in model.signatureDefs
+    }
+
+
+def _readers(model, graph):
     found = {}
     for operator in graph.operators:
         code = model.operatorCodes[operator.opcodeIndex]
