@@ -10,6 +10,17 @@ from keras_llm.files import atomic_file
 from keras_llm.tasks import TextGeneration
 from keras_llm.tokenizers import SentencePiece, to_hugging_face
 
+# LiteRT-LM's own programs give a message as parts, where most templates want a text.
+_TEXTS = """{%- set texts = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- if message.content is string -%}
+{%- set texts.messages = texts.messages + [message] -%}
+{%- else -%}
+{%- set content = message.content | map(attribute="text") | join -%}
+{%- set texts.messages = texts.messages + [{"role": message.role, "content": content}] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = texts.messages %}"""
 # A task without a chat template takes a message as the beginning of a text.
 _PLAIN_TEMPLATE = (
     "{% for m in messages %}{% if m.content is string %}{{ m.content }}"
@@ -115,7 +126,8 @@ def _metadata(plan):
         metadata.stop_tokens.add().token_ids.ids.append(tokenizer.eos_id)
     metadata.max_num_tokens = plan.manifest["max_length"]
     metadata.llm_model_type.generic_model.SetInParent()
-    metadata.jinja_prompt_template = plan.manifest.get("chat_template", _PLAIN_TEMPLATE)
+    template = plan.manifest.get("chat_template")
+    metadata.jinja_prompt_template = _TEXTS + template if template else _PLAIN_TEMPLATE
     metadata.supports_thinking = metadata.supports_function_calling = False
     spare = range(tokenizer.vocabulary_size, plan.task.model.config.vocabulary_size)
     metadata.suppress_tokens.ids.extend(spare)

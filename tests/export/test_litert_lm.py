@@ -1,6 +1,8 @@
 """Bundles, quantisation and the runner: the same text as Keras in LiteRT-LM too."""
 
 import json
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -17,7 +19,7 @@ from keras_llm.export.quantize import QuantizationRule, rules_of
 def bundle(task, held_out_prompts, tmp_path_factory):
     """An int8 bundle with a chat template, and its report."""
     path = tmp_path_factory.mktemp("mobile") / "reference.litertlm"
-    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    template = "{% for m in messages %}{{ '' + m.content }}{% endfor %}"  # of texts, not of parts
     chatty = tasks.TextGeneration(task.model, task.tokenizer, {"chat_template": template})
     report = export.litert_lm(
         chatty, path, "int8", cache_length=100, held_out=held_out_prompts, max_quality_loss=0.05
@@ -160,6 +162,16 @@ def test_the_runner_names_what_is_wrong(runner, call, words):
 def test_the_runner_checks_how_it_is_opened(bundle, arguments, words):
     with pytest.raises(InputError, match=words):
         export.LiteRTModel(bundle[0], **arguments)
+
+
+def test_litert_lms_own_program_chats(bundle, tmp_path):
+    program = pathlib.Path(sys.executable).with_name("litert-lm")
+    command = [program, "run", bundle[0], "--prompt", "The value"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "HOME": str(tmp_path)}
+    )
+    assert done.returncode == 0 and "RuntimeError" not in done.stdout + done.stderr, done.stderr
+    assert done.stdout.strip()
 
 
 def test_a_file_that_is_worse_than_allowed_is_not_written(task, bundle, tmp_path, monkeypatch):
