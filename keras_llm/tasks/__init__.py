@@ -12,6 +12,7 @@ from keras_llm.tasks.explanation import Explanation, explain, nearest_tokens, su
 from keras_llm.tasks.generative import Generation
 from keras_llm.tasks.masked_language_model import Filling, MaskedLanguageModel
 from keras_llm.tasks.question_answering import Answer, QuestionAnswering
+from keras_llm.tasks.ranked_chat import RankedAnswer, RankedChat, Ranking, Reply
 from keras_llm.tasks.text_classification import Classification, TextClassification
 from keras_llm.tasks.text_embedding import TextEmbedding
 from keras_llm.tasks.text_generation import TextGeneration
@@ -28,6 +29,10 @@ __all__ = [
     "Generation",
     "MaskedLanguageModel",
     "QuestionAnswering",
+    "RankedAnswer",
+    "RankedChat",
+    "Ranking",
+    "Reply",
     "TaggedWord",
     "Tagging",
     "Task",
