@@ -10,7 +10,7 @@ from keras_llm.data.batches import ragged_rows
 from keras_llm.data.masking import hider
 from keras_llm.errors import InputError
 
-_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\s*\n\s*")
+_END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\s*\n\s*")
 
 
 class SentencePairs(NamedTuple):
@@ -76,10 +76,10 @@ def sentence_pair_dataset(
         batch_size: int > 0. B.
 
     Returns:
-        `tf.data.Dataset` of `epochs * (N // B)` pairs. The first is a dict of `token_ids`,
-        `segment_ids` int32 (B, T), `padding_mask` bool (B, T) and `mask_positions` int32 (B, M). The
-        second is a dict of `tokens` int32 (B, M), what stood there, and `next_sentence` int32 (B,),
-        0 where the second passage follows and 1 where it does not.
+        `tf.data.Dataset` of `epochs * (N // B)` pairs. The first is a dict of `token_ids` and
+        `segment_ids`, int32 (B, T), `padding_mask`, bool (B, T), and `mask_positions`, int32
+        (B, M). The second is a dict of `tokens`, int32 (B, M), what stood there, and
+        `next_sentence`, int32 (B,), 0 where the second passage follows and 1 where it does not.
 
     Raises:
         InputError: if an argument is out of range, or there are fewer pairs than a batch has.

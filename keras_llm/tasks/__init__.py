@@ -11,6 +11,7 @@ from keras_llm.tasks.base import Task, load, read_config
 from keras_llm.tasks.explanation import Explanation, explain, nearest_tokens, summarize_heads
 from keras_llm.tasks.generative import Generation
 from keras_llm.tasks.masked_language_model import Filling, MaskedLanguageModel
+from keras_llm.tasks.next_sentence import NextSentence
 from keras_llm.tasks.question_answering import Answer, QuestionAnswering
 from keras_llm.tasks.ranked_chat import RankedAnswer, RankedChat, Ranking, Reply
 from keras_llm.tasks.text_classification import Classification, TextClassification
@@ -28,6 +29,7 @@ __all__ = [
     "Filling",
     "Generation",
     "MaskedLanguageModel",
+    "NextSentence",
     "QuestionAnswering",
     "RankedAnswer",
     "RankedChat",
