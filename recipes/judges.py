@@ -63,7 +63,7 @@ class Options(chats.Options):
             epochs=self.judge_epochs,
             evaluations=1,
             batch_size=16 if self.smoke else 32,
-            learning_rate=3e-3 if scratch else 1e-4,
+            learning_rate=3e-3 if self.smoke else 1e-3 if scratch else 1e-4,
             dropout=0.1,
             seed=self.seed,
         )
@@ -236,8 +236,8 @@ def _real_reply_found(task, held_out, seed):
     """How often the real reply has the highest probability beside those of other conversations."""
     found, draw, hits = pairs(held_out), random.Random(seed), []
     for _, said, reply in found[:_MEASURED]:
-        others = list({other for _, _, other in found if other != reply})
-        texts = [reply, *draw.sample(sorted(others), min(_CHOICE - 1, len(others)))]
+        others = sorted({other for _, _, other in found if other != reply})
+        texts = [reply, *draw.sample(others, min(_CHOICE - 1, len(others)))]
         rows = task.sensibleness(
             [task.pair(said, text) for text in texts], truncate=True, return_details=True
         )

@@ -13,7 +13,7 @@ frequent token. `text_classification --start runs/words` goes on from the encode
 import dataclasses
 import sys
 
-from keras_llm.recipes import runs, texts
+from keras_llm.recipes import hidden_words, runs, texts
 
 BASELINE = "most_frequent"
 NEXT = 'predict {out} "{prompt}"'
@@ -92,8 +92,8 @@ def run(options):
     metadata = {"recipe": "masked_lm", "options": dataclasses.asdict(options)}
     task, judge = tasks.MaskedLanguageModel(model, tokenizer, metadata), None
     train_ids = data.encode_documents(train, tokenizer)
-    train_data = batches(task, train, options, shuffle=True)
-    validation_data = batches(task, held_out, options)
+    train_data = hidden_words.batches(task, train, options, shuffle=True)
+    validation_data = hidden_words.batches(task, held_out, options)
     runs.say(
         f"{len(train)} documents, {len(train_ids)} tokens for training; {len(held_out)} documents "
         f"held out; {model.count_params():,} parameters"
@@ -116,10 +116,12 @@ def run(options):
             *counted,
             sample=lambda: f"> {task(options.prompt)}",
         )
-        targets = np.concatenate([y.numpy().reshape(-1) for _, y in hidden(validation_data)])
+        targets = np.concatenate(
+            [y.numpy().reshape(-1) for _, y in hidden_words.alone(validation_data)]
+        )
         special = [tokenizer.bos_id, tokenizer.eos_id]
         metrics = {
-            "held_out": measured(task, judge, validation_data),
+            "held_out": hidden_words.measured(task, judge, validation_data),
             BASELINE: training.evaluate_most_frequent(
                 train_ids[~np.isin(train_ids, special)],
                 targets[targets != tokenizer.pad_id],
@@ -136,51 +138,6 @@ def run(options):
     return metrics
 
 
-def batches(task, documents, options, shuffle=False):
-    """Documents -> `tf.data.Dataset` of the model's inputs and what was hidden, and with pairs
-    whether the second follows; without `shuffle` one pass, of which nothing but less than a batch
-    is left out."""
-    from keras_llm import data
-
-    length, size, tokenizer = options.sequence_length, options.batch_size, task.tokenizer
-    epochs = options.epochs if shuffle else 1
-    settings = [epochs, options.seed, shuffle, options.mask_rate, options.whole_words]
-    if options.next_sentence:
-        pairs = data.sentence_pairs(documents, tokenizer, length)
-        size = size if shuffle else min(size, len(pairs.first))
-        dataset = data.sentence_pair_dataset(pairs, tokenizer, size, *settings)
-    else:
-        token_ids = data.encode_documents(documents, tokenizer)
-        if not shuffle:
-            size = min(size, max(1, data.windows(token_ids, length - 2)))
-        dataset = data.masked_dataset(token_ids, tokenizer, length, size, *settings)
-    names = [tensor.name for tensor in task.model.inputs]
-    return dataset.map(lambda x, y: (_with_segments(x, names), y))
-
-
-def hidden(batches):
-    """The batches with no other targets than the hidden tokens."""
-    return batches.map(lambda x, y: (x, y["tokens"] if isinstance(y, dict) else y))
-
-
-def measured(task, judge, batches):
-    """How well hidden tokens are guessed, see `training.evaluate_targets`; and with a
-    `NextSentence`, or None, the share of pairs that it tells right."""
-    import numpy as np
-
-    from keras_llm import training
-
-    found = training.evaluate_targets(task.model, hidden(batches), task.tokenizer.pad_id)
-    if judge:
-        names = [tensor.name for tensor in judge.model.inputs]
-        right = [
-            np.argmax(judge.model({name: x[name] for name in names}), -1) == y["next_sentence"]
-            for x, y in batches
-        ]
-        found["next_sentence_accuracy"] = float(np.concatenate(right).mean())
-    return found
-
-
 def evaluate(folder, data=None):
     """Measure a trained model on its held-out documents, or on other text.
 
@@ -189,7 +146,7 @@ def evaluate(folder, data=None):
         data: path of text files, or None for the documents held out in training.
 
     Returns:
-        A dict, see `measured`.
+        A dict, see `hidden_words.measured`.
     """
     import keras_llm
     from keras_llm.data import read_texts
@@ -198,14 +155,7 @@ def evaluate(folder, data=None):
     options = runs.model_options(Options, task)
     documents = read_texts(data) if data else texts.documents(options)[1]
     judge = keras_llm.load(f"{folder}/next_sentence") if options.next_sentence else None
-    return measured(task, judge, batches(task, documents, options))
-
-
-def _with_segments(inputs, names):
-    import tensorflow as tf
-
-    inputs = {"segment_ids": tf.zeros_like(inputs["token_ids"]), **inputs}
-    return {name: inputs[name] for name in names}
+    return hidden_words.measured(task, judge, hidden_words.batches(task, documents, options))
 
 
 def _model_card(options, metrics):

@@ -49,7 +49,9 @@ def untrained(options, train, metadata):
     """The task before the training."""
     from keras_llm import models, tasks
 
-    encoder, tokenizer = starts.fresh_or_started(options, [text for row in train for text in row])
+    encoder, tokenizer = starts.fresh_or_started(
+        options, [text for row in train for text in row[:2]]
+    )
     model = models.text_classifier(encoder, len(_LABELS), "mean", options.dropout)
     metadata = {**metadata, "context_separator": _SEPARATOR}
     return tasks.TextClassification(model, tokenizer, _LABELS, metadata)

@@ -87,7 +87,8 @@ class RankedChat(TextGeneration):
     What the user says is refused if it is unsafe. Otherwise several answers are drawn, those that
     are unsafe are dropped, and of the others the one with the highest `Reply.score` is given. So
     answers `chat`, and what rests on it: conversations and `keras-llm chat`. Calling the task
-    continues a text as any `TextGeneration` does, without ranking or filter.
+    continues a text as any `TextGeneration` does, without ranking or filter. A conversation is read
+    anew at every turn.
 
     A classifier finds what is like the texts it learned from, and no more: measure its precision
     and recall on texts of your users before you rely on it.

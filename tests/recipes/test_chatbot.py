@@ -50,7 +50,7 @@ def safety(tmp_path_factory):
 def run(talks, safety, tmp_path_factory):
     out = tmp_path_factory.mktemp("chatbot") / "run"
     ranked = {"rank": 3, "safety": str(safety), "judge_rows": 400, "judge_epochs": 4}
-    return out, chatbot.run(options(talks, out, export="saved_model", **ranked))
+    return out, chatbot.run(options(talks, out, **ranked))
 
 
 def test_answers_are_learned(run):
