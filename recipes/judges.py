@@ -33,6 +33,9 @@ class Options(chats.Options):
     safety: str = "toxicity"
     """What safety is learned from: a corpus of the kind "labelled", or your own .csv, .tsv or
     .jsonl file of `text` and `label`, "safe" or "unsafe"."""
+    max_refused: float = 0.02
+    """The filter's threshold is 0.5, or as high as it takes to refuse no larger share of the
+    training messages."""
     refusal: str = "I would rather not talk about that."
     """What is answered instead of something unsafe."""
 
@@ -42,6 +45,7 @@ class Options(chats.Options):
             ("rank", self.rank >= 0, ">= 0"),
             ("judge_rows", self.judge_rows > 1, "at least 2"),
             ("judge_epochs", self.judge_epochs > 0, "a positive int"),
+            ("max_refused", 0 <= self.max_refused < 1, "in [0, 1)"),
             ("refusal", bool(self.refusal.strip()), "a text"),
         )
 
@@ -121,8 +125,8 @@ def trained(folder, options, name, labels, train, held_out, dropped):
     """Train a classifier, and leave it in the folder `name`.
 
     Returns:
-        A `TextClassification`, and a dict of its measures beside those of TF-IDF with logistic
-        regression.
+        A `TextClassification`, a dict of its measures beside those of TF-IDF with logistic
+        regression, and the probabilities that it gives held-out rows, float array (N, 2).
     """
     import keras
     import numpy as np
@@ -161,7 +165,7 @@ def trained(folder, options, name, labels, train, held_out, dropped):
         'predict {out} "Fine, thanks."',
     )
     runs.write(folder / name, task, metrics, card)
-    return task, metrics
+    return task, metrics, found["held_out"]
 
 
 def detection(truth, found):
@@ -186,16 +190,31 @@ def at_the_side(folder, options, chat, conversations, held_out, safety):
     Returns:
         A `RankedChat`, and a dict for `metrics.json`.
     """
+    import numpy as np
+
     from keras_llm import tasks
 
     rows = sensible_rows(conversations, options.seed, options.judge_rows)
     others = sensible_rows(held_out, options.seed, 2000)
-    sensibleness, fits = trained(folder, options, "sensibleness", _FITS, rows, others, {})
-    guard, is_safe = trained(folder, options, "safety", _SAFE, *safety)
-    ranking = tasks.Ranking(num_candidates=options.rank, refusal=options.refusal)
+    sensibleness, fits, _ = trained(folder, options, "sensibleness", _FITS, rows, others, {})
+    guard, is_safe, unsafe = trained(folder, options, "safety", _SAFE, *safety)
+    threshold = _threshold(guard, conversations, options.max_refused)
+    ranking = tasks.Ranking(options.rank, threshold, refusal=options.refusal)
     task = tasks.RankedChat(chat.model, chat.tokenizer, sensibleness, guard, ranking, chat.metadata)
     measures = ranked(task, held_out, options)
+    truth = np.array([_SAFE.index(label) for _, label in safety[1]])
+    measures |= detection(truth, unsafe[:, 1] >= threshold) | {"threshold": threshold}
     return task, {"sensibleness": fits, "safety": is_safe, "ranking": measures}
+
+
+def _threshold(guard, conversations, most):
+    """The probability from which a text is refused."""
+    import numpy as np
+
+    said = [text for _, text, _ in pairs(conversations)][:1000]
+    found = guard(said, truncate=True, return_details=True)
+    scores = [row.probabilities["unsafe"] for row in found]
+    return float(max(0.5, np.quantile(scores, 1 - most, method="higher")))
 
 
 def ranked(task, held_out, options):
@@ -265,9 +284,11 @@ def notes(metrics):
         f"{fits['held_out']['accuracy']:.1%} of held-out pairs right; always one of them 50 %, "
         f"TF-IDF {fits[tfidf]['accuracy']:.1%}. The real reply among {_CHOICE}: "
         f"{shown['real_reply_found']} found, by chance {1 / _CHOICE:.0%}.",
-        f"Safety: on held-out labelled texts {safe['held_out']['precision']:.1%} of what it "
-        f"calls unsafe is, and it finds {safe['held_out']['recall']:.1%} of what is; TF-IDF "
-        f"{safe[tfidf]['precision']:.1%} and {safe[tfidf]['recall']:.1%}. It refuses "
+        f"Safety: on held-out labelled texts {shown['precision']} of what it refuses is unsafe, "
+        f"and it refuses {shown['recall']} of what is, from a probability of "
+        f"{found['threshold']:.3f} on. From 0.5 on it would be {safe['held_out']['precision']:.1%} "
+        f"and {safe['held_out']['recall']:.1%}, with TF-IDF {safe[tfidf]['precision']:.1%} and "
+        f"{safe[tfidf]['recall']:.1%}. It refuses "
         f"{shown['refused_input']} of the held-out messages, and {shown['unsafe_samples']} of the "
         "samples.",
         "The filter knows what its labelled texts show, insults and obscenities for the most part. "

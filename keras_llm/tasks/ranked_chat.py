@@ -71,9 +71,9 @@ class RankedAnswer:
 
     Attributes:
         text: str.
-        refused: "input" if what was said is unsafe, "output" if no safe answer was drawn, or None.
+        refused: "input" if what was said is unsafe, "output" if all answers drawn are, or None.
         replies: list of `Reply`, all that were drawn, the highest score first. Empty texts are
-            left out.
+            left out; an empty one is answered only if nothing else was drawn.
     """
 
     text: str
@@ -188,7 +188,10 @@ class RankedChat(TextGeneration):
         else:
             replies = self._replies(prompt, said, settings)
             safe = [reply.text for reply in replies if reply.unsafe < self.ranking.threshold]
-            answer = RankedAnswer(*((safe[0], None) if safe else (refusal, "output")), replies)
+            if replies and not safe:
+                answer = RankedAnswer(refusal, "output", replies)
+            else:
+                answer = RankedAnswer(safe[0] if safe else "", None, replies)
         return answer if return_details else answer.text
 
     def stream_chat(self, messages, **settings):
