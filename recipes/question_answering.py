@@ -14,7 +14,7 @@ import sys
 from typing import Literal
 
 from keras_llm.errors import InputError
-from keras_llm.recipes import runs, spans, starts, text_classification
+from keras_llm.recipes import runs, spans, starts, text_classification, text_targets
 
 BASELINE = "baseline"
 NEXT = 'predict {out} "Who wrote it?" --context "It was written by Ada."'
@@ -177,7 +177,8 @@ def batches(task, rows, options, seed=None):
     questions, contexts, answers = map(list, zip(*rows, strict=True))
     texts = task.with_contexts(questions, contexts)
     labelled = list(zip(texts, answers, strict=True))
-    return text_classification.batches(task, labelled, options, seed), {}
+    kind = text_targets.Classes(_LABELS)
+    return text_classification.batches(task, labelled, kind, options, seed), {}
 
 
 def measured(task, rows):

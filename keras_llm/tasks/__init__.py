@@ -15,6 +15,7 @@ from keras_llm.tasks.question_answering import Answer, QuestionAnswering
 from keras_llm.tasks.text_classification import Classification, TextClassification
 from keras_llm.tasks.text_embedding import TextEmbedding
 from keras_llm.tasks.text_generation import TextGeneration
+from keras_llm.tasks.text_regression import Score, TextRegression
 from keras_llm.tasks.token_classification import TaggedWord, Tagging, TokenClassification
 from keras_llm.tasks.translation import Translation
 from keras_llm.tasks.word_vectors import WordVectors
@@ -28,12 +29,14 @@ __all__ = [
     "Generation",
     "MaskedLanguageModel",
     "QuestionAnswering",
+    "Score",
     "TaggedWord",
     "Tagging",
     "Task",
     "TextClassification",
     "TextEmbedding",
     "TextGeneration",
+    "TextRegression",
     "TokenClassification",
     "Translation",
     "WordVectors",
