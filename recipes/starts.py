@@ -39,6 +39,27 @@ def load(start):
     return task
 
 
+def fresh_or_started(options, texts):
+    """An encoder and its tokenizer: from `--start`, or fresh, its vocabulary learned from texts.
+
+    Args:
+        options: with `start` ("scratch" or as of `load`), `preset`, `vocabulary_size`, `max_length`
+            and `dropout`.
+        texts: list of str.
+
+    Returns:
+        A model from `models.encoder`, or the config of a fresh one; and a `tokenizers.Tokenizer`.
+    """
+    from keras_llm import models, tokenizers
+
+    if options.start != "scratch":
+        task = load(options.start)
+        return encoder(task, options.max_length, options.dropout), task.tokenizer
+    tokenizer = tokenizers.WordPiece.train(texts, options.vocabulary_size)
+    sizes = {"vocabulary_size": tokenizer.vocabulary_size, "max_length": options.max_length}
+    return models.preset(options.preset, **sizes, dropout=options.dropout), tokenizer
+
+
 def encoder(task, max_length, dropout):
     """A copy of the encoder of a task, for rows of another length.
 

@@ -31,6 +31,7 @@ from keras_llm.training.preference import DPO, ORPO, PreferenceTrainer
 from keras_llm.training.regression import evaluate_regression
 from keras_llm.training.resume import Resume
 from keras_llm.training.schedules import WarmupDecay
+from keras_llm.training.sentence_pairs import SentencePairTrainer
 from keras_llm.training.summaries import evaluate_summaries
 from keras_llm.training.trainer import LanguageModelTrainer, check_token_ids
 from keras_llm.training.translation import evaluate_translations
@@ -51,6 +52,7 @@ __all__ = [
     "PreferenceTrainer",
     "ProgressBar",
     "Resume",
+    "SentencePairTrainer",
     "TensorBoard",
     "TokenAccuracy",
     "Trigram",
