@@ -33,6 +33,7 @@ _PROOFS = {
     "TextClassification": HeadProof,
     "TokenClassification": HeadProof,
     "TextEmbedding": HeadProof,
+    "TextRegression": HeadProof,
     "QuestionAnswering": AnswerProof,
     "MaskedLanguageModel": MaskProof,
 }

@@ -28,6 +28,7 @@ _NAMES = {
     "TextClassification": "keras_llm.tasks",
     "TextEmbedding": "keras_llm.tasks",
     "TextGeneration": "keras_llm.tasks",
+    "TextRegression": "keras_llm.tasks",
     "TokenClassification": "keras_llm.tasks",
     "Translation": "keras_llm.tasks",
     "WordVectors": "keras_llm.tasks",

@@ -9,7 +9,7 @@ import itertools
 import random
 
 from keras_llm.errors import InputError
-from keras_llm.recipes import chats, runs, text_classification
+from keras_llm.recipes import chats, runs, text_classification, text_targets
 
 _FITS, _SAFE = ["random", "sensible"], ["safe", "unsafe"]
 _CHOICE = 10  # replies of which the real one is to be found
@@ -80,9 +80,11 @@ def safety_rows(options):
         InputError: if they cannot be read, or have other labels than "safe" and "unsafe".
     """
     judge = options.of_judge("safety")
-    train, held_out, labels, dropped = text_classification.rows(judge)
-    if labels != _SAFE:
-        raise InputError(f"--safety: the labels of {judge.source} must be {_SAFE}, got {labels}.")
+    train, held_out, kind, dropped = text_classification.rows(judge)
+    if kind.labels != _SAFE:
+        raise InputError(
+            f"--safety: the labels of {judge.source} must be {_SAFE}, got {kind.labels}."
+        )
     return train, held_out, dropped
 
 
@@ -128,30 +130,23 @@ def trained(folder, options, name, labels, train, held_out, dropped):
         A `TextClassification`, a dict of its measures beside those of TF-IDF with logistic
         regression, and the probabilities that it gives held-out rows, float array (N, 2).
     """
-    import keras
-    import numpy as np
-
-    from keras_llm import tasks, training
-
     runs.say(f"{name}: {len(train)} rows for training, {len(held_out)} held out")
-    judge = options.of_judge(name)
-    model, tokenizer = text_classification.classifier(judge, train, len(labels))
-    task = tasks.TextClassification(model, tokenizer, labels)
-    batches = text_classification.batches(task, train, judge, judge.seed)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
-    model.compile(runs.optimizer(judge, len(batches)), loss, metrics=[accuracy], jit_compile=False)
+    judge, kind = options.of_judge(name), text_targets.Classes(labels)
+    model, tokenizer = text_classification.untrained(judge, train, kind)
+    task = kind.task(model, tokenizer, None)
+    batches = text_classification.batches(task, train, kind, judge, judge.seed)
+    optimizer = runs.optimizer(judge, len(batches))
+    model.compile(optimizer, **kind.compiled(), jit_compile=False)
     (folder / name).mkdir(exist_ok=True)
-    validation = text_classification.batches(task, held_out, judge)
+    validation = text_classification.batches(task, held_out, kind, judge)
     fitted = runs.fit(folder / name, judge, model, batches, validation, "texts")
-    truth = np.array([labels.index(label) for _, label in held_out])
+    truth = kind.targets(held_out)
     found = {
-        "held_out": np.array(text_classification.probabilities_of(task, held_out)),
-        text_classification.BASELINE: text_classification.tfidf_probabilities(train, held_out),
+        "held_out": kind.predicted(task, held_out),
+        text_classification.BASELINE: kind.baseline(train, held_out),
     }
     metrics = {
-        key: training.evaluate_classifier(truth, probabilities)
-        | detection(truth, probabilities.argmax(-1))
+        key: kind.measures(held_out, probabilities) | detection(truth, probabilities.argmax(-1))
         for key, probabilities in found.items()
     }
     metrics["training"] = {"rows": len(train), "dropped": dropped, **fitted}
@@ -159,7 +154,7 @@ def trained(folder, options, name, labels, train, held_out, dropped):
         judge,
         metrics,
         f"Sorts texts into `{labels[0]}` and `{labels[1]}`, for the model in the folder above.",
-        {text_classification.BASELINE: "TF-IDF and logistic regression"},
+        {text_classification.BASELINE: kind.baseline_name},
         f"{len(held_out):,} rows; precision and recall are of `{labels[1]}`",
         [],
         'predict {out} "Fine, thanks."',

@@ -2,11 +2,9 @@
 
 import random
 import re
-import subprocess
-import tarfile
 import zipfile
 
-from keras_llm.recipes.corpus_readers import Split
+from keras_llm.recipes.corpus_readers import Split, debian_files
 
 ALTERNATIVE = " | "  # between several right answers
 _LISTS = "/trivia/data/lists/"
@@ -60,14 +58,9 @@ def _asked(gloss):
 def _entries(path):
     """Words and definition of each entry in Debian's package of WordNet."""
     found = []
-    with (
-        subprocess.Popen(["dpkg-deb", "--fsys-tarfile", path], stdout=subprocess.PIPE) as unpack,
-        tarfile.open(fileobj=unpack.stdout, mode="r|") as archive,
-    ):
-        for member in archive:
-            if re.search(r"/wordnet/data\.(noun|verb|adj|adv)$", member.name):
-                lines = archive.extractfile(member).read().decode("latin-1").splitlines()
-                found += [_entry(line) for line in lines if not line.startswith(" ")]
+    for _, content in debian_files(path, r"/wordnet/data\.(noun|verb|adj|adv)$"):
+        lines = content.decode("latin-1").splitlines()
+        found += [_entry(line) for line in lines if not line.startswith(" ")]
     return found
 
 

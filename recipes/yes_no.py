@@ -3,7 +3,7 @@
 import dataclasses
 
 from keras_llm.errors import InputError
-from keras_llm.recipes import runs, starts, text_classification
+from keras_llm.recipes import runs, starts, text_classification, text_targets
 
 DEFAULTS = {
     "corpus": "boolq",
@@ -17,6 +17,7 @@ ABOUT = "Answers questions about a text with yes or no."
 HELD_OUT, UNIT = "questions on texts of which none was trained on", "windows"
 NEXT = 'predict {out} "is it red" --context "The rose is red."'
 _LABELS = ["no", "yes"]
+_KIND = text_targets.Classes(_LABELS)
 _SPELLINGS = {"no": "no", "false": "no", "yes": "yes", "true": "yes"}
 _SEPARATOR = "?\n"  # between question and context, which are read as one text
 
@@ -62,7 +63,7 @@ def batches(task, rows, options, seed=None):
     questions, contexts, answers = map(list, zip(*rows, strict=True))
     texts = task.with_contexts(questions, contexts)
     labelled = list(zip(texts, answers, strict=True))
-    return text_classification.batches(task, labelled, options, seed), {}
+    return text_classification.batches(task, labelled, _KIND, options, seed), {}
 
 
 def trainer(task, options, steps):

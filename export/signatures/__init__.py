@@ -6,6 +6,7 @@ from keras_llm.export.signatures.base import save
 from keras_llm.export.signatures.heads import (
     TextClassificationModule,
     TextEmbeddingModule,
+    TextRegressionModule,
     TokenClassificationModule,
 )
 from keras_llm.export.signatures.masked_language_model import MaskedLanguageModelModule
@@ -22,6 +23,7 @@ MODULES = {
     tasks.TokenClassification: TokenClassificationModule,
     tasks.QuestionAnswering: QuestionAnsweringModule,
     tasks.TextEmbedding: TextEmbeddingModule,
+    tasks.TextRegression: TextRegressionModule,
     tasks.MaskedLanguageModel: MaskedLanguageModelModule,
 }
 

@@ -17,6 +17,7 @@ from keras_llm.tasks.ranked_chat import RankedAnswer, RankedChat, Ranking, Reply
 from keras_llm.tasks.text_classification import Classification, TextClassification
 from keras_llm.tasks.text_embedding import TextEmbedding
 from keras_llm.tasks.text_generation import TextGeneration
+from keras_llm.tasks.text_regression import Score, TextRegression
 from keras_llm.tasks.token_classification import TaggedWord, Tagging, TokenClassification
 from keras_llm.tasks.translation import Translation
 from keras_llm.tasks.word_vectors import WordVectors
@@ -35,12 +36,14 @@ __all__ = [
     "RankedChat",
     "Ranking",
     "Reply",
+    "Score",
     "TaggedWord",
     "Tagging",
     "Task",
     "TextClassification",
     "TextEmbedding",
     "TextGeneration",
+    "TextRegression",
     "TokenClassification",
     "Translation",
     "WordVectors",

@@ -8,7 +8,7 @@ import pytest
 import keras_llm
 from keras_llm import models
 from keras_llm.errors import InputError
-from keras_llm.recipes import masked_lm, text_classification
+from keras_llm.recipes import masked_lm, text_classification, text_targets
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,8 @@ def test_a_classifier_goes_on_from_the_encoder(run, tmp_path):
     settings = {"out": str(tmp_path / "run"), "data": str(tmp_path / "rows.tsv"), "smoke": True}
     options = text_classification.Options(**settings, start=str(run[0]))
     task = keras_llm.load(run[0])
-    model, tokenizer = text_classification.classifier(options, [], 2)
+    kind = text_targets.Classes(["bad", "good"])
+    model, tokenizer = text_classification.untrained(options, [], kind)
     assert tokenizer.vocabulary == task.tokenizer.vocabulary
     weights = (m.get_layer("backbone").get_weights() for m in (model, task.model))
     for ours, theirs in zip(*weights, strict=True):
