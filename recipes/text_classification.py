@@ -169,10 +169,12 @@ def evaluate(folder, data=None):
 
 
 def _model_card(task, kind, options, metrics):
+    start = f" It goes on from `{options.start}`." if options.start else ""
+    options = dataclasses.replace(options, preset=options.start or options.preset)
     return runs.card(
         options,
         metrics,
-        kind.about,
+        kind.about + start,
         {BASELINE: kind.baseline_name},
         f"{metrics['held_out']['rows']:,} rows. {kind.picture}",
         [

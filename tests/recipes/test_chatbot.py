@@ -115,7 +115,8 @@ def test_replies_of_other_conversations_are_the_random_ones():
 
 
 def test_other_labels_of_safety_are_refused(talks, tmp_path):
-    (tmp_path / "rows.csv").write_text("text,label\n" + "a b,good\nc d,bad\n" * 9)
+    rows = (f"a {i},good\nc {i},bad\n" for i in range(20))
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(rows))
     settings = options(talks, tmp_path / "run", rank=2, safety=str(tmp_path / "rows.csv"))
     with pytest.raises(InputError, match=r"--safety: .* must be \['safe', 'unsafe'\]"):
         chatbot.run(settings)

@@ -19,6 +19,7 @@ from keras_llm.recipes import (
     quiz_readers,
     spans,
     starts,
+    text_targets,
 )
 from keras_llm.recipes import text_classification as classification
 
@@ -334,5 +335,6 @@ def test_a_published_encoder_is_the_beginning(tmp_path, monkeypatch):
     answerer = spans.untrained(question_answering.Options(out="x"), row, {})
     assert isinstance(answerer, keras_llm.QuestionAnswering) and answerer.unanswerable
     options = classification.Options(out="x", start="minilm", max_length=30)
-    model, tokenizer = classification.classifier(options, [], 3)
+    kind = text_targets.Classes(["a", "b", "c"])
+    model, tokenizer = classification.untrained(options, [], kind)
     assert model.config.max_length == 30 and tokenizer.encode("Rome") == tok.encode("Rome")
