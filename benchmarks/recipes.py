@@ -53,36 +53,42 @@ _CLASSES = {
     "calibration_error": "ECE {:.3f}",
 }
 _TFIDF = {"tfidf": "TF-IDF and logistic regression"}
-_MINILM = " --export saved_model,litert"
+_MINILM = " --start minilm --learning-rate 2e-4 --dropout 0.1 --epochs 1"
+_EXPORT = " --export saved_model,litert"
 RUNS = (
-    Run("reviews", "text_generation --export saved_model,litert,litert_lm", _LANGUAGE, _COUNTS),
+    Run(
+        "reviews",
+        "text_generation --batch-size 16 --export saved_model,litert,litert_lm",
+        _LANGUAGE,
+        _COUNTS,
+    ),
     Run(
         "tang",
-        "text_generation --corpus tang-poems --epochs 6 --dropout 0.1 --export saved_model,litert",
+        "text_generation --corpus tang-poems --epochs 6 --dropout 0.1" + _EXPORT,
         _LANGUAGE,
         _COUNTS,
     ),
     Run(
         "words",
-        "masked_lm --export saved_model,litert",
+        "masked_lm" + _EXPORT,
         {"accuracy": "masked accuracy {:.1%}"},
         {"most_frequent": "most frequent token"},
     ),
     Run(
         "french",
-        "translation --export saved_model,litert",
+        "translation" + _EXPORT,
         {"bleu": "BLEU {:.1f}", "chrf": "chrF {:.1f}"},
         {"memory": "translation memory", "copy": "copy of the source"},
     ),
     Run(
         "answers",
-        "question_answering" + _MINILM,
+        "question_answering --epochs 1" + _EXPORT,
         {"exact_match": "exact match {:.1%}", "f1": "F1 {:.1%}"},
         {"baseline": "nearest sentence", "no_answer": "never an answer"},
     ),
     Run(
         "yes_no",
-        "question_answering --kind yes_no" + _MINILM,
+        "question_answering --kind yes_no --epochs 1 --max-length 160" + _EXPORT,
         {"accuracy": "accuracy {:.1%}"},
         {"baseline": "always yes"},
     ),
@@ -98,16 +104,21 @@ RUNS = (
     ),
     Run(
         "dialogue",
-        "chatbot --export saved_model,litert",
+        "chatbot --rank 8 --judge-epochs 1 --export saved_model,litert",
         {"perplexity": "perplexity of answers {:.1f}"},
         {"most_frequent": "token frequencies"},
     ),
-    Run("sentiment", "text_classification" + _MINILM, _CLASSES, _TFIDF),
-    Run("topics", "text_classification --corpus newsgroups" + _MINILM, _CLASSES, _TFIDF),
-    Run("chinese", "text_classification --corpus chinese-reviews" + _MINILM, _CLASSES, _TFIDF),
+    Run(
+        "sentiment",
+        "text_classification --max-length 128 --max-rows 10000 --evaluations 4" + _MINILM + _EXPORT,
+        _CLASSES,
+        _TFIDF,
+    ),
+    Run("topics", "text_classification --corpus newsgroups" + _EXPORT, _CLASSES, _TFIDF),
+    Run("chinese", "text_classification --corpus chinese-reviews" + _EXPORT, _CLASSES, _TFIDF),
     Run(
         "graded",
-        "text_classification --kind number" + _MINILM,
+        "text_classification --kind number --max-length 64" + _MINILM + _EXPORT,
         {"rmse": "RMSE {:.3f}", "spearman": "Spearman {:.3f}"},
         {"tfidf": "TF-IDF and ridge regression"},
     ),
@@ -123,7 +134,7 @@ RUNS = (
     ),
     Run(
         "glad",
-        "preference_tuning --start runs/reviews",
+        "preference_tuning --start runs/reviews --pairs 600",
         {
             "reward_margin": "reward margin {:.2f}",
             "reward_accuracy": "pairs ranked right {:.1%}",

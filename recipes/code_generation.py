@@ -25,10 +25,14 @@ class Options(texts.LanguageModelOptions):
 
     corpus: str = "python-stdlib"
     """A corpus of the kind "texts"; `keras-llm recipes` lists them."""
+    max_megabytes: float = 5.0
+    """Use no more than this much text."""
     near_duplicates: float = 0.7
     """Leave out files of which this share is in another; 0 leaves out none."""
     sequence_length: int = 256
     """Tokens in a training window."""
+    epochs: int = 2
+    """Passes over the training text."""
     infill_rate: float = 0.5
     """Share of the windows that tell their middle last."""
     functions: int = 100

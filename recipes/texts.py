@@ -36,6 +36,8 @@ class LanguageModelOptions(Options):
 
     held_out: float = 0.05
     """Share of the documents that is held out."""
+    max_megabytes: float = 16.0
+    """Use no more than this much text."""
     preset: str = "llama-3m"
     """Shape of the model."""
     vocabulary_size: int = 4096
