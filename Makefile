@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-jax test-parity test-serving test-device docs look notebooks lint clean
+.PHONY: demo test test-jax test-parity test-serving test-device recipes docs look notebooks lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m keras_llm.recipes.demo
@@ -39,6 +39,12 @@ test-serving: $(INSTALLED)
 # too, which is fetched from the package index once.
 test-device: $(INSTALLED)
 	$(BIN)/python -m pytest tests/device
+
+# Every recipe on real data, each at most half an hour on two cores; writes the table of
+# docs/recipes.md. Runs that lie in build/recipes are not made again.
+recipes: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check gensim==4.4.0 pysword==0.2.8
+	$(BIN)/python benchmarks/recipes.py --out build/recipes
 
 # The site, into build/site. A broken link, a page outside the navigation, a public name without a
 # docstring or anything fetched from elsewhere fails.

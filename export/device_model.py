@@ -16,7 +16,7 @@ from keras_llm.export.device_proof import check_texts
 from keras_llm.export.head_graphs import MASKS, SIGNATURES, HeadModule
 from keras_llm.export.head_proof import AnswerProof, HeadProof, MaskProof
 from keras_llm.export.quantize import rules_of
-from keras_llm.export.signatures import save
+from keras_llm.export.signatures import check_whole, save
 from keras_llm.tasks import TextGeneration, Translation
 
 _PREFILL_LENGTHS = (16, 128)
@@ -33,6 +33,7 @@ _PROOFS = {
     "TextClassification": HeadProof,
     "TokenClassification": HeadProof,
     "TextEmbedding": HeadProof,
+    "TextRegression": HeadProof,
     "QuestionAnswering": AnswerProof,
     "MaskedLanguageModel": MaskProof,
 }
@@ -96,6 +97,7 @@ def plan(caller, task, quantization, prefill_lengths, cache_length, calibration)
     Raises:
         InputError: naming the argument that is wrong, `caller` first.
     """
+    check_whole(caller, task)
     name = type(task).__name__
     if not isinstance(task, (TextGeneration, Translation)) and name not in SIGNATURES:
         raise InputError(f"{caller}: `task` must be a task, got {type(task)}.")

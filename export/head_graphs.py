@@ -8,8 +8,10 @@ SIGNATURES = {
     "TokenClassification": "tag",
     "QuestionAnswering": "answer",
     "TextEmbedding": "embed",
+    "TextRegression": "score",
     "MaskedLanguageModel": "fill_mask",
 }
+_OUTPUTS = {"embed": "embedding", "score": "value", "fill_mask": "logits"}
 MASKS = 8  # mask tokens that one call looks at
 
 
@@ -20,7 +22,8 @@ class HeadModule(tf.Module):
     the right, and `lengths` int32 (1,). `answer` also takes `segment_ids` int32 (1, T), 1 from the
     context on; `fill_mask` also takes `mask_positions` int32 (1, M). It gives float32
     `probabilities` (1, C) (`classify`) or (1, T, C) (`tag`), logits `start` and `end` (1, T)
-    (`answer`), `embedding` (1, D) (`embed`) or `logits` (1, M, V) (`fill_mask`).
+    (`answer`), `embedding` (1, D) (`embed`), `value` (1,) (`score`) or `logits` (1, M, V)
+    (`fill_mask`).
 
     Args:
         task: a task of a model with a head, in float32.
@@ -51,7 +54,7 @@ class HeadModule(tf.Module):
             outputs = task.outputs(token_ids, lengths, **more)
             if name == "answer":
                 return {side: outputs[side] for side in ("start", "end")}
-            return {"embedding" if name == "embed" else "logits": outputs}
+            return {_OUTPUTS[name]: outputs}
 
         specs = {n: tf.TensorSpec(shape, tf.int32, name=n) for n, shape in inputs.items()}
         return {name: tf.function(run).get_concrete_function(**specs)}

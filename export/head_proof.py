@@ -79,9 +79,16 @@ class HeadProof(Proof):
         return {"parity": measured}
 
     def quality(self, answer):
-        """The cost of quantisation: the share of decisions that change, or for embeddings one less
-        the mean cosine."""
+        """The cost of quantisation: the share of decisions that change; for embeddings one less
+        the mean cosine; for numbers their mean change over their standard deviation."""
         del answer
+        if self.plan.manifest["task"] == "TextRegression":
+            ours, theirs = (
+                np.array([row["numbers"][0] for row in rows])
+                for rows in (self._found, self._expected)
+            )
+            loss = np.abs(ours - theirs).mean() / max(theirs.std(), 1e-6)
+            return {"inputs": len(ours), "loss": float(loss)}
         if self.plan.manifest["task"] != "TextEmbedding":
             return {"inputs": len(self._same), "loss": 1.0 - float(np.mean(self._same))}
         cosines = [
@@ -143,7 +150,9 @@ def digest(task, result):
     """A result as numbers and a decision."""
     if task == "TextEmbedding":
         return {"numbers": np.array(result, "float32"), "decision": None}
-    if task == "TextClassification":
+    if task == "TextRegression":
+        numbers, decision = [result["value"]], None
+    elif task == "TextClassification":
         numbers, decision = list(result["probabilities"].values()), result["label"]
     elif task == "TokenClassification":
         numbers = [word["probability"] for word in result["words"]]

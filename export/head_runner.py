@@ -46,6 +46,12 @@ def tag(runner, text, truncate):
     return {"words": words, "truncated": is_cut}
 
 
+def score(runner, text, truncate):
+    """A dict of `value` and `truncated`."""
+    row, is_cut = _framed(runner, "text", _encoded(runner, "text", text), truncate)
+    return {"value": float(_call(runner, row)["value"][0]), "truncated": is_cut}
+
+
 def embed(runner, text, truncate):
     """A float32 array (D,)."""
     row, _ = _framed(runner, "text", _encoded(runner, "text", text), truncate)

@@ -21,7 +21,7 @@ class LiteRTModel:
     Which methods answer depends on the task that was exported: `generate`, `stream` and `chat` of
     a `TextGeneration`, `translate` of a `Translation`, `classify` of a `TextClassification`, `tag`
     of a `TokenClassification`, `answer` of a `QuestionAnswering`, `embed` of a `TextEmbedding`,
-    `fill_mask` of a `MaskedLanguageModel`.
+    `score` of a `TextRegression`, `fill_mask` of a `MaskedLanguageModel`.
 
     Args:
         path: str or path of the `.tflite` or `.litertlm` file; nothing else is needed.
@@ -155,6 +155,11 @@ class LiteRTModel:
         `TaggedWord`, and `truncated`. Arguments as of `classify`."""
         self._require("TokenClassification", "tag")
         return head_runner.tag(self, text, truncate)
+
+    def score(self, text, truncate=False):
+        """Give a text a number: a dict of `value` and `truncated`. Arguments as of `classify`."""
+        self._require("TextRegression", "score")
+        return head_runner.score(self, text, truncate)
 
     def embed(self, text, truncate=False):
         """The vector of a text, a float32 array (D,). Arguments as of `classify`."""

@@ -29,8 +29,8 @@ def litert(
 
     Args:
         task: a task: `TextGeneration`, `Translation`, `TextClassification`,
-            `TokenClassification`, `QuestionAnswering`, `TextEmbedding` or `MaskedLanguageModel`. A
-            model in another precision is exported in float32.
+            `TextRegression`, `TokenClassification`, `QuestionAnswering`, `TextEmbedding` or
+            `MaskedLanguageModel`. A model in another precision is exported in float32.
         path: str or path that ends in `.tflite`.
         quantization: None for float32, or the name of a recipe: "float16" (weights in 16 bits);
             "int8" (weights in 8 bits with a scale for each output channel, activations rounded

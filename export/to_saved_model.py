@@ -20,8 +20,8 @@ def saved_model(task, path, version=1, overwrite=False, xla=False, weights=None,
     task. It brings requests that TensorFlow Serving runs when it loads it.
 
     Args:
-        task: a `TextGeneration`, `Translation`, `TextClassification`, `TokenClassification`,
-            `QuestionAnswering`, `TextEmbedding` or `MaskedLanguageModel`.
+        task: a `TextGeneration`, `Translation`, `TextClassification`, `TextRegression`,
+            `TokenClassification`, `QuestionAnswering`, `TextEmbedding` or `MaskedLanguageModel`.
         path: str or path of the served model, e.g. "serving/stories".
         version: int > 0.
         overwrite: bool. Whether to replace that version.

@@ -3,23 +3,25 @@
     keras-llm train chatbot --out runs/dialogue --corpus movie-dialogue
     keras-llm train chatbot --out runs/mine --data talks.jsonl
     keras-llm train chatbot --out runs/tuned --corpus instructions-en --start runs/smollm2
+    keras-llm train chatbot --out runs/ranked --rank 8
 
 Conversations are split into training and held-out, written by the model's chat template, and
 learned where the assistant speaks. The folder `--out` gets the model with its template, the loss
-on held-out answers beside baselines, a model card and TensorBoard logs with answers.
+on held-out answers beside baselines, a model card and TensorBoard logs with answers. With `--rank`
+it also gets two classifiers that choose among answers and filter what goes in and out.
 """
 
 import dataclasses
 import sys
 
-from keras_llm.recipes import chats, runs
+from keras_llm.recipes import chats, judges, runs
 
 BASELINE = "most_frequent"
 NEXT = "chat {out}"
 
 
 @dataclasses.dataclass
-class Options(chats.Options):
+class Options(judges.Options):
     """Train a model that answers in conversations."""
 
     corpus: str = "movie-dialogue"
@@ -70,11 +72,12 @@ def run(options):
     from keras_llm import data, training
 
     runs.prepare(options, pictures=False)
-    train, held_out, dropped = conversations(options)
-    task = chats.started(options) if options.start else untrained(options, train)
+    talks, other_talks, dropped = conversations(options)
+    safety = judges.safety_rows(options) if options.rank else None
+    task = chats.started(options) if options.start else chats.untrained(options, talks)
     chats.check_length(options, task.model)
-    train, cut = examples(task, train, options)
-    held_out, _ = examples(task, held_out, options)
+    train, cut = chats.examples(task, talks, options)
+    held_out, _ = chats.examples(task, other_talks, options)
     dropped |= cut
     size = sum(len(example.token_ids) for example in train)
     train_data = data.chat_dataset(
@@ -123,7 +126,11 @@ def run(options):
                 **trained,
             },
         }
-        runs.write(folder, tuned, metrics, _model_card(tuned, options, metrics, len(held_out)))
+        whole = tuned
+        if options.rank:
+            whole, found = judges.at_the_side(folder, options, tuned, talks, other_talks, safety)
+            metrics |= found
+        runs.write(folder, whole, metrics, _model_card(tuned, options, metrics, len(held_out)))
     runs.ship(options, tuned, metrics)
     return metrics
 
@@ -138,39 +145,6 @@ def conversations(options):
     else:
         found = data.read_conversations(options.data)
     return chats.split(options, found, chats.first_message)
-
-
-def untrained(options, train):
-    """A task with a vocabulary learned from conversations and random weights."""
-    from keras_llm import models, tasks, tokenizers
-
-    texts = [message["content"] for messages in train for message in messages]
-    tokenizer = tokenizers.BytePair.train(
-        texts, options.vocabulary_size, special_tokens=chats.TURN_TOKENS
-    )
-    sizes = {"vocabulary_size": tokenizer.vocabulary_size, "dropout": options.dropout}
-    end = tokenizer.special_tokens[chats.TURN_TOKENS[1]]
-    return tasks.TextGeneration(
-        models.causal_lm(models.preset(options.preset, **sizes)),
-        tokenizer,
-        {"chat_template": chats.TEMPLATE, "end_token_ids": [end]},
-    )
-
-
-def examples(task, found, options):
-    """Conversations as `data.ChatExample`s of a task, and what was dropped."""
-    from keras_llm import data
-    from keras_llm.errors import InputError
-
-    examples, dropped = data.chat_examples(
-        found, task.chat_template, task.tokenizer, options.max_length, task.end_token_ids
-    )
-    if not examples:
-        raise InputError(
-            f"{options.source}: none of {len(found)} conversations fits into --max-length "
-            f"{options.max_length}."
-        )
-    return examples, dropped
 
 
 def evaluate(folder, data=None):
@@ -190,7 +164,8 @@ def evaluate(folder, data=None):
     task = keras_llm.load(folder)
     options = runs.model_options(Options, task)
     found = read_conversations(data) if data else conversations(options)[1]
-    return training.evaluate_examples(task.model, examples(task, found, options)[0])
+    found, _ = chats.examples(task, found, options)
+    return training.evaluate_examples(task.model, found)
 
 
 def _model_card(task, options, metrics, held_out):
@@ -213,6 +188,7 @@ def _model_card(task, options, metrics, held_out):
             f"{shape}{config.vocabulary_size}, longest conversation {config.max_length} tokens; "
             f"{training['learned_tokens']:,} of {training['tokens']:,} training tokens are "
             f"answers, which alone were learned, of {training['conversations']:,} conversations.",
+            *(judges.notes(metrics) if options.rank else []),
             "Limits: it answers in the manner of its training data. It was not tuned to be true "
             "or safe, and what it says of itself or the world means nothing.",
         ],

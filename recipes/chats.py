@@ -80,9 +80,43 @@ def started(options):
     task = keras_llm.load(options.start)
     if not isinstance(task, keras_llm.TextGeneration):
         raise InputError(f"--start: {options.start} is a {type(task).__name__}.")
+    if isinstance(task, keras_llm.RankedChat):
+        task = task.generator
     if options.lora_rank:
         training.add_lora(task.model, rank=options.lora_rank)
     return task
+
+
+def untrained(options, train):
+    """A task with a vocabulary learned from conversations and random weights."""
+    from keras_llm import models, tasks, tokenizers
+
+    texts = [message["content"] for messages in train for message in messages]
+    tokenizer = tokenizers.BytePair.train(
+        texts, options.vocabulary_size, special_tokens=TURN_TOKENS
+    )
+    sizes = {"vocabulary_size": tokenizer.vocabulary_size, "dropout": options.dropout}
+    end = tokenizer.special_tokens[TURN_TOKENS[1]]
+    return tasks.TextGeneration(
+        models.causal_lm(models.preset(options.preset, **sizes)),
+        tokenizer,
+        {"chat_template": TEMPLATE, "end_token_ids": [end]},
+    )
+
+
+def examples(task, found, options):
+    """Conversations as `data.ChatExample`s of a task, and what was dropped."""
+    from keras_llm import data
+
+    examples, dropped = data.chat_examples(
+        found, task.chat_template, task.tokenizer, options.max_length, task.end_token_ids
+    )
+    if not examples:
+        raise InputError(
+            f"{options.source}: none of {len(found)} conversations fits into --max-length "
+            f"{options.max_length}."
+        )
+    return examples, dropped
 
 
 def check_length(options, model):

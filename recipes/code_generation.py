@@ -20,27 +20,15 @@ NEXT = 'generate {out} "def main():"'
 
 
 @dataclasses.dataclass
-class Options(texts.Options):
+class Options(texts.LanguageModelOptions):
     """Train a causal language model that continues code and fills gaps in it."""
 
     corpus: str = "python-stdlib"
     """A corpus of the kind "texts"; `keras-llm recipes` lists them."""
-    held_out: float = 0.05
-    """Share of the files that is held out."""
     near_duplicates: float = 0.7
     """Leave out files of which this share is in another; 0 leaves out none."""
-    preset: str = "llama-3m"
-    """Shape of the model."""
-    vocabulary_size: int = 4096
-    """Tokens in the vocabulary."""
     sequence_length: int = 256
     """Tokens in a training window."""
-    batch_size: int = 8
-    """Windows in a batch."""
-    learning_rate: float = 3e-3
-    """Peak learning rate; it warms up linearly."""
-    weight_decay: float = 0.1
-    """Decoupled weight decay, on matrices."""
     infill_rate: float = 0.5
     """Share of the windows that tell their middle last."""
     functions: int = 100
@@ -65,7 +53,6 @@ class Options(texts.Options):
             ("gaps", self.gaps > 0, "a positive int"),
             ("problems", 0 < self.problems <= 164, "in 1 .. 164"),
             ("samples", self.samples > 0, "a positive int"),
-            ("prompt", bool(self.prompt), "a text"),
         )
         if self.smoke:
             self.preset, self.vocabulary_size, self.sequence_length = "llama-tiny", 512, 128
@@ -95,7 +82,8 @@ def run(options):
     tokenizer = tokenizers.BytePair.train(
         train, options.vocabulary_size, "llama3", tokenizers.INFILLING_TOKENS
     )
-    config = models.preset(options.preset, vocabulary_size=tokenizer.vocabulary_size)
+    sizes = {"vocabulary_size": tokenizer.vocabulary_size, "dropout": options.dropout}
+    config = models.preset(options.preset, **sizes)
     texts.check_length(options, config)
     model = models.causal_lm(config)
     task = tasks.TextGeneration(

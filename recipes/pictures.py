@@ -40,6 +40,21 @@ def confusion_matrix(counts, labels, path):
     _save(figure, path)
 
 
+def scatter(truth, predicted, path):
+    """Draw numbers beside the right ones.
+
+    Args:
+        truth, predicted: float arrays (N,).
+        path: where the PNG file goes.
+    """
+    figure, axes = _figure()
+    axes.scatter(truth, predicted, s=4, alpha=0.4)
+    ends = [min(truth), max(truth)]
+    axes.plot(ends, ends, color="black", linewidth=0.8)
+    axes.set(xlabel="true", ylabel="predicted")
+    _save(figure, path)
+
+
 def _figure(inches=5.0):
     from matplotlib.figure import Figure  # without pyplot no window system is asked for
 

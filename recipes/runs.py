@@ -199,7 +199,7 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
     steps, per_step = len(train_data), per_step or options.batch_size
     interval = max(1, steps // (options.epochs * options.evaluations))
     intervals = steps // interval
-    kept = model.model if isinstance(model, training.LanguageModelTrainer) else model
+    kept = model.trained if isinstance(model, training.LanguageModelTrainer) else model
     best = training.BestWeights(folder / _BEST, model=kept)
     say(f"watch it: tensorboard --logdir {pathlib.Path(options.out).parent}")
     resume = training.Resume(
@@ -277,8 +277,9 @@ def card(options, metrics, about, baselines, measured_on, notes, command):
         cells = ["" if value is None else f"{value:.4f}" for value in values]
         table.append([f"held-out {name.replace('_', ' ')}", *cells])
     dropped = ", ".join(f"{n:,} {why}" for why, n in training.get("dropped", {}).items())
+    shape = f"Shape: preset `{options.preset}`, " if options.preset else ""
     lines = [
-        f"Shape: preset `{options.preset}`, {training['parameters']:,} parameters.",
+        f"{shape}{training['parameters']:,} parameters.",
         f"Training: {training['steps']:,} steps of {options.batch_size} in "
         f"{training['seconds']:.0f} s, seed {options.seed}; dropped from the data: "
         f"{dropped or 'nothing'}. The weights kept are those with the lowest held-out loss.",

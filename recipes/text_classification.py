@@ -1,36 +1,41 @@
-"""Train an encoder from scratch to sort texts into classes: sentiment, topics, or your own.
+"""Train an encoder to sort texts into classes, sentiment, topics, or your own; or to rate them.
 
     keras-llm train text_classification --out runs/sentiment --corpus movie-sentiment
     keras-llm train text_classification --out runs/mine --data rows.csv
+    keras-llm train text_classification --out runs/graded --kind number
     keras-llm train text_classification --out runs/sentiment --start runs/words --epochs 2
 
 Rows of text and label are cleaned and split, a WordPiece vocabulary is learned, the encoder is
-trained with `fit`, and the held-out texts are sorted by it and by TF-IDF with logistic regression.
-The folder `--out` gets the model, its measures, a model card and a picture of the confusions.
+trained with `fit`, and the held-out texts are sorted by it and by regression on their TF-IDF.
+The folder `--out` gets the model, its measures, a model card and a picture of its mistakes.
 """
 
 import dataclasses
 import sys
+from typing import Literal
 
-from keras_llm.errors import InputError
-from keras_llm.recipes import runs, starts
+from keras_llm.recipes import runs, starts, text_targets
 
 BASELINE = "tfidf"
 NEXT = 'predict {out} "A film to see twice."'
+_CORPORA = {"class": "movie-sentiment", "number": "graded-sentiment"}
 
 
 @dataclasses.dataclass
 class Options(runs.Options):
     """Train an encoder that sorts texts into classes."""
 
-    corpus: str = "movie-sentiment"
-    """A corpus of the kind "labelled"; `keras-llm recipes` lists them."""
+    kind: Literal["class", "number"] = "class"
+    """Whether the label is a class, or a number, learned with the mean squared error."""
+    corpus: str = ""
+    """A corpus of the kind "labelled" (movie-sentiment if not given) or "graded"
+    (graded-sentiment); `keras-llm recipes` lists them."""
     data: str | None = None
     """Your own .csv, .tsv or .jsonl file, or a folder of them, instead of a corpus."""
     text_column: str = "text"
     """The column, or JSON field, that holds the text."""
     label_column: str = "label"
-    """The column, or JSON field, that holds the class."""
+    """The column, or JSON field, that holds the class or the number."""
     preset: str = "encoder-2m"
     """Shape of the encoder."""
     start: str | None = None
@@ -55,6 +60,7 @@ class Options(runs.Options):
             ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
             ("export", "litert_lm" not in self.exports, "of saved_model, litert"),
         )
+        self.corpus = self.corpus or _CORPORA[self.kind]
         if self.smoke:
             self.preset, self.vocabulary_size, self.max_length = "encoder-tiny", 512, 64
             self.max_rows, self.epochs, self.batch_size = 1000, 8, 16
@@ -73,51 +79,30 @@ def run(options):
     Raises:
         InputError: if an option or the data cannot be used; nothing is at `out` then.
     """
-    import keras
-    import numpy as np
-
-    from keras_llm import tasks, training
-    from keras_llm.recipes import pictures
-
     runs.prepare(options, "sklearn")
-    train, held_out, labels, dropped = rows(options)
-    model, tokenizer = classifier(options, train, len(labels))
-    task = tasks.TextClassification(
-        model,
-        tokenizer,
-        labels,
-        {"recipe": "text_classification", "options": dataclasses.asdict(options)},
-    )
-    train_data = batches(task, train, options, options.seed)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    measures = [
-        keras.metrics.SparseCategoricalAccuracy("accuracy"),
-        training.CalibrationError(from_logits=True),
-    ]
-    model.compile(
-        runs.optimizer(options, len(train_data)), loss, metrics=measures, jit_compile=False
-    )
+    train, held_out, kind, dropped = rows(options)
+    model, tokenizer = untrained(options, train, kind)
+    row = dataclasses.asdict(options)
+    task = kind.task(model, tokenizer, {"recipe": "text_classification", "options": row})
+    train_data = batches(task, train, kind, options, options.seed)
+    optimizer = runs.optimizer(options, len(train_data))
+    model.compile(optimizer, **kind.compiled(), jit_compile=False)
     with runs.model_folder(options) as folder:
-        trained = runs.fit(
-            folder, options, model, train_data, batches(task, held_out, options), "texts"
-        )
-        probabilities = np.array(probabilities_of(task, held_out))
-        truth = np.array([labels.index(label) for _, label in held_out])
-        counts = training.confusion_matrix(truth, probabilities.argmax(-1), len(labels))
-        pictures.confusion_matrix(counts, labels, folder / "confusion.png")
-        baseline = tfidf_probabilities(train, held_out)
+        validation_data = batches(task, held_out, kind, options)
+        trained = runs.fit(folder, options, model, train_data, validation_data, "texts")
+        predicted = kind.predicted(task, held_out)
         metrics = {
-            "held_out": training.evaluate_classifier(truth, probabilities),
-            BASELINE: training.evaluate_classifier(truth, baseline),
+            "held_out": kind.measures(held_out, predicted),
+            BASELINE: kind.measures(held_out, kind.baseline(train, held_out)),
             "training": {"rows": len(train), "dropped": dropped, **trained},
-            "confusion": counts.tolist(),
+            **kind.details(held_out, predicted, folder),
         }
-        runs.write(folder, task, metrics, _model_card(task, options, metrics))
+        runs.write(folder, task, metrics, _model_card(task, kind, options, metrics))
     runs.ship(options, task, metrics)
     return metrics
 
 
-def classifier(options, train, num_classes):
+def untrained(options, train, kind):
     """The model before training and its tokenizer, fresh or from `--start`."""
     from keras_llm import models, tokenizers
 
@@ -128,60 +113,36 @@ def classifier(options, train, num_classes):
             "max_length": options.max_length,
             "dropout": options.dropout,
         }
-        config = models.preset(options.preset, **sizes)
-        return models.text_classifier(config, num_classes, "mean", options.dropout), tokenizer
+        return kind.model(models.preset(options.preset, **sizes), options.dropout), tokenizer
     task = starts.load(options.start)
     encoder = starts.encoder(task, options.max_length, options.dropout)
-    return models.text_classifier(encoder, num_classes, "mean", options.dropout), task.tokenizer
+    return kind.model(encoder, options.dropout), task.tokenizer
 
 
 def rows(options):
-    """The rows that the options name: training, held out, the labels, and what was dropped.
+    """The rows that the options name: training, held out, what they are of (`text_targets`), and
+    what was dropped.
 
     Raises:
-        InputError: if the data cannot be read, or has one class only.
+        InputError: if the data cannot be read, has one class only, or no numbers.
     """
     columns = [options.text_column, options.label_column]
-    train, held_out, dropped = runs.rows(options, columns, "labelled")
+    corpora = {"class": "labelled", "number": "graded"}
+    train, held_out, dropped = runs.rows(options, columns, corpora[options.kind])
     if options.max_rows:
         train, held_out = train[: options.max_rows], held_out[: options.max_rows]
-    labels = sorted({label for _, label in train})
-    if len(labels) < 2:
-        raise InputError(f"{options.source}: all training rows have the label {labels[0]!r}.")
-    unknown = sorted({label for _, label in held_out} - set(labels))
-    if unknown:
-        raise InputError(f"{options.source}: no training row has the label {unknown[0]!r}.")
-    return train, held_out, labels, dropped
+    return train, held_out, text_targets.check(options, train, held_out), dropped
 
 
-def batches(task, rows, options, seed=None):
-    """Rows -> `tf.data.Dataset` of the model's inputs and the classes."""
-    import numpy as np
-
+def batches(task, rows, kind, options, seed=None):
+    """Rows -> `tf.data.Dataset` of the model's inputs and the targets."""
     from keras_llm import data
 
     ids, _ = task.framed("texts", task.tokenizer.encode_batch([text for text, _ in rows]), True)
-    classes = np.array([task.labels.index(label) for _, label in rows], "int32")
     plan = data.batch_plan([len(row) for row in ids], options.batch_size, options.epochs, seed)
-    dataset = data.padded_dataset({"ids": ids, "class": classes}, plan, task.tokenizer.pad_id)
-    return dataset.map(lambda b: (task.inputs(b["ids"], b["ids_length"]), b["class"]))
-
-
-def probabilities_of(task, rows):
-    """The probability of each label for the text of each row, a list of lists."""
-    found = task([text for text, _ in rows], truncate=True, return_details=True)
-    return [list(row.probabilities.values()) for row in found]
-
-
-def tfidf_probabilities(train, held_out):
-    """What logistic regression on the TF-IDF of words gives: float array (N, C)."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    words = TfidfVectorizer()
-    features = words.fit_transform([text for text, _ in train])
-    regression = LogisticRegression(max_iter=1000).fit(features, [label for _, label in train])
-    return regression.predict_proba(words.transform([text for text, _ in held_out]))
+    columns = {"ids": ids, "target": kind.targets(rows)}
+    dataset = data.padded_dataset(columns, plan, task.tokenizer.pad_id)
+    return dataset.map(lambda b: (task.inputs(b["ids"], b["ids_length"]), b["target"]))
 
 
 def evaluate(folder, data=None):
@@ -192,30 +153,28 @@ def evaluate(folder, data=None):
         data: path of a file of rows, or None for those held out in training.
 
     Returns:
-        A dict, see `training.evaluate_classifier`.
+        A dict, see `training.evaluate_classifier` and `training.evaluate_regression`.
     """
     import keras_llm
-    from keras_llm import training
     from keras_llm.data import read_records
 
     task = keras_llm.load(folder)
     options = runs.model_options(Options, task)
-    columns = [options.text_column, options.label_column]
-    found = read_records(data, columns) if data else rows(options)[1]
-    for _, label in found:
-        if label not in task.labels:
-            raise InputError(f"{data}: the model has no label {label!r}.")
-    truth = [task.labels.index(label) for _, label in found]
-    return training.evaluate_classifier(truth, probabilities_of(task, found))
+    if data is None:
+        _, found, kind, _ = rows(options)
+    else:
+        found = read_records(data, [options.text_column, options.label_column])
+        kind = text_targets.of_task(task, found, data)
+    return kind.measures(found, kind.predicted(task, found))
 
 
-def _model_card(task, options, metrics):
+def _model_card(task, kind, options, metrics):
     return runs.card(
         options,
         metrics,
-        f"Sorts texts into {', '.join(f'`{label}`' for label in task.labels)}.",
-        {BASELINE: "TF-IDF and logistic regression"},
-        f"{metrics['held_out']['rows']:,} rows. `confusion.png` shows what was taken for what",
+        kind.about,
+        {BASELINE: kind.baseline_name},
+        f"{metrics['held_out']['rows']:,} rows. {kind.picture}",
         [
             f"Reads the first {options.max_length} tokens of a text, in a vocabulary of "
             f"{task.tokenizer.vocabulary_size}.",

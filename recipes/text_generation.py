@@ -20,40 +20,18 @@ NEXT = 'generate {out} "{prompt}" --stream'
 
 
 @dataclasses.dataclass
-class Options(texts.Options):
+class Options(texts.LanguageModelOptions):
     """Train a causal language model that continues text."""
 
-    held_out: float = 0.05
-    """Share of the documents that is held out."""
-    preset: str = "llama-3m"
-    """Shape of the model."""
-    vocabulary_size: int = 4096
-    """Tokens in the vocabulary."""
     tokenizer: Literal["unigram", "bpe"] = "bpe"
     """Kind of SentencePiece model."""
-    sequence_length: int = 128
-    """Tokens in a training window."""
-    batch_size: int = 8
-    """Windows in a batch."""
-    evaluations: int = 4
-    """Held-out evaluations (on at most 32 batches), samples and checkpoints in each pass."""
-    learning_rate: float = 3e-3
-    """Peak learning rate; it warms up linearly."""
-    weight_decay: float = 0.1
-    """Decoupled weight decay, on matrices."""
-    dropout: float = 0.0
-    """Dropout in the model."""
     separate: bool = False
     """Whether documents that share a window do not see each other."""
-    prompt: str = "This"
-    """What the logged samples continue."""
 
     def __post_init__(self):
         super().__post_init__()
         self.check(
             ("sequence_length", self.sequence_length > 0, "a positive int"),
-            ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
-            ("prompt", bool(self.prompt), "a text"),
         )
         if self.smoke:
             self.preset, self.vocabulary_size, self.sequence_length = "llama-tiny", 512, 64

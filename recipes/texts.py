@@ -30,6 +30,39 @@ class Options(runs.Options):
         )
 
 
+@dataclasses.dataclass
+class LanguageModelOptions(Options):
+    """What a recipe can be told that trains a causal language model on documents."""
+
+    held_out: float = 0.05
+    """Share of the documents that is held out."""
+    preset: str = "llama-3m"
+    """Shape of the model."""
+    vocabulary_size: int = 4096
+    """Tokens in the vocabulary."""
+    sequence_length: int = 128
+    """Tokens in a training window."""
+    batch_size: int = 8
+    """Windows in a batch."""
+    evaluations: int = 4
+    """Held-out evaluations (on at most 32 batches), samples and checkpoints in each pass."""
+    learning_rate: float = 3e-3
+    """Peak learning rate; it warms up linearly."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, on matrices."""
+    dropout: float = 0.0
+    """Dropout in the model."""
+    prompt: str = "This"
+    """What the logged samples continue."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(
+            ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
+            ("prompt", bool(self.prompt), "a text"),
+        )
+
+
 def documents(options):
     """The training and held-out documents that the options name.
 

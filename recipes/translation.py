@@ -11,11 +11,10 @@ beside copying the source and beside the translation of the nearest source of th
 import dataclasses
 import sys
 
-from keras_llm.recipes import runs
+from keras_llm.recipes import runs, translations
 
 BASELINE = "memory"
 NEXT = 'generate {out} "Click the button." --beam-width 4'
-_LENGTHS = (5, 10, 20, 10**6)  # words of a source up to which a row of the table by length goes
 
 
 @dataclasses.dataclass
@@ -115,14 +114,14 @@ def run(options):
             "pairs",
             sample=lambda: f"{test[0][0]}\n\n> {task(test[0][0], options.max_length)}",
         )
-        found = translated(task, test, options)
+        found = translations.translated(task, test, options)
         copied = [source for source, _ in test]
         metrics = {
             "held_out": training.evaluate_targets(model, validation_data, tokenizer.pad_id)
-            | measured(found, test, options),
-            BASELINE: measured(nearest(train, test), test, options),
-            "copy": measured(copied, test, options),
-            "by_length": by_length(found, test, options),
+            | translations.measured(found, test, options),
+            BASELINE: translations.measured(translations.nearest(train, test), test, options),
+            "copy": translations.measured(copied, test, options),
+            "by_length": translations.by_length(found, test, options),
             "training": {"pairs": len(train) - too_long, "dropped": dropped, **trained},
         }
         runs.write(folder, task, metrics, _model_card(task, options, metrics, found, test))
@@ -164,54 +163,6 @@ def batches(task, rows, options, seed=None):
     return dataset, len(rows) - sum(fits)
 
 
-def translated(task, rows, options):
-    """What beam search makes of the source of each row, a list of str."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-    found = [""] * len(rows)
-    room = task.model.config.max_length
-    for begin in range(0, len(rows), 32):
-        part = order[begin : begin + 32]
-        texts = task(
-            [rows[i][0] for i in part],
-            max_new_tokens=min(2 * options.max_length, room - 1),
-            beam_width=options.beam_width,
-        )
-        for index, text in zip(part, texts, strict=True):
-            found[index] = text
-    return found
-
-
-def nearest(train, rows):
-    """A translation memory: for each row the target of the training source that is most alike in
-    the TF-IDF of words."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    words = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]")
-    known = words.fit_transform([source for source, _ in train])
-    asked = words.transform([source for source, _ in rows])
-    return [train[int((known @ row.T).toarray().argmax())][1] for row in asked]
-
-
-def measured(found, rows, options):
-    """BLEU and chrF of translations against the targets of the rows."""
-    from keras_llm import training
-
-    references = [target for _, target in rows]
-    return training.evaluate_translations(found, references, options.bleu_tokenizer)
-
-
-def by_length(found, rows, options):
-    """BLEU and chrF for sources of few and of many words, a list of dicts."""
-    table, shortest = [], 1
-    for longest in _LENGTHS:
-        picked = [i for i, row in enumerate(rows) if shortest <= len(row[0].split()) <= longest]
-        if picked:
-            row = measured([found[i] for i in picked], [rows[i] for i in picked], options)
-            table.append({"words_from": shortest, "sources": len(picked), **row})
-        shortest = longest + 1
-    return table
-
-
 def evaluate(folder, data=None):
     """Measure a trained model on its held-out pairs, or on others.
 
@@ -234,7 +185,8 @@ def evaluate(folder, data=None):
         task.model, batches(task, found, options)[0], task.tokenizer.pad_id
     )
     test = found[: options.test_rows]
-    return likely | measured(translated(task, test, options), test, options)
+    translated = translations.translated(task, test, options)
+    return likely | translations.measured(translated, test, options)
 
 
 def _model_card(task, options, metrics, found, test):

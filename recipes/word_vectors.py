@@ -12,11 +12,10 @@ import dataclasses
 import sys
 from typing import Literal
 
-from keras_llm.recipes import runs, texts
+from keras_llm.recipes import runs, texts, vectors
 
 BASELINE = "random"
 NEXT = "predict {out} {word}"
-_PROJECTED = 5000  # words that TensorBoard shows
 
 
 @dataclasses.dataclass
@@ -122,12 +121,14 @@ def run(options):
             sample=lambda: ", ".join(word for word, _ in task.nearest(options.word)),
         )
         random = np.random.default_rng(options.seed).normal(size=task.table.shape)
-        metrics = {"held_out": measures(options, task.table, task.words)}
-        metrics[BASELINE] = measures(options, random, task.words)
+        metrics = {"held_out": vectors.measures(options, task.table, task.words)}
+        metrics[BASELINE] = vectors.measures(options, random, task.words)
         if options.gensim:
-            metrics["gensim"] = measures(options, *gensim_vectors(stream, task, options))
+            metrics["gensim"] = vectors.measures(
+                options, *vectors.gensim_vectors(stream, task, options)
+            )
         metrics["training"] = {"words": int(np.sum(stream > 0)), **trained}
-        write_vectors(folder, task)
+        vectors.write_vectors(folder, task)
         runs.write(folder, task, metrics, _model_card(task, options, metrics))
     return metrics
 
@@ -145,60 +146,6 @@ def neighbours(stream, options, epochs=1, threshold=None):
     return data.neighbour_dataset(stream, options.objective, *shape)
 
 
-def measures(options, table, words):
-    """What vectors are worth: analogies and similarities, if they are wanted."""
-    from keras_llm import training
-    from keras_llm.recipes import corpora
-
-    if not options.benchmarks:
-        return {}
-    found = corpora.load("word-similarity", "benchmarks")
-    known = training.evaluate_analogies(table, words, found["analogies"])
-    for name in ("wordsim", "simlex"):
-        row = training.evaluate_similarities(table, words, found[name])
-        known |= {f"{name}_pairs": row["pairs"], f"{name}_spearman": row["spearman"]}
-    return known
-
-
-def gensim_vectors(stream, task, options):
-    """The vectors that gensim learns from the same words with the same settings, and the words."""
-    import numpy as np
-    from gensim.models import Word2Vec
-
-    names = np.array(task.tokenizer.vocabulary)
-    breaks = np.flatnonzero(np.diff(stream > 0)) + 1
-    texts = [names[part].tolist() for part in np.split(stream, breaks) if part[0] > 0]
-    found = Word2Vec(
-        texts,
-        vector_size=options.dimension,
-        window=options.window,
-        min_count=1,
-        sample=options.threshold,
-        negative=options.negatives,
-        sg=int(options.objective == "skip_gram"),
-        epochs=options.epochs,
-        seed=options.seed,
-        workers=2,
-    ).wv
-    return found.vectors, found.index_to_key
-
-
-def write_vectors(folder, task):
-    """Write vectors.txt in GloVe's format, and what TensorBoard's projector shows."""
-    from keras_llm import checkpoints
-
-    checkpoints.write_glove(folder / "vectors.txt", task.table, task.words)
-    shown = task.table[:_PROJECTED]
-    logs = folder / "logs" / "train"
-    lines = ("\t".join(f"{value:.6g}" for value in row) for row in shown)
-    (logs / "vectors.tsv").write_text("\n".join(lines) + "\n", "utf-8")
-    (logs / "words.tsv").write_text("\n".join(task.words[:_PROJECTED]) + "\n", "utf-8")
-    (logs / "projector_config.pbtxt").write_text(
-        'embeddings {\n  tensor_name: "words"\n  tensor_path: "vectors.tsv"\n'
-        '  metadata_path: "words.tsv"\n}\n'
-    )
-
-
 def evaluate(folder, data=None):
     """Measure trained vectors on analogies and similarities again.
 
@@ -207,7 +154,7 @@ def evaluate(folder, data=None):
         data: must be None; the benchmarks are fixed.
 
     Returns:
-        A dict, see `measures`.
+        A dict, see `vectors.measures`.
     """
     import keras_llm
     from keras_llm.errors import InputError
@@ -215,7 +162,7 @@ def evaluate(folder, data=None):
     if data:
         raise InputError("word vectors are measured on fixed benchmarks; leave --data out.")
     task = keras_llm.load(folder)
-    return measures(runs.model_options(Options, task), task.table, task.words)
+    return vectors.measures(runs.model_options(Options, task), task.table, task.words)
 
 
 def _model_card(task, options, metrics):

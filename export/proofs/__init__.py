@@ -12,6 +12,7 @@ from keras_llm.export.proofs.heads import (
     QuestionAnsweringProof,
     TextClassificationProof,
     TextEmbeddingProof,
+    TextRegressionProof,
     TokenClassificationProof,
 )
 
@@ -22,6 +23,7 @@ PROOFS = {
     tasks.TokenClassification: TokenClassificationProof,
     tasks.QuestionAnswering: QuestionAnsweringProof,
     tasks.TextEmbedding: TextEmbeddingProof,
+    tasks.TextRegression: TextRegressionProof,
     tasks.MaskedLanguageModel: MaskedLanguageModelProof,
 }
 

@@ -37,6 +37,19 @@ class TextEmbeddingProof(_HeadProof):
         }
 
 
+class TextRegressionProof(_HeadProof):
+    """Numbers."""
+
+    def compare(self, outputs):
+        (found,) = outputs
+        expected = self.task(self._texts, truncate=True, return_details=True)
+        self.agreement("`truncated`", found["truncated"], [row.truncated for row in expected])
+        values = np.array([row.value for row in expected])
+        error = self.number("values", found["value"], values)
+        self.bounded("values", error / max(float(values.std()), 1e-6))
+        return {"texts": len(self._texts), "max_error": error}
+
+
 class TextClassificationProof(_HeadProof):
     """Labels and probabilities."""
 

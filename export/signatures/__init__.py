@@ -6,6 +6,7 @@ from keras_llm.export.signatures.base import save
 from keras_llm.export.signatures.heads import (
     TextClassificationModule,
     TextEmbeddingModule,
+    TextRegressionModule,
     TokenClassificationModule,
 )
 from keras_llm.export.signatures.masked_language_model import MaskedLanguageModelModule
@@ -22,10 +23,11 @@ MODULES = {
     tasks.TokenClassification: TokenClassificationModule,
     tasks.QuestionAnswering: QuestionAnsweringModule,
     tasks.TextEmbedding: TextEmbeddingModule,
+    tasks.TextRegression: TextRegressionModule,
     tasks.MaskedLanguageModel: MaskedLanguageModelModule,
 }
 
-__all__ = ["MODULES", "TextGenerationModule", "module_of", "save"]
+__all__ = ["MODULES", "TextGenerationModule", "check_whole", "module_of", "save"]
 
 
 def module_of(task, weights=None, xla=False, beam_width=None):
@@ -40,6 +42,7 @@ def module_of(task, weights=None, xla=False, beam_width=None):
     Raises:
         InputError: if an argument is wrong.
     """
+    check_whole("saved_model", task)
     kinds = ", ".join(kind.__name__ for kind in MODULES)
     module = next((MODULES[kind] for kind in MODULES if isinstance(task, kind)), None)
     if module is None:
@@ -59,3 +62,13 @@ def module_of(task, weights=None, xla=False, beam_width=None):
                 "reads it once."
             )
     return module(task, weights)
+
+
+def check_whole(caller, task):
+    """InputError if a part of the task would be missing in an export without a word."""
+    if isinstance(task, tasks.RankedChat):
+        raise InputError(
+            f"{caller}: a RankedChat cannot be exported with its classifiers; give its "
+            "`generator`, which answers without ranking and filter, and the classifiers by "
+            "themselves."
+        )

@@ -35,6 +35,20 @@ class TextEmbeddingModule(HeadModule):
         return {"embedding": self.task.outputs(token_ids, lengths), "truncated": truncated}
 
 
+class TextRegressionModule(HeadModule):
+    """`score`."""
+
+    main = "score"
+
+    def functions(self):
+        return {"score": (self._score, {"text": STRINGS})}
+
+    def _score(self, text):
+        ids = self.task.tokenizer.tokenize(clean("text", text))
+        token_ids, lengths, truncated = self.framed(ids)
+        return {"value": self.task.outputs(token_ids, lengths), "truncated": truncated}
+
+
 class TextClassificationModule(HeadModule):
     """`classify`."""
 

@@ -1,6 +1,7 @@
 """`keras-llm export`."""
 
 import dataclasses
+import sys
 from typing import Literal
 
 import tyro
@@ -74,6 +75,9 @@ def run(options):
     from keras_llm import export
 
     task = keras_llm.load(options.run)
+    if isinstance(task, keras_llm.RankedChat):
+        print("without the classifiers: what is exported does not rank or filter", file=sys.stderr)
+        task = task.generator
     with silent_stderr():  # SentencePiece tells that it does not normalise
         task.tokenizer.graph_resources()
     if options.to == "saved_model":

@@ -12,7 +12,8 @@ from keras_llm.errors import InputError
 
 @dataclasses.dataclass
 class Options:
-    """Sort a text, tag its words, fill its gaps, answer from it, or list a word's neighbours."""
+    """Sort a text, rate it, tag its words, fill its gaps, or answer from it; or list a word's
+    neighbours."""
 
     run: tyro.conf.Positional[str]
     """Folder of a trained model."""
@@ -35,6 +36,7 @@ def run(options):
     takes_context = is_answering or "context_separator" in task.metadata
     reads = (
         keras_llm.TextClassification,
+        keras_llm.TextRegression,
         keras_llm.TokenClassification,
         keras_llm.MaskedLanguageModel,
     )

@@ -14,7 +14,8 @@ def run(options):
     held_out, baseline = metrics["held_out"], metrics[recipe.BASELINE]
     rows = [[name, _shown(v), _shown(baseline.get(name))] for name, v in held_out.items()]
     table(["held out", "model", recipe.BASELINE], rows)
-    print(f"next: {PROGRAM} {recipe.NEXT.format(**vars(options))}")
+    following = recipe.NEXT[options.kind] if isinstance(recipe.NEXT, dict) else recipe.NEXT
+    print(f"next: {PROGRAM} {following.format(**vars(options))}")
 
 
 def _shown(value):

@@ -22,6 +22,7 @@ from keras_llm.data.near_duplicates import contamination, without_near_duplicate
 from keras_llm.data.packing import encode_documents, packed_dataset, steps_per_epoch, windows
 from keras_llm.data.records import read_records
 from keras_llm.data.scrubbing import scrub, scrub_texts
+from keras_llm.data.sentence_pairs import SentencePairs, sentence_pair_dataset, sentence_pairs
 from keras_llm.data.span_corruption import span_corruption_dataset
 from keras_llm.data.text import read_texts, shuffle_documents, split_documents, split_rows
 from keras_llm.data.word_context import (
@@ -35,6 +36,7 @@ from keras_llm.data.word_context import (
 __all__ = [
     "ChatExample",
     "Preference",
+    "SentencePairs",
     "batch_plan",
     "chat_dataset",
     "chat_examples",
@@ -58,6 +60,8 @@ __all__ = [
     "read_texts",
     "scrub",
     "scrub_texts",
+    "sentence_pair_dataset",
+    "sentence_pairs",
     "shuffle_documents",
     "span_corruption_dataset",
     "split_documents",

@@ -53,9 +53,9 @@ def padded_dataset(columns, plan, pad_id=0):
     """
     import tensorflow as tf
 
-    ragged = {name: _ragged(rows) for name, rows in columns.items() if isinstance(rows, list)}
+    ragged = {name: ragged_rows(rows) for name, rows in columns.items() if isinstance(rows, list)}
     arrays = {name: tf.constant(v) for name, v in columns.items() if name not in ragged}
-    batches = _ragged(list(plan))
+    batches = ragged_rows(list(plan))
 
     def batch(step):
         rows = batches[step]
@@ -84,7 +84,8 @@ def _epoch(keys, batch_size, steps, seed):
     return random.permutation(np.concatenate(pools).reshape(steps, batch_size))
 
 
-def _ragged(rows):
+def ragged_rows(rows):
+    """Lists of ints as a `tf.RaggedTensor` int32 (N, None)."""
     import tensorflow as tf
 
     lengths = np.array([len(row) for row in rows], "int64")

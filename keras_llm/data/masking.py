@@ -55,19 +55,12 @@ def masked_dataset(
     """
     import tensorflow as tf
 
-    if not 0 < rate < 1:
-        raise InputError(f"`rate` must be in (0, 1), got {rate}.")
-    if tokenizer.mask_id < 0:
-        raise InputError("masked_dataset: `tokenizer` has no mask token.")
+    hide = hider("masked_dataset", tokenizer, rate, whole_words)
     begin = [tokenizer.bos_id] if tokenizer.bos_id >= 0 else []
     end = [tokenizer.eos_id] if tokenizer.eos_id >= 0 else []
     room = sequence_length - len(begin) - len(end)
     if room < 1:
         raise InputError(f"`sequence_length` of {sequence_length} leaves no room for text.")
-    is_text, is_start = text_tokens(tokenizer)
-    starts = tf.constant(is_start if whole_words else np.ones_like(is_start))
-    texts = tf.constant(is_text)
-    drawable = tf.constant(np.flatnonzero(is_text), tf.int32)
     stream = token_ids[token_ids != tokenizer.bos_id] if begin else token_ids
     windows = packed_dataset(
         stream, room, batch_size, -1, tokenizer.pad_id, epochs, seed if shuffle else None
@@ -76,8 +69,33 @@ def masked_dataset(
     def masked(step, batch):
         ids = tf.pad(batch[0], [[0, 0], [len(begin), 0]], constant_values=tokenizer.bos_id)
         ids = tf.pad(ids, [[0, 0], [0, len(end)]], constant_values=tokenizer.eos_id)
+        inputs, targets = hide(ids, tf.stack([tf.cast(seed, tf.int64), step]))
+        return {**inputs, "padding_mask": tf.ones_like(ids, tf.bool)}, targets
+
+    return windows.enumerate().map(masked, num_parallel_calls=2, deterministic=True).prefetch(2)
+
+
+def hider(caller, tokenizer, rate, whole_words):
+    """What hides words: a function from token ids int32 (B, T) and a seed (2,) to a dict of
+    `token_ids` and `mask_positions`, and the targets, as of `masked_dataset`.
+
+    Raises:
+        InputError: if the rate is out of range, or the tokenizer has no mask token.
+    """
+    import tensorflow as tf
+
+    if not 0 < rate < 1:
+        raise InputError(f"`rate` must be in (0, 1), got {rate}.")
+    if tokenizer.mask_id < 0:
+        raise InputError(f"{caller}: `tokenizer` has no mask token.")
+    is_text, is_start = text_tokens(tokenizer)
+    starts = tf.constant(is_start if whole_words else np.ones_like(is_start))
+    texts = tf.constant(is_text)
+    drawable = tf.constant(np.flatnonzero(is_text), tf.int32)
+
+    def hide(ids, seed):
         shape = tf.shape(ids)
-        seeds = tf.random.experimental.stateless_split(tf.stack([tf.cast(seed, tf.int64), step]), 3)
+        seeds = tf.random.experimental.stateless_split(seed, 3)
         words = tf.cumsum(tf.cast(tf.gather(starts, ids), tf.int32), axis=1)
         draws = tf.random.stateless_uniform((shape[0], shape[1] + 1), seeds[0])
         chosen = tf.gather(draws, words, batch_dims=1) < rate
@@ -91,12 +109,11 @@ def masked_dataset(
         targets = tf.ragged.boolean_mask(ids, chosen)
         inputs = {
             "token_ids": tf.where(chosen, new, ids),
-            "padding_mask": tf.ones_like(ids, tf.bool),
             "mask_positions": positions.to_tensor(),
         }
         return inputs, targets.to_tensor(tokenizer.pad_id)
 
-    return windows.enumerate().map(masked, num_parallel_calls=2, deterministic=True).prefetch(2)
+    return hide
 
 
 def text_tokens(tokenizer):

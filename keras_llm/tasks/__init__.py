@@ -11,10 +11,13 @@ from keras_llm.tasks.base import Task, load, read_config
 from keras_llm.tasks.explanation import Explanation, explain, nearest_tokens, summarize_heads
 from keras_llm.tasks.generative import Generation
 from keras_llm.tasks.masked_language_model import Filling, MaskedLanguageModel
+from keras_llm.tasks.next_sentence import NextSentence
 from keras_llm.tasks.question_answering import Answer, QuestionAnswering
+from keras_llm.tasks.ranked_chat import RankedAnswer, RankedChat, Ranking, Reply
 from keras_llm.tasks.text_classification import Classification, TextClassification
 from keras_llm.tasks.text_embedding import TextEmbedding
 from keras_llm.tasks.text_generation import TextGeneration
+from keras_llm.tasks.text_regression import Score, TextRegression
 from keras_llm.tasks.token_classification import TaggedWord, Tagging, TokenClassification
 from keras_llm.tasks.translation import Translation
 from keras_llm.tasks.word_vectors import WordVectors
@@ -27,13 +30,20 @@ __all__ = [
     "Filling",
     "Generation",
     "MaskedLanguageModel",
+    "NextSentence",
     "QuestionAnswering",
+    "RankedAnswer",
+    "RankedChat",
+    "Ranking",
+    "Reply",
+    "Score",
     "TaggedWord",
     "Tagging",
     "Task",
     "TextClassification",
     "TextEmbedding",
     "TextGeneration",
+    "TextRegression",
     "TokenClassification",
     "Translation",
     "WordVectors",

@@ -68,6 +68,11 @@ class Task:
         with atomic_folder(folder, overwrite) as partial:
             self.write(partial)
 
+    @classmethod
+    def parts(cls, folder):
+        """What further arguments a task of this class needs, read from its folder: a dict."""
+        return {}
+
     def write(self, folder):
         """Write config, weights and tokenizer into an existing folder."""
         folder = pathlib.Path(folder)
@@ -125,7 +130,8 @@ def load(folder):
     except (OSError, KeyError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{weights} cannot be loaded: {reason}") from error
-    return _CLASSES[config["task"]](model, tokenizer, metadata=config.get("metadata"))
+    kind = _CLASSES[config["task"]]
+    return kind(model, tokenizer, metadata=config.get("metadata"), **kind.parts(folder))
 
 
 def checked_texts(name, texts):

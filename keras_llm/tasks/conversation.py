@@ -39,18 +39,14 @@ class Conversation:
                 longer than the model's `max_length` leaves room for.
         """
         messages = self._with(text)
-        answer = self._task(
-            self._task.render(messages), parse_special=True, known=self._known, **settings
-        )
+        answer = self._task.chat(messages, known=self._known, **settings)
         self.messages = [*messages, {"role": "assistant", "content": answer}]
         return answer
 
     def stream(self, text, **settings):
         """The answer of `say`, piece by piece: a generator of str."""
         messages = self._with(text)
-        pieces = self._task.stream(
-            self._task.render(messages), parse_special=True, known=self._known, **settings
-        )
+        pieces = self._task.stream_chat(messages, known=self._known, **settings)
         return self._heard(messages, pieces)
 
     def _heard(self, messages, pieces):

@@ -137,6 +137,22 @@ class TextGeneration(GenerativeTask):
             messages = [{"role": "user", "content": messages}]
         return self(self.render(messages), parse_special=True, **settings)
 
+    def stream_chat(self, messages, **settings):
+        """The answer of `chat`, piece by piece.
+
+        Args:
+            messages, **settings: as of `chat` and `stream`.
+
+        Returns:
+            A generator of str.
+
+        Raises:
+            InputError: as of `chat`, before anything is generated.
+        """
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        return self.stream(self.render(messages), parse_special=True, **settings)
+
     def conversation(self, system=None):
         """Begin a `Conversation`, in which each turn is read once.
 

@@ -13,6 +13,7 @@ from keras_llm.training.learned import evaluate_examples, log_probabilities
 from keras_llm.training.lora import add_lora, load_lora, merge_lora, save_lora
 from keras_llm.training.losses import GloVeLoss
 from keras_llm.training.metrics import (
+    Perplexity,
     TokenAccuracy,
     evaluate_language_model,
     evaluate_most_frequent,
@@ -27,8 +28,10 @@ from keras_llm.training.ngrams import (
 )
 from keras_llm.training.optimizers import AdamW, Lion, Muon
 from keras_llm.training.preference import DPO, ORPO, PreferenceTrainer
+from keras_llm.training.regression import evaluate_regression
 from keras_llm.training.resume import Resume
 from keras_llm.training.schedules import WarmupDecay
+from keras_llm.training.sentence_pairs import SentencePairTrainer
 from keras_llm.training.summaries import evaluate_summaries
 from keras_llm.training.trainer import LanguageModelTrainer, check_token_ids
 from keras_llm.training.translation import evaluate_translations
@@ -45,9 +48,11 @@ __all__ = [
     "LanguageModelTrainer",
     "Lion",
     "Muon",
+    "Perplexity",
     "PreferenceTrainer",
     "ProgressBar",
     "Resume",
+    "SentencePairTrainer",
     "TensorBoard",
     "TokenAccuracy",
     "Trigram",
@@ -62,6 +67,7 @@ __all__ = [
     "evaluate_examples",
     "evaluate_language_model",
     "evaluate_most_frequent",
+    "evaluate_regression",
     "evaluate_similarities",
     "evaluate_summaries",
     "evaluate_targets",

@@ -40,6 +40,43 @@ class TokenAccuracy(keras.metrics.Mean):
         return {**super().get_config(), "ignore_id": self.ignore_id}
 
 
+@keras.saving.register_keras_serializable("keras_llm")
+class Perplexity(keras.metrics.Mean):
+    """The exponential of the mean cross-entropy of the target tokens.
+
+    `LanguageModelTrainer` needs no such metric: the exponential of its loss is logged.
+
+    Args:
+        ignore_id: int, targets that do not count (padding).
+        from_logits: bool. Whether predictions are logits, not probabilities.
+        name: name in logs.
+
+    Call arguments of `update_state`:
+        y_true: int tensor (B, T).
+        y_pred: float tensor (B, T, V).
+    """
+
+    def __init__(self, ignore_id=0, from_logits=True, name="perplexity", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.ignore_id, self.from_logits = ignore_id, from_logits
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        counts = ops.cast(y_true != self.ignore_id, self.dtype)
+        if sample_weight is not None:
+            counts = counts * ops.cast(sample_weight, self.dtype)
+        nats = keras.losses.sparse_categorical_crossentropy(
+            y_true, ops.cast(y_pred, self.dtype), from_logits=self.from_logits
+        )
+        return super().update_state(nats, sample_weight=counts)
+
+    def result(self):
+        return ops.exp(super().result())
+
+    def get_config(self):
+        own = {"ignore_id": self.ignore_id, "from_logits": self.from_logits}
+        return {**super().get_config(), **own}
+
+
 def evaluate_language_model(
     model, token_ids, num_bytes, bos_id, sequence_length, batch_size=16, segments=False
 ):

@@ -81,6 +81,11 @@ class LanguageModelTrainer(keras.Model):
         )
         self.accuracy = keras.metrics.Mean(name="accuracy")
 
+    @property
+    def trained(self):
+        """The model whose weights are trained, that are to be kept."""
+        return self.model
+
     def get_config(self):
         loss = dataclasses.asdict(self.cross_entropy)
         return {"model": models.describe(self.model), **loss, "ignore_id": self.ignore_id}

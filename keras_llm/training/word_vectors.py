@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from keras_llm.training.regression import spearman
+
 
 def evaluate_analogies(table, words, questions, batch_size=256):
     """How often `b - a + c` is nearest to d, by cosine, of all words but a, b and c.
@@ -51,15 +53,10 @@ def evaluate_similarities(table, words, pairs):
     if len(known) < 2:
         return {"pairs": len(known), "spearman": 0.0}
     first, second = (table[[ids[pair[side]] for pair in known]] for side in (0, 1))
-    ranks = [_ranks((first * second).sum(axis=1)), _ranks([pair[2] for pair in known])]
-    return {"pairs": len(known), "spearman": float(np.corrcoef(*ranks)[0, 1])}
+    found = spearman((first * second).sum(axis=1), [pair[2] for pair in known])
+    return {"pairs": len(known), "spearman": found}
 
 
 def _unit(table):
     table = np.asarray(table, "float32")
     return table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
-
-
-def _ranks(values):
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[places]

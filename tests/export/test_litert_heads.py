@@ -95,6 +95,18 @@ def test_embeddings(parts, files):
     assert ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs) > 0.99
 
 
+def test_numbers(parts, files):
+    encoder, tok = parts
+    task = keras_llm.TextRegression(models.text_regressor(encoder), tok)
+    report = export.litert(task, files / "score_8.tflite", "int8", held_out=[TEXT, "Ada wrote."])
+    assert 0 <= report["quality"]["loss"] < 0.2
+    device = written(task, files / "score.tflite")
+    found = device.score("Ada wrote.")
+    assert found == {"value": pytest.approx(task("Ada wrote."), abs=1e-4), "truncated": False}
+    with pytest.raises(InputError, match="`classify` needs a TextClassification"):
+        device.classify("Ada")
+
+
 def test_gaps(parts, files):
     encoder, tok = parts
     task = keras_llm.MaskedLanguageModel(models.masked_lm(encoder), tok)

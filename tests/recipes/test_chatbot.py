@@ -2,15 +2,16 @@
 
 import io
 import json
+import random
 import sys
 
 import numpy as np
 import pytest
 
 import keras_llm
-from keras_llm import cli, training
+from keras_llm import cli, export, training
 from keras_llm.errors import InputError
-from keras_llm.recipes import chatbot, chats
+from keras_llm.recipes import chatbot, chats, judges
 
 
 def options(talks, out, **changes):
@@ -33,9 +34,23 @@ def talks(text_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(talks, tmp_path_factory):
+def safety(tmp_path_factory):
+    """Texts that are unsafe where they have a certain word."""
+    path, draw = tmp_path_factory.mktemp("safety") / "texts.csv", random.Random(0)
+    lines = ["text,label"]
+    for i in range(240):
+        words = draw.choices(["explain", "a", "value", "of", "with", "the", "if"], k=6)
+        words[draw.randrange(6)] = ["nasty", "name"][i % 2]
+        lines.append(f"{' '.join(words)},{['unsafe', 'safe'][i % 2]}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(talks, safety, tmp_path_factory):
     out = tmp_path_factory.mktemp("chatbot") / "run"
-    return out, chatbot.run(options(talks, out))
+    ranked = {"rank": 3, "safety": str(safety), "judge_rows": 400, "judge_epochs": 4}
+    return out, chatbot.run(options(talks, out, **ranked))
 
 
 def test_answers_are_learned(run):
@@ -54,6 +69,54 @@ def test_evaluation_finds_the_same_conversations_again(run, tmp_path):
     assert chatbot.evaluate(folder) == pytest.approx(metrics["held_out"], rel=1e-4)
     (tmp_path / "one.jsonl").write_text('{"instruction": "Explain if.", "output": "The if"}')
     assert chatbot.evaluate(folder, tmp_path / "one.jsonl")["tokens"] < 12
+
+
+def test_answers_are_ranked_and_filtered(run, capfd, tmp_path):
+    folder, metrics = run
+    task = keras_llm.load(folder)
+    assert isinstance(task, keras_llm.RankedChat) and task.ranking.num_candidates == 3
+    assert metrics["safety"]["held_out"]["recall"] > 0.9 < metrics["safety"]["tfidf"]["recall"]
+    assert metrics["safety"]["held_out"]["precision"] > 0.9
+    found = metrics["ranking"]
+    assert found["ranked_sensible"] >= found["first_sensible"]
+    assert found["candidates"] == 3 and 0 <= found["real_reply_found"] <= 1
+    settings = {"max_new_tokens": 12, "seed": 1}
+    answer = task.chat("Explain with.", return_details=True, **settings)
+    assert answer.refused is None and answer.text == answer.replies[0].text
+    assert {reply.number for reply in answer.replies} == {0, 1, 2}
+    assert task.chat("a nasty value", **settings) == task.ranking.refusal
+    for name in ("safety", "sensibleness"):
+        judge = keras_llm.load(folder / name)
+        accuracy = metrics[name]["held_out"]["accuracy"]
+        assert sorted(judge.labels) == judge.labels
+        assert f"{accuracy:.4f}" in (folder / name / "README.md").read_text()
+        assert f"{accuracy:.1%}" in (folder / "README.md").read_text()
+    with pytest.raises(InputError, match="its `generator`"):
+        export.litert(task, tmp_path / "chat.tflite")
+
+
+def test_replies_of_other_conversations_are_the_random_ones():
+    talks = [
+        [{"role": r, "content": f"{r} {i} {turn}"} for turn in "ab" for r in ("user", "assistant")]
+        for i in range(9)
+    ]
+    rows = judges.sensible_rows(talks, seed=1, most=24)
+    assert len(rows) == 24 and rows == judges.sensible_rows(talks, seed=1, most=24)
+    for number, (text, label) in enumerate(rows):
+        reply, said = (line.split() for line in text.split("\n"))
+        assert (reply[0], said[0]) == ("assistant", "user") and said[1] == str(number // 4)
+        assert (reply[1:] == said[1:]) == (label == "sensible")
+        assert (reply[1] == said[1]) == (label == "sensible")
+    with pytest.raises(InputError, match="two conversations"):
+        judges.sensible_rows(talks[:1], seed=1, most=9)
+
+
+def test_other_labels_of_safety_are_refused(talks, tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\n" + "a b,good\nc d,bad\n" * 9)
+    settings = options(talks, tmp_path / "run", rank=2, safety=str(tmp_path / "rows.csv"))
+    with pytest.raises(InputError, match=r"--safety: .* must be \['safe', 'unsafe'\]"):
+        chatbot.run(settings)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_command_line_talks_with_the_run(run, monkeypatch, capsys):
@@ -126,6 +189,8 @@ def test_what_cannot_be_gone_on_from_is_refused(run, run_folder, talks, tmp_path
         ({"max_length": 1}, "max-length"),
         ({"max_conversations": -1}, "max-conversations"),
         ({"question": " "}, "question"),
+        ({"rank": -1}, "rank"),
+        ({"refusal": ""}, "refusal"),
         ({"dropout": 1.0}, "dropout"),
     ],
 )

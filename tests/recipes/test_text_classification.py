@@ -134,6 +134,35 @@ def test_the_command_line_predicts(run, capfd):
     assert "--context is for question answering" in capfd.readouterr().err
 
 
+def test_a_number_can_be_learned(tmp_path):
+    draw, path = random.Random(1), tmp_path / "rows.csv"
+    with open(path, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "label"])
+        for _ in range(400):
+            words = draw.choices(FILLERS, k=draw.randint(3, 12))
+            good, bad = (draw.randrange(3) for _ in range(2))
+            words += ["good"] * good + ["bad"] * bad
+            draw.shuffle(words)
+            table.writerow([" ".join(words), (good - bad) / 2])
+    out = tmp_path / "run"
+    options = text_classification.Options(
+        out=str(out), data=str(path), kind="number", smoke=True, export="saved_model"
+    )
+    metrics = text_classification.run(options)
+    held_out, baseline = metrics["held_out"], metrics["tfidf"]
+    assert held_out["rows"] == baseline["rows"] and held_out["r2"] > 0.5
+    assert metrics["artefacts"]["saved_model"]["parity"]["max_error"] < 1e-4
+    assert (out / "scatter.png").read_bytes().startswith(b"\x89PNG")
+    task = keras_llm.load(out)
+    assert isinstance(task, keras_llm.TextRegression)
+    assert task("good good the film") > 0.3 > -0.3 > task("bad bad the film")
+    assert text_classification.evaluate(out) == pytest.approx(held_out, rel=1e-4)
+    path.write_text("text,label\na film,fine\n")
+    with pytest.raises(InputError, match=r"rows\.csv: 'fine', of 'a film', is no number"):
+        text_classification.evaluate(out, path)
+
+
 @pytest.mark.parametrize(
     "content, words",
     [
@@ -160,8 +189,8 @@ def test_a_corpus_with_its_own_split_keeps_it(tmp_path, monkeypatch, capfd):
         corpora.CORPORA, "tiny", corpora.Corpus("tiny", lambda: split, kind="labelled")
     )
     options = text_classification.Options(out=str(tmp_path / "run"), corpus="tiny")
-    train, held_out, labels, dropped = text_classification.rows(options)
-    assert len(train) == 19 and held_out == split.held_out and labels == ["a", "b"]
+    train, held_out, kind, dropped = text_classification.rows(options)
+    assert len(train) == 19 and held_out == split.held_out and kind.labels == ["a", "b"]
     assert dropped == {"repeated": 1, "held out too": 2}
     told = capfd.readouterr().err
     assert "19 rows for training, 2 held out; dropped: 1 repeated, 2 held out too" in told

@@ -10,7 +10,7 @@ import pytest
 import keras_llm
 from keras_llm import cli
 from keras_llm.errors import InputError
-from keras_llm.recipes import corpora, corpus_readers, translation
+from keras_llm.recipes import corpora, corpus_readers, translation, translations
 
 NOUNS = {"house": "casa", "table": "mesa", "chair": "silla", "door": "puerta", "flower": "flor"}
 ADJECTIVES = {"red": "roja", "white": "blanca", "new": "nueva", "old": "vieja", "big": "grande"}
@@ -92,7 +92,7 @@ def test_batches_shift_the_target_by_one_and_count_what_is_too_long(run):
 def test_the_memory_gives_the_target_of_the_nearest_source():
     train = [("open the file", "A"), ("close the window", "B"), ("print a page", "C")]
     rows = [("Close the file window", "?"), ("print", "?")]
-    assert translation.nearest(train, rows) == ["B", "C"]
+    assert translations.nearest(train, rows) == ["B", "C"]
 
 
 def build_package(folder, language, pages):

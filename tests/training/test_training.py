@@ -76,12 +76,15 @@ def test_the_loss_of_fit_ignores_padding(model):
     x, y = stream(40).reshape(4, 10), stream(40, 1).reshape(4, 10)
     y[:, 6:] = 0
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
-    model.compile(loss=loss, metrics=[training.TokenAccuracy(0)])
-    found, accuracy = model.evaluate(x, y, batch_size=4, verbose=0)
+    model.compile(loss=loss, metrics=[training.TokenAccuracy(0), training.Perplexity(0)])
+    found, accuracy, perplexity = model.evaluate(x, y, batch_size=3, verbose=0)
     logits = np.asarray(model(x), "float64")
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = -np.take_along_axis(log_p, y[..., None], -1)[:, :6].mean()
     assert found == pytest.approx(expected, rel=1e-4)
+    assert perplexity == pytest.approx(np.exp(expected), rel=1e-4)
+    config = training.Perplexity(3, from_logits=False).get_config()
+    assert training.Perplexity.from_config(config).get_config() == config
     assert accuracy == pytest.approx((log_p.argmax(-1) == y)[:, :6].mean())
 
 

@@ -1,0 +1,53 @@
+"""Documents as batches with hidden words, and how well these are guessed."""
+
+
+def batches(task, documents, options, shuffle=False):
+    """Documents -> `tf.data.Dataset` of the model's inputs and what was hidden, and with pairs
+    whether the second follows; without `shuffle` one pass, of which nothing but less than a batch
+    is left out."""
+    from keras_llm import data
+
+    length, size, tokenizer = options.sequence_length, options.batch_size, task.tokenizer
+    epochs = options.epochs if shuffle else 1
+    settings = [epochs, options.seed, shuffle, options.mask_rate, options.whole_words]
+    if options.next_sentence:
+        pairs = data.sentence_pairs(documents, tokenizer, length)
+        size = size if shuffle else min(size, len(pairs.first))
+        dataset = data.sentence_pair_dataset(pairs, tokenizer, size, *settings)
+    else:
+        token_ids = data.encode_documents(documents, tokenizer)
+        if not shuffle:
+            size = min(size, max(1, data.windows(token_ids, length - 2)))
+        dataset = data.masked_dataset(token_ids, tokenizer, length, size, *settings)
+    names = [tensor.name for tensor in task.model.inputs]
+    return dataset.map(lambda x, y: (_with_segments(x, names), y))
+
+
+def alone(batches):
+    """The batches with no other targets than the hidden tokens."""
+    return batches.map(lambda x, y: (x, y["tokens"] if isinstance(y, dict) else y))
+
+
+def measured(task, judge, batches):
+    """How well hidden tokens are guessed, see `training.evaluate_targets`; and with a
+    `NextSentence`, or None, the share of pairs that it tells right."""
+    import numpy as np
+
+    from keras_llm import training
+
+    found = training.evaluate_targets(task.model, alone(batches), task.tokenizer.pad_id)
+    if judge:
+        names = [tensor.name for tensor in judge.model.inputs]
+        right = [
+            np.argmax(judge.model({name: x[name] for name in names}), -1) == y["next_sentence"]
+            for x, y in batches
+        ]
+        found["next_sentence_accuracy"] = float(np.concatenate(right).mean())
+    return found
+
+
+def _with_segments(inputs, names):
+    import tensorflow as tf
+
+    inputs = {"segment_ids": tf.zeros_like(inputs["token_ids"]), **inputs}
+    return {name: inputs[name] for name in names}
