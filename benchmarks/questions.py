@@ -35,7 +35,7 @@ def main():
     parser.add_argument(
         "--runs",
         type=pathlib.Path,
-        default=pathlib.Path("build/scaling.jsonl"),
+        default=pathlib.Path("docs/measured_scaling.jsonl"),
         help="where runs of scaling are kept; those that are there are not run again",
     )
     options = parser.parse_args()
@@ -108,13 +108,14 @@ def heads(corpus, options):
 
 
 def scaling(corpus, options):
-    """Models of several sizes on several amounts of text, and the law that fits their losses."""
+    """Models of several sizes on several amounts of text, and the law that fits their losses.
+
+    Each run is kept when it ends, so that a later call goes on.
+    """
     from keras_llm import models
 
-    known = {}
-    if options.runs.is_file():
-        rows = map(json.loads, options.runs.read_text().splitlines())
-        known = {(weights, tokens): rest for weights, tokens, *rest in rows}
+    rows = scaling_law.read(options.runs) if options.runs.is_file() else []
+    known = {(weights, tokens): rest for weights, tokens, *rest in rows}
     print("| weights | tokens | held-out loss | s |\n|---|---|---|---|")
     runs = []
     for (width, layers), part in itertools.product(SHAPES, PARTS):
@@ -124,26 +125,12 @@ def scaling(corpus, options):
             continue
         if (weights, tokens) not in known:
             known[weights, tokens] = train(corpus, tokens, *shape)
-            options.runs.parent.mkdir(parents=True, exist_ok=True)
             with options.runs.open("a") as file:
                 print(json.dumps((weights, tokens, *known[weights, tokens])), file=file)
         loss, seconds = known[weights, tokens]
         runs.append((weights, tokens, loss))
         print(f"| {weights:,} | {tokens:,} | {loss:.3f} | {seconds:.0f} |", flush=True)
-    law = scaling_law.report(runs)
-    if options.picture:
-        figure, axes = new_figure()
-        amounts = [options.tokens / part for part in PARTS]
-        for weights, rows in itertools.groupby(runs, key=lambda run: run[0]):
-            _, found, losses = zip(*rows, strict=True)
-            (line,) = axes.plot(found, [law.loss(weights, tokens) for tokens in found])
-            axes.plot(found, losses, "o", color=line.get_color(), label=f"{weights:,} weights")
-        axes.set_xscale("log")
-        axes.set_xticks(amounts, [f"{amount:,.0f}" for amount in amounts])
-        axes.minorticks_off()
-        axes.set(xlabel="tokens of training", ylabel="held-out loss, nats a token")
-        axes.legend()
-        figure.savefig(options.picture)
+    scaling_law.report(runs, options.picture)
 
 
 def new_figure():

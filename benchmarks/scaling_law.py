@@ -2,10 +2,15 @@
 
 `L(N, D) = E + A / N ** alpha + B / D ** beta`, of N weights and D tokens, in nats a token: the law
 of Hoffmann et al., 2022, "Training Compute-Optimal Large Language Models".
+
+python benchmarks/scaling_law.py docs/measured_scaling.jsonl --picture docs/pictures/scaling.svg
 """
 
+import argparse
 import dataclasses
 import itertools
+import json
+import pathlib
 
 import numpy as np
 from scipy import optimize
@@ -70,20 +75,17 @@ def fit(runs):
     return Law(*map(float, (E, a * n**alpha, alpha, b * d**beta, beta)))
 
 
-def report(runs, draws=200):
+def report(runs, picture=None, draws=100):
     """Print the law of these runs, and how far it can be trusted.
 
     Intervals hold 90 % of the fits to `draws` samples of the runs, drawn with replacement.
 
     Args:
         runs: rows (weights, tokens, loss).
+        picture: path of an SVG of runs and law, or None.
         draws: int.
-
-    Returns:
-        The `Law`.
     """
-    law = fit(runs)
-    random = np.random.default_rng(0)
+    law, random = fit(runs), np.random.default_rng(0)
     samples = [
         fit([runs[i] for i in random.integers(len(runs), size=len(runs))]) for _ in range(draws)
     ]
@@ -100,4 +102,37 @@ def report(runs, draws=200):
     others = fit([run for run in runs if run is not largest])
     print(f"root mean square error {np.sqrt(np.mean(np.square(errors))):.3f} nats")
     print(f"largest run {largest[2]:.3f}, foretold by the others {others.loss(*largest[:2]):.3f}")
-    return law
+    if picture:
+        draw(runs, law, picture)
+
+
+def draw(runs, law, picture):
+    """A line of the law and the points of the runs for each number of weights."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for weights, rows in itertools.groupby(runs, key=lambda run: run[0]):
+        _, tokens, losses = np.array(list(rows)).T
+        (line,) = axes.plot(tokens, law.loss(weights, tokens))
+        axes.plot(tokens, losses, "o", color=line.get_color(), label=f"{weights:,} weights")
+    amounts = sorted({tokens for _, tokens, _ in runs})
+    axes.set_xscale("log")
+    axes.set_xticks(amounts, [f"{amount:,}" for amount in amounts])
+    axes.minorticks_off()
+    axes.set(xlabel="tokens of training", ylabel="held-out loss, nats a token")
+    axes.legend()
+    figure.savefig(picture)
+
+
+def read(path):
+    """Rows (weights, tokens, loss, seconds) of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=pathlib.Path, help="what questions.py scaling kept")
+    parser.add_argument("--picture", help="where the SVG goes")
+    options = parser.parse_args()
+    report([tuple(row[:3]) for row in read(options.runs)], options.picture)
