@@ -2,7 +2,7 @@
 
 import collections
 
-from keras_llm.recipes import quiz_readers, runs, translation
+from keras_llm.recipes import quiz_readers, runs, translation, translations
 
 DEFAULTS = {
     "corpus": "trivia",
@@ -89,7 +89,7 @@ def baselines(task, train, held_out, options):
     ((frequent, _),) = collections.Counter(answer for _, answer in firsts).most_common(1)
     test = held_out[: options.test_rows]
     return {
-        "baseline": _measured(translation.nearest(firsts, test), test),
+        "baseline": _measured(translations.nearest(firsts, test), test),
         "frequent": _measured([frequent] * len(test), test),
     }
 

@@ -232,7 +232,7 @@ def ranked(task, held_out, options):
     given = [
         next(reply for reply in answer.replies if reply.text == answer.text)
         for answer in heard
-        if answer.refused is None
+        if answer.replies and answer.refused is None
     ]
     return {
         "messages": len(found),

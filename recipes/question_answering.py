@@ -80,10 +80,11 @@ class Options(runs.Options):
             ("export", "litert_lm" not in self.exports, "of saved_model, litert"),
         )
         if self.smoke:
-            self.start, self.vocabulary_size, self.dropout = "scratch", 512, 0.0
+            self.start, self.dropout = "scratch", 0.0
+            self.vocabulary_size = 400 if is_generative else 512
             self.preset = "seq2seq-tiny" if is_generative else "encoder-tiny"
             self.max_length, self.max_rows, self.batch_size = 64, 1000, 16
-            self.epochs, self.learning_rate = 8, 3e-3
+            self.epochs, self.learning_rate = 16 if is_generative else 8, 3e-3
 
 
 def run(options):

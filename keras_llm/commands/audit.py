@@ -111,7 +111,13 @@ def _of_a_generator(options, task, terms):
 def _texts(options, task):
     """`[texts]` of --data, or of the recipe `[training, held out]`, lists of str."""
     from keras_llm import data
-    from keras_llm.recipes import question_answering, runs, text_classification, text_generation
+    from keras_llm.recipes import (
+        question_answering,
+        runs,
+        text_classification,
+        text_generation,
+        yes_no,
+    )
     from keras_llm.recipes import texts as documents
 
     if options.data is not None:
@@ -123,7 +129,7 @@ def _texts(options, task):
         sides = text_classification.rows(runs.model_options(text_classification.Options, task))
         return [[text for text, _ in side] for side in sides[:2]]
     if recipe == "question_answering":
-        sides = question_answering.rows(runs.model_options(question_answering.Options, task))
+        sides = yes_no.rows(runs.model_options(question_answering.Options, task))
         columns = ([list(column) for column in zip(*side, strict=True)] for side in sides[:2])
         return [task.with_contexts(*side[:2]) for side in columns]
     raise InputError(f"{options.run} does not say what it was trained on; give --data.")

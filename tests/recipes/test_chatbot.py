@@ -78,12 +78,15 @@ def test_answers_are_ranked_and_filtered(run, capfd, tmp_path):
     assert metrics["safety"]["held_out"]["recall"] > 0.9 < metrics["safety"]["tfidf"]["recall"]
     assert metrics["safety"]["held_out"]["precision"] > 0.9
     found = metrics["ranking"]
-    assert found["ranked_sensible"] >= found["first_sensible"]
-    assert found["candidates"] == 3 and 0 <= found["real_reply_found"] <= 1
+    assert found["candidates"] == 3
+    for name in ("first_sensible", "ranked_sensible", "real_reply_found"):
+        assert 0 <= found[name] <= 1
     settings = {"max_new_tokens": 12, "seed": 1}
     answer = task.chat("Explain with.", return_details=True, **settings)
     assert answer.refused is None and answer.text == answer.replies[0].text
     assert {reply.number for reply in answer.replies} == {0, 1, 2}
+    scores = [reply.score for reply in answer.replies]
+    assert scores == sorted(scores, reverse=True)
     assert task.chat("a nasty value", **settings) == task.ranking.refusal
     for name in ("safety", "sensibleness"):
         judge = keras_llm.load(folder / name)
