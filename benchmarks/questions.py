@@ -1,31 +1,46 @@
-"""What the number of heads is worth at one width: docs/faq.md.
+"""What heads are worth at one width, and how loss follows size and data: docs/faq.md.
 
 python benchmarks/questions.py heads --tokens 100000 --picture docs/pictures/heads.svg
+python benchmarks/questions.py scaling --tokens 1200000 --picture docs/pictures/scaling.svg
 
 Each run is one pass of `fit` over film reviews with the settings of the recipe text_generation; the
 loss is that of held-out reviews, in nats a token.
 """
 
 import argparse
+import itertools
+import json
 import os
+import pathlib
 import time
+
+import scaling_law
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 VOCABULARY, LENGTH, BATCH = 2048, 128, 8
 HEADS = (1, 2, 4, 8, 16)
+SHAPES = ((16, 2), (32, 2), (64, 3), (96, 3))  # width, layers; heads of size 16
+PARTS = (8, 4, 2, 1)  # of the tokens, a run reads one
+MOST = 1.6e11  # weights times tokens: larger models read less
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("question", choices=("heads",))
+    parser.add_argument("question", choices=("heads", "scaling"))
     parser.add_argument("--picture", help="where the SVG goes")
     parser.add_argument("--tokens", type=int, default=400_000, help="the most a run trains on")
     parser.add_argument("--seeds", type=int, default=2, help="runs for each number of heads")
+    parser.add_argument(
+        "--runs",
+        type=pathlib.Path,
+        default=pathlib.Path("docs/measured_scaling.jsonl"),
+        help="where runs of scaling are kept; those that are there are not run again",
+    )
     options = parser.parse_args()
     corpus = read(options.tokens)
-    heads(corpus, options)
+    {"heads": heads, "scaling": scaling}[options.question](corpus, options)
 
 
 def read(tokens):
@@ -41,6 +56,14 @@ def read(tokens):
     return tokenizer, ids[:tokens], data.encode_documents(held_out, tokenizer)
 
 
+def config(width, layers, num_heads):
+    from keras_llm import models
+
+    return models.CausalLMConfig(
+        VOCABULARY, layers, width, num_heads, 8 * width // 3, LENGTH, initializer_range=0.05
+    )
+
+
 def train(corpus, tokens, width, layers, num_heads, seed=0):
     """One training; the held-out loss and the seconds."""
     import keras
@@ -49,11 +72,7 @@ def train(corpus, tokens, width, layers, num_heads, seed=0):
 
     tokenizer, ids, held_out = corpus
     keras.utils.set_random_seed(seed)
-    model = models.causal_lm(
-        models.CausalLMConfig(
-            VOCABULARY, layers, width, num_heads, 8 * width // 3, LENGTH, initializer_range=0.05
-        )
-    )
+    model = models.causal_lm(config(width, layers, num_heads))
     batches = data.packed_dataset(
         ids[:tokens], LENGTH, BATCH, bos_id=tokenizer.bos_id, pad_id=tokenizer.pad_id, seed=seed
     )
@@ -86,6 +105,32 @@ def heads(corpus, options):
         axes.set_xticks(HEADS, HEADS)
         axes.set(xlabel="heads, at width 128", ylabel="held-out loss, nats a token")
         figure.savefig(options.picture)
+
+
+def scaling(corpus, options):
+    """Models of several sizes on several amounts of text, and the law that fits their losses.
+
+    Each run is kept when it ends, so that a later call goes on.
+    """
+    from keras_llm import models
+
+    rows = scaling_law.read(options.runs) if options.runs.is_file() else []
+    known = {(weights, tokens): rest for weights, tokens, *rest in rows}
+    print("| weights | tokens | held-out loss | s |\n|---|---|---|---|")
+    runs = []
+    for (width, layers), part in itertools.product(SHAPES, PARTS):
+        shape = (width, layers, width // 16)
+        weights, tokens = models.summarize(config(*shape))["parameters"], options.tokens // part
+        if weights * tokens > MOST:
+            continue
+        if (weights, tokens) not in known:
+            known[weights, tokens] = train(corpus, tokens, *shape)
+            with options.runs.open("a") as file:
+                print(json.dumps((weights, tokens, *known[weights, tokens])), file=file)
+        loss, seconds = known[weights, tokens]
+        runs.append((weights, tokens, loss))
+        print(f"| {weights:,} | {tokens:,} | {loss:.3f} | {seconds:.0f} |", flush=True)
+    scaling_law.report(runs, options.picture)
 
 
 def new_figure():

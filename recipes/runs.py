@@ -121,7 +121,8 @@ def prepare(options, *packages, pictures=True):
     check_free(options.out, options.overwrite)
     for name in (*packages, *(["matplotlib"] if pictures else [])):
         if importlib.util.find_spec(name) is None:
-            raise InputError(f"this needs {name}: pip install 'keras-llm[recipes]'.")
+            package = {"sklearn": "scikit-learn"}.get(name, name)
+            raise InputError(f"this needs {package}: pip install {package}.")
     keras.utils.set_random_seed(options.seed)
 
 

@@ -1,5 +1,6 @@
 """What the documents tell a reader to type is typed here."""
 
+import json
 import pathlib
 import re
 import shlex
@@ -13,6 +14,7 @@ from keras_llm import cli
 ROOT = pathlib.Path(keras_llm.__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [*sorted(ROOT.glob("README*.md")), *sorted(DOCS.rglob("*.md"))]
+NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 # Their code is that of the English pages, which a test below checks.
 CHINESE = [page for page in PAGES if page.is_relative_to(DOCS / "zh") or "zh-CN" in page.name]
 
@@ -74,6 +76,17 @@ def test_every_page_is_in_the_navigation_once():
     assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_are_listed_and_kept_without_what_they_print(path):
+    assert f"](notebooks/{path.name})" in (DOCS / "notebooks.md").read_text("utf-8")
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert code and not any(cell["outputs"] or cell["execution_count"] for cell in code)
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell not in code)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        assert (path.parent / link).exists(), link
+
+
 def test_the_reference_has_every_public_name():
     pages = "".join(page.read_text("utf-8") for page in (DOCS / "api").glob("*.md"))
     shown = re.findall(r"^::: (\S+)", pages, re.M)
@@ -108,7 +121,7 @@ def test_a_chinese_page_has_the_parts_of_the_english_one(page):
 
 
 def test_pages_that_teach_are_in_both_languages():
-    taught = {"get_started.md", "faq.md"} | {
+    taught = {"get_started.md", "faq.md", "serving.md", "on_device.md"} | {
         f"concepts/{page.name}" for page in (DOCS / "concepts").glob("*.md")
     }
     # The glossary holds both languages.

@@ -26,9 +26,7 @@ def open_gguf(path):
     try:
         import gguf
     except ImportError:
-        raise InputError(
-            "reading GGUF files needs the package gguf: pip install 'keras-llm[gguf]'."
-        ) from None
+        raise InputError("reading GGUF files needs the package gguf: pip install gguf.") from None
     path = pathlib.Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist.")

@@ -46,7 +46,7 @@ def without_near_duplicates(texts, threshold=0.8, words=5, seed=1):
     try:
         from datasketch import MinHash, MinHashLSH
     except ImportError:
-        raise InputError("this needs datasketch: pip install 'keras-llm[recipes]'.") from None
+        raise InputError("this needs datasketch: pip install datasketch.") from None
     index = MinHashLSH(0.85 * threshold, _PERMUTATIONS, weights=(0.1, 0.9))  # misses few pairs
     numbers = _Numbers()
     kept, runs = [], []

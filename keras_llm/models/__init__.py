@@ -26,7 +26,13 @@ from keras_llm.models.heads import (
     text_regressor,
     token_classifier,
 )
-from keras_llm.models.inside import attention_maps, from_embeddings, logit_lens, token_table
+from keras_llm.models.inside import (
+    attention_maps,
+    cross_attention_maps,
+    from_embeddings,
+    logit_lens,
+    token_table,
+)
 from keras_llm.models.presets import preset, presets, similar_presets
 from keras_llm.models.seq2seq import Seq2Seq, encode, seq2seq
 from keras_llm.models.states import OutputHead, has_token_head, output_head, prediction_states
@@ -54,6 +60,7 @@ __all__ = [
     "causal_lm",
     "config_from_dict",
     "config_to_dict",
+    "cross_attention_maps",
     "decode",
     "describe",
     "encode",

@@ -8,7 +8,7 @@ from keras_llm.models import stack
 from keras_llm.models.causal_lm import CausalLM, forward
 from keras_llm.models.config import CausalLMConfig
 from keras_llm.models.heads import HeadModel
-from keras_llm.models.seq2seq import Seq2Seq
+from keras_llm.models.seq2seq import Seq2Seq, hidden_states
 
 
 def attention_maps(model, inputs):
@@ -40,6 +40,29 @@ def attention_maps(model, inputs):
         stack.decode(layer, config, x, token_ids, config.num_layers, scores=scores)
     else:
         stack.encode(layer, config, x, mask, token_ids, config.num_layers, prefix, scores)
+    return scores
+
+
+def cross_attention_maps(model, inputs):
+    """What each token of the target looks at in the source.
+
+    Args:
+        model: a model from `seq2seq`.
+        inputs: dict of `encoder_token_ids`, int (B, S), filled up with the config's `pad_id`, and
+            `decoder_token_ids`, int (B, T).
+
+    Returns:
+        A list of each decoder block's cross-attention probabilities, float32 (B, N, T, S): row t
+        is of the step that reads target token t and predicts the next.
+
+    Raises:
+        InputError: if the model is another.
+    """
+    if not isinstance(model, Seq2Seq):
+        raise InputError(f"`model` must come from seq2seq, got {type(model)}.")
+    sides = [inputs[f"{side}_token_ids"] for side in ("encoder", "decoder")]
+    scores = []
+    hidden_states(model.get_layer, model.config, *map(ops.convert_to_tensor, sides), scores)
     return scores
 
 

@@ -88,8 +88,11 @@ def encode(model, encoder_token_ids):
     return entries
 
 
-def hidden_states(layer, config, encoder_ids, decoder_ids):
-    """Both sides' token ids, (B, S) and (B, T) -> what goes into the head, (B, T, D)."""
+def hidden_states(layer, config, encoder_ids, decoder_ids, scores=None):
+    """Both sides' token ids, (B, S) and (B, T) -> what goes into the head, (B, T, D).
+
+    `scores` as in `stack.decode`.
+    """
     memory, mask = _encode(layer, config, encoder_ids)
     return stack.decode(
         layer,
@@ -100,6 +103,7 @@ def hidden_states(layer, config, encoder_ids, decoder_ids):
         "decoder_",
         encoder_sequence=memory,
         encoder_padding_mask=mask,
+        scores=scores,
     )
 
 

@@ -144,7 +144,8 @@ def decode(
     scores=None,
 ):
     """Vectors (B, T, D) through the decoder blocks, without a cache. With `attention_mask` that
-    mask alone says who sees whom. `scores` as in `encode`."""
+    mask alone says who sees whom. `scores` as in `encode`; with an `encoder_sequence` they are the
+    cross-attention's."""
     bias = _own_bias(layer, config, prefix, token_ids, positions)
     arguments = {"attention_bias": bias}
     if positions is not None:
@@ -244,7 +245,7 @@ def _call(block, scores, x, **arguments):
     if scores is None:
         return block(x, **arguments)
     x, *probabilities = block(x, return_attention_scores=True, **arguments)
-    scores.append(probabilities[0])
+    scores.append(probabilities[-1])
     return x
 
 

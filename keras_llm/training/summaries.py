@@ -26,7 +26,7 @@ def evaluate_summaries(summaries, references, stemming=True):
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
-        raise InputError("this needs rouge-score: pip install 'keras-llm[recipes]'.") from None
+        raise InputError("this needs rouge-score: pip install rouge-score.") from None
     if not summaries or len(summaries) != len(references):
         raise InputError(
             f"evaluate_summaries: {len(summaries)} summaries and {len(references)} references; "

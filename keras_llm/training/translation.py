@@ -26,7 +26,7 @@ def evaluate_translations(translations, references, tokenizer="13a"):
     try:
         from sacrebleu.metrics import BLEU, CHRF
     except ImportError:
-        raise InputError("this needs sacrebleu: pip install 'keras-llm[recipes]'.") from None
+        raise InputError("this needs sacrebleu: pip install sacrebleu.") from None
     if not translations or len(translations) != len(references):
         raise InputError(
             f"evaluate_translations: {len(translations)} translations and {len(references)} "

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from keras import ops
 
 from keras_llm import layers, models
 from keras_llm.errors import InputError
@@ -198,6 +199,32 @@ def test_attention_can_be_looked_at():
     i, j = np.arange(8)[:, None], np.arange(8)
     np.testing.assert_array_equal(np.asarray(scores[0])[0, 0] > 0, j <= i)  # full
     np.testing.assert_array_equal(np.asarray(scores[1])[0, 0] > 0, (j <= i) & (i - j < 3))
+
+
+def test_cross_attention_can_be_looked_at():
+    config = models.preset("t5-tiny", initializer_range=0.3)
+    model, pad = models.seq2seq(config), config.pad_id
+    source, target = np.array([[5, 6, 7, 8, pad, pad]]), np.array([[2, 9, 10]])
+
+    def maps(target):
+        inputs = {"encoder_token_ids": source, "decoder_token_ids": target}
+        return [np.asarray(x) for x in models.cross_attention_maps(model, inputs)]
+
+    found = maps(target)
+    assert len(found) == config.num_decoder_layers
+    for probabilities in found:
+        assert probabilities.shape == (1, config.num_heads, 3, 6)
+        assert np.allclose(probabilities.sum(-1), 1, atol=1e-5)
+        assert np.all(probabilities[..., 4:] == 0)  # of padding nothing is read
+    later = maps(np.array([[2, 9, 11]]))
+    for before, after in zip(found, later, strict=True):
+        assert np.allclose(before[:, :, :2], after[:, :, :2], atol=1e-5)
+        assert np.abs(before[:, :, 2] - after[:, :, 2]).max() > 1e-4
+    attention = model.get_layer("decoder_block_1").cross_attention
+    attention.query_projection.kernel.assign(ops.zeros_like(attention.query_projection.kernel))
+    assert np.allclose(maps(target)[1][..., :4], 1 / 4)  # whose queries fit all keys equally well
+    with pytest.raises(InputError, match="seq2seq"):
+        models.cross_attention_maps(models.causal_lm(models.preset("llama-tiny")), {})
 
 
 def test_a_windowed_layer_keeps_a_ring_of_its_window():
