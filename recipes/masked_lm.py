@@ -18,7 +18,7 @@ NEXT = 'predict {out} "{prompt}"'
 
 
 @dataclasses.dataclass
-class Options(texts.Options):
+class Options(texts.StreamOptions):
     """Train an encoder that guesses hidden words."""
 
     held_out: float = 0.1
@@ -68,8 +68,8 @@ def run(options):
     from keras_llm import data, models, tasks, tokenizers, training
 
     runs.prepare(options)
-    train, held_out = texts.documents(options)
-    tokenizer = tokenizers.WordPiece.train(train, options.vocabulary_size)
+    train, held_out, report = texts.prepared(options)
+    tokenizer = tokenizers.WordPiece.train(texts.sample(options, train), options.vocabulary_size)
     config = models.preset(
         options.preset,
         vocabulary_size=tokenizer.vocabulary_size,
@@ -80,7 +80,7 @@ def run(options):
     task = tasks.MaskedLanguageModel(
         model, tokenizer, {"recipe": "masked_lm", "options": dataclasses.asdict(options)}
     )
-    train_ids = data.encode_documents(train, tokenizer)
+    train_ids = texts.token_ids(options, train, tokenizer)
     train_data = batches(task, train_ids, options, shuffle=True)
     validation_data = batches(task, data.encode_documents(held_out, tokenizer), options)
     runs.say(
@@ -101,16 +101,23 @@ def run(options):
         )
         targets = np.concatenate([y.numpy().reshape(-1) for _, y in validation_data])
         special = [tokenizer.bos_id, tokenizer.eos_id]
+        counted = texts.counted(options, train_ids)
         metrics = {
             "held_out": training.evaluate_targets(model, validation_data, tokenizer.pad_id),
             BASELINE: training.evaluate_most_frequent(
-                train_ids[~np.isin(train_ids, special)],
+                counted[~np.isin(counted, special)],
                 targets[targets != tokenizer.pad_id],
                 tokenizer.vocabulary_size,
             ),
-            "training": {"documents": len(train), "tokens": len(train_ids), **trained},
+            "training": {
+                "documents": len(train),
+                "tokens": len(train_ids),
+                **report,
+                **trained,
+            },
         }
         runs.write(folder, task, metrics, _model_card(options, metrics))
+    texts.remove_token_files(options)
     runs.ship(options, task, metrics)
     return metrics
 
@@ -154,7 +161,7 @@ def evaluate(folder, data=None):
 
     task = keras_llm.load(folder)
     options = runs.model_options(Options, task)
-    documents = read_texts(data) if data else texts.documents(options)[1]
+    documents = read_texts(data, options.text_field) if data else texts.documents(options)[1]
     found = batches(task, encode_documents(documents, task.tokenizer), options)
     return training.evaluate_targets(task.model, found, task.tokenizer.pad_id)
 
@@ -178,6 +185,7 @@ def _model_card(options, metrics):
         [
             f"Text: {training['tokens']:,} tokens of {training['documents']:,} documents, in "
             f"windows of {options.sequence_length}; {options.mask_rate:.0%} of the {kind} hidden.",
+            *texts.notes(training),
             "Limits: it knows only texts like those it was trained on.",
         ],
         NEXT,

@@ -23,6 +23,7 @@ from keras_llm.data.packing import encode_documents, packed_dataset, steps_per_e
 from keras_llm.data.records import read_records, unread_files
 from keras_llm.data.scrubbing import scrub, scrub_texts
 from keras_llm.data.span_corruption import span_corruption_dataset
+from keras_llm.data.streaming import StreamedDocuments, split_stream
 from keras_llm.data.text import (
     read_texts,
     shuffle_documents,
@@ -41,6 +42,7 @@ from keras_llm.data.word_context import (
 __all__ = [
     "ChatExample",
     "Preference",
+    "StreamedDocuments",
     "batch_plan",
     "chat_dataset",
     "chat_examples",
@@ -68,6 +70,7 @@ __all__ = [
     "span_corruption_dataset",
     "split_documents",
     "split_rows",
+    "split_stream",
     "steps_per_epoch",
     "stream_texts",
     "text_tokens",
