@@ -48,8 +48,16 @@ def named_records(name, columns=()):
     known, rows = {"hf": _hugging_face, "tfds": _tensorflow}[kind](name, place, split)
     for column in columns:
         if column not in known and column.split(".")[0] not in known:
-            raise InputError(f"{name}: no column {column!r}; it has {', '.join(map(repr, known))}.")
-    return rows
+            raise InputError(f"{name}: no column {column!r}; it has {_list(known)}.")
+    return _read(name, rows)
+
+
+def _read(name, rows):
+    """The rows, and errors in the midst of them."""
+    try:
+        yield from rows
+    except Exception as error:  # what is raised differs from one data set to another
+        raise _not_loaded(name, error) from None
 
 
 def _hugging_face(name, place, split):
@@ -65,7 +73,7 @@ def _hugging_face(name, place, split):
             found = datasets.load_from_disk(place)
         else:
             found = datasets.load_dataset(*place.split(":"), split=split)
-    except Exception as error:  # what is raised differs from one data set to another
+    except Exception as error:
         raise _not_loaded(name, error) from None
     if isinstance(found, datasets.DatasetDict):
         found = found[_checked_split(name, split, list(found))]

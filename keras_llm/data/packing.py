@@ -9,7 +9,7 @@ import numpy as np
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_file
 
-_DOCUMENTS, _CHARACTERS = 4096, 1 << 19  # at most, encoded together
+_DOCUMENTS, _CHARACTERS = 4096, 1 << 17  # at most, encoded together
 _IDS = 1 << 20  # of a stream on disk, copied together
 
 

@@ -185,3 +185,10 @@ def test_recipes_print_what_they_left_out_and_why(tmp_path, capsys):
     (tmp_path / "pairs.tsv").write_text("source\ttarget\na\tb\n\tc\na\tb\nd\te\nf\tg\n")
     translation.rows(translation.Options("out", data=str(tmp_path / "pairs.tsv")))
     assert "dropped: 1 empty, 1 repeated" in capsys.readouterr().err
+
+
+def test_a_package_that_is_not_there_is_named_by_what_installs_it():
+    from keras_llm.recipes import runs
+
+    with pytest.raises(InputError, match="this needs no_such_package: pip install no_such_package"):
+        runs.prepare(runs.Options("out"), "no_such_package", pictures=False)

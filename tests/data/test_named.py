@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before `datasets` is imported
 
+import shutil
 import sys
 
 import numpy as np
@@ -116,6 +117,14 @@ def test_what_is_not_there_is_named(name, tmp_path):
         data.read_texts(f"{kind}:{tmp_path}/none:train")
     with pytest.raises(InputError, match="must be like hf:NAME:SPLIT"):
         data.read_texts(f"{kind}:")
+
+
+def test_torn_files_are_told(tfds, tmp_path):
+    folder = shutil.copytree(tfds.removeprefix("tfds:"), tmp_path / "tiny" / "1.0.0")
+    (file,) = folder.glob("*train*tfrecord*")
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"tiny/1\.0\.0:train cannot be loaded: .*[Tt]runcated"):
+        data.read_texts(f"tfds:{folder}:train")
 
 
 @pytest.mark.parametrize("kind", PACKAGES)
