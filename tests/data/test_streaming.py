@@ -195,7 +195,7 @@ def test_a_stopped_run_finds_its_tokens_again(text_folder, tmp_path):
 
 def test_a_recipe_streams(text_folder, tmp_path):
     options = text_generation.Options(
-        str(tmp_path / "run"), data=str(text_folder), stream=True, smoke=True, max_megabytes=0.1
+        str(tmp_path / "run"), data=str(text_folder), stream=True, smoke=True, max_megabytes=0.06
     )
     metrics = text_generation.run(options)
     assert metrics["held_out"]["perplexity"] < metrics["unigram"]["perplexity"]
