@@ -1,5 +1,6 @@
 """Text files read with clear errors; writes that are whole or not at all."""
 
+import codecs
 import contextlib
 import ctypes
 import fcntl
@@ -88,28 +89,53 @@ def atomic_file(path, overwrite=False):
 
 
 def read_utf8(path):
-    """The text of a UTF-8 file, decompressed if its name ends in `.gz`.
+    """The text of a UTF-8 file; name and errors are those of `utf8_lines`."""
+    return "".join(utf8_lines(path))
+
+
+def utf8_lines(path):
+    """The lines of a UTF-8 file with their line feeds, decompressed if its name ends in `.gz`.
+
+    One line is in memory at a time. A byte order mark is left out.
+
+    Args:
+        path: str or path.
+
+    Yields:
+        strs; joined they are the text.
 
     Raises:
-        InputError: if it is missing or no gzip file, or naming the line that is not UTF-8.
+        InputError: if it is missing or no whole gzip file, or naming the line that is not UTF-8
+            or has a null character, as UTF-16 and binary files do.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist.")
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{path} is not a whole gzip file: {error}.") from None
+    is_packed = path.suffix == ".gz"
+    offset = 0
     try:
-        return data.decode("utf-8-sig")
+        with (gzip.open if is_packed else open)(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                yield _decoded(path, number, line, offset)
+                offset += len(line)
+    except (OSError, EOFError, zlib.error) as error:
+        kind = "is not a whole gzip file" if is_packed else "cannot be read"
+        raise InputError(f"{path} {kind}: {error}.") from None
+
+
+def _decoded(path, number, line, offset):
+    try:
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        likely = "; it begins like UTF-16" if number == 1 and line.startswith(marks) else ""
         raise InputError(
-            f"{path}, line {line}: not UTF-8 (byte {data[error.start]:#04x} at offset "
-            f"{error.start})."
+            f"{path}, line {number}: not UTF-8 (byte {line[error.start]:#04x} at offset "
+            f"{offset + error.start}{likely})."
         ) from None
+    if "\0" in text:
+        raise InputError(f"{path}, line {number}: a null character; is it UTF-16, or no text?")
+    return text
 
 
 def check_free(path, overwrite=False):

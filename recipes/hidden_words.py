@@ -1,10 +1,20 @@
 """Documents as batches with hidden words, and how well these are guessed."""
 
 
-def batches(task, documents, options, shuffle=False):
-    """Documents -> `tf.data.Dataset` of the model's inputs and what was hidden, and with pairs
-    whether the second follows; without `shuffle` one pass, of which nothing but less than a batch
-    is left out."""
+def batches(task, documents, token_ids, options, shuffle=False):
+    """Batches of the model's inputs and what was hidden, and with pairs whether the second follows.
+
+    Args:
+        task: a `MaskedLanguageModel`.
+        documents: list of str.
+        token_ids: their ids from `data.encode_documents`.
+        options: `masked_lm.Options`.
+        shuffle: bool. Without it there is one pass, of which nothing but less than a batch is left
+            out.
+
+    Returns:
+        `tf.data.Dataset`.
+    """
     from keras_llm import data
 
     length, size, tokenizer = options.sequence_length, options.batch_size, task.tokenizer
@@ -15,7 +25,6 @@ def batches(task, documents, options, shuffle=False):
         size = size if shuffle else min(size, len(pairs.first))
         dataset = data.sentence_pair_dataset(pairs, tokenizer, size, *settings)
     else:
-        token_ids = data.encode_documents(documents, tokenizer)
         if not shuffle:
             size = min(size, max(1, data.windows(token_ids, length - 2)))
         dataset = data.masked_dataset(token_ids, tokenizer, length, size, *settings)

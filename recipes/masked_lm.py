@@ -20,7 +20,7 @@ NEXT = 'predict {out} "{prompt}"'
 
 
 @dataclasses.dataclass
-class Options(texts.Options):
+class Options(texts.StreamOptions):
     """Train an encoder that guesses hidden words."""
 
     held_out: float = 0.1
@@ -50,6 +50,7 @@ class Options(texts.Options):
                 self.sequence_length > 4 or not self.next_sentence,
                 "at least 5 with --next-sentence",
             ),
+            ("stream", not (self.stream and self.next_sentence), "off with --next-sentence"),
             ("mask_rate", 0 < self.mask_rate < 1, "in (0, 1)"),
             ("prompt", "[MASK]" in self.prompt, "a text with [MASK]"),
             ("export", "litert_lm" not in self.exports, "of saved_model, litert"),
@@ -78,8 +79,8 @@ def run(options):
     from keras_llm import data, models, tasks, tokenizers, training
 
     runs.prepare(options)
-    train, held_out = texts.documents(options)
-    tokenizer = tokenizers.WordPiece.train(train, options.vocabulary_size)
+    train, held_out, report = texts.prepared(options)
+    tokenizer = tokenizers.WordPiece.train(texts.sample(options, train), options.vocabulary_size)
     config = models.preset(
         options.preset,
         vocabulary_size=tokenizer.vocabulary_size,
@@ -91,9 +92,10 @@ def run(options):
     model = models.masked_lm(encoder)
     metadata = {"recipe": "masked_lm", "options": dataclasses.asdict(options)}
     task, judge = tasks.MaskedLanguageModel(model, tokenizer, metadata), None
-    train_ids = data.encode_documents(train, tokenizer)
-    train_data = hidden_words.batches(task, train, options, shuffle=True)
-    validation_data = hidden_words.batches(task, held_out, options)
+    train_ids = texts.token_ids(options, train, tokenizer)
+    train_data = hidden_words.batches(task, train, train_ids, options, shuffle=True)
+    held_out_ids = data.encode_documents(held_out, tokenizer)
+    validation_data = hidden_words.batches(task, held_out, held_out_ids, options)
     runs.say(
         f"{len(train)} documents, {len(train_ids)} tokens for training; {len(held_out)} documents "
         f"held out; {model.count_params():,} parameters"
@@ -120,20 +122,27 @@ def run(options):
             [y.numpy().reshape(-1) for _, y in hidden_words.alone(validation_data)]
         )
         special = [tokenizer.bos_id, tokenizer.eos_id]
+        known = texts.counted(options, train_ids)
         metrics = {
             "held_out": hidden_words.measured(task, judge, validation_data),
             BASELINE: training.evaluate_most_frequent(
-                train_ids[~np.isin(train_ids, special)],
+                known[~np.isin(known, special)],
                 targets[targets != tokenizer.pad_id],
                 tokenizer.vocabulary_size,
             ),
-            "training": {"documents": len(train), "tokens": len(train_ids), **trained},
+            "training": {
+                "documents": len(train),
+                "tokens": len(train_ids),
+                **report,
+                **trained,
+            },
         }
         if judge:
             metrics[BASELINE]["next_sentence_accuracy"] = 0.5
             (folder / "next_sentence").mkdir(exist_ok=True)
             judge.write(folder / "next_sentence")
         runs.write(folder, task, metrics, _model_card(options, metrics))
+    texts.remove_token_files(options)
     runs.ship(options, task, metrics)
     return metrics
 
@@ -149,13 +158,15 @@ def evaluate(folder, data=None):
         A dict, see `hidden_words.measured`.
     """
     import keras_llm
-    from keras_llm.data import read_texts
+    from keras_llm.data import encode_documents, read_texts
 
     task = keras_llm.load(folder)
     options = runs.model_options(Options, task)
-    documents = read_texts(data) if data else texts.documents(options)[1]
+    documents = read_texts(data, options.text_field) if data else texts.documents(options)[1]
     judge = keras_llm.load(f"{folder}/next_sentence") if options.next_sentence else None
-    return hidden_words.measured(task, judge, hidden_words.batches(task, documents, options))
+    token_ids = encode_documents(documents, task.tokenizer)
+    found = hidden_words.batches(task, documents, token_ids, options)
+    return hidden_words.measured(task, judge, found)
 
 
 def _model_card(options, metrics):
@@ -178,6 +189,7 @@ def _model_card(options, metrics):
                 if options.next_sentence
                 else []
             ),
+            *texts.notes(training),
             "Limits: it knows only texts like those it was trained on.",
         ],
         NEXT,

@@ -27,7 +27,7 @@ class Options:
     corpus: str = ""
     """A corpus by name; `keras-llm recipes` lists them."""
     data: str | None = None
-    """Your own file or folder instead of a corpus."""
+    """Your own file or folder, hf:NAME:SPLIT or tfds:NAME:SPLIT, instead of a corpus."""
     held_out: float = 0.1
     """Share that is held out."""
     preset: str = ""
@@ -121,8 +121,8 @@ def prepare(options, *packages, pictures=True):
     check_free(options.out, options.overwrite)
     for name in (*packages, *(["matplotlib"] if pictures else [])):
         if importlib.util.find_spec(name) is None:
-            package = {"sklearn": "scikit-learn"}.get(name, name)
-            raise InputError(f"this needs {package}: pip install {package}.")
+            project = {"sklearn": "scikit-learn"}.get(name, name)
+            raise InputError(f"this needs {project}: pip install {project}.")
     keras.utils.set_random_seed(options.seed)
 
 
@@ -277,13 +277,13 @@ def card(options, metrics, about, baselines, measured_on, notes, command):
         values = [held_out[name], *(metrics[key].get(name) for key in baselines)]
         cells = ["" if value is None else f"{value:.4f}" for value in values]
         table.append([f"held-out {name.replace('_', ' ')}", *cells])
-    dropped = ", ".join(f"{n:,} {why}" for why, n in training.get("dropped", {}).items())
     shape = f"Shape: preset `{options.preset}`, " if options.preset else ""
     lines = [
         f"{shape}{training['parameters']:,} parameters.",
         f"Training: {training['steps']:,} steps of {options.batch_size} in "
         f"{training['seconds']:.0f} s, seed {options.seed}; dropped from the data: "
-        f"{dropped or 'nothing'}. The weights kept are those with the lowest held-out loss.",
+        f"{reasons(training.get('dropped', {}))}. The weights kept are those with the lowest "
+        "held-out loss.",
         *notes,
     ]
     return "\n".join(
@@ -371,6 +371,7 @@ def rows(options, columns, kind, by=0, unique=0, may_be_empty=()):
     if options.data is None:
         found = corpora.load(options.corpus, kind)
     else:
+        say_unread(options.data, columns)
         found = data.read_records(options.data, columns)
     rules = {"unique": unique, "may_be_empty": may_be_empty}
     if isinstance(found, Split):
@@ -382,14 +383,28 @@ def rows(options, columns, kind, by=0, unique=0, may_be_empty=()):
         train, held_out = data.split_rows(found, options.held_out, options.seed, by)
     train, known = data.without_contamination(train, held_out, by)
     dropped |= known
-    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"
-    say(f"{len(train)} rows for training, {len(held_out)} held out; dropped: {reasons}")
+    say(
+        f"{len(train):,} rows for training, {len(held_out):,} held out; dropped: {reasons(dropped)}"
+    )
     return train, held_out, dropped
 
 
 def model_options(options_class, task):
     """The options that a task was trained with."""
     return options_class(**{**task.metadata["options"], "smoke": False})
+
+
+def say_unread(path, columns=None):
+    """Say which files of a folder are not read; arguments as of `data.unread_files`."""
+    from keras_llm import data
+
+    if files := data.unread_files(path, columns):
+        say(f"not read, by their names: {len(files):,} files of {path}, e.g. {files[0].name}")
+
+
+def reasons(dropped):
+    """How many were left out and why, in words."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()) or "none"
 
 
 def say(message):

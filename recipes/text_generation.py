@@ -20,7 +20,7 @@ NEXT = 'generate {out} "{prompt}" --stream'
 
 
 @dataclasses.dataclass
-class Options(texts.LanguageModelOptions):
+class Options(texts.LanguageModelOptions, texts.StreamOptions):
     """Train a causal language model that continues text."""
 
     tokenizer: Literal["unigram", "bpe"] = "bpe"
@@ -61,13 +61,15 @@ def run(options):
     train, held_out, report = texts.prepared(options)
     report["contamination"] = texts.measured_contamination(train, held_out)
     tokenizer = tokenizers.SentencePiece.train(
-        train, options.vocabulary_size, model_type=options.tokenizer
+        texts.sample(options, train),
+        options.vocabulary_size,
+        model_type=options.tokenizer,
     )
     model = models.causal_lm(config)
     task = tasks.TextGeneration(
         model, tokenizer, {"recipe": "text_generation", "options": dataclasses.asdict(options)}
     )
-    train_ids = data.encode_documents(train, tokenizer)
+    train_ids = texts.token_ids(options, train, tokenizer)
     held_out_ids = data.encode_documents(held_out, tokenizer)
     training.check_token_ids(train_ids, config.vocabulary_size)
     shape = {"bos_id": tokenizer.bos_id, "pad_id": tokenizer.pad_id, "segments": options.separate}
@@ -103,7 +105,7 @@ def run(options):
             "held_out": evaluate_documents(
                 task, held_out, options.sequence_length, options.separate
             ),
-            **baselines(task, train_ids, held_out_ids, _bytes(held_out)),
+            **baselines(task, texts.counted(options, train_ids), held_out_ids, _bytes(held_out)),
             "continuations": continuations.measure(
                 task,
                 train_ids,
@@ -120,6 +122,7 @@ def run(options):
             },
         }
         runs.write(folder, task, metrics, _model_card(task, options, metrics))
+    texts.remove_token_files(options)
     runs.ship(options, task, metrics)
     return metrics
 
@@ -142,7 +145,7 @@ def evaluate(folder, data=None):
     if "options" not in task.metadata:  # made in Python, not by a recipe
         return evaluate_documents(task, read_texts(data), task.model.config.max_length)
     options = runs.model_options(Options, task)
-    documents = read_texts(data) if data else texts.documents(options)[1]
+    documents = read_texts(data, options.text_field) if data else texts.documents(options)[1]
     return evaluate_documents(task, documents, options.sequence_length, options.separate)
 
 

@@ -124,7 +124,9 @@ def _texts(options, task):
         return [data.read_texts(options.data)]
     recipe = task.metadata.get("recipe")
     if recipe == "text_generation":
-        return documents.documents(runs.model_options(text_generation.Options, task))
+        trained = runs.model_options(text_generation.Options, task)
+        train, held_out = documents.documents(trained)
+        return [list(documents.sample(trained, train)), held_out]
     if recipe == "text_classification":
         sides = text_classification.rows(runs.model_options(text_classification.Options, task))
         return [[text for text, _ in side] for side in sides[:2]]

@@ -20,11 +20,18 @@ from keras_llm.data.infilling import infilling_dataset
 from keras_llm.data.masking import masked_dataset, text_tokens
 from keras_llm.data.near_duplicates import contamination, without_near_duplicates
 from keras_llm.data.packing import encode_documents, packed_dataset, steps_per_epoch, windows
-from keras_llm.data.records import read_records
+from keras_llm.data.records import read_records, unread_files
 from keras_llm.data.scrubbing import scrub, scrub_texts
 from keras_llm.data.sentence_pairs import SentencePairs, sentence_pair_dataset, sentence_pairs
 from keras_llm.data.span_corruption import span_corruption_dataset
-from keras_llm.data.text import read_texts, shuffle_documents, split_documents, split_rows
+from keras_llm.data.streaming import StreamedDocuments, split_stream
+from keras_llm.data.text import (
+    read_texts,
+    shuffle_documents,
+    split_documents,
+    split_rows,
+    stream_texts,
+)
 from keras_llm.data.word_context import (
     cooccurrence_dataset,
     cooccurrences,
@@ -37,6 +44,7 @@ __all__ = [
     "ChatExample",
     "Preference",
     "SentencePairs",
+    "StreamedDocuments",
     "batch_plan",
     "chat_dataset",
     "chat_examples",
@@ -66,8 +74,11 @@ __all__ = [
     "span_corruption_dataset",
     "split_documents",
     "split_rows",
+    "split_stream",
     "steps_per_epoch",
+    "stream_texts",
     "text_tokens",
+    "unread_files",
     "windows",
     "without_contamination",
     "without_near_duplicates",

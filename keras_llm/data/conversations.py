@@ -4,7 +4,9 @@ import json
 import pathlib
 from typing import NamedTuple
 
-from keras_llm.data.records import read_json_lines
+from keras_llm.data.named import is_name, named_records
+from keras_llm.data.records import kind_of, read_json_lines
+from keras_llm.data.values import checked_text
 from keras_llm.errors import InputError
 from keras_llm.files import read_utf8
 
@@ -46,7 +48,8 @@ def read_conversations(path):
       under the instruction, and `history`, a list of earlier [question, answer], may be missing.
 
     The last two may have a `system` text. Roles are system, user, assistant and tool; human, gpt,
-    observation and function_call are other names of the last three. Names may end in `.gz`.
+    observation and function_call are other names of the last three. Names may end in `.gz`. Data
+    sets by name, see `read_records`, have the same fields as columns.
 
     Args:
         path: str or path.
@@ -133,23 +136,35 @@ def preference(record, where):
 
 def _records(path):
     """Pairs of where a record stands and the record."""
-    path = pathlib.Path(path)
-    if not path.name.endswith(_SUFFIXES):
-        raise InputError(f"{path}: the name must end in {', '.join(_SUFFIXES)}.")
-    text = read_utf8(path)
-    if ".jsonl" in path.suffixes:
-        found = [(f"{path}, line {n}", record) for n, record in read_json_lines(path, text)]
+    if is_name(path):
+        records = enumerate(named_records(path), 1)
+        found = [(f"{path}, row {number}", _without_none(record)) for number, record in records]
     else:
-        try:
-            records = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {error.lineno}: not JSON: {error.msg}.") from None
-        if not isinstance(records, list):
-            raise InputError(f"{path}: not a list of JSON objects.")
-        found = [(f"{path}, record {n}", record) for n, record in enumerate(records, 1)]
+        found = _records_of_file(pathlib.Path(path))
     if not found:
         raise InputError(f"{path} holds no conversation.")
     return found
+
+
+def _records_of_file(path):
+    if not path.name.endswith(_SUFFIXES):
+        raise InputError(f"{path}: the name must end in {', '.join(_SUFFIXES)}.")
+    if kind_of(path) == ".jsonl":
+        return [(f"{path}, line {n}", record) for n, record in read_json_lines(path)]
+    try:
+        records = json.loads(read_utf8(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not JSON: {error.msg}.") from None
+    except RecursionError:
+        raise InputError(f"{path}: JSON that is nested too deeply.") from None
+    if not isinstance(records, list):
+        raise InputError(f"{path}: not a list of JSON objects.")
+    return [(f"{path}, record {n}", record) for n, record in enumerate(records, 1)]
+
+
+def _without_none(record):
+    """A row of a data set has every column; a JSON object leaves out what it has not."""
+    return {name: value for name, value in record.items() if value is not None}
 
 
 def _turns(turns, role_key, text_key, where):
@@ -197,4 +212,4 @@ def _text(value, name, where):
         raise InputError(f"{where}: no text in {name!r}.")
     if not value.strip():
         raise InputError(f"{where}: {name!r} is empty.")
-    return value
+    return checked_text(where, name, value)

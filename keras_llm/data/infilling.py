@@ -28,7 +28,7 @@ def infilling_dataset(
     epoch, step).
 
     Args:
-        token_ids: int array (N,) from `encode_documents`.
+        token_ids: int array (N,) from `encode_documents`, in memory or an `np.memmap`.
         sentinels: three ints, the tokens before prefix, suffix and middle, see
             `tokenizers.infilling_tokens`.
         sequence_length: int > 3. T.

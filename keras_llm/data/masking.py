@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_llm.data.packing import packed_dataset
+from keras_llm.data.packing import packed_dataset, without_token
 from keras_llm.errors import InputError
 from keras_llm.tokenizers import WordPiece, gaps
 from keras_llm.tokenizers.word_piece import PREFIX
@@ -29,7 +29,7 @@ def masked_dataset(
     All draws are a pure function of (seed, epoch, step).
 
     Args:
-        token_ids: int array (N,) from `encode_documents`.
+        token_ids: int array (N,) from `encode_documents`, in memory or an `np.memmap`.
         tokenizer: a `tokenizers.Tokenizer` with a mask token.
         sequence_length: int > 2. T, the begin and end token included.
         batch_size: int > 0. B.
@@ -61,7 +61,7 @@ def masked_dataset(
     room = sequence_length - len(begin) - len(end)
     if room < 1:
         raise InputError(f"`sequence_length` of {sequence_length} leaves no room for text.")
-    stream = token_ids[token_ids != tokenizer.bos_id] if begin else token_ids
+    stream = without_token(token_ids, tokenizer.bos_id) if begin else token_ids
     windows = packed_dataset(
         stream, room, batch_size, -1, tokenizer.pad_id, epochs, seed if shuffle else None
     )

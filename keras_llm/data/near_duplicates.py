@@ -8,6 +8,7 @@ from keras_llm.errors import InputError
 
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")  # of Chinese and Japanese, characters
 _PERMUTATIONS = 128
+_UNKNOWN = 2**64 - 1
 
 
 def without_near_duplicates(texts, threshold=0.8, words=5, seed=1):
@@ -67,7 +68,8 @@ def contamination(train, held_out, words=13):
     """How much of held-out text occurs in the training text.
 
     Args:
-        train, held_out: lists of str.
+        train: iterable of str, one in memory at a time.
+        held_out: list of str; a few numbers for each of its words are in memory.
         words: int > 0, the length of the runs of words that are compared, letter case aside.
 
     Returns:
@@ -83,16 +85,21 @@ def contamination(train, held_out, words=13):
     if words < 1:
         raise InputError(f"`words` must be a positive int, got {words}.")
     numbers = _Numbers()
-    parts = [numbers.runs(text, words, short=False) for text in train]
-    known = np.unique(np.concatenate([*parts, np.zeros(0, "uint64")]))
-    texts = hit = runs = hits = 0
-    for text in held_out:
-        own = numbers.runs(text, words, short=False)
-        found = int((known[np.searchsorted(known[:-1], own)] == own).sum()) if len(known) else 0
-        texts, hit = texts + bool(len(own)), hit + bool(found)
-        runs, hits = runs + len(own), hits + found
-    share = hits / runs if runs else 0.0
-    return {"texts": texts, "texts_with_a_known_run": hit, "known_runs": share}
+    parts = [part for text in held_out if len(part := numbers.runs(text, words, short=False))]
+    if not parts:
+        return {"texts": 0, "texts_with_a_known_run": 0, "known_runs": 0.0}
+    runs = np.unique(np.concatenate(parts))
+    is_known = np.zeros(len(runs), bool)
+    for text in train:
+        found = numbers.runs(text, words, short=False, learn=False)
+        places = np.searchsorted(runs[:-1], found)
+        is_known[places[runs[places] == found]] = True
+    hits = [int(is_known[np.searchsorted(runs, part)].sum()) for part in parts]
+    return {
+        "texts": len(parts),
+        "texts_with_a_known_run": sum(count > 0 for count in hits),
+        "known_runs": sum(hits) / sum(map(len, parts)),
+    }
 
 
 class _Numbers:
@@ -101,10 +108,14 @@ class _Numbers:
     def __init__(self):
         self._known = {}
 
-    def runs(self, text, words, short=True):
-        """The numbers of a text's runs, uint64 (N,); of one with fewer words, with `short`, one."""
-        known = self._known
-        ids = [known.setdefault(word, len(known)) for word in _WORD.findall(text.casefold())]
+    def runs(self, text, words, short=True, learn=True):
+        """The numbers of a text's runs, uint64 (N,); of one with fewer words, with `short`, one.
+        Without `learn` all words that were not met before have one number."""
+        known, found = self._known, _WORD.findall(text.casefold())
+        if learn:
+            ids = [known.setdefault(word, len(known)) for word in found]
+        else:
+            ids = [known.get(word, _UNKNOWN) for word in found]
         if short and len(ids) < words:
             words = max(1, len(ids))
         count = max(0, len(ids) - words + 1)

@@ -1,33 +1,64 @@
 """Documents to dense (B, T) batches: nothing padded, nothing lost but the tail."""
 
-import itertools
+import os
+import pathlib
+import tempfile
 
 import numpy as np
 
 from keras_llm.errors import InputError
+from keras_llm.files import atomic_file
+
+_DOCUMENTS, _CHARACTERS = 4096, 1 << 17  # at most, encoded together
+_IDS = 1 << 20  # of a stream on disk, copied together
 
 
-def encode_documents(documents, tokenizer):
+def encode_documents(documents, tokenizer, path=None):
     """Documents -> one stream of token ids, `begin document end begin document end ...`.
 
     Args:
         documents: iterable of str.
         tokenizer: a `Tokenizer`.
+        path: str or path of a file to write, `.npy`, so that the ids need no memory: whole or not
+            at all. The data sets of this module read from it what a batch needs.
 
     Returns:
-        Int32 array (N,).
+        Int32 array (N,). With `path`, a read-only `np.memmap` of the file, uint16, or uint32 for a
+        vocabulary beyond 65,536 tokens; `np.load(path, mmap_mode="r")` opens it again.
 
     Raises:
-        InputError: if there is no document.
+        InputError: if there is no document, or a file is at `path`.
     """
-    documents = iter(documents)
-    parts = []
-    while chunk := list(itertools.islice(documents, 4096)):
-        for ids in tokenizer.encode_batch(chunk):
-            parts.append(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], "int32"))
-    if not parts:
-        raise InputError("encode_documents: there is no document.")
-    return np.concatenate(parts)
+    parts = (
+        np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], "int32")
+        for chunk in _chunks(documents)
+        for ids in tokenizer.encode_batch(chunk)
+    )
+    if path is None:
+        parts = list(parts)
+        if not parts:
+            raise InputError("encode_documents: there is no document.")
+        return np.concatenate(parts)
+    with atomic_file(path) as partial:
+        dtype = "uint16" if tokenizer.vocabulary_size <= 1 << 16 else "uint32"
+        if not _write_array(partial, parts, dtype):
+            raise InputError("encode_documents: there is no document.")
+    return np.load(path, mmap_mode="r")
+
+
+def without_token(token_ids, token):
+    """A stream without a token; of one on disk, a copy on disk that goes with the process."""
+    if not isinstance(token_ids, np.memmap):
+        return token_ids[token_ids != token]
+    folder = token_ids.filename and pathlib.Path(token_ids.filename).parent
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for begin in range(0, len(token_ids), _IDS):
+            part = token_ids[begin : begin + _IDS]
+            file.write(part[part != token].tobytes())
+        if not file.tell():
+            return np.zeros(0, token_ids.dtype)
+        file.flush()
+        return np.memmap(file, token_ids.dtype, "r")
 
 
 def windows(token_ids, sequence_length):
@@ -61,7 +92,8 @@ def packed_dataset(
     of (seed, epoch, step): the same call gives the same batches, from any step on.
 
     Args:
-        token_ids: int array (N,) from `encode_documents`.
+        token_ids: int array (N,) from `encode_documents`; of an `np.memmap` no more than the
+            batches are in memory.
         sequence_length: int > 0. T.
         batch_size: int > 0. B.
         bos_id: int, the begin token.
@@ -92,7 +124,7 @@ def packed_dataset(
             f"the text has {len(token_ids)} tokens, too few for one batch of {batch_size} x "
             f"{sequence_length}; give more text, or a smaller batch or length."
         )
-    stream = tf.constant(token_ids[: count * sequence_length + 1], tf.int32)
+    look_up = _look_up(token_ids[: count * sequence_length + 1])
 
     def batch(index):
         epoch, step = index // steps, index % steps
@@ -104,7 +136,7 @@ def packed_dataset(
         places = window[:, tf.newaxis] * sequence_length + tf.range(
             sequence_length + 1, dtype=tf.int64
         )
-        ids = tf.gather(stream, places)
+        ids = look_up(places)
         inputs, targets = ids[:, :-1], ids[:, 1:]
         if segments:
             inputs = _with_segments(inputs, bos_id)
@@ -129,3 +161,47 @@ def _with_segments(token_ids, bos_id):
     starts = tf.pad(starts, [[0, 0], [1, 0]])  # what the row begins with has no begin token
     positions = places - tf.gather(starts, segment_ids, batch_dims=1)
     return {"token_ids": token_ids, "segment_ids": segment_ids, "positions": positions}
+
+
+def _look_up(token_ids):
+    """A function from places in a stream, int64 (B, T), to the ids there, int32."""
+    import tensorflow as tf
+
+    if not isinstance(token_ids, np.memmap):
+        stream = tf.constant(token_ids, tf.int32)
+        return lambda places: tf.gather(stream, places)
+
+    def look_up(places):
+        ids = tf.numpy_function(lambda rows: token_ids[rows].astype("int32"), [places], tf.int32)
+        return tf.ensure_shape(ids, places.shape)
+
+    return look_up
+
+
+def _chunks(documents):
+    """Lists of documents that are encoded together."""
+    chunk, size = [], 0
+    for document in documents:
+        chunk.append(document)
+        size += len(document)
+        if len(chunk) == _DOCUMENTS or size >= _CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _write_array(path, parts, dtype):
+    """Write arrays as one `.npy` file; how many numbers it has."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False}
+    count = 0
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (count,)})
+        for part in parts:
+            file.write(part.astype(dtype).tobytes())
+            count += len(part)
+        file.seek(0)  # NumPy leaves room for a shape that grows
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (count,)})
+        file.flush()
+        os.fsync(file.fileno())
+    return count

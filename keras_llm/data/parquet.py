@@ -1,7 +1,6 @@
 """Columns of Parquet files as text."""
 
-import json
-
+from keras_llm.data.values import checked_text
 from keras_llm.errors import InputError
 
 
@@ -36,16 +35,9 @@ def read_parquet(path, columns):
             for batch in file.iter_batches(columns=columns):
                 for row in batch.to_pylist():
                     number += 1
-                    yield tuple(_text(path, number, name, row[name]) for name in columns)
+                    where = f"{path}, row {number}"
+                    yield tuple(checked_text(where, name, row[name]) for name in columns)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist.") from None
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a whole Parquet file: {error}.") from None
-
-
-def _text(path, number, column, value):
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (int, float)):
-        return json.dumps(value)
-    raise InputError(f"{path}, row {number}: no text in column {column!r}.")

@@ -1,6 +1,6 @@
 """Span corruption, as T5 is pre-trained: stretches of text leave, and are asked for."""
 
-from keras_llm.data.packing import packed_dataset
+from keras_llm.data.packing import packed_dataset, without_token
 from keras_llm.errors import InputError
 
 
@@ -27,7 +27,7 @@ def span_corruption_dataset(
     function of (seed, epoch, step).
 
     Args:
-        token_ids: int array (N,) from `encode_documents`.
+        token_ids: int array (N,) from `encode_documents`, in memory or an `np.memmap`.
         sentinels: ints, the tokens that stand for the first, second ... span of a window.
         sequence_length: int. T, of the encoder, the end token included.
         batch_size: int > 0. B.
@@ -64,7 +64,7 @@ def span_corruption_dataset(
             f"`sentinels` must be at least {spans} token ids, one for each span of a window, got "
             f"{len(sentinels)}."
         )
-    stream = token_ids[token_ids != bos_id]
+    stream = without_token(token_ids, bos_id)
     windows = packed_dataset(
         stream, room, batch_size, -1, pad_id, epochs, seed if shuffle else None
     )

@@ -11,6 +11,8 @@ from keras_llm.errors import InputError
 from keras_llm.training.chunked import ChunkedCrossEntropy
 from keras_llm.training.packed import packed_states
 
+_CHUNK = 1 << 22  # tokens
+
 
 @keras.saving.register_keras_serializable("keras_llm")
 class TokenAccuracy(keras.metrics.Mean):
@@ -162,7 +164,10 @@ def evaluate_unigram(train_ids, token_ids, num_bytes, bos_id, vocabulary_size):
     Returns:
         A dict like that of `evaluate_language_model`, without `accuracy`.
     """
-    counts = np.bincount(train_ids[train_ids != bos_id], minlength=vocabulary_size) + 1.0
+    counts = np.ones(vocabulary_size)
+    for begin in range(0, len(train_ids), _CHUNK):  # a stream on disk need not fit into memory
+        part = train_ids[begin : begin + _CHUNK]
+        counts += np.bincount(part[part != bos_id], minlength=vocabulary_size)
     log_probability = np.log(counts / counts.sum())
     targets = token_ids[token_ids != bos_id]
     return likelihoods(-float(log_probability[targets].sum()), len(targets), num_bytes)

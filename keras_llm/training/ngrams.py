@@ -5,6 +5,8 @@ import numpy as np
 from keras_llm.errors import InputError
 from keras_llm.training.metrics import likelihoods
 
+_CHUNK = 1 << 22  # tokens
+
 
 class Trigram:
     """The trigram model with interpolated Kneser-Ney smoothing.
@@ -143,9 +145,11 @@ def memorization_rate(texts, train_ids, n):
     if not grams:
         raise InputError(f"memorization_rate: no text has {n} tokens.")
     wanted = {tuple(map(int, gram)) for gram in grams}
-    train_ids = np.asarray(train_ids, "int64")
-    places = np.flatnonzero(np.isin(_hashes(train_ids, n), _hashes_of(wanted, n)))
-    known = {tuple(train_ids[place : place + n].tolist()) for place in places} & wanted
+    hashes, known = _hashes_of(wanted, n), set()
+    for begin in range(0, len(train_ids), _CHUNK):  # a stream on disk need not fit into memory
+        part = np.asarray(train_ids[begin : begin + _CHUNK + n - 1], "int64")
+        places = np.flatnonzero(np.isin(_hashes(part, n), hashes))
+        known |= {tuple(part[place : place + n].tolist()) for place in places} & wanted
     return sum(tuple(map(int, gram)) in known for gram in grams) / len(grams)
 
 

@@ -1,0 +1,194 @@
+"""Every reader on what files go wrong with: the file and the place are named, all or nothing."""
+
+import gzip
+import json
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from keras_llm import data
+from keras_llm.errors import InputError
+
+
+def texts(path):
+    return data.read_texts(path)
+
+
+def rows(path):
+    return data.read_records(path, ["text", "label"])
+
+
+def talks(path):
+    return data.read_conversations(path)
+
+
+def pairs(path):
+    return data.read_preferences(path)
+
+
+TALK = {"messages": [{"role": "user", "content": "Hi é"}, {"role": "assistant", "content": "Yes"}]}
+PAIR = {"instruction": "Say é", "chosen": "é", "rejected": "e"}
+RECORD = {"text": "é", "label": "1"}
+
+
+def lines(record, count=3):
+    return "\n".join([json.dumps(record, ensure_ascii=False)] * count)
+
+
+# Each reader, the name of a file, and a text that it reads.
+GOOD = {
+    "text": (texts, "a.txt", "one é\n\ntwo é\n\nthree é"),
+    "documents": (texts, "a.jsonl", lines(RECORD)),
+    "csv": (rows, "a.csv", "text,label\né,1\né,2\né,3"),
+    "tsv": (rows, "a.tsv", "text\tlabel\né\t1\né\t2\né\t3"),
+    "records": (rows, "a.jsonl", lines(RECORD)),
+    "conversations": (talks, "a.jsonl", lines(TALK)),
+    "conversations in a list": (talks, "a.json", f"[{lines(TALK)}]".replace("\n", ",\n")),
+    "preferences": (pairs, "a.jsonl", lines(PAIR)),
+}
+ENCODINGS = {
+    "latin-1 in the middle": (
+        lambda text: text.encode()[: text.encode().rindex("é".encode())] + b"\xe9\xe9",
+        r"line \d+: not UTF-8 \(byte 0xe9 at offset \d+\)",
+    ),
+    "UTF-16": (
+        lambda text: text.encode("utf-16"),
+        r"line 1: not UTF-8 \(byte 0xff at offset 0; it begins like UTF-16\)",
+    ),
+    "UTF-16 without a mark": (
+        lambda text: text.replace("é", "e").encode("utf-16-le"),
+        "line 1: a null character",
+    ),
+    "empty": (lambda text: b"", "holds no|not JSON"),
+    "blank": (lambda text: b"\n\n\n", "holds no|not JSON"),
+    "missing": (None, "does not exist"),
+}
+GZIP = {
+    "cut": (lambda packed: packed[:-9], "is not a whole gzip file"),
+    "torn": (lambda packed: packed[:20] + b"\0\0\0\0" + packed[24:], "is not a whole gzip file"),
+    "plain": (gzip.decompress, "is not a whole gzip file"),
+}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+@pytest.mark.parametrize("damage", ENCODINGS)
+def test_encodings_and_empty_files(tmp_path, kind, damage):
+    read, name, text = GOOD[kind]
+    (tmp_path / name).write_text("\ufeff" + text, "utf-8")
+    assert len(read(tmp_path / name)) == 3
+    change, words = ENCODINGS[damage]
+    (tmp_path / name).unlink()
+    if change is not None:
+        (tmp_path / name).write_bytes(change(text))
+    with pytest.raises(InputError, match=words) as caught:
+        read(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", GOOD)
+@pytest.mark.parametrize("damage", GZIP)
+def test_gzip(tmp_path, kind, damage):
+    read, name, text = GOOD[kind]
+    packed = gzip.compress(text.encode())
+    (tmp_path / f"{name}.gz").write_bytes(packed)
+    assert len(read(tmp_path / f"{name}.gz")) == 3
+    change, words = GZIP[damage]
+    (tmp_path / f"{name}.gz").write_bytes(change(packed))
+    with pytest.raises(InputError, match=words) as caught:
+        read(tmp_path / f"{name}.gz")
+    assert f"{name}.gz" in str(caught.value)
+
+
+def torn(folder):
+    parquet.write_table(pyarrow.table({"text": ["x" * 99], "label": ["1"]}), folder / "a.parquet")
+    whole = (folder / "a.parquet").read_bytes()
+    return whole[:9] + b"\xff" * 40 + whole[49:]
+
+
+@pytest.mark.parametrize(
+    "read, name, content, words",
+    [
+        (texts, "a.jsonl", '{"text": "x"}\n{"text": ', r"a\.jsonl, line 2: not JSON"),
+        (texts, "a.jsonl", "[" * 100_000, r"a\.jsonl, line 1: not JSON"),
+        (talks, "a.json", "[" * 100_000, r"a\.json: JSON that is nested too deeply"),
+        (texts, "a.jsonl", '{"body": "x"}', r"line 1: no text in field 'text'; it has 'body'"),
+        (texts, "a.jsonl", r'{"text": "\ud800"}', r"line 1: column 'text' is no text"),
+        (rows, "a.jsonl", r'{"text": "\ud800", "label": 1}', "line 1: column 'text' is no text"),
+        (talks, "a.jsonl", r'{"instruction": "\ud800", "output": "x"}', "line 1: .* is no text"),
+        (rows, "a.jsonl", '{"text": "x"}', r"line 1: no text in column 'label'; it has 'text'"),
+        (rows, "a.csv", "text,class\na,b", r"a\.csv, line 1: no column 'label'; it has 'text'"),
+        (rows, "a.tsv", "text\tlabel\na\tb\nc", r"a\.tsv, line 3: 1 fields .* 2 columns"),
+        (rows, "a.tsv", "text\tlabel\na\tb\tc", r"a\.tsv, line 2: 3 fields .* 2 columns"),
+        (rows, "a.csv", 'text,label\na,b\n"c', r"a\.csv, line 3: unexpected end"),
+        (talks, "a.jsonl", '{"messages": []}', r"a\.jsonl, line 1: the conversation is empty"),
+        (talks, "a.json", '[{"instruction": "x", "output": " "}]', "record 1: 'output' is empty"),
+        (talks, "a.json", "[\n{]", r"a\.json, line 2: not JSON"),
+        (pairs, "a.jsonl", '{"instruction": "x", "chosen": "y"}', "line 1: no text in 'rejected'"),
+        (texts, "a.parquet", torn, r"a\.parquet is not a whole Parquet file"),
+        (rows, "a.parquet", b"", r"a\.parquet is not a whole Parquet file"),
+        (rows, "a.txt", "x", r"a\.txt: the name must end in"),
+        (talks, "a.csv", "x", r"a\.csv: the name must end in"),
+    ],
+)
+def test_wrong_contents(tmp_path, read, name, content, words):
+    content = content(tmp_path) if callable(content) else content
+    content = content.encode() if isinstance(content, str) else content
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        read(tmp_path / name)
+
+
+def test_parallel_text_files(tmp_path):
+    (tmp_path / "source.txt").write_text("one\n\nthree\n", "utf-8")
+    (tmp_path / "target.txt").write_text("eins\r\nzwei\r\ndrei", "utf-8")
+    found = data.read_records(tmp_path, ["source", "target"])
+    assert found == [("one", "eins"), ("", "zwei"), ("three", "drei")]
+    assert data.unread_files(tmp_path, ["source", "target"]) == []
+    (tmp_path / "source.txt").write_text("one\ntwo\n", "utf-8")
+    told = r"do not pair up: .*source\.txt has 2, .*target\.txt has 3"
+    with pytest.raises(InputError, match=told):
+        data.read_records(tmp_path, ["source", "target"])
+    (tmp_path / "source.txt").unlink()
+    with pytest.raises(InputError, match=r"source\.txt does not exist"):
+        data.read_records(tmp_path, ["source", "target"])
+
+
+def test_what_a_folder_holds_besides_is_told(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a.txt", "in/b.txt.gz", "c.md", ".hidden", "in/d.csv"):
+        content = gzip.compress(b"text") if name.endswith("gz") else b"text"
+        (tmp_path / name).write_bytes(content)
+    assert data.read_texts(tmp_path) == ["text", "text"]
+    assert data.unread_files(tmp_path) == [tmp_path / "c.md", tmp_path / "in" / "d.csv"]
+    assert data.unread_files(tmp_path / "in", ["text"]) == [tmp_path / "in" / "b.txt.gz"]
+    assert data.unread_files(tmp_path / "a.txt") == data.unread_files("hf:x:train") == []
+
+
+def test_recipes_print_what_they_left_out_and_why(tmp_path, capsys):
+    from keras_llm.recipes import text_generation, texts, translation
+
+    records = [{"text": text} for text in ("a", "b", "", "b", "c", " ", "b")]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (tmp_path / "b.txt").write_text("")
+    (tmp_path / "notes.md").write_text("no data")
+    told = []
+    for stream in (False, True):
+        options = text_generation.Options("out", data=str(tmp_path), stream=stream)
+        train, held_out, report = texts.prepared(options)
+        assert sorted([*train, *held_out]) == ["a", "b", "c"]
+        assert report["dropped"] == {"empty": 3, "repeated": 2}
+        told.append(capsys.readouterr().err)
+    assert told[0] == told[1]
+    assert "2 documents for training, 1 held out; dropped: 3 empty, 2 repeated" in told[0]
+    assert f"not read, by their names: 1 files of {tmp_path}, e.g. notes.md" in told[0]
+    (tmp_path / "pairs.tsv").write_text("source\ttarget\na\tb\n\tc\na\tb\nd\te\nf\tg\n")
+    translation.rows(translation.Options("out", data=str(tmp_path / "pairs.tsv")))
+    assert "dropped: 1 empty, 1 repeated" in capsys.readouterr().err
+
+
+def test_a_package_that_is_not_there_is_named_by_what_installs_it():
+    from keras_llm.recipes import runs
+
+    with pytest.raises(InputError, match="this needs no_such_package: pip install no_such_package"):
+        runs.prepare(runs.Options("out"), "no_such_package", pictures=False)

@@ -1,0 +1,220 @@
+"""Corpora that are never in memory: the same documents, ids and batches as if they were."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_llm import data, tokenizers, training
+from keras_llm.data import text as text_module
+from keras_llm.errors import InputError
+from keras_llm.recipes import text_generation, texts
+
+DOCUMENTS, MEBIBYTES = 720, 8  # of 4.2 kB in each of 8 files: 24 MB, and as much of ids
+TEXTS = [f"a film about {word} and people, part {i}" for i, word in
+         enumerate(["music", "stories", "trains", "letters"] * 50)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tok():
+    return tokenizers.WordPiece.train(TEXTS, 120)
+
+
+@pytest.fixture(scope="module")
+def on_disk(tok, tmp_path_factory):
+    return data.encode_documents(TEXTS, tok, tmp_path_factory.mktemp("ids") / "ids.npy")
+
+
+@given(st.text("ab\n", max_size=60), st.integers(1, 9), st.sampled_from(["\n\n", "\n", "a\nb"]))
+def test_documents_are_those_of_the_whole_text(text, block, separator):
+    lines = text.splitlines(keepends=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_module, "_BLOCK", block)
+        assert list(text_module._parts(lines, separator)) == text.split(separator)
+
+
+@pytest.mark.parametrize("limit", [None, 900, 1])
+def test_the_split_is_that_of_documents_in_memory(limit):
+    corpus = [*TEXTS, "", TEXTS[3], " \n", TEXTS[7], TEXTS[3]]
+    used = data.shuffle_documents(TEXTS, 5)
+    if limit is not None:
+        sizes = np.cumsum([len(text.encode()) for text in used])
+        used = used[: max(2, int(np.sum(sizes <= limit)))]
+    train, held_out = data.split_documents(used, 0.2, 5)
+    found = data.split_stream(lambda: iter(corpus), 0.2, 5, limit)
+    assert set(found[0]) == set(train) and set(found[1]) == set(held_out)
+    assert len(found[0]) == len(train) and len(list(found[0])) == len(train)
+    assert list(found[0]) == [text for text in TEXTS if text in set(train)]
+    beyond = {"beyond the limit": len(TEXTS) - len(used)} if limit else {}
+    assert found[2] == {"empty": 2, "repeated": 3, **beyond}
+    again = data.split_stream(lambda: iter(corpus[::-1]), 0.2, 5, limit)
+    assert set(again[1]) == set(held_out)
+    assert again[0].fingerprint == found[0].fingerprint != found[1].fingerprint
+
+
+def test_a_sample_is_bounded_and_drawn_from_everywhere():
+    train, _, _ = data.split_stream(lambda: TEXTS, 0.1)
+    sample = list(train.sample(1000))
+    assert sum(len(text.encode()) for text in sample) in range(900, 1001)
+    assert set(sample) < set(train) and len({TEXTS.index(text) // 50 for text in sample}) == 4
+    assert len(list(train.sample(1))) == 1
+
+
+def test_what_cannot_be_streamed_is_told():
+    with pytest.raises(InputError, match="2 distinct"):
+        data.split_stream(lambda: ["a", "a", ""])
+    with pytest.raises(InputError, match="2 distinct"):
+        data.split_stream(list)
+    corpus = ["a", "b", "c"]
+    train, _, _ = data.split_stream(lambda: corpus, 0.3)
+    for change in (corpus.pop, lambda: corpus.extend("xy")):
+        change()
+        with pytest.raises(InputError, match=r"the data has changed: \d documents, there were 3"):
+            list(train)
+
+
+def test_ids_on_disk_are_those_in_memory(tok, on_disk, tmp_path):
+    ids = data.encode_documents(TEXTS, tok)
+    np.testing.assert_array_equal(on_disk, ids)
+    assert isinstance(on_disk, np.memmap) and on_disk.dtype == np.uint16
+    assert not on_disk.flags.writeable
+    np.testing.assert_array_equal(np.load(on_disk.filename), ids)
+    with pytest.raises(InputError, match="exists"):
+        data.encode_documents(TEXTS, tok, on_disk.filename)
+
+    class Wide:
+        bos_id, eos_id, vocabulary_size = 1, 2, 100_000
+
+        def encode_batch(self, texts):
+            return [[99_999] for _ in texts]
+
+    wide = data.encode_documents(["a"], Wide(), tmp_path / "wide.npy")
+    assert wide.dtype == np.uint32 and wide.tolist() == [1, 99_999, 2]
+
+
+def test_a_file_of_ids_is_whole_or_not_there(tok, tmp_path):
+    def broken():
+        yield from TEXTS
+        raise InputError("broken")
+
+    with pytest.raises(InputError, match="broken"):
+        data.encode_documents(broken(), tok, tmp_path / "ids.npy")
+    with pytest.raises(InputError, match="no document"):
+        data.encode_documents([], tok, tmp_path / "ids.npy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_batches_from_disk_are_those_from_memory(tok, on_disk):
+    ids = np.asarray(on_disk, "int32")
+    shape = {"sequence_length": 16, "batch_size": 4, "bos_id": tok.bos_id, "pad_id": tok.pad_id}
+    seeded = {"epochs": 2, "seed": 3}
+    for make in (
+        lambda x: data.packed_dataset(x, **shape, **seeded, segments=True),
+        lambda x: data.packed_dataset(x, **shape, **seeded, start=7),
+        lambda x: data.masked_dataset(x, tok, 16, 4, **seeded),
+        lambda x: data.span_corruption_dataset(
+            x, range(5, 9), **shape, eos_id=tok.eos_id, **seeded
+        ),
+        lambda x: data.infilling_dataset(x, (5, 6, 7), **shape, eos_id=tok.eos_id, **seeded),
+    ):
+        one, other = make(ids), make(on_disk)
+        assert len(one) == len(other) > 20 and one.element_spec == other.element_spec
+        for expected, found in zip(one.skip(5).take(9), other.skip(5).take(9), strict=True):
+            flat = [np.concatenate([np.ravel(v) for v in _leaves(x)]) for x in (expected, found)]
+            np.testing.assert_array_equal(*flat)
+
+
+def _leaves(batch):
+    import tensorflow as tf
+
+    return [tensor.numpy() for tensor in tf.nest.flatten(batch)]
+
+
+def test_counts_do_not_depend_on_where_a_stream_is_cut(tok, on_disk, monkeypatch):
+    def measures():
+        ids = np.asarray(on_disk, "int32")
+        texts = [ids[i : i + 9].tolist() for i in (0, 50, 333)] + [[7] * 9]
+        size = tok.vocabulary_size
+        return (
+            training.evaluate_unigram(on_disk, ids[:99], 100, tok.bos_id, size),
+            training.memorization_rate(texts, on_disk, 8),
+        )
+
+    whole = measures()
+    assert 0.5 < whole[1] < 1
+    monkeypatch.setattr("keras_llm.training.metrics._CHUNK", 7)
+    monkeypatch.setattr("keras_llm.training.ngrams._CHUNK", 7)
+    assert measures() == whole
+
+
+def test_a_corpus_of_several_times_the_memory(tmp_path):
+    random = np.random.default_rng(0)
+    words = np.array(["".join(random.choice(list("etaoinsh"), 6)) for _ in range(2000)])
+    (tmp_path / "texts").mkdir()
+    for number in range(8):
+        documents = (" ".join(words[random.integers(0, 2000, 600)]) for _ in range(DOCUMENTS))
+        (tmp_path / "texts" / f"{number}.txt").write_text("\n\n".join(documents))
+    child = pathlib.Path(__file__).with_name("stream_in_little_memory.py")
+
+    def run(way):
+        command = [sys.executable, str(child), str(tmp_path / "texts"), way, str(MEBIBYTES)]
+        command = ["sh", "-c", 'ulimit -s 1024 && exec "$@"', "sh", *command]  # small threads
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+    done = run("stream")
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["tokens"] == len(np.load(tmp_path / "tokens.npy", mmap_mode="r")) > 5_000_000
+    assert found["steps"] == (found["tokens"] - 1) // 128 // 8
+    assert found["held out"] == round(0.01 * 8 * DOCUMENTS)
+    assert run("whole").returncode != 0  # the limit holds: the texts alone are more
+
+
+def test_a_stopped_run_finds_its_tokens_again(text_folder, tmp_path):
+    options = text_generation.Options(str(tmp_path / "run"), data=str(text_folder), stream=True)
+    train, _, _ = texts.prepared(options)
+    tok = tokenizers.SentencePiece.train(texts.sample(options, train), 400, "bpe")
+    ids = texts.token_ids(options, train, tok)
+    (path,) = tmp_path.iterdir()
+    before = path.stat().st_mtime_ns
+    np.testing.assert_array_equal(texts.token_ids(options, train, tok), ids)
+    assert path.stat().st_mtime_ns == before
+    np.testing.assert_array_equal(ids, data.encode_documents(train, tok))
+    other = tokenizers.SentencePiece.train(TEXTS, 300, "bpe")
+    assert len(texts.token_ids(options, train, other)) != len(ids)
+    assert len(list(tmp_path.iterdir())) == 2
+    texts.remove_token_files(options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_streams(text_folder, tmp_path):
+    options = text_generation.Options(
+        str(tmp_path / "run"), data=str(text_folder), stream=True, smoke=True, max_megabytes=0.06
+    )
+    metrics = text_generation.run(options)
+    assert metrics["held_out"]["perplexity"] < metrics["unigram"]["perplexity"]
+    assert "The corpus was streamed" in (tmp_path / "run" / "README.md").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    train, held_out, report = texts.prepared(dataclasses.replace(options, stream=False))
+    assert metrics["training"]["documents"] == len(train)
+    assert metrics["training"]["held_out_documents"] == len(held_out)
+    assert metrics["training"]["dropped"] == report["dropped"]
+    assert text_generation.evaluate(tmp_path / "run") == pytest.approx(metrics["held_out"])
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({}, "--stream must be off without --data"),
+        ({"data": "x", "near_duplicates": 0.8}, "--near-duplicates must be 0 with --stream"),
+    ],
+)
+def test_what_streaming_cannot_do_is_refused(changes, words):
+    with pytest.raises(InputError, match=words):
+        text_generation.Options("out", stream=True, **changes)
