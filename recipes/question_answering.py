@@ -63,6 +63,8 @@ class Options(runs.Options):
     learning_rate: float = 2e-4
     """Peak learning rate; it warms up linearly."""
 
+    distributions = ()
+
     def __post_init__(self):
         super().__post_init__()
         self.check(

@@ -48,6 +48,8 @@ class Options(texts.Options):
     prompt: str = "This"
     """What the logged samples continue."""
 
+    distributions = (*texts.Options.distributions, "jax_data", "jax_model")
+
     def __post_init__(self):
         super().__post_init__()
         self.check(
