@@ -82,8 +82,10 @@ class _Watched:
             self.typical_norm.assign_add(share * (norm - self.typical_norm))
             update(grads, trainable_variables)
 
-        # Either way Keras counts the step: the schedule goes on.
-        ops.cond(usual, take, lambda: self.skipped.assign_add(1.0))
+        def skip():
+            self.skipped.assign_add(1.0)
+
+        ops.cond(usual, take, skip)  # either way Keras counts the step: the schedule goes on
 
     def get_config(self):
         watched = {"no_decay": self.no_decay, "skip_factor": self.skip_factor}
