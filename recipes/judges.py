@@ -43,6 +43,7 @@ class Options(chats.Options):
         super().__post_init__()
         self.check(
             ("rank", self.rank >= 0, ">= 0"),
+            ("rank", not (self.rank and self.distribution), "0 with --distribution"),
             ("judge_rows", self.judge_rows > 1, "at least 2"),
             ("judge_epochs", self.judge_epochs > 0, "a positive int"),
             ("max_refused", 0 <= self.max_refused < 1, "in [0, 1)"),

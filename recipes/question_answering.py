@@ -65,6 +65,8 @@ class Options(runs.Options):
     learning_rate: float | None = None
     """Peak learning rate; it warms up linearly (2e-4, or if generative 2e-3, if not given)."""
 
+    distributions = ()
+
     def __post_init__(self):
         for name, value in KINDS[self.kind].DEFAULTS.items():
             if getattr(self, name) is None:

@@ -56,12 +56,19 @@ class Options:
     """Steps between two checkpoints that --resume can go on from."""
     resume: bool = False
     """Go on with a run that was stopped or killed; the same options give the same model."""
+    distribution: Literal["mirrored", "multi_worker", "jax_data", "jax_model"] | None = None
+    """Train on several devices: of this machine, or of the workers that TF_CONFIG lists; or, with
+    KERAS_BACKEND=jax, each with a part of the batch or of the model. See docs/scaling.md."""
     overwrite: bool = False
     """Replace what is at --out."""
     json: bool = False
     """Print the measures as one JSON object."""
     smoke: bool = False
     """A tiny model on a little data, to try the whole way in under a minute."""
+
+    # What `distribution` may be; nothing in a recipe whose loss is not `LanguageModelTrainer`'s:
+    # Keras would weigh each device's part by itself.
+    distributions = ("mirrored", "multi_worker", "jax_data", "jax_model")
 
     def __post_init__(self):
         self.check(
@@ -77,6 +84,18 @@ class Options:
             ("weight_decay", self.weight_decay >= 0, ">= 0"),
             ("seed", self.seed >= 0, ">= 0"),
             ("export", set(self.exports) <= set(_EXPORTS), f"of {', '.join(_EXPORTS)}"),
+            (
+                "distribution",
+                self.distribution in (None, *self.distributions),
+                f"of {', '.join(self.distributions)} in this recipe"
+                if self.distributions
+                else "left out in this recipe, which trains on one device",
+            ),
+            (
+                "export",
+                not (self.exports and self.distribution),
+                "left out with --distribution (run `keras-llm export` on the trained model)",
+            ),
         )
 
     @property
@@ -106,7 +125,7 @@ class Options:
 
 
 def prepare(options, *packages, pictures=True):
-    """Refuse what would be refused only after the training, and seed Keras.
+    """Refuse what would be refused only after the training, set the distribution, and seed Keras.
 
     Args:
         options: `Options`.
@@ -114,15 +133,24 @@ def prepare(options, *packages, pictures=True):
         pictures: bool. Whether it is to leave some.
 
     Raises:
-        InputError: if something is at `out`, or a package is not installed.
+        InputError: if something is at `out`, a package is not installed, or the distribution
+            cannot be.
     """
     import keras
+
+    from keras_llm import training
 
     check_free(options.out, options.overwrite)
     for name in (*packages, *(["matplotlib"] if pictures else [])):
         if importlib.util.find_spec(name) is None:
             project = {"sklearn": "scikit-learn"}.get(name, name)
             raise InputError(f"this needs {project}: pip install {project}.")
+    if options.distribution:
+        training.set_distribution(options.distribution)
+    if options.distribution == "jax_data":
+        devices = len(keras.distribution.list_devices())
+        even = not options.batch_size % devices
+        options.check(("batch_size", even, f"a multiple of the {devices} devices"))
     keras.utils.set_random_seed(options.seed)
 
 
@@ -162,7 +190,12 @@ def token_trainer(options, model, steps, pad_id):
 @contextlib.contextmanager
 def model_folder(options):
     """The folder that becomes `out` when it is whole; a run that stops keeps its best weights, and
-    checkpoints that it can go on from."""
+    checkpoints that it can go on from. The first of several workers writes it."""
+    from keras_llm.training import replicas
+
+    if not replicas.is_chief():
+        yield pathlib.Path(f"{options.out}.partial")
+        return
     with atomic_folder(options.out, options.overwrite, _KEPT, options.resume) as folder:
         try:
             yield folder
@@ -194,15 +227,24 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
 
     Raises:
         InputError: if the loss is not finite.
+        SystemExit: on all workers but the first, when they are done.
     """
     from keras_llm import training
+    from keras_llm.training import replicas
 
+    replicas.check_same(options.seed, "--seed")  # waits for the first worker, who makes `folder`
     steps, per_step = len(train_data), per_step or options.batch_size
     interval = max(1, steps // (options.epochs * options.evaluations))
     intervals = steps // interval
     kept = model.trained if isinstance(model, training.LanguageModelTrainer) else model
     best = training.BestWeights(folder / _BEST, model=kept)
-    say(f"watch it: tensorboard --logdir {pathlib.Path(options.out).parent}")
+    watching = []
+    if replicas.is_chief():
+        say(f"watch it: tensorboard --logdir {pathlib.Path(options.out).parent}")
+        watching = [
+            training.TensorBoard(folder / "logs", per_step, unit=unit, **tools),
+            training.ProgressBar(intervals * interval, per_step, unit=unit),
+        ]
     resume = training.Resume(
         folder / _CHECKPOINTS,
         every=options.checkpoint_steps,
@@ -216,13 +258,13 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
         validation_data=validation_data,
         shuffle=False,
         verbose=0,
-        callbacks=[
-            best,
-            training.TensorBoard(folder / "logs", per_step, unit=unit, **tools),
-            training.ProgressBar(intervals * interval, per_step, unit=unit),
-            resume,
-        ],
+        callbacks=[best, *watching, resume],
     )
+    if not replicas.is_chief():
+        say("done; the first worker writes the model")
+        sys.exit()
+    if options.distribution:
+        training.set_distribution(None)
     seconds, history = resume.seconds, resume.history
     if not best.path.is_file():
         raise InputError("the held-out loss is not finite; try a lower --learning-rate.")

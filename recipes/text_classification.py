@@ -52,6 +52,8 @@ class Options(runs.Options):
     evaluations: int = 2
     """Held-out evaluations, points of the loss curve and checkpoints in each pass."""
 
+    distributions = ()
+
     def __post_init__(self):
         super().__post_init__()
         self.check(

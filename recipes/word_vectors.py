@@ -55,6 +55,8 @@ class Options(texts.Options):
     benchmarks: bool = True
     """Measure on analogies and similarities, which are fetched from the package gensim."""
 
+    distributions = ()
+
     def __post_init__(self):
         super().__post_init__()
         self.check(

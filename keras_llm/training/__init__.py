@@ -9,6 +9,7 @@ from keras_llm.training.classification import (
     evaluate_classifier,
 )
 from keras_llm.training.code import pass_at_k
+from keras_llm.training.distribution import TensorParallel, layout_map, set_distribution
 from keras_llm.training.learned import evaluate_examples, log_probabilities
 from keras_llm.training.lora import add_lora, load_lora, merge_lora, save_lora
 from keras_llm.training.losses import GloVeLoss
@@ -54,6 +55,7 @@ __all__ = [
     "Resume",
     "SentencePairTrainer",
     "TensorBoard",
+    "TensorParallel",
     "TokenAccuracy",
     "Trigram",
     "WarmupDecay",
@@ -74,12 +76,14 @@ __all__ = [
     "evaluate_translations",
     "evaluate_trigram",
     "evaluate_unigram",
+    "layout_map",
     "load_lora",
     "log_probabilities",
     "memorization_rate",
     "merge_lora",
     "pass_at_k",
     "save_lora",
+    "set_distribution",
 ]
 
 

@@ -10,6 +10,7 @@ import rich.console
 import rich.progress
 
 from keras_llm.files import atomic_file
+from keras_llm.training import replicas
 
 
 class ProgressBar(keras.callbacks.Callback):
@@ -37,7 +38,7 @@ class ProgressBar(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self.begin = time.perf_counter()
-        self.first = self.steps = int(self.model.optimizer.iterations)
+        self.first = self.steps = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
         self.bar = self.progress.add_task(
             "training", total=self.total_steps, completed=self.steps, state=""
         )
@@ -69,7 +70,8 @@ class ProgressBar(keras.callbacks.Callback):
 
 
 class BestWeights(keras.callbacks.Callback):
-    """Keep the weights with the lowest held-out loss in a file, written whole or not at all.
+    """Keep the weights with the lowest held-out loss in a file, written whole or not at all, and
+    by the first worker alone where several train.
 
     Args:
         path: str or path that ends in `.weights.h5`.
@@ -89,8 +91,10 @@ class BestWeights(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         if logs[self.monitor] < self.best:
-            with atomic_file(self.path, overwrite=True) as partial:
-                (self.kept_model or self.model).save_weights(partial)
+            with replicas.scope_of(self.model):
+                if replicas.is_chief():
+                    with atomic_file(self.path, overwrite=True) as partial:
+                        (self.kept_model or self.model).save_weights(partial)
             self.best = logs[self.monitor]
 
     def get_state(self):

@@ -79,6 +79,8 @@ class ChunkedCrossEntropy:
 
             def gradients(*args, upstream=None):
                 upstream = (args if upstream is None else upstream)[0]
+                if isinstance(upstream, tuple):  # JAX passes all in one
+                    upstream = upstream[0]
                 return tuple(
                     ops.cast(upstream * ops.cast(part, "float32"), like.dtype)
                     for part, like in zip(parts, (states, *learned), strict=False)

@@ -2,9 +2,10 @@
 
 import keras
 from keras import ops
+from keras.src.optimizers.base_optimizer import BaseOptimizer
 
 from keras_llm.errors import InputError
-from keras_llm.training.replicas import check_one_replica
+from keras_llm.training import replicas
 
 NO_DECAY = ("bias", "scale", "gamma", "beta")
 _SETTLING = 20  # updates before a norm can be told to be unusual
@@ -12,6 +13,12 @@ _SETTLING = 20  # updates before a norm can be told to be unusual
 
 class _Watched:
     """What is added to an optimizer of Keras.
+
+    Where several replicas share a batch, their gradients are summed first. Each then updates its
+    own copy of the variables as one device would: the copies stay equal, and clipping,
+    accumulation and averages are those of the whole batch. Keras's own code for TensorFlow clips
+    and accumulates each replica's gradients before the sum; `BaseOptimizer` has the code without
+    replicas, which every other backend runs.
 
     Attributes:
         gradient_norm: variable, the norm of the last batch's gradients, all together, before
@@ -28,13 +35,22 @@ class _Watched:
                 "`skip_factor` cannot be given with `gradient_accumulation_steps`: a sum of "
                 "gradients cannot leave one out any more."
             )
+        if skip_factor is not None and keras.backend.backend() == "jax":
+            raise InputError("`skip_factor` is not for Keras's JAX backend.")
         self.no_decay = tuple(no_decay)
         self.skip_factor = skip_factor
         if self.no_decay:
             self.exclude_from_weight_decay(var_names=list(self.no_decay))
 
+    _backend_update_step = BaseOptimizer._backend_update_step
+    _backend_increment_gradient_accumulators = (
+        BaseOptimizer._backend_increment_gradient_accumulators
+    )
+    _overwrite_model_variables_with_average_value = (
+        BaseOptimizer._overwrite_model_variables_with_average_value
+    )
+
     def build(self, variables):
-        check_one_replica(type(self).__name__)
         super().build(variables)
         for name in ("gradient_norm", "typical_norm", "skipped"):
             variable = self.add_variable((), initializer="zeros", dtype="float32", name=name)
@@ -47,13 +63,17 @@ class _Watched:
         # An embedding's gradient comes as rows, some of them more than once: their norm, which
         # Keras would clip by, is not that of the sum.
         grads = [None if g is None else _dense(g) for g in grads]
+        grads = replicas.total(grads, type(self).__name__)
         squares = [ops.sum(ops.square(ops.cast(g, "float32"))) for g in grads if g is not None]
-        norm = ops.sqrt(sum(squares))
-        self.gradient_norm.assign(norm)
+        self.gradient_norm.assign(ops.sqrt(sum(squares)))
+        super().apply(grads, trainable_variables)
+
+    def _backend_apply_gradients(self, grads, trainable_variables):
         if self.skip_factor is None:
-            super().apply(grads, trainable_variables)
+            super()._backend_apply_gradients(grads, trainable_variables)
             return
-        update = super().apply
+        update = super()._backend_apply_gradients
+        norm = ops.convert_to_tensor(self.gradient_norm)
         settling = self.iterations < _SETTLING
         usual = ops.isfinite(norm) & (settling | (norm <= self.skip_factor * self.typical_norm))
 
@@ -64,9 +84,8 @@ class _Watched:
 
         def skip():
             self.skipped.assign_add(1.0)
-            self.iterations.assign_add(1)  # the schedule goes on
 
-        ops.cond(usual, take, skip)
+        ops.cond(usual, take, skip)  # either way Keras counts the step: the schedule goes on
 
     def get_config(self):
         watched = {"no_decay": self.no_decay, "skip_factor": self.skip_factor}
@@ -90,15 +109,16 @@ _ADDED = """
         no_decay: regular expressions, searched for in the names of variables that weight decay
             leaves alone: biases and the gains of norms by default.
         skip_factor: float > 1 or None. An update whose gradients have a norm more than this many
-            times the running mean, or not finite, is skipped. Not in the first 20 updates.
+            times the running mean, or not finite, is skipped. Not in the first 20 updates, and not
+            on JAX.
 
     Attributes:
         gradient_norm: variable, the norm of all gradients of the last batch, before clipping.
         skipped: variable, how many updates were skipped.
 
     Raises:
-        InputError: naming the argument that is wrong; or under a `tf.distribute` strategy with
-            more than one replica.
+        InputError: naming the argument that is wrong; or on several replicas with float16, whose
+            loss scale Keras keeps for each by itself.
 """
 
 
@@ -107,11 +127,13 @@ class AdamW(_Watched, keras.optimizers.AdamW):
     __doc__ = "Adam with decoupled weight decay (Loshchilov and Hutter, 2017)." + _ADDED.format(
         name="AdamW"
     )
+    _apply_weight_decay = BaseOptimizer._apply_weight_decay
 
 
 @keras.saving.register_keras_serializable("keras_llm")
 class Lion(_Watched, keras.optimizers.Lion):
     __doc__ = "The sign of a momentum (Chen et al., 2023)." + _ADDED.format(name="Lion")
+    _apply_weight_decay = BaseOptimizer._apply_weight_decay
 
 
 @keras.saving.register_keras_serializable("keras_llm")

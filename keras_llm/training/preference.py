@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_llm import models
 from keras_llm.errors import InputError
+from keras_llm.training import replicas
 from keras_llm.training.trainer import LanguageModelTrainer
 
 
@@ -132,6 +133,7 @@ class PreferenceTrainer(LanguageModelTrainer):
 
     def __init__(self, model, objective, chunk_size=None, name=None):
         super().__init__(model, chunk_size=chunk_size, name=name)
+        replicas.check_one("PreferenceTrainer")
         if not isinstance(model, models.CausalLM):
             raise InputError("`model` must come from causal_lm.")
         if not isinstance(objective, (DPO, ORPO)):

@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_file
-from keras_llm.training.replicas import check_one_replica
+from keras_llm.training import replicas
 
 _SUFFIX = ".checkpoint.npz"
 # What callbacks of Keras remember between epochs.
@@ -40,7 +40,10 @@ class Resume(keras.callbacks.Callback):
 
     A checkpoint is one file, `step_<n>.checkpoint.npz`, written under a temporary name by a thread
     beside the training, and renamed when it is whole. Its parts carry checksums; one that is torn
-    is left aside with a warning, and the one before it is used. TensorFlow backend.
+    is left aside with a warning, and the one before it is used. TensorFlow and JAX backend.
+
+    Under a `tf.distribute` strategy the same holds for all replicas. Of several workers the first
+    writes, and all read: `folder` must be one that all see, and all are started again together.
 
     Args:
         folder: str or path for the checkpoints; made if it is missing.
@@ -59,14 +62,14 @@ class Resume(keras.callbacks.Callback):
     Raises:
         InputError: naming the argument that is wrong. In `fit`: if a checkpoint was made with
             another model, optimizer, data or identity, naming what differs; if `data` was left out
-            or `steps_per_epoch` is unknown; or if a loss or weight is not finite: the last good
-            checkpoint stays.
+            or `steps_per_epoch` is unknown; if workers found different checkpoints; or if a loss
+            or weight is not finite: the last good checkpoint stays.
     """
 
     def __init__(self, folder, every=100, keep=2, identity=None, callbacks=()):
         super().__init__()
-        if keras.backend.backend() != "tensorflow":
-            raise InputError("training.Resume needs Keras's TensorFlow backend.")
+        if keras.backend.backend() not in ("tensorflow", "jax"):
+            raise InputError("training.Resume needs Keras's TensorFlow or JAX backend.")
         for name, value in (("every", every), ("keep", keep)):
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"`{name}` must be a positive int, got {value!r}.")
@@ -75,7 +78,6 @@ class Resume(keras.callbacks.Callback):
         self.callbacks = [_Stateful(callback) for callback in callbacks]
         self.identity = dict(identity or {})
         self.history, self.seconds = {}, 0.0
-        _clear_unfinished(self.folder)
         self._loaded = _latest(self.folder)
         self._batch = self._first_batch = None
         self._writer = concurrent.futures.ThreadPoolExecutor(1)
@@ -110,16 +112,21 @@ class Resume(keras.callbacks.Callback):
 
     def set_model(self, model):
         super().set_model(model)
-        check_one_replica("Resume")
-        optimizer = model.optimizer
-        if not optimizer.built:
-            optimizer.build(model.trainable_variables)
+        with replicas.scope_of(model):
+            self._set_model(model)
+
+    def _set_model(self, model):
+        replicas.check_same(self.step, f"the step of the last checkpoint in {self.folder}")
+        if replicas.is_chief():
+            _clear_unfinished(self.folder)
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
         if self._loaded is None:
             return
         if self._first_batch is None:
             raise InputError("pass the data of `fit` through `resume.data(...)`.")
         checkpoint = self._loaded
-        _check_identity(checkpoint.meta["identity"], self._identity())
+        _check_identity({"replicas": 1, **checkpoint.meta["identity"]}, self._identity())
         model.test_on_batch(*keras.utils.unpack_x_y_sample_weight(self._batch))  # makes metrics
         _check_shapes(checkpoint, _variables(model))
         checkpoint.restore(_variables(model))
@@ -152,7 +159,8 @@ class Resume(keras.callbacks.Callback):
                     f"`fit` must go on with epoch {self._loaded.meta['epoch']}, not {epoch}."
                 )
             # Keras has just reset the metrics; the first steps of this epoch belong into them.
-            self._loaded.restore(_variables(self.model))
+            with replicas.scope_of(self.model):
+                self._loaded.restore(_variables(self.model))
             self._loaded = self._loaded.without_arrays()
         self._epoch = epoch
 
@@ -186,13 +194,13 @@ class Resume(keras.callbacks.Callback):
         model = self.model
         left, run = self._replayed // model.steps_per_execution, model.train_function
 
-        def train_function(iterator):
+        def train_function(*args):
             nonlocal left
             if not left:
                 model.train_function, model.is_replaying = run, False
-                return run(iterator)
+                return run(*args)
             left -= 1
-            return logs
+            return logs if len(args) == 1 else (logs, args[0])  # JAX passes the state along
 
         model.train_function, model.is_replaying = train_function, True
 
@@ -202,12 +210,20 @@ class Resume(keras.callbacks.Callback):
             "model": _without_names(self.model.get_config()),
             "optimizer": _without_names(keras.saving.serialize_keras_object(self.model.optimizer)),
             "first_batch": self._first_batch,
+            "replicas": replicas.count(),
         }
         return json.loads(json.dumps(row, default=lambda value: type(value).__name__))
 
     def _save(self, epoch, step_in_epoch, logs):
         """Copy the state; a thread writes it while training goes on."""
         self._wait()
+        if hasattr(self.model, "jax_state_sync"):  # while JAX trains, variables are empty
+            self.model.jax_state_sync()
+        with replicas.scope_of(self.model):
+            arrays = replicas.read(_variables(self.model))
+            if not replicas.is_chief():
+                return
+            identity = self._identity()
         step = epoch * self._steps + step_in_epoch
         meta = {
             "step": step,
@@ -217,12 +233,10 @@ class Resume(keras.callbacks.Callback):
             "logs": {name: float(value) for name, value in logs.items()},
             "history": self.history,
             "callbacks": [callback.get() for callback in self.callbacks],
-            "identity": self._identity(),
+            "identity": identity,
             "seconds": self.seconds + time.perf_counter() - self._begin,
         }
-        meta = json.dumps(meta)
-        arrays = [np.array(keras.ops.convert_to_numpy(v)) for v in _variables(self.model)]
-        self._writing = self._writer.submit(self._write, step, meta, arrays)
+        self._writing = self._writer.submit(self._write, step, json.dumps(meta), arrays)
 
     def _write(self, step, meta, arrays):
         floats = [array for array in arrays if array.dtype.kind in "fV"]
@@ -252,9 +266,12 @@ class _Checkpoint:
         self.meta, self.arrays = meta, arrays
 
     def restore(self, variables):
-        for variable, array in zip(variables, self.arrays, strict=True):
-            dtype = keras.backend.standardize_dtype(variable.dtype)
-            variable.assign(array.view("bfloat16") if dtype == "bfloat16" else array)
+        dtypes = [keras.backend.standardize_dtype(variable.dtype) for variable in variables]
+        arrays = [
+            array.view("bfloat16") if dtype == "bfloat16" else array
+            for array, dtype in zip(self.arrays, dtypes, strict=True)
+        ]
+        replicas.write(variables, arrays)
 
     def without_arrays(self):
         return _Checkpoint(self.meta, None)
@@ -364,6 +381,6 @@ def _check_identity(before, now, path=""):
 
 def _check_shapes(checkpoint, variables):
     shapes = [list(array.shape) for array in checkpoint.arrays]
-    wanted = [list(variable.shape) for variable in variables]
+    wanted = [replicas.shape(variable) for variable in variables]
     if shapes != wanted:
         _check_identity({"shapes": shapes}, {"shapes": wanted})

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_llm.errors import InputError
+from keras_llm.training import replicas
 from keras_llm.training.trainer import LanguageModelTrainer
 
 
@@ -34,6 +35,7 @@ class SentencePairTrainer(LanguageModelTrainer):
 
     def __init__(self, model, next_sentence, ignore_id=None, **options):
         super().__init__(model, ignore_id, **options)
+        replicas.check_one("SentencePairTrainer")
         if getattr(next_sentence, "head", None) != "next_sentence":
             raise InputError("`next_sentence` must come from models.next_sentence.")
         layers = [one.get_layer("backbone").layers for one in (model, next_sentence)]

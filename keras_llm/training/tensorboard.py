@@ -83,6 +83,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
                 tf.summary.text("sample", self.sample())
 
     def _write_point(self, logs):
+        if hasattr(self.model, "jax_state_sync"):  # while JAX trains, variables are empty
+            self.model.jax_state_sync()
         before, then, means = self._last_point
         now, count = time.perf_counter(), self._batches - before
         # Keras logs means since the epoch began; their difference is the mean since the point.
@@ -94,17 +96,21 @@ class TensorBoard(keras.callbacks.TensorBoard):
         if self.unit == "tokens":
             values["perplexity"] = _perplexity(values["loss"])
         optimizer = self.model.optimizer
-        values["learning_rate"] = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+        values["learning_rate"] = _number(optimizer.learning_rate)
         speed = count * self.tokens_per_step / (now - then)
         values[f"{self.unit}_per_second"] = speed
         if self.utilization is not None:
             values["flops_utilization"] = speed * self.utilization
         if hasattr(optimizer, "gradient_norm"):
-            values["gradient_norm"] = float(optimizer.gradient_norm)
-            values["skipped_updates"] = float(optimizer.skipped)
-        with self._train_writer.as_default(int(self.model.optimizer.iterations)):
+            values["gradient_norm"] = _number(optimizer.gradient_norm)
+            values["skipped_updates"] = _number(optimizer.skipped)
+        with self._train_writer.as_default(int(_number(optimizer.iterations))):
             for name, value in values.items():
                 tf.summary.scalar(f"batch_{name}", value)
+
+
+def _number(variable):
+    return float(keras.ops.convert_to_numpy(variable))
 
 
 def _perplexity(loss):

@@ -1,5 +1,12 @@
 """What training needs of TensorFlow alone."""
 
+import contextlib
+import json
+import os
+import socket
+
+import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_llm.errors import InputError
@@ -15,11 +22,153 @@ def dense(gradient):
     return tf.convert_to_tensor(gradient)
 
 
-def check_one_replica(name):
-    """Raise InputError in the scope of a strategy that splits a batch over several replicas."""
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    if replicas > 1:
+def set_strategy(kind):
+    """See `distribution.set_distribution`."""
+    if kind is None:
+        tf.distribute.experimental_set_strategy(None)
+        return
+    if kind == "multi_worker":
+        cluster = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
+        if sum(len(cluster.get(job, [])) for job in ("chief", "worker")) < 2:
+            raise InputError(
+                "distribution multi_worker needs the environment variable TF_CONFIG to list two "
+                "workers or more, and which this is; see docs/scaling.md."
+            )
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    else:
+        strategy = tf.distribute.MirroredStrategy()
+    if strategy.num_replicas_in_sync < 2:
+        raise InputError("distribution mirrored needs two devices; TensorFlow sees one.")
+    tf.distribute.experimental_set_strategy(strategy)
+
+
+def num_replicas():
+    """See `replicas.count`."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def in_replica():
+    """Whether this is run by one replica of a strategy."""
+    return tf.distribute.get_replica_context() is not None
+
+
+def total(values, name):
+    """See `replicas.total`."""
+    context = tf.distribute.get_replica_context()
+    if context is None:
         raise InputError(
-            f"training.{name} is for one replica, and this strategy has {replicas}: each would "
-            "weigh, clip or count its part of the batch by itself."
+            f"training.{name} on several replicas must be called by each of them; with a loss "
+            "scale (mixed_float16) it is not: use mixed_bfloat16."
         )
+    given = [value for value in values if value is not None]
+    sums = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, given))
+    return [None if value is None else next(sums) for value in values]
+
+
+def step_logs(logs):
+    """What a step returns, so that Keras can take the mean over replicas.
+
+    Over several workers Keras 3.15 takes it along the first axis, which a scalar has not.
+    """
+    if _other_workers() and in_replica():
+        return {name: tf.reshape(value, (1,)) for name, value in logs.items()}
+    return logs
+
+
+def first_batch(iterator):
+    """The part of the first batch that the first replica here gets.
+
+    Keras 3.15 takes the mean over replicas instead, which fails if their parts differ in size.
+    """
+    strategy = tf.distribute.get_strategy()
+    for _, _, batches in iterator:
+        return keras.tree.map_structure(
+            lambda part: strategy.experimental_local_results(part)[0], next(batches)
+        )
+
+
+def read(variables):
+    """See `replicas.read`."""
+    strategy = tf.distribute.get_strategy()
+    arrays = []
+    for variable in variables:
+        if num_replicas() > 1 and variable.synchronization == "on_read":
+            rows = strategy.run(lambda v: tf.convert_to_tensor(v.value)[None], args=(variable,))
+            arrays.append(strategy.gather(rows, axis=0).numpy())
+        else:
+            arrays.append(np.array(keras.ops.convert_to_numpy(variable)))
+    return arrays
+
+
+def write(variables, arrays):
+    """See `replicas.write`."""
+
+    def assign(variable, rows):
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        variable.value.assign(tf.gather(rows, replica))
+
+    for variable, array in zip(variables, arrays, strict=True):
+        if num_replicas() > 1 and variable.synchronization == "on_read":
+            tf.distribute.get_strategy().run(assign, args=(variable, tf.constant(array)))
+        else:
+            variable.assign(array)
+
+
+def shape(variable):
+    """See `replicas.shape`."""
+    apart = num_replicas() > 1 and variable.synchronization == "on_read"
+    return [*([num_replicas()] if apart else []), *variable.shape]
+
+
+def is_chief():
+    """See `replicas.is_chief`."""
+    return tf.distribute.get_strategy().extended.should_checkpoint
+
+
+def check_same(number, what):
+    """See `replicas.check_same`."""
+    if not _other_workers():
+        return
+    strategy = tf.distribute.get_strategy()
+    rows = strategy.run(lambda: tf.constant([number], tf.int64))
+    numbers = strategy.gather(rows, axis=0).numpy().tolist()
+    if len(set(numbers)) > 1:
+        raise InputError(f"{what} must be the same on all workers, got {numbers}.")
+
+
+@contextlib.contextmanager
+def naming_lost_workers():
+    """See `replicas.naming_lost_workers`."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        lost = [name for name, address in _other_workers().items() if not _answers(address)]
+        if not lost:
+            raise
+        raise InputError(
+            f"{', '.join(lost)} ended before the training did; start all workers again: with "
+            "training.Resume (--resume) it goes on from the last checkpoint."
+        ) from error
+
+
+def _other_workers():
+    """The names and addresses of the workers beside this one, a dict."""
+    resolver = tf.distribute.get_strategy().cluster_resolver
+    if resolver is None:
+        return {}
+    here = resolver.task_type, resolver.task_id
+    return {
+        f"{job} {index} ({address})": address
+        for job, addresses in resolver.cluster_spec().as_dict().items()
+        for index, address in enumerate(addresses)
+        if (job, index) != here
+    }
+
+
+def _answers(address):
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True

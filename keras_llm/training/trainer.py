@@ -8,9 +8,9 @@ from keras import ops
 
 from keras_llm import models
 from keras_llm.errors import InputError
+from keras_llm.training import distribution, replicas
 from keras_llm.training.chunked import ChunkedCrossEntropy
 from keras_llm.training.packed import packed_states
-from keras_llm.training.replicas import check_one_replica
 
 
 class LanguageModelTrainer(keras.Model):
@@ -20,6 +20,10 @@ class LanguageModelTrainer(keras.Model):
     hidden states (see `ChunkedCrossEntropy`): the float tensor (B, T, V) of logits never exists.
     `fit` logs `loss` and `accuracy`, the share of targets with the largest logit. The weights are
     those of `model`, which is what is saved and used when training is done.
+
+    On several devices (`tf.distribute`, `keras.distribution`) it trains as on one: loss and
+    gradients are those of the whole batch, however its tokens are spread; see docs/scaling.md for
+    what is refused.
 
     Args:
         model: a model from `models.causal_lm`, `models.seq2seq` or `models.masked_lm`.
@@ -35,9 +39,9 @@ class LanguageModelTrainer(keras.Model):
     segment id, up to their own position.
 
     Raises:
-        InputError: naming the argument that is wrong; under a `tf.distribute` strategy with more
-            than one replica; in `fit` and `evaluate`, if an array of token
-            ids has one that the vocabulary has not.
+        InputError: naming the argument that is wrong; in `fit` and `evaluate`, if an array of
+            token ids has one that the vocabulary has not, or several devices cannot split the
+            batches; in `fit` over several workers, if one ends before the others, naming it.
 
     Example:
     >>> import numpy as np
@@ -61,7 +65,6 @@ class LanguageModelTrainer(keras.Model):
         name=None,
     ):
         super().__init__(name=name)
-        check_one_replica("LanguageModelTrainer")
         if not models.has_token_head(model):
             raise InputError(
                 "`model` must come from causal_lm, seq2seq or masked_lm, got "
@@ -106,7 +109,10 @@ class LanguageModelTrainer(keras.Model):
         weights = ops.reshape(self._weights(y, sample_weight), (-1,))
         states = ops.reshape(y_pred, (-1, y_pred.shape[-1]))
         head = models.output_head(self.model)
-        total = ops.maximum(ops.sum(weights), 1e-9)
+        total = ops.sum(weights)
+        if replicas.is_step():
+            (total,) = replicas.total([total], type(self).__name__)
+        total = ops.maximum(total, 1e-9)
         if training:
             loss, _, right = self.cross_entropy.weighted_sum(
                 states, head.kernel, targets, weights / total, head.bias, not head.trainable
@@ -115,15 +121,83 @@ class LanguageModelTrainer(keras.Model):
             losses, right = self.cross_entropy.token_losses(states, head.kernel, targets, head.bias)
             loss = ops.sum(losses * weights) / total
         self.accuracy.update_state(right, sample_weight=weights)
+        if replicas.is_step():
+            return self._of_whole_batch(loss)
         return loss + sum(self.losses)
+
+    def _of_whole_batch(self, part):
+        """One replica's part of the sum of losses, shown to Keras as the loss of all: the gradient
+        is that of the part, the value that of the batch, of which Keras expects a share."""
+        if self.losses:
+            raise InputError(
+                "a model with losses of its own (`add_loss`: experts, regularizers) is for one "
+                f"replica, and this strategy has {replicas.count()}: they are no sums over rows."
+            )
+        (whole,) = replicas.total([ops.stop_gradient(part)], type(self).__name__)
+        return part + ops.stop_gradient(whole / replicas.count() - part)
+
+    def compile(self, optimizer="rmsprop", **kwargs):
+        super().compile(optimizer, **kwargs)
+        with replicas.scope_of(self):
+            if replicas.count() > 1:
+                self._check_compiled()
 
     def fit(self, x=None, y=None, **kwargs):
         self._check_ids(x, y)
-        return super().fit(x, y, **kwargs)
+        batch_size, held_out = kwargs.get("batch_size"), kwargs.get("validation_data")
+        distribution.check_batches(x, batch_size)
+        distribution.check_batches(held_out, batch_size, "validation_data")
+        with replicas.scope_of(self):
+            if replicas.count() > 1 and not kwargs.get("steps_per_epoch"):
+                self._check_length(x)
+            with replicas.naming_lost_workers():
+                return super().fit(x, y, **kwargs)
 
     def evaluate(self, x=None, y=None, **kwargs):
         self._check_ids(x, y)
+        distribution.check_batches(x, kwargs.get("batch_size"))
         return super().evaluate(x, y, **kwargs)
+
+    def train_step(self, *args):
+        return replicas.step_logs(super().train_step(*args))
+
+    def test_step(self, *args):
+        return replicas.step_logs(super().test_step(*args))
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        with replicas.scope_of(self):
+            if replicas.count() > 1 and iterator is not None:
+                data_batch, iterator = replicas.first_batch(iterator), None
+            super()._maybe_symbolic_build(iterator, data_batch)
+
+    def _check_compiled(self):
+        """Refuse what Keras does otherwise than on one replica, or not at all."""
+        if self.jit_compile or self.steps_per_execution > 1:
+            raise InputError(
+                "`jit_compile` and `steps_per_execution` above 1 are for one replica, and this "
+                f"strategy has {replicas.count()}."
+            )
+        for name in (
+            "clipnorm",
+            "global_clipnorm",
+            "clipvalue",
+            "gradient_accumulation_steps",
+            "ema_overwrite_frequency",
+        ):
+            if getattr(self.optimizer, name, None) and not hasattr(self.optimizer, "skip_factor"):
+                raise InputError(
+                    f"`{name}` of keras.optimizers.{type(self.optimizer).__name__} would count for "
+                    f"each of {replicas.count()} replicas by itself; use training.AdamW, Lion or "
+                    "Muon."
+                )
+
+    def _check_length(self, data):
+        """Keras goes one step beyond data of unknown length, with nothing to learn from."""
+        if hasattr(data, "cardinality") and int(data.cardinality()) < 0:
+            raise InputError(
+                "over several replicas the length of the data must be known: give "
+                "`steps_per_epoch`."
+            )
 
     def _weights(self, y, sample_weight):
         weights = ops.ones_like(y, "float32")

@@ -1,0 +1,271 @@
+"""Training runs on several devices, each a process of its own, for test_distribution.py.
+
+Reads a JSON list of cases from stdin, which come one after the other: name of a function below,
+folder, and how many workers run it at the same time, 0 for a process without others. They are
+forked from a process that has imported everything and computed nothing. Each leaves
+`<folder>/<name>.json` or `<folder>/<name>_<worker>.json`. Prints the exit codes of each case.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_llm import data, models, training
+from keras_llm.errors import InputError
+from keras_llm.training import tensorflow  # noqa: F401, before the runs fork
+
+OPTIMIZERS = {
+    "AdamW": lambda: training.AdamW(
+        1e-2,
+        weight_decay=0.1,
+        global_clipnorm=0.1,
+        gradient_accumulation_steps=2,
+        use_ema=True,
+        ema_overwrite_frequency=3,
+    ),
+    "Lion": lambda: training.Lion(1e-3, clipvalue=0.01, weight_decay=0.1),
+    "Muon": lambda: training.Muon(1e-3, clipnorm=0.1, skip_factor=5.0),
+}
+STEPS, EPOCHS = 5, 2
+
+
+def two_devices():
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, 2 * [tf.config.LogicalDeviceConfiguration()])
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+def fit(strategy, optimizer):
+    """Eight steps: two passes of three batches of 8 rows and one of 5, of uneven weight."""
+    keras.utils.set_random_seed(0)
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=61, num_layers=1))
+        trainer = training.LanguageModelTrainer(model, ignore_id=0, z_loss=1e-3)
+        trainer.compile(OPTIMIZERS[optimizer](), jit_compile=False)
+    r = np.random.default_rng(0)
+    ids = r.integers(1, 61, (29, 13))
+    targets = ids[:, 1:].copy()
+    for row in targets:
+        row[r.integers(1, 12) :] = 0
+    history = trainer.fit(
+        ids[:, :-1],
+        targets,
+        batch_size=8,
+        epochs=2,
+        shuffle=False,
+        verbose=0,
+        validation_data=(ids[:5, :-1], targets[:5]),
+    ).history
+    norm = float(keras.ops.convert_to_numpy(trainer.optimizer.gradient_norm))
+    return {
+        "weights": [np.asarray(w).tolist() for w in model.get_weights()],
+        "history": history,
+        "gradient_norm": norm,
+    }
+
+
+def one():
+    return {name: fit(None, name) for name in OPTIMIZERS}
+
+
+def mirrored():
+    strategy = two_devices()
+    return {name: fit(strategy, name) for name in OPTIMIZERS}
+
+
+def worker(index, *addresses):
+    return {"AdamW": fit(workers(index, addresses), "AdamW")}
+
+
+def workers(index, addresses):
+    tell_workers(index, addresses)
+    training.set_distribution("multi_worker")
+    return tf.distribute.get_strategy()
+
+
+def tell_workers(index, addresses):
+    config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+    os.environ["TF_CONFIG"] = json.dumps(config)
+
+
+def plain(strategy, rows):
+    """Keras's own model, trainer and clipping: the weights after a step, or how it failed."""
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        dense = keras.layers.Dense(1, kernel_initializer="ones")
+        model = keras.Sequential([keras.Input((2,)), dense])
+        model.compile(keras.optimizers.SGD(1.0, global_clipnorm=0.1), "mse", jit_compile=False)
+    x = np.arange(2 * rows).reshape(rows, 2).astype("float32") % 5
+    try:
+        model.fit(x, x[:, :1], batch_size=rows, shuffle=False, verbose=0)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"[:300]
+    return model.get_weights()[0].tolist()
+
+
+def keras_mirrored():
+    strategy = two_devices()
+    return {"one": plain(None, 4), "even": plain(strategy, 4), "uneven": plain(strategy, 3)}
+
+
+def keras_worker(index, *addresses):
+    return plain(workers(index, addresses), 4)
+
+
+def refused():
+    """What is told of each thing that is not right on two replicas."""
+    told = {}
+    with two_devices().scope():
+        model = models.causal_lm(models.preset("llama-tiny", num_layers=1))
+        experts = models.causal_lm(models.preset("llama-tiny", num_layers=1, num_experts=2))
+        ids = np.ones((4, 9), "int32")
+
+        def refuse(name, function):
+            try:
+                function()
+            except InputError as error:
+                told[name] = str(error)
+            else:
+                told[name] = None
+
+        def compiled(optimizer, model=model, **arguments):
+            trainer = training.LanguageModelTrainer(model)
+            trainer.compile(optimizer, **arguments)
+            return trainer
+
+        def endless():
+            batches = tf.data.Dataset.from_tensor_slices((ids, ids)).batch(2)
+            compiled("sgd").fit(batches.filter(lambda *_: True), verbose=0)
+
+        sgd = keras.optimizers.SGD
+        refuse("clipping", lambda: compiled(sgd(global_clipnorm=1.0)))
+        refuse("accumulation", lambda: compiled(sgd(gradient_accumulation_steps=2)))
+        refuse("jit_compile", lambda: compiled("sgd", jit_compile=True))
+        refuse("steps_per_execution", lambda: compiled("sgd", steps_per_execution=2))
+        refuse("length", endless)
+        refuse("losses", lambda: compiled("sgd", experts).fit(ids, ids, verbose=0))
+        refuse("pairs", lambda: training.PreferenceTrainer(model, training.ORPO()))
+        refuse("none", lambda: compiled(sgd()))
+    return told
+
+
+class Kill(keras.callbacks.Callback):
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(keras.ops.convert_to_numpy(self.model.optimizer.iterations)) == self.step:
+            pathlib.Path("killed").write_text(str(time.time()))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def resumed(index, *addresses, kill_at=None):
+    """A worker of a run with checkpoints, which kills itself after a step or not at all."""
+    keras.utils.set_random_seed(0)
+    with workers(index, addresses).scope():
+        config = models.preset("llama-tiny", vocabulary_size=61, dropout=0.2, num_layers=1)
+        trainer = training.LanguageModelTrainer(models.causal_lm(config), ignore_id=0)
+        trainer.compile(training.AdamW(1e-2, global_clipnorm=1.0, use_ema=True), jit_compile=False)
+    ids = np.random.default_rng(0).integers(2, 61, 12 * 4 * STEPS + 1).astype("int32")
+
+    def batches(start):
+        return data.packed_dataset(
+            ids, 12, 4, bos_id=1, pad_id=0, epochs=EPOCHS, seed=5, start=start
+        )
+
+    resume = training.Resume("checkpoints", every=2)
+    trainer.fit(
+        resume.data(batches),
+        steps_per_epoch=STEPS,
+        epochs=EPOCHS,
+        shuffle=False,
+        validation_data=batches(0).take(2),
+        verbose=0,
+        callbacks=[resume, *([Kill(kill_at)] if kill_at else [])],
+    )
+    values = {v.path: v for v in [*trainer.variables, *trainer.optimizer.variables]}
+    hashes = {
+        name: hashlib.sha256(np.asarray(keras.ops.convert_to_numpy(value)).tobytes()).hexdigest()
+        for name, value in sorted(values.items())
+    }
+    return {"hashes": hashes, "history": resume.history}
+
+
+def killed(index, *addresses):
+    return resumed(index, *addresses, kill_at=8 if index == 1 else None)
+
+
+def without_folder(index, *addresses):
+    """Worker 1 looks for the checkpoints elsewhere."""
+    if index == 1:
+        os.makedirs("elsewhere", exist_ok=True)
+        os.chdir("elsewhere")
+    return resumed(index, *addresses)
+
+
+def recipe(index, *addresses):
+    """A worker of `keras-llm train` on the texts of its folder; the exit code."""
+    from keras_llm import cli
+
+    tell_workers(index, addresses)
+    command = "train text_generation --smoke --out model --data texts --distribution multi_worker"
+    try:
+        return cli.main([*command.split(), "--max-megabytes", "0.1", "--json"])
+    except SystemExit as done:
+        return f"exit {done.code}"
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [found.getsockname()[1] for found in sockets]
+    for found in sockets:
+        found.close()
+    return [f"127.0.0.1:{port}" for port in ports]
+
+
+def run(name, folder, *arguments):
+    os.makedirs(folder, exist_ok=True)
+    path = pathlib.Path(folder).resolve() / f"{'_'.join([name, *map(str, arguments[:1])])}.json"
+    os.chdir(folder)
+    begin = time.monotonic()
+    try:
+        outcome = globals()[name](*arguments)
+    except InputError as error:
+        outcome = {"error": str(error)}
+    path.write_text(json.dumps({"outcome": outcome, "seconds": time.monotonic() - begin}))
+    os._exit(0)  # without the barriers of a cluster that ends as planned
+
+
+def in_child(name, folder, *arguments):
+    child = os.fork()
+    if not child:
+        try:
+            run(name, folder, *arguments)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(1)
+    return child
+
+
+if __name__ == "__main__":
+    codes = []
+    for name, folder, count in json.load(sys.stdin):
+        addresses = free_ports(count)
+        each = [(i, *addresses) for i in range(count)] or [()]
+        children = [in_child(name, folder, *arguments) for arguments in each]
+        codes.append([os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) for c in children])
+    print(json.dumps(codes))
