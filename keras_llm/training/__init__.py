@@ -27,6 +27,7 @@ from keras_llm.training.ngrams import (
 )
 from keras_llm.training.optimizers import AdamW, Lion, Muon
 from keras_llm.training.preference import DPO, ORPO, PreferenceTrainer
+from keras_llm.training.remat import rematerialize
 from keras_llm.training.resume import Resume
 from keras_llm.training.schedules import WarmupDecay
 from keras_llm.training.summaries import evaluate_summaries
@@ -73,6 +74,7 @@ __all__ = [
     "memorization_rate",
     "merge_lora",
     "pass_at_k",
+    "rematerialize",
     "save_lora",
 ]
 
