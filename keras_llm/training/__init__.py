@@ -9,6 +9,7 @@ from keras_llm.training.classification import (
     evaluate_classifier,
 )
 from keras_llm.training.code import pass_at_k
+from keras_llm.training.contrastive import ContrastiveLoss, siamese
 from keras_llm.training.learned import evaluate_examples, log_probabilities
 from keras_llm.training.lora import add_lora, load_lora, merge_lora, save_lora
 from keras_llm.training.losses import GloVeLoss
@@ -42,6 +43,7 @@ __all__ = [
     "BestWeights",
     "CalibrationError",
     "ChunkedCrossEntropy",
+    "ContrastiveLoss",
     "GloVeLoss",
     "LanguageModelTrainer",
     "Lion",
@@ -76,6 +78,7 @@ __all__ = [
     "pass_at_k",
     "rematerialize",
     "save_lora",
+    "siamese",
 ]
 
 

@@ -74,4 +74,3 @@ def test_what_has_no_blocks_or_is_rematerialised_is_refused():
         training.rematerialize(training.LanguageModelTrainer(model))
     with pytest.raises(InputError, match="no Transformer blocks"):
         training.rematerialize(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
-
