@@ -208,8 +208,9 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
         identity={"options": options.of_the_model},
         callbacks=[best],
     )
+    board = training.TensorBoard(folder / "logs", per_step, unit=unit, **tools)
     model.fit(
-        resume.data(train_data),
+        board.data(resume.data(train_data)),
         steps_per_epoch=interval,
         epochs=intervals,
         validation_data=validation_data,
@@ -217,7 +218,7 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
         verbose=0,
         callbacks=[
             best,
-            training.TensorBoard(folder / "logs", per_step, unit=unit, **tools),
+            board,
             training.ProgressBar(intervals * interval, per_step, unit=unit),
             resume,
         ],
