@@ -10,6 +10,7 @@ from keras_llm.training.classification import (
 )
 from keras_llm.training.code import pass_at_k
 from keras_llm.training.contrastive import ContrastiveLoss, siamese
+from keras_llm.training.distillation import DistillationTrainer
 from keras_llm.training.learned import evaluate_examples, log_probabilities
 from keras_llm.training.lora import add_lora, load_lora, merge_lora, save_lora
 from keras_llm.training.losses import GloVeLoss
@@ -44,6 +45,7 @@ __all__ = [
     "CalibrationError",
     "ChunkedCrossEntropy",
     "ContrastiveLoss",
+    "DistillationTrainer",
     "GloVeLoss",
     "LanguageModelTrainer",
     "Lion",
