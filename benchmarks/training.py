@@ -36,10 +36,10 @@ TINY = {
 }
 
 
-def ours(shape, vocabulary_size):
-    from keras_llm import models, training
+def config_of(shape, vocabulary_size):
+    from keras_llm import models
 
-    config = models.CausalLMConfig(
+    return models.CausalLMConfig(
         vocabulary_size=vocabulary_size,
         position="learned",
         norm="layer",
@@ -48,8 +48,21 @@ def ours(shape, vocabulary_size):
         use_bias=True,
         **shape,
     )
-    trainer = training.LanguageModelTrainer(models.causal_lm(config))
-    return trainer, {}
+
+
+def ours(shape, vocabulary_size):
+    from keras_llm import models, training
+
+    model = models.causal_lm(config_of(shape, vocabulary_size))
+    return training.LanguageModelTrainer(model), {}
+
+
+def rematerialized(shape, vocabulary_size):
+    from keras_llm import training
+
+    trainer, arguments = ours(shape, vocabulary_size)
+    training.rematerialize(trainer)
+    return trainer, arguments
 
 
 def keras_hub(shape, vocabulary_size):
@@ -74,7 +87,7 @@ def keras_hub(shape, vocabulary_size):
     return model, {"loss": loss, "metrics": ["accuracy"]}
 
 
-PEERS = {"keras_llm": ours, "KerasHub": keras_hub}
+PEERS = {"keras_llm": ours, "rematerialized": rematerialized, "KerasHub": keras_hub}
 
 
 def batches(shape, vocabulary_size, batch_size, steps):

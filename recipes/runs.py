@@ -238,21 +238,21 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
     intervals = steps // interval
     kept = model.trained if isinstance(model, training.LanguageModelTrainer) else model
     best = training.BestWeights(folder / _BEST, model=kept)
-    watching = []
-    if replicas.is_chief():
-        say(f"watch it: tensorboard --logdir {pathlib.Path(options.out).parent}")
-        watching = [
-            training.TensorBoard(folder / "logs", per_step, unit=unit, **tools),
-            training.ProgressBar(intervals * interval, per_step, unit=unit),
-        ]
     resume = training.Resume(
         folder / _CHECKPOINTS,
         every=options.checkpoint_steps,
         identity={"options": options.of_the_model},
         callbacks=[best],
     )
+    train_data, watching = resume.data(train_data), []
+    if replicas.is_chief():
+        say(f"watch it: tensorboard --logdir {pathlib.Path(options.out).parent}")
+        board = training.TensorBoard(folder / "logs", per_step, unit=unit, **tools)
+        watching = [board, training.ProgressBar(intervals * interval, per_step, unit=unit)]
+        if not options.distribution:
+            train_data = board.data(train_data)
     model.fit(
-        resume.data(train_data),
+        train_data,
         steps_per_epoch=interval,
         epochs=intervals,
         validation_data=validation_data,

@@ -9,6 +9,8 @@ from keras_llm.training.classification import (
     evaluate_classifier,
 )
 from keras_llm.training.code import pass_at_k
+from keras_llm.training.contrastive import ContrastiveLoss, siamese
+from keras_llm.training.distillation import DistillationTrainer
 from keras_llm.training.distribution import TensorParallel, layout_map, set_distribution
 from keras_llm.training.learned import evaluate_examples, log_probabilities
 from keras_llm.training.lora import add_lora, load_lora, merge_lora, save_lora
@@ -30,6 +32,7 @@ from keras_llm.training.ngrams import (
 from keras_llm.training.optimizers import AdamW, Lion, Muon
 from keras_llm.training.preference import DPO, ORPO, PreferenceTrainer
 from keras_llm.training.regression import evaluate_regression
+from keras_llm.training.remat import rematerialize
 from keras_llm.training.resume import Resume
 from keras_llm.training.schedules import WarmupDecay
 from keras_llm.training.sentence_pairs import SentencePairTrainer
@@ -45,6 +48,8 @@ __all__ = [
     "BestWeights",
     "CalibrationError",
     "ChunkedCrossEntropy",
+    "ContrastiveLoss",
+    "DistillationTrainer",
     "GloVeLoss",
     "LanguageModelTrainer",
     "Lion",
@@ -82,8 +87,10 @@ __all__ = [
     "memorization_rate",
     "merge_lora",
     "pass_at_k",
+    "rematerialize",
     "save_lora",
     "set_distribution",
+    "siamese",
 ]
 
 

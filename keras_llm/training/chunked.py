@@ -5,7 +5,7 @@ import dataclasses
 import keras
 from keras import ops
 
-_CHUNK_ELEMENTS = 2**22  # logits of one chunk: 16 MiB in float32
+CHUNK_ELEMENTS = 2**22  # logits of one chunk: 16 MiB in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +52,17 @@ class ChunkedCrossEntropy:
         weights = ops.ones_like(targets, "float32")
         return self._run(states, kernel, bias, targets, weights)[:2]
 
-    def weighted_sum(self, states, kernel, targets, weights, bias=None, frozen_kernel=False):
+    def weighted_sum(
+        self, states, kernel, targets, weights, bias=None, frozen_kernel=False, teacher=None
+    ):
         """The sum of `weights * losses`, with gradients for `states`, `kernel` and `bias`.
 
         Args:
             states, kernel, targets, bias: as of `token_losses`.
             weights: float tensor (N,), of any sign, constants.
             frozen_kernel: bool. Whether `kernel` has no gradient, which spares that work.
+            teacher: of a subclass that learns from one: its `(states, head)`, float tensor
+                (N, D') and `models.OutputHead`, constants; or None.
 
         Returns:
             The float32 sum, and the two tensors of `token_losses`, which have no gradient.
@@ -72,7 +76,14 @@ class ChunkedCrossEntropy:
         def run(states, *learned):
             kernel, *bias = [*fixed, *learned]
             losses, right, *parts = self._run(
-                states, kernel, bias[0] if bias else None, targets, weights, True, frozen_kernel
+                states,
+                kernel,
+                bias[0] if bias else None,
+                targets,
+                weights,
+                True,
+                frozen_kernel,
+                teacher,
             )
             if frozen_kernel:
                 del parts[1]
@@ -91,7 +102,17 @@ class ChunkedCrossEntropy:
         total, losses, right = run(states, *learned)
         return total, ops.stop_gradient(losses), ops.stop_gradient(right)
 
-    def _run(self, states, kernel, bias, targets, weights, gradients=False, frozen_kernel=False):
+    def _run(
+        self,
+        states,
+        kernel,
+        bias,
+        targets,
+        weights,
+        gradients=False,
+        frozen_kernel=False,
+        teacher=None,
+    ):
         """Losses (N,), whether right (N,), and the gradients of states, kernel and bias."""
         count, vocabulary = ops.shape(states)[0], kernel.shape[1]
         size = self._size(count, vocabulary)
@@ -101,6 +122,8 @@ class ChunkedCrossEntropy:
 
         states, weights = padded(states), padded(weights)
         targets = padded(ops.cast(targets, "int32"))
+        if teacher is not None:
+            teacher_states, teacher_head = padded(teacher[0]), teacher[1]
         back = ops.transpose(kernel)
         sums = [ops.zeros_like(weights), ops.zeros_like(weights)]
         if gradients:
@@ -111,9 +134,13 @@ class ChunkedCrossEntropy:
             h = ops.slice(states, (start, 0), (size, states.shape[1]))
             target = ops.slice(targets, (start,), (size,))
             weight = ops.slice(weights, (start,), (size,))
-            raw = ops.cast(ops.matmul(h, kernel), "float32")
-            raw = raw if bias is None else raw + ops.cast(bias, "float32")
-            loss, is_right, d_raw = self._chunk(raw, target, weight, gradients)
+            raw = _logits(h, kernel, bias)
+            more = ()
+            if teacher is not None:
+                h_teacher = ops.slice(teacher_states, (start, 0), (size, teacher_states.shape[1]))
+                taught = _logits(h_teacher, teacher_head.kernel, teacher_head.bias)
+                more = (capped(taught, teacher_head.soft_cap),)
+            loss, is_right, d_raw = self._chunk(raw, target, weight, gradients, *more)
             losses = ops.slice_update(losses, (start,), loss)
             right = ops.slice_update(right, (start,), is_right)
             if gradients:
@@ -135,9 +162,7 @@ class ChunkedCrossEntropy:
     def _chunk(self, raw, targets, weights, gradients):
         """Logits (C, V) before the cap -> losses (C,), whether right (C,), and the gradient of the
         weighted sum of losses with respect to `raw`, or None."""
-        logits = raw
-        if self.soft_cap is not None:
-            logits = self.soft_cap * ops.tanh(raw / self.soft_cap)
+        logits = capped(raw, self.soft_cap)
         at = ops.expand_dims(targets, 1)
         target = ops.take_along_axis(logits, at, axis=1)
         largest = ops.max(logits, axis=1, keepdims=True)
@@ -163,10 +188,21 @@ class ChunkedCrossEntropy:
 
     def _size(self, count, vocabulary):
         """Tokens in a chunk: as many in each, so that little of the last is padding."""
-        most = self.chunk_size or max(1, _CHUNK_ELEMENTS // vocabulary)
+        most = self.chunk_size or max(1, CHUNK_ELEMENTS // vocabulary)
         chunks = -(-count // most)
         at_least_one = max(1, chunks) if isinstance(count, int) else ops.maximum(1, chunks)
         return -(-count // at_least_one)
+
+
+def _logits(states, kernel, bias):
+    """(C, D) -> float32 (C, V), before the cap."""
+    raw = ops.cast(ops.matmul(states, kernel), "float32")
+    return raw if bias is None else raw + ops.cast(bias, "float32")
+
+
+def capped(raw, soft_cap):
+    """`raw` itself, or `soft_cap tanh(raw / soft_cap)`."""
+    return raw if soft_cap is None else soft_cap * ops.tanh(raw / soft_cap)
 
 
 def _loop(condition, step, values):

@@ -13,13 +13,14 @@ from safetensors.numpy import save_file
 from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_file
+from keras_llm.training.dora import DoraDense, add_magnitude
 
 _PARTS = {"a": ("lora_kernel_a", "lora_embeddings_a"), "b": ("lora_kernel_b", "lora_embeddings_b")}
 ATTENTION = r"attention/(query|key|value|output)$"
 """The projections of every attention, which LoRA was first put on."""
 
 
-def add_lora(model, layers=ATTENTION, rank=8, alpha=None, quantization=None):
+def add_lora(model, layers=ATTENTION, rank=8, alpha=None, quantization=None, dora=False):
     """Put adapters on layers of a model and freeze everything else.
 
     A kernel W (I, O) acts as `W + (alpha / rank) A B`, A (I, rank) and B (rank, O). B begins as
@@ -35,6 +36,9 @@ def add_lora(model, layers=ATTENTION, rank=8, alpha=None, quantization=None):
         quantization: "int8" or "int4" to hold the kernels under the adapters of dense layers in
             these (QLoRA), or None. The model cannot be merged then; adapters can be loaded onto
             one that is not quantized.
+        dora: bool. Whether the lengths of a kernel's columns are learned apart from their
+            direction: `m (W + (alpha / rank) A B) / |W + (alpha / rank) A B|`, m (O,). For dense
+            layers that are not quantized.
 
     Returns:
         The paths of the layers, a list of str.
@@ -43,7 +47,7 @@ def add_lora(model, layers=ATTENTION, rank=8, alpha=None, quantization=None):
         InputError: naming the argument that is wrong; if no layer fits; or if one has adapters.
 
     References:
-        Hu et al., 2021, "LoRA"; Dettmers et al., 2023, "QLoRA".
+        Hu et al., 2021, "LoRA"; Dettmers et al., 2023, "QLoRA"; Liu et al., 2024, "DoRA".
 
     Example:
     >>> from keras_llm import models
@@ -57,6 +61,8 @@ def add_lora(model, layers=ATTENTION, rank=8, alpha=None, quantization=None):
         raise InputError(f"`alpha` must be > 0, got {alpha!r}.")
     if quantization not in (None, "int8", "int4"):
         raise InputError(f'`quantization` must be "int8", "int4" or None, got {quantization!r}.')
+    if dora and quantization is not None:
+        raise InputError("`dora` cannot be given with `quantization`.")
     candidates = _layers(model)
     try:
         found = {path: layer for path, layer in candidates.items() if re.search(layers, path)}
@@ -65,16 +71,22 @@ def add_lora(model, layers=ATTENTION, rank=8, alpha=None, quantization=None):
     if not found:
         raise InputError(f"`layers` {layers!r} fits none of {', '.join(candidates)}.")
     _refuse_adapted(found)
+    tables = [path for path, layer in found.items() if not isinstance(layer, keras.layers.Dense)]
+    if dora and tables:
+        raise InputError(f"`dora` is for dense layers, and `layers` fits {tables[0]!r} too.")
     _freeze(model)
     for layer in found.values():
         if quantization is not None and isinstance(layer, keras.layers.Dense):
             layer.quantize(quantization)
         layer.enable_lora(rank, lora_alpha=alpha)
+        if dora:
+            add_magnitude(layer)
     return list(found)
 
 
 def save_lora(model, path, overwrite=False):
-    """Write the adapters alone, as safetensors: `<layer path>.a`, `<layer path>.b`.
+    """Write the adapters alone, as safetensors: `<layer path>.a`, `<layer path>.b`, and of DoRA
+    `<layer path>.magnitude`.
 
     Args:
         model: a model with adapters.
@@ -90,12 +102,14 @@ def save_lora(model, path, overwrite=False):
         scales[name] = layer.lora_alpha / layer.lora_rank
         for part in "ab":
             arrays[f"{name}.{part}"] = keras.ops.convert_to_numpy(_part(layer, part))
+        if isinstance(layer, DoraDense):
+            arrays[f"{name}.magnitude"] = keras.ops.convert_to_numpy(layer.magnitude)
     with atomic_file(path, overwrite) as partial:
         save_file(arrays, partial, metadata={"scales": json.dumps(scales)})
 
 
 def load_lora(model, *paths):
-    """Put saved adapters on a model; several on one layer add up.
+    """Put saved adapters on a model; several on one layer add up, except those of DoRA.
 
     Args:
         model: a model of this library without adapters, of the shape they were trained on.
@@ -106,14 +120,21 @@ def load_lora(model, *paths):
 
     Raises:
         InputError: naming the file that cannot be read, the layer that is missing or of another
-            shape; or if the model has adapters.
+            shape, or has adapters of DoRA in one of several files; or if the model has adapters.
     """
-    stacked = {}
+    stacked, magnitudes = {}, {}
     for path in paths:
-        for name, (a, b) in _read(path).items():
+        for name, (a, b, magnitude) in _read(path).items():
             stacked.setdefault(name, []).append((a, b))
+            if magnitude is not None:
+                magnitudes[name] = magnitude
     candidates = _layers(model)
     for name, pairs in stacked.items():
+        if name in magnitudes and len(pairs) > 1:
+            raise InputError(
+                f"{name!r} has adapters of DoRA, which do not add up: load one file, merge_lora, "
+                "and load the next."
+            )
         if name not in candidates:
             raise InputError(f"the model has no layer {name!r} to put adapters on.")
         wanted = _shape(candidates[name])
@@ -131,11 +152,14 @@ def load_lora(model, *paths):
         candidates[name].enable_lora(a.shape[1])
         _part(candidates[name], "a").assign(a)
         _part(candidates[name], "b").assign(b)
+        if name in magnitudes:
+            add_magnitude(candidates[name], magnitudes[name])
     return list(stacked)
 
 
 def merge_lora(model):
-    """A model without adapters that does the same: each kernel is `W + (alpha / rank) A B`.
+    """A model without adapters that does the same: each kernel is `W + (alpha / rank) A B`, or
+    what DoRA makes of it.
 
     Args:
         model: a model with adapters; it stays as it is.
@@ -194,14 +218,19 @@ def _shape(layer):
 
 
 def _read(path):
-    """Layer path -> A, and B times its scale."""
+    """Layer path -> A, B times its scale, and the magnitude of DoRA or None."""
     if not pathlib.Path(path).is_file():
         raise InputError(f"{path} does not exist.")
     try:
         with safe_open(str(path), framework="numpy") as file:
             scales = json.loads((file.metadata() or {})["scales"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return {
-                name: (file.get_tensor(f"{name}.a"), file.get_tensor(f"{name}.b") * scale)
+                name: (
+                    tensors[f"{name}.a"],
+                    tensors[f"{name}.b"] * scale,
+                    tensors.get(f"{name}.magnitude"),
+                )
                 for name, scale in scales.items()
             }
     except (SafetensorError, KeyError, ValueError) as error:

@@ -131,7 +131,7 @@ class Resume(keras.callbacks.Callback):
         _check_shapes(checkpoint, _variables(model))
         checkpoint.restore(_variables(model))
         self.seconds = checkpoint.meta["seconds"]
-        model._initial_epoch = checkpoint.meta["epoch"]  # as Keras's own BackupAndRestore does
+        _begin_at(model, checkpoint.meta["epoch"])
 
     def on_train_begin(self, logs=None):
         self._steps = self.params.get("steps")
@@ -158,9 +158,11 @@ class Resume(keras.callbacks.Callback):
                 raise InputError(
                     f"`fit` must go on with epoch {self._loaded.meta['epoch']}, not {epoch}."
                 )
-            # Keras has just reset the metrics; the first steps of this epoch belong into them.
-            with replicas.scope_of(self.model):
-                self._loaded.restore(_variables(self.model))
+            # Keras has just reset the metrics; the first steps of this epoch belong into them. At
+            # the beginning of an epoch there are none: what was saved is the evaluation's.
+            if self._replayed:
+                with replicas.scope_of(self.model):
+                    self._loaded.restore(_variables(self.model))
             self._loaded = self._loaded.without_arrays()
         self._epoch = epoch
 
@@ -319,6 +321,16 @@ class _Stateful:
         else:
             for name, value in state.items():
                 setattr(self.callback, name, value)
+
+
+def _begin_at(model, epoch):
+    """Let `fit` begin with an epoch. There is no public way from within a callback: Keras's own
+    BackupAndRestore sets this attribute too, from 3.0 to 3.15 at least."""
+    if not hasattr(model, "_initial_epoch"):
+        raise InputError(
+            f"training.Resume cannot go on with Keras {keras.__version__}: it was made for 3.15."
+        )
+    model._initial_epoch = epoch
 
 
 def _variables(model):

@@ -1,10 +1,17 @@
 """TensorBoard for language models."""
 
+import json
 import math
 import time
 
 import keras
+import numpy as np
 import tensorflow as tf
+
+from keras_llm import models
+from keras_llm.errors import InputError
+
+_ZOOM = 4  # pixels of an attention image for each pair of tokens
 
 
 class TensorBoard(keras.callbacks.TensorBoard):
@@ -12,8 +19,10 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     `batch_<name>`, every `update_freq` batches: the loss and each metric over just those
     batches, `perplexity`, `learning_rate` and `tokens_per_second`; `gradient_norm` and
-    `skipped_updates` with an optimizer of `keras_llm.training`; and `flops_utilization` if the
-    last two arguments are given. `epoch_<name>`: loss, metrics, perplexity and tokens per second
+    `skipped_updates` with an optimizer of `keras_llm.training`; `flops_utilization` if both
+    `flops_per_token` and `peak_flops` are given; and if the data goes through `data`,
+    `data_seconds` and `compute_seconds`, how long a step waited for its batch and how long it then
+    took. `epoch_<name>`: loss, metrics, perplexity and tokens per second
     of each epoch, of training and held-out data. `sample`: a text after each epoch. Counted in
     another `unit` than tokens there is no perplexity.
 
@@ -26,7 +35,16 @@ class TensorBoard(keras.callbacks.TensorBoard):
         flops_per_token: float, floating point operations of a token's training step: 3 times
             `flops_per_token` and `attention_flops_per_token` of `models.summarize`.
         peak_flops: float, what the machine can do in a second.
-        **kwargs: passed to `keras.callbacks.TensorBoard`.
+        attention: dict of a model's inputs by name, arrays of one row, or None. Before the training
+            and after each epoch, images `attention/block_<i>` show who attends to whom, heads side
+            by side (see `models.attention_maps`). Each costs a forward pass of the row.
+        projector: list of str, labels of the first tokens of the vocabulary, or None. At the end
+            their embeddings are written for the projector.
+        **kwargs: passed to `keras.callbacks.TensorBoard`; among them `profile_batch`, e.g.
+            `(5, 8)`, the batches whose operations are traced by TensorFlow's profiler.
+
+    Raises:
+        InputError: in `fit`, if there are more labels than tokens, or the model has no attention.
     """
 
     def __init__(
@@ -38,6 +56,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
         unit="tokens",
         flops_per_token=None,
         peak_flops=None,
+        attention=None,
+        projector=None,
         **kwargs,
     ):
         kwargs.setdefault("write_graph", False)
@@ -47,17 +67,66 @@ class TensorBoard(keras.callbacks.TensorBoard):
         self.sample = sample
         self.points_freq = update_freq
         self.unit = unit
+        self.attention, self.projector = attention, projector
+        self._arrived = None
         self.utilization = None
         if flops_per_token is not None and peak_flops is not None:
             self.utilization = flops_per_token / peak_flops  # at one token a second
 
+    def data(self, dataset):
+        """The data for `fit`, which then tells when each batch has come.
+
+        Args:
+            dataset: `tf.data.Dataset`. With the model's `steps_per_execution` above 1 only the
+                last of its batches is seen.
+
+        Returns:
+            A `tf.data.Dataset` of the same batches.
+        """
+        self._arrived = tf.Variable(0.0, dtype="float64", trainable=False)
+
+        def arrive(*batch):
+            self._arrived.assign(tf.timestamp())
+            return batch if len(batch) > 1 else batch[0]
+
+        # What is noted must be noted when `fit` gets a batch, not ahead of it.
+        options = tf.data.Options()
+        options.experimental_optimization.inject_prefetch = False
+        return dataset.prefetch(tf.data.AUTOTUNE).map(arrive).with_options(options)
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        inner = getattr(self.model, "model", self.model)  # what a trainer is around
+        self._watched = inner if isinstance(inner, keras.Model) else self.model
+        if self.projector is not None:
+            size = self._watched.config.vocabulary_size
+            if len(self.projector) > size:
+                raise InputError(
+                    f"`projector` has {len(self.projector)} labels, the vocabulary {size} tokens."
+                )
+        self._write_attention()
+
+    def on_train_end(self, logs=None):
+        if self.projector is not None:
+            self._write_projector()
+        super().on_train_end(logs)
+
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
+        self._waited = self._computed = 0.0
         self._batches = self._replayed = 0
         self._epoch_begin = time.perf_counter()
         self._last_point = (0, self._epoch_begin, {})
 
+    def on_train_batch_begin(self, batch, logs=None):
+        super().on_train_batch_begin(batch, logs)
+        self._asked = time.time()
+
     def on_train_batch_end(self, batch, logs=None):
+        if self._arrived is not None and not getattr(self.model, "is_replaying", False):
+            arrived = float(self._arrived)
+            self._waited += arrived - self._asked
+            self._computed += time.time() - arrived
         super().on_train_batch_end(batch, logs)
         self._batches += 1
         if getattr(self.model, "is_replaying", False):  # see `Resume`
@@ -81,6 +150,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         if self.sample is not None:
             with self._train_writer.as_default(epoch):
                 tf.summary.text("sample", self.sample())
+        self._write_attention()
 
     def _write_point(self, logs):
         if hasattr(self.model, "jax_state_sync"):  # while JAX trains, variables are empty
@@ -101,12 +171,44 @@ class TensorBoard(keras.callbacks.TensorBoard):
         values[f"{self.unit}_per_second"] = speed
         if self.utilization is not None:
             values["flops_utilization"] = speed * self.utilization
+        if self._arrived is not None:
+            values["data_seconds"] = self._waited / count
+            values["compute_seconds"] = self._computed / count
+            self._waited = self._computed = 0.0
         if hasattr(optimizer, "gradient_norm"):
             values["gradient_norm"] = _number(optimizer.gradient_norm)
             values["skipped_updates"] = _number(optimizer.skipped)
         with self._train_writer.as_default(int(_number(optimizer.iterations))):
             for name, value in values.items():
                 tf.summary.scalar(f"batch_{name}", value)
+
+    def _write_attention(self):
+        if self.attention is None:
+            return
+        maps = models.attention_maps(self._watched, self.attention)
+        with self._train_writer.as_default(int(self.model.optimizer.iterations)):
+            for i, heads in enumerate(maps):
+                heads = np.pad(np.asarray(heads)[0], ((0, 0), (0, 0), (0, 1)), constant_values=1.0)
+                image = np.kron(np.hstack(heads), np.ones((_ZOOM, _ZOOM), "float32"))
+                tf.summary.image(f"attention/block_{i}", image[None, :, :, None])
+
+    def _write_projector(self):
+        folder, count = tf.io.gfile.join(self.log_dir, "train"), len(self.projector)
+        labels = [json.dumps(label, ensure_ascii=False)[1:-1] for label in self.projector]
+        vectors = models.token_table(self._watched)[:count]
+        rows = ["\t".join(f"{value:.6g}" for value in row) for row in vectors]
+        files = {
+            "token_labels.tsv": "\n".join(labels) + "\n",
+            "token_embedding.tsv": "\n".join(rows) + "\n",
+            "projector_config.pbtxt": (
+                'embeddings {\n  tensor_name: "token_embedding"\n'
+                '  tensor_path: "token_embedding.tsv"\n  metadata_path: "token_labels.tsv"\n}\n'
+            ),
+        }
+        tf.io.gfile.makedirs(folder)
+        for name, text in files.items():
+            with tf.io.gfile.GFile(tf.io.gfile.join(folder, name), "w") as file:
+                file.write(text)
 
 
 def _number(variable):

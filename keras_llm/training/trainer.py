@@ -95,14 +95,7 @@ class LanguageModelTrainer(keras.Model):
 
     def call(self, inputs, training=None):
         """The states that logits are made from, (B, T, D)."""
-        if isinstance(self.model, models.CausalLM) and isinstance(inputs, dict):
-            if set(inputs) != {"token_ids", "segment_ids", "positions"}:
-                raise InputError(
-                    "the inputs of a causal_lm model must be token ids, or a dict of `token_ids`, "
-                    f"`segment_ids` and `positions`, got {sorted(inputs)}."
-                )
-            return packed_states(self.model, **inputs)
-        return models.prediction_states(self.model, inputs)
+        return states_of(self.model, inputs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         targets = ops.reshape(y, (-1,))
@@ -115,7 +108,13 @@ class LanguageModelTrainer(keras.Model):
         total = ops.maximum(total, 1e-9)
         if training:
             loss, _, right = self.cross_entropy.weighted_sum(
-                states, head.kernel, targets, weights / total, head.bias, not head.trainable
+                states,
+                head.kernel,
+                targets,
+                weights / total,
+                head.bias,
+                not head.trainable,
+                self._teaching(x),
             )
         else:
             losses, right = self.cross_entropy.token_losses(states, head.kernel, targets, head.bias)
@@ -199,6 +198,10 @@ class LanguageModelTrainer(keras.Model):
                 "`steps_per_epoch`."
             )
 
+    def _teaching(self, x):
+        """States and head of a model to learn from besides; see `DistillationTrainer`."""
+        return None
+
     def _weights(self, y, sample_weight):
         weights = ops.ones_like(y, "float32")
         if self.ignore_id is not None:
@@ -220,6 +223,18 @@ class LanguageModelTrainer(keras.Model):
         for array in keras.tree.flatten(arrays):
             if isinstance(array, np.ndarray) and array.dtype.kind in "iu" and array.size:
                 check_token_ids(array, self.model.config.vocabulary_size)
+
+
+def states_of(model, inputs):
+    """The states that a model's logits are made from, (B, T, D), of any inputs of a trainer."""
+    if isinstance(model, models.CausalLM) and isinstance(inputs, dict):
+        if set(inputs) != {"token_ids", "segment_ids", "positions"}:
+            raise InputError(
+                "the inputs of a causal_lm model must be token ids, or a dict of `token_ids`, "
+                f"`segment_ids` and `positions`, got {sorted(inputs)}."
+            )
+        return packed_states(model, **inputs)
+    return models.prediction_states(model, inputs)
 
 
 def check_token_ids(token_ids, vocabulary_size):

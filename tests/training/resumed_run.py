@@ -1,17 +1,19 @@
 """Small training runs, each a process of its own, for test_resume.py.
 
 Arguments, three for each run: folder of the checkpoints, file for the outcome, and when the process
-kills itself with SIGKILL: "never", "step:N" after a step, "save:N" inside its N-th save, before the
-file is whole, or "evaluation". The runs come one after the other, forked from a process that has
-imported everything and computed nothing. Prints their exit codes.
+kills itself with SIGKILL: "never", "step:N" after a step, "save:N:SHARE" inside its N-th save, when
+that share of the file is written, "evaluation", or "after:SECONDS". The runs come one after the
+other, forked from a process that has imported everything and computed nothing. Prints their exit
+codes.
 """
 
 import hashlib
+import io
 import json
 import os
 import signal
 import sys
-import zipfile
+import threading
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -32,24 +34,30 @@ def die():
 class Killer(keras.callbacks.Callback):
     def __init__(self, moment):
         super().__init__()
-        self.kind, _, self.count = moment.partition(":")
+        self.kind, *numbers = moment.split(":")
+        self.numbers = [float(number) for number in numbers]
         if self.kind == "save":
-            self.die_in_save(int(self.count))
+            self.die_in_save(*self.numbers)
+        if self.kind == "after":
+            threading.Timer(*self.numbers, die).start()
 
-    def die_in_save(self, count):
-        write, saves = zipfile.ZipFile.close, []
+    def die_in_save(self, count, share):
+        write, saves = np.savez, []
 
-        def close(archive):
-            saves.append(archive)
-            if len(saves) == count:
-                archive.fp.flush()  # most of the file is there, its end is not
-                die()
-            write(archive)
+        def savez(file, **arrays):
+            saves.append(file)
+            if len(saves) < count:
+                return write(file, **arrays)
+            whole = io.BytesIO()
+            write(whole, **arrays)
+            file.write(whole.getvalue()[: int(share * len(whole.getvalue()))])
+            file.flush()
+            die()
 
-        zipfile.ZipFile.close = close
+        np.savez = savez
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.kind == "step" and int(self.model.optimizer.iterations) == int(self.count):
+        if self.kind == "step" and int(self.model.optimizer.iterations) in self.numbers:
             die()
 
     def on_test_begin(self, logs=None):

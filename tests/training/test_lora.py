@@ -104,6 +104,42 @@ def test_encoders_and_heads_have_adapters_too():
         np.testing.assert_allclose(training.merge_lora(model)(inputs), expected, atol=1e-4)
 
 
+def test_dora_is_its_formula_and_begins_as_nothing():
+    model = causal_lm()
+    layer = model.get_layer("block_0").feed_forward.up
+    kernel, logits = np.asarray(layer.kernel), np.asarray(model(IDS))
+    assert training.add_lora(model, r"feed_forward/up$", 3, 12, dora=True) == [layer.path]
+    np.testing.assert_allclose(model(IDS), logits, atol=1e-4)
+    assert len(model.trainable_weights) == 3
+    randomized(model)
+    a, b, magnitude = (np.asarray(w, "float64") for w in model.trainable_weights)
+    v = kernel + 12 / 3 * a @ b
+    x = np.random.default_rng(1).normal(size=(5, len(kernel)))
+    expected = x @ (magnitude * v / np.linalg.norm(v, axis=0))
+    np.testing.assert_allclose(layer(x), expected, atol=1e-5)
+
+
+def test_dora_trains_and_is_the_same_saved_and_merged(tmp_path):
+    model = causal_lm()
+    frozen = np.asarray(model.get_layer("block_0").feed_forward.down.kernel)
+    training.add_lora(model, "(query|down)$", rank=2, dora=True)
+    trainer = training.LanguageModelTrainer(model)
+    trainer.compile(keras.optimizers.Adam(1e-2), jit_compile=False)
+    history = trainer.fit(IDS[:, :-1], IDS[:, 1:], epochs=4, verbose=0).history["loss"]
+    assert history[-1] < history[0]
+    layer = model.get_layer("block_0").feed_forward.down
+    assert np.abs(layer.magnitude - np.linalg.norm(frozen, axis=0)).max() > 1e-3
+    np.testing.assert_array_equal(layer._kernel, frozen)
+    expected = np.asarray(model(IDS))
+    np.testing.assert_allclose(training.merge_lora(model)(IDS), expected, atol=1e-4)
+    training.save_lora(model, tmp_path / "a")
+    other = causal_lm()
+    training.load_lora(other, tmp_path / "a")
+    np.testing.assert_allclose(other(IDS), expected, atol=1e-4)
+    with pytest.raises(InputError, match="DoRA, which do not add up"):
+        training.load_lora(causal_lm(), tmp_path / "a", tmp_path / "a")
+
+
 def distance(one, other):
     """The mean difference, in standard deviations."""
     one, other = np.asarray(one), np.asarray(other)
@@ -140,6 +176,8 @@ def test_what_does_not_fit_is_named(tmp_path):
         ({"layers": "nothing"}, "block_0/self_attention/query"),
         ({"layers": "("}, "regular expression"),
         ({"quantization": "int2"}, "quantization"),
+        ({"quantization": "int8", "dora": True}, "dora.*quantization"),
+        ({"layers": EVERYTHING, "dora": True}, "dora.*token_embedding"),
     ):
         with pytest.raises(InputError, match=words):
             training.add_lora(model, **changes)

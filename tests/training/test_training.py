@@ -1,11 +1,15 @@
 """Metrics, exact evaluation and callbacks, against brute force and against what they wrote."""
 
 import math
+import time
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from google.protobuf import text_format
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.projector import ProjectorConfig
 
 from keras_llm import models, training
 from keras_llm.errors import InputError
@@ -165,6 +169,64 @@ def test_tensorboard_has_the_norm_of_the_gradients_and_the_use_of_the_machine(tm
     assert min(seen) > 0 and values("batch_skipped_updates") == [0.0, 0.0]
     speeds = np.array(values("batch_tokens_per_second"))
     np.testing.assert_allclose(values("batch_flops_utilization"), speeds * 2e-3, rtol=1e-5)
+
+
+def test_tensorboard_splits_a_step_into_waiting_and_computing(tmp_path):
+    begun = []
+
+    class Begun(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            begun.append(batch)
+
+    def batches():
+        for i in range(4):
+            while i and len(begun) <= i:  # a batch is not begun before it is asked for
+                time.sleep(0.001)
+            time.sleep(0.02)
+            yield np.ones((2, 3), "float32"), np.ones((2, 1), "float32")
+
+    shapes = tf.TensorSpec((2, 3)), tf.TensorSpec((2, 1))
+    source = tf.data.Dataset.from_generator(batches, output_signature=shapes)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", jit_compile=False)
+    board = training.TensorBoard(tmp_path, 2, unit="rows", update_freq=2)
+    model.fit(board.data(source), steps_per_epoch=4, verbose=0, callbacks=[board, Begun()])
+    train = EventAccumulator(str(tmp_path / "train")).Reload()
+    data, compute = (
+        [float(tf.make_ndarray(e.tensor_proto)) for e in train.Tensors(f"batch_{name}_seconds")]
+        for name in ("data", "compute")
+    )
+    assert len(data) == len(compute) == 2
+    assert data[1] >= 0.0199 and min(compute) > 0
+
+
+def test_tensorboard_shows_attention_embeddings_and_a_trace_on_request(tmp_path):
+    row = {"token_ids": np.arange(2, 8, dtype="int32")[None]}
+    labels = ["<pad>", "a\tb", "c\nd"]
+    board = training.TensorBoard(
+        tmp_path, 44, attention=row, projector=labels, profile_batch=(2, 3)
+    )
+    model, _ = fit([board], epochs=1)
+    folder = tmp_path / "train"
+    images = EventAccumulator(str(folder)).Reload().Tensors("attention/block_1")
+    assert [event.step for event in images] == [0, 4]
+    width, height, png = images[-1].tensor_proto.string_val
+    heads = models.attention_maps(model, row)[1][0]
+    assert int(height) == 4 * 6 and int(width) == 4 * 7 * len(heads)
+    pixels = tf.io.decode_png(png)[::4, ::4, 0].numpy().reshape(6, len(heads), 7)[..., :6]
+    np.testing.assert_allclose(pixels / 255, np.moveaxis(heads, 0, 1), atol=0.01)
+    assert (folder / "token_labels.tsv").read_text().split("\n") == ["<pad>", r"a\tb", r"c\nd", ""]
+    table = np.loadtxt(folder / "token_embedding.tsv", delimiter="\t")
+    np.testing.assert_allclose(table, models.token_table(model)[:3], rtol=1e-5)
+    config = ProjectorConfig()
+    text_format.Parse((folder / "projector_config.pbtxt").read_text(), config)
+    assert all((folder / path).is_file() for path in (config.embeddings[0].tensor_path,))
+    assert list(folder.rglob("*.xplane.pb"))
+
+
+def test_what_tensorboard_cannot_show_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"projector.*38 labels.*37"):
+        fit([training.TensorBoard(tmp_path, 44, projector=["x"] * 38)])
 
 
 def test_progress_is_told_on_stderr(capfd, monkeypatch):
