@@ -30,7 +30,8 @@ class Options(chats.Options):
     """A corpus of the kind "preferences", or one of the kind "labelled" whose labels are negative
     and positive, to draw pairs from the model; `keras-llm recipes` lists them."""
     data: str | None = None
-    """Your own file instead of a corpus: .jsonl or .json of preferences, .csv or .tsv of reviews
+    """Your own file instead of a corpus: .jsonl or .json of preferences, or hf:NAME:SPLIT or
+    tfds:NAME:SPLIT of them, .csv or .tsv of reviews
     with the columns text and label, which is negative or positive."""
     loss: Literal["dpo", "orpo"] = "dpo"
     """What is minimised."""
@@ -209,7 +210,8 @@ def _source(options):
     from keras_llm.recipes.corpora import CORPORA
 
     if options.data is not None:
-        kind = "preferences" if ".json" in pathlib.Path(options.data).name else "labelled"
+        is_table = pathlib.Path(options.data).name.removesuffix(".gz").endswith((".csv", ".tsv"))
+        kind = "labelled" if is_table else "preferences"
     elif options.corpus in CORPORA:
         kind = CORPORA[options.corpus].kind
     else:

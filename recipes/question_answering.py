@@ -32,7 +32,8 @@ class Options(runs.Options):
     """A corpus of the kind (reading, boolq or trivia if not given); `keras-llm recipes` lists
     them."""
     data: str | None = None
-    """Your own .csv, .tsv or .jsonl file, or a folder of them, instead of a corpus."""
+    """Your own .csv, .tsv or .jsonl file, a folder of them, hf:NAME:SPLIT or tfds:NAME:SPLIT,
+    instead of a corpus."""
     question_column: str = "question"
     """The column, or JSON field, that holds the question."""
     context_column: str = "context"

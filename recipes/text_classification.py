@@ -31,7 +31,8 @@ class Options(runs.Options):
     """A corpus of the kind "labelled" (movie-sentiment if not given) or "graded"
     (graded-sentiment); `keras-llm recipes` lists them."""
     data: str | None = None
-    """Your own .csv, .tsv or .jsonl file, or a folder of them, instead of a corpus."""
+    """Your own .csv, .tsv or .jsonl file, a folder of them, hf:NAME:SPLIT or tfds:NAME:SPLIT,
+    instead of a corpus."""
     text_column: str = "text"
     """The column, or JSON field, that holds the text."""
     label_column: str = "label"

@@ -24,7 +24,8 @@ class Options(runs.Options):
     corpus: str = "libreoffice-help-fr"
     """A corpus of the kind "pairs"; `keras-llm recipes` lists them."""
     data: str | None = None
-    """Your own .csv, .tsv or .jsonl file, or a folder of them, instead of a corpus."""
+    """Your own .csv, .tsv or .jsonl file, a folder of them, hf:NAME:SPLIT or tfds:NAME:SPLIT,
+    instead of a corpus."""
     source_column: str = "source"
     """The column, or JSON field, that holds what is translated."""
     target_column: str = "target"
