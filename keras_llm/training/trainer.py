@@ -9,6 +9,7 @@ from keras import ops
 from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.training.chunked import ChunkedCrossEntropy
+from keras_llm.training.optimizers import check_precision
 from keras_llm.training.packed import packed_states
 from keras_llm.training.replicas import check_one_replica
 
@@ -36,7 +37,8 @@ class LanguageModelTrainer(keras.Model):
 
     Raises:
         InputError: naming the argument that is wrong; under a `tf.distribute` strategy with more
-            than one replica; in `fit` and `evaluate`, if an array of token
+            than one replica; in `fit`, if weights are too coarse for the optimizer (bfloat16 and
+            Adam's usual `beta_2`); in `fit` and `evaluate`, if an array of token
             ids has one that the vocabulary has not.
 
     Example:
@@ -113,6 +115,7 @@ class LanguageModelTrainer(keras.Model):
 
     def fit(self, x=None, y=None, **kwargs):
         self._check_ids(x, y)
+        check_precision(self.optimizer, self.model.trainable_variables)
         return super().fit(x, y, **kwargs)
 
     def evaluate(self, x=None, y=None, **kwargs):
