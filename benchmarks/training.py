@@ -20,6 +20,7 @@ import sys
 import time
 
 THREADS = 2
+PLANS = "What `training.plan_memory` predicts, and what training took above the process before it:"
 SHAPE = {
     "num_layers": 6,
     "hidden_dim": 256,
@@ -108,7 +109,10 @@ def measure_fit(peer, shape, vocabulary_size, batch_size, steps):
     """Train, in this process."""
     import keras
 
+    from keras_llm import training
+
     keras.utils.set_random_seed(0)
+    before = _mib("VmRSS")
     model, arguments = PEERS[peer](shape, vocabulary_size)
     model.compile(keras.optimizers.AdamW(1e-3), jit_compile=False, **arguments)
     model.fit(batches(shape, vocabulary_size, batch_size, 3), verbose=0)  # traces
@@ -117,13 +121,57 @@ def measure_fit(peer, shape, vocabulary_size, batch_size, steps):
     loss = model.fit(data, verbose=0).history["loss"][0]
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     tokens = steps * batch_size * shape["max_length"]
+    planned = None
+    if peer != "KerasHub":
+        planned = training.plan_memory(
+            config_of(shape, vocabulary_size),
+            batch_size,
+            shape["max_length"],
+            keras.optimizers.AdamW(1e-3),
+            remat=peer == "rematerialized",
+        )
     return {
         "loss": loss,
         "parameters": model.count_params(),
         "tokens_per_second": tokens / wall,
         "tokens_per_cpu_second": tokens / cpu,
-        "peak_mib": _peak_mib(),
+        "peak_mib": _mib("VmHWM"),
+        "before_mib": before,
+        "planned_mib": planned and {name: size / 2**20 for name, size in planned.items()},
     }
+
+
+def measure_board(shape, vocabulary_size, batch_size, steps):
+    """What TensorBoard's callback costs at its defaults: CPU time in it, of all of the training."""
+    import tempfile
+
+    import keras
+
+    from keras_llm import training
+
+    spent = []
+
+    def timed(function):
+        def call(*args, **kwargs):
+            begin = time.thread_time()
+            function(*args, **kwargs)
+            spent.append(time.thread_time() - begin)
+
+        return call
+
+    keras.utils.set_random_seed(0)
+    model, _ = ours(shape, vocabulary_size)
+    model.compile(training.AdamW(1e-3), jit_compile=False)
+    model.fit(batches(shape, vocabulary_size, batch_size, 3), verbose=0)  # traces
+    with tempfile.TemporaryDirectory() as folder:
+        board = training.TensorBoard(folder, batch_size * shape["max_length"])
+        for name in ("on_train_batch_begin", "on_train_batch_end", "on_epoch_end"):
+            setattr(board, name, timed(getattr(board, name)))
+        data = board.data(batches(shape, vocabulary_size, batch_size, steps))
+        begin = time.process_time()
+        model.fit(data, verbose=0, callbacks=[board])
+        seconds = time.process_time() - begin
+    return {"cpu_seconds_per_step": seconds / steps, "of_step": sum(spent) / seconds}
 
 
 def measure_matmul(size=2048, repeats=8):
@@ -148,9 +196,10 @@ def flops_per_token(shape, vocabulary_size):
     return 3 * (shape["num_layers"] * (block + attention) + 2 * width * vocabulary_size)
 
 
-def _peak_mib():
+def _mib(name):
+    """Resident memory of this process: "VmRSS" now, "VmHWM" at its peak."""
     status = pathlib.Path("/proc/self/status").read_text()
-    row = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    row = next(line for line in status.splitlines() if line.startswith(name))
     return int(row.split()[1]) / 1024
 
 
@@ -180,6 +229,20 @@ def table(rows, rounds, tiny):
             f"| {row['of_peak']:.0%} | {row['peak_mib']:,.0f} | {row['memory_ratio']:.2f} "
             f"| {row['speed_ratio']:.2f} |"
         )
+    lines += ["", PLANS, "", "| vocabulary | | taken, MiB | planned, MiB | planned / taken |"]
+    lines += ["|---" * 5 + "|"]
+    for row in rows:
+        if row["planned_mib"]:
+            ratio = row["planned_mib"] / row["taken_mib"]
+            lines.append(
+                f"| {row['vocabulary']:,} | {row['peer']} | {row['taken_mib']:,.0f} "
+                f"| {row['planned_mib']:,.0f} | {ratio:.2f} |"
+            )
+    most = max(row["board"] for row in rows)
+    lines += [
+        "",
+        f"TensorBoard's callback at its defaults: at most {most:.2%} of a step's CPU time.",
+    ]
     text = " ".join(__doc__.split("\n\n")[2].split())
     note = " A tiny shape, to try the script." if tiny else ""
     return (
@@ -196,7 +259,9 @@ def main():
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[8000, 32000])
     parser.add_argument("--tiny", action="store_true", help="a tiny shape, to try the script")
     parser.add_argument("--page", type=pathlib.Path, help="markdown file to write")
-    parser.add_argument("--one", choices=[*PEERS, "matmul"], help="measure in this process alone")
+    parser.add_argument(
+        "--one", choices=[*PEERS, "matmul", "tensorboard"], help="measure in this process alone"
+    )
     options = parser.parse_args()
     shape = TINY if options.tiny else SHAPE
     if options.one:
@@ -207,8 +272,9 @@ def main():
         if options.one == "matmul":
             found = measure_matmul()
         else:
-            size = options.vocabulary[0]
-            found = measure_fit(options.one, shape, size, options.batch_size, options.steps)
+            arguments = shape, options.vocabulary[0], options.batch_size, options.steps
+            is_board = options.one == "tensorboard"
+            found = measure_board(*arguments) if is_board else measure_fit(options.one, *arguments)
         print(json.dumps(found))
         return
     rows = []
@@ -216,7 +282,7 @@ def main():
         for one_dnn in (True, False):
             arguments = ["--vocabulary", vocabulary, "--steps", options.steps]
             arguments += ["--batch-size", options.batch_size, *["--tiny"] * options.tiny]
-            found = {name: [] for name in [*PEERS, "matmul"]}
+            found = {name: [] for name in [*PEERS, "matmul", "tensorboard"]}
             for round_ in range(options.rounds):
                 for name, results in found.items():
                     results.append(in_process([*arguments, "--one", name], one_dnn))
@@ -234,6 +300,7 @@ def summarize(found, vocabulary, one_dnn, flops):
 
     for name in PEERS:
         speed = median(name, "tokens_per_second")
+        planned = found[name][0]["planned_mib"]
         yield {
             "vocabulary": vocabulary,
             "one_dnn": one_dnn,
@@ -242,6 +309,9 @@ def summarize(found, vocabulary, one_dnn, flops):
             "tokens_per_cpu_second": median(name, "tokens_per_cpu_second"),
             "of_peak": speed * flops / median("matmul", "flops"),
             "peak_mib": median(name, "peak_mib"),
+            "taken_mib": median(name, "peak_mib") - median(name, "before_mib"),
+            "planned_mib": planned and planned["total"],
+            "board": median("tensorboard", "of_step"),
             "memory_ratio": median(name, "peak_mib") / median("KerasHub", "peak_mib"),
             "speed_ratio": speed / median("KerasHub", "tokens_per_second"),
         }

@@ -1,7 +1,7 @@
 """What a model weighs and costs, told from its config without making its weights."""
 
+import concurrent.futures
 import math
-import threading
 
 import keras
 import numpy as np
@@ -32,19 +32,24 @@ def summarize(model, dtype=None):
     """
     if isinstance(model, keras.Model):
         return _summarize(model)
-    result = {}
+
+    def measure():
+        return _summarize(restore(model) if isinstance(model, dict) else build(model, dtype=dtype))
+
+    return shapes_only(measure)
+
+
+def shapes_only(function):
+    """What `function()` returns, its variables described but not allocated."""
 
     def measure():
         # Keras keeps variables without a value for the end of the outermost scope; its list of
         # them belongs to this thread and ends with it.
         with keras.StatelessScope(initialize_variables=False):
-            shape = restore(model) if isinstance(model, dict) else build(model, dtype=dtype)
-            result.update(_summarize(shape))
+            return function()
 
-    thread = threading.Thread(target=measure)
-    thread.start()
-    thread.join()
-    return result
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(measure).result()
 
 
 def _summarize(model):

@@ -15,6 +15,7 @@ from keras_llm.training.distribution import TensorParallel, layout_map, set_dist
 from keras_llm.training.learned import evaluate_examples, log_probabilities
 from keras_llm.training.lora import add_lora, load_lora, merge_lora, save_lora
 from keras_llm.training.losses import GloVeLoss
+from keras_llm.training.memory import plan_memory
 from keras_llm.training.metrics import (
     Perplexity,
     TokenAccuracy,
@@ -87,6 +88,7 @@ __all__ = [
     "memorization_rate",
     "merge_lora",
     "pass_at_k",
+    "plan_memory",
     "rematerialize",
     "save_lora",
     "set_distribution",

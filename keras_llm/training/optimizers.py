@@ -8,7 +8,21 @@ from keras_llm.errors import InputError
 from keras_llm.training import replicas
 
 NO_DECAY = ("bias", "scale", "gamma", "beta")
+_ROUNDED_TO_ONE = {"bfloat16": 2.0**-9, "float16": 2.0**-12}  # what is this near to 1 is 1
 _SETTLING = 20  # updates before a norm can be told to be unusual
+
+
+def check_precision(optimizer, variables):
+    """Raise InputError if weights are so coarse that the optimizer would leave them as they are:
+    `beta_2` = 0.999 is 1 in bfloat16, and Adam's steps, which `1 - beta_2^t` is in, are then 0."""
+    beta = getattr(optimizer, "beta_2", None)
+    for variable in variables:
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        if beta is not None and 1.0 - beta <= _ROUNDED_TO_ONE.get(dtype, 0.0):
+            raise InputError(
+                f"{type(optimizer).__name__} with beta_2={beta} does not change weights of "
+                f"{dtype}: build the model with mixed_{dtype}, or use a smaller beta_2."
+            )
 
 
 class _Watched:
@@ -51,6 +65,7 @@ class _Watched:
     )
 
     def build(self, variables):
+        check_precision(self, variables)
         super().build(variables)
         for name in ("gradient_norm", "typical_norm", "skipped"):
             variable = self.add_variable((), initializer="zeros", dtype="float32", name=name)
@@ -117,8 +132,8 @@ _ADDED = """
         skipped: variable, how many updates were skipped.
 
     Raises:
-        InputError: naming the argument that is wrong; or on several replicas with float16, whose
-            loss scale Keras keeps for each by itself.
+        InputError: naming the argument that is wrong; if the weights are too coarse for `beta_2`;
+            or on several replicas with float16, whose loss scale Keras keeps for each by itself.
 """
 
 

@@ -10,6 +10,7 @@ from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.training import distribution, replicas
 from keras_llm.training.chunked import ChunkedCrossEntropy
+from keras_llm.training.optimizers import check_precision
 from keras_llm.training.packed import packed_states
 
 
@@ -39,7 +40,8 @@ class LanguageModelTrainer(keras.Model):
     segment id, up to their own position.
 
     Raises:
-        InputError: naming the argument that is wrong; in `fit` and `evaluate`, if an array of
+        InputError: naming the argument that is wrong; in `fit`, if weights are too coarse for the
+            optimizer (bfloat16 and Adam's usual `beta_2`); in `fit` and `evaluate`, if an array of
             token ids has one that the vocabulary has not, or several devices cannot split the
             batches; in `fit` over several workers, if one ends before the others, naming it.
 
@@ -143,6 +145,7 @@ class LanguageModelTrainer(keras.Model):
 
     def fit(self, x=None, y=None, **kwargs):
         self._check_ids(x, y)
+        check_precision(self.optimizer, self.model.trainable_variables)
         batch_size, held_out = kwargs.get("batch_size"), kwargs.get("validation_data")
         distribution.check_batches(x, batch_size)
         distribution.check_batches(held_out, batch_size, "validation_data")

@@ -191,6 +191,51 @@ def test_half_precision_agrees_with_its_own_logits():
     assert history["loss"][1] < history["loss"][0]
 
 
+def test_half_precision_trains_as_float32_does_with_adapters_and_saving(tmp_path):
+    policy = "mixed_bfloat16"
+    x, y = corpus()
+    losses = []
+    for dtype in ("float32", policy):
+        keras.utils.set_random_seed(3)
+        keras.config.set_dtype_policy(dtype)
+        try:
+            config = models.preset("llama-tiny", vocabulary_size=V, num_layers=1)
+            model = models.causal_lm(config)
+        finally:
+            keras.config.set_dtype_policy("float32")
+        trainer = training.LanguageModelTrainer(model, ignore_id=0)
+        trainer.compile(training.AdamW(1e-2), jit_compile=False)
+        found = trainer.fit(x, y, batch_size=4, epochs=6, shuffle=False, verbose=0).history["loss"]
+        assert found[-1] < 0.8 * found[0]
+        losses.append(found)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
+    assert {w.dtype for w in model.weights} == {"float32"}
+    training.add_lora(model, rank=2)
+    trainer.compile(training.AdamW(1e-2), jit_compile=False)
+    again = trainer.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0).history["loss"]
+    assert again[1] < again[0]
+    merged = training.merge_lora(model)
+    merged.save_weights(tmp_path / "model.weights.h5")
+    loaded = models.restore(models.describe(merged))
+    loaded.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(loaded(x), merged(x))
+    assert np.abs(np.asarray(merged(x)) - model(x)).max() < 0.05 * np.abs(model(x)).max()
+
+
+def test_an_optimizer_that_would_not_change_coarse_weights_is_refused():
+    """With Adam's usual constants the loss of such a model stays what it is, to the last bit."""
+    config = models.preset("llama-tiny", vocabulary_size=V, num_layers=1)
+    x, y = corpus()
+    for make in (keras.optimizers.AdamW, training.AdamW):
+        trainer = training.LanguageModelTrainer(models.causal_lm(config, dtype="bfloat16"))
+        trainer.compile(make(1e-2), jit_compile=False)
+        with pytest.raises(InputError, match=r"AdamW.*bfloat16.*mixed_bfloat16"):
+            trainer.fit(x, y, verbose=0)
+    trainer.compile(training.AdamW(1e-2, beta_2=0.95), jit_compile=False)
+    found = trainer.fit(x, y, batch_size=4, epochs=4, verbose=0).history["loss"]
+    assert found[-1] < found[0]
+
+
 def test_wrong_arguments_are_named():
     model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=V))
     for changes, words in (
