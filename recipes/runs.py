@@ -219,7 +219,7 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
         validation_data: `tf.data.Dataset`.
         unit: str, what is counted for the speed; perplexity is shown of "tokens".
         per_step: int, how many there are in a batch. Defaults to `batch_size`.
-        **tools: passed to `training.TensorBoard`, e.g. `sample`.
+        **tools: passed to `training.TensorBoard`, e.g. `sample`; attention maps are of one device.
 
     Returns:
         A dict: `parameters`, `steps`, `seconds`, `<unit>_per_second` and `history`, the losses
@@ -247,6 +247,8 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
     train_data, watching = resume.data(train_data), []
     if replicas.is_chief():
         say(f"watch it: tensorboard --logdir {pathlib.Path(options.out).parent}")
+        if options.distribution:
+            tools.pop("attention", None)
         board = training.TensorBoard(folder / "logs", per_step, unit=unit, **tools)
         watching = [board, training.ProgressBar(intervals * interval, per_step, unit=unit)]
         if not options.distribution:

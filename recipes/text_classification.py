@@ -82,6 +82,8 @@ def run(options):
     Raises:
         InputError: if an option or the data cannot be used; nothing is at `out` then.
     """
+    import numpy as np
+
     runs.prepare(options, "sklearn")
     train, held_out, kind, dropped = rows(options)
     model, tokenizer = untrained(options, train, kind)
@@ -92,7 +94,9 @@ def run(options):
     model.compile(optimizer, **kind.compiled(), jit_compile=False)
     with runs.model_folder(options) as folder:
         validation_data = batches(task, held_out, kind, options)
-        trained = runs.fit(folder, options, model, train_data, validation_data, "texts")
+        first = np.array([task.tokenizer.encode(held_out[0][0])[: min(32, task.room)]])
+        watched = {"attention": task.inputs(first, np.array([first.shape[1]], "int32"))}
+        trained = runs.fit(folder, options, model, train_data, validation_data, "texts", **watched)
         predicted = kind.predicted(task, held_out)
         metrics = {
             "held_out": kind.measures(held_out, predicted),

@@ -100,6 +100,7 @@ def run(options):
             "tokens",
             options.batch_size * options.sequence_length,
             sample=lambda: sample(task, options),
+            attention={"token_ids": held_out_ids[None, : min(32, options.sequence_length)]},
         )
         metrics = {
             "held_out": evaluate_documents(

@@ -81,6 +81,8 @@ def run(options):
     Raises:
         InputError: if an option or the data cannot be used; nothing is at `out` then.
     """
+    import numpy as np
+
     from keras_llm import models, tasks, tokenizers, training
 
     runs.prepare(options, "sklearn", "sacrebleu")
@@ -114,6 +116,7 @@ def run(options):
             validation_data,
             "pairs",
             sample=lambda: f"{test[0][0]}\n\n> {task(test[0][0], options.max_length)}",
+            attention={"encoder_token_ids": np.array([tokenizer.encode(test[0][0])[:32]])},
         )
         found = translations.translated(task, test, options)
         copied = [source for source, _ in test]
