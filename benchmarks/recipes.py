@@ -229,6 +229,7 @@ def draw(kept, path):
     """Training and held-out losses of all runs, a panel for each."""
     from matplotlib.figure import Figure
 
+    kept = {name: row for name, row in kept.items() if row["history"]}
     columns = 3
     rows = -(-len(kept) // columns)
     figure = Figure(figsize=(10, 2.4 * rows), layout="constrained")

@@ -15,7 +15,7 @@ DEFAULTS = {
 }
 BASELINES = {"baseline": "nearest sentence", "no_answer": "never an answer"}
 ABOUT = "Answers questions with a part of a text."
-HELD_OUT, UNIT = "questions on texts of which none was trained on", "windows"
+HELD_OUT, UNIT = "questions, on other texts than those of the training", "windows"
 NEXT = 'predict {out} "Who wrote it?" --context "It was written by Ada."'
 _WITHOUT = 0.25  # of the rows with an answer, how many show a window without it
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")

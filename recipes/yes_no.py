@@ -14,7 +14,7 @@ DEFAULTS = {
 }
 BASELINES = {"baseline": "shares of yes and no"}
 ABOUT = "Answers questions about a text with yes or no."
-HELD_OUT, UNIT = "questions on texts of which none was trained on", "windows"
+HELD_OUT, UNIT = "questions, on other texts than those of the training", "windows"
 NEXT = 'predict {out} "is it red" --context "The rose is red."'
 _LABELS = ["no", "yes"]
 _KIND = text_targets.Classes(_LABELS)
