@@ -8,7 +8,8 @@ import griffe
 # Methods that Keras documents and our classes merely implement.
 _OF_KERAS = re.compile(
     "build|call|compute_output_(shape|spec)|compute_loss|get_config|from_config|update_state"
-    "|result|fit|evaluate|get_state|set_state|set_model|on_.*"
+    "|result|fit|evaluate|compile|train_step|test_step|get_state|set_state|set_model|on_.*"
+    "|get_variable_layout"
 )
 _MODULES = (
     "layers",
