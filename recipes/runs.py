@@ -68,7 +68,7 @@ class Options:
 
     # What `distribution` may be; nothing in a recipe whose loss is not `LanguageModelTrainer`'s:
     # Keras would weigh each device's part by itself.
-    distributions = ("mirrored", "multi_worker", "jax_data", "jax_model")
+    distributions = ("mirrored", "multi_worker")
 
     def __post_init__(self):
         self.check(
