@@ -415,8 +415,8 @@ def rows(options, columns, kind, by=0, unique=0, may_be_empty=()):
     if options.data is None:
         found = corpora.load(options.corpus, kind)
     else:
-        say_unread(options.data, columns)
         found = data.read_records(options.data, columns)
+        say_unread(options.data, columns)
     rules = {"unique": unique, "may_be_empty": may_be_empty}
     if isinstance(found, Split):
         held_out, dropped = data.clean_rows(found.held_out, **rules)

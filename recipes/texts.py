@@ -131,7 +131,6 @@ def _in_memory(options):
     if options.data is None:
         found = corpora.load(options.corpus)
     else:
-        runs.say_unread(options.data)
         found = data.stream_texts(options.data, text_field=options.text_field)
     texts, empty = [], 0
     for text in found:
@@ -141,6 +140,8 @@ def _in_memory(options):
             empty += 1
     if not texts:
         raise InputError(f"{options.data} holds no text.")
+    if options.data is not None:
+        runs.say_unread(options.data)
     shuffled = data.shuffle_documents(texts, options.seed)
     repeated = len(texts) - len(shuffled)
     limit, size, used = options.max_megabytes * 1e6, 0, []
@@ -173,9 +174,9 @@ def _streamed(options):
                 scrubbed.update(found)
             yield text
 
-    runs.say_unread(options.data)
     limit = options.max_megabytes * 1e6
     train, held_out, dropped = data.split_stream(read, options.held_out, options.seed, limit)
+    runs.say_unread(options.data)
     beyond = dropped.pop("beyond the limit", 0)
     if beyond:
         dropped["beyond --max-megabytes"] = beyond

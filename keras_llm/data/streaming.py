@@ -81,7 +81,7 @@ def split_stream(read, held_out=0.1, seed=0, max_bytes=None):
     >>> texts = [f"text {i}" for i in range(10)] + ["text 0", " "]
     >>> train, held_out, dropped = split_stream(lambda: texts, held_out=0.2)
     >>> len(train), list(held_out), dropped
-    (8, ['text 1', 'text 5'], {'empty': 1, 'repeated': 1})
+    (8, ['text 2', 'text 7'], {'empty': 1, 'repeated': 1})
     """
     ranks, sizes = array.array("Q"), array.array("Q")
     for document in read():

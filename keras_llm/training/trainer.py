@@ -137,8 +137,8 @@ class LanguageModelTrainer(keras.Model):
         (whole,) = replicas.total([ops.stop_gradient(part)], type(self).__name__)
         return part + ops.stop_gradient(whole / replicas.count() - part)
 
-    def compile(self, optimizer="rmsprop", **kwargs):
-        super().compile(optimizer, **kwargs)
+    def compile(self, *args, **kwargs):
+        super().compile(*args, **kwargs)
         with replicas.scope_of(self):
             if replicas.count() > 1:
                 self._check_compiled()
