@@ -62,8 +62,8 @@ def check(found, rows, score):
             assert np.asarray(found.token_ids)[row, r].tolist() == padded
             assert int(found.num_tokens[row, r]) == len(tokens)
             assert bool(found.stopped[row, r]) == stopped
-            np.testing.assert_allclose(found.log_probability[row, r], log_p, atol=1e-4)
-            np.testing.assert_allclose(found.score[row, r], scores[j], atol=1e-4)
+            np.testing.assert_allclose(found.log_probability[row, r], log_p, 1e-5, 1e-4)
+            np.testing.assert_allclose(found.score[row, r], scores[j], 1e-5, 1e-4)
 
 
 def mean_log_probability(text):
