@@ -58,7 +58,7 @@ _EXPORT = " --export saved_model,litert"
 RUNS = (
     Run(
         "reviews",
-        "text_generation --batch-size 16 --export saved_model,litert,litert_lm",
+        "text_generation --export saved_model,litert,litert_lm",
         _LANGUAGE,
         _COUNTS,
     ),
@@ -91,6 +91,12 @@ RUNS = (
         "question_answering --kind yes_no --epochs 1 --max-length 160" + _EXPORT,
         {"accuracy": "accuracy {:.1%}"},
         {"baseline": "always yes"},
+    ),
+    Run(
+        "quiz",
+        "question_answering --kind generative" + _EXPORT,
+        {"exact_match": "exact match {:.1%}", "f1": "F1 {:.1%}"},
+        {"baseline": "nearest question's answer", "frequent": "most frequent answer"},
     ),
     Run(
         "code",

@@ -14,7 +14,7 @@ it also gets two classifiers that choose among answers and filter what goes in a
 import dataclasses
 import sys
 
-from keras_llm.recipes import chats, judges, runs
+from keras_llm.recipes import cards, chats, judges, runs
 
 BASELINE = "most_frequent"
 NEXT = "chat {out}"
@@ -131,7 +131,7 @@ def run(options):
             whole, found = judges.at_the_side(folder, options, tuned, talks, other_talks, safety)
             metrics |= found
         runs.write(folder, whole, metrics, _model_card(tuned, options, metrics, len(held_out)))
-    runs.ship(options, tuned, metrics)
+    cards.ship(options, tuned, metrics)
     return metrics
 
 
@@ -177,7 +177,7 @@ def _model_card(task, options, metrics, held_out):
     start = f" It went on from `{options.start}`" if options.start else ""
     if options.lora_rank:
         start += f" with adapters of rank {options.lora_rank}, merged into the weights"
-    return runs.card(
+    return cards.card(
         options,
         metrics,
         "A causal language model that answers in conversations." + start + "." * bool(start),

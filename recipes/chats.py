@@ -108,15 +108,31 @@ def examples(task, found, options):
     """Conversations as `data.ChatExample`s of a task, and what was dropped."""
     from keras_llm import data
 
-    examples, dropped = data.chat_examples(
+    return encoded(data.chat_examples, task, found, options, "conversations")
+
+
+def encoded(encode, task, found, options, kind):
+    """What a function of `keras_llm.data` makes of what was read, and what was dropped.
+
+    Args:
+        encode: `data.chat_examples` or `data.preference_examples`.
+        task: a `TextGeneration` with a chat template.
+        found: list of what `encode` takes.
+        options: `Options`.
+        kind: str, what they are called.
+
+    Raises:
+        InputError: if none is short enough.
+    """
+    kept, dropped = encode(
         found, task.chat_template, task.tokenizer, options.max_length, task.end_token_ids
     )
-    if not examples:
+    if not kept:
         raise InputError(
-            f"{options.source}: none of {len(found)} conversations fits into --max-length "
+            f"{options.source}: none of {len(found)} {kind} fits into --max-length "
             f"{options.max_length}."
         )
-    return examples, dropped
+    return kept, dropped
 
 
 def check_length(options, model):

@@ -13,7 +13,7 @@ puts back. `--execute` runs its answers to HumanEval's problems in a sandbox.
 import dataclasses
 import sys
 
-from keras_llm.recipes import programs, runs, text_generation, texts
+from keras_llm.recipes import cards, continuations, programs, runs, texts
 
 BASELINE = "trigram"
 NEXT = 'generate {out} "def main():"'
@@ -80,7 +80,7 @@ def run(options):
     from keras_llm import data, models, tasks, tokenizers
 
     runs.prepare(options, *(["datasketch"] if options.near_duplicates else []), pictures=False)
-    problems = _problems(options)
+    problems = programs.problems(options)
     train, held_out, report = texts.prepared(options)
     report["contamination"] = texts.measured_contamination(train, held_out)
     tokenizer = tokenizers.BytePair.train(
@@ -112,12 +112,11 @@ def run(options):
             validation_data.take(32).cache(),
             "tokens",
             options.batch_size * options.sequence_length,
-            sample=lambda: text_generation.sample(task, options),
+            sample=lambda: continuations.sample(task, options),
         )
-        size = sum(len(text.encode()) for text in held_out)
         metrics = {
             "held_out": measured(task, held_out, options),
-            **text_generation.baselines(task, train_ids, held_out_ids, size),
+            **continuations.baselines(task, train_ids, held_out_ids, held_out),
             "training": {
                 "documents": len(train),
                 "tokens": len(train_ids),
@@ -135,7 +134,7 @@ def run(options):
                 task, problems, options.samples, config.max_length // 2, options.seed
             )
         runs.write(folder, task, metrics, _model_card(task, options, metrics))
-    runs.ship(options, task, metrics)
+    cards.ship(options, task, metrics)
     return metrics
 
 
@@ -161,7 +160,7 @@ def windows(task, token_ids, options, batch_size, epochs=None):
 
 def measured(task, documents, options):
     """Likelihood of documents, the share of functions that parse, and of lines put back."""
-    found = text_generation.evaluate_documents(task, documents, options.sequence_length)
+    found = continuations.likelihood(task, documents, options.sequence_length)
     length = options.sequence_length // 2
     starts = programs.beginnings(documents, options.functions, length, options.seed)
     if starts:
@@ -196,28 +195,9 @@ def _gaps(task, documents, options):
     return programs.gaps(documents, task.tokenizer, options.gaps, room, options.seed)
 
 
-def _problems(options):
-    """HumanEval's problems, if they are to be solved; a sandbox that does not stand is told now."""
-    if not options.execute:
-        return []
-    from keras_llm.recipes import corpora, sandbox
-
-    sandbox.run_program("pass")
-    return corpora.load("human-eval", "benchmarks")["problems"][: options.problems]
-
-
 def _model_card(task, options, metrics):
     config, training, held_out = task.model.config, metrics["training"], metrics["held_out"]
-    solved = "HumanEval was not run (`--execute`)."
-    if "human_eval" in metrics:
-        rates = {k: v for k, v in metrics["human_eval"].items() if k.startswith("pass@")}
-        told = ", ".join(f"{name} {rate:.1%}" for name, rate in rates.items())
-        solved = (
-            f"HumanEval, {metrics['human_eval']['problems']} problems with {options.samples} "
-            f"answers each: {told}; {metrics['human_eval']['too_long']} problems are longer than "
-            "the model reads and count as not solved."
-        )
-    return runs.card(
+    return cards.card(
         options,
         metrics,
         "A causal language model that continues code and fills gaps in it.",
@@ -236,7 +216,7 @@ def _model_card(task, options, metrics):
             f"{options.infill_rate:.0%} of the windows told their middle last.",
             "`parses` is the share of functions that parse with the model's body, cut to whole "
             "lines; `real parses` that of the real bodies, cut to as many tokens.",
-            solved,
+            programs.note(metrics, options.samples),
             *texts.notes(training),
             "Limits: it writes code that looks right, not code that is; it knows one library's "
             "manner alone.",

@@ -1,7 +1,53 @@
-"""How varied the texts are that a model writes, and how much of them it has by heart."""
+"""How well a causal language model goes on with documents: how likely it finds them, how varied its
+own texts are, and how much of them it has by heart."""
+
+from keras_llm.errors import InputError
 
 PROMPT, RUN = 8, 8  # tokens that are given, and tokens in a row that count as by heart
 SETTINGS = {"temperature": 0.8, "top_p": 0.95}
+
+
+def likelihood(task, documents, sequence_length, segments=False):
+    """Perplexity, bits per byte and accuracy of a task on documents."""
+    from keras_llm import data, training
+
+    return training.evaluate_language_model(
+        task.model,
+        data.encode_documents(documents, task.tokenizer),
+        _bytes(documents),
+        task.tokenizer.bos_id,
+        sequence_length,
+        segments=segments,
+    )
+
+
+def baselines(task, train_ids, held_out_ids, held_out):
+    """The measures of the models that count single tokens, and three in a row.
+
+    Args:
+        task: a `TextGeneration`.
+        train_ids, held_out_ids: int arrays from `encode_documents`.
+        held_out: list of str, the documents of `held_out_ids`.
+    """
+    from keras_llm import training
+
+    arguments = (train_ids, held_out_ids, _bytes(held_out), task.tokenizer.bos_id)
+    size = task.model.config.vocabulary_size
+    return {
+        "unigram": training.evaluate_unigram(*arguments, size),
+        "trigram": training.evaluate_trigram(*arguments, size),
+    }
+
+
+def sample(task, options):
+    """What the model makes of the prompt, quoted, for TensorBoard."""
+    settings = {"max_new_tokens": 60, "temperature": 0.8, "top_p": 0.95, "seed": options.seed}
+    try:
+        text = task(options.prompt, **settings)
+    except InputError as error:  # of a loss that is not finite; the training tells by itself
+        return str(error)
+    quoted = (options.prompt + text).replace("\n", "\n> ")
+    return f"> {quoted}"
 
 
 def measure(task, train_ids, held_out_ids, count, length, seed):
@@ -74,3 +120,7 @@ def _measures(texts, train_ids):
 
     found = {f"distinct_{n}": training.distinct_n(texts, n) for n in (1, 2, 3)}
     return found | {f"memorized_{RUN}": training.memorization_rate(texts, train_ids, RUN)}
+
+
+def _bytes(texts):
+    return sum(len(text.encode()) for text in texts)

@@ -2,7 +2,7 @@
 
 import collections
 
-from keras_llm.recipes import quiz_readers, runs, translation, translations
+from keras_llm.recipes import quiz_readers, runs, tables, translations
 
 DEFAULTS = {
     "corpus": "trivia",
@@ -25,7 +25,7 @@ def rows(options):
         InputError: if the data cannot be read.
     """
     columns = [options.question_column, options.answer_column]
-    train, held_out, dropped = runs.rows(options, columns, "generative")
+    train, held_out, dropped = tables.rows(options, columns, "generative")
     return train[: options.max_rows or None], held_out, dropped
 
 
@@ -56,7 +56,7 @@ def batches(task, rows, options, seed=None):
     """Rows -> `tf.data.Dataset` of the model's inputs and targets, and what was dropped; the first
     of the right answers is learned."""
     first = [(question, right(answers)[0]) for question, answers in rows]
-    dataset, too_long = translation.batches(task, first, options, seed)
+    dataset, too_long = translations.batches(task, first, options, seed)
     return dataset, {f"longer than {options.max_length} tokens": too_long} if too_long else {}
 
 
@@ -75,11 +75,7 @@ def answered(task, rows, options):
     room = task.model.config.max_length - 1
     questions = [task.tokenizer.encode(question)[:room] for question, _ in rows]
     questions = [task.tokenizer.decode(ids) for ids in questions]  # longer ones are cut
-    found = []
-    for begin in range(0, len(rows), options.batch_size):
-        part = questions[begin : begin + options.batch_size]
-        found += task(part, max_new_tokens=_LONGEST)
-    return found
+    return translations.translated(task, questions, _LONGEST)
 
 
 def baselines(task, train, held_out, options):

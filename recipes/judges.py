@@ -9,7 +9,7 @@ import itertools
 import random
 
 from keras_llm.errors import InputError
-from keras_llm.recipes import chats, runs, text_classification, text_targets
+from keras_llm.recipes import cards, chats, runs, text_classification, text_targets
 
 _FITS, _SAFE = ["random", "sensible"], ["safe", "unsafe"]
 _CHOICE = 10  # replies of which the real one is to be found
@@ -151,7 +151,7 @@ def trained(folder, options, name, labels, train, held_out, dropped):
         for key, probabilities in found.items()
     }
     metrics["training"] = {"rows": len(train), "dropped": dropped, **fitted}
-    card = runs.card(
+    card = cards.card(
         judge,
         metrics,
         f"Sorts texts into `{labels[0]}` and `{labels[1]}`, for the model in the folder above.",

@@ -13,7 +13,7 @@ frequent token. `text_classification --start runs/words` goes on from the encode
 import dataclasses
 import sys
 
-from keras_llm.recipes import hidden_words, runs, texts
+from keras_llm.recipes import cards, hidden_words, runs, texts
 
 BASELINE = "most_frequent"
 NEXT = 'predict {out} "{prompt}"'
@@ -148,7 +148,7 @@ def run(options):
             judge.write(folder / "next_sentence")
         runs.write(folder, task, metrics, _model_card(options, metrics))
     texts.remove_token_files(options)
-    runs.ship(options, task, metrics)
+    cards.ship(options, task, metrics)
     return metrics
 
 
@@ -177,7 +177,7 @@ def evaluate(folder, data=None):
 def _model_card(options, metrics):
     training = metrics["training"]
     kind = "whole words" if options.whole_words else "pieces of words"
-    return runs.card(
+    return cards.card(
         options,
         metrics,
         "Guesses the words that a text leaves out.",

@@ -1,10 +1,11 @@
 """Pairs of answers for `preference_tuning`: from a file or corpus, or drawn from the model."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 
 from keras_llm.errors import InputError
-from keras_llm.recipes import chats, runs
+from keras_llm.recipes import chats, tables
 
 
 @dataclasses.dataclass
@@ -30,6 +31,26 @@ class Pairs:
     judge_accuracy: float
     judged_with_prompt: bool
     about: dict
+
+
+def source(options):
+    """The function that makes the pairs of the options' data."""
+    from keras_llm.recipes.corpora import CORPORA
+
+    if options.data is not None:
+        is_table = pathlib.Path(options.data).name.removesuffix(".gz").endswith((".csv", ".tsv"))
+        kind = "labelled" if is_table else "preferences"
+    elif options.corpus in CORPORA:
+        kind = CORPORA[options.corpus].kind
+    else:
+        raise InputError(f"unknown corpus {options.corpus!r}; see `keras-llm recipes`.")
+    known = {
+        "preferences": from_preferences,
+        "labelled": from_sentiment,
+    }
+    if kind not in known:
+        raise InputError(f"--corpus {options.corpus} is of the kind {kind!r}: {', '.join(known)}.")
+    return known[kind]
 
 
 def from_preferences(options, task):
@@ -63,21 +84,13 @@ def encode(options, task, preferences):
     """Preferences as pairs of `data.ChatExample`s of a task, and what was dropped."""
     from keras_llm import data
 
-    pairs, dropped = data.preference_examples(
-        preferences, task.chat_template, task.tokenizer, options.max_length, task.end_token_ids
-    )
-    if not pairs:
-        raise InputError(
-            f"{options.source}: none of {len(preferences)} pairs fits into --max-length "
-            f"{options.max_length}."
-        )
-    return pairs, dropped
+    return chats.encoded(data.preference_examples, task, preferences, options, "pairs")
 
 
 def from_sentiment(options, task):
     """Pairs drawn from the model: of some continuations of a review's beginning the most and the
     least positive, by a classifier of reviews. The judge learned from other reviews."""
-    rows, held_out, dropped = runs.rows(options, ["text", "label"], "labelled")
+    rows, held_out, dropped = tables.rows(options, ["text", "label"], "labelled")
     labels = {label for _, label in rows}
     if labels != {"negative", "positive"}:
         raise InputError(f"{options.source}: labels must be negative and positive, got {labels}.")

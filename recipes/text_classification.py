@@ -14,7 +14,7 @@ import dataclasses
 import sys
 from typing import Literal
 
-from keras_llm.recipes import runs, starts, text_targets
+from keras_llm.recipes import cards, runs, starts, tables, text_targets
 
 BASELINE = "tfidf"
 NEXT = 'predict {out} "A film to see twice."'
@@ -105,7 +105,7 @@ def run(options):
             **kind.details(held_out, predicted, folder),
         }
         runs.write(folder, task, metrics, _model_card(task, kind, options, metrics))
-    runs.ship(options, task, metrics)
+    cards.ship(options, task, metrics)
     return metrics
 
 
@@ -135,7 +135,7 @@ def rows(options):
     """
     columns = [options.text_column, options.label_column]
     corpora = {"class": "labelled", "number": "graded"}
-    train, held_out, dropped = runs.rows(options, columns, corpora[options.kind])
+    train, held_out, dropped = tables.rows(options, columns, corpora[options.kind])
     if options.max_rows:
         train, held_out = train[: options.max_rows], held_out[: options.max_rows]
     return train, held_out, text_targets.check(options, train, held_out), dropped
@@ -178,7 +178,7 @@ def evaluate(folder, data=None):
 def _model_card(task, kind, options, metrics):
     start = f" It goes on from `{options.start}`." if options.start else ""
     options = dataclasses.replace(options, preset=options.start or options.preset)
-    return runs.card(
+    return cards.card(
         options,
         metrics,
         kind.about + start,

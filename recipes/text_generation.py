@@ -12,8 +12,7 @@ import dataclasses
 import sys
 from typing import Literal
 
-from keras_llm.errors import InputError
-from keras_llm.recipes import continuations, runs, texts
+from keras_llm.recipes import cards, continuations, runs, texts
 
 BASELINE = "trigram"
 NEXT = 'generate {out} "{prompt}" --stream'
@@ -101,14 +100,16 @@ def run(options):
             validation_data.take(32).cache(),
             "tokens",
             options.batch_size * options.sequence_length,
-            sample=lambda: sample(task, options),
+            sample=lambda: continuations.sample(task, options),
             attention={"token_ids": held_out_ids[None, : min(32, options.sequence_length)]},
         )
         metrics = {
-            "held_out": evaluate_documents(
+            "held_out": continuations.likelihood(
                 task, held_out, options.sequence_length, options.separate
             ),
-            **baselines(task, texts.counted(options, train_ids), held_out_ids, _bytes(held_out)),
+            **continuations.baselines(
+                task, texts.counted(options, train_ids), held_out_ids, held_out
+            ),
             "continuations": continuations.measure(
                 task,
                 train_ids,
@@ -126,7 +127,7 @@ def run(options):
         }
         runs.write(folder, task, metrics, _model_card(task, options, metrics))
     texts.remove_token_files(options)
-    runs.ship(options, task, metrics)
+    cards.ship(options, task, metrics)
     return metrics
 
 
@@ -146,52 +147,15 @@ def evaluate(folder, data=None):
 
     task = keras_llm.load(folder)
     if "options" not in task.metadata:  # made in Python, not by a recipe
-        return evaluate_documents(task, read_texts(data), task.model.config.max_length)
+        return continuations.likelihood(task, read_texts(data), task.model.config.max_length)
     options = runs.model_options(Options, task)
     documents = read_texts(data, options.text_field) if data else texts.documents(options)[1]
-    return evaluate_documents(task, documents, options.sequence_length, options.separate)
-
-
-def evaluate_documents(task, documents, sequence_length, segments=False):
-    """Perplexity, bits per byte and accuracy of a task on documents."""
-    from keras_llm import data, training
-
-    return training.evaluate_language_model(
-        task.model,
-        data.encode_documents(documents, task.tokenizer),
-        _bytes(documents),
-        task.tokenizer.bos_id,
-        sequence_length,
-        segments=segments,
-    )
-
-
-def baselines(task, train_ids, held_out_ids, num_bytes):
-    """The measures of the models that count single tokens, and three in a row."""
-    from keras_llm import training
-
-    arguments = (train_ids, held_out_ids, num_bytes, task.tokenizer.bos_id)
-    size = task.model.config.vocabulary_size
-    return {
-        "unigram": training.evaluate_unigram(*arguments, size),
-        BASELINE: training.evaluate_trigram(*arguments, size),
-    }
-
-
-def sample(task, options):
-    """What the model makes of the prompt, quoted, for TensorBoard."""
-    settings = {"max_new_tokens": 60, "temperature": 0.8, "top_p": 0.95, "seed": options.seed}
-    try:
-        text = task(options.prompt, **settings)
-    except InputError as error:  # of a loss that is not finite; the training tells by itself
-        return str(error)
-    quoted = (options.prompt + text).replace("\n", "\n> ")
-    return f"> {quoted}"
+    return continuations.likelihood(task, documents, options.sequence_length, options.separate)
 
 
 def _model_card(task, options, metrics):
     config, training = task.model.config, metrics["training"]
-    return runs.card(
+    return cards.card(
         options,
         metrics,
         "A causal language model that continues text.",
@@ -209,10 +173,6 @@ def _model_card(task, options, metrics):
         ],
         NEXT,
     )
-
-
-def _bytes(texts):
-    return sum(len(text.encode()) for text in texts)
 
 
 if __name__ == "__main__":

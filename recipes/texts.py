@@ -6,6 +6,7 @@ import glob
 import hashlib
 import pathlib
 import tempfile
+from typing import Literal
 
 from keras_llm.errors import InputError
 from keras_llm.recipes import runs
@@ -48,7 +49,7 @@ class LanguageModelOptions(Options):
 
     held_out: float = 0.05
     """Share of the documents that is held out."""
-    max_megabytes: float = 16.0
+    max_megabytes: float = 20.0
     """Use no more than this much text."""
     preset: str = "llama-3m"
     """Shape of the model."""
@@ -60,6 +61,8 @@ class LanguageModelOptions(Options):
     """Windows in a batch."""
     evaluations: int = 4
     """Held-out evaluations (on at most 32 batches), samples and checkpoints in each pass."""
+    optimizer: Literal["adamw", "muon"] = "muon"
+    """AdamW, or Muon for the matrices of the blocks: more to compute, fewer steps from scratch."""
     learning_rate: float = 3e-3
     """Peak learning rate; it warms up linearly."""
     weight_decay: float = 0.1

@@ -11,7 +11,7 @@ beside copying the source and beside the translation of the nearest source of th
 import dataclasses
 import sys
 
-from keras_llm.recipes import runs, translations
+from keras_llm.recipes import cards, runs, tables, translations
 
 BASELINE = "memory"
 NEXT = 'generate {out} "Click the button." --beam-width 4'
@@ -100,8 +100,8 @@ def run(options):
     task = tasks.Translation(
         model, tokenizer, {"recipe": "translation", "options": dataclasses.asdict(options)}
     )
-    train_data, too_long = batches(task, train, options, options.seed)
-    validation_data, _ = batches(task, held_out, options)
+    train_data, too_long = translations.batches(task, train, options, options.seed)
+    validation_data, _ = translations.batches(task, held_out, options)
     if too_long:
         dropped |= {f"longer than {options.max_length} tokens": too_long}
         runs.say(f"{too_long} training pairs are longer than {options.max_length} tokens: dropped")
@@ -118,53 +118,26 @@ def run(options):
             sample=lambda: f"{test[0][0]}\n\n> {task(test[0][0], options.max_length)}",
             attention={"encoder_token_ids": np.array([tokenizer.encode(test[0][0])[:32]])},
         )
-        found = translations.translated(task, test, options)
-        copied = [source for source, _ in test]
+        sources = [source for source, _ in test]
+        found = translate(task, sources, options)
         metrics = {
             "held_out": training.evaluate_targets(model, validation_data, tokenizer.pad_id)
             | translations.measured(found, test, options),
             BASELINE: translations.measured(translations.nearest(train, test), test, options),
-            "copy": translations.measured(copied, test, options),
+            "copy": translations.measured(sources, test, options),
             "by_length": translations.by_length(found, test, options),
             "training": {"pairs": len(train) - too_long, "dropped": dropped, **trained},
         }
         runs.write(folder, task, metrics, _model_card(task, options, metrics, found, test))
-    runs.ship(options, task, metrics)
+    cards.ship(options, task, metrics)
     return metrics
 
 
 def rows(options):
     """The pairs that the options name: training, held out, and what was dropped."""
     columns = [options.source_column, options.target_column]
-    train, held_out, dropped = runs.rows(options, columns, "pairs")
+    train, held_out, dropped = tables.rows(options, columns, "pairs")
     return train[: options.max_rows or None], held_out, dropped
-
-
-def batches(task, rows, options, seed=None):
-    """Pairs -> `tf.data.Dataset` of the model's inputs and the next tokens, and how many pairs
-    were too long."""
-    from keras_llm import data
-
-    tokenizer = task.tokenizer
-    sources, targets = (tokenizer.encode_batch([row[side] for row in rows]) for side in (0, 1))
-    sources = [[*ids, tokenizer.eos_id] for ids in sources]
-    targets = [[tokenizer.bos_id, *ids, tokenizer.eos_id] for ids in targets]
-    fits = [
-        max(map(len, pair)) <= options.max_length for pair in zip(sources, targets, strict=True)
-    ]
-    columns = {
-        name: [row for row, fit in zip(column, fits, strict=True) if fit]
-        for name, column in (("source", sources), ("target", targets))
-    }
-    lengths = [[len(row) for row in column] for column in columns.values()]
-    plan = data.batch_plan(lengths, options.batch_size, options.epochs, seed)
-    dataset = data.padded_dataset(columns, plan, tokenizer.pad_id).map(
-        lambda b: (
-            {"encoder_token_ids": b["source"], "decoder_token_ids": b["target"][:, :-1]},
-            b["target"][:, 1:],
-        )
-    )
-    return dataset, len(rows) - sum(fits)
 
 
 def evaluate(folder, data=None):
@@ -186,11 +159,17 @@ def evaluate(folder, data=None):
     columns = [options.source_column, options.target_column]
     found = read_records(data, columns) if data else rows(options)[1]
     likely = training.evaluate_targets(
-        task.model, batches(task, found, options)[0], task.tokenizer.pad_id
+        task.model, translations.batches(task, found, options)[0], task.tokenizer.pad_id
     )
     test = found[: options.test_rows]
-    translated = translations.translated(task, test, options)
-    return likely | translations.measured(translated, test, options)
+    found = translate(task, [source for source, _ in test], options)
+    return likely | translations.measured(found, test, options)
+
+
+def translate(task, sources, options):
+    """What the beam search of the options makes of texts, a list of str."""
+    longest = 2 * options.max_length
+    return translations.translated(task, sources, longest, beam_width=options.beam_width)
 
 
 def _model_card(task, options, metrics, found, test):
@@ -199,7 +178,7 @@ def _model_card(task, options, metrics, found, test):
         for row in metrics["by_length"]
     )
     example = f'"{test[0][0]}" becomes "{found[0]}", expected "{test[0][1]}".'
-    return runs.card(
+    return cards.card(
         options,
         metrics,
         "Translates.",

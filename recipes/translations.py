@@ -1,21 +1,55 @@
-"""How well held-out texts are translated, by a model and by a translation memory."""
+"""Pairs of texts as an encoder-decoder learns them, and how well held-out ones are translated: by
+the model, and by a translation memory."""
 
 _LENGTHS = (5, 10, 20, 10**6)  # words of a source up to which a row of the table by length goes
 
 
-def translated(task, rows, options):
-    """What beam search makes of the source of each row, a list of str."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-    found = [""] * len(rows)
-    room = task.model.config.max_length
-    for begin in range(0, len(rows), 32):
-        part = order[begin : begin + 32]
-        texts = task(
-            [rows[i][0] for i in part],
-            max_new_tokens=min(2 * options.max_length, room - 1),
-            beam_width=options.beam_width,
+def batches(task, rows, options, seed=None):
+    """Pairs -> `tf.data.Dataset` of the model's inputs and the next tokens, and how many pairs
+    were too long."""
+    from keras_llm import data
+
+    tokenizer = task.tokenizer
+    sources, targets = (tokenizer.encode_batch([row[side] for row in rows]) for side in (0, 1))
+    sources = [[*ids, tokenizer.eos_id] for ids in sources]
+    targets = [[tokenizer.bos_id, *ids, tokenizer.eos_id] for ids in targets]
+    fits = [
+        max(map(len, pair)) <= options.max_length for pair in zip(sources, targets, strict=True)
+    ]
+    columns = {
+        name: [row for row, fit in zip(column, fits, strict=True) if fit]
+        for name, column in (("source", sources), ("target", targets))
+    }
+    lengths = [[len(row) for row in column] for column in columns.values()]
+    plan = data.batch_plan(lengths, options.batch_size, options.epochs, seed)
+    dataset = data.padded_dataset(columns, plan, tokenizer.pad_id).map(
+        lambda b: (
+            {"encoder_token_ids": b["source"], "decoder_token_ids": b["target"][:, :-1]},
+            b["target"][:, 1:],
         )
-        for index, text in zip(part, texts, strict=True):
+    )
+    return dataset, len(rows) - sum(fits)
+
+
+def translated(task, texts, longest, **settings):
+    """What a model makes of texts, those of like length together.
+
+    Args:
+        task: a `Translation`.
+        texts: list of str.
+        longest: int, tokens of a translation.
+        **settings: of the decoding, e.g. `beam_width`.
+
+    Returns:
+        A list of str, in the order of `texts`.
+    """
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    found = [""] * len(texts)
+    longest = min(longest, task.model.config.max_length - 1)
+    for begin in range(0, len(texts), 32):
+        part = order[begin : begin + 32]
+        some = task([texts[i] for i in part], max_new_tokens=longest, **settings)
+        for index, text in zip(part, some, strict=True):
             found[index] = text
     return found
 

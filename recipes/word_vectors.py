@@ -12,7 +12,7 @@ import dataclasses
 import sys
 from typing import Literal
 
-from keras_llm.recipes import runs, texts, vectors
+from keras_llm.recipes import cards, runs, texts, vectors
 
 BASELINE = "random"
 NEXT = "predict {out} {word}"
@@ -66,6 +66,7 @@ class Options(texts.Options):
             ("negatives", self.negatives > 0, "a positive int"),
             ("threshold", 0 < self.threshold < 1, "in (0, 1)"),
             ("export", not self.exports, "empty: vectors.txt is what others read"),
+            ("optimizer", self.optimizer == "adamw", "adamw: word vectors are no blocks"),
             ("gensim", not (self.gensim and self.objective == "glove"), "off for glove"),
         )
         if self.smoke:
@@ -170,7 +171,7 @@ def evaluate(folder, data=None):
 def _model_card(task, options, metrics):
     baselines = {BASELINE: "random vectors"} | ({"gensim": "gensim"} if options.gensim else {})
     training, held_out = metrics["training"], metrics["held_out"]
-    return runs.card(
+    return cards.card(
         options,
         metrics,
         f"Vectors of {len(task.words):,} words by {options.objective}.",

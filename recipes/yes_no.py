@@ -3,7 +3,7 @@
 import dataclasses
 
 from keras_llm.errors import InputError
-from keras_llm.recipes import runs, starts, text_classification, text_targets
+from keras_llm.recipes import runs, starts, tables, text_classification, text_targets
 
 DEFAULTS = {
     "corpus": "boolq",
@@ -29,7 +29,7 @@ def rows(options):
         InputError: if the data cannot be read, has other answers, or one alone in training.
     """
     columns = [options.question_column, options.context_column, options.answer_column]
-    train, held_out, dropped = runs.rows(options, columns, "yes_no", by=1, unique=(0, 1))
+    train, held_out, dropped = tables.rows(options, columns, "yes_no", by=1, unique=(0, 1))
     train = train[: options.max_rows or None]
     train, held_out = (_spelled(options, side) for side in (train, held_out))
     for label in _LABELS:

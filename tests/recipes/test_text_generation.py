@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import keras_llm
-from keras_llm import training
+from keras_llm import models, training
 from keras_llm.errors import InputError
-from keras_llm.recipes import demo, text_generation
+from keras_llm.recipes import demo, runs, text_generation
 
 
 def options(text_folder, out, **changes):
@@ -108,6 +108,21 @@ def test_wrong_text_leaves_nothing(tmp_path):
         with pytest.raises(InputError, match=words):
             text_generation.run(options(tmp_path / name, tmp_path / "out" / "run"))
         assert not (tmp_path / "out").exists()
+
+
+def test_muon_is_for_the_matrices_of_blocks_alone():
+    settings = text_generation.Options(out="runs/none", weight_decay=0.25)
+    model = models.causal_lm(models.preset("llama-tiny", tie_embeddings=False, num_layers=1))
+    muon = runs.optimizer(settings, 10)
+    muon.build(model.trainable_variables)
+    paths = [variable.path for variable in model.trainable_variables]
+    by_adam = {p for p, v in zip(paths, muon.adam_velocities, strict=True) if v is not None}
+    assert {p for p in paths if not p.endswith("kernel")} <= by_adam
+    left = set(paths) - by_adam
+    assert left == {p for p in paths if p.startswith("block") and p.endswith("kernel")}
+    assert muon.weight_decay == muon.adam_weight_decay == 0.25
+    adamw = runs.optimizer(dataclasses.replace(settings, optimizer="adamw"), 10)
+    assert type(adamw) is training.AdamW and adamw.weight_decay == 0.25
 
 
 def test_a_length_beyond_the_preset_is_refused(text_folder, tmp_path):

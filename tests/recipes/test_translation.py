@@ -75,7 +75,7 @@ def test_batches_shift_the_target_by_one_and_count_what_is_too_long(run):
     tok = task.tokenizer
     options = translation.Options(out="runs/none", max_length=24, batch_size=2)
     rows = [("I see", "Veo"), ("I want " * 30, "Quiero"), ("the door", "la puerta")]
-    dataset, too_long = translation.batches(task, rows, options)
+    dataset, too_long = translations.batches(task, rows, options)
     ((inputs, targets),) = dataset
     assert too_long == 1
     sources, decoder = (t.numpy() for t in inputs.values())

@@ -102,6 +102,7 @@ def test_an_unknown_word_and_wrong_options_are_told_before_the_training(text, tm
         ({"window": 0}, "window"),
         ({"threshold": 0.0}, "threshold"),
         ({"export": "litert"}, "export"),
+        ({"optimizer": "muon"}, "optimizer"),
         ({"gensim": True, "objective": "glove"}, "gensim"),
     ):
         with pytest.raises(InputError, match=f"--{words}"):
