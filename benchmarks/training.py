@@ -1,16 +1,19 @@
-"""Training with `fit` beside KerasHub's layers: tokens per second and peak memory.
+"""Training with `fit` beside KerasHub's layers and PyTorch: tokens per second and peak memory.
 
     python benchmarks/training.py --page docs/training_benchmark.md
 
-A GPT-style decoder (6 layers, width 256, 4 heads, feed-forward 1024, length 256, batch 8) in
-float32 with AdamW, on a CPU with two threads, on random tokens. Every measurement is a process of
-its own, so that its peak of resident memory is its own; both sides take turns in every round, with
-the same threads and the same setting of oneDNN. Figures are medians of the rounds. The share of the
+A GPT-style decoder (6 layers) and a BERT-style encoder (4 layers, 15 % of the tokens predicted) of
+width 256, with 4 heads, feed-forward 1024, length 256, batch 8, in float32 with AdamW, on a CPU
+with two threads, on random tokens. Every measurement is a process of its own, so that its peak of
+resident memory is its own; the sides take turns in every round, with the same threads and the same
+setting of oneDNN (which PyTorch has always). Figures are medians of the rounds. The share of the
 peak is what the products of matrices in a training step would be done at, of the speed of one large
-float32 matrix product that is measured in the same rounds.
+float32 matrix product in TensorFlow that is measured in the same rounds. The environment is that of
+`make test-parity`.
 """
 
 import argparse
+import datetime
 import json
 import os
 import pathlib
@@ -19,126 +22,58 @@ import subprocess
 import sys
 import time
 
+import training_peers as peers
+
 THREADS = 2
+CASES = (  # shape, vocabulary, oneDNN, sides
+    ("gpt", 8000, True, ("keras_llm", "KerasHub", "PyTorch", "torch.compile", "tensorboard")),
+    ("gpt", 8000, False, ("keras_llm", "KerasHub")),
+    ("gpt", 32000, True, ("keras_llm", "rematerialized", "KerasHub", "PyTorch")),
+    ("bert", 8000, True, ("keras_llm", "KerasHub", "PyTorch", "torch.compile")),
+)
+TRY = ("tiny", 100, True, ("keras_llm", "KerasHub", "tensorboard"))
 PLANS = "What `training.plan_memory` predicts, and what training took above the process before it:"
-SHAPE = {
-    "num_layers": 6,
-    "hidden_dim": 256,
-    "num_heads": 4,
-    "intermediate_dim": 1024,
-    "max_length": 256,
-}
-TINY = {
-    "num_layers": 2,
-    "hidden_dim": 32,
-    "num_heads": 2,
-    "intermediate_dim": 64,
-    "max_length": 32,
-}
 
 
-def config_of(shape, vocabulary_size):
-    from keras_llm import models
-
-    return models.CausalLMConfig(
-        vocabulary_size=vocabulary_size,
-        position="learned",
-        norm="layer",
-        activation="gelu_tanh",
-        gated=False,
-        use_bias=True,
-        **shape,
-    )
-
-
-def ours(shape, vocabulary_size):
-    from keras_llm import models, training
-
-    model = models.causal_lm(config_of(shape, vocabulary_size))
-    return training.LanguageModelTrainer(model), {}
-
-
-def rematerialized(shape, vocabulary_size):
-    from keras_llm import training
-
-    trainer, arguments = ours(shape, vocabulary_size)
-    training.rematerialize(trainer)
-    return trainer, arguments
-
-
-def keras_hub(shape, vocabulary_size):
-    import keras
-    import keras_hub
-
-    token_ids = keras.Input((shape["max_length"],), dtype="int32")
-    embedding = keras_hub.layers.TokenAndPositionEmbedding(
-        vocabulary_size, shape["max_length"], shape["hidden_dim"]
-    )
-    x = embedding(token_ids)
-    for _ in range(shape["num_layers"]):
-        x = keras_hub.layers.TransformerDecoder(
-            shape["intermediate_dim"],
-            shape["num_heads"],
-            activation=lambda h: keras.activations.gelu(h, approximate=True),
-            normalize_first=True,
-        )(x)
-    x = keras.layers.LayerNormalization()(x)
-    model = keras.Model(token_ids, embedding.token_embedding(x, reverse=True))
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    return model, {"loss": loss, "metrics": ["accuracy"]}
-
-
-PEERS = {"keras_llm": ours, "rematerialized": rematerialized, "KerasHub": keras_hub}
-
-
-def batches(shape, vocabulary_size, batch_size, steps):
-    import tensorflow as tf
-
-    def batch(index):
-        size = (batch_size, shape["max_length"] + 1)
-        seed = tf.stack([tf.cast(index, tf.int32), 0])
-        ids = tf.random.stateless_uniform(size, seed, 0, vocabulary_size, tf.int32)
-        return ids[:, :-1], ids[:, 1:]
-
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return tf.data.Dataset.range(steps).map(batch).prefetch(2).with_options(options)
-
-
-def measure_fit(peer, shape, vocabulary_size, batch_size, steps):
+def measure(peer, shape, vocabulary_size, batch_size, steps):
     """Train, in this process."""
-    import keras
-
-    from keras_llm import training
-
-    keras.utils.set_random_seed(0)
     before = _mib("VmRSS")
-    model, arguments = PEERS[peer](shape, vocabulary_size)
-    model.compile(keras.optimizers.AdamW(1e-3), jit_compile=False, **arguments)
-    model.fit(batches(shape, vocabulary_size, batch_size, 3), verbose=0)  # traces
-    data = batches(shape, vocabulary_size, batch_size, steps)
-    wall, cpu = time.perf_counter(), time.process_time()
-    loss = model.fit(data, verbose=0).history["loss"][0]
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    tokens = steps * batch_size * shape["max_length"]
+    arguments = peer, shape, vocabulary_size, batch_size, steps
     planned = None
-    if peer != "KerasHub":
-        planned = training.plan_memory(
-            config_of(shape, vocabulary_size),
-            batch_size,
-            shape["max_length"],
-            keras.optimizers.AdamW(1e-3),
-            remat=peer == "rematerialized",
-        )
+    if peer in peers.TORCH:
+        found = peers.loop(*arguments, THREADS)
+    else:
+        found = peers.fit(*arguments)
+        if peer != "KerasHub":
+            planned = plan(*arguments[:-1])
+    tokens = steps * batch_size * peers.LENGTHS[shape]
     return {
-        "loss": loss,
-        "parameters": model.count_params(),
-        "tokens_per_second": tokens / wall,
-        "tokens_per_cpu_second": tokens / cpu,
+        "loss": found["loss"],
+        "parameters": found["parameters"],
+        "tokens_per_second": tokens / found["seconds"],
+        "tokens_per_cpu_second": tokens / found["cpu_seconds"],
         "peak_mib": _mib("VmHWM"),
         "before_mib": before,
-        "planned_mib": planned and {name: size / 2**20 for name, size in planned.items()},
+        "planned_mib": planned,
     }
+
+
+def plan(peer, shape, vocabulary_size, batch_size):
+    """MiB that `plan_memory` expects, or None if it is for other models."""
+    import keras
+
+    from keras_llm import training
+
+    if shape == "bert":
+        return None
+    planned = training.plan_memory(
+        peers.config_of(shape, vocabulary_size),
+        batch_size,
+        peers.LENGTHS[shape],
+        keras.optimizers.AdamW(1e-3),
+        remat=peer == "rematerialized",
+    )
+    return {name: size / 2**20 for name, size in planned.items()}
 
 
 def measure_board(shape, vocabulary_size, batch_size, steps):
@@ -160,14 +95,14 @@ def measure_board(shape, vocabulary_size, batch_size, steps):
         return call
 
     keras.utils.set_random_seed(0)
-    model, _ = ours(shape, vocabulary_size)
+    model, _ = peers.ours(shape, vocabulary_size)
     model.compile(training.AdamW(1e-3), jit_compile=False)
-    model.fit(batches(shape, vocabulary_size, batch_size, 3), verbose=0)  # traces
+    model.fit(peers.batches(shape, vocabulary_size, batch_size, 3), verbose=0)  # traces
     with tempfile.TemporaryDirectory() as folder:
-        board = training.TensorBoard(folder, batch_size * shape["max_length"])
+        board = training.TensorBoard(folder, batch_size * peers.LENGTHS[shape])
         for name in ("on_train_batch_begin", "on_train_batch_end", "on_epoch_end"):
             setattr(board, name, timed(getattr(board, name)))
-        data = board.data(batches(shape, vocabulary_size, batch_size, steps))
+        data = board.data(peers.batches(shape, vocabulary_size, batch_size, steps))
         begin = time.process_time()
         model.fit(data, verbose=0, callbacks=[board])
         seconds = time.process_time() - begin
@@ -190,10 +125,13 @@ def measure_matmul(size=2048, repeats=8):
 
 def flops_per_token(shape, vocabulary_size):
     """Of a forward and a backward pass: three times the forward's."""
-    width, length = shape["hidden_dim"], shape["max_length"]
-    block = 2 * (4 * width * width + 2 * width * shape["intermediate_dim"])
-    attention = 4 * width * length
-    return 3 * (shape["num_layers"] * (block + attention) + 2 * width * vocabulary_size)
+    row, length = peers.SHAPES[shape], peers.LENGTHS[shape]
+    width = row["hidden_dim"]
+    block = 2 * (4 * width * width + 2 * width * row["intermediate_dim"])
+    head = 2 * width * vocabulary_size
+    if shape == "bert":
+        head = (head + 2 * width * width) * peers.HIDDEN / length
+    return 3 * (row["num_layers"] * (block + 4 * width * length) + head)
 
 
 def _mib(name):
@@ -218,103 +156,105 @@ def in_process(arguments, one_dnn):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table(rows, rounds, tiny):
-    names = ["vocabulary", "oneDNN", "", "tokens / s", "tokens / CPU s", "of peak"]
-    names += ["peak memory, MiB", "memory / KerasHub's", "speed / KerasHub's"]
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for row in rows:
-        lines.append(
-            f"| {row['vocabulary']:,} | {'on' if row['one_dnn'] else 'off'} | {row['peer']} "
-            f"| {row['tokens_per_second']:,.0f} | {row['tokens_per_cpu_second']:,.0f} "
-            f"| {row['of_peak']:.0%} | {row['peak_mib']:,.0f} | {row['memory_ratio']:.2f} "
-            f"| {row['speed_ratio']:.2f} |"
-        )
-    lines += ["", PLANS, "", "| vocabulary | | taken, MiB | planned, MiB | planned / taken |"]
-    lines += ["|---" * 5 + "|"]
-    for row in rows:
-        if row["planned_mib"]:
-            ratio = row["planned_mib"] / row["taken_mib"]
-            lines.append(
-                f"| {row['vocabulary']:,} | {row['peer']} | {row['taken_mib']:,.0f} "
-                f"| {row['planned_mib']:,.0f} | {ratio:.2f} |"
-            )
-    most = max(row["board"] for row in rows)
-    lines += [
-        "",
-        f"TensorBoard's callback at its defaults: at most {most:.2%} of a step's CPU time.",
-    ]
-    text = " ".join(__doc__.split("\n\n")[2].split())
-    note = " A tiny shape, to try the script." if tiny else ""
-    return (
-        f"# Training beside KerasHub\n\nWritten by `python benchmarks/training.py`, {rounds} "
-        f"rounds.{note} {text}\n\n" + "\n".join(lines) + "\n"
-    )
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--vocabulary", type=int, nargs="+", default=[8000, 32000])
     parser.add_argument("--tiny", action="store_true", help="a tiny shape, to try the script")
     parser.add_argument("--page", type=pathlib.Path, help="markdown file to write")
-    parser.add_argument(
-        "--one", choices=[*PEERS, "matmul", "tensorboard"], help="measure in this process alone"
-    )
+    names = [*peers.KERAS, *peers.TORCH, "matmul", "tensorboard"]
+    parser.add_argument("--one", choices=names, help="measure in this process alone")
+    parser.add_argument("--shape", choices=peers.SHAPES, default="gpt", help="of --one")
+    parser.add_argument("--vocabulary", type=int, default=8000, help="of --one")
     options = parser.parse_args()
-    shape = TINY if options.tiny else SHAPE
     if options.one:
-        import tensorflow as tf
-
-        tf.config.threading.set_intra_op_parallelism_threads(THREADS)
-        tf.config.threading.set_inter_op_parallelism_threads(THREADS)
-        if options.one == "matmul":
-            found = measure_matmul()
-        else:
-            arguments = shape, options.vocabulary[0], options.batch_size, options.steps
-            is_board = options.one == "tensorboard"
-            found = measure_board(*arguments) if is_board else measure_fit(options.one, *arguments)
-        print(json.dumps(found))
+        print(json.dumps(measure_one(options)))
         return
-    rows = []
-    for vocabulary in options.vocabulary:
-        for one_dnn in (True, False):
-            arguments = ["--vocabulary", vocabulary, "--steps", options.steps]
-            arguments += ["--batch-size", options.batch_size, *["--tiny"] * options.tiny]
-            found = {name: [] for name in [*PEERS, "matmul", "tensorboard"]}
-            for round_ in range(options.rounds):
-                for name, results in found.items():
-                    results.append(in_process([*arguments, "--one", name], one_dnn))
-                    print(vocabulary, one_dnn, round_, name, results[-1], file=sys.stderr)
-            rows += summarize(found, vocabulary, one_dnn, flops_per_token(shape, vocabulary))
-    page = table(rows, options.rounds, options.tiny)
+    rows, boards = [], []
+    for shape, vocabulary, one_dnn, sides in [TRY] if options.tiny else CASES:
+        arguments = ["--shape", shape, "--vocabulary", vocabulary, "--steps", options.steps]
+        arguments += ["--batch-size", options.batch_size]
+        found = {name: [] for name in (*sides, "matmul")}
+        for round_ in range(options.rounds):
+            for name, results in found.items():
+                results.append(in_process([*arguments, "--one", name], one_dnn))
+                print(shape, vocabulary, one_dnn, round_, name, results[-1], file=sys.stderr)
+        if "tensorboard" in found:
+            boards += found.pop("tensorboard")
+        rows += summarize(found, shape, vocabulary, one_dnn)
+    page = table(rows, statistics.median(row["of_step"] for row in boards), options)
     print(page)
     if options.page:
         options.page.write_text(page, "utf-8")
 
 
-def summarize(found, vocabulary, one_dnn, flops):
+def measure_one(options):
+    if options.one not in peers.TORCH:
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(THREADS)
+        tf.config.threading.set_inter_op_parallelism_threads(THREADS)
+    arguments = options.shape, options.vocabulary, options.batch_size, options.steps
+    if options.one == "matmul":
+        return measure_matmul()
+    if options.one == "tensorboard":
+        return measure_board(*arguments)
+    return measure(options.one, *arguments)
+
+
+def summarize(found, shape, vocabulary, one_dnn):
+    """A row for each side: medians, and their ratios to KerasHub's."""
+
     def median(name, key):
         return statistics.median(result[key] for result in found[name])
 
-    for name in PEERS:
-        speed = median(name, "tokens_per_second")
+    flops = flops_per_token(shape, vocabulary) / median("matmul", "flops")
+    for name in found:
+        if name == "matmul":
+            continue
+        speed, peak = median(name, "tokens_per_second"), median(name, "peak_mib")
         planned = found[name][0]["planned_mib"]
         yield {
-            "vocabulary": vocabulary,
-            "one_dnn": one_dnn,
-            "peer": name,
-            "tokens_per_second": speed,
-            "tokens_per_cpu_second": median(name, "tokens_per_cpu_second"),
-            "of_peak": speed * flops / median("matmul", "flops"),
-            "peak_mib": median(name, "peak_mib"),
-            "taken_mib": median(name, "peak_mib") - median(name, "before_mib"),
+            "case": [shape, f"{vocabulary:,}", "on" if one_dnn else "off", name],
+            "speed": speed,
+            "cpu_speed": median(name, "tokens_per_cpu_second"),
+            "of_peak": speed * flops,
+            "peak_mib": peak,
+            "taken_mib": peak - median(name, "before_mib"),
             "planned_mib": planned and planned["total"],
-            "board": median("tensorboard", "of_step"),
-            "memory_ratio": median(name, "peak_mib") / median("KerasHub", "peak_mib"),
             "speed_ratio": speed / median("KerasHub", "tokens_per_second"),
+            "memory_ratio": peak / median("KerasHub", "peak_mib"),
         }
+
+
+def table(rows, board, options):
+    names = ["shape", "vocabulary", "oneDNN", "", "tokens / s", "tokens / CPU s", "of peak"]
+    names += ["speed / KerasHub's", "peak memory, MiB", "memory / KerasHub's"]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for row in rows:
+        cells = [*row["case"], f"{row['speed']:,.0f}", f"{row['cpu_speed']:,.0f}"]
+        cells += [f"{row['of_peak']:.0%}", f"{row['speed_ratio']:.2f}", f"{row['peak_mib']:,.0f}"]
+        lines.append(f"| {' | '.join([*cells, format(row['memory_ratio'], '.2f')])} |")
+    lines += ["", PLANS, "", "| vocabulary | | taken, MiB | planned, MiB | planned / taken |"]
+    lines += ["|---" * 5 + "|"]
+    for row in rows:
+        if row["planned_mib"]:
+            ratio = row["planned_mib"] / row["taken_mib"]
+            _, vocabulary, _, name = row["case"]
+            lines.append(
+                f"| {vocabulary} | {name} | {row['taken_mib']:,.0f} "
+                f"| {row['planned_mib']:,.0f} | {ratio:.2f} |"
+            )
+    text = " ".join(__doc__.split("\n\n")[2].split())
+    note = " A tiny shape, to try the script." if options.tiny else ""
+    return (
+        f"# Training\n\nWritten by `python benchmarks/training.py --page "
+        f"docs/training_benchmark.md` on {datetime.date.today()}, {options.rounds} rounds of "
+        f"{options.steps} steps.{note} {text}\n\n"
+        + "\n".join(lines)
+        + f"\n\nTensorBoard's callback at its defaults takes {board:.2%} of a step's CPU time.\n"
+    )
 
 
 if __name__ == "__main__":

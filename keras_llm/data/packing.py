@@ -128,7 +128,7 @@ def packed_dataset(
 
     def batch(index):
         epoch, step = index // steps, index % steps
-        window = tf.range(step * batch_size, (step + 1) * batch_size)
+        window = step * batch_size + tf.range(batch_size, dtype=tf.int64)
         if seed is not None:
             window = tf.random.experimental.index_shuffle(
                 window, seed=tf.stack([tf.constant(seed, tf.int64), epoch]), max_index=count - 1

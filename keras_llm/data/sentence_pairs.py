@@ -101,7 +101,7 @@ def sentence_pair_dataset(
 
     def batch(index):
         epoch, step = index // steps, index % steps
-        rows = tf.range(step * batch_size, (step + 1) * batch_size)
+        rows = step * batch_size + tf.range(batch_size, dtype=tf.int64)
         if shuffle:
             rows = tf.random.experimental.index_shuffle(
                 rows, seed=tf.stack([tf.constant(seed, tf.int64), epoch]), max_index=count - 1

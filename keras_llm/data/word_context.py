@@ -200,7 +200,7 @@ def _picked(step, batch_size, rows, seed, epoch):
     """The rows of a batch, in the epoch's order."""
     import tensorflow as tf
 
-    indices = tf.range(step * batch_size, (step + 1) * batch_size)
+    indices = step * batch_size + tf.range(batch_size, dtype=tf.int64)
     seeds = tf.stack([tf.cast(seed, tf.int64), tf.cast(epoch, tf.int64)])
     return tf.random.experimental.index_shuffle(indices, seed=seeds, max_index=rows - 1)
 

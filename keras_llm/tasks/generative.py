@@ -1,6 +1,7 @@
 """What tasks share that write text: settings in, texts out, whole or piece by piece."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -58,9 +59,10 @@ class GenerativeTask(Task):
     tokenizer's end token, such as the end of a turn.
     """
 
-    def __init__(self, model, tokenizer, metadata=None):
-        super().__init__(model, tokenizer, metadata)
-        self._compiled = Compiled(model, stop_id=self.end_token_ids, pad_id=self._pad_id)
+    @functools.cached_property
+    def _compiled(self):
+        """Made when it is first wanted: a task trained on another backend can be saved there."""
+        return Compiled(self.model, stop_id=self.end_token_ids, pad_id=self._pad_id)
 
     @property
     def end_token_ids(self):

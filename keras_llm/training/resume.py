@@ -100,7 +100,9 @@ class Resume(keras.callbacks.Callback):
             `tf.data.Dataset` for `fit`.
         """
         whole = source(0) if callable(source) else source
-        self._batch = next(iter(whole.take(1)))
+        first = whole.take(1)
+        on_tensorflow = keras.backend.backend() == "tensorflow"
+        self._batch = next(iter(first) if on_tensorflow else first.as_numpy_iterator())
         self._first_batch = _digest(self._batch)
         if not self.step:
             return whole
