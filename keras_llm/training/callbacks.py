@@ -9,6 +9,7 @@ import keras
 import rich.console
 import rich.progress
 
+from keras_llm.errors import InputError
 from keras_llm.files import atomic_file
 from keras_llm.training import replicas
 
@@ -90,6 +91,11 @@ class BestWeights(keras.callbacks.Callback):
         self.best = math.inf
 
     def on_epoch_end(self, epoch, logs=None):
+        if self.monitor not in logs:
+            raise InputError(
+                f"BestWeights: nothing is logged as {self.monitor!r}, only {sorted(logs)}; give "
+                "`fit` `validation_data`, or another `monitor`."
+            )
         if logs[self.monitor] < self.best:
             with replicas.scope_of(self.model):
                 if replicas.is_chief():

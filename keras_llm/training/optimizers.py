@@ -64,6 +64,12 @@ class _Watched:
         BaseOptimizer._overwrite_model_variables_with_average_value
     )
 
+    def _get_current_learning_rate(self):
+        """A schedule counts updates; Keras's own code counts batches where they are accumulated."""
+        if isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+            return self._learning_rate(self.iterations)
+        return super()._get_current_learning_rate()
+
     def build(self, variables):
         check_precision(self, variables)
         super().build(variables)
@@ -98,6 +104,9 @@ class _Watched:
             update(grads, trainable_variables)
 
         def skip():
+            # What is unusual again and again is usual after some: the mean grows towards it.
+            grown = ops.minimum(norm, self.skip_factor * self.typical_norm) - self.typical_norm
+            self.typical_norm.assign_add(ops.where(ops.isfinite(norm), 0.05 * grown, 0.0))
             self.skipped.assign_add(1.0)
 
         ops.cond(usual, take, skip)  # either way Keras counts the step: the schedule goes on

@@ -31,6 +31,12 @@ def total(values, name):
     return values if count() == 1 else _tensorflow().total(values, name)
 
 
+def after(values):
+    """A context whose operations wait for a nest of tensors: where the data ends, Keras's trainer
+    for TensorFlow would else do what does not depend on a batch once more."""
+    return _tensorflow().after(values) if _on_tensorflow() else contextlib.nullcontext()
+
+
 def step_logs(logs):
     """What a step returns, in a shape that Keras can take the mean of over replicas."""
     return _tensorflow().step_logs(logs) if count() > 1 else logs

@@ -77,9 +77,14 @@ class Resume(keras.callbacks.Callback):
         self.every, self.keep = every, keep
         self.callbacks = [_Stateful(callback) for callback in callbacks]
         self.identity = dict(identity or {})
+        try:
+            json.dumps(self.identity)
+        except TypeError as error:
+            raise InputError(f"`identity` must hold JSON values: {error}.") from None
         self.history, self.seconds = {}, 0.0
-        self._loaded = _latest(self.folder)
-        self._batch = self._first_batch = None
+        self._loaded, self._last_good = _latest(self.folder)
+        self._batch = self._first_batch = self._length = self._own = None
+        self._is_over = False
         self._writer = concurrent.futures.ThreadPoolExecutor(1)
         self._writing = None
 
@@ -104,6 +109,7 @@ class Resume(keras.callbacks.Callback):
         on_tensorflow = keras.backend.backend() == "tensorflow"
         self._batch = next(iter(first) if on_tensorflow else first.as_numpy_iterator())
         self._first_batch = _digest(self._batch)
+        self._length = int(whole.cardinality())
         if not self.step:
             return whole
         rest = source(self.step) if callable(source) else whole.skip(self.step)
@@ -121,14 +127,17 @@ class Resume(keras.callbacks.Callback):
         replicas.check_same(self.step, f"the step of the last checkpoint in {self.folder}")
         if replicas.is_chief():
             _clear_unfinished(self.folder)
-        if not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
-        if self._loaded is None:
-            return
         if self._first_batch is None:
             raise InputError("pass the data of `fit` through `resume.data(...)`.")
+        if self._is_over:
+            raise InputError("make a `training.Resume` for each `fit`.")
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        self._own = self._identity()  # now: callbacks may change the learning rate
+        if self._loaded is None:
+            return
         checkpoint = self._loaded
-        _check_identity({"replicas": 1, **checkpoint.meta["identity"]}, self._identity())
+        _check_identity({"replicas": 1, **checkpoint.meta["identity"]}, self._own)
         model.test_on_batch(*keras.utils.unpack_x_y_sample_weight(self._batch))  # makes metrics
         _check_shapes(checkpoint, _variables(model))
         checkpoint.restore(_variables(model))
@@ -139,6 +148,13 @@ class Resume(keras.callbacks.Callback):
         self._steps = self.params.get("steps")
         if not self._steps:
             raise InputError("training.Resume: give `fit` the `steps_per_epoch`.")
+        wanted = self._steps * self.params["epochs"]
+        if 0 <= self._length < wanted:
+            raise InputError(
+                f"the data of `fit` has {self._length} batches, and `epochs` times "
+                f"`steps_per_epoch` are {wanted}: training.Resume needs those of all epochs, one "
+                "after the other, e.g. `batches.repeat(epochs)`."
+            )
         self._begin, self._epoch, self._replayed = time.perf_counter(), None, 0
         if self._loaded is None:
             return
@@ -146,6 +162,8 @@ class Resume(keras.callbacks.Callback):
         _check_identity(
             {"steps_per_epoch": meta["steps_per_epoch"]}, {"steps_per_epoch": self._steps}
         )
+        kinds = [callback.kind for callback in self.callbacks]
+        _check_identity({"callbacks": meta["callback_kinds"]}, {"callbacks": kinds})
         for callback, state in zip(self.callbacks, meta["callbacks"], strict=True):
             callback.set(state)
         self.history = meta["history"]
@@ -153,6 +171,8 @@ class Resume(keras.callbacks.Callback):
         self._replayed = meta["step_in_epoch"]
         if self._replayed:
             self._replay(meta["logs"])
+        if meta["is_stopped"]:
+            _begin_at(self.model, self.params["epochs"])
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._loaded is not None and self._epoch is None:
@@ -177,9 +197,9 @@ class Resume(keras.callbacks.Callback):
         if not math.isfinite(logs["loss"]):
             raise InputError(
                 f"the loss is not finite after step {done}; try a lower learning rate."
-                f"{self._last_good()}"
+                f"{self._told_last()}"
             )
-        if step < self._steps and done % self.every == 0:
+        if step < self._steps and done % self.every < self.model.steps_per_execution:
             self._save(self._epoch, step, logs)
 
     def on_epoch_end(self, epoch, logs=None):
@@ -191,7 +211,7 @@ class Resume(keras.callbacks.Callback):
         self._wait()
         self.seconds += time.perf_counter() - self._begin
         self.model._initial_epoch = None
-        self._loaded = None
+        self._loaded, self._is_over = None, True
 
     def _replay(self, logs):
         """Let `fit` pass over the steps of this epoch that are done, without doing them."""
@@ -213,6 +233,7 @@ class Resume(keras.callbacks.Callback):
             **self.identity,
             "model": _without_names(self.model.get_config()),
             "optimizer": _without_names(keras.saving.serialize_keras_object(self.model.optimizer)),
+            "loss": _without_names(keras.saving.serialize_keras_object(self.model.loss)),
             "first_batch": self._first_batch,
             "replicas": replicas.count(),
         }
@@ -227,7 +248,6 @@ class Resume(keras.callbacks.Callback):
             arrays = replicas.read(_variables(self.model))
             if not replicas.is_chief():
                 return
-            identity = self._identity()
         step = epoch * self._steps + step_in_epoch
         meta = {
             "step": step,
@@ -236,8 +256,10 @@ class Resume(keras.callbacks.Callback):
             "steps_per_epoch": self._steps,
             "logs": {name: float(value) for name, value in logs.items()},
             "history": self.history,
+            "is_stopped": bool(self.model.stop_training),
             "callbacks": [callback.get() for callback in self.callbacks],
-            "identity": identity,
+            "callback_kinds": [callback.kind for callback in self.callbacks],
+            "identity": self._own,
             "seconds": self.seconds + time.perf_counter() - self._begin,
         }
         self._writing = self._writer.submit(self._write, step, json.dumps(meta), arrays)
@@ -247,20 +269,22 @@ class Resume(keras.callbacks.Callback):
         if not all(np.isfinite(array).all() for array in floats):
             raise InputError(
                 f"a weight is not finite after step {step}; try a lower learning rate."
-                f"{self._last_good()}"
+                f"{self._told_last()}"
             )
-        _Checkpoint(meta, arrays).write(self.folder / f"step_{step:010d}{_SUFFIX}")
-        for path in _paths(self.folder)[self.keep :]:
-            path.unlink()
+        path = self.folder / f"step_{step:010d}{_SUFFIX}"
+        _Checkpoint(meta, arrays).write(path)
+        self._last_good = path
+        older = [other for other in _paths(self.folder) if other <= path]  # newer ones are torn
+        for other in older[self.keep :]:
+            other.unlink()
 
     def _wait(self):
         if self._writing is not None:
             self._writing.result()
             self._writing = None
 
-    def _last_good(self):
-        paths = _paths(self.folder)
-        return f" The last good checkpoint is {paths[0]}." if paths else ""
+    def _told_last(self):
+        return f" The last good checkpoint is {self._last_good}." if self._last_good else ""
 
 
 class _Checkpoint:
@@ -303,6 +327,7 @@ class _Stateful:
 
     def __init__(self, callback):
         self.callback = callback
+        self.kind = type(callback).__name__
         kinds = [kind for kind in _KERAS_STATES if isinstance(callback, kind)]
         self.names = _KERAS_STATES[kinds[0]] if kinds else None
         if self.names is None and not hasattr(callback, "get_state"):
@@ -347,14 +372,16 @@ def _paths(folder):
 
 
 def _latest(folder):
+    """The newest checkpoint that is whole and its path, or None twice."""
+    torn = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, RuntimeError)
     for path in _paths(folder):
         try:
-            return _Checkpoint.read(path)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            return _Checkpoint.read(path), path
+        except torn as error:
             warnings.warn(
                 f"checkpoint {path} is torn and left aside: {error}", RuntimeWarning, stacklevel=3
             )
-    return None
+    return None, None
 
 
 def _clear_unfinished(folder):
@@ -365,6 +392,8 @@ def _clear_unfinished(folder):
 def _digest(batch):
     digest = hashlib.blake2b(digest_size=16)
     for part in keras.tree.flatten(batch):
+        part = np.asarray(part)
+        digest.update(f"{part.dtype}{part.shape}".encode())
         digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()
 

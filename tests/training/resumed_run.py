@@ -1,8 +1,9 @@
 """Small training runs, each a process of its own, for test_resume.py.
 
 Arguments, three for each run: folder of the checkpoints, file for the outcome, and when the process
-kills itself with SIGKILL: "never", "step:N" after a step, "save:N:SHARE" inside its N-th save, when
-that share of the file is written, "evaluation", or "after:SECONDS". The runs come one after the
+kills itself with SIGKILL: "never", "step:N" after the N-th step that it does, "after:N:SECONDS" so
+long after it, "save:N:SHARE" inside its N-th save, when that share of the file is
+written, or "evaluation". The runs come one after the
 other, forked from a process that has imported everything and computed nothing. Prints their exit
 codes.
 """
@@ -24,7 +25,7 @@ import numpy as np
 from keras_llm import data, models, training
 from keras_llm.training import tensorflow  # noqa: F401, before the runs fork
 
-STEPS, EPOCHS = 7, 3
+STEPS, EPOCHS = 7, 6
 
 
 def die():
@@ -38,8 +39,7 @@ class Killer(keras.callbacks.Callback):
         self.numbers = [float(number) for number in numbers]
         if self.kind == "save":
             self.die_in_save(*self.numbers)
-        if self.kind == "after":
-            threading.Timer(*self.numbers, die).start()
+        self.steps = 0
 
     def die_in_save(self, count, share):
         write, saves = np.savez, []
@@ -57,8 +57,13 @@ class Killer(keras.callbacks.Callback):
         np.savez = savez
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.kind == "step" and int(self.model.optimizer.iterations) in self.numbers:
-            die()
+        if getattr(self.model, "is_replaying", False):
+            return
+        self.steps += 1
+        if self.kind in ("step", "after") and self.steps == self.numbers[0]:
+            if self.kind == "step":
+                die()
+            threading.Timer(self.numbers[1], die).start()
 
     def on_test_begin(self, logs=None):
         if self.kind == "evaluation":

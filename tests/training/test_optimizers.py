@@ -55,7 +55,9 @@ def test_wrong_schedules_are_named():
 
 def variables(*shapes):
     r = np.random.default_rng(0)
-    return [keras.Variable(r.normal(size=shape), name=name) for name, shape in shapes]
+    return [
+        keras.Variable(r.normal(size=shape), dtype="float32", name=name) for name, shape in shapes
+    ]
 
 
 def test_decay_leaves_biases_and_norms_alone():
@@ -120,6 +122,29 @@ def test_an_update_with_an_unusual_gradient_is_skipped():
     assert float(optimizer.skipped) == 3 and int(optimizer.iterations) == 28
     step(tf.ones((3,)))
     assert np.any(np.asarray(kernel) != before[0])
+
+
+def test_what_is_large_again_and_again_is_usual_in_the_end():
+    (kernel,) = variables(("kernel", (3,)))
+    optimizer = training.AdamW(0.1, skip_factor=5.0)
+    step = tf.function(lambda g: optimizer.apply([g], [kernel]))
+    optimizer.build([kernel])
+    for size in [1.0] * 25 + [10.0] * 20:
+        step(tf.fill((3,), size))
+    assert 1 < float(optimizer.skipped) < 10
+
+
+def test_a_schedule_counts_updates_where_batches_are_accumulated():
+    (kernel,) = variables(("kernel", (3,)))
+    schedule = training.WarmupDecay(1.0, total_steps=4, warmup_steps=0, decay="linear")
+    optimizer = training.AdamW(schedule, gradient_accumulation_steps=3)
+    optimizer.build([kernel])
+    rates = []
+    for _ in range(9):
+        rates.append(float(optimizer.learning_rate))
+        optimizer.apply([tf.ones((3,))], [kernel])
+    assert rates == pytest.approx(np.repeat([float(schedule(i)) for i in range(3)], 3).tolist())
+    assert rates[0] > rates[3] > rates[6] > 0
 
 
 def test_accumulated_batches_are_one_large_batch():

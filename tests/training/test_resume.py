@@ -33,18 +33,18 @@ def run(*runs):
 
 
 def moments():
-    """Five random ones, of which the first at least is inside a save."""
+    """Five random ones, counted from where a run goes on, of which the first is inside a save."""
     seed = int(os.environ.get("KERAS_LLM_KILL_SEED", random.SystemRandom().randrange(2**32)))
     print(f"KERAS_LLM_KILL_SEED={seed}")  # shown if the test fails
     draw = random.Random(seed)
 
     def save():
-        return f"save:{draw.randint(1, 3)}:{draw.random():.3f}"
+        return f"save:{draw.randint(1, 2)}:{draw.random():.3f}"
 
     kinds = [
         save,
-        lambda: f"step:{draw.randint(1, 21)}",
-        lambda: f"after:{draw.uniform(0, 6):.3f}",
+        lambda: f"step:{draw.randint(1, 4)}",
+        lambda: f"after:{draw.randint(1, 3)}:{draw.uniform(0, 0.01):.4f}",
         lambda: "evaluation",
     ]
     return [save(), *(draw.choice(kinds)() for _ in range(4))]
@@ -55,15 +55,13 @@ def test_a_run_killed_five_times_ends_with_the_bits_of_one_that_was_not(tmp_path
     kills = moments()
     print(kills)
     codes = run((whole, "never"), *((killed, moment) for moment in [*kills, "never"]))
-    assert codes[0] == codes[-1] == 0 and codes[1] == -signal.SIGKILL
-    # A run that is done before its moment comes ends by itself.
-    assert set(codes[2:-1]) <= {0, -signal.SIGKILL}
+    assert codes == [0, *[-signal.SIGKILL] * 5, 0]
     found, expected = (json.loads((f / "outcome.json").read_text()) for f in (killed, whole))
     assert found == expected
-    assert len(expected["hashes"]) > 20 and len(expected["history"]["val_loss"]) == 3
+    assert len(expected["hashes"]) > 20 and len(expected["history"]["val_loss"]) == 6
     names = sorted(path.name for path in (killed / "checkpoints").iterdir())
     # A kill between the last rename and the removal of an old one leaves that one.
-    assert names[-2:] == ["step_0000000020.checkpoint.npz", "step_0000000021.checkpoint.npz"]
+    assert names[-2:] == ["step_0000000040.checkpoint.npz", "step_0000000042.checkpoint.npz"]
     assert len(names) < 4 and names[0].startswith("step_")
 
 
@@ -86,7 +84,9 @@ def fit(
     rate=0.1,
     steps=STEPS,
     callbacks=(),
+    tracked=(),
     ema=False,
+    loss="mse",
     validation=None,
     **arguments,
 ):
@@ -94,8 +94,8 @@ def fit(
     keras.utils.set_random_seed(1)
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(units), keras.layers.Dense(1)])
     optimizer = keras.optimizers.SGD(rate, momentum=0.9, use_ema=ema, ema_momentum=0.8)
-    model.compile(optimizer, "mse", jit_compile=False)
-    resume = training.Resume(folder, every=1, keep=3, **arguments)
+    model.compile(optimizer, loss, jit_compile=False)
+    resume = training.Resume(folder, every=1, keep=3, callbacks=tracked, **arguments)
     model.fit(
         resume.data(batches(seed)),
         steps_per_epoch=steps,
@@ -103,9 +103,14 @@ def fit(
         shuffle=False,
         verbose=0,
         validation_data=validation,
-        callbacks=[*callbacks, resume],
+        callbacks=[*callbacks, *tracked, resume],
     )
     return model, resume
+
+
+def assert_same_weights(model, other):
+    for one, two in zip(model.weights, other.weights, strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def names(folder):
@@ -152,6 +157,42 @@ def test_an_epoch_after_an_evaluation_counts_its_own_batches_alone(tmp_path):
     assert parts.history == whole.history
 
 
+def test_a_rate_that_a_callback_has_lowered_stays_so(tmp_path):
+    def lowering():
+        return keras.callbacks.ReduceLROnPlateau("loss", 0.5, patience=1, min_delta=100)
+
+    whole, _ = fit(tmp_path / "whole", epochs=3, tracked=[lowering()])
+    fit(tmp_path / "parts", epochs=2, tracked=[lowering()])
+    parts, _ = fit(tmp_path / "parts", epochs=3, tracked=[lowering()])
+    assert float(parts.optimizer.learning_rate) == pytest.approx(0.025)
+    assert_same_weights(parts, whole)
+
+
+def test_a_run_that_was_stopped_early_stays_so(tmp_path):
+    def stopping():
+        return keras.callbacks.EarlyStopping("loss", patience=0, min_delta=100)
+
+    first, whole = fit(tmp_path, epochs=3, tracked=[stopping()])
+    assert len(whole.history["loss"]) == 2
+    again, resume = fit(tmp_path, epochs=3, tracked=[stopping()])
+    assert resume.history == whole.history
+    assert_same_weights(again, first)
+
+
+def test_torn_checkpoints_do_not_cost_the_new_ones(tmp_path):
+    fit(tmp_path, epochs=2)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.warns(RuntimeWarning, match="step_0000000006"):
+        fit(tmp_path, epochs=1)
+    found = names(tmp_path)
+    assert found[:3] == [f"step_{step:010d}.checkpoint.npz" for step in (2, 3, 4)]
+    with pytest.warns(RuntimeWarning, match="step_0000000007"):
+        _, resume = fit(tmp_path, epochs=2)
+    assert resume.step == 0 and len(resume.history["loss"]) == 2
+    assert names(tmp_path) == [f"step_{step:010d}.checkpoint.npz" for step in (6, 7, 8)]
+
+
 class Weights(keras.callbacks.Callback):
     """The weights after each step."""
 
@@ -187,6 +228,8 @@ def test_a_run_that_goes_on_ends_with_the_average_of_its_weights(tmp_path):
         ({"rate": 0.2}, "optimizer.*learning_rate"),
         ({"steps": 3}, "steps_per_epoch=4.*3"),
         ({"identity": {"corpus": "b"}}, "corpus='a'.*'b'"),
+        ({"loss": "mae"}, "loss='mse'.*'mae'"),
+        ({"tracked": [keras.callbacks.EarlyStopping("loss")]}, "callbacks=.*EarlyStopping"),
     ],
 )
 def test_another_run_is_refused_and_the_difference_named(tmp_path, changes, words):
@@ -227,8 +270,15 @@ def test_what_it_cannot_do_is_refused(tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             training.Resume(tmp_path, **changes)
-    fit(tmp_path)
+    with pytest.raises(InputError, match=r"identity.*JSON"):
+        training.Resume(tmp_path, identity={"data": tmp_path})
+    with pytest.raises(InputError, match=r"12 batches.*are 16.*repeat"):
+        fit(tmp_path, epochs=4)
+    assert names(tmp_path) == []
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), keras.layers.Dense(1)])
     model.compile("sgd", "mse", jit_compile=False)
-    with pytest.raises(InputError, match=r"resume\.data"):
+    with pytest.raises(InputError, match=r"resume\.data"):  # and not only when it goes on
         model.fit(batches(), verbose=0, callbacks=[training.Resume(tmp_path)])
+    model, resume = fit(tmp_path)
+    with pytest.raises(InputError, match=r"Resume.*each `fit`"):
+        model.fit(resume.data(batches()), steps_per_epoch=4, verbose=0, callbacks=[resume])

@@ -267,3 +267,45 @@ def test_the_most_frequent_token_is_guessed_by_its_count():
     found = training.evaluate_most_frequent(np.array([3, 3, 1]), np.array([3, 0]), 4)
     assert found["accuracy"] == 0.5 and found["tokens"] == 2
     assert found["perplexity"] == pytest.approx(1 / np.sqrt(3 / 7 * 1 / 7))
+
+
+def small_trainer(**arguments):
+    keras.utils.set_random_seed(0)
+    model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=37, num_layers=1))
+    trainer = training.LanguageModelTrainer(model, **arguments)
+    trainer.compile(training.AdamW(1e-2, weight_decay=0.5), jit_compile=False)
+    return trainer
+
+
+def test_targets_that_are_ignored_need_not_be_in_the_vocabulary():
+    ids = np.random.default_rng(0).integers(2, 37, (4, 9)).astype("int32")
+    losses = []
+    for ignored in (-100, 0):
+        targets = ids[:, 1:].copy()
+        targets[:, :3] = ignored
+        history = small_trainer(ignore_id=ignored).fit(ids[:, :-1], targets, 2, verbose=0)
+        losses.append(history.history["loss"])
+    assert losses[0] == losses[1]
+    held_out = (ids[:, :-1], ids[:, 1:] + 30)
+    with pytest.raises(InputError, match=r"0 \.\. 36"):
+        small_trainer().fit(ids[:, :-1], ids[:, 1:], validation_data=held_out, verbose=0)
+
+
+def test_data_of_unknown_length_makes_no_step_more():
+    ids = np.random.default_rng(0).integers(2, 37, (8, 9)).astype("int32")
+    known = tf.data.Dataset.from_tensor_slices((ids[:, :-1], ids[:, 1:])).batch(2)
+    trained = []
+    for batches in (known, known.filter(lambda *_: True)):
+        trainer = small_trainer()
+        trainer.fit(batches, epochs=3, verbose=0)
+        assert int(trainer.optimizer.iterations) == 12
+        trained.append(trainer.get_weights())
+    for one, other in zip(*trained, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_best_weights_name_what_is_not_logged(tmp_path):
+    ids = np.ones((2, 9), "int32")
+    with pytest.raises(InputError, match=r"'val_loss'.*validation_data"):
+        best = training.BestWeights(tmp_path / "best.weights.h5")
+        small_trainer().fit(ids[:, :-1], ids[:, 1:], verbose=0, callbacks=[best])
