@@ -70,7 +70,7 @@ RUNS = (
     ),
     Run(
         "words",
-        "masked_lm" + _EXPORT,
+        "masked_lm --optimizer muon --max-megabytes 20" + _EXPORT,
         {"accuracy": "masked accuracy {:.1%}"},
         {"most_frequent": "most frequent token"},
     ),
@@ -110,7 +110,7 @@ RUNS = (
     ),
     Run(
         "dialogue",
-        "chatbot --rank 8 --judge-epochs 1 --export saved_model,litert",
+        "chatbot --optimizer muon --rank 8 --judge-rows 12000 --judge-epochs 1" + _EXPORT,
         {"perplexity": "perplexity of answers {:.1f}"},
         {"most_frequent": "token frequencies"},
     ),

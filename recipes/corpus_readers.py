@@ -267,11 +267,19 @@ def _verses(path):
         for books in text.get_structure().get_books().values():
             for book in books:
                 for chapter, count in enumerate(book.chapter_lengths, 1):
-                    verses = text.get_iter([book.name], [chapter], list(range(1, count + 1)))
-                    for verse, words in enumerate(verses, 1):
-                        if words.strip():
-                            found[book.name, chapter, verse] = " ".join(words.split())
+                    numbers = list(range(1, count + 1))
+                    verses = text.get_iter([book.name], [chapter], numbers, clean=False)
+                    for verse, marked in enumerate(verses, 1):
+                        if words := _without_markup(marked):
+                            found[book.name, chapter, verse] = words
     return found
+
+
+def _without_markup(verse):
+    """The words of a verse in OSIS. Around notes and added words the modules leave out spaces."""
+    verse = re.sub(r"<(note|title)\b.*?</\1>|</?transChange\b[^>]*>", " ", verse, flags=re.S)
+    verse = " ".join(re.sub(r"<[^>]*>", "", verse).split())
+    return re.sub(r" (?=[,.;:!?”\u2019)])|(?<=[“\u2018¿¡(]) ", "", verse)
 
 
 def austen(path):

@@ -68,7 +68,7 @@ class Options(chats.Options):
             epochs=self.judge_epochs,
             evaluations=1,
             batch_size=16 if self.smoke else 32,
-            learning_rate=3e-3 if self.smoke else 1e-3 if scratch else 1e-4,
+            learning_rate=3e-3 if self.smoke else 1e-3 if scratch else 2e-4,
             dropout=0.1,
             seed=self.seed,
         )

@@ -31,6 +31,13 @@ def total(values, name):
     return values if count() == 1 else _tensorflow().total(values, name)
 
 
+def sharded_by_row(data):
+    """Data of `fit`: of a `tf.data.Dataset` each worker takes its rows of every batch, also where
+    TensorFlow would rather give each other files."""
+    is_dataset = hasattr(data, "with_options")
+    return _tensorflow().sharded_by_row(data) if is_dataset and count() > 1 else data
+
+
 def after(values):
     """A context whose operations wait for a nest of tensors: where the data ends, Keras's trainer
     for TensorFlow would else do what does not depend on a batch once more."""

@@ -65,6 +65,12 @@ def total(values, name):
     return [None if value is None else next(sums) for value in values]
 
 
+def sharded_by_row(data):
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return data.with_options(options)
+
+
 def after(values):
     tensors = tf.nest.flatten(values, expand_composites=True)
     return tf.control_dependencies([value for value in tensors if tf.is_tensor(value)])

@@ -157,7 +157,7 @@ class LanguageModelTrainer(keras.Model):
             if replicas.count() > 1 and not kwargs.get("steps_per_epoch"):
                 self._check_length(x)
             with replicas.naming_lost_workers():
-                return super().fit(x, y, batch_size, **kwargs)
+                return super().fit(replicas.sharded_by_row(x), y, batch_size, **kwargs)
 
     def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
         self._check_ids(x, y)

@@ -53,6 +53,16 @@ def test_posts_keep_the_official_split(tmp_path):
     assert found.held_out == [("a car", "rec.autos")]
 
 
+def test_verses_are_words_without_markup():
+    verse = (
+        '<div sID="a"/><w lemma="b">beginning</w>, <w>God</w><note place="foot"><reference>1:1'
+        '</reference>Elohim.</note><w>created</w>, <transChange type="added">que es</transChange>'
+        "<w>Ramat</w> “<w>day</w>”, (<transChange>so</transChange>). "
+    )
+    found = corpus_readers._without_markup(verse)
+    assert found == "beginning, God created, que es Ramat “day”, (so)."
+
+
 def tar_of(path, files):
     with tarfile.open(path, "w:gz") as archive:
         for name, content in files.items():
