@@ -100,7 +100,8 @@ def plan(caller, task, quantization, prefill_lengths, cache_length, calibration)
     check_whole(caller, task)
     name = type(task).__name__
     if not isinstance(task, (TextGeneration, Translation)) and name not in SIGNATURES:
-        raise InputError(f"{caller}: `task` must be a task, got {type(task)}.")
+        kinds = ", ".join(["TextGeneration", "Translation", *SIGNATURES])
+        raise InputError(f"{caller}: `task` must be one of {kinds}, got a {name}.")
     rules = rules_of(quantization)
     longest = task.model.config.max_length
     max_length = longest if cache_length is None else cache_length

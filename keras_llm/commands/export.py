@@ -45,8 +45,8 @@ class Options:
     """Refuse a quantised file that is worse by more than this share, 0.02 for 2 % (devices
     only)."""
     held_out: str | None = None
-    """Text or JSONL file, or a folder of them, on which that is measured; the held-out documents of
-    the recipe if not given."""
+    """Text or JSONL file, or a folder of them, on which that is measured; of a
+    text_generation run the held-out documents if not given."""
     calibration: str | None = None
     """The same, of the kind that will be read: int8_static needs it, int4 loses less with it."""
     overwrite: bool = False

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_llm
-from keras_llm import checkpoints, cli
+from keras_llm import checkpoints, cli, export
 from keras_llm.errors import InputError
 from keras_llm.recipes import corpora, word_vectors
 
@@ -76,6 +76,8 @@ def test_words_of_a_kind_become_neighbours(objective, text, tmp_path, capfd):
     ]
     assert cli.main(["predict", str(out), "unheard"]) == 2
     assert "'unheard' has no vector" in capfd.readouterr().err
+    with pytest.raises(InputError, match=r"TextGeneration, .*, got a WordVectors"):
+        export.litert(task, out / "vectors.tflite")
 
 
 def test_the_projector_reads_what_is_written(text, tmp_path):
