@@ -270,12 +270,12 @@ def _verses(path):
                     numbers = list(range(1, count + 1))
                     verses = text.get_iter([book.name], [chapter], numbers, clean=False)
                     for verse, marked in enumerate(verses, 1):
-                        if words := _without_markup(marked):
+                        if words := _words_of(marked):
                             found[book.name, chapter, verse] = words
     return found
 
 
-def _without_markup(verse):
+def _words_of(verse):
     """The words of a verse in OSIS. Around notes and added words the modules leave out spaces."""
     verse = re.sub(r"<(note|title)\b.*?</\1>|</?transChange\b[^>]*>", " ", verse, flags=re.S)
     verse = " ".join(re.sub(r"<[^>]*>", "", verse).split())

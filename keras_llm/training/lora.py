@@ -28,7 +28,8 @@ def add_lora(model, layers=ATTENTION, rank=8, alpha=None, quantization=None, dor
     `save_weights`, hold the merged kernels.
 
     Args:
-        model: a model of this library, built of Keras `Dense` and embedding layers.
+        model: a model of this library. Its `Dense` and embedding layers can be adapted; the experts
+            of a mixture are neither, and stay as they are.
         layers: regular expression, searched for in the paths of layers, such as
             `block_0/self_attention/query`, `block_0/feed_forward/up` or `token_embedding`.
         rank: int > 0.

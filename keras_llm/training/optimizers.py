@@ -7,7 +7,7 @@ from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras_llm.errors import InputError
 from keras_llm.training import replicas
 
-NO_DECAY = ("bias", "scale", "gamma", "beta")
+NO_DECAY = ("bias", "scale", "gamma", "beta", "magnitude")
 _ROUNDED_TO_ONE = {"bfloat16": 2.0**-9, "float16": 2.0**-12}  # what is this near to 1 is 1
 _SETTLING = 20  # updates before a norm can be told to be unusual
 

@@ -59,7 +59,7 @@ def test_verses_are_words_without_markup():
         '</reference>Elohim.</note><w>created</w>, <transChange type="added">que es</transChange>'
         "<w>Ramat</w> “<w>day</w>”, (<transChange>so</transChange>). "
     )
-    found = corpus_readers._without_markup(verse)
+    found = corpus_readers._words_of(verse)
     assert found == "beginning, God created, que es Ramat “day”, (so)."
 
 

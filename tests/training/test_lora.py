@@ -119,6 +119,18 @@ def test_dora_is_its_formula_and_begins_as_nothing():
     np.testing.assert_allclose(layer(x), expected, atol=1e-5)
 
 
+def test_decay_leaves_the_lengths_of_columns_alone():
+    model = causal_lm()
+    training.add_lora(model, r"feed_forward/up$", rank=2, dora=True)
+    before = [np.asarray(weight) for weight in model.trainable_weights]
+    optimizer = training.AdamW(0.1, weight_decay=0.5)
+    optimizer.apply([weight * 0 for weight in model.trainable_weights], model.trainable_weights)
+    factors = {"lora_kernel_a": 0.95, "lora_kernel_b": 0.95, "lora_magnitude": 1.0}
+    for weight, old in zip(model.trainable_weights, before, strict=True):
+        np.testing.assert_allclose(weight, old * factors.pop(weight.name), rtol=1e-5)
+    assert not factors
+
+
 def test_dora_trains_and_is_the_same_saved_and_merged(tmp_path):
     model = causal_lm()
     frozen = np.asarray(model.get_layer("block_0").feed_forward.down.kernel)
