@@ -14,7 +14,9 @@ import pytest
 from keras_llm import models, training
 
 RUN = pathlib.Path(__file__).with_name("distributed_run.py")
-TWO = "--xla_force_host_platform_device_count=2"
+# On a busy machine a device may wait for the other for longer than the 40 s that XLA allows.
+PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+TWO = f"--xla_force_host_platform_device_count=2 {PATIENT}"
 
 
 def process(command, backend="jax", devices=TWO):
