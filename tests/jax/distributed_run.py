@@ -103,6 +103,7 @@ def resumed(folder):
     resumes = []
 
     def fit(name, *callbacks):
+        keras.backend.clear_session()  # paths are those of a new process
         keras.utils.set_random_seed(0)
         config = models.preset("llama-tiny", vocabulary_size=61, num_layers=1, dropout=0.2)
         trainer = training.LanguageModelTrainer(models.causal_lm(config), ignore_id=0)
