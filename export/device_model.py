@@ -140,6 +140,7 @@ def _decoder_manifest(caller, task, max_length, prefill_lengths):
         "cache_slots": slots,
         "prefill_lengths": list(prefill_lengths),
         "decode_lengths": [n for n in _DECODE_LENGTHS if 3 * n <= 2 * slots],
+        "end_token_ids": [index for index in task.end_token_ids if index >= 0],
     }
     if isinstance(task, Translation):
         config = task.model.config

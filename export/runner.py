@@ -222,7 +222,7 @@ class LiteRTModel:
         for step in range(min(budget, self.max_length - first)):
             logits = decoder.step(token, first - 1 + step)
             token = choose(self._without_spare(logits), sampling, step)
-            if token == self.tokenizer.eos_id:
+            if token in self.manifest["end_token_ids"]:
                 yield None, logits
                 return
             yield token, logits

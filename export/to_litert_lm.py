@@ -122,8 +122,8 @@ def _metadata(plan):
     metadata = llm_metadata_pb2.LlmMetadata()
     if tokenizer.add_bos:
         metadata.start_token.token_ids.ids.append(tokenizer.bos_id)
-    if tokenizer.eos_id >= 0:
-        metadata.stop_tokens.add().token_ids.ids.append(tokenizer.eos_id)
+    for index in plan.manifest["end_token_ids"]:
+        metadata.stop_tokens.add().token_ids.ids.append(index)
     metadata.max_num_tokens = plan.manifest["max_length"]
     metadata.llm_model_type.generic_model.SetInParent()
     template = plan.manifest.get("chat_template")

@@ -37,6 +37,17 @@ def test_greedy_text_is_that_of_keras(task, runner, held_out_prompts):
     assert [runner.generate(prompt, 16) for prompt in held_out_prompts] == expected
 
 
+def test_texts_end_at_the_task_s_further_end_tokens(task, runner, tmp_path):
+    tokens = [token for token, _ in runner.steps("The", 8)]
+    metadata = {"end_token_ids": [tokens[3]]}
+    ending = keras_llm.TextGeneration(task.model, task.tokenizer, metadata)
+    text = ending("The", 8, temperature=0.0)
+    assert text == task.tokenizer.decode(tokens[: tokens.index(tokens[3])])
+    report = export.litert(ending, tmp_path / "ending.tflite")
+    assert report["parity"]["greedy_texts_equal"]
+    assert export.LiteRTModel(tmp_path / "ending.tflite").generate("The", 8) == text
+
+
 def test_the_stream_is_the_whole(runner):
     pieces = list(runner.stream("The", 20))
     assert "".join(pieces) == runner.generate("The", 20) and len(pieces) > 5

@@ -1,5 +1,6 @@
 """Bundles, quantisation and the runner: the same text as Keras in LiteRT-LM too."""
 
+import collections
 import json
 import os
 import pathlib
@@ -11,7 +12,7 @@ import pytest
 
 from keras_llm import export, models, tasks, tokenizers
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export import device_model
+from keras_llm.export import device_model, parity
 from keras_llm.export.quantize import QuantizationRule, rules_of
 
 
@@ -107,16 +108,23 @@ def test_the_cache_is_as_long_as_was_asked(bundle, runner):
         runner.generate("word and " * 100, 5)
 
 
-def test_a_byte_pair_tokenizer_goes_in_as_tokenizer_json(task, tmp_path):
+def test_a_byte_pair_tokenizer_goes_in_as_tokenizer_json_with_a_further_end_token(tmp_path):
     tok = tokenizers.BytePair.train(["once upon a time there was"] * 9, 300)
     config = models.preset(
         "llama-tiny", vocabulary_size=304, initializer_range=0.3, max_length=64, num_layers=1
     )
     keras.utils.set_random_seed(0)
     other = tasks.TextGeneration(models.causal_lm(config), tok)
+    texts = other(parity.probe_prompts(other), 24, temperature=0.0, return_details=True)
+    tokens = collections.Counter(token for text in texts for token in text.token_ids)
+    often = tokens.most_common(1)[0][0]  # texts would go on after it, and differ
+    other = tasks.TextGeneration(other.model, tok, {"end_token_ids": [often]})
     rules = [QuantizationRule(bits=4, block=32), QuantizationRule(layers="embedding|head")]
     report = export.litert_lm(other, tmp_path / "other.litertlm", rules, prefill_lengths=[16])
     assert report["litert_lm"]["greedy_texts_equal"] is True
+    runner = export.LiteRTModel(tmp_path / "other.litertlm")
+    steps = [[token for token, _ in runner.steps(p, 24)] for p in parity.probe_prompts(other)]
+    assert any(row[-1] is None for row in steps) and not any(often in row for row in steps)
     assert report["quantization"][0]["bits"] == 4 and report["bytes"]["weights_int4"] > 0
 
 
