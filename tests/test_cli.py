@@ -144,7 +144,6 @@ def test_a_chat_goes_on_line_by_line(task, tmp_path, capfd, monkeypatch):
 def test_train_evaluate_and_export(text_folder, tmp_path, capfd):
     out = tmp_path / "runs" / "mine"
     arguments = ["--data", text_folder, "--out", out, "--smoke", "--max-megabytes", 0.05]
-    arguments += ["--optimizer", "adamw"]
     code, printed, told = called(capfd, "train", "text_generation", *arguments)
     assert code == 0 and "perplexity" in printed and "trigram" in printed
     assert "tensorboard --logdir" in told
