@@ -98,7 +98,8 @@ def test_embeddings(parts, files):
 def test_numbers(parts, files):
     encoder, tok = parts
     task = keras_llm.TextRegression(models.text_regressor(encoder), tok)
-    report = export.litert(task, files / "score_8.tflite", "int8", held_out=[TEXT, "Ada wrote."])
+    texts = [TEXT, "Ada wrote.", "London", "born of engines", "was in and of", "Lovelace wrote"]
+    report = export.litert(task, files / "score_8.tflite", "int8", held_out=texts)
     assert 0 <= report["quality"]["loss"] < 0.2
     device = written(task, files / "score.tflite")
     found = device.score("Ada wrote.")
