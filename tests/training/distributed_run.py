@@ -152,6 +152,8 @@ def refused():
         sgd = keras.optimizers.SGD
         refuse("clipping", lambda: compiled(sgd(global_clipnorm=1.0)))
         refuse("accumulation", lambda: compiled(sgd(gradient_accumulation_steps=2)))
+        scaled = keras.optimizers.LossScaleOptimizer(training.AdamW())
+        refuse("float16", lambda: compiled(scaled))
         refuse("jit_compile", lambda: compiled("sgd", jit_compile=True))
         refuse("steps_per_execution", lambda: compiled("sgd", steps_per_execution=2))
         refuse("length", endless)

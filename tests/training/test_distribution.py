@@ -74,6 +74,7 @@ def test_what_is_not_right_on_two_replicas_is_refused(tmp_path):
     words = {
         "clipping": "global_clipnorm.*SGD.*each of 2 replicas",
         "accumulation": "gradient_accumulation_steps.*SGD",
+        "float16": "mixed_float16.*strategy has 2",
         "jit_compile": "jit_compile.*strategy has 2",
         "steps_per_execution": "steps_per_execution.*strategy has 2",
         "length": "steps_per_epoch",
