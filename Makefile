@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-jax test-parity test-serving test-device recipes docs look notebooks lint clean
+.PHONY: demo test test-jax test-parity test-scale test-serving test-device recipes docs look notebooks lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m keras_llm.recipes.demo
@@ -28,6 +28,10 @@ test-parity:
 		--constraint constraints.txt --editable '.[test]' torch==2.13.0 transformers==5.23.0 \
 		llama-cpp-python==0.3.36
 	$(VENV)-parity/bin/python -m pytest tests/parity --page docs/parity.md
+
+# Every recipe on two workers, processes of this machine that talk by loopback.
+test-scale: $(INSTALLED)
+	$(BIN)/python -m pytest tests/scale
 
 # SavedModels in TensorFlow's C library; the local server as a process: load for 60 s at a time, new
 # versions, kills and hostile requests; its page in headless Chromium, where one is installed.

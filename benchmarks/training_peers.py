@@ -47,6 +47,15 @@ def rematerialized(shape, vocabulary_size):
     return trainer, arguments
 
 
+def plain_loss(shape, vocabulary_size):
+    """The same model, whose logits are kept for Keras's loss."""
+    import keras
+
+    trainer, _ = ours(shape, vocabulary_size)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return trainer.model, {"loss": loss, "metrics": ["accuracy"]}
+
+
 def keras_hub(shape, vocabulary_size):
     import keras
     import keras_hub
@@ -85,7 +94,12 @@ def keras_hub(shape, vocabulary_size):
     return keras.Model(inputs, logits), {"loss": loss, "metrics": ["accuracy"]}
 
 
-KERAS = {"keras_llm": ours, "rematerialized": rematerialized, "KerasHub": keras_hub}
+KERAS = {
+    "keras_llm": ours,
+    "rematerialized": rematerialized,
+    "plain loss": plain_loss,
+    "KerasHub": keras_hub,
+}
 TORCH = {"PyTorch": False, "torch.compile": True}
 
 

@@ -48,6 +48,8 @@ class Options(texts.LanguageModelOptions):
     prompt: str = "def main():\n"
     """What the logged samples continue."""
 
+    distributions = runs.ON_TENSORFLOW
+
     def __post_init__(self):
         super().__post_init__()
         self.check(
@@ -95,9 +97,9 @@ def run(options):
     )
     train_ids = data.encode_documents(train, tokenizer)
     held_out_ids = data.encode_documents(held_out, tokenizer)
-    train_data = windows(task, train_ids, options, options.batch_size, options.epochs)
+    train_data = programs.windows(task, train_ids, options, options.batch_size, options.epochs)
     count = max(1, data.windows(held_out_ids, options.sequence_length))
-    validation_data = windows(task, held_out_ids, options, min(options.batch_size, count))
+    validation_data = programs.windows(task, held_out_ids, options, min(options.batch_size, count))
     trainer = runs.token_trainer(options, model, len(train_data), tokenizer.pad_id)
     runs.say(
         f"{len(train)} files, {len(train_ids)} tokens for training; {len(held_out)} files held "
@@ -115,7 +117,7 @@ def run(options):
             sample=lambda: continuations.sample(task, options),
         )
         metrics = {
-            "held_out": measured(task, held_out, options),
+            "held_out": programs.measured(task, held_out, options),
             **continuations.baselines(task, train_ids, held_out_ids, held_out),
             "training": {
                 "documents": len(train),
@@ -125,10 +127,8 @@ def run(options):
                 **trained,
             },
         }
-        asked = _gaps(task, held_out, options)
-        if asked:
-            usual = programs.usual_lines(train, asked)
-            metrics["usual_line"] = {"infilled_exactly": usual}
+        if lines := programs.asked_lines(task, held_out, options):
+            metrics["usual_line"] = {"infilled_line": programs.usual_lines(train, lines)}
         if options.execute:
             metrics["human_eval"] = programs.pass_rates(
                 task, problems, options.samples, config.max_length // 2, options.seed
@@ -136,40 +136,6 @@ def run(options):
         runs.write(folder, task, metrics, _model_card(task, options, metrics))
     cards.ship(options, task, metrics)
     return metrics
-
-
-def windows(task, token_ids, options, batch_size, epochs=None):
-    """Training batches of `epochs` passes, or one pass in order to validate on."""
-    from keras_llm import data, tokenizers
-
-    tokenizer = task.tokenizer
-    return data.infilling_dataset(
-        token_ids,
-        tokenizers.infilling_tokens(tokenizer),
-        options.sequence_length,
-        batch_size,
-        tokenizer.bos_id,
-        tokenizer.eos_id,
-        tokenizer.pad_id,
-        epochs or 1,
-        options.seed,
-        shuffle=epochs is not None,
-        rate=options.infill_rate,
-    )
-
-
-def measured(task, documents, options):
-    """Likelihood of documents, the share of functions that parse, and of lines put back."""
-    found = continuations.likelihood(task, documents, options.sequence_length)
-    length = options.sequence_length // 2
-    starts = programs.beginnings(documents, options.functions, length, options.seed)
-    if starts:
-        found |= programs.parsing_share(task, starts, length, options.seed)
-    asked = _gaps(task, documents, options)
-    if asked:
-        exact = programs.exact_infills(task, asked, options.sequence_length // 4)
-        found |= {"gaps": len(asked), "infilled_exactly": exact}
-    return found
 
 
 def evaluate(folder, data=None):
@@ -180,19 +146,16 @@ def evaluate(folder, data=None):
         data: path of text files, or None for the files held out in training.
 
     Returns:
-        A dict, see `measured`.
+        A dict, see `programs.measured`.
     """
     import keras_llm
     from keras_llm.data import read_texts
 
     task = keras_llm.load(folder)
     options = runs.model_options(Options, task)
-    return measured(task, read_texts(data) if data else texts.documents(options)[1], options)
-
-
-def _gaps(task, documents, options):
-    room = options.sequence_length * 3 // 4 - 3
-    return programs.gaps(documents, task.tokenizer, options.gaps, room, options.seed)
+    return programs.measured(
+        task, read_texts(data) if data else texts.documents(options)[1], options
+    )
 
 
 def _model_card(task, options, metrics):
@@ -216,6 +179,8 @@ def _model_card(task, options, metrics):
             f"{options.infill_rate:.0%} of the windows told their middle last.",
             "`parses` is the share of functions that parse with the model's body, cut to whole "
             "lines; `real parses` that of the real bodies, cut to as many tokens.",
+            "Of the lines, `infilled line` counts where the first one that it writes is right, "
+            "`infilled exactly` where it also ends there.",
             programs.note(metrics, options.samples),
             *texts.notes(training),
             "Limits: it writes code that looks right, not code that is; it knows one library's "

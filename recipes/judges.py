@@ -43,7 +43,6 @@ class Options(chats.Options):
         super().__post_init__()
         self.check(
             ("rank", self.rank >= 0, ">= 0"),
-            ("rank", not (self.rank and self.distribution), "0 with --distribution"),
             ("judge_rows", self.judge_rows > 1, "at least 2"),
             ("judge_epochs", self.judge_epochs > 0, "a positive int"),
             ("max_refused", 0 <= self.max_refused < 1, "in [0, 1)"),
@@ -131,16 +130,19 @@ def trained(folder, options, name, labels, train, held_out, dropped):
         A `TextClassification`, a dict of its measures beside those of TF-IDF with logistic
         regression, and the probabilities that it gives held-out rows, float array (N, 2).
     """
+    from keras_llm import training
+
     runs.say(f"{name}: {len(train)} rows for training, {len(held_out)} held out")
     judge, kind = options.of_judge(name), text_targets.Classes(labels)
     model, tokenizer = text_classification.untrained(judge, train, kind)
     task = kind.task(model, tokenizer, None)
     batches = text_classification.batches(task, train, kind, judge, judge.seed)
     optimizer = runs.optimizer(judge, len(batches))
-    model.compile(optimizer, **kind.compiled(), jit_compile=False)
+    trainer = training.Trainer(model)
+    trainer.compile(optimizer, **kind.compiled(), jit_compile=False)
     (folder / name).mkdir(exist_ok=True)
     validation = text_classification.batches(task, held_out, kind, judge)
-    fitted = runs.fit(folder / name, judge, model, batches, validation, "texts")
+    fitted = runs.fit(folder / name, judge, trainer, batches, validation, "texts")
     truth = kind.targets(held_out)
     found = {
         "held_out": kind.predicted(task, held_out),

@@ -50,11 +50,6 @@ class Options(texts.StreamOptions):
                 self.sequence_length > 4 or not self.next_sentence,
                 "at least 5 with --next-sentence",
             ),
-            (
-                "distribution",
-                not (self.distribution and self.next_sentence),
-                "left out with --next-sentence",
-            ),
             ("stream", not (self.stream and self.next_sentence), "off with --next-sentence"),
             ("mask_rate", 0 < self.mask_rate < 1, "in (0, 1)"),
             ("prompt", "[MASK]" in self.prompt, "a text with [MASK]"),

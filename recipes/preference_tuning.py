@@ -62,8 +62,6 @@ class Options(chats.Options):
     new_tokens: int = 48
     """Tokens of an answer at most."""
 
-    distributions = ()
-
     def __post_init__(self):
         super().__post_init__()
         self.check(

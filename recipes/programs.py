@@ -5,9 +5,47 @@ import collections
 import itertools
 import random
 
-from keras_llm.recipes import runs, sandbox
+from keras_llm.recipes import continuations, runs, sandbox
 
 _SHORTEST_LINE = 6  # characters of a line that is asked for, without its indentation
+
+
+def windows(task, token_ids, options, batch_size, epochs=None):
+    """Training batches of `epochs` passes, or one pass in order to validate on."""
+    from keras_llm import data, tokenizers
+
+    tokenizer = task.tokenizer
+    return data.infilling_dataset(
+        token_ids,
+        tokenizers.infilling_tokens(tokenizer),
+        options.sequence_length,
+        batch_size,
+        tokenizer.bos_id,
+        tokenizer.eos_id,
+        tokenizer.pad_id,
+        epochs or 1,
+        options.seed,
+        shuffle=epochs is not None,
+        rate=options.infill_rate,
+    )
+
+
+def measured(task, documents, options):
+    """Likelihood of documents, the share of functions that parse, and of lines put back."""
+    found = continuations.likelihood(task, documents, options.sequence_length)
+    length = options.sequence_length // 2
+    starts = beginnings(documents, options.functions, length, options.seed)
+    if starts:
+        found |= parsing_share(task, starts, length, options.seed)
+    if lines := asked_lines(task, documents, options):
+        found |= {"gaps": len(lines), **infills(task, lines, options.sequence_length // 4)}
+    return found
+
+
+def asked_lines(task, documents, options):
+    """The lines of documents that a model is to put back, see `gaps`."""
+    room = options.sequence_length * 3 // 4 - 3
+    return gaps(documents, task.tokenizer, options.gaps, room, options.seed)
 
 
 def beginnings(documents, count, longest, seed):
@@ -132,12 +170,21 @@ def gaps(documents, tokenizer, count, room, seed):
     return found
 
 
-def exact_infills(task, asked, length):
-    """The share of lines that the model puts into their gap as they were, in [0, 1]."""
-    right = 0
+def infills(task, asked, length):
+    """How often the model puts lines into their gaps as they were.
+
+    Returns:
+        A dict of shares in [0, 1]: `infilled_line` of gaps where the first line of what it writes
+        is right, `infilled_exactly` where it ends there too.
+    """
+    line_is_right = is_exact = 0
     for prefix, line, suffix in asked:
-        right += task.infill(prefix, suffix, length).rstrip() == line.rstrip()
-    return right / len(asked)
+        written = task.infill(prefix, suffix, length)
+        first = written.split("\n", 1)[0]
+        line_is_right += first.rstrip() == line.rstrip()
+        is_exact += written.rstrip() == line.rstrip()
+    count = len(asked)
+    return {"infilled_line": line_is_right / count, "infilled_exactly": is_exact / count}
 
 
 def usual_lines(documents, asked):

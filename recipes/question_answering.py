@@ -66,14 +66,14 @@ class Options(runs.Options):
     learning_rate: float | None = None
     """Peak learning rate; it warms up linearly (2e-4, or if generative 2e-3, if not given)."""
 
-    distributions = ()
-
     def __post_init__(self):
         for name, value in KINDS[self.kind].DEFAULTS.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        super().__post_init__()
         is_generative = self.kind == "generative"
+        if is_generative:
+            self.distributions = runs.ON_TENSORFLOW
+        super().__post_init__()
         self.check(
             ("start", not is_generative or self.start == "scratch", "left out if generative"),
             ("max_length", self.max_length > 15, "at least 16"),

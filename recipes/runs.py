@@ -15,6 +15,7 @@ from keras_llm.files import atomic_folder, check_free
 _BEST = "best.weights.h5"
 _CHECKPOINTS = "checkpoints"
 _KEPT = (_BEST, f"{_CHECKPOINTS}/step_*")
+ON_TENSORFLOW = ("mirrored", "multi_worker")
 _EXPORTS = ("saved_model", "litert", "litert_lm")
 
 
@@ -68,9 +69,8 @@ class Options:
     smoke: bool = False
     """A tiny model on a little data, to try the whole way in under a minute."""
 
-    # What `distribution` may be; nothing in a recipe whose loss is not `LanguageModelTrainer`'s:
-    # Keras would weigh each device's part by itself.
-    distributions = ("mirrored", "multi_worker")
+    # What `distribution` may be; a recipe that measures what its model writes needs TensorFlow.
+    distributions = (*ON_TENSORFLOW, "jax_data", "jax_model")
 
     def __post_init__(self):
         self.check(
@@ -89,9 +89,7 @@ class Options:
             (
                 "distribution",
                 self.distribution in (None, *self.distributions),
-                f"of {', '.join(self.distributions)} in this recipe"
-                if self.distributions
-                else "left out in this recipe, which trains on one device",
+                f"of {', '.join(self.distributions)} in this recipe",
             ),
             (
                 "export",
@@ -224,7 +222,7 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
     Args:
         folder: path from `model_folder`.
         options: `Options`.
-        model: a compiled `keras.Model`; of a `LanguageModelTrainer` the model inside counts.
+        model: a compiled `training.Trainer`, whose model inside counts.
         train_data: `tf.data.Dataset` of a known number of batches, those of all epochs.
         validation_data: `tf.data.Dataset`.
         unit: str, what is counted for the speed; perplexity is shown of "tokens".
@@ -246,7 +244,7 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
     steps, per_step = len(train_data), per_step or options.batch_size
     interval = max(1, steps // (options.epochs * options.evaluations))
     intervals = steps // interval
-    kept = model.trained if isinstance(model, training.LanguageModelTrainer) else model
+    kept = model.trained
     best = training.BestWeights(folder / _BEST, model=kept)
     resume = training.Resume(
         folder / _CHECKPOINTS,
@@ -254,6 +252,9 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
         identity={"options": options.of_the_model},
         callbacks=[best],
     )
+    if options.distribution == "jax_data":
+        train_data = train_data.map(_of_rows(options.batch_size))
+        validation_data = _even(options, validation_data)
     train_data, watching = resume.data(train_data), []
     if replicas.is_chief():
         say(f"watch it: tensorboard --logdir {pathlib.Path(options.out).parent}")
@@ -294,6 +295,35 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
         f"{unit}_per_second": round(intervals * interval * per_step / seconds),
         "history": rows,
     }
+
+
+def _of_rows(count):
+    """A function from a batch to the same of a known number of rows, which JAX's devices split."""
+    import tensorflow as tf
+
+    def shaped(*parts):
+        return tf.nest.map_structure(
+            lambda part: tf.ensure_shape(part, [count, *part.shape[1:]]), parts
+        )
+
+    return shaped
+
+
+def _even(options, held_out):
+    """The batches that have all rows.
+
+    Raises:
+        InputError: if there are none.
+    """
+    import tensorflow as tf
+
+    def has_all(*parts):
+        return tf.shape(tf.nest.flatten(parts)[0])[0] == options.batch_size
+
+    whole = held_out.filter(has_all).map(_of_rows(options.batch_size))
+    some = next(iter(whole), None) is not None
+    options.check(("batch_size", some, "no more than the held-out rows, with jax_data"))
+    return whole
 
 
 def write(folder, task, metrics, card):

@@ -64,15 +64,18 @@ def trainer(task, options, steps):
     """The compiled model that is fitted."""
     import keras
 
+    from keras_llm import training
+
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     measures = ["sparse_categorical_accuracy"]
-    task.model.compile(
+    trainer = training.Trainer(task.model)
+    trainer.compile(
         runs.optimizer(options, steps),
         {"start": loss, "end": loss},
         metrics={"start": measures, "end": measures},
         jit_compile=False,
     )
-    return task.model
+    return trainer
 
 
 def measured(task, rows, options):

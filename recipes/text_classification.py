@@ -53,8 +53,6 @@ class Options(runs.Options):
     evaluations: int = 2
     """Held-out evaluations, points of the loss curve and checkpoints in each pass."""
 
-    distributions = ()
-
     def __post_init__(self):
         super().__post_init__()
         self.check(
@@ -84,19 +82,21 @@ def run(options):
     """
     import numpy as np
 
+    from keras_llm import training
+
     runs.prepare(options, "sklearn")
     train, held_out, kind, dropped = rows(options)
     model, tokenizer = untrained(options, train, kind)
     row = dataclasses.asdict(options)
     task = kind.task(model, tokenizer, {"recipe": "text_classification", "options": row})
     train_data = batches(task, train, kind, options, options.seed)
-    optimizer = runs.optimizer(options, len(train_data))
-    model.compile(optimizer, **kind.compiled(), jit_compile=False)
+    trainer = training.Trainer(model)
+    trainer.compile(runs.optimizer(options, len(train_data)), **kind.compiled(), jit_compile=False)
     with runs.model_folder(options) as folder:
         validation_data = batches(task, held_out, kind, options)
         first = np.array([task.tokenizer.encode(held_out[0][0])[: min(32, task.room)]])
-        watched = {"attention": task.inputs(first, np.array([first.shape[1]], "int32"))}
-        trained = runs.fit(folder, options, model, train_data, validation_data, "texts", **watched)
+        shown = {"attention": task.inputs(first, np.array([first.shape[1]], "int32"))}
+        trained = runs.fit(folder, options, trainer, train_data, validation_data, "texts", **shown)
         predicted = kind.predicted(task, held_out)
         metrics = {
             "held_out": kind.measures(held_out, predicted),

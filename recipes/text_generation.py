@@ -27,8 +27,6 @@ class Options(texts.LanguageModelOptions, texts.StreamOptions):
     separate: bool = False
     """Whether documents that share a window do not see each other."""
 
-    distributions = (*texts.Options.distributions, "jax_data", "jax_model")
-
     def __post_init__(self):
         super().__post_init__()
         self.check(

@@ -55,8 +55,6 @@ class Options(texts.Options):
     benchmarks: bool = True
     """Measure on analogies and similarities, which are fetched from the package gensim."""
 
-    distributions = ()
-
     def __post_init__(self):
         super().__post_init__()
         self.check(
@@ -107,7 +105,8 @@ def run(options):
     train_data = neighbours(stream, options, options.epochs, options.threshold)
     validation_data = neighbours(data.word_stream(held_out, tokenizer, options.window), options)
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
-    model.compile(
+    trainer = training.Trainer(model)
+    trainer.compile(
         runs.optimizer(options, len(train_data)),
         training.GloVeLoss() if options.objective == "glove" else loss,
         jit_compile=False,
@@ -116,7 +115,7 @@ def run(options):
         trained = runs.fit(
             folder,
             options,
-            model,
+            trainer,
             train_data,
             validation_data.take(64).cache(),
             "rows",

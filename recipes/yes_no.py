@@ -70,10 +70,13 @@ def trainer(task, options, steps):
     """The compiled model that is fitted."""
     import keras
 
+    from keras_llm import training
+
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
-    task.model.compile(runs.optimizer(options, steps), loss, metrics=[accuracy], jit_compile=False)
-    return task.model
+    trainer = training.Trainer(task.model)
+    trainer.compile(runs.optimizer(options, steps), loss, metrics=[accuracy], jit_compile=False)
+    return trainer
 
 
 def measured(task, rows, options):

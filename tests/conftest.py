@@ -54,6 +54,51 @@ def run_folder(text_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def recipe_commands(text_folder, tmp_path_factory):
+    """What stands behind `keras-llm train` for every recipe and kind, on tiny data: a dict from a
+    name to a list of str. `preference_tuning` starts from a folder `chatbot`."""
+    folder = tmp_path_factory.mktemp("rows")
+    towns = ["Paris", "Rome", "Turin", "Oslo", "Bonn"]
+    numbers = ["one", "two", "three", "four", "five", "six", "seven"]
+    rows = {name: [] for name in ("labelled", "spans", "yes_no", "quiz", "pairs", "talks", "liked")}
+    for i in range(280):
+        town, number = towns[i % 5], numbers[i % 7]
+        context = f"Visitor {i} went to {town} with {number} friends."
+        asked = f"Where did visitor {i} go?"
+        rows["labelled"].append({"text": context, "label": town})
+        rows["spans"].append({"question": asked, "context": context, "answer": town})
+        yes = {"question": f"Was it {towns[i % 3]}?", "context": context}
+        rows["yes_no"].append({**yes, "answer": "yes" if i % 5 == i % 3 else "no"})
+        rows["quiz"].append({"question": asked, "answer": town})
+        rows["pairs"].append({"source": f"{number} go to {town} {i}", "target": f"{i} {town}"})
+        rows["talks"].append({"instruction": asked, "output": f"To {town}."})
+        rows["liked"].append({"instruction": asked, "chosen": town, "rejected": f"Not {number}."})
+    for name, found in rows.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, found)), "utf-8")
+    texts = ["--data", str(text_folder), "--max-megabytes", "0.1", "--held-out", "0.2"]
+
+    def with_rows(recipe, name, *options):
+        return [recipe, "--data", str(folder / f"{name}.jsonl"), *options, "--held-out", "0.2"]
+
+    columns = ["--source-column", "source", "--target-column", "target"]
+    commands = {
+        "text_generation": ["text_generation", *texts],
+        "masked_lm": ["masked_lm", *texts],
+        "next_sentence": ["masked_lm", *texts, "--next-sentence"],
+        "code_generation": ["code_generation", *texts],
+        "skip_gram": ["word_vectors", *texts, "--benchmarks", "False", "--word", "is"],
+        "classes": with_rows("text_classification", "labelled"),
+        "spans": with_rows("question_answering", "spans"),
+        "yes_no": with_rows("question_answering", "yes_no", "--kind", "yes_no"),
+        "quiz": with_rows("question_answering", "quiz", "--kind", "generative"),
+        "translation": with_rows("translation", "pairs", *columns),
+        "chatbot": with_rows("chatbot", "talks", "--epochs", "2"),
+        "preference_tuning": with_rows("preference_tuning", "liked", "--start", "chatbot"),
+    }
+    return {name: [*command, "--smoke"] for name, command in commands.items()}
+
+
+@pytest.fixture(scope="session")
 def task(run_folder):
     import keras_llm
 

@@ -124,9 +124,9 @@ def preference_dataset(pairs, batch_size, pad_id, reference=None, epochs=1, seed
         epochs, seed: as of `batch_plan`.
 
     Returns:
-        `tf.data.Dataset` as of `chat_dataset`, of 2 B rows: each chosen one and then its
-        rejected one. Its first part is a dict of `token_ids` (2 B, T) and, if given, `reference`
-        float32 (2 B,): for `training.PreferenceTrainer`.
+        `tf.data.Dataset` as of `chat_dataset`, of shape (B, 2, T), of each pair the chosen answer
+        and then the rejected one. Its first part is a dict of `token_ids` (B, 2, T) and, if given,
+        `reference` float32 (B, 2): for `training.PreferenceTrainer`.
 
     Raises:
         InputError: with a seed, if there are fewer pairs than a batch has.
@@ -146,7 +146,18 @@ def preference_dataset(pairs, batch_size, pad_id, reference=None, epochs=1, seed
     def inputs(batch):
         return {"token_ids": batch["ids"], **{name: batch[name] for name in arrays}}
 
-    return _padded(rows, both, pad_id, arrays).map(lambda batch: _three(batch, inputs(batch)))
+    padded = _padded(rows, both, pad_id, arrays).map(lambda batch: _three(batch, inputs(batch)))
+    return padded.map(_in_pairs)
+
+
+def _in_pairs(*parts):
+    """Tensors (2 B, ...) -> (B, 2, ...)."""
+    import tensorflow as tf
+
+    def paired(rows):
+        return tf.reshape(rows, tf.concat([[-1, 2], tf.shape(rows)[1:]], 0))
+
+    return tf.nest.map_structure(paired, parts)
 
 
 def _padded(examples, plan, pad_id, arrays=None):

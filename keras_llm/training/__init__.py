@@ -1,6 +1,7 @@
 """What `fit` needs for language models: losses, metrics, callbacks, exact evaluation."""
 
 from keras_llm.training.answers import evaluate_answers
+from keras_llm.training.base import Trainer
 from keras_llm.training.callbacks import BestWeights, ProgressBar
 from keras_llm.training.chunked import ChunkedCrossEntropy
 from keras_llm.training.classification import (
@@ -63,6 +64,7 @@ __all__ = [
     "TensorBoard",
     "TensorParallel",
     "TokenAccuracy",
+    "Trainer",
     "Trigram",
     "WarmupDecay",
     "add_lora",

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_llm.errors import InputError
+from keras_llm.training import replicas
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -29,7 +30,8 @@ class ContrastiveLoss(keras.losses.Loss):
         Float tensor (B,).
 
     Raises:
-        InputError: if `temperature` is not positive, or a row has fewer than two vectors.
+        InputError: if `temperature` is not positive, a row has fewer than two vectors, or several
+            replicas share a batch, each with its own others.
 
     References:
         van den Oord et al., 2018, "Representation Learning with Contrastive Predictive Coding",
@@ -55,6 +57,7 @@ class ContrastiveLoss(keras.losses.Loss):
             raise InputError(
                 f"`y_pred` must be (B, P, E) with P > 1, got {tuple(y_pred.shape)}; see siamese."
             )
+        replicas.check_one("ContrastiveLoss")
         vectors = ops.normalize(ops.cast(y_pred, "float32"), axis=-1)
         first, size = vectors[:, 0], vectors.shape[-1]
         others = ops.reshape(ops.transpose(vectors[:, 1:], (1, 0, 2)), (-1, size))

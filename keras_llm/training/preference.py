@@ -112,9 +112,9 @@ class PreferenceTrainer(LanguageModelTrainer):
         objective: `DPO(...)` or `ORPO(...)`.
         chunk_size: as of `LanguageModelTrainer`.
 
-    Data: a dict of `token_ids` (2 B, T) and, for DPO, `reference` (2 B,); int targets (2 B, T);
-    weights (2 B, T), 1 for the tokens of answers. Each chosen row is followed by its rejected
-    one, as `data.preference_dataset` gives them.
+    Data: a dict of `token_ids` (B, 2, T) and, for DPO, `reference` (B, 2); int targets (B, 2, T);
+    weights (B, 2, T), 1 for the tokens of answers. Of each pair the chosen answer is the first, as
+    `data.preference_dataset` gives them.
 
     Raises:
         InputError: naming the argument that is wrong; in `fit`, if DPO's data has no `reference`,
@@ -125,15 +125,14 @@ class PreferenceTrainer(LanguageModelTrainer):
     >>> from keras_llm import models
     >>> trainer = PreferenceTrainer(models.causal_lm(models.preset("llama-tiny")), ORPO())
     >>> trainer.compile("adamw", jit_compile=False)
-    >>> ids = np.random.default_rng(0).integers(1, 512, (4, 9))
-    >>> x, y, weights = {"token_ids": ids[:, :-1]}, ids[:, 1:], np.ones((4, 8), "float32")
+    >>> ids = np.random.default_rng(0).integers(1, 512, (4, 2, 9))
+    >>> x, y, weights = {"token_ids": ids[..., :-1]}, ids[..., 1:], np.ones((4, 2, 8), "float32")
     >>> sorted(trainer.fit(x, y, sample_weight=weights, verbose=0, shuffle=False).history)
     ['accuracy', 'loss', 'margin']
     """
 
     def __init__(self, model, objective, chunk_size=None, name=None):
         super().__init__(model, chunk_size=chunk_size, name=name)
-        replicas.check_one("PreferenceTrainer")
         if not isinstance(model, models.CausalLM):
             raise InputError("`model` must come from causal_lm.")
         if not isinstance(objective, (DPO, ORPO)):
@@ -146,8 +145,12 @@ class PreferenceTrainer(LanguageModelTrainer):
         return {**super().get_config(), type(self.objective).__name__: options}
 
     def call(self, inputs, training=None):
-        """The states that logits are made from, (2 B, T, D)."""
-        return models.prediction_states(self.model, inputs["token_ids"])
+        """The states that logits are made from, (2 B, T, D), the answers of a pair together."""
+        token_ids = inputs["token_ids"]
+        if len(token_ids.shape) != 3 or token_ids.shape[1] not in (2, None):
+            raise InputError(f"`token_ids` must be (B, 2, T), got {tuple(token_ids.shape)}.")
+        rows = ops.reshape(token_ids, (-1, ops.shape(token_ids)[2]))
+        return models.prediction_states(self.model, rows)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if sample_weight is None:
@@ -156,7 +159,7 @@ class PreferenceTrainer(LanguageModelTrainer):
         if self.objective.needs_reference:
             if "reference" not in x:
                 raise InputError("the data must have `reference`; see log_probabilities.")
-            reference = ops.reshape(x["reference"], (-1, 2))
+            reference = x["reference"]
         weights = ops.cast(sample_weight, "float32")
         head = models.output_head(self.model)
         states = ops.reshape(y_pred, (-1, y_pred.shape[-1]))
@@ -164,23 +167,21 @@ class PreferenceTrainer(LanguageModelTrainer):
         losses, _ = self.cross_entropy.token_losses(
             ops.stop_gradient(states), ops.stop_gradient(head.kernel), targets, head.bias
         )
-        log_p = -ops.sum(ops.reshape(losses, ops.shape(weights)) * weights, axis=1)
-        losses, slopes, margin = self.objective.losses(
-            ops.reshape(log_p, (-1, 2)),
-            ops.reshape(ops.sum(weights, axis=1), (-1, 2)),
-            reference,
-        )
+        log_p = -ops.sum(ops.reshape(losses, ops.shape(weights)) * weights, axis=-1)
+        losses, slopes, margin = self.objective.losses(log_p, ops.sum(weights, axis=-1), reference)
         self.accuracy.update_state(margin > 0)
         self.margin.update_state(margin)
-        loss = ops.mean(losses)
+        pairs = ops.cast(ops.shape(losses)[0], "float32")
+        if replicas.is_step():
+            (pairs,) = replicas.total([pairs], type(self).__name__)
+        loss = ops.sum(losses) / pairs
         if training:
-            loss = self._with_gradient(loss, slopes, states, targets, weights, head)
-        return loss + sum(self.losses)
+            loss = self._with_gradient(loss, slopes / pairs, states, targets, weights, head)
+        return self._of_whole_batch(loss) if replicas.is_step() else loss + sum(self.losses)
 
     def _with_gradient(self, loss, slopes, states, targets, weights, head):
         """The loss, its gradient that of the tokens' losses, each times what it adds to it."""
-        pairs = ops.cast(ops.shape(slopes)[0], "float32")
-        counts = ops.reshape(-slopes / pairs, (-1, 1)) * weights
+        counts = -ops.expand_dims(slopes, -1) * weights
         tokens, _, _ = self.cross_entropy.weighted_sum(
             states,
             head.kernel,

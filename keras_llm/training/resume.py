@@ -4,20 +4,15 @@ import concurrent.futures
 import hashlib
 import json
 import math
-import os
 import pathlib
 import time
-import warnings
-import zipfile
 
 import keras
 import numpy as np
 
 from keras_llm.errors import InputError
-from keras_llm.files import atomic_file
-from keras_llm.training import replicas
+from keras_llm.training import checkpoint_files, replicas
 
-_SUFFIX = ".checkpoint.npz"
 # What callbacks of Keras remember between epochs.
 _KERAS_STATES = {
     keras.callbacks.EarlyStopping: ("wait", "stopped_epoch", "best", "best_epoch"),
@@ -82,7 +77,7 @@ class Resume(keras.callbacks.Callback):
         except TypeError as error:
             raise InputError(f"`identity` must hold JSON values: {error}.") from None
         self.history, self.seconds = {}, 0.0
-        self._loaded, self._last_good = _latest(self.folder)
+        self._loaded, self._last_good = checkpoint_files.latest(self.folder)
         self._batch = self._first_batch = self._length = self._own = None
         self._is_over = False
         self._writer = concurrent.futures.ThreadPoolExecutor(1)
@@ -126,7 +121,7 @@ class Resume(keras.callbacks.Callback):
     def _set_model(self, model):
         replicas.check_same(self.step, f"the step of the last checkpoint in {self.folder}")
         if replicas.is_chief():
-            _clear_unfinished(self.folder)
+            checkpoint_files.clear_unfinished(self.folder)
         if self._first_batch is None:
             raise InputError("pass the data of `fit` through `resume.data(...)`.")
         if self._is_over:
@@ -271,10 +266,12 @@ class Resume(keras.callbacks.Callback):
                 f"a weight is not finite after step {step}; try a lower learning rate."
                 f"{self._told_last()}"
             )
-        path = self.folder / f"step_{step:010d}{_SUFFIX}"
-        _Checkpoint(meta, arrays).write(path)
+        path = checkpoint_files.path_of(self.folder, step)
+        checkpoint_files.Checkpoint(meta, arrays).write(path)
         self._last_good = path
-        older = [other for other in _paths(self.folder) if other <= path]  # newer ones are torn
+        older = [
+            other for other in checkpoint_files.paths(self.folder) if other <= path
+        ]  # newer ones are torn
         for other in older[self.keep :]:
             other.unlink()
 
@@ -285,41 +282,6 @@ class Resume(keras.callbacks.Callback):
 
     def _told_last(self):
         return f" The last good checkpoint is {self._last_good}." if self._last_good else ""
-
-
-class _Checkpoint:
-    """The state of a run: `meta`, JSON types, and `arrays`, one for each variable."""
-
-    def __init__(self, meta, arrays):
-        self.meta, self.arrays = meta, arrays
-
-    def restore(self, variables):
-        dtypes = [keras.backend.standardize_dtype(variable.dtype) for variable in variables]
-        arrays = [
-            array.view("bfloat16") if dtype == "bfloat16" else array
-            for array, dtype in zip(self.arrays, dtypes, strict=True)
-        ]
-        replicas.write(variables, arrays)
-
-    def without_arrays(self):
-        return _Checkpoint(self.meta, None)
-
-    def write(self, path):
-        arrays = {f"v{i}": array for i, array in enumerate(self.arrays)}
-        for name, array in arrays.items():
-            if array.dtype.kind == "V":  # bfloat16, which NumPy's files do not know
-                arrays[name] = array.view("uint16")
-        with atomic_file(path, overwrite=True) as partial, open(partial, "wb") as file:
-            np.savez(file, meta=np.array(self.meta), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-
-    @classmethod
-    def read(cls, path):
-        """Every part is read, and so its checksum compared."""
-        with np.load(path, allow_pickle=False) as file:
-            meta = json.loads(str(file["meta"]))
-            return cls(meta, [file[f"v{i}"] for i in range(len(file.files) - 1)])
 
 
 class _Stateful:
@@ -364,29 +326,6 @@ def _variables(model):
     """Each variable once: weights, seeds of dropout, optimizer, metrics."""
     found = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
     return list({id(variable): variable for variable in found}.values())
-
-
-def _paths(folder):
-    """The checkpoints, the newest first."""
-    return sorted(folder.glob(f"step_*{_SUFFIX}"), reverse=True)
-
-
-def _latest(folder):
-    """The newest checkpoint that is whole and its path, or None twice."""
-    torn = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, RuntimeError)
-    for path in _paths(folder):
-        try:
-            return _Checkpoint.read(path), path
-        except torn as error:
-            warnings.warn(
-                f"checkpoint {path} is torn and left aside: {error}", RuntimeWarning, stacklevel=3
-            )
-    return None, None
-
-
-def _clear_unfinished(folder):
-    for path in folder.glob(f".*step_*{_SUFFIX}*"):
-        path.unlink(missing_ok=True)
 
 
 def _digest(batch):

@@ -4,7 +4,6 @@ import keras
 from keras import ops
 
 from keras_llm.errors import InputError
-from keras_llm.training import replicas
 from keras_llm.training.trainer import LanguageModelTrainer
 
 
@@ -35,7 +34,6 @@ class SentencePairTrainer(LanguageModelTrainer):
 
     def __init__(self, model, next_sentence, ignore_id=None, **options):
         super().__init__(model, ignore_id, **options)
-        replicas.check_one("SentencePairTrainer")
         if getattr(next_sentence, "head", None) != "next_sentence":
             raise InputError("`next_sentence` must come from models.next_sentence.")
         layers = [one.get_layer("backbone").layers for one in (model, next_sentence)]
@@ -66,7 +64,7 @@ class SentencePairTrainer(LanguageModelTrainer):
         right = ops.equal(ops.cast(ops.argmax(logits, axis=-1), label.dtype), label)
         self.next_sentence_accuracy.update_state(ops.cast(right, "float32"))
         losses = keras.losses.sparse_categorical_crossentropy(label, logits, from_logits=True)
-        return loss + ops.mean(losses)
+        return loss + self._mean_of_rows(losses)
 
     def _check_ids(self, *arrays):
         """What `data.sentence_pair_dataset` gives are the tokenizer's ids."""

@@ -8,13 +8,13 @@ from keras import ops
 
 from keras_llm import models
 from keras_llm.errors import InputError
-from keras_llm.training import distribution, replicas
+from keras_llm.training import replicas
+from keras_llm.training.base import Trainer
 from keras_llm.training.chunked import ChunkedCrossEntropy
-from keras_llm.training.optimizers import check_precision
 from keras_llm.training.packed import packed_states
 
 
-class LanguageModelTrainer(keras.Model):
+class LanguageModelTrainer(Trainer):
     """A model that predicts tokens together with its loss, for `compile(optimizer)` and `fit`.
 
     The loss is the mean cross-entropy of the target tokens, made chunk by chunk from the last
@@ -66,7 +66,7 @@ class LanguageModelTrainer(keras.Model):
         chunk_size=None,
         name=None,
     ):
-        super().__init__(name=name)
+        super().__init__(model, name)
         if not models.has_token_head(model):
             raise InputError(
                 "`model` must come from causal_lm, seq2seq or masked_lm, got "
@@ -79,21 +79,15 @@ class LanguageModelTrainer(keras.Model):
         ):
             if not ok:
                 raise InputError(f"`{argument}` must be {rule}, got {locals()[argument]!r}.")
-        self.model = model
         self.ignore_id = ignore_id
         self.cross_entropy = ChunkedCrossEntropy(
             label_smoothing, z_loss, models.output_head(model).soft_cap, chunk_size
         )
         self.accuracy = keras.metrics.Mean(name="accuracy")
 
-    @property
-    def trained(self):
-        """The model whose weights are trained, that are to be kept."""
-        return self.model
-
     def get_config(self):
         loss = dataclasses.asdict(self.cross_entropy)
-        return {"model": models.describe(self.model), **loss, "ignore_id": self.ignore_id}
+        return {**super().get_config(), **loss, "ignore_id": self.ignore_id}
 
     def call(self, inputs, training=None):
         """The states that logits are made from, (B, T, D)."""
@@ -124,92 +118,18 @@ class LanguageModelTrainer(keras.Model):
             losses, right = self.cross_entropy.token_losses(states, head.kernel, targets, head.bias)
             loss = ops.sum(losses * weights) / total
         self.accuracy.update_state(right, sample_weight=weights)
-        if replicas.is_step():
-            return self._of_whole_batch(loss)
-        return loss + sum(self.losses)
-
-    def _of_whole_batch(self, part):
-        """One replica's part of the sum of losses, shown to Keras as the loss of all: the gradient
-        is that of the part, the value that of the batch, of which Keras expects a share."""
-        if self.losses:
-            raise InputError(
-                "a model with losses of its own (`add_loss`: experts, regularizers) is for one "
-                f"replica, and this strategy has {replicas.count()}: they are no sums over rows."
-            )
-        (whole,) = replicas.total([ops.stop_gradient(part)], type(self).__name__)
-        return part + ops.stop_gradient(whole / replicas.count() - part)
-
-    def compile(self, *args, **kwargs):
-        super().compile(*args, **kwargs)
-        with replicas.scope_of(self):
-            if replicas.count() > 1:
-                self._check_compiled()
+        return self._of_whole_batch(loss) if replicas.is_step() else loss + sum(self.losses)
 
     def fit(self, x=None, y=None, batch_size=None, **kwargs):
         held_out = kwargs.get("validation_data")
         self._check_ids(x, y)
         if isinstance(held_out, (tuple, list)):
             self._check_ids(*held_out[:2])
-        check_precision(self.optimizer, self.model.trainable_variables)
-        distribution.check_batches(x, batch_size)
-        distribution.check_batches(held_out, batch_size, "validation_data")
-        with replicas.scope_of(self):
-            if replicas.count() > 1 and not kwargs.get("steps_per_epoch"):
-                self._check_length(x)
-            with replicas.naming_lost_workers():
-                return super().fit(replicas.sharded_by_row(x), y, batch_size, **kwargs)
+        return super().fit(x, y, batch_size, **kwargs)
 
     def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
         self._check_ids(x, y)
-        distribution.check_batches(x, batch_size)
         return super().evaluate(x, y, batch_size, **kwargs)
-
-    def train_step(self, *args):
-        with replicas.after(args):
-            return replicas.step_logs(super().train_step(*args))
-
-    def test_step(self, *args):
-        return replicas.step_logs(super().test_step(*args))
-
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        with replicas.scope_of(self):
-            if replicas.count() > 1 and iterator is not None:
-                data_batch, iterator = replicas.first_batch(iterator), None
-            super()._maybe_symbolic_build(iterator, data_batch)
-
-    def _check_compiled(self):
-        """Refuse what Keras does otherwise than on one replica, or not at all."""
-        if hasattr(self.optimizer, "inner_optimizer"):
-            raise InputError(
-                "mixed_float16 is for one replica, and this strategy has "
-                f"{replicas.count()}: each would scale its loss by itself; use mixed_bfloat16."
-            )
-        if self.jit_compile or self.steps_per_execution > 1:
-            raise InputError(
-                "`jit_compile` and `steps_per_execution` above 1 are for one replica, and this "
-                f"strategy has {replicas.count()}."
-            )
-        for name in (
-            "clipnorm",
-            "global_clipnorm",
-            "clipvalue",
-            "gradient_accumulation_steps",
-            "ema_overwrite_frequency",
-        ):
-            if getattr(self.optimizer, name, None) and not hasattr(self.optimizer, "skip_factor"):
-                raise InputError(
-                    f"`{name}` of keras.optimizers.{type(self.optimizer).__name__} would count for "
-                    f"each of {replicas.count()} replicas by itself; use training.AdamW, Lion or "
-                    "Muon."
-                )
-
-    def _check_length(self, data):
-        """Keras goes one step beyond data of unknown length, with nothing to learn from."""
-        if hasattr(data, "cardinality") and int(data.cardinality()) < 0:
-            raise InputError(
-                "over several replicas the length of the data must be known: give "
-                "`steps_per_epoch`."
-            )
 
     def _teaching(self, x):
         """States and head of a model to learn from besides; see `DistillationTrainer`."""

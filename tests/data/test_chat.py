@@ -162,8 +162,8 @@ def test_pairs_differ_in_the_last_answer_alone(byte_pair):
     found = {}
     for inputs, targets, weights in data.preference_dataset(pairs, 1, 0, reference, 2, seed=3):
         assert targets.shape == weights.shape == inputs["token_ids"].shape
-        key = tuple(inputs["reference"].numpy())
-        found.setdefault(key, []).append(inputs["token_ids"].numpy())
+        (key,) = map(tuple, inputs["reference"].numpy())
+        found.setdefault(key, []).append(inputs["token_ids"].numpy()[0])
     assert sorted(found) == [(-3.0, -4.0), (-1.0, -2.0)] and len(found[-1.0, -2.0]) == 2
     for (chosen, rejected), key in zip(pairs, map(tuple, reference), strict=True):
         rows = found[key][0]

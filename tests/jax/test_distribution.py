@@ -119,6 +119,19 @@ def test_every_projection_of_every_family_has_its_layout():
     assert used == set(layouts)
 
 
+@pytest.mark.parametrize("name", ["masked_lm", "next_sentence", "skip_gram", "classes", "spans"])
+@pytest.mark.parametrize("kind", ["jax_data", "jax_model"])
+def test_recipes_without_generated_texts_train_on_two_devices(
+    name, kind, recipe_commands, tmp_path
+):
+    out = tmp_path / "model"
+    train = ["train", *recipe_commands[name], "--out", str(out), "--distribution", kind]
+    process(["-m", "keras_llm", *train])
+    metrics = json.loads((out / "metrics.json").read_text())
+    losses = [row[2] for row in metrics["training"]["history"]]
+    assert np.isfinite(losses).all() and losses[-1] <= losses[0]
+
+
 @pytest.mark.parametrize("kind", ["jax_data", "jax_model"])
 def test_a_recipe_trains_on_two_devices_and_tensorflow_exports_it(kind, text_folder, tmp_path):
     out = tmp_path / "model"

@@ -77,13 +77,84 @@ def fit(strategy, optimizer):
     }
 
 
+def classes():
+    """Texts of three classes, for `Trainer`."""
+    config = models.preset("encoder-tiny", vocabulary_size=61, dropout=0.0)
+    trainer = training.Trainer(models.text_classifier(config, 3, dropout=0.0))
+    r = np.random.default_rng(0)
+    lengths = r.integers(2, 13, (29, 1))
+    inputs = {"token_ids": r.integers(1, 61, (29, 12)), "padding_mask": np.arange(12) < lengths}
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return trainer, inputs, r.integers(0, 3, 29), None, {"loss": loss, "metrics": ["accuracy"]}
+
+
+def pairs():
+    """Pairs of answers, for `PreferenceTrainer`."""
+    config = models.preset("llama-tiny", vocabulary_size=61, num_layers=1)
+    trainer = training.PreferenceTrainer(models.causal_lm(config), training.DPO(0.5))
+    r = np.random.default_rng(0)
+    ids = r.integers(1, 61, (29, 2, 13))
+    inputs = {"token_ids": ids[..., :-1], "reference": r.normal(-50, 1, (29, 2)).astype("float32")}
+    weights = (np.arange(12) < r.integers(2, 13, (29, 2, 1))).astype("float32")
+    return trainer, inputs, ids[..., 1:], weights, {}
+
+
+def sentences():
+    """Hidden words and following passages, for `SentencePairTrainer`."""
+    config = models.preset("bert-tiny", vocabulary_size=61, dropout=0.0)
+    encoder = models.encoder(config)
+    trainer = training.SentencePairTrainer(
+        models.masked_lm(encoder), models.next_sentence(encoder), ignore_id=0
+    )
+    r = np.random.default_rng(0)
+    inputs = {
+        "token_ids": r.integers(1, 61, (29, 12)),
+        "padding_mask": np.ones((29, 12), "bool"),
+        "segment_ids": (np.arange(12) >= r.integers(3, 9, (29, 1))).astype("int32"),
+        "mask_positions": r.integers(0, 12, (29, 3)),
+    }
+    targets = r.integers(0, 61, (29, 3))
+    return trainer, inputs, {"tokens": targets, "next_sentence": r.integers(0, 2, 29)}, None, {}
+
+
+OTHERS = {"classes": classes, "pairs": pairs, "sentences": sentences}
+
+
+def fit_other(strategy, name):
+    """As `fit`, of another kind of training."""
+    keras.utils.set_random_seed(0)
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        trainer, x, y, weights, compiled = OTHERS[name]()
+        optimizer = training.AdamW(1e-2, global_clipnorm=0.1)
+        trainer.compile(optimizer, **compiled, jit_compile=False)
+    parts = (x, y) if weights is None else (x, y, weights)
+    held_out = keras.tree.map_structure(lambda array: array[:5], parts)
+    history = trainer.fit(
+        x,
+        y,
+        sample_weight=weights,
+        batch_size=8,
+        epochs=2,
+        shuffle=False,
+        verbose=0,
+        validation_data=held_out,
+    ).history
+    norm = float(keras.ops.convert_to_numpy(trainer.optimizer.gradient_norm))
+    weights = [np.asarray(w).tolist() for w in trainer.trained.get_weights()]
+    return {"weights": weights, "history": history, "gradient_norm": norm}
+
+
+def all_kinds(strategy):
+    found = {name: fit(strategy, name) for name in OPTIMIZERS}
+    return found | {name: fit_other(strategy, name) for name in OTHERS}
+
+
 def one():
-    return {name: fit(None, name) for name in OPTIMIZERS}
+    return all_kinds(None)
 
 
 def mirrored():
-    strategy = two_devices()
-    return {name: fit(strategy, name) for name in OPTIMIZERS}
+    return all_kinds(two_devices())
 
 
 def worker(index, *addresses):
@@ -158,7 +229,8 @@ def refused():
         refuse("steps_per_execution", lambda: compiled("sgd", steps_per_execution=2))
         refuse("length", endless)
         refuse("losses", lambda: compiled("sgd", experts).fit(ids, ids, verbose=0))
-        refuse("pairs", lambda: training.PreferenceTrainer(model, training.ORPO()))
+        refuse("sum", lambda: compiled("sgd", loss=keras.losses.MeanSquaredError("sum")))
+        refuse("others", lambda: training.ContrastiveLoss()(np.arange(2), np.ones((2, 2, 3))))
         refuse("none", lambda: compiled(sgd()))
     return told
 

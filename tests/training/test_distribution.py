@@ -54,11 +54,11 @@ def assert_same(found, expected):
         np.testing.assert_allclose(found["history"][name], values, rtol=1e-4)
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "Lion", "Muon"])
-def test_two_replicas_learn_what_one_device_does(runs, optimizer):
-    expected = outcome(runs, "one")[optimizer]
+@pytest.mark.parametrize("name", ["AdamW", "Lion", "Muon", "classes", "pairs", "sentences"])
+def test_two_replicas_learn_what_one_device_does(runs, name):
+    expected = outcome(runs, "one")[name]
     assert expected["gradient_norm"] > 0.1  # the norm that is clipped to
-    assert_same(outcome(runs, "mirrored")[optimizer], expected)
+    assert_same(outcome(runs, "mirrored")[name], expected)
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -79,7 +79,8 @@ def test_what_is_not_right_on_two_replicas_is_refused(tmp_path):
         "steps_per_execution": "steps_per_execution.*strategy has 2",
         "length": "steps_per_epoch",
         "losses": "add_loss.*strategy has 2",
-        "pairs": "PreferenceTrainer is for one replica.*has 2",
+        "sum": "reduction 'sum'.*several replicas",
+        "others": "ContrastiveLoss is for one replica.*has 2",
     }
     assert found.keys() == words.keys()
     for name, pattern in words.items():
@@ -130,17 +131,19 @@ def test_two_workers_train_a_recipe_and_the_first_writes_it(text_folder, tmp_pat
     assert keras_llm.load(tmp_path / "model")("The", max_new_tokens=5, temperature=0.0)
 
 
-def test_recipes_that_train_on_one_device_say_so():
+def test_every_recipe_says_which_distributions_it_takes():
     for name in recipes.RECIPES:
         options = importlib.import_module(f"keras_llm.recipes.{name}").Options
         needed = {"start": "m"} if name == "preference_tuning" else {}
-        if options.distributions:
-            options(out="m", distribution="mirrored", **needed)
-            with pytest.raises(InputError, match="--export must be left out"):
-                options(out="m", distribution="mirrored", export="litert", **needed)
-        else:
-            with pytest.raises(InputError, match="--distribution must be left out"):
-                options(out="m", distribution="mirrored", **needed)
+        assert {"mirrored", "multi_worker"} <= set(options.distributions)
+        for kind in ("mirrored", "multi_worker", "jax_data", "jax_model"):
+            if kind in options.distributions:
+                options(out="m", distribution=kind, **needed)
+            else:
+                with pytest.raises(InputError, match="--distribution must be of mirrored, multi_"):
+                    options(out="m", distribution=kind, **needed)
+        with pytest.raises(InputError, match="--export must be"):
+            options(out="m", distribution="mirrored", export="litert", **needed)
 
 
 def test_a_distribution_that_cannot_be_is_refused(monkeypatch):

@@ -96,17 +96,18 @@ def test_gradients_are_those_of_the_plain_loss(objective, pairs):
         loss = trainer.compute_loss(x, y, trainer(x), weights)
     found = tape.gradient(loss, [w.value for w in model.trainable_weights])
     with tf.GradientTape() as tape:
-        log_p = tf.nn.log_softmax(model(x["token_ids"]))
-        log_p = tf.gather(log_p, y, batch_dims=2) * weights
-        chosen, rejected = tf.reduce_sum(log_p, 1)[0::2], tf.reduce_sum(log_p, 1)[1::2]
+        logits = [model(x["token_ids"][:, side]) for side in (0, 1)]
+        log_p = tf.nn.log_softmax(tf.stack(logits, 1))
+        log_p = tf.gather(log_p, y, batch_dims=3) * weights
+        chosen, rejected = tf.unstack(tf.reduce_sum(log_p, -1), axis=1)
         if objective.needs_reference:
             base = x["reference"]
-            m = objective.beta * (chosen - base[0::2] - rejected + base[1::2])
+            m = objective.beta * (chosen - base[:, 0] - rejected + base[:, 1])
             e = objective.label_smoothing
             plain = -(1 - e) * tf.math.log_sigmoid(m) - e * tf.math.log_sigmoid(-m)
         else:
-            lengths = tf.reduce_sum(weights, 1)
-            q = [chosen / lengths[0::2], rejected / lengths[1::2]]
+            lengths = tf.reduce_sum(weights, -1)
+            q = [chosen / lengths[:, 0], rejected / lengths[:, 1]]
             odds = [p - tf.math.log(1 - tf.exp(p)) for p in q]
             plain = -q[0] - objective.weight * tf.math.log_sigmoid(odds[0] - odds[1])
         plain = tf.reduce_mean(plain)
@@ -159,7 +160,10 @@ def test_what_is_wrong_is_named(pairs):
     with pytest.raises(InputError, match="`reference`"):
         trainer.fit(data.preference_dataset(pairs, 8, 0), verbose=0)
     with pytest.raises(InputError, match="weights"):
-        trainer.evaluate({"token_ids": np.ones((2, 3), "int32")}, np.ones((2, 3)), verbose=0)
+        ids = np.ones((1, 2, 3), "int32")
+        trainer.evaluate({"token_ids": ids}, ids, verbose=0)
+    with pytest.raises(InputError, match=r"`token_ids` must be \(B, 2, T\), got \(2, 3\)"):
+        trainer.call({"token_ids": np.ones((2, 3), "int32")})
     with pytest.raises(InputError, match="`objective`"):
         training.PreferenceTrainer(model, "dpo")
     encoder = models.seq2seq(models.preset("t5-tiny"))

@@ -1,0 +1,76 @@
+"""`make test-scale`: every recipe trains on two workers, and the first of them leaves the model."""
+
+import json
+import math
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+import keras_llm
+
+NAMES = (
+    "text_generation",
+    "masked_lm",
+    "next_sentence",
+    "code_generation",
+    "skip_gram",
+    "classes",
+    "spans",
+    "yes_no",
+    "quiz",
+    "translation",
+    "chatbot",
+    "preference_tuning",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("workers")
+
+
+def start(command, folder, index, addresses):
+    config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+    log = open(folder / f"worker_{index}.log", "w")  # noqa: SIM115, the process's
+    return subprocess.Popen(
+        [sys.executable, "-m", "keras_llm", "train", *command],
+        cwd=folder,
+        stdout=log,
+        stderr=log,
+        env={**os.environ, "TF_CONFIG": json.dumps(config)},
+    )
+
+
+def free_addresses(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return [f"127.0.0.1:{port}" for port in ports]
+
+
+def test_all_are_here(recipe_commands):
+    from keras_llm import recipes
+
+    assert set(NAMES) == set(recipe_commands)
+    assert {command[0] for command in recipe_commands.values()} == set(recipes.RECIPES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_workers_train_it(name, recipe_commands, folder):
+    out = "chatbot" if name == "chatbot" else f"run_{name}"
+    command = [*recipe_commands[name], "--out", out, "--distribution", "multi_worker"]
+    addresses = free_addresses(2)
+    workers = [start(command, folder, index, addresses) for index in (0, 1)]
+    codes = [worker.wait(timeout=900) for worker in workers]
+    told = [pathlib.Path(folder / f"worker_{index}.log").read_text() for index in (0, 1)]
+    assert codes == [0, 0], told
+    assert "done; the first worker writes the model" in told[1]
+    metrics = json.loads((folder / out / "metrics.json").read_text())
+    losses = [row[2] for row in metrics["training"]["history"]]
+    assert all(map(math.isfinite, losses)) and losses[-1] <= losses[0]
+    assert keras_llm.load(folder / out).model.count_params() == metrics["training"]["parameters"]
