@@ -146,7 +146,7 @@ RUNS = (
     ),
     Run(
         "glad",
-        "preference_tuning --start runs/reviews --pairs 600",
+        "preference_tuning --start runs/reviews --pairs 600" + _EXPORT,
         {
             "reward_margin": "reward margin {:.2f}",
             "reward_accuracy": "pairs ranked right {:.1%}",
