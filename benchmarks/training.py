@@ -183,10 +183,10 @@ def main():
         if "tensorboard" in found:
             boards += found.pop("tensorboard")
         rows += summarize(found, shape, vocabulary, one_dnn)
-    page = table(rows, statistics.median(row["of_step"] for row in boards), options)
+        page = table(rows, statistics.median(row["of_step"] for row in boards), options)
+        if options.page:  # after each case, so that what is measured is not lost
+            options.page.write_text(page, "utf-8")
     print(page)
-    if options.page:
-        options.page.write_text(page, "utf-8")
 
 
 def measure_one(options):

@@ -32,7 +32,7 @@ class Options(texts.StreamOptions):
     mask_rate: float = 0.15
     """Share of the words that are hidden."""
     whole_words: bool = True
-    """Whether all pieces of a word are hidden together; "False" hides pieces by themselves."""
+    """Whether all pieces of a word are hidden together, and not pieces by themselves."""
     next_sentence: bool = False
     """Whether a second head learns to tell if the second of two passages follows the first, as in
     BERT; it is left in the folder `next_sentence`."""

@@ -86,7 +86,7 @@ def recipe_commands(text_folder, tmp_path_factory):
         "masked_lm": ["masked_lm", *texts],
         "next_sentence": ["masked_lm", *texts, "--next-sentence"],
         "code_generation": ["code_generation", *texts],
-        "skip_gram": ["word_vectors", *texts, "--benchmarks", "False", "--word", "is"],
+        "skip_gram": ["word_vectors", *texts, "--no-benchmarks", "--word", "is"],
         "classes": with_rows("text_classification", "labelled"),
         "spans": with_rows("question_answering", "spans"),
         "yes_no": with_rows("question_answering", "yes_no", "--kind", "yes_no"),

@@ -128,8 +128,9 @@ def test_recipes_without_generated_texts_train_on_two_devices(
     train = ["train", *recipe_commands[name], "--out", str(out), "--distribution", kind]
     process(["-m", "keras_llm", *train])
     metrics = json.loads((out / "metrics.json").read_text())
-    losses = [row[2] for row in metrics["training"]["history"]]
-    assert np.isfinite(losses).all() and losses[-1] <= losses[0]
+    _, losses, held_out = zip(*metrics["training"]["history"], strict=True)
+    assert np.isfinite(losses + held_out).all()
+    assert losses[-1] < losses[0] or len(losses) == 1
 
 
 @pytest.mark.parametrize("kind", ["jax_data", "jax_model"])

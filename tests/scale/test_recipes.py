@@ -71,6 +71,7 @@ def test_two_workers_train_it(name, recipe_commands, folder):
     assert codes == [0, 0], told
     assert "done; the first worker writes the model" in told[1]
     metrics = json.loads((folder / out / "metrics.json").read_text())
-    losses = [row[2] for row in metrics["training"]["history"]]
-    assert all(map(math.isfinite, losses)) and losses[-1] <= losses[0]
-    assert keras_llm.load(folder / out).model.count_params() == metrics["training"]["parameters"]
+    _, losses, held_out = zip(*metrics["training"]["history"], strict=True)
+    assert all(map(math.isfinite, losses + held_out))
+    assert losses[-1] < losses[0] or len(losses) == 1
+    assert keras_llm.load(folder / out).model.count_params() > 1000

@@ -139,6 +139,11 @@ def fit_other(strategy, name):
         verbose=0,
         validation_data=held_out,
     ).history
+    if name == "pairs":
+        examples = [(row.tolist(), [1] * 12) for row in x["token_ids"][:, 0]]
+        with strategy.scope() if strategy else contextlib.nullcontext():
+            found = training.log_probabilities(trainer.model, examples, batch_size=8)
+        history["log_probabilities"] = found.tolist()
     norm = float(keras.ops.convert_to_numpy(trainer.optimizer.gradient_norm))
     weights = [np.asarray(w).tolist() for w in trainer.trained.get_weights()]
     return {"weights": weights, "history": history, "gradient_norm": norm}
