@@ -1,10 +1,12 @@
 """Rows of unequal length to padded batches, like lengths together, deterministic by seed."""
 
+import keras
 import numpy as np
 
 from keras_llm.errors import InputError
 
 _POOL = 32  # batches whose rows are sorted by length together
+_STEP = 32  # tokens between two lengths of batches on JAX
 
 
 def batch_plan(lengths, batch_size, epochs=1, seed=None):
@@ -49,7 +51,8 @@ def padded_dataset(columns, plan, pad_id=0):
     Returns:
         `tf.data.Dataset` of `len(plan)` dicts. A column of lists gives int32 (B, T) under its
         name, T the longest of the batch, and int32 (B,) under `<name>_length`. A column that is
-        an array gives (B, ...).
+        an array gives (B, ...). On Keras's JAX backend, which compiles every shape anew, T is
+        rounded up to a multiple of 32, but not beyond the longest row of all.
     """
     import tensorflow as tf
 
@@ -64,6 +67,11 @@ def padded_dataset(columns, plan, pad_id=0):
             picked = tf.gather(tensor, rows)
             fill = pad_id[name] if isinstance(pad_id, dict) else pad_id
             found[name] = picked.to_tensor(fill)
+            if keras.backend.backend() == "jax":
+                length = picked.bounding_shape(axis=1)
+                width = tf.minimum(-(-length // _STEP) * _STEP, tensor.bounding_shape(axis=1))
+                more = [[0, 0], [0, width - length]]
+                found[name] = tf.pad(found[name], more, constant_values=fill)
             found[f"{name}_length"] = tf.cast(picked.row_lengths(), tf.int32)
         return found
 

@@ -1,7 +1,7 @@
 """What the tasks of models with a head share: texts in frames, batches, truncation."""
 
+import keras
 import numpy as np
-from keras import ops
 
 from keras_llm import models
 from keras_llm.errors import InputError
@@ -104,13 +104,22 @@ class HeadTask(Task):
             segment_ids: int32 (B, T), for models that have segments; all 0 if None.
             **inputs: further inputs of the model, by name.
         """
-        token_ids = ops.convert_to_tensor(token_ids, "int32")
-        places = ops.expand_dims(ops.arange(ops.shape(token_ids)[1], dtype="int32"), 0)
+        import tensorflow as tf
+
+        in_tensorflow = tf.is_tensor(token_ids)  # `tf.data` too, whatever the backend is
+        if in_tensorflow:
+            token_ids = tf.cast(token_ids, tf.int32)
+            places = tf.range(tf.shape(token_ids)[1])
+        else:
+            token_ids, lengths = np.asarray(token_ids, "int32"), np.asarray(lengths)
+            places = np.arange(token_ids.shape[1])
         inputs["token_ids"] = token_ids
-        inputs["padding_mask"] = places < ops.expand_dims(lengths, 1)
-        inputs["segment_ids"] = ops.zeros_like(token_ids) if segment_ids is None else segment_ids
-        names = [tensor.name for tensor in self.model.inputs]
-        return {name: ops.convert_to_tensor(inputs[name]) for name in names}
+        inputs["padding_mask"] = places[None] < lengths[:, None]
+        inputs["segment_ids"] = token_ids * 0 if segment_ids is None else segment_ids
+        found = {tensor.name: inputs[tensor.name] for tensor in self.model.inputs}
+        if in_tensorflow:
+            return found
+        return keras.tree.map_structure(keras.ops.convert_to_tensor, found)
 
 
 def rows_of(name, texts):
