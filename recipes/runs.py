@@ -253,8 +253,7 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
         callbacks=[best],
     )
     if options.distribution == "jax_data":
-        train_data = train_data.map(_of_rows(options.batch_size))
-        validation_data = _even(options, validation_data)
+        train_data, validation_data = _even(options, train_data, validation_data)
     train_data, watching = resume.data(train_data), []
     if replicas.is_chief():
         say(f"watch it: tensorboard --logdir {pathlib.Path(options.out).parent}")
@@ -297,33 +296,28 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
     }
 
 
-def _of_rows(count):
-    """A function from a batch to the same of a known number of rows, which JAX's devices split."""
+def _even(options, train_data, held_out):
+    """Data whose batches say how many rows they have, which JAX's devices split: as many as the
+    first of the training has; held-out batches of fewer are left out.
+
+    Raises:
+        InputError: if no held-out batch has as many.
+    """
     import tensorflow as tf
+
+    def rows(parts):
+        return tf.shape(tf.nest.flatten(parts)[0])[0]
 
     def shaped(*parts):
         return tf.nest.map_structure(
             lambda part: tf.ensure_shape(part, [count, *part.shape[1:]]), parts
         )
 
-    return shaped
-
-
-def _even(options, held_out):
-    """The batches that have all rows.
-
-    Raises:
-        InputError: if there are none.
-    """
-    import tensorflow as tf
-
-    def has_all(*parts):
-        return tf.shape(tf.nest.flatten(parts)[0])[0] == options.batch_size
-
-    whole = held_out.filter(has_all).map(_of_rows(options.batch_size))
-    some = next(iter(whole), None) is not None
-    options.check(("batch_size", some, "no more than the held-out rows, with jax_data"))
-    return whole
+    count = int(rows(next(iter(train_data))))
+    whole = held_out.filter(lambda *parts: rows(parts) == count).map(shaped)
+    has_some = next(iter(whole), None) is not None
+    options.check(("batch_size", has_some, "no more than the held-out rows, with jax_data"))
+    return train_data.map(shaped), whole
 
 
 def write(folder, task, metrics, card):

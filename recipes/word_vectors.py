@@ -55,6 +55,8 @@ class Options(texts.Options):
     benchmarks: bool = True
     """Measure on analogies and similarities, which are fetched from the package gensim."""
 
+    distributions = runs.ON_TENSORFLOW  # its batches have any number of rows
+
     def __post_init__(self):
         super().__post_init__()
         self.check(

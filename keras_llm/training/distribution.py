@@ -141,6 +141,8 @@ def check_batches(data, batch_size=None, name="x"):
     parts = math.prod(found.device_mesh.shape)
     if isinstance(found, keras.distribution.ModelParallel):
         parts = found.num_model_replicas
+    if parts == 1:
+        return
     sizes = set()
     if hasattr(data, "element_spec"):
         sizes = {spec.shape[0] for spec in keras.tree.flatten(data.element_spec)}
