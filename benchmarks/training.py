@@ -1,6 +1,6 @@
 """Training with `fit` beside KerasHub's layers and PyTorch: tokens per second and peak memory.
 
-    python benchmarks/training.py --page docs/training_benchmark.md
+    python benchmarks/training.py --page page.md
 
 A GPT-style decoder (6 layers) and a BERT-style encoder (4 layers, 15 % of the tokens predicted) of
 width 256, with 4 heads, feed-forward 1024, length 256, batch 8, in float32 with AdamW, on a CPU
@@ -27,9 +27,9 @@ import training_peers as peers
 THREADS = 2
 CASES = (  # shape, vocabulary, oneDNN, sides
     ("gpt", 8000, True, ("keras_llm", "KerasHub", "PyTorch", "torch.compile", "tensorboard")),
-    ("gpt", 8000, False, ("keras_llm", "KerasHub")),
     ("gpt", 32000, True, ("keras_llm", "rematerialized", "plain loss", "KerasHub", "PyTorch")),
     ("bert", 8000, True, ("keras_llm", "KerasHub", "PyTorch", "torch.compile")),
+    ("gpt", 8000, False, ("keras_llm", "KerasHub")),
 )
 TRY = ("tiny", 100, True, ("keras_llm", "KerasHub", "tensorboard"))
 PLANS = "What `training.plan_memory` predicts, and what training took above the process before it:"
@@ -161,6 +161,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument(
+        "--only", type=int, nargs="*", default=range(len(CASES)), help="these of the cases, from 0"
+    )
     parser.add_argument("--tiny", action="store_true", help="a tiny shape, to try the script")
     parser.add_argument("--page", type=pathlib.Path, help="markdown file to write")
     names = [*peers.KERAS, *peers.TORCH, "matmul", "tensorboard"]
@@ -172,7 +175,9 @@ def main():
         print(json.dumps(measure_one(options)))
         return
     rows, boards = [], []
-    for shape, vocabulary, one_dnn, sides in [TRY] if options.tiny else CASES:
+    for shape, vocabulary, one_dnn, sides in (
+        [TRY] if options.tiny else [CASES[i] for i in options.only]
+    ):
         arguments = ["--shape", shape, "--vocabulary", vocabulary, "--steps", options.steps]
         arguments += ["--batch-size", options.batch_size]
         found = {name: [] for name in (*sides, "matmul")}
@@ -183,7 +188,7 @@ def main():
         if "tensorboard" in found:
             boards += found.pop("tensorboard")
         rows += summarize(found, shape, vocabulary, one_dnn)
-        page = table(rows, statistics.median(row["of_step"] for row in boards), options)
+        page = table(rows, boards, options)
         if options.page:  # after each case, so that what is measured is not lost
             options.page.write_text(page, "utf-8")
     print(page)
@@ -228,7 +233,7 @@ def summarize(found, shape, vocabulary, one_dnn):
         }
 
 
-def table(rows, board, options):
+def table(rows, boards, options):
     names = ["shape", "vocabulary", "oneDNN", "", "tokens / s", "tokens / CPU s", "of peak"]
     names += ["speed / KerasHub's", "peak memory, MiB", "memory / KerasHub's"]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
@@ -248,12 +253,17 @@ def table(rows, board, options):
             )
     text = " ".join(__doc__.split("\n\n")[2].split())
     note = " A tiny shape, to try the script." if options.tiny else ""
+    board = ""
+    if boards:
+        share = statistics.median(row["of_step"] for row in boards)
+        board = (
+            f"\nTensorBoard's callback at its defaults takes {share:.2%} of a step's CPU time.\n"
+        )
+    only = " ".join(map(str, options.only))
     return (
-        f"# Training\n\nWritten by `python benchmarks/training.py --page "
-        f"docs/training_benchmark.md` on {datetime.date.today()}, {options.rounds} rounds of "
-        f"{options.steps} steps.{note} {text}\n\n"
-        + "\n".join(lines)
-        + f"\n\nTensorBoard's callback at its defaults takes {board:.2%} of a step's CPU time.\n"
+        f"# Training\n\nWritten by `python benchmarks/training.py --rounds {options.rounds} "
+        f"--steps {options.steps} --only {only} --page {options.page}` on "
+        f"{datetime.date.today()}.{note} {text}\n\n" + "\n".join(lines) + f"\n{board}"
     )
 
 
