@@ -142,7 +142,7 @@ def test_every_recipe_says_which_distributions_it_takes():
             else:
                 with pytest.raises(InputError, match="--distribution must be of mirrored, multi_"):
                     options(out="m", distribution=kind, **needed)
-        with pytest.raises(InputError, match="--export must be (left out|empty)"):
+        with pytest.raises(InputError, match=r"--export must be (left out|empty)"):
             options(out="m", distribution="mirrored", export="litert", **needed)
 
 
