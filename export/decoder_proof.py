@@ -13,6 +13,7 @@ _OTHER_KL_DIVERGENCE = 1.0
 _HELD_OUT_TOKENS = 2048  # at most
 _WINDOW = 256  # tokens of one text
 _BATCH = 4  # of them go through Keras together
+_LENGTHS = 64  # padded to multiples of this: few shapes, few graphs
 
 
 class DecoderProof(Proof):
@@ -130,6 +131,7 @@ class DecoderProof(Proof):
     def _logits_of(self, rows):
         """Keras's logits (T - 1, V) of each row but its last token."""
         longest = max(len(ids) for _, ids in rows) - 1
+        longest = min(-(-longest // _LENGTHS) * _LENGTHS, self.plan.task.model.config.max_length)
         for begin in range(0, len(rows), _BATCH):
             batch = [(source, ids[:-1]) for source, ids in rows[begin : begin + _BATCH]]
             filled = batch + batch[:1] * (_BATCH - len(batch))  # one shape, one graph

@@ -85,9 +85,11 @@ def run(options):
         print(f"{name}: {paths[name]}, {report['bytes']['total']:,} bytes")
 
     _head("3. The same greedy text from all three")
-    _, held_out_documents = texts.documents(recipe)
-    prompts = [" ".join(text[:PROMPT_CHARACTERS].split(" ")[:-1]) for text in held_out_documents]
-    with silent_stderr():
+    with silent_stderr():  # what the documents are was said above
+        _, held_out_documents = texts.documents(recipe)
+        prompts = [
+            " ".join(text[:PROMPT_CHARACTERS].split(" ")[:-1]) for text in held_out_documents
+        ]
         rows = greedy_texts(task, paths, [prompt for prompt in prompts if prompt.strip()][:3])
     for row in rows:
         print(f"prompt       {row['prompt']!r}")

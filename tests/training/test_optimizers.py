@@ -88,6 +88,18 @@ def test_they_learn_and_come_back_from_their_config(make):
     assert float(optimizer.gradient_norm) > 0 and float(optimizer.skipped) == 0
 
 
+@pytest.mark.parametrize("shape", [(8, 32), (32, 8), (8, 12), (3, 8, 32)])
+def test_muon_orthogonalises_as_keras_does(shape):
+    gradient = np.random.default_rng(0).normal(size=shape).astype("float32")
+    gradient[..., 0, :] = gradient[..., 1, :] * 0.999  # one singular value is next to nothing
+    ours, keras_s = training.Muon(), keras.optimizers.Muon()
+    for steps in (1, 5):
+        expected = np.asarray(keras_s.zeropower_via_newtonschulz5(gradient, steps))
+        found = np.asarray(ours.zeropower_via_newtonschulz5(gradient, steps))
+        assert found.shape == shape
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
 def test_the_norm_and_the_clipping_are_those_of_the_summed_gradient():
     """The rows of an embedding's gradient come once for each token; the norm is of their sum."""
     table = keras.Variable(np.ones((5, 2)), name="embeddings")
