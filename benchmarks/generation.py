@@ -19,7 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 THREADS = 2
 
 SHAPES = {
-    "6 layers of 256": {
+    "6 layers, width 256": {
         "vocabulary_size": 8000,
         "num_layers": 6,
         "hidden_dim": 256,
@@ -40,10 +40,10 @@ SHAPES = {
 }
 # shape, batch, prompt tokens, new tokens
 CASES = [
-    ("6 layers of 256", 1, 32, 64),
-    ("6 layers of 256", 8, 32, 64),
-    ("6 layers of 256", 1, 128, 1),
-    ("6 layers of 256", 1, 512, 1),
+    ("6 layers, width 256", 1, 32, 64),
+    ("6 layers, width 256", 8, 32, 64),
+    ("6 layers, width 256", 1, 128, 1),
+    ("6 layers, width 256", 1, 512, 1),
     ("SmolLM2-135M", 1, 32, 64),
     ("SmolLM2-135M", 8, 32, 64),
     ("SmolLM2-135M", 1, 128, 1),
@@ -218,15 +218,17 @@ def main():
 
 def page(rows, rounds):
     lines = [
-        "# Benchmarks",
+        "# Text generation",
         "",
         "Written by `python benchmarks/generation.py --page docs/benchmarks.md`, in the",
-        "environment of `make test-parity`: float32, a CPU with two threads each, greedy, the",
-        f"peers one after the other in every round, medians of {rounds}. A row with one new token",
-        "measures the reading of its prompt. The last column is our tokens per second over those",
-        "of the row.",
+        "environment of `make test-parity`: float32, a CPU with two threads each, greedy. The",
+        "libraries write the same number of tokens with a model of the same shape, one after the",
+        f"other in every round; medians of {rounds}. llama.cpp takes part with SmolLM2-135M and",
+        "one text. A row with one new token measures the reading of its prompt. The last column",
+        "is keras_llm's tokens per second over those of the row.",
         "",
-        "| shape | batch | prompt | new | | tokens / s | tokens / CPU s | first call, s | ratio |",
+        "| shape | batch | prompt tokens | new tokens | library | tokens/s | tokens/CPU s | "
+        "first call, s | ratio |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     speed = {row[:5]: row[5] for row in rows}

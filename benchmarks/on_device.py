@@ -223,7 +223,8 @@ def tables(folder, medians, losses, options):
         f"other; medians. A prompt of {PROMPT} tokens is read, then {NEW} tokens are decoded, in a",
         f"cache of {CACHE_LENGTH}. Perplexity on {options.tokens} tokens of Python's language",
         f"reference in windows of {WINDOW}, ours balanced on other parts of it; in float32 it is",
-        f"{losses['smollm2-f32.gguf']:.3f}.",
+        f"{losses['smollm2-f32.gguf']:.3f}. LiteRT runs the `.tflite` files, llama.cpp the `.gguf`",
+        "files.",
         "",
         "| file | MB | perplexity | threads | load, s | prefill, tokens/s | decode, tokens/s | "
         "peak MB |",

@@ -25,7 +25,7 @@ KINDS = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shape", choices=list(generation.SHAPES), default="6 layers of 256")
+    parser.add_argument("--shape", choices=list(generation.SHAPES), default="6 layers, width 256")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--new", type=int, default=32, help="tokens to write")
     options = parser.parse_args()

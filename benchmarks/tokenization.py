@@ -96,7 +96,7 @@ def page(rows, options):
         f"of {options.rounds}; one after the other in every round. The ids are the same. The ratio",
         "is ours over theirs, by the CPU second.",
         "",
-        "| tokenizer | text | | MB / s | MB / CPU s | ratio |",
+        "| tokenizer | text | library | MB/s | MB/CPU s | ratio |",
         "|---|---|---|---|---|---|",
     ]
     ours = {row[:2]: row[4] for row in rows if row[2] == "keras_llm, graph"}

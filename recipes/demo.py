@@ -27,7 +27,7 @@ class Options:
     """A corpus by name."""
     data: str | None = None
     """Your own text instead of a corpus."""
-    max_megabytes: float = 6.5
+    max_megabytes: float = 3.5
     """Use this much text."""
     smoke: bool = False
     """A tiny model, to try the whole way in under a minute."""

@@ -174,6 +174,8 @@ def optimizer(options, steps):
         weight_decay=decay,
         adam_weight_decay=decay,
         adam_beta_2=0.95,
+        adam_lr_ratio=3,
+        ns_steps=4,
         global_clipnorm=1.0,
         exclude_layers=["logits", "head/"],
     )

@@ -34,23 +34,56 @@ def on_pre_build(config):
         log.warning("%s has no docstring", name)
 
 
-_FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
+_FORMULA = re.compile(
+    r"([(\u201c\uff08]?)"
+    r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\2>'
+    r"([,.;:!?)\u201d\u3001\u3002\uff01\uff09\uff0c\uff1a\uff1b\uff1f]*)",
+    re.DOTALL,
+)
+_LETTERS = re.compile(r'(?:<mi mathvariant="normal">\w</mi>){2,}')
+_FUNCTION = re.compile(
+    r"(<msub><mi>log</mi>.*?</msub>|<mi>(?:log|exp|sin|cos)</mi>)(?!<mo[^>]*>&#x00028;)"
+)
+_CODE = re.compile(r"(?<!<pre><span></span>)(?<!<pre>)<code>([^<]+)</code>")
+_NUMBER = re.compile(r"\d[\d.]*e[-+]\d+|\d{4}-\d\d-\d\d")
+_ROW = re.compile(r"<tr>.*?</tr>", re.DOTALL)
 
 
 def on_page_content(html, page, config, files):
     """Turn formulas into MathML, which browsers render by themselves; name sources as they are."""
-
-    def mathml(match):
-        tag, latex = match.groups()
-        for entity, character in (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&")):
-            latex = latex.replace(entity, character)
-        display = "block" if tag == "div" else "inline"
-        math = latex2mathml.converter.convert(latex, display=display)
-        return f'<{tag} class="formula">{math}</{tag}>'
-
     html = re.sub("build/docs_library/keras_llm/(export|recipes)/", r"\1/", html)
     html = html.replace("build/docs_library/", "")
-    return _FORMULA.sub(mathml, html)
+    html = _CODE.sub(_breakable, html)
+    html = _ROW.sub(lambda row: _NUMBER.sub(_whole, row.group()), html)
+    return _FORMULA.sub(_mathml, html)
+
+
+def _mathml(match):
+    before, tag, latex, after = match.groups()
+    for entity, character in (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&")):
+        latex = latex.replace(entity, character)
+    display = "block" if tag == "div" else "inline"
+    math = latex2mathml.converter.convert(latex, display=display)
+    # A name is one word; a function stands off its argument.
+    math = _LETTERS.sub(lambda name: f"<mi>{re.sub('<[^>]*>', '', name.group())}</mi>", math)
+    math = _FUNCTION.sub(r'\1<mspace width="0.167em"/>', math)
+    # Punctuation is inside, so that no line begins or ends with it.
+    return f'<{tag} class="formula">{before}{math}{after}</{tag}>'
+
+
+def _breakable(match):
+    """Inline code that breaks at spaces and inside long words, but not after any hyphen."""
+
+    def word(match):
+        if len(match.group()) > 24:
+            return re.sub(r"(?<=[\w)\]])([(.=/_,]+)(?=\w)", r"\1<wbr>", match.group())
+        return _whole(match) if "-" in match.group() else match.group()
+
+    return f"<code>{re.sub(r'[^ ]+', word, match.group(1))}</code>"
+
+
+def _whole(match):
+    return f'<span class="whole">{match.group()}</span>'
 
 
 _FETCHED = re.compile(

@@ -1,13 +1,14 @@
 """Look at every page of the built site in headless Chromium: `make look`.
 
 Each page is opened at the width of a desktop and of a phone, light and dark, with nothing to be had
-but the site itself. Pictures of the four go into one sheet for each page, in build/look. What is
-wrong is printed, and the exit code is 1: a request elsewhere, an error in the console, a page that
-is wider than its window, a picture or formula that is not shown.
+but the site itself. Pictures of the four go side by side into sheets in build/look, several for a
+long page. What is wrong is printed, and the exit code is 1: a request elsewhere, an error in the
+console, a page that is wider than its window, a picture or formula that is not shown.
 """
 
 import functools
 import http.server
+import io
 import itertools
 import pathlib
 import shutil
@@ -21,7 +22,7 @@ from playwright import sync_api
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SITE, SHEETS = ROOT / "build/site", ROOT / "build/look"
 WIDTHS = {"desktop": 1280, "phone": 390}
-LONGEST = 6000  # pixels of a page that are in its picture
+LONGEST = 6000  # pixels of a page that are in one sheet
 
 WRONG = """() => {
   const found = [];
@@ -59,14 +60,13 @@ def main(*names):
         for page in pages:
             pictures = []
             for (name, scheme), look in looks.items():
-                picture = SHEETS / f"{name}_{scheme}.png"
-                for problem in look.at(f"http://localhost:{server.server_port}/{page}", picture):
+                for problem in look.at(f"http://localhost:{server.server_port}/{page}"):
                     problems.append(f"{page}, {name}, {scheme}: {problem}")
-                pictures.append(picture)
-            _sheet(pictures).save(SHEETS / f"{'_'.join(page.with_suffix('').parts)}.png")
+                pictures.append(look.pictures())
+            for part, images in enumerate(itertools.zip_longest(*pictures)):
+                name = "_".join(page.with_suffix("").parts) + (f"-{part + 1}" if part else "")
+                _sheet(images).save(SHEETS / f"{name}.png")
         browser.close()
-    for picture in pictures:
-        picture.unlink()
     print("\n".join(dict.fromkeys(problems)))
     print(f"{len(pages)} pages, {len(problems)} problems; sheets in {SHEETS}")
     return 1 if problems else 0
@@ -82,17 +82,20 @@ class _Look:
         self._page.on("pageerror", lambda error: self._problems.append(str(error)))
         self._page.on("console", self._told)
 
-    def at(self, url, picture):
-        """Open a page, save its picture, and tell what is wrong."""
+    def at(self, url):
+        """Open a page and tell what is wrong."""
         self._problems = []
         self._page.goto(url, wait_until="load")
         self._page.wait_for_timeout(200)  # tables are wrapped after that
-        found = self._page.evaluate(WRONG)
+        return [*self._problems, *self._page.evaluate(WRONG)]
+
+    def pictures(self):
+        """The page, cut where it is too long."""
         height = self._page.evaluate("document.documentElement.scrollHeight")
         width = self._page.viewport_size["width"]
-        clip = {"x": 0, "y": 0, "width": width, "height": min(height, LONGEST)}
-        self._page.screenshot(path=picture, full_page=True, clip=clip)
-        return [*self._problems, *found]
+        for top in range(0, height, LONGEST):
+            clip = {"x": 0, "y": top, "width": width, "height": min(height - top, LONGEST)}
+            yield Image.open(io.BytesIO(self._page.screenshot(full_page=True, clip=clip)))
 
     def _only_here(self, route):
         url = urllib.parse.urlsplit(route.request.url)
@@ -106,9 +109,9 @@ class _Look:
             self._problems.append(message.text)
 
 
-def _sheet(pictures):
-    """The pictures side by side, those of the desktop at half their size."""
-    images = [Image.open(path).convert("RGB") for path in pictures]
+def _sheet(images):
+    """The pictures side by side, those of the desktop at half their size; None is nothing."""
+    images = [image.convert("RGB") for image in images if image]
     images = [image.reduce(2) if image.width > 640 else image for image in images]
     sheet = Image.new("RGB", (sum(i.width + 10 for i in images), max(i.height for i in images)))
     left = 0

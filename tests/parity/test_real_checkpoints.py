@@ -118,7 +118,7 @@ def llamas(smollm2):
 def prompts(task):
     template = ChatTemplate(task.metadata["chat_template"])
     for text in PLAIN:
-        yield text, text
+        yield (f"`{text}`" if "\n" in text else text), text  # code is shown as code
     for text in CHAT:
         yield f"chat: {text}", template.render([{"role": "user", "content": text}])
 

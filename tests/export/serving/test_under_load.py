@@ -121,4 +121,4 @@ def test_sigterm_under_load(process, load, record):
         time.sleep(0.5)
     codes = {error.code for error in loaded.failed}
     assert codes <= {"UNAVAILABLE"} and not loaded.wrong, codes
-    record("SIGTERM under load", "exit code 0; requests after it get UNAVAILABLE alone")
+    record("SIGTERM under load", "exit code 0; requests after it get only UNAVAILABLE")
