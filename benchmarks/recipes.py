@@ -238,23 +238,24 @@ def table(kept):
 
 
 def draw(kept, path):
-    """Training and held-out losses of all runs, a panel for each."""
+    """Training and held-out losses, a panel for each run that was evaluated more than once."""
     from matplotlib.figure import Figure
 
-    kept = {name: row for name, row in kept.items() if row["history"]}
-    columns = 3
+    kept = {name: row for name, row in kept.items() if len(row["history"]) > 1}
+    columns = 2  # so that a phone shows them
     rows = -(-len(kept) // columns)
-    figure = Figure(figsize=(10, 2.4 * rows), layout="constrained")
+    figure = Figure(figsize=(6, 1.9 * rows), layout="constrained")
     for place, (name, row) in enumerate(kept.items(), 1):
         axes = figure.add_subplot(rows, columns, place)
         steps, train, held_out = zip(*row["history"], strict=True)
         axes.plot(steps, train, marker=".", label="training")
         axes.plot(steps, held_out, marker=".", label="held out")
-        axes.set_title(name, fontsize=9)
-        axes.tick_params(labelsize=7)
+        axes.set_title(name)
         if place == 1:
-            axes.legend(fontsize=7)
-    figure.savefig(path, dpi=80)
+            axes.legend()
+    figure.supxlabel("steps")
+    figure.supylabel("loss")
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ The model, the SavedModel and the TFLite file are those that the demo left in `-
 import argparse
 import os
 import pathlib
+import textwrap
 import time
 from functools import partial
 
@@ -18,7 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 PICTURES = pathlib.Path(__file__).parent.parent / "pictures"
-SENTENCE = "The film is good, but the story of the film is not."
+SENTENCE = "The film is good, but the story is not."
 
 
 def main():
@@ -36,22 +37,22 @@ def main():
     cache()
 
 
-def attention(task):
-    """Where the heads of the first layer look."""
+def attention(task, layer=2):
+    """Where the heads of a layer look."""
     from keras_llm import models
 
-    ids = task.tokenizer.encode_prompt(SENTENCE)[:16]
+    ids = task.tokenizer.encode_prompt(SENTENCE)
     _, scores = models.forward(task.model, np.array([ids]), return_attention_scores=True)
-    heads = np.asarray(scores[0])[0]
+    heads = np.asarray(scores[layer])[0]
     names = [task.tokenizer.token(i).replace("\u2581", "_") for i in ids]
-    figure = new_figure(9, 9)
-    for index, weights in enumerate(heads[:4]):
-        axes = figure.add_subplot(2, 2, index + 1)
+    figure = new_figure(6, 6)
+    panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    for index, (axes, weights) in enumerate(zip(panels.flat, heads, strict=False)):
         axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
-        axes.set_xticks(range(len(ids)), names, rotation=90, fontsize=7)
-        axes.set_yticks(range(len(ids)), names, fontsize=7)
-        axes.set_title(f"layer 0, head {index}", fontsize=9)
-    figure.savefig(PICTURES / "attention.png", dpi=80)
+        axes.set_xticks(range(len(ids)), names, rotation=90)
+        axes.set_yticks(range(len(ids)), names)
+        axes.set_title(f"layer {layer}, head {index}")
+    figure.savefig(PICTURES / "attention.png", dpi=110)
 
 
 def rotary():
@@ -61,13 +62,13 @@ def rotary():
     positions = np.arange(200)
     figure = new_figure()
     axes = figure.add_subplot()
-    for base in (10000, 500000):
+    for base, where in ((10000, "usual"), (500000, "Llama 3")):
         layer = layers.RotaryEmbedding(base)
         turned = np.asarray(
             layer(np.ones((1, len(positions), 1, 64), "float32"), positions=positions)
         )
         products = turned[0, :, 0] @ turned[0, 0, 0] / 64
-        axes.plot(positions, products, label=f"base {base:,}")
+        axes.plot(positions, products, label=f"base {base:,} ({where})")
     axes.set(xlabel="distance, tokens", ylabel="product / H, H = 64")
     axes.legend()
     figure.savefig(PICTURES / "rotary.svg")
@@ -124,21 +125,23 @@ def sampling(task, shown=12):
     def scaled(temperature):
         return generation.scale_temperature(logits, np.array([temperature], "float32"))
 
-    half = np.array([0.5], "float32")
+    fifth = np.array([0.2], "float32")
     settings = {
         "temperature 1": logits,
         "temperature 0.5": scaled(0.5),
         "temperature 2": scaled(2.0),
-        "top_p 0.5": generation.keep_top(logits, np.array([0], "int32"), half),
+        "top_p 0.2": generation.keep_top(logits, np.array([0], "int32"), fifth),
     }
-    figure = new_figure(8, 5)
-    for index, (name, values) in enumerate(settings.items()):
+    figure = new_figure(6, 5)
+    panels = figure.subplots(2, 2, sharex=True, sharey=True).flat
+    for axes, (name, values) in zip(panels, settings.items(), strict=True):
         values = np.asarray(values, "float64")[0]
         weights = np.exp(values - values.max())
-        axes = figure.add_subplot(2, 2, index + 1)
         axes.bar(range(shown), (weights / weights.sum())[top])
-        axes.set_xticks(range(shown), names, rotation=60, fontsize=8)
-        axes.set_title(f"{prompt} ..., {name}", fontsize=9)
+        axes.set_xticks(range(shown), names, rotation=90)
+        axes.set_title(name)
+    figure.suptitle(f"{prompt} ...")
+    figure.supylabel("probability")
     figure.savefig(PICTURES / "sampling.svg")
 
 
@@ -154,26 +157,25 @@ def three_places(task, folder):
     serve = tf.saved_model.load(str(folder / "serving/demo/1")).signatures["serving_default"]
     device = export.LiteRTModel(folder / "mobile/demo.tflite")
     texts = {
-        "Keras\ntask(...)": task(prompt, count, temperature=0.0),
-        "SavedModel\nTensorFlow Serving": parity.greedy(serve, [prompt], count)["text"]
+        "Keras: task(...)": task(prompt, count, temperature=0.0),
+        "SavedModel: TensorFlow Serving": parity.greedy(serve, [prompt], count)["text"]
         .numpy()[0]
         .decode(),
-        "TFLite\na phone's runtime": device.generate(prompt, count),
+        "TFLite: a phone's runtime": device.generate(prompt, count),
     }
     assert len(set(texts.values())) == 1, texts
-    figure = new_figure(9, 2.6)
+    figure = new_figure(4.4, 3)
     axes = figure.add_subplot()
     axes.axis("off")
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    box = {"boxstyle": "round,pad=0.6", "facecolor": "#eceff1", "edgecolor": "#546e7a"}
-    axes.text(0.1, 0.5, "layers\nmodel.fit", ha="center", va="center", bbox=box)
-    for place, (name, text) in zip((0.85, 0.5, 0.15), texts.items(), strict=True):
-        axes.annotate(
-            "", (0.26, place), (0.17, 0.5), arrowprops={"arrowstyle": "->", "color": "#546e7a"}
-        )
-        axes.text(0.37, place, name, ha="center", va="center", bbox=box)
-        written = f"{prompt}{text}".replace("\n", " ")
-        axes.text(0.5, place, f'"{written}"', va="center", fontsize=9)
+    box = {"boxstyle": "round,pad=0.5", "facecolor": "#eceff1", "edgecolor": "#546e7a"}
+    source = axes.text(0.13, 0.5, "layers\nmodel.fit", ha="center", va="center", bbox=box)
+    for place, (name, text) in zip((0.87, 0.5, 0.13), texts.items(), strict=True):
+        written = textwrap.fill(f'"{prompt}{text}"'.replace("\n", " "), 36)
+        target = axes.text(0.36, place, f"{name}\n{written}", va="center", bbox=box)
+        ends = {"patchA": source.get_bbox_patch(), "patchB": target.get_bbox_patch()}
+        arrow = {"arrowstyle": "->", "color": "#546e7a", "shrinkA": 0, "shrinkB": 0, **ends}
+        axes.annotate("", (0.36, place), (0.13, 0.5), arrowprops=arrow)
     figure.savefig(PICTURES / "three_places.svg")
 
 

@@ -46,7 +46,7 @@ _FUNCTION = re.compile(
 )
 _CODE = re.compile(r"(?<!<pre><span></span>)(?<!<pre>)<code>([^<]+)</code>")
 _NUMBER = re.compile(r"\d[\d.]*e[-+]\d+|\d{4}-\d\d-\d\d")
-_ROW = re.compile(r"<tr>.*?</tr>", re.DOTALL)
+_CELL = re.compile(r"<td>(.*?)</td>", re.DOTALL)
 
 
 def on_page_content(html, page, config, files):
@@ -54,7 +54,7 @@ def on_page_content(html, page, config, files):
     html = re.sub("build/docs_library/keras_llm/(export|recipes)/", r"\1/", html)
     html = html.replace("build/docs_library/", "")
     html = _CODE.sub(_breakable, html)
-    html = _ROW.sub(lambda row: _NUMBER.sub(_whole, row.group()), html)
+    html = _CELL.sub(_cell, html)
     return _FORMULA.sub(_mathml, html)
 
 
@@ -80,6 +80,12 @@ def _breakable(match):
         return _whole(match) if "-" in match.group() else match.group()
 
     return f"<code>{re.sub(r'[^ ]+', word, match.group(1))}</code>"
+
+
+def _cell(match):
+    """A cell whose numbers do not break; long ones are marked, for they want more room."""
+    long = len(re.sub("<[^>]*>", "", match.group(1))) > 60
+    return f"<td{' class=long' * long}>{_NUMBER.sub(_whole, match.group(1))}</td>"
 
 
 def _whole(match):
