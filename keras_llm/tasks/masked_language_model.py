@@ -40,7 +40,7 @@ class MaskedLanguageModel(HeadTask):
     Args:
         model: a model from `models.masked_lm`.
         tokenizer: a `tokenizers.Tokenizer` with the model's vocabulary and a mask token, such as
-            "[MASK]" or "<mask>".
+            `[MASK]` or `<mask>`.
         metadata: dict of JSON values saved with the task.
 
     Raises:

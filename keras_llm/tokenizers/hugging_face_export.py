@@ -20,7 +20,7 @@ def to_hugging_face(tokenizer, folder, chat_template=None):
     programs that need tokenizer.json convert it as they do the original's. What is read gives
     the ids of `encode(text, parse_special=True)`, with the begin token (and [SEP] of a
     `WordPiece`) around them unless asked not to. Between equally likely spellings of a unigram
-    model the libraries may choose otherwise ("**" and "*" for "***").
+    model the libraries may choose otherwise (`**` and `*` for `***`).
 
     Args:
         tokenizer: a `BytePair`, `WordPiece` or `SentencePiece`.

@@ -125,7 +125,7 @@ class SentencePiece(Tokenizer):
 
         Args:
             text: str.
-            parse_special: bool. Whether control and unknown pieces, such as "</s>", that the
+            parse_special: bool. Whether control and unknown pieces, such as `</s>`, that the
                 text spells become their ids; the stretches between them are then texts of
                 their own. Otherwise they are plain text. Never true for text that a user
                 typed.

@@ -75,6 +75,7 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         self.decay_share = decay_share
 
     def __call__(self, step):
+        """The learning rate of an update, counted from 0: a float tensor."""
         step = ops.minimum(ops.cast(step, "float32"), float(self.total_steps))
         warmup = (step + 1.0) / (self.warmup_steps + 1.0)
         share = ops.where(step < self.warmup_steps, warmup, self._decayed(step))
