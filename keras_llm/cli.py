@@ -8,13 +8,12 @@ import contextlib
 import importlib
 import io
 import pathlib
-import signal
 import sys
-import threading
 
 import tyro
 
 import keras_llm
+from keras_llm import interrupts
 from keras_llm.commands import COMMANDS, train
 from keras_llm.commands.console import PROGRAM, import_tensorflow
 from keras_llm.errors import ExportError, InputError, ServingError
@@ -61,7 +60,7 @@ def _dispatch(arguments):
 def _guarded(function, *arguments):
     """Call, and turn what a user can mend into one line and exit code 2."""
     try:
-        with _interrupts() as seen:
+        with interrupts.noted() as seen:
             try:
                 function(*arguments)
             except Exception:
@@ -76,26 +75,6 @@ def _guarded(function, *arguments):
     except KeyboardInterrupt:
         return _fail("interrupted")
     return 0
-
-
-@contextlib.contextmanager
-def _interrupts():
-    """A list of the SIGINTs that came; each raises KeyboardInterrupt as it always does."""
-    seen, usual = [], signal.getsignal(signal.SIGINT)
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or usual is not signal.default_int_handler:  # ignored, or somebody else's
-        yield seen
-        return
-
-    def note(number, frame):
-        seen.append(number)
-        usual(number, frame)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, usual)
 
 
 def _parse(arguments):

@@ -9,6 +9,7 @@ import shutil
 import sys
 from typing import Literal
 
+from keras_llm import interrupts
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder, check_free
 
@@ -239,10 +240,15 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
         InputError: if the loss is not finite.
         SystemExit: on all workers but the first, when they are done.
     """
+    import keras
+
     from keras_llm import training
     from keras_llm.training import replicas
 
     replicas.check_same(options.seed, "--seed")  # waits for the first worker, who makes `folder`
+    interruptible = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: interrupts.check()
+    )
     steps, per_step = len(train_data), per_step or options.batch_size
     interval = max(1, steps // (options.epochs * options.evaluations))
     intervals = steps // interval
@@ -272,7 +278,7 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
         validation_data=validation_data,
         shuffle=False,
         verbose=0,
-        callbacks=[best, *watching, resume],
+        callbacks=[best, *watching, resume, interruptible],
     )
     if not replicas.is_chief():
         say("done; the first worker writes the model")

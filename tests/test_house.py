@@ -26,7 +26,7 @@ ROOMS = [
     {"generation"},
     {"models"},
     {"layers"},
-    {"errors", "files", "quiet"},
+    {"errors", "files", "interrupts", "quiet"},
 ]
 ONLY_KERAS = ("layers", "models", "generation", "training")
 

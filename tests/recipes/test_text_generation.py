@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import functools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import keras_llm
-from keras_llm import models, training
+from keras_llm import interrupts, models, training
 from keras_llm.errors import InputError
 from keras_llm.recipes import demo, runs, text_generation
 
@@ -170,6 +171,33 @@ def test_an_interrupted_training_keeps_its_best_weights(text_folder, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "unfinished run" in done.stderr and "--resume" in done.stderr
     assert best.is_file()
+
+
+class Interrupted:
+    """Whose end is interrupted, of which Python makes a warning."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interruption_that_is_lost_on_its_way_stops_too(text_folder, tmp_path, monkeypatch):
+    save = training.BestWeights.on_epoch_end
+
+    def save_and_lose(callback, epoch, logs=None):
+        save(callback, epoch, logs)
+        Interrupted()
+
+    monkeypatch.setattr(training.BestWeights, "on_epoch_end", save_and_lose)
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with interrupts.noted() as seen, pytest.raises(KeyboardInterrupt):
+            text_generation.run(options(text_folder, tmp_path / "run", epochs=9))
+        assert seen == [], "forgotten when all is done"
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    assert (tmp_path / "run.partial" / "best.weights.h5").is_file()
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_interruption_that_compiled_code_reports_as_its_own_error():
