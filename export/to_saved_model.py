@@ -30,7 +30,7 @@ def saved_model(task, path, version=1, overwrite=False, xla=False, weights=None,
             (TensorFlow Serving: `--xla_cpu_compilation_enabled=true`).
         weights: None to store weights as they are; "float16" or "int8" to store matrices in fewer
             bits. They are spelled out in float32 when the SavedModel is loaded: files and
-            transfers get smaller, memory and time stay.
+            transfers get smaller, memory does not, and text comes slower.
         beam_width: int or None. With a width, a `TextGeneration` or `Translation` has a signature
             `beam_search` with so many beams, all of which come back.
 
