@@ -4,14 +4,16 @@
 
 Every part is run once untimed and then `--rounds` times, one after the other in every round;
 figures are medians. A CPU second is one of all threads together. Memory is the most that is
-resident while the part runs, less what is when it begins (Linux). Film reviews by default;
-`--corpus python-stdlib` needs no download.
+resident while the part runs, less what is when it begins (Linux with glibc). Film reviews by
+default; `--corpus python-stdlib` needs no download.
 """
 
 import argparse
 import csv
+import ctypes
 import datetime
 import functools
+import gc
 import gzip
 import json
 import os
@@ -129,6 +131,8 @@ def memory(name):
 
 def measure(function):
     """Seconds, CPU seconds, and bytes of memory at most."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier parts have freed is no memory at hand
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before, wall, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
     function()

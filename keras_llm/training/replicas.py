@@ -39,8 +39,8 @@ def sharded_by_row(data):
 
 
 def after(values):
-    """A context whose operations wait for a nest of tensors: where the data ends, Keras's trainer
-    for TensorFlow would else do what does not depend on a batch once more."""
+    """A context whose operations with effects wait for a nest of tensors: where the data ends,
+    Keras's trainer for TensorFlow would else do what does not depend on a batch once more."""
     return _tensorflow().after(values) if _on_tensorflow() else contextlib.nullcontext()
 
 
