@@ -97,6 +97,8 @@ class Trainer(keras.Model):
         check_precision(self.optimizer, self.trained.trainable_variables)
         distribution.check_batches(x, batch_size)
         distribution.check_batches(kwargs.get("validation_data"), batch_size, "validation_data")
+        if hasattr(x, "element_spec"):  # a data set, of which Keras would warn that it stays as is
+            kwargs.setdefault("shuffle", False)
         with replicas.scope_of(self):
             if replicas.count() > 1 and not kwargs.get("steps_per_epoch"):
                 self._check_length(x)

@@ -74,7 +74,7 @@ def sharded_by_row(data):
 @contextlib.contextmanager
 def after(values):
     """Only what has effects waits: were it everything, as with `tf.control_dependencies`, the
-    peak of memory would be a fifth higher (constants are not folded, weights are read late)."""
+    peak of memory would be a fifth higher (docs/training_benchmark.md)."""
     if tf.executing_eagerly():
         yield
         return

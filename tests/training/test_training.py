@@ -291,6 +291,7 @@ def test_targets_that_are_ignored_need_not_be_in_the_vocabulary():
         small_trainer().fit(ids[:, :-1], ids[:, 1:], validation_data=held_out, verbose=0)
 
 
+@pytest.mark.filterwarnings("error:.*shuffle=True")
 def test_data_of_unknown_length_makes_no_step_more():
     ids = np.random.default_rng(0).integers(2, 37, (8, 9)).astype("int32")
     known = tf.data.Dataset.from_tensor_slices((ids[:, :-1], ids[:, 1:])).batch(2)
