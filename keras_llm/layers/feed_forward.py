@@ -1,9 +1,13 @@
 """The position-wise part of a Transformer block."""
 
 import keras
+from keras import ops
 
 from keras_llm.layers._parts import dense
-from keras_llm.layers.activations import get_activation
+from keras_llm.layers.activations import gelu_tanh, get_activation
+
+# What is zero at zero, for each feature by itself.
+_ELEMENTWISE = (keras.activations.gelu, gelu_tanh, keras.activations.relu, keras.activations.silu)
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -67,11 +71,29 @@ class FeedForward(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs, training=None):
-        hidden = self.up(inputs)
-        hidden = (
-            self.activation(self.gate(inputs)) * hidden if self.gated else self.activation(hidden)
+        extra = 16 if training and self._is_padded_in_training(inputs.shape[-1]) else 0
+        hidden = _project(self.up, inputs, columns=extra)
+        if self.gated:
+            hidden = self.activation(_project(self.gate, inputs, columns=extra)) * hidden
+        else:
+            hidden = self.activation(hidden)
+        outputs = _project(self.down, hidden, rows=extra)
+        return self.dropout_layer(outputs, training=training)
+
+    def _is_padded_in_training(self, width):
+        """Whether features that are always zero make training faster.
+
+        For narrow products oneDNN reads its inputs where they lie. Those of a kernel's gradient it
+        reads by columns, at half the speed where rows are a multiple of 2 KiB apart.
+        """
+        return (
+            keras.backend.backend() == "tensorflow"
+            and self.compute_dtype == "float32"
+            and width <= 256
+            and self.intermediate_dim % 512 == 0
+            and self.activation in _ELEMENTWISE
+            and all(_is_plain(layer) for layer in (self.up, self.gate, self.down) if layer)
         )
-        return self.dropout_layer(self.down(hidden), training=training)
 
     def compute_output_shape(self, inputs_shape):
         return inputs_shape
@@ -87,3 +109,22 @@ class FeedForward(keras.layers.Layer):
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
         }
+
+
+def _is_plain(layer):
+    """Whether a layer computes as `Dense` does: neither adapted nor quantized."""
+    return (
+        type(layer) is keras.layers.Dense
+        and not layer.lora_enabled
+        and layer.quantization_mode is None
+    )
+
+
+def _project(layer, inputs, rows=0, columns=0):
+    """A dense layer, with rows or columns of zeros added to its kernel."""
+    if not rows and not columns:
+        return layer(inputs)
+    outputs = ops.matmul(inputs, ops.pad(layer.kernel, ((0, rows), (0, columns))))
+    if layer.bias is None:
+        return outputs
+    return outputs + ops.pad(layer.bias, ((0, columns),))

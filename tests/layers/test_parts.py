@@ -6,6 +6,7 @@ import keras
 import keras_nlp
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,49 @@ def softmax(x):
 
 def silu(x):
     return x / (1 + np.exp(-x))
+
+
+# Feed forward
+
+
+def has_padding(layer, inputs):
+    run = tf.function(lambda x: layer(x, training=True)).get_concrete_function(inputs)
+    return any(op.type in ("Pad", "PadV2") for op in run.graph.get_operations())
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu"])
+@pytest.mark.parametrize("gated, use_bias", [(False, True), (True, False), (True, True)])
+def test_features_that_are_added_in_training_change_nothing(activation, gated, use_bias):
+    layer = layers.FeedForward(
+        512, activation, gated, use_bias, bias_initializer=keras.initializers.RandomNormal(seed=1)
+    )
+    inputs = tf.constant(random(2, 5, 24))
+    layer(inputs)
+    assert has_padding(layer, inputs)
+    found = []
+    for training in (True, False):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = layer(inputs, training=training)
+            loss = tf.reduce_sum(outputs**2)
+        sources = [inputs, *(variable.value for variable in layer.trainable_variables)]
+        found.append([outputs, *tape.gradient(loss, sources)])
+    for padded, plain in zip(*found, strict=True):
+        np.testing.assert_allclose(padded, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_no_features_are_added_where_they_would_count():
+    inputs = random(2, 5, 24)
+    for activation in ("softmax", "sigmoid", lambda x: x + 1):
+        assert not has_padding(layers.FeedForward(512, activation), inputs)
+    assert not has_padding(layers.FeedForward(500), inputs)
+    assert not has_padding(layers.FeedForward(512, dtype="mixed_bfloat16"), inputs)
+    assert not has_padding(layers.FeedForward(512), random(2, 5, 264))
+    for change in (lambda dense: dense.enable_lora(2), lambda dense: dense.quantize("int8")):
+        layer = layers.FeedForward(512)
+        layer(inputs)
+        change(layer.down)
+        assert not has_padding(layer, inputs)
 
 
 # Relative positions
