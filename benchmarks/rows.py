@@ -2,7 +2,8 @@
 
     python benchmarks/rows.py
 
-Tokens 2048, width 256, intermediate width 1024, float32, oneDNN. Medians of the rounds, in which
+Tokens 2048, width 256, intermediate width 1024, float32, oneDNN unless the environment variable
+TF_ENABLE_ONEDNN_OPTS is 0. Medians of the rounds, in which
 the variants take turns.
 """
 
