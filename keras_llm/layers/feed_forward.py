@@ -84,7 +84,8 @@ class FeedForward(keras.layers.Layer):
         """Whether features that are always zero make training faster.
 
         For narrow products oneDNN reads its inputs where they lie. Those of a kernel's gradient it
-        reads by columns, at half the speed where rows are a multiple of 2 KiB apart (docs/training_benchmark.md).
+        reads by columns, at half the speed where rows are a multiple of 2 KiB apart
+        (docs/training_benchmark.md).
         """
         return (
             keras.backend.backend() == "tensorflow"
