@@ -55,7 +55,7 @@ def ours(shape):
     import numpy as np
 
     from keras_llm import generation, models
-    from keras_llm.generation.tensorflow import Compiled
+    from keras_llm.generation.compiled import Compiled
 
     model = models.causal_lm(models.CausalLMConfig(**shape))
     compiled = Compiled(model, stop_id=-1, pad_id=0)

@@ -87,10 +87,9 @@ def run(options):
     validation = held_out[: 32 * options.batch_size]
     validation_data = data.chat_dataset(validation, options.batch_size, task.tokenizer.pad_id)
     trainer = runs.token_trainer(options, task.model, steps, None)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"
     runs.say(
         f"{len(train)} conversations, {size} tokens for training; {len(held_out)} held out; "
-        f"dropped: {reasons}"
+        f"dropped: {runs.reasons(dropped)}"
     )
     spoken, truth = (
         np.concatenate([np.array(ids)[np.array(flags) == 1] for ids, flags in part])
@@ -112,10 +111,8 @@ def run(options):
             size * options.epochs // steps,
             sample=lambda: chats.sample(task, options),
         )
-        row = dataclasses.asdict(options)
-        tuned = chats.with_weights(
-            options, task, {**task.metadata, "recipe": "chatbot", "options": row}
-        )
+        metadata = {"recipe": "chatbot", "options": dataclasses.asdict(options)}
+        tuned = chats.with_weights(options, task, {**task.metadata, **metadata})
         metrics |= {
             "held_out": training.evaluate_examples(tuned.model, held_out),
             "training": {

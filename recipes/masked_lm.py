@@ -130,12 +130,7 @@ def run(options):
                 targets[targets != tokenizer.pad_id],
                 tokenizer.vocabulary_size,
             ),
-            "training": {
-                "documents": len(train),
-                "tokens": len(train_ids),
-                **report,
-                **trained,
-            },
+            "training": {"documents": len(train), "tokens": len(train_ids), **report, **trained},
         }
         if judge:
             metrics[BASELINE]["next_sentence_accuracy"] = 0.5

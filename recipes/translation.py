@@ -99,9 +99,8 @@ def run(options):
         start_id=tokenizer.bos_id,
     )
     model = models.seq2seq(config)
-    task = tasks.Translation(
-        model, tokenizer, {"recipe": "translation", "options": dataclasses.asdict(options)}
-    )
+    metadata = {"recipe": "translation", "options": dataclasses.asdict(options)}
+    task = tasks.Translation(model, tokenizer, metadata)
     train_data, too_long = translations.batches(task, train, options, options.seed)
     validation_data, _ = translations.batches(task, held_out, options)
     if too_long:
@@ -120,13 +119,12 @@ def run(options):
             sample=lambda: f"{test[0][0]}\n\n> {task(test[0][0], options.max_length)}",
             attention={"encoder_token_ids": np.array([tokenizer.encode(test[0][0])[:32]])},
         )
-        sources = [source for source, _ in test]
-        found = translate(task, sources, options)
+        found = translate(task, test, options)
         metrics = {
             "held_out": training.evaluate_targets(model, validation_data, tokenizer.pad_id)
             | translations.measured(found, test, options),
             BASELINE: translations.measured(translations.nearest(train, test), test, options),
-            "copy": translations.measured(sources, test, options),
+            "copy": translations.measured([source for source, _ in test], test, options),
             "by_length": translations.by_length(found, test, options),
             "training": {"pairs": len(train) - too_long, "dropped": dropped, **trained},
         }
@@ -160,17 +158,15 @@ def evaluate(folder, data=None):
     options = runs.model_options(Options, task)
     columns = [options.source_column, options.target_column]
     found = read_records(data, columns) if data else rows(options)[1]
-    likely = training.evaluate_targets(
-        task.model, translations.batches(task, found, options)[0], task.tokenizer.pad_id
-    )
+    found_data, _ = translations.batches(task, found, options)
+    likely = training.evaluate_targets(task.model, found_data, task.tokenizer.pad_id)
     test = found[: options.test_rows]
-    found = translate(task, [source for source, _ in test], options)
-    return likely | translations.measured(found, test, options)
+    return likely | translations.measured(translate(task, test, options), test, options)
 
 
-def translate(task, sources, options):
-    """What the beam search of the options makes of texts, a list of str."""
-    longest = 2 * options.max_length
+def translate(task, pairs, options):
+    """What the beam search of the options makes of the sources of pairs, a list of str."""
+    sources, longest = [source for source, _ in pairs], 2 * options.max_length
     return translations.translated(task, sources, longest, beam_width=options.beam_width)
 
 
@@ -179,7 +175,6 @@ def _model_card(task, options, metrics, found, test):
         f"from {row['words_from']} words {row['bleu']:.1f} ({row['sources']} sources)"
         for row in metrics["by_length"]
     )
-    example = f'"{test[0][0]}" becomes "{found[0]}", expected "{test[0][1]}".'
     return cards.card(
         options,
         metrics,
@@ -192,7 +187,7 @@ def _model_card(task, options, metrics, found, test):
             f"`{metrics['held_out']['chrf_signature']}`.",
             f"BLEU by length: {lengths}.",
             f"Vocabulary of {task.tokenizer.vocabulary_size}, shared by both languages.",
-            f"Example: {example}",
+            f'Example: "{test[0][0]}" becomes "{found[0]}", expected "{test[0][1]}".',
             "Limits: it knows only texts like those it was trained on.",
         ],
         NEXT,

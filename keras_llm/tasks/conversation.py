@@ -1,7 +1,7 @@
 """A chat that goes on, each part of it read once."""
 
 from keras_llm.errors import InputError
-from keras_llm.generation.tensorflow import Known
+from keras_llm.generation.compiled import Known
 
 
 class Conversation:

@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_llm import generation, models
 from keras_llm.errors import InputError
-from keras_llm.generation.tensorflow import Compiled
+from keras_llm.generation.compiled import Compiled
 
 STOP, PAD = 2, 0
 

@@ -7,7 +7,7 @@ import keras_llm
 from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation import Sampling
-from keras_llm.generation.tensorflow import Compiled, Known
+from keras_llm.generation.compiled import Compiled, Known
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m.role[0] }}: {{ m.content }}\n{% endfor %}"

@@ -1,0 +1,381 @@
+"""The decode loop compiled with XLA: one compilation for each bucket of shapes.
+
+Rows, prompt lengths and room for new tokens are rounded up to buckets, so that calls of like sizes
+share one compilation; settings are tensors and compile nothing. With `KERAS_LLM_XLA=0` in the
+environment TensorFlow runs the same graphs without XLA: the first text comes sooner, all others
+later. How a function is compiled is the backend's matter, in the file of its name.
+"""
+
+import functools
+import importlib
+import os
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_llm import models
+from keras_llm.errors import InputError
+from keras_llm.generation import decode
+from keras_llm.generation.samplers import SETTINGS, Automaton, Sampling, dtype_of
+
+_SMALLEST = 16  # tokens; shorter prompts and budgets share this bucket
+_LARGEST_CHUNK = 256  # tokens that are read at a time after those that are known
+_BLOCK = 8  # tokens between two questions whether a text is over
+
+
+class Compiled:
+    """`decode.generate`, streaming, the searches and `decode.explain`, of one model.
+
+    Args:
+        model: a model from `models.causal_lm` or `models.seq2seq`.
+        stop_id: int, the token that ends a text, or several (S,).
+        pad_id: int, fills unused places.
+        jit_compile: bool. False runs the same graphs without XLA. None means XLA for a float32
+            model, unless `KERAS_LLM_XLA` says no; in a lower precision XLA rounds in other
+            places than the graph that is exported, and texts would differ. On JAX all is XLA.
+
+    Attributes:
+        traces: int, how many graphs have been traced and compiled so far.
+
+    Raises:
+        InputError: if Keras runs on another backend than TensorFlow or JAX.
+    """
+
+    def __init__(self, model, stop_id, pad_id, jit_compile=None):
+        backend = keras.backend.backend()
+        if backend not in ("tensorflow", "jax"):
+            raise InputError(
+                "text tasks run on TensorFlow and JAX; set KERAS_BACKEND=tensorflow (weights "
+                f"trained on {backend} load there)."
+            )
+        self.backend = importlib.import_module(f"keras_llm.generation.{backend}")
+        self.model = model
+        self.stop_ids = np.reshape(stop_id, -1).astype("int32")
+        self.pad_id = pad_id
+        if jit_compile is None:
+            is_wanted = os.environ.get("KERAS_LLM_XLA", "1") != "0"
+            is_float32 = model.get_layer("token_embedding").compute_dtype == "float32"
+            jit_compile = is_wanted and is_float32
+        self.jit_compile = jit_compile
+        self.traces = 0
+        self._functions = {}
+
+    def generate(
+        self,
+        token_ids,
+        lengths,
+        max_new_tokens,
+        sampling,
+        encoder_token_ids=None,
+        samples=1,
+        alternatives=0,
+        stop_ids=(),
+        is_over=None,
+        known=None,
+    ):
+        """`decode.generate` with array arguments.
+
+        Args:
+            token_ids, lengths, max_new_tokens, sampling, samples, alternatives: as of
+                `decode.generate`.
+            encoder_token_ids: int32 (B, S), of a `seq2seq` model.
+            stop_ids: ints, further tokens that end a text.
+            is_over: function from row and its new token ids, a list, to whether the text ends
+                there; it is asked every few tokens. None asks nothing.
+            known: a `Known` for one row, which is read from and then holds this text.
+
+        Returns:
+            The last `State`, without cache; `done` of a row that `is_over` ended is True.
+        """
+        run = _Run(self, token_ids, lengths, max_new_tokens, sampling, stop_ids, samples)
+        state = run.start(encoder_token_ids, alternatives, known)
+        if is_over is None:
+            state = run.advance(state, run.capacity)
+        else:
+            state = self._ask(run, state, is_over)
+            while not np.all(state.done):
+                state = run.advance(state, int(state.step) + _BLOCK)
+                state = self._ask(run, state, is_over)
+        if known is not None:
+            known.hold(token_ids, state)
+        return run.visible(state)
+
+    def stream(
+        self,
+        token_ids,
+        lengths,
+        max_new_tokens,
+        sampling,
+        encoder_token_ids=None,
+        stop_ids=(),
+        known=None,
+    ):
+        """The same tokens as `generate`: yields the `State` after each."""
+        run = _Run(self, token_ids, lengths, max_new_tokens, sampling, stop_ids)
+        state = run.start(encoder_token_ids, known=known)
+        while True:
+            if known is not None:
+                known.hold(token_ids, state)
+            yield run.visible(state)
+            if np.all(state.done):
+                return
+            state = run.advance(state, int(state.step) + 1)
+
+    def search(
+        self,
+        function,
+        static,
+        numbers,
+        token_ids,
+        lengths,
+        max_new_tokens,
+        sampling,
+        encoder_token_ids=None,
+        stop_ids=(),
+    ):
+        """One of the searches with array arguments.
+
+        Args:
+            function: a function of this model, a `decode.Request`, and the keywords `capacity`,
+                `stop_id`, `pad_id`, `memory` (see `decode.generate`), those of `static` and
+                those of `numbers`, which returns a NamedTuple of tensors (B, ...) or scalars.
+                For each function and `static` one graph is compiled in each bucket.
+            static: dict of what shapes the graph.
+            numbers: dict of numbers that it computes with.
+            others: as of `generate`.
+
+        Returns:
+            What `function` does.
+        """
+        run = _Run(self, token_ids, lengths, max_new_tokens, sampling, stop_ids)
+        return run.search(function, static, numbers, encoder_token_ids)
+
+    @staticmethod
+    def _ask(run, state, is_over):
+        done = np.array(state.done)
+        tokens, counts = np.asarray(state.token_ids), np.asarray(state.num_tokens)
+        for row in np.flatnonzero(~done[: run.rows]):
+            done[row] = is_over(int(row), tokens[row, : counts[row]].tolist())
+        return state._replace(done=ops.convert_to_tensor(done))
+
+    def score(self, token_ids, lengths):
+        """`decode.score` with array arguments."""
+        return self._score(token_ids, lengths)
+
+    def explain(self, token_ids, alternatives=0, encoder_token_ids=None):
+        """`decode.explain` with array arguments."""
+        sources = [] if encoder_token_ids is None else [encoder_token_ids]
+        key = ("explain", alternatives, len(sources))
+        if key not in self._functions:
+            self._functions[key] = self.backend.of_any_size(
+                self.model,
+                lambda ids, *sources: decode.explain(
+                    self.model, ids, *sources or [None], alternatives
+                ),
+                ranks=(2,) * (1 + len(sources)),
+            )
+        return self._functions[key](token_ids, *sources)
+
+    @functools.cached_property
+    def _score(self):
+        return self.backend.of_any_size(
+            self.model,
+            lambda token_ids, lengths: decode.score(self.model, token_ids, lengths),
+            ranks=(2, 1),
+        )
+
+    def call(self, name, static, function, arguments):
+        """A function compiled for the shapes of its arguments and some static values."""
+        arguments = keras.tree.map_structure(ops.convert_to_tensor, arguments)
+        shapes = tuple(tuple(tensor.shape) for tensor in keras.tree.flatten(arguments))
+        key = (name, static, shapes)
+        if key not in self._functions:
+            self._functions[key] = self.backend.of_one_size(
+                self.model, function, arguments, self.jit_compile
+            )
+            self.traces += 1
+        return self._functions[key](*arguments)
+
+
+class Known:
+    """What a model has read of one text that goes on: its tokens, and the cache they are in.
+
+    A text that begins with these tokens is read from where they end. (A windowed layer has
+    forgotten too much to go back: there the text must begin with all of them.)
+    """
+
+    def __init__(self):
+        self.token_ids = []
+        self.cache = None
+
+    def hold(self, token_ids, state):
+        """Keep what is known after the first row of a `State` for a prompt (1, T)."""
+        # The token chosen last has not been read.
+        new = np.asarray(state.token_ids)[0, : max(int(state.num_tokens[0]) - 1, 0)].tolist()
+        self.token_ids = [*token_ids[0].tolist(), *new]
+        self.cache = state.cache
+
+    def shared(self, token_ids, has_rings):
+        """How many tokens of a prompt (1, T) need not be read; at least one is left to read."""
+        row = token_ids[0, :-1]
+        count = min(len(row), len(self.token_ids))
+        same = np.array(self.token_ids[:count], "int32") == row[:count]
+        count = count if same.all() else int(same.argmin())
+        return 0 if has_rings and count < len(self.token_ids) else count
+
+
+class _Run:
+    """One call of `Compiled`: its arguments in buckets, and its compiled functions."""
+
+    def __init__(
+        self, compiled, token_ids, lengths, max_new_tokens, sampling, stop_ids=(), samples=1
+    ):
+        self.compiled, self.samples, self.token_ids = compiled, samples, token_ids
+        prompts, length = token_ids.shape
+        self.rows = prompts * samples
+        limit = compiled.model.config.max_length - np.repeat(lengths, samples)
+        budget = np.minimum(max_new_tokens, limit).astype("int32")
+        self.columns = int(budget.max())
+        self.capacity = _bucket(self.columns)
+        self.total = _bucket(prompts, 1)
+        width = length if length == 1 else _bucket(length)
+        token_ids = _padded(np.asarray(token_ids, "int32"), (self.total, width), compiled.pad_id)
+        lengths = _padded(np.asarray(lengths, "int32"), (self.total,), 1)
+        rows = self.total * samples
+        fields = {}
+        for name in SETTINGS:
+            fields[name] = np.resize(np.asarray(getattr(sampling, name), dtype_of(name)), rows)
+        bias = sampling.logit_bias
+        if bias is None:
+            bias = np.zeros((1, compiled.model.config.vocabulary_size), "float32")
+        elif len(bias) > 1:
+            bias = _padded(bias, (rows, bias.shape[1]), 0)
+        fields["logit_bias"] = bias
+        forced = sampling.forced_tokens
+        if forced is None:
+            forced = np.zeros((1, 0), "int32")
+        forced = np.resize(forced, (self.rows, forced.shape[1]))
+        fields["forced_tokens"] = _padded(forced, (rows, _bucket(forced.shape[1] or 1, 8)), -1)
+        fields["automaton"] = _automaton(sampling.automaton)
+        budget = _padded(budget, (rows,), 1)
+        self.asked = decode.Request(token_ids, lengths, budget, Sampling(**fields))
+        stops = np.union1d(compiled.stop_ids, np.array(stop_ids, "int32"))
+        self.stops = _padded(stops, (_bucket(len(stops), 1),), -1)
+
+    def start(self, encoder_token_ids=None, alternatives=0, known=None):
+        """`decode.start`."""
+        compiled, capacity, first, chunk = self.compiled, self.capacity, 0, 0
+        if known is not None:
+            first = known.shared(self.token_ids, _has_rings(compiled.model))
+        held = []
+        if first:
+            held = [known.cache, np.array(first, "int32")]
+            chunk = min(_bucket(self.token_ids.shape[1] - first), _LARGEST_CHUNK)
+            # The new cache is no smaller, so that it has room for what is held.
+            slots = max(entry.shape[2] for entry in known.cache.values())
+            capacity = max(capacity, slots - self.asked.token_ids.shape[1])
+
+        def start(asked, stops, sources, held):
+            return decode.start(
+                compiled.model,
+                asked,
+                capacity,
+                stop_id=stops,
+                pad_id=compiled.pad_id,
+                memory=self._memory(sources),
+                samples=self.samples,
+                alternatives=alternatives,
+                known=(*held, chunk) if held else None,
+            )
+
+        static = (capacity, self.samples, alternatives, chunk)
+        arguments = [self.asked, self.stops, self._sources(encoder_token_ids), held]
+        state, self.asked = compiled.call("start", static, start, arguments)
+        return state
+
+    def advance(self, state, step):
+        """`decode.advance_until`."""
+        model, pad_id = self.compiled.model, self.compiled.pad_id
+
+        def advance(state, asked, stops, step):
+            return decode.advance_until(model, state, asked, stops, pad_id, step=step)
+
+        arguments = [state, self.asked, self.stops, np.array(step, "int32")]
+        return self.compiled.call("advance", (), advance, arguments)
+
+    def search(self, function, static, numbers, encoder_token_ids=None):
+        """One of the searches; the rows that a bucket added are left out."""
+        compiled = self.compiled
+
+        def run(asked, stops, sources, numbers):
+            return function(
+                compiled.model,
+                asked,
+                capacity=self.capacity,
+                stop_id=stops,
+                pad_id=compiled.pad_id,
+                memory=self._memory(sources),
+                **static,
+                **numbers,
+            )
+
+        key = (self.capacity, *sorted(static.items()))
+        arguments = [self.asked, self.stops, self._sources(encoder_token_ids), numbers]
+        found = compiled.call(function, key, run, arguments)
+        return found._make(field[: self.rows] if len(field.shape) else field for field in found)
+
+    def _sources(self, encoder_token_ids):
+        if encoder_token_ids is None:
+            return []
+        shape = (self.total, _bucket(encoder_token_ids.shape[1]))
+        return [_padded(encoder_token_ids, shape, self.compiled.model.config.pad_id)]
+
+    def _memory(self, sources):
+        return models.encode(self.compiled.model, *sources) if sources else None
+
+    def visible(self, state):
+        """Without the rows and columns that a bucket added, and without the cache."""
+        rows, columns = self.rows, self.columns
+        by_row = {
+            name: getattr(state, name)[:rows]
+            for name in ("token", "num_tokens", "stopped", "stop_token", "done")
+        }
+        by_place = {
+            name: getattr(state, name)[:rows, :columns]
+            for name in (
+                "token_ids",
+                "token_log_probabilities",
+                "alternative_ids",
+                "alternative_log_probabilities",
+            )
+        }
+        return state._replace(cache={}, **by_row, **by_place)
+
+
+def _has_rings(model):
+    layers = range(model.config.num_layers)
+    return any(model.config.window(i) is not None for i in layers)
+
+
+def _automaton(automaton):
+    """In buckets too; without states if there is none."""
+    if automaton is None:
+        return Automaton(*(np.zeros(shape, "int32") for shape in ((0, 0), (0,), ())))
+    next_state, token_class, start = automaton
+    shape = tuple(_bucket(size) for size in next_state.shape)
+    return Automaton(
+        _padded(next_state, shape, -1), np.asarray(token_class), np.array(start, "int32")
+    )
+
+
+def _bucket(size, smallest=_SMALLEST):
+    """The next power of two, at least `smallest`."""
+    return max(smallest, 1 << (size - 1).bit_length())
+
+
+def _padded(array, shape, value):
+    array = np.asarray(array)
+    padded = np.full(shape, value, array.dtype)
+    padded[tuple(map(slice, array.shape))] = array
+    return padded
