@@ -28,8 +28,6 @@ class Options(runs.Options):
     question: str = "How are you?"
     """What the logged samples answer."""
 
-    distributions = runs.ON_TENSORFLOW
-
     def __post_init__(self):
         super().__post_init__()
         self.check(

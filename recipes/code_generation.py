@@ -48,8 +48,6 @@ class Options(texts.LanguageModelOptions):
     prompt: str = "def main():\n"
     """What the logged samples continue."""
 
-    distributions = runs.ON_TENSORFLOW
-
     def __post_init__(self):
         super().__post_init__()
         self.check(

@@ -64,14 +64,9 @@ def measure(task, train_ids, held_out_ids, count, length, seed):
         A dict with a dict for `generated` and for `real`, what was generated and what stands
         there in as many tokens: `distinct_1`, `distinct_2` and `distinct_3`, the shares of
         different n-grams, and `memorized_8`, the share of runs of 8 tokens that stand in the
-        training; and `texts`, how many there are. Empty if no held-out document is long enough,
-        or on another backend than TensorFlow, where tasks write nothing.
+        training; and `texts`, how many there are. Empty if no held-out document is long enough.
     """
-    import keras
     import numpy as np
-
-    if keras.backend.backend() != "tensorflow":
-        return {}
 
     starts = np.flatnonzero(held_out_ids == task.tokenizer.bos_id) + 1
     ends = np.append(starts[1:] - 2, len(held_out_ids) - 1)
@@ -102,7 +97,7 @@ def measure(task, train_ids, held_out_ids, count, length, seed):
 def note(found):
     """A line for a model card."""
     if not found:
-        return "No held-out document was continued: none was long enough, or it was trained on JAX."
+        return "No held-out document was continued: none was long enough."
     ours, real = found["generated"], found["real"]
     variety = ", ".join(
         f"distinct-{n} {ours[f'distinct_{n}']:.3f} (real text {real[f'distinct_{n}']:.3f})"

@@ -71,8 +71,6 @@ class Options(runs.Options):
             if getattr(self, name) is None:
                 setattr(self, name, value)
         is_generative = self.kind == "generative"
-        if is_generative:
-            self.distributions = runs.ON_TENSORFLOW
         super().__post_init__()
         self.check(
             ("start", not is_generative or self.start == "scratch", "left out if generative"),

@@ -16,7 +16,7 @@ from keras_llm.files import atomic_folder, check_free
 _BEST = "best.weights.h5"
 _CHECKPOINTS = "checkpoints"
 _KEPT = (_BEST, f"{_CHECKPOINTS}/step_*")
-ON_TENSORFLOW = ("mirrored", "multi_worker")
+_DISTRIBUTIONS = (None, "mirrored", "multi_worker", "jax_data", "jax_model")
 _EXPORTS = ("saved_model", "litert", "litert_lm")
 
 
@@ -70,9 +70,6 @@ class Options:
     smoke: bool = False
     """A tiny model on a little data, to try the whole way in under a minute."""
 
-    # What `distribution` may be; a recipe that measures what its model writes needs TensorFlow.
-    distributions = (*ON_TENSORFLOW, "jax_data", "jax_model")
-
     def __post_init__(self):
         self.check(
             ("held_out", 0 < self.held_out < 1, "in (0, 1)"),
@@ -89,8 +86,8 @@ class Options:
             ("export", set(self.exports) <= set(_EXPORTS), f"of {', '.join(_EXPORTS)}"),
             (
                 "distribution",
-                self.distribution in (None, *self.distributions),
-                f"of {', '.join(self.distributions)} in this recipe",
+                self.distribution in _DISTRIBUTIONS,
+                f"of {', '.join(_DISTRIBUTIONS[1:])}",
             ),
             (
                 "export",

@@ -53,8 +53,6 @@ class Options(runs.Options):
     learning_rate: float = 3e-3
     """Peak learning rate; it warms up linearly."""
 
-    distributions = runs.ON_TENSORFLOW
-
     def __post_init__(self):
         super().__post_init__()
         self.check(

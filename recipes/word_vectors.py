@@ -55,10 +55,9 @@ class Options(texts.Options):
     benchmarks: bool = True
     """Measure on analogies and similarities, which are fetched from the package gensim."""
 
-    distributions = runs.ON_TENSORFLOW  # its batches have any number of rows
-
     def __post_init__(self):
         super().__post_init__()
+        jax = self.distribution in ("jax_data", "jax_model")
         self.check(
             ("min_count", self.min_count > 0, "a positive int"),
             ("dimension", self.dimension > 0, "a positive int"),
@@ -67,6 +66,11 @@ class Options(texts.Options):
             ("threshold", 0 < self.threshold < 1, "in (0, 1)"),
             ("export", not self.exports, "empty: vectors.txt is what others read"),
             ("optimizer", self.optimizer == "adamw", "adamw: word vectors are no blocks"),
+            (
+                "distribution",
+                not (jax and self.objective == "skip_gram"),
+                "mirrored or multi_worker for skip_gram, whose batches have any number of rows",
+            ),
             ("gensim", not (self.gensim and self.objective == "glove"), "off for glove"),
         )
         if self.smoke:

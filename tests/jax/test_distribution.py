@@ -1,5 +1,6 @@
 """`make test-jax`: two devices learn what one does, and TensorFlow exports what JAX has trained."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -119,14 +120,22 @@ def test_every_projection_of_every_family_has_its_layout():
     assert used == set(layouts)
 
 
-@pytest.mark.parametrize("name", ["masked_lm", "classes", "spans"])
-@pytest.mark.parametrize("kind", ["jax_data", "jax_model"])
-def test_recipes_without_generated_texts_train_on_two_devices(
-    name, kind, recipe_commands, tmp_path
-):
-    out = tmp_path / "model"
-    train = ["train", *recipe_commands[name], "--out", str(out), "--distribution", kind]
-    process(["-m", "keras_llm", *train])
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        *(("jax_data", name) for name in ("masked_lm", "classes", "translation", "cbow")),
+        *(("jax_model", name) for name in ("spans", "quiz", "code_generation", "glove")),
+        *itertools.product(("jax_data", "jax_model"), ("chatbot", "preference_tuning")),
+    ],
+)
+def test_a_recipe_trains_and_measures_on_two_devices(name, kind, recipe_commands, folder):
+    command = recipe_commands.get(name, recipe_commands["skip_gram"])
+    if name in ("cbow", "glove"):
+        command = [*command, "--objective", name]
+    chatbot = f"{folder / 'chatbot'}_{kind}"  # preference_tuning goes on from it
+    command = [chatbot if word == "chatbot" and i else word for i, word in enumerate(command)]
+    out = pathlib.Path(chatbot) if name == "chatbot" else folder / f"{kind}_{name}"
+    process(["-m", "keras_llm", "train", *command, "--out", str(out), "--distribution", kind])
     metrics = json.loads((out / "metrics.json").read_text())
     _, losses, held_out = zip(*metrics["training"]["history"], strict=True)
     assert np.isfinite(losses + held_out).all()

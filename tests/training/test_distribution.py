@@ -131,19 +131,27 @@ def test_two_workers_train_a_recipe_and_the_first_writes_it(text_folder, tmp_pat
     assert keras_llm.load(tmp_path / "model")("The", max_new_tokens=5, temperature=0.0)
 
 
-def test_every_recipe_says_which_distributions_it_takes():
+def test_every_recipe_takes_every_distribution():
     for name in recipes.RECIPES:
         options = importlib.import_module(f"keras_llm.recipes.{name}").Options
-        needed = {"start": "m"} if name == "preference_tuning" else {}
-        assert {"mirrored", "multi_worker"} <= set(options.distributions)
+        needed = {
+            "preference_tuning": {"start": "m"},
+            "word_vectors": {"objective": "cbow"},
+        }.get(name, {})
         for kind in ("mirrored", "multi_worker", "jax_data", "jax_model"):
-            if kind in options.distributions:
-                options(out="m", distribution=kind, **needed)
-            else:
-                with pytest.raises(InputError, match="--distribution must be of mirrored, multi_"):
-                    options(out="m", distribution=kind, **needed)
+            options(out="m", distribution=kind, **needed)
+        with pytest.raises(InputError, match="--distribution must be of mirrored, multi_"):
+            options(out="m", distribution="parameter_server", **needed)
         with pytest.raises(InputError, match=r"--export must be (left out|empty)"):
             options(out="m", distribution="mirrored", export="litert", **needed)
+
+
+def test_skip_gram_does_not_train_on_jax():
+    word_vectors = importlib.import_module("keras_llm.recipes.word_vectors").Options
+    word_vectors(out="m", distribution="mirrored")
+    for kind in ("jax_data", "jax_model"):
+        with pytest.raises(InputError, match="--distribution must be mirrored or multi_worker"):
+            word_vectors(out="m", distribution=kind)
 
 
 def test_a_distribution_that_cannot_be_is_refused(monkeypatch):
