@@ -10,6 +10,7 @@ from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.models.summary import shapes_only
 from keras_llm.training.chunked import CHUNK_ELEMENTS
+from keras_llm.training.eight_bit import coded_bytes, is_coded
 
 _CHUNKS = 5  # tensors as large as a chunk of logits that are alive at once
 _HEADS = 8  # copies and gradients of the output head's kernel, beside its weight
@@ -110,6 +111,7 @@ def _state_bytes(optimizer, variables):
             small = keras.Variable(np.zeros([1] * len(shape)), dtype=dtype, name=name)
         copy = type(optimizer).from_config(config)
         copy.build([small])
+        in_codes = config.get("state_bits") == 8 and is_coded(shape)
         for state in copy.variables:
             if tuple(state.shape) not in ((), tuple(small.shape)):
                 raise InputError(
@@ -117,7 +119,10 @@ def _state_bytes(optimizer, variables):
                     "shapes; it cannot be planned."
                 )
             count = math.prod(shape) if len(state.shape) else int(i == 0)  # its counters, once
-            total += count * _itemsize(_name(state.dtype))
+            if in_codes and state.path.endswith(("_momentum", "_velocity")):
+                total += coded_bytes(shape)
+            else:
+                total += count * _itemsize(_name(state.dtype))
     return total
 
 

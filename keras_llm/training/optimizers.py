@@ -6,6 +6,7 @@ from keras.src.optimizers.base_optimizer import BaseOptimizer
 
 from keras_llm.errors import InputError
 from keras_llm.training import replicas
+from keras_llm.training.eight_bit import Coded, is_coded
 
 NO_DECAY = ("bias", "scale", "gamma", "beta", "magnitude")
 _ROUNDED_TO_ONE = {"bfloat16": 2.0**-9, "float16": 2.0**-12}  # what is this near to 1 is 1
@@ -134,7 +135,7 @@ _ADDED = """
             leaves alone: biases and the gains of norms by default.
         skip_factor: float > 1 or None. An update whose gradients have a norm more than this many
             times the running mean, or not finite, is skipped. Not in the first 20 updates, and not
-            on JAX.
+            on JAX.{more}
 
     Attributes:
         gradient_norm: variable, the norm of all gradients of the last batch, before clipping.
@@ -145,18 +146,65 @@ _ADDED = """
             or on several replicas with float16, whose loss scale Keras keeps for each by itself.
 """
 
+_STATE_BITS = """
+        state_bits: 32 or 8. In 8 bits the two averages of a matrix take about a quarter of their
+            memory: codes with a scale for each row, as in Dettmers et al., 2021, "8-bit Optimizers
+            via Block-wise Quantization", but powers of the codes in place of a table."""
+
 
 @keras.saving.register_keras_serializable("keras_llm")
 class AdamW(_Watched, keras.optimizers.AdamW):
     __doc__ = "Adam with decoupled weight decay (Loshchilov and Hutter, 2017)." + _ADDED.format(
-        name="AdamW"
+        name="AdamW", more=_STATE_BITS
     )
     _apply_weight_decay = BaseOptimizer._apply_weight_decay
+
+    def __init__(self, *args, state_bits=32, **kwargs):
+        super().__init__(*args, **kwargs)
+        if state_bits not in (8, 32):
+            raise InputError(f"`state_bits` must be 8 or 32, got {state_bits!r}.")
+        if state_bits == 8 and self.amsgrad:
+            raise InputError("`state_bits` must be 32 with `amsgrad`.")
+        self.state_bits = state_bits
+
+    def add_optimizer_variables(self, trainable_variables, name, initializer="zeros"):
+        made = super().add_optimizer_variables
+        if self.state_bits == 32 or name != ["momentum", "velocity"]:
+            return made(trainable_variables, name, initializer)
+        averages = [
+            (
+                Coded(self, variable, "momentum", power=2, signed=True),
+                Coded(self, variable, "velocity", power=4, signed=False),
+            )
+            if is_coded(variable.shape)
+            else [of for (of,) in made([variable], name)]
+            for variable in trainable_variables
+        ]
+        return zip(*averages, strict=True)
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        first, second = self._momentums[index], self._velocities[index]
+        if not isinstance(first, Coded):
+            super().update_step(gradient, variable, learning_rate)
+            return
+        gradient, step = ops.cast(gradient, "float32"), ops.cast(self.iterations + 1, "float32")
+        rate = ops.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
+        momentum, velocity = first.read(), second.read()
+        momentum = momentum + (1 - self.beta_1) * (gradient - momentum)
+        velocity = velocity + (1 - self.beta_2) * (ops.square(gradient) - velocity)
+        update = rate * momentum / (ops.sqrt(velocity) + self.epsilon)
+        self.assign_sub(variable, ops.cast(learning_rate * update, variable.dtype))
+        first.write(momentum)
+        second.write(velocity)
+
+    def get_config(self):
+        return {**super().get_config(), "state_bits": self.state_bits}
 
 
 @keras.saving.register_keras_serializable("keras_llm")
 class Lion(_Watched, keras.optimizers.Lion):
-    __doc__ = "The sign of a momentum (Chen et al., 2023)." + _ADDED.format(name="Lion")
+    __doc__ = "The sign of a momentum (Chen et al., 2023)." + _ADDED.format(name="Lion", more="")
     _apply_weight_decay = BaseOptimizer._apply_weight_decay
 
 
@@ -164,7 +212,7 @@ class Lion(_Watched, keras.optimizers.Lion):
 class Muon(_Watched, keras.optimizers.Muon):
     __doc__ = (
         "Orthogonalised momentum for matrices, Adam for the rest (Jordan et al., 2024)."
-        + _ADDED.format(name="Muon")
+        + _ADDED.format(name="Muon", more="")
     )
 
     def zeropower_via_newtonschulz5(self, x, steps):

@@ -1,4 +1,4 @@
-"""`make test-jax`: generation on JAX gives TensorFlow's tokens, sampled ones too."""
+"""`make test-jax`: generation and tasks on JAX give TensorFlow's tokens, sampled ones too."""
 
 import json
 import os
@@ -27,9 +27,9 @@ print(json.dumps(found))
 """
 
 
-def run(backend):
+def run(backend, program=PROGRAM):
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         env={**os.environ, "KERAS_BACKEND": backend},
@@ -46,3 +46,46 @@ def test_jax_generates_what_tensorflow_generates():
         ours, theirs = (v if isinstance(v, list) else [v] for v in (ours, theirs))
         assert all(abs(a - b) < 1e-3 * abs(b) for a, b in zip(ours, theirs, strict=True))
     assert jax == tensorflow
+
+
+TASKS = """
+import json
+import keras
+import numpy as np
+from keras_llm import models, tasks, tokenizers
+
+text = "once upon a time there was a little cat"
+tokenizer = tokenizers.SentencePiece.train([text] * 9, 285, "bpe")
+model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=285))
+rng = np.random.default_rng(0)
+model.set_weights([rng.normal(0, 0.3, w.shape) for w in model.get_weights()])
+task, prompts = tasks.TextGeneration(model, tokenizer), ["once upon", "a"]
+greedy = {"max_new_tokens": 8, "temperature": 0}
+found = {
+    "greedy": task(prompts, **greedy),
+    "sampled": task(prompts, 8, seed=3, top_k=20, num_return_sequences=2),
+    "stopped": task(prompts, 8, seed=3, stop="e"),
+    "streamed": list(task.stream("once", 8, seed=5)),
+    "beams": task(prompts, 8, beam_width=3),
+    "contrastive": task(prompts, 8, contrastive_alpha=0.5),
+    "looked up": task(prompts, prompt_lookup=2, **greedy),
+    "drafted": task(prompts, draft=task, **greedy),
+    "constrained": task("a", 8, seed=1, regex="[a-c ]+"),
+}
+numbers = [*task.score(prompts), task("a", return_details=True, **greedy).log_probability]
+model.set_weights([0.5 * w for w in model.get_weights()])
+found["other weights"] = task(prompts, **greedy)
+source = models.seq2seq(models.preset("t5-tiny", vocabulary_size=285, start_id=1))
+source.set_weights([rng.normal(0, 0.3, w.shape) for w in source.get_weights()])
+found["translated"] = tasks.Translation(source, tokenizer)(prompts, beam_width=2, max_new_tokens=8)
+print(json.dumps([found, numbers, keras.backend.backend()]))
+"""
+
+
+def test_tasks_write_on_jax_what_they_write_on_tensorflow():
+    (texts, numbers, backend), (expected, right, _) = (
+        run(name, TASKS) for name in ("jax", "tensorflow")
+    )
+    assert backend == "jax" and texts == expected
+    assert all(abs(a - b) < 1e-3 * abs(b) for a, b in zip(numbers, right, strict=True))
+    assert texts["other weights"] != texts["greedy"] and texts["looked up"] == texts["greedy"]

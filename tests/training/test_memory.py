@@ -20,6 +20,7 @@ def of(variables):
         ("adamw", None),
         (training.Lion(1e-3, use_ema=True), "mixed_bfloat16"),
         (training.Muon(gradient_accumulation_steps=2), "bfloat16"),
+        (training.AdamW(state_bits=8, use_ema=True), None),
     ],
 )
 def test_weights_and_the_state_of_the_optimizer_are_exact(optimizer, dtype):

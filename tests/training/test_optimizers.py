@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_llm import models, training
 from keras_llm.errors import InputError
+from keras_llm.training import eight_bit
 
 PEAK, TOTAL, WARMUP, FINAL = 0.5, 100, 10, 0.2
 
@@ -178,7 +179,54 @@ def test_accumulated_batches_are_one_large_batch():
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.parametrize("power, signed, most", [(2, True, 127), (4, False, 255)])
+def test_averages_in_8_bits_are_off_by_half_a_code_at_most(power, signed, most):
+    optimizer, (like,) = keras.optimizers.SGD(), variables(("matrix", (6, 800)))
+    optimizer.build([like])
+    coded = eight_bit.Coded(optimizer, like, "average", power, signed)
+    np.testing.assert_array_equal(coded.read(), np.zeros((6, 800)))
+    numbers = np.random.default_rng(0).normal(size=(6, 800)) ** 3
+    numbers = (numbers if signed else numbers**2).astype("float32")
+    numbers *= 10.0 ** np.arange(-9, 9, 3, dtype="float32")[:, None]
+    numbers[0], numbers[:, :2] = 0.0, 0.0
+    coded.write(numbers)
+    found = np.asarray(coded.read())
+    assert (np.sign(found) == np.sign(numbers))[found != 0].all()
+    assert ((found == 0) == (numbers == 0)).all() or signed  # nothing is divided by 0
+    largest = np.maximum(np.abs(numbers).max(axis=-1, keepdims=True), 1e-30)
+    roots = [(np.abs(x) / largest) ** (1 / power) for x in (found, numbers)]
+    off = np.abs(roots[0] - roots[1])
+    assert off.max() < (0.5 if signed else 1.0) / most + 1e-5
+    assert off[roots[1] > 1 / most].max() < 0.5 / most + 1e-5
+
+
+def test_adam_in_8_bits_learns_what_adam_learns_with_a_third_of_the_state():
+    ids = np.random.default_rng(0).integers(2, 60, (32, 24)).astype("int32")
+    ids[:, 1::2] = (ids[:, ::2] * 7) % 61  # every other token follows from the one before it
+    losses, states = {}, {}
+    for bits in (32, 8):
+        keras.utils.set_random_seed(0)
+        model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=64, num_layers=1))
+        trainer = training.LanguageModelTrainer(model)
+        optimizer = training.AdamW(3e-3, global_clipnorm=1.0, beta_2=0.95, state_bits=bits)
+        again = keras.saving.deserialize_keras_object(
+            keras.saving.serialize_keras_object(optimizer)
+        )
+        assert again.get_config() == optimizer.get_config()
+        trainer.compile(optimizer, jit_compile=False)
+        history = trainer.fit(ids[:, :-1], ids[:, 1:], batch_size=8, epochs=15, verbose=0).history
+        losses[bits] = history["loss"]
+        states[bits] = sum(v.value.numpy().nbytes for v in optimizer.variables)
+    assert losses[8][-1] < 0.75 * losses[8][0]
+    np.testing.assert_allclose(losses[8], losses[32], rtol=0.02)
+    assert losses[8] != losses[32]
+    assert states[8] < 0.35 * states[32]  # of matrices of this size
+
+
 def test_wrong_optimizers_are_named():
+    for wrong in ({"state_bits": 16}, {"state_bits": 8, "amsgrad": True}):
+        with pytest.raises(InputError, match="state_bits"):
+            training.AdamW(**wrong)
     with pytest.raises(InputError, match="skip_factor"):
         training.AdamW(skip_factor=0.5)
     with pytest.raises(InputError, match="gradient_accumulation_steps"):
