@@ -27,7 +27,10 @@ import training_peers as peers
 THREADS = 2
 CASES = (  # shape, vocabulary, oneDNN, sides
     ("gpt", 8000, True, ("keras_llm", "KerasHub", "PyTorch", "torch.compile", "tensorboard")),
-    ("gpt", 32000, True, ("keras_llm", "rematerialized", "plain loss", "KerasHub", "PyTorch")),
+    (
+        *("gpt", 32000, True),
+        ("keras_llm", "rematerialized", "8-bit state", "plain loss", "KerasHub", "PyTorch"),
+    ),
     ("bert", 8000, True, ("keras_llm", "KerasHub", "PyTorch", "torch.compile")),
     ("gpt", 8000, False, ("keras_llm", "KerasHub")),
 )

@@ -47,6 +47,13 @@ def rematerialized(shape, vocabulary_size):
     return trainer, arguments
 
 
+def eight_bit_state(shape, vocabulary_size):
+    from keras_llm import training
+
+    trainer, _ = ours(shape, vocabulary_size)
+    return trainer, {"optimizer": training.AdamW(1e-3, state_bits=8)}
+
+
 def plain_loss(shape, vocabulary_size):
     """The same model, whose logits are kept for Keras's loss."""
     import keras
@@ -97,6 +104,7 @@ def keras_hub(shape, vocabulary_size):
 KERAS = {
     "keras_llm": ours,
     "rematerialized": rematerialized,
+    "8-bit state": eight_bit_state,
     "plain loss": plain_loss,
     "KerasHub": keras_hub,
 }
@@ -130,7 +138,8 @@ def fit(peer, shape, vocabulary_size, batch_size, steps):
 
     keras.utils.set_random_seed(0)
     model, arguments = KERAS[peer](shape, vocabulary_size)
-    model.compile(keras.optimizers.AdamW(1e-3), jit_compile=False, **arguments)
+    arguments = {"optimizer": keras.optimizers.AdamW(1e-3), **arguments}
+    model.compile(jit_compile=False, **arguments)
     model.fit(batches(shape, vocabulary_size, batch_size, 3), verbose=0)  # traces
     data = batches(shape, vocabulary_size, batch_size, steps)
     with _clock() as spent:

@@ -104,7 +104,7 @@ def run(options):
     if options.next_sentence:
         judge = tasks.NextSentence(models.next_sentence(encoder), tokenizer)
         trainer = training.SentencePairTrainer(model, judge.model, tokenizer.pad_id)
-        trainer.compile(runs.optimizer(options, len(train_data)), jit_compile=False)
+        runs.compile_trainer(options, trainer, len(train_data))
         counted = "pairs", options.batch_size
     else:
         trainer = runs.token_trainer(options, model, len(train_data), tokenizer.pad_id)

@@ -110,7 +110,7 @@ def run(options):
     )
     validation = data.preference_dataset(found.held_out, options.batch_size, pad_id, reference[1])
     trainer = training.PreferenceTrainer(task.model, objective)
-    trainer.compile(runs.optimizer(options, len(train_data)), jit_compile=False)
+    runs.compile_trainer(options, trainer, len(train_data))
     with runs.model_folder(options) as folder:
         trained = runs.fit(folder, options, trainer, train_data, validation.cache(), "pairs")
         row = dataclasses.asdict(options)

@@ -179,6 +179,22 @@ def optimizer(options, steps):
     )
 
 
+def compile_trainer(options, trainer, steps, loss=None, **measures):
+    """Compile a `training.Trainer` with the options' optimizer; on JAX, which is slow otherwise,
+    its steps are compiled by XLA.
+
+    Args:
+        options: `Options`.
+        trainer: the `training.Trainer`.
+        steps: int, batches of the whole training.
+        loss, **measures: as of `keras.Model.compile`.
+    """
+    import keras
+
+    by_xla = keras.backend.backend() == "jax"
+    trainer.compile(optimizer(options, steps), loss, jit_compile=by_xla, **measures)
+
+
 def token_trainer(options, model, steps, pad_id):
     """A compiled `LanguageModelTrainer` of a model that predicts tokens.
 
@@ -191,7 +207,7 @@ def token_trainer(options, model, steps, pad_id):
     from keras_llm import training
 
     trainer = training.LanguageModelTrainer(model, ignore_id=pad_id)
-    trainer.compile(optimizer(options, steps), jit_compile=False)
+    compile_trainer(options, trainer, steps)
     return trainer
 
 

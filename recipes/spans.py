@@ -69,11 +69,9 @@ def trainer(task, options, steps):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     measures = ["sparse_categorical_accuracy"]
     trainer = training.Trainer(task.model)
-    trainer.compile(
-        runs.optimizer(options, steps),
-        {"start": loss, "end": loss},
+    runs.compile_trainer(
+        *(options, trainer, steps, {"start": loss, "end": loss}),
         metrics={"start": measures, "end": measures},
-        jit_compile=False,
     )
     return trainer
 

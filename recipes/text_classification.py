@@ -91,7 +91,7 @@ def run(options):
     task = kind.task(model, tokenizer, {"recipe": "text_classification", "options": row})
     train_data = batches(task, train, kind, options, options.seed)
     trainer = training.Trainer(model)
-    trainer.compile(runs.optimizer(options, len(train_data)), **kind.compiled(), jit_compile=False)
+    runs.compile_trainer(options, trainer, len(train_data), **kind.compiled())
     with runs.model_folder(options) as folder:
         validation_data = batches(task, held_out, kind, options)
         first = np.array([task.tokenizer.encode(held_out[0][0])[: min(32, task.room)]])

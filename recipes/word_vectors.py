@@ -112,11 +112,8 @@ def run(options):
     validation_data = neighbours(data.word_stream(held_out, tokenizer, options.window), options)
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
     trainer = training.Trainer(model)
-    trainer.compile(
-        runs.optimizer(options, len(train_data)),
-        training.GloVeLoss() if options.objective == "glove" else loss,
-        jit_compile=False,
-    )
+    loss = training.GloVeLoss() if options.objective == "glove" else loss
+    runs.compile_trainer(options, trainer, len(train_data), loss)
     with runs.model_folder(options) as folder:
         trained = runs.fit(
             folder,

@@ -75,7 +75,7 @@ def trainer(task, options, steps):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
     trainer = training.Trainer(task.model)
-    trainer.compile(runs.optimizer(options, steps), loss, metrics=[accuracy], jit_compile=False)
+    runs.compile_trainer(options, trainer, steps, loss, metrics=[accuracy])
     return trainer
 
 
