@@ -9,7 +9,7 @@ import itertools
 import random
 
 from keras_llm.errors import InputError
-from keras_llm.recipes import cards, chats, runs, text_classification, text_targets
+from keras_llm.recipes import cards, chats, runs, tables, text_classification, text_targets
 
 _FITS, _SAFE = ["random", "sensible"], ["safe", "unsafe"]
 _CHOICE = 10  # replies of which the real one is to be found
@@ -140,7 +140,8 @@ def trained(folder, options, name, labels, train, held_out, dropped):
     trainer = training.Trainer(model)
     runs.compile_trainer(judge, trainer, len(batches), **kind.compiled())
     (folder / name).mkdir(exist_ok=True)
-    validation = text_classification.batches(task, held_out, kind, judge)
+    watched = tables.to_watch(held_out, judge)
+    validation = text_classification.batches(task, watched, kind, judge)
     fitted = runs.fit(folder / name, judge, trainer, batches, validation, "texts")
     truth = kind.targets(held_out)
     found = {

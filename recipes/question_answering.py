@@ -15,7 +15,7 @@ import dataclasses
 import sys
 from typing import Literal
 
-from keras_llm.recipes import cards, generative_answers, runs, spans, yes_no
+from keras_llm.recipes import cards, generative_answers, runs, spans, tables, yes_no
 
 BASELINE = "baseline"
 KINDS = {"span": spans, "yes_no": yes_no, "generative": generative_answers}
@@ -62,7 +62,7 @@ class Options(runs.Options):
     epochs: int | None = None
     """Passes over the training rows (2, or if generative 10, if not given)."""
     evaluations: int = 1
-    """Held-out evaluations, points of the loss curve and checkpoints in each pass."""
+    """Held-out evaluations (on 32 batches), points of the loss curve, checkpoints in each pass."""
     learning_rate: float | None = None
     """Peak learning rate; it warms up linearly (2e-4, or if generative 2e-3, if not given)."""
 
@@ -106,7 +106,7 @@ def run(options):
     metadata = {"recipe": "question_answering", "options": dataclasses.asdict(options)}
     task = kind.untrained(options, train, metadata)
     train_data, too_long = kind.batches(task, train, options, options.seed)
-    validation_data, _ = kind.batches(task, held_out, options)
+    validation_data, _ = kind.batches(task, tables.to_watch(held_out, options), options)
     trainer = kind.trainer(task, options, len(train_data))
     with runs.model_folder(options) as folder:
         trained = runs.fit(folder, options, trainer, train_data, validation_data, kind.UNIT)

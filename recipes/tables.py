@@ -1,5 +1,7 @@
 """Rows of texts that a recipe reads: from a file or a corpus, cleaned and split."""
 
+import random
+
 from keras_llm.recipes import runs
 
 
@@ -41,3 +43,10 @@ def rows(options, columns, kind, by=0, unique=0, may_be_empty=()):
     told = runs.reasons(dropped)
     runs.say(f"{len(train):,} rows for training, {len(held_out):,} held out; dropped: {told}")
     return train, held_out, dropped
+
+
+def to_watch(held_out, options):
+    """The held-out rows that the loss is watched on while a model is trained: all, or as many as
+    32 batches have, drawn by the seed."""
+    count = min(len(held_out), 32 * options.batch_size)
+    return random.Random(options.seed).sample(held_out, count)

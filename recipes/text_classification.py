@@ -51,7 +51,7 @@ class Options(runs.Options):
     epochs: int = 4
     """Passes over the training rows."""
     evaluations: int = 2
-    """Held-out evaluations, points of the loss curve and checkpoints in each pass."""
+    """Held-out evaluations (on 32 batches), points of the loss curve, checkpoints in each pass."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -93,7 +93,7 @@ def run(options):
     trainer = training.Trainer(model)
     runs.compile_trainer(options, trainer, len(train_data), **kind.compiled())
     with runs.model_folder(options) as folder:
-        validation_data = batches(task, held_out, kind, options)
+        validation_data = batches(task, tables.to_watch(held_out, options), kind, options)
         first = np.array([task.tokenizer.encode(held_out[0][0])[: min(32, task.room)]])
         shown = {"attention": task.inputs(first, np.array([first.shape[1]], "int32"))}
         trained = runs.fit(folder, options, trainer, train_data, validation_data, "texts", **shown)
