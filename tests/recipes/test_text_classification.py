@@ -10,7 +10,7 @@ import pytest
 import keras_llm
 from keras_llm import cli, export, training
 from keras_llm.errors import InputError
-from keras_llm.recipes import corpora, text_classification
+from keras_llm.recipes import corpora, runs, tables, text_classification
 from keras_llm.recipes.corpus_readers import Split
 
 WORDS = {"good": "good great fine lovely superb", "bad": "bad awful poor dull weak"}
@@ -240,3 +240,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_model(tmp_path, monkeypatch)
     whole, stopped = (keras_llm.load(tmp_path / name).model for name in ("whole", "stopped"))
     for one, other in zip(whole.weights, stopped.weights, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_the_loss_is_watched_on_rows_from_everywhere():
+    options = runs.Options(out="m", batch_size=2, seed=3)
+    rows = list(range(1000))
+    watched = tables.to_watch(rows, options)
+    assert len(set(watched)) == 64 and min(watched) < 100 and max(watched) > 900
+    assert tables.to_watch(rows, options) == watched
+    assert sorted(tables.to_watch(rows[:10], options)) == rows[:10]
