@@ -110,9 +110,9 @@ def run(options):
     task.nearest(options.word)  # an unknown word is told now
     train_data = neighbours(stream, options, options.epochs, options.threshold)
     validation_data = neighbours(data.word_stream(held_out, tokenizer, options.window), options)
-    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    is_glove = options.objective == "glove"
+    loss = training.GloVeLoss() if is_glove else keras.losses.BinaryCrossentropy(from_logits=True)
     trainer = training.Trainer(model)
-    loss = training.GloVeLoss() if options.objective == "glove" else loss
     runs.compile_trainer(options, trainer, len(train_data), loss)
     with runs.model_folder(options) as folder:
         trained = runs.fit(
@@ -122,7 +122,7 @@ def run(options):
             train_data,
             validation_data.take(64).cache(),
             "rows",
-            options.batch_size * (16 if options.objective == "glove" else 1),
+            options.batch_size * (16 if is_glove else 1),
             sample=lambda: ", ".join(word for word, _ in task.nearest(options.word)),
         )
         random = np.random.default_rng(options.seed).normal(size=task.table.shape)

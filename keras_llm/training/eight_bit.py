@@ -22,7 +22,8 @@ class Coded:
     """
 
     def __init__(self, optimizer, variable, name, power, signed):
-        self.power, self.most, self.dtype = (power, *((127, "int8") if signed else (255, "uint8")))
+        self.power = power
+        self.most, self.dtype = (127, "int8") if signed else (255, "uint8")
         shape, name = (*variable.shape[:-1], 1), f"{variable.name}_{name}"
         self.codes = optimizer.add_variable(variable.shape, "zeros", self.dtype, name=name)
         self.scale = optimizer.add_variable(shape, "zeros", "float32", name=f"{name}_scale")
