@@ -1,5 +1,7 @@
 """Keras's optimizers as language models use them: decay masks, gradient norms, skipped spikes."""
 
+import contextlib
+
 import keras
 from keras import ops
 from keras.src.optimizers.base_optimizer import BaseOptimizer
@@ -125,6 +127,16 @@ def _dense(gradient):
     return dense(gradient)
 
 
+def _when_there(gradient):
+    """A graph of TensorFlow would read the averages of all variables when a step begins, and hold
+    them until their gradients come."""
+    if keras.backend.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    from keras_llm.training.tensorflow import waiting_for
+
+    return waiting_for(gradient)
+
+
 _ADDED = """
 
     Args:
@@ -173,8 +185,8 @@ class AdamW(_Watched, keras.optimizers.AdamW):
             return made(trainable_variables, name, initializer)
         averages = [
             (
-                Coded(self, variable, "momentum", power=2, signed=True),
-                Coded(self, variable, "velocity", power=4, signed=False),
+                Coded(self, variable, "momentum", signed=True),
+                Coded(self, variable, "velocity", signed=False),
             )
             if is_coded(variable.shape)
             else [of for (of,) in made([variable], name)]
@@ -190,7 +202,8 @@ class AdamW(_Watched, keras.optimizers.AdamW):
             return
         gradient, step = ops.cast(gradient, "float32"), ops.cast(self.iterations + 1, "float32")
         rate = ops.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
-        momentum, velocity = first.read(), second.read()
+        with _when_there(gradient):
+            momentum, velocity = first.read(), second.read()
         momentum = momentum + (1 - self.beta_1) * (gradient - momentum)
         velocity = velocity + (1 - self.beta_2) * (ops.square(gradient) - velocity)
         update = rate * momentum / (ops.sqrt(velocity) + self.epsilon)

@@ -197,3 +197,8 @@ def _answers(address):
     except OSError:
         return False
     return True
+
+
+def waiting_for(tensor):
+    """A context whose operations begin when a tensor has been computed."""
+    return tf.control_dependencies([tensor])
