@@ -180,6 +180,7 @@ class AdamW(_Watched, keras.optimizers.AdamW):
         self.state_bits = state_bits
 
     def add_optimizer_variables(self, trainable_variables, name, initializer="zeros"):
+        """As Keras's, but that the two averages of large matrices are codes where asked."""
         made = super().add_optimizer_variables
         if self.state_bits == 32 or name != ["momentum", "velocity"]:
             return made(trainable_variables, name, initializer)
@@ -195,6 +196,7 @@ class AdamW(_Watched, keras.optimizers.AdamW):
         return zip(*averages, strict=True)
 
     def update_step(self, gradient, variable, learning_rate):
+        """As Keras's, on numbers that are decoded for it and encoded again where they are codes."""
         index = self._get_variable_index(variable)
         first, second = self._momentums[index], self._velocities[index]
         if not isinstance(first, Coded):
