@@ -222,6 +222,28 @@ def test_adam_in_8_bits_learns_what_adam_learns_with_a_third_of_the_state():
     assert states[8] < 0.35 * states[32]  # of matrices of this size
 
 
+def test_a_run_with_averages_in_8_bits_goes_on_with_the_same_bits(tmp_path):
+    ids = np.random.default_rng(0).integers(2, 60, (32, 24)).astype("int32")
+
+    def train(folder, epochs):
+        keras.utils.set_random_seed(0)
+        model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=64, num_layers=1))
+        trainer = training.LanguageModelTrainer(model)
+        trainer.compile(training.AdamW(3e-3, state_bits=8), jit_compile=False)
+        resume = training.Resume(folder, every=2)
+        data = tf.data.Dataset.from_tensor_slices((ids[:, :-1], ids[:, 1:])).batch(8)
+        data = resume.data(data.repeat(epochs))
+        trainer.fit(data, epochs=epochs, steps_per_epoch=4, verbose=0, callbacks=[resume])
+        return [np.asarray(v.value) for v in [*model.variables, *trainer.optimizer.variables]]
+
+    whole = train(tmp_path / "whole", 2)
+    train(tmp_path / "parts", 1)
+    again = train(tmp_path / "parts", 2)
+    assert {"int8", "uint8"} <= {values.dtype.name for values in whole}
+    for one, other in zip(whole, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_wrong_optimizers_are_named():
     for wrong in ({"state_bits": 16}, {"state_bits": 8, "amsgrad": True}):
         with pytest.raises(InputError, match="state_bits"):
