@@ -127,6 +127,17 @@ def _dense(gradient):
     return dense(gradient)
 
 
+def _adam_in_one_pass(variable, averages, gradient, rate, iterations, betas, epsilon):
+    """Adam's update as one operation, where TensorFlow has it; whether it was done. Keras's own
+    code goes over all numbers ten times, unless XLA makes one pass of it."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    from keras_llm.training.tensorflow import adam
+
+    adam(variable, averages, gradient, rate, iterations, betas, epsilon)
+    return True
+
+
 def _when_there(gradient):
     """A graph of TensorFlow would read the averages of all variables when a step begins, and hold
     them until their gradients come."""
@@ -200,7 +211,11 @@ class AdamW(_Watched, keras.optimizers.AdamW):
         index = self._get_variable_index(variable)
         first, second = self._momentums[index], self._velocities[index]
         if not isinstance(first, Coded):
-            super().update_step(gradient, variable, learning_rate)
+            averages, betas = (first, second), (self.beta_1, self.beta_2)
+            if self.amsgrad or not _adam_in_one_pass(
+                variable, averages, gradient, learning_rate, self.iterations, betas, self.epsilon
+            ):
+                super().update_step(gradient, variable, learning_rate)
             return
         gradient, step = ops.cast(gradient, "float32"), ops.cast(self.iterations + 1, "float32")
         rate = ops.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
@@ -229,6 +244,13 @@ class Muon(_Watched, keras.optimizers.Muon):
         "Orthogonalised momentum for matrices, Adam for the rest (Jordan et al., 2024)."
         + _ADDED.format(name="Muon", more="")
     )
+
+    def _adamw_update_step(self, gradient, variable, learning_rate, m, v):
+        betas = self.adam_beta_1, self.adam_beta_2
+        if not _adam_in_one_pass(
+            variable, (m, v), gradient, learning_rate, self.iterations, betas, self.epsilon
+        ):
+            super()._adamw_update_step(gradient, variable, learning_rate, m, v)
 
     def zeropower_via_newtonschulz5(self, x, steps):
         """The iteration of Keras, x <- (a + b x x^T + c (x x^T)^2) x; of a matrix (m, n) or (n, m)

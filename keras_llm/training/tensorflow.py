@@ -22,6 +22,26 @@ def dense(gradient):
     return tf.convert_to_tensor(gradient)
 
 
+def adam(variable, averages, gradient, rate, iterations, betas, epsilon):
+    """See `optimizers._adam_in_one_pass`."""
+    gradient, rate, step, beta_1, beta_2, epsilon = (
+        tf.cast(x, variable.dtype) for x in (gradient, rate, iterations + 1, *betas, epsilon)
+    )
+    variable, momentum, velocity = (v.value.handle for v in (variable, *averages))
+    tf.raw_ops.ResourceApplyAdam(
+        var=variable,
+        m=momentum,
+        v=velocity,
+        beta1_power=tf.pow(beta_1, step),
+        beta2_power=tf.pow(beta_2, step),
+        lr=rate,
+        beta1=beta_1,
+        beta2=beta_2,
+        epsilon=epsilon,
+        grad=gradient,
+    )
+
+
 def set_strategy(kind):
     """See `distribution.set_distribution`."""
     if kind is None:

@@ -89,6 +89,30 @@ def test_they_learn_and_come_back_from_their_config(make):
     assert float(optimizer.gradient_norm) > 0 and float(optimizer.skipped) == 0
 
 
+@pytest.mark.parametrize("name", ["AdamW", "Muon"])
+@pytest.mark.parametrize("dtype, near", [("float32", 1e-6), ("bfloat16", 2**-7)])
+def test_adam_in_one_pass_is_that_of_keras(name, dtype, near):
+    r = np.random.default_rng(0)
+    start, *gradients = r.normal(size=(5, 6, 4))
+    betas = {"adam_beta_2" if name == "Muon" else "beta_2": 0.95}
+
+    def trained(make):
+        variable = keras.Variable(start, dtype=dtype, name="embedding")
+        optimizer = make(1e-2, **betas)
+        optimizer.build([variable])
+        step = tf.function(lambda gradient: optimizer.apply([gradient], [variable]))
+        for gradient in gradients:
+            step(tf.cast(gradient, dtype))
+        graph = step.get_concrete_function(tf.TensorSpec(start.shape, dtype)).graph
+        return np.asarray(variable.value, "float64"), {op.type for op in graph.get_operations()}
+
+    expected, _ = trained(getattr(keras.optimizers, name))
+    found, operations = trained(getattr(training, name))
+    assert "ResourceApplyAdam" in operations
+    np.testing.assert_allclose(found, expected, rtol=near, atol=near / 8)
+    assert np.abs(expected - start).mean() > 0.02
+
+
 @pytest.mark.parametrize("shape", [(8, 32), (32, 8), (8, 12), (3, 8, 32)])
 def test_muon_orthogonalises_as_keras_does(shape):
     gradient = np.random.default_rng(0).normal(size=shape).astype("float32")
