@@ -24,3 +24,16 @@ def get_activation(identifier):
         ValueError: if the name is unknown.
     """
     return gelu_tanh if identifier == "gelu_tanh" else keras.activations.get(identifier)
+
+
+def activate(activation, x, training):
+    """`activation(x)`. A graph of TensorFlow holds every tensor on the way to a GELU until its
+    gradient is computed, five in all; in training two are held here, `x` and the output."""
+    if training and keras.backend.backend() == "tensorflow":
+        from keras_llm.layers.tensorflow import gelu_slope, gelu_tanh_slope, with_slope
+
+        if activation is gelu_tanh:
+            return with_slope(activation, gelu_tanh_slope, x)
+        if activation is keras.activations.gelu:
+            return with_slope(activation, gelu_slope, x)
+    return activation(x)

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_llm.layers._parts import dense
-from keras_llm.layers.activations import gelu_tanh, get_activation
+from keras_llm.layers.activations import activate, gelu_tanh, get_activation
 
 # What is zero at zero, for each feature by itself.
 _ELEMENTWISE = (keras.activations.gelu, gelu_tanh, keras.activations.relu, keras.activations.silu)
@@ -74,9 +74,10 @@ class FeedForward(keras.layers.Layer):
         extra = 16 if training and self._is_padded_in_training(inputs.shape[-1]) else 0
         hidden = _project(self.up, inputs, columns=extra)
         if self.gated:
-            hidden = self.activation(_project(self.gate, inputs, columns=extra)) * hidden
+            gate = _project(self.gate, inputs, columns=extra)
+            hidden = activate(self.activation, gate, training) * hidden
         else:
-            hidden = self.activation(hidden)
+            hidden = activate(self.activation, hidden, training)
         outputs = _project(self.down, hidden, rows=extra)
         return self.dropout_layer(outputs, training=training)
 

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_llm.layers._parts import clone, dense
-from keras_llm.layers.activations import get_activation
+from keras_llm.layers.activations import activate, get_activation
 from keras_llm.layers.feed_forward import FeedForward
 
 
@@ -130,9 +130,9 @@ class MixtureOfExperts(keras.layers.Layer):
         x = ops.reshape(inputs, (1, -1, size))
         hidden = ops.matmul(x, self.up)  # (E, B * T, F)
         if self.gated:
-            hidden = self.activation(ops.matmul(x, self.gate)) * hidden
+            hidden = activate(self.activation, ops.matmul(x, self.gate), training) * hidden
         else:
-            hidden = self.activation(hidden)
+            hidden = activate(self.activation, hidden, training)
         # Weighted before the second matmul, whose sum over F then also sums over the experts.
         weights = ops.transpose(ops.reshape(weights, (-1, self.num_experts, 1)), (1, 0, 2))
         hidden = ops.transpose(hidden * ops.cast(weights, hidden.dtype), (1, 0, 2))

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_llm import layers
+from keras_llm.layers.activations import activate
 
 RNG = np.random.default_rng(11)
 
@@ -31,8 +32,8 @@ def silu(x):
 # Feed forward
 
 
-padded_backend = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="only TensorFlow's products gain by it"
+only_tensorflow = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="only TensorFlow gains by it"
 )
 
 
@@ -41,7 +42,7 @@ def has_padding(layer, inputs):
     return any(op.type in ("Pad", "PadV2") for op in run.graph.get_operations())
 
 
-@padded_backend
+@only_tensorflow
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu"])
 @pytest.mark.parametrize("gated, use_bias", [(False, True), (True, False), (True, True)])
 def test_features_that_are_added_in_training_change_nothing(activation, gated, use_bias):
@@ -63,7 +64,7 @@ def test_features_that_are_added_in_training_change_nothing(activation, gated, u
         np.testing.assert_allclose(padded, plain, rtol=1e-4, atol=1e-4)
 
 
-@padded_backend
+@only_tensorflow
 def test_no_features_are_added_where_they_would_count():
     inputs = random(2, 5, 24)
     for activation in ("softmax", "sigmoid", lambda x: x + 1):
@@ -76,6 +77,50 @@ def test_no_features_are_added_where_they_would_count():
         layer(inputs)
         change(layer.down)
         assert not has_padding(layer, inputs)
+
+
+def held(activation, training, x):
+    """How many tensors, beside the input, a graph holds for an activation's gradient."""
+
+    @tf.function
+    def slope(x):
+        graph = tf.compat.v1.get_default_graph()
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = activate(activation, x, training)
+        count = len(graph.get_operations())
+        gradient = tape.gradient(y, x)
+        forward = set(graph.get_operations()[:count])
+        later = graph.get_operations()[count:]
+        found = {t.name for op in later for t in op.inputs if t.op in forward and t.shape.rank}
+        kept.append(len(found - {x.name}))
+        return y, gradient
+
+    kept = []
+    return kept, [np.asarray(part) for part in slope(x)]
+
+
+@only_tensorflow
+@pytest.mark.parametrize("activation", [layers.gelu_tanh, keras.activations.gelu])
+def test_of_a_gelu_a_training_holds_its_input_alone(activation):
+    x = tf.constant(np.linspace(-9, 9, 181), "float64")
+    counts, (plain, gradient) = held(activation, False, x)
+    assert counts[-1] >= 3
+    counts, found = held(activation, True, x)
+    assert counts[-1] == 0
+    np.testing.assert_array_equal(found[0], plain)
+    np.testing.assert_allclose(found[1], gradient, atol=1e-7)
+    inputs = tf.constant(random(2, 3, 8))
+    for layer in (
+        layers.FeedForward(16, activation),
+        layers.FeedForward(16, activation, gated=True),
+        layers.MixtureOfExperts(2, 1, 16, activation),
+        layers.MixtureOfExperts(2, 1, 16, activation, gated=False),
+    ):
+        layer(inputs)
+        run = tf.function(lambda x, layer=layer: layer(x, training=True))
+        graph = run.get_concrete_function(inputs).graph
+        assert any(op.type == "IdentityN" for op in graph.get_operations())
 
 
 # Relative positions
