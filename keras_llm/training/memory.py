@@ -92,7 +92,7 @@ def _bytes_of_a_block(config, length, size):
     heads, groups = config.num_heads * config.head_dim, 2 * config.num_key_value_heads
     norms = 4 * width  # two norms: what goes in, and the normalised
     attention = 3 * heads + 2 * groups * config.head_dim + width
-    a_product = (5 if config.gated else 4) * inner
+    a_product = (4 if config.gated else 2) * inner  # what goes in and what comes out
     experts = max(1, config.num_experts) + config.num_shared_experts
     dropout = 2 * width if config.dropout else 0
     # Scores and their softmax are float32; what is multiplied by the values is not.
