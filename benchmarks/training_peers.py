@@ -36,7 +36,8 @@ def ours(shape, vocabulary_size):
     from keras_llm import models, training
 
     build = models.masked_lm if shape == "bert" else models.causal_lm
-    return training.LanguageModelTrainer(build(config_of(shape, vocabulary_size))), {}
+    trainer = training.LanguageModelTrainer(build(config_of(shape, vocabulary_size)))
+    return trainer, {"optimizer": training.AdamW(1e-3)}
 
 
 def rematerialized(shape, vocabulary_size):

@@ -1,6 +1,7 @@
 """What layers need of TensorFlow alone."""
 
 import math
+import os
 
 import tensorflow as tf
 
@@ -28,8 +29,18 @@ def with_slope(function, slope, x):
     def run(x):
         def gradient(upstream):
             with tf.control_dependencies([upstream]):
-                return upstream * slope(x)
+                return fused(lambda x, upstream: upstream * slope(x), x, upstream)
 
-        return function(x), gradient
+        return fused(function, x), gradient
 
     return run(x)
+
+
+def fused(function, *inputs):
+    """`function(*inputs)`, whose operations XLA does in one or a few passes over the numbers,
+    TensorFlow in one each. In graphs alone, and of shapes that are known, for every shape is
+    compiled by itself. Not with `KERAS_LLM_XLA=0` in the environment."""
+    known = all(x.shape.is_fully_defined() for x in inputs)
+    if tf.executing_eagerly() or not known or os.environ.get("KERAS_LLM_XLA", "1") == "0":
+        return function(*inputs)
+    return tf.function(function, jit_compile=True, autograph=False)(*inputs)

@@ -140,7 +140,10 @@ class ChunkedCrossEntropy:
                 h_teacher = ops.slice(teacher_states, (start, 0), (size, teacher_states.shape[1]))
                 taught = _logits(h_teacher, teacher_head.kernel, teacher_head.bias)
                 more = (capped(taught, teacher_head.soft_cap),)
-            loss, is_right, d_raw = self._chunk(raw, target, weight, gradients, *more)
+            loss, is_right, d_raw = _fused(
+                lambda *parts: self._chunk(*parts[:3], gradients, *parts[3:]),
+                *(raw, target, weight, *more),
+            )
             losses = ops.slice_update(losses, (start,), loss)
             right = ops.slice_update(right, (start,), is_right)
             if gradients:
@@ -203,6 +206,15 @@ def _logits(states, kernel, bias):
 def capped(raw, soft_cap):
     """`raw` itself, or `soft_cap tanh(raw / soft_cap)`."""
     return raw if soft_cap is None else soft_cap * ops.tanh(raw / soft_cap)
+
+
+def _fused(function, *inputs):
+    """`function(*inputs)` in one pass over the logits; XLA does that by itself where it is used."""
+    if keras.backend.backend() != "tensorflow":
+        return function(*inputs)
+    from keras_llm.layers.tensorflow import fused
+
+    return fused(function, *inputs)
 
 
 def _loop(condition, step, values):

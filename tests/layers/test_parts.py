@@ -101,14 +101,16 @@ def held(activation, training, x):
 
 
 @only_tensorflow
+@pytest.mark.parametrize("xla", [False, True])
 @pytest.mark.parametrize("activation", [layers.gelu_tanh, keras.activations.gelu])
-def test_of_a_gelu_a_training_holds_its_input_alone(activation):
+def test_of_a_gelu_a_training_holds_its_input_alone(activation, xla, monkeypatch):
+    monkeypatch.setenv("KERAS_LLM_XLA", str(int(xla)))
     x = tf.constant(np.linspace(-9, 9, 181), "float64")
     counts, (plain, gradient) = held(activation, False, x)
     assert counts[-1] >= 3
     counts, found = held(activation, True, x)
     assert counts[-1] == 0
-    np.testing.assert_array_equal(found[0], plain)
+    np.testing.assert_allclose(found[0], plain, atol=1e-12)
     np.testing.assert_allclose(found[1], gradient, atol=1e-7)
     inputs = tf.constant(random(2, 3, 8))
     for layer in (

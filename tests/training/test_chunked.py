@@ -39,12 +39,17 @@ def plain(parts, targets, weights, smoothing=0.0, z_loss=0.0, cap=None):
     return losses, [d @ kernel.T, states.T @ d, d.sum(0)][: len(parts)]
 
 
-@pytest.mark.parametrize("chunk_size", [1, 7, 23, 50, None])
+@pytest.mark.parametrize(
+    "chunk_size, xla", [(1, False), (7, False), (7, True), (23, False), (50, True), (None, False)]
+)
 @pytest.mark.parametrize(
     "smoothing, z_loss, cap, bias",
     [(0.0, 0.0, None, False), (0.1, 0.01, None, True), (0.2, 0.05, 3.0, False), (0, 0, 2.0, True)],
 )
-def test_losses_and_gradients_are_those_of_the_formula(chunk_size, smoothing, z_loss, cap, bias):
+def test_losses_and_gradients_are_those_of_the_formula(
+    chunk_size, xla, smoothing, z_loss, cap, bias, monkeypatch
+):
+    monkeypatch.setenv("KERAS_LLM_XLA", str(int(xla)))
     parts = arrays(bias=bias)
     targets, weights = targets_and_weights()
     expected, gradients = plain(parts, targets, weights, smoothing, z_loss, cap)
@@ -60,6 +65,7 @@ def test_losses_and_gradients_are_those_of_the_formula(chunk_size, smoothing, z_
         return total, losses, right, tape.gradient(total, [states, kernel, *rest])
 
     total, losses, right, found = step()
+    assert ("_XlaMustCompile" in str(step.get_concrete_function().graph.as_graph_def())) == xla
     assert float(total) == pytest.approx((expected * weights).sum(), abs=1e-4)
     np.testing.assert_allclose(losses, expected, atol=1e-5)
     for one, other in zip(found, gradients, strict=True):
@@ -90,7 +96,8 @@ def sizes_in(function):
     )
 
 
-def test_no_tensor_is_as_large_as_the_logits():
+def test_no_tensor_is_as_large_as_the_logits(monkeypatch):
+    monkeypatch.setenv("KERAS_LLM_XLA", "0")  # what XLA does is not seen from here
     rows, width, vocabulary, chunk = 512, 4, 1024, 16
 
     def step(states, kernel, chunk_size):
