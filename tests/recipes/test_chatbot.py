@@ -83,7 +83,9 @@ def test_answers_are_ranked_and_filtered(run, capfd, tmp_path):
         assert 0 <= found[name] <= 1
     settings = {"max_new_tokens": 12, "seed": 1}
     answer = task.chat("Explain with.", return_details=True, **settings)
-    assert answer.refused is None and answer.text == answer.replies[0].text
+    safe = [reply.text for reply in answer.replies if reply.unsafe < task.ranking.threshold]
+    expected = (None, safe[0]) if safe else ("output", task.ranking.refusal)
+    assert (answer.refused, answer.text) == expected
     assert {reply.number for reply in answer.replies} == {0, 1, 2}
     scores = [reply.score for reply in answer.replies]
     assert scores == sorted(scores, reverse=True)
