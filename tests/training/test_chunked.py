@@ -40,7 +40,8 @@ def plain(parts, targets, weights, smoothing=0.0, z_loss=0.0, cap=None):
 
 
 @pytest.mark.parametrize(
-    "chunk_size, xla", [(1, False), (7, False), (7, True), (23, False), (50, True), (None, False)]
+    "chunk_size, xla",
+    [*((size, False) for size in (1, 7, 23, 50, None)), (7, True), (50, True)],
 )
 @pytest.mark.parametrize(
     "smoothing, z_loss, cap, bias",
