@@ -24,11 +24,25 @@ hypothesis.settings.register_profile("keras_llm", deadline=None, derandomize=Tru
 hypothesis.settings.load_profile("keras_llm")
 
 
+def draw_by(name):
+    """What is drawn from here on depends on `name` alone."""
+    import keras
+
+    keras.utils.set_random_seed(zlib.crc32(name.encode()))
+
+
 @pytest.fixture(autouse=True)
 def same_draws(request):
     """What a test draws, it draws again when it is run again."""
     if "keras" in sys.modules:
-        sys.modules["keras"].utils.set_random_seed(zlib.crc32(request.node.nodeid.encode()))
+        draw_by(request.node.nodeid)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef):
+    """What is made once for several tests is the same whichever of them comes first."""
+    if fixturedef.scope != "function":
+        draw_by(f"{fixturedef.baseid}::{fixturedef.argname}")
 
 
 @pytest.fixture(scope="session")

@@ -29,11 +29,23 @@ def get_activation(identifier):
 def activate(activation, x, training):
     """`activation(x)`. A graph of TensorFlow holds every tensor on the way to a GELU until its
     gradient is computed, five in all; in training two are held here, `x` and the output."""
-    if training and keras.backend.backend() == "tensorflow":
-        from keras_llm.layers.tensorflow import gelu_slope, gelu_tanh_slope, with_slope
+    slope = slope_of(activation) if training else None
+    if slope is None:
+        return activation(x)
+    from keras_llm.layers.tensorflow import with_slope
 
-        if activation is gelu_tanh:
-            return with_slope(activation, gelu_tanh_slope, x)
-        if activation is keras.activations.gelu:
-            return with_slope(activation, gelu_slope, x)
-    return activation(x)
+    return with_slope(activation, slope, x)
+
+
+def slope_of(activation):
+    """The derivative of an activation, if TensorFlow is to hold less by it, else None."""
+    if keras.backend.backend() != "tensorflow":
+        return None
+    from keras_llm.layers import tensorflow
+
+    slopes = (
+        (gelu_tanh, tensorflow.gelu_tanh_slope),
+        (keras.activations.gelu, tensorflow.gelu_slope),
+        (keras.activations.silu, tensorflow.silu_slope),
+    )
+    return next((slope for known, slope in slopes if known is activation), None)

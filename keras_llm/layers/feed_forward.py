@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_llm.layers._parts import dense
-from keras_llm.layers.activations import activate, gelu_tanh, get_activation
+from keras_llm.layers.activations import activate, gelu_tanh, get_activation, slope_of
 
 # What is zero at zero, for each feature by itself.
 _ELEMENTWISE = (keras.activations.gelu, gelu_tanh, keras.activations.relu, keras.activations.silu)
@@ -72,14 +72,32 @@ class FeedForward(keras.layers.Layer):
 
     def call(self, inputs, training=None):
         extra = 16 if training and self._is_padded_in_training(inputs.shape[-1]) else 0
-        hidden = _project(self.up, inputs, columns=extra)
+        features = [_project(self.up, inputs, columns=extra)]
         if self.gated:
-            gate = _project(self.gate, inputs, columns=extra)
-            hidden = activate(self.activation, gate, training) * hidden
+            features = [_project(self.gate, inputs, columns=extra), *features]
+        slope = slope_of(self.activation) if training and _is_plain(self.down) else None
+        if slope is not None:
+            outputs = self._lean_down(slope, features, rows=extra)
         else:
-            hidden = activate(self.activation, hidden, training)
-        outputs = _project(self.down, hidden, rows=extra)
+            hidden = activate(self.activation, features[0], training)
+            for feature in features[1:]:
+                hidden = hidden * feature
+            outputs = _project(self.down, hidden, rows=extra)
         return self.dropout_layer(outputs, training=training)
+
+    def _lean_down(self, slope, features, rows):
+        """The activation, the gate and `down`. In training TensorFlow would hold the output of the
+        activation beside its input, for the gradient of the kernel; here it is computed again."""
+        from keras_llm.layers.tensorflow import activated_product
+
+        shape = ops.shape(features[0])
+        features = [ops.reshape(feature, (-1, feature.shape[-1])) for feature in features]
+        kernel = self.down.kernel
+        if rows:
+            kernel = ops.pad(kernel, ((0, rows), (0, 0)))
+        outputs = activated_product(self.activation, slope, features, kernel)
+        outputs = ops.reshape(outputs, (*shape[:-1], outputs.shape[-1]))
+        return outputs if self.down.bias is None else outputs + self.down.bias
 
     def _is_padded_in_training(self, width):
         """Whether features that are always zero make training faster.

@@ -21,6 +21,12 @@ def gelu_tanh_slope(x):
     return gate + tf.raw_ops.SigmoidGrad(y=gate, dy=x) * (a + 3.0 * b * square)
 
 
+def silu_slope(x):
+    """The derivative of SiLU, `x sigmoid(x)`."""
+    gate = tf.sigmoid(x)
+    return gate * (1.0 + x * (1.0 - gate))
+
+
 def with_slope(function, slope, x):
     """`function(x)`, of which a training holds `x` alone: what the derivative is computed from is
     computed when the gradient of the output is there."""
@@ -34,6 +40,41 @@ def with_slope(function, slope, x):
         return fused(function, x), gradient
 
     return run(x)
+
+
+def activated_product(activation, slope, features, kernel):
+    """`activation(x) kernel`, or with a gate `(activation(x) * up) kernel`, of which a training
+    holds the features and the kernel alone.
+
+    Args:
+        activation, slope: functions of one tensor, and its derivative.
+        features: a list of float tensors (N, F): x, and up if there is a gate.
+        kernel: float tensor (F, D).
+
+    Returns:
+        Float tensor (N, D).
+    """
+
+    def inner(x, up=None):
+        return activation(x) if up is None else activation(x) * up
+
+    def backward(d_inner, x, up=None):
+        y = activation(x)
+        if up is None:
+            return y, d_inner * slope(x)
+        return y * up, d_inner * up * slope(x), d_inner * y
+
+    @tf.custom_gradient
+    def run(kernel, *features):
+        def gradient(upstream):
+            d_inner = tf.matmul(upstream, kernel, transpose_b=True)
+            with tf.control_dependencies([upstream]):
+                y, *d_features = fused(backward, d_inner, *features)
+            return tf.matmul(y, upstream, transpose_a=True), *d_features
+
+        return tf.matmul(fused(inner, *features), kernel), gradient
+
+    return run(kernel, *features)
 
 
 def fused(function, *inputs):

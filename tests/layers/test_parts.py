@@ -79,25 +79,27 @@ def test_no_features_are_added_where_they_would_count():
         assert not has_padding(layer, inputs)
 
 
-def held(activation, training, x):
-    """How many tensors, beside the input, a graph holds for an activation's gradient."""
+def held(function, x, variables=(), size=None):
+    """What a graph holds for a function's gradient: the number of tensors beside the input, of that
+    many elements if `size` says so. With the outputs and gradients."""
 
     @tf.function
     def slope(x):
         graph = tf.compat.v1.get_default_graph()
         with tf.GradientTape() as tape:
             tape.watch(x)
-            y = activate(activation, x, training)
+            y = function(x)
         count = len(graph.get_operations())
-        gradient = tape.gradient(y, x)
+        gradients = tape.gradient(y, [x, *variables])
         forward = set(graph.get_operations()[:count])
         later = graph.get_operations()[count:]
-        found = {t.name for op in later for t in op.inputs if t.op in forward and t.shape.rank}
-        kept.append(len(found - {x.name}))
-        return y, gradient
+        used = {t.name: t for op in later for t in op.inputs if t.op in forward and t.shape.rank}
+        sizes = [t.shape.num_elements() for name, t in used.items() if name != x.name]
+        kept.append(len(sizes) if size is None else sizes.count(size))
+        return y, *gradients
 
     kept = []
-    return kept, [np.asarray(part) for part in slope(x)]
+    return [np.asarray(part) for part in slope(x)], kept[-1]
 
 
 @only_tensorflow
@@ -106,23 +108,44 @@ def held(activation, training, x):
 def test_of_a_gelu_a_training_holds_its_input_alone(activation, xla, monkeypatch):
     monkeypatch.setenv("KERAS_LLM_XLA", str(int(xla)))
     x = tf.constant(np.linspace(-9, 9, 181), "float64")
-    counts, (plain, gradient) = held(activation, False, x)
-    assert counts[-1] >= 3
-    counts, found = held(activation, True, x)
-    assert counts[-1] == 0
+    (plain, gradient), count = held(lambda x: activate(activation, x, False), x)
+    assert count >= 3
+    found, count = held(lambda x: activate(activation, x, True), x)
+    assert count == 0
     np.testing.assert_allclose(found[0], plain, atol=1e-12)
     np.testing.assert_allclose(found[1], gradient, atol=1e-7)
     inputs = tf.constant(random(2, 3, 8))
-    for layer in (
-        layers.FeedForward(16, activation),
-        layers.FeedForward(16, activation, gated=True),
-        layers.MixtureOfExperts(2, 1, 16, activation),
-        layers.MixtureOfExperts(2, 1, 16, activation, gated=False),
-    ):
+    for gated in (True, False):
+        layer = layers.MixtureOfExperts(2, 1, 16, activation, gated=gated)
         layer(inputs)
         run = tf.function(lambda x, layer=layer: layer(x, training=True))
         graph = run.get_concrete_function(inputs).graph
         assert any(op.type == "IdentityN" for op in graph.get_operations())
+
+
+@only_tensorflow
+@pytest.mark.parametrize("xla", [False, True])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("gated, use_bias, width", [(False, True, 40), (True, False, 512)])
+def test_of_a_feed_forward_a_training_holds_what_the_activation_takes(
+    activation, gated, use_bias, width, xla, monkeypatch
+):
+    monkeypatch.setenv("KERAS_LLM_XLA", str(int(xla)))
+    layer = layers.FeedForward(width, activation, gated, use_bias)
+    x = tf.constant(random(2, 3, 24))
+    layer(x)
+    sources = [v.value for v in layer.trainable_variables]
+    extra = 16 if width == 512 else 0
+
+    def of(training, size):
+        return held(lambda x: layer(x, training=training), x, sources, size)
+
+    plain, count = of(False, 6 * width)
+    assert count > 1 + gated
+    found, count = of(True, 6 * (width + extra))
+    assert count == 1 + gated
+    for ours, theirs in zip(found, plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 # Relative positions
