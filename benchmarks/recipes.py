@@ -58,7 +58,7 @@ _EXPORT = " --export saved_model,litert"
 RUNS = (
     Run(
         "reviews",
-        "text_generation --export saved_model,litert,litert_lm",
+        "text_generation --epochs 3 --export saved_model,litert,litert_lm",
         _LANGUAGE,
         _COUNTS,
     ),
