@@ -82,13 +82,13 @@ RUNS = (
     ),
     Run(
         "answers",
-        "question_answering --epochs 1" + _EXPORT,
+        "question_answering --epochs 1 --evaluations 4" + _EXPORT,
         {"exact_match": "exact match {:.1%}", "f1": "F1 {:.1%}"},
         {"baseline": "nearest sentence", "no_answer": "never an answer"},
     ),
     Run(
         "yes_no",
-        "question_answering --kind yes_no --epochs 1 --max-length 160" + _EXPORT,
+        "question_answering --kind yes_no --epochs 1 --evaluations 4 --max-length 160" + _EXPORT,
         {"accuracy": "accuracy {:.1%}"},
         {"baseline": "always yes"},
     ),

@@ -74,7 +74,7 @@ def activated_product(activation, slope, features, kernel):
 
         return tf.matmul(fused(inner, *features), kernel), gradient
 
-    return run(kernel, *features)
+    return run(tf.convert_to_tensor(kernel), *features)  # not the variable, if it is one
 
 
 def fused(function, *inputs):

@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_llm import models
 from keras_llm.errors import InputError
+from keras_llm.layers.activations import get_activation, slope_of
 from keras_llm.models.summary import shapes_only
 from keras_llm.training.chunked import CHUNK_ELEMENTS
 from keras_llm.training.eight_bit import coded_bytes, is_coded
@@ -92,7 +93,9 @@ def _bytes_of_a_block(config, length, size):
     heads, groups = config.num_heads * config.head_dim, 2 * config.num_key_value_heads
     norms = 4 * width  # two norms: what goes in, and the normalised
     attention = 3 * heads + 2 * groups * config.head_dim + width
-    a_product = (4 if config.gated else 2) * inner  # what goes in and what comes out
+    # What goes into the activation, and what comes out unless that is computed again.
+    held = 1 if slope_of(get_activation(config.activation)) and not config.num_experts else 2
+    a_product = held * (2 if config.gated else 1) * inner
     experts = max(1, config.num_experts) + config.num_shared_experts
     dropout = 2 * width if config.dropout else 0
     # Scores and their softmax are float32; what is multiplied by the values is not.

@@ -144,8 +144,13 @@ def test_of_a_feed_forward_a_training_holds_what_the_activation_takes(
     assert count > 1 + gated
     found, count = of(True, 6 * (width + extra))
     assert count == 1 + gated
-    for ours, theirs in zip(found, plain, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=True)
+    eager = [y, *tape.gradient(y, [x, *sources])]
+    for parts in zip(plain, found, eager, strict=True):
+        for part in parts[1:]:
+            np.testing.assert_allclose(part, parts[0], rtol=1e-4, atol=1e-5)
 
 
 # Relative positions
