@@ -246,6 +246,19 @@ def test_adam_in_8_bits_learns_what_adam_learns_with_a_third_of_the_state():
     assert states[8] < 0.35 * states[32]  # of matrices of this size
 
 
+def test_averages_in_8_bits_are_read_when_their_gradient_is_there():
+    optimizer, (matrix,) = training.AdamW(1e-3, state_bits=8), variables(("matrix", (64, 128)))
+    optimizer.build([matrix])
+    step = tf.function(lambda slope: optimizer.apply([tf.exp(slope)], [matrix]))
+    graph = step.get_concrete_function(tf.TensorSpec((64, 128))).graph
+    (gradient,) = (op for op in graph.get_operations() if op.type == "Exp")
+    reads = [op for op in graph.get_operations() if op.type == "Cast"]
+    reads = [op for op in reads if op.get_attr("SrcT") in (tf.int8, tf.uint8)]
+    assert len(reads) == 2
+    for op in reads:
+        assert gradient in op.control_inputs or gradient in op.inputs[0].op.control_inputs
+
+
 def test_a_run_with_averages_in_8_bits_goes_on_with_the_same_bits(tmp_path):
     ids = np.random.default_rng(0).integers(2, 60, (32, 24)).astype("int32")
 
