@@ -50,27 +50,23 @@ def config(word_piece):
 
 @pytest.fixture(scope="module")
 def classifier(config, word_piece):
-    keras.utils.set_random_seed(0)
     model = models.text_classifier(config, 3)
     return keras_llm.TextClassification(model, word_piece, LABELS, {"made": "here"})
 
 
 @pytest.fixture(scope="module")
 def tagger(config, word_piece):
-    keras.utils.set_random_seed(0)
     model = models.token_classifier(config, 3)
     return keras_llm.TokenClassification(model, word_piece, LABELS)
 
 
 @pytest.fixture(scope="module")
 def answerer(config, word_piece):
-    keras.utils.set_random_seed(0)
     return keras_llm.QuestionAnswering(models.span_qa(config), word_piece)
 
 
 @pytest.fixture(scope="module")
 def guesser(config, word_piece):
-    keras.utils.set_random_seed(0)
     return keras_llm.MaskedLanguageModel(models.masked_lm(config), word_piece)
 
 
