@@ -7,7 +7,7 @@ _NAMES = {
     "LocalServer": "keras_llm.export.local_server.server",
     "ServerOptions": "keras_llm.export.local_server.options",
     "LiteRTModel": "keras_llm.export.runner",
-    "QuantizationRule": "keras_llm.export.quantize",
+    "QuantizationRule": "keras_llm.export.quantization",
     "litert": "keras_llm.export.to_litert",
     "litert_lm": "keras_llm.export.to_litert_lm",
     "saved_model": "keras_llm.export.to_saved_model",

@@ -57,6 +57,17 @@ class DecoderProof(Proof):
         """Keras's logits (B, T, V) of a batch of rows, padded to `longest`."""
         return self.plan.task.model.predict_on_batch(_padded([ids for _, ids in rows], longest))
 
+    def expect(self):
+        """Keras's greedy texts; or of a quantized file its losses and choices on held-out text."""
+        if self.plan.quantization is None:
+            self._expected_texts = self._greedy_texts()
+            return
+        self._losses, self._choices = [], []
+        for (_, ids), logits in zip(self._rows, self._logits_of(self._rows), strict=True):
+            log_p = _log_softmax(logits)
+            self._losses.append(-log_p[np.arange(len(ids) - 1), ids[1:]])
+            self._choices.append(logits.argmax(-1))
+
     def compare(self, answer):
         """How the file's logits and greedy texts differ from Keras's."""
         self.texts, logits = answer["texts"], answer["logits"]
@@ -70,7 +81,7 @@ class DecoderProof(Proof):
         if self.plan.quantization is None:
             chosen = np.take_along_axis(expected, logits.argmax(-1)[:, None], -1)[:, 0]
             parity.require_same("choices", chosen, expected.max(-1), _LOGIT_TOLERANCE)
-            same = answer["texts"] == self._greedy_texts()
+            same = answer["texts"] == self._expected_texts
             second, first = np.sort(expected, axis=-1)[:, -2:].T
             if not same and (first - second).min() > _LOGIT_TOLERANCE:
                 raise ExportError("the exported model's greedy texts are not those of Keras.")
@@ -85,20 +96,17 @@ class DecoderProof(Proof):
 
     def quality(self, answer):
         """The cost of quantisation: perplexity and greedy choices on held-out text."""
-        losses, agreements = [], []
-        rows = self._rows
-        for index, ((_, ids), logits) in enumerate(zip(rows, self._logits_of(rows), strict=True)):
-            log_p = _log_softmax(logits)
-            losses.append(-log_p[np.arange(len(ids) - 1), ids[1:]])
-            agreements.append(logits.argmax(-1) == answer[f"choices_{index}"])
-        ours = np.concatenate([answer[f"losses_{index}"] for index in range(len(rows))])
-        before, after = (float(np.exp(np.mean(x))) for x in (np.concatenate(losses), ours))
+        choices = [answer[f"choices_{index}"] for index in range(len(self._rows))]
+        ours = np.concatenate([answer[f"losses_{index}"] for index in range(len(self._rows))])
+        theirs = np.concatenate(self._losses)
+        before, after = (float(np.exp(np.mean(losses))) for losses in (theirs, ours))
+        agreement = np.concatenate(choices) == np.concatenate(self._choices)
         return {
             "tokens": len(ours),
             "perplexity_keras": before,
             "perplexity": after,
             "loss": after / before - 1,
-            "greedy_agreement": float(np.mean(np.concatenate(agreements))),
+            "greedy_agreement": float(np.mean(agreement)),
         }
 
     def _divergence(self, expected, found):

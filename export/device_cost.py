@@ -1,11 +1,11 @@
 """What a file costs a device: memory, time to load, tokens per second."""
 
-import json
-import os
 import resource
 import time
 
 import numpy as np
+
+from keras_llm.export.children import in_fork
 
 _SETTINGS = [(1, True), (2, True), (1, False), (2, False)]  # threads, XNNPACK
 _STEPS = 16
@@ -25,7 +25,7 @@ def cost(path):
         `decode_tokens_per_second`, else `calls_per_second`. Of one that writes text also
         `cache_bytes_per_token`, and `tokens_per_second`, the best of decoding.
     """
-    rows = [_forked(_measure, path, threads, xnnpack) for threads, xnnpack in _SETTINGS]
+    rows = [in_fork(_measure, path, threads, xnnpack)[0] for threads, xnnpack in _SETTINGS]
     found = {"speed": rows}
     if "decode_tokens_per_second" in rows[0]:
         found["cache_bytes_per_token"] = {row.pop("cache_bytes_per_token") for row in rows}.pop()
@@ -48,7 +48,7 @@ def _measure(path, threads, xnnpack):
         **speeds,
         "resident_bytes": _peak() - before,
         "buffer_bytes": _anonymous() - anonymous,
-    }
+    }, {}
 
 
 def _head_speed(runner):
@@ -97,27 +97,6 @@ def _median(call, count):
         if time.perf_counter() - began > _SECONDS:
             break
     return float(np.median(times))
-
-
-def _forked(function, *arguments):
-    """Call a function in a child of this process; what it returns, which must be JSON."""
-    source, target = os.pipe()
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            with os.fdopen(target, "w") as pipe:
-                json.dump(function(*arguments), pipe)
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(target)
-    with os.fdopen(source) as pipe:
-        text = pipe.read()
-    _, status = os.waitpid(child, 0)
-    if status:
-        raise RuntimeError(f"{function.__name__}{arguments} failed with status {status}.")
-    return json.loads(text)
 
 
 def _peak():

@@ -1,32 +1,28 @@
-"""A task as a TFLite model: what to write, writing it, quantising it."""
+"""A task as a TFLite model: what to write, and writing it."""
 
+import contextlib
 import dataclasses
 import functools
-import json
-import pathlib
-import shutil
-import tempfile
 
 from keras_llm import models
 from keras_llm.errors import InputError
-from keras_llm.export import parity, rewrite
+from keras_llm.export import device_graphs, flat_graph, head_graphs, parity, quantization, weights
+from keras_llm.export.balance import balance
+from keras_llm.export.calibration import Calibration, groups_of
+from keras_llm.export.children import Child
 from keras_llm.export.decoder_proof import DecoderProof, TranslationProof
-from keras_llm.export.device_graphs import DecoderStepModule
 from keras_llm.export.device_proof import check_texts
-from keras_llm.export.head_graphs import MASKS, SIGNATURES, HeadModule
+from keras_llm.export.head_graphs import MASKS, SIGNATURES
 from keras_llm.export.head_proof import AnswerProof, HeadProof, MaskProof
-from keras_llm.export.quantize import rules_of
-from keras_llm.export.signatures import check_whole, save
+from keras_llm.export.lowering import Trace, in_float32, layers_of
+from keras_llm.export.quantization import rules_of
+from keras_llm.export.signatures import check_whole
 from keras_llm.tasks import TextGeneration, Translation
 
 _PREFILL_LENGTHS = (16, 128)
 # A step that attends to fewer slots is faster; each costs a graph without weights.
 _DECODE_LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
-# What the converter may allocate. With 538 MB of float32 weights it was seen at 4 GB; its peak was
-# not measured.
-_MEMORY = 4 << 30
-_MEMORY_PER_WEIGHT = 64
-_TIMEOUT = 3600
+_MEMORY = 4 << 30  # that the converter may allocate; graphs without weights take a tenth
 _PROOFS = {
     "TextGeneration": DecoderProof,
     "Translation": TranslationProof,
@@ -44,7 +40,8 @@ class Plan:
     """What is to be written.
 
     Attributes:
-        task: the task, its model in float32.
+        task: the task that the file is compared with, in float32 if the file is.
+        traced: pair of a task to trace, in float32, and its weights; see `lowering.in_float32`.
         quantization: as given by the user.
         rules: tuple of `QuantizationRule`.
         manifest: dict of JSON values that the file carries.
@@ -52,6 +49,7 @@ class Plan:
     """
 
     task: object
+    traced: tuple
     quantization: object
     rules: tuple
     manifest: dict
@@ -115,7 +113,14 @@ def plan(caller, task, quantization, prefill_lengths, cache_length, calibration)
         manifest |= _head_manifest(caller, task, cache_length, prefill_lengths)
     else:
         manifest |= _decoder_manifest(caller, task, max_length, prefill_lengths)
-    made = Plan(_in_float32(task), quantization, rules, manifest, calibration)
+    made = Plan(
+        _reference(task, quantization),
+        in_float32(task),
+        quantization,
+        rules,
+        manifest,
+        calibration,
+    )
     if calibration is not None:
         check_texts(caller, "calibration", calibration)
     if made.needs_calibration:
@@ -123,7 +128,6 @@ def plan(caller, task, quantization, prefill_lengths, cache_length, calibration)
             raise InputError(f"{caller}: this `quantization` needs `calibration` texts.")
         if name in SIGNATURES:
             raise InputError(f'{caller}: a "static" `quantization` is for models that write text.')
-        manifest["decode_lengths"] = []  # every graph would need texts of its own
     return made
 
 
@@ -171,65 +175,116 @@ def _head_manifest(caller, task, cache_length, prefill_lengths):
     return manifest
 
 
-def write(plan, path):
-    """Write the TFLite model of a plan.
+@contextlib.contextmanager
+def children(plan):
+    """Processes that begin to import what they need: one lowers graphs, one runs the file."""
+    del plan
+    with (
+        Child("keras_llm.export.lowering_worker", "that lowers the graph") as lowering,
+        Child("keras_llm.export.device_parity", "that runs the file") as running,
+    ):
+        yield lowering, running
+
+
+def lower(plan, child, progress, meanwhile=None):
+    """Trace and lower the graphs of a plan.
 
     Args:
         plan: a `Plan`.
-        path: where to; replaced if it is there.
+        child: the `children.Child` that lowers graphs.
+        progress: a `Progress`.
+        meanwhile: function of nothing that is called while the child is at work, or None.
+
+    Returns:
+        A `flat_graph.Model`, and what `meanwhile` returned.
 
     Raises:
         ExportError: with the words of the converter, if it fails.
     """
-    task, manifest = plan.task, plan.manifest
-    if "signature" in manifest:
-        module = HeadModule(task, manifest["max_length"])
+    signatures = _trace(plan, progress)
+    with progress.phase("lower"):
+        _send(signatures, child)
+    with progress.phase("verify"):
+        found = None if meanwhile is None else meanwhile()
+    with progress.phase("lower"):
+        child.result()
+        lowered = [(s, (child.folder / f"{s.name}.tflite").read_bytes()) for s in signatures]
+        child.close()
+        model = flat_graph.Model(lowered, tables=bool(plan.rules))
+        progress.part("lower", 1.0)
+    return model, found
+
+
+def write(plan, model, path, progress):
+    """Write the TFLite model of a plan.
+
+    Args:
+        plan: a `Plan`.
+        model: from `lower`; it is used up.
+        path: where to; replaced if it is there.
+        progress: a `Progress`.
+    """
+    with progress.phase("quantize"):
+        _quantize(plan, model)
+        progress.part("quantize", 1.0)
+    with progress.phase("write"):
+        whole = max(1, plan.task.model.count_params())
+        weights.write(model, path, lambda size: progress.part("write", size / whole))
+
+
+def _trace(plan, progress):
+    """The signatures of a plan, a list of `lowering.Traced`."""
+    task, weights = plan.traced
+    if "signature" in plan.manifest:
+        functions = head_graphs.signatures(task, plan.manifest["max_length"])
     else:
-        module = DecoderStepModule(
-            task.model,
-            manifest["cache_slots"],
-            manifest["prefill_lengths"],
-            manifest["decode_lengths"],
-            manifest.get("encoder_length"),
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        signatures = save(module, folder / "saved_model")
-        target = folder / "float32.tflite" if plan.rules else path
-        memory = _MEMORY + _MEMORY_PER_WEIGHT * task.model.count_params()
-        weights = "float16" if plan.quantization == "float16" else "float32"
-        arguments = [str(folder / "saved_model"), str(target), weights, str(memory), *signatures]
-        parity.run_module("keras_llm.export.convert", arguments, _TIMEOUT)
-        if plan.rules:
-            _quantize(plan, target, path, folder)
+        functions = device_graphs.signatures(task.model, plan.manifest)
+    with progress.phase("trace"):
+        signatures = []
+        for name, (function, inputs) in functions.items():
+            signatures.append(Trace(function, inputs, weights).signature(name))
+            progress.part("trace", 1 / len(functions))
+    return signatures
 
 
-def _quantize(plan, source, path, folder):
-    rewrite.name_tables(source)
-    (folder / "rules.json").write_text(
-        json.dumps([dataclasses.asdict(rule) for rule in plan.rules]), "utf-8"
-    )
-    target = folder / "quantised.tflite"
-    arguments = [str(source), str(target), str(folder / "rules.json")]
+def _send(signatures, child):
+    """Hand the graphs of signatures to the child that lowers them."""
+    rows = []
+    for traced in signatures:
+        graph = traced.graph.graph.as_graph_def()
+        (child.folder / f"{traced.name}.pb").write_bytes(graph.SerializeToString())
+        names = [[t.name for t in part] for part in (traced.graph.inputs, traced.graph.outputs)]
+        rows.append({"name": traced.name, "inputs": names[0], "outputs": names[1]})
+    child.send({"memory": _MEMORY, "graphs": rows})
+
+
+def _quantize(plan, model):
+    """Decide how each weight is stored, and show a decoder texts where that helps."""
+    if plan.quantization == "float16":
+        quantization.in_float16(model)
+    if not plan.rules:
+        return
+    ranges = None
     if "signature" not in plan.manifest:
-        request = {"rows": plan.calibration_rows(), "manifest": plan.manifest}
-        (folder / "calibration.json").write_text(json.dumps(request), "utf-8")
-        arguments.append(str(folder / "calibration.json"))
-    parity.run_module("keras_llm.export.quantize", arguments, _TIMEOUT)
-    shutil.copyfile(target, path)  # with the permissions of any file
+        calibration = Calibration(*plan.traced, plan.manifest, plan.calibration_rows())
+        groups = groups_of(model)
+        if any(rule.bits != 32 and rule.kind != "weight_only" for rule in plan.rules):
+            balance(model, groups, calibration)
+        if plan.needs_calibration:
+            ranges = calibration.ranges(groups, model.biases())
+    quantization.apply(model, plan.rules, ranges)
+    if "signature" not in plan.manifest and any(rule.bits == 4 for rule in plan.rules):
+        rounded = [[c for c in group if getattr(c.storage, "bits", None) == 4] for group in groups]
+        calibration.round_later_columns([group for group in rounded if group])
 
 
-def _in_float32(task):
-    """The task itself, or one with its model rebuilt in float32."""
-    if all(layer.compute_dtype == "float32" for layer in _layers(task.model)):
+def _reference(task, quantization):
+    """The task that the file is compared with: in float32, if the file is."""
+    if quantization is not None or all(
+        layer.compute_dtype == "float32" for layer in layers_of(task.model)
+    ):
         return task
     row = models.describe(task.model)
     model = models.restore({**row, "dtype": "float32"})
     model.set_weights(task.model.get_weights())
     return type(task)(model, task.tokenizer, metadata=task.metadata)
-
-
-def _layers(model):
-    """The layers of a model and of the models inside."""
-    for layer in model.layers:
-        yield from _layers(layer) if hasattr(layer, "layers") else [layer]

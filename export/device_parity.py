@@ -1,24 +1,32 @@
 """Run a device's file as a device does, and tell what came out and what it cost.
 
-python -m keras_llm.export.device_parity FILE FOLDER
+python -m keras_llm.export.device_parity FOLDER
 """
 
 import sys
 
 import numpy as np
 
+from keras_llm.export import children
 from keras_llm.export.decoder_steps import DecoderSteps
 from keras_llm.export.device_cost import cost
-from keras_llm.export.parity import NEW_TOKENS, answer
+from keras_llm.export.parity import NEW_TOKENS
 from keras_llm.export.runner import LiteRTModel
 
 
-def _run(path, request):
-    costs = cost(path)  # first: it forks, and threads do not survive that
+def _run(folder, request):
+    del folder
+    if request["what"] == "cost":
+        return cost(request["path"]), {}
+    # In a fork: the runtime's threads would not survive the forks that measure.
+    return children.in_fork(_outputs, request["path"], request)
+
+
+def _outputs(path, request):
     runner = LiteRTModel(path)
     run = _run_head if "signature" in runner.manifest else _run_decoder
     values, arrays = run(runner, request)
-    return {"signatures": runner.signatures(), "cost": costs, **values}, arrays
+    return {"signatures": runner.signatures(), **values}, arrays
 
 
 def _run_head(runner, request):
@@ -61,4 +69,4 @@ def _read(runner, source, row):
 
 
 if __name__ == "__main__":
-    answer(_run, *sys.argv[1:])
+    children.serve(sys.argv[1], _run)

@@ -1,13 +1,9 @@
-"""Whether a device's file does what its task does, and what it costs: measured in fresh processes
-before the file counts."""
+"""Verify a device's file: in a fresh process without Keras it gives what its task gives."""
 
 import abc
 import numbers
 
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export import parity
-
-TIMEOUT = 3600  # seconds, of the child process
 
 
 class Proof(abc.ABC):
@@ -43,6 +39,10 @@ class Proof(abc.ABC):
         """What the child process is asked, a dict of JSON values."""
 
     @abc.abstractmethod
+    def expect(self):
+        """Compute what Keras gives, as far as it does not depend on the child's answer."""
+
+    @abc.abstractmethod
     def compare(self, answer):
         """The child's answer -> a dict for the report; ExportError if the file differs."""
 
@@ -54,21 +54,28 @@ class Proof(abc.ABC):
         """InputError if `held_out` is not what the task needs."""
         check_texts(caller, "held_out", held_out)
 
-    def of(self, path):
+    def of(self, path, request, child):
         """What the report says of a file: a dict.
+
+        Args:
+            path: the file.
+            request: from `request`.
+            child: a `children.Child` of `device_parity`.
 
         Raises:
             ExportError: if the file differs from the task, or is worse than allowed.
         """
-        request = self.request()
-        answer = parity.run_child("litert", path, request, TIMEOUT)
+        child.send({"what": "outputs", "path": str(path), **request})
+        self.expect()
+        answer = child.result()
         report = {"signatures": answer["signatures"], **self.compare(answer)}
         if self.plan.quantization is not None:
             quality = self.quality(answer)
             source = "our own samples" if self.held_out is None else "given"
             report["quality"] = {"text": source, **quality}
             self._refuse_if_worse(quality)
-        return {**report, **answer["cost"]}
+        # Measured last: Keras is at work no more.
+        return {**report, **child.ask({"what": "cost", "path": str(path)})}
 
     def _refuse_if_worse(self, quality):
         if self.max_quality_loss is not None and not quality["loss"] <= self.max_quality_loss:

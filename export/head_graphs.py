@@ -15,8 +15,8 @@ _OUTPUTS = {"embed": "embedding", "score": "value", "fill_mask": "logits"}
 MASKS = 8  # mask tokens that one call looks at
 
 
-class HeadModule(tf.Module):
-    """What a TFLite file of a model with a head holds: one signature, named for the task.
+def signatures(task, length):
+    """The one signature of a file of a model with a head, named for the task.
 
     It takes `token_ids` int32 (1, T), framed by the tokenizer's begin and end tokens and padded on
     the right, and `lengths` int32 (1,). `answer` also takes `segment_ids` int32 (1, T), 1 from the
@@ -28,33 +28,24 @@ class HeadModule(tf.Module):
     Args:
         task: a task of a model with a head, in float32.
         length: int. T.
+
+    Returns:
+        dict from its name to a pair: a function of tensors by name, and the dict of their specs.
     """
+    name = SIGNATURES[type(task).__name__]
+    inputs = {"token_ids": (1, length), "lengths": (1,)}
+    if name == "answer":
+        inputs["segment_ids"] = (1, length)
+    if name == "fill_mask":
+        inputs["mask_positions"] = (1, MASKS)
 
-    defaults = None  # a server's, see `signatures.save`
-
-    def __init__(self, task, length):
-        super().__init__()
-        self._task = [task]
-        self.weights = [variable.value for variable in task.model.variables]
-        self.length = length
-
-    def signatures(self):
-        """Signature name -> concrete function."""
-        (task,) = self._task
-        name = SIGNATURES[type(task).__name__]
-        inputs = {"token_ids": (1, self.length), "lengths": (1,)}
+    def run(token_ids, lengths, **more):
+        if name in ("classify", "tag"):
+            return {"probabilities": task.probabilities(token_ids, lengths)}
+        outputs = task.outputs(token_ids, lengths, **more)
         if name == "answer":
-            inputs["segment_ids"] = (1, self.length)
-        if name == "fill_mask":
-            inputs["mask_positions"] = (1, MASKS)
+            return {side: outputs[side] for side in ("start", "end")}
+        return {_OUTPUTS[name]: outputs}
 
-        def run(token_ids, lengths, **more):
-            if name in ("classify", "tag"):
-                return {"probabilities": task.probabilities(token_ids, lengths)}
-            outputs = task.outputs(token_ids, lengths, **more)
-            if name == "answer":
-                return {side: outputs[side] for side in ("start", "end")}
-            return {_OUTPUTS[name]: outputs}
-
-        specs = {n: tf.TensorSpec(shape, tf.int32, name=n) for n, shape in inputs.items()}
-        return {name: tf.function(run).get_concrete_function(**specs)}
+    specs = {n: tf.TensorSpec(shape, tf.int32, name=n) for n, shape in inputs.items()}
+    return {name: (run, specs)}

@@ -1,17 +1,19 @@
 """Run a bundle in LiteRT-LM, and tell what came out.
 
-python -m keras_llm.export.litert_lm_parity FILE.litertlm FOLDER
+python -m keras_llm.export.litert_lm_parity FOLDER
 """
 
 import sys
 
 import litert_lm
 
-from keras_llm.export.parity import NEW_TOKENS, answer
+from keras_llm.export import children
+from keras_llm.export.parity import NEW_TOKENS
 
 
-def _run(path, request):
-    return {"texts": greedy(path, request["prompts"], request.get("steps", NEW_TOKENS))}, {}
+def _run(folder, request):
+    del folder
+    return {"texts": greedy(request["path"], request["prompts"], NEW_TOKENS)}, {}
 
 
 def greedy(path, prompts, max_new_tokens):
@@ -32,4 +34,4 @@ def greedy(path, prompts, max_new_tokens):
 
 
 if __name__ == "__main__":
-    answer(_run, *sys.argv[1:])
+    children.serve(sys.argv[1], _run)

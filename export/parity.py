@@ -1,15 +1,4 @@
-"""Proof of an export: run what was written in a fresh process and compare it with the model.
-
-The child process is `server_parity` for SavedModels, `device_parity` for TFLite files. It sees only
-the artefact, never the Keras model.
-"""
-
-import json
-import os
-import pathlib
-import subprocess
-import sys
-import tempfile
+"""What the verifications of all exports share: prompts, and comparisons with the Keras model."""
 
 import numpy as np
 
@@ -17,11 +6,6 @@ from keras_llm.errors import ExportError
 
 NEW_TOKENS = 24
 TIMED_TOKENS = 64
-_CHILDREN = {
-    "saved_model": "keras_llm.export.server_parity",
-    "litert": "keras_llm.export.device_parity",
-    "litert_lm": "keras_llm.export.litert_lm_parity",
-}
 SEED_TEXTS = ["The", "I", "In 1984", "def ", "Why?", "\n", "é", "a b"]
 
 
@@ -47,52 +31,6 @@ def probe_prompts(task):
     if not prompts:
         raise ExportError(f"a model with `max_length` {room + 1} has no room to be tried.")
     return prompts
-
-
-def run_child(kind, path, request, timeout=600):
-    """Run an artefact in a fresh process.
-
-    Args:
-        kind: "saved_model" or "litert".
-        path: the artefact.
-        request: dict of JSON values for the child.
-        timeout: seconds.
-
-    Returns:
-        The child's answer, a dict of JSON values and arrays.
-
-    Raises:
-        ExportError: with the child's last words, if it fails.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        (folder / "request.json").write_text(json.dumps(request), "utf-8")
-        run_module(_CHILDREN[kind], [str(path), str(folder)], timeout)
-        answer = json.loads((folder / "answer.json").read_text("utf-8"))
-        arrays = folder / "arrays.npz"
-        if arrays.is_file():
-            with np.load(arrays) as loaded:
-                answer |= {name: loaded[name] for name in loaded.files}
-        return answer
-
-
-def run_module(module, arguments, timeout):
-    """Run a Python module in a fresh process; ExportError with its last words if it fails."""
-    command = [sys.executable, "-m", module, *arguments]
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        )
-    except subprocess.TimeoutExpired:
-        raise ExportError(f"{module} gave no answer within {timeout} s.") from None
-    if done.returncode:
-        words = [line for line in done.stderr.splitlines() if line.strip()][-8:]
-        raise ExportError(f"{module} ended with {done.returncode}: " + "\n".join(words))
 
 
 def require_same(name, found, expected, tolerance):
@@ -128,14 +66,3 @@ def greedy(serve, prompts, max_new_tokens):
         top_p=tf.constant([1.0]),
         seed=tf.constant([0]),
     )
-
-
-def answer(run, path, folder):
-    """The child's side of `run_child`: `run(path, request)` gives a dict of JSON values and a dict
-    of arrays."""
-    folder = pathlib.Path(folder)
-    request = json.loads((folder / "request.json").read_text("utf-8"))
-    values, arrays = run(path, request)
-    if arrays:
-        np.savez(folder / "arrays.npz", **arrays)
-    (folder / "answer.json").write_text(json.dumps(values), "utf-8")

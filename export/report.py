@@ -1,9 +1,12 @@
 """The record of an export, kept beside it."""
 
+import contextlib
+import errno
 import json
 import pathlib
 
 from keras_llm import models
+from keras_llm.errors import ExportError
 from keras_llm.files import atomic_file
 
 REPORT_FILE = "export_report.json"
@@ -17,6 +20,19 @@ def write_report(folder, name, report):
     reports[name] = report
     with atomic_file(path, overwrite=True) as partial:
         partial.write_text(json.dumps(reports, indent=2) + "\n", "utf-8")
+
+
+@contextlib.contextmanager
+def disk_errors(path):
+    """ExportError naming what cannot be written, where the disk is full or does not take it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
+            raise
+        raise ExportError(
+            f"{path} cannot be written: {error.strerror}; nothing was left behind."
+        ) from error
 
 
 def folder_sizes(folder):

@@ -1,17 +1,23 @@
 """Run a SavedModel as a server does, and tell what came out.
 
-python -m keras_llm.export.server_parity SAVED_MODEL FOLDER
+python -m keras_llm.export.server_parity FOLDER
 """
 
 import sys
 import time
 
-from keras_llm.export.parity import answer
+from keras_llm.export import children
+
+_loaded = {}
 
 
-def _run_saved_model(path, request):
+def _run_saved_model(folder, request):
+    del folder
+    if request["what"] == "time":
+        return _time(request["timed"]), {}
     import tensorflow as tf
 
+    path = request["path"]
     ops = ops_of(path)
     non_core = non_core_ops(ops)  # before TF Text registers its own
 
@@ -22,13 +28,9 @@ def _run_saved_model(path, request):
         "TensorFlow Text": [op for op in non_core if op not in missing],
         "a library that is not known": sorted(missing),
     }
-    signatures = tf.saved_model.load(path).signatures
+    _loaded["model"] = tf.saved_model.load(path)
+    signatures = _loaded["model"].signatures
     outputs = run_calls(signatures, request["calls"])
-    timed = [request["timed"]]
-    run_calls(signatures, timed)  # what the first call of these shapes costs is not counted
-    begin = time.perf_counter()
-    (timed,) = run_calls(signatures, timed)
-    seconds = time.perf_counter() - begin
     return {
         "signatures": {
             name: {
@@ -41,8 +43,15 @@ def _run_saved_model(path, request):
         "non_core_ops": non_core,
         "libraries": {name: found for name, found in libraries.items() if found},
         "outputs": outputs,
-        "timed": {"seconds": seconds, "outputs": timed},
     }, {}
+
+
+def _time(call):
+    signatures = _loaded["model"].signatures
+    run_calls(signatures, [call])  # what the first call of these shapes costs is not counted
+    begin = time.perf_counter()
+    (outputs,) = run_calls(signatures, [call])
+    return {"seconds": time.perf_counter() - begin, "outputs": outputs}
 
 
 def ops_of(path):
@@ -116,4 +125,4 @@ def _shape(spec):
 
 
 if __name__ == "__main__":
-    answer(_run_saved_model, *sys.argv[1:])
+    children.serve(sys.argv[1], _run_saved_model, warm_up=lambda: __import__("tensorflow"))

@@ -4,7 +4,8 @@ import pathlib
 
 from keras_llm.errors import InputError
 from keras_llm.export import device_file, device_model
-from keras_llm.export.report import write_report
+from keras_llm.export.progress import Progress
+from keras_llm.export.report import disk_errors, write_report
 from keras_llm.files import atomic_file
 
 
@@ -22,9 +23,9 @@ def litert(
     """Write a task as a `.tflite` file.
 
     Models that write text have `prefill_<T>` and `decode` signatures with the names and shapes that
-    LiteRT-LM expects (see `device_graphs.DecoderStepModule`); encoders have one, named for the task
-    (see `head_graphs.HeadModule`). The tokenizer rides behind the model's bytes as a zip archive,
-    so `LiteRTModel(path)` needs this one file. Before the file gets its name it is run in a fresh
+    LiteRT-LM expects (see `device_graphs`); encoders have one, named for the task (see
+    `head_graphs.signatures`). The tokenizer rides behind the model's bytes as a zip archive, so
+    `LiteRTModel(path)` needs this one file. Before the file gets its name it is run in a fresh
     process without Keras and TensorFlow, and its numbers and texts are compared with the task's.
 
     Args:
@@ -72,18 +73,27 @@ def litert(
         "litert", task, quantization, prefill_lengths, cache_length, calibration
     )
     proof = plan.proof("litert", held_out, max_quality_loss)
-    with atomic_file(path, overwrite) as partial:
-        device_model.write(plan, partial)
+    with (
+        disk_errors(path),
+        atomic_file(path, overwrite) as partial,
+        device_model.children(plan) as (lowering, running),
+        Progress(path.name, task.model.count_params()) as progress,
+    ):
+        graphs, request = device_model.lower(plan, lowering, progress, proof.request)
+        device_model.write(plan, graphs, partial, progress)
         ops = device_file.op_census(partial)
         parts = device_file.parts(partial)
         parts["tokenizer"] = device_file.append(partial, plan.task.tokenizer, plan.manifest)
+        with progress.phase("verify"):
+            verified = proof.of(partial, request, running)
         report = {
             "format": "litert",
             "quantization": plan.weights,
             **plan.manifest,
             "bytes": {**parts, "total": partial.stat().st_size},
             "ops": ops,
-            **proof.of(partial),
+            **verified,
+            "seconds": progress.seconds,
         }
     write_report(path.parent, path.name, report)
     return report

@@ -5,7 +5,9 @@ import tempfile
 
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export import device_file, device_model, parity
-from keras_llm.export.report import write_report
+from keras_llm.export.children import Child
+from keras_llm.export.progress import Progress
+from keras_llm.export.report import disk_errors, write_report
 from keras_llm.files import atomic_file
 from keras_llm.tasks import TextGeneration
 from keras_llm.tokenizers import SentencePiece, to_hugging_face
@@ -69,25 +71,39 @@ def litert_lm(
         "litert_lm", task, quantization, prefill_lengths, cache_length, calibration
     )
     proof = plan.proof("litert_lm", held_out, max_quality_loss)
-    with atomic_file(path, overwrite) as partial:
-        with tempfile.TemporaryDirectory() as folder:
+    with (
+        disk_errors(path),
+        atomic_file(path, overwrite) as partial,
+        device_model.children(plan) as (lowering, running),
+        Progress(path.name, task.model.count_params()) as progress,
+    ):
+        # Beside the bundle: both are as large as the model, and the folder for temporary files may
+        # be in memory.
+        with tempfile.TemporaryDirectory(dir=partial.parent, prefix=".partial-") as folder:
             folder = pathlib.Path(folder)
             model = folder / "model.tflite"
-            device_model.write(plan, model)
+            graphs, request = device_model.lower(plan, lowering, progress, proof.request)
+            device_model.write(plan, graphs, model, progress)
             ops = device_file.op_census(model)
             parts = device_file.parts(model)
-            section = _bundle(plan, model, partial, folder)
+            with progress.phase("write"):
+                section = _bundle(plan, model, partial, folder)
         parts["bundle"] = partial.stat().st_size - parts["model"]
         tokenizer, manifest = plan.task.tokenizer, plan.manifest
         parts["tokenizer"] = device_file.append(partial, tokenizer, manifest, section)
+        with progress.phase("verify"):
+            verified = proof.of(partial, request, running)
+            running.close()
+            there = _run_there(partial, proof.prompts, proof.texts, plan.task.tokenizer)
         report = {
             "format": "litert_lm",
             "quantization": plan.weights,
             **manifest,
             "bytes": {**parts, "total": partial.stat().st_size},
             "ops": ops,
-            **proof.of(partial),
-            "litert_lm": _run_there(partial, proof.prompts, proof.texts, plan.task.tokenizer),
+            **verified,
+            "litert_lm": there,
+            "seconds": progress.seconds,
         }
     write_report(path.parent, path.name, report)
     return report
@@ -155,7 +171,8 @@ def _run_there(path, prompts, texts, tokenizer):
         import litert_lm  # noqa: F401, is it there?
     except ImportError:
         return None
-    answer = parity.run_child("litert_lm", path, {"prompts": prompts}, 1800)
+    with Child("keras_llm.export.litert_lm_parity", "that runs the bundle in LiteRT-LM") as child:
+        answer = child.ask({"path": str(path), "prompts": prompts})
 
     def plain(text):
         # LiteRT-LM hands a text over as a C string, which ends at its first NUL, and spells out

@@ -3,12 +3,21 @@
 import pathlib
 
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export import parity
+from keras_llm.export.children import Child
+from keras_llm.export.progress import Progress
 from keras_llm.export.proofs import proof_of
-from keras_llm.export.report import bytes_by_part, folder_sizes, row_bytes, write_report
+from keras_llm.export.report import (
+    bytes_by_part,
+    disk_errors,
+    folder_sizes,
+    row_bytes,
+    write_report,
+)
 from keras_llm.export.signatures import module_of, save
 from keras_llm.export.warmup import write_warmup
 from keras_llm.files import atomic_folder
+
+_TIMEOUT = 3600  # seconds for an answer of the process that runs the SavedModel
 
 
 def saved_model(task, path, version=1, overwrite=False, xla=False, weights=None, beam_width=None):
@@ -47,10 +56,22 @@ def saved_model(task, path, version=1, overwrite=False, xla=False, weights=None,
     if not isinstance(version, int) or version < 1:
         raise InputError(f"saved_model: `version` must be a positive int, got {version!r}.")
     path = pathlib.Path(path)
-    with atomic_folder(path / str(version), overwrite) as folder:
-        save(module, folder)
-        proof = proof_of(task, weights is None, beam_width)
-        write_warmup(folder, path.name, proof.warm_up())
+    with (
+        disk_errors(path),
+        atomic_folder(path / str(version), overwrite) as folder,
+        Child("keras_llm.export.server_parity", "that runs the SavedModel", _TIMEOUT) as child,
+        Progress(f"{path.name}/{version}", task.model.count_params()) as progress,
+    ):
+        with progress.phase("trace"):
+            signatures = module.signatures()
+            progress.part("trace", 1.0)
+        with progress.phase("write"):
+            save(module, folder, signatures)
+            progress.part("write", 1.0)
+        with progress.phase("verify"):
+            proof = proof_of(task, weights is None, beam_width)
+            write_warmup(folder, path.name, proof.warm_up())
+            verified = _verify(proof, folder, child, xla)
         sizes = folder_sizes(folder)
         report = {
             "format": "saved_model",
@@ -61,28 +82,31 @@ def saved_model(task, path, version=1, overwrite=False, xla=False, weights=None,
             "bytes": sizes,
             "bytes_by_part": bytes_by_part(sizes),
             "row_bytes": row_bytes(task.model),
-            **_verify(proof, folder, xla),
+            **verified,
+            "seconds": progress.seconds,
         }
     write_report(path, str(version), report)
     return report
 
 
-def _verify(proof, folder, xla):
-    request = {"calls": proof.calls(), "timed": proof.timed()}
-    answer = parity.run_child("saved_model", folder, request)
+def _verify(proof, folder, child, xla):
+    child.send({"what": "outputs", "path": str(folder), "calls": proof.calls()})
+    proof.expect()  # Keras is at work while the child is
+    answer = child.result()
     compiled = [op for op in answer["ops"] if op.startswith("Xla")]
     if compiled and not xla:
         raise ExportError(
             f"the graph has operations of TensorFlow's XLA compiler, {', '.join(compiled)}, that "
             "servers do not run by default; nothing was written."
         )
-    timed = answer["timed"]
+    measured = proof.compare(answer["outputs"])
+    timed = child.ask({"what": "time", "timed": proof.timed()})
     return {
         "signatures": answer["signatures"],
         "ops": answer["ops"],
         "non_core_ops": answer["non_core_ops"],
         "libraries": answer["libraries"],
-        "parity": proof.compare(answer["outputs"]),
+        "parity": measured,
         "seconds_per_request": timed["seconds"],
         **proof.speed(timed["seconds"], timed["outputs"]),
     }

@@ -33,6 +33,10 @@ class Proof:
         """Requests of one row for a server that loads the model: as `calls`."""
         return [self.timed()]
 
+    def expect(self):
+        """Ask the task for what `compare` compares with."""
+        raise NotImplementedError
+
     def compare(self, outputs):
         """The outputs of the calls -> what goes into the report; ExportError if they differ."""
         raise NotImplementedError
@@ -42,17 +46,21 @@ class Proof:
         del outputs
         return {"texts_per_second": round(1 / seconds, 1)}
 
-    def beams(self, field, texts, found, **settings):
-        """Check `beam_search`: the texts and scores of the task."""
+    def expected_beams(self, texts):
+        """What the task finds with so many beams; None without a width."""
+        if self.beam_width is None:
+            return None
         rows = self.task(
             texts,
             max_new_tokens=parity.NEW_TOKENS,
             beam_width=self.beam_width,
             num_return_sequences=self.beam_width,
             return_details=True,
-            **settings,
         )
-        rows = rows if self.beam_width > 1 else [[row] for row in rows]
+        return rows if self.beam_width > 1 else [[row] for row in rows]
+
+    def beams(self, field, found, rows):
+        """Check `beam_search`: the texts and scores of the task."""
         self.agreement("texts of beams", found[field], [[r.text for r in row] for row in rows])
         scores = [[result.score for result in row] for row in rows]
         return self.number("scores of beams", found["score"], scores)

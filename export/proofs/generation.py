@@ -88,16 +88,19 @@ class TextGenerationProof(Proof):
     def speed(self, seconds, outputs):
         return {"tokens_per_second": round(outputs["num_tokens"][0] / seconds, 1)}
 
+    def expect(self):
+        task, greedy = self.task, {"max_new_tokens": parity.NEW_TOKENS, "temperature": 0.0}
+        self._greedy_rows = task(self._prompts, **greedy, seed=0, return_details=True)
+        self._scores = task.score(self._prompts)
+        self._penalized = task(self._prompts[:2], **greedy, **_PENALTIES)
+        self._answers = task(self._chats, parse_special=True, **greedy) if self._chats else []
+        self._beams = self.expected_beams(self._prompts[:2])
+        next_ids = [row + row[:1] for row in self._ids]
+        self._logits = self._last_logits(self._ids + next_ids)
+
     def compare(self, outputs):
         generated, scored, tokenized, prefilled, decoded, spelled, ends, *further = outputs
-        task = self.task
-        expected = task(
-            self._prompts,
-            max_new_tokens=parity.NEW_TOKENS,
-            temperature=0.0,
-            seed=0,
-            return_details=True,
-        )
+        task, expected = self.task, self._greedy_rows
         texts = [row.text for row in expected]
         if self.exact:
             parity.require_same_texts(generated["text"], texts)
@@ -112,9 +115,7 @@ class TextGenerationProof(Proof):
         measured = {
             "prompts": len(self._prompts),
             "greedy_texts_equal": generated["text"] == texts,
-            "max_score_error": self.number(
-                "scores", scored["log_probability"], task.score(self._prompts)
-            ),
+            "max_score_error": self.number("scores", scored["log_probability"], self._scores),
         }
         if self.exact:
             measured["max_log_probability_error"] = self.number(
@@ -126,21 +127,18 @@ class TextGenerationProof(Proof):
         return {**measured, **self._steps(prefilled["logits"], decoded["logits"])}
 
     def _compare_further(self, extended, *others):
-        task, greedy = self.task, {"max_new_tokens": parity.NEW_TOKENS, "temperature": 0.0}
-        prompts, others = self._prompts[:2], list(others)
-        self.agreement("text", extended["text"], task(prompts, **greedy, **_PENALTIES))
+        others = list(others)
+        self.agreement("text", extended["text"], self._penalized)
         if self._chats:
-            texts = task(self._chats, parse_special=True, **greedy)
-            self.agreement("answer", others.pop(0)["text"], texts)
+            self.agreement("answer", others.pop(0)["text"], self._answers)
         if self.beam_width is None:
             return {}
-        return {"max_beam_score_error": self.beams("text", prompts, others.pop(0))}
+        return {"max_beam_score_error": self.beams("text", others.pop(0), self._beams)}
 
     def _steps(self, prefilled, decoded):
         """Of the steps with a cache against the whole text read at once."""
-        next_ids = [row + row[:1] for row in self._ids]
         found = np.concatenate([np.asarray(prefilled), np.asarray(decoded)])
-        expected = self._last_logits(self._ids + next_ids)
+        expected = self._logits
         size = self.task.tokenizer.vocabulary_size  # ids of the model alone are never chosen
         found, expected = found[:, :size], expected[:, :size]
         divergence = float(np.mean(kl_divergence(softmax(expected), softmax(found))))
@@ -190,11 +188,15 @@ class TranslationProof(Proof):
     def speed(self, seconds, outputs):
         return {"tokens_per_second": round(max(outputs["num_tokens"][0], 1) / seconds, 1)}
 
-    def compare(self, outputs):
-        found, *beams = outputs
-        expected = self.task(
+    def expect(self):
+        self._expected = self.task(
             parity.SEED_TEXTS, max_new_tokens=parity.NEW_TOKENS, return_details=True
         )
+        self._beams = self.expected_beams(parity.SEED_TEXTS)
+
+    def compare(self, outputs):
+        found, *beams = outputs
+        expected = self._expected
         texts = [row.text for row in expected]
         if self.exact:
             parity.require_same_texts(found["translation"], texts)
@@ -206,7 +208,7 @@ class TranslationProof(Proof):
         )
         measured = {}
         if beams:
-            beam_error = self.beams("translation", parity.SEED_TEXTS, *beams)
+            beam_error = self.beams("translation", *beams, self._beams)
             measured["max_beam_score_error"] = beam_error
         return {
             **measured,

@@ -16,16 +16,21 @@ INTS = tf.TensorSpec((None,), tf.int32)
 FLOATS = tf.TensorSpec((None,), tf.float32)
 
 
-def save(module, folder):
-    """Write a module and its signatures as a SavedModel; ExportError if that cannot be done."""
-    signatures = module.signatures()
+def save(module, folder, signatures=None):
+    """Write a module as a SavedModel; ExportError if that cannot be done.
+
+    Args:
+        module: a `tf.Module` with `signatures()` and `defaults`.
+        folder: where to.
+        signatures: what `module.signatures()` returned; None calls it.
+    """
+    signatures = module.signatures() if signatures is None else signatures
     try:
         tf.saved_model.save(module, str(folder), signatures=signatures)
     except tf.errors.OpError as error:
         raise ExportError(f"{folder} cannot be written: {error.message}") from error
     if module.defaults:
         _write_defaults(pathlib.Path(folder) / "saved_model.pb", module.defaults)
-    return list(signatures)
 
 
 def _write_defaults(path, defaults):

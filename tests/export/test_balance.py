@@ -1,25 +1,25 @@
 """Balancing alone: nothing changes in float32, and 8 bits lose less."""
 
-import shutil
-
 import keras
 import numpy as np
 import pytest
 
 from keras_llm import models, tasks, tokenizers
-from keras_llm.export import device_model, rewrite
+from keras_llm.export import device_model, quantization, weights
 from keras_llm.export.balance import balance
+from keras_llm.export.calibration import Calibration, groups_of
+from keras_llm.export.children import Child
 from keras_llm.export.decoder_steps import DecoderSteps
-from keras_llm.export.quantize import QuantizationRule, quantize
+from keras_llm.export.progress import Progress
+from keras_llm.export.quantization import QuantizationRule
 from keras_llm.export.runtime import InterpreterRuntime
 
 LOUD = 600.0
 TABLES = r"/embedding_\d+\b|/head\b"
 
 
-def write(folder, preset):
-    """Write a float32 file of a model with a loud channel that is read quietly, and the same
-    balanced; the file's manifest."""
+def task_of(preset):
+    """A task with a loud channel that is read quietly."""
     tok = tokenizers.BytePair.train(["once upon a time there was"] * 9, 300)
     keras.utils.set_random_seed(3)
     config = models.preset(
@@ -36,11 +36,21 @@ def write(folder, preset):
         elif part == "final_norm" and name != "beta":
             values[5] /= LOUD**2  # for the tied head
         variable.assign(values)
-    plan = device_model.plan("litert", tasks.TextGeneration(model, tok), None, [16], 48, None)
-    device_model.write(plan, folder / "float.tflite")
-    rows = [tok.encode("once upon a time there was"), tok.encode("time was there upon")]
-    shutil.copy(folder / "float.tflite", folder / "balanced.tflite")
-    balance(folder / "balanced.tflite", rows, plan.manifest)
+    return tasks.TextGeneration(model, tok)
+
+
+def write(folder, preset, rules):
+    """Write a file of such a task as it is, and the same balanced; the file's manifest."""
+    task = task_of(preset)
+    plan = device_model.plan("litert", task, None, [16], 48, None)
+    rows = [task.tokenizer.encode(text) for text in ("once upon a time", "time was there upon")]
+    for name in ("float", "balanced"):
+        with Child("keras_llm.export.lowering_worker", "that lowers") as child:
+            model, _ = device_model.lower(plan, child, Progress("x", 1))
+        if name == "balanced":
+            balance(model, groups_of(model), Calibration(*plan.traced, plan.manifest, rows))
+        quantization.apply(model, rules)
+        weights.write(model, folder / f"{name}.tflite")
     return plan.manifest
 
 
@@ -53,7 +63,7 @@ def logits(path, manifest):
 
 @pytest.mark.parametrize("preset", ["llama-tiny", "gpt-tiny"])
 def test_nothing_changes_in_float32(tmp_path, preset):
-    manifest = write(tmp_path, preset)
+    manifest = write(tmp_path, preset, [QuantizationRule(bits=32)])
     files = [tmp_path / "float.tflite", tmp_path / "balanced.tflite"]
     assert files[0].read_bytes() != files[1].read_bytes()
     expected, found = (logits(path, manifest) for path in files)
@@ -61,12 +71,11 @@ def test_nothing_changes_in_float32(tmp_path, preset):
 
 
 def test_eight_bits_lose_less(tmp_path):
-    manifest = write(tmp_path, "llama-tiny")
-    rules = [QuantizationRule(), QuantizationRule(layers=TABLES, bits=32)]
-    expected, errors = logits(tmp_path / "float.tflite", manifest), {}
+    manifest = write(tmp_path, "llama-tiny", [QuantizationRule(bits=32)])
+    expected = logits(tmp_path / "float.tflite", manifest)
+    write(tmp_path, "llama-tiny", [QuantizationRule(), QuantizationRule(layers=TABLES, bits=32)])
+    errors = {}
     for name in ("float", "balanced"):
-        out = str(tmp_path / f"{name}_int8.tflite")
-        rewrite.name_tables(tmp_path / f"{name}.tflite")
-        quantize(str(tmp_path / f"{name}.tflite"), out, rules)
-        errors[name] = np.sqrt(np.mean((logits(out, manifest) - expected) ** 2))
+        found = logits(tmp_path / f"{name}.tflite", manifest)
+        errors[name] = np.sqrt(np.mean((found - expected) ** 2))
     assert errors["balanced"] < 0.7 * errors["float"], errors

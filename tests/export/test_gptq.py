@@ -52,13 +52,13 @@ def test_it_is_the_plain_algorithm(layer, block):
     matrix, x = layer
     moments = x.T @ x
     moments[np.diag_indices(96)] += 0.01 * np.mean(np.diag(moments))
-    found = gptq.on_grid(matrix, gptq._factor(x.T @ x), block)
+    found = gptq.on_grid(matrix, gptq.factor_of(x.T @ x), block)
     np.testing.assert_allclose(found, slow(matrix, moments, block), atol=1e-6)
 
 
 def test_it_lies_on_the_grid_and_comes_closer(layer):
     matrix, x = layer
-    found = gptq.on_grid(matrix, gptq._factor(x.T @ x), 32)
+    found = gptq.on_grid(matrix, gptq.factor_of(x.T @ x), 32)
     blocks = found.reshape(12, 3, 32)
     scale = np.abs(blocks).max(-1, keepdims=True) / 7
     np.testing.assert_array_equal(blocks, np.rint(blocks / scale) * scale)
@@ -72,4 +72,4 @@ def test_it_lies_on_the_grid_and_comes_closer(layer):
 def test_rows_of_zeros_stay(layer):
     matrix, x = layer
     matrix[3] = 0
-    assert not gptq.on_grid(matrix, gptq._factor(x.T @ x), 32)[3].any()
+    assert not gptq.on_grid(matrix, gptq.factor_of(x.T @ x), 32)[3].any()

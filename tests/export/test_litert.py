@@ -12,7 +12,7 @@ import tensorflow as tf
 import keras_llm
 from keras_llm import export, models, tasks
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export import device_file, device_model, parity
+from keras_llm.export import device_file, device_model
 
 
 @pytest.fixture(scope="module")
@@ -210,14 +210,6 @@ def test_a_file_that_differs_from_the_model_is_not_written(
     with pytest.raises(ExportError, match=f"{words} Keras"):
         export.litert(broken, tmp_path / "broken.tflite", quantization=quantization)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failing_converter_is_told_in_its_words(tmp_path):
-    tf.saved_model.save(tf.Module(), str(tmp_path / "empty"))
-    folder, out = str(tmp_path / "empty"), str(tmp_path / "x")
-    arguments = [folder, out, "float32", str(8 << 30), "no_such_signature"]
-    with pytest.raises(ExportError, match="no_such_signature"):
-        parity.run_module("keras_llm.export.convert", arguments, timeout=300)
 
 
 @pytest.mark.parametrize(

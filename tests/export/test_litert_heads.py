@@ -138,7 +138,9 @@ def test_a_file_with_other_decisions_is_not_written(parts, files, tmp_path, monk
     other = keras_llm.TextClassification(models.text_classifier(encoder, 3), tok, labels)
     manifest = export.LiteRTModel(files / "classify.tflite").manifest
     model = (files / "classify.tflite").read_bytes()[slice(*manifest["model"])]
-    monkeypatch.setattr(device_model, "write", lambda plan, path: path.write_bytes(model))
+    monkeypatch.setattr(
+        device_model, "write", lambda plan, graphs, path, progress: path.write_bytes(model)
+    )
     with pytest.raises(ExportError, match="the file's numbers differ from Keras's"):
         export.litert(other, tmp_path / "x.tflite", cache_length=24)
     assert list(tmp_path.iterdir()) == []

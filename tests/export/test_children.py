@@ -1,0 +1,122 @@
+"""A process of an export that dies leaves nothing behind and is told of in one line."""
+
+import os
+import resource
+import signal
+import threading
+import time
+
+import pytest
+
+from keras_llm import export
+from keras_llm.errors import ExportError
+from keras_llm.export import children
+
+
+def kill_when_asked(monkeypatch, module, number):
+    """Kill each child that runs a module, as soon as it has been asked."""
+    send = children.Child.send
+
+    def send_and_kill(child, request):
+        if child.process.args[2] == module:
+            os.kill(child.process.pid, number)
+        send(child, request)
+
+    monkeypatch.setattr(children.Child, "send", send_and_kill)
+
+
+@pytest.mark.parametrize(
+    "module, what",
+    [
+        ("lowering_worker", "that lowers the graph"),
+        ("device_parity", "that runs the file"),
+    ],
+)
+def test_a_killed_child_of_a_device_export(task, tmp_path, monkeypatch, module, what):
+    kill_when_asked(monkeypatch, f"keras_llm.export.{module}", signal.SIGKILL)
+    words = f"^the process {what} was killed by SIGKILL, most likely because memory ran out"
+    with pytest.raises(ExportError, match=words) as raised:
+        export.litert(task, tmp_path / "x.tflite", prefill_lengths=[16])
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_child_of_a_bundle(task, tmp_path, monkeypatch):
+    kill_when_asked(monkeypatch, "keras_llm.export.litert_lm_parity", signal.SIGSEGV)
+    with pytest.raises(
+        ExportError, match="that runs the bundle in LiteRT-LM was killed by SIGSEGV"
+    ):
+        export.litert_lm(task, tmp_path / "x.litertlm", prefill_lengths=[16])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_child_of_a_saved_model(task, tmp_path, monkeypatch):
+    kill_when_asked(monkeypatch, "keras_llm.export.server_parity", signal.SIGKILL)
+    with pytest.raises(ExportError, match="that runs the SavedModel was killed by SIGKILL"):
+        export.saved_model(task, tmp_path / "served")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("name", ["x.tflite", "x.litertlm"])
+def test_a_full_disk(task, tmp_path, name):
+    """Files of this process may have 300 kB, fewer than the weights."""
+    write = export.litert if name == "x.tflite" else export.litert_lm
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    try:
+        with pytest.raises(ExportError, match=rf"{name} cannot be written: .*left behind"):
+            write(task, tmp_path / name, prefill_lengths=[16])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_words_of_a_child_that_fails():
+    with children.Child("keras_llm.export.lowering_worker", "that lowers") as child:
+        with pytest.raises(ExportError) as raised:
+            child.ask({"memory": 1 << 40})
+        assert str(raised.value) == (
+            "the process that lowers failed: KeyError: 'graphs'; nothing was written."
+        )
+        assert "lowering_worker.py" in raised.value.__notes__[0]
+    assert not child.folder.exists()
+
+
+def test_a_child_that_takes_too_long():
+    child = children.Child("keras_llm.export.lowering_worker", "that lowers", timeout=0.2)
+    with child, pytest.raises(ExportError, match=r"gave no answer within 0\.2 s"):
+        child.result()
+    assert child.process.poll() is not None
+
+
+def test_a_child_ends_with_its_parent():
+    child = children.Child("keras_llm.export.device_parity", "that runs the file")
+    child.process.stdin.close()  # what the end of a parent does
+    waiting = threading.Thread(target=child.process.wait)
+    waiting.start()
+    waiting.join(60)
+    assert child.process.returncode == 0
+    child.close()
+
+
+def test_a_fork_that_is_killed_ends_its_process():
+    def kill():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = os.fork()
+    if not pid:
+        children.in_fork(kill)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def test_what_a_fork_loads_is_gone(tmp_path):
+    place = {}
+
+    def fill():
+        place["loaded"] = True
+        return {"pid": os.getpid(), "time": time.time()}, {}
+
+    values, arrays = children.in_fork(fill)
+    assert values["pid"] != os.getpid() and not place and not arrays
