@@ -43,7 +43,7 @@ SHAPES = {
     ),
     "llama3.2-1b": ("llama3.2-1b", {"max_length": 1024, "dtype": "bfloat16"}),
 }
-_INTERVAL = 0.1  # seconds between two looks at the memory
+_INTERVAL = 0.25  # seconds between two looks at the memory
 
 
 def task_of(model):
@@ -85,12 +85,8 @@ def worker(case, out):
     from keras_llm import export
 
     built = time.perf_counter()
-    path = pathlib.Path(out) / "model" if target == "saved_model" else f"{out}/model.{target}"
-    path = (
-        str(path).replace(".litert_lm", ".litertlm").replace(".litert", ".tflite", 1)
-        if (target == "litert")
-        else str(path).replace(".litert_lm", ".litertlm")
-    )
+    suffix = {"saved_model": "", "litert": ".tflite", "litert_lm": ".litertlm"}[target]
+    path = pathlib.Path(out) / f"model{suffix}"
     report = getattr(export, target)(task, path, **arguments)
     print(
         json.dumps(
@@ -127,7 +123,9 @@ def measure(case, options, out):
 
 def _watch(process, peak):
     while process.poll() is None:
-        peak[0] = max(peak[0], sum(map(_pss, _tree(process.pid))))
+        processes = _tree(process.pid)
+        if sum(map(_rss, processes)) > peak[0]:  # cheap, and never below what is asked
+            peak[0] = max(peak[0], sum(map(_pss, processes)))
         time.sleep(_INTERVAL)
 
 
@@ -144,6 +142,14 @@ def _tree(root):
     for pid in found:
         found += children.get(pid, [])
     return found
+
+
+def _rss(pid):
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def _pss(pid):

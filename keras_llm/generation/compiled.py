@@ -2,8 +2,9 @@
 
 Rows, prompt lengths and room for new tokens are rounded up to buckets, so that calls of like sizes
 share one compilation; settings are tensors and compile nothing. With `KERAS_LLM_XLA=0` in the
-environment TensorFlow runs the same graphs without XLA: the first text comes sooner, all others
-later. How a function is compiled is the backend's matter, in the file of its name.
+environment TensorFlow runs the same graphs without XLA, one for all sizes: the first text comes
+sooner, all others later. How a function is compiled is the backend's matter, in the file of its
+name.
 """
 
 import functools
@@ -185,14 +186,24 @@ class Compiled:
             ranks=(2, 1),
         )
 
-    def call(self, name, static, function, arguments):
-        """A function compiled for the shapes of its arguments and some static values."""
+    @property
+    def any_size(self):
+        """Whether one graph serves all sizes: XLA and JAX compile each anew."""
+        return not self.jit_compile and keras.backend.backend() == "tensorflow"
+
+    def call(self, name, static, function, arguments, free=lambda arguments: arguments):
+        """A function compiled for the shapes of its arguments and some static values.
+
+        `free` makes `KerasTensor`s of them whose shapes leave open what need not be fixed; only
+        where `any_size` is true.
+        """
         arguments = keras.tree.map_structure(ops.convert_to_tensor, arguments)
-        shapes = tuple(tuple(tensor.shape) for tensor in keras.tree.flatten(arguments))
+        like = free(arguments) if self.any_size else arguments
+        shapes = tuple(tuple(tensor.shape) for tensor in keras.tree.flatten(like))
         key = (name, static, shapes)
         if key not in self._functions:
-            self._functions[key] = self.backend.of_one_size(
-                self.model, function, arguments, self.jit_compile
+            self._functions[key] = self.backend.compiled(
+                self.model, function, like, self.jit_compile
             )
             self.traces += 1
         return self._functions[key](*arguments)
@@ -276,11 +287,14 @@ class _Run:
             slots = max(entry.shape[2] for entry in known.cache.values())
             capacity = max(capacity, slots - self.asked.token_ids.shape[1])
 
-        def start(asked, stops, sources, held):
+        # Where one graph serves all sizes, the room is an argument, too.
+        room = [np.array(capacity, "int32")] if compiled.any_size else []
+
+        def start(asked, stops, sources, held, room):
             return decode.start(
                 compiled.model,
                 asked,
-                capacity,
+                room[0] if room else capacity,
                 stop_id=stops,
                 pad_id=compiled.pad_id,
                 memory=self._memory(sources),
@@ -289,9 +303,15 @@ class _Run:
                 known=(*held, chunk) if held else None,
             )
 
-        static = (capacity, self.samples, alternatives, chunk)
-        arguments = [self.asked, self.stops, self._sources(encoder_token_ids), held]
-        state, self.asked = compiled.call("start", static, start, arguments)
+        static = (None if room else capacity, self.samples, alternatives, chunk)
+        arguments = [self.asked, self.stops, self._sources(encoder_token_ids), held, room]
+
+        def free(arguments):
+            asked, stops, sources, held, room = arguments
+            held = [_free_cache(held[0]), held[1]] if held else []
+            return [_free_request(asked), stops, [_free(s, 0, 1) for s in sources], held, room]
+
+        state, self.asked = compiled.call("start", static, start, arguments, free)
         return state
 
     def advance(self, state, step):
@@ -301,8 +321,12 @@ class _Run:
         def advance(state, asked, stops, step):
             return decode.advance_until(model, state, asked, stops, pad_id, step=step)
 
+        def free(arguments):
+            state, asked, *rest = arguments
+            return [_free_state(state), _free_request(asked), *rest]
+
         arguments = [state, self.asked, self.stops, np.array(step, "int32")]
-        return self.compiled.call("advance", (), advance, arguments)
+        return self.compiled.call("advance", (), advance, arguments, free)
 
     def search(self, function, static, numbers, encoder_token_ids=None):
         """One of the searches; the rows that a bucket added are left out."""
@@ -351,6 +375,39 @@ class _Run:
             )
         }
         return state._replace(cache={}, **by_row, **by_place)
+
+
+def _free(tensor, *axes):
+    """A tensor's shape and type, without the sizes of some axes."""
+    shape = [None if axis in axes else size for axis, size in enumerate(tensor.shape)]
+    return keras.KerasTensor(shape, tensor.dtype)
+
+
+def _free_request(asked):
+    sampling = asked.sampling
+    fields = {name: _free(getattr(sampling, name), 0) for name in SETTINGS}
+    fields |= {name: _free(getattr(sampling, name), 0) for name in ("logit_bias", "forced_tokens")}
+    return asked._replace(
+        token_ids=_free(asked.token_ids, 0, 1),
+        lengths=_free(asked.lengths, 0),
+        budget=_free(asked.budget, 0),
+        sampling=sampling._replace(**fields),
+    )
+
+
+def _free_state(state):
+    free = {}
+    for name, value in state._asdict().items():
+        if name == "cache":
+            free[name] = _free_cache(value)
+        else:
+            free[name] = _free(value, 0, 1)
+    return state._replace(**free)
+
+
+def _free_cache(cache):
+    """Of key-value entries (B, K, S, H) rows and slots, of masks (B, S) both sizes."""
+    return {n: _free(v, 0, 2) if len(v.shape) == 4 else _free(v, 0, 1) for n, v in cache.items()}
 
 
 def _has_rings(model):

@@ -4,7 +4,7 @@ import jax
 import keras
 
 
-def of_one_size(model, function, arguments, jit_compile):
+def compiled(model, function, like, jit_compile):
     """A function of tensors compiled for their shapes, always by XLA."""
     return _compiled(model, function)
 

@@ -4,18 +4,18 @@ import keras
 import tensorflow as tf
 
 
-def of_one_size(model, function, arguments, jit_compile):
+def compiled(model, function, like, jit_compile):
     """A function of tensors compiled for the shapes and dtypes of some.
 
     Args:
         model: the model whose weights it reads.
         function: function of tensors, or nests of them.
-        arguments: list of such.
+        like: list of tensors, or of `keras.KerasTensor`s, whose shapes may be open.
         jit_compile: bool, whether by XLA.
     """
-    specs = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), arguments)
-    compiled = tf.function(function, jit_compile=jit_compile, autograph=False)
-    return compiled.get_concrete_function(*specs)
+    specs = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), like)
+    traced = tf.function(function, jit_compile=jit_compile, autograph=False)
+    return traced.get_concrete_function(*specs)
 
 
 def of_any_size(model, function, ranks):

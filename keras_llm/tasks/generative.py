@@ -1,5 +1,6 @@
 """What tasks share that write text: settings in, texts out, whole or piece by piece."""
 
+import copy
 import dataclasses
 import functools
 
@@ -59,10 +60,20 @@ class GenerativeTask(Task):
     tokenizer's end token, such as the end of a turn.
     """
 
+    _jit_compile = None
+
     @functools.cached_property
     def _compiled(self):
         """Made when it is first wanted: a task trained on another backend can be saved there."""
-        return Compiled(self.model, stop_id=self.end_token_ids, pad_id=self._pad_id)
+        return Compiled(self.model, self.end_token_ids, self._pad_id, self._jit_compile)
+
+    def without_xla(self):
+        """The same task, whose decode loop TensorFlow runs without XLA: the first text comes
+        sooner, since one graph serves all sizes, and all others later."""
+        twin = copy.copy(self)
+        twin.__dict__.pop("_compiled", None)
+        twin._jit_compile = False
+        return twin
 
     @property
     def end_token_ids(self):

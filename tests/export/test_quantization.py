@@ -105,7 +105,7 @@ def test_each_weight_is_stored_once_and_as_its_rule_says(task, tmp_path):
     }
     assert {name: found[name][0].type for name in kinds} == kinds
     parts = device_file.parts(path)
-    assert parts["weights_int8"] == 300 * 64 + 2 * 64 * 64
+    assert parts["weights_int8"] == (300 + 48) * 64 + 2 * 64 * 64
     assert parts["weights_int4"] == (64 * 64 + 2 * 64 * 256) // 2
 
 
