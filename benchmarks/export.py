@@ -37,11 +37,8 @@ DEFAULT = list(CASES)[:4]
 # Weights of large models are bfloat16, as their publishers store them.
 SHAPES = {
     "demo": ("llama-3m", {}),
-    "qwen3-0.6b": (
-        "qwen3-0.6b",
-        {"vocabulary_size": 49152, "max_length": 1024, "dtype": "bfloat16"},
-    ),
-    "llama3.2-1b": ("llama3.2-1b", {"max_length": 1024, "dtype": "bfloat16"}),
+    "qwen3-0.6b": ("qwen3-0.6b", {"vocabulary_size": 49152, "max_length": 1024}),
+    "llama3.2-1b": ("llama3.2-1b", {"max_length": 1024}),
 }
 _INTERVAL = 0.25  # seconds between two looks at the memory
 
@@ -65,7 +62,8 @@ def task_of(model):
     tokenizer = tokenizers.SentencePiece.train(
         list(pydoc_data.topics.topics.values()), vocabulary_size=4096
     )
-    return keras_llm.TextGeneration(models.causal_lm(config), tokenizer)
+    dtype = None if model == "demo" else "bfloat16"
+    return keras_llm.TextGeneration(models.causal_lm(config, dtype=dtype), tokenizer)
 
 
 def worker(case, out):

@@ -103,4 +103,4 @@ def gumbel_noise(seed, step, size):
     x, y, z = (v ^ (v >> np.uint32(16)) for v in mix(x, y, z))
     x, _, _ = mix(x, y, z)
     uniform = ((x >> np.uint32(8)).astype("float32") + np.float32(0.5)) * np.float32(2**-24)
-    return -np.log(-np.log(uniform))
+    return -np.log(-np.log(np.minimum(uniform, np.float32(1 - 2**-24))))

@@ -356,7 +356,8 @@ def gumbel_noise(seed, step, size):
     x, y, z = mix(x, y, z)
     x, y, z = (ops.bitwise_xor(v, ops.right_shift(v, sixteen)) for v in (x, y, z))
     x, _, _ = mix(x, y, z)
-    # 24 bits fill a float32 exactly; the half step keeps both ends out of the logarithms.
+    # 24 bits fill a float32 exactly; the half step keeps 0 out of the logarithms. At the upper end
+    # it is rounded up to 1, whose noise would be infinite: a token at random, banned or not.
     bits = ops.cast(ops.cast(ops.right_shift(x, ops.cast(8, "uint32")), "int32"), "float32")
-    uniform = (bits + 0.5) * 2.0**-24
+    uniform = ops.minimum((bits + 0.5) * 2.0**-24, 1 - 2.0**-24)
     return -ops.log(-ops.log(uniform))

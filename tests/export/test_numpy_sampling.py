@@ -49,3 +49,11 @@ def test_the_noise_is_the_same_to_the_last_bits():
 def test_a_setting_out_of_range_is_named(name, value):
     with pytest.raises(InputError, match=f"`{name}`"):
         Sampling(**{name: value}).validate()
+
+
+def test_noise_is_finite_where_its_hash_is_largest():
+    """Of 2**24 hashes one rounds to a uniform number of 1; this token has it."""
+    theirs = np.asarray(samplers.gumbel_noise(np.array([6], "int32"), 29, 37169))[0]
+    for noise in (gumbel_noise(6, 29, 37169), theirs):
+        assert noise.argmax() == 37168 and 16 < noise[37168] < 17
+        assert np.isfinite(noise).all()
