@@ -9,6 +9,7 @@ _NAMES = {
     "LiteRTModel": "keras_llm.export.runner",
     "QuantizationRule": "keras_llm.export.quantization",
     "litert": "keras_llm.export.to_litert",
+    "plan_export": "keras_llm.export.planning",
     "litert_lm": "keras_llm.export.to_litert_lm",
     "saved_model": "keras_llm.export.to_saved_model",
     "serving_files": "keras_llm.export.serving",

@@ -176,12 +176,22 @@ def _head_manifest(caller, task, cache_length, prefill_lengths):
     return manifest
 
 
+def lowering_child():
+    """The process that lowers graphs."""
+    return Child(
+        "keras_llm.export.lowering_worker",
+        "that lowers the graph",
+        timeout=900,
+        # Graphs are not run there, and oneDNN's allocator was seen to hang in TensorFlow 2.21.
+        environment={"TF_ENABLE_ONEDNN_OPTS": "0"},
+    )
+
+
 @contextlib.contextmanager
-def children(plan):
+def children():
     """Processes that begin to import what they need: one lowers graphs, one runs the file."""
-    del plan
     with (
-        Child("keras_llm.export.lowering_worker", "that lowers the graph") as lowering,
+        lowering_child() as lowering,
         Child("keras_llm.export.device_parity", "that runs the file") as running,
     ):
         yield lowering, running

@@ -4,6 +4,7 @@ import pathlib
 
 from keras_llm.errors import InputError
 from keras_llm.export import device_file, device_model
+from keras_llm.export.planning import check_room
 from keras_llm.export.progress import Progress
 from keras_llm.export.report import disk_errors, write_report
 from keras_llm.files import atomic_file
@@ -73,10 +74,11 @@ def litert(
         "litert", task, quantization, prefill_lengths, cache_length, calibration
     )
     proof = plan.proof("litert", held_out, max_quality_loss)
+    check_room("litert", task, "litert", quantization, plan.manifest["max_length"])
     with (
         disk_errors(path),
         atomic_file(path, overwrite) as partial,
-        device_model.children(plan) as (lowering, running),
+        device_model.children() as (lowering, running),
         Progress(path.name, task.model.count_params()) as progress,
     ):
         graphs, request = device_model.lower(plan, lowering, progress, proof.request)

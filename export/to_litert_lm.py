@@ -6,6 +6,7 @@ import tempfile
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export import device_file, device_model, parity
 from keras_llm.export.children import Child
+from keras_llm.export.planning import check_room
 from keras_llm.export.progress import Progress
 from keras_llm.export.report import disk_errors, write_report
 from keras_llm.files import atomic_file
@@ -71,10 +72,11 @@ def litert_lm(
         "litert_lm", task, quantization, prefill_lengths, cache_length, calibration
     )
     proof = plan.proof("litert_lm", held_out, max_quality_loss)
+    check_room("litert_lm", task, "litert_lm", quantization, plan.manifest["max_length"])
     with (
         disk_errors(path),
         atomic_file(path, overwrite) as partial,
-        device_model.children(plan) as (lowering, running),
+        device_model.children() as (lowering, running),
         Progress(path.name, task.model.count_params()) as progress,
     ):
         # Beside the bundle: both are as large as the model, and the folder for temporary files may

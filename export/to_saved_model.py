@@ -4,6 +4,7 @@ import pathlib
 
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export.children import Child
+from keras_llm.export.planning import check_room
 from keras_llm.export.progress import Progress
 from keras_llm.export.proofs import proof_of
 from keras_llm.export.report import (
@@ -55,6 +56,7 @@ def saved_model(task, path, version=1, overwrite=False, xla=False, weights=None,
     module = module_of(task, weights, xla, beam_width)
     if not isinstance(version, int) or version < 1:
         raise InputError(f"saved_model: `version` must be a positive int, got {version!r}.")
+    check_room("saved_model", task, "saved_model", None, task.model.config.max_length)
     path = pathlib.Path(path)
     with (
         disk_errors(path),

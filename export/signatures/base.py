@@ -10,6 +10,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_llm.errors import ExportError
 from keras_llm.export.signatures.weights import SmallWeight, is_stored_small
+from keras_llm.models.cached import sharing_step
 
 STRINGS = tf.TensorSpec((None,), tf.string)
 INTS = tf.TensorSpec((None,), tf.int32)
@@ -73,6 +74,7 @@ class GraphModule(tf.Module):
             else:
                 self.weights.append(variable.value)
         self.tokenizer_resources = task.tokenizer.graph_resources()
+        self._step = None
 
     @property
     def task(self):
@@ -94,10 +96,21 @@ class GraphModule(tf.Module):
         }
 
         def run(**inputs):
-            with self._reading_weights():
+            with self._reading_weights(), sharing_step(self._shared_step):
                 return function(**inputs)
 
         return tf.function(run, autograph=False).get_concrete_function(**specs)
+
+    def _shared_step(self, forward_cached, model, *arguments):
+        """A step of the decoder, traced once for all signatures that take it."""
+        if self._step is None:
+
+            def step(*arguments):
+                with self._reading_weights():
+                    return forward_cached(model, *arguments)
+
+            self._step = tf.function(step, autograph=False)
+        return self._step(*arguments)
 
     def _reading_weights(self):
         """A scope in which the model reads weights stored in fewer bits where they are."""

@@ -1,5 +1,9 @@
 """The steps of a decoder with an explicit cache: what generation, serving and export run."""
 
+import contextlib
+import contextvars
+import functools
+
 from keras import ops
 
 from keras_llm.errors import InputError
@@ -8,6 +12,7 @@ from keras_llm.models import stack
 from keras_llm.models.config import Seq2SeqConfig
 
 _CHUNK = 512  # tokens of a prompt that are read at a time
+_shared_step = contextvars.ContextVar("shared_step", default=None)
 
 
 def init_cache(model, batch_size=1, length=None):
@@ -188,6 +193,30 @@ def forward_cached(
     Returns:
         Float hidden states (B, T, D), ready for the head, and the updated cache.
     """
+    step = _shared_step.get() or _forward_cached
+    return step(
+        model, token_ids, positions, cache, cache_update_index, attention_mask, padding_mask
+    )
+
+
+@contextlib.contextmanager
+def sharing_step(share):
+    """Let `forward_cached` go through a function that a backend traces once.
+
+    Args:
+        share: function that gets the arguments of `forward_cached` by position, the function that
+            computes it first, and returns what that returns.
+    """
+    token = _shared_step.set(functools.partial(share, _forward_cached))
+    try:
+        yield
+    finally:
+        _shared_step.reset(token)
+
+
+def _forward_cached(
+    model, token_ids, positions, cache, cache_update_index, attention_mask, padding_mask
+):
     config, layer = model.config, model.get_layer
     count, prefix = _decoder(config)
     x = stack.embed(layer, config, token_ids, positions)

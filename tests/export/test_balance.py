@@ -8,7 +8,6 @@ from keras_llm import models, tasks, tokenizers
 from keras_llm.export import device_model, quantization, weights
 from keras_llm.export.balance import balance
 from keras_llm.export.calibration import Calibration, groups_of
-from keras_llm.export.children import Child
 from keras_llm.export.decoder_steps import DecoderSteps
 from keras_llm.export.progress import Progress
 from keras_llm.export.quantization import QuantizationRule
@@ -45,7 +44,7 @@ def write(folder, preset, rules):
     plan = device_model.plan("litert", task, None, [16], 48, None)
     rows = [task.tokenizer.encode(text) for text in ("once upon a time", "time was there upon")]
     for name in ("float", "balanced"):
-        with Child("keras_llm.export.lowering_worker", "that lowers") as child:
+        with device_model.lowering_child() as child:
             model, _ = device_model.lower(plan, child, Progress("x", 1))
         if name == "balanced":
             balance(model, groups_of(model), Calibration(*plan.traced, plan.manifest, rows))

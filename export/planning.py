@@ -1,0 +1,152 @@
+"""What an export takes, told beforehand: memory, time and the size of the file.
+
+The figures rest on measurements (docs/measurements.md, "Exports"): a base for Python, TensorFlow
+and the other processes, and a part that grows with the weights and the graph.
+"""
+
+import math
+import pathlib
+
+import keras
+
+from keras_llm import models
+from keras_llm.errors import ExportError, InputError
+from keras_llm.export.quantization import rule_for, rules_of
+from keras_llm.models.config import TransformerConfig
+from keras_llm.models.summary import shapes_only
+
+TARGETS = ("saved_model", "litert", "litert_lm")
+_GB = 1_000_000_000
+# Bytes of processes without weights: the one that exports; the one that lowers graphs; the one that
+# runs a file; the one that runs a SavedModel.
+_PARENT, _LOWERING, _RUNNING, _SERVING = 0.9 * _GB, 0.8 * _GB, 0.3 * _GB, 0.9 * _GB
+# A runtime holds the file's pages and a copy that is packed for its kernels.
+_COPIES = 2.0
+# Seconds: of an export of any size, of a block in a signature, of a billion weights written, and of
+# a billion weights in verification, which runs some hundred tokens through both models.
+_START, _PER_BLOCK, _PER_WRITTEN, _PER_VERIFIED = 12.0, 0.12, 25.0, 120.0
+_SIGNATURES = 5
+
+
+def plan_export(model, target="litert_lm", quantization=None, max_length=None):
+    """What an export of a model takes, without building it.
+
+    Args:
+        model: a config such as `models.preset("gemma3-4b")`, a model or a task. Of a config the
+            weights are taken to be held in bfloat16, as their publishers store them.
+        target: "saved_model", "litert" or "litert_lm".
+        quantization: as of `litert`; None for a SavedModel.
+        max_length: int, the most tokens of a text with its continuation. Defaults to the model's
+            own, at most 2,048.
+
+    Returns:
+        A dict: `file_bytes`; `memory_bytes`, of all processes together at their peak;
+        `model_bytes`, what of that the Keras model holds before the export begins; `seconds`, on
+        two cores; `available_bytes` of this machine; and `fits`, whether the export has room
+        here beside the model.
+
+    Raises:
+        InputError: if an argument is wrong.
+    """
+    if target not in TARGETS:
+        raise InputError(f"plan_export: `target` must be one of {TARGETS}, got {target!r}.")
+    if target == "saved_model" and quantization is not None:
+        raise InputError("plan_export: `quantization` is for litert and litert_lm.")
+    rules = rules_of(quantization)
+    model = getattr(model, "model", model)  # of a task
+    if isinstance(model, TransformerConfig):
+        config = model
+        variables = shapes_only(lambda: _variables(models.build(config)))
+        model_bytes = 2 * sum(math.prod(shape) for _, shape in variables)
+    elif isinstance(model, keras.Model) and hasattr(model, "config"):
+        config, variables = model.config, _variables(model)
+        model_bytes = sum(math.prod(v.shape) * _itemsize(v.dtype) for v in model.variables)
+    else:
+        raise InputError(
+            f"plan_export: `model` must be a config, a model or a task, got {model!r}."
+        )
+    weights = sum(math.prod(shape) for _, shape in variables)
+    if target == "saved_model":
+        file_bytes = model_bytes
+    else:
+        file_bytes = sum(_bytes(name, shape, quantization, rules) for name, shape in variables)
+    length = min(config.max_length, 2048) if max_length is None else max_length
+    largest = max(math.prod(shape) for _, shape in variables)
+    cache = _cache_bytes(config, length)
+    parent = _PARENT + model_bytes
+    if target == "saved_model":
+        phases = [parent + _SERVING + _COPIES * file_bytes + 2 * cache]
+    else:
+        running = _RUNNING + _COPIES * file_bytes + cache
+        phases = [parent + _LOWERING, parent + 8 * largest, parent + running]
+    layers = getattr(config, "num_layers", None) or config.num_decoder_layers
+    seconds = _START + _PER_BLOCK * layers * _SIGNATURES
+    seconds += (_PER_WRITTEN + _PER_VERIFIED) * weights / 1e9
+    available = available_memory()
+    needed = max(phases)
+    return {
+        "file_bytes": int(file_bytes),
+        "memory_bytes": int(needed),
+        "model_bytes": int(model_bytes),
+        "seconds": round(seconds),
+        "available_bytes": available,
+        "fits": needed - parent <= available,
+    }
+
+
+def check_room(caller, task, target, quantization, max_length):
+    """ExportError if an export would run out of memory."""
+    row = plan_export(task, target, quantization, max_length)
+    if not row["fits"]:
+        more = (row["memory_bytes"] - row["model_bytes"]) / _GB
+        smaller = "" if target == "saved_model" else "fewer bits or a shorter `cache_length`, or "
+        raise ExportError(
+            f"{caller}: this export would take some {more:.1f} GB beside the model, and "
+            f"{row['available_bytes'] / _GB:.1f} GB are free; give it {smaller}more memory. "
+            "Nothing was written."
+        )
+
+
+def available_memory():
+    """Bytes that a program can still have on this machine, within its control group."""
+    available = None
+    for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    limit, used = (pathlib.Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit.is_file() and used.is_file():
+        text = limit.read_text().strip()
+        if text != "max":
+            available = min(available, int(text) - int(used.read_text()))
+    return available
+
+
+def _variables(model):
+    return [(v.path, tuple(v.shape)) for v in model.variables]
+
+
+def _itemsize(dtype):
+    return {"bfloat16": 2, "float16": 2, "int8": 1, "uint32": 4}.get(str(dtype), 4)
+
+
+def _bytes(name, shape, quantization, rules):
+    """The bytes of a weight in a file."""
+    count = math.prod(shape)
+    if quantization == "float16":
+        return 2 * count
+    if len(shape) != 2 or not rules:
+        return 4 * count
+    layer = name.rpartition("/")[0]
+    is_table = layer.rpartition("/")[2].endswith("embedding")
+    rule = rule_for(rules, "decode/embedding_0" if is_table else layer, shape[0])
+    if rule is None:
+        return 4 * count
+    scales = 2 * count / rule.block if rule.block else 4 * max(shape)
+    return count * rule.bits / 8 + scales
+
+
+def _cache_bytes(config, length):
+    heads = getattr(config, "num_key_value_heads", None) or config.num_heads
+    layers = getattr(config, "num_layers", None) or config.num_decoder_layers
+    head_dim = getattr(config, "head_dim", None) or config.hidden_dim // config.num_heads
+    return 2 * 4 * layers * heads * head_dim * length
