@@ -189,3 +189,19 @@ def fetch():
         return found[0]
 
     return get
+
+
+_seconds = {}  # of the tests of each file, fixtures included
+
+
+def pytest_runtest_logreport(report):
+    """Add up the seconds of each file; with workers, in the process that collects reports."""
+    file = report.nodeid.partition("::")[0]
+    _seconds[file] = _seconds.get(file, 0.0) + report.duration
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print the ten slowest files."""
+    terminalreporter.section("ten slowest files")
+    for file, seconds in sorted(_seconds.items(), key=lambda row: -row[1])[:10]:
+        terminalreporter.write_line(f"{seconds:7.1f} s  {file}")

@@ -6,6 +6,7 @@ import re
 import shlex
 import unicodedata
 
+import keras
 import pytest
 
 import keras_llm
@@ -23,12 +24,31 @@ def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
 
 
+@pytest.fixture
+def small_and_plain(monkeypatch):
+    """Models of one layer where a page does not say how many, compiled without XLA where it does
+    not ask for it: both take seconds for each model. Tests of the models have them as they are."""
+    preset, compile_model = keras_llm.models.preset, keras.Model.compile
+
+    def small_preset(name, **changes):
+        config = preset(name, **changes)
+        depths = [f for f in ("num_layers", "num_decoder_layers") if hasattr(config, f)]
+        small = {field: 1 for field in depths if name.endswith("-tiny")}
+        return preset(name, **{**small, **changes})
+
+    def compile_plainly(model, *arguments, **options):
+        compile_model(model, *arguments, **{"jit_compile": False, **options})
+
+    monkeypatch.setattr(keras_llm.models, "preset", small_preset)
+    monkeypatch.setattr(keras.Model, "compile", compile_plainly)
+
+
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if page not in CHINESE],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
-def test_python_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+def test_python_runs_from_top_to_bottom(page, tmp_path, monkeypatch, small_and_plain):
     monkeypatch.chdir(tmp_path)
     namespace = {}
     for number, block in enumerate(blocks(page, "python")):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -71,9 +72,7 @@ def test_every_family_comes_back_bit_for_bit(name, tmp_path, randomize):
         models.Encoder: [ids, ids != 1, ids % 2][: len(model.inputs)],
         models.Seq2Seq: [ids, ids[:, :7]],
     }[type(model)]
-    np.testing.assert_array_equal(
-        model.predict(inputs, verbose=0), again.predict(inputs, verbose=0)
-    )
+    np.testing.assert_array_equal(model(inputs), again(inputs))
 
 
 @pytest.mark.parametrize(
@@ -143,10 +142,17 @@ def test_what_no_family_can_hold_is_named():
         describe(models.preset("bert-tiny"), "reward")
 
 
+@pytest.fixture(scope="module")
+def whole_folder(tmp_path_factory, randomize):
+    path = tmp_path_factory.mktemp("whole") / "llama"
+    to_hugging_face(randomize(models.causal_lm(LLAMA)), path)
+    return path
+
+
 @pytest.fixture
-def folder(tmp_path, randomize):
-    to_hugging_face(randomize(models.causal_lm(LLAMA)), tmp_path / "llama")
-    return tmp_path / "llama"
+def folder(whole_folder, tmp_path):
+    """A copy of one's own."""
+    return shutil.copytree(whole_folder, tmp_path / "llama")
 
 
 def edit_config(folder, **changes):

@@ -1,9 +1,9 @@
 """A child process of `test_streaming`: a corpus to batches, with a limit on memory.
 
-    stream_in_little_memory.py FOLDER stream|whole MEBIBYTES
+    stream_in_little_memory.py FOLDER MEBIBYTES
 
 The limit is that many more than what is in use when TensorFlow has begun to work. Prints the sizes
-of what was read as JSON.
+of what was read as JSON; then reads all at once, and prints that too if it gets so far.
 """
 
 import functools
@@ -31,17 +31,16 @@ def batches(ids):
     return len(packed)
 
 
-folder, way, mebibytes = sys.argv[1:]
+folder, mebibytes = sys.argv[1:]
 read = functools.partial(data.stream_texts, folder)
 known = list(itertools.islice(read(), 600))
 tok = tokenizers.SentencePiece.train(known, 600, "bpe")
 batches(data.encode_documents(known, tok))  # starts threads, traces graphs
 before = in_use()
 resource.setrlimit(resource.RLIMIT_DATA, (before + int(mebibytes) * 2**20, -1))
-if way == "whole":
-    train, held_out = data.split_documents(data.read_texts(folder), 0.01)
-    ids = data.encode_documents(train, tok)
-else:
-    train, held_out, _ = data.split_stream(read, 0.01)
-    ids = data.encode_documents(train, tok, pathlib.Path(folder).with_name("tokens.npy"))
-print(json.dumps({"tokens": len(ids), "steps": batches(ids), "held out": len(list(held_out))}))
+train, held_out, _ = data.split_stream(read, 0.01)
+ids = data.encode_documents(train, tok, pathlib.Path(folder).with_name("tokens.npy"))
+found = {"tokens": len(ids), "steps": batches(ids), "held out": len(list(held_out))}
+print(json.dumps(found), flush=True)
+train, held_out = data.split_documents(data.read_texts(folder), 0.01)
+print(len(data.encode_documents(train, tok)))

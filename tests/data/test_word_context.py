@@ -102,7 +102,7 @@ def test_frequent_words_are_dropped_as_often_as_the_threshold_says(stream):
     threshold, epochs = 0.02, 60
     kept = np.zeros(stream.max() + 1)
     for (_, candidates), _ in data.neighbour_dataset(
-        stream, "cbow", WINDOW, 1, 2, epochs, threshold=threshold
+        stream, "cbow", WINDOW, 1, 4, epochs, threshold=threshold
     ):
         kept += np.bincount(candidates.numpy()[:, 0], minlength=len(kept))
     counts = np.bincount(stream).astype(float)

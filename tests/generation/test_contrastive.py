@@ -11,7 +11,7 @@ from keras_llm.generation.contrastive import contrastive_search
 
 STOP, PAD, SIZE = 2, 0, 31
 CASES = {
-    "llama-tiny": {},
+    "llama-tiny": {"num_layers": 1},
     "gemma3-tiny": {"sliding_window": 3},
     "t5-tiny": {"start_id": 1},
 }

@@ -1,6 +1,7 @@
 """Continuous batching: each request's tokens are those it gets alone, whoever comes and goes."""
 
 import concurrent.futures
+import functools
 import queue
 import threading
 
@@ -8,9 +9,10 @@ import keras
 import numpy as np
 import pytest
 
-from keras_llm import generation, models
+from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation import Sampling
+from keras_llm.generation.compiled import Compiled
 from keras_llm.generation.engine import Engine
 
 V, STOP, PAD, LENGTH = 31, 2, 0, 40
@@ -18,13 +20,13 @@ WAIT = 120  # seconds after which a test gives up; none is meant to pass
 GREEDY = Sampling(temperature=0.0)
 
 
-def model_of(preset, **options):
+def model_of(preset, num_layers, **options):
     keras.utils.set_random_seed(3)
     config = models.preset(
         preset,
         vocabulary_size=V,
         max_length=LENGTH,
-        num_layers=2,
+        num_layers=num_layers,
         tie_embeddings=False,  # with a tied head a random model says the last token over again
         initializer_range=0.3,
         **options,
@@ -34,7 +36,7 @@ def model_of(preset, **options):
 
 @pytest.fixture(scope="module")
 def model():
-    return model_of("llama-tiny")
+    return model_of("llama-tiny", 1)
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +53,19 @@ def narrow(model):
         yield engine
 
 
+@functools.cache
+def one_graph(model):
+    """`generate`, traced once for all requests."""
+    return Compiled(model, STOP, PAD, jit_compile=False)
+
+
 def alone(model, prompt, max_new_tokens, sampling):
     """What `generate` gives for one request, without its stop token, and why it ended."""
-    state = generation.generate(
-        model,
+    state = one_graph(model).generate(
         np.array([prompt], "int32"),
         np.array([len(prompt)], "int32"),
         np.array([max_new_tokens], "int32"),
-        sampling.tensors(),
-        STOP,
-        PAD,
+        sampling,
     )
     count = int(state.num_tokens[0])
     reason = "stop" if state.stopped[0] else "length"
@@ -118,7 +123,7 @@ def test_each_request_gets_what_it_gets_alone(model, engine):
 
 def test_each_request_gets_what_it_gets_alone_of_a_model_with_windows():
     options = {"sliding_window": 4, "num_sink_tokens": 2, "window_pattern": "SL"}
-    model = model_of("gemma3-tiny", **options)
+    model = model_of("gemma3-tiny", 2, **options)
     with Engine(model, STOP, max_batch=3, steps_per_turn=3, jit_compile=False) as engine:
         check_all(model, engine, requests(8))
 

@@ -23,7 +23,7 @@ def build(name="llama-tiny", **options):
 
 @pytest.fixture(scope="module")
 def model():
-    return build()
+    return build(num_layers=1)
 
 
 def prompts():

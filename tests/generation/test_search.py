@@ -277,7 +277,7 @@ def test_rows_are_what_each_is_alone(model):
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_a_beam_as_wide_as_all_texts_finds_the_best_of_all(alpha):
-    model, size, budget = build(vocabulary_size=5, initializer_range=0.4), 5, 3
+    model, size, budget = build(vocabulary_size=5, initializer_range=0.4, num_layers=1), 5, 3
     prompt = np.array([[3, 4, 1, 4]], "int32")
     texts = [
         tokens
@@ -317,7 +317,7 @@ def test_what_is_banned_is_in_no_text(model, removed):
 
 
 def test_texts_end_at_the_models_length():
-    model = build(max_length=10)
+    model = build(max_length=10, num_layers=1)
     ids, lengths = prompts(4, longest=8)
     found = search(model, ids, lengths, 9, 3, stop=-1, kept=2)
     for row, length in enumerate(lengths):

@@ -13,7 +13,6 @@ from keras_llm.errors import InputError
 
 SIZES = {
     "vocabulary_size": 23,
-    "num_layers": 2,
     "hidden_dim": 16,
     "intermediate_dim": 24,
     "max_length": 16,
@@ -44,7 +43,9 @@ def options(draw):
     norm_position = draw(st.sampled_from(["pre", "post", "sandwich"]))
     sliding_window = draw(st.sampled_from([None, 1, 3, 7]))
     windowed = sliding_window is not None
+    window_pattern = draw(st.sampled_from([None, "SL", "LS"])) if windowed else None
     return {
+        "num_layers": 2 if window_pattern else draw(st.sampled_from([1, 2])),
         "num_heads": num_heads,
         "num_key_value_heads": draw(st.sampled_from([k for k in (1, 2, 4) if num_heads % k == 0])),
         "head_dim": draw(st.sampled_from([None, 8])),
@@ -56,7 +57,7 @@ def options(draw):
         "gated": draw(st.booleans()),
         "use_bias": draw(st.booleans()),
         "sliding_window": sliding_window,
-        "window_pattern": draw(st.sampled_from([None, "SL", "LS"])) if windowed else None,
+        "window_pattern": window_pattern,
         "num_sink_tokens": draw(st.sampled_from([0, 2])) if windowed else 0,
         "local_position": draw(st.sampled_from([None, models.Rotary(base=50.0), models.Alibi()]))
         if windowed
@@ -345,7 +346,7 @@ def test_config_round_trip_through_json(config):
 )
 def test_wrong_configs_name_the_field(change, words):
     with pytest.raises(InputError, match=f"`{words}`"):
-        models.CausalLMConfig(**{**SIZES, "num_heads": 4, **change})
+        models.CausalLMConfig(**{**SIZES, "num_layers": 2, "num_heads": 4, **change})
 
 
 def test_causal_lm_wants_a_config():

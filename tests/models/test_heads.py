@@ -132,10 +132,8 @@ def test_what_does_not_fit_is_refused(make):
         make()
 
 
-@pytest.mark.parametrize("name", [n for n in models.presets() if n.endswith("-tiny")])
-def test_tiny_presets_fit_and_come_back_from_disk(name, tmp_path):
-    keras.utils.set_random_seed(0)
-    config = models.preset(name)
+def trained_on(config):
+    """The model that a config's weights are pretrained by, with inputs and targets."""
     model = models.build(config)
     ids = np.random.default_rng(0).integers(1, 512, (4, 20)).astype("int32")
     if isinstance(config, models.Seq2SeqConfig):
@@ -147,15 +145,42 @@ def test_tiny_presets_fit_and_come_back_from_disk(name, tmp_path):
         x += [np.tile(np.arange(19, dtype="int32"), (4, 1))]
     else:
         x = ids[:, :-1]
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(1e-2), loss)
-    y = ids[:, 1:]
+    return model, x, ids[:, 1:]
+
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+@pytest.mark.parametrize("name", [n for n in models.presets() if n.endswith("-tiny")])
+def test_tiny_presets_fit_and_come_back_from_disk(name, tmp_path):
+    keras.utils.set_random_seed(0)
+    model, x, y = trained_on(models.preset(name))
+    model.compile(keras.optimizers.Adam(1e-2), LOSS, run_eagerly=True)
     before = model.evaluate(x, y, verbose=0)
     model.fit(x, y, epochs=3, verbose=0)
     assert model.evaluate(x, y, verbose=0) < before
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(np.asarray(loaded(x)), np.asarray(model(x)))
+
+
+# The others are made of the same operations; test_causal_lm.py compiles those of GPT and Llama.
+COMPILED = ["gpt3", "mistral", "mixtral", "gemma2", "gemma3", "lamda", "bert", "t5"]
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_training_and_evaluation_are_compiled_by_xla(name):
+    keras.utils.set_random_seed(0)
+    config = models.preset(f"{name}-tiny")
+    if not getattr(config, "window_pattern", None):  # of which each layer is another part
+        depths = [field for field in ("num_layers", "num_decoder_layers") if hasattr(config, field)]
+        config = models.preset(f"{name}-tiny", **dict.fromkeys(depths, 1))
+    model, x, y = trained_on(config)
+    expected = float(LOSS(y, model(x)))
+    model.compile(keras.optimizers.SGD(0.1), LOSS, jit_compile=True)
+    assert model.evaluate(x, y, verbose=0) == pytest.approx(expected, rel=1e-4)
+    model.fit(x, y, epochs=2, verbose=0)
+    assert model.evaluate(x, y, verbose=0) < expected
 
 
 def test_a_summary_needs_no_weights_and_counts_them_right():

@@ -64,7 +64,7 @@ def test_answers_are_learned(run):
     assert json.loads((folder / "metrics.json").read_text()) == metrics
 
 
-def test_evaluation_finds_the_same_conversations_again(run, tmp_path):
+def test_evaluation_finds_the_same_conversations_again(run, tmp_path, loaded_once):
     folder, metrics = run
     assert chatbot.evaluate(folder) == pytest.approx(metrics["held_out"], rel=1e-4)
     (tmp_path / "one.jsonl").write_text('{"instruction": "Explain if.", "output": "The if"}')
@@ -125,7 +125,7 @@ def test_other_labels_of_safety_are_refused(talks, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_line_talks_with_the_run(run, monkeypatch, capsys):
+def test_the_command_line_talks_with_the_run(run, monkeypatch, capsys, loaded_once):
     monkeypatch.setattr(sys, "stdin", io.StringIO("Explain with.\nExplain if.\n"))
     settings = ["--max-new-tokens", "12", "--temperature", "0"]
     assert cli.main(["chat", str(run[0]), "--json", *settings]) == 0

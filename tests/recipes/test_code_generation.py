@@ -10,6 +10,8 @@ from keras_llm import cli, tokenizers
 from keras_llm.errors import InputError
 from keras_llm.recipes import code_generation, corpora, programs
 
+pytestmark = pytest.mark.usefixtures("one_layer")
+
 
 @pytest.fixture(scope="module")
 def files():
@@ -51,7 +53,7 @@ def test_evaluation_finds_the_same_files_again(run):
     assert found["parses"] == metrics["held_out"]["parses"]
 
 
-def test_a_gap_is_filled_in_python_and_on_the_command_line(run, capfd):
+def test_a_gap_is_filled_in_python_and_on_the_command_line(run, capfd, loaded_once):
     task = keras_llm.load(run[0])
     text = task.infill("import os\n", "\nimport sys\n", 12)
     assert isinstance(text, str) and "fim" not in text

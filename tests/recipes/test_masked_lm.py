@@ -10,6 +10,8 @@ from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.recipes import masked_lm, text_classification, text_targets
 
+pytestmark = pytest.mark.usefixtures("one_layer")
+
 
 @pytest.fixture(scope="module")
 def run(text_folder, tmp_path_factory):
@@ -31,7 +33,7 @@ def test_hidden_words_are_guessed_better_than_by_frequency(run):
     assert json.loads((folder / "metrics.json").read_text()) == metrics
 
 
-def test_evaluation_finds_the_same_words_again(run, tmp_path):
+def test_evaluation_finds_the_same_words_again(run, tmp_path, loaded_once):
     folder, metrics = run
     assert masked_lm.evaluate(folder) == pytest.approx(metrics["held_out"], rel=1e-4)
     held_out_tokens = metrics["held_out"]["tokens"]
@@ -60,7 +62,7 @@ def test_a_classifier_goes_on_from_the_encoder(run, tmp_path):
     assert text_classification.run(options)["held_out"]["accuracy"] > 0.9
 
 
-def test_a_second_head_tells_whether_a_passage_follows(text_folder, tmp_path):
+def test_a_second_head_tells_whether_a_passage_follows(text_folder, tmp_path, loaded_once):
     options = masked_lm.Options(
         out=str(tmp_path / "run"), data=str(text_folder), smoke=True, next_sentence=True,
         held_out=0.2, max_megabytes=0.05,

@@ -23,6 +23,8 @@ from keras_llm.recipes import (
 )
 from keras_llm.recipes import text_classification as classification
 
+pytestmark = pytest.mark.usefixtures("one_layer")
+
 NAMES = ["Ada", "Alan", "Grace", "Emmy", "Sofia", "Max"]
 TOWNS = ["Paris", "Rome", "Turin", "Oslo", "Bonn", "Kiev"]
 FILLERS = ["yesterday", "again", "slowly", "with friends", "by train", "at noon", "in spring"]
@@ -98,7 +100,7 @@ def test_what_was_exported_gives_the_same_answers(run):
         assert device["probability"] == pytest.approx(row.probability, abs=1e-4)
 
 
-def test_the_command_line_evaluates_and_predicts(run, capfd, tmp_path):
+def test_the_command_line_evaluates_and_predicts(run, capfd, tmp_path, loaded_once):
     folder, metrics = run
     assert question_answering.evaluate(folder) == pytest.approx(metrics["held_out"], rel=1e-5)
     other = question_answering.evaluate(folder, write_rows(tmp_path / "other.jsonl", 60, seed=1))
@@ -108,7 +110,7 @@ def test_the_command_line_evaluates_and_predicts(run, capfd, tmp_path):
     assert capfd.readouterr().out == "Emmy\n"
 
 
-def test_yes_or_no(tmp_path, capfd):
+def test_yes_or_no(tmp_path, capfd, loaded_once):
     rows = write_rows(tmp_path / "rows.jsonl", 300, yes_no=True)
     out = tmp_path / "run"
     arguments = ["train", "question_answering", "--kind", "yes_no", "--smoke", "--out", str(out)]
@@ -127,7 +129,7 @@ def test_yes_or_no(tmp_path, capfd):
         question_answering.evaluate(out, tmp_path / "wrong.jsonl")
 
 
-def test_answers_from_memory(tmp_path, capfd):
+def test_answers_from_memory(tmp_path, capfd, loaded_once):
     """Names have a town each; asked in two ways, of which some were not read."""
     draw, rows = random.Random(0), []
     for name in NAMES:

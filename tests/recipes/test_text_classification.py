@@ -13,6 +13,8 @@ from keras_llm.errors import InputError
 from keras_llm.recipes import corpora, runs, tables, text_classification
 from keras_llm.recipes.corpus_readers import Split
 
+pytestmark = pytest.mark.usefixtures("one_layer")
+
 WORDS = {"good": "good great fine lovely superb", "bad": "bad awful poor dull weak"}
 FILLERS = [
     "the",
@@ -113,7 +115,7 @@ def test_the_card_tells_the_measured_numbers(run):
     assert f"{metrics['artefacts']['litert']['bytes']:,}" in card
 
 
-def test_evaluation_finds_the_same_rows_again(run, tmp_path):
+def test_evaluation_finds_the_same_rows_again(run, tmp_path, loaded_once):
     folder, metrics = run
     assert text_classification.evaluate(folder) == pytest.approx(metrics["held_out"], rel=1e-5)
     other = text_classification.evaluate(folder, write_rows(tmp_path / "other.csv", 60, seed=1))
@@ -123,7 +125,7 @@ def test_evaluation_finds_the_same_rows_again(run, tmp_path):
         text_classification.evaluate(folder, tmp_path / "wrong.csv")
 
 
-def test_the_command_line_predicts(run, capfd):
+def test_the_command_line_predicts(run, capfd, loaded_once):
     folder, _ = run
     assert cli.main(["predict", str(folder), "a superb film"]) == 0
     assert capfd.readouterr().out == "good\n"
@@ -134,7 +136,7 @@ def test_the_command_line_predicts(run, capfd):
     assert "--context is for question answering" in capfd.readouterr().err
 
 
-def test_a_number_can_be_learned(tmp_path):
+def test_a_number_can_be_learned(tmp_path, loaded_once):
     draw, path = random.Random(1), tmp_path / "rows.csv"
     with open(path, "w", newline="") as file:
         table = csv.writer(file)
@@ -211,9 +213,10 @@ def test_options_out_of_range_are_named(changes, words):
         text_classification.Options(out="runs/none", **changes)
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_model(tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_goes_on_to_the_same_model(run, tmp_path, monkeypatch):
     """The evaluation in the middle of the training fails once, as if there were no memory."""
-    rows = str(write_rows(tmp_path / "rows.csv"))
+    whole, metrics = run
+    rows = str(whole.with_name("rows.csv"))
 
     def train(name, **more):
         options = text_classification.Options(
@@ -222,7 +225,6 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_model(tmp_path, monkeypatch)
         )  # fmt: skip
         return text_classification.run(options)["training"]["history"]
 
-    history = train("whole")
     save = training.BestWeights.on_epoch_end
 
     def fail(callback, epoch, logs=None):
@@ -236,9 +238,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_model(tmp_path, monkeypatch)
     monkeypatch.setattr(training.BestWeights, "on_epoch_end", save)
     with pytest.raises(InputError, match="unfinished run"):
         train("stopped")
-    assert train("stopped", resume=True) == history
-    whole, stopped = (keras_llm.load(tmp_path / name).model for name in ("whole", "stopped"))
-    for one, other in zip(whole.weights, stopped.weights, strict=True):
+    assert train("stopped", resume=True) == metrics["training"]["history"]
+    one_go, stopped = (keras_llm.load(path).model for path in (whole, tmp_path / "stopped"))
+    for one, other in zip(one_go.weights, stopped.weights, strict=True):
         np.testing.assert_array_equal(one, other)
 
 

@@ -12,6 +12,8 @@ from keras_llm import cli
 from keras_llm.errors import InputError
 from keras_llm.recipes import corpora, corpus_readers, translation, translations
 
+pytestmark = pytest.mark.usefixtures("one_layer")
+
 NOUNS = {"house": "casa", "table": "mesa", "chair": "silla", "door": "puerta", "flower": "flor"}
 ADJECTIVES = {"red": "roja", "white": "blanca", "new": "nueva", "old": "vieja", "big": "grande"}
 VERBS = {"see": "veo", "want": "quiero", "have": "tengo", "sell": "vendo"}
@@ -54,7 +56,7 @@ def test_what_was_not_seen_is_translated(run):
     assert f"{metrics['memory']['chrf']:.4f}" in card
 
 
-def test_the_command_line_translates_and_evaluates(run, capfd):
+def test_the_command_line_translates_and_evaluates(run, capfd, loaded_once):
     folder, metrics = run
     task = keras_llm.load(folder)
     source, _ = next(pairs())

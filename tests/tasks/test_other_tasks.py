@@ -26,7 +26,12 @@ def copier(tok):
     """An encoder-decoder that has learnt to give back one of eight words."""
     keras.utils.set_random_seed(0)
     config = models.preset(
-        "transformer-tiny", vocabulary_size=400, start_id=tok.bos_id, dropout=0.0
+        "transformer-tiny",
+        vocabulary_size=400,
+        start_id=tok.bos_id,
+        dropout=0.0,
+        num_layers=1,
+        num_decoder_layers=1,
     )
     task = keras_llm.Translation(models.seq2seq(config), tok)
     rows = [[*tok.encode(word), tok.eos_id] for word in WORDS]

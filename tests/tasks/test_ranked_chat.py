@@ -31,12 +31,21 @@ def judges(text_folder):
 
 @pytest.fixture(scope="module")
 def chat(task):
-    return keras_llm.TextGeneration(task.model, task.tokenizer, {"chat_template": TEMPLATE})
+    chat = keras_llm.TextGeneration(task.model, task.tokenizer, {"chat_template": TEMPLATE})
+    return with_graphs_of(task, chat)
+
+
+def with_graphs_of(one, other):
+    """The other task without tracing anew what was traced of the same model."""
+    assert other.model is one.model and other.end_token_ids == one.end_token_ids
+    other._compiled = one._compiled
+    return other
 
 
 def ranked(chat, judges, **ranking):
     ranking = Ranking(**{"num_candidates": 5, "threshold": 1.0, **ranking})
-    return RankedChat(chat.model, chat.tokenizer, *judges, ranking, chat.metadata)
+    task = RankedChat(chat.model, chat.tokenizer, *judges, ranking, chat.metadata)
+    return with_graphs_of(chat, task)
 
 
 def probability(judge, text, label):

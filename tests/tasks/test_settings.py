@@ -134,7 +134,7 @@ def test_constraints_that_cannot_be_kept_are_refused(task):
 
 
 def test_ids_that_the_tokenizer_lacks_are_never_chosen(task, tmp_path):
-    config = models.preset("llama-tiny", vocabulary_size=1500, initializer_range=0.2)
+    config = models.preset("llama-tiny", vocabulary_size=1500, initializer_range=0.2, num_layers=1)
     model = models.causal_lm(config)
     table = model.get_layer("token_embedding").embeddings
     rows = np.array(table)

@@ -1,4 +1,5 @@
-"""Training runs on several devices, each a process of its own, for test_distribution.py.
+"""Training runs on several devices, each a process of its own, for test_distribution.py and for
+test_workers.py in tests/scale.
 
 Reads a JSON list of cases from stdin, which come one after the other: name of a function below,
 folder, and how many workers run it at the same time, 0 for a process without others. They are
@@ -48,13 +49,13 @@ def two_devices():
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
-def fit(strategy, optimizer):
+def fit(strategy):
     """Eight steps: two passes of three batches of 8 rows and one of 5, of uneven weight."""
     keras.utils.set_random_seed(0)
     with strategy.scope() if strategy else contextlib.nullcontext():
         model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=61, num_layers=1))
         trainer = training.LanguageModelTrainer(model, ignore_id=0, z_loss=1e-3)
-        trainer.compile(OPTIMIZERS[optimizer](), jit_compile=False)
+        trainer.compile(OPTIMIZERS["AdamW"](), jit_compile=False)
     r = np.random.default_rng(0)
     ids = r.integers(1, 61, (29, 13))
     targets = ids[:, 1:].copy()
@@ -77,9 +78,26 @@ def fit(strategy, optimizer):
     }
 
 
+def words():
+    """Means of words of three classes, for the other optimizers: rows of an embedding that have a
+    gradient, matrices and vectors."""
+    normal = keras.initializers.RandomNormal(stddev=1.0)
+    parts = [
+        keras.Input((12,), dtype="int32"),
+        keras.layers.Embedding(61, 16, embeddings_initializer=normal),
+        keras.layers.GlobalAveragePooling1D(),
+        keras.layers.Dense(16, activation="tanh"),
+        keras.layers.Dense(3),
+    ]
+    r = np.random.default_rng(0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    trainer = training.Trainer(keras.Sequential(parts))
+    return trainer, r.integers(1, 61, (29, 12)), r.integers(0, 3, 29), None, {"loss": loss}
+
+
 def classes():
     """Texts of three classes, for `Trainer`."""
-    config = models.preset("encoder-tiny", vocabulary_size=61, dropout=0.0)
+    config = models.preset("encoder-tiny", vocabulary_size=61, dropout=0.0, num_layers=1)
     trainer = training.Trainer(models.text_classifier(config, 3, dropout=0.0))
     r = np.random.default_rng(0)
     lengths = r.integers(2, 13, (29, 1))
@@ -101,7 +119,7 @@ def pairs():
 
 def sentences():
     """Hidden words and following passages, for `SentencePairTrainer`."""
-    config = models.preset("bert-tiny", vocabulary_size=61, dropout=0.0)
+    config = models.preset("bert-tiny", vocabulary_size=61, dropout=0.0, num_layers=1)
     encoder = models.encoder(config)
     trainer = training.SentencePairTrainer(
         models.masked_lm(encoder), models.next_sentence(encoder), ignore_id=0
@@ -117,7 +135,7 @@ def sentences():
     return trainer, inputs, {"tokens": targets, "next_sentence": r.integers(0, 2, 29)}, None, {}
 
 
-OTHERS = {"classes": classes, "pairs": pairs, "sentences": sentences}
+OTHERS = {"Lion": words, "Muon": words, "classes": classes, "pairs": pairs, "sentences": sentences}
 
 
 def fit_other(strategy, name):
@@ -125,7 +143,8 @@ def fit_other(strategy, name):
     keras.utils.set_random_seed(0)
     with strategy.scope() if strategy else contextlib.nullcontext():
         trainer, x, y, weights, compiled = OTHERS[name]()
-        optimizer = training.AdamW(1e-2, global_clipnorm=0.1)
+        clipped = training.AdamW(1e-2, global_clipnorm=0.1)
+        optimizer = OPTIMIZERS[name]() if name in OPTIMIZERS else clipped
         trainer.compile(optimizer, **compiled, jit_compile=False)
     parts = (x, y) if weights is None else (x, y, weights)
     held_out = keras.tree.map_structure(lambda array: array[:5], parts)
@@ -150,8 +169,7 @@ def fit_other(strategy, name):
 
 
 def all_kinds(strategy):
-    found = {name: fit(strategy, name) for name in OPTIMIZERS}
-    return found | {name: fit_other(strategy, name) for name in OTHERS}
+    return {"AdamW": fit(strategy)} | {name: fit_other(strategy, name) for name in OTHERS}
 
 
 def one():
@@ -163,7 +181,7 @@ def mirrored():
 
 
 def worker(index, *addresses):
-    return {"AdamW": fit(workers(index, addresses), "AdamW")}
+    return {"AdamW": fit(workers(index, addresses))}
 
 
 def workers(index, addresses):
@@ -275,6 +293,57 @@ def resumed(index, *addresses, kill_at=None):
         verbose=0,
         callbacks=[resume, *([Kill(kill_at)] if kill_at else [])],
     )
+    return bits_of(trainer, resume)
+
+
+class Stop(keras.callbacks.Callback):
+    """Ends a training by an error after a step."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(keras.ops.convert_to_numpy(self.model.optimizer.iterations)) == self.step:
+            raise InterruptedError
+
+
+def resumed_on_replicas():
+    """On two replicas, a run with checkpoints that was not interrupted and one that was."""
+    strategy = two_devices()
+    rows = np.random.default_rng(0).normal(size=(5 * STEPS * EPOCHS, 3)).astype("float32")
+    batches = tf.data.Dataset.from_tensor_slices((rows[:, :2], rows[:, 2:])).batch(5)
+
+    def train(folder, *callbacks):
+        keras.backend.clear_session()  # which counts the names of optimizers
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            layers = [keras.layers.Dense(3), keras.layers.Dropout(0.3), keras.layers.Dense(1)]
+            trainer = training.Trainer(keras.Sequential([keras.Input((2,)), *layers]))
+            optimizer = training.AdamW(1e-2, global_clipnorm=0.5, use_ema=True)
+            trainer.compile(optimizer, "mse", metrics=["mae"], jit_compile=False)
+        resume = training.Resume(folder, every=2)
+        try:
+            trainer.fit(
+                resume.data(batches),
+                steps_per_epoch=STEPS,
+                epochs=EPOCHS,
+                validation_data=batches.take(2),
+                verbose=0,
+                callbacks=[resume, *callbacks],
+            )
+        finally:
+            resume._writer.shutdown()  # a process that ends does not write on
+        return bits_of(trainer, resume)
+
+    found = {"whole": train("whole")}
+    with contextlib.suppress(InterruptedError):
+        train("parts", Stop(9))
+    found["step"] = training.Resume("parts").step
+    return found | {"parts": train("parts")}
+
+
+def bits_of(trainer, resume):
     values = {v.path: v for v in [*trainer.variables, *trainer.optimizer.variables]}
     hashes = {
         name: hashlib.sha256(np.asarray(keras.ops.convert_to_numpy(value)).tobytes()).hexdigest()
@@ -297,12 +366,21 @@ def without_folder(index, *addresses):
 
 def recipe(index, *addresses):
     """A worker of `keras-llm train` on the texts of its folder; the exit code."""
+    tell_workers(index, addresses)
+    return trained_recipe("multi_worker")
+
+
+def mirrored_recipe():
+    two_devices()  # of which `mirrored` finds both
+    return trained_recipe("mirrored")
+
+
+def trained_recipe(distribution):
     from keras_llm import cli
 
-    tell_workers(index, addresses)
-    command = "train text_generation --smoke --out model --data texts --distribution multi_worker"
+    command = "train text_generation --smoke --out model --data texts --max-megabytes 0.1 --json"
     try:
-        return cli.main([*command.split(), "--max-megabytes", "0.1", "--json"])
+        return cli.main([*command.split(), "--distribution", distribution])
     except SystemExit as done:
         return f"exit {done.code}"
 

@@ -1,11 +1,10 @@
 """Small training runs, each a process of its own, for test_resume.py.
 
-Arguments, three for each run: folder of the checkpoints, file for the outcome, and when the process
-kills itself with SIGKILL: "never", "step:N" after the N-th step that it does, "after:N:SECONDS" so
-long after it, "save:N:SHARE" inside its N-th save, when that share of the file is
-written, or "evaluation". The runs come one after the
-other, forked from a process that has imported everything and computed nothing. Prints their exit
-codes.
+Arguments: how many epochs a run has; then three for each run: folder of the checkpoints, file for
+the outcome, and when the process kills itself with SIGKILL: "never", "step:N" after the N-th step
+that it does, "after:N:SECONDS" so long after it, "save:N:SHARE" inside its N-th save, when that
+share of the file is written, or "evaluation". The runs come one after the other, forked from a
+process that has imported everything and computed nothing. Prints their exit codes.
 """
 
 import hashlib
@@ -25,7 +24,7 @@ import numpy as np
 from keras_llm import data, models, training
 from keras_llm.training import tensorflow  # noqa: F401, before the runs fork
 
-STEPS, EPOCHS = 7, 6
+STEPS = 7
 
 
 def die():
@@ -70,11 +69,11 @@ class Killer(keras.callbacks.Callback):
             die()
 
 
-def main(folder, outcome, moment):
+def main(epochs, folder, outcome, moment):
     keras.utils.set_random_seed(0)
     config = models.preset("llama-tiny", vocabulary_size=61, dropout=0.2, num_layers=1)
     trainer = training.LanguageModelTrainer(models.causal_lm(config), ignore_id=0)
-    schedule = keras.optimizers.schedules.CosineDecay(1e-2, STEPS * EPOCHS)
+    schedule = keras.optimizers.schedules.CosineDecay(1e-2, STEPS * epochs)
     trainer.compile(
         keras.optimizers.AdamW(schedule, global_clipnorm=1.0, use_ema=True), jit_compile=False
     )
@@ -82,7 +81,7 @@ def main(folder, outcome, moment):
 
     def batches(start):
         return data.packed_dataset(
-            ids, 12, 4, bos_id=1, pad_id=0, epochs=EPOCHS, seed=5, start=start
+            ids, 12, 4, bos_id=1, pad_id=0, epochs=epochs, seed=5, start=start
         )
 
     stop = keras.callbacks.EarlyStopping(patience=99)
@@ -90,7 +89,7 @@ def main(folder, outcome, moment):
     history = trainer.fit(
         resume.data(batches),
         steps_per_epoch=STEPS,
-        epochs=EPOCHS,
+        epochs=epochs,
         shuffle=False,
         validation_data=batches(0).take(2),
         verbose=0,
@@ -106,7 +105,7 @@ def main(folder, outcome, moment):
         json.dump({"hashes": hashes, "history": history, "best": float(stop.best)}, file)
 
 
-def in_child(arguments):
+def in_child(*arguments):
     child = os.fork()
     if not child:
         main(*arguments)
@@ -115,5 +114,6 @@ def in_child(arguments):
 
 
 if __name__ == "__main__":
-    runs = [sys.argv[i : i + 3] for i in range(1, len(sys.argv), 3)]
-    print(json.dumps([in_child(arguments) for arguments in runs]))
+    epochs = int(sys.argv[1])
+    runs = [sys.argv[i : i + 3] for i in range(2, len(sys.argv), 3)]
+    print(json.dumps([in_child(epochs, *arguments) for arguments in runs]))

@@ -1,10 +1,10 @@
-"""Training on several replicas and workers, beside one device; what is refused there."""
+"""Training on several replicas, beside one device; what is refused there. Several workers are in
+tests/scale."""
 
 import importlib
 import json
 import pathlib
 import re
-import signal
 import subprocess
 import sys
 
@@ -38,10 +38,13 @@ def outcome(folder, name):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(text_folder, tmp_path_factory):
+    """The folder of all cases, which one process imports TensorFlow for."""
     folder = tmp_path_factory.mktemp("runs")
-    codes, told = run(("one", folder, 0), ("mirrored", folder, 0), ("worker", folder, 2))
-    assert codes == [[0], [0], [0, 0]], told
+    (folder / "texts").symlink_to(text_folder)
+    names = ("one", "mirrored", "refused", "keras_mirrored", "resumed_on_replicas")
+    codes, told = run(*((name, folder, 0) for name in (*names, "mirrored_recipe")))
+    assert codes == [[0]] * 6, told
     return folder
 
 
@@ -61,15 +64,8 @@ def test_two_replicas_learn_what_one_device_does(runs, name):
     assert_same(outcome(runs, "mirrored")[name], expected)
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_two_workers_learn_what_one_device_does(runs, index):
-    assert_same(outcome(runs, f"worker_{index}")["AdamW"], outcome(runs, "one")["AdamW"])
-
-
-def test_what_is_not_right_on_two_replicas_is_refused(tmp_path):
-    codes, told = run(("refused", tmp_path, 0))
-    assert codes == [[0]], told
-    found = outcome(tmp_path, "refused")
+def test_what_is_not_right_on_two_replicas_is_refused(runs):
+    found = outcome(runs, "refused")
     assert found.pop("none") is None
     words = {
         "clipping": "global_clipnorm.*SGD.*each of 2 replicas",
@@ -87,48 +83,28 @@ def test_what_is_not_right_on_two_replicas_is_refused(tmp_path):
         assert re.search(pattern, found[name] or ""), (name, found[name])
 
 
-def test_keras_still_needs_what_the_trainer_does_for_it(tmp_path):
+def test_keras_still_needs_what_the_trainer_does_for_it(runs):
     """If this fails, Keras has mended itself: `replicas.step_logs` and `replicas.first_batch` (its
     trainer, keras-team/keras#20585) or what the optimizers take from `BaseOptimizer` may go."""
     assert keras.__version__.startswith("3.15."), "look whether they are still right"
-    codes, told = run(("keras_mirrored", tmp_path, 0), ("keras_worker", tmp_path, 2))
-    assert codes == [[0], [0, 0]], told
-    found = outcome(tmp_path, "keras_mirrored")
+    found = outcome(runs, "keras_mirrored")
     assert isinstance(found["uneven"], str), "the trainer takes uneven batches"
-    assert isinstance(outcome(tmp_path, "keras_worker_0"), str), "the trainer knows workers"
     assert np.abs(np.subtract(found["even"], found["one"])).max() > 1e-3, "it clips the sum"
 
 
-def test_a_lost_worker_is_named_and_a_restart_ends_with_the_bits_of_a_whole_run(tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    codes, told = run(("resumed", whole, 2), ("killed", broken, 2), ("resumed", broken, 2))
-    assert codes == [[0, 0], [0, -signal.SIGKILL], [0, 0]], told
-    error = outcome(broken, "killed_0")["error"]
-    assert "worker 1 (127.0.0.1:" in error and "--resume" in error
-    expected = outcome(whole, "resumed_0")
-    assert len(expected["hashes"]) > 20 and len(expected["history"]["val_loss"]) == 2
-    for index in (0, 1):
-        assert outcome(whole, f"resumed_{index}") == expected
-        assert outcome(broken, f"resumed_{index}") == expected
+def test_a_run_on_two_replicas_goes_on_with_the_bits_of_a_whole_one(runs):
+    found = outcome(runs, "resumed_on_replicas")
+    assert found["step"] == 8  # in the second epoch, a step before it was interrupted
+    assert found["parts"] == found["whole"]
+    assert len(found["whole"]["hashes"]) > 15
+    assert len(found["whole"]["history"]["val_loss"]) == 2
 
 
-def test_workers_that_see_other_checkpoints_are_refused(tmp_path):
-    codes, told = run(("resumed", tmp_path, 2), ("without_folder", tmp_path, 2))
-    assert codes == [[0, 0], [0, 0]], told
-    for index in (0, 1):
-        error = outcome(tmp_path, f"without_folder_{index}")["error"]
-        assert "checkpoints must be the same on all workers, got [10, 0]" in error
-
-
-def test_two_workers_train_a_recipe_and_the_first_writes_it(text_folder, tmp_path):
-    (tmp_path / "texts").symlink_to(text_folder)
-    codes, told = run(("recipe", tmp_path, 2))
-    assert codes == [[0, 0]], told
-    assert outcome(tmp_path, "recipe_0") == 0, told
-    assert outcome(tmp_path, "recipe_1") == "exit None", told
-    metrics = json.loads((tmp_path / "model" / "metrics.json").read_text())
+def test_two_replicas_train_a_recipe(runs):
+    assert outcome(runs, "mirrored_recipe") == 0
+    metrics = json.loads((runs / "model" / "metrics.json").read_text())
     assert metrics["held_out"]["perplexity"] < metrics["unigram"]["perplexity"]
-    assert keras_llm.load(tmp_path / "model")("The", max_new_tokens=5, temperature=0.0)
+    assert keras_llm.load(runs / "model")("The", max_new_tokens=5, temperature=0.0)
 
 
 def test_every_recipe_takes_every_distribution():

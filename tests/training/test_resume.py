@@ -1,10 +1,10 @@
-"""Runs that are killed and go on, beside one that was not."""
+"""Runs that end early and go on, beside one that did not. More kills are in tests/kills."""
 
 import inspect
+import io
 import json
-import os
 import pathlib
-import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,9 +22,9 @@ RUN = pathlib.Path(__file__).with_name("resumed_run.py")
 STEPS = 4
 
 
-def run(*runs):
+def run(epochs, *runs):
     """The exit codes of runs, each a folder and a moment."""
-    command = [sys.executable, str(RUN)]
+    command = [sys.executable, str(RUN), str(epochs)]
     for folder, moment in runs:
         command += [str(folder / "checkpoints"), str(folder / "outcome.json"), moment]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -32,36 +32,18 @@ def run(*runs):
     return json.loads(done.stdout)
 
 
-def moments():
-    """Five random ones, counted from where a run goes on, of which the first is inside a save."""
-    seed = int(os.environ.get("KERAS_LLM_KILL_SEED", random.SystemRandom().randrange(2**32)))
-    print(f"KERAS_LLM_KILL_SEED={seed}")  # shown if the test fails
-    draw = random.Random(seed)
-
-    def save():
-        return f"save:{draw.randint(1, 2)}:{draw.random():.3f}"
-
-    kinds = [
-        save,
-        lambda: f"step:{draw.randint(1, 4)}",
-        lambda: f"after:{draw.randint(1, 3)}:{draw.uniform(0, 0.01):.4f}",
-        lambda: "evaluation",
-    ]
-    return [save(), *(draw.choice(kinds)() for _ in range(4))]
-
-
-def test_a_run_killed_five_times_ends_with_the_bits_of_one_that_was_not(tmp_path):
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path):
+    """Killed in the middle of a save, and after a step that no checkpoint has."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    kills = moments()
-    print(kills)
-    codes = run((whole, "never"), *((killed, moment) for moment in [*kills, "never"]))
-    assert codes == [0, *[-signal.SIGKILL] * 5, 0]
+    moments = ["save:2:0.5", "step:3", "never"]
+    codes = run(3, (whole, "never"), *((killed, moment) for moment in moments))
+    assert codes == [0, -signal.SIGKILL, -signal.SIGKILL, 0]
     found, expected = (json.loads((f / "outcome.json").read_text()) for f in (killed, whole))
     assert found == expected
-    assert len(expected["hashes"]) > 20 and len(expected["history"]["val_loss"]) == 6
+    assert len(expected["hashes"]) > 20 and len(expected["history"]["val_loss"]) == 3
     names = sorted(path.name for path in (killed / "checkpoints").iterdir())
     # A kill between the last rename and the removal of an old one leaves that one.
-    assert names[-2:] == ["step_0000000040.checkpoint.npz", "step_0000000042.checkpoint.npz"]
+    assert names[-2:] == ["step_0000000020.checkpoint.npz", "step_0000000021.checkpoint.npz"]
     assert len(names) < 4 and names[0].startswith("step_")
 
 
@@ -88,14 +70,16 @@ def fit(
     ema=False,
     loss="mse",
     validation=None,
-    **arguments,
+    identity=None,
+    eager=True,
 ):
-    keras.backend.clear_session()
     keras.utils.set_random_seed(1)
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(units), keras.layers.Dense(1)])
     optimizer = keras.optimizers.SGD(rate, momentum=0.9, use_ema=ema, ema_momentum=0.8)
-    model.compile(optimizer, loss, jit_compile=False)
-    resume = training.Resume(folder, every=1, keep=3, callbacks=tracked, **arguments)
+    model.compile(optimizer, loss, jit_compile=False, run_eagerly=eager)
+    resume = training.Resume(
+        folder, every=1, keep=3, callbacks=tracked, identity=identity or {"corpus": "a"}
+    )
     model.fit(
         resume.data(batches(seed)),
         steps_per_epoch=steps,
@@ -117,35 +101,148 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_torn_checkpoint_is_left_aside_and_named(tmp_path):
-    whole, _ = fit(tmp_path / "whole", epochs=2)
-    fit(tmp_path / "torn", epochs=1)
-    newest, older = sorted((tmp_path / "torn").iterdir(), reverse=True)[:2]
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """The folder of a run of one epoch."""
+    folder = tmp_path_factory.mktemp("half")
+    fit(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run of two epochs, its model and its callback."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, *fit(folder, epochs=2)
+
+
+def copy_of(folder, tmp_path):
+    return pathlib.Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+class Interruption(Exception):
+    pass
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Raises after a step that this process does, or when an evaluation begins."""
+
+    def __init__(self, kind, step=None):
+        super().__init__()
+        self.kind, self.left = kind, step
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.kind == "step" and not getattr(self.model, "is_replaying", False):
+            self.left -= 1
+            if not self.left:
+                raise Interruption
+
+    def on_test_begin(self, logs=None):
+        if self.kind == "evaluation":
+            raise Interruption
+
+
+def interrupted_save(count, share):
+    """A `np.savez` whose call number `count` raises when that share of the file is written."""
+    write, calls = np.savez, []
+
+    def savez(file, **arrays):
+        calls.append(file)
+        if len(calls) < count:
+            return write(file, **arrays)
+        content = io.BytesIO()
+        write(content, **arrays)
+        file.write(content.getvalue()[: int(share * len(content.getvalue()))])
+        raise Interruption
+
+    return savez
+
+
+def fit_all(folder, *callbacks):
+    """Three epochs of five steps with all that has a state; the bits that they end with."""
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [
+            keras.Input((2,)),
+            keras.layers.Dense(3),
+            keras.layers.Dropout(0.3),
+            keras.layers.Dense(1),
+        ]
+    )
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 15)
+    optimizer = keras.optimizers.AdamW(schedule, global_clipnorm=1.0, use_ema=True)
+    model.compile(optimizer, "mse", jit_compile=False, run_eagerly=True)
+    rows = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
+    data = tf.data.Dataset.from_tensor_slices((rows[:, :2], rows[:, 2:]))
+    data = data.shuffle(60, seed=3, reshuffle_each_iteration=False).batch(4)
+    stop = keras.callbacks.EarlyStopping(patience=99)
+    resume = training.Resume(folder, every=2, callbacks=[stop])
+    try:
+        history = model.fit(
+            resume.data(data.skip),
+            steps_per_epoch=5,
+            epochs=3,
+            shuffle=False,
+            validation_data=data.take(2),
+            verbose=0,
+            callbacks=[stop, resume, *callbacks],
+        ).history
+    finally:
+        resume._writer.shutdown()  # a process that ends does not write on
+    assert history == resume.history
+    variables = [*model.variables, *optimizer.variables]
+    return [np.asarray(v).tobytes() for v in variables], history, float(stop.best)
+
+
+def test_a_run_interrupted_at_moments_of_each_kind_ends_with_the_same_bits(tmp_path, monkeypatch):
+    expected = fit_all(tmp_path / "whole")
+    assert len(expected[0]) > 15 and len(expected[1]["val_loss"]) == 3
+    folder = tmp_path / "parts"
+    steps = []
+
+    def interrupted(*callbacks):
+        with pytest.raises(Interruption):
+            fit_all(folder, *callbacks)
+        steps.append(max((int(path.name[5:15]) for path in folder.glob("step_*")), default=0))
+
+    interrupted(Interrupt("step", 1))  # before there is a checkpoint
+    interrupted(Interrupt("step", 3))  # one step after a checkpoint
+    interrupted(Interrupt("evaluation"))
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", interrupted_save(2, 0.4))  # the save after that of an epoch
+        interrupted()
+    interrupted(Interrupt("step", 4))
+    interrupted(Interrupt("step", 6))  # in the last epoch
+    assert steps == [0, 2, 4, 5, 8, 14]
+    assert fit_all(folder) == expected
+    assert names(folder) == [f"step_{step:010d}.checkpoint.npz" for step in (14, 15)]
+
+
+def test_a_torn_checkpoint_is_left_aside_and_named(half, whole, tmp_path):
+    torn = copy_of(half, tmp_path)
+    newest, older = sorted(torn.iterdir(), reverse=True)[:2]
     content = newest.read_bytes()
     newest.write_bytes(content[: len(content) // 2])
     flipped = bytearray(older.read_bytes())
     flipped[len(flipped) // 3] ^= 1
     older.write_bytes(flipped)
     with pytest.warns(RuntimeWarning) as told:
-        model, resume = fit(tmp_path / "torn", epochs=2)
+        model, resume = fit(torn, epochs=2)
     messages = " ".join(str(w.message) for w in told)
     assert newest.name in messages and older.name in messages
-    for one, other in zip(model.weights, whole.weights, strict=True):
-        np.testing.assert_array_equal(one, other)
+    assert_same_weights(model, whole[1])
     assert len(resume.history["loss"]) == 2
 
 
-def test_only_the_last_checkpoints_are_kept(tmp_path):
-    fit(tmp_path, epochs=2)
-    assert names(tmp_path) == [f"step_{step:010d}.checkpoint.npz" for step in (6, 7, 8)]
+def test_only_the_last_checkpoints_are_kept(whole):
+    assert names(whole[0]) == [f"step_{step:010d}.checkpoint.npz" for step in (6, 7, 8)]
 
 
-def test_a_finished_run_is_not_run_again(tmp_path):
-    model, first = fit(tmp_path, epochs=2)
-    again, second = fit(tmp_path, epochs=2)
+def test_a_finished_run_is_not_run_again(whole, tmp_path):
+    folder, model, first = whole
+    again, second = fit(copy_of(folder, tmp_path), epochs=2)
     assert second.history == first.history
-    for one, other in zip(model.weights, again.weights, strict=True):
-        np.testing.assert_array_equal(one, other)
+    assert_same_weights(model, again)
     assert int(again.optimizer.iterations) == 2 * STEPS
 
 
@@ -179,18 +276,18 @@ def test_a_run_that_was_stopped_early_stays_so(tmp_path):
     assert_same_weights(again, first)
 
 
-def test_torn_checkpoints_do_not_cost_the_new_ones(tmp_path):
-    fit(tmp_path, epochs=2)
-    for path in tmp_path.iterdir():
+def test_torn_checkpoints_do_not_cost_the_new_ones(whole, tmp_path):
+    folder = copy_of(whole[0], tmp_path)
+    for path in folder.iterdir():
         path.write_bytes(path.read_bytes()[:1000])
     with pytest.warns(RuntimeWarning, match="step_0000000006"):
-        fit(tmp_path, epochs=1)
-    found = names(tmp_path)
+        fit(folder, epochs=1)
+    found = names(folder)
     assert found[:3] == [f"step_{step:010d}.checkpoint.npz" for step in (2, 3, 4)]
     with pytest.warns(RuntimeWarning, match="step_0000000007"):
-        _, resume = fit(tmp_path, epochs=2)
+        _, resume = fit(folder, epochs=2)
     assert resume.step == 0 and len(resume.history["loss"]) == 2
-    assert names(tmp_path) == [f"step_{step:010d}.checkpoint.npz" for step in (6, 7, 8)]
+    assert names(folder) == [f"step_{step:010d}.checkpoint.npz" for step in (6, 7, 8)]
 
 
 class Weights(keras.callbacks.Callback):
@@ -206,14 +303,14 @@ class Weights(keras.callbacks.Callback):
 
 def test_a_run_that_goes_on_ends_with_the_average_of_its_weights(tmp_path):
     weights = Weights()
-    whole, _ = fit(tmp_path / "whole", epochs=2, ema=True, callbacks=[weights])
+    whole, _ = fit(tmp_path / "whole", epochs=2, ema=True, eager=False, callbacks=[weights])
     averages = weights.seen[0]
     for step in weights.seen[1:]:
         pairs = zip(averages, step, strict=True)
         averages = [0.8 * average + 0.2 * weight for average, weight in pairs]
-    fit(tmp_path / "parts", epochs=1, ema=True)
-    rest, _ = fit(tmp_path / "parts", epochs=2, ema=True)
-    again, _ = fit(tmp_path / "parts", epochs=2, ema=True)  # it was done
+    fit(tmp_path / "parts", epochs=1, ema=True, eager=False)
+    rest, _ = fit(tmp_path / "parts", epochs=2, ema=True, eager=False)
+    again, _ = fit(tmp_path / "parts", epochs=2, ema=True, eager=False)  # it was done
     assert any(np.abs(a - w).max() > 1e-3 for a, w in zip(averages, weights.seen[-1], strict=True))
     for model in (whole, rest, again):
         for one, other in zip(model.get_weights(), averages, strict=True):
@@ -232,12 +329,12 @@ def test_a_run_that_goes_on_ends_with_the_average_of_its_weights(tmp_path):
         ({"tracked": [keras.callbacks.EarlyStopping("loss")]}, "callbacks=.*EarlyStopping"),
     ],
 )
-def test_another_run_is_refused_and_the_difference_named(tmp_path, changes, words):
-    fit(tmp_path, identity={"corpus": "a"})
-    before = names(tmp_path)
+def test_another_run_is_refused_and_the_difference_named(half, tmp_path, changes, words):
+    folder = copy_of(half, tmp_path)
+    before = names(folder)
     with pytest.raises(InputError, match=words):
-        fit(tmp_path, **{"epochs": 2, "identity": {"corpus": "a"}, **changes})
-    assert names(tmp_path) == before
+        fit(folder, **{"epochs": 2, **changes})
+    assert names(folder) == before
 
 
 class Spoil(keras.callbacks.Callback):

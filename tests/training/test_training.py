@@ -92,11 +92,11 @@ def test_the_loss_of_fit_ignores_padding(model):
     assert accuracy == pytest.approx((log_p.argmax(-1) == y)[:, :6].mean())
 
 
-def fit(callbacks, epochs=3, learning_rate=1e-2, make=keras.optimizers.Adam):
+def fit(callbacks, epochs=3, learning_rate=1e-2, make=keras.optimizers.Adam, eager=True):
     keras.utils.set_random_seed(0)
     model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=37))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(make(learning_rate), loss)
+    model.compile(make(learning_rate), loss, jit_compile=False, run_eagerly=eager)
     x = np.tile(np.arange(2, 14, dtype="int32"), (16, 1))
     history = model.fit(
         x[:, :-1],
@@ -128,7 +128,7 @@ def test_best_weights_are_those_of_the_lowest_loss(tmp_path):
 
 def test_tensorboard_has_what_a_language_model_is_watched_by(tmp_path):
     board = training.TensorBoard(tmp_path, 44, sample=lambda: "> a sample", update_freq=2)
-    _, history = fit([board])
+    _, history = fit([board], eager=False)
     train = EventAccumulator(str(tmp_path / "train")).Reload()
     validation = EventAccumulator(str(tmp_path / "validation")).Reload()
     tags = train.Tags()["tensors"]
@@ -180,8 +180,9 @@ def test_tensorboard_splits_a_step_into_waiting_and_computing(tmp_path):
 
     def batches():
         for i in range(4):
-            while i and len(begun) <= i:  # a batch is not begun before it is asked for
-                time.sleep(0.001)
+            deadline = time.monotonic() + 2  # with one core a step waits for the thread of this
+            while i and len(begun) <= i and time.monotonic() < deadline:
+                time.sleep(0.001)  # a batch is not begun before it is asked for
             time.sleep(0.02)
             yield np.ones((2, 3), "float32"), np.ones((2, 1), "float32")
 
@@ -206,7 +207,7 @@ def test_tensorboard_shows_attention_embeddings_and_a_trace_on_request(tmp_path)
     board = training.TensorBoard(
         tmp_path, 44, attention=row, projector=labels, profile_batch=(2, 3)
     )
-    model, _ = fit([board], epochs=1)
+    model, _ = fit([board], epochs=1, eager=False)
     folder = tmp_path / "train"
     images = EventAccumulator(str(folder)).Reload().Tensors("attention/block_1")
     assert [event.step for event in images] == [0, 4]
@@ -269,11 +270,12 @@ def test_the_most_frequent_token_is_guessed_by_its_count():
     assert found["perplexity"] == pytest.approx(1 / np.sqrt(3 / 7 * 1 / 7))
 
 
-def small_trainer(**arguments):
+def small_trainer(eager=True, **arguments):
     keras.utils.set_random_seed(0)
     model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=37, num_layers=1))
     trainer = training.LanguageModelTrainer(model, **arguments)
-    trainer.compile(training.AdamW(1e-2, weight_decay=0.5), jit_compile=False)
+    optimizer = training.AdamW(1e-2, weight_decay=0.5)
+    trainer.compile(optimizer, jit_compile=False, run_eagerly=eager)
     return trainer
 
 
@@ -297,7 +299,7 @@ def test_data_of_unknown_length_makes_no_step_more():
     known = tf.data.Dataset.from_tensor_slices((ids[:, :-1], ids[:, 1:])).batch(2)
     trained = []
     for batches in (known, known.filter(lambda *_: True)):
-        trainer = small_trainer()
+        trainer = small_trainer(eager=False)
         trainer.fit(batches, epochs=3, verbose=0)
         assert int(trainer.optimizer.iterations) == 12
         trained.append(trainer.get_weights())
