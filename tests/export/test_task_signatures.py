@@ -88,6 +88,7 @@ def test_a_graph_answers_as_its_task(kind, tokenizer, made):
     task, signatures = made(kind, tokenizer)
     assert signatures["serving_default"] is signatures[kind.split(",")[0]]
     proof = proof_of(task)
+    proof.expect()
     measured = proof.compare(run_calls(signatures, proof.calls()))
     assert all(value == 1.0 for name, value in measured.items() if name.endswith("_equal"))
 
@@ -103,6 +104,7 @@ def test_a_proof_fails_where_answers_differ(made):
     ):
         task, signatures = made(kind, "word_piece")
         proof = proof_of(task)
+        proof.expect()
         (outputs,) = run_calls(signatures, proof.calls())
         with pytest.raises(ExportError, match="of the exported model"):
             proof.compare([{**outputs, name: change(outputs[name])}])
@@ -224,6 +226,7 @@ def test_a_compiled_loop_writes_the_same(made):
     task, plain = made("translate", "sentencepiece")
     compiled = module_of(task, xla=True).signatures()
     proof = proof_of(task)
+    proof.expect()
     assert proof.compare(run_calls(compiled, proof.calls()))["greedy_texts_equal"]
     sampled = {  # three rows, filled up to four; budgets up to 16
         "text": ["string", ["The", "A longer text, with words", "x"]],
