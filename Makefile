@@ -4,13 +4,22 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-jax test-parity test-scale test-serving test-device recipes docs look notebooks lint clean
+.PHONY: demo test test-unit test-kills test-jax test-parity test-scale test-serving test-device recipes docs look notebooks lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m keras_llm.recipes.demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What needs no training and no export.
+test-unit: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/checkpoints \
+		tests/data tests/generation tests/layers tests/tokenizers tests/test_files.py
+
+# Trainings that are killed at random places, as processes.
+test-kills: $(INSTALLED)
+	$(BIN)/python -m pytest tests/kills
 
 # Layers, models and generation on Keras's JAX backend, in an environment of their own.
 test-jax:
@@ -29,7 +38,7 @@ test-parity:
 		llama-cpp-python==0.3.36
 	$(VENV)-parity/bin/python -m pytest tests/parity --page docs/parity.md
 
-# Every recipe on two workers, processes of this machine that talk by loopback.
+# Every recipe and trainer on two workers, processes of this machine that talk by loopback.
 test-scale: $(INSTALLED)
 	$(BIN)/python -m pytest tests/scale
 

@@ -27,7 +27,11 @@ CASES = {
     "demo saved_model": ("demo", "saved_model", {}),
     "demo litert": ("demo", "litert", {}),
     "demo litert int8": ("demo", "litert", {"quantization": "int8"}),
-    "smollm2-135m litert_lm int8": ("smollm2-135m", "litert_lm", {"quantization": "int8"}),
+    "smollm2-135m litert_lm int8": (
+        "smollm2-135m",
+        "litert_lm",
+        {"quantization": "int8", "cache_length": 1024},
+    ),
     "qwen3-0.6b litert_lm int4": ("qwen3-0.6b", "litert_lm", {"quantization": "int4"}),
     "llama3.2-1b litert_lm int4": ("llama3.2-1b", "litert_lm", {"quantization": "int4"}),
     "llama3.2-1b litert_lm int8": ("llama3.2-1b", "litert_lm", {"quantization": "int8"}),

@@ -35,14 +35,13 @@ class Child:
         module: str, its name.
         what: str, what it does, as a relative clause: "that lowers the graph".
         timeout: seconds that an answer may take.
-        environment: dict of further environment variables, or None.
 
     Attributes:
         folder: path of a folder that both see and that is removed at the end.
         process: the `subprocess.Popen`.
     """
 
-    def __init__(self, module, what, timeout=3600, environment=None):
+    def __init__(self, module, what, timeout=3600):
         self._what, self._timeout = what, timeout
         self._temporary = tempfile.TemporaryDirectory(prefix="keras_llm_export_")
         self.folder = pathlib.Path(self._temporary.name)
@@ -52,7 +51,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **(environment or {})},
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
         )
 
     def __enter__(self):

@@ -1,5 +1,6 @@
 """What a file costs a device: memory, time to load, tokens per second."""
 
+import os
 import resource
 import time
 
@@ -8,6 +9,7 @@ import numpy as np
 from keras_llm.export.children import in_fork
 
 _SETTINGS = [(1, True), (2, True), (1, False), (2, False)]  # threads, XNNPACK
+_SLOW_UP_TO = 64 << 20  # bytes of a file that is measured without XNNPACK, too
 _STEPS = 16
 _SECONDS = 2.0  # for each measurement, at most
 
@@ -18,14 +20,17 @@ def cost(path):
     Call it before a runtime is loaded here.
 
     Returns:
-        dict with `speed`, a list of rows with `threads`, `xnnpack`, `load_seconds`,
+        dict with `speed`, a list of rows (without XNNPACK only of small files: its absence costs
+        minutes of a large one) with `threads`, `xnnpack`, `load_seconds`,
         `resident_bytes` (what the process grew by at its peak, with the file's own pages),
         `buffer_bytes` (what of that are not pages of the file: packed weights, arena and cache)
         and, of a model that writes text, `prefill_tokens_per_second` and
         `decode_tokens_per_second`, else `calls_per_second`. Of one that writes text also
         `cache_bytes_per_token`, and `tokens_per_second`, the best of decoding.
     """
-    rows = [in_fork(_measure, path, threads, xnnpack)[0] for threads, xnnpack in _SETTINGS]
+    is_small = os.path.getsize(path) <= _SLOW_UP_TO
+    settings = [setting for setting in _SETTINGS if is_small or setting[1]]
+    rows = [in_fork(_measure, path, threads, xnnpack)[0] for threads, xnnpack in settings]
     found = {"speed": rows}
     if "decode_tokens_per_second" in rows[0]:
         found["cache_bytes_per_token"] = {row.pop("cache_bytes_per_token") for row in rows}.pop()

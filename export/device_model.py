@@ -182,8 +182,6 @@ def lowering_child():
         "keras_llm.export.lowering_worker",
         "that lowers the graph",
         timeout=900,
-        # Graphs are not run there, and oneDNN's allocator was seen to hang in TensorFlow 2.21.
-        environment={"TF_ENABLE_ONEDNN_OPTS": "0"},
     )
 
 

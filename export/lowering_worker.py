@@ -9,25 +9,37 @@ import sys
 from keras_llm.export import children
 
 
+def _warm_up():
+    import tensorflow.lite.python.convert  # noqa: F401
+
+
 def _run(folder, request):
     """Lower each graph of a request: `<name>.pb` becomes `<name>.tflite`."""
     import tensorflow as tf
+    from tensorflow.lite.python.convert import convert_graphdef
 
     children.limit_memory(request["memory"])
     for row in request["graphs"]:
         graph = tf.compat.v1.GraphDef.FromString((folder / f"{row['name']}.pb").read_bytes())
-        function = _function(tf, graph, row["inputs"], row["outputs"])
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        (folder / f"{row['name']}.tflite").write_bytes(converter.convert())
+        with tf.Graph().as_default() as imported:
+            tf.import_graph_def(graph, name="")
+        inputs, outputs = (
+            [imported.as_graph_element(name) for name in row[kind]]
+            for kind in ("inputs", "outputs")
+        )
+        # Not by `tf.lite.TFLiteConverter`: it optimizes the graph first, for which TensorFlow makes
+        # an array for each input, and here all weights are inputs.
+        content = convert_graphdef(
+            graph,
+            inputs,
+            outputs,
+            enable_mlir_converter=True,
+            target_ops={tf.lite.OpsSet.TFLITE_BUILTINS},
+            allow_custom_ops=False,
+        )
+        (folder / f"{row['name']}.tflite").write_bytes(content)
     return {}, {}
 
 
-def _function(tf, graph, inputs, outputs):
-    wrapped = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph, name=""), [])
-    found = wrapped.graph.as_graph_element
-    return wrapped.prune([found(name) for name in inputs], [found(name) for name in outputs])
-
-
 if __name__ == "__main__":
-    children.serve(pathlib.Path(sys.argv[1]), _run, warm_up=lambda: __import__("tensorflow.lite"))
+    children.serve(pathlib.Path(sys.argv[1]), _run, _warm_up)
