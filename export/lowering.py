@@ -185,8 +185,8 @@ class Trace:
             keys: set of str, keys of expressions.
 
         Returns:
-            A function of the inputs by name that returns the outputs by name, and by the key of
-            each expression that is a matrix of a product the array that it multiplies.
+            A function of the inputs by name that returns the outputs but `logits` by name, and by
+            the key of each expression that is a matrix of a product the array that it multiplies.
         """
         read = {}
         for tensor, view in zip(self._cut, self.consumed, strict=True):
@@ -195,7 +195,10 @@ class Trace:
                     if "MatMul" in consumer.type and consumer.inputs[1] is tensor:
                         read[view.expression.key] = consumer.inputs[0]
             self._wait(tensor)
-        fetches = [*self._wrapped.outputs, *read.values()]
+        outputs = dict(zip(self.output_names, self._wrapped.outputs, strict=True))
+        # No logits: they would take a cast of the whole head.
+        state = {name: tensor for name, tensor in outputs.items() if name != "logits"}
+        fetches = [*state.values(), *read.values()]
         weights = [ref.deref() for ref in self._held]
         captured = [ref.deref() for ref in self._captured]
         run = self._wrapped.prune([*self._inputs, *weights, *captured], fetches)
@@ -205,8 +208,8 @@ class Trace:
             held = [held.value.read_value() for _, held in self._weights]
             results = run(*given, *held, *self._captured.values())
             results = [result.numpy() for result in results]
-            outputs = dict(zip(self.output_names, results, strict=False))
-            return outputs, dict(zip(read, results[len(outputs) :], strict=True))
+            found = dict(zip(state, results, strict=False))
+            return found, dict(zip(read, results[len(found) :], strict=True))
 
         return call
 
