@@ -10,7 +10,6 @@ request after the other, through a folder:
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import pathlib
@@ -181,12 +180,6 @@ def in_fork(function, *arguments):
         with np.load(folder / _ARRAYS) as loaded:
             arrays = {name: loaded[name] for name in loaded.files}
         return json.loads((folder / _ANSWER).read_text("utf-8")), arrays
-
-
-def give_back_memory():
-    """Return freed memory to the system, for other processes: glibc keeps what it was given."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def limit_memory(number_of_bytes):

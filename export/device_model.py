@@ -9,7 +9,7 @@ from keras_llm.errors import InputError
 from keras_llm.export import device_graphs, flat_graph, head_graphs, parity, quantization, weights
 from keras_llm.export.balance import balance
 from keras_llm.export.calibration import Calibration, groups_of
-from keras_llm.export.children import Child, give_back_memory
+from keras_llm.export.children import Child
 from keras_llm.export.decoder_proof import DecoderProof, TranslationProof
 from keras_llm.export.device_proof import check_texts
 from keras_llm.export.head_graphs import MASKS, SIGNATURES
@@ -239,7 +239,6 @@ def write(plan, model, path, progress):
     with progress.phase("write"):
         whole = max(1, plan.task.model.count_params())
         weights.write(model, path, lambda size: progress.part("write", size / whole))
-    give_back_memory()
 
 
 def _trace(plan, progress):

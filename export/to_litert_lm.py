@@ -5,7 +5,7 @@ import tempfile
 
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export import device_file, device_model, parity
-from keras_llm.export.children import Child, give_back_memory
+from keras_llm.export.children import Child
 from keras_llm.export.planning import check_room
 from keras_llm.export.progress import Progress
 from keras_llm.export.report import disk_errors, write_report
@@ -96,7 +96,6 @@ def litert_lm(
         with progress.phase("verify"):
             verified = proof.of(partial, request, running)
             running.close()
-            give_back_memory()
             there = _run_there(partial, proof.prompts, proof.texts, plan.task.tokenizer)
         report = {
             "format": "litert_lm",
