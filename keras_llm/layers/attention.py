@@ -249,7 +249,7 @@ class MultiHeadAttention(keras.layers.Layer):
             scores = scores + ops.cast(attention_bias, "float32")
         probabilities = self._probabilities(scores, attention_mask)
         output = self._attend(probabilities, values, training)
-        outputs = [self.output_projection(output)]
+        outputs = [output]
         if return_attention_scores:
             outputs.append(probabilities)
         if cache is not None:
@@ -274,8 +274,11 @@ class MultiHeadAttention(keras.layers.Layer):
 
     def _heads(self, inputs, projection, num_heads, norm=None):
         """(B, T, D) -> (B, T, num_heads, H)."""
-        batch_size, length = ops.shape(inputs)[:2]
-        heads = ops.reshape(projection(inputs), (batch_size, length, num_heads, self.head_dim))
+        batch_size, length, width = ops.shape(inputs)
+        # Of two axes: of three, and with sizes that are not known, the product takes some twenty
+        # operations more.
+        features = projection(ops.reshape(inputs, (-1, width)))
+        heads = ops.reshape(features, (batch_size, length, num_heads, self.head_dim))
         return heads if norm is None else norm(heads)
 
     def _ring(self, cache, new, positions, padding_mask):
@@ -345,7 +348,7 @@ class MultiHeadAttention(keras.layers.Layer):
         return weights / (ops.sum(weights, axis=-1, keepdims=True) + ops.exp(sinks - largest))
 
     def _attend(self, probabilities, values, training):
-        """(B, N, T, S), (B, K, S, H) -> (B, T, N * H)."""
+        """(B, N, T, S), (B, K, S, H) -> (B, T, D)."""
         batch_size, _, length = ops.shape(probabilities)[:3]
         size, groups = self.head_dim, self.num_heads // self.num_key_value_heads
         probabilities = ops.cast(probabilities, self.compute_dtype)
@@ -356,7 +359,8 @@ class MultiHeadAttention(keras.layers.Layer):
         )
         grouped = (batch_size, self.num_key_value_heads, groups, length, size)
         output = ops.transpose(ops.reshape(output, grouped), (0, 3, 1, 2, 4))
-        return ops.reshape(output, (batch_size, length, self.num_heads * size))
+        output = self.output_projection(ops.reshape(output, (-1, self.num_heads * size)))
+        return ops.reshape(output, (batch_size, length, output.shape[-1]))
 
     def compute_output_shape(self, query_shape, value_shape=None):
         return query_shape

@@ -11,6 +11,7 @@ just left the window, so S need not be more than the window; which position a sl
 from the row's last position alone.
 """
 
+import numpy as np
 from keras import ops
 
 
@@ -39,17 +40,14 @@ def update_cache(cache, new, index):
     index = ops.convert_to_tensor(index, "int32")
     if len(index.shape) == 0:
         return ops.slice_update(cache, (0, 0, index, 0), new)
-    batch_size, heads, length = ops.shape(cache)[0], cache.shape[1], ops.shape(new)[2]
-    row = ops.repeat(ops.arange(batch_size, dtype="int32"), heads)
-    head = ops.tile(ops.arange(heads, dtype="int32"), [batch_size])
-    slot = ops.repeat(index, heads)
-    if new.shape[2] != 1:
-        row, head = ops.repeat(row, length), ops.repeat(head, length)
-        slot = ops.expand_dims(slot, 1) + ops.arange(length, dtype="int32")
-        slot = ops.reshape(slot, (-1,))
-    return ops.scatter_update(
-        cache, ops.stack([row, head, slot], axis=-1), ops.reshape(new, (-1, cache.shape[3]))
-    )
+    batch_size, _, length, features = ops.shape(new)
+    # Few operations: this is traced for keys and values of every layer.
+    zeros = ops.zeros_like(new[..., 0], dtype="int32")
+    row = zeros + ops.reshape(ops.arange(batch_size, dtype="int32"), (-1, 1, 1))
+    head = zeros + np.arange(cache.shape[1], dtype="int32")[:, None]
+    slot = zeros + (ops.reshape(index, (-1, 1, 1)) + ops.arange(length, dtype="int32"))
+    places = ops.reshape(ops.stack([row, head, slot], axis=-1), (-1, 3))
+    return ops.scatter_update(cache, places, ops.reshape(new, (-1, features)))
 
 
 def ring_positions(last, num_slots, num_sink_tokens=0):

@@ -72,6 +72,10 @@ class FeedForward(keras.layers.Layer):
 
     def call(self, inputs, training=None):
         extra = 16 if training and self._is_padded_in_training(inputs.shape[-1]) else 0
+        # Of two axes: of three, and with sizes that are not known, a product takes some twenty
+        # operations more.
+        shape = ops.shape(inputs)
+        inputs = ops.reshape(inputs, (-1, shape[-1]))
         features = [_project(self.up, inputs, columns=extra)]
         if self.gated:
             features = [_project(self.gate, inputs, columns=extra), *features]
@@ -83,6 +87,7 @@ class FeedForward(keras.layers.Layer):
             for feature in features[1:]:
                 hidden = hidden * feature
             outputs = _project(self.down, hidden, rows=extra)
+        outputs = ops.reshape(outputs, shape)
         return self.dropout_layer(outputs, training=training)
 
     def _lean_down(self, slope, features, rows):
@@ -90,13 +95,10 @@ class FeedForward(keras.layers.Layer):
         activation beside its input, for the gradient of the kernel; here it is computed again."""
         from keras_llm.layers.tensorflow import activated_product
 
-        shape = ops.shape(features[0])
-        features = [ops.reshape(feature, (-1, feature.shape[-1])) for feature in features]
         kernel = self.down.kernel
         if rows:
             kernel = ops.pad(kernel, ((0, rows), (0, 0)))
         outputs = activated_product(self.activation, slope, features, kernel)
-        outputs = ops.reshape(outputs, (*shape[:-1], outputs.shape[-1]))
         return outputs if self.down.bias is None else outputs + self.down.bias
 
     def _is_padded_in_training(self, width):
