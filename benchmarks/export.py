@@ -3,6 +3,10 @@
     python benchmarks/export.py                          # the demo's model and SmolLM2-135M
     python benchmarks/export.py --only llama3.2-1b       # a preset's shape with random weights
     python benchmarks/export.py --python OTHER/.venv/bin/python --source OTHER   # another checkout
+    python benchmarks/export.py --only litert_lm --peer PEER/bin/python   # beside litert-torch
+
+A peer is a Python environment with litert-torch 0.10.0, torch and transformers. It exports the same
+weights from a Hugging Face folder, which is written beforehand, and verifies nothing.
 
 Every export runs in a process of its own, alone, once a round; figures are medians of the rounds.
 Memory is the largest sum, over the processes of the export, of their proportional set sizes (PSS:
@@ -10,9 +14,12 @@ a page that several processes share counts once).
 """
 
 import argparse
+import atexit
+import gc
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -38,6 +45,7 @@ CASES = {
     "llama3.2-1b saved_model": ("llama3.2-1b", "saved_model", {}),
 }
 DEFAULT = list(CASES)[:4]
+PEER_RECIPES = {"int8": "dynamic_wi8_afp32", "int4": "dynamic_wi4b32_afp32"}
 # Weights of large models are bfloat16, as their publishers store them.
 SHAPES = {
     "demo": ("llama-3m", {}),
@@ -72,6 +80,7 @@ def task_of(model):
 
 def worker(case, out):
     """Export one case in this process and print what it took."""
+    atexit.register(gc.freeze)  # as `keras-llm export` ends
     model, target, arguments = CASES[case]
     begin = time.perf_counter()
     if model == "demo":
@@ -103,14 +112,41 @@ def worker(case, out):
     )
 
 
-def measure(case, options, out):
-    """Run a case once; a dict of what it took."""
-    environment = dict(os.environ)
-    command = [options.python, os.path.abspath(__file__), "--worker", case, "--out", str(out)]
+def write_for_peer(case, out):
+    """Write the task of a case as a Hugging Face folder."""
+    from keras_llm import checkpoints
+
+    checkpoints.to_hugging_face(task_of(CASES[case][0]), out)
+
+
+def peer_worker(case, source, out):
+    """Export a Hugging Face folder with litert-torch in this process; prints as `worker`."""
+    arguments = CASES[case][2]
     begin = time.perf_counter()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=options.source, env=environment
+    from litert_torch.generative.export_hf import export
+
+    built = time.perf_counter()
+    export.export(
+        source,
+        out,
+        prefill_lengths=[16, 128],
+        cache_length=arguments.get("cache_length", 1024),
+        quantization_recipe=PEER_RECIPES[arguments["quantization"]],
     )
+    (path,) = pathlib.Path(out).glob("*.litertlm")
+    seconds = time.perf_counter() - built
+    size = path.stat().st_size
+    print(json.dumps({"build": built - begin, "export": seconds, "bytes": size, "seconds": None}))
+
+
+def measure(case, options, out, peer_source=None):
+    """Run a case once, or the peer from a Hugging Face folder; a dict of what it took."""
+    python, worker = options.python, ["--worker", case, "--out", str(out)]
+    if peer_source is not None:
+        python, worker = options.peer, [*worker, "--peer-source", str(peer_source)]
+    command = [python, os.path.abspath(__file__), *worker]
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=options.source)
     peak = [0]
     watcher = threading.Thread(target=_watch, args=(process, peak))
     watcher.start()
@@ -168,36 +204,55 @@ def main():
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--python", default=sys.executable, help="of another checkout")
     parser.add_argument("--source", default=str(pathlib.Path(__file__).parents[1]))
+    parser.add_argument("--folder", help="where files are written; the usual temporary one")
+    parser.add_argument("--peer", help="a Python that has litert-torch, to be measured beside ours")
+    parser.add_argument("--peer-source", help=argparse.SUPPRESS)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--out", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.worker:
+    if options.worker and options.peer_source == "write":
+        write_for_peer(options.worker, options.out)
+    elif options.worker and options.peer_source:
+        peer_worker(options.worker, options.peer_source, options.out)
+    elif options.worker:
         worker(options.worker, options.out)
-        return
+    else:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            run(options, pathlib.Path(folder))
+
+
+def run(options, folder):
+    """Measure cases and print a table."""
     names = DEFAULT
     if options.only:
         names = [name for name in CASES if any(part in name for part in options.only)]
     print(
         "| export | wall, s | of it loading | peak, GB | MB | seconds |\n|---|---|---|---|---|---|"
     )
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        if any(CASES[name][0] == "demo" for name in names):
-            measure("demo litert", options, folder / "first")
-        for name in names:
-            rounds = [
-                measure(name, options, folder / f"{i}_{name.replace(' ', '_')}")
-                for i in range(options.rounds)
-            ]
-            row = {
-                key: statistics.median(round_[key] for round_ in rounds)
-                for key in ("wall", "build", "peak_gb", "bytes")
-            }
+    if any(CASES[name][0] == "demo" for name in names):
+        measure("demo litert", options, folder / "first")  # writes the model that is exported
+    for name in names:
+        sources = {name: None}
+        if options.peer and CASES[name][1] == "litert_lm":
+            sources[f"litert-torch: {name}"] = source = folder / "hugging_face"
+            command = [options.python, os.path.abspath(__file__), "--worker", name]
+            command += ["--out", str(source), "--peer-source", "write"]
+            subprocess.run(command, check=True)
+        rounds = {title: [] for title in sources}
+        for _ in range(options.rounds):
+            for title, source in sources.items():
+                out = folder / "out"
+                rounds[title].append(measure(name, options, out, source))
+                shutil.rmtree(out)
+        for title, found in rounds.items():
+            keys = ("wall", "build", "peak_gb", "bytes")
+            row = {key: statistics.median(round_[key] for round_ in found) for key in keys}
             print(
-                f"| {name} | {row['wall']:.1f} | {row['build']:.1f} | {row['peak_gb']:.2f} | "
-                f"{row['bytes'] / 1e6:.1f} | {json.dumps(rounds[-1]['seconds'])} |",
+                f"| {title} | {row['wall']:.1f} | {row['build']:.1f} | {row['peak_gb']:.2f} | "
+                f"{row['bytes'] / 1e6:.1f} | {json.dumps(found[-1]['seconds'])} |",
                 flush=True,
             )
+        shutil.rmtree(folder / "hugging_face", ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ request after the other, through a folder:
         child.send({"path": ...})
         ...
         answer = child.result()
+
+No child can import Keras, which it would otherwise through TensorFlow: what was exported does not
+need it, and it takes as long to import as TensorFlow itself.
 """
 
 import contextlib
@@ -25,7 +28,16 @@ from keras_llm.errors import ExportError
 
 _REQUEST, _ANSWER, _ARRAYS, _STDERR = "request.json", "answer.json", "arrays.npz", "stderr"
 _LINES = 8  # of what a child said last
-_NO_MEMORY = ("MemoryError", "bad_alloc", "ResourceExhausted", "alloc failed")
+_NO_MEMORY = (
+    "MemoryError",
+    "bad_alloc",
+    "ResourceExhausted",
+    "alloc failed",
+    "mmap error: 12",  # ENOMEM
+    "Cannot allocate memory",
+)
+_kept = {}  # module -> an idle `Child` that the next export takes; see `keep`
+_to_keep = set()  # modules
 
 
 class Child:
@@ -42,7 +54,8 @@ class Child:
     """
 
     def __init__(self, module, what, timeout=3600):
-        self._what, self._timeout = what, timeout
+        self.module, self._what, self._timeout = module, what, timeout
+        self._environment, self._is_idle = dict(os.environ), True
         self._temporary = tempfile.TemporaryDirectory(prefix="keras_llm_export_")
         self.folder = pathlib.Path(self._temporary.name)
         self._stderr = open(self.folder / _STDERR, "w+b")  # noqa: SIM115, closed in `close`
@@ -62,6 +75,7 @@ class Child:
 
     def send(self, request):
         """Hand over a request, a dict of JSON values, and do not wait."""
+        self._is_idle = False
         (self.folder / _REQUEST).write_text(json.dumps(request), "utf-8")
         with contextlib.suppress(BrokenPipeError):  # it has died, and `result` tells why
             self.process.stdin.write(b"\n")
@@ -88,6 +102,7 @@ class Child:
             with np.load(arrays) as loaded:
                 answer |= {name: loaded[name] for name in loaded.files}
             arrays.unlink()
+        self._is_idle = True
         return answer
 
     def ask(self, request):
@@ -96,7 +111,13 @@ class Child:
         return self.result()
 
     def close(self):
-        """End the process if it still runs, and remove its folder."""
+        """End the process if it still runs, and remove its folder; or keep both (see `keep`)."""
+        if self.module in _to_keep and self._is_idle and self.process.poll() is None:
+            _kept.setdefault(self.module, self)
+        if _kept.get(self.module) is not self:
+            self._end()
+
+    def _end(self):
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -125,6 +146,34 @@ class Child:
         return error
 
 
+def child(module, what, timeout=3600):
+    """A `Child` of these arguments: the one that was kept, if there is one, or a new one."""
+    found = _kept.pop(module, None)
+    if found is not None:
+        if found.process.poll() is None and found._environment == dict(os.environ):
+            found._what, found._timeout = what, timeout
+            return found
+        found._end()
+    return Child(module, what, timeout)
+
+
+@contextlib.contextmanager
+def keep(*modules):
+    """Keep the idle children of some modules when an export ends, for the next one.
+
+    A process that writes many exports spares the seconds that children import for. An idle child
+    takes some 300 MB.
+    """
+    _to_keep.update(modules)
+    try:
+        yield
+    finally:
+        _to_keep.difference_update(modules)
+        for module in modules:
+            if module in _kept:
+                _kept.pop(module)._end()
+
+
 def serve(folder, run, warm_up=None):
     """The child's side: answer requests until the parent has no more.
 
@@ -135,6 +184,9 @@ def serve(folder, run, warm_up=None):
         warm_up: function of nothing that imports what answers will need.
     """
     folder = pathlib.Path(folder)
+    if "keras" in sys.modules:
+        raise ExportError("a process of an export has imported Keras.")
+    sys.modules["keras"] = None  # importing it fails
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
     if warm_up is not None:
@@ -186,4 +238,5 @@ def limit_memory(number_of_bytes):
     """Let allocations beyond a bound fail, in this process and what it starts."""
     import resource
 
-    resource.setrlimit(resource.RLIMIT_DATA, (number_of_bytes, number_of_bytes))
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (number_of_bytes, most))

@@ -12,7 +12,7 @@ _MEAN_KL_DIVERGENCE = {"float16": 0.05, "int8": 0.05, "int8_weight_only": 0.05}
 _OTHER_KL_DIVERGENCE = 1.0
 _HELD_OUT_TOKENS = 2048  # at most
 _WINDOW = 256  # tokens of one text
-_BATCH = 4  # of them go through Keras together
+_LOGITS = 1 << 25  # of Keras at a time, 128 MiB
 _LENGTHS = 64  # padded to multiples of this: few shapes, few graphs
 
 
@@ -63,7 +63,8 @@ class DecoderProof(Proof):
             self._expected_texts = self._greedy_texts()
             return
         self._losses, self._choices = [], []
-        for (_, ids), logits in zip(self._rows, self._logits_of(self._rows), strict=True):
+        read = [(source, ids[:-1]) for source, ids in self._rows]
+        for (_, ids), logits in zip(self._rows, self._logits_of(read), strict=True):
             log_p = _log_softmax(logits)
             self._losses.append(-log_p[np.arange(len(ids) - 1), ids[1:]])
             self._choices.append(logits.argmax(-1))
@@ -137,15 +138,17 @@ class DecoderProof(Proof):
         return rows
 
     def _logits_of(self, rows):
-        """Keras's logits (T - 1, V) of each row but its last token."""
-        longest = max(len(ids) for _, ids in rows) - 1
-        longest = min(-(-longest // _LENGTHS) * _LENGTHS, self.plan.task.model.config.max_length)
-        for begin in range(0, len(rows), _BATCH):
-            batch = [(source, ids[:-1]) for source, ids in rows[begin : begin + _BATCH]]
-            filled = batch + batch[:1] * (_BATCH - len(batch))  # one shape, one graph
-            logits = self.keras_logits(filled, longest)
-            for (_, ids), found in zip(batch, logits, strict=False):
-                yield found[: len(ids)]
+        """Keras's logits (T, V) of each row, as many rows at a time as there is room for."""
+        config = self.plan.task.model.config
+        longest = max(len(ids) for _, ids in rows)
+        longest = min(-(-longest // _LENGTHS) * _LENGTHS, config.max_length)
+        count = _LOGITS // (longest * config.vocabulary_size)
+        count = max(1, min(count, len(rows)))
+        for begin in range(0, len(rows), count):
+            batch = rows[begin : begin + count]
+            filled = batch + batch[:1] * (count - len(batch))  # one shape, one graph
+            for (_, ids), logits in zip(batch, self.keras_logits(filled, longest), strict=False):
+                yield logits[: len(ids)]
 
     def _greedy_texts(self):
         """Keras's greedy texts, as far as the file's cache reaches."""
@@ -163,12 +166,11 @@ class DecoderProof(Proof):
         """Keras's logits (steps, V) where the file made each of its choices."""
         begun = [self.row_of(prompt) for prompt in self.prompts]
         rows = [(s, old + new) for (s, old), new in zip(begun, token_ids, strict=True)]
-        logits = self.keras_logits(rows, max(len(ids) for _, ids in rows))
         found = []
-        for row, (_, old), new in zip(logits, begun, token_ids, strict=True):
+        for row, (_, old), new in zip(self._logits_of(rows), begun, token_ids, strict=True):
             budget = min(parity.NEW_TOKENS, self.max_length - len(old))
             choices = len(new) + (len(new) < budget)  # one more, where the model ended the text
-            found.append(row[len(old) - 1 :][:choices])
+            found.append(np.array(row[len(old) - 1 :][:choices]))
         found = np.concatenate(found)
         if len(found) != steps:
             raise ExportError(f"the exported model made {steps} steps, Keras {len(found)}.")
@@ -232,5 +234,9 @@ def _log_softmax(logits):
 
 
 def _kl_divergence(expected, found):
-    p, q = _log_softmax(expected), _log_softmax(found)
-    return float(np.mean(np.sum(np.exp(p) * (p - q), axis=-1)))
+    """The mean over rows, one at a time: a vocabulary may have 262,144 tokens."""
+    total = 0.0
+    for row, other in zip(expected, found, strict=True):
+        p, q = _log_softmax(row), _log_softmax(other)
+        total += float(np.sum(np.exp(p) * (p - q)))
+    return total / len(expected)

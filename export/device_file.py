@@ -4,7 +4,9 @@ Both `.tflite` and `.litertlm` files are read by offsets from their beginning, s
 the manifest and the tokenizer can follow, as in TFLite metadata.
 """
 
+import contextlib
 import json
+import mmap
 import pathlib
 import tempfile
 import zipfile
@@ -77,19 +79,20 @@ def parts(path):
     types = {
         value: name.lower() for name, value in vars(schema.TensorType).items() if name[0] != "_"
     }
-    size, model = path.stat().st_size, schema.Model.GetRootAs(path.read_bytes(), 0)
     found, seen = {}, {0}
-    for i in range(model.SubgraphsLength()):
-        graph = model.Subgraphs(i)
-        for j in range(graph.TensorsLength()):
-            tensor = graph.Tensors(j)
-            if tensor.Buffer() not in seen:
-                seen.add(tensor.Buffer())
-                buffer = model.Buffers(tensor.Buffer())
-                length = max(buffer.DataLength(), buffer.Size())  # inside, or behind the graph
-                if length:
-                    name = f"weights_{types[tensor.Type()]}"
-                    found[name] = found.get(name, 0) + length
+    with _mapped(path) as data:
+        size, model = len(data), schema.Model.GetRootAs(data, 0)
+        for i in range(model.SubgraphsLength()):
+            graph = model.Subgraphs(i)
+            for j in range(graph.TensorsLength()):
+                tensor = graph.Tensors(j)
+                if tensor.Buffer() not in seen:
+                    seen.add(tensor.Buffer())
+                    buffer = model.Buffers(tensor.Buffer())
+                    length = max(buffer.DataLength(), buffer.Size())  # inside, or behind the graph
+                    if length:
+                        name = f"weights_{types[tensor.Type()]}"
+                        found[name] = found.get(name, 0) + length
     return {**dict(sorted(found.items())), "graph": size - sum(found.values()), "model": size}
 
 
@@ -98,21 +101,30 @@ def op_census(path):
     from ai_edge_litert import schema_py_generated as schema
 
     names = {value: name for name, value in vars(schema.BuiltinOperator).items() if name.isupper()}
-    model = schema.Model.GetRootAs(path.read_bytes(), 0)
-    codes = []
-    for i in range(model.OperatorCodesLength()):
-        code = model.OperatorCodes(i)
-        name = names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
-        codes.append(code.CustomCode().decode() if code.CustomCode() else name)
-        if code.CustomCode() or name == "CUSTOM":
-            raise ExportError(f"the op {codes[-1]} is not builtin in TFLite; nothing was written.")
-    census = {}
-    for i in range(model.SubgraphsLength()):
-        graph = model.Subgraphs(i)
-        for j in range(graph.OperatorsLength()):
-            name = codes[graph.Operators(j).OpcodeIndex()]
-            census[name] = census.get(name, 0) + 1
+    codes, census = [], {}
+    with _mapped(path) as data:
+        model = schema.Model.GetRootAs(data, 0)
+        for i in range(model.OperatorCodesLength()):
+            code = model.OperatorCodes(i)
+            name = names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
+            codes.append(code.CustomCode().decode() if code.CustomCode() else name)
+            if code.CustomCode() or name == "CUSTOM":
+                raise ExportError(
+                    f"the op {codes[-1]} is not builtin in TFLite; nothing was written."
+                )
+        for i in range(model.SubgraphsLength()):
+            graph = model.Subgraphs(i)
+            for j in range(graph.OperatorsLength()):
+                name = codes[graph.Operators(j).OpcodeIndex()]
+                census[name] = census.get(name, 0) + 1
     return dict(sorted(census.items()))
+
+
+@contextlib.contextmanager
+def _mapped(path):
+    """The bytes of a file, which may be larger than memory."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
 
 
 def _crc32(path, size):

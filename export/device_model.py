@@ -6,10 +6,17 @@ import functools
 
 from keras_llm import models
 from keras_llm.errors import InputError
-from keras_llm.export import device_graphs, flat_graph, head_graphs, parity, quantization, weights
+from keras_llm.export import (
+    children,
+    device_graphs,
+    flat_graph,
+    head_graphs,
+    parity,
+    quantization,
+    weights,
+)
 from keras_llm.export.balance import balance
 from keras_llm.export.calibration import Calibration, groups_of
-from keras_llm.export.children import Child
 from keras_llm.export.decoder_proof import DecoderProof, TranslationProof
 from keras_llm.export.device_proof import check_texts
 from keras_llm.export.head_graphs import MASKS, SIGNATURES
@@ -178,19 +185,15 @@ def _head_manifest(caller, task, cache_length, prefill_lengths):
 
 def lowering_child():
     """The process that lowers graphs."""
-    return Child(
-        "keras_llm.export.lowering_worker",
-        "that lowers the graph",
-        timeout=900,
-    )
+    return children.child("keras_llm.export.lowering_worker", "that lowers the graph", timeout=900)
 
 
 @contextlib.contextmanager
-def children():
+def processes():
     """Processes that begin to import what they need: one lowers graphs, one runs the file."""
     with (
         lowering_child() as lowering,
-        Child("keras_llm.export.device_parity", "that runs the file") as running,
+        children.child("keras_llm.export.device_parity", "that runs the file") as running,
     ):
         yield lowering, running
 

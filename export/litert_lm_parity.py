@@ -13,14 +13,18 @@ from keras_llm.export.parity import NEW_TOKENS
 
 def _run(folder, request):
     del folder
-    return {"texts": greedy(request["path"], request["prompts"], NEW_TOKENS)}, {}
+    return {"texts": greedy(request["path"], request["prompts"], NEW_TOKENS, request["cache"])}, {}
 
 
-def greedy(path, prompts, max_new_tokens):
-    """The greedy continuations of prompts, a list of str."""
+def greedy(path, prompts, max_new_tokens, cache=":nocache"):
+    """The greedy continuations of prompts, a list of str.
+
+    With a folder `cache`, XNNPACK keeps one packed copy of the weights there for all signatures;
+    without one each signature has a copy in memory.
+    """
     sampler = litert_lm.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0, seed=0)
     texts = []
-    with litert_lm.Engine(path, backend=litert_lm.Backend.CPU(), cache_dir=":nocache") as engine:
+    with litert_lm.Engine(path, backend=litert_lm.Backend.CPU(), cache_dir=cache) as engine:
         for prompt in prompts:
             session = engine.create_session(
                 apply_prompt_template=False,

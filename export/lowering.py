@@ -194,6 +194,7 @@ class Trace:
                 for consumer in tensor.consumers():
                     if "MatMul" in consumer.type and consumer.inputs[1] is tensor:
                         read[view.expression.key] = consumer.inputs[0]
+            self._look_up_first(tensor)
             self._wait(tensor)
         outputs = dict(zip(self.output_names, self._wrapped.outputs, strict=True))
         # No logits: they would take a cast of the whole head.
@@ -213,13 +214,29 @@ class Trace:
 
         return call
 
+    def _look_up_first(self, tensor):
+        """Let a table be cast after rows of it have been looked up, not before: of a large
+        vocabulary the whole is a gigabyte."""
+        if tensor.op.type != "Cast":
+            return
+        for lookup in [c for c in tensor.consumers() if c.type == "GatherV2"]:
+            table, indices, axis = lookup.inputs
+            if table is not tensor or lookup.get_attr("batch_dims"):
+                continue
+            with self._wrapped.graph.as_default():
+                rows = tf.cast(tf.gather(tensor.op.inputs[0], indices, axis=axis), tensor.dtype)
+            found = lookup.outputs[0]
+            for reader in found.consumers():
+                for i, read in enumerate(reader.inputs):
+                    if read is found:
+                        reader._update_input(i, rows)
+
     def _wait(self, tensor):
         """Let a cast of a weight wait for what it is multiplied with: without it all weights would
         be cast at once, which takes memory for a second model."""
-        if tensor.op.type != "Cast":
+        if tensor.op.type != "Cast" or not tensor.consumers():
             return
-        consumer = tensor.consumers()[0]
-        for other in consumer.inputs:
+        for other in tensor.consumers()[0].inputs:
             if other is not tensor and other.op.type != "Placeholder":
                 tensor.op._add_control_input(other.op)
 

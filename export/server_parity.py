@@ -4,6 +4,9 @@ python -m keras_llm.export.server_parity FOLDER
 """
 
 import concurrent.futures
+import functools
+import importlib.util
+import pathlib
 import sys
 import time
 
@@ -14,41 +17,39 @@ _loaded = {}
 
 def _run_saved_model(folder, request):
     del folder
-    if request["what"] == "time":
-        return _time(request["timed"]), {}
+    return {"load": _load, "call": _call, "time": _time}[request["what"]](request), {}
+
+
+def _load(request):
     import tensorflow as tf
 
-    path = request["path"]
-    ops = ops_of(path)
-    non_core = non_core_ops(ops)  # before TF Text registers its own
-
-    import tensorflow_text  # noqa: F401
-
-    missing = set(non_core_ops(ops))
+    _loaded.clear()
+    ops, core, text = ops_of(request["path"]), *_known_ops()
     libraries = {
-        "TensorFlow Text": [op for op in non_core if op not in missing],
-        "a library that is not known": sorted(missing),
+        "TensorFlow Text": [op for op in ops if op in text],
+        "a library that is not known": [op for op in ops if op not in core | text],
     }
-    _loaded["model"] = tf.saved_model.load(path)
-    signatures = _loaded["model"].signatures
-    outputs = run_calls(signatures, request["calls"])
+    _loaded["model"] = tf.saved_model.load(request["path"])
     return {
         "signatures": {
             name: {
                 "inputs": _rows(function.structured_input_signature[1]),
                 "outputs": _rows(function.structured_outputs),
             }
-            for name, function in signatures.items()
+            for name, function in _loaded["model"].signatures.items()
         },
         "ops": ops,
-        "non_core_ops": non_core,
+        "non_core_ops": [op for op in ops if op not in core],
         "libraries": {name: found for name, found in libraries.items() if found},
-        "outputs": outputs,
-    }, {}
+    }
 
 
-def _time(call):
-    signatures = _loaded["model"].signatures
+def _call(request):
+    return {"outputs": run_calls(_loaded["model"].signatures, request["calls"])}
+
+
+def _time(request):
+    signatures, call = _loaded["model"].signatures, request["timed"]
     run_calls(signatures, [call])  # what the first call of these shapes costs is not counted
     begin = time.perf_counter()
     (outputs,) = run_calls(signatures, [call])
@@ -65,11 +66,25 @@ def ops_of(path):
     return sorted({node.op for node in nodes} - functions)
 
 
-def non_core_ops(ops):
-    """Those that TensorFlow does not know as long as no other library is loaded."""
-    from tensorflow.python.framework import op_def_registry
+@functools.cache
+def _known_ops():
+    """The operations of TensorFlow and those of TensorFlow Text, which are loaded as a server links
+    them: its Python part would need Keras."""
+    import tensorflow as tf
 
-    return [op for op in ops if op_def_registry.get(op) is None]
+    core = _registered_ops()
+    package = pathlib.Path(importlib.util.find_spec("tensorflow_text").origin).parent
+    for library in sorted((package / "python" / "ops").glob("*.so")):
+        tf.load_op_library(str(library))
+    return core, _registered_ops() - core
+
+
+def _registered_ops():
+    from tensorflow.core.framework import op_def_pb2
+    from tensorflow.python.client import pywrap_tf_session as session
+
+    content = session.TF_GetBuffer(session.TF_GetAllOpList())
+    return {op.name for op in op_def_pb2.OpList.FromString(content).op}
 
 
 def run_calls(signatures, calls):
@@ -134,4 +149,4 @@ def _shape(spec):
 
 
 if __name__ == "__main__":
-    children.serve(sys.argv[1], _run_saved_model, warm_up=lambda: __import__("tensorflow"))
+    children.serve(sys.argv[1], _run_saved_model, warm_up=_known_ops)

@@ -78,7 +78,7 @@ def litert(
     with (
         disk_errors(path),
         atomic_file(path, overwrite) as partial,
-        device_model.children() as (lowering, running),
+        device_model.processes() as (lowering, running),
         Progress(path.name, task.model.count_params()) as progress,
     ):
         graphs, request = device_model.lower(plan, lowering, progress, proof.request)

@@ -1,11 +1,11 @@
 """A bundle for LiteRT-LM, the language model runtime of Android, iOS and desktops."""
 
+import contextlib
 import pathlib
 import tempfile
 
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export import device_file, device_model, parity
-from keras_llm.export.children import Child
+from keras_llm.export import children, device_file, device_model, parity
 from keras_llm.export.planning import check_room
 from keras_llm.export.progress import Progress
 from keras_llm.export.report import disk_errors, write_report
@@ -13,6 +13,7 @@ from keras_llm.files import atomic_file
 from keras_llm.tasks import TextGeneration
 from keras_llm.tokenizers import SentencePiece, to_hugging_face
 
+_LITERT_LM = "keras_llm.export.litert_lm_parity"
 # LiteRT-LM's own programs give a message as parts, where most templates want a text.
 _TEXTS = """{%- set texts = namespace(messages=[]) -%}
 {%- for message in messages -%}
@@ -76,13 +77,10 @@ def litert_lm(
     with (
         disk_errors(path),
         atomic_file(path, overwrite) as partial,
-        device_model.children() as (lowering, running),
+        device_model.processes() as (lowering, running),
         Progress(path.name, task.model.count_params()) as progress,
     ):
-        # Beside the bundle: both are as large as the model, and the folder for temporary files may
-        # be in memory.
-        with tempfile.TemporaryDirectory(dir=partial.parent, prefix=".partial-") as folder:
-            folder = pathlib.Path(folder)
+        with _folder_beside(partial) as folder:
             model = folder / "model.tflite"
             graphs, request = device_model.lower(plan, lowering, progress, proof.request)
             device_model.write(plan, graphs, model, progress)
@@ -109,6 +107,13 @@ def litert_lm(
         }
     write_report(path.parent, path.name, report)
     return report
+
+
+@contextlib.contextmanager
+def _folder_beside(path):
+    """A temporary folder for files as large as the model: the usual place may be in memory."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
+        yield pathlib.Path(folder)
 
 
 def _bundle(plan, model, path, folder):
@@ -173,8 +178,11 @@ def _run_there(path, prompts, texts, tokenizer):
         import litert_lm  # noqa: F401, is it there?
     except ImportError:
         return None
-    with Child("keras_llm.export.litert_lm_parity", "that runs the bundle in LiteRT-LM") as child:
-        answer = child.ask({"path": str(path), "prompts": prompts})
+    with (
+        _folder_beside(path) as cache,
+        children.child(_LITERT_LM, "that runs the bundle in LiteRT-LM") as child,
+    ):
+        answer = child.ask({"path": str(path), "prompts": prompts, "cache": str(cache)})
 
     def plain(text):
         # LiteRT-LM hands a text over as a C string, which ends at its first NUL, and spells out

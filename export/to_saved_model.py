@@ -3,7 +3,7 @@
 import pathlib
 
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export.children import Child
+from keras_llm.export import children
 from keras_llm.export.planning import check_room
 from keras_llm.export.progress import Progress
 from keras_llm.export.proofs import proof_of
@@ -18,6 +18,7 @@ from keras_llm.export.signatures import module_of, save
 from keras_llm.export.warmup import write_warmup
 from keras_llm.files import atomic_folder
 
+_SERVER = "keras_llm.export.server_parity"
 _TIMEOUT = 3600  # seconds for an answer of the process that runs the SavedModel
 
 
@@ -61,7 +62,7 @@ def saved_model(task, path, version=1, overwrite=False, xla=False, weights=None,
     with (
         disk_errors(path),
         atomic_folder(path / str(version), overwrite) as folder,
-        Child("keras_llm.export.server_parity", "that runs the SavedModel", _TIMEOUT) as child,
+        children.child(_SERVER, "that runs the SavedModel", _TIMEOUT) as child,
         Progress(f"{path.name}/{version}", task.model.count_params()) as progress,
     ):
         with progress.phase("trace"):
@@ -71,9 +72,11 @@ def saved_model(task, path, version=1, overwrite=False, xla=False, weights=None,
             save(module, folder, signatures)
             progress.part("write", 1.0)
         with progress.phase("verify"):
-            proof = proof_of(task, weights is None, beam_width)
+            child.send({"what": "load", "path": str(folder)})
+            proof = proof_of(task, weights is None, beam_width)  # Keras is at work meanwhile
+            loaded = child.result()
+            verified = _verify(proof, loaded, child, xla)
             write_warmup(folder, path.name, proof.warm_up())
-            verified = _verify(proof, folder, child, xla)
         sizes = folder_sizes(folder)
         report = {
             "format": "saved_model",
@@ -91,23 +94,19 @@ def saved_model(task, path, version=1, overwrite=False, xla=False, weights=None,
     return report
 
 
-def _verify(proof, folder, child, xla):
-    child.send({"what": "outputs", "path": str(folder), "calls": proof.calls()})
-    proof.expect()  # Keras is at work while the child is
-    answer = child.result()
-    compiled = [op for op in answer["ops"] if op.startswith("Xla")]
+def _verify(proof, loaded, child, xla):
+    compiled = [op for op in loaded["ops"] if op.startswith("Xla")]
     if compiled and not xla:
         raise ExportError(
             f"the graph has operations of TensorFlow's XLA compiler, {', '.join(compiled)}, that "
             "servers do not run by default; nothing was written."
         )
-    measured = proof.compare(answer["outputs"])
+    child.send({"what": "call", "calls": proof.calls()})
+    proof.expect()
+    measured = proof.compare(child.result()["outputs"])
     timed = child.ask({"what": "time", "timed": proof.timed()})
     return {
-        "signatures": answer["signatures"],
-        "ops": answer["ops"],
-        "non_core_ops": answer["non_core_ops"],
-        "libraries": answer["libraries"],
+        **loaded,
         "parity": measured,
         "seconds_per_request": timed["seconds"],
         **proof.speed(timed["seconds"], timed["outputs"]),

@@ -4,7 +4,9 @@ Options are dataclasses read by tyro. Nothing heavy is imported before a command
 go to stdout, progress and errors to stderr; what a user can mend is one line and exit code 2.
 """
 
+import atexit
 import contextlib
+import gc
 import importlib
 import io
 import pathlib
@@ -59,6 +61,8 @@ def _dispatch(arguments):
 
 def _guarded(function, *arguments):
     """Call, and turn what a user can mend into one line and exit code 2."""
+    # At its end Python would look through all graphs for what refers to itself, for seconds.
+    atexit.register(gc.freeze)
     try:
         with interrupts.noted() as seen:
             try:

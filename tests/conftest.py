@@ -31,6 +31,15 @@ def draw_by(name):
     keras.utils.set_random_seed(zlib.crc32(name.encode()))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kept_children():
+    """Processes of exports that import TensorFlow are kept from one export to the next."""
+    from keras_llm.export import children
+
+    with children.keep("keras_llm.export.lowering_worker", "keras_llm.export.server_parity"):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def same_draws(request):
     """What a test draws, it draws again when it is run again."""

@@ -1,6 +1,7 @@
 """What all graphs for servers share."""
 
 import contextlib
+import functools
 import pathlib
 import uuid
 
@@ -27,7 +28,8 @@ def save(module, folder, signatures=None):
     """
     signatures = module.signatures() if signatures is None else signatures
     try:
-        tf.saved_model.save(module, str(folder), signatures=signatures)
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(module, str(folder), signatures=signatures, options=options)
     except tf.errors.OpError as error:
         raise ExportError(f"{folder} cannot be written: {error.message}") from error
     if module.defaults:
@@ -109,7 +111,8 @@ class GraphModule(tf.Module):
                 with self._reading_weights():
                     return forward_cached(model, *arguments)
 
-            self._step = tf.function(step, autograph=False)
+            # Wrapped, so that saving does not find it and trace it again.
+            self._step = functools.partial(tf.function(step, autograph=False))
         return self._step(*arguments)
 
     def _reading_weights(self):

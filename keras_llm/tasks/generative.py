@@ -70,8 +70,13 @@ class GenerativeTask(Task):
     def without_xla(self):
         """The same task, whose decode loop TensorFlow runs without XLA: the first text comes
         sooner, since one graph serves all sizes, and all others later."""
+        return self._twin if self._compiled.jit_compile else self
+
+    @functools.cached_property
+    def _twin(self):
         twin = copy.copy(self)
-        twin.__dict__.pop("_compiled", None)
+        for name in ("_compiled", "_twin"):
+            twin.__dict__.pop(name, None)
         twin._jit_compile = False
         return twin
 

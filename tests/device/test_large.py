@@ -1,0 +1,172 @@
+"""Exports of the size that people ship, with random weights: `make test-device`."""
+
+import gc
+import importlib.util
+import json
+import mmap
+import pathlib
+import pydoc_data.topics
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from keras import ops
+
+import keras_llm
+from keras_llm import export, models
+
+ROOT = pathlib.Path(keras_llm.__file__).parent.parent
+PROMPTS, NEW_TOKENS = 10, 16
+GREEDY = """
+import json, sys
+from keras_llm.export.litert_lm_parity import greedy
+path, prompts, count, cache = sys.argv[1:]
+print(json.dumps(greedy(path, json.loads(prompts), int(count), cache)))
+"""
+
+
+def task_of(preset):
+    """The task that benchmarks/export.py exports."""
+    path = ROOT / "benchmarks" / "export.py"
+    spec = importlib.util.spec_from_file_location("export_benchmark", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.task_of(preset)
+
+
+@pytest.mark.parametrize(
+    "preset, quantization",
+    [("qwen3-0.6b", "int4"), ("llama3.2-1b", "int4"), ("llama3.2-1b", "int8")],
+)
+def test_greedy_text_in_litert_lm_is_that_of_the_dequantized_model(preset, quantization, tmp_path):
+    task = task_of(preset)
+    path = tmp_path / "model.litertlm"
+    report = export.litert_lm(task, path, quantization)
+    assert report["litert_lm"]["greedy_texts_equal"] is True
+    tokenizer, config = task.tokenizer, task.model.config
+    del task
+    gc.collect()
+    topics = list(pydoc_data.topics.topics.values())
+    prompts = [topic.strip()[: 10 + 8 * i] for i, topic in enumerate(topics[:PROMPTS])]
+    arguments = [path, json.dumps(prompts), str(NEW_TOKENS), tmp_path]
+    done = subprocess.run(
+        [sys.executable, "-c", GREEDY, *arguments], check=True, capture_output=True, text=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    model = models.causal_lm(config)
+    dequantize(model, path, export.LiteRTModel(path).manifest["model"][0])
+    twin = keras_llm.TextGeneration(model, tokenizer).without_xla()
+    expected = twin(prompts, NEW_TOKENS, temperature=0.0)
+    assert len(set(expected)) == PROMPTS
+    # LiteRT-LM hands a text over as a C string.
+    assert found == [text.partition("\0")[0] for text in expected]
+
+
+# A Keras model that computes what a quantized file should, from the bytes of the file: its weights
+# are the file's whole numbers times their scales, and what products read is rounded to 8 bits as
+# XNNPACK does it for weights of 8 and 4 bits, one scale and zero point for each token.
+
+
+def dequantize(model, path, begin):
+    """Give a float32 model the weights of a file, and the rounding of what its products read.
+
+    Args:
+        model: a model from `causal_lm` with dense layers and a tied table.
+        path: the file.
+        begin: int, where in it the TFLite model begins.
+    """
+    factors = {}
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        stored, factors = _read(memoryview(data)[begin:])
+    variables = {variable.path: variable for variable in model.variables}
+    for name, matrix in stored.items():
+        variable = variables[name]
+        variable.assign(matrix.T if name.endswith("/kernel") else matrix.reshape(variable.shape))
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Dense):
+            layer.call = _rounding(layer.call, factors.get(layer.kernel.path))
+        elif isinstance(layer, keras.layers.ReversibleEmbedding):
+            factor = factors.get(layer.embeddings.path)
+            layer.call = _reading(layer.call, factor)
+
+
+def rounded(x):
+    """Float32 (..., C) rounded to 8 bits: asymmetric, a scale for each row."""
+    least = ops.minimum(ops.min(x, -1, keepdims=True), 0.0)
+    most = ops.maximum(ops.max(x, -1, keepdims=True), 0.0)
+    scale = ops.where(most == least, 1.0, 255.0 / (most - least))
+    from_least, from_most = -128.0 + least * scale, 127.0 + most * scale
+    zero = ops.where(from_least + from_most > 0, -128.0 - least * scale, 127.0 - most * scale)
+    zero = ops.round(ops.clip(zero, -128.0, 127.0))
+    values = ops.clip(ops.round(x * scale) + zero, -128.0, 127.0)
+    return (values - zero) / scale
+
+
+def _rounding(call, factor):
+    def rounding(x, **arguments):
+        return call(rounded(x if factor is None else x * factor), **arguments)
+
+    return rounding
+
+
+def _reading(call, factor):
+    def reading(x, reverse=False):
+        if reverse:
+            x = rounded(x if factor is None else x * factor)
+        return call(x, reverse=reverse)
+
+    return reading
+
+
+def _read(data):
+    """Name -> float32 of every stored weight; name -> factor of what a product reads, if it has
+    one."""
+    model = schema.Model.GetRootAs(data, 0)
+    stored, factors = {}, {}
+    for i in range(model.SubgraphsLength()):
+        graph = model.Subgraphs(i)
+        for j in range(graph.TensorsLength()):
+            tensor = graph.Tensors(j)
+            name, buffer = tensor.Name().decode(), model.Buffers(tensor.Buffer())
+            if buffer.Size() and name not in stored:
+                stored[name] = _dequantized(data, model, graph, tensor, buffer)
+        givers = {}
+        for j in range(graph.OperatorsLength()):
+            operator = graph.Operators(j)
+            inputs = operator.InputsAsNumpy()
+            code = model.OperatorCodes(operator.OpcodeIndex())
+            if code.BuiltinCode() == schema.BuiltinOperator.MUL:
+                givers[int(operator.Outputs(0))] = graph.Tensors(int(inputs[1]))
+            elif code.BuiltinCode() == schema.BuiltinOperator.FULLY_CONNECTED:
+                giver = givers.get(int(inputs[0]))
+                if giver is not None and giver.Name().endswith(b"/balance"):
+                    buffer = model.Buffers(giver.Buffer())
+                    values = np.frombuffer(buffer.DataAsNumpy().tobytes(), "float32")
+                    factors[graph.Tensors(int(inputs[1])).Name().decode()] = values
+    return stored, factors
+
+
+def _dequantized(data, model, graph, tensor, buffer):
+    shape = [tensor.Shape(k) for k in range(tensor.ShapeLength())]
+    raw = np.frombuffer(data[buffer.Offset() : buffer.Offset() + buffer.Size()], "uint8")
+    if tensor.Type() == schema.TensorType.FLOAT32:
+        return raw.view("float32").reshape(shape).copy()
+    if tensor.Type() == schema.TensorType.INT4:
+        low, high = raw << 4, raw & 0xF0
+        values = (np.stack([low, high], -1).view("int8") >> 4).reshape(shape)
+    else:
+        assert tensor.Type() == schema.TensorType.INT8
+        values = raw.view("int8").reshape(shape)
+    quantization = tensor.Quantization()
+    if quantization.DetailsType() == schema.QuantizationDetails.BlockwiseQuantization:
+        details = schema.BlockwiseQuantization()
+        details.Init(quantization.Details().Bytes, quantization.Details().Pos)
+        scales = model.Buffers(graph.Tensors(details.Scales()).Buffer())
+        scales = data[scales.Offset() : scales.Offset() + scales.Size()]
+        scales = np.frombuffer(scales, "float16").astype("float32").reshape(len(values), -1, 1)
+        blocks = values.reshape(len(values), scales.shape[1], -1)
+        return (blocks * scales).reshape(shape)
+    return values * quantization.ScaleAsNumpy()[:, None]
