@@ -12,7 +12,7 @@ _MEAN_KL_DIVERGENCE = {"float16": 0.05, "int8": 0.05, "int8_weight_only": 0.05}
 _OTHER_KL_DIVERGENCE = 1.0
 _HELD_OUT_TOKENS = 2048  # at most
 _WINDOW = 256  # tokens of one text
-_LOGITS = 1 << 25  # of Keras at a time, 128 MiB
+_LOGITS = 1 << 23  # of Keras at a time, 32 MiB
 _LENGTHS = 64  # padded to multiples of this: few shapes, few graphs
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import gc
 
 from keras_llm import models
 from keras_llm.errors import InputError
@@ -30,6 +31,7 @@ from keras_llm.tasks.generative import GenerativeTask
 _PREFILL_LENGTHS = (16, 128)
 # A step that attends to fewer slots is faster; each costs a graph without weights.
 _DECODE_LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
+_LARGE = 50_000_000  # weights
 _MEMORY = 4 << 30  # that the converter may allocate; graphs without weights take a tenth
 _PROOFS = {
     "TextGeneration": DecoderProof,
@@ -196,6 +198,25 @@ def processes():
         children.child("keras_llm.export.device_parity", "that runs the file") as running,
     ):
         yield lowering, running
+
+
+def build(plan, path, child, progress, meanwhile):
+    """Trace, lower and write the TFLite model of a plan.
+
+    Args:
+        plan: a `Plan`.
+        path: where to; replaced if it is there.
+        child, progress, meanwhile: as of `lower`.
+
+    Returns:
+        What `meanwhile` returned.
+    """
+    model, found = lower(plan, child, progress, meanwhile)
+    write(plan, model, path, progress)
+    del model
+    if plan.task.model.count_params() > _LARGE:
+        gc.collect()  # graphs refer to themselves, and verification needs the memory
+    return found
 
 
 def lower(plan, child, progress, meanwhile=None):

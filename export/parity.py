@@ -6,14 +6,14 @@ from keras_llm.errors import ExportError
 
 NEW_TOKENS = 24
 TIMED_TOKENS = 64
-_LARGE = 300_000_000  # weights
+LARGE = 300_000_000  # weights; of larger models less is done at a time
 SEED_TEXTS = ["The", "I", "In 1984", "def ", "Why?", "\n", "é", "a b"]
 
 
 def probe_prompts(task):
     """Prompts of many lengths in the manner of the model: its own samples."""
     longest = max(1, task.model.config.max_length - NEW_TOKENS - 8)
-    step = 6 if task.model.count_params() < _LARGE else 2  # sampling takes seconds a token there
+    step = 6 if task.model.count_params() < LARGE else 2  # sampling takes seconds a token there
     lengths = [min(longest - len(text.encode()), 4 + step * i) for i, text in enumerate(SEED_TEXTS)]
     prompts = [text for text, length in zip(SEED_TEXTS, lengths, strict=True) if length <= 0]
     grown = [(text, length) for text, length in zip(SEED_TEXTS, lengths, strict=True) if length > 0]

@@ -17,15 +17,16 @@ from keras_llm.models.summary import shapes_only
 
 TARGETS = ("saved_model", "litert", "litert_lm")
 _GB = 1_000_000_000
-# Bytes of processes without weights: the one that exports; the one that lowers graphs; the one that
-# runs a file; the one that runs a SavedModel.
-_PARENT, _LOWERING, _RUNNING, _SERVING = 0.9 * _GB, 0.8 * _GB, 0.3 * _GB, 0.9 * _GB
-# A runtime holds the file's pages and a copy that is packed for its kernels.
-_COPIES = 2.0
-# Seconds: of an export of any size, of a block in a signature, of a billion weights written, and of
-# a billion weights in verification, which runs some hundred tokens through both models.
-_START, _PER_BLOCK, _PER_WRITTEN, _PER_VERIFIED = 12.0, 0.12, 25.0, 120.0
-_SIGNATURES = 5
+# Bytes: of a process with TensorFlow and Keras; of its graphs and of Keras's own texts, and for
+# each block; of the process that lowers graphs; of what is kept of activations to round to 4 bits.
+_PARENT, _WORK, _WORK_PER_BLOCK = 0.7 * _GB, 0.5 * _GB, 0.025 * _GB
+_LOWERING, _MOMENTS = 0.4 * _GB, 1.5 * _GB
+# A process that runs what was written: its own bytes, and so many for each of the file's, which
+# runtimes pack for their kernels. A part of a bundle is read into memory.
+_RUNNING, _RUNNING_PER_BYTE = 0.35 * _GB, 2.5
+_SERVING, _SERVING_PER_BYTE = 0.4 * _GB, 1.45
+# Seconds of a block, in five signatures or so, and of a billion weights, in verification above all.
+_PER_BLOCK, _PER_BILLION = 1.3, 60.0
 
 
 def plan_export(model, target="litert_lm", quantization=None, max_length=None):
@@ -73,15 +74,22 @@ def plan_export(model, target="litert_lm", quantization=None, max_length=None):
     length = min(config.max_length, 2048) if max_length is None else max_length
     largest = max(math.prod(shape) for _, shape in variables)
     cache = _cache_bytes(config, length)
-    parent = _PARENT + model_bytes
+    blocks = getattr(config, "num_layers", None) or 2 * config.num_decoder_layers
+    before = _PARENT + model_bytes
+    parent = before + _WORK + _WORK_PER_BLOCK * blocks
+    if target != "saved_model" and quantization is None and model_bytes < 4 * weights:
+        parent += 4 * weights  # the model in float32, which the file is compared with
     if target == "saved_model":
-        phases = [parent + _SERVING + _COPIES * file_bytes + 2 * cache]
+        phases = [parent + _SERVING + _SERVING_PER_BYTE * file_bytes + 2 * cache]
     else:
-        running = _RUNNING + _COPIES * file_bytes + cache
-        phases = [parent + _LOWERING, parent + 8 * largest, parent + running]
-    layers = getattr(config, "num_layers", None) or config.num_decoder_layers
-    seconds = _START + _PER_BLOCK * layers * _SIGNATURES
-    seconds += (_PER_WRITTEN + _PER_VERIFIED) * weights / 1e9
+        phases = [
+            parent + _LOWERING,
+            parent + 8 * largest,
+            parent + _RUNNING + _RUNNING_PER_BYTE * file_bytes + cache,
+        ]
+        if any(rule.bits == 4 for rule in rules):
+            phases.append(parent + _MOMENTS)
+    seconds = _PER_BLOCK * blocks + _PER_BILLION * weights / 1e9
     available = available_memory()
     needed = max(phases)
     return {
@@ -90,7 +98,7 @@ def plan_export(model, target="litert_lm", quantization=None, max_length=None):
         "model_bytes": int(model_bytes),
         "seconds": round(seconds),
         "available_bytes": available,
-        "fits": needed - parent <= available,
+        "fits": needed - before <= available,
     }
 
 

@@ -45,7 +45,8 @@ def _load(request):
 
 
 def _call(request):
-    return {"outputs": run_calls(_loaded["model"].signatures, request["calls"])}
+    signatures = _loaded["model"].signatures
+    return {"outputs": run_calls(signatures, request["calls"], request["at_a_time"])}
 
 
 def _time(request):
@@ -87,12 +88,13 @@ def _registered_ops():
     return {op.name for op in op_def_pb2.OpList.FromString(content).op}
 
 
-def run_calls(signatures, calls):
+def run_calls(signatures, calls, at_a_time=2):
     """Call signatures.
 
     Args:
         signatures: dict of name to function.
         calls: list of pairs (name, inputs) as a proof makes them.
+        at_a_time: int. The first call of a signature optimizes its graph, on one core.
 
     Returns:
         The outputs of each, a dict of JSON values; bytes as strs.
@@ -104,8 +106,7 @@ def run_calls(signatures, calls):
     def call(name, inputs):
         return signatures[name](**_tensors(tf, inputs, outputs))
 
-    # Two at a time: the first call of a signature optimizes its graph, on one core.
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    with concurrent.futures.ThreadPoolExecutor(at_a_time) as pool:
         for name, inputs in calls:
             outputs.append(pool.submit(call, name, inputs))
     return [

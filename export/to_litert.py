@@ -81,8 +81,7 @@ def litert(
         device_model.processes() as (lowering, running),
         Progress(path.name, task.model.count_params()) as progress,
     ):
-        graphs, request = device_model.lower(plan, lowering, progress, proof.request)
-        device_model.write(plan, graphs, partial, progress)
+        request = device_model.build(plan, partial, lowering, progress, proof.request)
         ops = device_file.op_census(partial)
         parts = device_file.parts(partial)
         parts["tokenizer"] = device_file.append(partial, plan.task.tokenizer, plan.manifest)

@@ -82,8 +82,7 @@ def litert_lm(
     ):
         with _folder_beside(partial) as folder:
             model = folder / "model.tflite"
-            graphs, request = device_model.lower(plan, lowering, progress, proof.request)
-            device_model.write(plan, graphs, model, progress)
+            request = device_model.build(plan, model, lowering, progress, proof.request)
             ops = device_file.op_census(model)
             parts = device_file.parts(model)
             with progress.phase("write"):

@@ -4,13 +4,16 @@ import numpy as np
 
 from keras_llm.errors import ExportError
 from keras_llm.export import parity
+from keras_llm.export.lowering import layers_of
 
 TOLERANCE = 1e-3  # of probabilities, and of sums of log-probabilities in nats
+_IN_16_BITS = 0.1  # the same of a model that computes in 16 bits: some roundings of a logit near 4
 _MOST_DIVERGENCE = 0.05  # of quantised weights: nats of KL divergence, or differences of numbers
 
 
 class Proof:
-    """The base. `exact` tells whether the weights are stored as they are.
+    """The base. `exact` tells whether the weights are stored as they are, `in_float32` whether the
+    model computes in float32 or finer.
 
     Args:
         task: a task.
@@ -20,6 +23,8 @@ class Proof:
 
     def __init__(self, task, exact=True, beam_width=None):
         self.task, self.exact, self.beam_width = task, exact, beam_width
+        layers = layers_of(task.model)
+        self.in_float32 = all(layer.compute_dtype in ("float32", "float64") for layer in layers)
 
     def calls(self):
         """Calls of signatures, a list of pairs (signature, inputs)."""
@@ -67,7 +72,8 @@ class Proof:
 
     def number(self, name, found, expected):
         """The largest difference of numbers, checked."""
-        tolerance = TOLERANCE if self.exact else np.inf
+        tolerance = TOLERANCE if self.in_float32 else _IN_16_BITS
+        tolerance = tolerance if self.exact else np.inf
         return parity.require_same(name, found, expected, tolerance)
 
     def agreement(self, name, found, expected):

@@ -142,7 +142,7 @@ class TextGenerationProof(Proof):
         size = self.task.tokenizer.vocabulary_size  # ids of the model alone are never chosen
         found, expected = found[:, :size], expected[:, :size]
         divergence = float(np.mean(kl_divergence(softmax(expected), softmax(found))))
-        if self.exact and self.task.model.get_layer("token_embedding").compute_dtype == "float32":
+        if self.exact and self.in_float32:
             parity.require_same("logits of the steps", found, expected, TOLERANCE)
         return {
             "max_logit_error": float(np.abs(found - expected).max()),
