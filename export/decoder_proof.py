@@ -12,7 +12,6 @@ _MEAN_KL_DIVERGENCE = {"float16": 0.05, "int8": 0.05, "int8_weight_only": 0.05}
 _OTHER_KL_DIVERGENCE = 1.0
 _HELD_OUT_TOKENS = 2048  # at most
 _WINDOW = 256  # tokens of one text
-_LOGITS = 1 << 23  # of Keras at a time, 32 MiB
 _LENGTHS = 64  # padded to multiples of this: few shapes, few graphs
 
 
@@ -142,13 +141,10 @@ class DecoderProof(Proof):
         config = self.plan.task.model.config
         longest = max(len(ids) for _, ids in rows)
         longest = min(-(-longest // _LENGTHS) * _LENGTHS, config.max_length)
-        count = _LOGITS // (longest * config.vocabulary_size)
-        count = max(1, min(count, len(rows)))
-        for begin in range(0, len(rows), count):
-            batch = rows[begin : begin + count]
-            filled = batch + batch[:1] * (count - len(batch))  # one shape, one graph
-            for (_, ids), logits in zip(batch, self.keras_logits(filled, longest), strict=False):
-                yield logits[: len(ids)]
+        batches = parity.batches(rows, longest, config.vocabulary_size)
+        logits = (row for batch in batches for row in self.keras_logits(batch, longest))
+        for (_, ids), row in zip(rows, logits, strict=False):
+            yield row[: len(ids)]
 
     def _greedy_texts(self):
         """Keras's greedy texts, as far as the file's cache reaches."""

@@ -7,6 +7,7 @@ from keras_llm.errors import ExportError
 NEW_TOKENS = 24
 TIMED_TOKENS = 64
 LARGE = 300_000_000  # weights; of larger models less is done at a time
+_LOGITS = 1 << 23  # of Keras at a time, 32 MiB
 SEED_TEXTS = ["The", "I", "In 1984", "def ", "Why?", "\n", "é", "a b"]
 
 
@@ -31,6 +32,24 @@ def probe_prompts(task):
     if not prompts:
         raise ExportError(f"a model with `max_length` {room + 1} has no room to be tried.")
     return prompts
+
+
+def batches(rows, length, vocabulary_size):
+    """Rows in batches that Keras computes all logits of: in batches of one size, and so with one
+    graph.
+
+    Args:
+        rows: a list.
+        length: int, the tokens of a row with its padding.
+        vocabulary_size: int.
+
+    Yields:
+        Lists of rows; the last is filled up with its first row.
+    """
+    size = max(1, min(len(rows), _LOGITS // (length * vocabulary_size)))
+    for begin in range(0, len(rows), size):
+        batch = rows[begin : begin + size]
+        yield batch + batch[:1] * (size - len(batch))
 
 
 def require_same(name, found, expected, tolerance):

@@ -17,7 +17,8 @@ _loaded = {}
 
 def _run_saved_model(folder, request):
     del folder
-    return {"load": _load, "call": _call, "time": _time}[request["what"]](request), {}
+    found = {"load": _load, "call": _call, "time": _time}[request["what"]](request)
+    return found if isinstance(found, tuple) else (found, {})
 
 
 def _load(request):
@@ -45,8 +46,21 @@ def _load(request):
 
 
 def _call(request):
-    signatures = _loaded["model"].signatures
-    return {"outputs": run_calls(signatures, request["calls"], request["at_a_time"])}
+    """Tables of floats, as logits are, go as arrays; all else as JSON."""
+    signatures, arrays = _loaded["model"].signatures, {}
+    outputs = run_calls(signatures, request["calls"], request["at_a_time"])
+    for i, row in enumerate(outputs):
+        for name in [name for name, value in row.items() if not isinstance(value, list)]:
+            arrays[f"{i}/{name}"] = row.pop(name)
+    return {"outputs": outputs}, arrays
+
+
+def joined(answer):
+    """The outputs of each call, from the answer to "call"."""
+    for key in [key for key in answer if "/" in key]:
+        i, _, name = key.partition("/")
+        answer["outputs"][int(i)][name] = answer.pop(key)
+    return answer["outputs"]
 
 
 def _time(request):
@@ -54,7 +68,9 @@ def _time(request):
     run_calls(signatures, [call])  # what the first call of these shapes costs is not counted
     begin = time.perf_counter()
     (outputs,) = run_calls(signatures, [call])
-    return {"seconds": time.perf_counter() - begin, "outputs": outputs}
+    seconds = time.perf_counter() - begin
+    numbers = {name: value for name, value in outputs.items() if isinstance(value, list)}
+    return {"seconds": seconds, "outputs": numbers}
 
 
 def ops_of(path):
@@ -97,7 +113,8 @@ def run_calls(signatures, calls, at_a_time=2):
         at_a_time: int. The first call of a signature optimizes its graph, on one core.
 
     Returns:
-        The outputs of each, a dict of JSON values; bytes as strs.
+        The outputs of each, a dict of arrays where they are floats of two axes and more, and of
+        lists; bytes as strs.
     """
     import tensorflow as tf
 
@@ -127,12 +144,12 @@ def _tensors(tf, inputs, outputs):
 
 
 def _plain(array):
-    """An array as JSON values; bytes as strs."""
+    """An array as lists, but of floats of two axes and more; bytes as strs."""
     if array.dtype.kind == "O":
         return [_text(row) for row in array.tolist()]
     if array.dtype.kind == "V" or array.dtype.name == "bfloat16":
         array = array.astype("float32")
-    return array.tolist()
+    return array if array.dtype.kind == "f" and array.ndim > 1 else array.tolist()
 
 
 def _text(value):

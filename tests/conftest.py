@@ -8,10 +8,17 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 # What XLA compiles it keeps for the life of a process, and it takes seconds for each model: tests
 # that are not about it do without, those that are ask for it by `jit_compile=True`.
 os.environ.setdefault("KERAS_LLM_XLA", "0")
+# And where they ask for it, machine code of small models need not be fast.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 
+import gc
 import json
 import pathlib
 import pydoc_data.topics
+import random
 import subprocess
 import sys
 import zlib
@@ -24,11 +31,38 @@ hypothesis.settings.register_profile("keras_llm", deadline=None, derandomize=Tru
 hypothesis.settings.load_profile("keras_llm")
 
 
+def _set_seed(seed):
+    """`tf.random.set_seed`, which also drops all optimized graphs: each would be optimized again in
+    every test. It is for kernels of stateful random operations, and there are none."""
+    from tensorflow.python.eager import context
+
+    context.context()._seed = seed
+    context.context()._rng = random.Random(seed)
+
+
 def draw_by(name):
     """What is drawn from here on depends on `name` alone."""
     import keras
+    import tensorflow as tf
 
+    tf.random.set_seed = _set_seed
     keras.utils.set_random_seed(zlib.crc32(name.encode()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imported():
+    """Graphs are made of many objects: the collector need not look at all that was imported as
+    often as it would, nor errors be shortened on their way through every layer."""
+    import keras
+    import tensorflow as tf
+
+    import keras_llm  # noqa: F401
+
+    keras.config.disable_traceback_filtering()
+    tf.debugging.disable_traceback_filtering()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 50)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,8 +77,7 @@ def kept_children():
 @pytest.fixture(autouse=True)
 def same_draws(request):
     """What a test draws, it draws again when it is run again."""
-    if "keras" in sys.modules:
-        draw_by(request.node.nodeid)
+    draw_by(request.node.nodeid)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -198,6 +231,26 @@ def fetch():
         return found[0]
 
     return get
+
+
+# What takes a minute begins first: begun last it would leave a worker without work.
+_LONG = [
+    "tests/training/test_distribution.py",
+    "tests/test_docs.py",
+    "tests/export/test_saved_model.py",
+    "tests/test_cli.py",
+    "tests/recipes/test_chatbot.py",
+    "tests/models/test_causal_lm.py",
+    "tests/models/test_heads.py",
+    "tests/export/test_litert.py",
+    "tests/export/test_litert_lm.py",
+]
+
+
+def pytest_collection_modifyitems(items):
+    """Put long files first; the order within a file stays."""
+    order = {file: i for i, file in enumerate(_LONG)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
 
 
 _seconds = {}  # of the tests of each file, fixtures included

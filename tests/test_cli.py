@@ -1,13 +1,18 @@
 """The command line as a person meets it: real processes, exit codes, one line for an error."""
 
+import importlib
 import io
 import json
+import resource
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from keras_llm import cli
+import keras_llm
+from keras_llm import cli, models
+from keras_llm.export import children
 
 
 def run(*arguments, **options):
@@ -24,6 +29,21 @@ def called(capfd, *arguments):
     code = cli.main(list(map(str, arguments)))
     captured = capfd.readouterr()
     return code, captured.out, captured.err
+
+
+@pytest.fixture
+def loaded_once(task, run_folder, monkeypatch):
+    """Each folder is loaded once in a test that uses this, and `run_folder` is `task`: what was
+    traced for one call serves the next, too."""
+    tasks, load = {str(run_folder): task}, keras_llm.load
+
+    def known(folder):
+        key = str(folder)
+        if key not in tasks:
+            tasks[key] = load(folder)
+        return tasks[key]
+
+    monkeypatch.setattr(keras_llm, "load", known)
 
 
 def imported(program):
@@ -59,14 +79,18 @@ assert not code"""
     assert imported(program) == "[]"
 
 
-def test_help_names_every_command():
+def test_help_names_every_command(capfd):
     done = run("--help")
     assert done.returncode == 0 and done.stderr == ""
     for name in ("train", "generate", "chat", "evaluate", "export", "recipes", "inspect"):
         assert f"\n  {name} " in done.stdout
-    assert run().stdout == done.stdout
-    assert "text_generation" in run("train", "--help").stdout
-    options = run("train", "text_generation", "--help").stdout
+    assert called(capfd) == (0, done.stdout, "")
+    code, printed, _ = called(capfd, "train", "--help")
+    assert code == 0 and "text_generation" in printed
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "text_generation", "--help"])
+    options = capfd.readouterr().out
+    assert not stop.value.code
     for flag in ("--out", "--corpus", "--data", "--smoke", "--seed", "--learning-rate"):
         assert flag in options
 
@@ -79,7 +103,7 @@ def test_generate_prints_text_and_nothing_else(run_folder, task):
     assert done.stderr == ""
 
 
-def test_generate_streams_and_prints_json(run_folder, task, capfd):
+def test_generate_streams_and_prints_json(run_folder, task, capfd, loaded_once):
     settings = ["--max-new-tokens", 12, "--seed", 4, "--top-p", 0.9]
     text = task("The", 12, seed=4, top_p=0.9)
     code, out, _ = called(capfd, "generate", run_folder, "The", *settings, "--stream")
@@ -90,7 +114,7 @@ def test_generate_streams_and_prints_json(run_folder, task, capfd):
     assert set(found) >= {"token_ids", "num_tokens", "log_probability", "finish_reason"}
 
 
-def test_generate_takes_every_setting(run_folder, task, tmp_path, capfd):
+def test_generate_takes_every_setting(run_folder, task, tmp_path, capfd, loaded_once):
     (tmp_path / "schema.json").write_text('{"enum": [12, 345]}')
     settings = ["--max-new-tokens", 12, "--json-schema", tmp_path / "schema.json", "--seed", 3]
     code, out, _ = called(capfd, "generate", run_folder, "The", *settings)
@@ -110,19 +134,19 @@ def test_generate_takes_every_setting(run_folder, task, tmp_path, capfd):
     found = json.loads(out)
     assert code == 0 and [row["text"] for row in found] == [row.text for row in expected]
     assert [row["score"] for row in found] == pytest.approx([row.score for row in expected])
-    arguments = ["--temperature", 0, "--draft", run_folder, "--stop", "e", "--max-new-tokens", 12]
+    draft = f"{run_folder}/."  # another path, so that it is loaded beside the model
+    arguments = ["--temperature", 0, "--draft", draft, "--stop", "e", "--max-new-tokens", 12]
     code, out, _ = called(capfd, "generate", run_folder, "The", *arguments)
     assert code == 0 and out == task("The", 12, temperature=0.0, stop="e") + "\n"
     code, out, told = called(capfd, "generate", run_folder, "The", "--top-p", 0)
     assert code == 2 and out == "" and "`top_p`" in told and told.count("\n") == 1
 
 
-def test_a_chat_goes_on_line_by_line(task, tmp_path, capfd, monkeypatch):
-    import keras_llm
-
+def test_a_chat_goes_on_line_by_line(task, tmp_path, capfd, monkeypatch, loaded_once):
     template = "{% for m in messages %}{{ m.role[0] }}: {{ m.content }}\n{% endfor %}a:"
-    chatty = keras_llm.TextGeneration(task.model, task.tokenizer, {"chat_template": template})
-    chatty.save(tmp_path / "chatty")
+    made = keras_llm.TextGeneration(task.model, task.tokenizer, {"chat_template": template})
+    made.save(tmp_path / "chatty")
+    chatty = keras_llm.load(tmp_path / "chatty")
     settings = {"max_new_tokens": 8, "seed": 2, "stop": "\n"}
     arguments = ["--max-new-tokens", 8, "--seed", 2, "--stop", "\n", "--system", "Hm."]
     messages, answers = [{"role": "system", "content": "Hm."}], []
@@ -141,7 +165,12 @@ def test_a_chat_goes_on_line_by_line(task, tmp_path, capfd, monkeypatch):
     assert code == 2 and "no chat template" in told
 
 
-def test_train_evaluate_and_export(text_folder, tmp_path, capfd):
+def test_train_evaluate_and_export(text_folder, tmp_path, capfd, monkeypatch, loaded_once):
+    """With a model of one layer, which is trained and traced sooner."""
+    table = importlib.import_module("keras_llm.models.presets")._PRESETS
+    row = table["llama-tiny"]
+    small = type(row).from_dict({**row.to_dict(), "num_layers": 1})
+    monkeypatch.setitem(table, "llama-tiny", small)
     out = tmp_path / "runs" / "mine"
     arguments = ["--data", text_folder, "--out", out, "--smoke", "--max-megabytes", 0.05]
     code, printed, told = called(capfd, "train", "text_generation", *arguments)
@@ -172,8 +201,6 @@ def test_train_evaluate_and_export(text_folder, tmp_path, capfd):
 
 
 def test_a_model_made_in_python_is_evaluated_on_given_text(task, tmp_path, capfd):
-    import keras_llm
-
     keras_llm.TextGeneration(task.model, task.tokenizer).save(tmp_path / "model")
     (tmp_path / "text.txt").write_text("A word and another.")
     arguments = ["evaluate", tmp_path / "model", "--data", tmp_path / "text.txt", "--json"]
@@ -260,7 +287,7 @@ WRONG = [
 
 @pytest.mark.parametrize("arguments, words", WRONG)
 def test_bad_input_is_one_line_and_exit_code_2(
-    arguments, words, run_folder, text_folder, tmp_path, capfd
+    arguments, words, run_folder, text_folder, tmp_path, capfd, loaded_once
 ):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
@@ -274,17 +301,37 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(run_folder, tmp_path):
-    program = f"""
-import resource, signal, sys
-from keras_llm import cli
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-sys.exit(cli.main(["export", {str(run_folder)!r}, "--to", "saved_model", "--out", "serving"]))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("keras-llm: ")
+def test_an_error_is_the_exit_code_of_the_process():
+    done = run("juggle")
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and "unknown command 'juggle'" in done.stderr
+
+
+@pytest.fixture
+def small_files():
+    """No process that is started here, nor this one, writes more than 100 kB into a file."""
+    # An export keeps its child for the next one, which would be limited too: it is started before.
+    with children.child("keras_llm.export.server_parity", "that runs the SavedModel"):
+        pass
+    usual = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, usual)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    task, tmp_path, tmp_path_factory, capfd, request
+):
+    config = models.preset("encoder-tiny", num_layers=1)  # its embedding is 131 kB
+    sorter = models.text_classifier(config, 2)
+    model = tmp_path_factory.mktemp("small") / "model"
+    keras_llm.TextClassification(sorter, task.tokenizer, ["good", "bad"]).save(model)
+    request.getfixturevalue("small_files")
+    arguments = ["export", model, "--to", "saved_model", "--out", tmp_path / "serving"]
+    code, out, told = called(capfd, *arguments)
+    assert code == 2 and out == ""
+    assert len(told.splitlines()) == 1 and told.startswith("keras-llm: ")
+    assert "File too large" in told
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []

@@ -151,8 +151,12 @@ class TextGenerationProof(Proof):
 
     def _last_logits(self, rows):
         token_ids, lengths = self._batch(rows)
-        logits = self.task.model.predict_on_batch(token_ids)
-        return np.asarray(logits, "float32")[np.arange(len(rows)), lengths - 1]
+        size, last = self.task.model.config.vocabulary_size, []
+        for batch in parity.batches(list(token_ids), token_ids.shape[1], size):
+            logits = self.task.model.predict_on_batch(np.stack(batch))
+            places = lengths[len(last) :][: len(batch)] - 1
+            last += [np.array(row[i], "float32") for row, i in zip(logits, places, strict=False)]
+        return np.stack(last)
 
     def _batch(self, rows):
         lengths = np.array([len(row) for row in rows], "int32")

@@ -86,7 +86,7 @@ class TokenClassificationProof(_HeadProof):
             count = found["num_words"][row]
             words.append([found[name][row][:count] for name in ("word", "start", "end")])
             labels += found["label"][row][:count]
-            numbers += found["probability"][row][:count]
+            numbers.extend(found["probability"][row][:count])
         tagged = [word for row in expected for word in row.words]
         places = [
             [[getattr(word, name) for word in row.words] for name in ("text", "start", "end")]

@@ -71,6 +71,8 @@ class ChunkedCrossEntropy:
         weights = ops.cast(weights, "float32")
         fixed = [kernel] if frozen_kernel else []
         learned = ([] if frozen_kernel else [kernel]) + ([] if bias is None else [bias])
+        # Tensors: with variables TensorFlow's eager mode wants their gradients apart.
+        learned = [ops.copy(weight) for weight in learned]
 
         @ops.custom_gradient
         def run(states, *learned):

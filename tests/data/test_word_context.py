@@ -47,7 +47,9 @@ def test_words_are_whole_and_the_most_frequent_come_first(tok, stream):
 
 def test_skip_gram_gives_each_neighbour_as_often_as_its_distance_says(stream):
     found, rows = collections.Counter(), 0
-    batches = data.neighbour_dataset(stream, "skip_gram", WINDOW, 4, 16, epochs=25, seed=1)
+    # An epoch costs more than the words in it.
+    longer = np.tile(stream, 10)
+    batches = data.neighbour_dataset(longer, "skip_gram", WINDOW, 4, 64, epochs=5, seed=1)
     for (word, candidates), labels in batches:
         assert candidates.shape == labels.shape == (len(word), 5)
         assert (labels.numpy() == [1, 0, 0, 0, 0]).all() and candidates.numpy().min() > 1
@@ -99,10 +101,10 @@ def test_negatives_are_drawn_by_counts_to_the_power_of_three_quarters(stream):
 
 
 def test_frequent_words_are_dropped_as_often_as_the_threshold_says(stream):
-    threshold, epochs = 0.02, 60
+    stream, threshold, epochs = np.tile(stream, 10), 0.02, 6
     kept = np.zeros(stream.max() + 1)
     for (_, candidates), _ in data.neighbour_dataset(
-        stream, "cbow", WINDOW, 1, 4, epochs, threshold=threshold
+        stream, "cbow", WINDOW, 1, 16, epochs, threshold=threshold
     ):
         kept += np.bincount(candidates.numpy()[:, 0], minlength=len(kept))
     counts = np.bincount(stream).astype(float)

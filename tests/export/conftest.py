@@ -3,21 +3,33 @@
 import importlib.util
 import os
 import pathlib
+import shutil
 
 import pytest
 
 
 @pytest.fixture(scope="session")
-def save_tiny():
-    """Function that writes a small SavedModel, `save_tiny(folder, factor)`."""
-    return _save_tiny
+def save_tiny(tmp_path_factory):
+    """Function that writes a small SavedModel, `save_tiny(folder, factor)`: a copy of the one of
+    that factor, under another name until it is whole."""
+    folders = {}
+
+    def save(folder, factor):
+        if factor not in folders:
+            folders[factor] = tmp_path_factory.mktemp("tiny")
+            _write_tiny(folders[factor], factor)
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.copytree(folders[factor], partial)
+        os.rename(partial, folder)
+
+    return save
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory):
+def tiny_base(save_tiny, tmp_path_factory):
     """Base path of a small model with version 1."""
     base = tmp_path_factory.mktemp("served") / "tiny"
-    _save_tiny(base / "1", 1.0)
+    save_tiny(base / "1", 1.0)
     return base
 
 
@@ -66,7 +78,7 @@ def text_server(text_base, serve):
     return serve(text_base, enable_batching=True)
 
 
-def _save_tiny(folder, factor):
+def _write_tiny(folder, factor):
     """`scale`: x (B, N) times `factor` and times by (B,), which must not be negative; `upper`:
     text; `once`: a scalar, which has no rows; `spin`: loops so many times."""
     import tensorflow as tf
@@ -109,13 +121,11 @@ def _save_tiny(folder, factor):
         "once": (tiny.once, [spec((), tf.int32, "n")]),
         "spin": (tiny.spin, [spec((None,), tf.int32, "times")]),
     }
-    partial = folder.with_name(f"{folder.name}.partial")
     functions = {
         name: tf.function(function).get_concrete_function(*specs)
         for name, (function, specs) in signatures.items()
     }
-    tf.saved_model.save(tiny, str(partial), signatures=functions)
-    os.rename(partial, folder)
+    tf.saved_model.save(tiny, str(folder), signatures=functions)
 
 
 @pytest.fixture(scope="session")

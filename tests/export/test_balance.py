@@ -1,11 +1,13 @@
 """Balancing alone: nothing changes in float32, and 8 bits lose less."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 
 from keras_llm import models, tasks, tokenizers
-from keras_llm.export import device_model, quantization, weights
+from keras_llm.export import device_model, flat_graph, quantization, weights
 from keras_llm.export.balance import balance
 from keras_llm.export.calibration import Calibration, groups_of
 from keras_llm.export.decoder_steps import DecoderSteps
@@ -38,19 +40,49 @@ def task_of(preset):
     return tasks.TextGeneration(model, tok)
 
 
-def write(folder, preset, rules):
-    """Write a file of such a task as it is, and the same balanced; the file's manifest."""
-    task = task_of(preset)
-    plan = device_model.plan("litert", task, None, [16], 48, None)
-    rows = [task.tokenizer.encode(text) for text in ("once upon a time", "time was there upon")]
-    for name in ("float", "balanced"):
-        with device_model.lowering_child() as child:
-            model, _ = device_model.lower(plan, child, Progress("x", 1))
-        if name == "balanced":
-            balance(model, groups_of(model), Calibration(*plan.traced, plan.manifest, rows))
-        quantization.apply(model, rules)
-        weights.write(model, folder / f"{name}.tflite")
-    return plan.manifest
+class Lowered:
+    """Such a task whose graphs are lowered once, and files of them.
+
+    Attributes:
+        manifest: dict, the files' manifest.
+    """
+
+    def __init__(self, preset):
+        task = task_of(preset)
+        self._plan = device_model.plan("litert", task, None, [16], 48, None)
+        self.manifest = self._plan.manifest
+        texts = ("once upon a time", "time was there upon")
+        self._rows = [task.tokenizer.encode(text) for text in texts]
+        build = flat_graph.Model
+        with pytest.MonkeyPatch.context() as patch, device_model.lowering_child() as child:
+            # A model is used up by what is written of it: keep what another is built from.
+            patch.setattr(flat_graph, "Model", lambda *a, **k: functools.partial(build, *a, **k))
+            self._model, _ = device_model.lower(self._plan, child, Progress("x", 1))
+
+    def write(self, folder, rules):
+        """Write a file of the task as it is, and the same balanced; their paths."""
+        paths = [folder / "float.tflite", folder / "balanced.tflite"]
+        for path in paths:
+            model = self._model()
+            if path.stem == "balanced":
+                calibration = Calibration(*self._plan.traced, self.manifest, self._rows)
+                balance(model, groups_of(model), calibration)
+            quantization.apply(model, rules)
+            weights.write(model, path)
+        return paths
+
+
+@pytest.fixture(scope="module")
+def in_float32(tmp_path_factory):
+    """Function of a preset that gives its `Lowered` and the paths of its files in float32."""
+
+    @functools.cache
+    def of(preset):
+        lowered = Lowered(preset)
+        folder = tmp_path_factory.mktemp(preset)
+        return lowered, lowered.write(folder, [QuantizationRule(bits=32)])
+
+    return of
 
 
 def logits(path, manifest):
@@ -61,20 +93,19 @@ def logits(path, manifest):
 
 
 @pytest.mark.parametrize("preset", ["llama-tiny", "gpt-tiny"])
-def test_nothing_changes_in_float32(tmp_path, preset):
-    manifest = write(tmp_path, preset, [QuantizationRule(bits=32)])
-    files = [tmp_path / "float.tflite", tmp_path / "balanced.tflite"]
+def test_nothing_changes_in_float32(in_float32, preset):
+    lowered, files = in_float32(preset)
     assert files[0].read_bytes() != files[1].read_bytes()
-    expected, found = (logits(path, manifest) for path in files)
+    expected, found = (logits(path, lowered.manifest) for path in files)
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_eight_bits_lose_less(tmp_path):
-    manifest = write(tmp_path, "llama-tiny", [QuantizationRule(bits=32)])
-    expected = logits(tmp_path / "float.tflite", manifest)
-    write(tmp_path, "llama-tiny", [QuantizationRule(), QuantizationRule(layers=TABLES, bits=32)])
+def test_eight_bits_lose_less(in_float32, tmp_path):
+    lowered, (whole, _) = in_float32("llama-tiny")
+    expected = logits(whole, lowered.manifest)
+    rules = [QuantizationRule(), QuantizationRule(layers=TABLES, bits=32)]
     errors = {}
-    for name in ("float", "balanced"):
-        found = logits(tmp_path / f"{name}.tflite", manifest)
-        errors[name] = np.sqrt(np.mean((found - expected) ** 2))
+    for path in lowered.write(tmp_path, rules):
+        found = logits(path, lowered.manifest)
+        errors[path.stem] = np.sqrt(np.mean((found - expected) ** 2))
     assert errors["balanced"] < 0.7 * errors["float"], errors

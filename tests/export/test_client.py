@@ -398,6 +398,19 @@ def test_tls(certificates, tiny_base, serve, tmp_path):
                         client.predict("once", {"n": 1})
 
 
+# Hostile clients
+
+
+def test_hostile_requests_are_refused_and_the_next_is_answered(text_server, task, hostile):
+    attacker = hostile(text_server.port, text_server.rest_api_port, seed=1, long_prompts=0)
+    try:
+        assert attacker.attack(100) == []
+        expected = task("The", 4, temperature=0.0)
+        assert attacker.good() == (expected, expected)
+    finally:
+        attacker.close()
+
+
 # The command, and what it costs
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import keras_llm
 from keras_llm import export, models, tasks
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export import device_file, device_model
@@ -18,10 +17,11 @@ from keras_llm.export import device_file, device_model
 @pytest.fixture(scope="module")
 def mobile(task, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mobile")
+    one = {"prefill_lengths": [16]}  # graph less to lower; the first file has both
     reports = {
         None: export.litert(task, folder / "reference.tflite"),
-        "int8": export.litert(task, folder / "reference_int8.tflite", quantization="int8"),
-        "float16": export.litert(task, folder / "half.tflite", quantization="float16"),
+        "int8": export.litert(task, folder / "reference_int8.tflite", "int8", **one),
+        "float16": export.litert(task, folder / "half.tflite", "float16", **one),
     }
     return folder, reports
 
@@ -35,17 +35,6 @@ def test_greedy_text_is_that_of_keras(task, runner, held_out_prompts):
     assert len(held_out_prompts) >= 20
     expected = task(held_out_prompts, 16, temperature=0.0)
     assert [runner.generate(prompt, 16) for prompt in held_out_prompts] == expected
-
-
-def test_texts_end_at_the_task_s_further_end_tokens(task, runner, tmp_path):
-    tokens = [token for token, _ in runner.steps("The", 8)]
-    metadata = {"end_token_ids": [tokens[3]]}
-    ending = keras_llm.TextGeneration(task.model, task.tokenizer, metadata)
-    text = ending("The", 8, temperature=0.0)
-    assert text == task.tokenizer.decode(tokens[: tokens.index(tokens[3])])
-    report = export.litert(ending, tmp_path / "ending.tflite")
-    assert report["parity"]["greedy_texts_equal"]
-    assert export.LiteRTModel(tmp_path / "ending.tflite").generate("The", 8) == text
 
 
 def test_the_stream_is_the_whole(runner):
@@ -64,28 +53,53 @@ def test_logits_are_those_of_keras_in_every_slot(task, runner):
     np.testing.assert_allclose(logits, expected[len(ids) :][: len(logits)], atol=1e-4)
 
 
-@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 18, 33, 120, 126])
-def test_prompts_of_all_chunk_sizes(task, runner, length):
-    ids = task.tokenizer.encode("It was and is a word. " * 60)[:length]
-    prompt = task.tokenizer.decode(ids)
-    assert runner.generate(prompt, 6) == task(prompt, 6, temperature=0.0)
+CHUNKS = [1, 2, 15, 16, 17, 18, 33, 120, 126]
 
 
-def test_steps_that_look_at_fewer_slots_say_the_same(task, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def continued(task):
+    """Number of tokens -> a prompt of so many and Keras's text after it, all of one batch."""
+    ids = task.tokenizer.encode("It was and is a word. " * 60)
+    prompts = [task.tokenizer.decode(ids[:length]) for length in CHUNKS]
+    texts = task(prompts, 6, temperature=0.0)
+    return dict(zip(CHUNKS, zip(prompts, texts, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("length", CHUNKS)
+def test_prompts_of_all_chunk_sizes(continued, runner, length):
+    prompt, expected = continued[length]
+    assert runner.generate(prompt, 6) == expected
+
+
+def test_bfloat16_further_end_tokens_and_steps_that_look_at_fewer_slots(
+    task, tmp_path, monkeypatch
+):
+    """A bfloat16 model is exported in float32, its texts end at the task's further end tokens, and
+    steps that look at fewer slots say the same: one file shows all three."""
+    prompts = ["The", "A word. " * 5, "A word. " * 15]
+    rows = [row.token_ids for row in task(prompts, 120, temperature=0.0, return_details=True)]
+    # One text ends early, the others go on to the last slots.
+    end = next(token for token in rows[0][3:] if token not in [*rows[1], *rows[2]])
+    rows[0] = rows[0][: rows[0].index(end)]
+    model = models.causal_lm(task.model.config, dtype="mixed_bfloat16")
+    model.set_weights(task.model.get_weights())
+    mixed = tasks.TextGeneration(model, task.tokenizer, {"end_token_ids": [end]})
     monkeypatch.setattr(device_model, "_DECODE_LENGTHS", (32, 64))
-    report = export.litert(task, tmp_path / "short.tflite", prefill_lengths=[16])
+    report = export.litert(mixed, tmp_path / "mixed.tflite", prefill_lengths=[16])
     assert set(report["signatures"]) == {"prefill_16", "decode_32", "decode_64", "decode"}
-    device = export.LiteRTModel(tmp_path / "short.tflite")
-    for prompt in ("The", "A word. " * 5, "A word. " * 15):
-        assert device.generate(prompt, 120) == task(prompt, 120, temperature=0.0)
+    assert report["parity"]["greedy_texts_equal"]
+    assert report["parity"]["max_logit_error"] < 1e-3
+    device = export.LiteRTModel(tmp_path / "mixed.tflite")
+    for prompt, ids in zip(prompts, rows, strict=True):
+        assert device.generate(prompt, 120) == task.tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize(
     "name, options",
     [
-        ("gpt-tiny", {}),
-        ("gemma3-tiny", {"sliding_window": 4, "num_sink_tokens": 1}),
-        ("lamda-tiny", {"num_experts": 3, "learned_sinks": True}),
+        ("gpt-tiny", {"num_layers": 1}),
+        ("gemma3-tiny", {"sliding_window": 4, "num_sink_tokens": 1}),  # layers of two kinds
+        ("lamda-tiny", {"num_layers": 1, "num_experts": 3, "learned_sinks": True}),
     ],
 )
 def test_models_of_other_parts(task, tmp_path, name, options):
@@ -96,16 +110,6 @@ def test_models_of_other_parts(task, tmp_path, name, options):
     assert report["prefill_lengths"] == [5]
     device = export.LiteRTModel(tmp_path / "other.tflite")
     assert device.generate("The word", 50) == other("The word", 50, temperature=0.0)
-
-
-def test_a_bfloat16_model_is_exported_in_float32(task, tmp_path):
-    model = models.causal_lm(task.model.config, dtype="mixed_bfloat16")
-    model.set_weights(task.model.get_weights())
-    mixed = tasks.TextGeneration(model, task.tokenizer)
-    report = export.litert(mixed, tmp_path / "mixed.tflite", prefill_lengths=[16])
-    assert report["parity"]["max_logit_error"] < 1e-3
-    device = export.LiteRTModel(tmp_path / "mixed.tflite")
-    assert device.generate("The", 12) == task("The", 12, temperature=0.0)
 
 
 def test_signatures_have_litert_lms_names_and_shapes(mobile, task):
@@ -194,21 +198,22 @@ def test_an_op_that_is_not_builtin_fails_the_export(tmp_path):
 
 @pytest.mark.parametrize("quantization, words", [(None, "differ from"), ("int8", "diverge from")])
 def test_a_file_that_differs_from_the_model_is_not_written(
-    quantization, words, run_folder, tmp_path, monkeypatch
+    quantization, words, task, tmp_path, monkeypatch
 ):
-    broken = keras_llm.load(run_folder)
     write = device_model.write
 
     def other_weights(plan, *arguments):
         model = plan.task.model
         weights = model.get_weights()
         model.set_weights([w * (1.01 if quantization is None else 1.5) for w in weights])
-        write(plan, *arguments)
-        model.set_weights(weights)
+        try:
+            write(plan, *arguments)
+        finally:
+            model.set_weights(weights)  # other tests use the model, too
 
     monkeypatch.setattr(device_model, "write", other_weights)
     with pytest.raises(ExportError, match=f"{words} Keras"):
-        export.litert(broken, tmp_path / "broken.tflite", quantization=quantization)
+        export.litert(task, tmp_path / "broken.tflite", quantization, prefill_lengths=[16])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -741,13 +741,3 @@ def test_the_command_tells_what_is_wrong(capfd):
 
 def test_the_server_is_public():
     assert export.LocalServer.__doc__ and export.ServerOptions.__doc__
-
-
-def test_hostile_requests_are_refused_and_the_next_is_answered(text_server, task, hostile):
-    attacker = hostile(text_server.port, text_server.rest_api_port, seed=1, long_prompts=0)
-    try:
-        assert attacker.attack(100) == []
-        expected = task("The", 4, temperature=0.0)
-        assert attacker.good() == (expected, expected)
-    finally:
-        attacker.close()

@@ -1,5 +1,6 @@
 """The SavedModel: strings to strings, the same text as Keras, and refusals inside the graph."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,14 +10,33 @@ import pytest
 import tensorflow as tf
 
 import keras_llm
-from keras_llm import export, models, tasks, tokenizers
+from keras_llm import export, generation, models, tasks, tokenizers
 from keras_llm.errors import ExportError, InputError
+from keras_llm.export.proofs import proof_of
+from keras_llm.export.server_parity import run_calls
+from keras_llm.export.signatures import module_of
+from keras_llm.export.signatures.loop import ALL_SETTINGS
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n"
+    "{% endfor %}assistant:"
+)
 
 
 @pytest.fixture(scope="module")
-def served(task, tmp_path_factory):
+def chatty(task):
+    """The reference task with a chat template."""
+    chatty = keras_llm.TextGeneration(task.model, task.tokenizer, {"chat_template": TEMPLATE})
+    assert chatty.end_token_ids == task.end_token_ids
+    chatty._compiled = task._compiled  # what is traced for one is traced for both
+    return chatty
+
+
+@pytest.fixture(scope="module")
+def served(chatty, tmp_path_factory):
+    """One export for all tests of what a text generation can have."""
     folder = tmp_path_factory.mktemp("serving") / "reference"
-    report = export.saved_model(task, folder, version=3)
+    report = export.saved_model(chatty, folder, version=3, beam_width=3)
     return folder, report
 
 
@@ -100,7 +120,8 @@ def test_signatures_are_named_and_typed(signatures, task):
         "decode",
         "is_end",
     }
-    assert set(signatures) == {"serving_default", *names}
+    assert set(signatures) == {"serving_default", "chat", "beam_search", *names}
+    assert set(module_of(task).functions()) == names  # without a template and a width
     for name in ("serving_default", "generate"):
         assert rows(signatures[name].structured_input_signature[1]) == {
             "prompt": ("string", [None]),
@@ -257,8 +278,114 @@ def test_the_graph_refuses_what_keras_refuses(signatures, arguments, words):
         generate(signatures, **arguments)
 
 
+def call(signature, prompts, **settings):
+    """With the defaults for what is left out."""
+    values = {"max_new_tokens": 12, **generation.Sampling()._asdict(), **settings}
+    return signature(
+        prompt=tf.constant(prompts),
+        **{
+            name: tf.constant(np.ravel(values[name]), spec.dtype)
+            for name, spec in ALL_SETTINGS.items()
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.0, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
+        {"seed": 5, "min_p": 0.05, "presence_penalty": 0.3, "frequency_penalty": 0.2},
+        {"seed": 6, "typical_p": 0.8, "min_new_tokens": 12, "temperature": 0.7, "top_k": 40},
+    ],
+)
+def test_every_setting_gives_the_text_of_python(task, signatures, settings):
+    outputs = call(signatures["generate_extended"], ["The", "A value"], **settings)
+    expected = task(["The", "A value"], 12, return_details=True, **settings)
+    assert texts(outputs) == [row.text for row in expected]
+    for i, row in enumerate(expected):
+        ids = outputs["token_ids"].numpy()[i, : row.num_tokens]
+        assert ids.tolist() == row.token_ids
+        log_p = outputs["token_log_probabilities"].numpy()[i, : row.num_tokens]
+        np.testing.assert_allclose(log_p, row.token_log_probabilities, atol=1e-4)
+
+
+def test_each_row_has_settings_of_its_own(task, signatures):
+    penalties = [1.0, 0.1, 1.3]
+    outputs = call(
+        signatures["generate_extended"], ["The"] * 3, temperature=0.0, repetition_penalty=penalties
+    )
+    expected = [task("The", 12, temperature=0.0, repetition_penalty=p) for p in penalties]
+    assert texts(outputs) == expected and len(set(expected)) > 1
+
+
+def test_a_chat_is_answered_as_in_python(chatty, signatures):
+    messages = [{"role": "user", "content": "What is a class?"}]
+    settings = {"temperature": 0.8, "top_p": 0.9, "seed": 4}
+    outputs = call(signatures["chat"], [chatty.render(messages)], **settings)
+    assert texts(outputs) == [chatty.chat(messages, max_new_tokens=12, **settings)]
+    conversation = chatty.conversation()
+    assert conversation.say("What is a class?", max_new_tokens=12, **settings) == texts(outputs)[0]
+    # What the template writes as special tokens is plain text elsewhere.
+    plain = call(signatures["generate_extended"], [chatty.render(messages)], **settings)
+    assert texts(plain) == [chatty(chatty.render(messages), 12, **settings)]
+
+
+def test_beams_are_those_of_python(task, signatures):
+    prompts, penalties = ["The", "A value"], [0.0, 1.5]
+    outputs = signatures["beam_search"](
+        prompt=tf.constant(prompts),
+        max_new_tokens=tf.constant([17]),
+        length_penalty=tf.constant(penalties),
+    )
+    for i, penalty in enumerate(penalties):
+        # The sizes of the export's own proof, whose graph is traced already.
+        expected = task(
+            prompts,
+            17,
+            beam_width=3,
+            num_return_sequences=3,
+            length_penalty=penalty,
+            return_details=True,
+        )[i]
+        found = [text.decode() for text in outputs["text"].numpy()[i]]
+        assert found == [row.text for row in expected]
+        np.testing.assert_allclose(outputs["score"][i], [row.score for row in expected], atol=1e-4)
+
+
+def test_a_server_is_told_what_may_be_left_out(served):
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel.FromString((served[0] / "3" / "saved_model.pb").read_bytes())
+    signature = saved.meta_graphs[0].signature_def["generate_extended"]
+    assert set(signature.defaults) == set(signature.inputs) - {"prompt"}
+    values = {name: tf.make_ndarray(value) for name, value in signature.defaults.items()}
+    assert values["temperature"].tolist() == [1.0] and values["temperature"].dtype == "float32"
+    assert values["max_new_tokens"].tolist() == [64] and values["seed"].dtype == "int32"
+    assert set(saved.meta_graphs[0].signature_def["score"].defaults) == set()
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"min_p": 1.5}, "min_p must be in"),
+        ({"top_k": 10**6}, "top_k must be at most"),
+        ({"typical_p": 0.0}, "typical_p must be in"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be"),
+        ({"repetition_penalty": float("nan")}, "repetition_penalty must be"),
+        ({"presence_penalty": float("inf")}, "presence_penalty must be"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size must be"),
+        ({"min_new_tokens": [1, 2, 3]}, "min_new_tokens must have length 1"),
+    ],
+)
+def test_wrong_settings_are_refused(signatures, settings, words):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+        call(signatures["generate_extended"], ["The", "A"], **settings)
+
+
 def test_the_report_lies_beside_the_version(served, task):
     folder, report = served
+    assert set(report["signatures"]) >= {"chat", "beam_search", "generate_extended"}
+    assert report["parity"]["max_beam_score_error"] < 1e-3
     assert sorted(path.name for path in folder.iterdir()) == ["3", "export_report.json"]
     assert json.loads((folder / "export_report.json").read_text()) == {"3": report}
     assert report["parity"]["greedy_texts_equal"] is True
@@ -306,18 +433,29 @@ def test_it_answers_in_the_c_library_that_servers_link(served, task, in_c_librar
         in_c_library(served[0] / "3", "serving_default", {"prompt": prompts}, text_ops=False)
 
 
-def test_a_bfloat16_model(task, tmp_path):
-    model = models.causal_lm(task.model.config, dtype="mixed_bfloat16")
-    model.set_weights(task.model.get_weights())
-    mixed = tasks.TextGeneration(model, task.tokenizer)
+@pytest.fixture(scope="module")
+def mixed(task):
+    """The trained model's first layer in bfloat16: a second one would be as this one."""
+    config = dataclasses.replace(task.model.config, num_layers=1)
+    model = models.causal_lm(config, dtype="mixed_bfloat16")
+    trained = {weight.path: weight for weight in task.model.weights}
+    for weight in model.weights:
+        weight.assign(trained[weight.path])
+    return tasks.TextGeneration(model, task.tokenizer)
+
+
+def test_a_bfloat16_model(mixed, tmp_path):
     report = export.saved_model(mixed, tmp_path / "mixed")
     assert report["parity"]["greedy_texts_equal"] is True
 
 
-def test_a_byte_pair_tokenizer_serves_and_rides_along(text_folder, tmp_path):
+def test_ring_caches_and_a_byte_pair_tokenizer_that_rides_along(text_folder, tmp_path):
     texts = sorted(text_folder.iterdir())[:30]
     tokenizer = tokenizers.BytePair.train(texts, 400, pre_tokenizer="llama3")
-    config = models.preset("llama-tiny", vocabulary_size=400, initializer_range=0.3)
+    config = models.preset(
+        "gemma3-tiny", vocabulary_size=400, sliding_window=4, initializer_range=0.3
+    )
+    assert [config.window(i) for i in range(config.num_layers)] == [4, None]
     bytewise = tasks.TextGeneration(models.causal_lm(config), tokenizer)
     report = export.saved_model(bytewise, tmp_path / "served")
     assert report["parity"]["greedy_texts_equal"] is True
@@ -325,13 +463,6 @@ def test_a_byte_pair_tokenizer_serves_and_rides_along(text_folder, tmp_path):
     device = export.LiteRTModel(tmp_path / "model.tflite")
     prompt = "Two words, 12 numbers\n\n  and \U0001f642"
     assert device.generate(prompt, 12) == bytewise(prompt, 12, temperature=0.0)
-
-
-def test_a_model_with_ring_caches(task, tmp_path):
-    config = models.preset("gemma3-tiny", sliding_window=4, initializer_range=0.3)
-    windowed = tasks.TextGeneration(models.causal_lm(config), task.tokenizer)
-    report = export.saved_model(windowed, tmp_path / "windowed")
-    assert report["parity"]["greedy_texts_equal"] is True
 
 
 def test_a_version_is_refused_or_replaced(served, task):
@@ -344,26 +475,44 @@ def test_a_version_is_refused_or_replaced(served, task):
         export.saved_model(task.model, served[0], version=4)
 
 
-def test_an_export_that_differs_from_the_model_leaves_nothing(run_folder, tmp_path):
-    broken = keras_llm.load(run_folder)
-    decode = broken.tokenizer.decode
-    broken.tokenizer.decode = lambda ids: decode(ids) + "!"  # Python no longer as the graph
+def test_an_export_that_differs_from_the_model_leaves_nothing(mixed, tmp_path, monkeypatch):
+    decode = mixed.tokenizer.decode  # Python no longer as the graph
+    monkeypatch.setattr(mixed.tokenizer, "decode", lambda ids: decode(ids) + "!")
     with pytest.raises(ExportError, match="greedy text"):
-        export.saved_model(broken, tmp_path / "broken")
+        export.saved_model(mixed, tmp_path / "broken")
     assert list((tmp_path / "broken").iterdir()) == []
 
 
-def test_an_export_with_other_weights_leaves_nothing(run_folder, tmp_path, monkeypatch):
-    from keras_llm.export.signatures import TextGenerationModule
+def test_a_proof_fails_where_answers_differ(chatty, signatures):
+    """Each of the export's comparisons, with what the SavedModel answers and that changed."""
+    proof = proof_of(chatty, beam_width=3)
+    proof.expect()
+    calls = proof.calls()
+    answers = run_calls(signatures, calls)
+    names = [name for name, _ in calls]
+    assert proof.compare(answers)["greedy_texts_equal"] is True
 
-    broken = keras_llm.load(run_folder)
-    scores = TextGenerationModule._score
+    def longer(texts):
+        return [text + "!" for text in texts]
 
-    def shifted(self, text):
-        outputs = scores(self, text)
-        return {**outputs, "log_probability": outputs["log_probability"] + 0.1}
+    def more(numbers):
+        return (np.array(numbers) + 0.1).tolist()
 
-    monkeypatch.setattr(TextGenerationModule, "_score", shifted)
-    with pytest.raises(ExportError, match=r"scores .* differ from Keras by 0\.1"):
-        export.saved_model(broken, tmp_path / "broken")
-    assert list((tmp_path / "broken").iterdir()) == []
+    for signature, output, change, words in (
+        ("serving_default", "text", longer, "greedy text 0"),
+        ("serving_default", "log_probability", more, "log-probabilities .* by 0.1"),
+        ("score", "log_probability", more, r"scores .* differ from Keras by 0\.1"),
+        ("tokenize", "token_ids", lambda ids: (np.array(ids) + 1).tolist(), "token ids 0"),
+        ("detokenize", "text", longer, "text 0"),
+        ("is_end", "is_end", lambda ends: (~np.array(ends)).tolist(), "ends 0"),
+        ("prefill", "logits", more, r"logits of the steps .* by 0\.1"),
+        ("decode", "logits", more, r"logits of the steps .* by 0\.1"),
+        ("generate_extended", "text", longer, "text 0"),
+        ("chat", "text", longer, "answer 0"),
+        ("beam_search", "text", lambda rows: [longer(row) for row in rows], "texts of beams 0"),
+        ("beam_search", "score", more, r"scores of beams .* by 0\.1"),
+    ):
+        changed, index = list(answers), names.index(signature)
+        changed[index] = {**answers[index], output: change(answers[index][output])}
+        with pytest.raises(ExportError, match=f"^{words}"):
+            proof.compare(changed)

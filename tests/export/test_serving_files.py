@@ -2,6 +2,7 @@
 
 import pathlib
 import threading
+import time
 
 import pytest
 import tensorflow as tf
@@ -21,7 +22,8 @@ def served(text_folder, tmp_path_factory):
     """A folder with a model of two versions, written while a server would have watched it."""
     texts = [path.read_text("utf-8") for path in sorted(text_folder.iterdir())[:20]]
     tok = tokenizers.SentencePiece.train(texts, 400, "bpe")
-    config = models.preset("bert-tiny", vocabulary_size=400, initializer_range=0.3)
+    sizes = {"vocabulary_size": 400, "num_layers": 1}
+    config = models.preset("bert-tiny", **sizes, initializer_range=0.3)
     task = keras_llm.TextClassification(models.text_classifier(config, 2), tok, ["yes", "no"])
     folder = tmp_path_factory.mktemp("served")
     seen, stop = [], threading.Event()
@@ -33,6 +35,7 @@ def served(text_folder, tmp_path_factory):
                     seen.append(
                         (path.name, sorted(str(p.relative_to(path)) for p in path.rglob("*")))
                     )
+            time.sleep(0.001)  # the export needs the processor, too
 
     watcher = threading.Thread(target=watch)
     watcher.start()

@@ -27,11 +27,12 @@ def toks(text_folder):
 
 @pytest.fixture(scope="module")
 def made(toks):
-    """Any task of a tiny model, each made once."""
+    """Any task of a tiny model, each made once. One layer does where none has a cache."""
     keras.utils.set_random_seed(0)
-    encoder = models.preset("bert-tiny", vocabulary_size=400, initializer_range=0.3)
-    decoder = models.preset("llama-tiny", vocabulary_size=400, initializer_range=0.3)
-    pair = models.preset("transformer-tiny", vocabulary_size=400, initializer_range=0.3, start_id=1)
+    sizes = {"vocabulary_size": 400, "initializer_range": 0.3, "num_layers": 1}
+    encoder = models.preset("bert-tiny", **sizes)
+    decoder = models.preset("llama-tiny", **sizes)
+    pair = models.preset("transformer-tiny", **sizes, num_decoder_layers=2, start_id=1)
     kinds = {
         "classify": lambda t: keras_llm.TextClassification(
             models.text_classifier(encoder, 3), t, LABELS
@@ -65,6 +66,22 @@ def made(toks):
     return make
 
 
+@pytest.fixture(scope="module")
+def proven(made):
+    """The proof of any of these tasks and what its signatures answer, each asked once."""
+    proofs = {}
+
+    def ask(kind, tokenizer):
+        if (kind, tokenizer) not in proofs:
+            task, signatures = made(kind, tokenizer)
+            proof = proof_of(task)
+            proof.expect()
+            proofs[kind, tokenizer] = proof, run_calls(signatures, proof.calls())
+        return proofs[kind, tokenizer]
+
+    return ask
+
+
 CASES = [
     ("classify", "word_piece"),
     ("classify, decoder", "sentencepiece"),
@@ -84,16 +101,15 @@ CASES = [
 
 
 @pytest.mark.parametrize("kind, tokenizer", CASES)
-def test_a_graph_answers_as_its_task(kind, tokenizer, made):
-    task, signatures = made(kind, tokenizer)
+def test_a_graph_answers_as_its_task(kind, tokenizer, made, proven):
+    _, signatures = made(kind, tokenizer)
     assert signatures["serving_default"] is signatures[kind.split(",")[0]]
-    proof = proof_of(task)
-    proof.expect()
-    measured = proof.compare(run_calls(signatures, proof.calls()))
+    proof, outputs = proven(kind, tokenizer)
+    measured = proof.compare(outputs)
     assert all(value == 1.0 for name, value in measured.items() if name.endswith("_equal"))
 
 
-def test_a_proof_fails_where_answers_differ(made):
+def test_a_proof_fails_where_answers_differ(proven):
     for kind, name, change in (
         ("classify", "label", lambda x: ["third" if v != "third" else "first" for v in x]),
         ("classify", "probabilities", lambda x: (np.array(x) + 0.01).tolist()),
@@ -102,10 +118,7 @@ def test_a_proof_fails_where_answers_differ(made):
         ("score", "value", lambda x: (np.array(x) + 0.01).tolist()),
         ("fill_mask", "text", lambda x: [v + "!" for v in x]),
     ):
-        task, signatures = made(kind, "word_piece")
-        proof = proof_of(task)
-        proof.expect()
-        (outputs,) = run_calls(signatures, proof.calls())
+        proof, (outputs,) = proven(kind, "word_piece")
         with pytest.raises(ExportError, match="of the exported model"):
             proof.compare([{**outputs, name: change(outputs[name])}])
 
@@ -222,19 +235,19 @@ def test_a_saved_task_answers_in_a_fresh_process(made, tmp_path):
     assert found == [label for _, label in task("Some text.")]
 
 
-def test_a_compiled_loop_writes_the_same(made):
+def test_a_compiled_loop_writes_the_same(made, proven):
     task, plain = made("translate", "sentencepiece")
     compiled = module_of(task, xla=True).signatures()
-    proof = proof_of(task)
-    proof.expect()
+    proof, _ = proven("translate", "sentencepiece")
     assert proof.compare(run_calls(compiled, proof.calls()))["greedy_texts_equal"]
-    sampled = {  # three rows, filled up to four; budgets up to 16
-        "text": ["string", ["The", "A longer text, with words", "x"]],
-        "max_new_tokens": ["int32", [3, 11, 7]],
-        "temperature": ["float32", [0.7, 1.5, 0.0]],
-        "top_k": ["int32", [0, 9, 0]],
+    # Five rows, filled up to the eight of the proof, and budgets up to its 32: one compilation.
+    sampled = {
+        "text": ["string", ["The", "A longer text, words", "x", "I", "é"]],
+        "max_new_tokens": ["int32", [3, 11, 7, 17, 1]],
+        "temperature": ["float32", [0.7, 1.5, 0.0, 1.0, 0.9]],
+        "top_k": ["int32", [0, 9, 0, 0, 5]],
         "top_p": ["float32", [0.9]],
-        "seed": ["int32", [1, 2, 3]],
+        "seed": ["int32", [1, 2, 3, 4, 5]],
     }
     (one,), (other,) = (run_calls(s, [("translate", sampled)]) for s in (plain, compiled))
     np.testing.assert_allclose(one.pop("score"), other.pop("score"), atol=1e-3)

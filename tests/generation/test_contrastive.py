@@ -13,7 +13,7 @@ STOP, PAD, SIZE = 2, 0, 31
 CASES = {
     "llama-tiny": {"num_layers": 1},
     "gemma3-tiny": {"sliding_window": 3},
-    "t5-tiny": {"start_id": 1},
+    "t5-tiny": {"start_id": 1, "num_layers": 1, "num_decoder_layers": 1},
 }
 
 

@@ -15,7 +15,8 @@ from keras_llm.generation import Sampling
 from keras_llm.generation.compiled import Compiled
 from keras_llm.generation.engine import Engine
 
-V, STOP, PAD, LENGTH = 31, 2, 0, 40
+V, STOP, PAD, LENGTH = 31, 2, 0, 30
+LONG = 28  # new tokens after one, so that others come and go meanwhile
 WAIT = 120  # seconds after which a test gives up; none is meant to pass
 GREEDY = Sampling(temperature=0.0)
 
@@ -43,13 +44,6 @@ def model():
 def engine(model):
     """Three slots."""
     with Engine(model, STOP, max_batch=3, steps_per_turn=4) as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
-def narrow(model):
-    """One slot, and room for one to wait."""
-    with Engine(model, STOP, max_batch=1, max_waiting=1, jit_compile=False) as engine:
         yield engine
 
 
@@ -85,7 +79,7 @@ def requests(count):
     ]
     return [
         (
-            rng.integers(3, V, rng.integers(1, 30)).tolist(),
+            rng.integers(3, V, rng.integers(1, LENGTH)).tolist(),
             int(rng.integers(1, LENGTH)),
             settings[i % len(settings)],
         )
@@ -99,10 +93,10 @@ def outcome(ticket):
 
 @pytest.fixture(scope="module")
 def long_one(model):
-    """A prompt with 30 greedy tokens, and those."""
+    """A prompt with many greedy tokens, and those."""
     for first in range(3, V):
-        tokens, _ = alone(model, [first], 30, GREEDY)
-        if len(tokens) == 30:
+        tokens, _ = alone(model, [first], LONG, GREEDY)
+        if len(tokens) == LONG:
             return [first], tokens
     raise AssertionError("no prompt has a long text")
 
@@ -113,7 +107,7 @@ def check_all(model, engine, asked):
     assert outcomes == [alone(model, *request) for request in asked]
     assert {reason for _, reason in outcomes} == {"stop", "length"}
     assert engine.traces["turn"] == 1
-    assert engine.traces["admit"] <= 3  # widths 16, 32, and 40, the longest
+    assert engine.traces["admit"] <= 2  # widths 16 and 30, the longest
 
 
 def test_each_request_gets_what_it_gets_alone(model, engine):
@@ -137,7 +131,7 @@ def test_a_newcomer_is_served_while_others_run(model, engine, long_one):
         under_way.set()
         assert has_come.wait(WAIT)
 
-    long = engine.submit(prompt, 30, GREEDY, on_token)
+    long = engine.submit(prompt, LONG, GREEDY, on_token)
     assert under_way.wait(WAIT)
     short = engine.submit([5, 6, 7], 2, GREEDY, lambda _: at_end_of_short.append(long.done()))
     has_come.set()
@@ -150,7 +144,7 @@ def test_a_slot_is_given_on_while_the_others_keep_theirs(model, engine, long_one
     """Two long requests and six short ones through three slots."""
     prompt, expected = long_one
     done_of_long, submitted = [], threading.Event()
-    longs = [engine.submit(prompt, 30, GREEDY, lambda _: submitted.wait(WAIT)) for _ in range(2)]
+    longs = [engine.submit(prompt, LONG, GREEDY, lambda _: submitted.wait(WAIT)) for _ in range(2)]
     shorts = [
         engine.submit([n], 2, GREEDY, lambda _: done_of_long.append(longs[0].done()))
         for n in range(10, 16)
@@ -171,7 +165,7 @@ def test_tokens_can_be_read_as_they_come(engine, long_one):
         if len(seen) == 3:  # the engine itself waits here for the reader
             assert has_read.wait(WAIT)
 
-    ticket = engine.submit(prompt, 30, GREEDY, on_token)
+    ticket = engine.submit(prompt, LONG, GREEDY, on_token)
     tokens = iter(ticket)
     assert [next(tokens) for _ in range(3)] == expected[:3]
     assert not ticket.done()
@@ -191,7 +185,7 @@ def test_cancelled_while_running(model, engine, long_one):
         if len(tickets[0]._tokens) == 3:
             assert tickets[0].cancel()
 
-    tickets.append(engine.submit(prompt, 30, GREEDY, cancel_at_third))
+    tickets.append(engine.submit(prompt, LONG, GREEDY, cancel_at_third))
     asked = requests(4)
     others = [engine.submit(*request) for request in asked]
     submitted.set()
@@ -207,8 +201,29 @@ def test_cancelled_while_running(model, engine, long_one):
         assert outcome(ticket) == alone(model, *request)
 
 
-def test_waiting_full_and_cancelled(model, narrow):
-    """One runs, one waits, the third is sent away until the second gives up."""
+def narrow_engine(model):
+    return Engine(model, STOP, max_batch=1, max_waiting=1, jit_compile=False)
+
+
+def test_waiting_full_and_cancelled_and_left_by_an_exception(model):
+    """One slot, and room for one to wait: one runs, one waits, the third is sent away until the
+    second gives up. Then one runs when the engine is left."""
+    with pytest.raises(KeyError), narrow_engine(model) as narrow:
+        check_waiting(model, narrow)
+        tickets, submitted = [], threading.Event()
+
+        def on_token(token):
+            assert submitted.wait(WAIT)
+            tickets[0].result(WAIT)  # comes to an end by cancelling only
+
+        tickets.append(narrow.submit([5], 20, GREEDY, on_token))
+        submitted.set()
+        raise KeyError
+    with pytest.raises(concurrent.futures.CancelledError):
+        tickets[0].result(WAIT)
+
+
+def check_waiting(model, narrow):
     under_way, go_on = threading.Event(), threading.Event()
 
     def on_token(token):
@@ -235,7 +250,7 @@ def test_waiting_full_and_cancelled(model, narrow):
         (([], 3), "`token_ids` must be one or more"),
         (([1.5], 3), "`token_ids` must be one or more"),
         (([V], 3), "`token_ids` must be in 0 .. 30, got 31"),
-        (([5] * LENGTH, 3), "`token_ids` must be fewer than `max_length`=40, got 40"),
+        (([5] * LENGTH, 3), "`token_ids` must be fewer than `max_length`=30, got 30"),
         (([5], 0), "`max_new_tokens`"),
         (([5], 3, Sampling(temperature=-1.0)), "`temperature`"),
         (([5], 3, Sampling(top_k=2**40)), "`top_k` must be an int of 32 bits"),
@@ -263,7 +278,7 @@ def test_an_error_of_on_token_is_that_requests_own(model, engine):
 
 
 def test_the_longest_prompt(model, engine):
-    prompt = [5, 6, 7] * 13
+    prompt = [5, 6, *[5, 6, 7] * 9]
     assert len(prompt) == LENGTH - 1
     assert outcome(engine.submit(prompt, 10, GREEDY)) == alone(model, prompt, 10, GREEDY)
 
@@ -287,25 +302,12 @@ def test_closing_cancels_what_is_pending(model):
         engine.submit([5], 3)
 
 
-def test_leaving_serves_what_is_pending_unless_by_an_exception(model):
+def test_leaving_serves_what_is_pending(model):
     with Engine(model, STOP, max_batch=1, max_length=24, jit_compile=False) as engine:
         tickets = [engine.submit([n], 30, GREEDY) for n in (5, 6, 7)]
     assert all(ticket.done() for ticket in tickets)
     for n, ticket in zip((5, 6, 7), tickets, strict=True):
         assert ticket.result() == alone(model, [n], 23, GREEDY)[0]  # the engine's own length
-
-    tickets, submitted = [], threading.Event()
-
-    def on_token(token):
-        assert submitted.wait(WAIT)
-        tickets[0].result(WAIT)  # comes to an end by cancelling only
-
-    with pytest.raises(KeyError), Engine(model, STOP, max_batch=1, jit_compile=False) as engine:
-        tickets.append(engine.submit([5], 20, GREEDY, on_token))
-        submitted.set()
-        raise KeyError
-    with pytest.raises(concurrent.futures.CancelledError):
-        tickets[0].result(WAIT)
 
 
 def test_nobody_waits_for_an_engine_that_broke(model):
@@ -328,7 +330,7 @@ def test_nobody_waits_for_an_engine_that_broke(model):
 def test_logits_that_are_no_numbers_are_told(model):
     broken = models.causal_lm(model.config)
     broken.set_weights([np.full_like(w, np.nan) for w in model.get_weights()])
-    with Engine(broken, STOP, max_batch=2, max_length=32, jit_compile=False) as engine:
+    with Engine(broken, STOP, max_batch=2, max_length=24, jit_compile=False) as engine:
         with pytest.raises(InputError, match="not numbers"):
             engine.submit([5, 6], 3).result(WAIT)
         with pytest.raises(InputError, match="not numbers"):
@@ -340,5 +342,5 @@ def test_arguments_out_of_range_are_named(model, name):
     with pytest.raises(InputError, match=f"`{name}`"):
         Engine(model, STOP, **{name: 0})
     if name == "max_length":
-        with pytest.raises(InputError, match=r"2 .. 40 .*got 41"):
+        with pytest.raises(InputError, match=r"2 .. 30 .*got 31"):
             Engine(model, STOP, max_length=LENGTH + 1)

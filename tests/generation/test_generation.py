@@ -45,6 +45,18 @@ def compiled(shallow):
     return Compiled(shallow, STOP, PAD, jit_compile=True)
 
 
+@pytest.fixture(scope="module")
+def traced(shallow):
+    """The same without XLA: one graph for any number of rows."""
+    return Compiled(shallow, STOP, PAD, jit_compile=False)
+
+
+@pytest.fixture(scope="module")
+def endless(shallow):
+    """Without a token that ends a text."""
+    return Compiled(shallow, -1, PAD, jit_compile=False)
+
+
 def sampling(temperature=0.0, top_k=0, top_p=1.0, seed=0):
     return generation.Sampling(temperature, top_k, top_p, seed)
 
@@ -142,12 +154,13 @@ def test_greedy_is_the_slow_loop(model):
 
 
 @pytest.mark.parametrize("settings", [sampling(), sampling(0.9, 0, 1.0, 4), sampling(1.3, 9, 0.8)])
-def test_ragged_rows_are_what_each_is_alone(compiled, settings):
+def test_ragged_rows_are_what_each_is_alone(compiled, traced, settings):
+    """Compiled by XLA together, without it alone."""
     ids, lengths = prompts(3, rows=6)
     budgets = np.array([9, 1, 5, 9, 3, 7], "int32")
     together = compiled.generate(ids, lengths, budgets, settings)
     for row, length in enumerate(lengths):
-        alone = compiled.generate(
+        alone = traced.generate(
             ids[row : row + 1, :length], lengths[row : row + 1], budgets[row : row + 1], settings
         )
         count = int(alone.num_tokens[0])
@@ -159,7 +172,7 @@ def test_ragged_rows_are_what_each_is_alone(compiled, settings):
         )
 
 
-def test_settings_are_per_row(compiled):
+def test_settings_are_per_row(compiled, traced):
     ids, lengths = prompts(1, rows=5)
     rows = [sampling(0.0), sampling(1.0, 5, 0.9, 3), sampling(2.0, 0, 1.0, 8)]
     rows += [sampling(0.7, 3, 1.0, -2), sampling(1.0, 0, 0.5, 3)]
@@ -171,7 +184,7 @@ def test_settings_are_per_row(compiled):
     )
     together = compiled.generate(ids, lengths, np.array([8], "int32"), mixed)
     for row, settings in enumerate(rows):
-        alone = compiled.generate(
+        alone = traced.generate(
             ids[row : row + 1], lengths[row : row + 1], np.array([8], "int32"), settings
         )
         np.testing.assert_array_equal(alone.token_ids[0], together.token_ids[row])
@@ -241,14 +254,12 @@ def test_samples_of_one_prompt_are_what_each_is_alone(shallow, compiled):
     assert len({tuple(row) for row in np.asarray(together.token_ids)[:4].tolist()}) > 1
 
 
-def test_alternatives_are_the_most_likely_tokens(model):
+def test_alternatives_are_the_most_likely_tokens(shallow, endless):
     ids, lengths = prompts(5, rows=2)
-    state = Compiled(model, -1, PAD).generate(
-        ids, lengths, np.array([4], "int32"), sampling(), alternatives=3
-    )
+    state = endless.generate(ids, lengths, np.array([4], "int32"), sampling(), alternatives=3)
     for row, length in enumerate(lengths):
         whole = np.concatenate([ids[row, :length], np.asarray(state.token_ids)[row]])
-        logits = np.asarray(model(whole[None]), "float64")[0, length - 1 : -1]
+        logits = np.asarray(shallow(whole[None]), "float64")[0, length - 1 : -1]
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         best = np.argsort(-log_p, -1)[:, :3]
         np.testing.assert_array_equal(state.alternative_ids[row], best)
@@ -259,11 +270,11 @@ def test_alternatives_are_the_most_likely_tokens(model):
         )  # greedy
 
 
-def test_generation_ends_at_the_models_length(model):
+def test_generation_ends_at_the_models_length(endless):
     rng = np.random.default_rng(0)
     ids = rng.integers(3, 61, (2, 125)).astype("int32")
     lengths = np.array([125, 60], "int32")
-    state = Compiled(model, -1, PAD).generate(ids, lengths, np.array([500], "int32"), sampling())
+    state = endless.generate(ids, lengths, np.array([500], "int32"), sampling())
     np.testing.assert_array_equal(state.num_tokens, [3, 68])
     assert not np.any(state.stopped)
 

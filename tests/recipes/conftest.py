@@ -21,11 +21,17 @@ def one_layer(run_folder):
         yield
 
 
+@pytest.fixture(scope="module")
+def loaded():
+    """Folders that were loaded in a module, and their tasks."""
+    return {}
+
+
 @pytest.fixture
-def loaded_once(monkeypatch):
-    """Each folder is loaded once in a test that uses this: what was traced for one call of a
-    command serves the next, too."""
-    tasks, load = {}, keras_llm.load
+def loaded_once(loaded, monkeypatch):
+    """The tests of a module that use this load each folder once between them: what was traced for
+    one call of a command serves the next, too."""
+    tasks, load = loaded, keras_llm.load
 
     def known(folder):
         key = str(folder)

@@ -13,6 +13,8 @@ from keras_llm import cli, export, training
 from keras_llm.errors import InputError
 from keras_llm.recipes import chatbot, chats, judges
 
+pytestmark = pytest.mark.usefixtures("one_layer")
+
 
 def options(talks, out, **changes):
     changes = {"smoke": True, "held_out": 0.2, "epochs": 3, "learning_rate": 1e-2} | changes
@@ -50,6 +52,7 @@ def safety(tmp_path_factory):
 def run(talks, safety, tmp_path_factory):
     out = tmp_path_factory.mktemp("chatbot") / "run"
     ranked = {"rank": 3, "safety": str(safety), "judge_rows": 400, "judge_epochs": 4}
+    ranked["held_out"] = 0.12  # each held-out conversation is answered three times
     return out, chatbot.run(options(talks, out, **ranked))
 
 
@@ -71,7 +74,7 @@ def test_evaluation_finds_the_same_conversations_again(run, tmp_path, loaded_onc
     assert chatbot.evaluate(folder, tmp_path / "one.jsonl")["tokens"] < 12
 
 
-def test_answers_are_ranked_and_filtered(run, capfd, tmp_path):
+def test_answers_are_ranked_and_filtered(run, tmp_path, loaded_once):
     folder, metrics = run
     task = keras_llm.load(folder)
     assert isinstance(task, keras_llm.RankedChat) and task.ranking.num_candidates == 3
@@ -144,6 +147,7 @@ def test_a_run_goes_on_with_adapters_and_after_a_stop(run, talks, tmp_path, monk
             start=str(run[0]),
             lora_rank=4,
             epochs=2,
+            learning_rate=3e-3,
             max_conversations=100,
             checkpoint_steps=3,
             **more,

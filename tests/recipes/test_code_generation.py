@@ -46,7 +46,7 @@ def test_held_out_code_is_better_foreseen_than_by_counting_tokens(run):
     assert "1 nearly repeated" in card and "runs of 13 words" in card and "not run" in card
 
 
-def test_evaluation_finds_the_same_files_again(run):
+def test_evaluation_finds_the_same_files_again(run, loaded_once):
     folder, metrics = run
     found = code_generation.evaluate(folder)
     assert found["bits_per_byte"] == pytest.approx(metrics["held_out"]["bits_per_byte"], rel=1e-4)

@@ -41,7 +41,7 @@ def test_evaluation_finds_the_same_words_again(run, tmp_path, loaded_once):
     assert masked_lm.evaluate(folder, tmp_path / "other.txt")["tokens"] < held_out_tokens
 
 
-def test_a_gap_is_filled(run):
+def test_a_gap_is_filled(run, loaded_once):
     task = keras_llm.load(run[0])
     found = task("The value of the [MASK] is an object.", return_details=True)
     assert "[MASK]" not in found.text and len(found.tokens[0]) == 5

@@ -8,6 +8,8 @@ import keras_llm
 from keras_llm.errors import InputError
 from keras_llm.recipes import chatbot, preference_tuning
 
+pytestmark = pytest.mark.usefixtures("one_layer")
+
 
 def options(start, out, path, **changes):
     return preference_tuning.Options(
@@ -47,7 +49,7 @@ def test_short_answers_win(chat, tmp_path, changes):
     settings = options(
         chat / "chat", tmp_path / "run", chat / "pairs.jsonl", epochs=2, held_out=0.4, **changes
     )
-    settings.learning_rate = 1e-2 if "lora_rank" in changes else 3e-3
+    settings.learning_rate = 5e-3 if "lora_rank" in changes else 3e-3
     metrics = preference_tuning.run(settings)
     held_out = metrics["held_out"]
     assert held_out["reward_accuracy"] > 0.9 and held_out["reward_margin"] > 0.05
@@ -77,9 +79,10 @@ def reviews(tmp_path_factory):
 
 def test_pairs_are_drawn_from_the_model(run_folder, reviews, tmp_path):
     settings = options(run_folder, tmp_path / "run", reviews, least_difference=0.0, epochs=2)
+    settings.pairs, settings.held_out_pairs, settings.prompts = 24, 8, 8
     metrics = preference_tuning.run(settings)
-    assert metrics["training"]["pairs"] + metrics["held_out"]["pairs"] <= 48 + 16
-    assert metrics["held_out"]["prompts"] == 16 and metrics["judge_accuracy"] > 0.9
+    assert 0 < metrics["training"]["pairs"] + metrics["held_out"]["pairs"] <= 24 + 8
+    assert metrics["held_out"]["prompts"] == 8 and metrics["judge_accuracy"] > 0.9
     assert 0 <= metrics["held_out"]["win_rate"] <= 1
     found = preference_tuning.evaluate(tmp_path / "run")
     assert found == pytest.approx(metrics["held_out"], rel=1e-3, abs=1e-3)

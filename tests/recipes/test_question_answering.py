@@ -61,7 +61,7 @@ def run(tmp_path_factory):
     return folder / "run", question_answering.run(options)
 
 
-def test_the_model_answers_and_says_where_there_is_no_answer(run):
+def test_the_model_answers_and_says_where_there_is_no_answer(run, loaded_once):
     folder, metrics = run
     held_out = metrics["held_out"]
     assert held_out["exact_match"] > 0.9 and held_out["f1"] >= held_out["exact_match"]
@@ -86,7 +86,7 @@ def test_the_model_answers_and_says_where_there_is_no_answer(run):
     assert f"{held_out['f1']:.4f}" in card and f"{metrics['baseline']['f1']:.4f}" in card
 
 
-def test_what_was_exported_gives_the_same_answers(run):
+def test_what_was_exported_gives_the_same_answers(run, loaded_once):
     folder, _ = run
     task = keras_llm.load(folder)
     questions = ["who went?", "where to?", "where to?"]

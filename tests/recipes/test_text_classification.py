@@ -92,7 +92,7 @@ def test_the_model_learned_and_is_measured(run):
     assert losses[-1, 1] < 0.5 * losses[0, 1]
 
 
-def test_what_was_exported_gives_the_same_labels(run):
+def test_what_was_exported_gives_the_same_labels(run, loaded_once):
     import tensorflow as tf
 
     folder, metrics = run

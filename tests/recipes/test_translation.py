@@ -72,7 +72,7 @@ def test_the_command_line_translates_and_evaluates(run, capfd, loaded_once):
     assert "bleu_signature" in capfd.readouterr().out
 
 
-def test_batches_shift_the_target_by_one_and_count_what_is_too_long(run):
+def test_batches_shift_the_target_by_one_and_count_what_is_too_long(run, loaded_once):
     task = keras_llm.load(run[0])
     tok = task.tokenizer
     options = translation.Options(out="runs/none", max_length=24, batch_size=2)

@@ -43,9 +43,8 @@ def toks(texts, word_piece):
 
 @pytest.fixture(scope="module")
 def config(word_piece):
-    return models.preset(
-        "bert-tiny", vocabulary_size=word_piece.vocabulary_size, initializer_range=0.3
-    )
+    size = word_piece.vocabulary_size
+    return models.preset("bert-tiny", vocabulary_size=size, num_layers=1, initializer_range=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +87,14 @@ def test_a_class_and_its_probabilities(classifier):
 
 def test_a_classifier_learns_its_labels(word_piece):
     keras.utils.set_random_seed(0)
-    config = models.preset("bert-tiny", vocabulary_size=word_piece.vocabulary_size)
+    size = word_piece.vocabulary_size
+    config = models.preset("bert-tiny", vocabulary_size=size, num_layers=1)
     model = models.text_classifier(config, 2, dropout=0.0)
     task = keras_llm.TextClassification(model, word_piece, ["class", "value"])
     strings = ["a class statement", "the value of this"] * 8
     ids = np.array([[2, *word_piece.encode(text)[:3], 3] for text in strings])
-    model.compile(
-        keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(3e-3), loss, jit_compile=False)
     model.fit([ids, ids > 0, 0 * ids], np.array([0, 1] * 8), epochs=12, verbose=0)
     assert task(strings[:2]) == ["class", "value"]
 

@@ -17,7 +17,8 @@ def tok(text_folder):
 
 @pytest.fixture(scope="module")
 def embedding(tok):
-    config = models.preset("bert-tiny", vocabulary_size=400, initializer_range=0.2)
+    options = {"vocabulary_size": 400, "num_layers": 1, "initializer_range": 0.2}
+    config = models.preset("bert-tiny", **options)
     return keras_llm.TextEmbedding(models.sentence_embedder(config), tok, {"made": "here"})
 
 
@@ -39,7 +40,7 @@ def copier(tok):
     rows = np.array([row + [0] * (width - len(row)) for row in rows] * 8, "int32")
     decoder = np.concatenate([np.full((len(rows), 1), tok.bos_id), rows[:, :-1]], axis=1)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
-    task.model.compile(keras.optimizers.Adam(3e-3), loss)
+    task.model.compile(keras.optimizers.Adam(3e-3), loss, jit_compile=False)
     task.model.fit([rows, decoder], rows, epochs=40, verbose=0, batch_size=16)
     return task
 
@@ -111,16 +112,18 @@ def test_a_chat_needs_a_template(task):
         task.chat("hello")
 
 
-def test_a_chat_is_the_rendered_prompt_continued(task, tmp_path):
+def test_a_chat_is_the_rendered_prompt_continued(shallow, tmp_path):
     template = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    chatty = keras_llm.TextGeneration(task.model, task.tokenizer, {"chat_template": template})
+    metadata = {"chat_template": template}
+    chatty = keras_llm.TextGeneration(shallow.model, shallow.tokenizer, metadata)
     chatty.save(tmp_path / "chatty")
     chatty = keras_llm.load(tmp_path / "chatty")
     settings = {"max_new_tokens": 12, "temperature": 0.0}
     answer = chatty.chat("What is a class?", **settings)
     # The template writes the begin token that calling the task adds by itself.
-    assert answer == task("user: What is a class?\n", **settings)
+    assert answer == shallow("user: What is a class?\n", **settings)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
-    assert chatty.chat(messages, **settings) == task("system: Be brief.\nuser: Hi\n", **settings)
+    expected = shallow("system: Be brief.\nuser: Hi\n", **settings)
+    assert chatty.chat(messages, **settings) == expected
     with pytest.raises(InputError, match="role"):
         chatty.chat([{"content": "Hi"}])

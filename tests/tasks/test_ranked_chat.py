@@ -20,7 +20,7 @@ def judges(text_folder):
     """Classifiers with random weights: what they think differs from text to text."""
     texts = [path.read_text("utf-8") for path in sorted(text_folder.iterdir())[:20]]
     tok = tokenizers.WordPiece.train(texts, 400)
-    size = {"vocabulary_size": tok.vocabulary_size, "initializer_range": 0.5}
+    size = {"vocabulary_size": tok.vocabulary_size, "num_layers": 1, "initializer_range": 0.5}
 
     def judge(*labels):
         model = models.text_classifier(models.preset("bert-tiny", **size), 2)

@@ -11,23 +11,25 @@ GREEDY = {"temperature": 0.0, "max_new_tokens": 16}
 
 
 @pytest.fixture(scope="module")
-def draft(task):
+def draft(shallow):
     """A model of another shape that knows nothing, with the same tokenizer."""
-    size = task.model.config.vocabulary_size
+    size = shallow.model.config.vocabulary_size
     return keras_llm.TextGeneration(
         models.causal_lm(models.preset("gpt-tiny", vocabulary_size=size, num_layers=1)),
-        task.tokenizer,
+        shallow.tokenizer,
     )
 
 
-def test_a_draft_and_looking_up_change_no_text(task, draft, held_out_prompts):
+def test_a_draft_and_looking_up_change_no_text(shallow, draft, held_out_prompts):
     prompts = held_out_prompts[:4]
-    expected = task(prompts, **GREEDY)
-    assert task(prompts, **GREEDY, draft=task) == expected
-    assert task(prompts, **GREEDY, draft=draft, num_draft_tokens=2) == expected
-    assert task(prompts, **GREEDY, prompt_lookup=2) == expected
-    details = task(prompts[0], **GREEDY, prompt_lookup=2, return_details=True, num_alternatives=2)
-    plain = task(prompts[0], **GREEDY, return_details=True, num_alternatives=2)
+    expected = shallow(prompts, **GREEDY)
+    assert shallow(prompts, **GREEDY, draft=shallow) == expected
+    assert shallow(prompts, **GREEDY, draft=draft, num_draft_tokens=2) == expected
+    assert shallow(prompts, **GREEDY, prompt_lookup=2) == expected
+    details = shallow(
+        prompts[0], **GREEDY, prompt_lookup=2, return_details=True, num_alternatives=2
+    )
+    plain = shallow(prompts[0], **GREEDY, return_details=True, num_alternatives=2)
     assert details.token_ids == plain.token_ids and details.text == plain.text
     np.testing.assert_allclose(
         details.token_log_probabilities, plain.token_log_probabilities, atol=1e-4
@@ -35,9 +37,9 @@ def test_a_draft_and_looking_up_change_no_text(task, draft, held_out_prompts):
     assert [list(row) for row in details.alternatives] == [list(row) for row in plain.alternatives]
 
 
-def test_beam_search_is_that_of_the_functions(task, held_out_prompts):
+def test_beam_search_is_that_of_the_functions(shallow, held_out_prompts):
     prompts = held_out_prompts[:3]
-    found = task(
+    found = shallow(
         prompts,
         max_new_tokens=9,
         beam_width=4,
@@ -45,66 +47,70 @@ def test_beam_search_is_that_of_the_functions(task, held_out_prompts):
         num_return_sequences=3,
         return_details=True,
     )
-    tok = task.tokenizer
-    for prompt, row in zip(prompts, found, strict=True):
-        ids = np.array([tok.encode_prompt(prompt)])
-        expected = generation.beam_search(
-            task.model,
-            ids,
-            np.array([ids.shape[1]]),
-            9,
-            4,
-            tok.eos_id,
-            tok.pad_id,
-            length_penalty=0.7,
-            num_return_sequences=3,
-        )
+    tok = shallow.tokenizer
+    rows = [tok.encode_prompt(prompt) for prompt in prompts]
+    lengths = np.array([len(row) for row in rows])
+    expected = generation.beam_search(
+        shallow.model,
+        np.array([row + [tok.pad_id] * (lengths.max() - len(row)) for row in rows]),
+        lengths,
+        9,
+        4,
+        tok.eos_id,
+        tok.pad_id,
+        length_penalty=0.7,
+        num_return_sequences=3,
+    )
+    assert len(set(lengths.tolist())) > 1
+    for place, row in enumerate(found):
         assert [r.score for r in row] == sorted((r.score for r in row), reverse=True)
         for i, result in enumerate(row):
-            count = int(expected.num_tokens[0, i])
-            assert result.token_ids == np.asarray(expected.token_ids)[0, i, :count].tolist()
-            np.testing.assert_allclose(result.score, expected.score[0, i], atol=1e-4)
+            count = int(expected.num_tokens[place, i])
+            assert result.token_ids == np.asarray(expected.token_ids)[place, i, :count].tolist()
+            np.testing.assert_allclose(result.score, expected.score[place, i], atol=1e-4)
             if result.finish_reason == "length":
                 np.testing.assert_allclose(
-                    result.log_probability, expected.log_probability[0, i], atol=1e-3
+                    result.log_probability, expected.log_probability[place, i], atol=1e-3
                 )
-    assert task(prompts, **GREEDY, beam_width=1) == task(prompts, **GREEDY)
+    assert shallow(prompts, **GREEDY, beam_width=1) == shallow(prompts, **GREEDY)
 
 
-def test_beams_obey_the_settings_that_look_back(task):
-    plain = task("The", max_new_tokens=12, beam_width=3)
-    free = task("The", max_new_tokens=24, beam_width=3, no_repeat_ngram_size=2, return_details=True)
+def test_beams_obey_the_settings_that_look_back(shallow):
+    plain = shallow("The", max_new_tokens=12, beam_width=3)
+    free = shallow(
+        "The", max_new_tokens=16, beam_width=3, no_repeat_ngram_size=2, return_details=True
+    )
     pairs = list(zip(free.token_ids, free.token_ids[1:], strict=False))
     assert len(pairs) == len(set(pairs))
-    assert task("The", beam_width=3, regex="( a| the)+!", max_new_tokens=12) != plain
-    matched = task("The", beam_width=3, regex="(xyz|zyx)!", max_new_tokens=16)
+    assert shallow("The", beam_width=3, regex="( a| the)+!", max_new_tokens=12) != plain
+    matched = shallow("The", beam_width=3, regex="(xyz|zyx)!", max_new_tokens=16)
     assert matched in ("xyz!", "zyx!")
-    forced = task("The", beam_width=3, forced=" number", max_new_tokens=12)
+    forced = shallow("The", beam_width=3, forced=" number", max_new_tokens=12)
     assert forced.startswith(" number")
     # One beam under penalties is greedy decoding under them.
     penalised = {"repetition_penalty": 1.6, "frequency_penalty": 0.4, "max_new_tokens": 16}
-    one = task("The", beam_width=1, **penalised)
-    assert one == task("The", temperature=0.0, **penalised)
+    one = shallow("The", beam_width=1, **penalised)
+    assert one == shallow("The", temperature=0.0, **penalised)
 
 
-def test_contrastive_search_is_that_of_the_function(task):
-    tok = task.tokenizer
+def test_contrastive_search_is_that_of_the_function(shallow):
+    tok = shallow.tokenizer
     ids = np.array([tok.encode_prompt("The value")])
     expected = generation.contrastive_search(
-        task.model, ids, np.array([ids.shape[1]]), 10, 4, 0.5, tok.eos_id, tok.pad_id
+        shallow.model, ids, np.array([ids.shape[1]]), 10, 4, 0.5, tok.eos_id, tok.pad_id
     )
-    result = task("The value", max_new_tokens=10, contrastive_alpha=0.5, return_details=True)
+    result = shallow("The value", max_new_tokens=10, contrastive_alpha=0.5, return_details=True)
     count = int(expected.num_tokens[0])
     assert result.token_ids == np.asarray(expected.token_ids)[0, :count].tolist()
     np.testing.assert_allclose(result.log_probability, expected.log_probability[0], atol=1e-3)
-    assert task("The value", contrastive_alpha=0.0, **GREEDY) == task("The value", **GREEDY)
+    assert shallow("The value", contrastive_alpha=0.0, **GREEDY) == shallow("The value", **GREEDY)
 
 
-def test_candidates_are_drawn_once_and_ranked(task):
+def test_candidates_are_drawn_once_and_ranked(shallow):
     settings = {"max_new_tokens": 8, "seed": 3, "return_details": True}
-    drawn = task("The", num_return_sequences=5, **settings)
+    drawn = shallow("The", num_return_sequences=5, **settings)
     means = [r.log_probability / r.num_tokens for r in drawn]
-    best = task("The", num_candidates=5, **settings)
+    best = shallow("The", num_candidates=5, **settings)
     assert best.token_ids == drawn[int(np.argmax(means))].token_ids
     assert best.score == pytest.approx(max(means))
     asked = []
@@ -113,12 +119,14 @@ def test_candidates_are_drawn_once_and_ranked(task):
         asked.append(prompt)
         return [len(text) for text in texts]
 
-    rows = task(["The", "A"], num_candidates=5, scorer=longest, num_return_sequences=2, **settings)
+    rows = shallow(
+        ["The", "A"], num_candidates=5, scorer=longest, num_return_sequences=2, **settings
+    )
     assert asked == ["The", "A"]
     lengths = sorted((len(r.text) for r in drawn), reverse=True)
     assert [len(r.text) for r in rows[0]] == lengths[:2]
-    with pytest.raises(InputError, match="`scorer` must return 3 numbers"):
-        task("The", num_candidates=3, scorer=lambda prompt, texts: [1.0], max_new_tokens=2)
+    with pytest.raises(InputError, match="`scorer` must return 5 numbers"):
+        shallow("The", num_candidates=5, scorer=lambda prompt, texts: [1.0], max_new_tokens=2)
 
 
 def test_searches_compile_once_for_a_bucket(draft):
@@ -134,49 +142,41 @@ def test_searches_compile_once_for_a_bucket(draft):
     assert draft._compiled.traces == 2  # one row, and two
 
 
-def test_xla_changes_no_text(task, monkeypatch):
+def test_xla_changes_no_text(shallow, monkeypatch):
     calls = [
         {"temperature": 0.0},
         {"seed": 3, "top_p": 0.9, "repetition_penalty": 1.3},
-        {"beam_width": 2, "repetition_penalty": 1.3},
+        {"beam_width": 3, "repetition_penalty": 1.3},
         {"contrastive_alpha": 0.5},
         {"prompt_lookup": 2, "temperature": 0.0},
     ]
-    config = models.preset(
-        "llama-tiny",
-        vocabulary_size=task.model.config.vocabulary_size,
-        num_layers=1,
-        tie_embeddings=False,
-        initializer_range=0.3,
-    )
-    plain = keras_llm.TextGeneration(models.causal_lm(config), task.tokenizer)
-    expected = [plain("The", max_new_tokens=12, **settings) for settings in calls]
-    assert not plain._compiled.jit_compile and len(set(expected)) >= 4
+    expected = [shallow("The", max_new_tokens=12, **settings) for settings in calls]
+    assert not shallow._compiled.jit_compile and len(set(expected)) >= 4
     monkeypatch.setenv("KERAS_LLM_XLA", "1")
-    other = keras_llm.TextGeneration(plain.model, task.tokenizer)
+    other = keras_llm.TextGeneration(shallow.model, shallow.tokenizer)
     assert other._compiled.jit_compile
     assert [other("The", max_new_tokens=12, **settings) for settings in calls] == expected
 
 
-def test_further_tokens_end_a_text(task, tmp_path):
-    plain = task("The", **GREEDY, return_details=True)
+def test_further_tokens_end_a_text(shallow, tmp_path):
+    plain = shallow("The", **GREEDY, return_details=True)
     end = plain.token_ids[4]
     first = plain.token_ids.index(end)
-    cut = task("The", **GREEDY, return_details=True, stop_token_ids=[end])
+    cut = shallow("The", **GREEDY, return_details=True, stop_token_ids=[end])
     assert cut.token_ids == plain.token_ids[:first]
-    assert cut.finish_reason == "stop" and cut.stopped_by == task.tokenizer.token(end)
-    assert "".join(task.stream("The", **GREEDY, stop_token_ids=[end])) == cut.text
-    assert task("The", **GREEDY, beam_width=1, stop_token_ids=[end]) == cut.text
-    assert task("The", **GREEDY, prompt_lookup=2, stop_token_ids=[end]) == cut.text
-    turns = keras_llm.TextGeneration(task.model, task.tokenizer, {"end_token_ids": [end]})
+    assert cut.finish_reason == "stop" and cut.stopped_by == shallow.tokenizer.token(end)
+    assert "".join(shallow.stream("The", **GREEDY, stop_token_ids=[end])) == cut.text
+    assert shallow("The", **GREEDY, beam_width=1, stop_token_ids=[end]) == cut.text
+    assert shallow("The", **GREEDY, prompt_lookup=2, stop_token_ids=[end]) == cut.text
+    turns = keras_llm.TextGeneration(shallow.model, shallow.tokenizer, {"end_token_ids": [end]})
     turns.save(tmp_path / "turns")
     assert keras_llm.load(tmp_path / "turns")("The", **GREEDY) == cut.text
-    stopped = task("The", **GREEDY, return_details=True, stop=[plain.text[3:6]])
+    stopped = shallow("The", **GREEDY, return_details=True, stop=[plain.text[3:6]])
     assert stopped.stopped_by == plain.text[3:6] and stopped.finish_reason == "stop"
-    whole = task("The", temperature=0.0, max_new_tokens=2, return_details=True)
+    whole = shallow("The", temperature=0.0, max_new_tokens=2, return_details=True)
     assert whole.finish_reason == "length" and whole.stopped_by is None
     with pytest.raises(InputError, match="`stop_token_ids`"):
-        task("The", stop_token_ids=[-1])
+        shallow("The", stop_token_ids=[-1])
 
 
 @pytest.mark.parametrize(
@@ -201,12 +201,12 @@ def test_further_tokens_end_a_text(task, tmp_path):
         ({"beam_widht": 3}, "`beam_widht`; known: .*beam_width"),
     ],
 )
-def test_wrong_searches_are_named(task, settings, words):
+def test_wrong_searches_are_named(shallow, settings, words):
     with pytest.raises(InputError, match=words):
-        task("The", **{"max_new_tokens": 4, **settings})
+        shallow("The", **{"max_new_tokens": 4, **settings})
 
 
-def test_a_draft_of_another_vocabulary_is_refused(task):
+def test_a_draft_of_another_vocabulary_is_refused(shallow):
     from keras_llm import tokenizers
 
     tok = tokenizers.SentencePiece.train(["once upon a time"] * 9, 275, "bpe")
@@ -214,18 +214,18 @@ def test_a_draft_of_another_vocabulary_is_refused(task):
         models.causal_lm(models.preset("gpt-tiny", vocabulary_size=275)), tok
     )
     with pytest.raises(InputError, match="`draft` must have this task's vocabulary"):
-        task("The", temperature=0.0, draft=other)
+        shallow("The", temperature=0.0, draft=other)
     with pytest.raises(InputError, match="whole texts"):
-        task.stream("The", beam_width=2)
+        shallow.stream("The", beam_width=2)
 
 
-@pytest.fixture(scope="module")
-def broken(draft):
-    model = models.causal_lm(draft.model.config)
-    weights = model.get_weights()
-    weights[-1] = np.full_like(weights[-1], np.nan)
-    model.set_weights(weights)
-    return keras_llm.TextGeneration(model, draft.tokenizer)
+@pytest.fixture
+def broken(shallow):
+    """What is traced already, with weights that are no numbers."""
+    weights = shallow.model.get_weights()
+    shallow.model.set_weights([*weights[:-1], np.full_like(weights[-1], np.nan)])
+    yield shallow
+    shallow.model.set_weights(weights)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def broken(draft):
         {},
         {"temperature": 0.0},
         {"stop": "x"},
-        {"beam_width": 2},
+        {"beam_width": 3},
         {"contrastive_alpha": 0.5},
         {"prompt_lookup": 2, "temperature": 0.0},
     ],

@@ -38,17 +38,17 @@ def test_pieces_hold_back_what_may_become_a_stop_string(size):
     assert all(pieces_until(pieces, ("three",)))
 
 
-def test_several_texts_of_one_prompt(task):
+def test_several_texts_of_one_prompt(shallow):
     hot = {"temperature": 1.5, "max_new_tokens": 8, "seed": 3}
-    texts = task("The", num_return_sequences=3, **hot)
-    assert len(texts) == 3 and texts[0] == task("The", **hot)
-    assert texts[1] == task("The", **{**hot, "seed": 4})
-    rows = task(["The", "In"], num_return_sequences=2, **hot)
+    texts = shallow("The", num_return_sequences=3, **hot)
+    assert len(texts) == 3 and texts[0] == shallow("The", **hot)
+    assert texts[1] == shallow("The", **{**hot, "seed": 4})
+    rows = shallow(["The", "In"], num_return_sequences=2, **hot)
     assert [len(row) for row in rows] == [2, 2] and rows[0] == texts[:2]
 
 
-def test_details_name_likely_tokens(task):
-    details = task("The", **GREEDY, return_details=True, num_alternatives=2)
+def test_details_name_likely_tokens(shallow):
+    details = shallow("The", **GREEDY, return_details=True, num_alternatives=2)
     for token, log_p, others in zip(
         details.token_ids, details.token_log_probabilities, details.alternatives, strict=True
     ):
@@ -57,21 +57,21 @@ def test_details_name_likely_tokens(task):
     np.testing.assert_allclose(sum(details.token_log_probabilities), details.log_probability)
 
 
-def test_tokens_can_be_banned_favoured_and_forced(task):
-    first = task("The", temperature=0.0, max_new_tokens=1, return_details=True).token_ids[0]
-    other = task(
+def test_tokens_can_be_banned_favoured_and_forced(shallow):
+    first = shallow("The", temperature=0.0, max_new_tokens=1, return_details=True).token_ids[0]
+    other = shallow(
         "The", temperature=0.0, max_new_tokens=1, return_details=True, banned=[first]
     ).token_ids[0]
     assert other != first
-    favoured = task("The", temperature=0.0, max_new_tokens=3, logit_bias={"\n": 100.0})
+    favoured = shallow("The", temperature=0.0, max_new_tokens=3, logit_bias={"\n": 100.0})
     assert favoured == "\n\n\n"
-    assert task("The", **GREEDY, forced=" number").startswith(" number")
-    ids = task(
+    assert shallow("The", **GREEDY, forced=" number").startswith(" number")
+    ids = shallow(
         "The", temperature=0.0, max_new_tokens=40, no_repeat_ngram_size=2, return_details=True
     ).token_ids
     pairs = list(itertools.pairwise(ids))
     assert len(pairs) == len(set(pairs))
-    longest = task("The", **GREEDY, min_new_tokens=24, return_details=True)
+    longest = shallow("The", **GREEDY, min_new_tokens=24, return_details=True)
     assert longest.num_tokens == 24
 
 
@@ -94,43 +94,43 @@ def test_tokens_can_be_banned_favoured_and_forced(task):
         ({"forced": 3}, "`forced`"),
     ],
 )
-def test_wrong_settings_are_named(task, settings, words):
+def test_wrong_settings_are_named(shallow, settings, words):
     with pytest.raises(InputError, match=words):
-        task("The", **settings)
+        shallow("The", **settings)
     if "num" not in words:
         with pytest.raises(InputError, match=words):
-            task.stream("The", **settings)
+            shallow.stream("The", **settings)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
-def test_a_text_matches_its_pattern(task, temperature):
+def test_a_text_matches_its_pattern(shallow, temperature):
     settings = {"temperature": temperature, "seed": 5, "max_new_tokens": 40}
     pattern = r"[0-9]{3}-(yes|no)!"
-    texts = task(["The", "In a"], regex=pattern, num_return_sequences=2, **settings)
+    texts = shallow(["The", "In a"], regex=pattern, num_return_sequences=2, **settings)
     for text in [text for row in texts for text in row]:
         assert re.fullmatch(pattern, text), text
-    assert "".join(task.stream("The", regex=pattern, **settings)) == texts[0][0]
-    answer = task.score(["The" + texts[0][0]])
+    assert "".join(shallow.stream("The", regex=pattern, **settings)) == texts[0][0]
+    answer = shallow.score(["The" + texts[0][0]])
     assert np.isfinite(answer).all()
 
 
-def test_a_text_fulfils_its_schema(task):
+def test_a_text_fulfils_its_schema(shallow):
     schema = {
         "type": "object",
         "properties": {"kind": {"enum": ["class", "module"]}, "old": {"type": "boolean"}},
         "required": ["kind", "old"],
     }
-    for seed in range(3):
-        text = task("The", json_schema=schema, temperature=1.5, seed=seed, max_new_tokens=80)
+    settings = {"temperature": 1.5, "seed": [0, 1, 2], "max_new_tokens": 80}
+    for text in shallow(["The"] * 3, json_schema=schema, **settings):
         row = json.loads(text)
         assert row["kind"] in ("class", "module") and isinstance(row["old"], bool)
 
 
-def test_constraints_that_cannot_be_kept_are_refused(task):
+def test_constraints_that_cannot_be_kept_are_refused(shallow):
     with pytest.raises(InputError, match="cannot both"):
-        task("The", regex="a", json_schema={})
+        shallow("The", regex="a", json_schema={})
     with pytest.raises(InputError):
-        task("The", regex="(")
+        shallow("The", regex="(")
 
 
 def test_ids_that_the_tokenizer_lacks_are_never_chosen(task, tmp_path):

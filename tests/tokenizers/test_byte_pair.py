@@ -92,9 +92,8 @@ def test_ids_of_the_original_and_round_trip(name, first, second):
 @functools.cache
 def characters_of_every_category():
     scalars = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
-    ends = [a for a, b in itertools.pairwise(scalars) if category(a) != category(b)]
-    begins = [b for a, b in itertools.pairwise(scalars) if category(a) != category(b)]
-    return {*ends, *begins, *scalars[::97]}
+    pairs = [(a, b) for a, b in itertools.pairwise(scalars) if category(a) != category(b)]
+    return {*itertools.chain(*pairs), *scalars[::97]}
 
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)

@@ -37,6 +37,7 @@ def sentence_piece():
 
 
 @functools.cache
+@functools.cache
 def foreign(remove_extra_whitespaces):
     """A model that puts a space before a text, as Llama 2's and T5's do."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]

@@ -1,6 +1,7 @@
 """Any Unicode text survives, and the graph agrees with Python."""
 
 import functools
+import gc
 import pydoc_data.topics
 
 import numpy as np
@@ -143,9 +144,15 @@ def test_broken_folders_are_named(tmp_path):
         tokenizers.load(tmp_path)
 
 
-def test_of_two_alike_one_may_go(tmp_path):
-    import gc
+@pytest.fixture
+def young_garbage():
+    """A collection looks at what the test makes alone: all that a suite holds takes seconds."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
+
+def test_of_two_alike_one_may_go(young_garbage, tmp_path):
     tokenizers.SentencePiece.train(["once upon a time"] * 9, 275, "bpe").save(tmp_path)
     one, other = tokenizers.load(tmp_path), tokenizers.load(tmp_path)
     expected = [one.encode("upon")]
@@ -155,9 +162,8 @@ def test_of_two_alike_one_may_go(tmp_path):
     assert other.tokenize(["upon"]).to_list() == expected
 
 
-def test_a_cleared_session_leaves_it(tmp_path):
+def test_a_cleared_session_leaves_it(young_garbage):
     import keras
-    import tensorflow as tf
 
     tok = tokenizers.SentencePiece.train(["once upon a time"] * 9, 276, "bpe")
     in_graph = tf.function(tok.tokenize)

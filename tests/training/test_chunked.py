@@ -128,7 +128,8 @@ def corpus(rows=12, length=10, seed=0):
 
 def trained(use_trainer, **changes):
     keras.utils.set_random_seed(3)
-    shape = {"vocabulary_size": V, "initializer_range": 0.3, **changes}
+    depth = 2 if "num_experts" in changes else 1  # the losses of all layers are added
+    shape = {"vocabulary_size": V, "num_layers": depth, "initializer_range": 0.3, **changes}
     model = models.causal_lm(models.preset("llama-tiny", **shape))
     fitted = training.LanguageModelTrainer(model, ignore_id=0) if use_trainer else model
     arguments = {"optimizer": keras.optimizers.SGD(0.02), "jit_compile": False}
@@ -174,7 +175,7 @@ def test_the_models_of_all_token_heads_are_trained():
             inputs, targets = [x, x > 0, np.tile([[1, 4, 6]], (len(x), 1))], y[:, :3]
         weights = np.random.default_rng(0).random(targets.shape).astype("float32")
         trainer = training.LanguageModelTrainer(model, ignore_id=0)
-        trainer.compile(keras.optimizers.Adam(1e-3), jit_compile=False)
+        trainer.compile(keras.optimizers.Adam(1e-3), run_eagerly=True)
         found = trainer.evaluate(inputs, targets, batch_size=12, sample_weight=weights, verbose=0)
         logits = np.asarray(model(inputs), "float64")
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -188,8 +189,8 @@ def test_the_models_of_all_token_heads_are_trained():
 
 
 def test_half_precision_agrees_with_its_own_logits():
-    config = models.preset("llama-tiny", vocabulary_size=V, initializer_range=0.3)
-    model = models.causal_lm(config, dtype="mixed_bfloat16")
+    shape = {"vocabulary_size": V, "num_layers": 1, "initializer_range": 0.3}
+    model = models.causal_lm(models.preset("llama-tiny", **shape), dtype="mixed_bfloat16")
     trainer = training.LanguageModelTrainer(model)
     trainer.compile(keras.optimizers.AdamW(1e-3), jit_compile=False)
     x, y = corpus()
@@ -221,7 +222,7 @@ def test_half_precision_trains_as_float32_does_with_adapters_and_saving(tmp_path
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
     assert {w.dtype for w in model.weights} == {"float32"}
     training.add_lora(model, rank=2)
-    trainer.compile(training.AdamW(1e-2), jit_compile=False)
+    trainer.compile(training.AdamW(1e-2), run_eagerly=True)
     again = trainer.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0).history["loss"]
     assert again[1] < again[0]
     merged = training.merge_lora(model)
@@ -247,7 +248,7 @@ def test_an_optimizer_that_would_not_change_coarse_weights_is_refused():
 
 
 def test_wrong_arguments_are_named():
-    model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=V))
+    model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=V, num_layers=1))
     for changes, words in (
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"z_loss": -1.0}, "z_loss"),

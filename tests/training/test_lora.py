@@ -92,10 +92,11 @@ def test_adapters_of_one_layer_add_up(tmp_path):
 
 
 def test_encoders_and_heads_have_adapters_too():
-    encoder = models.preset("distilbert-tiny", vocabulary_size=V)
+    encoder = models.preset("distilbert-tiny", vocabulary_size=V, num_layers=1)
+    pair = models.preset("t5-tiny", vocabulary_size=V, num_layers=1, num_decoder_layers=1)
     for model, inputs in (
         (models.text_classifier(encoder, 2, dropout=0.0), [IDS, IDS > 0]),
-        (models.seq2seq(models.preset("t5-tiny", vocabulary_size=V)), [IDS, IDS]),
+        (models.seq2seq(pair), [IDS, IDS]),
     ):
         before = np.asarray(model(inputs))
         training.add_lora(model, rank=2)

@@ -20,7 +20,8 @@ BOS = 1
 @pytest.fixture(scope="module")
 def model():
     keras.utils.set_random_seed(2)
-    return models.causal_lm(models.preset("llama-tiny", vocabulary_size=37, initializer_range=0.3))
+    shape = {"vocabulary_size": 37, "num_layers": 1, "initializer_range": 0.3}
+    return models.causal_lm(models.preset("llama-tiny", **shape))
 
 
 def stream(size=101, seed=0):
@@ -92,9 +93,9 @@ def test_the_loss_of_fit_ignores_padding(model):
     assert accuracy == pytest.approx((log_p.argmax(-1) == y)[:, :6].mean())
 
 
-def fit(callbacks, epochs=3, learning_rate=1e-2, make=keras.optimizers.Adam, eager=True):
+def fit(callbacks, epochs=3, learning_rate=1e-2, make=keras.optimizers.Adam, eager=True, depth=1):
     keras.utils.set_random_seed(0)
-    model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=37))
+    model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=37, num_layers=depth))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(make(learning_rate), loss, jit_compile=False, run_eagerly=eager)
     x = np.tile(np.arange(2, 14, dtype="int32"), (16, 1))
@@ -207,7 +208,7 @@ def test_tensorboard_shows_attention_embeddings_and_a_trace_on_request(tmp_path)
     board = training.TensorBoard(
         tmp_path, 44, attention=row, projector=labels, profile_batch=(2, 3)
     )
-    model, _ = fit([board], epochs=1, eager=False)
+    model, _ = fit([board], epochs=1, eager=False, depth=2)
     folder = tmp_path / "train"
     images = EventAccumulator(str(folder)).Reload().Tensors("attention/block_1")
     assert [event.step for event in images] == [0, 4]
