@@ -14,6 +14,7 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
 
+import contextlib
 import gc
 import json
 import pathlib
@@ -97,16 +98,23 @@ def text_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def run_folder(text_folder, tmp_path_factory):
-    """A model folder from the recipe itself, trained enough that its greedy text is not a tie."""
+def run_folder(text_folder, tmp_path_factory, worker_id):
+    """A model folder from the recipe itself, trained enough that its greedy text is not a tie. The
+    worker that makes it first makes it for all."""
     from keras_llm.recipes import text_generation
 
-    out = tmp_path_factory.mktemp("runs") / "reference"
-    options = text_generation.Options(
-        out=str(out), data=str(text_folder), smoke=True, prompt="The", held_out=0.2
-    )
-    text_generation.run(options)
-    return out
+    base = tmp_path_factory.getbasetemp()
+    shared = (base if worker_id == "master" else base.parent) / "reference_runs" / "reference"
+    shared.parent.mkdir(exist_ok=True)
+    if not shared.exists():
+        out = tmp_path_factory.mktemp("runs") / "reference"
+        options = text_generation.Options(
+            out=str(out), data=str(text_folder), smoke=True, prompt="The", held_out=0.2
+        )
+        text_generation.run(options)
+        with contextlib.suppress(OSError):  # another worker was sooner
+            os.rename(out, shared)
+    return shared
 
 
 @pytest.fixture(scope="session")

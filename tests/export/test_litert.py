@@ -76,11 +76,16 @@ def test_bfloat16_further_end_tokens_and_steps_that_look_at_fewer_slots(
 ):
     """A bfloat16 model is exported in float32, its texts end at the task's further end tokens, and
     steps that look at fewer slots say the same: one file shows all three."""
-    prompts = ["The", "A word. " * 5, "A word. " * 15]
+    prompts = ["The", "A word. " * 5, "A word. " * 15, "In 1984", "def f(x):"]
     rows = [row.token_ids for row in task(prompts, 120, temperature=0.0, return_details=True)]
     # One text ends early, the others go on to the last slots.
-    end = next(token for token in rows[0][3:] if token not in [*rows[1], *rows[2]])
-    rows[0] = rows[0][: rows[0].index(end)]
+    early, end = next(
+        (i, token)
+        for i, row in enumerate(rows)
+        for token in row[3:]
+        if not any(token in other for other in rows if other is not row)
+    )
+    rows[early] = rows[early][: rows[early].index(end)]
     model = models.causal_lm(task.model.config, dtype="mixed_bfloat16")
     model.set_weights(task.model.get_weights())
     mixed = tasks.TextGeneration(model, task.tokenizer, {"end_token_ids": [end]})
