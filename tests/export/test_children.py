@@ -1,8 +1,11 @@
 """A process of an export that dies leaves nothing behind and is told of in one line."""
 
+import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -141,3 +144,37 @@ def test_what_a_fork_loads_is_gone(tmp_path):
 
     values, arrays = children.in_fork(fill)
     assert values["pid"] != os.getpid() and not place and not arrays
+
+
+def test_a_kept_child_serves_the_next_export(tmp_path):
+    module = "keras_llm.export.device_parity"
+    with children.keep(module):
+        with children.child(module, "that runs the file") as first:
+            process = first.process
+        with children.child(module, "that runs another file") as second:
+            assert second.process is process
+            with pytest.raises(ExportError, match=r"that runs another file failed: .*KeyError"):
+                second.ask({})
+        with children.child(module, "that runs the file") as third:  # the other has failed
+            assert third.process is not process
+        assert process.poll() is not None and third.process.poll() is None
+    assert third.process.poll() is not None and not third.folder.exists()
+
+
+def test_a_child_cannot_import_keras(tmp_path):
+    program = """
+import sys
+from keras_llm.export import children
+
+def run(folder, request):
+    try:
+        import keras
+    except ImportError:
+        return {"keras": False}, {}
+    return {"keras": True}, {}
+
+children.serve(sys.argv[1], run)
+"""
+    (tmp_path / "request.json").write_text("{}")
+    subprocess.run([sys.executable, "-c", program, tmp_path], input=b"\n", check=True)
+    assert json.loads((tmp_path / "answer.json").read_text()) == {"keras": False}

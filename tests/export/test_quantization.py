@@ -171,3 +171,18 @@ def test_a_recipe_gives_what_dequantized_weights_give(task, tmp_path, quantizati
         outputs = runner(**{**inputs, **step})
         inputs |= {n: v for n, v in outputs.items() if n in inputs}
     np.testing.assert_allclose(outputs["logits"][0, 0], expected, atol=1e-3)
+
+
+def test_a_model_in_bfloat16_is_rounded_as_the_same_model_in_float32(task, tmp_path):
+    """Activations that decide the rounding are read in float32 from weights of either precision."""
+    half = models.causal_lm(task.model.config, dtype="bfloat16")
+    half.set_weights(task.model.get_weights())
+    whole = models.causal_lm(task.model.config)
+    whole.set_weights([np.asarray(weight, "float32") for weight in half.get_weights()])
+    files = []
+    for name, model in (("half", half), ("whole", whole)):
+        (tmp_path / name).mkdir()
+        other = keras_llm.TextGeneration(model, task.tokenizer)
+        _, path = exported(other, tmp_path / name, "int4", calibration=ROWS)
+        files.append({name: data for name, (_, data) in stored(path).items()})
+    assert len(files[0]) > 10 and files[0] == files[1]
