@@ -241,17 +241,28 @@ def fetch():
     return get
 
 
-# What takes a minute begins first: begun last it would leave a worker without work.
+# What takes longest begins first: begun last it would leave a worker without work.
 _LONG = [
     "tests/training/test_distribution.py",
     "tests/test_docs.py",
     "tests/export/test_saved_model.py",
+    "tests/models/test_causal_lm.py",
+    "tests/recipes/test_text_generation.py",
     "tests/test_cli.py",
     "tests/recipes/test_chatbot.py",
-    "tests/models/test_causal_lm.py",
-    "tests/models/test_heads.py",
+    "tests/tasks/test_searches.py",
     "tests/export/test_litert.py",
+    "tests/recipes/test_preference_tuning.py",
+    "tests/models/test_heads.py",
     "tests/export/test_litert_lm.py",
+    "tests/export/test_task_signatures.py",
+    "tests/test_house.py",
+    "tests/recipes/test_text_classification.py",
+    "tests/training/test_lora.py",
+    "tests/recipes/test_question_answering.py",
+    "tests/tasks/test_settings.py",
+    "tests/data/test_streaming.py",
+    "tests/training/test_resume.py",
 ]
 
 
