@@ -148,8 +148,15 @@ def test_a_chat_goes_on_line_by_line(task, tmp_path, capfd, monkeypatch, loaded_
     made.save(tmp_path / "chatty")
     chatty = keras_llm.load(tmp_path / "chatty")
     settings = {"max_new_tokens": 8, "seed": 2, "stop": "\n"}
-    arguments = ["--max-new-tokens", 8, "--seed", 2, "--stop", "\n", "--system", "Hm."]
-    messages, answers = [{"role": "system", "content": "Hm."}], []
+    first = [{"role": "user", "content": "Hi"}]
+    system = next(  # one that the model heeds
+        text
+        for text in ("Hm.", "The value is a number.", "In 1984", "def f(x):", "A list of words.")
+        if chatty.chat([{"role": "system", "content": text}, *first], **settings)
+        != chatty.chat(first, **settings)
+    )
+    arguments = ["--max-new-tokens", 8, "--seed", 2, "--stop", "\n", "--system", system]
+    messages, answers = [{"role": "system", "content": system}], []
     for text in ("Hi", "Why?"):
         messages.append({"role": "user", "content": text})
         answers.append(chatty.chat(messages, **settings))

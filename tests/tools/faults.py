@@ -779,6 +779,7 @@ EXPORT = (
         (
             "tests/export/test_quantization.py"
             "::test_each_weight_is_stored_once_and_as_its_rule_says",
+            "tests/export/test_quantization.py::test_a_shared_table_has_one_rule",
             "tests/export/test_litert_lm.py"
             "::test_a_byte_pair_tokenizer_goes_in_as_tokenizer_json_with_a_further_end_token",
         ),
