@@ -5,8 +5,9 @@
     python benchmarks/export.py --python OTHER/.venv/bin/python --source OTHER   # another checkout
     python benchmarks/export.py --only litert_lm --peer PEER/bin/python   # beside litert-torch
 
-A peer is a Python environment with litert-torch 0.10.0, torch, transformers and tensorflow. It exports the same
-weights from a Hugging Face folder, which is written beforehand, and verifies nothing.
+A peer is a Python environment with litert-torch 0.10.0, torch, transformers and tensorflow. It
+exports the same weights from a Hugging Face folder, which is written beforehand, and verifies
+nothing.
 
 Every export runs in a process of its own, alone, once a round; figures are medians of the rounds.
 Memory is the largest sum, over the processes of the export, of their proportional set sizes (PSS:
