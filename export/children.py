@@ -64,7 +64,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            env={**self._environment, "TF_CPP_MIN_LOG_LEVEL": "3"},
         )
 
     def __enter__(self):

@@ -22,7 +22,7 @@ from keras_llm.export.decoder_proof import DecoderProof, TranslationProof
 from keras_llm.export.device_proof import check_texts
 from keras_llm.export.head_graphs import MASKS, SIGNATURES
 from keras_llm.export.head_proof import AnswerProof, HeadProof, MaskProof
-from keras_llm.export.lowering import Trace, in_float32, layers_of
+from keras_llm.export.lowering import Trace, computes_in, in_float32
 from keras_llm.export.quantization import rules_of
 from keras_llm.export.signatures import check_whole
 from keras_llm.tasks import TextGeneration, Translation
@@ -315,9 +315,7 @@ def _reference(task, quantization):
     """The task that the file is compared with: in float32, if the file is."""
     if isinstance(task, GenerativeTask):
         task = task.without_xla()  # a few texts, before which XLA would compile for longer
-    if quantization is not None or all(
-        layer.compute_dtype == "float32" for layer in layers_of(task.model)
-    ):
+    if quantization is not None or computes_in(task.model, "float32"):
         return task
     row = models.describe(task.model)
     model = models.restore({**row, "dtype": "float32"})

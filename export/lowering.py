@@ -309,12 +309,17 @@ def in_float32(task):
         The task itself if it computes in float32, else one whose model has no values; and a list
         of pairs (read, held) as `Trace` takes it.
     """
-    if all(layer.compute_dtype == "float32" for layer in layers_of(task.model)):
+    if computes_in(task.model, "float32"):
         return task, [(variable, variable) for variable in task.model.variables]
     row = {**models.describe(task.model), "dtype": "float32"}
     model = shapes_only(lambda: models.restore(row))
     twin = type(task)(model, task.tokenizer, metadata=task.metadata)
     return twin, list(zip(model.variables, task.model.variables, strict=True))
+
+
+def computes_in(model, *dtypes):
+    """Whether all layers of a model compute in one of some precisions."""
+    return all(layer.compute_dtype in dtypes for layer in layers_of(model))
 
 
 def layers_of(model):

@@ -74,7 +74,7 @@ def plan_export(model, target="litert_lm", quantization=None, max_length=None):
     length = min(config.max_length, 2048) if max_length is None else max_length
     largest = max(math.prod(shape) for _, shape in variables)
     cache = _cache_bytes(config, length)
-    blocks = getattr(config, "num_layers", None) or 2 * config.num_decoder_layers
+    blocks = config.num_layers + getattr(config, "num_decoder_layers", 0)
     before = _PARENT + model_bytes
     parent = before + _WORK + _WORK_PER_BLOCK * blocks
     if target != "saved_model" and quantization is None and model_bytes < 4 * weights:

@@ -17,8 +17,7 @@ _loaded = {}
 
 def _run_saved_model(folder, request):
     del folder
-    found = {"load": _load, "call": _call, "time": _time}[request["what"]](request)
-    return found if isinstance(found, tuple) else (found, {})
+    return {"load": _load, "call": _call, "time": _time}[request["what"]](request)
 
 
 def _load(request):
@@ -42,7 +41,7 @@ def _load(request):
         "ops": ops,
         "non_core_ops": [op for op in ops if op not in core],
         "libraries": {name: found for name, found in libraries.items() if found},
-    }
+    }, {}
 
 
 def _call(request):
@@ -70,7 +69,7 @@ def _time(request):
     (outputs,) = run_calls(signatures, [call])
     seconds = time.perf_counter() - begin
     numbers = {name: value for name, value in outputs.items() if isinstance(value, list)}
-    return {"seconds": seconds, "outputs": numbers}
+    return {"seconds": seconds, "outputs": numbers}, {}
 
 
 def ops_of(path):

@@ -169,6 +169,29 @@ def task(run_folder):
     return keras_llm.load(run_folder)
 
 
+@pytest.fixture(scope="module")
+def loaded():
+    """Folders that were loaded in a module, and their tasks."""
+    return {}
+
+
+@pytest.fixture
+def loaded_once(loaded, monkeypatch):
+    """The tests of a module that use this load each folder once between them: what was traced for
+    one call of a command serves the next, too."""
+    import keras_llm
+
+    load = keras_llm.load
+
+    def known(folder):
+        key = str(folder)
+        if key not in loaded:
+            loaded[key] = load(folder)
+        return loaded[key]
+
+    monkeypatch.setattr(keras_llm, "load", known)
+
+
 @pytest.fixture(scope="session")
 def held_out_prompts(task):
     """24 beginnings of held-out documents, of many lengths."""

@@ -31,19 +31,10 @@ def called(capfd, *arguments):
     return code, captured.out, captured.err
 
 
-@pytest.fixture
-def loaded_once(task, run_folder, monkeypatch):
-    """Each folder is loaded once in a test that uses this, and `run_folder` is `task`: what was
-    traced for one call serves the next, too."""
-    tasks, load = {str(run_folder): task}, keras_llm.load
-
-    def known(folder):
-        key = str(folder)
-        if key not in tasks:
-            tasks[key] = load(folder)
-        return tasks[key]
-
-    monkeypatch.setattr(keras_llm, "load", known)
+@pytest.fixture(scope="module")
+def loaded(task, run_folder):
+    """What `loaded_once` begins with: `run_folder` is `task`."""
+    return {str(run_folder): task}
 
 
 def imported(program):

@@ -4,7 +4,7 @@ import numpy as np
 
 from keras_llm.errors import ExportError
 from keras_llm.export import parity
-from keras_llm.export.lowering import layers_of
+from keras_llm.export.lowering import computes_in
 
 TOLERANCE = 1e-3  # of probabilities, and of sums of log-probabilities in nats
 _IN_16_BITS = 0.1  # the same of a model that computes in 16 bits: some roundings of a logit near 4
@@ -23,8 +23,7 @@ class Proof:
 
     def __init__(self, task, exact=True, beam_width=None):
         self.task, self.exact, self.beam_width = task, exact, beam_width
-        layers = layers_of(task.model)
-        self.in_float32 = all(layer.compute_dtype in ("float32", "float64") for layer in layers)
+        self.in_float32 = computes_in(task.model, "float32", "float64")
 
     def calls(self):
         """Calls of signatures, a list of pairs (signature, inputs)."""

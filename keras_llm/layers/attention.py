@@ -275,8 +275,7 @@ class MultiHeadAttention(keras.layers.Layer):
     def _heads(self, inputs, projection, num_heads, norm=None):
         """(B, T, D) -> (B, T, num_heads, H)."""
         batch_size, length, width = ops.shape(inputs)
-        # Of two axes: of three, and with sizes that are not known, the product takes some twenty
-        # operations more.
+        # Of two axes: where sizes are unknown, a product of three takes twenty more operations.
         features = projection(ops.reshape(inputs, (-1, width)))
         heads = ops.reshape(features, (batch_size, length, num_heads, self.head_dim))
         return heads if norm is None else norm(heads)

@@ -54,6 +54,23 @@ def text_base(task, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def embedder():
+    """The kind of task that is exported soonest: one short graph, no text to be written."""
+    import keras_llm
+    from keras_llm import models, tokenizers
+
+    tok = tokenizers.WordPiece.train(["Ada wrote of engines."] * 9, 80)
+    config = models.preset(
+        "bert-tiny",
+        vocabulary_size=tok.vocabulary_size,
+        num_layers=1,
+        max_length=32,
+        initializer_range=0.3,
+    )
+    return keras_llm.TextEmbedding(models.sentence_embedder(models.encoder(config)), tok)
+
+
+@pytest.fixture(scope="session")
 def serve():
     """Function that starts a server on free ports, both of them; all are closed at the end."""
     from keras_llm import export

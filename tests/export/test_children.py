@@ -11,24 +11,9 @@ import time
 
 import pytest
 
-import keras_llm
-from keras_llm import export, models, tokenizers
+from keras_llm import export
 from keras_llm.errors import ExportError
 from keras_llm.export import children
-
-
-@pytest.fixture(scope="module")
-def embedder():
-    """The kind of task that is exported soonest: one short graph, no text to be written."""
-    tok = tokenizers.WordPiece.train(["Ada wrote of engines."] * 9, 80)
-    config = models.preset(
-        "bert-tiny",
-        vocabulary_size=tok.vocabulary_size,
-        num_layers=1,
-        max_length=32,
-        initializer_range=0.3,
-    )
-    return keras_llm.TextEmbedding(models.sentence_embedder(models.encoder(config)), tok)
 
 
 def kill_when_asked(monkeypatch, module, number):

@@ -2,24 +2,9 @@
 
 import pytest
 
-import keras_llm
-from keras_llm import export, models, tokenizers
+from keras_llm import export, models
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export import planning
-
-
-@pytest.fixture(scope="module")
-def embedder():
-    """The kind of task that is exported soonest."""
-    tok = tokenizers.WordPiece.train(["Ada wrote of engines."] * 9, 80)
-    config = models.preset(
-        "bert-tiny",
-        vocabulary_size=tok.vocabulary_size,
-        num_layers=1,
-        max_length=32,
-        initializer_range=0.3,
-    )
-    return keras_llm.TextEmbedding(models.sentence_embedder(models.encoder(config)), tok)
 
 
 @pytest.mark.parametrize("quantization", [None, "float16", "int8", "int4"])
@@ -48,6 +33,14 @@ def test_a_config_is_planned_without_its_weights():
     assert plans["int4"]["file_bytes"] < plans["int8"]["file_bytes"]
     memory = [plans[q]["memory_bytes"] for q in ("int4", "int8", None)]
     assert memory == sorted(memory)
+
+
+def test_both_stacks_of_an_encoder_decoder_take_time():
+    seconds = [
+        export.plan_export(models.preset("transformer-tiny", **{name: 40}), "litert")["seconds"]
+        for name in ("num_layers", "num_decoder_layers")
+    ]
+    assert min(seconds) > 40
 
 
 @pytest.mark.parametrize("write", ["litert", "litert_lm", "saved_model"])

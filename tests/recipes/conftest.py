@@ -4,8 +4,6 @@ import importlib
 
 import pytest
 
-import keras_llm
-
 
 @pytest.fixture(scope="module")
 def one_layer(run_folder):
@@ -19,24 +17,3 @@ def one_layer(run_folder):
                 row["num_decoder_layers"] = 1
             patch.setitem(table, name, type(table[name]).from_dict(row))
         yield
-
-
-@pytest.fixture(scope="module")
-def loaded():
-    """Folders that were loaded in a module, and their tasks."""
-    return {}
-
-
-@pytest.fixture
-def loaded_once(loaded, monkeypatch):
-    """The tests of a module that use this load each folder once between them: what was traced for
-    one call of a command serves the next, too."""
-    tasks, load = loaded, keras_llm.load
-
-    def known(folder):
-        key = str(folder)
-        if key not in tasks:
-            tasks[key] = load(folder)
-        return tasks[key]
-
-    monkeypatch.setattr(keras_llm, "load", known)

@@ -796,8 +796,8 @@ EXPORT = (
         "a model with any layer in float32 counts as one in float32",
         Place(
             "export/lowering.py",
-            'if all(layer.compute_dtype == "float32" for layer in layers_of(task.model)):',
-            'if any(layer.compute_dtype == "float32" for layer in layers_of(task.model)):',
+            "return all(layer.compute_dtype in dtypes",
+            "return any(layer.compute_dtype in dtypes",
         ),
         (
             "tests/export/test_litert.py::test_a_bfloat16_model_is_exported_in_float32",
