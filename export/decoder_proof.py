@@ -64,8 +64,8 @@ class DecoderProof(Proof):
         self._losses, self._choices = [], []
         read = [(source, ids[:-1]) for source, ids in self._rows]
         for (_, ids), logits in zip(self._rows, self._logits_of(read), strict=True):
-            log_p = _log_softmax(logits)
-            self._losses.append(-log_p[np.arange(len(ids) - 1), ids[1:]])
+            rows = zip(logits, ids[1:], strict=True)  # one at a time: they are large in float64
+            self._losses.append(np.array([-_log_softmax(row)[target] for row, target in rows]))
             self._choices.append(logits.argmax(-1))
 
     def compare(self, answer):

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import gc
 
 from keras_llm import models
 from keras_llm.errors import InputError
@@ -23,6 +22,7 @@ from keras_llm.export.device_proof import check_texts
 from keras_llm.export.head_graphs import MASKS, SIGNATURES
 from keras_llm.export.head_proof import AnswerProof, HeadProof, MaskProof
 from keras_llm.export.lowering import Trace, computes_in, in_float32
+from keras_llm.export.parity import free_memory
 from keras_llm.export.quantization import rules_of
 from keras_llm.export.signatures import check_whole
 from keras_llm.tasks import TextGeneration, Translation
@@ -73,7 +73,10 @@ class Plan:
     def samples(self):
         """Texts in the manner of the model, a list of str."""
         if isinstance(self.task, TextGeneration):
-            return parity.probe_prompts(self.task)
+            found = parity.probe_prompts(self.task)
+            if self.quantization is not None:
+                self.task.release()  # no more of Keras's texts are needed
+            return found
         return list(parity.SEED_TEXTS)
 
     def calibration_rows(self):
@@ -215,7 +218,7 @@ def build(plan, path, child, progress, meanwhile):
     write(plan, model, path, progress)
     del model
     if plan.task.model.count_params() > _LARGE:
-        gc.collect()  # graphs refer to themselves, and verification needs the memory
+        free_memory()
     return found
 
 

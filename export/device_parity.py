@@ -38,16 +38,20 @@ def _run_head(runner, request):
 
 
 def _run_decoder(runner, request):
-    rows, logits = [], []
+    rows, logits, steps = [], None, 0
     for prompt in request["prompts"]:
         token_ids = []
         for token, step_logits in runner.steps(prompt, NEW_TOKENS):
-            logits.append(step_logits)
+            if logits is None:  # of all steps there may be; a page takes memory when it is written
+                most = len(request["prompts"]) * NEW_TOKENS
+                logits = np.empty((most, *step_logits.shape), step_logits.dtype)
+            logits[steps] = step_logits
+            steps += 1
             if token is not None:
                 token_ids.append(token)
         rows.append(token_ids)
     texts = [runner.tokenizer.decode(ids) for ids in rows]
-    arrays = {"logits": np.stack(logits)}
+    arrays = {"logits": logits[:steps]}
     for index, (source, row) in enumerate(request["rows"]):
         losses, choices = _read(runner, source, row)
         arrays |= {f"losses_{index}": losses, f"choices_{index}": choices}

@@ -4,6 +4,7 @@ import abc
 import numbers
 
 from keras_llm.errors import ExportError, InputError
+from keras_llm.export.parity import free_memory
 
 
 class Proof(abc.ABC):
@@ -75,6 +76,8 @@ class Proof(abc.ABC):
             report["quality"] = {"text": source, **quality}
             self._refuse_if_worse(quality)
         # Measured last: Keras is at work no more.
+        del answer
+        free_memory()
         return {**report, **child.ask({"what": "cost", "path": str(path)})}
 
     def _refuse_if_worse(self, quality):

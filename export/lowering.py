@@ -11,6 +11,7 @@ process down.
 import dataclasses
 import functools
 import hashlib
+import weakref
 
 import keras
 import numpy as np
@@ -18,7 +19,8 @@ import tensorflow as tf
 
 from keras_llm import models
 from keras_llm.errors import ExportError
-from keras_llm.models.summary import shapes_only
+from keras_llm.generation.tensorflow import free_graph
+from keras_llm.models.deferred import shapes_only
 
 _SHAPES = ("Shape", "ShapeN", "Size", "Rank")  # read no values
 
@@ -142,6 +144,7 @@ class Trace:
 
         specs = [*inputs.values(), *(tf.TensorSpec(v.shape, v.dtype) for _, v in weights)]
         self._wrapped = tf.compat.v1.wrap_function(run, specs)
+        _free_with(self, self._wrapped.graph)
         self.output_names = list(outputs)
         tensors = self._wrapped.inputs
         count = len(inputs)
@@ -175,8 +178,13 @@ class Trace:
     def signature(self, name):
         """The `Traced` signature, ready to be lowered."""
         feeds = [*self._inputs, *self._cut]
-        graph = self._wrapped.prune(feeds, list(self._wrapped.outputs))
+        graph = self._pruned(feeds, list(self._wrapped.outputs))
         return Traced(name, self.input_names, self.output_names, self.consumed, graph)
+
+    def _pruned(self, feeds, fetches):
+        function = self._wrapped.prune(feeds, fetches)
+        _free_with(function, function.graph)
+        return function
 
     def products(self, keys):
         """What weights multiply.
@@ -202,7 +210,7 @@ class Trace:
         fetches = [*state.values(), *read.values()]
         weights = [ref.deref() for ref in self._held]
         captured = [ref.deref() for ref in self._captured]
-        run = self._wrapped.prune([*self._inputs, *weights, *captured], fetches)
+        run = self._pruned([*self._inputs, *weights, *captured], fetches)
 
         def call(inputs):
             given = [tf.constant(inputs[name]) for name in self.input_names]
@@ -264,7 +272,7 @@ class Trace:
         return Expression(self._key(tensor), path, tuple(tensor.shape.as_list()), compute)
 
     def _compute(self, tensor, sources):
-        run = self._wrapped.prune([ref.deref() for ref in sources], [tensor])
+        run = self._pruned([ref.deref() for ref in sources], [tensor])
         values = [
             self._captured[ref]
             if ref in self._captured
@@ -300,6 +308,11 @@ class Trace:
                     digest.update(self._key(source).encode())
             self._keys[ref] = digest.hexdigest()
         return self._keys[ref]
+
+
+def _free_with(owner, graph):
+    """Free a graph when its owner is freed."""
+    weakref.finalize(owner, free_graph, graph)
 
 
 def in_float32(task):

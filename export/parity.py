@@ -1,5 +1,9 @@
 """What the verifications of all exports share: prompts, and comparisons with the Keras model."""
 
+import contextlib
+import ctypes
+import gc
+
 import numpy as np
 
 from keras_llm.errors import ExportError
@@ -9,6 +13,13 @@ TIMED_TOKENS = 64
 LARGE = 300_000_000  # weights; of larger models less is done at a time
 _LOGITS = 1 << 23  # of Keras at a time, 32 MiB
 SEED_TEXTS = ["The", "I", "In 1984", "def ", "Why?", "\n", "é", "a b"]
+
+
+def free_memory():
+    """Return the memory of freed graphs to the system before another process needs it."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def probe_prompts(task):

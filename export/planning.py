@@ -13,7 +13,7 @@ from keras_llm import models
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export.quantization import rule_for, rules_of
 from keras_llm.models.config import TransformerConfig
-from keras_llm.models.summary import shapes_only
+from keras_llm.models.deferred import shapes_only
 
 TARGETS = ("saved_model", "litert", "litert_lm")
 _GB = 1_000_000_000

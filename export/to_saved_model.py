@@ -1,6 +1,5 @@
 """A SavedModel that takes strings and returns strings, in TensorFlow Serving's layout."""
 
-import gc
 import pathlib
 
 from keras_llm.errors import ExportError, InputError
@@ -75,7 +74,7 @@ def saved_model(task, path, version=1, overwrite=False, xla=False, weights=None,
             progress.part("write", 1.0)
         del module, signatures
         if task.model.count_params() > parity.LARGE:
-            gc.collect()  # graphs refer to themselves, and verification needs the memory
+            parity.free_memory()
         with progress.phase("verify"):
             child.send({"what": "load", "path": str(folder)})
             proof = proof_of(task, weights is None, beam_width)  # Keras is at work meanwhile

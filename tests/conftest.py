@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # two workers share two cores
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 # What XLA compiles it keeps for the life of a process, and it takes seconds for each model: tests
 # that are not about it do without, those that are ask for it by `jit_compile=True`.

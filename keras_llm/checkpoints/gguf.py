@@ -11,6 +11,7 @@ from keras_llm.checkpoints.fields import Fields
 from keras_llm.checkpoints.gguf_file import open_gguf
 from keras_llm.errors import InputError
 from keras_llm.layers import Llama3Scaling, Rotary
+from keras_llm.models.deferred import shapes_only
 
 _NAMES = {
     "token_embedding": "token_embd",
@@ -72,7 +73,7 @@ def from_gguf(path, dtype=None):
     config = family.read_config({"metadata": metadata, "tensors": tensors}, path)
     tied_to = family.links(config, metadata)
     links.check(tied_to, tensors, family.ignored, what=f"{architecture} model")
-    model = models.causal_lm(config, dtype=dtype)
+    model = shapes_only(lambda: models.causal_lm(config, dtype=dtype))
     links.assign(model, tied_to, tensors)
     notes = {"source": f"GGUF, {metadata.get('general.name', architecture)}"}
     template = metadata.get("tokenizer.chat_template")

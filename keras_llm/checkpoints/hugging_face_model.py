@@ -13,6 +13,7 @@ from keras_llm.checkpoints.encoders import BERT, DISTILBERT, ROBERTA, T5
 from keras_llm.checkpoints.fields import Fields
 from keras_llm.errors import InputError
 from keras_llm.layers import Alibi, RelativeBias, Rotary
+from keras_llm.models.deferred import shapes_only
 
 # In this order a config is written as the first one that can hold all of it.
 FAMILIES = {
@@ -69,7 +70,7 @@ def read_model(folder, dtype=None, heads=None):
     links.check(
         tied_to, found, family.ignored, family.copies, f"{family.model_type} {head or 'model'}"
     )
-    model = models.build(config, head, options, dtype=dtype)
+    model = shapes_only(lambda: models.build(config, head, options, dtype=dtype))
     links.assign(model, tied_to, found)
     return model
 

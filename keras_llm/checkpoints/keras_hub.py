@@ -10,6 +10,7 @@ from keras_llm.checkpoints.parts import parts
 from keras_llm.checkpoints.tensors import Tensors
 from keras_llm.errors import InputError
 from keras_llm.layers import Llama3Scaling, Rotary
+from keras_llm.models.deferred import shapes_only
 
 _BLOCK = {
     "self_attention/query": "self_attention/query",
@@ -90,7 +91,7 @@ def from_keras_hub(model, max_length=None, dtype=None):
     tensors = Tensors(sources, kind)
     tied_to = _links(kind, config, theirs)
     links.check(tied_to, tensors, what=kind)
-    ours = models.causal_lm(config, dtype=dtype)
+    ours = shapes_only(lambda: models.causal_lm(config, dtype=dtype))
     links.assign(ours, tied_to, tensors)
     return ours
 

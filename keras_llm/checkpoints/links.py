@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_llm.errors import InputError
+from keras_llm.models.deferred import allocate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +147,11 @@ def assign(model, links, tensors):
     for link in links:
         weights = link.read([tensors[name] for name in link.theirs])
         for path, weight in zip(link.ours, weights, strict=True):
-            variables.pop(path).assign(np.asarray(weight, "float32"))
+            allocate(variables.pop(path), np.asarray(weight, "float32"))
     left = [path for path in variables if "seed_generator" not in path]
     assert not left, left  # a weight of ours that no table of parts knows
+    for variable in variables.values():
+        allocate(variable)
 
 
 def collect(model, links):

@@ -186,6 +186,13 @@ class Compiled:
             ranks=(2, 1),
         )
 
+    def release(self):
+        """Free what was compiled; nothing can be called any more."""
+        for key in list(self._functions):
+            function = self._functions.pop(key)
+            if hasattr(self.backend, "release") and key[0] != "explain":
+                self.backend.release(function)
+
     @property
     def any_size(self):
         """Whether one graph serves all sizes: XLA and JAX compile each anew."""

@@ -2,6 +2,7 @@
 
 import keras
 import tensorflow as tf
+from tensorflow.python.framework.func_graph import dismantle_func_graph
 
 
 def compiled(model, function, like, jit_compile):
@@ -29,3 +30,25 @@ def of_any_size(model, function, ranks):
     return tf.function(
         function, input_signature=[tf.TensorSpec((None,) * rank, tf.int32) for rank in ranks]
     )
+
+
+def release(function):
+    """Free the graphs of a function from `compiled`, which cannot be called any more."""
+    graph = function.graph
+    del function
+    free_graph(graph)
+
+
+def free_graph(graph):
+    """Free a `FuncGraph` and those of its loops and branches.
+
+    Its tensors refer to it from C++, so the garbage collector cannot.
+    """
+    inner = [row.graph for row in graph._functions.values() if hasattr(row, "graph")]
+    for other in inner:
+        if other is not graph:
+            free_graph(other)
+    dismantle_func_graph(graph)
+    graph.inputs.clear()
+    graph.outputs.clear()
+    graph.structured_outputs = graph.structured_input_signature = None

@@ -1,6 +1,5 @@
 """What a model weighs and costs, told from its config without making its weights."""
 
-import concurrent.futures
 import math
 
 import keras
@@ -10,6 +9,7 @@ from keras_llm.layers import MixtureOfExperts
 from keras_llm.models.build import build, restore
 from keras_llm.models.causal_lm import CausalLM
 from keras_llm.models.config import Seq2SeqConfig, TransformerConfig
+from keras_llm.models.deferred import shapes_only
 from keras_llm.models.seq2seq import Seq2Seq
 
 
@@ -37,19 +37,6 @@ def summarize(model, dtype=None):
         return _summarize(restore(model) if isinstance(model, dict) else build(model, dtype=dtype))
 
     return shapes_only(measure)
-
-
-def shapes_only(function):
-    """What `function()` returns, its variables described but not allocated."""
-
-    def measure():
-        # Keras keeps variables without a value for the end of the outermost scope; its list of
-        # them belongs to this thread and ends with it.
-        with keras.StatelessScope(initialize_variables=False):
-            return function()
-
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        return thread.submit(measure).result()
 
 
 def _summarize(model):

@@ -72,6 +72,12 @@ class GenerativeTask(Task):
         sooner, since one graph serves all sizes, and all others later."""
         return self._twin if self._compiled.jit_compile else self
 
+    def release(self):
+        """Free the compiled decode loops; the next call compiles again."""
+        compiled = self.__dict__.pop("_compiled", None)
+        if compiled is not None:
+            compiled.release()
+
     @functools.cached_property
     def _twin(self):
         twin = copy.copy(self)

@@ -9,7 +9,7 @@ import numpy as np
 from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.layers.activations import get_activation, slope_of
-from keras_llm.models.summary import shapes_only
+from keras_llm.models.deferred import shapes_only
 from keras_llm.training.chunked import CHUNK_ELEMENTS
 from keras_llm.training.eight_bit import coded_bytes, is_coded
 
