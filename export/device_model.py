@@ -74,10 +74,15 @@ class Plan:
         """Texts in the manner of the model, a list of str."""
         if isinstance(self.task, TextGeneration):
             found = parity.probe_prompts(self.task)
-            if self.quantization is not None:
+            if self.quantization is not None and self.is_large:
                 self.task.release()  # no more of Keras's texts are needed
             return found
         return list(parity.SEED_TEXTS)
+
+    @property
+    def is_large(self):
+        """Whether memory counts more than the second that freeing it takes."""
+        return self.task.model.count_params() > _LARGE
 
     def calibration_rows(self):
         """Token ids that show a decoder's activations; of an encoder-decoder its source's."""
@@ -217,7 +222,7 @@ def build(plan, path, child, progress, meanwhile):
     model, found = lower(plan, child, progress, meanwhile)
     write(plan, model, path, progress)
     del model
-    if plan.task.model.count_params() > _LARGE:
+    if plan.is_large:
         free_memory()
     return found
 

@@ -77,7 +77,8 @@ class Proof(abc.ABC):
             self._refuse_if_worse(quality)
         # Measured last: Keras is at work no more.
         del answer
-        free_memory()
+        if self.plan.is_large:
+            free_memory()
         return {**report, **child.ask({"what": "cost", "path": str(path)})}
 
     def _refuse_if_worse(self, quality):
