@@ -75,7 +75,7 @@ class Child:
 
     def send(self, request):
         """Hand over a request, a dict of JSON values, and do not wait."""
-        self._is_idle = False
+        self._is_idle, self._has_limit = False, "memory" in request
         (self.folder / _REQUEST).write_text(json.dumps(request), "utf-8")
         with contextlib.suppress(BrokenPipeError):  # it has died, and `result` tells why
             self.process.stdin.write(b"\n")
@@ -137,7 +137,9 @@ class Child:
             how = "ran out of memory"
         elif code < 0:
             name = signal.Signals(-code).name
-            likely = ", most likely because memory ran out" if name == "SIGKILL" else ""
+            # C++ that does not look at what malloc returned dies of SIGSEGV.
+            by_memory = name == "SIGKILL" or (self._has_limit and name in ("SIGSEGV", "SIGABRT"))
+            likely = ", most likely because memory ran out" if by_memory else ""
             how = f"was killed by {name}{likely}"
         else:
             how = f"failed: {said[-1].rstrip('.')}" if said else f"ended with {code}"
