@@ -248,7 +248,7 @@ def test_a_converter_without_memory_is_an_error(task, tmp_path, monkeypatch):
     monkeypatch.setattr(children, "_kept", {})  # one that has lowered graphs has memory to spare
     # What a failed allocation ends in depends on which one it is.
     how = r"(ran out of memory|was killed by SIG\w+, most likely because memory ran out)"
-    words = rf"^the process that lowers the graph {how}; nothing was written\.$"
+    words = rf"^the process that lowers the graph {how}; nothing was written\."
     with pytest.raises(ExportError, match=words):
         export.litert(task, tmp_path / "x.tflite", prefill_lengths=[16])
     assert list(tmp_path.iterdir()) == []
