@@ -81,7 +81,7 @@ def run_ours(path, threads, rows):
     import numpy as np
 
     from keras_llm.export import LiteRTModel
-    from keras_llm.export.decoder_steps import DecoderSteps
+    from keras_llm.export.litert.runtime.decoder import DecoderSteps
 
     begin = time.perf_counter()
     runner = LiteRTModel(path, num_threads=threads)

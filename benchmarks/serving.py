@@ -29,7 +29,7 @@ def make_model(folder):
 
     import keras_llm
     from keras_llm import models, tokenizers
-    from keras_llm.export.signatures import TextGenerationModule, save
+    from keras_llm.export.saved_model.signatures import TextGenerationModule, save
 
     tokenizer = tokenizers.SentencePiece.train(
         list(pydoc_data.topics.topics.values()), vocabulary_size=2000, model_type="bpe"

@@ -1,24 +1,24 @@
-"""SavedModels for TensorFlow Serving and TFLite files for devices, each proved before it counts."""
+"""SavedModels for TensorFlow Serving and TFLite files for devices, verified before they are kept."""
 
 import importlib
 
-_NAMES = {
-    "Client": "keras_llm.export.client",
-    "LocalServer": "keras_llm.export.local_server.server",
-    "ServerOptions": "keras_llm.export.local_server.options",
-    "LiteRTModel": "keras_llm.export.runner",
-    "QuantizationRule": "keras_llm.export.quantization",
-    "litert": "keras_llm.export.to_litert",
+from keras_llm.export.litert import litert, litert_lm
+from keras_llm.export.saved_model import saved_model
+
+_LAZY = {
+    "Client": "keras_llm.export.serving.client",
+    "LocalServer": "keras_llm.export.serving.server.server",
+    "ServerOptions": "keras_llm.export.serving.server.options",
+    "LiteRTModel": "keras_llm.export.litert.runtime.model",
+    "QuantizationRule": "keras_llm.export.litert.quantization.rules",
     "plan_export": "keras_llm.export.planning",
-    "litert_lm": "keras_llm.export.to_litert_lm",
-    "saved_model": "keras_llm.export.to_saved_model",
-    "serving_files": "keras_llm.export.serving",
+    "serving_files": "keras_llm.export.serving.manifests",
     "ExportError": "keras_llm.errors",
 }
-__all__ = sorted(_NAMES)
+__all__ = ["litert", "litert_lm", "saved_model"] + sorted(_LAZY)
 
 
 def __getattr__(name):
-    if name in _NAMES:
-        return getattr(importlib.import_module(_NAMES[name]), name)
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'keras_llm.export' has no attribute {name!r}")

@@ -3,7 +3,7 @@
 A child is started before it is needed, so that it imports while its parent works. It takes one
 request after the other, through a folder:
 
-    with Child("keras_llm.export.device_parity", "that runs the file") as child:
+    with Child("keras_llm.export.litert.worker", "that runs the file") as child:
         child.send({"path": ...})
         ...
         answer = child.result()

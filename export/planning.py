@@ -11,7 +11,7 @@ import keras
 
 from keras_llm import models
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export.quantization import rule_for, rules_of
+from keras_llm.export.litert.quantization.rules import rule_for, rules_of
 from keras_llm.models.config import TransformerConfig
 from keras_llm.models.deferred import shapes_only
 

@@ -125,12 +125,12 @@ def greedy_texts(task, paths, prompts):
     import tensorflow as tf
 
     from keras_llm import export
-    from keras_llm.export import parity
+    from keras_llm.export import verification
 
     task(prompts, NEW_TOKENS, temperature=0.0)  # compiled before anything is timed
     serve = tf.saved_model.load(str(paths["saved_model"] / "1")).signatures["serving_default"]
     device = export.LiteRTModel(paths["litert"])
-    served = parity.greedy(serve, prompts, NEW_TOKENS)
+    served = verification.greedy(serve, prompts, NEW_TOKENS)
     return [
         {
             "prompt": prompt,

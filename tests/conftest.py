@@ -72,7 +72,9 @@ def kept_children():
     """Processes of exports that import TensorFlow are kept from one export to the next."""
     from keras_llm.export import children
 
-    with children.keep("keras_llm.export.lowering_worker", "keras_llm.export.server_parity"):
+    with children.keep(
+        "keras_llm.export.litert.lowering.worker", "keras_llm.export.saved_model.worker"
+    ):
         yield
 
 

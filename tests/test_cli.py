@@ -309,7 +309,7 @@ def test_an_error_is_the_exit_code_of_the_process():
 def small_files():
     """No process that is started here, nor this one, writes more than 100 kB into a file."""
     # An export keeps its child for the next one, which would be limited too: it is started before.
-    with children.child("keras_llm.export.server_parity", "that runs the SavedModel"):
+    with children.child("keras_llm.export.saved_model.worker", "that runs the SavedModel"):
         pass
     usual = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -150,7 +150,7 @@ def three_places(task, folder):
     import tensorflow as tf
 
     from keras_llm import export
-    from keras_llm.export import parity
+    from keras_llm.export import verification
 
     task.tokenizer.graph_resources()  # registers the tokenizer's ops
     prompt, count = "The film", 12
@@ -158,7 +158,7 @@ def three_places(task, folder):
     device = export.LiteRTModel(folder / "mobile/demo.tflite")
     texts = {
         "Keras: task(...)": task(prompt, count, temperature=0.0),
-        "SavedModel: TensorFlow Serving": parity.greedy(serve, [prompt], count)["text"]
+        "SavedModel: TensorFlow Serving": verification.greedy(serve, [prompt], count)["text"]
         .numpy()[0]
         .decode(),
         "TFLite: a phone's runtime": device.generate(prompt, count),

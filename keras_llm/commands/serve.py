@@ -13,7 +13,7 @@ import tyro
 
 from keras_llm.commands.console import import_tensorflow
 from keras_llm.errors import InputError
-from keras_llm.export.local_server.options import ServerOptions
+from keras_llm.export.serving.server.options import ServerOptions
 
 
 @dataclasses.dataclass
@@ -33,7 +33,7 @@ def run(options):
     logging.getLogger("keras_llm.serve").setLevel(logging.INFO)
     _share_heaps()
     import_tensorflow()
-    from keras_llm.export.local_server import LocalServer
+    from keras_llm.export.serving.server import LocalServer
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -13,7 +13,7 @@ import pytest
 
 import keras_llm
 from keras_llm import checkpoints, export
-from keras_llm.export.decoder_steps import DecoderSteps
+from keras_llm.export.litert.runtime.decoder import DecoderSteps
 from keras_llm.recipes import smollm2 as published
 
 ROOT = pathlib.Path(keras_llm.__file__).parent.parent
@@ -85,7 +85,7 @@ def test_greedy_text_is_that_of_keras_in_litert_lm(case, expected, bundle, tmp_p
     (tmp_path / "prompts.json").write_text(json.dumps(case[1]))
     program = """
 import json, pathlib, sys
-from keras_llm.export.litert_lm_parity import greedy
+from keras_llm.export.litert.litert_lm_worker import greedy
 folder = pathlib.Path(sys.argv[2])
 texts = greedy(sys.argv[1], json.loads((folder / "prompts.json").read_text()), int(sys.argv[3]))
 (folder / "texts.json").write_text(json.dumps(texts))

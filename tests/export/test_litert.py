@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_llm import export, models, tasks
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export import device_file, device_model
+from keras_llm.export.litert import conversion, file_format
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_bfloat16_further_end_tokens_and_steps_that_look_at_fewer_slots(
     model = models.causal_lm(task.model.config, dtype="mixed_bfloat16")
     model.set_weights(task.model.get_weights())
     mixed = tasks.TextGeneration(model, task.tokenizer, {"end_token_ids": [end]})
-    monkeypatch.setattr(device_model, "_DECODE_LENGTHS", (32, 64))
+    monkeypatch.setattr(conversion, "_DECODE_LENGTHS", (32, 64))
     report = export.litert(mixed, tmp_path / "mixed.tflite", prefill_lengths=[16])
     assert set(report["signatures"]) == {"prefill_16", "decode_32", "decode_64", "decode"}
     assert report["parity"]["greedy_texts_equal"]
@@ -198,14 +198,14 @@ def test_an_op_that_is_not_builtin_fails_the_export(tmp_path):
     path = tmp_path / "flex.tflite"
     path.write_bytes(converter.convert())
     with pytest.raises(ExportError, match=r"Flex\w+ is not builtin"):
-        device_file.op_census(path)
+        file_format.op_census(path)
 
 
 @pytest.mark.parametrize("quantization, words", [(None, "differ from"), ("int8", "diverge from")])
 def test_a_file_that_differs_from_the_model_is_not_written(
     quantization, words, task, tmp_path, monkeypatch
 ):
-    write = device_model.write
+    write = conversion.write
 
     def other_weights(plan, *arguments):
         model = plan.task.model
@@ -216,7 +216,7 @@ def test_a_file_that_differs_from_the_model_is_not_written(
         finally:
             model.set_weights(weights)  # other tests use the model, too
 
-    monkeypatch.setattr(device_model, "write", other_weights)
+    monkeypatch.setattr(conversion, "write", other_weights)
     with pytest.raises(ExportError, match=f"{words} Keras"):
         export.litert(task, tmp_path / "broken.tflite", quantization, prefill_lengths=[16])
     assert list(tmp_path.iterdir()) == []

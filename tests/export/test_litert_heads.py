@@ -7,7 +7,7 @@ import pytest
 import keras_llm
 from keras_llm import export, models, tokenizers
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export import device_model
+from keras_llm.export.litert import conversion
 
 TEXT = "Ada Lovelace was born in London, and wrote of engines. "
 
@@ -147,7 +147,7 @@ def test_a_file_with_other_decisions_is_not_written(parts, files, tmp_path, monk
     manifest = export.LiteRTModel(files / "classify.tflite").manifest
     model = (files / "classify.tflite").read_bytes()[slice(*manifest["model"])]
     monkeypatch.setattr(
-        device_model, "write", lambda plan, graphs, path, progress: path.write_bytes(model)
+        conversion, "write", lambda plan, graphs, path, progress: path.write_bytes(model)
     )
     with pytest.raises(ExportError, match="the file's numbers differ from Keras's"):
         export.litert(other, tmp_path / "x.tflite", cache_length=24)

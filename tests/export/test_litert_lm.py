@@ -14,9 +14,10 @@ import pytest
 
 from keras_llm import export, models, tasks, tokenizers
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export import children, device_model, parity
-from keras_llm.export.decoder_steps import DecoderSteps
-from keras_llm.export.quantization import QuantizationRule, rules_of
+from keras_llm.export import children, verification
+from keras_llm.export.litert import conversion
+from keras_llm.export.litert.quantization.rules import QuantizationRule, rules_of
+from keras_llm.export.litert.runtime.decoder import DecoderSteps
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_the_text_in_litert_lm_is_that_of_our_runner(bundle, runner):
     assert report["greedy_texts_equal"] is True and report["prompts"] >= 6
     program = """
 import json, sys
-from keras_llm.export.litert_lm_parity import greedy
+from keras_llm.export.litert.litert_lm_worker import greedy
 sys.stdout.write(json.dumps(greedy(sys.argv[1], json.loads(sys.argv[2]), 80)))
 """
     prompts = ["The value of", "In the", "A word. " * 8]  # more than one chunk of 16
@@ -131,14 +132,16 @@ def test_a_byte_pair_tokenizer_goes_in_as_tokenizer_json_with_a_further_end_toke
     )
     keras.utils.set_random_seed(0)
     model = models.causal_lm(config)
-    tokens = collections.Counter(greedy_tokens(model, map(tok.encode_prompt, parity.SEED_TEXTS)))
+    tokens = collections.Counter(
+        greedy_tokens(model, map(tok.encode_prompt, verification.SEED_TEXTS))
+    )
     often = tokens.most_common(1)[0][0]  # texts would go on after it, and differ
     other = tasks.TextGeneration(model, tok, {"end_token_ids": [often]})
     rules = [QuantizationRule(bits=4, block=32), QuantizationRule(layers="embedding|head")]
     report = export.litert_lm(other, tmp_path / "other.litertlm", rules, prefill_lengths=[16])
     assert report["litert_lm"]["greedy_texts_equal"] is True
     runner = export.LiteRTModel(tmp_path / "other.litertlm")
-    steps = [[token for token, _ in runner.steps(p, 24)] for p in parity.probe_prompts(other)]
+    steps = [[token for token, _ in runner.steps(p, 24)] for p in verification.probe_prompts(other)]
     assert any(row[-1] is None for row in steps) and not any(often in row for row in steps)
     assert report["quantization"][0]["bits"] == 4 and report["bytes"]["weights_int4"] > 0
 
@@ -225,7 +228,7 @@ def test_a_file_that_is_worse_than_allowed_is_not_written(
     def write(plan, model, path, progress):
         path.write_bytes(bundle[0].read_bytes()[begin:end])
 
-    monkeypatch.setattr(device_model, "write", write)
+    monkeypatch.setattr(conversion, "write", write)
     # Of some texts an int8 model happens to think more than the float one: one where it does not.
     loss, text = dearest(task, runner, held_out_prompts)
     assert loss > 0
@@ -244,7 +247,7 @@ def test_a_file_that_is_worse_than_allowed_is_not_written(
 
 
 def test_a_converter_without_memory_is_an_error(task, tmp_path, monkeypatch):
-    monkeypatch.setattr(device_model, "_MEMORY", 100 << 20)
+    monkeypatch.setattr(conversion, "_MEMORY", 100 << 20)
     monkeypatch.setattr(children, "_kept", {})  # one that has lowered graphs has memory to spare
     with pytest.raises(ExportError) as raised:
         export.litert(task, tmp_path / "x.tflite", prefill_lengths=[16])

@@ -12,10 +12,10 @@ import tensorflow as tf
 import keras_llm
 from keras_llm import export, generation, models, tasks, tokenizers
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export.proofs import proof_of
-from keras_llm.export.server_parity import run_calls
-from keras_llm.export.signatures import module_of
-from keras_llm.export.signatures.loop import ALL_SETTINGS
+from keras_llm.export.saved_model.signatures import module_of
+from keras_llm.export.saved_model.signatures.loop import ALL_SETTINGS
+from keras_llm.export.saved_model.verify import proof_of
+from keras_llm.export.saved_model.worker import run_calls
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n"

@@ -13,8 +13,8 @@ from tensorflow_serving.config import model_server_config_pb2
 import keras_llm
 from keras_llm import export, models, tokenizers
 from keras_llm.errors import InputError
-from keras_llm.export.local_server.files import read_batching_parameters
-from keras_llm.export.warmup import read_warmup
+from keras_llm.export.saved_model.warmup import read_warmup
+from keras_llm.export.serving.server.files import read_batching_parameters
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import tensorflow as tf
 import keras_llm
 from keras_llm import export, models, tokenizers
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export.proofs import proof_of
-from keras_llm.export.server_parity import run_calls
-from keras_llm.export.signatures import module_of
+from keras_llm.export.saved_model.signatures import module_of
+from keras_llm.export.saved_model.verify import proof_of
+from keras_llm.export.saved_model.worker import run_calls
 
 LABELS = ["first", "second", "third"]
 

@@ -762,7 +762,7 @@ EXPORT = (
         "export-weights-transposed",
         "weights of a product are transposed where they already are",
         Place(
-            "export/flat_graph.py",
+            "export/litert/lowering/flatbuffer.py",
             "if not operator.builtinOptions.adjY:",
             "if operator.builtinOptions.adjY:",
         ),
@@ -772,7 +772,7 @@ EXPORT = (
         "export-logits-output",
         "another output than the logits is taken for them",
         Place(
-            "export/flat_graph.py",
+            "export/litert/lowering/flatbuffer.py",
             'if row.name == b"logits" and row.tensorIndex == output:',
             'if row.name != b"logits" and row.tensorIndex == output:',
         ),
@@ -795,7 +795,7 @@ EXPORT = (
         "export-float32",
         "a model with any layer in float32 counts as one in float32",
         Place(
-            "export/lowering.py",
+            "export/litert/lowering/trace.py",
             "return all(layer.compute_dtype in dtypes",
             "return any(layer.compute_dtype in dtypes",
         ),
@@ -806,7 +806,7 @@ EXPORT = (
         ),
         (
             Place(
-                "export/device_model.py",
+                "export/litert/conversion.py",
                 'if all(layer.compute_dtype == "float32" for layer in _layers(task.model)):',
                 'if any(layer.compute_dtype == "float32" for layer in _layers(task.model)):',
             ),
@@ -816,7 +816,7 @@ EXPORT = (
         "export-product-weights",
         "products are found by their other input",
         Place(
-            "export/lowering.py",
+            "export/litert/lowering/trace.py",
             "consumer.inputs[1] is tensor",
             "consumer.inputs[0] is tensor",
         ),
@@ -833,14 +833,14 @@ EXPORT = (
         "export-balance-divisor",
         "weights are multiplied by the factor of their inputs",
         Place(
-            "export/weights.py",
+            "export/litert/weights.py",
             "yield rows if constant.divisor is None else rows / constant.divisor",
             "yield rows if constant.divisor is None else rows * constant.divisor",
         ),
         ("tests/export/test_balance.py::test_nothing_changes_in_float32",),
         (
             Place(
-                "export/balance.py",
+                "export/litert/quantization/smooth_quant.py",
                 "products.matrix(model, matrix) / factor)",
                 "products.matrix(model, matrix) * factor)",
             ),
@@ -850,7 +850,7 @@ EXPORT = (
         "export-biases-last",
         "biases are stored before the weights whose scales they need",
         Place(
-            "export/weights.py",
+            "export/litert/weights.py",
             "key=lambda c: isinstance(c.storage, BiasStorage))",
             "key=lambda c: not isinstance(c.storage, BiasStorage))",
         ),
@@ -860,7 +860,7 @@ EXPORT = (
         "export-first-rule",
         "the first rule that fits a layer counts, not the last",
         Place(
-            "export/quantization.py",
+            "export/litert/quantization/rules.py",
             "for rule in reversed(rules) if re.search",
             "for rule in rules if re.search",
         ),
@@ -881,7 +881,7 @@ EXPORT = (
         "export-int8-range",
         "the range of 8 bits is 128",
         Place(
-            "export/quantization.py",
+            "export/litert/quantization/rules.py",
             "np.float32(127 if self.bits == 8 else 7)",
             "np.float32(128 if self.bits == 8 else 7)",
         ),
@@ -891,7 +891,7 @@ EXPORT = (
         "export-int4-pairs",
         "the two numbers of a byte have changed places",
         Place(
-            "export/quantization.py",
+            "export/litert/quantization/rules.py",
             "values[0::2] & 0x0F | (values[1::2] << 4)",
             "values[1::2] & 0x0F | (values[0::2] << 4)",
         ),
@@ -901,7 +901,7 @@ EXPORT = (
         "export-zero-point",
         "the zero point of an activation has the wrong sign",
         Place(
-            "export/quantization.py",
+            "export/litert/quantization/rules.py",
             "np.rint(-128 - least / scale)",
             "np.rint(-128 + least / scale)",
         ),
@@ -911,7 +911,7 @@ EXPORT = (
         "export-balance-factor",
         "columns are balanced the wrong way",
         Place(
-            "export/balance.py",
+            "export/litert/quantization/smooth_quant.py",
             "factor = np.sqrt(np.maximum(columns, _LEAST) / np.maximum(values, _LEAST))",
             "factor = np.sqrt(np.maximum(values, _LEAST) / np.maximum(columns, _LEAST))",
         ),
@@ -921,7 +921,7 @@ EXPORT = (
         "export-gptq-carry",
         "errors of a block are added to the later columns",
         Place(
-            "export/gptq.py",
+            "export/litert/quantization/gptq.py",
             "work[:, end:] -= errors @ factor[begin:end, end:]",
             "work[:, end:] += errors @ factor[begin:end, end:]",
         ),
@@ -931,7 +931,7 @@ EXPORT = (
         "export-gptq-scale",
         "the scale of a block is chosen without the weight of its columns",
         Place(
-            "export/gptq.py",
+            "export/litert/quantization/gptq.py",
             "((block - steps * scale[:, None]) / diagonal) ** 2",
             "(block - steps * scale[:, None]) ** 2",
         ),
@@ -941,7 +941,7 @@ EXPORT = (
         "export-calibration-range",
         "the range of an activation is the part that all batches share",
         Place(
-            "export/calibration.py",
+            "export/litert/quantization/calibration.py",
             "min(least, float(values.min())), max(largest, float(values.max()))",
             "max(least, float(values.min())), min(largest, float(values.max()))",
         ),
@@ -951,7 +951,7 @@ EXPORT = (
         "export-encoder-mask",
         "padding of a source is attended to on the device",
         Place(
-            "export/device_graphs.py",
+            "export/litert/decoder_graphs.py",
             "encoder_mask > 0.5",
             "encoder_mask > -0.5",
         ),
@@ -961,7 +961,7 @@ EXPORT = (
         "export-decode-lengths",
         "a step looks at one slot too few at the edge of a length",
         Place(
-            "export/decoder_steps.py",
+            "export/litert/runtime/decoder.py",
             "if n > position), None)",
             "if n >= position), None)",
         ),
@@ -975,7 +975,7 @@ EXPORT = (
         "export-runner-budget",
         "a text that fills the cache ends one token early",
         Place(
-            "export/runner.py",
+            "export/litert/runtime/model.py",
             "range(min(budget, self.max_length - first))",
             "range(min(budget, self.max_length - first - 1))",
         ),
@@ -985,7 +985,7 @@ EXPORT = (
         "export-numpy-top-k",
         "one token more than top_k is kept",
         Place(
-            "export/numpy_sampling.py",
+            "export/litert/runtime/sampling.py",
             "np.arange(size) < (top_k if top_k > 0 else size)",
             "np.arange(size) <= (top_k if top_k > 0 else size)",
         ),
@@ -995,7 +995,7 @@ EXPORT = (
         "export-word-tokens",
         "a word that begins where a token ends is given that token",
         Place(
-            "export/signatures/heads.py",
+            "export/saved_model/signatures/heads.py",
             'word_starts, side="right")',
             'word_starts, side="left")',
         ),
@@ -1005,7 +1005,7 @@ EXPORT = (
         "export-answer-start",
         "white space before an answer moves its start the wrong way",
         Place(
-            "export/signatures/question_answering.py",
+            "export/saved_model/signatures/question_answering.py",
             "start += _characters(answer) - _characters(trimmed)",
             "start -= _characters(answer) - _characters(trimmed)",
         ),
@@ -1015,7 +1015,7 @@ EXPORT = (
         "export-loop-bounds",
         "no new tokens may be asked for",
         Place(
-            "export/signatures/loop.py",
+            "export/saved_model/signatures/loop.py",
             '"max_new_tokens": (lambda x: x > 0,',
             '"max_new_tokens": (lambda x: x >= 0,',
         ),
@@ -1025,7 +1025,7 @@ EXPORT = (
         "export-prompt-end",
         "a prompt that is too long keeps its first tokens",
         Place(
-            "export/signatures/text_generation.py",
+            "export/saved_model/signatures/text_generation.py",
             "source = tf.where(place < begin, place, place + tf.expand_dims(lengths - kept, 1))",
             "source = place",
         ),
@@ -1035,7 +1035,7 @@ EXPORT = (
         "export-saved-int8",
         "8-bit weights of a SavedModel have the range 128",
         Place(
-            "export/signatures/weights.py",
+            "export/saved_model/signatures/weights.py",
             "keepdims=True) / 127.0",
             "keepdims=True) / 128.0",
         ),
@@ -1045,14 +1045,14 @@ EXPORT = (
         "export-proof-tolerance",
         "a proof asks nothing of what should be exact",
         Place(
-            "export/proofs/base.py",
+            "export/saved_model/comparison.py",
             "tolerance = tolerance if self.exact else np.inf",
             "tolerance = np.inf if self.exact else tolerance",
         ),
         ("tests/export/test_task_signatures.py::test_a_proof_fails_where_answers_differ",),
         (
             Place(
-                "export/proofs/base.py",
+                "export/saved_model/comparison.py",
                 "tolerance = TOLERANCE if self.exact else np.inf",
                 "tolerance = np.inf if self.exact else TOLERANCE",
             ),
@@ -1062,7 +1062,7 @@ EXPORT = (
         "export-proof-scores",
         "a proof compares the scores of the task with themselves",
         Place(
-            "export/proofs/generation.py",
+            "export/saved_model/verify_generation.py",
             'self.number("scores", scored["log_probability"], self._scores)',
             'self.number("scores", self._scores, self._scores)',
         ),
@@ -1072,7 +1072,7 @@ EXPORT = (
         ),
         (
             Place(
-                "export/proofs/generation.py",
+                "export/saved_model/verify_generation.py",
                 '"scores", scored["log_probability"], task.score(self._prompts)',
                 '"scores", task.score(self._prompts), task.score(self._prompts)',
             ),
@@ -1082,14 +1082,14 @@ EXPORT = (
         "export-divergence-sign",
         "the divergence of two distributions is negative",
         Place(
-            "export/decoder_proof.py",
+            "export/litert/verify_decoder.py",
             "np.sum(np.exp(p) * (p - q))",
             "np.sum(np.exp(p) * (q - p))",
         ),
         ("tests/export/test_litert.py::test_a_file_that_differs_from_the_model_is_not_written",),
         (
             Place(
-                "export/decoder_proof.py",
+                "export/litert/verify_decoder.py",
                 "np.sum(np.exp(p) * (p - q), axis=-1)",
                 "np.sum(np.exp(p) * (q - p), axis=-1)",
             ),
@@ -1099,7 +1099,7 @@ EXPORT = (
         "export-client-retries",
         "a client tries again after every error",
         Place(
-            "export/client/client.py",
+            "export/serving/client/client.py",
             'if error.code != "UNAVAILABLE" or attempt == self._retries:',
             "if attempt == self._retries:",
         ),
@@ -1109,7 +1109,7 @@ EXPORT = (
         "export-client-positions",
         "tokens of a stream are one place too far",
         Place(
-            "export/client/stream.py",
+            "export/serving/client/stream.py",
             '"positions": [[length + step]],',
             '"positions": [[length + step + 1]],',
         ),
@@ -1122,7 +1122,7 @@ EXPORT = (
         "export-batching-shapes",
         "requests of other shapes are merged into one batch",
         Place(
-            "export/local_server/batching.py",
+            "export/serving/server/batching.py",
             "key = (id(servable), signature.name, inner)",
             "key = (id(servable), signature.name)",
         ),
@@ -1132,7 +1132,7 @@ EXPORT = (
         "export-server-version",
         "the oldest version of a model is served",
         Place(
-            "export/local_server/models.py",
+            "export/serving/server/models.py",
             "return max(available)",
             "return min(available)",
         ),
@@ -1142,7 +1142,7 @@ EXPORT = (
         "export-server-chunked",
         "a request with a length and in chunks is taken",
         Place(
-            "export/local_server/rest.py",
+            "export/serving/server/rest.py",
             'if len(lengths) == 1 and "Transfer-Encoding" not in self.headers else ""',
             'if len(lengths) == 1 else ""',
         ),
@@ -1152,7 +1152,7 @@ EXPORT = (
         "export-server-text-size",
         "a text of just the largest size is refused",
         Place(
-            "export/local_server/core.py",
+            "export/serving/server/core.py",
             "if size > self._max_text_bytes:",
             "if size >= self._max_text_bytes:",
         ),
@@ -1162,7 +1162,7 @@ EXPORT = (
         "export-tensor-repeat",
         "values that are left out are the first one",
         Place(
-            "export/tensors.py",
+            "export/serving/tensors.py",
             "values[-1:] if len(values)",
             "values[:1] if len(values)",
         ),
@@ -1172,7 +1172,7 @@ EXPORT = (
         "export-wire-number",
         "the name of a signature has another field number",
         Place(
-            "export/wire.py",
+            "export/serving/wire.py",
             "string signature_name = 3",
             "string signature_name = 5",
         ),
@@ -1182,7 +1182,7 @@ EXPORT = (
         "export-serving-stable",
         "the oldest version is labeled stable",
         Place(
-            "export/serving.py",
+            "export/serving/manifests.py",
             '{"stable": max(versions)}',
             '{"stable": min(versions)}',
         ),

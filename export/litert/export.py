@@ -1,0 +1,53 @@
+"""A TFLite file that a phone's LiteRT runtime runs, builtin ops only."""
+
+import pathlib
+
+from keras_llm.errors import InputError
+from keras_llm.export.litert import conversion, file_format
+from keras_llm.export.planning import check_room
+from keras_llm.export.progress import Progress
+from keras_llm.export.report import disk_errors, write_report
+from keras_llm.files import atomic_file
+
+
+def write_litert(
+    task,
+    path,
+    quantization=None,
+    prefill_lengths=None,
+    overwrite=False,
+    cache_length=None,
+    held_out=None,
+    max_quality_loss=None,
+    calibration=None,
+):
+    """Export a task; arguments as of `litert`."""
+    path = pathlib.Path(path)
+    if path.suffix != ".tflite":
+        raise InputError(f"litert: `path` must end in .tflite, got {path}.")
+    plan = conversion.plan("litert", task, quantization, prefill_lengths, cache_length, calibration)
+    proof = plan.proof("litert", held_out, max_quality_loss)
+    check_room("litert", task, "litert", quantization, plan.manifest["max_length"])
+    with (
+        disk_errors(path),
+        atomic_file(path, overwrite) as partial,
+        conversion.processes() as (lowering, running),
+        Progress(path.name, task.model.count_params()) as progress,
+    ):
+        request = conversion.build(plan, partial, lowering, progress, proof.request)
+        ops = file_format.op_census(partial)
+        parts = file_format.parts(partial)
+        parts["tokenizer"] = file_format.append(partial, plan.task.tokenizer, plan.manifest)
+        with progress.phase("verify"):
+            verified = proof.of(partial, request, running)
+        report = {
+            "format": "litert",
+            "quantization": plan.weights,
+            **plan.manifest,
+            "bytes": {**parts, "total": partial.stat().st_size},
+            "ops": ops,
+            **verified,
+            "seconds": progress.seconds,
+        }
+    write_report(path.parent, path.name, report)
+    return report

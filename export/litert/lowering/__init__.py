@@ -1,0 +1,1 @@
+"""Trace a task's signatures and lower them to TFLite graphs whose weights are inputs."""

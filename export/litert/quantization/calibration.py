@@ -1,0 +1,224 @@
+"""What a decoder's products read while it reads texts: the ground for balancing and rounding.
+
+The graph that is run is a prefill traced like those that are exported, by TensorFlow and with the
+weights of the Keras model where they lie.
+"""
+
+import numpy as np
+
+from keras_llm.export.litert.decoder_graphs import decoder_step, encoder
+from keras_llm.export.litert.lowering.trace import Trace
+from keras_llm.export.litert.quantization import gptq
+
+_TOKENS = 4096  # that are read for GPTQ
+_MEMORY = 1 << 30  # bytes of second moments at a time
+_TEXTS = 16  # that show the ranges of activations
+
+
+def groups_of(model):
+    """The weights that multiply one tensor.
+
+    Args:
+        model: a `flatbuffer.Model`.
+
+    Returns:
+        list of lists of `flatbuffer.Constant`s, as many as any signature has together. A weight
+        that multiplies several tensors, or is also a table of embeddings, is in a list of its own.
+    """
+    together, alone = {}, set()
+    for graph in model.graphs:
+        sources, readers = {}, {}
+        for product in (p for p in model.products if p.graph is graph):
+            if product.is_lookup:
+                alone.add(product.constant)
+            else:
+                source = int(product.operator.inputs[0])
+                sources.setdefault(source, []).append(product.constant)
+                readers.setdefault(product.constant, set()).add(source)
+        alone.update(constant for constant, found in readers.items() if len(found) > 1)
+        for constants in sources.values():
+            group = set(constants)
+            for constant in constants:
+                group |= together.get(constant, set())
+            for constant in group:
+                together[constant] = group
+    groups, seen = [], set()
+    for constant, group in together.items():
+        if constant not in seen:
+            seen |= group
+            order = [c for c in together if c in group]
+            shared = [c for c in order if c not in alone]
+            groups += [shared] if shared else []
+            groups += [[c] for c in order if c in alone]
+    return groups
+
+
+class Calibration:
+    """Texts, and the graphs that read them.
+
+    Args:
+        task: a task to trace, in float32 (see `lowering.in_float32`).
+        weights: its weights, as of `lowering.Trace`.
+        manifest: dict, as the file carries it.
+        rows: lists of token ids; of an encoder-decoder of its source.
+    """
+
+    def __init__(self, task, weights, manifest, rows):
+        self._model, self._weights = task.model, weights
+        self._manifest, self.rows = manifest, rows
+        self.length = max(manifest["prefill_lengths"])
+
+    def activations(self, groups, rows):
+        """What some weights multiply while texts are read.
+
+        Args:
+            groups: lists of `flatbuffer.Constant`s from `groups_of`.
+            rows: lists of token ids.
+
+        Yields:
+            Pairs of an index into `groups` and float32 (tokens, channels).
+        """
+        index = {c.view.expression.key: i for i, group in enumerate(groups) for c in group}
+        runs = {
+            name: (Trace(*step, self._weights).products(set(index)), step[1])
+            for name, step in self._steps().items()
+        }
+
+        def read(name, inputs, tokens):
+            run, specs = runs[name]
+            outputs, found = run({n: inputs[n] for n in specs})
+            done = set()
+            for key, values in found.items():
+                if index[key] not in done:  # one of a group stands for all
+                    done.add(index[key])
+                    yield index[key], values.reshape(-1, values.shape[-1])[:tokens]
+            return outputs
+
+        for row in rows:
+            state = {}
+            if "encode" in runs:
+                length = self._manifest["encoder_length"]
+                tokens = np.full((1, length), self._manifest["pad_id"], "int32")
+                row = row[:length]
+                tokens[0, : len(row)] = row
+                state = yield from read("encode", {"encoder_tokens": tokens}, len(row))
+                row = [self._manifest["start_id"]]
+            state |= {
+                name: np.zeros(spec.shape, "float32")
+                for name, spec in runs["prefill"][1].items()
+                if name.startswith("kv_cache_")
+            }
+            row = row[: self._manifest["max_length"]]
+            for begin in range(0, len(row), self.length):
+                chunk = row[begin : begin + self.length]
+                inputs = {**state, **self._inputs(chunk, begin)}
+                outputs = yield from read("prefill", inputs, len(chunk))
+                state |= {name: v for name, v in outputs.items() if name in state}
+
+    def _steps(self):
+        """Name -> function and inputs of the graphs that are run."""
+        manifest, model = self._manifest, self._model
+        length = manifest.get("encoder_length")
+        step = decoder_step(model, manifest["cache_slots"], self.length, True, None, length)
+        return (
+            {"prefill": step}
+            if length is None
+            else {
+                "encode": encoder(model, length),
+                "prefill": step,
+            }
+        )
+
+    def _inputs(self, chunk, begin):
+        tokens = np.zeros((1, self.length), "int32")
+        tokens[0, : len(chunk)] = chunk
+        positions = np.arange(begin, begin + self.length, dtype="int32")
+        slots = np.arange(self._manifest["cache_slots"])
+        mask = np.where(slots <= positions[:, None], 0.0, -1e9).astype("float32")
+        return {"tokens": tokens, "input_pos": positions, "mask": mask[None, None]}
+
+    def tokens(self):
+        """How many tokens GPTQ reads."""
+        return sum(map(len, self._first(_TOKENS)))
+
+    def round_later_columns(self, groups):
+        """Give the matrices of some groups what GPTQ rounds them with, computed when it is asked
+        for, as many at a time as there is room for.
+
+        Matrices with more input channels than tokens are read stay as they are.
+        """
+        groups = [g for g in groups if g[0].view.shape[1] <= self.tokens()]
+        moments = _Moments(self, groups, self._first(_TOKENS))
+        for i, group in enumerate(groups):
+            for constant in group:
+                constant.factor = lambda i=i: moments.factor(i)
+
+    def ranges(self, groups, biases):
+        """The ranges of what products read and give.
+
+        Args:
+            groups: as of `activations`.
+            biases: dict from a constant to the array that is added to its product, or None.
+
+        Returns:
+            dict from the key of a constant to ((min, max), (min, max)).
+        """
+        found = {}
+
+        def widen(key, place, values):
+            pair = found.setdefault(key, [(0.0, 0.0), (0.0, 0.0)])
+            least, largest = pair[place]
+            pair[place] = min(least, float(values.min())), max(largest, float(values.max()))
+
+        for i, x in self.activations(groups, self.rows[:_TEXTS]):
+            if groups[i][0].divisor is not None:
+                x = x * groups[i][0].divisor
+            for constant in groups[i]:
+                matrix = np.asarray(constant.view.array(), "float32")
+                if constant.divisor is not None:
+                    matrix = matrix / constant.divisor
+                y = x @ matrix.T
+                bias = biases.get(constant)
+                widen(constant.view.key, 0, x)
+                widen(constant.view.key, 1, y if bias is None else y + bias)
+        return found
+
+    def _first(self, tokens):
+        """The first rows, so many tokens in all."""
+        found = []
+        for row in self.rows:
+            found.append(row[: tokens - sum(map(len, found))])
+        return [row for row in found if row]
+
+
+class _Moments:
+    """The second moments of what groups of matrices multiply, a part of them at a time."""
+
+    def __init__(self, calibration, groups, rows):
+        self._calibration, self._groups, self._rows = calibration, groups, rows
+        self._known, self._factor = {}, (None, None)
+
+    def factor(self, index):
+        """The factor that rounds the matrices of a group (see `gptq`)."""
+        if self._factor[0] != index:
+            if index not in self._known:
+                self._read(index)
+            self._factor = index, gptq.factor_of(self._known.pop(index))
+        return self._factor[1]
+
+    def _read(self, first):
+        some, used = [], 0
+        for index in range(first, len(self._groups)):
+            size = 4 * self._groups[index][0].view.shape[1] ** 2
+            if some and used + size > _MEMORY:
+                break
+            some.append(index)
+            used += size
+        self._known = {}
+        groups = [self._groups[index] for index in some]
+        for i, x in self._calibration.activations(groups, self._rows):
+            self._known[some[i]] = self._known.get(some[i], 0.0) + x.T @ x
+        for index in some:
+            divisor = self._groups[index][0].divisor
+            if divisor is not None:
+                self._known[index] = self._known[index] * np.outer(divisor, divisor)

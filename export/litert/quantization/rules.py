@@ -1,0 +1,329 @@
+"""Weights in fewer bits: rules that name layers, and how a matrix is rounded.
+
+A weight w is stored as a whole number q and a scale s, w = q s:
+
+    s = max |w| / Q,    q = round(w / s),    Q = 127 for 8 bits, 7 for 4,
+
+with one scale for each output channel, or for each block of weights of a channel. The scale of a
+block is rounded to bfloat16, as LiteRT's kernels take it.
+
+Reference:
+    LiteRT 8-bit quantization specification; `litert-quantizer` (formerly ai-edge-quantizer), whose
+    numbers these are.
+"""
+
+import dataclasses
+import re
+
+import ml_dtypes
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from keras_llm.errors import InputError
+
+KINDS = ("dynamic", "weight_only", "static")
+_BLOCKS = (None, 32, 64, 128, 256)
+_LEAST = np.float32(1e-9)  # of a scale times Q: channels of zeros have a scale, too
+_LARGEST_SCALE = 65280.0  # of a block: the largest bfloat16 that is a float16
+_TABLES = r"/embedding_\d+\b|/head\b"
+_INT8, _INT32 = schema.TensorType.INT8, schema.TensorType.INT32
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationRule:
+    """How the matrix products and embeddings of some layers are quantized.
+
+    Args:
+        layers: str, a regular expression, searched for in the names of layers:
+            "block_3/feed_forward/up", "decode/embedding_0", "decode/head". Of several rules that
+            fit, the last counts.
+        bits: 8 or 4, of the weights; 32 leaves them as they are.
+        block: None for one scale for each output channel; 32, 64, 128 or 256 for one for each
+            block of so many weights of a channel (4 bits only; layers whose width is no multiple
+            of it take 8 bits and a scale for each channel).
+        kind: "dynamic", where activations are rounded to 8 bits as they come, and products are
+            integers; "weight_only", where weights are widened again before a product in float32;
+            or "static", where the range of activations is fixed beforehand from calibration text.
+
+    Raises:
+        InputError: naming the argument that is wrong.
+    """
+
+    layers: str = ""
+    bits: int = 8
+    block: int | None = None
+    kind: str = "dynamic"
+
+    def __post_init__(self):
+        try:
+            re.compile(self.layers)
+        except (re.error, TypeError) as error:
+            raise InputError(f"`layers` must be a regular expression: {error}.") from None
+        if self.bits not in (4, 8, 32):
+            raise InputError(f"`bits` must be 4, 8 or 32, got {self.bits!r}.")
+        if self.block not in _BLOCKS or (self.block and self.bits != 4):
+            raise InputError(f"`block` must be None, or with 4 bits {_BLOCKS[1:]}.")
+        if self.kind not in KINDS:
+            raise InputError(f"`kind` must be one of {KINDS}, got {self.kind!r}.")
+
+
+RECIPES = {
+    "int8": (QuantizationRule(),),
+    "int8_weight_only": (QuantizationRule(kind="weight_only"),),
+    "int8_static": (QuantizationRule(), QuantizationRule(layers="block_", kind="static")),
+    "int4": (QuantizationRule(bits=4, block=32), QuantizationRule(layers=_TABLES)),
+}
+NAMES = ("float16", *RECIPES)
+
+
+def rules_of(quantization):
+    """The rules of a named recipe, or those given; () for float32 and float16.
+
+    Raises:
+        InputError: if there is no such recipe.
+    """
+    if quantization is None or quantization == "float16":
+        return ()
+    if isinstance(quantization, str) and quantization in RECIPES:
+        return RECIPES[quantization]
+    if isinstance(quantization, (list, tuple)) and quantization:
+        rules = tuple(rule for rule in quantization if isinstance(rule, QuantizationRule))
+        if len(rules) == len(quantization):
+            return rules
+    raise InputError(
+        f"`quantization` must be None, one of {', '.join(NAMES)}, or a list of QuantizationRule; "
+        f"got {quantization!r}."
+    )
+
+
+def rule_for(rules, name, width):
+    """The rule of a product whose matrix has so many input channels; None leaves it in float32."""
+    rule = next((rule for rule in reversed(rules) if re.search(rule.layers, name)), None)
+    if rule is None or rule.bits == 32:
+        return None
+    if rule.block and width % rule.block:
+        return QuantizationRule(layers=re.escape(name), kind=rule.kind)
+    return rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """How a weight is stored.
+
+    Attributes:
+        bits: 4 or 8, whole numbers; 16, float16.
+        block: how many weights of a row share a scale; None means all of them.
+    """
+
+    bits: int
+    block: int | None = None
+
+    def quantize(self, rows):
+        """Whole numbers and scales of some rows of a matrix, float32 (rows, in).
+
+        Returns:
+            Int8 (rows, in), and float32 (rows, in / block).
+        """
+        most = np.float32(127 if self.bits == 8 else 7)
+        blocks = rows.reshape(len(rows), -1, self.block or rows.shape[1])
+        scales = np.maximum(np.abs(blocks).max(-1), _LEAST) / most
+        if self.block:
+            scales = np.minimum(scales, _LARGEST_SCALE)
+            scales = scales.astype(ml_dtypes.bfloat16).astype("float16").astype("float32")
+        # A block of values below what a float16 holds has the scale 0, and is 0.
+        steps = np.rint(blocks / np.where(scales == 0, np.inf, scales)[..., None])
+        least = -most if self.bits == 8 else -most - 1
+        return np.clip(steps, least, most).astype("int8").reshape(rows.shape), scales
+
+
+@dataclasses.dataclass(frozen=True)
+class BiasStorage:
+    """How the bias of a product of whole numbers is stored: in 32 bits, with the scale of what it
+    is added to.
+
+    Attributes:
+        input_scale: float32, of what goes into the product.
+        weights: the `flatbuffer.Constant` of its matrix.
+    """
+
+    input_scale: object
+    weights: object
+
+    def quantize(self, bias, scales):
+        """Int32 (out,) and float32 scales (out,), for the scales (out,) of the matrix."""
+        scales = self.input_scale * scales
+        return np.rint(bias.astype("float64") / scales).astype("int32"), scales
+
+
+def pack_int4(values):
+    """Pairs of int8 in -8 .. 7 as bytes, the first in the low half."""
+    values = values.reshape(-1)
+    if len(values) % 2:
+        values = np.append(values, np.int8(0))
+    return (values[0::2] & 0x0F | (values[1::2] << 4)).astype("uint8")
+
+
+def apply(model, rules, ranges=None):
+    """Say for each weight of a model how it is stored, and change the graphs to match.
+
+    Args:
+        model: a `flatbuffer.Model`.
+        rules: `QuantizationRule`s.
+        ranges: dict of a constant's key to the ((min, max) of what it is multiplied with, (min,
+            max) of what comes out), needed by "static" rules.
+
+    Raises:
+        InputError: if products that share a matrix have different rules.
+    """
+    chosen = {}
+    for product in model.products:
+        rule = rule_for(rules, product.name, product.constant.view.shape[1])
+        how = rule and (rule.bits, rule.block)
+        other, known = chosen.setdefault(product.constant.view.key, (product.name, how))
+        if known != how:
+            raise InputError(
+                f"{other} and {product.name} share one table, which can have one rule only; got "
+                f"{known} and {how} (bits, block)."
+            )
+    readers = {}
+    for product in model.products:
+        readers.setdefault(product.constant.view.key, []).append(product)
+    for key, products in readers.items():
+        constant, (_, how) = products[0].constant, chosen[key]
+        if how is None or not _only_read_by(constant, products):
+            continue
+        constant.storage = Storage(*how)
+        for graph, tensor in constant.places:
+            _describe(model, graph, tensor, constant)
+        for product in products:
+            rule = rule_for(rules, product.name, constant.view.shape[1])
+            if product.is_lookup or rule.kind == "dynamic":
+                continue  # a lookup has no product: its rows are widened as they are read
+            if rule.kind == "weight_only":
+                _widen(product)
+            else:
+                _fix_ranges(model, product, *ranges[key])
+
+
+def in_float16(model):
+    """Store all float weights of a model in 16 bits, widened again before they are used."""
+    for constant in model.constants.values():
+        constant.storage = Storage(16)
+        for graph, tensor in constant.places:
+            whole = graph.graph.tensors[tensor]
+            wide = graph.tensor(f"{whole.name.decode()}/float32", whole.shape, whole.type)
+            whole.type = schema.TensorType.FLOAT16
+            for operator in graph.graph.operators:
+                operator.inputs = np.where(operator.inputs == tensor, wide, operator.inputs)
+            options = schema.DequantizeOptionsT()
+            builtin = schema.BuiltinOperator.DEQUANTIZE
+            graph.graph.operators.insert(0, graph.operator(builtin, [tensor], wide, options, 3))
+
+
+def _only_read_by(constant, products):
+    """Whether nothing but some products reads a weight."""
+    known = {id(product.operator) for product in products}
+    return all(
+        id(operator) in known
+        for graph, tensor in constant.places
+        for operator in graph.graph.operators
+        if tensor in operator.inputs
+    )
+
+
+def _describe(model, graph, tensor, constant):
+    """Write into a tensor's description how it is quantized; scales follow with the weights."""
+    tensor, storage = graph.graph.tensors[tensor], constant.storage
+    tensor.type = _INT8 if storage.bits == 8 else schema.TensorType.INT4
+    rows, width = constant.view.shape
+    tensor.quantization = quantization = schema.QuantizationParametersT()
+    if storage.block is None:
+        quantization.scale = np.ones(rows, "float32")
+        quantization.zeroPoint = np.zeros(rows, "int64")
+        return
+    details = schema.BlockwiseQuantizationT()
+    details.zeroPoints, details.blockSize = -1, storage.block
+    name = f"{tensor.name.decode()}/scales"
+    details.scales = graph.tensor(name, (rows, width // storage.block), schema.TensorType.FLOAT16)
+    quantization.detailsType = schema.QuantizationDetails.BlockwiseQuantization
+    quantization.details = details
+
+
+def _widen(product):
+    graph, operator = product.graph, product.operator
+    weights = int(operator.inputs[1])
+    whole = graph.graph.tensors[weights]
+    wide = graph.tensor(f"{whole.name.decode()}/float32", whole.shape, schema.TensorType.FLOAT32)
+    operator.inputs = np.array([operator.inputs[0], wide, *operator.inputs[2:]], "int32")
+    options, builtin = schema.DequantizeOptionsT(), schema.BuiltinOperator.DEQUANTIZE
+    graph.insert_before([operator], graph.operator(builtin, [weights], wide, options, 2))
+
+
+def _fix_ranges(model, product, given, result):
+    """Round what goes into a product and what comes out of it to 8 bits of fixed ranges."""
+    graph, operator = product.graph, product.operator
+    x, output = int(operator.inputs[0]), int(operator.outputs[0])
+    scale, _ = _affine(given)
+    small = _quantized_tensor(graph, x, given)
+    if small is None:
+        small = _small_tensor(graph, x, given)
+        options, builtin = schema.QuantizeOptionsT(), schema.BuiltinOperator.QUANTIZE
+        graph.insert_before([operator], graph.operator(builtin, [x], small, options))
+    bias = int(operator.inputs[2])
+    if bias != -1:
+        bias = _bias_constant(model, graph, bias, scale, product.constant)
+    out = _small_tensor(graph, output, result)
+    operator.inputs = np.array([small, operator.inputs[1], bias], "int32")
+    operator.outputs = np.array([out], "int32")
+    options, builtin = schema.DequantizeOptionsT(), schema.BuiltinOperator.DEQUANTIZE
+    widened = graph.operator(builtin, [out], output, options, 2)
+    place = next(i for i, o in enumerate(graph.graph.operators) if o is operator)
+    graph.graph.operators.insert(place + 1, widened)
+
+
+def _quantized_tensor(graph, x, given):
+    """The tensor in which another product of the same input found it rounded; None without."""
+    scale, zero = _affine(given)
+    for operator in graph.graph.operators:
+        if graph.builtin(operator) == schema.BuiltinOperator.QUANTIZE and operator.inputs[0] == x:
+            quantization = graph.graph.tensors[operator.outputs[0]].quantization
+            if quantization.scale[0] == scale and quantization.zeroPoint[0] == zero:
+                return int(operator.outputs[0])
+    return None
+
+
+def _small_tensor(graph, like, value_range):
+    whole = graph.graph.tensors[like]
+    scale, zero = _affine(value_range)
+    small = graph.tensor(f"{whole.name.decode()}/int8", whole.shape, _INT8)
+    quantization = schema.QuantizationParametersT()
+    quantization.scale = np.array([scale], "float32")
+    quantization.zeroPoint = np.array([zero], "int64")
+    graph.graph.tensors[small].quantization = quantization
+    return small
+
+
+def _affine(value_range):
+    """Scale and zero point of 8 bits for values between a least and a largest, and 0."""
+    least, largest = min(value_range[0], 0.0), max(value_range[1], 0.0)
+    scale = np.float32(max(largest - least, _LEAST) / 255)
+    return scale, int(np.clip(np.rint(-128 - least / scale), -128, 127))
+
+
+def _bias_constant(model, graph, bias, input_scale, weights):
+    """The tensor of a bias in whole numbers."""
+    plain = next(
+        constant for constant in model.constants.values() if (graph, bias) in constant.places
+    )
+    key = ("bias", plain.view.key, weights.view.key, float(input_scale))
+    constant = model.constants.get(key)
+    if constant is None:
+        storage = BiasStorage(input_scale, weights)
+        constant = model.constants[key] = type(plain)(plain.view, storage=storage)
+    whole = graph.graph.tensors[bias]
+    tensor = graph.tensor(f"{whole.name.decode()}/int32", whole.shape, _INT32)
+    graph.graph.tensors[tensor].quantization = quantization = schema.QuantizationParametersT()
+    quantization.scale = np.ones(whole.shape, "float32")
+    quantization.zeroPoint = np.zeros(whole.shape, "int64")
+    constant.places.append((graph, tensor))
+    return tensor

@@ -1,0 +1,265 @@
+"""Run an exported file with LiteRT and its tokenizer: no TensorFlow, no Keras."""
+
+import numbers
+import random
+
+import numpy as np
+
+from keras_llm.errors import InputError
+from keras_llm.export.litert import file_format
+from keras_llm.export.litert.runtime import heads
+from keras_llm.export.litert.runtime.backends import open_runtime
+from keras_llm.export.litert.runtime.decoder import DecoderSteps
+from keras_llm.export.litert.runtime.sampling import Sampling, choose
+from keras_llm.tokenizers import ChatTemplate
+
+_NEVER = np.float32(-1e30)
+
+
+class LiteRTModel:
+    """A model from `export.litert` or `export.litert_lm`, run as a phone runs it.
+
+    Which methods answer depends on the task that was exported: `generate`, `stream` and `chat` of
+    a `TextGeneration`, `translate` of a `Translation`, `classify` of a `TextClassification`, `tag`
+    of a `TokenClassification`, `answer` of a `QuestionAnswering`, `embed` of a `TextEmbedding`,
+    `score` of a `TextRegression`, `fill_mask` of a `MaskedLanguageModel`.
+
+    Args:
+        path: str or path of the `.tflite` or `.litertlm` file; nothing else is needed.
+        num_threads: int > 0, or None for one for each core, up to 4.
+        runtime: "compiled" for LiteRT's CompiledModel, which keeps the key-value cache in its own
+            buffers; "interpreter" for its interpreter; None for the first that there is.
+        xnnpack: bool. Whether XNNPACK computes what it can.
+
+    Attributes:
+        task: str, the class of the task that was exported.
+        tokenizer: its `tokenizers.Tokenizer`.
+        max_length: int, the most tokens a text may have; of a prompt with its continuation.
+        manifest: dict, what the file tells of itself.
+        runtime: the `runtime.CompiledRuntime` or `InterpreterRuntime` below.
+
+    Raises:
+        InputError: if an argument is wrong, the file is missing or damaged, or it was written by
+            another program.
+    """
+
+    def __init__(self, path, num_threads=None, runtime=None, xnnpack=True):
+        if num_threads is not None and (
+            not isinstance(num_threads, numbers.Integral) or num_threads < 1
+        ):
+            raise InputError(f"`num_threads` must be a positive int, got {num_threads!r}.")
+        self.manifest, self.tokenizer = file_format.read(path)
+        self.task = self.manifest["task"]
+        self.max_length = self.manifest["max_length"]
+        self._path, self._cached = path, {}
+        self.runtime = open_runtime(path, *self.manifest["model"], runtime, num_threads, xnnpack)
+
+    def signatures(self):
+        """Signature name -> its inputs and outputs by name, as "dtype[shape]"."""
+
+        def rows(tensors):
+            return {name: f"{dtype.name}{list(shape)}" for name, (dtype, shape) in tensors.items()}
+
+        runtime = self.runtime
+        return {
+            name: {"inputs": rows(runtime.inputs[name]), "outputs": rows(runtime.outputs[name])}
+            for name in runtime.inputs
+        }
+
+    def generate(self, prompt, max_new_tokens=64, **settings):
+        """Continue a text.
+
+        Args:
+            prompt: str, not empty.
+            max_new_tokens: int > 0.
+            temperature: float >= 0; 0, the default, takes the most likely token each time.
+            top_k, top_p, min_p: as in calling `TextGeneration`.
+            seed: int32, or None for a fresh one. The text is the one that the task gives for the
+                same settings and seed.
+            parse_special: bool. Special tokens that the prompt spells out count as such.
+
+        Returns:
+            The new text, a str.
+
+        Raises:
+            InputError: if an argument is wrong, the prompt does not fit the model, or the file
+                holds another task.
+        """
+        self._require("TextGeneration", "generate")
+        tokens = [token for token, _ in self.steps(prompt, max_new_tokens, **settings)]
+        return self.tokenizer.decode([token for token in tokens if token is not None])
+
+    def stream(self, prompt, max_new_tokens=64, **settings):
+        """The same text as `generate`, piece by piece; a piece never ends inside a character."""
+        self._require("TextGeneration", "stream")
+        steps = self.steps(prompt, max_new_tokens, **settings)
+        return self.tokenizer.decode_stream(token for token, _ in steps if token is not None)
+
+    def chat(self, messages, max_new_tokens=64, **settings):
+        """Answer a conversation.
+
+        Args:
+            messages: str, the user's; or list of dicts with "role" and "content".
+            max_new_tokens, **settings: as of `generate`.
+
+        Returns:
+            The answer, a str.
+
+        Raises:
+            InputError: if the model has no chat template, or as of `generate`.
+        """
+        self._require("TextGeneration", "chat")
+        template = self.manifest.get("chat_template")
+        if not template:
+            raise InputError("this model has no chat template; call `generate` with a prompt.")
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        tokenizer = self.tokenizer
+        bos, eos = (tokenizer.token(index) for index in (tokenizer.bos_id, tokenizer.eos_id))
+        prompt = ChatTemplate(template, bos, eos).render(messages)
+        return self.generate(prompt, max_new_tokens, parse_special=True, **settings)
+
+    def translate(self, text, max_new_tokens=128, **settings):
+        """Turn a text into another, as calling the `Translation` does.
+
+        Args:
+            text: str, not empty.
+            max_new_tokens, temperature, top_k, top_p, min_p, seed: as of `generate`.
+
+        Returns:
+            The new text, a str.
+
+        Raises:
+            InputError: as of `generate`.
+        """
+        self._require("Translation", "translate")
+        tokens = [token for token, _ in self.steps(text, max_new_tokens, **settings)]
+        return self.tokenizer.decode([token for token in tokens if token is not None])
+
+    def classify(self, text, truncate=False):
+        """Sort a text into classes.
+
+        Args:
+            text: str, not empty.
+            truncate: bool. Whether of a text that is too long the first tokens are taken, instead
+                of refusing it.
+
+        Returns:
+            A dict of `label`, `probability`, `probabilities` (a dict of every label) and
+            `truncated`, as the fields of `Classification`.
+        """
+        self._require("TextClassification", "classify")
+        return heads.classify(self, text, truncate)
+
+    def tag(self, text, truncate=False):
+        """Label the words of a text: a dict of `words`, each a dict with the fields of
+        `TaggedWord`, and `truncated`. Arguments as of `classify`."""
+        self._require("TokenClassification", "tag")
+        return heads.tag(self, text, truncate)
+
+    def score(self, text, truncate=False):
+        """Give a text a number: a dict of `value` and `truncated`. Arguments as of `classify`."""
+        self._require("TextRegression", "score")
+        return heads.score(self, text, truncate)
+
+    def embed(self, text, truncate=False):
+        """The vector of a text, a float32 array (D,). Arguments as of `classify`."""
+        self._require("TextEmbedding", "embed")
+        return heads.embed(self, text, truncate)
+
+    def answer(self, question, context, truncate=False):
+        """Find the answer to a question in a text: a dict with the fields of `Answer`.
+
+        Args:
+            question, context: str, not empty. A context may be of any length.
+            truncate: bool. Whether of a question that is too long the first tokens are taken.
+        """
+        self._require("QuestionAnswering", "answer")
+        return heads.answer(self, question, context, truncate)
+
+    def fill_mask(self, text, top_k=5, truncate=False):
+        """Fill the mask tokens of a text: a dict with the fields of `Filling`.
+
+        Args:
+            text: str with at least one mask token.
+            top_k: int > 0. How many guesses there are for each.
+            truncate: as of `classify`.
+        """
+        self._require("MaskedLanguageModel", "fill_mask")
+        if not isinstance(top_k, numbers.Integral) or top_k < 1:
+            raise InputError(f"`top_k` must be a positive int, got {top_k!r}.")
+        return heads.fill_mask(self, text, top_k, truncate)
+
+    def cached(self, name, make):
+        """What `make` returns, made once."""
+        if name not in self._cached:
+            self._cached[name] = make()
+        return self._cached[name]
+
+    def steps(self, text, max_new_tokens, parse_special=False, **settings):
+        """An iterator of `(token, logits)` for each step: an int, None for the end of the text; and
+        the float32 logits (V,) it was chosen from. Arguments are those of `generate` or
+        `translate`, checked before the first step."""
+        name = "text" if self.task == "Translation" else "prompt"
+        if not isinstance(text, str) or not text:
+            raise InputError(f"`{name}` must be a non-empty str, got {text!r}.")
+        budget, sampling = _budget(max_new_tokens), _sampling(settings)
+        if self.task == "Translation":
+            source = [*self.tokenizer.encode(text), self.tokenizer.eos_id]
+            self._check_room(name, source, self.manifest["encoder_length"])
+            return self._decode([self.manifest["start_id"]], budget, sampling, source)
+        token_ids = self.tokenizer.encode_prompt(text, parse_special)
+        if not token_ids:
+            raise InputError(f"`{name}` has no tokens.")
+        self._check_room(name, token_ids, self.max_length - 1)
+        return self._decode(token_ids, budget, sampling)
+
+    def _decode(self, token_ids, budget, sampling, source=None):
+        decoder = DecoderSteps(self.runtime, self.manifest)
+        if source is not None:
+            decoder.encode(source)
+        decoder.read(token_ids[:-1])
+        token, first = token_ids[-1], len(token_ids)
+        for step in range(min(budget, self.max_length - first)):
+            logits = decoder.step(token, first - 1 + step)
+            token = choose(self._without_spare(logits), sampling, step)
+            if token in self.manifest["end_token_ids"]:
+                yield None, logits
+                return
+            yield token, logits
+
+    def _check_room(self, name, token_ids, longest):
+        if len(token_ids) > longest:
+            raise InputError(
+                f"`{name}` has {len(token_ids)} tokens with those that are added; the file takes "
+                f"at most {longest}."
+            )
+
+    def _without_spare(self, logits):
+        """Ids that the model has beyond its tokenizer are never chosen."""
+        if len(logits) == self.tokenizer.vocabulary_size:
+            return logits
+        logits = logits.copy()
+        logits[self.tokenizer.vocabulary_size :] = _NEVER
+        return logits
+
+    def _require(self, task, method):
+        if self.task != task:
+            raise InputError(f"`{method}` needs a {task}; {self._path} holds a {self.task}.")
+
+
+def _budget(max_new_tokens):
+    if not isinstance(max_new_tokens, numbers.Integral) or max_new_tokens < 1:
+        raise InputError(f"`max_new_tokens` must be a positive int, got {max_new_tokens!r}.")
+    return max_new_tokens
+
+
+def _sampling(settings):
+    unknown = sorted(set(settings) - set(Sampling._fields))
+    if unknown:
+        raise InputError(
+            f"unknown setting `{unknown[0]}`; known: {', '.join(Sampling._fields)}, parse_special."
+        )
+    if settings.get("seed") is None:
+        settings = {**settings, "seed": random.getrandbits(31)}
+    return Sampling(**settings).validate()

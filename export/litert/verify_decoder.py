@@ -1,0 +1,238 @@
+"""The proof of a file that writes text: logits, greedy texts and perplexity are those of Keras."""
+
+import numpy as np
+
+from keras_llm.errors import ExportError, InputError
+from keras_llm.export import verification
+from keras_llm.export.litert.verify import Proof
+
+_LOGIT_TOLERANCE = 1e-3  # float32: largest difference of a logit, and of two that count as tied
+# Quantised: nats, of Keras's next-token distribution from the file's. A broken file is far above.
+_MEAN_KL_DIVERGENCE = {"float16": 0.05, "int8": 0.05, "int8_weight_only": 0.05}
+_OTHER_KL_DIVERGENCE = 1.0
+_HELD_OUT_TOKENS = 2048  # at most
+_WINDOW = 256  # tokens of one text
+_LENGTHS = 64  # padded to multiples of this: few shapes, few graphs
+
+
+class DecoderProof(Proof):
+    """The proof of a `TextGeneration`. A row of token ids is a pair: those of the encoder, here
+    none, and those of the decoder."""
+
+    def request(self):
+        """What the child process is asked."""
+        self.max_length = self.plan.manifest["max_length"]
+        self.prompts = [p for p in self.probes() if self.length_of(p) < self.max_length]
+        if not self.prompts:
+            raise ExportError(f"a `cache_length` of {self.max_length} has no room to be tried.")
+        self._rows = [] if self.plan.quantization is None else self._held_out_rows()
+        return {"prompts": self.prompts, "rows": self._rows}
+
+    def probes(self):
+        """Texts to begin with."""
+        return self.plan.samples
+
+    def length_of(self, prompt):
+        """How many slots of the cache a prompt takes."""
+        return len(self.row_of(prompt)[1])
+
+    def row_of(self, prompt):
+        """The row that a prompt begins."""
+        return [], self.plan.task.tokenizer.encode_prompt(prompt)
+
+    def held_out_row(self, text):
+        """The row of a held-out text."""
+        return self.row_of(text)
+
+    def samples(self):
+        """Held-out texts where none are given."""
+        return self.prompts
+
+    def keras_texts(self, prompts, budget):
+        """Keras's greedy texts."""
+        return self.plan.task(prompts, max_new_tokens=budget, temperature=0.0)
+
+    def keras_logits(self, rows, longest):
+        """Keras's logits (B, T, V) of a batch of rows, padded to `longest`."""
+        return self.plan.task.model.predict_on_batch(_padded([ids for _, ids in rows], longest))
+
+    def expect(self):
+        """Keras's greedy texts; or of a quantized file its losses and choices on held-out text."""
+        if self.plan.quantization is None:
+            self._expected_texts = self._greedy_texts()
+            return
+        self._losses, self._choices = [], []
+        read = [(source, ids[:-1]) for source, ids in self._rows]
+        for (_, ids), logits in zip(self._rows, self._logits_of(read), strict=True):
+            rows = zip(logits, ids[1:], strict=True)  # one at a time: they are large in float64
+            self._losses.append(np.array([-_log_softmax(row)[target] for row, target in rows]))
+            self._choices.append(logits.argmax(-1))
+
+    def compare(self, answer):
+        """How the file's logits and greedy texts differ from Keras's."""
+        self.texts, logits = answer["texts"], answer["logits"]
+        expected = self._logits_at_choices(answer["token_ids"], len(logits))
+        # Ids that the model alone knows are never chosen, and so not compared.
+        size = self.plan.task.tokenizer.vocabulary_size
+        logits, expected = logits[:, :size], expected[:, :size]
+        agreement = float(np.mean(logits.argmax(-1) == expected.argmax(-1)))
+        measured = {"prompts": len(self.prompts), "steps": len(logits)}
+        measured["top_1_agreement"] = agreement
+        if self.plan.quantization is None:
+            chosen = np.take_along_axis(expected, logits.argmax(-1)[:, None], -1)[:, 0]
+            verification.require_same("choices", chosen, expected.max(-1), _LOGIT_TOLERANCE)
+            same = answer["texts"] == self._expected_texts
+            second, first = np.sort(expected, axis=-1)[:, -2:].T
+            if not same and (first - second).min() > _LOGIT_TOLERANCE:
+                raise ExportError("the exported model's greedy texts are not those of Keras.")
+            measured["greedy_texts_equal"] = same  # False only through a tie
+            measured["max_logit_error"] = verification.require_same(
+                "logits", logits, expected, _LOGIT_TOLERANCE
+            )
+        else:
+            measured["max_logit_error"] = float(np.abs(logits - expected).max())
+            measured["mean_kl_divergence_nats"] = self._divergence(expected, logits)
+        return {"parity": measured}
+
+    def quality(self, answer):
+        """The cost of quantisation: perplexity and greedy choices on held-out text."""
+        choices = [answer[f"choices_{index}"] for index in range(len(self._rows))]
+        ours = np.concatenate([answer[f"losses_{index}"] for index in range(len(self._rows))])
+        theirs = np.concatenate(self._losses)
+        before, after = (float(np.exp(np.mean(losses))) for losses in (theirs, ours))
+        agreement = np.concatenate(choices) == np.concatenate(self._choices)
+        return {
+            "tokens": len(ours),
+            "perplexity_keras": before,
+            "perplexity": after,
+            "loss": after / before - 1,
+            "greedy_agreement": float(np.mean(agreement)),
+        }
+
+    def _divergence(self, expected, found):
+        divergence, name = _kl_divergence(expected, found), self.plan.quantization
+        bound = _OTHER_KL_DIVERGENCE
+        if isinstance(name, str):
+            bound = _MEAN_KL_DIVERGENCE.get(name, bound)
+        if not divergence <= bound:
+            raise ExportError(
+                f"the {self.plan.weights} model's predictions diverge from Keras's by "
+                f"{divergence:.3g} nats, more than {bound}; nothing was written."
+            )
+        return divergence
+
+    def _held_out_rows(self):
+        """Rows of held-out texts, cut to windows, at most `_HELD_OUT_TOKENS` in all."""
+        rows, left = [], _HELD_OUT_TOKENS
+        for text in self.samples() if self.held_out is None else self.held_out:
+            source, ids = self.held_out_row(text)
+            ids = ids[: min(_WINDOW, self.max_length, left)]
+            if len(ids) > 1 and len(source) <= self.max_length:
+                rows.append((source, ids))
+                left -= len(ids)
+            if left < 2:
+                break
+        if not rows:
+            raise ExportError("`held_out` has no text of two tokens that fits the cache.")
+        return rows
+
+    def _logits_of(self, rows):
+        """Keras's logits (T, V) of each row, as many rows at a time as there is room for."""
+        config = self.plan.task.model.config
+        longest = max(len(ids) for _, ids in rows)
+        longest = min(-(-longest // _LENGTHS) * _LENGTHS, config.max_length)
+        batches = verification.batches(rows, longest, config.vocabulary_size)
+        logits = (row for batch in batches for row in self.keras_logits(batch, longest))
+        for (_, ids), row in zip(rows, logits, strict=False):
+            yield row[: len(ids)]
+
+    def _greedy_texts(self):
+        """Keras's greedy texts, as far as the file's cache reaches."""
+        rooms = [self.max_length - self.length_of(prompt) for prompt in self.prompts]
+        budgets = [min(verification.NEW_TOKENS, room) for room in rooms]
+        if self.max_length == self.plan.task.model.config.max_length:
+            budgets = [verification.NEW_TOKENS] * len(rooms)  # the model ends the texts by itself
+        texts = {}
+        for budget in set(budgets):
+            group = [p for p, b in zip(self.prompts, budgets, strict=True) if b == budget]
+            texts |= dict(zip(group, self.keras_texts(group, budget), strict=True))
+        return [texts[prompt] for prompt in self.prompts]
+
+    def _logits_at_choices(self, token_ids, steps):
+        """Keras's logits (steps, V) where the file made each of its choices."""
+        begun = [self.row_of(prompt) for prompt in self.prompts]
+        rows = [(s, old + new) for (s, old), new in zip(begun, token_ids, strict=True)]
+        found = []
+        for row, (_, old), new in zip(self._logits_of(rows), begun, token_ids, strict=True):
+            budget = min(verification.NEW_TOKENS, self.max_length - len(old))
+            choices = len(new) + (len(new) < budget)  # one more, where the model ended the text
+            found.append(np.array(row[len(old) - 1 :][:choices]))
+        found = np.concatenate(found)
+        if len(found) != steps:
+            raise ExportError(f"the exported model made {steps} steps, Keras {len(found)}.")
+        return found
+
+
+class TranslationProof(DecoderProof):
+    """The proof of a `Translation`. Held-out texts are pairs of a text and its translation."""
+
+    def check_held_out(self, caller, held_out):
+        if (
+            not isinstance(held_out, (list, tuple))
+            or not held_out
+            or not all(
+                isinstance(pair, (list, tuple))
+                and len(pair) == 2
+                and all(isinstance(text, str) and text for text in pair)
+                for pair in held_out
+            )
+        ):
+            raise InputError(f"{caller}: `held_out` must be a list of pairs (text, translation).")
+
+    def probes(self):
+        texts = [pair[0] for pair in (self.held_out or ())[:16]]
+        texts += [text for text in verification.SEED_TEXTS if text not in texts]
+        return [t for t in texts if len(self.row_of(t)[0]) <= self.plan.manifest["encoder_length"]]
+
+    def row_of(self, prompt):
+        task = self.plan.task
+        source = [*task.tokenizer.encode(prompt), task.tokenizer.eos_id]
+        return source, [task.model.config.start_id]
+
+    def held_out_row(self, text):
+        text, translation = text
+        source, begin = self.row_of(text)
+        tokenizer = self.plan.task.tokenizer
+        return source, [*begin, *tokenizer.encode(translation), tokenizer.eos_id]
+
+    def samples(self):
+        """The task's own translations of the prompts."""
+        return list(zip(self.prompts, self._greedy_texts(), strict=True))
+
+    def keras_logits(self, rows, longest):
+        pad_id = self.plan.task.model.config.pad_id
+        sources = [source for source, _ in rows]
+        encoder = _padded(sources, max(map(len, sources)), pad_id)
+        decoder = _padded([ids for _, ids in rows], longest, pad_id)
+        return self.plan.task.model.predict_on_batch([encoder, decoder])
+
+
+def _padded(rows, longest, pad_id=0):
+    batch = np.full((len(rows), longest), pad_id, "int32")
+    for target, ids in zip(batch, rows, strict=True):
+        target[: len(ids)] = ids
+    return batch
+
+
+def _log_softmax(logits):
+    logits = logits.astype("float64") - logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def _kl_divergence(expected, found):
+    """The mean over rows, one at a time: a vocabulary may have 262,144 tokens."""
+    total = 0.0
+    for row, other in zip(expected, found, strict=True):
+        p, q = _log_softmax(row), _log_softmax(other)
+        total += float(np.sum(np.exp(p) * (p - q)))
+    return total / len(expected)

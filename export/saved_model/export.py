@@ -1,0 +1,92 @@
+"""A SavedModel that takes strings and returns strings, in TensorFlow Serving's layout."""
+
+import pathlib
+
+from keras_llm.errors import ExportError, InputError
+from keras_llm.export import children, verification
+from keras_llm.export.planning import check_room
+from keras_llm.export.progress import Progress
+from keras_llm.export.report import (
+    bytes_by_part,
+    disk_errors,
+    folder_sizes,
+    row_bytes,
+    write_report,
+)
+from keras_llm.export.saved_model.signatures import module_of, save
+from keras_llm.export.saved_model.verify import proof_of
+from keras_llm.export.saved_model.warmup import write_warmup
+from keras_llm.export.saved_model.worker import joined
+from keras_llm.files import atomic_folder
+
+_SERVER = "keras_llm.export.saved_model.worker"
+_TIMEOUT = 3600  # seconds for an answer of the process that runs the SavedModel
+
+
+def write_saved_model(
+    task, path, version=1, overwrite=False, xla=False, weights=None, beam_width=None
+):
+    """Export a task; arguments as of `saved_model`."""
+    module = module_of(task, weights, xla, beam_width)
+    if not isinstance(version, int) or version < 1:
+        raise InputError(f"saved_model: `version` must be a positive int, got {version!r}.")
+    check_room("saved_model", task, "saved_model", None, task.model.config.max_length)
+    path = pathlib.Path(path)
+    with (
+        disk_errors(path),
+        atomic_folder(path / str(version), overwrite) as folder,
+        children.child(_SERVER, "that runs the SavedModel", _TIMEOUT) as child,
+        Progress(f"{path.name}/{version}", task.model.count_params()) as progress,
+    ):
+        with progress.phase("trace"):
+            signatures = module.signatures()
+            progress.part("trace", 1.0)
+        with progress.phase("write"):
+            save(module, folder, signatures)
+            progress.part("write", 1.0)
+        del module, signatures
+        if task.model.count_params() > verification.LARGE:
+            gc.collect()  # graphs refer to themselves, and verification needs the memory
+        with progress.phase("verify"):
+            child.send({"what": "load", "path": str(folder)})
+            proof = proof_of(task, weights is None, beam_width)  # Keras is at work meanwhile
+            loaded = child.result()
+            verified = _verify(proof, loaded, child, xla)
+            write_warmup(folder, path.name, proof.warm_up())
+        sizes = folder_sizes(folder)
+        report = {
+            "format": "saved_model",
+            "task": type(task).__name__,
+            "version": version,
+            "xla": xla,
+            "weights": weights or "as they are",
+            "bytes": sizes,
+            "bytes_by_part": bytes_by_part(sizes),
+            "row_bytes": row_bytes(task.model),
+            **verified,
+            "seconds": progress.seconds,
+        }
+    write_report(path, str(version), report)
+    return report
+
+
+def _verify(proof, loaded, child, xla):
+    compiled = [op for op in loaded["ops"] if op.startswith("Xla")]
+    if compiled and not xla:
+        raise ExportError(
+            f"the graph has operations of TensorFlow's XLA compiler, {', '.join(compiled)}, that "
+            "servers do not run by default; nothing was written."
+        )
+    large = proof.task.model.count_params() > verification.LARGE
+    child.send({"what": "call", "calls": proof.calls(), "at_a_time": 1 if large else 2})
+    answer = child.result() if large else None
+    proof.expect()
+    answer = answer or child.result()
+    measured = proof.compare(joined(answer))
+    timed = child.ask({"what": "time", "timed": proof.timed()})
+    return {
+        **loaded,
+        "parity": measured,
+        "seconds_per_request": timed["seconds"],
+        **proof.speed(timed["seconds"], timed["outputs"]),
+    }

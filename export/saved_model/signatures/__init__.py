@@ -1,0 +1,74 @@
+"""The graphs that a server runs: one module for each kind of task."""
+
+from keras_llm import tasks
+from keras_llm.errors import InputError
+from keras_llm.export.saved_model.signatures.base import save
+from keras_llm.export.saved_model.signatures.heads import (
+    TextClassificationModule,
+    TextEmbeddingModule,
+    TextRegressionModule,
+    TokenClassificationModule,
+)
+from keras_llm.export.saved_model.signatures.masked_language_model import MaskedLanguageModelModule
+from keras_llm.export.saved_model.signatures.question_answering import QuestionAnsweringModule
+from keras_llm.export.saved_model.signatures.text_generation import TextGenerationModule
+from keras_llm.export.saved_model.signatures.translation import TranslationModule
+from keras_llm.export.saved_model.signatures.weights import KINDS
+from keras_llm.generation.beam import check_count
+
+MODULES = {
+    tasks.TextGeneration: TextGenerationModule,
+    tasks.Translation: TranslationModule,
+    tasks.TextClassification: TextClassificationModule,
+    tasks.TokenClassification: TokenClassificationModule,
+    tasks.QuestionAnswering: QuestionAnsweringModule,
+    tasks.TextEmbedding: TextEmbeddingModule,
+    tasks.TextRegression: TextRegressionModule,
+    tasks.MaskedLanguageModel: MaskedLanguageModelModule,
+}
+
+__all__ = ["MODULES", "TextGenerationModule", "check_whole", "module_of", "save"]
+
+
+def module_of(task, weights=None, xla=False, beam_width=None):
+    """The graphs of a task.
+
+    Args:
+        task: a task.
+        weights: None, or "float16" or "int8" to store matrices in fewer bits.
+        xla: bool. Whether the loop of a task that generates is compiled by XLA.
+        beam_width: int or None, the beams of its `beam_search`.
+
+    Raises:
+        InputError: if an argument is wrong.
+    """
+    check_whole("saved_model", task)
+    kinds = ", ".join(kind.__name__ for kind in MODULES)
+    module = next((MODULES[kind] for kind in MODULES if isinstance(task, kind)), None)
+    if module is None:
+        raise InputError(f"saved_model: `task` must be one of {kinds}, got {type(task)}.")
+    if weights not in (None, *KINDS):
+        raise InputError(
+            f'saved_model: `weights` must be None, "float16" or "int8", got {weights!r}.'
+        )
+    if module in (TextGenerationModule, TranslationModule):
+        if beam_width is not None:
+            check_count("saved_model", "beam_width", beam_width)
+        return module(task, weights, xla, beam_width)
+    for name, value in (("xla", xla), ("beam_width", beam_width)):
+        if value:
+            raise InputError(
+                f"saved_model: `{name}` is for tasks that generate text; a {type(task).__name__} "
+                "reads it once."
+            )
+    return module(task, weights)
+
+
+def check_whole(caller, task):
+    """InputError if a part of the task would be missing in an export without a word."""
+    if isinstance(task, tasks.RankedChat):
+        raise InputError(
+            f"{caller}: a RankedChat cannot be exported with its classifiers; give its "
+            "`generator`, which answers without ranking and filter, and the classifiers by "
+            "themselves."
+        )

@@ -1,0 +1,155 @@
+"""What all graphs for servers share."""
+
+import contextlib
+import functools
+import pathlib
+import uuid
+
+import keras
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from keras_llm.errors import ExportError
+from keras_llm.export.saved_model.signatures.weights import SmallWeight, is_stored_small
+from keras_llm.models.cached import sharing_step
+
+STRINGS = tf.TensorSpec((None,), tf.string)
+INTS = tf.TensorSpec((None,), tf.int32)
+FLOATS = tf.TensorSpec((None,), tf.float32)
+
+
+def save(module, folder, signatures=None):
+    """Write a module as a SavedModel; ExportError if that cannot be done.
+
+    Args:
+        module: a `tf.Module` with `signatures()` and `defaults`.
+        folder: where to.
+        signatures: what `module.signatures()` returned; None calls it.
+    """
+    signatures = module.signatures() if signatures is None else signatures
+    try:
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(module, str(folder), signatures=signatures, options=options)
+    except tf.errors.OpError as error:
+        raise ExportError(f"{folder} cannot be written: {error.message}") from error
+    if module.defaults:
+        _write_defaults(pathlib.Path(folder) / "saved_model.pb", module.defaults)
+
+
+def _write_defaults(path, defaults):
+    """Tell a server what to take for inputs that a request leaves out."""
+    saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    for graph in saved.meta_graphs:
+        for signature in graph.signature_def.values():
+            for name in signature.inputs.keys() & defaults.keys():
+                dtype = tf.dtypes.as_dtype(signature.inputs[name].dtype)
+                value = tf.make_tensor_proto([defaults[name]], dtype)
+                signature.defaults[name].CopyFrom(value)
+    path.write_bytes(saved.SerializeToString(deterministic=True))
+
+
+class GraphModule(tf.Module):
+    """What a SavedModel of a task holds: weights, once for all signatures, and a tokenizer.
+
+    Attributes:
+        main: str, the signature that is `serving_default` too.
+        defaults: dict of input name to number, what a request may leave out; or None.
+
+    Args:
+        task: a task.
+        weights: None, or "float16" or "int8" to store matrices in fewer bits.
+    """
+
+    main = None
+    defaults = None
+
+    def __init__(self, task, weights=None):
+        super().__init__()
+        self._task = [task]  # in a list, so that tf.Module does not look inside
+        unique = uuid.uuid4().hex  # two versions may be loaded at once
+        self.weights, self.small_weights, self.stored = [], [], []
+        for index, variable in enumerate(task.model.variables):
+            if weights is not None and is_stored_small(variable):
+                small = SmallWeight(variable, weights, f"{unique}_{index}")
+                self.small_weights.append(small)
+                self.stored += small.stored
+            else:
+                self.weights.append(variable.value)
+        self.tokenizer_resources = task.tokenizer.graph_resources()
+        self._step = None
+
+    @property
+    def task(self):
+        """The task."""
+        return self._task[0]
+
+    def functions(self):
+        """Signature name -> a function, and the dict of its arguments' specs."""
+        raise NotImplementedError
+
+    def signatures(self):
+        """Signature name -> concrete function, `serving_default` among them."""
+        traced = {name: self._traced(*row) for name, row in self.functions().items()}
+        return {"serving_default": traced[self.main], **traced}
+
+    def _traced(self, function, specs):
+        specs = {
+            name: tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in specs.items()
+        }
+
+        def run(**inputs):
+            with self._reading_weights(), sharing_step(self._shared_step):
+                return function(**inputs)
+
+        return tf.function(run, autograph=False).get_concrete_function(**specs)
+
+    def _shared_step(self, forward_cached, model, *arguments):
+        """A step of the decoder, traced once for all signatures that take it."""
+        if self._step is None:
+
+            def step(*arguments):
+                with self._reading_weights():
+                    return forward_cached(model, *arguments)
+
+            # Wrapped, so that saving does not find it and trace it again.
+            self._step = functools.partial(tf.function(step, autograph=False))
+        return self._step(*arguments)
+
+    def _reading_weights(self):
+        """A scope in which the model reads weights stored in fewer bits where they are."""
+        if not self.small_weights:
+            return contextlib.nullcontext()
+        variables = filter(is_stored_small, self.task.model.variables)
+        values = [small.value() for small in self.small_weights]
+        return keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True)))
+
+
+def check(condition, message):
+    """An operation that fails with InvalidArgument and a message."""
+    return tf.debugging.Assert(condition, [message])
+
+
+def clean(name, strings):
+    """Strings that may be any bytes -> strings (B,) of UTF-8, the replacement character U+FFFD
+    for what is none; an error if there are none or one is empty. All else must follow from the
+    result, or it may fail first, in words that tell nobody anything."""
+    with tf.control_dependencies(text_checks(name, strings)):
+        return utf8(strings)
+
+
+def text_checks(name, strings):
+    """Checks that there are texts, and none of them empty."""
+    return [
+        check(tf.size(strings) > 0, f"{name} must not be an empty list"),
+        check(tf.reduce_all(tf.strings.length(strings) > 0), f"{name} must not be empty"),
+    ]
+
+
+def utf8(strings):
+    """Strings of any bytes -> strings of UTF-8, U+FFFD for each part that is none."""
+    return tf.strings.unicode_transcode(strings, "UTF-8", "UTF-8", errors="replace")
+
+
+def lengths_of(ids):
+    """The lengths of a ragged tensor's rows, int32 (B,)."""
+    return tf.cast(ids.row_lengths(), tf.int32)

@@ -1,0 +1,117 @@
+"""The graphs of models with a head: a text in, what the head says of it out."""
+
+import tensorflow as tf
+
+from keras_llm.export.saved_model.signatures.base import STRINGS, GraphModule, clean, lengths_of
+from keras_llm.tokenizers.words import word_spans_in_graph
+
+
+class HeadModule(GraphModule):
+    """What these share: texts in frames. Of one that is too long the first tokens are kept."""
+
+    def framed(self, ids):
+        """Ragged ids (B, None) -> int32 (B, T) between begin and end tokens, padded on the right,
+        lengths (B,), and whether a row was cut, bool (B,)."""
+        task = self.task
+        truncated = lengths_of(ids) > task.room
+        ids = ids[:, : task.room]
+        rows = ids.nrows(out_type=tf.int32)
+        parts = [[tf.fill((rows, 1), token) for token in ends] for ends in (task.begin, task.end)]
+        ids = tf.concat([*parts[0], ids, *parts[1]], axis=1)
+        return ids.to_tensor(task.tokenizer.pad_id), lengths_of(ids), truncated
+
+
+class TextEmbeddingModule(HeadModule):
+    """`embed`."""
+
+    main = "embed"
+
+    def functions(self):
+        return {"embed": (self._embed, {"text": STRINGS})}
+
+    def _embed(self, text):
+        ids = self.task.tokenizer.tokenize(clean("text", text))
+        token_ids, lengths, truncated = self.framed(ids)
+        return {"embedding": self.task.outputs(token_ids, lengths), "truncated": truncated}
+
+
+class TextRegressionModule(HeadModule):
+    """`score`."""
+
+    main = "score"
+
+    def functions(self):
+        return {"score": (self._score, {"text": STRINGS})}
+
+    def _score(self, text):
+        ids = self.task.tokenizer.tokenize(clean("text", text))
+        token_ids, lengths, truncated = self.framed(ids)
+        return {"value": self.task.outputs(token_ids, lengths), "truncated": truncated}
+
+
+class TextClassificationModule(HeadModule):
+    """`classify`."""
+
+    main = "classify"
+
+    def functions(self):
+        return {"classify": (self._classify, {"text": STRINGS})}
+
+    def _classify(self, text):
+        text = clean("text", text)
+        ids = self.task.tokenizer.tokenize(text)
+        token_ids, lengths, truncated = self.framed(ids)
+        probabilities = self.task.probabilities(token_ids, lengths)
+        labels = tf.constant(self.task.labels)
+        shape = (tf.size(text), tf.size(labels))
+        return {
+            "label": tf.gather(labels, tf.argmax(probabilities, axis=-1)),
+            "probability": tf.reduce_max(probabilities, axis=-1),
+            "labels": tf.broadcast_to(labels, shape),
+            "probabilities": probabilities,
+            "truncated": truncated,
+        }
+
+
+class TokenClassificationModule(HeadModule):
+    """`tag`. W is the number of words of the text with the most; what is beyond the words of
+    another is "" or -1 or 0."""
+
+    main = "tag"
+
+    def functions(self):
+        return {"tag": (self._tag, {"text": STRINGS})}
+
+    def _tag(self, text):
+        task = self.task
+        text = clean("text", text)
+        ids, _, ends = task.tokenizer.tokenize_with_offsets(text)
+        token_ids, lengths, truncated = self.framed(ids)
+        probabilities = task.probabilities(token_ids, lengths)  # (B, T, C)
+        ends = ends[:, : task.room]
+        word_starts, word_ends = (x.to_tensor(-1) for x in word_spans_in_graph(text))
+        # The token that holds a word's first character is the first that ends behind it.
+        far = tf.int32.max
+        token = tf.searchsorted(ends.to_tensor(far), word_starts, side="right")
+        is_word = (word_starts >= 0) & (token < tf.expand_dims(lengths_of(ends), 1))
+        token = tf.where(is_word, token, 0) + len(task.begin)
+        most = tf.shape(probabilities)[1] - 1
+        chosen = tf.gather(probabilities, tf.minimum(token, most), batch_dims=1)  # (B, W, C)
+        label = tf.gather(tf.constant(task.labels), tf.argmax(chosen, axis=-1))
+        size = tf.where(is_word, word_ends - word_starts, 0)
+        begin = tf.where(is_word, word_starts, 0)
+        words = tf.strings.substr(
+            tf.repeat(tf.expand_dims(text, 1), tf.shape(token)[1], axis=1),
+            begin,
+            size,
+            unit="UTF8_CHAR",
+        )
+        return {
+            "word": words,
+            "label": tf.where(is_word, label, ""),
+            "probability": tf.where(is_word, tf.reduce_max(chosen, axis=-1), 0.0),
+            "start": tf.where(is_word, word_starts, -1),
+            "end": tf.where(is_word, word_ends, -1),
+            "num_words": tf.reduce_sum(tf.cast(is_word, tf.int32), axis=-1),
+            "truncated": truncated,
+        }

@@ -1,0 +1,68 @@
+"""The graph of an encoder-decoder: the whole loop from a text to another."""
+
+import tensorflow as tf
+
+from keras_llm.export.saved_model.signatures.base import STRINGS, GraphModule, lengths_of
+from keras_llm.export.saved_model.signatures.loop import (
+    BEAM_SETTINGS,
+    DEFAULTS,
+    SETTINGS,
+    checked,
+    generate,
+    search,
+)
+
+
+class TranslationModule(GraphModule):
+    """`translate`, and `beam_search` if there is a width. Of a text that is too long the first
+    tokens are kept, and the end token."""
+
+    main = "translate"
+    defaults = DEFAULTS
+
+    def __init__(self, task, weights=None, xla=False, beam_width=None):
+        super().__init__(task, weights)
+        self._xla = xla
+        self._beam_width = beam_width
+
+    def functions(self):
+        optional = {}
+        if self._beam_width is not None:
+            optional["beam_search"] = (self._search, {"text": STRINGS, **BEAM_SETTINGS})
+        return {"translate": (self._translate, {"text": STRINGS, **SETTINGS}), **optional}
+
+    def _translate(self, text, **settings):
+        settings, arguments, truncated = self._read(text, settings)
+        outputs = generate(self.task, **arguments, settings=settings, xla=self._xla)
+        return {
+            "translation": outputs["text"],
+            "score": outputs["log_probability"],
+            "num_tokens": outputs["num_tokens"],
+            "finish_reason": outputs["finish_reason"],
+            "truncated": truncated,
+        }
+
+    def _search(self, text, **settings):
+        settings, arguments, truncated = self._read(text, settings)
+        found = search(self.task, **arguments, width=self._beam_width, **settings)
+        return {
+            "translation": found["text"],
+            "score": found["score"],
+            "log_probability": found["log_probability"],
+            "truncated": truncated,
+        }
+
+    def _read(self, text, settings):
+        """Checked settings, texts as what the loop begins with, and whether a row was cut."""
+        tokenizer, config = self.task.tokenizer, self.task.model.config
+        text, settings = checked("text", text, settings, config.vocabulary_size)
+        ids, rows = tokenizer.tokenize(text), tf.size(text)
+        room = config.max_length - 1
+        truncated = lengths_of(ids) > room
+        ids = tf.concat([ids[:, :room], tf.fill((rows, 1), tokenizer.eos_id)], axis=1)
+        arguments = {
+            "token_ids": tf.fill((rows, 1), config.start_id),
+            "lengths": tf.ones((rows,), tf.int32),
+            "encoder_token_ids": ids.to_tensor(config.pad_id),
+        }
+        return settings, arguments, truncated

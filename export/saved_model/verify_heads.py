@@ -1,0 +1,186 @@
+"""Proofs of the SavedModels of models with a head."""
+
+import numpy as np
+
+from keras_llm.export import verification
+from keras_llm.export.saved_model.comparison import Proof, kl_divergence
+
+
+class _HeadProof(Proof):
+    """Of texts of many lengths, one longer than the model takes."""
+
+    def __init__(self, task, exact=True, beam_width=None):
+        super().__init__(task, exact, beam_width)
+        long = "The long text, with words. " * (1 + task.model.config.max_length // 4)
+        self._texts = [
+            *verification.SEED_TEXTS,
+            "a longer text, with more words than the others",
+            long,
+        ]
+
+    def calls(self):
+        return [("serving_default", {"text": ["string", self._texts]})]
+
+    def timed(self):
+        return "serving_default", {"text": ["string", self._texts[-2:-1]]}
+
+    def expect(self):
+        self._expected = self.task(self._texts, truncate=True, return_details=True)
+
+
+class TextEmbeddingProof(_HeadProof):
+    """Vectors."""
+
+    def expect(self):
+        self._expected = self.task(self._texts, truncate=True)
+
+    def compare(self, outputs):
+        (found,) = outputs
+        vectors, expected = np.asarray(found["embedding"]), self._expected
+        error = self.number("embeddings", vectors, expected)
+        norms = np.linalg.norm(vectors, axis=-1) * np.linalg.norm(expected, axis=-1)
+        cosine = np.sum(vectors * expected, axis=-1) / np.maximum(norms, 1e-12)
+        return {
+            "texts": len(self._texts),
+            "max_error": error,
+            "max_cosine_distance": self.bounded("embeddings", float(np.max(1 - cosine))),
+        }
+
+
+class TextRegressionProof(_HeadProof):
+    """Numbers."""
+
+    def compare(self, outputs):
+        (found,) = outputs
+        expected = self._expected
+        self.agreement("`truncated`", found["truncated"], [row.truncated for row in expected])
+        values = np.array([row.value for row in expected])
+        error = self.number("values", found["value"], values)
+        self.bounded("values", error / max(float(values.std()), 1e-6))
+        return {"texts": len(self._texts), "max_error": error}
+
+
+class TextClassificationProof(_HeadProof):
+    """Labels and probabilities."""
+
+    def compare(self, outputs):
+        (found,) = outputs
+        expected = self._expected
+        probabilities = np.array([list(row.probabilities.values()) for row in expected])
+        divergence = np.mean(kl_divergence(probabilities, np.asarray(found["probabilities"])))
+        self.agreement("`truncated`", found["truncated"], [row.truncated for row in expected])
+        return {
+            "texts": len(self._texts),
+            "labels_equal": self.agreement("label", found["label"], [r.label for r in expected]),
+            "max_probability_error": self.number(
+                "probabilities", found["probabilities"], probabilities
+            ),
+            "mean_kl_divergence_nats": self.bounded("probabilities", float(divergence)),
+        }
+
+
+class TokenClassificationProof(_HeadProof):
+    """Words, their places, labels and probabilities."""
+
+    def compare(self, outputs):
+        (found,) = outputs
+        expected = self._expected
+        words, numbers, labels = [], [], []
+        for row in range(len(self._texts)):
+            count = found["num_words"][row]
+            words.append([found[name][row][:count] for name in ("word", "start", "end")])
+            labels += found["label"][row][:count]
+            numbers.extend(found["probability"][row][:count])
+        tagged = [word for row in expected for word in row.words]
+        places = [
+            [[getattr(word, name) for word in row.words] for name in ("text", "start", "end")]
+            for row in expected
+        ]
+        exact, self.exact = self.exact, True
+        self.agreement("words", words, places)  # whatever the weights are
+        self.exact = exact
+        error = self.number("probabilities", numbers, [word.probability for word in tagged])
+        return {
+            "texts": len(self._texts),
+            "words": len(tagged),
+            "labels_equal": self.agreement("label", labels, [word.label for word in tagged]),
+            "max_probability_error": self.bounded("probabilities", error),
+        }
+
+
+class QuestionAnsweringProof(Proof):
+    """Answers, their places and probabilities; one context needs several windows."""
+
+    def __init__(self, task, exact=True, beam_width=None):
+        super().__init__(task, exact, beam_width)
+        filler = "The answer is here, é, or there. "
+        count = 1 + task.model.config.max_length // 6
+        self._questions = ["Where is it?", "Who", "What is the value of a long question here?"]
+        self._contexts = [filler * 2, "Nobody.", filler * count]
+
+    def calls(self):
+        inputs = {"question": ["string", self._questions], "context": ["string", self._contexts]}
+        return [("serving_default", inputs)]
+
+    def timed(self):
+        inputs = {
+            "question": ["string", self._questions[:1]],
+            "context": ["string", self._contexts[:1]],
+        }
+        return "serving_default", inputs
+
+    def expect(self):
+        self._expected = self.task(
+            self._questions, self._contexts, truncate=True, return_details=True
+        )
+
+    def compare(self, outputs):
+        (found,) = outputs
+        expected = self._expected
+        rows = list(zip(*(found[name] for name in ("answer", "start", "end")), strict=True))
+        spans = [(row.text, row.start, row.end) for row in expected]
+        equal = self.agreement("answer", rows, spans)
+        probabilities = [row.probability for row in expected]
+        return {
+            "questions": len(rows),
+            "answers_equal": equal,
+            "max_probability_error": self.bounded(
+                "probabilities", self.number("probabilities", found["probability"], probabilities)
+            ),
+        }
+
+
+class MaskedLanguageModelProof(Proof):
+    """Guesses, their probabilities, and the filled texts."""
+
+    def __init__(self, task, exact=True, beam_width=None):
+        super().__init__(task, exact, beam_width)
+        gap = task.mask_token
+        self._texts = [f"The {gap} of it.", gap, f"a {gap} and {gap}, {gap}!", f"É{gap} \n {gap}"]
+
+    def calls(self):
+        return [("serving_default", {"text": ["string", self._texts]})]
+
+    def timed(self):
+        return "serving_default", {"text": ["string", self._texts[:1]]}
+
+    def expect(self):
+        self._expected = self.task(self._texts, truncate=True, return_details=True)
+
+    def compare(self, outputs):
+        (found,) = outputs
+        expected = self._expected
+        counts = [len(row.tokens) for row in expected]
+        numbers = [
+            p for row, n in zip(found["probabilities"], counts, strict=True) for p in row[:n]
+        ]
+        tokens = [t for row, n in zip(found["tokens"], counts, strict=True) for t in row[:n]]
+        best = [gap for row in expected for gap in row.tokens]
+        self.agreement("number of gaps", found["num_masks"], counts)
+        error = self.number("probabilities", numbers, [[p for _, p in gap] for gap in best])
+        return {
+            "texts": len(self._texts),
+            "texts_equal": self.agreement("text", found["text"], [row.text for row in expected]),
+            "guesses_equal": self.agreement("guess", tokens, [[t for t, _ in gap] for gap in best]),
+            "max_probability_error": self.bounded("probabilities", error),
+        }

@@ -1,0 +1,148 @@
+"""What the server does with a request, whichever way it came: find, check, run, count."""
+
+import contextlib
+import time
+
+from keras_llm.errors import InputError, ServingError
+from keras_llm.export.serving.server import metrics
+from keras_llm.export.serving.server.batching import Batcher
+from keras_llm.export.serving.server.models import Models
+from keras_llm.export.serving.server.servable import Servable
+from keras_llm.export.serving.server.warmup import warm_up
+
+
+class Core:
+    """Models, batches and counters of one server.
+
+    Args:
+        batching: `BatchingParameters`, or None to run each request for itself.
+        session_config: `tf.compat.v1.ConfigProto`, or None.
+        tags: list of str, which graph of a SavedModel to load.
+        warmup_iterations: int, how often the warm-up requests of a model are run; 0 is never.
+        allow_unavailable_labels: bool. Whether a label may name a version that is not loaded.
+        max_text_bytes: int, the most bytes that the strings of a request may have together.
+    """
+
+    def __init__(
+        self,
+        batching=None,
+        session_config=None,
+        tags=("serve",),
+        warmup_iterations=1,
+        allow_unavailable_labels=False,
+        max_text_bytes=2**20,
+    ):
+        self.metrics = metrics.Metrics()
+        self.models = Models(self._load, allow_unavailable_labels)
+        self._batcher = Batcher(batching, self._observe_batch) if batching else None
+        self._session_config = session_config
+        self._tags = tags
+        self._warmup_iterations = warmup_iterations
+        self._max_text_bytes = max_text_bytes
+
+    def predict(self, servable, signature_name, arrays, wanted=(), deadline=None, cancelled=None):
+        """Run a signature for a request.
+
+        Args:
+            servable: `Servable` in use.
+            signature_name: str; "" is the default one.
+            arrays: dict of input name to array.
+            wanted: list of output names; empty for all.
+            deadline: `time.monotonic()`, or None.
+            cancelled: `threading.Event`, or None.
+
+        Returns:
+            The name of the signature, and a dict of output name to array.
+
+        Raises:
+            ServingError: as the request deserves it.
+        """
+        signature = servable.signature(signature_name)
+        arrays = signature.complete(arrays)
+        signature.check(arrays)
+        unknown = sorted(set(wanted) - set(signature.outputs))
+        if unknown:
+            raise ServingError(
+                "INVALID_ARGUMENT",
+                f"signature {signature.name} has no output {unknown[0]!r}; "
+                f"known: {', '.join(sorted(signature.outputs))}.",
+            )
+        outputs = self.run(servable, signature, arrays, deadline, cancelled)
+        if wanted:
+            outputs = {name: outputs[name] for name in wanted}
+        return signature.name, outputs
+
+    def run(self, servable, signature, arrays, deadline=None, cancelled=None):
+        """Run checked arrays, in a batch if batches are made."""
+        texts = [array for array in arrays.values() if array.dtype == object]
+        size = sum(len(text) for array in texts for text in array.ravel())
+        if size > self._max_text_bytes:
+            raise ServingError(
+                "INVALID_ARGUMENT",
+                f"the text has {size} bytes, more than `max_text_bytes` ({self._max_text_bytes}).",
+            )
+        if self._batcher is None:
+            return servable.run(signature, arrays, deadline)
+        return self._batcher.run(servable, signature, arrays, deadline, cancelled)
+
+    @contextlib.contextmanager
+    def request(self, name, api, entry):
+        """Count a request and its time; whatever error there is becomes a ServingError.
+
+        Args:
+            name: str, the model's.
+            api: "predict", "classify" or "regress".
+            entry: "GRPC" or "REST".
+        """
+        begin, status = time.perf_counter(), "OK"
+        # Names that do not exist are many: they are counted as one.
+        known = name if name in self.models.names() else ""
+        try:
+            yield
+        except ServingError as error:
+            status = error.code
+            raise
+        except InputError as error:
+            status = "INVALID_ARGUMENT"
+            raise ServingError(status, str(error)) from None
+        except Exception as error:
+            status = "INTERNAL"
+            raise ServingError("INTERNAL", f"{type(error).__name__}: {error}") from error
+        finally:
+            micros = (time.perf_counter() - begin) * 1e6
+            self.metrics.count(metrics.REQUESTS, model_name=known, status=status)
+            if status == "OK":
+                self.metrics.observe(
+                    metrics.REQUEST_LATENCY, micros, model_name=known, API=api, entrypoint=entry
+                )
+
+    def close(self, seconds):
+        """Wait so many seconds for what runs, and free everything; whether all of it has ended."""
+        if not self.models.close(seconds):
+            return False
+        if self._batcher is not None:
+            self._batcher.close()  # nothing waits in it any more
+        return True
+
+    def _load(self, name, version, folder):
+        begin, status = time.perf_counter(), "fail"
+        path = str(folder)
+        try:
+            servable = Servable(folder, self._session_config, self._tags)
+            try:
+                if self._warmup_iterations:
+                    warm_up(servable, self._warmup_iterations)
+            except ServingError:
+                servable.close()
+                raise
+            status = "success"
+            micros = (time.perf_counter() - begin) * 1e6
+            self.metrics.observe(metrics.LOAD_LATENCY, micros, model_path=path)
+            return servable
+        finally:
+            self.metrics.count(metrics.LOADS, model_path=path, status=status)
+
+    def _observe_batch(self, waits, rows):
+        for seconds in waits:
+            self.metrics.observe(metrics.QUEUING_LATENCY, seconds * 1e6)
+        self.metrics.observe(metrics.BATCH_SIZE, rows)

@@ -1,0 +1,174 @@
+"""The services of `tensorflow_model_server` over gRPC."""
+
+import contextlib
+import logging
+import threading
+import time
+
+import grpc
+from tensorflow.core.protobuf import error_codes_pb2
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+    regression_pb2,
+)
+
+from keras_llm.errors import InputError, ServingError
+from keras_llm.export.serving import tensors
+from keras_llm.export.serving.server import examples
+from keras_llm.export.serving.server.files import model_configs
+
+_LOG = logging.getLogger("keras_llm.serve")
+_LONGEST_WAIT = 1e7  # seconds
+_LONGEST_MESSAGE = 1000  # gRPC carries it in a header, whose size is limited
+
+
+class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
+    """Predict, GetModelMetadata, Classify and Regress; the others answer UNIMPLEMENTED."""
+
+    def __init__(self, core):
+        self._core = core
+
+    def Predict(self, request, context):
+        spec = request.model_spec
+        with _answering(context), self._core.request(spec.name, "predict", "GRPC"):
+            deadline, cancelled = _limits(context)
+            with self._core.models.use(*model_of(spec)) as (version, servable):
+                arrays = {n: tensors.from_proto(n, proto) for n, proto in request.inputs.items()}
+                signature_name, outputs = self._core.predict(
+                    servable,
+                    spec.signature_name,
+                    arrays,
+                    list(request.output_filter),
+                    deadline,
+                    cancelled,
+                )
+                response = predict_pb2.PredictResponse()
+                _fill_spec(response.model_spec, spec, version, signature_name)
+                signature = servable.signature(signature_name)
+                for name, array in outputs.items():
+                    number = signature.outputs[name].dtype
+                    tensors.fill_proto(response.outputs[name], array, number)
+                return response
+
+    def GetModelMetadata(self, request, context):
+        with _answering(context):
+            return metadata(self._core, request)
+
+    def Classify(self, request, context):
+        response = classification_pb2.ClassificationResponse()
+        return self._by_example(request, context, "classify", examples.classify, response)
+
+    def Regress(self, request, context):
+        response = regression_pb2.RegressionResponse()
+        return self._by_example(request, context, "regress", examples.regress, response)
+
+    def _by_example(self, request, context, api, answer, response):
+        spec = request.model_spec
+        with _answering(context), self._core.request(spec.name, api, "GRPC"):
+            deadline, cancelled = _limits(context)
+            with self._core.models.use(*model_of(spec)) as (version, servable):
+
+                def run(signature, arrays):
+                    return self._core.run(servable, signature, arrays, deadline, cancelled)
+
+                response.result.CopyFrom(answer(servable, request, run))
+                name = spec.signature_name or "serving_default"
+                _fill_spec(response.model_spec, spec, version, name)
+                return response
+
+
+class ModelService(model_service_pb2_grpc.ModelServiceServicer):
+    """GetModelStatus and HandleReloadConfigRequest."""
+
+    def __init__(self, core):
+        self._core = core
+
+    def GetModelStatus(self, request, context):
+        with _answering(context):
+            return status(self._core, request.model_spec)
+
+    def HandleReloadConfigRequest(self, request, context):
+        response = model_management_pb2.ReloadConfigResponse()
+        try:
+            self._core.models.configure(model_configs(request.config))
+        except (ServingError, InputError) as error:
+            # The protocol reports this in the answer; the call itself succeeds.
+            code = error.code if isinstance(error, ServingError) else "INVALID_ARGUMENT"
+            response.status.error_code = error_codes_pb2.Code.Value(code)
+            response.status.error_message = getattr(error, "message", str(error))
+        return response
+
+
+def model_of(spec):
+    """The name, version and label that a ModelSpec asks for."""
+    if not spec.name:
+        raise ServingError("INVALID_ARGUMENT", "the request names no model.")
+    version = spec.version.value if spec.HasField("version") else None
+    return spec.name, version, spec.version_label
+
+
+def metadata(core, request):
+    """Answer a GetModelMetadataRequest."""
+    fields = list(request.metadata_field)
+    if fields != ["signature_def"]:
+        raise ServingError(
+            "INVALID_ARGUMENT", f'metadata_field must be ["signature_def"], got {fields[:5]}.'
+        )
+    with core.models.use(*model_of(request.model_spec)) as (version, servable):
+        response = get_model_metadata_pb2.GetModelMetadataResponse()
+        _fill_spec(response.model_spec, request.model_spec, version, "")
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        for name, signature in servable.signature_defs.items():
+            signatures.signature_def[name].CopyFrom(signature)
+        response.metadata["signature_def"].Pack(signatures)
+        return response
+
+
+def status(core, spec):
+    """Answer a GetModelStatusRequest."""
+    response = get_model_status_pb2.GetModelStatusResponse()
+    for version, state, code, message in core.models.status(*model_of(spec)):
+        added = response.model_version_status.add(version=version, state=state)
+        added.status.error_code = error_codes_pb2.Code.Value(code)
+        added.status.error_message = message
+    return response
+
+
+def _fill_spec(filled, asked, version, signature_name):
+    filled.name = asked.name
+    filled.version.value = version
+    filled.signature_name = signature_name
+
+
+def _limits(context):
+    """When the answer is no longer wanted, and an event that says that nobody waits."""
+    left = context.time_remaining()
+    if left is not None and left > _LONGEST_WAIT:  # how gRPC says that there is no deadline
+        left = None
+    cancelled = threading.Event()
+    if not context.add_callback(cancelled.set):
+        raise ServingError("CANCELLED", "the client has gone.")
+    return (None if left is None else time.monotonic() + left), cancelled
+
+
+@contextlib.contextmanager
+def _answering(context):
+    """Turn an error into the status of a call."""
+    try:
+        yield
+    except ServingError as error:
+        code, message = error.code, error.message
+    except Exception:
+        _LOG.exception("a request failed")
+        code, message = "INTERNAL", "the server failed; its log says why."
+    else:
+        return
+    if len(message) > _LONGEST_MESSAGE:
+        message = message[:_LONGEST_MESSAGE] + "..."
+    context.abort(getattr(grpc.StatusCode, code, grpc.StatusCode.UNKNOWN), message)
