@@ -141,10 +141,10 @@ def measure(function):
 
 
 def texts_of(name, size):
-    from keras_llm.recipes import corpora
+    from keras_llm.recipes.corpora import registry
 
     texts = []
-    for text in corpora.load(name):
+    for text in registry.load(name):
         texts.append(text.replace("\n\n", "\n"))
         size -= len(text.encode())
         if size <= 0:

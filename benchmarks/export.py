@@ -66,7 +66,7 @@ def task_of(model):
     from keras_llm import checkpoints, models, tokenizers
 
     if model == "smollm2-135m":
-        from keras_llm.recipes import smollm2
+        from keras_llm.recipes.corpora import smollm2
 
         return checkpoints.from_gguf(smollm2.published())
     keras.utils.set_random_seed(0)

@@ -135,7 +135,7 @@ def llama_cpp(shape):
     import gguf
     from llama_cpp import Llama
 
-    from keras_llm.recipes import smollm2
+    from keras_llm.recipes.corpora import smollm2
 
     f32 = gguf.GGMLQuantizationType.F32
     model = Llama(

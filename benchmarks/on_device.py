@@ -33,7 +33,7 @@ FILES = ["int8.tflite", "q8_0.gguf", "int4.tflite", "q4_0.gguf", "q4_1.gguf"]
 def prepare_theirs(folder):
     import llama_cpp
 
-    from keras_llm.recipes import smollm2
+    from keras_llm.recipes.corpora import smollm2
 
     whole = smollm2.in_float32(folder)
     for name, kind in LLAMA.items():
@@ -47,7 +47,7 @@ def prepare_theirs(folder):
 def prepare_ours(folder):
     from keras_llm import export
     from keras_llm.checkpoints import from_gguf
-    from keras_llm.recipes import smollm2
+    from keras_llm.recipes.corpora import smollm2
 
     names = [n for n in ("int8", "int4") if not (folder / f"{n}.tflite").is_file()]
     if names or not (folder / "text.json").is_file():

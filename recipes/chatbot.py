@@ -14,7 +14,7 @@ it also gets two classifiers that choose among answers and filter what goes in a
 import dataclasses
 import sys
 
-from keras_llm.recipes import cards, chats, judges, runs
+from keras_llm.recipes.common import dialogue, judges, model_card, runs
 
 BASELINE = "most_frequent"
 NEXT = "chat {out}"
@@ -74,10 +74,10 @@ def run(options):
     runs.prepare(options, pictures=False)
     talks, other_talks, dropped = conversations(options)
     safety = judges.safety_rows(options) if options.rank else None
-    task = chats.started(options) if options.start else chats.untrained(options, talks)
-    chats.check_length(options, task.model)
-    train, cut = chats.examples(task, talks, options)
-    held_out, _ = chats.examples(task, other_talks, options)
+    task = dialogue.started(options) if options.start else dialogue.untrained(options, talks)
+    dialogue.check_length(options, task.model)
+    train, cut = dialogue.examples(task, talks, options)
+    held_out, _ = dialogue.examples(task, other_talks, options)
     dropped |= cut
     size = sum(len(example.token_ids) for example in train)
     train_data = data.chat_dataset(
@@ -109,10 +109,10 @@ def run(options):
             validation_data.cache(),
             "tokens",
             size * options.epochs // steps,
-            sample=lambda: chats.sample(task, options),
+            sample=lambda: dialogue.sample(task, options),
         )
         metadata = {"recipe": "chatbot", "options": dataclasses.asdict(options)}
-        tuned = chats.with_weights(options, task, {**task.metadata, **metadata})
+        tuned = dialogue.with_weights(options, task, {**task.metadata, **metadata})
         metrics |= {
             "held_out": training.evaluate_examples(tuned.model, held_out),
             "training": {
@@ -128,20 +128,20 @@ def run(options):
             whole, found = judges.at_the_side(folder, options, tuned, talks, other_talks, safety)
             metrics |= found
         runs.write(folder, whole, metrics, _model_card(tuned, options, metrics, len(held_out)))
-    cards.ship(options, tuned, metrics)
+    model_card.ship(options, tuned, metrics)
     return metrics
 
 
 def conversations(options):
     """The training and held-out conversations that the options name, and what was dropped."""
     from keras_llm import data
-    from keras_llm.recipes import corpora
+    from keras_llm.recipes.corpora import registry
 
     if options.data is None:
-        found = corpora.load(options.corpus, "conversations")
+        found = registry.load(options.corpus, "conversations")
     else:
         found = data.read_conversations(options.data)
-    return chats.split(options, found, chats.first_message)
+    return dialogue.split(options, found, dialogue.first_message)
 
 
 def evaluate(folder, data=None):
@@ -161,7 +161,7 @@ def evaluate(folder, data=None):
     task = keras_llm.load(folder)
     options = runs.model_options(Options, task)
     found = read_conversations(data) if data else conversations(options)[1]
-    found, _ = chats.examples(task, found, options)
+    found, _ = dialogue.examples(task, found, options)
     return training.evaluate_examples(task.model, found)
 
 
@@ -174,7 +174,7 @@ def _model_card(task, options, metrics, held_out):
     start = f" It went on from `{options.start}`" if options.start else ""
     if options.lora_rank:
         start += f" with adapters of rank {options.lora_rank}, merged into the weights"
-    return cards.card(
+    return model_card.card(
         options,
         metrics,
         "A causal language model that answers in conversations." + start + "." * bool(start),

@@ -13,14 +13,14 @@ puts back. `--execute` runs its answers to HumanEval's problems in a sandbox.
 import dataclasses
 import sys
 
-from keras_llm.recipes import cards, continuations, programs, runs, texts
+from keras_llm.recipes.common import code_evaluation, continuations, corpus, model_card, runs
 
 BASELINE = "trigram"
 NEXT = 'generate {out} "def main():"'
 
 
 @dataclasses.dataclass
-class Options(texts.LanguageModelOptions):
+class Options(corpus.LanguageModelOptions):
     """Train a causal language model that continues code and fills gaps in it."""
 
     corpus: str = "python-stdlib"
@@ -80,24 +80,28 @@ def run(options):
     from keras_llm import data, models, tasks, tokenizers
 
     runs.prepare(options, *(["datasketch"] if options.near_duplicates else []), pictures=False)
-    problems = programs.problems(options)
-    train, held_out, report = texts.prepared(options)
-    report["contamination"] = texts.measured_contamination(train, held_out)
+    problems = code_evaluation.problems(options)
+    train, held_out, report = corpus.prepared(options)
+    report["contamination"] = corpus.measured_contamination(train, held_out)
     tokenizer = tokenizers.BytePair.train(
         train, options.vocabulary_size, "llama3", tokenizers.INFILLING_TOKENS
     )
     sizes = {"vocabulary_size": tokenizer.vocabulary_size, "dropout": options.dropout}
     config = models.preset(options.preset, **sizes)
-    texts.check_length(options, config)
+    corpus.check_length(options, config)
     model = models.causal_lm(config)
     task = tasks.TextGeneration(
         model, tokenizer, {"recipe": "code_generation", "options": dataclasses.asdict(options)}
     )
     train_ids = data.encode_documents(train, tokenizer)
     held_out_ids = data.encode_documents(held_out, tokenizer)
-    train_data = programs.windows(task, train_ids, options, options.batch_size, options.epochs)
+    train_data = code_evaluation.windows(
+        task, train_ids, options, options.batch_size, options.epochs
+    )
     count = max(1, data.windows(held_out_ids, options.sequence_length))
-    validation_data = programs.windows(task, held_out_ids, options, min(options.batch_size, count))
+    validation_data = code_evaluation.windows(
+        task, held_out_ids, options, min(options.batch_size, count)
+    )
     trainer = runs.token_trainer(options, model, len(train_data), tokenizer.pad_id)
     runs.say(
         f"{len(train)} files, {len(train_ids)} tokens for training; {len(held_out)} files held "
@@ -115,7 +119,7 @@ def run(options):
             sample=lambda: continuations.sample(task, options),
         )
         metrics = {
-            "held_out": programs.measured(task, held_out, options),
+            "held_out": code_evaluation.measured(task, held_out, options),
             **continuations.baselines(task, train_ids, held_out_ids, held_out),
             "training": {
                 "documents": len(train),
@@ -125,14 +129,14 @@ def run(options):
                 **trained,
             },
         }
-        if lines := programs.asked_lines(task, held_out, options):
-            metrics["usual_line"] = {"infilled_line": programs.usual_lines(train, lines)}
+        if lines := code_evaluation.asked_lines(task, held_out, options):
+            metrics["usual_line"] = {"infilled_line": code_evaluation.usual_lines(train, lines)}
         if options.execute:
-            metrics["human_eval"] = programs.pass_rates(
+            metrics["human_eval"] = code_evaluation.pass_rates(
                 task, problems, options.samples, config.max_length // 2, options.seed
             )
         runs.write(folder, task, metrics, _model_card(task, options, metrics))
-    cards.ship(options, task, metrics)
+    model_card.ship(options, task, metrics)
     return metrics
 
 
@@ -151,14 +155,14 @@ def evaluate(folder, data=None):
 
     task = keras_llm.load(folder)
     options = runs.model_options(Options, task)
-    return programs.measured(
-        task, read_texts(data) if data else texts.documents(options)[1], options
+    return code_evaluation.measured(
+        task, read_texts(data) if data else corpus.documents(options)[1], options
     )
 
 
 def _model_card(task, options, metrics):
     config, training, held_out = task.model.config, metrics["training"], metrics["held_out"]
-    return cards.card(
+    return model_card.card(
         options,
         metrics,
         "A causal language model that continues code and fills gaps in it.",
@@ -179,8 +183,8 @@ def _model_card(task, options, metrics):
             "lines; `real parses` that of the real bodies, cut to as many tokens.",
             "Of the lines, `infilled line` counts where the first one that it writes is right, "
             "`infilled exactly` where it also ends there.",
-            programs.note(metrics, options.samples),
-            *texts.notes(training),
+            code_evaluation.note(metrics, options.samples),
+            *corpus.notes(training),
             "Limits: it writes code that looks right, not code that is; it knows one library's "
             "manner alone.",
         ],

@@ -10,8 +10,9 @@ import shutil
 import sys
 import time
 
-from keras_llm.quiet import silent_stderr
-from keras_llm.recipes import text_generation, texts
+from keras_llm.recipes import text_generation
+from keras_llm.recipes.common import corpus
+from keras_llm.silence import silent_stderr
 
 PROMPT_CHARACTERS = 80
 NEW_TOKENS = 24
@@ -86,7 +87,7 @@ def run(options):
 
     _head("3. The same greedy text from all three")
     with silent_stderr():  # what the documents are was said above
-        _, held_out_documents = texts.documents(recipe)
+        _, held_out_documents = corpus.documents(recipe)
         prompts = [
             " ".join(text[:PROMPT_CHARACTERS].split(" ")[:-1]) for text in held_out_documents
         ]

@@ -13,14 +13,14 @@ frequent token. `text_classification --start runs/words` goes on from the encode
 import dataclasses
 import sys
 
-from keras_llm.recipes import cards, hidden_words, runs, texts
+from keras_llm.recipes.common import corpus, masked_tokens, model_card, runs
 
 BASELINE = "most_frequent"
 NEXT = 'predict {out} "{prompt}"'
 
 
 @dataclasses.dataclass
-class Options(texts.StreamOptions):
+class Options(corpus.StreamOptions):
     """Train an encoder that guesses hidden words."""
 
     held_out: float = 0.1
@@ -79,23 +79,23 @@ def run(options):
     from keras_llm import data, models, tasks, tokenizers, training
 
     runs.prepare(options)
-    train, held_out, report = texts.prepared(options)
-    tokenizer = tokenizers.WordPiece.train(texts.sample(options, train), options.vocabulary_size)
+    train, held_out, report = corpus.prepared(options)
+    tokenizer = tokenizers.WordPiece.train(corpus.sample(options, train), options.vocabulary_size)
     config = models.preset(
         options.preset,
         vocabulary_size=tokenizer.vocabulary_size,
         dropout=0.0,  # no text is seen often enough to be learned by heart
         **({"num_segments": 2} if options.next_sentence else {}),
     )
-    texts.check_length(options, config)
+    corpus.check_length(options, config)
     encoder = models.encoder(config)
     model = models.masked_lm(encoder)
     metadata = {"recipe": "masked_lm", "options": dataclasses.asdict(options)}
     task, judge = tasks.MaskedLanguageModel(model, tokenizer, metadata), None
-    train_ids = texts.token_ids(options, train, tokenizer)
-    train_data = hidden_words.batches(task, train, train_ids, options, shuffle=True)
+    train_ids = corpus.token_ids(options, train, tokenizer)
+    train_data = masked_tokens.batches(task, train, train_ids, options, shuffle=True)
     held_out_ids = data.encode_documents(held_out, tokenizer)
-    validation_data = hidden_words.batches(task, held_out, held_out_ids, options)
+    validation_data = masked_tokens.batches(task, held_out, held_out_ids, options)
     runs.say(
         f"{len(train)} documents, {len(train_ids)} tokens for training; {len(held_out)} documents "
         f"held out; {model.count_params():,} parameters"
@@ -119,12 +119,12 @@ def run(options):
             sample=lambda: f"> {task(options.prompt)}",
         )
         targets = np.concatenate(
-            [y.numpy().reshape(-1) for _, y in hidden_words.alone(validation_data)]
+            [y.numpy().reshape(-1) for _, y in masked_tokens.alone(validation_data)]
         )
         special = [tokenizer.bos_id, tokenizer.eos_id]
-        known = texts.counted(options, train_ids)
+        known = corpus.counted(options, train_ids)
         metrics = {
-            "held_out": hidden_words.measured(task, judge, validation_data),
+            "held_out": masked_tokens.measured(task, judge, validation_data),
             BASELINE: training.evaluate_most_frequent(
                 known[~np.isin(known, special)],
                 targets[targets != tokenizer.pad_id],
@@ -137,8 +137,8 @@ def run(options):
             (folder / "next_sentence").mkdir(exist_ok=True)
             judge.write(folder / "next_sentence")
         runs.write(folder, task, metrics, _model_card(options, metrics))
-    texts.remove_token_files(options)
-    cards.ship(options, task, metrics)
+    corpus.remove_token_files(options)
+    model_card.ship(options, task, metrics)
     return metrics
 
 
@@ -157,17 +157,17 @@ def evaluate(folder, data=None):
 
     task = keras_llm.load(folder)
     options = runs.model_options(Options, task)
-    documents = read_texts(data, options.text_field) if data else texts.documents(options)[1]
+    documents = read_texts(data, options.text_field) if data else corpus.documents(options)[1]
     judge = keras_llm.load(f"{folder}/next_sentence") if options.next_sentence else None
     token_ids = encode_documents(documents, task.tokenizer)
-    found = hidden_words.batches(task, documents, token_ids, options)
-    return hidden_words.measured(task, judge, found)
+    found = masked_tokens.batches(task, documents, token_ids, options)
+    return masked_tokens.measured(task, judge, found)
 
 
 def _model_card(options, metrics):
     training = metrics["training"]
     kind = "whole words" if options.whole_words else "pieces of words"
-    return cards.card(
+    return model_card.card(
         options,
         metrics,
         "Guesses the words that a text leaves out.",
@@ -184,7 +184,7 @@ def _model_card(options, metrics):
                 if options.next_sentence
                 else []
             ),
-            *texts.notes(training),
+            *corpus.notes(training),
             "Limits: it knows only texts like those it was trained on.",
         ],
         NEXT,

@@ -14,14 +14,20 @@ import dataclasses
 import sys
 from typing import Literal
 
-from keras_llm.recipes import cards, chats, preference_pairs, runs, wins
+from keras_llm.recipes.common import (
+    dialogue,
+    model_card,
+    preference_metrics,
+    preference_pairs,
+    runs,
+)
 
 BASELINE = "before"
 NEXT = "generate {out} PROMPT"
 
 
 @dataclasses.dataclass
-class Options(chats.Options):
+class Options(dialogue.Options):
     """Tune a model by preferences."""
 
     corpus: str = "movie-sentiment"
@@ -95,11 +101,13 @@ def run(options):
     from keras_llm import data, training
 
     runs.prepare(options, "sklearn", pictures=False)
-    task = chats.started(options)
-    chats.check_length(options, task.model)
+    task = dialogue.started(options)
+    dialogue.check_length(options, task.model)
     found = preference_pairs.source(options)(options, task)
     runs.say(f"{len(found.train)} pairs for training, {len(found.held_out)} held out")
-    reference = [wins.log_p(task.model, pairs) for pairs in (found.train, found.held_out)]
+    reference = [
+        preference_metrics.log_p(task.model, pairs) for pairs in (found.train, found.held_out)
+    ]
     texts, _ = preference_pairs.answers(options, task, found.prompts, found.parse_special)
     objective = training.DPO(options.beta)
     if options.loss == "orpo":
@@ -114,17 +122,17 @@ def run(options):
     with runs.model_folder(options) as folder:
         trained = runs.fit(folder, options, trainer, train_data, validation.cache(), "pairs")
         row = dataclasses.asdict(options)
-        tuned = chats.with_weights(
+        tuned = dialogue.with_weights(
             options, task, {**task.metadata, "recipe": "preference_tuning", "options": row}
         )
         metrics = {
-            "held_out": wins.measured(options, tuned, found, reference[1], texts),
-            BASELINE: wins.before(found, reference[1], texts),
+            "held_out": preference_metrics.measured(options, tuned, found, reference[1], texts),
+            BASELINE: preference_metrics.before(found, reference[1], texts),
             "training": {"pairs": len(found.train), **found.about, **trained},
             "judge_accuracy": found.judge_accuracy,
         }
         runs.write(folder, tuned, metrics, _model_card(options, metrics, found))
-    cards.ship(options, tuned, metrics)
+    model_card.ship(options, tuned, metrics)
     return metrics
 
 
@@ -147,14 +155,18 @@ def evaluate(folder, data=None):
     if data:
         options = dataclasses.replace(options, data=str(data))
         pairs, _ = preference_pairs.encode(options, tuned, read_preferences(data))
-        return wins.rewards(options, tuned.model, pairs, wins.log_p(before.model, pairs))
+        return preference_metrics.rewards(
+            options, tuned.model, pairs, preference_metrics.log_p(before.model, pairs)
+        )
     found = preference_pairs.source(options)(options, before)
     texts, _ = preference_pairs.answers(options, before, found.prompts, found.parse_special)
-    return wins.measured(options, tuned, found, wins.log_p(before.model, found.held_out), texts)
+    return preference_metrics.measured(
+        options, tuned, found, preference_metrics.log_p(before.model, found.held_out), texts
+    )
 
 
 def _model_card(options, metrics, found):
-    return cards.card(
+    return model_card.card(
         options,
         metrics,
         f"`{options.start}`, tuned by preferences with {options.loss.upper()}.",

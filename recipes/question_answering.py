@@ -15,10 +15,17 @@ import dataclasses
 import sys
 from typing import Literal
 
-from keras_llm.recipes import cards, generative_answers, runs, spans, tables, yes_no
+from keras_llm.recipes.common import (
+    answer_spans,
+    generative_answers,
+    model_card,
+    runs,
+    tables,
+    yes_no,
+)
 
 BASELINE = "baseline"
-KINDS = {"span": spans, "yes_no": yes_no, "generative": generative_answers}
+KINDS = {"span": answer_spans, "yes_no": yes_no, "generative": generative_answers}
 NEXT = {name: kind.NEXT for name, kind in KINDS.items()}
 
 
@@ -116,7 +123,7 @@ def run(options):
             "training": {"rows": len(train), "dropped": dropped | too_long, **trained},
         }
         runs.write(folder, task, metrics, _model_card(task, options, metrics, held_out))
-    cards.ship(options, task, metrics)
+    model_card.ship(options, task, metrics)
     return metrics
 
 
@@ -144,7 +151,7 @@ def _model_card(task, options, metrics, held_out):
     if options.start != "scratch":
         start = f" It goes on from `{options.start}`."
         options = dataclasses.replace(options, preset=options.start)
-    return cards.card(
+    return model_card.card(
         options,
         metrics,
         kind.ABOUT + start,

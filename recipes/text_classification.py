@@ -14,7 +14,7 @@ import dataclasses
 import sys
 from typing import Literal
 
-from keras_llm.recipes import cards, runs, starts, tables, text_targets
+from keras_llm.recipes.common import model_card, pretrained, runs, tables, text_targets
 
 BASELINE = "tfidf"
 NEXT = 'predict {out} "A film to see twice."'
@@ -105,7 +105,7 @@ def run(options):
             **kind.details(held_out, predicted, folder),
         }
         runs.write(folder, task, metrics, _model_card(task, kind, options, metrics))
-    cards.ship(options, task, metrics)
+    model_card.ship(options, task, metrics)
     return metrics
 
 
@@ -121,8 +121,8 @@ def untrained(options, train, kind):
             "dropout": options.dropout,
         }
         return kind.model(models.preset(options.preset, **sizes), options.dropout), tokenizer
-    task = starts.load(options.start)
-    encoder = starts.encoder(task, options.max_length, options.dropout)
+    task = pretrained.load(options.start)
+    encoder = pretrained.encoder(task, options.max_length, options.dropout)
     return kind.model(encoder, options.dropout), task.tokenizer
 
 
@@ -178,7 +178,7 @@ def evaluate(folder, data=None):
 def _model_card(task, kind, options, metrics):
     start = f" It goes on from `{options.start}`." if options.start else ""
     options = dataclasses.replace(options, preset=options.start or options.preset)
-    return cards.card(
+    return model_card.card(
         options,
         metrics,
         kind.about + start,

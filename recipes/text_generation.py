@@ -12,14 +12,14 @@ import dataclasses
 import sys
 from typing import Literal
 
-from keras_llm.recipes import cards, continuations, runs, texts
+from keras_llm.recipes.common import continuations, corpus, model_card, runs
 
 BASELINE = "trigram"
 NEXT = 'generate {out} "{prompt}" --stream'
 
 
 @dataclasses.dataclass
-class Options(texts.LanguageModelOptions, texts.StreamOptions):
+class Options(corpus.LanguageModelOptions, corpus.StreamOptions):
     """Train a causal language model that continues text."""
 
     tokenizer: Literal["unigram", "bpe"] = "bpe"
@@ -56,11 +56,11 @@ def run(options):
     config = models.preset(
         options.preset, vocabulary_size=options.vocabulary_size, dropout=options.dropout
     )
-    texts.check_length(options, config)
-    train, held_out, report = texts.prepared(options)
-    report["contamination"] = texts.measured_contamination(train, held_out)
+    corpus.check_length(options, config)
+    train, held_out, report = corpus.prepared(options)
+    report["contamination"] = corpus.measured_contamination(train, held_out)
     tokenizer = tokenizers.SentencePiece.train(
-        texts.sample(options, train),
+        corpus.sample(options, train),
         options.vocabulary_size,
         model_type=options.tokenizer,
     )
@@ -68,7 +68,7 @@ def run(options):
     task = tasks.TextGeneration(
         model, tokenizer, {"recipe": "text_generation", "options": dataclasses.asdict(options)}
     )
-    train_ids = texts.token_ids(options, train, tokenizer)
+    train_ids = corpus.token_ids(options, train, tokenizer)
     held_out_ids = data.encode_documents(held_out, tokenizer)
     training.check_token_ids(train_ids, config.vocabulary_size)
     shape = {"bos_id": tokenizer.bos_id, "pad_id": tokenizer.pad_id, "segments": options.separate}
@@ -106,7 +106,7 @@ def run(options):
                 task, held_out, options.sequence_length, options.separate
             ),
             **continuations.baselines(
-                task, texts.counted(options, train_ids), held_out_ids, held_out
+                task, corpus.counted(options, train_ids), held_out_ids, held_out
             ),
             "continuations": continuations.measure(
                 task,
@@ -124,8 +124,8 @@ def run(options):
             },
         }
         runs.write(folder, task, metrics, _model_card(task, options, metrics))
-    texts.remove_token_files(options)
-    cards.ship(options, task, metrics)
+    corpus.remove_token_files(options)
+    model_card.ship(options, task, metrics)
     return metrics
 
 
@@ -147,13 +147,13 @@ def evaluate(folder, data=None):
     if "options" not in task.metadata:  # made in Python, not by a recipe
         return continuations.likelihood(task, read_texts(data), task.model.config.max_length)
     options = runs.model_options(Options, task)
-    documents = read_texts(data, options.text_field) if data else texts.documents(options)[1]
+    documents = read_texts(data, options.text_field) if data else corpus.documents(options)[1]
     return continuations.likelihood(task, documents, options.sequence_length, options.separate)
 
 
 def _model_card(task, options, metrics):
     config, training = task.model.config, metrics["training"]
-    return cards.card(
+    return model_card.card(
         options,
         metrics,
         "A causal language model that continues text.",
@@ -165,7 +165,7 @@ def _model_card(task, options, metrics):
             f"{config.vocabulary_size}, longest text {config.max_length} tokens; "
             f"{training['tokens']:,} training tokens of {training['documents']:,} documents.",
             continuations.note(metrics["continuations"]),
-            *texts.notes(training),
+            *corpus.notes(training),
             "Limits: it continues text in the manner of its training data and knows nothing else; "
             "it was not tuned to be helpful, true or safe.",
         ],

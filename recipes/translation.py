@@ -11,7 +11,7 @@ beside copying the source and beside the translation of the nearest source of th
 import dataclasses
 import sys
 
-from keras_llm.recipes import cards, runs, tables, translations
+from keras_llm.recipes.common import model_card, runs, tables, translations
 
 BASELINE = "memory"
 NEXT = 'generate {out} "Click the button." --beam-width 4'
@@ -127,7 +127,7 @@ def run(options):
             "training": {"pairs": len(train) - too_long, "dropped": dropped, **trained},
         }
         runs.write(folder, task, metrics, _model_card(task, options, metrics, found, test))
-    cards.ship(options, task, metrics)
+    model_card.ship(options, task, metrics)
     return metrics
 
 
@@ -173,7 +173,7 @@ def _model_card(task, options, metrics, found, test):
         f"from {row['words_from']} words {row['bleu']:.1f} ({row['sources']} sources)"
         for row in metrics["by_length"]
     )
-    return cards.card(
+    return model_card.card(
         options,
         metrics,
         "Translates.",

@@ -12,14 +12,14 @@ import dataclasses
 import sys
 from typing import Literal
 
-from keras_llm.recipes import cards, runs, texts, vectors
+from keras_llm.recipes.common import corpus, model_card, runs, word_vectors
 
 BASELINE = "random"
 NEXT = "predict {out} {word}"
 
 
 @dataclasses.dataclass
-class Options(texts.Options):
+class Options(corpus.Options):
     """Train word vectors."""
 
     held_out: float = 0.02
@@ -96,7 +96,7 @@ def run(options):
     from keras_llm import data, models, tasks, training
 
     runs.prepare(options, *["gensim"] * options.gensim)
-    train, held_out = texts.documents(options)
+    train, held_out = corpus.documents(options)
     tokenizer = data.word_vocabulary(train, options.vocabulary_size, options.min_count)
     stream = data.word_stream(train, tokenizer, options.window)
     size = tokenizer.vocabulary_size
@@ -126,14 +126,14 @@ def run(options):
             sample=lambda: ", ".join(word for word, _ in task.nearest(options.word)),
         )
         random = np.random.default_rng(options.seed).normal(size=task.table.shape)
-        metrics = {"held_out": vectors.measures(options, task.table, task.words)}
-        metrics[BASELINE] = vectors.measures(options, random, task.words)
+        metrics = {"held_out": word_vectors.measures(options, task.table, task.words)}
+        metrics[BASELINE] = word_vectors.measures(options, random, task.words)
         if options.gensim:
-            metrics["gensim"] = vectors.measures(
-                options, *vectors.gensim_vectors(stream, task, options)
+            metrics["gensim"] = word_vectors.measures(
+                options, *word_vectors.gensim_vectors(stream, task, options)
             )
         metrics["training"] = {"words": int(np.sum(stream > 0)), **trained}
-        vectors.write_vectors(folder, task)
+        word_vectors.write_vectors(folder, task)
         runs.write(folder, task, metrics, _model_card(task, options, metrics))
     return metrics
 
@@ -167,13 +167,13 @@ def evaluate(folder, data=None):
     if data:
         raise InputError("word vectors are measured on fixed benchmarks; leave --data out.")
     task = keras_llm.load(folder)
-    return vectors.measures(runs.model_options(Options, task), task.table, task.words)
+    return word_vectors.measures(runs.model_options(Options, task), task.table, task.words)
 
 
 def _model_card(task, options, metrics):
     baselines = {BASELINE: "random vectors"} | ({"gensim": "gensim"} if options.gensim else {})
     training, held_out = metrics["training"], metrics["held_out"]
-    return cards.card(
+    return model_card.card(
         options,
         metrics,
         f"Vectors of {len(task.words):,} words by {options.objective}.",

@@ -198,9 +198,10 @@ def loaded_once(loaded, monkeypatch):
 @pytest.fixture(scope="session")
 def held_out_prompts(task):
     """24 beginnings of held-out documents, of many lengths."""
-    from keras_llm.recipes import runs, text_generation, texts
+    from keras_llm.recipes import text_generation
+    from keras_llm.recipes.common import corpus, runs
 
-    _, documents = texts.documents(runs.model_options(text_generation.Options, task))
+    _, documents = corpus.documents(runs.model_options(text_generation.Options, task))
     prompts = [text.strip()[: 5 + 4 * i] for i, text in enumerate(documents[:24])]
     assert len(prompts) == 24 and all(prompts)
     return prompts

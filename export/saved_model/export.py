@@ -46,7 +46,7 @@ def write_saved_model(
             progress.part("write", 1.0)
         del module, signatures
         if task.model.count_params() > verification.LARGE:
-            gc.collect()  # graphs refer to themselves, and verification needs the memory
+            verification.free_memory()
         with progress.phase("verify"):
             child.send({"what": "load", "path": str(folder)})
             proof = proof_of(task, weights is None, beam_width)  # Keras is at work meanwhile

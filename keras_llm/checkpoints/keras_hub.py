@@ -3,11 +3,11 @@
 import keras
 
 from keras_llm import models
-from keras_llm.checkpoints import links
-from keras_llm.checkpoints.family import in_blocks
-from keras_llm.checkpoints.hugging_face_model import computes_same
-from keras_llm.checkpoints.parts import parts
-from keras_llm.checkpoints.tensors import Tensors
+from keras_llm.checkpoints.hugging_face import weight_mapping
+from keras_llm.checkpoints.hugging_face.family import in_blocks
+from keras_llm.checkpoints.hugging_face.model import computes_same
+from keras_llm.checkpoints.hugging_face.tensors import Tensors
+from keras_llm.checkpoints.weight_specs import parts
 from keras_llm.errors import InputError
 from keras_llm.layers import Llama3Scaling, Rotary
 from keras_llm.models.deferred import shapes_only
@@ -85,14 +85,14 @@ def from_keras_hub(model, max_length=None, dtype=None):
         config = _llama_config(backbone, max_length or _MAX_LENGTH)
     theirs = _variables(backbone)
     sources = {
-        path: (tuple(variable.shape), lambda variable=variable: links.to_numpy(variable))
+        path: (tuple(variable.shape), lambda variable=variable: weight_mapping.to_numpy(variable))
         for path, variable in theirs.items()
     }
     tensors = Tensors(sources, kind)
     tied_to = _links(kind, config, theirs)
-    links.check(tied_to, tensors, what=kind)
+    weight_mapping.check(tied_to, tensors, what=kind)
     ours = shapes_only(lambda: models.causal_lm(config, dtype=dtype))
-    links.assign(ours, tied_to, tensors)
+    weight_mapping.assign(ours, tied_to, tensors)
     return ours
 
 
@@ -132,7 +132,7 @@ def to_keras_hub(model_or_task):
         backbone = getattr(keras_hub.models, kind)(**arguments, dtype=dtype)
         theirs = _variables(backbone)
         tied_to = _links(kind, config, theirs)
-        for name, tensor in links.collect(model, tied_to).items():
+        for name, tensor in weight_mapping.collect(model, tied_to).items():
             theirs[name].assign(tensor)
         return backbone
     raise InputError(
@@ -249,5 +249,7 @@ def _links(kind, config, theirs):
         for weight, shape in part.weights.items():
             their_name = f"{name}/{weight}"
             their_shape = tuple(theirs[their_name].shape) if their_name in theirs else shape
-            made.append(links.same(f"{part.path}/{weight}", their_name, shape, their_shape))
+            made.append(
+                weight_mapping.same(f"{part.path}/{weight}", their_name, shape, their_shape)
+            )
     return made

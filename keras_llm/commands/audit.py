@@ -111,14 +111,9 @@ def _of_a_generator(options, task, terms):
 def _texts(options, task):
     """`[texts]` of --data, or of the recipe `[training, held out]`, lists of str."""
     from keras_llm import data
-    from keras_llm.recipes import (
-        question_answering,
-        runs,
-        text_classification,
-        text_generation,
-        yes_no,
-    )
-    from keras_llm.recipes import texts as documents
+    from keras_llm.recipes import question_answering, text_classification, text_generation
+    from keras_llm.recipes.common import corpus as documents
+    from keras_llm.recipes.common import runs, yes_no
 
     if options.data is not None:
         return [data.read_texts(options.data)]

@@ -4,7 +4,7 @@ import importlib
 import json
 import os
 
-from keras_llm.quiet import silent_stderr
+from keras_llm.silence import silent_stderr
 
 PROGRAM = "keras-llm"
 

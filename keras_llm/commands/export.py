@@ -10,7 +10,7 @@ import keras_llm
 from keras_llm.commands import saved_model
 from keras_llm.commands.console import as_json, import_tensorflow, table
 from keras_llm.errors import InputError
-from keras_llm.quiet import silent_stderr
+from keras_llm.silence import silent_stderr
 
 
 @dataclasses.dataclass
@@ -119,10 +119,11 @@ def _held_out(options, task):
         return _texts(options.held_out)
     if task.metadata.get("recipe") != "text_generation":
         return None
-    from keras_llm.recipes import runs, text_generation, texts
+    from keras_llm.recipes import text_generation
+    from keras_llm.recipes.common import corpus, runs
 
     try:
-        _, held_out = texts.documents(runs.model_options(text_generation.Options, task))
+        _, held_out = corpus.documents(runs.model_options(text_generation.Options, task))
     except InputError:  # the corpus is not here any more
         return None
     return [text for text in held_out if text.strip()][:_DOCUMENTS] or None

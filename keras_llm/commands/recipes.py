@@ -15,7 +15,7 @@ class Options:
 
 
 def run(options):
-    from keras_llm.recipes.corpora import CORPORA
+    from keras_llm.recipes.corpora.registry import CORPORA
 
     corpora = {name: corpus.description for name, corpus in CORPORA.items()}
     if not as_json(options, {"recipes": RECIPES, "corpora": corpora}):

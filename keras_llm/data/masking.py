@@ -4,7 +4,7 @@ import numpy as np
 
 from keras_llm.data.packing import packed_dataset, without_token
 from keras_llm.errors import InputError
-from keras_llm.tokenizers import WordPiece, gaps
+from keras_llm.tokenizers import WordPiece, mask_filling
 from keras_llm.tokenizers.word_piece import PREFIX
 
 _KEPT, _RANDOM = 0.1, 0.1  # of the tokens that are chosen; the others become the mask token
@@ -126,7 +126,7 @@ def text_tokens(tokenizer):
         Two bool arrays (V,): whether each token is text, not special; and whether it begins a
         word.
     """
-    filled = list(gaps.fillings(tokenizer))
+    filled = list(mask_filling.fillings(tokenizer))
     is_text = np.array([bool(text) for text, _ in filled])
     if isinstance(tokenizer, WordPiece):
         is_start = [not piece.startswith(PREFIX) for piece in tokenizer.vocabulary]

@@ -1,8 +1,15 @@
 """From logits to tokens: processors, the choice of a token, and the decode loop."""
 
-from keras_llm.generation.beam import Beams, beam_search
-from keras_llm.generation.contrastive import Contrasted, contrastive_search
-from keras_llm.generation.decode import (
+from keras_llm.generation.logits_processors import (
+    forbid_repeated_ngrams,
+    keep_likely,
+    keep_top,
+    keep_typical,
+    occurrences,
+    penalize,
+    scale_temperature,
+)
+from keras_llm.generation.loop import (
     Request,
     State,
     advance,
@@ -14,17 +21,7 @@ from keras_llm.generation.decode import (
     score,
     start,
 )
-from keras_llm.generation.logits import (
-    forbid_repeated_ngrams,
-    keep_likely,
-    keep_top,
-    keep_typical,
-    occurrences,
-    penalize,
-    scale_temperature,
-)
-from keras_llm.generation.rank import Candidates, sample_and_rank
-from keras_llm.generation.samplers import (
+from keras_llm.generation.sampling import (
     SETTINGS,
     Automaton,
     Sampling,
@@ -35,7 +32,10 @@ from keras_llm.generation.samplers import (
     gumbel_noise,
     process,
 )
-from keras_llm.generation.speculative import (
+from keras_llm.generation.search.beam import Beams, beam_search
+from keras_llm.generation.search.contrastive import Contrasted, contrastive_search
+from keras_llm.generation.search.ranked import Candidates, sample_and_rank
+from keras_llm.generation.search.speculative import (
     Speculation,
     prompt_lookup_generate,
     speculative_generate,

@@ -17,8 +17,8 @@ from keras import ops
 
 from keras_llm import models
 from keras_llm.errors import InputError
-from keras_llm.generation import decode
-from keras_llm.generation.samplers import SETTINGS, Automaton, Sampling, dtype_of
+from keras_llm.generation import loop
+from keras_llm.generation.sampling import SETTINGS, Automaton, Sampling, dtype_of
 
 _SMALLEST = 16  # tokens; shorter prompts and budgets share this bucket
 _LARGEST_CHUNK = 256  # tokens that are read at a time after those that are known
@@ -171,7 +171,7 @@ class Compiled:
         if key not in self._functions:
             self._functions[key] = self.backend.of_any_size(
                 self.model,
-                lambda ids, *sources: decode.explain(
+                lambda ids, *sources: loop.explain(
                     self.model, ids, *sources or [None], alternatives
                 ),
                 ranks=(2,) * (1 + len(sources)),
@@ -182,7 +182,7 @@ class Compiled:
     def _score(self):
         return self.backend.of_any_size(
             self.model,
-            lambda token_ids, lengths: decode.score(self.model, token_ids, lengths),
+            lambda token_ids, lengths: loop.score(self.model, token_ids, lengths),
             ranks=(2, 1),
         )
 
@@ -277,7 +277,7 @@ class _Run:
         fields["forced_tokens"] = _padded(forced, (rows, _bucket(forced.shape[1] or 1, 8)), -1)
         fields["automaton"] = _automaton(sampling.automaton)
         budget = _padded(budget, (rows,), 1)
-        self.asked = decode.Request(token_ids, lengths, budget, Sampling(**fields))
+        self.asked = loop.Request(token_ids, lengths, budget, Sampling(**fields))
         stops = np.union1d(compiled.stop_ids, np.array(stop_ids, "int32"))
         self.stops = _padded(stops, (_bucket(len(stops), 1),), -1)
 
@@ -298,7 +298,7 @@ class _Run:
         room = [np.array(capacity, "int32")] if compiled.any_size else []
 
         def start(asked, stops, sources, held, room):
-            return decode.start(
+            return loop.start(
                 compiled.model,
                 asked,
                 room[0] if room else capacity,
@@ -326,7 +326,7 @@ class _Run:
         model, pad_id = self.compiled.model, self.compiled.pad_id
 
         def advance(state, asked, stops, step):
-            return decode.advance_until(model, state, asked, stops, pad_id, step=step)
+            return loop.advance_until(model, state, asked, stops, pad_id, step=step)
 
         def free(arguments):
             state, asked, *rest = arguments

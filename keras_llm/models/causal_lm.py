@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_llm.layers import TransformerDecoder
-from keras_llm.models import stack
+from keras_llm.models import forward_pass
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.config import CausalLMConfig
 
@@ -27,15 +27,15 @@ class CausalLM(ConfiguredModel):
     def __init__(self, config, name="causal_lm", dtype=None, **kwargs):
         config = self.read_config(config)
         layers = [
-            *stack.embedding_layers(config, dtype),
-            *stack.block_layers(config, dtype, TransformerDecoder, config.num_layers),
-            stack.logits_layer(),
+            *forward_pass.embedding_layers(config, dtype),
+            *forward_pass.block_layers(config, dtype, TransformerDecoder, config.num_layers),
+            forward_pass.logits_layer(),
         ]
         layer = {layer.name: layer for layer in layers}.get
         token_ids = keras.Input((None,), dtype="int32", name="token_ids")
-        x = stack.embed(layer, config, token_ids)
-        hidden = stack.decode(layer, config, x, token_ids, config.num_layers)
-        logits = stack.logits(layer, config, hidden)
+        x = forward_pass.embed(layer, config, token_ids)
+        hidden = forward_pass.decode(layer, config, x, token_ids, config.num_layers)
+        logits = forward_pass.logits(layer, config, hidden)
         super().__init__(config, token_ids, logits, name, dtype, **kwargs)
         self.hidden = hidden
 
@@ -99,8 +99,8 @@ def forward(model, token_ids, positions=None, attention_mask=None, return_attent
     if positions is not None:
         positions = ops.convert_to_tensor(positions, "int32")
     scores = [] if return_attention_scores else None
-    x = stack.embed(layer, config, token_ids, positions)
-    hidden = stack.decode(
+    x = forward_pass.embed(layer, config, token_ids, positions)
+    hidden = forward_pass.decode(
         layer,
         config,
         x,
@@ -110,5 +110,5 @@ def forward(model, token_ids, positions=None, attention_mask=None, return_attent
         attention_mask=attention_mask,
         scores=scores,
     )
-    logits = stack.logits(layer, config, hidden)
+    logits = forward_pass.logits(layer, config, hidden)
     return (logits, scores) if return_attention_scores else logits

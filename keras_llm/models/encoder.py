@@ -3,7 +3,7 @@
 import keras
 
 from keras_llm.layers import TransformerEncoder
-from keras_llm.models import stack
+from keras_llm.models import forward_pass
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.config import EncoderConfig
 
@@ -27,14 +27,14 @@ class Encoder(ConfiguredModel):
     def __init__(self, config, name="encoder", dtype=None, **kwargs):
         config = self.read_config(config)
         layers = [
-            *stack.embedding_layers(config, dtype),
-            *stack.block_layers(config, dtype, TransformerEncoder, config.num_layers),
+            *forward_pass.embedding_layers(config, dtype),
+            *forward_pass.block_layers(config, dtype, TransformerEncoder, config.num_layers),
         ]
         layer = {layer.name: layer for layer in layers}.get
         inputs = encoder_inputs(config)
         token_ids, padding_mask, *segment_ids = inputs
-        x = stack.embed(layer, config, token_ids, None, *segment_ids)
-        hidden = stack.encode(layer, config, x, padding_mask, token_ids, config.num_layers)
+        x = forward_pass.embed(layer, config, token_ids, None, *segment_ids)
+        hidden = forward_pass.encode(layer, config, x, padding_mask, token_ids, config.num_layers)
         super().__init__(config, inputs, hidden, name, dtype, **kwargs)
         self.hidden = hidden
 

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_llm.layers import TransformerDecoder, TransformerEncoder
-from keras_llm.models import stack
+from keras_llm.models import forward_pass
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.config import Seq2SeqConfig
 
@@ -28,16 +28,16 @@ class Seq2Seq(ConfiguredModel):
         config = self.read_config(config)
         encoders, decoders = config.num_layers, config.num_decoder_layers
         layers = [
-            *stack.embedding_layers(config, dtype),
-            *stack.block_layers(config, dtype, TransformerEncoder, encoders, "encoder_"),
-            *stack.block_layers(config, dtype, TransformerDecoder, decoders, "decoder_"),
-            stack.logits_layer(),
+            *forward_pass.embedding_layers(config, dtype),
+            *forward_pass.block_layers(config, dtype, TransformerEncoder, encoders, "encoder_"),
+            *forward_pass.block_layers(config, dtype, TransformerDecoder, decoders, "decoder_"),
+            forward_pass.logits_layer(),
         ]
         layer = {layer.name: layer for layer in layers}.get
         encoder_ids = keras.Input((None,), dtype="int32", name="encoder_token_ids")
         decoder_ids = keras.Input((None,), dtype="int32", name="decoder_token_ids")
         hidden = hidden_states(layer, config, encoder_ids, decoder_ids)
-        logits = stack.logits(layer, config, hidden)
+        logits = forward_pass.logits(layer, config, hidden)
         super().__init__(config, [encoder_ids, decoder_ids], logits, name, dtype, **kwargs)
 
 
@@ -94,10 +94,10 @@ def hidden_states(layer, config, encoder_ids, decoder_ids, scores=None):
     `scores` as in `stack.decode`.
     """
     memory, mask = _encode(layer, config, encoder_ids)
-    return stack.decode(
+    return forward_pass.decode(
         layer,
         config,
-        stack.embed(layer, config, decoder_ids),
+        forward_pass.embed(layer, config, decoder_ids),
         decoder_ids,
         config.num_decoder_layers,
         "decoder_",
@@ -110,5 +110,7 @@ def hidden_states(layer, config, encoder_ids, decoder_ids, scores=None):
 def _encode(layer, config, token_ids):
     """Token ids (B, S) -> what the decoder attends to, (B, S, D), and its mask (B, S)."""
     mask = ops.not_equal(token_ids, config.pad_id)
-    x = stack.embed(layer, config, token_ids)
-    return stack.encode(layer, config, x, mask, token_ids, config.num_layers, "encoder_"), mask
+    x = forward_pass.embed(layer, config, token_ids)
+    return forward_pass.encode(
+        layer, config, x, mask, token_ids, config.num_layers, "encoder_"
+    ), mask

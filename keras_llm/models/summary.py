@@ -6,11 +6,11 @@ import keras
 import numpy as np
 
 from keras_llm.layers import MixtureOfExperts
-from keras_llm.models.build import build, restore
 from keras_llm.models.causal_lm import CausalLM
 from keras_llm.models.config import Seq2SeqConfig, TransformerConfig
 from keras_llm.models.deferred import shapes_only
 from keras_llm.models.seq2seq import Seq2Seq
+from keras_llm.models.serialization import build, restore
 
 
 def summarize(model, dtype=None):

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.generation.compiled import Compiled
-from keras_llm.generation.samplers import NOT_NUMBERS
+from keras_llm.generation.sampling import NOT_NUMBERS
 from keras_llm.tasks.base import Task
 from keras_llm.tasks.search import chosen_search, run_search
 from keras_llm.tasks.settings import (

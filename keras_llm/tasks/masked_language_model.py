@@ -9,7 +9,7 @@ from keras import ops
 from keras_llm.errors import InputError
 from keras_llm.tasks.head import HeadTask, rows_of
 from keras_llm.tasks.settings import count_of
-from keras_llm.tokenizers import gaps
+from keras_llm.tokenizers import mask_filling
 
 _BANNED = -1e30
 
@@ -67,7 +67,7 @@ class MaskedLanguageModel(HeadTask):
     def fillings(self):
         """For each token what it puts into a gap, a str, "" for special tokens, and whether it
         continues the word before: a list of pairs."""
-        return list(gaps.fillings(self.tokenizer))
+        return list(mask_filling.fillings(self.tokenizer))
 
     def __call__(self, texts, top_k=5, batch_size=32, truncate=False, return_details=False):
         """Fill the gaps of one text or several.
@@ -128,13 +128,13 @@ class MaskedLanguageModel(HeadTask):
 
     def shown(self, token):
         """A token id as it is shown, a str."""
-        return gaps.shown(self.fillings, token)
+        return mask_filling.shown(self.fillings, token)
 
     def _encode(self, text):
         """The ids of a text in which only the mask token is special."""
         parts = text.split(self.mask_token)
         if self.tokenizer.mask_takes_space:
-            parts = [part.rstrip(gaps.WHITE_SPACE) for part in parts[:-1]] + parts[-1:]
+            parts = [part.rstrip(mask_filling.WHITE_SPACE) for part in parts[:-1]] + parts[-1:]
         ids = []
         for index, part in enumerate(parts):
             ids += ([self.tokenizer.mask_id] if index else []) + self.tokenizer.encode(part)
@@ -148,5 +148,5 @@ class MaskedLanguageModel(HeadTask):
                 text += self.mask_token + part
                 continue
             filling, joins = self.fillings[tokens[index]]
-            text = (text.rstrip(gaps.WHITE_SPACE) if joins else text) + filling + part
+            text = (text.rstrip(mask_filling.WHITE_SPACE) if joins else text) + filling + part
         return text

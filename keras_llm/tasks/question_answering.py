@@ -6,7 +6,7 @@ from keras_llm.errors import InputError
 from keras_llm.tasks.answer_spans import best_spans
 from keras_llm.tasks.base import checked_texts, padded_rows
 from keras_llm.tasks.head import HeadTask
-from keras_llm.tokenizers.gaps import WHITE_SPACE
+from keras_llm.tokenizers.mask_filling import WHITE_SPACE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ import numpy as np
 from keras_llm import generation
 from keras_llm.errors import InputError
 from keras_llm.generation import Sampling
-from keras_llm.generation.beam import check_count, check_number
-from keras_llm.generation.samplers import NOT_NUMBERS
+from keras_llm.generation.sampling import NOT_NUMBERS
+from keras_llm.generation.search.beam import check_count, check_number
 
 _BEAM = ("length_penalty", "diversity_groups", "diversity_penalty")
 _SEARCHES = {

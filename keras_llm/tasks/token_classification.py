@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops
 
 from keras_llm.tasks.head import HeadTask, checked_labels, rows_of
-from keras_llm.tokenizers.words import word_spans
+from keras_llm.tokenizers.word_segmentation import word_spans
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import json
 import pathlib
 
 from keras_llm.errors import InputError
-from keras_llm.tokenizers.ragged_parts import encode_with_special
+from keras_llm.tokenizers.graph.ragged import encode_with_special
 
 _CLASSES = {}
 MASKS = ("<mask>", "[MASK]")  # how mask tokens are called

@@ -9,7 +9,7 @@ import tokenizers
 from keras_llm.errors import InputError
 from keras_llm.files import read_utf8
 from keras_llm.tokenizers.base import MASKS, Tokenizer
-from keras_llm.tokenizers.byte_pair_graph import BytePairGraph
+from keras_llm.tokenizers.graph.byte_pair import BytePairGraph
 from keras_llm.tokenizers.pre_tokenizers import PRE_TOKENIZERS
 
 _VOCABULARY_FILE, _MERGES_FILE = "vocab.json", "merges.txt"

@@ -10,7 +10,7 @@ import functools
 
 import tokenizers
 
-from keras_llm.tokenizers import character_classes
+from keras_llm.tokenizers.graph import character_classes
 
 CUT = b"\xff"
 

@@ -9,7 +9,7 @@ from keras_llm.errors import InputError
 from keras_llm.files import read_utf8
 from keras_llm.tokenizers.base import Tokenizer
 from keras_llm.tokenizers.byte_pair import texts_of
-from keras_llm.tokenizers.word_piece_graph import WordPieceGraph
+from keras_llm.tokenizers.graph.word_piece import WordPieceGraph
 
 _FILE = "vocab.txt"
 _PAD, _UNK, _CLS, _SEP, _MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

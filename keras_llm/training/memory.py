@@ -10,8 +10,8 @@ from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.layers.activations import get_activation, slope_of
 from keras_llm.models.deferred import shapes_only
-from keras_llm.training.chunked import CHUNK_ELEMENTS
-from keras_llm.training.eight_bit import coded_bytes, is_coded
+from keras_llm.training.losses.cross_entropy import CHUNK_ELEMENTS
+from keras_llm.training.optimizers.quantized_moments import coded_bytes, is_coded
 
 _CHUNKS = 5  # tensors as large as a chunk of logits that are alive at once
 _HEADS = 8  # copies and gradients of the output head's kernel, beside its weight

@@ -11,7 +11,7 @@ import pytest
 import keras_llm
 from keras_llm import models, tokenizers
 from keras_llm.checkpoints import from_gguf
-from keras_llm.checkpoints.gguf_file import open_gguf
+from keras_llm.checkpoints.gguf.file import open_gguf
 from keras_llm.errors import InputError
 from keras_llm.layers import Llama3Scaling, Rotary
 

@@ -10,8 +10,9 @@ import safetensors.numpy
 
 import keras_llm
 from keras_llm import models, tokenizers
-from keras_llm.checkpoints import from_hugging_face, links, load_model, to_hugging_face
-from keras_llm.checkpoints.hugging_face_model import FAMILIES, describe
+from keras_llm.checkpoints import from_hugging_face, load_model, to_hugging_face
+from keras_llm.checkpoints.hugging_face import weight_mapping
+from keras_llm.checkpoints.hugging_face.model import FAMILIES, describe
 from keras_llm.errors import InputError
 from keras_llm.layers import Llama3Scaling, NTKScaling, Rotary, YarnScaling
 
@@ -286,7 +287,7 @@ def test_whatever_a_field_says_it_is_read_or_refused(family, tmp_path, monkeypat
     model = models.build(models.preset(f"{family}-tiny", num_layers=1))
     to_hugging_face(model, tmp_path / "folder")
     monkeypatch.setattr(models, "build", lambda *args, **kwargs: args)
-    monkeypatch.setattr(links, "assign", lambda *args: None)
+    monkeypatch.setattr(weight_mapping, "assign", lambda *args: None)
     path = tmp_path / "folder" / "config.json"
     row = json.loads(path.read_text())
     refused = 0

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from keras_llm.checkpoints.tensors import open_folder
+from keras_llm.checkpoints.hugging_face.tensors import open_folder
 from keras_llm.errors import InputError
 
 TENSORS = {

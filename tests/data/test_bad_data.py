@@ -166,7 +166,8 @@ def test_what_a_folder_holds_besides_is_told(tmp_path):
 
 
 def test_recipes_print_what_they_left_out_and_why(tmp_path, capsys):
-    from keras_llm.recipes import text_generation, texts, translation
+    from keras_llm.recipes import text_generation, translation
+    from keras_llm.recipes.common import corpus
 
     records = [{"text": text} for text in ("a", "b", "", "b", "c", " ", "b")]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
@@ -175,7 +176,7 @@ def test_recipes_print_what_they_left_out_and_why(tmp_path, capsys):
     told = []
     for stream in (False, True):
         options = text_generation.Options("out", data=str(tmp_path), stream=stream)
-        train, held_out, report = texts.prepared(options)
+        train, held_out, report = corpus.prepared(options)
         assert sorted([*train, *held_out]) == ["a", "b", "c"]
         assert report["dropped"] == {"empty": 3, "repeated": 2}
         told.append(capsys.readouterr().err)
@@ -188,7 +189,7 @@ def test_recipes_print_what_they_left_out_and_why(tmp_path, capsys):
 
 
 def test_a_package_that_is_not_there_is_named_by_what_installs_it():
-    from keras_llm.recipes import runs
+    from keras_llm.recipes.common import runs
 
     with pytest.raises(InputError, match="this needs no_such_package: pip install no_such_package"):
         runs.prepare(runs.Options("out"), "no_such_package", pictures=False)

@@ -14,7 +14,7 @@ import pytest
 import keras_llm
 from keras_llm import checkpoints, export
 from keras_llm.export.litert.runtime.decoder import DecoderSteps
-from keras_llm.recipes import smollm2 as published
+from keras_llm.recipes.corpora import smollm2 as published
 
 ROOT = pathlib.Path(keras_llm.__file__).parent.parent
 PROMPTS, NEW_TOKENS = 50, 20

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_llm import generation, models
 from keras_llm.errors import InputError
-from keras_llm.generation.contrastive import contrastive_search
+from keras_llm.generation.search.contrastive import contrastive_search
 
 STOP, PAD, SIZE = 2, 0, 31
 CASES = {

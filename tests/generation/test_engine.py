@@ -13,7 +13,7 @@ from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation import Sampling
 from keras_llm.generation.compiled import Compiled
-from keras_llm.generation.engine import Engine
+from keras_llm.generation.scheduler import Engine
 
 V, STOP, PAD, LENGTH = 31, 2, 0, 30
 LONG = 28  # new tokens after one, so that others come and go meanwhile

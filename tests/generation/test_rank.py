@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_llm import generation, models
 from keras_llm.errors import InputError
-from keras_llm.generation.rank import sample_and_rank
+from keras_llm.generation.search.ranked import sample_and_rank
 
 STOP, PAD, SIZE = 2, 0, 31
 BIAS = 2.0 * (np.arange(SIZE) == STOP).astype("float32")[None]  # so that some texts stop

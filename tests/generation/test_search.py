@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_llm import generation, models
 from keras_llm.errors import InputError
-from keras_llm.generation import beam
+from keras_llm.generation.search import beam
 
 STOP, PAD, SIZE = 2, 0, 31
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from keras_llm import models
 from keras_llm.errors import InputError
-from keras_llm.generation.speculative import prompt_lookup_generate, speculative_generate
+from keras_llm.generation.search.speculative import prompt_lookup_generate, speculative_generate
 
 V, PAD = 9, 0
 ROWS, WIDTH, CAPACITY, K = 3, 7, 14, 4

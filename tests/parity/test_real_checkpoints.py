@@ -11,7 +11,7 @@ from llama_cpp import Llama
 
 from keras_llm import generation
 from keras_llm.checkpoints import from_gguf, from_hugging_face, to_hugging_face
-from keras_llm.recipes import smollm2 as published
+from keras_llm.recipes.corpora import smollm2 as published
 from keras_llm.tokenizers import ChatTemplate
 
 SENTENCES = [

@@ -8,7 +8,8 @@ import pytest
 import keras_llm
 from keras_llm import models
 from keras_llm.errors import InputError
-from keras_llm.recipes import masked_lm, text_classification, text_targets
+from keras_llm.recipes import masked_lm, text_classification
+from keras_llm.recipes.common import text_targets
 
 pytestmark = pytest.mark.usefixtures("one_layer")
 

@@ -10,8 +10,10 @@ import pytest
 import keras_llm
 from keras_llm import cli, export, training
 from keras_llm.errors import InputError
-from keras_llm.recipes import corpora, runs, tables, text_classification
-from keras_llm.recipes.corpus_readers import Split
+from keras_llm.recipes import text_classification
+from keras_llm.recipes.common import runs, tables
+from keras_llm.recipes.corpora import registry
+from keras_llm.recipes.corpora.readers import Split
 
 pytestmark = pytest.mark.usefixtures("one_layer")
 
@@ -188,7 +190,7 @@ def test_a_corpus_with_its_own_split_keeps_it(tmp_path, monkeypatch, capfd):
     train = [(f"text {i}", "ab"[i % 2]) for i in range(20)] + [("text 0", "a"), ("Held  out", "a")]
     split = Split(train, [("held out", "b"), ("text  19", "b")])
     monkeypatch.setitem(
-        corpora.CORPORA, "tiny", corpora.Corpus("tiny", lambda: split, kind="labelled")
+        registry.CORPORA, "tiny", registry.Corpus("tiny", lambda: split, kind="labelled")
     )
     options = text_classification.Options(out=str(tmp_path / "run"), corpus="tiny")
     train, held_out, kind, dropped = text_classification.rows(options)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from keras_llm import tokenizers
 from keras_llm.errors import InputError
-from keras_llm.tokenizers.words import word_spans, word_spans_in_graph
+from keras_llm.tokenizers.word_segmentation import word_spans, word_spans_in_graph
 
 TEXTS = [
     "The quick  brown fox, isn't it?",

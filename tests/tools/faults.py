@@ -104,7 +104,7 @@ MODELS = (
         "models-prefill-place",
         "the first token of a chunk is not taken from it",
         Place(
-            "keras_llm/models/cached.py",
+            "keras_llm/models/forward_cached.py",
             "(place >= 0) & (place < chunk)",
             "(place > 0) & (place < chunk)",
         ),
@@ -114,7 +114,7 @@ MODELS = (
         "models-ring-sinks",
         "a ring cache has no room for the sink tokens",
         Place(
-            "keras_llm/models/cached.py",
+            "keras_llm/models/forward_cached.py",
             "ring = config.window(i) + config.num_sink_tokens",
             "ring = config.window(i)",
         ),
@@ -157,7 +157,7 @@ GENERATION = (
         "generation-top-p",
         "the token that crosses top_p is cut off",
         Place(
-            "keras_llm/generation/logits.py",
+            "keras_llm/generation/logits_processors.py",
             "before = ops.cumsum(probabilities, axis=-1) - probabilities",
             "before = ops.cumsum(probabilities, axis=-1)",
         ),
@@ -167,7 +167,7 @@ GENERATION = (
         "generation-typical-sign",
         "typical sampling measures from minus the entropy",
         Place(
-            "keras_llm/generation/logits.py",
+            "keras_llm/generation/logits_processors.py",
             "distance = ops.abs(-log_p - entropy)",
             "distance = ops.abs(log_p - entropy)",
         ),
@@ -177,7 +177,7 @@ GENERATION = (
         "generation-ngram-begin",
         "the first n-gram of a text may be repeated",
         Place(
-            "keras_llm/generation/logits.py",
+            "keras_llm/generation/logits_processors.py",
             "completes = (places >= size - 1)",
             "completes = (places >= size)",
         ),
@@ -187,7 +187,7 @@ GENERATION = (
         "generation-score-length",
         "scores count one place after the text",
         Place(
-            "keras_llm/generation/decode.py",
+            "keras_llm/generation/loop.py",
             'ops.expand_dims(ops.cast(lengths, "int32") - 1, 1)',
             'ops.expand_dims(ops.cast(lengths, "int32"), 1)',
         ),
@@ -197,7 +197,7 @@ GENERATION = (
         "generation-greedy-rows",
         "rows of temperature 0 are sampled beside warm ones",
         Place(
-            "keras_llm/generation/samplers.py",
+            "keras_llm/generation/sampling.py",
             "return ops.where(sampling.temperature > 0, token, greedy())",
             "return ops.where(sampling.temperature >= 0, token, greedy())",
         ),
@@ -207,7 +207,7 @@ GENERATION = (
         "generation-rank-mean",
         "the score of a continuation is the sum, not the mean",
         Place(
-            "keras_llm/generation/rank.py",
+            "keras_llm/generation/search/ranked.py",
             "log_p / ops.maximum(count, 1.0), -math.inf",
             "log_p, -math.inf",
         ),
@@ -217,7 +217,7 @@ GENERATION = (
         "generation-beam-parent",
         "beams of a later group go on from those of the first",
         Place(
-            "keras_llm/generation/beam.py",
+            "keras_llm/generation/search/beam.py",
             "parents.append(parent + i * width)",
             "parents.append(parent)",
         ),
@@ -227,7 +227,7 @@ GENERATION = (
         "generation-contrastive-slot",
         "the penalty looks at a slot that is not written yet",
         Place(
-            "keras_llm/generation/contrastive.py",
+            "keras_llm/generation/search/contrastive.py",
             "(slots < length + step)",
             "(slots <= length + step)",
         ),
@@ -237,7 +237,7 @@ GENERATION = (
         "generation-speculative-accept",
         "drafted tokens after a refused one are taken",
         Place(
-            "keras_llm/generation/speculative.py",
+            "keras_llm/generation/search/speculative.py",
             "accepted = _sum(_none_before(ops.logical_not(agrees)))",
             "accepted = _sum(agrees)",
         ),
@@ -257,7 +257,7 @@ GENERATION = (
         "generation-engine-text",
         "penalties of the engine look at the prompt alone",
         Place(
-            "keras_llm/generation/engine/steps.py",
+            "keras_llm/generation/scheduler/steps.py",
             "ops.reshape(prompt_length + step, (1,)),",
             "ops.reshape(prompt_length, (1,)),",
         ),
@@ -270,7 +270,7 @@ GENERATION = (
         "generation-engine-waiting",
         "one request too many may wait",
         Place(
-            "keras_llm/generation/engine/engine.py",
+            "keras_llm/generation/scheduler/engine.py",
             "if len(self._waiting) >= self._max_waiting:",
             "if len(self._waiting) > self._max_waiting:",
         ),
@@ -380,7 +380,7 @@ DATA = (
         "data-duplicates-union",
         "the size of a union counts what both texts have twice",
         Place(
-            "keras_llm/data/near_duplicates.py",
+            "keras_llm/data/cleaning/near_duplicates.py",
             "either = len(first) + len(second) - both",
             "either = len(first) + len(second)",
         ),
@@ -390,7 +390,7 @@ DATA = (
         "data-card-digits",
         "the check of a card number doubles the wrong digits",
         Place(
-            "keras_llm/data/scrubbing.py",
+            "keras_llm/data/cleaning/pii.py",
             "for digit in digits[1::2]]",
             "for digit in digits[::2]]",
         ),
@@ -443,7 +443,7 @@ TRAINING = (
         "training-soft-cap",
         "the gradient of a soft cap is taken at the raw logits",
         Place(
-            "keras_llm/training/chunked.py",
+            "keras_llm/training/losses/cross_entropy.py",
             "d *= 1.0 - ops.square(logits / self.soft_cap)",
             "d *= 1.0 - ops.square(raw / self.soft_cap)",
         ),
@@ -453,7 +453,7 @@ TRAINING = (
         "training-warmup",
         "the first step has a learning rate of zero",
         Place(
-            "keras_llm/training/schedules.py",
+            "keras_llm/training/optimizers/schedules.py",
             "warmup = (step + 1.0) / (self.warmup_steps + 1.0)",
             "warmup = step / (self.warmup_steps + 1.0)",
         ),
@@ -463,7 +463,7 @@ TRAINING = (
         "training-preference-sign",
         "the slope of the preference loss has its margins swapped",
         Place(
-            "keras_llm/training/preference.py",
+            "keras_llm/training/trainers/preference.py",
             "(e * ops.sigmoid(margin) - (1 - e) * ops.sigmoid(-margin))",
             "(e * ops.sigmoid(-margin) - (1 - e) * ops.sigmoid(margin))",
         ),
@@ -473,7 +473,7 @@ TRAINING = (
         "training-lora-scale",
         "a merged adapter is not scaled",
         Place(
-            "keras_llm/training/lora.py",
+            "keras_llm/training/adapters/lora.py",
             'tensors[f"{name}.b"] * scale,',
             'tensors[f"{name}.b"],',
         ),
@@ -483,7 +483,7 @@ TRAINING = (
         "training-ngram-discount",
         "the discount of n-grams counts those seen twice once",
         Place(
-            "keras_llm/training/ngrams.py",
+            "keras_llm/training/metrics/ngrams.py",
             "ones / (ones + 2 * twos) if ones",
             "ones / (ones + twos) if ones",
         ),
@@ -493,7 +493,7 @@ TRAINING = (
         "training-contrastive-own",
         "the own pair is left out of the loss, not its doubles",
         Place(
-            "keras_llm/training/contrastive.py",
+            "keras_llm/training/losses/contrastive.py",
             "left_out = ops.logical_and(alike, ops.logical_not(own))",
             "left_out = ops.logical_and(alike, own)",
         ),
@@ -503,7 +503,7 @@ TRAINING = (
         "training-distillation-scale",
         "the loss of distillation is scaled by t, not by its square",
         Place(
-            "keras_llm/training/distillation.py",
+            "keras_llm/training/trainers/distillation.py",
             "share * t * t * divergence",
             "share * t * divergence",
         ),
@@ -513,7 +513,7 @@ TRAINING = (
         "training-eight-bit-round",
         "averages in 8 bits are off by half a code more",
         Place(
-            "keras_llm/training/eight_bit.py",
+            "keras_llm/training/optimizers/quantized_moments.py",
             "codes = ops.round(254.5 * ops.sqrt(roots) + 0.5)",
             "codes = ops.round(254.5 * ops.sqrt(roots))",
         ),
@@ -526,7 +526,7 @@ TRAINING = (
         "training-f1-axis",
         "F1 counts the guesses twice and the truth never",
         Place(
-            "keras_llm/training/classification.py",
+            "keras_llm/training/metrics/classification.py",
             "counts.sum(axis=0) + counts.sum(axis=1)",
             "counts.sum(axis=0) + counts.sum(axis=0)",
         ),
@@ -536,7 +536,7 @@ TRAINING = (
         "training-resume-skip",
         "a resumed run leaves out one batch",
         Place(
-            "keras_llm/training/resume.py",
+            "keras_llm/training/callbacks/resume.py",
             "whole.skip(self.step)",
             "whole.skip(self.step + 1)",
         ),
@@ -628,7 +628,7 @@ CHECKPOINTS = (
         "checkpoints-rope-ratio",
         "the ratio of the lengths of rotary positions is upside down",
         Place(
-            "keras_llm/checkpoints/rope.py",
+            "keras_llm/checkpoints/hugging_face/rope.py",
             'ratio = fields.get("max_position_embeddings") / original',
             'ratio = original / fields.get("max_position_embeddings")',
         ),
@@ -641,7 +641,7 @@ CHECKPOINTS = (
         "checkpoints-rotary-order",
         "rotary dimensions are put apart on the way in",
         Place(
-            "keras_llm/checkpoints/links.py",
+            "keras_llm/checkpoints/hugging_face/weight_mapping.py",
             "[reorder(tensors[0], together).T]",
             "[reorder(tensors[0], apart).T]",
         ),
@@ -651,7 +651,7 @@ CHECKPOINTS = (
         "checkpoints-gguf-heads",
         "keys have the heads of queries",
         Place(
-            "keras_llm/checkpoints/gguf.py",
+            "keras_llm/checkpoints/gguf/model.py",
             'config.num_key_value_heads if part.key.endswith("key")',
             'config.num_key_value_heads if part.key.endswith("query")',
         ),
@@ -661,7 +661,7 @@ CHECKPOINTS = (
         "checkpoints-outside-folder",
         "an index may name files outside its folder",
         Place(
-            "keras_llm/checkpoints/tensors.py",
+            "keras_llm/checkpoints/hugging_face/tensors.py",
             "if pathlib.PurePath(file).name != file:",
             "if not file:",
         ),
@@ -681,7 +681,7 @@ CHECKPOINTS = (
         "checkpoints-attention-scale",
         "the scale of attention is not a root",
         Place(
-            "keras_llm/checkpoints/decoders.py",
+            "keras_llm/checkpoints/hugging_face/decoders.py",
             '"attention_scale": scalar**-0.5,',
             '"attention_scale": scalar**-1.0,',
         ),
@@ -1201,7 +1201,7 @@ RECIPES = (
         "recipes-answer-asked",
         "the first answer counts, whether or not it is known",
         Place(
-            "recipes/corpus_readers.py",
+            "recipes/corpora/readers.py",
             "(known or answers)[0]",
             "answers[0]",
         ),
@@ -1214,7 +1214,7 @@ RECIPES = (
         "recipes-questions-known",
         "questions that are asked in the test stay in the training rows",
         Place(
-            "recipes/corpus_readers.py",
+            "recipes/corpora/readers.py",
             'if "label" in record and record["question"] not in known',
             'if "label" in record',
         ),
@@ -1227,7 +1227,7 @@ RECIPES = (
         "recipes-whole-words",
         "an answer may end within a word",
         Place(
-            "recipes/spans.py",
+            "recipes/common/answer_spans.py",
             "if letters[-1].isalnum():",
             "if letters[-1].isdigit():",
         ),
@@ -1240,7 +1240,7 @@ RECIPES = (
         "recipes-usual-line",
         "the usual next line is that of the first line of a file",
         Place(
-            "recipes/programs.py",
+            "recipes/common/code_evaluation.py",
             "usual.get(prefix.splitlines()[-1].strip())",
             "usual.get(prefix.splitlines()[0].strip())",
         ),
@@ -1250,7 +1250,7 @@ RECIPES = (
         "recipes-contamination",
         "rows are taken out of the test, not of the training",
         Place(
-            "recipes/tables.py",
+            "recipes/common/tables.py",
             "data.without_contamination(train, held_out, by)",
             "data.without_contamination(held_out, train, by)",
         ),
@@ -1260,7 +1260,7 @@ RECIPES = (
         "recipes-random-pair",
         "a random reply stands before what was said",
         Place(
-            "recipes/judges.py",
+            "recipes/common/judges.py",
             "RankedChat.pair(said, other)",
             "RankedChat.pair(other, said)",
         ),
@@ -1270,7 +1270,7 @@ RECIPES = (
         "recipes-start-length",
         "a published beginning forgets the length that was asked for",
         Place(
-            "recipes/starts.py",
+            "recipes/common/pretrained.py",
             "max_length = min(max_length, config.max_length)",
             "max_length = config.max_length",
         ),
@@ -1280,7 +1280,7 @@ RECIPES = (
         "recipes-package-hash",
         "a downloaded file with another hash is used",
         Place(
-            "recipes/packages.py",
+            "recipes/corpora/packages.py",
             'if package.sha256 not in ("", found):',
             'if package.sha256 == "":',
         ),
@@ -1290,7 +1290,7 @@ RECIPES = (
         "recipes-memory-nearest",
         "a translation is that of the least alike source",
         Place(
-            "recipes/translations.py",
+            "recipes/common/translations.py",
             "(known @ row.T).toarray().argmax()",
             "(known @ row.T).toarray().argmin()",
         ),

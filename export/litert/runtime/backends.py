@@ -15,7 +15,7 @@ import sys
 import numpy as np
 
 from keras_llm.errors import InputError
-from keras_llm.quiet import silent_stderr
+from keras_llm.silence import silent_stderr
 
 _IN_MEMORY = ":memory"  # XNNPACK's name for a weight cache without a file
 RUNTIMES = ("compiled", "interpreter")

@@ -6,8 +6,8 @@ Each function takes a `LiteRTModel` and texts, and gives what the task's Python 
 import numpy as np
 
 from keras_llm.errors import InputError
-from keras_llm.tokenizers.gaps import WHITE_SPACE, fillings, shown
-from keras_llm.tokenizers.words import word_spans
+from keras_llm.tokenizers.mask_filling import WHITE_SPACE, fillings, shown
+from keras_llm.tokenizers.word_segmentation import word_spans
 
 _NEVER = -1e9
 

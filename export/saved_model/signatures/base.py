@@ -11,7 +11,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_llm.errors import ExportError
 from keras_llm.export.saved_model.signatures.weights import SmallWeight, is_stored_small
-from keras_llm.models.cached import sharing_step
+from keras_llm.models.forward_cached import sharing_step
 
 STRINGS = tf.TensorSpec((None,), tf.string)
 INTS = tf.TensorSpec((None,), tf.int32)

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from keras_llm.export.saved_model.signatures.base import STRINGS, GraphModule, clean, lengths_of
-from keras_llm.tokenizers.words import word_spans_in_graph
+from keras_llm.tokenizers.word_segmentation import word_spans_in_graph
 
 
 class HeadModule(GraphModule):

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_llm.export.saved_model.signatures.base import STRINGS, check, clean, lengths_of
 from keras_llm.export.saved_model.signatures.heads import HeadModule
-from keras_llm.tokenizers.gaps import WHITE_SPACE
+from keras_llm.tokenizers.mask_filling import WHITE_SPACE
 
 _WHITE = "[" + "".join(rf"\x{{{ord(character):x}}}" for character in WHITE_SPACE) + "]+"
 

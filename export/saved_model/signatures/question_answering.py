@@ -11,7 +11,7 @@ from keras_llm.export.saved_model.signatures.base import (
     utf8,
 )
 from keras_llm.tasks.answer_spans import best_spans
-from keras_llm.tokenizers.gaps import WHITE_SPACE
+from keras_llm.tokenizers.mask_filling import WHITE_SPACE
 
 
 class QuestionAnsweringModule(GraphModule):

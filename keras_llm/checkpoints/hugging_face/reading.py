@@ -1,0 +1,177 @@
+"""Hugging Face folders: a model, a tokenizer, and what goes in and comes out."""
+
+import json
+import pathlib
+
+import keras
+
+from keras_llm import models, tasks, tokenizers
+from keras_llm.checkpoints.hugging_face.fields import Fields
+from keras_llm.checkpoints.hugging_face.model import labels_of, read_model, write_model
+from keras_llm.checkpoints.hugging_face.tensors import read_json
+from keras_llm.errors import InputError
+from keras_llm.files import atomic_folder
+
+_POOLINGS = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "first",
+    "pooling_mode_lasttoken": "last",
+}
+_HEADS = {
+    "masked_lm": tasks.MaskedLanguageModel,
+    "span_qa": tasks.QuestionAnswering,
+    "text_classifier": tasks.TextClassification,
+    "token_classifier": tasks.TokenClassification,
+}
+_MODULE = "sentence_transformers.models."
+
+
+def from_hugging_face(folder, dtype=None):
+    """The task of a Hugging Face folder.
+
+    Args:
+        folder: str or path, with `config.json`, safetensors and a tokenizer. Known families are
+            GPT-2, Llama (SmolLM2 too), Mistral, Mixtral, Qwen3, Gemma 2, Gemma 3 (text alone),
+            BERT (MiniLM too), RoBERTa, DistilBERT and T5.
+        dtype: Keras dtype policy of the model. Defaults to the global policy.
+
+    Returns:
+        A `TextGeneration` for a decoder, with the folder's chat template, if it has one, as
+        `metadata["chat_template"]`, and further end tokens of its `generation_config.json` as
+        `metadata["end_token_ids"]`; a `Translation` for T5. For an encoder what `config.json`
+        names: a `TextClassification`, `TokenClassification`, `QuestionAnswering` or
+        `MaskedLanguageModel`; and where it names another class, or files of
+        sentence-transformers lie beside it, a `TextEmbedding`, pooled as they say or by the
+        mean.
+
+    Raises:
+        InputError: naming the file and the field or tensor that is missing, wrong, or cannot be
+            represented. No model is built before all names and shapes have been compared.
+    """
+    folder = pathlib.Path(folder)
+    config = read_json(folder / "config.json")
+    tokenizer = tokenizers.from_hugging_face(folder)
+    metadata = {"source": f"Hugging Face, {config.get('model_type')}"}
+    pooling = _pooling(folder)
+    is_embedder = (folder / "modules.json").is_file()
+    model = read_model(folder, dtype, heads=() if is_embedder else _HEADS)
+    if isinstance(model, models.HeadModel):
+        if "num_classes" in model.options:
+            metadata["labels"] = labels_of(folder, model.options["num_classes"])
+        if model.head == "span_qa" and config["model_type"] == "roberta":
+            metadata["num_separators"] = 2
+        return _HEADS[model.head](model, tokenizer, metadata=metadata)
+    if isinstance(model, models.Encoder):
+        return tasks.TextEmbedding(models.sentence_embedder(model, **pooling), tokenizer, metadata)
+    if isinstance(model, models.Seq2Seq):
+        return tasks.Translation(model, tokenizer, metadata)
+    template = tokenizers.chat_template_from_hugging_face(folder)
+    if template is not None:
+        metadata["chat_template"] = template.source
+    ends = _end_token_ids(folder, config, model.config.vocabulary_size)
+    if set(ends) - {tokenizer.eos_id}:
+        metadata["end_token_ids"] = ends
+    return tasks.TextGeneration(model, tokenizer, metadata)
+
+
+def to_hugging_face(task_or_model, folder, overwrite=False):
+    """Write a folder that transformers' `AutoModel...from_pretrained` loads.
+
+    Args:
+        task_or_model: a task, whose tokenizer and chat template are written too; or a model.
+        folder: str or path. It is written whole or not at all.
+        overwrite: bool. Whether to replace what is there.
+
+    Raises:
+        InputError: if no family computes what the model computes, naming what it has no place
+            for; or if `folder` exists and `overwrite` is False.
+    """
+    task = None if isinstance(task_or_model, keras.Model) else task_or_model
+    model = task_or_model if task is None else getattr(task, "model", None)
+    if not isinstance(model, models.ConfiguredModel):
+        raise InputError(
+            f"`task_or_model` must be a task or a model of this library, got {type(task_or_model)}."
+        )
+    token_ids = {}
+    if task is not None:
+        for role in ("pad", "bos", "eos"):
+            index = getattr(task.tokenizer, f"{role}_id")
+            token_ids[f"{role}_token_id"] = index if index >= 0 else None
+    with atomic_folder(folder, overwrite) as partial:
+        labels = None if task is None else task.metadata.get("labels")
+        write_model(model, partial, token_ids, labels)
+        if getattr(model, "head", None) == "sentence_embedder":
+            _write_pooling(model, partial)
+        if task is not None:
+            tokenizers.to_hugging_face(task.tokenizer, partial)
+            template = task.metadata.get("chat_template")
+            if template is not None:
+                (partial / "chat_template.jinja").write_text(template, "utf-8")
+            if task.metadata.get("end_token_ids"):
+                ends = json.dumps({"eos_token_id": list(task.end_token_ids)}, indent=2)
+                (partial / "generation_config.json").write_text(ends + "\n", "utf-8")
+
+
+def _end_token_ids(folder, config, vocabulary_size):
+    """The tokens that end a text, as generation_config.json names them or else config.json."""
+    path, found = folder / "config.json", config
+    if (folder / "generation_config.json").is_file():
+        path = folder / "generation_config.json"
+        found = {**config, **read_json(path)}
+    ids = found.get("eos_token_id")
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+        raise InputError(f"{path}: `eos_token_id` must be an int or a list of ints, got {ids!r}.")
+    return [token for token in ids if 0 <= token < vocabulary_size]  # others are never chosen
+
+
+def _pooling(folder):
+    """What sentence-transformers' files say of pooling, as options of `sentence_embedder`."""
+    modules = folder / "modules.json"
+    normalize = True
+    if modules.is_file():
+        try:
+            kinds = [row["type"] for row in json.loads(modules.read_text("utf-8"))]
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{modules} is not a list of modules: {error!r}.") from None
+        known = [_MODULE + name for name in ("Transformer", "Pooling", "Normalize")]
+        if kinds not in (known, known[:2]):
+            raise InputError(
+                f"{modules}: the modules must be {', '.join(known[:2])} and then perhaps "
+                f"{known[2]}, got {', '.join(kinds)}."
+            )
+        normalize = kinds == known
+    path = folder / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return {"pooling": "mean", "normalize": normalize}
+    fields = Fields(read_json(path), path)
+    modes = [name for name, on in fields.row.items() if name.startswith("pooling_mode_") and on]
+    if len(modes) != 1 or modes[0] not in _POOLINGS:
+        raise InputError(
+            f"{path}: exactly one of {', '.join(_POOLINGS)} must be true, got "
+            f"{', '.join(modes) or 'none'}."
+        )
+    return {"pooling": _POOLINGS[modes[0]], "normalize": normalize}
+
+
+def _write_pooling(model, folder):
+    options = model.options
+    if options["projection_dim"]:
+        raise InputError(
+            "sentence-transformers' files cannot hold `projection_dim`; write the model without "
+            "its projection."
+        )
+    pooling = options["pooling"] or "mean"
+    modes = {name: mode == pooling for name, mode in _POOLINGS.items()}
+    row = {"word_embedding_dimension": model.config.hidden_dim, **modes}
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(row, indent=2) + "\n", "utf-8")
+    steps = ["Transformer", "Pooling"] + ["Normalize"] * options["normalize"]
+    paths = ["", "1_Pooling", "2_Normalize"]
+    modules = [
+        {"idx": i, "name": str(i), "path": paths[i], "type": _MODULE + step}
+        for i, step in enumerate(steps)
+    ]
+    if options["normalize"]:
+        (folder / paths[2]).mkdir()
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", "utf-8")

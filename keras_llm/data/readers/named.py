@@ -1,0 +1,176 @@
+"""Data sets by name, from the packages `datasets` and `tensorflow-datasets`."""
+
+import pathlib
+import re
+
+import numpy as np
+
+from keras_llm.data.readers.values import checked_text
+from keras_llm.errors import InputError
+
+_PARTS = re.compile(r"(hf|tfds):(.+?)(?::([^:\[\]/]+(?:\[[^\]]*\][^:\[\]/]*)*))?")
+
+
+def is_name(path):
+    """Whether a path is the name of a data set: a str that begins with "hf:" or "tfds:"."""
+    return isinstance(path, str) and path.startswith(("hf:", "tfds:"))
+
+
+def named_rows(name, columns):
+    """The rows of some columns of a data set, one in memory at a time.
+
+    Args:
+        name: str, see `read_records`.
+        columns: list of str; `a.b` is the field `b` of the column `a`.
+
+    Yields:
+        Tuples of str; labels by their names, numbers and booleans as JSON spells them.
+
+    Raises:
+        InputError: as of `named_records`, and naming the row that has no text in a column.
+    """
+    for number, record in enumerate(named_records(name, columns), 1):
+        where = f"{name}, row {number}"
+        yield tuple(checked_text(where, column, _field(record, column)) for column in columns)
+
+
+def named_records(name, columns=()):
+    """The rows of a data set as dicts of Python values.
+
+    Raises:
+        InputError: if the package is not installed, or naming the data set that cannot be loaded
+            or the split or one of the `columns` that it has not.
+    """
+    match = _PARTS.fullmatch(name)
+    if match is None:
+        raise InputError(f"{name!r} must be like hf:NAME:SPLIT or tfds:NAME:SPLIT.")
+    kind, place, split = match.groups()
+    known, rows = {"hf": _hugging_face, "tfds": _tensorflow}[kind](name, place, split)
+    for column in columns:
+        if column not in known and column.split(".")[0] not in known:
+            raise InputError(f"{name}: no column {column!r}; it has {_list(known)}.")
+    return _read(name, rows)
+
+
+def _read(name, rows):
+    """The rows, and errors in the midst of them."""
+    try:
+        yield from rows
+    except Exception as error:  # what is raised differs from one data set to another
+        raise _not_loaded(name, error) from None
+
+
+def _hugging_face(name, place, split):
+    """The names of the columns, and an iterator of rows."""
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"{name}: this needs datasets: pip install datasets.") from None
+    folder = pathlib.Path(place)
+    is_saved = any((folder / f).is_file() for f in ("state.json", "dataset_dict.json"))
+    try:
+        if is_saved:
+            found = datasets.load_from_disk(place)
+        else:
+            found = datasets.load_dataset(*place.split(":"), split=split)
+    except Exception as error:
+        raise _not_loaded(name, error) from None
+    if isinstance(found, datasets.DatasetDict):
+        found = found[_checked_split(name, split, list(found))]
+    elif is_saved and split is not None:
+        raise InputError(f"{name}: {place} has no splits.")
+    labels = {
+        column: feature
+        for column, feature in found.features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
+
+    def rows():
+        for row in found:
+            for column, feature in labels.items():
+                row[column] = _label(feature, row[column])
+            yield row
+
+    return list(found.features), rows()
+
+
+def _tensorflow(name, place, split):
+    """The same of TensorFlow Datasets."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise InputError(
+            f"{name}: this needs tensorflow-datasets: pip install tensorflow-datasets."
+        ) from None
+    try:
+        if (pathlib.Path(place) / "dataset_info.json").is_file():
+            builder = tfds.builder_from_directory(place)
+        else:
+            builder = tfds.builder(place)
+            builder.download_and_prepare()
+        split = _checked_split(name, split, list(builder.info.splits), may_be_part=True)
+        found = builder.as_dataset(split=split)
+    except InputError:
+        raise
+    except Exception as error:
+        raise _not_loaded(name, error) from None
+    features = builder.info.features
+
+    def plain(value, feature):
+        if isinstance(feature, tfds.features.FeaturesDict):
+            return {key: plain(value[key], feature[key]) for key in feature}
+        if isinstance(feature, tfds.features.Sequence):
+            return _listed(value, feature.feature, plain)
+        if isinstance(feature, tfds.features.ClassLabel):
+            return _label(feature, int(value))
+        return _python(value)
+
+    rows = (plain(row, features) for row in found.as_numpy_iterator())
+    return list(features), rows
+
+
+def _listed(value, feature, plain):
+    """A sequence as a list; one of dicts comes as a dict of sequences."""
+    if isinstance(value, dict):
+        parts = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+    else:
+        parts = list(value)
+    return [plain(part, feature) for part in parts]
+
+
+def _python(value):
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")  # which is refused as no text
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _label(feature, index):
+    return None if index is None or index < 0 else feature.int2str(index)
+
+
+def _field(record, column):
+    """A column, or a field of one that holds dicts."""
+    if column in record:
+        return record[column]
+    first, _, rest = column.partition(".")
+    inside = record.get(first)
+    return _field(inside, rest) if rest and isinstance(inside, dict) else None
+
+
+def _checked_split(name, split, known, may_be_part=False):
+    if split is None and len(known) == 1:
+        return known[0]
+    if split is None:
+        raise InputError(f"{name}: add a split, as in {name}:{known[0]}; known: {_list(known)}.")
+    if split not in known and not (may_be_part and re.search(r"[\[+]", split)):
+        raise InputError(f"{name}: no split {split!r}; it has {_list(known)}.")
+    return split
+
+
+def _list(names):
+    return ", ".join(map(repr, names))
+
+
+def _not_loaded(name, error):
+    told = str(error).strip().splitlines() or [type(error).__name__]
+    return InputError(f"{name} cannot be loaded: {told[0]}")

@@ -1,0 +1,43 @@
+"""Columns of Parquet files as text."""
+
+from keras_llm.data.readers.values import checked_text
+from keras_llm.errors import InputError
+
+
+def read_parquet(path, columns):
+    """The rows of some columns, a batch of rows in memory at a time.
+
+    Args:
+        path: str or path of a Parquet file.
+        columns: list of str.
+
+    Yields:
+        Tuples of str; numbers and booleans as JSON spells them.
+
+    Raises:
+        InputError: if pyarrow is not installed, or naming the file that is missing or not Parquet,
+            the column that is not there, or the row that has no text.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise InputError(f"{path}: this needs pyarrow: pip install pyarrow.") from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            for column in columns:
+                if column not in names:
+                    raise InputError(
+                        f"{path}: no column {column!r}; it has {', '.join(map(repr, names))}."
+                    )
+            number = 0
+            for batch in file.iter_batches(columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
+                    where = f"{path}, row {number}"
+                    yield tuple(checked_text(where, name, row[name]) for name in columns)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist.") from None
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a whole Parquet file: {error}.") from None

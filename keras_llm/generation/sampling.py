@@ -1,0 +1,363 @@
+"""The choice of the next token: a pure function of logits, settings, seed, step and text."""
+
+import numbers
+from typing import NamedTuple
+
+from keras import ops
+
+from keras_llm.errors import InputError
+from keras_llm.generation import logits_processors as processors
+
+
+class Text(NamedTuple):
+    """What has been read and written so far, for the settings that look at it.
+
+    Attributes:
+        token_ids: int32 tensor (B, H), prompt and new tokens, padded on the right.
+        prompt_lengths: int32 tensor (B,).
+        lengths: int32 tensor (B,), prompt and new tokens together.
+    """
+
+    token_ids: object
+    prompt_lengths: object
+    lengths: object
+
+
+class Automaton(NamedTuple):
+    """Which tokens may follow, in every state of a constraint (see
+    `tokenizers.TokenAutomaton`).
+
+    Attributes:
+        next_state: int32 array (S, C); -1 where the tokens of a class are forbidden.
+        token_class: int32 array (V,), the column of each token.
+        start: int32, the state before the first token.
+    """
+
+    next_state: object
+    token_class: object
+    start: object
+
+
+class Sampling(NamedTuple):
+    """How each row's next token is chosen. Fields are scalars, or arrays (1,) or (B,).
+
+    In this order: `logit_bias` is added; penalties and forbidden n-grams; `min_new_tokens`;
+    `forced_tokens`; then, unless the temperature is 0, temperature, `top_k`, `top_p`, `min_p`,
+    `typical_p`, and a draw.
+
+    Attributes:
+        temperature: float >= 0; 0 takes the most likely token.
+        top_k: int >= 0; 0 is off.
+        top_p: float in (0, 1]; 1 is off.
+        seed: int32. A row's text depends on its own prompt, settings and seed only, never
+            on its neighbours in the batch.
+        min_p: float in [0, 1]; 0 is off (see `keep_likely`).
+        typical_p: float in (0, 1]; 1 is off (see `keep_typical`).
+        repetition_penalty: float > 0; 1 is off (see `penalize`).
+        presence_penalty, frequency_penalty: float; 0 is off.
+        no_repeat_ngram_size: int >= 0; 0 is off.
+        min_new_tokens: int >= 0. Before so many tokens the text does not stop.
+        logit_bias: None, or float array (1, V) or (B, V); -1e30 bans a token.
+        forced_tokens: None, or int array (1, F) or (B, F): the first new tokens; -1 leaves one
+            free.
+        automaton: None, or an `Automaton` that all rows obey.
+    """
+
+    temperature: object = 1.0
+    top_k: object = 0
+    top_p: object = 1.0
+    seed: object = 0
+    min_p: object = 0.0
+    typical_p: object = 1.0
+    repetition_penalty: object = 1.0
+    presence_penalty: object = 0.0
+    frequency_penalty: object = 0.0
+    no_repeat_ngram_size: object = 0
+    min_new_tokens: object = 0
+    logit_bias: object = None
+    forced_tokens: object = None
+    automaton: object = None
+
+    def validate(self):
+        """Raise InputError naming the first setting out of range (Python numbers only)."""
+        for name, (kind, ok, rule) in _RULES.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool) or not ok(value):
+                raise InputError(f"`{name}` must be {rule}, got {value!r}.")
+        return self
+
+    def tensors(self):
+        """The same settings as tensors of shape (1,) or (B,); those that are off stay numbers,
+        which costs nothing."""
+
+        def tensor(name, value):
+            if name == "automaton":
+                return value
+            if name not in ("temperature", "seed") and self.is_off(name):
+                return value
+            shape = (-1,) if name in _RULES else None
+            value = ops.cast(ops.convert_to_tensor(value), dtype_of(name))
+            return value if shape is None else ops.reshape(value, shape)
+
+        return Sampling(*map(tensor, self._fields, self))
+
+    def repeat(self, times):
+        """The settings of B rows as those of B * times, the copies of a row side by side."""
+
+        def repeated(field):
+            is_one_for_all = not hasattr(field, "shape") or field.shape[0] == 1
+            return field if is_one_for_all else ops.repeat(field, times, axis=0)
+
+        return self._make(map(repeated, self))
+
+    def ignores_text(self):
+        """Whether no setting looks at the text so far."""
+        return all(map(self.is_off, _LOOKING_BACK))
+
+    def is_off(self, name):
+        """Whether a setting is left at its default, as a Python value."""
+        value = getattr(self, name)
+        return value is None or (
+            isinstance(value, (int, float)) and value == self._field_defaults[name]
+        )
+
+
+NOT_NUMBERS = (
+    "the model's logits are not numbers (NaN) after this prompt; its weights, or the precision it "
+    "computes in, are broken."
+)
+
+
+def _is_number(value):
+    return -float("inf") < value < float("inf")
+
+
+_PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+_LOOKING_BACK = (*_PENALTIES, "no_repeat_ngram_size")
+_RULES = {
+    "temperature": (numbers.Real, lambda v: 0 <= v < float("inf"), "a number >= 0"),
+    "top_k": (numbers.Integral, lambda v: v >= 0, "an int >= 0"),
+    "top_p": (numbers.Real, lambda v: 0 < v <= 1, "in (0, 1]"),
+    "seed": (numbers.Integral, lambda v: -(2**31) <= v < 2**31, "an int of 32 bits"),
+    "min_p": (numbers.Real, lambda v: 0 <= v <= 1, "in [0, 1]"),
+    "typical_p": (numbers.Real, lambda v: 0 < v <= 1, "in (0, 1]"),
+    "repetition_penalty": (numbers.Real, lambda v: 0 < v < float("inf"), "a number > 0"),
+    "presence_penalty": (numbers.Real, _is_number, "a number"),
+    "frequency_penalty": (numbers.Real, _is_number, "a number"),
+    "no_repeat_ngram_size": (numbers.Integral, lambda v: v >= 0, "an int >= 0"),
+    "min_new_tokens": (numbers.Integral, lambda v: v >= 0, "an int >= 0"),
+}
+SETTINGS = tuple(_RULES)  # those that are numbers
+
+
+def check_top_k(top_k, vocabulary_size):
+    """Raise InputError if there are not so many tokens to choose among."""
+    if top_k > vocabulary_size:
+        raise InputError(
+            f"`top_k` must be at most the {vocabulary_size} tokens of the vocabulary, got {top_k}."
+        )
+
+
+def dtype_of(setting):
+    """The dtype of a setting as a tensor."""
+    if setting == "forced_tokens" or _RULES.get(setting, (numbers.Real,))[0] is numbers.Integral:
+        return "int32"
+    return "float32"
+
+
+def choose(logits, sampling, step, text=None, stop_id=None, automaton_state=None):
+    """Choose a token for each row.
+
+    Sampling adds Gumbel noise to the processed logits and takes the largest, which draws from
+    their softmax (Gumbel, 1954). The noise is a hash of (seed, step, token), so the same
+    numbers come out in eager code, in compiled code, in an exported graph and on any backend.
+
+    Args:
+        logits: float32 tensor (B, V).
+        sampling: `Sampling` of tensors (see `Sampling.tensors`).
+        step: int32 scalar tensor, 0 for the first new token.
+        text: `Text`, needed by penalties and `no_repeat_ngram_size`.
+        stop_id: int, or several (S,), needed by `min_new_tokens`.
+        automaton_state: int32 tensor (B,), needed by an `automaton`.
+
+    Returns:
+        Int32 tensor (B,).
+    """
+    logits = process(logits, sampling, step, text, stop_id, automaton_state)
+
+    def greedy():
+        return ops.cast(ops.argmax(logits, axis=-1), "int32")
+
+    def sampled():
+        kept = _filtered(processors.scale_temperature(logits, sampling.temperature), sampling)
+        noisy = kept + gumbel_noise(sampling.seed, step, logits.shape[-1])
+        token = ops.cast(ops.argmax(noisy, axis=-1), "int32")
+        return ops.where(sampling.temperature > 0, token, greedy())
+
+    return ops.cond(ops.any(sampling.temperature > 0), sampled, greedy)
+
+
+def process(logits, sampling, step, text=None, stop_id=None, automaton_state=None):
+    """What `choose` does to the logits of every row, greedy ones too.
+
+    Args:
+        logits, sampling, step, text, stop_id, automaton_state: as of `choose`.
+
+    Returns:
+        Float32 tensor (B, V).
+    """
+    size = logits.shape[-1]
+    if text is not None:
+        text = Text(*(ops.cast(field, "int32") for field in text))
+    if sampling.logit_bias is not None:
+        logits = logits + sampling.logit_bias
+    if text is not None and not all(map(sampling.is_off, _PENALTIES)):
+        values = [_row(getattr(sampling, name)) for name in _PENALTIES]
+
+        def penalized():
+            places = ops.expand_dims(ops.arange(ops.shape(text.token_ids)[1]), 0)
+            written = places < ops.expand_dims(text.lengths, 1)
+            new = written & (places >= ops.expand_dims(text.prompt_lengths, 1))
+            counts = [processors.occurrences(text.token_ids, c, size) for c in (written, new)]
+            return processors.penalize(logits, *counts, *values)
+
+        is_on = ops.any(values[0] != 1.0) | ops.any(values[1] != 0.0) | ops.any(values[2] != 0.0)
+        logits = ops.cond(is_on, penalized, lambda: logits)
+    if text is not None and not sampling.is_off("no_repeat_ngram_size"):
+        before, ngram = logits, _row(sampling.no_repeat_ngram_size, "int32")
+        logits = ops.cond(
+            ops.any(ngram > 0),
+            lambda: processors.forbid_repeated_ngrams(before, text.token_ids, text.lengths, ngram),
+            lambda: before,
+        )
+    if stop_id is not None and not sampling.is_off("min_new_tokens"):
+        early = ops.expand_dims(step < _row(sampling.min_new_tokens, "int32"), 1)
+        stops = ops.expand_dims(is_stop(ops.arange(size), stop_id), 0)
+        logits = ops.where(early & stops, processors.REMOVED, logits)
+    if sampling.forced_tokens is not None:
+        forced = sampling.forced_tokens
+        place = ops.minimum(step, ops.shape(forced)[1] - 1)
+        token = ops.take(forced, ops.reshape(place, (1,)), axis=1)  # (B or 1, 1)
+        is_forced = (token >= 0) & (step < ops.shape(forced)[1])
+        others = ops.expand_dims(ops.arange(size), 0) != token
+        logits = ops.where(is_forced & others, processors.REMOVED, logits)
+    if has_automaton(sampling):
+        next_state, token_class, _ = sampling.automaton
+        leads_to = ops.take(ops.take(next_state, automaton_state, axis=0), token_class, axis=1)
+        logits = ops.where(leads_to >= 0, logits, processors.REMOVED)
+    return logits
+
+
+def is_stop(token, stop_id):
+    """Which tokens end a text.
+
+    Args:
+        token: int32 tensor of any shape.
+        stop_id: int or int32 tensor (S,); -1 is no token.
+
+    Returns:
+        Bool tensor like `token`.
+    """
+    stops = ops.reshape(ops.cast(stop_id, "int32"), (-1,))
+    return ops.any(ops.expand_dims(token, -1) == stops, axis=-1)
+
+
+def has_automaton(sampling):
+    """Whether a constraint is given; one without states is none, so that compiled code can be
+    told so by a shape."""
+    return sampling.automaton is not None and sampling.automaton.next_state.shape[0] > 0
+
+
+def follow(sampling, automaton_state, token):
+    """The states after the tokens that were chosen, int32 (B,)."""
+    next_state, token_class, _ = sampling.automaton
+    rows = ops.take(next_state, automaton_state, axis=0)
+    column = ops.expand_dims(ops.take(token_class, token), 1)
+    return ops.squeeze(ops.take_along_axis(rows, column, axis=1), 1)
+
+
+def states_after(sampling, token_ids, count):
+    """Where texts stand in their constraint after their first `count` tokens.
+
+    Args:
+        sampling: `Sampling` with an automaton.
+        token_ids: int32 tensor (B, N).
+        count: int32 scalar tensor.
+
+    Returns:
+        Int32 tensor (B,).
+    """
+
+    def step(i, states):
+        token = ops.take(token_ids, i, axis=1)
+        return i + 1, ops.maximum(follow(sampling, states, token), 0)
+
+    begin = ops.zeros_like(token_ids[:, 0]) + sampling.automaton.start
+    _, states = ops.while_loop(
+        lambda i, _: i < count, step, (ops.convert_to_tensor(0, "int32"), begin)
+    )
+    return states
+
+
+def _filtered(scaled, sampling):
+    """Top-k, top-p, min-p and typical-p, each skipped where no row asks for it."""
+    if not (sampling.is_off("top_k") and sampling.is_off("top_p")):
+        top_k, top_p = _row(sampling.top_k, "int32"), _row(sampling.top_p)
+        scaled = _if(
+            ops.any(top_k > 0) | ops.any(top_p < 1.0),
+            lambda x: processors.keep_top(x, top_k, top_p),
+            scaled,
+        )
+    if not sampling.is_off("min_p"):
+        min_p = _row(sampling.min_p)
+        scaled = _if(ops.any(min_p > 0), lambda x: processors.keep_likely(x, min_p), scaled)
+    if not sampling.is_off("typical_p"):
+        typical_p = _row(sampling.typical_p)
+        scaled = _if(
+            ops.any(typical_p < 1.0), lambda x: processors.keep_typical(x, typical_p), scaled
+        )
+    return scaled
+
+
+def _if(condition, function, x):
+    return ops.cond(condition, lambda: function(x), lambda: x)
+
+
+def _row(value, dtype="float32"):
+    return ops.reshape(ops.cast(ops.convert_to_tensor(value), dtype), (-1,))
+
+
+def gumbel_noise(seed, step, size):
+    """Standard Gumbel noise from a counter-based hash.
+
+    Args:
+        seed: int32 tensor (B,) or (1,).
+        step: int32 scalar tensor.
+        size: int. V.
+
+    Returns:
+        Float32 tensor (B, V) or (1, V).
+
+    Reference:
+        Jarzynski and Olano, 2020, "Hash Functions for GPU Rendering" (pcg3d).
+    """
+    x = ops.expand_dims(ops.cast(seed, "uint32"), -1)
+    y = ops.cast(step, "uint32")
+    z = ops.expand_dims(ops.cast(ops.arange(size, dtype="int32"), "uint32"), 0)
+    multiplier, increment = (ops.cast(c, "uint32") for c in (1664525, 1013904223))
+    x, y, z = (v * multiplier + increment for v in (x, y, z))
+
+    def mix(x, y, z):
+        x = x + y * z
+        y = y + z * x
+        return x, y, z + x * y
+
+    sixteen = ops.cast(16, "uint32")
+    x, y, z = mix(x, y, z)
+    x, y, z = (ops.bitwise_xor(v, ops.right_shift(v, sixteen)) for v in (x, y, z))
+    x, _, _ = mix(x, y, z)
+    # 24 bits fill a float32 exactly; the half step keeps 0 out of the logarithms. At the upper end
+    # it is rounded up to 1, whose noise would be infinite: a token at random, banned or not.
+    bits = ops.cast(ops.cast(ops.right_shift(x, ops.cast(8, "uint32")), "int32"), "float32")
+    uniform = ops.minimum((bits + 0.5) * 2.0**-24, 1 - 2.0**-24)
+    return -ops.log(-ops.log(uniform))

@@ -1,0 +1,102 @@
+"""The engine's steps compiled by TensorFlow, with the memory in variables that XLA updates in
+place: a turn reads and writes what it must, not the whole cache."""
+
+import functools
+
+import keras
+import tensorflow as tf
+
+from keras_llm.errors import InputError
+from keras_llm.generation.sampling import SETTINGS, Sampling, dtype_of
+from keras_llm.generation.scheduler import steps
+
+
+class CompiledSteps:
+    """`steps.admit` and `steps.turn` of one model over one memory. Not for several threads at once.
+
+    Args:
+        model: a model from `models.causal_lm`.
+        num_slots: int. B.
+        length: int. S tokens a slot.
+        num_steps: int. P, the steps of a turn.
+        stop_id: int, the token that ends a text.
+        jit_compile: bool. False runs the same graphs without XLA.
+
+    Attributes:
+        traces: dict, how often "admit" (once for each prompt width) and "turn" were traced.
+
+    Raises:
+        InputError: if Keras runs on another backend.
+    """
+
+    def __init__(self, model, num_slots, length, num_steps, stop_id, jit_compile=True):
+        if keras.backend.backend() != "tensorflow":
+            raise InputError(
+                "an engine runs on TensorFlow; set KERAS_BACKEND=tensorflow (weights trained on "
+                f"{keras.backend.backend()} load there)."
+            )
+        self.traces = {"admit": 0, "turn": 0}
+        self._model = model
+        self._num_steps = num_steps
+        self._stop_id = stop_id
+        self._memory = {
+            name: tf.Variable(value, name=name, trainable=False)
+            for name, value in steps.init_memory(model, num_slots, length).items()
+        }
+        function = functools.partial(tf.function, jit_compile=jit_compile)
+        self._admit = function(self._traced_admit, reduce_retracing=False)
+        rows = tf.TensorSpec((num_slots,), tf.int32)
+        settings = [tf.TensorSpec((num_slots,), dtype_of(name)) for name in SETTINGS]
+        self._turn = function(self._traced_turn, input_signature=[rows, rows, rows, *settings])
+
+    def admit(self, slot, token_ids, length, settings):
+        """`steps.admit` with an int `slot`, arrays (1, T) and (1,), and the settings as a list of
+        arrays (1,) in the order of `SETTINGS`; returns the token as an int."""
+        slot = tf.convert_to_tensor(slot, tf.int32)
+        arguments = map(tf.convert_to_tensor, (token_ids, length, *settings))
+        return int(self._admit(slot, *arguments))
+
+    def turn(self, lengths, counts, budgets, settings):
+        """`steps.turn` with arrays (B,); returns an array (B, P)."""
+        arguments = map(tf.convert_to_tensor, (lengths, counts, budgets, *settings))
+        return self._turn(*arguments).numpy()
+
+    def _traced_admit(self, slot, token_ids, length, *settings):
+        self.traces["admit"] += 1  # runs in tracing only
+        token, memory = steps.admit(
+            self._model,
+            self._read(),
+            slot,
+            token_ids,
+            length,
+            _sampling(settings),
+            self._stop_id,
+        )
+        self._write(memory)
+        return token[0]
+
+    def _traced_turn(self, lengths, counts, budgets, *settings):
+        self.traces["turn"] += 1
+        tokens, memory = steps.turn(
+            self._model,
+            self._read(),
+            lengths,
+            counts,
+            budgets,
+            _sampling(settings),
+            self._num_steps,
+            self._stop_id,
+        )
+        self._write(memory)
+        return tokens
+
+    def _read(self):
+        return {name: variable.value() for name, variable in self._memory.items()}
+
+    def _write(self, memory):
+        for name, variable in self._memory.items():
+            variable.assign(memory[name])
+
+
+def _sampling(settings):
+    return Sampling(**dict(zip(SETTINGS, settings, strict=True)))

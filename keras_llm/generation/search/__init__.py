@@ -1,0 +1,1 @@
+"""Searches over texts: beam, contrastive, speculative, sample-and-rank."""

@@ -1,0 +1,424 @@
+"""Beam search: several likely texts at once, compared as whole texts."""
+
+import math
+import numbers
+from typing import NamedTuple
+
+from keras import ops
+
+from keras_llm import models
+from keras_llm.errors import InputError
+from keras_llm.generation.logits_processors import occurrences
+from keras_llm.generation.sampling import is_stop
+
+_ABSENT = -1e30  # the log-probability of what is not there; finite, so that sums stay numbers
+
+
+class Beams(NamedTuple):
+    """The texts that `beam_search` found, best first. R texts a row.
+
+    Attributes:
+        token_ids: int32 (B, R, N), the new tokens, without the stop token; `pad_id` after them.
+        num_tokens: int32 (B, R), how many new tokens there are.
+        log_probability: float32 (B, R), the sum of their log-probabilities in nats, and that of
+            the stop token if there is one. -inf where a row has fewer than R texts.
+        score: float32 (B, R), what they are sorted by: `log_probability` under the penalty.
+        stopped: bool (B, R), the text ended with the stop token.
+    """
+
+    token_ids: object
+    num_tokens: object
+    log_probability: object
+    score: object
+    stopped: object
+
+
+def beam_search(
+    model,
+    token_ids,
+    lengths,
+    max_new_tokens,
+    beam_width,
+    stop_id,
+    pad_id,
+    length_penalty=1.0,
+    num_return_sequences=1,
+    diversity_groups=1,
+    diversity_penalty=0.0,
+    process=None,
+    memory=None,
+    capacity=None,
+):
+    """Search for the texts of the highest score.
+
+    `score = log_probability / ((5 + n) / 6) ** length_penalty`, n tokens with the stop token
+
+    In each step the `beam_width` most probable continuations of all live beams are looked at.
+    Those that stop are finished: they are scored and never touched again. The most probable of the
+    others live on; where some have stopped, the next best take their places. (With a width of one
+    nothing takes the place of a beam that stops, so that the search is greedy decoding.) Live
+    beams that have used up their budget are texts too. A row is done early when no live beam can
+    come to a score above those found already, whatever its next tokens.
+
+    With groups each group is such a search of `beam_width / diversity_groups` beams. In each
+    step the groups choose one after the other, and a token counts `diversity_penalty` less for
+    each time that the groups before have just chosen it. The penalty guides the choice only: it
+    is no part of any log-probability or score. Groups may find the same text.
+
+    Args:
+        model: a model from `models.causal_lm` or `models.seq2seq`.
+        token_ids: int tensor (B, T), prompts padded on the right; of a `seq2seq` model the
+            decoder's, e.g. the config's `start_id` alone.
+        lengths: int tensor (B,), in `1 .. T`, below the model's `max_length`.
+        max_new_tokens: int > 0, or int32 tensor (B,) or (1,). No text grows over the model's
+            `max_length`.
+        beam_width: int > 0. W, live beams of a row in all groups.
+        stop_id: int, the token that ends a text, or several (S,); negative for none.
+        pad_id: int, fills unused places.
+        length_penalty: float, or float32 tensor (1,) or (B,). 0 ranks by log-probability, which
+            favours short texts; larger values favour longer ones.
+        num_return_sequences: int in `1 .. W`. R.
+        diversity_groups: int that divides W.
+        diversity_penalty: float >= 0, in nats.
+        process: None, or a function of float32 logits (B * W, V), a row's beams side by side,
+            the int32 step, 0 for the first new token, and the beams' new tokens, int32
+            (B * W, N). It returns such logits, whose log-softmax is then what this search takes
+            for the model's; -1e30 or -inf bans a token. See `processor`.
+        memory: dict from `models.encode`, of a `seq2seq` model.
+        capacity: int. N, the room for new tokens, at least the largest budget. Defaults to
+            that; XLA needs a number.
+
+    Returns:
+        `Beams`.
+
+    Raises:
+        InputError: naming the argument that does not fit.
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_llm import models
+    >>> model = models.causal_lm(models.preset("llama-tiny"))
+    >>> prompts = np.array([[5, 6, 7], [8, 9, 0]])
+    >>> found = beam_search(model, prompts, np.array([3, 2]), 4, beam_width=2, stop_id=1, pad_id=0)
+    >>> tuple(found.token_ids.shape)
+    (2, 1, 4)
+
+    Reference:
+        Sutskever et al., 2014, "Sequence to Sequence Learning with Neural Networks"; Wu et al.,
+        2016, "Google's Neural Machine Translation System", eq. 14 (length penalty); Vijayakumar
+        et al., 2016, "Diverse Beam Search" (groups, Hamming diversity).
+    """
+    check_budget("beam_search", max_new_tokens)
+    check_count("beam_search", "beam_width", beam_width)
+    check_count("beam_search", "num_return_sequences", num_return_sequences, beam_width)
+    check_count("beam_search", "diversity_groups", diversity_groups, beam_width)
+    if beam_width % diversity_groups:
+        raise InputError(
+            f"beam_search: `diversity_groups` must divide `beam_width` ({beam_width}), "
+            f"got {diversity_groups}."
+        )
+    check_number("beam_search", "length_penalty", length_penalty)
+    check_number("beam_search", "diversity_penalty", diversity_penalty, 0)
+
+    token_ids = ops.convert_to_tensor(token_ids, "int32")
+    lengths = ops.convert_to_tensor(lengths, "int32")
+    batch_size, length = ops.shape(token_ids)[:2]
+    memory = memory or {}
+    budget = ops.minimum(ops.cast(max_new_tokens, "int32"), model.config.max_length - lengths)
+    capacity = room_for(max_new_tokens, budget, capacity)
+    if hasattr(length_penalty, "shape"):
+        length_penalty = ops.reshape(length_penalty, (-1, 1))
+    width = beam_width // diversity_groups
+    # A group keeps no more texts than can be asked for, so it knows early that it is done.
+    kept = min(width, num_return_sequences)
+    search = _Search(width, kept, budget, stop_id, length_penalty, diversity_penalty, process)
+    group = _new_group(batch_size, width, kept, capacity, pad_id)
+
+    cache = {**models.init_cache(model, batch_size, length + capacity), **memory}
+    logits, cache = models.prefill(model, token_ids, lengths, cache)
+    cache = repeat_rows(cache, beam_width)
+    memory = {name: cache.pop(name) for name in memory}
+    logits = ops.repeat(logits, beam_width, axis=0)
+    step = ops.convert_to_tensor(0, "int32")
+    groups, _ = search.choose((group,) * diversity_groups, logits, step)
+    first_rows = ops.expand_dims(ops.arange(batch_size, dtype="int32") * beam_width, 1)
+
+    def advance(step, groups, cache):
+        token = ops.concatenate([group.token for group in groups], axis=1)
+        # A row that is done stays at its last position, which has a slot.
+        positions = ops.repeat(lengths + ops.minimum(step, budget) - 1, beam_width)
+        logits, cache = models.decode(
+            model, ops.reshape(token, (-1, 1)), ops.expand_dims(positions, 1), {**cache, **memory}
+        )
+        groups, parents = search.choose(groups, logits, step)
+        rows = ops.reshape(first_rows + parents, (-1,))
+        # A row's beams share its memory, so that needs no new order.
+        cache = {
+            name: ops.take(entry, rows, axis=0)
+            for name, entry in cache.items()
+            if name not in memory
+        }
+        return step + 1, groups, cache
+
+    def goes_on(step, groups, cache):
+        return ops.any(ops.stack([_exists(group.log_probability) for group in groups]))
+
+    _, groups, _ = ops.while_loop(goes_on, advance, (step + 1, groups, cache))
+    found = _best(_join([group.finished for group in groups]), num_return_sequences)
+    exists = _exists(found.score)
+    return found._replace(
+        log_probability=ops.where(exists, found.log_probability, -math.inf),
+        score=ops.where(exists, found.score, -math.inf),
+    )
+
+
+def repeat_rows(cache, times):
+    """Repeat each row of a cache, the copies side by side.
+
+    Args:
+        cache: dict of tensors (B, ...), e.g. from `models.init_cache` and `models.encode`.
+        times: int > 0.
+
+    Returns:
+        A dict of tensors (B * times, ...).
+    """
+    return {name: ops.repeat(entry, times, axis=0) for name, entry in cache.items()}
+
+
+def check_count(function, name, value, most=math.inf):
+    """Raise InputError unless `value` is an int in `1 .. most`."""
+    is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_int or not 1 <= value <= most:
+        rule = "an int > 0" if most == math.inf else f"an int in 1 .. {most}"
+        raise InputError(f"{function}: `{name}` must be {rule}, got {value!r}.")
+
+
+def check_budget(function, max_new_tokens):
+    """Raise InputError unless it is an int > 0; tensors are taken as they are."""
+    if not hasattr(max_new_tokens, "shape"):
+        check_count(function, "max_new_tokens", max_new_tokens)
+
+
+def room_for(max_new_tokens, budget, capacity):
+    """The room for new tokens: `capacity`, or else no more than is needed."""
+    if capacity is not None:
+        return capacity
+    return ops.max(budget) if hasattr(max_new_tokens, "shape") else max_new_tokens
+
+
+def check_number(function, name, value, least=-math.inf, most=math.inf):
+    """Raise InputError unless `value` is a finite number in `least .. most`; tensors are taken
+    as they are."""
+    if hasattr(value, "shape"):
+        return
+    is_number = isinstance(value, numbers.Real) and math.isfinite(value)
+    if not is_number or not least <= value <= most:
+        bounds = f" in {least} .. {most}" if math.isfinite(least) else ""
+        raise InputError(f"{function}: `{name}` must be a finite number{bounds}, got {value!r}.")
+
+
+class _Group(NamedTuple):
+    """Where one group stands: w live beams, F finished texts.
+
+    Attributes:
+        token: int32 (B, w), the token chosen last.
+        token_ids: int32 (B, w, N), all tokens chosen.
+        log_probability: float32 (B, w); `_ABSENT` where no beam lives.
+        finished: `Beams` of (B, F), best first.
+    """
+
+    token: object
+    token_ids: object
+    log_probability: object
+    finished: Beams
+
+
+def _new_group(batch_size, width, kept, capacity, pad_id):
+    """One live beam without tokens; the others come from its continuations."""
+    absent = ops.zeros((batch_size, width), dtype="float32") + _ABSENT
+    first = ops.expand_dims(ops.arange(width) == 0, 0)
+    zeros = ops.zeros((batch_size, kept), dtype="int32")
+    return _Group(
+        token=ops.zeros((batch_size, width), dtype="int32"),
+        token_ids=ops.zeros((batch_size, width, capacity), dtype="int32") + pad_id,
+        log_probability=ops.where(first, 0.0, absent),
+        finished=Beams(
+            token_ids=ops.zeros((batch_size, kept, capacity), dtype="int32") + pad_id,
+            num_tokens=zeros,
+            log_probability=absent[:, :kept],
+            score=absent[:, :kept],
+            stopped=ops.cast(zeros, "bool"),
+        ),
+    )
+
+
+class _Search(NamedTuple):
+    """What stays the same in all steps: `width`, w of a group; `kept`, its F; `budget`, int32
+    (B,); and arguments of `beam_search`."""
+
+    width: int
+    kept: int
+    budget: object
+    stop_id: int
+    length_penalty: float
+    diversity_penalty: float
+    process: object
+
+    def choose(self, groups, logits, step):
+        """Give each live beam its next token.
+
+        Args:
+            groups: tuple of `_Group`.
+            logits: float32 (B * W, V).
+            step: int32 scalar, how many tokens live beams have.
+
+        Returns:
+            Tuple of `_Group`, and int32 (B, W), each new beam's parent among the row's beams.
+        """
+        if self.process is not None:
+            texts = ops.concatenate([group.token_ids for group in groups], axis=1)
+            texts = ops.reshape(texts, (-1, ops.shape(texts)[2]))
+            logits = self.process(logits, step, texts)
+        width, batch_size = self.width, ops.shape(groups[0].token)[0]
+        shape = (batch_size, len(groups) * width, logits.shape[-1])
+        logits = ops.reshape(logits, shape)
+        chosen, parents, taken = [], [], []
+        for i, group in enumerate(groups):
+            own = logits[:, i * width : (i + 1) * width]
+            penalty = None
+            if taken:
+                penalty = self.diversity_penalty * sum(taken)
+            group, parent, new = self._choose(group, own, step, penalty)
+            chosen.append(group)
+            parents.append(parent + i * width)
+            if i + 1 < len(groups):
+                taken.append(ops.expand_dims(occurrences(*new, logits.shape[-1]), 1))
+        goes_on = [self._can_improve(group, step + 1) for group in chosen]
+        goes_on = ops.any(ops.stack(goes_on, axis=1), axis=1, keepdims=True)
+        chosen = tuple(
+            group._replace(log_probability=ops.where(goes_on, group.log_probability, _ABSENT))
+            for group in chosen
+        )
+        return chosen, ops.concatenate(parents, axis=1)
+
+    def _choose(self, group, logits, step, penalty):
+        """One group's step, from logits (B, w, V) and a penalty (B, 1, V) or None.
+
+        Returns:
+            The `_Group`; int32 (B, w), its beams' parents in it; and the tokens that it took,
+            int32 (B, n), with a bool (B, n) which of them count.
+        """
+        width = self.width
+        token, parent, log_p, rank = self._continuations(group, logits, penalty)
+        exists, stops = _exists(log_p), is_stop(token, self.stop_id)
+
+        _, place = ops.top_k(ops.where(stops, 2 * _ABSENT, rank), width)
+        lives = ops.take_along_axis(exists & ~stops, place, axis=1)
+        new_token, new_parent, new_log_p = (
+            ops.take_along_axis(x, place, axis=1) for x in (token, parent, log_p)
+        )
+        token_ids = _rows(group.token_ids, new_parent)
+        here = ops.arange(ops.shape(token_ids)[2]) == step
+        token_ids = ops.where(here, ops.expand_dims(new_token, 2), token_ids)
+
+        first, parent, log_p = token[:, :width], parent[:, :width], log_p[:, :width]
+        ends = (exists & stops)[:, :width]
+        is_last = ops.expand_dims(step + 1 >= self.budget, 1)
+        ended = self._scored(
+            _rows(group.token_ids, parent), ops.where(ends, log_p, _ABSENT), step, stopped=True
+        )
+        full = self._scored(
+            token_ids, ops.where(lives & is_last, new_log_p, _ABSENT), step + 1, stopped=False
+        )
+        group = _Group(
+            token=new_token,
+            token_ids=token_ids,
+            log_probability=ops.where(lives & ~is_last, new_log_p, _ABSENT),
+            finished=_best(_join([group.finished, ended, full]), self.kept),
+        )
+        taken = [ops.concatenate(pair, axis=1) for pair in ((first, new_token), (ends, lives))]
+        return group, new_parent, taken
+
+    def _continuations(self, group, logits, penalty):
+        """The best continuations of a group's beams, best first.
+
+        Returns:
+            Token, parent, log-probability of the whole text, and what they are ranked by; each
+            (B, n) with n at least w.
+        """
+        width = self.width
+        # No more than `width` continuations stop, one for each beam and stop token: so many more
+        # always leave enough that live on.
+        stops = 1 if isinstance(self.stop_id, int) else self.stop_id.shape[0]
+        count = (1 + stops) * width if width > 1 else 1
+        each = min(count, logits.shape[2])
+        # Each beam's best are found among its logits, since sums of log-probabilities may round
+        # to a tie what was none; equal values keep their order.
+        _, token = ops.top_k(logits if penalty is None else logits - penalty, each)
+        log_p = ops.take_along_axis(logits, token, axis=2)
+        log_p = log_p - ops.logsumexp(logits, axis=2, keepdims=True)
+        log_p = log_p + ops.expand_dims(group.log_probability, 2)
+        rank = log_p
+        if penalty is not None:
+            penalty = ops.broadcast_to(penalty, ops.shape(logits))
+            rank = rank - ops.take_along_axis(penalty, token, axis=2)
+        token, log_p, rank = (_flat(x) for x in (token, ops.maximum(log_p, _ABSENT), rank))
+        rank, index = ops.top_k(rank, min(count, width * each))
+        return (
+            ops.cast(ops.take_along_axis(token, index, axis=1), "int32"),
+            ops.cast(index // each, "int32"),
+            ops.take_along_axis(log_p, index, axis=1),
+            rank,
+        )
+
+    def _scored(self, token_ids, log_probability, num_tokens, stopped):
+        """Texts (B, n, N) of one length as `Beams`; `_ABSENT` ones stay so."""
+        zeros = ops.cast(ops.zeros_like(log_probability), "int32")
+        score = log_probability / self._penalty(num_tokens + int(stopped))
+        return Beams(
+            token_ids=token_ids,
+            num_tokens=zeros + num_tokens,
+            log_probability=log_probability,
+            score=ops.where(_exists(log_probability), score, _ABSENT),
+            stopped=ops.cast(zeros + int(stopped), "bool"),
+        )
+
+    def _can_improve(self, group, step):
+        """Bool (B,): may a live beam of `step` tokens still get into the group's finished texts?
+
+        A log-probability only falls, and the penalty is monotone in the length: no text gets
+        above the score of the same log-probability at the shortest or longest length left.
+        """
+        log_p = group.log_probability
+        longest = self._penalty(ops.expand_dims(self.budget, 1))
+        highest = ops.maximum(log_p / self._penalty(step + 1), log_p / longest)
+        return ops.any(_exists(log_p) & (highest > group.finished.score[:, -1:]), axis=1)
+
+    def _penalty(self, num_tokens):
+        """Of a scalar or (B, 1): one that divides (B, n)."""
+        return ((5.0 + ops.cast(num_tokens, "float32")) / 6.0) ** self.length_penalty
+
+
+def _exists(log_probability):
+    return log_probability > _ABSENT / 2
+
+
+def _best(beams, count):
+    """The `count` texts of the highest score, best first; of equals the first."""
+    _, index = ops.top_k(beams.score, count)
+    rest = (ops.take_along_axis(x, index, axis=1) for x in beams[1:])
+    return Beams(_rows(beams.token_ids, index), *rest)
+
+
+def _join(beams):
+    return Beams(*(ops.concatenate(fields, axis=1) for fields in zip(*beams, strict=True)))
+
+
+def _rows(texts, index):
+    """Texts (B, n, N) at index (B, m): (B, m, N)."""
+    return ops.take_along_axis(texts, ops.expand_dims(index, 2), axis=1)
+
+
+def _flat(x):
+    """(B, w, n) -> (B, w * n)."""
+    return ops.reshape(x, (ops.shape(x)[0], -1))

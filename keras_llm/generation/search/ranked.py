@@ -1,0 +1,130 @@
+"""Sample-and-rank: several texts for one prompt, the best first."""
+
+import math
+from typing import NamedTuple
+
+from keras import ops
+
+from keras_llm.errors import InputError
+from keras_llm.generation import loop
+from keras_llm.generation.search.beam import check_budget, check_count, room_for
+
+
+class Candidates(NamedTuple):
+    """Texts for B prompts, n for each.
+
+    Attributes:
+        token_ids: int32 (B, n, N), the new tokens, without the stop token; `pad_id` after them.
+        num_tokens: int32 (B, n), how many new tokens there are.
+        log_probability: float32 (B, n), the sum of their log-probabilities under the model, in
+            nats.
+        score: float32 (B, n), what they are ranked by.
+        stopped: bool (B, n), the text ended with the stop token.
+    """
+
+    token_ids: object
+    num_tokens: object
+    log_probability: object
+    score: object
+    stopped: object
+
+
+def sample_and_rank(
+    model,
+    token_ids,
+    lengths,
+    max_new_tokens,
+    num_candidates,
+    sampling,
+    stop_id,
+    pad_id,
+    scorer=None,
+    memory=None,
+    capacity=None,
+):
+    """Draw several texts for each prompt and sort them by a score.
+
+    Each prompt is read once. Candidate `j`, before they are sorted, is the text that `generate`
+    gives with the seed `seed + j`.
+
+    Args:
+        model: a model from `models.causal_lm` or `models.seq2seq`.
+        token_ids: int tensor (B, T), prompts padded on the right; of a `seq2seq` model the
+            decoder's.
+        lengths: int tensor (B,), in `1 .. T`, below the model's `max_length`.
+        max_new_tokens: int > 0, or int32 tensor (B,) or (1,). No text grows over the model's
+            `max_length`.
+        num_candidates: int > 0. n. LaMDA takes 16.
+        sampling: `Sampling`, its fields one for all prompts or one for each.
+        stop_id: int, the token that ends a text, or several (S,); negative for none.
+        pad_id: int, fills unused places.
+        scorer: None, or a function of `Candidates` in the order of their seeds that returns
+            scores (B, n); the highest is the best. None, and the `score` that the function
+            sees, is the mean log-probability of a text's tokens; -inf for an empty text.
+        memory: dict from `models.encode`, of a `seq2seq` model.
+        capacity: int. N, the room for new tokens, at least the largest budget. Defaults to
+            that; XLA needs a number.
+
+    Returns:
+        `Candidates`, each prompt's best first; of equals the lower seed first.
+
+    Raises:
+        InputError: naming the argument that does not fit, or if the scores are not (B, n).
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_llm import generation, models
+    >>> model = models.causal_lm(models.preset("llama-tiny"))
+    >>> prompts, settings = np.array([[5, 6, 7], [8, 9, 0]]), generation.Sampling(0.9)
+    >>> texts = sample_and_rank(model, prompts, np.array([3, 2]), 4, 5, settings, 1, 0)
+    >>> tuple(texts.token_ids.shape)
+    (2, 5, 4)
+
+    Reference:
+        Adiwardana et al., 2020, "Towards a Human-like Open-Domain Chatbot" (sample-and-rank);
+        Thoppilan et al., 2022, "LaMDA: Language Models for Dialog Applications".
+    """
+    check_budget("sample_and_rank", max_new_tokens)
+    check_count("sample_and_rank", "num_candidates", num_candidates)
+    lengths = ops.convert_to_tensor(lengths, "int32")
+    batch_size = ops.shape(lengths)[0]
+    sampling = _for_each_candidate(sampling, batch_size, num_candidates)
+    asked = loop.request(model, token_ids, lengths, max_new_tokens, sampling)
+    asked = asked._replace(budget=ops.repeat(asked.budget, num_candidates))
+    capacity = room_for(max_new_tokens, asked.budget, capacity)
+    state, asked = loop.start(
+        model, asked, capacity, stop_id, pad_id, memory, samples=num_candidates
+    )
+    state = loop.advance_until(model, state, asked, stop_id, pad_id)
+
+    shape = (batch_size, num_candidates)
+    num_tokens = ops.reshape(state.num_tokens, shape)
+    log_p = ops.reshape(state.log_probability, shape)
+    count = ops.cast(num_tokens, "float32")
+    texts = Candidates(
+        token_ids=ops.reshape(state.token_ids, (*shape, capacity)),
+        num_tokens=num_tokens,
+        log_probability=log_p,
+        score=ops.where(count > 0, log_p / ops.maximum(count, 1.0), -math.inf),
+        stopped=ops.reshape(state.stopped, shape),
+    )
+    if scorer is not None:
+        scores = ops.cast(ops.convert_to_tensor(scorer(texts)), "float32")
+        if tuple(scores.shape) != tuple(texts.score.shape):
+            raise InputError(
+                "sample_and_rank: `scorer` must return scores of shape "
+                f"{tuple(texts.score.shape)}, got {tuple(scores.shape)}."
+            )
+        texts = texts._replace(score=scores)
+    _, order = ops.top_k(texts.score, num_candidates)
+    rest = (ops.take_along_axis(field, order, axis=1) for field in texts[1:])
+    ids = ops.take_along_axis(texts.token_ids, ops.expand_dims(order, 2), axis=1)
+    return Candidates(ids, *rest)
+
+
+def _for_each_candidate(sampling, batch_size, num_candidates):
+    """Settings of B prompts as those of B * n texts, each with a seed of its own."""
+    sampling = sampling.tensors()
+    seeds = ops.reshape(ops.broadcast_to(sampling.seed, (batch_size,)), (-1, 1))
+    seeds = seeds + ops.expand_dims(ops.arange(num_candidates, dtype="int32"), 0)
+    return sampling.repeat(num_candidates)._replace(seed=ops.reshape(seeds, (-1,)))

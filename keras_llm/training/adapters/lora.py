@@ -1,0 +1,238 @@
+"""Low-rank adapters on any model of the library: a few weights to train, the rest as it is."""
+
+import json
+import pathlib
+import re
+import tempfile
+
+import keras
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from keras_llm import models
+from keras_llm.errors import InputError
+from keras_llm.files import atomic_file
+from keras_llm.training.adapters.dora import DoraDense, add_magnitude
+
+_PARTS = {"a": ("lora_kernel_a", "lora_embeddings_a"), "b": ("lora_kernel_b", "lora_embeddings_b")}
+ATTENTION = r"attention/(query|key|value|output)$"
+"""The projections of every attention, which LoRA was first put on."""
+
+
+def add_lora(model, layers=ATTENTION, rank=8, alpha=None, quantization=None, dora=False):
+    """Put adapters on layers of a model and freeze everything else.
+
+    A kernel W (I, O) acts as `W + (alpha / rank) A B`, A (I, rank) and B (rank, O). B begins as
+    zeros: at first the model is what it was. `compile` comes afterwards. A saved task, and
+    `save_weights`, hold the merged kernels.
+
+    Args:
+        model: a model of this library. Its `Dense` and embedding layers can be adapted; the experts
+            of a mixture are neither, and stay as they are.
+        layers: regular expression, searched for in the paths of layers, such as
+            `block_0/self_attention/query`, `block_0/feed_forward/up` or `token_embedding`.
+        rank: int > 0.
+        alpha: float > 0. Defaults to `rank`.
+        quantization: "int8" or "int4" to hold the kernels under the adapters of dense layers in
+            these (QLoRA), or None. The model cannot be merged then; adapters can be loaded onto
+            one that is not quantized.
+        dora: bool. Whether the lengths of a kernel's columns are learned apart from their
+            direction: `m (W + (alpha / rank) A B) / |W + (alpha / rank) A B|`, m (O,). For dense
+            layers that are not quantized.
+
+    Returns:
+        The paths of the layers, a list of str.
+
+    Raises:
+        InputError: naming the argument that is wrong; if no layer fits; or if one has adapters.
+
+    References:
+        Hu et al., 2021, "LoRA"; Dettmers et al., 2023, "QLoRA"; Liu et al., 2024, "DoRA".
+
+    Example:
+    >>> from keras_llm import models
+    >>> model = models.causal_lm(models.preset("llama-tiny"))
+    >>> len(add_lora(model, r"self_attention/(query|value)$", rank=4))
+    4
+    """
+    if not isinstance(rank, int) or rank < 1:
+        raise InputError(f"`rank` must be a positive int, got {rank!r}.")
+    if alpha is not None and not alpha > 0:
+        raise InputError(f"`alpha` must be > 0, got {alpha!r}.")
+    if quantization not in (None, "int8", "int4"):
+        raise InputError(f'`quantization` must be "int8", "int4" or None, got {quantization!r}.')
+    if dora and quantization is not None:
+        raise InputError("`dora` cannot be given with `quantization`.")
+    candidates = _layers(model)
+    try:
+        found = {path: layer for path, layer in candidates.items() if re.search(layers, path)}
+    except re.error as error:
+        raise InputError(f"`layers` is no regular expression: {error}.") from None
+    if not found:
+        raise InputError(f"`layers` {layers!r} fits none of {', '.join(candidates)}.")
+    _refuse_adapted(found)
+    tables = [path for path, layer in found.items() if not isinstance(layer, keras.layers.Dense)]
+    if dora and tables:
+        raise InputError(f"`dora` is for dense layers, and `layers` fits {tables[0]!r} too.")
+    _freeze(model)
+    for layer in found.values():
+        if quantization is not None and isinstance(layer, keras.layers.Dense):
+            layer.quantize(quantization)
+        layer.enable_lora(rank, lora_alpha=alpha)
+        if dora:
+            add_magnitude(layer)
+    return list(found)
+
+
+def save_lora(model, path, overwrite=False):
+    """Write the adapters alone, as safetensors: `<layer path>.a`, `<layer path>.b`, and of DoRA
+    `<layer path>.magnitude`.
+
+    Args:
+        model: a model with adapters.
+        path: str or path of the file.
+        overwrite: bool.
+
+    Raises:
+        InputError: if the model has no adapters, or `path` exists and `overwrite` is False.
+    """
+    adapted = _adapted(model)
+    arrays, scales = {}, {}
+    for name, layer in adapted.items():
+        scales[name] = layer.lora_alpha / layer.lora_rank
+        for part in "ab":
+            arrays[f"{name}.{part}"] = keras.ops.convert_to_numpy(_part(layer, part))
+        if isinstance(layer, DoraDense):
+            arrays[f"{name}.magnitude"] = keras.ops.convert_to_numpy(layer.magnitude)
+    with atomic_file(path, overwrite) as partial:
+        save_file(arrays, partial, metadata={"scales": json.dumps(scales)})
+
+
+def load_lora(model, *paths):
+    """Put saved adapters on a model; several on one layer add up, except those of DoRA.
+
+    Args:
+        model: a model of this library without adapters, of the shape they were trained on.
+        *paths: str or path, files from `save_lora`.
+
+    Returns:
+        The paths of the layers, a list of str.
+
+    Raises:
+        InputError: naming the file that cannot be read, the layer that is missing or of another
+            shape, or has adapters of DoRA in one of several files; or if the model has adapters.
+    """
+    stacked, magnitudes = {}, {}
+    for path in paths:
+        for name, (a, b, magnitude) in _read(path).items():
+            stacked.setdefault(name, []).append((a, b))
+            if magnitude is not None:
+                magnitudes[name] = magnitude
+    candidates = _layers(model)
+    for name, pairs in stacked.items():
+        if name in magnitudes and len(pairs) > 1:
+            raise InputError(
+                f"{name!r} has adapters of DoRA, which do not add up: load one file, merge_lora, "
+                "and load the next."
+            )
+        if name not in candidates:
+            raise InputError(f"the model has no layer {name!r} to put adapters on.")
+        wanted = _shape(candidates[name])
+        for a, b in pairs:
+            if (a.shape[0], b.shape[1]) != wanted:
+                raise InputError(
+                    f"the adapter of {name!r} is for a kernel {(a.shape[0], b.shape[1])}, the "
+                    f"model's is {wanted}."
+                )
+    _refuse_adapted({name: candidates[name] for name in stacked})
+    _freeze(model)
+    for name, pairs in stacked.items():
+        a = np.concatenate([a for a, _ in pairs], axis=1)
+        b = np.concatenate([b for _, b in pairs], axis=0)
+        candidates[name].enable_lora(a.shape[1])
+        _part(candidates[name], "a").assign(a)
+        _part(candidates[name], "b").assign(b)
+        if name in magnitudes:
+            add_magnitude(candidates[name], magnitudes[name])
+    return list(stacked)
+
+
+def merge_lora(model):
+    """A model without adapters that does the same: each kernel is `W + (alpha / rank) A B`, or
+    what DoRA makes of it.
+
+    Args:
+        model: a model with adapters; it stays as it is.
+
+    Returns:
+        A new model of the same config, all of it trainable, to be used, saved and exported.
+
+    Raises:
+        InputError: if the model has no adapters, or they are on quantized kernels.
+    """
+    for name, layer in _adapted(model).items():
+        if layer.quantization_mode is not None:
+            raise InputError(
+                f"{name!r} is quantized; save_lora, and load_lora onto the model before it was."
+            )
+    merged = models.restore(models.describe(model))
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "merged.weights.h5"
+        model.save_weights(path)  # Keras writes the merged kernels
+        merged.load_weights(path)
+    return merged
+
+
+def _layers(model):
+    """Each layer that can have adapters, by its path."""
+    leaves = model._flatten_layers(include_self=False)
+    return {layer.path: layer for layer in leaves if hasattr(layer, "enable_lora") and layer.built}
+
+
+def _adapted(model):
+    found = {path: layer for path, layer in _layers(model).items() if layer.lora_enabled}
+    if not found:
+        raise InputError("`model` has no adapters; see add_lora.")
+    return found
+
+
+def _refuse_adapted(layers):
+    for path, layer in layers.items():
+        if layer.lora_enabled:
+            raise InputError(f"{path!r} has adapters already; merge_lora first.")
+
+
+def _freeze(model):
+    for weight in model.weights:
+        weight.trainable = False
+
+
+def _part(layer, part):
+    return next(getattr(layer, name) for name in _PARTS[part] if hasattr(layer, name))
+
+
+def _shape(layer):
+    if isinstance(layer, keras.layers.Embedding):
+        return layer.input_dim, layer.output_dim
+    return layer.kernel.shape
+
+
+def _read(path):
+    """Layer path -> A, B times its scale, and the magnitude of DoRA or None."""
+    if not pathlib.Path(path).is_file():
+        raise InputError(f"{path} does not exist.")
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            scales = json.loads((file.metadata() or {})["scales"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {
+                name: (
+                    tensors[f"{name}.a"],
+                    tensors[f"{name}.b"] * scale,
+                    tensors.get(f"{name}.magnitude"),
+                )
+                for name, scale in scales.items()
+            }
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is no file of save_lora: {error}.") from None

@@ -1,0 +1,1 @@
+"""Callbacks for `fit`: progress, best weights, resume and TensorBoard."""

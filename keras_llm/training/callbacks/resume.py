@@ -1,0 +1,369 @@
+"""Training that goes on after a kill as if nothing had happened."""
+
+import concurrent.futures
+import hashlib
+import json
+import math
+import pathlib
+import time
+
+import keras
+import numpy as np
+
+from keras_llm.errors import InputError
+from keras_llm.training.callbacks import checkpoint_files
+from keras_llm.training.distribution import replicas
+
+# What callbacks of Keras remember between epochs.
+_KERAS_STATES = {
+    keras.callbacks.EarlyStopping: ("wait", "stopped_epoch", "best", "best_epoch"),
+    keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
+}
+
+
+class Resume(keras.callbacks.Callback):
+    """Write checkpoints in `fit`, and go on from the last one, exactly.
+
+    A run that is killed at any moment and started again with the same arguments ends with the same
+    bits as one that was not: weights, optimizer, dropout, metrics, history. The last callback in
+    the list; the data goes through `data`, and `steps_per_epoch` is given:
+
+        resume = training.Resume("runs/mine/checkpoints", every=200)
+        model.fit(
+            resume.data(batches), steps_per_epoch=1000, epochs=5, callbacks=[..., resume]
+        )
+        resume.history  # of the whole run
+
+    A checkpoint is one file, `step_<n>.checkpoint.npz`, written under a temporary name by a thread
+    beside the training, and renamed when it is whole. Its parts carry checksums; one that is torn
+    is left aside with a warning, and the one before it is used. TensorFlow and JAX backend.
+
+    Under a `tf.distribute` strategy the same holds for all replicas. Of several workers the first
+    writes, and all read: `folder` must be one that all see, and all are started again together.
+
+    Args:
+        folder: str or path for the checkpoints; made if it is missing.
+        every: int > 0, steps between two checkpoints. One more comes after each epoch.
+        keep: int > 0, how many checkpoints stay.
+        identity: dict of JSON values that must be the same when a run goes on, e.g. options. The
+            config of model and optimizer and the first batch of `data` are added to it.
+        callbacks: list of other callbacks whose state goes into checkpoints: `BestWeights`, Keras's
+            `EarlyStopping` and `ReduceLROnPlateau`, and any with the methods `get_state()` and
+            `set_state(state)` that speak JSON types.
+
+    Attributes:
+        history: dict of lists, as that of Keras's `History`, since the run first began.
+        seconds: float, spent in `fit` since the run first began.
+
+    Raises:
+        InputError: naming the argument that is wrong. In `fit`: if a checkpoint was made with
+            another model, optimizer, data or identity, naming what differs; if `data` was left out
+            or `steps_per_epoch` is unknown; if workers found different checkpoints; or if a loss
+            or weight is not finite: the last good checkpoint stays.
+    """
+
+    def __init__(self, folder, every=100, keep=2, identity=None, callbacks=()):
+        super().__init__()
+        if keras.backend.backend() not in ("tensorflow", "jax"):
+            raise InputError("training.Resume needs Keras's TensorFlow or JAX backend.")
+        for name, value in (("every", every), ("keep", keep)):
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"`{name}` must be a positive int, got {value!r}.")
+        self.folder = pathlib.Path(folder)
+        self.every, self.keep = every, keep
+        self.callbacks = [_Stateful(callback) for callback in callbacks]
+        self.identity = dict(identity or {})
+        try:
+            json.dumps(self.identity)
+        except TypeError as error:
+            raise InputError(f"`identity` must hold JSON values: {error}.") from None
+        self.history, self.seconds = {}, 0.0
+        self._loaded, self._last_good = checkpoint_files.latest(self.folder)
+        self._batch = self._first_batch = self._length = self._own = None
+        self._is_over = False
+        self._writer = concurrent.futures.ThreadPoolExecutor(1)
+        self._writing = None
+
+    @property
+    def step(self):
+        """How many steps the checkpoint has done that the run goes on from; 0 for a new run."""
+        return self._loaded.meta["step"] if self._loaded else 0
+
+    def data(self, source):
+        """The data from where the run goes on.
+
+        Args:
+            source: a `tf.data.Dataset` that is the same whenever it is iterated, with the batches
+                of all epochs one after the other; or a function that takes how many batches to
+                leave out, an int, and returns it without them.
+
+        Returns:
+            `tf.data.Dataset` for `fit`.
+        """
+        whole = source(0) if callable(source) else source
+        first = whole.take(1)
+        on_tensorflow = keras.backend.backend() == "tensorflow"
+        self._batch = next(iter(first) if on_tensorflow else first.as_numpy_iterator())
+        self._first_batch = _digest(self._batch)
+        self._length = int(whole.cardinality())
+        if not self.step:
+            return whole
+        rest = source(self.step) if callable(source) else whole.skip(self.step)
+        if not rest.cardinality():  # a run that is done; but Keras looks at the first batch
+            return whole
+        # Keras counts the steps that are passed over too: it must not know how many are left.
+        return rest.filter(lambda *_: True)
+
+    def set_model(self, model):
+        super().set_model(model)
+        with replicas.scope_of(model):
+            self._set_model(model)
+
+    def _set_model(self, model):
+        replicas.check_same(self.step, f"the step of the last checkpoint in {self.folder}")
+        if replicas.is_chief():
+            checkpoint_files.clear_unfinished(self.folder)
+        if self._first_batch is None:
+            raise InputError("pass the data of `fit` through `resume.data(...)`.")
+        if self._is_over:
+            raise InputError("make a `training.Resume` for each `fit`.")
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        self._own = self._identity()  # now: callbacks may change the learning rate
+        if self._loaded is None:
+            return
+        checkpoint = self._loaded
+        _check_identity({"replicas": 1, **checkpoint.meta["identity"]}, self._own)
+        model.test_on_batch(*keras.utils.unpack_x_y_sample_weight(self._batch))  # makes metrics
+        _check_shapes(checkpoint, _variables(model))
+        checkpoint.restore(_variables(model))
+        self.seconds = checkpoint.meta["seconds"]
+        _begin_at(model, checkpoint.meta["epoch"])
+
+    def on_train_begin(self, logs=None):
+        self._steps = self.params.get("steps")
+        if not self._steps:
+            raise InputError("training.Resume: give `fit` the `steps_per_epoch`.")
+        wanted = self._steps * self.params["epochs"]
+        if 0 <= self._length < wanted:
+            raise InputError(
+                f"the data of `fit` has {self._length} batches, and `epochs` times "
+                f"`steps_per_epoch` are {wanted}: training.Resume needs those of all epochs, one "
+                "after the other, e.g. `batches.repeat(epochs)`."
+            )
+        self._begin, self._epoch, self._replayed = time.perf_counter(), None, 0
+        if self._loaded is None:
+            return
+        meta = self._loaded.meta
+        _check_identity(
+            {"steps_per_epoch": meta["steps_per_epoch"]}, {"steps_per_epoch": self._steps}
+        )
+        kinds = [callback.kind for callback in self.callbacks]
+        _check_identity({"callbacks": meta["callback_kinds"]}, {"callbacks": kinds})
+        for callback, state in zip(self.callbacks, meta["callbacks"], strict=True):
+            callback.set(state)
+        self.history = meta["history"]
+        self.model.history.history = {k: list(v) for k, v in self.history.items()}
+        self._replayed = meta["step_in_epoch"]
+        if self._replayed:
+            self._replay(meta["logs"])
+        if meta["is_stopped"]:
+            _begin_at(self.model, self.params["epochs"])
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._loaded is not None and self._epoch is None:
+            if epoch != self._loaded.meta["epoch"]:
+                raise InputError(
+                    f"`fit` must go on with epoch {self._loaded.meta['epoch']}, not {epoch}."
+                )
+            # Keras has just reset the metrics; the first steps of this epoch belong into them. At
+            # the beginning of an epoch there are none: what was saved is the evaluation's.
+            if self._replayed:
+                with replicas.scope_of(self.model):
+                    self._loaded.restore(_variables(self.model))
+            self._loaded = self._loaded.without_arrays()
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = batch + 1
+        if step <= self._replayed:
+            return
+        self._replayed = 0
+        done = self._epoch * self._steps + step
+        if not math.isfinite(logs["loss"]):
+            raise InputError(
+                f"the loss is not finite after step {done}; try a lower learning rate."
+                f"{self._told_last()}"
+            )
+        if step < self._steps and done % self.every < self.model.steps_per_execution:
+            self._save(self._epoch, step, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        for name, value in logs.items():
+            self.history.setdefault(name, []).append(float(value))
+        self._save(epoch + 1, 0, logs)
+
+    def on_train_end(self, logs=None):
+        self._wait()
+        self.seconds += time.perf_counter() - self._begin
+        self.model._initial_epoch = None
+        self._loaded, self._is_over = None, True
+
+    def _replay(self, logs):
+        """Let `fit` pass over the steps of this epoch that are done, without doing them."""
+        model = self.model
+        left, run = self._replayed // model.steps_per_execution, model.train_function
+
+        def train_function(*args):
+            nonlocal left
+            if not left:
+                model.train_function, model.is_replaying = run, False
+                return run(*args)
+            left -= 1
+            return logs if len(args) == 1 else (logs, args[0])  # JAX passes the state along
+
+        model.train_function, model.is_replaying = train_function, True
+
+    def _identity(self):
+        row = {
+            **self.identity,
+            "model": _without_names(self.model.get_config()),
+            "optimizer": _without_names(keras.saving.serialize_keras_object(self.model.optimizer)),
+            "loss": _without_names(keras.saving.serialize_keras_object(self.model.loss)),
+            "first_batch": self._first_batch,
+            "replicas": replicas.count(),
+        }
+        return json.loads(json.dumps(row, default=lambda value: type(value).__name__))
+
+    def _save(self, epoch, step_in_epoch, logs):
+        """Copy the state; a thread writes it while training goes on."""
+        self._wait()
+        if hasattr(self.model, "jax_state_sync"):  # while JAX trains, variables are empty
+            self.model.jax_state_sync()
+        with replicas.scope_of(self.model):
+            arrays = replicas.read(_variables(self.model))
+            if not replicas.is_chief():
+                return
+        step = epoch * self._steps + step_in_epoch
+        meta = {
+            "step": step,
+            "epoch": epoch,
+            "step_in_epoch": step_in_epoch,
+            "steps_per_epoch": self._steps,
+            "logs": {name: float(value) for name, value in logs.items()},
+            "history": self.history,
+            "is_stopped": bool(self.model.stop_training),
+            "callbacks": [callback.get() for callback in self.callbacks],
+            "callback_kinds": [callback.kind for callback in self.callbacks],
+            "identity": self._own,
+            "seconds": self.seconds + time.perf_counter() - self._begin,
+        }
+        self._writing = self._writer.submit(self._write, step, json.dumps(meta), arrays)
+
+    def _write(self, step, meta, arrays):
+        floats = [array for array in arrays if array.dtype.kind in "fV"]
+        if not all(np.isfinite(array).all() for array in floats):
+            raise InputError(
+                f"a weight is not finite after step {step}; try a lower learning rate."
+                f"{self._told_last()}"
+            )
+        path = checkpoint_files.path_of(self.folder, step)
+        checkpoint_files.Checkpoint(meta, arrays).write(path)
+        self._last_good = path
+        older = [
+            other for other in checkpoint_files.paths(self.folder) if other <= path
+        ]  # newer ones are torn
+        for other in older[self.keep :]:
+            other.unlink()
+
+    def _wait(self):
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def _told_last(self):
+        return f" The last good checkpoint is {self._last_good}." if self._last_good else ""
+
+
+class _Stateful:
+    """A callback whose state is kept."""
+
+    def __init__(self, callback):
+        self.callback = callback
+        self.kind = type(callback).__name__
+        kinds = [kind for kind in _KERAS_STATES if isinstance(callback, kind)]
+        self.names = _KERAS_STATES[kinds[0]] if kinds else None
+        if self.names is None and not hasattr(callback, "get_state"):
+            raise InputError(f"`callbacks`: {type(callback).__name__} has no `get_state`.")
+        if getattr(callback, "restore_best_weights", False):
+            raise InputError(
+                "`callbacks`: EarlyStopping with weights is not kept; use BestWeights."
+            )
+
+    def get(self):
+        if self.names is None:
+            return self.callback.get_state()
+        return {name: getattr(self.callback, name, None) for name in self.names}
+
+    def set(self, state):
+        if self.names is None:
+            self.callback.set_state(state)
+        else:
+            for name, value in state.items():
+                setattr(self.callback, name, value)
+
+
+def _begin_at(model, epoch):
+    """Let `fit` begin with an epoch. There is no public way from within a callback: Keras's own
+    BackupAndRestore sets this attribute too, from 3.0 to 3.15 at least."""
+    if not hasattr(model, "_initial_epoch"):
+        raise InputError(
+            f"training.Resume cannot go on with Keras {keras.__version__}: it was made for 3.15."
+        )
+    model._initial_epoch = epoch
+
+
+def _variables(model):
+    """Each variable once: weights, seeds of dropout, optimizer, metrics."""
+    found = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+    return list({id(variable): variable for variable in found}.values())
+
+
+def _digest(batch):
+    digest = hashlib.blake2b(digest_size=16)
+    for part in keras.tree.flatten(batch):
+        part = np.asarray(part)
+        digest.update(f"{part.dtype}{part.shape}".encode())
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
+
+
+def _without_names(config):
+    """A config without the names that Keras counts up in a process, and what refers to them."""
+    if isinstance(config, (list, tuple)):
+        return [_without_names(part) for part in config]
+    if not isinstance(config, dict):
+        return config
+    counted = ("name", "inbound_nodes", "input_layers", "output_layers")
+    return {key: _without_names(part) for key, part in config.items() if key not in counted}
+
+
+def _check_identity(before, now, path=""):
+    """Raise InputError naming the first value that differs."""
+    for name in [*now, *(before.keys() - now.keys())]:
+        old, new = before.get(name), now.get(name)
+        where = f"{path}{name}"
+        if isinstance(old, dict) and isinstance(new, dict):
+            _check_identity(old, new, f"{where}.")
+        elif old != new:
+            raise InputError(
+                f"the checkpoint was made with {where}={old!r}, this run has {new!r}; start anew "
+                "in another folder, or go on with the same."
+            )
+
+
+def _check_shapes(checkpoint, variables):
+    shapes = [list(array.shape) for array in checkpoint.arrays]
+    wanted = [replicas.shape(variable) for variable in variables]
+    if shapes != wanted:
+        _check_identity({"shapes": shapes}, {"shapes": wanted})

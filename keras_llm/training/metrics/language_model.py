@@ -1,0 +1,241 @@
+"""Measures of a language model: accuracy while it trains, exact likelihoods when it is done."""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_llm import models
+from keras_llm.errors import InputError
+from keras_llm.training.losses.cross_entropy import ChunkedCrossEntropy
+from keras_llm.training.segment_mask import packed_states
+
+_CHUNK = 1 << 22  # tokens
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class TokenAccuracy(keras.metrics.Mean):
+    """The share of target tokens that the model finds most likely.
+
+    Args:
+        ignore_id: int, targets that do not count (padding).
+        name: name in logs.
+
+    Call arguments of `update_state`:
+        y_true: int tensor (B, T).
+        y_pred: float tensor (B, T, V), logits or probabilities.
+    """
+
+    def __init__(self, ignore_id=0, name="accuracy", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.ignore_id = ignore_id
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        counts = ops.cast(y_true != self.ignore_id, self.dtype)
+        if sample_weight is not None:
+            counts = counts * ops.cast(sample_weight, self.dtype)
+        right = ops.cast(ops.argmax(y_pred, axis=-1), "int32") == ops.cast(y_true, "int32")
+        return super().update_state(ops.cast(right, self.dtype), sample_weight=counts)
+
+    def get_config(self):
+        return {**super().get_config(), "ignore_id": self.ignore_id}
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class Perplexity(keras.metrics.Mean):
+    """The exponential of the mean cross-entropy of the target tokens.
+
+    `LanguageModelTrainer` needs no such metric: the exponential of its loss is logged.
+
+    Args:
+        ignore_id: int, targets that do not count (padding).
+        from_logits: bool. Whether predictions are logits, not probabilities.
+        name: name in logs.
+
+    Call arguments of `update_state`:
+        y_true: int tensor (B, T).
+        y_pred: float tensor (B, T, V).
+    """
+
+    def __init__(self, ignore_id=0, from_logits=True, name="perplexity", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.ignore_id, self.from_logits = ignore_id, from_logits
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        counts = ops.cast(y_true != self.ignore_id, self.dtype)
+        if sample_weight is not None:
+            counts = counts * ops.cast(sample_weight, self.dtype)
+        nats = keras.losses.sparse_categorical_crossentropy(
+            y_true, ops.cast(y_pred, self.dtype), from_logits=self.from_logits
+        )
+        return super().update_state(nats, sample_weight=counts)
+
+    def result(self):
+        return ops.exp(super().result())
+
+    def get_config(self):
+        own = {"ignore_id": self.ignore_id, "from_logits": self.from_logits}
+        return {**super().get_config(), **own}
+
+
+def evaluate_language_model(
+    model, token_ids, num_bytes, bos_id, sequence_length, batch_size=16, segments=False
+):
+    """Likelihood of held-out text, every token once.
+
+    The stream is cut into windows of `sequence_length`; a token is predicted from those before
+    it in its window. Begin tokens are not predicted. The sums are exact: nothing is dropped at
+    the end, and no batch weighs more than another.
+
+    Args:
+        model: a model from `models.causal_lm`.
+        token_ids: int array (N,) from `data.encode_documents`.
+        num_bytes: int, the UTF-8 size of the documents.
+        bos_id: int, the begin token.
+        sequence_length: int > 0.
+        batch_size: int > 0.
+        segments: bool. Whether a token sees its own document alone, as a model has that was
+            trained with `data.packed_dataset(segments=True)`.
+
+    Returns:
+        A dict: `tokens` (predicted), `nats_per_token`, `perplexity`, `bits_per_byte`,
+        `accuracy`.
+
+    Raises:
+        InputError: if there is nothing to predict.
+    """
+    if len(token_ids) < 2:
+        raise InputError("evaluate_language_model: `token_ids` has no token to predict.")
+    measure = TokenLosses(model)
+    count = math.ceil((len(token_ids) - 1) / sequence_length)
+    stream = np.full(count * sequence_length + 1, bos_id, "int32")  # a begin token never counts
+    stream[: len(token_ids)] = token_ids
+    inputs = stream[:-1].reshape(count, sequence_length)
+    outputs = stream[1:].reshape(count, sequence_length)
+    nats, right, tokens = 0.0, 0, 0
+    for begin in range(0, count, batch_size):
+        x, y = inputs[begin : begin + batch_size], outputs[begin : begin + batch_size]
+        places = _segments(x == bos_id) if segments else []
+        loss, correct = measure.predict_on_batch([x, y, *places])
+        counts = y != bos_id
+        nats += float(np.sum(loss[counts], dtype="float64"))
+        right += int(np.sum(correct[counts]))
+        tokens += int(np.sum(counts))
+    return {**likelihoods(nats, tokens, num_bytes), "accuracy": right / tokens}
+
+
+class TokenLosses(keras.Model):
+    """Token ids and targets (B, T), with or without segment ids and positions -> losses (B, T),
+    and whether the likeliest token is right."""
+
+    def __init__(self, model):
+        super().__init__(name="token_losses")
+        self.model = model
+
+    def call(self, inputs):
+        token_ids, targets, *places = inputs
+        if places:
+            states = packed_states(self.model, token_ids, *places)
+        else:
+            states = models.prediction_states(self.model, token_ids)
+        head = models.output_head(self.model)
+        found = ChunkedCrossEntropy(soft_cap=head.soft_cap).token_losses(
+            ops.reshape(states, (-1, states.shape[-1])), head.kernel, ops.reshape(targets, (-1,))
+        )
+        return [ops.reshape(values, ops.shape(targets)) for values in found]
+
+    def predict_on_batch(self, x):
+        """On several replicas Keras gives what each finds of all rows; that of one is enough."""
+        return [values[: len(x[0])] for values in super().predict_on_batch(x)]
+
+
+def _segments(begins):
+    """Where documents begin, bool (B, T) -> segment ids and positions, int (B, T)."""
+    places = np.broadcast_to(np.arange(begins.shape[1]), begins.shape)
+    first = np.maximum.accumulate(np.where(begins, places, 0), axis=1)
+    return [np.cumsum(begins, axis=1, dtype="int32"), (places - first).astype("int32")]
+
+
+def evaluate_unigram(train_ids, token_ids, num_bytes, bos_id, vocabulary_size):
+    """The same measures for the model that knows only how often each token comes.
+
+    Args:
+        train_ids: int array, the training stream; its counts, plus one each, are the model.
+        token_ids, num_bytes, bos_id: as in `evaluate_language_model`.
+        vocabulary_size: int. V.
+
+    Returns:
+        A dict like that of `evaluate_language_model`, without `accuracy`.
+    """
+    counts = np.ones(vocabulary_size)
+    for begin in range(0, len(train_ids), _CHUNK):  # a stream on disk need not fit into memory
+        part = train_ids[begin : begin + _CHUNK]
+        counts += np.bincount(part[part != bos_id], minlength=vocabulary_size)
+    log_probability = np.log(counts / counts.sum())
+    targets = token_ids[token_ids != bos_id]
+    return likelihoods(-float(log_probability[targets].sum()), len(targets), num_bytes)
+
+
+def likelihoods(nats, tokens, num_bytes):
+    """The measures of a text of `tokens` tokens and `num_bytes` bytes, a dict."""
+    return {
+        "tokens": tokens,
+        "nats_per_token": nats / tokens,
+        "perplexity": math.exp(min(nats / tokens, 700.0)),
+        "bits_per_byte": nats / math.log(2) / num_bytes,
+    }
+
+
+def evaluate_targets(model, batches, ignore_id):
+    """Likelihood of the targets of batches, each once.
+
+    Args:
+        model: a `keras.Model` that gives logits (B, M, V).
+        batches: iterable of pairs of the model's inputs and int targets (B, M).
+        ignore_id: int, targets that do not count (padding).
+
+    Returns:
+        A dict: `tokens` (targets), `nats_per_token`, `perplexity`, `accuracy`.
+
+    Raises:
+        InputError: if there is no target.
+    """
+    nats, right, tokens = 0.0, 0, 0
+    for inputs, targets in batches:
+        logits = ops.cast(model(inputs, training=False), "float32")
+        loss = keras.losses.sparse_categorical_crossentropy(targets, logits, from_logits=True)
+        targets = ops.convert_to_numpy(targets)
+        counts = targets != ignore_id
+        nats += float(np.sum(ops.convert_to_numpy(loss)[counts], dtype="float64"))
+        right += int(np.sum((ops.convert_to_numpy(ops.argmax(logits, axis=-1)) == targets)[counts]))
+        tokens += int(np.sum(counts))
+    return measures(nats, right, tokens, "evaluate_targets")
+
+
+def evaluate_most_frequent(train_ids, targets, vocabulary_size):
+    """The same measures for the model that always guesses by how often each token comes.
+
+    Args:
+        train_ids: int array, training tokens; their counts, plus one each, are the model.
+        targets: int array (N,), the tokens to guess.
+        vocabulary_size: int. V.
+
+    Returns:
+        A dict like that of `evaluate_targets`.
+    """
+    counts = np.bincount(train_ids, minlength=vocabulary_size) + 1.0
+    nats = -float(np.log(counts / counts.sum())[targets].sum())
+    right = int(np.sum(targets == counts.argmax()))
+    return measures(nats, right, len(targets), "evaluate_most_frequent")
+
+
+def measures(nats, right, tokens, name):
+    if not tokens:
+        raise InputError(f"{name}: there is no target.")
+    return {
+        "tokens": tokens,
+        "nats_per_token": nats / tokens,
+        "perplexity": math.exp(min(nats / tokens, 700.0)),
+        "accuracy": right / tokens,
+    }

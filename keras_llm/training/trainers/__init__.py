@@ -1,0 +1,1 @@
+"""Models combined with a training objective."""

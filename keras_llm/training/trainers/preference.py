@@ -1,0 +1,198 @@
+"""Learning from pairs of answers, the better and the worse: DPO and ORPO."""
+
+import dataclasses
+
+import keras
+from keras import ops
+
+from keras_llm import models
+from keras_llm.errors import InputError
+from keras_llm.training.distribution import replicas
+from keras_llm.training.trainers.language_model import LanguageModelTrainer
+
+
+@dataclasses.dataclass(frozen=True)
+class DPO:
+    """Direct preference optimization.
+
+    With `p` the log-probability of an answer, `r` that under a reference model, and
+    `m = beta ((p - r)[chosen] - (p - r)[rejected])`, the margin of the rewards:
+    `loss = -(1 - e) log sigmoid(m) - e log sigmoid(-m)`, e = `label_smoothing`.
+
+    Args:
+        beta: float > 0. The larger, the nearer the model stays to the reference.
+        label_smoothing: float in [0, 0.5). The share of pairs that are taken to be the wrong way
+            round.
+
+    Raises:
+        InputError: naming the argument that is out of range.
+
+    Reference:
+        Rafailov et al., 2023, "Direct Preference Optimization", eq. 7; Mitchell, 2023, "A note on
+        DPO with noisy preferences" (label smoothing).
+    """
+
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    needs_reference = True
+
+    def __post_init__(self):
+        _check(self, "beta", self.beta > 0, "> 0")
+        _check(self, "label_smoothing", 0 <= self.label_smoothing < 0.5, "in [0, 0.5)")
+
+    def losses(self, log_p, num_tokens, reference):
+        """Losses of pairs, with their slopes.
+
+        Args:
+            log_p: float tensor (B, 2), of the chosen and the rejected answers.
+            num_tokens: float tensor (B, 2), how long they are.
+            reference: float tensor (B, 2), `log_p` under the reference model.
+
+        Returns:
+            Three float tensors: the losses (B,), their derivatives by `log_p` (B, 2), and the
+            margins (B,), above 0 where the model prefers the chosen answer.
+        """
+        rewards = self.beta * (log_p - reference)
+        margin = rewards[:, 0] - rewards[:, 1]
+        e = self.label_smoothing
+        losses = (1 - e) * ops.softplus(-margin) + e * ops.softplus(margin)
+        slope = self.beta * (e * ops.sigmoid(margin) - (1 - e) * ops.sigmoid(-margin))
+        return losses, ops.stack([slope, -slope], axis=1), margin
+
+
+@dataclasses.dataclass(frozen=True)
+class ORPO:
+    """Odds ratio preference optimization, which needs no reference model.
+
+    With `q` the mean log-probability of an answer's tokens, and
+    `m = log(odds[chosen] / odds[rejected])`, `log odds = q - log(1 - exp(q))`:
+    `loss = -q[chosen] - weight log sigmoid(m)`.
+
+    Args:
+        weight: float > 0, lambda.
+
+    Raises:
+        InputError: if `weight` is out of range.
+
+    Reference:
+        Hong et al., 2024, "ORPO: Monolithic Preference Optimization without Reference Model".
+    """
+
+    weight: float = 0.1
+    needs_reference = False
+
+    def __post_init__(self):
+        _check(self, "weight", self.weight > 0, "> 0")
+
+    def losses(self, log_p, num_tokens, reference=None):
+        """As `DPO.losses`; the margins are the logarithms of the odds ratios."""
+        num_tokens = ops.maximum(num_tokens, 1.0)
+        mean = ops.minimum(log_p / num_tokens, -1e-6)  # all is certain: the odds are infinite
+        rest = -ops.expm1(mean)
+        log_odds = mean - ops.log(rest)
+        margin = log_odds[:, 0] - log_odds[:, 1]
+        losses = self.weight * ops.softplus(-margin) - mean[:, 0]
+        push = ops.expand_dims(self.weight * ops.sigmoid(-margin), 1) / rest
+        slopes = ops.stack([-1.0 - push[:, 0], push[:, 1]], axis=1) / num_tokens
+        return losses, slopes, margin
+
+
+class PreferenceTrainer(LanguageModelTrainer):
+    """A causal language model together with DPO or ORPO, for `compile(optimizer)` and `fit`.
+
+    No second model is held: what a reference model thinks of the answers comes with the data,
+    written down once by `log_probabilities` before the training. The float tensor of logits never
+    exists: the tokens' losses are made chunk by chunk, and once more with their gradients, when
+    it is known how much each counts. `fit` logs `loss`, `accuracy`, the share of pairs with a
+    margin above 0, and `margin`, its mean. Dropout in the model would be noise beside the
+    reference: build it without.
+
+    Args:
+        model: a model from `models.causal_lm`, with adapters of `add_lora` or without.
+        objective: `DPO(...)` or `ORPO(...)`.
+        chunk_size: as of `LanguageModelTrainer`.
+
+    Data: a dict of `token_ids` (B, 2, T) and, for DPO, `reference` (B, 2); int targets (B, 2, T);
+    weights (B, 2, T), 1 for the tokens of answers. Of each pair the chosen answer is the first, as
+    `data.preference_dataset` gives them.
+
+    Raises:
+        InputError: naming the argument that is wrong; in `fit`, if DPO's data has no `reference`,
+            or no weights.
+
+    Example:
+    >>> import numpy as np
+    >>> from keras_llm import models
+    >>> trainer = PreferenceTrainer(models.causal_lm(models.preset("llama-tiny")), ORPO())
+    >>> trainer.compile("adamw", jit_compile=False)
+    >>> ids = np.random.default_rng(0).integers(1, 512, (4, 2, 9))
+    >>> x, y, weights = {"token_ids": ids[..., :-1]}, ids[..., 1:], np.ones((4, 2, 8), "float32")
+    >>> sorted(trainer.fit(x, y, sample_weight=weights, verbose=0, shuffle=False).history)
+    ['accuracy', 'loss', 'margin']
+    """
+
+    def __init__(self, model, objective, chunk_size=None, name=None):
+        super().__init__(model, chunk_size=chunk_size, name=name)
+        if not isinstance(model, models.CausalLM):
+            raise InputError("`model` must come from causal_lm.")
+        if not isinstance(objective, (DPO, ORPO)):
+            raise InputError(f"`objective` must be a DPO or an ORPO, got {objective!r}.")
+        self.objective = objective
+        self.margin = keras.metrics.Mean(name="margin")
+
+    def get_config(self):
+        options = dataclasses.asdict(self.objective)
+        return {**super().get_config(), type(self.objective).__name__: options}
+
+    def call(self, inputs, training=None):
+        """The states that logits are made from, (2 B, T, D), the answers of a pair together."""
+        token_ids = inputs["token_ids"]
+        if len(token_ids.shape) != 3 or token_ids.shape[1] not in (2, None):
+            raise InputError(f"`token_ids` must be (B, 2, T), got {tuple(token_ids.shape)}.")
+        rows = ops.reshape(token_ids, (-1, ops.shape(token_ids)[2]))
+        return models.prediction_states(self.model, rows)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        if sample_weight is None:
+            raise InputError("the data must have weights, 1 for the tokens of answers.")
+        reference = None
+        if self.objective.needs_reference:
+            if "reference" not in x:
+                raise InputError("the data must have `reference`; see log_probabilities.")
+            reference = x["reference"]
+        weights = ops.cast(sample_weight, "float32")
+        head = models.output_head(self.model)
+        states = ops.reshape(y_pred, (-1, y_pred.shape[-1]))
+        targets = ops.reshape(y, (-1,))
+        losses, _ = self.cross_entropy.token_losses(
+            ops.stop_gradient(states), ops.stop_gradient(head.kernel), targets, head.bias
+        )
+        log_p = -ops.sum(ops.reshape(losses, ops.shape(weights)) * weights, axis=-1)
+        losses, slopes, margin = self.objective.losses(log_p, ops.sum(weights, axis=-1), reference)
+        self.accuracy.update_state(margin > 0)
+        self.margin.update_state(margin)
+        pairs = ops.cast(ops.shape(losses)[0], "float32")
+        if replicas.is_step():
+            (pairs,) = replicas.total([pairs], type(self).__name__)
+        loss = ops.sum(losses) / pairs
+        if training:
+            loss = self._with_gradient(loss, slopes / pairs, states, targets, weights, head)
+        return self._of_whole_batch(loss) if replicas.is_step() else loss + sum(self.losses)
+
+    def _with_gradient(self, loss, slopes, states, targets, weights, head):
+        """The loss, its gradient that of the tokens' losses, each times what it adds to it."""
+        counts = -ops.expand_dims(slopes, -1) * weights
+        tokens, _, _ = self.cross_entropy.weighted_sum(
+            states,
+            head.kernel,
+            targets,
+            ops.stop_gradient(ops.reshape(counts, (-1,))),
+            head.bias,
+            not head.trainable,
+        )
+        return ops.stop_gradient(loss - tokens) + tokens
+
+
+def _check(objective, name, ok, rule):
+    if not ok:
+        raise InputError(f"`{name}` must be {rule}, got {getattr(objective, name)!r}.")

@@ -1,0 +1,70 @@
+"""BERT's two tasks at once: guess hidden words, and tell whether the second passage follows."""
+
+import keras
+from keras import ops
+
+from keras_llm.errors import InputError
+from keras_llm.training.trainers.language_model import LanguageModelTrainer
+
+
+class SentencePairTrainer(LanguageModelTrainer):
+    """A `masked_lm` and a `next_sentence` model on one encoder, for `compile(optimizer)` and `fit`.
+
+    The loss is the sum of both cross-entropies. `fit` logs also `next_sentence_accuracy`.
+
+    Args:
+        model: a model from `models.masked_lm`.
+        next_sentence: a model from `models.next_sentence` on the same encoder.
+        ignore_id, label_smoothing, z_loss, chunk_size, name: as of `LanguageModelTrainer`.
+
+    Data: as `data.sentence_pair_dataset` gives it.
+
+    Raises:
+        InputError: naming the argument that is wrong.
+
+    Reference:
+        Devlin et al., 2018, "BERT", section 3.1.
+
+    Example:
+    >>> from keras_llm import models
+    >>> encoder = models.encoder(models.preset("bert-tiny"))
+    >>> trainer = SentencePairTrainer(models.masked_lm(encoder), models.next_sentence(encoder))
+    >>> trainer.compile("adamw")
+    """
+
+    def __init__(self, model, next_sentence, ignore_id=None, **options):
+        super().__init__(model, ignore_id, **options)
+        if getattr(next_sentence, "head", None) != "next_sentence":
+            raise InputError("`next_sentence` must come from models.next_sentence.")
+        layers = [one.get_layer("backbone").layers for one in (model, next_sentence)]
+        if {id(layer) for layer in layers[0] if layer.weights} != {
+            id(layer) for layer in layers[1] if layer.weights
+        }:
+            raise InputError("`model` and `next_sentence` must be made of the same encoder.")
+        self.next_sentence = next_sentence
+        self.judge = keras.Model(next_sentence.hidden, next_sentence.output, name="judge")
+        *inputs, _ = model.inputs
+        self.both = keras.Model(model.inputs, [model.output, next_sentence(inputs)], name="both")
+        self.next_sentence_accuracy = keras.metrics.Mean(name="next_sentence_accuracy")
+
+    @property
+    def trained(self):
+        return self.both
+
+    def call(self, inputs, training=None):
+        """The states that logits are made from (B, M, D), and the other task's logits (B, 2)."""
+        *tensors, positions = (inputs[tensor.name] for tensor in self.model.inputs)
+        hidden = self.model.get_layer("backbone")(tensors)
+        states = self.model.get_layer("masked_lm_head").states(hidden, positions)
+        return {"tokens": states, "next_sentence": self.judge(hidden)}
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        loss = super().compute_loss(x, y["tokens"], y_pred["tokens"], sample_weight, training)
+        label, logits = y["next_sentence"], y_pred["next_sentence"]
+        right = ops.equal(ops.cast(ops.argmax(logits, axis=-1), label.dtype), label)
+        self.next_sentence_accuracy.update_state(ops.cast(right, "float32"))
+        losses = keras.losses.sparse_categorical_crossentropy(label, logits, from_logits=True)
+        return loss + self._mean_of_rows(losses)
+
+    def _check_ids(self, *arrays):
+        """What `data.sentence_pair_dataset` gives are the tokenizer's ids."""

