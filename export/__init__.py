@@ -1,4 +1,4 @@
-"""SavedModels for TensorFlow Serving and TFLite files for devices, verified before they are kept."""
+"""Export tasks as SavedModels for TensorFlow Serving and TFLite files for devices."""
 
 import importlib
 
@@ -15,7 +15,7 @@ _LAZY = {
     "serving_files": "keras_llm.export.serving.manifests",
     "ExportError": "keras_llm.errors",
 }
-__all__ = ["litert", "litert_lm", "saved_model"] + sorted(_LAZY)
+__all__ = ["litert", "litert_lm", "saved_model", *sorted(_LAZY)]
 
 
 def __getattr__(name):

@@ -1,5 +1,10 @@
-"""What the verifications of all exports share: prompts, and comparisons with the Keras model."""
+"""Compare exported models with the Keras model they were made from.
 
+Each target has a `verify.py` that runs what was written in a process without Keras and compares its
+answers by a `Verification`.
+"""
+
+import abc
 import contextlib
 import ctypes
 import gc
@@ -20,6 +25,25 @@ def free_memory():
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
         ctypes.CDLL(None).malloc_trim(0)
+
+
+class Verification(abc.ABC):
+    """Compares one export with its task."""
+
+    @abc.abstractmethod
+    def expect(self):
+        """Compute what Keras gives, as far as it does not depend on the export's answer."""
+
+    @abc.abstractmethod
+    def compare(self, answer):
+        """Compare the export's answer with Keras's.
+
+        Returns:
+            A dict for the report.
+
+        Raises:
+            ExportError: if they differ.
+        """
 
 
 def probe_prompts(task):
@@ -96,3 +120,25 @@ def greedy(serve, prompts, max_new_tokens):
         top_p=tf.constant([1.0]),
         seed=tf.constant([0]),
     )
+
+
+def log_softmax(logits):
+    """Log-probabilities of logits (..., V), in float64."""
+    logits = logits.astype("float64") - logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def kl_divergence(expected, found):
+    """KL(expected | found) of probabilities along the last axis, in nats."""
+    p, q = np.asarray(expected, "float64"), np.asarray(found, "float64")
+    return np.sum(p * (np.log(np.maximum(p, 1e-30)) - np.log(np.maximum(q, 1e-30))), axis=-1)
+
+
+def mean_kl_divergence(expected, found):
+    """Mean KL(expected | found) in nats over rows of logits (rows, V), one row at a time: a
+    vocabulary may have 262,144 tokens."""
+    total = 0.0
+    for row, other in zip(expected, found, strict=True):
+        p, q = log_softmax(row), log_softmax(other)
+        total += float(np.sum(np.exp(p) * (p - q)))
+    return total / len(expected)

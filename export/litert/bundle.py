@@ -53,7 +53,7 @@ def write_litert_lm(
     plan = conversion.plan(
         "litert_lm", task, quantization, prefill_lengths, cache_length, calibration
     )
-    proof = plan.proof("litert_lm", held_out, max_quality_loss)
+    checks = plan.checks("litert_lm", held_out, max_quality_loss)
     check_room("litert_lm", task, "litert_lm", quantization, plan.manifest["max_length"])
     with (
         disk_errors(path),
@@ -63,7 +63,7 @@ def write_litert_lm(
     ):
         with _folder_beside(partial) as folder:
             model = folder / "model.tflite"
-            request = conversion.build(plan, model, lowering, progress, proof.request)
+            request = conversion.build(plan, model, lowering, progress, checks.request)
             ops = file_format.op_census(model)
             parts = file_format.parts(model)
             with progress.phase("write"):
@@ -72,9 +72,9 @@ def write_litert_lm(
         tokenizer, manifest = plan.task.tokenizer, plan.manifest
         parts["tokenizer"] = file_format.append(partial, tokenizer, manifest, section)
         with progress.phase("verify"):
-            verified = proof.of(partial, request, running)
+            verified = checks.of(partial, request, running)
             running.close()
-            there = _run_there(partial, proof.prompts, proof.texts, plan.task.tokenizer)
+            there = _run_there(partial, checks.prompts, checks.texts, plan.task.tokenizer)
         report = {
             "format": "litert_lm",
             "quantization": plan.weights,

@@ -16,8 +16,12 @@ from keras_llm.export.litert.quantization.calibration import Calibration, groups
 from keras_llm.export.litert.quantization.rules import rules_of
 from keras_llm.export.litert.quantization.smooth_quant import balance
 from keras_llm.export.litert.verify import check_texts
-from keras_llm.export.litert.verify_decoder import DecoderProof, TranslationProof
-from keras_llm.export.litert.verify_heads import AnswerProof, HeadProof, MaskProof
+from keras_llm.export.litert.verify_decoder import DecoderVerification, TranslationVerification
+from keras_llm.export.litert.verify_heads import (
+    AnswerVerification,
+    HeadVerification,
+    MaskVerification,
+)
 from keras_llm.export.saved_model.signatures import check_whole
 from keras_llm.export.verification import free_memory
 from keras_llm.tasks import TextGeneration, Translation
@@ -28,15 +32,15 @@ _PREFILL_LENGTHS = (16, 128)
 _DECODE_LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 _LARGE = 50_000_000  # weights
 _MEMORY = 4 << 30  # that the converter may allocate; graphs without weights take a tenth
-_PROOFS = {
-    "TextGeneration": DecoderProof,
-    "Translation": TranslationProof,
-    "TextClassification": HeadProof,
-    "TokenClassification": HeadProof,
-    "TextEmbedding": HeadProof,
-    "TextRegression": HeadProof,
-    "QuestionAnswering": AnswerProof,
-    "MaskedLanguageModel": MaskProof,
+_VERIFICATIONS = {
+    "TextGeneration": DecoderVerification,
+    "Translation": TranslationVerification,
+    "TextClassification": HeadVerification,
+    "TokenClassification": HeadVerification,
+    "TextEmbedding": HeadVerification,
+    "TextRegression": HeadVerification,
+    "QuestionAnswering": AnswerVerification,
+    "MaskedLanguageModel": MaskVerification,
 }
 
 
@@ -60,9 +64,9 @@ class Plan:
     manifest: dict
     calibration: list | None
 
-    def proof(self, caller, held_out, max_quality_loss):
-        """The `Proof` of the file; InputError if an argument is wrong."""
-        return _PROOFS[self.manifest["task"]](self, caller, held_out, max_quality_loss)
+    def checks(self, caller, held_out, max_quality_loss):
+        """The `LiteRTVerification` of the file; InputError if an argument is wrong."""
+        return _VERIFICATIONS[self.manifest["task"]](self, caller, held_out, max_quality_loss)
 
     @functools.cached_property
     def samples(self):

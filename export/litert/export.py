@@ -26,7 +26,7 @@ def write_litert(
     if path.suffix != ".tflite":
         raise InputError(f"litert: `path` must end in .tflite, got {path}.")
     plan = conversion.plan("litert", task, quantization, prefill_lengths, cache_length, calibration)
-    proof = plan.proof("litert", held_out, max_quality_loss)
+    checks = plan.checks("litert", held_out, max_quality_loss)
     check_room("litert", task, "litert", quantization, plan.manifest["max_length"])
     with (
         disk_errors(path),
@@ -34,12 +34,12 @@ def write_litert(
         conversion.processes() as (lowering, running),
         Progress(path.name, task.model.count_params()) as progress,
     ):
-        request = conversion.build(plan, partial, lowering, progress, proof.request)
+        request = conversion.build(plan, partial, lowering, progress, checks.request)
         ops = file_format.op_census(partial)
         parts = file_format.parts(partial)
         parts["tokenizer"] = file_format.append(partial, plan.task.tokenizer, plan.manifest)
         with progress.phase("verify"):
-            verified = proof.of(partial, request, running)
+            verified = checks.of(partial, request, running)
         report = {
             "format": "litert",
             "quantization": plan.weights,

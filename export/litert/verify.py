@@ -4,11 +4,11 @@ import abc
 import numbers
 
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export.parity import free_memory
+from keras_llm.export.verification import Verification, free_memory
 
 
-class Proof(abc.ABC):
-    """The proof of one export; the part that all tasks share.
+class LiteRTVerification(Verification):
+    """Compares a file with its task; the part that all tasks share.
 
     Args:
         plan: a `conversion.Plan`.
@@ -38,14 +38,6 @@ class Proof(abc.ABC):
     @abc.abstractmethod
     def request(self):
         """What the child process is asked, a dict of JSON values."""
-
-    @abc.abstractmethod
-    def expect(self):
-        """Compute what Keras gives, as far as it does not depend on the child's answer."""
-
-    @abc.abstractmethod
-    def compare(self, answer):
-        """The child's answer -> a dict for the report; ExportError if the file differs."""
 
     @abc.abstractmethod
     def quality(self, answer):

@@ -1,10 +1,10 @@
-"""The proof of a file that writes text: logits, greedy texts and perplexity are those of Keras."""
+"""Verify files of tasks that generate text: logits, greedy texts and perplexity."""
 
 import numpy as np
 
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export import verification
-from keras_llm.export.litert.verify import Proof
+from keras_llm.export.litert.verify import LiteRTVerification
 
 _LOGIT_TOLERANCE = 1e-3  # float32: largest difference of a logit, and of two that count as tied
 # Quantised: nats, of Keras's next-token distribution from the file's. A broken file is far above.
@@ -15,8 +15,8 @@ _WINDOW = 256  # tokens of one text
 _LENGTHS = 64  # padded to multiples of this: few shapes, few graphs
 
 
-class DecoderProof(Proof):
-    """The proof of a `TextGeneration`. A row of token ids is a pair: those of the encoder, here
+class DecoderVerification(LiteRTVerification):
+    """Verifies a `TextGeneration`. A row of token ids is a pair: those of the encoder, here
     none, and those of the decoder."""
 
     def request(self):
@@ -65,7 +65,9 @@ class DecoderProof(Proof):
         read = [(source, ids[:-1]) for source, ids in self._rows]
         for (_, ids), logits in zip(self._rows, self._logits_of(read), strict=True):
             rows = zip(logits, ids[1:], strict=True)  # one at a time: they are large in float64
-            self._losses.append(np.array([-_log_softmax(row)[target] for row, target in rows]))
+            self._losses.append(
+                np.array([-verification.log_softmax(row)[target] for row, target in rows])
+            )
             self._choices.append(logits.argmax(-1))
 
     def compare(self, answer):
@@ -110,7 +112,7 @@ class DecoderProof(Proof):
         }
 
     def _divergence(self, expected, found):
-        divergence, name = _kl_divergence(expected, found), self.plan.quantization
+        divergence, name = verification.mean_kl_divergence(expected, found), self.plan.quantization
         bound = _OTHER_KL_DIVERGENCE
         if isinstance(name, str):
             bound = _MEAN_KL_DIVERGENCE.get(name, bound)
@@ -173,8 +175,8 @@ class DecoderProof(Proof):
         return found
 
 
-class TranslationProof(DecoderProof):
-    """The proof of a `Translation`. Held-out texts are pairs of a text and its translation."""
+class TranslationVerification(DecoderVerification):
+    """Verifies a `Translation`. Held-out texts are pairs of a text and its translation."""
 
     def check_held_out(self, caller, held_out):
         if (
@@ -222,17 +224,3 @@ def _padded(rows, longest, pad_id=0):
     for target, ids in zip(batch, rows, strict=True):
         target[: len(ids)] = ids
     return batch
-
-
-def _log_softmax(logits):
-    logits = logits.astype("float64") - logits.max(-1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-
-
-def _kl_divergence(expected, found):
-    """The mean over rows, one at a time: a vocabulary may have 262,144 tokens."""
-    total = 0.0
-    for row, other in zip(expected, found, strict=True):
-        p, q = _log_softmax(row), _log_softmax(other)
-        total += float(np.sum(np.exp(p) * (p - q)))
-    return total / len(expected)

@@ -1,4 +1,4 @@
-"""The proof of a file of a model with a head: numbers and decisions are those of the task."""
+"""Verify files of models with a head: numbers and decisions."""
 
 import dataclasses
 import itertools
@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export.litert.verify import Proof, check_texts
+from keras_llm.export.litert.verify import LiteRTVerification, check_texts
 from keras_llm.export.verification import SEED_TEXTS
 
 _TOLERANCE = 1e-4
@@ -19,8 +19,8 @@ _TEXTS = (
 _MOST = 64  # texts of a measurement
 
 
-class HeadProof(Proof):
-    """The proof of a task with one text: classification, tagging, embedding, gaps.
+class HeadVerification(LiteRTVerification):
+    """Verifies a task with one text: classification, tagging, embedding, gaps.
 
     What the task gives for a text is a dict: numbers under `numbers`, an array; and its decision
     under `decision`, JSON.
@@ -112,8 +112,8 @@ class HeadProof(Proof):
                 )
 
 
-class MaskProof(HeadProof):
-    """The proof of a `MaskedLanguageModel`: held-out texts have mask tokens."""
+class MaskVerification(HeadVerification):
+    """Verifies a `MaskedLanguageModel`: held-out texts have mask tokens."""
 
     def inputs(self):
         if self.held_out is not None:
@@ -123,8 +123,8 @@ class MaskProof(HeadProof):
         return [(text,) for text in self.texts_that_fit([*texts, f"{mask} and {mask}"])]
 
 
-class AnswerProof(HeadProof):
-    """The proof of a `QuestionAnswering`: held-out texts are pairs of question and context."""
+class AnswerVerification(HeadVerification):
+    """Verifies a `QuestionAnswering`: held-out texts are pairs of question and context."""
 
     def check_held_out(self, caller, held_out):
         if not isinstance(held_out, (list, tuple)) or not held_out:

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from keras_llm.errors import ExportError, InputError
+from keras_llm.errors import InputError
 from keras_llm.export import children, verification
 from keras_llm.export.planning import check_room
 from keras_llm.export.progress import Progress
@@ -14,9 +14,8 @@ from keras_llm.export.report import (
     write_report,
 )
 from keras_llm.export.saved_model.signatures import module_of, save
-from keras_llm.export.saved_model.verify import proof_of
+from keras_llm.export.saved_model.verify import verification_of, verify
 from keras_llm.export.saved_model.warmup import write_warmup
-from keras_llm.export.saved_model.worker import joined
 from keras_llm.files import atomic_folder
 
 _SERVER = "keras_llm.export.saved_model.worker"
@@ -49,10 +48,12 @@ def write_saved_model(
             verification.free_memory()
         with progress.phase("verify"):
             child.send({"what": "load", "path": str(folder)})
-            proof = proof_of(task, weights is None, beam_width)  # Keras is at work meanwhile
+            checks = verification_of(
+                task, weights is None, beam_width
+            )  # Keras is at work meanwhile
             loaded = child.result()
-            verified = _verify(proof, loaded, child, xla)
-            write_warmup(folder, path.name, proof.warm_up())
+            verified = verify(checks, loaded, child, xla)
+            write_warmup(folder, path.name, checks.warm_up())
         sizes = folder_sizes(folder)
         report = {
             "format": "saved_model",
@@ -68,25 +69,3 @@ def write_saved_model(
         }
     write_report(path, str(version), report)
     return report
-
-
-def _verify(proof, loaded, child, xla):
-    compiled = [op for op in loaded["ops"] if op.startswith("Xla")]
-    if compiled and not xla:
-        raise ExportError(
-            f"the graph has operations of TensorFlow's XLA compiler, {', '.join(compiled)}, that "
-            "servers do not run by default; nothing was written."
-        )
-    large = proof.task.model.count_params() > verification.LARGE
-    child.send({"what": "call", "calls": proof.calls(), "at_a_time": 1 if large else 2})
-    answer = child.result() if large else None
-    proof.expect()
-    answer = answer or child.result()
-    measured = proof.compare(joined(answer))
-    timed = child.ask({"what": "time", "timed": proof.timed()})
-    return {
-        **loaded,
-        "parity": measured,
-        "seconds_per_request": timed["seconds"],
-        **proof.speed(timed["seconds"], timed["outputs"]),
-    }

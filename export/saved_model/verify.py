@@ -1,37 +1,78 @@
-"""What is asked of the SavedModel of each kind of task, and how its answers must be.
+"""Verify a SavedModel: its signatures answer as the task does in Python.
 
-A proof asks the signatures for what the task gives in Python: the same texts, labels and places,
-and the same numbers to a tolerance. Where the weights are stored in fewer bits, what differs is
-measured, and may not be more than a stated bound.
+Texts, labels and offsets must be equal, and numbers within a tolerance. Where the weights are
+stored in fewer bits, the difference is measured and must be within a stated bound.
 """
 
 from keras_llm import tasks
-from keras_llm.export.saved_model.verify_generation import TextGenerationProof, TranslationProof
-from keras_llm.export.saved_model.verify_heads import (
-    MaskedLanguageModelProof,
-    QuestionAnsweringProof,
-    TextClassificationProof,
-    TextEmbeddingProof,
-    TextRegressionProof,
-    TokenClassificationProof,
+from keras_llm.errors import ExportError
+from keras_llm.export import verification
+from keras_llm.export.saved_model.verify_generation import (
+    TextGenerationVerification,
+    TranslationVerification,
 )
+from keras_llm.export.saved_model.verify_heads import (
+    MaskedLanguageModelVerification,
+    QuestionAnsweringVerification,
+    TextClassificationVerification,
+    TextEmbeddingVerification,
+    TextRegressionVerification,
+    TokenClassificationVerification,
+)
+from keras_llm.export.saved_model.worker import joined
 from keras_llm.tasks.generative import GenerativeTask
 
-PROOFS = {
-    tasks.TextGeneration: TextGenerationProof,
-    tasks.Translation: TranslationProof,
-    tasks.TextClassification: TextClassificationProof,
-    tasks.TokenClassification: TokenClassificationProof,
-    tasks.QuestionAnswering: QuestionAnsweringProof,
-    tasks.TextEmbedding: TextEmbeddingProof,
-    tasks.TextRegression: TextRegressionProof,
-    tasks.MaskedLanguageModel: MaskedLanguageModelProof,
+VERIFICATIONS = {
+    tasks.TextGeneration: TextGenerationVerification,
+    tasks.Translation: TranslationVerification,
+    tasks.TextClassification: TextClassificationVerification,
+    tasks.TokenClassification: TokenClassificationVerification,
+    tasks.QuestionAnswering: QuestionAnsweringVerification,
+    tasks.TextEmbedding: TextEmbeddingVerification,
+    tasks.TextRegression: TextRegressionVerification,
+    tasks.MaskedLanguageModel: MaskedLanguageModelVerification,
 }
 
 
-def proof_of(task, exact=True, beam_width=None):
-    """The proof of a task's SavedModel."""
-    proof = next(proof for kind, proof in PROOFS.items() if isinstance(task, kind))
+def verification_of(task, exact=True, beam_width=None):
+    """The verification of a task's SavedModel."""
+    made_for = next(made_for for kind, made_for in VERIFICATIONS.items() if isinstance(task, kind))
     if isinstance(task, GenerativeTask):
         task = task.without_xla()  # a few texts, before which XLA would compile for longer
-    return proof(task, exact, beam_width)
+    return made_for(task, exact, beam_width)
+
+
+def verify(checks, loaded, child, xla):
+    """Run a SavedModel and compare it with its task.
+
+    Args:
+        checks: from `verification_of`.
+        loaded: dict, the child's answer to "load".
+        child: the `children.Child` that runs the SavedModel.
+        xla: bool. Whether the graph may have operations of XLA.
+
+    Returns:
+        A dict for the report.
+
+    Raises:
+        ExportError: if the SavedModel does not match the task.
+    """
+    compiled = [op for op in loaded["ops"] if op.startswith("Xla")]
+    if compiled and not xla:
+        raise ExportError(
+            f"the graph has operations of TensorFlow's XLA compiler, {', '.join(compiled)}, that "
+            "servers do not run by default; nothing was written."
+        )
+    large = checks.task.model.count_params() > verification.LARGE
+    child.send({"what": "call", "calls": checks.calls(), "at_a_time": 1 if large else 2})
+    answer = child.result() if large else None
+    checks.expect()
+    answer = answer or child.result()
+    measured = checks.compare(joined(answer))
+    timed = child.ask({"what": "time", "timed": checks.timed()})
+    return {
+        **loaded,
+        "parity": measured,
+        "seconds_per_request": timed["seconds"],
+        **checks.speed(timed["seconds"], timed["outputs"]),
+    }

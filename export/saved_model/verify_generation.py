@@ -1,17 +1,20 @@
-"""Proofs of the SavedModels that write text."""
+"""Verify the SavedModels of tasks that generate text."""
 
 import numpy as np
 
 from keras_llm import models
 from keras_llm.export import verification
-from keras_llm.export.saved_model.comparison import TOLERANCE, Proof, kl_divergence, softmax
+from keras_llm.export.saved_model.verify_base import (
+    TOLERANCE,
+    SavedModelVerification,
+)
 from keras_llm.generation import SETTINGS, Sampling, dtype_of
 
 _GENERATING = ("serving_default", "generate")
 _PENALTIES = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3, "min_new_tokens": 2}
 
 
-class TextGenerationProof(Proof):
+class TextGenerationVerification(SavedModelVerification):
     """Greedy texts, log-likelihoods, ids, and logits of the steps with a cache."""
 
     def __init__(self, task, exact=True, beam_width=None):
@@ -141,7 +144,7 @@ class TextGenerationProof(Proof):
         expected = self._logits
         size = self.task.tokenizer.vocabulary_size  # ids of the model alone are never chosen
         found, expected = found[:, :size], expected[:, :size]
-        divergence = float(np.mean(kl_divergence(softmax(expected), softmax(found))))
+        divergence = verification.mean_kl_divergence(expected, found)
         if self.exact and self.in_float32:
             verification.require_same("logits of the steps", found, expected, TOLERANCE)
         return {
@@ -170,7 +173,7 @@ class TextGenerationProof(Proof):
         return {"prompt": ["string", prompts], **_greedy_settings(max_new_tokens)}
 
 
-class TranslationProof(Proof):
+class TranslationVerification(SavedModelVerification):
     """Greedy texts and their log-probabilities."""
 
     def calls(self):

@@ -1,12 +1,12 @@
-"""Proofs of the SavedModels of models with a head."""
+"""Verify the SavedModels of models with a head."""
 
 import numpy as np
 
 from keras_llm.export import verification
-from keras_llm.export.saved_model.comparison import Proof, kl_divergence
+from keras_llm.export.saved_model.verify_base import SavedModelVerification
 
 
-class _HeadProof(Proof):
+class _HeadVerification(SavedModelVerification):
     """Of texts of many lengths, one longer than the model takes."""
 
     def __init__(self, task, exact=True, beam_width=None):
@@ -28,7 +28,7 @@ class _HeadProof(Proof):
         self._expected = self.task(self._texts, truncate=True, return_details=True)
 
 
-class TextEmbeddingProof(_HeadProof):
+class TextEmbeddingVerification(_HeadVerification):
     """Vectors."""
 
     def expect(self):
@@ -47,7 +47,7 @@ class TextEmbeddingProof(_HeadProof):
         }
 
 
-class TextRegressionProof(_HeadProof):
+class TextRegressionVerification(_HeadVerification):
     """Numbers."""
 
     def compare(self, outputs):
@@ -60,14 +60,16 @@ class TextRegressionProof(_HeadProof):
         return {"texts": len(self._texts), "max_error": error}
 
 
-class TextClassificationProof(_HeadProof):
+class TextClassificationVerification(_HeadVerification):
     """Labels and probabilities."""
 
     def compare(self, outputs):
         (found,) = outputs
         expected = self._expected
         probabilities = np.array([list(row.probabilities.values()) for row in expected])
-        divergence = np.mean(kl_divergence(probabilities, np.asarray(found["probabilities"])))
+        divergence = np.mean(
+            verification.kl_divergence(probabilities, np.asarray(found["probabilities"]))
+        )
         self.agreement("`truncated`", found["truncated"], [row.truncated for row in expected])
         return {
             "texts": len(self._texts),
@@ -79,7 +81,7 @@ class TextClassificationProof(_HeadProof):
         }
 
 
-class TokenClassificationProof(_HeadProof):
+class TokenClassificationVerification(_HeadVerification):
     """Words, their places, labels and probabilities."""
 
     def compare(self, outputs):
@@ -108,7 +110,7 @@ class TokenClassificationProof(_HeadProof):
         }
 
 
-class QuestionAnsweringProof(Proof):
+class QuestionAnsweringVerification(SavedModelVerification):
     """Answers, their places and probabilities; one context needs several windows."""
 
     def __init__(self, task, exact=True, beam_width=None):
@@ -150,7 +152,7 @@ class QuestionAnsweringProof(Proof):
         }
 
 
-class MaskedLanguageModelProof(Proof):
+class MaskedLanguageModelVerification(SavedModelVerification):
     """Guesses, their probabilities, and the filled texts."""
 
     def __init__(self, task, exact=True, beam_width=None):

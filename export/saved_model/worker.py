@@ -1,4 +1,4 @@
-"""Run a SavedModel as a server does, and tell what came out.
+"""Run a SavedModel in a process without Keras and report its outputs.
 
 python -m keras_llm.export.saved_model.worker FOLDER
 """
@@ -108,7 +108,7 @@ def run_calls(signatures, calls, at_a_time=2):
 
     Args:
         signatures: dict of name to function.
-        calls: list of pairs (name, inputs) as a proof makes them.
+        calls: list of pairs (name, inputs) as `SavedModelVerification.calls` gives them.
         at_a_time: int. The first call of a signature optimizes its graph, on one core.
 
     Returns:

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct as a package index has it: a real checkpoint for benchmarks and proofs."""
+"""SmolLM2-135M-Instruct as a package index has it: a real checkpoint for benchmarks and tests."""
 
 import os
 import pathlib

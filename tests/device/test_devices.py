@@ -1,4 +1,4 @@
-"""The whole proof of files for devices, on a small model and on SmolLM2: `make test-device`."""
+"""Verify files for devices, on a small model and on SmolLM2: `make test-device`."""
 
 import json
 import math

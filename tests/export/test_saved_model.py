@@ -14,7 +14,7 @@ from keras_llm import export, generation, models, tasks, tokenizers
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export.saved_model.signatures import module_of
 from keras_llm.export.saved_model.signatures.loop import ALL_SETTINGS
-from keras_llm.export.saved_model.verify import proof_of
+from keras_llm.export.saved_model.verify import verification_of
 from keras_llm.export.saved_model.worker import run_calls
 
 TEMPLATE = (
@@ -338,7 +338,7 @@ def test_beams_are_those_of_python(task, signatures):
         length_penalty=tf.constant(penalties),
     )
     for i, penalty in enumerate(penalties):
-        # The sizes of the export's own proof, whose graph is traced already.
+        # The sizes of the export's own checks, whose graph is traced already.
         expected = task(
             prompts,
             17,
@@ -483,14 +483,14 @@ def test_an_export_that_differs_from_the_model_leaves_nothing(mixed, tmp_path, m
     assert list((tmp_path / "broken").iterdir()) == []
 
 
-def test_a_proof_fails_where_answers_differ(chatty, signatures):
+def test_verification_fails_where_answers_differ(chatty, signatures):
     """Each of the export's comparisons, with what the SavedModel answers and that changed."""
-    proof = proof_of(chatty, beam_width=3)
-    proof.expect()
-    calls = proof.calls()
+    checks = verification_of(chatty, beam_width=3)
+    checks.expect()
+    calls = checks.calls()
     answers = run_calls(signatures, calls)
     names = [name for name, _ in calls]
-    assert proof.compare(answers)["greedy_texts_equal"] is True
+    assert checks.compare(answers)["greedy_texts_equal"] is True
 
     def longer(texts):
         return [text + "!" for text in texts]
@@ -515,4 +515,4 @@ def test_a_proof_fails_where_answers_differ(chatty, signatures):
         changed, index = list(answers), names.index(signature)
         changed[index] = {**answers[index], output: change(answers[index][output])}
         with pytest.raises(ExportError, match=f"^{words}"):
-            proof.compare(changed)
+            checks.compare(changed)

@@ -1045,14 +1045,14 @@ EXPORT = (
         "export-proof-tolerance",
         "a proof asks nothing of what should be exact",
         Place(
-            "export/saved_model/comparison.py",
+            "export/saved_model/verify_base.py",
             "tolerance = tolerance if self.exact else np.inf",
             "tolerance = np.inf if self.exact else tolerance",
         ),
-        ("tests/export/test_task_signatures.py::test_a_proof_fails_where_answers_differ",),
+        ("tests/export/test_task_signatures.py::test_verification_fails_where_answers_differ",),
         (
             Place(
-                "export/saved_model/comparison.py",
+                "export/saved_model/verify_base.py",
                 "tolerance = TOLERANCE if self.exact else np.inf",
                 "tolerance = np.inf if self.exact else TOLERANCE",
             ),
@@ -1068,7 +1068,7 @@ EXPORT = (
         ),
         (
             "tests/export/test_saved_model.py::test_an_export_with_other_weights_leaves_nothing",
-            "tests/export/test_saved_model.py::test_a_proof_fails_where_answers_differ",
+            "tests/export/test_saved_model.py::test_verification_fails_where_answers_differ",
         ),
         (
             Place(

@@ -1,4 +1,6 @@
-"""What all proofs share."""
+"""The base of the verifications of SavedModels."""
+
+import abc
 
 import numpy as np
 
@@ -11,39 +13,33 @@ _IN_16_BITS = 0.1  # the same of a model that computes in 16 bits: some rounding
 _MOST_DIVERGENCE = 0.05  # of quantised weights: nats of KL divergence, or differences of numbers
 
 
-class Proof:
-    """The base. `exact` tells whether the weights are stored as they are, `in_float32` whether the
-    model computes in float32 or finer.
+class SavedModelVerification(verification.Verification):
+    """Compares the answers of signatures with the task's.
 
     Args:
         task: a task.
-        exact: bool.
+        exact: bool. Whether the weights are stored in the model's own precision.
         beam_width: int or None, the width of `beam_search`.
+
+    Attributes:
+        in_float32: bool. Whether the model computes in float32 or float64.
     """
 
     def __init__(self, task, exact=True, beam_width=None):
         self.task, self.exact, self.beam_width = task, exact, beam_width
         self.in_float32 = computes_in(task.model, "float32", "float64")
 
+    @abc.abstractmethod
     def calls(self):
         """Calls of signatures, a list of pairs (signature, inputs)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def timed(self):
-        """The call whose time is taken."""
-        raise NotImplementedError
+        """The call whose time is measured."""
 
     def warm_up(self):
         """Requests of one row for a server that loads the model: as `calls`."""
         return [self.timed()]
-
-    def expect(self):
-        """Ask the task for what `compare` compares with."""
-        raise NotImplementedError
-
-    def compare(self, outputs):
-        """The outputs of the calls -> what goes into the report; ExportError if they differ."""
-        raise NotImplementedError
 
     def speed(self, seconds, outputs):
         """The time of the timed call -> what goes into the report."""
@@ -94,14 +90,3 @@ class Proof:
                 f"more than {_MOST_DIVERGENCE}; nothing was written."
             )
         return divergence
-
-
-def softmax(logits):
-    logits = logits.astype("float64") - logits.max(-1, keepdims=True)
-    return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-
-
-def kl_divergence(expected, found):
-    """KL(expected | found) along the last axis, in nats."""
-    p, q = np.asarray(expected, "float64"), np.asarray(found, "float64")
-    return np.sum(p * (np.log(np.maximum(p, 1e-30)) - np.log(np.maximum(q, 1e-30))), axis=-1)
