@@ -283,7 +283,7 @@ _LONG = [
     "tests/models/test_heads.py",
     "tests/export/test_litert_lm.py",
     "tests/export/test_task_signatures.py",
-    "tests/test_house.py",
+    "tests/test_architecture.py",
     "tests/recipes/test_text_classification.py",
     "tests/training/test_lora.py",
     "tests/recipes/test_question_answering.py",

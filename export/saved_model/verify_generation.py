@@ -8,7 +8,7 @@ from keras_llm.export.saved_model.verify_base import (
     TOLERANCE,
     SavedModelVerification,
 )
-from keras_llm.generation import SETTINGS, Sampling, dtype_of
+from keras_llm.sampling_settings import DEFAULTS, SETTINGS
 
 _GENERATING = ("serving_default", "generate")
 _PENALTIES = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3, "min_new_tokens": 2}
@@ -230,10 +230,10 @@ def _greedy_settings(max_new_tokens, further=None):
     """Inputs of greedy decoding; with a dict, those of a signature that takes all settings."""
     if further is not None:
         given = {"temperature": 0.0, "seed": 0, **further}
-        values = {name: given.get(name, Sampling._field_defaults[name]) for name in SETTINGS}
+        values = {name: given.get(name, DEFAULTS[name]) for name in SETTINGS}
         return {
             "max_new_tokens": ["int32", [max_new_tokens]],
-            **{name: [dtype_of(name), [value]] for name, value in values.items()},
+            **{name: [SETTINGS[name].dtype, [value]] for name, value in values.items()},
         }
     return {
         "max_new_tokens": ["int32", [max_new_tokens]],

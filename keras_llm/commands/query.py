@@ -5,11 +5,14 @@ import dataclasses
 import tyro
 
 from keras_llm.commands.console import as_json
+from keras_llm.commands.sampling import sampling_options
 from keras_llm.errors import InputError
+
+_SETTINGS = ("temperature", "top_k", "top_p", "seed")
 
 
 @dataclasses.dataclass
-class Options:
+class Options(sampling_options(*_SETTINGS)):
     """Ask a server, TensorFlow Serving or the local one, to continue a text."""
 
     target: tyro.conf.Positional[str]
@@ -24,16 +27,6 @@ class Options:
     """Version of the model; the newest if not given."""
     label: str | None = None
     """Label of a version."""
-    max_new_tokens: int = 64
-    """The most tokens to generate."""
-    temperature: float = 1.0
-    """0 takes the most likely token each time."""
-    top_k: int = 0
-    """Choose among this many most likely tokens; 0 is off."""
-    top_p: float = 1.0
-    """Choose among the fewest tokens that hold this much probability; 1 is off."""
-    seed: int | None = None
-    """The same seed gives the same text."""
     stream: bool = False
     """Print the text as it comes, by prefill and decode."""
     timeout: float = 60.0
@@ -62,10 +55,7 @@ def run(options):
         if options.signature != "generate":
             _show(options, _ask_any(client, options))
             return
-        settings = {
-            name: getattr(options, name)
-            for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
-        }
+        settings = {name: getattr(options, name) for name in ("max_new_tokens", *_SETTINGS)}
         if options.stream:
             for piece in client.stream(options.prompt, **settings):
                 print(piece, end="", flush=True)

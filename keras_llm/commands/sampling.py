@@ -8,40 +8,36 @@ from typing import Annotated
 import tyro
 
 from keras_llm.errors import InputError
+from keras_llm.sampling_settings import MAX_NEW_TOKENS, SETTINGS
+
+
+def sampling_options(*names):
+    """A dataclass of `max_new_tokens` and some of the `SETTINGS`, for options to inherit from."""
+    fields = [("max_new_tokens", int, MAX_NEW_TOKENS, "The most tokens to generate.")]
+    for name in names:
+        setting = SETTINGS[name]
+        kind, default = type(setting.default), setting.default
+        if name == "seed":
+            kind, default = int | None, None
+        fields.append((name, kind, default, setting.help))
+    return dataclasses.make_dataclass(
+        "SamplingOptions",
+        [
+            (name, Annotated[kind, tyro.conf.arg(help=words)], dataclasses.field(default=default))
+            for name, kind, default, words in fields
+        ],
+        kw_only=True,
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
-class SamplingOptions:
-    """Read by tyro; `settings` gives those that were given."""
+class SamplingOptions(sampling_options(*SETTINGS)):
+    """Read by tyro; `settings` gives those that differ from their defaults."""
 
-    max_new_tokens: int = 64
-    """The most tokens to generate."""
-    temperature: float = 1.0
-    """0 takes the most likely token each time."""
-    top_k: int = 0
-    """Choose among this many most likely tokens; 0 is off."""
-    top_p: float = 1.0
-    """Choose among the fewest tokens that hold this much probability; 1 is off."""
-    min_p: float = 0.0
-    """Choose among tokens at least so probable as the likeliest times this; 0 is off."""
-    typical_p: float = 1.0
-    """Choose among the most typical tokens that hold this much probability; 1 is off."""
-    seed: int | None = None
-    """The same seed gives the same text."""
     stop: list[str] = dataclasses.field(default_factory=list)
     """The text ends before any of these."""
     stop_token_ids: list[int] = dataclasses.field(default_factory=list)
     """Further tokens that end the text."""
-    repetition_penalty: float = 1.0
-    """Above 1, what has occurred becomes less likely."""
-    presence_penalty: float = 0.0
-    """Taken from the logit of a token that the new text has."""
-    frequency_penalty: float = 0.0
-    """Taken from the logit for each time that the new text has the token."""
-    no_repeat_ngram_size: int = 0
-    """No n-gram of this size comes twice; 0 is off."""
-    min_new_tokens: int = 0
-    """The text does not end before."""
     logit_bias: Annotated[dict[str, float], tyro.conf.arg(metavar="TOKEN NUMBER ...")] = (
         dataclasses.field(default_factory=dict)
     )

@@ -1,12 +1,12 @@
 """The choice of the next token: a pure function of logits, settings, seed, step and text."""
 
-import numbers
 from typing import NamedTuple
 
 from keras import ops
 
 from keras_llm.errors import InputError
 from keras_llm.generation import logits_processors as processors
+from keras_llm.sampling_settings import DEFAULTS, SETTINGS, check
 
 
 class Text(NamedTuple):
@@ -63,27 +63,24 @@ class Sampling(NamedTuple):
         automaton: None, or an `Automaton` that all rows obey.
     """
 
-    temperature: object = 1.0
-    top_k: object = 0
-    top_p: object = 1.0
-    seed: object = 0
-    min_p: object = 0.0
-    typical_p: object = 1.0
-    repetition_penalty: object = 1.0
-    presence_penalty: object = 0.0
-    frequency_penalty: object = 0.0
-    no_repeat_ngram_size: object = 0
-    min_new_tokens: object = 0
+    temperature: object = DEFAULTS["temperature"]
+    top_k: object = DEFAULTS["top_k"]
+    top_p: object = DEFAULTS["top_p"]
+    seed: object = DEFAULTS["seed"]
+    min_p: object = DEFAULTS["min_p"]
+    typical_p: object = DEFAULTS["typical_p"]
+    repetition_penalty: object = DEFAULTS["repetition_penalty"]
+    presence_penalty: object = DEFAULTS["presence_penalty"]
+    frequency_penalty: object = DEFAULTS["frequency_penalty"]
+    no_repeat_ngram_size: object = DEFAULTS["no_repeat_ngram_size"]
+    min_new_tokens: object = DEFAULTS["min_new_tokens"]
     logit_bias: object = None
     forced_tokens: object = None
     automaton: object = None
 
     def validate(self):
         """Raise InputError naming the first setting out of range (Python numbers only)."""
-        for name, (kind, ok, rule) in _RULES.items():
-            value = getattr(self, name)
-            if not isinstance(value, kind) or isinstance(value, bool) or not ok(value):
-                raise InputError(f"`{name}` must be {rule}, got {value!r}.")
+        check({name: getattr(self, name) for name in SETTINGS})
         return self
 
     def tensors(self):
@@ -95,7 +92,7 @@ class Sampling(NamedTuple):
                 return value
             if name not in ("temperature", "seed") and self.is_off(name):
                 return value
-            shape = (-1,) if name in _RULES else None
+            shape = (-1,) if name in SETTINGS else None
             value = ops.cast(ops.convert_to_tensor(value), dtype_of(name))
             return value if shape is None else ops.reshape(value, shape)
 
@@ -128,26 +125,8 @@ NOT_NUMBERS = (
 )
 
 
-def _is_number(value):
-    return -float("inf") < value < float("inf")
-
-
 _PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 _LOOKING_BACK = (*_PENALTIES, "no_repeat_ngram_size")
-_RULES = {
-    "temperature": (numbers.Real, lambda v: 0 <= v < float("inf"), "a number >= 0"),
-    "top_k": (numbers.Integral, lambda v: v >= 0, "an int >= 0"),
-    "top_p": (numbers.Real, lambda v: 0 < v <= 1, "in (0, 1]"),
-    "seed": (numbers.Integral, lambda v: -(2**31) <= v < 2**31, "an int of 32 bits"),
-    "min_p": (numbers.Real, lambda v: 0 <= v <= 1, "in [0, 1]"),
-    "typical_p": (numbers.Real, lambda v: 0 < v <= 1, "in (0, 1]"),
-    "repetition_penalty": (numbers.Real, lambda v: 0 < v < float("inf"), "a number > 0"),
-    "presence_penalty": (numbers.Real, _is_number, "a number"),
-    "frequency_penalty": (numbers.Real, _is_number, "a number"),
-    "no_repeat_ngram_size": (numbers.Integral, lambda v: v >= 0, "an int >= 0"),
-    "min_new_tokens": (numbers.Integral, lambda v: v >= 0, "an int >= 0"),
-}
-SETTINGS = tuple(_RULES)  # those that are numbers
 
 
 def check_top_k(top_k, vocabulary_size):
@@ -160,9 +139,9 @@ def check_top_k(top_k, vocabulary_size):
 
 def dtype_of(setting):
     """The dtype of a setting as a tensor."""
-    if setting == "forced_tokens" or _RULES.get(setting, (numbers.Real,))[0] is numbers.Integral:
-        return "int32"
-    return "float32"
+    if setting in SETTINGS:
+        return SETTINGS[setting].dtype
+    return "int32" if setting == "forced_tokens" else "float32"
 
 
 def choose(logits, sampling, step, text=None, stop_id=None, automaton_state=None):

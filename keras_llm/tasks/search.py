@@ -6,9 +6,9 @@ import numpy as np
 
 from keras_llm import generation
 from keras_llm.errors import InputError
-from keras_llm.generation import Sampling
 from keras_llm.generation.sampling import NOT_NUMBERS
 from keras_llm.generation.search.beam import check_count, check_number
+from keras_llm.sampling_settings import DEFAULTS
 
 _BEAM = ("length_penalty", "diversity_groups", "diversity_penalty")
 _SEARCHES = {
@@ -80,7 +80,7 @@ def chosen_search(settings):
             owners = " or ".join(f"`{owner}`" for owner, own in _SEARCHES.items() if name in own)
             raise InputError(f"`{name}` goes with {owners}.")
     for name in _CANNOT.get(search, ()):
-        off = Sampling._field_defaults.get(name)
+        off = DEFAULTS.get(name)
         if settings.get(name, off) not in (None, off):
             raise InputError(f"`{name}` cannot be had with `{search}`.")
     if search in ("draft", "prompt_lookup") and settings.get("temperature") != 0:

@@ -7,7 +7,7 @@ import pytest
 
 from keras_llm import generation
 from keras_llm.errors import InputError
-from keras_llm.export.litert.runtime.sampling import Sampling, choose, gumbel_noise
+from keras_llm.export.sampling import Sampling, choose, gumbel_noise
 from keras_llm.generation import sampling
 
 SETTINGS = list(

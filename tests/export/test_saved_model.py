@@ -265,7 +265,7 @@ def test_the_steps_refuse_what_does_not_fit(task, signatures):
     [
         ({"prompts": ["a", ""]}, "prompt must not be empty"),
         ({"prompts": []}, "empty list"),
-        ({"prompts": ["a"], "max_new_tokens": 0}, "max_new_tokens must be positive"),
+        ({"prompts": ["a"], "max_new_tokens": 0}, "max_new_tokens must be an int > 0"),
         ({"prompts": ["a"], "temperature": -1.0}, "temperature"),
         ({"prompts": ["a"], "temperature": float("nan")}, "temperature"),
         ({"prompts": ["a"], "top_k": -1}, "top_k"),

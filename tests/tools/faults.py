@@ -985,7 +985,7 @@ EXPORT = (
         "export-numpy-top-k",
         "one token more than top_k is kept",
         Place(
-            "export/litert/runtime/sampling.py",
+            "export/sampling.py",
             "np.arange(size) < (top_k if top_k > 0 else size)",
             "np.arange(size) <= (top_k if top_k > 0 else size)",
         ),

@@ -10,7 +10,7 @@ from keras_llm.export.litert import file_format
 from keras_llm.export.litert.runtime import heads
 from keras_llm.export.litert.runtime.backends import open_runtime
 from keras_llm.export.litert.runtime.decoder import DecoderSteps
-from keras_llm.export.litert.runtime.sampling import Sampling, choose
+from keras_llm.export.sampling import Sampling, choose
 from keras_llm.tokenizers import ChatTemplate
 
 _NEVER = np.float32(-1e30)
@@ -72,8 +72,7 @@ class LiteRTModel:
         Args:
             prompt: str, not empty.
             max_new_tokens: int > 0.
-            temperature: float >= 0; 0, the default, takes the most likely token each time.
-            top_k, top_p, min_p: as in calling `TextGeneration`.
+            temperature, top_k, top_p, min_p: as in calling `TextGeneration`.
             seed: int32, or None for a fresh one. The text is the one that the task gives for the
                 same settings and seed.
             parse_special: bool. Special tokens that the prompt spells out count as such.
@@ -133,6 +132,7 @@ class LiteRTModel:
             InputError: as of `generate`.
         """
         self._require("Translation", "translate")
+        settings = {"temperature": 0.0, **settings}  # as the task
         tokens = [token for token, _ in self.steps(text, max_new_tokens, **settings)]
         return self.tokenizer.decode([token for token in tokens if token is not None])
 

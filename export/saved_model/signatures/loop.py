@@ -2,55 +2,28 @@
 
 import tensorflow as tf
 
-from keras_llm import generation, models
+from keras_llm import generation, models, sampling_settings
 from keras_llm.export.saved_model.signatures.base import FLOATS, INTS, check, text_checks, utf8
+from keras_llm.sampling_settings import SETTINGS as TABLE
 from keras_llm.tasks.settings import spare_bias
 
 _SMALLEST = 16  # tokens; shorter prompts and budgets share this bucket
 
-# The inputs of a signature that generates, each of length 1 or B.
-SETTINGS = {
-    "max_new_tokens": INTS,
-    "temperature": FLOATS,
-    "top_k": INTS,
-    "top_p": FLOATS,
-    "seed": INTS,
-}
-# Those of a signature that takes every setting that is a number.
+# The inputs of signatures, each of length 1 or B: those of one that generates, of one that takes
+# every sampling setting, and of beam search.
 ALL_SETTINGS = {
-    **SETTINGS,
-    **{
-        name: INTS if generation.dtype_of(name) == "int32" else FLOATS
-        for name in generation.SETTINGS
-    },
+    "max_new_tokens": INTS,
+    **{name: {"int32": INTS, "float32": FLOATS}[row.dtype] for name, row in TABLE.items()},
+}
+SETTINGS = {
+    name: ALL_SETTINGS[name] for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
 }
 BEAM_SETTINGS = {"max_new_tokens": INTS, "length_penalty": FLOATS}
 # What a server that knows a signature's defaults takes where a request leaves an input out.
 DEFAULTS = {
-    "max_new_tokens": 64,
+    "max_new_tokens": sampling_settings.MAX_NEW_TOKENS,
     "length_penalty": 1.0,
-    **{name: generation.Sampling._field_defaults[name] for name in generation.SETTINGS},
-}
-
-
-def _is_number(x):
-    return tf.math.is_finite(x)
-
-
-# What each may be, and the rule in words.
-_RULES = {
-    "max_new_tokens": (lambda x: x > 0, "must be positive"),
-    "temperature": (lambda x: (x >= 0) & tf.math.is_finite(x), "must be a number >= 0"),
-    "top_k": (lambda x: x >= 0, "must be >= 0"),
-    "top_p": (lambda x: (x > 0) & (x <= 1), "must be in (0, 1]"),
-    "min_p": (lambda x: (x >= 0) & (x <= 1), "must be in [0, 1]"),
-    "typical_p": (lambda x: (x > 0) & (x <= 1), "must be in (0, 1]"),
-    "repetition_penalty": (lambda x: (x > 0) & _is_number(x), "must be a number > 0"),
-    "presence_penalty": (_is_number, "must be a number"),
-    "frequency_penalty": (_is_number, "must be a number"),
-    "no_repeat_ngram_size": (lambda x: x >= 0, "must be >= 0"),
-    "min_new_tokens": (lambda x: x >= 0, "must be >= 0"),
-    "length_penalty": (_is_number, "must be a number"),
+    **sampling_settings.DEFAULTS,
 }
 
 
@@ -70,14 +43,23 @@ def checked(name, strings, settings, vocabulary_size):
     for setting, value in settings.items():
         has_rows = (tf.size(value) == 1) | (tf.size(value) == tf.size(strings))
         checks.append(check(has_rows, f"{setting} must have length 1 or that of {name}"))
-        if setting in _RULES:
-            holds, rule = _RULES[setting]
-            checks.append(check(tf.reduce_all(holds(value)), f"{setting} {rule}"))
+        holds, rule = _holds(setting, value)
+        checks.append(check(tf.reduce_all(holds), f"{setting} must be {rule}"))
     if "top_k" in settings:
         fits = tf.reduce_all(settings["top_k"] <= vocabulary_size)
         checks.append(check(fits, f"top_k must be at most {vocabulary_size}, the vocabulary"))
     with tf.control_dependencies(checks):
         return utf8(strings), {n: tf.identity(value) for n, value in settings.items()}
+
+
+def _holds(setting, value):
+    """Which values of a setting are allowed, and the rule in words."""
+    if setting == "max_new_tokens":
+        return value > 0, "an int > 0"
+    finite = tf.math.is_finite(value) if value.dtype.is_floating else True
+    if setting == "length_penalty":
+        return finite, "a number"
+    return finite & TABLE[setting].in_range(value), TABLE[setting].rule
 
 
 def as_rows(values, rows):

@@ -11,21 +11,10 @@ from keras_llm.errors import InputError, ServingError
 from keras_llm.export.serving import tensors
 from keras_llm.export.serving.client.connection import Route, connect
 from keras_llm.export.serving.client.stream import stream_tokens
+from keras_llm.sampling_settings import DEFAULTS, MAX_NEW_TOKENS
 
-# What a setting is when the caller leaves it out; names and meaning as of `generation.Sampling`.
-_OFF = {
-    "max_new_tokens": 64,
-    "temperature": 1.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "no_repeat_ngram_size": 0,
-    "min_new_tokens": 0,
-}
+# What a setting is when the caller leaves it out.
+_OFF = {"max_new_tokens": MAX_NEW_TOKENS, **DEFAULTS}
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds between tries
 
 

@@ -3,7 +3,7 @@
 import numbers
 
 from keras_llm.errors import InputError
-from keras_llm.export.litert.runtime.sampling import Sampling, choose
+from keras_llm.export.sampling import Sampling, choose
 
 
 def stream_tokens(predict, prompt, max_new_tokens, settings):

@@ -1,12 +1,10 @@
-"""`generation.choose` for one row in NumPy: the same token for the same logits and seed, where
-there is neither Keras nor TensorFlow."""
+"""Choose a token as `generation.choose` does, in NumPy, without Keras and TensorFlow."""
 
-import numbers
 from typing import NamedTuple
 
 import numpy as np
 
-from keras_llm.errors import InputError
+from keras_llm.sampling_settings import DEFAULTS, check
 
 _REMOVED = np.float32(-1e30)
 
@@ -22,28 +20,16 @@ class Sampling(NamedTuple):
         seed: int32.
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
+    temperature: float = DEFAULTS["temperature"]
+    top_k: int = DEFAULTS["top_k"]
+    top_p: float = DEFAULTS["top_p"]
+    min_p: float = DEFAULTS["min_p"]
+    seed: int = DEFAULTS["seed"]
 
     def validate(self):
         """Raise InputError naming the first setting out of range."""
-        for name, (kind, ok, rule) in _RULES.items():
-            value = getattr(self, name)
-            if not isinstance(value, kind) or isinstance(value, bool) or not ok(value):
-                raise InputError(f"`{name}` must be {rule}, got {value!r}.")
+        check(self._asdict())
         return self
-
-
-_RULES = {
-    "temperature": (numbers.Real, lambda v: 0 <= v < float("inf"), "a number >= 0"),
-    "top_k": (numbers.Integral, lambda v: v >= 0, "an int >= 0"),
-    "top_p": (numbers.Real, lambda v: 0 < v <= 1, "in (0, 1]"),
-    "min_p": (numbers.Real, lambda v: 0 <= v <= 1, "in [0, 1]"),
-    "seed": (numbers.Integral, lambda v: -(2**31) <= v < 2**31, "an int of 32 bits"),
-}
 
 
 def choose(logits, sampling, step):

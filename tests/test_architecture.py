@@ -26,7 +26,7 @@ ROOMS = [
     {"generation"},
     {"models"},
     {"layers"},
-    {"errors", "files", "interrupts", "quiet"},
+    {"errors", "files", "interrupts", "sampling_settings", "silence"},
 ]
 ONLY_KERAS = ("layers", "models", "generation", "training")
 
