@@ -126,7 +126,7 @@ def text_tokens(tokenizer):
         Two bool arrays (V,): whether each token is text, not special; and whether it begins a
         word.
     """
-    filled = list(mask_filling.fillings(tokenizer))
+    filled = list(mask_filling.spellings(tokenizer))
     is_text = np.array([bool(text) for text, _ in filled])
     if isinstance(tokenizer, WordPiece):
         is_start = [not piece.startswith(PREFIX) for piece in tokenizer.vocabulary]

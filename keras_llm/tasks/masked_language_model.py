@@ -9,7 +9,7 @@ from keras import ops
 from keras_llm.errors import InputError
 from keras_llm.tasks.head import HeadTask, rows_of
 from keras_llm.tasks.settings import count_of
-from keras_llm.tokenizers import mask_filling
+from keras_llm.tokenizers.mask_filling import MaskFiller
 
 _BANNED = -1e30
 
@@ -64,10 +64,9 @@ class MaskedLanguageModel(HeadTask):
         self.mask_token = tokenizer.token(tokenizer.mask_id)
 
     @functools.cached_property
-    def fillings(self):
-        """For each token what it puts into a gap, a str, "" for special tokens, and whether it
-        continues the word before: a list of pairs."""
-        return list(mask_filling.fillings(self.tokenizer))
+    def filler(self):
+        """The `MaskFiller` of the tokenizer."""
+        return MaskFiller(self.tokenizer)
 
     def __call__(self, texts, top_k=5, batch_size=32, truncate=False, return_details=False):
         """Fill the gaps of one text or several.
@@ -92,7 +91,9 @@ class MaskedLanguageModel(HeadTask):
         for index, text in enumerate(strings):
             if self.mask_token not in text:
                 raise InputError(f"`texts` {index} has no {self.mask_token}.")
-        rows, is_cut = self.framed("texts", [self._encode(text) for text in strings], truncate)
+        rows, is_cut = self.framed(
+            "texts", [self.filler.encode(text) for text in strings], truncate
+        )
         mask_id = self.tokenizer.mask_id
         masks = [[i for i, token in enumerate(row) if token == mask_id] for row in rows]
         most = max(1, *map(len, masks))
@@ -107,10 +108,10 @@ class MaskedLanguageModel(HeadTask):
             ids = guesses["token_ids"][: len(places)].tolist()
             probabilities = guesses["probability"][: len(places)].tolist()
             tokens = [
-                [(self.shown(token), p) for token, p in zip(*row, strict=True)]
+                [(self.filler.display(token), p) for token, p in zip(*row, strict=True)]
                 for row in zip(ids, probabilities, strict=True)
             ]
-            results.append(Filling(self._filled(text, [row[0] for row in ids]), tokens, cut))
+            results.append(Filling(self.filler.fill(text, [row[0] for row in ids]), tokens, cut))
         if not return_details:
             results = [result.text for result in results]
         return results[0] if isinstance(texts, str) else results
@@ -119,34 +120,8 @@ class MaskedLanguageModel(HeadTask):
         """Framed token ids int32 (B, T), lengths (B,) and positions int32 (B, M) -> a dict of
         `token_ids` int32 and `probability` float32, both (B, M, top_k)."""
         logits = self.outputs(token_ids, lengths, mask_positions=mask_positions)
-        size = logits.shape[-1]
-        banned = np.ones(size, "float32")
-        banned[[i for i, (text, _) in enumerate(self.fillings) if text]] = 0.0
-        probabilities = ops.softmax(logits + banned * _BANNED, axis=-1)
+        spare = logits.shape[-1] - self.tokenizer.vocabulary_size  # ids of the model alone
+        banned = np.pad(self.filler.is_special, (0, spare), constant_values=True)
+        probabilities = ops.softmax(logits + banned.astype("float32") * _BANNED, axis=-1)
         best, ids = ops.top_k(probabilities, top_k)
         return {"token_ids": ops.cast(ids, "int32"), "probability": best}
-
-    def shown(self, token):
-        """A token id as it is shown, a str."""
-        return mask_filling.shown(self.fillings, token)
-
-    def _encode(self, text):
-        """The ids of a text in which only the mask token is special."""
-        parts = text.split(self.mask_token)
-        if self.tokenizer.mask_takes_space:
-            parts = [part.rstrip(mask_filling.WHITE_SPACE) for part in parts[:-1]] + parts[-1:]
-        ids = []
-        for index, part in enumerate(parts):
-            ids += ([self.tokenizer.mask_id] if index else []) + self.tokenizer.encode(part)
-        return ids
-
-    def _filled(self, text, tokens):
-        first, *rest = text.split(self.mask_token)
-        text = first
-        for index, part in enumerate(rest):
-            if index >= len(tokens):
-                text += self.mask_token + part
-                continue
-            filling, joins = self.fillings[tokens[index]]
-            text = (text.rstrip(mask_filling.WHITE_SPACE) if joins else text) + filling + part
-        return text

@@ -1,12 +1,59 @@
-"""What tokens put into the gaps of a text."""
+"""Encode texts with mask tokens and fill them in."""
 
-# What is trimmed from answers and around gaps, in Python and in graphs.
+import numpy as np
+
+# What is trimmed from answers and around mask tokens, in Python and in graphs.
 WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
 )
 
 
-def fillings(tokenizer):
+class MaskFiller:
+    """What replaces the mask tokens of a text.
+
+    Args:
+        tokenizer: a `Tokenizer` with a mask token.
+
+    Attributes:
+        mask_token: str.
+        spellings: list of the pairs of `spellings`.
+        is_special: bool array (V,), the tokens that are no text.
+    """
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+        self.mask_token = tokenizer.token(tokenizer.mask_id)
+        self.spellings = list(spellings(tokenizer))
+        self.is_special = np.array([not text for text, _ in self.spellings])
+
+    def encode(self, text):
+        """The token ids of a text in which only the mask token is special."""
+        parts = text.split(self.mask_token)
+        if self._tokenizer.mask_takes_space:
+            parts = [part.rstrip(WHITE_SPACE) for part in parts[:-1]] + parts[-1:]
+        ids = []
+        for index, part in enumerate(parts):
+            ids += [self._tokenizer.mask_id] * (index > 0) + self._tokenizer.encode(part)
+        return ids
+
+    def fill(self, text, token_ids):
+        """The text with its first mask tokens replaced; those beyond `token_ids` stay."""
+        filled, *rest = text.split(self.mask_token)
+        for index, part in enumerate(rest):
+            if index >= len(token_ids):
+                filled += self.mask_token + part
+                continue
+            spelling, continues = self.spellings[token_ids[index]]
+            filled = (filled.rstrip(WHITE_SPACE) if continues else filled) + spelling + part
+        return filled
+
+    def display(self, token_id):
+        """A token as shown to a reader, a str: "##" before what continues a word."""
+        text, continues = self.spellings[token_id]
+        return "##" + text if continues and text[0].isalnum() else text
+
+
+def spellings(tokenizer):
     """What each token adds to a text that ends with a word.
 
     Yields:
@@ -16,13 +63,7 @@ def fillings(tokenizer):
     special = {tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id}
     special |= {tokenizer.mask_id, *getattr(tokenizer, "special_tokens", {}).values()}
     before = tokenizer.encode("a")
-    known = len(tokenizer.decode(before))
+    length = len(tokenizer.decode(before))
     for index in range(tokenizer.vocabulary_size):
-        text = "" if index in special else tokenizer.decode([*before, index])[known:]
+        text = "" if index in special else tokenizer.decode([*before, index])[length:]
         yield text.removeprefix(" "), bool(text) and not text.startswith(" ")
-
-
-def shown(table, token):
-    """A token id as it is shown, a str; `table` is the list of `fillings`."""
-    text, joins = table[token]
-    return "##" + text if joins and text[0].isalnum() else text

@@ -6,7 +6,7 @@ Each function takes a `LiteRTModel` and texts, and gives what the task's Python 
 import numpy as np
 
 from keras_llm.errors import InputError
-from keras_llm.tokenizers.mask_filling import WHITE_SPACE, fillings, shown
+from keras_llm.tokenizers.mask_filling import WHITE_SPACE, MaskFiller
 from keras_llm.tokenizers.word_segmentation import word_spans
 
 _NEVER = -1e9
@@ -83,18 +83,13 @@ def fill_mask(runner, text, top_k, truncate):
     """A dict of `text`, `tokens` (for each mask token a list of pairs (token, probability)) and
     `truncated`."""
     _check(text, "text")
-    tokenizer = runner.tokenizer
-    mask_id, mask = tokenizer.mask_id, tokenizer.token(tokenizer.mask_id)
-    if mask not in text:
-        raise InputError(f"`text` has no {mask}.")
-    parts = text.split(mask)
-    if tokenizer.mask_takes_space:
-        parts = [part.rstrip(WHITE_SPACE) for part in parts[:-1]] + parts[-1:]
-    ids = []
-    for index, part in enumerate(parts):
-        ids += ([mask_id] if index else []) + tokenizer.encode(part)
-    row, is_cut = _framed(runner, "text", ids, truncate)
-    table = runner.cached("fillings", lambda: list(fillings(tokenizer)))
+    mask_id, filler = (
+        runner.tokenizer.mask_id,
+        runner.cached("filler", lambda: MaskFiller(runner.tokenizer)),
+    )
+    if filler.mask_token not in text:
+        raise InputError(f"`text` has no {filler.mask_token}.")
+    row, is_cut = _framed(runner, "text", filler.encode(text), truncate)
     places = [i for i, token in enumerate(row) if token == mask_id]
     count = runner.manifest["masks"]
     best, tokens = [], []
@@ -102,31 +97,19 @@ def fill_mask(runner, text, top_k, truncate):
         some = places[begin : begin + count]
         positions = np.array([some + [0] * (count - len(some))], "int32")
         logits = _call(runner, row, mask_positions=positions)["logits"][0, : len(some)]
-        for probabilities in _probabilities(logits, table):
+        for probabilities in _probabilities(logits, filler.is_special):
             order = np.argsort(-probabilities, kind="stable")[:top_k]
             best.append(int(order[0]))
-            tokens.append([(shown(table, int(i)), float(probabilities[i])) for i in order])
-    return {"text": _filled(text, mask, best, table), "tokens": tokens, "truncated": is_cut}
+            tokens.append([(filler.display(int(i)), float(probabilities[i])) for i in order])
+    return {"text": filler.fill(text, best), "tokens": tokens, "truncated": is_cut}
 
 
-def _probabilities(logits, table):
+def _probabilities(logits, is_special):
     """Logits (M, V) -> probabilities among the tokens that are text."""
-    banned = np.ones(logits.shape[-1], bool)
-    banned[[i for i, (text, _) in enumerate(table) if text]] = False
+    banned = np.pad(is_special, (0, logits.shape[-1] - len(is_special)), constant_values=True)
     logits = np.where(banned, np.float32(-1e30), logits)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)
-
-
-def _filled(text, mask, tokens, table):
-    text, *rest = text.split(mask)
-    for index, part in enumerate(rest):
-        if index >= len(tokens):
-            text += mask + part
-            continue
-        filling, joins = table[tokens[index]]
-        text = (text.rstrip(WHITE_SPACE) if joins else text) + filling + part
-    return text
 
 
 def _best_span(runner, question, context, room):

@@ -50,7 +50,7 @@ class MaskedLanguageModelModule(HeadModule):
         guesses = task.guesses(token_ids, lengths, positions, self._top_k)
         counts = lengths_of(places)
         real = tf.expand_dims(tf.sequence_mask(counts, tf.shape(positions)[1]), -1)
-        shown = tf.constant([task.shown(i) for i in range(tokenizer.vocabulary_size)])
+        shown = tf.constant([task.filler.display(i) for i in range(tokenizer.vocabulary_size)])
         return {
             "text": self._filled(parts, guesses["token_ids"][:, :, 0], counts),
             "tokens": tf.where(real, tf.gather(shown, guesses["token_ids"]), ""),
@@ -75,7 +75,7 @@ class MaskedLanguageModelModule(HeadModule):
 
     def _filled(self, parts, best, counts):
         """The texts with their first `counts` gaps filled; those beyond stay."""
-        spellings, joins = zip(*self.task.fillings, strict=True)
+        spellings, joins = zip(*self.task.filler.spellings, strict=True)
         places = tf.ragged.range(tf.cast(parts.row_lengths(), tf.int32))
         row = tf.cast(parts.value_rowids(), tf.int32)
         column = tf.minimum(places.values, tf.shape(best)[1] - 1)
