@@ -1,5 +1,6 @@
 """What all graphs for servers share."""
 
+import abc
 import contextlib
 import functools
 import pathlib
@@ -83,9 +84,9 @@ class GraphModule(tf.Module):
         """The task."""
         return self._task[0]
 
+    @abc.abstractmethod
     def functions(self):
         """Signature name -> a function, and the dict of its arguments' specs."""
-        raise NotImplementedError
 
     def signatures(self):
         """Signature name -> concrete function, `serving_default` among them."""

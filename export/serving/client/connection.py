@@ -5,8 +5,6 @@ import re
 
 from keras_llm.errors import InputError
 
-STATES = {0: "UNKNOWN", 10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOADING", 50: "END"}
-
 
 @dataclasses.dataclass(frozen=True)
 class Route:

@@ -6,8 +6,8 @@ import grpc
 
 from keras_llm.errors import InputError, ServingError
 from keras_llm.export.serving import tensors, wire
-from keras_llm.export.serving.client.connection import STATES
 
+_STATES = {0: "UNKNOWN", 10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOADING", 50: "END"}
 _PREDICTION = "/tensorflow.serving.PredictionService/"
 _MODEL = "/tensorflow.serving.ModelService/"
 _OPTIONS = [
@@ -73,7 +73,7 @@ class GrpcConnection:
         return [
             {
                 "version": found.version,
-                "state": STATES.get(found.state, "UNKNOWN"),
+                "state": _STATES.get(found.state, "UNKNOWN"),
                 "error": found.status.error_message,
             }
             for found in response.model_version_status
