@@ -1,5 +1,7 @@
 """What the encoder and the decoder block share: the parts, the options, the residual stream."""
 
+import inspect
+
 import keras
 
 from keras_llm.layers._parts import clone
@@ -44,31 +46,18 @@ BLOCK_ARGS = """
         router_z_loss: float >= 0.
 """
 
-# The constructor arguments that are kept and saved as they come.
-_PLAIN = (
-    "intermediate_dim",
-    "num_heads",
-    "dropout",
-    "layer_norm_epsilon",
-    "normalize_first",
+# Arguments that are objects, which `get_config` serializes.
+_OBJECTS = ("activation", "kernel_initializer", "bias_initializer", "position")
+# Arguments that attention takes under the same name.
+_ATTENTION = (
     "num_key_value_heads",
-    "head_dim",
-    "norm",
-    "gated",
-    "sliding_window",
     "logit_soft_cap",
     "qk_norm",
     "use_bias",
-    "sandwich_norm",
-    "parallel_residual",
+    "dropout",
+    "layer_norm_epsilon",
     "attention_scale",
-    "num_sink_tokens",
     "learned_sinks",
-    "num_experts",
-    "experts_per_token",
-    "num_shared_experts",
-    "load_balance_loss",
-    "router_z_loss",
 )
 
 
@@ -112,7 +101,7 @@ class TransformerBlock(keras.layers.Layer):
         if (sandwich_norm or parallel_residual) and not normalize_first:
             raise ValueError("`sandwich_norm` and `parallel_residual` need `normalize_first`.")
         arguments = locals()
-        for name in _PLAIN:
+        for name in PLAIN_ARGUMENTS:
             setattr(self, name, arguments[name])
         self.num_key_value_heads = num_key_value_heads or num_heads
         self.position = position
@@ -161,16 +150,9 @@ class TransformerBlock(keras.layers.Layer):
         return MultiHeadAttention(
             self.num_heads,
             self.head_dim or size // self.num_heads,
-            num_key_value_heads=self.num_key_value_heads,
-            logit_soft_cap=self.logit_soft_cap,
-            qk_norm=self.qk_norm,
-            use_bias=self.use_bias,
-            dropout=self.dropout,
             kernel_initializer=clone(self.kernel_initializer),
             bias_initializer=clone(self.bias_initializer),
-            layer_norm_epsilon=self.layer_norm_epsilon,
-            attention_scale=self.attention_scale,
-            learned_sinks=self.learned_sinks,
+            **{argument: getattr(self, argument) for argument in _ATTENTION},
             dtype=self.dtype_policy,
             name=name,
             **options,
@@ -233,7 +215,7 @@ class TransformerBlock(keras.layers.Layer):
     def get_config(self):
         return {
             **super().get_config(),
-            **{name: getattr(self, name) for name in _PLAIN},
+            **{name: getattr(self, name) for name in PLAIN_ARGUMENTS},
             "activation": keras.activations.serialize(self.activation),
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
@@ -245,3 +227,11 @@ class TransformerBlock(keras.layers.Layer):
         config = dict(config)
         config["position"] = keras.saving.deserialize_keras_object(config["position"])
         return cls(**config)
+
+
+# Arguments that are kept and saved as given.
+PLAIN_ARGUMENTS = tuple(
+    name
+    for name in inspect.signature(TransformerBlock.__init__).parameters
+    if name not in ("self", "kwargs", *_OBJECTS)
+)

@@ -15,6 +15,7 @@ from keras_llm.layers import (
     TransformerEncoder,
     causal_mask,
 )
+from keras_llm.layers._block import PLAIN_ARGUMENTS
 
 
 def embedding_layers(config, dtype):
@@ -65,35 +66,18 @@ def block_layers(config, dtype, block_class, count, prefix=""):
             dtype="float32",
             name=f"{prefix}relative_bias",
         )
+    shared = {name: getattr(config, name) for name in PLAIN_ARGUMENTS if hasattr(config, name)}
     for i in range(count):
-        windowed = config.window(i) is not None
+        window = config.window(i)
+        own = {"sliding_window": window, "num_sink_tokens": config.num_sink_tokens if window else 0}
         yield block_class(
-            config.intermediate_dim,
-            config.num_heads,
-            dropout=config.dropout,
+            **{**shared, **own},
             activation=config.activation,
             layer_norm_epsilon=config.norm_epsilon,
             kernel_initializer=_initializer(config),
             normalize_first=config.norm_position != "post",
-            num_key_value_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            position=config.attention_position(i),
-            norm=config.norm,
-            gated=config.gated,
-            sliding_window=config.window(i),
-            logit_soft_cap=config.logit_soft_cap,
-            qk_norm=config.qk_norm,
-            use_bias=config.use_bias,
             sandwich_norm=config.norm_position == "sandwich",
-            parallel_residual=config.parallel_residual,
-            attention_scale=config.attention_scale,
-            num_sink_tokens=config.num_sink_tokens if windowed else 0,
-            learned_sinks=config.learned_sinks,
-            num_experts=config.num_experts,
-            experts_per_token=config.experts_per_token,
-            num_shared_experts=config.num_shared_experts,
-            load_balance_loss=config.load_balance_loss,
-            router_z_loss=config.router_z_loss,
+            position=config.attention_position(i),
             dtype=dtype,
             name=f"{prefix}block_{i}",
         )
