@@ -55,10 +55,10 @@ def ours(shape):
     import numpy as np
 
     from keras_llm import generation, models
-    from keras_llm.generation.compiled import Compiled
+    from keras_llm.generation.compiled import CompiledGenerator
 
     model = models.causal_lm(models.CausalLMConfig(**shape))
-    compiled = Compiled(model, stop_id=-1, pad_id=0)
+    compiled = CompiledGenerator(model, stop_id=-1, pad_id=0)
 
     def run(ids, new):
         lengths = np.full(len(ids), ids.shape[1], "int32")

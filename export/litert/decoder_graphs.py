@@ -45,9 +45,9 @@ def encoder(model, length):
     """
 
     def encode(encoder_tokens):
-        memory = models.encode(model, encoder_tokens)
-        mask = tf.cast(memory.pop("encoder_padding_mask"), tf.float32)
-        return {**memory, "encoder_mask": mask}
+        encoder_cache = models.encode_source(model, encoder_tokens)
+        mask = tf.cast(encoder_cache.pop("encoder_padding_mask"), tf.float32)
+        return {**encoder_cache, "encoder_mask": mask}
 
     return encode, {"encoder_tokens": tf.TensorSpec((1, length), tf.int32, name="encoder_tokens")}
 

@@ -25,7 +25,7 @@ _LARGEST_CHUNK = 256  # tokens that are read at a time after those that are know
 _BLOCK = 8  # tokens between two questions whether a text is over
 
 
-class Compiled:
+class CompiledGenerator:
     """`decode.generate`, streaming, the searches and `decode.explain`, of one model.
 
     Args:
@@ -73,7 +73,7 @@ class Compiled:
         alternatives=0,
         stop_ids=(),
         is_over=None,
-        known=None,
+        prefix_cache=None,
     ):
         """`decode.generate` with array arguments.
 
@@ -84,13 +84,13 @@ class Compiled:
             stop_ids: ints, further tokens that end a text.
             is_over: function from row and its new token ids, a list, to whether the text ends
                 there; it is asked every few tokens. None asks nothing.
-            known: a `Known` for one row, which is read from and then holds this text.
+            prefix_cache: a `PrefixCache` for one row, which is read from and then holds this text.
 
         Returns:
             The last `State`, without cache; `done` of a row that `is_over` ended is True.
         """
         run = _Run(self, token_ids, lengths, max_new_tokens, sampling, stop_ids, samples)
-        state = run.start(encoder_token_ids, alternatives, known)
+        state = run.start(encoder_token_ids, alternatives, prefix_cache)
         if is_over is None:
             state = run.advance(state, run.capacity)
         else:
@@ -98,8 +98,8 @@ class Compiled:
             while not np.all(state.done):
                 state = run.advance(state, int(state.step) + _BLOCK)
                 state = self._ask(run, state, is_over)
-        if known is not None:
-            known.hold(token_ids, state)
+        if prefix_cache is not None:
+            prefix_cache.hold(token_ids, state)
         return run.visible(state)
 
     def stream(
@@ -110,14 +110,14 @@ class Compiled:
         sampling,
         encoder_token_ids=None,
         stop_ids=(),
-        known=None,
+        prefix_cache=None,
     ):
         """The same tokens as `generate`: yields the `State` after each."""
         run = _Run(self, token_ids, lengths, max_new_tokens, sampling, stop_ids)
-        state = run.start(encoder_token_ids, known=known)
+        state = run.start(encoder_token_ids, prefix_cache=prefix_cache)
         while True:
-            if known is not None:
-                known.hold(token_ids, state)
+            if prefix_cache is not None:
+                prefix_cache.hold(token_ids, state)
             yield run.visible(state)
             if np.all(state.done):
                 return
@@ -139,7 +139,7 @@ class Compiled:
 
         Args:
             function: a function of this model, a `decode.Request`, and the keywords `capacity`,
-                `stop_id`, `pad_id`, `memory` (see `decode.generate`), those of `static` and
+                `stop_id`, `pad_id`, `encoder_cache` (see `decode.generate`), those of `static` and
                 those of `numbers`, which returns a NamedTuple of tensors (B, ...) or scalars.
                 For each function and `static` one graph is compiled in each bucket.
             static: dict of what shapes the graph.
@@ -216,35 +216,8 @@ class Compiled:
         return self._functions[key](*arguments)
 
 
-class Known:
-    """What a model has read of one text that goes on: its tokens, and the cache they are in.
-
-    A text that begins with these tokens is read from where they end. (A windowed layer has
-    forgotten too much to go back: there the text must begin with all of them.)
-    """
-
-    def __init__(self):
-        self.token_ids = []
-        self.cache = None
-
-    def hold(self, token_ids, state):
-        """Keep what is known after the first row of a `State` for a prompt (1, T)."""
-        # The token chosen last has not been read.
-        new = np.asarray(state.token_ids)[0, : max(int(state.num_tokens[0]) - 1, 0)].tolist()
-        self.token_ids = [*token_ids[0].tolist(), *new]
-        self.cache = state.cache
-
-    def shared(self, token_ids, has_rings):
-        """How many tokens of a prompt (1, T) need not be read; at least one is left to read."""
-        row = token_ids[0, :-1]
-        count = min(len(row), len(self.token_ids))
-        same = np.array(self.token_ids[:count], "int32") == row[:count]
-        count = count if same.all() else int(same.argmin())
-        return 0 if has_rings and count < len(self.token_ids) else count
-
-
 class _Run:
-    """One call of `Compiled`: its arguments in buckets, and its compiled functions."""
+    """One call of `CompiledGenerator`: its arguments in buckets, and its compiled functions."""
 
     def __init__(
         self, compiled, token_ids, lengths, max_new_tokens, sampling, stop_ids=(), samples=1
@@ -277,82 +250,82 @@ class _Run:
         fields["forced_tokens"] = _padded(forced, (rows, _bucket(forced.shape[1] or 1, 8)), -1)
         fields["automaton"] = _automaton(sampling.automaton)
         budget = _padded(budget, (rows,), 1)
-        self.asked = loop.Request(token_ids, lengths, budget, Sampling(**fields))
+        self.request = loop.Request(token_ids, lengths, budget, Sampling(**fields))
         stops = np.union1d(compiled.stop_ids, np.array(stop_ids, "int32"))
         self.stops = _padded(stops, (_bucket(len(stops), 1),), -1)
 
-    def start(self, encoder_token_ids=None, alternatives=0, known=None):
+    def start(self, encoder_token_ids=None, alternatives=0, prefix_cache=None):
         """`decode.start`."""
         compiled, capacity, first, chunk = self.compiled, self.capacity, 0, 0
-        if known is not None:
-            first = known.shared(self.token_ids, _has_rings(compiled.model))
+        if prefix_cache is not None:
+            first = prefix_cache.shared(self.token_ids, _has_rings(compiled.model))
         held = []
         if first:
-            held = [known.cache, np.array(first, "int32")]
+            held = [prefix_cache.cache, np.array(first, "int32")]
             chunk = min(_bucket(self.token_ids.shape[1] - first), _LARGEST_CHUNK)
             # The new cache is no smaller, so that it has room for what is held.
-            slots = max(entry.shape[2] for entry in known.cache.values())
-            capacity = max(capacity, slots - self.asked.token_ids.shape[1])
+            slots = max(entry.shape[2] for entry in prefix_cache.cache.values())
+            capacity = max(capacity, slots - self.request.token_ids.shape[1])
 
         # Where one graph serves all sizes, the room is an argument, too.
         room = [np.array(capacity, "int32")] if compiled.any_size else []
 
-        def start(asked, stops, sources, held, room):
+        def start(request, stops, sources, held, room):
             return loop.start(
                 compiled.model,
-                asked,
+                request,
                 room[0] if room else capacity,
                 stop_id=stops,
                 pad_id=compiled.pad_id,
-                memory=self._memory(sources),
+                encoder_cache=self._encoder_cache(sources),
                 samples=self.samples,
                 alternatives=alternatives,
-                known=(*held, chunk) if held else None,
+                prefix=(*held, chunk) if held else None,
             )
 
         static = (None if room else capacity, self.samples, alternatives, chunk)
-        arguments = [self.asked, self.stops, self._sources(encoder_token_ids), held, room]
+        arguments = [self.request, self.stops, self._sources(encoder_token_ids), held, room]
 
         def free(arguments):
-            asked, stops, sources, held, room = arguments
+            request, stops, sources, held, room = arguments
             held = [_free_cache(held[0]), held[1]] if held else []
-            return [_free_request(asked), stops, [_free(s, 0, 1) for s in sources], held, room]
+            return [_free_request(request), stops, [_free(s, 0, 1) for s in sources], held, room]
 
-        state, self.asked = compiled.call("start", static, start, arguments, free)
+        state, self.request = compiled.call("start", static, start, arguments, free)
         return state
 
     def advance(self, state, step):
         """`decode.advance_until`."""
         model, pad_id = self.compiled.model, self.compiled.pad_id
 
-        def advance(state, asked, stops, step):
-            return loop.advance_until(model, state, asked, stops, pad_id, step=step)
+        def advance(state, request, stops, step):
+            return loop.advance_until(model, state, request, stops, pad_id, step=step)
 
         def free(arguments):
-            state, asked, *rest = arguments
-            return [_free_state(state), _free_request(asked), *rest]
+            state, request, *rest = arguments
+            return [_free_state(state), _free_request(request), *rest]
 
-        arguments = [state, self.asked, self.stops, np.array(step, "int32")]
+        arguments = [state, self.request, self.stops, np.array(step, "int32")]
         return self.compiled.call("advance", (), advance, arguments, free)
 
     def search(self, function, static, numbers, encoder_token_ids=None):
         """One of the searches; the rows that a bucket added are left out."""
         compiled = self.compiled
 
-        def run(asked, stops, sources, numbers):
+        def run(request, stops, sources, numbers):
             return function(
                 compiled.model,
-                asked,
+                request,
                 capacity=self.capacity,
                 stop_id=stops,
                 pad_id=compiled.pad_id,
-                memory=self._memory(sources),
+                encoder_cache=self._encoder_cache(sources),
                 **static,
                 **numbers,
             )
 
         key = (self.capacity, *sorted(static.items()))
-        arguments = [self.asked, self.stops, self._sources(encoder_token_ids), numbers]
+        arguments = [self.request, self.stops, self._sources(encoder_token_ids), numbers]
         found = compiled.call(function, key, run, arguments)
         return found._make(field[: self.rows] if len(field.shape) else field for field in found)
 
@@ -362,8 +335,8 @@ class _Run:
         shape = (self.total, _bucket(encoder_token_ids.shape[1]))
         return [_padded(encoder_token_ids, shape, self.compiled.model.config.pad_id)]
 
-    def _memory(self, sources):
-        return models.encode(self.compiled.model, *sources) if sources else None
+    def _encoder_cache(self, sources):
+        return models.encode_source(self.compiled.model, *sources) if sources else None
 
     def visible(self, state):
         """Without the rows and columns that a bucket added, and without the cache."""
@@ -390,14 +363,14 @@ def _free(tensor, *axes):
     return keras.KerasTensor(shape, tensor.dtype)
 
 
-def _free_request(asked):
-    sampling = asked.sampling
+def _free_request(request):
+    sampling = request.sampling
     fields = {name: _free(getattr(sampling, name), 0) for name in SETTINGS}
     fields |= {name: _free(getattr(sampling, name), 0) for name in ("logit_bias", "forced_tokens")}
-    return asked._replace(
-        token_ids=_free(asked.token_ids, 0, 1),
-        lengths=_free(asked.lengths, 0),
-        budget=_free(asked.budget, 0),
+    return request._replace(
+        token_ids=_free(request.token_ids, 0, 1),
+        lengths=_free(request.lengths, 0),
+        budget=_free(request.budget, 0),
         sampling=sampling._replace(**fields),
     )
 

@@ -1,4 +1,4 @@
-"""How JAX compiles what `compiled.Compiled` runs: as `tensorflow.py`."""
+"""How JAX compiles what `compiled.CompiledGenerator` runs: as `tensorflow.py`."""
 
 import jax
 import keras

@@ -72,7 +72,7 @@ class Request(NamedTuple):
     sampling: Sampling
 
 
-def request(model, token_ids, lengths, max_new_tokens, sampling):
+def make_request(model, token_ids, lengths, max_new_tokens, sampling):
     """A `Request` whose budgets end at the model's `max_length`.
 
     Args:
@@ -88,43 +88,51 @@ def request(model, token_ids, lengths, max_new_tokens, sampling):
 
 
 def start(
-    model, asked, capacity, stop_id, pad_id, memory=None, samples=1, alternatives=0, known=None
+    model,
+    request,
+    capacity,
+    stop_id,
+    pad_id,
+    encoder_cache=None,
+    samples=1,
+    alternatives=0,
+    prefix=None,
 ):
     """Read the prompts and choose each row's first token.
 
     Args:
         model: a model from `models.causal_lm` or `models.seq2seq`.
-        asked: a `Request`, of B rows, or of B / `samples` if that is more than 1.
+        request: a `Request`, of B rows, or of B / `samples` if that is more than 1.
         capacity: int or int32 scalar. N, the room for new tokens.
         stop_id: int, the token that ends a text, or several (S,).
         pad_id: int, fills unused places.
-        memory: dict from `models.encode`, of a `seq2seq` model.
+        encoder_cache: dict from `models.encode`, of a `seq2seq` model.
         samples: int. How many texts each prompt is continued with; it is read once. Budgets and
             settings are those of the B texts, the texts of one prompt side by side.
         alternatives: int. A, how many likely tokens are kept for each place.
-        known: None; or a cache that holds the first tokens of the prompts already, with at most
+        prefix: None; or a cache that holds the first tokens of the prompts already, with at most
             as many slots as the new one will have; an int32 scalar, how many they are; and an
             int, how many tokens to read at a time.
 
     Returns:
         A `State` at step 1, and the `Request` of its B rows.
     """
-    rows, length = ops.shape(asked.token_ids)[:2]
-    cache = {**models.init_cache(model, rows, length + capacity), **(memory or {})}
+    rows, length = ops.shape(request.token_ids)[:2]
+    cache = {**models.init_cache(model, rows, length + capacity), **(encoder_cache or {})}
     reading = {}
-    if known is not None:
-        held, reading["first"], reading["chunk"] = known
+    if prefix is not None:
+        held, reading["first"], reading["chunk"] = prefix
         cache |= {name: ops.slice_update(cache[name], (0,) * 4, held[name]) for name in held}
-    logits, cache = models.prefill(model, asked.token_ids, asked.lengths, cache, **reading)
+    logits, cache = models.prefill(model, request.token_ids, request.lengths, cache, **reading)
     if samples > 1:
         logits = ops.repeat(logits, samples, axis=0)
         cache = {name: ops.repeat(entry, samples, axis=0) for name, entry in cache.items()}
-        asked = asked._replace(
-            token_ids=ops.repeat(asked.token_ids, samples, axis=0),
-            lengths=ops.repeat(asked.lengths, samples, axis=0),
+        request = request._replace(
+            token_ids=ops.repeat(request.token_ids, samples, axis=0),
+            lengths=ops.repeat(request.lengths, samples, axis=0),
         )
         rows = rows * samples
-    zeros = ops.zeros_like(asked.lengths)
+    zeros = ops.zeros_like(request.lengths)
     state = State(
         step=ops.convert_to_tensor(0, "int32"),
         token=zeros,
@@ -136,25 +144,25 @@ def start(
         stopped=ops.cast(zeros, "bool"),
         stop_token=zeros - 1,
         done=ops.cast(zeros, "bool"),
-        automaton_state=zeros + asked.sampling.automaton.start
-        if has_automaton(asked.sampling)
+        automaton_state=zeros + request.sampling.automaton.start
+        if has_automaton(request.sampling)
         else zeros,
         cache=cache,
     )
-    return _choose(state, logits, asked, stop_id, pad_id), asked
+    return _choose(state, logits, request, stop_id, pad_id), request
 
 
-def advance(model, state, asked, stop_id, pad_id):
+def advance(model, state, request, stop_id, pad_id):
     """Read each row's last token and choose the next. Rows that are done stay as they are."""
     # A row that is done stays at its last position, which has a slot.
-    positions = asked.lengths + ops.minimum(state.step, asked.budget) - 1
+    positions = request.lengths + ops.minimum(state.step, request.budget) - 1
     logits, cache = models.decode(
         model, ops.expand_dims(state.token, 1), ops.expand_dims(positions, 1), state.cache
     )
-    return _choose(state._replace(cache=cache), logits, asked, stop_id, pad_id)
+    return _choose(state._replace(cache=cache), logits, request, stop_id, pad_id)
 
 
-def advance_until(model, state, asked, stop_id, pad_id, step=None):
+def advance_until(model, state, request, stop_id, pad_id, step=None):
     """`advance` until every row is done, or until that step, an int32 scalar."""
 
     def goes_on(*state):
@@ -164,7 +172,7 @@ def advance_until(model, state, asked, stop_id, pad_id, step=None):
 
     state = ops.while_loop(
         goes_on,
-        lambda *state: tuple(advance(model, State(*state), asked, stop_id, pad_id)),
+        lambda *state: tuple(advance(model, State(*state), request, stop_id, pad_id)),
         tuple(state),
     )
     return State(*state)
@@ -178,7 +186,7 @@ def generate(
     sampling,
     stop_id,
     pad_id,
-    memory=None,
+    encoder_cache=None,
     samples=1,
     alternatives=0,
 ):
@@ -192,19 +200,26 @@ def generate(
         sampling: `Sampling` of tensors, each (B,) or (1,).
         stop_id: int, the token that ends a text, or several (S,).
         pad_id: int, fills unused places.
-        memory: dict from `models.encode`, of a `seq2seq` model.
+        encoder_cache: dict from `models.encode`, of a `seq2seq` model.
         samples, alternatives: as of `start`; `max_new_tokens` is then (1,).
 
     Returns:
         The last `State`; `token_ids` is (B, N) with N the largest budget.
     """
-    asked = request(model, token_ids, lengths, max_new_tokens, sampling)
+    request = make_request(model, token_ids, lengths, max_new_tokens, sampling)
     if samples > 1:
-        asked = asked._replace(budget=ops.repeat(asked.budget, samples))
-    state, asked = start(
-        model, asked, ops.max(asked.budget), stop_id, pad_id, memory, samples, alternatives
+        request = request._replace(budget=ops.repeat(request.budget, samples))
+    state, request = start(
+        model,
+        request,
+        ops.max(request.budget),
+        stop_id,
+        pad_id,
+        encoder_cache,
+        samples,
+        alternatives,
     )
-    return advance_until(model, state, asked, stop_id, pad_id)
+    return advance_until(model, state, request, stop_id, pad_id)
 
 
 def score(model, token_ids, lengths):
@@ -249,11 +264,11 @@ def explain(model, token_ids, source=None, alternatives=0):
     )
 
 
-def processor(asked, stop_id, beams):
+def processor(request, stop_id, beams):
     """The settings of a `Request` as a function for `beam_search`.
 
     Args:
-        asked: a `Request` of B rows.
+        request: a `Request` of B rows.
         stop_id: int, the token that ends a text, or several (S,).
         beams: int. W, the texts of a row, which stand side by side.
 
@@ -261,8 +276,8 @@ def processor(asked, stop_id, beams):
         A function of logits (B * W, V), step, and the texts' new tokens (B * W, N), which
         returns logits.
     """
-    sampling = asked.sampling.repeat(beams)
-    prompts, lengths = (ops.repeat(x, beams, axis=0) for x in (asked.token_ids, asked.lengths))
+    sampling = request.sampling.repeat(beams)
+    prompts, lengths = (ops.repeat(x, beams, axis=0) for x in (request.token_ids, request.lengths))
 
     def processed(logits, step, token_ids):
         text = states = None
@@ -275,17 +290,17 @@ def processor(asked, stop_id, beams):
     return processed
 
 
-def _choose(state, logits, asked, stop_id, pad_id):
+def _choose(state, logits, request, stop_id, pad_id):
     text = None
-    if not asked.sampling.ignores_text():
-        text = _text(asked.token_ids, asked.lengths, state.token_ids, state.num_tokens)
-    token = choose(logits, asked.sampling, state.step, text, stop_id, state.automaton_state)
-    if has_automaton(asked.sampling):
+    if not request.sampling.ignores_text():
+        text = _text(request.token_ids, request.lengths, state.token_ids, state.num_tokens)
+    token = choose(logits, request.sampling, state.step, text, stop_id, state.automaton_state)
+    if has_automaton(request.sampling):
         state = state._replace(
             automaton_state=ops.where(
                 state.done,
                 state.automaton_state,
-                ops.maximum(follow(asked.sampling, state.automaton_state, token), 0),
+                ops.maximum(follow(request.sampling, state.automaton_state, token), 0),
             )
         )
     stops = ops.logical_not(state.done) & is_stop(token, stop_id)
@@ -309,7 +324,7 @@ def _choose(state, logits, asked, stop_id, pad_id):
         num_tokens=num_tokens,
         stopped=stopped,
         stop_token=stop_token,
-        done=ops.logical_or(stopped, num_tokens >= asked.budget),
+        done=ops.logical_or(stopped, num_tokens >= request.budget),
     )
     alternatives = state.alternative_ids.shape[2]
     if not alternatives:

@@ -1,4 +1,4 @@
-"""How TensorFlow compiles what `compiled.Compiled` runs."""
+"""How TensorFlow compiles what `compiled.CompiledGenerator` runs."""
 
 import keras
 import tensorflow as tf

@@ -34,7 +34,7 @@ from keras_llm.models.interpretability import (
 )
 from keras_llm.models.output_head import OutputHead, has_token_head, output_head, prediction_states
 from keras_llm.models.presets import preset, presets, similar_presets
-from keras_llm.models.seq2seq import Seq2Seq, encode, seq2seq
+from keras_llm.models.seq2seq import Seq2Seq, encode_source, seq2seq
 from keras_llm.models.serialization import build, describe, restore
 from keras_llm.models.summary import summarize
 from keras_llm.models.word_vectors import WordVectors, word_vector_table, word_vectors
@@ -63,7 +63,7 @@ __all__ = [
     "cross_attention_maps",
     "decode",
     "describe",
-    "encode",
+    "encode_source",
     "encoder",
     "forward",
     "forward_cached",

@@ -27,7 +27,7 @@ def init_cache(model, batch_size=1, length=None):
 
     Returns:
         A dict with `k_<i>` and `v_<i>` for each decoder layer `i`, float tensors (B, K, S, H) in
-        the model's compute dtype. For a `seq2seq` model join it with what `encode` returns.
+        the model's compute dtype. For a `seq2seq` model join it with what `encode_source` returns.
     """
     config = model.config
     count, prefix = _decoder(config)

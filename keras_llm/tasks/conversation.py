@@ -1,7 +1,7 @@
 """A chat that goes on, each part of it read once."""
 
 from keras_llm.errors import InputError
-from keras_llm.generation.compiled import Known
+from keras_llm.generation.prefix_cache import PrefixCache
 
 
 class Conversation:
@@ -22,7 +22,7 @@ class Conversation:
     def __init__(self, task, system=None):
         self.messages = [] if system is None else [{"role": "system", "content": system}]
         self._task = task
-        self._known = Known()
+        self._prefix_cache = PrefixCache()
 
     def say(self, text, **settings):
         """Say something.
@@ -39,14 +39,14 @@ class Conversation:
                 longer than the model's `max_length` leaves room for.
         """
         messages = self._with(text)
-        answer = self._task.chat(messages, known=self._known, **settings)
+        answer = self._task.chat(messages, prefix_cache=self._prefix_cache, **settings)
         self.messages = [*messages, {"role": "assistant", "content": answer}]
         return answer
 
     def stream(self, text, **settings):
         """The answer of `say`, piece by piece: a generator of str."""
         messages = self._with(text)
-        pieces = self._task.stream_chat(messages, known=self._known, **settings)
+        pieces = self._task.stream_chat(messages, prefix_cache=self._prefix_cache, **settings)
         return self._heard(messages, pieces)
 
     def _heard(self, messages, pieces):

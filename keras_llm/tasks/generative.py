@@ -7,7 +7,7 @@ import functools
 import numpy as np
 
 from keras_llm.errors import InputError
-from keras_llm.generation.compiled import Compiled
+from keras_llm.generation.compiled import CompiledGenerator
 from keras_llm.generation.sampling import NOT_NUMBERS
 from keras_llm.tasks.base import Task
 from keras_llm.tasks.search import chosen_search, run_search
@@ -65,7 +65,7 @@ class GenerativeTask(Task):
     @functools.cached_property
     def _compiled(self):
         """Made when it is first wanted: a task trained on another backend can be saved there."""
-        return Compiled(self.model, self.end_token_ids, self._pad_id, self._jit_compile)
+        return CompiledGenerator(self.model, self.end_token_ids, self._pad_id, self._jit_compile)
 
     def without_xla(self):
         """The same task, whose decode loop TensorFlow runs without XLA: the first text comes
@@ -107,7 +107,7 @@ class GenerativeTask(Task):
         return_details=False,
         num_alternatives=0,
         encoder_token_ids=None,
-        known=None,
+        prefix_cache=None,
         prompts=None,
         **settings,
     ):
@@ -136,7 +136,7 @@ class GenerativeTask(Task):
             )
             rows = self._found(found, stops, arguments, alternatives, return_details)
         else:
-            rows = self._drawn(arguments, stops, samples, alternatives, known)
+            rows = self._drawn(arguments, stops, samples, alternatives, prefix_cache)
         if search == "num_candidates":
             rows = [
                 self._ranked(prompt, row, options.get("scorer"))[:sequences]
@@ -154,7 +154,7 @@ class GenerativeTask(Task):
         stop=(),
         stop_token_ids=(),
         encoder_token_ids=None,
-        known=None,
+        prefix_cache=None,
         **settings,
     ):
         """The pieces of one text as they come."""
@@ -168,7 +168,7 @@ class GenerativeTask(Task):
             self._sampling(1, settings),
             encoder_token_ids,
             self._stop_ids(stop_token_ids),
-            known,
+            prefix_cache,
         )
         pieces = self.tokenizer.decode_stream(_tokens(states))
         return pieces_until(pieces, stops_of(stop))
@@ -180,7 +180,7 @@ class GenerativeTask(Task):
     def _stop_ids(self, stop_token_ids):
         return stop_ids_of(stop_token_ids, self.model.config.vocabulary_size)
 
-    def _drawn(self, arguments, stops, samples, alternatives, known):
+    def _drawn(self, arguments, stops, samples, alternatives, prefix_cache):
         """The texts of the decode loop: a list with `samples` of them for each prompt."""
 
         def is_over(row, ids):
@@ -191,7 +191,7 @@ class GenerativeTask(Task):
             samples=samples,
             alternatives=alternatives,
             is_over=is_over if stops else None,
-            known=known,
+            prefix_cache=prefix_cache,
         )
         log_p = np.asarray(state.token_log_probabilities)
         if np.isnan(log_p).any():

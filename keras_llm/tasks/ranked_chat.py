@@ -201,7 +201,7 @@ class RankedChat(TextGeneration):
     def _replies(self, prompt, said, settings):
         """The `Reply`s to a prompt, the best first."""
         ranking, settings = self.ranking, dict(settings)
-        settings.pop("known", None)  # a cache of one row; this draws several
+        settings.pop("prefix_cache", None)  # a cache of one row; this draws several
         count = settings.pop("num_candidates", ranking.num_candidates)
         count = 1 if settings.get("temperature") == 0 else count_of("num_candidates", count, 1)
         drawn = self(

@@ -43,7 +43,7 @@ _CONTRASTIVE_TOP_K = 4
 _NUM_DRAFT_TOKENS = 4
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """The texts of B prompts, R each, best first. Arrays.
 
     Attributes:
@@ -66,15 +66,15 @@ def chosen_search(settings):
         The name of the option that asks for the search, None for none; and a dict of its options.
 
     Raises:
-        InputError: if two are asked for, an option comes without its search, or a setting
+        InputError: if two are request for, an option comes without its search, or a setting
             cannot be had with it.
     """
     given = {name: settings.pop(name) for name in SEARCH_OPTIONS if name in settings}
     given = {name: value for name, value in given.items() if value is not None}
-    asked = [name for name in _SEARCHES if name in given]
-    if len(asked) > 1:
-        raise InputError(f"`{asked[0]}` and `{asked[1]}` cannot both be given.")
-    search = asked[0] if asked else None
+    requested = [name for name in _SEARCHES if name in given]
+    if len(requested) > 1:
+        raise InputError(f"`{requested[0]}` and `{requested[1]}` cannot both be given.")
+    search = requested[0] if requested else None
     for name in given:
         if name != search and name not in _SEARCHES.get(search, ()):
             owners = " or ".join(f"`{owner}`" for owner, own in _SEARCHES.items() if name in own)
@@ -92,14 +92,14 @@ def run_search(compiled, search, options, top_k, sequences, arguments):
     """Run a search other than `num_candidates`.
 
     Args:
-        compiled: `Compiled`.
+        compiled: `CompiledGenerator`.
         search, options: from `chosen_search`.
         top_k: int, the user's.
         sequences: int, how many texts of a prompt are wanted.
-        arguments: dict of the arguments of `Compiled.search` that all searches share.
+        arguments: dict of the arguments of `CompiledGenerator.search` that all searches share.
 
     Returns:
-        `Found`.
+        `SearchResult`.
 
     Raises:
         InputError: naming the option that is wrong.
@@ -129,8 +129,8 @@ def run_search(compiled, search, options, top_k, sequences, arguments):
     if np.isnan(log_p).any() or (search == "beam_width" and np.isneginf(log_p[:, 0]).any()):
         raise InputError(NOT_NUMBERS)
     if search == "beam_width":
-        return Found(token_ids, num_tokens, np.asarray(found.score), stopped)
-    return Found(*(x[:, None] for x in (token_ids, num_tokens, log_p, stopped)))
+        return SearchResult(token_ids, num_tokens, np.asarray(found.score), stopped)
+    return SearchResult(*(x[:, None] for x in (token_ids, num_tokens, log_p, stopped)))
 
 
 def _beam_options(options, sequences):
@@ -149,63 +149,65 @@ def _beam_options(options, sequences):
     return static, numbers
 
 
-def _beam(model, asked, capacity, stop_id, pad_id, memory, beam_width, **options):
+def _beam(model, request, capacity, stop_id, pad_id, encoder_cache, beam_width, **options):
     return generation.beam_search(
         model,
-        asked.token_ids,
-        asked.lengths,
-        asked.budget,
+        request.token_ids,
+        request.lengths,
+        request.budget,
         beam_width,
         stop_id,
         pad_id,
-        process=generation.processor(asked, stop_id, beam_width),
-        memory=memory,
+        process=generation.processor(request, stop_id, beam_width),
+        encoder_cache=encoder_cache,
         capacity=capacity,
         **options,
     )
 
 
-def _contrastive(model, asked, capacity, stop_id, pad_id, memory, top_k, alpha):
+def _contrastive(model, request, capacity, stop_id, pad_id, encoder_cache, top_k, alpha):
     return generation.contrastive_search(
         model,
-        asked.token_ids,
-        asked.lengths,
-        asked.budget,
+        request.token_ids,
+        request.lengths,
+        request.budget,
         top_k,
         alpha,
         stop_id,
         pad_id,
-        memory,
+        encoder_cache,
         capacity,
-        asked.sampling.logit_bias,
+        request.sampling.logit_bias,
     )
 
 
-def _drafted(model, asked, capacity, stop_id, pad_id, memory, draft, num_draft_tokens):
+def _drafted(model, request, capacity, stop_id, pad_id, encoder_cache, draft, num_draft_tokens):
     return generation.speculative_generate(
         model,
         draft,
-        asked.token_ids,
-        asked.lengths,
-        asked.budget,
+        request.token_ids,
+        request.lengths,
+        request.budget,
         num_draft_tokens,
         stop_id,
         pad_id,
         capacity,
-        asked.sampling.logit_bias,
+        request.sampling.logit_bias,
     )
 
 
-def _looked_up(model, asked, capacity, stop_id, pad_id, memory, prompt_lookup, num_draft_tokens):
+def _looked_up(
+    model, request, capacity, stop_id, pad_id, encoder_cache, prompt_lookup, num_draft_tokens
+):
     return generation.prompt_lookup_generate(
         model,
-        asked.token_ids,
-        asked.lengths,
-        asked.budget,
+        request.token_ids,
+        request.lengths,
+        request.budget,
         num_draft_tokens,
         prompt_lookup,
         stop_id,
         pad_id,
         capacity,
-        asked.sampling.logit_bias,
+        request.sampling.logit_bias,
     )

@@ -1,7 +1,7 @@
 """From places in bytes, which TensorFlow's operations give, to places in characters."""
 
 
-class CharacterPlaces:
+class CharacterOffsets:
     """The characters of a batch of strings.
 
     Args:

@@ -15,7 +15,7 @@ from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 from keras_llm.errors import InputError
 from keras_llm.files import read_utf8
 from keras_llm.tokenizers.base import MASKS, Tokenizer
-from keras_llm.tokenizers.offsets import CharacterPlaces
+from keras_llm.tokenizers.offsets import CharacterOffsets
 
 # SentencePiece writes a space as U+2581, and so reads a U+2581 of the text back as a space. An
 # escape keeps them apart: in encoded text every _ESCAPE is followed by "a" (an escape of the
@@ -166,7 +166,7 @@ class SentencePiece(Tokenizer):
     def tokenize_with_offsets(self, strings):
         strings = self._escaped_in_graph(strings)
         ids, starts, ends = self._graph.tokenize_with_offsets(strings)
-        places = CharacterPlaces(strings, _follows_escape if self.escape else None)
+        places = CharacterOffsets(strings, _follows_escape if self.escape else None)
         return ids, places.before(starts), places.before(ends)
 
     def detokenize(self, ids):

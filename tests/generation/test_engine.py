@@ -12,7 +12,7 @@ import pytest
 from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation import Sampling
-from keras_llm.generation.compiled import Compiled
+from keras_llm.generation.compiled import CompiledGenerator
 from keras_llm.generation.scheduler import Engine
 
 V, STOP, PAD, LENGTH = 31, 2, 0, 30
@@ -50,7 +50,7 @@ def engine(model):
 @functools.cache
 def one_graph(model):
     """`generate`, traced once for all requests."""
-    return Compiled(model, STOP, PAD, jit_compile=False)
+    return CompiledGenerator(model, STOP, PAD, jit_compile=False)
 
 
 def alone(model, prompt, max_new_tokens, sampling):

@@ -118,9 +118,9 @@ def search(task, token_ids, lengths, max_new_tokens, length_penalty, width, enco
         (B, W).
     """
     model, tokenizer = task.model, task.tokenizer
-    pad_id, memory = tokenizer.pad_id, None
+    pad_id, encoder_cache = tokenizer.pad_id, None
     if encoder_token_ids is not None:
-        memory = models.encode(model, encoder_token_ids)
+        encoder_cache = models.encode_source(model, encoder_token_ids)
         pad_id = model.config.pad_id
     bias = spare_bias(tokenizer, model.config.vocabulary_size)
     found = generation.beam_search(
@@ -134,7 +134,7 @@ def search(task, token_ids, lengths, max_new_tokens, length_penalty, width, enco
         length_penalty=length_penalty,
         num_return_sequences=width,
         process=None if bias is None else lambda logits, step, texts: logits + bias,
-        memory=memory,
+        encoder_cache=encoder_cache,
     )
     exists = tf.reduce_all(tf.math.is_finite(found.score[:, 0]))
     with tf.control_dependencies([check(exists, "the model's logits are not numbers (NaN)")]):
@@ -164,15 +164,15 @@ def _loop(task, token_ids, lengths, settings, encoder_token_ids=None, room=None)
     max_new_tokens = settings.pop("max_new_tokens")
     bias = spare_bias(tokenizer, model.config.vocabulary_size)
     sampling = generation.Sampling(**settings, logit_bias=bias)
-    asked = generation.request(model, token_ids, lengths, max_new_tokens, sampling)
-    capacity = tf.reduce_max(asked.budget) if room is None else tf.shape(room)[0]
+    request = generation.make_request(model, token_ids, lengths, max_new_tokens, sampling)
+    capacity = tf.reduce_max(request.budget) if room is None else tf.shape(room)[0]
     ids = {"stop_id": task.end_token_ids, "pad_id": tokenizer.pad_id}
-    memory = None
+    encoder_cache = None
     if encoder_token_ids is not None:
         ids["pad_id"] = model.config.pad_id
-        memory = models.encode(model, encoder_token_ids)
-    state, asked = generation.start(model, asked, capacity, **ids, memory=memory)
-    state = generation.advance_until(model, state, asked, **ids)
+        encoder_cache = models.encode_source(model, encoder_token_ids)
+    state, request = generation.start(model, request, capacity, **ids, encoder_cache=encoder_cache)
+    state = generation.advance_until(model, state, request, **ids)
     return state.token_ids, state.num_tokens, state.token_log_probabilities, state.stopped
 
 

@@ -46,7 +46,7 @@ def beam_search(
     diversity_groups=1,
     diversity_penalty=0.0,
     process=None,
-    memory=None,
+    encoder_cache=None,
     capacity=None,
 ):
     """Search for the texts of the highest score.
@@ -84,7 +84,7 @@ def beam_search(
             the int32 step, 0 for the first new token, and the beams' new tokens, int32
             (B * W, N). It returns such logits, whose log-softmax is then what this search takes
             for the model's; -1e30 or -inf bans a token. See `processor`.
-        memory: dict from `models.encode`, of a `seq2seq` model.
+        encoder_cache: dict from `models.encode`, of a `seq2seq` model.
         capacity: int. N, the room for new tokens, at least the largest budget. Defaults to
             that; XLA needs a number.
 
@@ -123,7 +123,7 @@ def beam_search(
     token_ids = ops.convert_to_tensor(token_ids, "int32")
     lengths = ops.convert_to_tensor(lengths, "int32")
     batch_size, length = ops.shape(token_ids)[:2]
-    memory = memory or {}
+    encoder_cache = encoder_cache or {}
     budget = ops.minimum(ops.cast(max_new_tokens, "int32"), model.config.max_length - lengths)
     capacity = room_for(max_new_tokens, budget, capacity)
     if hasattr(length_penalty, "shape"):
@@ -134,10 +134,10 @@ def beam_search(
     search = _Search(width, kept, budget, stop_id, length_penalty, diversity_penalty, process)
     group = _new_group(batch_size, width, kept, capacity, pad_id)
 
-    cache = {**models.init_cache(model, batch_size, length + capacity), **memory}
+    cache = {**models.init_cache(model, batch_size, length + capacity), **encoder_cache}
     logits, cache = models.prefill(model, token_ids, lengths, cache)
     cache = repeat_rows(cache, beam_width)
-    memory = {name: cache.pop(name) for name in memory}
+    encoder_cache = {name: cache.pop(name) for name in encoder_cache}
     logits = ops.repeat(logits, beam_width, axis=0)
     step = ops.convert_to_tensor(0, "int32")
     groups, _ = search.choose((group,) * diversity_groups, logits, step)
@@ -148,7 +148,10 @@ def beam_search(
         # A row that is done stays at its last position, which has a slot.
         positions = ops.repeat(lengths + ops.minimum(step, budget) - 1, beam_width)
         logits, cache = models.decode(
-            model, ops.reshape(token, (-1, 1)), ops.expand_dims(positions, 1), {**cache, **memory}
+            model,
+            ops.reshape(token, (-1, 1)),
+            ops.expand_dims(positions, 1),
+            {**cache, **encoder_cache},
         )
         groups, parents = search.choose(groups, logits, step)
         rows = ops.reshape(first_rows + parents, (-1,))
@@ -156,7 +159,7 @@ def beam_search(
         cache = {
             name: ops.take(entry, rows, axis=0)
             for name, entry in cache.items()
-            if name not in memory
+            if name not in encoder_cache
         }
         return step + 1, groups, cache
 

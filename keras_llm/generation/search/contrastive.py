@@ -42,7 +42,7 @@ def contrastive_search(
     alpha,
     stop_id,
     pad_id,
-    memory=None,
+    encoder_cache=None,
     capacity=None,
     logit_bias=None,
 ):
@@ -67,7 +67,7 @@ def contrastive_search(
         alpha: float in [0, 1]; 0 is greedy decoding. The paper takes 0.6.
         stop_id: int, the token that ends a text, or several (S,); negative for none.
         pad_id: int, fills unused places.
-        memory: dict from `models.encode`, of a `seq2seq` model.
+        encoder_cache: dict from `models.encode`, of a `seq2seq` model.
         capacity: int. N, the room for new tokens, at least the largest budget. Defaults to
             that; XLA needs a number.
         logit_bias: None, or float32 tensor (1, V) or (B, V), added to the logits that the most
@@ -100,8 +100,8 @@ def contrastive_search(
     batch_size, length = ops.shape(token_ids)[:2]
     budget = ops.minimum(ops.cast(max_new_tokens, "int32"), model.config.max_length - lengths)
     capacity = room_for(max_new_tokens, budget, capacity)
-    memory = memory or {}
-    candidates_memory = repeat_rows(memory, top_k)
+    encoder_cache = encoder_cache or {}
+    candidates_memory = repeat_rows(encoder_cache, top_k)
     first_rows = ops.arange(batch_size, dtype="int32") * top_k
     # Context vectors: the prompt's in the first T slots, then one for each new token.
     slots = ops.expand_dims(ops.arange(length + capacity), 0)
@@ -131,7 +131,7 @@ def contrastive_search(
         cache = {
             name: ops.take(entry, rows, axis=0)
             for name, entry in cache.items()
-            if name not in memory
+            if name not in encoder_cache
         }
         return ops.cast(token, "int32"), ops.take(hidden, rows, axis=0), cache
 
@@ -152,7 +152,7 @@ def contrastive_search(
         logits = ops.squeeze(models.logits_of(model, hidden), 1)
         return step + 1, text, done, logits, cache, context
 
-    hidden, cache = _read(model, token_ids, lengths, length + capacity, memory)
+    hidden, cache = _read(model, token_ids, lengths, length + capacity, encoder_cache)
     last = ops.take_along_axis(hidden, ops.reshape(lengths - 1, (-1, 1, 1)), axis=1)
     zeros = ops.zeros_like(lengths)
     text = Contrasted(
@@ -176,19 +176,19 @@ def contrastive_search(
     return text
 
 
-def _read(model, token_ids, lengths, slots, memory):
-    """Prompts (B, T) -> hidden states (B, T, D), and the cache without `memory`."""
+def _read(model, token_ids, lengths, slots, encoder_cache):
+    """Prompts (B, T) -> hidden states (B, T, D), and the cache without `encoder_cache`."""
     batch_size, length = ops.shape(token_ids)[:2]
     positions = ops.arange(length)
     hidden, cache = models.forward_cached(
         model,
         token_ids,
         positions,
-        {**models.init_cache(model, batch_size, slots), **memory},
+        {**models.init_cache(model, batch_size, slots), **encoder_cache},
         ops.convert_to_tensor(0),
         padding_mask=ops.expand_dims(positions, 0) < ops.expand_dims(lengths, 1),
     )
-    return hidden, {name: entry for name, entry in cache.items() if name not in memory}
+    return hidden, {name: entry for name, entry in cache.items() if name not in encoder_cache}
 
 
 def _direction(hidden):

@@ -39,7 +39,7 @@ def sample_and_rank(
     stop_id,
     pad_id,
     scorer=None,
-    memory=None,
+    encoder_cache=None,
     capacity=None,
 ):
     """Draw several texts for each prompt and sort them by a score.
@@ -61,7 +61,7 @@ def sample_and_rank(
         scorer: None, or a function of `Candidates` in the order of their seeds that returns
             scores (B, n); the highest is the best. None, and the `score` that the function
             sees, is the mean log-probability of a text's tokens; -inf for an empty text.
-        memory: dict from `models.encode`, of a `seq2seq` model.
+        encoder_cache: dict from `models.encode`, of a `seq2seq` model.
         capacity: int. N, the room for new tokens, at least the largest budget. Defaults to
             that; XLA needs a number.
 
@@ -89,13 +89,13 @@ def sample_and_rank(
     lengths = ops.convert_to_tensor(lengths, "int32")
     batch_size = ops.shape(lengths)[0]
     sampling = _for_each_candidate(sampling, batch_size, num_candidates)
-    asked = loop.request(model, token_ids, lengths, max_new_tokens, sampling)
-    asked = asked._replace(budget=ops.repeat(asked.budget, num_candidates))
-    capacity = room_for(max_new_tokens, asked.budget, capacity)
-    state, asked = loop.start(
-        model, asked, capacity, stop_id, pad_id, memory, samples=num_candidates
+    request = loop.make_request(model, token_ids, lengths, max_new_tokens, sampling)
+    request = request._replace(budget=ops.repeat(request.budget, num_candidates))
+    capacity = room_for(max_new_tokens, request.budget, capacity)
+    state, request = loop.start(
+        model, request, capacity, stop_id, pad_id, encoder_cache, samples=num_candidates
     )
-    state = loop.advance_until(model, state, asked, stop_id, pad_id)
+    state = loop.advance_until(model, state, request, stop_id, pad_id)
 
     shape = (batch_size, num_candidates)
     num_tokens = ops.reshape(state.num_tokens, shape)

@@ -4,7 +4,7 @@ import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.tokenizers.graph.ragged import encode_distinct, merge_by
-from keras_llm.tokenizers.offsets import CharacterPlaces
+from keras_llm.tokenizers.offsets import CharacterOffsets
 
 # The bytes that UTF-8 has a use for.
 UTF8_BYTES = [byte for byte in range(0xF5) if byte not in (0xC0, 0xC1)]
@@ -86,7 +86,7 @@ class BytePairGraph:
         before = tf.cumsum(tf.strings.length(strings), exclusive=True)
         ends -= tf.repeat(before, ids.row_lengths())
         starts, ends = ids.with_values(ends - lengths), ids.with_values(ends)
-        return ids, *CharacterPlaces(strings).around(starts, ends)
+        return ids, *CharacterOffsets(strings).around(starts, ends)
 
     def detokenize(self, ids):
         """Int tensor (B, T) or ragged (B, None) -> string tensor (B,)."""

@@ -8,7 +8,7 @@ from keras.src.optimizers.base_optimizer import BaseOptimizer
 
 from keras_llm.errors import InputError
 from keras_llm.training.distribution import replicas
-from keras_llm.training.optimizers.quantized_moments import Coded, is_coded
+from keras_llm.training.optimizers.quantized_moments import QuantizedMoment, is_coded
 
 NO_DECAY = ("bias", "scale", "gamma", "beta", "magnitude")
 _ROUNDED_TO_ONE = {"bfloat16": 2.0**-9, "float16": 2.0**-12}  # what is this near to 1 is 1
@@ -28,7 +28,7 @@ def check_precision(optimizer, variables):
             )
 
 
-class _Watched:
+class _Replicated:
     """What is added to an optimizer of Keras.
 
     Where several replicas share a batch, their gradients are summed first. Each then updates its
@@ -176,7 +176,7 @@ _STATE_BITS = """
 
 
 @keras.saving.register_keras_serializable("keras_llm")
-class AdamW(_Watched, keras.optimizers.AdamW):
+class AdamW(_Replicated, keras.optimizers.AdamW):
     __doc__ = "Adam with decoupled weight decay (Loshchilov and Hutter, 2017)." + _ADDED.format(
         name="AdamW", more=_STATE_BITS
     )
@@ -197,8 +197,8 @@ class AdamW(_Watched, keras.optimizers.AdamW):
             return made(trainable_variables, name, initializer)
         averages = [
             (
-                Coded(self, variable, "momentum", signed=True),
-                Coded(self, variable, "velocity", signed=False),
+                QuantizedMoment(self, variable, "momentum", signed=True),
+                QuantizedMoment(self, variable, "velocity", signed=False),
             )
             if is_coded(variable.shape)
             else [of for (of,) in made([variable], name)]
@@ -210,7 +210,7 @@ class AdamW(_Watched, keras.optimizers.AdamW):
         """As Keras's, on numbers that are decoded for it and encoded again where they are codes."""
         index = self._get_variable_index(variable)
         first, second = self._momentums[index], self._velocities[index]
-        if not isinstance(first, Coded):
+        if not isinstance(first, QuantizedMoment):
             averages, betas = (first, second), (self.beta_1, self.beta_2)
             if self.amsgrad or not _adam_in_one_pass(
                 variable, averages, gradient, learning_rate, self.iterations, betas, self.epsilon
@@ -233,13 +233,13 @@ class AdamW(_Watched, keras.optimizers.AdamW):
 
 
 @keras.saving.register_keras_serializable("keras_llm")
-class Lion(_Watched, keras.optimizers.Lion):
+class Lion(_Replicated, keras.optimizers.Lion):
     __doc__ = "The sign of a momentum (Chen et al., 2023)." + _ADDED.format(name="Lion", more="")
     _apply_weight_decay = BaseOptimizer._apply_weight_decay
 
 
 @keras.saving.register_keras_serializable("keras_llm")
-class Muon(_Watched, keras.optimizers.Muon):
+class Muon(_Replicated, keras.optimizers.Muon):
     __doc__ = (
         "Orthogonalised momentum for matrices, Adam for the rest (Jordan et al., 2024)."
         + _ADDED.format(name="Muon", more="")

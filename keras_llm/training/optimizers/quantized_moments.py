@@ -7,7 +7,7 @@ from keras import ops
 _SMALLEST = 4096  # numbers; of fewer it is not worth it
 
 
-class Coded:
+class QuantizedMoment:
     """An average of the shape of a variable as codes of 8 bits with a scale for each row.
 
     A number with a sign is `scale * (code / 127) ** 2` with the sign of the code; a square, whose
