@@ -106,7 +106,7 @@ def start(
         capacity: int or int32 scalar. N, the room for new tokens.
         stop_id: int, the token that ends a text, or several (S,).
         pad_id: int, fills unused places.
-        encoder_cache: dict from `models.encode`, of a `seq2seq` model.
+        encoder_cache: dict from `models.encode_source`, of a `seq2seq` model.
         samples: int. How many texts each prompt is continued with; it is read once. Budgets and
             settings are those of the B texts, the texts of one prompt side by side.
         alternatives: int. A, how many likely tokens are kept for each place.
@@ -200,7 +200,7 @@ def generate(
         sampling: `Sampling` of tensors, each (B,) or (1,).
         stop_id: int, the token that ends a text, or several (S,).
         pad_id: int, fills unused places.
-        encoder_cache: dict from `models.encode`, of a `seq2seq` model.
+        encoder_cache: dict from `models.encode_source`, of a `seq2seq` model.
         samples, alternatives: as of `start`; `max_new_tokens` is then (1,).
 
     Returns:

@@ -78,14 +78,14 @@ def encode_source(model, encoder_token_ids):
         decoder layer i, float tensors (B, K, S, H), and `encoder_padding_mask`, bool (B, S).
     """
     config = model.config
-    encoder_cache, mask = _encode(
+    encoder_outputs, mask = _encode(
         model.get_layer, config, ops.convert_to_tensor(encoder_token_ids, "int32")
     )
     entries = {"encoder_padding_mask": mask}
     for i in range(config.num_decoder_layers):
         attention = model.get_layer(f"decoder_block_{i}").cross_attention
         entries[f"cross_k_{i}"], entries[f"cross_v_{i}"] = attention.project_keys_and_values(
-            encoder_cache
+            encoder_outputs
         )
     return entries
 
@@ -95,7 +95,7 @@ def hidden_states(layer, config, encoder_ids, decoder_ids, scores=None):
 
     `scores` as in `stack.decode`.
     """
-    encoder_cache, mask = _encode(layer, config, encoder_ids)
+    encoder_outputs, mask = _encode(layer, config, encoder_ids)
     return forward_pass.decode(
         layer,
         config,
@@ -103,7 +103,7 @@ def hidden_states(layer, config, encoder_ids, decoder_ids, scores=None):
         decoder_ids,
         config.num_decoder_layers,
         "decoder_",
-        encoder_sequence=encoder_cache,
+        encoder_sequence=encoder_outputs,
         encoder_padding_mask=mask,
         scores=scores,
     )

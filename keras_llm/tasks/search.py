@@ -66,7 +66,7 @@ def chosen_search(settings):
         The name of the option that asks for the search, None for none; and a dict of its options.
 
     Raises:
-        InputError: if two are request for, an option comes without its search, or a setting
+        InputError: if two are requested, an option comes without its search, or a setting
             cannot be had with it.
     """
     given = {name: settings.pop(name) for name in SEARCH_OPTIONS if name in settings}

@@ -16,12 +16,12 @@ def init_memory(model, num_slots, length):
     return {**models.init_cache(model, num_slots, length), "text": text}
 
 
-def admit(model, encoder_cache, slot, token_ids, length, sampling, stop_id):
+def admit(model, memory, slot, token_ids, length, sampling, stop_id):
     """Read a prompt into a slot and choose its first token.
 
     Args:
         model: a model from `models.causal_lm`.
-        encoder_cache: dict from `init_memory`.
+        memory: dict from `init_memory`.
         slot: int32 scalar tensor, in `0 .. B - 1`.
         token_ids: int32 tensor (1, T), the prompt padded on the right, T at most S.
         length: int32 tensor (1,), in `1 .. S - 1`.
@@ -31,7 +31,7 @@ def admit(model, encoder_cache, slot, token_ids, length, sampling, stop_id):
     Returns:
         Int32 tensor (1,), the token, -1 if the model's logits are no numbers; and the memory.
     """
-    size, width = encoder_cache["text"].shape[1], token_ids.shape[1]
+    size, width = memory["text"].shape[1], token_ids.shape[1]
     # Fewer slots than the memory has cost less. A prompt of at most T tokens lies in the first T
     # of a ring too; what the slots after it held before is out of every query's sight.
     cache = models.init_cache(model, 1, width)
@@ -41,16 +41,16 @@ def admit(model, encoder_cache, slot, token_ids, length, sampling, stop_id):
     cache["text"] = _put(text, length, ops.maximum(token, 0))
     return token, {
         name: ops.slice_update(whole, (slot,) + (0,) * (len(whole.shape) - 1), cache[name])
-        for name, whole in encoder_cache.items()
+        for name, whole in memory.items()
     }
 
 
-def turn(model, encoder_cache, lengths, counts, budgets, sampling, num_steps, stop_id):
+def turn(model, memory, lengths, counts, budgets, sampling, num_steps, stop_id):
     """Choose up to `num_steps` tokens for each slot that is not done.
 
     Args:
         model: a model from `models.causal_lm`.
-        encoder_cache: dict from `init_memory` or `admit`.
+        memory: dict from `init_memory` or `admit`.
         lengths: int32 tensor (B,), prompt lengths; 1 for an empty slot.
         counts: int32 tensor (B,), new tokens chosen so far; 0 for an empty slot.
         budgets: int32 tensor (B,), the most new tokens; 0 for an empty slot.
@@ -63,11 +63,11 @@ def turn(model, encoder_cache, lengths, counts, budgets, sampling, num_steps, st
         budget; and the memory.
     """
 
-    def goes_on(i, counts, done, tokens, encoder_cache):
+    def goes_on(i, counts, done, tokens, memory):
         return ops.logical_and(i < num_steps, ops.logical_not(ops.all(done)))
 
-    def step(i, counts, done, tokens, encoder_cache):
-        cache, text = dict(encoder_cache), encoder_cache["text"]
+    def step(i, counts, done, tokens, memory):
+        cache, text = dict(memory), memory["text"]
         written = lengths + counts
         last = ops.expand_dims(written - 1, 1)
         logits, cache = models.decode(model, _take(text, last), last, cache)
@@ -80,7 +80,7 @@ def turn(model, encoder_cache, lengths, counts, budgets, sampling, num_steps, st
         counts = ops.where(done, counts, counts + 1)
         return i + 1, counts, ops.logical_or(done, counts >= budgets), tokens, cache
 
-    *_, tokens, encoder_cache = ops.while_loop(
+    *_, tokens, memory = ops.while_loop(
         goes_on,
         step,
         (
@@ -88,10 +88,10 @@ def turn(model, encoder_cache, lengths, counts, budgets, sampling, num_steps, st
             counts,
             counts >= budgets,
             ops.zeros((lengths.shape[0], num_steps), dtype="int32"),
-            encoder_cache,
+            memory,
         ),
     )
-    return tokens, encoder_cache
+    return tokens, memory
 
 
 def _choose(logits, sampling, steps, text, prompt_lengths, stop_id):

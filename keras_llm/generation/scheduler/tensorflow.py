@@ -63,7 +63,7 @@ class CompiledSteps:
 
     def _traced_admit(self, slot, token_ids, length, *settings):
         self.traces["admit"] += 1  # runs in tracing only
-        token, encoder_cache = steps.admit(
+        token, memory = steps.admit(
             self._model,
             self._read(),
             slot,
@@ -72,12 +72,12 @@ class CompiledSteps:
             _sampling(settings),
             self._stop_id,
         )
-        self._write(encoder_cache)
+        self._write(memory)
         return token[0]
 
     def _traced_turn(self, lengths, counts, budgets, *settings):
         self.traces["turn"] += 1
-        tokens, encoder_cache = steps.turn(
+        tokens, memory = steps.turn(
             self._model,
             self._read(),
             lengths,
@@ -87,15 +87,15 @@ class CompiledSteps:
             self._num_steps,
             self._stop_id,
         )
-        self._write(encoder_cache)
+        self._write(memory)
         return tokens
 
     def _read(self):
         return {name: variable.value() for name, variable in self._memory.items()}
 
-    def _write(self, encoder_cache):
+    def _write(self, memory):
         for name, variable in self._memory.items():
-            variable.assign(encoder_cache[name])
+            variable.assign(memory[name])
 
 
 def _sampling(settings):

@@ -84,7 +84,7 @@ def beam_search(
             the int32 step, 0 for the first new token, and the beams' new tokens, int32
             (B * W, N). It returns such logits, whose log-softmax is then what this search takes
             for the model's; -1e30 or -inf bans a token. See `processor`.
-        encoder_cache: dict from `models.encode`, of a `seq2seq` model.
+        encoder_cache: dict from `models.encode_source`, of a `seq2seq` model.
         capacity: int. N, the room for new tokens, at least the largest budget. Defaults to
             that; XLA needs a number.
 
@@ -179,7 +179,7 @@ def repeat_rows(cache, times):
     """Repeat each row of a cache, the copies side by side.
 
     Args:
-        cache: dict of tensors (B, ...), e.g. from `models.init_cache` and `models.encode`.
+        cache: dict of tensors (B, ...), e.g. from `models.init_cache` and `models.encode_source`.
         times: int > 0.
 
     Returns:

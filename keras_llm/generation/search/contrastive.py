@@ -67,7 +67,7 @@ def contrastive_search(
         alpha: float in [0, 1]; 0 is greedy decoding. The paper takes 0.6.
         stop_id: int, the token that ends a text, or several (S,); negative for none.
         pad_id: int, fills unused places.
-        encoder_cache: dict from `models.encode`, of a `seq2seq` model.
+        encoder_cache: dict from `models.encode_source`, of a `seq2seq` model.
         capacity: int. N, the room for new tokens, at least the largest budget. Defaults to
             that; XLA needs a number.
         logit_bias: None, or float32 tensor (1, V) or (B, V), added to the logits that the most
@@ -101,7 +101,7 @@ def contrastive_search(
     budget = ops.minimum(ops.cast(max_new_tokens, "int32"), model.config.max_length - lengths)
     capacity = room_for(max_new_tokens, budget, capacity)
     encoder_cache = encoder_cache or {}
-    candidates_memory = repeat_rows(encoder_cache, top_k)
+    candidates_encoder_cache = repeat_rows(encoder_cache, top_k)
     first_rows = ops.arange(batch_size, dtype="int32") * top_k
     # Context vectors: the prompt's in the first T slots, then one for each new token.
     slots = ops.expand_dims(ops.arange(length + capacity), 0)
@@ -117,7 +117,7 @@ def contrastive_search(
             model,
             ops.reshape(ops.cast(tokens, "int32"), (-1, 1)),
             ops.expand_dims(positions, 1),
-            {**repeat_rows(cache, top_k), **candidates_memory},
+            {**repeat_rows(cache, top_k), **candidates_encoder_cache},
             positions,
         )
         directions = ops.reshape(_direction(hidden), (batch_size, top_k, -1))

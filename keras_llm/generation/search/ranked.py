@@ -61,7 +61,7 @@ def sample_and_rank(
         scorer: None, or a function of `Candidates` in the order of their seeds that returns
             scores (B, n); the highest is the best. None, and the `score` that the function
             sees, is the mean log-probability of a text's tokens; -inf for an empty text.
-        encoder_cache: dict from `models.encode`, of a `seq2seq` model.
+        encoder_cache: dict from `models.encode_source`, of a `seq2seq` model.
         capacity: int. N, the room for new tokens, at least the largest budget. Defaults to
             that; XLA needs a number.
 
