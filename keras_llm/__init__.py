@@ -5,7 +5,7 @@ Submodules load when first used, so `import keras_llm` costs milliseconds.
 
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _SUBMODULES = {
     "checkpoints",
