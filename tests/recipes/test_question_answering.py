@@ -10,11 +10,13 @@ import pytest
 
 import keras_llm
 from keras_llm import cli, export, models, tokenizers
+from keras_llm.data.answer_spans import find_answer, locate_answers
 from keras_llm.errors import InputError
 from keras_llm.recipes import question_answering
 from keras_llm.recipes import text_classification as classification
 from keras_llm.recipes.common import answer_spans, generative_answers, pretrained, text_targets
 from keras_llm.recipes.corpora import quiz_readers, readers, registry
+from keras_llm.tasks.answer_windows import answer_windows
 
 pytestmark = pytest.mark.usefixtures("one_layer")
 
@@ -188,7 +190,7 @@ def test_quiz_lists_and_a_dictionary_are_read(tmp_path):
     ((question, text, answer),) = quiz_readers.wordnet_reading(package)
     number = answer.removeprefix("thing ")
     assert question == f"What is other{number}, also called big word{number}?"
-    assert text.count(" is thing ") == 5 and answer_spans.place(text, answer)
+    assert text.count(" is thing ") == 5 and find_answer(text, answer)
 
 
 def test_windows_hold_the_answer_where_it_stands():
@@ -196,7 +198,7 @@ def test_windows_hold_the_answer_where_it_stands():
     rows = [("where to?", filler + "Alan went to Turin. " + filler, "Turin"), ("who?", filler, "")]
     options = question_answering.Options(out="x", smoke=True)
     task = answer_spans.untrained(options, rows * 9, {})
-    columns, dropped = answer_spans.examples(task, rows, 0)
+    columns, dropped = answer_windows(task, rows, 0)
     turin, tok = task.tokenizer.encode("Turin"), task.tokenizer
     assert dropped == {} and max(map(len, columns["ids"])) <= task.model.config.max_length == 64
     inside = 0
@@ -208,10 +210,10 @@ def test_windows_hold_the_answer_where_it_stands():
         else:
             assert end == 0 and turin != ids[-1 - len(turin) : -1]
     assert inside == 2  # windows overlap by half
-    many, _ = answer_spans.examples(task, rows[:1] * 400, 0)
+    many, _ = answer_windows(task, rows[:1] * 400, 0)
     assert 60 < len(many["ids"]) - 2 * 400 < 140  # of every fourth row one without it
-    assert answer_spans.examples(task, rows, 0) == answer_spans.examples(task, rows, 0)
-    _, dropped = answer_spans.examples(task, [("who?", filler, filler.strip())], 0)
+    assert answer_windows(task, rows, 0) == answer_windows(task, rows, 0)
+    _, dropped = answer_windows(task, [("who?", filler, filler.strip())], 0)
     assert dropped == {"answer longer than a window": 1}
 
 
@@ -228,8 +230,8 @@ def test_windows_hold_the_answer_where_it_stands():
 def test_answers_are_found_as_whole_words_white_space_aside(answer, expected):
     context = "In the River  Nile rose 12 % ."
     expected = (3, 18) if expected == (3, 17) else expected
-    assert answer_spans.place(context, answer) == expected
-    kept, dropped = answer_spans.located([("q", context, answer)])
+    assert find_answer(context, answer) == expected
+    kept, dropped = locate_answers([("q", context, answer)])
     if expected is None:
         assert kept == [] and dropped == {"answer not in the context": 1}
     else:

@@ -1,0 +1,47 @@
+"""Find answers in their contexts."""
+
+import re
+
+
+def locate_answers(rows):
+    """Keep the rows whose answer occurs in their context, and those without an answer.
+
+    An answer is matched as whole words, ignoring letter case and white space.
+
+    Args:
+        rows: list of (question, context, answer), "" for no answer.
+
+    Returns:
+        A list of the same rows with the answer as the context spells it; and a dict from the reason
+        to the number of rows that were dropped.
+    """
+    spans = [find_answer(context, answer) for _, context, answer in rows]
+    kept = [
+        (question, context, context[slice(*span)])
+        for (question, context, _), span in zip(rows, spans, strict=True)
+        if span is not None
+    ]
+    count = len(rows) - len(kept)
+    return kept, {"answer not in the context": count} if count else {}
+
+
+def find_answer(context, answer):
+    """The first occurrence of an answer in a context.
+
+    Args:
+        context, answer: str.
+
+    Returns:
+        A pair of ints, the characters `begin .. end - 1`; (0, 0) for no answer; None if the answer
+        does not occur.
+    """
+    letters = "".join(answer.split())
+    if not letters:
+        return 0, 0
+    pattern = r"\s*".join(map(re.escape, letters))
+    if letters[0].isalnum():
+        pattern = r"(?<!\w)" + pattern
+    if letters[-1].isalnum():
+        pattern += r"(?!\w)"
+    match = re.search(pattern, context, re.IGNORECASE)
+    return match.span() if match else None
