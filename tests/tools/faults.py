@@ -1227,7 +1227,7 @@ RECIPES = (
         "recipes-whole-words",
         "an answer may end within a word",
         Place(
-            "recipes/common/answer_spans.py",
+            "keras_llm/data/answer_spans.py",
             "if letters[-1].isalnum():",
             "if letters[-1].isdigit():",
         ),
