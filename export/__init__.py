@@ -1,24 +1,28 @@
-"""Export tasks as SavedModels for TensorFlow Serving and TFLite files for devices."""
+"""Export tasks to SavedModel for TensorFlow Serving and to TFLite for on-device inference."""
 
 import importlib
 
-from keras_llm.export.litert import litert, litert_lm
-from keras_llm.export.saved_model import saved_model
+# Functions that share their package's name: imported first, they stay what `export.litert` is.
+from keras_llm.export.litert import litert, litert_lm  # noqa: F401
+from keras_llm.export.saved_model import saved_model  # noqa: F401
 
-_LAZY = {
+_NAMES = {
     "Client": "keras_llm.export.serving.client",
     "LocalServer": "keras_llm.export.serving.server.server",
     "ServerOptions": "keras_llm.export.serving.server.options",
     "LiteRTModel": "keras_llm.export.litert.runtime.model",
     "QuantizationRule": "keras_llm.export.litert.quantization.rules",
     "plan_export": "keras_llm.export.planning",
+    "litert": "keras_llm.export.litert",
+    "litert_lm": "keras_llm.export.litert",
+    "saved_model": "keras_llm.export.saved_model",
     "serving_files": "keras_llm.export.serving.manifests",
     "ExportError": "keras_llm.errors",
 }
-__all__ = ["litert", "litert_lm", "saved_model", *sorted(_LAZY)]
+__all__ = sorted(_NAMES)
 
 
 def __getattr__(name):
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
     raise AttributeError(f"module 'keras_llm.export' has no attribute {name!r}")

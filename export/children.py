@@ -1,15 +1,15 @@
-"""Processes of an export: one lowers graphs, others load what was written as a user would.
+"""Run the worker processes of an export: one lowers graphs, others load the exported files.
 
-A child is started before it is needed, so that it imports while its parent works. It takes one
-request after the other, through a folder:
+A child process starts before it is needed, so that its imports overlap with the work of its
+parent. It handles one request at a time, exchanged through a folder:
 
     with Child("keras_llm.export.litert.worker", "that runs the file") as child:
         child.send({"path": ...})
         ...
         answer = child.result()
 
-No child can import Keras, which it would otherwise through TensorFlow: what was exported does not
-need it, and it takes as long to import as TensorFlow itself.
+A child cannot import Keras, which TensorFlow otherwise imports: exported files do not need it, and
+it takes as long to import as TensorFlow itself.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ import numpy as np
 from keras_llm.errors import ExportError
 
 _REQUEST, _ANSWER, _ARRAYS, _STDERR = "request.json", "answer.json", "arrays.npz", "stderr"
-_LINES = 8  # of what a child said last
+_LINES = 8  # of a failed child's stderr that are kept
 _NO_MEMORY = (
     "MemoryError",
     "bad_alloc",
@@ -36,20 +36,20 @@ _NO_MEMORY = (
     "mmap error: 12",  # ENOMEM
     "Cannot allocate memory",
 )
-_kept = {}  # module -> an idle `Child` that the next export takes; see `keep`
+_kept = {}  # module -> idle `Child` that the next export reuses; see `keep`
 _to_keep = set()  # modules
 
 
 class Child:
-    """A Python module that runs as a process of its own and calls `serve`.
+    """A Python module that runs in a separate process and calls `serve`.
 
     Args:
-        module: str, its name.
-        what: str, what it does, as a relative clause: "that lowers the graph".
-        timeout: seconds that an answer may take.
+        module: str. Module name.
+        what: str. Description for error messages, as a relative clause: "that lowers the graph".
+        timeout: float. Seconds to wait for an answer.
 
     Attributes:
-        folder: path of a folder that both see and that is removed at the end.
+        folder: path of the folder shared by both processes. `close` removes it.
         process: the `subprocess.Popen`.
     """
 
@@ -74,18 +74,19 @@ class Child:
         self.close()
 
     def send(self, request):
-        """Hand over a request, a dict of JSON values, and do not wait."""
+        """Send a request, a dict of JSON values, without waiting for the answer."""
         self._is_idle = False
         (self.folder / _REQUEST).write_text(json.dumps(request), "utf-8")
-        with contextlib.suppress(BrokenPipeError):  # it has died, and `result` tells why
+        with contextlib.suppress(BrokenPipeError):  # the child has died; `result` reports why
             self.process.stdin.write(b"\n")
             self.process.stdin.flush()
 
     def result(self):
-        """The answer, a dict of JSON values and arrays.
+        """Wait for the answer and return it, a dict of JSON values and arrays.
 
         Raises:
-            ExportError: if the process fails, is killed or takes too long, with its last words.
+            ExportError: if the process fails, is killed or times out. A note on the error has
+                the last lines of its stderr.
         """
         ready, _, _ = select.select([self.process.stdout], [], [], self._timeout)
         if not ready:
@@ -106,12 +107,12 @@ class Child:
         return answer
 
     def ask(self, request):
-        """`send` and `result`."""
+        """Send a request and return its answer."""
         self.send(request)
         return self.result()
 
     def close(self):
-        """End the process if it still runs, and remove its folder; or keep both (see `keep`)."""
+        """Kill the process and remove its folder, or keep both for reuse (see `keep`)."""
         if self.module in _to_keep and self._is_idle and self.process.poll() is None:
             _kept.setdefault(self.module, self)
         if _kept.get(self.module) is not self:
@@ -128,41 +129,41 @@ class Child:
         self._temporary.cleanup()
 
     def _error(self, code):
-        """One line that says how the process ended; what it said last is a note."""
+        """Return an error of one line that says how the process ended, with stderr as a note."""
         self._stderr.seek(0)
-        said = self._stderr.read().decode("utf-8", "replace").splitlines()
-        said = [line.strip() for line in said if line.strip()][-_LINES:]
-        words = "\n".join(said)
-        if any(name in words for name in _NO_MEMORY):
+        lines = self._stderr.read().decode("utf-8", "replace").splitlines()
+        lines = [line.strip() for line in lines if line.strip()][-_LINES:]
+        output = "\n".join(lines)
+        if any(name in output for name in _NO_MEMORY):
             how = "ran out of memory"
         elif code < 0:
             name = signal.Signals(-code).name
             likely = ", most likely because memory ran out" if name == "SIGKILL" else ""
             how = f"was killed by {name}{likely}"
         else:
-            how = f"failed: {said[-1].rstrip('.')}" if said else f"ended with {code}"
+            how = f"failed: {lines[-1].rstrip('.')}" if lines else f"exited with code {code}"
         error = ExportError(f"the process {self._what} {how}; nothing was written.")
-        error.add_note(words)
+        error.add_note(output)
         return error
 
 
 def child(module, what, timeout=3600):
-    """A `Child` of these arguments: the one that was kept, if there is one, or a new one."""
-    found = _kept.pop(module, None)
-    if found is not None:
-        if found.process.poll() is None and found._environment == dict(os.environ):
-            found._what, found._timeout = what, timeout
-            return found
-        found._end()
+    """Return a `Child` for these arguments: the one that was kept, or else a new one."""
+    idle = _kept.pop(module, None)
+    if idle is not None:
+        if idle.process.poll() is None and idle._environment == dict(os.environ):
+            idle._what, idle._timeout = what, timeout
+            return idle
+        idle._end()
     return Child(module, what, timeout)
 
 
 @contextlib.contextmanager
 def keep(*modules):
-    """Keep the idle children of some modules when an export ends, for the next one.
+    """Keep idle children of the given modules when an export ends, for reuse by the next one.
 
-    A process that writes many exports spares the seconds that children import for. An idle child
-    takes some 300 MB.
+    This saves the import time of the children in a process that writes many exports. An idle
+    child takes about 300 MB.
     """
     _to_keep.update(modules)
     try:
@@ -175,20 +176,20 @@ def keep(*modules):
 
 
 def serve(folder, run, warm_up=None):
-    """The child's side: answer requests until the parent has no more.
+    """Answer requests in the child process until the parent closes its end.
 
     Args:
-        folder: path of the folder.
-        run: function of the folder and the request that returns a dict of JSON values and a dict
-            of arrays.
-        warm_up: function of nothing that imports what answers will need.
+        folder: path of the shared folder.
+        run: function that takes the folder and the request and returns a dict of JSON values and
+            a dict of arrays.
+        warm_up: function without arguments that imports what `run` needs.
     """
     folder = pathlib.Path(folder)
     if "keras" in sys.modules:
-        raise ExportError("a process of an export has imported Keras.")
+        raise ExportError("a worker process of an export must not import Keras.")
     sys.modules["keras"] = None  # importing it fails
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # keep what libraries print out of the answers
     if warm_up is not None:
         warm_up()
     while sys.stdin.buffer.readline():
@@ -201,8 +202,13 @@ def serve(folder, run, warm_up=None):
 
 
 def in_fork(function, *arguments):
-    """What a function returns in a fork of this process, which must be JSON and arrays as of
-    `serve`; what it loads is gone afterwards.
+    """Call a function in a fork of this process and return its result.
+
+    The memory that the function uses is freed when the fork ends.
+
+    Args:
+        function: function that returns a dict of JSON values and a dict of arrays.
+        *arguments: its arguments.
 
     Raises:
         RuntimeError: if the fork fails.
@@ -226,7 +232,7 @@ def in_fork(function, *arguments):
                 os._exit(status)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
-            os.kill(os.getpid(), os.WTERMSIG(status))  # end as it did
+            os.kill(os.getpid(), os.WTERMSIG(status))  # end with the same signal
         if status:
             raise RuntimeError(f"{function.__name__} failed")
         with np.load(folder / _ARRAYS) as loaded:
@@ -235,8 +241,8 @@ def in_fork(function, *arguments):
 
 
 def limit_memory(number_of_bytes):
-    """Let allocations beyond a bound fail, in this process and what it starts."""
+    """Make allocations above a limit fail, in this process and its children."""
     import resource
 
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (number_of_bytes, most))
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (number_of_bytes, hard_limit))

@@ -1,11 +1,11 @@
-"""Where the time of an export goes: a bar for large models, and the seconds of the report."""
+"""Show the progress of an export and measure the seconds of its phases for the report."""
 
 import contextlib
 import sys
 import time
 
-_LARGE = 50_000_000  # weights; smaller models are done before one looks
-# Phases and their shares of the bar.
+_LARGE = 50_000_000  # weights; exports of smaller models are too fast for a progress bar
+# Phases and their shares of the progress bar.
 _SHARES = {"trace": 8, "lower": 12, "quantize": 10, "write": 30, "verify": 40}
 
 
@@ -13,12 +13,12 @@ class Progress:
     """The phases of an export, as a context manager.
 
     Args:
-        title: str, what is written.
-        parameters: int, the weights of the model. With many, a terminal shows a bar on stderr.
+        title: str. Name of the file or folder that is written.
+        parameters: int. Number of weights of the model. For a large model, a progress bar is
+            shown on stderr if that is a terminal.
 
     Attributes:
-        seconds: dict from a phase to the seconds that it took, waiting for other processes
-            included.
+        seconds: dict that maps a phase to its seconds, including the wait for other processes.
     """
 
     def __init__(self, title, parameters):
@@ -44,7 +44,7 @@ class Progress:
 
     @contextlib.contextmanager
     def phase(self, name):
-        """Count the seconds of what is done inside; a phase may come in several parts."""
+        """Add the time spent in the `with` block to a phase; a phase may have several blocks."""
         begin = time.perf_counter()
         if self._bar is not None:
             self._bar.update(self._task, description=f"{self._title}: {name}")
@@ -55,7 +55,7 @@ class Progress:
             self.seconds[name] = round(seconds, 2)
 
     def part(self, name, share):
-        """Move the bar by a part of a phase, a number in 0 .. 1 of all of it."""
+        """Advance the progress bar by a share of a phase, a number in 0 .. 1."""
         if self._bar is not None:
             step = min(self._left[name], share * _SHARES[name])
             self._left[name] -= step

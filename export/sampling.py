@@ -1,4 +1,4 @@
-"""Choose a token as `generation.choose` does, in NumPy, without Keras and TensorFlow."""
+"""Sample tokens in NumPy, with the same results as `generation.choose`, without Keras."""
 
 from typing import NamedTuple
 
@@ -10,13 +10,13 @@ _REMOVED = np.float32(-1e30)
 
 
 class Sampling(NamedTuple):
-    """How the next token is chosen; the fields mean what they mean in `generation.Sampling`.
+    """Sampling settings, with the same meaning as in `generation.Sampling`.
 
     Attributes:
-        temperature: float >= 0; 0 takes the most likely token.
-        top_k: int >= 0; 0 is off.
-        top_p: float in (0, 1]; 1 is off.
-        min_p: float in [0, 1]; 0 is off.
+        temperature: float >= 0; 0 is greedy decoding.
+        top_k: int >= 0; 0 disables it.
+        top_p: float in (0, 1]; 1 disables it.
+        min_p: float in [0, 1]; 0 disables it.
         seed: int32.
     """
 
@@ -27,13 +27,13 @@ class Sampling(NamedTuple):
     seed: int = DEFAULTS["seed"]
 
     def validate(self):
-        """Raise InputError naming the first setting out of range."""
+        """Return self, or raise InputError for the first setting that is out of range."""
         check(self._asdict())
         return self
 
 
 def choose(logits, sampling, step):
-    """Choose a token.
+    """Choose the next token.
 
     Args:
         logits: float32 array (V,).
@@ -41,15 +41,15 @@ def choose(logits, sampling, step):
         step: int, 0 for the first new token.
 
     Returns:
-        int.
+        int, the token id.
     """
     if sampling.temperature > 0:
         logits = logits.astype("float32") / np.float32(sampling.temperature)
         if sampling.top_k > 0 or sampling.top_p < 1:
             logits = _keep_top(logits, sampling.top_k, np.float32(sampling.top_p))
         if sampling.min_p > 0:
-            least = logits.max() + np.log(np.maximum(np.float32(sampling.min_p), _TINY))
-            logits = np.where(logits >= least, logits, _REMOVED)
+            threshold = logits.max() + np.log(np.maximum(np.float32(sampling.min_p), _TINY))
+            logits = np.where(logits >= threshold, logits, _REMOVED)
         logits = logits + gumbel_noise(sampling.seed, step, len(logits))
     return int(np.argmax(logits))
 
@@ -70,7 +70,7 @@ def _keep_top(logits, top_k, top_p):
 
 
 def gumbel_noise(seed, step, size):
-    """Float32 (V,), the noise of `generation.samplers.gumbel_noise`.
+    """Return the same noise as `generation.samplers.gumbel_noise`, float32 (V,).
 
     Args:
         seed, step: int.

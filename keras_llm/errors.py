@@ -1,19 +1,19 @@
-"""Errors that a user can mend. The command line prints them as one line and exits with 2."""
+"""Define user-facing errors, which the command line prints as one line before exit code 2."""
 
 
 class InputError(ValueError):
-    """Something given to the library cannot be used; the message names it and the remedy."""
+    """An invalid argument, option or file. The message names it and what would be valid."""
 
 
 class ExportError(RuntimeError):
-    """An export could not be made or did not match the model; nothing was left behind."""
+    """A failed export, or one that does not match the model. No output files are left."""
 
 
 class ServingError(RuntimeError):
-    """A server refused or could not answer a request.
+    """An error status returned by a server.
 
     Attributes:
-        code: str, the status of gRPC, e.g. "INVALID_ARGUMENT" or "UNAVAILABLE".
+        code: str, the gRPC status code, e.g. "INVALID_ARGUMENT" or "UNAVAILABLE".
         message: str.
     """
 

@@ -1,7 +1,7 @@
-"""The sampling settings: names, types, defaults and ranges, stated once.
+"""Define the sampling settings in one place: names, types, defaults and ranges.
 
-Python, the command line, SavedModels, the LiteRT runtime, the client and the server read this
-table. It needs neither Keras nor TensorFlow.
+Python, the command line, SavedModels, the LiteRT runtime, the client and the server use this
+table. It does not import Keras or TensorFlow.
 """
 
 import dataclasses
@@ -10,18 +10,18 @@ import numbers
 
 from keras_llm.errors import InputError
 
-MAX_NEW_TOKENS = 64  # the default
+MAX_NEW_TOKENS = 64  # default
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One numeric sampling setting.
+    """A numeric sampling setting.
 
     Attributes:
-        default: int or float. Its type is that of the setting.
-        help: str, what it does.
-        minimum, maximum: numbers, the range; None is unbounded.
-        above_minimum: bool. Whether the minimum itself is excluded.
+        default: int or float. Its type is the type of the setting.
+        help: str, the description.
+        minimum, maximum: numbers, the range; None for unbounded.
+        above_minimum: bool. Whether the minimum is excluded.
     """
 
     default: int | float
@@ -42,22 +42,22 @@ class Setting:
             return f"in {'(' if self.above_minimum else '['}{self.minimum}, {self.maximum}]"
         name = "an int" if isinstance(self.default, int) else "a number"
         if self.minimum is None:
-            return f"{name} of 32 bits" if isinstance(self.default, int) else name
+            return "a 32-bit int" if isinstance(self.default, int) else name
         return f"{name} {'>' if self.above_minimum else '>='} {self.minimum}"
 
     def in_range(self, value):
-        """Whether finite numbers are in range, for a number or elementwise for a tensor."""
-        found = value == value  # true, in the shape of the value
+        """Return whether finite numbers are in range, elementwise for a tensor."""
+        result = value == value  # true, with the shape of the value
         if self.minimum is not None and self.above_minimum:
-            found = found & (value > self.minimum)
+            result = result & (value > self.minimum)
         elif self.minimum is not None:
-            found = found & (value >= self.minimum)
+            result = result & (value >= self.minimum)
         if self.maximum is not None:
-            found = found & (value <= self.maximum)
-        return found
+            result = result & (value <= self.maximum)
+        return result
 
     def accepts(self, value):
-        """Whether a Python value has the right type and is in range."""
+        """Return whether a Python value has the right type and is in range."""
         if isinstance(value, bool):
             return False
         if isinstance(self.default, int):
@@ -68,7 +68,7 @@ class Setting:
 
 
 SETTINGS = {
-    "temperature": Setting(1.0, "0 takes the most likely token at each step.", minimum=0),
+    "temperature": Setting(1.0, "Sampling temperature; 0 is greedy decoding.", minimum=0),
     "top_k": Setting(0, "Sample from the k most likely tokens; 0 is off.", minimum=0),
     "top_p": Setting(
         1.0,
@@ -93,7 +93,7 @@ SETTINGS = {
     ),
     "repetition_penalty": Setting(
         1.0,
-        "Above 1, tokens of the prompt and the new text become less likely; 1 is off.",
+        "Values above 1 make tokens of the prompt and the new text less likely; 1 is off.",
         minimum=0,
         above_minimum=True,
     ),
@@ -116,7 +116,7 @@ def check(values):
         values: dict of setting name to value.
 
     Raises:
-        InputError: naming the first setting whose value has the wrong type or is out of range.
+        InputError: if a value has the wrong type or is out of range, naming the setting.
     """
     for name, value in values.items():
         if not SETTINGS[name].accepts(value):

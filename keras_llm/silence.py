@@ -1,4 +1,4 @@
-"""Silence for libraries in C++ that write to stderr whatever they are told."""
+"""Silence C++ libraries that write to stderr."""
 
 import contextlib
 import os
@@ -7,11 +7,11 @@ import sys
 
 @contextlib.contextmanager
 def silent_stderr():
-    """Drop what libraries in C++ write to stderr; Python's exceptions come through."""
+    """Discard everything written to stderr inside the context; exceptions propagate as usual."""
     sys.stderr.flush()
     saved = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    with open(os.devnull, "w") as devnull:
+        os.dup2(devnull.fileno(), 2)
     try:
         yield
     finally:

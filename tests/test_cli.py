@@ -245,7 +245,7 @@ WRONG = [
     (["train", "text_generation", "--out", "{tmp}/x", "--data", "{tmp}/empty.txt"], "no text"),
     (["train", "text_generation", "--out", "{tmp}/x", "--data", "{tmp}/latin.txt"], "not UTF-8"),
     (["train", "text_generation", "--out", "{run}", "--data", "{text}"], "exists"),
-    (["train", "text_classification", "--out", "{tmp}/x", "--data", "{text}"], "holds no .csv"),
+    (["train", "text_classification", "--out", "{tmp}/x", "--data", "{text}"], "has no .csv"),
     (["train", "text_classification", "--out", "{tmp}/x", "--corpus", "python-stdlib"], "labelled"),
     (["train", "text_classification", "--out", "{run}"], "exists"),
     (["predict", "{run}", "The"], "TextGeneration"),

@@ -1,4 +1,4 @@
-"""A bundle for LiteRT-LM, the language model runtime of Android, iOS and desktops."""
+"""Write bundles for LiteRT-LM, the language model runtime for Android, iOS and desktops."""
 
 import contextlib
 import pathlib
@@ -15,7 +15,7 @@ from keras_llm.tasks import TextGeneration
 from keras_llm.tokenizers import SentencePiece, to_hugging_face
 
 _LITERT_LM = "keras_llm.export.litert.litert_lm_worker"
-# LiteRT-LM's own programs give a message as parts, where most templates want a text.
+# LiteRT-LM's command line passes the content of a message as parts; most templates expect a string.
 _TEXTS = """{%- set texts = namespace(messages=[]) -%}
 {%- for message in messages -%}
 {%- if message.content is string -%}
@@ -26,7 +26,7 @@ _TEXTS = """{%- set texts = namespace(messages=[]) -%}
 {%- endif -%}
 {%- endfor -%}
 {%- set messages = texts.messages %}"""
-# A task without a chat template takes a message as the beginning of a text.
+# Without a chat template, the messages are the prompt.
 _PLAIN_TEMPLATE = (
     "{% for m in messages %}{% if m.content is string %}{{ m.content }}"
     "{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}{% endfor %}"
@@ -44,7 +44,7 @@ def write_litert_lm(
     max_quality_loss=None,
     calibration=None,
 ):
-    """Export a task; arguments as of `litert_lm`."""
+    """Export a task; the arguments are those of `litert_lm`."""
     path = pathlib.Path(path)
     if path.suffix != ".litertlm":
         raise InputError(f"litert_lm: `path` must end in .litertlm, got {path}.")
@@ -74,7 +74,7 @@ def write_litert_lm(
         with progress.phase("verify"):
             verified = checks.of(partial, request, running)
             running.close()
-            there = _run_there(partial, checks.prompts, checks.texts, plan.task.tokenizer)
+            litert_lm = _run_litert_lm(partial, checks.prompts, checks.texts, plan.task.tokenizer)
         report = {
             "format": "litert_lm",
             "quantization": plan.weights,
@@ -82,7 +82,7 @@ def write_litert_lm(
             "bytes": {**parts, "total": partial.stat().st_size},
             "ops": ops,
             **verified,
-            "litert_lm": there,
+            "litert_lm": litert_lm,
             "seconds": progress.seconds,
         }
     write_report(path.parent, path.name, report)
@@ -91,13 +91,13 @@ def write_litert_lm(
 
 @contextlib.contextmanager
 def _folder_beside(path):
-    """A temporary folder for files as large as the model: the usual place may be in memory."""
+    """Create a temporary folder on the same disk, because the default one may be in memory."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
         yield pathlib.Path(folder)
 
 
 def _bundle(plan, model, path, folder):
-    """Write the bundle; where in it the model is, (begin, end)."""
+    """Write the bundle and return the position of the model in it, (begin, end)."""
     import litert_lm_builder as builder
 
     bundle = builder.LitertLmFileBuilder()
@@ -149,13 +149,17 @@ def _model_section(path):
         section = sections.Objects(i)
         if section.DataType() == schema.AnySectionDataType.TFLiteModel:
             return section.BeginOffset(), section.EndOffset()
-    raise ExportError("the bundle has no model.")
+    raise ExportError("the bundle has no TFLite model section.")
 
 
-def _run_there(path, prompts, texts, tokenizer):
-    """How LiteRT-LM's greedy texts compare with those of `LiteRTModel`, a dict; None without it."""
+def _run_litert_lm(path, prompts, texts, tokenizer):
+    """Compare the greedy texts of LiteRT-LM with those of `LiteRTModel`.
+
+    Returns:
+        A dict for the report, or None if LiteRT-LM is not installed.
+    """
     try:
-        import litert_lm  # noqa: F401, is it there?
+        import litert_lm  # noqa: F401, check that it is installed
     except ImportError:
         return None
     with (
@@ -165,8 +169,8 @@ def _run_there(path, prompts, texts, tokenizer):
         answer = child.ask({"path": str(path), "prompts": prompts, "cache": str(cache)})
 
     def plain(text):
-        # LiteRT-LM hands a text over as a C string, which ends at its first NUL, and spells out
-        # special tokens, which `decode` leaves out.
+        # LiteRT-LM returns a C string, which ends at the first NUL, and includes special tokens,
+        # which `decode` omits.
         for token in tokenizer.special_tokens:
             text = text.replace(token, "")
         return text.partition("\0")[0]

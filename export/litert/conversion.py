@@ -1,4 +1,4 @@
-"""A task as a TFLite model: what to write, and writing it."""
+"""Convert tasks to TFLite models: check the arguments, trace, lower, quantize and write."""
 
 import contextlib
 import dataclasses
@@ -28,10 +28,10 @@ from keras_llm.tasks import TextGeneration, Translation
 from keras_llm.tasks.generative import GenerativeTask
 
 _PREFILL_LENGTHS = (16, 128)
-# A step that attends to fewer slots is faster; each costs a graph without weights.
+# A step that attends to fewer cache slots is faster; each length adds a graph without weights.
 _DECODE_LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 _LARGE = 50_000_000  # weights
-_MEMORY = 4 << 30  # that the converter may allocate; graphs without weights take a tenth
+_MEMORY = 4 << 30  # bytes that the converter may allocate; weightless graphs take a tenth of it
 _VERIFICATIONS = {
     "TextGeneration": DecoderVerification,
     "Translation": TranslationVerification,
@@ -46,14 +46,14 @@ _VERIFICATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is to be written.
+    """The checked arguments of an export to a TFLite model.
 
     Attributes:
-        task: the task that the file is compared with, in float32 if the file is.
-        traced: pair of a task to trace, in float32, and its weights; see `lowering.in_float32`.
-        quantization: as given by the user.
+        task: the reference task that the file is compared with, in float32 if the file is.
+        traced: pair of a task to trace, in float32, and its weights; see `trace.in_float32`.
+        quantization: the user's argument.
         rules: tuple of `QuantizationRule`.
-        manifest: dict of JSON values that the file carries.
+        manifest: dict of JSON values that is stored in the file.
         calibration: list of str, or None.
     """
 
@@ -65,21 +65,21 @@ class Plan:
     calibration: list | None
 
     def checks(self, caller, held_out, max_quality_loss):
-        """The `LiteRTVerification` of the file; InputError if an argument is wrong."""
+        """Return the `LiteRTVerification` of the file; InputError if an argument is invalid."""
         return _VERIFICATIONS[self.manifest["task"]](self, caller, held_out, max_quality_loss)
 
     @functools.cached_property
     def samples(self):
-        """Texts in the manner of the model, a list of str."""
+        """Return prompts sampled from the model, a list of str."""
         if isinstance(self.task, TextGeneration):
-            found = verification.probe_prompts(self.task)
+            prompts = verification.probe_prompts(self.task)
             if self.quantization is not None:
-                self.task.release()  # no more of Keras's texts are needed
-            return found
+                self.task.release()  # the task generates no more texts
+            return prompts
         return list(verification.SEED_TEXTS)
 
     def calibration_rows(self):
-        """Token ids that show a decoder's activations; of an encoder-decoder its source's."""
+        """Return rows of token ids to record activations; for an encoder-decoder, source rows."""
         tokenizer = self.task.tokenizer
         texts = self.samples if self.calibration is None else self.calibration
         if isinstance(self.task, TextGeneration):
@@ -88,12 +88,12 @@ class Plan:
 
     @property
     def needs_calibration(self):
-        """Whether a rule fixes the range of activations beforehand."""
+        """Whether a rule requires static ranges of activations."""
         return any(rule.kind == "static" for rule in self.rules)
 
     @property
     def weights(self):
-        """How the weights are told of in a report."""
+        """The description of the weights in a report."""
         if self.quantization is None:
             return "float32"
         if isinstance(self.quantization, str):
@@ -102,10 +102,10 @@ class Plan:
 
 
 def plan(caller, task, quantization, prefill_lengths, cache_length, calibration):
-    """The checked `Plan`.
+    """Check the arguments of an export and return its `Plan`.
 
     Raises:
-        InputError: naming the argument that is wrong, `caller` first.
+        InputError: if an argument is invalid; the message begins with `caller`.
     """
     check_whole(caller, task)
     name = type(task).__name__
@@ -125,7 +125,7 @@ def plan(caller, task, quantization, prefill_lengths, cache_length, calibration)
         manifest |= _head_manifest(caller, task, cache_length, prefill_lengths)
     else:
         manifest |= _decoder_manifest(caller, task, max_length, prefill_lengths)
-    made = Plan(
+    checked_plan = Plan(
         _reference(task, quantization),
         in_float32(task),
         quantization,
@@ -135,12 +135,14 @@ def plan(caller, task, quantization, prefill_lengths, cache_length, calibration)
     )
     if calibration is not None:
         check_texts(caller, "calibration", calibration)
-    if made.needs_calibration:
+    if checked_plan.needs_calibration:
         if calibration is None:
-            raise InputError(f"{caller}: this `quantization` needs `calibration` texts.")
+            raise InputError(f"{caller}: this `quantization` requires `calibration` texts.")
         if name in SIGNATURES:
-            raise InputError(f'{caller}: a "static" `quantization` is for models that write text.')
-    return made
+            raise InputError(
+                f'{caller}: a "static" `quantization` is only supported for generative models.'
+            )
+    return checked_plan
 
 
 def _decoder_manifest(caller, task, max_length, prefill_lengths):
@@ -150,7 +152,7 @@ def _decoder_manifest(caller, task, max_length, prefill_lengths):
         raise InputError(
             f"{caller}: `prefill_lengths` must be in 1 .. {max_length}, got {prefill_lengths}."
         )
-    # The runtime writes whole chunks: room for one that begins at the last position.
+    # The runtime writes whole chunks, so leave room for a chunk that begins at the last position.
     slots = max_length + max(prefill_lengths)
     manifest = {
         "cache_slots": slots,
@@ -170,11 +172,11 @@ def _decoder_manifest(caller, task, max_length, prefill_lengths):
 def _head_manifest(caller, task, cache_length, prefill_lengths):
     name = type(task).__name__
     if prefill_lengths is not None:
-        raise InputError(f"{caller}: `prefill_lengths` is for models that write text.")
+        raise InputError(f"{caller}: `prefill_lengths` is only supported for generative models.")
     if cache_length is not None and name == "QuestionAnswering":
         raise InputError(
-            f"{caller}: a {name} reads in windows of the model's `max_length`; `cache_length` is "
-            "not for it."
+            f"{caller}: a {name} does not support `cache_length`; it reads a context in windows of "
+            "the model's `max_length`."
         )
     manifest = {"signature": SIGNATURES[name], "begin": task.begin, "end": task.end}
     if name in ("TextClassification", "TokenClassification"):
@@ -188,7 +190,7 @@ def _head_manifest(caller, task, cache_length, prefill_lengths):
 
 
 def lowering_child():
-    """The process that lowers graphs."""
+    """Return the child process that lowers graphs."""
     return children.child(
         "keras_llm.export.litert.lowering.worker", "that lowers the graph", timeout=900
     )
@@ -196,7 +198,7 @@ def lowering_child():
 
 @contextlib.contextmanager
 def processes():
-    """Processes that begin to import what they need: one lowers graphs, one runs the file."""
+    """Start the child processes of an export: one lowers graphs, one runs the exported file."""
     with (
         lowering_child() as lowering,
         children.child("keras_llm.export.litert.worker", "that runs the file") as running,
@@ -209,18 +211,18 @@ def build(plan, path, child, progress, meanwhile):
 
     Args:
         plan: a `Plan`.
-        path: where to; replaced if it is there.
-        child, progress, meanwhile: as of `lower`.
+        path: path of the file to write; an existing file is replaced.
+        child, progress, meanwhile: as in `lower`.
 
     Returns:
-        What `meanwhile` returned.
+        The result of `meanwhile`.
     """
-    model, found = lower(plan, child, progress, meanwhile)
+    model, result = lower(plan, child, progress, meanwhile)
     write(plan, model, path, progress)
     del model
     if plan.task.model.count_params() > _LARGE:
         free_memory()
-    return found
+    return result
 
 
 def lower(plan, child, progress, meanwhile=None):
@@ -230,26 +232,26 @@ def lower(plan, child, progress, meanwhile=None):
         plan: a `Plan`.
         child: the `children.Child` that lowers graphs.
         progress: a `Progress`.
-        meanwhile: function of nothing that is called while the child is at work, or None.
+        meanwhile: function without arguments that is called while the child works, or None.
 
     Returns:
-        A `flatbuffer.Model`, and what `meanwhile` returned.
+        A `flatbuffer.Model` and the result of `meanwhile`.
 
     Raises:
-        ExportError: with the words of the converter, if it fails.
+        ExportError: if the converter fails, with its error message.
     """
     signatures = _trace(plan, progress)
     with progress.phase("lower"):
         _send(signatures, child)
     with progress.phase("verify"):
-        found = None if meanwhile is None else meanwhile()
+        result = None if meanwhile is None else meanwhile()
     with progress.phase("lower"):
         child.result()
         lowered = [(s, (child.folder / f"{s.name}.tflite").read_bytes()) for s in signatures]
         child.close()
         model = flatbuffer.Model(lowered, tables=bool(plan.rules))
         progress.part("lower", 1.0)
-    return model, found
+    return model, result
 
 
 def write(plan, model, path, progress):
@@ -257,8 +259,8 @@ def write(plan, model, path, progress):
 
     Args:
         plan: a `Plan`.
-        model: from `lower`; it is used up.
-        path: where to; replaced if it is there.
+        model: from `lower`; it cannot be used again.
+        path: path of the file to write; an existing file is replaced.
         progress: a `Progress`.
     """
     with progress.phase("quantize"):
@@ -270,7 +272,7 @@ def write(plan, model, path, progress):
 
 
 def _trace(plan, progress):
-    """The signatures of a plan, a list of `lowering.Traced`."""
+    """Trace the signatures of a plan and return a list of `lowering.trace.Traced`."""
     task, weights = plan.traced
     if "signature" in plan.manifest:
         functions = head_graphs.signatures(task, plan.manifest["max_length"])
@@ -285,7 +287,7 @@ def _trace(plan, progress):
 
 
 def _send(signatures, child):
-    """Hand the graphs of signatures to the child that lowers them."""
+    """Send the graphs of signatures to the child that lowers them."""
     rows = []
     for traced in signatures:
         graph = traced.graph.graph.as_graph_def()
@@ -296,7 +298,7 @@ def _send(signatures, child):
 
 
 def _quantize(plan, model):
-    """Decide how each weight is stored, and show a decoder texts where that helps."""
+    """Set the storage of each weight; for decoders, run calibration texts if the rules use them."""
     if plan.quantization == "float16":
         rules.in_float16(model)
     if not plan.rules:
@@ -316,9 +318,9 @@ def _quantize(plan, model):
 
 
 def _reference(task, quantization):
-    """The task that the file is compared with: in float32, if the file is."""
+    """Return the task that the file is compared with, in float32 if the file is."""
     if isinstance(task, GenerativeTask):
-        task = task.without_xla()  # a few texts, before which XLA would compile for longer
+        task = task.without_xla()  # XLA would take longer to compile than a few texts take
     if quantization is not None or computes_in(task.model, "float32"):
         return task
     row = models.describe(task.model)

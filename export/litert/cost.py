@@ -1,4 +1,4 @@
-"""What a file costs a device: memory, time to load, tokens per second."""
+"""Measure the memory, load time and speed of an exported file."""
 
 import os
 import resource
@@ -9,33 +9,33 @@ import numpy as np
 from keras_llm.export.children import in_fork
 
 _SETTINGS = [(1, True), (2, True), (1, False), (2, False)]  # threads, XNNPACK
-_SLOW_UP_TO = 64 << 20  # bytes of a file that is measured without XNNPACK, too
+_SLOW_UP_TO = 64 << 20  # maximum bytes of a file that is also measured without XNNPACK
 _STEPS = 16
-_SECONDS = 2.0  # for each measurement, at most
+_SECONDS = 2.0  # maximum duration of a measurement
 
 
 def cost(path):
-    """Measure a file in processes of their own, forked from this one.
+    """Measure a file with several settings, each in a fork of this process.
 
-    Call it before a runtime is loaded here.
+    Call it before this process loads a runtime.
 
     Returns:
-        dict with `speed`, a list of rows (without XNNPACK only of small files: its absence costs
-        minutes of a large one) with `threads`, `xnnpack`, `load_seconds`,
-        `resident_bytes` (what the process grew by at its peak, with the file's own pages),
-        `buffer_bytes` (what of that are not pages of the file: packed weights, arena and cache)
-        and, of a model that writes text, `prefill_tokens_per_second` and
-        `decode_tokens_per_second`, else `calls_per_second`. Of one that writes text also
-        `cache_bytes_per_token`, and `tokens_per_second`, the best of decoding.
+        A dict with `speed`, a list of rows with `threads`, `xnnpack`, `load_seconds`,
+        `resident_bytes` (increase of the process's peak memory, including mapped pages of the
+        file), `buffer_bytes` (the part that is not backed by the file: packed weights, arena and
+        cache) and, for a generative model, `prefill_tokens_per_second` and
+        `decode_tokens_per_second`, or else `calls_per_second`. Only small files have rows without
+        XNNPACK, because these take minutes for a large file. For a generative model, the dict also
+        has `cache_bytes_per_token` and `tokens_per_second`, the highest decoding speed.
     """
     is_small = os.path.getsize(path) <= _SLOW_UP_TO
     settings = [setting for setting in _SETTINGS if is_small or setting[1]]
     rows = [in_fork(_measure, path, threads, xnnpack)[0] for threads, xnnpack in settings]
-    found = {"speed": rows}
+    measured = {"speed": rows}
     if "decode_tokens_per_second" in rows[0]:
-        found["cache_bytes_per_token"] = {row.pop("cache_bytes_per_token") for row in rows}.pop()
-        found["tokens_per_second"] = max(row["decode_tokens_per_second"] for row in rows)
-    return found
+        measured["cache_bytes_per_token"] = {row.pop("cache_bytes_per_token") for row in rows}.pop()
+        measured["tokens_per_second"] = max(row["decode_tokens_per_second"] for row in rows)
+    return measured
 
 
 def _measure(path, threads, xnnpack):
@@ -93,7 +93,11 @@ def _decoder_speed(runner):
 
 
 def _median(call, count):
-    """The median seconds of calls with 0, 1, ..., `count` of them or as many as there is time."""
+    """Call `call(0)`, `call(1)`, ..., at most `count` times within a time limit.
+
+    Returns:
+        The median seconds of a call.
+    """
     times, began = [], time.perf_counter()
     for i in range(count):
         begin = time.perf_counter()
@@ -105,12 +109,12 @@ def _median(call, count):
 
 
 def _peak():
-    """Bytes of memory that the process has had at most."""
+    """Return the peak resident memory of the process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _anonymous():
-    """Bytes of memory of the process that no file backs."""
+    """Return the resident memory of the process that no file backs, in bytes."""
     with open("/proc/self/status") as status:
         for line in status:
             if line.startswith("RssAnon:"):

@@ -1,9 +1,9 @@
-"""The graphs that a device runs: token ids to logits, with an explicit cache.
+"""Define the graphs of exported decoders: token ids to logits, with an explicit key-value cache.
 
-Inputs and outputs are named and shaped as LiteRT-LM names and shapes them: `tokens` int32 (1, T),
+Inputs and outputs have the names and shapes that LiteRT-LM expects: `tokens` int32 (1, T),
 `input_pos` int32 (T,), `mask` float32 (1, 1, T, S) with 0 = may attend and a large negative number
 = may not, `kv_cache_k_<i>` and `kv_cache_v_<i>` float32 (1, K, S, H), and `logits` float32
-(1, 1, V) from `decode`. New keys are written from slot `input_pos[0]` on.
+(1, 1, V) from `decode`. New keys and values are written starting at slot `input_pos[0]`.
 """
 
 import tensorflow as tf
@@ -12,19 +12,19 @@ from keras_llm import models
 
 
 def signatures(model, manifest):
-    """The signatures of a decoder's file: `prefill_<T>` and `decode`, and of an encoder-decoder
-    `encode` before them.
+    """Return the signatures of a decoder: `prefill_<T>` and `decode`, after `encode` if it has one.
 
-    `decode_<N>` is `decode` for the positions below N: its `mask` is (1, 1, 1, N), and the slots
-    from N on are not looked at, which is faster.
+    `decode_<N>` is a faster `decode` for positions below N: its `mask` is (1, 1, 1, N), and it does
+    not attend to slots N and later.
 
     Args:
         model: a model from `models.causal_lm` or `models.seq2seq`.
         manifest: dict with `cache_slots` (S), `prefill_lengths` (each T), `decode_lengths` (each
-            N), and of a `seq2seq` model `encoder_length` (E).
+            N) and, for a `seq2seq` model, `encoder_length` (E).
 
     Returns:
-        dict from a name to a pair: a function of tensors by name, and the dict of their specs.
+        A dict that maps a name to a pair: a function that takes tensors by name, and a dict of
+        their specs.
     """
     slots, length = manifest["cache_slots"], manifest.get("encoder_length")
     steps = {} if length is None else {"encode": encoder(model, length)}
@@ -37,11 +37,11 @@ def signatures(model, manifest):
 
 
 def encoder(model, length):
-    """`encode`: a function and its inputs.
+    """Return `encode`: a function and the specs of its inputs.
 
-    It takes `encoder_tokens` int32 (1, E), filled up with `pad_id`, and gives what the decoder's
-    steps take beside the rest: `cross_k_<i>` and `cross_v_<i>` float32 (1, K, E, H), and
-    `encoder_mask` float32 (1, E), 1 at real tokens.
+    The function takes `encoder_tokens` int32 (1, E), padded with `pad_id`, and returns the
+    additional inputs of the decoder steps: `cross_k_<i>` and `cross_v_<i>` float32 (1, K, E, H),
+    and `encoder_mask` float32 (1, E), 1 at real tokens.
     """
 
     def encode(encoder_tokens):
@@ -53,15 +53,15 @@ def encoder(model, length):
 
 
 def decoder_step(model, slots, length, with_logits, attended, encoder_length):
-    """A step: a function and its inputs.
+    """Return a decoder step: a function and the specs of its inputs.
 
     Args:
-        model: as of `signatures`.
+        model: as in `signatures`.
         slots: int. S.
         length: int. T.
-        with_logits: bool. Whether `logits` (1, T, V) are among the outputs.
-        attended: int, how many of the slots are looked at; None is all.
-        encoder_length: int. E, or None for a model without encoder.
+        with_logits: bool. Whether to return `logits` (1, T, V).
+        attended: int. Number of slots to attend to, or None for all.
+        encoder_length: int. E, or None for a model without an encoder.
     """
     attended = slots if attended is None else attended
 

@@ -1,4 +1,4 @@
-"""A TFLite file that a phone's LiteRT runtime runs, builtin ops only."""
+"""Write TFLite files for the LiteRT runtime, with builtin ops only."""
 
 import pathlib
 
@@ -21,7 +21,7 @@ def write_litert(
     max_quality_loss=None,
     calibration=None,
 ):
-    """Export a task; arguments as of `litert`."""
+    """Export a task; the arguments are those of `litert`."""
     path = pathlib.Path(path)
     if path.suffix != ".tflite":
         raise InputError(f"litert: `path` must end in .tflite, got {path}.")

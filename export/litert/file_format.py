@@ -1,7 +1,7 @@
-"""The files that a device runs: a model, and behind it what `LiteRTModel` needs to know.
+"""Read and write exported files: a model, followed by an archive with the rest for `LiteRTModel`.
 
 Both `.tflite` and `.litertlm` files are read by offsets from their beginning, so a zip archive with
-the manifest and the tokenizer can follow, as in TFLite metadata.
+the manifest and the tokenizer can be appended, as in TFLite metadata.
 """
 
 import contextlib
@@ -20,16 +20,17 @@ _TOKENIZER = "tokenizer"
 
 
 def append(path, tokenizer, manifest, model=None):
-    """Put the manifest and the tokenizer behind a model.
+    """Append the manifest and the tokenizer to a file.
 
     Args:
-        path: the file, which holds nothing else.
+        path: path of the file, without an archive.
         tokenizer: a `tokenizers.Tokenizer`.
         manifest: dict of JSON values.
-        model: (begin, end), where in the file the TFLite model is; by default all of it.
+        model: (begin, end), the position of the TFLite model in the file. Defaults to the whole
+            file.
 
     Returns:
-        int, the bytes added.
+        int, the number of bytes added.
     """
     size = path.stat().st_size
     begin, end = model or (0, size)
@@ -46,10 +47,10 @@ def append(path, tokenizer, manifest, model=None):
 
 
 def read(path):
-    """The manifest and the tokenizer of a file.
+    """Return the manifest and the tokenizer of a file.
 
     Raises:
-        InputError: if there is none, or the file is not as it was written.
+        InputError: if the file is missing, was not exported by this package, or is damaged.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -61,25 +62,30 @@ def read(path):
                 if name.startswith(f"{_TOKENIZER}/"):
                     archive.extract(name, folder)
             tokenizer = tokenizers.load(pathlib.Path(folder) / _TOKENIZER)
-        whole = _crc32(path, manifest["size"]) == manifest["crc32"]
+        is_intact = _crc32(path, manifest["size"]) == manifest["crc32"]
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path} is not a model from export.litert or export.litert_lm, or not whole: {error}"
+            f"{path} is not a model from export.litert or export.litert_lm, or is incomplete: "
+            f"{error}"
         ) from None
-    if not whole:
-        raise InputError(f"{path} is damaged: its bytes are not those that were written.")
+    if not is_intact:
+        raise InputError(f"{path} is damaged: its checksum does not match.")
     return manifest, tokenizer
 
 
 def parts(path):
-    """Bytes of a TFLite model by part: `weights_<type>`, the constant tensors of each type;
-    `graph`, the rest; `model`, all of it."""
+    """Return the bytes of the parts of a TFLite model.
+
+    Returns:
+        A dict of `weights_<type>`, the constant tensors of each type; `graph`, the rest; and
+        `model`, the total.
+    """
     from ai_edge_litert import schema_py_generated as schema
 
     types = {
         value: name.lower() for name, value in vars(schema.TensorType).items() if name[0] != "_"
     }
-    found, seen = {}, {0}
+    sizes, seen = {}, {0}
     with _mapped(path) as data:
         size, model = len(data), schema.Model.GetRootAs(data, 0)
         for i in range(model.SubgraphsLength()):
@@ -89,15 +95,15 @@ def parts(path):
                 if tensor.Buffer() not in seen:
                     seen.add(tensor.Buffer())
                     buffer = model.Buffers(tensor.Buffer())
-                    length = max(buffer.DataLength(), buffer.Size())  # inside, or behind the graph
+                    length = max(buffer.DataLength(), buffer.Size())  # inside or after the graph
                     if length:
                         name = f"weights_{types[tensor.Type()]}"
-                        found[name] = found.get(name, 0) + length
-    return {**dict(sorted(found.items())), "graph": size - sum(found.values()), "model": size}
+                        sizes[name] = sizes.get(name, 0) + length
+    return {**dict(sorted(sizes.items())), "graph": size - sum(sizes.values()), "model": size}
 
 
 def op_census(path):
-    """Op name -> how often it occurs; ExportError if one is not builtin."""
+    """Count the ops of a TFLite model by name; raise ExportError if one is not builtin."""
     from ai_edge_litert import schema_py_generated as schema
 
     names = {value: name for name, value in vars(schema.BuiltinOperator).items() if name.isupper()}
@@ -122,7 +128,7 @@ def op_census(path):
 
 @contextlib.contextmanager
 def _mapped(path):
-    """The bytes of a file, which may be larger than memory."""
+    """Map a file, which may be larger than memory."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         yield data
 

@@ -1,8 +1,8 @@
-"""The graphs of encoders with a head that a device runs: token ids to numbers."""
+"""Define the graphs of exported encoders with a head: token ids to the outputs of the head."""
 
 import tensorflow as tf
 
-# How the signature of a task is called, and its method in `LiteRTModel`.
+# Task class -> name of its signature and of its method in `LiteRTModel`.
 SIGNATURES = {
     "TextClassification": "classify",
     "TokenClassification": "tag",
@@ -12,15 +12,15 @@ SIGNATURES = {
     "MaskedLanguageModel": "fill_mask",
 }
 _OUTPUTS = {"embed": "embedding", "score": "value", "fill_mask": "logits"}
-MASKS = 8  # mask tokens that one call looks at
+MASKS = 8  # mask tokens in one call
 
 
 def signatures(task, length):
-    """The one signature of a file of a model with a head, named for the task.
+    """Return the only signature of a model with a head, named after the task.
 
-    It takes `token_ids` int32 (1, T), framed by the tokenizer's begin and end tokens and padded on
-    the right, and `lengths` int32 (1,). `answer` also takes `segment_ids` int32 (1, T), 1 from the
-    context on; `fill_mask` also takes `mask_positions` int32 (1, M). It gives float32
+    It takes `token_ids` int32 (1, T), with the tokenizer's begin and end tokens and right padding,
+    and `lengths` int32 (1,). `answer` also takes `segment_ids` int32 (1, T), 1 from the first
+    context token; `fill_mask` also takes `mask_positions` int32 (1, M). It returns float32
     `probabilities` (1, C) (`classify`) or (1, T, C) (`tag`), logits `start` and `end` (1, T)
     (`answer`), `embedding` (1, D) (`embed`), `value` (1,) (`score`) or `logits` (1, M, V)
     (`fill_mask`).
@@ -30,7 +30,8 @@ def signatures(task, length):
         length: int. T.
 
     Returns:
-        dict from its name to a pair: a function of tensors by name, and the dict of their specs.
+        A dict that maps the name to a pair: a function that takes tensors by name, and a dict of
+        their specs.
     """
     name = SIGNATURES[type(task).__name__]
     inputs = {"token_ids": (1, length), "lengths": (1,)}

@@ -1,4 +1,4 @@
-"""Run a bundle in LiteRT-LM, and tell what came out.
+"""Run a bundle in LiteRT-LM and return its greedy texts.
 
 python -m keras_llm.export.litert.litert_lm_worker FOLDER
 """
@@ -17,10 +17,10 @@ def _run(folder, request):
 
 
 def greedy(path, prompts, max_new_tokens, cache=":nocache"):
-    """The greedy continuations of prompts, a list of str.
+    """Return the greedy continuations of prompts, a list of str.
 
-    With a folder `cache`, XNNPACK keeps one packed copy of the weights there for all signatures;
-    without one each signature has a copy in memory.
+    If `cache` is a folder, XNNPACK stores one packed copy of the weights in it for all signatures;
+    otherwise each signature has a copy in memory.
     """
     sampler = litert_lm.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0, seed=0)
     texts = []

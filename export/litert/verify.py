@@ -1,4 +1,4 @@
-"""Verify a device's file: in a fresh process without Keras it gives what its task gives."""
+"""Verify exported TFLite files: run them in a new process without Keras and compare the outputs."""
 
 import abc
 import numbers
@@ -8,18 +8,18 @@ from keras_llm.export.verification import Verification, free_memory
 
 
 class LiteRTVerification(Verification):
-    """Compares a file with its task; the part that all tasks share.
+    """Base class for the comparison of a file with its task.
 
     Args:
         plan: a `conversion.Plan`.
-        caller: str, for messages.
-        held_out, max_quality_loss: as of `litert`.
+        caller: str. Name of the exporting function, for error messages.
+        held_out, max_quality_loss: as in `litert`.
 
     Attributes:
-        prompts, texts: after `of`, the prompts that were tried and the file's greedy texts.
+        prompts, texts: after `of`, the prompts and the greedy texts of the file.
 
     Raises:
-        InputError: if an argument is wrong.
+        InputError: if an argument is invalid.
     """
 
     def __init__(self, plan, caller, held_out, max_quality_loss):
@@ -29,7 +29,7 @@ class LiteRTVerification(Verification):
                     f"{caller}: `max_quality_loss` must be a number >= 0, got {max_quality_loss!r}."
                 )
             if plan.quantization is None:
-                raise InputError(f"{caller}: `max_quality_loss` is for a `quantization`.")
+                raise InputError(f"{caller}: `max_quality_loss` requires a `quantization`.")
         if held_out is not None:
             self.check_held_out(caller, held_out)
         self.plan, self.held_out, self.max_quality_loss = plan, held_out, max_quality_loss
@@ -37,26 +37,29 @@ class LiteRTVerification(Verification):
 
     @abc.abstractmethod
     def request(self):
-        """What the child process is asked, a dict of JSON values."""
+        """Return the request for the child process, a dict of JSON values."""
 
     @abc.abstractmethod
     def quality(self, answer):
-        """The child's answer -> what quantisation costs, a dict with `loss`."""
+        """Return the quality loss of quantization in the child's answer, a dict with `loss`."""
 
     def check_held_out(self, caller, held_out):
-        """InputError if `held_out` is not what the task needs."""
+        """Raise InputError if `held_out` is not valid for the task."""
         check_texts(caller, "held_out", held_out)
 
     def of(self, path, request, child):
-        """What the report says of a file: a dict.
+        """Verify and measure a file.
 
         Args:
-            path: the file.
+            path: path of the file.
             request: from `request`.
             child: a `children.Child` that runs `litert.worker`.
 
+        Returns:
+            A dict for the report.
+
         Raises:
-            ExportError: if the file differs from the task, or is worse than allowed.
+            ExportError: if the file differs from the task or loses more quality than allowed.
         """
         child.send({"what": "outputs", "path": str(path), **request})
         self.expect()
@@ -67,23 +70,23 @@ class LiteRTVerification(Verification):
             source = "our own samples" if self.held_out is None else "given"
             report["quality"] = {"text": source, **quality}
             self._refuse_if_worse(quality)
-        # Measured last: Keras is at work no more.
+        # Measure last, when Keras computes nothing.
         del answer
         free_memory()
         return {**report, **child.ask({"what": "cost", "path": str(path)})}
 
     def _refuse_if_worse(self, quality):
         if self.max_quality_loss is not None and not quality["loss"] <= self.max_quality_loss:
-            numbers_told = ", ".join(f"{name} {value:.4g}" for name, value in quality.items())
+            metrics = ", ".join(f"{name} {value:.4g}" for name, value in quality.items())
             raise ExportError(
-                f"quantised as {self.plan.weights}, the model is {quality['loss']:.2%} worse, more "
-                f"than the {self.max_quality_loss:.2%} of `max_quality_loss` ({numbers_told}); "
-                "nothing was written."
+                f"quantized as {self.plan.weights}, the model is {quality['loss']:.2%} worse; "
+                f"`max_quality_loss` allows {self.max_quality_loss:.2%} ({metrics}); nothing was "
+                "written."
             )
 
 
 def check_texts(caller, name, texts):
-    """InputError unless `texts` is a list of non-empty strs."""
+    """Raise InputError unless `texts` is a list of non-empty str."""
     if (
         not isinstance(texts, (list, tuple))
         or not texts

@@ -1,4 +1,4 @@
-"""Verify files of tasks that generate text: logits, greedy texts and perplexity."""
+"""Verify exported files of generative tasks: logits, greedy texts and perplexity."""
 
 import numpy as np
 
@@ -6,75 +6,84 @@ from keras_llm.errors import ExportError, InputError
 from keras_llm.export import verification
 from keras_llm.export.litert.verify import LiteRTVerification
 
-_LOGIT_TOLERANCE = 1e-3  # float32: largest difference of a logit, and of two that count as tied
-# Quantised: nats, of Keras's next-token distribution from the file's. A broken file is far above.
+_LOGIT_TOLERANCE = 1e-3  # float32: maximum error of a logit, and difference of two tied logits
+# Quantized: KL divergence in nats of the next-token distributions. A broken file is far above.
 _MEAN_KL_DIVERGENCE = {"float16": 0.05, "int8": 0.05, "int8_weight_only": 0.05}
 _OTHER_KL_DIVERGENCE = 1.0
-_HELD_OUT_TOKENS = 2048  # at most
-_WINDOW = 256  # tokens of one text
-_LENGTHS = 64  # padded to multiples of this: few shapes, few graphs
+_HELD_OUT_TOKENS = 2048  # maximum
+_WINDOW = 256  # maximum number of tokens of one text
+_LENGTHS = 64  # rows are padded to multiples of this length, to trace few graphs
 
 
 class DecoderVerification(LiteRTVerification):
-    """Verifies a `TextGeneration`. A row of token ids is a pair: those of the encoder, here
-    none, and those of the decoder."""
+    """Verification of a `TextGeneration`.
+
+    A row is a pair of lists of token ids: those of the encoder, here empty, and those of the
+    decoder.
+    """
 
     def request(self):
-        """What the child process is asked."""
+        """Return the request for the child process."""
         self.max_length = self.plan.manifest["max_length"]
         self.prompts = [p for p in self.probes() if self.length_of(p) < self.max_length]
         if not self.prompts:
-            raise ExportError(f"a `cache_length` of {self.max_length} has no room to be tried.")
+            raise ExportError(
+                f"a `cache_length` of {self.max_length} is too short to verify the model on any "
+                "prompt."
+            )
         self._rows = [] if self.plan.quantization is None else self._held_out_rows()
         return {"prompts": self.prompts, "rows": self._rows}
 
     def probes(self):
-        """Texts to begin with."""
+        """Return candidate prompts."""
         return self.plan.samples
 
     def length_of(self, prompt):
-        """How many slots of the cache a prompt takes."""
+        """Return the number of cache slots that a prompt takes."""
         return len(self.row_of(prompt)[1])
 
     def row_of(self, prompt):
-        """The row that a prompt begins."""
+        """Return the row of a prompt."""
         return [], self.plan.task.tokenizer.encode_prompt(prompt)
 
     def held_out_row(self, text):
-        """The row of a held-out text."""
+        """Return the row of a held-out text."""
         return self.row_of(text)
 
     def samples(self):
-        """Held-out texts where none are given."""
+        """Return the default held-out texts."""
         return self.prompts
 
     def keras_texts(self, prompts, budget):
-        """Keras's greedy texts."""
+        """Return the greedy texts of the Keras model."""
         return self.plan.task(prompts, max_new_tokens=budget, temperature=0.0)
 
     def keras_logits(self, rows, longest):
-        """Keras's logits (B, T, V) of a batch of rows, padded to `longest`."""
+        """Return the Keras logits (B, T, V) of a batch of rows, padded to `longest`."""
         return self.plan.task.model.predict_on_batch(_padded([ids for _, ids in rows], longest))
 
     def expect(self):
-        """Keras's greedy texts; or of a quantized file its losses and choices on held-out text."""
+        """Compute the greedy texts of the Keras model.
+
+        For a quantized file, compute its losses and greedy choices on held-out texts instead.
+        """
         if self.plan.quantization is None:
             self._expected_texts = self._greedy_texts()
             return
         self._losses, self._choices = [], []
         read = [(source, ids[:-1]) for source, ids in self._rows]
         for (_, ids), logits in zip(self._rows, self._logits_of(read), strict=True):
-            rows = zip(logits, ids[1:], strict=True)  # one at a time: they are large in float64
+            rows = zip(logits, ids[1:], strict=True)  # one at a time, as float64 rows are large
             self._losses.append(
                 np.array([-verification.log_softmax(row)[target] for row, target in rows])
             )
             self._choices.append(logits.argmax(-1))
 
     def compare(self, answer):
-        """How the file's logits and greedy texts differ from Keras's."""
+        """Compare the logits and greedy texts of the file with those of the Keras model."""
         self.texts, logits = answer["texts"], answer["logits"]
         expected = self._logits_at_choices(answer["token_ids"], len(logits))
-        # Ids that the model alone knows are never chosen, and so not compared.
+        # Ids outside the tokenizer's vocabulary are never chosen, so they are not compared.
         size = self.plan.task.tokenizer.vocabulary_size
         logits, expected = logits[:, :size], expected[:, :size]
         agreement = float(np.mean(logits.argmax(-1) == expected.argmax(-1)))
@@ -86,8 +95,10 @@ class DecoderVerification(LiteRTVerification):
             same = answer["texts"] == self._expected_texts
             second, first = np.sort(expected, axis=-1)[:, -2:].T
             if not same and (first - second).min() > _LOGIT_TOLERANCE:
-                raise ExportError("the exported model's greedy texts are not those of Keras.")
-            measured["greedy_texts_equal"] = same  # False only through a tie
+                raise ExportError(
+                    "the greedy texts of the exported model differ from Keras; nothing was written."
+                )
+            measured["greedy_texts_equal"] = same  # False only if logits are tied
             measured["max_logit_error"] = verification.require_same(
                 "logits", logits, expected, _LOGIT_TOLERANCE
             )
@@ -97,22 +108,22 @@ class DecoderVerification(LiteRTVerification):
         return {"parity": measured}
 
     def quality(self, answer):
-        """The cost of quantisation: perplexity and greedy choices on held-out text."""
+        """Measure the quality loss of quantization on held-out texts."""
         choices = [answer[f"choices_{index}"] for index in range(len(self._rows))]
-        ours = np.concatenate([answer[f"losses_{index}"] for index in range(len(self._rows))])
-        theirs = np.concatenate(self._losses)
-        before, after = (float(np.exp(np.mean(losses))) for losses in (theirs, ours))
+        losses = np.concatenate([answer[f"losses_{index}"] for index in range(len(self._rows))])
+        keras_losses = np.concatenate(self._losses)
+        before, after = (float(np.exp(np.mean(row))) for row in (keras_losses, losses))
         agreement = np.concatenate(choices) == np.concatenate(self._choices)
         return {
-            "tokens": len(ours),
+            "tokens": len(losses),
             "perplexity_keras": before,
             "perplexity": after,
             "loss": after / before - 1,
             "greedy_agreement": float(np.mean(agreement)),
         }
 
-    def _divergence(self, expected, found):
-        divergence, name = verification.mean_kl_divergence(expected, found), self.plan.quantization
+    def _divergence(self, expected, logits):
+        divergence, name = verification.mean_kl_divergence(expected, logits), self.plan.quantization
         bound = _OTHER_KL_DIVERGENCE
         if isinstance(name, str):
             bound = _MEAN_KL_DIVERGENCE.get(name, bound)
@@ -124,7 +135,7 @@ class DecoderVerification(LiteRTVerification):
         return divergence
 
     def _held_out_rows(self):
-        """Rows of held-out texts, cut to windows, at most `_HELD_OUT_TOKENS` in all."""
+        """Return rows of held-out texts, truncated, with at most `_HELD_OUT_TOKENS` tokens."""
         rows, left = [], _HELD_OUT_TOKENS
         for text in self.samples() if self.held_out is None else self.held_out:
             source, ids = self.held_out_row(text)
@@ -135,11 +146,13 @@ class DecoderVerification(LiteRTVerification):
             if left < 2:
                 break
         if not rows:
-            raise ExportError("`held_out` has no text of two tokens that fits the cache.")
+            raise ExportError(
+                "`held_out` must have a text with at least two tokens that fits the cache."
+            )
         return rows
 
     def _logits_of(self, rows):
-        """Keras's logits (T, V) of each row, as many rows at a time as there is room for."""
+        """Iterate over the Keras logits (T, V) of each row, computed in batches."""
         config = self.plan.task.model.config
         longest = max(len(ids) for _, ids in rows)
         longest = min(-(-longest // _LENGTHS) * _LENGTHS, config.max_length)
@@ -149,11 +162,11 @@ class DecoderVerification(LiteRTVerification):
             yield row[: len(ids)]
 
     def _greedy_texts(self):
-        """Keras's greedy texts, as far as the file's cache reaches."""
+        """Return the greedy texts of the Keras model, up to the length of the file's cache."""
         rooms = [self.max_length - self.length_of(prompt) for prompt in self.prompts]
         budgets = [min(verification.NEW_TOKENS, room) for room in rooms]
         if self.max_length == self.plan.task.model.config.max_length:
-            budgets = [verification.NEW_TOKENS] * len(rooms)  # the model ends the texts by itself
+            budgets = [verification.NEW_TOKENS] * len(rooms)  # the task stops at its maximum length
         texts = {}
         for budget in set(budgets):
             group = [p for p, b in zip(self.prompts, budgets, strict=True) if b == budget]
@@ -161,22 +174,25 @@ class DecoderVerification(LiteRTVerification):
         return [texts[prompt] for prompt in self.prompts]
 
     def _logits_at_choices(self, token_ids, steps):
-        """Keras's logits (steps, V) where the file made each of its choices."""
-        begun = [self.row_of(prompt) for prompt in self.prompts]
-        rows = [(s, old + new) for (s, old), new in zip(begun, token_ids, strict=True)]
-        found = []
-        for row, (_, old), new in zip(self._logits_of(rows), begun, token_ids, strict=True):
+        """Return the Keras logits (steps, V) at each decoding step of the file."""
+        prompts = [self.row_of(prompt) for prompt in self.prompts]
+        rows = [(s, old + new) for (s, old), new in zip(prompts, token_ids, strict=True)]
+        logits = []
+        for row, (_, old), new in zip(self._logits_of(rows), prompts, token_ids, strict=True):
             budget = min(verification.NEW_TOKENS, self.max_length - len(old))
-            choices = len(new) + (len(new) < budget)  # one more, where the model ended the text
-            found.append(np.array(row[len(old) - 1 :][:choices]))
-        found = np.concatenate(found)
-        if len(found) != steps:
-            raise ExportError(f"the exported model made {steps} steps, Keras {len(found)}.")
-        return found
+            choices = len(new) + (len(new) < budget)  # one more if the text ended early
+            logits.append(np.array(row[len(old) - 1 :][:choices]))
+        logits = np.concatenate(logits)
+        if len(logits) != steps:
+            raise ExportError(
+                f"the exported model made {steps} decoding steps, Keras {len(logits)}; nothing was "
+                "written."
+            )
+        return logits
 
 
 class TranslationVerification(DecoderVerification):
-    """Verifies a `Translation`. Held-out texts are pairs of a text and its translation."""
+    """Verification of a `Translation`; held-out texts are pairs (text, translation)."""
 
     def check_held_out(self, caller, held_out):
         if (
@@ -208,7 +224,7 @@ class TranslationVerification(DecoderVerification):
         return source, [*begin, *tokenizer.encode(translation), tokenizer.eos_id]
 
     def samples(self):
-        """The task's own translations of the prompts."""
+        """Return the prompts with the task's translations."""
         return list(zip(self.prompts, self._greedy_texts(), strict=True))
 
     def keras_logits(self, rows, longest):

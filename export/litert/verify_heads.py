@@ -1,4 +1,4 @@
-"""Verify files of models with a head: numbers and decisions."""
+"""Verify exported files of models with a head: numbers and decisions."""
 
 import dataclasses
 import itertools
@@ -16,23 +16,22 @@ _TEXTS = (
     "In 1984, a value of the class was returned; nobody asked why.",
     "word " * 12,
 )
-_MOST = 64  # texts of a measurement
+_MOST = 64  # maximum number of texts
 
 
 class HeadVerification(LiteRTVerification):
-    """Verifies a task with one text: classification, tagging, embedding, gaps.
+    """Verification of a task that takes one text: classification, regression, tagging, embedding.
 
-    What the task gives for a text is a dict: numbers under `numbers`, an array; and its decision
-    under `decision`, JSON.
+    The result for a text is a dict of `numbers`, an array, and `decision`, a JSON value.
     """
 
     def request(self):
-        """What the child process is asked."""
+        """Return the request for the child process."""
         self._inputs = [list(row) for row in self.inputs()]
         return {"inputs": self._inputs}
 
     def inputs(self):
-        """The arguments of the calls, tuples of str."""
+        """Return the arguments of each call, tuples of str."""
         return [(text,) for text in self.texts_that_fit(self.held_out or _TEXTS)]
 
     def texts_that_fit(self, texts):
@@ -40,32 +39,32 @@ class HeadVerification(LiteRTVerification):
         room -= len(self.plan.manifest["end"])
         fit = [t for t in texts if 0 < len(self.plan.task.tokenizer.encode(t)) <= room][:_MOST]
         if not fit:
-            raise ExportError("no text that was to be tried fits `cache_length`.")
+            raise ExportError("`cache_length` is too short for all verification texts.")
         return fit
 
     def keras(self):
-        """What the task gives for the inputs, a list of dicts."""
+        """Return the results of the task for the inputs, a list of dicts."""
         texts = [text for (text,) in self._inputs]
-        found = self.plan.task(texts, **self.details())
-        return [digest(self.plan.manifest["task"], _plain(row)) for row in found]
+        results = self.plan.task(texts, **self.details())
+        return [digest(self.plan.manifest["task"], _plain(row)) for row in results]
 
     def details(self):
-        """How the task is asked for all it can say."""
+        """Return the arguments that request detailed results from the task."""
         return {} if self.plan.manifest["task"] == "TextEmbedding" else {"return_details": True}
 
     def expect(self):
-        """Ask the task."""
+        """Compute the results of the task."""
         self._expected = self.keras()
 
     def compare(self, answer):
-        """How the file's numbers and decisions differ from Keras's."""
-        self._found = [digest(self.plan.manifest["task"], row) for row in answer["results"]]
-        pairs = list(zip(self._found, self._expected, strict=True))
-        self._same = [ours["decision"] == theirs["decision"] for ours, theirs in pairs]
+        """Compare the numbers and decisions of the file with those of the Keras model."""
+        self._results = [digest(self.plan.manifest["task"], row) for row in answer["results"]]
+        pairs = list(zip(self._results, self._expected, strict=True))
+        self._same = [row["decision"] == expected["decision"] for row, expected in pairs]
         errors = [
-            np.abs(ours["numbers"] - theirs["numbers"]).max(initial=0.0)
-            for ours, theirs in pairs
-            if ours["numbers"].shape == theirs["numbers"].shape
+            np.abs(row["numbers"] - expected["numbers"]).max(initial=0.0)
+            for row, expected in pairs
+            if row["numbers"].shape == expected["numbers"].shape
         ]
         measured = {
             "inputs": len(pairs),
@@ -75,45 +74,48 @@ class HeadVerification(LiteRTVerification):
         if self.plan.quantization is None:
             if not measured["max_error"] <= _TOLERANCE:
                 raise ExportError(
-                    f"the file's numbers differ from Keras's by {measured['max_error']:.3g}, more "
-                    f"than {_TOLERANCE}; nothing was written."
+                    f"the outputs of the file differ from Keras by {measured['max_error']:.3g}, "
+                    f"more than {_TOLERANCE}; nothing was written."
                 )
             self._require_same_decisions(pairs)
         return {"parity": measured}
 
     def quality(self, answer):
-        """The cost of quantisation: the share of decisions that change; for embeddings one less
-        the mean cosine; for numbers their mean change over their standard deviation."""
+        """Measure the quality loss of quantization.
+
+        It is the share of decisions that change; for embeddings, 1 minus the mean cosine
+        similarity; for regression, the mean change divided by the standard deviation.
+        """
         del answer
         if self.plan.manifest["task"] == "TextRegression":
-            ours, theirs = (
+            values, expected = (
                 np.array([row["numbers"][0] for row in rows])
-                for rows in (self._found, self._expected)
+                for rows in (self._results, self._expected)
             )
-            loss = np.abs(ours - theirs).mean() / max(theirs.std(), 1e-6)
-            return {"inputs": len(ours), "loss": float(loss)}
+            loss = np.abs(values - expected).mean() / max(expected.std(), 1e-6)
+            return {"inputs": len(values), "loss": float(loss)}
         if self.plan.manifest["task"] != "TextEmbedding":
             return {"inputs": len(self._same), "loss": 1.0 - float(np.mean(self._same))}
         cosines = [
             float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
             for a, b in (
-                (ours["numbers"], theirs["numbers"])
-                for ours, theirs in zip(self._found, self._expected, strict=True)
+                (row["numbers"], expected["numbers"])
+                for row, expected in zip(self._results, self._expected, strict=True)
             )
         ]
         return {"inputs": len(cosines), "loss": 1.0 - float(np.mean(cosines))}
 
     def _require_same_decisions(self, pairs):
-        for arguments, (ours, theirs), same in zip(self._inputs, pairs, self._same, strict=True):
+        for arguments, (row, expected), same in zip(self._inputs, pairs, self._same, strict=True):
             if not same:
                 raise ExportError(
-                    f"for {arguments!r} the file gives {ours['decision']!r}, Keras "
-                    f"{theirs['decision']!r}; nothing was written."
+                    f"for {arguments!r} the file returns {row['decision']!r}, but Keras returns "
+                    f"{expected['decision']!r}; nothing was written."
                 )
 
 
 class MaskVerification(HeadVerification):
-    """Verifies a `MaskedLanguageModel`: held-out texts have mask tokens."""
+    """Verification of a `MaskedLanguageModel`; held-out texts have mask tokens."""
 
     def inputs(self):
         if self.held_out is not None:
@@ -124,7 +126,7 @@ class MaskVerification(HeadVerification):
 
 
 class AnswerVerification(HeadVerification):
-    """Verifies a `QuestionAnswering`: held-out texts are pairs of question and context."""
+    """Verification of a `QuestionAnswering`; held-out texts are pairs (question, context)."""
 
     def check_held_out(self, caller, held_out):
         if not isinstance(held_out, (list, tuple)) or not held_out:
@@ -140,17 +142,19 @@ class AnswerVerification(HeadVerification):
         if self.held_out is not None:
             return list(self.held_out)[:_MOST]
         contexts = [text for text in _TEXTS if len(text) > 20]
-        contexts.append(" ".join(_TEXTS) * 8)  # windows
+        contexts.append(" ".join(_TEXTS) * 8)  # long enough for several windows
         return [(question, text) for question in ("Why?", "In 1984") for text in contexts]
 
     def keras(self):
         questions, contexts = zip(*self._inputs, strict=True)
-        found = self.plan.task(list(questions), list(contexts), truncate=True, return_details=True)
-        return [digest("QuestionAnswering", _plain(row)) for row in found]
+        results = self.plan.task(
+            list(questions), list(contexts), truncate=True, return_details=True
+        )
+        return [digest("QuestionAnswering", _plain(row)) for row in results]
 
 
 def digest(task, result):
-    """A result as numbers and a decision."""
+    """Convert a result to a dict of `numbers` and `decision`."""
     if task == "TextEmbedding":
         return {"numbers": np.array(result, "float32"), "decision": None}
     if task == "TextRegression":

@@ -1,8 +1,8 @@
-"""Write a TFLite file whose weights follow its graph, one tensor at a time.
+"""Write a TFLite file, one weight at a time, with the weights after the flatbuffer.
 
-The flatbuffer comes first and names the place of each weight in the file, so it may be of any size;
-weights are computed, balanced, rounded and written one after the other, large ones a part at a
-time. What is known only then, the scales, is filled into the flatbuffer at the end.
+The flatbuffer has the offset of each weight in the file, so a file can have any size. Weights are
+computed, balanced, rounded and written one after the other, large ones in parts. The scales, which
+are only known then, are filled into the flatbuffer at the end.
 
     | flatbuffer | weight | weight | ... |
 """
@@ -14,7 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 from keras_llm.export.litert.quantization import gptq
 from keras_llm.export.litert.quantization.rules import BiasStorage, Storage, pack_int4
 
-_ALIGNMENT = 64  # bytes; XNNPACK reads weights where they lie
+_ALIGNMENT = 64  # bytes; XNNPACK reads weights in place
 _PART = 1 << 22  # weights that are rounded at a time
 
 
@@ -22,11 +22,11 @@ def write(model, path, progress=None):
     """Write a `flatbuffer.Model`.
 
     Args:
-        model: a `flatbuffer.Model`, whose tensors are given their buffers.
-        path: where to.
-        progress: function that is called with the bytes written after each tensor, or None.
+        model: a `flatbuffer.Model`. The buffers of its tensors are set.
+        path: path of the file to write.
+        progress: function that is called after each tensor with the bytes written, or None.
     """
-    # Biases of whole numbers need the scales of their matrices.
+    # Write integer biases last, because they need the scales of their matrices.
     constants = sorted(model.constants.values(), key=lambda c: isinstance(c.storage, BiasStorage))
     constants = [_Stored(model, constant) for constant in constants if constant.places]
     model.finish()
@@ -38,9 +38,9 @@ def write(model, path, progress=None):
                 _set_place(content, buffer, offset, size)
                 stored.offsets.append(offset)
                 offset = _aligned(offset + size)
-        known = {}
+        scales = {}
         for stored in constants:
-            stored.write(file, known)
+            stored.write(file, scales)
             if progress is not None:
                 progress(sum(size for _, size in stored.sizes()))
         file.truncate(max(offset, _aligned(len(content))))
@@ -50,7 +50,7 @@ def write(model, path, progress=None):
 
 
 class _Stored:
-    """A constant on its way into the file."""
+    """A constant and its buffers in the file."""
 
     def __init__(self, model, constant):
         self.constant, self.offsets, self.scales = constant, [], None
@@ -68,7 +68,7 @@ class _Stored:
         return getattr(self.constant.storage, "block", None)
 
     def sizes(self):
-        """The buffers and the bytes of each."""
+        """Return pairs of a buffer and its bytes."""
         storage, count = self.constant.storage, int(np.prod(self.constant.view.shape))
         bits = storage.bits if isinstance(storage, Storage) else 32
         sizes = [-(-count * bits // 8)]
@@ -76,12 +76,18 @@ class _Stored:
             sizes.append(2 * (count // self.block))
         return list(zip(self._buffers, sizes, strict=True))
 
-    def write(self, file, known):
-        """Write the values, and the scales of blocks; `known` has the scales of others."""
+    def write(self, file, written_scales):
+        """Write the values and the scales of blocks.
+
+        Args:
+            file: the open file.
+            written_scales: dict from the key of a view to the scales of a written matrix. Scales
+                of channels are added to it.
+        """
         constant, storage = self.constant, self.constant.storage
         file.seek(self.offsets[0])
         if isinstance(storage, BiasStorage):
-            scales = known[storage.weights.view.key]
+            scales = written_scales[storage.weights.view.key]
             values, self.scales = storage.quantize(constant.view.array(), scales)
             file.write(values)
             return
@@ -92,18 +98,18 @@ class _Stored:
             return
         scales = []
         for rows in self._parts():
-            values, found = storage.quantize(np.ascontiguousarray(rows))
+            values, row_scales = storage.quantize(np.ascontiguousarray(rows))
             file.write(pack_int4(values) if storage.bits == 4 else values)
-            scales.append(found)
+            scales.append(row_scales)
         scales = np.concatenate(scales)
         if self.block is None:
-            self.scales = known[constant.view.key] = scales[:, 0]
+            self.scales = written_scales[constant.view.key] = scales[:, 0]
         else:
             file.seek(self.offsets[1])
             file.write(scales.astype("float16"))
 
     def _parts(self):
-        """Some rows at a time, in float32; an even number of weights in all but the last."""
+        """Iterate over float32 rows in parts; all but the last have an even number of weights."""
         constant, array = self.constant, self.constant.view.array()
         if constant.factor is not None:
             matrix = np.asarray(array, "float32")
@@ -121,7 +127,7 @@ class _Stored:
 
 def _new_buffer(model):
     buffer = schema.BufferT()
-    buffer.offset = buffer.size = 1  # to be replaced; 0 would be left out
+    buffer.offset = buffer.size = 1  # placeholders; the flatbuffer would omit 0
     model.model.buffers.append(buffer)
     return len(model.model.buffers) - 1
 
@@ -131,7 +137,7 @@ def _aligned(offset):
 
 
 def _set_place(content, buffer, offset, size):
-    """Write into a packed flatbuffer where a buffer lies."""
+    """Set the offset and size of a buffer in a packed flatbuffer."""
     table = schema.Model.GetRootAs(content, 0).Buffers(buffer)._tab
     for field, value in ((6, offset), (8, size)):  # `offset` and `size` of the schema's Buffer
         place = table.Pos + table.Offset(field)
@@ -139,7 +145,7 @@ def _set_place(content, buffer, offset, size):
 
 
 def _set_scales(content, model, constants):
-    """Write into a packed flatbuffer the scales of what was rounded."""
+    """Set the scales of the quantized tensors in a packed flatbuffer."""
     packed, place = schema.Model.GetRootAs(content, 0), {}
     for i, graph in enumerate(model.model.subgraphs):
         for j, tensor in enumerate(graph.tensors):

@@ -1,4 +1,4 @@
-"""Run a device's file as a device does, and tell what came out and what it cost.
+"""Run an exported TFLite file and return its outputs, or measure its memory and speed.
 
 python -m keras_llm.export.litert.worker FOLDER
 """
@@ -18,7 +18,7 @@ def _run(folder, request):
     del folder
     if request["what"] == "cost":
         return cost(request["path"]), {}
-    # In a fork: the runtime's threads would not survive the forks that measure.
+    # Run in a fork, because the runtime's threads would not survive the forks of `cost`.
     return children.in_fork(_outputs, request["path"], request)
 
 
@@ -42,9 +42,9 @@ def _run_decoder(runner, request):
     for prompt in request["prompts"]:
         token_ids = []
         for token, step_logits in runner.steps(prompt, NEW_TOKENS):
-            if logits is None:  # of all steps there may be; a page takes memory when it is written
-                most = len(request["prompts"]) * NEW_TOKENS
-                logits = np.empty((most, *step_logits.shape), step_logits.dtype)
+            if logits is None:  # sized for all steps; a page takes no memory until it is written
+                max_steps = len(request["prompts"]) * NEW_TOKENS
+                logits = np.empty((max_steps, *step_logits.shape), step_logits.dtype)
             logits[steps] = step_logits
             steps += 1
             if token is not None:
@@ -59,7 +59,7 @@ def _run_decoder(runner, request):
 
 
 def _read(runner, source, row):
-    """The loss, in nats, of each token after the first, and what would have been chosen there."""
+    """Return the loss, in nats, of each token after the first, and the greedy choice there."""
     decoder = DecoderSteps(runner.runtime, runner.manifest)
     if source:
         decoder.encode(source)

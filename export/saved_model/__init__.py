@@ -1,40 +1,41 @@
-"""SavedModels that take strings and return strings, in TensorFlow Serving's layout."""
+"""Export tasks to SavedModels that take and return strings, in TensorFlow Serving's layout."""
 
 
 def saved_model(task, path, version=1, overwrite=False, xla=False, weights=None, beam_width=None):
-    """Write a task as `<path>/<version>/`, the layout TensorFlow Serving reads.
+    """Export a task to `<path>/<version>/`, the folder layout of TensorFlow Serving.
 
-    Tokenizer, model and what comes out of it are in the graph: a signature takes strings and gives
-    strings. docs/serving.md lists the signatures of each task. Before the folder gets its name, the
-    SavedModel is loaded in a fresh process without Keras, and what it answers is compared with the
-    task. It brings requests that TensorFlow Serving runs when it loads it.
+    The graph includes the tokenizer, the model and the decoding of its outputs: a signature takes
+    and returns strings. docs/serving.md lists the signatures of each task. Before the folder is
+    moved to its final path, the SavedModel is loaded in a new process without Keras, and its
+    outputs are compared with those of the task. It includes warm-up requests, which TensorFlow
+    Serving runs when it loads the model.
 
     Args:
         task: a `TextGeneration`, `Translation`, `TextClassification`, `TextRegression`,
             `TokenClassification`, `QuestionAnswering`, `TextEmbedding` or `MaskedLanguageModel`.
         path: str or path of the served model, e.g. "serving/stories".
         version: int > 0.
-        overwrite: bool. Whether to replace that version.
-        xla: bool. Whether the loop of a `TextGeneration` or `Translation` is compiled by XLA, in
-            buckets of sizes, each when it first comes. The server must have XLA switched on
-            (TensorFlow Serving: `--xla_cpu_compilation_enabled=true`).
-        weights: None to store weights as they are; "float16" or "int8" to store matrices in fewer
-            bits. They are spelled out in float32 when the SavedModel is loaded: files and
-            transfers get smaller, memory does not, and text comes slower.
-        beam_width: int or None. With a width, a `TextGeneration` or `Translation` has a signature
-            `beam_search` with so many beams, all of which come back.
+        overwrite: bool. Whether to replace an existing version.
+        xla: bool. Whether to compile the decoding loop of a `TextGeneration` or `Translation` with
+            XLA. Sizes are padded to buckets, each of which is compiled on first use. The server
+            must enable XLA (TensorFlow Serving: `--xla_cpu_compilation_enabled=true`).
+        weights: None to store weights in the model's precision; "float16" or "int8" to store
+            matrices in fewer bits. They are converted to float32 when the SavedModel is loaded, so
+            files and transfers are smaller, memory use is not, and generation is slower.
+        beam_width: int or None. If set, a `TextGeneration` or `Translation` has a signature
+            `beam_search` with this number of beams, which returns all of them.
 
     Returns:
-        The report, a dict that is also kept in `<path>/export_report.json` under the version:
+        The report, a dict that is also written to `<path>/export_report.json` under the version:
         signatures, bytes of each file, ops outside TensorFlow's core (a server must link the
-        library that has them), errors against Keras and speed.
+        library that defines them), differences from Keras and speed.
 
     Raises:
-        InputError: if an argument is wrong or the version exists.
-        ExportError: if the SavedModel does not match the task; nothing is left behind.
+        InputError: if an argument is invalid or the version exists.
+        ExportError: if the SavedModel does not match the task; no folder is left behind.
     """
 
-    # The exporter needs TensorFlow and Keras, which processes that verify do not import.
+    # The exporter imports TensorFlow and Keras, which the verification processes must not import.
     from keras_llm.export.saved_model.export import write_saved_model
 
     return write_saved_model(

@@ -1,4 +1,4 @@
-"""A SavedModel that takes strings and returns strings, in TensorFlow Serving's layout."""
+"""Write SavedModels that take and return strings, in TensorFlow Serving's layout."""
 
 import pathlib
 
@@ -19,13 +19,13 @@ from keras_llm.export.saved_model.warmup import write_warmup
 from keras_llm.files import atomic_folder
 
 _SERVER = "keras_llm.export.saved_model.worker"
-_TIMEOUT = 3600  # seconds for an answer of the process that runs the SavedModel
+_TIMEOUT = 3600  # seconds to wait for an answer of the process that runs the SavedModel
 
 
 def write_saved_model(
     task, path, version=1, overwrite=False, xla=False, weights=None, beam_width=None
 ):
-    """Export a task; arguments as of `saved_model`."""
+    """Export a task; the arguments are those of `saved_model`."""
     module = module_of(task, weights, xla, beam_width)
     if not isinstance(version, int) or version < 1:
         raise InputError(f"saved_model: `version` must be a positive int, got {version!r}.")
@@ -48,9 +48,8 @@ def write_saved_model(
             verification.free_memory()
         with progress.phase("verify"):
             child.send({"what": "load", "path": str(folder)})
-            checks = verification_of(
-                task, weights is None, beam_width
-            )  # Keras is at work meanwhile
+            # Keras generates prompts while the child loads the SavedModel.
+            checks = verification_of(task, weights is None, beam_width)
             loaded = child.result()
             verified = verify(checks, loaded, child, xla)
             write_warmup(folder, path.name, checks.warm_up())

@@ -1,7 +1,7 @@
-"""Verify a SavedModel: its signatures answer as the task does in Python.
+"""Verify SavedModels: compare the outputs of their signatures with those of the task.
 
-Texts, labels and offsets must be equal, and numbers within a tolerance. Where the weights are
-stored in fewer bits, the difference is measured and must be within a stated bound.
+Texts, labels and offsets must be equal, and numbers must agree within a tolerance. If the weights
+are stored in fewer bits, the divergence is measured and must be below a bound.
 """
 
 from keras_llm import tasks
@@ -35,11 +35,11 @@ VERIFICATIONS = {
 
 
 def verification_of(task, exact=True, beam_width=None):
-    """The verification of a task's SavedModel."""
-    made_for = next(made_for for kind, made_for in VERIFICATIONS.items() if isinstance(task, kind))
+    """Return the verification of a task's SavedModel."""
+    verification_class = next(v for kind, v in VERIFICATIONS.items() if isinstance(task, kind))
     if isinstance(task, GenerativeTask):
-        task = task.without_xla()  # a few texts, before which XLA would compile for longer
-    return made_for(task, exact, beam_width)
+        task = task.without_xla()  # XLA would take longer to compile than a few texts take
+    return verification_class(task, exact, beam_width)
 
 
 def verify(checks, loaded, child, xla):
@@ -49,7 +49,7 @@ def verify(checks, loaded, child, xla):
         checks: from `verification_of`.
         loaded: dict, the child's answer to "load".
         child: the `children.Child` that runs the SavedModel.
-        xla: bool. Whether the graph may have operations of XLA.
+        xla: bool. Whether the graph may have XLA ops.
 
     Returns:
         A dict for the report.
@@ -60,8 +60,8 @@ def verify(checks, loaded, child, xla):
     compiled = [op for op in loaded["ops"] if op.startswith("Xla")]
     if compiled and not xla:
         raise ExportError(
-            f"the graph has operations of TensorFlow's XLA compiler, {', '.join(compiled)}, that "
-            "servers do not run by default; nothing was written."
+            f"the graph has XLA ops, {', '.join(compiled)}, which servers do not run by default; "
+            "nothing was written."
         )
     large = checks.task.model.count_params() > verification.LARGE
     child.send({"what": "call", "calls": checks.calls(), "at_a_time": 1 if large else 2})

@@ -1,4 +1,4 @@
-"""Verify the SavedModels of tasks that generate text."""
+"""Verify the SavedModels of generative tasks."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ _PENALTIES = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3, "min_new_tok
 
 
 class TextGenerationVerification(SavedModelVerification):
-    """Greedy texts, log-likelihoods, ids, and logits of the steps with a cache."""
+    """Verification of greedy texts, log-likelihoods, ids, and logits of cached decoding steps."""
 
     def __init__(self, task, exact=True, beam_width=None):
         super().__init__(task, exact, beam_width)
@@ -52,7 +52,7 @@ class TextGenerationVerification(SavedModelVerification):
         ]
 
     def _further(self, prompts):
-        """Calls of the signatures with more settings."""
+        """Return calls of the signatures with all settings, `chat` and `beam_search`."""
         extended = _greedy_settings(verification.NEW_TOKENS, _PENALTIES)
         calls = [("generate_extended", {"prompt": ["string", prompts], **extended})]
         if self._chats:
@@ -102,7 +102,7 @@ class TextGenerationVerification(SavedModelVerification):
         self._logits = self._last_logits(self._ids + next_ids)
 
     def compare(self, outputs):
-        generated, scored, tokenized, prefilled, decoded, spelled, ends, *further = outputs
+        generated, scored, tokenized, prefilled, decoded, detokenized, ends, *further = outputs
         task, expected = self.task, self._greedy_rows
         texts = [row.text for row in expected]
         if self.exact:
@@ -112,9 +112,10 @@ class TextGenerationVerification(SavedModelVerification):
         ]
         self.agreement("token ids", ids, self._ids)
         decode = task.tokenizer.decode
-        self.agreement("text", spelled["text"], [decode(row) for row in self._ids])
-        known = task.end_token_ids
-        self.agreement("ends", ends["is_end"], [[i in known for i in [*known, *self._ids[0]]]])
+        self.agreement("text", detokenized["text"], [decode(row) for row in self._ids])
+        end_ids = task.end_token_ids
+        is_end = [[i in end_ids for i in [*end_ids, *self._ids[0]]]]
+        self.agreement("ends", ends["is_end"], is_end)
         measured = {
             "prompts": len(self._prompts),
             "greedy_texts_equal": generated["text"] == texts,
@@ -139,16 +140,16 @@ class TextGenerationVerification(SavedModelVerification):
         return {"max_beam_score_error": self.beams("text", others.pop(0), self._beams)}
 
     def _steps(self, prefilled, decoded):
-        """Of the steps with a cache against the whole text read at once."""
-        found = np.concatenate([np.asarray(prefilled), np.asarray(decoded)])
+        """Compare the logits of cached steps with those of a forward pass over the whole text."""
+        logits = np.concatenate([np.asarray(prefilled), np.asarray(decoded)])
         expected = self._logits
-        size = self.task.tokenizer.vocabulary_size  # ids of the model alone are never chosen
-        found, expected = found[:, :size], expected[:, :size]
-        divergence = verification.mean_kl_divergence(expected, found)
+        size = self.task.tokenizer.vocabulary_size  # other ids are never chosen
+        logits, expected = logits[:, :size], expected[:, :size]
+        divergence = verification.mean_kl_divergence(expected, logits)
         if self.exact and self.in_float32:
-            verification.require_same("logits of the steps", found, expected, TOLERANCE)
+            verification.require_same("logits of the steps", logits, expected, TOLERANCE)
         return {
-            "max_logit_error": float(np.abs(found - expected).max()),
+            "max_logit_error": float(np.abs(logits - expected).max()),
             "mean_kl_divergence_nats": self.bounded("predictions", divergence),
         }
 
@@ -174,7 +175,7 @@ class TextGenerationVerification(SavedModelVerification):
 
 
 class TranslationVerification(SavedModelVerification):
-    """Greedy texts and their log-probabilities."""
+    """Verification of greedy texts and their log-probabilities."""
 
     def calls(self):
         texts = ["string", verification.SEED_TEXTS]
@@ -202,15 +203,15 @@ class TranslationVerification(SavedModelVerification):
         self._beams = self.expected_beams(verification.SEED_TEXTS)
 
     def compare(self, outputs):
-        found, *beams = outputs
+        answer, *beams = outputs
         expected = self._expected
         texts = [row.text for row in expected]
         if self.exact:
-            verification.require_same_texts(found["translation"], texts)
-        equal = [a == b for a, b in zip(found["translation"], texts, strict=True)]
+            verification.require_same_texts(answer["translation"], texts)
+        equal = [a == b for a, b in zip(answer["translation"], texts, strict=True)]
         error = self.number(
             "scores",
-            np.where(equal, found["score"], 0.0),
+            np.where(equal, answer["score"], 0.0),
             np.where(equal, [row.log_probability for row in expected], 0.0),
         )
         measured = {}
@@ -227,10 +228,10 @@ class TranslationVerification(SavedModelVerification):
 
 
 def _greedy_settings(max_new_tokens, further=None):
-    """Inputs of greedy decoding; with a dict, those of a signature that takes all settings."""
+    """Return the inputs for greedy decoding; if `further` is a dict, with all sampling settings."""
     if further is not None:
-        given = {"temperature": 0.0, "seed": 0, **further}
-        values = {name: given.get(name, DEFAULTS[name]) for name in SETTINGS}
+        overrides = {"temperature": 0.0, "seed": 0, **further}
+        values = {name: overrides.get(name, DEFAULTS[name]) for name in SETTINGS}
         return {
             "max_new_tokens": ["int32", [max_new_tokens]],
             **{name: [SETTINGS[name].dtype, [value]] for name, value in values.items()},

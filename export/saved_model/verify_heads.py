@@ -1,4 +1,4 @@
-"""Verify the SavedModels of models with a head."""
+"""Verify the SavedModels of tasks with a head."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from keras_llm.export.saved_model.verify_base import SavedModelVerification
 
 
 class _HeadVerification(SavedModelVerification):
-    """Of texts of many lengths, one longer than the model takes."""
+    """Base class for tasks that take one text; one of the texts exceeds the maximum length."""
 
     def __init__(self, task, exact=True, beam_width=None):
         super().__init__(task, exact, beam_width)
@@ -29,14 +29,14 @@ class _HeadVerification(SavedModelVerification):
 
 
 class TextEmbeddingVerification(_HeadVerification):
-    """Vectors."""
+    """Verification of embeddings."""
 
     def expect(self):
         self._expected = self.task(self._texts, truncate=True)
 
     def compare(self, outputs):
-        (found,) = outputs
-        vectors, expected = np.asarray(found["embedding"]), self._expected
+        (answer,) = outputs
+        vectors, expected = np.asarray(answer["embedding"]), self._expected
         error = self.number("embeddings", vectors, expected)
         norms = np.linalg.norm(vectors, axis=-1) * np.linalg.norm(expected, axis=-1)
         cosine = np.sum(vectors * expected, axis=-1) / np.maximum(norms, 1e-12)
@@ -48,58 +48,58 @@ class TextEmbeddingVerification(_HeadVerification):
 
 
 class TextRegressionVerification(_HeadVerification):
-    """Numbers."""
+    """Verification of predicted numbers."""
 
     def compare(self, outputs):
-        (found,) = outputs
+        (answer,) = outputs
         expected = self._expected
-        self.agreement("`truncated`", found["truncated"], [row.truncated for row in expected])
+        self.agreement("`truncated`", answer["truncated"], [row.truncated for row in expected])
         values = np.array([row.value for row in expected])
-        error = self.number("values", found["value"], values)
+        error = self.number("values", answer["value"], values)
         self.bounded("values", error / max(float(values.std()), 1e-6))
         return {"texts": len(self._texts), "max_error": error}
 
 
 class TextClassificationVerification(_HeadVerification):
-    """Labels and probabilities."""
+    """Verification of labels and probabilities."""
 
     def compare(self, outputs):
-        (found,) = outputs
+        (answer,) = outputs
         expected = self._expected
         probabilities = np.array([list(row.probabilities.values()) for row in expected])
         divergence = np.mean(
-            verification.kl_divergence(probabilities, np.asarray(found["probabilities"]))
+            verification.kl_divergence(probabilities, np.asarray(answer["probabilities"]))
         )
-        self.agreement("`truncated`", found["truncated"], [row.truncated for row in expected])
+        self.agreement("`truncated`", answer["truncated"], [row.truncated for row in expected])
         return {
             "texts": len(self._texts),
-            "labels_equal": self.agreement("label", found["label"], [r.label for r in expected]),
+            "labels_equal": self.agreement("label", answer["label"], [r.label for r in expected]),
             "max_probability_error": self.number(
-                "probabilities", found["probabilities"], probabilities
+                "probabilities", answer["probabilities"], probabilities
             ),
             "mean_kl_divergence_nats": self.bounded("probabilities", float(divergence)),
         }
 
 
 class TokenClassificationVerification(_HeadVerification):
-    """Words, their places, labels and probabilities."""
+    """Verification of words, their offsets, labels and probabilities."""
 
     def compare(self, outputs):
-        (found,) = outputs
+        (answer,) = outputs
         expected = self._expected
         words, numbers, labels = [], [], []
         for row in range(len(self._texts)):
-            count = found["num_words"][row]
-            words.append([found[name][row][:count] for name in ("word", "start", "end")])
-            labels += found["label"][row][:count]
-            numbers.extend(found["probability"][row][:count])
+            count = answer["num_words"][row]
+            words.append([answer[name][row][:count] for name in ("word", "start", "end")])
+            labels += answer["label"][row][:count]
+            numbers.extend(answer["probability"][row][:count])
         tagged = [word for row in expected for word in row.words]
         places = [
             [[getattr(word, name) for word in row.words] for name in ("text", "start", "end")]
             for row in expected
         ]
         exact, self.exact = self.exact, True
-        self.agreement("words", words, places)  # whatever the weights are
+        self.agreement("words", words, places)  # must be equal even if weights are quantized
         self.exact = exact
         error = self.number("probabilities", numbers, [word.probability for word in tagged])
         return {
@@ -111,7 +111,7 @@ class TokenClassificationVerification(_HeadVerification):
 
 
 class QuestionAnsweringVerification(SavedModelVerification):
-    """Answers, their places and probabilities; one context needs several windows."""
+    """Verification of answers, their offsets and probabilities; one context has several windows."""
 
     def __init__(self, task, exact=True, beam_width=None):
         super().__init__(task, exact, beam_width)
@@ -137,9 +137,9 @@ class QuestionAnsweringVerification(SavedModelVerification):
         )
 
     def compare(self, outputs):
-        (found,) = outputs
+        (answer,) = outputs
         expected = self._expected
-        rows = list(zip(*(found[name] for name in ("answer", "start", "end")), strict=True))
+        rows = list(zip(*(answer[name] for name in ("answer", "start", "end")), strict=True))
         spans = [(row.text, row.start, row.end) for row in expected]
         equal = self.agreement("answer", rows, spans)
         probabilities = [row.probability for row in expected]
@@ -147,18 +147,23 @@ class QuestionAnsweringVerification(SavedModelVerification):
             "questions": len(rows),
             "answers_equal": equal,
             "max_probability_error": self.bounded(
-                "probabilities", self.number("probabilities", found["probability"], probabilities)
+                "probabilities", self.number("probabilities", answer["probability"], probabilities)
             ),
         }
 
 
 class MaskedLanguageModelVerification(SavedModelVerification):
-    """Guesses, their probabilities, and the filled texts."""
+    """Verification of the predicted tokens, their probabilities and the filled texts."""
 
     def __init__(self, task, exact=True, beam_width=None):
         super().__init__(task, exact, beam_width)
-        gap = task.mask_token
-        self._texts = [f"The {gap} of it.", gap, f"a {gap} and {gap}, {gap}!", f"É{gap} \n {gap}"]
+        mask = task.mask_token
+        self._texts = [
+            f"The {mask} of it.",
+            mask,
+            f"a {mask} and {mask}, {mask}!",
+            f"É{mask} \n {mask}",
+        ]
 
     def calls(self):
         return [("serving_default", {"text": ["string", self._texts]})]
@@ -170,19 +175,19 @@ class MaskedLanguageModelVerification(SavedModelVerification):
         self._expected = self.task(self._texts, truncate=True, return_details=True)
 
     def compare(self, outputs):
-        (found,) = outputs
+        (answer,) = outputs
         expected = self._expected
         counts = [len(row.tokens) for row in expected]
         numbers = [
-            p for row, n in zip(found["probabilities"], counts, strict=True) for p in row[:n]
+            p for row, n in zip(answer["probabilities"], counts, strict=True) for p in row[:n]
         ]
-        tokens = [t for row, n in zip(found["tokens"], counts, strict=True) for t in row[:n]]
-        best = [gap for row in expected for gap in row.tokens]
-        self.agreement("number of gaps", found["num_masks"], counts)
-        error = self.number("probabilities", numbers, [[p for _, p in gap] for gap in best])
+        tokens = [t for row, n in zip(answer["tokens"], counts, strict=True) for t in row[:n]]
+        best = [guesses for row in expected for guesses in row.tokens]
+        self.agreement("number of masks", answer["num_masks"], counts)
+        error = self.number("probabilities", numbers, [[p for _, p in row] for row in best])
         return {
             "texts": len(self._texts),
-            "texts_equal": self.agreement("text", found["text"], [row.text for row in expected]),
-            "guesses_equal": self.agreement("guess", tokens, [[t for t, _ in gap] for gap in best]),
+            "texts_equal": self.agreement("text", answer["text"], [row.text for row in expected]),
+            "guesses_equal": self.agreement("guess", tokens, [[t for t, _ in row] for row in best]),
             "max_probability_error": self.bounded("probabilities", error),
         }

@@ -1,11 +1,11 @@
-"""Requests that TensorFlow Serving runs when it loads a model, before it takes others."""
+"""Write and read warm-up requests, which TensorFlow Serving runs when it loads a model."""
 
 import pathlib
 
 from keras_llm.errors import ExportError
 
 FILE = "assets.extra/tf_serving_warmup_requests"
-_MOST = 1000  # records that the server reads
+_MOST = 1000  # maximum number of records that the server reads
 
 
 def write_warmup(folder, model_name, calls):
@@ -13,15 +13,17 @@ def write_warmup(folder, model_name, calls):
 
     Args:
         folder: str or path.
-        model_name: str, as it is served.
-        calls: list of pairs (signature, inputs), inputs a dict of name to [dtype, values]. All
-            inputs have the same number of rows, as a server that merges requests demands.
+        model_name: str. Name of the served model.
+        calls: list of pairs (signature, inputs), where inputs is a dict of name to [dtype,
+            values]. All inputs must have the same number of rows, for servers that batch requests.
     """
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
     if len(calls) > _MOST:
-        raise ExportError(f"{len(calls)} warm-up requests; TensorFlow Serving reads {_MOST}.")
+        raise ExportError(
+            f"got {len(calls)} warm-up requests, but TensorFlow Serving reads at most {_MOST}."
+        )
     path = pathlib.Path(folder) / FILE
     path.parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
@@ -38,7 +40,7 @@ def write_warmup(folder, model_name, calls):
 
 
 def read_warmup(folder):
-    """The requests that `write_warmup` wrote: a list of `PredictRequest`; none without a file."""
+    """Return the requests of `write_warmup`, a list of `PredictRequest`; [] if there is no file."""
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
 

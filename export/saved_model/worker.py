@@ -40,12 +40,12 @@ def _load(request):
         },
         "ops": ops,
         "non_core_ops": [op for op in ops if op not in core],
-        "libraries": {name: found for name, found in libraries.items() if found},
+        "libraries": {name: names for name, names in libraries.items() if names},
     }, {}
 
 
 def _call(request):
-    """Tables of floats, as logits are, go as arrays; all else as JSON."""
+    """Run calls; return floats of two or more axes, such as logits, as arrays, the rest as JSON."""
     signatures, arrays = _loaded["model"].signatures, {}
     outputs = run_calls(signatures, request["calls"], request["at_a_time"])
     for i, row in enumerate(outputs):
@@ -55,7 +55,7 @@ def _call(request):
 
 
 def joined(answer):
-    """The outputs of each call, from the answer to "call"."""
+    """Return the outputs of each call from the answer to "call"."""
     for key in [key for key in answer if "/" in key]:
         i, _, name = key.partition("/")
         answer["outputs"][int(i)][name] = answer.pop(key)
@@ -64,7 +64,7 @@ def joined(answer):
 
 def _time(request):
     signatures, call = _loaded["model"].signatures, request["timed"]
-    run_calls(signatures, [call])  # what the first call of these shapes costs is not counted
+    run_calls(signatures, [call])  # the first call with these shapes is slower
     begin = time.perf_counter()
     (outputs,) = run_calls(signatures, [call])
     seconds = time.perf_counter() - begin
@@ -73,7 +73,7 @@ def _time(request):
 
 
 def ops_of(path):
-    """The operations that the graph of a SavedModel is made of, a sorted list of str."""
+    """Return the ops in the graph of a SavedModel, a sorted list of str."""
     from tensorflow.python.saved_model import loader_impl
 
     graph = loader_impl.parse_saved_model(str(path)).meta_graphs[0].graph_def
@@ -84,8 +84,10 @@ def ops_of(path):
 
 @functools.cache
 def _known_ops():
-    """The operations of TensorFlow and those of TensorFlow Text, which are loaded as a server links
-    them: its Python part would need Keras."""
+    """Return the ops of TensorFlow and those of TensorFlow Text.
+
+    The libraries of TensorFlow Text are loaded without its Python package, which imports Keras.
+    """
     import tensorflow as tf
 
     core = _registered_ops()
@@ -108,12 +110,13 @@ def run_calls(signatures, calls, at_a_time=2):
 
     Args:
         signatures: dict of name to function.
-        calls: list of pairs (name, inputs) as `SavedModelVerification.calls` gives them.
-        at_a_time: int. The first call of a signature optimizes its graph, on one core.
+        calls: list of pairs (name, inputs), from `SavedModelVerification.calls`.
+        at_a_time: int. Number of concurrent calls. The first call of a signature optimizes its
+            graph on one core.
 
     Returns:
-        The outputs of each, a dict of arrays where they are floats of two axes and more, and of
-        lists; bytes as strs.
+        A list of the outputs of each call, a dict of arrays for floats of two or more axes, and
+        of lists otherwise. Bytes are decoded to str.
     """
     import tensorflow as tf
 
@@ -131,7 +134,7 @@ def run_calls(signatures, calls, at_a_time=2):
 
 
 def _tensors(tf, inputs, outputs):
-    """JSON values as tensors: [dtype, values]; or ["output", call, name], of an earlier call."""
+    """Convert inputs to tensors: [dtype, values], or ["output", call, name] of an earlier call."""
     tensors = {}
     for name, (kind, *rest) in inputs.items():
         if kind == "output":
@@ -143,7 +146,7 @@ def _tensors(tf, inputs, outputs):
 
 
 def _plain(array):
-    """An array as lists, but of floats of two axes and more; bytes as strs."""
+    """Convert an array to lists and bytes to str; keep floats of two or more axes as arrays."""
     if array.dtype.kind == "O":
         return [_text(row) for row in array.tolist()]
     if array.dtype.kind == "V" or array.dtype.name == "bfloat16":

@@ -1,1 +1,1 @@
-"""Serve SavedModels: a development server, clients, and files for TensorFlow Serving."""
+"""Serve SavedModels: a development server, clients, and config files for TensorFlow Serving."""

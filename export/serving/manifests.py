@@ -1,4 +1,4 @@
-"""The files that TensorFlow Serving's stock image wants beside a folder of models."""
+"""Write the configuration and deployment files for the TensorFlow Serving Docker image."""
 
 import json
 import math
@@ -10,8 +10,8 @@ from keras_llm.export.report import REPORT_FILE, folder_sizes
 from keras_llm.files import atomic_file
 
 _MIB = 2**20
-_SERVER_BYTES = 512 * _MIB  # of the server itself, with its threads and buffers
-_BATCH_BYTES = 2**30  # what the rows of a batch may take together
+_SERVER_BYTES = 512 * _MIB  # memory of the server, with its threads and buffers
+_BATCH_BYTES = 2**30  # maximum memory of a batch
 _MOST_ROWS = 32
 _METRICS = "/monitoring/prometheus/metrics"
 
@@ -25,29 +25,29 @@ def serving_files(
     cpus=2,
     max_batch_size=None,
 ):
-    """Write what the stock image of TensorFlow Serving needs to serve a folder of models.
+    """Write the files that the TensorFlow Serving image needs to serve a folder of models.
 
-    The models are the folders with numbered versions in it, as `export.saved_model` writes them.
-    Memory and batch sizes come from their own numbers: the server has room for two versions of
-    each, the old one and the one that takes its place, and for a batch of full-length rows.
+    The models are the subfolders with numbered versions, as `export.saved_model` writes them.
+    Memory and batch sizes are computed from their reports: the server has memory for two versions
+    of each model, the old one and its replacement, and for a batch of rows of maximum length.
 
     Args:
-        folder: str or path that holds the models, e.g. "serving".
+        folder: str or path of the folder with the models, e.g. "serving".
         labels: dict of model name to a dict of version label to version, e.g.
-            `{"stories": {"stable": 1, "canary": 2}}`; these versions are served. A model without
-            labels has its two newest versions served, the newest as "stable".
-        image: str, the image.
-        port, rest_api_port: ints, where the server listens for gRPC and for REST.
-        cpus: int > 0, the processors it may use.
-        max_batch_size: int > 0, the most requests that are merged; None for as many as a GiB has
-            room for, up to 32.
+            `{"stories": {"stable": 1, "canary": 2}}`; these versions are served. For a model
+            without labels, the two newest versions are served, the newest with the label "stable".
+        image: str. Name of the Docker image.
+        port, rest_api_port: int. Ports for gRPC and REST.
+        cpus: int > 0. Number of CPUs that the server may use.
+        max_batch_size: int > 0. Maximum number of rows in a batch; None for as many as fit in
+            1 GiB, at most 32.
 
     Returns:
         A dict of file name to path: `models.config`, `batching_parameters.txt`,
-        `monitoring.config`, `docker-compose.yml` and `kubernetes.yml`. What is there is replaced.
+        `monitoring.config`, `docker-compose.yml` and `kubernetes.yml`. Existing files are replaced.
 
     Raises:
-        InputError: if an argument is wrong or the folder holds no model.
+        InputError: if an argument is invalid or the folder contains no model.
     """
     folder = pathlib.Path(folder)
     models = _models(folder)
@@ -60,10 +60,13 @@ def serving_files(
     for name, value in (("port", port), ("rest_api_port", rest_api_port)):
         if not isinstance(value, int) or not 0 < value < 65536 or port == rest_api_port:
             raise InputError(
-                f"serving_files: `{name}` must be a port, and no other's, got {value!r}."
+                f"serving_files: `{name}` must be an int in 1 .. 65535 and differ from the other "
+                f"port, got {value!r}."
             )
     if not isinstance(image, str) or not re.fullmatch(r"[\w./:@-]+", image):
-        raise InputError(f"serving_files: `image` must be the name of an image, got {image!r}.")
+        raise InputError(
+            f"serving_files: `image` must be the name of a Docker image, got {image!r}."
+        )
     rows = max_batch_size or _rows(models)
     numbers = {
         "image": image,
@@ -96,7 +99,7 @@ def serving_files(
 
 
 def _models(folder):
-    """Model name -> version -> its numbers."""
+    """Return a dict from model name to a dict from version to its sizes and settings."""
     models = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if not path.is_dir():
@@ -117,17 +120,19 @@ def _models(folder):
         if versions:
             if not re.fullmatch(r"[\w.-]+", path.name):
                 raise InputError(
-                    f"{path}: a served model's name is of letters, digits, dots, dashes and "
-                    "underscores."
+                    f"{path}: the name of a served model must consist of letters, digits, dots, "
+                    "dashes and underscores."
                 )
             models[path.name] = versions
     if not models:
-        raise InputError(f"serving_files: {folder} holds no model; export.saved_model writes one.")
+        raise InputError(
+            f"serving_files: {folder} contains no model; write one with export.saved_model."
+        )
     return models
 
 
 def _checked_labels(labels, models):
-    """Model name -> label -> version, all that are asked for."""
+    """Check that `labels` maps names of models to labels of existing versions; return it."""
     if not isinstance(labels, dict) or not all(isinstance(v, dict) for v in labels.values()):
         raise InputError(
             "serving_files: `labels` must be a dict of model name to a dict of label to version, "
@@ -140,19 +145,22 @@ def _checked_labels(labels, models):
                     f"serving_files: `labels`: there is no version {version!r} of {model!r}."
                 )
             if not isinstance(label, str) or not re.fullmatch(r"[\w-]+", label):
-                raise InputError(f"serving_files: `labels`: {label!r} is not a label.")
+                raise InputError(
+                    f"serving_files: `labels`: {label!r} is not a valid label; use letters, "
+                    "digits, dashes and underscores."
+                )
     return labels
 
 
 def _rows(models):
-    """The largest power of two whose full-length rows have room."""
+    """Return the largest power of two of maximum-length rows that fit in memory."""
     largest = max(v["row_bytes"] for versions in models.values() for v in versions.values())
     rows = max(1, min(_MOST_ROWS, _BATCH_BYTES // max(largest, 1)))
     return 1 << (rows.bit_length() - 1)
 
 
 def _memory(models, rows):
-    """MiB for the server, two versions of each model, and a batch in each."""
+    """Return the MiB of memory for the server, two versions of each model and a batch for each."""
     needed = _SERVER_BYTES
     for versions in models.values():
         needed += 2 * max(v["bytes"] for v in versions.values())
@@ -169,19 +177,21 @@ def _models_config(models, labels):
         row = config.model_config_list.config.add(
             name=name, base_path=f"/models/{name}", model_platform="tensorflow"
         )
-        wanted = labels.get(name)
-        if wanted:
-            row.model_version_policy.specific.versions.extend(sorted(set(wanted.values())))
+        model_labels = labels.get(name)
+        if model_labels:
+            row.model_version_policy.specific.versions.extend(sorted(set(model_labels.values())))
         else:
             row.model_version_policy.latest.num_versions = 2
-        for label, version in sorted((wanted or {"stable": max(versions)}).items()):
+        for label, version in sorted((model_labels or {"stable": max(versions)}).items()):
             row.version_labels[label] = version
     return text_format.MessageToString(config)
 
 
 def _batching(models, rows, cpus):
-    """Text of a `BatchingParameters` message. A request waits for others for a tenth of the time
-    that one takes."""
+    """Return a `BatchingParameters` message as text.
+
+    A request waits for others for a tenth of the duration of a request.
+    """
     seconds = min(v["seconds"] for versions in models.values() for v in versions.values())
     wait = int(min(max(seconds * 1e5, 1000), 20000))
     return (
@@ -242,7 +252,7 @@ def _kubernetes(numbers, configs):
         for name, text in configs.items()
     )
     return f"""\
-# The volume claim "models" must hold this folder, one folder for each model.
+# The volume claim "models" must contain this folder, with one subfolder for each model.
 apiVersion: v1
 kind: ConfigMap
 metadata:

@@ -1,7 +1,7 @@
-"""NumPy arrays to and from what travels: TensorProtos, and TensorFlow Serving's JSON.
+"""Convert NumPy arrays to and from TensorProtos and TensorFlow Serving's JSON.
 
-Both are read with suspicion: an array is made only if the message holds what its shape says.
-Strings are object arrays of bytes.
+Input is validated: an array is only created if the message has the values for its shape. Strings
+are object arrays of bytes.
 """
 
 import base64
@@ -39,24 +39,24 @@ _VALUES = {
 _NAMES = {**{number: f"DT_{name.upper()}" for number, name in _NUMPY.items()}}
 _NAMES |= {FLOAT: "DT_FLOAT", 2: "DT_DOUBLE", HALF: "DT_HALF", STRING: "DT_STRING"}
 _NAMES |= {BFLOAT16: "DT_BFLOAT16"}
-_REPEATED_AT_MOST = 2**20  # elements that one written value may stand for
+_REPEATED_AT_MOST = 2**20  # maximum number of elements filled in with the last value
 
 
 def dtype_name(number):
-    """The name of a DataType, e.g. "DT_FLOAT"."""
+    """Return the name of a DataType, e.g. "DT_FLOAT"."""
     return _NAMES.get(number, f"DataType {number}")
 
 
 def dtype_number(name):
-    """The number of a DataType that goes by its name."""
-    return next((number for number, known in _NAMES.items() if known == name), 0)
+    """Return the number of a DataType, or 0 if the name is unknown."""
+    return next((number for number, value in _NAMES.items() if value == name), 0)
 
 
 def numpy_dtype(number):
-    """The NumPy dtype of a DataType; object for strings.
+    """Return the NumPy dtype of a DataType; object for strings.
 
     Raises:
-        InputError: if it is one that is not supported.
+        InputError: if the DataType is not supported.
     """
     if number == STRING:
         return np.dtype(object)
@@ -70,27 +70,27 @@ def numpy_dtype(number):
 
 
 def as_array(name, value, number):
-    """What a caller gave -> an array of a DataType.
+    """Convert a value to an array of a DataType.
 
     Args:
-        name: str, for messages.
+        name: str. Name of the input, for error messages.
         value: number, str, bytes, nested lists of them, or array.
         number: the DataType.
 
     Raises:
-        InputError: naming the input, if that would change or lose a value.
+        InputError: if the conversion would change a value.
     """
     if number == STRING:
-        found = np.asarray(value, object)
-        strings = np.empty(found.shape, object)
-        for index, text in np.ndenumerate(found):
+        values = np.asarray(value, object)
+        strings = np.empty(values.shape, object)
+        for index, text in np.ndenumerate(values):
             strings[index] = _bytes_of(name, text)
         return strings
     try:
-        found = np.asarray(value)
+        array = np.asarray(value)
     except ValueError:
         raise InputError(f"`{name}`: the lists have different lengths.") from None
-    return _cast(name, found, number)
+    return _cast(name, array, number)
 
 
 def fill_proto(proto, array, number):
@@ -105,14 +105,14 @@ def fill_proto(proto, array, number):
 
 
 def from_proto(name, proto):
-    """The array of a TensorProto.
+    """Convert a TensorProto to an array.
 
     Args:
-        name: str, for messages.
-        proto: a TensorProto, of `wire` or generated.
+        name: str. Name of the tensor, for error messages.
+        proto: a TensorProto, from `wire` or generated.
 
     Raises:
-        InputError: naming the tensor, if its shape, type and values do not belong together.
+        InputError: if its shape, type and values do not match.
     """
     try:
         dtype = numpy_dtype(proto.dtype)
@@ -126,13 +126,14 @@ def from_proto(name, proto):
         content = proto.tensor_content
         if proto.dtype == STRING or len(content) != count * dtype.itemsize:
             raise InputError(
-                f"`{name}`: {len(content)} bytes are not {dtype_name(proto.dtype)} of {shape}."
+                f"`{name}`: {len(content)} bytes of content do not match "
+                f"{dtype_name(proto.dtype)} of shape {shape}."
             )
         return np.frombuffer(content, dtype).reshape(shape)
     values = _written(proto, dtype)
     if len(values) > count or count - len(values) > _REPEATED_AT_MOST:
-        raise InputError(f"`{name}`: {len(values)} values are not a tensor of shape {shape}.")
-    if len(values) < count:  # the last value stands for all that follow, none for zeros
+        raise InputError(f"`{name}`: {len(values)} values do not match shape {shape}.")
+    if len(values) < count:  # the last value is repeated; without values, all are zero
         last = (
             values[-1:] if len(values) else np.array([b"" if proto.dtype == STRING else 0], dtype)
         )
@@ -141,10 +142,10 @@ def from_proto(name, proto):
 
 
 def from_json(name, value, number):
-    """A JSON value -> an array of a DataType; strings and `{"b64": "..."}` give bytes.
+    """Convert a JSON value to an array of a DataType; str and `{"b64": "..."}` become bytes.
 
     Raises:
-        InputError: naming the input, if the value is not a tensor of that type.
+        InputError: if the value is not a tensor of that type.
     """
     if number == STRING:
         strings, shape = [], _json_shape(value)
@@ -153,17 +154,17 @@ def from_json(name, value, number):
         array[:] = strings
         return array.reshape(shape)
     try:
-        found = np.asarray(value)
+        array = np.asarray(value)
     except (ValueError, OverflowError):
         raise InputError(f"`{name}`: the lists have different lengths.") from None
-    return _cast(name, found, number)
+    return _cast(name, array, number)
 
 
 def to_json(name, array):
-    """An array -> a JSON value, as TensorFlow Serving writes it.
+    """Convert an array to a JSON value in TensorFlow Serving's format.
 
-    Bytes are text, in which what is not UTF-8 is U+FFFD; where the name ends with "_bytes" they
-    are `{"b64": "..."}`.
+    Bytes are decoded as UTF-8, with U+FFFD for invalid bytes; if the name ends with "_bytes", they
+    become `{"b64": "..."}`.
     """
     if array.dtype != object:
         return array.astype("float32").tolist() if array.dtype.kind == "V" else array.tolist()
@@ -179,25 +180,24 @@ def to_json(name, array):
     return convert(array.tolist())
 
 
-def _cast(name, found, number):
+def _cast(name, array, number):
     dtype = numpy_dtype(number)
     is_whole = dtype.kind in "iu"
     allowed = {"b": "b", "i": "iu", "u": "iu"}.get(dtype.kind, "iufV")
-    if found.size == 0 and found.dtype.kind == "f":  # what NumPy takes an empty list for
-        return found.astype(dtype)
-    if found.dtype.kind not in allowed:
-        what = {"U": "text", "S": "text", "O": "other values", "b": "booleans"}
-        raise InputError(
-            f"`{name}` must be {dtype_name(number)}, got {what.get(found.dtype.kind, found.dtype)}."
-        )
-    if is_whole and found.size:
+    if array.size == 0 and array.dtype.kind == "f":  # NumPy converts an empty list to float
+        return array.astype(dtype)
+    if array.dtype.kind not in allowed:
+        kinds = {"U": "text", "S": "text", "O": "other values", "b": "booleans"}
+        kind = kinds.get(array.dtype.kind, array.dtype)
+        raise InputError(f"`{name}` must be {dtype_name(number)}, got {kind}.")
+    if is_whole and array.size:
         bounds = np.iinfo(dtype)
-        if not (int(found.min()) >= bounds.min and int(found.max()) <= bounds.max):
+        if not (int(array.min()) >= bounds.min and int(array.max()) <= bounds.max):
             raise InputError(
-                f"`{name}` must be {dtype_name(number)}: {bounds.min} .. {bounds.max}."
+                f"`{name}` must be {dtype_name(number)}, in {bounds.min} .. {bounds.max}."
             )
     with np.errstate(over="ignore"):
-        return found.astype(dtype, copy=False)
+        return array.astype(dtype, copy=False)
 
 
 def _written(proto, dtype):
@@ -231,7 +231,7 @@ def _collect(name, value, shape, strings):
         try:
             strings.append(base64.b64decode(value["b64"], validate=True))
         except (binascii.Error, ValueError):
-            raise InputError(f"`{name}`: `b64` is not base64.") from None
+            raise InputError(f"`{name}`: `b64` is not valid base64.") from None
     else:
         strings.append(_bytes_of(name, value))
 

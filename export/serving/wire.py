@@ -1,9 +1,9 @@
-"""Messages of TensorFlow Serving's protocol, without importing TensorFlow.
+"""Define the messages of TensorFlow Serving's protocol without importing TensorFlow.
 
-The generated modules of `tensorflow-serving-api` import all of TensorFlow (seconds), which a client
-has no need of. What is written here are the fields that are used, with the numbers and types of the
-published .proto files; a test compares them with the generated ones. The messages live in a
-descriptor pool of their own, so both can be loaded in one process.
+The generated modules of `tensorflow-serving-api` import TensorFlow, which takes seconds and which a
+client does not need. This module defines the fields that are used, with the numbers and types of
+the published .proto files; a test compares them with the generated ones. The messages are in a
+separate descriptor pool, so both versions can be loaded in one process.
 
 Reference:
     github.com/tensorflow/serving: tensorflow_serving/apis/*.proto and
@@ -67,15 +67,15 @@ _Field = descriptor_pb2.FieldDescriptorProto
 
 
 def message(name):
-    """The class of a message, e.g. "tensorflow.serving.PredictRequest"."""
+    """Return the class of a message, e.g. "tensorflow.serving.PredictRequest"."""
     return _classes()[name]
 
 
 @functools.cache
 def _classes():
     pool = descriptor_pool.DescriptorPool()
-    for known in (any_pb2, wrappers_pb2):
-        pool.AddSerializedFile(known.DESCRIPTOR.serialized_pb)
+    for module in (any_pb2, wrappers_pb2):
+        pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
     names = []
     files = [any_pb2.DESCRIPTOR.name, wrappers_pb2.DESCRIPTOR.name]
     for package, messages in _PROTOCOL.items():
@@ -93,11 +93,11 @@ def _classes():
 
 
 def _declared(file, name):
-    """The new, empty descriptor of a message, inside another if its name says so."""
+    """Return the descriptor of a message, adding it if missing; "A.B" is nested in "A"."""
     outer, _, inner = name.rpartition(".")
     if not outer:
-        known = next((m for m in file.message_type if m.name == inner), None)
-        return known or file.message_type.add(name=inner)
+        existing = next((m for m in file.message_type if m.name == inner), None)
+        return existing or file.message_type.add(name=inner)
     return _declared(file, outer).nested_type.add(name=inner)
 
 

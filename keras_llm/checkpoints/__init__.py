@@ -1,5 +1,4 @@
-"""Weights from elsewhere, and to elsewhere: Hugging Face folders, GGUF files, GloVe vectors,
-KerasHub models."""
+"""Import and export weights: Hugging Face, GGUF, GloVe and KerasHub."""
 
 from keras_llm.checkpoints.gguf.model import from_gguf
 from keras_llm.checkpoints.glove import read_glove, write_glove

@@ -1,7 +1,7 @@
-"""The weights that a model of a config has, as named parts.
+"""List the weights of a config's model as named parts.
 
-A part is a layer or a table of the model: its path, and the shapes of its weights. Paths stand
-under one key for all blocks, so that a family's table of names has one row for each kind of part.
+A part is a layer or a table of the model, with its path and the shapes of its weights. All blocks
+share one key per path, so that a family's table of names needs one row per kind of part.
 """
 
 import dataclasses
@@ -12,15 +12,16 @@ from keras_llm.models import CausalLMConfig, Seq2SeqConfig
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One part of a model.
+    """A part of a model.
 
     Attributes:
         kind: "table" (rows of embeddings), "head" (D, V), "dense", "experts", "norm" or "bias".
-        path: str, where it is in the model, e.g. "block_3/self_attention/query".
-        key: str, the path without the block's number, e.g. "block/self_attention/query"; the
-            head of a language model, whose path is that of the token embedding, is "head";
-            parts of the head of a head model begin with its name, "text_classifier/logits".
-        block: int or None, the block's number.
+        path: str, its path in the model, e.g. "block_3/self_attention/query".
+        key: str, the path without the block number, e.g. "block/self_attention/query". The key
+            of a language model's output head, whose path is that of the token embedding, is
+            "head". Keys in the head of a head model start with its name,
+            "text_classifier/logits".
+        block: int or None, the block number.
         weights: dict of weight name to shape, e.g. {"kernel": (64, 32), "bias": (32,)}.
     """
 
@@ -32,15 +33,15 @@ class Part:
 
 
 def parts(config, head=None, options=None):
-    """The parts of the model of a config.
+    """List the parts of the model of a config.
 
     Args:
         config: a `CausalLMConfig`, `EncoderConfig` or `Seq2SeqConfig`.
         head: str or None, the head of a head model.
-        options: dict, the head's options.
+        options: dict, the options of the head.
 
     Returns:
-        A list of `Part`, in the order in which data flows.
+        A list of `Part`, in the order of the forward pass.
     """
     return [*_embeddings(config), *_body(config), *_head(config, head, options or {})]
 

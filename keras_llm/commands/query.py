@@ -1,4 +1,4 @@
-"""`keras-llm query`."""
+"""Query a server: `keras-llm query`."""
 
 import dataclasses
 
@@ -13,28 +13,28 @@ _SETTINGS = ("temperature", "top_k", "top_p", "seed")
 
 @dataclasses.dataclass
 class Options(sampling_options(*_SETTINGS)):
-    """Ask a server, TensorFlow Serving or the local one, to continue a text."""
+    """Send a text to TensorFlow Serving or the local server and print the answer."""
 
     target: tyro.conf.Positional[str]
     """host:port for gRPC, http://host:port for REST."""
     model: tyro.conf.Positional[str]
     """Name of the model."""
     prompt: tyro.conf.Positional[str]
-    """The text to continue; for other models the text that they take."""
+    """The text to continue, or the input text of another signature."""
     signature: str = "generate"
-    """Signature to ask; one other than generate must take one text, e.g. score."""
+    """Signature to call; any other than generate must have a single text input, e.g. score."""
     version: int | None = None
-    """Version of the model; the newest if not given."""
+    """Version of the model. Defaults to the newest."""
     label: str | None = None
-    """Label of a version."""
+    """Version label of the model."""
     stream: bool = False
-    """Print the text as it comes, by prefill and decode."""
+    """Print the text while it is generated, with the prefill and decode signatures."""
     timeout: float = 60.0
-    """Seconds to wait for the answer, retries and all."""
+    """Seconds to wait for the answer, including retries."""
     retries: int = 3
-    """How often to ask again while the server is unavailable."""
+    """Number of retries while the server is unavailable."""
     root_certificates: str | None = None
-    """PEM file to check the server's certificate with; turns TLS on."""
+    """PEM file with root certificates to verify the server; enables TLS."""
     json: bool = False
     """Print one JSON object with all outputs."""
 
@@ -53,7 +53,7 @@ def run(options):
     )
     with client:
         if options.signature != "generate":
-            _show(options, _ask_any(client, options))
+            _show(options, _call_signature(client, options))
             return
         settings = {name: getattr(options, name) for name in ("max_new_tokens", *_SETTINGS)}
         if options.stream:
@@ -66,17 +66,20 @@ def run(options):
             print(details["text"])
 
 
-def _ask_any(client, options):
+def _call_signature(client, options):
     import numpy as np
 
-    known = client.metadata()
-    if options.signature not in known:
+    signatures = client.metadata()
+    if options.signature not in signatures:
         raise InputError(
-            f"--signature: the model has {', '.join(sorted(known))}, not {options.signature}."
+            f"--signature must be one of {', '.join(sorted(signatures))}, got {options.signature}."
         )
-    inputs = list(known[options.signature]["inputs"])
+    inputs = list(signatures[options.signature]["inputs"])
     if len(inputs) != 1:
-        raise InputError(f"--signature {options.signature} takes {', '.join(sorted(inputs))}.")
+        raise InputError(
+            f"--signature must have a single input; {options.signature} has "
+            f"{', '.join(sorted(inputs))}."
+        )
     outputs = client.predict(options.signature, {inputs[0]: [options.prompt]})
     return {name: np.asarray(value[0]).tolist() for name, value in outputs.items()}
 

@@ -1,4 +1,4 @@
-"""The options of `generate` and `chat` that say how a text is chosen."""
+"""Define the sampling options of `generate`, `chat` and `query`."""
 
 import dataclasses
 import json
@@ -12,8 +12,8 @@ from keras_llm.sampling_settings import MAX_NEW_TOKENS, SETTINGS
 
 
 def sampling_options(*names):
-    """A dataclass of `max_new_tokens` and some of the `SETTINGS`, for options to inherit from."""
-    fields = [("max_new_tokens", int, MAX_NEW_TOKENS, "The most tokens to generate.")]
+    """Return a base dataclass with `max_new_tokens` and the named `SETTINGS`."""
+    fields = [("max_new_tokens", int, MAX_NEW_TOKENS, "Maximum number of tokens to generate.")]
     for name in names:
         setting = SETTINGS[name]
         kind, default = type(setting.default), setting.default
@@ -23,8 +23,8 @@ def sampling_options(*names):
     return dataclasses.make_dataclass(
         "SamplingOptions",
         [
-            (name, Annotated[kind, tyro.conf.arg(help=words)], dataclasses.field(default=default))
-            for name, kind, default, words in fields
+            (name, Annotated[kind, tyro.conf.arg(help=text)], dataclasses.field(default=default))
+            for name, kind, default, text in fields
         ],
         kw_only=True,
     )
@@ -32,37 +32,37 @@ def sampling_options(*names):
 
 @dataclasses.dataclass(kw_only=True)
 class SamplingOptions(sampling_options(*SETTINGS)):
-    """Read by tyro; `settings` gives those that differ from their defaults."""
+    """All sampling options, parsed by tyro."""
 
     stop: list[str] = dataclasses.field(default_factory=list)
-    """The text ends before any of these."""
+    """Stop strings: the text ends before the first occurrence of any of them."""
     stop_token_ids: list[int] = dataclasses.field(default_factory=list)
     """Further tokens that end the text."""
     logit_bias: Annotated[dict[str, float], tyro.conf.arg(metavar="TOKEN NUMBER ...")] = (
         dataclasses.field(default_factory=dict)
     )
-    """Added to the logits of tokens."""
+    """Numbers to add to the logits of tokens."""
     banned: list[str] = dataclasses.field(default_factory=list)
-    """Tokens that are never chosen."""
+    """Tokens that are never generated."""
     forced: str | None = None
-    """What the new text begins with."""
+    """Text that the new text begins with."""
     regex: str | None = None
-    """The whole text matches this pattern."""
+    """Regular expression that the whole new text matches."""
     json_schema: str | None = None
-    """The text is JSON that fulfils the schema in this file."""
+    """File with a JSON schema; the new text is JSON that conforms to it."""
 
     def settings(self):
-        """As keyword arguments of a task; what is off is left out."""
-        given = {}
+        """Return the options that differ from their defaults, as keyword arguments of a task."""
+        settings = {}
         for field in dataclasses.fields(SamplingOptions):
             value = getattr(self, field.name)
             if value not in (None, [], {}) and (
                 field.default is dataclasses.MISSING or value != field.default
             ):
-                given[field.name] = value
+                settings[field.name] = value
         if self.json_schema is not None:
-            given["json_schema"] = _read_schema(self.json_schema)
-        return given
+            settings["json_schema"] = _read_schema(self.json_schema)
+        return settings
 
 
 def _read_schema(path):

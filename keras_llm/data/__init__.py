@@ -1,4 +1,4 @@
-"""From documents and tables to batches, deterministic by seed."""
+"""Turn documents and tables into training batches, deterministic by seed."""
 
 from keras_llm.data.batches import batch_plan, padded_dataset
 from keras_llm.data.chat import (

@@ -12,8 +12,8 @@ def locate_answers(rows):
         rows: list of (question, context, answer), "" for no answer.
 
     Returns:
-        A list of the same rows with the answer as the context spells it; and a dict from the reason
-        to the number of rows that were dropped.
+        A list of the same rows with the answer as it occurs in the context; and a dict of the
+        number of dropped rows by reason.
     """
     spans = [find_answer(context, answer) for _, context, answer in rows]
     kept = [
@@ -26,14 +26,14 @@ def locate_answers(rows):
 
 
 def find_answer(context, answer):
-    """The first occurrence of an answer in a context.
+    """Find the first occurrence of an answer in a context.
 
     Args:
         context, answer: str.
 
     Returns:
-        A pair of ints, the characters `begin .. end - 1`; (0, 0) for no answer; None if the answer
-        does not occur.
+        A pair of ints, the start and the end (exclusive) in characters; (0, 0) for no answer; None
+        if the answer does not occur.
     """
     letters = "".join(answer.split())
     if not letters:

@@ -1,4 +1,4 @@
-"""What the encoder and the decoder block share: the parts, the options, the residual stream."""
+"""Define the options, sublayers and residual stream shared by encoder and decoder blocks."""
 
 import inspect
 
@@ -13,37 +13,37 @@ from keras_llm.layers.moe import MixtureOfExperts
 BLOCK_ARGS = """
         intermediate_dim: int > 0. F, the feed-forward width.
         num_heads: int > 0. N query heads.
-        dropout: float in [0, 1). On attention probabilities, and on what attention and
-            feed-forward add to the residual stream.
-        activation: Keras activation of the feed-forward part, or "gelu_tanh".
+        dropout: float in [0, 1). Applied to the attention probabilities and to the outputs of
+            attention and feed-forward before the residual sum.
+        activation: Keras activation of the feed-forward network, or "gelu_tanh".
         layer_norm_epsilon: float. Epsilon of the norms.
         kernel_initializer: Keras initializer of all kernels.
         bias_initializer: Keras initializer of all biases.
-        normalize_first: bool. True normalises what goes into attention and feed-forward
-            (pre-norm), False what comes out of each residual sum (post-norm).
+        normalize_first: bool. True normalizes the inputs of attention and feed-forward
+            (pre-norm), False normalizes each residual sum (post-norm).
         num_key_value_heads: int. K; must divide N. Defaults to N.
         head_dim: int. H. Defaults to D / N.
-        position: `Rotary(...)`, `Alibi(...)`, `RelativeBias(...)` or None, for the
-            self-attention.
+        position: `Rotary(...)`, `Alibi(...)`, `RelativeBias(...)` or None. The position scheme
+            of self-attention.
         norm: "layer" (LayerNormalization) or "rms" (RMSNormalization).
-        gated: bool. Whether the feed-forward part is gated.
-        sliding_window: int or None. Self-attention reaches less than this many positions.
+        gated: bool. Whether the feed-forward network is gated.
+        sliding_window: int or None. Self-attention covers fewer than this many positions.
         logit_soft_cap: float or None. Scores become `cap * tanh(scores / cap)`.
-        qk_norm: bool. RMS-normalise query and key heads.
+        qk_norm: bool. RMS-normalize query and key heads.
         use_bias: bool. Whether projections and feed-forward have biases.
-        sandwich_norm: bool. With `normalize_first`, normalise what comes out of attention and
-            feed-forward too, before it is added.
+        sandwich_norm: bool. With `normalize_first`, also normalize the outputs of attention and
+            feed-forward before the residual sum.
         parallel_residual: bool. With `normalize_first`, attention and feed-forward both read
-            the block's input and are added to it together.
-        attention_scale: float. What scores are multiplied by. Defaults to `1 / sqrt(H)`.
-        num_sink_tokens: int. First positions that stay in sight of a sliding window.
+            the block's input, and both outputs are added to it.
+        attention_scale: float. Factor of the scores. Defaults to `1 / sqrt(H)`.
+        num_sink_tokens: int. First positions that stay visible with a sliding window.
         learned_sinks: bool. See `MultiHeadAttention`.
-        num_experts: int. 0 for one dense feed-forward part; more for a `MixtureOfExperts` of
-            `experts_per_token` at a time, with the next four.
-        experts_per_token: int.
-        num_shared_experts: int.
-        load_balance_loss: float >= 0.
-        router_z_loss: float >= 0.
+        num_experts: int. 0 for one dense feed-forward network, more for a `MixtureOfExperts`
+            with the next four arguments.
+        experts_per_token: int. Experts that each token is routed to.
+        num_shared_experts: int. Experts that every token uses.
+        load_balance_loss: float >= 0. Weight of the load-balance loss.
+        router_z_loss: float >= 0. Weight of the router z loss.
 """
 
 # Arguments that are objects, which `get_config` serializes.
@@ -99,7 +99,7 @@ class TransformerBlock(keras.layers.Layer):
         if norm not in ("layer", "rms"):
             raise ValueError(f'`norm` must be "layer" or "rms", got {norm!r}.')
         if (sandwich_norm or parallel_residual) and not normalize_first:
-            raise ValueError("`sandwich_norm` and `parallel_residual` need `normalize_first`.")
+            raise ValueError("`sandwich_norm` and `parallel_residual` need `normalize_first=True`.")
         arguments = locals()
         for name in PLAIN_ARGUMENTS:
             setattr(self, name, arguments[name])
@@ -113,8 +113,8 @@ class TransformerBlock(keras.layers.Layer):
         size = inputs_shape[-1]
         if self.head_dim is None and size % self.num_heads:
             raise ValueError(
-                f"`num_heads`={self.num_heads} must divide the width {size} of the inputs, "
-                "or `head_dim` be given."
+                f"`num_heads`={self.num_heads} must divide the width {size} of the inputs "
+                "unless `head_dim` is given."
             )
         self.self_attention = self._attention(
             size,
@@ -128,7 +128,7 @@ class TransformerBlock(keras.layers.Layer):
         self.cross_attention = None
         if cross_shape is not None:
             if self.parallel_residual:
-                raise ValueError("`parallel_residual` is for blocks without cross-attention.")
+                raise ValueError("`parallel_residual` is not supported with cross-attention.")
             self.cross_attention = self._attention(size, "cross_attention")
             self.cross_attention.build(inputs_shape, cross_shape)
             parts.append("cross_attention")
@@ -193,14 +193,14 @@ class TransformerBlock(keras.layers.Layer):
         setattr(self, name, layer)
 
     def _branch(self, x, name, part, training):
-        """What `part` adds to the residual stream, from `x`."""
+        """Compute the output of `part` on `x`, with norms and dropout, for the residual sum."""
         output = part(getattr(self, f"{name}_norm")(x) if self.normalize_first else x)
         if self.sandwich_norm:
             output = getattr(self, f"{name}_post_norm")(output)
         return self.residual_dropout(output, training=training)
 
     def _residual(self, x, name, part, training):
-        """`x + part(norm(x))` or `norm(x + part(x))`."""
+        """Compute `x + part(norm(x))` or `norm(x + part(x))`."""
         x = x + self._branch(x, name, part, training)
         return x if self.normalize_first else getattr(self, f"{name}_norm")(x)
 

@@ -1,15 +1,15 @@
-"""Small parts that several layers make in the same way."""
+"""Create the sublayers and initializers that several layers share."""
 
 import keras
 
 
 def clone(initializer):
-    """A fresh copy, so that two weights never draw from one random seed."""
+    """Copy an initializer, so that no two weights draw from the same random seed."""
     return initializer.clone() if hasattr(initializer, "clone") else initializer
 
 
 def dense(owner, units, name):
-    """A dense layer with the biases, initializers and dtype policy of the layer that owns it."""
+    """Create a dense layer with the biases, initializers and dtype policy of its owner."""
     return keras.layers.Dense(
         units,
         use_bias=owner.use_bias,

@@ -1,4 +1,4 @@
-"""Activations by name: Keras's, and those that released models need beside them."""
+"""Look up activations by name: those of Keras and those that released models add."""
 
 import keras
 from keras import ops
@@ -6,7 +6,7 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("keras_llm")
 def gelu_tanh(x):
-    """GELU by its tanh approximation, `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
+    """Compute GELU by its tanh approximation, `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
 
     Reference:
         Hendrycks and Gimpel, 2016, "Gaussian Error Linear Units".
@@ -15,10 +15,10 @@ def gelu_tanh(x):
 
 
 def get_activation(identifier):
-    """The activation of that name, or `identifier` itself if it is callable.
+    """Return the activation with a name, or `identifier` itself if it is callable.
 
     Args:
-        identifier: name of a Keras activation or "gelu_tanh"; a callable; a serialised one.
+        identifier: name of a Keras activation or "gelu_tanh"; a callable; a serialized activation.
 
     Raises:
         ValueError: if the name is unknown.
@@ -27,8 +27,11 @@ def get_activation(identifier):
 
 
 def activate(activation, x, training):
-    """`activation(x)`. A graph of TensorFlow holds every tensor on the way to a GELU until its
-    gradient is computed, five in all; in training two are held here, `x` and the output."""
+    """Return `activation(x)`, with less memory in training.
+
+    A TensorFlow graph keeps all five intermediate tensors of a GELU until its gradient is computed.
+    In training, this function keeps two: `x` and the output.
+    """
     slope = slope_of(activation) if training else None
     if slope is None:
         return activation(x)
@@ -38,7 +41,7 @@ def activate(activation, x, training):
 
 
 def slope_of(activation):
-    """The derivative of an activation, if TensorFlow is to hold less by it, else None."""
+    """Return the derivative of an activation if it saves memory in TensorFlow, else None."""
     if keras.backend.backend() != "tensorflow":
         return None
     from keras_llm.layers import tensorflow

@@ -1,4 +1,4 @@
-"""Attention with linear biases: the further a key, the lower its score."""
+"""Implement attention with linear biases (ALiBi): the farther a key, the lower its score."""
 
 import dataclasses
 import math
@@ -14,8 +14,8 @@ class Alibi:
     """Position option: lower scores in proportion to distance (see `AlibiBias`).
 
     Args:
-        max_bias: float > 0. The steepest head's slope is `2 ** (-max_bias / N)`, the gentlest
-            one's `2 ** -max_bias`.
+        max_bias: float > 0. The slope of the steepest head is `2 ** (-max_bias / N)`, that of
+            the flattest head `2 ** -max_bias`.
     """
 
     max_bias: float = 8.0
@@ -36,11 +36,12 @@ class Alibi:
 class AlibiBias(keras.layers.Layer):
     """Add `-slope_n |i - j|` to the score of query position `i` and key position `j` in head `n`.
 
-    The slopes of N heads, N a power of two, are `2 ** (-alibi_bias_max n / N)`, n = 1 .. N;
-    otherwise those of the next smaller power of two, then every other one of the next larger.
+    If the number of heads N is a power of two, the slopes are `2 ** (-alibi_bias_max n / N)`,
+    n = 1 .. N. Otherwise they are the slopes of the next smaller power of two, followed by every
+    other slope of the next larger one.
 
     Args:
-        alibi_bias_max: float > 0.
+        alibi_bias_max: float > 0. See `max_bias` of `Alibi`.
 
     Call arguments:
         attention_scores: float tensor (B, N, T, S), before the softmax.
@@ -51,7 +52,7 @@ class AlibiBias(keras.layers.Layer):
         A tensor like `attention_scores`.
 
     Raises:
-        ValueError: if `attention_scores` has not four axes.
+        ValueError: if `attention_scores` does not have four axes.
 
     Reference:
         Press et al., 2021, "Train Short, Test Long: Attention with Linear Biases Enables Input

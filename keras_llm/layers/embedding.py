@@ -1,4 +1,4 @@
-"""From token ids to vectors."""
+"""Embed token ids and their positions."""
 
 import keras
 
@@ -12,15 +12,15 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
 
     Args:
         vocabulary_size: int > 0. V; token ids are in `0 .. V - 1`.
-        sequence_length: int > 0. The longest sequence.
+        sequence_length: int > 0. Maximum sequence length.
         embedding_dim: int > 0. D.
-        tie_weights: bool. Whether `token_embedding(x, reverse=True)`, which gives logits
-            over the vocabulary, reuses the embedding table.
+        tie_weights: bool. Whether `token_embedding(x, reverse=True)`, which computes logits over
+            the vocabulary, reuses the embedding table.
         embeddings_initializer: Keras initializer of both tables.
 
     Call arguments:
         inputs: int tensor (B, T), token ids.
-        start_index: int or int scalar tensor. Position of the first token; ignored when
+        start_index: int or int scalar tensor. Position of the first token; ignored if
             `positions` is given.
         positions: int tensor (T,) or (B, T). Defaults to `start_index ..`.
 

@@ -1,4 +1,4 @@
-"""Predictions of masked tokens."""
+"""Predict masked tokens."""
 
 import keras
 from keras import ops
@@ -9,13 +9,13 @@ from keras_llm.layers.activations import get_activation
 
 @keras.saving.register_keras_serializable("keras_llm")
 class MaskedLMHead(keras.layers.Layer):
-    """Hidden states at masked positions -> predictions over the vocabulary.
+    """Predictions over the vocabulary from the hidden states at masked positions.
 
-    `activation(norm(intermediate_activation(h W + b)) E^T + b_V)`, with E the token embedding or a
-    kernel of its own.
+    `activation(norm(intermediate_activation(h W + b)) E^T + b_V)`, where E is the token embedding
+    or a separate kernel.
 
     Args:
-        vocabulary_size: int. V; may be left out with `token_embedding`.
+        vocabulary_size: int. V; optional with `token_embedding`.
         token_embedding: a `keras.layers.ReversibleEmbedding` whose table is reused, or None.
         intermediate_activation: Keras activation, or "gelu_tanh".
         activation: Keras activation of the predictions. None gives logits.
@@ -31,7 +31,8 @@ class MaskedLMHead(keras.layers.Layer):
         Float tensor (B, M, V).
 
     Raises:
-        ValueError: if neither or both of differing sizes are given.
+        ValueError: if neither `vocabulary_size` nor `token_embedding` is given, or if their
+            sizes differ.
 
     Reference:
         Devlin et al., 2018, "BERT", section 3.1.
@@ -53,7 +54,7 @@ class MaskedLMHead(keras.layers.Layer):
             raise ValueError("`vocabulary_size` or `token_embedding` must be given.")
         if token_embedding is not None and vocabulary_size not in (None, token_embedding.input_dim):
             raise ValueError(
-                f"`vocabulary_size` must be that of `token_embedding`, "
+                f"`vocabulary_size` must equal that of `token_embedding`, "
                 f"{token_embedding.input_dim}, got {vocabulary_size}."
             )
         self.vocabulary_size = vocabulary_size or token_embedding.input_dim
@@ -93,7 +94,7 @@ class MaskedLMHead(keras.layers.Layer):
         self.built = True
 
     def states(self, inputs, mask_positions):
-        """What the predictions are made from: float tensor (B, M, D)."""
+        """Compute the inputs of the output projection: float tensor (B, M, D)."""
         x = ops.take_along_axis(inputs, ops.expand_dims(mask_positions, -1), axis=1)
         return self.norm(self.dense(x))
 

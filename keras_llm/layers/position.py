@@ -1,4 +1,4 @@
-"""Where a token stands, as vectors added to it: learned, or sines and cosines."""
+"""Encode token positions as learned or sinusoidal vectors."""
 
 import keras
 from keras import ops
@@ -9,14 +9,14 @@ class PositionEmbedding(keras.layers.Layer):
     """A learned vector for each position.
 
     Args:
-        sequence_length: int > 0. The longest sequence; positions past its end take the
-            last vector.
+        sequence_length: int > 0. Maximum sequence length; positions beyond it use the last
+            vector.
         initializer: Keras initializer of the (sequence_length, D) table.
 
     Call arguments:
         inputs: float tensor (B, T, D); only its shape is used.
-        start_index: int or int scalar tensor. Position of the first element; ignored
-            when `positions` is given.
+        start_index: int or int scalar tensor. Position of the first element; ignored if
+            `positions` is given.
         positions: int tensor (T,) or (B, T). Defaults to `start_index ..`.
 
     Returns:
@@ -49,7 +49,7 @@ class PositionEmbedding(keras.layers.Layer):
             length = inputs.shape[-2]
             if length is not None and length > self.sequence_length:
                 raise ValueError(
-                    f"PositionEmbedding holds {self.sequence_length} positions "
+                    f"PositionEmbedding has {self.sequence_length} positions "
                     f"(`sequence_length`), got a sequence of {length}."
                 )
             positions = ops.arange(ops.shape(inputs)[-2]) + start_index
@@ -70,7 +70,7 @@ class PositionEmbedding(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_llm")
 class SinePositionEncoding(keras.layers.Layer):
-    """Fixed sines and cosines of position.
+    """Sinusoidal position encoding.
 
     `PE[p, 2i] = sin(p / max_wavelength ** (2i / D))`,
     `PE[p, 2i + 1] = cos(p / max_wavelength ** (2i / D))`.
@@ -80,8 +80,8 @@ class SinePositionEncoding(keras.layers.Layer):
 
     Call arguments:
         inputs: float tensor (B, T, D); only its shape and dtype are used.
-        start_index: int or int scalar tensor. Position of the first element; ignored
-            when `positions` is given.
+        start_index: int or int scalar tensor. Position of the first element; ignored if
+            `positions` is given.
         positions: int tensor (T,) or (B, T). Defaults to `start_index ..`.
 
     Returns:

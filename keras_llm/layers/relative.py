@@ -1,4 +1,4 @@
-"""Attention with learned biases: one for each head and bucket of distances."""
+"""Implement relative position biases: one learned value per head and distance bucket."""
 
 import dataclasses
 import math
@@ -13,15 +13,15 @@ from keras_llm.layers._parts import clone
 @keras.saving.register_keras_serializable("keras_llm")
 @dataclasses.dataclass(frozen=True)
 class RelativeBias:
-    """Position option: a learned bias on scores, by distance (see `RelativePositionBias`).
+    """Position option: add a learned bias by distance to scores (see `RelativePositionBias`).
 
-    Models share one table among their layers, as T5 does; a layer by itself has its own.
+    In a model, all layers share one table, as in T5; a standalone layer has its own.
 
     Args:
-        num_buckets: int. An even number of 4 or more.
-        max_distance: int > `num_buckets`. From here on all distances share a bucket.
-        bidirectional: bool. Whether keys ahead of the query have buckets of their own. Decoder
-            blocks and models take False whatever it says.
+        num_buckets: int. An even number of at least 4.
+        max_distance: int > `num_buckets`. All distances from this one on share a bucket.
+        bidirectional: bool. Whether keys after the query have separate buckets. Decoder blocks
+            and models always use False.
     """
 
     num_buckets: int = 32
@@ -51,14 +51,14 @@ class RelativeBias:
 class RelativePositionBias(keras.layers.Layer):
     """Add a learned bias to scores, by head and by the bucket of `key - query` position.
 
-    Of M buckets (for each direction, if there are two) the first M / 2 hold one distance each;
-    the others widen in proportion to the logarithm of the distance, up to `max_distance`. Without
-    `bidirectional`, keys ahead of the query share the bucket of distance 0.
+    Of M buckets (per direction, if `bidirectional`), the first M / 2 hold one distance each. The
+    others widen in proportion to the logarithm of the distance, up to `max_distance`. Without
+    `bidirectional`, keys after the query share the bucket of distance 0.
 
     Args:
-        num_buckets: int. An even number of 4 or more.
+        num_buckets: int. An even number of at least 4.
         max_distance: int > `num_buckets`.
-        bidirectional: bool. Whether half of the buckets are for keys ahead of the query.
+        bidirectional: bool. Whether half of the buckets are for keys after the query.
         num_heads: int. N; needed only if `attention_scores` is broadcast, (B or 1, 1, T, S).
         embeddings_initializer: Keras initializer of the (num_buckets, N) table.
 
@@ -71,7 +71,7 @@ class RelativePositionBias(keras.layers.Layer):
         Float tensor (B, N, T, S).
 
     Raises:
-        ValueError: if `attention_scores` has not four axes, or an argument is out of range.
+        ValueError: if `attention_scores` does not have four axes, or an argument is out of range.
 
     Reference:
         Raffel et al., 2020, "Exploring the Limits of Transfer Learning with a Unified
@@ -88,7 +88,7 @@ class RelativePositionBias(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        RelativeBias(num_buckets, max_distance)  # checks them
+        RelativeBias(num_buckets, max_distance)  # validates the arguments
         self.num_buckets = num_buckets
         self.max_distance = max_distance
         self.bidirectional = bidirectional
@@ -122,7 +122,7 @@ class RelativePositionBias(keras.layers.Layer):
         return attention_scores + ops.cast(bias, attention_scores.dtype)
 
     def _bucket(self, ahead):
-        """Signed distances -> buckets, in integers alone: the bounds are computed beforehand."""
+        """Map signed distances to buckets with integer operations and precomputed bounds."""
         buckets = self.num_buckets
         offset = 0
         if self.bidirectional:
@@ -152,8 +152,11 @@ class RelativePositionBias(keras.layers.Layer):
 
 
 def _bounds(buckets, max_distance):
-    """The distances at which a wide bucket ends: of `M/2 + floor(log(d / (M/2)) / log(max / (M/2))
-    * M/2)`, in float32 as released models compute it."""
+    """Return the distances at which each wide bucket ends.
+
+    The bucket of distance d is `M/2 + floor(log(d / (M/2)) / log(max / (M/2)) * M/2)`, computed in
+    float32 as released models do.
+    """
     exact = buckets // 2
     distance = np.arange(exact, max_distance + 1)
     ratio = np.log(distance.astype("float32") / np.float32(exact)) / math.log(max_distance / exact)

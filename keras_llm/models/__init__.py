@@ -1,4 +1,4 @@
-"""Functional models from a config, and the cached steps that generation and export run."""
+"""Build functional models from configs and run the cached steps of generation and export."""
 
 from keras_llm.layers.alibi import Alibi
 from keras_llm.layers.relative import RelativeBias

@@ -1,4 +1,4 @@
-"""What every functional model of this library is: built from a config, and rebuilt from it."""
+"""Define the base class of functional models, which are built and restored from a config."""
 
 import keras
 
@@ -22,7 +22,7 @@ class ConfiguredModel(keras.Model):
 
     @classmethod
     def read_config(cls, config):
-        """`config` itself, or the one that its dict describes; InputError if it is another."""
+        """Return `config` or the config its dict describes; InputError if the class is wrong."""
         if isinstance(config, dict):
             config = cls.config_class.from_dict(config)
         if not isinstance(config, cls.config_class):
@@ -40,18 +40,18 @@ class ConfiguredModel(keras.Model):
 
 
 def config_to_dict(config):
-    """A config of any class as plain JSON types, its class included."""
+    """Convert a config of any class to plain JSON types, including its class."""
     return {"class": type(config).__name__, **config.to_dict()}
 
 
 def config_from_dict(row):
-    """The config that `config_to_dict` described; without a class, a `CausalLMConfig`.
+    """Rebuild a config from the output of `config_to_dict`, by default a `CausalLMConfig`.
 
     Raises:
-        InputError: if the class or a field is unknown, or a field missing.
+        InputError: if the class or a field is unknown, or a field is missing.
     """
     row = dict(row)
     name = row.pop("class", "CausalLMConfig")
     if name not in CONFIGS:
-        raise InputError(f"unknown config class {name!r}; known: {', '.join(CONFIGS)}.")
+        raise InputError(f"unknown config class {name!r}; available classes: {', '.join(CONFIGS)}.")
     return CONFIGS[name].from_dict(row)

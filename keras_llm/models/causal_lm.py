@@ -1,4 +1,4 @@
-"""Decoder-only language models."""
+"""Build decoder-only language models."""
 
 import keras
 from keras import ops
@@ -13,13 +13,14 @@ from keras_llm.models.config import CausalLMConfig
 class CausalLM(ConfiguredModel):
     """A functional model from token ids (B, T) to next-token logits (B, T, V).
 
-    Its layers are `token_embedding`, `position_embedding` (learned or sinusoidal positions only),
-    `relative_bias` (a shared one only), `block_0 .. block_<L-1>`, `final_norm` (unless
-    normalised after each block) and `logits`; `get_layer(name)` returns each. Made by `causal_lm`.
+    Its layers are `token_embedding`, `position_embedding` (for learned or sinusoidal positions),
+    `relative_bias` (for a shared relative bias), `block_0 .. block_<L-1>`, `final_norm` (unless
+    each block ends with a norm) and `logits`; `get_layer(name)` returns each. Use `causal_lm` to
+    build one.
 
     Attributes:
         config: the `CausalLMConfig` it was built from.
-        hidden: the symbolic hidden states (B, T, D) that go into the head.
+        hidden: the symbolic hidden states (B, T, D) that the output head reads.
     """
 
     config_class = CausalLMConfig
@@ -65,27 +66,28 @@ def causal_lm(config, dtype=None):
 
 
 def forward(model, token_ids, positions=None, attention_mask=None, return_attention_scores=False):
-    """The forward pass with positions and masks of one's own, for packed or left-padded rows, or
-    with a look inside.
+    """Run the forward pass with custom positions and masks, or return attention probabilities.
+
+    Custom positions and masks support packed and left-padded rows.
 
     Args:
         model: a model from `causal_lm`.
         token_ids: int tensor (B, T).
-        positions: int tensor (B, T) or (T,), where each token stands in its own text. Defaults
-            to `0 .. T - 1`.
-        attention_mask: bool tensor (B, T, T), True = may attend; causality included. Defaults to
-            the causal mask of `positions`.
-        return_attention_scores: bool.
+        positions: int tensor (B, T) or (T,), the position of each token within its document.
+            Defaults to `0 .. T - 1`.
+        attention_mask: bool tensor (B, T, T), True = may attend; must include causality. Defaults
+            to the causal mask of `positions`.
+        return_attention_scores: bool. Whether to return the attention probabilities too.
 
     Returns:
-        Float32 logits (B, T, V); if asked for, a pair of that and a list of each block's
-        attention probabilities (B, N, T, T).
+        Float32 logits (B, T, V); with `return_attention_scores`, a pair of those and a list with
+        the attention probabilities (B, N, T, T) of each block.
 
     Example:
     >>> import numpy as np
     >>> from keras_llm import models
     >>> model = models.causal_lm(models.preset("llama-tiny"))
-    >>> row = np.array([[5, 6, 7, 8, 9]])  # two texts, of three tokens and of two
+    >>> row = np.array([[5, 6, 7, 8, 9]])  # two documents, of three tokens and of two
     >>> positions = np.array([[0, 1, 2, 0, 1]])
     >>> text = np.array([[0, 0, 0, 1, 1]])
     >>> same = text[:, :, None] == text[:, None]

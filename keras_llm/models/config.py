@@ -1,4 +1,4 @@
-"""What defines a model: a frozen row of sizes and options, checked in one place."""
+"""Define and validate model configs: frozen dataclasses of sizes and options."""
 
 import dataclasses
 import numbers
@@ -39,41 +39,41 @@ class TransformerConfig:
         hidden_dim: int > 0. D.
         num_heads: int > 0. N query heads.
         intermediate_dim: int > 0. F, the feed-forward width.
-        max_length: int > 1. The longest sequence, prompt and new tokens together.
+        max_length: int > 1. Maximum sequence length, including new tokens.
         num_key_value_heads: int or None. K; must divide N. None means N.
         head_dim: int or None. H. None means D / N.
         position: `Rotary(...)`, `Alibi(...)`, `RelativeBias(...)`, `"learned"`, `"sinusoidal"`,
-            or None for no positions at all.
+            or None for no positions.
         norm: "layer" or "rms".
-        norm_epsilon: float > 0.
+        norm_epsilon: float > 0. Epsilon of the norms.
         activation: name of a Keras activation, or "gelu_tanh".
-        gated: bool. Whether the feed-forward part is gated.
-        sliding_window: int or None. Attention reaches less than this many positions back.
-        logit_soft_cap: float or None, on attention scores.
-        final_soft_cap: float or None, on the logits.
-        qk_norm: bool. RMS-normalise query and key heads.
+        gated: bool. Whether the feed-forward network is gated.
+        sliding_window: int or None. Attention covers fewer than this many positions back.
+        logit_soft_cap: float or None. Soft cap of the attention scores.
+        final_soft_cap: float or None. Soft cap of the logits.
+        qk_norm: bool. RMS-normalize query and key heads.
         use_bias: bool. Whether dense layers have biases.
         tie_embeddings: bool. Whether the head reuses the token embedding.
-        dropout: float in [0, 1).
+        dropout: float in [0, 1). Dropout rate.
         initializer_range: float > 0. Standard deviation of the initial weights.
         norm_position: "pre", "post" (after each residual sum) or "sandwich" (before and after
             attention and feed-forward, within the sum).
         parallel_residual: bool. Attention and feed-forward read the same input.
         window_pattern: str of "S" (windowed) and "L" (full) layers, repeated over the layers,
-            e.g. "SSSL"; "LS" alternates full and banded attention as GPT-3 does. None means
-            that all layers have the `sliding_window`.
+            e.g. "SSSL"; "LS" alternates full and banded attention as in GPT-3. None means
+            that all layers use the `sliding_window`.
         local_position: position option of the windowed layers. None means `position`.
-        num_sink_tokens: int. First positions that stay in sight of the window.
-        learned_sinks: bool. Each head may attend to nothing (see `layers.MultiHeadAttention`).
-        attention_scale: float or None. What scores are multiplied by; None means
-            `1 / sqrt(H)`.
-        embedding_scale: float or None. What token embeddings are multiplied by.
-        logit_scale: float or None. What hidden states are multiplied by before the head.
-        num_experts: int. 0 for dense feed-forward parts, else a `layers.MixtureOfExperts` of
-            `experts_per_token`, `num_shared_experts`, `load_balance_loss`, `router_z_loss`.
+        num_sink_tokens: int. First positions that stay visible with a sliding window.
+        learned_sinks: bool. Whether a head may attend to nothing (see `layers.MultiHeadAttention`).
+        attention_scale: float or None. Factor of the scores; None means `1 / sqrt(H)`.
+        embedding_scale: float or None. Factor of the token embeddings.
+        logit_scale: float or None. Factor of the hidden states before the head.
+        num_experts: int. 0 for dense feed-forward networks, otherwise the size of a
+            `layers.MixtureOfExperts` with `experts_per_token`, `num_shared_experts`,
+            `load_balance_loss` and `router_z_loss`.
 
     Raises:
-        InputError: naming the argument that does not fit.
+        InputError: if an argument is invalid; the message names it.
     """
 
     vocabulary_size: int
@@ -148,10 +148,10 @@ class TransformerConfig:
         )
         try:
             get_activation(self.activation)
-            known = isinstance(self.activation, str)
+            is_valid = isinstance(self.activation, str)
         except ValueError:
-            known = False
-        check(known, "activation", 'the name of a Keras activation or "gelu_tanh"')
+            is_valid = False
+        check(is_valid, "activation", 'the name of a Keras activation or "gelu_tanh"')
         check(0 <= self.dropout < 1, "dropout", "in [0, 1)")
         check(self.initializer_range > 0, "initializer_range", "> 0")
         for name in _POSITIVE_OR_NONE:
@@ -221,20 +221,22 @@ class TransformerConfig:
         )
 
     def window(self, layer):
-        """The sliding window of one layer, an int or None."""
+        """Return the sliding window of a layer, an int or None."""
         pattern = self.window_pattern or "S"
         return self.sliding_window if pattern[layer % len(pattern)] == "S" else None
 
     def attention_position(self, layer):
-        """The position option of one layer's attention, or None. A `RelativeBias` is the
-        model's, not the layer's."""
+        """Return the position option of a layer's attention, or None.
+
+        A `RelativeBias` belongs to the model, not to a layer.
+        """
         position = self.position
         if self.window(layer) and self.local_position is not None:
             position = self.local_position
         return position if isinstance(position, (Rotary, Alibi)) else None
 
     def to_dict(self):
-        """Plain JSON types; `from_dict` reads them back."""
+        """Return plain JSON types that `from_dict` reads back."""
         row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for field in ("position", "local_position"):
             for name, option in _POSITIONS.items():
@@ -244,7 +246,7 @@ class TransformerConfig:
 
     @classmethod
     def from_dict(cls, row):
-        """The config that `to_dict` described.
+        """Rebuild a config from the output of `to_dict`.
 
         Raises:
             InputError: if a field is unknown or missing.
@@ -259,16 +261,16 @@ class TransformerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CausalLMConfig(TransformerConfig):
-    """A decoder-only language model: the fields of `TransformerConfig`."""
+    """The config of a decoder-only language model, with the fields of `TransformerConfig`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig(TransformerConfig):
-    """An encoder: the fields of `TransformerConfig`, with BERT's defaults, and two more.
+    """The config of an encoder: `TransformerConfig` with BERT's defaults and two more fields.
 
     Args:
-        num_segments: int. How many kinds of segments (token types) have an embedding; 0 for none.
-        embedding_norm: bool. Whether the summed embeddings are normalised.
+        num_segments: int. Number of segment types (token types) with an embedding; 0 for none.
+        embedding_norm: bool. Whether the summed embeddings are normalized.
     """
 
     position: Rotary | Alibi | RelativeBias | str | None = "learned"
@@ -292,14 +294,14 @@ class EncoderConfig(TransformerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Seq2SeqConfig(TransformerConfig):
-    """An encoder-decoder with one vocabulary and one token embedding.
+    """The config of an encoder-decoder with a shared vocabulary and token embedding.
 
-    The fields of `TransformerConfig`, of which `num_layers` is the encoder's, and three more.
+    It has the fields of `TransformerConfig`, where `num_layers` counts encoder layers, and:
 
     Args:
-        num_decoder_layers: int or None. None means `num_layers`.
-        pad_id: int. The token id that fills up encoder rows; it is never attended to.
-        start_id: int. The token id that a decoder row begins with.
+        num_decoder_layers: int or None. Number of decoder layers; None means `num_layers`.
+        pad_id: int. The token id that pads encoder rows; it is never attended to.
+        start_id: int. The first token id of each decoder row.
     """
 
     num_decoder_layers: int | None = None
@@ -319,17 +321,17 @@ class Seq2SeqConfig(TransformerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class WordVectorsConfig:
-    """A table of word vectors and what it is trained for.
+    """The config of a word vector table and its training objective.
 
     Args:
         vocabulary_size: int > 0. V.
         embedding_dim: int > 0. D.
-        objective: "skip_gram" (a word predicts its neighbours), "cbow" (neighbours predict the
-            word between them) or "glove" (two words predict how often they occur together).
-        pad_id: int. For "cbow": the id that fills up short contexts.
+        objective: "skip_gram" (a word predicts its neighbors), "cbow" (neighbors predict the
+            word between them) or "glove" (two words predict their co-occurrence count).
+        pad_id: int. For "cbow": the id that pads short contexts.
 
     Raises:
-        InputError: naming the argument that does not fit.
+        InputError: if an argument is invalid; the message names it.
     """
 
     vocabulary_size: int
@@ -354,7 +356,7 @@ class WordVectorsConfig:
 
     @classmethod
     def from_dict(cls, row):
-        """The config that `to_dict` described; InputError if a field is unknown or missing."""
+        """Rebuild a config from `to_dict`; InputError if a field is unknown or missing."""
         return cls(**_known_fields(cls, row))
 
 

@@ -1,7 +1,7 @@
 """Build models whose weights are allocated later, or never.
 
-A checkpoint is loaded into a model without weights, so no random value is drawn and no memory is
-filled twice.
+Checkpoints are loaded into models without weights, which saves drawing random values and
+allocating memory twice.
 """
 
 import concurrent.futures
@@ -11,11 +11,11 @@ from keras import ops
 
 
 def shapes_only(function):
-    """What `function()` returns, its variables described but not allocated."""
+    """Return the result of `function()` with its variables described but not allocated."""
 
     def measure():
-        # Keras keeps variables without a value for the end of the outermost scope; its list of
-        # them belongs to this thread and ends with it.
+        # Keras initializes such variables at the end of the outermost scope. It keeps them in a
+        # thread-local list, which this thread discards when it ends.
         with keras.StatelessScope(initialize_variables=False):
             return function()
 
@@ -24,11 +24,11 @@ def shapes_only(function):
 
 
 def allocate(variable, value=None):
-    """Allocate a variable of a model from `shapes_only`; others are assigned.
+    """Allocate a variable of a model from `shapes_only`, or assign an allocated one.
 
     Args:
         variable: a `keras.Variable`.
-        value: array of its shape, or None for what its initializer draws.
+        value: array of its shape, or None to use its initializer.
     """
     if variable._value is not None:
         if value is not None:

@@ -1,4 +1,4 @@
-"""Encoders: token ids to one vector a token, each of which has seen all the others."""
+"""Build encoders, which map token ids to one contextual vector per token."""
 
 import keras
 
@@ -12,10 +12,9 @@ from keras_llm.models.config import EncoderConfig
 class Encoder(ConfiguredModel):
     """A functional model from `[token_ids, padding_mask]`, both (B, T), to vectors (B, T, D).
 
-    With `num_segments` there is a third input, `segment_ids` (B, T). Its layers are
-    `token_embedding`, `position_embedding`, `segment_embedding`, `embedding_norm`,
-    `relative_bias`, `block_0 .. block_<L-1>` and `final_norm`, as far as the config asks for
-    them. Made by `encoder`.
+    With `num_segments` there is a third input, `segment_ids` (B, T). Depending on the config, its
+    layers are `token_embedding`, `position_embedding`, `segment_embedding`, `embedding_norm`,
+    `relative_bias`, `block_0 .. block_<L-1>` and `final_norm`. Use `encoder` to build one.
 
     Attributes:
         config: the `EncoderConfig` it was built from.
@@ -40,7 +39,7 @@ class Encoder(ConfiguredModel):
 
 
 def encoder_inputs(config):
-    """The symbolic inputs of an encoder: token ids, padding mask, and segments if it has them."""
+    """Return the symbolic inputs of an encoder: token ids, padding mask and any segment ids."""
     inputs = [
         keras.Input((None,), dtype="int32", name="token_ids"),
         keras.Input((None,), dtype="bool", name="padding_mask"),
@@ -59,8 +58,8 @@ def encoder(config, dtype=None):
 
     Returns:
         A `keras.Model` from int token ids (B, T) and a bool padding mask (B, T), True = a real
-        token, to float vectors (B, T, D); with `num_segments`, int segment ids (B, T) are a
-        third input. Inputs go in as a list in this order, or as a dict by their names.
+        token, to float vectors (B, T, D). With `num_segments`, int segment ids (B, T) are a
+        third input. Pass inputs as a list in this order or as a dict by name.
 
     Raises:
         InputError: if `config` is not an `EncoderConfig`.

@@ -1,4 +1,4 @@
-"""The steps of a decoder with an explicit cache: what generation, serving and export run."""
+"""Run decoder steps with an explicit cache, for generation, serving and export."""
 
 import contextlib
 import contextvars
@@ -11,23 +11,24 @@ from keras_llm.layers import empty_cache
 from keras_llm.models import forward_pass
 from keras_llm.models.config import Seq2SeqConfig
 
-_CHUNK = 512  # tokens of a prompt that are read at a time
+_CHUNK = 512  # prompt tokens per prefill step
 _shared_step = contextvars.ContextVar("shared_step", default=None)
 
 
 def init_cache(model, batch_size=1, length=None):
-    """An empty key-value cache.
+    """Return an empty key-value cache.
 
     Args:
         model: a model from `causal_lm` or `seq2seq`.
         batch_size: int or int scalar tensor. B.
-        length: int or int scalar tensor. S slots a row; defaults to the model's
-            `max_length`. Windowed layers have no more than their window (see
+        length: int or int scalar tensor. S slots per row; defaults to the model's `max_length`.
+            Sliding-window layers need no more slots than their window (see
             `layers.MultiHeadAttention`).
 
     Returns:
         A dict with `k_<i>` and `v_<i>` for each decoder layer `i`, float tensors (B, K, S, H) in
-        the model's compute dtype. For a `seq2seq` model join it with what `encode_source` returns.
+        the model's compute dtype. For a `seq2seq` model, merge it with the output of
+        `encode_source`.
     """
     config = model.config
     count, prefix = _decoder(config)
@@ -51,17 +52,17 @@ def init_cache(model, batch_size=1, length=None):
 def prefill(model, token_ids, lengths, cache, first=None, chunk=_CHUNK):
     """Read prompts into the cache.
 
-    A prompt longer than a chunk is read a chunk at a time, as far as the longest row goes: the
-    scores of its attention then take memory for `chunk` queries, whatever its length.
+    A prompt longer than `chunk` is processed in chunks up to the end of the longest row, so that
+    the attention scores need memory for only `chunk` queries, regardless of the prompt's length.
 
     Args:
         model: a model from `causal_lm` or `seq2seq`.
-        token_ids: int tensor (B, T), padded on the right; of a `seq2seq` model the decoder's.
+        token_ids: int tensor (B, T), padded on the right; decoder token ids for a `seq2seq` model.
         lengths: int tensor (B,), the number of real tokens of each row, in `1 .. T`.
         cache: from `init_cache`, with at least T slots.
-        first: int scalar tensor, below every length: so many tokens of each row are in the
-            cache already, and reading begins after them. None means 0.
-        chunk: int > 0, tokens.
+        first: int scalar tensor, less than every length. The cache already holds this many tokens
+            of each row, and reading starts after them. None means 0.
+        chunk: int > 0. Tokens per step.
 
     Returns:
         Float32 logits (B, V) at each row's last real token, and the cache.
@@ -87,10 +88,10 @@ def prefill(model, token_ids, lengths, cache, first=None, chunk=_CHUNK):
 
 
 def _read(model, token_ids, lengths, cache, begin, count):
-    """Read the tokens (B, count) that stand at positions `begin ...`: hidden states and cache."""
+    """Read the tokens (B, count) at positions `begin ..`; return hidden states and cache."""
     positions = begin + ops.arange(count)
-    # A slot for each row, though all are one: TensorFlow writes at a scalar by an operation of its
-    # XLA compiler alone, which servers do not run by default.
+    # One slot per row, although all are equal: TensorFlow writes at a scalar slot only with an
+    # XLA compiler operation, and servers do not enable XLA by default.
     index = (
         0
         if isinstance(begin, int) and begin == 0
@@ -107,14 +108,14 @@ def _read(model, token_ids, lengths, cache, begin, count):
 
 
 def _read_in_chunks(model, token_ids, lengths, cache, first, chunk):
-    """The hidden states (B, 1, D) of each row's last real token, and the cache."""
+    """Return the hidden states (B, 1, D) of each row's last real token, and the cache."""
     length = token_ids.shape[1]
     chunk = min(length, chunk) if length else ops.minimum(ops.shape(token_ids)[1], chunk)
     full, slots = _full_entries(model, cache), {}
     cache = dict(cache)
-    whole = first is None and length and length % chunk == 0
-    if not whole:
-        # The last chunk goes past the end of tokens and cache: room for it, as long as this takes.
+    is_aligned = first is None and length and length % chunk == 0
+    if not is_aligned:
+        # The last chunk extends past the tokens and the cache, so pad both while reading.
         token_ids = ops.pad(token_ids, ((0, 0), (0, chunk)))
         slots = {name: ops.shape(cache[name])[2] for name in full}
         for name in full:
@@ -124,11 +125,11 @@ def _read_in_chunks(model, token_ids, lengths, cache, first, chunk):
         ids = ops.take(token_ids, begin + ops.arange(chunk), axis=1)
         hidden, cache = _read(model, ids, lengths, cache, begin, chunk)
         place = lengths - 1 - begin
-        found = ops.take_along_axis(
+        last_in_chunk = ops.take_along_axis(
             hidden, ops.expand_dims(ops.clip(place, 0, chunk - 1), -1), axis=1
         )
-        here = ops.expand_dims((place >= 0) & (place < chunk), -1)
-        return begin + chunk, ops.where(here, found, last), cache
+        ends_here = ops.expand_dims((place >= 0) & (place < chunk), -1)
+        return begin + chunk, ops.where(ends_here, last_in_chunk, last), cache
 
     hidden_dim = (ops.shape(token_ids)[0], 1, model.config.hidden_dim)
     _, last, cache = ops.while_loop(
@@ -146,20 +147,20 @@ def _read_in_chunks(model, token_ids, lengths, cache, first, chunk):
 
 
 def _full_entries(model, cache):
-    """The names of the entries that have a slot for every position."""
+    """Return the names of the cache entries with a slot for every position."""
     count, _ = _decoder(model.config)
     layers = [i for i in range(count) if not forward_pass.has_ring(model.config, i)]
     return [f"{kind}_{i}" for i in layers for kind in "kv" if f"{kind}_{i}" in cache]
 
 
 def decode(model, token_ids, positions, cache):
-    """Read one token a row and predict the next.
+    """Read one token per row and predict the next.
 
     Args:
         model: a model from `causal_lm` or `seq2seq`.
         token_ids: int tensor (B, 1).
-        positions: int tensor (B, 1), where each row's token stands; it is written into that
-            slot of the cache, and slots up to it are attended to.
+        positions: int tensor (B, 1), the position of each row's token. The token is written into
+            that slot of the cache and attends to the slots up to it.
         cache: from `prefill` or `decode`.
 
     Returns:
@@ -175,7 +176,7 @@ def decode(model, token_ids, positions, cache):
 def forward_cached(
     model, token_ids, positions, cache, cache_update_index, attention_mask=None, padding_mask=None
 ):
-    """The step under `prefill`, `decode` and exported graphs.
+    """Run one cached step, the basis of `prefill`, `decode` and exported graphs.
 
     Args:
         model: a model from `causal_lm` or `seq2seq`.
@@ -184,11 +185,11 @@ def forward_cached(
         cache: dict from `init_cache`.
         cache_update_index: int tensor, scalar or (B,), the slot of the first token; or the int
             0.
-        attention_mask: bool tensor (B, T, S), True = may attend; all layers then have S slots,
-            windowed ones too, or more, which are left out. Defaults to the causal mask of
-            `positions`.
-        padding_mask: bool tensor (B, T), True = a real token, real ones first. What windowed
-            layers keep; None keeps all.
+        attention_mask: bool tensor (B, T, S), True = may attend. All layers, including
+            sliding-window layers, then have at least S slots, and slots after the first S are
+            ignored. Defaults to the causal mask of `positions`.
+        padding_mask: bool tensor (B, T), True = a real token, real tokens first. Selects the
+            tokens that sliding-window layers keep; None keeps all.
 
     Returns:
         Float hidden states (B, T, D), ready for the head, and the updated cache.
@@ -201,11 +202,11 @@ def forward_cached(
 
 @contextlib.contextmanager
 def sharing_step(share):
-    """Let `forward_cached` go through a function that a backend traces once.
+    """Route `forward_cached` through a function that a backend traces only once.
 
     Args:
-        share: function that gets the arguments of `forward_cached` by position, the function that
-            computes it first, and returns what that returns.
+        share: function that takes the function that computes the step, followed by the positional
+            arguments of `forward_cached`, and returns the result of the step.
     """
     token = _shared_step.set(functools.partial(share, _forward_cached))
     try:
@@ -235,12 +236,12 @@ def _forward_cached(
 
 
 def logits_of(model, hidden):
-    """Hidden states (B, T, D) from `forward_cached` -> float32 logits (B, T, V)."""
+    """Map hidden states (B, T, D) from `forward_cached` to float32 logits (B, T, V)."""
     return forward_pass.logits(model.get_layer, model.config, hidden)
 
 
 def _decoder(config):
-    """How many decoder blocks a model has, and how their names begin."""
+    """Return a model's number of decoder blocks and the prefix of their names."""
     if isinstance(config, Seq2SeqConfig):
         return config.num_decoder_layers, "decoder_"
     return config.num_layers, ""

@@ -1,7 +1,7 @@
-"""The layers that a config describes, and the way of a token through them.
+"""Build a model's layers from its config and run the forward pass.
 
-One function for each part of the way. The functional models are traced through them without a
-cache; generation and export call them with one.
+Functional models are traced through these functions without a cache; generation and export call
+them with one.
 """
 
 import keras
@@ -19,8 +19,11 @@ from keras_llm.layers._block import PLAIN_ARGUMENTS
 
 
 def embedding_layers(config, dtype):
-    """`token_embedding`, and those of `position_embedding`, `segment_embedding`,
-    `embedding_norm` and `embedding_dropout` that the config asks for."""
+    """Create the embedding layers of a config.
+
+    These are `token_embedding` and, as configured, `position_embedding`, `segment_embedding`,
+    `embedding_norm` and `embedding_dropout`.
+    """
     yield keras.layers.ReversibleEmbedding(
         config.vocabulary_size,
         config.hidden_dim,
@@ -54,8 +57,11 @@ def embedding_layers(config, dtype):
 
 
 def block_layers(config, dtype, block_class, count, prefix=""):
-    """`<prefix>relative_bias` if the positions are such, `<prefix>block_<i>`, and
-    `<prefix>final_norm` unless every block ends with a norm."""
+    """Create the blocks and the layers around them.
+
+    These are `<prefix>relative_bias` for relative positions, `<prefix>block_<i>`, and
+    `<prefix>final_norm` unless every block ends with a norm.
+    """
     if isinstance(config.position, RelativeBias):
         yield RelativePositionBias(
             config.position.num_buckets,
@@ -86,7 +92,7 @@ def block_layers(config, dtype, block_class, count, prefix=""):
 
 
 def embed(layer, config, token_ids, positions=None, segment_ids=None):
-    """Token ids (B, T) -> vectors (B, T, D). `layer` finds a layer by its name."""
+    """Embed token ids (B, T) as vectors (B, T, D). `layer` returns a layer by its name."""
     x = layer("token_embedding")(token_ids)
     if config.embedding_scale is not None:
         x = x * ops.cast(config.embedding_scale, x.dtype)
@@ -100,8 +106,10 @@ def embed(layer, config, token_ids, positions=None, segment_ids=None):
 
 
 def encode(layer, config, x, padding_mask, token_ids, count, prefix="", scores=None):
-    """Vectors (B, T, D) through the encoder blocks. To a list `scores` each block's attention
-    probabilities (B, N, T, T) are appended."""
+    """Run vectors (B, T, D) through the encoder blocks.
+
+    The attention probabilities (B, N, T, T) of each block are appended to the list `scores`.
+    """
     bias = _own_bias(layer, config, prefix, token_ids)
     for i in range(count):
         x = _call(
@@ -127,9 +135,11 @@ def decode(
     encoder_padding_mask=None,
     scores=None,
 ):
-    """Vectors (B, T, D) through the decoder blocks, without a cache. With `attention_mask` that
-    mask alone says who sees whom. `scores` as in `encode`; with an `encoder_sequence` they are the
-    cross-attention's."""
+    """Run vectors (B, T, D) through the decoder blocks without a cache.
+
+    `attention_mask` replaces the causal mask. `scores` works as in `encode`; with an
+    `encoder_sequence`, it receives the cross-attention probabilities.
+    """
     bias = _own_bias(layer, config, prefix, token_ids, positions)
     arguments = {"attention_bias": bias}
     if positions is not None:
@@ -147,17 +157,17 @@ def decode(
 def decode_cached(
     layer, config, x, count, prefix, positions, cache, index, attention_mask, padding_mask
 ):
-    """Vectors (B, T, D) through the decoder blocks, with a cache.
+    """Run vectors (B, T, D) through the decoder blocks with a cache.
 
     Args:
         positions: int tensor (T,) or (B, T).
         cache: dict with `k_<i>`, `v_<i>`; for an encoder-decoder also `cross_k_<i>`,
             `cross_v_<i>` and `encoder_padding_mask`.
         index: int tensor, scalar or (B,), the slot of the first token.
-        attention_mask: bool tensor (B, T, S) over full caches, or over their first slots, which
-            alone are then attended to; or None for the causal mask,
-            with ring caches where `has_ring`.
-        padding_mask: bool tensor (B, T) or None, which tokens a ring keeps.
+        attention_mask: bool tensor (B, T, S) over full caches or only their first slots, in which
+            case the rest is ignored; or None for the causal mask, with ring caches where
+            `has_ring`.
+        padding_mask: bool tensor (B, T) or None. Selects the tokens that a ring cache keeps.
 
     Returns:
         Float tensor (B, T, D) and the updated cache.
@@ -192,25 +202,27 @@ def decode_cached(
 
 
 def logits(layer, config, hidden):
-    """Hidden states (B, T, D) -> float32 logits (B, T, V)."""
+    """Map hidden states (B, T, D) to float32 logits (B, T, V)."""
     return layer("logits")(layer("token_embedding")(scaled(config, hidden), reverse=True))
 
 
 def scaled(config, hidden):
-    """Hidden states times the config's `logit_scale`."""
+    """Multiply hidden states by the config's `logit_scale`."""
     if config.logit_scale is None:
         return hidden
     return hidden * ops.cast(config.logit_scale, hidden.dtype)
 
 
 def logits_layer():
-    """The last layer of a language model: it makes logits float32."""
+    """Create the last layer of a language model, which casts logits to float32."""
     return keras.layers.Activation("linear", dtype="float32", name="logits")
 
 
 def has_ring(config, i):
-    """Whether layer i's cache is a ring. A bias that all layers share is laid out by the slots
-    of a full cache, and so keeps full caches."""
+    """Return whether layer i has a ring cache.
+
+    A bias shared by all layers is indexed by the slots of a full cache and thus needs full caches.
+    """
     return config.window(i) is not None and not isinstance(config.position, RelativeBias)
 
 
@@ -234,17 +246,17 @@ def _call(block, scores, x, **arguments):
 
 
 def _own_bias(layer, config, prefix, token_ids, positions=None):
-    """`_shared_bias` among the positions, by default 0 .. T - 1 with a T that may be unknown."""
+    """Compute `_shared_bias` for self-attention, by default at positions 0 .. T - 1."""
     if not isinstance(config.position, RelativeBias):
         return None
     if positions is None:
-        a_row = ops.max(token_ids, axis=0, keepdims=True)
-        positions = ops.cumsum(ops.ones_like(a_row), axis=1) - 1
+        row = ops.max(token_ids, axis=0, keepdims=True)  # T may be unknown
+        positions = ops.cumsum(ops.ones_like(row), axis=1) - 1
     return _shared_bias(layer, config, prefix, positions, positions)
 
 
 def _shared_bias(layer, config, prefix, query_positions, key_positions):
-    """The bias (B or 1, N, T, S) of a `RelativeBias`, computed once for all layers; or None."""
+    """Compute the bias (B or 1, N, T, S) of a `RelativeBias` once for all layers, or None."""
     if not isinstance(config.position, RelativeBias):
         return None
     query_positions, key_positions = (

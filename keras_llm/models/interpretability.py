@@ -1,4 +1,4 @@
-"""What goes on inside a model: attention, and what each layer would predict."""
+"""Inspect a model: attention maps, per-layer predictions and token vectors."""
 
 import keras
 from keras import ops
@@ -12,10 +12,10 @@ from keras_llm.models.seq2seq import Seq2Seq, hidden_states
 
 
 def attention_maps(model, inputs):
-    """Who attends to whom.
+    """Compute the attention probabilities of each block.
 
     Args:
-        model: a model from `causal_lm`, or one with a head; of a `seq2seq` model its encoder.
+        model: a model from `causal_lm`, one with a head, or one from `seq2seq` (its encoder).
         inputs: dict of the model's inputs by name; `token_ids` is (B, T).
 
     Returns:
@@ -44,19 +44,19 @@ def attention_maps(model, inputs):
 
 
 def cross_attention_maps(model, inputs):
-    """What each token of the target looks at in the source.
+    """Compute how target tokens attend to source tokens.
 
     Args:
         model: a model from `seq2seq`.
-        inputs: dict of `encoder_token_ids`, int (B, S), filled up with the config's `pad_id`, and
+        inputs: dict of `encoder_token_ids`, int (B, S), padded with the config's `pad_id`, and
             `decoder_token_ids`, int (B, T).
 
     Returns:
-        A list of each decoder block's cross-attention probabilities, float32 (B, N, T, S): row t
-        is of the step that reads target token t and predicts the next.
+        A list of each decoder block's cross-attention probabilities, float32 (B, N, T, S). Row t
+        belongs to the step that reads target token t and predicts the next.
 
     Raises:
-        InputError: if the model is another.
+        InputError: if the model does not come from `seq2seq`.
     """
     if not isinstance(model, Seq2Seq):
         raise InputError(f"`model` must come from seq2seq, got {type(model)}.")
@@ -67,18 +67,19 @@ def cross_attention_maps(model, inputs):
 
 
 def logit_lens(model, token_ids):
-    """The logits that each layer's states would give: the final norm and the head are applied to
-    the embeddings and to what comes out of each block.
+    """Compute the logits that each layer's hidden states would give.
+
+    The final norm and the head are applied to the embeddings and to the output of each block.
 
     Args:
         model: a model from `causal_lm`.
         token_ids: int tensor (B, T).
 
     Returns:
-        Float32 tensor (L + 1, B, T, V); the last are the model's own logits.
+        Float32 tensor (L + 1, B, T, V); the last entry holds the logits of the model.
 
     Raises:
-        InputError: if the model is another.
+        InputError: if the model does not come from `causal_lm`.
 
     Reference:
         nostalgebraist, 2020, "interpreting GPT: the logit lens".
@@ -96,15 +97,15 @@ def logit_lens(model, token_ids):
 
 
 def from_embeddings(model, inputs):
-    """A model with a head as a function of what its blocks read.
+    """Express a model with a head as a function of its input embeddings.
 
     Args:
         model: a model with a head.
         inputs: dict of the model's inputs by name, arrays of one row.
 
     Returns:
-        The embeddings, a float tensor (1, T, D), and a function from such, (B, T, D), to what the
-        model gives for them.
+        The embeddings, a float tensor (1, T, D), and a function from embeddings (B, T, D) to the
+        output of the model.
     """
     config, layer = model.config, model.get_layer("backbone").get_layer
     token_ids, mask = (ops.convert_to_tensor(inputs[k]) for k in ("token_ids", "padding_mask"))
@@ -126,7 +127,7 @@ def from_embeddings(model, inputs):
 
 
 def token_table(model):
-    """The vectors of the tokens of any model, a float array (V, D)."""
+    """Return the token vectors of any model, a float array (V, D)."""
     name = "word_embedding" if hasattr(model.config, "objective") else "token_embedding"
     holder = model.get_layer("backbone") if isinstance(model, HeadModel) else model
     return ops.convert_to_numpy(holder.get_layer(name).embeddings)

@@ -1,4 +1,4 @@
-"""A model without its last matrix product: the states that logits are made from, and the head."""
+"""Split a model into the hidden states that logits are computed from and the output head."""
 
 import dataclasses
 import typing
@@ -13,13 +13,13 @@ from keras_llm.models.seq2seq import Seq2Seq, hidden_states
 
 @dataclasses.dataclass(frozen=True)
 class OutputHead:
-    """`logits = softcap(states kernel + bias)`.
+    """The parameters of an output head, `logits = softcap(states kernel + bias)`.
 
     Attributes:
         kernel: float tensor (D, V).
         bias: float tensor (V,) or None.
         soft_cap: float or None.
-        trainable: bool, whether any weight of the kernel is.
+        trainable: bool. Whether any weight of the kernel is trainable.
     """
 
     kernel: typing.Any
@@ -29,23 +29,23 @@ class OutputHead:
 
 
 def has_token_head(model):
-    """Whether the model predicts tokens, so that `prediction_states` and `output_head` know it."""
+    """Return whether the model predicts tokens, as `prediction_states` and `output_head` need."""
     return isinstance(model, (CausalLM, Seq2Seq)) or getattr(model, "head", None) == "masked_lm"
 
 
 def prediction_states(model, inputs, positions=None, attention_mask=None):
-    """The states that the output head turns into logits.
+    """Compute the hidden states that the output head maps to logits.
 
     Args:
         model: a model from `causal_lm`, `seq2seq` or `masked_lm`.
-        inputs: what the model is called with.
-        positions, attention_mask: as of `forward`, of a `causal_lm` model alone.
+        inputs: the inputs of the model.
+        positions, attention_mask: as in `forward`, for a `causal_lm` model only.
 
     Returns:
-        Float tensor (B, T, D), or (B, M, D) of a `masked_lm` model.
+        Float tensor (B, T, D), or (B, M, D) for a `masked_lm` model.
 
     Raises:
-        InputError: if the model predicts no tokens.
+        InputError: if the model does not predict tokens.
     """
     if not has_token_head(model):
         raise InputError(
@@ -72,7 +72,7 @@ def prediction_states(model, inputs, positions=None, attention_mask=None):
 
 
 def output_head(model):
-    """The `OutputHead` of a model with a token head, its tensors in the head's compute dtype."""
+    """Return the `OutputHead` of a model with a token head, in the head's compute dtype."""
     if isinstance(model, (CausalLM, Seq2Seq)):
         embedding, bias = model.get_layer("token_embedding"), None
     else:

@@ -1,4 +1,4 @@
-"""Encoder-decoders: one text in, another out."""
+"""Build encoder-decoder models."""
 
 import keras
 from keras import ops
@@ -11,12 +11,14 @@ from keras_llm.models.config import Seq2SeqConfig
 
 @keras.saving.register_keras_serializable("keras_llm")
 class Seq2Seq(ConfiguredModel):
-    """A functional model from `[encoder_token_ids, decoder_token_ids]`, (B, S) and (B, T), to
-    next-token logits (B, T, V).
+    """A functional model from encoder and decoder token ids to next-token logits.
 
-    Its layers are `token_embedding`, `position_embedding`, then `encoder_relative_bias`,
-    `encoder_block_<i>` and `encoder_final_norm`, the same with `decoder_`, and `logits`, as far as
-    the config asks for them. Made by `seq2seq`.
+    Its inputs are `[encoder_token_ids, decoder_token_ids]`, (B, S) and (B, T), its output logits
+    (B, T, V).
+
+    Depending on the config, its layers are `token_embedding`, `position_embedding`,
+    `encoder_relative_bias`, `encoder_block_<i>`, `encoder_final_norm`, the same with `decoder_`,
+    and `logits`. Use `seq2seq` to build one.
 
     Attributes:
         config: the `Seq2SeqConfig` it was built from.
@@ -49,9 +51,9 @@ def seq2seq(config, dtype=None):
         dtype: Keras dtype policy of all layers. Defaults to the global policy.
 
     Returns:
-        A `keras.Model` from int encoder token ids (B, S), filled up with `config.pad_id`, and
-        decoder token ids (B, T), to float32 logits (B, T, V). Inputs go in as a list in this
-        order, or as a dict by their names `encoder_token_ids` and `decoder_token_ids`.
+        A `keras.Model` from int encoder token ids (B, S), padded with `config.pad_id`, and
+        decoder token ids (B, T), to float32 logits (B, T, V). Pass inputs as a list in this order,
+        or as a dict with the names `encoder_token_ids` and `decoder_token_ids`.
 
     Raises:
         InputError: if `config` is not a `Seq2SeqConfig`.
@@ -67,14 +69,14 @@ def seq2seq(config, dtype=None):
 
 
 def encode_source(model, encoder_token_ids):
-    """Read the encoder's side, once for all steps of the decoder.
+    """Encode the source once for all decoder steps.
 
     Args:
         model: a model from `seq2seq`.
-        encoder_token_ids: int tensor (B, S), filled up with the config's `pad_id`.
+        encoder_token_ids: int tensor (B, S), padded with the config's `pad_id`.
 
     Returns:
-        A dict to be joined with that of `init_cache`: `cross_k_<i>` and `cross_v_<i>` for each
+        A dict to merge with that of `init_cache`: `cross_k_<i>` and `cross_v_<i>` for each
         decoder layer i, float tensors (B, K, S, H), and `encoder_padding_mask`, bool (B, S).
     """
     config = model.config
@@ -91,9 +93,9 @@ def encode_source(model, encoder_token_ids):
 
 
 def hidden_states(layer, config, encoder_ids, decoder_ids, scores=None):
-    """Both sides' token ids, (B, S) and (B, T) -> what goes into the head, (B, T, D).
+    """Compute the inputs of the output head, (B, T, D), from token ids (B, S) and (B, T).
 
-    `scores` as in `stack.decode`.
+    `scores` works as in `forward_pass.decode`.
     """
     encoder_outputs, mask = _encode(layer, config, encoder_ids)
     return forward_pass.decode(
@@ -110,7 +112,7 @@ def hidden_states(layer, config, encoder_ids, decoder_ids, scores=None):
 
 
 def _encode(layer, config, token_ids):
-    """Token ids (B, S) -> what the decoder attends to, (B, S, D), and its mask (B, S)."""
+    """Encode token ids (B, S); return the encoder outputs (B, S, D) and their mask (B, S)."""
     mask = ops.not_equal(token_ids, config.pad_id)
     x = forward_pass.embed(layer, config, token_ids)
     return forward_pass.encode(

@@ -1,4 +1,4 @@
-"""Any model, as plain JSON types and back."""
+"""Convert models to plain JSON types and back."""
 
 from keras_llm.errors import InputError
 from keras_llm.models.base import config_from_dict, config_to_dict
@@ -12,30 +12,30 @@ _CLASSES = {model.config_class: model for model in (CausalLM, Encoder, Seq2Seq, 
 
 
 def build(config, head=None, options=None, dtype=None):
-    """The model of a config of any class, with fresh weights.
+    """Build a model from a config of any class, with fresh weights.
 
     Args:
         config: a `CausalLMConfig`, `EncoderConfig`, `Seq2SeqConfig` or `WordVectorsConfig`.
-        head: str, the name of the function that makes a head model, e.g. "text_classifier"; or
-            None for the bare model.
+        head: str, the name of the function that builds a head model, e.g. "text_classifier"; or
+            None for the model without a head.
         options: dict, the options of the head.
         dtype: Keras dtype policy of all layers.
 
     Raises:
-        InputError: if `config` is of no such class or the head unknown.
+        InputError: if the class of `config` or the head is unknown.
     """
     if type(config) not in _CLASSES:
-        known = ", ".join(known.__name__ for known in _CLASSES)
-        raise InputError(f"build: `config` must be one of {known}, got {type(config)}.")
+        names = ", ".join(config_class.__name__ for config_class in _CLASSES)
+        raise InputError(f"build: `config` must be one of {names}, got {type(config)}.")
     if head is None:
         return _CLASSES[type(config)](config, dtype=dtype)
     if head not in HEADS:
-        raise InputError(f"build: unknown head {head!r}; known: {', '.join(HEADS)}.")
+        raise InputError(f"build: unknown head {head!r}; available heads: {', '.join(HEADS)}.")
     return HeadModel(config, head, options, dtype=dtype)
 
 
 def describe(model):
-    """What `restore` needs to build a model again, as plain JSON types."""
+    """Return the description of a model that `restore` needs, as plain JSON types."""
     row = {"model": config_to_dict(model.config), "dtype": model.get_config()["dtype"]}
     if isinstance(model, HeadModel):
         row["head"] = {"name": model.head, "options": model.options}
@@ -43,10 +43,10 @@ def describe(model):
 
 
 def restore(row):
-    """The model that `describe` described, with fresh weights; other keys are left aside.
+    """Rebuild a model from the output of `describe`, with fresh weights; ignore other keys.
 
     Raises:
-        InputError: if a class, a field or the head is unknown, or a field missing.
+        InputError: if a class, a field or the head is unknown, or a field is missing.
     """
     head = row.get("head") or {}
     config = config_from_dict(row["model"])

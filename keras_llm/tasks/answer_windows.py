@@ -1,4 +1,4 @@
-"""Cut contexts into the windows that a question answering model is trained on."""
+"""Split contexts into windows to train question answering models."""
 
 import random
 
@@ -7,16 +7,16 @@ import numpy as np
 from keras_llm import data
 from keras_llm.data.answer_spans import find_answer
 
-_WITHOUT = 0.25  # share of the rows with an answer that also show a window without it
+_WITHOUT = 0.25  # share of answerable rows that also get a window without the answer
 
 
 def answer_windows(task, rows, seed):
-    """The windows of some rows.
+    """Split rows into training windows.
 
-    Contexts are cut into the windows that the task reads. All windows that contain the whole answer
-    are taken, and for every fourth row, drawn by the seed, one of the others, whose answer is the
-    empty span: with more of them a short training learns to answer nothing. All windows of a row
-    without an answer are taken.
+    Contexts are split into the windows that the task reads. All windows with the complete answer
+    are used. A random quarter of the answerable rows also gets one window without the answer, whose
+    target is the empty span; with more of them, a short training learns to predict no answer. For
+    unanswerable rows all windows are used.
 
     Args:
         task: a `QuestionAnswering`.
@@ -24,11 +24,11 @@ def answer_windows(task, rows, seed):
         seed: int.
 
     Returns:
-        A dict of `ids`, lists of ints, and lists of ints `begin` (where the context begins),
-        `start` and `end` (the first and the last token of the answer); and a dict from the reason
-        to the number of rows that were dropped.
+        A dict of `ids`, lists of ints, and lists of ints `begin` (the position of the context),
+        `start` and `end` (the first and last token of the answer); and a dict from reason to number
+        of dropped rows.
     """
-    draw, tokenizer = random.Random(seed), task.tokenizer
+    rng, tokenizer = random.Random(seed), task.tokenizer
     columns = {"ids": [], "begin": [], "start": [], "end": []}
     questions, without = tokenizer.encode_batch([row[0] for row in rows]), 0
     for question, (_, context, answer) in zip(questions, rows, strict=True):
@@ -36,33 +36,33 @@ def answer_windows(task, rows, seed):
         ids, offsets = tokenizer.encode_with_offsets(context)
         span = _tokens(offsets, *find_answer(context, answer)) if answer else None
         room = task.room - len(head) + len(task.begin)
-        holding, others = [], []
+        with_answer, others = [], []
         for first in range(0, max(1, len(ids) - room // 2), room - room // 2):
             row = [*head, *ids[first : first + room], *task.end]
             if span and first <= span[0] and span[1] < first + room:
-                holding.append((row, *(len(head) + token - first for token in span)))
+                with_answer.append((row, *(len(head) + token - first for token in span)))
             else:
                 others.append((row, 0, 0))
-        without += bool(answer) and not holding
+        without += bool(answer) and not with_answer
         if answer:
-            is_drawn = holding and others and draw.random() < _WITHOUT
-            others = [draw.choice(others)] if is_drawn else []
-        for row, start, end in holding + others:
+            is_drawn = with_answer and others and rng.random() < _WITHOUT
+            others = [rng.choice(others)] if is_drawn else []
+        for row, start, end in with_answer + others:
             for name, value in zip(columns, (row, len(head), start, end), strict=True):
                 columns[name].append(value)
     return columns, {"answer longer than a window": without} if without else {}
 
 
 def window_dataset(task, columns, batch_size, epochs=1, seed=None):
-    """Batches of `answer_windows`: a `tf.data.Dataset` of the model's inputs and targets."""
+    """Return batches of `answer_windows`, a `tf.data.Dataset` of the model's inputs and targets."""
     import tensorflow as tf
 
     plan = data.batch_plan([len(row) for row in columns["ids"]], batch_size, epochs, seed)
     columns = {k: v if k == "ids" else np.array(v, "int32") for k, v in columns.items()}
 
     def batch(b):
-        places = tf.range(tf.shape(b["ids"])[1])[None]
-        segment_ids = tf.cast(places >= b["begin"][:, None], tf.int32)
+        positions = tf.range(tf.shape(b["ids"])[1])[None]
+        segment_ids = tf.cast(positions >= b["begin"][:, None], tf.int32)
         inputs = task.inputs(b["ids"], b["ids_length"], segment_ids)
         return inputs, {"start": b["start"], "end": b["end"]}
 
@@ -70,6 +70,6 @@ def window_dataset(task, columns, batch_size, epochs=1, seed=None):
 
 
 def _tokens(offsets, start, end):
-    """The first and the last token of the characters `start .. end - 1`, or None."""
+    """Return the first and last token of the characters `start .. end - 1`, or None."""
     inside = [i for i, (begin, stop) in enumerate(offsets) if stop > start and begin < end]
     return (inside[0], inside[-1]) if inside else None

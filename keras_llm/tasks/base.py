@@ -1,4 +1,4 @@
-"""A task is a model and a tokenizer: what strings go in and come out, saved as one folder."""
+"""Combine a model and a tokenizer into a task that is saved as one folder."""
 
 import json
 import pathlib
@@ -17,10 +17,10 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 class Task:
-    """The part that all tasks share.
+    """The base class of all tasks.
 
     Attributes:
-        model_wanted: str, what its model comes from, for messages.
+        model_wanted: str, the function that builds the task's model, for error messages.
 
     Args:
         model: a model of this library.
@@ -28,7 +28,8 @@ class Task:
         metadata: dict of JSON values saved with the task, e.g. how it was trained.
 
     Raises:
-        InputError: if the model is another, or smaller than the tokenizer's vocabulary.
+        InputError: if the model is of another kind, or the tokenizer's vocabulary is larger than
+            the model's.
     """
 
     model_wanted = "models.causal_lm"
@@ -51,16 +52,16 @@ class Task:
 
     @staticmethod
     def fits(model):
-        """Whether the model is of the kind that this task needs."""
+        """Return whether the model is of the kind that this task needs."""
         return isinstance(model, models.CausalLM)
 
     def save(self, folder, overwrite=False):
-        """Write the task as one folder, whole or not at all.
+        """Save the task as one folder, atomically.
 
         Args:
             folder: str or path.
-            overwrite: bool. Whether to replace what is there; until the new folder is whole
-                the old one stays.
+            overwrite: bool. Whether to replace an existing folder. The old folder is kept until the
+                new one is complete.
 
         Raises:
             InputError: if `folder` exists and `overwrite` is False.
@@ -70,7 +71,7 @@ class Task:
 
     @classmethod
     def parts(cls, folder):
-        """What further arguments a task of this class needs, read from its folder: a dict."""
+        """Read further constructor arguments from the task's folder: a dict."""
         return {}
 
     def write(self, folder):
@@ -88,7 +89,7 @@ class Task:
 
 
 def read_config(folder):
-    """The config.json of a task folder, without building the model.
+    """Read the config.json of a task folder without building the model.
 
     Raises:
         InputError: if `folder` is not a task folder.
@@ -98,16 +99,16 @@ def read_config(folder):
         raise InputError(f"{folder} is not a model folder ({path} is missing).")
     try:
         config = json.loads(path.read_text("utf-8"))
-        known = config["task"] in _CLASSES
+        is_known = config["task"] in _CLASSES
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} does not describe a task: {error!r}.") from None
-    if not known:
+    if not is_known:
         raise InputError(f"{path}: unknown task {config['task']!r}.")
     return config
 
 
 def load(folder):
-    """The task that `Task.save` wrote.
+    """Load a task saved by `Task.save`.
 
     Args:
         folder: str or path.
@@ -116,7 +117,7 @@ def load(folder):
         A task, e.g. `TextGeneration`.
 
     Raises:
-        InputError: naming the file that is missing or cannot be read.
+        InputError: if a file is missing or cannot be read, naming it.
     """
     folder = pathlib.Path(folder)
     config = read_config(folder)
@@ -135,8 +136,7 @@ def load(folder):
 
 
 def checked_texts(name, texts):
-    """A list of texts that can be encoded; InputError naming the argument and the row if one
-    cannot."""
+    """Return `texts` if all are non-empty valid Unicode; else raise InputError naming the row."""
     if not isinstance(texts, (list, tuple)) or not texts:
         raise InputError(f"`{name}` must be a str or a non-empty list of str, got {texts!r}.")
     for index, text in enumerate(texts):
@@ -153,14 +153,19 @@ def checked_texts(name, texts):
 
 
 def padded_rows(name, rows, longest, max_length, pad_id):
-    """Lists of token ids -> int32 (B, T), padded on the right, and lengths (B,); InputError if
-    one is longer than `longest`."""
+    """Pad lists of token ids on the right.
+
+    Returns:
+        Token ids, int32 (B, T), and lengths, int32 (B,).
+
+    Raises:
+        InputError: if a row has more than `longest` tokens.
+    """
     for index, row in enumerate(rows):
         if len(row) > longest:
             raise InputError(
-                f"{_where(name, index, rows)} has {len(row)} tokens with those that are added, "
-                f"more than the {longest} that the model's `max_length` of {max_length} leaves "
-                "room for."
+                f"{_where(name, index, rows)} has {len(row)} tokens, including special tokens, but "
+                f"only {longest} fit into the model's `max_length` of {max_length}."
             )
     lengths = np.array([len(row) for row in rows], "int32")
     token_ids = np.full((len(rows), lengths.max()), pad_id, "int32")

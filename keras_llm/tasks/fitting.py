@@ -9,22 +9,21 @@ from keras_llm.errors import InputError
 
 
 class Fitting(abc.ABC):
-    """`compile`, `fit` and `evaluate` of a task.
+    """A mixin that adds `compile`, `fit` and `evaluate` to a task.
 
-    A task says how its rows become batches (`dataset`), what it minimizes (`_objective`) and how
-    well it does on rows (`_measure`).
+    A task implements `dataset` (rows to batches), `_objective` (the loss) and `_measure` (the
+    evaluation).
     """
 
     _trainer = None
 
     def compile(self, optimizer=None, learning_rate=1e-3, weight_decay=0.01, **options):
-        """Choose the optimizer of `fit`, which otherwise chooses these defaults itself.
+        """Configure training. Calling it is optional: `fit` uses the defaults otherwise.
 
         Args:
-            optimizer: a Keras optimizer or its name; None for AdamW whose learning rate warms up
-                over the first 5 % of the steps and decays by a cosine, with gradients clipped to
-                norm 1.
-            learning_rate, weight_decay: floats, of that AdamW.
+            optimizer: a Keras optimizer or its name; None for AdamW with linear warmup over the
+                first 5 % of the steps, cosine decay, and gradients clipped to norm 1.
+            learning_rate, weight_decay: floats, options of the default AdamW.
             **options: other arguments of `keras.Model.compile`; `loss` and `metrics` default to
                 those of the task.
         """
@@ -45,26 +44,30 @@ class Fitting(abc.ABC):
         """Train on strings.
 
         Args:
-            rows: what `dataset` takes.
-            validation_data: rows that are held out, or None.
+            rows: the training examples, see `dataset`.
+            validation_data: held-out rows, or None.
             batch_size, epochs: ints > 0.
-            seed: int, the order of the rows.
-            callbacks, verbose: as of `keras.Model.fit`.
+            seed: int, the seed for shuffling the rows.
+            callbacks, verbose: see `keras.Model.fit`.
             **options: other arguments of `dataset`.
 
         Returns:
             A `keras.callbacks.History`.
 
         Raises:
-            InputError: naming what is wrong with the rows.
+            InputError: if the rows are invalid or fewer than one batch.
         """
         data = self.dataset(rows, batch_size, epochs, seed, **options)
         steps = len(data)
         if steps < epochs:
-            raise InputError(f"{len(rows)} rows are less than a batch of {batch_size}.")
+            raise InputError(
+                f"`rows` must have at least one batch of {batch_size} rows, got {len(rows)} rows."
+            )
         held_out = None
         if validation_data is not None:
-            held_out = self.dataset(validation_data, min(batch_size, len(validation_data)), **options)
+            held_out = self.dataset(
+                validation_data, min(batch_size, len(validation_data)), **options
+            )
         if self._trainer is None:
             self._trainer = self._new_trainer(steps)
         return self._trainer.fit(
@@ -77,39 +80,38 @@ class Fitting(abc.ABC):
         )
 
     def evaluate(self, rows, **options):
-        """Measure the task on held-out rows.
+        """Evaluate the task on held-out rows.
 
         Args:
-            rows: what `dataset` takes.
-            **options: of the task, e.g. `sequence_length` of a `TextGeneration`.
+            rows: the held-out examples, see `dataset`.
+            **options: options of the task, e.g. `sequence_length` of a `TextGeneration`.
 
         Returns:
-            A dict of floats and counts, of the evaluation in `keras_llm.training` that fits the
-            task.
+            A dict of metrics and counts, from the task's evaluation in `keras_llm.training`.
         """
         return self._measure(rows, **options)
 
     @abc.abstractmethod
     def dataset(self, rows, batch_size=32, epochs=1, seed=None):
-        """Turn rows into batches of the model's inputs and targets.
+        """Convert rows to batches of the model's inputs and targets.
 
         Args:
-            rows: list of what the task learns from.
+            rows: list of training examples.
             batch_size: int > 0.
-            epochs: int > 0, passes over the rows.
-            seed: int, an order that differs in each epoch; None keeps one order.
+            epochs: int > 0, the number of passes over the rows.
+            seed: int, to shuffle the rows differently in each epoch; None for no shuffling.
 
         Returns:
-            A `tf.data.Dataset` of a known number of batches.
+            A `tf.data.Dataset` with a known number of batches.
         """
 
     def _objective(self):
-        """The `training.Trainer`, and the loss and metrics that it is compiled with, a dict."""
+        """Return the `training.Trainer` and a dict of the loss and metrics to compile it with."""
         return training.LanguageModelTrainer(self.model, ignore_id=self.tokenizer.pad_id), {}
 
     @abc.abstractmethod
     def _measure(self, rows, **options):
-        """A dict of measures on held-out rows."""
+        """Return a dict of metrics on held-out rows."""
 
     def _new_trainer(self, steps):
         default = (None, 1e-3, 0.01, {})
@@ -125,7 +127,7 @@ class Fitting(abc.ABC):
 
 
 def classification_objective(task, **metrics):
-    """A `Trainer` with cross-entropy of logits and accuracy, as `Fitting._objective` returns it."""
+    """Return a `Trainer` with cross-entropy loss and accuracy; see `Fitting._objective`."""
     return training.Trainer(task.model), {
         "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         "metrics": [keras.metrics.SparseCategoricalAccuracy("accuracy")],

@@ -1,4 +1,4 @@
-"""Guess the words that a text leaves out."""
+"""Predict masked tokens in a text."""
 
 import dataclasses
 import functools
@@ -16,14 +16,14 @@ _BANNED = -1e30
 
 @dataclasses.dataclass(frozen=True)
 class Filling:
-    """A text with its gaps filled.
+    """A text with its mask tokens filled.
 
     Attributes:
-        text: str, the text with each mask token replaced by the likeliest token.
-        tokens: list with, for each mask token, a list of pairs (token, probability), the most
-            likely first. A token that continues the word before it begins with "##".
-        truncated: bool, whether the text was cut; `text` is the whole one, with the mask tokens
-            beyond the cut left as they are.
+        text: str, the text with each mask token replaced by the most likely token.
+        tokens: list with one list per mask token of pairs (token, probability), most likely first.
+            A token that continues the word before it begins with "##".
+        truncated: bool, whether the input was truncated. `text` is always the full text; mask
+            tokens after the truncation point are not replaced.
     """
 
     text: str
@@ -32,10 +32,10 @@ class Filling:
 
 
 class MaskedLanguageModel(HeadTask):
-    """A model that guesses the tokens that stand behind mask tokens.
+    """A task that predicts masked tokens.
 
-    Probabilities are among the tokens that are text: padding and other special tokens are never
-    guessed.
+    Probabilities are over ordinary tokens only: padding and other special tokens are never
+    predicted.
 
     Args:
         model: a model from `models.masked_lm`.
@@ -60,7 +60,7 @@ class MaskedLanguageModel(HeadTask):
     def __init__(self, model, tokenizer, metadata=None):
         super().__init__(model, tokenizer, metadata)
         if tokenizer.mask_id < 0:
-            raise InputError("the tokenizer has no mask token to be guessed.")
+            raise InputError("`tokenizer` has no mask token.")
         self.mask_token = tokenizer.token(tokenizer.mask_id)
 
     @functools.cached_property
@@ -69,22 +69,22 @@ class MaskedLanguageModel(HeadTask):
         return MaskFiller(self.tokenizer)
 
     def __call__(self, texts, top_k=5, batch_size=32, truncate=False, return_details=False):
-        """Fill the gaps of one text or several.
+        """Fill the mask tokens of one or several texts.
 
         Args:
             texts: str, or list of str, each with at least one mask token.
-            top_k: int > 0. How many guesses the details have for each gap.
-            batch_size: int > 0. How many texts go through the model at once.
-            truncate: bool. Whether of a text that is too long the first tokens are taken,
-                instead of refusing it.
-            return_details: bool. Return `Filling`s instead of texts.
+            top_k: int > 0, the number of predictions per mask token in the details.
+            batch_size: int > 0, the number of texts per batch.
+            truncate: bool. Whether to truncate texts that are too long instead of raising an
+                error.
+            return_details: bool. Whether to return `Filling` objects instead of texts.
 
         Returns:
-            The text with each gap filled by the likeliest token: a str for a str and a list for
-            a list.
+            The text with each mask token replaced by the most likely token: a str for a str, a list
+            for a list.
 
         Raises:
-            InputError: naming the argument that is wrong.
+            InputError: if an argument is invalid, naming it.
         """
         strings = rows_of("texts", texts)
         top_k = min(count_of("top_k", top_k, 1), self.tokenizer.vocabulary_size)
@@ -96,17 +96,17 @@ class MaskedLanguageModel(HeadTask):
         )
         mask_id = self.tokenizer.mask_id
         masks = [[i for i, token in enumerate(row) if token == mask_id] for row in rows]
-        most = max(1, *map(len, masks))
-        positions = np.array([row + [0] * (most - len(row)) for row in masks], "int32")
+        max_masks = max(1, *map(len, masks))
+        positions = np.array([row + [0] * (max_masks - len(row)) for row in masks], "int32")
 
         def call(token_ids, lengths, batch):
             return self.guesses(token_ids, lengths, positions[batch], top_k)
 
-        found = self.in_batches(rows, batch_size, call)
+        predictions = self.in_batches(rows, batch_size, call)
         results = []
-        for text, places, guesses, cut in zip(strings, masks, found, is_cut, strict=True):
-            ids = guesses["token_ids"][: len(places)].tolist()
-            probabilities = guesses["probability"][: len(places)].tolist()
+        for text, mask, guesses, cut in zip(strings, masks, predictions, is_cut, strict=True):
+            ids = guesses["token_ids"][: len(mask)].tolist()
+            probabilities = guesses["probability"][: len(mask)].tolist()
             tokens = [
                 [(self.filler.display(token), p) for token, p in zip(*row, strict=True)]
                 for row in zip(ids, probabilities, strict=True)
@@ -117,10 +117,19 @@ class MaskedLanguageModel(HeadTask):
         return results[0] if isinstance(texts, str) else results
 
     def guesses(self, token_ids, lengths, mask_positions, top_k):
-        """Framed token ids int32 (B, T), lengths (B,) and positions int32 (B, M) -> a dict of
-        `token_ids` int32 and `probability` float32, both (B, M, top_k)."""
+        """Return the `top_k` most likely tokens at each mask position.
+
+        Args:
+            token_ids: int32 (B, T), with special tokens.
+            lengths: int32 (B,).
+            mask_positions: int32 (B, M).
+            top_k: int > 0.
+
+        Returns:
+            A dict of `token_ids` int32 and `probability` float32, both (B, M, top_k).
+        """
         logits = self.outputs(token_ids, lengths, mask_positions=mask_positions)
-        spare = logits.shape[-1] - self.tokenizer.vocabulary_size  # ids of the model alone
+        spare = logits.shape[-1] - self.tokenizer.vocabulary_size  # ids outside the tokenizer
         banned = np.pad(self.filler.is_special, (0, spare), constant_values=True)
         probabilities = ops.softmax(logits + banned.astype("float32") * _BANNED, axis=-1)
         best, ids = ops.top_k(probabilities, top_k)

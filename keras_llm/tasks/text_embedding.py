@@ -1,4 +1,4 @@
-"""Give a text a vector, so that texts can be compared."""
+"""Embed texts as vectors."""
 
 import numpy as np
 
@@ -6,12 +6,11 @@ from keras_llm.tasks.head import HeadTask, rows_of
 
 
 class TextEmbedding(HeadTask):
-    """A model that gives texts vectors.
+    """A task that embeds texts as vectors.
 
     Args:
         model: a model from `models.sentence_embedder`.
-        tokenizer: a `tokenizers.Tokenizer` with the model's vocabulary. A text goes in between
-            its begin and end tokens, as far as it has them.
+        tokenizer: a `tokenizers.Tokenizer` with the model's vocabulary.
         metadata: dict of JSON values saved with the task.
 
     Example:
@@ -26,19 +25,20 @@ class TextEmbedding(HeadTask):
     head = "sentence_embedder"
 
     def __call__(self, texts, batch_size=32, truncate=False):
-        """Embed one text or several.
+        """Embed one or several texts.
 
         Args:
-            texts: str, or list of str. None may be empty.
-            batch_size: int > 0. How many texts go through the model at once; texts of like
-                length go together.
-            truncate: bool. Whether a text that is too long is cut instead of refused.
+            texts: non-empty str, or list of them.
+            batch_size: int > 0, the number of texts per batch; texts of similar length are batched
+                together.
+            truncate: bool. Whether to truncate texts that are too long instead of raising an
+                error.
 
         Returns:
-            Float32 array (D,) for a str and (B, D) for a list.
+            Float32 array (D,) for a str, (B, D) for a list.
 
         Raises:
-            InputError: naming the argument that is wrong.
+            InputError: if an argument is invalid, naming it.
         """
         rows = self.tokenizer.encode_batch(rows_of("texts", texts))
         rows, _ = self.framed("texts", rows, truncate)
@@ -46,14 +46,14 @@ class TextEmbedding(HeadTask):
         return vectors[0] if isinstance(texts, str) else np.stack(vectors)
 
     def similarity(self, first, second):
-        """The cosine of the angle between texts.
+        """Compute the cosine similarity of texts.
 
         Args:
             first, second: str, or lists of str.
 
         Returns:
-            A float for two str, else a float32 array with a row for each of `first` and a
-            column for each of `second`.
+            A float for two str; otherwise a float32 array with a row per text of `first` and a
+            column per text of `second`.
         """
         vectors = [np.atleast_2d(self(texts)) for texts in (first, second)]
         a, b = (v / np.linalg.norm(v, axis=-1, keepdims=True) for v in vectors)

@@ -1,4 +1,4 @@
-"""Give a text a number."""
+"""Predict a number for a text."""
 
 import dataclasses
 
@@ -7,11 +7,11 @@ from keras_llm.tasks.head import HeadTask, rows_of
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """The number that a text was given.
+    """The predicted number of a text.
 
     Attributes:
-        value: float, in the units that the model was trained on.
-        truncated: bool, whether the text was cut.
+        value: float, in the units of the training data.
+        truncated: bool, whether the text was truncated.
     """
 
     value: float
@@ -19,7 +19,7 @@ class Score:
 
 
 class TextRegression(HeadTask):
-    """A model that gives texts numbers, such as ratings.
+    """A task that predicts a number for a text, such as a rating.
 
     Args:
         model: a model from `models.text_regressor`.
@@ -38,26 +38,26 @@ class TextRegression(HeadTask):
     head = "text_regressor"
 
     def __call__(self, texts, batch_size=32, truncate=False, return_details=False):
-        """Give one text or several a number.
+        """Predict a number for one or several texts.
 
         Args:
-            texts: str, or list of str. None may be empty.
-            batch_size: int > 0. How many texts go through the model at once.
-            truncate: bool. Whether of a text that is too long the first tokens are taken,
-                instead of refusing it.
-            return_details: bool. Return `Score`s instead of floats.
+            texts: non-empty str, or list of them.
+            batch_size: int > 0, the number of texts per batch.
+            truncate: bool. Whether to truncate texts that are too long instead of raising an
+                error.
+            return_details: bool. Whether to return `Score` objects instead of floats.
 
         Returns:
-            A float for a str and a list of floats for a list.
+            A float for a str, a list of floats for a list.
 
         Raises:
-            InputError: naming the argument that is wrong.
+            InputError: if an argument is invalid, naming it.
         """
         rows, is_cut = self.framed(
             "texts", self.tokenizer.encode_batch(rows_of("texts", texts)), truncate
         )
-        found = self.in_batches(rows, batch_size, lambda *batch: self.outputs(*batch[:2]))
-        results = [Score(float(value), cut) for value, cut in zip(found, is_cut, strict=True)]
+        values = self.in_batches(rows, batch_size, lambda *batch: self.outputs(*batch[:2]))
+        results = [Score(float(value), cut) for value, cut in zip(values, is_cut, strict=True)]
         if not return_details:
             results = [result.value for result in results]
         return results[0] if isinstance(texts, str) else results

@@ -1,4 +1,4 @@
-"""Give each word of a text a label."""
+"""Label the words of a text."""
 
 import dataclasses
 
@@ -15,9 +15,9 @@ class TaggedWord:
 
     Attributes:
         text: str, the word.
-        label: str, the most likely.
-        probability: float, its.
-        start, end: ints, so that the word is `text[start:end]` of the whole text.
+        label: str, the most likely label.
+        probability: float, the probability of `label`.
+        start, end: ints, character offsets: the word is `text[start:end]` of the input text.
     """
 
     text: str
@@ -33,7 +33,7 @@ class Tagging:
 
     Attributes:
         words: list of `TaggedWord`, in order.
-        truncated: bool, whether the text was cut; the words beyond are not there.
+        truncated: bool, whether the text was truncated; words after that point are missing.
     """
 
     words: list
@@ -41,21 +41,21 @@ class Tagging:
 
 
 class TokenClassification(HeadTask):
-    """A model that gives each word a label: names, parts of speech.
+    """A task that labels each word, e.g. for named entity recognition or part-of-speech tagging.
 
-    A word is a run without white space and punctuation, or one punctuation mark; it has the label
-    of the token that holds its first character, as models are trained on the first piece of each
-    word.
+    A word is a sequence without whitespace and punctuation, or one punctuation mark. Its label is
+    that of the token with its first character, because models are trained on the first token of
+    each word.
 
     Args:
         model: a model from `models.token_classifier`.
         tokenizer: a `tokenizers.Tokenizer` with the model's vocabulary.
-        labels: list of str, the names of the classes. Defaults to `metadata["labels"]`, where
-            they are kept.
+        labels: list of str, the names of the classes. Defaults to `metadata["labels"]`, where they
+            are saved.
         metadata: dict of JSON values saved with the task.
 
     Raises:
-        InputError: if the labels are not as many different strs as the model has classes.
+        InputError: if `labels` does not have one distinct str per class of the model.
 
     Example:
     >>> from keras_llm import models, tokenizers
@@ -78,41 +78,45 @@ class TokenClassification(HeadTask):
         return self.metadata["labels"]
 
     def __call__(self, texts, batch_size=32, truncate=False, return_details=False):
-        """Tag one text or several.
+        """Label the words of one or several texts.
 
         Args:
-            texts: str, or list of str. None may be empty.
-            batch_size: int > 0. How many texts go through the model at once.
-            truncate: bool. Whether of a text that is too long the first tokens are taken,
-                instead of refusing it.
-            return_details: bool. Return a `Tagging` instead of pairs.
+            texts: non-empty str, or list of them.
+            batch_size: int > 0, the number of texts per batch.
+            truncate: bool. Whether to truncate texts that are too long instead of raising an
+                error.
+            return_details: bool. Whether to return `Tagging` objects instead of pairs.
 
         Returns:
-            A list of pairs (word, label) for a str, and a list of such lists for a list.
+            A list of pairs (word, label) for a str, a list of such lists for a list.
 
         Raises:
-            InputError: naming the argument that is wrong.
+            InputError: if an argument is invalid, naming it.
         """
         strings = rows_of("texts", texts)
         encoded = [self.tokenizer.encode_with_offsets(text) for text in strings]
         rows, is_cut = self.framed("texts", [ids for ids, _ in encoded], truncate)
-        found = self.in_batches(rows, batch_size, lambda *batch: self.probabilities(*batch[:2]))
+        outputs = self.in_batches(rows, batch_size, lambda *batch: self.probabilities(*batch[:2]))
         spans = [offsets[: self.room] for _, offsets in encoded]
-        results = [self._tagged(*row) for row in zip(strings, spans, found, is_cut, strict=True)]
+        results = [self._tagged(*row) for row in zip(strings, spans, outputs, is_cut, strict=True)]
         if not return_details:
             results = [[(word.text, word.label) for word in result.words] for result in results]
         return results[0] if isinstance(texts, str) else results
 
     def probabilities(self, token_ids, lengths):
-        """Framed token ids int32 (B, T) and lengths (B,) -> probabilities float32 (B, T, C) of
-        every token, the begin token included."""
+        """Return class probabilities of all tokens, including special tokens: float32 (B, T, C).
+
+        Args:
+            token_ids: int32 (B, T), with special tokens.
+            lengths: int32 (B,).
+        """
         return ops.softmax(self.outputs(token_ids, lengths), axis=-1)
 
     def _tagged(self, text, offsets, probabilities, is_cut):
         ends = [end for _, end in offsets]
         words = []
         for start, end in word_spans(text):
-            token = int(np.searchsorted(ends, start, side="right"))  # the first that ends after
+            token = int(np.searchsorted(ends, start, side="right"))  # the first with end > start
             if token == len(ends):
                 break
             row = probabilities[len(self.begin) + token]

@@ -1,4 +1,4 @@
-"""One text in, another out."""
+"""Translate or summarize texts with an encoder-decoder model."""
 
 import numpy as np
 
@@ -9,13 +9,13 @@ from keras_llm.tasks.generative import GenerativeTask
 
 
 class Translation(GenerativeTask):
-    """An encoder-decoder that turns a text into another: a translation, a summary, an answer.
+    """A task that maps texts to texts with an encoder-decoder, e.g. translation, summarization.
 
     Args:
         model: a model from `models.seq2seq`.
-        tokenizer: a `tokenizers.Tokenizer` with the model's vocabulary. A text goes in followed
-            by its end token; what comes out begins with the config's `start_id` and stops at the
-            end token.
+        tokenizer: a `tokenizers.Tokenizer` with the model's vocabulary. The encoder reads the text
+            followed by the end token. The decoder starts with the config's `start_id` and stops at
+            the end token.
         metadata: dict of JSON values saved with the task.
 
     Example:
@@ -47,19 +47,19 @@ class Translation(GenerativeTask):
         seed=None,
         **settings,
     ):
-        """Turn one text or several into others.
+        """Generate the output text for one or several input texts.
 
         Args:
-            text: str, or list of str. None may be empty.
-            max_new_tokens, temperature, top_k, top_p, seed, **settings: as in calling
-                `TextGeneration`, but for `draft` and `prompt_lookup`.
+            text: non-empty str, or list of them.
+            max_new_tokens, temperature, top_k, top_p, seed, **settings: see
+                `TextGeneration.__call__`; `draft` and `prompt_lookup` are not supported.
 
         Returns:
-            The new text, a str for a str and a list for a list; with several sequences a list
-            in the place of each text.
+            The new text: a str for a str, a list for a list; with several sequences per text, a
+            list in place of each text.
 
         Raises:
-            InputError: naming the argument that is wrong.
+            InputError: if an argument is invalid, naming it.
         """
         texts = [text] if isinstance(text, str) else text
         settings |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
@@ -78,25 +78,28 @@ class Translation(GenerativeTask):
         seed=None,
         **settings,
     ):
-        """The text that calling the task gives for one text, piece by piece.
+        """Stream the output text for one input text.
 
         Args:
             text: str, not empty.
-            others: as in `TextGeneration.stream`.
+            max_new_tokens, temperature, top_k, top_p, seed, **settings: see
+                `TextGeneration.stream`.
 
         Returns:
             A generator of str.
 
         Raises:
-            InputError: naming the argument that is wrong, before anything is generated.
+            InputError: if an argument is invalid, naming it; raised before anything is generated.
         """
         if not isinstance(text, str):
-            raise InputError(f"`text` must be one str to stream, got {type(text).__name__}.")
+            raise InputError(
+                f"`text` must be a single str for streaming, got {type(text).__name__}."
+            )
         settings |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         return self._pieces(**self._encoded([text]), max_new_tokens=max_new_tokens, **settings)
 
     def _encoded(self, texts):
-        """The encoder's tokens and the decoder's first, as arguments."""
+        """Return the encoder's tokens and the decoder's start token, as keyword arguments."""
         config = self.model.config
         rows = [
             [*self.tokenizer.encode(text), self.tokenizer.eos_id]

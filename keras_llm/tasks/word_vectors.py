@@ -1,4 +1,4 @@
-"""Words as vectors."""
+"""Look up word vectors and nearest words."""
 
 import functools
 
@@ -11,7 +11,7 @@ from keras_llm.tasks.settings import count_of
 
 
 class WordVectors(Task):
-    """A table of word vectors, and the words.
+    """A task that maps words to vectors.
 
     Args:
         model: a model from `models.word_vectors`.
@@ -44,13 +44,13 @@ class WordVectors(Task):
         return models.word_vector_table(self.model)[self._ids]
 
     def __call__(self, words):
-        """The vector of one word or of several.
+        """Return the vectors of one or several words.
 
         Args:
             words: str, or list of str.
 
         Returns:
-            Float32 array (D,) for a str and (B, D) for a list.
+            Float32 array (D,) for a str, (B, D) for a list.
 
         Raises:
             InputError: if a word has no vector.
@@ -61,14 +61,14 @@ class WordVectors(Task):
         return table[[self._id(word) for word in words]]
 
     def nearest(self, word, count=10):
-        """The words with the most similar vectors.
+        """Return the words with the most similar vectors.
 
         Args:
             word: str.
             count: int > 0.
 
         Returns:
-            A list of pairs (word, cosine), the most similar first, without the word itself.
+            A list of pairs (word, cosine), most similar first, without the word itself.
 
         Raises:
             InputError: if the word has no vector.
@@ -76,9 +76,9 @@ class WordVectors(Task):
         count = count_of("count", count, 1)
         table = self.table
         table = table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
-        place = self._ids.index(self._id(word))
-        cosines = table @ table[place]
-        cosines[place] = -np.inf
+        row = self._ids.index(self._id(word))
+        cosines = table @ table[row]
+        cosines[row] = -np.inf
         best = np.argsort(-cosines, kind="stable")[: min(count, len(self.words) - 1)]
         return [(self.words[index], float(cosines[index])) for index in best]
 

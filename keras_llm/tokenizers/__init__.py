@@ -1,4 +1,4 @@
-"""Tokenizers that train, save, run in Python, in tf.data and inside a SavedModel."""
+"""Provide tokenizers that train, save, and run in Python, tf.data and SavedModels."""
 
 from keras_llm.tokenizers.base import Tokenizer, load
 from keras_llm.tokenizers.byte_pair import BytePair

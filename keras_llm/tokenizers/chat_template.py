@@ -1,4 +1,4 @@
-"""Chat templates: from messages to the text that a model was trained on."""
+"""Render conversations with chat templates."""
 
 import datetime
 import json
@@ -15,22 +15,22 @@ _MARKED = re.compile(r"\{%[-+]?\s*generation\b")
 
 
 class ChatTemplate:
-    """A Jinja template that writes a conversation as one text, as Hugging Face's library does.
+    """A Jinja template that renders a conversation as text, compatible with Hugging Face.
 
-    A template comes with a checkpoint and is not trusted: it runs in Jinja's sandbox, sees
-    nothing but what `render` gives it, and reads no files. Give the text to `encode` with
-    `parse_special=True`: the template writes special tokens by name. So will a message that
-    spells them, unless what users write is cleaned of them before.
+    Templates come with checkpoints and are not trusted: they run in Jinja's sandbox, see only the
+    arguments of `render`, and cannot read files. Pass the rendered text to `encode` with
+    `parse_special=True`, because the template writes special tokens by name. Special tokens in
+    messages are parsed as well, so remove them from user input first.
 
     Args:
         source: str, the template.
-        bos, eos: str, what `bos_token` and `eos_token` are in it.
+        bos, eos: str, the values of `bos_token` and `eos_token` in the template.
 
     Attributes:
-        source, bos, eos: as given.
+        source, bos, eos: the arguments.
 
     Raises:
-        InputError: if `source` is not a template.
+        InputError: if `source` is not a valid template.
 
     Example:
     >>> source = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
@@ -49,52 +49,54 @@ class ChatTemplate:
             raise InputError(f"chat template, line {error.lineno}: {error.message}") from None
 
     def render(self, messages, add_generation_prompt=True, **variables):
-        """Write a conversation.
+        """Render a conversation as text.
 
         Args:
-            messages: list of dicts, each with "role" and "content", strs, and whatever else the
-                template knows. One with "tool_calls" needs no "content".
-            add_generation_prompt: bool. Whether to end with the beginning of an answer.
-            **variables: what else the template knows: `tools`, `enable_thinking`, ...
+            messages: list of dicts, each with "role" and "content", strs, and other keys that the
+                template supports. A message with "tool_calls" needs no "content".
+            add_generation_prompt: bool. Whether to end with the start of an answer.
+            **variables: other variables of the template: `tools`, `enable_thinking`, ...
 
         Returns:
             str.
 
         Raises:
-            InputError: if a message lacks something, or with what the template says is wrong.
+            InputError: if a message is invalid, or the template rejects the messages.
         """
         _check(messages)
-        known = {"tools": None, "documents": None, "bos_token": self.bos, "eos_token": self.eos}
+        defaults = {"tools": None, "documents": None, "bos_token": self.bos, "eos_token": self.eos}
         try:
             return self._template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **known | variables
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
+                **defaults | variables,
             )
-        except Exception as error:  # a template may fail in any way
-            raise InputError(f"the chat template refuses the messages: {error}") from None
+        except Exception as error:  # a template may raise any exception
+            raise InputError(f"the chat template rejects the messages: {error}") from None
 
     def parts(self, messages, **variables):
-        """Write a conversation in parts, what the model says apart from the rest.
+        """Render a conversation in parts, separating what the model generates from the rest.
 
-        Where the template marks it by `{% generation %}`, that is what is inside. Otherwise it is
-        what comes between the prompt of an answer, which ends with the generation prompt, and the
-        conversation up to and with that answer.
+        If the template has `{% generation %}` blocks, their contents are generated. Otherwise, the
+        generated part of an answer is the text between its prompt, which ends with the generation
+        prompt, and the end of the conversation up to that answer.
 
         Args:
-            messages: as of `render`.
-            **variables: as of `render`.
+            messages: see `render`.
+            **variables: see `render`.
 
         Returns:
-            A list of pairs: a str, and whether the model says it. Joined, the strs are
+            A list of pairs: a str, and whether the model generates it. The joined strs equal
             `render(messages, add_generation_prompt=False)`.
 
         Raises:
-            InputError: as of `render`; if no message is the assistant's; or if the template
-                writes earlier messages in another way when later ones follow, so that only marks
-                could tell.
+            InputError: see `render`; also if there is no assistant message, or if the template
+                renders a message differently when later messages follow, which requires
+                `{% generation %}`.
         """
         whole = self.render(messages, False, **variables)
         if not any(message["role"] == "assistant" for message in messages):
-            raise InputError("`messages` has no message of the assistant.")
+            raise InputError("`messages` has no message with the role assistant.")
         if _MARKED.search(self.source):
             return self._marked_parts(whole, messages, variables)
         parts, end = [], 0
@@ -103,12 +105,12 @@ class ChatTemplate:
                 continue
             before = self.render(messages[:index], **variables) if index else ""
             after = self.render(messages[: index + 1], False, **variables)
-            known = end <= len(before) and after.startswith(before) and whole.startswith(after)
-            if not known:
+            is_prefix = end <= len(before) and after.startswith(before) and whole.startswith(after)
+            if not is_prefix:
                 raise InputError(
-                    "the chat template does not tell what the model says: it writes message "
-                    f"{index} in another way when it is not the prompt or the end. Put "
-                    "{% generation %} and {% endgeneration %} around it in the template."
+                    "the chat template does not show what the model generates: it renders message "
+                    f"{index} differently when it is neither the prompt nor the last message. Put "
+                    "{% generation %} and {% endgeneration %} around the answer in the template."
                 )
             parts += [(before[end:], False), (after[len(before) :], True)]
             end = len(after)
@@ -122,7 +124,7 @@ class ChatTemplate:
         marked = self.render(messages, False, generation_mark=mark, **variables)
         parts = marked.split(mark)
         if "".join(parts) != whole or len(parts) < 3:
-            raise InputError("the chat template has no {% generation %} around these messages.")
+            raise InputError("the chat template has no {% generation %} for these messages.")
         return [(part, bool(i % 2)) for i, part in enumerate(parts) if part]
 
 
@@ -139,7 +141,7 @@ def _check(messages):
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks what the model says; it writes what is inside."""
+    """The `{% generation %}` tag, which marks generated text and renders its contents."""
 
     tags = frozenset(["generation"])
 
@@ -163,7 +165,7 @@ def _environment():
 
 
 def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    # Jinja's own escapes for HTML.
+    # Jinja's own filter escapes for HTML.
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

@@ -2,22 +2,22 @@
 
 import numpy as np
 
-# What is trimmed from answers and around mask tokens, in Python and in graphs.
+# Trimmed from answers and around mask tokens, in Python and in graphs.
 WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
 )
 
 
 class MaskFiller:
-    """What replaces the mask tokens of a text.
+    """Encoding of texts with mask tokens and replacement of the masks.
 
     Args:
         tokenizer: a `Tokenizer` with a mask token.
 
     Attributes:
         mask_token: str.
-        spellings: list of the pairs of `spellings`.
-        is_special: bool array (V,), the tokens that are no text.
+        spellings: list of the pairs that the function `spellings` yields.
+        is_special: bool array (V,), the tokens that have no text.
     """
 
     def __init__(self, tokenizer):
@@ -27,7 +27,7 @@ class MaskFiller:
         self.is_special = np.array([not text for text, _ in self.spellings])
 
     def encode(self, text):
-        """The token ids of a text in which only the mask token is special."""
+        """Encode a text in which only the mask token is special."""
         parts = text.split(self.mask_token)
         if self._tokenizer.mask_takes_space:
             parts = [part.rstrip(WHITE_SPACE) for part in parts[:-1]] + parts[-1:]
@@ -37,7 +37,7 @@ class MaskFiller:
         return ids
 
     def fill(self, text, token_ids):
-        """The text with its first mask tokens replaced; those beyond `token_ids` stay."""
+        """Replace the first mask tokens of a text; masks without a token id stay."""
         filled, *rest = text.split(self.mask_token)
         for index, part in enumerate(rest):
             if index >= len(token_ids):
@@ -48,17 +48,17 @@ class MaskFiller:
         return filled
 
     def display(self, token_id):
-        """A token as shown to a reader, a str: "##" before what continues a word."""
+        """Return a token as displayed to users, a str: "##" marks the continuation of a word."""
         text, continues = self.spellings[token_id]
         return "##" + text if continues and text[0].isalnum() else text
 
 
 def spellings(tokenizer):
-    """What each token adds to a text that ends with a word.
+    """Yield the text that each token adds after a word.
 
     Yields:
-        For each token id a pair: a str, "" for special tokens, and whether it continues the word
-        before.
+        For each token id a pair: a str, "" for special tokens, and whether it continues the
+        previous word.
     """
     special = {tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id}
     special |= {tokenizer.mask_id, *getattr(tokenizer, "special_tokens", {}).values()}

@@ -1,13 +1,13 @@
-"""From places in bytes, which TensorFlow's operations give, to places in characters."""
+"""Convert byte offsets, which TensorFlow's operations return, to character offsets."""
 
 
 class CharacterOffsets:
-    """The characters of a batch of strings.
+    """The character offsets of a batch of strings.
 
     Args:
         strings: string tensor (B,) of UTF-8.
         uncounted: function from the bytes of all strings, int32 (N,), to bool (N,): which of
-            them begin a character that does not count. None counts all.
+            them start a character that is not counted. None counts all.
     """
 
     def __init__(self, strings, uncounted=None):
@@ -22,8 +22,10 @@ class CharacterOffsets:
         self._first = tf.cumsum(tf.strings.length(strings), exclusive=True)
 
     def before(self, offsets):
-        """How many characters of its string begin before each byte: int `tf.RaggedTensor`
-        (B, None) -> int32 of the same shape."""
+        """Count the characters of a string that start before each byte offset.
+
+        Maps an int `tf.RaggedTensor` (B, None) to int32 of the same shape.
+        """
         import tensorflow as tf
 
         first = tf.repeat(self._first, offsets.row_lengths())
@@ -32,6 +34,5 @@ class CharacterOffsets:
         return offsets.with_values(counts)
 
     def around(self, starts, ends):
-        """Byte offsets of stretches that are not empty -> places of the whole characters that
-        they touch."""
+        """Map byte offsets of non-empty spans to the spans of whole characters they touch."""
         return self.before(starts + 1) - 1, self.before(ends)

@@ -1,4 +1,4 @@
-"""SentencePiece tokenizers: our own, whose round trip is exact, and those made elsewhere."""
+"""Train and run SentencePiece tokenizers, with an exact round trip for models trained here."""
 
 import collections
 import functools
@@ -17,30 +17,30 @@ from keras_llm.files import read_utf8
 from keras_llm.tokenizers.base import MASKS, Tokenizer
 from keras_llm.tokenizers.offsets import CharacterOffsets
 
-# SentencePiece writes a space as U+2581, and so reads a U+2581 of the text back as a space. An
-# escape keeps them apart: in encoded text every _ESCAPE is followed by "a" (an escape of the
+# SentencePiece writes a space as U+2581 and decodes a U+2581 of the text as a space. An escape
+# distinguishes them: in encoded text, every _ESCAPE is followed by "a" (an escape character of the
 # text) or "b" (a U+2581 of the text).
 _ESCAPE = "\ue000"
 ESCAPES = ((_ESCAPE, _ESCAPE + "a"), ("\u2581", _ESCAPE + "b"))
 _MODEL_FILE = "sentencepiece.model"
-_LONGEST_SENTENCE = 4096  # characters; the trainer wants bounded pieces of text
+_LONGEST_SENTENCE = 4096  # characters; the trainer limits the length of sentences
 
 
 class SentencePiece(Tokenizer):
-    """A SentencePiece model: unigram or BPE.
+    """A SentencePiece tokenizer with a unigram or BPE model.
 
-    The models that `train` makes neither normalise text nor pad it with spaces, and what no
-    piece covers is spelled in bytes, so `decode(encode(text)) == text` for any Unicode text.
-    Models made elsewhere give the ids and texts of the `sentencepiece` library.
+    Models from `train` neither normalize text nor add spaces, and encode what no piece covers as
+    bytes, so `decode(encode(text)) == text` for any Unicode text. Other models yield the ids and
+    texts of the `sentencepiece` library.
 
     Args:
-        model: bytes, a serialised SentencePiece model.
-        escape: bool. Whether to keep apart a space and the U+2581 that SentencePiece writes
-            for it, as in the models that `train` makes. False for all others.
-        add_bos: bool. Whether a text given to the model begins with the begin token.
+        model: bytes, a serialized SentencePiece model.
+        escape: bool. Whether to distinguish a space from the U+2581 that SentencePiece writes
+            for it, as models from `train` do. Use False for all other models.
+        add_bos: bool. Whether a text passed to the model starts with the begin token.
 
     Raises:
-        InputError: if `model` is not one.
+        InputError: if `model` is not a SentencePiece model.
 
     Reference:
         Kudo and Richardson, 2018, "SentencePiece".
@@ -66,21 +66,21 @@ class SentencePiece(Tokenizer):
 
     @classmethod
     def train(cls, files_or_iterable, vocabulary_size=8000, model_type="unigram"):
-        """Learn a vocabulary.
+        """Train a model.
 
         Args:
             files_or_iterable: a path (str or Path) or list of Paths of UTF-8 text files, or an
-                iterable of str, each a text.
-            vocabulary_size: int > 260, for the 256 bytes and 4 special tokens. V. If single
+                iterable of str, one per text.
+            vocabulary_size: int > 260, including 256 bytes and 4 special tokens. V. If single
                 characters would take more than half of the rest, the rarest, up to 2 % of the
-                text, are left to be spelled in bytes.
+                text, are encoded as bytes instead.
             model_type: "unigram" or "bpe".
 
         Returns:
-            A `SentencePiece`. The same texts give the same model.
+            A `SentencePiece`. The same texts yield the same model.
 
         Raises:
-            InputError: if there is no text, or the vocabulary does not fit it.
+            InputError: if there is no text, or `vocabulary_size` does not fit the text.
         """
         if model_type not in ("unigram", "bpe"):
             raise InputError(f'`model_type` must be "unigram" or "bpe", got {model_type!r}.')
@@ -91,7 +91,7 @@ class SentencePiece(Tokenizer):
         for sentence in sentences:
             characters.update(sentence)
         if not characters:
-            raise InputError("SentencePiece.train: `files_or_iterable` holds no text.")
+            raise InputError("SentencePiece.train: `files_or_iterable` has no text.")
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
@@ -121,14 +121,13 @@ class SentencePiece(Tokenizer):
         return cls(model.getvalue())
 
     def encode(self, text, parse_special=False):
-        """A str -> its token ids, a list of ints. No begin or end token is added.
+        """Encode a str as a list of token ids, without begin or end token.
 
         Args:
             text: str.
-            parse_special: bool. Whether control and unknown pieces, such as `</s>`, that the
-                text spells become their ids; the stretches between them are then texts of
-                their own. Otherwise they are plain text. Never true for text that a user
-                typed.
+            parse_special: bool. Whether control and unknown pieces in the text, such as `</s>`,
+                become their ids; the text between them is then encoded as separate texts.
+                Otherwise they are plain text. Never use True for text that a user typed.
         """
         if not parse_special:
             return self._processor.encode(self._escaped(text))
@@ -191,7 +190,7 @@ class SentencePiece(Tokenizer):
     def _graph_decoder(self):
         if not self._keeps_leading_spaces:
             return self._graph
-        # TensorFlow Text would take all leading spaces for the one that encoding adds.
+        # TensorFlow Text would remove all leading spaces instead of the one that encoding adds.
         model = sentencepiece_model_pb2.ModelProto.FromString(self.model)
         model.normalizer_spec.add_dummy_prefix = False
         return _in_graph(model.SerializeToString())
@@ -203,7 +202,7 @@ class SentencePiece(Tokenizer):
 
     @functools.cached_property
     def special_tokens(self):
-        """Control and unknown pieces, dict str -> id."""
+        """The control and unknown pieces, dict str -> id."""
         processor = self._processor
         return {
             processor.id_to_piece(index): index
@@ -214,7 +213,7 @@ class SentencePiece(Tokenizer):
     @functools.cached_property
     def _special_pieces(self):
         pieces = sorted(self.special_tokens, key=len, reverse=True)
-        # Without special pieces nothing is to be found: (?!) matches nowhere.
+        # Without special pieces, match nothing: (?!) always fails.
         return re.compile("(" + ("|".join(map(re.escape, pieces)) or "(?!)") + ")")
 
     def _escaped(self, text):
@@ -253,15 +252,15 @@ def _in_graph(model):
     name = "sentencepiece_" + hashlib.sha256(model).hexdigest()
 
     class Model(tf.saved_model.experimental.TrackableResource):
-        # Without a name of its own it would belong to a kernel that `keras.utils.clear_session`
-        # ends, and in a loaded SavedModel two models would be taken for one.
+        # Without a unique name, `keras.utils.clear_session` would delete the resource with its
+        # kernel, and two models in a loaded SavedModel would share one resource.
         def _create_resource(self):
             return create(model=model, shared_name=name)
 
     with tf.init_scope():
         tokenizer = tensorflow_text.SentencepieceTokenizer(model, out_type=tf.int32)
         tokenizer._model_resource = Model()
-        _ = tokenizer._model_resource.resource_handle  # made here, not in a graph that uses it
+        _ = tokenizer._model_resource.resource_handle  # create it outside of graphs that use it
     return tokenizer
 
 
@@ -278,11 +277,13 @@ def _unescape(text):
 
 
 def _characters(text, escaped):
-    """For each byte of an escaped text, and for its end: how many characters of the text itself
-    begin before it."""
+    """Count the characters of the original text that start before each byte of the escaped text.
+
+    The last entry is for the end of the text.
+    """
     begins = np.frombuffer(escaped.encode(), "uint8") & 0xC0 != 0x80
     if escaped != text:
-        # Of two characters that stand for one the second is an "a" or a "b" after an escape.
+        # Of the two characters of an escape, the second is an "a" or a "b" after _ESCAPE.
         characters = np.array([ord(character) for character in escaped])
         second = np.concatenate([[False], characters[:-1] == ord(_ESCAPE)])
         begins[begins] = ~second
@@ -290,7 +291,7 @@ def _characters(text, escaped):
 
 
 def _follows_escape(flat):
-    """For each byte, int32 (N,), whether it is the second character of an escape, bool (N,)."""
+    """Return whether each byte, int32 (N,), is the second character of an escape, bool (N,)."""
     import tensorflow as tf
 
     padded = tf.concat([[0, 0, 0], flat], axis=0)
@@ -300,7 +301,7 @@ def _follows_escape(flat):
 
 
 def _sentences(source):
-    """Lines of the source, long ones cut, none empty."""
+    """Yield the lines of the source, with long lines split."""
     if isinstance(source, (str, pathlib.Path)):
         source = [pathlib.Path(source)]
     for item in source:
@@ -311,7 +312,9 @@ def _sentences(source):
 
 
 def _coverage(characters, most):
-    """The share of the text that its `most` frequent characters make up, within the bounds of
-    SentencePiece."""
+    """Return the share of the text that its `most` most frequent characters cover.
+
+    The result is within the bounds of SentencePiece.
+    """
     covered = sum(count for _, count in characters.most_common(max(1, most)))
     return min(max(0.98, covered / characters.total()), 0.9995)

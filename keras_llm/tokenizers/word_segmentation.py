@@ -1,7 +1,7 @@
-"""Words of a text by their places, in Python and in a graph with the same result.
+"""Segment texts into words by their offsets, in Python and in a graph with the same result.
 
-A word is a run of characters that are neither white space nor punctuation, or one punctuation mark
-(as BERT has it: of the ASCII symbols, all; beyond ASCII, Unicode's categories P).
+A word is a run of characters that are neither white space nor punctuation, or one punctuation mark.
+As in BERT, punctuation is all ASCII symbols and the Unicode categories P.
 """
 
 import functools
@@ -14,7 +14,7 @@ _PAGE = 256
 
 
 def word_spans(text):
-    """The words of a str: a list of pairs (start, end), in characters."""
+    """Return the words of a str: a list of pairs (start, end), in characters."""
     pages, rows = _classes()
     characters = np.array([ord(character) for character in text], "int32")
     classes = rows[pages[characters // _PAGE] * _PAGE + characters % _PAGE]
@@ -26,8 +26,10 @@ def word_spans(text):
 
 
 def word_spans_in_graph(strings):
-    """String tensor (B,) of UTF-8 -> int32 `tf.RaggedTensor`s (B, None) of starts and ends, in
-    characters."""
+    """Return the words of a string tensor (B,) of UTF-8.
+
+    The starts and ends are int32 `tf.RaggedTensor`s (B, None), in characters.
+    """
     import tensorflow as tf
 
     pages, rows = map(tf.constant, _classes())
@@ -49,7 +51,7 @@ def word_spans_in_graph(strings):
 
 @functools.cache
 def _classes():
-    """The class of every character c is `rows[pages[c // 256] * 256 + c % 256]`."""
+    """Compute tables in which character c has the class `rows[pages[c // 256] * 256 + c % 256]`."""
     classes = np.array([_class_of(chr(scalar)) for scalar in range(0x110000)], "int32")
     rows, pages = np.unique(classes.reshape(-1, _PAGE), axis=0, return_inverse=True)
     return pages.astype("int32").reshape(-1), rows.reshape(-1)

@@ -1,4 +1,4 @@
-"""What `fit` needs for language models: losses, metrics, callbacks, exact evaluation."""
+"""Train and evaluate language models: losses, metrics, callbacks, optimizers and trainers."""
 
 from keras_llm.training.adapters.lora import add_lora, load_lora, merge_lora, save_lora
 from keras_llm.training.callbacks.callbacks import BestWeights, ProgressBar
@@ -103,7 +103,7 @@ __all__ = [
 
 
 def __getattr__(name):
-    if name == "TensorBoard":  # the one part that needs TensorFlow
+    if name == "TensorBoard":  # imported lazily: the only class that requires TensorFlow
         from keras_llm.training.callbacks.tensorboard import TensorBoard
 
         return TensorBoard

@@ -1,4 +1,4 @@
-"""Rows that hold several texts."""
+"""Run a causal language model on packed rows with attention limited to each segment."""
 
 from keras import ops
 
@@ -7,7 +7,7 @@ from keras_llm.layers import causal_mask
 
 
 def packed_states(model, token_ids, segment_ids, positions):
-    """The prediction states of packed rows whose texts do not see each other.
+    """Return the hidden states of packed rows, with attention only within each segment.
 
     Args:
         model: a model from `models.causal_lm`.

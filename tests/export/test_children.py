@@ -33,7 +33,7 @@ def kill_when_asked(monkeypatch, module, number):
 @pytest.mark.parametrize(
     "module, what",
     [
-        ("lowering_worker", "that lowers the graph"),
+        ("litert.lowering.worker", "that lowers the graph"),
         ("litert.worker", "that runs the file"),
     ],
 )

@@ -240,7 +240,7 @@ def test_a_file_that_is_worse_than_allowed_is_not_written(
     found = convert("allowed.tflite", loss * 2)
     assert found == pytest.approx(loss, rel=0.01)
     kept = sorted(tmp_path.iterdir())
-    told = rf"{found:.2%} worse, more than the {found / 2:.2%} of `max_quality_loss`"
+    told = rf"{found:.2%} worse; `max_quality_loss` allows {found / 2:.2%}"
     with pytest.raises(ExportError, match=re.escape(told)):
         convert("worse.tflite", found / 2)
     assert sorted(tmp_path.iterdir()) == kept

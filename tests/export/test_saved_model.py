@@ -242,7 +242,7 @@ def test_the_steps_refuse_what_does_not_fit(task, signatures):
         ({"token_ids": ids[:0], "lengths": lengths[:0]}, "token_ids must not be empty"),
         ({"lengths": tf.constant([4])}, r"lengths must be in 1 \.\. T"),
         ({"lengths": tf.constant([0])}, r"lengths must be in 1 \.\. T"),
-        ({"lengths": tf.constant([1, 2])}, "lengths must have one for each row"),
+        ({"lengths": tf.constant([1, 2])}, "lengths must have one value for each row"),
         ({"cache_length": tf.constant(2)}, "cache_length must be in T"),
         ({"cache_length": tf.constant(10**6)}, "cache_length must be in T"),
     ):

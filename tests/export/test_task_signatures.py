@@ -263,6 +263,6 @@ def test_only_tasks_are_served(made, tmp_path):
             export.saved_model(thing, tmp_path / "out")
     with pytest.raises(InputError, match='`weights` must be None, "float16" or "int8"'):
         export.saved_model(task, tmp_path / "out", weights="int4")
-    with pytest.raises(InputError, match="`xla` is for tasks that generate text"):
+    with pytest.raises(InputError, match="`xla` is only supported for generative tasks"):
         export.saved_model(task, tmp_path / "out", xla=True)
     assert not (tmp_path / "out").exists()

@@ -63,7 +63,7 @@ def test_a_gap_is_filled_in_python_and_on_the_command_line(run, capfd, loaded_on
     assert cli.main([*command, "--max-new-tokens", "12", "--temperature", "0"]) == 0
     assert json.loads(capfd.readouterr().out)["text"] == text
     assert cli.main([*command, "--stream"]) == 2 and "--suffix" in capfd.readouterr().err
-    with pytest.raises(InputError, match="one not empty"):
+    with pytest.raises(InputError, match="not both empty"):
         task.infill("", "")
     plain = tokenizers.BytePair.train(["some text"], 270)
     with pytest.raises(InputError, match="fim_prefix"):

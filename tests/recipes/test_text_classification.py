@@ -135,7 +135,7 @@ def test_the_command_line_predicts(run, capfd, loaded_once):
     found = json.loads(capfd.readouterr().out)
     assert found["label"] == "good" and set(found["probabilities"]) == {"good", "bad"}
     assert cli.main(["predict", str(folder), "a film", "--context", "x"]) == 2
-    assert "--context is for question answering" in capfd.readouterr().err
+    assert "--context is only for models that read a context" in capfd.readouterr().err
 
 
 def test_a_number_can_be_learned(tmp_path, loaded_once):

@@ -310,7 +310,7 @@ def test_bad_texts_are_refused(classifier, tagger, answerer, guesser, strings):
 
 def test_other_arguments_are_refused(classifier, answerer, guesser, config, word_piece, toks):
     for labels in (None, LABELS[:2], ["a", "a", "b"], "abc", ["a", "b", 3]):
-        with pytest.raises(InputError, match="`labels` must be 3 different strs"):
+        with pytest.raises(InputError, match="`labels` must be 3 distinct non-empty strs"):
             keras_llm.TextClassification(classifier.model, word_piece, labels)
     with pytest.raises(InputError, match="batch_size"):
         classifier("a", batch_size=0)
@@ -330,7 +330,7 @@ def test_other_arguments_are_refused(classifier, answerer, guesser, config, word
     )
     with pytest.raises(InputError, match="begin token"):
         keras_llm.QuestionAnswering(answerer.model, tok, {"unanswerable": True})
-    with pytest.raises(InputError, match="`context` is for"):
+    with pytest.raises(InputError, match="`context` is only for"):
         classifier("a", "b")
     for task in (keras_llm.QuestionAnswering, keras_llm.MaskedLanguageModel):
         with pytest.raises(InputError, match=r"models\."):

@@ -1,1 +1,1 @@
-"""Trace a task's signatures and lower them to TFLite graphs whose weights are inputs."""
+"""Trace the signatures of a task and lower them to TFLite graphs whose weights are inputs."""

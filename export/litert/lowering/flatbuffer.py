@@ -1,9 +1,9 @@
-"""The graphs of a TFLite file: lowered signatures become one model whose weights are constants.
+"""Merge lowered signatures into one TFLite model whose weights are constants.
 
-A lowered signature takes weights as inputs, so the converter could not do what it does where it
-sees constants. That is made up for here: products become FULLY_CONNECTED, with their bias and
-activation; what only rearranges a weight is done when the weight is stored; and a weight that
-several signatures read is stored once.
+A lowered signature has weights as inputs, so the converter could not apply its optimizations of
+constants. This module applies them: matmuls become FULLY_CONNECTED with a fused bias and
+activation, transposes and reshapes of a weight are applied when the weight is stored, and a weight
+that several signatures read is stored once.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from keras_llm.errors import ExportError
 FLOAT32, INT32 = schema.TensorType.FLOAT32, schema.TensorType.INT32
 _BUILTIN, _OPTIONS = schema.BuiltinOperator, schema.BuiltinOptions
 _RELU = schema.ActivationFunctionType.RELU
-# Options that name other graphs of a file.
+# Operator options that refer to other graphs of a file.
 _GRAPHS = ("condSubgraphIndex", "bodySubgraphIndex", "thenSubgraphIndex", "elseSubgraphIndex")
 
 
@@ -26,10 +26,10 @@ class Product:
     """A FULLY_CONNECTED with a stored matrix, or an EMBEDDING_LOOKUP in a stored table.
 
     Attributes:
-        graph: the `Graph` it is in.
+        graph: the `Graph` that contains it.
         operator: its `OperatorT`.
-        name: str, by which quantization rules find it.
-        constant: the `Constant` that is its matrix (out, in) or table.
+        name: str, the layer name for quantization rules.
+        constant: the `Constant` of its matrix (out, in) or table.
     """
 
     graph: object
@@ -47,11 +47,11 @@ class Constant:
     """A stored weight.
 
     Attributes:
-        view: its `lowering.View`.
-        places: list of pairs (graph, tensor), the tensors that it is the value of.
-        storage: how it is stored, see `quantization`; None is float32.
-        divisor: None, or float32 (in,), what the columns of a matrix are divided by.
-        factor: None, or a function of nothing that returns what `gptq.on_grid` rounds it with.
+        view: its `lowering.trace.View`.
+        places: list of pairs (graph, tensor), the tensors that have it as their value.
+        storage: a `Storage` or `BiasStorage` (see `quantization.rules`); None is float32.
+        divisor: None, or float32 (in,), the divisors of the columns of a matrix.
+        factor: None, or a function without arguments that returns the factor for `gptq.on_grid`.
     """
 
     view: object
@@ -62,11 +62,10 @@ class Constant:
 
 
 class Model:
-    """The graphs of a file.
+    """The graphs of a TFLite file.
 
     Args:
-        signatures: list of pairs (`lowering.Traced`, bytes), the graphs as the converter wrote
-            them.
+        signatures: list of pairs (`lowering.trace.Traced`, bytes), the graphs from the converter.
         tables: bool. Whether lookups in matrices become EMBEDDING_LOOKUPs, which have quantized
             kernels and can share a table with a product.
 
@@ -84,7 +83,7 @@ class Model:
             self._add(traced, schema.ModelT.InitFromPackedBuf(content, 0), tables)
 
     def buffer(self, data):
-        """The index of a buffer inside the file, made if there is none with that content."""
+        """Return the index of the buffer with some content, adding it if it is missing."""
         content = bytes(data)
         if content not in self._contents:
             buffer = schema.BufferT()
@@ -94,7 +93,7 @@ class Model:
         return self._contents[content]
 
     def code(self, builtin, version=1):
-        """The index of an operator code, made if it is missing."""
+        """Return the index of an operator code, adding it if it is missing."""
         for index, code in enumerate(self.model.operatorCodes):
             if code.builtinCode == builtin and code.version >= version:
                 return index
@@ -108,7 +107,7 @@ class Model:
         return self.constants.setdefault(view.key, Constant(view))
 
     def biases(self):
-        """dict from the constant of a product's matrix to the array that is added to it."""
+        """Return a dict from the constant of a matmul's matrix to the array of its bias."""
         constants = {
             (graph, tensor): constant
             for constant in self.constants.values()
@@ -121,12 +120,12 @@ class Model:
         }
 
     def finish(self):
-        """Leave out the tensors that nothing uses any more."""
+        """Remove unused tensors."""
         for graph in self.graphs:
             graph.compact()
 
     def pack(self):
-        """The bytes of the flatbuffer, a bytearray; those of the weights follow it in the file."""
+        """Return the flatbuffer, a bytearray, without the weights, which follow it in the file."""
         builder = flatbuffers.Builder(1 << 20)
         builder.Finish(self.model.Pack(builder), b"TFL3")
         return builder.Output()
@@ -136,7 +135,7 @@ class Model:
         if not self.graphs:
             model.version, model.description = other.version, b"keras_llm"
             model.operatorCodes, model.subgraphs, model.signatureDefs = [], [], []
-            model.buffers = [schema.BufferT()]  # buffer 0 stands for none
+            model.buffers = [schema.BufferT()]  # buffer 0 means no buffer
             self._keep_metadata(other)
         codes = [self._code_like(code) for code in other.operatorCodes]
         for graph in other.subgraphs:
@@ -154,9 +153,9 @@ class Model:
 
     def _code_like(self, code):
         builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
-        for index, known in enumerate(self.model.operatorCodes):
-            if (known.builtinCode, known.customCode) == (builtin, code.customCode):
-                known.version = max(known.version, code.version)
+        for index, existing in enumerate(self.model.operatorCodes):
+            if (existing.builtinCode, existing.customCode) == (builtin, code.customCode):
+                existing.version = max(existing.version, code.version)
                 return index
         code.builtinCode = builtin
         self.model.operatorCodes.append(code)
@@ -174,7 +173,7 @@ class Graph:
     """The graph of a signature.
 
     Attributes:
-        name: str, the signature.
+        name: str, the name of the signature.
         graph: the `schema.SubGraphT`.
     """
 
@@ -198,7 +197,7 @@ class Graph:
         return self._model.model.operatorCodes[operator.opcodeIndex].builtinCode
 
     def tensor(self, name, shape, kind, buffer=0):
-        """The index of a new tensor."""
+        """Add a tensor and return its index."""
         tensor = schema.TensorT()
         tensor.name, tensor.shape = name.encode(), np.array(shape, "int32")
         tensor.type, tensor.buffer = kind, buffer
@@ -206,7 +205,7 @@ class Graph:
         return len(self.graph.tensors) - 1
 
     def operator(self, builtin, inputs, output, options=None, version=1):
-        """A new operator; `options` is an object of the schema or None."""
+        """Return a new operator; `options` is a schema object or None."""
         operator = schema.OperatorT()
         operator.opcodeIndex = self._model.code(builtin, version)
         operator.inputs = np.array(inputs, "int32")
@@ -220,11 +219,12 @@ class Graph:
         return self.graph.tensors[operator.outputs[0]].name.decode()
 
     def insert_before(self, operators, new):
-        """Put a new operator before the first of some."""
+        """Insert a new operator before the first one of `operators`."""
         first = min(i for i, o in enumerate(self.graph.operators) if any(o is x for x in operators))
         self.graph.operators.insert(first, new)
 
     def compact(self):
+        """Remove unused tensors and renumber the rest."""
         graph, used = self.graph, set()
         for operator in graph.operators:
             used.update(map(int, [*operator.inputs, *operator.outputs]))
@@ -258,7 +258,10 @@ class Graph:
     def _sign(self, traced, index):
         graph, signature = self.graph, schema.SignatureDefT()
         if len(graph.outputs) != len(traced.outputs):
-            raise ExportError(f"the graph of {traced.name} has other outputs than were asked for.")
+            raise ExportError(
+                f"the graph of {traced.name} has {len(graph.outputs)} outputs instead of "
+                f"{len(traced.outputs)}."
+            )
         signature.signatureKey, signature.subgraphIndex = traced.name.encode(), index
         signature.inputs, signature.outputs = [], []
         for names, tensors, rows in (
@@ -275,7 +278,7 @@ class Graph:
         self._signature = signature
 
     def _fold_views(self):
-        """Do with views what operators that rearrange a weight do."""
+        """Fold transposes and reshapes of weights into their views."""
         kept = []
         for operator in self.graph.operators:
             view = self._views.get(int(operator.inputs[0])) if len(operator.inputs) else None
@@ -290,7 +293,7 @@ class Graph:
         self.graph.operators = kept
 
     def _connect(self):
-        """Turn products with a matrix of weights into FULLY_CONNECTEDs."""
+        """Replace matmuls with a weight matrix by FULLY_CONNECTED."""
         code = self._model.code(_BUILTIN.FULLY_CONNECTED, 5)
         for operator in self.graph.operators:
             if self.builtin(operator) != _BUILTIN.BATCH_MATMUL:
@@ -309,12 +312,12 @@ class Graph:
             operator.inputs = np.array([x, self._tensor_of(view), -1], "int32")
 
     def _fuse(self):
-        """Let FULLY_CONNECTED add a bias of weights and apply RELU."""
+        """Fuse bias additions and RELU into FULLY_CONNECTED."""
         readers = {}
         for operator in self.graph.operators:
             for tensor in operator.inputs:
                 readers.setdefault(int(tensor), []).append(operator)
-        outputs, gone = set(map(int, self.graph.outputs)), set()
+        outputs, fused = set(map(int, self.graph.outputs)), set()
         for operator in self.graph.operators:
             if self.builtin(operator) != _BUILTIN.FULLY_CONNECTED:
                 continue
@@ -335,11 +338,11 @@ class Graph:
                     break
                 operator.outputs = next_operator.outputs
                 options.keepNumDims = len(self._shape(operator.outputs[0])) > 2
-                gone.add(id(next_operator))
-        self.graph.operators = [o for o in self.graph.operators if id(o) not in gone]
+                fused.add(id(next_operator))
+        self.graph.operators = [o for o in self.graph.operators if id(o) not in fused]
 
     def _bias_in(self, operator, product):
-        """The tensor of a bias that an ADD adds to a product; None if it does something else."""
+        """Return the tensor of the bias if an operator adds one to a product, or else None."""
         if self.builtin(operator) != _BUILTIN.ADD:
             return None
         others = [int(tensor) for tensor in operator.inputs if int(tensor) != product]
@@ -351,7 +354,7 @@ class Graph:
         return self._tensor_of(view.reshaped((width,)))
 
     def _look_up(self):
-        """Turn the GATHERs of tables into EMBEDDING_LOOKUPs."""
+        """Replace GATHER from tables by EMBEDDING_LOOKUP."""
         operators, count = [], 0
         for operator in self.graph.operators:
             if not self._is_lookup(operator):
@@ -361,11 +364,11 @@ class Graph:
             output, name = int(operator.outputs[0]), f"{self.name}/embedding_{count}"
             rows, width = int(np.prod(self._shape(ids))), self._shape(table)[1]
             flat = self.tensor(f"{name}/ids", (rows,), INT32)
-            found = self.tensor(name, (rows, width), FLOAT32)
+            embeddings = self.tensor(name, (rows, width), FLOAT32)
             operators += [
                 self._reshape(ids, flat, f"{name}/ids_shape"),
-                self.operator(_BUILTIN.EMBEDDING_LOOKUP, [flat, table], found),
-                self._reshape(found, output, f"{name}/shape"),
+                self.operator(_BUILTIN.EMBEDDING_LOOKUP, [flat, table], embeddings),
+                self._reshape(embeddings, output, f"{name}/shape"),
             ]
             count += 1
         self.graph.operators = operators
@@ -388,7 +391,7 @@ class Graph:
         return self.operator(_BUILTIN.RESHAPE, [source, constant], target, options)
 
     def _store(self):
-        """Make constants of the weights that are read, and name what reads them."""
+        """Add a constant for each weight that is read, and name the matmuls that read them."""
         for operator in self.graph.operators:
             for tensor in set(map(int, operator.inputs)) & set(self._views):
                 constant = self._model.constant(self._views[tensor])
@@ -420,7 +423,7 @@ class Graph:
         self._model.products.append(Product(self, operator, name, constant))
 
     def _tensor_of(self, view):
-        """The tensor that a view is the value of."""
+        """Return the tensor whose value is a view, adding it if it is missing."""
         if view.key not in self._tensors:
             self._see(self.tensor(view.expression.name, view.shape, FLOAT32), view)
         return self._tensors[view.key]

@@ -1,11 +1,11 @@
-"""Trace a signature and lower it to a TFLite graph whose weights are inputs.
+"""Trace a signature as a graph whose weights are inputs, for lowering to TFLite.
 
-The converter never sees a weight, so lowering takes the time and memory of the graph alone. What is
-computed from weights alone (a reshape, a gain plus one, a cast) is cut out of the graph: its result
-becomes the input, and is computed when it is stored.
+The converter sees no weight values, so the time and memory of lowering depend only on the graph.
+Tensors that are computed from weights alone (a reshape, a gain plus one, a cast) are cut out of the
+graph: they become inputs, and are computed when they are stored.
 
-The lowering itself runs in a process of its own, `lowering_worker`: the converter can take its
-process down.
+`lowering.worker` lowers the graphs in a separate process, because the converter can crash its
+process.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from keras_llm.errors import ExportError
 from keras_llm.generation.tensorflow import free_graph
 from keras_llm.models.deferred import shapes_only
 
-_SHAPES = ("Shape", "ShapeN", "Size", "Rank")  # read no values
+_SHAPES = ("Shape", "ShapeN", "Size", "Rank")  # ops that read only shapes, not values
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,8 +33,8 @@ class Expression:
         key: str. Equal keys mean equal values, in all traces of one model.
         name: str, the path of the weight, e.g. "block_0/feed_forward/up/kernel".
         shape: tuple of ints.
-        compute: function of nothing that returns the array, in the weight's own precision if the
-            expression is the weight itself.
+        compute: function without arguments that returns the array, in the precision of the weight
+            if the expression is the weight itself.
     """
 
     key: str
@@ -44,13 +44,13 @@ class Expression:
 
     @property
     def layer(self):
-        """The path of the layer whose weight it is, e.g. "block_0/feed_forward/up"."""
+        """The path of the layer that has the weight, e.g. "block_0/feed_forward/up"."""
         return self.name.rpartition("/")[0] or self.name
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A weight as a graph reads it: an expression, transposed or reshaped.
+    """An expression as a graph reads it, transposed or reshaped.
 
     Attributes:
         expression: an `Expression`.
@@ -88,7 +88,7 @@ class View:
         return View(self.expression, (*self.steps, ("reshape", tuple(shape))))
 
     def array(self):
-        """The values, in the precision in which they are held; no copy if it can be helped."""
+        """Return the values in their stored precision, without a copy if possible."""
         array = self.expression.compute()
         for kind, value in self.steps:
             array = array.transpose(value) if kind == "transpose" else array.reshape(value)
@@ -101,8 +101,8 @@ class Traced:
 
     Attributes:
         name: str.
-        inputs, outputs: lists of str, the names that the signature gives them.
-        weights: list of `View`, the inputs that follow those.
+        inputs, outputs: lists of str, their names in the signature.
+        weights: list of `View`, the inputs of the graph after `inputs`.
         graph: a `tf.compat.v1.WrappedFunction` of inputs and weights.
     """
 
@@ -114,16 +114,16 @@ class Traced:
 
 
 class Trace:
-    """The graph of a function that reads weights, with what is computed from weights alone found.
+    """A traced graph, split into operations on weights alone and operations on activations.
 
     Args:
-        function: function of tensors by name that returns a dict of tensors by name.
+        function: function that takes tensors by name and returns a dict of tensors by name.
         inputs: dict of name to `tf.TensorSpec`.
         weights: list of pairs (read, held): the `keras.Variable` that the function reads, and the
-            one that holds its value, which may have another precision.
+            one that has its value, which may have another precision.
 
     Attributes:
-        consumed: list of `View`, what operations on activations read of the weights.
+        consumed: list of `View`, the inputs from weights of the operations on activations.
     """
 
     def __init__(self, function, inputs, weights):
@@ -132,14 +132,14 @@ class Trace:
         outputs = {}
 
         def run(*arguments):
-            given = dict(zip(self.input_names, arguments, strict=False))
-            values = arguments[len(given) :]
+            named = dict(zip(self.input_names, arguments, strict=False))
+            values = arguments[len(named) :]
             mapping = [
                 (read, tf.cast(value, read.dtype))
                 for (read, _), value in zip(weights, values, strict=True)
             ]
             with keras.StatelessScope(state_mapping=mapping, initialize_variables=False):
-                outputs.update(function(**given))
+                outputs.update(function(**named))
             return list(outputs.values())
 
         specs = [*inputs.values(), *(tf.TensorSpec(v.shape, v.dtype) for _, v in weights)]
@@ -153,30 +153,32 @@ class Trace:
         self._captured = {inside.ref(): outside for outside, inside in self._wrapped.graph.captures}
         for tensor in self._captured.values():
             if tensor.dtype == tf.resource:
-                raise ExportError(f"the graph reads {tensor.name}, which is no weight of the model")
+                raise ExportError(
+                    f"the graph reads {tensor.name}, which is not a weight of the model."
+                )
         self._keys = {}
         self._find()
 
     def _find(self):
-        """Find the tensors that operations on activations read of the weights."""
+        """Find the tensors from weights alone that operations on activations read."""
         from_inputs = {tensor.ref() for tensor in self._inputs}
         from_weights = {*self._held, *self._captured}
-        found = {}
+        consumed = {}
         for operation in self._wrapped.graph.get_operations():
             refs = [tensor.ref() for tensor in operation.inputs]
             of_weights = [ref for ref in refs if ref in from_weights]
             if any(ref in from_inputs for ref in refs):
-                found.update(dict.fromkeys(of_weights))
+                consumed.update(dict.fromkeys(of_weights))
                 from_inputs.update(tensor.ref() for tensor in operation.outputs)
             elif of_weights and operation.type in _SHAPES:
-                found.update(dict.fromkeys(of_weights))
+                consumed.update(dict.fromkeys(of_weights))
             elif of_weights:
                 from_weights.update(tensor.ref() for tensor in operation.outputs)
-        self._cut = [ref.deref() for ref in found]
+        self._cut = [ref.deref() for ref in consumed]
         self.consumed = [self._view(tensor) for tensor in self._cut]
 
     def signature(self, name):
-        """The `Traced` signature, ready to be lowered."""
+        """Return the `Traced` signature for lowering."""
         feeds = [*self._inputs, *self._cut]
         graph = self._pruned(feeds, list(self._wrapped.outputs))
         return Traced(name, self.input_names, self.output_names, self.consumed, graph)
@@ -187,14 +189,15 @@ class Trace:
         return function
 
     def products(self, keys):
-        """What weights multiply.
+        """Return a function that records the inputs of matmuls.
 
         Args:
             keys: set of str, keys of expressions.
 
         Returns:
-            A function of the inputs by name that returns the outputs but `logits` by name, and by
-            the key of each expression that is a matrix of a product the array that it multiplies.
+            A function that takes the inputs by name and returns two dicts: the outputs by name,
+            without `logits`; and for the key of each expression that is the matrix of a matmul,
+            the array that it multiplies.
         """
         read = {}
         for tensor, view in zip(self._cut, self.consumed, strict=True):
@@ -205,7 +208,7 @@ class Trace:
             self._look_up_first(tensor)
             self._wait(tensor)
         outputs = dict(zip(self.output_names, self._wrapped.outputs, strict=True))
-        # No logits: they would take a cast of the whole head.
+        # Logits would need a cast of the whole head.
         state = {name: tensor for name, tensor in outputs.items() if name != "logits"}
         fetches = [*state.values(), *read.values()]
         weights = [ref.deref() for ref in self._held]
@@ -213,18 +216,19 @@ class Trace:
         run = self._pruned([*self._inputs, *weights, *captured], fetches)
 
         def call(inputs):
-            given = [tf.constant(inputs[name]) for name in self.input_names]
-            held = [held.value.read_value() for _, held in self._weights]
-            results = run(*given, *held, *self._captured.values())
+            arguments = [tf.constant(inputs[name]) for name in self.input_names]
+            values = [held.value.read_value() for _, held in self._weights]
+            results = run(*arguments, *values, *self._captured.values())
             results = [result.numpy() for result in results]
-            found = dict(zip(state, results, strict=False))
-            return found, dict(zip(read, results[len(found) :], strict=True))
+            outputs = dict(zip(state, results, strict=False))
+            return outputs, dict(zip(read, results[len(outputs) :], strict=True))
 
         return call
 
     def _look_up_first(self, tensor):
-        """Let a table be cast after rows of it have been looked up, not before: of a large
-        vocabulary the whole is a gigabyte."""
+        """Cast the rows of an embedding table after the lookup, because a whole table of a large
+        vocabulary takes a gigabyte.
+        """
         if tensor.op.type != "Cast":
             return
         for lookup in [c for c in tensor.consumers() if c.type == "GatherV2"]:
@@ -233,15 +237,17 @@ class Trace:
                 continue
             with self._wrapped.graph.as_default():
                 rows = tf.cast(tf.gather(tensor.op.inputs[0], indices, axis=axis), tensor.dtype)
-            found = lookup.outputs[0]
-            for reader in found.consumers():
+            looked_up = lookup.outputs[0]
+            for reader in looked_up.consumers():
                 for i, read in enumerate(reader.inputs):
-                    if read is found:
+                    if read is looked_up:
                         reader._update_input(i, rows)
 
     def _wait(self, tensor):
-        """Let a cast of a weight wait for what it is multiplied with: without it all weights would
-        be cast at once, which takes memory for a second model."""
+        """Delay the cast of a weight until its other operand is computed.
+
+        Otherwise all weights are cast at the same time, which takes the memory of a second model.
+        """
         if tensor.op.type != "Cast" or not tensor.consumers():
             return
         for other in tensor.consumers()[0].inputs:
@@ -249,7 +255,7 @@ class Trace:
                 tensor.op._add_control_input(other.op)
 
     def _view(self, tensor):
-        """A transposed weight counts as the weight: a tied table is then stored once."""
+        """Return the `View` of a tensor; a transposed weight shares storage with the weight."""
         if tensor.op.type == "Transpose":
             axes = tf.get_static_value(tensor.op.inputs[1])
             if axes is not None:
@@ -259,7 +265,7 @@ class Trace:
     def _expression(self, tensor):
         sources = self._sources(tensor)
         if tensor.op.type == "Cast" and tensor.op.inputs[0].ref() in self._held:
-            tensor = tensor.op.inputs[0]  # cast where it is stored, a part at a time
+            tensor = tensor.op.inputs[0]  # cast when it is stored, in parts
         if tensor.ref() in self._held:
             _, variable = self._weights[self._held[tensor.ref()]]
             compute = functools.partial(np.asarray, variable)
@@ -282,15 +288,15 @@ class Trace:
         return run(*values)[0].numpy()
 
     def _sources(self, tensor):
-        """The weights that a tensor is computed from, as keys of `_held` and `_captured`."""
-        found, left = {}, [tensor]
+        """Return the weights that a tensor is computed from, as keys of `_held` or `_captured`."""
+        sources, left = {}, [tensor]
         while left:
             tensor = left.pop()
             if tensor.ref() in self._held or tensor.ref() in self._captured:
-                found[tensor.ref()] = None
+                sources[tensor.ref()] = None
             else:
                 left += tensor.op.inputs
-        return list(found)
+        return list(sources)
 
     def _key(self, tensor):
         ref = tensor.ref()
@@ -316,11 +322,11 @@ def _free_with(owner, graph):
 
 
 def in_float32(task):
-    """A task to trace in float32, and its weights.
+    """Return a task to trace in float32, and its weights.
 
     Returns:
-        The task itself if it computes in float32, else one whose model has no values; and a list
-        of pairs (read, held) as `Trace` takes it.
+        The task itself if it computes in float32, or else a copy whose model has no values; and
+        the `weights` argument of `Trace`, a list of pairs (read, held).
     """
     if computes_in(task.model, "float32"):
         return task, [(variable, variable) for variable in task.model.variables]
@@ -331,11 +337,11 @@ def in_float32(task):
 
 
 def computes_in(model, *dtypes):
-    """Whether all layers of a model compute in one of some precisions."""
+    """Return whether all layers of a model compute in one of the given dtypes."""
     return all(layer.compute_dtype in dtypes for layer in layers_of(model))
 
 
 def layers_of(model):
-    """The layers of a model and of the models inside."""
+    """Iterate over the layers of a model and of nested models."""
     for layer in model.layers:
         yield from layers_of(layer) if hasattr(layer, "layers") else [layer]

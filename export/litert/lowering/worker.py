@@ -1,4 +1,4 @@
-"""Lower graphs to TFLite, as a process of its own: the converter can take its process down.
+"""Lower graphs to TFLite in a separate process, because the converter can crash its process.
 
 python -m keras_llm.export.litert.lowering.worker FOLDER
 """
@@ -14,7 +14,7 @@ def _warm_up():
 
 
 def _run(folder, request):
-    """Lower each graph of a request: `<name>.pb` becomes `<name>.tflite`."""
+    """Lower each graph of a request from `<name>.pb` to `<name>.tflite`."""
     import tensorflow as tf
     from tensorflow.lite.python.convert import convert_graphdef
 
@@ -27,8 +27,8 @@ def _run(folder, request):
             [imported.as_graph_element(name) for name in row[kind]]
             for kind in ("inputs", "outputs")
         )
-        # Not by `tf.lite.TFLiteConverter`: it optimizes the graph first, for which TensorFlow makes
-        # an array for each input, and here all weights are inputs.
+        # Do not use `tf.lite.TFLiteConverter`: it optimizes the graph first, for which TensorFlow
+        # allocates an array for each input, and here all weights are inputs.
         content = convert_graphdef(
             graph,
             inputs,

@@ -1,7 +1,7 @@
-"""What a decoder's products read while it reads texts: the ground for balancing and rounding.
+"""Record the activations of a decoder on calibration texts, for SmoothQuant, GPTQ and ranges.
 
-The graph that is run is a prefill traced like those that are exported, by TensorFlow and with the
-weights of the Keras model where they lie.
+TensorFlow runs a prefill graph that is traced like the exported ones, with the weights of the Keras
+model and without a copy of them.
 """
 
 import numpy as np
@@ -10,20 +10,20 @@ from keras_llm.export.litert.decoder_graphs import decoder_step, encoder
 from keras_llm.export.litert.lowering.trace import Trace
 from keras_llm.export.litert.quantization import gptq
 
-_TOKENS = 4096  # that are read for GPTQ
-_MEMORY = 1 << 30  # bytes of second moments at a time
-_TEXTS = 16  # that show the ranges of activations
+_TOKENS = 4096  # maximum number of tokens for GPTQ
+_MEMORY = 1 << 30  # maximum bytes of second moments in memory
+_TEXTS = 16  # maximum number of texts for the ranges of activations
 
 
 def groups_of(model):
-    """The weights that multiply one tensor.
+    """Group the weights that multiply the same tensor.
 
     Args:
         model: a `flatbuffer.Model`.
 
     Returns:
-        list of lists of `flatbuffer.Constant`s, as many as any signature has together. A weight
-        that multiplies several tensors, or is also a table of embeddings, is in a list of its own.
+        A list of lists of `flatbuffer.Constant`s, the unions of the groups of all signatures. A
+        weight that multiplies several tensors, or is also an embedding table, is in a group of one.
     """
     together, alone = {}, set()
     for graph in model.graphs:
@@ -35,7 +35,7 @@ def groups_of(model):
                 source = int(product.operator.inputs[0])
                 sources.setdefault(source, []).append(product.constant)
                 readers.setdefault(product.constant, set()).add(source)
-        alone.update(constant for constant, found in readers.items() if len(found) > 1)
+        alone.update(constant for constant, inputs in readers.items() if len(inputs) > 1)
         for constants in sources.values():
             group = set(constants)
             for constant in constants:
@@ -54,13 +54,13 @@ def groups_of(model):
 
 
 class Calibration:
-    """Texts, and the graphs that read them.
+    """Calibration texts and the graphs that record activations on them.
 
     Args:
-        task: a task to trace, in float32 (see `lowering.in_float32`).
-        weights: its weights, as of `lowering.Trace`.
-        manifest: dict, as the file carries it.
-        rows: lists of token ids; of an encoder-decoder of its source.
+        task: a task to trace, in float32 (see `lowering.trace.in_float32`).
+        weights: its weights, as in `lowering.trace.Trace`.
+        manifest: dict, as stored in the file.
+        rows: lists of token ids; for an encoder-decoder, of source tokens.
     """
 
     def __init__(self, task, weights, manifest, rows):
@@ -69,7 +69,7 @@ class Calibration:
         self.length = max(manifest["prefill_lengths"])
 
     def activations(self, groups, rows):
-        """What some weights multiply while texts are read.
+        """Record the inputs of the matmuls with some weights.
 
         Args:
             groups: lists of `flatbuffer.Constant`s from `groups_of`.
@@ -86,10 +86,10 @@ class Calibration:
 
         def read(name, inputs, tokens):
             run, specs = runs[name]
-            outputs, found = run({n: inputs[n] for n in specs})
+            outputs, activations = run({n: inputs[n] for n in specs})
             done = set()
-            for key, values in found.items():
-                if index[key] not in done:  # one of a group stands for all
+            for key, values in activations.items():
+                if index[key] not in done:  # the members of a group have the same input
                     done.add(index[key])
                     yield index[key], values.reshape(-1, values.shape[-1])[:tokens]
             return outputs
@@ -116,7 +116,7 @@ class Calibration:
                 state |= {name: v for name, v in outputs.items() if name in state}
 
     def _steps(self):
-        """Name -> function and inputs of the graphs that are run."""
+        """Return a dict from name to function and inputs of the graphs to run."""
         manifest, model = self._manifest, self._model
         length = manifest.get("encoder_length")
         step = decoder_step(model, manifest["cache_slots"], self.length, True, None, length)
@@ -138,14 +138,14 @@ class Calibration:
         return {"tokens": tokens, "input_pos": positions, "mask": mask[None, None]}
 
     def tokens(self):
-        """How many tokens GPTQ reads."""
+        """Return the number of tokens for GPTQ."""
         return sum(map(len, self._first(_TOKENS)))
 
     def round_later_columns(self, groups):
-        """Give the matrices of some groups what GPTQ rounds them with, computed when it is asked
-        for, as many at a time as there is room for.
+        """Set the GPTQ factor of the matrices of some groups.
 
-        Matrices with more input channels than tokens are read stay as they are.
+        Factors are computed on first use, for as many groups at a time as fit in memory. Matrices
+        with more input channels than there are tokens keep plain rounding.
         """
         groups = [g for g in groups if g[0].view.shape[1] <= self.tokens()]
         moments = _Moments(self, groups, self._first(_TOKENS))
@@ -154,21 +154,21 @@ class Calibration:
                 constant.factor = lambda i=i: moments.factor(i)
 
     def ranges(self, groups, biases):
-        """The ranges of what products read and give.
+        """Return the ranges of the inputs and outputs of matmuls.
 
         Args:
-            groups: as of `activations`.
+            groups: as in `activations`.
             biases: dict from a constant to the array that is added to its product, or None.
 
         Returns:
-            dict from the key of a constant to ((min, max), (min, max)).
+            A dict from the key of a constant to the (min, max) of the input and of the output.
         """
-        found = {}
+        result = {}
 
-        def widen(key, place, values):
-            pair = found.setdefault(key, [(0.0, 0.0), (0.0, 0.0)])
-            least, largest = pair[place]
-            pair[place] = min(least, float(values.min())), max(largest, float(values.max()))
+        def widen(key, side, values):
+            pair = result.setdefault(key, [(0.0, 0.0), (0.0, 0.0)])
+            least, largest = pair[side]
+            pair[side] = min(least, float(values.min())), max(largest, float(values.max()))
 
         for i, x in self.activations(groups, self.rows[:_TEXTS]):
             if groups[i][0].divisor is not None:
@@ -181,44 +181,45 @@ class Calibration:
                 bias = biases.get(constant)
                 widen(constant.view.key, 0, x)
                 widen(constant.view.key, 1, y if bias is None else y + bias)
-        return found
+        return result
 
     def _first(self, tokens):
-        """The first rows, so many tokens in all."""
-        found = []
+        """Return the first rows, truncated to `tokens` tokens in total."""
+        rows = []
         for row in self.rows:
-            found.append(row[: tokens - sum(map(len, found))])
-        return [row for row in found if row]
+            rows.append(row[: tokens - sum(map(len, rows))])
+        return [row for row in rows if row]
 
 
 class _Moments:
-    """The second moments of what groups of matrices multiply, a part of them at a time."""
+    """The second moments of the inputs of groups of matrices, computed in parts."""
 
     def __init__(self, calibration, groups, rows):
         self._calibration, self._groups, self._rows = calibration, groups, rows
-        self._known, self._factor = {}, (None, None)
+        self._moments, self._factor = {}, (None, None)
 
     def factor(self, index):
-        """The factor that rounds the matrices of a group (see `gptq`)."""
+        """Return the GPTQ factor of the matrices of a group (see `gptq`)."""
         if self._factor[0] != index:
-            if index not in self._known:
+            if index not in self._moments:
                 self._read(index)
-            self._factor = index, gptq.factor_of(self._known.pop(index))
+            self._factor = index, gptq.factor_of(self._moments.pop(index))
         return self._factor[1]
 
     def _read(self, first):
-        some, used = [], 0
+        """Compute the moments of as many groups, from `first` on, as fit in memory."""
+        indices, used = [], 0
         for index in range(first, len(self._groups)):
             size = 4 * self._groups[index][0].view.shape[1] ** 2
-            if some and used + size > _MEMORY:
+            if indices and used + size > _MEMORY:
                 break
-            some.append(index)
+            indices.append(index)
             used += size
-        self._known = {}
-        groups = [self._groups[index] for index in some]
+        self._moments = {}
+        groups = [self._groups[index] for index in indices]
         for i, x in self._calibration.activations(groups, self._rows):
-            self._known[some[i]] = self._known.get(some[i], 0.0) + x.T @ x
-        for index in some:
+            self._moments[indices[i]] = self._moments.get(indices[i], 0.0) + x.T @ x
+        for index in indices:
             divisor = self._groups[index][0].divisor
             if divisor is not None:
-                self._known[index] = self._known[index] * np.outer(divisor, divisor)
+                self._moments[index] = self._moments[index] * np.outer(divisor, divisor)

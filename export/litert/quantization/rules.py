@@ -1,15 +1,15 @@
-"""Weights in fewer bits: rules that name layers, and how a matrix is rounded.
+"""Quantize weights: rules that select layers, and rounding of their matrices.
 
-A weight w is stored as a whole number q and a scale s, w = q s:
+A weight w is stored as an integer q and a scale s, w = q s:
 
     s = max |w| / Q,    q = round(w / s),    Q = 127 for 8 bits, 7 for 4,
 
 with one scale for each output channel, or for each block of weights of a channel. The scale of a
-block is rounded to bfloat16, as LiteRT's kernels take it.
+block is rounded to bfloat16, as LiteRT's kernels require.
 
 Reference:
-    LiteRT 8-bit quantization specification; `litert-quantizer` (formerly ai-edge-quantizer), whose
-    numbers these are.
+    LiteRT 8-bit quantization specification; `litert-quantizer` (formerly ai-edge-quantizer), which
+    computes the same integers and scales.
 """
 
 import dataclasses
@@ -23,30 +23,30 @@ from keras_llm.errors import InputError
 
 KINDS = ("dynamic", "weight_only", "static")
 _BLOCKS = (None, 32, 64, 128, 256)
-_LEAST = np.float32(1e-9)  # of a scale times Q: channels of zeros have a scale, too
-_LARGEST_SCALE = 65280.0  # of a block: the largest bfloat16 that is a float16
+_LEAST = np.float32(1e-9)  # lower bound of scale times Q, for channels of zeros
+_LARGEST_SCALE = 65280.0  # of a block: the largest bfloat16 value that float16 can represent
 _TABLES = r"/embedding_\d+\b|/head\b"
 _INT8, _INT32 = schema.TensorType.INT8, schema.TensorType.INT32
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizationRule:
-    """How the matrix products and embeddings of some layers are quantized.
+    """A rule that selects layers and sets how their matmuls and embeddings are quantized.
 
     Args:
-        layers: str, a regular expression, searched for in the names of layers:
-            "block_3/feed_forward/up", "decode/embedding_0", "decode/head". Of several rules that
-            fit, the last counts.
-        bits: 8 or 4, of the weights; 32 leaves them as they are.
-        block: None for one scale for each output channel; 32, 64, 128 or 256 for one for each
-            block of so many weights of a channel (4 bits only; layers whose width is no multiple
-            of it take 8 bits and a scale for each channel).
-        kind: "dynamic", where activations are rounded to 8 bits as they come, and products are
-            integers; "weight_only", where weights are widened again before a product in float32;
-            or "static", where the range of activations is fixed beforehand from calibration text.
+        layers: str. A regular expression that is searched for in layer names:
+            "block_3/feed_forward/up", "decode/embedding_0", "decode/head". If several rules match,
+            the last one applies.
+        bits: 8 or 4 bits for the weights; 32 disables quantization.
+        block: None for one scale for each output channel; 32, 64, 128 or 256 for one scale for
+            each block of that many weights of a channel (4 bits only; layers whose width is not a
+            multiple of it use 8 bits and one scale for each channel).
+        kind: "dynamic": activations are quantized to 8 bits at run time and matmuls use integers;
+            "weight_only": weights are dequantized before a float32 matmul; "static": the range of
+            activations is fixed from calibration texts.
 
     Raises:
-        InputError: naming the argument that is wrong.
+        InputError: if an argument is invalid.
     """
 
     layers: str = ""
@@ -62,7 +62,9 @@ class QuantizationRule:
         if self.bits not in (4, 8, 32):
             raise InputError(f"`bits` must be 4, 8 or 32, got {self.bits!r}.")
         if self.block not in _BLOCKS or (self.block and self.bits != 4):
-            raise InputError(f"`block` must be None, or with 4 bits {_BLOCKS[1:]}.")
+            raise InputError(
+                f"`block` must be None or, with 4 bits, one of {_BLOCKS[1:]}; got {self.block!r}."
+            )
         if self.kind not in KINDS:
             raise InputError(f"`kind` must be one of {KINDS}, got {self.kind!r}.")
 
@@ -77,10 +79,10 @@ NAMES = ("float16", *RECIPES)
 
 
 def rules_of(quantization):
-    """The rules of a named recipe, or those given; () for float32 and float16.
+    """Return the rules of a recipe or a list of rules; () for float32 and float16.
 
     Raises:
-        InputError: if there is no such recipe.
+        InputError: if `quantization` is invalid.
     """
     if quantization is None or quantization == "float16":
         return ()
@@ -97,7 +99,7 @@ def rules_of(quantization):
 
 
 def rule_for(rules, name, width):
-    """The rule of a product whose matrix has so many input channels; None leaves it in float32."""
+    """Return the rule of a matmul with `width` input channels; None means float32."""
     rule = next((rule for rule in reversed(rules) if re.search(rule.layers, name)), None)
     if rule is None or rule.bits == 32:
         return None
@@ -108,55 +110,58 @@ def rule_for(rules, name, width):
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """How a weight is stored.
+    """The storage format of a weight.
 
     Attributes:
-        bits: 4 or 8, whole numbers; 16, float16.
-        block: how many weights of a row share a scale; None means all of them.
+        bits: 4 or 8 for integers, 16 for float16.
+        block: number of weights of a row that share a scale; None means all.
     """
 
     bits: int
     block: int | None = None
 
     def quantize(self, rows):
-        """Whole numbers and scales of some rows of a matrix, float32 (rows, in).
+        """Quantize rows of a matrix, float32 (rows, in).
 
         Returns:
-            Int8 (rows, in), and float32 (rows, in / block).
+            Integers, int8 (rows, in), and scales, float32 (rows, in / block).
         """
-        most = np.float32(127 if self.bits == 8 else 7)
+        largest = np.float32(127 if self.bits == 8 else 7)
         blocks = rows.reshape(len(rows), -1, self.block or rows.shape[1])
-        scales = np.maximum(np.abs(blocks).max(-1), _LEAST) / most
+        scales = np.maximum(np.abs(blocks).max(-1), _LEAST) / largest
         if self.block:
             scales = np.minimum(scales, _LARGEST_SCALE)
             scales = scales.astype(ml_dtypes.bfloat16).astype("float16").astype("float32")
-        # A block of values below what a float16 holds has the scale 0, and is 0.
+        # A block of values that are too small for a float16 scale has the scale 0 and becomes 0.
         steps = np.rint(blocks / np.where(scales == 0, np.inf, scales)[..., None])
-        least = -most if self.bits == 8 else -most - 1
-        return np.clip(steps, least, most).astype("int8").reshape(rows.shape), scales
+        smallest = -largest if self.bits == 8 else -largest - 1
+        return np.clip(steps, smallest, largest).astype("int8").reshape(rows.shape), scales
 
 
 @dataclasses.dataclass(frozen=True)
 class BiasStorage:
-    """How the bias of a product of whole numbers is stored: in 32 bits, with the scale of what it
-    is added to.
+    """The storage format of the bias of an integer matmul: int32 with the scale of its result.
 
     Attributes:
-        input_scale: float32, of what goes into the product.
-        weights: the `flatbuffer.Constant` of its matrix.
+        input_scale: float32, the scale of the matmul's input.
+        weights: the `flatbuffer.Constant` of the matmul's matrix.
     """
 
     input_scale: object
     weights: object
 
     def quantize(self, bias, scales):
-        """Int32 (out,) and float32 scales (out,), for the scales (out,) of the matrix."""
+        """Quantize a bias, given the scales (out,) of the matrix.
+
+        Returns:
+            Int32 (out,) and its float32 scales (out,).
+        """
         scales = self.input_scale * scales
         return np.rint(bias.astype("float64") / scales).astype("int32"), scales
 
 
 def pack_int4(values):
-    """Pairs of int8 in -8 .. 7 as bytes, the first in the low half."""
+    """Pack pairs of int8 values in -8 .. 7 into bytes, the first one in the low 4 bits."""
     values = values.reshape(-1)
     if len(values) % 2:
         values = np.append(values, np.int8(0))
@@ -164,41 +169,41 @@ def pack_int4(values):
 
 
 def apply(model, rules, ranges=None):
-    """Say for each weight of a model how it is stored, and change the graphs to match.
+    """Set the storage of each weight of a model and change the graphs to match.
 
     Args:
         model: a `flatbuffer.Model`.
         rules: `QuantizationRule`s.
-        ranges: dict of a constant's key to the ((min, max) of what it is multiplied with, (min,
-            max) of what comes out), needed by "static" rules.
+        ranges: dict from a constant's key to ((min, max) of the matmul's input, (min, max) of its
+            output), required by "static" rules.
 
     Raises:
-        InputError: if products that share a matrix have different rules.
+        InputError: if matmuls that share a matrix have different rules.
     """
-    chosen = {}
+    formats = {}
     for product in model.products:
         rule = rule_for(rules, product.name, product.constant.view.shape[1])
-        how = rule and (rule.bits, rule.block)
-        other, known = chosen.setdefault(product.constant.view.key, (product.name, how))
-        if known != how:
+        bits_and_block = rule and (rule.bits, rule.block)
+        other, first = formats.setdefault(product.constant.view.key, (product.name, bits_and_block))
+        if first != bits_and_block:
             raise InputError(
-                f"{other} and {product.name} share one table, which can have one rule only; got "
-                f"{known} and {how} (bits, block)."
+                f"{other} and {product.name} share one table and must have the same rule; got "
+                f"{first} and {bits_and_block} (bits, block)."
             )
     readers = {}
     for product in model.products:
         readers.setdefault(product.constant.view.key, []).append(product)
     for key, products in readers.items():
-        constant, (_, how) = products[0].constant, chosen[key]
-        if how is None or not _only_read_by(constant, products):
+        constant, (_, bits_and_block) = products[0].constant, formats[key]
+        if bits_and_block is None or not _only_read_by(constant, products):
             continue
-        constant.storage = Storage(*how)
+        constant.storage = Storage(*bits_and_block)
         for graph, tensor in constant.places:
             _describe(model, graph, tensor, constant)
         for product in products:
             rule = rule_for(rules, product.name, constant.view.shape[1])
             if product.is_lookup or rule.kind == "dynamic":
-                continue  # a lookup has no product: its rows are widened as they are read
+                continue  # a lookup is not a matmul: its kernel dequantizes the rows
             if rule.kind == "weight_only":
                 _widen(product)
             else:
@@ -206,7 +211,7 @@ def apply(model, rules, ranges=None):
 
 
 def in_float16(model):
-    """Store all float weights of a model in 16 bits, widened again before they are used."""
+    """Store all float weights of a model in float16 and dequantize them before use."""
     for constant in model.constants.values():
         constant.storage = Storage(16)
         for graph, tensor in constant.places:
@@ -221,10 +226,10 @@ def in_float16(model):
 
 
 def _only_read_by(constant, products):
-    """Whether nothing but some products reads a weight."""
-    known = {id(product.operator) for product in products}
+    """Return whether only the products in `products` read a weight."""
+    readers = {id(product.operator) for product in products}
     return all(
-        id(operator) in known
+        id(operator) in readers
         for graph, tensor in constant.places
         for operator in graph.graph.operators
         if tensor in operator.inputs
@@ -232,7 +237,7 @@ def _only_read_by(constant, products):
 
 
 def _describe(model, graph, tensor, constant):
-    """Write into a tensor's description how it is quantized; scales follow with the weights."""
+    """Set the quantization parameters of a tensor; scales are filled in with the weights."""
     tensor, storage = graph.graph.tensors[tensor], constant.storage
     tensor.type = _INT8 if storage.bits == 8 else schema.TensorType.INT4
     rows, width = constant.view.shape
@@ -259,20 +264,20 @@ def _widen(product):
     graph.insert_before([operator], graph.operator(builtin, [weights], wide, options, 2))
 
 
-def _fix_ranges(model, product, given, result):
-    """Round what goes into a product and what comes out of it to 8 bits of fixed ranges."""
+def _fix_ranges(model, product, input_range, output_range):
+    """Quantize the input and output of a matmul to 8 bits with static ranges."""
     graph, operator = product.graph, product.operator
     x, output = int(operator.inputs[0]), int(operator.outputs[0])
-    scale, _ = _affine(given)
-    small = _quantized_tensor(graph, x, given)
+    scale, _ = _affine(input_range)
+    small = _quantized_tensor(graph, x, input_range)
     if small is None:
-        small = _small_tensor(graph, x, given)
+        small = _small_tensor(graph, x, input_range)
         options, builtin = schema.QuantizeOptionsT(), schema.BuiltinOperator.QUANTIZE
         graph.insert_before([operator], graph.operator(builtin, [x], small, options))
     bias = int(operator.inputs[2])
     if bias != -1:
         bias = _bias_constant(model, graph, bias, scale, product.constant)
-    out = _small_tensor(graph, output, result)
+    out = _small_tensor(graph, output, output_range)
     operator.inputs = np.array([small, operator.inputs[1], bias], "int32")
     operator.outputs = np.array([out], "int32")
     options, builtin = schema.DequantizeOptionsT(), schema.BuiltinOperator.DEQUANTIZE
@@ -281,9 +286,9 @@ def _fix_ranges(model, product, given, result):
     graph.graph.operators.insert(place + 1, widened)
 
 
-def _quantized_tensor(graph, x, given):
-    """The tensor in which another product of the same input found it rounded; None without."""
-    scale, zero = _affine(given)
+def _quantized_tensor(graph, x, value_range):
+    """Return the tensor with `x` already quantized for another matmul, or None."""
+    scale, zero = _affine(value_range)
     for operator in graph.graph.operators:
         if graph.builtin(operator) == schema.BuiltinOperator.QUANTIZE and operator.inputs[0] == x:
             quantization = graph.graph.tensors[operator.outputs[0]].quantization
@@ -304,14 +309,14 @@ def _small_tensor(graph, like, value_range):
 
 
 def _affine(value_range):
-    """Scale and zero point of 8 bits for values between a least and a largest, and 0."""
+    """Return the 8-bit scale and zero point for a range of values, extended to include 0."""
     least, largest = min(value_range[0], 0.0), max(value_range[1], 0.0)
     scale = np.float32(max(largest - least, _LEAST) / 255)
     return scale, int(np.clip(np.rint(-128 - least / scale), -128, 127))
 
 
 def _bias_constant(model, graph, bias, input_scale, weights):
-    """The tensor of a bias in whole numbers."""
+    """Add the integer tensor of a bias to a graph and return its index."""
     plain = next(
         constant for constant in model.constants.values() if (graph, bias) in constant.places
     )

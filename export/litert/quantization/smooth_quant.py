@@ -1,12 +1,12 @@
-"""Move the spread of activations into weights, before both are rounded to 8 bits.
+"""Balance activations and weights with SmoothQuant before both are quantized to 8 bits.
 
-What a norm gives has channels that are a hundred times larger than others, and one scale for all of
-them leaves the small ones few steps. Multiplying channel j by c_j and dividing column j of each
-matrix that reads it changes nothing in exact numbers; with
+The output of a norm layer has channels that are a hundred times larger than others, so one scale
+for all channels leaves few steps for the small ones. Multiplying channel j by c_j and dividing
+column j of each matrix that reads it does not change the result in exact arithmetic; with
 
     c_j = sqrt(max |W_j| / max |x_j|)
 
-neither has to carry the whole spread.
+activations and weights share the difficulty of quantization.
 
 Reference:
     Xiao et al., 2022, "SmoothQuant", eq. 4, with alpha = 1/2.
@@ -15,15 +15,15 @@ Reference:
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-_ROWS = 8  # texts that are read
-_LEAST = 1e-5  # of a channel's largest value: some are never used
+_ROWS = 8  # calibration texts
+_LEAST = 1e-5  # lower bound of a channel's largest value, because some channels are never used
 
 
 def balance(model, groups, calibration):
-    """Balance the inputs that several products of a decoder share.
+    """Balance the inputs that several matmuls of a decoder share.
 
     Args:
-        model: a `flatbuffer.Model`, to whose graphs the multiplications are added; its constants
+        model: a `flatbuffer.Model`. The multiplications are added to its graphs; its constants
             are divided when they are stored.
         groups: from `calibration.groups_of`.
         calibration: a `calibration.Calibration`.
@@ -45,7 +45,7 @@ def balance(model, groups, calibration):
 
 
 def _multiply(model, graph, constants, factor):
-    """Let the products of some constants in a graph read what they read, times a factor."""
+    """Multiply the inputs of the matmuls with some constants in a graph by a factor."""
     readers = {}
     for product in model.products:
         if product.graph is graph and product.constant in constants:

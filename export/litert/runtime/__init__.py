@@ -1,1 +1,1 @@
-"""Run exported files with LiteRT, without TensorFlow and Keras."""
+"""Run exported files with LiteRT, without TensorFlow or Keras."""

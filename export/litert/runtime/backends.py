@@ -1,7 +1,7 @@
-"""LiteRT's two ways to run a file, behind one interface.
+"""Wrap LiteRT's two runtimes, CompiledModel and the interpreter, in one interface.
 
-A tensor that one signature puts out and one takes in under the same name (a key-value cache) is
-state: it stays inside the runtime between calls.
+A tensor that is an output of a signature and an input of a signature under the same name, such as
+a key-value cache, is state: it stays in the runtime between calls.
 """
 
 import atexit
@@ -28,18 +28,18 @@ def open_runtime(path, begin, end, runtime, num_threads, xnnpack=True):
         path: path of the file.
         begin, end: ints.
         runtime: "compiled" for LiteRT's CompiledModel, "interpreter" for its interpreter, or
-            None for the first of them that this installation has.
-        num_threads: int > 0, or None for one for each core up to 4.
-        xnnpack: bool. Whether XNNPACK computes what it can.
+            None for the first one that is installed.
+        num_threads: int > 0, or None for one thread for each core, at most 4.
+        xnnpack: bool. Whether to use XNNPACK for the ops that it supports.
 
     Raises:
-        InputError: if the argument is unknown or the runtime cannot read the file.
+        InputError: if `runtime` is unknown or the runtime cannot load the file.
     """
     if runtime not in (*RUNTIMES, None):
         raise InputError(f"`runtime` must be one of {RUNTIMES} or None, got {runtime!r}.")
     if runtime is None:
         try:
-            import ai_edge_litert.compiled_model  # noqa: F401, is it there?
+            import ai_edge_litert.compiled_model  # noqa: F401, check that it is installed
 
             runtime = "compiled"
         except ImportError:
@@ -52,22 +52,27 @@ def open_runtime(path, begin, end, runtime, num_threads, xnnpack=True):
 
 
 class _Runtime:
-    """What both share.
+    """Base class of the runtimes.
 
     Attributes:
         inputs, outputs: signature name -> {tensor name: (dtype, shape)}.
-        state: the names of the tensors that stay inside.
+        state: set of the names of the state tensors.
     """
 
     def __init__(self, inputs, outputs):
         self.inputs, self.outputs = inputs, outputs
-        taken, given = ({n for row in t.values() for n in row} for t in (inputs, outputs))
-        self.state = taken & given
+        input_names, output_names = (
+            {n for row in t.values() for n in row} for t in (inputs, outputs)
+        )
+        self.state = input_names & output_names
 
 
 class CompiledRuntime(_Runtime):
-    """LiteRT's CompiledModel. State is read and written in place: its input and its output are one
-    buffer, so that updating a cache moves only what is new."""
+    """LiteRT's CompiledModel.
+
+    State is updated in place: its input and output share a buffer, so a cache update writes only
+    the new entries.
+    """
 
     def __init__(self, path, begin, end, num_threads, xnnpack):
         from ai_edge_litert.compiled_model import CompiledModel, CpuKernelMode, CpuOptions, Options
@@ -79,13 +84,13 @@ class CompiledRuntime(_Runtime):
             # Signatures share one packed copy of the weights, instead of one each.
             xnnpack_weight_cache_path=_IN_MEMORY if xnnpack else "",
         )
-        how = {"environment": _environment(), "options": Options(cpu_options=cpu)}
-        with silent_stderr():  # it tells of accelerators that are not there
+        options = {"environment": _environment(), "options": Options(cpu_options=cpu)}
+        with silent_stderr():  # it logs missing accelerators
             if begin == 0:
-                self._model = CompiledModel.from_file(str(path), **how)
+                self._model = CompiledModel.from_file(str(path), **options)
             else:
                 self._bytes = _part(path, begin, end)
-                self._model = CompiledModel.from_buffer(self._bytes, **how)
+                self._model = CompiledModel.from_buffer(self._bytes, **options)
         names = self._model.get_signature_list()
         super().__init__(
             {s: _rows(self._model.get_input_tensor_details(s)) for s in names},
@@ -98,10 +103,10 @@ class CompiledRuntime(_Runtime):
 
         Args:
             signature: str.
-            arrays: dict name -> array, the inputs that are not state.
+            arrays: dict of name to array, the inputs that are not state.
 
         Returns:
-            dict name -> array, the outputs that are not state.
+            A dict of name to array, the outputs that are not state.
         """
         if signature not in self._calls:
             with silent_stderr():
@@ -117,19 +122,19 @@ class CompiledRuntime(_Runtime):
         return results
 
     def _prepare(self, signature):
-        """The buffers of a signature; those of state are shared by all."""
+        """Create the buffers of a signature; all signatures share those of state."""
 
         def buffers(rows, create):
-            found = {}
+            result = {}
             for name, (dtype, shape) in rows.items():
                 if name in self.state:
                     if name not in self._buffers:
                         self._buffers[name] = create(signature, name)
                         self._buffers[name].write(np.zeros(shape, dtype))
-                    found[name] = self._buffers[name]
+                    result[name] = self._buffers[name]
                 else:
-                    found[name] = create(signature, name)
-            return found
+                    result[name] = create(signature, name)
+            return result
 
         return (
             buffers(self.inputs[signature], self._model.create_input_buffer_by_name),
@@ -138,9 +143,10 @@ class CompiledRuntime(_Runtime):
 
 
 class InterpreterRuntime(_Runtime):
-    """TFLite's interpreter. State goes through Python, a copy each way.
+    """TFLite's interpreter.
 
-    With `keep_all`, and without XNNPACK, `tensor` tells what a run left in any of its tensors.
+    State passes through Python and is copied in and out. With `keep_all` and without XNNPACK,
+    `tensor` can read any tensor after a run.
     """
 
     def __init__(self, path, begin, end, num_threads, xnnpack, keep_all=False):
@@ -150,7 +156,7 @@ class InterpreterRuntime(_Runtime):
         content = (
             {"model_path": str(path)} if begin == 0 else {"model_content": _part(path, begin, end)}
         )
-        with silent_stderr():  # it tells that it uses XNNPACK
+        with silent_stderr():  # it logs that it uses XNNPACK
             self._interpreter = Interpreter(
                 **content,
                 num_threads=num_threads or default_threads(),
@@ -166,7 +172,7 @@ class InterpreterRuntime(_Runtime):
         self._held = {}
 
     def run(self, signature, arrays):
-        """As `CompiledRuntime.run`."""
+        """Run a signature; arguments and result are those of `CompiledRuntime.run`."""
         inputs = dict(arrays)
         for name, (dtype, shape) in self.inputs[signature].items():
             if name in self.state:
@@ -178,7 +184,7 @@ class InterpreterRuntime(_Runtime):
         return {name: value for name, value in outputs.items() if name not in self.state}
 
     def tensor(self, signature, index):
-        """The value of a tensor of a signature's graph after a run."""
+        """Return the value of a tensor of a signature's graph after a run."""
         subgraph = self._runners[signature]._subgraph_index
         return self._interpreter.get_tensor(index, subgraph)
 
@@ -188,7 +194,7 @@ class InterpreterRuntime(_Runtime):
 
 @functools.cache
 def _environment():
-    """LiteRT's environment, one for the process."""
+    """Return LiteRT's environment, of which a process has one."""
     from ai_edge_litert.environment import Environment
 
     package = pathlib.Path(importlib.util.find_spec("ai_edge_litert").origin).parent
@@ -198,13 +204,13 @@ def _environment():
 
 
 def _mute():
-    """When Python has ended, LiteRT tells line by line what it takes down."""
+    """Redirect stderr to /dev/null at exit, because LiteRT logs its teardown."""
     sys.stderr.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def default_threads():
-    """One for each core, up to 4: phones have no more fast ones."""
+    """Return the number of cores, at most 4, the number of fast cores of a phone."""
     return min(4, len(os.sched_getaffinity(0)))
 
 

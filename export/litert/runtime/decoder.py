@@ -1,4 +1,4 @@
-"""Prefill and decode of a file, one text at a time."""
+"""Run the prefill and decode signatures of an exported decoder, with batch size 1."""
 
 import numpy as np
 
@@ -6,11 +6,11 @@ _MASKED = -1e9
 
 
 class DecoderSteps:
-    """A decoder's signatures over the key-value cache that the runtime holds.
+    """The signatures of a decoder and the key-value cache in the runtime.
 
     Args:
         runtime: from `open_runtime`.
-        manifest: dict with `prefill_lengths`, `decode_lengths` and `cache_slots`; of an
+        manifest: dict with `prefill_lengths`, `decode_lengths` and `cache_slots`; for an
             encoder-decoder also `encoder_length` and `pad_id`.
     """
 
@@ -22,14 +22,17 @@ class DecoderSteps:
         self._slots = np.arange(manifest["cache_slots"])
 
     def encode(self, token_ids):
-        """Read the encoder's side, of an encoder-decoder."""
+        """Run the encoder of an encoder-decoder on the source tokens."""
         tokens = np.full((1, self._manifest["encoder_length"]), self._manifest["pad_id"], "int32")
         tokens[0, : len(token_ids)] = token_ids
         self.runtime.run("encode", {"encoder_tokens": tokens})
 
     def read(self, token_ids):
-        """Put tokens into the cache from slot 0 on, in chunks of the lengths that the file has, the
-        smallest that holds what is left. What the cache held before is never attended to."""
+        """Prefill the cache with tokens, starting at slot 0.
+
+        Each chunk uses the smallest prefill length that fits the remaining tokens, or else the
+        largest one. Previous contents of the cache are not attended to.
+        """
         begin = 0
         while begin < len(token_ids):
             left = len(token_ids) - begin
@@ -39,18 +42,21 @@ class DecoderSteps:
             begin += len(chunk)
 
     def prefill(self, token_ids, begin, length):
-        """Put a chunk into the cache from slot `begin` on, with the graph for `length` tokens."""
+        """Prefill the cache with a chunk, starting at slot `begin`, with `prefill_<length>`."""
         self.runtime.run(f"prefill_{length}", self._inputs(token_ids, begin, length))
 
     def step(self, token, position):
-        """Put one token into the cache; float32 logits (V,) of what follows."""
+        """Add one token to the cache and return the float32 logits (V,) of the next token."""
         length = next((n for n in self._decode_lengths if n > position), None)
         name = "decode" if length is None else f"decode_{length}"
         inputs = self._inputs([token], position, 1, length)
         return self.runtime.run(name, inputs)["logits"].reshape(-1)
 
     def _inputs(self, token_ids, begin, length, attended=None):
-        """A chunk at position `begin`, padded to `length`; `attended` slots are looked at."""
+        """Return the inputs for a chunk at position `begin`, padded to `length`.
+
+        The mask covers the first `attended` slots, or all.
+        """
         tokens = np.zeros((1, length), "int32")
         tokens[0, : len(token_ids)] = token_ids
         positions = np.arange(begin, begin + length, dtype="int32")

@@ -1,6 +1,6 @@
-"""What the tasks of models with a head do with texts and numbers, in NumPy.
+"""Run the tasks of models with a head in NumPy: encode texts and decode outputs.
 
-Each function takes a `LiteRTModel` and texts, and gives what the task's Python gives for them.
+Each function takes a `LiteRTModel` and texts, and returns the same results as the Keras task.
 """
 
 import numpy as np
@@ -9,11 +9,9 @@ from keras_llm.errors import InputError
 from keras_llm.tokenizers.mask_filling import WHITE_SPACE, MaskFiller
 from keras_llm.tokenizers.word_segmentation import word_spans
 
-_NEVER = -1e9
-
 
 def classify(runner, text, truncate):
-    """A dict of `label`, `probability`, `probabilities` and `truncated`."""
+    """Classify a text; return `label`, `probability`, `probabilities` and `truncated`."""
     row, is_cut = _framed(runner, "text", _encoded(runner, "text", text), truncate)
     probabilities = _call(runner, row)["probabilities"][0]
     labels, best = runner.manifest["labels"], int(probabilities.argmax())
@@ -26,8 +24,12 @@ def classify(runner, text, truncate):
 
 
 def tag(runner, text, truncate):
-    """A dict of `words`, each a dict of `text`, `label`, `probability`, `start` and `end`; and
-    `truncated`."""
+    """Label the words of a text.
+
+    Returns:
+        A dict of `words`, each a dict of `text`, `label`, `probability`, `start` and `end`; and
+        `truncated`.
+    """
     _check(text, "text")
     ids, offsets = runner.tokenizer.encode_with_offsets(text)
     row, is_cut = _framed(runner, "text", ids, truncate)
@@ -36,37 +38,40 @@ def tag(runner, text, truncate):
     ends = [end for _, end in offsets[: _room(runner)]]
     words = []
     for start, end in word_spans(text):
-        token = int(np.searchsorted(ends, start, side="right"))  # the first that ends after
+        token = int(np.searchsorted(ends, start, side="right"))  # first token that ends after start
         if token == len(ends):
             break
-        found = probabilities[begin + token]
-        best = int(found.argmax())
-        word = {"text": text[start:end], "label": labels[best], "probability": float(found[best])}
+        row = probabilities[begin + token]
+        best = int(row.argmax())
+        word = {"text": text[start:end], "label": labels[best], "probability": float(row[best])}
         words.append({**word, "start": start, "end": end})
     return {"words": words, "truncated": is_cut}
 
 
 def score(runner, text, truncate):
-    """A dict of `value` and `truncated`."""
+    """Predict a number for a text; return `value` and `truncated`."""
     row, is_cut = _framed(runner, "text", _encoded(runner, "text", text), truncate)
     return {"value": float(_call(runner, row)["value"][0]), "truncated": is_cut}
 
 
 def embed(runner, text, truncate):
-    """A float32 array (D,)."""
+    """Return the embedding of a text, a float32 array (D,)."""
     row, _ = _framed(runner, "text", _encoded(runner, "text", text), truncate)
     return _call(runner, row)["embedding"][0]
 
 
 def answer(runner, question, context, truncate):
-    """A dict of `text`, `start`, `end`, `probability` and `truncated`."""
+    """Answer a question; return `text`, `start`, `end`, `probability` and `truncated`."""
     ids = _encoded(runner, "question", question)
     _check(context, "context")
     pair_room = _room(runner) - len(runner.manifest["separators"])
     longest = pair_room // 2
     is_cut = len(ids) > longest
     if is_cut and not truncate:
-        raise InputError(f"`question` has {len(ids)} tokens, more than the {longest} it may have.")
+        raise InputError(
+            f"`question` has {len(ids)} tokens, but the maximum is {longest}; shorten it or use "
+            "`truncate=True`."
+        )
     ids = ids[:longest]
     context_ids, offsets = runner.tokenizer.encode_with_offsets(context)
     first, last, probability = _best_span(runner, ids, context_ids, pair_room - len(ids))
@@ -75,28 +80,32 @@ def answer(runner, question, context, truncate):
     start, text = offsets[first][0], context[offsets[first][0] : offsets[last][1]]
     start += len(text) - len(text.lstrip(WHITE_SPACE))
     text = text.strip(WHITE_SPACE)
-    found = {"text": text, "start": start, "end": start + len(text)}
-    return {**found, "probability": probability, "truncated": is_cut}
+    span = {"text": text, "start": start, "end": start + len(text)}
+    return {**span, "probability": probability, "truncated": is_cut}
 
 
 def fill_mask(runner, text, top_k, truncate):
-    """A dict of `text`, `tokens` (for each mask token a list of pairs (token, probability)) and
-    `truncated`."""
+    """Fill the mask tokens of a text.
+
+    Returns:
+        A dict of `text`, `tokens` (for each mask token a list of pairs (token, probability)) and
+        `truncated`.
+    """
     _check(text, "text")
     mask_id, filler = (
         runner.tokenizer.mask_id,
         runner.cached("filler", lambda: MaskFiller(runner.tokenizer)),
     )
     if filler.mask_token not in text:
-        raise InputError(f"`text` has no {filler.mask_token}.")
+        raise InputError(f"`text` must have at least one {filler.mask_token}.")
     row, is_cut = _framed(runner, "text", filler.encode(text), truncate)
     places = [i for i, token in enumerate(row) if token == mask_id]
     count = runner.manifest["masks"]
     best, tokens = [], []
     for begin in range(0, len(places), count):
-        some = places[begin : begin + count]
-        positions = np.array([some + [0] * (count - len(some))], "int32")
-        logits = _call(runner, row, mask_positions=positions)["logits"][0, : len(some)]
+        batch = places[begin : begin + count]
+        positions = np.array([batch + [0] * (count - len(batch))], "int32")
+        logits = _call(runner, row, mask_positions=positions)["logits"][0, : len(batch)]
         for probabilities in _probabilities(logits, filler.is_special):
             order = np.argsort(-probabilities, kind="stable")[:top_k]
             best.append(int(order[0]))
@@ -105,7 +114,7 @@ def fill_mask(runner, text, top_k, truncate):
 
 
 def _probabilities(logits, is_special):
-    """Logits (M, V) -> probabilities among the tokens that are text."""
+    """Convert logits (M, V) to probabilities over the tokens that are not special."""
     banned = np.pad(is_special, (0, logits.shape[-1] - len(is_special)), constant_values=True)
     logits = np.where(banned, np.float32(-1e30), logits)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
@@ -113,12 +122,15 @@ def _probabilities(logits, is_special):
 
 
 def _best_span(runner, question, context, room):
-    """The first and last token of the best span of a context read in windows, None if it is empty,
-    and its probability."""
+    """Find the best answer span in a context that is read in overlapping windows.
+
+    Returns:
+        The first and last token of the span, both None if there is no answer, and its probability.
+    """
     if not context:
         return None, None, 0.0
     manifest = runner.manifest
-    unanswerable = manifest.get("unanswerable", False)  # older files do not say
+    unanswerable = manifest.get("unanswerable", False)  # older files lack the key
     head = [*manifest["begin"], *question, *manifest["separators"]]
     step, best, empty = room - room // 2, None, None
     windows = 1 + max(len(context) - room + step - 1, 0) // step
@@ -128,38 +140,41 @@ def _best_span(runner, question, context, room):
         segments = (np.arange(manifest["max_length"]) >= len(head)).astype("int32")
         outputs = _call(runner, row, segment_ids=segments[None])
         sides = [outputs[side][0].astype("float32") for side in ("start", "end")]
-        here = np.arange(len(head), len(head) + len(part))
-        start, end = (side[here] for side in sides)
+        positions = np.arange(len(head), len(head) + len(part))
+        start, end = (side[positions] for side in sides)
         if unanswerable:
-            here = np.insert(here, 0, 0)
+            positions = np.insert(positions, 0, 0)
         score, begin, length = _best_in_window(start, end, manifest["longest_answer"])
         if best is None or score > best[0]:
-            chance = _chance(sides, here, len(head) + begin, len(head) + begin + length)
-            best = (score, first + begin, first + begin + length, chance)
-        nothing = sides[0][0] + sides[1][0]
-        if unanswerable and (empty is None or nothing < empty[0]):
-            empty = (nothing, None, None, _chance(sides, here, 0, 0))
+            first_token = len(head) + begin
+            probability = _span_probability(sides, positions, first_token, first_token + length)
+            best = (score, first + begin, first + begin + length, probability)
+        null_score = sides[0][0] + sides[1][0]
+        if unanswerable and (empty is None or null_score < empty[0]):
+            empty = (null_score, None, None, _span_probability(sides, positions, 0, 0))
     return best[1:] if empty is None or best[0] > empty[0] else empty[1:]
 
 
 def _best_in_window(start, end, longest):
     best, length = start + end, np.zeros(len(start), int)
-    for more in range(1, min(longest, len(start))):
-        score = start[:-more] + end[more:]
-        better = score > best[:-more]
-        length[:-more][better] = more
-        best[:-more] = np.maximum(score, best[:-more])
+    for offset in range(1, min(longest, len(start))):
+        score = start[:-offset] + end[offset:]
+        better = score > best[:-offset]
+        length[:-offset][better] = offset
+        best[:-offset] = np.maximum(score, best[:-offset])
     place = int(best.argmax())
     return best[place], place, int(length[place])
 
 
-def _chance(sides, here, first, last):
-    """The product of the probabilities of a first and a last place among those that are `here`."""
-    chance = 1.0
-    for side, place in zip(sides, (first, last), strict=True):
-        most = side[here].max()
-        chance *= float(np.exp(side[place] - most) / np.exp(side[here] - most).sum())
-    return chance
+def _span_probability(sides, positions, first, last):
+    """Return P(start = first) P(end = last), normalized over the given positions."""
+    probability = 1.0
+    for side, index in zip(sides, (first, last), strict=True):
+        largest = side[positions].max()
+        probability *= float(
+            np.exp(side[index] - largest) / np.exp(side[positions] - largest).sum()
+        )
+    return probability
 
 
 def _call(runner, row, **more):
@@ -178,7 +193,7 @@ def _framed(runner, name, ids, truncate):
     room = _room(runner)
     if len(ids) > room and not truncate:
         raise InputError(
-            f"`{name}` has {len(ids)} tokens; the file takes at most {room}, or cuts with "
+            f"`{name}` has {len(ids)} tokens; the file takes at most {room}. Shorten it or use "
             "`truncate=True`."
         )
     return [*runner.manifest["begin"], *ids[:room], *runner.manifest["end"]], len(ids) > room

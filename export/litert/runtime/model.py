@@ -1,4 +1,4 @@
-"""Run an exported file with LiteRT and its tokenizer: no TensorFlow, no Keras."""
+"""Run an exported file with LiteRT and its tokenizer, without TensorFlow or Keras."""
 
 import numbers
 import random
@@ -17,30 +17,31 @@ _NEVER = np.float32(-1e30)
 
 
 class LiteRTModel:
-    """A model from `export.litert` or `export.litert_lm`, run as a phone runs it.
+    """A model exported with `export.litert` or `export.litert_lm`, run with LiteRT on the CPU.
 
-    Which methods answer depends on the task that was exported: `generate`, `stream` and `chat` of
-    a `TextGeneration`, `translate` of a `Translation`, `classify` of a `TextClassification`, `tag`
-    of a `TokenClassification`, `answer` of a `QuestionAnswering`, `embed` of a `TextEmbedding`,
-    `score` of a `TextRegression`, `fill_mask` of a `MaskedLanguageModel`.
+    The available methods depend on the exported task: `generate`, `stream` and `chat` for
+    `TextGeneration`, `translate` for `Translation`, `classify` for `TextClassification`, `tag` for
+    `TokenClassification`, `answer` for `QuestionAnswering`, `embed` for `TextEmbedding`, `score`
+    for `TextRegression`, `fill_mask` for `MaskedLanguageModel`.
 
     Args:
-        path: str or path of the `.tflite` or `.litertlm` file; nothing else is needed.
-        num_threads: int > 0, or None for one for each core, up to 4.
+        path: str or path of the `.tflite` or `.litertlm` file; no other file is needed.
+        num_threads: int > 0, or None for one thread for each core, at most 4.
         runtime: "compiled" for LiteRT's CompiledModel, which keeps the key-value cache in its own
-            buffers; "interpreter" for its interpreter; None for the first that there is.
-        xnnpack: bool. Whether XNNPACK computes what it can.
+            buffers; "interpreter" for its interpreter; None for the first one that is installed.
+        xnnpack: bool. Whether to use XNNPACK for the ops that it supports.
 
     Attributes:
-        task: str, the class of the task that was exported.
+        task: str. Class name of the exported task.
         tokenizer: its `tokenizers.Tokenizer`.
-        max_length: int, the most tokens a text may have; of a prompt with its continuation.
-        manifest: dict, what the file tells of itself.
-        runtime: the `runtime.CompiledRuntime` or `InterpreterRuntime` below.
+        max_length: int. Maximum number of tokens of a text, or of a prompt and its continuation
+            together.
+        manifest: dict. Metadata stored in the file.
+        runtime: the `CompiledRuntime` or `InterpreterRuntime` that runs the file.
 
     Raises:
-        InputError: if an argument is wrong, the file is missing or damaged, or it was written by
-            another program.
+        InputError: if an argument is invalid, the file is missing or damaged, or it was not
+            exported by this package.
     """
 
     def __init__(self, path, num_threads=None, runtime=None, xnnpack=True):
@@ -55,7 +56,7 @@ class LiteRTModel:
         self.runtime = open_runtime(path, *self.manifest["model"], runtime, num_threads, xnnpack)
 
     def signatures(self):
-        """Signature name -> its inputs and outputs by name, as "dtype[shape]"."""
+        """Return a dict from signature name to its inputs and outputs, as "dtype[shape]"."""
 
         def rows(tensors):
             return {name: f"{dtype.name}{list(shape)}" for name, (dtype, shape) in tensors.items()}
@@ -67,45 +68,45 @@ class LiteRTModel:
         }
 
     def generate(self, prompt, max_new_tokens=64, **settings):
-        """Continue a text.
+        """Generate a continuation of a prompt.
 
         Args:
             prompt: str, not empty.
             max_new_tokens: int > 0.
-            temperature, top_k, top_p, min_p: as in calling `TextGeneration`.
-            seed: int32, or None for a fresh one. The text is the one that the task gives for the
-                same settings and seed.
-            parse_special: bool. Special tokens that the prompt spells out count as such.
+            temperature, top_k, top_p, min_p: as in calls of `TextGeneration`.
+            seed: int32, or None for a random one. The task generates the same text for the same
+                settings and seed.
+            parse_special: bool. Whether to encode special tokens in the prompt as such.
 
         Returns:
             The new text, a str.
 
         Raises:
-            InputError: if an argument is wrong, the prompt does not fit the model, or the file
-                holds another task.
+            InputError: if an argument is invalid, the prompt is too long, or the file has another
+                task.
         """
         self._require("TextGeneration", "generate")
         tokens = [token for token, _ in self.steps(prompt, max_new_tokens, **settings)]
         return self.tokenizer.decode([token for token in tokens if token is not None])
 
     def stream(self, prompt, max_new_tokens=64, **settings):
-        """The same text as `generate`, piece by piece; a piece never ends inside a character."""
+        """Iterate over the text of `generate` in pieces that end at character boundaries."""
         self._require("TextGeneration", "stream")
         steps = self.steps(prompt, max_new_tokens, **settings)
         return self.tokenizer.decode_stream(token for token, _ in steps if token is not None)
 
     def chat(self, messages, max_new_tokens=64, **settings):
-        """Answer a conversation.
+        """Generate the next message of a conversation.
 
         Args:
-            messages: str, the user's; or list of dicts with "role" and "content".
-            max_new_tokens, **settings: as of `generate`.
+            messages: str, a user message; or list of dicts with "role" and "content".
+            max_new_tokens, **settings: as in `generate`.
 
         Returns:
             The answer, a str.
 
         Raises:
-            InputError: if the model has no chat template, or as of `generate`.
+            InputError: if the model has no chat template, or as in `generate`.
         """
         self._require("TextGeneration", "chat")
         template = self.manifest.get("chat_template")
@@ -119,71 +120,85 @@ class LiteRTModel:
         return self.generate(prompt, max_new_tokens, parse_special=True, **settings)
 
     def translate(self, text, max_new_tokens=128, **settings):
-        """Turn a text into another, as calling the `Translation` does.
+        """Translate a text.
 
         Args:
             text: str, not empty.
-            max_new_tokens, temperature, top_k, top_p, min_p, seed: as of `generate`.
+            max_new_tokens, temperature, top_k, top_p, min_p, seed: as in `generate`, but
+                `temperature` defaults to 0.
 
         Returns:
             The new text, a str.
 
         Raises:
-            InputError: as of `generate`.
+            InputError: as in `generate`.
         """
         self._require("Translation", "translate")
-        settings = {"temperature": 0.0, **settings}  # as the task
+        settings = {"temperature": 0.0, **settings}  # the task's default
         tokens = [token for token, _ in self.steps(text, max_new_tokens, **settings)]
         return self.tokenizer.decode([token for token in tokens if token is not None])
 
     def classify(self, text, truncate=False):
-        """Sort a text into classes.
+        """Classify a text.
 
         Args:
             text: str, not empty.
-            truncate: bool. Whether of a text that is too long the first tokens are taken, instead
-                of refusing it.
+            truncate: bool. Whether to truncate a text that is too long, instead of raising
+                InputError.
 
         Returns:
-            A dict of `label`, `probability`, `probabilities` (a dict of every label) and
-            `truncated`, as the fields of `Classification`.
+            A dict of `label`, `probability`, `probabilities` (a dict of all labels) and
+            `truncated`, like the fields of `Classification`.
         """
         self._require("TextClassification", "classify")
         return heads.classify(self, text, truncate)
 
     def tag(self, text, truncate=False):
-        """Label the words of a text: a dict of `words`, each a dict with the fields of
-        `TaggedWord`, and `truncated`. Arguments as of `classify`."""
+        """Label the words of a text; the arguments are those of `classify`.
+
+        Returns:
+            A dict of `words`, each a dict with the fields of `TaggedWord`, and `truncated`.
+        """
         self._require("TokenClassification", "tag")
         return heads.tag(self, text, truncate)
 
     def score(self, text, truncate=False):
-        """Give a text a number: a dict of `value` and `truncated`. Arguments as of `classify`."""
+        """Predict a number for a text; the arguments are those of `classify`.
+
+        Returns:
+            A dict of `value` and `truncated`.
+        """
         self._require("TextRegression", "score")
         return heads.score(self, text, truncate)
 
     def embed(self, text, truncate=False):
-        """The vector of a text, a float32 array (D,). Arguments as of `classify`."""
+        """Return the embedding of a text, float32 (D,); the arguments are those of `classify`."""
         self._require("TextEmbedding", "embed")
         return heads.embed(self, text, truncate)
 
     def answer(self, question, context, truncate=False):
-        """Find the answer to a question in a text: a dict with the fields of `Answer`.
+        """Find the answer to a question in a context.
 
         Args:
-            question, context: str, not empty. A context may be of any length.
-            truncate: bool. Whether of a question that is too long the first tokens are taken.
+            question, context: str, not empty. The context can have any length.
+            truncate: bool. Whether to truncate a question that is too long.
+
+        Returns:
+            A dict with the fields of `Answer`.
         """
         self._require("QuestionAnswering", "answer")
         return heads.answer(self, question, context, truncate)
 
     def fill_mask(self, text, top_k=5, truncate=False):
-        """Fill the mask tokens of a text: a dict with the fields of `Filling`.
+        """Fill the mask tokens of a text.
 
         Args:
             text: str with at least one mask token.
-            top_k: int > 0. How many guesses there are for each.
-            truncate: as of `classify`.
+            top_k: int > 0. Number of predictions for each mask token.
+            truncate: as in `classify`.
+
+        Returns:
+            A dict with the fields of `Filling`.
         """
         self._require("MaskedLanguageModel", "fill_mask")
         if not isinstance(top_k, numbers.Integral) or top_k < 1:
@@ -191,15 +206,17 @@ class LiteRTModel:
         return heads.fill_mask(self, text, top_k, truncate)
 
     def cached(self, name, make):
-        """What `make` returns, made once."""
+        """Return the result of `make`, which is called only the first time."""
         if name not in self._cached:
             self._cached[name] = make()
         return self._cached[name]
 
     def steps(self, text, max_new_tokens, parse_special=False, **settings):
-        """An iterator of `(token, logits)` for each step: an int, None for the end of the text; and
-        the float32 logits (V,) it was chosen from. Arguments are those of `generate` or
-        `translate`, checked before the first step."""
+        """Iterate over `(token, logits)` of each decoding step.
+
+        A token is an int, or None at the end of the text; the logits are float32 (V,). The
+        arguments are those of `generate` or `translate`; they are checked before the first step.
+        """
         name = "text" if self.task == "Translation" else "prompt"
         if not isinstance(text, str) or not text:
             raise InputError(f"`{name}` must be a non-empty str, got {text!r}.")
@@ -231,12 +248,12 @@ class LiteRTModel:
     def _check_room(self, name, token_ids, longest):
         if len(token_ids) > longest:
             raise InputError(
-                f"`{name}` has {len(token_ids)} tokens with those that are added; the file takes "
+                f"`{name}` has {len(token_ids)} tokens, including special tokens; the file takes "
                 f"at most {longest}."
             )
 
     def _without_spare(self, logits):
-        """Ids that the model has beyond its tokenizer are never chosen."""
+        """Mask the logits of ids outside the tokenizer's vocabulary."""
         if len(logits) == self.tokenizer.vocabulary_size:
             return logits
         logits = logits.copy()
@@ -245,7 +262,7 @@ class LiteRTModel:
 
     def _require(self, task, method):
         if self.task != task:
-            raise InputError(f"`{method}` needs a {task}; {self._path} holds a {self.task}.")
+            raise InputError(f"`{method}` needs a {task}; {self._path} has a {self.task}.")
 
 
 def _budget(max_new_tokens):
@@ -258,7 +275,8 @@ def _sampling(settings):
     unknown = sorted(set(settings) - set(Sampling._fields))
     if unknown:
         raise InputError(
-            f"unknown setting `{unknown[0]}`; known: {', '.join(Sampling._fields)}, parse_special."
+            f"unknown setting `{unknown[0]}`; must be one of {', '.join(Sampling._fields)}, "
+            "parse_special."
         )
     if settings.get("seed") is None:
         settings = {**settings, "seed": random.getrandbits(31)}

@@ -1,4 +1,4 @@
-"""The graphs that a server runs: one module for each kind of task."""
+"""Build the graphs of SavedModels, with one module for each kind of task."""
 
 from keras_llm import tasks
 from keras_llm.errors import InputError
@@ -31,16 +31,16 @@ __all__ = ["MODULES", "TextGenerationModule", "check_whole", "module_of", "save"
 
 
 def module_of(task, weights=None, xla=False, beam_width=None):
-    """The graphs of a task.
+    """Return the `GraphModule` of a task.
 
     Args:
         task: a task.
         weights: None, or "float16" or "int8" to store matrices in fewer bits.
-        xla: bool. Whether the loop of a task that generates is compiled by XLA.
-        beam_width: int or None, the beams of its `beam_search`.
+        xla: bool. Whether to compile the decoding loop of a generative task with XLA.
+        beam_width: int or None. Number of beams of its `beam_search`.
 
     Raises:
-        InputError: if an argument is wrong.
+        InputError: if an argument is invalid.
     """
     check_whole("saved_model", task)
     kinds = ", ".join(kind.__name__ for kind in MODULES)
@@ -58,17 +58,16 @@ def module_of(task, weights=None, xla=False, beam_width=None):
     for name, value in (("xla", xla), ("beam_width", beam_width)):
         if value:
             raise InputError(
-                f"saved_model: `{name}` is for tasks that generate text; a {type(task).__name__} "
-                "reads it once."
+                f"saved_model: `{name}` is only supported for generative tasks, got a "
+                f"{type(task).__name__}."
             )
     return module(task, weights)
 
 
 def check_whole(caller, task):
-    """InputError if a part of the task would be missing in an export without a word."""
+    """Raise InputError if an export would silently omit a part of the task."""
     if isinstance(task, tasks.RankedChat):
         raise InputError(
-            f"{caller}: a RankedChat cannot be exported with its classifiers; give its "
-            "`generator`, which answers without ranking and filter, and the classifiers by "
-            "themselves."
+            f"{caller}: a RankedChat cannot be exported as a whole; export its `generator`, which "
+            "answers without ranking or filtering, and its classifiers separately."
         )

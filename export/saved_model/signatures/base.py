@@ -1,4 +1,4 @@
-"""What all graphs for servers share."""
+"""Define the base class of the graphs of SavedModels, and save them."""
 
 import abc
 import contextlib
@@ -20,12 +20,15 @@ FLOATS = tf.TensorSpec((None,), tf.float32)
 
 
 def save(module, folder, signatures=None):
-    """Write a module as a SavedModel; ExportError if that cannot be done.
+    """Write a module as a SavedModel.
 
     Args:
         module: a `tf.Module` with `signatures()` and `defaults`.
-        folder: where to.
-        signatures: what `module.signatures()` returned; None calls it.
+        folder: path of the folder to write.
+        signatures: the result of `module.signatures()`, or None to call it.
+
+    Raises:
+        ExportError: if the SavedModel cannot be written.
     """
     signatures = module.signatures() if signatures is None else signatures
     try:
@@ -38,7 +41,7 @@ def save(module, folder, signatures=None):
 
 
 def _write_defaults(path, defaults):
-    """Tell a server what to take for inputs that a request leaves out."""
+    """Add the default values of inputs to the signatures, for requests that omit them."""
     saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
     for graph in saved.meta_graphs:
         for signature in graph.signature_def.values():
@@ -50,11 +53,11 @@ def _write_defaults(path, defaults):
 
 
 class GraphModule(tf.Module):
-    """What a SavedModel of a task holds: weights, once for all signatures, and a tokenizer.
+    """The module of a SavedModel, with the weights, shared by all signatures, and the tokenizer.
 
     Attributes:
-        main: str, the signature that is `serving_default` too.
-        defaults: dict of input name to number, what a request may leave out; or None.
+        main: str. Name of the signature that is also `serving_default`.
+        defaults: dict from the name of an optional input to its default number, or None.
 
     Args:
         task: a task.
@@ -66,8 +69,8 @@ class GraphModule(tf.Module):
 
     def __init__(self, task, weights=None):
         super().__init__()
-        self._task = [task]  # in a list, so that tf.Module does not look inside
-        unique = uuid.uuid4().hex  # two versions may be loaded at once
+        self._task = [task]  # in a list, so that tf.Module does not track it
+        unique = uuid.uuid4().hex  # two versions may be loaded at the same time
         self.weights, self.small_weights, self.stored = [], [], []
         for index, variable in enumerate(task.model.variables):
             if weights is not None and is_stored_small(variable):
@@ -86,10 +89,10 @@ class GraphModule(tf.Module):
 
     @abc.abstractmethod
     def functions(self):
-        """Signature name -> a function, and the dict of its arguments' specs."""
+        """Return a dict from signature name to a function and the dict of its arguments' specs."""
 
     def signatures(self):
-        """Signature name -> concrete function, `serving_default` among them."""
+        """Return a dict from signature name, including `serving_default`, to concrete function."""
         traced = {name: self._traced(*row) for name, row in self.functions().items()}
         return {"serving_default": traced[self.main], **traced}
 
@@ -105,19 +108,19 @@ class GraphModule(tf.Module):
         return tf.function(run, autograph=False).get_concrete_function(**specs)
 
     def _shared_step(self, forward_cached, model, *arguments):
-        """A step of the decoder, traced once for all signatures that take it."""
+        """Run a step of the decoder, which is traced once for all signatures."""
         if self._step is None:
 
             def step(*arguments):
                 with self._reading_weights():
                     return forward_cached(model, *arguments)
 
-            # Wrapped, so that saving does not find it and trace it again.
+            # Wrap it, so that saving does not find it and trace it again.
             self._step = functools.partial(tf.function(step, autograph=False))
         return self._step(*arguments)
 
     def _reading_weights(self):
-        """A scope in which the model reads weights stored in fewer bits where they are."""
+        """Return a scope in which the model reads the weights that are stored in fewer bits."""
         if not self.small_weights:
             return contextlib.nullcontext()
         variables = filter(is_stored_small, self.task.model.variables)
@@ -126,20 +129,22 @@ class GraphModule(tf.Module):
 
 
 def check(condition, message):
-    """An operation that fails with InvalidArgument and a message."""
+    """Return an op that fails with InvalidArgument and a message if the condition is false."""
     return tf.debugging.Assert(condition, [message])
 
 
 def clean(name, strings):
-    """Strings that may be any bytes -> strings (B,) of UTF-8, the replacement character U+FFFD
-    for what is none; an error if there are none or one is empty. All else must follow from the
-    result, or it may fail first, in words that tell nobody anything."""
+    """Convert strings (B,) of any bytes to valid UTF-8, with U+FFFD for invalid bytes.
+
+    The op fails if there are no strings or one is empty. All further ops must depend on the result,
+    or else they may fail first with a less helpful message.
+    """
     with tf.control_dependencies(text_checks(name, strings)):
         return utf8(strings)
 
 
 def text_checks(name, strings):
-    """Checks that there are texts, and none of them empty."""
+    """Return ops that check that there are texts and that none is empty."""
     return [
         check(tf.size(strings) > 0, f"{name} must not be an empty list"),
         check(tf.reduce_all(tf.strings.length(strings) > 0), f"{name} must not be empty"),
@@ -147,10 +152,10 @@ def text_checks(name, strings):
 
 
 def utf8(strings):
-    """Strings of any bytes -> strings of UTF-8, U+FFFD for each part that is none."""
+    """Convert strings of any bytes to valid UTF-8, with U+FFFD for invalid bytes."""
     return tf.strings.unicode_transcode(strings, "UTF-8", "UTF-8", errors="replace")
 
 
 def lengths_of(ids):
-    """The lengths of a ragged tensor's rows, int32 (B,)."""
+    """Return the row lengths of a ragged tensor, int32 (B,)."""
     return tf.cast(ids.row_lengths(), tf.int32)

@@ -1,4 +1,4 @@
-"""The graphs of models with a head: a text in, what the head says of it out."""
+"""Build the graphs of tasks with a head, from texts to the outputs of the head."""
 
 import tensorflow as tf
 
@@ -7,11 +7,14 @@ from keras_llm.tokenizers.word_segmentation import word_spans_in_graph
 
 
 class HeadModule(GraphModule):
-    """What these share: texts in frames. Of one that is too long the first tokens are kept."""
+    """Base class of the graphs of tasks with a head; texts that are too long are truncated."""
 
     def framed(self, ids):
-        """Ragged ids (B, None) -> int32 (B, T) between begin and end tokens, padded on the right,
-        lengths (B,), and whether a row was cut, bool (B,)."""
+        """Truncate ragged ids (B, None), add begin and end tokens, and pad on the right.
+
+        Returns:
+            Int32 (B, T), lengths (B,), and whether a row was truncated, bool (B,).
+        """
         task = self.task
         truncated = lengths_of(ids) > task.room
         ids = ids[:, : task.room]
@@ -22,7 +25,7 @@ class HeadModule(GraphModule):
 
 
 class TextEmbeddingModule(HeadModule):
-    """`embed`."""
+    """The graph of a `TextEmbedding`, with the signature `embed`."""
 
     main = "embed"
 
@@ -36,7 +39,7 @@ class TextEmbeddingModule(HeadModule):
 
 
 class TextRegressionModule(HeadModule):
-    """`score`."""
+    """The graph of a `TextRegression`, with the signature `score`."""
 
     main = "score"
 
@@ -50,7 +53,7 @@ class TextRegressionModule(HeadModule):
 
 
 class TextClassificationModule(HeadModule):
-    """`classify`."""
+    """The graph of a `TextClassification`, with the signature `classify`."""
 
     main = "classify"
 
@@ -74,8 +77,10 @@ class TextClassificationModule(HeadModule):
 
 
 class TokenClassificationModule(HeadModule):
-    """`tag`. W is the number of words of the text with the most; what is beyond the words of
-    another is "" or -1 or 0."""
+    """The graph of a `TokenClassification`, with the signature `tag`.
+
+    W is the largest number of words of a text; rows with fewer words are padded with "", -1 or 0.
+    """
 
     main = "tag"
 
@@ -90,13 +95,13 @@ class TokenClassificationModule(HeadModule):
         probabilities = task.probabilities(token_ids, lengths)  # (B, T, C)
         ends = ends[:, : task.room]
         word_starts, word_ends = (x.to_tensor(-1) for x in word_spans_in_graph(text))
-        # The token that holds a word's first character is the first that ends behind it.
-        far = tf.int32.max
-        token = tf.searchsorted(ends.to_tensor(far), word_starts, side="right")
+        # The token with the first character of a word is the first token that ends after it.
+        padding = tf.int32.max
+        token = tf.searchsorted(ends.to_tensor(padding), word_starts, side="right")
         is_word = (word_starts >= 0) & (token < tf.expand_dims(lengths_of(ends), 1))
         token = tf.where(is_word, token, 0) + len(task.begin)
-        most = tf.shape(probabilities)[1] - 1
-        chosen = tf.gather(probabilities, tf.minimum(token, most), batch_dims=1)  # (B, W, C)
+        last = tf.shape(probabilities)[1] - 1
+        chosen = tf.gather(probabilities, tf.minimum(token, last), batch_dims=1)  # (B, W, C)
         label = tf.gather(tf.constant(task.labels), tf.argmax(chosen, axis=-1))
         size = tf.where(is_word, word_ends - word_starts, 0)
         begin = tf.where(is_word, word_starts, 0)

@@ -1,4 +1,4 @@
-"""The decode loop inside a graph for servers: its settings, their checks, and its speed."""
+"""Build the decoding loop and beam search of SavedModels, and check their settings."""
 
 import tensorflow as tf
 
@@ -7,10 +7,10 @@ from keras_llm.export.saved_model.signatures.base import FLOATS, INTS, check, te
 from keras_llm.sampling_settings import SETTINGS as TABLE
 from keras_llm.tasks.settings import spare_bias
 
-_SMALLEST = 16  # tokens; shorter prompts and budgets share this bucket
+_SMALLEST = 16  # tokens; size of the smallest bucket of prompt lengths and budgets
 
-# The inputs of signatures, each of length 1 or B: those of one that generates, of one that takes
-# every sampling setting, and of beam search.
+# The setting inputs of signatures, each of length 1 or B: all sampling settings, those of
+# `generate` and `translate`, and those of beam search.
 ALL_SETTINGS = {
     "max_new_tokens": INTS,
     **{name: {"int32": INTS, "float32": FLOATS}[row.dtype] for name, row in TABLE.items()},
@@ -19,7 +19,7 @@ SETTINGS = {
     name: ALL_SETTINGS[name] for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
 }
 BEAM_SETTINGS = {"max_new_tokens": INTS, "length_penalty": FLOATS}
-# What a server that knows a signature's defaults takes where a request leaves an input out.
+# The values of inputs that a request omits, for servers that support defaults in signatures.
 DEFAULTS = {
     "max_new_tokens": sampling_settings.MAX_NEW_TOKENS,
     "length_penalty": 1.0,
@@ -28,16 +28,16 @@ DEFAULTS = {
 
 
 def checked(name, strings, settings, vocabulary_size):
-    """Texts and settings that are fit to be used.
+    """Check texts and settings.
 
     Args:
-        name: str, the input that the texts are.
+        name: str. Name of the input with the texts.
         strings: string (B,), any bytes.
         settings: dict of name to tensor, as in `ALL_SETTINGS`.
-        vocabulary_size: int, the model's.
+        vocabulary_size: int, of the model.
 
     Returns:
-        Strings (B,) of UTF-8 and settings, both of which come after the checks.
+        Strings (B,) of UTF-8 and the settings, with control dependencies on the checks.
     """
     checks = text_checks(name, strings)
     for setting, value in settings.items():
@@ -53,7 +53,7 @@ def checked(name, strings, settings, vocabulary_size):
 
 
 def _holds(setting, value):
-    """Which values of a setting are allowed, and the rule in words."""
+    """Return which values of a setting are allowed, and the rule for the error message."""
     if setting == "max_new_tokens":
         return value > 0, "an int > 0"
     finite = tf.math.is_finite(value) if value.dtype.is_floating else True
@@ -63,21 +63,21 @@ def _holds(setting, value):
 
 
 def as_rows(values, rows):
-    """A setting of length 1 or B -> (B,)."""
+    """Broadcast a setting of length 1 or B to (B,)."""
     return tf.broadcast_to(values, tf.reshape(rows, (1,)))
 
 
 def generate(task, token_ids, lengths, settings, encoder_token_ids=None, xla=False):
-    """Continue a batch of prompts.
+    """Generate continuations for a batch of prompts.
 
     Args:
         task: a `TextGeneration` or a `Translation`.
         token_ids: int32 (B, T), padded on the right.
         lengths: int32 (B,).
         settings: dict of tensors (1,) or (B,), as in `ALL_SETTINGS`.
-        encoder_token_ids: int32 (B, S), of an encoder-decoder.
-        xla: bool. Whether the loop is compiled by XLA. Rows, prompts and budgets are then filled
-            up to powers of two: each such size is compiled once, when it first comes.
+        encoder_token_ids: int32 (B, S), for an encoder-decoder.
+        xla: bool. Whether to compile the loop with XLA. The number of rows, prompt lengths and
+            budgets are then padded to powers of two, each of which is compiled on first use.
 
     Returns:
         A dict of `text` string (B,), `num_tokens` int32 (B,), `log_probability` float32 (B,),
@@ -104,17 +104,17 @@ def generate(task, token_ids, lengths, settings, encoder_token_ids=None, xla=Fal
 
 
 def search(task, token_ids, lengths, max_new_tokens, length_penalty, width, encoder_token_ids=None):
-    """Beam search for a batch of prompts.
+    """Run beam search for a batch of prompts.
 
     Args:
         task: a `TextGeneration` or a `Translation`.
-        token_ids, lengths, encoder_token_ids: as of `generate`.
+        token_ids, lengths, encoder_token_ids: as in `generate`.
         max_new_tokens: int32 (1,) or (B,).
         length_penalty: float32 (1,) or (B,), see `generation.beam_search`.
-        width: int, the beams, all of which come back.
+        width: int. Number of beams, all of which are returned.
 
     Returns:
-        A dict of `text` string (B, W), the best first, and `score` and `log_probability` float32
+        A dict of `text` string (B, W), best first, and `score` and `log_probability` float32
         (B, W).
     """
     model, tokenizer = task.model, task.tokenizer
@@ -123,7 +123,7 @@ def search(task, token_ids, lengths, max_new_tokens, length_penalty, width, enco
         encoder_cache = models.encode_source(model, encoder_token_ids)
         pad_id = model.config.pad_id
     bias = spare_bias(tokenizer, model.config.vocabulary_size)
-    found = generation.beam_search(
+    result = generation.beam_search(
         model,
         token_ids,
         lengths,
@@ -136,28 +136,28 @@ def search(task, token_ids, lengths, max_new_tokens, length_penalty, width, enco
         process=None if bias is None else lambda logits, step, texts: logits + bias,
         encoder_cache=encoder_cache,
     )
-    exists = tf.reduce_all(tf.math.is_finite(found.score[:, 0]))
+    exists = tf.reduce_all(tf.math.is_finite(result.score[:, 0]))
     with tf.control_dependencies([check(exists, "the model's logits are not numbers (NaN)")]):
-        counts = tf.reshape(found.num_tokens, (-1,))
-    ids = tf.reshape(found.token_ids, (tf.size(counts), -1))
+        counts = tf.reshape(result.num_tokens, (-1,))
+    ids = tf.reshape(result.token_ids, (tf.size(counts), -1))
     ids = tf.RaggedTensor.from_tensor(ids, lengths=tf.cast(counts, tf.int64))
     return {
-        "text": tf.reshape(tokenizer.detokenize(ids), tf.shape(found.score)),
-        "score": found.score,
-        "log_probability": found.log_probability,
+        "text": tf.reshape(tokenizer.detokenize(ids), tf.shape(result.score)),
+        "score": result.score,
+        "log_probability": result.log_probability,
     }
 
 
 def _loop(task, token_ids, lengths, settings, encoder_token_ids=None, room=None):
-    """What `generate` does, without strings.
+    """Run the decoding loop of `generate`, without strings.
 
     Args:
-        room: float32 (N,), whose length alone counts: the room for new tokens. None is the
-            largest budget.
+        room: float32 (N,). Only its length is used: the maximum number of new tokens. None means
+            the largest budget.
 
     Returns:
-        New token ids int32 (B, N), how many they are (B,), their log-probabilities (B, N), and
-        whether the text was ended (B,).
+        New token ids int32 (B, N), their counts (B,), their log-probabilities (B, N), and whether
+        the text ended with an end token (B,).
     """
     model, tokenizer = task.model, task.tokenizer
     settings = dict(settings)
@@ -177,18 +177,18 @@ def _loop(task, token_ids, lengths, settings, encoder_token_ids=None, room=None)
 
 
 def _compiled(task, token_ids, lengths, settings, *encoder_token_ids):
-    """`_loop` in buckets, compiled."""
+    """Run `_loop` compiled with XLA, with sizes padded to buckets."""
     max_length = task.model.config.max_length
     rows = tf.shape(token_ids)[0]
-    many = _bucket(rows, 1)
-    settings = {name: _filled(as_rows(v, rows), many, v[0]) for name, v in settings.items()}
-    budget = tf.minimum(settings["max_new_tokens"], max_length - _filled(lengths, many, 1))
+    size = _bucket(rows, 1)
+    settings = {name: _filled(as_rows(v, rows), size, v[0]) for name, v in settings.items()}
+    budget = tf.minimum(settings["max_new_tokens"], max_length - _filled(lengths, size, 1))
     room = tf.zeros((_bucket(tf.reduce_max(budget), _SMALLEST),))
     width = tf.shape(token_ids)[1]
     width = tf.where(width == 1, 1, _bucket(width, _SMALLEST))
-    token_ids = _filled_matrix(token_ids, many, width, task.tokenizer.pad_id)
+    token_ids = _filled_matrix(token_ids, size, width, task.tokenizer.pad_id)
     sources = [
-        _filled_matrix(ids, many, _bucket(tf.shape(ids)[1], _SMALLEST), task.model.config.pad_id)
+        _filled_matrix(ids, size, _bucket(tf.shape(ids)[1], _SMALLEST), task.model.config.pad_id)
         for ids in encoder_token_ids
     ]
 
@@ -196,24 +196,25 @@ def _compiled(task, token_ids, lengths, settings, *encoder_token_ids):
     def run(token_ids, lengths, settings, room, *sources):
         return _loop(task, token_ids, lengths, settings, *sources, room=room)
 
-    outputs = run(token_ids, _filled(lengths, many, 1), settings, room, *sources)
+    outputs = run(token_ids, _filled(lengths, size, 1), settings, room, *sources)
     return tuple(output[:rows] for output in outputs)
 
 
 def _bucket(size, smallest):
-    """The next power of two, at least `smallest`: int32 scalar tensors."""
+    """Return the next power of two, at least `smallest`, an int32 scalar tensor."""
     powers = tf.constant([2**i for i in range(31)])
     at_least = tf.maximum(size, smallest)
     return tf.gather(powers, tf.searchsorted(powers, tf.reshape(at_least, (1,)))[0])
 
 
 def _filled(values, rows, value):
-    """(B,) -> (rows,)."""
-    more = tf.fill(tf.reshape(rows - tf.shape(values)[0], (1,)), tf.cast(value, values.dtype))
-    return tf.concat([values, more], axis=0)
+    """Pad (B,) to (rows,) with a value."""
+    padding = tf.fill(tf.reshape(rows - tf.shape(values)[0], (1,)), tf.cast(value, values.dtype))
+    return tf.concat([values, padding], axis=0)
 
 
 def _filled_matrix(values, rows, columns, value):
-    """(B, T) -> (rows, columns)."""
-    more = tf.stack([rows, columns]) - tf.shape(values)
-    return tf.pad(values, tf.stack([tf.zeros_like(more), more], axis=1), constant_values=value)
+    """Pad (B, T) to (rows, columns) with a value."""
+    padding = tf.stack([rows, columns]) - tf.shape(values)
+    paddings = tf.stack([tf.zeros_like(padding), padding], axis=1)
+    return tf.pad(values, paddings, constant_values=value)

@@ -1,4 +1,4 @@
-"""The graph that fills the gaps of a text."""
+"""Build the graph that fills the mask tokens of a text."""
 
 import re
 
@@ -12,12 +12,14 @@ _WHITE = "[" + "".join(rf"\x{{{ord(character):x}}}" for character in WHITE_SPACE
 
 
 class MaskedLanguageModelModule(HeadModule):
-    """`fill_mask`. M is the number of gaps of the text with the most, K the number of guesses;
-    beyond the gaps of another text are "" and 0.
+    """The graph of a `MaskedLanguageModel`, with the signature `fill_mask`.
+
+    M is the largest number of mask tokens of a text, K the number of predictions for each; rows
+    with fewer mask tokens are padded with "" and 0.
 
     Args:
         task: a `MaskedLanguageModel`.
-        weights: as of the base.
+        weights: as in `GraphModule`.
         top_k: int. K.
     """
 
@@ -34,17 +36,17 @@ class MaskedLanguageModelModule(HeadModule):
         task, tokenizer = self.task, self.task.tokenizer
         text = clean("text", text)
         pattern = re.escape(task.mask_token)
-        has_gap = tf.strings.regex_full_match(text, f"(?s).*{pattern}.*")
+        has_mask = tf.strings.regex_full_match(text, f"(?s).*{pattern}.*")
         with tf.control_dependencies(
-            [check(tf.reduce_all(has_gap), f"text must have a {task.mask_token}")]
+            [check(tf.reduce_all(has_mask), f"text must have a {task.mask_token}")]
         ):
             parts = tf.strings.split(text, task.mask_token)  # (B, None)
         token_ids, lengths, truncated = self.framed(self._encoded(parts))
-        is_gap = token_ids == tokenizer.mask_id
+        is_mask = token_ids == tokenizer.mask_id
         places = tf.ragged.boolean_mask(
-            tf.broadcast_to(tf.range(tf.shape(token_ids)[1]), tf.shape(token_ids)), is_gap
+            tf.broadcast_to(tf.range(tf.shape(token_ids)[1]), tf.shape(token_ids)), is_mask
         )
-        # A text whose gaps all lie beyond the cut has none; the model wants one place at least.
+        # The model requires at least one position, but truncation can remove all mask tokens.
         positions = places.to_tensor(0, shape=(None, None))
         positions = tf.pad(positions, [[0, 0], [0, tf.maximum(1 - tf.shape(positions)[1], 0)]])
         guesses = task.guesses(token_ids, lengths, positions, self._top_k)
@@ -60,21 +62,21 @@ class MaskedLanguageModelModule(HeadModule):
         }
 
     def _encoded(self, parts):
-        """Ragged strings (B, None), what is between the gaps -> ragged ids (B, None)."""
+        """Convert the parts between mask tokens, ragged (B, None), to ragged ids (B, None)."""
         tokenizer = self.task.tokenizer
         flat = parts.values
         is_last = _is_last(parts)
         if tokenizer.mask_takes_space:
             flat = tf.where(is_last, flat, tf.strings.regex_replace(flat, _WHITE + "$", ""))
         ids = tokenizer.tokenize(flat)
-        gap = tf.RaggedTensor.from_row_lengths(
+        mask = tf.RaggedTensor.from_row_lengths(
             tf.fill((tf.reduce_sum(tf.cast(~is_last, tf.int32)),), tokenizer.mask_id),
             tf.cast(~is_last, tf.int64),
         )
-        return parts.with_values(tf.concat([ids, gap], axis=1)).merge_dims(1, 2)
+        return parts.with_values(tf.concat([ids, mask], axis=1)).merge_dims(1, 2)
 
     def _filled(self, parts, best, counts):
-        """The texts with their first `counts` gaps filled; those beyond stay."""
+        """Return the texts with their first `counts` mask tokens filled."""
         spellings, joins = zip(*self.task.filler.spellings, strict=True)
         places = tf.ragged.range(tf.cast(parts.row_lengths(), tf.int32))
         row = tf.cast(parts.value_rowids(), tf.int32)
@@ -92,6 +94,6 @@ class MaskedLanguageModelModule(HeadModule):
 
 
 def _is_last(parts):
-    """Which values of a ragged tensor are the last of their row, bool (N,)."""
+    """Return which values of a ragged tensor are the last of their row, bool (N,)."""
     places = tf.ragged.range(tf.cast(parts.row_lengths(), tf.int32)).values
     return places == tf.repeat(tf.cast(parts.row_lengths(), tf.int32) - 1, parts.row_lengths())

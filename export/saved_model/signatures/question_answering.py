@@ -1,4 +1,4 @@
-"""The graph that answers questions with a span of a text."""
+"""Build the graph that answers questions with a span of a context."""
 
 import tensorflow as tf
 
@@ -15,7 +15,10 @@ from keras_llm.tokenizers.mask_filling import WHITE_SPACE
 
 
 class QuestionAnsweringModule(GraphModule):
-    """`answer`. No context is too long; of a question the first tokens are kept."""
+    """The graph of a `QuestionAnswering`, with the signature `answer`.
+
+    Contexts can have any length; questions that are too long are truncated.
+    """
 
     main = "answer"
 
@@ -64,7 +67,7 @@ class QuestionAnsweringModule(GraphModule):
 
 
 def _dense(ragged, default):
-    """Ragged (B, None) -> (B, T), with at least one column."""
+    """Convert ragged (B, None) to dense (B, T) with at least one column."""
     dense = ragged.to_tensor(default)
     return tf.pad(
         dense, [[0, 0], [0, tf.maximum(1 - tf.shape(dense)[1], 0)]], constant_values=default

@@ -1,4 +1,4 @@
-"""The graphs of a causal language model: strings to strings, and steps with an explicit cache."""
+"""Build the graphs of a causal language model: text generation, and steps with explicit cache."""
 
 import tensorflow as tf
 
@@ -29,8 +29,12 @@ _STEP = tf.TensorSpec((None, 1), tf.int32)
 
 
 class TextGenerationModule(GraphModule):
-    """`generate`, `generate_extended`, `score`, `tokenize`, `detokenize`, `prefill`, `decode` and
-    `is_end`; `chat` if there is a chat template, and `beam_search` if there is a width."""
+    """The graphs of a `TextGeneration`.
+
+    The signatures are `generate`, `generate_extended`, `score`, `tokenize`, `detokenize`,
+    `prefill`, `decode` and `is_end`; also `chat` if the task has a chat template, and
+    `beam_search` if `beam_width` is set.
+    """
 
     main = "generate"
     defaults = DEFAULTS
@@ -45,7 +49,7 @@ class TextGenerationModule(GraphModule):
             name: tf.TensorSpec((None, entry.shape[1], None, entry.shape[3]), entry.dtype)
             for name, entry in models.init_cache(self.task.model, 1, 1).items()
         }
-        # Of any rank: a scalar, or one for each row, as a server that merges requests needs it.
+        # Any rank: a scalar, or one value for each row, which servers that batch requests require.
         length = tf.TensorSpec(None, tf.int32)
         prompts = {"token_ids": _IDS, "lengths": INTS}
         optional = {}
@@ -75,17 +79,20 @@ class TextGenerationModule(GraphModule):
         return {**outputs, "truncated": truncated}
 
     def _chat(self, prompt, **settings):
-        """Of a rendered conversation, which spells out special tokens."""
+        """Continue a rendered conversation, whose special tokens are encoded as such."""
         return self._extended(prompt, parse_special=True, **settings)
 
     def _search(self, prompt, **settings):
         settings, token_ids, lengths, truncated = self._read(prompt, settings)
-        found = search(self.task, token_ids, lengths, width=self._beam_width, **settings)
-        return {**found, "truncated": truncated}
+        outputs = search(self.task, token_ids, lengths, width=self._beam_width, **settings)
+        return {**outputs, "truncated": truncated}
 
     def _read(self, prompt, settings, parse_special=False):
-        """Checked settings; prompts as token ids (B, T), lengths (B,), and whether a row was
-        cut."""
+        """Check the inputs and encode prompts.
+
+        Returns:
+            The settings, token ids (B, T), lengths (B,), and whether a row was truncated (B,).
+        """
         prompt, settings = checked(
             "prompt", prompt, settings, self.task.model.config.vocabulary_size
         )
@@ -94,12 +101,14 @@ class TextGenerationModule(GraphModule):
         return settings, *self._fitted(ids, budget)
 
     def _fitted(self, ids, max_new_tokens):
-        """Prompts that leave room for a token stay; of a longer one the begin token and the last
-        tokens are kept, so many that `max_new_tokens` have room, but at least half of the
-        model's `max_length`.
+        """Truncate prompts that leave no room for a new token.
+
+        A truncated prompt keeps the begin token and its last tokens. It leaves room for
+        `max_new_tokens`, but keeps at least half of the model's `max_length`.
 
         Returns:
-            Int32 (B, T) padded on the right, lengths (B,), and whether a row was cut, bool (B,).
+            Int32 (B, T) padded on the right, lengths (B,), and whether a row was truncated, bool
+            (B,).
         """
         max_length = self.task.model.config.max_length
         with tf.control_dependencies(
@@ -118,7 +127,7 @@ class TextGenerationModule(GraphModule):
         return tf.where(inside, token_ids, self.task.tokenizer.pad_id), kept, truncated
 
     def _score(self, text):
-        longest = self.task.model.config.max_length + 1  # the last token is only predicted
+        longest = self.task.model.config.max_length + 1  # the last token is not an input
         ids = self.task.tokenizer.tokenize_prompt(clean("text", text))
         lengths = lengths_of(ids)
         ids = ids[:, :longest]
@@ -139,10 +148,10 @@ class TextGenerationModule(GraphModule):
     def _detokenize(self, token_ids, lengths):
         size = self.task.tokenizer.vocabulary_size
         inside = tf.sequence_mask(lengths, tf.shape(token_ids)[1])
-        known = (token_ids >= 0) & (token_ids < size)
+        is_valid = (token_ids >= 0) & (token_ids < size)
         checks = [
             *_checked_lengths(token_ids, lengths, least=0),
-            check(tf.reduce_all(known | ~inside), f"token_ids must be in 0 .. {size - 1}"),
+            check(tf.reduce_all(is_valid | ~inside), f"token_ids must be in 0 .. {size - 1}"),
         ]
         with tf.control_dependencies(checks):
             ids = tf.RaggedTensor.from_tensor(token_ids, lengths=tf.cast(lengths, tf.int64))
@@ -193,7 +202,7 @@ class TextGenerationModule(GraphModule):
         return {"logits": self._without_spare(logits), **cache}
 
     def _is_end(self, token_ids):
-        """Which tokens end a text."""
+        """Return which tokens are end tokens."""
         ends = tf.constant(self.task.end_token_ids, tf.int32)
         return {"is_end": tf.reduce_any(token_ids[..., None] == ends, axis=-1)}
 
@@ -203,17 +212,17 @@ class TextGenerationModule(GraphModule):
 
     def _checked_ids(self, token_ids):
         size = self.task.model.config.vocabulary_size
-        known = (token_ids >= 0) & (token_ids < size)
+        is_valid = (token_ids >= 0) & (token_ids < size)
         return [
             check(tf.size(token_ids) > 0, "token_ids must not be empty"),
-            check(tf.reduce_all(known), f"token_ids must be in 0 .. {size - 1}"),
+            check(tf.reduce_all(is_valid), f"token_ids must be in 0 .. {size - 1}"),
         ]
 
 
 def _checked_lengths(token_ids, lengths, least):
     rows, length = tf.unstack(tf.shape(token_ids))
     return [
-        check(tf.size(lengths) == rows, "lengths must have one for each row of token_ids"),
+        check(tf.size(lengths) == rows, "lengths must have one value for each row of token_ids"),
         check(
             tf.reduce_all((lengths >= least) & (lengths <= length)),
             f"lengths must be in {least} .. T",

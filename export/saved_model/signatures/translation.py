@@ -1,4 +1,4 @@
-"""The graph of an encoder-decoder: the whole loop from a text to another."""
+"""Build the graphs of an encoder-decoder: translation and beam search."""
 
 import tensorflow as tf
 
@@ -14,8 +14,11 @@ from keras_llm.export.saved_model.signatures.loop import (
 
 
 class TranslationModule(GraphModule):
-    """`translate`, and `beam_search` if there is a width. Of a text that is too long the first
-    tokens are kept, and the end token."""
+    """The graphs of a `Translation`, with the signature `translate`.
+
+    If `beam_width` is set, there is also a signature `beam_search`. Texts that are too long are
+    truncated before the end token is added.
+    """
 
     main = "translate"
     defaults = DEFAULTS
@@ -44,16 +47,20 @@ class TranslationModule(GraphModule):
 
     def _search(self, text, **settings):
         settings, arguments, truncated = self._read(text, settings)
-        found = search(self.task, **arguments, width=self._beam_width, **settings)
+        outputs = search(self.task, **arguments, width=self._beam_width, **settings)
         return {
-            "translation": found["text"],
-            "score": found["score"],
-            "log_probability": found["log_probability"],
+            "translation": outputs["text"],
+            "score": outputs["score"],
+            "log_probability": outputs["log_probability"],
             "truncated": truncated,
         }
 
     def _read(self, text, settings):
-        """Checked settings, texts as what the loop begins with, and whether a row was cut."""
+        """Check the inputs and encode texts.
+
+        Returns:
+            The settings, the initial arguments of the loop, and whether a row was truncated (B,).
+        """
         tokenizer, config = self.task.tokenizer, self.task.model.config
         text, settings = checked("text", text, settings, config.vocabulary_size)
         ids, rows = tokenizer.tokenize(text), tf.size(text)

@@ -1,8 +1,8 @@
-"""Weights stored in fewer bits, and spelled out once, when the SavedModel is loaded.
+"""Store weights in 16 or 8 bits and convert them to float32 when the SavedModel is loaded.
 
-A file with 16 or 8 bits a weight is a half or a quarter as large. What runs is float32: the loader
-restores the stored weights, and then the initialisers of these resources fill variables from them,
-as those of lookup tables do. So neither speed nor graph know of it.
+The file is a half or a quarter as large. The graph computes in float32: the loader restores the
+stored weights, and then the initializers of these resources fill float32 variables from them, like
+the initializers of lookup tables. The graph of the model is unchanged.
 """
 
 import math
@@ -10,29 +10,30 @@ import math
 import numpy as np
 import tensorflow as tf
 
-_LEAST = 1024  # smaller weights stay as they are, and so do vectors
+_LEAST = 1024  # smaller weights, and vectors, are stored in float32
 KINDS = ("float16", "int8")
 
 
 def is_stored_small(variable):
-    """Whether a `keras.Variable` is stored in fewer bits: matrices of float32 are."""
+    """Return whether a `keras.Variable` is stored in fewer bits, as large float32 matrices are."""
     shape = tuple(variable.shape)
     return variable.dtype == "float32" and len(shape) >= 2 and math.prod(shape) >= _LEAST
 
 
 class SmallWeight(tf.saved_model.experimental.TrackableResource):
-    """A float32 matrix whose SavedModel holds fewer bits of it.
+    """A float32 matrix that is stored in fewer bits in a SavedModel.
 
-    "float16" rounds. "int8" keeps a whole number in -127 .. 127 for each weight, and for each
-    output (for each row of an embedding table) a float32 scale, the largest weight over 127.
+    "float16" rounds the weights. "int8" stores an integer in -127 .. 127 for each weight, and for
+    each output (for each row of an embedding table) a float32 scale, the largest absolute weight
+    divided by 127.
 
     Args:
         variable: a `keras.Variable`.
         kind: "float16" or "int8".
-        name: str, no other weight's.
+        name: str. A unique name.
 
     Attributes:
-        stored: list of `tf.Variable`s, which the SavedModel must hold.
+        stored: list of `tf.Variable`s that the SavedModel must contain.
     """
 
     def __init__(self, variable, kind, name):
@@ -62,6 +63,6 @@ class SmallWeight(tf.saved_model.experimental.TrackableResource):
         tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=value)
 
     def value(self):
-        """The float32 tensor, in a graph."""
+        """Return the float32 tensor, in a graph."""
         value = tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=tf.float32)
         return tf.ensure_shape(value, self._shape)

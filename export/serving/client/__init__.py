@@ -1,4 +1,4 @@
-"""Asks a TensorFlow Serving server, or the local one, over gRPC or REST; without TensorFlow."""
+"""Call TensorFlow Serving or the local server over gRPC or REST, without TensorFlow."""
 
 from keras_llm.export.serving.client.client import Client
 

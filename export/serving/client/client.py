@@ -1,4 +1,4 @@
-"""The client: what a caller gives turned into named arrays, and what comes back into text."""
+"""Call a model on a server: convert arguments to named arrays and outputs to text."""
 
 import itertools
 import numbers
@@ -13,34 +13,34 @@ from keras_llm.export.serving.client.connection import Route, connect
 from keras_llm.export.serving.client.stream import stream_tokens
 from keras_llm.sampling_settings import DEFAULTS, MAX_NEW_TOKENS
 
-# What a setting is when the caller leaves it out.
+# Default values of settings.
 _OFF = {"max_new_tokens": MAX_NEW_TOKENS, **DEFAULTS}
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds between tries
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds between attempts
 
 
 class Client:
-    """Asks a server for what a model does.
+    """A client for a model on TensorFlow Serving or the local server.
 
-    It may be used by several threads at a time. Answers that never came because the server could
-    not be reached or said UNAVAILABLE are asked for again, after pauses that double from 0.1 s to
-    2 s; no other error is retried.
+    It is thread-safe. Requests that fail because the server cannot be reached or returns
+    UNAVAILABLE are retried with exponential backoff from 0.1 s to 2 s; other errors are not
+    retried.
 
     Args:
         target: str. "host:port" for gRPC, or "http://host:port" (or https) for REST.
-        model: str, name of the model.
-        version: int, or None for the newest that is loaded.
-        label: str, a name of a version; or None. Not together with `version`.
-        timeout: float, seconds that a call may take, retries and all. The server drops requests
-            whose time is over.
-        retries: int, how often to ask again.
-        headers: dict of str to str, sent with every request: gRPC metadata, or HTTP headers.
-        tls: bool. Encrypt gRPC; certificates imply it.
-        root_certificates: path of a PEM file that the server's certificate is checked with, or
-            None for those of the system.
-        client_certificate, client_key: paths of PEM files, for servers that ask for them.
+        model: str. Name of the model.
+        version: int, or None for the newest loaded version.
+        label: str, the label of a version, or None. Mutually exclusive with `version`.
+        timeout: float. Maximum seconds for a call, including retries. The server drops requests
+            after their deadline.
+        retries: int. Maximum number of retries.
+        headers: dict of str to str, sent with each request as gRPC metadata or HTTP headers.
+        tls: bool. Whether to use TLS for gRPC; certificates imply it.
+        root_certificates: path of a PEM file to verify the server's certificate, or None for the
+            certificates of the system.
+        client_certificate, client_key: paths of PEM files, for servers that require them.
 
     Raises:
-        InputError: naming the argument that cannot be used.
+        InputError: if an argument is invalid.
 
     Example:
         client = export.Client("localhost:8500", model="stories")
@@ -62,9 +62,9 @@ class Client:
         client_key=None,
     ):
         if not isinstance(model, str) or not model or set(model) & set("/:"):
-            raise InputError(f"`model` must be a name without / and :, got {model!r}.")
+            raise InputError(f"`model` must be a name without / or :, got {model!r}.")
         if version is not None and label is not None:
-            raise InputError("give `version` or `label`, not both.")
+            raise InputError("use either `version` or `label`, not both.")
         if version is not None and (not _is_int(version) or version < 0):
             raise InputError(f"`version` must be an int >= 0, got {version!r}.")
         _check_positive("timeout", timeout)
@@ -90,7 +90,7 @@ class Client:
         self.close()
 
     def close(self):
-        """End the connections."""
+        """Close the connections."""
         self._connection.close()
 
     def generate(
@@ -107,18 +107,18 @@ class Client:
         parse_special=False,
         **settings,
     ):
-        """Continue one text or several.
+        """Generate continuations of one or more prompts.
 
         Args:
             prompts: str, or list of str.
-            max_new_tokens, temperature, top_k, top_p, seed: as of `keras_llm.TextGeneration`; each
-                a number, or a list with one for each prompt. `seed` None takes fresh ones.
-            return_details: bool. Return a dict for each text, with all outputs of the signature:
-                `text`, `num_tokens`, `log_probability`, `finish_reason` and more.
-            batch_size: int. Longer lists are sent in parts of so many prompts.
-            timeout: seconds for each part; None for the client's.
-            parse_special: bool. The prompts are rendered conversations, which spell out special
-                tokens, for the model's signature `chat`.
+            max_new_tokens, temperature, top_k, top_p, seed: as in `keras_llm.TextGeneration`; each
+                a number, or a list with one for each prompt. If `seed` is None, seeds are random.
+            return_details: bool. Whether to return a dict for each text with all outputs of the
+                signature: `text`, `num_tokens`, `log_probability`, `finish_reason` and more.
+            batch_size: int. Maximum number of prompts in a request; longer lists are split.
+            timeout: seconds for each request; None for the client's `timeout`.
+            parse_special: bool. Whether the prompts are rendered conversations with special
+                tokens, which are sent to the model's signature `chat`.
             **settings: other inputs of the model's signature `generate`, or else of its
                 `generate_extended`: `min_p`, `repetition_penalty` and more.
 
@@ -126,8 +126,8 @@ class Client:
             The new text, a str for a str and a list for a list.
 
         Raises:
-            InputError: naming the argument that is wrong.
-            ServingError: if the server refuses, or gives no answer in time.
+            InputError: if an argument is invalid.
+            ServingError: if the server rejects the request or does not answer in time.
         """
         rows = _texts("prompts", prompts)
         settings |= {
@@ -138,9 +138,9 @@ class Client:
             "seed": [random.getrandbits(31) for _ in rows] if seed is None else seed,
         }
         signature = "chat" if parse_special else "generate"
-        known = self.metadata()
-        if not parse_special and "generate_extended" in known:
-            is_plain = set(settings) <= set(known.get("generate", {}).get("inputs", ()))
+        signatures = self.metadata()
+        if not parse_special and "generate_extended" in signatures:
+            is_plain = set(settings) <= set(signatures.get("generate", {}).get("inputs", ()))
             signature = "generate" if is_plain else "generate_extended"
         inputs = {"prompt": rows, **self._complete(signature, settings, ["prompt"])}
         outputs = self._in_parts(signature, inputs, len(rows), batch_size, timeout)
@@ -151,15 +151,15 @@ class Client:
         return results[0] if isinstance(prompts, str) else results
 
     def score(self, texts, batch_size=32, timeout=None):
-        """Log-likelihood of texts, in nats: a float for a str and a list for a list.
+        """Return the log-likelihood of texts, in nats: a float for a str and a list for a list.
 
         Args:
             texts: str, or list of str.
-            batch_size: int. Longer lists are sent in parts of so many texts.
-            timeout: seconds for each part; None for the client's.
+            batch_size: int. Maximum number of texts in a request; longer lists are split.
+            timeout: seconds for each request; None for the client's `timeout`.
 
         Raises:
-            InputError, ServingError: as of `generate`.
+            InputError, ServingError: as in `generate`.
         """
         rows = _texts("texts", texts)
         outputs = self._in_parts("score", {"text": rows}, len(rows), batch_size, timeout)
@@ -167,26 +167,26 @@ class Client:
         return scores[0] if isinstance(texts, str) else scores
 
     def stream(self, prompt, max_new_tokens=64, temperature=1.0, top_k=0, top_p=1.0, seed=None):
-        """Continue one text, piece by piece, by the signatures `prefill` and `decode`.
+        """Stream the continuation of a prompt, with the signatures `prefill` and `decode`.
 
-        The cache of keys and values travels to the server and back with every token, since a
-        server keeps nothing between requests: that costs bytes, where `generate` sends text alone.
+        The server is stateless, so the key-value cache is sent to the server and back with each
+        token. This takes more bandwidth than `generate`, which sends only text.
 
         Args:
             prompt: str.
-            max_new_tokens, temperature, top_k, top_p, seed: as of `generate`, numbers. Prompt and
+            max_new_tokens, temperature, top_k, top_p, seed: numbers, as in `generate`. Prompt and
                 new tokens together must fit the model's `max_length`.
 
         Returns:
-            A generator of str. Joined, the pieces are what `generate` gives for the same seed; a
-            piece never ends inside a character.
+            A generator of str. The concatenated pieces are the text of `generate` for the same
+            seed; a piece never ends inside a character.
 
         Raises:
-            InputError, ServingError: as of `generate`; the first before anything is generated if
-                the model has no such signatures.
+            InputError, ServingError: as in `generate`. InputError is raised before generation
+                starts, also if the model lacks the required signatures.
         """
         if not isinstance(prompt, str) or not prompt:
-            raise InputError(f"`prompt` must be one str, not empty, got {prompt!r}.")
+            raise InputError(f"`prompt` must be a non-empty str, got {prompt!r}.")
         missing = {"prefill", "decode", "tokenize", "detokenize", "is_end"} - set(self.metadata())
         if missing:
             raise InputError(f"the model cannot stream: no signature {', '.join(sorted(missing))}.")
@@ -195,31 +195,31 @@ class Client:
         return stream_tokens(self.predict, prompt, max_new_tokens, settings)
 
     def predict(self, signature, inputs, timeout=None):
-        """Ask for any signature.
+        """Call a signature.
 
         Args:
             signature: str, e.g. "serving_default" or "embed".
             inputs: dict of input name to array, list, number or str.
-            timeout: seconds, or None for the client's.
+            timeout: seconds, or None for the client's `timeout`.
 
         Returns:
-            Dict of output name to array; strings are str (what is not UTF-8 is U+FFFD).
+            A dict of output name to array; strings are str, with U+FFFD for invalid UTF-8.
 
         Raises:
-            InputError: if there is no such signature or input, or a value does not fit.
-            ServingError: if the server refuses, or gives no answer in time.
+            InputError: if the signature or an input does not exist, or a value is invalid.
+            ServingError: if the server rejects the request or does not answer in time.
         """
-        known = self.metadata()
-        if signature not in known:
+        signatures = self.metadata()
+        if signature not in signatures:
             raise InputError(
-                f"there is no signature {signature!r}; known: {', '.join(sorted(known))}."
+                f"there is no signature {signature!r}; available: {', '.join(sorted(signatures))}."
             )
-        specs = known[signature]["inputs"]
+        specs = signatures[signature]["inputs"]
         for name in inputs:
             if name not in specs:
                 raise InputError(
                     f"signature {signature} has no input {name!r}; "
-                    f"known: {', '.join(sorted(specs))}."
+                    f"available: {', '.join(sorted(specs))}."
                 )
         arrays = {
             name: tensors.as_array(name, value, specs[name]["dtype"])
@@ -227,56 +227,62 @@ class Client:
         }
         try:
             outputs = self._call(
-                lambda left: self._connection.predict(signature, known[signature], arrays, left),
+                lambda left: self._connection.predict(
+                    signature, signatures[signature], arrays, left
+                ),
                 timeout,
             )
         except ServingError as error:
             if error.code == "INVALID_ARGUMENT":
-                self._signatures = None  # a new version may ask for other inputs
+                self._signatures = None  # a new version may have other inputs
             raise
         return {name: _decoded(array) for name, array in outputs.items()}
 
     def metadata(self):
-        """The signatures of the model.
+        """Return the signatures of the model, which are requested once and cached.
 
         Returns:
-            Dict of signature name to {"inputs": ..., "outputs": ...}, each a dict of name to
-            {"dtype": number of a DataType, "shape": list with None for any size}. It is asked for
-            once.
+            A dict of signature name to {"inputs": ..., "outputs": ...}, each a dict of name to
+            {"dtype": number of a DataType, "shape": list with None for any size}.
 
         Raises:
-            ServingError: if the server refuses, or gives no answer in time.
+            ServingError: if the server rejects the request or does not answer in time.
         """
         if self._signatures is None:
             self._signatures = self._call(self._connection.metadata)
         return self._signatures
 
     def status(self):
-        """The model's versions on the server.
+        """Return the versions of the model on the server.
 
         Returns:
-            List of {"version": int, "state": str, "error": str}, newest first; a version that
-            answers is in state "AVAILABLE".
+            A list of {"version": int, "state": str, "error": str}, newest first; a version that
+            is ready has the state "AVAILABLE".
 
         Raises:
-            ServingError: if the server refuses, or gives no answer in time.
+            ServingError: if the server rejects the request or does not answer in time.
         """
         return self._call(self._connection.status)
 
     def _complete(self, signature, settings, others):
-        """Settings for all inputs of a signature; those that it has not must be off."""
-        known = self.metadata()
-        if signature not in known:
+        """Return settings for all inputs of a signature except `others`.
+
+        Settings that the signature does not have must have their default value.
+        """
+        signatures = self.metadata()
+        if signature not in signatures:
             raise InputError(f"the model has no signature {signature!r}.")
-        wanted = [name for name in known[signature]["inputs"] if name not in others]
+        names = [name for name in signatures[signature]["inputs"] if name not in others]
         for name, value in settings.items():
             is_off = name in _OFF and isinstance(value, numbers.Real) and value == _OFF[name]
-            if name not in wanted and not is_off:
-                raise InputError(f"unknown setting `{name}`; known: {', '.join(sorted(wanted))}.")
+            if name not in names and not is_off:
+                raise InputError(
+                    f"unknown setting `{name}`; available: {', '.join(sorted(names))}."
+                )
         complete = {}
-        for name in wanted:
+        for name in names:
             if name not in settings and name not in _OFF:
-                raise InputError(f"`{name}` must be given for this model.")
+                raise InputError(f"`{name}` is required for this model.")
             complete[name] = settings.get(name, _OFF.get(name))
         return complete
 
@@ -289,7 +295,8 @@ class Client:
             column = list(value) if is_list else [value]
             if len(column) not in (1, rows):
                 raise InputError(
-                    f"`{name}` must be one value or {rows}, one for each row; got {len(column)}."
+                    f"`{name}` must be one value or {rows} values, one for each row; got "
+                    f"{len(column)}."
                 )
             columns[name] = column
         parts = []
@@ -302,7 +309,7 @@ class Client:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _call(self, function, timeout=None):
-        """Call with the seconds left, again where the server is unavailable."""
+        """Call a function with the remaining seconds; retry if the server is unavailable."""
         if timeout is not None:
             _check_positive("timeout", timeout)
         end = time.monotonic() + (self._timeout if timeout is None else timeout)
@@ -312,7 +319,7 @@ class Client:
             except ServingError as error:
                 if error.code != "UNAVAILABLE" or attempt == self._retries:
                     raise
-                # Half of the pause by chance, so that many clients do not come back together.
+                # Add jitter, so that many clients do not retry at the same time.
                 pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt) * random.uniform(0.5, 1)
                 if time.monotonic() + pause >= end:
                     raise
@@ -325,7 +332,7 @@ def _texts(name, texts):
         raise InputError(f"`{name}` must be a str or a non-empty list of str, got {texts!r}.")
     for text in rows:
         if not isinstance(text, str) or not text:
-            raise InputError(f"`{name}` must be strs, none empty, got {text!r}.")
+            raise InputError(f"`{name}` must be a list of non-empty str, got {text!r}.")
     return list(rows)
 
 
@@ -348,4 +355,4 @@ def _is_int(value):
 
 def _check_positive(name, value):
     if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 < value < 1e6:
-        raise InputError(f"`{name}` must be seconds > 0, got {value!r}.")
+        raise InputError(f"`{name}` must be a number of seconds > 0, got {value!r}.")

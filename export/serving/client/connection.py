@@ -1,4 +1,4 @@
-"""The ways to a server: which of them a target names, and what both have in common."""
+"""Open a gRPC or REST connection to a server, depending on the target."""
 
 import dataclasses
 import re
@@ -8,7 +8,7 @@ from keras_llm.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """Which model, and which of its versions: a version, a label, or neither for the newest."""
+    """A model and its version: by number, by label, or the newest one if both are None."""
 
     model: str
     version: int | None = None
@@ -16,7 +16,7 @@ class Route:
 
 
 def connect(target, route, headers, tls, root_certificates, client_certificate, client_key):
-    """A connection for a target; arguments as of `Client`.
+    """Open a connection to a target; the arguments are those of `Client`.
 
     Returns:
         An object with `predict(signature, spec, arrays, seconds)`, `metadata(seconds)`,
@@ -26,9 +26,11 @@ def connect(target, route, headers, tls, root_certificates, client_certificate, 
         raise InputError(f"`target` must be a str, got {target!r}.")
     for key, value in headers.items():
         if not isinstance(key, str) or not isinstance(value, str) or "\n" in key + value:
-            raise InputError(f"`headers` must be strs, got {key!r}: {value!r}.")
+            raise InputError(
+                f"`headers` must map str to str without line breaks, got {key!r}: {value!r}."
+            )
     if bool(client_certificate) != bool(client_key):
-        raise InputError("`client_certificate` and `client_key` go together.")
+        raise InputError("`client_certificate` and `client_key` must be used together.")
     files = {
         "root_certificates": root_certificates,
         "client_certificate": client_certificate,

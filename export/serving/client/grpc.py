@@ -1,4 +1,4 @@
-"""TensorFlow Serving over gRPC."""
+"""Call TensorFlow Serving over gRPC."""
 
 import pathlib
 
@@ -13,8 +13,8 @@ _MODEL = "/tensorflow.serving.ModelService/"
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    ("grpc.enable_retries", 0),  # the client retries, within the caller's time
-    # A server that is back shall be found soon; gRPC's own pauses grow to two minutes.
+    ("grpc.enable_retries", 0),  # `Client` retries within its timeout
+    # Reconnect soon to a restarted server; gRPC's default backoff grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -22,7 +22,7 @@ _OPTIONS = [
 
 
 class GrpcConnection:
-    """A channel to a server; arguments as of `connection.connect`."""
+    """A gRPC channel to a server; the arguments are those of `connection.connect`."""
 
     def __init__(self, target, route, headers, tls, files):
         self._route = route
@@ -51,7 +51,7 @@ class GrpcConnection:
             outputs = sorted(response.outputs.items())
             return {name: tensors.from_proto(name, proto) for name, proto in outputs}
         except InputError as error:
-            raise ServingError("INTERNAL", f"the answer cannot be read: {error}") from None
+            raise ServingError("INTERNAL", f"the response cannot be read: {error}") from None
 
     def metadata(self, seconds):
         request = wire.message("tensorflow.serving.GetModelMetadataRequest")()
@@ -62,8 +62,8 @@ class GrpcConnection:
             response.metadata["signature_def"].value
         )
         return {
-            name: {"inputs": _specs(found.inputs), "outputs": _specs(found.outputs)}
-            for name, found in signatures.signature_def.items()
+            name: {"inputs": _specs(signature.inputs), "outputs": _specs(signature.outputs)}
+            for name, signature in signatures.signature_def.items()
         }
 
     def status(self, seconds):
@@ -72,11 +72,11 @@ class GrpcConnection:
         response = self._call(self._status, request, seconds)
         return [
             {
-                "version": found.version,
-                "state": _STATES.get(found.state, "UNKNOWN"),
-                "error": found.status.error_message,
+                "version": row.version,
+                "state": _STATES.get(row.state, "UNKNOWN"),
+                "error": row.status.error_message,
             }
-            for found in response.model_version_status
+            for row in response.model_version_status
         ]
 
     def close(self):
@@ -100,10 +100,10 @@ class GrpcConnection:
         try:
             return method(request, timeout=seconds, metadata=self._headers)
         except grpc.RpcError as error:
-            # A server that shuts down cancels the calls that it has not begun; we cancel none.
-            gone = error.code() == grpc.StatusCode.CANCELLED
-            code = grpc.StatusCode.UNAVAILABLE if gone else error.code()
-            raise ServingError(code.name, error.details() or "no answer.") from None
+            # A server that shuts down cancels pending calls; this client cancels none.
+            is_shutdown = error.code() == grpc.StatusCode.CANCELLED
+            code = grpc.StatusCode.UNAVAILABLE if is_shutdown else error.code()
+            raise ServingError(code.name, error.details() or "no response.") from None
 
 
 def _specs(infos):

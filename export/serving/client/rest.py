@@ -1,4 +1,4 @@
-"""TensorFlow Serving over REST."""
+"""Call TensorFlow Serving over REST."""
 
 import contextlib
 import http.client
@@ -27,7 +27,7 @@ _CODES = {
 
 
 class RestConnection:
-    """Connections to a server, kept for further requests; arguments as of `connection.connect`."""
+    """A pool of HTTP connections to a server; the arguments are those of `connection.connect`."""
 
     def __init__(self, target, route, headers, files):
         url = urllib.parse.urlsplit(target)
@@ -36,11 +36,13 @@ class RestConnection:
         except ValueError:
             port = -1
         if url.scheme not in ("http", "https") or not url.hostname or port == -1 or url.query:
-            raise InputError(f'`target` must be "http://host:port" or https, got {target!r}.')
+            raise InputError(
+                f'`target` must be "http://host:port" or "https://host:port", got {target!r}.'
+            )
         self._address = url.hostname, port
         self._context = _tls_context(files) if url.scheme == "https" else None
         if url.scheme == "http" and any(files.values()):
-            raise InputError("certificates need an https:// `target`.")
+            raise InputError("certificates require an https:// `target`.")
         self._headers = {**headers, "Content-Type": "application/json"}
         path = f"{url.path.rstrip('/')}/v1/models/{urllib.parse.quote(route.model, safe='')}"
         if route.version is not None:
@@ -61,25 +63,25 @@ class RestConnection:
             outputs = sorted(outputs.items())
             return {n: tensors.from_json(n, v, specs[n]["dtype"]) for n, v in outputs}
         except (InputError, KeyError, AttributeError) as error:
-            raise ServingError("INTERNAL", f"the answer cannot be read: {error!r}.") from None
+            raise ServingError("INTERNAL", f"the response cannot be read: {error!r}.") from None
 
     def metadata(self, seconds):
         answer = self._ask("GET", "/metadata", seconds)
-        found = answer["metadata"]["signature_def"]["signature_def"]
+        signatures = answer["metadata"]["signature_def"]["signature_def"]
         return {
             name: {"inputs": _specs(s["inputs"]), "outputs": _specs(s["outputs"])}
-            for name, s in found.items()
+            for name, s in signatures.items()
         }
 
     def status(self, seconds):
         answer = self._ask("GET", "", seconds)
         return [
             {
-                "version": int(found["version"]),
-                "state": found["state"],
-                "error": found.get("status", {}).get("error_message", ""),
+                "version": int(row["version"]),
+                "state": row["state"],
+                "error": row.get("status", {}).get("error_message", ""),
             }
-            for found in answer.get("model_version_status", [])
+            for row in answer.get("model_version_status", [])
         ]
 
     def close(self):
@@ -100,14 +102,16 @@ class RestConnection:
                 data = response.read()
             except TimeoutError:
                 connection.close()
-                raise ServingError("DEADLINE_EXCEEDED", f"no answer in {seconds:.3g} s.") from None
+                raise ServingError(
+                    "DEADLINE_EXCEEDED", f"no response within {seconds:.3g} s."
+                ) from None
             except ssl.SSLError as error:
                 connection.close()
                 raise ServingError("UNAUTHENTICATED", f"TLS: {error}") from None
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 if is_used and isinstance(error, (ConnectionError, http.client.RemoteDisconnected)):
-                    continue  # the server had closed a connection that was idle
+                    continue  # the server closed an idle connection
                 raise ServingError("UNAVAILABLE", f"{type(error).__name__}: {error}") from None
             except BaseException:
                 connection.close()
@@ -118,7 +122,7 @@ class RestConnection:
             return _read(response.status, data)
 
     def _connection(self):
-        """A connection, and whether it was used before."""
+        """Return a connection and whether it was used before."""
         try:
             connection = self._idle.get_nowait()
             return connection, connection.sock is not None
@@ -137,7 +141,7 @@ def _read(status, data):
         return answer
     message = answer.get("error") if isinstance(answer, dict) else None
     if status == 200:
-        raise ServingError("INTERNAL", "the answer is no JSON object.")
+        raise ServingError("INTERNAL", "the response is not a JSON object.")
     raise ServingError(_CODES.get(status, "INTERNAL"), message or f"HTTP status {status}.")
 
 
@@ -156,7 +160,7 @@ def _specs(infos):
 
 
 def _to_json(array):
-    """An array as JSON; bytes that are not UTF-8 as base64."""
+    """Convert an array to JSON; bytes that are not UTF-8 become base64."""
     if array.dtype != object:
         return tensors.to_json("", array)
 

@@ -1,4 +1,4 @@
-"""Text piece by piece from a server that keeps nothing: `prefill` once, `decode` for each token."""
+"""Stream text from a stateless server: call `prefill` once and `decode` for each token."""
 
 import numbers
 
@@ -7,19 +7,20 @@ from keras_llm.export.sampling import Sampling, choose
 
 
 def stream_tokens(predict, prompt, max_new_tokens, settings):
-    """Continue a text.
+    """Stream the continuation of a prompt.
 
     Args:
-        predict: function of a signature's name and its inputs to its outputs.
+        predict: function that takes the name of a signature and its inputs, and returns its
+            outputs.
         prompt: str, not empty.
         max_new_tokens: int > 0.
         settings: dict of `temperature`, `top_k`, `top_p` and `seed`.
 
     Yields:
-        Pieces of text, none empty, none ending inside a character.
+        Non-empty pieces of text that end at character boundaries.
 
     Raises:
-        InputError: naming the setting that is out of range, before anything is asked.
+        InputError: before the first request, if a setting is out of range.
     """
     is_int = isinstance(max_new_tokens, numbers.Integral) and not isinstance(max_new_tokens, bool)
     if not is_int or max_new_tokens < 1:
@@ -36,17 +37,17 @@ def _pieces(predict, prompt, max_new_tokens, sampling):
         {
             "token_ids": tokenized["token_ids"],
             "lengths": [length],
-            "cache_length": length + max_new_tokens - 1,  # the last token is never read
+            "cache_length": length + max_new_tokens - 1,  # the last token is not an input
         },
     )
-    text, shown, so_far = "", "", []
+    text, shown, new_ids = "", "", []
     for step in range(max_new_tokens):
         token = choose(outputs.pop("logits")[0], sampling, step)
         if predict("is_end", {"token_ids": [[token]]})["is_end"][0, 0]:
             break
-        so_far.append(token)
-        text = _text(predict, so_far)
-        # Half a character is shown as U+FFFD until its other half has come.
+        new_ids.append(token)
+        text = _text(predict, new_ids)
+        # An incomplete character is decoded as U+FFFD until its remaining bytes are generated.
         if len(text) > len(shown) and not text.endswith("\ufffd"):
             yield text[len(shown) :]
             shown = text

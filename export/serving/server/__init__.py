@@ -1,7 +1,7 @@
-"""A server with TensorFlow Serving's protocol in one Python process, for a laptop or a test.
+"""Serve SavedModels with TensorFlow Serving's protocol in a Python process, for development.
 
-TensorFlow Serving is the one for production: this one speaks the same gRPC and REST, has the same
-flags, watches the same folders and runs the same SavedModels in TensorFlow's own sessions.
+It has the same gRPC and REST APIs and the same flags as TensorFlow Serving, watches the same
+folders and runs the same SavedModels in TensorFlow sessions. Use TensorFlow Serving in production.
 """
 
 import importlib

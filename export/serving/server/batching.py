@@ -1,4 +1,4 @@
-"""Requests that come at the same time, merged into one run of the graph."""
+"""Batch concurrent requests into one run of the graph."""
 
 import dataclasses
 import threading
@@ -11,16 +11,16 @@ from keras_llm.errors import InputError, ServingError
 
 @dataclasses.dataclass(frozen=True)
 class BatchingParameters:
-    """When a batch is complete; names, meaning and defaults are TensorFlow Serving's.
+    """Batching parameters, with the names, meanings and defaults of TensorFlow Serving.
 
     Attributes:
-        max_batch_size: int, rows of a batch at most.
-        batch_timeout_micros: int, how long the first request waits for others.
-        max_enqueued_batches: int, batches that may wait; requests beyond are refused with
-            UNAVAILABLE.
-        num_batch_threads: int, batches that run at the same time.
-        allowed_batch_sizes: tuple of int, rising, the last `max_batch_size`; a batch is filled
-            up to the next of them with copies of its first row. Empty for any size.
+        max_batch_size: int. Maximum number of rows in a batch.
+        batch_timeout_micros: int. Maximum time that a request waits for others.
+        max_enqueued_batches: int. Maximum number of waiting batches; further requests are rejected
+            with UNAVAILABLE.
+        num_batch_threads: int. Number of batches that run at the same time.
+        allowed_batch_sizes: increasing tuple of int that ends with `max_batch_size`; a batch is
+            padded to the next size with copies of its first row. Empty allows any size.
     """
 
     max_batch_size: int = 1000
@@ -42,18 +42,18 @@ class BatchingParameters:
             list(sizes) != sorted(set(sizes)) or sizes[0] < 1 or sizes[-1] != self.max_batch_size
         ):
             raise InputError(
-                "`allowed_batch_sizes` must rise, and end with `max_batch_size` "
+                "`allowed_batch_sizes` must increase and end with `max_batch_size` "
                 f"({self.max_batch_size}), got {list(sizes)}."
             )
 
 
 class Batcher:
-    """Merges requests for the same signature of the same servable.
+    """A queue that batches requests for the same signature of the same servable.
 
     Args:
         parameters: `BatchingParameters`.
-        observe: function of the seconds that each request of a batch waited, a list, and of the
-            rows of the batch; called for each batch.
+        observe: function that is called for each batch with the list of seconds that its requests
+            waited and the number of rows.
     """
 
     def __init__(self, parameters, observe=lambda waits, rows: None):
@@ -70,22 +70,22 @@ class Batcher:
             thread.start()
 
     def run(self, servable, signature, arrays, deadline=None, cancelled=None):
-        """Run a request together with others, or alone where it cannot be merged.
+        """Run a request in a batch with others, or alone if it cannot be batched.
 
         Args:
             servable: `Servable`, which the caller keeps alive.
             signature: `Signature`.
-            arrays: dict of input name to array, checked. Numbers of length 1 hold for all rows
-                of a request, as the settings of generation do.
-            deadline: `time.monotonic()`, or None. A request that is still waiting then is
-                dropped.
-            cancelled: `threading.Event` that says that nobody waits for the answer, or None.
+            arrays: dict of input name to checked array. Numbers of length 1, such as generation
+                settings, apply to all rows of a request.
+            deadline: `time.monotonic()`, or None. A request that is still in the queue at that
+                time is dropped.
+            cancelled: `threading.Event` that is set when the client cancels the request, or None.
 
         Returns:
-            Dict of output name to array.
+            A dict of output name to array.
 
         Raises:
-            ServingError: the request's own; "UNAVAILABLE" if too many wait.
+            ServingError: if the request fails; "UNAVAILABLE" if the queue is full.
         """
         rows = _rows(arrays) if signature.has_batch else None
         if rows is None:
@@ -93,7 +93,7 @@ class Batcher:
         limit = self._parameters.max_batch_size
         if rows > limit:
             raise ServingError(
-                "INVALID_ARGUMENT", f"{rows} rows are more than `max_batch_size` ({limit})."
+                "INVALID_ARGUMENT", f"{rows} rows exceed `max_batch_size` ({limit})."
             )
         inner = tuple(sorted((name, array.shape[1:]) for name, array in arrays.items()))
         key = (id(servable), signature.name, inner)
@@ -104,13 +104,13 @@ class Batcher:
             queue = self._queues.setdefault(key, [])
             waiting = sum(waits.rows for waits in queue) + rows
             if waiting > limit * self._parameters.max_enqueued_batches:
-                raise ServingError("UNAVAILABLE", "the queue of requests is full.")
+                raise ServingError("UNAVAILABLE", "the request queue is full.")
             queue.append(task)
             self._changed.notify()
         return task.wait()
 
     def close(self):
-        """Finish what waits, and end the threads."""
+        """Run the waiting requests and stop the threads."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -119,10 +119,10 @@ class Batcher:
 
     def _work(self):
         while self._run_next():
-            pass  # what has been answered is held by nothing while this waits
+            pass  # a separate frame for each batch, so that its arrays are freed while this waits
 
     def _run_next(self):
-        """Wait for a batch and answer it; False at the end."""
+        """Wait for a batch and run it; return False after `close`."""
         tasks = self._next_batch()
         now = time.monotonic()
         live = []
@@ -130,7 +130,7 @@ class Batcher:
             if task.deadline is not None and task.deadline <= now:
                 task.fail("DEADLINE_EXCEEDED", "the deadline passed in the queue.")
             elif task.cancelled is not None and task.cancelled.is_set():
-                task.fail("CANCELLED", "nobody waits for the answer.")
+                task.fail("CANCELLED", "the client canceled the request.")
             else:
                 live.append(task)
         if live:
@@ -140,15 +140,15 @@ class Batcher:
         return tasks is not None
 
     def _next_batch(self):
-        """The tasks of the queue that is due, waiting for one; None at the end."""
-        patience = self._parameters.batch_timeout_micros / 1e6
+        """Wait for a queue that is due and return its tasks; None after `close`."""
+        timeout = self._parameters.batch_timeout_micros / 1e6
         limit = self._parameters.max_batch_size
         with self._changed:
             while True:
                 now, soonest = time.monotonic(), None
                 for key, queue in self._queues.items():
                     is_full = sum(task.rows for task in queue) >= limit
-                    due = queue[0].since + patience
+                    due = queue[0].since + timeout
                     if is_full or due <= now or self._closed:
                         return self._take(key, limit)
                     soonest = due if soonest is None else min(soonest, due)
@@ -163,7 +163,7 @@ class Batcher:
             rows += queue[count].rows
             count += 1
         if queue[count:]:
-            self._queues[key] = queue[count:]  # at the end of the dict: others come first
+            self._queues[key] = queue[count:]  # moved to the end, so that other queues are next
             self._changed.notify()
         return queue[:count]
 
@@ -177,12 +177,14 @@ class Batcher:
             merged = _merged(tasks, size)
             outputs = first.servable.run(first.signature, merged, deadline)
             if any(len(value) != size for value in outputs.values()):
-                raise ServingError("INTERNAL", "an output has not the rows of the inputs.")
+                raise ServingError(
+                    "INTERNAL", "an output has a different number of rows than the inputs."
+                )
         except ServingError as error:
             if len(tasks) == 1:
                 first.fail(error.code, error.message)
                 return
-            # One request's error must not be the others': each gets its own answer.
+            # Run the requests one by one, because the error may concern only one of them.
             for task in tasks:
                 self._run([task])
             return
@@ -216,8 +218,8 @@ class _Task:
         self._done.set()
 
     def fail(self, code, message):
-        # Not the error itself: its traceback would hold this task, and the task the error, with the
-        # request's arrays, until the garbage collector comes by.
+        # Do not store the error: its traceback refers to this task, and the cycle would keep the
+        # request's arrays alive until the next garbage collection.
         self._failure = code, message
         self._done.set()
 
@@ -229,8 +231,10 @@ class _Task:
 
 
 def _rows(arrays):
-    """How many rows a request has; None if its arrays do not agree, or it has none. Where there
-    are texts they are what has rows, and numbers of length 1 hold for all of them."""
+    """Return the number of rows of a request, or None if it has none or its arrays disagree.
+
+    If there are texts, they determine the number of rows; arrays of length 1 apply to all rows.
+    """
     texts = {len(array) for array in arrays.values() if array.dtype == object}
     lengths = {len(array) for array in arrays.values()}
     rows = max(texts or lengths)
@@ -238,7 +242,7 @@ def _rows(arrays):
 
 
 def _merged(tasks, size):
-    """The arrays of all tasks in one, with `size` rows."""
+    """Concatenate the arrays of all tasks and pad them to `size` rows."""
     merged = {}
     for name in tasks[0].arrays:
         parts = []

@@ -1,4 +1,4 @@
-"""What the server does with a request, whichever way it came: find, check, run, count."""
+"""Process requests from gRPC and REST: check, batch, run and count them."""
 
 import contextlib
 import time
@@ -12,15 +12,15 @@ from keras_llm.export.serving.server.warmup import warm_up
 
 
 class Core:
-    """Models, batches and counters of one server.
+    """The models, batcher and metrics of a server.
 
     Args:
-        batching: `BatchingParameters`, or None to run each request for itself.
+        batching: `BatchingParameters`, or None to run each request separately.
         session_config: `tf.compat.v1.ConfigProto`, or None.
-        tags: list of str, which graph of a SavedModel to load.
-        warmup_iterations: int, how often the warm-up requests of a model are run; 0 is never.
-        allow_unavailable_labels: bool. Whether a label may name a version that is not loaded.
-        max_text_bytes: int, the most bytes that the strings of a request may have together.
+        tags: list of str. Tags of the graph of a SavedModel to load.
+        warmup_iterations: int. How often to run the warm-up requests of a model; 0 disables them.
+        allow_unavailable_labels: bool. Whether a label may refer to a version that is not loaded.
+        max_text_bytes: int. Maximum total bytes of the strings of a request.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Core:
 
         Args:
             servable: `Servable` in use.
-            signature_name: str; "" is the default one.
+            signature_name: str; "" is the default signature.
             arrays: dict of input name to array.
             wanted: list of output names; empty for all.
             deadline: `time.monotonic()`, or None.
@@ -55,7 +55,7 @@ class Core:
             The name of the signature, and a dict of output name to array.
 
         Raises:
-            ServingError: as the request deserves it.
+            ServingError: if the request is invalid or fails.
         """
         signature = servable.signature(signature_name)
         arrays = signature.complete(arrays)
@@ -65,7 +65,7 @@ class Core:
             raise ServingError(
                 "INVALID_ARGUMENT",
                 f"signature {signature.name} has no output {unknown[0]!r}; "
-                f"known: {', '.join(sorted(signature.outputs))}.",
+                f"available: {', '.join(sorted(signature.outputs))}.",
             )
         outputs = self.run(servable, signature, arrays, deadline, cancelled)
         if wanted:
@@ -73,7 +73,7 @@ class Core:
         return signature.name, outputs
 
     def run(self, servable, signature, arrays, deadline=None, cancelled=None):
-        """Run checked arrays, in a batch if batches are made."""
+        """Run a signature on checked arrays, in a batch if batching is enabled."""
         texts = [array for array in arrays.values() if array.dtype == object]
         size = sum(len(text) for array in texts for text in array.ravel())
         if size > self._max_text_bytes:
@@ -87,16 +87,16 @@ class Core:
 
     @contextlib.contextmanager
     def request(self, name, api, entry):
-        """Count a request and its time; whatever error there is becomes a ServingError.
+        """Count a request and measure its latency; convert exceptions to ServingError.
 
         Args:
-            name: str, the model's.
+            name: str. Name of the model.
             api: "predict", "classify" or "regress".
             entry: "GRPC" or "REST".
         """
         begin, status = time.perf_counter(), "OK"
-        # Names that do not exist are many: they are counted as one.
-        known = name if name in self.models.names() else ""
+        # Count all nonexistent names as "", to bound the number of metric labels.
+        model_name = name if name in self.models.names() else ""
         try:
             yield
         except ServingError as error:
@@ -110,18 +110,26 @@ class Core:
             raise ServingError("INTERNAL", f"{type(error).__name__}: {error}") from error
         finally:
             micros = (time.perf_counter() - begin) * 1e6
-            self.metrics.count(metrics.REQUESTS, model_name=known, status=status)
+            self.metrics.count(metrics.REQUESTS, model_name=model_name, status=status)
             if status == "OK":
                 self.metrics.observe(
-                    metrics.REQUEST_LATENCY, micros, model_name=known, API=api, entrypoint=entry
+                    metrics.REQUEST_LATENCY,
+                    micros,
+                    model_name=model_name,
+                    API=api,
+                    entrypoint=entry,
                 )
 
     def close(self, seconds):
-        """Wait so many seconds for what runs, and free everything; whether all of it has ended."""
+        """Wait at most `seconds` for running requests and free everything.
+
+        Returns:
+            Whether all requests have ended.
+        """
         if not self.models.close(seconds):
             return False
         if self._batcher is not None:
-            self._batcher.close()  # nothing waits in it any more
+            self._batcher.close()  # its queue is empty
         return True
 
     def _load(self, name, version, folder):

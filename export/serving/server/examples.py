@@ -1,4 +1,4 @@
-"""Classify and Regress: signatures that read `tf.Example`s, as estimators of old wrote them."""
+"""Answer Classify and Regress requests, for the `tf.Example` signatures of TF estimators."""
 
 import numpy as np
 import tensorflow as tf
@@ -14,16 +14,19 @@ def classify(servable, request, run=None):
     Args:
         servable: `Servable`.
         request: `ClassificationRequest`.
-        run: function of (signature, arrays) to outputs; defaults to the servable's own.
+        run: function that takes a signature and arrays and returns outputs. Defaults to
+            `servable.run`.
     """
     signature = servable.signature(request.model_spec.signature_name, CLASSIFY)
     outputs, rows = _run(servable, signature, request.input, run)
     classes, scores = outputs.get("classes"), outputs.get("scores")
     for name, value in outputs.items():
         if name in ("classes", "scores") and (value.ndim != 2 or len(value) != rows):
-            raise ServingError("INTERNAL", f"output {name} must have a row for each example.")
+            raise ServingError("INTERNAL", f"output {name} must have one row for each example.")
     if classes is None and scores is None:
-        raise ServingError("FAILED_PRECONDITION", "the signature has neither classes nor scores.")
+        raise ServingError(
+            "FAILED_PRECONDITION", "the signature must have an output `classes` or `scores`."
+        )
     result = classification_pb2.ClassificationResult()
     for row in range(rows):
         added = result.classifications.add()
@@ -37,11 +40,11 @@ def classify(servable, request, run=None):
 
 
 def regress(servable, request, run=None):
-    """Answer a RegressionRequest with a RegressionResult; arguments as of `classify`."""
+    """Answer a RegressionRequest with a RegressionResult; the arguments are those of `classify`."""
     signature = servable.signature(request.model_spec.signature_name, REGRESS)
     outputs, rows = _run(servable, signature, request.input, run)
     if "outputs" not in outputs or outputs["outputs"].size != rows:
-        raise ServingError("INTERNAL", "the output must be one number for each example.")
+        raise ServingError("INTERNAL", "the output must have one number for each example.")
     result = regression_pb2.RegressionResult()
     for value in np.ravel(outputs["outputs"]):
         result.regressions.add().value = float(value)
@@ -49,7 +52,7 @@ def regress(servable, request, run=None):
 
 
 def example_of(values, name="example"):
-    """A dict of JSON values -> `tf.train.Example`, as the REST interface reads features."""
+    """Convert a dict of JSON values from the REST API to a `tf.train.Example`."""
     if not isinstance(values, dict):
         raise ServingError("INVALID_ARGUMENT", f"each {name} must be an object of features.")
     example = tf.train.Example()
@@ -64,15 +67,15 @@ def example_of(values, name="example"):
             feature.bytes_list.value.extend(v.encode("utf-8", "replace") for v in row)
         else:
             raise ServingError(
-                "INVALID_ARGUMENT", f"feature {key!r} must be numbers, or text, of one kind."
+                "INVALID_ARGUMENT", f"feature {key!r} must be all integers, numbers or strings."
             )
     return example
 
 
-def _run(servable, signature, given, run):
-    rows = _serialized(given)
+def _run(servable, signature, examples, run):
+    rows = _serialized(examples)
     if not rows:
-        raise ServingError("INVALID_ARGUMENT", "there is no example.")
+        raise ServingError("INVALID_ARGUMENT", "the request has no examples.")
     array = np.empty(len(rows), object)
     array[:] = rows
     arrays = {"inputs": array}
@@ -81,17 +84,17 @@ def _run(servable, signature, given, run):
     return outputs, len(rows)
 
 
-def _serialized(given):
-    """The examples of an Input, each with the features of its context, serialised."""
-    kind = given.WhichOneof("kind")
+def _serialized(examples):
+    """Return the serialized examples of an Input message, merged with its context."""
+    kind = examples.WhichOneof("kind")
     if kind == "example_list":
-        return [example.SerializeToString() for example in given.example_list.examples]
+        return [example.SerializeToString() for example in examples.example_list.examples]
     if kind != "example_list_with_context":
         return []
     rows = []
-    for example in given.example_list_with_context.examples:
+    for example in examples.example_list_with_context.examples:
         whole = tf.train.Example()
-        whole.CopyFrom(given.example_list_with_context.context)
+        whole.CopyFrom(examples.example_list_with_context.context)
         whole.MergeFrom(example)
         rows.append(whole.SerializeToString())
     return rows

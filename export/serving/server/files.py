@@ -1,4 +1,4 @@
-"""The configuration files of `tensorflow_model_server`, text protos all of them."""
+"""Read the configuration files of `tensorflow_model_server`, which are text protos."""
 
 import pathlib
 
@@ -12,20 +12,20 @@ from keras_llm.files import read_utf8
 
 
 def read_model_config(path):
-    """The models of a `--model_config_file`, a list of `ModelConfig`."""
+    """Read a `--model_config_file` and return a list of `ModelConfig`."""
     from tensorflow_serving.config import model_server_config_pb2
 
     return model_configs(_parse(path, model_server_config_pb2.ModelServerConfig()))
 
 
 def model_configs(config):
-    """A `ModelServerConfig` message -> list of `ModelConfig`.
+    """Convert a `ModelServerConfig` message to a list of `ModelConfig`.
 
     Raises:
-        InputError: naming the field that cannot be used.
+        InputError: if a field is invalid or not supported.
     """
     if config.WhichOneof("config") == "custom_model_config":
-        raise InputError("`custom_model_config` is not supported; write a model_config_list.")
+        raise InputError("`custom_model_config` is not supported; use `model_config_list`.")
     configs = []
     for model in config.model_config_list.config:
         if model.model_platform not in ("", "tensorflow"):
@@ -43,7 +43,7 @@ def model_configs(config):
         elif kind == "specific":
             specific = tuple(policy.specific.versions)
             if not specific:
-                raise InputError(f"model {model.name!r}: `specific` names no version.")
+                raise InputError(f"model {model.name!r}: `specific` must list versions.")
         configs.append(
             ModelConfig(model.name, model.base_path, latest, specific, dict(model.version_labels))
         )
@@ -51,36 +51,36 @@ def model_configs(config):
 
 
 def read_batching_parameters(path):
-    """The `BatchingParameters` of a `--batching_parameters_file`."""
-    found = _parse(path, wire.message("tensorflow.serving.BatchingParameters")())
-    # `pad_variable_length_inputs` changes nothing: requests of unlike inner shapes are not merged.
+    """Read a `--batching_parameters_file` and return `BatchingParameters`."""
+    message = _parse(path, wire.message("tensorflow.serving.BatchingParameters")())
+    # Ignore `pad_variable_length_inputs`: requests with different inner shapes are not batched.
     numbers = ("max_batch_size", "batch_timeout_micros", "max_enqueued_batches")
     fields = {
-        name: getattr(found, name).value
+        name: getattr(message, name).value
         for name in (*numbers, "num_batch_threads")
-        if found.HasField(name)
+        if message.HasField(name)
     }
     try:
-        return BatchingParameters(**fields, allowed_batch_sizes=tuple(found.allowed_batch_sizes))
+        return BatchingParameters(**fields, allowed_batch_sizes=tuple(message.allowed_batch_sizes))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
 def read_monitoring(path):
-    """The path of the metrics page that a `--monitoring_config_file` sets; None if it is off."""
-    found = _parse(path, wire.message("tensorflow.serving.MonitoringConfig")())
-    page = found.prometheus_config.path or METRICS_PATH
-    return page if found.prometheus_config.enable else None
+    """Read a `--monitoring_config_file`; return the path of the metrics, None if disabled."""
+    message = _parse(path, wire.message("tensorflow.serving.MonitoringConfig")())
+    page = message.prometheus_config.path or METRICS_PATH
+    return page if message.prometheus_config.enable else None
 
 
 def read_ssl(path):
-    """The `SSLConfig` message of a `--ssl_config_file`; keys and certificates are its texts."""
-    found = _parse(path, wire.message("tensorflow.serving.SSLConfig")())
-    if not (found.server_key and found.server_cert):
-        raise InputError(f"{path}: `server_key` and `server_cert` are needed.")
-    if found.client_verify and not found.custom_ca:
-        raise InputError(f"{path}: `client_verify` needs `custom_ca`.")
-    return found
+    """Read an `--ssl_config_file`; return an `SSLConfig` with the text of keys and certificates."""
+    message = _parse(path, wire.message("tensorflow.serving.SSLConfig")())
+    if not (message.server_key and message.server_cert):
+        raise InputError(f"{path}: `server_key` and `server_cert` are required.")
+    if message.client_verify and not message.custom_ca:
+        raise InputError(f"{path}: `client_verify` requires `custom_ca`.")
+    return message
 
 
 METRICS_PATH = "/monitoring/prometheus/metrics"

@@ -1,4 +1,4 @@
-"""The services of `tensorflow_model_server` over gRPC."""
+"""Implement the gRPC services of `tensorflow_model_server`."""
 
 import contextlib
 import logging
@@ -25,11 +25,14 @@ from keras_llm.export.serving.server.files import model_configs
 
 _LOG = logging.getLogger("keras_llm.serve")
 _LONGEST_WAIT = 1e7  # seconds
-_LONGEST_MESSAGE = 1000  # gRPC carries it in a header, whose size is limited
+_LONGEST_MESSAGE = 1000  # characters; gRPC sends it in a header, whose size is limited
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict, GetModelMetadata, Classify and Regress; the others answer UNIMPLEMENTED."""
+    """The PredictionService: Predict, GetModelMetadata, Classify and Regress.
+
+    Its other methods return UNIMPLEMENTED.
+    """
 
     def __init__(self, core):
         self._core = core
@@ -84,7 +87,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """GetModelStatus and HandleReloadConfigRequest."""
+    """The ModelService: GetModelStatus and HandleReloadConfigRequest."""
 
     def __init__(self, core):
         self._core = core
@@ -98,7 +101,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         try:
             self._core.models.configure(model_configs(request.config))
         except (ServingError, InputError) as error:
-            # The protocol reports this in the answer; the call itself succeeds.
+            # The protocol reports errors in the response of a successful call.
             code = error.code if isinstance(error, ServingError) else "INVALID_ARGUMENT"
             response.status.error_code = error_codes_pb2.Code.Value(code)
             response.status.error_message = getattr(error, "message", str(error))
@@ -106,9 +109,9 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
 
 
 def model_of(spec):
-    """The name, version and label that a ModelSpec asks for."""
+    """Return the name, version and label in a ModelSpec."""
     if not spec.name:
-        raise ServingError("INVALID_ARGUMENT", "the request names no model.")
+        raise ServingError("INVALID_ARGUMENT", "the request does not name a model.")
     version = spec.version.value if spec.HasField("version") else None
     return spec.name, version, spec.version_label
 
@@ -140,33 +143,33 @@ def status(core, spec):
     return response
 
 
-def _fill_spec(filled, asked, version, signature_name):
-    filled.name = asked.name
+def _fill_spec(filled, requested, version, signature_name):
+    filled.name = requested.name
     filled.version.value = version
     filled.signature_name = signature_name
 
 
 def _limits(context):
-    """When the answer is no longer wanted, and an event that says that nobody waits."""
+    """Return the deadline of a call or None, and an event that is set when the call ends."""
     left = context.time_remaining()
-    if left is not None and left > _LONGEST_WAIT:  # how gRPC says that there is no deadline
+    if left is not None and left > _LONGEST_WAIT:  # gRPC's value for no deadline
         left = None
     cancelled = threading.Event()
     if not context.add_callback(cancelled.set):
-        raise ServingError("CANCELLED", "the client has gone.")
+        raise ServingError("CANCELLED", "the client has disconnected.")
     return (None if left is None else time.monotonic() + left), cancelled
 
 
 @contextlib.contextmanager
 def _answering(context):
-    """Turn an error into the status of a call."""
+    """Convert an exception to the status of a call."""
     try:
         yield
     except ServingError as error:
         code, message = error.code, error.message
     except Exception:
         _LOG.exception("a request failed")
-        code, message = "INTERNAL", "the server failed; its log says why."
+        code, message = "INTERNAL", "internal server error; see the server's log."
     else:
         return
     if len(message) > _LONGEST_MESSAGE:

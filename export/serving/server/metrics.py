@@ -1,4 +1,4 @@
-"""Counters and histograms in Prometheus' text format, with TensorFlow Serving's names.
+"""Collect metrics in Prometheus text format, with the names of TensorFlow Serving.
 
 Reference:
     Prometheus, "Exposition formats", text format 0.0.4.
@@ -37,20 +37,20 @@ REQUESTS, REQUEST_LATENCY, QUEUING_LATENCY, BATCH_SIZE, LOADS, LOAD_LATENCY = _H
 
 
 class Metrics:
-    """What a server counts."""
+    """The counters and histograms of a server."""
 
     def __init__(self):
         self._lock = threading.Lock()
         self._values = {name: {} for name in _HELP}  # name -> labels -> count or _Histogram
 
     def count(self, name, **labels):
-        """Count one event."""
+        """Increment a counter."""
         key = tuple(sorted(labels.items()))
         with self._lock:
             self._values[name][key] = self._values[name].get(key, 0) + 1
 
     def observe(self, name, value, **labels):
-        """Count one value in a histogram."""
+        """Add a value to a histogram."""
         key = tuple(sorted(labels.items()))
         with self._lock:
             histogram = self._values[name].get(key)
@@ -59,7 +59,7 @@ class Metrics:
             histogram.add(value)
 
     def page(self):
-        """The text that Prometheus scrapes."""
+        """Return the metrics in Prometheus text format."""
         lines = []
         with self._lock:
             for name, (kind, text, _) in _HELP.items():

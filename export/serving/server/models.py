@@ -1,7 +1,7 @@
-"""The models of a server: which versions lie on disk, which are loaded, and who uses them.
+"""Load, watch and unload the versions of the models on a server.
 
-A new version is loaded before an old one goes, and a version goes only when the last request that
-uses it is answered, so a change of versions fails no request.
+A new version is loaded before the old one is unloaded, and a version is unloaded only after the
+last request that uses it, so no request fails when versions change.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ _LOG = logging.getLogger("keras_llm.serve")
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A model that shall be served.
+    """The configuration of a served model.
 
     Attributes:
         name: str.
-        base_path: str, the folder that has a folder for each version.
-        latest: int, how many of the newest versions to serve; 0 serves all of them.
-        specific: tuple of int. If not empty, these versions and no other.
-        labels: dict of str to int, names of versions.
+        base_path: str. Folder with a subfolder for each version.
+        latest: int. Number of newest versions to serve; 0 serves all versions.
+        specific: tuple of int. If not empty, only these versions are served.
+        labels: dict of str to int, the labels of versions.
     """
 
     name: str
@@ -37,28 +37,29 @@ class ModelConfig:
     labels: dict = dataclasses.field(default_factory=dict)
 
     def wanted(self):
-        """The versions on disk that shall be served, newest first."""
+        """Return the versions on disk to serve, newest first."""
         try:
             names = [path.name for path in pathlib.Path(self.base_path).iterdir()]
         except OSError:
             return []
-        found = sorted((int(n) for n in names if n.isdecimal() and n.isascii()), reverse=True)
-        found = [v for v in found if (self.folder(v) / "saved_model.pb").is_file()]
+        versions = sorted((int(n) for n in names if n.isdecimal() and n.isascii()), reverse=True)
+        versions = [v for v in versions if (self.folder(v) / "saved_model.pb").is_file()]
         if self.specific:
-            return [version for version in found if version in self.specific]
-        return found[: self.latest] if self.latest else found
+            return [version for version in versions if version in self.specific]
+        return versions[: self.latest] if self.latest else versions
 
     def folder(self, version):
-        """The folder of a version."""
+        """Return the folder of a version."""
         return pathlib.Path(self.base_path) / str(version)
 
 
 class Models:
-    """Loads, watches and hands out the versions of models.
+    """The loaded versions of models.
 
     Args:
-        load: function of (name, version, folder) to a `Servable`; raises ServingError.
-        allow_unavailable_labels: bool. Whether a label may name a version that is not loaded.
+        load: function that takes name, version and folder and returns a `Servable`; it may raise
+            ServingError.
+        allow_unavailable_labels: bool. Whether a label may refer to a version that is not loaded.
     """
 
     def __init__(self, load, allow_unavailable_labels=False):
@@ -67,29 +68,31 @@ class Models:
         self._configs = {}
         self._versions = {}  # name -> version -> _Version
         self._lock = threading.Condition()
-        self._changing = threading.Lock()  # held by whoever loads and unloads
+        self._changing = threading.Lock()  # held while versions are loaded and unloaded
         self._stop = threading.Event()
         self._poller = None
 
     def configure(self, configs):
-        """Serve these models and no others; returns when they are loaded.
+        """Serve only the given models, and wait until they are loaded.
 
         Args:
             configs: list of `ModelConfig`.
 
         Raises:
-            ServingError: if a name occurs twice, nothing of a model can be loaded, or a label
-                names a version that is not. What can be served is.
+            ServingError: if a name occurs twice, no version of a model can be loaded, or a label
+                refers to a version that is not loaded. The loaded versions are served anyway.
         """
         by_name = {config.name: config for config in configs}
         if len(by_name) != len(configs):
             raise ServingError("INVALID_ARGUMENT", "two models have the same name.")
         for config in configs:
             if not config.name or not config.base_path:
-                raise ServingError("INVALID_ARGUMENT", "each model needs a name and a base_path.")
+                raise ServingError(
+                    "INVALID_ARGUMENT", "each model must have a name and a base_path."
+                )
         with self._changing:
             old = self._configs
-            # A label moves only to a version that is loaded, so the new labels wait for it.
+            # Set the new labels after loading, so that they only refer to loaded versions.
             kept = {name: old[name].labels if name in old else {} for name in by_name}
             self._set_configs(
                 {n: dataclasses.replace(c, labels=kept[n]) for n, c in by_name.items()}
@@ -103,38 +106,38 @@ class Models:
             raise ServingError("FAILED_PRECONDITION", " ".join(problems))
 
     def watch(self, seconds):
-        """Look for new and removed versions every so many seconds, in the background."""
+        """Check for new and removed versions every `seconds`, in a background thread."""
 
         def poll():
             while not self._stop.wait(seconds):
                 try:
                     self.refresh()
                 except Exception:
-                    _LOG.exception("looking for versions failed")
+                    _LOG.exception("failed to check for new versions")
 
         self._poller = threading.Thread(target=poll, name="versions", daemon=True)
         self._poller.start()
 
     def refresh(self):
-        """Load what is new on disk, then unload what is gone or no longer wanted."""
+        """Load new versions from disk, then unload versions that are removed or not configured."""
         with self._changing:
             self._load_wanted()
             self._unload_unwanted()
 
     @contextlib.contextmanager
     def use(self, name, version=None, label=None):
-        """Hold a version while a request is answered.
+        """Keep a version loaded while a request is processed.
 
         Args:
             name: str.
-            version: int, or None for the newest that is loaded.
-            label: str, or None; not together with `version`.
+            version: int, or None for the newest loaded version.
+            label: str, or None; mutually exclusive with `version`.
 
         Yields:
             The version and its `Servable`.
 
         Raises:
-            ServingError: "NOT_FOUND" if there is none.
+            ServingError: "NOT_FOUND" if the version is not loaded.
         """
         with self._lock:
             version = self._resolve(name, version, label)
@@ -148,41 +151,41 @@ class Models:
                 self._lock.notify_all()
 
     def status(self, name, version=None, label=None):
-        """The state of a model's versions.
+        """Return the state of a model's versions.
 
         Returns:
-            List of (version, state, code, message), newest first.
+            A list of (version, state, code, message), newest first.
 
         Raises:
             ServingError: "NOT_FOUND" if there is no such model or version.
         """
         with self._lock:
-            known = self._versions.get(name, {})
+            versions = self._versions.get(name, {})
             if label:
                 version = self._labelled(name, label)
-            if name not in self._configs and not known:
+            if name not in self._configs and not versions:
                 raise ServingError("NOT_FOUND", f"there is no model {name!r}.")
-            if version is not None and version not in known:
+            if version is not None and version not in versions:
                 raise ServingError("NOT_FOUND", f"model {name!r} has no version {version}.")
             return [
                 (number, entry.state, entry.code, entry.message)
-                for number, entry in sorted(known.items(), reverse=True)
+                for number, entry in sorted(versions.items(), reverse=True)
                 if version in (None, number)
             ]
 
     def names(self):
-        """Names of the models, with the labels of each: a dict."""
+        """Return a dict from the name of each model to its labels."""
         with self._lock:
             return {name: dict(config.labels) for name, config in sorted(self._configs.items())}
 
     def close(self, seconds):
-        """Stop watching, wait for requests and unload everything.
+        """Stop watching, wait for running requests and unload all versions.
 
         Args:
-            seconds: how long to wait.
+            seconds: maximum time to wait.
 
         Returns:
-            Whether everything has ended.
+            Whether all versions are unloaded.
         """
         self._stop.set()
         if self._poller is not None:
@@ -200,12 +203,12 @@ class Models:
             self._configs = configs
 
     def _resolve(self, name, version, label):
-        known = self._versions.get(name, {})
+        versions = self._versions.get(name, {})
         if name not in self._configs:
             raise ServingError("NOT_FOUND", f"there is no model {name!r}.")
         if label:
             version = self._labelled(name, label)
-        available = [number for number, entry in known.items() if entry.state == AVAILABLE]
+        available = [number for number, entry in versions.items() if entry.state == AVAILABLE]
         if version is None:
             if not available:
                 raise ServingError("NOT_FOUND", f"no version of model {name!r} is loaded.")
@@ -221,18 +224,21 @@ class Models:
         return labels[label]
 
     def _available(self, name):
-        known = self._versions.get(name, {})
-        return [version for version, entry in known.items() if entry.state == AVAILABLE]
+        versions = self._versions.get(name, {})
+        return [version for version, entry in versions.items() if entry.state == AVAILABLE]
 
     def _problems(self, config):
         available = self._available(config.name)
         if not available:
             failed = [e.message for e in self._versions.get(config.name, {}).values() if e.message]
-            wanted = "no version folder with a saved_model.pb"
-            yield f"model {config.name!r}: {'; '.join(failed) or wanted} in {config.base_path}."
+            missing = "no version folder with a saved_model.pb"
+            yield f"model {config.name!r}: {'; '.join(failed) or missing} in {config.base_path}."
         for label, version in config.labels.items():
             if version not in available and not self._allow_unavailable_labels:
-                yield f"model {config.name!r}: label {label!r} names version {version}, not loaded."
+                yield (
+                    f"model {config.name!r}: label {label!r} refers to version {version}, which is "
+                    "not loaded."
+                )
 
     def _load_wanted(self):
         for config in list(self._configs.values()):
@@ -244,13 +250,13 @@ class Models:
                     continue
                 contents = _contents(folder)
                 if entry is not None and entry.message and entry.contents == contents:
-                    continue  # it failed, and nothing has changed since
+                    continue  # it failed before, and its files have not changed
                 self._load_one(config.name, version, folder, contents)
 
     def _load_one(self, name, version, folder, contents):
         entry = _Version(folder, contents)
         old = self._versions.get(name, {}).get(version)
-        if old is None or old.state == END:  # one from another base path serves until then
+        if old is None or old.state == END:  # a version from another base path is served until then
             self._put(name, version, entry)
         begin = time.monotonic()
         try:
@@ -278,19 +284,19 @@ class Models:
 
     def _unload_unwanted(self):
         threads = []
-        for name, known in list(self._versions.items()):
+        for name, versions in list(self._versions.items()):
             config = self._configs.get(name)
             wanted = config.wanted() if config else []
             available = self._available(name)
             if wanted and not set(wanted) & set(available):
-                continue  # nothing newer could be loaded: what there is stays
+                continue  # no configured version could be loaded, so keep the old ones
             for version in available:
                 if version not in wanted:
-                    threads.append(self._unload(name, version, known[version]))
+                    threads.append(self._unload(name, version, versions[version]))
             with self._lock:
-                for version, entry in list(known.items()):
+                for version, entry in list(versions.items()):
                     if entry.state == END and version not in wanted and entry.message:
-                        del known[version]  # a version that failed, and was then taken away
+                        del versions[version]  # it failed to load and was then removed from disk
         return threads
 
     def _unload(self, name, version, entry):
@@ -323,16 +329,16 @@ class _Version:
 
 
 def _contents(folder):
-    """What tells whether a folder has changed: names, sizes and times of its files."""
-    found = []
+    """Return the names, sizes and modification times of the files in a folder."""
+    rows = []
     for path in sorted(folder.rglob("*")):
         with contextlib.suppress(OSError):
             stat = path.stat()
-            found.append((str(path), stat.st_size, stat.st_mtime_ns))
-    return tuple(found)
+            rows.append((str(path), stat.st_size, stat.st_mtime_ns))
+    return tuple(rows)
 
 
 def check_base_path(path):
-    """Raise InputError unless a folder of versions lies there."""
+    """Raise InputError unless `path` contains a version."""
     if not ModelConfig("", str(path), latest=0).wanted():
         raise InputError(f"{path} has no version folder with a saved_model.pb (e.g. {path}/1).")

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's REST interface, the metrics and the page for a person, over HTTP/1.1."""
+"""Serve TensorFlow Serving's REST API, the metrics and the web page over HTTP/1.1."""
 
 import contextlib
 import http.server
@@ -41,23 +41,24 @@ _FILES = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
-_CONTENT_POLICY = "default-src 'self'; img-src data:; frame-ancestors 'none'"  # an empty icon
-_IDLE_SECONDS = 60  # a connection that says nothing for so long is closed
-_PATIENCE_SECONDS = 2
+_CONTENT_POLICY = "default-src 'self'; img-src data:; frame-ancestors 'none'"  # data: for the icon
+_IDLE_SECONDS = 60  # idle connections are closed after this time
+_PATIENCE_SECONDS = 2  # time to wait for another connection to close
 _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class RestServer:
-    """Serves until it is closed, each connection in a thread of its own.
+    """An HTTP server that runs until it is closed, with one thread for each connection.
 
     Args:
         core: `Core`.
-        address: (host, port); port 0 takes a free one.
-        timeout: seconds that a request may take.
-        longest_body: bytes.
-        connections: how many may be open at a time; more wait a moment and are then refused.
-        metrics_path: path of the metrics page, or None for none.
-        allow_other_sites: bool. Whether pages of other sites may ask (CORS).
+        address: (host, port); port 0 selects a free port.
+        timeout: float. Maximum seconds for a request.
+        longest_body: int. Maximum bytes of a body.
+        connections: int. Maximum number of open connections; further ones wait briefly and are
+            then refused.
+        metrics_path: path of the metrics, or None to disable them.
+        allow_other_sites: bool. Whether to allow requests from pages of other sites (CORS).
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class RestServer:
         self._thread.start()
 
     def close(self, grace):
-        """Refuse new requests with 503, and wait at most `grace` seconds for those that run."""
+        """Reject new requests with 503 and wait at most `grace` seconds for running ones."""
         self._handler.closing.set()
         self._server.shutdown()
         self._handler.busy.wait_until_idle(grace)
@@ -89,7 +90,7 @@ class RestServer:
 
 
 class _Busy:
-    """How many requests are being answered."""
+    """A counter of running requests."""
 
     def __init__(self):
         self._changed = threading.Condition()
@@ -138,7 +139,7 @@ class _Server(http.server.ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request, client_address):
-        _LOG.debug("a connection ended", exc_info=True)  # its client went away
+        _LOG.debug("a client disconnected", exc_info=True)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -173,7 +174,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         except Exception:
             _LOG.exception("a request failed")
-            code, kind, body = 500, *_json({"error": "the server failed; its log says why."})
+            message = "internal server error; see the server's log."
+            code, kind, body = 500, *_json({"error": message})
         self._send(code, kind, body)
 
     def _get(self):
@@ -189,7 +191,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 return _json(rest_api.models(self.core))
             answer = rest_api.metadata if wants_metadata else rest_api.status
             return _json(answer(self.core, rest_api.spec(name, version, label)))
-        raise _HttpError(404, f"there is nothing at {_shown(path)}.")
+        raise _HttpError(404, f"path {_shown(path)} does not exist.")
 
     def _post(self):
         deadline = time.monotonic() + self.seconds
@@ -197,7 +199,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         path = self._path()
         match = _METHOD.fullmatch(path)
         if match is None:
-            raise _HttpError(404, f"there is nothing to POST to at {_shown(path)}.")
+            raise _HttpError(404, f"path {_shown(path)} does not support POST.")
         name, version, label, method = match.groups()
         with self.core.request(name, method, "REST"):
             request = rest_api.read_body(body)
@@ -206,31 +208,33 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _path(self):
         if self.command == "GET" and self.headers.get("Content-Length", "0") != "0":
-            self.close_connection = True  # its body stays unread
+            self.close_connection = True  # the body is not read
         try:
             return urllib.parse.unquote(urllib.parse.urlsplit(self.path).path, errors="strict")
         except ValueError:
-            raise _HttpError(400, "the path is not UTF-8.") from None
+            raise _HttpError(400, "the path is not valid UTF-8.") from None
 
     def _options(self):
         if not self.allow_other_sites:
-            raise _HttpError(405, "only GET and POST are answered.")
+            raise _HttpError(405, "only GET and POST are supported.")
         return "text/plain", b""
 
     def _body(self):
-        """The body of a request; reading none of it if it is too long."""
+        """Read the body of a request, unless it is too long."""
         lengths = self.headers.get_all("Content-Length", [])
         length = lengths[0] if len(lengths) == 1 and "Transfer-Encoding" not in self.headers else ""
         if not re.fullmatch(r"[0-9]{1,18}", length):
             self.close_connection = True
-            raise _HttpError(411, "one Content-Length is needed.")
+            raise _HttpError(411, "exactly one Content-Length header is required.")
         if int(length) > self.longest_body:
             self.close_connection = True
-            raise _HttpError(413, f"a body may have {self.longest_body} bytes, got {length}.")
+            raise _HttpError(
+                413, f"the body must have at most {self.longest_body} bytes, got {length}."
+            )
         encoding = self.headers.get("Content-Encoding", "identity")
         body = self.rfile.read(int(length))
         if len(body) < int(length):
-            raise ConnectionError("the client went away")
+            raise ConnectionError("the client has disconnected")
         if encoding.lower() != "identity":
             raise _HttpError(415, f"Content-Encoding {encoding[:50]!r} is not supported.")
         return body
@@ -255,8 +259,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._discard()
 
     def _discard(self):
-        """Read what a client still sends for a moment: a connection closed while it writes would
-        lose the answer on its way."""
+        """Read and discard what the client still sends, for a few seconds.
+
+        If the connection were closed while the client writes, the response would be lost.
+        """
         self.connection.settimeout(1)
         end = time.monotonic() + 5
         with contextlib.suppress(OSError):
@@ -264,18 +270,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 pass
 
     def send_error(self, code, message=None, explain=None):
-        """What the base class finds wrong with a request, as JSON too."""
+        """Send the errors of the base class as JSON."""
         self.close_connection = True
-        self.request_version = self.protocol_version  # else no status is sent
-        known = http.server.BaseHTTPRequestHandler.responses.get(code, ("malformed request",))
-        self._send(code, *_json({"error": str(message or known[0])[:200]}))
+        self.request_version = self.protocol_version  # required to send a status
+        phrases = http.server.BaseHTTPRequestHandler.responses.get(code, ("malformed request",))
+        self._send(code, *_json({"error": str(message or phrases[0])[:200]}))
 
     def version_string(self):
-        """The Server header."""
+        """Return the value of the Server header."""
         return "keras_llm"
 
     def log_message(self, form, *arguments):
-        """Requests are counted, not logged."""
+        """Do nothing: requests are counted, not logged."""
 
 
 class _HttpError(Exception):
@@ -286,7 +292,7 @@ class _HttpError(Exception):
 
 
 def _json(value):
-    # ASCII alone: an error may quote half a surrogate pair, which has no UTF-8.
+    # Escape non-ASCII characters: an error may contain a lone surrogate, which UTF-8 cannot encode.
     return "application/json", json.dumps(value).encode()
 
 

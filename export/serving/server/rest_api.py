@@ -1,4 +1,4 @@
-"""The JSON of TensorFlow Serving's REST interface: requests to arrays, arrays to answers.
+"""Convert between the JSON of TensorFlow Serving's REST API and arrays.
 
 Reference:
     tensorflow.org/tfx/serving/api_rest.
@@ -20,19 +20,19 @@ from keras_llm.export.serving.server import examples, grpc_services
 
 
 def spec(name, version, label):
-    """A ModelSpec of the parts of a path."""
-    made = model_pb2.ModelSpec(name=name)
+    """Return a ModelSpec for the parts of a path."""
+    model_spec = model_pb2.ModelSpec(name=name)
     if version is not None:
         if int(version) >= 2**63:
-            raise ServingError("INVALID_ARGUMENT", "the version is no number of 64 bits.")
-        made.version.value = int(version)
+            raise ServingError("INVALID_ARGUMENT", "the version must fit in 64 bits.")
+        model_spec.version.value = int(version)
     if label is not None:
-        made.version_label = label
-    return made
+        model_spec.version_label = label
+    return model_spec
 
 
 def read_body(body):
-    """The object that the body of a request is."""
+    """Parse the body of a request, a JSON object."""
     try:
         request = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -43,10 +43,10 @@ def read_body(body):
 
 
 def predict(core, model_spec, request, deadline):
-    """Answer `:predict`, in rows ("instances") or columns ("inputs") as it was asked."""
+    """Answer `:predict`, in the row ("instances") or column ("inputs") format of the request."""
     _only(request, "signature_name", "instances", "inputs")
     if ("instances" in request) == ("inputs" in request):
-        raise ServingError("INVALID_ARGUMENT", 'the body must have "instances" or "inputs".')
+        raise ServingError("INVALID_ARGUMENT", 'the body must have either "instances" or "inputs".')
     name = _signature_name(request)
     with core.models.use(*grpc_services.model_of(model_spec)) as (_, servable):
         signature = servable.signature(name)
@@ -61,7 +61,7 @@ def predict(core, model_spec, request, deadline):
             for key, value in columns.items()
             if key in signature.inputs
         }
-        # What is missing or unknown is told by the same check as over gRPC.
+        # `core.predict` reports missing and unknown inputs, as for gRPC.
         arrays |= {key: None for key in columns if key not in signature.inputs}
         _, outputs = core.predict(servable, name, arrays, (), deadline)
     values = {key: tensors.to_json(key, array) for key, array in outputs.items()}
@@ -70,7 +70,8 @@ def predict(core, model_spec, request, deadline):
     for key, array in outputs.items():
         if array.ndim == 0 or len(array) != rows:
             raise ServingError(
-                "INVALID_ARGUMENT", f'output {key} has not the {rows} rows of "instances".'
+                "INVALID_ARGUMENT",
+                f'output {key} does not have {rows} rows, one for each of the "instances".',
             )
     if len(values) == 1:
         return {"predictions": next(iter(values.values()))}
@@ -79,8 +80,8 @@ def predict(core, model_spec, request, deadline):
 
 def classify(core, model_spec, request, deadline):
     """Answer `:classify`: {"results": [[[label, score], ...], ...]}."""
-    made = classification_pb2.ClassificationRequest()
-    result = _by_example(core, model_spec, request, deadline, made, examples.classify)
+    message = classification_pb2.ClassificationRequest()
+    result = _by_example(core, model_spec, request, deadline, message, examples.classify)
     return {
         "results": [
             [[entry.label, entry.score] for entry in row.classes] for row in result.classifications
@@ -90,8 +91,8 @@ def classify(core, model_spec, request, deadline):
 
 def regress(core, model_spec, request, deadline):
     """Answer `:regress`: {"results": [number, ...]}."""
-    made = regression_pb2.RegressionRequest()
-    result = _by_example(core, model_spec, request, deadline, made, examples.regress)
+    message = regression_pb2.RegressionRequest()
+    result = _by_example(core, model_spec, request, deadline, message, examples.regress)
     return {"results": [row.value for row in result.regressions]}
 
 
@@ -108,17 +109,17 @@ def metadata(core, model_spec):
     request = get_model_metadata_pb2.GetModelMetadataRequest(
         model_spec=model_spec, metadata_field=["signature_def"]
     )
-    found = grpc_services.metadata(core, request)
+    response = grpc_services.metadata(core, request)
     signatures = get_model_metadata_pb2.SignatureDefMap()
-    found.metadata["signature_def"].Unpack(signatures)
+    response.metadata["signature_def"].Unpack(signatures)
     return {
-        "model_spec": _to_dict(found.model_spec),
+        "model_spec": _to_dict(response.model_spec),
         "metadata": {"signature_def": _to_dict(signatures)},
     }
 
 
 def models(core):
-    """Answer `GET /v1/models`, which TensorFlow Serving has not: the models and their versions."""
+    """Answer `GET /v1/models`, an addition to TensorFlow Serving: the models and their versions."""
     return {
         "models": [
             {
@@ -132,9 +133,9 @@ def models(core):
 
 
 def _columns(signature, instances):
-    """Rows -> a column for each input, and how many rows there are."""
+    """Convert rows to a column for each input; return the columns and the number of rows."""
     if not isinstance(instances, list) or not instances:
-        raise ServingError("INVALID_ARGUMENT", '"instances" must be a list with something in it.')
+        raise ServingError("INVALID_ARGUMENT", '"instances" must be a non-empty list.')
     first = instances[0]
     is_named = isinstance(first, dict) and set(first) != {"b64"}
     if not is_named:
@@ -155,25 +156,25 @@ def _only_input(signature):
     return next(iter(signature.inputs))
 
 
-def _by_example(core, model_spec, request, deadline, made, answer):
+def _by_example(core, model_spec, request, deadline, message, answer):
     _only(request, "signature_name", "examples", "context")
     rows = request.get("examples")
     if not isinstance(rows, list) or not rows:
-        raise ServingError("INVALID_ARGUMENT", '"examples" must be a list with something in it.')
-    made.model_spec.signature_name = _signature_name(request)
+        raise ServingError("INVALID_ARGUMENT", '"examples" must be a non-empty list.')
+    message.model_spec.signature_name = _signature_name(request)
     context = {"context": request["context"]} if "context" in request else {}
     if context:
-        filled = made.input.example_list_with_context
+        filled = message.input.example_list_with_context
         filled.context.CopyFrom(examples.example_of(context["context"], "context"))
     else:
-        filled = made.input.example_list
+        filled = message.input.example_list
     filled.examples.extend(examples.example_of(row) for row in rows)
     with core.models.use(*grpc_services.model_of(model_spec)) as (_, servable):
 
         def run(signature, arrays):
             return core.run(servable, signature, arrays, deadline)
 
-        return answer(servable, made, run)
+        return answer(servable, message, run)
 
 
 def _signature_name(request):
@@ -183,11 +184,12 @@ def _signature_name(request):
     return name
 
 
-def _only(request, *known):
-    unknown = sorted(set(request) - set(known))
+def _only(request, *allowed):
+    unknown = sorted(set(request) - set(allowed))
     if unknown:
         raise ServingError(
-            "INVALID_ARGUMENT", f"unknown field {unknown[0][:50]!r}; known: {', '.join(known)}."
+            "INVALID_ARGUMENT",
+            f"unknown field {unknown[0][:50]!r}; must be one of {', '.join(allowed)}.",
         )
 
 

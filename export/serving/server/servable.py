@@ -1,4 +1,4 @@
-"""One version of a model: a SavedModel in a session of TensorFlow's own, and what may be asked."""
+"""Load a version of a model, a SavedModel, in a TensorFlow session and run its signatures."""
 
 import contextlib
 import dataclasses
@@ -17,8 +17,8 @@ from keras_llm.export.serving import tensors
 DEFAULT_SIGNATURE = "serving_default"
 CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
 _PREDICT = "tensorflow/serving/predict"
-_SCHEMA = "__saved_model_init_op"  # of TensorFlow's loader, not for requests
-_LONGEST_PREPARATION = 10.0  # seconds; longer is a request that takes long
+_SCHEMA = "__saved_model_init_op"  # for TensorFlow's loader, not for requests
+_LONGEST_PREPARATION = 10.0  # seconds; if it takes longer, the request itself is slow
 _STATUS = {
     value: name for name, value in vars(tf.errors).items() if name.isupper() and name != "OK"
 }
@@ -26,8 +26,13 @@ _STATUS = {
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """What a signature says of an input or output: its name in the graph, its DataType, and its
-    shape, a list in which None is any size; None for any shape."""
+    """An input or output of a signature.
+
+    Attributes:
+        name: str, its name in the graph.
+        dtype: int, a DataType.
+        shape: list with None for any size; or None for any shape.
+    """
 
     name: str
     dtype: int
@@ -41,7 +46,7 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """A signature of a SavedModel, by name; `defaults` has arrays for inputs left out."""
+    """A signature of a SavedModel; `defaults` has the arrays of omitted inputs."""
 
     name: str
     inputs: dict
@@ -51,16 +56,16 @@ class Signature:
 
     @property
     def has_batch(self):
-        """Whether each input and output has rows, so that requests can be merged."""
+        """Whether requests can be batched: all inputs and outputs have a batch dimension."""
         parts = [*self.inputs.values(), *self.outputs.values()]
         return bool(self.inputs) and all(part.has_batch for part in parts)
 
     def complete(self, arrays):
-        """The arrays, and defaults for what they leave out."""
+        """Return the arrays, with defaults for omitted inputs."""
         return {**self.defaults, **arrays}
 
     def check(self, arrays):
-        """Raise ServingError unless the arrays are what the inputs ask for."""
+        """Raise ServingError if names, dtypes or shapes of the arrays do not match the inputs."""
         missing, extra = (
             sorted(set(self.inputs) - set(arrays)),
             sorted(set(arrays) - {*self.inputs}),
@@ -74,18 +79,18 @@ class Signature:
                 f"it takes {', '.join(sorted(self.inputs))}.",
             )
         for name, array in arrays.items():
-            wanted = self.inputs[name]
-            dtype = tensors.numpy_dtype(wanted.dtype)
+            expected = self.inputs[name]
+            dtype = tensors.numpy_dtype(expected.dtype)
             if array.dtype != dtype:
                 raise ServingError(
                     "INVALID_ARGUMENT",
-                    f"input {name} must be {tensors.dtype_name(wanted.dtype)}, "
+                    f"input {name} must be {tensors.dtype_name(expected.dtype)}, "
                     f"got {'DT_STRING' if array.dtype == object else array.dtype.name}.",
                 )
-            if wanted.shape is not None and not _fits(array.shape, wanted.shape):
+            if expected.shape is not None and not _fits(array.shape, expected.shape):
                 raise ServingError(
                     "INVALID_ARGUMENT",
-                    f"input {name} must have shape {_shown(wanted.shape)}, "
+                    f"input {name} must have shape {_shown(expected.shape)}, "
                     f"got {_shown(array.shape)}.",
                 )
 
@@ -96,7 +101,7 @@ class Servable:
     Args:
         path: folder of one version.
         session_config: `tf.compat.v1.ConfigProto`, or None.
-        tags: list of str, which graph of the SavedModel.
+        tags: list of str. Tags of the graph of the SavedModel.
 
     Raises:
         ServingError: if it cannot be loaded.
@@ -131,14 +136,17 @@ class Servable:
         self._unprepared = {name: threading.Lock() for name in self.signatures}
 
     def signature(self, name, method=_PREDICT):
-        """The signature of that name ("" is the default); ServingError if there is none that is
-        meant for the method."""
+        """Return a signature by name ("" is the default).
+
+        Raises:
+            ServingError: if it does not exist or does not support `method`.
+        """
         signature = self.signatures.get(name or DEFAULT_SIGNATURE)
         if signature is None:
             raise ServingError(
                 "INVALID_ARGUMENT",
                 f"there is no signature {name or DEFAULT_SIGNATURE!r}; "
-                f"known: {', '.join(sorted(self.signatures)) or 'none'}.",
+                f"available: {', '.join(sorted(self.signatures)) or 'none'}.",
             )
         if method != _PREDICT and signature.method_name != method:
             raise ServingError(
@@ -152,14 +160,14 @@ class Servable:
 
         Args:
             signature: `Signature`.
-            arrays: dict of input name to array, checked.
-            deadline: `time.monotonic()` at which the answer is no longer wanted, or None.
+            arrays: dict of input name to checked array.
+            deadline: `time.monotonic()` at which the run is aborted, or None.
 
         Returns:
-            Dict of output name to array.
+            A dict of output name to array.
 
         Raises:
-            ServingError: as the graph refuses, or "DEADLINE_EXCEEDED".
+            ServingError: if the graph fails; "DEADLINE_EXCEEDED" after the deadline.
         """
         feeds = {signature.inputs[name].name: array for name, array in arrays.items()}
         fetches = {name: output.name for name, output in signature.outputs.items()}
@@ -172,13 +180,16 @@ class Servable:
 
     @contextlib.contextmanager
     def _prepared(self, name, deadline):
-        """Let the first request of a signature go ahead: a session optimises the graph then, for
-        seconds, and would do so once for each request that comes meanwhile."""
+        """Run the first request of a signature alone.
+
+        The session optimizes the graph in the first run, which takes seconds, and would do so for
+        each concurrent request.
+        """
         lock = self._unprepared.get(name)
-        patience = _LONGEST_PREPARATION
+        timeout = _LONGEST_PREPARATION
         if deadline is not None:
-            patience = max(0.0, min(patience, deadline - time.monotonic()))
-        is_locked = lock is not None and lock.acquire(timeout=patience)
+            timeout = max(0.0, min(timeout, deadline - time.monotonic()))
+        is_locked = lock is not None and lock.acquire(timeout=timeout)
         is_first = is_locked and name in self._unprepared
         if is_locked and not is_first:
             lock.release()
@@ -195,7 +206,7 @@ class Servable:
 
 
 def _run_options(deadline):
-    """What stops a run at its deadline; ServingError if that has passed."""
+    """Return the options that abort a run at its deadline; ServingError if it has passed."""
     if deadline is None:
         return None
     left = deadline - time.monotonic()
@@ -211,9 +222,9 @@ def _tensor(info):
     return Tensor(info.name, info.dtype, shape)
 
 
-def _fits(found, wanted):
-    pairs = itertools.zip_longest(found, wanted, fillvalue=-1)
-    return len(found) == len(wanted) and all(w is None or f == w for f, w in pairs)
+def _fits(shape, expected):
+    pairs = itertools.zip_longest(shape, expected, fillvalue=-1)
+    return len(shape) == len(expected) and all(e is None or size == e for size, e in pairs)
 
 
 def _shown(shape):
@@ -221,7 +232,7 @@ def _shown(shape):
 
 
 def _rows_of_bytes(value):
-    """What a session returns, as an array; strings of no rank come as bytes."""
+    """Convert an output of a session to an array; scalar strings are bytes."""
     import numpy as np
 
     if isinstance(value, bytes):
@@ -232,7 +243,7 @@ def _rows_of_bytes(value):
 
 
 def _serving_error(error):
-    """The error of a session in one line: what the graph's check says, without the trace."""
+    """Convert an error of a session to a ServingError with a message of one line."""
     if isinstance(error, ServingError):
         return error
     if isinstance(error, tf.errors.OpError):
@@ -245,9 +256,9 @@ def _serving_error(error):
 
 
 def _essence(message):
-    """The line of a message that says what is wrong: a check's own words if there is one."""
-    if found := re.search(r"assertion failed: \[(.*)\]", message):
-        return found[1]
+    """Return the line of a message with the cause, or the message of a failed assertion."""
+    if match := re.search(r"assertion failed: \[(.*)\]", message):
+        return match[1]
     for line in message.splitlines():
         line = re.sub(r"^\s*(\(\d+\)\s*\w*:)?\s*", "", line)
         if line and not re.match(r"Graph execution error|Detected at|\d+ root error|\[\[", line):
@@ -256,14 +267,14 @@ def _essence(message):
 
 
 def _register_ops():
-    """Load the ops of TensorFlow Text, which tokenizers in a graph need, where it is installed."""
+    """Load the ops of TensorFlow Text, which tokenizers in a graph use, if it is installed."""
     with contextlib.suppress(ImportError):
         importlib.import_module("tensorflow_text")
 
 
 @contextlib.contextmanager
 def _quiet():
-    """Without the deprecation messages of the loader that TensorFlow Serving itself uses."""
+    """Suppress the deprecation warnings of the loader, which TensorFlow Serving uses, too."""
     logger = tf.get_logger()
     level = logger.level
     logger.setLevel("ERROR")

@@ -1,4 +1,4 @@
-"""The server: its flags turned into parts that listen, and a shutdown that loses no request."""
+"""Start the gRPC and REST servers from flags, and shut them down gracefully."""
 
 import logging
 import pathlib
@@ -27,17 +27,17 @@ _MESSAGE_BYTES = 64 * 2**20
 
 
 class LocalServer:
-    """TensorFlow Serving's protocol, served from this process.
+    """A server in this process with TensorFlow Serving's protocol.
 
     Args:
         options: `ServerOptions`.
 
     Attributes:
-        port: int, where gRPC listens.
-        rest_api_port: int, where HTTP listens; 0 if it does not.
+        port: int. gRPC port.
+        rest_api_port: int. HTTP port; 0 if REST is disabled.
 
     Raises:
-        InputError: naming the flag, file or model that cannot be used; nothing listens then.
+        InputError: if a flag, file or model is invalid; the server is then not started.
 
     Example:
         with LocalServer(ServerOptions("serving/stories", port=0)) as server:
@@ -93,20 +93,21 @@ class LocalServer:
         self.close()
 
     def models(self):
-        """Name of each model -> its loaded versions, newest first."""
+        """Return a dict from the name of each model to its loaded versions, newest first."""
         return {
             name: [row[0] for row in self._core.models.status(name) if row[1] == 30]
             for name in self._core.models.names()
         }
 
     def close(self, grace=None):
-        """Stop: report NOT_SERVING, take no new request, answer those that are here, free all.
+        """Shut down: report NOT_SERVING, reject new requests, finish running ones, free everything.
 
         Args:
-            grace: seconds that they may take; defaults to `shutdown_grace_seconds`.
+            grace: maximum seconds to wait for running requests; defaults to
+                `shutdown_grace_seconds`.
 
         Returns:
-            Whether all of them were answered in that time. Those that were not still run.
+            Whether all requests were finished in that time. Unfinished requests continue to run.
         """
         if self._closed.is_set():
             return True
@@ -143,7 +144,7 @@ class LocalServer:
             else:
                 self.port = server.add_secure_port(address, credentials)
         except RuntimeError:
-            raise InputError(f"`port`: {address} cannot be listened at; is it in use?") from None
+            raise InputError(f"`port`: cannot listen on {address}; is it in use?") from None
         server.start()
         return server
 
@@ -162,18 +163,17 @@ class LocalServer:
             )
         except OSError as error:
             raise InputError(
-                f"`rest_api_port`: {address[0]}:{address[1]} cannot be listened at "
-                f"({error.strerror})."
+                f"`rest_api_port`: cannot listen on {address[0]}:{address[1]} ({error.strerror})."
             ) from None
 
     def _watch_config(self):
         path = pathlib.Path(self._options.model_config_file)
-        known = _text(path)
+        old = _text(path)
         while not self._closed.wait(self._options.model_config_file_poll_wait_seconds):
-            found = _text(path)
-            if found is None or found == known:
+            new = _text(path)
+            if new is None or new == old:
                 continue
-            known = found
+            old = new
             try:
                 self._core.models.configure(files.read_model_config(path))
             except (InputError, ServingError) as error:
@@ -182,7 +182,7 @@ class LocalServer:
 
 def _models(options):
     if bool(options.model_base_path) == bool(options.model_config_file):
-        raise InputError("give either `model_base_path` or `model_config_file`.")
+        raise InputError("use either `model_base_path` or `model_config_file`.")
     if options.model_config_file:
         return files.read_model_config(options.model_config_file)
     check_base_path(options.model_base_path)
@@ -193,7 +193,7 @@ def _models(options):
 def _batching(options):
     if not options.enable_batching:
         if options.batching_parameters_file:
-            raise InputError("`batching_parameters_file` needs `enable_batching`.")
+            raise InputError("`batching_parameters_file` requires `enable_batching`.")
         return None
     if options.batching_parameters_file:
         return files.read_batching_parameters(options.batching_parameters_file)
@@ -205,16 +205,18 @@ def _check_numbers(options):
         if getattr(options, name) < 1:
             raise InputError(f"`{name}` must be positive, got {getattr(options, name)}.")
     if options.port and options.port == options.rest_api_port:
-        raise InputError("`rest_api_port` must not be that of gRPC.")
+        raise InputError("`rest_api_port` must differ from `port`.")
     for name in ("port", "rest_api_port"):
         if not -1 <= getattr(options, name) < 2**16:
-            raise InputError(f"`{name}` must be a port, got {getattr(options, name)}.")
+            raise InputError(
+                f"`{name}` must be a port, at most 65535, got {getattr(options, name)}."
+            )
 
 
 def _channel_arguments(text):
-    """ "key=value,key=value" -> the options of a gRPC server."""
+    """Parse "key=value,key=value" as the options of a gRPC server."""
     arguments = {
-        # Two servers must not share a port unknowingly.
+        # Prevent two servers from sharing a port by accident.
         "grpc.so_reuseport": 0,
         "grpc.max_receive_message_length": _MESSAGE_BYTES,
         "grpc.max_send_message_length": -1,

@@ -1,4 +1,4 @@
-"""Requests that a model brings along, run before it serves so that the first user need not wait."""
+"""Run the warm-up requests of a model before it is served, so that first requests are fast."""
 
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
@@ -8,21 +8,21 @@ from keras_llm.export.saved_model.warmup import FILE
 from keras_llm.export.serving import tensors
 from keras_llm.export.serving.server import examples
 
-_MOST = 1000  # TensorFlow Serving reads no more
+_MOST = 1000  # the maximum of TensorFlow Serving
 
 
 def warm_up(servable, iterations=1):
-    """Run the requests in `assets.extra/tf_serving_warmup_requests`, if there is that file.
+    """Run the requests in `assets.extra/tf_serving_warmup_requests`, if the file exists.
 
     Args:
         servable: `Servable`.
-        iterations: int, how often.
+        iterations: int. How often to run each request.
 
     Returns:
-        How many requests there were.
+        The number of requests.
 
     Raises:
-        ServingError: if one fails; the model is then not fit to serve.
+        ServingError: if a request fails; the model must then not be served.
     """
     path = servable.path / FILE
     if not path.is_file():
@@ -32,7 +32,9 @@ def warm_up(servable, iterations=1):
         for record in tf.data.TFRecordDataset(str(path)):
             count += 1
             if count > _MOST:
-                raise ServingError("INVALID_ARGUMENT", f"more than {_MOST} warm-up requests.")
+                raise ServingError(
+                    "INVALID_ARGUMENT", f"there are more than {_MOST} warm-up requests."
+                )
             log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
             for _ in range(iterations):
                 _run(servable, log)
@@ -61,4 +63,4 @@ def _run(servable, log):
     elif kind == "regress_log":
         examples.regress(servable, log.regress_log.request)
     else:
-        raise ServingError("UNIMPLEMENTED", f"a {kind or 'log without request'} cannot be run.")
+        raise ServingError("UNIMPLEMENTED", f"a {kind or 'log without request'} is not supported.")

@@ -1,16 +1,16 @@
-"""The metadata and tensors of a GGUF file."""
+"""Read the metadata and tensors of a GGUF file."""
 
 import pathlib
 
 from keras_llm.checkpoints.hugging_face.tensors import Tensors
 from keras_llm.errors import InputError
 
-# What the reader raises at bytes that are not what the format says.
+# Exceptions of the reader on corrupt files.
 _CORRUPT = (ValueError, KeyError, IndexError, TypeError, OverflowError, OSError, MemoryError)
 
 
 def open_gguf(path):
-    """Read the head of a GGUF file; its tensors are dequantised when asked for.
+    """Read the header of a GGUF file; tensors are dequantized on access.
 
     Args:
         path: str or path.
@@ -20,8 +20,8 @@ def open_gguf(path):
         float32 arrays with the last axis contiguous, i.e. (out, in) for a matrix.
 
     Raises:
-        InputError: if the `gguf` package or the file is missing, or the file is damaged. Asking
-            for a tensor of a type that cannot be dequantised raises one that names the tensor.
+        InputError: if the `gguf` package or the file is missing, or the file is corrupt. Accessing
+            a tensor of an unsupported type raises an InputError that names the tensor.
     """
     try:
         import gguf
@@ -35,19 +35,19 @@ def open_gguf(path):
         metadata = {name: field.contents() for name, field in reader.fields.items()}
         shapes = {tensor.name: tuple(tensor.shape.tolist()[::-1]) for tensor in reader.tensors}
     except _CORRUPT as error:
-        raise InputError(f"{path} is not a GGUF file, or is damaged: {error}.") from None
+        raise InputError(f"{path} is not a GGUF file or is corrupt: {error}.") from None
     if not reader.tensors:
-        raise InputError(f"{path} holds no tensors.")
+        raise InputError(f"{path} has no tensors.")
 
-    def reading(tensor):
+    def reader_of(tensor):
         def read():
             kind = tensor.tensor_type
             try:
                 return gguf.quants.dequantize(tensor.data, kind).reshape(shapes[tensor.name])
             except NotImplementedError:
                 raise InputError(
-                    f"{path}: tensor {tensor.name!r} is of type {kind.name}, which cannot be "
-                    "dequantised; give a file in F32, F16, BF16, Q8_0, Q4_0, Q4_1 or K-quants."
+                    f"{path}: tensor {tensor.name!r} has the type {kind.name}, which cannot be "
+                    "dequantized; use a file in F32, F16, BF16, Q8_0, Q4_0, Q4_1 or K-quants."
                 ) from None
             except _CORRUPT as error:
                 raise InputError(
@@ -56,5 +56,5 @@ def open_gguf(path):
 
         return read
 
-    sources = {tensor.name: (shapes[tensor.name], reading(tensor)) for tensor in reader.tensors}
+    sources = {tensor.name: (shapes[tensor.name], reader_of(tensor)) for tensor in reader.tensors}
     return metadata, Tensors(sources, path)

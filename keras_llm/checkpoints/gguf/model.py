@@ -1,4 +1,4 @@
-"""Models from GGUF files."""
+"""Load models from GGUF files."""
 
 import numbers
 
@@ -38,31 +38,30 @@ _FREQUENCIES = "rope_freqs.weight"
 
 
 def from_gguf(path, dtype=None):
-    """The task of a GGUF file.
+    """Load the task of a GGUF file.
 
-    Quantised weights are dequantised, one tensor at a time, so that memory stays near that of
-    the model.
+    Quantized weights are dequantized one tensor at a time, so that the peak memory stays close to
+    the size of the model.
 
     Args:
         path: str or path of a file of the architecture "llama" (Llama, SmolLM2, Mistral) or
             "qwen3", in F32, F16, BF16, Q8_0, Q4_0, Q4_1, K-quants or another type that the
-            package gguf dequantises.
+            gguf package dequantizes.
         dtype: Keras dtype policy of the model. Defaults to the global policy.
 
     Returns:
-        A `TextGeneration`, with the file's chat template, if it has one, as
-        `metadata["chat_template"]`, and its ends of turns and messages as
-        `metadata["end_token_ids"]`.
+        A `TextGeneration`, with any chat template of the file as `metadata["chat_template"]` and
+        any end-of-turn and end-of-message tokens as `metadata["end_token_ids"]`.
 
     Raises:
-        InputError: if the package gguf is missing; or naming the file and the field or tensor
-            that is missing, damaged, or cannot be represented.
+        InputError: if the gguf package is missing, or if a field or tensor is missing, corrupt or
+            not supported; the message names the file and the field or tensor.
     """
     metadata, tensors = open_gguf(path)
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise InputError(
-            f"{path}: `general.architecture` is {architecture!r}; known are "
+            f"{path}: `general.architecture` is {architecture!r}; it must be one of "
             f"{', '.join(ARCHITECTURES)}."
         )
     try:
@@ -71,35 +70,35 @@ def from_gguf(path, dtype=None):
         raise InputError(f"{path}: {error}") from None
     family = ARCHITECTURES[architecture]
     config = family.read_config({"metadata": metadata, "tensors": tensors}, path)
-    tied_to = family.links(config, metadata)
-    weight_mapping.check(tied_to, tensors, family.ignored, what=f"{architecture} model")
+    links = family.links(config, metadata)
+    weight_mapping.check(links, tensors, family.ignored, what=f"{architecture} model")
     model = shapes_only(lambda: models.causal_lm(config, dtype=dtype))
-    weight_mapping.assign(model, tied_to, tensors)
-    notes = {"source": f"GGUF, {metadata.get('general.name', architecture)}"}
+    weight_mapping.assign(model, links, tensors)
+    task_metadata = {"source": f"GGUF, {metadata.get('general.name', architecture)}"}
     template = metadata.get("tokenizer.chat_template")
     if isinstance(template, str):
-        notes["chat_template"] = template
+        task_metadata["chat_template"] = template
     ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom")]
-    known = range(config.vocabulary_size)
-    ends = [int(end) for end in ends if isinstance(end, numbers.Integral) and end in known]
+    token_ids = range(config.vocabulary_size)
+    ends = [int(end) for end in ends if isinstance(end, numbers.Integral) and end in token_ids]
     if set(ends) - {tokenizer.eos_id}:
-        notes["end_token_ids"] = ends
-    return tasks.TextGeneration(model, tokenizer, notes)
+        task_metadata["end_token_ids"] = ends
+    return tasks.TextGeneration(model, tokenizer, task_metadata)
 
 
-def _read_llama(both):
-    return models.CausalLMConfig(**_common(both, "llama"))
+def _read_llama(source):
+    return models.CausalLMConfig(**_common(source, "llama"))
 
 
-def _read_qwen3(both):
-    return models.CausalLMConfig(**_common(both, "qwen3"), qk_norm=True)
+def _read_qwen3(source):
+    return models.CausalLMConfig(**_common(source, "qwen3"), qk_norm=True)
 
 
-def _common(both, name):
-    metadata, tensors = both.row["metadata"], both.row["tensors"]
+def _common(source, name):
+    metadata, tensors = source.row["metadata"], source.row["tensors"]
     prefix = f"{name}."
-    own = {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}
-    fields = Fields(own, both.where, prefix)
+    prefixed = {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}
+    fields = Fields(prefixed, source.where, prefix)
     if fields.get("expert_count", int, 0):
         raise fields.error("expert_count", "be 0")
     fields.refuse_unless(**{"attention.sliding_window": 0, "rope.scale_linear": 1.0})
@@ -136,24 +135,27 @@ def _rotary(fields, tensors, head_dim):
         return Rotary(base, scaling)
     if kind == "linear":
         raise InputError(
-            f"{fields.where}: tensor {_FREQUENCIES!r} and linear scaling exclude each other."
+            f"{fields.where}: linear scaling is not supported together with tensor "
+            f"{_FREQUENCIES!r}."
         )
-    # Llama 3's rule is stored as what each frequency is divided by; of its numbers only the
-    # factor differs among the released models.
+    # Llama 3 scaling is stored as the divisor of each frequency. Among the released models, only
+    # its factor differs.
     divisors = np.asarray(tensors[_FREQUENCIES], "float64").ravel()
     rule = Llama3Scaling(max(float(divisors.max()), 1.0), 1.0, 4.0, 8192)
     expected = base ** (-np.arange(0, head_dim, 2) / head_dim) / rule.frequencies(base, head_dim)[0]
     if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
         raise InputError(
-            f"{fields.where}: tensor {_FREQUENCIES!r} does not follow Llama 3's rule for a length "
-            "of 8192 in training, the only one that can be represented."
+            f"{fields.where}: tensor {_FREQUENCIES!r} does not match Llama 3 scaling with an "
+            "original length of 8192, the only supported one."
         )
     return Rotary(base, rule)
 
 
 def _permuted(part, name, config, metadata):
-    """llama.cpp turns neighbouring features of a llama's queries and keys together, and stores
-    their rows in that order."""
+    """Link query and key kernels, whose rows llama.cpp permutes.
+
+    llama.cpp rotates adjacent features of a Llama together and orders the rows accordingly.
+    """
     heads = config.num_key_value_heads if part.key.endswith("key") else config.num_heads
     path, shape = f"{part.path}/kernel", part.weights["kernel"]
     return weight_mapping.interleaved(path, f"{name}.weight", shape, heads)

@@ -1,4 +1,4 @@
-"""Families of decoder-only models: GPT-2, Llama, Mistral, Mixtral, Qwen3, Gemma 2 and 3."""
+"""Define decoder-only families: GPT-2, Llama, Mistral, Mixtral, Qwen3, Gemma 2 and 3."""
 
 from keras_llm.checkpoints.hugging_face import rope, weight_mapping
 from keras_llm.checkpoints.hugging_face.family import (
@@ -55,7 +55,7 @@ def _write_gpt2(config):
 
 
 def _common(fields, activation=("hidden_act", "silu"), tied=False, epsilon=1e-6):
-    """What the families after Llama have in common."""
+    """Return the options that Llama and later families share."""
     heads = fields.get("num_attention_heads")
     return {
         "vocabulary_size": fields.get("vocab_size"),
@@ -96,7 +96,7 @@ def _write_common(config, activation="hidden_act"):
 def _read_llama(fields):
     bias = fields.get("attention_bias", bool, False)
     if fields.get("mlp_bias", bool, False) != bias:
-        raise fields.error("mlp_bias", f"be as `attention_bias`, {bias}")
+        raise fields.error("mlp_bias", f"equal `attention_bias`, {bias}")
     return CausalLMConfig(**_common(fields), position=rope.read(fields), use_bias=bias)
 
 
@@ -220,21 +220,21 @@ def _write_gemma3(config):
 
 
 def _window(fields, default):
-    """`sliding_window`, whose null says that there is none."""
+    """Read `sliding_window`, where null means none."""
     return fields.get("sliding_window", int, None if "sliding_window" in fields.row else default)
 
 
 def _optional(fields, name, default):
-    """A number whose null says that there is none."""
+    """Read a number, where null means none."""
     return fields.get(name, float, None if name in fields.row else default)
 
 
 def _layer_types(fields, default):
-    """`sliding_window` and `window_pattern`; nothing if all layers attend fully."""
+    """Read `sliding_window` and `window_pattern`; return {} if all layers have full attention."""
     names = fields.get("layer_types", list, [_WINDOWED if w else _FULL for w in default])
     if len(names) != len(default) or set(names) - {_FULL, _WINDOWED}:
         raise fields.error(
-            "layer_types", f"be {len(default)} of {_FULL!r} and {_WINDOWED!r}, one for each layer"
+            "layer_types", f"be a list of {len(default)} times {_FULL!r} or {_WINDOWED!r}"
         )
     window = _window(fields, 4096)
     windowed = [name == _WINDOWED for name in names]

@@ -1,4 +1,4 @@
-"""Families of encoders and encoder-decoders: BERT, DistilBERT, RoBERTa, T5."""
+"""Define encoder and encoder-decoder families: BERT, DistilBERT, RoBERTa and T5."""
 
 import numpy as np
 
@@ -108,10 +108,13 @@ def _write_distilbert(config):
 
 
 def _roberta_positions(part, name, config, row):
-    """RoBERTa counts positions from the id of padding plus 1, and adds the one segment that it
-    has to every token; ours are counted from 0 and hold both."""
+    """Link the position embedding of RoBERTa.
+
+    RoBERTa counts positions from the padding id plus 1 and adds its only segment embedding to
+    every token. The linked table counts from 0 and includes the segment embedding.
+    """
     ((weight, shape),) = part.weights.items()
-    fields = Fields(row, "config.json")  # read before, so it has no errors
+    fields = Fields(row, "config.json")  # already validated, so no error is raised
     first = fields.get("pad_token_id", int, 1) + 1
     segments = (fields.get("type_vocab_size", int, 2), shape[1])
     segment_name = name.replace("position_embeddings", "token_type_embeddings")
@@ -145,7 +148,7 @@ def _read_t5(fields):
     gated, activation = fields.one_of("feed_forward_proj", _T5_ACTIVATIONS, "relu")
     size = fields.get("d_model")
     layers = fields.count("num_layers")
-    # The first models tie the head to the embedding and scale its input; those after do neither.
+    # The first models tie the head to the embedding and scale its input; later ones do neither.
     tied = fields.get("tie_word_embeddings", bool, True)
     scaled = fields.get("scale_decoder_outputs", bool, tied)
     pad = fields.get("pad_token_id", int, 0)
@@ -257,7 +260,7 @@ def _t5_names():
 
 
 def _t5_up(part, name, config, row):
-    """The first of the two matrices is called `wi` where there is no gate."""
+    """Link the first feed-forward kernel, which is named `wi` without a gate."""
     if not config.gated:
         name = name.removesuffix("_1")
     return weight_mapping.transposed(

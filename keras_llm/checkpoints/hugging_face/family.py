@@ -1,4 +1,4 @@
-"""What a family of checkpoints is: its config.json, the names of its tensors, its oddities."""
+"""Describe checkpoint families: their config.json, tensor names and exceptions."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from keras_llm.checkpoints.hugging_face.fields import Fields
 from keras_llm.checkpoints.weight_specs import parts
 from keras_llm.errors import InputError
 
-# Hugging Face's name of an activation to ours.
+# Activation names of Hugging Face to those of this library.
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -23,32 +23,32 @@ WRITTEN_ACTIVATIONS = {
     "relu": "relu",
     "silu": "silu",
 }
-_SUFFIXES = {"beta": "bias", "bias": "bias"}  # every other weight is their "weight"
+_SUFFIXES = {"beta": "bias", "bias": "bias"}  # all other weights are named "weight"
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family of checkpoints, as data.
+    """A family of checkpoints.
 
     Attributes:
-        model_type: str, as config.json has it.
-        architectures: dict of our head (None for the bare model) to the class that config.json
-            names.
+        model_type: str, the `model_type` in config.json.
+        architectures: dict of a head of this library (None for the model without a head) to the
+            class name in config.json.
         read: function from `Fields` to a config.
         write: function from a config to the fields of config.json.
         names: dict of the key of a part to the name of its tensors, without ".weight" and
-            ".bias", with {i} for the block's number. Parts of one name are stored side by side.
-        prefix: str, what names begin with in a checkpoint with a head.
-        linear: link of a kernel.
-        norm_offset: float, what is subtracted from the gains of norms that are stored.
+            ".bias", with {i} for the block number. Parts with the same name are stored fused.
+        prefix: str, the prefix of names in a checkpoint with a head.
+        linear: function that links a kernel.
+        norm_offset: float, subtracted from the scales of norms in the checkpoint.
         special: dict of the key of a part to a function from part, name, config and config.json
             to its link.
-        ignored: regular expressions of tensors that may be there and mean nothing here.
-        copies: dict of names to names whose tensor they may repeat.
-        renamed: pairs of a regular expression and what stands for it now in names.
-        pooler: str, the activation of a text classifier's first layer.
-        head_decides: bool. Whether a head of its own in the file makes a model untied, whatever
-            config.json says.
+        ignored: regular expressions of tensors that may be present and are not used.
+        copies: dict of names to names of tensors that they may duplicate.
+        renamed: pairs of a regular expression and its replacement in names.
+        pooler: str, the activation of the first layer of a text classifier.
+        head_decides: bool. Whether a separate head in the file makes a model untied, regardless
+            of config.json.
     """
 
     model_type: str
@@ -67,48 +67,50 @@ class Family:
     head_decides: bool = False
 
     def read_config(self, row, where):
-        """The config of a config.json.
+        """Read the config from the contents of a config.json.
 
         Args:
             row: dict.
-            where: str or path, what begins error messages.
+            where: str or path, the start of error messages.
 
         Raises:
-            InputError: naming the field that is missing, wrong or cannot be represented.
+            InputError: if a field is missing, wrong or not supported; the message names it.
         """
         try:
             return self.read(Fields(row, where))
-        except ValueError as error:  # from a config or a position option: it names no file
+        except ValueError as error:  # from a config or a position option, without a file name
             message = str(error)
             raise InputError(
                 message if message.startswith(str(where)) else f"{where}: {message}"
             ) from None
 
     def without_prefix(self):
-        """The same family, as checkpoints of a bare model name their tensors."""
+        """Return the family with the tensor names of checkpoints without a head."""
         names = {key: name.removeprefix(self.prefix) for key, name in self.names.items()}
         copies = {name: copied.removeprefix(self.prefix) for name, copied in self.copies.items()}
         return dataclasses.replace(self, names=names, copies=copies)
 
     def links(self, config, row, head=None, options=None):
-        """The links of a model of this family.
+        """Return the links of a model of this family.
 
         Args:
-            config: the model's config.
-            row: dict, its config.json.
-            head, options: the model's head.
+            config: the config of the model.
+            row: dict, the contents of its config.json.
+            head, options: the head of the model and its options.
 
         Raises:
-            InputError: if the family has no place for a part of the model.
+            InputError: if the family does not support a part of the model.
         """
         groups = {}
         for part in parts(config, head, options):
             if part.key not in self.names:
-                raise InputError(f"a {self.model_type} checkpoint has no place for {part.path}.")
+                raise InputError(f"a {self.model_type} checkpoint does not support {part.path}.")
             name = self.names[part.key].replace("{i}", str(part.block))
             groups.setdefault(name, []).append(part)
         return [
-            made for name, group in groups.items() for made in self._links(group, name, config, row)
+            weight_link
+            for name, group in groups.items()
+            for weight_link in self._links(group, name, config, row)
         ]
 
     def _links(self, group, name, config, row):
@@ -128,15 +130,15 @@ class Family:
             yield link.stacked(part.path, experts, shape)
         else:
             for weight, shape in part.weights.items():
-                path, theirs = f"{part.path}/{weight}", f"{name}.{_suffix(weight)}"
+                path, tensor_name = f"{part.path}/{weight}", f"{name}.{_suffix(weight)}"
                 if weight == "kernel":
-                    yield self.linear(path, theirs, shape)
+                    yield self.linear(path, tensor_name, shape)
                 elif weight == "reverse_embeddings":
-                    yield link.transposed(path, theirs, shape)
+                    yield link.transposed(path, tensor_name, shape)
                 elif part.kind == "norm" and weight in ("scale", "gamma") and self.norm_offset:
-                    yield link.moved(path, theirs, shape, self.norm_offset)
+                    yield link.moved(path, tensor_name, shape, self.norm_offset)
                 else:
-                    yield link.same(path, theirs, shape)
+                    yield link.same(path, tensor_name, shape)
 
 
 def _suffix(weight):
@@ -144,13 +146,15 @@ def _suffix(weight):
 
 
 def in_blocks(template, names, prefix=""):
-    """A table of names of the parts of a block, as rows of `Family.names`."""
+    """Return a table of the names of a block's parts, as rows of `Family.names`."""
     return {f"{prefix}block/{key}": template + name for key, name in names.items()}
 
 
 def window_pattern(windowed):
-    """The shortest string of "S" and "L" that repeats to a list of bools; None if all are
-    True."""
+    """Return the shortest pattern of "S" and "L" that repeats to a list of bools.
+
+    Returns None if all are True.
+    """
     letters = "".join("S" if layer else "L" for layer in windowed)
     if "L" not in letters:
         return None

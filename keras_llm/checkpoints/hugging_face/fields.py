@@ -1,4 +1,4 @@
-"""Reading the fields of a config.json, each with its check."""
+"""Read and validate the fields of a config.json."""
 
 from keras_llm.errors import InputError
 
@@ -8,23 +8,23 @@ _KINDS = {int: "an int", float: "a number", bool: "true or false", str: "a str",
 
 
 class Fields:
-    """The fields of a config, with errors that name the file and the field.
+    """The fields of a config, with error messages that name the file and the field.
 
     Args:
         row: dict.
-        where: str or path, what begins error messages.
-        prefix: str, before the names of fields in messages.
+        where: str or path, the start of error messages.
+        prefix: str, put before field names in messages.
     """
 
     def __init__(self, row, where, prefix=""):
         self.row, self.where, self._prefix = row, where, prefix
 
     def get(self, name, kind=int, default=_REQUIRED):
-        """The value of a field, an int for an int; `default` if it is absent or null."""
+        """Return the value of a field, or `default` if it is absent or null."""
         value = self.row.get(name)
         if value is None:
             if default is _REQUIRED:
-                raise self.error(name, "be there")
+                raise self.error(name, "be present")
             return default
         number = (int, float) if kind is float else kind
         if not isinstance(value, number) or (isinstance(value, bool) and kind is not bool):
@@ -32,34 +32,36 @@ class Fields:
         return float(value) if kind is float else value
 
     def one_of(self, name, known, default=_REQUIRED):
-        """The value that `known`, a dict, has for what the field says."""
+        """Look up the value of a field in the dict `known`."""
         value = self.row.get(name, default)
         if value is _REQUIRED or not isinstance(value, str) or value not in known:
             raise self.error(name, f"be one of {', '.join(map(str, known))}")
         return known[value]
 
     def count(self, name, default=_REQUIRED):
-        """A number of layers or the like: an int that is worth a loop. A damaged file may say
-        any number."""
+        """Return a count such as the number of layers.
+
+        The value is bounded, because a corrupt file may contain any number.
+        """
         value = self.get(name, int, default)
         if not 0 <= value <= _MOST:
             raise self.error(name, f"be in 0 .. {_MOST}")
         return value
 
     def refuse_unless(self, **values):
-        """Raise unless each field is absent, null or of that value."""
+        """Raise an error unless each field is absent, null or has the expected value."""
         for name, value in values.items():
             if self.row.get(name) not in (None, value):
-                raise self.error(name, f"be {value!r}, all that can be represented")
+                raise self.error(name, f"be {value!r}, the only supported value")
 
     def part(self, name):
-        """The fields of a field that holds an object; of none if it is absent or null."""
+        """Return the fields of an object; no fields if it is absent or null."""
         value = self.row.get(name)
         if not isinstance(value, (dict, type(None))):
             raise self.error(name, "be an object")
         return Fields(value or {}, self.where, f"{self._prefix}{name}.")
 
     def error(self, name, rule):
-        """An InputError that says which field breaks which rule."""
+        """Return an InputError that names the field and the rule it violates."""
         value = repr(self.row[name]) if name in self.row else "nothing"
         return InputError(f"{self.where}: `{self._prefix}{name}` must {rule}; got {value}.")

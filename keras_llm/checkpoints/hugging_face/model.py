@@ -1,4 +1,4 @@
-"""Models as Hugging Face folders hold them: config.json and safetensors."""
+"""Read and write models as Hugging Face config.json and safetensors."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ from keras_llm.errors import InputError
 from keras_llm.layers import Alibi, RelativeBias, Rotary
 from keras_llm.models.deferred import shapes_only
 
-# In this order a config is written as the first one that can hold all of it.
+# A config is written as the first of these families that supports all of it.
 FAMILIES = {
     family.model_type: family
     for family in (
@@ -32,14 +32,14 @@ FAMILIES = {
     )
 }
 CONFIG_FILE = "config.json"
-# Fields of a config that tell how a model is trained, not what it computes.
+# Config fields that affect training but not the computation of the model.
 _TRAINING = ("dropout", "initializer_range", "load_balance_loss", "router_z_loss")
 
 
 def load_model(folder, dtype=None):
-    """The model of a Hugging Face folder, without its tokenizer.
+    """Load the model of a Hugging Face folder without its tokenizer.
 
-    All names and shapes are compared before a weight is set; tensors are read one by one.
+    All names and shapes are checked before any weight is set; tensors are read one by one.
 
     Args:
         folder: str or path, with `config.json` and safetensors.
@@ -47,39 +47,43 @@ def load_model(folder, dtype=None):
             converted to it.
 
     Returns:
-        A model from `models.causal_lm`, `models.encoder` or `models.seq2seq`; or a head model,
-        where `config.json` names a class with one of ours.
+        A model from `models.causal_lm`, `models.encoder` or `models.seq2seq`, or a head model if
+        `config.json` names a class with a supported head.
 
     Raises:
-        InputError: naming the file and the field or tensor that is missing, wrong, or cannot be
-            represented.
+        InputError: if a field or tensor is missing, wrong or not supported; the message names it
+            and the file.
     """
     return read_model(folder, dtype)
 
 
 def read_model(folder, dtype=None, heads=None):
-    """`load_model`; a head that is not in `heads` is left out. None keeps any."""
+    """Load a model as `load_model` does, dropping heads not in `heads`; None keeps all heads."""
     folder = pathlib.Path(folder)
     row = tensors.read_json(folder / CONFIG_FILE)
     family = _family(row, folder / CONFIG_FILE)
     config = family.read_config(row, folder / CONFIG_FILE)
-    found = tensors.open_folder(folder)
+    checkpoint = tensors.open_folder(folder)
     for pattern, now in family.renamed:
-        found = found.renamed(lambda name, pattern=pattern, now=now: re.sub(pattern, now, name))
-    if family.prefix and not any(name.startswith(family.prefix) for name in found):
+        checkpoint = checkpoint.renamed(
+            lambda name, pattern=pattern, now=now: re.sub(pattern, now, name)
+        )
+    if family.prefix and not any(name.startswith(family.prefix) for name in checkpoint):
         family = family.without_prefix()
-    if family.head_decides and "lm_head.weight" in found and config.tie_embeddings:
-        tied = weight_mapping.same_tensor(found, "lm_head.weight", family.copies["lm_head.weight"])
+    if family.head_decides and "lm_head.weight" in checkpoint and config.tie_embeddings:
+        tied = weight_mapping.same_tensor(
+            checkpoint, "lm_head.weight", family.copies["lm_head.weight"]
+        )
         config = dataclasses.replace(config, tie_embeddings=tied)
     head, options = _head(family, row, folder / CONFIG_FILE)
     if heads is not None and head not in heads:
         head, options = None, None
-    tied_to = family.links(config, row, head, options)
+    links = family.links(config, row, head, options)
     weight_mapping.check(
-        tied_to, found, family.ignored, family.copies, f"{family.model_type} {head or 'model'}"
+        links, checkpoint, family.ignored, family.copies, f"{family.model_type} {head or 'model'}"
     )
     model = shapes_only(lambda: models.build(config, head, options, dtype=dtype))
-    weight_mapping.assign(model, tied_to, found)
+    weight_mapping.assign(model, links, checkpoint)
     return model
 
 
@@ -90,19 +94,19 @@ def write_model(model, folder, token_ids=None, labels=None):
         model: a model of this library.
         folder: str or path.
         token_ids: dict with `pad_token_id`, `bos_token_id` and `eos_token_id`, or None.
-        labels: list of str, the names of a classifier's classes, or None.
+        labels: list of str, the class names of a classifier, or None.
 
     Raises:
-        InputError: if no family of Hugging Face's computes what the model computes.
+        InputError: if no Hugging Face family computes the same as the model.
     """
     head = getattr(model, "head", None)
     options = getattr(model, "options", None)
     if head == "text_classifier" and options["pooling"] not in (None, "first"):
         raise InputError(
-            "Hugging Face's classifiers look at the first token; this model's `pooling` is "
+            "Hugging Face classifiers use the first token; the `pooling` of this model is "
             f"{options['pooling']!r}."
         )
-    if head == "sentence_embedder":  # the folder says beside the model what is done with it
+    if head == "sentence_embedder":  # stored in separate files of the folder
         head = None
     family, row = describe(model.config, head, options)
     row = {
@@ -125,12 +129,13 @@ def write_model(model, folder, token_ids=None, labels=None):
 
 
 def describe(config, head=None, options=None):
-    """The family that computes what a config says, and its config.json.
+    """Find the family that computes the same as a config; return it and its config.json.
 
-    A family can hold a config if what it writes reads back as the same computation.
+    A family supports a config if the config.json that it writes reads back as the same
+    computation.
 
     Raises:
-        InputError: naming the fields that the nearest family cannot hold.
+        InputError: if no family matches; the message names the fields that the closest one lacks.
     """
     best = None
     for family in FAMILIES.values():
@@ -141,7 +146,7 @@ def describe(config, head=None, options=None):
         try:
             row = family.write(config)
             lost = _differences(config, family.read(Fields(row, "")))
-        except (ValueError, AttributeError, TypeError):  # of another kind altogether
+        except (ValueError, AttributeError, TypeError):  # a different kind of config
             continue
         if not lost:
             return family, row
@@ -150,14 +155,14 @@ def describe(config, head=None, options=None):
     if best is None:
         what = f"a {head} head on " if head else ""
         raise InputError(
-            f"no Hugging Face family can hold {what}this {type(config).__name__}; known families "
-            f"are {', '.join(FAMILIES)}."
+            f"no Hugging Face family supports {what}this {type(config).__name__}; supported "
+            f"families are {', '.join(FAMILIES)}."
         )
     family, lost = best
     lost = ", ".join(f"{name}={getattr(config, name)!r}" for name in lost)
     raise InputError(
-        f"no Hugging Face family can hold this model; the nearest, {family.model_type}, has no "
-        f"place for {lost}."
+        f"no Hugging Face family supports this model; the closest, {family.model_type}, does not "
+        f"support {lost}."
     )
 
 
@@ -165,22 +170,22 @@ def _family(row, path):
     model_type = row.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(
-            f"{path}: `model_type` is {model_type!r}; known are {', '.join(FAMILIES)}."
+            f"{path}: `model_type` is {model_type!r}; it must be one of {', '.join(FAMILIES)}."
         )
     if row.get("quantization_config") is not None:
         raise InputError(
-            f"{path}: `quantization_config` says that the weights are quantised, which cannot be "
-            "read; give the original weights, or a GGUF file."
+            f"{path}: `quantization_config` means that the weights are quantized, which is not "
+            "supported; use the original weights or a GGUF file."
         )
     return FAMILIES[model_type]
 
 
 def _head(family, row, path):
-    """The head that config.json names, and its options; none for a class without one of ours."""
+    """Return the head that config.json names, and its options; None for unsupported classes."""
     fields = Fields(row, path)
     for architecture in fields.get("architectures", list, []):
-        for head, known in family.architectures.items():
-            if known == architecture:
+        for head, name in family.architectures.items():
+            if name == architecture:
                 return head, _options(head, fields, family)
     return None, None
 
@@ -203,15 +208,15 @@ def _options(head, fields, family):
 
 
 def default_labels(count):
-    """What Hugging Face calls classes without names."""
+    """Return the names that Hugging Face gives to unnamed classes."""
     return [f"LABEL_{i}" for i in range(count)]
 
 
 def labels_of(folder, count):
-    """The names of a classifier's classes that config.json has, a list of str.
+    """Return the class names of a classifier in config.json, a list of str.
 
     Raises:
-        InputError: if they do not have the numbers 0, 1, ...
+        InputError: if their keys are not 0, 1, ...
     """
     fields = Fields(tensors.read_json(pathlib.Path(folder) / CONFIG_FILE), folder / CONFIG_FILE)
     labels = fields.part("id2label").row
@@ -223,16 +228,16 @@ def labels_of(folder, count):
 
 
 def computes_same(config, other):
-    """Whether models of two configs with the same weights compute the same."""
+    """Return whether models of two configs with the same weights compute the same."""
     return type(config) is type(other) and not _differences(config, other)
 
 
 def _differences(config, other):
-    """The fields in which two configs differ in what they compute."""
+    """List the fields in which two configs differ in their computation."""
     if type(config) is not type(other):
         raise TypeError("configs of two classes")
-    ours, theirs = _computation(config), _computation(other)
-    lost = [name for name in ours if not _alike(ours[name], theirs[name])]
+    first, second = _computation(config), _computation(other)
+    lost = [name for name in first if not _equal(first[name], second[name])]
     if config.local_position is None and "local_position" in lost:
         lost.remove("local_position")
         lost = list(dict.fromkeys(["position", *lost]))
@@ -240,7 +245,7 @@ def _differences(config, other):
 
 
 def _computation(config):
-    """The fields of a config that matter, in one form for all ways to say the same."""
+    """Return the fields of a config that affect the computation, in a canonical form."""
     row = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for name in _TRAINING:
         del row[name]
@@ -250,7 +255,7 @@ def _computation(config):
     row["local_position"] = [_position(config.attention_position(i)) for i in layers]
     row["position"] = _position(config.position)
     if isinstance(config.position, (Rotary, Alibi)):
-        row["position"] = None  # told by the layers
+        row["position"] = None  # covered by the layers
     if row["attention_scale"] is None:
         row["attention_scale"] = config.head_dim**-0.5
     if not config.num_experts:
@@ -260,11 +265,11 @@ def _computation(config):
 
 def _position(option):
     if isinstance(option, RelativeBias):
-        return [option.num_buckets, option.max_distance]  # models choose the direction
+        return [option.num_buckets, option.max_distance]  # models set `bidirectional`
     return option
 
 
-def _alike(first, second):
+def _equal(first, second):
     if isinstance(first, float) and isinstance(second, (int, float)):
         return math.isclose(first, second, rel_tol=1e-6)
     return first == second

@@ -1,4 +1,4 @@
-"""Hugging Face folders: a model, a tokenizer, and what goes in and comes out."""
+"""Load tasks from Hugging Face folders and write them back."""
 
 import json
 import pathlib
@@ -27,26 +27,25 @@ _MODULE = "sentence_transformers.models."
 
 
 def from_hugging_face(folder, dtype=None):
-    """The task of a Hugging Face folder.
+    """Load the task of a Hugging Face folder.
 
     Args:
-        folder: str or path, with `config.json`, safetensors and a tokenizer. Known families are
-            GPT-2, Llama (SmolLM2 too), Mistral, Mixtral, Qwen3, Gemma 2, Gemma 3 (text alone),
-            BERT (MiniLM too), RoBERTa, DistilBERT and T5.
+        folder: str or path with `config.json`, safetensors and a tokenizer. Supported families
+            are GPT-2, Llama (and SmolLM2), Mistral, Mixtral, Qwen3, Gemma 2, Gemma 3 (text only),
+            BERT (and MiniLM), RoBERTa, DistilBERT and T5.
         dtype: Keras dtype policy of the model. Defaults to the global policy.
 
     Returns:
-        A `TextGeneration` for a decoder, with the folder's chat template, if it has one, as
-        `metadata["chat_template"]`, and further end tokens of its `generation_config.json` as
-        `metadata["end_token_ids"]`; a `Translation` for T5. For an encoder what `config.json`
-        names: a `TextClassification`, `TokenClassification`, `QuestionAnswering` or
-        `MaskedLanguageModel`; and where it names another class, or files of
-        sentence-transformers lie beside it, a `TextEmbedding`, pooled as they say or by the
-        mean.
+        A `TextGeneration` for a decoder, with any chat template of the folder as
+        `metadata["chat_template"]` and additional end tokens of `generation_config.json` as
+        `metadata["end_token_ids"]`; a `Translation` for T5. For an encoder, the task that
+        `config.json` names: a `TextClassification`, `TokenClassification`, `QuestionAnswering` or
+        `MaskedLanguageModel`. If it names another class, or the folder has files of
+        sentence-transformers, a `TextEmbedding` with the pooling of those files or mean pooling.
 
     Raises:
-        InputError: naming the file and the field or tensor that is missing, wrong, or cannot be
-            represented. No model is built before all names and shapes have been compared.
+        InputError: if a field or tensor is missing, wrong or not supported; the message names it
+            and the file. All names and shapes are checked before a model is built.
     """
     folder = pathlib.Path(folder)
     config = read_json(folder / "config.json")
@@ -75,16 +74,16 @@ def from_hugging_face(folder, dtype=None):
 
 
 def to_hugging_face(task_or_model, folder, overwrite=False):
-    """Write a folder that transformers' `AutoModel...from_pretrained` loads.
+    """Write a folder that `AutoModel...from_pretrained` of transformers loads.
 
     Args:
-        task_or_model: a task, whose tokenizer and chat template are written too; or a model.
-        folder: str or path. It is written whole or not at all.
-        overwrite: bool. Whether to replace what is there.
+        task_or_model: a task, whose tokenizer and chat template are written too, or a model.
+        folder: str or path. It is written atomically.
+        overwrite: bool. Whether to replace an existing folder.
 
     Raises:
-        InputError: if no family computes what the model computes, naming what it has no place
-            for; or if `folder` exists and `overwrite` is False.
+        InputError: if no family computes the same as the model, with the unsupported fields; or if
+            `folder` exists and `overwrite` is False.
     """
     task = None if isinstance(task_or_model, keras.Model) else task_or_model
     model = task_or_model if task is None else getattr(task, "model", None)
@@ -113,20 +112,20 @@ def to_hugging_face(task_or_model, folder, overwrite=False):
 
 
 def _end_token_ids(folder, config, vocabulary_size):
-    """The tokens that end a text, as generation_config.json names them or else config.json."""
-    path, found = folder / "config.json", config
+    """Return the end tokens from generation_config.json, or else from config.json."""
+    path, settings = folder / "config.json", config
     if (folder / "generation_config.json").is_file():
         path = folder / "generation_config.json"
-        found = {**config, **read_json(path)}
-    ids = found.get("eos_token_id")
+        settings = {**config, **read_json(path)}
+    ids = settings.get("eos_token_id")
     ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
         raise InputError(f"{path}: `eos_token_id` must be an int or a list of ints, got {ids!r}.")
-    return [token for token in ids if 0 <= token < vocabulary_size]  # others are never chosen
+    return [token for token in ids if 0 <= token < vocabulary_size]  # others are never generated
 
 
 def _pooling(folder):
-    """What sentence-transformers' files say of pooling, as options of `sentence_embedder`."""
+    """Return the pooling of sentence-transformers' files as options of `sentence_embedder`."""
     modules = folder / "modules.json"
     normalize = True
     if modules.is_file():
@@ -134,13 +133,13 @@ def _pooling(folder):
             kinds = [row["type"] for row in json.loads(modules.read_text("utf-8"))]
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{modules} is not a list of modules: {error!r}.") from None
-        known = [_MODULE + name for name in ("Transformer", "Pooling", "Normalize")]
-        if kinds not in (known, known[:2]):
+        expected = [_MODULE + name for name in ("Transformer", "Pooling", "Normalize")]
+        if kinds not in (expected, expected[:2]):
             raise InputError(
-                f"{modules}: the modules must be {', '.join(known[:2])} and then perhaps "
-                f"{known[2]}, got {', '.join(kinds)}."
+                f"{modules}: the modules must be {', '.join(expected[:2])} and optionally "
+                f"{expected[2]}, got {', '.join(kinds)}."
             )
-        normalize = kinds == known
+        normalize = kinds == expected
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         return {"pooling": "mean", "normalize": normalize}
@@ -158,7 +157,7 @@ def _write_pooling(model, folder):
     options = model.options
     if options["projection_dim"]:
         raise InputError(
-            "sentence-transformers' files cannot hold `projection_dim`; write the model without "
+            "sentence-transformers' files do not support `projection_dim`; write the model without "
             "its projection."
         )
     pooling = options["pooling"] or "mean"

@@ -1,4 +1,4 @@
-"""Rotary positions as Hugging Face's config.json tells them."""
+"""Read and write rotary positions in Hugging Face's config.json."""
 
 import math
 
@@ -6,16 +6,16 @@ from keras_llm.layers import Llama3Scaling, Rotary, YarnScaling
 
 
 def read(fields, default_base=10000.0, layer_type=None):
-    """The `Rotary` of a config, from the form of any version.
+    """Read the `Rotary` of a config in the format of any version.
 
     Args:
         fields: `Fields` of the config.
-        default_base: float, the base where none is given.
-        layer_type: "full_attention" or "sliding_attention", for a model with angles of its own
-            for each; or None.
+        default_base: float, the base if none is given.
+        layer_type: "full_attention" or "sliding_attention" for a model with separate angles for
+            each; or None.
 
     Raises:
-        InputError: naming the field whose scaling cannot be represented.
+        InputError: if the scaling is not supported; the message names the field.
     """
     nested = layer_type in fields.part("rope_parameters").row
     if layer_type == "sliding_attention" and not nested:
@@ -33,8 +33,10 @@ def read(fields, default_base=10000.0, layer_type=None):
 
 
 def write(position):
-    """The fields of a config for a `Rotary`: `rope_theta`, and `rope_scaling` if it is scaled.
-    Of another position option, none."""
+    """Return the config fields for a `Rotary`: `rope_theta`, and `rope_scaling` if it is scaled.
+
+    Other position options have no fields.
+    """
     if not isinstance(position, Rotary):
         return {}
     row = {"rope_theta": position.base}
@@ -93,7 +95,7 @@ def _yarn(options, fields):
     return YarnScaling(
         factor,
         original,
-        # Zero stands for the default too.
+        # Zero also means the default.
         options.get("beta_fast", float, None) or 32.0,
         options.get("beta_slow", float, None) or 1.0,
         attention_factor,

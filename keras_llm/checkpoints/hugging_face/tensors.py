@@ -1,11 +1,11 @@
-"""The weights of a Hugging Face folder as a lazy mapping, and the writing of them."""
+"""Read the weights of a Hugging Face folder lazily, and write them."""
 
 import collections.abc
 import contextlib
 import json
 import pathlib
 
-import ml_dtypes  # noqa: F401, teaches NumPy bfloat16
+import ml_dtypes  # noqa: F401, registers bfloat16 with NumPy
 import safetensors
 import safetensors.numpy
 
@@ -17,14 +17,15 @@ _DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 class Tensors(collections.abc.Mapping):
-    """Names to NumPy arrays, read from the file each time one is asked for.
+    """A mapping of names to NumPy arrays, which are read from the file on each access.
 
-    The names and shapes of all are known at once, so that a checkpoint can be checked before any
-    of it is used.
+    All names and shapes are available up front, so that a checkpoint can be validated before it is
+    read.
 
     Args:
-        sources: dict of name to a pair: the shape, and a function of none that reads the array.
-        where: str, what the tensors are of; it begins error messages.
+        sources: dict of name to a pair: the shape, and a function without arguments that reads
+            the array.
+        where: str, the source of the tensors; the start of error messages.
     """
 
     def __init__(self, sources, where):
@@ -46,26 +47,26 @@ class Tensors(collections.abc.Mapping):
         return name in self._sources
 
     def renamed(self, rename):
-        """The same tensors under other names; `rename` is a function from name to name."""
+        """Return the same tensors under new names; `rename` is a function from name to name."""
         return Tensors({rename(name): source for name, source in self._sources.items()}, self.where)
 
     def shape(self, name):
-        """The shape of one tensor, without reading it."""
+        """Return the shape of a tensor without reading it."""
         return self._sources[name][0]
 
 
 def open_folder(folder):
-    """The weights of a Hugging Face folder.
+    """Open the weights of a Hugging Face folder.
 
     Args:
-        folder: str or path; it holds `model.safetensors`, or `model.safetensors.index.json` and
-            the files that it names. Pickled weights are never read.
+        folder: str or path with `model.safetensors`, or `model.safetensors.index.json` and the
+            files that it names. Pickled weights are never read.
 
     Returns:
         A `Tensors`.
 
     Raises:
-        InputError: naming the file, and the tensor, that is missing or cannot be read.
+        InputError: if a file or tensor is missing or cannot be read; the message names it.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -78,8 +79,8 @@ def open_folder(folder):
     pickled = sorted(p.name for p in folder.glob("*.bin"))
     if pickled:
         raise InputError(
-            f"{folder} has its weights as {pickled[0]}, a pickle, which can run any code when it "
-            f"is read; convert it to {WEIGHTS_FILE} with the library that wrote it."
+            f"{folder} has its weights in {pickled[0]}, a pickle, which can run arbitrary code "
+            f"when loaded; convert it to {WEIGHTS_FILE} with the library that wrote it."
         )
     raise InputError(f"{path} is missing.")
 
@@ -90,7 +91,7 @@ def write_file(path, tensors):
 
 
 def read_json(path):
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
         InputError: if the file is missing, or is not a JSON object.
@@ -100,7 +101,7 @@ def read_json(path):
         raise InputError(f"{path} is missing.")
     try:
         row = json.loads(path.read_text("utf-8"))
-    except ValueError as error:  # JSON and UTF-8 errors are both of this kind
+    except ValueError as error:  # both JSON and UTF-8 errors
         raise InputError(f"{path} is not JSON: {error}.") from None
     if not isinstance(row, dict):
         raise InputError(f"{path} must hold a JSON object, got {type(row).__name__}.")
@@ -111,17 +112,19 @@ def _sharded(folder):
     index = folder / INDEX_FILE
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise InputError(f"{index}: `weight_map` must map names of tensors to names of files.")
+        raise InputError(f"{index}: `weight_map` must map tensor names to file names.")
     shards = {}
     for file in sorted(set(files.values())):
         if pathlib.PurePath(file).name != file:
-            raise InputError(f"{index}: {file!r} must be a file of the same folder.")
+            raise InputError(f"{index}: {file!r} must be a file in the same folder.")
         if not (folder / file).is_file():
-            raise InputError(f"{folder / file} is missing; {index.name} names it.")
+            raise InputError(f"{folder / file} is missing, but {index.name} names it.")
         shards[file] = _open_file(folder / file)
     for name, file in files.items():
         if name not in shards[file]:
-            raise InputError(f"{folder / file}: tensor {name!r} is missing; {index.name} names it.")
+            raise InputError(
+                f"{folder / file}: tensor {name!r} is missing, but {index.name} names it."
+            )
     return {name: source for shard in shards.values() for name, source in shard.items()}
 
 
@@ -142,7 +145,8 @@ def _reader(path, file, name, dtype):
     def read():
         if dtype not in _DTYPES:
             raise InputError(
-                f"{path}: tensor {name!r} is of dtype {dtype}; known are {', '.join(_DTYPES)}."
+                f"{path}: tensor {name!r} has dtype {dtype}; it must be one of "
+                f"{', '.join(_DTYPES)}."
             )
         with _readable(path, f": tensor {name!r}"):
             return file.get_tensor(name)

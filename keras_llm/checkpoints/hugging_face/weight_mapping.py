@@ -1,4 +1,4 @@
-"""What ties the weights of a model to tensors of a checkpoint, both ways."""
+"""Map the weights of a model to tensors of a checkpoint and back."""
 
 import dataclasses
 import re
@@ -13,11 +13,11 @@ from keras_llm.models.deferred import allocate
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """Some weights of a model and the tensors that hold the same numbers.
+    """A link between weights of a model and the tensors that store them.
 
     Attributes:
-        ours: dict of the paths of weights to their shapes.
-        theirs: dict of the names of tensors to their shapes.
+        ours: dict of weight paths to shapes.
+        theirs: dict of tensor names to shapes.
         read: function from the list of tensors to the list of weights.
         write: function from the list of weights to the list of tensors.
     """
@@ -29,7 +29,7 @@ class Link:
 
 
 def same(path, name, shape, their_shape=None):
-    """The same numbers in the same order, in a shape of their own if that is given."""
+    """Link a weight to a tensor with the same values in the same order, optionally reshaped."""
     their_shape = shape if their_shape is None else their_shape
     return Link(
         {path: shape},
@@ -40,12 +40,12 @@ def same(path, name, shape, their_shape=None):
 
 
 def transposed(path, name, shape):
-    """A matrix (in, out) that is stored as (out, in)."""
+    """Link a matrix (in, out) that is stored as (out, in)."""
     return Link({path: shape}, {name: shape[::-1]}, _transpose, _transpose)
 
 
 def moved(path, name, shape, offset):
-    """A weight that is stored as its distance from `offset`."""
+    """Link a weight that is stored as its difference from `offset`."""
     return Link(
         {path: shape},
         {name: shape},
@@ -55,7 +55,7 @@ def moved(path, name, shape, offset):
 
 
 def fused(paths, name, shapes):
-    """Several weights that are stored side by side, along the last axis."""
+    """Link several weights that are stored concatenated along the last axis."""
     bounds = np.cumsum([shape[-1] for shape in shapes])
     return Link(
         dict(zip(paths, shapes, strict=True)),
@@ -66,7 +66,7 @@ def fused(paths, name, shapes):
 
 
 def stacked(path, names, shape):
-    """Matrices (count, in, out) that are stored one by one as (out, in)."""
+    """Link matrices (count, in, out) that are stored as separate tensors (out, in)."""
     return Link(
         {path: shape},
         dict.fromkeys(names, shape[:0:-1]),
@@ -76,8 +76,11 @@ def stacked(path, names, shape):
 
 
 def interleaved(path, name, shape, heads):
-    """A matrix (in, out), stored as (out, in), whose heads have the pairs of features that turn
-    together side by side, where ours have them half a head apart."""
+    """Link a matrix (in, out), stored as (out, in), with interleaved rotary features.
+
+    Each head stores the features that rotate together next to each other; the model has them half
+    a head apart.
+    """
     apart, together = (heads, 2, -1, shape[0]), (heads, -1, 2, shape[0])
 
     def reorder(matrix, order):
@@ -96,38 +99,38 @@ def _transpose(arrays):
 
 
 def check(links, tensors, ignored=(), copies=None, what="model"):
-    """Compare the names and shapes of a checkpoint with those that are wanted.
+    """Compare the names and shapes of a checkpoint with the expected ones.
 
     Args:
         links: list of `Link`.
         tensors: a `Tensors`.
-        ignored: regular expressions of names that may be there besides.
-        copies: dict of names to the names of tensors that they may repeat.
-        what: str, what the checkpoint is said to be, for messages.
+        ignored: regular expressions of additional names that are allowed.
+        copies: dict of names to the names of tensors that they may duplicate.
+        what: str, the kind of checkpoint, for messages.
 
     Raises:
-        InputError: naming the first tensor that is missing, of another shape, unknown, or unlike
-            the one that it should repeat.
+        InputError: if a tensor is missing, unknown, has a wrong shape, or differs from the tensor
+            that it should duplicate; the message names the first one.
     """
-    wanted = {name: shape for link in links for name, shape in link.theirs.items()}
+    expected = {name: shape for link in links for name, shape in link.theirs.items()}
     problems = []
-    for name, shape in wanted.items():
+    for name, shape in expected.items():
         if name not in tensors:
             problems.append(f"tensor {name!r} of shape {shape} is missing")
         elif tensors.shape(name) != shape:
             problems.append(f"tensor {name!r} has shape {tensors.shape(name)}, expected {shape}")
     for name in tensors:
         copied = (copies or {}).get(name)
-        if name in wanted:
+        if name in expected:
             continue
-        if copied in wanted and copied in tensors:
+        if copied in expected and copied in tensors:
             if not same_tensor(tensors, name, copied):
                 problems.append(
                     f"tensor {name!r} differs from {copied!r}, to which config.json ties it"
                 )
         elif not any(re.fullmatch(pattern, name) for pattern in ignored):
             problems.append(
-                f"tensor {name!r} of shape {tensors.shape(name)} is not part of such a {what}"
+                f"tensor {name!r} of shape {tensors.shape(name)} is not part of a {what}"
             )
     if problems:
         more = f" ({len(problems) - 1} more such problems)" if problems[1:] else ""
@@ -135,27 +138,27 @@ def check(links, tensors, ignored=(), copies=None, what="model"):
 
 
 def same_tensor(tensors, first, second):
-    """Whether two tensors of a checkpoint hold the same numbers."""
+    """Return whether two tensors of a checkpoint have the same values."""
     return tensors.shape(first) == tensors.shape(second) and np.array_equal(
         tensors[first], tensors[second]
     )
 
 
 def assign(model, links, tensors):
-    """Fill a model from tensors, one link at a time; names and shapes have been checked."""
+    """Fill a model from tensors, one link at a time; names and shapes must be checked before."""
     variables = {variable.path: variable for variable in model.variables}
     for link in links:
         weights = link.read([tensors[name] for name in link.theirs])
         for path, weight in zip(link.ours, weights, strict=True):
             allocate(variables.pop(path), np.asarray(weight, "float32"))
-    left = [path for path in variables if "seed_generator" not in path]
-    assert not left, left  # a weight of ours that no table of parts knows
+    unmapped = [path for path in variables if "seed_generator" not in path]
+    assert not unmapped, unmapped  # a weight that `weight_specs` does not list
     for variable in variables.values():
         allocate(variable)
 
 
 def collect(model, links):
-    """The tensors of a model: dict of name to NumPy array, in the dtype of the weights."""
+    """Return the tensors of a model: dict of name to NumPy array, in the dtype of the weights."""
     variables = {variable.path: variable for variable in model.variables}
     tensors = {}
     for link in links:
@@ -166,5 +169,5 @@ def collect(model, links):
 
 
 def to_numpy(variable):
-    """The value of a Keras variable as a NumPy array of its own dtype."""
+    """Return the value of a Keras variable as a NumPy array of the same dtype."""
     return np.asarray(keras.ops.convert_to_numpy(variable))

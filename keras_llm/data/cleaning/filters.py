@@ -1,21 +1,21 @@
-"""What is left out of a training, counted by reason."""
+"""Filter training rows and count the dropped ones by reason."""
 
 import collections
 
 
 def clean_rows(rows, unique=None, may_be_empty=()):
-    """Leave out rows that are empty or have come before.
+    """Drop rows that are empty or repeated.
 
     Args:
         rows: list of tuples of str.
-        unique: int, or tuple of ints, or None. The place in a row that no two rows may share, e.g.
-            that of the text of (text, label), or several together; None compares whole rows.
-        may_be_empty: places in a row where nothing may stand.
+        unique: int, tuple of ints, or None. The column that no two rows may share, e.g. that of
+            the text in (text, label), or several columns together; None compares whole rows.
+        may_be_empty: columns that may be empty.
 
     Returns:
-        The rows that are left, a list in the same order, and a dict from the reason to how many
-        were left out: "empty", "repeated", and "repeated with another value" for those whose
-        `unique` part has come with other parts.
+        The remaining rows, a list in the same order, and a dict of the number of dropped rows by
+        reason: "empty", "repeated", and "repeated with another value" for rows whose `unique`
+        columns occurred with other values in the remaining columns.
 
     Example:
     >>> clean_rows([("a", "1"), ("a", "1"), ("a", "2"), (" ", "1"), ("b", "2")], unique=0)
@@ -37,18 +37,18 @@ def clean_rows(rows, unique=None, may_be_empty=()):
 
 
 def without_contamination(rows, held_out, by=0):
-    """Leave out training rows that are held out too.
+    """Drop training rows that also occur in the held-out rows.
 
     Args:
         rows: list of tuples of str, for training.
         held_out: list of tuples of str.
-        by: int. The place in a row that is compared, letter case and white space aside.
+        by: int. The column to compare, ignoring letter case and white space.
 
     Returns:
-        The rows that are left, and how many were not: a dict like that of `clean_rows`.
+        The remaining rows, and a dict of the number of dropped rows like that of `clean_rows`.
     """
-    known = {_plain(row[by]) for row in held_out}
-    kept = [row for row in rows if _plain(row[by]) not in known]
+    held_out_texts = {_plain(row[by]) for row in held_out}
+    kept = [row for row in rows if _plain(row[by]) not in held_out_texts]
     count = len(rows) - len(kept)
     return kept, {"held out too": count} if count else {}
 

@@ -1,4 +1,4 @@
-"""Texts that are nearly others, and held-out text that occurs in the training."""
+"""Find near-duplicate texts, and held-out text that occurs in the training text."""
 
 import re
 
@@ -6,26 +6,26 @@ import numpy as np
 
 from keras_llm.errors import InputError
 
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")  # of Chinese and Japanese, characters
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")  # one character in Chinese and Japanese
 _PERMUTATIONS = 128
 _UNKNOWN = 2**64 - 1
 
 
 def without_near_duplicates(texts, threshold=0.8, words=5, seed=1):
-    """Leave out texts that are nearly one that came before.
+    """Drop texts that are nearly equal to an earlier one.
 
-    Two texts are near duplicates if of all runs of `words` words in either, letter case aside, at
-    least `threshold` are in both. Which texts are compared is found by MinHash, which misses few
-    pairs near the threshold; that they are alike is then counted exactly.
+    Two texts are near duplicates if they share at least `threshold` of all distinct runs of `words`
+    words in either, ignoring letter case (Jaccard similarity). MinHash selects the pairs to
+    compare and misses few pairs near the threshold; the similarity is then computed exactly.
 
     Args:
         texts: list of str.
         threshold: float in (0, 1].
-        words: int > 0. A text with fewer is one run.
-        seed: int, of MinHash.
+        words: int > 0. A shorter text is a single run.
+        seed: int, the seed of MinHash.
 
     Returns:
-        The texts that are left, a list in the same order, and a dict like that of `clean_rows`.
+        The remaining texts, a list in the same order, and a dict like that of `clean_rows`.
 
     Raises:
         InputError: if an argument is out of range, or datasketch is not installed.
@@ -47,34 +47,37 @@ def without_near_duplicates(texts, threshold=0.8, words=5, seed=1):
     try:
         from datasketch import MinHash, MinHashLSH
     except ImportError:
-        raise InputError("this needs datasketch: pip install datasketch.") from None
-    index = MinHashLSH(0.85 * threshold, _PERMUTATIONS, weights=(0.1, 0.9))  # misses few pairs
+        raise InputError(
+            "without_near_duplicates needs datasketch: pip install datasketch."
+        ) from None
+    index = MinHashLSH(0.85 * threshold, _PERMUTATIONS, weights=(0.1, 0.9))  # favors recall
     numbers = _Numbers()
     kept, runs = [], []
     for text in texts:
-        own = np.unique(numbers.runs(text, words))
+        text_runs = np.unique(numbers.runs(text, words))
         sketch = MinHash(num_perm=_PERMUTATIONS, seed=seed, hashfunc=int)
-        sketch.update_batch((own >> np.uint64(32)).tolist())
-        if any(_resemblance(own, runs[key]) >= threshold for key in index.query(sketch)):
+        sketch.update_batch((text_runs >> np.uint64(32)).tolist())
+        if any(_resemblance(text_runs, runs[key]) >= threshold for key in index.query(sketch)):
             continue
         index.insert(len(kept), sketch, check_duplication=False)
         kept.append(text)
-        runs.append(own)
+        runs.append(text_runs)
     count = len(texts) - len(kept)
     return kept, {"nearly repeated": count} if count else {}
 
 
 def contamination(train, held_out, words=13):
-    """How much of held-out text occurs in the training text.
+    """Measure how much of the held-out text occurs in the training text.
 
     Args:
-        train: iterable of str, one in memory at a time.
-        held_out: list of str; a few numbers for each of its words are in memory.
-        words: int > 0, the length of the runs of words that are compared, letter case aside.
+        train: iterable of str, of which one is in memory at a time.
+        held_out: list of str, of which a few numbers per word are in memory.
+        words: int > 0, the length of the compared runs of words, ignoring letter case.
 
     Returns:
-        A dict: `texts`, how many held-out texts have a run; `texts_with_a_known_run`;
-        `known_runs`, the share of their runs that occur in the training, in [0, 1].
+        A dict: `texts`, the number of held-out texts with at least one run;
+        `texts_with_a_known_run`; `known_runs`, the share of their runs that occur in the training
+        text, in [0, 1].
 
     Raises:
         InputError: if `words` is not positive.
@@ -91,9 +94,9 @@ def contamination(train, held_out, words=13):
     runs = np.unique(np.concatenate(parts))
     is_known = np.zeros(len(runs), bool)
     for text in train:
-        found = numbers.runs(text, words, short=False, learn=False)
-        places = np.searchsorted(runs[:-1], found)
-        is_known[places[runs[places] == found]] = True
+        text_runs = numbers.runs(text, words, short=False, learn=False)
+        places = np.searchsorted(runs[:-1], text_runs)
+        is_known[places[runs[places] == text_runs]] = True
     hits = [int(is_known[np.searchsorted(runs, part)].sum()) for part in parts]
     return {
         "texts": len(parts),
@@ -103,31 +106,34 @@ def contamination(train, held_out, words=13):
 
 
 class _Numbers:
-    """A number for each word, and for each run of words one that looks drawn at random."""
+    """Numbers for words, and hashes for runs of words."""
 
     def __init__(self):
-        self._known = {}
+        self._ids = {}
 
     def runs(self, text, words, short=True, learn=True):
-        """The numbers of a text's runs, uint64 (N,); of one with fewer words, with `short`, one.
-        Without `learn` all words that were not met before have one number."""
-        known, found = self._known, _WORD.findall(text.casefold())
+        """Return the hashes of a text's runs, uint64 (N,).
+
+        With `short`, a text with fewer words is one run. Without `learn`, all new words share one
+        number.
+        """
+        text_words = _WORD.findall(text.casefold())
         if learn:
-            ids = [known.setdefault(word, len(known)) for word in found]
+            ids = [self._ids.setdefault(word, len(self._ids)) for word in text_words]
         else:
-            ids = [known.get(word, _UNKNOWN) for word in found]
+            ids = [self._ids.get(word, _UNKNOWN) for word in text_words]
         if short and len(ids) < words:
             words = max(1, len(ids))
         count = max(0, len(ids) - words + 1)
         ids = np.array(ids, "uint64")
-        found = np.full(count, words, "uint64")
+        hashes = np.full(count, words, "uint64")
         for place in range(words):
-            found = _mixed(found ^ ids[place : place + count])
-        return found
+            hashes = _mixed(hashes ^ ids[place : place + count])
+        return hashes
 
 
 def _mixed(x):
-    """A bijection of 64 bits whose outputs look drawn at random (the finaliser of splitmix64)."""
+    """Hash 64 bits bijectively (the finalizer of splitmix64)."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

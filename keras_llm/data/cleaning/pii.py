@@ -1,4 +1,4 @@
-"""Addresses and numbers that tell who somebody is, taken out of texts."""
+"""Redact personally identifiable information (PII) in texts."""
 
 import collections
 import ipaddress
@@ -21,30 +21,30 @@ _PHONE = re.compile(
 
 
 def scrub(text):
-    """Replace e-mail addresses, IP addresses, card and phone numbers.
+    """Redact e-mail addresses, IP addresses, card numbers and phone numbers.
 
-    What is found is found by its shape: valid addresses of version 4 and 6; 13 to 19 digits, in
-    groups or not, with a right check digit (Luhn); phone numbers that begin with `+`, American
-    ones, national ones with a leading 0 in two or more groups, and Chinese mobile numbers. A
-    version of four numbers looks like an address, and names of people and places stay.
+    Matches are found by their format: valid IPv4 and IPv6 addresses; 13 to 19 digits, grouped or
+    not, with a valid check digit (Luhn); phone numbers with a leading `+`, US numbers, national
+    numbers with a leading 0 in two or more groups, and Chinese mobile numbers. A version of four
+    numbers looks like an IP address. Names of people and places are not redacted.
 
     Args:
         text: str.
 
     Returns:
-        The text with `<EMAIL>`, `<IP>`, `<CARD>` and `<PHONE>` in their place, and a dict from
-        "e-mail addresses", "IP addresses", "card numbers" and "phone numbers" to how many there
-        were of those that were found.
+        The text with `<EMAIL>`, `<IP>`, `<CARD>` and `<PHONE>` instead, and a dict of the number of
+        matches under "e-mail addresses", "IP addresses", "card numbers" and "phone numbers", for
+        kinds that occur.
 
     Example:
     >>> scrub("Write to jo@example.org or call +44 20 7946 0958.")
     ('Write to <EMAIL> or call <PHONE>.', {'e-mail addresses': 1, 'phone numbers': 1})
     """
     counts = collections.Counter()
-    for pattern, name, mark, is_right in _KINDS:
+    for pattern, name, mark, is_valid in _KINDS:
 
-        def replaced(match, name=name, mark=mark, is_right=is_right):
-            if not is_right(match[0]):
+        def replaced(match, name=name, mark=mark, is_valid=is_valid):
+            if not is_valid(match[0]):
                 return match[0]
             counts[name] += 1
             return mark
@@ -54,18 +54,18 @@ def scrub(text):
 
 
 def scrub_texts(texts):
-    """`scrub` each of a list of str: the list, and the sum of the counts."""
-    total, found = collections.Counter(), []
+    """Apply `scrub` to a list of str; return the new list and the sum of the counts."""
+    total, scrubbed = collections.Counter(), []
     for text in texts:
         text, counts = scrub(text)
-        found.append(text)
+        scrubbed.append(text)
         total.update(counts)
-    return found, dict(total)
+    return scrubbed, dict(total)
 
 
 def _is_address(text):
     if ":" in text and len([part for part in text.split(":") if part]) < 3:
-        return False  # the `::2` of a slice in a program is an address too
+        return False  # slices in code such as `::2` are valid addresses
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -74,7 +74,7 @@ def _is_address(text):
 
 
 def _is_card(text):
-    """Luhn: from the right, every second digit is doubled and its digits are added."""
+    """Check the Luhn checksum: from the right, double every second digit and add its digits."""
     digits = [int(character) for character in reversed(text) if character.isdigit()]
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[1::2]]
     return len(set(digits)) > 1 and (sum(digits[::2]) + sum(doubled)) % 10 == 0

@@ -1,4 +1,4 @@
-"""Conversations and preferences from JSON, with errors that name the file and the line."""
+"""Read conversations and preferences from JSON, with errors that name the file and the line."""
 
 import json
 import pathlib
@@ -24,12 +24,12 @@ _SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 
 class Preference(NamedTuple):
-    """Two answers to one conversation.
+    """Two answers to a conversation.
 
     Attributes:
         messages: list of dicts with `role` and `content`, up to the answer.
-        chosen: str, the answer that is preferred.
-        rejected: str, the other.
+        chosen: str, the preferred answer.
+        rejected: str, the other answer.
     """
 
     messages: list
@@ -38,18 +38,18 @@ class Preference(NamedTuple):
 
 
 def read_conversations(path):
-    """Read conversations from `.jsonl` (an object a line) or `.json` (a list of objects).
+    """Read conversations from `.jsonl` (one object per line) or `.json` (a list of objects).
 
-    An object has one of three shapes, which may differ from line to line:
+    Each object has one of three formats:
 
     - `{"messages": [{"role": ..., "content": ...}, ...]}`
     - ShareGPT's `{"conversations": [{"from": ..., "value": ...}, ...]}`
-    - Alpaca's `{"instruction": ..., "input": ..., "output": ...}`, where `input`, which is put
-      under the instruction, and `history`, a list of earlier [question, answer], may be missing.
+    - Alpaca's `{"instruction": ..., "input": ..., "output": ...}`, where `input`, which is appended
+      to the instruction, and `history`, a list of earlier [question, answer] pairs, are optional.
 
-    The last two may have a `system` text. Roles are system, user, assistant and tool; human, gpt,
-    observation and function_call are other names of the last three. Names may end in `.gz`. Data
-    sets by name, see `read_records`, have the same fields as columns.
+    The last two may have a `system` text. Roles are system, user, assistant and tool; human is an
+    alias of user, gpt and function_call of assistant, and observation of tool. Names may end in
+    `.gz`. Named datasets, see `read_records`, have the same fields as columns.
 
     Args:
         path: str or path.
@@ -58,24 +58,25 @@ def read_conversations(path):
         A list of conversations, each a list of dicts with `role` and `content`, strs.
 
     Raises:
-        InputError: naming the file and the line (of `.json` files the record, if it is JSON) that
-            is not JSON, has another shape, an unknown role, an empty message, no message, or no
-            assistant's message after a user's; or if there is no conversation at all.
+        InputError: if a line (in `.json` files, a record) is not JSON, has another format, an
+            unknown role, an empty message, no message, or no assistant message after a user
+            message; the message names the file and the line or record. Also if there is no
+            conversation.
     """
-    found = []
+    conversations = []
     for where, record in _records(path):
         messages = conversation(record, where)
         if not any(message["role"] == "assistant" for message in messages):
-            raise InputError(f"{where}: the assistant says nothing.")
-        found.append(messages)
-    return found
+            raise InputError(f"{where}: there is no assistant message.")
+        conversations.append(messages)
+    return conversations
 
 
 def read_preferences(path):
     """Read pairs of answers from `.jsonl` or `.json`.
 
-    An object is a conversation as `read_conversations` knows them, without the last answer, and
-    `chosen` and `rejected`: each a str, or a message.
+    An object is a conversation as in `read_conversations`, without the last answer, with
+    `chosen` and `rejected`: each a str or a message.
 
     Args:
         path: str or path.
@@ -84,21 +85,21 @@ def read_preferences(path):
         A list of `Preference`.
 
     Raises:
-        InputError: as of `read_conversations`; or if an answer is missing or empty, or both are
-            the same.
+        InputError: see `read_conversations`; also if an answer is missing or empty, or both are
+            equal.
     """
     return [preference(record, where) for where, record in _records(path)]
 
 
 def conversation(record, where):
-    """One object as a list of messages.
+    """Convert an object to a list of messages.
 
     Args:
         record: a JSON value, see `read_conversations`.
-        where: str, what errors begin with.
+        where: str, the start of error messages.
 
     Raises:
-        InputError: naming `where`, if it is no conversation.
+        InputError: if it is not a conversation; the message starts with `where`.
     """
     if not isinstance(record, dict):
         raise InputError(f"{where}: not a JSON object.")
@@ -110,8 +111,8 @@ def conversation(record, where):
         messages = _alpaca(record, where)
     else:
         raise InputError(
-            f"{where}: none of 'messages', 'conversations' and 'instruction'; it has "
-            f"{', '.join(map(repr, record)) or 'nothing'}."
+            f"{where}: expected 'messages', 'conversations' or 'instruction', but it has "
+            f"{', '.join(map(repr, record)) or 'no fields'}."
         )
     if "messages" not in record and record.get("system"):
         messages.insert(0, {"role": "system", "content": _text(record["system"], "system", where)})
@@ -119,31 +120,31 @@ def conversation(record, where):
     if not spoken:
         raise InputError(f"{where}: the conversation is empty.")
     if spoken[0] != "user":
-        raise InputError(f"{where}: the first message is the {spoken[0]}'s, not the user's.")
+        raise InputError(f"{where}: the first message has the role {spoken[0]!r}, not 'user'.")
     return messages
 
 
 def preference(record, where):
-    """One object as a `Preference`; arguments and errors are those of `conversation`."""
+    """Convert an object to a `Preference`; arguments and errors are those of `conversation`."""
     messages = conversation(record, where)
     if messages[-1]["role"] not in ("user", "tool"):
         raise InputError(f"{where}: the conversation ends with the {messages[-1]['role']}.")
     answers = [_answer(record, name, where) for name in ("chosen", "rejected")]
     if answers[0] == answers[1]:
-        raise InputError(f"{where}: 'chosen' and 'rejected' are the same.")
+        raise InputError(f"{where}: 'chosen' and 'rejected' are equal.")
     return Preference(messages, *answers)
 
 
 def _records(path):
-    """Pairs of where a record stands and the record."""
+    """Return pairs of the location of a record, for errors, and the record."""
     if is_name(path):
         records = enumerate(named_records(path), 1)
-        found = [(f"{path}, row {number}", _without_none(record)) for number, record in records]
+        located = [(f"{path}, row {number}", _without_none(record)) for number, record in records]
     else:
-        found = _records_of_file(pathlib.Path(path))
-    if not found:
-        raise InputError(f"{path} holds no conversation.")
-    return found
+        located = _records_of_file(pathlib.Path(path))
+    if not located:
+        raise InputError(f"{path} has no conversation.")
+    return located
 
 
 def _records_of_file(path):
@@ -156,14 +157,14 @@ def _records_of_file(path):
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: not JSON: {error.msg}.") from None
     except RecursionError:
-        raise InputError(f"{path}: JSON that is nested too deeply.") from None
+        raise InputError(f"{path}: the JSON is nested too deeply.") from None
     if not isinstance(records, list):
         raise InputError(f"{path}: not a list of JSON objects.")
     return [(f"{path}, record {n}", record) for n, record in enumerate(records, 1)]
 
 
 def _without_none(record):
-    """A row of a data set has every column; a JSON object leaves out what it has not."""
+    """Drop missing values, which rows of a dataset store as None."""
     return {name: value for name, value in record.items() if value is not None}
 
 
@@ -177,7 +178,7 @@ def _turns(turns, role_key, text_key, where):
         role = turn.get(role_key)
         if not isinstance(role, str) or role not in _ROLES:
             raise InputError(
-                f"{where}: message {number} has the unknown role {role!r}; known: "
+                f"{where}: message {number} has the unknown role {role!r}; supported roles are "
                 f"{', '.join(_ROLES)}."
             )
         content = _text(turn.get(text_key), f"{text_key} of message {number}", where)

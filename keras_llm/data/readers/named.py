@@ -1,4 +1,4 @@
-"""Data sets by name, from the packages `datasets` and `tensorflow-datasets`."""
+"""Read named datasets from the packages `datasets` and `tensorflow-datasets`."""
 
 import pathlib
 import re
@@ -12,22 +12,22 @@ _PARTS = re.compile(r"(hf|tfds):(.+?)(?::([^:\[\]/]+(?:\[[^\]]*\][^:\[\]/]*)*))?
 
 
 def is_name(path):
-    """Whether a path is the name of a data set: a str that begins with "hf:" or "tfds:"."""
+    """Return whether a path names a dataset: a str that starts with "hf:" or "tfds:"."""
     return isinstance(path, str) and path.startswith(("hf:", "tfds:"))
 
 
 def named_rows(name, columns):
-    """The rows of some columns of a data set, one in memory at a time.
+    """Yield the rows of some columns of a dataset, one in memory at a time.
 
     Args:
         name: str, see `read_records`.
         columns: list of str; `a.b` is the field `b` of the column `a`.
 
     Yields:
-        Tuples of str; labels by their names, numbers and booleans as JSON spells them.
+        Tuples of str; labels as their names, numbers and booleans formatted as JSON.
 
     Raises:
-        InputError: as of `named_records`, and naming the row that has no text in a column.
+        InputError: see `named_records`; also if a column of a row has no text.
     """
     for number, record in enumerate(named_records(name, columns), 1):
         where = f"{name}, row {number}"
@@ -35,33 +35,33 @@ def named_rows(name, columns):
 
 
 def named_records(name, columns=()):
-    """The rows of a data set as dicts of Python values.
+    """Yield the rows of a dataset as dicts of Python values.
 
     Raises:
-        InputError: if the package is not installed, or naming the data set that cannot be loaded
-            or the split or one of the `columns` that it has not.
+        InputError: if the package is not installed, the dataset cannot be loaded, or the split or
+            one of the `columns` does not exist.
     """
     match = _PARTS.fullmatch(name)
     if match is None:
-        raise InputError(f"{name!r} must be like hf:NAME:SPLIT or tfds:NAME:SPLIT.")
+        raise InputError(f"{name!r} must have the form hf:NAME:SPLIT or tfds:NAME:SPLIT.")
     kind, place, split = match.groups()
-    known, rows = {"hf": _hugging_face, "tfds": _tensorflow}[kind](name, place, split)
+    names, rows = {"hf": _hugging_face, "tfds": _tensorflow}[kind](name, place, split)
     for column in columns:
-        if column not in known and column.split(".")[0] not in known:
-            raise InputError(f"{name}: no column {column!r}; it has {_list(known)}.")
+        if column not in names and column.split(".")[0] not in names:
+            raise InputError(f"{name}: no column {column!r}; it has {_list(names)}.")
     return _read(name, rows)
 
 
 def _read(name, rows):
-    """The rows, and errors in the midst of them."""
+    """Yield the rows; convert errors during iteration."""
     try:
         yield from rows
-    except Exception as error:  # what is raised differs from one data set to another
+    except Exception as error:  # the exception class depends on the dataset
         raise _not_loaded(name, error) from None
 
 
 def _hugging_face(name, place, split):
-    """The names of the columns, and an iterator of rows."""
+    """Return the names of the columns, and an iterator of rows."""
     try:
         import datasets
     except ImportError:
@@ -70,32 +70,32 @@ def _hugging_face(name, place, split):
     is_saved = any((folder / f).is_file() for f in ("state.json", "dataset_dict.json"))
     try:
         if is_saved:
-            found = datasets.load_from_disk(place)
+            dataset = datasets.load_from_disk(place)
         else:
-            found = datasets.load_dataset(*place.split(":"), split=split)
+            dataset = datasets.load_dataset(*place.split(":"), split=split)
     except Exception as error:
         raise _not_loaded(name, error) from None
-    if isinstance(found, datasets.DatasetDict):
-        found = found[_checked_split(name, split, list(found))]
+    if isinstance(dataset, datasets.DatasetDict):
+        dataset = dataset[_checked_split(name, split, list(dataset))]
     elif is_saved and split is not None:
         raise InputError(f"{name}: {place} has no splits.")
     labels = {
         column: feature
-        for column, feature in found.features.items()
+        for column, feature in dataset.features.items()
         if isinstance(feature, datasets.ClassLabel)
     }
 
     def rows():
-        for row in found:
+        for row in dataset:
             for column, feature in labels.items():
                 row[column] = _label(feature, row[column])
             yield row
 
-    return list(found.features), rows()
+    return list(dataset.features), rows()
 
 
 def _tensorflow(name, place, split):
-    """The same of TensorFlow Datasets."""
+    """Return the names of the columns of a TensorFlow dataset, and an iterator of rows."""
     try:
         import tensorflow_datasets as tfds
     except ImportError:
@@ -109,7 +109,7 @@ def _tensorflow(name, place, split):
             builder = tfds.builder(place)
             builder.download_and_prepare()
         split = _checked_split(name, split, list(builder.info.splits), may_be_part=True)
-        found = builder.as_dataset(split=split)
+        dataset = builder.as_dataset(split=split)
     except InputError:
         raise
     except Exception as error:
@@ -125,12 +125,12 @@ def _tensorflow(name, place, split):
             return _label(feature, int(value))
         return _python(value)
 
-    rows = (plain(row, features) for row in found.as_numpy_iterator())
+    rows = (plain(row, features) for row in dataset.as_numpy_iterator())
     return list(features), rows
 
 
 def _listed(value, feature, plain):
-    """A sequence as a list; one of dicts comes as a dict of sequences."""
+    """Convert a sequence to a list; a sequence of dicts arrives as a dict of sequences."""
     if isinstance(value, dict):
         parts = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
     else:
@@ -140,7 +140,7 @@ def _listed(value, feature, plain):
 
 def _python(value):
     if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")  # which is refused as no text
+        return value.decode("utf-8", "surrogateescape")  # `checked_text` rejects surrogates
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -149,21 +149,21 @@ def _label(feature, index):
 
 
 def _field(record, column):
-    """A column, or a field of one that holds dicts."""
+    """Return a column, or a field of a column of dicts."""
     if column in record:
         return record[column]
     first, _, rest = column.partition(".")
-    inside = record.get(first)
-    return _field(inside, rest) if rest and isinstance(inside, dict) else None
+    value = record.get(first)
+    return _field(value, rest) if rest and isinstance(value, dict) else None
 
 
-def _checked_split(name, split, known, may_be_part=False):
-    if split is None and len(known) == 1:
-        return known[0]
+def _checked_split(name, split, splits, may_be_part=False):
+    if split is None and len(splits) == 1:
+        return splits[0]
     if split is None:
-        raise InputError(f"{name}: add a split, as in {name}:{known[0]}; known: {_list(known)}.")
-    if split not in known and not (may_be_part and re.search(r"[\[+]", split)):
-        raise InputError(f"{name}: no split {split!r}; it has {_list(known)}.")
+        raise InputError(f"{name}: add a split, as in {name}:{splits[0]}; it has {_list(splits)}.")
+    if split not in splits and not (may_be_part and re.search(r"[\[+]", split)):
+        raise InputError(f"{name}: no split {split!r}; it has {_list(splits)}.")
     return split
 
 
@@ -172,5 +172,5 @@ def _list(names):
 
 
 def _not_loaded(name, error):
-    told = str(error).strip().splitlines() or [type(error).__name__]
-    return InputError(f"{name} cannot be loaded: {told[0]}")
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return InputError(f"{name} cannot be loaded: {lines[0]}")

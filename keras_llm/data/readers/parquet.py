@@ -1,22 +1,22 @@
-"""Columns of Parquet files as text."""
+"""Read columns of Parquet files as text."""
 
 from keras_llm.data.readers.values import checked_text
 from keras_llm.errors import InputError
 
 
 def read_parquet(path, columns):
-    """The rows of some columns, a batch of rows in memory at a time.
+    """Yield the rows of some columns, with one batch of rows in memory at a time.
 
     Args:
         path: str or path of a Parquet file.
         columns: list of str.
 
     Yields:
-        Tuples of str; numbers and booleans as JSON spells them.
+        Tuples of str; numbers and booleans formatted as JSON.
 
     Raises:
-        InputError: if pyarrow is not installed, or naming the file that is missing or not Parquet,
-            the column that is not there, or the row that has no text.
+        InputError: if pyarrow is not installed, the file is missing or not Parquet, a column does
+            not exist, or a row has no text; the message names the file and the column or row.
     """
     try:
         import pyarrow
@@ -40,4 +40,4 @@ def read_parquet(path, columns):
     except FileNotFoundError:
         raise InputError(f"{path} does not exist.") from None
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a whole Parquet file: {error}.") from None
+        raise InputError(f"{path} is not a complete Parquet file: {error}.") from None

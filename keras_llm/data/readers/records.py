@@ -1,5 +1,4 @@
-"""Tables of text: CSV, TSV, JSONL, parallel text files and data sets by name, with errors that name
-the file and the line."""
+"""Read tables of text from files and named datasets, with errors that name the file and line."""
 
 import csv
 import io
@@ -19,80 +18,81 @@ _TEXTS = (".txt", ".jsonl", ".parquet")
 def read_records(path, columns):
     """Read some columns of a table.
 
-    `.csv` and `.tsv` files have a first line with the names of the columns; CSV fields may be
-    quoted, TSV fields are taken as they are. `.jsonl` files hold one JSON object a line; numbers
-    and booleans become text as JSON spells them. Each may be compressed (`.csv.gz`). `.parquet`
-    files need pyarrow. Of a folder, all such files directly in it are read in order of name; one
-    that has none but a text file for each column (`source.txt`, `target.txt`) gives a record a
-    line. Blank lines are skipped, but not those of parallel text files.
+    `.csv` and `.tsv` files start with a line of column names; CSV fields may be quoted, TSV fields
+    may not. `.jsonl` files have one JSON object per line; numbers and booleans are formatted as
+    JSON. All of them may be compressed (`.csv.gz`). `.parquet` files need pyarrow. In a folder, all
+    such files directly in it are read in order of name. A folder without them but with one text
+    file per column (`source.txt`, `target.txt`) yields one record per line. Blank lines are
+    skipped, except in parallel text files.
 
-    Data sets by name are `hf:NAME:SPLIT` or `hf:NAME:CONFIG:SPLIT` of the package `datasets`, and
-    `tfds:NAME:SPLIT` or `tfds:NAME/CONFIG:SPLIT` of `tensorflow-datasets`, which fetch them when
-    first used. NAME may be a folder that `save_to_disk` of the one, or a builder of the other,
-    wrote. The split may be left out where there is one. Of columns that hold dicts `a.b` is a
-    field; labels are given by their names.
+    Named datasets are `hf:NAME:SPLIT` or `hf:NAME:CONFIG:SPLIT` of the package `datasets`, and
+    `tfds:NAME:SPLIT` or `tfds:NAME/CONFIG:SPLIT` of `tensorflow-datasets`, which download them on
+    first use. NAME may be a folder written by `save_to_disk` of the former or by a builder of the
+    latter. The split is optional if there is only one. For columns of dicts, `a.b` is a field;
+    labels are returned as their names.
 
     Args:
         path: str or path.
-        columns: list of str, the names of the columns that are wanted.
+        columns: list of str, the names of the columns to read.
 
     Returns:
-        A list of tuples of str, with a value for each of `columns`.
+        A list of tuples of str, with one value per column.
 
     Raises:
-        InputError: naming the file (and line) that is missing, not UTF-8, not JSON, without one
-            of the columns, or with more or fewer fields than the first line; parallel files of
-            different length; a data set that cannot be loaded; or if there is no record at all.
+        InputError: if a file is missing, not UTF-8 or not JSON, lacks a column, or has a line with
+            more or fewer fields than the first; the message names the file and the line. Also if
+            parallel files differ in length, a dataset cannot be loaded, or there is no record.
     """
     if is_name(path):
         records = list(named_rows(path, columns))
     else:
         records = _read(pathlib.Path(path), columns)
     if not records:
-        raise InputError(f"{path} holds no record.")
+        raise InputError(f"{path} has no record.")
     return records
 
 
 def unread_files(path, columns=None):
-    """The files of a folder that are no data, as far as their names tell.
+    """Return the files of a folder that are ignored because of their names.
 
     Args:
-        path: str or path; of anything but a folder nothing is left unread.
-        columns: list of str, those that `read_records` is asked for; None for `read_texts`.
+        path: str or path. For anything but a folder, the result is empty.
+        columns: list of str, the columns passed to `read_records`; None for `read_texts`.
 
     Returns:
-        A list of paths, without those of hidden files.
+        A list of paths, excluding hidden files.
     """
     if is_name(path) or not (folder := pathlib.Path(path)).is_dir():
         return []
     if columns is None:
-        found, read = folder.rglob("*"), text_files(folder)
+        present, read = folder.rglob("*"), text_files(folder)
     else:
-        found, read = folder.iterdir(), _table_files(folder) or _parallel_files(folder, columns)
-    files = (file for file in found if file.is_file() and not file.name.startswith("."))
+        present = folder.iterdir()
+        read = _table_files(folder) or _parallel_files(folder, columns)
+    files = (file for file in present if file.is_file() and not file.name.startswith("."))
     return sorted({*files} - {*read})
 
 
 def text_files(path):
-    """The files that `read_texts` reads, in order of name."""
+    """Return the files that `read_texts` reads, in order of name."""
     if not path.is_dir():
         return [path]
     files = _files(path.rglob("*"), _TEXTS)
     if not files:
-        raise InputError(f"{path} holds no {', '.join(_TEXTS)} file.")
+        raise InputError(f"{path} has no {', '.join(_TEXTS)} file.")
     return files
 
 
 def kind_of(file):
-    """The suffix of a path, without a `.gz`."""
+    """Return the suffix of a path, ignoring `.gz`."""
     return pathlib.Path(file.name.removesuffix(".gz")).suffix
 
 
 def read_json_lines(file):
-    """The lines of a JSONL file that are not blank: pairs of the line's number and the value.
+    """Yield the non-blank lines of a JSONL file as pairs of the line number and the value.
 
     Raises:
-        InputError: naming the line that is not UTF-8 or not JSON.
+        InputError: if a line is not UTF-8 or not JSON; the message names the line.
     """
     for number, line in enumerate(utf8_lines(file), 1):
         if not line.strip():
@@ -110,7 +110,7 @@ def _read(path, columns):
         if not files and (parallel := _parallel_files(path, columns)):
             return _parallel(parallel)
         if not files:
-            raise InputError(f"{path} holds no {', '.join(_TABLES)} file.")
+            raise InputError(f"{path} has no {', '.join(_TABLES)} file.")
     records = []
     for file in files:
         kind = kind_of(file)
@@ -125,8 +125,8 @@ def _read(path, columns):
     return records
 
 
-def _files(found, kinds):
-    return sorted(file for file in found if kind_of(file) in kinds and file.is_file())
+def _files(paths, kinds):
+    return sorted(file for file in paths if kind_of(file) in kinds and file.is_file())
 
 
 def _table_files(folder):
@@ -139,12 +139,12 @@ def _parallel_files(folder, columns):
 
 
 def _parallel(files):
-    """The lines of parallel text files."""
+    """Read the lines of parallel text files as rows."""
     lines = [[line.rstrip("\r\n") for line in utf8_lines(file)] for file in files]
     counts = [len(column) for column in lines]
     if len(set(counts)) > 1:
-        told = ", ".join(f"{file} has {n}" for file, n in zip(files, counts, strict=True))
-        raise InputError(f"the lines do not pair up: {told}.")
+        lengths = ", ".join(f"{file} has {n}" for file, n in zip(files, counts, strict=True))
+        raise InputError(f"the files must have the same number of lines, but {lengths}.")
     return list(zip(*lines, strict=True))
 
 
@@ -179,7 +179,7 @@ def _table(file, text, columns):
             elif row:
                 if len(row) != len(head):
                     raise InputError(
-                        f"{file}, line {line}: {len(row)} fields where the first line names "
+                        f"{file}, line {line}: {len(row)} fields, but the first line has "
                         f"{len(head)} columns."
                     )
                 yield tuple(row[head.index(column)] for column in columns)

@@ -1,4 +1,4 @@
-"""Corpora larger than memory: documents that are read anew each time they are wanted."""
+"""Stream corpora larger than memory, reading the documents again in each pass."""
 
 import array
 import collections
@@ -11,16 +11,17 @@ from keras_llm.errors import InputError
 
 
 class StreamedDocuments:
-    """Some documents of a corpus, in its order; each iteration reads the corpus again.
+    """A subset of the documents of a corpus, in order; each iteration reads the corpus again.
 
-    Made by `split_stream`. `len` tells how many there are; 16 bytes of each are in memory.
+    Use `split_stream` to build one. `len` returns the number of documents; 16 bytes per document
+    are in memory.
 
     Args:
-        read: function without arguments that gives the corpus, an iterable of str.
-        places: int array (N,), the numbers of the documents in the corpus, in random order.
-        sizes: int array (N,), their UTF-8 bytes.
-        total: int, how many documents the corpus has.
-        fingerprint: str, the same for the same documents.
+        read: function without arguments that returns the corpus, an iterable of str.
+        places: int array (N,), the indices of the documents in the corpus, in random order.
+        sizes: int array (N,), their sizes in UTF-8 bytes.
+        total: int, the number of documents in the corpus.
+        fingerprint: str, equal for the same documents.
     """
 
     def __init__(self, read, places, sizes, total, fingerprint):
@@ -31,23 +32,25 @@ class StreamedDocuments:
         return len(self._places)
 
     def __iter__(self):
-        """Yields strs.
+        """Yield strs.
 
         Raises:
-            InputError: if the corpus has fewer or more documents than when it was first read.
+            InputError: if the number of documents in the corpus has changed.
         """
-        wanted = np.zeros(self._total, bool)
-        wanted[self._places] = True
+        selected = np.zeros(self._total, bool)
+        selected[self._places] = True
         count = 0
         for document in self._read():
-            if count < self._total and wanted[count]:
+            if count < self._total and selected[count]:
                 yield document
             count += 1
         if count != self._total:
-            raise InputError(f"the data has changed: {count} documents, there were {self._total}.")
+            raise InputError(
+                f"the data has changed: it has {count} documents instead of {self._total}."
+            )
 
     def sample(self, max_bytes):
-        """Documents drawn at random, of at most `max_bytes` of UTF-8, but at least one."""
+        """Draw documents at random with at most `max_bytes` of UTF-8, but at least one."""
         count = max(1, _within(self._sizes, max_bytes))
         return StreamedDocuments(
             self._read, self._places[:count], self._sizes[:count], self._total, self.fingerprint
@@ -55,24 +58,24 @@ class StreamedDocuments:
 
 
 def split_stream(read, held_out=0.1, seed=0, max_bytes=None):
-    """`split_documents` for a corpus that need not fit into memory.
+    """Split a corpus that need not fit into memory, as `split_documents` does.
 
-    The corpus is read once to know each document by 8 bytes of its hash, so that 16 bytes of it
-    are in memory, some 50 for a moment. Which document is on which side, which are repeated and
-    which are beyond `max_bytes` is what `split_documents` and `shuffle_documents` would say. (Two
-    of a hundred million different documents are taken for the same with a chance of 1 in 3,700.)
+    The corpus is read once to compute an 8-byte hash of each document, so that 16 bytes per
+    document are in memory, and temporarily about 50. The split, repeated documents and those beyond
+    `max_bytes` are the same as with `split_documents` and `shuffle_documents`. (With a hundred
+    million distinct documents, two of them are treated as equal with a probability of 1 in 3,700.)
 
     Args:
-        read: function without arguments that gives the corpus, an iterable of str, the same each
+        read: function without arguments that returns the corpus, an iterable of str, the same each
             time, e.g. `functools.partial(stream_texts, "folder")`.
         held_out: float in (0, 1). The share of documents held out, at least one.
         seed: int.
-        max_bytes: float, or None. Use the first documents in the order of `shuffle_documents`, of
-            no more UTF-8 than this, but at least two.
+        max_bytes: float, or None. Use only the first documents in the order of
+            `shuffle_documents`, up to this many UTF-8 bytes, but at least two.
 
     Returns:
-        Two `StreamedDocuments`, and a dict from the reason to how many documents were left out:
-        "empty", "repeated", "beyond the limit".
+        Two `StreamedDocuments`, and a dict of the number of dropped documents by reason: "empty",
+        "repeated", "beyond the limit".
 
     Raises:
         InputError: if there are fewer than two distinct documents, or they cannot be read.
@@ -115,5 +118,5 @@ def split_stream(read, held_out=0.1, seed=0, max_bytes=None):
 
 
 def _within(sizes, max_bytes):
-    """How many of the first have no more bytes together."""
+    """Count how many of the first sizes sum up to at most `max_bytes`."""
     return int(np.searchsorted(np.cumsum(sizes), max_bytes, side="right"))

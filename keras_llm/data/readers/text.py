@@ -1,4 +1,4 @@
-"""Documents from text files, JSONL and tables, and their split into training and held-out."""
+"""Read documents from text files, JSONL and tables, and split off held-out documents."""
 
 import hashlib
 import pathlib
@@ -14,44 +14,44 @@ _BLOCK = 1 << 20  # characters
 
 
 def read_texts(path, text_field="text", separator="\n\n"):
-    """Read the documents of a file, a folder, or a data set by name.
+    """Read the documents of a file, a folder, or a named dataset.
 
-    `.jsonl` files hold one JSON object a line with the text in `text_field`, `.parquet` files a
-    row with it (this needs pyarrow). Any other file is UTF-8 text whose documents are kept apart by
-    `separator`. Names may end in `.gz`. Of a folder, all `.txt`, `.jsonl` and `.parquet` files
-    below it are read in order of name. `hf:NAME:SPLIT` and `tfds:NAME:SPLIT` are data sets by name,
-    see `read_records`. Documents of white space alone are left out.
+    `.jsonl` files have one JSON object per line with the text in `text_field`, `.parquet` files
+    one per row (this needs pyarrow). Any other file is UTF-8 text with documents separated by
+    `separator`. Names may end in `.gz`. In a folder, all `.txt`, `.jsonl` and `.parquet` files,
+    also in subfolders, are read in order of name. `hf:NAME:SPLIT` and `tfds:NAME:SPLIT` are named
+    datasets, see `read_records`. Documents that are only white space are dropped.
 
     Args:
         path: str or path.
         text_field: str. The field of a JSONL record, or the column of a table.
-        separator: str. Blank lines by default; "" takes a whole file as one document.
+        separator: str. Blank lines by default; "" reads a whole file as one document.
 
     Returns:
         A list of str.
 
     Raises:
-        InputError: naming the file (and line) that is missing, not UTF-8, not JSON, or has no
-            such field; or if there is no text at all.
+        InputError: if a file is missing, not UTF-8 or not JSON, or has no such field; the message
+            names the file and the line. Also if there is no text.
     """
     documents = [text for text in stream_texts(path, text_field, separator) if text.strip()]
     if not documents:
-        raise InputError(f"{path} holds no text.")
+        raise InputError(f"{path} has no text.")
     return documents
 
 
 def stream_texts(path, text_field="text", separator="\n\n"):
-    """The documents of `read_texts`, one in memory at a time.
+    """Yield the documents of `read_texts`, one in memory at a time.
 
     Args:
-        path, text_field, separator: as of `read_texts`.
+        path, text_field, separator: see `read_texts`.
 
     Yields:
-        strs. Records without a text, and files without a document, give "" or white space, so that
+        strs. Records without a text and files without a document yield "" or white space, so that
         they can be counted.
 
     Raises:
-        InputError: as of `read_texts`, where the reading comes to it.
+        InputError: see `read_texts`; raised when the iteration reaches the error.
     """
     if is_name(path):
         yield from (text for (text,) in named_rows(path, [text_field]))
@@ -67,19 +67,19 @@ def stream_texts(path, text_field="text", separator="\n\n"):
 
 
 def rank(document, seed=0):
-    """16 bytes by which documents are shuffled."""
+    """Compute a 16-byte sort key that shuffles documents."""
     return hashlib.blake2b(f"{seed}\0{document}".encode(), digest_size=16).digest()
 
 
 def shuffle_documents(documents, seed=0):
-    """The distinct documents in an order that depends on each one's text and the seed alone.
+    """Shuffle the distinct documents in an order that depends only on each text and the seed.
 
     Args:
         documents: list of str.
         seed: int.
 
     Returns:
-        A list of str without repeats. Adding documents never reorders those already there.
+        A list of str without duplicates. Adding documents does not reorder the existing ones.
     """
     return sorted(set(documents), key=lambda document: rank(document, seed))
 
@@ -87,12 +87,12 @@ def shuffle_documents(documents, seed=0):
 def split_documents(documents, held_out=0.1, seed=0):
     """Shuffle documents and split them into a training and a held-out list.
 
-    Repeats are dropped, so no held-out text was trained on.
+    Duplicates are dropped, so no held-out text is trained on.
 
     Args:
         documents: list of str.
         held_out: float in (0, 1). The share of documents held out, at least one.
-        seed: int. The same documents and seed give the same split, whatever their order.
+        seed: int. The same documents and seed give the same split, in any order.
 
     Returns:
         Two lists of str.
@@ -106,7 +106,7 @@ def split_documents(documents, held_out=0.1, seed=0):
 
 
 def held_out_count(count, held_out):
-    """How many of `count` distinct documents are held out.
+    """Compute how many of `count` distinct documents are held out.
 
     Raises:
         InputError: if there are fewer than two, or `held_out` is not in (0, 1).
@@ -119,26 +119,26 @@ def held_out_count(count, held_out):
 
 
 def split_rows(rows, held_out=0.1, seed=0, by=0):
-    """Split rows into a training and a held-out list, rows with the same text on the same side.
+    """Split rows into a training and a held-out list, keeping rows with the same text together.
 
     Args:
         rows: list of tuples of str.
         held_out: float in (0, 1). The share of distinct texts held out, at least one.
-        seed: int. The same rows and seed give the same split, whatever their order.
-        by: int. The place in a row of the text that keeps rows together, e.g. that of the passage
-            of (question, passage, answer).
+        seed: int. The same rows and seed give the same split, in any order.
+        by: int. The column of the text that keeps rows together, e.g. that of the passage in
+            (question, passage, answer).
 
     Returns:
-        Two lists of tuples, shuffled; rows with the same text stay next to each other.
+        Two lists of tuples, shuffled; rows with the same text stay adjacent.
 
     Raises:
         InputError: if there are fewer than two distinct texts.
     """
-    together = {}
+    groups = {}
     for row in sorted(rows):
-        together.setdefault(row[by], []).append(row)
-    sides = split_documents(list(together), held_out, seed)
-    return tuple([row for text in side for row in together[text]] for side in sides)
+        groups.setdefault(row[by], []).append(row)
+    sides = split_documents(list(groups), held_out, seed)
+    return tuple([row for text in side for row in groups[text]] for side in sides)
 
 
 def _jsonl(file, field):
@@ -151,7 +151,7 @@ def _jsonl(file, field):
 
 
 def _documents(file, separator):
-    """What stands between separators, without blank stretches; "" if that is nothing."""
+    """Yield the non-blank texts between separators; "" if there is none."""
     lines, is_empty = utf8_lines(file), True
     for document in _parts(lines, separator) if separator else ["".join(lines)]:
         if document.strip():
@@ -162,12 +162,12 @@ def _documents(file, separator):
 
 
 def _parts(lines, separator):
-    """`"".join(lines).split(separator)`, a block in memory at a time."""
+    """Yield `"".join(lines).split(separator)` with one block in memory at a time."""
     rest, block, size = "", [], 0
     for line in lines:
         block.append(line)
         size += len(line)
-        if size > max(_BLOCK, len(rest)):  # doubling, so that a long document takes linear time
+        if size > max(_BLOCK, len(rest)):  # doubles, so that long documents take linear time
             *whole, rest = (rest + "".join(block)).split(separator)
             yield from whole
             block, size = [], 0

@@ -1,4 +1,4 @@
-"""Values of tables as text."""
+"""Convert values of tables to text."""
 
 import json
 
@@ -6,16 +6,16 @@ from keras_llm.errors import InputError
 
 
 def checked_text(where, column, value):
-    """A value of a column as a str; numbers and booleans as JSON spells them.
+    """Convert a value of a column to a str, with numbers and booleans formatted as JSON.
 
     Args:
-        where: str, what errors begin with.
-        column: str.
-        value: what stands there.
+        where: str, the start of error messages.
+        column: str, the name of the column.
+        value: the value.
 
     Raises:
-        InputError: naming `where` and the column, if it is no text, or not one that UTF-8 can
-            spell, such as half of a surrogate pair.
+        InputError: if it is not text, or not valid Unicode, such as half of a surrogate pair; the
+            message names `where` and the column.
     """
     if isinstance(value, (int, float)):
         return json.dumps(value)
@@ -26,6 +26,6 @@ def checked_text(where, column, value):
             value.encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                f"{where}: column {column!r} is no text: character {error.start} stands for none."
+                f"{where}: column {column!r} is not text: character {error.start} is a surrogate."
             ) from None
     return value

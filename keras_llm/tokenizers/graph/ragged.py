@@ -1,32 +1,32 @@
-"""Texts in parts: those that recur are encoded once, and two kinds are encoded in two ways."""
+"""Encode ragged parts of texts, each distinct part once, and texts with special tokens."""
 
 import re
 
-_CUT = b"\xff"  # no UTF-8 text has this byte
+_CUT = b"\xff"  # never occurs in UTF-8
 
 
 def encode_distinct(parts, encode):
-    """Encode ragged parts of texts.
+    """Encode each distinct part of ragged texts once.
 
     Args:
         parts: string `tf.RaggedTensor` (B, None).
-        encode: function from different strings (U,) to an int32 `tf.RaggedTensor` (U, None).
+        encode: function from distinct strings (U,) to an int32 `tf.RaggedTensor` (U, None).
 
     Returns:
-        Int32 `tf.RaggedTensor` (B, None), the ids of each text's parts one after the other.
+        Int32 `tf.RaggedTensor` (B, None), the concatenated ids of each text's parts.
     """
     import tensorflow as tf
 
-    different, index = tf.unique(parts.values)
-    return parts.with_values(tf.gather(encode(different), index)).merge_dims(1, 2)
+    distinct, index = tf.unique(parts.values)
+    return parts.with_values(tf.gather(encode(distinct), index)).merge_dims(1, 2)
 
 
 def merge_by(mask, where_true, where_false):
-    """Put the rows of two ragged tensors in one order.
+    """Interleave the rows of two ragged tensors.
 
     Args:
         mask: bool (U,).
-        where_true, where_false: `tf.RaggedTensor`s, a row for each True and each False.
+        where_true, where_false: `tf.RaggedTensor`s with one row per True and per False.
 
     Returns:
         A `tf.RaggedTensor` of U rows.
@@ -40,13 +40,13 @@ def merge_by(mask, where_true, where_false):
 
 
 def encode_with_special(strings, special_tokens, encode):
-    """Encode texts that spell out special tokens.
+    """Encode texts that contain special tokens.
 
     Args:
         strings: string tensor (B,) of UTF-8.
-        special_tokens: dict str -> id. Of two that fit in one place the longer counts.
-        encode: function from the strings (U,) between them, each a text of its own, to an int32
-            `tf.RaggedTensor` (U, None).
+        special_tokens: dict str -> id. If two match at the same place, the longer one applies.
+        encode: function from the strings (U,) between special tokens, each a separate text, to an
+            int32 `tf.RaggedTensor` (U, None).
 
     Returns:
         Int32 `tf.RaggedTensor` (B, None).
@@ -60,10 +60,10 @@ def encode_with_special(strings, special_tokens, encode):
     strings = tf.strings.regex_replace(strings, f"({pattern})", _CUT + rb"\1" + _CUT)
     parts = tf.strings.split(strings, _CUT)
     parts = tf.ragged.boolean_mask(parts, parts != "")
-    spelled = tf.expand_dims(parts.values, 1) == tf.constant(longest_first)
-    is_special = tf.reduce_any(spelled, axis=1)
+    matches = tf.expand_dims(parts.values, 1) == tf.constant(longest_first)
+    is_special = tf.reduce_any(matches, axis=1)
     ids = tf.constant([special_tokens[token] for token in longest_first], tf.int32)
-    found = tf.gather(ids, tf.argmax(tf.cast(spelled, tf.int32), axis=1))
-    single = tf.RaggedTensor.from_uniform_row_length(tf.boolean_mask(found, is_special), 1)
+    part_ids = tf.gather(ids, tf.argmax(tf.cast(matches, tf.int32), axis=1))
+    single = tf.RaggedTensor.from_uniform_row_length(tf.boolean_mask(part_ids, is_special), 1)
     others = encode(tf.boolean_mask(parts.values, ~is_special))
     return parts.with_values(merge_by(is_special, single, others)).merge_dims(1, 2)

@@ -1,4 +1,4 @@
-"""WordPiece in TensorFlow's and TensorFlow Text's operations."""
+"""Run WordPiece with the operations of TensorFlow and TensorFlow Text."""
 
 import functools
 
@@ -9,27 +9,27 @@ from keras_llm.tokenizers.graph.character_classes import SCALARS, character_clas
 from keras_llm.tokenizers.graph.ragged import encode_distinct, merge_by
 
 _PAGE = 256
-_ITSELF = -1  # stands for the character in what it becomes
-_UNSPELLABLE = "\x00"  # a word that no vocabulary spells
+_ITSELF = -1  # stands for the character itself in its expansion
+_UNSPELLABLE = "\x00"  # a word outside every vocabulary
 
 
 class WordPieceGraph:
-    """Encodes and decodes inside a graph.
+    """WordPiece encoding and decoding inside a graph.
 
-    What the original library's normaliser and pre-tokeniser make of each character is asked of
-    them once and looked up, since TensorFlow's own know another version of Unicode.
+    The result of the original library's normalizer and pre-tokenizer for each character is
+    precomputed and looked up, because TensorFlow uses another version of Unicode.
 
     Args:
         normalization: (lowercase, strip_accents, split_chinese), bools.
         vocabulary: list of str.
-        unknown: str, the piece of unknown words.
-        prefix: str, begins pieces that continue a word.
+        unknown: str, the piece for unknown words.
+        prefix: str, the prefix of pieces that continue a word.
         max_word_length: int, characters.
-        silent: list of int, ids that decode to nothing.
+        silent: list of int, ids that decode to an empty string.
         decoder: the original library's decoder.
 
     Attributes:
-        resources: list of what an exported graph must track.
+        resources: list of the objects that an exported graph must track.
     """
 
     def __init__(
@@ -61,15 +61,15 @@ class WordPieceGraph:
         self.resources = [self._words]
 
     def tokenize(self, strings):
-        """String tensor (B,) -> int32 `tf.RaggedTensor` (B, None)."""
+        """Encode a string tensor (B,) as an int32 `tf.RaggedTensor` (B, None)."""
         import tensorflow as tf
 
-        # ASCII's other white space is removed, so it must not split.
+        # Other ASCII white space is removed by normalization, so it must not split words.
         strings = tf.strings.regex_replace(strings, "[\v\f]", "")
         return encode_distinct(tf.strings.split(strings), self._encode)
 
     def _encode(self, strings):
-        """Strings (U,) without white space of ASCII -> int32 ragged (U, None)."""
+        """Encode strings (U,) without ASCII white space as int32 ragged (U, None)."""
         import tensorflow as tf
 
         is_ascii = tf.strings.regex_full_match(strings, r"[\x00-\x7f]*")
@@ -81,7 +81,7 @@ class WordPieceGraph:
         )
 
     def _pieces(self, strings):
-        """Strings (U,) of words with spaces between -> int32 ragged (U, None)."""
+        """Encode strings (U,) of space-separated words as int32 ragged (U, None)."""
         import tensorflow as tf
 
         words = tf.strings.split(strings)
@@ -89,7 +89,7 @@ class WordPieceGraph:
         return words.with_values(ids).merge_dims(1, 2)
 
     def tokenize_with_offsets(self, strings):
-        """The same, and int32 starts and ends (B, None) in characters."""
+        """Encode a string tensor (B,), with int32 starts and ends (B, None) in characters."""
         import tensorflow as tf
 
         strings = tf.strings.unicode_transcode(strings, "UTF-8", "UTF-8", errors="replace")
@@ -97,18 +97,18 @@ class WordPieceGraph:
         source = tf.repeat(self._sources(strings), becomes.values.row_lengths())
         becomes = becomes.merge_dims(1, 2)
         words = tf.strings.split(_encoded(becomes))
-        # Words lie between spaces: the places of their characters, row by row and in order.
+        # Without the spaces, these are the positions of the characters of all words in order.
         source = tf.boolean_mask(source, becomes.values != ord(" "))
         flat = words.values
         first = tf.cumsum(tf.strings.length(flat, unit="UTF8_CHAR"), exclusive=True)
         ids, starts, ends = self._words.tokenize_with_offsets(self._spellable(flat))
         lengths = ids.row_lengths()
 
-        def place(offsets):  # in bytes of its word -> in characters of all words
+        def place(offsets):  # byte offset in a word -> character offset in all words
             before = tf.strings.substr(tf.repeat(flat, lengths), tf.zeros_like(offsets), offsets)
             return tf.strings.length(before, unit="UTF8_CHAR") + tf.repeat(first, lengths)
 
-        unknown = ids.values == self._unknown  # a word as a whole, whatever was put for it
+        unknown = ids.values == self._unknown  # always spans a whole word
         whole = tf.repeat(tf.strings.length(flat), lengths)
         starts, ends = tf.cast(starts.values, tf.int32), tf.cast(ends.values, tf.int32)
         starts = tf.gather(source, place(starts))
@@ -117,7 +117,7 @@ class WordPieceGraph:
         return words.with_values(ids).merge_dims(1, 2), *both
 
     def _normalized_ascii(self, strings):
-        """What `_normalized` makes of ASCII, in a fifth of the time."""
+        """Normalize ASCII strings as `_normalized` does, five times as fast."""
         import tensorflow as tf
 
         strings = tf.strings.regex_replace(strings, r"[\x00-\x1f\x7f]", "")
@@ -126,7 +126,7 @@ class WordPieceGraph:
         return tf.strings.regex_replace(strings, r"[!-/:-@\[-`{-~]", r" \0 ")
 
     def detokenize(self, ids):
-        """Int tensor (B, T) or ragged (B, None) -> string tensor (B,)."""
+        """Decode an int tensor (B, T) or ragged (B, None) to a string tensor (B,)."""
         import tensorflow as tf
 
         if not isinstance(ids, tf.RaggedTensor):
@@ -137,23 +137,23 @@ class WordPieceGraph:
         return tf.strings.reduce_join(ids.with_values(tf.where(begins, first, later)), axis=-1)
 
     def _normalized(self, strings):
-        """Strings (B,) -> strings (B,) of words with spaces between."""
+        """Normalize strings (B,) to space-separated words."""
         return _encoded(self._becomes(self._cleaned(strings)))
 
     def _cleaned(self, strings):
-        """Strings (B,) without the characters that count for nothing, in one order of marks."""
+        """Remove ignored characters from strings (B,) and order combining marks."""
         import tensorflow as tf
         import tensorflow_text
 
         strings = tf.strings.unicode_transcode(strings, "UTF-8", "UTF-8", errors="replace")
         strings = tf.strings.regex_replace(strings, self._removed, "")
         if self._strip_accents:
-            # For the order of marks alone, which depends on their neighbours.
+            # Only for the order of combining marks, which depends on adjacent characters.
             strings = tensorflow_text.normalize_utf8(strings, "NFD")
         return strings
 
     def _becomes(self, strings):
-        """Cleaned strings (B,) -> what each character becomes, int32 ragged (B, None, None)."""
+        """Expand each character of cleaned strings (B,), int32 ragged (B, None, None)."""
         import tensorflow as tf
 
         characters = tf.strings.unicode_decode(strings, "UTF-8")
@@ -165,8 +165,10 @@ class WordPieceGraph:
         return characters.with_values(becomes)
 
     def _sources(self, strings):
-        """Of each character of the cleaned strings the place in its string before, int32 (N,).
-        Cleaned one by one they are as many; only marks change places among themselves."""
+        """Map each character of the cleaned strings to its position in the input, int32 (N,).
+
+        Cleaning characters one by one yields the same number; it only changes the order of marks.
+        """
         import tensorflow as tf
 
         single = tf.strings.unicode_split(strings, "UTF-8")
@@ -174,7 +176,7 @@ class WordPieceGraph:
         return tf.repeat(tf.ragged.range(tf.cast(single.row_lengths(), tf.int32)).values, counts)
 
     def _spellable(self, words):
-        """Words (W,), those that are too long as one that is unknown."""
+        """Replace words (W,) that are too long by an unknown word."""
         import tensorflow as tf
 
         too_long = tf.strings.length(words, unit="UTF8_CHAR") > self._max_word_length
@@ -182,7 +184,7 @@ class WordPieceGraph:
 
 
 def _encoded(characters):
-    """Int32 ragged (B, None) or (B, None, None) -> strings (B,)."""
+    """Encode int32 ragged (B, None) or (B, None, None) code points as strings (B,)."""
     import tensorflow as tf
 
     if characters.ragged_rank > 1:
@@ -191,13 +193,13 @@ def _encoded(characters):
 
 
 class _Becomes:
-    """What every character becomes, in pages of which many are the same.
+    """The expansion of every character, with identical pages stored once.
 
     The character c becomes the code points `expansions[rows[pages[c // 256] * 256 + c % 256]]`.
     """
 
     def __init__(self, expansions):
-        """expansions: dict scalar -> tuple of code points; others stay themselves."""
+        """Build the tables from `expansions`: dict scalar -> code points; others are unchanged."""
         distinct = {(_ITSELF,): 0}
         rows = np.zeros(0x110000, "int32")
         for scalar, expansion in expansions.items():
@@ -218,7 +220,7 @@ def _becomes(normalization):
     expansions = {}
     for character in _concerned(normalizer, split):
         words = [word for word, _ in split(normalizer.normalize_str(character))]
-        # A word that is cut off on both sides makes room for its neighbours.
+        # A character that splits off on both sides also separates its neighbors.
         apart = len(split(normalizer.normalize_str(f"a{character}a"))) > 1
         text = " ".join(words)
         if apart:
@@ -231,7 +233,7 @@ def _becomes(normalization):
 
 @functools.cache
 def _removed(normalization):
-    """The class of the characters that cleaning removes, whatever their neighbours."""
+    """Return the class of characters that cleaning always removes."""
     normalizer = tokenizers.normalizers.BertNormalizer(lowercase=False, strip_accents=False)
     return character_class(
         index for index, scalar in enumerate(SCALARS) if not normalizer.normalize_str(chr(scalar))
@@ -239,7 +241,7 @@ def _removed(normalization):
 
 
 def _concerned(normalizer, split):
-    """All characters but those of blocks that the original leaves as they are."""
+    """Yield the characters of all blocks that the original library changes or splits."""
     characters = every_character()
     for begin in range(0, len(characters), _PAGE):
         block = characters[begin : begin + _PAGE]

@@ -1,4 +1,4 @@
-"""Tokenizers from the files that Hugging Face's libraries keep."""
+"""Load tokenizers from the files of Hugging Face libraries."""
 
 import json
 import pathlib
@@ -18,21 +18,21 @@ _ROLES = ("bos", "eos", "pad", "unk")
 
 
 def from_hugging_face(folder):
-    """The tokenizer of a Hugging Face checkpoint.
+    """Load the tokenizer of a Hugging Face checkpoint.
 
-    `encode(text, parse_special=True)` gives the ids that the original gives without the tokens
-    it puts around a text. Of the original's truncation and padding nothing is taken over.
+    `encode(text, parse_special=True)` returns the ids of the original without the tokens that it
+    adds around a text. Truncation and padding settings are ignored.
 
     Args:
-        folder: str or path. It holds tokenizer.json; or tokenizer.model (spiece.model), which
-            models converted from SentencePiece need; or vocab.json and merges.txt (GPT-2); or
-            vocab.txt (BERT). tokenizer_config.json and special_tokens_map.json are read too.
+        folder: str or path with tokenizer.json; with tokenizer.model (spiece.model), which
+            models converted from SentencePiece need; with vocab.json and merges.txt (GPT-2); or
+            with vocab.txt (BERT). tokenizer_config.json and special_tokens_map.json are read too.
 
     Returns:
         A `BytePair`, `SentencePiece` or `WordPiece`.
 
     Raises:
-        InputError: if there is no such file, or saying what cannot be represented exactly.
+        InputError: if there is no such file, or a setting is not supported.
     """
     folder = pathlib.Path(folder)
     settings = _settings(folder)
@@ -47,22 +47,22 @@ def from_hugging_face(folder):
     if (folder / "vocab.txt").is_file():
         return _bert(folder, settings)
     raise InputError(
-        f"{folder} holds no tokenizer: neither tokenizer.json nor tokenizer.model nor vocab.json "
-        "with merges.txt nor vocab.txt."
+        f"{folder} has no tokenizer: it needs tokenizer.json, tokenizer.model, vocab.json with "
+        "merges.txt, or vocab.txt."
     )
 
 
 def chat_template_from_hugging_face(folder):
-    """The chat template of a Hugging Face checkpoint.
+    """Load the chat template of a Hugging Face checkpoint.
 
     Args:
         folder: str or path, with chat_template.jinja, or a template in tokenizer_config.json.
 
     Returns:
-        A `ChatTemplate`, the one named "default" if there are several; or None.
+        A `ChatTemplate`, the one named "default" if there are several, or None.
 
     Raises:
-        InputError: if what is there is not a template.
+        InputError: if the template is invalid.
     """
     folder = pathlib.Path(folder)
     settings = _settings(folder)
@@ -107,8 +107,10 @@ def _from_json(path, data, settings):
     except InputError:
         raise
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        raise InputError(f"{path} is not a tokenizer as expected: {error!r}.") from None
-    raise InputError(f"{path}: the model is {kind!r}; only BPE, Unigram and WordPiece are read.")
+        raise InputError(f"{path} is not a valid tokenizer: {error!r}.") from None
+    raise InputError(
+        f"{path}: the model is {kind!r}; only BPE, Unigram and WordPiece are supported."
+    )
 
 
 # Byte-level BPE
@@ -126,7 +128,7 @@ def _byte_pair(path, data, settings):
         if missing:
             raise InputError(
                 f"{path}: model.unk_token is {model['unk_token']!r} and the vocabulary lacks the "
-                f"byte {missing[0]:#04x}; only vocabularies of all bytes may have one."
+                f"byte {missing[0]:#04x}; an unk_token is only supported with all bytes."
             )
     added = _added_tokens(path, data)
     roles = _role_names(settings)
@@ -148,7 +150,7 @@ def _gpt2(folder, settings):
     vocabulary = _json_object(folder / "vocab.json")
     roles = {role: name for role, name in _role_names(settings).items() if name in vocabulary}
     end = "<|endoftext|>"
-    if not roles and end in vocabulary:  # the files of the first release say no more
+    if not roles and end in vocabulary:  # the files of the first release do not name roles
         roles = {"bos": end, "eos": end}
     return BytePair(
         vocabulary,
@@ -160,7 +162,7 @@ def _gpt2(folder, settings):
 
 
 def _pre_tokenizer(path, data):
-    """The name of what a "pre_tokenizer" does."""
+    """Return the name of the pre-tokenizer that equals the "pre_tokenizer" entry."""
     parts = data["pretokenizers"] if data and data.get("type") == "Sequence" else [data]
     parts = [part for part in parts if part]
     split_digits = len(parts) > 1 and parts[0]["type"] == "Digits" and parts[0]["individual_digits"]
@@ -179,12 +181,12 @@ def _pre_tokenizer(path, data):
         and not parts[0].get("add_prefix_space")
         and parts[0].get("use_regex", True) == uses_own
     )
-    for name, known in PRE_TOKENIZERS.items():
-        if is_byte_level and (pattern, split_digits) == (known.pattern, known.split_digits):
+    for name, option in PRE_TOKENIZERS.items():
+        if is_byte_level and (pattern, split_digits) == (option.pattern, option.split_digits):
             return name
     raise InputError(
-        f"{path}: the pre_tokenizer is {json.dumps(data)}; known are byte-level ones that cut as "
-        f"{', '.join(PRE_TOKENIZERS)} do, without a space put before the text."
+        f"{path}: the pre_tokenizer is {json.dumps(data)}; it must be byte-level, split like one "
+        f"of {', '.join(PRE_TOKENIZERS)}, and not add a space before the text."
     )
 
 
@@ -195,7 +197,9 @@ def _normalization(path, data):
         return None
     if parts == [{"type": "NFC"}]:
         return "NFC"
-    raise InputError(f"{path}: the normalizer is {json.dumps(data)}; only none and NFC are read.")
+    raise InputError(
+        f"{path}: the normalizer is {json.dumps(data)}; only none and NFC are supported."
+    )
 
 
 # WordPiece
@@ -212,12 +216,12 @@ def _word_piece(path, data):
     _refuse(path, "model.continuing_subword_prefix", prefix, (word_piece.PREFIX,))
     added = _added_tokens(path, data)
     if any(token.get("lstrip") for token in added):
-        raise InputError(f"{path}: an added token has lstrip, which WordPiece has no place for.")
+        raise InputError(f"{path}: an added token has lstrip, which WordPiece does not support.")
     ids = {**model["vocab"], **{token["content"]: token["id"] for token in added}}
     pieces = {index: piece for piece, index in ids.items()}
     if sorted(pieces) != list(range(len(ids))):
         raise InputError(
-            f"{path}: the ids of the {len(ids)} pieces are not 0 to {len(ids) - 1}, each once."
+            f"{path}: the ids of the {len(ids)} pieces must be 0 to {len(ids) - 1}, each once."
         )
     return WordPiece(
         [pieces[index] for index in range(len(pieces))],
@@ -264,7 +268,7 @@ def _sentence_piece(path, data, settings):
         for index, piece in enumerate(sentencepiece_model.pieces(model)):
             if piece not in added and vocabulary.get(piece) != index:
                 raise InputError(
-                    f"{path} has {piece!r} as id {index}, tokenizer.json beside it as "
+                    f"{path} has {piece!r} as id {index}, but tokenizer.json has it as "
                     f"{vocabulary.get(piece)}."
                 )
     return tok
@@ -275,7 +279,7 @@ def _sentence_piece_file(folder):
     return next((path for path in files if path.is_file()), None)
 
 
-# What they share
+# Shared helpers
 
 
 def _json_object(path):
@@ -288,7 +292,7 @@ def _json_object(path):
 def _refuse(path, name, value, accepted):
     if value not in accepted:
         choices = " or ".join(map(repr, accepted))
-        raise InputError(f"{path}: {name} is {value!r}, which only works as {choices}.")
+        raise InputError(f"{path}: {name} is {value!r}, but must be {choices}.")
 
 
 def _added_tokens(path, data):
@@ -296,18 +300,21 @@ def _added_tokens(path, data):
     for token in added:
         for flag in ("single_word", "rstrip"):
             if token.get(flag):
-                raise InputError(f"{path}: the added token {token['content']!r} has {flag}.")
+                raise InputError(
+                    f"{path}: the added token {token['content']!r} has {flag}, which is not "
+                    "supported."
+                )
     return added
 
 
 def _role_names(settings):
-    """The token that each role has, or None."""
+    """Return the token of each role, or None."""
     names = {role: settings.get(f"{role}_token") for role in _ROLES}
     return {r: n.get("content") if isinstance(n, dict) else n for r, n in names.items()}
 
 
 def _adds_bos(data, settings, bos):
-    """Whether the original begins a text with the begin token."""
+    """Return whether the original starts a text with the begin token."""
     if "add_bos_token" in settings and settings["add_bos_token"] is not None:
         return bool(settings["add_bos_token"])
     processor = data.get("post_processor") or {}

@@ -1,4 +1,4 @@
-"""Tokenizers to the files that Hugging Face's libraries read."""
+"""Write tokenizers as the files of Hugging Face libraries."""
 
 import json
 import pathlib
@@ -13,22 +13,23 @@ from keras_llm.tokenizers.word_piece import WordPiece
 
 
 def to_hugging_face(tokenizer, folder, chat_template=None):
-    """Write what `tokenizers.Tokenizer.from_file` and transformers' `AutoTokenizer` read.
+    """Write the files that `tokenizers.Tokenizer.from_file` and `AutoTokenizer` read.
 
-    tokenizer.json, tokenizer_config.json, special_tokens_map.json; vocab.txt of a `WordPiece`;
-    tokenizer.model of a `SentencePiece`, and no tokenizer.json of one that was not trained here:
-    programs that need tokenizer.json convert it as they do the original's. What is read gives
-    the ids of `encode(text, parse_special=True)`, with the begin token (and [SEP] of a
-    `WordPiece`) around them unless asked not to. Between equally likely spellings of a unigram
-    model the libraries may choose otherwise (`**` and `*` for `***`).
+    Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json, plus vocab.txt for a
+    `WordPiece` and tokenizer.model for a `SentencePiece`. A `SentencePiece` that was not trained
+    with this library gets no tokenizer.json; programs that need one convert tokenizer.model as
+    they do for the original. The loaded tokenizer returns the ids of
+    `encode(text, parse_special=True)`, by default with the begin token (and the [SEP] of a
+    `WordPiece`). Among equally likely segmentations of a unigram model, the libraries may choose
+    another one (`**` and `*` for `***`).
 
     Args:
         tokenizer: a `BytePair`, `WordPiece` or `SentencePiece`.
-        folder: str or path, made if need be.
-        chat_template: a `ChatTemplate` to write with it, or None.
+        folder: str or path, created if necessary.
+        chat_template: a `ChatTemplate` to write as well, or None.
 
     Raises:
-        InputError: if the tokenizer is of another class.
+        InputError: if the tokenizer has another class.
     """
     folder = pathlib.Path(folder)
     if isinstance(tokenizer, BytePair):
@@ -85,7 +86,7 @@ def _copy(rust):
 
 
 def _surround(rust, begin, end):
-    """Put special tokens around a text, as BERT and Llama 3 do."""
+    """Add special tokens around a text, as in BERT and Llama 3."""
     if not begin and not end:
         return
     rust.post_processor = tokenizers.processors.TemplateProcessing(
@@ -103,7 +104,7 @@ def _word_piece_roles(tokenizer):
 
 
 def _from_sentence_piece(tokenizer):
-    """A model that `train` made, in the original library; None for others."""
+    """Convert a model from `train` to the `tokenizers` library; return None for other models."""
     if not tokenizer.escape:
         return None
     pieces, scores, control = sentencepiece_model.parts(tokenizer.model)
@@ -140,7 +141,7 @@ def _from_sentence_piece(tokenizer):
 
 
 def _merges(pieces, scores):
-    """Every way to put a piece together from two, the best pieces first."""
+    """Return all splits of a piece into two pieces, ordered by the score of the merged piece."""
     rank = {piece: -score for piece, score in zip(pieces, scores, strict=True)}
     merges = [
         (piece[:cut], piece[cut:])

@@ -1,1 +1,1 @@
-"""Low-rank adapters: LoRA and DoRA."""
+"""Train low-rank adapters: LoRA, QLoRA and DoRA."""

@@ -1,17 +1,17 @@
-"""Adapters that learn the length of a kernel's columns apart from their direction."""
+"""Add DoRA adapters (weight-decomposed low-rank adaptation) to dense layers."""
 
 import keras
 from keras import ops
 
 
 class DoraDense(keras.layers.Dense):
-    """A `Dense` layer with adapters and a magnitude (DoRA).
+    """A `Dense` layer with a DoRA adapter.
 
-    `kernel = magnitude V / |V|`, with `V = W + (alpha / rank) A B` and lengths of columns. As in
-    the paper |V| counts as a constant in the backward pass.
+    `kernel = magnitude V / |V|`, with `V = W + (alpha / rank) A B` and |V| the column norms. As in
+    the paper, |V| is a constant in the backward pass.
 
-    A built `Dense` layer becomes one by `add_magnitude`: what reads its kernel, Keras's saving of
-    merged kernels included, then sees this one.
+    `add_magnitude` turns a built `Dense` layer into this class. All code that reads `kernel` then
+    sees the adapted kernel, including Keras when it saves merged kernels.
 
     Reference:
         Liu et al., 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", eq. 5 and section 4.3.
@@ -28,12 +28,12 @@ def add_magnitude(layer, magnitude=None):
 
     Args:
         layer: a built `keras.layers.Dense` with adapters.
-        magnitude: float array (O,). Defaults to the lengths of the kernel's columns, so that
-            nothing changes.
+        magnitude: float array (O,). Defaults to the norms of the kernel's columns, which leaves the
+            layer's output unchanged.
     """
     if magnitude is None:
         magnitude = ops.convert_to_numpy(_lengths(ops.cast(layer.kernel, "float32")))
-    layer._tracker.unlock()  # as Keras does for its own adapters
+    layer._tracker.unlock()  # Keras does the same for its own adapters
     layer.magnitude = layer.add_weight(
         name="lora_magnitude",
         shape=magnitude.shape,

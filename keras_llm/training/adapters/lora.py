@@ -1,4 +1,4 @@
-"""Low-rank adapters on any model of the library: a few weights to train, the rest as it is."""
+"""Add, save, load and merge low-rank adapters (LoRA) of models."""
 
 import json
 import pathlib
@@ -17,35 +17,36 @@ from keras_llm.training.adapters.dora import DoraDense, add_magnitude
 
 _PARTS = {"a": ("lora_kernel_a", "lora_embeddings_a"), "b": ("lora_kernel_b", "lora_embeddings_b")}
 ATTENTION = r"attention/(query|key|value|output)$"
-"""The projections of every attention, which LoRA was first put on."""
+"""The attention projections, the layers that the LoRA paper adapts."""
 
 
 def add_lora(model, layers=ATTENTION, rank=8, alpha=None, quantization=None, dora=False):
-    """Put adapters on layers of a model and freeze everything else.
+    """Add adapters to layers of a model and freeze all other weights.
 
-    A kernel W (I, O) acts as `W + (alpha / rank) A B`, A (I, rank) and B (rank, O). B begins as
-    zeros: at first the model is what it was. `compile` comes afterwards. A saved task, and
-    `save_weights`, hold the merged kernels.
+    A kernel W (I, O) becomes `W + (alpha / rank) A B`, A (I, rank) and B (rank, O). B is
+    initialized to zeros, so the model's outputs do not change at first. Call `compile` afterwards.
+    A saved task and `save_weights` contain the merged kernels.
 
     Args:
-        model: a model of this library. Its `Dense` and embedding layers can be adapted; the experts
-            of a mixture are neither, and stay as they are.
+        model: a model of this library. `Dense` and embedding layers can be adapted; the experts of
+            a mixture of experts cannot, and stay frozen.
         layers: regular expression, searched for in the paths of layers, such as
             `block_0/self_attention/query`, `block_0/feed_forward/up` or `token_embedding`.
         rank: int > 0.
         alpha: float > 0. Defaults to `rank`.
-        quantization: "int8" or "int4" to hold the kernels under the adapters of dense layers in
-            these (QLoRA), or None. The model cannot be merged then; adapters can be loaded onto
-            one that is not quantized.
-        dora: bool. Whether the lengths of a kernel's columns are learned apart from their
-            direction: `m (W + (alpha / rank) A B) / |W + (alpha / rank) A B|`, m (O,). For dense
-            layers that are not quantized.
+        quantization: "int8" or "int4" to quantize the frozen kernels of adapted dense layers
+            (QLoRA), or None. A quantized model cannot be merged; save its adapters and load them
+            onto a model that is not quantized.
+        dora: bool. Whether to use DoRA, which learns the column norms m (O,) of the kernel:
+            `m (W + (alpha / rank) A B) / |W + (alpha / rank) A B|`. For dense layers that are not
+            quantized.
 
     Returns:
-        The paths of the layers, a list of str.
+        The paths of the adapted layers, a list of str.
 
     Raises:
-        InputError: naming the argument that is wrong; if no layer fits; or if one has adapters.
+        InputError: if an argument is invalid, naming it; if no layer matches; or if a layer already
+            has adapters.
 
     References:
         Hu et al., 2021, "LoRA"; Dettmers et al., 2023, "QLoRA"; Liu et al., 2024, "DoRA".
@@ -63,31 +64,34 @@ def add_lora(model, layers=ATTENTION, rank=8, alpha=None, quantization=None, dor
     if quantization not in (None, "int8", "int4"):
         raise InputError(f'`quantization` must be "int8", "int4" or None, got {quantization!r}.')
     if dora and quantization is not None:
-        raise InputError("`dora` cannot be given with `quantization`.")
+        raise InputError("`dora` is not supported with `quantization`.")
     candidates = _layers(model)
     try:
-        found = {path: layer for path, layer in candidates.items() if re.search(layers, path)}
+        matches = {path: layer for path, layer in candidates.items() if re.search(layers, path)}
     except re.error as error:
-        raise InputError(f"`layers` is no regular expression: {error}.") from None
-    if not found:
-        raise InputError(f"`layers` {layers!r} fits none of {', '.join(candidates)}.")
-    _refuse_adapted(found)
-    tables = [path for path, layer in found.items() if not isinstance(layer, keras.layers.Dense)]
+        raise InputError(f"`layers` is not a valid regular expression: {error}.") from None
+    if not matches:
+        raise InputError(f"`layers` {layers!r} matches none of {', '.join(candidates)}.")
+    _refuse_adapted(matches)
+    tables = [path for path, layer in matches.items() if not isinstance(layer, keras.layers.Dense)]
     if dora and tables:
-        raise InputError(f"`dora` is for dense layers, and `layers` fits {tables[0]!r} too.")
+        raise InputError(
+            f"`dora` supports only dense layers, and `layers` also matches {tables[0]!r}."
+        )
     _freeze(model)
-    for layer in found.values():
+    for layer in matches.values():
         if quantization is not None and isinstance(layer, keras.layers.Dense):
             layer.quantize(quantization)
         layer.enable_lora(rank, lora_alpha=alpha)
         if dora:
             add_magnitude(layer)
-    return list(found)
+    return list(matches)
 
 
 def save_lora(model, path, overwrite=False):
-    """Write the adapters alone, as safetensors: `<layer path>.a`, `<layer path>.b`, and of DoRA
-    `<layer path>.magnitude`.
+    """Save only the adapters, as safetensors.
+
+    The tensors are `<layer path>.a`, `<layer path>.b` and, for DoRA, `<layer path>.magnitude`.
 
     Args:
         model: a model with adapters.
@@ -110,18 +114,22 @@ def save_lora(model, path, overwrite=False):
 
 
 def load_lora(model, *paths):
-    """Put saved adapters on a model; several on one layer add up, except those of DoRA.
+    """Load saved adapters onto a model.
+
+    Several adapters of one layer are added; DoRA adapters cannot be added.
 
     Args:
-        model: a model of this library without adapters, of the shape they were trained on.
+        model: a model of this library without adapters, with the layer shapes of the model that the
+            adapters were trained on.
         *paths: str or path, files from `save_lora`.
 
     Returns:
-        The paths of the layers, a list of str.
+        The paths of the adapted layers, a list of str.
 
     Raises:
-        InputError: naming the file that cannot be read, the layer that is missing or of another
-            shape, or has adapters of DoRA in one of several files; or if the model has adapters.
+        InputError: if a file cannot be read, a layer is missing or has another shape, or several
+            files have adapters of one layer and one is a DoRA adapter, naming the file or layer; or
+            if the model already has adapters.
     """
     stacked, magnitudes = {}, {}
     for path in paths:
@@ -133,17 +141,17 @@ def load_lora(model, *paths):
     for name, pairs in stacked.items():
         if name in magnitudes and len(pairs) > 1:
             raise InputError(
-                f"{name!r} has adapters of DoRA, which do not add up: load one file, merge_lora, "
-                "and load the next."
+                f"{name!r} has DoRA adapters, which cannot be added: load one file, call "
+                "merge_lora, then load the next."
             )
         if name not in candidates:
-            raise InputError(f"the model has no layer {name!r} to put adapters on.")
-        wanted = _shape(candidates[name])
+            raise InputError(f"the model has no layer {name!r} that can be adapted.")
+        expected = _shape(candidates[name])
         for a, b in pairs:
-            if (a.shape[0], b.shape[1]) != wanted:
+            if (a.shape[0], b.shape[1]) != expected:
                 raise InputError(
-                    f"the adapter of {name!r} is for a kernel {(a.shape[0], b.shape[1])}, the "
-                    f"model's is {wanted}."
+                    f"the adapter of {name!r} has kernel shape {(a.shape[0], b.shape[1])}, the "
+                    f"model's kernel has {expected}."
                 )
     _refuse_adapted({name: candidates[name] for name in stacked})
     _freeze(model)
@@ -159,14 +167,15 @@ def load_lora(model, *paths):
 
 
 def merge_lora(model):
-    """A model without adapters that does the same: each kernel is `W + (alpha / rank) A B`, or
-    what DoRA makes of it.
+    """Merge the adapters into the kernels and return a model without adapters.
+
+    Each adapted kernel becomes `W + (alpha / rank) A B`, or the kernel of DoRA.
 
     Args:
-        model: a model with adapters; it stays as it is.
+        model: a model with adapters; it is not changed.
 
     Returns:
-        A new model of the same config, all of it trainable, to be used, saved and exported.
+        A new model with the same config, fully trainable, that can be saved and exported.
 
     Raises:
         InputError: if the model has no adapters, or they are on quantized kernels.
@@ -174,33 +183,34 @@ def merge_lora(model):
     for name, layer in _adapted(model).items():
         if layer.quantization_mode is not None:
             raise InputError(
-                f"{name!r} is quantized; save_lora, and load_lora onto the model before it was."
+                f"{name!r} is quantized and cannot be merged; use save_lora, then load_lora onto "
+                "the model before quantization."
             )
     merged = models.restore(models.describe(model))
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "merged.weights.h5"
-        model.save_weights(path)  # Keras writes the merged kernels
+        model.save_weights(path)  # Keras saves merged kernels
         merged.load_weights(path)
     return merged
 
 
 def _layers(model):
-    """Each layer that can have adapters, by its path."""
+    """Return all layers that can be adapted, a dict by path."""
     leaves = model._flatten_layers(include_self=False)
     return {layer.path: layer for layer in leaves if hasattr(layer, "enable_lora") and layer.built}
 
 
 def _adapted(model):
-    found = {path: layer for path, layer in _layers(model).items() if layer.lora_enabled}
-    if not found:
+    adapted = {path: layer for path, layer in _layers(model).items() if layer.lora_enabled}
+    if not adapted:
         raise InputError("`model` has no adapters; see add_lora.")
-    return found
+    return adapted
 
 
 def _refuse_adapted(layers):
     for path, layer in layers.items():
         if layer.lora_enabled:
-            raise InputError(f"{path!r} has adapters already; merge_lora first.")
+            raise InputError(f"{path!r} already has adapters; call merge_lora first.")
 
 
 def _freeze(model):
@@ -219,7 +229,7 @@ def _shape(layer):
 
 
 def _read(path):
-    """Layer path -> A, B times its scale, and the magnitude of DoRA or None."""
+    """Read a file from `save_lora`: layer path -> A, scale * B, and the DoRA magnitude or None."""
     if not pathlib.Path(path).is_file():
         raise InputError(f"{path} does not exist.")
     try:
@@ -235,4 +245,4 @@ def _read(path):
                 for name, scale in scales.items()
             }
     except (SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{path} is no file of save_lora: {error}.") from None
+        raise InputError(f"{path} is not a file from save_lora: {error}.") from None

@@ -1,1 +1,1 @@
-"""Callbacks for `fit`: progress, best weights, resume and TensorBoard."""
+"""Show progress, keep the best weights, resume and log to TensorBoard during `fit`."""

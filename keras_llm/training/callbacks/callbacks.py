@@ -1,4 +1,4 @@
-"""Callbacks of `fit` that need no particular backend: progress on stderr, the best weights."""
+"""Show training progress on stderr and save the best weights, on any backend."""
 
 import atexit
 import math
@@ -15,13 +15,15 @@ from keras_llm.training.distribution import replicas
 
 
 class ProgressBar(keras.callbacks.Callback):
-    """A progress bar on stderr; a line for each evaluation where stderr is no terminal.
+    """A progress bar on stderr, with one line per epoch.
+
+    If stderr is not a terminal, only the lines are printed.
 
     Args:
-        total_steps: int, batches of the whole training.
-        tokens_per_step: int, tokens (or what `unit` says) in a batch.
-        unit: str, what is counted. Perplexity is shown of "tokens", of others the held-out
-            accuracy if there is one.
+        total_steps: int, number of batches of the whole training.
+        tokens_per_step: int, tokens (or another `unit`) per batch.
+        unit: str, what is counted. With "tokens" the line shows perplexity, otherwise the held-out
+            accuracy if it is logged.
     """
 
     def __init__(self, total_steps, tokens_per_step, unit="tokens"):
@@ -44,7 +46,7 @@ class ProgressBar(keras.callbacks.Callback):
             "training", total=self.total_steps, completed=self.steps, state=""
         )
         self.progress.start()
-        atexit.register(self.progress.stop)  # an interrupted `fit` leaves the terminal as it was
+        atexit.register(self.progress.stop)  # restore the terminal if `fit` is interrupted
 
     def on_train_batch_end(self, batch, logs=None):
         if getattr(self.model, "is_replaying", False):  # see `Resume`
@@ -71,13 +73,14 @@ class ProgressBar(keras.callbacks.Callback):
 
 
 class BestWeights(keras.callbacks.Callback):
-    """Keep the weights with the lowest held-out loss in a file, written whole or not at all, and
-    by the first worker alone where several train.
+    """A callback that saves the weights with the lowest held-out loss.
+
+    The file is written atomically. With several workers, only the first one writes.
 
     Args:
         path: str or path that ends in `.weights.h5`.
-        monitor: str, the logged value that shall be low.
-        model: the model whose weights are kept; defaults to the one that is fitted.
+        monitor: str, the logged value to minimize.
+        model: the model whose weights are saved; defaults to the model being trained.
 
     Attributes:
         best: float, the lowest value so far; infinite before the first finite one.
@@ -93,8 +96,8 @@ class BestWeights(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if self.monitor not in logs:
             raise InputError(
-                f"BestWeights: nothing is logged as {self.monitor!r}, only {sorted(logs)}; give "
-                "`fit` `validation_data`, or another `monitor`."
+                f"BestWeights: `monitor` {self.monitor!r} is not logged; logged are "
+                f"{sorted(logs)}. Pass `validation_data` to `fit`, or another `monitor`."
             )
         if logs[self.monitor] < self.best:
             with replicas.scope_of(self.model):

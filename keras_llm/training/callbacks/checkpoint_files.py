@@ -1,4 +1,4 @@
-"""Checkpoints of `Resume` on disk: each one file, whole or not there, its parts with checksums."""
+"""Read and write checkpoints of `Resume`: one file each, written atomically, with checksums."""
 
 import json
 import os
@@ -15,13 +15,13 @@ SUFFIX = ".checkpoint.npz"
 
 
 class Checkpoint:
-    """The state of a run: `meta`, JSON types, and `arrays`, one for each variable."""
+    """The state of a run: `meta` (JSON types) and `arrays` (one per variable)."""
 
     def __init__(self, meta, arrays):
         self.meta, self.arrays = meta, arrays
 
     def restore(self, variables):
-        """Set the variables, of which there is one for each array."""
+        """Assign the arrays to the variables, in order."""
         dtypes = [keras.backend.standardize_dtype(variable.dtype) for variable in variables]
         arrays = [
             array.view("bfloat16") if dtype == "bfloat16" else array
@@ -30,14 +30,14 @@ class Checkpoint:
         replicas.write(variables, arrays)
 
     def without_arrays(self):
-        """The same, without the memory of the arrays."""
+        """Return a copy without arrays, to free their memory."""
         return Checkpoint(self.meta, None)
 
     def write(self, path):
-        """Leave the file whole on the disk, or none."""
+        """Write the file atomically."""
         arrays = {f"v{i}": array for i, array in enumerate(self.arrays)}
         for name, array in arrays.items():
-            if array.dtype.kind == "V":  # bfloat16, which NumPy's files do not know
+            if array.dtype.kind == "V":  # bfloat16, which NumPy files do not support
                 arrays[name] = array.view("uint16")
         with atomic_file(path, overwrite=True) as partial, open(partial, "wb") as file:
             np.savez(file, meta=np.array(self.meta), **arrays)
@@ -46,36 +46,36 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path):
-        """Every part is read, and so its checksum compared."""
+        """Read a file. Reading every array also verifies its checksum."""
         with np.load(path, allow_pickle=False) as file:
             meta = json.loads(str(file["meta"]))
             return cls(meta, [file[f"v{i}"] for i in range(len(file.files) - 1)])
 
 
 def path_of(folder, step):
-    """Where the checkpoint of a step lies."""
+    """Return the path of the checkpoint of a step."""
     return folder / f"step_{step:010d}{SUFFIX}"
 
 
 def paths(folder):
-    """The checkpoints, the newest first."""
+    """Return the paths of all checkpoints, newest first."""
     return sorted(folder.glob(f"step_*{SUFFIX}"), reverse=True)
 
 
 def latest(folder):
-    """The newest checkpoint that is whole and its path, or None twice."""
-    torn = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, RuntimeError)
+    """Return the newest valid checkpoint and its path, or (None, None)."""
+    read_errors = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, RuntimeError)
     for path in paths(folder):
         try:
             return Checkpoint.read(path), path
-        except torn as error:
+        except read_errors as error:
             warnings.warn(
-                f"checkpoint {path} is torn and left aside: {error}", RuntimeWarning, stacklevel=3
+                f"checkpoint {path} is corrupt, skipped: {error}", RuntimeWarning, stacklevel=3
             )
     return None, None
 
 
 def clear_unfinished(folder):
-    """Remove what a kill left under a temporary name."""
+    """Remove temporary files left by a killed process."""
     for path in folder.glob(f".*step_*{SUFFIX}*"):
         path.unlink(missing_ok=True)

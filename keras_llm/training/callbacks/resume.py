@@ -1,4 +1,4 @@
-"""Training that goes on after a kill as if nothing had happened."""
+"""Resume an interrupted training run bit-exactly from its last checkpoint."""
 
 import concurrent.futures
 import hashlib
@@ -14,7 +14,7 @@ from keras_llm.errors import InputError
 from keras_llm.training.callbacks import checkpoint_files
 from keras_llm.training.distribution import replicas
 
-# What callbacks of Keras remember between epochs.
+# The attributes that Keras callbacks keep between epochs.
 _KERAS_STATES = {
     keras.callbacks.EarlyStopping: ("wait", "stopped_epoch", "best", "best_epoch"),
     keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
@@ -22,11 +22,11 @@ _KERAS_STATES = {
 
 
 class Resume(keras.callbacks.Callback):
-    """Write checkpoints in `fit`, and go on from the last one, exactly.
+    """A callback that writes checkpoints during `fit` and resumes bit-exactly from the last one.
 
-    A run that is killed at any moment and started again with the same arguments ends with the same
-    bits as one that was not: weights, optimizer, dropout, metrics, history. The last callback in
-    the list; the data goes through `data`, and `steps_per_epoch` is given:
+    A run that is killed at any time and restarted with the same arguments ends with the same bits
+    as an uninterrupted one: weights, optimizer, dropout, metrics and history. Pass it as the last
+    callback, pass the data through `data`, and set `steps_per_epoch`:
 
         resume = training.Resume("runs/mine/checkpoints", every=200)
         model.fit(
@@ -34,38 +34,40 @@ class Resume(keras.callbacks.Callback):
         )
         resume.history  # of the whole run
 
-    A checkpoint is one file, `step_<n>.checkpoint.npz`, written under a temporary name by a thread
-    beside the training, and renamed when it is whole. Its parts carry checksums; one that is torn
-    is left aside with a warning, and the one before it is used. TensorFlow and JAX backend.
+    A checkpoint is one file, `step_<n>.checkpoint.npz`. A background thread writes it under a
+    temporary name and renames it when it is complete. The arrays have checksums; a corrupt
+    checkpoint is skipped with a warning, and the one before it is used. Supports the TensorFlow and
+    JAX backends.
 
-    Under a `tf.distribute` strategy the same holds for all replicas. Of several workers the first
-    writes, and all read: `folder` must be one that all see, and all are started again together.
+    Under a `tf.distribute` strategy the state of all replicas is saved. With several workers, the
+    first one writes and all read: `folder` must be shared, and all workers must be restarted
+    together.
 
     Args:
-        folder: str or path for the checkpoints; made if it is missing.
-        every: int > 0, steps between two checkpoints. One more comes after each epoch.
-        keep: int > 0, how many checkpoints stay.
-        identity: dict of JSON values that must be the same when a run goes on, e.g. options. The
-            config of model and optimizer and the first batch of `data` are added to it.
-        callbacks: list of other callbacks whose state goes into checkpoints: `BestWeights`, Keras's
-            `EarlyStopping` and `ReduceLROnPlateau`, and any with the methods `get_state()` and
-            `set_state(state)` that speak JSON types.
+        folder: str or path for the checkpoints; created if missing.
+        every: int > 0, steps between checkpoints. Each epoch also ends with a checkpoint.
+        keep: int > 0, the number of checkpoints to keep.
+        identity: dict of JSON values that must be the same when the run resumes, e.g. options. The
+            configs of model and optimizer and a digest of the first batch are added.
+        callbacks: list of other callbacks whose state is saved: `BestWeights`, Keras's
+            `EarlyStopping` and `ReduceLROnPlateau`, and any callback with the methods `get_state()`
+            and `set_state(state)` that use JSON types.
 
     Attributes:
-        history: dict of lists, as that of Keras's `History`, since the run first began.
-        seconds: float, spent in `fit` since the run first began.
+        history: dict of lists, like `keras.callbacks.History.history`, for the whole run.
+        seconds: float, time spent in `fit` over the whole run.
 
     Raises:
-        InputError: naming the argument that is wrong. In `fit`: if a checkpoint was made with
-            another model, optimizer, data or identity, naming what differs; if `data` was left out
-            or `steps_per_epoch` is unknown; if workers found different checkpoints; or if a loss
-            or weight is not finite: the last good checkpoint stays.
+        InputError: if an argument is invalid, naming it. In `fit`: if the checkpoint was made with
+            another model, optimizer, data or identity, naming the difference; if the data did not
+            go through `data` or `steps_per_epoch` is not set; if workers found different
+            checkpoints; or if a loss or weight is not finite (the last good checkpoint is kept).
     """
 
     def __init__(self, folder, every=100, keep=2, identity=None, callbacks=()):
         super().__init__()
         if keras.backend.backend() not in ("tensorflow", "jax"):
-            raise InputError("training.Resume needs Keras's TensorFlow or JAX backend.")
+            raise InputError("training.Resume requires Keras's TensorFlow or JAX backend.")
         for name, value in (("every", every), ("keep", keep)):
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"`{name}` must be a positive int, got {value!r}.")
@@ -86,16 +88,15 @@ class Resume(keras.callbacks.Callback):
 
     @property
     def step(self):
-        """How many steps the checkpoint has done that the run goes on from; 0 for a new run."""
+        """The step of the checkpoint that the run resumes from; 0 for a new run."""
         return self._loaded.meta["step"] if self._loaded else 0
 
     def data(self, source):
-        """The data from where the run goes on.
+        """Return the data for `fit`, starting at the step where the run resumes.
 
         Args:
-            source: a `tf.data.Dataset` that is the same whenever it is iterated, with the batches
-                of all epochs one after the other; or a function that takes how many batches to
-                leave out, an int, and returns it without them.
+            source: a deterministic `tf.data.Dataset` with the batches of all epochs in sequence; or
+                a function that takes the number of batches to skip, an int, and returns the rest.
 
         Returns:
             `tf.data.Dataset` for `fit`.
@@ -109,9 +110,10 @@ class Resume(keras.callbacks.Callback):
         if not self.step:
             return whole
         rest = source(self.step) if callable(source) else whole.skip(self.step)
-        if not rest.cardinality():  # a run that is done; but Keras looks at the first batch
+        if not rest.cardinality():  # the run is complete, but Keras still reads the first batch
             return whole
-        # Keras counts the steps that are passed over too: it must not know how many are left.
+        # Keras also counts the skipped steps, so it must not see the cardinality of the rest:
+        # `filter` makes it unknown.
         return rest.filter(lambda *_: True)
 
     def set_model(self, model):
@@ -126,15 +128,16 @@ class Resume(keras.callbacks.Callback):
         if self._first_batch is None:
             raise InputError("pass the data of `fit` through `resume.data(...)`.")
         if self._is_over:
-            raise InputError("make a `training.Resume` for each `fit`.")
+            raise InputError("create a new `training.Resume` for each `fit`.")
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
-        self._own = self._identity()  # now: callbacks may change the learning rate
+        self._own = self._identity()  # compute it now: callbacks may change the learning rate
         if self._loaded is None:
             return
         checkpoint = self._loaded
         _check_identity({"replicas": 1, **checkpoint.meta["identity"]}, self._own)
-        model.test_on_batch(*keras.utils.unpack_x_y_sample_weight(self._batch))  # makes metrics
+        # Create the variables of metrics before they are restored.
+        model.test_on_batch(*keras.utils.unpack_x_y_sample_weight(self._batch))
         _check_shapes(checkpoint, _variables(model))
         checkpoint.restore(_variables(model))
         self.seconds = checkpoint.meta["seconds"]
@@ -143,13 +146,13 @@ class Resume(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._steps = self.params.get("steps")
         if not self._steps:
-            raise InputError("training.Resume: give `fit` the `steps_per_epoch`.")
-        wanted = self._steps * self.params["epochs"]
-        if 0 <= self._length < wanted:
+            raise InputError("training.Resume: pass `steps_per_epoch` to `fit`.")
+        required = self._steps * self.params["epochs"]
+        if 0 <= self._length < required:
             raise InputError(
-                f"the data of `fit` has {self._length} batches, and `epochs` times "
-                f"`steps_per_epoch` are {wanted}: training.Resume needs those of all epochs, one "
-                "after the other, e.g. `batches.repeat(epochs)`."
+                f"the data of `fit` has {self._length} batches, but `epochs` times "
+                f"`steps_per_epoch` are {required}: training.Resume needs the batches of all "
+                "epochs in sequence, e.g. `batches.repeat(epochs)`."
             )
         self._begin, self._epoch, self._replayed = time.perf_counter(), None, 0
         if self._loaded is None:
@@ -174,10 +177,11 @@ class Resume(keras.callbacks.Callback):
         if self._loaded is not None and self._epoch is None:
             if epoch != self._loaded.meta["epoch"]:
                 raise InputError(
-                    f"`fit` must go on with epoch {self._loaded.meta['epoch']}, not {epoch}."
+                    f"`fit` must resume at epoch {self._loaded.meta['epoch']}, not {epoch}."
                 )
-            # Keras has just reset the metrics; the first steps of this epoch belong into them. At
-            # the beginning of an epoch there are none: what was saved is the evaluation's.
+            # Keras has just reset the metrics, but they must include the steps of this epoch that
+            # are already done. At the start of an epoch there are none: the saved metrics are those
+            # of the evaluation.
             if self._replayed:
                 with replicas.scope_of(self.model):
                     self._loaded.restore(_variables(self.model))
@@ -193,7 +197,7 @@ class Resume(keras.callbacks.Callback):
         if not math.isfinite(logs["loss"]):
             raise InputError(
                 f"the loss is not finite after step {done}; try a lower learning rate."
-                f"{self._told_last()}"
+                f"{self._last_good_message()}"
             )
         if step < self._steps and done % self.every < self.model.steps_per_execution:
             self._save(self._epoch, step, logs)
@@ -210,7 +214,7 @@ class Resume(keras.callbacks.Callback):
         self._loaded, self._is_over = None, True
 
     def _replay(self, logs):
-        """Let `fit` pass over the steps of this epoch that are done, without doing them."""
+        """Make `fit` skip the steps of this epoch that are already done."""
         model = self.model
         left, run = self._replayed // model.steps_per_execution, model.train_function
 
@@ -220,7 +224,7 @@ class Resume(keras.callbacks.Callback):
                 model.train_function, model.is_replaying = run, False
                 return run(*args)
             left -= 1
-            return logs if len(args) == 1 else (logs, args[0])  # JAX passes the state along
+            return logs if len(args) == 1 else (logs, args[0])  # JAX passes the state too
 
         model.train_function, model.is_replaying = train_function, True
 
@@ -236,9 +240,9 @@ class Resume(keras.callbacks.Callback):
         return json.loads(json.dumps(row, default=lambda value: type(value).__name__))
 
     def _save(self, epoch, step_in_epoch, logs):
-        """Copy the state; a thread writes it while training goes on."""
+        """Copy the state and write it in a background thread while training continues."""
         self._wait()
-        if hasattr(self.model, "jax_state_sync"):  # while JAX trains, variables are empty
+        if hasattr(self.model, "jax_state_sync"):  # during JAX training, variables are empty
             self.model.jax_state_sync()
         with replicas.scope_of(self.model):
             arrays = replicas.read(_variables(self.model))
@@ -265,14 +269,13 @@ class Resume(keras.callbacks.Callback):
         if not all(np.isfinite(array).all() for array in floats):
             raise InputError(
                 f"a weight is not finite after step {step}; try a lower learning rate."
-                f"{self._told_last()}"
+                f"{self._last_good_message()}"
             )
         path = checkpoint_files.path_of(self.folder, step)
         checkpoint_files.Checkpoint(meta, arrays).write(path)
         self._last_good = path
-        older = [
-            other for other in checkpoint_files.paths(self.folder) if other <= path
-        ]  # newer ones are torn
+        # Newer files are corrupt: they do not count, and this run overwrites them later.
+        older = [other for other in checkpoint_files.paths(self.folder) if other <= path]
         for other in older[self.keep :]:
             other.unlink()
 
@@ -281,12 +284,12 @@ class Resume(keras.callbacks.Callback):
             self._writing.result()
             self._writing = None
 
-    def _told_last(self):
+    def _last_good_message(self):
         return f" The last good checkpoint is {self._last_good}." if self._last_good else ""
 
 
 class _Stateful:
-    """A callback whose state is kept."""
+    """A callback whose state is saved in checkpoints."""
 
     def __init__(self, callback):
         self.callback = callback
@@ -294,10 +297,11 @@ class _Stateful:
         kinds = [kind for kind in _KERAS_STATES if isinstance(callback, kind)]
         self.names = _KERAS_STATES[kinds[0]] if kinds else None
         if self.names is None and not hasattr(callback, "get_state"):
-            raise InputError(f"`callbacks`: {type(callback).__name__} has no `get_state`.")
+            raise InputError(f"`callbacks`: {type(callback).__name__} has no method `get_state`.")
         if getattr(callback, "restore_best_weights", False):
             raise InputError(
-                "`callbacks`: EarlyStopping with weights is not kept; use BestWeights."
+                "`callbacks`: EarlyStopping with `restore_best_weights` is not supported; use "
+                "BestWeights."
             )
 
     def get(self):
@@ -314,19 +318,22 @@ class _Stateful:
 
 
 def _begin_at(model, epoch):
-    """Let `fit` begin with an epoch. There is no public way from within a callback: Keras's own
-    BackupAndRestore sets this attribute too, from 3.0 to 3.15 at least."""
+    """Make `fit` start at an epoch.
+
+    Keras has no public way to do this in a callback. Its own BackupAndRestore sets the same
+    attribute, in Keras 3.0 to at least 3.15.
+    """
     if not hasattr(model, "_initial_epoch"):
         raise InputError(
-            f"training.Resume cannot go on with Keras {keras.__version__}: it was made for 3.15."
+            f"training.Resume cannot resume with Keras {keras.__version__}; it supports 3.15."
         )
     model._initial_epoch = epoch
 
 
 def _variables(model):
-    """Each variable once: weights, seeds of dropout, optimizer, metrics."""
-    found = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
-    return list({id(variable): variable for variable in found}.values())
+    """Return each variable once: weights, dropout seeds, optimizer, metrics."""
+    variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+    return list({id(variable): variable for variable in variables}.values())
 
 
 def _digest(batch):
@@ -339,13 +346,13 @@ def _digest(batch):
 
 
 def _without_names(config):
-    """A config without the names that Keras counts up in a process, and what refers to them."""
+    """Return a config without the names that Keras numbers per process and references to them."""
     if isinstance(config, (list, tuple)):
         return [_without_names(part) for part in config]
     if not isinstance(config, dict):
         return config
-    counted = ("name", "inbound_nodes", "input_layers", "output_layers")
-    return {key: _without_names(part) for key, part in config.items() if key not in counted}
+    numbered = ("name", "inbound_nodes", "input_layers", "output_layers")
+    return {key: _without_names(part) for key, part in config.items() if key not in numbered}
 
 
 def _check_identity(before, now, path=""):
@@ -357,13 +364,13 @@ def _check_identity(before, now, path=""):
             _check_identity(old, new, f"{where}.")
         elif old != new:
             raise InputError(
-                f"the checkpoint was made with {where}={old!r}, this run has {new!r}; start anew "
-                "in another folder, or go on with the same."
+                f"the checkpoint was made with {where}={old!r}, this run has {new!r}; use the same "
+                "value to resume, or another folder to start a new run."
             )
 
 
 def _check_shapes(checkpoint, variables):
     shapes = [list(array.shape) for array in checkpoint.arrays]
-    wanted = [replicas.shape(variable) for variable in variables]
-    if shapes != wanted:
-        _check_identity({"shapes": shapes}, {"shapes": wanted})
+    expected = [replicas.shape(variable) for variable in variables]
+    if shapes != expected:
+        _check_identity({"shapes": shapes}, {"shapes": expected})

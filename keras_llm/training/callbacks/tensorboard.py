@@ -1,4 +1,4 @@
-"""TensorBoard for language models."""
+"""Log language model training to TensorBoard."""
 
 import json
 import math
@@ -11,37 +11,37 @@ import tensorflow as tf
 from keras_llm import models
 from keras_llm.errors import InputError
 
-_ZOOM = 4  # pixels of an attention image for each pair of tokens
+_ZOOM = 4  # attention images: pixels per token in each direction
 
 
 class TensorBoard(keras.callbacks.TensorBoard):
-    """Keras's TensorBoard callback, with what a language model is watched by.
+    """Keras's TensorBoard callback with more values for language models.
 
-    `batch_<name>`, every `update_freq` batches: the loss and each metric over just those
-    batches, `perplexity`, `learning_rate` and `tokens_per_second`; `gradient_norm` and
-    `skipped_updates` with an optimizer of `keras_llm.training`; `flops_utilization` if both
-    `flops_per_token` and `peak_flops` are given; and if the data goes through `data`,
-    `data_seconds` and `compute_seconds`, how long a step waited for its batch and how long it then
-    took. `epoch_<name>`: loss, metrics, perplexity and tokens per second
-    of each epoch, of training and held-out data. `sample`: a text after each epoch. Counted in
-    another `unit` than tokens there is no perplexity.
+    Logs `batch_<name>` every `update_freq` batches: the loss and each metric over just those
+    batches, `perplexity`, `learning_rate` and `tokens_per_second`; with an optimizer of
+    `keras_llm.training`, `gradient_norm` and `skipped_updates`; if both `flops_per_token` and
+    `peak_flops` are given, `flops_utilization`; and if the data goes through `data`,
+    `data_seconds` and `compute_seconds`, the time per step spent waiting for the batch and spent
+    computing. Logs `epoch_<name>` after each epoch: loss, metrics, perplexity and tokens per
+    second, for training and validation data. Logs `sample`, a text, after each epoch. Perplexity is
+    only logged if `unit` is "tokens".
 
     Args:
         log_dir: str or path.
-        tokens_per_step: int, tokens (or what `unit` says) in a batch.
+        tokens_per_step: int, tokens (or another `unit`) per batch.
         sample: callable without arguments that returns Markdown, or None.
-        update_freq: int > 0, batches between two points.
+        update_freq: int > 0, batches between points.
         unit: str, what is counted.
-        flops_per_token: float, floating point operations of a token's training step: 3 times
+        flops_per_token: float, floating-point operations per token of a training step: 3 times
             `flops_per_token` and `attention_flops_per_token` of `models.summarize`.
-        peak_flops: float, what the machine can do in a second.
-        attention: dict of a model's inputs by name, arrays of one row, or None. Before the training
-            and after each epoch, images `attention/block_<i>` show who attends to whom, heads side
-            by side (see `models.attention_maps`). Each costs a forward pass of the row.
-        projector: list of str, labels of the first tokens of the vocabulary, or None. At the end
-            their embeddings are written for the projector.
-        **kwargs: passed to `keras.callbacks.TensorBoard`; among them `profile_batch`, e.g.
-            `(5, 8)`, the batches whose operations are traced by TensorFlow's profiler.
+        peak_flops: float, floating-point operations per second of the hardware.
+        attention: dict of a model's inputs by name, arrays with one row, or None. Before training
+            and after each epoch, images `attention/block_<i>` show the attention weights, heads
+            side by side (see `models.attention_maps`). Each costs a forward pass of the row.
+        projector: list of str, labels of the first tokens of the vocabulary, or None. After
+            training, their embeddings are written for the projector.
+        **kwargs: passed to `keras.callbacks.TensorBoard`, e.g. `profile_batch=(5, 8)`, the batches
+            to trace with TensorFlow's profiler.
 
     Raises:
         InputError: in `fit`, if there are more labels than tokens, or the model has no attention.
@@ -61,7 +61,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
         **kwargs,
     ):
         kwargs.setdefault("write_graph", False)
-        # Keras's own points within an epoch are averages since its beginning: they are off.
+        # "epoch" turns off Keras's own batch-level points, which are averages since the epoch
+        # began.
         super().__init__(log_dir=str(log_dir), update_freq="epoch", **kwargs)
         self.tokens_per_step = tokens_per_step
         self.sample = sample
@@ -71,14 +72,14 @@ class TensorBoard(keras.callbacks.TensorBoard):
         self._arrived = None
         self.utilization = None
         if flops_per_token is not None and peak_flops is not None:
-            self.utilization = flops_per_token / peak_flops  # at one token a second
+            self.utilization = flops_per_token / peak_flops  # at one token per second
 
     def data(self, dataset):
-        """The data for `fit`, which then tells when each batch has come.
+        """Return the data for `fit`, recording when each batch arrives.
 
         Args:
-            dataset: `tf.data.Dataset`. With the model's `steps_per_execution` above 1 only the
-                last of its batches is seen.
+            dataset: `tf.data.Dataset`. If the model's `steps_per_execution` is above 1, only the
+                arrival of the last batch of each execution is recorded.
 
         Returns:
             A `tf.data.Dataset` of the same batches.
@@ -89,20 +90,21 @@ class TensorBoard(keras.callbacks.TensorBoard):
             self._arrived.assign(tf.timestamp())
             return batch if len(batch) > 1 else batch[0]
 
-        # What is noted must be noted when `fit` gets a batch, not ahead of it.
+        # Without this option, prefetching would record the time before `fit` requests the batch.
         options = tf.data.Options()
         options.experimental_optimization.inject_prefetch = False
         return dataset.prefetch(tf.data.AUTOTUNE).map(arrive).with_options(options)
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
-        inner = getattr(self.model, "model", self.model)  # what a trainer is around
+        inner = getattr(self.model, "model", self.model)  # unwrap a trainer
         self._watched = inner if isinstance(inner, keras.Model) else self.model
         if self.projector is not None:
             size = self._watched.config.vocabulary_size
             if len(self.projector) > size:
                 raise InputError(
-                    f"`projector` has {len(self.projector)} labels, the vocabulary {size} tokens."
+                    f"`projector` has {len(self.projector)} labels, but the vocabulary has only "
+                    f"{size} tokens."
                 )
         self._write_attention()
 
@@ -120,12 +122,12 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def on_train_batch_begin(self, batch, logs=None):
         super().on_train_batch_begin(batch, logs)
-        self._asked = time.time()
+        self._requested = time.time()
 
     def on_train_batch_end(self, batch, logs=None):
         if self._arrived is not None and not getattr(self.model, "is_replaying", False):
             arrived = float(self._arrived)
-            self._waited += arrived - self._asked
+            self._waited += arrived - self._requested
             self._computed += time.time() - arrived
         super().on_train_batch_end(batch, logs)
         self._batches += 1
@@ -135,7 +137,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
             return
         if self._batches % self.points_freq == 0:
             self._write_point(logs)
-        # Validation comes after the last batch; it is no part of the training speed.
+        # Validation runs after the last batch and must not count toward training speed.
         self._epoch_end = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -153,11 +155,11 @@ class TensorBoard(keras.callbacks.TensorBoard):
         self._write_attention()
 
     def _write_point(self, logs):
-        if hasattr(self.model, "jax_state_sync"):  # while JAX trains, variables are empty
+        if hasattr(self.model, "jax_state_sync"):  # during JAX training, variables are empty
             self.model.jax_state_sync()
         before, then, means = self._last_point
         now, count = time.perf_counter(), self._batches - before
-        # Keras logs means since the epoch began; their difference is the mean since the point.
+        # Keras logs means since the epoch began; convert them to means since the last point.
         values = {
             name: (mean * self._batches - means.get(name, 0.0) * before) / count
             for name, mean in logs.items()

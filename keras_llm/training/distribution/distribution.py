@@ -1,4 +1,4 @@
-"""Training on several devices: by `tf.distribute` on TensorFlow, `keras.distribution` on JAX."""
+"""Distribute training with `tf.distribute` on TensorFlow and `keras.distribution` on JAX."""
 
 import math
 
@@ -7,8 +7,8 @@ import keras
 from keras_llm.errors import InputError
 
 KINDS = ("mirrored", "multi_worker", "jax_data", "jax_model")
-# The projections that a device computes whole heads, features, tokens or experts of, and those
-# that add up what the devices found (Shoeybi et al., 2019, "Megatron-LM", section 3).
+# Column-parallel projections, split by head, feature, token or expert, and row-parallel ones, whose
+# outputs are summed over devices (Shoeybi et al., 2019, "Megatron-LM", section 3).
 _LAYOUTS = {
     r".*token_embedding/embeddings": ("model", None),
     r".*token_embedding/reverse_embeddings": (None, "model"),
@@ -24,18 +24,18 @@ _LAYOUTS = {
 
 
 def layout_map(mesh):
-    """How the weights of this library's models are split over devices.
+    """Return the layout of this library's weights for tensor parallelism.
 
     Token embeddings are split by token, attention by head, feed-forward networks by hidden feature
-    and experts by expert, so that each block adds up what its devices found twice; norms and all
-    else are whole on every device.
+    and mixtures of experts by expert, so each block needs two all-reduces. Norms and all other
+    weights are replicated.
 
     Args:
         mesh: `keras.distribution.DeviceMesh` with the axes "batch" and "model".
 
     Returns:
-        `keras.distribution.LayoutMap` of regular expressions over the paths of weights; add to it
-        what a layer of your own needs. `TensorParallel` uses it.
+        `keras.distribution.LayoutMap` of regular expressions for weight paths; add entries for your
+        own layers. `TensorParallel` uses it.
 
     Raises:
         InputError: if the mesh has no axis "model".
@@ -45,25 +45,25 @@ def layout_map(mesh):
     """
     if "model" not in mesh.axis_names:
         raise InputError(f"`mesh` must have an axis 'model', got {list(mesh.axis_names)}.")
-    found = keras.distribution.LayoutMap(mesh)
+    layouts = keras.distribution.LayoutMap(mesh)
     for path, axes in _LAYOUTS.items():
-        found[path] = axes
-    return found
+        layouts[path] = axes
+    return layouts
 
 
 class TensorParallel(keras.distribution.ModelParallel):
     """`keras.distribution.ModelParallel` for the models of this library, on the JAX backend.
 
-    The weights are split as `layout_map` says. A dimension that the devices do not divide, e.g.
-    a vocabulary of 61 over 2, is whole on each instead: the numbers are the same, the memory is
-    not spared. Set it before the model is built:
+    The weights are split according to `layout_map`. A dimension that is not divisible by the number
+    of devices, e.g. a vocabulary of 61 over 2, is replicated: the result is the same, but no memory
+    is saved. Set the distribution before building the model:
 
         keras.distribution.set_distribution(training.TensorParallel())
 
     Args:
-        model_devices: int > 0, how many devices share a model; the others split the batch.
-            Defaults to all.
-        devices: list of device names; defaults to all that there are.
+        model_devices: int > 0, number of devices per model replica; the replicas split the batch.
+            Defaults to all devices.
+        devices: list of device names; defaults to all devices.
 
     Raises:
         InputError: on another backend, or if `model_devices` does not divide the devices.
@@ -93,15 +93,16 @@ class TensorParallel(keras.distribution.ModelParallel):
 
 
 def set_distribution(kind):
-    """Train what is built from here on by several devices.
+    """Set the global distribution for models that are built afterwards.
 
     Args:
-        kind: str, one of "mirrored", the devices of this machine; "multi_worker", all workers
-            that the environment variable TF_CONFIG lists; "jax_data", the devices split the batch;
-            "jax_model", they split the model (`TensorParallel`); or None, as without a call.
+        kind: str or None. "mirrored": all devices of this machine; "multi_worker": all workers
+            listed in the environment variable TF_CONFIG; "jax_data": the devices split the batch;
+            "jax_model": the devices split the model (`TensorParallel`); None: no distribution.
 
     Raises:
-        InputError: if this backend, this machine or TF_CONFIG cannot do it, saying what can.
+        InputError: if the backend, the machine or TF_CONFIG does not support it, naming what is
+            required.
     """
     if kind is None:
         if keras.backend.backend() == "tensorflow":
@@ -110,7 +111,7 @@ def set_distribution(kind):
             keras.distribution.set_distribution(None)
         return
     if kind not in KINDS:
-        raise InputError(f"`kind` must be of {', '.join(KINDS)}, got {kind!r}.")
+        raise InputError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r}.")
     on_jax = kind.startswith("jax_")
     _check_backend("jax" if on_jax else "tensorflow", f"distribution {kind}")
     if not on_jax:
@@ -119,28 +120,29 @@ def set_distribution(kind):
     devices = len(keras.distribution.list_devices())
     if devices < 2:
         raise InputError(
-            f"distribution {kind} needs two devices or more, and JAX sees {devices}. For a try "
-            "on CPUs: XLA_FLAGS=--xla_force_host_platform_device_count=2."
+            f"distribution {kind} needs at least two devices, and JAX sees {devices}. To try it on "
+            "a CPU, set XLA_FLAGS=--xla_force_host_platform_device_count=2."
         )
-    made = TensorParallel() if kind == "jax_model" else keras.distribution.DataParallel()
-    keras.distribution.set_distribution(made)
+    by_model = kind == "jax_model"
+    distribution = TensorParallel() if by_model else keras.distribution.DataParallel()
+    keras.distribution.set_distribution(distribution)
 
 
 def check_batches(data, batch_size=None, name="x"):
-    """Raise InputError if a batch cannot be split over JAX's devices, which take parts of one size.
+    """Raise InputError if a batch cannot be split evenly over JAX's devices.
 
     Args:
         data: a `tf.data.Dataset`, whose batches must have a known number of rows, or a nest of
-            arrays. Anything else is passed over, and all of it without `keras.distribution`.
-        batch_size: int or None, as of `fit`, for arrays.
-        name: str, what is told to be wrong.
+            arrays. Other data is not checked. Without `keras.distribution` nothing is checked.
+        batch_size: int or None, the `batch_size` of `fit`, for arrays.
+        name: str, the argument to name in the error.
     """
-    found = keras.distribution.distribution()
-    if found is None:
+    distribution = keras.distribution.distribution()
+    if distribution is None:
         return
-    parts = math.prod(found.device_mesh.shape)
-    if isinstance(found, keras.distribution.ModelParallel):
-        parts = found.num_model_replicas
+    parts = math.prod(distribution.device_mesh.shape)
+    if isinstance(distribution, keras.distribution.ModelParallel):
+        parts = distribution.num_model_replicas
     if parts == 1:
         return
     sizes = set()
@@ -149,24 +151,24 @@ def check_batches(data, batch_size=None, name="x"):
     elif data is not None:
         batch_size = batch_size or 32
         for array in keras.tree.flatten(data):
-            whole, rest = divmod(len(array), batch_size) if hasattr(array, "shape") else (0, 0)
-            sizes |= {batch_size} if whole else set()
+            full, rest = divmod(len(array), batch_size) if hasattr(array, "shape") else (0, 0)
+            sizes |= {batch_size} if full else set()
             sizes |= {rest} if rest else set()
     for size in sizes:
         if size is None or size % parts:
             raise InputError(
                 f"`{name}` has {'an unknown number of' if size is None else size} rows in a "
-                f"batch, and {parts} devices split it: it must be a multiple of {parts} in "
-                "all batches (`drop_remainder=True`)."
+                f"batch, and {parts} devices split it: the number of rows must be a multiple of "
+                f"{parts} in all batches (`drop_remainder=True`)."
             )
 
 
 def _check_backend(backend, what):
-    found = keras.backend.backend()
-    if found != backend:
+    current = keras.backend.backend()
+    if current != backend:
         raise InputError(
-            f"{what} needs Keras's {backend} backend, and this is {found}: set KERAS_BACKEND="
-            f"{backend} before Python starts, e.g. KERAS_BACKEND={backend} keras-llm train ..."
+            f"{what} needs Keras's {backend} backend, got {current}: set KERAS_BACKEND={backend} "
+            f"before Python starts, e.g. KERAS_BACKEND={backend} keras-llm train ..."
         )
 
 

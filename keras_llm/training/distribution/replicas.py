@@ -1,4 +1,4 @@
-"""The replicas of a `tf.distribute` strategy, which share each batch; elsewhere there is one."""
+"""Work with the replicas of a `tf.distribute` strategy; other backends have one replica."""
 
 import contextlib
 
@@ -9,90 +9,97 @@ from keras_llm.errors import InputError
 
 
 def count():
-    """How many replicas share a batch here, an int; 1 on other backends than TensorFlow."""
+    """Return the number of replicas that share a batch; 1 on backends other than TensorFlow."""
     return _tensorflow().num_replicas() if _on_tensorflow() else 1
 
 
 def is_step():
-    """Whether this is run by one of several replicas, and not by Keras to look at shapes."""
+    """Return whether the caller runs in one of several replicas, not in Keras's symbolic build."""
     return count() > 1 and _tensorflow().in_replica()
 
 
 def total(values, name):
-    """The sums over all replicas of a list of tensors, of which some may be None.
+    """Return the sums of tensors over all replicas.
 
     Args:
-        values: list of tensors, those of the replica that calls.
-        name: str, what is told to need them.
+        values: list of the calling replica's tensors, some of which may be None.
+        name: str, the class to name in the error.
 
     Raises:
-        InputError: where a step is not run by each replica.
+        InputError: if the caller does not run in a replica.
     """
     return values if count() == 1 else _tensorflow().total(values, name)
 
 
 def sharded_by_row(data):
-    """Data of `fit`: of a `tf.data.Dataset` each worker takes its rows of every batch, also where
-    TensorFlow would rather give each other files."""
+    """Return data for `fit` in which each worker takes its rows of every batch.
+
+    By default TensorFlow may give each worker different files of a `tf.data.Dataset` instead.
+    """
     is_dataset = hasattr(data, "with_options")
     return _tensorflow().sharded_by_row(data) if is_dataset and count() > 1 else data
 
 
 def after(values):
-    """A context whose operations with effects wait for a nest of tensors: where the data ends,
-    Keras's trainer for TensorFlow would else do what does not depend on a batch once more."""
+    """Return a context whose operations with side effects wait for a nest of tensors.
+
+    Otherwise, when the data ends, Keras's TensorFlow trainer runs the operations that do not depend
+    on a batch once more.
+    """
     return _tensorflow().after(values) if _on_tensorflow() else contextlib.nullcontext()
 
 
 def step_logs(logs):
-    """What a step returns, in a shape that Keras can take the mean of over replicas."""
+    """Return the logs of a step in a shape that Keras can average over replicas."""
     return _tensorflow().step_logs(logs) if count() > 1 else logs
 
 
 def first_batch(iterator):
-    """What a replica gets of the first batch of an iterator of Keras."""
+    """Return a replica's part of the first batch of a Keras iterator."""
     return _tensorflow().first_batch(iterator)
 
 
 def is_chief():
-    """Whether this process writes what all workers would write: worker 0, or the only one."""
+    """Return whether this process writes shared files: worker 0, or the only worker."""
     return _tensorflow().is_chief() if _on_tensorflow() else True
 
 
 def check_same(number, what):
-    """Raise InputError if a number is not the same on all workers; all must call it.
+    """Raise InputError if a number is not the same on all workers. All workers must call it.
 
     Args:
         number: int.
-        what: str, told if it differs.
+        what: str, the name of the number in the error.
     """
     if _on_tensorflow():
         _tensorflow().check_same(number, what)
 
 
 def naming_lost_workers():
-    """A context in which the error of a training that lost a worker becomes an InputError naming
-    the worker."""
+    """Return a context that raises InputError naming the worker if training loses one."""
     return _tensorflow().naming_lost_workers() if _on_tensorflow() else contextlib.nullcontext()
 
 
 def scope_of(model):
-    """The context of the strategy that a model was made for."""
+    """Return the context of the strategy that a model was created in."""
     if _on_tensorflow() and model.distribute_strategy.num_replicas_in_sync > 1:
         return model.distribute_strategy.scope()
     return contextlib.nullcontext()
 
 
 def read(variables):
-    """The values of Keras variables, a list of arrays; of those that replicas keep apart, metrics,
-    a row for each replica. All workers must call it."""
+    """Return the values of Keras variables, a list of arrays.
+
+    Variables with a separate value per replica (metrics) have a row per replica. All workers must
+    call it.
+    """
     if _on_tensorflow():
         return _tensorflow().read(variables)
     return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
 
 
 def write(variables, arrays):
-    """Set Keras variables to what `read` gave."""
+    """Assign the arrays that `read` returned to Keras variables."""
     if _on_tensorflow():
         _tensorflow().write(variables, arrays)
     else:
@@ -101,16 +108,16 @@ def write(variables, arrays):
 
 
 def shape(variable):
-    """The shape of what `read` gives of a variable, a list of ints."""
+    """Return the shape of the array that `read` returns for a variable, a list of ints."""
     return _tensorflow().shape(variable) if _on_tensorflow() else list(variable.shape)
 
 
 def check_one(name):
-    """Raise InputError where several replicas share a batch, naming `name`."""
+    """Raise InputError naming `name` if several replicas share a batch."""
     if count() > 1:
         raise InputError(
-            f"training.{name} is for one replica, and this strategy has {count()}: each would "
-            "weigh or count its part of the batch by itself."
+            f"training.{name} supports only one replica, and this strategy has {count()}: each "
+            "replica would process its part of the batch separately."
         )
 
 

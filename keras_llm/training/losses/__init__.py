@@ -1,1 +1,1 @@
-"""Losses that Keras does not have."""
+"""Compute losses that Keras does not provide."""

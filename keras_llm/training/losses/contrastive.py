@@ -1,4 +1,4 @@
-"""Vectors of texts that belong together are drawn near, those of the rest of a batch away."""
+"""Compute the InfoNCE contrastive loss with in-batch negatives."""
 
 import keras
 from keras import ops
@@ -9,29 +9,30 @@ from keras_llm.training.distribution import replicas
 
 @keras.saving.register_keras_serializable("keras_llm")
 class ContrastiveLoss(keras.losses.Loss):
-    """InfoNCE over the batch: a text shall be nearer to its partner than to any other text.
+    """InfoNCE loss with in-batch negatives.
 
-    With unit vectors `a_i` of the first texts and `c_j` of all others in the batch, and
-    `s_ij = a_i . c_j / temperature`: `loss_i = log sum_j exp(s_ij) - s_ii`. If it is symmetric, the
-    mean of that and the same from the partners to the first texts.
+    With unit vectors `a_i` of the anchors and `c_j` of all candidates (positives and hard
+    negatives) in the batch, and `s_ij = a_i . c_j / temperature`:
+    `loss_i = log sum_j exp(s_ij) - s_ii`. If `symmetric`, the loss is the mean of this and of the
+    same loss from positives to anchors.
 
     Args:
         temperature: float > 0.
-        symmetric: bool. Whether partners look for their first texts too.
-        reduction, name, dtype: as of Keras losses.
+        symmetric: bool. Whether to add the loss from positives to anchors.
+        reduction, name, dtype: see `keras.losses.Loss`.
 
     Call arguments:
-        y_true: int tensor (B,) or (B, 1), of rows what they are about: texts of other rows with
-            the same number are not held against a row. All different: 0 .. B - 1.
-        y_pred: float tensor (B, P, E), of each row the vectors of a text, of its partner, and of
-            any number of texts that are much like it but do not belong to it; see `siamese`.
+        y_true: int tensor (B,) or (B, 1), group ids: texts of other rows with the same id are not
+            negatives of a row. Use 0 .. B - 1 if all rows differ.
+        y_pred: float tensor (B, P, E). Each row holds the vectors of the anchor, its positive and
+            P - 2 hard negatives; see `siamese`.
 
     Returns:
         Float tensor (B,).
 
     Raises:
-        InputError: if `temperature` is not positive, a row has fewer than two vectors, or several
-            replicas share a batch, each with its own others.
+        InputError: if `temperature` is not positive, a row has fewer than two vectors, or the
+            batch is split over several replicas, which would not share their negatives.
 
     References:
         van den Oord et al., 2018, "Representation Learning with Contrastive Predictive Coding",
@@ -55,23 +56,24 @@ class ContrastiveLoss(keras.losses.Loss):
     def call(self, y_true, y_pred):
         if len(y_pred.shape) != 3 or y_pred.shape[1] < 2:
             raise InputError(
-                f"`y_pred` must be (B, P, E) with P > 1, got {tuple(y_pred.shape)}; see siamese."
+                f"`y_pred` must have shape (B, P, E) with P > 1, got {tuple(y_pred.shape)}; see "
+                "siamese."
             )
         replicas.check_one("ContrastiveLoss")
         vectors = ops.normalize(ops.cast(y_pred, "float32"), axis=-1)
         first, size = vectors[:, 0], vectors.shape[-1]
-        others = ops.reshape(ops.transpose(vectors[:, 1:], (1, 0, 2)), (-1, size))
-        scores = ops.matmul(first, ops.transpose(others)) / self.temperature  # (B, (P - 1) B)
-        about = ops.reshape(y_true, (-1,))
-        alike = ops.equal(ops.expand_dims(about, 1), ops.expand_dims(about, 0))
-        own = ops.eye(ops.shape(about)[0], dtype="bool")
-        left_out = ops.logical_and(alike, ops.logical_not(own))
-        # What a row itself is not to be taken for counts against it, whatever it is about.
+        candidates = ops.reshape(ops.transpose(vectors[:, 1:], (1, 0, 2)), (-1, size))
+        scores = ops.matmul(first, ops.transpose(candidates)) / self.temperature  # (B, (P - 1) B)
+        groups = ops.reshape(y_true, (-1,))
+        same_group = ops.equal(ops.expand_dims(groups, 1), ops.expand_dims(groups, 0))
+        same_row = ops.eye(ops.shape(groups)[0], dtype="bool")
+        # A row's own hard negatives stay in, although they have its group id.
+        excluded = ops.logical_and(same_group, ops.logical_not(same_row))
         count = vectors.shape[1] - 1
-        scores = ops.where(ops.tile(left_out, (1, count)), -1e9, scores)
+        scores = ops.where(ops.tile(excluded, (1, count)), -1e9, scores)
         losses = _cross_entropy(scores)
         if self.symmetric:
-            back = scores[:, : ops.shape(about)[0]]
+            back = scores[:, : ops.shape(groups)[0]]
             losses = (losses + _cross_entropy(ops.transpose(back))) / 2
         return losses
 
@@ -81,24 +83,25 @@ class ContrastiveLoss(keras.losses.Loss):
 
 
 def _cross_entropy(scores):
-    """(B, at least B) -> (B,), the right answer on the diagonal."""
+    """Return losses (B,) of scores (B, >= B); the targets are on the diagonal."""
     return ops.logsumexp(scores, axis=1) - ops.diagonal(scores)
 
 
 def siamese(embedder, num_texts=2):
-    """A model that embeds several texts of a row with the same weights, to be trained by
-    `ContrastiveLoss` with plain `compile` and `fit`.
+    """Return a siamese model: it embeds several texts per row with shared weights.
+
+    Train it with `ContrastiveLoss`, `compile` and `fit`.
 
     Args:
         embedder: a model from `models.sentence_embedder`; its weights are shared.
-        num_texts: int > 1, P: a text, its partner, and others that do not belong to it.
+        num_texts: int > 1, P: the anchor, its positive and P - 2 hard negatives.
 
     Returns:
-        A `keras.Model` from a list of the embedder's inputs for each text in turn, or a dict
-        of them by names like `token_ids_0` and `padding_mask_1`, to float vectors (B, P, E).
+        A `keras.Model`. Inputs: a flat list of the embedder's inputs for each text, or a dict with
+        names like `token_ids_0` and `padding_mask_1`. Output: float vectors (B, P, E).
 
     Raises:
-        InputError: if `embedder` is another model or `num_texts` less than 2.
+        InputError: if `embedder` is another kind of model or `num_texts` is less than 2.
     """
     if getattr(embedder, "head", None) != "sentence_embedder":
         raise InputError("`embedder` must come from models.sentence_embedder.")

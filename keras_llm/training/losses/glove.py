@@ -1,4 +1,4 @@
-"""Losses that Keras does not have."""
+"""Compute the GloVe loss."""
 
 import keras
 from keras import ops
@@ -6,17 +6,19 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("keras_llm")
 class GloVeLoss(keras.losses.Loss):
-    """Weighted least squares of GloVe: `min(1, (X / x_max)^alpha) (prediction - log X)^2`.
+    """The weighted least-squares loss of GloVe.
+
+    `loss = min(1, (X / x_max)^alpha) (prediction - log X)^2`
 
     Args:
-        x_max: float > 0. Counts from here on weigh the same.
+        x_max: float > 0. Counts of at least this size have weight 1.
         alpha: float > 0.
-        reduction, name, dtype: as of Keras losses.
+        reduction, name, dtype: see `keras.losses.Loss`.
 
     Call arguments:
-        y_true: float tensor (B,), how often two words occur together, X; a pair with
-            X = 0 weighs nothing.
-        y_pred: float tensor (B,), the predicted logarithm.
+        y_true: float tensor (B,), the co-occurrence counts X of word pairs. Pairs with X = 0 have
+            weight 0.
+        y_pred: float tensor (B,), the predicted log counts.
 
     Raises:
         ValueError: if `x_max` or `alpha` is not positive.

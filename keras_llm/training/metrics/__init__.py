@@ -1,1 +1,1 @@
-"""Metrics and evaluations of trained models."""
+"""Evaluate trained models."""

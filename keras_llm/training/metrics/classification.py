@@ -1,4 +1,4 @@
-"""Measures of a classifier: how often it is right, on each class, and how well it knows it."""
+"""Evaluate classifiers: accuracy, macro F1, confusion matrix and calibration error."""
 
 import keras
 import numpy as np
@@ -9,18 +9,18 @@ from keras_llm.errors import InputError
 
 @keras.saving.register_keras_serializable("keras_llm")
 class CalibrationError(keras.metrics.Metric):
-    """Expected calibration error: how far confidence is from accuracy.
+    """Expected calibration error: the mean gap between confidence and accuracy.
 
-    `sum over bins of |bin| / N * |accuracy(bin) - confidence(bin)|`, the confidence of a row being
-    the probability of its most likely class, and the bins equally wide in (0, 1].
+    `sum over bins of |bin| / N * |accuracy(bin) - confidence(bin)|`. The confidence of a row is
+    the probability of its most likely class. Bins have equal width in (0, 1].
 
     Args:
         num_bins: int > 0.
-        from_logits: bool. Whether predictions are logits, not probabilities.
+        from_logits: bool. Whether predictions are logits instead of probabilities.
         name: name in logs.
 
     Call arguments of `update_state`:
-        y_true: int tensor (B,), the classes.
+        y_true: int tensor (B,), the true classes.
         y_pred: float tensor (B, C).
 
     Reference:
@@ -42,13 +42,13 @@ class CalibrationError(keras.metrics.Metric):
         confidence = ops.max(y_pred, axis=-1)
         y_true = ops.cast(ops.reshape(y_true, (-1,)), "int32")
         right = ops.equal(ops.cast(ops.argmax(y_pred, axis=-1), "int32"), y_true)
-        place = ops.cast(ops.ceil(confidence * self.num_bins), "int32") - 1
-        rows = ops.one_hot(ops.clip(place, 0, self.num_bins - 1), self.num_bins, dtype=self.dtype)
+        index = ops.cast(ops.ceil(confidence * self.num_bins), "int32") - 1
+        bins = ops.one_hot(ops.clip(index, 0, self.num_bins - 1), self.num_bins, dtype=self.dtype)
         if sample_weight is not None:
-            rows = rows * ops.reshape(ops.cast(sample_weight, self.dtype), (-1, 1))
+            bins = bins * ops.reshape(ops.cast(sample_weight, self.dtype), (-1, 1))
         values = (ops.ones_like(confidence), ops.cast(right, self.dtype), confidence)
         for total, value in zip(self.sums, values, strict=True):
-            total.assign_add(ops.sum(rows * ops.expand_dims(value, -1), axis=0))
+            total.assign_add(ops.sum(bins * ops.expand_dims(value, -1), axis=0))
 
     def result(self):
         count, right, confidence = (ops.convert_to_tensor(total) for total in self.sums)
@@ -63,33 +63,33 @@ class CalibrationError(keras.metrics.Metric):
 
 
 def confusion_matrix(labels, predictions, num_classes):
-    """How often each class was taken for each: int array (C, C), true classes in rows."""
+    """Return the confusion matrix, an int array (C, C): rows are labels, columns predictions."""
     counts = np.zeros((num_classes, num_classes), "int64")
     np.add.at(counts, (np.asarray(labels), np.asarray(predictions)), 1)
     return counts
 
 
 def evaluate_classifier(labels, probabilities, num_bins=15):
-    """Measure a classifier on rows whose classes are known.
+    """Evaluate a classifier on labeled rows.
 
     Args:
         labels: int array (N,), the true classes.
         probabilities: float array (N, C).
-        num_bins: int > 0, of the calibration error.
+        num_bins: int > 0, number of bins of the calibration error.
 
     Returns:
-        A dict: `rows`, `accuracy`, `macro_f1` (the mean over the classes that occur among labels
-        or predictions of 2 tp / (2 tp + fp + fn)), `calibration_error`, see `CalibrationError`,
-        and `nats_per_row`, the cross-entropy.
+        A dict: `rows` (count), `accuracy`, `macro_f1` (2 tp / (2 tp + fp + fn), averaged over the
+        classes that occur in labels or predictions), `calibration_error` (see `CalibrationError`)
+        and `nats_per_row`, the mean cross-entropy.
 
     Raises:
-        InputError: if there are no rows, or not as many labels as rows of probabilities.
+        InputError: if there are no rows, or `labels` and `probabilities` differ in length.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, "float64")
     if labels.ndim != 1 or not len(labels) or len(labels) != len(probabilities):
         raise InputError(
-            f"evaluate_classifier: `labels` and `probabilities` must have as many rows, at least "
-            f"one; their shapes are {labels.shape} and {probabilities.shape}."
+            "evaluate_classifier: `labels` and `probabilities` must have the same number of rows, "
+            f"at least 1; got shapes {labels.shape} and {probabilities.shape}."
         )
     counts = confusion_matrix(labels, probabilities.argmax(axis=-1), probabilities.shape[1])
     hits, totals = np.diag(counts), counts.sum(axis=0) + counts.sum(axis=1)

@@ -1,4 +1,4 @@
-"""Measures of programs."""
+"""Estimate pass@k of generated programs."""
 
 import math
 
@@ -6,21 +6,22 @@ from keras_llm.errors import InputError
 
 
 def pass_at_k(samples, passed, k):
-    """The chance that one of `k` samples passes, of several problems.
+    """Estimate pass@k: the probability that at least one of `k` samples passes.
 
-    `1 - C(n - c, k) / C(n, k)` of `n` samples of which `c` passed, the mean over the problems: an
-    unbiased estimate, other than `1 - (1 - c / n)^k`.
+    For a problem with `n` samples of which `c` passed: `1 - C(n - c, k) / C(n, k)`. The result is
+    the mean over problems. The estimate is unbiased, unlike `1 - (1 - c / n)^k`.
 
     Args:
-        samples: ints, how many samples each problem had, n.
-        passed: as many ints, how many of them passed, c.
+        samples: ints, the number of samples per problem, n.
+        passed: ints, the number of samples per problem that passed, c.
         k: int > 0.
 
     Returns:
         Float in [0, 1].
 
     Raises:
-        InputError: if there is no problem, `k` is not in 1..n, or c is not in 0..n.
+        InputError: if there are no problems, the lengths differ, `k` is not in 1..n, or c is not
+            in 0..n.
 
     Example:
     >>> pass_at_k([4, 4], [4, 0], 2)
@@ -32,12 +33,12 @@ def pass_at_k(samples, passed, k):
     samples, passed = list(samples), list(passed)
     if not samples or len(samples) != len(passed):
         raise InputError(
-            f"pass_at_k: {len(samples)} `samples` and {len(passed)} `passed`; there must be as "
-            "many of both, at least one."
+            "pass_at_k: `samples` and `passed` must have the same length, at least 1; got lengths "
+            f"{len(samples)} and {len(passed)}."
         )
     for n, c in zip(samples, passed, strict=True):
         if not 1 <= k <= n:
-            raise InputError(f"`k` must be in 1 .. {n}, the samples of a problem, got {k}.")
+            raise InputError(f"`k` must be in 1 .. {n}, the number of samples, got {k}.")
         if not 0 <= c <= n:
             raise InputError(f"`passed` must be in 0 .. {n}, got {c}.")
     chances = [

@@ -1,4 +1,4 @@
-"""Measures of a language model: accuracy while it trains, exact likelihoods when it is done."""
+"""Evaluate language models: training metrics, exact likelihoods and unigram baselines."""
 
 import math
 
@@ -16,10 +16,10 @@ _CHUNK = 1 << 22  # tokens
 
 @keras.saving.register_keras_serializable("keras_llm")
 class TokenAccuracy(keras.metrics.Mean):
-    """The share of target tokens that the model finds most likely.
+    """The share of target tokens that the model predicts correctly.
 
     Args:
-        ignore_id: int, targets that do not count (padding).
+        ignore_id: int. Targets with this id do not count (padding).
         name: name in logs.
 
     Call arguments of `update_state`:
@@ -46,11 +46,11 @@ class TokenAccuracy(keras.metrics.Mean):
 class Perplexity(keras.metrics.Mean):
     """The exponential of the mean cross-entropy of the target tokens.
 
-    `LanguageModelTrainer` needs no such metric: the exponential of its loss is logged.
+    `LanguageModelTrainer` does not need this metric: perplexity is the exponential of its loss.
 
     Args:
-        ignore_id: int, targets that do not count (padding).
-        from_logits: bool. Whether predictions are logits, not probabilities.
+        ignore_id: int. Targets with this id do not count (padding).
+        from_logits: bool. Whether predictions are logits instead of probabilities.
         name: name in logs.
 
     Call arguments of `update_state`:
@@ -82,11 +82,11 @@ class Perplexity(keras.metrics.Mean):
 def evaluate_language_model(
     model, token_ids, num_bytes, bos_id, sequence_length, batch_size=16, segments=False
 ):
-    """Likelihood of held-out text, every token once.
+    """Evaluate the likelihood of held-out text, counting every token exactly once.
 
-    The stream is cut into windows of `sequence_length`; a token is predicted from those before
-    it in its window. Begin tokens are not predicted. The sums are exact: nothing is dropped at
-    the end, and no batch weighs more than another.
+    The stream is split into windows of `sequence_length`; each token is predicted from the tokens
+    before it in its window. Begin tokens are not predicted. The result is exact: the last partial
+    window counts, and every token has the same weight.
 
     Args:
         model: a model from `models.causal_lm`.
@@ -95,15 +95,15 @@ def evaluate_language_model(
         bos_id: int, the begin token.
         sequence_length: int > 0.
         batch_size: int > 0.
-        segments: bool. Whether a token sees its own document alone, as a model has that was
-            trained with `data.packed_dataset(segments=True)`.
+        segments: bool. Whether tokens attend only to their own document, for models trained with
+            `data.packed_dataset(segments=True)`.
 
     Returns:
-        A dict: `tokens` (predicted), `nats_per_token`, `perplexity`, `bits_per_byte`,
+        A dict: `tokens` (number predicted), `nats_per_token`, `perplexity`, `bits_per_byte`,
         `accuracy`.
 
     Raises:
-        InputError: if there is nothing to predict.
+        InputError: if there is no token to predict.
     """
     if len(token_ids) < 2:
         raise InputError("evaluate_language_model: `token_ids` has no token to predict.")
@@ -116,8 +116,8 @@ def evaluate_language_model(
     nats, right, tokens = 0.0, 0, 0
     for begin in range(0, count, batch_size):
         x, y = inputs[begin : begin + batch_size], outputs[begin : begin + batch_size]
-        places = _segments(x == bos_id) if segments else []
-        loss, correct = measure.predict_on_batch([x, y, *places])
+        segment_inputs = _segments(x == bos_id) if segments else []
+        loss, correct = measure.predict_on_batch([x, y, *segment_inputs])
         counts = y != bos_id
         nats += float(np.sum(loss[counts], dtype="float64"))
         right += int(np.sum(correct[counts]))
@@ -126,50 +126,57 @@ def evaluate_language_model(
 
 
 class TokenLosses(keras.Model):
-    """Token ids and targets (B, T), with or without segment ids and positions -> losses (B, T),
-    and whether the likeliest token is right."""
+    """A model that returns the loss of each target token and whether the prediction is correct.
+
+    Inputs: token ids and targets (B, T), optionally segment ids and positions (B, T). Outputs: two
+    float tensors (B, T).
+    """
 
     def __init__(self, model):
         super().__init__(name="token_losses")
         self.model = model
 
     def call(self, inputs):
-        token_ids, targets, *places = inputs
-        if places:
-            states = packed_states(self.model, token_ids, *places)
+        token_ids, targets, *segment_inputs = inputs
+        if segment_inputs:
+            states = packed_states(self.model, token_ids, *segment_inputs)
         else:
             states = models.prediction_states(self.model, token_ids)
         head = models.output_head(self.model)
-        found = ChunkedCrossEntropy(soft_cap=head.soft_cap).token_losses(
+        outputs = ChunkedCrossEntropy(soft_cap=head.soft_cap).token_losses(
             ops.reshape(states, (-1, states.shape[-1])), head.kernel, ops.reshape(targets, (-1,))
         )
-        return [ops.reshape(values, ops.shape(targets)) for values in found]
+        return [ops.reshape(values, ops.shape(targets)) for values in outputs]
 
     def predict_on_batch(self, x):
-        """On several replicas Keras gives what each finds of all rows; that of one is enough."""
+        """Return the outputs for each row once.
+
+        With several replicas, Keras runs every replica on the full batch and concatenates the
+        outputs; keep those of the first replica.
+        """
         return [values[: len(x[0])] for values in super().predict_on_batch(x)]
 
 
 def _segments(begins):
-    """Where documents begin, bool (B, T) -> segment ids and positions, int (B, T)."""
-    places = np.broadcast_to(np.arange(begins.shape[1]), begins.shape)
-    first = np.maximum.accumulate(np.where(begins, places, 0), axis=1)
-    return [np.cumsum(begins, axis=1, dtype="int32"), (places - first).astype("int32")]
+    """Return segment ids and positions, int (B, T), from document starts, bool (B, T)."""
+    columns = np.broadcast_to(np.arange(begins.shape[1]), begins.shape)
+    first = np.maximum.accumulate(np.where(begins, columns, 0), axis=1)
+    return [np.cumsum(begins, axis=1, dtype="int32"), (columns - first).astype("int32")]
 
 
 def evaluate_unigram(train_ids, token_ids, num_bytes, bos_id, vocabulary_size):
-    """The same measures for the model that knows only how often each token comes.
+    """Evaluate the unigram baseline with the metrics of `evaluate_language_model`.
 
     Args:
-        train_ids: int array, the training stream; its counts, plus one each, are the model.
-        token_ids, num_bytes, bos_id: as in `evaluate_language_model`.
+        train_ids: int array, the training stream. The model is its token counts plus one.
+        token_ids, num_bytes, bos_id: see `evaluate_language_model`.
         vocabulary_size: int. V.
 
     Returns:
         A dict like that of `evaluate_language_model`, without `accuracy`.
     """
     counts = np.ones(vocabulary_size)
-    for begin in range(0, len(train_ids), _CHUNK):  # a stream on disk need not fit into memory
+    for begin in range(0, len(train_ids), _CHUNK):  # a memory-mapped stream may exceed memory
         part = train_ids[begin : begin + _CHUNK]
         counts += np.bincount(part[part != bos_id], minlength=vocabulary_size)
     log_probability = np.log(counts / counts.sum())
@@ -178,7 +185,7 @@ def evaluate_unigram(train_ids, token_ids, num_bytes, bos_id, vocabulary_size):
 
 
 def likelihoods(nats, tokens, num_bytes):
-    """The measures of a text of `tokens` tokens and `num_bytes` bytes, a dict."""
+    """Return a dict of likelihood metrics, from total nats and the counts of tokens and bytes."""
     return {
         "tokens": tokens,
         "nats_per_token": nats / tokens,
@@ -188,18 +195,18 @@ def likelihoods(nats, tokens, num_bytes):
 
 
 def evaluate_targets(model, batches, ignore_id):
-    """Likelihood of the targets of batches, each once.
+    """Evaluate the likelihood of the targets of all batches.
 
     Args:
-        model: a `keras.Model` that gives logits (B, M, V).
+        model: a `keras.Model` that returns logits (B, M, V).
         batches: iterable of pairs of the model's inputs and int targets (B, M).
-        ignore_id: int, targets that do not count (padding).
+        ignore_id: int. Targets with this id do not count (padding).
 
     Returns:
-        A dict: `tokens` (targets), `nats_per_token`, `perplexity`, `accuracy`.
+        A dict: `tokens` (number of targets), `nats_per_token`, `perplexity`, `accuracy`.
 
     Raises:
-        InputError: if there is no target.
+        InputError: if there are no targets.
     """
     nats, right, tokens = 0.0, 0, 0
     for inputs, targets in batches:
@@ -214,11 +221,11 @@ def evaluate_targets(model, batches, ignore_id):
 
 
 def evaluate_most_frequent(train_ids, targets, vocabulary_size):
-    """The same measures for the model that always guesses by how often each token comes.
+    """Evaluate the unigram baseline with the metrics of `evaluate_targets`.
 
     Args:
-        train_ids: int array, training tokens; their counts, plus one each, are the model.
-        targets: int array (N,), the tokens to guess.
+        train_ids: int array, training tokens. The model is their counts plus one.
+        targets: int array (N,), the tokens to predict.
         vocabulary_size: int. V.
 
     Returns:
@@ -231,8 +238,9 @@ def evaluate_most_frequent(train_ids, targets, vocabulary_size):
 
 
 def measures(nats, right, tokens, name):
+    """Return a dict of metrics from total nats and the counts of correct and target tokens."""
     if not tokens:
-        raise InputError(f"{name}: there is no target.")
+        raise InputError(f"{name}: there is no target token.")
     return {
         "tokens": tokens,
         "nats_per_token": nats / tokens,

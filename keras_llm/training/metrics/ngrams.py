@@ -1,4 +1,4 @@
-"""Models and measures that count n-grams of tokens."""
+"""Count n-grams of tokens: a trigram baseline, distinct-n and verbatim memorization."""
 
 import numpy as np
 
@@ -9,22 +9,22 @@ _CHUNK = 1 << 22  # tokens
 
 
 class Trigram:
-    """The trigram model with interpolated Kneser-Ney smoothing.
+    """A trigram model with interpolated Kneser-Ney smoothing.
 
-    `p(w | u v) = (max(c(u v w) - d, 0) + d n(u v) p(w | v)) / c(u v)`, where `n(u v)` is how many
-    different tokens follow; `p(w | v)` and `p(w)` are made alike of how many different tokens
-    stand before `v w` and before `w`, and end in the even distribution. Each `d` is
-    `n1 / (n1 + 2 n2)` of the counts that are one and two, and 0.5 where none is one, so that every
-    token has some probability.
+    `p(w | u v) = (max(c(u v w) - d, 0) + d n(u v) p(w | v)) / c(u v)`, where `n(u v)` is the number
+    of distinct tokens that follow `u v`. `p(w | v)` and `p(w)` use the same formula with
+    continuation counts, the number of distinct tokens that precede `v w` and `w`; `p(w)` backs off
+    to the uniform distribution. For each order `d = n1 / (n1 + 2 n2)`, where n1 and n2 are how many
+    counts equal 1 and 2; if n1 is 0, d is 0.5, so that every token has a nonzero probability.
 
     Args:
-        token_ids: int array (N,) from `data.encode_documents`. Begin tokens stand before others
-            but are not predicted.
+        token_ids: int array (N,) from `data.encode_documents`. Begin tokens serve as context but
+            are not predicted.
         bos_id: int, the begin token.
         vocabulary_size: int. V.
 
     Raises:
-        InputError: if no token is to be predicted.
+        InputError: if there is no token to predict.
 
     Reference:
         Chen and Goodman, 1999, "An Empirical Study of Smoothing Techniques for Language
@@ -46,7 +46,7 @@ class Trigram:
         ]
 
     def log_probabilities(self, token_ids):
-        """Of each token of a stream but begin tokens, given the two before it: float (M,)."""
+        """Return log p of each token except begin tokens, given the two before it: float (M,)."""
         before, last = self._split(token_ids)
         p = np.full(len(last), 1.0 / self.size)
         for order, context in zip(
@@ -56,14 +56,14 @@ class Trigram:
         return np.log(p)
 
     def _split(self, token_ids):
-        """The two tokens before each token that is predicted, as one number, and that token."""
+        """Return the context `u * V + v` and the token w of each predicted token, int (M,)."""
         stream = np.concatenate([[self.bos_id] * 2, token_ids]).astype("int64")
         counts = stream[2:] != self.bos_id
         return (stream[:-2] * self.size + stream[1:-1])[counts], stream[2:][counts]
 
 
 class _Order:
-    """Counts of one order: grams `context * V + token`, sorted."""
+    """The counts of one n-gram order, sorted by gram `context * V + token`."""
 
     def __init__(self, grams, counts, size):
         self.grams, self.counts, self.size = grams, counts, size
@@ -74,22 +74,22 @@ class _Order:
         self.followers = np.diff([*starts, len(grams)])
 
     def interpolated(self, contexts, tokens, lower):
-        places = np.minimum(np.searchsorted(self.contexts, contexts), len(self.contexts) - 1)
-        known = self.contexts[places] == contexts
+        rows = np.minimum(np.searchsorted(self.contexts, contexts), len(self.contexts) - 1)
+        is_seen = self.contexts[rows] == contexts
         grams = contexts * self.size + tokens
-        found = np.minimum(np.searchsorted(self.grams, grams), len(self.grams) - 1)
-        counts = np.where(self.grams[found] == grams, self.counts[found], 0)
-        kept = np.maximum(counts - self.discount, 0)
-        freed = self.discount * self.followers[places]
-        return np.where(known, (kept + freed * lower) / self.totals[places], lower)
+        gram_rows = np.minimum(np.searchsorted(self.grams, grams), len(self.grams) - 1)
+        counts = np.where(self.grams[gram_rows] == grams, self.counts[gram_rows], 0)
+        discounted = np.maximum(counts - self.discount, 0)
+        backoff = self.discount * self.followers[rows]
+        return np.where(is_seen, (discounted + backoff * lower) / self.totals[rows], lower)
 
 
 def evaluate_trigram(train_ids, token_ids, num_bytes, bos_id, vocabulary_size):
-    """The measures of `evaluate_language_model` for the `Trigram` model.
+    """Evaluate the `Trigram` baseline with the metrics of `evaluate_language_model`.
 
     Args:
         train_ids: int array, the training stream.
-        token_ids, num_bytes, bos_id: as in `evaluate_language_model`.
+        token_ids, num_bytes, bos_id: see `evaluate_language_model`.
         vocabulary_size: int. V.
 
     Returns:
@@ -100,14 +100,14 @@ def evaluate_trigram(train_ids, token_ids, num_bytes, bos_id, vocabulary_size):
 
 
 def distinct_n(texts, n):
-    """The share of different n-grams among all n-grams of texts, in [0, 1].
+    """Return the number of distinct n-grams divided by the number of n-grams, in [0, 1].
 
     Args:
         texts: list of lists of tokens: ids, words or characters.
         n: int > 0.
 
     Raises:
-        InputError: if no text has n tokens.
+        InputError: if every text has fewer than n tokens.
 
     Example:
     >>> distinct_n([["a", "b", "a", "b"], ["a", "b"]], 2)
@@ -124,10 +124,9 @@ def distinct_n(texts, n):
 
 
 def memorization_rate(texts, train_ids, n):
-    """The share of the n-grams of texts that stand verbatim in the training text, in [0, 1].
+    """Return the share of n-grams of texts that occur verbatim in the training data, in [0, 1].
 
-    Texts of the same length that were held out give what to compare it with: some n-grams
-    anybody writes.
+    Compare the result with held-out texts of the same length: common n-grams occur in both.
 
     Args:
         texts: list of lists of token ids.
@@ -135,7 +134,7 @@ def memorization_rate(texts, train_ids, n):
         n: int > 0.
 
     Raises:
-        InputError: if no text has n tokens.
+        InputError: if every text has fewer than n tokens.
 
     Example:
     >>> memorization_rate([[1, 2, 3, 9]], np.array([5, 1, 2, 3, 4]), 3)
@@ -145,12 +144,12 @@ def memorization_rate(texts, train_ids, n):
     if not grams:
         raise InputError(f"memorization_rate: no text has {n} tokens.")
     wanted = {tuple(map(int, gram)) for gram in grams}
-    hashes, known = _hashes_of(wanted, n), set()
-    for begin in range(0, len(train_ids), _CHUNK):  # a stream on disk need not fit into memory
+    hashes, seen = _hashes_of(wanted, n), set()
+    for begin in range(0, len(train_ids), _CHUNK):  # a memory-mapped stream may exceed memory
         part = np.asarray(train_ids[begin : begin + _CHUNK + n - 1], "int64")
-        places = np.flatnonzero(np.isin(_hashes(part, n), hashes))
-        known |= {tuple(part[place : place + n].tolist()) for place in places} & wanted
-    return sum(tuple(map(int, gram)) in known for gram in grams) / len(grams)
+        starts = np.flatnonzero(np.isin(_hashes(part, n), hashes))
+        seen |= {tuple(part[start : start + n].tolist()) for start in starts} & wanted
+    return sum(tuple(map(int, gram)) in seen for gram in grams) / len(grams)
 
 
 def _grams(text, n):
@@ -162,10 +161,10 @@ def _hashes_of(grams, n):
 
 
 def _hashes(ids, n):
-    """A number for each n-gram of ids; equal n-grams have equal ones."""
+    """Return a hash for each n-gram of ids."""
     count = max(0, len(ids) - n + 1)
-    found = np.zeros(count, "uint64")
-    for place in range(n):
-        part = ids[place : place + count].astype("uint64")
-        found = (found * np.uint64(0x9E3779B97F4A7C15)) ^ (found >> np.uint64(29)) ^ part
-    return found
+    hashes = np.zeros(count, "uint64")
+    for offset in range(n):
+        part = ids[offset : offset + count].astype("uint64")
+        hashes = (hashes * np.uint64(0x9E3779B97F4A7C15)) ^ (hashes >> np.uint64(29)) ^ part
+    return hashes

@@ -1,4 +1,4 @@
-"""Measures of predicted numbers."""
+"""Evaluate regression: RMSE, mean absolute error, R2, Pearson and Spearman correlation."""
 
 import numpy as np
 
@@ -6,19 +6,19 @@ from keras_llm.errors import InputError
 
 
 def evaluate_regression(truth, predicted):
-    """Measure predicted numbers beside the right ones.
+    """Compare predicted values with true values.
 
     Args:
         truth, predicted: float arrays (N,), N > 1.
 
     Returns:
-        A dict: `rows`; `rmse`, the root of the mean squared error, and `mean_absolute_error`, in
-        the units of the numbers; `r2`, 1 less the squared error over that of the mean of `truth`;
-        `pearson` and `spearman`, the correlations of the numbers and of their ranks. What a
-        constant makes undefined is 0.
+        A dict: `rows` (count); `rmse`, the root mean squared error, and `mean_absolute_error`, in
+        the units of the values; `r2`, 1 - (squared error) / (squared deviation of `truth` from its
+        mean); `pearson` and `spearman`, the correlations of values and of ranks. Metrics that are
+        undefined because an array is constant are 0.
 
     Raises:
-        InputError: if there are less than two rows, or not as many of both.
+        InputError: if there are fewer than two rows, or the arrays differ in length.
 
     Example:
     >>> evaluate_regression([1.0, 2.0, 3.0], [1.0, 2.0, 4.0])["spearman"]
@@ -27,8 +27,8 @@ def evaluate_regression(truth, predicted):
     truth, predicted = np.asarray(truth, "float64"), np.asarray(predicted, "float64")
     if truth.ndim != 1 or len(truth) < 2 or truth.shape != predicted.shape:
         raise InputError(
-            "evaluate_regression: `truth` and `predicted` must be of the same length, at least 2; "
-            f"their shapes are {truth.shape} and {predicted.shape}."
+            "evaluate_regression: `truth` and `predicted` must have the same length, at least 2; "
+            f"got shapes {truth.shape} and {predicted.shape}."
         )
     errors = predicted - truth
     spread = np.square(truth - truth.mean()).sum()
@@ -43,7 +43,7 @@ def evaluate_regression(truth, predicted):
 
 
 def spearman(first, second):
-    """The correlation of the ranks of two float arrays (N,), ties having their mean rank."""
+    """Return Spearman's rank correlation of two float arrays (N,). Ties get their mean rank."""
     return _correlation(_ranks(first), _ranks(second))
 
 
@@ -54,5 +54,5 @@ def _correlation(first, second):
 
 
 def _ranks(values):
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[places]
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]

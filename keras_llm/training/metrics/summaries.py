@@ -1,4 +1,4 @@
-"""Measures of summaries, as rouge-score computes them."""
+"""Compute ROUGE of summaries with rouge-score."""
 
 from keras_llm.errors import InputError
 
@@ -6,19 +6,19 @@ _KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
 def evaluate_summaries(summaries, references, stemming=True):
-    """ROUGE of summaries, the mean over them.
+    """Compute the mean ROUGE scores of summaries.
 
     Args:
         summaries: list of str.
-        references: list of as many str. Lines are the sentences that `rougeLsum` takes.
-        stemming: bool. Whether endings of English words are cut off, as in most papers.
+        references: list of str of the same length. `rougeLsum` treats lines as sentences.
+        stemming: bool. Whether to stem English words (Porter), as in most papers.
 
     Returns:
         A dict of `rouge1`, `rouge2`, `rougeL` and `rougeLsum`, F1 in [0, 1]. Words are runs of
-        ASCII letters and digits: other scripts count for nothing.
+        ASCII letters and digits; rouge-score ignores all other scripts.
 
     Raises:
-        InputError: if the lists are empty or of unequal length, or rouge-score is not installed.
+        InputError: if the lists are empty or differ in length, or rouge-score is not installed.
 
     Reference:
         Lin, 2004, "ROUGE: A Package for Automatic Evaluation of Summaries".
@@ -26,11 +26,11 @@ def evaluate_summaries(summaries, references, stemming=True):
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
-        raise InputError("this needs rouge-score: pip install rouge-score.") from None
+        raise InputError("evaluate_summaries needs rouge-score: pip install rouge-score.") from None
     if not summaries or len(summaries) != len(references):
         raise InputError(
-            f"evaluate_summaries: {len(summaries)} summaries and {len(references)} references; "
-            "there must be as many of both, at least one."
+            "evaluate_summaries: `summaries` and `references` must have the same length, at least "
+            f"1; got {len(summaries)} summaries and {len(references)} references."
         )
     scorer = RougeScorer(_KINDS, use_stemmer=stemming)
     pairs = zip(references, summaries, strict=True)

@@ -1,23 +1,23 @@
-"""Measures of translations, as sacrebleu computes them."""
+"""Compute BLEU and chrF of translations with sacrebleu."""
 
 from keras_llm.errors import InputError
 
 
 def evaluate_translations(translations, references, tokenizer="13a"):
-    """BLEU and chrF of a corpus.
+    """Compute corpus BLEU and chrF.
 
     Args:
         translations: list of str.
-        references: list of as many str.
-        tokenizer: str, how sacrebleu cuts words for BLEU: "13a", "zh", "char" and others.
+        references: list of str of the same length.
+        tokenizer: str, sacrebleu's tokenizer for BLEU: "13a", "zh", "char" or another.
 
     Returns:
-        A dict: `bleu` and `chrf`, 0 to 100, and `bleu_signature` and `chrf_signature`, strs that
-        say how they were computed.
+        A dict: `bleu` and `chrf`, 0 to 100, and sacrebleu's `bleu_signature` and `chrf_signature`,
+        str.
 
     Raises:
-        InputError: if the lists are empty or of unequal length, sacrebleu is not installed, or it
-            has no such tokenizer.
+        InputError: if the lists are empty or differ in length, sacrebleu is not installed, or
+            `tokenizer` is unknown.
 
     References:
         Post, 2018, "A Call for Clarity in Reporting BLEU Scores".
@@ -26,19 +26,19 @@ def evaluate_translations(translations, references, tokenizer="13a"):
     try:
         from sacrebleu.metrics import BLEU, CHRF
     except ImportError:
-        raise InputError("this needs sacrebleu: pip install sacrebleu.") from None
+        raise InputError("evaluate_translations needs sacrebleu: pip install sacrebleu.") from None
     if not translations or len(translations) != len(references):
         raise InputError(
-            f"evaluate_translations: {len(translations)} translations and {len(references)} "
-            "references; there must be as many of both, at least one."
+            "evaluate_translations: `translations` and `references` must have the same length, at "
+            f"least 1; got {len(translations)} translations and {len(references)} references."
         )
     if tokenizer not in BLEU.TOKENIZERS:
         raise InputError(
-            f"evaluate_translations: unknown `tokenizer` {tokenizer!r}; known: "
-            f"{', '.join(sorted(BLEU.TOKENIZERS))}."
+            f"evaluate_translations: `tokenizer` must be one of "
+            f"{', '.join(sorted(BLEU.TOKENIZERS))}, got {tokenizer!r}."
         )
-    found = {}
+    scores = {}
     for name, metric in (("bleu", BLEU(tokenize=tokenizer)), ("chrf", CHRF())):
-        found[name] = float(metric.corpus_score(translations, [references]).score)
-        found[f"{name}_signature"] = str(metric.get_signature())
-    return found
+        scores[name] = float(metric.corpus_score(translations, [references]).score)
+        scores[f"{name}_signature"] = str(metric.get_signature())
+    return scores

@@ -1,1 +1,1 @@
-"""Optimizers and learning rate schedules for language models."""
+"""Optimize language models: AdamW, Lion, Muon and learning rate schedules."""

@@ -1,4 +1,4 @@
-"""Keras's optimizers as language models use them: decay masks, gradient norms, skipped spikes."""
+"""Extend Keras optimizers for language models: decay masks, gradient norms, spike skipping."""
 
 import contextlib
 
@@ -11,36 +11,37 @@ from keras_llm.training.distribution import replicas
 from keras_llm.training.optimizers.quantized_moments import QuantizedMoment, is_coded
 
 NO_DECAY = ("bias", "scale", "gamma", "beta", "magnitude")
-_ROUNDED_TO_ONE = {"bfloat16": 2.0**-9, "float16": 2.0**-12}  # what is this near to 1 is 1
-_SETTLING = 20  # updates before a norm can be told to be unusual
+_ROUNDED_TO_ONE = {"bfloat16": 2.0**-9, "float16": 2.0**-12}  # numbers this close to 1 round to 1
+_SETTLING = 20  # updates before `skip_factor` applies
 
 
 def check_precision(optimizer, variables):
-    """Raise InputError if weights are so coarse that the optimizer would leave them as they are:
-    `beta_2` = 0.999 is 1 in bfloat16, and Adam's steps, which `1 - beta_2^t` is in, are then 0."""
+    """Raise InputError if the weight dtype is too coarse for the optimizer's `beta_2`.
+
+    In bfloat16, `beta_2` = 0.999 rounds to 1, so `1 - beta_2^t` and Adam's steps are 0.
+    """
     beta = getattr(optimizer, "beta_2", None)
     for variable in variables:
         dtype = keras.backend.standardize_dtype(variable.dtype)
         if beta is not None and 1.0 - beta <= _ROUNDED_TO_ONE.get(dtype, 0.0):
             raise InputError(
-                f"{type(optimizer).__name__} with beta_2={beta} does not change weights of "
-                f"{dtype}: build the model with mixed_{dtype}, or use a smaller beta_2."
+                f"{type(optimizer).__name__} with beta_2={beta} cannot update {dtype} weights: "
+                f"build the model with mixed_{dtype}, or use a smaller beta_2."
             )
 
 
 class _Replicated:
-    """What is added to an optimizer of Keras.
+    """A mixin that adds replica support, gradient norms and skipped updates to Keras optimizers.
 
-    Where several replicas share a batch, their gradients are summed first. Each then updates its
-    own copy of the variables as one device would: the copies stay equal, and clipping,
-    accumulation and averages are those of the whole batch. Keras's own code for TensorFlow clips
-    and accumulates each replica's gradients before the sum; `BaseOptimizer` has the code without
-    replicas, which every other backend runs.
+    If several replicas share a batch, their gradients are summed first. Each replica then updates
+    its own copy of the variables as a single device would: the copies stay equal, and clipping,
+    accumulation and moving averages are those of the global batch. Keras's TensorFlow code clips
+    and accumulates each replica's gradients before the sum; this mixin uses the code in
+    `BaseOptimizer`, without replicas, which the other backends run.
 
     Attributes:
-        gradient_norm: variable, the norm of the last batch's gradients, all together, before
-            clipping.
-        skipped: variable, how many updates were skipped.
+        gradient_norm: variable, the global norm of the last batch's gradients before clipping.
+        skipped: variable, the number of skipped updates.
     """
 
     def __init__(self, *args, no_decay=NO_DECAY, skip_factor=None, **kwargs):
@@ -49,11 +50,11 @@ class _Replicated:
             raise InputError(f"`skip_factor` must be > 1 or None, got {skip_factor!r}.")
         if skip_factor is not None and self.gradient_accumulation_steps:
             raise InputError(
-                "`skip_factor` cannot be given with `gradient_accumulation_steps`: a sum of "
-                "gradients cannot leave one out any more."
+                "`skip_factor` is not supported with `gradient_accumulation_steps`: a single "
+                "gradient cannot be removed from the accumulated sum."
             )
         if skip_factor is not None and keras.backend.backend() == "jax":
-            raise InputError("`skip_factor` is not for Keras's JAX backend.")
+            raise InputError("`skip_factor` is not supported on Keras's JAX backend.")
         self.no_decay = tuple(no_decay)
         self.skip_factor = skip_factor
         if self.no_decay:
@@ -68,7 +69,10 @@ class _Replicated:
     )
 
     def _get_current_learning_rate(self):
-        """A schedule counts updates; Keras's own code counts batches where they are accumulated."""
+        """Evaluate the schedule at the number of updates.
+
+        With gradient accumulation, Keras's own code counts batches instead.
+        """
         if isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
             return self._learning_rate(self.iterations)
         return super()._get_current_learning_rate()
@@ -84,8 +88,8 @@ class _Replicated:
         if not self.built:
             trainable_variables = list(trainable_variables)
             self.build(trainable_variables)
-        # An embedding's gradient comes as rows, some of them more than once: their norm, which
-        # Keras would clip by, is not that of the sum.
+        # An embedding's gradient may list a row several times. Sum the duplicates first: Keras
+        # would clip by the norm of the unsummed rows.
         grads = [None if g is None else _dense(g) for g in grads]
         grads = replicas.total(grads, type(self).__name__)
         squares = [ops.sum(ops.square(ops.cast(g, "float32"))) for g in grads if g is not None]
@@ -99,7 +103,7 @@ class _Replicated:
         update = super()._backend_apply_gradients
         norm = ops.convert_to_tensor(self.gradient_norm)
         settling = self.iterations < _SETTLING
-        usual = ops.isfinite(norm) & (settling | (norm <= self.skip_factor * self.typical_norm))
+        is_normal = ops.isfinite(norm) & (settling | (norm <= self.skip_factor * self.typical_norm))
 
         def take():
             share = ops.where(self.iterations == 0, 1.0, 0.05)
@@ -107,16 +111,16 @@ class _Replicated:
             update(grads, trainable_variables)
 
         def skip():
-            # What is unusual again and again is usual after some: the mean grows towards it.
-            grown = ops.minimum(norm, self.skip_factor * self.typical_norm) - self.typical_norm
-            self.typical_norm.assign_add(ops.where(ops.isfinite(norm), 0.05 * grown, 0.0))
+            # Let the running mean grow toward large norms, so that a lasting change is accepted.
+            growth = ops.minimum(norm, self.skip_factor * self.typical_norm) - self.typical_norm
+            self.typical_norm.assign_add(ops.where(ops.isfinite(norm), 0.05 * growth, 0.0))
             self.skipped.assign_add(1.0)
 
-        ops.cond(usual, take, skip)  # either way Keras counts the step: the schedule goes on
+        ops.cond(is_normal, take, skip)  # Keras counts skipped steps too: the schedule advances
 
     def get_config(self):
-        watched = {"no_decay": self.no_decay, "skip_factor": self.skip_factor}
-        return {**super().get_config(), **watched}
+        options = {"no_decay": self.no_decay, "skip_factor": self.skip_factor}
+        return {**super().get_config(), **options}
 
 
 def _dense(gradient):
@@ -128,8 +132,10 @@ def _dense(gradient):
 
 
 def _adam_in_one_pass(variable, averages, gradient, rate, iterations, betas, epsilon):
-    """Adam's update as one operation, where TensorFlow has it; whether it was done. Keras's own
-    code goes over all numbers ten times, unless XLA makes one pass of it."""
+    """Run Adam's update as one fused operation on TensorFlow; return whether it ran.
+
+    Keras's own code makes about ten passes over the elements, unless XLA fuses them.
+    """
     if keras.backend.backend() != "tensorflow":
         return False
     from keras_llm.training.tensorflow import adam
@@ -139,8 +145,11 @@ def _adam_in_one_pass(variable, averages, gradient, rate, iterations, betas, eps
 
 
 def _when_there(gradient):
-    """A graph of TensorFlow would read the averages of all variables when a step begins, and hold
-    them until their gradients come."""
+    """Return a context whose operations wait for a gradient on TensorFlow.
+
+    Otherwise a TensorFlow graph reads the moments of all variables at the start of a step and holds
+    them in memory until their gradients are ready.
+    """
     if keras.backend.backend() != "tensorflow":
         return contextlib.nullcontext()
     from keras_llm.training.tensorflow import waiting_for
@@ -151,28 +160,28 @@ def _when_there(gradient):
 _ADDED = """
 
     Args:
-        *args, **kwargs: as of `keras.optimizers.{name}`; among them `learning_rate`,
-            `weight_decay`, `global_clipnorm`, `use_ema` with `ema_momentum`, and
-            `gradient_accumulation_steps`.
-        no_decay: regular expressions, searched for in the names of variables that weight decay
-            leaves alone: biases and the gains of norms by default.
-        skip_factor: float > 1 or None. An update whose gradients have a norm more than this many
-            times the running mean, or not finite, is skipped. Not in the first 20 updates, and not
-            on JAX.{more}
+        *args, **kwargs: see `keras.optimizers.{name}`, e.g. `learning_rate`, `weight_decay`,
+            `global_clipnorm`, `use_ema` with `ema_momentum`, and `gradient_accumulation_steps`.
+        no_decay: regular expressions. Variables whose names match are excluded from weight decay;
+            by default biases and norm scales.
+        skip_factor: float > 1 or None. An update is skipped if the global norm of its gradients is
+            more than this many times the running mean. Does not apply to the first 20 updates.
+            Updates with a norm that is not finite are always skipped. Not supported on JAX.{more}
 
     Attributes:
-        gradient_norm: variable, the norm of all gradients of the last batch, before clipping.
-        skipped: variable, how many updates were skipped.
+        gradient_norm: variable, the global norm of the last batch's gradients before clipping.
+        skipped: variable, the number of skipped updates.
 
     Raises:
-        InputError: naming the argument that is wrong; if the weights are too coarse for `beta_2`;
-            or on several replicas with float16, whose loss scale Keras keeps for each by itself.
+        InputError: if an argument is invalid, naming it; if the weight dtype is too coarse for
+            `beta_2`; or on several replicas with float16, where Keras would keep a separate loss
+            scale for each replica.
 """
 
 _STATE_BITS = """
-        state_bits: 32 or 8. In 8 bits the two averages of a matrix take about a quarter of their
-            memory: codes with a scale for each row, as in Dettmers et al., 2021, "8-bit Optimizers
-            via Block-wise Quantization", but powers of the codes in place of a table."""
+        state_bits: 32 or 8. With 8, the two moments of a matrix take about a quarter of the memory:
+            they are stored as 8-bit codes with a scale per row, as in Dettmers et al., 2021, "8-bit
+            Optimizers via Block-wise Quantization", with powers of the codes instead of a table."""
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -191,23 +200,26 @@ class AdamW(_Replicated, keras.optimizers.AdamW):
         self.state_bits = state_bits
 
     def add_optimizer_variables(self, trainable_variables, name, initializer="zeros"):
-        """As Keras's, but that the two averages of large matrices are codes where asked."""
-        made = super().add_optimizer_variables
+        """Add variables as Keras does; with 8 state bits, quantize the moments of large matrices.
+
+        See `QuantizedMoment`.
+        """
+        add_variables = super().add_optimizer_variables
         if self.state_bits == 32 or name != ["momentum", "velocity"]:
-            return made(trainable_variables, name, initializer)
+            return add_variables(trainable_variables, name, initializer)
         averages = [
             (
                 QuantizedMoment(self, variable, "momentum", signed=True),
                 QuantizedMoment(self, variable, "velocity", signed=False),
             )
             if is_coded(variable.shape)
-            else [of for (of,) in made([variable], name)]
+            else [moment for (moment,) in add_variables([variable], name)]
             for variable in trainable_variables
         ]
         return zip(*averages, strict=True)
 
     def update_step(self, gradient, variable, learning_rate):
-        """As Keras's, on numbers that are decoded for it and encoded again where they are codes."""
+        """Update as Keras does; dequantize and requantize moments if they are quantized."""
         index = self._get_variable_index(variable)
         first, second = self._momentums[index], self._velocities[index]
         if not isinstance(first, QuantizedMoment):
@@ -234,14 +246,16 @@ class AdamW(_Replicated, keras.optimizers.AdamW):
 
 @keras.saving.register_keras_serializable("keras_llm")
 class Lion(_Replicated, keras.optimizers.Lion):
-    __doc__ = "The sign of a momentum (Chen et al., 2023)." + _ADDED.format(name="Lion", more="")
+    __doc__ = "Lion: updates by the sign of the momentum (Chen et al., 2023)." + _ADDED.format(
+        name="Lion", more=""
+    )
     _apply_weight_decay = BaseOptimizer._apply_weight_decay
 
 
 @keras.saving.register_keras_serializable("keras_llm")
 class Muon(_Replicated, keras.optimizers.Muon):
     __doc__ = (
-        "Orthogonalised momentum for matrices, Adam for the rest (Jordan et al., 2024)."
+        "Muon: orthogonalized momentum for matrices, Adam for the rest (Jordan et al., 2024)."
         + _ADDED.format(name="Muon", more="")
     )
 
@@ -253,22 +267,25 @@ class Muon(_Replicated, keras.optimizers.Muon):
             super()._adamw_update_step(gradient, variable, learning_rate, m, v)
 
     def zeropower_via_newtonschulz5(self, x, steps):
-        """The iteration of Keras, x <- (a + b x x^T + c (x x^T)^2) x; of a matrix (m, n) or (n, m)
-        with n > 1.5 m on x x^T alone, for what x is multiplied by is a polynomial of that. A step
-        is four products of m^3 then, instead of one and two of m^2 n. Small singular values do not
-        bear being squared in 16 bits."""
+        """Orthogonalize a matrix with Keras's iteration, x <- (a + b x x^T + c (x x^T)^2) x.
+
+        For a matrix (m, n) or (n, m) with n > 1.5 m, iterate on x x^T instead: the factor of x is a
+        polynomial in x x^T. A step then takes four products of m^3 instead of one of m^3 and two of
+        m^2 n. 16-bit dtypes use Keras's code, because squaring small singular values loses too much
+        precision.
+        """
         rows, columns = sorted(x.shape[-2:])
-        coarse = keras.backend.standardize_dtype(x.dtype) in _ROUNDED_TO_ONE
-        if not steps or columns <= 1.5 * rows or coarse:
+        is_16_bit = keras.backend.standardize_dtype(x.dtype) in _ROUNDED_TO_ONE
+        if not steps or columns <= 1.5 * rows or is_16_bit:
             return super().zeropower_via_newtonschulz5(x, steps)
         tall = x.shape[-2] > x.shape[-1]
         x = self.transpose_last_axis(x) if tall else x
         x = x / (ops.norm(x, axis=(-2, -1), keepdims=True) + 1e-7)
         gram = x @ self.transpose_last_axis(x)
-        same = ops.eye(rows, dtype=x.dtype)
-        product = same
+        identity = ops.eye(rows, dtype=x.dtype)
+        product = identity
         for step in range(steps):
-            factor = self.muon_a * same + self.muon_b * gram + self.muon_c * gram @ gram
+            factor = self.muon_a * identity + self.muon_b * gram + self.muon_c * gram @ gram
             product = factor @ product if step else factor
             if step < steps - 1:
                 gram = factor @ gram @ factor

@@ -1,24 +1,24 @@
-"""The averages that an optimizer keeps, in 8 bits."""
+"""Store optimizer moments in 8 bits."""
 
 import math
 
 from keras import ops
 
-_SMALLEST = 4096  # numbers; of fewer it is not worth it
+_SMALLEST = 4096  # elements; quantizing smaller variables saves too little
 
 
 class QuantizedMoment:
-    """An average of the shape of a variable as codes of 8 bits with a scale for each row.
+    """An optimizer moment with the shape of a variable, as 8-bit codes with a scale per row.
 
-    A number with a sign is `scale * (code / 127) ** 2` with the sign of the code; a square, whose
-    root is what counts, is `scale * ((code - 0.5) / 254.5) ** 4`, so that nothing that is divided
-    by becomes 0, which is code 0. So most codes are for small numbers.
+    A signed value (first moment) is `scale * (code / 127) ** 2` with the sign of the code. A second
+    moment, whose root Adam divides by, is `scale * ((code - 0.5) / 254.5) ** 4`; code 0 means 0, so
+    that positive values never round to 0. Both use most codes for small values.
 
     Args:
-        optimizer: a Keras optimizer, whose variables the codes and scales become.
-        variable: `keras.Variable`, whose last axis is the row.
+        optimizer: the Keras optimizer that owns the variables of codes and scales.
+        variable: `keras.Variable`; rows are along its last axis.
         name: str.
-        signed: bool, whether numbers are below 0 too.
+        signed: bool, whether values can be negative.
     """
 
     def __init__(self, optimizer, variable, name, signed):
@@ -28,14 +28,14 @@ class QuantizedMoment:
         self.scale = optimizer.add_variable(shape, "zeros", "float32", name=f"{name}_scale")
 
     def read(self):
-        """The numbers, float32."""
+        """Return the dequantized values, float32."""
         codes = ops.cast(self.codes, "float32")
         if self.signed:
             return codes * ops.abs(codes) * (self.scale / 127.0**2)
         return ops.square(ops.square(ops.maximum(codes - 0.5, 0.0))) * (self.scale / 254.5**4)
 
     def write(self, numbers):
-        """Take float32 numbers, each as the nearest code."""
+        """Quantize float32 values to the nearest codes."""
         size = ops.abs(numbers) if self.signed else numbers
         scale = ops.max(size, axis=-1, keepdims=True)
         roots = ops.sqrt(size * (1.0 / ops.where(scale > 0, scale, 1.0)))
@@ -48,10 +48,10 @@ class QuantizedMoment:
 
 
 def is_coded(shape):
-    """Whether it is worth it for variables of a shape: they have rows, and are large."""
+    """Return whether moments of this shape are quantized: only large matrices are."""
     return len(shape) > 1 and math.prod(shape) >= _SMALLEST and shape[-1] >= 32
 
 
 def coded_bytes(shape):
-    """What one average takes."""
+    """Return the size of one quantized moment in bytes."""
     return math.prod(shape) + 4 * math.prod(shape[:-1])

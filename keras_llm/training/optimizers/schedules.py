@@ -1,4 +1,4 @@
-"""Learning rates over a training."""
+"""Schedule the learning rate: linear warmup and a decay."""
 
 import math
 
@@ -12,29 +12,30 @@ _DECAYS = ("cosine", "linear", "inverse_sqrt", "wsd", "constant")
 
 @keras.saving.register_keras_serializable("keras_llm")
 class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """A linear warm-up to a peak p, and a decay from it.
+    """A linear warmup to a peak p, followed by a decay.
 
-    With w = `warmup_steps`, n = `total_steps`, f = `final_share`, at step t >= w, with the share
-    `s = (t - w) / (n - w)` of the decay that is done:
+    With w = `warmup_steps`, n = `total_steps` and f = `final_share`, at step t >= w, with the decay
+    progress `s = (t - w) / (n - w)`:
 
     - "cosine": `p (f + (1 - f) (1 + cos(pi s)) / 2)`
     - "linear": `p (1 - (1 - f) s)`
-    - "inverse_sqrt": `p sqrt(w / t)`; it needs a warm-up and leaves f aside
-    - "wsd" (warm-up, stable, decay): p, and over the last `decay_share` of n linear to `p f`
+    - "inverse_sqrt": `p sqrt(w / t)`; requires a warmup and ignores f
+    - "wsd" (warmup, stable, decay): p, then linear to `p f` over the last `decay_share` of n
     - "constant": p
 
-    In the warm-up it is `p (t + 1) / (w + 1)`: the first step learns too. After n it stays.
+    During warmup the rate is `p (t + 1) / (w + 1)`, so the first step is not 0. After n the rate is
+    constant.
 
     Args:
         peak: float > 0.
-        total_steps: int > 0, updates of the whole training.
+        total_steps: int > 0, number of updates of the whole training.
         warmup_steps: int, in 0 .. total_steps - 1.
         decay: str, one of the above.
         final_share: float in [0, 1].
         decay_share: float in (0, 1], for "wsd".
 
     Raises:
-        InputError: naming the argument that is wrong.
+        InputError: if an argument is invalid, naming it.
 
     References:
         Vaswani et al., 2017, "Attention Is All You Need", eq. 3 (inverse_sqrt).
@@ -75,7 +76,7 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         self.decay_share = decay_share
 
     def __call__(self, step):
-        """The learning rate of an update, counted from 0: a float tensor."""
+        """Return the learning rate of an update, counted from 0: a float tensor."""
         step = ops.minimum(ops.cast(step, "float32"), float(self.total_steps))
         warmup = (step + 1.0) / (self.warmup_steps + 1.0)
         share = ops.where(step < self.warmup_steps, warmup, self._decayed(step))
@@ -83,7 +84,7 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
 
     def _decayed(self, step):
         first, last = self.warmup_steps, self.total_steps
-        falls = 1.0 - self.final_share
+        drop = 1.0 - self.final_share
         if self.decay == "constant":
             return ops.ones_like(step)
         if self.decay == "inverse_sqrt":
@@ -92,8 +93,8 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
             first = max(first, last - max(1, round(self.decay_share * last)))
         done = ops.clip((step - first) / (last - first), 0.0, 1.0)
         if self.decay == "cosine":
-            return self.final_share + falls * 0.5 * (1.0 + ops.cos(math.pi * done))
-        return 1.0 - falls * done
+            return self.final_share + drop * 0.5 * (1.0 + ops.cos(math.pi * done))
+        return 1.0 - drop * done
 
     def get_config(self):
         return {

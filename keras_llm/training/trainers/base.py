@@ -1,4 +1,4 @@
-"""Models together with their losses, which train on several devices as on one."""
+"""Train Keras models with the same result on one or several devices."""
 
 import keras
 from keras import ops
@@ -12,23 +12,23 @@ _MEANS = ("sum_over_batch_size", "mean")
 
 
 class Trainer(keras.Model):
-    """Any model together with Keras's losses and metrics, for `compile(optimizer, loss)` and `fit`.
+    """A trainer for any model with Keras losses and metrics: `compile(optimizer, loss)` and `fit`.
 
-    On one device it is what the model's own `compile` and `fit` are. On several (`tf.distribute`,
-    `keras.distribution`) loss and gradients are those of the whole batch, however its rows are
-    spread; see docs/scaling.md for what is refused. The weights are those of `model`, which is
-    what is saved and used when training is done.
+    On one device it behaves like the model's own `compile` and `fit`. On several devices
+    (`tf.distribute`, `keras.distribution`) loss and gradients are those of the global batch,
+    however its rows are split; see docs/scaling.md for unsupported options. The weights are those
+    of `model`: save and use `model` after training.
 
     Args:
         model: a `keras.Model`.
 
-    Data: as of the model. A loss must be a mean over rows that do not look at each other.
+    Data: as for the model. The loss must be a mean over independent rows.
 
     Raises:
-        InputError: in `compile`, naming what Keras would do otherwise than on one device; in
-            `fit`, if weights are too coarse for the optimizer (bfloat16 and Adam's usual `beta_2`),
-            or several devices cannot split the batches; in `fit` over several workers, if one ends
-            before the others, naming it.
+        InputError: in `compile`, if an option gives a different result on several devices; in
+            `fit`, if the weight dtype is too coarse for the optimizer (bfloat16 with Adam's default
+            `beta_2`), or the batches cannot be split over the devices; in `fit` over several
+            workers, if a worker is lost, naming it.
 
     Example:
     >>> import keras
@@ -49,15 +49,15 @@ class Trainer(keras.Model):
 
     @property
     def trained(self):
-        """The model whose weights are trained, that are to be kept."""
+        """The model with all trained weights."""
         return self.model
 
     def get_config(self):
-        is_ours = hasattr(self.model, "config")
-        return {"model": models.describe(self.model) if is_ours else self.model.get_config()}
+        has_config = hasattr(self.model, "config")
+        return {"model": models.describe(self.model) if has_config else self.model.get_config()}
 
     def call(self, inputs, training=None):
-        """What the model gives."""
+        """Return the model's outputs."""
         return self.model(inputs, training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -66,23 +66,27 @@ class Trainer(keras.Model):
             return loss
         rows = ops.cast(ops.shape(keras.tree.flatten(y)[0])[0], "float32")
         (total,) = replicas.total([rows], type(self).__name__)
-        # Keras took the mean of the rows here, and of that the share of one replica.
+        # Keras computed the mean over this replica's rows, divided by the number of replicas.
         return self._of_whole_batch(loss * replicas.count() * rows / total)
 
     def _mean_of_rows(self, losses):
-        """The mean of the losses (B,) of rows, on several replicas of those of the whole batch."""
+        """Return the mean of the losses (B,) of rows, over the global batch on several replicas."""
         if not replicas.is_step():
             return ops.mean(losses)
         (rows,) = replicas.total([ops.cast(ops.size(losses), "float32")], type(self).__name__)
         return self._of_whole_batch(ops.sum(losses) / rows)
 
     def _of_whole_batch(self, part):
-        """One replica's part of the sum of losses, shown to Keras as the loss of all: the gradient
-        is that of the part, the value that of the batch, of which Keras expects a share."""
+        """Return the global batch's loss, given one replica's part of the sum.
+
+        The gradient is that of the part. The value is the total divided by the number of replicas,
+        because Keras sums over replicas.
+        """
         if self.losses:
             raise InputError(
-                "a model with losses of its own (`add_loss`: experts, regularizers) is for one "
-                f"replica, and this strategy has {replicas.count()}: they are no sums over rows."
+                "a model with losses of its own (`add_loss`: experts, regularizers) supports only "
+                f"one replica, and this strategy has {replicas.count()}: these losses are not sums "
+                "over rows."
             )
         (whole,) = replicas.total([ops.stop_gradient(part)], type(self).__name__)
         return part + ops.stop_gradient(whole / replicas.count() - part)
@@ -97,7 +101,7 @@ class Trainer(keras.Model):
         check_precision(self.optimizer, self.trained.trainable_variables)
         distribution.check_batches(x, batch_size)
         distribution.check_batches(kwargs.get("validation_data"), batch_size, "validation_data")
-        if hasattr(x, "element_spec"):  # a data set, of which Keras would warn that it stays as is
+        if hasattr(x, "element_spec"):  # a tf.data.Dataset; avoids Keras's warning about shuffle
             kwargs.setdefault("shuffle", False)
         with replicas.scope_of(self):
             if replicas.count() > 1 and not kwargs.get("steps_per_epoch"):
@@ -123,16 +127,17 @@ class Trainer(keras.Model):
             super()._maybe_symbolic_build(iterator, data_batch)
 
     def _check_compiled(self, loss):
-        """Refuse what Keras does otherwise than on one replica, or not at all."""
+        """Raise InputError for options that Keras does not support or changes on replicas."""
         if hasattr(self.optimizer, "inner_optimizer"):
             raise InputError(
-                "mixed_float16 is for one replica, and this strategy has "
-                f"{replicas.count()}: each would scale its loss by itself; use mixed_bfloat16."
+                "mixed_float16 supports only one replica, and this strategy has "
+                f"{replicas.count()}: each replica would scale its loss separately; use "
+                "mixed_bfloat16."
             )
         if self.jit_compile or self.steps_per_execution > 1:
             raise InputError(
-                "`jit_compile` and `steps_per_execution` above 1 are for one replica, and this "
-                f"strategy has {replicas.count()}."
+                "`jit_compile` and `steps_per_execution` above 1 support only one replica, and "
+                f"this strategy has {replicas.count()}."
             )
         for one in keras.tree.flatten(loss):
             if getattr(one, "reduction", "mean") not in _MEANS:
@@ -149,15 +154,15 @@ class Trainer(keras.Model):
         ):
             if getattr(self.optimizer, name, None) and not hasattr(self.optimizer, "skip_factor"):
                 raise InputError(
-                    f"`{name}` of keras.optimizers.{type(self.optimizer).__name__} would count for "
-                    f"each of {replicas.count()} replicas by itself; use training.AdamW, Lion or "
+                    f"`{name}` of keras.optimizers.{type(self.optimizer).__name__} would apply to "
+                    f"each of {replicas.count()} replicas separately; use training.AdamW, Lion or "
                     "Muon."
                 )
 
     def _check_length(self, data):
-        """Keras goes one step beyond data of unknown length, with nothing to learn from."""
+        """Raise InputError if the length of `data` is unknown: Keras would run one empty step."""
         if hasattr(data, "cardinality") and int(data.cardinality()) < 0:
             raise InputError(
-                "over several replicas the length of the data must be known: give "
+                "with several replicas the length of the data must be known; pass "
                 "`steps_per_epoch`."
             )

@@ -1,4 +1,4 @@
-"""A model that learns from the logits of another."""
+"""Train a language model by knowledge distillation."""
 
 import dataclasses
 
@@ -12,14 +12,14 @@ from keras_llm.training.trainers.language_model import LanguageModelTrainer, sta
 
 @dataclasses.dataclass(frozen=True)
 class ChunkedDistillation(ChunkedCrossEntropy):
-    """`ChunkedCrossEntropy` mixed with the divergence from a teacher.
+    """`ChunkedCrossEntropy` mixed with the KL divergence from a teacher.
 
-    With `p = softmax(teacher's logits / t)`, `q = softmax(l / t)` and the cross-entropy C:
-    `loss = (1 - share) C + share t^2 sum p log(p / q)`. In training alone; without a teacher the
-    loss is C.
+    With `p = softmax(teacher logits / t)`, `q = softmax(l / t)` and the cross-entropy C:
+    `loss = (1 - share) C + share t^2 sum p log(p / q)`. The divergence is used in training only;
+    without a teacher the loss is C.
 
     Args:
-        share: float in [0, 1].
+        share: float in [0, 1], the weight of the divergence.
         temperature: float > 0, t.
 
     Reference:
@@ -29,37 +29,38 @@ class ChunkedDistillation(ChunkedCrossEntropy):
     share: float = 0.5
     temperature: float = 2.0
 
-    def _chunk(self, raw, targets, weights, gradients, taught=None):
+    def _chunk(self, raw, targets, weights, gradients, teacher_logits=None):
         losses, right, d = super()._chunk(raw, targets, weights, gradients)
-        if taught is None:
+        if teacher_logits is None:
             return losses, right, d
         t, share = self.temperature, self.share
         logits = capped(raw, self.soft_cap)
-        log_p, log_q = ops.log_softmax(taught / t, axis=-1), ops.log_softmax(logits / t, axis=-1)
+        log_p = ops.log_softmax(teacher_logits / t, axis=-1)
+        log_q = ops.log_softmax(logits / t, axis=-1)
         p = ops.exp(log_p)
         divergence = ops.sum(p * (log_p - log_q), axis=-1)
         losses = (1.0 - share) * losses + share * t * t * divergence
         if gradients:
-            pull = (ops.exp(log_q) - p) * ops.expand_dims(weights, 1) * t
+            d_divergence = (ops.exp(log_q) - p) * ops.expand_dims(weights, 1) * t
             if self.soft_cap is not None:
-                pull *= 1.0 - ops.square(logits / self.soft_cap)
-            d = (1.0 - share) * d + share * pull
+                d_divergence *= 1.0 - ops.square(logits / self.soft_cap)
+            d = (1.0 - share) * d + share * d_divergence
         return losses, right, d
 
 
 class DistillationTrainer(LanguageModelTrainer):
-    """A `LanguageModelTrainer` whose model also learns from a teacher's logits.
+    """A `LanguageModelTrainer` that distills a teacher into the model.
 
-    The teacher reads each batch too; the logits of neither exist as a whole. The teacher is no
-    part of the trainer's weights, and is not changed. `evaluate` and held-out losses are the
-    cross-entropy of the targets alone, so that they compare with those of other trainings.
+    The teacher runs on each batch; the full logits of student and teacher are never in memory. The
+    teacher's weights are not part of the trainer and do not change. `evaluate` and validation
+    losses are the cross-entropy of the targets only, so they are comparable with other runs.
 
     Args:
         model: the student, from `models.causal_lm`, `models.seq2seq` or `models.masked_lm`.
-        teacher: a model of the same kind and with the same vocabulary.
-        share: float in [0, 1]. How much the teacher counts beside the targets.
-        temperature: float > 0 that both sides' logits are divided by.
-        **kwargs: as of `LanguageModelTrainer`. Data is as there.
+        teacher: a model of the same kind with the same vocabulary.
+        share: float in [0, 1]. Weight of the teacher's loss; the targets get `1 - share`.
+        temperature: float > 0. Divides the logits of student and teacher.
+        **kwargs: see `LanguageModelTrainer`, also for the data.
 
     Raises:
         InputError: naming the argument that is wrong.
@@ -82,8 +83,8 @@ class DistillationTrainer(LanguageModelTrainer):
         sizes = [m.config.vocabulary_size for m in (model, teacher)]
         if sizes[0] != sizes[1] or len(model.inputs) != len(teacher.inputs):
             raise InputError(
-                f"`teacher` must have the model's inputs and its vocabulary of {sizes[0]}, got "
-                f"one of {sizes[1]}."
+                f"`teacher` must have the model's inputs and its vocabulary size {sizes[0]}, got "
+                f"{len(teacher.inputs)} inputs and vocabulary size {sizes[1]}."
             )
         if not 0 <= share <= 1:
             raise InputError(f"`share` must be in [0, 1], got {share!r}.")
@@ -91,7 +92,7 @@ class DistillationTrainer(LanguageModelTrainer):
             raise InputError(f"`temperature` must be > 0, got {temperature!r}.")
         options = dataclasses.asdict(self.cross_entropy)
         self.cross_entropy = ChunkedDistillation(**options, share=share, temperature=temperature)
-        self._teacher = lambda: teacher  # a function, so that Keras does not take it for a part
+        self._teacher = lambda: teacher  # a function, so that Keras does not track the weights
 
     def get_config(self):
         return {**super().get_config(), "teacher": models.describe(self._teacher())}

@@ -1,4 +1,4 @@
-"""Models that predict tokens, trained without their logits."""
+"""Train language models without materializing their logits."""
 
 import dataclasses
 
@@ -15,35 +15,35 @@ from keras_llm.training.trainers.base import Trainer
 
 
 class LanguageModelTrainer(Trainer):
-    """A model that predicts tokens together with its loss, for `compile(optimizer)` and `fit`.
+    """A trainer for models that predict tokens: `compile(optimizer)` and `fit`.
 
-    The loss is the mean cross-entropy of the target tokens, made chunk by chunk from the last
+    The loss is the mean cross-entropy of the target tokens, computed in chunks from the last
     hidden states (see `ChunkedCrossEntropy`): the float tensor (B, T, V) of logits never exists.
     `fit` logs `loss` and `accuracy`, the share of targets with the largest logit. The weights are
-    those of `model`, which is what is saved and used when training is done.
+    those of `model`: save and use `model` after training.
 
-    On several devices (`tf.distribute`, `keras.distribution`) it trains as on one: loss and
-    gradients are those of the whole batch, however its tokens are spread; see docs/scaling.md for
-    what is refused.
+    On several devices (`tf.distribute`, `keras.distribution`) loss and gradients are those of the
+    global batch, however its tokens are split; see docs/scaling.md for unsupported options.
 
     Args:
         model: a model from `models.causal_lm`, `models.seq2seq` or `models.masked_lm`.
-        ignore_id: int or None. Targets that do not count (padding).
-        label_smoothing: float in [0, 1). Share of the target's probability that all tokens get.
+        ignore_id: int or None. Targets with this id do not count (padding).
+        label_smoothing: float in [0, 1). Probability spread uniformly over the vocabulary.
         z_loss: float >= 0, the weight of `log(sum(exp(logits)))^2`.
-        chunk_size: int > 0, tokens in a chunk; None for as many as have 4 million logits.
+        chunk_size: int > 0, tokens per chunk; None for chunks of about 4 million logits.
 
-    Data: pairs of the model's inputs and int targets (B, T), or (B, M) of a `masked_lm` model, as
-    `data.packed_dataset` gives them; a third part, float (B, T) or (B,), weighs tokens or rows. The
-    loss is divided by the sum of weights. Inputs of a `causal_lm` model may be a dict of
-    `token_ids`, `segment_ids` and `positions`, int (B, T): tokens then see only what has their own
-    segment id, up to their own position.
+    Data: pairs of the model's inputs and int targets (B, T), or (B, M) for a `masked_lm` model, as
+    returned by `data.packed_dataset`; an optional third element, float (B, T) or (B,), weights
+    tokens or rows. The loss is divided by the sum of weights. Inputs of a `causal_lm` model may be
+    a dict of `token_ids`, `segment_ids` and `positions`, int (B, T): a token then attends only to
+    tokens of its own segment, up to its own position.
 
     Raises:
-        InputError: naming the argument that is wrong; in `fit`, if weights are too coarse for the
-            optimizer (bfloat16 and Adam's usual `beta_2`); in `fit` and `evaluate`, if an array of
-            token ids has one that the vocabulary has not, or several devices cannot split the
-            batches; in `fit` over several workers, if one ends before the others, naming it.
+        InputError: if an argument is invalid, naming it; in `fit`, if the weight dtype is too
+            coarse for the optimizer (bfloat16 with Adam's default `beta_2`); in `fit` and
+            `evaluate`, if an array of token ids has one outside the vocabulary, or the batches
+            cannot be split over the devices; in `fit` over several workers, if a worker is lost,
+            naming it.
 
     Example:
     >>> import numpy as np
@@ -90,12 +90,12 @@ class LanguageModelTrainer(Trainer):
         return {**super().get_config(), **loss, "ignore_id": self.ignore_id}
 
     def call(self, inputs, training=None):
-        """The states that logits are made from, (B, T, D)."""
+        """Return the hidden states that logits are computed from, (B, T, D)."""
         return states_of(self.model, inputs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         targets = ops.reshape(y, (-1,))
-        if self.ignore_id is not None:  # which need not be in the vocabulary
+        if self.ignore_id is not None:  # may be outside the vocabulary, such as -1
             targets = ops.where(ops.equal(targets, self.ignore_id), 0, targets)
         weights = ops.reshape(self._weights(y, sample_weight), (-1,))
         states = ops.reshape(y_pred, (-1, y_pred.shape[-1]))
@@ -121,10 +121,10 @@ class LanguageModelTrainer(Trainer):
         return self._of_whole_batch(loss) if replicas.is_step() else loss + sum(self.losses)
 
     def fit(self, x=None, y=None, batch_size=None, **kwargs):
-        held_out = kwargs.get("validation_data")
+        validation_data = kwargs.get("validation_data")
         self._check_ids(x, y)
-        if isinstance(held_out, (tuple, list)):
-            self._check_ids(*held_out[:2])
+        if isinstance(validation_data, (tuple, list)):
+            self._check_ids(*validation_data[:2])
         return super().fit(x, y, batch_size, **kwargs)
 
     def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
@@ -132,7 +132,7 @@ class LanguageModelTrainer(Trainer):
         return super().evaluate(x, y, batch_size, **kwargs)
 
     def _teaching(self, x):
-        """States and head of a model to learn from besides; see `DistillationTrainer`."""
+        """Return the states and output head of a teacher; see `DistillationTrainer`."""
         return None
 
     def _weights(self, y, sample_weight):
@@ -158,7 +158,7 @@ class LanguageModelTrainer(Trainer):
 
 
 def states_of(model, inputs):
-    """The states that a model's logits are made from, (B, T, D), of any inputs of a trainer."""
+    """Return the hidden states that logits are computed from, (B, T, D), for a trainer's inputs."""
     if isinstance(model, models.CausalLM) and isinstance(inputs, dict):
         if set(inputs) != {"token_ids", "segment_ids", "positions"}:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Learning from pairs of answers, the better and the worse: DPO and ORPO."""
+"""Train on preference pairs, chosen and rejected answers, with DPO and ORPO."""
 
 import dataclasses
 
@@ -15,17 +15,16 @@ from keras_llm.training.trainers.language_model import LanguageModelTrainer
 class DPO:
     """Direct preference optimization.
 
-    With `p` the log-probability of an answer, `r` that under a reference model, and
-    `m = beta ((p - r)[chosen] - (p - r)[rejected])`, the margin of the rewards:
+    With `p` the log-probability of an answer, `r` its log-probability under the reference model,
+    and the reward margin `m = beta ((p - r)[chosen] - (p - r)[rejected])`:
     `loss = -(1 - e) log sigmoid(m) - e log sigmoid(-m)`, e = `label_smoothing`.
 
     Args:
-        beta: float > 0. The larger, the nearer the model stays to the reference.
-        label_smoothing: float in [0, 0.5). The share of pairs that are taken to be the wrong way
-            round.
+        beta: float > 0. Larger values keep the model closer to the reference.
+        label_smoothing: float in [0, 0.5). Assumed share of pairs with flipped labels.
 
     Raises:
-        InputError: naming the argument that is out of range.
+        InputError: if an argument is out of range, naming it.
 
     Reference:
         Rafailov et al., 2023, "Direct Preference Optimization", eq. 7; Mitchell, 2023, "A note on
@@ -41,16 +40,16 @@ class DPO:
         _check(self, "label_smoothing", 0 <= self.label_smoothing < 0.5, "in [0, 0.5)")
 
     def losses(self, log_p, num_tokens, reference):
-        """Losses of pairs, with their slopes.
+        """Compute the losses of pairs and their derivatives.
 
         Args:
-            log_p: float tensor (B, 2), of the chosen and the rejected answers.
-            num_tokens: float tensor (B, 2), how long they are.
+            log_p: float tensor (B, 2), log-probabilities of the chosen and the rejected answers.
+            num_tokens: float tensor (B, 2), the number of tokens of the answers.
             reference: float tensor (B, 2), `log_p` under the reference model.
 
         Returns:
-            Three float tensors: the losses (B,), their derivatives by `log_p` (B, 2), and the
-            margins (B,), above 0 where the model prefers the chosen answer.
+            Three float tensors: the losses (B,), their derivatives with respect to `log_p` (B, 2),
+            and the margins (B,), above 0 where the model prefers the chosen answer.
         """
         rewards = self.beta * (log_p - reference)
         margin = rewards[:, 0] - rewards[:, 1]
@@ -62,10 +61,10 @@ class DPO:
 
 @dataclasses.dataclass(frozen=True)
 class ORPO:
-    """Odds ratio preference optimization, which needs no reference model.
+    """Odds ratio preference optimization, without a reference model.
 
-    With `q` the mean log-probability of an answer's tokens, and
-    `m = log(odds[chosen] / odds[rejected])`, `log odds = q - log(1 - exp(q))`:
+    With `q` the mean log-probability of an answer's tokens,
+    `m = log(odds[chosen] / odds[rejected])` and `log odds = q - log(1 - exp(q))`:
     `loss = -q[chosen] - weight log sigmoid(m)`.
 
     Args:
@@ -85,40 +84,40 @@ class ORPO:
         _check(self, "weight", self.weight > 0, "> 0")
 
     def losses(self, log_p, num_tokens, reference=None):
-        """As `DPO.losses`; the margins are the logarithms of the odds ratios."""
+        """Compute the losses like `DPO.losses`; the margins are the log odds ratios."""
         num_tokens = ops.maximum(num_tokens, 1.0)
-        mean = ops.minimum(log_p / num_tokens, -1e-6)  # all is certain: the odds are infinite
+        mean = ops.minimum(log_p / num_tokens, -1e-6)  # at 0 the odds would be infinite
         rest = -ops.expm1(mean)
         log_odds = mean - ops.log(rest)
         margin = log_odds[:, 0] - log_odds[:, 1]
         losses = self.weight * ops.softplus(-margin) - mean[:, 0]
-        push = ops.expand_dims(self.weight * ops.sigmoid(-margin), 1) / rest
-        slopes = ops.stack([-1.0 - push[:, 0], push[:, 1]], axis=1) / num_tokens
+        d_odds = ops.expand_dims(self.weight * ops.sigmoid(-margin), 1) / rest
+        slopes = ops.stack([-1.0 - d_odds[:, 0], d_odds[:, 1]], axis=1) / num_tokens
         return losses, slopes, margin
 
 
 class PreferenceTrainer(LanguageModelTrainer):
-    """A causal language model together with DPO or ORPO, for `compile(optimizer)` and `fit`.
+    """A trainer for DPO and ORPO on a causal language model: `compile(optimizer)` and `fit`.
 
-    No second model is held: what a reference model thinks of the answers comes with the data,
-    written down once by `log_probabilities` before the training. The float tensor of logits never
-    exists: the tokens' losses are made chunk by chunk, and once more with their gradients, when
-    it is known how much each counts. `fit` logs `loss`, `accuracy`, the share of pairs with a
-    margin above 0, and `margin`, its mean. Dropout in the model would be noise beside the
-    reference: build it without.
+    The reference model is not in memory: its log-probabilities come with the data; compute them
+    once before training with `log_probabilities`. The full tensor of logits never exists: a first
+    chunked pass computes the token losses, and a second one, which knows the weight of each token,
+    computes the gradients. `fit` logs `loss`, `accuracy` (the share of pairs with a margin above 0)
+    and `margin` (its mean). Build the model without dropout, which would add noise relative to the
+    reference.
 
     Args:
-        model: a model from `models.causal_lm`, with adapters of `add_lora` or without.
+        model: a model from `models.causal_lm`, with or without adapters from `add_lora`.
         objective: `DPO(...)` or `ORPO(...)`.
-        chunk_size: as of `LanguageModelTrainer`.
+        chunk_size: see `LanguageModelTrainer`.
 
     Data: a dict of `token_ids` (B, 2, T) and, for DPO, `reference` (B, 2); int targets (B, 2, T);
-    weights (B, 2, T), 1 for the tokens of answers. Of each pair the chosen answer is the first, as
-    `data.preference_dataset` gives them.
+    weights (B, 2, T), 1 for answer tokens. The chosen answer comes first in each pair, as in
+    `data.preference_dataset`.
 
     Raises:
-        InputError: naming the argument that is wrong; in `fit`, if DPO's data has no `reference`,
-            or no weights.
+        InputError: if an argument is invalid, naming it; in `fit`, if the data has no weights or,
+            for DPO, no `reference`.
 
     Example:
     >>> import numpy as np
@@ -134,9 +133,9 @@ class PreferenceTrainer(LanguageModelTrainer):
     def __init__(self, model, objective, chunk_size=None, name=None):
         super().__init__(model, chunk_size=chunk_size, name=name)
         if not isinstance(model, models.CausalLM):
-            raise InputError("`model` must come from causal_lm.")
+            raise InputError("`model` must come from models.causal_lm.")
         if not isinstance(objective, (DPO, ORPO)):
-            raise InputError(f"`objective` must be a DPO or an ORPO, got {objective!r}.")
+            raise InputError(f"`objective` must be a DPO or an ORPO object, got {objective!r}.")
         self.objective = objective
         self.margin = keras.metrics.Mean(name="margin")
 
@@ -145,20 +144,25 @@ class PreferenceTrainer(LanguageModelTrainer):
         return {**super().get_config(), type(self.objective).__name__: options}
 
     def call(self, inputs, training=None):
-        """The states that logits are made from, (2 B, T, D), the answers of a pair together."""
+        """Return the hidden states that logits are computed from, (2 B, T, D), pairs in order."""
         token_ids = inputs["token_ids"]
         if len(token_ids.shape) != 3 or token_ids.shape[1] not in (2, None):
-            raise InputError(f"`token_ids` must be (B, 2, T), got {tuple(token_ids.shape)}.")
+            raise InputError(
+                f"`token_ids` must have shape (B, 2, T), got {tuple(token_ids.shape)}."
+            )
         rows = ops.reshape(token_ids, (-1, ops.shape(token_ids)[2]))
         return models.prediction_states(self.model, rows)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if sample_weight is None:
-            raise InputError("the data must have weights, 1 for the tokens of answers.")
+            raise InputError("the data must have sample weights, 1 for answer tokens.")
         reference = None
         if self.objective.needs_reference:
             if "reference" not in x:
-                raise InputError("the data must have `reference`; see log_probabilities.")
+                raise InputError(
+                    "the data must have `reference`, the log-probabilities of the reference "
+                    "model; see log_probabilities."
+                )
             reference = x["reference"]
         weights = ops.cast(sample_weight, "float32")
         head = models.output_head(self.model)
@@ -180,7 +184,7 @@ class PreferenceTrainer(LanguageModelTrainer):
         return self._of_whole_batch(loss) if replicas.is_step() else loss + sum(self.losses)
 
     def _with_gradient(self, loss, slopes, states, targets, weights, head):
-        """The loss, its gradient that of the tokens' losses, each times what it adds to it."""
+        """Return `loss` with the gradient of the token losses, weighted by the chain rule."""
         counts = -ops.expand_dims(slopes, -1) * weights
         tokens, _, _ = self.cross_entropy.weighted_sum(
             states,

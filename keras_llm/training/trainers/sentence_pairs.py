@@ -1,4 +1,4 @@
-"""BERT's two tasks at once: guess hidden words, and tell whether the second passage follows."""
+"""Pretrain BERT: masked language modeling and next sentence prediction."""
 
 import keras
 from keras import ops
@@ -8,19 +8,20 @@ from keras_llm.training.trainers.language_model import LanguageModelTrainer
 
 
 class SentencePairTrainer(LanguageModelTrainer):
-    """A `masked_lm` and a `next_sentence` model on one encoder, for `compile(optimizer)` and `fit`.
+    """A trainer for a `masked_lm` and a `next_sentence` model that share one encoder.
 
-    The loss is the sum of both cross-entropies. `fit` logs also `next_sentence_accuracy`.
+    Use `compile(optimizer)` and `fit`. The loss is the sum of both cross-entropies. `fit` also logs
+    `next_sentence_accuracy`.
 
     Args:
         model: a model from `models.masked_lm`.
         next_sentence: a model from `models.next_sentence` on the same encoder.
-        ignore_id, label_smoothing, z_loss, chunk_size, name: as of `LanguageModelTrainer`.
+        ignore_id, label_smoothing, z_loss, chunk_size, name: see `LanguageModelTrainer`.
 
-    Data: as `data.sentence_pair_dataset` gives it.
+    Data: as returned by `data.sentence_pair_dataset`.
 
     Raises:
-        InputError: naming the argument that is wrong.
+        InputError: if an argument is invalid, naming it.
 
     Reference:
         Devlin et al., 2018, "BERT", section 3.1.
@@ -40,7 +41,7 @@ class SentencePairTrainer(LanguageModelTrainer):
         if {id(layer) for layer in layers[0] if layer.weights} != {
             id(layer) for layer in layers[1] if layer.weights
         }:
-            raise InputError("`model` and `next_sentence` must be made of the same encoder.")
+            raise InputError("`model` and `next_sentence` must use the same encoder.")
         self.next_sentence = next_sentence
         self.judge = keras.Model(next_sentence.hidden, next_sentence.output, name="judge")
         *inputs, _ = model.inputs
@@ -52,7 +53,7 @@ class SentencePairTrainer(LanguageModelTrainer):
         return self.both
 
     def call(self, inputs, training=None):
-        """The states that logits are made from (B, M, D), and the other task's logits (B, 2)."""
+        """Return the states of masked tokens (B, M, D) and next-sentence logits (B, 2)."""
         *tensors, positions = (inputs[tensor.name] for tensor in self.model.inputs)
         hidden = self.model.get_layer("backbone")(tensors)
         states = self.model.get_layer("masked_lm_head").states(hidden, positions)
@@ -67,4 +68,4 @@ class SentencePairTrainer(LanguageModelTrainer):
         return loss + self._mean_of_rows(losses)
 
     def _check_ids(self, *arrays):
-        """What `data.sentence_pair_dataset` gives are the tokenizer's ids."""
+        """Skip the check: ids from `data.sentence_pair_dataset` are in the vocabulary."""

@@ -1,6 +1,6 @@
 "use strict";
 
-// Values a setting starts with; inputs that are not named here start empty.
+// Initial values of settings; other inputs are initially empty.
 const START = {
   max_new_tokens: 64, temperature: 0.8, top_k: 0, top_p: 1, seed: 0, min_p: 0, typical_p: 1,
   repetition_penalty: 1, presence_penalty: 0, frequency_penalty: 0, no_repeat_ngram_size: 0,
@@ -14,7 +14,7 @@ async function ask(path, body) {
   const options = body && { method: "POST", body: JSON.stringify(body) };
   const response = await fetch(path, options);
   const text = await response.text();
-  // JSON has no NaN; the server writes it as TensorFlow Serving does.
+  // NaN and Infinity are not valid JSON, but the server writes them, like TensorFlow Serving.
   const answer = JSON.parse(text.replace(/([[,:]\s*)(-?Infinity|NaN)\b/g, "$1null"));
   if (!response.ok) throw new Error(answer.error || `status ${response.status}`);
   return answer;
@@ -25,7 +25,7 @@ function show(message, isError) {
   byId("state").className = isError ? "error" : "";
 }
 
-// Float32 has seven digits; more of them are an accident of decimal notation.
+// Round to the seven significant digits of float32.
 function rounded(key, value) {
   return typeof value === "number" && !Number.isInteger(value) ? Number(value.toPrecision(7)) : value;
 }
@@ -67,7 +67,7 @@ async function chooseModel(model) {
 async function chooseVersion() {
   const { metadata } = await ask(`${modelPath()}/metadata`);
   signatures = metadata.signature_def.signature_def;
-  // Only what a person can type: text, and numbers that are one a row.
+  // Only signatures whose inputs can be typed in: text, and one number for each row.
   const names = Object.keys(signatures).sort().filter((name) => {
     const inputs = Object.values(signatures[name].inputs);
     return inputs.length && inputs.some((input) => input.dtype === "DT_STRING") &&
@@ -113,7 +113,7 @@ async function send(event) {
   }
   byId("send").disabled = true;
   byId("answer").hidden = true;
-  show("asking ...");
+  show("running ...");
   const begin = performance.now();
   try {
     let { outputs } = await ask(`${modelPath()}:predict`, { signature_name: name, inputs });
@@ -126,7 +126,7 @@ async function send(event) {
       const first = value[0];
       term.textContent = key;
       description.textContent = typeof first === "string" ? first : JSON.stringify(first, rounded);
-      // Text first, figures after it.
+      // Show the text first, then the numbers.
       if (key === "text") rows.unshift(term, description);
       else rows.push(term, description);
     }
