@@ -24,7 +24,7 @@ import time
 import training_peers as peers
 
 THREADS = 2
-CASES = (  # shape, vocabulary, oneDNN, sides
+CASES = (  # shape, vocabulary, oneDNN, libraries and variants
     ("gpt", 8000, True, ("keras_llm", "KerasHub", "PyTorch", "torch.compile", "tensorboard")),
     (
         *("gpt", 32000, True),

@@ -8,10 +8,10 @@ SIGNATURES = {
     "TokenClassification": "tag",
     "QuestionAnswering": "answer",
     "TextEmbedding": "embed",
-    "TextRegression": "score",
+    "TextRegression": "regress",
     "MaskedLanguageModel": "fill_mask",
 }
-_OUTPUTS = {"embed": "embedding", "score": "value", "fill_mask": "logits"}
+_OUTPUTS = {"embed": "embedding", "regress": "value", "fill_mask": "logits"}
 MASKS = 8  # mask tokens in one call
 
 

@@ -98,7 +98,7 @@ def _audit_generator(options, task, terms):
             audit.canary_exposure(task, canary, seed=options.seed) for canary in options.canary
         ]
     sides = _texts(options, task)
-    names = ["given"] if options.data else ["trained on", "held out"]  # "given": from --data
+    names = ["given"] if options.data else ["trained on", "held out"]
     results["memorisation"] = [
         {"side": name}
         | audit.memorisation(

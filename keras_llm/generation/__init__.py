@@ -1,4 +1,4 @@
-"""From logits to tokens: processors, the choice of a token, and the decode loop."""
+"""Generate text: logits processors, sampling, the decode loop and searches."""
 
 from keras_llm.generation.logits_processors import (
     forbid_repeated_ngrams,

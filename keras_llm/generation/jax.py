@@ -1,22 +1,24 @@
-"""How JAX compiles what `compiled.CompiledGenerator` runs: as `tensorflow.py`."""
+"""Compile the functions of `compiled.CompiledGenerator` with JAX; see `tensorflow.py`."""
 
 import jax
 import keras
 
 
 def compiled(model, function, like, jit_compile):
-    """A function of tensors compiled for their shapes, always by XLA."""
+    """Compile a function of tensors for their shapes, always with XLA."""
     return _compiled(model, function)
 
 
 def of_any_size(model, function, ranks):
-    """The same, compiled anew for each shape."""
+    """Compile a function of tensors once for each shape."""
     return _compiled(model, function)
 
 
 def _compiled(model, function):
-    """The weights are arguments, so that those of the moment count: what a function of JAX reads
-    from elsewhere stays as it was when it was compiled."""
+    """Compile a function and pass it the model's current weights in each call.
+
+    The weights are arguments because JAX compiles values that a function closes over as constants.
+    """
 
     @jax.jit
     def pure(weights, *arguments):

@@ -4,10 +4,11 @@ import numpy as np
 
 
 class PrefixCache:
-    """What a model has read of one text that goes on: its tokens, and the cache they are in.
+    """The tokens of one text and the key-value cache that contains them.
 
-    A text that begins with these tokens is read from where they end. (A windowed layer has
-    forgotten too much to go back: there the text must begin with all of them.)
+    A prompt that shares a prefix with these tokens is prefilled from the end of the shared prefix.
+    With sliding-window layers, whose ring cache has dropped older tokens, the prompt must begin
+    with all of them.
     """
 
     def __init__(self):
@@ -15,14 +16,14 @@ class PrefixCache:
         self.cache = None
 
     def hold(self, token_ids, state):
-        """Keep what is known after the first row of a `State` for a prompt (1, T)."""
-        # The token chosen last has not been read.
+        """Store the tokens and the cache of a `State` generated from a prompt (1, T)."""
+        # The last chosen token is not in the cache yet.
         new = np.asarray(state.token_ids)[0, : max(int(state.num_tokens[0]) - 1, 0)].tolist()
         self.token_ids = [*token_ids[0].tolist(), *new]
         self.cache = state.cache
 
     def shared(self, token_ids, has_rings):
-        """How many tokens of a prompt (1, T) need not be read; at least one is left to read."""
+        """Return how many tokens of a prompt (1, T) are cached, at most T - 1."""
         row = token_ids[0, :-1]
         count = min(len(row), len(self.token_ids))
         same = np.array(self.token_ids[:count], "int32") == row[:count]

@@ -9,6 +9,8 @@ import keras_llm
 from keras_llm import models, tokenizers
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder
+from keras_llm.tasks.fitting import Fitting
+from keras_llm.training.adapters.lora import ATTENTION, add_lora, save_lora
 
 _CLASSES = {}
 CONFIG_FILE = "config.json"
@@ -16,7 +18,7 @@ WEIGHTS_FILE = "model.weights.h5"
 TOKENIZER_FOLDER = "tokenizer"
 
 
-class Task:
+class Task(Fitting):
     """The base class of all tasks.
 
     Attributes:
@@ -68,6 +70,51 @@ class Task:
         """
         with atomic_folder(folder, overwrite) as partial:
             self.write(partial)
+
+    def export(self, target, path, **options):
+        """Export the task and verify what was written.
+
+        Args:
+            target: "saved_model", "litert" or "litert_lm".
+            path: str or path: a folder for "saved_model", else a file.
+            **options: other arguments of `keras_llm.export.saved_model`, `litert` or `litert_lm`.
+
+        Returns:
+            The report of the export, a dict.
+
+        Raises:
+            InputError: if an argument is invalid.
+            ExportError: if the export does not match the task; nothing is left behind.
+        """
+        from keras_llm import export
+
+        if target not in ("saved_model", "litert", "litert_lm"):
+            raise InputError(
+                f'`target` must be "saved_model", "litert" or "litert_lm", got {target!r}.'
+            )
+        return getattr(export, target)(self, path, **options)
+
+    def enable_lora(self, rank=8, target=ATTENTION, **options):
+        """Add low-rank adapters and freeze all other weights.
+
+        Args:
+            rank: int > 0.
+            target: regular expression, searched for in the paths of layers. Defaults to the
+                projections of attention.
+            **options: other arguments of `training.add_lora`.
+
+        Returns:
+            The paths of the adapted layers, a list of str.
+
+        Raises:
+            InputError: if `target` matches no layer, or an argument is invalid.
+        """
+        self._trainer = None  # compiled for other weights
+        return add_lora(self.model, target, rank=rank, **options)
+
+    def save_adapter(self, path, overwrite=False):
+        """Write the adapters alone, see `training.save_lora`."""
+        save_lora(self.model, path, overwrite)
 
     @classmethod
     def parts(cls, folder):

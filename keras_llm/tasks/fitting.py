@@ -1,21 +1,19 @@
 """Train and evaluate a task on strings."""
 
-import abc
-
 import keras
 
 from keras_llm import training
 from keras_llm.errors import InputError
 
 
-class Fitting(abc.ABC):
+class Fitting:
     """A mixin that adds `compile`, `fit` and `evaluate` to a task.
 
     A task implements `dataset` (rows to batches), `_objective` (the loss) and `_measure` (the
     evaluation).
     """
 
-    _trainer = None
+    _trainer, _compiled_with = None, (None, 1e-3, 0.01, {})
 
     def compile(self, optimizer=None, learning_rate=1e-3, weight_decay=0.01, **options):
         """Configure training. Calling it is optional: `fit` uses the defaults otherwise.
@@ -68,7 +66,7 @@ class Fitting(abc.ABC):
             held_out = self.dataset(
                 validation_data, min(batch_size, len(validation_data)), **options
             )
-        if self._trainer is None:
+        if self._trainer is None or self._compiled_with[0] is None:  # its schedule is for `steps`
             self._trainer = self._new_trainer(steps)
         return self._trainer.fit(
             data,
@@ -91,31 +89,34 @@ class Fitting(abc.ABC):
         """
         return self._measure(rows, **options)
 
-    @abc.abstractmethod
     def dataset(self, rows, batch_size=32, epochs=1, seed=None):
         """Convert rows to batches of the model's inputs and targets.
 
         Args:
-            rows: list of training examples.
+            rows: list of what the task learns from.
             batch_size: int > 0.
-            epochs: int > 0, the number of passes over the rows.
-            seed: int, to shuffle the rows differently in each epoch; None for no shuffling.
+            epochs: int > 0, passes over the rows.
+            seed: int, for an order that differs in each epoch; None keeps one order.
 
         Returns:
-            A `tf.data.Dataset` with a known number of batches.
+            A `tf.data.Dataset` of a known number of batches.
+
+        Raises:
+            InputError: naming what is wrong with the rows; or if the task cannot be trained on
+                strings.
         """
+        raise InputError(f"a {type(self).__name__} cannot be trained on strings.")
 
     def _objective(self):
         """Return the `training.Trainer` and a dict of the loss and metrics to compile it with."""
         return training.LanguageModelTrainer(self.model, ignore_id=self.tokenizer.pad_id), {}
 
-    @abc.abstractmethod
-    def _measure(self, rows, **options):
+    def _measure(self, rows):
         """Return a dict of metrics on held-out rows."""
+        raise InputError(f"a {type(self).__name__} cannot be evaluated on strings.")
 
     def _new_trainer(self, steps):
-        default = (None, 1e-3, 0.01, {})
-        optimizer, rate, decay, options = getattr(self, "_compiled_with", default)
+        optimizer, rate, decay, options = self._compiled_with
         if optimizer is None:
             schedule = training.WarmupDecay(rate, steps, steps // 20)
             optimizer = training.AdamW(
@@ -124,6 +125,22 @@ class Fitting(abc.ABC):
         trainer, objective = self._objective()
         trainer.compile(optimizer, **{**objective, **options})
         return trainer
+
+
+def checked_rows(rows, fields):
+    """Rows that are tuples of as many values as there are `fields`, a list.
+
+    Raises:
+        InputError: naming the first that is not.
+    """
+    kind = {2: "pair", 3: "triple"}[len(fields)]
+    rows = list(rows)
+    for index, row in enumerate(rows):
+        if isinstance(row, str) or not isinstance(row, (list, tuple)) or len(row) != len(fields):
+            raise InputError(f"row {index} must be a {kind} ({', '.join(fields)}), got {row!r}.")
+    if not rows:
+        raise InputError("there are no rows.")
+    return rows
 
 
 def classification_objective(task, **metrics):

@@ -67,6 +67,10 @@ class GenerativeTask(Task):
         """The compiled decode loops, created lazily so that any backend can save the task."""
         return CompiledGenerator(self.model, self.end_token_ids, self._pad_id, self._jit_compile)
 
+    def generate(self, *args, **kwargs):
+        """Call the task."""
+        return self(*args, **kwargs)
+
     def without_xla(self):
         """Return the same task with a decode loop that TensorFlow runs without XLA.
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_llm import models
+from keras_llm import data, models
 from keras_llm.errors import InputError
 from keras_llm.tasks.base import Task, checked_texts, padded_rows
 
@@ -93,6 +93,23 @@ class HeadTask(Task):
                 else:
                     results[i] = np.asarray(outputs)[row]
         return results
+
+    def text_dataset(self, texts, targets, batch_size, epochs, seed):
+        """Batches of texts, truncated to the model's length, and targets.
+
+        Args:
+            texts: list of str.
+            targets: array (N,), or list of lists of ints, one for each token of a text.
+            batch_size, epochs, seed: see `Fitting.dataset`.
+
+        Returns:
+            A `tf.data.Dataset` of pairs.
+        """
+        ids, _ = self.framed("rows", self.tokenizer.encode_batch(texts), True)
+        plan = data.batch_plan([len(row) for row in ids], batch_size, epochs, seed)
+        columns = {"ids": ids, "target": targets}
+        batches = data.padded_dataset(columns, plan, self.tokenizer.pad_id)
+        return batches.map(lambda b: (self.inputs(b["ids"], b["ids_length"]), b["target"]))
 
     def outputs(self, token_ids, lengths, segment_ids=None, **inputs):
         """Run the model on `inputs(...)`, eagerly or in a graph."""

@@ -6,7 +6,9 @@ import functools
 import numpy as np
 from keras import ops
 
+from keras_llm import data, training
 from keras_llm.errors import InputError
+from keras_llm.tasks.base import checked_texts
 from keras_llm.tasks.head import HeadTask, rows_of
 from keras_llm.tasks.settings import count_of
 from keras_llm.tokenizers.mask_filling import MaskFiller
@@ -115,6 +117,48 @@ class MaskedLanguageModel(HeadTask):
         if not return_details:
             results = [result.text for result in results]
         return results[0] if isinstance(texts, str) else results
+
+    def dataset(self, rows, batch_size=32, epochs=1, seed=None, sequence_length=None, rate=0.15):
+        """Convert documents to batches with masked tokens.
+
+        Args:
+            rows: list of str.
+            batch_size, epochs, seed: see `Fitting.dataset`.
+            sequence_length: int, the tokens of a window. Defaults to the model's `max_length`, at
+                most 512.
+            rate: float in (0, 1), the share of words that is masked.
+
+        Returns:
+            A `tf.data.Dataset` for `training.LanguageModelTrainer`.
+        """
+        import tensorflow as tf
+
+        length = sequence_length or min(self.model.config.max_length, 512)
+        token_ids = data.encode_documents(checked_texts("rows", rows), self.tokenizer)
+        if seed is None:  # held out: as many as there are
+            batch_size = max(1, min(batch_size, data.windows(token_ids, length - 2)))
+        batches = data.masked_dataset(
+            token_ids,
+            self.tokenizer,
+            length,
+            batch_size,
+            epochs,
+            seed or 0,
+            shuffle=seed is not None,
+            rate=rate,
+        )
+        names = [tensor.name for tensor in self.model.inputs]
+
+        def named(inputs, targets):
+            inputs = {"segment_ids": tf.zeros_like(inputs["token_ids"]), **inputs}
+            return {name: inputs[name] for name in names}, targets
+
+        return batches.map(named)
+
+    def _measure(self, rows, sequence_length=None):
+        """`training.evaluate_targets` of masked tokens."""
+        batches = self.dataset(rows, sequence_length=sequence_length)
+        return training.evaluate_targets(self.model, batches, self.tokenizer.pad_id)
 
     def guesses(self, token_ids, lengths, mask_positions, top_k):
         """Return the `top_k` most likely tokens at each mask position.

@@ -2,9 +2,15 @@
 
 import dataclasses
 
+import keras
+
+from keras_llm import training
+from keras_llm.data.answer_spans import locate_answers
 from keras_llm.errors import InputError
 from keras_llm.tasks.answer_spans import best_spans
+from keras_llm.tasks.answer_windows import answer_windows, window_dataset
 from keras_llm.tasks.base import checked_texts, padded_rows
+from keras_llm.tasks.fitting import checked_rows
 from keras_llm.tasks.head import HeadTask
 from keras_llm.tokenizers.mask_filling import WHITE_SPACE
 
@@ -77,6 +83,40 @@ class QuestionAnswering(HeadTask):
                 f"`max_length` of {model.config.max_length} leaves no room for question and "
                 "context."
             )
+
+    def dataset(self, rows, batch_size=32, epochs=1, seed=None):
+        """Convert questions with answers to batches of windows.
+
+        Args:
+            rows: list of triples (question, context, answer); the answer occurs in the context, or
+                is "" if the context does not have it. Other rows are left out.
+            batch_size, epochs, seed: see `Fitting.dataset`.
+
+        Returns:
+            A `tf.data.Dataset` of the model's inputs, and `start` and `end`, int32 (B,).
+
+        Raises:
+            InputError: if a row is no triple, or no answer occurs in its context.
+        """
+        rows, _ = locate_answers(checked_rows(rows, ("question", "context", "answer")))
+        if not rows:
+            raise InputError("no answer occurs in its context.")
+        columns, _ = answer_windows(self, rows, seed or 0)
+        return window_dataset(self, columns, batch_size, epochs, seed)
+
+    def _objective(self):
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        measures = ["sparse_categorical_accuracy"]
+        return training.Trainer(self.model), {
+            "loss": {"start": loss, "end": loss},
+            "metrics": {"start": measures, "end": measures},
+        }
+
+    def _measure(self, rows):
+        """`training.evaluate_answers`."""
+        rows = checked_rows(rows, ("question", "context", "answer"))
+        questions, contexts, answers = map(list, zip(*rows, strict=True))
+        return training.evaluate_answers(self(questions, contexts, truncate=True), answers)
 
     @property
     def longest_answer(self):

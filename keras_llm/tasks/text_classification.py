@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 from keras import ops
 
+from keras_llm import training
 from keras_llm.errors import InputError
+from keras_llm.tasks.fitting import checked_rows, classification_objective
 from keras_llm.tasks.head import HeadTask, checked_labels, rows_of
 
 
@@ -84,6 +87,41 @@ class TextClassification(HeadTask):
         if not return_details:
             results = [result.label for result in results]
         return results[0] if isinstance(texts, str) else results
+
+    def dataset(self, rows, batch_size=32, epochs=1, seed=None):
+        """Convert labeled texts to batches.
+
+        Args:
+            rows: list of pairs (text, label).
+            batch_size, epochs, seed: see `Fitting.dataset`.
+
+        Returns:
+            A `tf.data.Dataset` of the model's inputs and class indices.
+
+        Raises:
+            InputError: if a row is no pair or the model has no such label.
+        """
+        rows = checked_rows(rows, ("text", "label"))
+        texts = rows_of("rows", [text for text, _ in rows])
+        return self.text_dataset(texts, self._classes(rows), batch_size, epochs, seed)
+
+    def _classes(self, rows):
+        """The class index of each row, int32 (N,)."""
+        indices = {label: index for index, label in enumerate(self.labels)}
+        for _, label in rows:
+            if label not in indices:
+                raise InputError(f"the model has no label {label!r}; it has {self.labels}.")
+        return np.array([indices[label] for _, label in rows], "int32")
+
+    def _objective(self):
+        return classification_objective(self)
+
+    def _measure(self, rows):
+        """`training.evaluate_classifier`."""
+        rows = checked_rows(rows, ("text", "label"))
+        results = self([text for text, _ in rows], truncate=True, return_details=True)
+        probabilities = np.array([list(row.probabilities.values()) for row in results])
+        return training.evaluate_classifier(self._classes(rows), probabilities)
 
     def with_contexts(self, texts, context=None):
         """Join texts and their contexts to model inputs, a list of str; see `__call__`."""

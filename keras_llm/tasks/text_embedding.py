@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from keras_llm import data, training
+from keras_llm.tasks.fitting import checked_rows
 from keras_llm.tasks.head import HeadTask, rows_of
 
 
@@ -61,3 +63,53 @@ class TextEmbedding(HeadTask):
         return (
             float(cosines[0, 0]) if isinstance(first, str) and isinstance(second, str) else cosines
         )
+
+    def dataset(self, rows, batch_size=32, epochs=1, seed=None):
+        """Convert pairs of texts that belong together to batches.
+
+        Args:
+            rows: list of pairs (text, partner). All other texts of a batch are negatives.
+            batch_size, epochs, seed: see `Fitting.dataset`.
+
+        Returns:
+            A `tf.data.Dataset` of the inputs of `training.siamese`, and for each row a number that
+            rows with equal first texts share.
+
+        Raises:
+            InputError: if a row is no pair.
+        """
+        rows = checked_rows(rows, ("text", "partner"))
+        sides = [
+            self.framed("rows", self.tokenizer.encode_batch(rows_of("rows", texts)), True)[0]
+            for texts in map(list, zip(*rows, strict=True))
+        ]
+        numbers = {}
+        groups = [numbers.setdefault(text, len(numbers)) for text, _ in rows]
+        plan = data.batch_plan(
+            [[len(row) for row in side] for side in sides], batch_size, epochs, seed
+        )
+        columns = {"first": sides[0], "second": sides[1], "group": np.array(groups, "int32")}
+
+        def batch(b):
+            inputs = {}
+            for i, name in enumerate(("first", "second")):
+                found = self.inputs(b[name], b[f"{name}_length"])
+                inputs |= {f"{key}_{i}": value for key, value in found.items()}
+            return inputs, b["group"]
+
+        return data.padded_dataset(columns, plan, self.tokenizer.pad_id).map(batch)
+
+    def _objective(self):
+        return training.Trainer(training.siamese(self.model)), {
+            "loss": training.ContrastiveLoss(symmetric=True)
+        }
+
+    def _measure(self, rows):
+        """How often the nearest of all partners is the right one: `rows` and `accuracy`."""
+        rows = checked_rows(rows, ("text", "partner"))
+        texts, partners = map(list, zip(*rows, strict=True))
+        nearest = self.similarity(texts, partners).argmax(-1)
+        right = [
+            partners[index] == partner for index, (_, partner) in zip(nearest, rows, strict=True)
+        ]
+        return {"rows": len(rows), "accuracy": float(np.mean(right))}

@@ -2,11 +2,14 @@
 
 import numpy as np
 
+from keras_llm import data, training
 from keras_llm.errors import InputError
 from keras_llm.tasks.base import checked_texts, padded_rows
 from keras_llm.tasks.conversation import Conversation
 from keras_llm.tasks.generative import GenerativeTask
 from keras_llm.tokenizers import ChatTemplate, infilling_tokens
+
+_WINDOW = 512  # tokens of a training window, if nothing else is given
 
 
 class TextGeneration(GenerativeTask):
@@ -234,6 +237,70 @@ class TextGeneration(GenerativeTask):
         token_ids, lengths = self._encode("texts", rows, self.model.config.max_length + 1)
         scores = np.asarray(self._compiled.score(token_ids, lengths)).tolist()
         return scores[0] if isinstance(texts, str) else scores
+
+    def dataset(self, rows, batch_size=32, epochs=1, seed=None, sequence_length=None):
+        """Convert documents or conversations to batches.
+
+        Args:
+            rows: list of str, which are packed into windows; or list of conversations, each a list
+                of dicts with "role" and "content", of which only what the assistant says is
+                learned, for tasks with a chat template.
+            batch_size, epochs, seed: see `Fitting.dataset`.
+            sequence_length: int, the tokens of a window, or the most tokens of a conversation.
+                Defaults to the model's `max_length`, at most 512.
+
+        Returns:
+            A `tf.data.Dataset` for `training.LanguageModelTrainer`.
+
+        Raises:
+            InputError: if the rows are something else, or too few for one batch.
+        """
+        length, pad_id = self._window(sequence_length), self.tokenizer.pad_id
+        if self._are_conversations(rows):
+            examples = self._examples(rows, length)
+            return data.chat_dataset(examples, batch_size, pad_id, epochs, seed)
+        token_ids = data.encode_documents(checked_texts("rows", rows), self.tokenizer)
+        if seed is None:  # held out: as many as there are
+            batch_size = max(1, min(batch_size, data.windows(token_ids, length)))
+        return data.packed_dataset(
+            token_ids, length, batch_size, self.tokenizer.bos_id, pad_id, epochs, seed
+        )
+
+    def _measure(self, rows, sequence_length=None):
+        """`training.evaluate_language_model` of documents, `training.evaluate_examples` of
+        conversations."""
+        length = self._window(sequence_length)
+        if self._are_conversations(rows):
+            return training.evaluate_examples(self.model, self._examples(rows, length))
+        return training.evaluate_language_model(
+            self.model,
+            data.encode_documents(checked_texts("rows", rows), self.tokenizer),
+            sum(len(text.encode()) for text in rows),
+            self.tokenizer.bos_id,
+            length,
+        )
+
+    def _window(self, sequence_length):
+        longest = self.model.config.max_length
+        length = min(longest, _WINDOW) if sequence_length is None else sequence_length
+        if not isinstance(length, int) or not 1 < length <= longest:
+            raise InputError(
+                f"`sequence_length` must be an int in 2 .. {longest}, the model's `max_length`, "
+                f"got {sequence_length!r}."
+            )
+        return length
+
+    @staticmethod
+    def _are_conversations(rows):
+        return bool(rows) and not isinstance(rows[0], str)
+
+    def _examples(self, conversations, length):
+        examples, dropped = data.chat_examples(
+            conversations, self.chat_template, self.tokenizer, length, self.end_token_ids
+        )
+        if not examples:
+            raise InputError(f"none of {len(conversations)} conversations can be used: {dropped}.")
+        return examples
 
     def _encode_prompts(self, prompts, parse_special=False):
         return self._encode("prompt", prompts, self.model.config.max_length - 1, parse_special)

@@ -2,6 +2,12 @@
 
 import dataclasses
 
+import keras
+import numpy as np
+
+from keras_llm import training
+from keras_llm.errors import InputError
+from keras_llm.tasks.fitting import checked_rows
 from keras_llm.tasks.head import HeadTask, rows_of
 
 
@@ -61,3 +67,39 @@ class TextRegression(HeadTask):
         if not return_details:
             results = [result.value for result in results]
         return results[0] if isinstance(texts, str) else results
+
+    def dataset(self, rows, batch_size=32, epochs=1, seed=None):
+        """Convert texts with numbers to batches.
+
+        Args:
+            rows: list of pairs (text, number).
+            batch_size, epochs, seed: see `Fitting.dataset`.
+
+        Returns:
+            A `tf.data.Dataset` of the model's inputs and float32 targets.
+
+        Raises:
+            InputError: if a row is no pair or its number is not finite.
+        """
+        texts, numbers = self._texts_and_numbers(rows)
+        return self.text_dataset(texts, numbers, batch_size, epochs, seed)
+
+    @staticmethod
+    def _texts_and_numbers(rows):
+        rows = checked_rows(rows, ("text", "number"))
+        try:
+            numbers = np.array([float(number) for _, number in rows], "float32")
+        except (TypeError, ValueError) as error:
+            raise InputError(f"a row has no number: {error}.") from None
+        if not np.isfinite(numbers).all():
+            raise InputError("the numbers of rows must be finite.")
+        return rows_of("rows", [text for text, _ in rows]), numbers
+
+    def _objective(self):
+        metrics = [keras.metrics.MeanAbsoluteError("absolute_error")]
+        return training.Trainer(self.model), {"loss": "mse", "metrics": metrics}
+
+    def _measure(self, rows):
+        """`training.evaluate_regression`."""
+        texts, numbers = self._texts_and_numbers(rows)
+        return training.evaluate_regression(numbers, np.array(self(texts, truncate=True)))

@@ -5,6 +5,9 @@ import dataclasses
 import numpy as np
 from keras import ops
 
+from keras_llm import data, training
+from keras_llm.errors import InputError
+from keras_llm.tasks.fitting import checked_rows, classification_objective
 from keras_llm.tasks.head import HeadTask, checked_labels, rows_of
 from keras_llm.tokenizers.word_segmentation import word_spans
 
@@ -102,6 +105,72 @@ class TokenClassification(HeadTask):
         if not return_details:
             results = [[(word.text, word.label) for word in result.words] for result in results]
         return results[0] if isinstance(texts, str) else results
+
+    def dataset(self, rows, batch_size=32, epochs=1, seed=None):
+        """Convert labeled words to batches.
+
+        Args:
+            rows: list of pairs (words, labels), two lists of str of the same length. Words are
+                joined by spaces.
+            batch_size, epochs, seed: see `Fitting.dataset`.
+
+        Returns:
+            A `tf.data.Dataset` of the model's inputs, class indices int32 (B, T), and weights
+            float32 (B, T), 1 at the first token of each word.
+
+        Raises:
+            InputError: if a row is something else, or the model has no such label.
+        """
+        columns = {"ids": [], "target": [], "weight": []}
+        for words, labels in self._checked(rows):
+            text, starts = " ".join(words), np.cumsum([0] + [len(word) + 1 for word in words[:-1]])
+            ids, offsets = self.tokenizer.encode_with_offsets(text)
+            ends = [end for _, end in offsets]
+            target, weight = np.zeros(len(ids), int), np.zeros(len(ids), int)
+            tokens = np.searchsorted(ends, starts, side="right")
+            for token, label in zip(tokens, labels, strict=True):
+                if token < len(ids):
+                    target[token], weight[token] = self.labels.index(label), 1
+            for name, values in (("ids", ids), ("target", target), ("weight", weight)):
+                values = [int(value) for value in values[: self.room]]
+                if name == "ids":
+                    values = [*self.begin, *values, *self.end]
+                else:
+                    values = [0] * len(self.begin) + values + [0] * len(self.end)
+                columns[name].append(values)
+        plan = data.batch_plan([len(row) for row in columns["ids"]], batch_size, epochs, seed)
+        pads = {"ids": self.tokenizer.pad_id, "target": 0, "weight": 0}
+
+        def batch(b):
+            import tensorflow as tf
+
+            inputs = self.inputs(b["ids"], b["ids_length"])
+            return inputs, b["target"], tf.cast(b["weight"], tf.float32)
+
+        return data.padded_dataset(columns, plan, pads).map(batch)
+
+    def _checked(self, rows):
+        rows = checked_rows(rows, ("words", "labels"))
+        for index, (words, labels) in enumerate(rows):
+            if isinstance(words, str) or len(words) != len(labels) or not words:
+                raise InputError(f"row {index} must have one label for each of its words.")
+            for label in labels:
+                if label not in self.labels:
+                    raise InputError(f"the model has no label {label!r}; it has {self.labels}.")
+        return rows
+
+    def _objective(self):
+        return classification_objective(self, metrics=None, weighted_metrics=["accuracy"])
+
+    def _measure(self, rows):
+        """`training.evaluate_classifier` of words."""
+        truth, probabilities = [], []
+        for inputs, targets, weights in self.dataset(rows):
+            found = ops.convert_to_numpy(ops.softmax(self.model(inputs), axis=-1))
+            is_first = np.asarray(weights) > 0
+            truth.append(np.asarray(targets)[is_first])
+            probabilities.append(found[is_first])
+        return training.evaluate_classifier(np.concatenate(truth), np.concatenate(probabilities))
 
     def probabilities(self, token_ids, lengths):
         """Return class probabilities of all tokens, including special tokens: float32 (B, T, C).

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from keras_llm import models
+from keras_llm import data, models, training
 from keras_llm.errors import InputError
 from keras_llm.tasks.base import checked_texts, padded_rows
+from keras_llm.tasks.fitting import checked_rows
 from keras_llm.tasks.generative import GenerativeTask
 
 
@@ -111,3 +112,49 @@ class Translation(GenerativeTask):
             "lengths": np.ones(len(rows), "int32"),
             "encoder_token_ids": sources,
         }
+
+    def dataset(self, rows, batch_size=32, epochs=1, seed=None):
+        """Convert pairs to batches.
+
+        Args:
+            rows: list of pairs (text, translation). Pairs longer than the model's `max_length` are
+                left out.
+            batch_size, epochs, seed: see `Fitting.dataset`.
+
+        Returns:
+            A `tf.data.Dataset` for `training.LanguageModelTrainer`.
+
+        Raises:
+            InputError: if a row is no pair, or none fits the model.
+        """
+        rows = checked_rows(rows, ("text", "translation"))
+        tokenizer, longest = self.tokenizer, self.model.config.max_length
+        sources, targets = (tokenizer.encode_batch([row[side] for row in rows]) for side in (0, 1))
+        sources = [[*ids, tokenizer.eos_id] for ids in sources]
+        targets = [[self.model.config.start_id, *ids, tokenizer.eos_id] for ids in targets]
+        fitting = [
+            pair for pair in zip(sources, targets, strict=True) if max(map(len, pair)) <= longest
+        ]
+        if not fitting:
+            raise InputError(f"none of {len(rows)} pairs fits the model's `max_length` {longest}.")
+        columns = dict(
+            zip(("source", "target"), map(list, zip(*fitting, strict=True)), strict=True)
+        )
+        lengths = [[len(row) for row in column] for column in columns.values()]
+        plan = data.batch_plan(lengths, batch_size, epochs, seed)
+        return data.padded_dataset(columns, plan, tokenizer.pad_id).map(
+            lambda b: (
+                {"encoder_token_ids": b["source"], "decoder_token_ids": b["target"][:, :-1]},
+                b["target"][:, 1:],
+            )
+        )
+
+    def _measure(self, rows, **settings):
+        """`training.evaluate_translations` of greedy translations."""
+        rows = checked_rows(rows, ("text", "translation"))
+        longest = min(128, self.model.config.max_length - 1)
+        found = []
+        for begin in range(0, len(rows), 32):
+            texts = [text for text, _ in rows[begin : begin + 32]]
+            found += self(texts, **{"max_new_tokens": longest, **settings})
+        return training.evaluate_translations(found, [target for _, target in rows])

@@ -111,13 +111,13 @@ def test_numbers(parts, files):
     texts = [TEXT, "Ada wrote.", "London", "born of engines", "was in and of", "Lovelace wrote"]
     report = export.litert(task, files / "score_8.tflite", "int8", held_out=texts)
     coarse = export.LiteRTModel(files / "score_8.tflite")
-    ours = np.array([coarse.score(text)["value"] for text in texts])
+    ours = np.array([coarse.regress(text)["value"] for text in texts])
     theirs = np.array([task(text) for text in texts])
     changed = np.abs(ours - theirs).mean() / theirs.std()
     assert 0 < report["quality"]["loss"] == pytest.approx(changed, rel=1e-3)
     assert changed < 0.2
     device = written(task, files / "score.tflite")
-    found = device.score("Ada wrote.")
+    found = device.regress("Ada wrote.")
     assert found == {"value": pytest.approx(task("Ada wrote."), abs=1e-4), "truncated": False}
     with pytest.raises(InputError, match="`classify` needs a TextClassification"):
         device.classify("Ada")

@@ -51,7 +51,7 @@ def made(toks):
             models.span_qa(encoder), t, {"unanswerable": True, "longest_answer": 1}
         ),
         "embed": lambda t: keras_llm.TextEmbedding(models.sentence_embedder(encoder), t),
-        "score": lambda t: keras_llm.TextRegression(models.text_regressor(encoder), t),
+        "regress": lambda t: keras_llm.TextRegression(models.text_regressor(encoder), t),
         "fill_mask": lambda t: keras_llm.MaskedLanguageModel(models.masked_lm(encoder), t),
         "translate": lambda t: keras_llm.Translation(models.seq2seq(pair), t),
     }
@@ -93,7 +93,7 @@ CASES = [
     ("answer", "sentencepiece"),
     ("answer, unanswerable", "word_piece"),
     ("embed", "byte_pair"),
-    ("score", "word_piece"),
+    ("regress", "word_piece"),
     ("fill_mask", "word_piece"),
     ("fill_mask", "byte_pair"),
     ("translate", "sentencepiece"),
@@ -115,7 +115,7 @@ def test_verification_fails_where_answers_differ(proven):
         ("classify", "probabilities", lambda x: (np.array(x) + 0.01).tolist()),
         ("tag", "start", lambda x: (np.array(x) + 1).tolist()),
         ("answer", "end", lambda x: (np.array(x) + 1).tolist()),
-        ("score", "value", lambda x: (np.array(x) + 0.01).tolist()),
+        ("regress", "value", lambda x: (np.array(x) + 0.01).tolist()),
         ("fill_mask", "text", lambda x: [v + "!" for v in x]),
     ):
         checks, (outputs,) = proven(kind, "word_piece")
@@ -140,7 +140,7 @@ def test_outputs_are_named_and_typed(made):
             **{"start": ("int32", rows), "end": ("int32", rows)},
         },
         ("embed", "byte_pair"): {"embedding": ("float32", [None, 64])},
-        ("score", "word_piece"): {"value": ("float32", rows)},
+        ("regress", "word_piece"): {"value": ("float32", rows)},
         ("fill_mask", "word_piece"): {
             **{"text": ("string", rows), "num_masks": ("int32", rows)},
             "tokens": ("string", [None, None, 5]),

@@ -84,7 +84,7 @@ def test_a_second_head_tells_whether_a_passage_follows(text_folder, tmp_path, lo
     for ours, theirs in zip(*weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert f"{found['next_sentence_accuracy']:.4f}" in (tmp_path / "run/README.md").read_text()
-    with pytest.raises(InputError, match="`first` and `second` must .*got 1 and 2"):
+    with pytest.raises(InputError, match=r"`first` and `second` must .*got 1 and 2"):
         judge(["a"], ["b", "c"])
 
 

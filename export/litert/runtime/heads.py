@@ -48,7 +48,7 @@ def tag(runner, text, truncate):
     return {"words": words, "truncated": is_cut}
 
 
-def score(runner, text, truncate):
+def regress(runner, text, truncate):
     """Predict a number for a text; return `value` and `truncated`."""
     row, is_cut = _framed(runner, "text", _encoded(runner, "text", text), truncate)
     return {"value": float(_call(runner, row)["value"][0]), "truncated": is_cut}

@@ -21,7 +21,7 @@ class LiteRTModel:
 
     The available methods depend on the exported task: `generate`, `stream` and `chat` for
     `TextGeneration`, `translate` for `Translation`, `classify` for `TextClassification`, `tag` for
-    `TokenClassification`, `answer` for `QuestionAnswering`, `embed` for `TextEmbedding`, `score`
+    `TokenClassification`, `answer` for `QuestionAnswering`, `embed` for `TextEmbedding`, `regress`
     for `TextRegression`, `fill_mask` for `MaskedLanguageModel`.
 
     Args:
@@ -162,14 +162,14 @@ class LiteRTModel:
         self._require("TokenClassification", "tag")
         return heads.tag(self, text, truncate)
 
-    def score(self, text, truncate=False):
+    def regress(self, text, truncate=False):
         """Predict a number for a text; the arguments are those of `classify`.
 
         Returns:
             A dict of `value` and `truncated`.
         """
-        self._require("TextRegression", "score")
-        return heads.score(self, text, truncate)
+        self._require("TextRegression", "regress")
+        return heads.regress(self, text, truncate)
 
     def embed(self, text, truncate=False):
         """Return the embedding of a text, float32 (D,); the arguments are those of `classify`."""

@@ -39,14 +39,14 @@ class TextEmbeddingModule(HeadModule):
 
 
 class TextRegressionModule(HeadModule):
-    """The graph of a `TextRegression`, with the signature `score`."""
+    """The graph of a `TextRegression`, with the signature `regress`."""
 
-    main = "score"
+    main = "regress"
 
     def functions(self):
-        return {"score": (self._score, {"text": STRINGS})}
+        return {"regress": (self._regress, {"text": STRINGS})}
 
-    def _score(self, text):
+    def _regress(self, text):
         ids = self.task.tokenizer.tokenize(clean("text", text))
         token_ids, lengths, truncated = self.framed(ids)
         return {"value": self.task.outputs(token_ids, lengths), "truncated": truncated}

@@ -1,1 +1,1 @@
-"""Models combined with a training objective."""
+"""Train models: language modeling, distillation, preference tuning and sentence pairs."""

@@ -80,7 +80,7 @@ class Trainer(keras.Model):
         """Return the global batch's loss, given one replica's part of the sum.
 
         The gradient is that of the part. The value is the total divided by the number of replicas,
-        because Keras sums over replicas.
+        because Keras expects each replica's share of the loss.
         """
         if self.losses:
             raise InputError(
