@@ -3,6 +3,7 @@
 import importlib
 
 # Functions that share their package's name: imported first, they stay what `export.litert` is.
+from keras_llm.errors import optional_packages
 from keras_llm.export.litert import litert, litert_lm  # noqa: F401
 from keras_llm.export.saved_model import saved_model  # noqa: F401
 
@@ -24,5 +25,6 @@ __all__ = sorted(_NAMES)
 
 def __getattr__(name):
     if name in _NAMES:
-        return getattr(importlib.import_module(_NAMES[name]), name)
+        with optional_packages(f"export.{name}"):
+            return getattr(importlib.import_module(_NAMES[name]), name)
     raise AttributeError(f"module 'keras_llm.export' has no attribute {name!r}")

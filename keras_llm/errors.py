@@ -1,5 +1,19 @@
 """Define user-facing errors, which the command line prints as one line before exit code 2."""
 
+import contextlib
+
+# The extra that installs a package, for packages that not everybody needs.
+_EXTRAS = {
+    "ai_edge_litert": "device",
+    "litert_lm_builder": "device",
+    "grpc": "serving",
+    "grpc_health": "serving",
+    "tensorflow_serving": "serving",
+    "tensorflow_text": "serving",
+    "keras_hub": "keras_hub",
+    "gguf": "gguf",
+}
+
 
 class InputError(ValueError):
     """An invalid argument, option or file. The message names it and what would be valid."""
@@ -21,3 +35,22 @@ class ServingError(RuntimeError):
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
+
+
+@contextlib.contextmanager
+def optional_packages(what):
+    """Turn the absence of an optional package into an `InputError` that names the extra.
+
+    Args:
+        what: str, what needs the package, for the message.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        extra = _EXTRAS[package]
+        raise InputError(
+            f"{what} needs the package {package}: pip install 'keras-llm[{extra}]'."
+        ) from None

@@ -3,12 +3,13 @@
 import codecs
 import contextlib
 import ctypes
-import fcntl
 import gzip
 import os
 import pathlib
 import shutil
 import zlib
+
+import filelock
 
 from keras_llm.errors import InputError
 
@@ -152,20 +153,18 @@ def check_free(path, overwrite=False):
 
 @contextlib.contextmanager
 def _locked(path):
-    """Hold a lock file next to `path`; the kernel releases the lock when the process ends."""
-    lock_path = path.with_name(f".{path.name}.lock")
-    with open(lock_path, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = os.fstat(lock.fileno()).st_nlink  # 0 if the last holder just removed the file
-        except BlockingIOError:
-            held = False
-        if not held:
-            raise InputError(f"{path} is being written by another process.")
-        try:
-            yield
-        finally:
-            lock_path.unlink(missing_ok=True)
+    """Hold a lock file next to `path`; the system releases it when the process ends."""
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise InputError(f"{path} is being written by another process.") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # on Windows an open file cannot be removed
+            os.unlink(lock.lock_file)
+        lock.release()
 
 
 def _replace_folder(new, path):

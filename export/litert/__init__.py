@@ -1,5 +1,7 @@
 """Export tasks to TFLite files and LiteRT-LM bundles that use only builtin ops."""
 
+from keras_llm.errors import optional_packages
+
 
 def litert(
     task,
@@ -61,7 +63,8 @@ def litert(
     """
 
     # The exporter imports TensorFlow and Keras, which the verification processes must not import.
-    from keras_llm.export.litert.export import write_litert
+    with optional_packages("export.litert"):
+        from keras_llm.export.litert.export import write_litert
 
     return write_litert(
         task,
@@ -112,7 +115,8 @@ def litert_lm(
     """
 
     # The exporter imports TensorFlow and Keras, which the verification processes must not import.
-    from keras_llm.export.litert.bundle import write_litert_lm
+    with optional_packages("export.litert_lm"):
+        from keras_llm.export.litert.bundle import write_litert_lm
 
     return write_litert_lm(
         task,

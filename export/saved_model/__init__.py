@@ -1,5 +1,7 @@
 """Export tasks to SavedModels that take and return strings, in TensorFlow Serving's layout."""
 
+from keras_llm.errors import optional_packages
+
 
 def saved_model(task, path, version=1, overwrite=False, xla=False, weights=None, beam_width=None):
     """Export a task to `<path>/<version>/`, the folder layout of TensorFlow Serving.
@@ -36,7 +38,8 @@ def saved_model(task, path, version=1, overwrite=False, xla=False, weights=None,
     """
 
     # The exporter imports TensorFlow and Keras, which the verification processes must not import.
-    from keras_llm.export.saved_model.export import write_saved_model
+    with optional_packages("export.saved_model"):
+        from keras_llm.export.saved_model.export import write_saved_model
 
     return write_saved_model(
         task,

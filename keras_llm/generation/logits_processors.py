@@ -1,16 +1,16 @@
-"""Logit processors: pure functions from logits (B, V) to logits (B, V), one setting a row.
+"""Process logits before sampling: temperature, top-k, top-p, min-p, typical-p and penalties.
 
-Each takes float32 logits (B, V) and settings (B,) or (1,), and returns float32 logits (B, V); what
-is removed is -1e30.
+Each function takes float32 logits (B, V) and settings (B,) or (1,) and returns float32 logits
+(B, V). Removed tokens have a logit of -1e30.
 """
 
 from keras import ops
 
-REMOVED = -1e30  # finite, so that sums and products of logits stay numbers
+REMOVED = -1e30  # finite, so that sums and products of logits are not NaN
 
 
 def scale_temperature(logits, temperature):
-    """Divide each row by its temperature; rows with temperature 0 are left as they are.
+    """Divide each row by its temperature. Rows with temperature 0 are unchanged.
 
     Args:
         logits: float32 tensor (B, V).
@@ -21,16 +21,18 @@ def scale_temperature(logits, temperature):
 
 
 def keep_top(logits, top_k, top_p):
-    """Keep the `top_k` largest logits, and of those the fewest that hold `top_p` probability.
+    """Keep the `top_k` largest logits and of those the smallest set with probability `top_p`.
 
-    Tokens that tie with the smallest one kept are kept too.
+    Tokens that tie with the least likely kept token are also kept.
 
     Args:
         logits: float32 tensor (B, V).
         top_k: int32 tensor (B,) or (1,); 0 keeps all.
-        top_p: float32 tensor (B,) or (1,), in (0, 1]; 1 keeps all. The probabilities are
-            those left after `top_k`, as in Holtzman et al., 2019, "The Curious Case of
-            Neural Text Degeneration".
+        top_p: float32 tensor (B,) or (1,), in (0, 1]; 1 keeps all. Probabilities are normalized
+            after `top_k`.
+
+    Reference:
+        Holtzman et al., 2019, "The Curious Case of Neural Text Degeneration".
     """
     size = logits.shape[-1]
     top_k = ops.expand_dims(ops.where(top_k > 0, top_k, size), -1)
@@ -40,7 +42,7 @@ def keep_top(logits, top_k, top_p):
     probabilities = ops.softmax(ordered, axis=-1)
     before = ops.cumsum(probabilities, axis=-1) - probabilities
     kept = ops.logical_and(in_k, before < ops.expand_dims(top_p, -1))
-    # The most likely token always stays: `before` is 0 there and top_p is above 0.
+    # The most likely token is always kept: its `before` is 0 and top_p > 0.
     smallest = ops.min(ops.where(kept, ordered, -REMOVED), axis=-1, keepdims=True)
     return ops.where(logits >= smallest, logits, REMOVED)
 
@@ -60,8 +62,9 @@ def keep_likely(logits, min_p):
 
 
 def keep_typical(logits, typical_p):
-    """Keep the tokens whose information is nearest to the expected information, as few as hold
-    `typical_p` probability.
+    """Keep the smallest set of most typical tokens with probability `typical_p`.
+
+    The most typical tokens are those whose surprisal is closest to the entropy.
 
     Args:
         logits: float32 tensor (B, V).
@@ -90,14 +93,14 @@ def keep_typical(logits, typical_p):
 def penalize(logits, counts, new_counts, repetition, presence, frequency):
     """Make tokens that have occurred less likely.
 
-    A token that has occurred in prompt or text has its logit divided by `repetition` if it is
-    positive, else multiplied; and one that has occurred in the new text loses
-    `presence + frequency * occurrences`.
+    If a token occurs in the prompt or the new text, its logit is divided by `repetition` if
+    positive and multiplied by it otherwise. If it occurs in the new text,
+    `presence + frequency * occurrences` is subtracted.
 
     Args:
         logits: float32 tensor (B, V).
-        counts, new_counts: float32 tensors (B, V), how often each token has occurred in all, and
-            among the new tokens.
+        counts, new_counts: float32 tensors (B, V), occurrences of each token in prompt and new
+            text, and in the new text only.
         repetition: float32 tensor (B,) or (1,), > 0; 1 is off.
         presence, frequency: float32 tensors (B,) or (1,); 0 is off.
 
@@ -113,34 +116,34 @@ def penalize(logits, counts, new_counts, repetition, presence, frequency):
 
 
 def occurrences(tokens, counted, size):
-    """How often each token occurs.
+    """Count the occurrences of each token.
 
     Args:
         tokens: int32 tensor (B, H).
-        counted: bool tensor (B, H), which places count.
+        counted: bool tensor (B, H), the positions to count.
         size: int. V.
 
     Returns:
         Float32 tensor (B, V).
     """
     rows, length = ops.shape(tokens)[:2]
-    place = ops.expand_dims(ops.arange(rows), 1) * size + tokens
+    index = ops.expand_dims(ops.arange(rows), 1) * size + tokens
     totals = ops.segment_sum(
         ops.reshape(ops.cast(counted, "float32"), (-1,)),
-        ops.reshape(ops.clip(place, 0, rows * size - 1), (rows * length,)),
+        ops.reshape(ops.clip(index, 0, rows * size - 1), (rows * length,)),
         num_segments=rows * size,
     )
     return ops.reshape(totals, (rows, size))
 
 
 def forbid_repeated_ngrams(logits, tokens, lengths, size):
-    """Remove the tokens that would complete an n-gram which has occurred already.
+    """Remove the tokens that would complete an n-gram that has already occurred.
 
     Args:
         logits: float32 tensor (B, V).
         tokens: int32 tensor (B, H), the text so far, padded on the right.
-        lengths: int32 tensor (B,), how many of them are text.
-        size: int32 tensor (B,) or (1,), the n; 0 is off.
+        lengths: int32 tensor (B,), the number of tokens without padding.
+        size: int32 tensor (B,) or (1,), n; 0 is off.
 
     Reference:
         Paulus et al., 2017, "A Deep Reinforced Model for Abstractive Summarization".

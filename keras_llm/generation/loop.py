@@ -1,4 +1,4 @@
-"""The decode loop: one `start` and one `advance`, run eagerly, compiled, or inside a graph."""
+"""Run the decode loop: `start` and `advance`, in eager mode, compiled or inside a graph."""
 
 from typing import NamedTuple
 
@@ -18,22 +18,22 @@ from keras_llm.generation.sampling import (
 
 
 class State(NamedTuple):
-    """Where a batch of generations stands. All tensors; shapes never change between steps.
+    """The state of a batch of generations. All fields are tensors of constant shape.
 
     Attributes:
-        step: int32 scalar, the number of tokens chosen so far.
-        token: int32 (B,), the token chosen last.
-        token_ids: int32 (B, N), the tokens chosen; `pad_id` where there is none yet.
-        token_log_probabilities: float32 (B, N), the log-probability of each, in nats, under the
-            model itself (temperature 1, nothing filtered); 0 where there is none. NaN where the
-            model's logits are no numbers.
-        alternative_ids: int32 (B, N, A), the most likely tokens at each place.
-        alternative_log_probabilities: float32 (B, N, A), theirs.
-        num_tokens: int32 (B,), how many tokens count (the stop token does not).
-        stopped: bool (B,), a stop token was chosen.
-        stop_token: int32 (B,), which one; -1 if none was.
+        step: int32 scalar, the number of steps so far, one token per row each.
+        token: int32 (B,), the last token chosen.
+        token_ids: int32 (B, N), the tokens chosen, padded with `pad_id`.
+        token_log_probabilities: float32 (B, N), their log-probabilities in nats under the model's
+            own distribution (temperature 1, unfiltered), padded with 0. NaN if the model's logits
+            are NaN.
+        alternative_ids: int32 (B, N, A), the most likely tokens at each position.
+        alternative_log_probabilities: float32 (B, N, A), their log-probabilities.
+        num_tokens: int32 (B,), the number of new tokens, without the stop token.
+        stopped: bool (B,), whether a stop token was chosen.
+        stop_token: int32 (B,), the stop token chosen; -1 if none.
         done: bool (B,), stopped or out of budget.
-        automaton_state: int32 (B,), where each row stands in the constraint, if there is one.
+        automaton_state: int32 (B,), each row's state in the constraint, if there is one.
         cache: dict from `models.init_cache`.
     """
 
@@ -52,17 +52,17 @@ class State(NamedTuple):
 
     @property
     def log_probability(self):
-        """Float32 (B,), the sum of the counted tokens' log-probabilities."""
+        """Float32 (B,), the sum of the log-probabilities of the new tokens."""
         return ops.sum(self.token_log_probabilities, axis=1)
 
 
 class Request(NamedTuple):
-    """What a batch of generations was asked.
+    """The prompts and settings of a batch of generations.
 
     Attributes:
         token_ids: int32 (B, T), prompts padded on the right.
         lengths: int32 (B,), prompt lengths.
-        budget: int32 (B,), the most tokens to generate for each row, at most N.
+        budget: int32 (B,), the maximum number of new tokens for each row, at most N.
         sampling: `Sampling` of tensors.
     """
 
@@ -73,7 +73,7 @@ class Request(NamedTuple):
 
 
 def make_request(model, token_ids, lengths, max_new_tokens, sampling):
-    """A `Request` whose budgets end at the model's `max_length`.
+    """Return a `Request` with budgets limited by the model's `max_length`.
 
     Args:
         model: a model from `models.causal_lm` or `models.seq2seq`.
@@ -98,24 +98,24 @@ def start(
     alternatives=0,
     prefix=None,
 ):
-    """Read the prompts and choose each row's first token.
+    """Prefill the prompts and choose the first token of each row.
 
     Args:
         model: a model from `models.causal_lm` or `models.seq2seq`.
-        request: a `Request`, of B rows, or of B / `samples` if that is more than 1.
-        capacity: int or int32 scalar. N, the room for new tokens.
-        stop_id: int, the token that ends a text, or several (S,).
-        pad_id: int, fills unused places.
-        encoder_cache: dict from `models.encode_source`, of a `seq2seq` model.
-        samples: int. How many texts each prompt is continued with; it is read once. Budgets and
-            settings are those of the B texts, the texts of one prompt side by side.
-        alternatives: int. A, how many likely tokens are kept for each place.
-        prefix: None; or a cache that holds the first tokens of the prompts already, with at most
-            as many slots as the new one will have; an int32 scalar, how many they are; and an
-            int, how many tokens to read at a time.
+        request: a `Request` with B / `samples` prompts.
+        capacity: int or int32 scalar. N, the number of slots for new tokens.
+        stop_id: int or int32 tensor (S,). Stop tokens.
+        pad_id: int. Padding token.
+        encoder_cache: dict from `models.encode_source`, for a `seq2seq` model.
+        samples: int. Number of texts per prompt, from one prefill. Budgets and settings are
+            those of the B texts; the texts of one prompt are adjacent.
+        alternatives: int. A, the number of likely tokens to return for each position.
+        prefix: None, or a tuple of a cache that contains the first tokens of the prompts, with at
+            most as many slots as the new one; an int32 scalar, the number of these tokens; and an
+            int, the number of tokens to prefill at a time.
 
     Returns:
-        A `State` at step 1, and the `Request` of its B rows.
+        The `State` after the first step and the `Request` with B rows.
     """
     rows, length = ops.shape(request.token_ids)[:2]
     cache = {**models.init_cache(model, rows, length + capacity), **(encoder_cache or {})}
@@ -153,8 +153,8 @@ def start(
 
 
 def advance(model, state, request, stop_id, pad_id):
-    """Read each row's last token and choose the next. Rows that are done stay as they are."""
-    # A row that is done stays at its last position, which has a slot.
+    """Choose the next token of each row. Rows that are done do not change."""
+    # A row that is done repeats its last position, so that it never exceeds the cache.
     positions = request.lengths + ops.minimum(state.step, request.budget) - 1
     logits, cache = models.decode(
         model, ops.expand_dims(state.token, 1), ops.expand_dims(positions, 1), state.cache
@@ -163,15 +163,15 @@ def advance(model, state, request, stop_id, pad_id):
 
 
 def advance_until(model, state, request, stop_id, pad_id, step=None):
-    """`advance` until every row is done, or until that step, an int32 scalar."""
+    """Call `advance` until every row is done or until `step`, an int32 scalar, is reached."""
 
-    def goes_on(*state):
+    def should_continue(*state):
         state = State(*state)
         unfinished = ops.logical_not(ops.all(state.done))
         return unfinished if step is None else ops.logical_and(unfinished, state.step < step)
 
     state = ops.while_loop(
-        goes_on,
+        should_continue,
         lambda *state: tuple(advance(model, State(*state), request, stop_id, pad_id)),
         tuple(state),
     )
@@ -198,13 +198,14 @@ def generate(
         lengths: int32 tensor (B,), in `1 .. T`, below the model's `max_length`.
         max_new_tokens: int32 tensor (B,) or (1,), > 0.
         sampling: `Sampling` of tensors, each (B,) or (1,).
-        stop_id: int, the token that ends a text, or several (S,).
-        pad_id: int, fills unused places.
-        encoder_cache: dict from `models.encode_source`, of a `seq2seq` model.
-        samples, alternatives: as of `start`; `max_new_tokens` is then (1,).
+        stop_id: int or int32 tensor (S,). Stop tokens.
+        pad_id: int. Padding token.
+        encoder_cache: dict from `models.encode_source`, for a `seq2seq` model.
+        samples, alternatives: see `start`. With several samples, `max_new_tokens` is (B,) or (1,)
+            for the B prompts.
 
     Returns:
-        The last `State`; `token_ids` is (B, N) with N the largest budget.
+        The last `State`. `token_ids` is (B, N), where N is the largest budget.
     """
     request = make_request(model, token_ids, lengths, max_new_tokens, sampling)
     if samples > 1:
@@ -223,16 +224,16 @@ def generate(
 
 
 def score(model, token_ids, lengths):
-    """Log-likelihood of texts.
+    """Compute the log-likelihood of texts.
 
     Args:
         model: a model from `models.causal_lm`.
         token_ids: int32 tensor (B, T): the begin token, then the text, padded on the right.
-        lengths: int32 tensor (B,), real tokens of each row, the begin token included.
+        lengths: int32 tensor (B,), tokens of each row, including the begin token.
 
     Returns:
-        Float32 tensor (B,): the sum over a row's text of each token's log-probability given
-        those before it, in nats.
+        Float32 tensor (B,), the sum of the log-probabilities of a row's tokens, each given the
+        tokens before it, in nats.
     """
     log_p, *_ = explain(model, token_ids)
     places = ops.arange(ops.shape(log_p)[1])
@@ -241,18 +242,18 @@ def score(model, token_ids, lengths):
 
 
 def explain(model, token_ids, source=None, alternatives=0):
-    """How likely each token of some texts was, and what else was.
+    """Compute the log-probability of each token and the most likely alternatives.
 
     Args:
         model: a model from `models.causal_lm`, or from `models.seq2seq` with a `source`.
         token_ids: int32 tensor (B, T).
         source: int32 tensor (B, S), the encoder's token ids.
-        alternatives: int. A.
+        alternatives: int. A, the number of alternatives.
 
     Returns:
-        Float32 (B, T - 1), the log-probability of each token but the first given those before
-        it, in nats; int32 (B, T - 1, A), the most likely tokens there; float32 (B, T - 1, A),
-        their log-probabilities.
+        A tuple: float32 (B, T - 1), the log-probability of each token except the first given the
+        tokens before it, in nats; int32 (B, T - 1, A), the most likely tokens at each position;
+        float32 (B, T - 1, A), their log-probabilities.
     """
     inputs = token_ids[:, :-1]
     logits = model(inputs if source is None else [source, inputs])
@@ -265,16 +266,16 @@ def explain(model, token_ids, source=None, alternatives=0):
 
 
 def processor(request, stop_id, beams):
-    """The settings of a `Request` as a function for `beam_search`.
+    """Return a logits processor for `beam_search` that applies the settings of a `Request`.
 
     Args:
-        request: a `Request` of B rows.
-        stop_id: int, the token that ends a text, or several (S,).
-        beams: int. W, the texts of a row, which stand side by side.
+        request: a `Request` with B rows.
+        stop_id: int or int32 tensor (S,). Stop tokens.
+        beams: int. W, the number of beams per row; the beams of a row are adjacent.
 
     Returns:
-        A function of logits (B * W, V), step, and the texts' new tokens (B * W, N), which
-        returns logits.
+        A function of logits (B * W, V), the step and the new tokens (B * W, N) that returns
+        logits.
     """
     sampling = request.sampling.repeat(beams)
     prompts, lengths = (ops.repeat(x, beams, axis=0) for x in (request.token_ids, request.lengths))
@@ -306,7 +307,8 @@ def _choose(state, logits, request, stop_id, pad_id):
     stops = ops.logical_not(state.done) & is_stop(token, stop_id)
     counts = ops.logical_not(state.done | stops)
     log_p = _log_probability(logits, token)
-    told = counts | (stops & ops.isnan(log_p))
+    # A NaN is recorded even at a stop token, so that the caller can raise an error.
+    is_recorded = counts | (stops & ops.isnan(log_p))
     stop_token = ops.where(stops, token, state.stop_token)
     token = ops.where(counts, token, pad_id)
     here = ops.expand_dims(ops.arange(ops.shape(state.token_ids)[1]) == state.step, 0)
@@ -317,7 +319,7 @@ def _choose(state, logits, request, stop_id, pad_id):
         token=token,
         token_ids=ops.where(here, ops.expand_dims(token, 1), state.token_ids),
         token_log_probabilities=ops.where(
-            here & ops.expand_dims(told, 1),
+            here & ops.expand_dims(is_recorded, 1),
             ops.expand_dims(log_p, 1),
             state.token_log_probabilities,
         ),
@@ -342,7 +344,7 @@ def _choose(state, logits, request, stop_id, pad_id):
 
 
 def _text(prompts, lengths, token_ids, counts):
-    """Prompts (B, T) and new tokens (B, N) without the gap between them."""
+    """Join prompts (B, T) and new tokens (B, N) without padding between them."""
     both = ops.concatenate([prompts, token_ids], axis=1)
     length, total = ops.shape(prompts)[1], ops.shape(both)[1]
     places = ops.expand_dims(ops.arange(total), 0)
@@ -353,6 +355,6 @@ def _text(prompts, lengths, token_ids, counts):
 
 
 def _log_probability(logits, targets):
-    """(..., V), (...) -> (...): log softmax(logits)[targets]."""
+    """Compute log softmax(logits)[targets] for logits (..., V) and targets (...)."""
     chosen = ops.take_along_axis(logits, ops.expand_dims(targets, -1), axis=-1)
     return ops.squeeze(chosen, -1) - ops.logsumexp(logits, axis=-1)

@@ -1,4 +1,4 @@
-"""The choice of the next token: a pure function of logits, settings, seed, step and text."""
+"""Choose the next token from logits, settings, seed, step and text."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from keras_llm.sampling_settings import DEFAULTS, SETTINGS, check
 
 
 class Text(NamedTuple):
-    """What has been read and written so far, for the settings that look at it.
+    """Prompt and new tokens, for the settings that depend on them.
 
     Attributes:
         token_ids: int32 tensor (B, H), prompt and new tokens, padded on the right.
@@ -24,12 +24,12 @@ class Text(NamedTuple):
 
 
 class Automaton(NamedTuple):
-    """Which tokens may follow, in every state of a constraint (see
-    `tokenizers.TokenAutomaton`).
+    """The transition table of a constraint on the text (see `tokenizers.TokenAutomaton`).
 
     Attributes:
-        next_state: int32 array (S, C); -1 where the tokens of a class are forbidden.
-        token_class: int32 array (V,), the column of each token.
+        next_state: int32 array (S, C), the next state for each state and token class; -1 where
+            the class is forbidden.
+        token_class: int32 array (V,), the class of each token.
         start: int32, the state before the first token.
     """
 
@@ -39,28 +39,28 @@ class Automaton(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """How each row's next token is chosen. Fields are scalars, or arrays (1,) or (B,).
+    """Sampling settings. Fields are scalars, or arrays (1,) or (B,).
 
-    In this order: `logit_bias` is added; penalties and forbidden n-grams; `min_new_tokens`;
-    `forced_tokens`; then, unless the temperature is 0, temperature, `top_k`, `top_p`, `min_p`,
-    `typical_p`, and a draw.
+    They apply in this order: `logit_bias`; penalties and `no_repeat_ngram_size`; `min_new_tokens`;
+    `forced_tokens`; `automaton`; then, unless the temperature is 0, temperature, `top_k`, `top_p`,
+    `min_p`, `typical_p` and random sampling.
 
     Attributes:
-        temperature: float >= 0; 0 takes the most likely token.
+        temperature: float >= 0; 0 is greedy decoding.
         top_k: int >= 0; 0 is off.
         top_p: float in (0, 1]; 1 is off.
-        seed: int32. A row's text depends on its own prompt, settings and seed only, never
-            on its neighbours in the batch.
+        seed: int32. A row's text depends only on its own prompt, settings and seed, not on the
+            other rows of the batch.
         min_p: float in [0, 1]; 0 is off (see `keep_likely`).
         typical_p: float in (0, 1]; 1 is off (see `keep_typical`).
         repetition_penalty: float > 0; 1 is off (see `penalize`).
         presence_penalty, frequency_penalty: float; 0 is off.
         no_repeat_ngram_size: int >= 0; 0 is off.
-        min_new_tokens: int >= 0. Before so many tokens the text does not stop.
+        min_new_tokens: int >= 0. The text does not stop before this many new tokens.
         logit_bias: None, or float array (1, V) or (B, V); -1e30 bans a token.
-        forced_tokens: None, or int array (1, F) or (B, F): the first new tokens; -1 leaves one
-            free.
-        automaton: None, or an `Automaton` that all rows obey.
+        forced_tokens: None, or int array (1, F) or (B, F), the first new tokens; -1 does not
+            force a token.
+        automaton: None, or an `Automaton` that constrains all rows.
     """
 
     temperature: object = DEFAULTS["temperature"]
@@ -79,13 +79,15 @@ class Sampling(NamedTuple):
     automaton: object = None
 
     def validate(self):
-        """Raise InputError naming the first setting out of range (Python numbers only)."""
+        """Raise InputError if a setting is out of range (Python numbers only)."""
         check({name: getattr(self, name) for name in SETTINGS})
         return self
 
     def tensors(self):
-        """The same settings as tensors of shape (1,) or (B,); those that are off stay numbers,
-        which costs nothing."""
+        """Return the settings as tensors of shape (1,) or (B,).
+
+        Settings that are off stay Python numbers, so that they are not computed.
+        """
 
         def tensor(name, value):
             if name == "automaton":
@@ -99,20 +101,20 @@ class Sampling(NamedTuple):
         return Sampling(*map(tensor, self._fields, self))
 
     def repeat(self, times):
-        """The settings of B rows as those of B * times, the copies of a row side by side."""
+        """Repeat the settings of each row; the copies of a row are adjacent."""
 
         def repeated(field):
-            is_one_for_all = not hasattr(field, "shape") or field.shape[0] == 1
-            return field if is_one_for_all else ops.repeat(field, times, axis=0)
+            is_shared = not hasattr(field, "shape") or field.shape[0] == 1
+            return field if is_shared else ops.repeat(field, times, axis=0)
 
         return self._make(map(repeated, self))
 
     def ignores_text(self):
-        """Whether no setting looks at the text so far."""
+        """Return whether no setting depends on the previous tokens."""
         return all(map(self.is_off, _LOOKING_BACK))
 
     def is_off(self, name):
-        """Whether a setting is left at its default, as a Python value."""
+        """Return whether a setting is a Python value equal to its default."""
         value = getattr(self, name)
         return value is None or (
             isinstance(value, (int, float)) and value == self._field_defaults[name]
@@ -120,8 +122,8 @@ class Sampling(NamedTuple):
 
 
 NOT_NUMBERS = (
-    "the model's logits are not numbers (NaN) after this prompt; its weights, or the precision it "
-    "computes in, are broken."
+    "the model's logits are not numbers (NaN) after this prompt; check the model's weights and "
+    "compute dtype."
 )
 
 
@@ -130,15 +132,15 @@ _LOOKING_BACK = (*_PENALTIES, "no_repeat_ngram_size")
 
 
 def check_top_k(top_k, vocabulary_size):
-    """Raise InputError if there are not so many tokens to choose among."""
+    """Raise InputError if `top_k` is larger than the vocabulary."""
     if top_k > vocabulary_size:
         raise InputError(
-            f"`top_k` must be at most the {vocabulary_size} tokens of the vocabulary, got {top_k}."
+            f"`top_k` must be at most the vocabulary size {vocabulary_size}, got {top_k}."
         )
 
 
 def dtype_of(setting):
-    """The dtype of a setting as a tensor."""
+    """Return the dtype of a setting as a tensor."""
     if setting in SETTINGS:
         return SETTINGS[setting].dtype
     return "int32" if setting == "forced_tokens" else "float32"
@@ -147,17 +149,17 @@ def dtype_of(setting):
 def choose(logits, sampling, step, text=None, stop_id=None, automaton_state=None):
     """Choose a token for each row.
 
-    Sampling adds Gumbel noise to the processed logits and takes the largest, which draws from
-    their softmax (Gumbel, 1954). The noise is a hash of (seed, step, token), so the same
-    numbers come out in eager code, in compiled code, in an exported graph and on any backend.
+    Sampling adds Gumbel noise to the processed logits and takes the largest, which samples from
+    their softmax (Gumbel, 1954). The noise is a hash of (seed, step, token), so it is the same in
+    eager mode, in compiled code, in an exported graph and on every backend.
 
     Args:
         logits: float32 tensor (B, V).
         sampling: `Sampling` of tensors (see `Sampling.tensors`).
         step: int32 scalar tensor, 0 for the first new token.
-        text: `Text`, needed by penalties and `no_repeat_ngram_size`.
-        stop_id: int, or several (S,), needed by `min_new_tokens`.
-        automaton_state: int32 tensor (B,), needed by an `automaton`.
+        text: `Text`, required by penalties and `no_repeat_ngram_size`.
+        stop_id: int or int32 tensor (S,), stop tokens, required by `min_new_tokens`.
+        automaton_state: int32 tensor (B,), required by `automaton`.
 
     Returns:
         Int32 tensor (B,).
@@ -177,10 +179,10 @@ def choose(logits, sampling, step, text=None, stop_id=None, automaton_state=None
 
 
 def process(logits, sampling, step, text=None, stop_id=None, automaton_state=None):
-    """What `choose` does to the logits of every row, greedy ones too.
+    """Apply the settings that affect both greedy decoding and sampling.
 
     Args:
-        logits, sampling, step, text, stop_id, automaton_state: as of `choose`.
+        logits, sampling, step, text, stop_id, automaton_state: see `choose`.
 
     Returns:
         Float32 tensor (B, V).
@@ -194,9 +196,9 @@ def process(logits, sampling, step, text=None, stop_id=None, automaton_state=Non
         values = [_row(getattr(sampling, name)) for name in _PENALTIES]
 
         def penalized():
-            places = ops.expand_dims(ops.arange(ops.shape(text.token_ids)[1]), 0)
-            written = places < ops.expand_dims(text.lengths, 1)
-            new = written & (places >= ops.expand_dims(text.prompt_lengths, 1))
+            positions = ops.expand_dims(ops.arange(ops.shape(text.token_ids)[1]), 0)
+            written = positions < ops.expand_dims(text.lengths, 1)
+            new = written & (positions >= ops.expand_dims(text.prompt_lengths, 1))
             counts = [processors.occurrences(text.token_ids, c, size) for c in (written, new)]
             return processors.penalize(logits, *counts, *values)
 
@@ -215,8 +217,8 @@ def process(logits, sampling, step, text=None, stop_id=None, automaton_state=Non
         logits = ops.where(early & stops, processors.REMOVED, logits)
     if sampling.forced_tokens is not None:
         forced = sampling.forced_tokens
-        place = ops.minimum(step, ops.shape(forced)[1] - 1)
-        token = ops.take(forced, ops.reshape(place, (1,)), axis=1)  # (B or 1, 1)
+        column = ops.minimum(step, ops.shape(forced)[1] - 1)
+        token = ops.take(forced, ops.reshape(column, (1,)), axis=1)  # (B or 1, 1)
         is_forced = (token >= 0) & (step < ops.shape(forced)[1])
         others = ops.expand_dims(ops.arange(size), 0) != token
         logits = ops.where(is_forced & others, processors.REMOVED, logits)
@@ -228,11 +230,11 @@ def process(logits, sampling, step, text=None, stop_id=None, automaton_state=Non
 
 
 def is_stop(token, stop_id):
-    """Which tokens end a text.
+    """Return which tokens are stop tokens.
 
     Args:
         token: int32 tensor of any shape.
-        stop_id: int or int32 tensor (S,); -1 is no token.
+        stop_id: int or int32 tensor (S,); -1 matches no token.
 
     Returns:
         Bool tensor like `token`.
@@ -242,13 +244,15 @@ def is_stop(token, stop_id):
 
 
 def has_automaton(sampling):
-    """Whether a constraint is given; one without states is none, so that compiled code can be
-    told so by a shape."""
+    """Return whether there is a constraint.
+
+    An automaton with 0 states means no constraint, so that compiled code can decide by shape.
+    """
     return sampling.automaton is not None and sampling.automaton.next_state.shape[0] > 0
 
 
 def follow(sampling, automaton_state, token):
-    """The states after the tokens that were chosen, int32 (B,)."""
+    """Return the automaton states after `token`, int32 (B,)."""
     next_state, token_class, _ = sampling.automaton
     rows = ops.take(next_state, automaton_state, axis=0)
     column = ops.expand_dims(ops.take(token_class, token), 1)
@@ -256,7 +260,7 @@ def follow(sampling, automaton_state, token):
 
 
 def states_after(sampling, token_ids, count):
-    """Where texts stand in their constraint after their first `count` tokens.
+    """Return the automaton states after the first `count` tokens of each row.
 
     Args:
         sampling: `Sampling` with an automaton.
@@ -279,7 +283,7 @@ def states_after(sampling, token_ids, count):
 
 
 def _filtered(scaled, sampling):
-    """Top-k, top-p, min-p and typical-p, each skipped where no row asks for it."""
+    """Apply top-k, top-p, min-p and typical-p; each is skipped if it is off in all rows."""
     if not (sampling.is_off("top_k") and sampling.is_off("top_p")):
         top_k, top_p = _row(sampling.top_k, "int32"), _row(sampling.top_p)
         scaled = _if(
@@ -307,7 +311,7 @@ def _row(value, dtype="float32"):
 
 
 def gumbel_noise(seed, step, size):
-    """Standard Gumbel noise from a counter-based hash.
+    """Compute standard Gumbel noise with a counter-based hash.
 
     Args:
         seed: int32 tensor (B,) or (1,).
@@ -335,8 +339,8 @@ def gumbel_noise(seed, step, size):
     x, y, z = mix(x, y, z)
     x, y, z = (ops.bitwise_xor(v, ops.right_shift(v, sixteen)) for v in (x, y, z))
     x, _, _ = mix(x, y, z)
-    # 24 bits fill a float32 exactly; the half step keeps 0 out of the logarithms. At the upper end
-    # it is rounded up to 1, whose noise would be infinite: a token at random, banned or not.
+    # A float32 represents 24 bits exactly; adding 0.5 avoids log(0). The largest value would round
+    # up to 1, whose noise is infinite and would select any token, even a banned one.
     bits = ops.cast(ops.cast(ops.right_shift(x, ops.cast(8, "uint32")), "int32"), "float32")
     uniform = ops.minimum((bits + 0.5) * 2.0**-24, 1 - 2.0**-24)
     return -ops.log(-ops.log(uniform))

@@ -12,7 +12,7 @@ import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 
-from keras_llm.errors import InputError
+from keras_llm.errors import InputError, optional_packages
 from keras_llm.files import read_utf8
 from keras_llm.tokenizers.base import MASKS, Tokenizer
 from keras_llm.tokenizers.offsets import CharacterOffsets
@@ -245,8 +245,10 @@ class SentencePiece(Tokenizer):
 @functools.cache
 def _in_graph(model):
     import tensorflow as tf
-    import tensorflow_text
-    from tensorflow_text.python.ops import sentencepiece_tokenizer
+
+    with optional_packages("a SentencePiece graph"):
+        import tensorflow_text
+        from tensorflow_text.python.ops import sentencepiece_tokenizer
 
     create = sentencepiece_tokenizer.gen_sentencepiece_tokenizer.sentencepiece_op
     name = "sentencepiece_" + hashlib.sha256(model).hexdigest()

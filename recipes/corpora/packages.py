@@ -13,6 +13,8 @@ import sys
 import tempfile
 import urllib.request
 
+import platformdirs
+
 from keras_llm.errors import InputError
 
 
@@ -110,8 +112,7 @@ def cache_folder():
     """Where downloads are kept."""
     if os.environ.get("KERAS_LLM_CACHE"):
         return pathlib.Path(os.environ["KERAS_LLM_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "keras_llm"
+    return platformdirs.user_cache_path("keras_llm", appauthor=False)
 
 
 def _sha256(path):

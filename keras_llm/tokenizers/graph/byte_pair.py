@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_llm.errors import InputError
+from keras_llm.errors import InputError, optional_packages
 from keras_llm.tokenizers.graph.ragged import encode_distinct, merge_by
 from keras_llm.tokenizers.offsets import CharacterOffsets
 
@@ -56,7 +56,8 @@ class BytePairGraph:
         strings = tf.convert_to_tensor(strings, tf.string)
         strings = tf.strings.unicode_transcode(strings, "UTF-8", "UTF-8", errors="replace")
         if self._normalization:
-            import tensorflow_text
+            with optional_packages("Unicode normalization in a graph"):
+                import tensorflow_text
 
             strings = tensorflow_text.normalize_utf8(strings, self._normalization)
         return encode_distinct(self._pre_tokenizer.parts(strings), self._encode_parts)

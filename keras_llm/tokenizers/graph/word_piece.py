@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import tokenizers
 
+from keras_llm.errors import optional_packages
 from keras_llm.tokenizers.graph.character_classes import SCALARS, character_class, every_character
 from keras_llm.tokenizers.graph.ragged import encode_distinct, merge_by
 
@@ -36,7 +37,9 @@ class WordPieceGraph:
         self, normalization, vocabulary, unknown, prefix, max_word_length, silent, decoder
     ):
         import tensorflow as tf
-        import tensorflow_text
+
+        with optional_packages("a WordPiece graph"):
+            import tensorflow_text
 
         self._lowercase, self._strip_accents, _ = normalization
         self._max_word_length = max_word_length
@@ -143,7 +146,9 @@ class WordPieceGraph:
     def _cleaned(self, strings):
         """Remove ignored characters from strings (B,) and order combining marks."""
         import tensorflow as tf
-        import tensorflow_text
+
+        with optional_packages("a WordPiece graph"):
+            import tensorflow_text
 
         strings = tf.strings.unicode_transcode(strings, "UTF-8", "UTF-8", errors="replace")
         strings = tf.strings.regex_replace(strings, self._removed, "")
