@@ -26,7 +26,7 @@ ROOMS = [
     {"generation"},
     {"models"},
     {"layers"},
-    {"errors", "files", "interrupts", "sampling_settings", "silence"},
+    {"errors", "files", "interrupts", "sampling_settings", "silence", "types"},
 ]
 ONLY_KERAS = ("layers", "models", "generation", "training")
 

@@ -21,7 +21,7 @@ class State(NamedTuple):
     """The state of a batch of generations. All fields are tensors of constant shape.
 
     Attributes:
-        step: int32 scalar, the number of steps so far, one token per row each.
+        step: int32 scalar, the number of steps so far; each chooses one token per row.
         token: int32 (B,), the last token chosen.
         token_ids: int32 (B, N), the tokens chosen, padded with `pad_id`.
         token_log_probabilities: float32 (B, N), their log-probabilities in nats under the model's
@@ -201,8 +201,7 @@ def generate(
         stop_id: int or int32 tensor (S,). Stop tokens.
         pad_id: int. Padding token.
         encoder_cache: dict from `models.encode_source`, for a `seq2seq` model.
-        samples, alternatives: see `start`. With several samples, `max_new_tokens` is (B,) or (1,)
-            for the B prompts.
+        samples, alternatives: see `start`. With several samples, `max_new_tokens` is (1,).
 
     Returns:
         The last `State`. `token_ids` is (B, N), where N is the largest budget.

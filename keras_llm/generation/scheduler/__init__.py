@@ -1,7 +1,7 @@
-"""Continuous batching: requests come and go while one compiled decode step serves them all.
+"""Serve requests with continuous batching: they join and leave a shared compiled decode step.
 
-`steps` is the arithmetic, on Keras tensors; `tensorflow` compiles it; `ticket` is what a caller
-holds of a request; `engine` gives slots to requests.
+`steps` computes on Keras tensors, `tensorflow` compiles the steps, `ticket` is the caller's handle
+of a request, and `engine` assigns slots to requests.
 """
 
 from keras_llm.generation.scheduler.engine import Engine

@@ -1,4 +1,4 @@
-"""Slots for requests: who is served, who waits, and what becomes of each."""
+"""Schedule requests: assign slots, queue requests and deliver tokens."""
 
 import collections
 import concurrent.futures
@@ -12,37 +12,38 @@ from keras_llm.errors import InputError
 from keras_llm.generation.sampling import NOT_NUMBERS, SETTINGS, Sampling, check_top_k, dtype_of
 from keras_llm.generation.scheduler.ticket import Ticket
 
-_SMALLEST = 16  # tokens; shorter prompts share this width
-_IDLE = Sampling(temperature=0.0)  # of an empty slot: what costs least
+_SMALLEST = 16  # tokens; shorter prompts are padded to this width
+_IDLE = Sampling(temperature=0.0)  # the cheapest settings, for empty slots
 
 
 class Engine:
-    """Serve many requests with one model, a decode step of all of them at a time.
+    """A continuous batching engine: one model serves many requests.
 
-    A request takes a slot as soon as one is free, is read alone, and leaves when its text has come
-    to its end, while the others go on. Its tokens are those that `generate` gives for it alone.
+    A request takes a slot as soon as one is free, is prefilled alone, and leaves when its text
+    ends, while the other requests continue. Its tokens are the same as those `generate` returns
+    for it alone.
 
-    Prompts are padded to the next power of two and one graph is compiled for each such width, when
-    it first comes; decoding is compiled once. Leave a `with` block or call `close` when done.
+    Prompts are padded to the next power of two. Prefill is compiled once per padded width, on
+    first use; decoding is compiled once. Use a `with` block, or call `close` when done.
 
     Args:
-        model: a model from `models.causal_lm`. Its weights must stay as they are.
-        stop_id: int, the token that ends a text.
-        max_batch: int > 0. The slots; a turn costs about the same however many are taken.
-        max_length: int. The longest prompt and new tokens together; None means the model's
-            `max_length`. Memory is taken for `max_batch` times so many tokens, and every step
-            reads it, so a length no longer than needed is faster too.
-        max_waiting: int > 0. How many requests may wait for a slot.
-        steps_per_turn: int > 0. Tokens that are decoded before a request can come or go: more
-            of them cost less each, and let a newcomer wait longer.
+        model: a model from `models.causal_lm`. Its weights must not change.
+        stop_id: int. Stop token.
+        max_batch: int > 0. The number of slots. The cost of a decode step hardly depends on how
+            many of them are in use.
+        max_length: int. Maximum length of prompt and new tokens together; None means the model's
+            `max_length`. The cache holds `max_batch * max_length` tokens and every step reads all
+            of it, so a smaller value saves memory and time.
+        max_waiting: int > 0. Maximum number of requests that wait for a slot.
+        steps_per_turn: int > 0. Decode steps between two points at which requests can join or
+            leave: more steps cost less per token but delay new requests.
         jit_compile: bool. False runs the same graphs without XLA.
 
     Attributes:
-        traces: dict, how often "admit" (once for each width) and "turn" (once) were traced.
+        traces: dict, the number of traces of "admit" (one per padded width) and "turn" (one).
 
     Raises:
-        InputError: if an argument is out of range, or Keras runs on another backend than
-            TensorFlow.
+        InputError: if an argument is out of range, or the Keras backend is not TensorFlow.
 
     Example:
     >>> from keras_llm import generation, models
@@ -92,13 +93,13 @@ class Engine:
         self._steps = CompiledSteps(
             model, max_batch, max_length, steps_per_turn, stop_id, jit_compile
         )
-        self._tickets = [None] * max_batch  # of the slots
+        self._tickets = [None] * max_batch  # by slot
         self._lengths = np.ones(max_batch, "int32")
         self._counts = np.zeros(max_batch, "int32")
         self._budgets = np.zeros(max_batch, "int32")
         self._settings = [np.repeat(value, max_batch) for value in _settings(_IDLE)]
 
-        self._changed = threading.Condition()  # guards what follows
+        self._changed = threading.Condition()  # guards the fields below
         self._waiting = collections.deque()
         self._closed = False
         self._error = None
@@ -110,22 +111,22 @@ class Engine:
         return dict(self._steps.traces)
 
     def submit(self, token_ids, max_new_tokens, sampling=None, on_token=None):
-        """Ask for the continuation of a prompt.
+        """Submit a request.
 
         Args:
             token_ids: sequence of int, the prompt, shorter than `max_length`.
-            max_new_tokens: int > 0. Fewer come where `max_length` is reached.
-            sampling: `Sampling` of Python numbers; None means the defaults. `logit_bias` and
-                `forced_tokens` must be None.
-            on_token: function that is called with each new token as it comes, in the engine's
-                thread: the other requests wait for it. What it raises ends this request.
+            max_new_tokens: int > 0. The text also ends when `max_length` is reached.
+            sampling: `Sampling` of Python numbers; None means the defaults. `logit_bias`,
+                `forced_tokens` and `automaton` must be None.
+            on_token: function called with each new token in the engine's thread; it blocks the
+                other requests. An exception it raises ends this request.
 
         Returns:
             A `Ticket`.
 
         Raises:
-            InputError: naming the argument that is wrong.
-            queue.Full: if `max_waiting` requests are waiting.
+            InputError: if an argument is invalid; the message names it.
+            queue.Full: if `max_waiting` requests are already waiting.
             RuntimeError: if the engine is closed.
         """
         sampling = Sampling() if sampling is None else sampling
@@ -138,7 +139,7 @@ class Engine:
             self._forget_done()
             if len(self._waiting) >= self._max_waiting:
                 raise queue.Full(
-                    f"{len(self._waiting)} requests are waiting, as many as `max_waiting` allows; "
+                    f"{len(self._waiting)} requests are waiting, the maximum (`max_waiting`); "
                     "try again later."
                 )
             self._waiting.append(ticket)
@@ -146,33 +147,33 @@ class Engine:
         return ticket
 
     def close(self, finish=False):
-        """Take no more requests, and wait until the engine has come to rest.
+        """Reject new requests and wait until the engine has stopped.
 
         Args:
-            finish: bool. True serves what has been submitted; False cancels it.
+            finish: bool. True completes the submitted requests; False cancels them.
         """
         with self._changed:
             self._closed = True
             if not finish:
                 self._end_all(concurrent.futures.CancelledError())
             self._changed.notify_all()
-        if threading.current_thread() is not self._thread:  # `on_token` may close
+        if threading.current_thread() is not self._thread:  # `on_token` may call `close`
             self._thread.join()
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, traceback):
-        """Serve what has been submitted; after an exception, cancel it."""
+        """Complete the submitted requests; after an exception, cancel them."""
         self.close(finish=kind is None)
 
     def _checked(self, token_ids, max_new_tokens):
-        """The prompt as an array (T,), and the budget."""
+        """Check a prompt and return it as an array (T,) with its budget of new tokens."""
         prompt = np.asarray(token_ids)
         if prompt.ndim != 1 or not prompt.size or prompt.dtype.kind not in "iu":
             raise InputError(
-                "`token_ids` must be one or more ints in one row, got shape "
-                f"{prompt.shape} of {prompt.dtype}."
+                "`token_ids` must be a non-empty sequence of ints, got shape "
+                f"{prompt.shape} and dtype {prompt.dtype}."
             )
         if prompt.min() < 0 or prompt.max() >= self._vocabulary_size:
             raise InputError(
@@ -181,30 +182,30 @@ class Engine:
             )
         if len(prompt) >= self._max_length:
             raise InputError(
-                f"`token_ids` must be fewer than `max_length`={self._max_length}, "
-                f"got {len(prompt)}."
+                f"`token_ids` must be shorter than `max_length`={self._max_length}, "
+                f"got {len(prompt)} tokens."
             )
         if not _is_int(max_new_tokens) or max_new_tokens < 1:
             raise InputError(f"`max_new_tokens` must be a positive int, got {max_new_tokens!r}.")
         return prompt.astype("int32"), min(max_new_tokens, self._max_length - len(prompt))
 
     def _serve(self):
-        """What the engine's thread does."""
+        """Run the engine's thread."""
         try:
             while self._wait_for_work():
                 while (slot := self._free_slot()) is not None and self._take(slot):
                     self._admit(slot)
                 if any(self._tickets):
                     self._turn()
-        except BaseException as error:  # nobody shall wait for a thread that is gone
-            broken = RuntimeError(f"the engine broke: {error}")
-            broken.__cause__ = error
+        except BaseException as error:  # a caller must not wait for a thread that has ended
+            failure = RuntimeError(f"the engine failed: {error}")
+            failure.__cause__ = error
             with self._changed:
-                self._closed, self._error = True, broken
-                self._end_all(broken)
+                self._closed, self._error = True, failure
+                self._end_all(failure)
 
     def _wait_for_work(self):
-        """Whether there is any; False when the engine is closed and has none left."""
+        """Wait for requests; return False if the engine is closed and has none left."""
 
         def has_work():
             return self._waiting or any(self._tickets)
@@ -220,7 +221,7 @@ class Engine:
         return self._tickets.index(None) if None in self._tickets else None
 
     def _take(self, slot):
-        """Give the slot to the next in the queue, if there is one."""
+        """Assign the slot to the next request in the queue, if there is one."""
         with self._changed:
             self._forget_done()
             if self._waiting:
@@ -246,7 +247,7 @@ class Engine:
                 self._deliver(slot, tokens[slot].tolist())
 
     def _deliver(self, slot, tokens):
-        """Hand new tokens out; the slot is free again where the text ends."""
+        """Add new tokens to a ticket; free the slot if the text has ended."""
         ticket = self._tickets[slot]
         for token in tokens:
             if token < 0:
@@ -270,7 +271,7 @@ class Engine:
             values[slot] = value[0]
 
     def _forget_done(self):
-        """Those that were cancelled wait no longer."""
+        """Remove cancelled requests from the queue."""
         self._waiting = collections.deque(t for t in self._waiting if not t.done())
 
     def _end_all(self, error):
@@ -280,19 +281,21 @@ class Engine:
 
 
 def _settings(sampling):
-    """The settings that are numbers, as arrays (1,) in the order of `SETTINGS`; InputError names
-    one that is wrong."""
+    """Return the numeric settings as arrays (1,) in the order of `SETTINGS`.
+
+    Raises InputError if a setting is invalid.
+    """
     sampling.validate()
     for name in sorted(set(Sampling._fields) - set(SETTINGS)):
         if getattr(sampling, name) is not None:
-            raise InputError(f"`{name}` must be None, an engine does not serve it.")
+            raise InputError(f"`{name}` must be None; an engine does not support it.")
     arrays = []
     for name in SETTINGS:
         value = getattr(sampling, name)
         try:
             arrays.append(np.array([value], dtype_of(name)))
         except OverflowError as error:
-            raise InputError(f"`{name}` must be an int of 32 bits, got {value!r}.") from error
+            raise InputError(f"`{name}` must be a 32-bit int, got {value!r}.") from error
     return arrays
 
 

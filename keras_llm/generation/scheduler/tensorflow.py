@@ -1,5 +1,7 @@
-"""The engine's steps compiled by TensorFlow, with the memory in variables that XLA updates in
-place: a turn reads and writes what it must, not the whole cache."""
+"""Compile the engine's steps with TensorFlow.
+
+The memory is in variables that XLA updates in place, so that a turn does not copy the cache.
+"""
 
 import functools
 
@@ -12,28 +14,28 @@ from keras_llm.generation.scheduler import steps
 
 
 class CompiledSteps:
-    """`steps.admit` and `steps.turn` of one model over one memory. Not for several threads at once.
+    """Compiled `steps.admit` and `steps.turn` for one model and one memory. Not thread-safe.
 
     Args:
         model: a model from `models.causal_lm`.
         num_slots: int. B.
-        length: int. S tokens a slot.
-        num_steps: int. P, the steps of a turn.
-        stop_id: int, the token that ends a text.
+        length: int. S, the tokens of a slot.
+        num_steps: int. P, the decode steps of a turn.
+        stop_id: int. Stop token.
         jit_compile: bool. False runs the same graphs without XLA.
 
     Attributes:
-        traces: dict, how often "admit" (once for each prompt width) and "turn" were traced.
+        traces: dict, the number of traces of "admit" (one per prompt width) and "turn".
 
     Raises:
-        InputError: if Keras runs on another backend.
+        InputError: if the Keras backend is not TensorFlow.
     """
 
     def __init__(self, model, num_slots, length, num_steps, stop_id, jit_compile=True):
         if keras.backend.backend() != "tensorflow":
             raise InputError(
-                "an engine runs on TensorFlow; set KERAS_BACKEND=tensorflow (weights trained on "
-                f"{keras.backend.backend()} load there)."
+                f"an engine runs on TensorFlow, not on {keras.backend.backend()}; set "
+                "KERAS_BACKEND=tensorflow (it loads the same weights)."
             )
         self.traces = {"admit": 0, "turn": 0}
         self._model = model
@@ -50,19 +52,25 @@ class CompiledSteps:
         self._turn = function(self._traced_turn, input_signature=[rows, rows, rows, *settings])
 
     def admit(self, slot, token_ids, length, settings):
-        """`steps.admit` with an int `slot`, arrays (1, T) and (1,), and the settings as a list of
-        arrays (1,) in the order of `SETTINGS`; returns the token as an int."""
+        """Run `steps.admit` and return the token as an int.
+
+        Args:
+            slot: int.
+            token_ids: int32 array (1, T).
+            length: int32 array (1,).
+            settings: list of arrays (1,) in the order of `SETTINGS`.
+        """
         slot = tf.convert_to_tensor(slot, tf.int32)
         arguments = map(tf.convert_to_tensor, (token_ids, length, *settings))
         return int(self._admit(slot, *arguments))
 
     def turn(self, lengths, counts, budgets, settings):
-        """`steps.turn` with arrays (B,); returns an array (B, P)."""
+        """Run `steps.turn` with arrays (B,) and return an array (B, P)."""
         arguments = map(tf.convert_to_tensor, (lengths, counts, budgets, *settings))
         return self._turn(*arguments).numpy()
 
     def _traced_admit(self, slot, token_ids, length, *settings):
-        self.traces["admit"] += 1  # runs in tracing only
+        self.traces["admit"] += 1  # runs only while tracing
         token, memory = steps.admit(
             self._model,
             self._read(),

@@ -1,18 +1,18 @@
-"""What a caller holds of a request while an engine serves it."""
+"""Wait for, stream or cancel a request to an engine."""
 
 import concurrent.futures
 import threading
 
 
 class Ticket:
-    """One request to an `Engine`. Any thread may use it; only the engine makes one.
+    """A request to an `Engine`. Thread-safe; returned by `Engine.submit`.
 
-    Iterating gives the new tokens as they come, from the first whenever one begins, and ends with
-    the text; or raises what `result` raises.
+    Iterating yields all new tokens from the first one as they are generated, and raises the
+    exceptions of `result`.
 
     Attributes:
-        finish_reason: "stop" (the stop token was chosen), "length" (the budget or the longest
-            length was reached), or None as long as the text has not come to its end.
+        finish_reason: "stop" (the stop token was chosen), "length" (the budget or `max_length` was
+            reached), or None while the request is not complete.
     """
 
     def __init__(self, prompt, budget, settings, on_token):
@@ -27,24 +27,24 @@ class Ticket:
         self._changed = threading.Condition()
 
     def result(self, timeout=None):
-        """Wait for the end of the text.
+        """Wait until the request is complete.
 
         Args:
-            timeout: float, seconds, or None to wait as long as it takes.
+            timeout: float, seconds; None waits without limit.
 
         Returns:
             A list of int, the new tokens, without the stop token.
 
         Raises:
-            TimeoutError: if it takes longer.
+            TimeoutError: if the request is not complete after `timeout` seconds.
             concurrent.futures.CancelledError: if the request was cancelled, or the engine was
-                closed before its end.
-            InputError: if the model's logits are not numbers.
-            Exception: what `on_token` raised, or what the engine broke of.
+                closed before it was complete.
+            InputError: if the model's logits are NaN.
+            Exception: raised by `on_token`, or RuntimeError if the engine failed.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self._done, timeout):
-                raise TimeoutError(f"the text had not come to its end after {timeout} s.")
+                raise TimeoutError(f"the request was not complete after {timeout} s.")
             if self._error is not None:
                 raise self._error
             return list(self._tokens)
@@ -56,30 +56,30 @@ class Ticket:
             yield from new
             count += len(new)
             if done:
-                self.result()  # raises if there is something to raise
+                self.result()  # raises the request's error, if any
                 return
 
     def cancel(self):
-        """Give the request up; its slot is free again after the turn that is under way.
+        """Cancel the request; its slot is freed after the current turn.
 
         Returns:
-            Whether it was in time: False if the request had come to its end.
+            Bool, whether the request was cancelled; False if it was already complete.
         """
         return self._end(error=concurrent.futures.CancelledError())
 
     def done(self):
-        """Whether the text has come to its end, or the request was cancelled or failed."""
+        """Return whether the request is complete, was cancelled or failed."""
         with self._changed:
             return self._done
 
     def _after(self, count):
-        """Wait for more than so many tokens, or the end; returns them, and whether it is that."""
+        """Wait for more than `count` tokens or the end; return the new ones and whether it ended."""
         with self._changed:
             self._changed.wait_for(lambda: self._done or len(self._tokens) > count)
             return self._tokens[count:], self._done
 
     def _add(self, token):
-        """For the engine: one more token."""
+        """Add a token (called by the engine)."""
         with self._changed:
             if self._done:
                 return
@@ -92,7 +92,7 @@ class Ticket:
                 self._end(error=error)
 
     def _end(self, finish_reason=None, error=None):
-        """For the engine: no more tokens; only the first end counts."""
+        """End the request unless it has ended (called by the engine); return whether it did."""
         with self._changed:
             if self._done:
                 return False
