@@ -1,13 +1,13 @@
-"""Train an encoder to guess the words that a text leaves out, as BERT is pre-trained.
+"""Train an encoder with masked language modeling, as in BERT's pretraining.
 
     keras-llm train masked_lm --out runs/words --corpus movie-reviews
     keras-llm train masked_lm --out runs/mine --data my_texts/
     keras-llm train masked_lm --out runs/pairs --next-sentence
 
-Documents are split, a WordPiece vocabulary is learned, and the encoder is trained with `fit` on
-windows in which other words are hidden each time. Held-out words are guessed by it and by the most
-frequent token. `text_classification --start runs/words` goes on from the encoder. With
-`--next-sentence` it also learns whether one passage follows another.
+Documents are split, a WordPiece vocabulary is trained, and the encoder is trained with `fit` on
+windows with dynamic masking. The baseline predicts the most frequent token.
+`text_classification --start runs/words` continues from the encoder. `--next-sentence` adds BERT's
+next sentence prediction.
 """
 
 import dataclasses
@@ -21,25 +21,25 @@ NEXT = 'predict {out} "{prompt}"'
 
 @dataclasses.dataclass
 class Options(corpus.StreamOptions):
-    """Train an encoder that guesses hidden words."""
+    """Train an encoder that predicts masked words."""
 
     held_out: float = 0.1
-    """Share of the documents that is held out."""
+    """Fraction of the documents to hold out."""
     preset: str = "encoder-2m"
-    """Shape of the encoder."""
+    """Model preset of the encoder."""
     sequence_length: int = 128
-    """Tokens in a window."""
+    """Tokens per window."""
     mask_rate: float = 0.15
-    """Share of the words that are hidden."""
+    """Fraction of the words to mask."""
     whole_words: bool = True
-    """Whether all pieces of a word are hidden together, and not pieces by themselves."""
+    """Mask all tokens of a word together, instead of single tokens."""
     next_sentence: bool = False
-    """Whether a second head learns to tell if the second of two passages follows the first, as in
-    BERT; it is left in the folder `next_sentence`."""
+    """Train a second head that predicts whether the second of two passages follows the first, as in
+    BERT; it is saved in the folder `next_sentence`."""
     learning_rate: float = 2e-3
-    """Peak learning rate; it warms up linearly."""
+    """Peak learning rate, after linear warmup."""
     prompt: str = "This [MASK] is very good."
-    """What the logged samples fill."""
+    """Text with [MASK] for the logged samples."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -53,7 +53,7 @@ class Options(corpus.StreamOptions):
             ("stream", not (self.stream and self.next_sentence), "off with --next-sentence"),
             ("mask_rate", 0 < self.mask_rate < 1, "in (0, 1)"),
             ("prompt", "[MASK]" in self.prompt, "a text with [MASK]"),
-            ("export", "litert_lm" not in self.exports, "of saved_model, litert"),
+            ("export", "litert_lm" not in self.exports, "saved_model or litert"),
         )
         if self.smoke:
             self.preset, self.vocabulary_size, self.sequence_length = "encoder-tiny", 512, 64
@@ -63,16 +63,16 @@ class Options(corpus.StreamOptions):
 
 
 def run(options):
-    """Train, evaluate and save.
+    """Train, evaluate and save a model.
 
     Args:
         options: `Options`.
 
     Returns:
-        The dict that is saved as `metrics.json`.
+        The dict saved as `metrics.json`.
 
     Raises:
-        InputError: if an option or the data cannot be used; nothing is at `out` then.
+        InputError: if an option or the data is invalid; `out` is not created then.
     """
     import numpy as np
 
@@ -84,7 +84,7 @@ def run(options):
     config = models.preset(
         options.preset,
         vocabulary_size=tokenizer.vocabulary_size,
-        dropout=0.0,  # no text is seen often enough to be learned by heart
+        dropout=0.0,  # no text is repeated often enough to overfit
         **({"num_segments": 2} if options.next_sentence else {}),
     )
     corpus.check_length(options, config)
@@ -122,11 +122,11 @@ def run(options):
             [y.numpy().reshape(-1) for _, y in masked_tokens.alone(validation_data)]
         )
         special = [tokenizer.bos_id, tokenizer.eos_id]
-        known = corpus.counted(options, train_ids)
+        counted_ids = corpus.counted(options, train_ids)
         metrics = {
             "held_out": masked_tokens.measured(task, judge, validation_data),
             BASELINE: training.evaluate_most_frequent(
-                known[~np.isin(known, special)],
+                counted_ids[~np.isin(counted_ids, special)],
                 targets[targets != tokenizer.pad_id],
                 tokenizer.vocabulary_size,
             ),
@@ -143,14 +143,14 @@ def run(options):
 
 
 def evaluate(folder, data=None):
-    """Measure a trained model on its held-out documents, or on other text.
+    """Evaluate a trained model on its held-out documents or on other text.
 
     Args:
         folder: str or path, the `out` of a run.
         data: path of text files, or None for the documents held out in training.
 
     Returns:
-        A dict, see `hidden_words.measured`.
+        A dict, see `masked_tokens.measured`.
     """
     import keras_llm
     from keras_llm.data import encode_documents, read_texts
@@ -160,32 +160,32 @@ def evaluate(folder, data=None):
     documents = read_texts(data, options.text_field) if data else corpus.documents(options)[1]
     judge = keras_llm.load(f"{folder}/next_sentence") if options.next_sentence else None
     token_ids = encode_documents(documents, task.tokenizer)
-    found = masked_tokens.batches(task, documents, token_ids, options)
-    return masked_tokens.measured(task, judge, found)
+    batches = masked_tokens.batches(task, documents, token_ids, options)
+    return masked_tokens.measured(task, judge, batches)
 
 
 def _model_card(options, metrics):
     training = metrics["training"]
-    kind = "whole words" if options.whole_words else "pieces of words"
+    kind = "whole words" if options.whole_words else "tokens"
     return model_card.card(
         options,
         metrics,
-        "Guesses the words that a text leaves out.",
+        "An encoder that predicts masked words.",
         {BASELINE: "most frequent token"},
-        f"{metrics['held_out']['tokens']:,} hidden tokens of held-out documents",
+        f"{metrics['held_out']['tokens']:,} masked tokens of held-out documents",
         [
-            f"Text: {training['tokens']:,} tokens of {training['documents']:,} documents, in "
-            f"windows of {options.sequence_length}; {options.mask_rate:.0%} of the {kind} hidden.",
+            f"Text: {training['tokens']:,} tokens in {training['documents']:,} documents, in "
+            f"windows of {options.sequence_length}; {options.mask_rate:.0%} of the {kind} masked.",
             *(
                 [
-                    "The folder `next_sentence` has a second head on the same encoder, which tells "
-                    "whether a passage follows another; half of the held-out pairs do."
+                    "The folder `next_sentence` contains a second head on the same encoder, which "
+                    "predicts whether a passage follows another, as in half of the held-out pairs."
                 ]
                 if options.next_sentence
                 else []
             ),
             *corpus.notes(training),
-            "Limits: it knows only texts like those it was trained on.",
+            "Limits: the model is reliable only on texts like its training data.",
         ],
         NEXT,
     )

@@ -1,11 +1,12 @@
-"""Train a causal language model on stories, poems, reviews or code, and ask it for more.
+"""Train a causal language model that continues text: stories, poems, reviews or code.
 
     keras-llm train text_generation --out runs/reviews --corpus movie-reviews
     keras-llm train text_generation --out runs/mine --data my_texts/
 
-Documents are split into training and held-out, a tokenizer is trained on the first, the model is
-trained with `fit` on packed batches, and the folder `--out` gets the best weights, the tokenizer,
-held-out measures beside unigram and trigram baselines, a model card and TensorBoard logs.
+Documents are split into training and held-out data, a tokenizer is trained on the training data,
+and the model is trained with `fit` on packed batches. The folder `--out` contains the best weights,
+the tokenizer, held-out metrics of the model and of unigram and trigram baselines, a model card and
+TensorBoard logs.
 """
 
 import dataclasses
@@ -23,9 +24,9 @@ class Options(corpus.LanguageModelOptions, corpus.StreamOptions):
     """Train a causal language model that continues text."""
 
     tokenizer: Literal["unigram", "bpe"] = "bpe"
-    """Kind of SentencePiece model."""
+    """Type of SentencePiece model."""
     separate: bool = False
-    """Whether documents that share a window do not see each other."""
+    """Prevent attention between the documents of a window."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -39,16 +40,16 @@ class Options(corpus.LanguageModelOptions, corpus.StreamOptions):
 
 
 def run(options):
-    """Train, evaluate and save.
+    """Train, evaluate and save a model.
 
     Args:
         options: `Options`.
 
     Returns:
-        The dict that is saved as `metrics.json`.
+        The dict saved as `metrics.json`.
 
     Raises:
-        InputError: if an option or the data cannot be used; nothing is at `out` then.
+        InputError: if an option or the data is invalid; `out` is not created then.
     """
     from keras_llm import data, models, tasks, tokenizers, training
 
@@ -130,12 +131,12 @@ def run(options):
 
 
 def evaluate(folder, data=None):
-    """Measure a trained model on its held-out documents, or on other text.
+    """Evaluate a trained model on its held-out documents or on other text.
 
     Args:
         folder: str or path, the `out` of a run.
-        data: path of text files, or None for the documents held out in training (which a model
-            made without a recipe has not).
+        data: path of text files, or None for the documents held out in training (required for a
+            model that was not trained by a recipe).
 
     Returns:
         A dict, see `training.evaluate_language_model`.
@@ -144,7 +145,7 @@ def evaluate(folder, data=None):
     from keras_llm.data import read_texts
 
     task = keras_llm.load(folder)
-    if "options" not in task.metadata:  # made in Python, not by a recipe
+    if "options" not in task.metadata:  # not trained by a recipe
         return continuations.likelihood(task, read_texts(data), task.model.config.max_length)
     options = runs.model_options(Options, task)
     documents = read_texts(data, options.text_field) if data else corpus.documents(options)[1]
@@ -158,16 +159,16 @@ def _model_card(task, options, metrics):
         metrics,
         "A causal language model that continues text.",
         {"unigram": "unigram", BASELINE: "trigram (Kneser-Ney)"},
-        f"{metrics['held_out']['tokens']:,} tokens of {training['held_out_documents']:,} documents "
+        f"{metrics['held_out']['tokens']:,} tokens in {training['held_out_documents']:,} documents "
         f"in windows of {options.sequence_length} tokens",
         [
             f"{config.num_layers} layers, width {config.hidden_dim}, vocabulary "
-            f"{config.vocabulary_size}, longest text {config.max_length} tokens; "
-            f"{training['tokens']:,} training tokens of {training['documents']:,} documents.",
+            f"{config.vocabulary_size}, maximum length {config.max_length} tokens; "
+            f"{training['tokens']:,} training tokens in {training['documents']:,} documents.",
             continuations.note(metrics["continuations"]),
             *corpus.notes(training),
-            "Limits: it continues text in the manner of its training data and knows nothing else; "
-            "it was not tuned to be helpful, true or safe.",
+            "Limits: the model imitates its training data. It was not tuned to be helpful, "
+            "truthful or safe.",
         ],
         NEXT,
     )

@@ -2,14 +2,16 @@
 
 import array
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_file
+from keras_llm.types import PathLike
 
 
-def read_glove(path):
+def read_glove(path: PathLike) -> tuple[np.ndarray, list[str]]:
     """Read word vectors in the text format of GloVe or word2vec.
 
     Each line has a word and D numbers, separated by single spaces. A word may contain spaces; the
@@ -71,7 +73,9 @@ def read_glove(path):
     return table, list(words)
 
 
-def write_glove(path, table, words, overwrite=False):
+def write_glove(
+    path: PathLike, table: np.ndarray, words: Sequence[str], overwrite: bool = False
+) -> None:
     """Write word vectors in GloVe's text format.
 
     Args:

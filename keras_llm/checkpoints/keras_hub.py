@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_llm import models
+from keras_llm import models, tasks
 from keras_llm.checkpoints.hugging_face import weight_mapping
 from keras_llm.checkpoints.hugging_face.family import in_blocks
 from keras_llm.checkpoints.hugging_face.model import computes_same
@@ -52,7 +52,9 @@ _NAMES = {
 _MAX_LENGTH = 4096  # default for a Llama, for which KerasHub stores no length
 
 
-def from_keras_hub(model, max_length=None, dtype=None):
+def from_keras_hub(
+    model: keras.Model, max_length: int | None = None, dtype: str | None = None
+) -> models.CausalLM:
     """Convert a KerasHub backbone to an equivalent model with the same weights.
 
     Args:
@@ -96,7 +98,7 @@ def from_keras_hub(model, max_length=None, dtype=None):
     return new_model
 
 
-def to_keras_hub(model_or_task):
+def to_keras_hub(model_or_task: models.CausalLM | tasks.Task) -> keras.Model:
     """Convert a model to an equivalent KerasHub backbone with the same weights.
 
     Args:

@@ -7,7 +7,8 @@ share one key per path, so that a family's table of names needs one row per kind
 import dataclasses
 
 from keras_llm.layers import RelativeBias
-from keras_llm.models import CausalLMConfig, Seq2SeqConfig
+from keras_llm.models import CausalLMConfig, Seq2SeqConfig, TransformerConfig
+from keras_llm.types import JSON
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +30,12 @@ class Part:
     path: str
     key: str
     block: int | None
-    weights: dict
+    weights: dict[str, tuple[int, ...]]
 
 
-def parts(config, head=None, options=None):
+def parts(
+    config: TransformerConfig, head: str | None = None, options: JSON | None = None
+) -> list[Part]:
     """List the parts of the model of a config.
 
     Args:

@@ -3,7 +3,9 @@
 import re
 
 
-def locate_answers(rows):
+def locate_answers(
+    rows: list[tuple[str, str, str]],
+) -> tuple[list[tuple[str, str, str]], dict[str, int]]:
     """Keep the rows whose answer occurs in their context, and those without an answer.
 
     An answer is matched as whole words, ignoring letter case and white space.
@@ -25,7 +27,7 @@ def locate_answers(rows):
     return kept, {"answer not in the context": count} if count else {}
 
 
-def find_answer(context, answer):
+def find_answer(context: str, answer: str) -> tuple[int, int] | None:
     """Find the first occurrence of an answer in a context.
 
     Args:

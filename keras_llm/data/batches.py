@@ -1,15 +1,23 @@
 """Batch rows of unequal length by similar length with padding, deterministic by seed."""
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 
 from keras_llm.errors import InputError
+from keras_llm.types import Dataset, Tensor
 
 _POOL = 32  # batches whose rows are sorted by length together
 _STEP = 32  # batch lengths on JAX are multiples of this
 
 
-def batch_plan(lengths, batch_size, epochs=1, seed=None):
+def batch_plan(
+    lengths: Sequence[int] | np.ndarray | Sequence[np.ndarray],
+    batch_size: int,
+    epochs: int = 1,
+    seed: int | None = None,
+) -> np.ndarray | list[np.ndarray]:
     """Assign rows to batches.
 
     With a seed, each epoch shuffles the rows, sorts them by length within pools of 32 batches, and
@@ -40,7 +48,11 @@ def batch_plan(lengths, batch_size, epochs=1, seed=None):
     return np.concatenate([_epoch(keys, batch_size, steps, (seed, e)) for e in range(epochs)])
 
 
-def padded_dataset(columns, plan, pad_id=0):
+def padded_dataset(
+    columns: dict[str, list[list[int]] | np.ndarray],
+    plan: np.ndarray | list[np.ndarray],
+    pad_id: int | dict[str, int] = 0,
+) -> Dataset:
     """Create batches of rows that are padded on the right.
 
     Args:
@@ -92,7 +104,7 @@ def _epoch(keys, batch_size, steps, seed):
     return random.permutation(np.concatenate(pools).reshape(steps, batch_size))
 
 
-def ragged_rows(rows):
+def ragged_rows(rows: Sequence[Sequence[int] | np.ndarray]) -> Tensor:
     """Convert lists of ints to an int32 `tf.RaggedTensor` (N, None)."""
     import tensorflow as tf
 

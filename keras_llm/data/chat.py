@@ -1,12 +1,16 @@
 """Turn conversations into batches whose loss covers only the assistant's messages."""
 
 import collections
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
 
 from keras_llm.data.batches import batch_plan, padded_dataset
+from keras_llm.data.readers.conversations import Preference
 from keras_llm.errors import InputError
+from keras_llm.tokenizers import ChatTemplate, Tokenizer
+from keras_llm.types import JSON, Dataset
 
 
 class ChatExample(NamedTuple):
@@ -17,11 +21,17 @@ class ChatExample(NamedTuple):
         learned: list of int (N,), 1 for tokens that count in the loss, otherwise 0.
     """
 
-    token_ids: list
-    learned: list
+    token_ids: list[int]
+    learned: list[int]
 
 
-def chat_examples(conversations, template, tokenizer, max_length, end_token_ids=()):
+def chat_examples(
+    conversations: list[list[JSON]],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    max_length: int,
+    end_token_ids: Collection[int] = (),
+) -> tuple[list[ChatExample], dict[str, int]]:
     """Render conversations with a template and mark the assistant's messages.
 
     The loss covers the tokens that the model has to generate: the text of each assistant message
@@ -60,7 +70,13 @@ def chat_examples(conversations, template, tokenizer, max_length, end_token_ids=
     return examples, {reason: count for reason, count in dropped.items() if count}
 
 
-def preference_examples(preferences, template, tokenizer, max_length, end_token_ids=()):
+def preference_examples(
+    preferences: list[Preference],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    max_length: int,
+    end_token_ids: Collection[int] = (),
+) -> tuple[list[tuple[ChatExample, ChatExample]], dict[str, int]]:
     """Tokenize pairs of conversations that differ in the last answer, the only learned part.
 
     Args:
@@ -92,7 +108,13 @@ def preference_examples(preferences, template, tokenizer, max_length, end_token_
     return pairs, dict(dropped)
 
 
-def chat_dataset(examples, batch_size, pad_id, epochs=1, seed=None):
+def chat_dataset(
+    examples: list[ChatExample],
+    batch_size: int,
+    pad_id: int,
+    epochs: int = 1,
+    seed: int | None = None,
+) -> Dataset:
     """Create batches of conversations of similar length.
 
     Args:
@@ -112,7 +134,14 @@ def chat_dataset(examples, batch_size, pad_id, epochs=1, seed=None):
     return _padded(examples, plan, pad_id).map(lambda batch: _three(batch, batch["ids"]))
 
 
-def preference_dataset(pairs, batch_size, pad_id, reference=None, epochs=1, seed=None):
+def preference_dataset(
+    pairs: list[tuple[ChatExample, ChatExample]],
+    batch_size: int,
+    pad_id: int,
+    reference: np.ndarray | None = None,
+    epochs: int = 1,
+    seed: int | None = None,
+) -> Dataset:
     """Create batches of pairs of similar length.
 
     Args:

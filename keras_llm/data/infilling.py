@@ -1,24 +1,29 @@
 """Rearrange windows for fill-in-the-middle training of causal models."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from keras_llm.data.packing import packed_dataset
 from keras_llm.errors import InputError
+from keras_llm.types import Dataset
 
 _ADDED = 4  # three sentinels and an end token
 
 
 def infilling_dataset(
-    token_ids,
-    sentinels,
-    sequence_length,
-    batch_size,
-    bos_id,
-    eos_id,
-    pad_id,
-    epochs=1,
-    seed=0,
-    shuffle=True,
-    rate=0.5,
-):
+    token_ids: np.ndarray,
+    sentinels: Sequence[int],
+    sequence_length: int,
+    batch_size: int,
+    bos_id: int,
+    eos_id: int,
+    pad_id: int,
+    epochs: int = 1,
+    seed: int = 0,
+    shuffle: bool = True,
+    rate: float = 0.5,
+) -> Dataset:
     """Create windows of a stream of token ids, some of them with their middle moved to the end.
 
     In a selected window, the longest span of a single document is split at two uniformly drawn

@@ -1,26 +1,29 @@
 """Create masked language modeling batches; masks are drawn independently each epoch."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from keras_llm.data.packing import packed_dataset, without_token
 from keras_llm.errors import InputError
-from keras_llm.tokenizers import WordPiece, mask_filling
+from keras_llm.tokenizers import Tokenizer, WordPiece, mask_filling
 from keras_llm.tokenizers.word_piece import PREFIX
+from keras_llm.types import Dataset, Tensor
 
 _KEPT, _RANDOM = 0.1, 0.1  # shares of the selected tokens; the others become the mask token
 
 
 def masked_dataset(
-    token_ids,
-    tokenizer,
-    sequence_length,
-    batch_size,
-    epochs=1,
-    seed=0,
-    shuffle=True,
-    rate=0.15,
-    whole_words=True,
-):
+    token_ids: np.ndarray,
+    tokenizer: Tokenizer,
+    sequence_length: int,
+    batch_size: int,
+    epochs: int = 1,
+    seed: int = 0,
+    shuffle: bool = True,
+    rate: float = 0.15,
+    whole_words: bool = True,
+) -> Dataset:
     """Create windows of a stream of token ids with masked tokens to predict.
 
     Each window is framed by the begin and the end token. Each word (or, without `whole_words`,
@@ -75,7 +78,9 @@ def masked_dataset(
     return windows.enumerate().map(masked, num_parallel_calls=2, deterministic=True).prefetch(2)
 
 
-def hider(caller, tokenizer, rate, whole_words):
+def hider(
+    caller: str, tokenizer: Tokenizer, rate: float, whole_words: bool
+) -> Callable[[Tensor, Tensor], tuple[dict[str, Tensor], Tensor]]:
     """Return a function that masks words.
 
     It maps token ids int32 (B, T) and a seed (2,) to a dict of `token_ids` and `mask_positions`,
@@ -118,7 +123,7 @@ def hider(caller, tokenizer, rate, whole_words):
     return hide
 
 
-def text_tokens(tokenizer):
+def text_tokens(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """Return which tokens of a vocabulary are text and which start a word.
 
     Args:

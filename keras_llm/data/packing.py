@@ -3,17 +3,22 @@
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterable
 
 import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_file
+from keras_llm.tokenizers import Tokenizer
+from keras_llm.types import Dataset, PathLike
 
 _DOCUMENTS, _CHARACTERS = 4096, 1 << 17  # maximum per call of `encode_batch`
 _IDS = 1 << 20  # ids of a stream on disk that are copied per step
 
 
-def encode_documents(documents, tokenizer, path=None):
+def encode_documents(
+    documents: Iterable[str], tokenizer: Tokenizer, path: PathLike | None = None
+) -> np.ndarray:
     """Encode documents as one stream of token ids, `begin document end begin document end ...`.
 
     Args:
@@ -46,7 +51,7 @@ def encode_documents(documents, tokenizer, path=None):
     return np.load(path, mmap_mode="r")
 
 
-def without_token(token_ids, token):
+def without_token(token_ids: np.ndarray, token: int) -> np.ndarray:
     """Remove a token from a stream; a stream on disk is copied to a temporary file."""
     if not isinstance(token_ids, np.memmap):
         return token_ids[token_ids != token]
@@ -61,27 +66,27 @@ def without_token(token_ids, token):
         return np.memmap(file, token_ids.dtype, "r")
 
 
-def windows(token_ids, sequence_length):
+def windows(token_ids: np.ndarray, sequence_length: int) -> int:
     """Count the windows of `sequence_length` inputs, each with its next token, in a stream."""
     return max(0, (len(token_ids) - 1) // sequence_length)
 
 
-def steps_per_epoch(token_ids, sequence_length, batch_size):
+def steps_per_epoch(token_ids: np.ndarray, sequence_length: int, batch_size: int) -> int:
     """Count the full batches per epoch of `packed_dataset`."""
     return windows(token_ids, sequence_length) // batch_size
 
 
 def packed_dataset(
-    token_ids,
-    sequence_length,
-    batch_size,
-    bos_id,
-    pad_id,
-    epochs=1,
-    seed=None,
-    start=0,
-    segments=False,
-):
+    token_ids: np.ndarray,
+    sequence_length: int,
+    batch_size: int,
+    bos_id: int,
+    pad_id: int,
+    epochs: int = 1,
+    seed: int | None = None,
+    start: int = 0,
+    segments: bool = False,
+) -> Dataset:
     """Split a stream of token ids into batches for next-token training.
 
     Window `w` has inputs `token_ids[w T : (w + 1) T]` and targets shifted by one. A begin token is

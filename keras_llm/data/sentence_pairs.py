@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from keras_llm.data.batches import ragged_rows
 from keras_llm.data.masking import hider
 from keras_llm.errors import InputError
+from keras_llm.tokenizers import Tokenizer
+from keras_llm.types import Dataset
 
 _END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\s*\n\s*")
 
@@ -21,12 +24,14 @@ class SentencePairs(NamedTuple):
         document: int array (N,), the document index of each pair; ascending.
     """
 
-    first: list
-    second: list
-    document: object
+    first: list[list[int]]
+    second: list[list[int]]
+    document: np.ndarray
 
 
-def sentence_pairs(documents, tokenizer, sequence_length):
+def sentence_pairs(
+    documents: Iterable[str], tokenizer: Tokenizer, sequence_length: int
+) -> SentencePairs:
     """Split documents into pairs of passages.
 
     A passage takes as many sentences as fit into half a row; a longer sentence is split.
@@ -64,8 +69,15 @@ def sentence_pairs(documents, tokenizer, sequence_length):
 
 
 def sentence_pair_dataset(
-    pairs, tokenizer, batch_size, epochs=1, seed=0, shuffle=True, rate=0.15, whole_words=True
-):
+    pairs: SentencePairs,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    epochs: int = 1,
+    seed: int = 0,
+    shuffle: bool = True,
+    rate: float = 0.15,
+    whole_words: bool = True,
+) -> Dataset:
     """Create rows of two passages; in half of them, the second comes from another document.
 
     Words are masked as in `masked_dataset`. All random draws are a pure function of (seed, epoch,

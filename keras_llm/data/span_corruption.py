@@ -1,24 +1,29 @@
 """Create span corruption batches, as in T5 pre-training."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from keras_llm.data.packing import packed_dataset, without_token
 from keras_llm.errors import InputError
+from keras_llm.types import Dataset
 
 
 def span_corruption_dataset(
-    token_ids,
-    sentinels,
-    sequence_length,
-    batch_size,
-    bos_id,
-    eos_id,
-    pad_id,
-    start_id=None,
-    epochs=1,
-    seed=0,
-    shuffle=True,
-    rate=0.15,
-    mean_span=3.0,
-):
+    token_ids: np.ndarray,
+    sentinels: Sequence[int],
+    sequence_length: int,
+    batch_size: int,
+    bos_id: int,
+    eos_id: int,
+    pad_id: int,
+    start_id: int | None = None,
+    epochs: int = 1,
+    seed: int = 0,
+    shuffle: bool = True,
+    rate: float = 0.15,
+    mean_span: float = 3.0,
+) -> Dataset:
     """Create windows of a stream of token ids in which sentinels replace spans to predict.
 
     For a window `a b c d e f` with `b` and `d e` removed, the encoder input is

@@ -3,17 +3,19 @@
 import collections
 import re
 import unicodedata
+from collections.abc import Iterable
 
 import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.tokenizers import WordPiece
+from keras_llm.types import Dataset
 
 PAD, UNKNOWN = 0, 1
 _SPECIAL = ("[PAD]", "[UNK]")
 
 
-def word_vocabulary(documents, max_words, min_count=5):
+def word_vocabulary(documents: Iterable[str], max_words: int, min_count: int = 5) -> WordPiece:
     """Build a tokenizer whose tokens are whole words, the most frequent first.
 
     Text is lowercased; accents and punctuation are removed.
@@ -36,7 +38,7 @@ def word_vocabulary(documents, max_words, min_count=5):
     return WordPiece([*_SPECIAL, *frequent])
 
 
-def word_stream(documents, tokenizer, gap):
+def word_stream(documents: Iterable[str], tokenizer: WordPiece, gap: int) -> np.ndarray:
     """Encode documents as one stream of the ids of known words, with gaps between documents.
 
     Args:
@@ -57,8 +59,15 @@ def word_stream(documents, tokenizer, gap):
 
 
 def neighbour_dataset(
-    stream, objective, window, negatives, batch_size, epochs=1, seed=0, threshold=None
-):
+    stream: np.ndarray,
+    objective: str,
+    window: int,
+    negatives: int,
+    batch_size: int,
+    epochs: int = 1,
+    seed: int = 0,
+    threshold: float | None = None,
+) -> Dataset:
     """Create batches of words, their neighbors and negative samples.
 
     Each epoch drops occurrences of frequent words, of share f, with probability
@@ -110,7 +119,7 @@ def neighbour_dataset(
     return dataset.prefetch(2).with_options(options)
 
 
-def cooccurrences(stream, window):
+def cooccurrences(stream: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Count how often words occur near each other; a neighbor at distance d counts 1 / d.
 
     Args:
@@ -136,7 +145,12 @@ def cooccurrences(stream, window):
     return first.astype("int32"), second.astype("int32"), counts.astype("float32")
 
 
-def cooccurrence_dataset(pairs, batch_size, epochs=1, seed=0):
+def cooccurrence_dataset(
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
+    batch_size: int,
+    epochs: int = 1,
+    seed: int = 0,
+) -> Dataset:
     """Create batches of the counts of `cooccurrences`, shuffled each epoch.
 
     Args:

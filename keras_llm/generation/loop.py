@@ -235,8 +235,8 @@ def score(model, token_ids, lengths):
         tokens before it, in nats.
     """
     log_p, *_ = explain(model, token_ids)
-    places = ops.arange(ops.shape(log_p)[1])
-    real = places < ops.expand_dims(ops.cast(lengths, "int32") - 1, 1)
+    positions = ops.arange(ops.shape(log_p)[1])
+    real = positions < ops.expand_dims(ops.cast(lengths, "int32") - 1, 1)
     return ops.sum(ops.where(real, log_p, 0.0), axis=-1)
 
 
@@ -346,9 +346,9 @@ def _text(prompts, lengths, token_ids, counts):
     """Join prompts (B, T) and new tokens (B, N) without padding between them."""
     both = ops.concatenate([prompts, token_ids], axis=1)
     length, total = ops.shape(prompts)[1], ops.shape(both)[1]
-    places = ops.expand_dims(ops.arange(total), 0)
+    positions = ops.expand_dims(ops.arange(total), 0)
     prompt_lengths = ops.expand_dims(lengths, 1)
-    source = ops.where(places < prompt_lengths, places, places - prompt_lengths + length)
+    source = ops.where(positions < prompt_lengths, positions, positions - prompt_lengths + length)
     both = ops.take_along_axis(both, ops.minimum(source, total - 1), axis=1)
     return Text(both, lengths, lengths + counts)
 

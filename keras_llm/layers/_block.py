@@ -1,14 +1,19 @@
 """Define the options, sublayers and residual stream shared by encoder and decoder blocks."""
 
 import inspect
+from typing import Any, Self
 
 import keras
 
-from keras_llm.layers._parts import clone
-from keras_llm.layers.activations import get_activation
+from keras_llm.layers._parts import Initializer, Shape, clone
+from keras_llm.layers.activations import Activation, get_activation
+from keras_llm.layers.alibi import Alibi
 from keras_llm.layers.attention import MultiHeadAttention
 from keras_llm.layers.feed_forward import FeedForward
 from keras_llm.layers.moe import MixtureOfExperts
+from keras_llm.layers.relative import RelativeBias
+from keras_llm.layers.rotary import Rotary
+from keras_llm.types import JSON
 
 BLOCK_ARGS = """
         intermediate_dim: int > 0. F, the feed-forward width.
@@ -66,35 +71,35 @@ class TransformerBlock(keras.layers.Layer):
 
     def __init__(
         self,
-        intermediate_dim,
-        num_heads,
-        dropout=0,
-        activation="relu",
-        layer_norm_epsilon=1e-05,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        normalize_first=False,
-        num_key_value_heads=None,
-        head_dim=None,
-        position=None,
-        norm="layer",
-        gated=False,
-        sliding_window=None,
-        logit_soft_cap=None,
-        qk_norm=False,
-        use_bias=True,
-        sandwich_norm=False,
-        parallel_residual=False,
-        attention_scale=None,
-        num_sink_tokens=0,
-        learned_sinks=False,
-        num_experts=0,
-        experts_per_token=2,
-        num_shared_experts=0,
-        load_balance_loss=0.01,
-        router_z_loss=0.001,
-        **kwargs,
-    ):
+        intermediate_dim: int,
+        num_heads: int,
+        dropout: float = 0,
+        activation: Activation = "relu",
+        layer_norm_epsilon: float = 1e-05,
+        kernel_initializer: Initializer = "glorot_uniform",
+        bias_initializer: Initializer = "zeros",
+        normalize_first: bool = False,
+        num_key_value_heads: int | None = None,
+        head_dim: int | None = None,
+        position: Rotary | Alibi | RelativeBias | None = None,
+        norm: str = "layer",
+        gated: bool = False,
+        sliding_window: int | None = None,
+        logit_soft_cap: float | None = None,
+        qk_norm: bool = False,
+        use_bias: bool = True,
+        sandwich_norm: bool = False,
+        parallel_residual: bool = False,
+        attention_scale: float | None = None,
+        num_sink_tokens: int = 0,
+        learned_sinks: bool = False,
+        num_experts: int = 0,
+        experts_per_token: int = 2,
+        num_shared_experts: int = 0,
+        load_balance_loss: float = 0.01,
+        router_z_loss: float = 0.001,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if norm not in ("layer", "rms"):
             raise ValueError(f'`norm` must be "layer" or "rms", got {norm!r}.')
@@ -109,7 +114,7 @@ class TransformerBlock(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
 
-    def _build_parts(self, inputs_shape, cross_shape=None):
+    def _build_parts(self, inputs_shape: Shape, cross_shape: Shape | None = None) -> None:
         size = inputs_shape[-1]
         if self.head_dim is None and size % self.num_heads:
             raise ValueError(
@@ -212,7 +217,7 @@ class TransformerBlock(keras.layers.Layer):
             return x + self._branch(block_inputs, "feed_forward", feed_forward, training)
         return self._residual(x, "feed_forward", feed_forward, training)
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {
             **super().get_config(),
             **{name: getattr(self, name) for name in PLAIN_ARGUMENTS},
@@ -223,7 +228,7 @@ class TransformerBlock(keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: JSON) -> Self:
         config = dict(config)
         config["position"] = keras.saving.deserialize_keras_object(config["position"])
         return cls(**config)

@@ -1,14 +1,23 @@
 """Create the sublayers and initializers that several layers share."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import keras
 
+from keras_llm.types import JSON, Tensor
 
-def clone(initializer):
+# What `keras.initializers.get` reads.
+Initializer: TypeAlias = str | JSON | keras.initializers.Initializer | Callable[..., Tensor]
+Shape: TypeAlias = tuple[int | None, ...]
+
+
+def clone(initializer: Initializer | None) -> Initializer | None:
     """Copy an initializer, so that no two weights draw from the same random seed."""
     return initializer.clone() if hasattr(initializer, "clone") else initializer
 
 
-def dense(owner, units, name):
+def dense(owner: keras.layers.Layer, units: int, name: str) -> keras.layers.Dense:
     """Create a dense layer with the biases, initializers and dtype policy of its owner."""
     return keras.layers.Dense(
         units,

@@ -1,11 +1,19 @@
 """Look up activations by name: those of Keras and those that released models add."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import keras
 from keras import ops
 
+from keras_llm.types import JSON, Tensor
+
+# What `get_activation` reads.
+Activation: TypeAlias = str | JSON | Callable[[Tensor], Tensor]
+
 
 @keras.saving.register_keras_serializable("keras_llm")
-def gelu_tanh(x):
+def gelu_tanh(x: Tensor) -> Tensor:
     """Compute GELU by its tanh approximation, `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
 
     Reference:
@@ -14,7 +22,7 @@ def gelu_tanh(x):
     return ops.gelu(x, approximate=True)
 
 
-def get_activation(identifier):
+def get_activation(identifier: Activation | None) -> Callable[[Tensor], Tensor]:
     """Return the activation with a name, or `identifier` itself if it is callable.
 
     Args:
@@ -26,7 +34,7 @@ def get_activation(identifier):
     return gelu_tanh if identifier == "gelu_tanh" else keras.activations.get(identifier)
 
 
-def activate(activation, x, training):
+def activate(activation: Callable[[Tensor], Tensor], x: Tensor, training: bool | None) -> Tensor:
     """Return `activation(x)`, with less memory in training.
 
     A TensorFlow graph keeps all five intermediate tensors of a GELU until its gradient is computed.
@@ -40,7 +48,7 @@ def activate(activation, x, training):
     return with_slope(activation, slope, x)
 
 
-def slope_of(activation):
+def slope_of(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor] | None:
     """Return the derivative of an activation if it saves memory in TensorFlow, else None."""
     if keras.backend.backend() != "tensorflow":
         return None

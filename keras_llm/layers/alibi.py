@@ -2,10 +2,14 @@
 
 import dataclasses
 import math
+from typing import Any, Self
 
 import keras
 import numpy as np
 from keras import ops
+
+from keras_llm.layers._parts import Shape
+from keras_llm.types import JSON, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -20,15 +24,15 @@ class Alibi:
 
     max_bias: float = 8.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.max_bias <= 0:
             raise ValueError(f"Alibi: `max_bias` must be > 0, got {self.max_bias}.")
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: JSON) -> Self:
         return cls(**config)
 
 
@@ -59,12 +63,17 @@ class AlibiBias(keras.layers.Layer):
         Length Extrapolation".
     """
 
-    def __init__(self, alibi_bias_max=8, **kwargs):
+    def __init__(self, alibi_bias_max: float = 8, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.alibi_bias_max = alibi_bias_max
         self.built = True
 
-    def call(self, attention_scores, query_positions=None, key_positions=None):
+    def call(
+        self,
+        attention_scores: Tensor,
+        query_positions: Tensor | None = None,
+        key_positions: Tensor | None = None,
+    ) -> Tensor:
         if len(attention_scores.shape) != 4:
             raise ValueError(
                 "`attention_scores` must have shape (B, N, T, S), "
@@ -83,10 +92,10 @@ class AlibiBias(keras.layers.Layer):
         bias = ops.expand_dims(distance, -3) * slopes
         return attention_scores - ops.cast(bias, attention_scores.dtype)
 
-    def compute_output_shape(self, attention_scores_shape):
+    def compute_output_shape(self, attention_scores_shape: Shape) -> Shape:
         return attention_scores_shape
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {**super().get_config(), "alibi_bias_max": self.alibi_bias_max}
 
 

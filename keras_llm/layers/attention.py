@@ -1,14 +1,17 @@
 """Compute multi-head attention with grouped key-value heads, positions and an explicit cache."""
 
+from typing import Any, Self
+
 import keras
 from keras import ops
 
 from keras_llm.layers import cache as caches
 from keras_llm.layers import masks
-from keras_llm.layers._parts import clone, dense
+from keras_llm.layers._parts import Initializer, Shape, clone, dense
 from keras_llm.layers.alibi import Alibi, AlibiBias
 from keras_llm.layers.relative import RelativeBias, RelativePositionBias
 from keras_llm.layers.rotary import Rotary, RotaryEmbedding
+from keras_llm.types import JSON, Tensor
 
 _MASKED = -1e9  # added to a masked score; its softmax is exactly 0 in float32
 
@@ -82,23 +85,23 @@ class MultiHeadAttention(keras.layers.Layer):
 
     def __init__(
         self,
-        num_heads,
-        head_dim,
-        num_key_value_heads=None,
-        position=None,
-        sliding_window=None,
-        logit_soft_cap=None,
-        qk_norm=False,
-        use_bias=True,
-        dropout=0.0,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        layer_norm_epsilon=1e-6,
-        attention_scale=None,
-        num_sink_tokens=0,
-        learned_sinks=False,
-        **kwargs,
-    ):
+        num_heads: int,
+        head_dim: int,
+        num_key_value_heads: int | None = None,
+        position: Rotary | Alibi | RelativeBias | None = None,
+        sliding_window: int | None = None,
+        logit_soft_cap: float | None = None,
+        qk_norm: bool = False,
+        use_bias: bool = True,
+        dropout: float = 0.0,
+        kernel_initializer: Initializer = "glorot_uniform",
+        bias_initializer: Initializer = "zeros",
+        layer_norm_epsilon: float = 1e-6,
+        attention_scale: float | None = None,
+        num_sink_tokens: int = 0,
+        learned_sinks: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.head_dim = head_dim
@@ -168,7 +171,7 @@ class MultiHeadAttention(keras.layers.Layer):
             )
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
-    def build(self, query_shape, value_shape=None):
+    def build(self, query_shape: Shape, value_shape: Shape | None = None) -> None:
         value_shape = query_shape if value_shape is None else value_shape
         self.query_projection.build(query_shape)
         self.key_projection.build(value_shape)
@@ -190,18 +193,18 @@ class MultiHeadAttention(keras.layers.Layer):
 
     def call(
         self,
-        query,
-        value=None,
-        attention_mask=None,
-        positions=None,
-        cache=None,
-        cache_update_index=None,
-        use_causal_mask=False,
-        padding_mask=None,
-        attention_bias=None,
-        return_attention_scores=False,
-        training=None,
-    ):
+        query: Tensor,
+        value: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: tuple[Tensor, Tensor] | None = None,
+        cache_update_index: int | Tensor | None = None,
+        use_causal_mask: bool = False,
+        padding_mask: Tensor | None = None,
+        attention_bias: Tensor | None = None,
+        return_attention_scores: bool = False,
+        training: bool | None = None,
+    ) -> Tensor | tuple[Any, ...]:
         self_attention = value is None
         if positions is None:
             positions = ops.arange(ops.shape(query)[1])
@@ -255,7 +258,9 @@ class MultiHeadAttention(keras.layers.Layer):
             outputs.append(cache)
         return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
-    def project_keys_and_values(self, inputs, positions=None):
+    def project_keys_and_values(
+        self, inputs: Tensor, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Compute the keys and values that a cache holds.
 
         Args:
@@ -360,10 +365,10 @@ class MultiHeadAttention(keras.layers.Layer):
         output = self.output_projection(ops.reshape(output, (-1, self.num_heads * size)))
         return ops.reshape(output, (batch_size, length, output.shape[-1]))
 
-    def compute_output_shape(self, query_shape, value_shape=None):
+    def compute_output_shape(self, query_shape: Shape, value_shape: Shape | None = None) -> Shape:
         return query_shape
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {
             **super().get_config(),
             "num_heads": self.num_heads,
@@ -384,7 +389,7 @@ class MultiHeadAttention(keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: JSON) -> Self:
         config = dict(config)
         config["position"] = keras.saving.deserialize_keras_object(config["position"])
         return cls(**config)

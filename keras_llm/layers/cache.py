@@ -14,14 +14,22 @@ holds.
 import numpy as np
 from keras import ops
 
+from keras_llm.types import Tensor
 
-def empty_cache(batch_size, length, num_key_value_heads, head_dim, dtype="float32"):
+
+def empty_cache(
+    batch_size: int | Tensor,
+    length: int | Tensor,
+    num_key_value_heads: int,
+    head_dim: int,
+    dtype: str = "float32",
+) -> tuple[Tensor, Tensor]:
     """Return a pair of zero tensors (B, K, S, H); `batch_size` and `length` may be tensors."""
     shape = (batch_size, num_key_value_heads, length, head_dim)
     return ops.zeros(shape, dtype=dtype), ops.zeros(shape, dtype=dtype)
 
 
-def update_cache(cache, new, index):
+def update_cache(cache: Tensor, new: Tensor, index: int | Tensor) -> Tensor:
     """Write new features into the cache.
 
     Args:
@@ -50,7 +58,7 @@ def update_cache(cache, new, index):
     return ops.scatter_update(cache, places, ops.reshape(new, (-1, features)))
 
 
-def ring_positions(last, num_slots, num_sink_tokens=0):
+def ring_positions(last: Tensor, num_slots: int | Tensor, num_sink_tokens: int = 0) -> Tensor:
     """Compute the position that each slot of a ring cache holds.
 
     A sink position `p < num_sink_tokens` is in slot `p`. Any other position is in the slot
@@ -75,14 +83,14 @@ def ring_positions(last, num_slots, num_sink_tokens=0):
     return ops.where(empty, -1, held)
 
 
-def ring_slot(positions, num_slots, num_sink_tokens=0):
+def ring_slot(positions: Tensor, num_slots: int | Tensor, num_sink_tokens: int = 0) -> Tensor:
     """Return the ring cache slot of each position; int tensors of the same shape."""
     period = ops.maximum(num_slots - num_sink_tokens, 1)
     slot = num_sink_tokens + ops.mod(positions - num_sink_tokens, period)
     return ops.where(positions < num_sink_tokens, positions, slot)
 
 
-def update_ring(cache, new, first, held):
+def update_ring(cache: Tensor, new: Tensor, first: Tensor, held: Tensor) -> Tensor:
     """Write a chunk of new features into a ring cache.
 
     Args:
@@ -99,12 +107,12 @@ def update_ring(cache, new, first, held):
     return ops.where(index >= 0, ops.cast(chosen, cache.dtype), cache)
 
 
-def unstack_cache(cache):
+def unstack_cache(cache: Tensor) -> tuple[Tensor, Tensor]:
     """Convert a stacked cache of keras_nlp, (B, 2, S, K, H), to a pair of (B, K, S, H)."""
     cache = ops.transpose(cache, (1, 0, 3, 2, 4))
     return cache[0], cache[1]
 
 
-def stack_cache(cache):
+def stack_cache(cache: tuple[Tensor, Tensor]) -> Tensor:
     """Convert a pair of (B, K, S, H) to a stacked cache of keras_nlp, (B, 2, S, K, H)."""
     return ops.transpose(ops.stack(cache), (1, 0, 3, 2, 4))

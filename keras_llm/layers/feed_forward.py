@@ -1,10 +1,13 @@
 """Compute the position-wise feed-forward network of a Transformer block."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
-from keras_llm.layers._parts import dense
-from keras_llm.layers.activations import activate, gelu_tanh, get_activation, slope_of
+from keras_llm.layers._parts import Initializer, Shape, dense
+from keras_llm.layers.activations import Activation, activate, gelu_tanh, get_activation, slope_of
+from keras_llm.types import JSON, Tensor
 
 # Elementwise activations that map zero to zero.
 _ELEMENTWISE = (keras.activations.gelu, gelu_tanh, keras.activations.relu, keras.activations.silu)
@@ -39,15 +42,15 @@ class FeedForward(keras.layers.Layer):
 
     def __init__(
         self,
-        intermediate_dim,
-        activation="gelu",
-        gated=False,
-        use_bias=True,
-        dropout=0.0,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        **kwargs,
-    ):
+        intermediate_dim: int,
+        activation: Activation = "gelu",
+        gated: bool = False,
+        use_bias: bool = True,
+        dropout: float = 0.0,
+        kernel_initializer: Initializer = "glorot_uniform",
+        bias_initializer: Initializer = "zeros",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if intermediate_dim < 1:
             raise ValueError(f"`intermediate_dim` must be a positive int, got {intermediate_dim}.")
@@ -62,7 +65,7 @@ class FeedForward(keras.layers.Layer):
         self.gate = dense(self, intermediate_dim, "gate") if gated else None
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
-    def build(self, inputs_shape):
+    def build(self, inputs_shape: Shape) -> None:
         self.up.build(inputs_shape)
         if self.gated:
             self.gate.build(inputs_shape)
@@ -70,7 +73,7 @@ class FeedForward(keras.layers.Layer):
         self.down.build((*inputs_shape[:-1], self.intermediate_dim))
         self.built = True
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         extra = 16 if training and self._is_padded_in_training(inputs.shape[-1]) else 0
         # Flatten to two axes: with unknown sizes, a three-axis matmul takes about twenty more
         # operations.
@@ -104,7 +107,7 @@ class FeedForward(keras.layers.Layer):
         outputs = activated_product(self.activation, slope, features, kernel)
         return outputs if self.down.bias is None else outputs + self.down.bias
 
-    def _is_padded_in_training(self, width):
+    def _is_padded_in_training(self, width: int) -> bool:
         """Return whether padding the features with zeros makes training faster.
 
         oneDNN reads the inputs of narrow matmuls in place. For the gradient of a kernel it reads
@@ -120,10 +123,10 @@ class FeedForward(keras.layers.Layer):
             and all(_is_plain(layer) for layer in (self.up, self.gate, self.down) if layer)
         )
 
-    def compute_output_shape(self, inputs_shape):
+    def compute_output_shape(self, inputs_shape: Shape) -> Shape:
         return inputs_shape
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {
             **super().get_config(),
             "intermediate_dim": self.intermediate_dim,
@@ -136,7 +139,7 @@ class FeedForward(keras.layers.Layer):
         }
 
 
-def _is_plain(layer):
+def _is_plain(layer: keras.layers.Layer) -> bool:
     """Return whether a layer computes as `Dense` does, without LoRA or quantization."""
     return (
         type(layer) is keras.layers.Dense

@@ -2,8 +2,10 @@
 
 from keras import ops
 
+from keras_llm.types import Tensor
 
-def causal_mask(query_positions, key_positions):
+
+def causal_mask(query_positions: Tensor, key_positions: Tensor) -> Tensor:
     """Build a mask that hides the keys after the query.
 
     Args:
@@ -16,7 +18,9 @@ def causal_mask(query_positions, key_positions):
     return _pairwise(ops.less_equal, query_positions, key_positions)
 
 
-def band_mask(query_positions, key_positions, sliding_window, num_sink_tokens=0):
+def band_mask(
+    query_positions: Tensor, key_positions: Tensor, sliding_window: int, num_sink_tokens: int = 0
+) -> Tensor:
     """Build a mask that hides keys at least `sliding_window` positions away, except sinks.
 
     Together with `causal_mask`, a query sees itself and the `sliding_window - 1` positions
@@ -41,12 +45,12 @@ def band_mask(query_positions, key_positions, sliding_window, num_sink_tokens=0)
     return _pairwise(near, query_positions, key_positions)
 
 
-def padding_mask(mask):
+def padding_mask(mask: Tensor) -> Tensor:
     """Expand a key mask, (B, S) with True = a real token, to (B, 1, S)."""
     return ops.expand_dims(ops.cast(mask, "bool"), 1)
 
 
-def merge(*masks):
+def merge(*masks: Tensor | None) -> Tensor | None:
     """Combine masks with a logical and; `None` allows all, and without any mask return `None`."""
     merged = None
     for mask in masks:

@@ -1,11 +1,14 @@
 """Route each token to a few of several feed-forward experts."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
-from keras_llm.layers._parts import clone, dense
-from keras_llm.layers.activations import activate, get_activation
+from keras_llm.layers._parts import Initializer, Shape, clone, dense
+from keras_llm.layers.activations import Activation, activate, get_activation
 from keras_llm.layers.feed_forward import FeedForward
+from keras_llm.types import JSON, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -51,18 +54,18 @@ class MixtureOfExperts(keras.layers.Layer):
 
     def __init__(
         self,
-        num_experts,
-        top_k,
-        intermediate_dim,
-        activation="silu",
-        gated=True,
-        num_shared_experts=0,
-        normalize_weights=True,
-        load_balance_loss=0.01,
-        router_z_loss=0.001,
-        kernel_initializer="glorot_uniform",
-        **kwargs,
-    ):
+        num_experts: int,
+        top_k: int,
+        intermediate_dim: int,
+        activation: Activation = "silu",
+        gated: bool = True,
+        num_shared_experts: int = 0,
+        normalize_weights: bool = True,
+        load_balance_loss: float = 0.01,
+        router_z_loss: float = 0.001,
+        kernel_initializer: Initializer = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if num_experts < 2:
             raise ValueError(f"`num_experts` must be at least 2, got {num_experts}.")
@@ -97,7 +100,7 @@ class MixtureOfExperts(keras.layers.Layer):
                 name="shared",
             )
 
-    def build(self, inputs_shape):
+    def build(self, inputs_shape: Shape) -> None:
         experts, size, width = self.num_experts, inputs_shape[-1], self.intermediate_dim
         self.router.build(inputs_shape)
 
@@ -115,7 +118,7 @@ class MixtureOfExperts(keras.layers.Layer):
             self.shared.build(inputs_shape)
         self.built = True
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         logits = ops.cast(self.router(inputs), "float32")
         probabilities = ops.softmax(logits, axis=-1)
         weights, chosen = ops.top_k(probabilities, self.top_k)
@@ -146,16 +149,16 @@ class MixtureOfExperts(keras.layers.Layer):
         output = ops.reshape(output, ops.shape(inputs))
         return output if self.shared is None else output + self.shared(inputs, training=training)
 
-    def _add_losses(self, logits, probabilities, routes):
+    def _add_losses(self, logits: Tensor, probabilities: Tensor, routes: Tensor) -> None:
         share = ops.mean(routes, axis=(0, 1, 2))
         balance = self.num_experts * ops.sum(share * ops.mean(probabilities, axis=(0, 1)))
         z = ops.mean(ops.square(ops.logsumexp(logits, axis=-1)))
         self.add_loss(self.load_balance_loss * balance + self.router_z_loss * z)
 
-    def compute_output_shape(self, inputs_shape):
+    def compute_output_shape(self, inputs_shape: Shape) -> Shape:
         return inputs_shape
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {
             **super().get_config(),
             "num_experts": self.num_experts,

@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from typing import Any, Self
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_llm.layers._parts import clone
+from keras_llm.layers._parts import Initializer, Shape, clone
+from keras_llm.types import JSON, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -28,7 +30,7 @@ class RelativeBias:
     max_distance: int = 128
     bidirectional: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_buckets < 4 or self.num_buckets % 2:
             raise ValueError(
                 f"RelativeBias: `num_buckets` must be even and at least 4, got {self.num_buckets}."
@@ -39,11 +41,11 @@ class RelativeBias:
                 f"got {self.max_distance}."
             )
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: JSON) -> Self:
         return cls(**config)
 
 
@@ -80,13 +82,13 @@ class RelativePositionBias(keras.layers.Layer):
 
     def __init__(
         self,
-        num_buckets=32,
-        max_distance=128,
-        bidirectional=True,
-        num_heads=None,
-        embeddings_initializer="random_normal",
-        **kwargs,
-    ):
+        num_buckets: int = 32,
+        max_distance: int = 128,
+        bidirectional: bool = True,
+        num_heads: int | None = None,
+        embeddings_initializer: Initializer = "random_normal",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         RelativeBias(num_buckets, max_distance)  # validates the arguments
         self.num_buckets = num_buckets
@@ -95,7 +97,7 @@ class RelativePositionBias(keras.layers.Layer):
         self.num_heads = num_heads
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
 
-    def build(self, attention_scores_shape):
+    def build(self, attention_scores_shape: Shape) -> None:
         if len(attention_scores_shape) != 4:
             raise ValueError(
                 "`attention_scores` must have shape (B, N, T, S), "
@@ -108,7 +110,12 @@ class RelativePositionBias(keras.layers.Layer):
         )
         self.built = True
 
-    def call(self, attention_scores, query_positions=None, key_positions=None):
+    def call(
+        self,
+        attention_scores: Tensor,
+        query_positions: Tensor | None = None,
+        key_positions: Tensor | None = None,
+    ) -> Tensor:
         length, keys = ops.shape(attention_scores)[2:]
         if key_positions is None:
             key_positions = ops.arange(keys)
@@ -121,7 +128,7 @@ class RelativePositionBias(keras.layers.Layer):
         bias = ops.moveaxis(bias, -1, -3)
         return attention_scores + ops.cast(bias, attention_scores.dtype)
 
-    def _bucket(self, ahead):
+    def _bucket(self, ahead: Tensor) -> Tensor:
         """Map signed distances to buckets with integer operations and precomputed bounds."""
         buckets = self.num_buckets
         offset = 0
@@ -136,11 +143,11 @@ class RelativePositionBias(keras.layers.Layer):
             bucket = bucket + ops.cast(distance >= bound, "int32")
         return bucket + offset
 
-    def compute_output_shape(self, attention_scores_shape):
+    def compute_output_shape(self, attention_scores_shape: Shape) -> Shape:
         batch_size, heads, *rest = attention_scores_shape
         return (batch_size, self.num_heads or heads, *rest)
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {
             **super().get_config(),
             "num_buckets": self.num_buckets,

@@ -2,10 +2,14 @@
 
 import dataclasses
 import math
+from typing import Any, Self
 
 import keras
 import numpy as np
 from keras import ops
+
+from keras_llm.layers._parts import Shape
+from keras_llm.types import JSON, Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +29,7 @@ class NTKScaling:
 
     factor: float
 
-    def frequencies(self, base, size):
+    def frequencies(self, base: float, size: int) -> tuple[np.ndarray, float]:
         """Return radians per position, float array (size / 2,), and the factor of cos and sin."""
         if size <= 2:
             raise ValueError(f"NTKScaling needs more than 2 rotated features, got {size}.")
@@ -59,7 +63,7 @@ class YarnScaling:
     attention_factor: float | None = None
     truncate: bool = True
 
-    def frequencies(self, base, size):
+    def frequencies(self, base: float, size: int) -> tuple[np.ndarray, float]:
         """Return radians per position, float array (size / 2,), and the factor of cos and sin."""
 
         def index_that_turns(times):
@@ -100,7 +104,7 @@ class Llama3Scaling:
     high_frequency_factor: float
     original_length: int
 
-    def frequencies(self, base, size):
+    def frequencies(self, base: float, size: int) -> tuple[np.ndarray, float]:
         """Return radians per position, float array (size / 2,), and the factor of cos and sin."""
         plain = _plain(base, size)
         turns = self.original_length * plain / (2 * math.pi)
@@ -132,7 +136,7 @@ class Rotary:
     scaling: float | NTKScaling | YarnScaling | Llama3Scaling = 1.0
     fraction: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         is_option = type(self.scaling) in _SCALINGS.values()
         if self.base <= 0:
             raise ValueError(f"Rotary: `base` must be > 0, got {self.base}.")
@@ -146,7 +150,7 @@ class Rotary:
         if not 0 < self.fraction <= 1:
             raise ValueError(f"Rotary: `fraction` must be in (0, 1], got {self.fraction}.")
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {
             "base": self.base,
             "scaling": _serialize(self.scaling),
@@ -154,7 +158,7 @@ class Rotary:
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: JSON) -> Self:
         return cls(**{**config, "scaling": _deserialize(config["scaling"])})
 
 
@@ -204,19 +208,19 @@ class RotaryEmbedding(keras.layers.Layer):
 
     def __init__(
         self,
-        max_wavelength=10000,
-        scaling_factor=1.0,
-        rope_type="linear",
-        beta_fast=32.0,
-        beta_slow=1.0,
-        original_max_position_embeddings=4096,
-        truncate=True,
-        sequence_axis=1,
-        feature_axis=-1,
-        denominator_dim=None,
-        fraction=1.0,
-        **kwargs,
-    ):
+        max_wavelength: float = 10000,
+        scaling_factor: float | NTKScaling | YarnScaling | Llama3Scaling = 1.0,
+        rope_type: str = "linear",
+        beta_fast: float = 32.0,
+        beta_slow: float = 1.0,
+        original_max_position_embeddings: int = 4096,
+        truncate: bool = True,
+        sequence_axis: int = 1,
+        feature_axis: int = -1,
+        denominator_dim: int | None = None,
+        fraction: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         Rotary(max_wavelength, scaling_factor, fraction)  # validates the arguments
         if rope_type not in ("linear", "dynamic", "yarn"):
@@ -236,7 +240,9 @@ class RotaryEmbedding(keras.layers.Layer):
         self.fraction = fraction
         self.built = True
 
-    def call(self, inputs, start_index=0, positions=None):
+    def call(
+        self, inputs: Tensor, start_index: int | Tensor = 0, positions: Tensor | None = None
+    ) -> Tensor:
         rank = len(inputs.shape)
         feature_axis = self.feature_axis % rank
         sequence_axis = self.sequence_axis % rank
@@ -264,7 +270,7 @@ class RotaryEmbedding(keras.layers.Layer):
             [first * cos - second * sin, second * cos + first * sin, *rest], axis=feature_axis
         )
 
-    def _frequencies(self, size):
+    def _frequencies(self, size: int) -> tuple[np.ndarray, float]:
         """Return the angle per position (R / 2,) and the factor of cosines and sines."""
         # A wavelength is base ** (2i / R), so another denominator amounts to another base.
         base = self.max_wavelength ** (size / (self.denominator_dim or size))
@@ -284,10 +290,10 @@ class RotaryEmbedding(keras.layers.Layer):
             scaling = scaling ** (size / max(1, size - 2))
         return _plain(base, size) / scaling, 1.0
 
-    def compute_output_shape(self, inputs_shape):
+    def compute_output_shape(self, inputs_shape: Shape) -> Shape:
         return inputs_shape
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {
             **super().get_config(),
             "max_wavelength": self.max_wavelength,
@@ -304,11 +310,11 @@ class RotaryEmbedding(keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: JSON) -> Self:
         return cls(**{**config, "scaling_factor": _deserialize(config["scaling_factor"])})
 
 
-def _plain(base, size):
+def _plain(base: float, size: int) -> np.ndarray:
     """Return the rotation angle per position of each feature pair: float64 (R / 2,)."""
     return base ** (-np.arange(0, size, 2) / size)
 

@@ -2,17 +2,21 @@
 
 import math
 import os
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
+from keras_llm.types import Tensor
 
-def gelu_slope(x):
+
+def gelu_slope(x: Tensor) -> Tensor:
     """Compute the derivative of GELU, `Phi(x) + x phi(x)`."""
     density = tf.exp(-0.5 * tf.square(x)) * (1.0 / math.sqrt(2.0 * math.pi))
     return 0.5 + 0.5 * tf.math.erf(x * math.sqrt(0.5)) + x * density
 
 
-def gelu_tanh_slope(x):
+def gelu_tanh_slope(x: Tensor) -> Tensor:
     """Compute the derivative of the tanh approximation of GELU, `x sigmoid(a x + b x^3)`."""
     a = 2.0 * math.sqrt(2.0 / math.pi)
     b = 0.044715 * a
@@ -21,13 +25,15 @@ def gelu_tanh_slope(x):
     return gate + tf.raw_ops.SigmoidGrad(y=gate, dy=x) * (a + 3.0 * b * square)
 
 
-def silu_slope(x):
+def silu_slope(x: Tensor) -> Tensor:
     """Compute the derivative of SiLU, `x sigmoid(x)`."""
     gate = tf.sigmoid(x)
     return gate * (1.0 + x * (1.0 - gate))
 
 
-def with_slope(function, slope, x):
+def with_slope(
+    function: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor], x: Tensor
+) -> Tensor:
     """Return `function(x)`, keeping only `x` in memory for the gradient.
 
     The gradient recomputes the derivative from `x` when the gradient of the output is available.
@@ -44,7 +50,12 @@ def with_slope(function, slope, x):
     return run(x)
 
 
-def activated_product(activation, slope, features, kernel):
+def activated_product(
+    activation: Callable[[Tensor], Tensor],
+    slope: Callable[[Tensor], Tensor],
+    features: list[Tensor],
+    kernel: Tensor,
+) -> Tensor:
     """Return `activation(x) kernel`, or `(activation(x) * up) kernel` with a gate.
 
     Only the features and the kernel are kept in memory for the gradient.
@@ -80,7 +91,7 @@ def activated_product(activation, slope, features, kernel):
     return run(tf.convert_to_tensor(kernel), *features)  # a tensor, not the variable
 
 
-def fused(function, *inputs):
+def fused(function: Callable[..., Any], *inputs: Tensor) -> Any:
     """Return `function(*inputs)`, with its operations fused by XLA.
 
     XLA needs one or a few passes over the data, TensorFlow one per operation. Only graphs with

@@ -1,14 +1,17 @@
 """Build Transformer encoder and decoder blocks."""
 
 import dataclasses
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_llm.layers import masks
 from keras_llm.layers._block import BLOCK_ARGS, TransformerBlock
+from keras_llm.layers._parts import Shape
 from keras_llm.layers.cache import stack_cache, unstack_cache
 from keras_llm.layers.relative import RelativeBias
+from keras_llm.types import Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -43,19 +46,19 @@ class TransformerEncoder(TransformerBlock):
     (1, 5, 8)
     """
 
-    def build(self, inputs_shape):
+    def build(self, inputs_shape: Shape) -> None:
         self._build_parts(inputs_shape)
 
     def call(
         self,
-        inputs,
-        padding_mask=None,
-        attention_mask=None,
-        training=None,
-        return_attention_scores=False,
-        positions=None,
-        attention_bias=None,
-    ):
+        inputs: Tensor,
+        padding_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        training: bool | None = None,
+        return_attention_scores: bool = False,
+        positions: Tensor | None = None,
+        attention_bias: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         mask = masks.merge(
             None if padding_mask is None else masks.padding_mask(padding_mask), attention_mask
         )
@@ -80,7 +83,7 @@ class TransformerEncoder(TransformerBlock):
         x = self._add_feed_forward(x, inputs, training)
         return (x, *scores) if scores else x
 
-    def compute_output_shape(self, inputs_shape):
+    def compute_output_shape(self, inputs_shape: Shape) -> Shape:
         return inputs_shape
 
 
@@ -134,7 +137,9 @@ class TransformerDecoder(TransformerBlock):
     (1, 5, 8)
     """
 
-    def build(self, decoder_sequence_shape, encoder_sequence_shape=None):
+    def build(
+        self, decoder_sequence_shape: Shape, encoder_sequence_shape: Shape | None = None
+    ) -> None:
         self._build_parts(decoder_sequence_shape, encoder_sequence_shape)
 
     def _position(self):
@@ -144,22 +149,22 @@ class TransformerDecoder(TransformerBlock):
 
     def call(
         self,
-        decoder_sequence,
-        encoder_sequence=None,
-        decoder_padding_mask=None,
-        decoder_attention_mask=None,
-        encoder_padding_mask=None,
-        encoder_attention_mask=None,
-        self_attention_cache=None,
-        self_attention_cache_update_index=None,
-        cross_attention_cache=None,
-        cross_attention_cache_update_index=None,
-        use_causal_mask=True,
-        training=None,
-        positions=None,
-        attention_bias=None,
-        return_attention_scores=False,
-    ):
+        decoder_sequence: Tensor,
+        encoder_sequence: Tensor | None = None,
+        decoder_padding_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_padding_mask: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        self_attention_cache: tuple[Tensor, Tensor] | Tensor | None = None,
+        self_attention_cache_update_index: int | Tensor | None = None,
+        cross_attention_cache: tuple[Tensor, Tensor] | Tensor | None = None,
+        cross_attention_cache_update_index: int | Tensor | None = None,
+        use_causal_mask: bool = True,
+        training: bool | None = None,
+        positions: Tensor | None = None,
+        attention_bias: Tensor | None = None,
+        return_attention_scores: bool = False,
+    ) -> Tensor | tuple[Any, ...]:
         has_cross_inputs = encoder_sequence is not None or cross_attention_cache is not None
         if has_cross_inputs != (self.cross_attention is not None):
             raise ValueError(
@@ -230,7 +235,9 @@ class TransformerDecoder(TransformerBlock):
         outputs = (x, *caches, *scores)
         return outputs if len(outputs) > 1 else x
 
-    def compute_output_shape(self, decoder_sequence_shape, encoder_sequence_shape=None):
+    def compute_output_shape(
+        self, decoder_sequence_shape: Shape, encoder_sequence_shape: Shape | None = None
+    ) -> Shape:
         return decoder_sequence_shape
 
 

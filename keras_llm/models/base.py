@@ -1,9 +1,12 @@
 """Define the base class of functional models, which are built and restored from a config."""
 
+from typing import Any, Self
+
 import keras
 
 from keras_llm.errors import InputError
-from keras_llm.models.config import CONFIGS
+from keras_llm.models.config import CONFIGS, TransformerConfig, WordVectorsConfig
+from keras_llm.types import JSON, Tensor
 
 
 class ConfiguredModel(keras.Model):
@@ -15,13 +18,23 @@ class ConfiguredModel(keras.Model):
 
     config_class = None
 
-    def __init__(self, config, inputs, outputs, name, dtype, **kwargs):
+    def __init__(
+        self,
+        config: TransformerConfig | WordVectorsConfig,
+        inputs: Tensor | list[Tensor],
+        outputs: Tensor | dict[str, Tensor],
+        name: str,
+        dtype: str | None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
         self.config = config
         self._dtype_name = dtype
 
     @classmethod
-    def read_config(cls, config):
+    def read_config(
+        cls, config: TransformerConfig | WordVectorsConfig | JSON
+    ) -> TransformerConfig | WordVectorsConfig:
         """Return `config` or the config its dict describes; InputError if the class is wrong."""
         if isinstance(config, dict):
             config = cls.config_class.from_dict(config)
@@ -31,20 +44,20 @@ class ConfiguredModel(keras.Model):
             )
         return config
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {"config": self.config.to_dict(), "name": self.name, "dtype": self._dtype_name}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: JSON, custom_objects: JSON | None = None) -> Self:
         return cls(**config)
 
 
-def config_to_dict(config):
+def config_to_dict(config: TransformerConfig | WordVectorsConfig) -> JSON:
     """Convert a config of any class to plain JSON types, including its class."""
     return {"class": type(config).__name__, **config.to_dict()}
 
 
-def config_from_dict(row):
+def config_from_dict(row: JSON) -> TransformerConfig | WordVectorsConfig:
     """Rebuild a config from the output of `config_to_dict`, by default a `CausalLMConfig`.
 
     Raises:

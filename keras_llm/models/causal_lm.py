@@ -1,5 +1,7 @@
 """Build decoder-only language models."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -7,6 +9,7 @@ from keras_llm.layers import TransformerDecoder
 from keras_llm.models import forward_pass
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.config import CausalLMConfig
+from keras_llm.types import JSON, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -25,7 +28,13 @@ class CausalLM(ConfiguredModel):
 
     config_class = CausalLMConfig
 
-    def __init__(self, config, name="causal_lm", dtype=None, **kwargs):
+    def __init__(
+        self,
+        config: CausalLMConfig | JSON,
+        name: str = "causal_lm",
+        dtype: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         config = self.read_config(config)
         layers = [
             *forward_pass.embedding_layers(config, dtype),
@@ -41,7 +50,7 @@ class CausalLM(ConfiguredModel):
         self.hidden = hidden
 
 
-def causal_lm(config, dtype=None):
+def causal_lm(config: CausalLMConfig, dtype: str | None = None) -> CausalLM:
     """Build a decoder-only language model with fresh weights.
 
     Args:
@@ -65,7 +74,13 @@ def causal_lm(config, dtype=None):
     return CausalLM(config, dtype=dtype)
 
 
-def forward(model, token_ids, positions=None, attention_mask=None, return_attention_scores=False):
+def forward(
+    model: CausalLM,
+    token_ids: Tensor,
+    positions: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    return_attention_scores: bool = False,
+) -> Tensor | tuple[Tensor, list[Tensor]]:
     """Run the forward pass with custom positions and masks, or return attention probabilities.
 
     Custom positions and masks support packed and left-padded rows.

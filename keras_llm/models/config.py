@@ -2,12 +2,14 @@
 
 import dataclasses
 import numbers
+from typing import Self
 
 from keras_llm.errors import InputError
 from keras_llm.layers.activations import get_activation
 from keras_llm.layers.alibi import Alibi
 from keras_llm.layers.relative import RelativeBias
 from keras_llm.layers.rotary import Rotary
+from keras_llm.types import JSON
 
 _POSITIONS = {"rotary": Rotary, "alibi": Alibi, "relative": RelativeBias}
 _ADDED_POSITIONS = ("learned", "sinusoidal")
@@ -112,7 +114,7 @@ class TransformerConfig:
     load_balance_loss: float = 0.01
     router_z_loss: float = 0.001
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check = self._check
         for name in _SIZES:
             value = getattr(self, name)
@@ -165,7 +167,7 @@ class TransformerConfig:
             f"in 1 .. num_experts={self.num_experts}",
         )
 
-    def _check(self, ok, name, rule):
+    def _check(self, ok: bool, name: str, rule: str) -> None:
         if not ok:
             raise InputError(
                 f"{type(self).__name__}: `{name}` must be {rule}, got {getattr(self, name)!r}."
@@ -175,7 +177,7 @@ class TransformerConfig:
         if getattr(self, name) is None:
             object.__setattr__(self, name, value)
 
-    def _check_positions(self):
+    def _check_positions(self) -> None:
         self._check(
             self.position in (None, *_ADDED_POSITIONS)
             or isinstance(self.position, tuple(_POSITIONS.values())),
@@ -195,7 +197,7 @@ class TransformerConfig:
                     rotated % 2 == 0, "head_dim", "such that an even number of features is rotated"
                 )
 
-    def _check_window(self):
+    def _check_window(self) -> None:
         window = self.sliding_window
         self._check(
             window is None or (isinstance(window, int) and window > 0),
@@ -220,12 +222,12 @@ class TransformerConfig:
             "0, or positive with a `sliding_window`",
         )
 
-    def window(self, layer):
+    def window(self, layer: int) -> int | None:
         """Return the sliding window of a layer, an int or None."""
         pattern = self.window_pattern or "S"
         return self.sliding_window if pattern[layer % len(pattern)] == "S" else None
 
-    def attention_position(self, layer):
+    def attention_position(self, layer: int) -> Rotary | Alibi | None:
         """Return the position option of a layer's attention, or None.
 
         A `RelativeBias` belongs to the model, not to a layer.
@@ -235,7 +237,7 @@ class TransformerConfig:
             position = self.local_position
         return position if isinstance(position, (Rotary, Alibi)) else None
 
-    def to_dict(self):
+    def to_dict(self) -> JSON:
         """Return plain JSON types that `from_dict` reads back."""
         row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for field in ("position", "local_position"):
@@ -245,7 +247,7 @@ class TransformerConfig:
         return row
 
     @classmethod
-    def from_dict(cls, row):
+    def from_dict(cls, row: JSON) -> Self:
         """Rebuild a config from the output of `to_dict`.
 
         Raises:
@@ -283,7 +285,7 @@ class EncoderConfig(TransformerConfig):
     num_segments: int = 0
     embedding_norm: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._check(
             isinstance(self.num_segments, int) and self.num_segments >= 0,
@@ -308,7 +310,7 @@ class Seq2SeqConfig(TransformerConfig):
     pad_id: int = 0
     start_id: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._fill("num_decoder_layers", self.num_layers)
         layers = self.num_decoder_layers
@@ -339,7 +341,7 @@ class WordVectorsConfig:
     objective: str = "skip_gram"
     pad_id: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("vocabulary_size", "embedding_dim"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -355,7 +357,7 @@ class WordVectorsConfig:
     to_dict = dataclasses.asdict
 
     @classmethod
-    def from_dict(cls, row):
+    def from_dict(cls, row: JSON) -> Self:
         """Rebuild a config from `to_dict`; InputError if a field is unknown or missing."""
         return cls(**_known_fields(cls, row))
 

@@ -5,12 +5,18 @@ allocating memory twice.
 """
 
 import concurrent.futures
+from collections.abc import Callable
+from typing import TypeVar
 
 import keras
 from keras import ops
 
+from keras_llm.types import Tensor
 
-def shapes_only(function):
+_Result = TypeVar("_Result")
+
+
+def shapes_only(function: Callable[[], _Result]) -> _Result:
     """Return the result of `function()` with its variables described but not allocated."""
 
     def measure():
@@ -23,7 +29,7 @@ def shapes_only(function):
         return thread.submit(measure).result()
 
 
-def allocate(variable, value=None):
+def allocate(variable: keras.Variable, value: Tensor | None = None) -> None:
     """Allocate a variable of a model from `shapes_only`, or assign an allocated one.
 
     Args:

@@ -1,11 +1,14 @@
 """Build encoders, which map token ids to one contextual vector per token."""
 
+from typing import Any
+
 import keras
 
 from keras_llm.layers import TransformerEncoder
 from keras_llm.models import forward_pass
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.config import EncoderConfig
+from keras_llm.types import JSON
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -23,7 +26,13 @@ class Encoder(ConfiguredModel):
 
     config_class = EncoderConfig
 
-    def __init__(self, config, name="encoder", dtype=None, **kwargs):
+    def __init__(
+        self,
+        config: EncoderConfig | JSON,
+        name: str = "encoder",
+        dtype: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         config = self.read_config(config)
         layers = [
             *forward_pass.embedding_layers(config, dtype),
@@ -38,7 +47,7 @@ class Encoder(ConfiguredModel):
         self.hidden = hidden
 
 
-def encoder_inputs(config):
+def encoder_inputs(config: EncoderConfig) -> list[keras.KerasTensor]:
     """Return the symbolic inputs of an encoder: token ids, padding mask and any segment ids."""
     inputs = [
         keras.Input((None,), dtype="int32", name="token_ids"),
@@ -49,7 +58,7 @@ def encoder_inputs(config):
     return inputs
 
 
-def encoder(config, dtype=None):
+def encoder(config: EncoderConfig, dtype: str | None = None) -> Encoder:
     """Build an encoder with fresh weights.
 
     Args:

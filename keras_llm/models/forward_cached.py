@@ -3,19 +3,26 @@
 import contextlib
 import contextvars
 import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from keras import ops
 
 from keras_llm.errors import InputError
 from keras_llm.layers import empty_cache
 from keras_llm.models import forward_pass
+from keras_llm.models.causal_lm import CausalLM
 from keras_llm.models.config import Seq2SeqConfig
+from keras_llm.models.seq2seq import Seq2Seq
+from keras_llm.types import Tensor
 
 _CHUNK = 512  # prompt tokens per prefill step
 _shared_step = contextvars.ContextVar("shared_step", default=None)
 
 
-def init_cache(model, batch_size=1, length=None):
+def init_cache(
+    model: CausalLM | Seq2Seq, batch_size: int | Tensor = 1, length: int | Tensor | None = None
+) -> dict[str, Tensor]:
     """Return an empty key-value cache.
 
     Args:
@@ -49,7 +56,14 @@ def init_cache(model, batch_size=1, length=None):
     return cache
 
 
-def prefill(model, token_ids, lengths, cache, first=None, chunk=_CHUNK):
+def prefill(
+    model: CausalLM | Seq2Seq,
+    token_ids: Tensor,
+    lengths: Tensor,
+    cache: dict[str, Tensor],
+    first: Tensor | None = None,
+    chunk: int = _CHUNK,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Read prompts into the cache.
 
     A prompt longer than `chunk` is processed in chunks up to the end of the longest row, so that
@@ -153,7 +167,9 @@ def _full_entries(model, cache):
     return [f"{kind}_{i}" for i in layers for kind in "kv" if f"{kind}_{i}" in cache]
 
 
-def decode(model, token_ids, positions, cache):
+def decode(
+    model: CausalLM | Seq2Seq, token_ids: Tensor, positions: Tensor, cache: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Read one token per row and predict the next.
 
     Args:
@@ -174,8 +190,14 @@ def decode(model, token_ids, positions, cache):
 
 
 def forward_cached(
-    model, token_ids, positions, cache, cache_update_index, attention_mask=None, padding_mask=None
-):
+    model: CausalLM | Seq2Seq,
+    token_ids: Tensor,
+    positions: Tensor,
+    cache: dict[str, Tensor],
+    cache_update_index: int | Tensor,
+    attention_mask: Tensor | None = None,
+    padding_mask: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Run one cached step, the basis of `prefill`, `decode` and exported graphs.
 
     Args:
@@ -201,7 +223,7 @@ def forward_cached(
 
 
 @contextlib.contextmanager
-def sharing_step(share):
+def sharing_step(share: Callable[..., Any]) -> Iterator[None]:
     """Route `forward_cached` through a function that a backend traces only once.
 
     Args:
@@ -235,7 +257,7 @@ def _forward_cached(
     )
 
 
-def logits_of(model, hidden):
+def logits_of(model: CausalLM | Seq2Seq, hidden: Tensor) -> Tensor:
     """Map hidden states (B, T, D) from `forward_cached` to float32 logits (B, T, V)."""
     return forward_pass.logits(model.get_layer, model.config, hidden)
 

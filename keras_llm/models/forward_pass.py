@@ -4,6 +4,8 @@ Functional models are traced through these functions without a cache; generation
 them with one.
 """
 
+from collections.abc import Callable, Iterator
+
 import keras
 from keras import ops
 
@@ -16,9 +18,11 @@ from keras_llm.layers import (
     causal_mask,
 )
 from keras_llm.layers._block import PLAIN_ARGUMENTS
+from keras_llm.models.config import TransformerConfig
+from keras_llm.types import Tensor
 
 
-def embedding_layers(config, dtype):
+def embedding_layers(config: TransformerConfig, dtype: str | None) -> Iterator[keras.layers.Layer]:
     """Create the embedding layers of a config.
 
     These are `token_embedding` and, as configured, `position_embedding`, `segment_embedding`,
@@ -56,7 +60,13 @@ def embedding_layers(config, dtype):
         yield keras.layers.Dropout(config.dropout, dtype=dtype, name="embedding_dropout")
 
 
-def block_layers(config, dtype, block_class, count, prefix=""):
+def block_layers(
+    config: TransformerConfig,
+    dtype: str | None,
+    block_class: type[keras.layers.Layer],
+    count: int,
+    prefix: str = "",
+) -> Iterator[keras.layers.Layer]:
     """Create the blocks and the layers around them.
 
     These are `<prefix>relative_bias` for relative positions, `<prefix>block_<i>`, and
@@ -91,7 +101,13 @@ def block_layers(config, dtype, block_class, count, prefix=""):
         yield _norm(config, dtype, f"{prefix}final_norm")
 
 
-def embed(layer, config, token_ids, positions=None, segment_ids=None):
+def embed(
+    layer: Callable[[str], keras.layers.Layer],
+    config: TransformerConfig,
+    token_ids: Tensor,
+    positions: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+) -> Tensor:
     """Embed token ids (B, T) as vectors (B, T, D). `layer` returns a layer by its name."""
     x = layer("token_embedding")(token_ids)
     if config.embedding_scale is not None:
@@ -105,7 +121,16 @@ def embed(layer, config, token_ids, positions=None, segment_ids=None):
     return layer("embedding_dropout")(x) if config.dropout else x
 
 
-def encode(layer, config, x, padding_mask, token_ids, count, prefix="", scores=None):
+def encode(
+    layer: Callable[[str], keras.layers.Layer],
+    config: TransformerConfig,
+    x: Tensor,
+    padding_mask: Tensor,
+    token_ids: Tensor,
+    count: int,
+    prefix: str = "",
+    scores: list[Tensor] | None = None,
+) -> Tensor:
     """Run vectors (B, T, D) through the encoder blocks.
 
     The attention probabilities (B, N, T, T) of each block are appended to the list `scores`.
@@ -123,18 +148,18 @@ def encode(layer, config, x, padding_mask, token_ids, count, prefix="", scores=N
 
 
 def decode(
-    layer,
-    config,
-    x,
-    token_ids,
-    count,
-    prefix="",
-    positions=None,
-    attention_mask=None,
-    encoder_sequence=None,
-    encoder_padding_mask=None,
-    scores=None,
-):
+    layer: Callable[[str], keras.layers.Layer],
+    config: TransformerConfig,
+    x: Tensor,
+    token_ids: Tensor,
+    count: int,
+    prefix: str = "",
+    positions: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    encoder_sequence: Tensor | None = None,
+    encoder_padding_mask: Tensor | None = None,
+    scores: list[Tensor] | None = None,
+) -> Tensor:
     """Run vectors (B, T, D) through the decoder blocks without a cache.
 
     `attention_mask` replaces the causal mask. `scores` works as in `encode`; with an
@@ -155,8 +180,17 @@ def decode(
 
 
 def decode_cached(
-    layer, config, x, count, prefix, positions, cache, index, attention_mask, padding_mask
-):
+    layer: Callable[[str], keras.layers.Layer],
+    config: TransformerConfig,
+    x: Tensor,
+    count: int,
+    prefix: str,
+    positions: Tensor,
+    cache: dict[str, Tensor],
+    index: int | Tensor,
+    attention_mask: Tensor | None,
+    padding_mask: Tensor | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Run vectors (B, T, D) through the decoder blocks with a cache.
 
     Args:
@@ -201,24 +235,26 @@ def decode_cached(
     return (x if config.norm_position == "post" else layer(f"{prefix}final_norm")(x)), updated
 
 
-def logits(layer, config, hidden):
+def logits(
+    layer: Callable[[str], keras.layers.Layer], config: TransformerConfig, hidden: Tensor
+) -> Tensor:
     """Map hidden states (B, T, D) to float32 logits (B, T, V)."""
     return layer("logits")(layer("token_embedding")(scaled(config, hidden), reverse=True))
 
 
-def scaled(config, hidden):
+def scaled(config: TransformerConfig, hidden: Tensor) -> Tensor:
     """Multiply hidden states by the config's `logit_scale`."""
     if config.logit_scale is None:
         return hidden
     return hidden * ops.cast(config.logit_scale, hidden.dtype)
 
 
-def logits_layer():
+def logits_layer() -> keras.layers.Layer:
     """Create the last layer of a language model, which casts logits to float32."""
     return keras.layers.Activation("linear", dtype="float32", name="logits")
 
 
-def has_ring(config, i):
+def has_ring(config: TransformerConfig, i: int) -> bool:
     """Return whether layer i has a ring cache.
 
     A bias shared by all layers is indexed by the slots of a full cache and thus needs full caches.

@@ -5,6 +5,8 @@ with its weights. Every head model takes `[token_ids, padding_mask]`, and `segme
 backbone does, and keeps its backbone as a layer, `get_layer("backbone")`.
 """
 
+from typing import Any, TypeAlias
+
 import keras
 from keras import ops
 
@@ -14,7 +16,9 @@ from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_d
 from keras_llm.models.causal_lm import CausalLM
 from keras_llm.models.config import CausalLMConfig, EncoderConfig
 from keras_llm.models.encoder import Encoder, encoder_inputs
+from keras_llm.types import JSON
 
+_Backbone: TypeAlias = CausalLM | Encoder | CausalLMConfig | EncoderConfig
 _POOLINGS = ("first", "mean", "last")
 
 
@@ -29,7 +33,16 @@ class HeadModel(ConfiguredModel):
         hidden: the symbolic hidden states (B, T, D) that the head reads.
     """
 
-    def __init__(self, config, head, options=None, backbone=None, name=None, dtype=None, **kwargs):
+    def __init__(
+        self,
+        config: CausalLMConfig | EncoderConfig | JSON,
+        head: str,
+        options: JSON | None = None,
+        backbone: CausalLM | Encoder | None = None,
+        name: str | None = None,
+        dtype: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         if isinstance(config, dict):
             config = config_from_dict(config)
         if backbone is None:
@@ -50,7 +63,7 @@ class HeadModel(ConfiguredModel):
         self.head, self.options = head, dict(options or {})
         self.hidden = hidden
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {
             **super().get_config(),
             "config": config_to_dict(self.config),
@@ -59,7 +72,7 @@ class HeadModel(ConfiguredModel):
         }
 
 
-def masked_lm(backbone, dtype=None):
+def masked_lm(backbone: Encoder | EncoderConfig, dtype: str | None = None) -> HeadModel:
     """Build a model that predicts masked tokens.
 
     Args:
@@ -87,7 +100,7 @@ def masked_lm(backbone, dtype=None):
     return _make("masked_lm", backbone, dtype, only_encoders=True)
 
 
-def next_sentence(backbone, dtype=None):
+def next_sentence(backbone: Encoder | EncoderConfig, dtype: str | None = None) -> HeadModel:
     """Build a model that predicts whether the second segment follows the first.
 
     Args:
@@ -111,8 +124,13 @@ def next_sentence(backbone, dtype=None):
 
 
 def text_classifier(
-    backbone, num_classes, pooling=None, dropout=0.1, dtype=None, activation="tanh"
-):
+    backbone: _Backbone,
+    num_classes: int,
+    pooling: str | None = None,
+    dropout: float = 0.1,
+    dtype: str | None = None,
+    activation: str = "tanh",
+) -> HeadModel:
     """Build a model that classifies texts.
 
     Args:
@@ -145,7 +163,9 @@ def text_classifier(
     return _make("text_classifier", backbone, dtype, options)
 
 
-def text_regressor(backbone, pooling=None, dropout=0.1, dtype=None):
+def text_regressor(
+    backbone: _Backbone, pooling: str | None = None, dropout: float = 0.1, dtype: str | None = None
+) -> HeadModel:
     """Build a model that predicts a number for a text, trained with the mean squared error.
 
     Args:
@@ -161,7 +181,7 @@ def text_regressor(backbone, pooling=None, dropout=0.1, dtype=None):
     return _make("text_regressor", backbone, dtype, {"pooling": pooling, "dropout": dropout})
 
 
-def reward(backbone, dtype=None):
+def reward(backbone: _Backbone, dtype: str | None = None) -> HeadModel:
     """Build a reward model: one linear layer on the last real token.
 
     Args:
@@ -181,7 +201,9 @@ def reward(backbone, dtype=None):
     return _make("reward", backbone, dtype)
 
 
-def token_classifier(backbone, num_classes, dropout=0.1, dtype=None):
+def token_classifier(
+    backbone: _Backbone, num_classes: int, dropout: float = 0.1, dtype: str | None = None
+) -> HeadModel:
     """Build a model that classifies each token.
 
     Args:
@@ -204,7 +226,7 @@ def token_classifier(backbone, num_classes, dropout=0.1, dtype=None):
     return _make("token_classifier", backbone, dtype, options)
 
 
-def span_qa(backbone, dtype=None):
+def span_qa(backbone: Encoder | EncoderConfig, dtype: str | None = None) -> HeadModel:
     """Build a model that predicts the start and end of the answer span.
 
     Args:
@@ -221,7 +243,13 @@ def span_qa(backbone, dtype=None):
     return _make("span_qa", backbone, dtype, only_encoders=True)
 
 
-def sentence_embedder(backbone, pooling=None, normalize=True, projection_dim=None, dtype=None):
+def sentence_embedder(
+    backbone: _Backbone,
+    pooling: str | None = None,
+    normalize: bool = True,
+    projection_dim: int | None = None,
+    dtype: str | None = None,
+) -> HeadModel:
     """Build a model that embeds texts as vectors.
 
     Args:

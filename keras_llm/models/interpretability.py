@@ -1,17 +1,24 @@
 """Inspect a model: attention maps, per-layer predictions and token vectors."""
 
+from collections.abc import Callable
+
 import keras
+import numpy as np
 from keras import ops
 
 from keras_llm.errors import InputError
 from keras_llm.models import forward_pass
+from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.causal_lm import CausalLM, forward
 from keras_llm.models.config import CausalLMConfig
 from keras_llm.models.heads import HeadModel
 from keras_llm.models.seq2seq import Seq2Seq, hidden_states
+from keras_llm.types import Tensor
 
 
-def attention_maps(model, inputs):
+def attention_maps(
+    model: CausalLM | HeadModel | Seq2Seq, inputs: dict[str, Tensor]
+) -> list[Tensor]:
     """Compute the attention probabilities of each block.
 
     Args:
@@ -43,7 +50,7 @@ def attention_maps(model, inputs):
     return scores
 
 
-def cross_attention_maps(model, inputs):
+def cross_attention_maps(model: Seq2Seq, inputs: dict[str, Tensor]) -> list[Tensor]:
     """Compute how target tokens attend to source tokens.
 
     Args:
@@ -66,7 +73,7 @@ def cross_attention_maps(model, inputs):
     return scores
 
 
-def logit_lens(model, token_ids):
+def logit_lens(model: CausalLM, token_ids: Tensor) -> Tensor:
     """Compute the logits that each layer's hidden states would give.
 
     The final norm and the head are applied to the embeddings and to the output of each block.
@@ -96,7 +103,9 @@ def logit_lens(model, token_ids):
     return ops.stack([forward_pass.logits(layer, config, x) for x in states])
 
 
-def from_embeddings(model, inputs):
+def from_embeddings(
+    model: HeadModel, inputs: dict[str, Tensor]
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Express a model with a head as a function of its input embeddings.
 
     Args:
@@ -126,7 +135,7 @@ def from_embeddings(model, inputs):
     return x, outputs
 
 
-def token_table(model):
+def token_table(model: ConfiguredModel) -> np.ndarray:
     """Return the token vectors of any model, a float array (V, D)."""
     name = "word_embedding" if hasattr(model.config, "objective") else "token_embedding"
     holder = model.get_layer("backbone") if isinstance(model, HeadModel) else model

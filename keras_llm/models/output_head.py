@@ -1,14 +1,16 @@
 """Split a model into the hidden states that logits are computed from and the output head."""
 
 import dataclasses
-import typing
+from collections.abc import Sequence
 
 from keras import ops
 
 from keras_llm.errors import InputError
 from keras_llm.models import forward_pass
+from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.causal_lm import CausalLM
 from keras_llm.models.seq2seq import Seq2Seq, hidden_states
+from keras_llm.types import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,18 +24,23 @@ class OutputHead:
         trainable: bool. Whether any weight of the kernel is trainable.
     """
 
-    kernel: typing.Any
-    bias: typing.Any = None
+    kernel: Tensor
+    bias: Tensor | None = None
     soft_cap: float | None = None
     trainable: bool = True
 
 
-def has_token_head(model):
+def has_token_head(model: ConfiguredModel) -> bool:
     """Return whether the model predicts tokens, as `prediction_states` and `output_head` need."""
     return isinstance(model, (CausalLM, Seq2Seq)) or getattr(model, "head", None) == "masked_lm"
 
 
-def prediction_states(model, inputs, positions=None, attention_mask=None):
+def prediction_states(
+    model: ConfiguredModel,
+    inputs: Tensor | Sequence[Tensor] | dict[str, Tensor],
+    positions: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
     """Compute the hidden states that the output head maps to logits.
 
     Args:
@@ -71,7 +78,7 @@ def prediction_states(model, inputs, positions=None, attention_mask=None):
     return layer("masked_lm_head").states(layer("backbone")(inputs), mask_positions)
 
 
-def output_head(model):
+def output_head(model: ConfiguredModel) -> OutputHead:
     """Return the `OutputHead` of a model with a token head, in the head's compute dtype."""
     if isinstance(model, (CausalLM, Seq2Seq)):
         embedding, bias = model.get_layer("token_embedding"), None

@@ -6,6 +6,7 @@ paper does not give.
 
 import dataclasses
 import difflib
+from typing import Any
 
 from keras_llm.errors import InputError
 from keras_llm.layers.relative import RelativeBias
@@ -249,18 +250,18 @@ _PRESETS = {name: _config(row) for name, row in _ROWS.items()}
 _PRESETS |= {f"{family}-tiny": _tiny(_PRESETS[name]) for family, name in _TINY.items()}
 
 
-def presets():
+def presets() -> list[str]:
     """Return the names of all presets, sorted."""
     return sorted(_PRESETS)
 
 
-def similar_presets(name):
+def similar_presets(name: str) -> str:
     """Return a hint for an unknown preset name: similar presets, or all of them."""
     similar = difflib.get_close_matches(name, presets(), n=5)
     return f"{'similar' if similar else 'known'} presets: {', '.join(similar or presets())}"
 
 
-def preset(name, **overrides):
+def preset(name: str, **overrides: Any) -> CausalLMConfig | EncoderConfig | Seq2SeqConfig:
     """Return the config of a preset.
 
     Args:

@@ -1,5 +1,8 @@
 """Build encoder-decoder models."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -7,6 +10,7 @@ from keras_llm.layers import TransformerDecoder, TransformerEncoder
 from keras_llm.models import forward_pass
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.config import Seq2SeqConfig
+from keras_llm.types import JSON, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -26,7 +30,13 @@ class Seq2Seq(ConfiguredModel):
 
     config_class = Seq2SeqConfig
 
-    def __init__(self, config, name="seq2seq", dtype=None, **kwargs):
+    def __init__(
+        self,
+        config: Seq2SeqConfig | JSON,
+        name: str = "seq2seq",
+        dtype: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         config = self.read_config(config)
         encoders, decoders = config.num_layers, config.num_decoder_layers
         layers = [
@@ -43,7 +53,7 @@ class Seq2Seq(ConfiguredModel):
         super().__init__(config, [encoder_ids, decoder_ids], logits, name, dtype, **kwargs)
 
 
-def seq2seq(config, dtype=None):
+def seq2seq(config: Seq2SeqConfig, dtype: str | None = None) -> Seq2Seq:
     """Build an encoder-decoder with fresh weights.
 
     Args:
@@ -68,7 +78,7 @@ def seq2seq(config, dtype=None):
     return Seq2Seq(config, dtype=dtype)
 
 
-def encode_source(model, encoder_token_ids):
+def encode_source(model: Seq2Seq, encoder_token_ids: Tensor) -> dict[str, Tensor]:
     """Encode the source once for all decoder steps.
 
     Args:
@@ -92,7 +102,13 @@ def encode_source(model, encoder_token_ids):
     return entries
 
 
-def hidden_states(layer, config, encoder_ids, decoder_ids, scores=None):
+def hidden_states(
+    layer: Callable[[str], keras.layers.Layer],
+    config: Seq2SeqConfig,
+    encoder_ids: Tensor,
+    decoder_ids: Tensor,
+    scores: list[Tensor] | None = None,
+) -> Tensor:
     """Compute the inputs of the output head, (B, T, D), from token ids (B, S) and (B, T).
 
     `scores` works as in `forward_pass.decode`.

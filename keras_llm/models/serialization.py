@@ -1,17 +1,24 @@
 """Convert models to plain JSON types and back."""
 
 from keras_llm.errors import InputError
-from keras_llm.models.base import config_from_dict, config_to_dict
+from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_dict
 from keras_llm.models.causal_lm import CausalLM
+from keras_llm.models.config import TransformerConfig, WordVectorsConfig
 from keras_llm.models.encoder import Encoder
 from keras_llm.models.heads import HEADS, HeadModel
 from keras_llm.models.seq2seq import Seq2Seq
 from keras_llm.models.word_vectors import WordVectors
+from keras_llm.types import JSON
 
 _CLASSES = {model.config_class: model for model in (CausalLM, Encoder, Seq2Seq, WordVectors)}
 
 
-def build(config, head=None, options=None, dtype=None):
+def build(
+    config: TransformerConfig | WordVectorsConfig,
+    head: str | None = None,
+    options: JSON | None = None,
+    dtype: str | None = None,
+) -> ConfiguredModel:
     """Build a model from a config of any class, with fresh weights.
 
     Args:
@@ -34,7 +41,7 @@ def build(config, head=None, options=None, dtype=None):
     return HeadModel(config, head, options, dtype=dtype)
 
 
-def describe(model):
+def describe(model: ConfiguredModel) -> JSON:
     """Return the description of a model that `restore` needs, as plain JSON types."""
     row = {"model": config_to_dict(model.config), "dtype": model.get_config()["dtype"]}
     if isinstance(model, HeadModel):
@@ -42,7 +49,7 @@ def describe(model):
     return row
 
 
-def restore(row):
+def restore(row: JSON) -> ConfiguredModel:
     """Rebuild a model from the output of `describe`, with fresh weights; ignore other keys.
 
     Raises:

@@ -6,14 +6,18 @@ import keras
 import numpy as np
 
 from keras_llm.layers import MixtureOfExperts
+from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.causal_lm import CausalLM
-from keras_llm.models.config import Seq2SeqConfig, TransformerConfig
+from keras_llm.models.config import Seq2SeqConfig, TransformerConfig, WordVectorsConfig
 from keras_llm.models.deferred import shapes_only
 from keras_llm.models.seq2seq import Seq2Seq
 from keras_llm.models.serialization import build, restore
+from keras_llm.types import JSON
 
 
-def summarize(model, dtype=None):
+def summarize(
+    model: ConfiguredModel | TransformerConfig | WordVectorsConfig | JSON, dtype: str | None = None
+) -> JSON:
     """Count the parameters, memory and FLOPs of a model.
 
     Args:

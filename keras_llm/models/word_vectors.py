@@ -1,11 +1,14 @@
 """Build word vector models: skip-gram and CBOW with negative sampling, and GloVe."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.config import WordVectorsConfig
+from keras_llm.types import JSON
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -18,7 +21,13 @@ class WordVectors(ConfiguredModel):
 
     config_class = WordVectorsConfig
 
-    def __init__(self, config, name="word_vectors", dtype=None, **kwargs):
+    def __init__(
+        self,
+        config: WordVectorsConfig | JSON,
+        name: str = "word_vectors",
+        dtype: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         config = self.read_config(config)
         bound = 0.5 / config.embedding_dim
         narrow = keras.initializers.RandomUniform(-bound, bound)
@@ -65,7 +74,7 @@ _INPUTS = {
 }
 
 
-def word_vectors(config, dtype=None):
+def word_vectors(config: WordVectorsConfig, dtype: str | None = None) -> WordVectors:
     """Build a word vector model.
 
     Args:
@@ -99,7 +108,7 @@ def word_vectors(config, dtype=None):
     return WordVectors(config, dtype=dtype)
 
 
-def word_vector_table(model):
+def word_vector_table(model: WordVectors) -> np.ndarray:
     """Return the vectors that a `word_vectors` model has learned.
 
     Args:

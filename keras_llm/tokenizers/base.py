@@ -3,9 +3,12 @@
 import abc
 import json
 import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
 
 from keras_llm.errors import InputError
 from keras_llm.tokenizers.graph.ragged import encode_with_special
+from keras_llm.types import JSON, PathLike, Tensor
 
 _CLASSES = {}
 MASKS = ("<mask>", "[MASK]")  # names of mask tokens
@@ -29,24 +32,24 @@ class Tokenizer(abc.ABC):
     mask_id = -1
     mask_takes_space = False
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _CLASSES[cls.__name__] = cls
 
     @abc.abstractmethod
-    def encode(self, text, parse_special=False):
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
         """Encode a str as a list of token ids, without begin or end token."""
 
     @abc.abstractmethod
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int]) -> str:
         """Decode token ids to a str, skipping padding, begin and end tokens."""
 
     @abc.abstractmethod
-    def encode_batch(self, texts):
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """Encode a list of str as a list of lists of token ids, on all cores."""
 
     @abc.abstractmethod
-    def encode_with_offsets(self, text):
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Encode a str and return the character span of each token.
 
         Returns:
@@ -57,15 +60,15 @@ class Tokenizer(abc.ABC):
         """
 
     @abc.abstractmethod
-    def token(self, index):
+    def token(self, index: int) -> str:
         """Return the token with an id as written in the vocabulary; "" for an id below 0."""
 
     @abc.abstractmethod
-    def tokenize(self, strings):
+    def tokenize(self, strings: Tensor) -> Tensor:
         """Encode a string tensor (B,) in a graph as an int32 `tf.RaggedTensor` (B, None)."""
 
     @abc.abstractmethod
-    def tokenize_with_offsets(self, strings):
+    def tokenize_with_offsets(self, strings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode a string tensor (B,) of UTF-8 in a graph, with character spans.
 
         Returns the ids of `tokenize` and the starts and ends of `encode_with_offsets`, int32
@@ -73,27 +76,27 @@ class Tokenizer(abc.ABC):
         """
 
     @abc.abstractmethod
-    def detokenize(self, ids):
+    def detokenize(self, ids: Tensor) -> Tensor:
         """Decode an int tensor (B, T) or ragged (B, None) in a graph to a string tensor (B,)."""
 
     @abc.abstractmethod
-    def graph_resources(self):
+    def graph_resources(self) -> list[Any]:
         """Return the TensorFlow objects that an exported graph must track."""
 
     @abc.abstractmethod
-    def _is_partial(self, text):
+    def _is_partial(self, text: str) -> bool:
         """Return whether the next token may still change the end of a decoded str."""
 
     @abc.abstractmethod
-    def _save_files(self, folder):
+    def _save_files(self, folder: pathlib.Path) -> JSON:
         """Write the files that `_load_files` reads; return the entries for config.json."""
 
     @classmethod
     @abc.abstractmethod
-    def _load_files(cls, folder, config):
+    def _load_files(cls, folder: pathlib.Path, config: JSON) -> Self:
         """Restore the tokenizer that `_save_files` wrote."""
 
-    def tokenize_prompt(self, strings, parse_special=False):
+    def tokenize_prompt(self, strings: Tensor, parse_special: bool = False) -> Tensor:
         """Run `encode_prompt` in a graph on a string tensor (B,) of UTF-8.
 
         Returns an int32 `tf.RaggedTensor` (B, None).
@@ -107,7 +110,7 @@ class Tokenizer(abc.ABC):
             return ids
         return tf.concat([tf.fill((tf.size(strings), 1), self.bos_id), ids], axis=1)
 
-    def encode_prompt(self, text, parse_special=False):
+    def encode_prompt(self, text: str, parse_special: bool = False) -> list[int]:
         """Encode a str as the token ids of a prompt, a list of ints.
 
         They start with the begin token if `add_bos`, but not with `parse_special`, where the text
@@ -116,7 +119,7 @@ class Tokenizer(abc.ABC):
         begin = [self.bos_id] if self.add_bos and not parse_special else []
         return [*begin, *self.encode(text, parse_special)]
 
-    def decode_stream(self, ids):
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Decode token ids incrementally.
 
         Args:
@@ -137,7 +140,7 @@ class Tokenizer(abc.ABC):
         if rest:
             yield rest
 
-    def save(self, folder):
+    def save(self, folder: PathLike) -> None:
         """Write the tokenizer into a folder, which is created if necessary."""
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +148,7 @@ class Tokenizer(abc.ABC):
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
-def load(folder):
+def load(folder: PathLike) -> Tokenizer:
     """Load the tokenizer that `save` wrote.
 
     Args:

@@ -50,7 +50,7 @@ class ByteAutomaton:
     accepting: np.ndarray
 
 
-def of_pattern(pattern):
+def of_pattern(pattern: str) -> ByteAutomaton:
     """Compile a pattern to an automaton of the UTF-8 texts that `re.fullmatch` matches.
 
     Python's own parser reads the pattern, and its matcher determines the characters of a class, so
@@ -87,7 +87,7 @@ def of_pattern(pattern):
     return ByteAutomaton(np.stack(rows), 0, np.array([_ACCEPT in state for state in number]))
 
 
-def short(pattern):
+def short(pattern: str) -> str:
     """Shorten a pattern for error messages."""
     return repr(pattern if len(pattern) <= 100 else pattern[:97] + "...")
 
@@ -261,7 +261,7 @@ def _every_character():
     return "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
 
 
-def of_escaped(automaton):
+def of_escaped(automaton: ByteAutomaton) -> ByteAutomaton:
     """Return the automaton of the escaped forms of the texts.
 
     Where a text continues with a character that is escaped, its escaped form continues with the

@@ -3,6 +3,8 @@
 import functools
 import json
 import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Self
 
 import tokenizers
 
@@ -11,12 +13,13 @@ from keras_llm.files import read_utf8
 from keras_llm.tokenizers.base import MASKS, Tokenizer
 from keras_llm.tokenizers.graph.byte_pair import BytePairGraph
 from keras_llm.tokenizers.pre_tokenizers import PRE_TOKENIZERS
+from keras_llm.types import JSON, PathLike, Tensor
 
 _VOCABULARY_FILE, _MERGES_FILE = "vocab.json", "merges.txt"
 _PAD, _BOS, _EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 
 
-def _bytes_to_characters():
+def _bytes_to_characters() -> list[str]:
     """Return the printable characters that GPT-2 writes for the 256 bytes, a list of str."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -67,19 +70,19 @@ class BytePair(Tokenizer):
 
     def __init__(
         self,
-        vocabulary,
-        merges,
-        pre_tokenizer="gpt2",
-        special_tokens=(),
-        bos=None,
-        eos=None,
-        pad=None,
-        unk=None,
-        normalization=None,
-        ignore_merges=False,
-        add_bos=True,
-        lstrip=(),
-    ):
+        vocabulary: dict[str, int],
+        merges: Iterable[str],
+        pre_tokenizer: str = "gpt2",
+        special_tokens: dict[str, int] | Sequence[str] = (),
+        bos: str | None = None,
+        eos: str | None = None,
+        pad: str | None = None,
+        unk: str | None = None,
+        normalization: str | None = None,
+        ignore_merges: bool = False,
+        add_bos: bool = True,
+        lstrip: Iterable[str] = (),
+    ) -> None:
         if pre_tokenizer not in PRE_TOKENIZERS:
             names = ", ".join(map(repr, PRE_TOKENIZERS))
             raise InputError(f"`pre_tokenizer` must be one of {names}, got {pre_tokenizer!r}.")
@@ -107,8 +110,12 @@ class BytePair(Tokenizer):
 
     @classmethod
     def train(
-        cls, files_or_iterable, vocabulary_size=8000, pre_tokenizer="gpt2", special_tokens=()
-    ):
+        cls,
+        files_or_iterable: str | pathlib.Path | Iterable[str | pathlib.Path],
+        vocabulary_size: int = 8000,
+        pre_tokenizer: str = "gpt2",
+        special_tokens: Iterable[str] = (),
+    ) -> Self:
         """Train a tokenizer.
 
         Args:
@@ -148,7 +155,7 @@ class BytePair(Tokenizer):
             model["vocab"], merges, pre_tokenizer, special_tokens, bos=_BOS, eos=_EOS, pad=_PAD
         )
 
-    def encode(self, text, parse_special=False):
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
         """Encode a str as a list of token ids, without begin or end token.
 
         Args:
@@ -159,41 +166,41 @@ class BytePair(Tokenizer):
         rust = self.rust if parse_special else self._plain
         return rust.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts, parse_special=False):
+    def encode_batch(self, texts: Iterable[str], parse_special: bool = False) -> list[list[int]]:
         rust = self.rust if parse_special else self._plain
         encodings = rust.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
-    def encode_with_offsets(self, text):
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         encoding = self._plain.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int]) -> str:
         token_bytes = self._token_bytes
         try:
             return b"".join([token_bytes[i] for i in ids]).decode("utf-8", "replace")
         except KeyError as error:
             raise InputError(f"`ids`: {error} is not in 0 to {len(token_bytes) - 1}.") from None
 
-    def token(self, index):
+    def token(self, index: int) -> str:
         return self.rust.id_to_token(index) if index >= 0 else ""
 
-    def tokenize(self, strings):
+    def tokenize(self, strings: Tensor) -> Tensor:
         return self._graph.tokenize(strings)
 
-    def tokenize_with_offsets(self, strings):
+    def tokenize_with_offsets(self, strings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self._graph.tokenize_with_offsets(strings)
 
-    def detokenize(self, ids):
+    def detokenize(self, ids: Tensor) -> Tensor:
         return self._graph.detokenize(ids)
 
-    def graph_resources(self):
+    def graph_resources(self) -> list[Any]:
         return self._graph.resources
 
-    def _is_partial(self, text):
+    def _is_partial(self, text: str) -> bool:
         return text.endswith("\ufffd")
 
-    def _save_files(self, folder):
+    def _save_files(self, folder: pathlib.Path) -> JSON:
         text = json.dumps(self.vocabulary, ensure_ascii=False)
         (folder / _VOCABULARY_FILE).write_text(text, "utf-8")
         text = "".join(merge + "\n" for merge in ("#version: 0.2", *self.merges))
@@ -209,7 +216,7 @@ class BytePair(Tokenizer):
         }
 
     @classmethod
-    def _load_files(cls, folder, config):
+    def _load_files(cls, folder: pathlib.Path, config: JSON) -> Self:
         vocabulary = read_json(folder / _VOCABULARY_FILE)
         merges = read_merges(folder / _MERGES_FILE)
         options = {name: value for name, value in config.items() if name != "class"}
@@ -221,12 +228,12 @@ class BytePair(Tokenizer):
             raise InputError(f"{folder}: {error}") from None
 
     @functools.cached_property
-    def _plain(self):
+    def _plain(self) -> tokenizers.Tokenizer:
         """The `tokenizers.Tokenizer` that treats special tokens as plain text."""
         return self._in_rust()
 
     @functools.cached_property
-    def rust(self):
+    def rust(self) -> tokenizers.Tokenizer:
         """The `tokenizers.Tokenizer` that parses special tokens."""
         rust = self._in_rust()
         rust.add_special_tokens(
@@ -237,7 +244,7 @@ class BytePair(Tokenizer):
         )
         return rust
 
-    def _in_rust(self):
+    def _in_rust(self) -> tokenizers.Tokenizer:
         merges = [tuple(merge.split(" ")) for merge in self.merges]
         model = tokenizers.models.BPE(self.vocabulary, merges, ignore_merges=self.ignore_merges)
         rust = tokenizers.Tokenizer(model)
@@ -248,7 +255,7 @@ class BytePair(Tokenizer):
         return rust
 
     @functools.cached_property
-    def _bytes(self):
+    def _bytes(self) -> list[bytes | None]:
         """The bytes of every token by id; None for special tokens, which words never contain."""
         tokens = [None] * self.vocabulary_size
         for token, index in self.vocabulary.items():
@@ -257,7 +264,7 @@ class BytePair(Tokenizer):
         return tokens
 
     @functools.cached_property
-    def _token_bytes(self):
+    def _token_bytes(self) -> dict[int, bytes]:
         """The decoded bytes of every id: dict id -> bytes, ordered by id."""
         token_bytes = dict(enumerate(self._bytes))
         for token, index in self.vocabulary.items():
@@ -269,7 +276,7 @@ class BytePair(Tokenizer):
         return token_bytes
 
     @functools.cached_property
-    def _graph(self):
+    def _graph(self) -> BytePairGraph:
         model = self._plain.model
         whole_words = {}  # tokens that the merges build completely
         for token, index in self.vocabulary.items():
@@ -287,7 +294,9 @@ class BytePair(Tokenizer):
         )
 
 
-def texts_of(caller, source):
+def texts_of(
+    caller: str, source: str | pathlib.Path | Iterable[str | pathlib.Path]
+) -> Iterator[str]:
     """Yield the non-empty texts of `files_or_iterable`.
 
     Raises:
@@ -305,7 +314,7 @@ def texts_of(caller, source):
         raise InputError(f"{caller}: `files_or_iterable` has no text.")
 
 
-def read_json(path):
+def read_json(path: PathLike) -> Any:
     """Read a JSON file.
 
     Raises:
@@ -317,7 +326,7 @@ def read_json(path):
         raise InputError(f"{path} is not JSON: {error}.") from None
 
 
-def read_merges(path):
+def read_merges(path: PathLike) -> list[str]:
     """Read the merges of a merges.txt, a list of str "left right"."""
     lines = read_utf8(path).split("\n")
     if lines[0].startswith("#version"):

@@ -3,6 +3,7 @@
 import datetime
 import json
 import re
+from typing import Any
 
 import jinja2
 import jinja2.ext
@@ -10,6 +11,7 @@ import jinja2.nodes
 import jinja2.sandbox
 
 from keras_llm.errors import InputError
+from keras_llm.types import JSON
 
 _MARKED = re.compile(r"\{%[-+]?\s*generation\b")
 
@@ -39,7 +41,7 @@ class ChatTemplate:
     'user: Hi</s>'
     """
 
-    def __init__(self, source, bos="", eos=""):
+    def __init__(self, source: str, bos: str | None = "", eos: str | None = "") -> None:
         if not isinstance(source, str):
             raise InputError(f"`source` must be a str, got {type(source).__name__}.")
         self.source, self.bos, self.eos = source, bos or "", eos or ""
@@ -48,7 +50,9 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise InputError(f"chat template, line {error.lineno}: {error.message}") from None
 
-    def render(self, messages, add_generation_prompt=True, **variables):
+    def render(
+        self, messages: list[JSON], add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
         """Render a conversation as text.
 
         Args:
@@ -74,7 +78,7 @@ class ChatTemplate:
         except Exception as error:  # a template may raise any exception
             raise InputError(f"the chat template rejects the messages: {error}") from None
 
-    def parts(self, messages, **variables):
+    def parts(self, messages: list[JSON], **variables: Any) -> list[tuple[str, bool]]:
         """Render a conversation in parts, separating what the model generates from the rest.
 
         If the template has `{% generation %}` blocks, their contents are generated. Otherwise, the

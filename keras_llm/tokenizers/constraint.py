@@ -11,6 +11,7 @@ from keras_llm.tokenizers.byte_automaton import of_escaped, of_pattern, short
 from keras_llm.tokenizers.byte_pair import CHARACTERS, BytePair
 from keras_llm.tokenizers.json_schema import json_schema_regex
 from keras_llm.tokenizers.sentencepiece import SentencePiece
+from keras_llm.types import JSON
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,11 +34,11 @@ class TokenAutomaton:
     start: int
     accepting: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for array in (self.next_state, self.token_class, self.accepting):
             array.setflags(write=False)
 
-    def allowed(self, state):
+    def allowed(self, state: int | np.ndarray) -> np.ndarray:
         """Return which tokens may come next.
 
         Args:
@@ -48,7 +49,7 @@ class TokenAutomaton:
         """
         return self.next_state[_checked(state)][..., self.token_class] >= 0
 
-    def advance(self, state, token):
+    def advance(self, state: int | np.ndarray, token: int | np.ndarray) -> np.int32 | np.ndarray:
         """Return the state after a token.
 
         Args:
@@ -61,7 +62,7 @@ class TokenAutomaton:
         return self.next_state[_checked(state), self.token_class[_checked(token)]]
 
 
-def constrain_regex(pattern, tokenizer):
+def constrain_regex(pattern: str, tokenizer: BytePair | SentencePiece) -> TokenAutomaton:
     """Return the automaton of the token sequences whose text matches a regular expression.
 
     The whole text of the generated tokens, as decoded by `tokenizer.decode`, must match. Tokens may
@@ -97,7 +98,9 @@ def constrain_regex(pattern, tokenizer):
     return _constrained(pattern, tokenizer)
 
 
-def constrain_json_schema(schema, tokenizer):
+def constrain_json_schema(
+    schema: JSON | str, tokenizer: BytePair | SentencePiece
+) -> TokenAutomaton:
     """Return the automaton of the token sequences whose text is JSON that satisfies a schema.
 
     Args:
@@ -147,8 +150,8 @@ class _Spelling:
         escaped: bool. Whether the tokens contain text as escaped by `SentencePiece`.
     """
 
-    tokens: list
-    first: list | None = None
+    tokens: list[bytes | None]
+    first: list[bytes | None] | None = None
     repeats: bool = False
     escaped: bool = False
 

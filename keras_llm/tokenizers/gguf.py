@@ -4,6 +4,7 @@ from keras_llm.errors import InputError
 from keras_llm.tokenizers import sentencepiece_model
 from keras_llm.tokenizers.byte_pair import BytePair
 from keras_llm.tokenizers.sentencepiece import SentencePiece
+from keras_llm.types import JSON
 
 _PRE_TOKENIZERS = {
     "gpt-2": "gpt2",
@@ -22,7 +23,7 @@ _ROLES = {
 }
 
 
-def from_gguf_metadata(fields):
+def from_gguf_metadata(fields: JSON) -> BytePair | SentencePiece:
     """Load the tokenizer of a GGUF file.
 
     The ids equal those of llama.cpp, except around user-defined tokens: `BytePair` parses them

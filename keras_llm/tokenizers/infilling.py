@@ -1,6 +1,7 @@
 """Look up the special tokens of fill-in-the-middle."""
 
 from keras_llm.errors import InputError
+from keras_llm.tokenizers.base import Tokenizer
 
 INFILLING_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 _SPELLINGS = (
@@ -9,7 +10,7 @@ _SPELLINGS = (
 )
 
 
-def infilling_tokens(tokenizer):
+def infilling_tokens(tokenizer: Tokenizer) -> tuple[int, int, int]:
     """Return the ids of the prefix, suffix and middle tokens: a tuple of three ints.
 
     Args:

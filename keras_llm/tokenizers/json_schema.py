@@ -5,6 +5,7 @@ import math
 import re
 
 from keras_llm.errors import InputError
+from keras_llm.types import JSON
 
 _ANNOTATIONS = {
     "$comment",
@@ -62,7 +63,7 @@ _FORMATS = {
 _COMMA, _COLON = ", ?", ": ?"
 
 
-def json_schema_regex(schema):
+def json_schema_regex(schema: JSON | str) -> str:
     """Return a regular expression of JSON texts that satisfy a schema.
 
     Each matching text is JSON on one line, with at most one space after a comma or colon, and

@@ -1,6 +1,10 @@
 """Encode texts with mask tokens and fill them in."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
+
+from keras_llm.tokenizers.base import Tokenizer
 
 # Trimmed from answers and around mask tokens, in Python and in graphs.
 WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
@@ -20,13 +24,13 @@ class MaskFiller:
         is_special: bool array (V,), the tokens that have no text.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.mask_token = tokenizer.token(tokenizer.mask_id)
         self.spellings = list(spellings(tokenizer))
         self.is_special = np.array([not text for text, _ in self.spellings])
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         """Encode a text in which only the mask token is special."""
         parts = text.split(self.mask_token)
         if self._tokenizer.mask_takes_space:
@@ -36,7 +40,7 @@ class MaskFiller:
             ids += [self._tokenizer.mask_id] * (index > 0) + self._tokenizer.encode(part)
         return ids
 
-    def fill(self, text, token_ids):
+    def fill(self, text: str, token_ids: Sequence[int]) -> str:
         """Replace the first mask tokens of a text; masks without a token id stay."""
         filled, *rest = text.split(self.mask_token)
         for index, part in enumerate(rest):
@@ -47,13 +51,13 @@ class MaskFiller:
             filled = (filled.rstrip(WHITE_SPACE) if continues else filled) + spelling + part
         return filled
 
-    def display(self, token_id):
+    def display(self, token_id: int) -> str:
         """Return a token as displayed to users, a str: "##" marks the continuation of a word."""
         text, continues = self.spellings[token_id]
         return "##" + text if continues and text[0].isalnum() else text
 
 
-def spellings(tokenizer):
+def spellings(tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
     """Yield the text that each token adds after a word.
 
     Yields:

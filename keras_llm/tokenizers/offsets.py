@@ -1,5 +1,9 @@
 """Convert byte offsets, which TensorFlow's operations return, to character offsets."""
 
+from collections.abc import Callable
+
+from keras_llm.types import Tensor
+
 
 class CharacterOffsets:
     """The character offsets of a batch of strings.
@@ -10,7 +14,9 @@ class CharacterOffsets:
             them start a character that is not counted. None counts all.
     """
 
-    def __init__(self, strings, uncounted=None):
+    def __init__(
+        self, strings: Tensor, uncounted: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         import tensorflow as tf
 
         flat = tf.cast(tf.io.decode_raw(tf.strings.reduce_join(strings), tf.uint8), tf.int32)
@@ -21,7 +27,7 @@ class CharacterOffsets:
         self._before = tf.concat([[0], counts], axis=0)
         self._first = tf.cumsum(tf.strings.length(strings), exclusive=True)
 
-    def before(self, offsets):
+    def before(self, offsets: Tensor) -> Tensor:
         """Count the characters of a string that start before each byte offset.
 
         Maps an int `tf.RaggedTensor` (B, None) to int32 of the same shape.
@@ -33,6 +39,6 @@ class CharacterOffsets:
         counts = tf.gather(self._before, places) - tf.gather(self._before, first)
         return offsets.with_values(counts)
 
-    def around(self, starts, ends):
+    def around(self, starts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
         """Map byte offsets of non-empty spans to the spans of whole characters they touch."""
         return self.before(starts + 1) - 1, self.before(ends)

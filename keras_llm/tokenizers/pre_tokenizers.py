@@ -12,6 +12,7 @@ import functools
 import tokenizers
 
 from keras_llm.tokenizers.graph import character_classes
+from keras_llm.types import Tensor
 
 CUT = b"\xff"
 
@@ -34,7 +35,7 @@ class PreTokenizer:
     cut: str
     split_digits: bool = False
 
-    def in_rust(self):
+    def in_rust(self) -> tokenizers.pre_tokenizers.PreTokenizer:
         """Return the `tokenizers.pre_tokenizers.PreTokenizer` that yields byte-level words."""
         rust = tokenizers.pre_tokenizers
         digits = [rust.Digits(individual_digits=True)] if self.split_digits else []
@@ -47,7 +48,7 @@ class PreTokenizer:
         )
 
     @staticmethod
-    def parts(strings):
+    def parts(strings: Tensor) -> Tensor:
         """Split where any of these patterns splits: before a space after a visible character.
 
         Maps strings (B,) to a string `tf.RaggedTensor` (B, None) of longer parts, many of which
@@ -58,7 +59,7 @@ class PreTokenizer:
         strings = tf.strings.regex_replace(strings, "([!-~])( )", rb"\1" + CUT + rb"\2")
         return tf.strings.split(strings, CUT)
 
-    def in_graph(self, strings):
+    def in_graph(self, strings: Tensor) -> Tensor:
         """Split a string tensor (B,) of UTF-8 into words, a string `tf.RaggedTensor` (B, None)."""
         import tensorflow as tf
 

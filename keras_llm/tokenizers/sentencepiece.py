@@ -7,6 +7,8 @@ import io
 import os
 import pathlib
 import re
+from collections.abc import Iterable
+from typing import Any, Self
 
 import numpy as np
 import sentencepiece
@@ -16,6 +18,7 @@ from keras_llm.errors import InputError, optional_packages
 from keras_llm.files import read_utf8
 from keras_llm.tokenizers.base import MASKS, Tokenizer
 from keras_llm.tokenizers.offsets import CharacterOffsets
+from keras_llm.types import JSON, Tensor
 
 # SentencePiece writes a space as U+2581 and decodes a U+2581 of the text as a space. An escape
 # distinguishes them: in encoded text, every _ESCAPE is followed by "a" (an escape character of the
@@ -46,7 +49,7 @@ class SentencePiece(Tokenizer):
         Kudo and Richardson, 2018, "SentencePiece".
     """
 
-    def __init__(self, model, escape=True, add_bos=True):
+    def __init__(self, model: bytes, escape: bool = True, add_bos: bool = True) -> None:
         self.model = model
         self.escape = bool(escape)
         try:
@@ -65,7 +68,12 @@ class SentencePiece(Tokenizer):
         self.mask_id = next((index for index in masks if index != self.unk_id), -1)
 
     @classmethod
-    def train(cls, files_or_iterable, vocabulary_size=8000, model_type="unigram"):
+    def train(
+        cls,
+        files_or_iterable: str | pathlib.Path | Iterable[str | pathlib.Path],
+        vocabulary_size: int = 8000,
+        model_type: str = "unigram",
+    ) -> Self:
         """Train a model.
 
         Args:
@@ -120,7 +128,7 @@ class SentencePiece(Tokenizer):
             ) from None
         return cls(model.getvalue())
 
-    def encode(self, text, parse_special=False):
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
         """Encode a str as a list of token ids, without begin or end token.
 
         Args:
@@ -139,12 +147,12 @@ class SentencePiece(Tokenizer):
                 ids += self._processor.encode(self._escaped(part))
         return ids
 
-    def encode_batch(self, texts, parse_special=False):
+    def encode_batch(self, texts: Iterable[str], parse_special: bool = False) -> list[list[int]]:
         if parse_special:
             return [self.encode(text, parse_special=True) for text in texts]
         return self._processor.encode([self._escaped(text) for text in texts], num_threads=-1)
 
-    def encode_with_offsets(self, text):
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         escaped = self._escaped(text)
         pieces = sentencepiece_pb2.SentencePieceText.FromString(
             self._processor.encode(escaped, out_type="serialized_proto")
@@ -152,23 +160,23 @@ class SentencePiece(Tokenizer):
         place = _characters(text, escaped)
         return [p.id for p in pieces], [(place[p.begin], place[p.end]) for p in pieces]
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int]) -> str:
         text = self._processor.decode([int(i) for i in ids])
         return _unescape(text) if self.escape else text
 
-    def token(self, index):
+    def token(self, index: int) -> str:
         return self._processor.id_to_piece(index) if index >= 0 else ""
 
-    def tokenize(self, strings):
+    def tokenize(self, strings: Tensor) -> Tensor:
         return self._graph.tokenize(self._escaped_in_graph(strings))
 
-    def tokenize_with_offsets(self, strings):
+    def tokenize_with_offsets(self, strings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         strings = self._escaped_in_graph(strings)
         ids, starts, ends = self._graph.tokenize_with_offsets(strings)
         places = CharacterOffsets(strings, _follows_escape if self.escape else None)
         return ids, places.before(starts), places.before(ends)
 
-    def detokenize(self, ids):
+    def detokenize(self, ids: Tensor) -> Tensor:
         import tensorflow as tf
 
         strings = self._graph_decoder.detokenize(tf.cast(ids, tf.int32))
@@ -179,7 +187,7 @@ class SentencePiece(Tokenizer):
                 strings = tf.strings.regex_replace(strings, escaped, character)
         return strings
 
-    def graph_resources(self):
+    def graph_resources(self) -> list[Any]:
         return [self._graph, self._graph_decoder]
 
     @functools.cached_property
@@ -201,7 +209,7 @@ class SentencePiece(Tokenizer):
         return spec.add_dummy_prefix and not spec.remove_extra_whitespaces
 
     @functools.cached_property
-    def special_tokens(self):
+    def special_tokens(self) -> dict[str, int]:
         """The control and unknown pieces, dict str -> id."""
         processor = self._processor
         return {
@@ -216,7 +224,7 @@ class SentencePiece(Tokenizer):
         # Without special pieces, match nothing: (?!) always fails.
         return re.compile("(" + ("|".join(map(re.escape, pieces)) or "(?!)") + ")")
 
-    def _escaped(self, text):
+    def _escaped(self, text: str) -> str:
         return _escape(text) if self.escape else text
 
     def _escaped_in_graph(self, strings):
@@ -227,15 +235,15 @@ class SentencePiece(Tokenizer):
                 strings = tf.strings.regex_replace(strings, character, escaped)
         return strings
 
-    def _is_partial(self, text):
+    def _is_partial(self, text: str) -> bool:
         return text.endswith(("\ufffd", _ESCAPE))
 
-    def _save_files(self, folder):
+    def _save_files(self, folder: pathlib.Path) -> JSON:
         (folder / _MODEL_FILE).write_bytes(self.model)
         return {"escape": self.escape, "add_bos": self.add_bos}
 
     @classmethod
-    def _load_files(cls, folder, config):
+    def _load_files(cls, folder: pathlib.Path, config: JSON) -> Self:
         path = folder / _MODEL_FILE
         if not path.is_file():
             raise InputError(f"{path} is missing.")

@@ -8,7 +8,9 @@ _PIECE = sentencepiece_model_pb2.ModelProto.SentencePiece
 _ROLES = ("bos", "eos", "pad", "unk")
 
 
-def completed(model, added=(), roles=None):
+def completed(
+    model: bytes, added: dict[str, int] | tuple[()] = (), roles: dict[str, str | None] | None = None
+) -> bytes:
     """Add tokens to a model that are stored in other files.
 
     Args:
@@ -41,7 +43,14 @@ def completed(model, added=(), roles=None):
     return proto.SerializeToString()
 
 
-def from_pieces(pieces, scores, types, roles, add_dummy_prefix, remove_extra_whitespaces):
+def from_pieces(
+    pieces: list[str],
+    scores: list[float],
+    types: list[int],
+    roles: dict[str, int],
+    add_dummy_prefix: bool,
+    remove_extra_whitespaces: bool,
+) -> bytes:
     """Build a BPE model from pieces with scores.
 
     Args:
@@ -74,19 +83,19 @@ def from_pieces(pieces, scores, types, roles, add_dummy_prefix, remove_extra_whi
     return proto.SerializeToString()
 
 
-def pieces(model):
+def pieces(model: bytes) -> list[str]:
     """Return the pieces of a serialized model by id, a list of str."""
     return [piece.piece for piece in _parsed(model).pieces]
 
 
-def parts(model):
+def parts(model: bytes) -> tuple[list[str], list[float], list[int]]:
     """Return pieces (list of str), scores (list of float) and ids of control and unknown pieces."""
     pieces = _parsed(model).pieces
     special = [i for i, p in enumerate(pieces) if p.type in (_PIECE.CONTROL, _PIECE.UNKNOWN)]
     return [p.piece for p in pieces], [p.score for p in pieces], special
 
 
-def is_unigram(model):
+def is_unigram(model: bytes) -> bool:
     """Return whether a serialized model is a unigram model; otherwise it is a BPE model."""
     spec = _parsed(model).trainer_spec
     return spec.model_type == sentencepiece_model_pb2.TrainerSpec.UNIGRAM

@@ -2,6 +2,9 @@
 
 import collections
 import functools
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
 
 import tokenizers
 
@@ -10,6 +13,7 @@ from keras_llm.files import read_utf8
 from keras_llm.tokenizers.base import Tokenizer
 from keras_llm.tokenizers.byte_pair import texts_of
 from keras_llm.tokenizers.graph.word_piece import WordPieceGraph
+from keras_llm.types import JSON, PathLike, Tensor
 
 _FILE = "vocab.txt"
 _PAD, _UNK, _CLS, _SEP, _MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -54,13 +58,13 @@ class WordPiece(Tokenizer):
 
     def __init__(
         self,
-        vocabulary,
-        lowercase=True,
-        strip_accents=None,
-        split_chinese=True,
-        max_word_length=100,
-        special_tokens=(),
-    ):
+        vocabulary: Iterable[str],
+        lowercase: bool = True,
+        strip_accents: bool | None = None,
+        split_chinese: bool = True,
+        max_word_length: int = 100,
+        special_tokens: Sequence[str] = (),
+    ) -> None:
         self.vocabulary = _checked(vocabulary)
         self.lowercase = bool(lowercase)
         self.strip_accents = strip_accents
@@ -81,7 +85,13 @@ class WordPiece(Tokenizer):
         self.add_bos = self.bos_id >= 0
 
     @classmethod
-    def train(cls, files_or_iterable, vocabulary_size=8000, lowercase=True, special_tokens=()):
+    def train(
+        cls,
+        files_or_iterable: str | pathlib.Path | Iterable[str | pathlib.Path],
+        vocabulary_size: int = 8000,
+        lowercase: bool = True,
+        special_tokens: Iterable[str] = (),
+    ) -> Self:
         """Train a tokenizer.
 
         Args:
@@ -129,7 +139,7 @@ class WordPiece(Tokenizer):
         vocabulary = learn([*special_tokens, *inside], vocabulary_size)
         return cls(vocabulary, lowercase=lowercase, special_tokens=special_tokens)
 
-    def encode(self, text, parse_special=False):
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
         """Encode a str as a list of token ids, without begin or end token.
 
         Args:
@@ -140,16 +150,16 @@ class WordPiece(Tokenizer):
         rust = self.rust if parse_special else self._plain
         return rust.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts, parse_special=False):
+    def encode_batch(self, texts: Iterable[str], parse_special: bool = False) -> list[list[int]]:
         rust = self.rust if parse_special else self._plain
         encodings = rust.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
-    def encode_with_offsets(self, text):
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         encoding = self._plain.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int]) -> str:
         silent = (self.pad_id, self.bos_id, self.eos_id)
         ids = [i for i in ids if i not in silent]
         invalid = [i for i in ids if not 0 <= i < self.vocabulary_size]
@@ -158,25 +168,25 @@ class WordPiece(Tokenizer):
         pieces = [self.vocabulary[i] for i in ids]
         return self._plain.decoder.decode(pieces)
 
-    def token(self, index):
+    def token(self, index: int) -> str:
         return self.rust.id_to_token(index) if index >= 0 else ""
 
-    def tokenize(self, strings):
+    def tokenize(self, strings: Tensor) -> Tensor:
         return self._graph.tokenize(strings)
 
-    def tokenize_with_offsets(self, strings):
+    def tokenize_with_offsets(self, strings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self._graph.tokenize_with_offsets(strings)
 
-    def detokenize(self, ids):
+    def detokenize(self, ids: Tensor) -> Tensor:
         return self._graph.detokenize(ids)
 
-    def graph_resources(self):
+    def graph_resources(self) -> list[Any]:
         return self._graph.resources
 
-    def _is_partial(self, text):
+    def _is_partial(self, text: str) -> bool:
         return False
 
-    def _save_files(self, folder):
+    def _save_files(self, folder: pathlib.Path) -> JSON:
         (folder / _FILE).write_bytes("".join(p + "\n" for p in self.vocabulary).encode())
         return {
             "lowercase": self.lowercase,
@@ -187,7 +197,7 @@ class WordPiece(Tokenizer):
         }
 
     @classmethod
-    def _load_files(cls, folder, config):
+    def _load_files(cls, folder: pathlib.Path, config: JSON) -> Self:
         options = {name: value for name, value in config.items() if name != "class"}
         try:
             return cls(read_vocabulary(folder / _FILE), **options)
@@ -195,12 +205,12 @@ class WordPiece(Tokenizer):
             raise InputError(f"{folder / 'config.json'}: {error}") from None
 
     @functools.cached_property
-    def _plain(self):
+    def _plain(self) -> tokenizers.Tokenizer:
         """The `tokenizers.Tokenizer` that treats special tokens as plain text."""
         return self._in_rust()
 
     @functools.cached_property
-    def rust(self):
+    def rust(self) -> tokenizers.Tokenizer:
         """The `tokenizers.Tokenizer` that parses special tokens."""
         rust = self._in_rust()
         rust.add_special_tokens(
@@ -208,7 +218,7 @@ class WordPiece(Tokenizer):
         )
         return rust
 
-    def _in_rust(self):
+    def _in_rust(self) -> tokenizers.Tokenizer:
         model = tokenizers.models.WordPiece(
             {piece: index for index, piece in enumerate(self.vocabulary)},
             unk_token=_UNK,
@@ -225,7 +235,7 @@ class WordPiece(Tokenizer):
         return rust
 
     @functools.cached_property
-    def _graph(self):
+    def _graph(self) -> WordPieceGraph:
         strips = self.lowercase if self.strip_accents is None else self.strip_accents
         return WordPieceGraph(
             (self.lowercase, bool(strips), self.split_chinese),
@@ -247,7 +257,7 @@ def _alphabet(texts, most):
     return sorted(c for c, _ in ordered[:most] if not c.isspace())
 
 
-def read_vocabulary(path):
+def read_vocabulary(path: PathLike) -> list[str]:
     """Read the pieces of a vocab.txt, one per line."""
     lines = read_utf8(path).split("\n")
     return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]

@@ -9,11 +9,13 @@ import unicodedata
 
 import numpy as np
 
+from keras_llm.types import Tensor
+
 _PART, _SPACE, _ALONE = 0, 1, 2
 _PAGE = 256
 
 
-def word_spans(text):
+def word_spans(text: str) -> list[tuple[int, int]]:
     """Return the words of a str: a list of pairs (start, end), in characters."""
     pages, rows = _classes()
     characters = np.array([ord(character) for character in text], "int32")
@@ -25,7 +27,7 @@ def word_spans(text):
     return list(zip(starts.tolist(), ends.tolist(), strict=True))
 
 
-def word_spans_in_graph(strings):
+def word_spans_in_graph(strings: Tensor) -> tuple[Tensor, Tensor]:
     """Return the words of a string tensor (B,) of UTF-8.
 
     The starts and ends are int32 `tf.RaggedTensor`s (B, None), in characters.

@@ -1,1 +1,1 @@
-"""What the recipes share: options, training runs, model cards and evaluation."""
+"""Share code between recipes: options, training runs, model cards and evaluation."""

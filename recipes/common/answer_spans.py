@@ -1,4 +1,4 @@
-"""Rows (question, context, answer) as a model with a span head learns them."""
+"""Train and evaluate an encoder that answers questions with a span of the context."""
 
 import re
 
@@ -14,18 +14,18 @@ DEFAULTS = {
     "epochs": 2,
     "learning_rate": 2e-4,
 }
-BASELINES = {"baseline": "nearest sentence", "no_answer": "never an answer"}
-ABOUT = "Answers questions with a part of a text."
-HELD_OUT, UNIT = "questions, on other texts than those of the training", "windows"
+BASELINES = {"baseline": "nearest sentence", "no_answer": "never answering"}
+ABOUT = "An encoder that answers questions with a span of a text."
+HELD_OUT, UNIT = "questions on other texts", "windows"
 NEXT = 'predict {out} "Who wrote it?" --context "It was written by Ada."'
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 
 
 def rows(options):
-    """Training rows, held-out rows, and what was dropped.
+    """Return training rows, held-out rows, and a dict of dropped rows by reason.
 
     Raises:
-        InputError: if the data cannot be read, or no answer stands in its context.
+        InputError: if the data cannot be read, or no answer occurs in its context.
     """
     columns = [options.question_column, options.context_column, options.answer_column]
     train, held_out, dropped = tables.rows(
@@ -34,7 +34,7 @@ def rows(options):
     train = train[: options.max_rows or None]
     (train, missing), (held_out, others) = locate_answers(train), locate_answers(held_out)
     if not train or not held_out:
-        raise InputError(f"{options.source}: no answer stands in its context.")
+        raise InputError(f"{options.source}: no answer occurs in its context.")
     missing = {name: missing.get(name, 0) + others.get(name, 0) for name in missing | others}
     for reason, count in missing.items():
         runs.say(f"{count} rows dropped: {reason}")
@@ -42,7 +42,7 @@ def rows(options):
 
 
 def read(options, path):
-    """The rows of another file."""
+    """Read the rows of another file."""
     from keras_llm.data import read_records
 
     return read_records(
@@ -51,7 +51,7 @@ def read(options, path):
 
 
 def untrained(options, train, metadata):
-    """The task before the training."""
+    """Return the untrained task."""
     from keras_llm import models, tasks
 
     texts = [text for row in train for text in row[:2]]
@@ -61,7 +61,7 @@ def untrained(options, train, metadata):
 
 
 def trainer(task, options, steps):
-    """The compiled model that is fitted."""
+    """Return the compiled trainer."""
     import keras
 
     from keras_llm import training
@@ -77,7 +77,7 @@ def trainer(task, options, steps):
 
 
 def measured(task, rows, options):
-    """How well a task answers rows, see `training.evaluate_answers`."""
+    """Evaluate a task on rows; see `training.evaluate_answers`."""
     from keras_llm import training
 
     questions, contexts, answers = map(list, zip(*rows, strict=True))
@@ -85,46 +85,48 @@ def measured(task, rows, options):
 
 
 def baselines(task, train, held_out, options):
-    """What answers without learning give: the sentence nearest to the question, and if some
-    questions have no answer, never one."""
+    """Compute the metrics of the baselines.
+
+    They are the sentence nearest to the question and, if some questions have no answer, never
+    answering.
+    """
     from keras_llm import training
 
     answers = [answer for _, _, answer in held_out]
-    found = {"baseline": training.evaluate_answers(nearest_sentences(train, held_out), answers)}
+    metrics = {"baseline": training.evaluate_answers(nearest_sentences(train, held_out), answers)}
     if task.unanswerable:
-        found["no_answer"] = training.evaluate_answers([""] * len(answers), answers)
-    return found
+        metrics["no_answer"] = training.evaluate_answers([""] * len(answers), answers)
+    return metrics
 
 
 def notes(task, options, held_out):
-    """Lines for the model card."""
+    """Return lines for the model card."""
     question, context, answer = held_out[0]
-    found = task(question, context, truncate=True)
+    prediction = task(question, context, truncate=True)
     return [
-        "Exact match and F1 by SQuAD's rules, each question with one reference. In training "
-        "the first place counts where the context has the answer's words.",
-        "It says so where a text has no answer."
+        "Exact match and F1 by SQuAD's rules, with one reference per question. Training uses the "
+        "first occurrence of the answer in the context.",
+        "It returns an empty answer if the text has none."
         if task.unanswerable
-        else "It always answers: no training question was without an answer.",
-        f"Example: {question!r} is answered {found!r}, expected {answer!r}.",
+        else "It always answers: every training question had an answer.",
+        f"Example: {question!r} gets {prediction!r}, expected {answer!r}.",
     ]
 
 
 def batches(task, rows, options, seed=None):
-    """Rows -> `tf.data.Dataset` of the model's inputs and targets, and what was dropped."""
+    """Return a `tf.data.Dataset` of inputs and targets, and a dict of dropped rows by reason."""
     columns, dropped = answer_windows(task, rows, options.seed)
     return window_dataset(task, columns, options.batch_size, options.epochs, seed), dropped
 
 
 def nearest_sentences(train, rows):
-    """For each row the sentence of its context that is most like the question in the TF-IDF of
-    words, a list of str."""
+    """Return for each row the sentence of its context that is nearest to the question by TF-IDF."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     words = TfidfVectorizer().fit([context for _, context, _ in train])
-    found = []
+    nearest = []
     for question, context, _ in rows:
         sentences = _SENTENCES.split(context.strip())
-        alike = (words.transform(sentences) @ words.transform([question]).T).toarray()
-        found.append(sentences[int(alike.argmax())])
-    return found
+        similarity = (words.transform(sentences) @ words.transform([question]).T).toarray()
+        nearest.append(sentences[int(similarity.argmax())])
+    return nearest

@@ -1,14 +1,16 @@
-"""How well a causal language model goes on with documents: how likely it finds them, how varied its
-own texts are, and how much of them it has by heart."""
+"""Evaluate a causal language model: likelihood of documents, diversity and memorization.
+
+Diversity and memorization are measured on generated continuations of held-out documents.
+"""
 
 from keras_llm.errors import InputError
 
-PROMPT, RUN = 8, 8  # tokens that are given, and tokens in a row that count as by heart
+PROMPT, RUN = 8, 8  # tokens of a prompt, and of a run that counts as memorized
 SETTINGS = {"temperature": 0.8, "top_p": 0.95}
 
 
 def likelihood(task, documents, sequence_length, segments=False):
-    """Perplexity, bits per byte and accuracy of a task on documents."""
+    """Compute perplexity, bits per byte and accuracy of a task on documents."""
     from keras_llm import data, training
 
     return training.evaluate_language_model(
@@ -22,12 +24,15 @@ def likelihood(task, documents, sequence_length, segments=False):
 
 
 def baselines(task, train_ids, held_out_ids, held_out):
-    """The measures of the models that count single tokens, and three in a row.
+    """Compute the metrics of the unigram and trigram baselines.
 
     Args:
         task: a `TextGeneration`.
         train_ids, held_out_ids: int arrays from `encode_documents`.
         held_out: list of str, the documents of `held_out_ids`.
+
+    Returns:
+        A dict of dicts, `unigram` and `trigram`.
     """
     from keras_llm import training
 
@@ -40,31 +45,31 @@ def baselines(task, train_ids, held_out_ids, held_out):
 
 
 def sample(task, options):
-    """What the model makes of the prompt, quoted, for TensorBoard."""
+    """Continue the prompt of the options and return a Markdown quote for TensorBoard."""
     settings = {"max_new_tokens": 60, "temperature": 0.8, "top_p": 0.95, "seed": options.seed}
     try:
         text = task(options.prompt, **settings)
-    except InputError as error:  # of a loss that is not finite; the training tells by itself
+    except InputError as error:  # NaN logits; training reports the error itself
         return str(error)
     quoted = (options.prompt + text).replace("\n", "\n> ")
     return f"> {quoted}"
 
 
 def measure(task, train_ids, held_out_ids, count, length, seed):
-    """Continue held-out documents, and compare with how they really go on.
+    """Compare generated continuations of held-out documents with the real ones.
 
     Args:
         task: a `TextGeneration`.
         train_ids, held_out_ids: int arrays from `encode_documents`.
-        count: int > 0, how many documents are continued, if there are as many of enough tokens.
-        length: int, how many tokens are added to each.
+        count: int > 0, the maximum number of documents.
+        length: int, the number of tokens to generate for each.
         seed: int.
 
     Returns:
-        A dict with a dict for `generated` and for `real`, what was generated and what stands
-        there in as many tokens: `distinct_1`, `distinct_2` and `distinct_3`, the shares of
-        different n-grams, and `memorized_8`, the share of runs of 8 tokens that stand in the
-        training; and `texts`, how many there are. Empty if no held-out document is long enough.
+        A dict: `texts`, the number of documents, and dicts for `generated` and for `real`
+        continuations of as many tokens, with `distinct_1`, `distinct_2` and `distinct_3`, the
+        shares of distinct n-grams, and `memorized_8`, the share of runs of 8 tokens that occur in
+        the training data. Empty if no held-out document is long enough.
     """
     import numpy as np
 
@@ -76,14 +81,14 @@ def measure(task, train_ids, held_out_ids, count, length, seed):
     pairs = [(prompt, row) for prompt, row in zip(prompts, documents, strict=True) if prompt]
     if not pairs:
         return {}
-    found = task(
+    results = task(
         [prompt for prompt, _ in pairs],
         max_new_tokens=length,
         seed=seed,
         return_details=True,
         **SETTINGS,
     )
-    generated = [result.token_ids for result in found]
+    generated = [result.token_ids for result in results]
     real = [row[PROMPT : PROMPT + len(ids)] for (_, row), ids in zip(pairs, generated, strict=True)]
     if not any(len(ids) >= RUN for ids in generated):
         return {}
@@ -95,26 +100,26 @@ def measure(task, train_ids, held_out_ids, count, length, seed):
 
 
 def note(found):
-    """A line for a model card."""
+    """Return a line for a model card about the result of `measure`."""
     if not found:
         return "No held-out document was continued: none was long enough."
-    ours, real = found["generated"], found["real"]
-    variety = ", ".join(
-        f"distinct-{n} {ours[f'distinct_{n}']:.3f} (real text {real[f'distinct_{n}']:.3f})"
+    generated, real = found["generated"], found["real"]
+    diversity = ", ".join(
+        f"distinct-{n} {generated[f'distinct_{n}']:.3f} (real text {real[f'distinct_{n}']:.3f})"
         for n in (1, 2, 3)
     )
     return (
-        f"Continuations of {found['texts']} held-out documents ({SETTINGS}): {variety}; of their "
-        f"runs of {RUN} tokens {ours[f'memorized_{RUN}']:.1%} stand verbatim in the training text "
-        f"({real[f'memorized_{RUN}']:.1%} of those of the real continuations)."
+        f"Continuations of {found['texts']} held-out documents ({SETTINGS}): {diversity}; "
+        f"{generated[f'memorized_{RUN}']:.1%} of their runs of {RUN} tokens occur verbatim in the "
+        f"training text ({real[f'memorized_{RUN}']:.1%} for the real continuations)."
     )
 
 
 def _measures(texts, train_ids):
     from keras_llm import training
 
-    found = {f"distinct_{n}": training.distinct_n(texts, n) for n in (1, 2, 3)}
-    return found | {f"memorized_{RUN}": training.memorization_rate(texts, train_ids, RUN)}
+    metrics = {f"distinct_{n}": training.distinct_n(texts, n) for n in (1, 2, 3)}
+    return metrics | {f"memorized_{RUN}": training.memorization_rate(texts, train_ids, RUN)}
 
 
 def _bytes(texts):

@@ -1,4 +1,4 @@
-"""What the recipes on conversations share."""
+"""Share code between recipes that train on conversations."""
 
 import dataclasses
 import json
@@ -15,18 +15,18 @@ TEMPLATE = """{% for message in messages -%}
 
 @dataclasses.dataclass
 class Options(runs.Options):
-    """What a recipe can be told that trains on conversations."""
+    """Options of recipes that train on conversations."""
 
     start: str | None = None
-    """Folder of a model with a chat template to go on from."""
+    """Folder of a model with a chat template to continue from."""
     lora_rank: int = 0
-    """With --start: rank of the adapters that are trained; 0 trains all weights."""
+    """LoRA rank, with --start; 0 trains all weights."""
     max_length: int = 128
-    """Tokens of a conversation; later turns are cut."""
+    """Maximum tokens of a conversation; later turns are dropped."""
     max_conversations: int = 0
-    """Use no more than this many; 0 uses all."""
+    """Maximum number of conversations; 0 uses all."""
     question: str = "How are you?"
-    """What the logged samples answer."""
+    """Message that the logged samples answer."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -35,20 +35,20 @@ class Options(runs.Options):
             ("lora_rank", not self.lora_rank or self.start is not None, "0 without --start"),
             ("max_length", self.max_length > 1, "at least 2"),
             ("max_conversations", self.max_conversations >= 0, ">= 0"),
-            ("question", bool(self.question.strip()), "a text"),
+            ("question", bool(self.question.strip()), "a non-empty text"),
         )
 
 
 def split(options, found, first_text):
-    """Conversations or preferences, split; those that begin with the same text on one side.
+    """Split conversations or preferences; those with the same first text are on the same side.
 
     Args:
         options: `Options`.
-        found: list of JSON values.
-        first_text: function from one of them to the text that it begins with.
+        found: list of conversations or preferences as JSON values.
+        first_text: function that returns the first text of an item.
 
     Returns:
-        Training and held-out ones, two lists, and the dict of what was dropped.
+        Training items, held-out items, and a dict of dropped items by reason.
     """
     from keras_llm import data
 
@@ -58,21 +58,21 @@ def split(options, found, first_text):
         rows = [row for part in data.split_rows(rows, 0.5, options.seed) for row in part]
         rows = rows[: options.max_conversations]
     train, held_out = data.split_rows(rows, options.held_out, options.seed)
-    train, known = data.without_contamination(train, held_out)
+    train, contaminated = data.without_contamination(train, held_out)
     parts = ([json.loads(item) for _, item in part] for part in (train, held_out))
-    return *parts, dropped | known
+    return *parts, dropped | contaminated
 
 
 def first_message(messages):
-    """What the user says first."""
+    """Return the first message of the user."""
     return next(message["content"] for message in messages if message["role"] == "user")
 
 
 def started(options):
-    """The task of `--start`, with adapters if they are asked for.
+    """Load the task of `--start` and add LoRA adapters if `lora_rank` is positive.
 
     Raises:
-        InputError: if it is no model to chat with, or `max_length` is beyond it.
+        InputError: if it is not a text generation model.
     """
     import keras_llm
     from keras_llm import training
@@ -88,7 +88,7 @@ def started(options):
 
 
 def untrained(options, train):
-    """A task with a vocabulary learned from conversations and random weights."""
+    """Return a task with random weights and a vocabulary trained on conversations."""
     from keras_llm import models, tasks, tokenizers
 
     texts = [message["content"] for messages in train for message in messages]
@@ -105,24 +105,24 @@ def untrained(options, train):
 
 
 def examples(task, found, options):
-    """Conversations as `data.ChatExample`s of a task, and what was dropped."""
+    """Encode conversations as `data.ChatExample`s; also return a dict of dropped ones by reason."""
     from keras_llm import data
 
     return encoded(data.chat_examples, task, found, options, "conversations")
 
 
 def encoded(encode, task, found, options, kind):
-    """What a function of `keras_llm.data` makes of what was read, and what was dropped.
+    """Encode conversations or preferences; also return a dict of dropped ones by reason.
 
     Args:
         encode: `data.chat_examples` or `data.preference_examples`.
         task: a `TextGeneration` with a chat template.
-        found: list of what `encode` takes.
+        found: list of conversations or preferences.
         options: `Options`.
-        kind: str, what they are called.
+        kind: str, the name of the items in the error message.
 
     Raises:
-        InputError: if none is short enough.
+        InputError: if no item is short enough.
     """
     kept, dropped = encode(
         found, task.chat_template, task.tokenizer, options.max_length, task.end_token_ids
@@ -136,15 +136,15 @@ def encoded(encode, task, found, options, kind):
 
 
 def check_length(options, model):
-    """Raise InputError if `max_length` is more than a model takes."""
+    """Raise InputError if `max_length` exceeds the model's."""
     longest = model.config.max_length
     options.check(
-        ("max_length", options.max_length <= longest, f"at most {longest}, the model's"),
+        ("max_length", options.max_length <= longest, f"at most the model's {longest}"),
     )
 
 
 def with_weights(options, task, metadata):
-    """The task of a training that is done, its adapters merged into its weights."""
+    """Return the trained task, with LoRA adapters merged into the weights."""
     from keras_llm import tasks, training
 
     model = training.merge_lora(task.model) if options.lora_rank else task.model
@@ -152,11 +152,11 @@ def with_weights(options, task, metadata):
 
 
 def sample(task, options):
-    """What the model answers, as Markdown."""
+    """Answer the question of the options and return Markdown for TensorBoard."""
     settings = {"max_new_tokens": 60, "temperature": 0.8, "top_p": 0.95, "seed": options.seed}
     try:
         answer = task.chat(options.question, **settings)
-    except InputError as error:  # of a loss that is not finite; the training tells by itself
+    except InputError as error:  # NaN logits; training reports the error itself
         return str(error)
     quoted = answer.replace("\n", "\n> ")
     return f"**{options.question}**\n\n> {quoted}"

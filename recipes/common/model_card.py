@@ -1,4 +1,4 @@
-"""The model card of a run, and what is exported and told in it."""
+"""Write the model card of a run, and export its model."""
 
 import json
 import pathlib
@@ -8,16 +8,16 @@ from keras_llm.recipes.common import runs
 
 
 def card(options, metrics, about, baselines, measured_on, notes, command):
-    """The text of a model card.
+    """Return the text of a model card.
 
     Args:
         options: `Options`.
         metrics: dict with `held_out`, the baselines, and `training` from `fit`.
-        about: str, what the model does.
-        baselines: dict from a key of `metrics` to what the column is called.
-        measured_on: str, what the measures were taken on.
-        notes: list of str, further things to know.
-        command: str with `{out}`, how it is used.
+        about: str, a description of the model.
+        baselines: dict from keys of `metrics` to column titles.
+        measured_on: str, the evaluation data.
+        notes: list of str, additional lines.
+        command: str with `{out}`, the command that uses the model.
     """
     held_out, training = metrics["held_out"], metrics["training"]
     shown = [name for name, value in held_out.items() if isinstance(value, float)]
@@ -26,13 +26,13 @@ def card(options, metrics, about, baselines, measured_on, notes, command):
         values = [held_out[name], *(metrics[key].get(name) for key in baselines)]
         cells = ["" if value is None else f"{value:.4f}" for value in values]
         table.append([f"held-out {name.replace('_', ' ')}", *cells])
-    shape = f"Shape: preset `{options.preset}`, " if options.preset else ""
+    preset = f"Preset `{options.preset}`, " if options.preset else ""
     lines = [
-        f"{shape}{training['parameters']:,} parameters.",
-        f"Training: {training['steps']:,} steps of {options.batch_size} in "
-        f"{training['seconds']:.0f} s, {options.optimizer} at {options.learning_rate:g}, seed "
-        f"{options.seed}; dropped from the data: "
-        f"{runs.reasons(training.get('dropped', {}))}. The weights kept are those with the lowest "
+        f"{preset}{training['parameters']:,} parameters.",
+        f"Training: {training['steps']:,} steps with batch size {options.batch_size} in "
+        f"{training['seconds']:.0f} s, {options.optimizer} with peak learning rate "
+        f"{options.learning_rate:g}, seed {options.seed}; dropped from the data: "
+        f"{runs.reasons(training.get('dropped', {}))}. The weights are those with the lowest "
         "held-out loss.",
         *notes,
     ]
@@ -40,12 +40,12 @@ def card(options, metrics, about, baselines, measured_on, notes, command):
         [
             f"# {pathlib.Path(options.out).name}",
             "",
-            f"{about} Trained with a recipe of keras_llm on {options.source}.",
+            f"{about} Trained with a keras_llm recipe on {options.source}.",
             "",
             *("| " + " | ".join(row) + " |" for row in table),
             "",
-            f"Measured on {measured_on}; none of it was trained on."
-            + (" `loss.png` shows the training." if runs.has_pictures() else ""),
+            f"Measured on {measured_on}, held out from training."
+            + (" `loss.png` shows the loss curves." if runs.has_pictures() else ""),
             "",
             *(f"- {line}" for line in lines),
             "",
@@ -58,7 +58,7 @@ def card(options, metrics, about, baselines, measured_on, notes, command):
 
 
 def ship(options, task, metrics):
-    """Export what `--export` names, and add sizes and parity to metrics.json and model card.
+    """Export the formats of `--export`; add sizes and parity to metrics.json and model card.
 
     Args:
         options: `Options`.
@@ -74,25 +74,25 @@ def ship(options, task, metrics):
         task.tokenizer.graph_resources()
     out = pathlib.Path(options.out)
     name = out.name
-    places = {
+    paths = {
         "saved_model": out / "exports" / "serving" / name,
         "litert": out / "exports" / f"{name}.tflite",
         "litert_lm": out / "exports" / f"{name}.litertlm",
     }
     metrics["artefacts"] = {}
-    lines = ["", "| artefact | bytes | parity with Keras |", "|---|---|---|"]
+    lines = ["", "| artifact | bytes | parity with Keras |", "|---|---|---|"]
     for kind in options.exports:
-        runs.say(f"exporting {places[kind]}")
-        report = getattr(export, kind)(task, places[kind])
+        runs.say(f"exporting {paths[kind]}")
+        report = getattr(export, kind)(task, paths[kind])
         size = report["bytes"]["total"]
         metrics["artefacts"][kind] = {"bytes": size, "parity": report["parity"]}
         parity = ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in report["parity"].items())
-        lines.append(f"| `{places[kind].relative_to(out)}` | {size:,} | {parity} |")
+        lines.append(f"| `{paths[kind].relative_to(out)}` | {size:,} | {parity} |")
     _rewrite(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     _rewrite(out / "README.md", (out / "README.md").read_text("utf-8") + "\n".join(lines) + "\n")
 
 
 def _rewrite(path, text):
-    """Replace a text file, whole or not at all."""
+    """Replace a text file atomically."""
     with atomic_file(path, overwrite=True) as partial:
         partial.write_text(text, "utf-8")

@@ -1,23 +1,25 @@
-"""What tuning by preferences did to a model, on pairs and prompts that were held out."""
+"""Evaluate preference tuning on held-out pairs and prompts."""
 
 from keras_llm.recipes.common import preference_pairs
 
 
 def measured(options, tuned, found, reference, texts_before):
-    """What the tuned model does on what was held out.
+    """Compute the metrics of the tuned model on held-out pairs and prompts.
 
     Args:
         options: `Options`.
-        tuned: the task after the training.
+        tuned: the tuned task.
         found: `preference_pairs.Pairs`.
-        reference: float array (N, 2), log-probabilities of the held-out pairs before it.
-        texts_before: list of str, the answers before it.
+        reference: float array (N, 2), log-probabilities of the held-out pairs under the initial
+            model.
+        texts_before: list of str, the answers of the initial model.
 
     Returns:
-        A dict: `reward_accuracy` and `reward_margin` of the held-out pairs, the reward
-        `beta (log p - log p before)`; `likelihood_accuracy`, how often the chosen answer is the
-        likelier; `kl`, nats of an answer, the mean of `log p - log p before` over answers of the
-        tuned model; `win_rate` of its answers over those before, and their mean `judge_score`.
+        A dict: `reward_accuracy` and `reward_margin` of the held-out pairs, with the reward
+        `beta (log p - log p before)`; `likelihood_accuracy`, how often the chosen answer is more
+        likely; `kl`, in nats per answer, the mean of `log p - log p before` over answers of the
+        tuned model; `win_rate` of its answers against those of the initial model, and their mean
+        `judge_score`.
     """
     import keras_llm
     from keras_llm import training
@@ -25,18 +27,18 @@ def measured(options, tuned, found, reference, texts_before):
     texts, drawn = preference_pairs.answers(options, tuned, found.prompts, found.parse_special)
     model = keras_llm.load(options.start).model
     kl = training.log_probabilities(tuned.model, drawn) - training.log_probabilities(model, drawn)
-    now, then = (_score(found, some) for some in (texts, texts_before))
+    scores, scores_before = (_score(found, answers) for answers in (texts, texts_before))
     return {
         **rewards(options, tuned.model, found.held_out, reference),
         "kl": kl.mean().item(),
-        "win_rate": _share_above(now - then),
-        "judge_score": now.mean().item(),
+        "win_rate": _share_above(scores - scores_before),
+        "judge_score": scores.mean().item(),
         "prompts": len(found.prompts),
     }
 
 
 def before(found, reference, texts):
-    """The same of the model before, as far as it has them; arguments as of `measured`."""
+    """Compute the metrics that apply to the initial model; see `measured`."""
     return {
         "likelihood_accuracy": _share_above(reference[:, 0] - reference[:, 1]),
         "win_rate": 0.5,
@@ -45,20 +47,20 @@ def before(found, reference, texts):
 
 
 def rewards(options, model, pairs, reference):
-    """What held-out pairs tell of a model: a dict, see `measured`."""
-    found = log_p(model, pairs)
-    rewards = options.beta * (found - reference)
+    """Compute the metrics of a model on held-out pairs; see `measured`."""
+    log_probabilities = log_p(model, pairs)
+    rewards = options.beta * (log_probabilities - reference)
     margin = rewards[:, 0] - rewards[:, 1]
     return {
         "reward_accuracy": _share_above(margin),
         "reward_margin": margin.mean().item(),
-        "likelihood_accuracy": _share_above(found[:, 0] - found[:, 1]),
+        "likelihood_accuracy": _share_above(log_probabilities[:, 0] - log_probabilities[:, 1]),
         "pairs": len(pairs),
     }
 
 
 def log_p(model, pairs):
-    """Log-probabilities of the chosen and the rejected answers, float array (N, 2), in nats."""
+    """Return log-probabilities of chosen and rejected answers in nats, float array (N, 2)."""
     from keras_llm import training
 
     rows = [example for pair in pairs for example in pair]
@@ -72,5 +74,5 @@ def _score(found, texts):
 
 
 def _share_above(differences):
-    """How often a difference is above 0; a tie is half of that."""
+    """Return the share of differences above 0; ties count half."""
     return float(((differences > 0) + 0.5 * (differences == 0)).mean())

@@ -1,4 +1,4 @@
-"""Encoders that a training goes on from: those of other runs, and a published one."""
+"""Load pretrained encoders: of other runs, or all-MiniLM-L6-v2."""
 
 import dataclasses
 import zipfile
@@ -17,14 +17,15 @@ PACKAGE = packages.Package(
 
 
 def load(start):
-    """The task whose encoder and vocabulary are the beginning.
+    """Load a task with an encoder and a tokenizer.
 
     Args:
-        start: "minilm", all-MiniLM-L6-v2 from a package index (6 layers of 384; licence by its
-            authors Apache-2.0, by the package none), or the folder of a run with an encoder.
+        start: "minilm" for all-MiniLM-L6-v2 from a package index (6 layers of width 384; its
+            authors' license is Apache-2.0, the package states none), or the folder of a run with
+            an encoder.
 
     Raises:
-        InputError: if it cannot be fetched, or is no model with an encoder and a vocabulary.
+        InputError: if it cannot be downloaded, or is not a model with an encoder and a vocabulary.
     """
     import keras_llm
     from keras_llm import checkpoints, models
@@ -40,15 +41,16 @@ def load(start):
 
 
 def fresh_or_started(options, texts):
-    """An encoder and its tokenizer: from `--start`, or fresh, its vocabulary learned from texts.
+    """Return an encoder and its tokenizer, from `--start` or new.
 
     Args:
-        options: with `start` ("scratch" or as of `load`), `preset`, `vocabulary_size`, `max_length`
-            and `dropout`.
-        texts: list of str.
+        options: options with `start` ("scratch" or see `load`), `preset`, `vocabulary_size`,
+            `max_length` and `dropout`.
+        texts: list of str, to train a new tokenizer on.
 
     Returns:
-        A model from `models.encoder`, or the config of a fresh one; and a `tokenizers.Tokenizer`.
+        A tuple: a model from `models.encoder`, or the config of a new one; and a
+        `tokenizers.Tokenizer`.
     """
     from keras_llm import models, tokenizers
 
@@ -61,11 +63,11 @@ def fresh_or_started(options, texts):
 
 
 def encoder(task, max_length, dropout):
-    """A copy of the encoder of a task, for rows of another length.
+    """Copy the encoder of a task with another maximum length and dropout.
 
     Args:
         task: from `load`.
-        max_length: int. If positions are learned, no more than those that were.
+        max_length: int. With learned positions, it is limited to the encoder's `max_length`.
         dropout: float in [0, 1).
 
     Returns:
@@ -78,14 +80,14 @@ def encoder(task, max_length, dropout):
         max_length = min(max_length, config.max_length)
     config = dataclasses.replace(config, max_length=max_length, dropout=dropout)
     model = models.encoder(config)
-    known = task.model.get_layer("backbone").get_weights()
+    weights = task.model.get_layer("backbone").get_weights()
     shapes = [tuple(variable.shape) for variable in model.weights]
-    model.set_weights([w[: shape[0]] for w, shape in zip(known, shapes, strict=True)])
+    model.set_weights([w[: shape[0]] for w, shape in zip(weights, shapes, strict=True)])
     return model
 
 
 def _published():
-    """The folder of all-MiniLM-L6-v2, fetched and unpacked once."""
+    """Return the folder of all-MiniLM-L6-v2; download and unpack it once."""
     folder = packages.cache_folder() / "all-minilm-l6-v2"
     if not folder.is_dir():
         with (

@@ -1,4 +1,4 @@
-"""What the recipes share: options, the fit and the model folder."""
+"""Define the common options of recipes, run `fit`, and write the model folder."""
 
 import contextlib
 import dataclasses
@@ -22,53 +22,53 @@ _EXPORTS = ("saved_model", "litert", "litert_lm")
 
 @dataclasses.dataclass
 class Options:
-    """What every recipe can be told."""
+    """Options of every recipe."""
 
     out: str
-    """Folder for the trained model; must not exist."""
+    """Output folder of the trained model; must not exist."""
     corpus: str = ""
-    """A corpus by name; `keras-llm recipes` lists them."""
+    """Name of a corpus; `keras-llm recipes` lists them."""
     data: str | None = None
     """Your own file or folder, hf:NAME:SPLIT or tfds:NAME:SPLIT, instead of a corpus."""
     held_out: float = 0.1
-    """Share that is held out."""
+    """Fraction of the data to hold out."""
     preset: str = ""
-    """Shape of the model."""
+    """Model preset."""
     vocabulary_size: int = 8000
-    """Tokens in the vocabulary."""
+    """Vocabulary size."""
     batch_size: int = 32
-    """Rows in a batch."""
+    """Rows per batch."""
     epochs: int = 1
-    """Passes over the training data."""
+    """Training epochs."""
     evaluations: int = 4
-    """Held-out evaluations, points of the loss curve and checkpoints in each pass."""
+    """Held-out evaluations, loss curve points and checkpoints per epoch."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """AdamW, or Muon for the matrices of the blocks: more to compute, fewer steps from scratch."""
+    """AdamW, or Muon for the matrices of the blocks: slower steps, fewer of them from scratch."""
     learning_rate: float = 1e-3
-    """Peak learning rate; it warms up linearly."""
+    """Peak learning rate, after linear warmup."""
     warmup: float = 0.05
-    """Share of the training that warms up."""
+    """Fraction of the training steps for warmup."""
     decay: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
+    """Learning rate schedule after warmup."""
     weight_decay: float = 0.01
-    """Decoupled weight decay, on matrices."""
+    """Decoupled weight decay of matrices."""
     seed: int = 0
-    """Seed of the split, the weights and the order of the data."""
+    """Seed of the split, the weights and the data order."""
     export: str = ""
-    """What to export in the end, e.g. "saved_model,litert", into the folder `exports` of --out."""
+    """Formats to export to the folder `exports` of --out, such as "saved_model,litert"."""
     checkpoint_steps: int = 500
-    """Steps between two checkpoints that --resume can go on from."""
+    """Steps between two checkpoints for --resume."""
     resume: bool = False
-    """Go on with a run that was stopped or killed; the same options give the same model."""
+    """Continue a run that was stopped or killed; the final model is the same."""
     distribution: Literal["mirrored", "multi_worker", "jax_data", "jax_model"] | None = None
-    """Train on several devices: of this machine, or of the workers that TF_CONFIG lists; or, with
-    KERAS_BACKEND=jax, each with a part of the batch or of the model. See docs/scaling.md."""
+    """Train on several devices: of this machine, or of the workers in TF_CONFIG; or, with
+    KERAS_BACKEND=jax, split the batch or the model over devices. See docs/scaling.md."""
     overwrite: bool = False
-    """Replace what is at --out."""
+    """Replace an existing --out."""
     json: bool = False
-    """Print the measures as one JSON object."""
+    """Print the metrics as one JSON object."""
     smoke: bool = False
-    """A tiny model on a little data, to try the whole way in under a minute."""
+    """Run the whole pipeline with a tiny model and little data in under a minute."""
 
     def __post_init__(self):
         self.check(
@@ -83,39 +83,42 @@ class Options:
             ("warmup", self.warmup or self.decay != "inverse_sqrt", "> 0 with inverse_sqrt"),
             ("weight_decay", self.weight_decay >= 0, ">= 0"),
             ("seed", self.seed >= 0, ">= 0"),
-            ("export", set(self.exports) <= set(_EXPORTS), f"of {', '.join(_EXPORTS)}"),
+            ("export", set(self.exports) <= set(_EXPORTS), f"one or more of {', '.join(_EXPORTS)}"),
             (
                 "distribution",
                 self.distribution in _DISTRIBUTIONS,
-                f"of {', '.join(_DISTRIBUTIONS[1:])}",
+                f"one of {', '.join(_DISTRIBUTIONS[1:])}",
             ),
             (
                 "export",
                 not (self.exports and self.distribution),
-                "left out with --distribution (run `keras-llm export` on the trained model)",
+                "empty with --distribution (run `keras-llm export` on the trained model)",
             ),
         )
 
     @property
     def exports(self):
-        """What to export, a list of str."""
+        """The formats to export, a list of str."""
         return [name.strip() for name in self.export.split(",") if name.strip()]
 
     @property
     def source(self):
-        """Where the data comes from, for a model card."""
+        """The data source, for a model card."""
         return f"`{self.data}`" if self.data else f"corpus `{self.corpus}`"
 
     @property
     def of_the_model(self):
-        """The options that a model depends on, a dict."""
-        elsewhere = ("out", "resume", "overwrite", "json", "checkpoint_steps", "export")
+        """The options that the model depends on, a dict."""
+        excluded = ("out", "resume", "overwrite", "json", "checkpoint_steps", "export")
         row = dataclasses.asdict(self)
-        return {name: value for name, value in row.items() if name not in elsewhere}
+        return {name: value for name, value in row.items() if name not in excluded}
 
     def check(self, *rules):
-        """InputError naming the flag of the first rule (name, whether it holds, what is right)
-        that does not hold."""
+        """Check rules (option name, whether it is valid, what is valid).
+
+        Raises:
+            InputError: if a rule does not hold, naming the option's flag.
+        """
         for name, ok, rule in rules:
             if not ok:
                 flag = name.replace("_", "-")
@@ -123,16 +126,16 @@ class Options:
 
 
 def prepare(options, *packages, pictures=True):
-    """Refuse what would be refused only after the training, set the distribution, and seed Keras.
+    """Check requirements before training, set the distribution strategy, and seed Keras.
 
     Args:
         options: `Options`.
         *packages: modules that the recipe imports later.
-        pictures: bool. Whether it is to leave some.
+        pictures: bool. Whether the recipe requires matplotlib for plots.
 
     Raises:
-        InputError: if something is at `out`, a package is not installed, or the distribution
-            cannot be.
+        InputError: if `out` exists, a package is not installed, or the distribution is not
+            available.
     """
     import keras
 
@@ -153,11 +156,11 @@ def prepare(options, *packages, pictures=True):
 
 
 def optimizer(options, steps):
-    """The options' optimizer with linear warm-up, their decay and clipped gradients.
+    """Return the optimizer with linear warmup, learning rate decay and gradient clipping.
 
     Args:
         options: `Options`.
-        steps: int, batches of the whole training.
+        steps: int, the total number of training steps.
     """
     from keras_llm import training
 
@@ -180,29 +183,28 @@ def optimizer(options, steps):
 
 
 def compile_trainer(options, trainer, steps, loss=None, **measures):
-    """Compile a `training.Trainer` with the options' optimizer; on JAX, which is slow otherwise,
-    its steps are compiled by XLA.
+    """Compile a `training.Trainer` with the optimizer of the options.
 
     Args:
         options: `Options`.
         trainer: the `training.Trainer`.
-        steps: int, batches of the whole training.
-        loss, **measures: as of `keras.Model.compile`.
+        steps: int, the total number of training steps.
+        loss, **measures: see `keras.Model.compile`.
     """
     import keras
 
-    by_xla = keras.backend.backend() == "jax"
-    trainer.compile(optimizer(options, steps), loss, jit_compile=by_xla, **measures)
+    jit_compile = keras.backend.backend() == "jax"  # JAX is slow without it
+    trainer.compile(optimizer(options, steps), loss, jit_compile=jit_compile, **measures)
 
 
 def token_trainer(options, model, steps, pad_id):
-    """A compiled `LanguageModelTrainer` of a model that predicts tokens.
+    """Return a compiled `LanguageModelTrainer` for a model that predicts tokens.
 
     Args:
         options: `Options`.
         model: a model from `causal_lm`, `seq2seq` or `masked_lm`.
-        steps: int, batches of the whole training.
-        pad_id: int, targets that do not count.
+        steps: int, the total number of training steps.
+        pad_id: int. Targets with this value are ignored.
     """
     from keras_llm import training
 
@@ -213,8 +215,11 @@ def token_trainer(options, model, steps, pad_id):
 
 @contextlib.contextmanager
 def model_folder(options):
-    """The folder that becomes `out` when it is whole; a run that stops keeps its best weights, and
-    checkpoints that it can go on from. The first of several workers writes it."""
+    """Yield a folder that is renamed to `out` when it is complete.
+
+    An interrupted run keeps its best weights and checkpoints. With several workers, only the chief
+    writes the folder.
+    """
     from keras_llm.training.distribution import replicas
 
     if not replicas.is_chief():
@@ -227,38 +232,40 @@ def model_folder(options):
             if (folder / _BEST).is_file():
                 say(f"stopped; the best weights so far are {folder / _BEST}")
             if any((folder / _CHECKPOINTS).glob("step_*")):
-                say("the same command with --resume goes on from the last checkpoint")
+                say("run the same command with --resume to continue from the last checkpoint")
             raise
 
 
 def fit(folder, options, model, train_data, validation_data, unit="rows", per_step=None, **tools):
-    """Fit a compiled model with progress, TensorBoard and a picture of the loss; it is left with
-    the weights that were best on held-out data.
+    """Fit a compiled model with a progress bar, TensorBoard and a plot of the loss.
+
+    The model ends with the weights that have the lowest held-out loss.
 
     Args:
         folder: path from `model_folder`.
         options: `Options`.
-        model: a compiled `training.Trainer`, whose model inside counts.
-        train_data: `tf.data.Dataset` of a known number of batches, those of all epochs.
+        model: a compiled `training.Trainer`; its inner model is trained.
+        train_data: `tf.data.Dataset` of the batches of all epochs, with known cardinality.
         validation_data: `tf.data.Dataset`.
-        unit: str, what is counted for the speed; perplexity is shown of "tokens".
-        per_step: int, how many there are in a batch. Defaults to `batch_size`.
-        **tools: passed to `training.TensorBoard`, e.g. `sample`; attention maps are of one device.
+        unit: str, the unit of the speed; perplexity is shown for "tokens".
+        per_step: int, units per batch. Defaults to `batch_size`.
+        **tools: passed to `training.TensorBoard`, such as `sample`. `attention` is ignored with a
+            distribution.
 
     Returns:
         A dict: `parameters`, `steps`, `seconds`, `<unit>_per_second` and `history`, the losses
         [step, training, held out].
 
     Raises:
-        InputError: if the loss is not finite.
-        SystemExit: on all workers but the first, when they are done.
+        InputError: if the held-out loss is not finite.
+        SystemExit: on all workers except the chief, after training.
     """
     import keras
 
     from keras_llm import training
     from keras_llm.training.distribution import replicas
 
-    replicas.check_same(options.seed, "--seed")  # waits for the first worker, who makes `folder`
+    replicas.check_same(options.seed, "--seed")  # waits for the chief, which creates `folder`
     interruptible = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: interrupts.check()
     )
@@ -277,7 +284,7 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
         train_data, validation_data = _even(options, train_data, validation_data)
     train_data, watching = resume.data(train_data), []
     if replicas.is_chief():
-        say(f"watch it: tensorboard --logdir {pathlib.Path(options.out).parent}")
+        say(f"to monitor the run: tensorboard --logdir {pathlib.Path(options.out).parent}")
         if options.distribution:
             tools.pop("attention", None)
         board = training.TensorBoard(folder / "logs", per_step, unit=unit, **tools)
@@ -318,11 +325,12 @@ def fit(folder, options, model, train_data, validation_data, unit="rows", per_st
 
 
 def _even(options, train_data, held_out):
-    """Data whose batches say how many rows they have, which JAX's devices split: as many as the
-    first of the training has; held-out batches of fewer are left out.
+    """Set the static batch size of data sets, which splitting over JAX devices requires.
+
+    The size is that of the first training batch; smaller held-out batches are dropped.
 
     Raises:
-        InputError: if no held-out batch has as many.
+        InputError: if no held-out batch has this size.
     """
     import tensorflow as tf
 
@@ -337,12 +345,12 @@ def _even(options, train_data, held_out):
     count = int(rows(next(iter(train_data))))
     whole = held_out.filter(lambda *parts: rows(parts) == count).map(shaped)
     has_some = next(iter(whole), None) is not None
-    options.check(("batch_size", has_some, "no more than the held-out rows, with jax_data"))
+    options.check(("batch_size", has_some, "at most the number of held-out rows with jax_data"))
     return train_data.map(shaped), whole
 
 
 def write(folder, task, metrics, card):
-    """Fill the folder from `model_folder` with what a run leaves.
+    """Write the model, its metrics and its model card to the folder from `model_folder`.
 
     Args:
         folder: path.
@@ -354,32 +362,33 @@ def write(folder, task, metrics, card):
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
     (folder / "README.md").write_text(card, "utf-8")
     shutil.rmtree(folder / _CHECKPOINTS)
-    (folder / _BEST).unlink()  # last: until all else is written it is what would be lost
+    (folder / _BEST).unlink()  # last, so that the weights are not lost if writing fails
 
 
 def model_options(options_class, task):
-    """The options that a task was trained with."""
+    """Return the options that a task was trained with."""
     return options_class(**{**task.metadata["options"], "smoke": False})
 
 
 def say_unread(path, columns=None):
-    """Say which files of a folder are not read; arguments as of `data.unread_files`."""
+    """Report the files of a folder that are not read; see `data.unread_files`."""
     from keras_llm import data
 
     if files := data.unread_files(path, columns):
-        say(f"not read, by their names: {len(files):,} files of {path}, e.g. {files[0].name}")
+        example = files[0].name
+        say(f"not read because of their names: {len(files):,} files of {path}, e.g. {example}")
 
 
 def reasons(dropped):
-    """How many were left out and why, in words."""
+    """Format a dict of dropped counts by reason."""
     return ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()) or "none"
 
 
 def say(message):
-    """A line of progress, on stderr."""
+    """Print a line of progress to stderr."""
     print(message, file=sys.stderr, flush=True)
 
 
 def has_pictures():
-    """Whether pictures can be drawn here."""
+    """Return whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None

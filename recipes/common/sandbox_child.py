@@ -1,11 +1,10 @@
-"""Runs a program that nobody trusts: the lines of stdin, fenced in by the kernel.
+"""Run an untrusted program from stdin in a sandbox.
 
-Started by `sandbox.run_program` as a script of its own, so it imports the standard library alone.
-Limits on memory and time, Landlock (nothing is written, created, removed, renamed or executed) and
-seccomp (no process or socket is made, no signal sent, no file's mode changed) are put on this
-process for good before the program's first line. Argument 1 is a JSON object of `seconds` and
-`megabytes`. "ready" is written to stdout when the fence stands, and "passed" when the program has
-come to its end.
+`sandbox.run_program` starts this file as a script, so it imports only the standard library. Before
+the first line of the program it limits this process permanently: memory and time; Landlock (no
+file can be written, created, removed, renamed or executed); and seccomp (no new process or socket,
+no signals, no change of file modes). Argument 1 is a JSON object with `seconds` and `megabytes`.
+The script writes "ready" to stdout when the sandbox is active, and "passed" when the program ends.
 """
 
 import ctypes
@@ -18,11 +17,11 @@ import sys
 
 _NO_NEW_PRIVILEGES, _SET_SECCOMP = 38, 22
 _LANDLOCK_CREATE, _LANDLOCK_RESTRICT = 444, 446
-_FORBIDDEN_ACCESS = 0xFFF3  # all rights of Landlock's third version and device ioctl, but reading
+_FORBIDDEN_ACCESS = 0xFFF3  # all Landlock version 3 rights and device ioctl, except reading
 _NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000
 
-# System calls that are refused: processes, sockets, signals, what changes files without opening
-# them, other processes' memory, mounts, and io_uring, which goes round filters.
+# Forbidden system calls: processes, sockets, signals, changing files without opening them, memory
+# of other processes, mounts, and io_uring, which bypasses filters.
 _CALLS = {
     "x86_64": (0xC000003E, [
         41, 42, 49, 50, 53, 56, 57, 58, 59, 62, 76, 90, 91, 92, 93, 94, 101, 129, 132, 154, 155,
@@ -43,29 +42,29 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 def main():
     limits = json.loads(sys.argv[1])
     source = sys.stdin.read()
-    told = os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDWR)
+    report = os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
-        os.dup2(nothing, stream)
+        os.dup2(null, stream)
     try:
         fence(limits["seconds"], limits["megabytes"])
     except OSError as error:
-        os.write(told, f"no fence: {error}".encode())
+        os.write(report, f"no sandbox: {error}".encode())
         return
-    os.write(told, b"ready ")
+    os.write(report, b"ready ")
     try:
         exec(compile(source, "<program>", "exec"), {"__name__": "__main__"})
-    except BaseException as error:  # of a program anything may come
-        os.write(told, f"failed {type(error).__name__}".encode())
+    except BaseException as error:  # a program can raise anything
+        os.write(report, f"failed {type(error).__name__}".encode())
     else:
-        os.write(told, b"passed")
+        os.write(report, b"passed")
 
 
 def fence(seconds, megabytes):
-    """Put the limits on this process.
+    """Limit this process.
 
     Raises:
-        OSError: if the kernel has not what it takes.
+        OSError: if the kernel does not support the limits.
     """
     for name, limit in (
         (resource.RLIMIT_CPU, seconds),
@@ -75,7 +74,7 @@ def fence(seconds, megabytes):
         (resource.RLIMIT_NOFILE, 64),
     ):
         resource.setrlimit(name, (limit, limit))
-    _LIBC.unshare(_NEW_USER | _NEW_NETWORK)  # one wall more where users may; the rest stands alone
+    _LIBC.unshare(_NEW_USER | _NEW_NETWORK)  # optional additional isolation; may not be permitted
     _checked(_LIBC.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0), "no_new_privs")
     _landlock()
     _seccomp()
@@ -84,7 +83,7 @@ def fence(seconds, megabytes):
 def _landlock():
     version = _LIBC.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
     if version < 3:
-        raise OSError("the kernel has no Landlock of version 3 or later (Linux 6.2)")
+        raise OSError("the kernel does not support Landlock version 3 (Linux 6.2 or later)")
     rights = _FORBIDDEN_ACCESS if version >= 5 else _FORBIDDEN_ACCESS & 0x7FFF
     attributes = ctypes.create_string_buffer(struct.pack("<Q", rights), 8)
     ruleset = _LIBC.syscall(_LANDLOCK_CREATE, attributes, ctypes.c_size_t(8), 0)
@@ -96,7 +95,7 @@ def _landlock():
 def _seccomp():
     machine = platform.machine()
     if machine not in _CALLS:
-        raise OSError(f"no list of system calls for {machine}")
+        raise OSError(f"unsupported machine {machine}")
     architecture, calls = _CALLS[machine]
     calls = [*calls, *_EVERYWHERE]
     load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
@@ -106,7 +105,7 @@ def _seccomp():
         (equal, 1, 0, architecture),
         (give, 0, 0, kill),
         (load, 0, 0, 0),
-        (at_least, len(calls) + 1, 0, 0x40000000),  # the numbers of another ABI
+        (at_least, len(calls) + 1, 0, 0x40000000),  # system call numbers of another ABI
         *((equal, len(calls) - i, 0, call) for i, call in enumerate(calls)),
         (give, 0, 0, allow),
         (give, 0, 0, refuse),

@@ -1,4 +1,4 @@
-"""What `text_classification` learns of a text: which class it is of, or a number."""
+"""Define the label types of `text_classification`: a class or a number."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from keras_llm.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """Which of several classes a text is of.
+    """One of several classes per text.
 
     Attributes:
         labels: list of str.
@@ -15,27 +15,27 @@ class Classes:
 
     labels: list
     baseline_name = "TF-IDF and logistic regression"
-    picture = "`confusion.png` shows what was taken for what"
+    picture = "`confusion.png` shows the confusion matrix"
 
     @property
     def about(self):
-        """What the model does, for its card."""
-        return f"Sorts texts into {', '.join(f'`{label}`' for label in self.labels)}."
+        """The description of the model for its card."""
+        return f"Classifies texts as {', '.join(f'`{label}`' for label in self.labels)}."
 
     def model(self, encoder, dropout):
-        """The encoder with a head."""
+        """Return the encoder with a head."""
         from keras_llm import models
 
         return models.text_classifier(encoder, len(self.labels), "mean", dropout)
 
     def task(self, model, tokenizer, metadata):
-        """The model with its tokenizer."""
+        """Return the task of a model and its tokenizer."""
         from keras_llm import tasks
 
         return tasks.TextClassification(model, tokenizer, self.labels, metadata)
 
     def compiled(self):
-        """Arguments of `compile`."""
+        """Return the loss and metrics for `compile`."""
         import keras
 
         from keras_llm import training
@@ -49,97 +49,97 @@ class Classes:
         }
 
     def targets(self, rows):
-        """The class of each row, int32 (N,)."""
+        """Return the class index of each row, int32 (N,)."""
         import numpy as np
 
-        places = {label: place for place, label in enumerate(self.labels)}
-        return np.array([places[label] for _, label in rows], "int32")
+        indices = {label: index for index, label in enumerate(self.labels)}
+        return np.array([indices[label] for _, label in rows], "int32")
 
     def predicted(self, task, rows):
-        """The probability of each label for the text of each row, float (N, C)."""
+        """Return the predicted probabilities of the labels for each row, float (N, C)."""
         import numpy as np
 
-        found = task([text for text, _ in rows], truncate=True, return_details=True)
-        return np.array([list(row.probabilities.values()) for row in found])
+        results = task([text for text, _ in rows], truncate=True, return_details=True)
+        return np.array([list(result.probabilities.values()) for result in results])
 
     def baseline(self, train, held_out):
-        """What logistic regression on the TF-IDF of words gives, as of `predicted`."""
+        """Return the predictions of logistic regression on TF-IDF; see `predicted`."""
         from sklearn.linear_model import LogisticRegression
 
-        features, asked = _tfidf(train, held_out)
+        features, held_out_features = _tfidf(train, held_out)
         regression = LogisticRegression(max_iter=1000).fit(features, self.targets(train))
-        return regression.predict_proba(asked)
+        return regression.predict_proba(held_out_features)
 
     def measures(self, rows, predicted):
-        """See `training.evaluate_classifier`."""
+        """Compute the metrics of `training.evaluate_classifier`."""
         from keras_llm import training
 
         return training.evaluate_classifier(self.targets(rows), predicted)
 
     def details(self, rows, predicted, folder):
-        """Draw what was taken for what: the counts, a dict for `metrics.json`."""
+        """Plot the confusion matrix and return it as a dict for `metrics.json`."""
         from keras_llm import training
         from keras_llm.recipes.common import pictures
 
-        found = predicted.argmax(-1)
-        counts = training.confusion_matrix(self.targets(rows), found, len(self.labels))
+        classes = predicted.argmax(-1)
+        counts = training.confusion_matrix(self.targets(rows), classes, len(self.labels))
         pictures.confusion_matrix(counts, self.labels, folder / "confusion.png")
         return {"confusion": counts.tolist()}
 
 
 class Numbers:
-    """A number, learned with the mean squared error."""
+    """A number per text, learned with the mean squared error."""
 
     labels = ()
     baseline_name = "TF-IDF and ridge regression"
-    picture = "`scatter.png` shows each number beside the right one"
-    about = "Gives texts numbers."
+    picture = "`scatter.png` plots predictions against true numbers"
+    about = "Predicts a number for a text."
 
     def model(self, encoder, dropout):
-        """The encoder with a head."""
+        """Return the encoder with a head."""
         from keras_llm import models
 
         return models.text_regressor(encoder, "mean", dropout)
 
     def task(self, model, tokenizer, metadata):
-        """The model with its tokenizer."""
+        """Return the task of a model and its tokenizer."""
         from keras_llm import tasks
 
         return tasks.TextRegression(model, tokenizer, metadata)
 
     def compiled(self):
-        """Arguments of `compile`."""
+        """Return the loss and metrics for `compile`."""
         import keras
 
         return {"loss": "mse", "metrics": [keras.metrics.MeanAbsoluteError("absolute_error")]}
 
     def targets(self, rows):
-        """The number of each row, float32 (N,)."""
+        """Return the number of each row, float32 (N,)."""
         import numpy as np
 
         return np.array([number(label) for _, label in rows], "float32")
 
     def predicted(self, task, rows):
-        """What the model gives for the text of each row, float (N,)."""
+        """Return the predicted number of each row, float (N,)."""
         import numpy as np
 
         return np.array(task([text for text, _ in rows], truncate=True))
 
     def baseline(self, train, held_out):
-        """What ridge regression on the TF-IDF of words gives, as of `predicted`."""
+        """Return the predictions of ridge regression on TF-IDF; see `predicted`."""
         from sklearn.linear_model import Ridge
 
-        features, asked = _tfidf(train, held_out)
-        return Ridge().fit(features, self.targets(train)).predict(asked)
+        features, held_out_features = _tfidf(train, held_out)
+        return Ridge().fit(features, self.targets(train)).predict(held_out_features)
 
     def measures(self, rows, predicted):
-        """See `training.evaluate_regression`."""
+        """Compute the metrics of `training.evaluate_regression`."""
         from keras_llm import training
 
         return training.evaluate_regression(self.targets(rows), predicted)
 
     def details(self, rows, predicted, folder):
-        """Draw each number beside the right one."""
+        """Plot predictions against true numbers."""
         from keras_llm.recipes.common import pictures
 
         pictures.scatter(self.targets(rows), predicted, folder / "scatter.png")
@@ -147,7 +147,7 @@ class Numbers:
 
 
 def number(text):
-    """A str as a finite float, or None."""
+    """Return a str as a finite float, or None if it is not one."""
     try:
         value = float(text)
     except ValueError:
@@ -156,10 +156,10 @@ def number(text):
 
 
 def of_task(task, rows, source):
-    """The `Classes` or `Numbers` of a trained task, of which rows from a file are.
+    """Return the `Classes` or `Numbers` of a trained task and check rows from a file.
 
     Raises:
-        InputError: if they have another label, or no number.
+        InputError: if a label is unknown to the task or not a number.
     """
     if hasattr(task, "labels"):
         for _, label in rows:
@@ -171,11 +171,11 @@ def of_task(task, rows, source):
 
 
 def check(options, train, held_out):
-    """The `Classes` or `Numbers` that rows are of.
+    """Return the `Classes` or `Numbers` of rows.
 
     Raises:
-        InputError: if the training has one class only, or the held-out rows another; or if
-            something is no number.
+        InputError: if the training rows have only one class, if a class occurs only in held-out
+            rows, or if a label is not a number.
     """
     if options.kind == "number":
         _check_numbers(train + held_out, options.source)
@@ -192,15 +192,15 @@ def check(options, train, held_out):
 def _check_numbers(rows, source):
     for text, label in rows:
         if number(label) is None:
-            raise InputError(f"{source}: {label!r}, of {text[:40]!r}, is no number.")
+            raise InputError(f"{source}: the label {label!r} of {text[:40]!r} is not a number.")
 
 
 def _tfidf(train, held_out):
-    """The TF-IDF of words, or of characters and pairs of them where most texts have no spaces."""
+    """Return TF-IDF of words, or of 1 and 2 characters if most texts have no spaces."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    texts, asked = ([text for text, _ in rows] for rows in (train, held_out))
+    texts, held_out_texts = ([text for text, _ in rows] for rows in (train, held_out))
     units = TfidfVectorizer()
     if sum(" " in text.strip() for text in texts) < len(texts) / 2:
         units = TfidfVectorizer(analyzer="char", ngram_range=(1, 2))
-    return units.fit_transform(texts), units.transform(asked)
+    return units.fit_transform(texts), units.transform(held_out_texts)

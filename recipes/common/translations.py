@@ -1,12 +1,10 @@
-"""Pairs of texts as an encoder-decoder learns them, and how well held-out ones are translated: by
-the model, and by a translation memory."""
+"""Batch pairs of texts for an encoder-decoder, and evaluate translations."""
 
-_LENGTHS = (5, 10, 20, 10**6)  # words of a source up to which a row of the table by length goes
+_LENGTHS = (5, 10, 20, 10**6)  # upper bounds of the words of a source, for metrics by length
 
 
 def batches(task, rows, options, seed=None):
-    """Pairs -> `tf.data.Dataset` of the model's inputs and the next tokens, and how many pairs
-    were too long."""
+    """Return a `tf.data.Dataset` of inputs and targets, and the number of pairs that were too long."""
     from keras_llm import data
 
     tokenizer = task.tokenizer
@@ -32,41 +30,40 @@ def batches(task, rows, options, seed=None):
 
 
 def translated(task, texts, longest, **settings):
-    """What a model makes of texts, those of like length together.
+    """Translate texts in batches of similar length.
 
     Args:
         task: a `Translation`.
         texts: list of str.
-        longest: int, tokens of a translation.
-        **settings: of the decoding, e.g. `beam_width`.
+        longest: int, maximum tokens of a translation.
+        **settings: generation settings, such as `beam_width`.
 
     Returns:
         A list of str, in the order of `texts`.
     """
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    found = [""] * len(texts)
+    translations = [""] * len(texts)
     longest = min(longest, task.model.config.max_length - 1)
     for begin in range(0, len(texts), 32):
         part = order[begin : begin + 32]
-        some = task([texts[i] for i in part], max_new_tokens=longest, **settings)
-        for index, text in zip(part, some, strict=True):
-            found[index] = text
-    return found
+        batch = task([texts[i] for i in part], max_new_tokens=longest, **settings)
+        for index, text in zip(part, batch, strict=True):
+            translations[index] = text
+    return translations
 
 
 def nearest(train, rows):
-    """A translation memory: for each row the target of the training source that is most alike in
-    the TF-IDF of words."""
+    """Return for each row the target of the nearest training source by TF-IDF of words."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     words = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]")
     known = words.fit_transform([source for source, _ in train])
-    asked = words.transform([source for source, _ in rows])
-    return [train[int((known @ row.T).toarray().argmax())][1] for row in asked]
+    queries = words.transform([source for source, _ in rows])
+    return [train[int((known @ row.T).toarray().argmax())][1] for row in queries]
 
 
 def measured(found, rows, options):
-    """BLEU and chrF of translations against the targets of the rows."""
+    """Compute BLEU and chrF of translations against the targets of the rows."""
     from keras_llm import training
 
     references = [target for _, target in rows]
@@ -74,7 +71,7 @@ def measured(found, rows, options):
 
 
 def by_length(found, rows, options):
-    """BLEU and chrF for sources of few and of many words, a list of dicts."""
+    """Compute BLEU and chrF by the number of words of the source; returns a list of dicts."""
     table, shortest = [], 1
     for longest in _LENGTHS:
         picked = [i for i, row in enumerate(rows) if shortest <= len(row[0].split()) <= longest]

@@ -1,32 +1,32 @@
-"""What word vectors are worth, beside gensim's, and the files that others read."""
+"""Evaluate word vectors, train gensim's for comparison, and write them to files."""
 
-_PROJECTED = 5000  # words that TensorBoard shows
+_PROJECTED = 5000  # words in TensorBoard's projector
 
 
 def measures(options, table, words):
-    """What vectors are worth: analogies and similarities, if they are wanted."""
+    """Evaluate vectors on analogies and similarities, if `benchmarks` is on."""
     from keras_llm import training
     from keras_llm.recipes.corpora import registry
 
     if not options.benchmarks:
         return {}
-    found = registry.load("word-similarity", "benchmarks")
-    known = training.evaluate_analogies(table, words, found["analogies"])
+    benchmarks = registry.load("word-similarity", "benchmarks")
+    metrics = training.evaluate_analogies(table, words, benchmarks["analogies"])
     for name in ("wordsim", "simlex"):
-        row = training.evaluate_similarities(table, words, found[name])
-        known |= {f"{name}_pairs": row["pairs"], f"{name}_spearman": row["spearman"]}
-    return known
+        row = training.evaluate_similarities(table, words, benchmarks[name])
+        metrics |= {f"{name}_pairs": row["pairs"], f"{name}_spearman": row["spearman"]}
+    return metrics
 
 
 def gensim_vectors(stream, task, options):
-    """The vectors that gensim learns from the same words with the same settings, and the words."""
+    """Train gensim's Word2Vec on the same words and settings; return vectors and words."""
     import numpy as np
     from gensim.models import Word2Vec
 
     names = np.array(task.tokenizer.vocabulary)
     breaks = np.flatnonzero(np.diff(stream > 0)) + 1
     texts = [names[part].tolist() for part in np.split(stream, breaks) if part[0] > 0]
-    found = Word2Vec(
+    vectors = Word2Vec(
         texts,
         vector_size=options.dimension,
         window=options.window,
@@ -38,11 +38,11 @@ def gensim_vectors(stream, task, options):
         seed=options.seed,
         workers=2,
     ).wv
-    return found.vectors, found.index_to_key
+    return vectors.vectors, vectors.index_to_key
 
 
 def write_vectors(folder, task):
-    """Write vectors.txt in GloVe's format, and what TensorBoard's projector shows."""
+    """Write vectors.txt in GloVe's format, and the files of TensorBoard's projector."""
     from keras_llm import checkpoints
 
     checkpoints.write_glove(folder / "vectors.txt", task.table, task.words)

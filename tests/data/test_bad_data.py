@@ -182,7 +182,7 @@ def test_recipes_print_what_they_left_out_and_why(tmp_path, capsys):
         told.append(capsys.readouterr().err)
     assert told[0] == told[1]
     assert "2 documents for training, 1 held out; dropped: 3 empty, 2 repeated" in told[0]
-    assert f"not read, by their names: 1 files of {tmp_path}, e.g. notes.md" in told[0]
+    assert f"not read because of their names: 1 files of {tmp_path}, e.g. notes.md" in told[0]
     (tmp_path / "pairs.tsv").write_text("source\ttarget\na\tb\n\tc\na\tb\nd\te\nf\tg\n")
     translation.rows(translation.Options("out", data=str(tmp_path / "pairs.tsv")))
     assert "dropped: 1 empty, 1 repeated" in capsys.readouterr().err

@@ -254,7 +254,7 @@ def test_rows_are_split_by_context(tmp_path):
     [
         ("span", "", "no record"),
         ("span", "question,context\na,b\n", "line 1: no column 'answer'"),
-        ("span", "question,context,answer\na,b,c\na,d,e\n", "no answer stands in its context"),
+        ("span", "question,context,answer\na,b,c\na,d,e\n", "no answer occurs in its context"),
         ("yes_no", "question,context,answer\na,b,yes\na,c,yes\n", "has the answer 'no'"),
         ("yes_no", "question,context,answer\na,b,yes\na,c,Berlin\n", "must be yes or no"),
     ],

@@ -163,7 +163,7 @@ def test_a_number_can_be_learned(tmp_path, loaded_once):
     assert task("good good the film") > 0.3 > -0.3 > task("bad bad the film")
     assert text_classification.evaluate(out) == pytest.approx(held_out, rel=1e-4)
     path.write_text("text,label\na film,fine\n")
-    with pytest.raises(InputError, match=r"rows\.csv: 'fine', of 'a film', is no number"):
+    with pytest.raises(InputError, match=r"rows\.csv: .* 'fine' of 'a film' is not a number"):
         text_classification.evaluate(out, path)
 
 

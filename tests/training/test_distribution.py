@@ -116,7 +116,7 @@ def test_every_recipe_takes_every_distribution():
         }.get(name, {})
         for kind in ("mirrored", "multi_worker", "jax_data", "jax_model"):
             options(out="m", distribution=kind, **needed)
-        with pytest.raises(InputError, match="--distribution must be of mirrored, multi_"):
+        with pytest.raises(InputError, match="--distribution must be one of mirrored, multi_"):
             options(out="m", distribution="parameter_server", **needed)
         with pytest.raises(InputError, match=r"--export must be (left out|empty)"):
             options(out="m", distribution="mirrored", export="litert", **needed)

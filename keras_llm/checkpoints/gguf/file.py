@@ -4,12 +4,13 @@ import pathlib
 
 from keras_llm.checkpoints.hugging_face.tensors import Tensors
 from keras_llm.errors import InputError
+from keras_llm.types import JSON, PathLike
 
 # Exceptions of the reader on corrupt files.
 _CORRUPT = (ValueError, KeyError, IndexError, TypeError, OverflowError, OSError, MemoryError)
 
 
-def open_gguf(path):
+def open_gguf(path: PathLike) -> tuple[JSON, Tensors]:
     """Read the header of a GGUF file; tensors are dequantized on access.
 
     Args:

@@ -12,6 +12,7 @@ from keras_llm.checkpoints.hugging_face.fields import Fields
 from keras_llm.errors import InputError
 from keras_llm.layers import Llama3Scaling, Rotary
 from keras_llm.models.deferred import shapes_only
+from keras_llm.types import PathLike
 
 _NAMES = {
     "token_embedding": "token_embd",
@@ -37,7 +38,7 @@ _NAMES = {
 _FREQUENCIES = "rope_freqs.weight"
 
 
-def from_gguf(path, dtype=None):
+def from_gguf(path: PathLike, dtype: str | None = None) -> tasks.TextGeneration:
     """Load the task of a GGUF file.
 
     Quantized weights are dequantized one tensor at a time, so that the peak memory stays close to

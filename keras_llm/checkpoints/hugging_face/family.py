@@ -1,12 +1,14 @@
 """Describe checkpoint families: their config.json, tensor names and exceptions."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from keras_llm.checkpoints.hugging_face import weight_mapping as link
 from keras_llm.checkpoints.hugging_face.fields import Fields
-from keras_llm.checkpoints.weight_specs import parts
+from keras_llm.checkpoints.weight_specs import Part, parts
 from keras_llm.errors import InputError
+from keras_llm.models import TransformerConfig
+from keras_llm.types import JSON, PathLike
 
 # Activation names of Hugging Face to those of this library.
 ACTIVATIONS = {
@@ -52,21 +54,23 @@ class Family:
     """
 
     model_type: str
-    architectures: dict
-    read: Callable
-    write: Callable
-    names: dict
+    architectures: dict[str | None, str]
+    read: Callable[[Fields], TransformerConfig]
+    write: Callable[[TransformerConfig], JSON] | None
+    names: dict[str, str]
     prefix: str = ""
-    linear: Callable = link.transposed
+    linear: Callable[[str, str, tuple[int, ...]], link.Link] = link.transposed
     norm_offset: float = 0.0
-    special: dict = dataclasses.field(default_factory=dict)
-    ignored: tuple = ()
-    copies: dict = dataclasses.field(default_factory=dict)
-    renamed: tuple = ()
+    special: dict[str, Callable[[Part, str, TransformerConfig, JSON], link.Link]] = (
+        dataclasses.field(default_factory=dict)
+    )
+    ignored: tuple[str, ...] = ()
+    copies: dict[str, str] = dataclasses.field(default_factory=dict)
+    renamed: tuple[tuple[str, str], ...] = ()
     pooler: str = "tanh"
     head_decides: bool = False
 
-    def read_config(self, row, where):
+    def read_config(self, row: JSON, where: PathLike) -> TransformerConfig:
         """Read the config from the contents of a config.json.
 
         Args:
@@ -84,13 +88,19 @@ class Family:
                 message if message.startswith(str(where)) else f"{where}: {message}"
             ) from None
 
-    def without_prefix(self):
+    def without_prefix(self) -> "Family":
         """Return the family with the tensor names of checkpoints without a head."""
         names = {key: name.removeprefix(self.prefix) for key, name in self.names.items()}
         copies = {name: copied.removeprefix(self.prefix) for name, copied in self.copies.items()}
         return dataclasses.replace(self, names=names, copies=copies)
 
-    def links(self, config, row, head=None, options=None):
+    def links(
+        self,
+        config: TransformerConfig,
+        row: JSON,
+        head: str | None = None,
+        options: JSON | None = None,
+    ) -> list[link.Link]:
         """Return the links of a model of this family.
 
         Args:
@@ -141,16 +151,16 @@ class Family:
                     yield link.same(path, tensor_name, shape)
 
 
-def _suffix(weight):
+def _suffix(weight: str) -> str:
     return _SUFFIXES.get(weight, "weight")
 
 
-def in_blocks(template, names, prefix=""):
+def in_blocks(template: str, names: dict[str, str], prefix: str = "") -> dict[str, str]:
     """Return a table of the names of a block's parts, as rows of `Family.names`."""
     return {f"{prefix}block/{key}": template + name for key, name in names.items()}
 
 
-def window_pattern(windowed):
+def window_pattern(windowed: Iterable[bool]) -> str | None:
     """Return the shortest pattern of "S" and "L" that repeats to a list of bools.
 
     Returns None if all are True.

@@ -1,6 +1,9 @@
 """Read and validate the fields of a config.json."""
 
+from typing import Any
+
 from keras_llm.errors import InputError
+from keras_llm.types import JSON, PathLike
 
 _REQUIRED = object()
 _MOST = 10_000
@@ -16,10 +19,10 @@ class Fields:
         prefix: str, put before field names in messages.
     """
 
-    def __init__(self, row, where, prefix=""):
+    def __init__(self, row: JSON, where: PathLike, prefix: str = "") -> None:
         self.row, self.where, self._prefix = row, where, prefix
 
-    def get(self, name, kind=int, default=_REQUIRED):
+    def get(self, name: str, kind: type = int, default: Any = _REQUIRED) -> Any:
         """Return the value of a field, or `default` if it is absent or null."""
         value = self.row.get(name)
         if value is None:
@@ -31,14 +34,14 @@ class Fields:
             raise self.error(name, f"be {_KINDS[kind]}")
         return float(value) if kind is float else value
 
-    def one_of(self, name, known, default=_REQUIRED):
+    def one_of(self, name: str, known: dict[str, Any], default: Any = _REQUIRED) -> Any:
         """Look up the value of a field in the dict `known`."""
         value = self.row.get(name, default)
         if value is _REQUIRED or not isinstance(value, str) or value not in known:
             raise self.error(name, f"be one of {', '.join(map(str, known))}")
         return known[value]
 
-    def count(self, name, default=_REQUIRED):
+    def count(self, name: str, default: Any = _REQUIRED) -> int:
         """Return a count such as the number of layers.
 
         The value is bounded, because a corrupt file may contain any number.
@@ -48,20 +51,20 @@ class Fields:
             raise self.error(name, f"be in 0 .. {_MOST}")
         return value
 
-    def refuse_unless(self, **values):
+    def refuse_unless(self, **values: Any) -> None:
         """Raise an error unless each field is absent, null or has the expected value."""
         for name, value in values.items():
             if self.row.get(name) not in (None, value):
                 raise self.error(name, f"be {value!r}, the only supported value")
 
-    def part(self, name):
+    def part(self, name: str) -> "Fields":
         """Return the fields of an object; no fields if it is absent or null."""
         value = self.row.get(name)
         if not isinstance(value, (dict, type(None))):
             raise self.error(name, "be an object")
         return Fields(value or {}, self.where, f"{self._prefix}{name}.")
 
-    def error(self, name, rule):
+    def error(self, name: str, rule: str) -> InputError:
         """Return an InputError that names the field and the rule it violates."""
         value = repr(self.row[name]) if name in self.row else "nothing"
         return InputError(f"{self.where}: `{self._prefix}{name}` must {rule}; got {value}.")

@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import re
+from collections.abc import Collection
 
 from keras_llm import models
 from keras_llm.checkpoints.hugging_face import tensors, weight_mapping
@@ -18,10 +19,12 @@ from keras_llm.checkpoints.hugging_face.decoders import (
     QWEN3,
 )
 from keras_llm.checkpoints.hugging_face.encoders import BERT, DISTILBERT, ROBERTA, T5
+from keras_llm.checkpoints.hugging_face.family import Family
 from keras_llm.checkpoints.hugging_face.fields import Fields
 from keras_llm.errors import InputError
 from keras_llm.layers import Alibi, RelativeBias, Rotary
 from keras_llm.models.deferred import shapes_only
+from keras_llm.types import JSON, PathLike
 
 # A config is written as the first of these families that supports all of it.
 FAMILIES = {
@@ -36,7 +39,7 @@ CONFIG_FILE = "config.json"
 _TRAINING = ("dropout", "initializer_range", "load_balance_loss", "router_z_loss")
 
 
-def load_model(folder, dtype=None):
+def load_model(folder: PathLike, dtype: str | None = None) -> models.ConfiguredModel:
     """Load the model of a Hugging Face folder without its tokenizer.
 
     All names and shapes are checked before any weight is set; tensors are read one by one.
@@ -57,7 +60,9 @@ def load_model(folder, dtype=None):
     return read_model(folder, dtype)
 
 
-def read_model(folder, dtype=None, heads=None):
+def read_model(
+    folder: PathLike, dtype: str | None = None, heads: Collection[str] | None = None
+) -> models.ConfiguredModel:
     """Load a model as `load_model` does, dropping heads not in `heads`; None keeps all heads."""
     folder = pathlib.Path(folder)
     row = tensors.read_json(folder / CONFIG_FILE)
@@ -87,7 +92,12 @@ def read_model(folder, dtype=None, heads=None):
     return model
 
 
-def write_model(model, folder, token_ids=None, labels=None):
+def write_model(
+    model: models.ConfiguredModel,
+    folder: PathLike,
+    token_ids: dict[str, int | None] | None = None,
+    labels: list[str] | None = None,
+) -> None:
     """Write `config.json` and `model.safetensors` into an existing folder.
 
     Args:
@@ -128,7 +138,9 @@ def write_model(model, folder, token_ids=None, labels=None):
     tensors.write_file(folder / tensors.WEIGHTS_FILE, written)
 
 
-def describe(config, head=None, options=None):
+def describe(
+    config: models.TransformerConfig, head: str | None = None, options: JSON | None = None
+) -> tuple[Family, JSON]:
     """Find the family that computes the same as a config; return it and its config.json.
 
     A family supports a config if the config.json that it writes reads back as the same
@@ -207,12 +219,12 @@ def _options(head, fields, family):
     return options
 
 
-def default_labels(count):
+def default_labels(count: int) -> list[str]:
     """Return the names that Hugging Face gives to unnamed classes."""
     return [f"LABEL_{i}" for i in range(count)]
 
 
-def labels_of(folder, count):
+def labels_of(folder: pathlib.Path, count: int) -> list[str]:
     """Return the class names of a classifier in config.json, a list of str.
 
     Raises:
@@ -227,7 +239,7 @@ def labels_of(folder, count):
     return [str(labels[str(i)]) for i in range(count)]
 
 
-def computes_same(config, other):
+def computes_same(config: models.TransformerConfig, other: models.TransformerConfig) -> bool:
     """Return whether models of two configs with the same weights compute the same."""
     return type(config) is type(other) and not _differences(config, other)
 

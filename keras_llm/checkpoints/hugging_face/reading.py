@@ -11,6 +11,7 @@ from keras_llm.checkpoints.hugging_face.model import labels_of, read_model, writ
 from keras_llm.checkpoints.hugging_face.tensors import read_json
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder
+from keras_llm.types import PathLike
 
 _POOLINGS = {
     "pooling_mode_mean_tokens": "mean",
@@ -26,7 +27,7 @@ _HEADS = {
 _MODULE = "sentence_transformers.models."
 
 
-def from_hugging_face(folder, dtype=None):
+def from_hugging_face(folder: PathLike, dtype: str | None = None) -> tasks.Task:
     """Load the task of a Hugging Face folder.
 
     Args:
@@ -73,7 +74,9 @@ def from_hugging_face(folder, dtype=None):
     return tasks.TextGeneration(model, tokenizer, metadata)
 
 
-def to_hugging_face(task_or_model, folder, overwrite=False):
+def to_hugging_face(
+    task_or_model: tasks.Task | models.ConfiguredModel, folder: PathLike, overwrite: bool = False
+) -> None:
     """Write a folder that `AutoModel...from_pretrained` of transformers loads.
 
     Args:

@@ -2,10 +2,12 @@
 
 import math
 
-from keras_llm.layers import Llama3Scaling, Rotary, YarnScaling
+from keras_llm.checkpoints.hugging_face.fields import Fields
+from keras_llm.layers import Alibi, Llama3Scaling, RelativeBias, Rotary, YarnScaling
+from keras_llm.types import JSON
 
 
-def read(fields, default_base=10000.0, layer_type=None):
+def read(fields: Fields, default_base: float = 10000.0, layer_type: str | None = None) -> Rotary:
     """Read the `Rotary` of a config in the format of any version.
 
     Args:
@@ -32,7 +34,7 @@ def read(fields, default_base=10000.0, layer_type=None):
     return Rotary(base, options.one_of(kind, _SCALINGS, "default")(options, fields))
 
 
-def write(position):
+def write(position: Rotary | Alibi | RelativeBias | str | None) -> JSON:
     """Return the config fields for a `Rotary`: `rope_theta`, and `rope_scaling` if it is scaled.
 
     Other position options have no fields.

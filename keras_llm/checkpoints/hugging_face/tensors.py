@@ -4,12 +4,15 @@ import collections.abc
 import contextlib
 import json
 import pathlib
+from collections.abc import Callable, Iterator
 
 import ml_dtypes  # noqa: F401, registers bfloat16 with NumPy
+import numpy as np
 import safetensors
 import safetensors.numpy
 
 from keras_llm.errors import InputError
+from keras_llm.types import JSON, PathLike
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -28,34 +31,36 @@ class Tensors(collections.abc.Mapping):
         where: str, the source of the tensors; the start of error messages.
     """
 
-    def __init__(self, sources, where):
+    def __init__(
+        self, sources: dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]], where: PathLike
+    ) -> None:
         self._sources = sources
         self.where = where
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._sources:
             raise KeyError(name)
         return self._sources[name][1]()
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._sources)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._sources)
 
-    def __contains__(self, name):
+    def __contains__(self, name: object) -> bool:
         return name in self._sources
 
-    def renamed(self, rename):
+    def renamed(self, rename: Callable[[str], str]) -> "Tensors":
         """Return the same tensors under new names; `rename` is a function from name to name."""
         return Tensors({rename(name): source for name, source in self._sources.items()}, self.where)
 
-    def shape(self, name):
+    def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor without reading it."""
         return self._sources[name][0]
 
 
-def open_folder(folder):
+def open_folder(folder: PathLike) -> Tensors:
     """Open the weights of a Hugging Face folder.
 
     Args:
@@ -85,12 +90,12 @@ def open_folder(folder):
     raise InputError(f"{path} is missing.")
 
 
-def write_file(path, tensors):
+def write_file(path: PathLike, tensors: dict[str, np.ndarray]) -> None:
     """Write a dict of name to NumPy array as one safetensors file."""
     safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
 
 
-def read_json(path):
+def read_json(path: PathLike) -> JSON:
     """Read a JSON object from a file.
 
     Raises:

@@ -2,11 +2,12 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import keras
 import numpy as np
 
+from keras_llm.checkpoints.hugging_face.tensors import Tensors
 from keras_llm.errors import InputError
 from keras_llm.models.deferred import allocate
 
@@ -22,13 +23,15 @@ class Link:
         write: function from the list of weights to the list of tensors.
     """
 
-    ours: dict
-    theirs: dict
-    read: Callable
-    write: Callable
+    ours: dict[str, tuple[int, ...]]
+    theirs: dict[str, tuple[int, ...]]
+    read: Callable[[list[np.ndarray]], list[np.ndarray]]
+    write: Callable[[list[np.ndarray]], list[np.ndarray]]
 
 
-def same(path, name, shape, their_shape=None):
+def same(
+    path: str, name: str, shape: tuple[int, ...], their_shape: tuple[int, ...] | None = None
+) -> Link:
     """Link a weight to a tensor with the same values in the same order, optionally reshaped."""
     their_shape = shape if their_shape is None else their_shape
     return Link(
@@ -39,12 +42,12 @@ def same(path, name, shape, their_shape=None):
     )
 
 
-def transposed(path, name, shape):
+def transposed(path: str, name: str, shape: tuple[int, ...]) -> Link:
     """Link a matrix (in, out) that is stored as (out, in)."""
     return Link({path: shape}, {name: shape[::-1]}, _transpose, _transpose)
 
 
-def moved(path, name, shape, offset):
+def moved(path: str, name: str, shape: tuple[int, ...], offset: float) -> Link:
     """Link a weight that is stored as its difference from `offset`."""
     return Link(
         {path: shape},
@@ -54,7 +57,7 @@ def moved(path, name, shape, offset):
     )
 
 
-def fused(paths, name, shapes):
+def fused(paths: list[str], name: str, shapes: list[tuple[int, ...]]) -> Link:
     """Link several weights that are stored concatenated along the last axis."""
     bounds = np.cumsum([shape[-1] for shape in shapes])
     return Link(
@@ -65,7 +68,7 @@ def fused(paths, name, shapes):
     )
 
 
-def stacked(path, names, shape):
+def stacked(path: str, names: list[str], shape: tuple[int, ...]) -> Link:
     """Link matrices (count, in, out) that are stored as separate tensors (out, in)."""
     return Link(
         {path: shape},
@@ -75,7 +78,7 @@ def stacked(path, names, shape):
     )
 
 
-def interleaved(path, name, shape, heads):
+def interleaved(path: str, name: str, shape: tuple[int, ...], heads: int) -> Link:
     """Link a matrix (in, out), stored as (out, in), with interleaved rotary features.
 
     Each head stores the features that rotate together next to each other; the model has them half
@@ -98,7 +101,13 @@ def _transpose(arrays):
     return [np.ascontiguousarray(arrays[0].T)]
 
 
-def check(links, tensors, ignored=(), copies=None, what="model"):
+def check(
+    links: list[Link],
+    tensors: Tensors,
+    ignored: Sequence[str] = (),
+    copies: dict[str, str] | None = None,
+    what: str = "model",
+) -> None:
     """Compare the names and shapes of a checkpoint with the expected ones.
 
     Args:
@@ -137,14 +146,14 @@ def check(links, tensors, ignored=(), copies=None, what="model"):
         raise InputError(f"{tensors.where}: {problems[0]}{more}.")
 
 
-def same_tensor(tensors, first, second):
+def same_tensor(tensors: Tensors, first: str, second: str) -> bool:
     """Return whether two tensors of a checkpoint have the same values."""
     return tensors.shape(first) == tensors.shape(second) and np.array_equal(
         tensors[first], tensors[second]
     )
 
 
-def assign(model, links, tensors):
+def assign(model: keras.Model, links: Iterable[Link], tensors: Tensors) -> None:
     """Fill a model from tensors, one link at a time; names and shapes must be checked before."""
     variables = {variable.path: variable for variable in model.variables}
     for link in links:
@@ -157,7 +166,7 @@ def assign(model, links, tensors):
         allocate(variable)
 
 
-def collect(model, links):
+def collect(model: keras.Model, links: Iterable[Link]) -> dict[str, np.ndarray]:
     """Return the tensors of a model: dict of name to NumPy array, in the dtype of the weights."""
     variables = {variable.path: variable for variable in model.variables}
     tensors = {}
@@ -168,6 +177,6 @@ def collect(model, links):
     return tensors
 
 
-def to_numpy(variable):
+def to_numpy(variable: keras.Variable) -> np.ndarray:
     """Return the value of a Keras variable as a NumPy array of the same dtype."""
     return np.asarray(keras.ops.convert_to_numpy(variable))

@@ -1,9 +1,14 @@
 """Filter training rows and count the dropped ones by reason."""
 
 import collections
+from collections.abc import Collection, Iterable
 
 
-def clean_rows(rows, unique=None, may_be_empty=()):
+def clean_rows(
+    rows: Iterable[tuple[str, ...]],
+    unique: int | tuple[int, ...] | None = None,
+    may_be_empty: Collection[int] = (),
+) -> tuple[list[tuple[str, ...]], dict[str, int]]:
     """Drop rows that are empty or repeated.
 
     Args:
@@ -36,7 +41,9 @@ def clean_rows(rows, unique=None, may_be_empty=()):
     return kept, dict(dropped)
 
 
-def without_contamination(rows, held_out, by=0):
+def without_contamination(
+    rows: list[tuple[str, ...]], held_out: Iterable[tuple[str, ...]], by: int = 0
+) -> tuple[list[tuple[str, ...]], dict[str, int]]:
     """Drop training rows that also occur in the held-out rows.
 
     Args:

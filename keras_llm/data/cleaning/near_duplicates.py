@@ -1,6 +1,7 @@
 """Find near-duplicate texts, and held-out text that occurs in the training text."""
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -11,7 +12,9 @@ _PERMUTATIONS = 128
 _UNKNOWN = 2**64 - 1
 
 
-def without_near_duplicates(texts, threshold=0.8, words=5, seed=1):
+def without_near_duplicates(
+    texts: list[str], threshold: float = 0.8, words: int = 5, seed: int = 1
+) -> tuple[list[str], dict[str, int]]:
     """Drop texts that are nearly equal to an earlier one.
 
     Two texts are near duplicates if they share at least `threshold` of all distinct runs of `words`
@@ -66,7 +69,9 @@ def without_near_duplicates(texts, threshold=0.8, words=5, seed=1):
     return kept, {"nearly repeated": count} if count else {}
 
 
-def contamination(train, held_out, words=13):
+def contamination(
+    train: Iterable[str], held_out: Iterable[str], words: int = 13
+) -> dict[str, int | float]:
     """Measure how much of the held-out text occurs in the training text.
 
     Args:

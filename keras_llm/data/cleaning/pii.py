@@ -3,6 +3,7 @@
 import collections
 import ipaddress
 import re
+from collections.abc import Iterable
 
 _BEFORE, _AFTER = r"(?<![\w.+/-])", r"(?![\w-]|[.,]\d)"
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]+@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}(?![\w-])")
@@ -20,7 +21,7 @@ _PHONE = re.compile(
 )
 
 
-def scrub(text):
+def scrub(text: str) -> tuple[str, dict[str, int]]:
     """Redact e-mail addresses, IP addresses, card numbers and phone numbers.
 
     Matches are found by their format: valid IPv4 and IPv6 addresses; 13 to 19 digits, grouped or
@@ -53,7 +54,7 @@ def scrub(text):
     return text, dict(counts)
 
 
-def scrub_texts(texts):
+def scrub_texts(texts: Iterable[str]) -> tuple[list[str], dict[str, int]]:
     """Apply `scrub` to a list of str; return the new list and the sum of the counts."""
     total, scrubbed = collections.Counter(), []
     for text in texts:
@@ -63,7 +64,7 @@ def scrub_texts(texts):
     return scrubbed, dict(total)
 
 
-def _is_address(text):
+def _is_address(text: str) -> bool:
     if ":" in text and len([part for part in text.split(":") if part]) < 3:
         return False  # slices in code such as `::2` are valid addresses
     try:
@@ -73,14 +74,14 @@ def _is_address(text):
     return True
 
 
-def _is_card(text):
+def _is_card(text: str) -> bool:
     """Check the Luhn checksum: from the right, double every second digit and add its digits."""
     digits = [int(character) for character in reversed(text) if character.isdigit()]
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[1::2]]
     return len(set(digits)) > 1 and (sum(digits[::2]) + sum(doubled)) % 10 == 0
 
 
-def _always(text):
+def _always(text: str) -> bool:
     return True
 
 

@@ -2,13 +2,14 @@
 
 import json
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from keras_llm.data.readers.named import is_name, named_records
 from keras_llm.data.readers.records import kind_of, read_json_lines
 from keras_llm.data.readers.values import checked_text
 from keras_llm.errors import InputError
 from keras_llm.files import read_utf8
+from keras_llm.types import PathLike
 
 _ROLES = {
     "system": "system",
@@ -32,12 +33,12 @@ class Preference(NamedTuple):
         rejected: str, the other answer.
     """
 
-    messages: list
+    messages: list[dict[str, str]]
     chosen: str
     rejected: str
 
 
-def read_conversations(path):
+def read_conversations(path: PathLike) -> list[list[dict[str, str]]]:
     """Read conversations from `.jsonl` (one object per line) or `.json` (a list of objects).
 
     Each object has one of three formats:
@@ -72,7 +73,7 @@ def read_conversations(path):
     return conversations
 
 
-def read_preferences(path):
+def read_preferences(path: PathLike) -> list[Preference]:
     """Read pairs of answers from `.jsonl` or `.json`.
 
     An object is a conversation as in `read_conversations`, without the last answer, with
@@ -91,7 +92,7 @@ def read_preferences(path):
     return [preference(record, where) for where, record in _records(path)]
 
 
-def conversation(record, where):
+def conversation(record: Any, where: str) -> list[dict[str, str]]:
     """Convert an object to a list of messages.
 
     Args:
@@ -124,7 +125,7 @@ def conversation(record, where):
     return messages
 
 
-def preference(record, where):
+def preference(record: Any, where: str) -> Preference:
     """Convert an object to a `Preference`; arguments and errors are those of `conversation`."""
     messages = conversation(record, where)
     if messages[-1]["role"] not in ("user", "tool"):

@@ -2,21 +2,23 @@
 
 import pathlib
 import re
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from keras_llm.data.readers.values import checked_text
 from keras_llm.errors import InputError
+from keras_llm.types import JSON, PathLike
 
 _PARTS = re.compile(r"(hf|tfds):(.+?)(?::([^:\[\]/]+(?:\[[^\]]*\][^:\[\]/]*)*))?")
 
 
-def is_name(path):
+def is_name(path: PathLike) -> bool:
     """Return whether a path names a dataset: a str that starts with "hf:" or "tfds:"."""
     return isinstance(path, str) and path.startswith(("hf:", "tfds:"))
 
 
-def named_rows(name, columns):
+def named_rows(name: str, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Yield the rows of some columns of a dataset, one in memory at a time.
 
     Args:
@@ -34,7 +36,7 @@ def named_rows(name, columns):
         yield tuple(checked_text(where, column, _field(record, column)) for column in columns)
 
 
-def named_records(name, columns=()):
+def named_records(name: str, columns: Iterable[str] = ()) -> Iterator[JSON]:
     """Yield the rows of a dataset as dicts of Python values.
 
     Raises:

@@ -1,10 +1,13 @@
 """Read columns of Parquet files as text."""
 
+from collections.abc import Iterator
+
 from keras_llm.data.readers.values import checked_text
 from keras_llm.errors import InputError
+from keras_llm.types import PathLike
 
 
-def read_parquet(path, columns):
+def read_parquet(path: PathLike, columns: list[str]) -> Iterator[tuple[str, ...]]:
     """Yield the rows of some columns, with one batch of rows in memory at a time.
 
     Args:

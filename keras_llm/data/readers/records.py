@@ -4,18 +4,21 @@ import csv
 import io
 import json
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 from keras_llm.data.readers.named import is_name, named_rows
 from keras_llm.data.readers.parquet import read_parquet
 from keras_llm.data.readers.values import checked_text
 from keras_llm.errors import InputError
 from keras_llm.files import read_utf8, utf8_lines
+from keras_llm.types import PathLike
 
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 _TEXTS = (".txt", ".jsonl", ".parquet")
 
 
-def read_records(path, columns):
+def read_records(path: PathLike, columns: list[str]) -> list[tuple[str, ...]]:
     """Read some columns of a table.
 
     `.csv` and `.tsv` files start with a line of column names; CSV fields may be quoted, TSV fields
@@ -52,7 +55,7 @@ def read_records(path, columns):
     return records
 
 
-def unread_files(path, columns=None):
+def unread_files(path: PathLike, columns: list[str] | None = None) -> list[pathlib.Path]:
     """Return the files of a folder that are ignored because of their names.
 
     Args:
@@ -73,7 +76,7 @@ def unread_files(path, columns=None):
     return sorted({*files} - {*read})
 
 
-def text_files(path):
+def text_files(path: pathlib.Path) -> list[pathlib.Path]:
     """Return the files that `read_texts` reads, in order of name."""
     if not path.is_dir():
         return [path]
@@ -83,12 +86,12 @@ def text_files(path):
     return files
 
 
-def kind_of(file):
+def kind_of(file: pathlib.Path) -> str:
     """Return the suffix of a path, ignoring `.gz`."""
     return pathlib.Path(file.name.removesuffix(".gz")).suffix
 
 
-def read_json_lines(file):
+def read_json_lines(file: pathlib.Path) -> Iterator[tuple[int, Any]]:
     """Yield the non-blank lines of a JSONL file as pairs of the line number and the value.
 
     Raises:

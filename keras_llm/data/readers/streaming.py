@@ -3,6 +3,7 @@
 import array
 import collections
 import hashlib
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -24,14 +25,21 @@ class StreamedDocuments:
         fingerprint: str, equal for the same documents.
     """
 
-    def __init__(self, read, places, sizes, total, fingerprint):
+    def __init__(
+        self,
+        read: Callable[[], Iterable[str]],
+        places: np.ndarray,
+        sizes: np.ndarray,
+        total: int,
+        fingerprint: str,
+    ) -> None:
         self._read, self._places, self._sizes, self._total = read, places, sizes, total
         self.fingerprint = fingerprint
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._places)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         """Yield strs.
 
         Raises:
@@ -49,7 +57,7 @@ class StreamedDocuments:
                 f"the data has changed: it has {count} documents instead of {self._total}."
             )
 
-    def sample(self, max_bytes):
+    def sample(self, max_bytes: float) -> "StreamedDocuments":
         """Draw documents at random with at most `max_bytes` of UTF-8, but at least one."""
         count = max(1, _within(self._sizes, max_bytes))
         return StreamedDocuments(
@@ -57,7 +65,12 @@ class StreamedDocuments:
         )
 
 
-def split_stream(read, held_out=0.1, seed=0, max_bytes=None):
+def split_stream(
+    read: Callable[[], Iterable[str]],
+    held_out: float = 0.1,
+    seed: int = 0,
+    max_bytes: float | None = None,
+) -> tuple[StreamedDocuments, StreamedDocuments, dict[str, int]]:
     """Split a corpus that need not fit into memory, as `split_documents` does.
 
     The corpus is read once to compute an 8-byte hash of each document, so that 16 bytes per

@@ -2,6 +2,7 @@
 
 import hashlib
 import pathlib
+from collections.abc import Iterable, Iterator
 
 from keras_llm.data.readers.named import is_name, named_rows
 from keras_llm.data.readers.parquet import read_parquet
@@ -9,11 +10,12 @@ from keras_llm.data.readers.records import kind_of, read_json_lines, text_files
 from keras_llm.data.readers.values import checked_text
 from keras_llm.errors import InputError
 from keras_llm.files import utf8_lines
+from keras_llm.types import PathLike
 
 _BLOCK = 1 << 20  # characters
 
 
-def read_texts(path, text_field="text", separator="\n\n"):
+def read_texts(path: PathLike, text_field: str = "text", separator: str = "\n\n") -> list[str]:
     """Read the documents of a file, a folder, or a named dataset.
 
     `.jsonl` files have one JSON object per line with the text in `text_field`, `.parquet` files
@@ -40,7 +42,9 @@ def read_texts(path, text_field="text", separator="\n\n"):
     return documents
 
 
-def stream_texts(path, text_field="text", separator="\n\n"):
+def stream_texts(
+    path: PathLike, text_field: str = "text", separator: str = "\n\n"
+) -> Iterator[str]:
     """Yield the documents of `read_texts`, one in memory at a time.
 
     Args:
@@ -66,12 +70,12 @@ def stream_texts(path, text_field="text", separator="\n\n"):
             yield from _documents(file, separator)
 
 
-def rank(document, seed=0):
+def rank(document: str, seed: int = 0) -> bytes:
     """Compute a 16-byte sort key that shuffles documents."""
     return hashlib.blake2b(f"{seed}\0{document}".encode(), digest_size=16).digest()
 
 
-def shuffle_documents(documents, seed=0):
+def shuffle_documents(documents: Iterable[str], seed: int = 0) -> list[str]:
     """Shuffle the distinct documents in an order that depends only on each text and the seed.
 
     Args:
@@ -84,7 +88,9 @@ def shuffle_documents(documents, seed=0):
     return sorted(set(documents), key=lambda document: rank(document, seed))
 
 
-def split_documents(documents, held_out=0.1, seed=0):
+def split_documents(
+    documents: Iterable[str], held_out: float = 0.1, seed: int = 0
+) -> tuple[list[str], list[str]]:
     """Shuffle documents and split them into a training and a held-out list.
 
     Duplicates are dropped, so no held-out text is trained on.
@@ -105,7 +111,7 @@ def split_documents(documents, held_out=0.1, seed=0):
     return shuffled[count:], shuffled[:count]
 
 
-def held_out_count(count, held_out):
+def held_out_count(count: int, held_out: float) -> int:
     """Compute how many of `count` distinct documents are held out.
 
     Raises:
@@ -118,7 +124,9 @@ def held_out_count(count, held_out):
     return min(max(1, round(held_out * count)), count - 1)
 
 
-def split_rows(rows, held_out=0.1, seed=0, by=0):
+def split_rows(
+    rows: Iterable[tuple[str, ...]], held_out: float = 0.1, seed: int = 0, by: int = 0
+) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
     """Split rows into a training and a held-out list, keeping rows with the same text together.
 
     Args:

@@ -1,11 +1,12 @@
 """Convert values of tables to text."""
 
 import json
+from typing import Any
 
 from keras_llm.errors import InputError
 
 
-def checked_text(where, column, value):
+def checked_text(where: str, column: str, value: Any) -> str:
     """Convert a value of a column to a str, with numbers and booleans formatted as JSON.
 
     Args:

@@ -73,7 +73,7 @@ class Ticket:
             return self._done
 
     def _after(self, count):
-        """Wait for more than `count` tokens or the end; return the new ones and whether it ended."""
+        """Wait for more than `count` tokens or the end; return new tokens and whether it ended."""
         with self._changed:
             self._changed.wait_for(lambda: self._done or len(self._tokens) > count)
             return self._tokens[count:], self._done

@@ -1,1 +1,1 @@
-"""Searches over texts: beam, contrastive, speculative, sample-and-rank."""
+"""Search for texts: beam search, contrastive search, speculative decoding, sample-and-rank."""

@@ -1,4 +1,4 @@
-"""Beam search: several likely texts at once, compared as whole texts."""
+"""Search for the most probable texts with beam search."""
 
 import math
 import numbers
@@ -11,19 +11,19 @@ from keras_llm.errors import InputError
 from keras_llm.generation.logits_processors import occurrences
 from keras_llm.generation.sampling import is_stop
 
-_ABSENT = -1e30  # the log-probability of what is not there; finite, so that sums stay numbers
+_ABSENT = -1e30  # log-probability of a missing beam; finite, so that sums are not NaN
 
 
 class Beams(NamedTuple):
-    """The texts that `beam_search` found, best first. R texts a row.
+    """The result of `beam_search`: R texts for each row, best first.
 
     Attributes:
-        token_ids: int32 (B, R, N), the new tokens, without the stop token; `pad_id` after them.
-        num_tokens: int32 (B, R), how many new tokens there are.
-        log_probability: float32 (B, R), the sum of their log-probabilities in nats, and that of
-            the stop token if there is one. -inf where a row has fewer than R texts.
-        score: float32 (B, R), what they are sorted by: `log_probability` under the penalty.
-        stopped: bool (B, R), the text ended with the stop token.
+        token_ids: int32 (B, R, N), the new tokens without the stop token, padded with `pad_id`.
+        num_tokens: int32 (B, R), the number of new tokens.
+        log_probability: float32 (B, R), the sum of the log-probabilities of the new tokens and the
+            stop token, if any, in nats. -inf where a row has fewer than R texts.
+        score: float32 (B, R), `log_probability` divided by the length penalty.
+        stopped: bool (B, R), whether the text ended with a stop token.
     """
 
     token_ids: object
@@ -49,58 +49,58 @@ def beam_search(
     encoder_cache=None,
     capacity=None,
 ):
-    """Search for the texts of the highest score.
+    """Search for the texts with the highest score.
 
-    `score = log_probability / ((5 + n) / 6) ** length_penalty`, n tokens with the stop token
+    `score = log_probability / ((5 + n) / 6) ** length_penalty`, n tokens including the stop token
 
-    In each step the `beam_width` most probable continuations of all live beams are looked at.
-    Those that stop are finished: they are scored and never touched again. The most probable of the
-    others live on; where some have stopped, the next best take their places. (With a width of one
-    nothing takes the place of a beam that stops, so that the search is greedy decoding.) Live
-    beams that have used up their budget are texts too. A row is done early when no live beam can
-    come to a score above those found already, whatever its next tokens.
+    Each step considers the `beam_width` most probable continuations of all live beams. Those that
+    end with a stop token are finished and scored. The most probable of the others stay live; the
+    next best continuations replace finished beams. (With a width of one, a finished beam is not
+    replaced, so that the search is greedy decoding.) Live beams that reach their budget are also
+    scored. A row ends early when no live beam can exceed the finished scores.
 
-    With groups each group is such a search of `beam_width / diversity_groups` beams. In each
-    step the groups choose one after the other, and a token counts `diversity_penalty` less for
-    each time that the groups before have just chosen it. The penalty guides the choice only: it
-    is no part of any log-probability or score. Groups may find the same text.
+    With diversity groups, each group is a search with `beam_width / diversity_groups` beams. In
+    each step, the groups choose in turn, and `diversity_penalty` is subtracted from the
+    log-probability of a token for each time an earlier group has chosen it in this step. The
+    penalty affects only the choice, not the log-probabilities and scores that are returned.
+    Different groups may return the same text.
 
     Args:
         model: a model from `models.causal_lm` or `models.seq2seq`.
-        token_ids: int tensor (B, T), prompts padded on the right; of a `seq2seq` model the
-            decoder's, e.g. the config's `start_id` alone.
+        token_ids: int tensor (B, T), prompts padded on the right; for a `seq2seq` model, the
+            decoder's, such as the config's `start_id`.
         lengths: int tensor (B,), in `1 .. T`, below the model's `max_length`.
-        max_new_tokens: int > 0, or int32 tensor (B,) or (1,). No text grows over the model's
-            `max_length`.
-        beam_width: int > 0. W, live beams of a row in all groups.
-        stop_id: int, the token that ends a text, or several (S,); negative for none.
-        pad_id: int, fills unused places.
+        max_new_tokens: int > 0, or int32 tensor (B,) or (1,). The model's `max_length` limits
+            prompt and new tokens together.
+        beam_width: int > 0. W, the number of live beams per row, over all groups.
+        stop_id: int or int32 tensor (S,). Stop tokens; negative for none.
+        pad_id: int. Padding token.
         length_penalty: float, or float32 tensor (1,) or (B,). 0 ranks by log-probability, which
-            favours short texts; larger values favour longer ones.
+            favors short texts; larger values favor longer texts.
         num_return_sequences: int in `1 .. W`. R.
         diversity_groups: int that divides W.
         diversity_penalty: float >= 0, in nats.
-        process: None, or a function of float32 logits (B * W, V), a row's beams side by side,
-            the int32 step, 0 for the first new token, and the beams' new tokens, int32
-            (B * W, N). It returns such logits, whose log-softmax is then what this search takes
-            for the model's; -1e30 or -inf bans a token. See `processor`.
-        encoder_cache: dict from `models.encode_source`, of a `seq2seq` model.
-        capacity: int. N, the room for new tokens, at least the largest budget. Defaults to
-            that; XLA needs a number.
+        process: None, or a function of float32 logits (B * W, V), with the beams of a row adjacent;
+            the int32 step, 0 for the first new token; and the new tokens, int32 (B * W, N). It
+            returns processed logits (B * W, V), whose log-softmax replaces the model's; -1e30 or
+            -inf bans a token. See `processor`.
+        encoder_cache: dict from `models.encode_source`, for a `seq2seq` model.
+        capacity: int. N, the number of slots for new tokens, at least the largest budget (the
+            default). XLA requires an int.
 
     Returns:
         `Beams`.
 
     Raises:
-        InputError: naming the argument that does not fit.
+        InputError: if an argument is invalid; the message names it.
 
     Example:
     >>> import numpy as np
     >>> from keras_llm import models
     >>> model = models.causal_lm(models.preset("llama-tiny"))
     >>> prompts = np.array([[5, 6, 7], [8, 9, 0]])
-    >>> found = beam_search(model, prompts, np.array([3, 2]), 4, beam_width=2, stop_id=1, pad_id=0)
-    >>> tuple(found.token_ids.shape)
+    >>> beams = beam_search(model, prompts, np.array([3, 2]), 4, beam_width=2, stop_id=1, pad_id=0)
+    >>> tuple(beams.token_ids.shape)
     (2, 1, 4)
 
     Reference:
@@ -129,7 +129,7 @@ def beam_search(
     if hasattr(length_penalty, "shape"):
         length_penalty = ops.reshape(length_penalty, (-1, 1))
     width = beam_width // diversity_groups
-    # A group keeps no more texts than can be asked for, so it knows early that it is done.
+    # A group keeps no more texts than are returned, so that it can end early.
     kept = min(width, num_return_sequences)
     search = _Search(width, kept, budget, stop_id, length_penalty, diversity_penalty, process)
     group = _new_group(batch_size, width, kept, capacity, pad_id)
@@ -145,7 +145,7 @@ def beam_search(
 
     def advance(step, groups, cache):
         token = ops.concatenate([group.token for group in groups], axis=1)
-        # A row that is done stays at its last position, which has a slot.
+        # A row that is done repeats its last position, so that it never exceeds the cache.
         positions = ops.repeat(lengths + ops.minimum(step, budget) - 1, beam_width)
         logits, cache = models.decode(
             model,
@@ -155,7 +155,7 @@ def beam_search(
         )
         groups, parents = search.choose(groups, logits, step)
         rows = ops.reshape(first_rows + parents, (-1,))
-        # A row's beams share its memory, so that needs no new order.
+        # A row's beams share the encoder cache, so it does not need to be reordered.
         cache = {
             name: ops.take(entry, rows, axis=0)
             for name, entry in cache.items()
@@ -163,20 +163,20 @@ def beam_search(
         }
         return step + 1, groups, cache
 
-    def goes_on(step, groups, cache):
+    def should_continue(step, groups, cache):
         return ops.any(ops.stack([_exists(group.log_probability) for group in groups]))
 
-    _, groups, _ = ops.while_loop(goes_on, advance, (step + 1, groups, cache))
-    found = _best(_join([group.finished for group in groups]), num_return_sequences)
-    exists = _exists(found.score)
-    return found._replace(
-        log_probability=ops.where(exists, found.log_probability, -math.inf),
-        score=ops.where(exists, found.score, -math.inf),
+    _, groups, _ = ops.while_loop(should_continue, advance, (step + 1, groups, cache))
+    beams = _best(_join([group.finished for group in groups]), num_return_sequences)
+    exists = _exists(beams.score)
+    return beams._replace(
+        log_probability=ops.where(exists, beams.log_probability, -math.inf),
+        score=ops.where(exists, beams.score, -math.inf),
     )
 
 
 def repeat_rows(cache, times):
-    """Repeat each row of a cache, the copies side by side.
+    """Repeat each row of a cache; the copies of a row are adjacent.
 
     Args:
         cache: dict of tensors (B, ...), e.g. from `models.init_cache` and `models.encode_source`.
@@ -197,21 +197,23 @@ def check_count(function, name, value, most=math.inf):
 
 
 def check_budget(function, max_new_tokens):
-    """Raise InputError unless it is an int > 0; tensors are taken as they are."""
+    """Raise InputError unless `max_new_tokens` is an int > 0. Tensors are not checked."""
     if not hasattr(max_new_tokens, "shape"):
         check_count(function, "max_new_tokens", max_new_tokens)
 
 
 def room_for(max_new_tokens, budget, capacity):
-    """The room for new tokens: `capacity`, or else no more than is needed."""
+    """Return `capacity`, or if it is None the number of slots that new tokens need."""
     if capacity is not None:
         return capacity
     return ops.max(budget) if hasattr(max_new_tokens, "shape") else max_new_tokens
 
 
 def check_number(function, name, value, least=-math.inf, most=math.inf):
-    """Raise InputError unless `value` is a finite number in `least .. most`; tensors are taken
-    as they are."""
+    """Raise InputError unless `value` is a finite number in `least .. most`.
+
+    Tensors are not checked.
+    """
     if hasattr(value, "shape"):
         return
     is_number = isinstance(value, numbers.Real) and math.isfinite(value)
@@ -221,12 +223,12 @@ def check_number(function, name, value, least=-math.inf, most=math.inf):
 
 
 class _Group(NamedTuple):
-    """Where one group stands: w live beams, F finished texts.
+    """The state of a group: w live beams and F finished texts.
 
     Attributes:
-        token: int32 (B, w), the token chosen last.
+        token: int32 (B, w), the last token chosen.
         token_ids: int32 (B, w, N), all tokens chosen.
-        log_probability: float32 (B, w); `_ABSENT` where no beam lives.
+        log_probability: float32 (B, w); `_ABSENT` for a beam that is not live.
         finished: `Beams` of (B, F), best first.
     """
 
@@ -237,7 +239,7 @@ class _Group(NamedTuple):
 
 
 def _new_group(batch_size, width, kept, capacity, pad_id):
-    """One live beam without tokens; the others come from its continuations."""
+    """Return a group with one live beam without tokens; its continuations fill the others."""
     absent = ops.zeros((batch_size, width), dtype="float32") + _ABSENT
     first = ops.expand_dims(ops.arange(width) == 0, 0)
     zeros = ops.zeros((batch_size, kept), dtype="int32")
@@ -256,8 +258,14 @@ def _new_group(batch_size, width, kept, capacity, pad_id):
 
 
 class _Search(NamedTuple):
-    """What stays the same in all steps: `width`, w of a group; `kept`, its F; `budget`, int32
-    (B,); and arguments of `beam_search`."""
+    """The constants of a search.
+
+    Attributes:
+        width: int. w, the beams of a group.
+        kept: int. F, the finished texts that a group keeps.
+        budget: int32 (B,), the maximum number of new tokens.
+        stop_id, length_penalty, diversity_penalty, process: see `beam_search`.
+    """
 
     width: int
     kept: int
@@ -268,15 +276,15 @@ class _Search(NamedTuple):
     process: object
 
     def choose(self, groups, logits, step):
-        """Give each live beam its next token.
+        """Choose the next token of each live beam.
 
         Args:
             groups: tuple of `_Group`.
             logits: float32 (B * W, V).
-            step: int32 scalar, how many tokens live beams have.
+            step: int32 scalar, the number of tokens of live beams.
 
         Returns:
-            Tuple of `_Group`, and int32 (B, W), each new beam's parent among the row's beams.
+            A tuple of `_Group`, and int32 (B, W), the index of each new beam's parent in its row.
         """
         if self.process is not None:
             texts = ops.concatenate([group.token_ids for group in groups], axis=1)
@@ -296,29 +304,35 @@ class _Search(NamedTuple):
             parents.append(parent + i * width)
             if i + 1 < len(groups):
                 taken.append(ops.expand_dims(occurrences(*new, logits.shape[-1]), 1))
-        goes_on = [self._can_improve(group, step + 1) for group in chosen]
-        goes_on = ops.any(ops.stack(goes_on, axis=1), axis=1, keepdims=True)
+        is_live = [self._can_improve(group, step + 1) for group in chosen]
+        is_live = ops.any(ops.stack(is_live, axis=1), axis=1, keepdims=True)
         chosen = tuple(
-            group._replace(log_probability=ops.where(goes_on, group.log_probability, _ABSENT))
+            group._replace(log_probability=ops.where(is_live, group.log_probability, _ABSENT))
             for group in chosen
         )
         return chosen, ops.concatenate(parents, axis=1)
 
     def _choose(self, group, logits, step, penalty):
-        """One group's step, from logits (B, w, V) and a penalty (B, 1, V) or None.
+        """Choose the next tokens of a group.
+
+        Args:
+            group: `_Group`.
+            logits: float32 (B, w, V).
+            step: int32 scalar.
+            penalty: None, or float32 (B, 1, V), the diversity penalty.
 
         Returns:
-            The `_Group`; int32 (B, w), its beams' parents in it; and the tokens that it took,
-            int32 (B, n), with a bool (B, n) which of them count.
+            The new `_Group`; int32 (B, w), the parents of its beams; and a list of the tokens
+            chosen, int32 (B, n), and which of them count, bool (B, n).
         """
         width = self.width
         token, parent, log_p, rank = self._continuations(group, logits, penalty)
         exists, stops = _exists(log_p), is_stop(token, self.stop_id)
 
-        _, place = ops.top_k(ops.where(stops, 2 * _ABSENT, rank), width)
-        lives = ops.take_along_axis(exists & ~stops, place, axis=1)
+        _, index = ops.top_k(ops.where(stops, 2 * _ABSENT, rank), width)
+        lives = ops.take_along_axis(exists & ~stops, index, axis=1)
         new_token, new_parent, new_log_p = (
-            ops.take_along_axis(x, place, axis=1) for x in (token, parent, log_p)
+            ops.take_along_axis(x, index, axis=1) for x in (token, parent, log_p)
         )
         token_ids = _rows(group.token_ids, new_parent)
         here = ops.arange(ops.shape(token_ids)[2]) == step
@@ -343,20 +357,20 @@ class _Search(NamedTuple):
         return group, new_parent, taken
 
     def _continuations(self, group, logits, penalty):
-        """The best continuations of a group's beams, best first.
+        """Return the best continuations of a group's beams, best first.
 
         Returns:
-            Token, parent, log-probability of the whole text, and what they are ranked by; each
+            Tokens, parents, log-probabilities of the whole texts, and ranking scores; each
             (B, n) with n at least w.
         """
         width = self.width
-        # No more than `width` continuations stop, one for each beam and stop token: so many more
-        # always leave enough that live on.
+        # At most one continuation per beam and stop token ends, so this count always leaves
+        # `width` continuations that do not end.
         stops = 1 if isinstance(self.stop_id, int) else self.stop_id.shape[0]
         count = (1 + stops) * width if width > 1 else 1
         each = min(count, logits.shape[2])
-        # Each beam's best are found among its logits, since sums of log-probabilities may round
-        # to a tie what was none; equal values keep their order.
+        # Rank the continuations of a beam by logits: adding the beam's log-probability could round
+        # different values to a tie. Ties keep their order.
         _, token = ops.top_k(logits if penalty is None else logits - penalty, each)
         log_p = ops.take_along_axis(logits, token, axis=2)
         log_p = log_p - ops.logsumexp(logits, axis=2, keepdims=True)
@@ -375,7 +389,7 @@ class _Search(NamedTuple):
         )
 
     def _scored(self, token_ids, log_probability, num_tokens, stopped):
-        """Texts (B, n, N) of one length as `Beams`; `_ABSENT` ones stay so."""
+        """Score texts (B, n, N) of equal length as `Beams`; missing texts stay `_ABSENT`."""
         zeros = ops.cast(ops.zeros_like(log_probability), "int32")
         score = log_probability / self._penalty(num_tokens + int(stopped))
         return Beams(
@@ -387,10 +401,10 @@ class _Search(NamedTuple):
         )
 
     def _can_improve(self, group, step):
-        """Bool (B,): may a live beam of `step` tokens still get into the group's finished texts?
+        """Return whether a live beam can still enter the group's finished texts, bool (B,).
 
-        A log-probability only falls, and the penalty is monotone in the length: no text gets
-        above the score of the same log-probability at the shortest or longest length left.
+        Log-probabilities only decrease and the penalty is monotonic in the length, so the best
+        possible score is that of the current log-probability at the shortest or longest length.
         """
         log_p = group.log_probability
         longest = self._penalty(ops.expand_dims(self.budget, 1))
@@ -398,7 +412,7 @@ class _Search(NamedTuple):
         return ops.any(_exists(log_p) & (highest > group.finished.score[:, -1:]), axis=1)
 
     def _penalty(self, num_tokens):
-        """Of a scalar or (B, 1): one that divides (B, n)."""
+        """Return the length penalty for a scalar or (B, 1); it broadcasts with (B, n)."""
         return ((5.0 + ops.cast(num_tokens, "float32")) / 6.0) ** self.length_penalty
 
 
@@ -407,7 +421,7 @@ def _exists(log_probability):
 
 
 def _best(beams, count):
-    """The `count` texts of the highest score, best first; of equals the first."""
+    """Return the `count` texts with the highest scores, best first; ties keep their order."""
     _, index = ops.top_k(beams.score, count)
     rest = (ops.take_along_axis(x, index, axis=1) for x in beams[1:])
     return Beams(_rows(beams.token_ids, index), *rest)
@@ -418,10 +432,10 @@ def _join(beams):
 
 
 def _rows(texts, index):
-    """Texts (B, n, N) at index (B, m): (B, m, N)."""
+    """Gather texts (B, n, N) at index (B, m); returns (B, m, N)."""
     return ops.take_along_axis(texts, ops.expand_dims(index, 2), axis=1)
 
 
 def _flat(x):
-    """(B, w, n) -> (B, w * n)."""
+    """Reshape (B, w, n) to (B, w * n)."""
     return ops.reshape(x, (ops.shape(x)[0], -1))

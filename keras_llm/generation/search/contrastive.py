@@ -1,4 +1,4 @@
-"""Contrastive search: likely tokens that do not repeat what the context already means."""
+"""Continue prompts with contrastive search: likely tokens that are not similar to the context."""
 
 import math
 from typing import NamedTuple
@@ -17,14 +17,14 @@ from keras_llm.generation.search.beam import (
 
 
 class Contrasted(NamedTuple):
-    """What `contrastive_search` wrote.
+    """The result of `contrastive_search`.
 
     Attributes:
-        token_ids: int32 (B, N), the new tokens, without the stop token; `pad_id` after them.
-        num_tokens: int32 (B,), how many new tokens there are.
+        token_ids: int32 (B, N), the new tokens without the stop token, padded with `pad_id`.
+        num_tokens: int32 (B,), the number of new tokens.
         log_probability: float32 (B,), the sum of their log-probabilities under the model, in
             nats.
-        stopped: bool (B,), the text ended with the stop token.
+        stopped: bool (B,), whether the text ended with a stop token.
     """
 
     token_ids: object
@@ -46,38 +46,38 @@ def contrastive_search(
     capacity=None,
     logit_bias=None,
 ):
-    """Continue prompts with the likely tokens that are least like what stands there already.
+    """Continue prompts with likely tokens that are least similar to the context.
 
     `score(v) = (1 - alpha) * p(v) - alpha * max_j cos(h_v, h_j)`
 
-    Of the `top_k` most likely tokens the one of the highest score is taken. `h_v` is the hidden
-    state that the model has after reading `v`, `h_j` those of all tokens before, prompt and new
-    ones, as they go into the head. Nothing is drawn at random.
+    Each step takes the token with the highest score among the `top_k` most likely tokens. `h_v` is
+    the last hidden state (the input of the head) after `v`, and `h_j` those of all previous tokens
+    of prompt and text. The search is deterministic.
 
-    Each step reads `top_k` tokens a row, and for that long holds as many copies of the cache.
+    Each step runs the model on `top_k` tokens per row and copies the cache `top_k` times.
 
     Args:
         model: a model from `models.causal_lm` or `models.seq2seq`.
-        token_ids: int tensor (B, T), prompts padded on the right; of a `seq2seq` model the
+        token_ids: int tensor (B, T), prompts padded on the right; for a `seq2seq` model, the
             decoder's.
         lengths: int tensor (B,), in `1 .. T`, below the model's `max_length`.
-        max_new_tokens: int > 0, or int32 tensor (B,) or (1,). No text grows over the model's
-            `max_length`.
-        top_k: int in `1 .. V`; 1 is greedy decoding. The paper finds 3 to 10 good.
-        alpha: float in [0, 1]; 0 is greedy decoding. The paper takes 0.6.
-        stop_id: int, the token that ends a text, or several (S,); negative for none.
-        pad_id: int, fills unused places.
-        encoder_cache: dict from `models.encode_source`, of a `seq2seq` model.
-        capacity: int. N, the room for new tokens, at least the largest budget. Defaults to
-            that; XLA needs a number.
-        logit_bias: None, or float32 tensor (1, V) or (B, V), added to the logits that the most
-            likely tokens are taken from; -1e30 bans a token.
+        max_new_tokens: int > 0, or int32 tensor (B,) or (1,). The model's `max_length` limits
+            prompt and new tokens together.
+        top_k: int in `1 .. V`; 1 is greedy decoding. The paper recommends 3 to 10.
+        alpha: float in [0, 1]; 0 is greedy decoding. The paper uses 0.6.
+        stop_id: int or int32 tensor (S,). Stop tokens; negative for none.
+        pad_id: int. Padding token.
+        encoder_cache: dict from `models.encode_source`, for a `seq2seq` model.
+        capacity: int. N, the number of slots for new tokens, at least the largest budget (the
+            default). XLA requires an int.
+        logit_bias: None, or float32 tensor (1, V) or (B, V), added to the logits before choosing
+            the most likely tokens; -1e30 bans a token.
 
     Returns:
         `Contrasted`.
 
     Raises:
-        InputError: naming the argument that does not fit.
+        InputError: if an argument is invalid; the message names it.
 
     Example:
     >>> import numpy as np
@@ -103,15 +103,15 @@ def contrastive_search(
     encoder_cache = encoder_cache or {}
     candidates_encoder_cache = repeat_rows(encoder_cache, top_k)
     first_rows = ops.arange(batch_size, dtype="int32") * top_k
-    # Context vectors: the prompt's in the first T slots, then one for each new token.
+    # Context vectors: prompt tokens in the first T slots, then new tokens.
     slots = ops.expand_dims(ops.arange(length + capacity), 0)
     in_prompt = slots < ops.expand_dims(lengths, 1)
 
     def choose(logits, cache, context, step):
-        """The next token (B,), its hidden state (B, 1, D), and the cache after it."""
+        """Return the next token (B,), its hidden state (B, 1, D), and the updated cache."""
         biased = logits if logit_bias is None else logits + logit_bias
         p, tokens = ops.top_k(ops.softmax(biased, axis=-1), top_k)
-        # A row that is done stays at its last position, which has a slot.
+        # A row that is done repeats its last position, so that it never exceeds the cache.
         positions = ops.repeat(lengths + ops.minimum(step, budget - 1), top_k)
         hidden, cache = models.forward_cached(
             model,
@@ -123,9 +123,9 @@ def contrastive_search(
         directions = ops.reshape(_direction(hidden), (batch_size, top_k, -1))
         cosines = ops.matmul(directions, ops.transpose(context, (0, 2, 1)))
         is_new = (slots >= length) & (slots < length + step)
-        known = ops.expand_dims(in_prompt | is_new, 1)
-        likeness = ops.max(ops.where(known, cosines, -math.inf), axis=-1)
-        best = ops.argmax((1 - alpha) * p - alpha * likeness, axis=-1)
+        in_context = ops.expand_dims(in_prompt | is_new, 1)
+        similarity = ops.max(ops.where(in_context, cosines, -math.inf), axis=-1)
+        best = ops.argmax((1 - alpha) * p - alpha * similarity, axis=-1)
         rows = first_rows + ops.cast(best, "int32")
         token = ops.take(ops.reshape(tokens, (-1,)), rows)
         cache = {
@@ -177,7 +177,7 @@ def contrastive_search(
 
 
 def _read(model, token_ids, lengths, slots, encoder_cache):
-    """Prompts (B, T) -> hidden states (B, T, D), and the cache without `encoder_cache`."""
+    """Prefill prompts (B, T); return hidden states (B, T, D) and the decoder's cache."""
     batch_size, length = ops.shape(token_ids)[:2]
     positions = ops.arange(length)
     hidden, cache = models.forward_cached(
@@ -192,7 +192,7 @@ def _read(model, token_ids, lengths, slots, encoder_cache):
 
 
 def _direction(hidden):
-    """Float (B, T, D) -> float32 of length 1."""
+    """Normalize hidden states (B, T, D) to unit length in float32."""
     hidden = ops.cast(hidden, "float32")
     norm = ops.sqrt(ops.sum(ops.square(hidden), axis=-1, keepdims=True))
     return hidden / ops.maximum(norm, 1e-12)

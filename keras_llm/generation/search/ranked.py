@@ -1,4 +1,4 @@
-"""Sample-and-rank: several texts for one prompt, the best first."""
+"""Sample several texts per prompt and rank them."""
 
 import math
 from typing import NamedTuple
@@ -11,15 +11,15 @@ from keras_llm.generation.search.beam import check_budget, check_count, room_for
 
 
 class Candidates(NamedTuple):
-    """Texts for B prompts, n for each.
+    """The result of `sample_and_rank`: n texts for each of B prompts.
 
     Attributes:
-        token_ids: int32 (B, n, N), the new tokens, without the stop token; `pad_id` after them.
-        num_tokens: int32 (B, n), how many new tokens there are.
+        token_ids: int32 (B, n, N), the new tokens without the stop token, padded with `pad_id`.
+        num_tokens: int32 (B, n), the number of new tokens.
         log_probability: float32 (B, n), the sum of their log-probabilities under the model, in
             nats.
-        score: float32 (B, n), what they are ranked by.
-        stopped: bool (B, n), the text ended with the stop token.
+        score: float32 (B, n), the ranking score.
+        stopped: bool (B, n), whether the text ended with a stop token.
     """
 
     token_ids: object
@@ -42,34 +42,35 @@ def sample_and_rank(
     encoder_cache=None,
     capacity=None,
 ):
-    """Draw several texts for each prompt and sort them by a score.
+    """Sample several texts for each prompt and sort them by score.
 
-    Each prompt is read once. Candidate `j`, before they are sorted, is the text that `generate`
-    gives with the seed `seed + j`.
+    Each prompt is prefilled once. Before sorting, candidate `j` is the text that `generate` returns
+    for the seed `seed + j`.
 
     Args:
         model: a model from `models.causal_lm` or `models.seq2seq`.
-        token_ids: int tensor (B, T), prompts padded on the right; of a `seq2seq` model the
+        token_ids: int tensor (B, T), prompts padded on the right; for a `seq2seq` model, the
             decoder's.
         lengths: int tensor (B,), in `1 .. T`, below the model's `max_length`.
-        max_new_tokens: int > 0, or int32 tensor (B,) or (1,). No text grows over the model's
-            `max_length`.
-        num_candidates: int > 0. n. LaMDA takes 16.
-        sampling: `Sampling`, its fields one for all prompts or one for each.
-        stop_id: int, the token that ends a text, or several (S,); negative for none.
-        pad_id: int, fills unused places.
-        scorer: None, or a function of `Candidates` in the order of their seeds that returns
-            scores (B, n); the highest is the best. None, and the `score` that the function
-            sees, is the mean log-probability of a text's tokens; -inf for an empty text.
-        encoder_cache: dict from `models.encode_source`, of a `seq2seq` model.
-        capacity: int. N, the room for new tokens, at least the largest budget. Defaults to
-            that; XLA needs a number.
+        max_new_tokens: int > 0, or int32 tensor (B,) or (1,). The model's `max_length` limits
+            prompt and new tokens together.
+        num_candidates: int > 0. n. LaMDA uses 16.
+        sampling: `Sampling` with fields for all prompts or for each.
+        stop_id: int or int32 tensor (S,). Stop tokens; negative for none.
+        pad_id: int. Padding token.
+        scorer: None, or a function of `Candidates` in seed order that returns scores (B, n); higher
+            is better. The default score, which the function receives in `score`, is the mean
+            log-probability of a text's tokens; -inf for an empty text.
+        encoder_cache: dict from `models.encode_source`, for a `seq2seq` model.
+        capacity: int. N, the number of slots for new tokens, at least the largest budget (the
+            default). XLA requires an int.
 
     Returns:
-        `Candidates`, each prompt's best first; of equals the lower seed first.
+        `Candidates`, sorted from best to worst; ties are in seed order.
 
     Raises:
-        InputError: naming the argument that does not fit, or if the scores are not (B, n).
+        InputError: if an argument is invalid (the message names it), or if the scores are not
+            of shape (B, n).
 
     Example:
     >>> import numpy as np
@@ -123,7 +124,7 @@ def sample_and_rank(
 
 
 def _for_each_candidate(sampling, batch_size, num_candidates):
-    """Settings of B prompts as those of B * n texts, each with a seed of its own."""
+    """Return the settings of B * n texts, each with its own seed."""
     sampling = sampling.tensors()
     seeds = ops.reshape(ops.broadcast_to(sampling.seed, (batch_size,)), (-1, 1))
     seeds = seeds + ops.expand_dims(ops.arange(num_candidates, dtype="int32"), 0)

@@ -1,6 +1,6 @@
-"""Greedy decoding with several tokens a step: proposals that the model reads at once and checks.
+"""Speed up greedy decoding with draft tokens that the model verifies in one forward pass.
 
-The text is the model's own, whatever proposes; good proposals only make it come sooner.
+The drafts do not change the text; good drafts only make decoding faster.
 """
 
 import numbers
@@ -15,17 +15,17 @@ from keras_llm.layers import causal_mask, empty_cache
 
 
 class Speculation(NamedTuple):
-    """What `speculative_generate` and `prompt_lookup_generate` return. All tensors.
+    """The result of `speculative_generate` and `prompt_lookup_generate`. All fields are tensors.
 
     Attributes:
-        token_ids: int32 (B, N), the new tokens; `pad_id` where there is none.
-        num_tokens: int32 (B,), how many of them count (the stop token does not).
-        log_probability: float32 (B,), the sum of the counted tokens' log-probabilities under the
-            model, in nats.
-        stopped: bool (B,), a stop token was chosen.
-        rounds: int32 scalar, how many times the model was run after the prompts were read.
-        proposed: int32 (B,), tokens proposed to the model.
-        accepted: int32 (B,), those among them that it would have chosen itself.
+        token_ids: int32 (B, N), the new tokens without the stop token, padded with `pad_id`.
+        num_tokens: int32 (B,), the number of new tokens.
+        log_probability: float32 (B,), the sum of their log-probabilities under the model, in
+            nats.
+        stopped: bool (B,), whether a stop token was chosen.
+        rounds: int32 scalar, the number of forward passes of the model after the prefill.
+        proposed: int32 (B,), the number of draft tokens.
+        accepted: int32 (B,), the number of draft tokens that the model accepted.
     """
 
     token_ids: object
@@ -38,8 +38,8 @@ class Speculation(NamedTuple):
 
 
 class _State(NamedTuple):
-    text: object  # int32 (B, T + N + k + 1): prompts and new tokens, without gaps
-    count: object  # int32 (B,), how much of `text` counts
+    text: object  # int32 (B, T + N + k + 1), prompts and new tokens without padding in between
+    count: object  # int32 (B,), the number of tokens in `text`
     log_probability: object
     stopped: object
     done: object
@@ -62,33 +62,34 @@ def speculative_generate(
     capacity=None,
     logit_bias=None,
 ):
-    """Greedy decoding, with tokens proposed by a smaller model.
+    """Decode greedily with draft tokens from a smaller model.
 
-    Each round the draft continues every row by k tokens, `model` reads them in one step, and
-    those before the first that it would not have chosen are kept, and its own choice after
-    them: 1 to k + 1 tokens a round. Tokens are those of `generate` with temperature 0, up to
-    rounding: where two logits are as good as equal, reading k + 1 tokens at once may tip the
-    balance.
+    In each round, the draft model generates k tokens for every row and `model` verifies them in one
+    forward pass. The longest prefix of draft tokens that `model` would have chosen is kept,
+    followed by one token of `model`: 1 to k + 1 tokens per round. The tokens are the same as those
+    of `generate` with temperature 0, up to rounding: when two logits are nearly equal, a forward
+    pass over k + 1 tokens may choose the other one.
 
     Args:
         model: a model from `models.causal_lm`.
-        draft: another, of the same vocabulary. Past its own `max_length` it proposes worse.
+        draft: a smaller model with the same vocabulary. Its drafts are worse beyond its own
+            `max_length`.
         token_ids: int32 tensor (B, T), prompts padded on the right.
         lengths: int32 tensor (B,), in `1 .. T`, below the model's `max_length`.
         max_new_tokens: int32 tensor (B,) or (1,), > 0.
         num_draft_tokens: int > 0. k.
-        stop_id: int, the token that ends a text, or several (S,).
-        pad_id: int, fills unused places.
-        capacity: int. N, the room for new tokens, at least the largest budget. Defaults to
-            that; XLA needs a number.
-        logit_bias: None, or float32 tensor (1, V) or (B, V), added to the logits that tokens
-            are chosen from; -1e30 bans a token.
+        stop_id: int or int32 tensor (S,). Stop tokens.
+        pad_id: int. Padding token.
+        capacity: int. N, the number of slots for new tokens, at least the largest budget (the
+            default). XLA requires an int.
+        logit_bias: None, or float32 tensor (1, V) or (B, V), added to the logits before choosing
+            a token; -1e30 bans a token.
 
     Returns:
         A `Speculation`.
 
     Raises:
-        InputError: if the vocabularies differ, or `num_draft_tokens` is out of range.
+        InputError: if the vocabulary sizes differ, or `num_draft_tokens` is out of range.
 
     Reference:
         Leviathan et al., 2022, "Fast Inference from Transformers via Speculative Decoding",
@@ -97,13 +98,13 @@ def speculative_generate(
     sizes = [m.config.vocabulary_size for m in (model, draft)]
     if sizes[0] != sizes[1]:
         raise InputError(
-            f"`draft` must have the model's vocabulary of {sizes[0]} tokens, got {sizes[1]}."
+            f"`draft` must have the model's vocabulary size {sizes[0]}, got {sizes[1]}."
         )
     _check_size("num_draft_tokens", num_draft_tokens)
 
     def propose(text, count, cache):
-        # The draft has not read its last proposal if the model took all of them, so it always
-        # begins with the last two tokens; what it knew already stays the same.
+        # If the model accepted all drafts, the last one is not in the draft's cache yet. So each
+        # round begins with the last two tokens; rewriting a cached token does not change it.
         first = ops.maximum(count - 2, 0)
         both = _take(text, ops.expand_dims(first, 1) + ops.arange(2))
         logits, cache = _read(draft, both, first, cache)
@@ -155,20 +156,20 @@ def prompt_lookup_generate(
     capacity=None,
     logit_bias=None,
 ):
-    """Greedy decoding, with tokens proposed from the text itself.
+    """Decode greedily with draft tokens copied from the text.
 
-    Where the last `ngram_size` tokens stood before, the tokens that followed their latest
-    earlier occurrence are proposed (over again, where fewer than k followed); see
-    `speculative_generate` for the rest. Good for texts that repeat their prompt: summaries,
-    code, answers with quotations.
+    If the last `ngram_size` tokens occur earlier in the text, the drafts are the k tokens after
+    their latest earlier occurrence (repeated if there are fewer than k). Otherwise like
+    `speculative_generate`. Suited to texts that repeat their prompt: summaries, code, answers with
+    quotations.
 
     Args:
-        ngram_size: int > 0. A larger one proposes less often and better.
+        ngram_size: int > 0. A larger value gives fewer but better drafts.
         model, token_ids, lengths, max_new_tokens, num_draft_tokens, stop_id, pad_id, capacity,
-        logit_bias: as of `speculative_generate`.
+        logit_bias: see `speculative_generate`.
 
     Returns:
-        A `Speculation`; nothing counts as proposed in rounds without an earlier occurrence.
+        A `Speculation`; `proposed` does not count rounds without an earlier occurrence.
 
     Raises:
         InputError: if `num_draft_tokens` or `ngram_size` is out of range.
@@ -186,9 +187,9 @@ def prompt_lookup_generate(
         for i in range(ngram_size):
             equal = equal & (ops.roll(text, i, axis=1) == _take(text, ops.maximum(last - i, 0)))
         end = ops.max(ops.where(equal, ends, -1), axis=1, keepdims=True)
-        places = end + 1 + ops.mod(ops.arange(num_draft_tokens), ops.maximum(last - end, 1))
-        offered = ops.where(end[:, 0] >= 0, num_draft_tokens, 0)
-        return _take(text, places), offered, cache
+        positions = end + 1 + ops.mod(ops.arange(num_draft_tokens), ops.maximum(last - end, 1))
+        proposed = ops.where(end[:, 0] >= 0, num_draft_tokens, 0)
+        return _take(text, positions), proposed, cache
 
     return _generate(
         model,
@@ -218,8 +219,11 @@ def _generate(
     capacity,
     logit_bias,
 ):
-    """`propose(text, count, cache)` gives tokens (B, k), how many of them it stands for (B,),
-    and its cache."""
+    """Run rounds of draft and verification.
+
+    `propose(text, count, cache)` returns draft tokens (B, k), how many of them count as proposed
+    (B,), and the draft's cache.
+    """
     token_ids = ops.convert_to_tensor(token_ids, "int32")
     lengths = ops.convert_to_tensor(lengths, "int32")
     budget = ops.minimum(ops.cast(max_new_tokens, "int32"), model.config.max_length - lengths)
@@ -231,29 +235,30 @@ def _generate(
         cache = _full_cache(model, rows, length + capacity + count)
         return _read(model, token_ids, ops.convert_to_tensor(0, "int32"), cache)[1]
 
-    def goes_on(*state):
+    def should_continue(*state):
         return ops.logical_not(ops.all(_State(*state).done))
 
     def advance(*state):
         state = _State(*state)
-        proposals, offered, draft_cache = propose(state.text, state.count, state.draft_cache)
+        proposals, proposed, draft_cache = propose(state.text, state.count, state.draft_cache)
         last = ops.expand_dims(state.count - 1, 1)
         block = ops.concatenate([_take(state.text, last), proposals], axis=1)
-        # A slot of a token that is refused is written again before a query may look at it.
+        # The slot of a rejected token is overwritten before a query can attend to it.
         logits, cache = _read(model, block, state.count - 1, state.cache)
         chosen = _greedy(logits, logit_bias)
         log_p = ops.take_along_axis(logits, ops.expand_dims(chosen, -1), axis=-1)
         log_p = ops.squeeze(log_p, -1) - ops.logsumexp(logits, axis=-1)
-        places = ops.expand_dims(ops.arange(count + 1), 0)
-        agrees = (chosen[:, :-1] == proposals) & (places[:, :-1] < ops.expand_dims(offered, 1))
+        index = ops.expand_dims(ops.arange(count + 1), 0)
+        agrees = (chosen[:, :-1] == proposals) & (index[:, :-1] < ops.expand_dims(proposed, 1))
         accepted = _sum(_none_before(ops.logical_not(agrees)))
         stops = is_stop(chosen, stop_id)
-        due = places <= ops.expand_dims(accepted, 1)
-        due = due & (places < ops.expand_dims(end - state.count, 1))
+        due = index <= ops.expand_dims(accepted, 1)
+        due = due & (index < ops.expand_dims(end - state.count, 1))
         due = due & ops.logical_not(ops.expand_dims(state.done, 1))
         counts = due & _none_before(stops)
         added = _sum(counts)
-        told = counts | (due & ops.isnan(log_p))
+        # A NaN is recorded even at a stop token, so that the caller can raise an error.
+        is_recorded = counts | (due & ops.isnan(log_p))
         source = ops.arange(ops.shape(state.text)[1]) - ops.expand_dims(state.count, 1)
         text = ops.where(
             (source >= 0) & (source < ops.expand_dims(added, 1)),
@@ -266,11 +271,11 @@ def _generate(
                 text=text,
                 count=state.count + added,
                 log_probability=state.log_probability
-                + ops.sum(ops.where(told, log_p, 0.0), axis=1),
+                + ops.sum(ops.where(is_recorded, log_p, 0.0), axis=1),
                 stopped=stopped,
                 done=stopped | (state.count + added >= end),
                 rounds=state.rounds + 1,
-                proposed=state.proposed + ops.where(state.done, 0, offered),
+                proposed=state.proposed + ops.where(state.done, 0, proposed),
                 accepted=state.accepted + ops.where(state.done, 0, accepted),
                 cache=cache,
                 draft_cache=draft_cache,
@@ -291,11 +296,11 @@ def _generate(
         cache=read_prompts(model),
         draft_cache={} if draft is None else read_prompts(draft),
     )
-    state = _State(*ops.while_loop(goes_on, advance, tuple(state)))
-    places = ops.expand_dims(lengths, 1) + ops.arange(capacity)
+    state = _State(*ops.while_loop(should_continue, advance, tuple(state)))
+    positions = ops.expand_dims(lengths, 1) + ops.arange(capacity)
     return Speculation(
         token_ids=ops.where(
-            places < ops.expand_dims(state.count, 1), _take(state.text, places), pad_id
+            positions < ops.expand_dims(state.count, 1), _take(state.text, positions), pad_id
         ),
         num_tokens=state.count - lengths,
         log_probability=state.log_probability,
@@ -307,8 +312,10 @@ def _generate(
 
 
 def _full_cache(model, rows, length):
-    """As `models.init_cache`, with all slots in windowed layers too: in a ring, a token that is
-    refused would have taken the place of one that is still in sight."""
+    """Return a cache like `models.init_cache`, without ring caches for sliding-window layers.
+
+    In a ring, a rejected token would overwrite a token that is still within the window.
+    """
     config, cache = model.config, {}
     for i in range(config.num_layers):
         cache[f"k_{i}"], cache[f"v_{i}"] = empty_cache(
@@ -322,8 +329,10 @@ def _full_cache(model, rows, length):
 
 
 def _read(model, token_ids, first, cache):
-    """Read token ids (B, T) that stand from position `first`, a scalar or (B,), on; returns
-    logits (B, T, V) and the cache."""
+    """Run the model on token ids (B, T) from position `first`, a scalar or (B,).
+
+    Returns logits (B, T, V) and the cache.
+    """
     positions = ops.expand_dims(first, -1) + ops.arange(token_ids.shape[1])
     slots = ops.arange(ops.shape(cache["k_0"])[2])
     hidden, cache = models.forward_cached(
@@ -333,24 +342,24 @@ def _read(model, token_ids, first, cache):
 
 
 def _greedy(logits, logit_bias):
-    """(B, T, V) and a bias (1 or B, V) -> (B, T)."""
+    """Return the most likely tokens (B, T) of logits (B, T, V) plus a bias (1 or B, V)."""
     if logit_bias is not None:
         logits = logits + ops.expand_dims(logit_bias, 1)
     return ops.cast(ops.argmax(logits, axis=-1), "int32")
 
 
-def _take(rows, places):
-    """(B, S), (B, P) -> (B, P)."""
-    return ops.take_along_axis(rows, places, axis=1)
+def _take(rows, positions):
+    """Gather positions (B, P) of rows (B, S)."""
+    return ops.take_along_axis(rows, positions, axis=1)
 
 
 def _sum(mask):
-    """How many of each row, int32 (B,)."""
+    """Count the True values of each row, int32 (B,)."""
     return ops.sum(ops.cast(mask, "int32"), axis=1)
 
 
 def _none_before(mask):
-    """True up to a row's first True, and False from there on."""
+    """Return True before the first True of each row, and False from there."""
     return ops.cumsum(ops.cast(mask, "int32"), axis=1) == 0
 
 

@@ -5,6 +5,8 @@ import numpy as np
 from keras_llm.errors import InputError, optional_packages
 from keras_llm.tokenizers.graph.ragged import encode_distinct, merge_by
 from keras_llm.tokenizers.offsets import CharacterOffsets
+from keras_llm.tokenizers.pre_tokenizers import PreTokenizer
+from keras_llm.types import Tensor
 
 # The bytes that can occur in UTF-8.
 UTF8_BYTES = [byte for byte in range(0xF5) if byte not in (0xC0, 0xC1)]
@@ -30,7 +32,15 @@ class BytePairGraph:
         resources: list of the lookup tables.
     """
 
-    def __init__(self, pre_tokenizer, normalization, byte_ids, merges, whole_words, spelled):
+    def __init__(
+        self,
+        pre_tokenizer: PreTokenizer,
+        normalization: str | None,
+        byte_ids: list[int],
+        merges: list[tuple[int, int, int]],
+        whole_words: dict[bytes, int],
+        spelled: list[bytes],
+    ) -> None:
         import tensorflow as tf
 
         self._pre_tokenizer = pre_tokenizer
@@ -49,7 +59,7 @@ class BytePairGraph:
             self._ranks = _table(tf, ranks, tf.int64, _NONE)
         self.resources = [self._whole_words, self._ranks]
 
-    def tokenize(self, strings):
+    def tokenize(self, strings: Tensor) -> Tensor:
         """Encode a string tensor (B,) as an int32 `tf.RaggedTensor` (B, None)."""
         import tensorflow as tf
 
@@ -67,7 +77,7 @@ class BytePairGraph:
         words = self._pre_tokenizer.in_graph(parts)
         return words.with_values(self._encode(words.values)).merge_dims(1, 2)
 
-    def tokenize_with_offsets(self, strings):
+    def tokenize_with_offsets(self, strings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode a string tensor (B,), with int32 starts and ends (B, None) in characters.
 
         Raises:
@@ -89,7 +99,7 @@ class BytePairGraph:
         starts, ends = ids.with_values(ends - lengths), ids.with_values(ends)
         return ids, *CharacterOffsets(strings).around(starts, ends)
 
-    def detokenize(self, ids):
+    def detokenize(self, ids: Tensor) -> Tensor:
         """Decode an int tensor (B, T) or ragged (B, None) to a string tensor (B,)."""
         import tensorflow as tf
 

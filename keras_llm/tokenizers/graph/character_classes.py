@@ -5,6 +5,7 @@ members of each class are determined with the Rust library and written as ranges
 """
 
 import functools
+from collections.abc import Iterable
 
 from tokenizers import Regex, pre_tokenizers
 
@@ -13,13 +14,13 @@ SCALARS = (*range(0xD800), *range(0xE000, 0x110000))
 
 
 @functools.cache
-def every_character():
+def every_character() -> str:
     """Return a str of all Unicode scalar values in order."""
     return "".join(map(chr, SCALARS))
 
 
 @functools.cache
-def matching(pattern):
+def matching(pattern: str) -> str:
     """Return the characters that a pattern matches, as the inside of an RE2 character class.
 
     Args:
@@ -30,12 +31,12 @@ def matching(pattern):
 
 
 @functools.cache
-def digits():
+def digits() -> str:
     """Return the characters that the library's `Digits` splits at, for an RE2 character class."""
     return _members(pre_tokenizers.Digits(individual_digits=False))
 
 
-def character_class(indices):
+def character_class(indices: Iterable[int]) -> str:
     """Return the inside of an RE2 character class for ascending indices into `SCALARS`."""
     bounds = []
     for index in indices:

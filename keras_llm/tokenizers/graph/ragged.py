@@ -1,11 +1,14 @@
 """Encode ragged parts of texts, each distinct part once, and texts with special tokens."""
 
 import re
+from collections.abc import Callable
+
+from keras_llm.types import Tensor
 
 _CUT = b"\xff"  # never occurs in UTF-8
 
 
-def encode_distinct(parts, encode):
+def encode_distinct(parts: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
     """Encode each distinct part of ragged texts once.
 
     Args:
@@ -21,7 +24,7 @@ def encode_distinct(parts, encode):
     return parts.with_values(tf.gather(encode(distinct), index)).merge_dims(1, 2)
 
 
-def merge_by(mask, where_true, where_false):
+def merge_by(mask: Tensor, where_true: Tensor, where_false: Tensor) -> Tensor:
     """Interleave the rows of two ragged tensors.
 
     Args:
@@ -39,7 +42,9 @@ def merge_by(mask, where_true, where_false):
     return tf.gather(tf.concat([where_true, where_false], axis=0), tf.where(mask, first, later))
 
 
-def encode_with_special(strings, special_tokens, encode):
+def encode_with_special(
+    strings: Tensor, special_tokens: dict[str, int], encode: Callable[[Tensor], Tensor]
+) -> Tensor:
     """Encode texts that contain special tokens.
 
     Args:

@@ -8,6 +8,7 @@ import tokenizers
 from keras_llm.errors import optional_packages
 from keras_llm.tokenizers.graph.character_classes import SCALARS, character_class, every_character
 from keras_llm.tokenizers.graph.ragged import encode_distinct, merge_by
+from keras_llm.types import Tensor
 
 _PAGE = 256
 _ITSELF = -1  # stands for the character itself in its expansion
@@ -34,8 +35,15 @@ class WordPieceGraph:
     """
 
     def __init__(
-        self, normalization, vocabulary, unknown, prefix, max_word_length, silent, decoder
-    ):
+        self,
+        normalization: tuple[bool, bool, bool],
+        vocabulary: list[str],
+        unknown: str,
+        prefix: str,
+        max_word_length: int,
+        silent: list[int],
+        decoder: tokenizers.decoders.Decoder,
+    ) -> None:
         import tensorflow as tf
 
         with optional_packages("a WordPiece graph"):
@@ -63,7 +71,7 @@ class WordPieceGraph:
             )
         self.resources = [self._words]
 
-    def tokenize(self, strings):
+    def tokenize(self, strings: Tensor) -> Tensor:
         """Encode a string tensor (B,) as an int32 `tf.RaggedTensor` (B, None)."""
         import tensorflow as tf
 
@@ -91,7 +99,7 @@ class WordPieceGraph:
         ids = self._words.tokenize(self._spellable(words.values))
         return words.with_values(ids).merge_dims(1, 2)
 
-    def tokenize_with_offsets(self, strings):
+    def tokenize_with_offsets(self, strings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode a string tensor (B,), with int32 starts and ends (B, None) in characters."""
         import tensorflow as tf
 
@@ -128,7 +136,7 @@ class WordPieceGraph:
             strings = tf.strings.lower(strings)
         return tf.strings.regex_replace(strings, r"[!-/:-@\[-`{-~]", r" \0 ")
 
-    def detokenize(self, ids):
+    def detokenize(self, ids: Tensor) -> Tensor:
         """Decode an int tensor (B, T) or ragged (B, None) to a string tensor (B,)."""
         import tensorflow as tf
 

@@ -12,12 +12,13 @@ from keras_llm.tokenizers.graph.byte_pair import UTF8_BYTES
 from keras_llm.tokenizers.pre_tokenizers import PRE_TOKENIZERS
 from keras_llm.tokenizers.sentencepiece import ESCAPES, SentencePiece
 from keras_llm.tokenizers.word_piece import WordPiece
+from keras_llm.types import PathLike
 
 _SENTENCE_PIECE_FILES = ("tokenizer.model", "spiece.model")
 _ROLES = ("bos", "eos", "pad", "unk")
 
 
-def from_hugging_face(folder):
+def from_hugging_face(folder: PathLike) -> BytePair | SentencePiece | WordPiece:
     """Load the tokenizer of a Hugging Face checkpoint.
 
     `encode(text, parse_special=True)` returns the ids of the original without the tokens that it
@@ -52,7 +53,7 @@ def from_hugging_face(folder):
     )
 
 
-def chat_template_from_hugging_face(folder):
+def chat_template_from_hugging_face(folder: PathLike) -> ChatTemplate | None:
     """Load the chat template of a Hugging Face checkpoint.
 
     Args:

@@ -8,11 +8,17 @@ import tokenizers
 from keras_llm.errors import InputError
 from keras_llm.tokenizers import sentencepiece_model
 from keras_llm.tokenizers.byte_pair import BytePair
+from keras_llm.tokenizers.chat_template import ChatTemplate
 from keras_llm.tokenizers.sentencepiece import ESCAPES, SentencePiece
 from keras_llm.tokenizers.word_piece import WordPiece
+from keras_llm.types import PathLike
 
 
-def to_hugging_face(tokenizer, folder, chat_template=None):
+def to_hugging_face(
+    tokenizer: BytePair | SentencePiece | WordPiece,
+    folder: PathLike,
+    chat_template: ChatTemplate | None = None,
+) -> None:
     """Write the files that `tokenizers.Tokenizer.from_file` and `AutoTokenizer` read.
 
     Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json, plus vocab.txt for a
