@@ -75,7 +75,7 @@ class Child:
 
     def send(self, request):
         """Send a request, a dict of JSON values, without waiting for the answer."""
-        self._is_idle = False
+        self._is_idle, self._has_limit = False, "memory" in request
         (self.folder / _REQUEST).write_text(json.dumps(request), "utf-8")
         with contextlib.suppress(BrokenPipeError):  # the child has died; `result` reports why
             self.process.stdin.write(b"\n")
@@ -138,7 +138,9 @@ class Child:
             how = "ran out of memory"
         elif code < 0:
             name = signal.Signals(-code).name
-            likely = ", most likely because memory ran out" if name == "SIGKILL" else ""
+            # C++ code that does not check what malloc returns dies of SIGSEGV.
+            by_memory = name == "SIGKILL" or (self._has_limit and name in ("SIGSEGV", "SIGABRT"))
+            likely = ", most likely because memory ran out" if by_memory else ""
             how = f"was killed by {name}{likely}"
         else:
             how = f"failed: {lines[-1].rstrip('.')}" if lines else f"exited with code {code}"

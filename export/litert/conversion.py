@@ -73,10 +73,15 @@ class Plan:
         """Return prompts sampled from the model, a list of str."""
         if isinstance(self.task, TextGeneration):
             prompts = verification.probe_prompts(self.task)
-            if self.quantization is not None:
+            if self.quantization is not None and self.is_large:
                 self.task.release()  # the task generates no more texts
             return prompts
         return list(verification.SEED_TEXTS)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether memory counts more than the second that freeing it takes."""
+        return self.task.model.count_params() > _LARGE
 
     def calibration_rows(self):
         """Return rows of token ids to record activations; for an encoder-decoder, source rows."""
@@ -220,7 +225,7 @@ def build(plan, path, child, progress, meanwhile):
     model, result = lower(plan, child, progress, meanwhile)
     write(plan, model, path, progress)
     del model
-    if plan.task.model.count_params() > _LARGE:
+    if plan.is_large:
         free_memory()
     return result
 

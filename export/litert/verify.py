@@ -72,7 +72,8 @@ class LiteRTVerification(Verification):
             self._refuse_if_worse(quality)
         # Measure last, when Keras computes nothing.
         del answer
-        free_memory()
+        if self.plan.is_large:
+            free_memory()
         return {**report, **child.ask({"what": "cost", "path": str(path)})}
 
     def _refuse_if_worse(self, quality):

@@ -249,11 +249,11 @@ def test_a_file_that_is_worse_than_allowed_is_not_written(
 def test_a_converter_without_memory_is_an_error(task, tmp_path, monkeypatch):
     monkeypatch.setattr(conversion, "_MEMORY", 100 << 20)
     monkeypatch.setattr(children, "_kept", {})  # one that has lowered graphs has memory to spare
-    with pytest.raises(ExportError) as raised:
+    # What a failed allocation leads to depends on which one it is.
+    how = r"(ran out of memory|was killed by SIG\w+, most likely because memory ran out)"
+    words = rf"^the process that lowers the graph {how}; nothing was written\."
+    with pytest.raises(ExportError, match=words):
         export.litert(task, tmp_path / "x.tflite", prefill_lengths=[16])
-    assert str(raised.value) == (
-        "the process that lowers the graph ran out of memory; nothing was written."
-    )
     assert list(tmp_path.iterdir()) == []
 
 
