@@ -1,6 +1,7 @@
 """Export tasks to SavedModel for TensorFlow Serving and to TFLite for on-device inference."""
 
 import importlib
+from typing import Any
 
 # Functions that share their package's name: imported first, they stay what `export.litert` is.
 from keras_llm.errors import optional_packages
@@ -23,7 +24,7 @@ _NAMES = {
 __all__ = sorted(_NAMES)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name in _NAMES:
         with optional_packages(f"export.{name}"):
             return getattr(importlib.import_module(_NAMES[name]), name)

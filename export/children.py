@@ -21,10 +21,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 import numpy as np
 
 from keras_llm.errors import ExportError
+from keras_llm.types import JSON, PathLike
 
 _REQUEST, _ANSWER, _ARRAYS, _STDERR = "request.json", "answer.json", "arrays.npz", "stderr"
 _LINES = 8  # of a failed child's stderr that are kept
@@ -53,7 +56,7 @@ class Child:
         process: the `subprocess.Popen`.
     """
 
-    def __init__(self, module, what, timeout=3600):
+    def __init__(self, module: str, what: str, timeout: float = 3600) -> None:
         self.module, self._what, self._timeout = module, what, timeout
         self._environment, self._is_idle = dict(os.environ), True
         self._temporary = tempfile.TemporaryDirectory(prefix="keras_llm_export_")
@@ -67,13 +70,13 @@ class Child:
             env={**self._environment, "TF_CPP_MIN_LOG_LEVEL": "3"},
         )
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def send(self, request):
+    def send(self, request: JSON) -> None:
         """Send a request, a dict of JSON values, without waiting for the answer."""
         self._is_idle, self._has_limit = False, "memory" in request
         (self.folder / _REQUEST).write_text(json.dumps(request), "utf-8")
@@ -81,7 +84,7 @@ class Child:
             self.process.stdin.write(b"\n")
             self.process.stdin.flush()
 
-    def result(self):
+    def result(self) -> dict[str, Any]:
         """Wait for the answer and return it, a dict of JSON values and arrays.
 
         Raises:
@@ -106,12 +109,12 @@ class Child:
         self._is_idle = True
         return answer
 
-    def ask(self, request):
+    def ask(self, request: JSON) -> dict[str, Any]:
         """Send a request and return its answer."""
         self.send(request)
         return self.result()
 
-    def close(self):
+    def close(self) -> None:
         """Kill the process and remove its folder, or keep both for reuse (see `keep`)."""
         if self.module in _to_keep and self._is_idle and self.process.poll() is None:
             _kept.setdefault(self.module, self)
@@ -149,7 +152,7 @@ class Child:
         return error
 
 
-def child(module, what, timeout=3600):
+def child(module: str, what: str, timeout: float = 3600) -> Child:
     """Return a `Child` for these arguments: the one that was kept, or else a new one."""
     idle = _kept.pop(module, None)
     if idle is not None:
@@ -161,7 +164,7 @@ def child(module, what, timeout=3600):
 
 
 @contextlib.contextmanager
-def keep(*modules):
+def keep(*modules: str) -> Iterator[None]:
     """Keep idle children of the given modules when an export ends, for reuse by the next one.
 
     This saves the import time of the children in a process that writes many exports. An idle
@@ -177,7 +180,11 @@ def keep(*modules):
                 _kept.pop(module)._end()
 
 
-def serve(folder, run, warm_up=None):
+def serve(
+    folder: PathLike,
+    run: Callable[[pathlib.Path, JSON], tuple[JSON, dict[str, np.ndarray]]],
+    warm_up: Callable[[], object] | None = None,
+) -> None:
     """Answer requests in the child process until the parent closes its end.
 
     Args:
@@ -203,7 +210,9 @@ def serve(folder, run, warm_up=None):
         answers.flush()
 
 
-def in_fork(function, *arguments):
+def in_fork(
+    function: Callable[..., tuple[JSON, dict[str, np.ndarray]]], *arguments: Any
+) -> tuple[JSON, dict[str, np.ndarray]]:
     """Call a function in a fork of this process and return its result.
 
     The memory that the function uses is freed when the fork ends.
@@ -242,7 +251,7 @@ def in_fork(function, *arguments):
         return json.loads((folder / _ANSWER).read_text("utf-8")), arrays
 
 
-def limit_memory(number_of_bytes):
+def limit_memory(number_of_bytes: int) -> None:
     """Make allocations above a limit fail, in this process and its children."""
     import resource
 

@@ -6,14 +6,20 @@ TensorFlow and the worker processes, and a part that grows with the weights and 
 
 import math
 import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import keras
 
 from keras_llm import models
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export.litert.quantization.rules import rule_for, rules_of
+from keras_llm.export.litert.quantization.rules import QuantizationRule, rule_for, rules_of
 from keras_llm.models.config import TransformerConfig
 from keras_llm.models.deferred import shapes_only
+from keras_llm.types import JSON
+
+if TYPE_CHECKING:
+    from keras_llm.tasks import Task
 
 TARGETS = ("saved_model", "litert", "litert_lm")
 _GB = 1_000_000_000
@@ -29,7 +35,12 @@ _SERVING, _SERVING_PER_BYTE = 0.4 * _GB, 1.45
 _PER_BLOCK, _PER_BILLION = 1.3, 60.0
 
 
-def plan_export(model, target="litert_lm", quantization=None, max_length=None):
+def plan_export(
+    model: "TransformerConfig | keras.Model | Task",
+    target: str = "litert_lm",
+    quantization: str | Sequence[QuantizationRule] | None = None,
+    max_length: int | None = None,
+) -> JSON:
     """Estimate the resources that an export needs, without building the model.
 
     Args:
@@ -104,7 +115,13 @@ def plan_export(model, target="litert_lm", quantization=None, max_length=None):
     }
 
 
-def check_room(caller, task, target, quantization, max_length):
+def check_room(
+    caller: str,
+    task: "Task",
+    target: str,
+    quantization: str | Sequence[QuantizationRule] | None,
+    max_length: int,
+) -> None:
     """Raise ExportError if an export would run out of memory."""
     estimate = plan_export(task, target, quantization, max_length)
     if not estimate["fits"]:
@@ -117,7 +134,7 @@ def check_room(caller, task, target, quantization, max_length):
         )
 
 
-def available_memory():
+def available_memory() -> int:
     """Return the bytes of memory available on this machine, within the limit of its cgroup."""
     available = None
     for line in pathlib.Path("/proc/meminfo").read_text().splitlines():

@@ -3,6 +3,8 @@
 import contextlib
 import sys
 import time
+from collections.abc import Iterator
+from typing import Self
 
 _LARGE = 50_000_000  # weights; exports of smaller models are too fast for a progress bar
 # Phases and their shares of the progress bar.
@@ -21,7 +23,7 @@ class Progress:
         seconds: dict that maps a phase to its seconds, including the wait for other processes.
     """
 
-    def __init__(self, title, parameters):
+    def __init__(self, title: str, parameters: int) -> None:
         self.seconds, self._bar, self._task = {}, None, None
         self._title, self._left = title, dict(_SHARES)
         if parameters >= _LARGE and sys.stderr.isatty():
@@ -32,18 +34,18 @@ class Progress:
             columns = [TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()]
             self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if self._bar is not None:
             self._bar.start()
             self._task = self._bar.add_task(self._title, total=sum(_SHARES.values()))
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
     @contextlib.contextmanager
-    def phase(self, name):
+    def phase(self, name: str) -> Iterator[None]:
         """Add the time spent in the `with` block to a phase; a phase may have several blocks."""
         begin = time.perf_counter()
         if self._bar is not None:
@@ -54,7 +56,7 @@ class Progress:
             seconds = self.seconds.get(name, 0.0) + time.perf_counter() - begin
             self.seconds[name] = round(seconds, 2)
 
-    def part(self, name, share):
+    def part(self, name: str, share: float) -> None:
         """Advance the progress bar by a share of a phase, a number in 0 .. 1."""
         if self._bar is not None:
             step = min(self._left[name], share * _SHARES[name])

@@ -4,16 +4,18 @@ import contextlib
 import errno
 import json
 import pathlib
+from collections.abc import Iterator
 
 from keras_llm import models
 from keras_llm.errors import ExportError
 from keras_llm.files import atomic_file
+from keras_llm.types import JSON, PathLike
 
 REPORT_FILE = "export_report.json"
 _CHUNK = 256  # prompt tokens in one prefill call
 
 
-def write_report(folder, name, report):
+def write_report(folder: PathLike, name: str, report: JSON) -> None:
     """Add a report to `<folder>/export_report.json`, which maps artifact names to reports."""
     path = pathlib.Path(folder) / REPORT_FILE
     reports = json.loads(path.read_text("utf-8")) if path.is_file() else {}
@@ -23,7 +25,7 @@ def write_report(folder, name, report):
 
 
 @contextlib.contextmanager
-def disk_errors(path):
+def disk_errors(path: PathLike) -> Iterator[None]:
     """Convert disk errors, such as a full disk, to an ExportError that names `path`."""
     try:
         yield
@@ -35,7 +37,7 @@ def disk_errors(path):
         ) from error
 
 
-def folder_sizes(folder):
+def folder_sizes(folder: PathLike) -> dict[str, int]:
     """Return a dict from the relative name of each file in a folder to its bytes, and `total`."""
     folder = pathlib.Path(folder)
     sizes = {
@@ -46,7 +48,7 @@ def folder_sizes(folder):
     return {**sizes, "total": sum(sizes.values())}
 
 
-def bytes_by_part(sizes):
+def bytes_by_part(sizes: dict[str, int]) -> dict[str, int]:
     """Group the file sizes of a SavedModel by the purpose of the files.
 
     Args:
@@ -69,7 +71,7 @@ def bytes_by_part(sizes):
     return parts
 
 
-def row_bytes(model):
+def row_bytes(model: models.ConfiguredModel) -> int:
     """Estimate the bytes of memory that one row of `max_length` tokens needs in a forward pass.
 
     The sum of the cache, twice, because a step reads one copy and writes another; the activations

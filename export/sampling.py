@@ -26,13 +26,13 @@ class Sampling(NamedTuple):
     min_p: float = DEFAULTS["min_p"]
     seed: int = DEFAULTS["seed"]
 
-    def validate(self):
+    def validate(self) -> "Sampling":
         """Return self, or raise InputError for the first setting that is out of range."""
         check(self._asdict())
         return self
 
 
-def choose(logits, sampling, step):
+def choose(logits: np.ndarray, sampling: Sampling, step: int) -> int:
     """Choose the next token.
 
     Args:
@@ -57,7 +57,7 @@ def choose(logits, sampling, step):
 _TINY = np.float32(1e-30)
 
 
-def _keep_top(logits, top_k, top_p):
+def _keep_top(logits: np.ndarray, top_k: int, top_p: np.float32) -> np.ndarray:
     size = len(logits)
     ordered = np.sort(logits)[::-1]
     in_k = np.arange(size) < (top_k if top_k > 0 else size)
@@ -69,7 +69,7 @@ def _keep_top(logits, top_k, top_p):
     return np.where(logits >= smallest, logits, _REMOVED)
 
 
-def gumbel_noise(seed, step, size):
+def gumbel_noise(seed: int, step: int, size: int) -> np.ndarray:
     """Return the same noise as `generation.samplers.gumbel_noise`, float32 (V,).
 
     Args:

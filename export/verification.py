@@ -8,10 +8,16 @@ import abc
 import contextlib
 import ctypes
 import gc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_llm.errors import ExportError
+from keras_llm.types import JSON
+
+if TYPE_CHECKING:
+    from keras_llm.tasks import TextGeneration
 
 NEW_TOKENS = 24
 TIMED_TOKENS = 64
@@ -20,7 +26,7 @@ _LOGITS = 1 << 23  # Keras logits in memory at a time, 32 MiB
 SEED_TEXTS = ["The", "I", "In 1984", "def ", "Why?", "\n", "é", "a b"]
 
 
-def free_memory():
+def free_memory() -> None:
     """Return the memory of deleted graphs to the operating system, for other processes."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # only glibc has it
@@ -31,11 +37,11 @@ class Verification(abc.ABC):
     """Base class for the comparison of an exported model with its task."""
 
     @abc.abstractmethod
-    def expect(self):
+    def expect(self) -> None:
         """Compute the Keras results that do not depend on the answer of the exported model."""
 
     @abc.abstractmethod
-    def compare(self, answer):
+    def compare(self, answer: Any) -> JSON:
         """Compare the answer of the exported model with the Keras results.
 
         Returns:
@@ -46,7 +52,7 @@ class Verification(abc.ABC):
         """
 
 
-def probe_prompts(task):
+def probe_prompts(task: "TextGeneration") -> list[str]:
     """Return prompts of many lengths, sampled from the model."""
     longest = max(1, task.model.config.max_length - NEW_TOKENS - 8)
     step = 6 if task.model.count_params() < LARGE else 2  # a token of a large model takes seconds
@@ -71,7 +77,7 @@ def probe_prompts(task):
     return prompts
 
 
-def batches(rows, length, vocabulary_size):
+def batches(rows: list[Any], length: int, vocabulary_size: int) -> Iterator[list[Any]]:
     """Split rows into batches of equal size, which need a single graph, to compute their logits.
 
     Args:
@@ -88,7 +94,7 @@ def batches(rows, length, vocabulary_size):
         yield batch + batch[:1] * (size - len(batch))
 
 
-def require_same(name, found, expected, tolerance):
+def require_same(name: str, found: Any, expected: Any, tolerance: float) -> float:
     """Return the maximum absolute difference of two arrays.
 
     Raises:
@@ -103,7 +109,7 @@ def require_same(name, found, expected, tolerance):
     return error
 
 
-def require_same_texts(found, expected):
+def require_same_texts(found: Iterable[str], expected: Iterable[str]) -> None:
     """Raise ExportError for the first greedy text that differs."""
     for index, (text, reference) in enumerate(zip(found, expected, strict=True)):
         if text != reference:
@@ -113,7 +119,7 @@ def require_same_texts(found, expected):
             )
 
 
-def greedy(serve, prompts, max_new_tokens):
+def greedy(serve: Callable[..., Any], prompts: Sequence[str], max_new_tokens: int) -> Any:
     """Call the `serving_default` signature of a SavedModel for greedy text; return its outputs."""
     import tensorflow as tf
 
@@ -127,19 +133,19 @@ def greedy(serve, prompts, max_new_tokens):
     )
 
 
-def log_softmax(logits):
+def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Return the log-probabilities of logits (..., V), in float64."""
     logits = logits.astype("float64") - logits.max(-1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-def kl_divergence(expected, found):
+def kl_divergence(expected: Any, found: Any) -> np.ndarray:
     """Return KL(expected | found) of probabilities along the last axis, in nats."""
     p, q = np.asarray(expected, "float64"), np.asarray(found, "float64")
     return np.sum(p * (np.log(np.maximum(p, 1e-30)) - np.log(np.maximum(q, 1e-30))), axis=-1)
 
 
-def mean_kl_divergence(expected, found):
+def mean_kl_divergence(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
     """Return the mean KL(expected | found) in nats over rows of logits (rows, V).
 
     It processes one row at a time, because a vocabulary may have 262,144 tokens.

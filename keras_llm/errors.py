@@ -1,6 +1,7 @@
 """Define user-facing errors, which the command line prints as one line before exit code 2."""
 
 import contextlib
+from collections.abc import Iterator
 
 # The extra that installs a package, for packages that not everybody needs.
 _EXTRAS = {
@@ -31,14 +32,14 @@ class ServingError(RuntimeError):
         message: str.
     """
 
-    def __init__(self, code, message):
+    def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
 
 
 @contextlib.contextmanager
-def optional_packages(what):
+def optional_packages(what: str) -> Iterator[None]:
     """Turn the absence of an optional package into an `InputError` that names the extra.
 
     Args:

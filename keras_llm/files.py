@@ -8,14 +8,18 @@ import os
 import pathlib
 import shutil
 import zlib
+from collections.abc import Iterator, Sequence
 
 import filelock
 
 from keras_llm.errors import InputError
+from keras_llm.types import PathLike
 
 
 @contextlib.contextmanager
-def atomic_folder(path, overwrite=False, keep_if=(), resume=False):
+def atomic_folder(
+    path: PathLike, overwrite: bool = False, keep_if: Sequence[str] = (), resume: bool = False
+) -> Iterator[pathlib.Path]:
     """Write a folder under a temporary name and rename it when it is complete.
 
     The temporary name is `<path>.partial`, locked while this process runs. Files left there by a
@@ -63,7 +67,7 @@ def atomic_folder(path, overwrite=False, keep_if=(), resume=False):
 
 
 @contextlib.contextmanager
-def atomic_file(path, overwrite=False):
+def atomic_file(path: PathLike, overwrite: bool = False) -> Iterator[pathlib.Path]:
     """Write a file under a temporary name and rename it when it is complete.
 
     Args:
@@ -89,12 +93,12 @@ def atomic_file(path, overwrite=False):
             partial.unlink(missing_ok=True)
 
 
-def read_utf8(path):
+def read_utf8(path: PathLike) -> str:
     """Return the text of a UTF-8 file; see `utf8_lines`."""
     return "".join(utf8_lines(path))
 
 
-def utf8_lines(path):
+def utf8_lines(path: PathLike) -> Iterator[str]:
     """Yield the lines of a UTF-8 file with line feeds; decompress it if its name ends in `.gz`.
 
     Only one line is in memory at a time. A byte order mark is removed.
@@ -124,7 +128,7 @@ def utf8_lines(path):
         raise InputError(f"{path} {reason}: {error}.") from None
 
 
-def _decoded(path, number, line, offset):
+def _decoded(path: pathlib.Path, number: int, line: bytes, offset: int) -> str:
     try:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
@@ -141,7 +145,7 @@ def _decoded(path, number, line, offset):
     return text
 
 
-def check_free(path, overwrite=False):
+def check_free(path: PathLike, overwrite: bool = False) -> None:
     """Raise InputError if `path` exists and `overwrite` is False. An empty folder is allowed."""
     path = pathlib.Path(path)
     occupied = any(path.iterdir()) if path.is_dir() else path.exists()
@@ -152,7 +156,7 @@ def check_free(path, overwrite=False):
 
 
 @contextlib.contextmanager
-def _locked(path):
+def _locked(path: pathlib.Path) -> Iterator[None]:
     """Hold a lock file next to `path`; the system releases it when the process ends."""
     lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     try:
@@ -167,7 +171,7 @@ def _locked(path):
         lock.release()
 
 
-def _replace_folder(new, path):
+def _replace_folder(new: pathlib.Path, path: pathlib.Path) -> None:
     if not path.exists():
         os.rename(new, path)
         return
@@ -183,7 +187,7 @@ def _replace_folder(new, path):
     shutil.rmtree(old)
 
 
-def _exchange(first, second):
+def _exchange(first: pathlib.Path, second: pathlib.Path) -> bool:
     """Swap two names atomically; return False if the system does not support it."""
     at_cwd, rename_exchange = -100, 2
     try:

@@ -7,12 +7,13 @@ C++ or a destructor, the exception is converted or dropped, and the program cont
 import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 
 _seen = []
 
 
 @contextlib.contextmanager
-def noted():
+def noted() -> Iterator[list[int]]:
     """Yield a list that records each SIGINT, which still raises KeyboardInterrupt."""
     previous = signal.getsignal(signal.SIGINT)
     _seen.clear()
@@ -33,7 +34,7 @@ def noted():
         _seen.clear()
 
 
-def check():
+def check() -> None:
     """Raise KeyboardInterrupt if `noted` recorded one that was swallowed. Call it in long loops."""
     if _seen:
         raise KeyboardInterrupt

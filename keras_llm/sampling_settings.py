@@ -7,6 +7,8 @@ table. It does not import Keras or TensorFlow.
 import dataclasses
 import math
 import numbers
+from collections.abc import Mapping
+from typing import Any
 
 from keras_llm.errors import InputError
 
@@ -31,12 +33,12 @@ class Setting:
     above_minimum: bool = False
 
     @property
-    def dtype(self):
+    def dtype(self) -> str:
         """The dtype of the setting as a tensor."""
         return "int32" if isinstance(self.default, int) else "float32"
 
     @property
-    def rule(self):
+    def rule(self) -> str:
         """The range in words, to follow "must be"."""
         if self.maximum is not None:
             return f"in {'(' if self.above_minimum else '['}{self.minimum}, {self.maximum}]"
@@ -45,7 +47,7 @@ class Setting:
             return "a 32-bit int" if isinstance(self.default, int) else name
         return f"{name} {'>' if self.above_minimum else '>='} {self.minimum}"
 
-    def in_range(self, value):
+    def in_range(self, value: Any) -> Any:
         """Return whether finite numbers are in range, elementwise for a tensor."""
         result = value == value  # true, with the shape of the value
         if self.minimum is not None and self.above_minimum:
@@ -56,7 +58,7 @@ class Setting:
             result = result & (value <= self.maximum)
         return result
 
-    def accepts(self, value):
+    def accepts(self, value: object) -> bool:
         """Return whether a Python value has the right type and is in range."""
         if isinstance(value, bool):
             return False
@@ -109,7 +111,7 @@ SETTINGS = {
 DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}
 
 
-def check(values):
+def check(values: Mapping[str, object]) -> None:
     """Check Python values of settings.
 
     Args:

@@ -3,10 +3,11 @@
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def silent_stderr():
+def silent_stderr() -> Iterator[None]:
     """Discard everything written to stderr inside the context; exceptions propagate as usual."""
     sys.stderr.flush()
     saved = os.dup(2)

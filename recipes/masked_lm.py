@@ -172,7 +172,7 @@ def _model_card(options, metrics):
         metrics,
         "An encoder that predicts masked words.",
         {BASELINE: "most frequent token"},
-        f"{metrics['held_out']['tokens']:,} masked tokens of held-out documents",
+        f"{metrics['held_out']['tokens']:,} masked tokens",
         [
             f"Text: {training['tokens']:,} tokens in {training['documents']:,} documents, in "
             f"windows of {options.sequence_length}; {options.mask_rate:.0%} of the {kind} masked.",

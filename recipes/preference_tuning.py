@@ -172,8 +172,8 @@ def _model_card(options, metrics, dataset):
         metrics,
         f"`{options.start}`, tuned on preferences with {options.loss.upper()}.",
         {BASELINE: "before"},
-        f"{len(dataset.held_out):,} held-out pairs and the answers to {len(dataset.prompts):,} "
-        "held-out prompts, sampled at temperature 1",
+        f"{len(dataset.held_out):,} pairs, and answers to {len(dataset.prompts):,} prompts sampled "
+        "at temperature 1",
         [
             "The reward is `beta (log p - log p before)` with beta "
             f"{options.beta}; `kl` is in nats per answer of at most {options.new_tokens} tokens.",

@@ -127,11 +127,7 @@ def untrained(options, train, kind):
 
 
 def rows(options):
-    """Read the data of the options.
-
-    Returns:
-        Training rows, held-out rows, the type of their labels from `text_targets`, and a dict of
-        dropped rows by reason.
+    """Return training rows, held-out rows, their label type and dropped rows by reason.
 
     Raises:
         InputError: if the data cannot be read, has only one class, or a label is not a number.
@@ -186,7 +182,7 @@ def _model_card(task, kind, options, metrics):
         metrics,
         kind.about + start,
         {BASELINE: kind.baseline_name},
-        f"{metrics['held_out']['rows']:,} rows. {kind.picture}",
+        f"{metrics['held_out']['rows']:,} rows; {kind.picture}",
         [
             f"Reads the first {options.max_length} tokens of a text; vocabulary size "
             f"{task.tokenizer.vocabulary_size}.",

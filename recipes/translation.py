@@ -178,8 +178,8 @@ def _model_card(task, options, metrics, texts, test):
         metrics,
         "An encoder-decoder that translates.",
         {BASELINE: "nearest source", "copy": "copy of the source"},
-        f"{len(test):,} held-out sources by beam search with {options.beam_width} beams (BLEU, "
-        f"chrF), and {metrics['held_out']['tokens']:,} tokens of all held-out targets",
+        f"{len(test):,} sources translated with beam width {options.beam_width} (BLEU, chrF), and "
+        f"{metrics['held_out']['tokens']:,} tokens of all targets",
         [
             f"sacrebleu: `{metrics['held_out']['bleu_signature']}`, "
             f"`{metrics['held_out']['chrf_signature']}`.",

@@ -1,19 +1,27 @@
 """Export tasks to TFLite files and LiteRT-LM bundles that use only builtin ops."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from keras_llm.errors import optional_packages
+from keras_llm.types import JSON, PathLike
+
+if TYPE_CHECKING:
+    from keras_llm.export.litert.quantization.rules import QuantizationRule
+    from keras_llm.tasks import Task
 
 
 def litert(
-    task,
-    path,
-    quantization=None,
-    prefill_lengths=None,
-    overwrite=False,
-    cache_length=None,
-    held_out=None,
-    max_quality_loss=None,
-    calibration=None,
-):
+    task: "Task",
+    path: PathLike,
+    quantization: "str | Sequence[QuantizationRule] | None" = None,
+    prefill_lengths: Sequence[int] | None = None,
+    overwrite: bool = False,
+    cache_length: int | None = None,
+    held_out: Sequence[str] | Sequence[tuple[str, str]] | None = None,
+    max_quality_loss: float | None = None,
+    calibration: Sequence[str] | None = None,
+) -> JSON:
     """Export a task to a `.tflite` file.
 
     Generative models have `prefill_<T>` and `decode` signatures with the names and shapes that
@@ -80,16 +88,16 @@ def litert(
 
 
 def litert_lm(
-    task,
-    path,
-    quantization=None,
-    prefill_lengths=None,
-    overwrite=False,
-    cache_length=None,
-    held_out=None,
-    max_quality_loss=None,
-    calibration=None,
-):
+    task: "Task",
+    path: PathLike,
+    quantization: "str | Sequence[QuantizationRule] | None" = None,
+    prefill_lengths: Sequence[int] | None = None,
+    overwrite: bool = False,
+    cache_length: int | None = None,
+    held_out: Sequence[str] | None = None,
+    max_quality_loss: float | None = None,
+    calibration: Sequence[str] | None = None,
+) -> JSON:
     """Export a task to a `.litertlm` bundle.
 
     The bundle has the TFLite model of `litert`, the tokenizer, the chat template, and the start

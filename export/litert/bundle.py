@@ -3,16 +3,19 @@
 import contextlib
 import pathlib
 import tempfile
+from collections.abc import Sequence
 
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export import children, verification
 from keras_llm.export.litert import conversion, file_format
+from keras_llm.export.litert.quantization.rules import QuantizationRule
 from keras_llm.export.planning import check_room
 from keras_llm.export.progress import Progress
 from keras_llm.export.report import disk_errors, write_report
 from keras_llm.files import atomic_file
 from keras_llm.tasks import TextGeneration
 from keras_llm.tokenizers import SentencePiece, to_hugging_face
+from keras_llm.types import JSON, PathLike
 
 _LITERT_LM = "keras_llm.export.litert.litert_lm_worker"
 # LiteRT-LM's command line passes the content of a message as parts; most templates expect a string.
@@ -34,16 +37,16 @@ _PLAIN_TEMPLATE = (
 
 
 def write_litert_lm(
-    task,
-    path,
-    quantization=None,
-    prefill_lengths=None,
-    overwrite=False,
-    cache_length=None,
-    held_out=None,
-    max_quality_loss=None,
-    calibration=None,
-):
+    task: TextGeneration,
+    path: PathLike,
+    quantization: str | Sequence[QuantizationRule] | None = None,
+    prefill_lengths: Sequence[int] | None = None,
+    overwrite: bool = False,
+    cache_length: int | None = None,
+    held_out: Sequence[str] | None = None,
+    max_quality_loss: float | None = None,
+    calibration: Sequence[str] | None = None,
+) -> JSON:
     """Export a task; the arguments are those of `litert_lm`."""
     path = pathlib.Path(path)
     if path.suffix != ".litertlm":

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from keras_llm import models
 from keras_llm.errors import InputError
@@ -13,19 +15,21 @@ from keras_llm.export.litert.lowering import flatbuffer
 from keras_llm.export.litert.lowering.trace import Trace, computes_in, in_float32
 from keras_llm.export.litert.quantization import rules
 from keras_llm.export.litert.quantization.calibration import Calibration, groups_of
-from keras_llm.export.litert.quantization.rules import rules_of
+from keras_llm.export.litert.quantization.rules import QuantizationRule, rules_of
 from keras_llm.export.litert.quantization.smooth_quant import balance
-from keras_llm.export.litert.verify import check_texts
+from keras_llm.export.litert.verify import LiteRTVerification, check_texts
 from keras_llm.export.litert.verify_decoder import DecoderVerification, TranslationVerification
 from keras_llm.export.litert.verify_heads import (
     AnswerVerification,
     HeadVerification,
     MaskVerification,
 )
+from keras_llm.export.progress import Progress
 from keras_llm.export.saved_model.signatures import check_whole
 from keras_llm.export.verification import free_memory
-from keras_llm.tasks import TextGeneration, Translation
+from keras_llm.tasks import Task, TextGeneration, Translation
 from keras_llm.tasks.generative import GenerativeTask
+from keras_llm.types import JSON, PathLike
 
 _PREFILL_LENGTHS = (16, 128)
 # A step that attends to fewer cache slots is faster; each length adds a graph without weights.
@@ -57,19 +61,21 @@ class Plan:
         calibration: list of str, or None.
     """
 
-    task: object
-    traced: tuple
-    rules: object
-    rules: tuple
-    manifest: dict
-    calibration: list | None
+    task: Task
+    traced: tuple[Task, list[tuple[Any, Any]]]
+    quantization: str | Sequence[QuantizationRule] | None
+    rules: tuple[QuantizationRule, ...]
+    manifest: JSON
+    calibration: Sequence[str] | None
 
-    def checks(self, caller, held_out, max_quality_loss):
+    def checks(
+        self, caller: str, held_out: Sequence[Any] | None, max_quality_loss: float | None
+    ) -> LiteRTVerification:
         """Return the `LiteRTVerification` of the file; InputError if an argument is invalid."""
         return _VERIFICATIONS[self.manifest["task"]](self, caller, held_out, max_quality_loss)
 
     @functools.cached_property
-    def samples(self):
+    def samples(self) -> list[str]:
         """Return prompts sampled from the model, a list of str."""
         if isinstance(self.task, TextGeneration):
             prompts = verification.probe_prompts(self.task)
@@ -83,7 +89,7 @@ class Plan:
         """Whether memory counts more than the second that freeing it takes."""
         return self.task.model.count_params() > _LARGE
 
-    def calibration_rows(self):
+    def calibration_rows(self) -> list[list[int]]:
         """Return rows of token ids to record activations; for an encoder-decoder, source rows."""
         tokenizer = self.task.tokenizer
         texts = self.samples if self.calibration is None else self.calibration
@@ -92,12 +98,12 @@ class Plan:
         return [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
 
     @property
-    def needs_calibration(self):
+    def needs_calibration(self) -> bool:
         """Whether a rule requires static ranges of activations."""
         return any(rule.kind == "static" for rule in self.rules)
 
     @property
-    def weights(self):
+    def weights(self) -> str | list[JSON]:
         """The description of the weights in a report."""
         if self.quantization is None:
             return "float32"
@@ -106,7 +112,14 @@ class Plan:
         return [dataclasses.asdict(rule) for rule in self.rules]
 
 
-def plan(caller, task, quantization, prefill_lengths, cache_length, calibration):
+def plan(
+    caller: str,
+    task: Task,
+    quantization: str | Sequence[QuantizationRule] | None,
+    prefill_lengths: Sequence[int] | None,
+    cache_length: int | None,
+    calibration: Sequence[str] | None,
+) -> Plan:
     """Check the arguments of an export and return its `Plan`.
 
     Raises:
@@ -194,7 +207,7 @@ def _head_manifest(caller, task, cache_length, prefill_lengths):
     return manifest
 
 
-def lowering_child():
+def lowering_child() -> children.Child:
     """Return the child process that lowers graphs."""
     return children.child(
         "keras_llm.export.litert.lowering.worker", "that lowers the graph", timeout=900
@@ -202,7 +215,7 @@ def lowering_child():
 
 
 @contextlib.contextmanager
-def processes():
+def processes() -> Iterator[tuple[children.Child, children.Child]]:
     """Start the child processes of an export: one lowers graphs, one runs the exported file."""
     with (
         lowering_child() as lowering,
@@ -211,7 +224,13 @@ def processes():
         yield lowering, running
 
 
-def build(plan, path, child, progress, meanwhile):
+def build(
+    plan: Plan,
+    path: PathLike,
+    child: children.Child,
+    progress: Progress,
+    meanwhile: Callable[[], Any] | None,
+) -> Any:
     """Trace, lower and write the TFLite model of a plan.
 
     Args:
@@ -230,7 +249,12 @@ def build(plan, path, child, progress, meanwhile):
     return result
 
 
-def lower(plan, child, progress, meanwhile=None):
+def lower(
+    plan: Plan,
+    child: children.Child,
+    progress: Progress,
+    meanwhile: Callable[[], Any] | None = None,
+) -> tuple[flatbuffer.Model, Any]:
     """Trace and lower the graphs of a plan.
 
     Args:
@@ -259,7 +283,7 @@ def lower(plan, child, progress, meanwhile=None):
     return model, result
 
 
-def write(plan, model, path, progress):
+def write(plan: Plan, model: flatbuffer.Model, path: PathLike, progress: Progress) -> None:
     """Write the TFLite model of a plan.
 
     Args:

@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from keras_llm.export.children import in_fork
+from keras_llm.types import JSON, PathLike
 
 _SETTINGS = [(1, True), (2, True), (1, False), (2, False)]  # threads, XNNPACK
 _SLOW_UP_TO = 64 << 20  # maximum bytes of a file that is also measured without XNNPACK
@@ -14,7 +15,7 @@ _STEPS = 16
 _SECONDS = 2.0  # maximum duration of a measurement
 
 
-def cost(path):
+def cost(path: PathLike) -> JSON:
     """Measure a file with several settings, each in a fork of this process.
 
     Call it before this process loads a runtime.

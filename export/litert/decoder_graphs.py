@@ -6,12 +6,18 @@ Inputs and outputs have the names and shapes that LiteRT-LM expects: `tokens` in
 (1, 1, V) from `decode`. New keys and values are written starting at slot `input_pos[0]`.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import tensorflow as tf
 
 from keras_llm import models
+from keras_llm.types import JSON, Tensor
 
 
-def signatures(model, manifest):
+def signatures(
+    model: models.ConfiguredModel, manifest: JSON
+) -> dict[str, tuple[Callable[..., Any], dict[str, tf.TensorSpec]]]:
     """Return the signatures of a decoder: `prefill_<T>` and `decode`, after `encode` if it has one.
 
     `decode_<N>` is a faster `decode` for positions below N: its `mask` is (1, 1, 1, N), and it does
@@ -36,7 +42,9 @@ def signatures(model, manifest):
     return steps
 
 
-def encoder(model, length):
+def encoder(
+    model: models.Seq2Seq, length: int
+) -> tuple[Callable[..., dict[str, Tensor]], dict[str, tf.TensorSpec]]:
     """Return `encode`: a function and the specs of its inputs.
 
     The function takes `encoder_tokens` int32 (1, E), padded with `pad_id`, and returns the
@@ -52,7 +60,14 @@ def encoder(model, length):
     return encode, {"encoder_tokens": tf.TensorSpec((1, length), tf.int32, name="encoder_tokens")}
 
 
-def decoder_step(model, slots, length, with_logits, attended, encoder_length):
+def decoder_step(
+    model: models.ConfiguredModel,
+    slots: int,
+    length: int,
+    with_logits: bool,
+    attended: int | None,
+    encoder_length: int | None,
+) -> tuple[Callable[..., dict[str, Tensor]], dict[str, tf.TensorSpec]]:
     """Return a decoder step: a function and the specs of its inputs.
 
     Args:

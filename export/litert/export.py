@@ -1,26 +1,30 @@
 """Write TFLite files for the LiteRT runtime, with builtin ops only."""
 
 import pathlib
+from collections.abc import Sequence
 
 from keras_llm.errors import InputError
 from keras_llm.export.litert import conversion, file_format
+from keras_llm.export.litert.quantization.rules import QuantizationRule
 from keras_llm.export.planning import check_room
 from keras_llm.export.progress import Progress
 from keras_llm.export.report import disk_errors, write_report
 from keras_llm.files import atomic_file
+from keras_llm.tasks import Task
+from keras_llm.types import JSON, PathLike
 
 
 def write_litert(
-    task,
-    path,
-    quantization=None,
-    prefill_lengths=None,
-    overwrite=False,
-    cache_length=None,
-    held_out=None,
-    max_quality_loss=None,
-    calibration=None,
-):
+    task: Task,
+    path: PathLike,
+    quantization: str | Sequence[QuantizationRule] | None = None,
+    prefill_lengths: Sequence[int] | None = None,
+    overwrite: bool = False,
+    cache_length: int | None = None,
+    held_out: Sequence[str] | Sequence[tuple[str, str]] | None = None,
+    max_quality_loss: float | None = None,
+    calibration: Sequence[str] | None = None,
+) -> JSON:
     """Export a task; the arguments are those of `litert`."""
     path = pathlib.Path(path)
     if path.suffix != ".tflite":

@@ -14,12 +14,18 @@ import zlib
 
 from keras_llm import tokenizers
 from keras_llm.errors import ExportError, InputError
+from keras_llm.types import JSON, PathLike
 
 _MANIFEST = "keras_llm.json"
 _TOKENIZER = "tokenizer"
 
 
-def append(path, tokenizer, manifest, model=None):
+def append(
+    path: pathlib.Path,
+    tokenizer: tokenizers.Tokenizer,
+    manifest: JSON,
+    model: tuple[int, int] | None = None,
+) -> int:
     """Append the manifest and the tokenizer to a file.
 
     Args:
@@ -46,7 +52,7 @@ def append(path, tokenizer, manifest, model=None):
     return path.stat().st_size - size
 
 
-def read(path):
+def read(path: PathLike) -> tuple[JSON, tokenizers.Tokenizer]:
     """Return the manifest and the tokenizer of a file.
 
     Raises:
@@ -73,7 +79,7 @@ def read(path):
     return manifest, tokenizer
 
 
-def parts(path):
+def parts(path: PathLike) -> dict[str, int]:
     """Return the bytes of the parts of a TFLite model.
 
     Returns:
@@ -102,7 +108,7 @@ def parts(path):
     return {**dict(sorted(sizes.items())), "graph": size - sum(sizes.values()), "model": size}
 
 
-def op_census(path):
+def op_census(path: PathLike) -> dict[str, int]:
     """Count the ops of a TFLite model by name; raise ExportError if one is not builtin."""
     from ai_edge_litert import schema_py_generated as schema
 

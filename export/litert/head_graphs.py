@@ -1,6 +1,12 @@
 """Define the graphs of exported encoders with a head: token ids to the outputs of the head."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import tensorflow as tf
+
+if TYPE_CHECKING:
+    from keras_llm.tasks.head import HeadTask
 
 # Task class -> name of its signature and of its method in `LiteRTModel`.
 SIGNATURES = {
@@ -15,7 +21,9 @@ _OUTPUTS = {"embed": "embedding", "regress": "value", "fill_mask": "logits"}
 MASKS = 8  # mask tokens in one call
 
 
-def signatures(task, length):
+def signatures(
+    task: "HeadTask", length: int
+) -> dict[str, tuple[Callable[..., Any], dict[str, tf.TensorSpec]]]:
     """Return the only signature of a model with a head, named after the task.
 
     It takes `token_ids` int32 (1, T), with the tokenizer's begin and end tokens and right padding,

@@ -4,6 +4,7 @@ python -m keras_llm.export.litert.litert_lm_worker FOLDER
 """
 
 import sys
+from collections.abc import Iterable
 
 import litert_lm
 
@@ -16,7 +17,9 @@ def _run(folder, request):
     return {"texts": greedy(request["path"], request["prompts"], NEW_TOKENS, request["cache"])}, {}
 
 
-def greedy(path, prompts, max_new_tokens, cache=":nocache"):
+def greedy(
+    path: str, prompts: Iterable[str], max_new_tokens: int, cache: str = ":nocache"
+) -> list[str]:
     """Return the greedy continuations of prompts, a list of str.
 
     If `cache` is a folder, XNNPACK stores one packed copy of the weights in it for all signatures;

@@ -2,9 +2,16 @@
 
 import abc
 import numbers
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export.verification import Verification, free_memory
+from keras_llm.types import JSON, PathLike
+
+if TYPE_CHECKING:
+    from keras_llm.export.children import Child
+    from keras_llm.export.litert.conversion import Plan
 
 
 class LiteRTVerification(Verification):
@@ -22,7 +29,13 @@ class LiteRTVerification(Verification):
         InputError: if an argument is invalid.
     """
 
-    def __init__(self, plan, caller, held_out, max_quality_loss):
+    def __init__(
+        self,
+        plan: "Plan",
+        caller: str,
+        held_out: Sequence[Any] | None,
+        max_quality_loss: float | None,
+    ) -> None:
         if max_quality_loss is not None:
             if not isinstance(max_quality_loss, numbers.Real) or not max_quality_loss >= 0:
                 raise InputError(
@@ -36,18 +49,18 @@ class LiteRTVerification(Verification):
         self.prompts, self.texts = [], []
 
     @abc.abstractmethod
-    def request(self):
+    def request(self) -> JSON:
         """Return the request for the child process, a dict of JSON values."""
 
     @abc.abstractmethod
-    def quality(self, answer):
+    def quality(self, answer: dict[str, Any]) -> JSON:
         """Return the quality loss of quantization in the child's answer, a dict with `loss`."""
 
-    def check_held_out(self, caller, held_out):
+    def check_held_out(self, caller: str, held_out: object) -> None:
         """Raise InputError if `held_out` is not valid for the task."""
         check_texts(caller, "held_out", held_out)
 
-    def of(self, path, request, child):
+    def of(self, path: PathLike, request: JSON, child: "Child") -> JSON:
         """Verify and measure a file.
 
         Args:
@@ -86,7 +99,7 @@ class LiteRTVerification(Verification):
             )
 
 
-def check_texts(caller, name, texts):
+def check_texts(caller: str, name: str, texts: object) -> None:
     """Raise InputError unless `texts` is a list of non-empty str."""
     if (
         not isinstance(texts, (list, tuple))

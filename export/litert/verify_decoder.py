@@ -1,10 +1,14 @@
 """Verify exported files of generative tasks: logits, greedy texts and perplexity."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export import verification
 from keras_llm.export.litert.verify import LiteRTVerification
+from keras_llm.types import JSON
 
 _LOGIT_TOLERANCE = 1e-3  # float32: maximum error of a logit, and difference of two tied logits
 # Quantized: KL divergence in nats of the next-token distributions. A broken file is far above.
@@ -22,7 +26,7 @@ class DecoderVerification(LiteRTVerification):
     decoder.
     """
 
-    def request(self):
+    def request(self) -> JSON:
         """Return the request for the child process."""
         self.max_length = self.plan.manifest["max_length"]
         self.prompts = [p for p in self.probes() if self.length_of(p) < self.max_length]
@@ -34,35 +38,35 @@ class DecoderVerification(LiteRTVerification):
         self._rows = [] if self.plan.quantization is None else self._held_out_rows()
         return {"prompts": self.prompts, "rows": self._rows}
 
-    def probes(self):
+    def probes(self) -> list[str]:
         """Return candidate prompts."""
         return self.plan.samples
 
-    def length_of(self, prompt):
+    def length_of(self, prompt: str) -> int:
         """Return the number of cache slots that a prompt takes."""
         return len(self.row_of(prompt)[1])
 
-    def row_of(self, prompt):
+    def row_of(self, prompt: str) -> tuple[list[int], list[int]]:
         """Return the row of a prompt."""
         return [], self.plan.task.tokenizer.encode_prompt(prompt)
 
-    def held_out_row(self, text):
+    def held_out_row(self, text: Any) -> tuple[list[int], list[int]]:
         """Return the row of a held-out text."""
         return self.row_of(text)
 
-    def samples(self):
+    def samples(self) -> list[Any]:
         """Return the default held-out texts."""
         return self.prompts
 
-    def keras_texts(self, prompts, budget):
+    def keras_texts(self, prompts: list[str], budget: int) -> list[str]:
         """Return the greedy texts of the Keras model."""
         return self.plan.task(prompts, max_new_tokens=budget, temperature=0.0)
 
-    def keras_logits(self, rows, longest):
+    def keras_logits(self, rows: Sequence[tuple[list[int], list[int]]], longest: int) -> np.ndarray:
         """Return the Keras logits (B, T, V) of a batch of rows, padded to `longest`."""
         return self.plan.task.model.predict_on_batch(_padded([ids for _, ids in rows], longest))
 
-    def expect(self):
+    def expect(self) -> None:
         """Compute the greedy texts of the Keras model.
 
         For a quantized file, compute its losses and greedy choices on held-out texts instead.
@@ -79,7 +83,7 @@ class DecoderVerification(LiteRTVerification):
             )
             self._choices.append(logits.argmax(-1))
 
-    def compare(self, answer):
+    def compare(self, answer: dict[str, Any]) -> JSON:
         """Compare the logits and greedy texts of the file with those of the Keras model."""
         self.texts, logits = answer["texts"], answer["logits"]
         expected = self._logits_at_choices(answer["token_ids"], len(logits))
@@ -107,7 +111,7 @@ class DecoderVerification(LiteRTVerification):
             measured["mean_kl_divergence_nats"] = self._divergence(expected, logits)
         return {"parity": measured}
 
-    def quality(self, answer):
+    def quality(self, answer: dict[str, Any]) -> JSON:
         """Measure the quality loss of quantization on held-out texts."""
         choices = [answer[f"choices_{index}"] for index in range(len(self._rows))]
         losses = np.concatenate([answer[f"losses_{index}"] for index in range(len(self._rows))])
@@ -194,7 +198,7 @@ class DecoderVerification(LiteRTVerification):
 class TranslationVerification(DecoderVerification):
     """Verification of a `Translation`; held-out texts are pairs (text, translation)."""
 
-    def check_held_out(self, caller, held_out):
+    def check_held_out(self, caller: str, held_out: object) -> None:
         if (
             not isinstance(held_out, (list, tuple))
             or not held_out
@@ -207,27 +211,27 @@ class TranslationVerification(DecoderVerification):
         ):
             raise InputError(f"{caller}: `held_out` must be a list of pairs (text, translation).")
 
-    def probes(self):
+    def probes(self) -> list[str]:
         texts = [pair[0] for pair in (self.held_out or ())[:16]]
         texts += [text for text in verification.SEED_TEXTS if text not in texts]
         return [t for t in texts if len(self.row_of(t)[0]) <= self.plan.manifest["encoder_length"]]
 
-    def row_of(self, prompt):
+    def row_of(self, prompt: str) -> tuple[list[int], list[int]]:
         task = self.plan.task
         source = [*task.tokenizer.encode(prompt), task.tokenizer.eos_id]
         return source, [task.model.config.start_id]
 
-    def held_out_row(self, text):
+    def held_out_row(self, text: tuple[str, str]) -> tuple[list[int], list[int]]:
         text, translation = text
         source, begin = self.row_of(text)
         tokenizer = self.plan.task.tokenizer
         return source, [*begin, *tokenizer.encode(translation), tokenizer.eos_id]
 
-    def samples(self):
+    def samples(self) -> list[tuple[str, str]]:
         """Return the prompts with the task's translations."""
         return list(zip(self.prompts, self._greedy_texts(), strict=True))
 
-    def keras_logits(self, rows, longest):
+    def keras_logits(self, rows: Sequence[tuple[list[int], list[int]]], longest: int) -> np.ndarray:
         pad_id = self.plan.task.model.config.pad_id
         sources = [source for source, _ in rows]
         encoder = _padded(sources, max(map(len, sources)), pad_id)
@@ -235,7 +239,7 @@ class TranslationVerification(DecoderVerification):
         return self.plan.task.model.predict_on_batch([encoder, decoder])
 
 
-def _padded(rows, longest, pad_id=0):
+def _padded(rows: Sequence[Sequence[int]], longest: int, pad_id: int = 0) -> np.ndarray:
     batch = np.full((len(rows), longest), pad_id, "int32")
     for target, ids in zip(batch, rows, strict=True):
         target[: len(ids)] = ids

@@ -2,12 +2,15 @@
 
 import dataclasses
 import itertools
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export.litert.verify import LiteRTVerification, check_texts
 from keras_llm.export.verification import SEED_TEXTS
+from keras_llm.types import JSON
 
 _TOLERANCE = 1e-4
 _TEXTS = (
@@ -25,16 +28,16 @@ class HeadVerification(LiteRTVerification):
     The result for a text is a dict of `numbers`, an array, and `decision`, a JSON value.
     """
 
-    def request(self):
+    def request(self) -> JSON:
         """Return the request for the child process."""
         self._inputs = [list(row) for row in self.inputs()]
         return {"inputs": self._inputs}
 
-    def inputs(self):
+    def inputs(self) -> list[tuple[str, ...]]:
         """Return the arguments of each call, tuples of str."""
         return [(text,) for text in self.texts_that_fit(self.held_out or _TEXTS)]
 
-    def texts_that_fit(self, texts):
+    def texts_that_fit(self, texts: Iterable[str]) -> list[str]:
         room = self.plan.manifest["max_length"] - len(self.plan.manifest["begin"])
         room -= len(self.plan.manifest["end"])
         fit = [t for t in texts if 0 < len(self.plan.task.tokenizer.encode(t)) <= room][:_MOST]
@@ -42,21 +45,21 @@ class HeadVerification(LiteRTVerification):
             raise ExportError("`cache_length` is too short for all verification texts.")
         return fit
 
-    def keras(self):
+    def keras(self) -> list[dict[str, Any]]:
         """Return the results of the task for the inputs, a list of dicts."""
         texts = [text for (text,) in self._inputs]
         results = self.plan.task(texts, **self.details())
         return [digest(self.plan.manifest["task"], _plain(row)) for row in results]
 
-    def details(self):
+    def details(self) -> dict[str, bool]:
         """Return the arguments that request detailed results from the task."""
         return {} if self.plan.manifest["task"] == "TextEmbedding" else {"return_details": True}
 
-    def expect(self):
+    def expect(self) -> None:
         """Compute the results of the task."""
         self._expected = self.keras()
 
-    def compare(self, answer):
+    def compare(self, answer: dict[str, Any]) -> JSON:
         """Compare the numbers and decisions of the file with those of the Keras model."""
         self._results = [digest(self.plan.manifest["task"], row) for row in answer["results"]]
         pairs = list(zip(self._results, self._expected, strict=True))
@@ -80,7 +83,7 @@ class HeadVerification(LiteRTVerification):
             self._require_same_decisions(pairs)
         return {"parity": measured}
 
-    def quality(self, answer):
+    def quality(self, answer: dict[str, Any]) -> JSON:
         """Measure the quality loss of quantization.
 
         It is the share of decisions that change; for embeddings, 1 minus the mean cosine
@@ -117,7 +120,7 @@ class HeadVerification(LiteRTVerification):
 class MaskVerification(HeadVerification):
     """Verification of a `MaskedLanguageModel`; held-out texts have mask tokens."""
 
-    def inputs(self):
+    def inputs(self) -> list[tuple[str, ...]]:
         if self.held_out is not None:
             return super().inputs()
         mask = self.plan.task.mask_token
@@ -128,7 +131,7 @@ class MaskVerification(HeadVerification):
 class AnswerVerification(HeadVerification):
     """Verification of a `QuestionAnswering`; held-out texts are pairs (question, context)."""
 
-    def check_held_out(self, caller, held_out):
+    def check_held_out(self, caller: str, held_out: object) -> None:
         if not isinstance(held_out, (list, tuple)) or not held_out:
             raise InputError(f"{caller}: `held_out` must be a list of pairs (question, context).")
         for pair in held_out:
@@ -138,14 +141,14 @@ class AnswerVerification(HeadVerification):
                 )
             check_texts(caller, "held_out", list(pair))
 
-    def inputs(self):
+    def inputs(self) -> list[tuple[str, ...]]:
         if self.held_out is not None:
             return list(self.held_out)[:_MOST]
         contexts = [text for text in _TEXTS if len(text) > 20]
         contexts.append(" ".join(_TEXTS) * 8)  # long enough for several windows
         return [(question, text) for question in ("Why?", "In 1984") for text in contexts]
 
-    def keras(self):
+    def keras(self) -> list[dict[str, Any]]:
         questions, contexts = zip(*self._inputs, strict=True)
         results = self.plan.task(
             list(questions), list(contexts), truncate=True, return_details=True
@@ -153,7 +156,7 @@ class AnswerVerification(HeadVerification):
         return [digest("QuestionAnswering", _plain(row)) for row in results]
 
 
-def digest(task, result):
+def digest(task: str, result: Any) -> dict[str, Any]:
     """Convert a result to a dict of `numbers` and `decision`."""
     if task == "TextEmbedding":
         return {"numbers": np.array(result, "float32"), "decision": None}

@@ -7,18 +7,25 @@ are only known then, are filled into the flatbuffer at the end.
     | flatbuffer | weight | weight | ... |
 """
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, BinaryIO
+
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from keras_llm.export.litert.quantization import gptq
 from keras_llm.export.litert.quantization.rules import BiasStorage, Storage, pack_int4
+from keras_llm.types import PathLike
+
+if TYPE_CHECKING:
+    from keras_llm.export.litert.lowering.flatbuffer import Constant, Model
 
 _ALIGNMENT = 64  # bytes; XNNPACK reads weights in place
 _PART = 1 << 22  # weights that are rounded at a time
 
 
-def write(model, path, progress=None):
+def write(model: "Model", path: PathLike, progress: Callable[[int], object] | None = None) -> None:
     """Write a `flatbuffer.Model`.
 
     Args:
@@ -52,7 +59,7 @@ def write(model, path, progress=None):
 class _Stored:
     """A constant and its buffers in the file."""
 
-    def __init__(self, model, constant):
+    def __init__(self, model: "Model", constant: "Constant") -> None:
         self.constant, self.offsets, self.scales = constant, [], None
         self.tensors = [(graph.graph, graph.graph.tensors[i]) for graph, i in constant.places]
         self._buffers = [_new_buffer(model)]
@@ -64,10 +71,10 @@ class _Stored:
                 graph.tensors[tensor.quantization.details.scales].buffer = self._buffers[1]
 
     @property
-    def block(self):
+    def block(self) -> int | None:
         return getattr(self.constant.storage, "block", None)
 
-    def sizes(self):
+    def sizes(self) -> list[tuple[int, int]]:
         """Return pairs of a buffer and its bytes."""
         storage, count = self.constant.storage, int(np.prod(self.constant.view.shape))
         bits = storage.bits if isinstance(storage, Storage) else 32
@@ -76,7 +83,7 @@ class _Stored:
             sizes.append(2 * (count // self.block))
         return list(zip(self._buffers, sizes, strict=True))
 
-    def write(self, file, written_scales):
+    def write(self, file: BinaryIO, written_scales: dict[Any, np.ndarray]) -> None:
         """Write the values and the scales of blocks.
 
         Args:
@@ -125,14 +132,14 @@ class _Stored:
             yield rows if constant.divisor is None else rows / constant.divisor
 
 
-def _new_buffer(model):
+def _new_buffer(model: "Model") -> int:
     buffer = schema.BufferT()
     buffer.offset = buffer.size = 1  # placeholders; the flatbuffer would omit 0
     model.model.buffers.append(buffer)
     return len(model.model.buffers) - 1
 
 
-def _aligned(offset):
+def _aligned(offset: int) -> int:
     return -(-offset // _ALIGNMENT) * _ALIGNMENT
 
 

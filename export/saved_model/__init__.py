@@ -1,9 +1,23 @@
 """Export tasks to SavedModels that take and return strings, in TensorFlow Serving's layout."""
 
+from typing import TYPE_CHECKING
+
 from keras_llm.errors import optional_packages
+from keras_llm.types import JSON, PathLike
+
+if TYPE_CHECKING:
+    from keras_llm.tasks import Task
 
 
-def saved_model(task, path, version=1, overwrite=False, xla=False, weights=None, beam_width=None):
+def saved_model(
+    task: "Task",
+    path: PathLike,
+    version: int = 1,
+    overwrite: bool = False,
+    xla: bool = False,
+    weights: str | None = None,
+    beam_width: int | None = None,
+) -> JSON:
     """Export a task to `<path>/<version>/`, the folder layout of TensorFlow Serving.
 
     The graph includes the tokenizer, the model and the decoding of its outputs: a signature takes

@@ -17,14 +17,22 @@ from keras_llm.export.saved_model.signatures import module_of, save
 from keras_llm.export.saved_model.verify import verification_of, verify
 from keras_llm.export.saved_model.warmup import write_warmup
 from keras_llm.files import atomic_folder
+from keras_llm.tasks import Task
+from keras_llm.types import JSON, PathLike
 
 _SERVER = "keras_llm.export.saved_model.worker"
 _TIMEOUT = 3600  # seconds to wait for an answer of the process that runs the SavedModel
 
 
 def write_saved_model(
-    task, path, version=1, overwrite=False, xla=False, weights=None, beam_width=None
-):
+    task: Task,
+    path: PathLike,
+    version: int = 1,
+    overwrite: bool = False,
+    xla: bool = False,
+    weights: str | None = None,
+    beam_width: int | None = None,
+) -> JSON:
     """Export a task; the arguments are those of `saved_model`."""
     module = module_of(task, weights, xla, beam_width)
     if not isinstance(version, int) or version < 1:

@@ -4,9 +4,12 @@ Texts, labels and offsets must be equal, and numbers must agree within a toleran
 are stored in fewer bits, the divergence is measured and must be below a bound.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from keras_llm import tasks
 from keras_llm.errors import ExportError
 from keras_llm.export import verification
+from keras_llm.export.saved_model.verify_base import SavedModelVerification
 from keras_llm.export.saved_model.verify_generation import (
     TextGenerationVerification,
     TranslationVerification,
@@ -21,6 +24,10 @@ from keras_llm.export.saved_model.verify_heads import (
 )
 from keras_llm.export.saved_model.worker import joined
 from keras_llm.tasks.generative import GenerativeTask
+from keras_llm.types import JSON
+
+if TYPE_CHECKING:
+    from keras_llm.export.children import Child
 
 VERIFICATIONS = {
     tasks.TextGeneration: TextGenerationVerification,
@@ -34,7 +41,9 @@ VERIFICATIONS = {
 }
 
 
-def verification_of(task, exact=True, beam_width=None):
+def verification_of(
+    task: tasks.Task, exact: bool = True, beam_width: int | None = None
+) -> SavedModelVerification:
     """Return the verification of a task's SavedModel."""
     verification_class = next(v for kind, v in VERIFICATIONS.items() if isinstance(task, kind))
     if isinstance(task, GenerativeTask):
@@ -42,7 +51,9 @@ def verification_of(task, exact=True, beam_width=None):
     return verification_class(task, exact, beam_width)
 
 
-def verify(checks, loaded, child, xla):
+def verify(
+    checks: SavedModelVerification, loaded: dict[str, Any], child: "Child", xla: bool
+) -> JSON:
     """Run a SavedModel and compare it with its task.
 
     Args:

@@ -1,5 +1,7 @@
 """Verify the SavedModels of generative tasks."""
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from keras_llm import models
@@ -9,6 +11,10 @@ from keras_llm.export.saved_model.verify_base import (
     SavedModelVerification,
 )
 from keras_llm.sampling_settings import DEFAULTS, SETTINGS
+from keras_llm.types import JSON
+
+if TYPE_CHECKING:
+    from keras_llm.tasks import TextGeneration
 
 _GENERATING = ("serving_default", "generate")
 _PENALTIES = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3, "min_new_tokens": 2}
@@ -17,7 +23,9 @@ _PENALTIES = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3, "min_new_tok
 class TextGenerationVerification(SavedModelVerification):
     """Verification of greedy texts, log-likelihoods, ids, and logits of cached decoding steps."""
 
-    def __init__(self, task, exact=True, beam_width=None):
+    def __init__(
+        self, task: "TextGeneration", exact: bool = True, beam_width: int | None = None
+    ) -> None:
         super().__init__(task, exact, beam_width)
         self._prompts = verification.probe_prompts(task)
         self._chats = []
@@ -26,7 +34,7 @@ class TextGenerationVerification(SavedModelVerification):
         self._ids = [task.tokenizer.encode_prompt(text) for text in self._prompts]
         self._cache_length = min(max(map(len, self._ids)) + 1, task.model.config.max_length)
 
-    def calls(self):
+    def calls(self) -> list[tuple[str, dict[str, Any]]]:
         text = {"text": ["string", self._prompts]}
         token_ids, lengths = self._batch(self._ids)
         prefill = {
@@ -66,10 +74,10 @@ class TextGenerationVerification(SavedModelVerification):
             calls.append(("beam_search", {"prompt": ["string", prompts], **settings}))
         return calls
 
-    def timed(self):
+    def timed(self) -> tuple[str, dict[str, Any]]:
         return "serving_default", self._greedy(self._prompts[:1], verification.TIMED_TOKENS)
 
-    def warm_up(self):
+    def warm_up(self) -> list[tuple[str, dict[str, Any]]]:
         prompt, ids = self._prompts[:1], self._ids[0]
         prompts = {"token_ids": ["int32", [ids]], "lengths": ["int32", [len(ids)]]}
         entries = models.init_cache(self.task.model, 1, len(ids) + 1)
@@ -88,10 +96,10 @@ class TextGenerationVerification(SavedModelVerification):
             *self._further(prompt),
         ]
 
-    def speed(self, seconds, outputs):
+    def speed(self, seconds: float, outputs: dict[str, Any]) -> dict[str, float]:
         return {"tokens_per_second": round(outputs["num_tokens"][0] / seconds, 1)}
 
-    def expect(self):
+    def expect(self) -> None:
         task, greedy = self.task, {"max_new_tokens": verification.NEW_TOKENS, "temperature": 0.0}
         self._greedy_rows = task(self._prompts, **greedy, seed=0, return_details=True)
         self._scores = task.score(self._prompts)
@@ -101,7 +109,7 @@ class TextGenerationVerification(SavedModelVerification):
         next_ids = [row + row[:1] for row in self._ids]
         self._logits = self._last_logits(self._ids + next_ids)
 
-    def compare(self, outputs):
+    def compare(self, outputs: list[dict[str, Any]]) -> JSON:
         generated, scored, tokenized, prefilled, decoded, detokenized, ends, *further = outputs
         task, expected = self.task, self._greedy_rows
         texts = [row.text for row in expected]
@@ -177,7 +185,7 @@ class TextGenerationVerification(SavedModelVerification):
 class TranslationVerification(SavedModelVerification):
     """Verification of greedy texts and their log-probabilities."""
 
-    def calls(self):
+    def calls(self) -> list[tuple[str, dict[str, Any]]]:
         texts = ["string", verification.SEED_TEXTS]
         settings = _greedy_settings(verification.NEW_TOKENS)
         calls = [("serving_default", {"text": texts, **settings})]
@@ -189,20 +197,20 @@ class TranslationVerification(SavedModelVerification):
             calls.append(("beam_search", {"text": texts, **settings}))
         return calls
 
-    def timed(self):
+    def timed(self) -> tuple[str, dict[str, Any]]:
         settings = _greedy_settings(verification.TIMED_TOKENS)
         return "serving_default", {"text": ["string", verification.SEED_TEXTS[2:3]], **settings}
 
-    def speed(self, seconds, outputs):
+    def speed(self, seconds: float, outputs: dict[str, Any]) -> dict[str, float]:
         return {"tokens_per_second": round(max(outputs["num_tokens"][0], 1) / seconds, 1)}
 
-    def expect(self):
+    def expect(self) -> None:
         self._expected = self.task(
             verification.SEED_TEXTS, max_new_tokens=verification.NEW_TOKENS, return_details=True
         )
         self._beams = self.expected_beams(verification.SEED_TEXTS)
 
-    def compare(self, outputs):
+    def compare(self, outputs: list[dict[str, Any]]) -> JSON:
         answer, *beams = outputs
         expected = self._expected
         texts = [row.text for row in expected]

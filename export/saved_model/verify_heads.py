@@ -1,15 +1,22 @@
 """Verify the SavedModels of tasks with a head."""
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from keras_llm.export import verification
 from keras_llm.export.saved_model.verify_base import SavedModelVerification
+from keras_llm.types import JSON
+
+if TYPE_CHECKING:
+    from keras_llm.tasks import MaskedLanguageModel, QuestionAnswering
+    from keras_llm.tasks.head import HeadTask
 
 
 class _HeadVerification(SavedModelVerification):
     """Base class for tasks that take one text; one of the texts exceeds the maximum length."""
 
-    def __init__(self, task, exact=True, beam_width=None):
+    def __init__(self, task: "HeadTask", exact: bool = True, beam_width: int | None = None) -> None:
         super().__init__(task, exact, beam_width)
         long = "The long text, with words. " * (1 + task.model.config.max_length // 4)
         self._texts = [
@@ -18,23 +25,23 @@ class _HeadVerification(SavedModelVerification):
             long,
         ]
 
-    def calls(self):
+    def calls(self) -> list[tuple[str, dict[str, Any]]]:
         return [("serving_default", {"text": ["string", self._texts]})]
 
-    def timed(self):
+    def timed(self) -> tuple[str, dict[str, Any]]:
         return "serving_default", {"text": ["string", self._texts[-2:-1]]}
 
-    def expect(self):
+    def expect(self) -> None:
         self._expected = self.task(self._texts, truncate=True, return_details=True)
 
 
 class TextEmbeddingVerification(_HeadVerification):
     """Verification of embeddings."""
 
-    def expect(self):
+    def expect(self) -> None:
         self._expected = self.task(self._texts, truncate=True)
 
-    def compare(self, outputs):
+    def compare(self, outputs: list[dict[str, Any]]) -> JSON:
         (answer,) = outputs
         vectors, expected = np.asarray(answer["embedding"]), self._expected
         error = self.number("embeddings", vectors, expected)
@@ -50,7 +57,7 @@ class TextEmbeddingVerification(_HeadVerification):
 class TextRegressionVerification(_HeadVerification):
     """Verification of predicted numbers."""
 
-    def compare(self, outputs):
+    def compare(self, outputs: list[dict[str, Any]]) -> JSON:
         (answer,) = outputs
         expected = self._expected
         self.agreement("`truncated`", answer["truncated"], [row.truncated for row in expected])
@@ -63,7 +70,7 @@ class TextRegressionVerification(_HeadVerification):
 class TextClassificationVerification(_HeadVerification):
     """Verification of labels and probabilities."""
 
-    def compare(self, outputs):
+    def compare(self, outputs: list[dict[str, Any]]) -> JSON:
         (answer,) = outputs
         expected = self._expected
         probabilities = np.array([list(row.probabilities.values()) for row in expected])
@@ -84,7 +91,7 @@ class TextClassificationVerification(_HeadVerification):
 class TokenClassificationVerification(_HeadVerification):
     """Verification of words, their offsets, labels and probabilities."""
 
-    def compare(self, outputs):
+    def compare(self, outputs: list[dict[str, Any]]) -> JSON:
         (answer,) = outputs
         expected = self._expected
         words, numbers, labels = [], [], []
@@ -113,30 +120,32 @@ class TokenClassificationVerification(_HeadVerification):
 class QuestionAnsweringVerification(SavedModelVerification):
     """Verification of answers, their offsets and probabilities; one context has several windows."""
 
-    def __init__(self, task, exact=True, beam_width=None):
+    def __init__(
+        self, task: "QuestionAnswering", exact: bool = True, beam_width: int | None = None
+    ) -> None:
         super().__init__(task, exact, beam_width)
         filler = "The answer is here, é, or there. "
         count = 1 + task.model.config.max_length // 6
         self._questions = ["Where is it?", "Who", "What is the value of a long question here?"]
         self._contexts = [filler * 2, "Nobody.", filler * count]
 
-    def calls(self):
+    def calls(self) -> list[tuple[str, dict[str, Any]]]:
         inputs = {"question": ["string", self._questions], "context": ["string", self._contexts]}
         return [("serving_default", inputs)]
 
-    def timed(self):
+    def timed(self) -> tuple[str, dict[str, Any]]:
         inputs = {
             "question": ["string", self._questions[:1]],
             "context": ["string", self._contexts[:1]],
         }
         return "serving_default", inputs
 
-    def expect(self):
+    def expect(self) -> None:
         self._expected = self.task(
             self._questions, self._contexts, truncate=True, return_details=True
         )
 
-    def compare(self, outputs):
+    def compare(self, outputs: list[dict[str, Any]]) -> JSON:
         (answer,) = outputs
         expected = self._expected
         rows = list(zip(*(answer[name] for name in ("answer", "start", "end")), strict=True))
@@ -155,7 +164,9 @@ class QuestionAnsweringVerification(SavedModelVerification):
 class MaskedLanguageModelVerification(SavedModelVerification):
     """Verification of the predicted tokens, their probabilities and the filled texts."""
 
-    def __init__(self, task, exact=True, beam_width=None):
+    def __init__(
+        self, task: "MaskedLanguageModel", exact: bool = True, beam_width: int | None = None
+    ) -> None:
         super().__init__(task, exact, beam_width)
         mask = task.mask_token
         self._texts = [
@@ -165,16 +176,16 @@ class MaskedLanguageModelVerification(SavedModelVerification):
             f"É{mask} \n {mask}",
         ]
 
-    def calls(self):
+    def calls(self) -> list[tuple[str, dict[str, Any]]]:
         return [("serving_default", {"text": ["string", self._texts]})]
 
-    def timed(self):
+    def timed(self) -> tuple[str, dict[str, Any]]:
         return "serving_default", {"text": ["string", self._texts[:1]]}
 
-    def expect(self):
+    def expect(self) -> None:
         self._expected = self.task(self._texts, truncate=True, return_details=True)
 
-    def compare(self, outputs):
+    def compare(self, outputs: list[dict[str, Any]]) -> JSON:
         (answer,) = outputs
         expected = self._expected
         counts = [len(row.tokens) for row in expected]

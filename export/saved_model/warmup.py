@@ -1,14 +1,19 @@
 """Write and read warm-up requests, which TensorFlow Serving runs when it loads a model."""
 
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 from keras_llm.errors import ExportError
+from keras_llm.types import PathLike
 
 FILE = "assets.extra/tf_serving_warmup_requests"
 _MOST = 1000  # maximum number of records that the server reads
 
 
-def write_warmup(folder, model_name, calls):
+def write_warmup(
+    folder: PathLike, model_name: str, calls: Sequence[tuple[str, dict[str, Any]]]
+) -> None:
     """Write `assets.extra/tf_serving_warmup_requests` into the folder of a version.
 
     Args:
@@ -39,7 +44,7 @@ def write_warmup(folder, model_name, calls):
             writer.write(record.SerializeToString())
 
 
-def read_warmup(folder):
+def read_warmup(folder: PathLike) -> list[Any]:
     """Return the requests of `write_warmup`, a list of `PredictRequest`; [] if there is no file."""
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2

@@ -9,8 +9,11 @@ import importlib.util
 import pathlib
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from keras_llm.export import children
+from keras_llm.types import PathLike
 
 _loaded = {}
 
@@ -54,7 +57,7 @@ def _call(request):
     return {"outputs": outputs}, arrays
 
 
-def joined(answer):
+def joined(answer: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the outputs of each call from the answer to "call"."""
     for key in [key for key in answer if "/" in key]:
         i, _, name = key.partition("/")
@@ -72,7 +75,7 @@ def _time(request):
     return {"seconds": seconds, "outputs": numbers}, {}
 
 
-def ops_of(path):
+def ops_of(path: PathLike) -> list[str]:
     """Return the ops in the graph of a SavedModel, a sorted list of str."""
     from tensorflow.python.saved_model import loader_impl
 
@@ -105,7 +108,11 @@ def _registered_ops():
     return {op.name for op in op_def_pb2.OpList.FromString(content).op}
 
 
-def run_calls(signatures, calls, at_a_time=2):
+def run_calls(
+    signatures: Mapping[str, Callable[..., Any]],
+    calls: Sequence[tuple[str, dict[str, Any]]],
+    at_a_time: int = 2,
+) -> list[dict[str, Any]]:
     """Call signatures.
 
     Args:

@@ -8,6 +8,7 @@ import re
 from keras_llm.errors import InputError
 from keras_llm.export.report import REPORT_FILE, folder_sizes
 from keras_llm.files import atomic_file
+from keras_llm.types import PathLike
 
 _MIB = 2**20
 _SERVER_BYTES = 512 * _MIB  # memory of the server, with its threads and buffers
@@ -17,14 +18,14 @@ _METRICS = "/monitoring/prometheus/metrics"
 
 
 def serving_files(
-    folder,
-    labels=None,
-    image="tensorflow/serving:latest",
-    port=8500,
-    rest_api_port=8501,
-    cpus=2,
-    max_batch_size=None,
-):
+    folder: PathLike,
+    labels: dict[str, dict[str, int]] | None = None,
+    image: str = "tensorflow/serving:latest",
+    port: int = 8500,
+    rest_api_port: int = 8501,
+    cpus: int = 2,
+    max_batch_size: int | None = None,
+) -> dict[str, pathlib.Path]:
     """Write the files that the TensorFlow Serving image needs to serve a folder of models.
 
     The models are the subfolders with numbered versions, as `export.saved_model` writes them.

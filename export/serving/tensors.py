@@ -7,6 +7,7 @@ are object arrays of bytes.
 import base64
 import binascii
 import math
+from typing import Any
 
 import numpy as np
 
@@ -42,17 +43,17 @@ _NAMES |= {BFLOAT16: "DT_BFLOAT16"}
 _REPEATED_AT_MOST = 2**20  # maximum number of elements filled in with the last value
 
 
-def dtype_name(number):
+def dtype_name(number: int) -> str:
     """Return the name of a DataType, e.g. "DT_FLOAT"."""
     return _NAMES.get(number, f"DataType {number}")
 
 
-def dtype_number(name):
+def dtype_number(name: str) -> int:
     """Return the number of a DataType, or 0 if the name is unknown."""
     return next((number for number, value in _NAMES.items() if value == name), 0)
 
 
-def numpy_dtype(number):
+def numpy_dtype(number: int) -> np.dtype:
     """Return the NumPy dtype of a DataType; object for strings.
 
     Raises:
@@ -69,7 +70,7 @@ def numpy_dtype(number):
     return np.dtype(_NUMPY[number])
 
 
-def as_array(name, value, number):
+def as_array(name: str, value: Any, number: int) -> np.ndarray:
     """Convert a value to an array of a DataType.
 
     Args:
@@ -93,7 +94,7 @@ def as_array(name, value, number):
     return _cast(name, array, number)
 
 
-def fill_proto(proto, array, number):
+def fill_proto(proto: Any, array: np.ndarray, number: int) -> None:
     """Write an array into an empty TensorProto."""
     proto.dtype = number
     for size in array.shape:
@@ -104,7 +105,7 @@ def fill_proto(proto, array, number):
         proto.tensor_content = np.ascontiguousarray(array).tobytes()
 
 
-def from_proto(name, proto):
+def from_proto(name: str, proto: Any) -> np.ndarray:
     """Convert a TensorProto to an array.
 
     Args:
@@ -141,7 +142,7 @@ def from_proto(name, proto):
     return values.reshape(shape)
 
 
-def from_json(name, value, number):
+def from_json(name: str, value: Any, number: int) -> np.ndarray:
     """Convert a JSON value to an array of a DataType; str and `{"b64": "..."}` become bytes.
 
     Raises:
@@ -160,7 +161,7 @@ def from_json(name, value, number):
     return _cast(name, array, number)
 
 
-def to_json(name, array):
+def to_json(name: str, array: np.ndarray) -> Any:
     """Convert an array to a JSON value in TensorFlow Serving's format.
 
     Bytes are decoded as UTF-8, with U+FFFD for invalid bytes; if the name ends with "_bytes", they

@@ -12,6 +12,7 @@ Reference:
 
 import functools
 import re
+from typing import Any
 
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory, wrappers_pb2
 
@@ -66,7 +67,7 @@ _FIELD = re.compile(r"(repeated )?(?:map<string, ([\w.]+)>|([\w.]+)) (\w+) = (\d
 _Field = descriptor_pb2.FieldDescriptorProto
 
 
-def message(name):
+def message(name: str) -> Any:
     """Return the class of a message, e.g. "tensorflow.serving.PredictRequest"."""
     return _classes()[name]
 

@@ -3,12 +3,25 @@
 Uses dense tensors only, so that tasks in Python and exported graphs run the same code.
 """
 
+from typing import TYPE_CHECKING
+
 from keras import ops
+
+from keras_llm.types import Tensor
+
+if TYPE_CHECKING:
+    from keras_llm.tasks.question_answering import QuestionAnswering
 
 _NEVER = -1e9
 
 
-def best_spans(task, question_ids, question_lengths, context_ids, context_lengths):
+def best_spans(
+    task: "QuestionAnswering",
+    question_ids: Tensor,
+    question_lengths: Tensor,
+    context_ids: Tensor,
+    context_lengths: Tensor,
+) -> dict[str, Tensor]:
     """Find the most likely span of each context.
 
     A window is `begin question separators context-part end`. A context that does not fit into one
@@ -79,7 +92,7 @@ def best_spans(task, question_ids, question_lengths, context_ids, context_length
     }
 
 
-def column(x):
+def column(x: Tensor) -> Tensor:
     """Reshape (B,) to (B, 1)."""
     return ops.expand_dims(x, 1)
 

@@ -1,16 +1,24 @@
 """Split contexts into windows to train question answering models."""
 
 import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_llm import data
 from keras_llm.data.answer_spans import find_answer
+from keras_llm.types import Dataset
+
+if TYPE_CHECKING:
+    from keras_llm.tasks.question_answering import QuestionAnswering
 
 _WITHOUT = 0.25  # share of answerable rows that also get a window without the answer
 
 
-def answer_windows(task, rows, seed):
+def answer_windows(
+    task: "QuestionAnswering", rows: Sequence[tuple[str, str, str]], seed: int
+) -> tuple[dict[str, list[Any]], dict[str, int]]:
     """Split rows into training windows.
 
     Contexts are split into the windows that the task reads. All windows with the complete answer
@@ -53,7 +61,13 @@ def answer_windows(task, rows, seed):
     return columns, {"answer longer than a window": without} if without else {}
 
 
-def window_dataset(task, columns, batch_size, epochs=1, seed=None):
+def window_dataset(
+    task: "QuestionAnswering",
+    columns: dict[str, list[Any]],
+    batch_size: int,
+    epochs: int = 1,
+    seed: int | None = None,
+) -> Dataset:
     """Return batches of `answer_windows`, a `tf.data.Dataset` of the model's inputs and targets."""
     import tensorflow as tf
 

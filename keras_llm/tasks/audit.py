@@ -4,11 +4,18 @@ import itertools
 import math
 import random
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.tasks.base import checked_texts
+from keras_llm.types import JSON
+
+if TYPE_CHECKING:
+    from keras_llm.tasks.text_classification import TextClassification
+    from keras_llm.tasks.text_generation import TextGeneration
 
 # Pairs of interchangeable words. "his", "him" and "her" are left out, because "her" corresponds to
 # both "his" and "him".
@@ -29,7 +36,7 @@ TERMS = {
 }
 
 
-def swapped(text, pairs, to):
+def swapped(text: str, pairs: Iterable[tuple[str, str]], to: int) -> str:
     """Replace the terms of one side by those of the other, as whole words; keep capitalization.
 
     Args:
@@ -58,7 +65,12 @@ def swapped(text, pairs, to):
     return re.sub(pattern, replace, text, flags=re.IGNORECASE)
 
 
-def term_swaps(classifier, texts, terms=None, max_texts=500):
+def term_swaps(
+    classifier: "TextClassification",
+    texts: Sequence[str],
+    terms: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+    max_texts: int = 500,
+) -> list[JSON]:
     """Measure how a classifier's output changes when terms for one group replace those of another.
 
     Each text with a term of either side is classified twice: with all terms of the first side and
@@ -102,8 +114,14 @@ def term_swaps(classifier, texts, terms=None, max_texts=500):
 
 
 def continuation_swaps(
-    generator, classifier, terms=None, prompt="The {} was", count=8, max_new_tokens=30, seed=0
-):
+    generator: "TextGeneration",
+    classifier: "TextClassification",
+    terms: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+    prompt: str = "The {} was",
+    count: int = 8,
+    max_new_tokens: int = 30,
+    seed: int = 0,
+) -> list[JSON]:
     """Measure how a generator's continuations differ between terms for two groups.
 
     A classifier scores the continuations, without the prompt.
@@ -148,7 +166,9 @@ def continuation_swaps(
     return results
 
 
-def canary_exposure(generator, canary, candidates=999, seed=0):
+def canary_exposure(
+    generator: "TextGeneration", canary: str, candidates: int = 999, seed: int = 0
+) -> JSON:
     """Measure the exposure of a secret (canary) in a model.
 
     `exposure = log2(N + 1) - log2(rank)`, where rank is the rank of the canary by log-likelihood
@@ -194,7 +214,13 @@ def canary_exposure(generator, canary, candidates=999, seed=0):
     }
 
 
-def memorisation(generator, texts, prompt_tokens=32, new_tokens=32, max_texts=200):
+def memorisation(
+    generator: "TextGeneration",
+    texts: Sequence[str],
+    prompt_tokens: int = 32,
+    new_tokens: int = 32,
+    max_texts: int = 200,
+) -> dict[str, float]:
     """Measure how much of training texts a model reproduces verbatim from their beginnings.
 
     Greedy decoding after the first `prompt_tokens` of a text reproduces its next tokens as long as
@@ -243,7 +269,9 @@ def memorisation(generator, texts, prompt_tokens=32, new_tokens=32, max_texts=20
     }
 
 
-def checked_terms(terms):
+def checked_terms(
+    terms: Mapping[str, Sequence[tuple[str, str]]],
+) -> Mapping[str, Sequence[tuple[str, str]]]:
     """Return the terms; raise InputError if a word is not lowercase or occurs twice in a name."""
     for name, pairs in terms.items():
         words = [word for pair in pairs for word in pair]

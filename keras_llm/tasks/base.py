@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder
 from keras_llm.tasks.fitting import Fitting
 from keras_llm.training.adapters.lora import ATTENTION, add_lora, save_lora
+from keras_llm.types import JSON, PathLike
 
 _CLASSES = {}
 CONFIG_FILE = "config.json"
@@ -36,11 +39,16 @@ class Task(Fitting):
 
     model_wanted = "models.causal_lm"
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _CLASSES[cls.__name__] = cls
 
-    def __init__(self, model, tokenizer, metadata=None):
+    def __init__(
+        self,
+        model: models.ConfiguredModel,
+        tokenizer: tokenizers.Tokenizer,
+        metadata: JSON | None = None,
+    ) -> None:
         if not self.fits(model):
             raise InputError(f"`model` must come from {self.model_wanted}, got {type(model)}.")
         if tokenizer.vocabulary_size > model.config.vocabulary_size:
@@ -53,11 +61,11 @@ class Task(Fitting):
         self.metadata = dict(metadata or {})
 
     @staticmethod
-    def fits(model):
+    def fits(model: object) -> bool:
         """Return whether the model is of the kind that this task needs."""
         return isinstance(model, models.CausalLM)
 
-    def save(self, folder, overwrite=False):
+    def save(self, folder: PathLike, overwrite: bool = False) -> None:
         """Save the task as one folder, atomically.
 
         Args:
@@ -71,7 +79,7 @@ class Task(Fitting):
         with atomic_folder(folder, overwrite) as partial:
             self.write(partial)
 
-    def export(self, target, path, **options):
+    def export(self, target: str, path: PathLike, **options: Any) -> JSON:
         """Export the task and verify what was written.
 
         Args:
@@ -94,7 +102,7 @@ class Task(Fitting):
             )
         return getattr(export, target)(self, path, **options)
 
-    def enable_lora(self, rank=8, target=ATTENTION, **options):
+    def enable_lora(self, rank: int = 8, target: str = ATTENTION, **options: Any) -> list[str]:
         """Add low-rank adapters and freeze all other weights.
 
         Args:
@@ -112,16 +120,16 @@ class Task(Fitting):
         self._trainer = None  # compiled for other weights
         return add_lora(self.model, target, rank=rank, **options)
 
-    def save_adapter(self, path, overwrite=False):
+    def save_adapter(self, path: PathLike, overwrite: bool = False) -> None:
         """Write the adapters alone, see `training.save_lora`."""
         save_lora(self.model, path, overwrite)
 
     @classmethod
-    def parts(cls, folder):
+    def parts(cls, folder: PathLike) -> dict[str, Any]:
         """Read further constructor arguments from the task's folder: a dict."""
         return {}
 
-    def write(self, folder):
+    def write(self, folder: PathLike) -> None:
         """Write config, weights and tokenizer into an existing folder."""
         folder = pathlib.Path(folder)
         config = {
@@ -135,7 +143,7 @@ class Task(Fitting):
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
-def read_config(folder):
+def read_config(folder: PathLike) -> JSON:
     """Read the config.json of a task folder without building the model.
 
     Raises:
@@ -154,7 +162,7 @@ def read_config(folder):
     return config
 
 
-def load(folder):
+def load(folder: PathLike) -> Task:
     """Load a task saved by `Task.save`.
 
     Args:
@@ -182,7 +190,7 @@ def load(folder):
     return kind(model, tokenizer, metadata=config.get("metadata"), **kind.parts(folder))
 
 
-def checked_texts(name, texts):
+def checked_texts(name: str, texts: Sequence[str]) -> Sequence[str]:
     """Return `texts` if all are non-empty valid Unicode; else raise InputError naming the row."""
     if not isinstance(texts, (list, tuple)) or not texts:
         raise InputError(f"`{name}` must be a str or a non-empty list of str, got {texts!r}.")
@@ -199,7 +207,9 @@ def checked_texts(name, texts):
     return texts
 
 
-def padded_rows(name, rows, longest, max_length, pad_id):
+def padded_rows(
+    name: str, rows: Sequence[Sequence[int]], longest: int, max_length: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Pad lists of token ids on the right.
 
     Returns:

@@ -1,7 +1,13 @@
 """Run a multi-turn chat with a prefix cache."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
 from keras_llm.errors import InputError
 from keras_llm.generation.prefix_cache import PrefixCache
+
+if TYPE_CHECKING:
+    from keras_llm.tasks.text_generation import TextGeneration
 
 
 class Conversation:
@@ -19,12 +25,12 @@ class Conversation:
             or whose stream is not read to the end, does not change it.
     """
 
-    def __init__(self, task, system=None):
+    def __init__(self, task: "TextGeneration", system: str | None = None) -> None:
         self.messages = [] if system is None else [{"role": "system", "content": system}]
         self._task = task
         self._prefix_cache = PrefixCache()
 
-    def say(self, text, **settings):
+    def say(self, text: str, **settings: Any) -> str:
         """Send a message and return the answer.
 
         Args:
@@ -43,7 +49,7 @@ class Conversation:
         self.messages = [*messages, {"role": "assistant", "content": answer}]
         return answer
 
-    def stream(self, text, **settings):
+    def stream(self, text: str, **settings: Any) -> Iterator[str]:
         """Send a message and stream the answer: a generator of str."""
         messages = self._with(text)
         pieces = self._task.stream_chat(messages, prefix_cache=self._prefix_cache, **settings)

@@ -1,13 +1,15 @@
 """Explain a model's output for one text: attention, logit lens, attributions and neighbors."""
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from keras import ops
 
 from keras_llm import models
 from keras_llm.errors import InputError
-from keras_llm.tasks.base import checked_texts
+from keras_llm.tasks.base import Task, checked_texts
 from keras_llm.tasks.gradients import integrated_gradients
 from keras_llm.tasks.head import HeadTask
 from keras_llm.tasks.masked_language_model import MaskedLanguageModel
@@ -16,6 +18,8 @@ from keras_llm.tasks.text_classification import TextClassification
 from keras_llm.tasks.text_generation import TextGeneration
 from keras_llm.tasks.translation import Translation
 from keras_llm.tasks.word_vectors import WordVectors
+from keras_llm.tokenizers import Tokenizer
+from keras_llm.types import JSON
 
 _WORDS = 12  # tokens whose nearest neighbors are computed
 
@@ -43,16 +47,18 @@ class Explanation:
 
     task: str
     text: str
-    tokens: list
+    tokens: list[str]
     result: str
-    attention: list | None
-    heads: list | None
-    lens: dict | None
-    attributions: dict | None
-    neighbours: dict
+    attention: list[np.ndarray] | None
+    heads: list[JSON] | None
+    lens: dict[str, Any] | None
+    attributions: dict[str, Any] | None
+    neighbours: dict[str, list[tuple[str, float]]]
 
 
-def explain(task, text, context=None, max_tokens=64, count=5):
+def explain(
+    task: Task, text: str, context: str | None = None, max_tokens: int = 64, count: int = 5
+) -> Explanation:
     """Explain a task's output for one text.
 
     Args:
@@ -108,7 +114,7 @@ def explain(task, text, context=None, max_tokens=64, count=5):
     )
 
 
-def summarize_heads(attention):
+def summarize_heads(attention: Iterable[np.ndarray]) -> list[JSON]:
     """Summarize the attention pattern of each head.
 
     Args:
@@ -139,7 +145,9 @@ def summarize_heads(attention):
     return rows
 
 
-def nearest_tokens(task, token_ids, count=5):
+def nearest_tokens(
+    task: Task, token_ids: Iterable[int], count: int = 5
+) -> dict[str, list[tuple[str, float]]]:
     """Return the nearest neighbors of tokens by cosine similarity of their embeddings.
 
     Args:
@@ -241,5 +249,5 @@ def _attributions(task, inputs):
     return {"label": task.labels[int(logits.argmax())], **attributions}
 
 
-def _shown(tokenizer, index):
+def _shown(tokenizer: Tokenizer, index: int) -> str:
     return tokenizer.token(index)

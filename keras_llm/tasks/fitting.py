@@ -1,9 +1,16 @@
 """Train and evaluate a task on strings."""
 
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
 import keras
 
 from keras_llm import training
 from keras_llm.errors import InputError
+from keras_llm.types import Dataset
+
+if TYPE_CHECKING:
+    from keras_llm.tasks.base import Task
 
 
 class Fitting:
@@ -15,7 +22,13 @@ class Fitting:
 
     _trainer, _compiled_with = None, (None, 1e-3, 0.01, {})
 
-    def compile(self, optimizer=None, learning_rate=1e-3, weight_decay=0.01, **options):
+    def compile(
+        self,
+        optimizer: str | keras.optimizers.Optimizer | None = None,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.01,
+        **options: Any,
+    ) -> None:
         """Configure training. Calling it is optional: `fit` uses the defaults otherwise.
 
         Args:
@@ -30,15 +43,15 @@ class Fitting:
 
     def fit(
         self,
-        rows,
-        validation_data=None,
-        batch_size=32,
-        epochs=1,
-        seed=0,
-        callbacks=None,
-        verbose="auto",
-        **options,
-    ):
+        rows: Sequence[Any],
+        validation_data: Sequence[Any] | None = None,
+        batch_size: int = 32,
+        epochs: int = 1,
+        seed: int = 0,
+        callbacks: list[keras.callbacks.Callback] | None = None,
+        verbose: str | int = "auto",
+        **options: Any,
+    ) -> keras.callbacks.History:
         """Train on strings.
 
         Args:
@@ -77,7 +90,7 @@ class Fitting:
             verbose=verbose,
         )
 
-    def evaluate(self, rows, **options):
+    def evaluate(self, rows: Sequence[Any], **options: Any) -> dict[str, Any]:
         """Evaluate the task on held-out rows.
 
         Args:
@@ -89,7 +102,9 @@ class Fitting:
         """
         return self._measure(rows, **options)
 
-    def dataset(self, rows, batch_size=32, epochs=1, seed=None):
+    def dataset(
+        self, rows: Sequence[Any], batch_size: int = 32, epochs: int = 1, seed: int | None = None
+    ) -> Dataset:
         """Convert rows to batches of the model's inputs and targets.
 
         Args:
@@ -127,7 +142,7 @@ class Fitting:
         return trainer
 
 
-def checked_rows(rows, fields):
+def checked_rows(rows: Iterable[Any], fields: Sequence[str]) -> list[Any]:
     """Rows that are tuples of as many values as there are `fields`, a list.
 
     Raises:
@@ -143,7 +158,9 @@ def checked_rows(rows, fields):
     return rows
 
 
-def classification_objective(task, **metrics):
+def classification_objective(
+    task: "Task", **metrics: Any
+) -> tuple[training.Trainer, dict[str, Any]]:
     """Return a `Trainer` with cross-entropy loss and accuracy; see `Fitting._objective`."""
     return training.Trainer(task.model), {
         "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+from typing import Any, Self
 
 import numpy as np
 
@@ -43,14 +44,14 @@ class Generation:
     """
 
     text: str
-    token_ids: list
+    token_ids: list[int]
     num_tokens: int
     log_probability: float
     score: float
     finish_reason: str
     stopped_by: str | None
-    token_log_probabilities: list
-    alternatives: list
+    token_log_probabilities: list[float]
+    alternatives: list[dict[int, float]]
 
 
 class GenerativeTask(Task):
@@ -67,18 +68,18 @@ class GenerativeTask(Task):
         """The compiled decode loops, created lazily so that any backend can save the task."""
         return CompiledGenerator(self.model, self.end_token_ids, self._pad_id, self._jit_compile)
 
-    def generate(self, *args, **kwargs):
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Call the task."""
         return self(*args, **kwargs)
 
-    def without_xla(self):
+    def without_xla(self) -> Self:
         """Return the same task with a decode loop that TensorFlow runs without XLA.
 
         The first call is faster, because one graph serves all shapes; later calls are slower.
         """
         return self._twin if self._compiled.jit_compile else self
 
-    def release(self):
+    def release(self) -> None:
         """Free the compiled decode loops; the next call compiles again."""
         compiled = self.__dict__.pop("_compiled", None)
         if compiled is not None:
@@ -93,13 +94,13 @@ class GenerativeTask(Task):
         return twin
 
     @property
-    def end_token_ids(self):
+    def end_token_ids(self) -> tuple[int, ...]:
         """The tokens that end a text, a tuple of ints; the tokenizer's end token is first."""
         ids = [self.tokenizer.eos_id, *self.metadata.get("end_token_ids", ())]
         return tuple(dict.fromkeys(ids))
 
     @property
-    def _pad_id(self):
+    def _pad_id(self) -> int:
         return self.tokenizer.pad_id
 
     def _generate(

@@ -1,11 +1,21 @@
 """Attribute a classifier's output to tokens with integrated gradients. Requires TensorFlow."""
 
+from typing import Any
+
 import numpy as np
 
 from keras_llm import models
+from keras_llm.types import Tensor
 
 
-def integrated_gradients(model, inputs, baseline_ids, label, steps=32, tolerance=1e-3):
+def integrated_gradients(
+    model: models.HeadModel,
+    inputs: dict[str, Tensor],
+    baseline_ids: Tensor,
+    label: int,
+    steps: int = 32,
+    tolerance: float = 1e-3,
+) -> dict[str, Any]:
     """Compute the attribution of a class log-probability to each token.
 
     `a_t = sum_d (x - x')_td * integral_0^1 d log p(label | x' + s (x - x')) / d x_td ds`, where x

@@ -1,11 +1,15 @@
 """Run head models on texts: special tokens, truncation, batching and inputs."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import keras
 import numpy as np
 
 from keras_llm import data, models
 from keras_llm.errors import InputError
 from keras_llm.tasks.base import Task, checked_texts, padded_rows
+from keras_llm.types import JSON, Dataset, Tensor
 
 
 class HeadTask(Task):
@@ -20,30 +24,32 @@ class HeadTask(Task):
 
     head = None
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.model_wanted = f"models.{cls.head}"
 
     @classmethod
-    def fits(cls, model):
+    def fits(cls, model: object) -> bool:
         return isinstance(model, models.HeadModel) and model.head == cls.head
 
     @property
-    def begin(self):
+    def begin(self) -> list[int]:
         """The token ids before a text, a list."""
         return [self.tokenizer.bos_id] if self.tokenizer.add_bos else []
 
     @property
-    def end(self):
+    def end(self) -> list[int]:
         """The token ids after a text, a list."""
         return [self.tokenizer.eos_id] if self.tokenizer.eos_id >= 0 else []
 
     @property
-    def room(self):
+    def room(self) -> int:
         """The maximum number of tokens of a text, without special tokens."""
         return self.model.config.max_length - len(self.begin) - len(self.end)
 
-    def framed(self, name, rows, truncate):
+    def framed(
+        self, name: str, rows: Sequence[Sequence[int]], truncate: bool
+    ) -> tuple[list[list[int]], list[bool]]:
         """Add begin and end tokens to rows of ids.
 
         Returns:
@@ -61,7 +67,12 @@ class HeadTask(Task):
         padded_rows(name, rows, longest, longest, self.tokenizer.pad_id)
         return rows, is_cut
 
-    def in_batches(self, rows, batch_size, call):
+    def in_batches(
+        self,
+        rows: Sequence[Sequence[int]],
+        batch_size: int,
+        call: Callable[[np.ndarray, np.ndarray, np.ndarray], Any],
+    ) -> list[Any]:
         """Call a function on batches of rows of similar length.
 
         Args:
@@ -94,7 +105,9 @@ class HeadTask(Task):
                     results[i] = np.asarray(outputs)[row]
         return results
 
-    def text_dataset(self, texts, targets, batch_size, epochs, seed):
+    def text_dataset(
+        self, texts: Sequence[str], targets: Any, batch_size: int, epochs: int, seed: int | None
+    ) -> Dataset:
         """Batches of texts, truncated to the model's length, and targets.
 
         Args:
@@ -111,11 +124,23 @@ class HeadTask(Task):
         batches = data.padded_dataset(columns, plan, self.tokenizer.pad_id)
         return batches.map(lambda b: (self.inputs(b["ids"], b["ids_length"]), b["target"]))
 
-    def outputs(self, token_ids, lengths, segment_ids=None, **inputs):
+    def outputs(
+        self,
+        token_ids: Tensor,
+        lengths: Tensor,
+        segment_ids: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> Any:
         """Run the model on `inputs(...)`, eagerly or in a graph."""
         return self.model(self.inputs(token_ids, lengths, segment_ids, **inputs))
 
-    def inputs(self, token_ids, lengths, segment_ids=None, **inputs):
+    def inputs(
+        self,
+        token_ids: Tensor,
+        lengths: Tensor,
+        segment_ids: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> dict[str, Tensor]:
         """Return the model's inputs, a dict by name, eagerly or in a graph.
 
         Args:
@@ -142,12 +167,12 @@ class HeadTask(Task):
         return keras.tree.map_structure(keras.ops.convert_to_tensor, model_inputs)
 
 
-def rows_of(name, texts):
+def rows_of(name: str, texts: str | Sequence[str]) -> list[str]:
     """Check an argument that is a str or a list of str and return it as a list."""
     return list(checked_texts(name, [texts] if isinstance(texts, str) else texts))
 
 
-def checked_labels(task, labels, metadata):
+def checked_labels(task: HeadTask, labels: Sequence[str] | None, metadata: JSON | None) -> JSON:
     """Return the metadata of a task with its checked labels, `num_classes` distinct strs.
 
     Raises:

@@ -2,16 +2,20 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from keras import ops
 
 from keras_llm import data, training
 from keras_llm.errors import InputError
+from keras_llm.models import HeadModel
 from keras_llm.tasks.base import checked_texts
 from keras_llm.tasks.head import HeadTask, rows_of
 from keras_llm.tasks.settings import count_of
+from keras_llm.tokenizers import Tokenizer
 from keras_llm.tokenizers.mask_filling import MaskFiller
+from keras_llm.types import JSON, Dataset, Tensor
 
 _BANNED = -1e30
 
@@ -29,7 +33,7 @@ class Filling:
     """
 
     text: str
-    tokens: list
+    tokens: list[list[tuple[str, float]]]
     truncated: bool
 
 
@@ -59,18 +63,27 @@ class MaskedLanguageModel(HeadTask):
 
     head = "masked_lm"
 
-    def __init__(self, model, tokenizer, metadata=None):
+    def __init__(
+        self, model: HeadModel, tokenizer: Tokenizer, metadata: JSON | None = None
+    ) -> None:
         super().__init__(model, tokenizer, metadata)
         if tokenizer.mask_id < 0:
             raise InputError("`tokenizer` has no mask token.")
         self.mask_token = tokenizer.token(tokenizer.mask_id)
 
     @functools.cached_property
-    def filler(self):
+    def filler(self) -> MaskFiller:
         """The `MaskFiller` of the tokenizer."""
         return MaskFiller(self.tokenizer)
 
-    def __call__(self, texts, top_k=5, batch_size=32, truncate=False, return_details=False):
+    def __call__(
+        self,
+        texts: str | list[str],
+        top_k: int = 5,
+        batch_size: int = 32,
+        truncate: bool = False,
+        return_details: bool = False,
+    ) -> str | Filling | list[str] | list[Filling]:
         """Fill the mask tokens of one or several texts.
 
         Args:
@@ -118,7 +131,15 @@ class MaskedLanguageModel(HeadTask):
             results = [result.text for result in results]
         return results[0] if isinstance(texts, str) else results
 
-    def dataset(self, rows, batch_size=32, epochs=1, seed=None, sequence_length=None, rate=0.15):
+    def dataset(
+        self,
+        rows: Sequence[str],
+        batch_size: int = 32,
+        epochs: int = 1,
+        seed: int | None = None,
+        sequence_length: int | None = None,
+        rate: float = 0.15,
+    ) -> Dataset:
         """Convert documents to batches with masked tokens.
 
         Args:
@@ -160,7 +181,9 @@ class MaskedLanguageModel(HeadTask):
         batches = self.dataset(rows, sequence_length=sequence_length)
         return training.evaluate_targets(self.model, batches, self.tokenizer.pad_id)
 
-    def guesses(self, token_ids, lengths, mask_positions, top_k):
+    def guesses(
+        self, token_ids: Tensor, lengths: Tensor, mask_positions: Tensor, top_k: int
+    ) -> dict[str, Tensor]:
         """Return the `top_k` most likely tokens at each mask position.
 
         Args:

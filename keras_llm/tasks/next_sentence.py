@@ -26,7 +26,9 @@ class NextSentence(HeadTask):
 
     head = "next_sentence"
 
-    def __call__(self, first, second, batch_size=32):
+    def __call__(
+        self, first: str | list[str], second: str | list[str], batch_size: int = 32
+    ) -> float | list[float]:
         """Return the probability that the second passage follows the first.
 
         Args:

@@ -1,18 +1,22 @@
 """Answer questions with a span of a context (extractive question answering)."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import keras
 
 from keras_llm import training
 from keras_llm.data.answer_spans import locate_answers
 from keras_llm.errors import InputError
+from keras_llm.models import HeadModel
 from keras_llm.tasks.answer_spans import best_spans
 from keras_llm.tasks.answer_windows import answer_windows, window_dataset
 from keras_llm.tasks.base import checked_texts, padded_rows
 from keras_llm.tasks.fitting import checked_rows
 from keras_llm.tasks.head import HeadTask
+from keras_llm.tokenizers import Tokenizer
 from keras_llm.tokenizers.mask_filling import WHITE_SPACE
+from keras_llm.types import JSON, Dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +71,9 @@ class QuestionAnswering(HeadTask):
 
     head = "span_qa"
 
-    def __init__(self, model, tokenizer, metadata=None):
+    def __init__(
+        self, model: HeadModel, tokenizer: Tokenizer, metadata: JSON | None = None
+    ) -> None:
         super().__init__(model, tokenizer, metadata)
         for name, default in (("num_separators", 1), ("longest_answer", 30)):
             value = self.metadata.get(name, default)
@@ -84,7 +90,13 @@ class QuestionAnswering(HeadTask):
                 "context."
             )
 
-    def dataset(self, rows, batch_size=32, epochs=1, seed=None):
+    def dataset(
+        self,
+        rows: Sequence[tuple[str, str, str]],
+        batch_size: int = 32,
+        epochs: int = 1,
+        seed: int | None = None,
+    ) -> Dataset:
         """Convert questions with answers to batches of windows.
 
         Args:
@@ -119,31 +131,38 @@ class QuestionAnswering(HeadTask):
         return training.evaluate_answers(self(questions, contexts, truncate=True), answers)
 
     @property
-    def longest_answer(self):
+    def longest_answer(self) -> int:
         """The maximum number of tokens of an answer."""
         return self.metadata.get("longest_answer", 30)
 
     @property
-    def unanswerable(self):
+    def unanswerable(self) -> bool:
         """Whether the answer may be empty, a bool."""
         return bool(self.metadata.get("unanswerable", False))
 
     @property
-    def separators(self):
+    def separators(self) -> list[int]:
         """The token ids between question and context, a list."""
         return self.end * self.metadata.get("num_separators", 1)
 
     @property
-    def pair_room(self):
+    def pair_room(self) -> int:
         """The maximum number of tokens of question and context together."""
         return self.room - len(self.separators)
 
     @property
-    def question_room(self):
+    def question_room(self) -> int:
         """The maximum number of tokens of a question."""
         return self.pair_room // 2
 
-    def __call__(self, question, context, batch_size=8, truncate=False, return_details=False):
+    def __call__(
+        self,
+        question: str | list[str],
+        context: str | list[str],
+        batch_size: int = 8,
+        truncate: bool = False,
+        return_details: bool = False,
+    ) -> str | Answer | list[str] | list[Answer]:
         """Answer one or several questions.
 
         Args:

@@ -3,12 +3,17 @@
 import dataclasses
 import math
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 from keras_llm.errors import InputError
-from keras_llm.tasks.base import load
+from keras_llm.models import CausalLM
+from keras_llm.tasks.base import Task, load
 from keras_llm.tasks.settings import count_of
 from keras_llm.tasks.text_classification import TextClassification
 from keras_llm.tasks.text_generation import TextGeneration
+from keras_llm.tokenizers import Tokenizer
+from keras_llm.types import JSON, PathLike
 
 SENSIBLE, UNSAFE = "sensible", "unsafe"
 _SENSIBLENESS, _SAFETY = "sensibleness", "safety"  # the folders of the classifiers
@@ -35,7 +40,7 @@ class Ranking:
     likelihood_weight: float = 1.0
     refusal: str = "I would rather not talk about that."
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         count_of("num_candidates", self.num_candidates, 1)
         for name, ok, rule in (
             ("threshold", 0 < self.threshold <= 1, "in (0, 1]"),
@@ -80,7 +85,7 @@ class RankedAnswer:
 
     text: str
     refused: str | None
-    replies: list
+    replies: list[Reply]
 
 
 class RankedChat(TextGeneration):
@@ -131,7 +136,15 @@ class RankedChat(TextGeneration):
     True
     """
 
-    def __init__(self, model, tokenizer, sensibleness, safety, ranking=None, metadata=None):
+    def __init__(
+        self,
+        model: CausalLM,
+        tokenizer: Tokenizer,
+        sensibleness: TextClassification,
+        safety: TextClassification,
+        ranking: Ranking | None = None,
+        metadata: JSON | None = None,
+    ) -> None:
         super().__init__(model, tokenizer, metadata)
         _ = self.chat_template
         self.sensibleness = _with_label("sensibleness", sensibleness, SENSIBLE)
@@ -140,10 +153,10 @@ class RankedChat(TextGeneration):
         self.metadata["ranking"] = dataclasses.asdict(self.ranking)
 
     @classmethod
-    def parts(cls, folder):
+    def parts(cls, folder: PathLike) -> dict[str, Task]:
         return {name: load(pathlib.Path(folder) / name) for name in (_SENSIBLENESS, _SAFETY)}
 
-    def write(self, folder):
+    def write(self, folder: PathLike) -> None:
         super().write(folder)
         for name in (_SENSIBLENESS, _SAFETY):
             subfolder = pathlib.Path(folder) / name
@@ -151,16 +164,18 @@ class RankedChat(TextGeneration):
             getattr(self, name).write(subfolder)
 
     @property
-    def generator(self):
+    def generator(self) -> TextGeneration:
         """The chat model without the classifiers, a `TextGeneration`, which can be exported."""
         return TextGeneration(self.model, self.tokenizer, self.metadata)
 
     @staticmethod
-    def pair(said, reply):
+    def pair(said: str, reply: str) -> str:
         """Return the input of the sensibleness classifier for a message and its reply, a str."""
         return f"{reply}\n{said}"  # the reply comes first, so that truncation cuts the message
 
-    def chat(self, messages, return_details=False, **settings):
+    def chat(
+        self, messages: str | list[dict[str, str]], return_details: bool = False, **settings: Any
+    ) -> str | RankedAnswer:
         """Generate the answer to a conversation.
 
         Refused turns are removed from the prompt.
@@ -196,7 +211,7 @@ class RankedChat(TextGeneration):
                 answer = RankedAnswer(safe[0] if safe else "", None, replies)
         return answer if return_details else answer.text
 
-    def stream_chat(self, messages, **settings):
+    def stream_chat(self, messages: str | list[dict[str, str]], **settings: Any) -> Iterator[str]:
         """Yield the answer of `chat` as one piece, because only whole answers can be ranked."""
         return iter([self.chat(messages, **settings)])
 

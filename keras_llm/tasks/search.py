@@ -1,6 +1,6 @@
 """Choose a search from the settings of a call, check its options and run it."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -9,6 +9,9 @@ from keras_llm.errors import InputError
 from keras_llm.generation.sampling import NOT_NUMBERS
 from keras_llm.generation.search.beam import check_count, check_number
 from keras_llm.sampling_settings import DEFAULTS
+
+if TYPE_CHECKING:
+    from keras_llm.generation.compiled import CompiledGenerator
 
 _BEAM = ("length_penalty", "diversity_groups", "diversity_penalty")
 _SEARCHES = {
@@ -53,13 +56,13 @@ class SearchResult(NamedTuple):
         stopped: bool (B, R), whether a stop token ended the text.
     """
 
-    token_ids: object
-    num_tokens: object
-    score: object
-    stopped: object
+    token_ids: np.ndarray
+    num_tokens: np.ndarray
+    score: np.ndarray
+    stopped: np.ndarray
 
 
-def chosen_search(settings):
+def chosen_search(settings: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
     """Remove the options of a search from a dict of settings and return them.
 
     Returns:
@@ -88,7 +91,14 @@ def chosen_search(settings):
     return search, options
 
 
-def run_search(compiled, search, options, top_k, sequences, arguments):
+def run_search(
+    compiled: "CompiledGenerator",
+    search: str,
+    options: dict[str, Any],
+    top_k: int,
+    sequences: int,
+    arguments: dict[str, Any],
+) -> SearchResult:
     """Run a search other than `num_candidates`.
 
     Args:

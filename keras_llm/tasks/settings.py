@@ -2,19 +2,28 @@
 
 import numbers
 import random
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.generation import SETTINGS, Automaton, Sampling, check_top_k
 from keras_llm.tasks.search import SEARCH_OPTIONS
+from keras_llm.tokenizers import Tokenizer
 from keras_llm.tokenizers.constraint import constrain_json_schema, constrain_regex
 
 _BANNED = -1e30
 _WORDS = ("logit_bias", "banned", "forced", "regex", "json_schema")
 
 
-def sampling_of(rows, settings, tokenizer, vocabulary_size, samples=1):
+def sampling_of(
+    rows: int,
+    settings: dict[str, Any],
+    tokenizer: Tokenizer,
+    vocabulary_size: int,
+    samples: int = 1,
+) -> Sampling:
     """Check the settings of a batch and return its `Sampling`.
 
     Args:
@@ -73,7 +82,7 @@ def sampling_of(rows, settings, tokenizer, vocabulary_size, samples=1):
     return sampling
 
 
-def spare_bias(tokenizer, vocabulary_size):
+def spare_bias(tokenizer: Tokenizer, vocabulary_size: int) -> np.ndarray | None:
     """Return a `logit_bias`, float32 (1, V), that bans model ids outside the tokenizer.
 
     Returns None if there are no such ids.
@@ -84,21 +93,21 @@ def spare_bias(tokenizer, vocabulary_size):
     return np.where(spare, _BANNED, 0.0).astype("float32")[None]
 
 
-def budget_of(max_new_tokens):
+def budget_of(max_new_tokens: int) -> np.ndarray:
     """Check `max_new_tokens` and return it as int32 (1,)."""
     if not isinstance(max_new_tokens, numbers.Integral) or not 0 < max_new_tokens < 2**31:
         raise InputError(f"`max_new_tokens` must be a positive int, got {max_new_tokens!r}.")
     return np.array([max_new_tokens], "int32")
 
 
-def count_of(name, value, least):
+def count_of(name: str, value: int, least: int) -> int:
     """Check that `value` is an int >= `least` and return it."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
         raise InputError(f"`{name}` must be an int >= {least}, got {value!r}.")
     return int(value)
 
 
-def stops_of(stop):
+def stops_of(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """Check the stop strings and return them as a tuple."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     for text in stops:
@@ -107,7 +116,7 @@ def stops_of(stop):
     return stops
 
 
-def stop_ids_of(stop_token_ids, vocabulary_size):
+def stop_ids_of(stop_token_ids: int | Sequence[int], vocabulary_size: int) -> tuple[int, ...]:
     """Check the token ids that end a text and return them as a tuple."""
     ids = stop_token_ids if isinstance(stop_token_ids, (list, tuple)) else (stop_token_ids,)
     for token in ids:
@@ -119,13 +128,13 @@ def stop_ids_of(stop_token_ids, vocabulary_size):
     return tuple(map(int, ids))
 
 
-def cut_at(text, stops):
+def cut_at(text: str, stops: Iterable[str]) -> tuple[str, bool]:
     """Return the text up to the first stop string, and whether one occurs."""
     starts = [start for stop in stops if (start := text.find(stop)) >= 0]
     return (text[: min(starts)], True) if starts else (text, False)
 
 
-def pieces_until(pieces, stops):
+def pieces_until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
     """Yield pieces of text up to the first stop string.
 
     A suffix that may be the beginning of a stop string is held back until the next piece.

@@ -1,14 +1,18 @@
 """Classify texts."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from keras import ops
 
 from keras_llm import training
 from keras_llm.errors import InputError
+from keras_llm.models import HeadModel
 from keras_llm.tasks.fitting import checked_rows, classification_objective
 from keras_llm.tasks.head import HeadTask, checked_labels, rows_of
+from keras_llm.tokenizers import Tokenizer
+from keras_llm.types import JSON, Dataset, Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Classification:
 
     label: str
     probability: float
-    probabilities: dict
+    probabilities: dict[str, float]
     truncated: bool
 
 
@@ -53,16 +57,29 @@ class TextClassification(HeadTask):
 
     head = "text_classifier"
 
-    def __init__(self, model, tokenizer, labels=None, metadata=None):
+    def __init__(
+        self,
+        model: HeadModel,
+        tokenizer: Tokenizer,
+        labels: Sequence[str] | None = None,
+        metadata: JSON | None = None,
+    ) -> None:
         super().__init__(model, tokenizer, metadata)
         self.metadata = checked_labels(self, labels, metadata)
 
     @property
-    def labels(self):
+    def labels(self) -> list[str]:
         """The names of the classes, a list of str."""
         return self.metadata["labels"]
 
-    def __call__(self, texts, context=None, batch_size=32, truncate=False, return_details=False):
+    def __call__(
+        self,
+        texts: str | list[str],
+        context: str | list[str] | None = None,
+        batch_size: int = 32,
+        truncate: bool = False,
+        return_details: bool = False,
+    ) -> str | Classification | list[str] | list[Classification]:
         """Classify one or several texts.
 
         Args:
@@ -88,7 +105,13 @@ class TextClassification(HeadTask):
             results = [result.label for result in results]
         return results[0] if isinstance(texts, str) else results
 
-    def dataset(self, rows, batch_size=32, epochs=1, seed=None):
+    def dataset(
+        self,
+        rows: Sequence[tuple[str, str]],
+        batch_size: int = 32,
+        epochs: int = 1,
+        seed: int | None = None,
+    ) -> Dataset:
         """Convert labeled texts to batches.
 
         Args:
@@ -123,7 +146,9 @@ class TextClassification(HeadTask):
         probabilities = np.array([list(row.probabilities.values()) for row in results])
         return training.evaluate_classifier(self._classes(rows), probabilities)
 
-    def with_contexts(self, texts, context=None):
+    def with_contexts(
+        self, texts: str | list[str], context: str | list[str] | None = None
+    ) -> list[str]:
         """Join texts and their contexts to model inputs, a list of str; see `__call__`."""
         strings = rows_of("texts", texts)
         if context is None:
@@ -140,7 +165,7 @@ class TextClassification(HeadTask):
         pairs = zip(strings, contexts, strict=True)
         return [f"{text}{separator}{text_context}" for text, text_context in pairs]
 
-    def probabilities(self, token_ids, lengths):
+    def probabilities(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
         """Return class probabilities, float32 (B, C).
 
         Args:

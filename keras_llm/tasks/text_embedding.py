@@ -1,10 +1,13 @@
 """Embed texts as vectors."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from keras_llm import data, training
 from keras_llm.tasks.fitting import checked_rows
 from keras_llm.tasks.head import HeadTask, rows_of
+from keras_llm.types import Dataset
 
 
 class TextEmbedding(HeadTask):
@@ -26,7 +29,9 @@ class TextEmbedding(HeadTask):
 
     head = "sentence_embedder"
 
-    def __call__(self, texts, batch_size=32, truncate=False):
+    def __call__(
+        self, texts: str | list[str], batch_size: int = 32, truncate: bool = False
+    ) -> np.ndarray:
         """Embed one or several texts.
 
         Args:
@@ -47,7 +52,7 @@ class TextEmbedding(HeadTask):
         vectors = self.in_batches(rows, batch_size, lambda *batch: self.outputs(*batch[:2]))
         return vectors[0] if isinstance(texts, str) else np.stack(vectors)
 
-    def similarity(self, first, second):
+    def similarity(self, first: str | list[str], second: str | list[str]) -> float | np.ndarray:
         """Compute the cosine similarity of texts.
 
         Args:
@@ -64,7 +69,13 @@ class TextEmbedding(HeadTask):
             float(cosines[0, 0]) if isinstance(first, str) and isinstance(second, str) else cosines
         )
 
-    def dataset(self, rows, batch_size=32, epochs=1, seed=None):
+    def dataset(
+        self,
+        rows: Sequence[tuple[str, str]],
+        batch_size: int = 32,
+        epochs: int = 1,
+        seed: int | None = None,
+    ) -> Dataset:
         """Convert pairs of texts that belong together to batches.
 
         Args:

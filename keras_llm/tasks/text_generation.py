@@ -1,13 +1,17 @@
 """Generate text with a causal language model."""
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import numpy as np
 
 from keras_llm import data, training
 from keras_llm.errors import InputError
 from keras_llm.tasks.base import checked_texts, padded_rows
 from keras_llm.tasks.conversation import Conversation
-from keras_llm.tasks.generative import GenerativeTask
+from keras_llm.tasks.generative import Generation, GenerativeTask
 from keras_llm.tokenizers import ChatTemplate, infilling_tokens
+from keras_llm.types import Dataset
 
 _WINDOW = 512  # tokens of a training window, if nothing else is given
 
@@ -31,15 +35,15 @@ class TextGeneration(GenerativeTask):
 
     def __call__(
         self,
-        prompt,
-        max_new_tokens=64,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        seed=None,
-        parse_special=False,
-        **settings,
-    ):
+        prompt: str | list[str],
+        max_new_tokens: int = 64,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | list[int] | None = None,
+        parse_special: bool = False,
+        **settings: Any,
+    ) -> str | Generation | list[Any]:
         """Continue one or several prompts.
 
         Args:
@@ -96,7 +100,14 @@ class TextGeneration(GenerativeTask):
         results = self._generate(token_ids, lengths, max_new_tokens, prompts=prompts, **settings)
         return results[0] if isinstance(prompt, str) else results
 
-    def infill(self, prefix, suffix, max_new_tokens=64, temperature=0.0, **settings):
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        **settings: Any,
+    ) -> str | Generation | list[Any]:
         """Generate the text between a prefix and a suffix (fill in the middle).
 
         Args:
@@ -122,7 +133,9 @@ class TextGeneration(GenerativeTask):
         )
         return self._generate(ids, lengths, max_new_tokens, temperature=temperature, **settings)[0]
 
-    def chat(self, messages, **settings):
+    def chat(
+        self, messages: str | list[dict[str, str]], **settings: Any
+    ) -> str | Generation | list[Any]:
         """Generate the assistant's answer to a conversation.
 
         Args:
@@ -141,7 +154,7 @@ class TextGeneration(GenerativeTask):
             messages = [{"role": "user", "content": messages}]
         return self(self.render(messages), parse_special=True, **settings)
 
-    def stream_chat(self, messages, **settings):
+    def stream_chat(self, messages: str | list[dict[str, str]], **settings: Any) -> Iterator[str]:
         """Stream the answer of `chat`.
 
         Args:
@@ -157,7 +170,7 @@ class TextGeneration(GenerativeTask):
             messages = [{"role": "user", "content": messages}]
         return self.stream(self.render(messages), parse_special=True, **settings)
 
-    def conversation(self, system=None):
+    def conversation(self, system: str | None = None) -> Conversation:
         """Start a `Conversation`, which processes each turn only once.
 
         Args:
@@ -169,12 +182,12 @@ class TextGeneration(GenerativeTask):
         _ = self.chat_template
         return Conversation(self, system)
 
-    def render(self, messages):
+    def render(self, messages: list[dict[str, str]]) -> str:
         """Render a conversation to a prompt, a str, for `parse_special=True`."""
         return self.chat_template.render(messages)
 
     @property
-    def chat_template(self):
+    def chat_template(self) -> ChatTemplate:
         """The `tokenizers.ChatTemplate` of the task.
 
         Raises:
@@ -189,15 +202,15 @@ class TextGeneration(GenerativeTask):
 
     def stream(
         self,
-        prompt,
-        max_new_tokens=64,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        seed=None,
-        parse_special=False,
-        **settings,
-    ):
+        prompt: str,
+        max_new_tokens: int = 64,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        parse_special: bool = False,
+        **settings: Any,
+    ) -> Iterator[str]:
         """Continue one prompt and stream the text.
 
         Args:
@@ -220,7 +233,7 @@ class TextGeneration(GenerativeTask):
         settings |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         return self._pieces(token_ids, lengths, max_new_tokens, **settings)
 
-    def score(self, texts):
+    def score(self, texts: str | list[str]) -> float | list[float]:
         """Compute the log-likelihood of texts.
 
         Args:
@@ -238,7 +251,14 @@ class TextGeneration(GenerativeTask):
         scores = np.asarray(self._compiled.score(token_ids, lengths)).tolist()
         return scores[0] if isinstance(texts, str) else scores
 
-    def dataset(self, rows, batch_size=32, epochs=1, seed=None, sequence_length=None):
+    def dataset(
+        self,
+        rows: Sequence[str] | Sequence[list[dict[str, str]]],
+        batch_size: int = 32,
+        epochs: int = 1,
+        seed: int | None = None,
+        sequence_length: int | None = None,
+    ) -> Dataset:
         """Convert documents or conversations to batches.
 
         Args:

@@ -1,6 +1,7 @@
 """Predict a number for a text."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ from keras_llm import training
 from keras_llm.errors import InputError
 from keras_llm.tasks.fitting import checked_rows
 from keras_llm.tasks.head import HeadTask, rows_of
+from keras_llm.types import Dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,13 @@ class TextRegression(HeadTask):
 
     head = "text_regressor"
 
-    def __call__(self, texts, batch_size=32, truncate=False, return_details=False):
+    def __call__(
+        self,
+        texts: str | list[str],
+        batch_size: int = 32,
+        truncate: bool = False,
+        return_details: bool = False,
+    ) -> float | Score | list[float] | list[Score]:
         """Predict a number for one or several texts.
 
         Args:
@@ -68,7 +76,13 @@ class TextRegression(HeadTask):
             results = [result.value for result in results]
         return results[0] if isinstance(texts, str) else results
 
-    def dataset(self, rows, batch_size=32, epochs=1, seed=None):
+    def dataset(
+        self,
+        rows: Sequence[tuple[str, float]],
+        batch_size: int = 32,
+        epochs: int = 1,
+        seed: int | None = None,
+    ) -> Dataset:
         """Convert texts with numbers to batches.
 
         Args:

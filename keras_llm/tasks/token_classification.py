@@ -1,15 +1,19 @@
 """Label the words of a text."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from keras import ops
 
 from keras_llm import data, training
 from keras_llm.errors import InputError
+from keras_llm.models import HeadModel
 from keras_llm.tasks.fitting import checked_rows, classification_objective
 from keras_llm.tasks.head import HeadTask, checked_labels, rows_of
+from keras_llm.tokenizers import Tokenizer
 from keras_llm.tokenizers.word_segmentation import word_spans
+from keras_llm.types import JSON, Dataset, Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Tagging:
         truncated: bool, whether the text was truncated; words after that point are missing.
     """
 
-    words: list
+    words: list[TaggedWord]
     truncated: bool
 
 
@@ -71,16 +75,28 @@ class TokenClassification(HeadTask):
 
     head = "token_classifier"
 
-    def __init__(self, model, tokenizer, labels=None, metadata=None):
+    def __init__(
+        self,
+        model: HeadModel,
+        tokenizer: Tokenizer,
+        labels: Sequence[str] | None = None,
+        metadata: JSON | None = None,
+    ) -> None:
         super().__init__(model, tokenizer, metadata)
         self.metadata = checked_labels(self, labels, metadata)
 
     @property
-    def labels(self):
+    def labels(self) -> list[str]:
         """The names of the classes, a list of str."""
         return self.metadata["labels"]
 
-    def __call__(self, texts, batch_size=32, truncate=False, return_details=False):
+    def __call__(
+        self,
+        texts: str | list[str],
+        batch_size: int = 32,
+        truncate: bool = False,
+        return_details: bool = False,
+    ) -> list[tuple[str, str]] | Tagging | list[list[tuple[str, str]]] | list[Tagging]:
         """Label the words of one or several texts.
 
         Args:
@@ -106,7 +122,13 @@ class TokenClassification(HeadTask):
             results = [[(word.text, word.label) for word in result.words] for result in results]
         return results[0] if isinstance(texts, str) else results
 
-    def dataset(self, rows, batch_size=32, epochs=1, seed=None):
+    def dataset(
+        self,
+        rows: Sequence[tuple[list[str], list[str]]],
+        batch_size: int = 32,
+        epochs: int = 1,
+        seed: int | None = None,
+    ) -> Dataset:
         """Convert labeled words to batches.
 
         Args:
@@ -172,7 +194,7 @@ class TokenClassification(HeadTask):
             probabilities.append(found[is_first])
         return training.evaluate_classifier(np.concatenate(truth), np.concatenate(probabilities))
 
-    def probabilities(self, token_ids, lengths):
+    def probabilities(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
         """Return class probabilities of all tokens, including special tokens: float32 (B, T, C).
 
         Args:

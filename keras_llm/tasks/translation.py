@@ -1,12 +1,16 @@
 """Translate or summarize texts with an encoder-decoder model."""
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import numpy as np
 
 from keras_llm import data, models, training
 from keras_llm.errors import InputError
 from keras_llm.tasks.base import checked_texts, padded_rows
 from keras_llm.tasks.fitting import checked_rows
-from keras_llm.tasks.generative import GenerativeTask
+from keras_llm.tasks.generative import Generation, GenerativeTask
+from keras_llm.types import Dataset
 
 
 class Translation(GenerativeTask):
@@ -31,23 +35,23 @@ class Translation(GenerativeTask):
     model_wanted = "models.seq2seq"
 
     @staticmethod
-    def fits(model):
+    def fits(model: object) -> bool:
         return isinstance(model, models.Seq2Seq)
 
     @property
-    def _pad_id(self):
+    def _pad_id(self) -> int:
         return self.model.config.pad_id
 
     def __call__(
         self,
-        text,
-        max_new_tokens=128,
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        seed=None,
-        **settings,
-    ):
+        text: str | list[str],
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | list[int] | None = None,
+        **settings: Any,
+    ) -> str | Generation | list[Any]:
         """Generate the output text for one or several input texts.
 
         Args:
@@ -71,14 +75,14 @@ class Translation(GenerativeTask):
 
     def stream(
         self,
-        text,
-        max_new_tokens=128,
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        seed=None,
-        **settings,
-    ):
+        text: str,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        **settings: Any,
+    ) -> Iterator[str]:
         """Stream the output text for one input text.
 
         Args:
@@ -113,7 +117,13 @@ class Translation(GenerativeTask):
             "encoder_token_ids": sources,
         }
 
-    def dataset(self, rows, batch_size=32, epochs=1, seed=None):
+    def dataset(
+        self,
+        rows: Sequence[tuple[str, str]],
+        batch_size: int = 32,
+        epochs: int = 1,
+        seed: int | None = None,
+    ) -> Dataset:
         """Convert pairs to batches.
 
         Args:

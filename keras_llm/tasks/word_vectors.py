@@ -30,20 +30,20 @@ class WordVectors(Task):
     model_wanted = "models.word_vectors"
 
     @staticmethod
-    def fits(model):
+    def fits(model: object) -> bool:
         return isinstance(model, models.WordVectors)
 
     @functools.cached_property
-    def words(self):
+    def words(self) -> list[str]:
         """The words with a vector, a list of str in the order of `table`."""
         return [self.tokenizer.token(index) for index in self._ids]
 
     @property
-    def table(self):
+    def table(self) -> np.ndarray:
         """The vectors of `words`, float32 (W, D)."""
         return models.word_vector_table(self.model)[self._ids]
 
-    def __call__(self, words):
+    def __call__(self, words: str | list[str]) -> np.ndarray:
         """Return the vectors of one or several words.
 
         Args:
@@ -60,7 +60,7 @@ class WordVectors(Task):
             return table[self._id(words)]
         return table[[self._id(word) for word in words]]
 
-    def nearest(self, word, count=10):
+    def nearest(self, word: str, count: int = 10) -> list[tuple[str, float]]:
         """Return the words with the most similar vectors.
 
         Args:
@@ -83,12 +83,12 @@ class WordVectors(Task):
         return [(self.words[index], float(cosines[index])) for index in best]
 
     @functools.cached_property
-    def _ids(self):
+    def _ids(self) -> list[int]:
         special = {self.tokenizer.pad_id, self.tokenizer.unk_id}
         special |= set(self.tokenizer.special_tokens.values())
         return [index for index in range(self.tokenizer.vocabulary_size) if index not in special]
 
-    def _id(self, word):
+    def _id(self, word: str) -> int:
         ids = self.tokenizer.encode(word)
         if len(ids) != 1 or ids[0] not in self._ids:
             raise InputError(f"the word {word!r} has no vector.")

@@ -1,5 +1,7 @@
 """Train and evaluate language models: losses, metrics, callbacks, optimizers and trainers."""
 
+from typing import Any
+
 from keras_llm.training.adapters.lora import add_lora, load_lora, merge_lora, save_lora
 from keras_llm.training.callbacks.callbacks import BestWeights, ProgressBar
 from keras_llm.training.callbacks.resume import Resume
@@ -102,7 +104,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name == "TensorBoard":  # imported lazily: the only class that requires TensorFlow
         from keras_llm.training.callbacks.tensorboard import TensorBoard
 

@@ -18,7 +18,14 @@ _HEADS = 8  # copies and gradients of the output head's kernel, in addition to i
 _NAMES = ("batch_size", "sequence_length")
 
 
-def plan_memory(config, batch_size, sequence_length, optimizer="adamw", remat=False, dtype=None):
+def plan_memory(
+    config: models.CausalLMConfig,
+    batch_size: int,
+    sequence_length: int,
+    optimizer: str | keras.optimizers.Optimizer = "adamw",
+    remat: bool = False,
+    dtype: str | keras.DTypePolicy | None = None,
+) -> dict[str, int]:
     """Predict the peak memory of training a causal language model with `LanguageModelTrainer`.
 
     Weights and optimizer state are exact, computed from the shapes of variables that are not
@@ -137,5 +144,5 @@ def _name(dtype):
     return keras.backend.standardize_dtype(dtype)
 
 
-def _itemsize(name):
+def _itemsize(name: str) -> int:
     return 2 if name == "bfloat16" else np.dtype(name).itemsize

@@ -9,7 +9,7 @@ from keras_llm.errors import InputError
 from keras_llm.layers import TransformerDecoder, TransformerEncoder
 
 
-def rematerialize(model):
+def rematerialize(model: keras.Model) -> int:
     """Recompute each Transformer block in the backward pass (gradient checkpointing).
 
     Between the passes a block stores only its input, (B, T, D), and no intermediate activations; in

@@ -4,9 +4,12 @@ from keras import ops
 
 from keras_llm import models
 from keras_llm.layers import causal_mask
+from keras_llm.types import Tensor
 
 
-def packed_states(model, token_ids, segment_ids, positions):
+def packed_states(
+    model: models.CausalLM, token_ids: Tensor, segment_ids: Tensor, positions: Tensor
+) -> Tensor:
     """Return the hidden states of packed rows, with attention only within each segment.
 
     Args:

@@ -4,25 +4,36 @@ import contextlib
 import json
 import os
 import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_llm.errors import InputError
+from keras_llm.types import Dataset, Tensor
 
 
-def sequential_loop(condition, step, values):
+def sequential_loop(condition: Callable[..., Tensor], step: Callable[..., Any], values: Any) -> Any:
     """Run a while loop without overlapping iterations, to hold the tensors of one step only."""
     return tf.while_loop(condition, step, values, parallel_iterations=1)
 
 
-def dense(gradient):
+def dense(gradient: Tensor) -> Tensor:
     """Return a gradient as a tensor; sum the `tf.IndexedSlices` of an embedding."""
     return tf.convert_to_tensor(gradient)
 
 
-def adam(variable, averages, gradient, rate, iterations, betas, epsilon):
+def adam(
+    variable: keras.Variable,
+    averages: Sequence[keras.Variable],
+    gradient: Tensor,
+    rate: Tensor,
+    iterations: Tensor,
+    betas: Sequence[float],
+    epsilon: float,
+) -> None:
     """Update with the fused Adam op; see `optimizers._adam_in_one_pass`."""
     gradient, rate, step, beta_1, beta_2, epsilon = (
         tf.cast(x, variable.dtype) for x in (gradient, rate, iterations + 1, *betas, epsilon)
@@ -42,7 +53,7 @@ def adam(variable, averages, gradient, rate, iterations, betas, epsilon):
     )
 
 
-def set_strategy(kind):
+def set_strategy(kind: str | None) -> None:
     """Set the global strategy; see `distribution.set_distribution`."""
     if kind is None:
         tf.distribute.experimental_set_strategy(None)
@@ -62,17 +73,17 @@ def set_strategy(kind):
     tf.distribute.experimental_set_strategy(strategy)
 
 
-def num_replicas():
+def num_replicas() -> int:
     """Return the number of replicas; see `replicas.count`."""
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def in_replica():
+def in_replica() -> bool:
     """Return whether the caller runs in a replica of a strategy."""
     return tf.distribute.get_replica_context() is not None
 
 
-def total(values, name):
+def total(values: list[Tensor | None], name: str) -> list[Tensor | None]:
     """Sum tensors over replicas; see `replicas.total`."""
     context = tf.distribute.get_replica_context()
     if context is None:
@@ -85,7 +96,7 @@ def total(values, name):
     return [None if value is None else next(sums) for value in values]
 
 
-def sharded_by_row(data):
+def sharded_by_row(data: Dataset) -> Dataset:
     """Shard a dataset by rows; see `replicas.sharded_by_row`."""
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
@@ -93,7 +104,7 @@ def sharded_by_row(data):
 
 
 @contextlib.contextmanager
-def after(values):
+def after(values: Any) -> Iterator[None]:
     """Make operations with side effects wait for tensors; see `replicas.after`.
 
     If all operations waited, as with `tf.control_dependencies`, peak memory would be a fifth
@@ -112,7 +123,7 @@ def after(values):
             op._add_control_inputs(data)
 
 
-def step_logs(logs):
+def step_logs(logs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Reshape the logs of a step so that Keras can average them over replicas.
 
     With several workers, Keras 3.15 averages along the first axis, which a scalar does not have.
@@ -122,7 +133,7 @@ def step_logs(logs):
     return logs
 
 
-def first_batch(iterator):
+def first_batch(iterator: Any) -> Any:
     """Return the part of the first batch that the first local replica gets.
 
     Keras 3.15 averages over replicas instead, which fails if their parts differ in size.
@@ -134,7 +145,7 @@ def first_batch(iterator):
         )
 
 
-def read(variables):
+def read(variables: Iterable[keras.Variable]) -> list[np.ndarray]:
     """Return the values of variables; see `replicas.read`."""
     strategy = tf.distribute.get_strategy()
     arrays = []
@@ -147,7 +158,7 @@ def read(variables):
     return arrays
 
 
-def write(variables, arrays):
+def write(variables: Sequence[keras.Variable], arrays: Sequence[np.ndarray]) -> None:
     """Assign arrays to variables; see `replicas.write`."""
 
     def assign(variable, rows):
@@ -161,18 +172,18 @@ def write(variables, arrays):
             variable.assign(array)
 
 
-def shape(variable):
+def shape(variable: keras.Variable) -> list[int]:
     """Return the shape that `read` returns for a variable; see `replicas.shape`."""
     per_replica = num_replicas() > 1 and variable.synchronization == "on_read"
     return [*([num_replicas()] if per_replica else []), *variable.shape]
 
 
-def is_chief():
+def is_chief() -> bool:
     """Return whether this worker writes files; see `replicas.is_chief`."""
     return tf.distribute.get_strategy().extended.should_checkpoint
 
 
-def check_same(number, what):
+def check_same(number: int, what: str) -> None:
     """Check that a number is the same on all workers; see `replicas.check_same`."""
     if not _other_workers():
         return
@@ -187,7 +198,7 @@ def check_same(number, what):
 
 
 @contextlib.contextmanager
-def naming_lost_workers():
+def naming_lost_workers() -> Iterator[None]:
     """Raise InputError naming lost workers; see `replicas.naming_lost_workers`."""
     try:
         yield
@@ -201,7 +212,7 @@ def naming_lost_workers():
         ) from error
 
 
-def _other_workers():
+def _other_workers() -> dict[str, str]:
     """Return a dict of the names and addresses of all other workers."""
     resolver = tf.distribute.get_strategy().cluster_resolver
     if resolver is None:
@@ -215,7 +226,7 @@ def _other_workers():
     }
 
 
-def _answers(address):
+def _answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
@@ -224,6 +235,6 @@ def _answers(address):
     return True
 
 
-def waiting_for(tensor):
+def waiting_for(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
     """Return a context whose operations start after a tensor has been computed."""
     return tf.control_dependencies([tensor])

@@ -1,4 +1,4 @@
-"""What a model of code is asked: to go on with functions, to fill in lines, to solve problems."""
+"""Evaluate a model of code: complete functions, restore lines and solve HumanEval problems."""
 
 import ast
 import collections
@@ -7,11 +7,11 @@ import random
 
 from keras_llm.recipes.common import continuations, runs, sandbox
 
-_SHORTEST_LINE = 6  # characters of a line that is asked for, without its indentation
+_SHORTEST_LINE = 6  # minimum characters of a removed line, without its indentation
 
 
 def windows(task, token_ids, options, batch_size, epochs=None):
-    """Training batches of `epochs` passes, or one pass in order to validate on."""
+    """Return shuffled batches of `epochs` epochs, or of one epoch in order if it is None."""
     from keras_llm import data, tokenizers
 
     tokenizer = task.tokenizer
@@ -31,36 +31,36 @@ def windows(task, token_ids, options, batch_size, epochs=None):
 
 
 def measured(task, documents, options):
-    """Likelihood of documents, the share of functions that parse, and of lines put back."""
-    found = continuations.likelihood(task, documents, options.sequence_length)
+    """Compute likelihood, the share of functions that parse and the share of restored lines."""
+    metrics = continuations.likelihood(task, documents, options.sequence_length)
     length = options.sequence_length // 2
     starts = beginnings(documents, options.functions, length, options.seed)
     if starts:
-        found |= parsing_share(task, starts, length, options.seed)
+        metrics |= parsing_share(task, starts, length, options.seed)
     if lines := asked_lines(task, documents, options):
-        found |= {"gaps": len(lines), **infills(task, lines, options.sequence_length // 4)}
-    return found
+        metrics |= {"gaps": len(lines), **infills(task, lines, options.sequence_length // 4)}
+    return metrics
 
 
 def asked_lines(task, documents, options):
-    """The lines of documents that a model is to put back, see `gaps`."""
+    """Return the lines of documents to restore; see `gaps`."""
     room = options.sequence_length * 3 // 4 - 3
     return gaps(documents, task.tokenizer, options.gaps, room, options.seed)
 
 
 def beginnings(documents, count, longest, seed):
-    """Heads of functions in documents, up to the line that ends the head and the docstring.
+    """Return beginnings of functions in documents: the signature and the docstring.
 
     Args:
-        documents: list of str of Python.
-        count: int, how many are drawn at most.
-        longest: int, characters that a beginning may have.
+        documents: list of str, Python files.
+        count: int, the maximum number of functions, sampled at random.
+        longest: int, the maximum number of characters of a beginning.
         seed: int.
 
     Returns:
-        A list of pairs of str: the beginning, and how it really goes on.
+        A list of pairs of str: the beginning and the real body.
     """
-    found = []
+    functions = []
     for text in documents:
         try:
             tree = ast.parse(text)
@@ -74,13 +74,15 @@ def beginnings(documents, count, longest, seed):
                     continue
                 head = "".join(lines[node.lineno - 1 : body[0].lineno - 1])
                 if len(head) <= longest:
-                    found.append((head, "".join(lines[body[0].lineno - 1 : node.end_lineno])))
-    return random.Random(seed).sample(found, min(count, len(found)))
+                    functions.append((head, "".join(lines[body[0].lineno - 1 : node.end_lineno])))
+    return random.Random(seed).sample(functions, min(count, len(functions)))
 
 
 def body_of(text):
-    """The part of a continuation that belongs to a function: up to the first line that begins at
-    the margin, whole lines alone."""
+    """Return the part of a continuation that belongs to a function.
+
+    It ends before the first line without indentation; an incomplete last line is dropped.
+    """
     kept = []
     for line in text.splitlines(keepends=True):
         if line[0] not in " \t\r\n#)]}":
@@ -92,7 +94,7 @@ def body_of(text):
 
 
 def parses(program):
-    """Whether a str is a program that Python can read."""
+    """Return whether a str is valid Python."""
     try:
         ast.parse(program)
     except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -101,17 +103,17 @@ def parses(program):
 
 
 def parsing_share(task, starts, length, seed):
-    """The share of functions that parse once the model has gone on with them.
+    """Compute the share of functions that parse with a generated body.
 
     Args:
         task: a `TextGeneration`.
         starts: from `beginnings`.
-        length: int, tokens that are added.
+        length: int, the number of tokens to generate.
         seed: int.
 
     Returns:
-        A dict: `functions`, `parses`, in [0, 1], and `real_parses`, the same for as many tokens of
-        how they really go on. A function whose body is empty does not parse.
+        A dict: `functions`, the number of functions; `parses`, in [0, 1]; and `real_parses`, the
+        same for as many tokens of the real bodies. A function with an empty body does not parse.
     """
     tokenizer = task.tokenizer
     texts = task(
@@ -126,69 +128,74 @@ def parsing_share(task, starts, length, seed):
     return {
         "functions": len(starts),
         **{
-            name: sum(parses(head + body_of(text)) for head, text in zip(heads, found, strict=True))
+            name: sum(parses(head + body_of(text)) for head, text in zip(heads, rest, strict=True))
             / len(starts)
-            for name, found in (("parses", texts), ("real_parses", real))
+            for name, rest in (("parses", texts), ("real_parses", real))
         },
     }
 
 
 def gaps(documents, tokenizer, count, room, seed):
-    """Lines of code that are taken out, each with what stands around it.
+    """Sample lines of code to remove, with their context.
 
     Args:
         documents: list of str.
         tokenizer: a `tokenizers.Tokenizer`.
-        count: int, how many are drawn at most.
-        room: int, tokens of prefix and suffix together.
+        count: int, the maximum number of lines.
+        room: int, the maximum number of tokens of prefix and suffix together.
         seed: int.
 
     Returns:
-        A list of triples of str: prefix, line, suffix; the line with its line break.
+        A list of triples of str: prefix, line, suffix; the line includes its line break.
     """
-    draw, places = random.Random(seed), []
+    draw, candidates = random.Random(seed), []
     lines = [text.splitlines(keepends=True) for text in documents]
     for document, rows in enumerate(lines):
-        for place in range(1, len(rows) - 1):
-            around = rows[place - 1].strip() and rows[place + 1].strip()
-            text = rows[place].strip()
+        for index in range(1, len(rows) - 1):
+            around = rows[index - 1].strip() and rows[index + 1].strip()
+            text = rows[index].strip()
             if around and len(text) >= _SHORTEST_LINE and not text.startswith("#"):
-                places.append((document, place))
-    found = []
-    for document, place in draw.sample(places, min(count, len(places))):
+                candidates.append((document, index))
+    removed = []
+    for document, index in draw.sample(candidates, min(count, len(candidates))):
         rows, left = lines[document], room
-        begin, end = place, place + 1
+        begin, end = index, index + 1
         while begin > 0 or end < len(rows):
-            # Two lines before the gap to one behind it.
-            before = begin > 0 and (end == len(rows) or place - begin <= 2 * (end - place - 1))
+            # Take two lines before the gap for each line after it.
+            before = begin > 0 and (end == len(rows) or index - begin <= 2 * (end - index - 1))
             row = rows[begin - 1] if before else rows[end]
             left -= len(tokenizer.encode(row)) + 1
             if left < 0:
                 break
             begin, end = (begin - 1, end) if before else (begin, end + 1)
-        found.append(("".join(rows[begin:place]), rows[place], "".join(rows[place + 1 : end])))
-    return found
+        removed.append(("".join(rows[begin:index]), rows[index], "".join(rows[index + 1 : end])))
+    return removed
 
 
 def infills(task, asked, length):
-    """How often the model puts lines into their gaps as they were.
+    """Compute how often the model restores removed lines.
+
+    Args:
+        task: a `TextGeneration`.
+        asked: list of triples from `gaps`.
+        length: int, the maximum number of tokens to generate.
 
     Returns:
-        A dict of shares in [0, 1]: `infilled_line` of gaps where the first line of what it writes
-        is right, `infilled_exactly` where it ends there too.
+        A dict of shares in [0, 1]: `infilled_line`, the first generated line is correct, and
+        `infilled_exactly`, the generation also ends there.
     """
     line_is_right = is_exact = 0
     for prefix, line, suffix in asked:
-        written = task.infill(prefix, suffix, length)
-        first = written.split("\n", 1)[0]
+        text = task.infill(prefix, suffix, length)
+        first = text.split("\n", 1)[0]
         line_is_right += first.rstrip() == line.rstrip()
-        is_exact += written.rstrip() == line.rstrip()
+        is_exact += text.rstrip() == line.rstrip()
     count = len(asked)
     return {"infilled_line": line_is_right / count, "infilled_exactly": is_exact / count}
 
 
 def usual_lines(documents, asked):
-    """The same for the line that most often follows the line before in other documents."""
+    """Compute `infilled_line` of a baseline: the line that most often follows the line before."""
     followers = collections.defaultdict(collections.Counter)
     for text in documents:
         lines = text.splitlines()
@@ -203,11 +210,11 @@ def usual_lines(documents, asked):
 
 
 def solved(problem, completion, seconds=5):
-    """Whether a completion of a HumanEval problem passes its tests, in the sandbox.
+    """Run the tests of a HumanEval problem in the sandbox and return whether they pass.
 
     Args:
-        problem: a dict of `prompt`, `test` and `entry_point`.
-        completion: str, what follows the prompt.
+        problem: dict with `prompt`, `test` and `entry_point`.
+        completion: str, the text after the prompt.
         seconds: int, see `sandbox.run_program`.
     """
     program = "\n".join(
@@ -217,18 +224,19 @@ def solved(problem, completion, seconds=5):
 
 
 def pass_rates(task, problems, samples, length, seed):
-    """HumanEval: draw programs, run them, and estimate pass@k.
+    """Sample solutions of HumanEval problems, run them, and estimate pass@k.
 
     Args:
         task: a `TextGeneration`.
         problems: list of dicts, see `solved`.
-        samples: int, how many programs are drawn for each.
-        length: int, tokens of one at most.
+        samples: int, the number of solutions per problem.
+        length: int, the maximum number of tokens of a solution.
         seed: int.
 
     Returns:
-        A dict: `problems`, `too_long`, those whose prompt the model has no room for and which
-        count as not solved, and `pass@1` and, with more samples, `pass@<samples>`.
+        A dict: `problems`, the number of problems; `too_long`, the number of problems whose prompt
+        exceeds the model's length, which count as not solved; `pass@1`; and with several samples
+        `pass@<samples>`.
     """
     from keras_llm import training
 
@@ -255,7 +263,7 @@ def pass_rates(task, problems, samples, length, seed):
 
 
 def problems(options):
-    """HumanEval's problems, if they are to be solved; a sandbox that does not stand is told now."""
+    """Load HumanEval's problems if `execute` is on; raise InputError if there is no sandbox."""
     if not options.execute:
         return []
     from keras_llm.recipes.corpora import registry
@@ -265,12 +273,12 @@ def problems(options):
 
 
 def note(metrics, samples):
-    """A line for a model card about `pass_rates`, if they were measured."""
+    """Return a line for a model card about the result of `pass_rates`."""
     if "human_eval" not in metrics:
         return "HumanEval was not run (`--execute`)."
-    found = metrics["human_eval"]
-    rates = ", ".join(f"{k} {rate:.1%}" for k, rate in found.items() if k.startswith("pass@"))
+    results = metrics["human_eval"]
+    rates = ", ".join(f"{k} {rate:.1%}" for k, rate in results.items() if k.startswith("pass@"))
     return (
-        f"HumanEval, {found['problems']} problems with {samples} answers each: {rates}; "
-        f"{found['too_long']} problems are longer than the model reads and count as not solved."
+        f"HumanEval, {results['problems']} problems with {samples} samples each: {rates}; "
+        f"{results['too_long']} problems exceed the model's length and count as not solved."
     )

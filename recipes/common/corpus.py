@@ -1,4 +1,4 @@
-"""What the recipes that read whole documents share."""
+"""Read, clean and split documents for recipes."""
 
 import collections
 import dataclasses
@@ -11,29 +11,29 @@ from typing import Literal
 from keras_llm.errors import InputError
 from keras_llm.recipes.common import runs
 
-_SAMPLE = 20e6  # bytes of a streamed corpus, for what needs them in memory
-_COUNTED = 5_000_000  # tokens of it that baselines count
+_SAMPLE = 20e6  # bytes of a streamed corpus to hold in memory, such as for the tokenizer
+_COUNTED = 5_000_000  # tokens of a streamed corpus that baselines use
 
 
 @dataclasses.dataclass
 class Options(runs.Options):
-    """What a recipe can be told that trains on documents."""
+    """Options of recipes that train on documents."""
 
     corpus: str = "movie-reviews"
-    """A corpus of the kind "texts"; `keras-llm recipes` lists them."""
+    """Name of a corpus of the kind "texts"; `keras-llm recipes` lists them."""
     data: str | None = None
     """Your own .txt, .jsonl or .parquet file, a folder of them, hf:NAME:SPLIT or tfds:NAME:SPLIT,
     instead of a corpus."""
     text_field: str = "text"
-    """The field of a JSONL record, or the column of a table, that holds the text."""
+    """JSON field or table column of the text."""
     max_megabytes: float = 34.0
-    """Use no more than this much text."""
+    """Maximum size of the text, in MB."""
     near_duplicates: float = 0.0
-    """Leave out documents of which this share is in another, e.g. 0.8; 0 leaves out none."""
+    """Drop documents that share at least this fraction with another, such as 0.8; 0 drops none."""
     scrub: bool = False
-    """Replace e-mail and IP addresses, card and phone numbers."""
+    """Redact e-mail and IP addresses, card and phone numbers."""
 
-    stream = False  # an option of the recipes that can
+    stream = False  # an option in `StreamOptions`
 
     def __post_init__(self):
         super().__post_init__()
@@ -45,48 +45,48 @@ class Options(runs.Options):
 
 @dataclasses.dataclass
 class LanguageModelOptions(Options):
-    """What a recipe can be told that trains a causal language model on documents."""
+    """Options of recipes that train a causal language model on documents."""
 
     held_out: float = 0.05
-    """Share of the documents that is held out."""
+    """Fraction of the documents to hold out."""
     max_megabytes: float = 20.0
-    """Use no more than this much text."""
+    """Maximum size of the text, in MB."""
     preset: str = "llama-3m"
-    """Shape of the model."""
+    """Model preset."""
     vocabulary_size: int = 4096
-    """Tokens in the vocabulary."""
+    """Vocabulary size."""
     sequence_length: int = 128
-    """Tokens in a training window."""
+    """Tokens per training window."""
     batch_size: int = 8
-    """Windows in a batch."""
+    """Windows per batch."""
     evaluations: int = 4
-    """Held-out evaluations (on at most 32 batches), samples and checkpoints in each pass."""
+    """Held-out evaluations (on at most 32 batches), samples and checkpoints per epoch."""
     optimizer: Literal["adamw", "muon"] = "muon"
-    """AdamW, or Muon for the matrices of the blocks: more to compute, fewer steps from scratch."""
+    """AdamW, or Muon for the matrices of the blocks: slower steps, fewer of them from scratch."""
     learning_rate: float = 3e-3
-    """Peak learning rate; it warms up linearly."""
+    """Peak learning rate, after linear warmup."""
     weight_decay: float = 0.1
-    """Decoupled weight decay, on matrices."""
+    """Decoupled weight decay of matrices."""
     dropout: float = 0.0
-    """Dropout in the model."""
+    """Dropout rate."""
     prompt: str = "This"
-    """What the logged samples continue."""
+    """Prompt of the logged samples."""
 
     def __post_init__(self):
         super().__post_init__()
         self.check(
             ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
-            ("prompt", bool(self.prompt), "a text"),
+            ("prompt", bool(self.prompt), "a non-empty text"),
         )
 
 
 @dataclasses.dataclass
 class StreamOptions(Options):
-    """What a recipe can be told whose data need not fit into memory."""
+    """Options of recipes that support data larger than memory."""
 
     stream: bool = False
-    """Read --data anew when it is wanted and keep its tokens on disk beside --out until the run is
-    whole, so that it need not fit into memory; see --max-megabytes."""
+    """Support data larger than memory: read --data again when needed, and keep its tokens on disk
+    next to --out until the run is complete. See --max-megabytes."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -97,27 +97,27 @@ class StreamOptions(Options):
 
 
 def documents(options):
-    """The training and held-out documents that the options name.
+    """Return the training and held-out documents of the options.
 
     Args:
         options: `Options`.
 
     Returns:
-        Two lists of str; with `stream` the first is a `data.StreamedDocuments`.
+        Two lists of str; with `stream`, the first is a `data.StreamedDocuments`.
 
     Raises:
-        InputError: if the data cannot be read or is too little.
+        InputError: if the data cannot be read or is too small.
     """
     return prepared(options)[:2]
 
 
 def prepared(options):
-    """What `documents` returns, and what was done to it.
+    """Return the documents of the options and a report.
 
     Returns:
-        What `documents` returns, and a dict for `metrics.json` and `notes`: `dropped`, how many
-        documents were left out by reason, which is said on stderr too, and `scrubbed`, what was
-        replaced.
+        The result of `documents`, and a dict for `metrics.json` and `notes`: `dropped`, the number
+        of dropped documents by reason, also printed to stderr; and `scrubbed`, the number of
+        redactions by type.
     """
     train, held_out, report = (_streamed if options.stream else _in_memory)(options)
     runs.say(
@@ -132,17 +132,17 @@ def _in_memory(options):
     from keras_llm.recipes.corpora import registry
 
     if options.data is None:
-        found = registry.load(options.corpus)
+        source = registry.load(options.corpus)
     else:
-        found = data.stream_texts(options.data, text_field=options.text_field)
+        source = data.stream_texts(options.data, text_field=options.text_field)
     texts, empty = [], 0
-    for text in found:
+    for text in source:
         if text.strip():
             texts.append(text)
         else:
             empty += 1
     if not texts:
-        raise InputError(f"{options.data} holds no text.")
+        raise InputError(f"{options.data} contains no text.")
     if options.data is not None:
         runs.say_unread(options.data)
     shuffled = data.shuffle_documents(texts, options.seed)
@@ -157,15 +157,15 @@ def _in_memory(options):
     dropped = {"empty": empty, "repeated": repeated, "beyond --max-megabytes": beyond}
     report = {"dropped": {reason: count for reason, count in dropped.items() if count}}
     if options.near_duplicates:
-        used, nearly = data.without_near_duplicates(used, options.near_duplicates)
-        report["dropped"] |= nearly
+        used, near_duplicates = data.without_near_duplicates(used, options.near_duplicates)
+        report["dropped"] |= near_duplicates
     if options.scrub:
         used, report["scrubbed"] = data.scrub_texts(used)
     return *data.split_documents(used, options.held_out, options.seed), report
 
 
 def _streamed(options):
-    """The same without holding the documents; those held out are a list."""
+    """Like `_in_memory`, without loading the training documents."""
     from keras_llm import data
 
     scrubbed = collections.Counter()
@@ -173,8 +173,8 @@ def _streamed(options):
     def read():
         for text in data.stream_texts(options.data, options.text_field):
             if options.scrub:
-                text, found = data.scrub(text)
-                scrubbed.update(found)
+                text, counts = data.scrub(text)
+                scrubbed.update(counts)
             yield text
 
     limit = options.max_megabytes * 1e6
@@ -190,13 +190,16 @@ def _streamed(options):
 
 
 def sample(options, documents):
-    """Training documents that fit into memory: of a streamed corpus 20 MB, drawn at random."""
+    """Return training documents that fit in memory: 20 MB at random of a streamed corpus."""
     return documents.sample(_SAMPLE) if options.stream else documents
 
 
 def token_ids(options, documents, tokenizer):
-    """`data.encode_documents`; of a streamed corpus on disk, in a file that a run which was stopped
-    finds again if documents and tokenizer are the same, until `remove_token_files`."""
+    """Encode documents with `data.encode_documents`; with `stream` to a file on disk.
+
+    A resumed run reuses the file if documents and tokenizer are the same; `remove_token_files`
+    deletes it.
+    """
     import numpy as np
 
     from keras_llm import data
@@ -216,32 +219,33 @@ def token_ids(options, documents, tokenizer):
 
 
 def remove_token_files(options):
-    """Remove what `token_ids` wrote."""
+    """Remove the files that `token_ids` has written."""
     out = pathlib.Path(options.out)
     for path in out.parent.glob(f"{glob.escape(out.name)}.tokens-*.npy"):
         path.unlink()
 
 
 def counted(options, token_ids):
-    """What baselines count of the training tokens: of a streamed corpus the first five million."""
+    """Return the training tokens for baselines: of a streamed corpus, the first five million."""
     import numpy as np
 
     return np.array(token_ids[:_COUNTED], "int32") if options.stream else token_ids
 
 
 def measured_contamination(train, held_out):
-    """`data.contamination`, said on stderr."""
+    """Compute `data.contamination` and print it to stderr."""
     from keras_llm import data
 
-    found = data.contamination(train, held_out)
+    contamination = data.contamination(train, held_out)
     runs.say(
-        f"{found['known_runs']:.1%} of the 13-word runs of held-out documents occur in the training"
+        f"{contamination['known_runs']:.1%} of the 13-word runs of held-out documents occur in the "
+        "training data"
     )
-    return found
+    return contamination
 
 
 def notes(training):
-    """Lines for a model card about what `prepared` and `measured_contamination` found.
+    """Return lines for a model card about the results of `prepared` and `measured_contamination`.
 
     Args:
         training: dict, `metrics["training"]`.
@@ -249,24 +253,25 @@ def notes(training):
     lines = []
     if "counted_tokens" in training:
         lines.append(
-            "The corpus was streamed: baselines that count tokens counted the first "
-            f"{min(training['counted_tokens'], training['tokens']):,} of the training."
+            "The corpus was streamed: baselines use only the first "
+            f"{min(training['counted_tokens'], training['tokens']):,} training tokens."
         )
     if "scrubbed" in training:
-        found = ", ".join(f"{count:,} {name}" for name, count in training["scrubbed"].items())
-        lines.append(f"Scrubbed from the data: {found or 'nothing was found'}.")
+        counts = ", ".join(f"{count:,} {name}" for name, count in training["scrubbed"].items())
+        lines.append(f"Redacted in the data: {counts or 'nothing was found'}.")
     if "contamination" not in training:
         return lines
-    found = training["contamination"]
+    contamination = training["contamination"]
     lines.append(
-        f"Of the runs of 13 words in held-out documents {found['known_runs']:.1%} occur in the "
-        f"training ({found['texts_with_a_known_run']:,} of {found['texts']:,} documents have one)."
+        f"{contamination['known_runs']:.1%} of the runs of 13 words in held-out documents occur in "
+        f"the training data ({contamination['texts_with_a_known_run']:,} of "
+        f"{contamination['texts']:,} documents have one)."
     )
     return lines
 
 
 def check_length(options, config):
-    """Raise InputError if `sequence_length` is more than a model of this config takes."""
+    """Raise InputError if `sequence_length` exceeds the maximum length of a config."""
     options.check(
         (
             "sequence_length",

@@ -1,7 +1,7 @@
-"""The classifiers at the side of a chat model: does a reply fit, and is a text safe?
+"""Train classifiers for a chat model: sensibleness of a reply, and safety of a text.
 
-As in LaMDA they are trained beside it, choose among the answers that it draws, and filter what goes
-in and out. Each is a small encoder in a folder of its own below that of the run.
+As in LaMDA, they rank sampled answers and filter messages and answers. Each is a small encoder in
+its own folder inside the folder of the run.
 """
 
 import dataclasses
@@ -13,32 +13,32 @@ from keras_llm.recipes import text_classification
 from keras_llm.recipes.common import dialogue, model_card, runs, tables, text_targets
 
 _FITS, _SAFE = ["random", "sensible"], ["safe", "unsafe"]
-_CHOICE = 10  # replies of which the real one is to be found
-_MEASURED = 100  # held-out messages that are answered for the measures
+_CHOICE = 10  # replies among which the real one is ranked
+_MEASURED = 100  # held-out messages to answer for the metrics
 
 
 @dataclasses.dataclass
 class Options(dialogue.Options):
-    """What the chatbot can be told of its classifiers."""
+    """Options of the chatbot's classifiers."""
 
     rank: int = 0
-    """Answer with the most sensible of so many candidates that are safe, by two classifiers that
-    are trained beside the model; 0 trains none."""
+    """Sample this many candidates and answer with the best safe one, using two classifiers trained
+    in the same run; 0 trains no classifiers."""
     judge: str = "minilm"
-    """The encoder that the classifiers go on from: "minilm" for all-MiniLM-L6-v2 (91 MB), the
-    folder of a run with an encoder, or "scratch"."""
+    """Encoder that the classifiers continue from: "minilm" for all-MiniLM-L6-v2 (91 MB), the folder
+    of a run with an encoder, or "scratch"."""
     judge_rows: int = 6000
-    """Pairs of a message and a reply that sensibleness is learned from, half of them real."""
+    """Training pairs of message and reply for sensibleness; half of the replies are real."""
     judge_epochs: int = 2
-    """Passes of the classifiers over their rows."""
+    """Training epochs of the classifiers."""
     safety: str = "toxicity"
-    """What safety is learned from: a corpus of the kind "labelled", or your own .csv, .tsv or
-    .jsonl file of `text` and `label`, "safe" or "unsafe"."""
+    """Training data for safety: a corpus of the kind "labelled", or your own .csv, .tsv or .jsonl
+    file with `text` and `label`, "safe" or "unsafe"."""
     max_refused: float = 0.02
-    """The filter's threshold is 0.5, or as high as it takes to refuse no larger share of the
-    training messages."""
+    """Maximum share of the training messages that the filter refuses; its threshold is 0.5, or
+    higher if needed."""
     refusal: str = "I would rather not talk about that."
-    """What is answered instead of something unsafe."""
+    """Answer to an unsafe message, or if no answer is safe."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -47,11 +47,11 @@ class Options(dialogue.Options):
             ("judge_rows", self.judge_rows > 1, "at least 2"),
             ("judge_epochs", self.judge_epochs > 0, "a positive int"),
             ("max_refused", 0 <= self.max_refused < 1, "in [0, 1)"),
-            ("refusal", bool(self.refusal.strip()), "a text"),
+            ("refusal", bool(self.refusal.strip()), "a non-empty text"),
         )
 
     def of_judge(self, name):
-        """The options of a classifier, those of the recipe `text_classification`."""
+        """Return the options of a classifier for the recipe `text_classification`."""
         from keras_llm.recipes.corpora import registry
 
         source = {"corpus": self.safety}
@@ -75,10 +75,10 @@ class Options(dialogue.Options):
 
 
 def safety_rows(options):
-    """Rows (text, label) that safety is learned from: training, held out, what was dropped.
+    """Return training rows and held-out rows (text, label) for safety, and dropped counts.
 
     Raises:
-        InputError: if they cannot be read, or have other labels than "safe" and "unsafe".
+        InputError: if the data cannot be read or the labels are not "safe" and "unsafe".
     """
     judge = options.of_judge("safety")
     train, held_out, kind, dropped = text_classification.rows(judge)
@@ -90,7 +90,7 @@ def safety_rows(options):
 
 
 def pairs(conversations):
-    """What a user said, and the reply: (number of the conversation, said, reply)."""
+    """Return triples (conversation index, user message, reply)."""
     return [
         (number, said["content"], reply["content"])
         for number, messages in enumerate(conversations)
@@ -100,23 +100,23 @@ def pairs(conversations):
 
 
 def sensible_rows(conversations, seed, most):
-    """Rows (pair, label): each message with its reply, and with one of another conversation.
+    """Return rows (pair, label): messages with their reply and with one of another conversation.
 
     Args:
         conversations: list of lists of messages.
-        seed: int, of the draws.
-        most: int, rows.
+        seed: int, the seed of the sampled replies.
+        most: int, the maximum number of rows.
 
     Raises:
-        InputError: if there are not two different replies of two conversations.
+        InputError: if there are no two conversations with different replies.
     """
     from keras_llm.tasks import RankedChat
 
-    found, draw, rows = pairs(conversations), random.Random(seed), []
-    if len({reply for _, _, reply in found}) < 2 or len({number for number, *_ in found}) < 2:
-        raise InputError("--rank: two conversations with different replies are needed.")
-    for number, said, reply in found[: (most + 1) // 2]:
-        others = (draw.choice(found) for _ in range(100))
+    triples, draw, rows = pairs(conversations), random.Random(seed), []
+    if len({reply for _, _, reply in triples}) < 2 or len({number for number, *_ in triples}) < 2:
+        raise InputError("--rank requires at least two conversations with different replies.")
+    for number, said, reply in triples[: (most + 1) // 2]:
+        others = (draw.choice(triples) for _ in range(100))
         other = next((r for n, _, r in others if n != number and r != reply), None)
         if other is not None:
             rows.append((RankedChat.pair(said, reply), "sensible"))
@@ -125,11 +125,11 @@ def sensible_rows(conversations, seed, most):
 
 
 def trained(folder, options, name, labels, train, held_out, dropped):
-    """Train a classifier, and leave it in the folder `name`.
+    """Train a classifier and save it in the folder `name`.
 
     Returns:
-        A `TextClassification`, a dict of its measures beside those of TF-IDF with logistic
-        regression, and the probabilities that it gives held-out rows, float array (N, 2).
+        A `TextClassification`; a dict of its metrics and those of logistic regression on TF-IDF;
+        and its probabilities for held-out rows, float array (N, 2).
     """
     from keras_llm import training
 
@@ -141,34 +141,34 @@ def trained(folder, options, name, labels, train, held_out, dropped):
     trainer = training.Trainer(model)
     runs.compile_trainer(judge, trainer, len(batches), **kind.compiled())
     (folder / name).mkdir(exist_ok=True)
-    watched = tables.to_watch(held_out, judge)
-    validation = text_classification.batches(task, watched, kind, judge)
+    validation_rows = tables.to_watch(held_out, judge)
+    validation = text_classification.batches(task, validation_rows, kind, judge)
     fitted = runs.fit(folder / name, judge, trainer, batches, validation, "texts")
     truth = kind.targets(held_out)
-    found = {
+    predictions = {
         "held_out": kind.predicted(task, held_out),
         text_classification.BASELINE: kind.baseline(train, held_out),
     }
     metrics = {
         key: kind.measures(held_out, probabilities) | detection(truth, probabilities.argmax(-1))
-        for key, probabilities in found.items()
+        for key, probabilities in predictions.items()
     }
     metrics["training"] = {"rows": len(train), "dropped": dropped, **fitted}
     card = model_card.card(
         judge,
         metrics,
-        f"Sorts texts into `{labels[0]}` and `{labels[1]}`, for the model in the folder above.",
+        f"Classifies texts as `{labels[0]}` or `{labels[1]}` for the model in the parent folder.",
         {text_classification.BASELINE: kind.baseline_name},
-        f"{len(held_out):,} rows; precision and recall are of `{labels[1]}`",
+        f"{len(held_out):,} rows; precision and recall of `{labels[1]}`",
         [],
         'predict {out} "Fine, thanks."',
     )
     runs.write(folder / name, task, metrics, card)
-    return task, metrics, found["held_out"]
+    return task, metrics, predictions["held_out"]
 
 
 def detection(truth, found):
-    """Precision and recall of class 1, a dict; 0 where nothing was found."""
+    """Compute precision and recall of class 1; 0 if undefined."""
     hits = int((truth * found).sum())
     return {
         "precision": hits / max(int(found.sum()), 1),
@@ -177,10 +177,10 @@ def detection(truth, found):
 
 
 def at_the_side(folder, options, chat, conversations, held_out, safety):
-    """Train both classifiers, and measure what they do to the answers of a chat model.
+    """Train both classifiers and evaluate ranking and filtering of a chat model's answers.
 
     Args:
-        folder: path, of the run.
+        folder: path of the run.
         options: `Options`.
         chat: a `TextGeneration` with a chat template.
         conversations, held_out: lists of lists of messages.
@@ -207,54 +207,55 @@ def at_the_side(folder, options, chat, conversations, held_out, safety):
 
 
 def _threshold(guard, conversations, most):
-    """The probability from which a text is refused."""
+    """Return the threshold: texts with at least this probability of being unsafe are refused."""
     import numpy as np
 
     said = [text for _, text, _ in pairs(conversations)][:1000]
-    found = guard(said, truncate=True, return_details=True)
-    scores = [row.probabilities["unsafe"] for row in found]
+    results = guard(said, truncate=True, return_details=True)
+    scores = [result.probabilities["unsafe"] for result in results]
     return float(max(0.5, np.quantile(scores, 1 - most, method="higher")))
 
 
 def ranked(task, held_out, options):
-    """What ranking and filter do on held-out conversations, a dict.
+    """Evaluate ranking and filtering on held-out conversations.
 
-    `first_sensible` and `ranked_sensible`: of how many messages the first sample, and the answer
-    that is given, are more likely sensible than not; by the judge that ranks, so what it cannot see
-    stays unseen. `real_reply_found`: how often it finds the real reply among ten.
-    `refused_input`: the share of what was said that is refused, `refused_output` of the rest how
-    often no safe answer is drawn, `unsafe_samples` the share of all samples that are unsafe.
+    Returns:
+        A dict. `first_sensible` and `ranked_sensible`: the share of first samples, and of returned
+        answers, that are judged sensible, by the same classifier that ranks.
+        `real_reply_found`: how often it ranks the real reply first among ten. `refused_input`: the
+        share of messages that are refused; `refused_output`: of the rest, the share without a safe
+        sample; `unsafe_samples`: the share of all samples that are unsafe.
     """
-    found = pairs(held_out)[:_MEASURED]
+    triples = pairs(held_out)[:_MEASURED]
     answers = [
         task.chat(said, seed=number, max_new_tokens=32, return_details=True)
-        for number, (_, said, _) in enumerate(found)
+        for number, (_, said, _) in enumerate(triples)
     ]
-    heard = [answer for answer in answers if answer.refused != "input"]
-    samples = [reply for answer in heard for reply in answer.replies]
+    accepted = [answer for answer in answers if answer.refused != "input"]
+    samples = [reply for answer in accepted for reply in answer.replies]
     first = [reply for reply in samples if reply.number == 0]
-    given = [
+    returned = [
         next(reply for reply in answer.replies if reply.text == answer.text)
-        for answer in heard
+        for answer in accepted
         if answer.replies and answer.refused is None
     ]
     return {
-        "messages": len(found),
+        "messages": len(triples),
         "candidates": options.rank,
         "first_sensible": _share(reply.sensible > 0.5 for reply in first),
-        "ranked_sensible": _share(reply.sensible > 0.5 for reply in given),
+        "ranked_sensible": _share(reply.sensible > 0.5 for reply in returned),
         "real_reply_found": _real_reply_found(task, held_out, options.seed),
         "refused_input": _share(answer.refused == "input" for answer in answers),
-        "refused_output": _share(answer.refused == "output" for answer in heard),
+        "refused_output": _share(answer.refused == "output" for answer in accepted),
         "unsafe_samples": _share(reply.unsafe >= task.ranking.threshold for reply in samples),
     }
 
 
 def _real_reply_found(task, held_out, seed):
-    """How often the real reply has the highest probability beside those of other conversations."""
-    found, draw, hits = pairs(held_out), random.Random(seed), []
-    for _, said, reply in found[:_MEASURED]:
-        others = sorted({other for _, _, other in found if other != reply})
+    """Return how often the real reply ranks first among replies of other conversations."""
+    triples, draw, hits = pairs(held_out), random.Random(seed), []
+    for _, said, reply in triples[:_MEASURED]:
+        others = sorted({other for _, _, other in triples if other != reply})
         texts = [reply, *draw.sample(others, min(_CHOICE - 1, len(others)))]
         rows = task.sensibleness(
             [task.pair(said, text) for text in texts], truncate=True, return_details=True
@@ -270,28 +271,27 @@ def _share(values):
 
 
 def notes(metrics):
-    """Lines for the card of the chat model."""
-    fits, safe, found = (metrics[name] for name in ("sensibleness", "safety", "ranking"))
-    shown = {key: "none" if v is None else f"{v:.1%}" for key, v in found.items()}
+    """Return lines for the card of the chat model."""
+    fits, safe, ranking = (metrics[name] for name in ("sensibleness", "safety", "ranking"))
+    shown = {key: "none" if v is None else f"{v:.1%}" for key, v in ranking.items()}
     tfidf = text_classification.BASELINE
     return [
-        f"Of {found['candidates']} samples it gives the one with the highest log-probability of "
-        "being sensible plus mean log-probability of its tokens, among those that are safe. "
-        f"Judged sensible, by the judge that ranks: {shown['ranked_sensible']} of the answers, "
-        f"{shown['first_sensible']} of first samples, to {found['messages']} held-out messages.",
-        f"Sensibleness (real reply or one of another conversation): "
-        f"{fits['held_out']['accuracy']:.1%} of held-out pairs right; always one of them 50 %, "
-        f"TF-IDF {fits[tfidf]['accuracy']:.1%}. The real reply among {_CHOICE}: "
-        f"{shown['real_reply_found']} found, by chance {1 / _CHOICE:.0%}.",
-        f"Safety: on held-out labelled texts {shown['precision']} of what it refuses is unsafe, "
-        f"and it refuses {shown['recall']} of what is, from a probability of "
-        f"{found['threshold']:.3f} on. From 0.5 on it would be {safe['held_out']['precision']:.1%} "
-        f"and {safe['held_out']['recall']:.1%}, with TF-IDF {safe[tfidf]['precision']:.1%} and "
-        f"{safe[tfidf]['recall']:.1%}. It refuses "
-        f"{shown['refused_input']} of the held-out messages, and {shown['unsafe_samples']} of the "
+        f"Of {ranking['candidates']} samples, it drops unsafe ones and returns the one with the "
+        "highest sum of the log-probability of being sensible and the mean token log-probability. "
+        f"Judged sensible by the same classifier: {shown['ranked_sensible']} of the answers and "
+        f"{shown['first_sensible']} of first samples, for {ranking['messages']} held-out messages.",
+        f"Sensibleness (real reply or one of another conversation): accuracy "
+        f"{fits['held_out']['accuracy']:.1%} on held-out pairs; constant answer 50%, "
+        f"TF-IDF {fits[tfidf]['accuracy']:.1%}. The real reply ranks first among {_CHOICE} for "
+        f"{shown['real_reply_found']} of the messages, by chance {1 / _CHOICE:.0%}.",
+        f"Safety on held-out labeled texts: precision {shown['precision']} and recall "
+        f"{shown['recall']} of unsafe texts at the threshold {ranking['threshold']:.3f}. At 0.5: "
+        f"{safe['held_out']['precision']:.1%} and {safe['held_out']['recall']:.1%}, with TF-IDF "
+        f"{safe[tfidf]['precision']:.1%} and {safe[tfidf]['recall']:.1%}. It refuses "
+        f"{shown['refused_input']} of the held-out messages and {shown['unsafe_samples']} of the "
         "samples.",
-        "The filter knows what its labelled texts show, insults and obscenities for the most part. "
-        "It does not know lies, bad advice, or harm in kind words, it is easily deceived by "
-        "spelling, and it finds some groups' names unsafe where others' are not. Only `chat` ranks "
-        "and filters: calling the task, and exports, do not.",
+        "The filter recognizes what its labeled texts contain, mostly insults and obscenities. It "
+        "does not recognize lies, bad advice or politely worded harm, is easily evaded by "
+        "misspellings, and is biased against the names of some groups. Only `chat` ranks and "
+        "filters: calling the task and exports do not.",
     ]

@@ -1,16 +1,15 @@
-"""Documents as batches with hidden words, and how well these are guessed."""
+"""Batch documents with masked words, and evaluate their prediction."""
 
 
 def batches(task, documents, token_ids, options, shuffle=False):
-    """Batches of the model's inputs and what was hidden, and with pairs whether the second follows.
+    """Return batches of the model's inputs and targets: masked tokens, and next sentence labels.
 
     Args:
         task: a `MaskedLanguageModel`.
         documents: list of str.
-        token_ids: their ids from `data.encode_documents`.
+        token_ids: token ids of the documents from `data.encode_documents`.
         options: `masked_lm.Options`.
-        shuffle: bool. Without it there is one pass, of which nothing but less than a batch is left
-            out.
+        shuffle: bool. False returns one epoch in order, without the last incomplete batch.
 
     Returns:
         `tf.data.Dataset`.
@@ -33,26 +32,28 @@ def batches(task, documents, token_ids, options, shuffle=False):
 
 
 def alone(batches):
-    """The batches with no other targets than the hidden tokens."""
+    """Return the batches with only the masked tokens as targets."""
     return batches.map(lambda x, y: (x, y["tokens"] if isinstance(y, dict) else y))
 
 
 def measured(task, judge, batches):
-    """How well hidden tokens are guessed, see `training.evaluate_targets`; and with a
-    `NextSentence`, or None, the share of pairs that it tells right."""
+    """Evaluate the prediction of masked tokens; see `training.evaluate_targets`.
+
+    If `judge` is a `NextSentence` task and not None, add its accuracy.
+    """
     import numpy as np
 
     from keras_llm import training
 
-    found = training.evaluate_targets(task.model, alone(batches), task.tokenizer.pad_id)
+    metrics = training.evaluate_targets(task.model, alone(batches), task.tokenizer.pad_id)
     if judge:
         names = [tensor.name for tensor in judge.model.inputs]
         right = [
             np.argmax(judge.model({name: x[name] for name in names}), -1) == y["next_sentence"]
             for x, y in batches
         ]
-        found["next_sentence_accuracy"] = float(np.concatenate(right).mean())
-    return found
+        metrics["next_sentence_accuracy"] = float(np.concatenate(right).mean())
+    return metrics
 
 
 def _with_segments(inputs, names):

@@ -44,7 +44,7 @@ def card(options, metrics, about, baselines, measured_on, notes, command):
             "",
             *("| " + " | ".join(row) + " |" for row in table),
             "",
-            f"Measured on {measured_on}, held out from training."
+            f"Measured on held-out data: {measured_on}."
             + (" `loss.png` shows the loss curves." if runs.has_pictures() else ""),
             "",
             *(f"- {line}" for line in lines),

@@ -1,4 +1,4 @@
-"""Pairs of answers for `preference_tuning`: from a file or corpus, or drawn from the model."""
+"""Read pairs of answers for `preference_tuning`, or sample them from the model."""
 
 import dataclasses
 import pathlib
@@ -10,17 +10,17 @@ from keras_llm.recipes.common import dialogue, tables
 
 @dataclasses.dataclass
 class Pairs:
-    """What a preference tuning learns from and is measured on.
+    """Training and evaluation data of preference tuning.
 
     Attributes:
-        train: list of pairs of `data.ChatExample`, the chosen one first.
-        held_out: list of the same.
-        prompts: list of str, held out, that are answered before and after the training.
-        parse_special: bool, whether the prompts spell out special tokens.
-        judge: function from a list of texts to how good they are, floats in 0 .. 1.
-        judge_accuracy: float, how often the judge is right on texts that it was not fitted on.
-        judged_with_prompt: bool, whether it judges the prompt with the answer.
-        about: dict of counts, for metrics.json.
+        train: list of pairs of `data.ChatExample`, (chosen, rejected).
+        held_out: list of pairs like `train`.
+        prompts: list of str, held-out prompts to answer before and after training.
+        parse_special: bool, whether the prompts contain special tokens as text.
+        judge: function from a list of texts to scores in [0, 1].
+        judge_accuracy: float, the judge's accuracy on texts that it was not fitted on.
+        judged_with_prompt: bool, whether the judge scores the prompt together with the answer.
+        about: dict of counts for metrics.json.
     """
 
     train: list
@@ -34,7 +34,7 @@ class Pairs:
 
 
 def source(options):
-    """The function that makes the pairs of the options' data."""
+    """Return the function that creates the pairs for the data of the options."""
     from keras_llm.recipes.corpora.registry import CORPORA
 
     if options.data is not None:
@@ -44,33 +44,38 @@ def source(options):
         kind = CORPORA[options.corpus].kind
     else:
         raise InputError(f"unknown corpus {options.corpus!r}; see `keras-llm recipes`.")
-    known = {
+    functions = {
         "preferences": from_preferences,
         "labelled": from_sentiment,
     }
-    if kind not in known:
-        raise InputError(f"--corpus {options.corpus} is of the kind {kind!r}: {', '.join(known)}.")
-    return known[kind]
+    if kind not in functions:
+        raise InputError(
+            f"--corpus must be of the kind {' or '.join(functions)}, got {options.corpus!r} of the "
+            f"kind {kind!r}."
+        )
+    return functions[kind]
 
 
 def from_preferences(options, task):
-    """Pairs that were read. The judge learns from half of the held-out pairs to tell chosen from
-    rejected answers."""
+    """Read pairs of answers.
+
+    The judge is fitted on half of the held-out pairs to classify answers as chosen or rejected.
+    """
     from keras_llm import data
     from keras_llm.recipes.corpora import registry
 
     if options.data is None:
-        found = registry.load(options.corpus, "preferences")
+        preferences = registry.load(options.corpus, "preferences")
     else:
-        found = data.read_preferences(options.data)
-    found, held_out, dropped = dialogue.split(
-        options, found, lambda preference: dialogue.first_message(preference[0])
+        preferences = data.read_preferences(options.data)
+    train, held_out, dropped = dialogue.split(
+        options, preferences, lambda preference: dialogue.first_message(preference[0])
     )
-    shown = max(1, len(held_out) // 2)
-    judging, held_out = held_out[shown:], held_out[:shown]
+    half = max(1, len(held_out) // 2)
+    judging, held_out = held_out[half:], held_out[:half]
     judge, accuracy = _judge(_sides(judging), _sides(held_out))
     encoded = []
-    for part in (found, held_out):
+    for part in (train, held_out):
         pairs, cut = encode(options, task, part)
         dropped = {key: dropped.get(key, 0) + cut.get(key, 0) for key in {**dropped, **cut}}
         encoded.append(pairs)
@@ -81,15 +86,17 @@ def from_preferences(options, task):
 
 
 def encode(options, task, preferences):
-    """Preferences as pairs of `data.ChatExample`s of a task, and what was dropped."""
+    """Return preferences as pairs of `data.ChatExample`s, and a dict of dropped ones by reason."""
     from keras_llm import data
 
     return dialogue.encoded(data.preference_examples, task, preferences, options, "pairs")
 
 
 def from_sentiment(options, task):
-    """Pairs drawn from the model: of some continuations of a review's beginning the most and the
-    least positive, by a classifier of reviews. The judge learned from other reviews."""
+    """Sample pairs from the model: the most and the least positive continuation of a beginning.
+
+    A classifier fitted on reviews scores the continuations. The judge is fitted on other reviews.
+    """
     rows, held_out, dropped = tables.rows(options, ["text", "label"], "labelled")
     labels = {label for _, label in rows}
     if labels != {"negative", "positive"}:
@@ -105,51 +112,53 @@ def from_sentiment(options, task):
     begins = list(dict.fromkeys(begin for begin in begins if begin))
     needed = options.prompts + options.held_out_pairs + options.pairs
     if len(begins) < needed:
-        raise InputError(f"{options.source}: {len(begins)} beginnings, {needed} are needed.")
+        raise InputError(f"{options.source}: {needed} beginnings are needed, got {len(begins)}.")
     prompts = begins[-options.prompts :]
     drawn = _draw(options, task, begins[: options.pairs + options.held_out_pairs], labeller)
     pairs = [pair for pair in drawn if pair is not None]
     held_out_pairs = [pair for pair in drawn[options.pairs :] if pair is not None]
     train = pairs[: len(pairs) - len(held_out_pairs)]
     if not train or not held_out_pairs:
-        raise InputError("the classifier finds no pair of continuations that differ.")
+        raise InputError(
+            "no pair of continuations differs by --least-difference according to the classifier."
+        )
     about = {"dropped": dropped, "judge_texts": third, "beginnings_without_pair": drawn.count(None)}
     return Pairs(train, held_out_pairs, prompts, False, judge, accuracy, True, about)
 
 
 def answers(options, task, prompts, parse_special, seed=0):
-    """What a model answers: texts, and `data.ChatExample`s in which the answers are learned."""
+    """Answer prompts; return the texts, and `data.ChatExample`s with the answers as targets."""
     texts, examples = [], []
     for begin in range(0, len(prompts), options.batch_size):
-        some = prompts[begin : begin + options.batch_size]
-        found = task(
-            some,
+        batch = prompts[begin : begin + options.batch_size]
+        generations = task(
+            batch,
             max_new_tokens=options.new_tokens,
-            seed=[seed + begin + i for i in range(len(some))],
+            seed=[seed + begin + i for i in range(len(batch))],
             parse_special=parse_special,
             return_details=True,
         )
-        texts += [generation.text for generation in found]
+        texts += [generation.text for generation in generations]
         examples += [
             _example(task, prompt, generation, parse_special)
-            for prompt, generation in zip(some, found, strict=True)
+            for prompt, generation in zip(batch, generations, strict=True)
         ]
     return texts, examples
 
 
 def _draw(options, task, begins, labeller):
-    """A pair of each beginning, or None where its continuations are equally positive."""
+    """Return a pair for each beginning, or None if its continuations are equally positive."""
     rounds = [
         answers(options, task, begins, False, options.seed + 1_000_003 * i)
         for i in range(1, options.candidates + 1)
     ]
     scores = [labeller([a + b for a, b in zip(begins, texts, strict=True)]) for texts, _ in rounds]
     pairs = []
-    for place in range(len(begins)):
-        order = sorted(range(len(rounds)), key=lambda i, place=place: scores[i][place])
+    for row in range(len(begins)):
+        order = sorted(range(len(rounds)), key=lambda i, row=row: scores[i][row])
         worst, best = order[0], order[-1]
-        differs = scores[best][place] - scores[worst][place] >= options.least_difference
-        pair = tuple(rounds[i][1][place] for i in (best, worst))
+        differs = scores[best][row] - scores[worst][row] >= options.least_difference
+        pair = tuple(rounds[i][1][row] for i in (best, worst))
         pairs.append(pair if differs and all(sum(one.learned) for one in pair) else None)
     return pairs
 
@@ -166,14 +175,16 @@ def _example(task, prompt, generation, parse_special):
 
 
 def _judge(texts, others):
-    """A function from texts to how likely they are good, and its accuracy on `others`; texts are
-    pairs (str, whether it is good)."""
+    """Fit a judge on pairs (text, whether it is good).
+
+    Returns a function from texts to probabilities of being good, and its accuracy on `others`.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
     if len({is_good for _, is_good in texts}) < 2:
-        raise InputError("too little is held out to fit a judge; raise --held-out.")
+        raise InputError("too few held-out rows to fit a judge; increase --held-out.")
     model = make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000))
     model.fit(*zip(*texts, strict=True))
 

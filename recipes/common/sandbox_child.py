@@ -49,7 +49,7 @@ def main():
     try:
         fence(limits["seconds"], limits["megabytes"])
     except OSError as error:
-        os.write(report, f"no sandbox: {error}".encode())
+        os.write(report, str(error).encode())
         return
     os.write(report, b"ready ")
     try:

@@ -4,7 +4,7 @@ _LENGTHS = (5, 10, 20, 10**6)  # upper bounds of the words of a source, for metr
 
 
 def batches(task, rows, options, seed=None):
-    """Return a `tf.data.Dataset` of inputs and targets, and the number of pairs that were too long."""
+    """Return a `tf.data.Dataset` of inputs and targets, and the number of too long pairs."""
     from keras_llm import data
 
     tokenizer = task.tokenizer

@@ -26,7 +26,7 @@ def gensim_vectors(stream, task, options):
     names = np.array(task.tokenizer.vocabulary)
     breaks = np.flatnonzero(np.diff(stream > 0)) + 1
     texts = [names[part].tolist() for part in np.split(stream, breaks) if part[0] > 0]
-    vectors = Word2Vec(
+    keyed_vectors = Word2Vec(
         texts,
         vector_size=options.dimension,
         window=options.window,
@@ -38,7 +38,7 @@ def gensim_vectors(stream, task, options):
         seed=options.seed,
         workers=2,
     ).wv
-    return vectors.vectors, vectors.index_to_key
+    return keyed_vectors.vectors, keyed_vectors.index_to_key
 
 
 def write_vectors(folder, task):

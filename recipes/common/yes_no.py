@@ -1,4 +1,4 @@
-"""Rows (question, context, "yes" or "no") as a classifier learns them."""
+"""Train and evaluate a classifier that answers questions about a context with yes or no."""
 
 import dataclasses
 
@@ -14,20 +14,21 @@ DEFAULTS = {
     "learning_rate": 2e-4,
 }
 BASELINES = {"baseline": "shares of yes and no"}
-ABOUT = "Answers questions about a text with yes or no."
-HELD_OUT, UNIT = "questions, on other texts than those of the training", "windows"
+ABOUT = "An encoder that answers questions about a text with yes or no."
+HELD_OUT, UNIT = "questions on other texts", "windows"
 NEXT = 'predict {out} "is it red" --context "The rose is red."'
 _LABELS = ["no", "yes"]
 _KIND = text_targets.Classes(_LABELS)
 _SPELLINGS = {"no": "no", "false": "no", "yes": "yes", "true": "yes"}
-_SEPARATOR = "?\n"  # between question and context, which are read as one text
+_SEPARATOR = "?\n"  # between question and context, which form one input text
 
 
 def rows(options):
-    """Training rows, held-out rows, and what was dropped.
+    """Return training rows, held-out rows, and a dict of dropped rows by reason.
 
     Raises:
-        InputError: if the data cannot be read, has other answers, or one alone in training.
+        InputError: if the data cannot be read, an answer is not yes or no, or all training answers
+            are the same.
     """
     columns = [options.question_column, options.context_column, options.answer_column]
     train, held_out, dropped = tables.rows(options, columns, "yes_no", by=1, unique=(0, 1))
@@ -40,7 +41,7 @@ def rows(options):
 
 
 def read(options, path):
-    """The rows of another file."""
+    """Read the rows of another file."""
     from keras_llm.data import read_records
 
     columns = [options.question_column, options.context_column, options.answer_column]
@@ -48,7 +49,7 @@ def read(options, path):
 
 
 def untrained(options, train, metadata):
-    """The task before the training."""
+    """Return the untrained task."""
     from keras_llm import models, tasks
 
     encoder, tokenizer = pretrained.fresh_or_started(
@@ -60,15 +61,15 @@ def untrained(options, train, metadata):
 
 
 def batches(task, rows, options, seed=None):
-    """Rows -> `tf.data.Dataset` of the model's inputs and targets, and what was dropped."""
+    """Return a `tf.data.Dataset` of inputs and targets, and a dict of dropped rows by reason."""
     questions, contexts, answers = map(list, zip(*rows, strict=True))
     texts = task.with_contexts(questions, contexts)
-    labelled = list(zip(texts, answers, strict=True))
-    return text_classification.batches(task, labelled, _KIND, options, seed), {}
+    labeled = list(zip(texts, answers, strict=True))
+    return text_classification.batches(task, labeled, _KIND, options, seed), {}
 
 
 def trainer(task, options, steps):
-    """The compiled model that is fitted."""
+    """Return the compiled trainer."""
     import keras
 
     from keras_llm import training
@@ -81,19 +82,19 @@ def trainer(task, options, steps):
 
 
 def measured(task, rows, options):
-    """How well a task answers rows, see `training.evaluate_classifier`."""
+    """Evaluate a task on rows; see `training.evaluate_classifier`."""
     import numpy as np
 
     from keras_llm import training
 
     questions, contexts, answers = map(list, zip(*rows, strict=True))
-    found = task(questions, contexts, truncate=True, return_details=True)
-    probabilities = np.array([list(row.probabilities.values()) for row in found])
+    results = task(questions, contexts, truncate=True, return_details=True)
+    probabilities = np.array([list(result.probabilities.values()) for result in results])
     return training.evaluate_classifier([_LABELS.index(a) for a in answers], probabilities)
 
 
 def baselines(task, train, held_out, options):
-    """What the shares of yes and no in the training rows give."""
+    """Compute the metrics of a baseline: the shares of yes and no in the training rows."""
     import numpy as np
 
     from keras_llm import training
@@ -105,17 +106,17 @@ def baselines(task, train, held_out, options):
 
 
 def notes(task, options, held_out):
-    """Lines for the model card."""
+    """Return lines for the model card."""
     question, context, answer = held_out[0]
-    found = task(question, context, truncate=True)
+    prediction = task(question, context, truncate=True)
     return [
-        "The question and the text are read as one: question, `?`, a line break, text.",
-        f"Example: {question!r} is answered {found!r}, expected {answer!r}.",
+        "The input is the question, `?`, a line break and the text.",
+        f"Example: {question!r} gets {prediction!r}, expected {answer!r}.",
     ]
 
 
 def _spelled(options, rows):
-    """The rows with answers spelled "yes" and "no"; JSON's booleans and their words count too."""
+    """Return the rows with answers normalized to "yes" and "no"; also accepts true and false."""
     for question, _, answer in rows:
         if answer.lower() not in _SPELLINGS:
             raise InputError(

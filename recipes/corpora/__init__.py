@@ -1,1 +1,1 @@
-"""Named corpora, downloaded from a package index when they are first used."""
+"""Load named corpora, downloaded from a package index on first use."""

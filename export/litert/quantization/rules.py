@@ -14,12 +14,17 @@ Reference:
 
 import dataclasses
 import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from keras_llm.errors import InputError
+
+if TYPE_CHECKING:
+    from keras_llm.export.litert.lowering.flatbuffer import Constant, Model
 
 KINDS = ("dynamic", "weight_only", "static")
 _BLOCKS = (None, 32, 64, 128, 256)
@@ -54,7 +59,7 @@ class QuantizationRule:
     block: int | None = None
     kind: str = "dynamic"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         try:
             re.compile(self.layers)
         except (re.error, TypeError) as error:
@@ -78,7 +83,7 @@ RECIPES = {
 NAMES = ("float16", *RECIPES)
 
 
-def rules_of(quantization):
+def rules_of(quantization: str | Sequence[QuantizationRule] | None) -> tuple[QuantizationRule, ...]:
     """Return the rules of a recipe or a list of rules; () for float32 and float16.
 
     Raises:
@@ -98,7 +103,7 @@ def rules_of(quantization):
     )
 
 
-def rule_for(rules, name, width):
+def rule_for(rules: Sequence[QuantizationRule], name: str, width: int) -> QuantizationRule | None:
     """Return the rule of a matmul with `width` input channels; None means float32."""
     rule = next((rule for rule in reversed(rules) if re.search(rule.layers, name)), None)
     if rule is None or rule.bits == 32:
@@ -120,7 +125,7 @@ class Storage:
     bits: int
     block: int | None = None
 
-    def quantize(self, rows):
+    def quantize(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Quantize rows of a matrix, float32 (rows, in).
 
         Returns:
@@ -147,10 +152,10 @@ class BiasStorage:
         weights: the `flatbuffer.Constant` of the matmul's matrix.
     """
 
-    input_scale: object
-    weights: object
+    input_scale: np.float32
+    weights: "Constant"
 
-    def quantize(self, bias, scales):
+    def quantize(self, bias: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Quantize a bias, given the scales (out,) of the matrix.
 
         Returns:
@@ -160,7 +165,7 @@ class BiasStorage:
         return np.rint(bias.astype("float64") / scales).astype("int32"), scales
 
 
-def pack_int4(values):
+def pack_int4(values: np.ndarray) -> np.ndarray:
     """Pack pairs of int8 values in -8 .. 7 into bytes, the first one in the low 4 bits."""
     values = values.reshape(-1)
     if len(values) % 2:
@@ -168,7 +173,11 @@ def pack_int4(values):
     return (values[0::2] & 0x0F | (values[1::2] << 4)).astype("uint8")
 
 
-def apply(model, rules, ranges=None):
+def apply(
+    model: "Model",
+    rules: Sequence[QuantizationRule],
+    ranges: Mapping[Any, Sequence[tuple[float, float]]] | None = None,
+) -> None:
     """Set the storage of each weight of a model and change the graphs to match.
 
     Args:
@@ -210,7 +219,7 @@ def apply(model, rules, ranges=None):
                 _fix_ranges(model, product, *ranges[key])
 
 
-def in_float16(model):
+def in_float16(model: "Model") -> None:
     """Store all float weights of a model in float16 and dequantize them before use."""
     for constant in model.constants.values():
         constant.storage = Storage(16)

@@ -12,14 +12,23 @@ Reference:
     Xiao et al., 2022, "SmoothQuant", eq. 4, with alpha = 1/2.
 """
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+
+if TYPE_CHECKING:
+    from keras_llm.export.litert.lowering.flatbuffer import Constant, Model
+    from keras_llm.export.litert.quantization.calibration import Calibration
 
 _ROWS = 8  # calibration texts
 _LEAST = 1e-5  # lower bound of a channel's largest value, because some channels are never used
 
 
-def balance(model, groups, calibration):
+def balance(
+    model: "Model", groups: "Sequence[Sequence[Constant]]", calibration: "Calibration"
+) -> None:
     """Balance the inputs that several matmuls of a decoder share.
 
     Args:

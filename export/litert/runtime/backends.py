@@ -16,12 +16,20 @@ import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.silence import silent_stderr
+from keras_llm.types import PathLike
 
 _IN_MEMORY = ":memory"  # XNNPACK's name for a weight cache without a file
 RUNTIMES = ("compiled", "interpreter")
 
 
-def open_runtime(path, begin, end, runtime, num_threads, xnnpack=True):
+def open_runtime(
+    path: PathLike,
+    begin: int,
+    end: int,
+    runtime: str | None,
+    num_threads: int | None,
+    xnnpack: bool = True,
+) -> "CompiledRuntime | InterpreterRuntime":
     """Load the model in the bytes `begin .. end` of a file.
 
     Args:
@@ -59,7 +67,11 @@ class _Runtime:
         state: set of the names of the state tensors.
     """
 
-    def __init__(self, inputs, outputs):
+    def __init__(
+        self,
+        inputs: dict[str, dict[str, tuple[np.dtype, tuple[int, ...]]]],
+        outputs: dict[str, dict[str, tuple[np.dtype, tuple[int, ...]]]],
+    ) -> None:
         self.inputs, self.outputs = inputs, outputs
         input_names, output_names = (
             {n for row in t.values() for n in row} for t in (inputs, outputs)
@@ -74,7 +86,9 @@ class CompiledRuntime(_Runtime):
     the new entries.
     """
 
-    def __init__(self, path, begin, end, num_threads, xnnpack):
+    def __init__(
+        self, path: pathlib.Path, begin: int, end: int, num_threads: int | None, xnnpack: bool
+    ) -> None:
         from ai_edge_litert.compiled_model import CompiledModel, CpuKernelMode, CpuOptions, Options
 
         mode = CpuKernelMode.DELEGATE if xnnpack else CpuKernelMode.BUILTIN
@@ -98,7 +112,7 @@ class CompiledRuntime(_Runtime):
         )
         self._buffers, self._calls = {}, {}
 
-    def run(self, signature, arrays):
+    def run(self, signature: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run a signature.
 
         Args:
@@ -149,7 +163,15 @@ class InterpreterRuntime(_Runtime):
     `tensor` can read any tensor after a run.
     """
 
-    def __init__(self, path, begin, end, num_threads, xnnpack, keep_all=False):
+    def __init__(
+        self,
+        path: pathlib.Path,
+        begin: int,
+        end: int,
+        num_threads: int | None,
+        xnnpack: bool,
+        keep_all: bool = False,
+    ) -> None:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         kind = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
@@ -171,7 +193,7 @@ class InterpreterRuntime(_Runtime):
         )
         self._held = {}
 
-    def run(self, signature, arrays):
+    def run(self, signature: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run a signature; arguments and result are those of `CompiledRuntime.run`."""
         inputs = dict(arrays)
         for name, (dtype, shape) in self.inputs[signature].items():
@@ -183,7 +205,7 @@ class InterpreterRuntime(_Runtime):
         self._held |= {name: value for name, value in outputs.items() if name in self.state}
         return {name: value for name, value in outputs.items() if name not in self.state}
 
-    def tensor(self, signature, index):
+    def tensor(self, signature: str, index: int) -> np.ndarray:
         """Return the value of a tensor of a signature's graph after a run."""
         subgraph = self._runners[signature]._subgraph_index
         return self._interpreter.get_tensor(index, subgraph)
@@ -203,18 +225,18 @@ def _environment():
         return Environment.create(runtime_path=str(package))
 
 
-def _mute():
+def _mute() -> None:
     """Redirect stderr to /dev/null at exit, because LiteRT logs its teardown."""
     sys.stderr.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def default_threads():
+def default_threads() -> int:
     """Return the number of cores, at most 4, the number of fast cores of a phone."""
     return min(4, len(os.sched_getaffinity(0)))
 
 
-def _part(path, begin, end):
+def _part(path: pathlib.Path, begin: int, end: int) -> bytes:
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return data[begin:end]
 

@@ -1,6 +1,14 @@
 """Run the prefill and decode signatures of an exported decoder, with batch size 1."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+from keras_llm.types import JSON
+
+if TYPE_CHECKING:
+    from keras_llm.export.litert.runtime.backends import CompiledRuntime, InterpreterRuntime
 
 _MASKED = -1e9
 
@@ -14,20 +22,20 @@ class DecoderSteps:
             encoder-decoder also `encoder_length` and `pad_id`.
     """
 
-    def __init__(self, runtime, manifest):
+    def __init__(self, runtime: "CompiledRuntime | InterpreterRuntime", manifest: JSON) -> None:
         self.runtime = runtime
         self._lengths = sorted(manifest["prefill_lengths"])
         self._decode_lengths = sorted(manifest["decode_lengths"])
         self._manifest = manifest
         self._slots = np.arange(manifest["cache_slots"])
 
-    def encode(self, token_ids):
+    def encode(self, token_ids: Sequence[int]) -> None:
         """Run the encoder of an encoder-decoder on the source tokens."""
         tokens = np.full((1, self._manifest["encoder_length"]), self._manifest["pad_id"], "int32")
         tokens[0, : len(token_ids)] = token_ids
         self.runtime.run("encode", {"encoder_tokens": tokens})
 
-    def read(self, token_ids):
+    def read(self, token_ids: Sequence[int]) -> None:
         """Prefill the cache with tokens, starting at slot 0.
 
         Each chunk uses the smallest prefill length that fits the remaining tokens, or else the
@@ -41,11 +49,11 @@ class DecoderSteps:
             self.prefill(chunk, begin, length)
             begin += len(chunk)
 
-    def prefill(self, token_ids, begin, length):
+    def prefill(self, token_ids: Sequence[int], begin: int, length: int) -> None:
         """Prefill the cache with a chunk, starting at slot `begin`, with `prefill_<length>`."""
         self.runtime.run(f"prefill_{length}", self._inputs(token_ids, begin, length))
 
-    def step(self, token, position):
+    def step(self, token: int, position: int) -> np.ndarray:
         """Add one token to the cache and return the float32 logits (V,) of the next token."""
         length = next((n for n in self._decode_lengths if n > position), None)
         name = "decode" if length is None else f"decode_{length}"

@@ -3,14 +3,20 @@
 Each function takes a `LiteRTModel` and texts, and returns the same results as the Keras task.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.tokenizers.mask_filling import WHITE_SPACE, MaskFiller
 from keras_llm.tokenizers.word_segmentation import word_spans
+from keras_llm.types import JSON
+
+if TYPE_CHECKING:
+    from keras_llm.export.litert.runtime.model import LiteRTModel
 
 
-def classify(runner, text, truncate):
+def classify(runner: "LiteRTModel", text: str, truncate: bool) -> JSON:
     """Classify a text; return `label`, `probability`, `probabilities` and `truncated`."""
     row, is_cut = _framed(runner, "text", _encoded(runner, "text", text), truncate)
     probabilities = _call(runner, row)["probabilities"][0]
@@ -23,7 +29,7 @@ def classify(runner, text, truncate):
     }
 
 
-def tag(runner, text, truncate):
+def tag(runner: "LiteRTModel", text: str, truncate: bool) -> JSON:
     """Label the words of a text.
 
     Returns:
@@ -48,19 +54,19 @@ def tag(runner, text, truncate):
     return {"words": words, "truncated": is_cut}
 
 
-def regress(runner, text, truncate):
+def regress(runner: "LiteRTModel", text: str, truncate: bool) -> JSON:
     """Predict a number for a text; return `value` and `truncated`."""
     row, is_cut = _framed(runner, "text", _encoded(runner, "text", text), truncate)
     return {"value": float(_call(runner, row)["value"][0]), "truncated": is_cut}
 
 
-def embed(runner, text, truncate):
+def embed(runner: "LiteRTModel", text: str, truncate: bool) -> np.ndarray:
     """Return the embedding of a text, a float32 array (D,)."""
     row, _ = _framed(runner, "text", _encoded(runner, "text", text), truncate)
     return _call(runner, row)["embedding"][0]
 
 
-def answer(runner, question, context, truncate):
+def answer(runner: "LiteRTModel", question: str, context: str, truncate: bool) -> JSON:
     """Answer a question; return `text`, `start`, `end`, `probability` and `truncated`."""
     ids = _encoded(runner, "question", question)
     _check(context, "context")
@@ -84,7 +90,7 @@ def answer(runner, question, context, truncate):
     return {**span, "probability": probability, "truncated": is_cut}
 
 
-def fill_mask(runner, text, top_k, truncate):
+def fill_mask(runner: "LiteRTModel", text: str, top_k: int, truncate: bool) -> JSON:
     """Fill the mask tokens of a text.
 
     Returns:

@@ -2,6 +2,8 @@
 
 import numbers
 import random
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from keras_llm.export.litert.runtime.backends import open_runtime
 from keras_llm.export.litert.runtime.decoder import DecoderSteps
 from keras_llm.export.sampling import Sampling, choose
 from keras_llm.tokenizers import ChatTemplate
+from keras_llm.types import JSON, PathLike
 
 _NEVER = np.float32(-1e30)
 
@@ -44,7 +47,13 @@ class LiteRTModel:
             exported by this package.
     """
 
-    def __init__(self, path, num_threads=None, runtime=None, xnnpack=True):
+    def __init__(
+        self,
+        path: PathLike,
+        num_threads: int | None = None,
+        runtime: str | None = None,
+        xnnpack: bool = True,
+    ) -> None:
         if num_threads is not None and (
             not isinstance(num_threads, numbers.Integral) or num_threads < 1
         ):
@@ -55,7 +64,7 @@ class LiteRTModel:
         self._path, self._cached = path, {}
         self.runtime = open_runtime(path, *self.manifest["model"], runtime, num_threads, xnnpack)
 
-    def signatures(self):
+    def signatures(self) -> dict[str, dict[str, dict[str, str]]]:
         """Return a dict from signature name to its inputs and outputs, as "dtype[shape]"."""
 
         def rows(tensors):
@@ -67,7 +76,7 @@ class LiteRTModel:
             for name in runtime.inputs
         }
 
-    def generate(self, prompt, max_new_tokens=64, **settings):
+    def generate(self, prompt: str, max_new_tokens: int = 64, **settings: Any) -> str:
         """Generate a continuation of a prompt.
 
         Args:
@@ -89,13 +98,15 @@ class LiteRTModel:
         tokens = [token for token, _ in self.steps(prompt, max_new_tokens, **settings)]
         return self.tokenizer.decode([token for token in tokens if token is not None])
 
-    def stream(self, prompt, max_new_tokens=64, **settings):
+    def stream(self, prompt: str, max_new_tokens: int = 64, **settings: Any) -> Iterator[str]:
         """Iterate over the text of `generate` in pieces that end at character boundaries."""
         self._require("TextGeneration", "stream")
         steps = self.steps(prompt, max_new_tokens, **settings)
         return self.tokenizer.decode_stream(token for token, _ in steps if token is not None)
 
-    def chat(self, messages, max_new_tokens=64, **settings):
+    def chat(
+        self, messages: str | list[dict[str, str]], max_new_tokens: int = 64, **settings: Any
+    ) -> str:
         """Generate the next message of a conversation.
 
         Args:
@@ -119,7 +130,7 @@ class LiteRTModel:
         prompt = ChatTemplate(template, bos, eos).render(messages)
         return self.generate(prompt, max_new_tokens, parse_special=True, **settings)
 
-    def translate(self, text, max_new_tokens=128, **settings):
+    def translate(self, text: str, max_new_tokens: int = 128, **settings: Any) -> str:
         """Translate a text.
 
         Args:
@@ -138,7 +149,7 @@ class LiteRTModel:
         tokens = [token for token, _ in self.steps(text, max_new_tokens, **settings)]
         return self.tokenizer.decode([token for token in tokens if token is not None])
 
-    def classify(self, text, truncate=False):
+    def classify(self, text: str, truncate: bool = False) -> JSON:
         """Classify a text.
 
         Args:
@@ -153,7 +164,7 @@ class LiteRTModel:
         self._require("TextClassification", "classify")
         return heads.classify(self, text, truncate)
 
-    def tag(self, text, truncate=False):
+    def tag(self, text: str, truncate: bool = False) -> JSON:
         """Label the words of a text; the arguments are those of `classify`.
 
         Returns:
@@ -162,7 +173,7 @@ class LiteRTModel:
         self._require("TokenClassification", "tag")
         return heads.tag(self, text, truncate)
 
-    def regress(self, text, truncate=False):
+    def regress(self, text: str, truncate: bool = False) -> JSON:
         """Predict a number for a text; the arguments are those of `classify`.
 
         Returns:
@@ -171,12 +182,12 @@ class LiteRTModel:
         self._require("TextRegression", "regress")
         return heads.regress(self, text, truncate)
 
-    def embed(self, text, truncate=False):
+    def embed(self, text: str, truncate: bool = False) -> np.ndarray:
         """Return the embedding of a text, float32 (D,); the arguments are those of `classify`."""
         self._require("TextEmbedding", "embed")
         return heads.embed(self, text, truncate)
 
-    def answer(self, question, context, truncate=False):
+    def answer(self, question: str, context: str, truncate: bool = False) -> JSON:
         """Find the answer to a question in a context.
 
         Args:
@@ -189,7 +200,7 @@ class LiteRTModel:
         self._require("QuestionAnswering", "answer")
         return heads.answer(self, question, context, truncate)
 
-    def fill_mask(self, text, top_k=5, truncate=False):
+    def fill_mask(self, text: str, top_k: int = 5, truncate: bool = False) -> JSON:
         """Fill the mask tokens of a text.
 
         Args:
@@ -205,13 +216,15 @@ class LiteRTModel:
             raise InputError(f"`top_k` must be a positive int, got {top_k!r}.")
         return heads.fill_mask(self, text, top_k, truncate)
 
-    def cached(self, name, make):
+    def cached(self, name: str, make: Callable[[], Any]) -> Any:
         """Return the result of `make`, which is called only the first time."""
         if name not in self._cached:
             self._cached[name] = make()
         return self._cached[name]
 
-    def steps(self, text, max_new_tokens, parse_special=False, **settings):
+    def steps(
+        self, text: str, max_new_tokens: int, parse_special: bool = False, **settings: Any
+    ) -> Iterator[tuple[int | None, np.ndarray]]:
         """Iterate over `(token, logits)` of each decoding step.
 
         A token is an int, or None at the end of the text; the logits are float32 (V,). The

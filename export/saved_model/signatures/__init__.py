@@ -2,7 +2,7 @@
 
 from keras_llm import tasks
 from keras_llm.errors import InputError
-from keras_llm.export.saved_model.signatures.base import save
+from keras_llm.export.saved_model.signatures.base import GraphModule, save
 from keras_llm.export.saved_model.signatures.heads import (
     TextClassificationModule,
     TextEmbeddingModule,
@@ -30,7 +30,9 @@ MODULES = {
 __all__ = ["MODULES", "TextGenerationModule", "check_whole", "module_of", "save"]
 
 
-def module_of(task, weights=None, xla=False, beam_width=None):
+def module_of(
+    task: tasks.Task, weights: str | None = None, xla: bool = False, beam_width: int | None = None
+) -> GraphModule:
     """Return the `GraphModule` of a task.
 
     Args:
@@ -64,7 +66,7 @@ def module_of(task, weights=None, xla=False, beam_width=None):
     return module(task, weights)
 
 
-def check_whole(caller, task):
+def check_whole(caller: str, task: tasks.Task) -> None:
     """Raise InputError if an export would silently omit a part of the task."""
     if isinstance(task, tasks.RankedChat):
         raise InputError(

@@ -5,6 +5,8 @@ import contextlib
 import functools
 import pathlib
 import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
@@ -13,13 +15,17 @@ from tensorflow.core.protobuf import saved_model_pb2
 from keras_llm.errors import ExportError
 from keras_llm.export.saved_model.signatures.weights import SmallWeight, is_stored_small
 from keras_llm.models.forward_cached import sharing_step
+from keras_llm.types import PathLike, Tensor
+
+if TYPE_CHECKING:
+    from keras_llm.tasks import Task
 
 STRINGS = tf.TensorSpec((None,), tf.string)
 INTS = tf.TensorSpec((None,), tf.int32)
 FLOATS = tf.TensorSpec((None,), tf.float32)
 
 
-def save(module, folder, signatures=None):
+def save(module: tf.Module, folder: PathLike, signatures: dict[str, Any] | None = None) -> None:
     """Write a module as a SavedModel.
 
     Args:
@@ -67,7 +73,7 @@ class GraphModule(tf.Module):
     main = None
     defaults = None
 
-    def __init__(self, task, weights=None):
+    def __init__(self, task: "Task", weights: str | None = None) -> None:
         super().__init__()
         self._task = [task]  # in a list, so that tf.Module does not track it
         unique = uuid.uuid4().hex  # two versions may be loaded at the same time
@@ -83,15 +89,15 @@ class GraphModule(tf.Module):
         self._step = None
 
     @property
-    def task(self):
+    def task(self) -> "Task":
         """The task."""
         return self._task[0]
 
     @abc.abstractmethod
-    def functions(self):
+    def functions(self) -> dict[str, tuple[Callable[..., Any], dict[str, tf.TensorSpec]]]:
         """Return a dict from signature name to a function and the dict of its arguments' specs."""
 
-    def signatures(self):
+    def signatures(self) -> dict[str, Any]:
         """Return a dict from signature name, including `serving_default`, to concrete function."""
         traced = {name: self._traced(*row) for name, row in self.functions().items()}
         return {"serving_default": traced[self.main], **traced}
@@ -128,12 +134,12 @@ class GraphModule(tf.Module):
         return keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True)))
 
 
-def check(condition, message):
+def check(condition: Tensor, message: str) -> Any:
     """Return an op that fails with InvalidArgument and a message if the condition is false."""
     return tf.debugging.Assert(condition, [message])
 
 
-def clean(name, strings):
+def clean(name: str, strings: Tensor) -> Tensor:
     """Convert strings (B,) of any bytes to valid UTF-8, with U+FFFD for invalid bytes.
 
     The op fails if there are no strings or one is empty. All further ops must depend on the result,
@@ -143,7 +149,7 @@ def clean(name, strings):
         return utf8(strings)
 
 
-def text_checks(name, strings):
+def text_checks(name: str, strings: Tensor) -> list[Any]:
     """Return ops that check that there are texts and that none is empty."""
     return [
         check(tf.size(strings) > 0, f"{name} must not be an empty list"),
@@ -151,11 +157,11 @@ def text_checks(name, strings):
     ]
 
 
-def utf8(strings):
+def utf8(strings: Tensor) -> Tensor:
     """Convert strings of any bytes to valid UTF-8, with U+FFFD for invalid bytes."""
     return tf.strings.unicode_transcode(strings, "UTF-8", "UTF-8", errors="replace")
 
 
-def lengths_of(ids):
+def lengths_of(ids: tf.RaggedTensor) -> Tensor:
     """Return the row lengths of a ragged tensor, int32 (B,)."""
     return tf.cast(ids.row_lengths(), tf.int32)

@@ -1,15 +1,19 @@
 """Build the graphs of tasks with a head, from texts to the outputs of the head."""
 
+from collections.abc import Callable
+from typing import Any
+
 import tensorflow as tf
 
 from keras_llm.export.saved_model.signatures.base import STRINGS, GraphModule, clean, lengths_of
 from keras_llm.tokenizers.word_segmentation import word_spans_in_graph
+from keras_llm.types import Tensor
 
 
 class HeadModule(GraphModule):
     """Base class of the graphs of tasks with a head; texts that are too long are truncated."""
 
-    def framed(self, ids):
+    def framed(self, ids: tf.RaggedTensor) -> tuple[Tensor, Tensor, Tensor]:
         """Truncate ragged ids (B, None), add begin and end tokens, and pad on the right.
 
         Returns:
@@ -29,7 +33,7 @@ class TextEmbeddingModule(HeadModule):
 
     main = "embed"
 
-    def functions(self):
+    def functions(self) -> dict[str, tuple[Callable[..., Any], dict[str, tf.TensorSpec]]]:
         return {"embed": (self._embed, {"text": STRINGS})}
 
     def _embed(self, text):
@@ -43,7 +47,7 @@ class TextRegressionModule(HeadModule):
 
     main = "regress"
 
-    def functions(self):
+    def functions(self) -> dict[str, tuple[Callable[..., Any], dict[str, tf.TensorSpec]]]:
         return {"regress": (self._regress, {"text": STRINGS})}
 
     def _regress(self, text):
@@ -57,7 +61,7 @@ class TextClassificationModule(HeadModule):
 
     main = "classify"
 
-    def functions(self):
+    def functions(self) -> dict[str, tuple[Callable[..., Any], dict[str, tf.TensorSpec]]]:
         return {"classify": (self._classify, {"text": STRINGS})}
 
     def _classify(self, text):
@@ -84,7 +88,7 @@ class TokenClassificationModule(HeadModule):
 
     main = "tag"
 
-    def functions(self):
+    def functions(self) -> dict[str, tuple[Callable[..., Any], dict[str, tf.TensorSpec]]]:
         return {"tag": (self._tag, {"text": STRINGS})}
 
     def _tag(self, text):

@@ -1,11 +1,17 @@
 """Build the decoding loop and beam search of SavedModels, and check their settings."""
 
+from typing import TYPE_CHECKING
+
 import tensorflow as tf
 
 from keras_llm import generation, models, sampling_settings
 from keras_llm.export.saved_model.signatures.base import FLOATS, INTS, check, text_checks, utf8
 from keras_llm.sampling_settings import SETTINGS as TABLE
 from keras_llm.tasks.settings import spare_bias
+from keras_llm.types import Tensor
+
+if TYPE_CHECKING:
+    from keras_llm.tasks.generative import GenerativeTask
 
 _SMALLEST = 16  # tokens; size of the smallest bucket of prompt lengths and budgets
 
@@ -27,7 +33,9 @@ DEFAULTS = {
 }
 
 
-def checked(name, strings, settings, vocabulary_size):
+def checked(
+    name: str, strings: Tensor, settings: dict[str, Tensor], vocabulary_size: int
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Check texts and settings.
 
     Args:
@@ -62,12 +70,19 @@ def _holds(setting, value):
     return finite & TABLE[setting].in_range(value), TABLE[setting].rule
 
 
-def as_rows(values, rows):
+def as_rows(values: Tensor, rows: Tensor) -> Tensor:
     """Broadcast a setting of length 1 or B to (B,)."""
     return tf.broadcast_to(values, tf.reshape(rows, (1,)))
 
 
-def generate(task, token_ids, lengths, settings, encoder_token_ids=None, xla=False):
+def generate(
+    task: "GenerativeTask",
+    token_ids: Tensor,
+    lengths: Tensor,
+    settings: dict[str, Tensor],
+    encoder_token_ids: Tensor | None = None,
+    xla: bool = False,
+) -> dict[str, Tensor]:
     """Generate continuations for a batch of prompts.
 
     Args:
@@ -103,7 +118,15 @@ def generate(task, token_ids, lengths, settings, encoder_token_ids=None, xla=Fal
     }
 
 
-def search(task, token_ids, lengths, max_new_tokens, length_penalty, width, encoder_token_ids=None):
+def search(
+    task: "GenerativeTask",
+    token_ids: Tensor,
+    lengths: Tensor,
+    max_new_tokens: Tensor,
+    length_penalty: Tensor,
+    width: int,
+    encoder_token_ids: Tensor | None = None,
+) -> dict[str, Tensor]:
     """Run beam search for a batch of prompts.
 
     Args:

@@ -1,12 +1,17 @@
 """Build the graph that fills the mask tokens of a text."""
 
 import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from keras_llm.export.saved_model.signatures.base import STRINGS, check, clean, lengths_of
 from keras_llm.export.saved_model.signatures.heads import HeadModule
 from keras_llm.tokenizers.mask_filling import WHITE_SPACE
+
+if TYPE_CHECKING:
+    from keras_llm.tasks import MaskedLanguageModel
 
 _WHITE = "[" + "".join(rf"\x{{{ord(character):x}}}" for character in WHITE_SPACE) + "]+"
 
@@ -25,11 +30,13 @@ class MaskedLanguageModelModule(HeadModule):
 
     main = "fill_mask"
 
-    def __init__(self, task, weights=None, top_k=5):
+    def __init__(
+        self, task: "MaskedLanguageModel", weights: str | None = None, top_k: int = 5
+    ) -> None:
         super().__init__(task, weights)
         self._top_k = min(top_k, task.tokenizer.vocabulary_size)
 
-    def functions(self):
+    def functions(self) -> dict[str, tuple[Callable[..., Any], dict[str, tf.TensorSpec]]]:
         return {"fill_mask": (self._fill_mask, {"text": STRINGS})}
 
     def _fill_mask(self, text):

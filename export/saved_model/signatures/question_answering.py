@@ -1,5 +1,8 @@
 """Build the graph that answers questions with a span of a context."""
 
+from collections.abc import Callable
+from typing import Any
+
 import tensorflow as tf
 
 from keras_llm.export.saved_model.signatures.base import (
@@ -22,7 +25,7 @@ class QuestionAnsweringModule(GraphModule):
 
     main = "answer"
 
-    def functions(self):
+    def functions(self) -> dict[str, tuple[Callable[..., Any], dict[str, tf.TensorSpec]]]:
         return {"answer": (self._answer, {"question": STRINGS, "context": STRINGS})}
 
     def _answer(self, question, context):

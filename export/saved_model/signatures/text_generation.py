@@ -1,5 +1,8 @@
 """Build the graphs of a causal language model: text generation, and steps with explicit cache."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import tensorflow as tf
 
 from keras_llm import generation, models
@@ -24,6 +27,9 @@ from keras_llm.export.saved_model.signatures.loop import (
 )
 from keras_llm.tasks.settings import spare_bias
 
+if TYPE_CHECKING:
+    from keras_llm.tasks import TextGeneration
+
 _IDS = tf.TensorSpec((None, None), tf.int32)
 _STEP = tf.TensorSpec((None, 1), tf.int32)
 
@@ -39,12 +45,18 @@ class TextGenerationModule(GraphModule):
     main = "generate"
     defaults = DEFAULTS
 
-    def __init__(self, task, weights=None, xla=False, beam_width=None):
+    def __init__(
+        self,
+        task: "TextGeneration",
+        weights: str | None = None,
+        xla: bool = False,
+        beam_width: int | None = None,
+    ) -> None:
         super().__init__(task, weights)
         self._xla = xla
         self._beam_width = beam_width
 
-    def functions(self):
+    def functions(self) -> dict[str, tuple[Callable[..., Any], dict[str, tf.TensorSpec]]]:
         entries = {
             name: tf.TensorSpec((None, entry.shape[1], None, entry.shape[3]), entry.dtype)
             for name, entry in models.init_cache(self.task.model, 1, 1).items()

@@ -1,5 +1,8 @@
 """Build the graphs of an encoder-decoder: translation and beam search."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import tensorflow as tf
 
 from keras_llm.export.saved_model.signatures.base import STRINGS, GraphModule, lengths_of
@@ -12,6 +15,9 @@ from keras_llm.export.saved_model.signatures.loop import (
     search,
 )
 
+if TYPE_CHECKING:
+    from keras_llm.tasks import Translation
+
 
 class TranslationModule(GraphModule):
     """The graphs of a `Translation`, with the signature `translate`.
@@ -23,12 +29,18 @@ class TranslationModule(GraphModule):
     main = "translate"
     defaults = DEFAULTS
 
-    def __init__(self, task, weights=None, xla=False, beam_width=None):
+    def __init__(
+        self,
+        task: "Translation",
+        weights: str | None = None,
+        xla: bool = False,
+        beam_width: int | None = None,
+    ) -> None:
         super().__init__(task, weights)
         self._xla = xla
         self._beam_width = beam_width
 
-    def functions(self):
+    def functions(self) -> dict[str, tuple[Callable[..., Any], dict[str, tf.TensorSpec]]]:
         optional = {}
         if self._beam_width is not None:
             optional["beam_search"] = (self._search, {"text": STRINGS, **BEAM_SETTINGS})

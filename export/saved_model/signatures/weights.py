@@ -6,15 +6,21 @@ the initializers of lookup tables. The graph of the model is unchanged.
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
+
+from keras_llm.types import Tensor
+
+if TYPE_CHECKING:
+    import keras
 
 _LEAST = 1024  # smaller weights, and vectors, are stored in float32
 KINDS = ("float16", "int8")
 
 
-def is_stored_small(variable):
+def is_stored_small(variable: "keras.Variable") -> bool:
     """Return whether a `keras.Variable` is stored in fewer bits, as large float32 matrices are."""
     shape = tuple(variable.shape)
     return variable.dtype == "float32" and len(shape) >= 2 and math.prod(shape) >= _LEAST
@@ -36,7 +42,7 @@ class SmallWeight(tf.saved_model.experimental.TrackableResource):
         stored: list of `tf.Variable`s that the SavedModel must contain.
     """
 
-    def __init__(self, variable, kind, name):
+    def __init__(self, variable: "keras.Variable", kind: str, name: str) -> None:
         super().__init__()
         self._shape, self._name = tuple(variable.shape), name
         values = np.asarray(variable, "float32")
@@ -62,7 +68,7 @@ class SmallWeight(tf.saved_model.experimental.TrackableResource):
             value = value * scale
         tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=value)
 
-    def value(self):
+    def value(self) -> Tensor:
         """Return the float32 tensor, in a graph."""
         value = tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=tf.float32)
         return tf.ensure_shape(value, self._shape)

@@ -4,6 +4,8 @@ import itertools
 import numbers
 import random
 import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from keras_llm.export.serving import tensors
 from keras_llm.export.serving.client.connection import Route, connect
 from keras_llm.export.serving.client.stream import stream_tokens
 from keras_llm.sampling_settings import DEFAULTS, MAX_NEW_TOKENS
+from keras_llm.types import JSON, PathLike
 
 # Default values of settings.
 _OFF = {"max_new_tokens": MAX_NEW_TOKENS, **DEFAULTS}
@@ -49,18 +52,18 @@ class Client:
 
     def __init__(
         self,
-        target,
-        model,
-        version=None,
-        label=None,
-        timeout=60.0,
-        retries=5,
-        headers=None,
-        tls=False,
-        root_certificates=None,
-        client_certificate=None,
-        client_key=None,
-    ):
+        target: str,
+        model: str,
+        version: int | None = None,
+        label: str | None = None,
+        timeout: float = 60.0,
+        retries: int = 5,
+        headers: Mapping[str, str] | None = None,
+        tls: bool = False,
+        root_certificates: PathLike | None = None,
+        client_certificate: PathLike | None = None,
+        client_key: PathLike | None = None,
+    ) -> None:
         if not isinstance(model, str) or not model or set(model) & set("/:"):
             raise InputError(f"`model` must be a name without / or :, got {model!r}.")
         if version is not None and label is not None:
@@ -83,30 +86,30 @@ class Client:
             client_key,
         )
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         """Close the connections."""
         self._connection.close()
 
     def generate(
         self,
-        prompts,
-        max_new_tokens=64,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        seed=None,
-        return_details=False,
-        batch_size=32,
-        timeout=None,
-        parse_special=False,
-        **settings,
-    ):
+        prompts: str | list[str],
+        max_new_tokens: int | list[int] = 64,
+        temperature: float | list[float] = 1.0,
+        top_k: int | list[int] = 0,
+        top_p: float | list[float] = 1.0,
+        seed: int | list[int] | None = None,
+        return_details: bool = False,
+        batch_size: int = 32,
+        timeout: float | None = None,
+        parse_special: bool = False,
+        **settings: Any,
+    ) -> str | JSON | list[str] | list[JSON]:
         """Generate continuations of one or more prompts.
 
         Args:
@@ -150,7 +153,9 @@ class Client:
             results = outputs["text"].tolist()
         return results[0] if isinstance(prompts, str) else results
 
-    def score(self, texts, batch_size=32, timeout=None):
+    def score(
+        self, texts: str | list[str], batch_size: int = 32, timeout: float | None = None
+    ) -> float | list[float]:
         """Return the log-likelihood of texts, in nats: a float for a str and a list for a list.
 
         Args:
@@ -166,7 +171,15 @@ class Client:
         scores = outputs["log_probability"].tolist()
         return scores[0] if isinstance(texts, str) else scores
 
-    def stream(self, prompt, max_new_tokens=64, temperature=1.0, top_k=0, top_p=1.0, seed=None):
+    def stream(
+        self,
+        prompt: str,
+        max_new_tokens: int = 64,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Iterator[str]:
         """Stream the continuation of a prompt, with the signatures `prefill` and `decode`.
 
         The server is stateless, so the key-value cache is sent to the server and back with each
@@ -194,7 +207,9 @@ class Client:
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         return stream_tokens(self.predict, prompt, max_new_tokens, settings)
 
-    def predict(self, signature, inputs, timeout=None):
+    def predict(
+        self, signature: str, inputs: Mapping[str, Any], timeout: float | None = None
+    ) -> dict[str, np.ndarray]:
         """Call a signature.
 
         Args:
@@ -238,7 +253,7 @@ class Client:
             raise
         return {name: _decoded(array) for name, array in outputs.items()}
 
-    def metadata(self):
+    def metadata(self) -> JSON:
         """Return the signatures of the model, which are requested once and cached.
 
         Returns:
@@ -252,7 +267,7 @@ class Client:
             self._signatures = self._call(self._connection.metadata)
         return self._signatures
 
-    def status(self):
+    def status(self) -> list[JSON]:
         """Return the versions of the model on the server.
 
         Returns:

@@ -2,8 +2,14 @@
 
 import dataclasses
 import re
+from typing import TYPE_CHECKING
 
 from keras_llm.errors import InputError
+from keras_llm.types import PathLike
+
+if TYPE_CHECKING:
+    from keras_llm.export.serving.client.grpc import GrpcConnection
+    from keras_llm.export.serving.client.rest import RestConnection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +21,15 @@ class Route:
     label: str | None = None
 
 
-def connect(target, route, headers, tls, root_certificates, client_certificate, client_key):
+def connect(
+    target: str,
+    route: Route,
+    headers: dict[str, str],
+    tls: bool,
+    root_certificates: PathLike | None,
+    client_certificate: PathLike | None,
+    client_key: PathLike | None,
+) -> "RestConnection | GrpcConnection":
     """Open a connection to a target; the arguments are those of `Client`.
 
     Returns:

@@ -1,11 +1,17 @@
 """Call TensorFlow Serving over gRPC."""
 
 import pathlib
+from typing import TYPE_CHECKING
 
 import grpc
+import numpy as np
 
 from keras_llm.errors import InputError, ServingError
 from keras_llm.export.serving import tensors, wire
+from keras_llm.types import JSON, PathLike
+
+if TYPE_CHECKING:
+    from keras_llm.export.serving.client.connection import Route
 
 _STATES = {0: "UNKNOWN", 10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOADING", 50: "END"}
 _PREDICTION = "/tensorflow.serving.PredictionService/"
@@ -24,7 +30,14 @@ _OPTIONS = [
 class GrpcConnection:
     """A gRPC channel to a server; the arguments are those of `connection.connect`."""
 
-    def __init__(self, target, route, headers, tls, files):
+    def __init__(
+        self,
+        target: str,
+        route: "Route",
+        headers: dict[str, str],
+        tls: bool,
+        files: dict[str, PathLike | None],
+    ) -> None:
         self._route = route
         self._headers = [(name.lower(), value) for name, value in headers.items()]
         if tls:
@@ -40,7 +53,9 @@ class GrpcConnection:
         self._metadata = self._method(_PREDICTION, "GetModelMetadata", "GetModelMetadata")
         self._status = self._method(_MODEL, "GetModelStatus", "GetModelStatus")
 
-    def predict(self, signature, spec, arrays, seconds):
+    def predict(
+        self, signature: str, spec: JSON, arrays: dict[str, np.ndarray], seconds: float
+    ) -> dict[str, np.ndarray]:
         request = wire.message("tensorflow.serving.PredictRequest")()
         self._fill(request.model_spec)
         request.model_spec.signature_name = signature
@@ -53,7 +68,7 @@ class GrpcConnection:
         except InputError as error:
             raise ServingError("INTERNAL", f"the response cannot be read: {error}") from None
 
-    def metadata(self, seconds):
+    def metadata(self, seconds: float) -> JSON:
         request = wire.message("tensorflow.serving.GetModelMetadataRequest")()
         self._fill(request.model_spec)
         request.metadata_field.append("signature_def")
@@ -66,7 +81,7 @@ class GrpcConnection:
             for name, signature in signatures.signature_def.items()
         }
 
-    def status(self, seconds):
+    def status(self, seconds: float) -> list[JSON]:
         request = wire.message("tensorflow.serving.GetModelStatusRequest")()
         self._fill(request.model_spec)
         response = self._call(self._status, request, seconds)
@@ -79,7 +94,7 @@ class GrpcConnection:
             for row in response.model_version_status
         ]
 
-    def close(self):
+    def close(self) -> None:
         self._channel.close()
 
     def _method(self, service, name, message):

@@ -7,9 +7,16 @@ import queue
 import ssl
 import time
 import urllib.parse
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from keras_llm.errors import InputError, ServingError
 from keras_llm.export.serving import tensors
+from keras_llm.types import JSON, PathLike
+
+if TYPE_CHECKING:
+    from keras_llm.export.serving.client.connection import Route
 
 _CODES = {
     400: "INVALID_ARGUMENT",
@@ -29,7 +36,13 @@ _CODES = {
 class RestConnection:
     """A pool of HTTP connections to a server; the arguments are those of `connection.connect`."""
 
-    def __init__(self, target, route, headers, files):
+    def __init__(
+        self,
+        target: str,
+        route: "Route",
+        headers: dict[str, str],
+        files: dict[str, PathLike | None],
+    ) -> None:
         url = urllib.parse.urlsplit(target)
         try:
             port = url.port
@@ -52,7 +65,9 @@ class RestConnection:
         self._path = path
         self._idle = queue.LifoQueue()
 
-    def predict(self, signature, spec, arrays, seconds):
+    def predict(
+        self, signature: str, spec: JSON, arrays: dict[str, np.ndarray], seconds: float
+    ) -> dict[str, np.ndarray]:
         inputs = {name: _to_json(array) for name, array in arrays.items()}
         body = json.dumps({"signature_name": signature, "inputs": inputs})
         answer = self._ask("POST", ":predict", seconds, body)
@@ -65,7 +80,7 @@ class RestConnection:
         except (InputError, KeyError, AttributeError) as error:
             raise ServingError("INTERNAL", f"the response cannot be read: {error!r}.") from None
 
-    def metadata(self, seconds):
+    def metadata(self, seconds: float) -> JSON:
         answer = self._ask("GET", "/metadata", seconds)
         signatures = answer["metadata"]["signature_def"]["signature_def"]
         return {
@@ -73,7 +88,7 @@ class RestConnection:
             for name, s in signatures.items()
         }
 
-    def status(self, seconds):
+    def status(self, seconds: float) -> list[JSON]:
         answer = self._ask("GET", "", seconds)
         return [
             {
@@ -84,7 +99,7 @@ class RestConnection:
             for row in answer.get("model_version_status", [])
         ]
 
-    def close(self):
+    def close(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._idle.get_nowait().close()

@@ -1,12 +1,21 @@
 """Stream text from a stateless server: call `prefill` once and `decode` for each token."""
 
 import numbers
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.export.sampling import Sampling, choose
 
 
-def stream_tokens(predict, prompt, max_new_tokens, settings):
+def stream_tokens(
+    predict: Callable[[str, dict[str, Any]], dict[str, np.ndarray]],
+    prompt: str,
+    max_new_tokens: int,
+    settings: dict[str, Any],
+) -> Iterator[str]:
     """Stream the continuation of a prompt.
 
     Args:

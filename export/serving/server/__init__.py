@@ -5,6 +5,7 @@ folders and runs the same SavedModels in TensorFlow sessions. Use TensorFlow Ser
 """
 
 import importlib
+from typing import Any
 
 _NAMES = {
     "LocalServer": "keras_llm.export.serving.server.server",
@@ -13,7 +14,7 @@ _NAMES = {
 __all__ = sorted(_NAMES)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name in _NAMES:
         return getattr(importlib.import_module(_NAMES[name]), name)
     raise AttributeError(f"module 'keras_llm.export.serving.server' has no attribute {name!r}")

@@ -3,10 +3,15 @@
 import dataclasses
 import threading
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from keras_llm.errors import InputError, ServingError
+
+if TYPE_CHECKING:
+    from keras_llm.export.serving.server.servable import Servable, Signature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +32,9 @@ class BatchingParameters:
     batch_timeout_micros: int = 0
     max_enqueued_batches: int = 10
     num_batch_threads: int = 2
-    allowed_batch_sizes: tuple = ()
+    allowed_batch_sizes: tuple[int, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in ("max_batch_size", "max_enqueued_batches", "num_batch_threads"):
             if getattr(self, field) < 1:
                 raise InputError(f"`{field}` must be positive, got {getattr(self, field)}.")
@@ -56,7 +61,11 @@ class Batcher:
             waited and the number of rows.
     """
 
-    def __init__(self, parameters, observe=lambda waits, rows: None):
+    def __init__(
+        self,
+        parameters: BatchingParameters,
+        observe: Callable[[list[float], int], object] = lambda waits, rows: None,
+    ) -> None:
         self._parameters = parameters
         self._observe = observe
         self._changed = threading.Condition()
@@ -69,7 +78,14 @@ class Batcher:
         for thread in self._threads:
             thread.start()
 
-    def run(self, servable, signature, arrays, deadline=None, cancelled=None):
+    def run(
+        self,
+        servable: "Servable",
+        signature: "Signature",
+        arrays: dict[str, np.ndarray],
+        deadline: float | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> dict[str, np.ndarray]:
         """Run a request in a batch with others, or alone if it cannot be batched.
 
         Args:
@@ -109,7 +125,7 @@ class Batcher:
             self._changed.notify()
         return task.wait()
 
-    def close(self):
+    def close(self) -> None:
         """Run the waiting requests and stop the threads."""
         with self._changed:
             self._closed = True
@@ -202,7 +218,15 @@ class Batcher:
 class _Task:
     """A request in a queue."""
 
-    def __init__(self, servable, signature, arrays, rows, deadline, cancelled):
+    def __init__(
+        self,
+        servable: "Servable",
+        signature: "Signature",
+        arrays: dict[str, np.ndarray],
+        rows: int,
+        deadline: float | None,
+        cancelled: threading.Event | None,
+    ) -> None:
         self.servable = servable
         self.signature = signature
         self.arrays = arrays
@@ -213,17 +237,17 @@ class _Task:
         self._done = threading.Event()
         self._outputs = self._failure = None
 
-    def finish(self, outputs):
+    def finish(self, outputs: dict[str, np.ndarray]) -> None:
         self._outputs = outputs
         self._done.set()
 
-    def fail(self, code, message):
+    def fail(self, code: str, message: str) -> None:
         # Do not store the error: its traceback refers to this task, and the cycle would keep the
         # request's arrays alive until the next garbage collection.
         self._failure = code, message
         self._done.set()
 
-    def wait(self):
+    def wait(self) -> dict[str, np.ndarray]:
         self._done.wait()
         if self._failure is not None:
             raise ServingError(*self._failure)

@@ -1,13 +1,18 @@
 """Process requests from gRPC and REST: check, batch, run and count them."""
 
 import contextlib
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
 
 from keras_llm.errors import InputError, ServingError
 from keras_llm.export.serving.server import metrics
-from keras_llm.export.serving.server.batching import Batcher
+from keras_llm.export.serving.server.batching import Batcher, BatchingParameters
 from keras_llm.export.serving.server.models import Models
-from keras_llm.export.serving.server.servable import Servable
+from keras_llm.export.serving.server.servable import Servable, Signature
 from keras_llm.export.serving.server.warmup import warm_up
 
 
@@ -25,13 +30,13 @@ class Core:
 
     def __init__(
         self,
-        batching=None,
-        session_config=None,
-        tags=("serve",),
-        warmup_iterations=1,
-        allow_unavailable_labels=False,
-        max_text_bytes=2**20,
-    ):
+        batching: BatchingParameters | None = None,
+        session_config: Any = None,
+        tags: Sequence[str] = ("serve",),
+        warmup_iterations: int = 1,
+        allow_unavailable_labels: bool = False,
+        max_text_bytes: int = 2**20,
+    ) -> None:
         self.metrics = metrics.Metrics()
         self.models = Models(self._load, allow_unavailable_labels)
         self._batcher = Batcher(batching, self._observe_batch) if batching else None
@@ -40,7 +45,15 @@ class Core:
         self._warmup_iterations = warmup_iterations
         self._max_text_bytes = max_text_bytes
 
-    def predict(self, servable, signature_name, arrays, wanted=(), deadline=None, cancelled=None):
+    def predict(
+        self,
+        servable: Servable,
+        signature_name: str,
+        arrays: dict[str, Any],
+        wanted: Sequence[str] = (),
+        deadline: float | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> tuple[str, dict[str, np.ndarray]]:
         """Run a signature for a request.
 
         Args:
@@ -72,7 +85,14 @@ class Core:
             outputs = {name: outputs[name] for name in wanted}
         return signature.name, outputs
 
-    def run(self, servable, signature, arrays, deadline=None, cancelled=None):
+    def run(
+        self,
+        servable: Servable,
+        signature: Signature,
+        arrays: dict[str, np.ndarray],
+        deadline: float | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> dict[str, np.ndarray]:
         """Run a signature on checked arrays, in a batch if batching is enabled."""
         texts = [array for array in arrays.values() if array.dtype == object]
         size = sum(len(text) for array in texts for text in array.ravel())
@@ -86,7 +106,7 @@ class Core:
         return self._batcher.run(servable, signature, arrays, deadline, cancelled)
 
     @contextlib.contextmanager
-    def request(self, name, api, entry):
+    def request(self, name: str, api: str, entry: str) -> Iterator[None]:
         """Count a request and measure its latency; convert exceptions to ServingError.
 
         Args:
@@ -120,7 +140,7 @@ class Core:
                     entrypoint=entry,
                 )
 
-    def close(self, seconds):
+    def close(self, seconds: float) -> bool:
         """Wait at most `seconds` for running requests and free everything.
 
         Returns:

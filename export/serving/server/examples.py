@@ -1,14 +1,21 @@
 """Answer Classify and Regress requests, for the `tf.Example` signatures of TF estimators."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import classification_pb2, regression_pb2
 
 from keras_llm.errors import ServingError
-from keras_llm.export.serving.server.servable import CLASSIFY, REGRESS
+from keras_llm.export.serving.server.servable import CLASSIFY, REGRESS, Servable, Signature
 
 
-def classify(servable, request, run=None):
+def classify(
+    servable: Servable,
+    request: classification_pb2.ClassificationRequest,
+    run: Callable[[Signature, dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None,
+) -> classification_pb2.ClassificationResult:
     """Answer a ClassificationRequest with a ClassificationResult.
 
     Args:
@@ -39,7 +46,11 @@ def classify(servable, request, run=None):
     return result
 
 
-def regress(servable, request, run=None):
+def regress(
+    servable: Servable,
+    request: regression_pb2.RegressionRequest,
+    run: Callable[[Signature, dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None,
+) -> regression_pb2.RegressionResult:
     """Answer a RegressionRequest with a RegressionResult; the arguments are those of `classify`."""
     signature = servable.signature(request.model_spec.signature_name, REGRESS)
     outputs, rows = _run(servable, signature, request.input, run)
@@ -51,7 +62,7 @@ def regress(servable, request, run=None):
     return result
 
 
-def example_of(values, name="example"):
+def example_of(values: Any, name: str = "example") -> tf.train.Example:
     """Convert a dict of JSON values from the REST API to a `tf.train.Example`."""
     if not isinstance(values, dict):
         raise ServingError("INVALID_ARGUMENT", f"each {name} must be an object of features.")

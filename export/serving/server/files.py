@@ -1,6 +1,7 @@
 """Read the configuration files of `tensorflow_model_server`, which are text protos."""
 
 import pathlib
+from typing import Any
 
 from google.protobuf import text_format
 
@@ -9,16 +10,17 @@ from keras_llm.export.serving import wire
 from keras_llm.export.serving.server.batching import BatchingParameters
 from keras_llm.export.serving.server.models import ModelConfig
 from keras_llm.files import read_utf8
+from keras_llm.types import PathLike
 
 
-def read_model_config(path):
+def read_model_config(path: PathLike) -> list[ModelConfig]:
     """Read a `--model_config_file` and return a list of `ModelConfig`."""
     from tensorflow_serving.config import model_server_config_pb2
 
     return model_configs(_parse(path, model_server_config_pb2.ModelServerConfig()))
 
 
-def model_configs(config):
+def model_configs(config: Any) -> list[ModelConfig]:
     """Convert a `ModelServerConfig` message to a list of `ModelConfig`.
 
     Raises:
@@ -50,7 +52,7 @@ def model_configs(config):
     return configs
 
 
-def read_batching_parameters(path):
+def read_batching_parameters(path: PathLike) -> BatchingParameters:
     """Read a `--batching_parameters_file` and return `BatchingParameters`."""
     message = _parse(path, wire.message("tensorflow.serving.BatchingParameters")())
     # Ignore `pad_variable_length_inputs`: requests with different inner shapes are not batched.
@@ -66,14 +68,14 @@ def read_batching_parameters(path):
         raise InputError(f"{path}: {error}") from None
 
 
-def read_monitoring(path):
+def read_monitoring(path: PathLike) -> str | None:
     """Read a `--monitoring_config_file`; return the path of the metrics, None if disabled."""
     message = _parse(path, wire.message("tensorflow.serving.MonitoringConfig")())
     page = message.prometheus_config.path or METRICS_PATH
     return page if message.prometheus_config.enable else None
 
 
-def read_ssl(path):
+def read_ssl(path: PathLike) -> Any:
     """Read an `--ssl_config_file`; return an `SSLConfig` with the text of keys and certificates."""
     message = _parse(path, wire.message("tensorflow.serving.SSLConfig")())
     if not (message.server_key and message.server_cert):

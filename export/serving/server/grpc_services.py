@@ -4,6 +4,7 @@ import contextlib
 import logging
 import threading
 import time
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from tensorflow.core.protobuf import error_codes_pb2
@@ -23,6 +24,9 @@ from keras_llm.export.serving import tensors
 from keras_llm.export.serving.server import examples
 from keras_llm.export.serving.server.files import model_configs
 
+if TYPE_CHECKING:
+    from keras_llm.export.serving.server.core import Core
+
 _LOG = logging.getLogger("keras_llm.serve")
 _LONGEST_WAIT = 1e7  # seconds
 _LONGEST_MESSAGE = 1000  # characters; gRPC sends it in a header, whose size is limited
@@ -34,10 +38,12 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     Its other methods return UNIMPLEMENTED.
     """
 
-    def __init__(self, core):
+    def __init__(self, core: "Core") -> None:
         self._core = core
 
-    def Predict(self, request, context):
+    def Predict(
+        self, request: predict_pb2.PredictRequest, context: grpc.ServicerContext
+    ) -> predict_pb2.PredictResponse:
         spec = request.model_spec
         with _answering(context), self._core.request(spec.name, "predict", "GRPC"):
             deadline, cancelled = _limits(context)
@@ -59,15 +65,21 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
                     tensors.fill_proto(response.outputs[name], array, number)
                 return response
 
-    def GetModelMetadata(self, request, context):
+    def GetModelMetadata(
+        self, request: get_model_metadata_pb2.GetModelMetadataRequest, context: grpc.ServicerContext
+    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
         with _answering(context):
             return metadata(self._core, request)
 
-    def Classify(self, request, context):
+    def Classify(
+        self, request: classification_pb2.ClassificationRequest, context: grpc.ServicerContext
+    ) -> classification_pb2.ClassificationResponse:
         response = classification_pb2.ClassificationResponse()
         return self._by_example(request, context, "classify", examples.classify, response)
 
-    def Regress(self, request, context):
+    def Regress(
+        self, request: regression_pb2.RegressionRequest, context: grpc.ServicerContext
+    ) -> regression_pb2.RegressionResponse:
         response = regression_pb2.RegressionResponse()
         return self._by_example(request, context, "regress", examples.regress, response)
 
@@ -89,14 +101,18 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """The ModelService: GetModelStatus and HandleReloadConfigRequest."""
 
-    def __init__(self, core):
+    def __init__(self, core: "Core") -> None:
         self._core = core
 
-    def GetModelStatus(self, request, context):
+    def GetModelStatus(
+        self, request: get_model_status_pb2.GetModelStatusRequest, context: grpc.ServicerContext
+    ) -> get_model_status_pb2.GetModelStatusResponse:
         with _answering(context):
             return status(self._core, request.model_spec)
 
-    def HandleReloadConfigRequest(self, request, context):
+    def HandleReloadConfigRequest(
+        self, request: model_management_pb2.ReloadConfigRequest, context: grpc.ServicerContext
+    ) -> model_management_pb2.ReloadConfigResponse:
         response = model_management_pb2.ReloadConfigResponse()
         try:
             self._core.models.configure(model_configs(request.config))
@@ -108,7 +124,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         return response
 
 
-def model_of(spec):
+def model_of(spec: Any) -> tuple[str, int | None, str]:
     """Return the name, version and label in a ModelSpec."""
     if not spec.name:
         raise ServingError("INVALID_ARGUMENT", "the request does not name a model.")
@@ -116,7 +132,9 @@ def model_of(spec):
     return spec.name, version, spec.version_label
 
 
-def metadata(core, request):
+def metadata(
+    core: "Core", request: get_model_metadata_pb2.GetModelMetadataRequest
+) -> get_model_metadata_pb2.GetModelMetadataResponse:
     """Answer a GetModelMetadataRequest."""
     fields = list(request.metadata_field)
     if fields != ["signature_def"]:
@@ -133,7 +151,7 @@ def metadata(core, request):
         return response
 
 
-def status(core, spec):
+def status(core: "Core", spec: Any) -> get_model_status_pb2.GetModelStatusResponse:
     """Answer a GetModelStatusRequest."""
     response = get_model_status_pb2.GetModelStatusResponse()
     for version, state, code, message in core.models.status(*model_of(spec)):

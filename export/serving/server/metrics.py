@@ -6,6 +6,7 @@ Reference:
 
 import bisect
 import threading
+from collections.abc import Iterator, Sequence
 
 _MICROSECONDS = tuple(10.0 * 2**i for i in range(24))  # 10 us .. 84 s
 _ROWS = tuple(2.0**i for i in range(11))
@@ -39,17 +40,17 @@ REQUESTS, REQUEST_LATENCY, QUEUING_LATENCY, BATCH_SIZE, LOADS, LOAD_LATENCY = _H
 class Metrics:
     """The counters and histograms of a server."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._values = {name: {} for name in _HELP}  # name -> labels -> count or _Histogram
 
-    def count(self, name, **labels):
+    def count(self, name: str, **labels: str) -> None:
         """Increment a counter."""
         key = tuple(sorted(labels.items()))
         with self._lock:
             self._values[name][key] = self._values[name].get(key, 0) + 1
 
-    def observe(self, name, value, **labels):
+    def observe(self, name: str, value: float, **labels: str) -> None:
         """Add a value to a histogram."""
         key = tuple(sorted(labels.items()))
         with self._lock:
@@ -58,7 +59,7 @@ class Metrics:
                 histogram = self._values[name][key] = _Histogram(_HELP[name][2])
             histogram.add(value)
 
-    def page(self):
+    def page(self) -> str:
         """Return the metrics in Prometheus text format."""
         lines = []
         with self._lock:
@@ -73,16 +74,16 @@ class Metrics:
 
 
 class _Histogram:
-    def __init__(self, bounds):
+    def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def add(self, value):
+    def add(self, value: float) -> None:
         self._counts[bisect.bisect_left(self._bounds, value)] += 1
         self._sum += value
 
-    def lines(self, name, key):
+    def lines(self, name: str, key: tuple[tuple[str, str], ...]) -> Iterator[str]:
         total = 0
         for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
             total += count

@@ -10,9 +10,11 @@ import logging
 import pathlib
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 
 from keras_llm.errors import InputError, ServingError
 from keras_llm.export.serving.server.servable import Servable
+from keras_llm.types import PathLike
 
 START, LOADING, AVAILABLE, UNLOADING, END = 10, 20, 30, 40, 50  # get_model_status.proto
 _LOG = logging.getLogger("keras_llm.serve")
@@ -33,10 +35,10 @@ class ModelConfig:
     name: str
     base_path: str
     latest: int = 1
-    specific: tuple = ()
-    labels: dict = dataclasses.field(default_factory=dict)
+    specific: tuple[int, ...] = ()
+    labels: dict[str, int] = dataclasses.field(default_factory=dict)
 
-    def wanted(self):
+    def wanted(self) -> list[int]:
         """Return the versions on disk to serve, newest first."""
         try:
             names = [path.name for path in pathlib.Path(self.base_path).iterdir()]
@@ -48,7 +50,7 @@ class ModelConfig:
             return [version for version in versions if version in self.specific]
         return versions[: self.latest] if self.latest else versions
 
-    def folder(self, version):
+    def folder(self, version: int) -> pathlib.Path:
         """Return the folder of a version."""
         return pathlib.Path(self.base_path) / str(version)
 
@@ -62,7 +64,11 @@ class Models:
         allow_unavailable_labels: bool. Whether a label may refer to a version that is not loaded.
     """
 
-    def __init__(self, load, allow_unavailable_labels=False):
+    def __init__(
+        self,
+        load: Callable[[str, int, pathlib.Path], Servable],
+        allow_unavailable_labels: bool = False,
+    ) -> None:
         self._load = load
         self._allow_unavailable_labels = allow_unavailable_labels
         self._configs = {}
@@ -72,7 +78,7 @@ class Models:
         self._stop = threading.Event()
         self._poller = None
 
-    def configure(self, configs):
+    def configure(self, configs: Sequence[ModelConfig]) -> None:
         """Serve only the given models, and wait until they are loaded.
 
         Args:
@@ -105,7 +111,7 @@ class Models:
         if problems:
             raise ServingError("FAILED_PRECONDITION", " ".join(problems))
 
-    def watch(self, seconds):
+    def watch(self, seconds: float) -> None:
         """Check for new and removed versions every `seconds`, in a background thread."""
 
         def poll():
@@ -118,14 +124,16 @@ class Models:
         self._poller = threading.Thread(target=poll, name="versions", daemon=True)
         self._poller.start()
 
-    def refresh(self):
+    def refresh(self) -> None:
         """Load new versions from disk, then unload versions that are removed or not configured."""
         with self._changing:
             self._load_wanted()
             self._unload_unwanted()
 
     @contextlib.contextmanager
-    def use(self, name, version=None, label=None):
+    def use(
+        self, name: str, version: int | None = None, label: str | None = None
+    ) -> Iterator[tuple[int, Servable]]:
         """Keep a version loaded while a request is processed.
 
         Args:
@@ -150,7 +158,9 @@ class Models:
                 entry.users -= 1
                 self._lock.notify_all()
 
-    def status(self, name, version=None, label=None):
+    def status(
+        self, name: str, version: int | None = None, label: str | None = None
+    ) -> list[tuple[int, int, str, str]]:
         """Return the state of a model's versions.
 
         Returns:
@@ -173,12 +183,12 @@ class Models:
                 if version in (None, number)
             ]
 
-    def names(self):
+    def names(self) -> dict[str, dict[str, int]]:
         """Return a dict from the name of each model to its labels."""
         with self._lock:
             return {name: dict(config.labels) for name, config in sorted(self._configs.items())}
 
-    def close(self, seconds):
+    def close(self, seconds: float) -> bool:
         """Stop watching, wait for running requests and unload all versions.
 
         Args:
@@ -338,7 +348,7 @@ def _contents(folder):
     return tuple(rows)
 
 
-def check_base_path(path):
+def check_base_path(path: PathLike) -> None:
     """Raise InputError unless `path` contains a version."""
     if not ModelConfig("", str(path), latest=0).wanted():
         raise InputError(f"{path} has no version folder with a saved_model.pb (e.g. {path}/1).")

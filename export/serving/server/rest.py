@@ -10,9 +10,13 @@ import socket
 import threading
 import time
 import urllib.parse
+from typing import TYPE_CHECKING
 
 from keras_llm.errors import ServingError
 from keras_llm.export.serving.server import rest_api
+
+if TYPE_CHECKING:
+    from keras_llm.export.serving.server.core import Core
 
 _LOG = logging.getLogger("keras_llm.serve")
 _HTTP = {
@@ -62,8 +66,15 @@ class RestServer:
     """
 
     def __init__(
-        self, core, address, timeout, longest_body, connections, metrics_path, allow_other_sites
-    ):
+        self,
+        core: "Core",
+        address: tuple[str, int],
+        timeout: float,
+        longest_body: int,
+        connections: int,
+        metrics_path: str | None,
+        allow_other_sites: bool,
+    ) -> None:
         settings = {
             "core": core,
             "seconds": timeout,
@@ -81,7 +92,7 @@ class RestServer:
         )
         self._thread.start()
 
-    def close(self, grace):
+    def close(self, grace: float) -> None:
         """Reject new requests with 503 and wait at most `grace` seconds for running ones."""
         self._handler.closing.set()
         self._server.shutdown()
@@ -92,20 +103,20 @@ class RestServer:
 class _Busy:
     """A counter of running requests."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._changed = threading.Condition()
         self._count = 0
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         with self._changed:
             self._count += 1
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         with self._changed:
             self._count -= 1
             self._changed.notify_all()
 
-    def wait_until_idle(self, seconds):
+    def wait_until_idle(self, seconds: float) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._count == 0, seconds)
 
@@ -115,12 +126,14 @@ class _Server(http.server.ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, address, handler, connections):
+    def __init__(
+        self, address: tuple[str, int], handler: type["_Handler"], connections: int
+    ) -> None:
         self._free = threading.BoundedSemaphore(connections)
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, handler)
 
-    def process_request(self, request, client_address):
+    def process_request(self, request: socket.socket, client_address: tuple[str, int]) -> None:
         if not self._free.acquire(timeout=_PATIENCE_SECONDS):
             with contextlib.suppress(OSError):
                 request.sendall(_TOO_MANY)
@@ -132,13 +145,15 @@ class _Server(http.server.ThreadingHTTPServer):
             self._free.release()
             raise
 
-    def process_request_thread(self, request, client_address):
+    def process_request_thread(
+        self, request: socket.socket, client_address: tuple[str, int]
+    ) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._free.release()
 
-    def handle_error(self, request, client_address):
+    def handle_error(self, request: socket.socket, client_address: tuple[str, int]) -> None:
         _LOG.debug("a client disconnected", exc_info=True)
 
 
@@ -147,15 +162,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     timeout = _IDLE_SECONDS
     disable_nagle_algorithm = True
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         with self.busy:
             self._answer(self._get)
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         with self.busy:
             self._answer(self._post)
 
-    def do_OPTIONS(self):
+    def do_OPTIONS(self) -> None:
         with self.busy:
             self._answer(self._options)
 
@@ -269,23 +284,23 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             while time.monotonic() < end and self.connection.recv(1 << 16):
                 pass
 
-    def send_error(self, code, message=None, explain=None):
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Send the errors of the base class as JSON."""
         self.close_connection = True
         self.request_version = self.protocol_version  # required to send a status
         phrases = http.server.BaseHTTPRequestHandler.responses.get(code, ("malformed request",))
         self._send(code, *_json({"error": str(message or phrases[0])[:200]}))
 
-    def version_string(self):
+    def version_string(self) -> str:
         """Return the value of the Server header."""
         return "keras_llm"
 
-    def log_message(self, form, *arguments):
+    def log_message(self, form: str, *arguments: object) -> None:
         """Do nothing: requests are counted, not logged."""
 
 
 class _HttpError(Exception):
-    def __init__(self, code, message):
+    def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
         self.message = message

@@ -5,6 +5,7 @@ Reference:
 """
 
 import json
+from typing import TYPE_CHECKING
 
 from google.protobuf import json_format
 from tensorflow_serving.apis import (
@@ -17,9 +18,13 @@ from tensorflow_serving.apis import (
 from keras_llm.errors import ServingError
 from keras_llm.export.serving import tensors
 from keras_llm.export.serving.server import examples, grpc_services
+from keras_llm.types import JSON
+
+if TYPE_CHECKING:
+    from keras_llm.export.serving.server.core import Core
 
 
-def spec(name, version, label):
+def spec(name: str, version: str | None, label: str | None) -> model_pb2.ModelSpec:
     """Return a ModelSpec for the parts of a path."""
     model_spec = model_pb2.ModelSpec(name=name)
     if version is not None:
@@ -31,7 +36,7 @@ def spec(name, version, label):
     return model_spec
 
 
-def read_body(body):
+def read_body(body: bytes) -> JSON:
     """Parse the body of a request, a JSON object."""
     try:
         request = json.loads(body)
@@ -42,7 +47,9 @@ def read_body(body):
     return request
 
 
-def predict(core, model_spec, request, deadline):
+def predict(
+    core: "Core", model_spec: model_pb2.ModelSpec, request: JSON, deadline: float | None
+) -> JSON:
     """Answer `:predict`, in the row ("instances") or column ("inputs") format of the request."""
     _only(request, "signature_name", "instances", "inputs")
     if ("instances" in request) == ("inputs" in request):
@@ -78,7 +85,9 @@ def predict(core, model_spec, request, deadline):
     return {"predictions": [{k: v[row] for k, v in values.items()} for row in range(rows)]}
 
 
-def classify(core, model_spec, request, deadline):
+def classify(
+    core: "Core", model_spec: model_pb2.ModelSpec, request: JSON, deadline: float | None
+) -> JSON:
     """Answer `:classify`: {"results": [[[label, score], ...], ...]}."""
     message = classification_pb2.ClassificationRequest()
     result = _by_example(core, model_spec, request, deadline, message, examples.classify)
@@ -89,7 +98,9 @@ def classify(core, model_spec, request, deadline):
     }
 
 
-def regress(core, model_spec, request, deadline):
+def regress(
+    core: "Core", model_spec: model_pb2.ModelSpec, request: JSON, deadline: float | None
+) -> JSON:
     """Answer `:regress`: {"results": [number, ...]}."""
     message = regression_pb2.RegressionRequest()
     result = _by_example(core, model_spec, request, deadline, message, examples.regress)
@@ -99,12 +110,12 @@ def regress(core, model_spec, request, deadline):
 ANSWERS = {"predict": predict, "classify": classify, "regress": regress}
 
 
-def status(core, model_spec):
+def status(core: "Core", model_spec: model_pb2.ModelSpec) -> JSON:
     """Answer `GET /v1/models/NAME`."""
     return _to_dict(grpc_services.status(core, model_spec))
 
 
-def metadata(core, model_spec):
+def metadata(core: "Core", model_spec: model_pb2.ModelSpec) -> JSON:
     """Answer `GET /v1/models/NAME/metadata`."""
     request = get_model_metadata_pb2.GetModelMetadataRequest(
         model_spec=model_spec, metadata_field=["signature_def"]
@@ -118,7 +129,7 @@ def metadata(core, model_spec):
     }
 
 
-def models(core):
+def models(core: "Core") -> JSON:
     """Answer `GET /v1/models`, an addition to TensorFlow Serving: the models and their versions."""
     return {
         "models": [

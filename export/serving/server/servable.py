@@ -8,11 +8,15 @@ import pathlib
 import re
 import threading
 import time
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from keras_llm.errors import InputError, ServingError
 from keras_llm.export.serving import tensors
+from keras_llm.types import PathLike
 
 DEFAULT_SIGNATURE = "serving_default"
 CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
@@ -36,10 +40,10 @@ class Tensor:
 
     name: str
     dtype: int
-    shape: list | None
+    shape: list[int | None] | None
 
     @property
-    def has_batch(self):
+    def has_batch(self) -> bool:
         """Whether the first dimension may have any size."""
         return bool(self.shape) and self.shape[0] is None
 
@@ -49,22 +53,22 @@ class Signature:
     """A signature of a SavedModel; `defaults` has the arrays of omitted inputs."""
 
     name: str
-    inputs: dict
-    outputs: dict
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
     method_name: str
-    defaults: dict = dataclasses.field(default_factory=dict)
+    defaults: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
-    def has_batch(self):
+    def has_batch(self) -> bool:
         """Whether requests can be batched: all inputs and outputs have a batch dimension."""
         parts = [*self.inputs.values(), *self.outputs.values()]
         return bool(self.inputs) and all(part.has_batch for part in parts)
 
-    def complete(self, arrays):
+    def complete(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the arrays, with defaults for omitted inputs."""
         return {**self.defaults, **arrays}
 
-    def check(self, arrays):
+    def check(self, arrays: dict[str, np.ndarray]) -> None:
         """Raise ServingError if names, dtypes or shapes of the arrays do not match the inputs."""
         missing, extra = (
             sorted(set(self.inputs) - set(arrays)),
@@ -107,7 +111,9 @@ class Servable:
         ServingError: if it cannot be loaded.
     """
 
-    def __init__(self, path, session_config=None, tags=("serve",)):
+    def __init__(
+        self, path: PathLike, session_config: Any = None, tags: Sequence[str] = ("serve",)
+    ) -> None:
         _register_ops()
         self.path = pathlib.Path(path)
         graph = tf.Graph()
@@ -135,7 +141,7 @@ class Servable:
         }
         self._unprepared = {name: threading.Lock() for name in self.signatures}
 
-    def signature(self, name, method=_PREDICT):
+    def signature(self, name: str, method: str = _PREDICT) -> Signature:
         """Return a signature by name ("" is the default).
 
         Raises:
@@ -155,7 +161,9 @@ class Servable:
             )
         return signature
 
-    def run(self, signature, arrays, deadline=None):
+    def run(
+        self, signature: Signature, arrays: dict[str, np.ndarray], deadline: float | None = None
+    ) -> dict[str, np.ndarray]:
         """Run a signature.
 
         Args:
@@ -200,7 +208,7 @@ class Servable:
                 self._unprepared.pop(name, None)
                 lock.release()
 
-    def close(self):
+    def close(self) -> None:
         """Free the session and its weights."""
         self._session.close()
 

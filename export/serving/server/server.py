@@ -5,6 +5,7 @@ import pathlib
 import threading
 import time
 from concurrent import futures
+from typing import Self
 
 import grpc
 import tensorflow as tf
@@ -16,6 +17,7 @@ from keras_llm.export.serving.server import files, grpc_services, rest
 from keras_llm.export.serving.server.batching import BatchingParameters
 from keras_llm.export.serving.server.core import Core
 from keras_llm.export.serving.server.models import ModelConfig, check_base_path
+from keras_llm.export.serving.server.options import ServerOptions
 
 _LOG = logging.getLogger("keras_llm.serve")
 _SERVICES = (
@@ -44,7 +46,7 @@ class LocalServer:
             client = export.Client(f"localhost:{server.port}", model="stories")
     """
 
-    def __init__(self, options):
+    def __init__(self, options: ServerOptions) -> None:
         self._options = options
         models = _models(options)
         _check_numbers(options)
@@ -86,20 +88,20 @@ class LocalServer:
         for service in _SERVICES:
             self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def models(self):
+    def models(self) -> dict[str, list[int]]:
         """Return a dict from the name of each model to its loaded versions, newest first."""
         return {
             name: [row[0] for row in self._core.models.status(name) if row[1] == 30]
             for name in self._core.models.names()
         }
 
-    def close(self, grace=None):
+    def close(self, grace: float | None = None) -> bool:
         """Shut down: report NOT_SERVING, reject new requests, finish running ones, free everything.
 
         Args:

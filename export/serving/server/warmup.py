@@ -7,11 +7,12 @@ from keras_llm.errors import InputError, ServingError
 from keras_llm.export.saved_model.warmup import FILE
 from keras_llm.export.serving import tensors
 from keras_llm.export.serving.server import examples
+from keras_llm.export.serving.server.servable import Servable
 
 _MOST = 1000  # the maximum of TensorFlow Serving
 
 
-def warm_up(servable, iterations=1):
+def warm_up(servable: Servable, iterations: int = 1) -> int:
     """Run the requests in `assets.extra/tf_serving_warmup_requests`, if the file exists.
 
     Args:

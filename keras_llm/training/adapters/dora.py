@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_llm.types import Tensor
+
 
 class DoraDense(keras.layers.Dense):
     """A `Dense` layer with a DoRA adapter.
@@ -18,12 +20,12 @@ class DoraDense(keras.layers.Dense):
     """
 
     @property
-    def kernel(self):
+    def kernel(self) -> Tensor:
         v = ops.cast(super().kernel, "float32")
         return ops.cast(v * (self.magnitude / ops.stop_gradient(_lengths(v))), self.compute_dtype)
 
 
-def add_magnitude(layer, magnitude=None):
+def add_magnitude(layer: keras.layers.Dense, magnitude: Tensor | None = None) -> None:
     """Turn a `Dense` layer that has adapters into a `DoraDense`.
 
     Args:
@@ -44,5 +46,5 @@ def add_magnitude(layer, magnitude=None):
     layer.__class__ = DoraDense
 
 
-def _lengths(kernel):
+def _lengths(kernel: Tensor) -> Tensor:
     return ops.sqrt(ops.sum(ops.square(kernel), axis=0))

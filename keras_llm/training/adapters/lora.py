@@ -14,13 +14,21 @@ from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_file
 from keras_llm.training.adapters.dora import DoraDense, add_magnitude
+from keras_llm.types import PathLike
 
 _PARTS = {"a": ("lora_kernel_a", "lora_embeddings_a"), "b": ("lora_kernel_b", "lora_embeddings_b")}
 ATTENTION = r"attention/(query|key|value|output)$"
 """The attention projections, the layers that the LoRA paper adapts."""
 
 
-def add_lora(model, layers=ATTENTION, rank=8, alpha=None, quantization=None, dora=False):
+def add_lora(
+    model: keras.Model,
+    layers: str = ATTENTION,
+    rank: int = 8,
+    alpha: float | None = None,
+    quantization: str | None = None,
+    dora: bool = False,
+) -> list[str]:
     """Add adapters to layers of a model and freeze all other weights.
 
     A kernel W (I, O) becomes `W + (alpha / rank) A B`, A (I, rank) and B (rank, O). B is
@@ -88,7 +96,7 @@ def add_lora(model, layers=ATTENTION, rank=8, alpha=None, quantization=None, dor
     return list(matches)
 
 
-def save_lora(model, path, overwrite=False):
+def save_lora(model: keras.Model, path: PathLike, overwrite: bool = False) -> None:
     """Save only the adapters, as safetensors.
 
     The tensors are `<layer path>.a`, `<layer path>.b` and, for DoRA, `<layer path>.magnitude`.
@@ -113,7 +121,7 @@ def save_lora(model, path, overwrite=False):
         save_file(arrays, partial, metadata={"scales": json.dumps(scales)})
 
 
-def load_lora(model, *paths):
+def load_lora(model: keras.Model, *paths: PathLike) -> list[str]:
     """Load saved adapters onto a model.
 
     Several adapters of one layer are added; DoRA adapters cannot be added.
@@ -166,7 +174,7 @@ def load_lora(model, *paths):
     return list(stacked)
 
 
-def merge_lora(model):
+def merge_lora(model: keras.Model) -> keras.Model:
     """Merge the adapters into the kernels and return a model without adapters.
 
     Each adapted kernel becomes `W + (alpha / rank) A B`, or the kernel of DoRA.

@@ -4,6 +4,7 @@ import atexit
 import math
 import pathlib
 import time
+from typing import Any
 
 import keras
 import rich.console
@@ -12,6 +13,7 @@ import rich.progress
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_file
 from keras_llm.training.distribution import replicas
+from keras_llm.types import PathLike
 
 
 class ProgressBar(keras.callbacks.Callback):
@@ -26,7 +28,7 @@ class ProgressBar(keras.callbacks.Callback):
             accuracy if it is logged.
     """
 
-    def __init__(self, total_steps, tokens_per_step, unit="tokens"):
+    def __init__(self, total_steps: int, tokens_per_step: int, unit: str = "tokens") -> None:
         super().__init__()
         self.total_steps = total_steps
         self.tokens_per_step = tokens_per_step
@@ -39,7 +41,7 @@ class ProgressBar(keras.callbacks.Callback):
             disable=not self.console.is_terminal,
         )
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.begin = time.perf_counter()
         self.first = self.steps = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
         self.bar = self.progress.add_task(
@@ -48,13 +50,13 @@ class ProgressBar(keras.callbacks.Callback):
         self.progress.start()
         atexit.register(self.progress.stop)  # restore the terminal if `fit` is interrupted
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if getattr(self.model, "is_replaying", False):  # see `Resume`
             return
         self.steps += 1
         self.progress.update(self.bar, advance=1, state=f"loss {logs['loss']:.3f}")
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         seconds = time.perf_counter() - self.begin
         parts = [f"step {self.steps}/{self.total_steps}", f"loss {logs['loss']:.3f}"]
         if "val_loss" in logs:
@@ -67,7 +69,7 @@ class ProgressBar(keras.callbacks.Callback):
         parts.append(f"{speed:.0f} {self.unit}/s")
         self.console.print("  ".join(parts), highlight=False, markup=False, soft_wrap=True)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self.progress.stop()
         atexit.unregister(self.progress.stop)
 
@@ -86,14 +88,16 @@ class BestWeights(keras.callbacks.Callback):
         best: float, the lowest value so far; infinite before the first finite one.
     """
 
-    def __init__(self, path, monitor="val_loss", model=None):
+    def __init__(
+        self, path: PathLike, monitor: str = "val_loss", model: keras.Model | None = None
+    ) -> None:
         super().__init__()
         self.path = pathlib.Path(path)
         self.kept_model = model
         self.monitor = monitor
         self.best = math.inf
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.monitor not in logs:
             raise InputError(
                 f"BestWeights: `monitor` {self.monitor!r} is not logged; logged are "
@@ -106,8 +110,8 @@ class BestWeights(keras.callbacks.Callback):
                         (self.kept_model or self.model).save_weights(partial)
             self.best = logs[self.monitor]
 
-    def get_state(self):
+    def get_state(self) -> dict[str, float]:
         return {"best": self.best}
 
-    def set_state(self, state):
+    def set_state(self, state: dict[str, float]) -> None:
         self.best = state["best"]

@@ -2,14 +2,18 @@
 
 import json
 import os
+import pathlib
 import warnings
 import zipfile
+from collections.abc import Sequence
+from typing import Self
 
 import keras
 import numpy as np
 
 from keras_llm.files import atomic_file
 from keras_llm.training.distribution import replicas
+from keras_llm.types import JSON
 
 SUFFIX = ".checkpoint.npz"
 
@@ -17,10 +21,10 @@ SUFFIX = ".checkpoint.npz"
 class Checkpoint:
     """The state of a run: `meta` (JSON types) and `arrays` (one per variable)."""
 
-    def __init__(self, meta, arrays):
+    def __init__(self, meta: JSON | str, arrays: list[np.ndarray] | None) -> None:
         self.meta, self.arrays = meta, arrays
 
-    def restore(self, variables):
+    def restore(self, variables: Sequence[keras.Variable]) -> None:
         """Assign the arrays to the variables, in order."""
         dtypes = [keras.backend.standardize_dtype(variable.dtype) for variable in variables]
         arrays = [
@@ -29,11 +33,11 @@ class Checkpoint:
         ]
         replicas.write(variables, arrays)
 
-    def without_arrays(self):
+    def without_arrays(self) -> "Checkpoint":
         """Return a copy without arrays, to free their memory."""
         return Checkpoint(self.meta, None)
 
-    def write(self, path):
+    def write(self, path: pathlib.Path) -> None:
         """Write the file atomically."""
         arrays = {f"v{i}": array for i, array in enumerate(self.arrays)}
         for name, array in arrays.items():
@@ -45,24 +49,24 @@ class Checkpoint:
             os.fsync(file.fileno())
 
     @classmethod
-    def read(cls, path):
+    def read(cls, path: pathlib.Path) -> Self:
         """Read a file. Reading every array also verifies its checksum."""
         with np.load(path, allow_pickle=False) as file:
             meta = json.loads(str(file["meta"]))
             return cls(meta, [file[f"v{i}"] for i in range(len(file.files) - 1)])
 
 
-def path_of(folder, step):
+def path_of(folder: pathlib.Path, step: int) -> pathlib.Path:
     """Return the path of the checkpoint of a step."""
     return folder / f"step_{step:010d}{SUFFIX}"
 
 
-def paths(folder):
+def paths(folder: pathlib.Path) -> list[pathlib.Path]:
     """Return the paths of all checkpoints, newest first."""
     return sorted(folder.glob(f"step_*{SUFFIX}"), reverse=True)
 
 
-def latest(folder):
+def latest(folder: pathlib.Path) -> tuple[Checkpoint, pathlib.Path] | tuple[None, None]:
     """Return the newest valid checkpoint and its path, or (None, None)."""
     read_errors = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, RuntimeError)
     for path in paths(folder):
@@ -75,7 +79,7 @@ def latest(folder):
     return None, None
 
 
-def clear_unfinished(folder):
+def clear_unfinished(folder: pathlib.Path) -> None:
     """Remove temporary files left by a killed process."""
     for path in folder.glob(f".*step_*{SUFFIX}*"):
         path.unlink(missing_ok=True)

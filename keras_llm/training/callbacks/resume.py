@@ -6,6 +6,8 @@ import json
 import math
 import pathlib
 import time
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,6 +15,7 @@ import numpy as np
 from keras_llm.errors import InputError
 from keras_llm.training.callbacks import checkpoint_files
 from keras_llm.training.distribution import replicas
+from keras_llm.types import JSON, Dataset, PathLike
 
 # The attributes that Keras callbacks keep between epochs.
 _KERAS_STATES = {
@@ -64,7 +67,14 @@ class Resume(keras.callbacks.Callback):
             checkpoints; or if a loss or weight is not finite (the last good checkpoint is kept).
     """
 
-    def __init__(self, folder, every=100, keep=2, identity=None, callbacks=()):
+    def __init__(
+        self,
+        folder: PathLike,
+        every: int = 100,
+        keep: int = 2,
+        identity: JSON | None = None,
+        callbacks: Iterable[keras.callbacks.Callback] = (),
+    ) -> None:
         super().__init__()
         if keras.backend.backend() not in ("tensorflow", "jax"):
             raise InputError("training.Resume requires Keras's TensorFlow or JAX backend.")
@@ -87,11 +97,11 @@ class Resume(keras.callbacks.Callback):
         self._writing = None
 
     @property
-    def step(self):
+    def step(self) -> int:
         """The step of the checkpoint that the run resumes from; 0 for a new run."""
         return self._loaded.meta["step"] if self._loaded else 0
 
-    def data(self, source):
+    def data(self, source: Dataset | Callable[[int], Dataset]) -> Dataset:
         """Return the data for `fit`, starting at the step where the run resumes.
 
         Args:
@@ -116,7 +126,7 @@ class Resume(keras.callbacks.Callback):
         # `filter` makes it unknown.
         return rest.filter(lambda *_: True)
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
         with replicas.scope_of(model):
             self._set_model(model)
@@ -143,7 +153,7 @@ class Resume(keras.callbacks.Callback):
         self.seconds = checkpoint.meta["seconds"]
         _begin_at(model, checkpoint.meta["epoch"])
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._steps = self.params.get("steps")
         if not self._steps:
             raise InputError("training.Resume: pass `steps_per_epoch` to `fit`.")
@@ -173,7 +183,7 @@ class Resume(keras.callbacks.Callback):
         if meta["is_stopped"]:
             _begin_at(self.model, self.params["epochs"])
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self._loaded is not None and self._epoch is None:
             if epoch != self._loaded.meta["epoch"]:
                 raise InputError(
@@ -188,7 +198,7 @@ class Resume(keras.callbacks.Callback):
             self._loaded = self._loaded.without_arrays()
         self._epoch = epoch
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         step = batch + 1
         if step <= self._replayed:
             return
@@ -202,12 +212,12 @@ class Resume(keras.callbacks.Callback):
         if step < self._steps and done % self.every < self.model.steps_per_execution:
             self._save(self._epoch, step, logs)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         for name, value in logs.items():
             self.history.setdefault(name, []).append(float(value))
         self._save(epoch + 1, 0, logs)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._wait()
         self.seconds += time.perf_counter() - self._begin
         self.model._initial_epoch = None
@@ -291,7 +301,7 @@ class Resume(keras.callbacks.Callback):
 class _Stateful:
     """A callback whose state is saved in checkpoints."""
 
-    def __init__(self, callback):
+    def __init__(self, callback: keras.callbacks.Callback) -> None:
         self.callback = callback
         self.kind = type(callback).__name__
         kinds = [kind for kind in _KERAS_STATES if isinstance(callback, kind)]
@@ -304,12 +314,12 @@ class _Stateful:
                 "BestWeights."
             )
 
-    def get(self):
+    def get(self) -> JSON:
         if self.names is None:
             return self.callback.get_state()
         return {name: getattr(self.callback, name, None) for name in self.names}
 
-    def set(self, state):
+    def set(self, state: JSON) -> None:
         if self.names is None:
             self.callback.set_state(state)
         else:

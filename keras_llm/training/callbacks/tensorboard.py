@@ -3,6 +3,8 @@
 import json
 import math
 import time
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,6 +12,7 @@ import tensorflow as tf
 
 from keras_llm import models
 from keras_llm.errors import InputError
+from keras_llm.types import Dataset, PathLike, Tensor
 
 _ZOOM = 4  # attention images: pixels per token in each direction
 
@@ -49,17 +52,17 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
     def __init__(
         self,
-        log_dir,
-        tokens_per_step,
-        sample=None,
-        update_freq=20,
-        unit="tokens",
-        flops_per_token=None,
-        peak_flops=None,
-        attention=None,
-        projector=None,
-        **kwargs,
-    ):
+        log_dir: PathLike,
+        tokens_per_step: int,
+        sample: Callable[[], str] | None = None,
+        update_freq: int = 20,
+        unit: str = "tokens",
+        flops_per_token: float | None = None,
+        peak_flops: float | None = None,
+        attention: dict[str, Tensor] | None = None,
+        projector: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("write_graph", False)
         # "epoch" turns off Keras's own batch-level points, which are averages since the epoch
         # began.
@@ -74,7 +77,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         if flops_per_token is not None and peak_flops is not None:
             self.utilization = flops_per_token / peak_flops  # at one token per second
 
-    def data(self, dataset):
+    def data(self, dataset: Dataset) -> Dataset:
         """Return the data for `fit`, recording when each batch arrives.
 
         Args:
@@ -95,7 +98,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         options.experimental_optimization.inject_prefetch = False
         return dataset.prefetch(tf.data.AUTOTUNE).map(arrive).with_options(options)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
         inner = getattr(self.model, "model", self.model)  # unwrap a trainer
         self._watched = inner if isinstance(inner, keras.Model) else self.model
@@ -108,23 +111,23 @@ class TensorBoard(keras.callbacks.TensorBoard):
                 )
         self._write_attention()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self.projector is not None:
             self._write_projector()
         super().on_train_end(logs)
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         super().on_epoch_begin(epoch, logs)
         self._waited = self._computed = 0.0
         self._batches = self._replayed = 0
         self._epoch_begin = time.perf_counter()
         self._last_point = (0, self._epoch_begin, {})
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         super().on_train_batch_begin(batch, logs)
         self._requested = time.time()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self._arrived is not None and not getattr(self.model, "is_replaying", False):
             arrived = float(self._arrived)
             self._waited += arrived - self._requested
@@ -140,7 +143,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         # Validation runs after the last batch and must not count toward training speed.
         self._epoch_end = time.perf_counter()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         logs = dict(logs or {})
         seconds = self._epoch_end - self._epoch_begin
         steps = self._batches - self._replayed

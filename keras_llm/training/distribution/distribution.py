@@ -1,6 +1,7 @@
 """Distribute training with `tf.distribute` on TensorFlow and `keras.distribution` on JAX."""
 
 import math
+from typing import Any
 
 import keras
 
@@ -23,7 +24,7 @@ _LAYOUTS = {
 }
 
 
-def layout_map(mesh):
+def layout_map(mesh: keras.distribution.DeviceMesh) -> keras.distribution.LayoutMap:
     """Return the layout of this library's weights for tensor parallelism.
 
     Token embeddings are split by token, attention by head, feed-forward networks by hidden feature
@@ -69,7 +70,7 @@ class TensorParallel(keras.distribution.ModelParallel):
         InputError: on another backend, or if `model_devices` does not divide the devices.
     """
 
-    def __init__(self, model_devices=None, devices=None):
+    def __init__(self, model_devices: int | None = None, devices: list[str] | None = None) -> None:
         _check_backend("jax", "TensorParallel")
         devices = devices or keras.distribution.list_devices()
         model_devices = model_devices or len(devices)
@@ -82,7 +83,7 @@ class TensorParallel(keras.distribution.ModelParallel):
         )
         super().__init__(layout_map=layout_map(mesh), batch_dim_name="batch")
 
-    def get_variable_layout(self, variable):
+    def get_variable_layout(self, variable: keras.Variable) -> keras.distribution.TensorLayout:
         layout = super().get_variable_layout(variable)
         sizes = dict(zip(self.device_mesh.axis_names, self.device_mesh.shape, strict=True))
         axes = [
@@ -92,7 +93,7 @@ class TensorParallel(keras.distribution.ModelParallel):
         return keras.distribution.TensorLayout(axes, self.device_mesh)
 
 
-def set_distribution(kind):
+def set_distribution(kind: str | None) -> None:
     """Set the global distribution for models that are built afterwards.
 
     Args:
@@ -128,7 +129,7 @@ def set_distribution(kind):
     keras.distribution.set_distribution(distribution)
 
 
-def check_batches(data, batch_size=None, name="x"):
+def check_batches(data: Any, batch_size: int | None = None, name: str = "x") -> None:
     """Raise InputError if a batch cannot be split evenly over JAX's devices.
 
     Args:

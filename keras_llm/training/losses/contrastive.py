@@ -1,10 +1,13 @@
 """Compute the InfoNCE contrastive loss with in-batch negatives."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_llm.errors import InputError
 from keras_llm.training.distribution import replicas
+from keras_llm.types import JSON, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -46,14 +49,20 @@ class ContrastiveLoss(keras.losses.Loss):
     True
     """
 
-    def __init__(self, temperature=0.05, symmetric=False, name="contrastive_loss", **kwargs):
+    def __init__(
+        self,
+        temperature: float = 0.05,
+        symmetric: bool = False,
+        name: str = "contrastive_loss",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(name=name, **kwargs)
         if not temperature > 0:
             raise InputError(f"`temperature` must be > 0, got {temperature!r}.")
         self.temperature = temperature
         self.symmetric = symmetric
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         if len(y_pred.shape) != 3 or y_pred.shape[1] < 2:
             raise InputError(
                 f"`y_pred` must have shape (B, P, E) with P > 1, got {tuple(y_pred.shape)}; see "
@@ -77,17 +86,17 @@ class ContrastiveLoss(keras.losses.Loss):
             losses = (losses + _cross_entropy(ops.transpose(back))) / 2
         return losses
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         own = {"temperature": self.temperature, "symmetric": self.symmetric}
         return {**super().get_config(), **own}
 
 
-def _cross_entropy(scores):
+def _cross_entropy(scores: Tensor) -> Tensor:
     """Return losses (B,) of scores (B, >= B); the targets are on the diagonal."""
     return ops.logsumexp(scores, axis=1) - ops.diagonal(scores)
 
 
-def siamese(embedder, num_texts=2):
+def siamese(embedder: keras.Model, num_texts: int = 2) -> keras.Model:
     """Return a siamese model: it embeds several texts per row with shared weights.
 
     Train it with `ContrastiveLoss`, `compile` and `fit`.

@@ -1,9 +1,15 @@
 """Compute cross-entropy over the vocabulary in chunks, without the (B, T, V) tensor of logits."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import keras
 from keras import ops
+
+from keras_llm.types import Tensor
+
+if TYPE_CHECKING:
+    from keras_llm.models import OutputHead
 
 CHUNK_ELEMENTS = 2**22  # logits per chunk: 16 MiB in float32
 
@@ -36,7 +42,9 @@ class ChunkedCrossEntropy:
     soft_cap: float | None = None
     chunk_size: int | None = None
 
-    def token_losses(self, states, kernel, targets, bias=None):
+    def token_losses(
+        self, states: Tensor, kernel: Tensor, targets: Tensor, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Compute the losses without gradients.
 
         Args:
@@ -53,8 +61,15 @@ class ChunkedCrossEntropy:
         return self._run(states, kernel, bias, targets, weights)[:2]
 
     def weighted_sum(
-        self, states, kernel, targets, weights, bias=None, frozen_kernel=False, teacher=None
-    ):
+        self,
+        states: Tensor,
+        kernel: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        bias: Tensor | None = None,
+        frozen_kernel: bool = False,
+        teacher: "tuple[Tensor, OutputHead] | None" = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the sum of `weights * losses`, with gradients for `states`, `kernel` and `bias`.
 
         Args:
@@ -203,13 +218,13 @@ class ChunkedCrossEntropy:
         return -(-count // at_least_one)
 
 
-def _logits(states, kernel, bias):
+def _logits(states: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     """Return float32 logits (C, V) of states (C, D), before the cap."""
     raw = ops.cast(ops.matmul(states, kernel), "float32")
     return raw if bias is None else raw + ops.cast(bias, "float32")
 
 
-def capped(raw, soft_cap):
+def capped(raw: Tensor, soft_cap: float | None) -> Tensor:
     """Return `soft_cap tanh(raw / soft_cap)`, or `raw` if `soft_cap` is None."""
     return raw if soft_cap is None else soft_cap * ops.tanh(raw / soft_cap)
 

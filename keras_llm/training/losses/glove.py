@@ -1,7 +1,11 @@
 """Compute the GloVe loss."""
 
+from typing import Any
+
 import keras
 from keras import ops
+
+from keras_llm.types import JSON, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -27,7 +31,9 @@ class GloVeLoss(keras.losses.Loss):
         Pennington et al., 2014, "GloVe: Global Vectors for Word Representation", eq. 8 and 9.
     """
 
-    def __init__(self, x_max=100.0, alpha=0.75, name="glove_loss", **kwargs):
+    def __init__(
+        self, x_max: float = 100.0, alpha: float = 0.75, name: str = "glove_loss", **kwargs: Any
+    ) -> None:
         super().__init__(name=name, **kwargs)
         if x_max <= 0 or alpha <= 0:
             raise ValueError(
@@ -36,10 +42,10 @@ class GloVeLoss(keras.losses.Loss):
         self.x_max = x_max
         self.alpha = alpha
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         y_true = ops.reshape(ops.cast(y_true, y_pred.dtype), ops.shape(y_pred))
         weight = ops.minimum(1.0, ops.power(y_true / self.x_max, self.alpha))
         return weight * ops.square(y_pred - ops.log(ops.maximum(y_true, 1e-9)))
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {**super().get_config(), "x_max": self.x_max, "alpha": self.alpha}

@@ -3,6 +3,7 @@
 import collections
 import re
 import string
+from collections.abc import Sequence
 
 from keras_llm.errors import InputError
 
@@ -10,7 +11,9 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def evaluate_answers(answers, references):
+def evaluate_answers(
+    answers: Sequence[str], references: Sequence[str | list[str]]
+) -> dict[str, float]:
     """Compute exact match and F1 of answers to questions.
 
     Texts are lowercased, and punctuation and the articles "a", "an" and "the" are removed. F1 is

@@ -1,10 +1,13 @@
 """Evaluate classifiers: accuracy, macro F1, confusion matrix and calibration error."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_llm.errors import InputError
+from keras_llm.types import JSON, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -27,7 +30,13 @@ class CalibrationError(keras.metrics.Metric):
         Guo et al., 2017, "On Calibration of Modern Neural Networks", eq. 3.
     """
 
-    def __init__(self, num_bins=15, from_logits=False, name="calibration_error", **kwargs):
+    def __init__(
+        self,
+        num_bins: int = 15,
+        from_logits: bool = False,
+        name: str = "calibration_error",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(name=name, **kwargs)
         self.num_bins, self.from_logits = num_bins, from_logits
         self.sums = [
@@ -35,7 +44,9 @@ class CalibrationError(keras.metrics.Metric):
             for part in ("count", "right", "confidence")
         ]
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
+    ) -> None:
         y_pred = ops.cast(y_pred, self.dtype)
         if self.from_logits:
             y_pred = ops.softmax(y_pred, axis=-1)
@@ -50,11 +61,11 @@ class CalibrationError(keras.metrics.Metric):
         for total, value in zip(self.sums, values, strict=True):
             total.assign_add(ops.sum(bins * ops.expand_dims(value, -1), axis=0))
 
-    def result(self):
+    def result(self) -> Tensor:
         count, right, confidence = (ops.convert_to_tensor(total) for total in self.sums)
         return ops.sum(ops.abs(right - confidence)) / ops.maximum(ops.sum(count), 1.0)
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {
             **super().get_config(),
             "num_bins": self.num_bins,
@@ -62,14 +73,16 @@ class CalibrationError(keras.metrics.Metric):
         }
 
 
-def confusion_matrix(labels, predictions, num_classes):
+def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> np.ndarray:
     """Return the confusion matrix, an int array (C, C): rows are labels, columns predictions."""
     counts = np.zeros((num_classes, num_classes), "int64")
     np.add.at(counts, (np.asarray(labels), np.asarray(predictions)), 1)
     return counts
 
 
-def evaluate_classifier(labels, probabilities, num_bins=15):
+def evaluate_classifier(
+    labels: Tensor, probabilities: Tensor, num_bins: int = 15
+) -> dict[str, float]:
     """Evaluate a classifier on labeled rows.
 
     Args:

@@ -1,11 +1,12 @@
 """Estimate pass@k of generated programs."""
 
 import math
+from collections.abc import Iterable
 
 from keras_llm.errors import InputError
 
 
-def pass_at_k(samples, passed, k):
+def pass_at_k(samples: Iterable[int], passed: Iterable[int], k: int) -> float:
     """Estimate pass@k: the probability that at least one of `k` samples passes.
 
     For a problem with `n` samples of which `c` passed: `1 - C(n - c, k) / C(n, k)`. The result is

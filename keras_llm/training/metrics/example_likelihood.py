@@ -1,14 +1,22 @@
 """Evaluate the likelihood of the target tokens of examples, such as the answers of a chat."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.training.metrics.language_model import TokenLosses, measures
 
+if TYPE_CHECKING:
+    from keras_llm.models import CausalLM
+
 _LENGTHS = 32  # rows are padded to a multiple of this to limit the number of compiled shapes
 
 
-def evaluate_examples(model, examples, batch_size=16):
+def evaluate_examples(
+    model: "CausalLM", examples: Sequence[tuple[list[int], list[int]]], batch_size: int = 16
+) -> dict[str, float]:
     """Evaluate the likelihood of the target tokens of examples.
 
     Args:
@@ -32,7 +40,9 @@ def evaluate_examples(model, examples, batch_size=16):
     return measures(nats, right, tokens, "evaluate_examples")
 
 
-def log_probabilities(model, examples, batch_size=16):
+def log_probabilities(
+    model: "CausalLM", examples: Sequence[tuple[list[int], list[int]]], batch_size: int = 16
+) -> np.ndarray:
     """Return the total log-probability of each example's target tokens, in nats.
 
     Args:

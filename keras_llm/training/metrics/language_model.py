@@ -1,6 +1,8 @@
 """Evaluate language models: training metrics, exact likelihoods and unigram baselines."""
 
 import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,6 +12,7 @@ from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.training.losses.cross_entropy import ChunkedCrossEntropy
 from keras_llm.training.segment_mask import packed_states
+from keras_llm.types import JSON, Tensor
 
 _CHUNK = 1 << 22  # tokens
 
@@ -27,18 +30,20 @@ class TokenAccuracy(keras.metrics.Mean):
         y_pred: float tensor (B, T, V), logits or probabilities.
     """
 
-    def __init__(self, ignore_id=0, name="accuracy", **kwargs):
+    def __init__(self, ignore_id: int = 0, name: str = "accuracy", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
         self.ignore_id = ignore_id
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
+    ) -> None:
         counts = ops.cast(y_true != self.ignore_id, self.dtype)
         if sample_weight is not None:
             counts = counts * ops.cast(sample_weight, self.dtype)
         right = ops.cast(ops.argmax(y_pred, axis=-1), "int32") == ops.cast(y_true, "int32")
         return super().update_state(ops.cast(right, self.dtype), sample_weight=counts)
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {**super().get_config(), "ignore_id": self.ignore_id}
 
 
@@ -58,11 +63,15 @@ class Perplexity(keras.metrics.Mean):
         y_pred: float tensor (B, T, V).
     """
 
-    def __init__(self, ignore_id=0, from_logits=True, name="perplexity", **kwargs):
+    def __init__(
+        self, ignore_id: int = 0, from_logits: bool = True, name: str = "perplexity", **kwargs: Any
+    ) -> None:
         super().__init__(name=name, **kwargs)
         self.ignore_id, self.from_logits = ignore_id, from_logits
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
+    ) -> None:
         counts = ops.cast(y_true != self.ignore_id, self.dtype)
         if sample_weight is not None:
             counts = counts * ops.cast(sample_weight, self.dtype)
@@ -71,17 +80,23 @@ class Perplexity(keras.metrics.Mean):
         )
         return super().update_state(nats, sample_weight=counts)
 
-    def result(self):
+    def result(self) -> Tensor:
         return ops.exp(super().result())
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         own = {"ignore_id": self.ignore_id, "from_logits": self.from_logits}
         return {**super().get_config(), **own}
 
 
 def evaluate_language_model(
-    model, token_ids, num_bytes, bos_id, sequence_length, batch_size=16, segments=False
-):
+    model: models.CausalLM,
+    token_ids: np.ndarray,
+    num_bytes: int,
+    bos_id: int,
+    sequence_length: int,
+    batch_size: int = 16,
+    segments: bool = False,
+) -> dict[str, float]:
     """Evaluate the likelihood of held-out text, counting every token exactly once.
 
     The stream is split into windows of `sequence_length`; each token is predicted from the tokens
@@ -132,11 +147,11 @@ class TokenLosses(keras.Model):
     float tensors (B, T).
     """
 
-    def __init__(self, model):
+    def __init__(self, model: keras.Model) -> None:
         super().__init__(name="token_losses")
         self.model = model
 
-    def call(self, inputs):
+    def call(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         token_ids, targets, *segment_inputs = inputs
         if segment_inputs:
             states = packed_states(self.model, token_ids, *segment_inputs)
@@ -148,7 +163,7 @@ class TokenLosses(keras.Model):
         )
         return [ops.reshape(values, ops.shape(targets)) for values in outputs]
 
-    def predict_on_batch(self, x):
+    def predict_on_batch(self, x: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return the outputs for each row once.
 
         With several replicas, Keras runs every replica on the full batch and concatenates the
@@ -164,7 +179,9 @@ def _segments(begins):
     return [np.cumsum(begins, axis=1, dtype="int32"), (columns - first).astype("int32")]
 
 
-def evaluate_unigram(train_ids, token_ids, num_bytes, bos_id, vocabulary_size):
+def evaluate_unigram(
+    train_ids: np.ndarray, token_ids: np.ndarray, num_bytes: int, bos_id: int, vocabulary_size: int
+) -> dict[str, float]:
     """Evaluate the unigram baseline with the metrics of `evaluate_language_model`.
 
     Args:
@@ -184,7 +201,7 @@ def evaluate_unigram(train_ids, token_ids, num_bytes, bos_id, vocabulary_size):
     return likelihoods(-float(log_probability[targets].sum()), len(targets), num_bytes)
 
 
-def likelihoods(nats, tokens, num_bytes):
+def likelihoods(nats: float, tokens: int, num_bytes: int) -> dict[str, float]:
     """Return a dict of likelihood metrics, from total nats and the counts of tokens and bytes."""
     return {
         "tokens": tokens,
@@ -194,7 +211,9 @@ def likelihoods(nats, tokens, num_bytes):
     }
 
 
-def evaluate_targets(model, batches, ignore_id):
+def evaluate_targets(
+    model: keras.Model, batches: Iterable[tuple[Any, Tensor]], ignore_id: int
+) -> dict[str, float]:
     """Evaluate the likelihood of the targets of all batches.
 
     Args:
@@ -220,7 +239,9 @@ def evaluate_targets(model, batches, ignore_id):
     return measures(nats, right, tokens, "evaluate_targets")
 
 
-def evaluate_most_frequent(train_ids, targets, vocabulary_size):
+def evaluate_most_frequent(
+    train_ids: np.ndarray, targets: np.ndarray, vocabulary_size: int
+) -> dict[str, float]:
     """Evaluate the unigram baseline with the metrics of `evaluate_targets`.
 
     Args:
@@ -237,7 +258,7 @@ def evaluate_most_frequent(train_ids, targets, vocabulary_size):
     return measures(nats, right, len(targets), "evaluate_most_frequent")
 
 
-def measures(nats, right, tokens, name):
+def measures(nats: float, right: int, tokens: int, name: str) -> dict[str, float]:
     """Return a dict of metrics from total nats and the counts of correct and target tokens."""
     if not tokens:
         raise InputError(f"{name}: there is no target token.")

@@ -1,5 +1,7 @@
 """Count n-grams of tokens: a trigram baseline, distinct-n and verbatim memorization."""
 
+from collections.abc import Hashable, Iterable, Sequence
+
 import numpy as np
 
 from keras_llm.errors import InputError
@@ -31,7 +33,7 @@ class Trigram:
         Modeling", sections 2.7 and 3.
     """
 
-    def __init__(self, token_ids, bos_id, vocabulary_size):
+    def __init__(self, token_ids: np.ndarray, bos_id: int, vocabulary_size: int) -> None:
         self.bos_id, self.size = bos_id, vocabulary_size
         before, last = self._split(token_ids)
         if not len(last):
@@ -45,7 +47,7 @@ class Trigram:
             _Order(three, counts, self.size),
         ]
 
-    def log_probabilities(self, token_ids):
+    def log_probabilities(self, token_ids: np.ndarray) -> np.ndarray:
         """Return log p of each token except begin tokens, given the two before it: float (M,)."""
         before, last = self._split(token_ids)
         p = np.full(len(last), 1.0 / self.size)
@@ -65,7 +67,7 @@ class Trigram:
 class _Order:
     """The counts of one n-gram order, sorted by gram `context * V + token`."""
 
-    def __init__(self, grams, counts, size):
+    def __init__(self, grams: np.ndarray, counts: np.ndarray, size: int) -> None:
         self.grams, self.counts, self.size = grams, counts, size
         ones, twos = np.sum(counts == 1), np.sum(counts == 2)
         self.discount = ones / (ones + 2 * twos) if ones else 0.5
@@ -73,7 +75,9 @@ class _Order:
         self.totals = np.add.reduceat(counts, starts)
         self.followers = np.diff([*starts, len(grams)])
 
-    def interpolated(self, contexts, tokens, lower):
+    def interpolated(
+        self, contexts: np.ndarray, tokens: np.ndarray, lower: np.ndarray
+    ) -> np.ndarray:
         rows = np.minimum(np.searchsorted(self.contexts, contexts), len(self.contexts) - 1)
         is_seen = self.contexts[rows] == contexts
         grams = contexts * self.size + tokens
@@ -84,7 +88,9 @@ class _Order:
         return np.where(is_seen, (discounted + backoff * lower) / self.totals[rows], lower)
 
 
-def evaluate_trigram(train_ids, token_ids, num_bytes, bos_id, vocabulary_size):
+def evaluate_trigram(
+    train_ids: np.ndarray, token_ids: np.ndarray, num_bytes: int, bos_id: int, vocabulary_size: int
+) -> dict[str, float]:
     """Evaluate the `Trigram` baseline with the metrics of `evaluate_language_model`.
 
     Args:
@@ -99,7 +105,7 @@ def evaluate_trigram(train_ids, token_ids, num_bytes, bos_id, vocabulary_size):
     return likelihoods(-float(log_p.sum()), len(log_p), num_bytes)
 
 
-def distinct_n(texts, n):
+def distinct_n(texts: Iterable[Sequence[Hashable]], n: int) -> float:
     """Return the number of distinct n-grams divided by the number of n-grams, in [0, 1].
 
     Args:
@@ -123,7 +129,7 @@ def distinct_n(texts, n):
     return len(set(grams)) / len(grams)
 
 
-def memorization_rate(texts, train_ids, n):
+def memorization_rate(texts: Iterable[Sequence[int]], train_ids: np.ndarray, n: int) -> float:
     """Return the share of n-grams of texts that occur verbatim in the training data, in [0, 1].
 
     Compare the result with held-out texts of the same length: common n-grams occur in both.

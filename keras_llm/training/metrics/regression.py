@@ -3,9 +3,10 @@
 import numpy as np
 
 from keras_llm.errors import InputError
+from keras_llm.types import Tensor
 
 
-def evaluate_regression(truth, predicted):
+def evaluate_regression(truth: Tensor, predicted: Tensor) -> dict[str, float]:
     """Compare predicted values with true values.
 
     Args:
@@ -42,7 +43,7 @@ def evaluate_regression(truth, predicted):
     }
 
 
-def spearman(first, second):
+def spearman(first: Tensor, second: Tensor) -> float:
     """Return Spearman's rank correlation of two float arrays (N,). Ties get their mean rank."""
     return _correlation(_ranks(first), _ranks(second))
 

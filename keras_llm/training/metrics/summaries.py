@@ -1,11 +1,15 @@
 """Compute ROUGE of summaries with rouge-score."""
 
+from collections.abc import Sequence
+
 from keras_llm.errors import InputError
 
 _KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
-def evaluate_summaries(summaries, references, stemming=True):
+def evaluate_summaries(
+    summaries: Sequence[str], references: Sequence[str], stemming: bool = True
+) -> dict[str, float]:
     """Compute the mean ROUGE scores of summaries.
 
     Args:

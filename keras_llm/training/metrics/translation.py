@@ -1,9 +1,13 @@
 """Compute BLEU and chrF of translations with sacrebleu."""
 
+from collections.abc import Sequence
+
 from keras_llm.errors import InputError
 
 
-def evaluate_translations(translations, references, tokenizer="13a"):
+def evaluate_translations(
+    translations: Sequence[str], references: Sequence[str], tokenizer: str = "13a"
+) -> dict[str, float | str]:
     """Compute corpus BLEU and chrF.
 
     Args:

@@ -1,11 +1,18 @@
 """Evaluate word vectors on analogies and on human similarity judgments."""
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 
 from keras_llm.training.metrics.regression import spearman
 
 
-def evaluate_analogies(table, words, questions, batch_size=256):
+def evaluate_analogies(
+    table: np.ndarray,
+    words: Sequence[str],
+    questions: Iterable[tuple[str, str, str, str]],
+    batch_size: int = 256,
+) -> dict[str, float]:
     """Compute the accuracy of analogies "a is to b as c is to d".
 
     A question is correct if d has the largest cosine similarity to `b - a + c` among all words
@@ -39,7 +46,9 @@ def evaluate_analogies(table, words, questions, batch_size=256):
     }
 
 
-def evaluate_similarities(table, words, pairs):
+def evaluate_similarities(
+    table: np.ndarray, words: Sequence[str], pairs: Iterable[tuple[str, str, float]]
+) -> dict[str, float]:
     """Compute Spearman's correlation of cosine similarities with human judgments.
 
     Args:

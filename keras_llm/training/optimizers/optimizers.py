@@ -1,6 +1,8 @@
 """Extend Keras optimizers for language models: decay masks, gradient norms, spike skipping."""
 
 import contextlib
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
 from keras import ops
@@ -9,13 +11,16 @@ from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras_llm.errors import InputError
 from keras_llm.training.distribution import replicas
 from keras_llm.training.optimizers.quantized_moments import QuantizedMoment, is_coded
+from keras_llm.types import JSON, Tensor
 
 NO_DECAY = ("bias", "scale", "gamma", "beta", "magnitude")
 _ROUNDED_TO_ONE = {"bfloat16": 2.0**-9, "float16": 2.0**-12}  # numbers this close to 1 round to 1
 _SETTLING = 20  # updates before `skip_factor` applies
 
 
-def check_precision(optimizer, variables):
+def check_precision(
+    optimizer: keras.optimizers.Optimizer, variables: Iterable[keras.Variable]
+) -> None:
     """Raise InputError if the weight dtype is too coarse for the optimizer's `beta_2`.
 
     In bfloat16, `beta_2` = 0.999 rounds to 1, so `1 - beta_2^t` and Adam's steps are 0.
@@ -44,7 +49,13 @@ class _Replicated:
         skipped: variable, the number of skipped updates.
     """
 
-    def __init__(self, *args, no_decay=NO_DECAY, skip_factor=None, **kwargs):
+    def __init__(
+        self,
+        *args: Any,
+        no_decay: Iterable[str] = NO_DECAY,
+        skip_factor: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         if skip_factor is not None and not skip_factor > 1:
             raise InputError(f"`skip_factor` must be > 1 or None, got {skip_factor!r}.")
@@ -77,14 +88,18 @@ class _Replicated:
             return self._learning_rate(self.iterations)
         return super()._get_current_learning_rate()
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         check_precision(self, variables)
         super().build(variables)
         for name in ("gradient_norm", "typical_norm", "skipped"):
             variable = self.add_variable((), initializer="zeros", dtype="float32", name=name)
             setattr(self, name, variable)
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(
+        self,
+        grads: Sequence[Tensor | None],
+        trainable_variables: Iterable[keras.Variable] | None = None,
+    ) -> None:
         if not self.built:
             trainable_variables = list(trainable_variables)
             self.build(trainable_variables)
@@ -118,7 +133,7 @@ class _Replicated:
 
         ops.cond(is_normal, take, skip)  # Keras counts skipped steps too: the schedule advances
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         options = {"no_decay": self.no_decay, "skip_factor": self.skip_factor}
         return {**super().get_config(), **options}
 
@@ -191,7 +206,7 @@ class AdamW(_Replicated, keras.optimizers.AdamW):
     )
     _apply_weight_decay = BaseOptimizer._apply_weight_decay
 
-    def __init__(self, *args, state_bits=32, **kwargs):
+    def __init__(self, *args: Any, state_bits: int = 32, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if state_bits not in (8, 32):
             raise InputError(f"`state_bits` must be 8 or 32, got {state_bits!r}.")
@@ -199,7 +214,12 @@ class AdamW(_Replicated, keras.optimizers.AdamW):
             raise InputError("`state_bits` must be 32 with `amsgrad`.")
         self.state_bits = state_bits
 
-    def add_optimizer_variables(self, trainable_variables, name, initializer="zeros"):
+    def add_optimizer_variables(
+        self,
+        trainable_variables: Iterable[keras.Variable],
+        name: str | Sequence[str],
+        initializer: Any = "zeros",
+    ) -> Any:
         """Add variables as Keras does; with 8 state bits, quantize the moments of large matrices.
 
         See `QuantizedMoment`.
@@ -218,7 +238,9 @@ class AdamW(_Replicated, keras.optimizers.AdamW):
         ]
         return zip(*averages, strict=True)
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
+    ) -> None:
         """Update as Keras does; dequantize and requantize moments if they are quantized."""
         index = self._get_variable_index(variable)
         first, second = self._momentums[index], self._velocities[index]
@@ -240,7 +262,7 @@ class AdamW(_Replicated, keras.optimizers.AdamW):
         first.write(momentum)
         second.write(velocity)
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {**super().get_config(), "state_bits": self.state_bits}
 
 
@@ -266,7 +288,7 @@ class Muon(_Replicated, keras.optimizers.Muon):
         ):
             super()._adamw_update_step(gradient, variable, learning_rate, m, v)
 
-    def zeropower_via_newtonschulz5(self, x, steps):
+    def zeropower_via_newtonschulz5(self, x: Tensor, steps: int) -> Tensor:
         """Orthogonalize a matrix with Keras's iteration, x <- (a + b x x^T + c (x x^T)^2) x.
 
         For a matrix (m, n) or (n, m) with n > 1.5 m, iterate on x x^T instead: the factor of x is a

@@ -1,8 +1,12 @@
 """Store optimizer moments in 8 bits."""
 
 import math
+from collections.abc import Sequence
 
+import keras
 from keras import ops
+
+from keras_llm.types import Tensor
 
 _SMALLEST = 4096  # elements; quantizing smaller variables saves too little
 
@@ -21,20 +25,26 @@ class QuantizedMoment:
         signed: bool, whether values can be negative.
     """
 
-    def __init__(self, optimizer, variable, name, signed):
+    def __init__(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        variable: keras.Variable,
+        name: str,
+        signed: bool,
+    ) -> None:
         self.signed, self.dtype = signed, "int8" if signed else "uint8"
         shape, name = (*variable.shape[:-1], 1), f"{variable.name}_{name}"
         self.codes = optimizer.add_variable(variable.shape, "zeros", self.dtype, name=name)
         self.scale = optimizer.add_variable(shape, "zeros", "float32", name=f"{name}_scale")
 
-    def read(self):
+    def read(self) -> Tensor:
         """Return the dequantized values, float32."""
         codes = ops.cast(self.codes, "float32")
         if self.signed:
             return codes * ops.abs(codes) * (self.scale / 127.0**2)
         return ops.square(ops.square(ops.maximum(codes - 0.5, 0.0))) * (self.scale / 254.5**4)
 
-    def write(self, numbers):
+    def write(self, numbers: Tensor) -> None:
         """Quantize float32 values to the nearest codes."""
         size = ops.abs(numbers) if self.signed else numbers
         scale = ops.max(size, axis=-1, keepdims=True)
@@ -47,11 +57,11 @@ class QuantizedMoment:
         self.codes.assign(ops.cast(codes, self.dtype))
 
 
-def is_coded(shape):
+def is_coded(shape: Sequence[int]) -> bool:
     """Return whether moments of this shape are quantized: only large matrices are."""
     return len(shape) > 1 and math.prod(shape) >= _SMALLEST and shape[-1] >= 32
 
 
-def coded_bytes(shape):
+def coded_bytes(shape: Sequence[int]) -> int:
     """Return the size of one quantized moment in bytes."""
     return math.prod(shape) + 4 * math.prod(shape[:-1])

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_llm.errors import InputError
+from keras_llm.types import JSON, Tensor
 
 _DECAYS = ("cosine", "linear", "inverse_sqrt", "wsd", "constant")
 
@@ -49,13 +50,13 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
 
     def __init__(
         self,
-        peak,
-        total_steps,
-        warmup_steps=0,
-        decay="cosine",
-        final_share=0.1,
-        decay_share=0.2,
-    ):
+        peak: float,
+        total_steps: int,
+        warmup_steps: int = 0,
+        decay: str = "cosine",
+        final_share: float = 0.1,
+        decay_share: float = 0.2,
+    ) -> None:
         for name, ok, rule in (
             ("peak", peak > 0, "> 0"),
             ("total_steps", total_steps > 0, "a positive int"),
@@ -75,14 +76,14 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         self.final_share = final_share
         self.decay_share = decay_share
 
-    def __call__(self, step):
+    def __call__(self, step: Tensor) -> Tensor:
         """Return the learning rate of an update, counted from 0: a float tensor."""
         step = ops.minimum(ops.cast(step, "float32"), float(self.total_steps))
         warmup = (step + 1.0) / (self.warmup_steps + 1.0)
         share = ops.where(step < self.warmup_steps, warmup, self._decayed(step))
         return self.peak * share
 
-    def _decayed(self, step):
+    def _decayed(self, step: Tensor) -> Tensor:
         first, last = self.warmup_steps, self.total_steps
         drop = 1.0 - self.final_share
         if self.decay == "constant":
@@ -96,7 +97,7 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
             return self.final_share + drop * 0.5 * (1.0 + ops.cos(math.pi * done))
         return 1.0 - drop * done
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {
             "peak": self.peak,
             "total_steps": self.total_steps,

@@ -1,5 +1,7 @@
 """Train Keras models with the same result on one or several devices."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -7,6 +9,7 @@ from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.training.distribution import distribution, replicas
 from keras_llm.training.optimizers.optimizers import check_precision
+from keras_llm.types import JSON, Tensor
 
 _MEANS = ("sum_over_batch_size", "mean")
 
@@ -43,24 +46,31 @@ class Trainer(keras.Model):
     ['loss']
     """
 
-    def __init__(self, model, name=None):
+    def __init__(self, model: keras.Model, name: str | None = None) -> None:
         super().__init__(name=name)
         self.model = model
 
     @property
-    def trained(self):
+    def trained(self) -> keras.Model:
         """The model with all trained weights."""
         return self.model
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         has_config = hasattr(self.model, "config")
         return {"model": models.describe(self.model) if has_config else self.model.get_config()}
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Return the model's outputs."""
         return self.model(inputs, training=training)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Tensor | None = None,
+        training: bool = True,
+    ) -> Tensor:
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         if not replicas.is_step():
             return loss
@@ -91,13 +101,15 @@ class Trainer(keras.Model):
         (whole,) = replicas.total([ops.stop_gradient(part)], type(self).__name__)
         return part + ops.stop_gradient(whole / replicas.count() - part)
 
-    def compile(self, *args, **kwargs):
+    def compile(self, *args: Any, **kwargs: Any) -> None:
         super().compile(*args, **kwargs)
         with replicas.scope_of(self):
             if replicas.count() > 1:
                 self._check_compiled(kwargs.get("loss", args[1] if len(args) > 1 else None))
 
-    def fit(self, x=None, y=None, batch_size=None, **kwargs):
+    def fit(
+        self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
+    ) -> keras.callbacks.History:
         check_precision(self.optimizer, self.trained.trainable_variables)
         distribution.check_batches(x, batch_size)
         distribution.check_batches(kwargs.get("validation_data"), batch_size, "validation_data")
@@ -109,15 +121,17 @@ class Trainer(keras.Model):
             with replicas.naming_lost_workers():
                 return super().fit(replicas.sharded_by_row(x), y, batch_size, **kwargs)
 
-    def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
+    def evaluate(
+        self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
+    ) -> float | list[float] | dict[str, float]:
         distribution.check_batches(x, batch_size)
         return super().evaluate(x, y, batch_size, **kwargs)
 
-    def train_step(self, *args):
+    def train_step(self, *args: Any) -> Any:
         with replicas.after(args):
             return replicas.step_logs(super().train_step(*args))
 
-    def test_step(self, *args):
+    def test_step(self, *args: Any) -> Any:
         return replicas.step_logs(super().test_step(*args))
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):

@@ -1,6 +1,7 @@
 """Train a language model by knowledge distillation."""
 
 import dataclasses
+from typing import Any
 
 from keras import ops
 
@@ -8,6 +9,7 @@ from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.training.losses.cross_entropy import ChunkedCrossEntropy, capped
 from keras_llm.training.trainers.language_model import LanguageModelTrainer, states_of
+from keras_llm.types import JSON
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +78,14 @@ class DistillationTrainer(LanguageModelTrainer):
     ['accuracy', 'loss']
     """
 
-    def __init__(self, model, teacher, share=0.5, temperature=2.0, **kwargs):
+    def __init__(
+        self,
+        model: models.ConfiguredModel,
+        teacher: models.ConfiguredModel,
+        share: float = 0.5,
+        temperature: float = 2.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(model, **kwargs)
         if not models.has_token_head(teacher):
             raise InputError("`teacher` must come from causal_lm, seq2seq or masked_lm.")
@@ -94,7 +103,7 @@ class DistillationTrainer(LanguageModelTrainer):
         self.cross_entropy = ChunkedDistillation(**options, share=share, temperature=temperature)
         self._teacher = lambda: teacher  # a function, so that Keras does not track the weights
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {**super().get_config(), "teacher": models.describe(self._teacher())}
 
     def _teaching(self, x):

@@ -1,6 +1,7 @@
 """Train language models without materializing their logits."""
 
 import dataclasses
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ from keras_llm.training.distribution import replicas
 from keras_llm.training.losses.cross_entropy import ChunkedCrossEntropy
 from keras_llm.training.segment_mask import packed_states
 from keras_llm.training.trainers.base import Trainer
+from keras_llm.types import JSON, Tensor
 
 
 class LanguageModelTrainer(Trainer):
@@ -59,13 +61,13 @@ class LanguageModelTrainer(Trainer):
 
     def __init__(
         self,
-        model,
-        ignore_id=None,
-        label_smoothing=0.0,
-        z_loss=0.0,
-        chunk_size=None,
-        name=None,
-    ):
+        model: models.ConfiguredModel,
+        ignore_id: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        chunk_size: int | None = None,
+        name: str | None = None,
+    ) -> None:
         super().__init__(model, name)
         if not models.has_token_head(model):
             raise InputError(
@@ -85,15 +87,22 @@ class LanguageModelTrainer(Trainer):
         )
         self.accuracy = keras.metrics.Mean(name="accuracy")
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         loss = dataclasses.asdict(self.cross_entropy)
         return {**super().get_config(), **loss, "ignore_id": self.ignore_id}
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Any, training: bool | None = None) -> Tensor:
         """Return the hidden states that logits are computed from, (B, T, D)."""
         return states_of(self.model, inputs)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Tensor | None = None,
+        training: bool = True,
+    ) -> Tensor:
         targets = ops.reshape(y, (-1,))
         if self.ignore_id is not None:  # may be outside the vocabulary, such as -1
             targets = ops.where(ops.equal(targets, self.ignore_id), 0, targets)
@@ -120,14 +129,18 @@ class LanguageModelTrainer(Trainer):
         self.accuracy.update_state(right, sample_weight=weights)
         return self._of_whole_batch(loss) if replicas.is_step() else loss + sum(self.losses)
 
-    def fit(self, x=None, y=None, batch_size=None, **kwargs):
+    def fit(
+        self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
+    ) -> keras.callbacks.History:
         validation_data = kwargs.get("validation_data")
         self._check_ids(x, y)
         if isinstance(validation_data, (tuple, list)):
             self._check_ids(*validation_data[:2])
         return super().fit(x, y, batch_size, **kwargs)
 
-    def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
+    def evaluate(
+        self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
+    ) -> float | list[float] | dict[str, float]:
         self._check_ids(x, y)
         return super().evaluate(x, y, batch_size, **kwargs)
 
@@ -157,7 +170,7 @@ class LanguageModelTrainer(Trainer):
                     check_token_ids(array, self.model.config.vocabulary_size)
 
 
-def states_of(model, inputs):
+def states_of(model: models.ConfiguredModel, inputs: Any) -> Tensor:
     """Return the hidden states that logits are computed from, (B, T, D), for a trainer's inputs."""
     if isinstance(model, models.CausalLM) and isinstance(inputs, dict):
         if set(inputs) != {"token_ids", "segment_ids", "positions"}:
@@ -169,7 +182,7 @@ def states_of(model, inputs):
     return models.prediction_states(model, inputs)
 
 
-def check_token_ids(token_ids, vocabulary_size):
+def check_token_ids(token_ids: Tensor, vocabulary_size: int) -> None:
     """Raise InputError if an id of an int array is not in `0 .. vocabulary_size - 1`."""
     least, most = int(np.min(token_ids)), int(np.max(token_ids))
     if least < 0 or most >= vocabulary_size:

@@ -1,6 +1,7 @@
 """Train on preference pairs, chosen and rejected answers, with DPO and ORPO."""
 
 import dataclasses
+from typing import Any
 
 import keras
 from keras import ops
@@ -9,6 +10,7 @@ from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.training.distribution import replicas
 from keras_llm.training.trainers.language_model import LanguageModelTrainer
+from keras_llm.types import JSON, Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +37,13 @@ class DPO:
     label_smoothing: float = 0.0
     needs_reference = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self, "beta", self.beta > 0, "> 0")
         _check(self, "label_smoothing", 0 <= self.label_smoothing < 0.5, "in [0, 0.5)")
 
-    def losses(self, log_p, num_tokens, reference):
+    def losses(
+        self, log_p: Tensor, num_tokens: Tensor, reference: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the losses of pairs and their derivatives.
 
         Args:
@@ -80,10 +84,12 @@ class ORPO:
     weight: float = 0.1
     needs_reference = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self, "weight", self.weight > 0, "> 0")
 
-    def losses(self, log_p, num_tokens, reference=None):
+    def losses(
+        self, log_p: Tensor, num_tokens: Tensor, reference: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the losses like `DPO.losses`; the margins are the log odds ratios."""
         num_tokens = ops.maximum(num_tokens, 1.0)
         mean = ops.minimum(log_p / num_tokens, -1e-6)  # at 0 the odds would be infinite
@@ -130,7 +136,13 @@ class PreferenceTrainer(LanguageModelTrainer):
     ['accuracy', 'loss', 'margin']
     """
 
-    def __init__(self, model, objective, chunk_size=None, name=None):
+    def __init__(
+        self,
+        model: models.CausalLM,
+        objective: DPO | ORPO,
+        chunk_size: int | None = None,
+        name: str | None = None,
+    ) -> None:
         super().__init__(model, chunk_size=chunk_size, name=name)
         if not isinstance(model, models.CausalLM):
             raise InputError("`model` must come from models.causal_lm.")
@@ -139,11 +151,11 @@ class PreferenceTrainer(LanguageModelTrainer):
         self.objective = objective
         self.margin = keras.metrics.Mean(name="margin")
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         options = dataclasses.asdict(self.objective)
         return {**super().get_config(), type(self.objective).__name__: options}
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: dict[str, Tensor], training: bool | None = None) -> Tensor:
         """Return the hidden states that logits are computed from, (2 B, T, D), pairs in order."""
         token_ids = inputs["token_ids"]
         if len(token_ids.shape) != 3 or token_ids.shape[1] not in (2, None):
@@ -153,7 +165,14 @@ class PreferenceTrainer(LanguageModelTrainer):
         rows = ops.reshape(token_ids, (-1, ops.shape(token_ids)[2]))
         return models.prediction_states(self.model, rows)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Tensor | None = None,
+        training: bool = True,
+    ) -> Tensor:
         if sample_weight is None:
             raise InputError("the data must have sample weights, 1 for answer tokens.")
         reference = None

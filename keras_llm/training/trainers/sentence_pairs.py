@@ -1,10 +1,16 @@
 """Pretrain BERT: masked language modeling and next sentence prediction."""
 
+from typing import TYPE_CHECKING, Any
+
 import keras
 from keras import ops
 
 from keras_llm.errors import InputError
 from keras_llm.training.trainers.language_model import LanguageModelTrainer
+from keras_llm.types import Tensor
+
+if TYPE_CHECKING:
+    from keras_llm.models import HeadModel
 
 
 class SentencePairTrainer(LanguageModelTrainer):
@@ -33,7 +39,13 @@ class SentencePairTrainer(LanguageModelTrainer):
     >>> trainer.compile("adamw")
     """
 
-    def __init__(self, model, next_sentence, ignore_id=None, **options):
+    def __init__(
+        self,
+        model: "HeadModel",
+        next_sentence: "HeadModel",
+        ignore_id: int | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(model, ignore_id, **options)
         if getattr(next_sentence, "head", None) != "next_sentence":
             raise InputError("`next_sentence` must come from models.next_sentence.")
@@ -49,17 +61,24 @@ class SentencePairTrainer(LanguageModelTrainer):
         self.next_sentence_accuracy = keras.metrics.Mean(name="next_sentence_accuracy")
 
     @property
-    def trained(self):
+    def trained(self) -> keras.Model:
         return self.both
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: dict[str, Tensor], training: bool | None = None) -> dict[str, Tensor]:
         """Return the states of masked tokens (B, M, D) and next-sentence logits (B, 2)."""
         *tensors, positions = (inputs[tensor.name] for tensor in self.model.inputs)
         hidden = self.model.get_layer("backbone")(tensors)
         states = self.model.get_layer("masked_lm_head").states(hidden, positions)
         return {"tokens": states, "next_sentence": self.judge(hidden)}
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Tensor | None = None,
+        training: bool = True,
+    ) -> Tensor:
         loss = super().compute_loss(x, y["tokens"], y_pred["tokens"], sample_weight, training)
         label, logits = y["next_sentence"], y_pred["next_sentence"]
         right = ops.equal(ops.cast(ops.argmax(logits, axis=-1), label.dtype), label)
