@@ -83,6 +83,7 @@ notebooks: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Install in editable mode, so that `keras_llm.export` and `keras_llm.recipes` are found from inside
 # the repository.

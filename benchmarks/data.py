@@ -180,10 +180,11 @@ def page(options, count, size, steps, times):
     lines = [
         "# From files to batches",
         "",
-        f"Written by `{command}` on {datetime.date.today()}: {size:.1f} MB of",
-        f"`{options.corpus}` in {count:,} documents, vocabularies of 8,000, windows of {LENGTH} in",
-        f"batches of {BATCH}, {os.cpu_count()} cores, medians of {options.rounds} rounds. Memory",
-        "is the peak during a step minus the memory at its start.",
+        f"Written by `{command}` on {datetime.date.today()}: {size:.1f} MB of `{options.corpus}` "
+        f"in {count:,}",
+        f"documents, vocabularies of 8,000, windows of {LENGTH} in batches of {BATCH}, "
+        f"{os.cpu_count()} cores, medians of {options.rounds}. Memory is what a step needs in",
+        "addition to its inputs.",
     ]
     for kind, amount, examples in (
         ("texts", size, count),

@@ -220,12 +220,15 @@ def page(rows, rounds):
     lines = [
         "# Text generation",
         "",
-        "Written by `python benchmarks/generation.py --page docs/benchmarks.md` in the environment",
-        "of `make test-parity`: float32, CPU with two threads, greedy decoding. All libraries",
-        "generate the same number of tokens with models of the same shape, one after the other in",
-        f"every round; results are medians of {rounds} rounds. llama.cpp runs only SmolLM2-135M at",
-        "batch size 1. Rows with one new token measure prefill. The ratio is keras_llm's tokens",
-        "per second divided by those of the row.",
+        "Written by `python benchmarks/generation.py --page docs/benchmarks.md` in the environment "
+        "of `make test-parity`:",
+        "float32, greedy decoding, a CPU with two threads per library. All libraries generate the "
+        "same number of tokens with a",
+        "model of the same shape, one after the other in every round; medians of "
+        f"{rounds} rounds. llama.cpp is measured only with",
+        "SmolLM2-135M and one text. Rows with one new token measure prefill. The last column is "
+        "keras_llm's tokens per second",
+        "divided by those of the row.",
         "",
         "| shape | batch | prompt tokens | new tokens | library | tokens/s | tokens/CPU s | "
         "first call, s | ratio |",

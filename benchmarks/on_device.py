@@ -217,13 +217,15 @@ def tables(folder, medians, losses, options):
     lines = [
         "# On-device benchmarks",
         "",
-        "Written by `python benchmarks/on_device.py --page docs/on_device_benchmarks.md`:",
-        f"SmolLM2-135M, medians of {options.rounds} rounds, each file in a separate process, one",
-        f"after the other. The prompt has {PROMPT} tokens; {NEW} tokens are decoded, with a cache",
-        f"of {CACHE_LENGTH}. Perplexity is measured on {options.tokens} tokens of Python's",
-        f"language reference in windows of {WINDOW}; the `.tflite` files are calibrated on other",
-        f"parts of it. In float32 it is {losses['smollm2-f32.gguf']:.3f}. LiteRT runs the",
-        "`.tflite` files, llama.cpp the `.gguf` files.",
+        "Written by `python benchmarks/on_device.py --page docs/on_device_benchmarks.md`: "
+        f"SmolLM2-135M, {options.rounds} rounds, each file in",
+        f"its own process, one after the other; medians. A prompt of {PROMPT} tokens is prefilled, "
+        f"then {NEW} tokens are decoded, in a",
+        f"cache of {CACHE_LENGTH}. Perplexity is measured on {options.tokens} tokens of Python's "
+        f"language reference in windows of {WINDOW}, with the keras_llm",
+        "files balanced (SmoothQuant) on other parts of it; in float32 it is "
+        f"{losses['smollm2-f32.gguf']:.3f}. LiteRT runs the `.tflite` files, llama.cpp",
+        "the `.gguf` files.",
         "",
         "| file | MB | perplexity | threads | load, s | prefill, tokens/s | decode, tokens/s | "
         "peak MB |",
@@ -237,9 +239,10 @@ def tables(folder, medians, losses, options):
         )
     lines += [
         "",
-        "Ratios of LiteRT to llama.cpp (perplexity: LiteRT to float32):",
+        "keras_llm's result divided by llama.cpp's (for perplexity, keras_llm's divided by "
+        "float32's):",
         "",
-        "| LiteRT | llama.cpp | threads | decode | prefill | size | peak | perplexity |",
+        "| keras_llm | llama.cpp | threads | decode | prefill | size | peak | perplexity |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for tflite, gguf in PAIRS:

@@ -219,7 +219,7 @@ def formatted(run, measures):
 def table(results):
     """Return the Markdown table of all runs."""
     lines = [
-        "| command | data | minutes | model | held out | baselines | artefacts, MB |",
+        "| command | data | minutes | model | held out | baselines | artifacts, MB |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in results.values():

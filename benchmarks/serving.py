@@ -146,12 +146,11 @@ def main():
         what = options.base_path or "preset `llama-3m`, random weights"
         pathlib.Path(options.page).write_text(
             "# Local server benchmark\n\n"
-            "Written by `python benchmarks/serving.py --page docs/serving_benchmark.md`:\n"
-            f"{what}, {options.tokens} new tokens per request, {options.seconds:.0f} s per row. "
-            f"Server and clients share\n{os.cpu_count()} cores ({platform.machine()}); the clients "
-            "are processes that send requests without a pause. This is the\ndevelopment server. "
-            "TensorFlow Serving, which runs the same graph without Python, was not available and "
-            "was not\nmeasured.\n\n"
+            "Written by `python benchmarks/serving.py --page docs/serving_benchmark.md`: "
+            f"{what}, {options.tokens} new\ntokens per request, {options.seconds:.0f} s per row. "
+            f"Server and clients share {os.cpu_count()} cores ({platform.machine()}); the clients "
+            "are processes that send\nrequests without a pause. This is the development server. "
+            "TensorFlow Serving, which runs the same graph without Python,\nwas not available.\n\n"
             f"{table}\n",
             "utf-8",
         )

@@ -90,12 +90,13 @@ def main():
 
 def page(rows, options):
     lines = [
-        "# Tokenization benchmark",
+        "# Tokenizers compared with Hugging Face's",
         "",
-        "Written by `python benchmarks/tokenization.py --page docs/tokenization_benchmarks.md`: a",
-        f"vocabulary of {VOCABULARY_SIZE:,}, {options.megabytes:g} MB of text, two cores, medians",
-        f"of {options.rounds} rounds, in which the libraries take turns. All libraries return the",
-        "same ids. The ratio is keras_llm's MB per CPU second divided by that of the row.",
+        "Written by `python benchmarks/tokenization.py --page docs/tokenization_benchmarks.md`: a "
+        f"vocabulary of {VOCABULARY_SIZE:,}, {options.megabytes:g} MB of",
+        f"text, two cores, medians of {options.rounds}; one library after the other in every "
+        "round. The ids are identical. The ratio is",
+        "keras_llm's MB per CPU second divided by that of the row.",
         "",
         "| tokenizer | text | library | MB/s | MB/CPU s | ratio |",
         "|---|---|---|---|---|---|",

@@ -39,8 +39,8 @@ _NO_MEMORY = (
     "mmap error: 12",  # ENOMEM
     "Cannot allocate memory",
 )
-_kept = {}  # module -> idle `Child` that the next export reuses; see `keep`
-_to_keep = set()  # modules
+_kept: dict[str, "Child"] = {}  # module -> idle `Child` that the next export reuses; see `keep`
+_to_keep: set[str] = set()  # modules
 
 
 class Child:
@@ -81,6 +81,7 @@ class Child:
         self._is_idle, self._has_limit = False, "memory" in request
         (self.folder / _REQUEST).write_text(json.dumps(request), "utf-8")
         with contextlib.suppress(BrokenPipeError):  # the child has died; `result` reports why
+            assert self.process.stdin is not None  # it is a pipe
             self.process.stdin.write(b"\n")
             self.process.stdin.flush()
 
@@ -91,6 +92,7 @@ class Child:
             ExportError: if the process fails, is killed or times out. A note on the error has
                 the last lines of its stderr.
         """
+        assert self.process.stdout is not None  # it is a pipe
         ready, _, _ = select.select([self.process.stdout], [], [], self._timeout)
         if not ready:
             self.process.kill()
@@ -182,7 +184,7 @@ def keep(*modules: str) -> Iterator[None]:
 
 def serve(
     folder: PathLike,
-    run: Callable[[pathlib.Path, JSON], tuple[JSON, dict[str, np.ndarray]]],
+    run: Callable[[pathlib.Path, JSON], tuple[JSON, dict[str, Any]]],
     warm_up: Callable[[], object] | None = None,
 ) -> None:
     """Answer requests in the child process until the parent closes its end.
@@ -196,7 +198,8 @@ def serve(
     folder = pathlib.Path(folder)
     if "keras" in sys.modules:
         raise ExportError("a worker process of an export must not import Keras.")
-    sys.modules["keras"] = None  # importing it fails
+    modules: dict[str, Any] = sys.modules
+    modules["keras"] = None  # importing it fails
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # keep what libraries print out of the answers
     if warm_up is not None:
@@ -211,7 +214,7 @@ def serve(
 
 
 def in_fork(
-    function: Callable[..., tuple[JSON, dict[str, np.ndarray]]], *arguments: Any
+    function: Callable[..., tuple[JSON, dict[str, Any]]], *arguments: Any
 ) -> tuple[JSON, dict[str, np.ndarray]]:
     """Call a function in a fork of this process and return its result.
 
@@ -224,8 +227,8 @@ def in_fork(
     Raises:
         RuntimeError: if the fork fails.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
         child = os.fork()
         if not child:
             status = 1

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 _LARGE = 50_000_000  # weights; exports of smaller models are too fast for a progress bar
 # Phases and their shares of the progress bar.
@@ -24,8 +24,11 @@ class Progress:
     """
 
     def __init__(self, title: str, parameters: int) -> None:
-        self.seconds, self._bar, self._task = {}, None, None
-        self._title, self._left = title, dict(_SHARES)
+        self.seconds: dict[str, float] = {}
+        self._bar: Any = None
+        self._task: Any = None
+        self._title = title
+        self._left: dict[str, float] = dict(_SHARES)
         if parameters >= _LARGE and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn

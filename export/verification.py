@@ -60,7 +60,7 @@ def probe_prompts(task: "TextGeneration") -> list[str]:
     prompts = [text for text, length in zip(SEED_TEXTS, lengths, strict=True) if length <= 0]
     grown = [(text, length) for text, length in zip(SEED_TEXTS, lengths, strict=True) if length > 0]
     if grown:  # one batch, which compiles once, then truncated to their lengths
-        samples = task(
+        samples: Any = task(
             [text for text, _ in grown],
             max_new_tokens=max(lengths),
             seed=list(range(len(grown))),

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 
-_seen = []
+_seen: list[int] = []
 
 
 @contextlib.contextmanager

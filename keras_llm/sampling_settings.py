@@ -63,7 +63,7 @@ class Setting:
         if isinstance(value, bool):
             return False
         if isinstance(self.default, int):
-            is_number = isinstance(value, numbers.Integral) and -(2**31) <= value < 2**31
+            is_number = isinstance(value, numbers.Integral) and -(2**31) <= int(value) < 2**31
         else:
             is_number = isinstance(value, numbers.Real) and math.isfinite(value)
         return is_number and bool(self.in_range(value))
@@ -108,7 +108,7 @@ SETTINGS = {
     "no_repeat_ngram_size": Setting(0, "No n-gram of this size occurs twice; 0 is off.", minimum=0),
     "min_new_tokens": Setting(0, "The text does not end before this many new tokens.", minimum=0),
 }
-DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}
+DEFAULTS: dict[str, Any] = {name: setting.default for name, setting in SETTINGS.items()}
 
 
 def check(values: Mapping[str, object]) -> None:

@@ -137,7 +137,7 @@ def greedy_texts(task, paths, prompts):
             "prompt": prompt,
             "keras": task(prompt, NEW_TOKENS, temperature=0.0),
             "saved_model": text.decode(),
-            "litert": device.generate(prompt, NEW_TOKENS),
+            "litert": device.generate(prompt, NEW_TOKENS, temperature=0.0),
         }
         for prompt, text in zip(prompts, served["text"].numpy(), strict=True)
     ]

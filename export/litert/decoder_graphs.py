@@ -97,7 +97,7 @@ def decoder_step(
             outputs["logits"] = models.logits_of(model, hidden)
         return outputs
 
-    specs = {
+    specs: dict[str, tuple[tuple[Any, ...], Any]] = {
         "tokens": ((1, length), tf.int32),
         "input_pos": ((length,), tf.int32),
         "mask": ((1, 1, length, attended), tf.float32),

@@ -91,7 +91,8 @@ def parts(path: PathLike) -> dict[str, int]:
     types = {
         value: name.lower() for name, value in vars(schema.TensorType).items() if name[0] != "_"
     }
-    sizes, seen = {}, {0}
+    sizes: dict[str, int] = {}
+    seen = {0}
     with _mapped(path) as data:
         size, model = len(data), schema.Model.GetRootAs(data, 0)
         for i in range(model.SubgraphsLength()):
@@ -113,7 +114,8 @@ def op_census(path: PathLike) -> dict[str, int]:
     from ai_edge_litert import schema_py_generated as schema
 
     names = {value: name for name, value in vars(schema.BuiltinOperator).items() if name.isupper()}
-    codes, census = [], {}
+    codes: list[str] = []
+    census: dict[str, int] = {}
     with _mapped(path) as data:
         model = schema.Model.GetRootAs(data, 0)
         for i in range(model.OperatorCodesLength()):

@@ -46,7 +46,8 @@ class LiteRTVerification(Verification):
         if held_out is not None:
             self.check_held_out(caller, held_out)
         self.plan, self.held_out, self.max_quality_loss = plan, held_out, max_quality_loss
-        self.prompts, self.texts = [], []
+        self.prompts: list[Any] = []
+        self.texts: list[Any] = []
 
     @abc.abstractmethod
     def request(self) -> JSON:

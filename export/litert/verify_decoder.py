@@ -91,7 +91,7 @@ class DecoderVerification(LiteRTVerification):
         size = self.plan.task.tokenizer.vocabulary_size
         logits, expected = logits[:, :size], expected[:, :size]
         agreement = float(np.mean(logits.argmax(-1) == expected.argmax(-1)))
-        measured = {"prompts": len(self.prompts), "steps": len(logits)}
+        measured: JSON = {"prompts": len(self.prompts), "steps": len(logits)}
         measured["top_1_agreement"] = agreement
         if self.plan.quantization is None:
             chosen = np.take_along_axis(expected, logits.argmax(-1)[:, None], -1)[:, 0]
@@ -222,8 +222,8 @@ class TranslationVerification(DecoderVerification):
         return source, [task.model.config.start_id]
 
     def held_out_row(self, text: tuple[str, str]) -> tuple[list[int], list[int]]:
-        text, translation = text
-        source, begin = self.row_of(text)
+        original, translation = text
+        source, begin = self.row_of(original)
         tokenizer = self.plan.task.tokenizer
         return source, [*begin, *tokenizer.encode(translation), tokenizer.eos_id]
 

@@ -45,7 +45,7 @@ def write(model: "Model", path: PathLike, progress: Callable[[int], object] | No
                 _set_place(content, buffer, offset, size)
                 stored.offsets.append(offset)
                 offset = _aligned(offset + size)
-        scales = {}
+        scales: dict[Any, np.ndarray] = {}
         for stored in constants:
             stored.write(file, scales)
             if progress is not None:
@@ -60,7 +60,9 @@ class _Stored:
     """A constant and its buffers in the file."""
 
     def __init__(self, model: "Model", constant: "Constant") -> None:
-        self.constant, self.offsets, self.scales = constant, [], None
+        self.constant = constant
+        self.offsets: list[int] = []
+        self.scales: np.ndarray | None = None
         self.tensors = [(graph.graph, graph.graph.tensors[i]) for graph, i in constant.places]
         self._buffers = [_new_buffer(model)]
         for _, tensor in self.tensors:
@@ -101,19 +103,19 @@ class _Stored:
         dtype = "float16" if storage is not None and storage.bits == 16 else "float32"
         if storage is None or storage.bits == 16:
             for rows in self._parts():
-                file.write(np.ascontiguousarray(rows, dtype))
+                file.write(np.ascontiguousarray(rows, dtype).data)
             return
-        scales = []
+        parts = []
         for rows in self._parts():
             values, row_scales = storage.quantize(np.ascontiguousarray(rows))
             file.write(pack_int4(values) if storage.bits == 4 else values)
-            scales.append(row_scales)
-        scales = np.concatenate(scales)
+            parts.append(row_scales)
+        scales = np.concatenate(parts)
         if self.block is None:
             self.scales = written_scales[constant.view.key] = scales[:, 0]
         else:
             file.seek(self.offsets[1])
-            file.write(scales.astype("float16"))
+            file.write(scales.astype("float16").data)
 
     def _parts(self):
         """Iterate over float32 rows in parts; all but the last have an even number of weights."""

@@ -41,7 +41,7 @@ def _run_decoder(runner, request):
     rows, logits, steps = [], None, 0
     for prompt in request["prompts"]:
         token_ids = []
-        for token, step_logits in runner.steps(prompt, NEW_TOKENS):
+        for token, step_logits in runner.steps(prompt, NEW_TOKENS, temperature=0.0):
             if logits is None:  # sized for all steps; a page takes no memory until it is written
                 max_steps = len(request["prompts"]) * NEW_TOKENS
                 logits = np.empty((max_steps, *step_logits.shape), step_logits.dtype)

@@ -55,7 +55,8 @@ class SavedModelVerification(verification.Verification):
         """Return the task's beam search results; None if `beam_width` is None."""
         if self.beam_width is None:
             return None
-        rows = self.task(
+        task: Any = self.task
+        rows = task(
             texts,
             max_new_tokens=verification.NEW_TOKENS,
             beam_width=self.beam_width,

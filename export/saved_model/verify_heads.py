@@ -91,6 +91,8 @@ class TextClassificationVerification(_HeadVerification):
 class TokenClassificationVerification(_HeadVerification):
     """Verification of words, their offsets, labels and probabilities."""
 
+    exact: bool
+
     def compare(self, outputs: list[dict[str, Any]]) -> JSON:
         (answer,) = outputs
         expected = self._expected

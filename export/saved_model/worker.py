@@ -15,7 +15,7 @@ from typing import Any
 from keras_llm.export import children
 from keras_llm.types import PathLike
 
-_loaded = {}
+_loaded: dict[str, Any] = {}
 
 
 def _run_saved_model(folder, request):
@@ -27,7 +27,7 @@ def _load(request):
     import tensorflow as tf
 
     _loaded.clear()
-    ops, core, text = ops_of(request["path"]), *_known_ops()
+    ops, (core, text) = ops_of(request["path"]), _known_ops()
     libraries = {
         "TensorFlow Text": [op for op in ops if op in text],
         "a library that is not known": [op for op in ops if op not in core | text],
@@ -127,7 +127,7 @@ def run_calls(
     """
     import tensorflow as tf
 
-    outputs = []
+    outputs: list[concurrent.futures.Future[Any]] = []
 
     def call(name, inputs):
         return signatures[name](**_tensors(tf, inputs, outputs))

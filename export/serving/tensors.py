@@ -149,11 +149,12 @@ def from_json(name: str, value: Any, number: int) -> np.ndarray:
         InputError: if the value is not a tensor of that type.
     """
     if number == STRING:
-        strings, shape = [], _json_shape(value)
+        shape = _json_shape(value)
+        strings: list[Any] = []
         _collect(name, value, shape, strings)
-        array = np.empty(len(strings), object)
-        array[:] = strings
-        return array.reshape(shape)
+        objects = np.empty(len(strings), "object")
+        objects[:] = strings
+        return objects.reshape(shape)
     try:
         array = np.asarray(value)
     except (ValueError, OverflowError):

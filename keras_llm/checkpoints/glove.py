@@ -34,7 +34,8 @@ def read_glove(path: PathLike) -> tuple[np.ndarray, list[str]]:
     path = pathlib.Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist.")
-    words, numbers, size, head = {}, array.array("f"), None, None
+    words: dict[str, int] = {}
+    numbers, size, head = array.array("f"), None, None
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             where = f"{path}, line {number}"
@@ -62,7 +63,7 @@ def read_glove(path: PathLike) -> tuple[np.ndarray, list[str]]:
                 raise InputError(f"{where}: {error}.") from None
             if len(fields) > size + 1 and _is_number(fields[-size - 1]):
                 raise InputError(f"{where}: expected {size} numbers, got {_count_numbers(fields)}.")
-    if not words:
+    if not words or size is None:
         raise InputError(f"{path} has no word vectors.")
     if head and head[0] != len(words):
         raise InputError(f"{path}: line 1 announces {head[0]} words, but there are {len(words)}.")

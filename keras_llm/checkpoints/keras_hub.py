@@ -1,6 +1,11 @@
 """Convert KerasHub Llama and GPT-2 backbones, with their weights, to models and back."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import keras
+import numpy as np
 
 from keras_llm import models, tasks
 from keras_llm.checkpoints.hugging_face import weight_mapping
@@ -86,8 +91,8 @@ def from_keras_hub(
     else:
         config = _llama_config(backbone, max_length or _MAX_LENGTH)
     variables = _variables(backbone)
-    sources = {
-        path: (tuple(variable.shape), lambda variable=variable: weight_mapping.to_numpy(variable))
+    sources: dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]] = {
+        path: (tuple(variable.shape), functools.partial(weight_mapping.to_numpy, variable))
         for path, variable in variables.items()
     }
     tensors = Tensors(sources, kind)
@@ -112,7 +117,7 @@ def to_keras_hub(model_or_task: models.CausalLM | tasks.Task) -> keras.Model:
     """
     import keras_hub
 
-    model = model_or_task
+    model: Any = model_or_task
     if not isinstance(model, keras.Model):
         model = getattr(model_or_task, "model", None)
     if not isinstance(model, models.CausalLM):

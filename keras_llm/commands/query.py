@@ -1,6 +1,7 @@
 """Query a server: `keras-llm query`."""
 
 import dataclasses
+from typing import Any
 
 import tyro
 
@@ -9,10 +10,11 @@ from keras_llm.commands.sampling import sampling_options
 from keras_llm.errors import InputError
 
 _SETTINGS = ("temperature", "top_k", "top_p", "seed")
+_Options: Any = sampling_options(*_SETTINGS)
 
 
 @dataclasses.dataclass
-class Options(sampling_options(*_SETTINGS)):
+class Options(_Options):
     """Send a text to TensorFlow Serving or the local server and print the answer."""
 
     target: tyro.conf.Positional[str]

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -30,8 +30,11 @@ def sampling_options(*names):
     )
 
 
+_Options: Any = sampling_options(*SETTINGS)
+
+
 @dataclasses.dataclass(kw_only=True)
-class SamplingOptions(sampling_options(*SETTINGS)):
+class SamplingOptions(_Options):
     """All sampling options, parsed by tyro."""
 
     stop: list[str] = dataclasses.field(default_factory=list)

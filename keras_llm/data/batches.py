@@ -1,6 +1,6 @@
 """Batch rows of unequal length by similar length with padding, deterministic by seed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ _STEP = 32  # batch lengths on JAX are multiples of this
 
 
 def batch_plan(
-    lengths: Sequence[int] | np.ndarray | Sequence[np.ndarray],
+    lengths: Sequence[int] | np.ndarray | Sequence[Sequence[int]] | Sequence[np.ndarray],
     batch_size: int,
     epochs: int = 1,
     seed: int | None = None,
@@ -49,7 +49,7 @@ def batch_plan(
 
 
 def padded_dataset(
-    columns: dict[str, list[list[int]] | np.ndarray],
+    columns: Mapping[str, list[list[int]] | np.ndarray],
     plan: np.ndarray | list[np.ndarray],
     pad_id: int | dict[str, int] = 0,
 ) -> Dataset:

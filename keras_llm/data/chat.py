@@ -55,7 +55,8 @@ def chat_examples(
         InputError: if the template rejects a conversation or does not show what the assistant
             says; the message names the conversation.
     """
-    examples, dropped = [], collections.Counter()
+    examples: list[ChatExample] = []
+    dropped: collections.Counter[str] = collections.Counter()
     for number, messages in enumerate(conversations, 1):
         if _spells_special(messages, tokenizer):
             dropped["spells a special token"] += 1
@@ -91,7 +92,8 @@ def preference_examples(
     Raises:
         InputError: see `chat_examples`.
     """
-    pairs, dropped = [], collections.Counter()
+    dropped: collections.Counter[str] = collections.Counter()
+    pairs = []
     for number, (messages, *answers) in enumerate(preferences, 1):
         both = [[*messages, {"role": "assistant", "content": text}] for text in answers]
         if any(_spells_special(conversation, tokenizer) for conversation in both):

@@ -40,10 +40,10 @@ def encode_documents(
         for ids in tokenizer.encode_batch(chunk)
     )
     if path is None:
-        parts = list(parts)
-        if not parts:
+        arrays = list(parts)
+        if not arrays:
             raise InputError("encode_documents: there is no document.")
-        return np.concatenate(parts)
+        return np.concatenate(arrays)
     with atomic_file(path) as partial:
         dtype = "uint16" if tokenizer.vocabulary_size <= 1 << 16 else "uint32"
         if not _write_array(partial, parts, dtype):

@@ -1,6 +1,7 @@
 """Create training data for word vectors from words and their neighbors."""
 
 import collections
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -108,12 +109,13 @@ def neighbour_dataset(
     if threshold is not None:
         ratio = threshold * counts.sum() / np.maximum(counts, 1.0)
         keep = np.where(counts > 0, np.sqrt(ratio) + ratio, 1.0)
-    dataset = None
+    parts = []
     for epoch in range(epochs):
         draws = np.random.default_rng((seed, epoch)).random(len(stream))
         remaining = stream[draws < keep[stream]]
         part = _one_epoch(remaining, objective, window, negatives, batch_size, drawn, (seed, epoch))
-        dataset = part if dataset is None else dataset.concatenate(part)
+        parts.append(part)
+    dataset = functools.reduce(lambda whole, part: whole.concatenate(part), parts)
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.prefetch(2).with_options(options)

@@ -10,6 +10,8 @@ functions for each backend.
 import functools
 import importlib
 import os
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,7 +20,9 @@ from keras import ops
 from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation import loop
+from keras_llm.generation.prefix_cache import PrefixCache
 from keras_llm.generation.sampling import SETTINGS, Automaton, Sampling, dtype_of
+from keras_llm.types import Tensor
 
 _SMALLEST = 16  # tokens; shorter prompts and budgets share this bucket
 _LARGEST_CHUNK = 256  # tokens prefilled at a time after a cached prefix
@@ -43,7 +47,13 @@ class CompiledGenerator:
         InputError: if the Keras backend is not TensorFlow or JAX.
     """
 
-    def __init__(self, model, stop_id, pad_id, jit_compile=None):
+    def __init__(
+        self,
+        model: models.CausalLM | models.Seq2Seq,
+        stop_id: int | Sequence[int] | np.ndarray,
+        pad_id: int,
+        jit_compile: bool | None = None,
+    ) -> None:
         backend = keras.backend.backend()
         if backend not in ("tensorflow", "jax"):
             raise InputError(
@@ -60,21 +70,21 @@ class CompiledGenerator:
             jit_compile = is_wanted and is_float32
         self.jit_compile = jit_compile
         self.traces = 0
-        self._functions = {}
+        self._functions: dict[Any, Any] = {}
 
     def generate(
         self,
-        token_ids,
-        lengths,
-        max_new_tokens,
-        sampling,
-        encoder_token_ids=None,
-        samples=1,
-        alternatives=0,
-        stop_ids=(),
-        is_over=None,
-        prefix_cache=None,
-    ):
+        token_ids: np.ndarray,
+        lengths: np.ndarray,
+        max_new_tokens: int | np.ndarray,
+        sampling: Sampling,
+        encoder_token_ids: np.ndarray | None = None,
+        samples: int = 1,
+        alternatives: int = 0,
+        stop_ids: Sequence[int] = (),
+        is_over: Callable[[int, list[int]], bool] | None = None,
+        prefix_cache: PrefixCache | None = None,
+    ) -> loop.State:
         """Run `loop.generate` with array arguments.
 
         Args:
@@ -104,14 +114,14 @@ class CompiledGenerator:
 
     def stream(
         self,
-        token_ids,
-        lengths,
-        max_new_tokens,
-        sampling,
-        encoder_token_ids=None,
-        stop_ids=(),
-        prefix_cache=None,
-    ):
+        token_ids: np.ndarray,
+        lengths: np.ndarray,
+        max_new_tokens: int | np.ndarray,
+        sampling: Sampling,
+        encoder_token_ids: np.ndarray | None = None,
+        stop_ids: Sequence[int] = (),
+        prefix_cache: PrefixCache | None = None,
+    ) -> Iterator[loop.State]:
         """Yield the `State` after each step; the tokens are the same as those of `generate`."""
         run = _Run(self, token_ids, lengths, max_new_tokens, sampling, stop_ids)
         state = run.start(encoder_token_ids, prefix_cache=prefix_cache)
@@ -125,16 +135,16 @@ class CompiledGenerator:
 
     def search(
         self,
-        function,
-        static,
-        numbers,
-        token_ids,
-        lengths,
-        max_new_tokens,
-        sampling,
-        encoder_token_ids=None,
-        stop_ids=(),
-    ):
+        function: Callable[..., Any],
+        static: dict[str, Any],
+        numbers: dict[str, Any],
+        token_ids: np.ndarray,
+        lengths: np.ndarray,
+        max_new_tokens: int | np.ndarray,
+        sampling: Sampling,
+        encoder_token_ids: np.ndarray | None = None,
+        stop_ids: Sequence[int] = (),
+    ) -> Any:
         """Run a search with array arguments.
 
         Args:
@@ -160,11 +170,16 @@ class CompiledGenerator:
             done[row] = is_over(int(row), tokens[row, : counts[row]].tolist())
         return state._replace(done=ops.convert_to_tensor(done))
 
-    def score(self, token_ids, lengths):
+    def score(self, token_ids: np.ndarray, lengths: np.ndarray) -> Tensor:
         """Run `loop.score` with array arguments."""
         return self._score(token_ids, lengths)
 
-    def explain(self, token_ids, alternatives=0, encoder_token_ids=None):
+    def explain(
+        self,
+        token_ids: np.ndarray,
+        alternatives: int = 0,
+        encoder_token_ids: np.ndarray | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Run `loop.explain` with array arguments."""
         sources = [] if encoder_token_ids is None else [encoder_token_ids]
         key = ("explain", alternatives, len(sources))
@@ -172,7 +187,7 @@ class CompiledGenerator:
             self._functions[key] = self.backend.of_any_size(
                 self.model,
                 lambda ids, *sources: loop.explain(
-                    self.model, ids, *sources or [None], alternatives
+                    self.model, ids, sources[0] if sources else None, alternatives
                 ),
                 ranks=(2,) * (1 + len(sources)),
             )
@@ -186,7 +201,7 @@ class CompiledGenerator:
             ranks=(2, 1),
         )
 
-    def release(self):
+    def release(self) -> None:
         """Free the compiled functions."""
         for key in list(self._functions):
             function = self._functions.pop(key)
@@ -194,11 +209,18 @@ class CompiledGenerator:
                 self.backend.release(function)
 
     @property
-    def any_size(self):
+    def any_size(self) -> bool:
         """Whether one graph serves all sizes. XLA and JAX compile one per size."""
         return not self.jit_compile and keras.backend.backend() == "tensorflow"
 
-    def call(self, name, static, function, arguments, free=lambda arguments: arguments):
+    def call(
+        self,
+        name: Hashable,
+        static: Hashable,
+        function: Callable[..., Any],
+        arguments: list[Any],
+        free: Callable[[list[Any]], list[Any]] = lambda arguments: arguments,
+    ) -> Any:
         """Call a function, compiled for the shapes of its arguments.
 
         Args:

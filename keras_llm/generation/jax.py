@@ -1,15 +1,22 @@
 """Compile the functions of `compiled.CompiledGenerator` with JAX; see `tensorflow.py`."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import keras
 
 
-def compiled(model, function, like, jit_compile):
+def compiled(
+    model: keras.Model, function: Callable[..., Any], like: Sequence[Any], jit_compile: bool
+) -> Callable[..., Any]:
     """Compile a function of tensors for their shapes, always with XLA."""
     return _compiled(model, function)
 
 
-def of_any_size(model, function, ranks):
+def of_any_size(
+    model: keras.Model, function: Callable[..., Any], ranks: Sequence[int]
+) -> Callable[..., Any]:
     """Compile a function of tensors once for each shape."""
     return _compiled(model, function)
 

@@ -6,10 +6,12 @@ Each function takes float32 logits (B, V) and settings (B,) or (1,) and returns 
 
 from keras import ops
 
+from keras_llm.types import Tensor
+
 REMOVED = -1e30  # finite, so that sums and products of logits are not NaN
 
 
-def scale_temperature(logits, temperature):
+def scale_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
     """Divide each row by its temperature. Rows with temperature 0 are unchanged.
 
     Args:
@@ -20,7 +22,7 @@ def scale_temperature(logits, temperature):
     return logits / ops.expand_dims(divisor, -1)
 
 
-def keep_top(logits, top_k, top_p):
+def keep_top(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """Keep the `top_k` largest logits and of those the smallest set with probability `top_p`.
 
     Tokens that tie with the least likely kept token are also kept.
@@ -47,7 +49,7 @@ def keep_top(logits, top_k, top_p):
     return ops.where(logits >= smallest, logits, REMOVED)
 
 
-def keep_likely(logits, min_p):
+def keep_likely(logits: Tensor, min_p: Tensor) -> Tensor:
     """Keep tokens that are at least `min_p` times as likely as the most likely one.
 
     Args:
@@ -61,7 +63,7 @@ def keep_likely(logits, min_p):
     return ops.where(logits >= ops.max(logits, axis=-1, keepdims=True) + least, logits, REMOVED)
 
 
-def keep_typical(logits, typical_p):
+def keep_typical(logits: Tensor, typical_p: Tensor) -> Tensor:
     """Keep the smallest set of most typical tokens with probability `typical_p`.
 
     The most typical tokens are those whose surprisal is closest to the entropy.
@@ -90,7 +92,14 @@ def keep_typical(logits, typical_p):
     return ops.where(distance <= farthest, logits, REMOVED)
 
 
-def penalize(logits, counts, new_counts, repetition, presence, frequency):
+def penalize(
+    logits: Tensor,
+    counts: Tensor,
+    new_counts: Tensor,
+    repetition: Tensor,
+    presence: Tensor,
+    frequency: Tensor,
+) -> Tensor:
     """Make tokens that have occurred less likely.
 
     If a token occurs in the prompt or the new text, its logit is divided by `repetition` if
@@ -115,7 +124,7 @@ def penalize(logits, counts, new_counts, repetition, presence, frequency):
     return logits - presence * ops.cast(new_counts > 0, "float32") - frequency * new_counts
 
 
-def occurrences(tokens, counted, size):
+def occurrences(tokens: Tensor, counted: Tensor, size: int) -> Tensor:
     """Count the occurrences of each token.
 
     Args:
@@ -136,7 +145,7 @@ def occurrences(tokens, counted, size):
     return ops.reshape(totals, (rows, size))
 
 
-def forbid_repeated_ngrams(logits, tokens, lengths, size):
+def forbid_repeated_ngrams(logits: Tensor, tokens: Tensor, lengths: Tensor, size: Tensor) -> Tensor:
     """Remove the tokens that would complete an n-gram that has already occurred.
 
     Args:

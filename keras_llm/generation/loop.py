@@ -1,5 +1,6 @@
 """Run the decode loop: `start` and `advance`, in eager mode, compiled or inside a graph."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from keras import ops
@@ -15,6 +16,7 @@ from keras_llm.generation.sampling import (
     process,
     states_after,
 )
+from keras_llm.types import Tensor
 
 
 class State(NamedTuple):
@@ -37,21 +39,21 @@ class State(NamedTuple):
         cache: dict from `models.init_cache`.
     """
 
-    step: object
-    token: object
-    token_ids: object
-    token_log_probabilities: object
-    alternative_ids: object
-    alternative_log_probabilities: object
-    num_tokens: object
-    stopped: object
-    stop_token: object
-    done: object
-    automaton_state: object
-    cache: dict
+    step: Tensor
+    token: Tensor
+    token_ids: Tensor
+    token_log_probabilities: Tensor
+    alternative_ids: Tensor
+    alternative_log_probabilities: Tensor
+    num_tokens: Tensor
+    stopped: Tensor
+    stop_token: Tensor
+    done: Tensor
+    automaton_state: Tensor
+    cache: dict[str, Tensor]
 
     @property
-    def log_probability(self):
+    def log_probability(self) -> Tensor:
         """Float32 (B,), the sum of the log-probabilities of the new tokens."""
         return ops.sum(self.token_log_probabilities, axis=1)
 
@@ -66,13 +68,19 @@ class Request(NamedTuple):
         sampling: `Sampling` of tensors.
     """
 
-    token_ids: object
-    lengths: object
-    budget: object
+    token_ids: Tensor
+    lengths: Tensor
+    budget: Tensor
     sampling: Sampling
 
 
-def make_request(model, token_ids, lengths, max_new_tokens, sampling):
+def make_request(
+    model: models.CausalLM | models.Seq2Seq,
+    token_ids: Tensor,
+    lengths: Tensor,
+    max_new_tokens: int | Tensor,
+    sampling: Sampling,
+) -> Request:
     """Return a `Request` with budgets limited by the model's `max_length`.
 
     Args:
@@ -88,16 +96,16 @@ def make_request(model, token_ids, lengths, max_new_tokens, sampling):
 
 
 def start(
-    model,
-    request,
-    capacity,
-    stop_id,
-    pad_id,
-    encoder_cache=None,
-    samples=1,
-    alternatives=0,
-    prefix=None,
-):
+    model: models.CausalLM | models.Seq2Seq,
+    request: Request,
+    capacity: int | Tensor,
+    stop_id: int | Tensor,
+    pad_id: int,
+    encoder_cache: dict[str, Tensor] | None = None,
+    samples: int = 1,
+    alternatives: int = 0,
+    prefix: tuple[dict[str, Tensor], Tensor, int] | None = None,
+) -> tuple[State, Request]:
     """Prefill the prompts and choose the first token of each row.
 
     Args:
@@ -152,7 +160,13 @@ def start(
     return _choose(state, logits, request, stop_id, pad_id), request
 
 
-def advance(model, state, request, stop_id, pad_id):
+def advance(
+    model: models.CausalLM | models.Seq2Seq,
+    state: State,
+    request: Request,
+    stop_id: int | Tensor,
+    pad_id: int,
+) -> State:
     """Choose the next token of each row. Rows that are done do not change."""
     # A row that is done repeats its last position, so that it never exceeds the cache.
     positions = request.lengths + ops.minimum(state.step, request.budget) - 1
@@ -162,7 +176,14 @@ def advance(model, state, request, stop_id, pad_id):
     return _choose(state._replace(cache=cache), logits, request, stop_id, pad_id)
 
 
-def advance_until(model, state, request, stop_id, pad_id, step=None):
+def advance_until(
+    model: models.CausalLM | models.Seq2Seq,
+    state: State,
+    request: Request,
+    stop_id: int | Tensor,
+    pad_id: int,
+    step: int | Tensor | None = None,
+) -> State:
     """Call `advance` until every row is done or until `step`, an int32 scalar, is reached."""
 
     def should_continue(*state):
@@ -179,17 +200,17 @@ def advance_until(model, state, request, stop_id, pad_id, step=None):
 
 
 def generate(
-    model,
-    token_ids,
-    lengths,
-    max_new_tokens,
-    sampling,
-    stop_id,
-    pad_id,
-    encoder_cache=None,
-    samples=1,
-    alternatives=0,
-):
+    model: models.CausalLM | models.Seq2Seq,
+    token_ids: Tensor,
+    lengths: Tensor,
+    max_new_tokens: int | Tensor,
+    sampling: Sampling,
+    stop_id: int | Tensor,
+    pad_id: int,
+    encoder_cache: dict[str, Tensor] | None = None,
+    samples: int = 1,
+    alternatives: int = 0,
+) -> State:
     """Continue a batch of prompts until each has stopped or used up its budget.
 
     Args:
@@ -222,7 +243,7 @@ def generate(
     return advance_until(model, state, request, stop_id, pad_id)
 
 
-def score(model, token_ids, lengths):
+def score(model: models.CausalLM, token_ids: Tensor, lengths: Tensor) -> Tensor:
     """Compute the log-likelihood of texts.
 
     Args:
@@ -240,7 +261,12 @@ def score(model, token_ids, lengths):
     return ops.sum(ops.where(real, log_p, 0.0), axis=-1)
 
 
-def explain(model, token_ids, source=None, alternatives=0):
+def explain(
+    model: models.CausalLM | models.Seq2Seq,
+    token_ids: Tensor,
+    source: Tensor | None = None,
+    alternatives: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the log-probability of each token and the most likely alternatives.
 
     Args:
@@ -264,7 +290,9 @@ def explain(model, token_ids, source=None, alternatives=0):
     )
 
 
-def processor(request, stop_id, beams):
+def processor(
+    request: Request, stop_id: int | Tensor, beams: int
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Return a logits processor for `beam_search` that applies the settings of a `Request`.
 
     Args:

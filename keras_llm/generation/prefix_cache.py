@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from keras_llm.generation.loop import State
+from keras_llm.types import Tensor
+
 
 class PrefixCache:
     """The tokens of one text and the key-value cache that contains them.
@@ -11,18 +14,18 @@ class PrefixCache:
     with all of them.
     """
 
-    def __init__(self):
-        self.token_ids = []
-        self.cache = None
+    def __init__(self) -> None:
+        self.token_ids: list[int] = []
+        self.cache: dict[str, Tensor] | None = None
 
-    def hold(self, token_ids, state):
+    def hold(self, token_ids: np.ndarray, state: State) -> None:
         """Store the tokens and the cache of a `State` generated from a prompt (1, T)."""
         # The last chosen token is not in the cache yet.
         new = np.asarray(state.token_ids)[0, : max(int(state.num_tokens[0]) - 1, 0)].tolist()
         self.token_ids = [*token_ids[0].tolist(), *new]
         self.cache = state.cache
 
-    def shared(self, token_ids, has_rings):
+    def shared(self, token_ids: np.ndarray, has_rings: bool) -> int:
         """Return how many tokens of a prompt (1, T) are cached, at most T - 1."""
         row = token_ids[0, :-1]
         count = min(len(row), len(self.token_ids))

@@ -1,12 +1,13 @@
 """Choose the next token from logits, settings, seed, step and text."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 from keras import ops
 
 from keras_llm.errors import InputError
 from keras_llm.generation import logits_processors as processors
 from keras_llm.sampling_settings import DEFAULTS, SETTINGS, check
+from keras_llm.types import Tensor
 
 
 class Text(NamedTuple):
@@ -18,9 +19,9 @@ class Text(NamedTuple):
         lengths: int32 tensor (B,), prompt and new tokens together.
     """
 
-    token_ids: object
-    prompt_lengths: object
-    lengths: object
+    token_ids: Tensor
+    prompt_lengths: Tensor
+    lengths: Tensor
 
 
 class Automaton(NamedTuple):
@@ -33,9 +34,9 @@ class Automaton(NamedTuple):
         start: int32, the state before the first token.
     """
 
-    next_state: object
-    token_class: object
-    start: object
+    next_state: Tensor
+    token_class: Tensor
+    start: Tensor
 
 
 class Sampling(NamedTuple):
@@ -63,27 +64,27 @@ class Sampling(NamedTuple):
         automaton: None, or an `Automaton` that constrains all rows.
     """
 
-    temperature: object = DEFAULTS["temperature"]
-    top_k: object = DEFAULTS["top_k"]
-    top_p: object = DEFAULTS["top_p"]
-    seed: object = DEFAULTS["seed"]
-    min_p: object = DEFAULTS["min_p"]
-    typical_p: object = DEFAULTS["typical_p"]
-    repetition_penalty: object = DEFAULTS["repetition_penalty"]
-    presence_penalty: object = DEFAULTS["presence_penalty"]
-    frequency_penalty: object = DEFAULTS["frequency_penalty"]
-    no_repeat_ngram_size: object = DEFAULTS["no_repeat_ngram_size"]
-    min_new_tokens: object = DEFAULTS["min_new_tokens"]
-    logit_bias: object = None
-    forced_tokens: object = None
-    automaton: object = None
+    temperature: float | Tensor = DEFAULTS["temperature"]
+    top_k: int | Tensor = DEFAULTS["top_k"]
+    top_p: float | Tensor = DEFAULTS["top_p"]
+    seed: int | Tensor = DEFAULTS["seed"]
+    min_p: float | Tensor = DEFAULTS["min_p"]
+    typical_p: float | Tensor = DEFAULTS["typical_p"]
+    repetition_penalty: float | Tensor = DEFAULTS["repetition_penalty"]
+    presence_penalty: float | Tensor = DEFAULTS["presence_penalty"]
+    frequency_penalty: float | Tensor = DEFAULTS["frequency_penalty"]
+    no_repeat_ngram_size: int | Tensor = DEFAULTS["no_repeat_ngram_size"]
+    min_new_tokens: int | Tensor = DEFAULTS["min_new_tokens"]
+    logit_bias: Tensor | None = None
+    forced_tokens: Tensor | None = None
+    automaton: Automaton | Any = None
 
-    def validate(self):
+    def validate(self) -> Self:
         """Raise InputError if a setting is out of range (Python numbers only)."""
         check({name: getattr(self, name) for name in SETTINGS})
         return self
 
-    def tensors(self):
+    def tensors(self) -> "Sampling":
         """Return the settings as tensors of shape (1,) or (B,).
 
         Settings that are off stay Python numbers, so that they are not computed.
@@ -100,20 +101,20 @@ class Sampling(NamedTuple):
 
         return Sampling(*map(tensor, self._fields, self))
 
-    def repeat(self, times):
+    def repeat(self, times: int) -> "Sampling":
         """Repeat the settings of each row; the copies of a row are adjacent."""
 
         def repeated(field):
             is_shared = not hasattr(field, "shape") or field.shape[0] == 1
             return field if is_shared else ops.repeat(field, times, axis=0)
 
-        return self._make(map(repeated, self))
+        return Sampling._make(map(repeated, self))
 
-    def ignores_text(self):
+    def ignores_text(self) -> bool:
         """Return whether no setting depends on the previous tokens."""
         return all(map(self.is_off, _LOOKING_BACK))
 
-    def is_off(self, name):
+    def is_off(self, name: str) -> bool:
         """Return whether a setting is a Python value equal to its default."""
         value = getattr(self, name)
         return value is None or (
@@ -131,7 +132,7 @@ _PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 _LOOKING_BACK = (*_PENALTIES, "no_repeat_ngram_size")
 
 
-def check_top_k(top_k, vocabulary_size):
+def check_top_k(top_k: int, vocabulary_size: int) -> None:
     """Raise InputError if `top_k` is larger than the vocabulary."""
     if top_k > vocabulary_size:
         raise InputError(
@@ -139,14 +140,21 @@ def check_top_k(top_k, vocabulary_size):
         )
 
 
-def dtype_of(setting):
+def dtype_of(setting: str) -> str:
     """Return the dtype of a setting as a tensor."""
     if setting in SETTINGS:
         return SETTINGS[setting].dtype
     return "int32" if setting == "forced_tokens" else "float32"
 
 
-def choose(logits, sampling, step, text=None, stop_id=None, automaton_state=None):
+def choose(
+    logits: Tensor,
+    sampling: Sampling,
+    step: Tensor,
+    text: Text | None = None,
+    stop_id: int | Tensor | None = None,
+    automaton_state: Tensor | None = None,
+) -> Tensor:
     """Choose a token for each row.
 
     Sampling adds Gumbel noise to the processed logits and takes the largest, which samples from
@@ -178,7 +186,14 @@ def choose(logits, sampling, step, text=None, stop_id=None, automaton_state=None
     return ops.cond(ops.any(sampling.temperature > 0), sampled, greedy)
 
 
-def process(logits, sampling, step, text=None, stop_id=None, automaton_state=None):
+def process(
+    logits: Tensor,
+    sampling: Sampling,
+    step: Tensor,
+    text: Text | None = None,
+    stop_id: int | Tensor | None = None,
+    automaton_state: Tensor | None = None,
+) -> Tensor:
     """Apply the settings that affect both greedy decoding and sampling.
 
     Args:
@@ -229,7 +244,7 @@ def process(logits, sampling, step, text=None, stop_id=None, automaton_state=Non
     return logits
 
 
-def is_stop(token, stop_id):
+def is_stop(token: Tensor, stop_id: int | Tensor) -> Tensor:
     """Return which tokens are stop tokens.
 
     Args:
@@ -243,7 +258,7 @@ def is_stop(token, stop_id):
     return ops.any(ops.expand_dims(token, -1) == stops, axis=-1)
 
 
-def has_automaton(sampling):
+def has_automaton(sampling: Sampling) -> bool:
     """Return whether there is a constraint.
 
     An automaton with 0 states means no constraint, so that compiled code can decide by shape.
@@ -251,7 +266,7 @@ def has_automaton(sampling):
     return sampling.automaton is not None and sampling.automaton.next_state.shape[0] > 0
 
 
-def follow(sampling, automaton_state, token):
+def follow(sampling: Sampling, automaton_state: Tensor, token: Tensor) -> Tensor:
     """Return the automaton states after `token`, int32 (B,)."""
     next_state, token_class, _ = sampling.automaton
     rows = ops.take(next_state, automaton_state, axis=0)
@@ -259,7 +274,7 @@ def follow(sampling, automaton_state, token):
     return ops.squeeze(ops.take_along_axis(rows, column, axis=1), 1)
 
 
-def states_after(sampling, token_ids, count):
+def states_after(sampling: Sampling, token_ids: Tensor, count: Tensor) -> Tensor:
     """Return the automaton states after the first `count` tokens of each row.
 
     Args:
@@ -310,7 +325,7 @@ def _row(value, dtype="float32"):
     return ops.reshape(ops.cast(ops.convert_to_tensor(value), dtype), (-1,))
 
 
-def gumbel_noise(seed, step, size):
+def gumbel_noise(seed: Tensor, step: Tensor, size: int) -> Tensor:
     """Compute standard Gumbel noise with a counter-based hash.
 
     Args:

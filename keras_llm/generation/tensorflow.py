@@ -1,11 +1,16 @@
 """Compile the functions of `compiled.CompiledGenerator` with TensorFlow."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import keras
 import tensorflow as tf
 from tensorflow.python.framework.func_graph import dismantle_func_graph
 
 
-def compiled(model, function, like, jit_compile):
+def compiled(
+    model: keras.Model, function: Callable[..., Any], like: Sequence[Any], jit_compile: bool
+) -> Callable[..., Any]:
     """Compile a function of tensors for given shapes and dtypes.
 
     Args:
@@ -19,7 +24,9 @@ def compiled(model, function, like, jit_compile):
     return traced.get_concrete_function(*specs)
 
 
-def of_any_size(model, function, ranks):
+def of_any_size(
+    model: keras.Model, function: Callable[..., Any], ranks: Sequence[int]
+) -> Callable[..., Any]:
     """Compile a function for int32 tensors of given ranks and any shape.
 
     Args:
@@ -32,14 +39,14 @@ def of_any_size(model, function, ranks):
     )
 
 
-def release(function):
+def release(function: Any) -> None:
     """Free the graphs of a function from `compiled`. It cannot be called afterwards."""
     graph = function.graph
     del function
     free_graph(graph)
 
 
-def free_graph(graph):
+def free_graph(graph: Any) -> None:
     """Free a `FuncGraph` and the graphs of its loops and branches.
 
     The garbage collector cannot free it because its tensors refer to it from C++.

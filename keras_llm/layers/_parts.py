@@ -1,7 +1,7 @@
 """Create the sublayers and initializers that several layers share."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import keras
 
@@ -9,12 +9,14 @@ from keras_llm.types import JSON, Tensor
 
 # What `keras.initializers.get` reads.
 Initializer: TypeAlias = str | JSON | keras.initializers.Initializer | Callable[..., Tensor]
-Shape: TypeAlias = tuple[int | None, ...]
+Shape: TypeAlias = tuple[int | Any, ...]  # `Any` is None where a size is unknown
 
 
 def clone(initializer: Initializer | None) -> Initializer | None:
     """Copy an initializer, so that no two weights draw from the same random seed."""
-    return initializer.clone() if hasattr(initializer, "clone") else initializer
+    if initializer is None or not hasattr(initializer, "clone"):
+        return initializer
+    return initializer.clone()
 
 
 def dense(owner: keras.layers.Layer, units: int, name: str) -> keras.layers.Dense:

@@ -178,7 +178,7 @@ class MultiHeadAttention(keras.layers.Layer):
         self.value_projection.build(value_shape)
         self.output_projection = dense(self, query_shape[-1], "output")
         self.output_projection.build((*query_shape[:-1], self.num_heads * self.head_dim))
-        if self.qk_norm:
+        if self.query_norm is not None and self.key_norm is not None:
             self.query_norm.build((None, None, self.num_heads, self.head_dim))
             self.key_norm.build((None, None, self.num_key_value_heads, self.head_dim))
         if self.score_bias is not None and not self.score_bias.built:

@@ -67,7 +67,7 @@ class FeedForward(keras.layers.Layer):
 
     def build(self, inputs_shape: Shape) -> None:
         self.up.build(inputs_shape)
-        if self.gated:
+        if self.gate is not None:
             self.gate.build(inputs_shape)
         self.down = dense(self, inputs_shape[-1], "down")
         self.down.build((*inputs_shape[:-1], self.intermediate_dim))

@@ -53,14 +53,16 @@ class MaskedLMHead(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if vocabulary_size is None and token_embedding is None:
+        if not vocabulary_size and token_embedding is None:
             raise ValueError("`vocabulary_size` or `token_embedding` must be given.")
         if token_embedding is not None and vocabulary_size not in (None, token_embedding.input_dim):
             raise ValueError(
                 f"`vocabulary_size` must equal that of `token_embedding`, "
                 f"{token_embedding.input_dim}, got {vocabulary_size}."
             )
-        self.vocabulary_size = vocabulary_size or token_embedding.input_dim
+        self.vocabulary_size = (
+            vocabulary_size if token_embedding is None else token_embedding.input_dim
+        )
         self.token_embedding = token_embedding
         self.intermediate_activation = get_activation(intermediate_activation)
         self.activation = get_activation(activation)

@@ -113,7 +113,8 @@ class Llama3Scaling:
         return plain * kept + plain / self.factor * (1 - kept), 1.0
 
 
-_SCALINGS = {scaling.__name__: scaling for scaling in (NTKScaling, YarnScaling, Llama3Scaling)}
+_OPTIONS = (NTKScaling, YarnScaling, Llama3Scaling)
+_SCALINGS = {scaling.__name__: scaling for scaling in _OPTIONS}
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -145,7 +146,7 @@ class Rotary:
                 f"Rotary: `scaling` must be a number > 0 or one of {', '.join(_SCALINGS)}, "
                 f"got {self.scaling!r}."
             )
-        if is_option and self.scaling.factor < 1:
+        if isinstance(self.scaling, _OPTIONS) and self.scaling.factor < 1:
             raise ValueError(f"Rotary: `factor` must be >= 1, got {self.scaling.factor}.")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"Rotary: `fraction` must be in (0, 1], got {self.fraction}.")

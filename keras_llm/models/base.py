@@ -1,12 +1,14 @@
 """Define the base class of functional models, which are built and restored from a config."""
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import keras
 
 from keras_llm.errors import InputError
 from keras_llm.models.config import CONFIGS, TransformerConfig, WordVectorsConfig
 from keras_llm.types import JSON, Tensor
+
+Config = TypeVar("Config", bound=TransformerConfig | WordVectorsConfig)
 
 
 class ConfiguredModel(keras.Model):
@@ -16,7 +18,8 @@ class ConfiguredModel(keras.Model):
         config: a `CausalLMConfig`, `EncoderConfig` or `Seq2SeqConfig`.
     """
 
-    config_class = None
+    config_class: ClassVar[Any] = None
+    config: Any  # of the subclass's `config_class`
 
     def __init__(
         self,
@@ -32,17 +35,14 @@ class ConfiguredModel(keras.Model):
         self._dtype_name = dtype
 
     @classmethod
-    def read_config(
-        cls, config: TransformerConfig | WordVectorsConfig | JSON
-    ) -> TransformerConfig | WordVectorsConfig:
+    def read_config(cls, config: Config | JSON) -> Config:
         """Return `config` or the config its dict describes; InputError if the class is wrong."""
-        if isinstance(config, dict):
-            config = cls.config_class.from_dict(config)
-        if not isinstance(config, cls.config_class):
+        read = cls.config_class.from_dict(config) if isinstance(config, dict) else config
+        if not isinstance(read, cls.config_class):
             raise InputError(
-                f"`config` must be of class {cls.config_class.__name__}, got {type(config)}."
+                f"`config` must be of class {cls.config_class.__name__}, got {type(read)}."
             )
-        return config
+        return read
 
     def get_config(self) -> JSON:
         return {"config": self.config.to_dict(), "name": self.name, "dtype": self._dtype_name}
@@ -57,7 +57,7 @@ def config_to_dict(config: TransformerConfig | WordVectorsConfig) -> JSON:
     return {"class": type(config).__name__, **config.to_dict()}
 
 
-def config_from_dict(row: JSON) -> TransformerConfig | WordVectorsConfig:
+def config_from_dict(row: JSON) -> Any:
     """Rebuild a config from the output of `config_to_dict`, by default a `CausalLMConfig`.
 
     Raises:

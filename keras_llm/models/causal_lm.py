@@ -27,6 +27,7 @@ class CausalLM(ConfiguredModel):
     """
 
     config_class = CausalLMConfig
+    config: CausalLMConfig
 
     def __init__(
         self,
@@ -115,7 +116,7 @@ def forward(
     token_ids = ops.convert_to_tensor(token_ids, "int32")
     if positions is not None:
         positions = ops.convert_to_tensor(positions, "int32")
-    scores = [] if return_attention_scores else None
+    scores: list[Tensor] | None = [] if return_attention_scores else None
     x = forward_pass.embed(layer, config, token_ids, positions)
     hidden = forward_pass.decode(
         layer,

@@ -121,8 +121,9 @@ class TransformerConfig:
             check(isinstance(value, int) and value > 0, name, "a positive int")
         check(self.max_length > 1, "max_length", "at least 2")
         self._fill("num_key_value_heads", self.num_heads)
+        heads = self.num_key_value_heads
         check(
-            self.num_key_value_heads > 0 and self.num_heads % self.num_key_value_heads == 0,
+            heads is not None and heads > 0 and self.num_heads % heads == 0,
             "num_key_value_heads",
             f"a divisor of num_heads={self.num_heads}",
         )
@@ -133,7 +134,7 @@ class TransformerConfig:
                 f"a divisor of hidden_dim={self.hidden_dim} when `head_dim` is not given",
             )
             self._fill("head_dim", self.hidden_dim // self.num_heads)
-        check(self.head_dim > 0, "head_dim", "a positive int")
+        check(self.head_dim is not None and self.head_dim > 0, "head_dim", "a positive int")
         self._check_positions()
         self._check_window()
         check(self.norm in ("layer", "rms"), "norm", '"layer" or "rms"')
@@ -158,8 +159,8 @@ class TransformerConfig:
         check(self.initializer_range > 0, "initializer_range", "> 0")
         for name in _POSITIVE_OR_NONE:
             value = getattr(self, name)
-            ok = value is None or (isinstance(value, numbers.Real) and value > 0)
-            check(ok, name, "positive or None")
+            is_number = isinstance(value, numbers.Real)
+            check(value is None or (is_number and value > 0), name, "positive or None")
         check(self.num_experts == 0 or self.num_experts > 1, "num_experts", "0 or at least 2")
         check(
             not self.num_experts or 1 <= self.experts_per_token <= self.num_experts,
@@ -167,7 +168,7 @@ class TransformerConfig:
             f"in 1 .. num_experts={self.num_experts}",
         )
 
-    def _check(self, ok: bool, name: str, rule: str) -> None:
+    def _check(self, ok: object, name: str, rule: str) -> None:
         if not ok:
             raise InputError(
                 f"{type(self).__name__}: `{name}` must be {rule}, got {getattr(self, name)!r}."
@@ -190,6 +191,7 @@ class TransformerConfig:
             "local_position",
             "Rotary(...) or Alibi(...) with a `sliding_window`, or None",
         )
+        assert self.head_dim is not None  # filled before
         for option in (self.position, self.local_position):
             if isinstance(option, Rotary):
                 rotated = int(self.head_dim * option.fraction)

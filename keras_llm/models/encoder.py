@@ -25,6 +25,7 @@ class Encoder(ConfiguredModel):
     """
 
     config_class = EncoderConfig
+    config: EncoderConfig
 
     def __init__(
         self,

@@ -17,7 +17,9 @@ from keras_llm.models.seq2seq import Seq2Seq
 from keras_llm.types import Tensor
 
 _CHUNK = 512  # prompt tokens per prefill step
-_shared_step = contextvars.ContextVar("shared_step", default=None)
+_shared_step: contextvars.ContextVar[Callable[..., Any] | None] = contextvars.ContextVar(
+    "shared_step", default=None
+)
 
 
 def init_cache(
@@ -37,7 +39,7 @@ def init_cache(
         the model's compute dtype. For a `seq2seq` model, merge it with the output of
         `encode_source`.
     """
-    config = model.config
+    config: Any = model.config  # whose optional sizes are filled in
     count, prefix = _decoder(config)
     length = config.max_length if length is None else length
     cache = {}

@@ -5,6 +5,7 @@ with its weights. Every head model takes `[token_ids, padding_mask]`, and `segme
 backbone does, and keeps its backbone as a layer, `get_layer("backbone")`.
 """
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import keras
@@ -33,6 +34,8 @@ class HeadModel(ConfiguredModel):
         hidden: the symbolic hidden states (B, T, D) that the head reads.
     """
 
+    config: CausalLMConfig | EncoderConfig
+
     def __init__(
         self,
         config: CausalLMConfig | EncoderConfig | JSON,
@@ -43,14 +46,18 @@ class HeadModel(ConfiguredModel):
         dtype: str | None = None,
         **kwargs: Any,
     ) -> None:
-        if isinstance(config, dict):
-            config = config_from_dict(config)
+        config = config_from_dict(config) if isinstance(config, dict) else config
         if backbone is None:
-            backbone_class = CausalLM if isinstance(config, CausalLMConfig) else Encoder
-            backbone = backbone_class(config, dtype=dtype)
+            backbone = (
+                CausalLM(config, dtype=dtype)
+                if isinstance(config, CausalLMConfig)
+                else Encoder(config, dtype=dtype)
+            )
         is_encoder = isinstance(backbone, Encoder)
         token_ids = backbone.inputs[0]
-        inputs = encoder_inputs(config) if is_encoder else _decoder_inputs()
+        inputs = (
+            encoder_inputs(backbone.config) if isinstance(backbone, Encoder) else _decoder_inputs()
+        )
         padding_mask = inputs[1]
         body = keras.Model(
             backbone.inputs if is_encoder else token_ids, backbone.hidden, name="backbone"
@@ -157,7 +164,7 @@ def text_classifier(
         raise InputError(
             f'text_classifier: `activation` must be "tanh" or "relu", got {activation!r}.'
         )
-    options = {"num_classes": num_classes, "pooling": pooling, "dropout": dropout}
+    options: JSON = {"num_classes": num_classes, "pooling": pooling, "dropout": dropout}
     if activation != "tanh":
         options["activation"] = activation
     return _make("text_classifier", backbone, dtype, options)
@@ -396,7 +403,7 @@ def _sentence_embedder(hidden, padding_mask, context, pooling, normalize, projec
     return [], x
 
 
-HEADS = {
+HEADS: dict[str, Callable[..., Any]] = {
     "masked_lm": _masked_lm,
     "next_sentence": _next_sentence,
     "text_classifier": _text_classifier,

@@ -36,9 +36,11 @@ def attention_maps(
         return forward(model, token_ids, return_attention_scores=True)[1]
     if not isinstance(model, (HeadModel, Seq2Seq)):
         raise InputError(f"`model` has no attention: it is a {type(model).__name__}.")
-    config, scores = model.config, []
+    config = model.config
+    scores: list[Tensor] = []
     if isinstance(model, Seq2Seq):
-        layer, mask, prefix = model.get_layer, ops.not_equal(token_ids, config.pad_id), "encoder_"
+        pad_id = model.config.pad_id
+        layer, mask, prefix = model.get_layer, ops.not_equal(token_ids, pad_id), "encoder_"
         x = forward_pass.embed(layer, config, token_ids)
     else:
         layer, mask, prefix = model.get_layer("backbone").get_layer, inputs["padding_mask"], ""
@@ -68,8 +70,9 @@ def cross_attention_maps(model: Seq2Seq, inputs: dict[str, Tensor]) -> list[Tens
     if not isinstance(model, Seq2Seq):
         raise InputError(f"`model` must come from seq2seq, got {type(model)}.")
     sides = [inputs[f"{side}_token_ids"] for side in ("encoder", "decoder")]
-    scores = []
-    hidden_states(model.get_layer, model.config, *map(ops.convert_to_tensor, sides), scores)
+    scores: list[Tensor] = []
+    sources, targets = map(ops.convert_to_tensor, sides)
+    hidden_states(model.get_layer, model.config, sources, targets, scores)
     return scores
 
 

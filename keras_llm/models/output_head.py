@@ -59,21 +59,21 @@ def prediction_states(
             "`model` must come from causal_lm, seq2seq or masked_lm to predict tokens, got "
             f"{getattr(model, 'head', type(model).__name__)}."
         )
-    config, layer = model.config, model.get_layer
+    layer = model.get_layer
     inputs = _as_list(model, inputs)
     if isinstance(model, CausalLM):
         hidden = forward_pass.decode(
             layer,
-            config,
-            forward_pass.embed(layer, config, inputs[0], positions),
+            model.config,
+            forward_pass.embed(layer, model.config, inputs[0], positions),
             inputs[0],
-            config.num_layers,
+            model.config.num_layers,
             positions=positions,
             attention_mask=attention_mask,
         )
-        return forward_pass.scaled(config, hidden)
+        return forward_pass.scaled(model.config, hidden)
     if isinstance(model, Seq2Seq):
-        return forward_pass.scaled(config, hidden_states(layer, config, *inputs))
+        return forward_pass.scaled(model.config, hidden_states(layer, model.config, *inputs))
     *inputs, mask_positions = inputs
     return layer("masked_lm_head").states(layer("backbone")(inputs), mask_positions)
 

@@ -24,7 +24,7 @@ _GPT = {
 _GPT2 = {**_GPT, "activation": "gelu_tanh", "dropout": 0.1}
 # The paper alternates dense and locally banded layers but does not give the band width.
 _GPT3 = {**_GPT2, "dropout": 0.0, "window_pattern": "LS", "sliding_window": 256}
-_LLAMA = {}  # the defaults of CausalLMConfig
+_LLAMA: dict[str, Any] = {}  # the defaults of CausalLMConfig
 _LLAMA3 = {"position": Rotary(base=500000.0), "tie_embeddings": False}
 _LLAMA32 = {"position": Rotary(base=500000.0, scaling=Llama3Scaling(32.0, 1.0, 4.0, 8192))}
 _MISTRAL = {"sliding_window": 4096, "tie_embeddings": False}

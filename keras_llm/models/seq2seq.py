@@ -29,6 +29,7 @@ class Seq2Seq(ConfiguredModel):
     """
 
     config_class = Seq2SeqConfig
+    config: Seq2SeqConfig
 
     def __init__(
         self,
@@ -39,6 +40,7 @@ class Seq2Seq(ConfiguredModel):
     ) -> None:
         config = self.read_config(config)
         encoders, decoders = config.num_layers, config.num_decoder_layers
+        assert decoders is not None  # filled by the config
         layers = [
             *forward_pass.embedding_layers(config, dtype),
             *forward_pass.block_layers(config, dtype, TransformerEncoder, encoders, "encoder_"),
@@ -94,6 +96,7 @@ def encode_source(model: Seq2Seq, encoder_token_ids: Tensor) -> dict[str, Tensor
         model.get_layer, config, ops.convert_to_tensor(encoder_token_ids, "int32")
     )
     entries = {"encoder_padding_mask": mask}
+    assert config.num_decoder_layers is not None  # filled by the config
     for i in range(config.num_decoder_layers):
         attention = model.get_layer(f"decoder_block_{i}").cross_attention
         entries[f"cross_k_{i}"], entries[f"cross_v_{i}"] = attention.project_keys_and_values(
@@ -113,6 +116,7 @@ def hidden_states(
 
     `scores` works as in `forward_pass.decode`.
     """
+    assert config.num_decoder_layers is not None  # filled by the config
     encoder_outputs, mask = _encode(layer, config, encoder_ids)
     return forward_pass.decode(
         layer,

@@ -1,5 +1,8 @@
 """Convert models to plain JSON types and back."""
 
+from collections.abc import Callable
+from typing import Any
+
 from keras_llm.errors import InputError
 from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_dict
 from keras_llm.models.causal_lm import CausalLM
@@ -10,7 +13,9 @@ from keras_llm.models.seq2seq import Seq2Seq
 from keras_llm.models.word_vectors import WordVectors
 from keras_llm.types import JSON
 
-_CLASSES = {model.config_class: model for model in (CausalLM, Encoder, Seq2Seq, WordVectors)}
+_CLASSES: dict[type, Callable[..., ConfiguredModel]] = {
+    model.config_class: model for model in (CausalLM, Encoder, Seq2Seq, WordVectors)
+}
 
 
 def build(
@@ -38,7 +43,8 @@ def build(
         return _CLASSES[type(config)](config, dtype=dtype)
     if head not in HEADS:
         raise InputError(f"build: unknown head {head!r}; available heads: {', '.join(HEADS)}.")
-    return HeadModel(config, head, options, dtype=dtype)
+    backbone: Any = config  # the constructor checks its class
+    return HeadModel(backbone, head, options, dtype=dtype)
 
 
 def describe(model: ConfiguredModel) -> JSON:

@@ -20,6 +20,7 @@ class WordVectors(ConfiguredModel):
     """
 
     config_class = WordVectorsConfig
+    config: WordVectorsConfig
 
     def __init__(
         self,

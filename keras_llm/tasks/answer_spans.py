@@ -76,7 +76,7 @@ def best_spans(
     found = context_lengths > 0
     if task.unanswerable:
         start, end = (ops.where(is_context | (positions == 0), side, _NEVER) for side in sides)
-        empty, empty_window = _lowest_empty_score(*sides, taken)
+        empty, empty_window = _lowest_empty_score(sides[0], sides[1], taken)
         is_empty = found & (empty >= ops.max(score, axis=1))
         window = ops.where(is_empty, empty_window, window)
         position, length = (ops.where(is_empty, 0, x) for x in (position, length))

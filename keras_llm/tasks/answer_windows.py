@@ -37,12 +37,16 @@ def answer_windows(
         of dropped rows.
     """
     rng, tokenizer = random.Random(seed), task.tokenizer
-    columns = {"ids": [], "begin": [], "start": [], "end": []}
+    columns: dict[str, list[Any]] = {"ids": [], "begin": [], "start": [], "end": []}
     questions, without = tokenizer.encode_batch([row[0] for row in rows]), 0
     for question, (_, context, answer) in zip(questions, rows, strict=True):
         head = [*task.begin, *question[: task.question_room], *task.separators]
         ids, offsets = tokenizer.encode_with_offsets(context)
-        span = _tokens(offsets, *find_answer(context, answer)) if answer else None
+        span = None
+        if answer:
+            place = find_answer(context, answer)
+            assert place is not None  # `locate_answers` keeps no other rows
+            span = _tokens(offsets, *place)
         room = task.room - len(head) + len(task.begin)
         with_answer, others = [], []
         for first in range(0, max(1, len(ids) - room // 2), room - room // 2):
@@ -72,7 +76,7 @@ def window_dataset(
     import tensorflow as tf
 
     plan = data.batch_plan([len(row) for row in columns["ids"]], batch_size, epochs, seed)
-    columns = {k: v if k == "ids" else np.array(v, "int32") for k, v in columns.items()}
+    arrays = {k: v if k == "ids" else np.array(v, "int32") for k, v in columns.items()}
 
     def batch(b):
         positions = tf.range(tf.shape(b["ids"])[1])[None]
@@ -80,7 +84,7 @@ def window_dataset(
         inputs = task.inputs(b["ids"], b["ids_length"], segment_ids)
         return inputs, {"start": b["start"], "end": b["end"]}
 
-    return data.padded_dataset(columns, plan, task.tokenizer.pad_id).map(batch)
+    return data.padded_dataset(arrays, plan, task.tokenizer.pad_id).map(batch)
 
 
 def _tokens(offsets, start, end):

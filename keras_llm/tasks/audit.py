@@ -5,7 +5,7 @@ import math
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -149,7 +149,7 @@ def continuation_swaps(
     for name, pairs in checked_terms(TERMS if terms is None else terms).items():
         means, texts = [], 0
         for words in zip(*pairs, strict=True):
-            rows = generator(
+            rows: Any = generator(
                 [prompt.format(word) for word in words],
                 max_new_tokens=max_new_tokens,
                 seed=seed,

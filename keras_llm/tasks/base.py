@@ -15,7 +15,7 @@ from keras_llm.tasks.fitting import Fitting
 from keras_llm.training.adapters.lora import ATTENTION, add_lora, save_lora
 from keras_llm.types import JSON, PathLike
 
-_CLASSES = {}
+_CLASSES: dict[str, type["Task"]] = {}
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.weights.h5"
 TOKENIZER_FOLDER = "tokenizer"
@@ -190,7 +190,7 @@ def load(folder: PathLike) -> Task:
     return kind(model, tokenizer, metadata=config.get("metadata"), **kind.parts(folder))
 
 
-def checked_texts(name: str, texts: Sequence[str]) -> Sequence[str]:
+def checked_texts(name: str, texts: Sequence[Any]) -> Sequence[str]:
     """Return `texts` if all are non-empty valid Unicode; else raise InputError naming the row."""
     if not isinstance(texts, (list, tuple)) or not texts:
         raise InputError(f"`{name}` must be a str or a non-empty list of str, got {texts!r}.")

@@ -45,7 +45,7 @@ class Conversation:
                 into the model's `max_length`.
         """
         messages = self._with(text)
-        answer = self._task.chat(messages, prefix_cache=self._prefix_cache, **settings)
+        answer: Any = self._task.chat(messages, prefix_cache=self._prefix_cache, **settings)
         self.messages = [*messages, {"role": "assistant", "content": answer}]
         return answer
 

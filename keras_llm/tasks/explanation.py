@@ -95,7 +95,7 @@ def explain(
     row, segments = _row(task, text, context, max_tokens)
     inputs = _inputs(task, row, segments)
     attention = [np.asarray(x)[0] for x in models.attention_maps(task.model, inputs)]
-    texts = [text] if not takes_context else [text, context]
+    texts = [text, context] if takes_context and context is not None else [text]
     lens = attributions = None
     if isinstance(task, TextGeneration):
         lens = _lens(task, row)

@@ -20,7 +20,8 @@ class Fitting:
     evaluation).
     """
 
-    _trainer, _compiled_with = None, (None, 1e-3, 0.01, {})
+    _trainer: Any = None
+    _compiled_with: tuple[Any, float, float, dict[str, Any]] = (None, 1e-3, 0.01, {})
 
     def compile(
         self,

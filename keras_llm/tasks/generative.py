@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation.compiled import CompiledGenerator
 from keras_llm.generation.sampling import NOT_NUMBERS
@@ -61,7 +62,8 @@ class GenerativeTask(Task):
     token, such as an end-of-turn token.
     """
 
-    _jit_compile = None
+    model: models.CausalLM | models.Seq2Seq
+    _jit_compile: bool | None = None
 
     @functools.cached_property
     def _compiled(self):
@@ -70,7 +72,8 @@ class GenerativeTask(Task):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Call the task."""
-        return self(*args, **kwargs)
+        task: Any = self  # each subclass is callable
+        return task(*args, **kwargs)
 
     def without_xla(self) -> Self:
         """Return the same task with a decode loop that TensorFlow runs without XLA.

@@ -22,7 +22,8 @@ class HeadTask(Task):
         head: str, the head of the task's models.
     """
 
-    head = None
+    head: str | None = None
+    model: models.HeadModel
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -61,11 +62,11 @@ class HeadTask(Task):
         is_cut = [len(ids) > self.room for ids in rows]
         if truncate:
             rows = [ids[: self.room] for ids in rows]
-        rows = [[*self.begin, *ids, *self.end] for ids in rows]
+        framed = [[*self.begin, *ids, *self.end] for ids in rows]
         longest = self.model.config.max_length
         # Check before batching, so that the error names the caller's row index.
-        padded_rows(name, rows, longest, longest, self.tokenizer.pad_id)
-        return rows, is_cut
+        padded_rows(name, framed, longest, longest, self.tokenizer.pad_id)
+        return framed, is_cut
 
     def in_batches(
         self,

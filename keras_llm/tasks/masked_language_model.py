@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -118,7 +119,7 @@ class MaskedLanguageModel(HeadTask):
             return self.guesses(token_ids, lengths, positions[batch], top_k)
 
         predictions = self.in_batches(rows, batch_size, call)
-        results = []
+        results: list[Any] = []
         for text, mask, guesses, cut in zip(strings, masks, predictions, is_cut, strict=True):
             ids = guesses["token_ids"][: len(mask)].tolist()
             probabilities = guesses["probability"][: len(mask)].tolist()

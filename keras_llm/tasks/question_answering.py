@@ -181,7 +181,7 @@ class QuestionAnswering(HeadTask):
             InputError: if an argument is invalid, naming it.
         """
         one = isinstance(question, str)
-        questions = checked_texts("question", [question] if one else question)
+        questions = checked_texts("question", [question] if isinstance(question, str) else question)
         contexts = checked_texts("context", [context] if isinstance(context, str) else context)
         if len(questions) != len(contexts):
             raise InputError(

@@ -213,7 +213,8 @@ class RankedChat(TextGeneration):
 
     def stream_chat(self, messages: str | list[dict[str, str]], **settings: Any) -> Iterator[str]:
         """Yield the answer of `chat` as one piece, because only whole answers can be ranked."""
-        return iter([self.chat(messages, **settings)])
+        answer: Any = self.chat(messages, **settings)
+        return iter([answer])
 
     def _replies(self, prompt, said, settings):
         """Return the candidate `Reply`s to a prompt, best first."""

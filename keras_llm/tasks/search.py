@@ -1,5 +1,6 @@
 """Choose a search from the settings of a call, check its options and run it."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -79,10 +80,10 @@ def chosen_search(settings: dict[str, Any]) -> tuple[str | None, dict[str, Any]]
         raise InputError(f"`{requested[0]}` and `{requested[1]}` cannot both be set.")
     search = requested[0] if requested else None
     for name in options:
-        if name != search and name not in _SEARCHES.get(search, ()):
+        if name != search and name not in _SEARCHES.get(search or "", ()):
             owners = " or ".join(f"`{owner}`" for owner, own in _SEARCHES.items() if name in own)
             raise InputError(f"`{name}` requires {owners}.")
-    for name in _UNSUPPORTED.get(search, ()):
+    for name in _UNSUPPORTED.get(search or "", ()):
         off = DEFAULTS.get(name)
         if settings.get(name, off) not in (None, off):
             raise InputError(f"`{name}` is not supported with `{search}`.")
@@ -116,8 +117,9 @@ def run_search(
     """
     if search != "beam_width" and sequences > 1:
         raise InputError(f"`num_return_sequences` must be 1 with `{search}`, got {sequences}.")
+    function: Callable[..., Any]
     if search == "beam_width":
-        function, static, numbers = _beam, *_beam_options(options, sequences)
+        function, (static, numbers) = _beam, _beam_options(options, sequences)
     elif search == "contrastive_alpha":
         alpha = options["contrastive_alpha"]
         check_number("search", "contrastive_alpha", alpha, 0, 1)

@@ -62,7 +62,8 @@ def sampling_of(
     if bias or banned:
         row = np.zeros((1, vocabulary_size), "float32") if spare is None else spare
         for token, value in bias.items():
-            if not isinstance(value, numbers.Real) or not np.isfinite(value):
+            is_number = isinstance(value, numbers.Real)
+            if not is_number or not np.isfinite(value):
                 raise InputError(f"`logit_bias` of {token!r} must be a number, got {value!r}.")
             row[0, _token_id("logit_bias", token, tokenizer, vocabulary_size)] += value
         for token in banned:

@@ -94,12 +94,16 @@ class TextEmbedding(HeadTask):
             self.framed("rows", self.tokenizer.encode_batch(rows_of("rows", texts)), True)[0]
             for texts in map(list, zip(*rows, strict=True))
         ]
-        numbers = {}
+        numbers: dict[str, int] = {}
         groups = [numbers.setdefault(text, len(numbers)) for text, _ in rows]
         plan = data.batch_plan(
             [[len(row) for row in side] for side in sides], batch_size, epochs, seed
         )
-        columns = {"first": sides[0], "second": sides[1], "group": np.array(groups, "int32")}
+        columns: dict[str, list[list[int]] | np.ndarray] = {
+            "first": sides[0],
+            "second": sides[1],
+            "group": np.array(groups, "int32"),
+        }
 
         def batch(b):
             inputs = {}

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_llm import data, training
+from keras_llm import data, models, training
 from keras_llm.errors import InputError
 from keras_llm.tasks.base import checked_texts, padded_rows
 from keras_llm.tasks.conversation import Conversation
@@ -32,6 +32,8 @@ class TextGeneration(GenerativeTask):
     >>> task("once", max_new_tokens=5, seed=1) == task(["once"], max_new_tokens=5, seed=1)[0]
     True
     """
+
+    model: models.CausalLM
 
     def __call__(
         self,

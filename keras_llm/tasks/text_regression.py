@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -71,7 +72,9 @@ class TextRegression(HeadTask):
             "texts", self.tokenizer.encode_batch(rows_of("texts", texts)), truncate
         )
         values = self.in_batches(rows, batch_size, lambda *batch: self.outputs(*batch[:2]))
-        results = [Score(float(value), cut) for value, cut in zip(values, is_cut, strict=True)]
+        results: list[Any] = [
+            Score(float(value), cut) for value, cut in zip(values, is_cut, strict=True)
+        ]
         if not return_details:
             results = [result.value for result in results]
         return results[0] if isinstance(texts, str) else results

@@ -143,7 +143,7 @@ class TokenClassification(HeadTask):
         Raises:
             InputError: if a row is something else, or the model has no such label.
         """
-        columns = {"ids": [], "target": [], "weight": []}
+        columns: dict[str, list[list[int]]] = {"ids": [], "target": [], "weight": []}
         for words, labels in self._checked(rows):
             text, starts = " ".join(words), np.cumsum([0] + [len(word) + 1 for word in words[:-1]])
             ids, offsets = self.tokenizer.encode_with_offsets(text)

@@ -33,6 +33,7 @@ class Translation(GenerativeTask):
     """
 
     model_wanted = "models.seq2seq"
+    model: models.Seq2Seq
 
     @staticmethod
     def fits(model: object) -> bool:

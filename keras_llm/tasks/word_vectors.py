@@ -28,6 +28,7 @@ class WordVectors(Task):
     """
 
     model_wanted = "models.word_vectors"
+    model: models.WordVectors
 
     @staticmethod
     def fits(model: object) -> bool:

@@ -10,7 +10,7 @@ from keras_llm.errors import InputError
 from keras_llm.tokenizers.graph.ragged import encode_with_special
 from keras_llm.types import JSON, PathLike, Tensor
 
-_CLASSES = {}
+_CLASSES: dict[str, type["Tokenizer"]] = {}
 MASKS = ("<mask>", "[MASK]")  # names of mask tokens
 
 

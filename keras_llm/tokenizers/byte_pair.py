@@ -4,7 +4,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import tokenizers
 
@@ -183,7 +183,7 @@ class BytePair(Tokenizer):
             raise InputError(f"`ids`: {error} is not in 0 to {len(token_bytes) - 1}.") from None
 
     def token(self, index: int) -> str:
-        return self.rust.id_to_token(index) if index >= 0 else ""
+        return cast(str, self.rust.id_to_token(index)) if index >= 0 else ""
 
     def tokenize(self, strings: Tensor) -> Tensor:
         return self._graph.tokenize(strings)
@@ -257,7 +257,7 @@ class BytePair(Tokenizer):
     @functools.cached_property
     def _bytes(self) -> list[bytes | None]:
         """The bytes of every token by id; None for special tokens, which words never contain."""
-        tokens = [None] * self.vocabulary_size
+        tokens: list[bytes | None] = [None] * self.vocabulary_size
         for token, index in self.vocabulary.items():
             if token not in self.special_tokens and all(c in _BYTES for c in token):
                 tokens[index] = bytes(_BYTES[c] for c in token)
@@ -266,7 +266,7 @@ class BytePair(Tokenizer):
     @functools.cached_property
     def _token_bytes(self) -> dict[int, bytes]:
         """The decoded bytes of every id: dict id -> bytes, ordered by id."""
-        token_bytes = dict(enumerate(self._bytes))
+        token_bytes: dict[int, Any] = dict(enumerate(self._bytes))
         for token, index in self.vocabulary.items():
             if token_bytes[index] is None:
                 token_bytes[index] = token.encode()

@@ -147,7 +147,7 @@ def _check(messages):
 class _Generation(jinja2.ext.Extension):
     """The `{% generation %}` tag, which marks generated text and renders its contents."""
 
-    tags = frozenset(["generation"])
+    tags: Any = frozenset(["generation"])
 
     def parse(self, parser):
         line = next(parser.stream).lineno

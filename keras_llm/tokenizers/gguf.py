@@ -40,12 +40,12 @@ def from_gguf_metadata(fields: JSON) -> BytePair | SentencePiece:
     Raises:
         InputError: if a field is missing or not supported; the message names it.
     """
-    fields = _Fields(fields)
-    kind = str(fields.need("model"))
+    values = _Fields(fields)
+    kind = str(values.need("model"))
     if kind == "gpt2":
-        return _byte_pair(fields)
+        return _byte_pair(values)
     if kind == "llama":
-        return _sentence_piece(fields)
+        return _sentence_piece(values)
     raise InputError(f'tokenizer.ggml.model is {kind!r}; only "gpt2" and "llama" are supported.')
 
 

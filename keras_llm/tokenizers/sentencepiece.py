@@ -95,7 +95,7 @@ class SentencePiece(Tokenizer):
         if vocabulary_size < 261:
             raise InputError(f"`vocabulary_size` must be at least 261, got {vocabulary_size}.")
         sentences = list(_sentences(files_or_iterable))
-        characters = collections.Counter()
+        characters: collections.Counter[str] = collections.Counter()
         for sentence in sentences:
             characters.update(sentence)
         if not characters:

@@ -36,10 +36,10 @@ def completed(
             )
         if index == len(proto.pieces):
             proto.pieces.add(piece=token, score=0.0, type=_PIECE.CONTROL)
-    for role, token in (roles or {}).items():
-        if ids.get(token) is not None and proto.pieces[ids[token]].type == _PIECE.CONTROL:
-            setattr(proto.trainer_spec, f"{role}_piece", token)
-            setattr(proto.trainer_spec, f"{role}_id", ids[token])
+    for role, name in (roles or {}).items():
+        if ids.get(name) is not None and proto.pieces[ids[name]].type == _PIECE.CONTROL:
+            setattr(proto.trainer_spec, f"{role}_piece", name)
+            setattr(proto.trainer_spec, f"{role}_id", ids[name])
     return proto.SerializeToString()
 
 

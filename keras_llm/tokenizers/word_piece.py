@@ -4,7 +4,7 @@ import collections
 import functools
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import tokenizers
 
@@ -169,7 +169,7 @@ class WordPiece(Tokenizer):
         return self._plain.decoder.decode(pieces)
 
     def token(self, index: int) -> str:
-        return self.rust.id_to_token(index) if index >= 0 else ""
+        return cast(str, self.rust.id_to_token(index)) if index >= 0 else ""
 
     def tokenize(self, strings: Tensor) -> Tensor:
         return self._graph.tokenize(strings)

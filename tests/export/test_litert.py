@@ -34,18 +34,18 @@ def runner(mobile):
 def test_greedy_text_is_that_of_keras(task, runner, held_out_prompts):
     assert len(held_out_prompts) >= 20
     expected = task(held_out_prompts, 16, temperature=0.0)
-    assert [runner.generate(prompt, 16) for prompt in held_out_prompts] == expected
+    assert [runner.generate(prompt, 16, temperature=0.0) for prompt in held_out_prompts] == expected
 
 
 def test_the_stream_is_the_whole(runner):
-    pieces = list(runner.stream("The", 20))
-    assert "".join(pieces) == runner.generate("The", 20) and len(pieces) > 5
+    pieces = list(runner.stream("The", 20, temperature=0.0))
+    assert "".join(pieces) == runner.generate("The", 20, temperature=0.0) and len(pieces) > 5
 
 
 def test_logits_are_those_of_keras_in_every_slot(task, runner):
     ids = task.tokenizer.encode("word and " * 100)[:100]
     prompt = task.tokenizer.decode(ids)
-    tokens, logits = zip(*runner.steps(prompt, 500), strict=True)
+    tokens, logits = zip(*runner.steps(prompt, 500, temperature=0.0), strict=True)
     whole = [task.tokenizer.bos_id, *task.tokenizer.encode(prompt), *tokens]
     assert None in tokens or len(whole) == task.model.config.max_length
     whole = [token for token in whole if token is not None]
@@ -68,7 +68,7 @@ def continued(task):
 @pytest.mark.parametrize("length", CHUNKS)
 def test_prompts_of_all_chunk_sizes(continued, runner, length):
     prompt, expected = continued[length]
-    assert runner.generate(prompt, 6) == expected
+    assert runner.generate(prompt, 6, temperature=0.0) == expected
 
 
 def test_bfloat16_further_end_tokens_and_steps_that_look_at_fewer_slots(
@@ -96,7 +96,7 @@ def test_bfloat16_further_end_tokens_and_steps_that_look_at_fewer_slots(
     assert report["parity"]["max_logit_error"] < 1e-3
     device = export.LiteRTModel(tmp_path / "mixed.tflite")
     for prompt, ids in zip(prompts, rows, strict=True):
-        assert device.generate(prompt, 120) == task.tokenizer.decode(ids)
+        assert device.generate(prompt, 120, temperature=0.0) == task.tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_models_of_other_parts(task, tmp_path, name, options):
     assert report["parity"]["greedy_texts_equal"] is True
     assert report["prefill_lengths"] == [5]
     device = export.LiteRTModel(tmp_path / "other.tflite")
-    assert device.generate("The word", 50) == other("The word", 50, temperature=0.0)
+    assert device.generate("The word", 50, temperature=0.0) == other("The word", 50, temperature=0.0)
 
 
 def test_signatures_have_litert_lms_names_and_shapes(mobile, task):
@@ -173,7 +173,7 @@ def test_the_runner_needs_no_tensorflow(mobile, task):
 import sys
 sys.modules["tensorflow"] = sys.modules["keras"] = None  # importing either would raise
 from keras_llm import export
-sys.stdout.buffer.write(export.LiteRTModel(sys.argv[1]).generate("The", 12).encode())
+sys.stdout.buffer.write(export.LiteRTModel(sys.argv[1]).generate("The", 12, temperature=0.0).encode())
 """
     command = [sys.executable, "-c", program, str(mobile[0] / "reference.tflite")]
     done = subprocess.run(command, capture_output=True)

@@ -50,7 +50,7 @@ sys.stdout.write(json.dumps(greedy(sys.argv[1], json.loads(sys.argv[2]), 80)))
     done = subprocess.run(command, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     texts = json.loads(done.stdout.decode().splitlines()[-1])
-    assert texts == [runner.generate(prompt, 80) for prompt in prompts]
+    assert texts == [runner.generate(prompt, 80, temperature=0.0) for prompt in prompts]
 
 
 def test_the_cost_of_quantisation_is_in_the_report(bundle, task):
@@ -98,15 +98,15 @@ def test_sampled_text_is_that_of_the_task(task, tmp_path, runner):
 
 def test_the_chat_template_comes_with_the_file(runner):
     messages = [{"role": "user", "content": "The value"}]
-    assert runner.chat(messages, 8) == runner.chat("The value", 8)
-    assert runner.chat("The value", 8) == runner.generate("The value", 8, parse_special=True)
+    assert runner.chat(messages, 8, temperature=0.0) == runner.chat("The value", 8, temperature=0.0)
+    assert runner.chat("The value", 8, temperature=0.0) == runner.generate("The value", 8, parse_special=True, temperature=0.0)
 
 
 def test_the_cache_is_as_long_as_was_asked(bundle, runner):
     assert runner.max_length == bundle[1]["max_length"] == 100
     ids = runner.tokenizer.encode("word and " * 100)[:98]
     prompt = runner.tokenizer.decode(ids)
-    tokens = [token for token, _ in runner.steps(prompt, 500)]
+    tokens = [token for token, _ in runner.steps(prompt, 500, temperature=0.0)]
     assert len(tokens) == 1  # the last slot
     with pytest.raises(InputError, match="at most 99"):
         runner.generate("word and " * 100, 5)
@@ -141,7 +141,7 @@ def test_a_byte_pair_tokenizer_goes_in_as_tokenizer_json_with_a_further_end_toke
     report = export.litert_lm(other, tmp_path / "other.litertlm", rules, prefill_lengths=[16])
     assert report["litert_lm"]["greedy_texts_equal"] is True
     runner = export.LiteRTModel(tmp_path / "other.litertlm")
-    steps = [[token for token, _ in runner.steps(p, 24)] for p in verification.probe_prompts(other)]
+    steps = [[token for token, _ in runner.steps(p, 24, temperature=0.0)] for p in verification.probe_prompts(other)]
     assert any(row[-1] is None for row in steps) and not any(often in row for row in steps)
     assert report["quantization"][0]["bits"] == 4 and report["bytes"]["weights_int4"] > 0
 

@@ -462,7 +462,7 @@ def test_ring_caches_and_a_byte_pair_tokenizer_that_rides_along(text_folder, tmp
     export.litert(bytewise, tmp_path / "model.tflite", prefill_lengths=[16])
     device = export.LiteRTModel(tmp_path / "model.tflite")
     prompt = "Two words, 12 numbers\n\n  and \U0001f642"
-    assert device.generate(prompt, 12) == bytewise(prompt, 12, temperature=0.0)
+    assert device.generate(prompt, 12, temperature=0.0) == bytewise(prompt, 12, temperature=0.0)
 
 
 def test_a_version_is_refused_or_replaced(served, task):

@@ -192,7 +192,7 @@ def test_arguments_out_of_range_are_named():
     model = model_of("gemma")
     asked = (np.array([[1]], "int32"), np.array([1], "int32"), np.array([3], "int32"))
     other = models.causal_lm(models.preset("llama-tiny", vocabulary_size=V + 1))
-    with pytest.raises(InputError, match=r"`draft` .* 9 tokens, got 10"):
+    with pytest.raises(InputError, match=r"`draft` .* vocabulary size 9, got 10"):
         speculative_generate(model, other, *asked, 2, 1, PAD)
     with pytest.raises(InputError, match=r"`num_draft_tokens` .* got 0"):
         speculative_generate(model, model, *asked, 0, 1, PAD)

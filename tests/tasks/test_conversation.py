@@ -38,7 +38,7 @@ def test_turns_are_answered_as_the_whole_chat_is(chatty):
     prompt = chatty.tokenizer.encode_prompt(
         chatty.render([*messages, {"role": "user", "content": text}]), parse_special=True
     )
-    known = conversation._known.shared(np.array([prompt]), has_rings=False)
+    known = conversation._prefix_cache.shared(np.array([prompt]), has_rings=False)
     assert known > 0.6 * len(prompt)
     assert "".join(conversation.stream(text, **SETTINGS)) == chatty.chat(
         [*messages, {"role": "user", "content": text}], **SETTINGS

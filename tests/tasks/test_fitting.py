@@ -34,7 +34,7 @@ def fit(task, rows, **options):
 
 def test_texts_are_continued():
     texts = [f"the {color} thing is {color}. " * 6 for color in COLORS] * 8
-    tokenizer = tokenizers.SentencePiece.train(texts, vocabulary_size=60)
+    tokenizer = tokenizers.SentencePiece.train(texts, vocabulary_size=300, model_type="bpe")
     config = models.preset("llama-tiny", vocabulary_size=tokenizer.vocabulary_size)
     task = keras_llm.TextGeneration(models.causal_lm(config), tokenizer)
     before = task.evaluate(texts[:4], sequence_length=24)
@@ -62,7 +62,7 @@ def test_conversations_are_answered_and_questions_not_learned():
     )
     fit(task, talks * 8, epochs=12)
     assert task.evaluate(talks)["accuracy"] > 0.9
-    assert [task.chat(talk[:1], 8, temperature=0.0) for talk in talks] == [
+    assert [task.chat(talk[:1], max_new_tokens=8, temperature=0.0) for talk in talks] == [
         talk[1]["content"] for talk in talks
     ]
 
@@ -70,7 +70,7 @@ def test_conversations_are_answered_and_questions_not_learned():
 def test_sentences_are_translated():
     pairs = [(f"a {color} {word}", f"{word} {color}") for color in COLORS for word in "xyz"]
     texts = [text for pair in pairs for text in pair]
-    tokenizer = tokenizers.SentencePiece.train(texts * 9, vocabulary_size=40)
+    tokenizer = tokenizers.SentencePiece.train(texts * 9, vocabulary_size=300, model_type="bpe")
     config = models.preset(
         "transformer-tiny",
         vocabulary_size=tokenizer.vocabulary_size,
@@ -149,7 +149,7 @@ def test_an_optimizer_of_ones_own_and_what_is_refused(word_piece):
 
 def test_adapters_are_enabled_and_merged():
     texts = [f"the {color} thing is {color}. " * 6 for color in COLORS] * 8
-    tokenizer = tokenizers.SentencePiece.train(texts, vocabulary_size=60)
+    tokenizer = tokenizers.SentencePiece.train(texts, vocabulary_size=300, model_type="bpe")
     config = models.preset("llama-tiny", vocabulary_size=tokenizer.vocabulary_size)
     task = keras_llm.TextGeneration(models.causal_lm(config), tokenizer)
     task.enable_lora(rank=4, target=r"query|value")

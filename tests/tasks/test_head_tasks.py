@@ -239,7 +239,7 @@ def test_gaps_are_filled(guesser):
 
 
 def test_only_the_mask_is_special(guesser):
-    ids = guesser._encode("a [SEP] [MASK]")
+    ids = guesser.filler.encode("a [SEP] [MASK]")
     assert ids == [*guesser.tokenizer.encode("a [SEP] "), guesser.tokenizer.mask_id]
 
 
@@ -249,7 +249,7 @@ def test_a_mask_that_takes_the_space_before_it(toks):
     config = models.preset("roberta-tiny", vocabulary_size=400, initializer_range=0.3)
     task = keras_llm.MaskedLanguageModel(models.masked_lm(config), tok)
     text = "The <mask> of an object\n<mask>."
-    assert task._encode(text) == tok.encode(text, parse_special=True)
+    assert task.filler.encode(text) == tok.encode(text, parse_special=True)
     (best, *_), _ = task(text, return_details=True).tokens
     token = best[0]
     if token.startswith("##") or not token[0].isalnum():

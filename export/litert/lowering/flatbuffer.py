@@ -83,8 +83,11 @@ class Model:
     """
 
     def __init__(self, signatures: "Iterable[tuple[Traced, bytes]]", tables: bool) -> None:
-        self.model, self.graphs, self.constants, self.products = schema.ModelT(), [], {}, []
-        self._contents = {}
+        self.model = schema.ModelT()
+        self.graphs: list[Graph] = []
+        self.constants: dict[Any, Constant] = {}
+        self.products: list[Product] = []
+        self._contents: dict[bytes, int] = {}
         for traced, content in signatures:
             self._add(traced, schema.ModelT.InitFromPackedBuf(content, 0), tables)
 
@@ -188,7 +191,8 @@ class Graph:
     ) -> None:
         self._model, self.graph, self.name = model, graph, traced.name
         count = len(traced.inputs)
-        self._views, self._tensors = {}, {}
+        self._views: dict[Any, Any] = {}
+        self._tensors: dict[Any, Any] = {}
         for tensor, view in zip(graph.inputs[count:], traced.weights, strict=True):
             self._see(int(tensor), view)
         graph.inputs = graph.inputs[:count]
@@ -240,7 +244,8 @@ class Graph:
 
     def compact(self) -> None:
         """Remove unused tensors and renumber the rest."""
-        graph, used = self.graph, set()
+        graph = self.graph
+        used: set[int] = set()
         for operator in graph.operators:
             used.update(map(int, [*operator.inputs, *operator.outputs]))
         used.update(map(int, [*graph.inputs, *graph.outputs]))

@@ -167,7 +167,7 @@ class Trace:
                 raise ExportError(
                     f"the graph reads {tensor.name}, which is not a weight of the model."
                 )
-        self._keys = {}
+        self._keys: dict[Any, Any] = {}
         self._find()
 
     def _find(self):

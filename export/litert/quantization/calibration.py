@@ -33,9 +33,11 @@ def groups_of(model: "Model") -> "list[list[Constant]]":
         A list of lists of `flatbuffer.Constant`s, the unions of the groups of all signatures. A
         weight that multiplies several tensors, or is also an embedding table, is in a group of one.
     """
-    together, alone = {}, set()
+    together: dict[Constant, set[Constant]] = {}
+    alone: set[Constant] = set()
     for graph in model.graphs:
-        sources, readers = {}, {}
+        sources: dict[int, list[Constant]] = {}
+        readers: dict[Constant, set[int]] = {}
         for product in (p for p in model.products if p.graph is graph):
             if product.is_lookup:
                 alone.add(product.constant)
@@ -181,7 +183,7 @@ class Calibration:
         Returns:
             A dict from the key of a constant to the (min, max) of the input and of the output.
         """
-        result = {}
+        result: dict[Any, list[tuple[float, float]]] = {}
 
         def widen(key, side, values):
             pair = result.setdefault(key, [(0.0, 0.0), (0.0, 0.0)])
@@ -219,7 +221,8 @@ class _Moments:
         rows: Sequence[Sequence[int]],
     ) -> None:
         self._calibration, self._groups, self._rows = calibration, groups, rows
-        self._moments, self._factor = {}, (None, None)
+        self._moments: dict[int, Any] = {}
+        self._factor: tuple[Any, Any] = (None, None)
 
     def factor(self, index: int) -> np.ndarray:
         """Return the GPTQ factor of the matrices of a group (see `gptq`)."""

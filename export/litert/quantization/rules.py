@@ -189,17 +189,17 @@ def apply(
     Raises:
         InputError: if matmuls that share a matrix have different rules.
     """
-    formats = {}
+    formats: dict[Any, tuple[str, tuple[int, int | None] | None]] = {}
     for product in model.products:
         rule = rule_for(rules, product.name, product.constant.view.shape[1])
-        bits_and_block = rule and (rule.bits, rule.block)
+        bits_and_block = None if rule is None else (rule.bits, rule.block)
         other, first = formats.setdefault(product.constant.view.key, (product.name, bits_and_block))
         if first != bits_and_block:
             raise InputError(
                 f"{other} and {product.name} share one table and must have the same rule; got "
                 f"{first} and {bits_and_block} (bits, block)."
             )
-    readers = {}
+    readers: dict[Any, list[Any]] = {}
     for product in model.products:
         readers.setdefault(product.constant.view.key, []).append(product)
     for key, products in readers.items():
@@ -211,11 +211,13 @@ def apply(
             _describe(model, graph, tensor, constant)
         for product in products:
             rule = rule_for(rules, product.name, constant.view.shape[1])
+            assert rule is not None  # because of its bits and block
             if product.is_lookup or rule.kind == "dynamic":
                 continue  # a lookup is not a matmul: its kernel dequantizes the rows
             if rule.kind == "weight_only":
                 _widen(product)
             else:
+                assert ranges is not None  # "static" rules require them
                 _fix_ranges(model, product, *ranges[key])
 
 

@@ -37,7 +37,8 @@ def balance(
         groups: from `calibration.groups_of`.
         calibration: a `calibration.Calibration`.
     """
-    groups, largest = [group for group in groups if len(group) > 1], {}
+    groups = [group for group in groups if len(group) > 1]
+    largest: dict[int, np.ndarray] = {}
     rows = [row[: calibration.length] for row in calibration.rows[:_ROWS]]
     for i, values in calibration.activations(groups, rows):
         values = np.abs(values).max(0)

@@ -11,6 +11,7 @@ import mmap
 import os
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -110,7 +111,8 @@ class CompiledRuntime(_Runtime):
             {s: _rows(self._model.get_input_tensor_details(s)) for s in names},
             {s: _rows(self._model.get_output_tensor_details(s)) for s in names},
         )
-        self._buffers, self._calls = {}, {}
+        self._buffers: dict[Any, Any] = {}
+        self._calls: dict[Any, Any] = {}
 
     def run(self, signature: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run a signature.
@@ -191,7 +193,7 @@ class InterpreterRuntime(_Runtime):
             {s: _rows(r.get_input_details()) for s, r in self._runners.items()},
             {s: _rows(r.get_output_details()) for s, r in self._runners.items()},
         )
-        self._held = {}
+        self._held: dict[str, np.ndarray] = {}
 
     def run(self, signature: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run a signature; arguments and result are those of `CompiledRuntime.run`."""

@@ -61,7 +61,8 @@ class LiteRTModel:
         self.manifest, self.tokenizer = file_format.read(path)
         self.task = self.manifest["task"]
         self.max_length = self.manifest["max_length"]
-        self._path, self._cached = path, {}
+        self._path = path
+        self._cached: dict[Any, Any] = {}
         self.runtime = open_runtime(path, *self.manifest["model"], runtime, num_threads, xnnpack)
 
     def signatures(self) -> dict[str, dict[str, dict[str, str]]]:

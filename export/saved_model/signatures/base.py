@@ -70,8 +70,8 @@ class GraphModule(tf.Module):
         weights: None, or "float16" or "int8" to store matrices in fewer bits.
     """
 
-    main = None
-    defaults = None
+    main: str | Any = None
+    defaults: dict[str, Any] | None = None
 
     def __init__(self, task: "Task", weights: str | None = None) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """Build the decoding loop and beam search of SavedModels, and check their settings."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
@@ -140,7 +140,8 @@ def search(
         A dict of `text` string (B, W), best first, and `score` and `log_probability` float32
         (B, W).
     """
-    model, tokenizer = task.model, task.tokenizer
+    model: Any = task.model  # from `models.seq2seq` if there are encoder tokens
+    tokenizer = task.tokenizer
     pad_id, encoder_cache = tokenizer.pad_id, None
     if encoder_token_ids is not None:
         encoder_cache = models.encode_source(model, encoder_token_ids)

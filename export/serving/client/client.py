@@ -75,7 +75,7 @@ class Client:
             raise InputError(f"`retries` must be an int >= 0, got {retries!r}.")
         self._timeout = timeout
         self._retries = retries
-        self._signatures = None
+        self._signatures: Any = None
         self._connection = connect(
             target,
             Route(model, version, label),

@@ -63,7 +63,7 @@ class RestConnection:
         if route.label is not None:
             path += f"/labels/{urllib.parse.quote(route.label, safe='')}"
         self._path = path
-        self._idle = queue.LifoQueue()
+        self._idle: queue.LifoQueue[http.client.HTTPConnection] = queue.LifoQueue()
 
     def predict(
         self, signature: str, spec: JSON, arrays: dict[str, np.ndarray], seconds: float

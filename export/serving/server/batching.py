@@ -4,7 +4,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -69,7 +69,7 @@ class Batcher:
         self._parameters = parameters
         self._observe = observe
         self._changed = threading.Condition()
-        self._queues = {}  # key -> list of _Task, oldest first
+        self._queues: dict[Any, list[_Task]] = {}  # oldest first
         self._closed = False
         self._threads = [
             threading.Thread(target=self._work, name=f"batch-{i}", daemon=True)
@@ -235,7 +235,8 @@ class _Task:
         self.cancelled = cancelled
         self.since = time.monotonic()
         self._done = threading.Event()
-        self._outputs = self._failure = None
+        self._outputs: Any = None
+        self._failure: tuple[str, str] | None = None
 
     def finish(self, outputs: dict[str, np.ndarray]) -> None:
         self._outputs = outputs

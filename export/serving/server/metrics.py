@@ -7,6 +7,7 @@ Reference:
 import bisect
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 _MICROSECONDS = tuple(10.0 * 2**i for i in range(24))  # 10 us .. 84 s
 _ROWS = tuple(2.0**i for i in range(11))
@@ -42,7 +43,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._values = {name: {} for name in _HELP}  # name -> labels -> count or _Histogram
+        # name -> labels -> count or _Histogram
+        self._values: dict[str, dict[Any, Any]] = {name: {} for name in _HELP}
 
     def count(self, name: str, **labels: str) -> None:
         """Increment a counter."""

@@ -71,12 +71,12 @@ class Models:
     ) -> None:
         self._load = load
         self._allow_unavailable_labels = allow_unavailable_labels
-        self._configs = {}
-        self._versions = {}  # name -> version -> _Version
+        self._configs: dict[str, ModelConfig] = {}
+        self._versions: dict[str, dict[int, _Version]] = {}  # name -> version -> _Version
         self._lock = threading.Condition()
         self._changing = threading.Lock()  # held while versions are loaded and unloaded
         self._stop = threading.Event()
-        self._poller = None
+        self._poller: threading.Thread | None = None
 
     def configure(self, configs: Sequence[ModelConfig]) -> None:
         """Serve only the given models, and wait until they are loaded.

@@ -181,16 +181,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             kind, body = method()
             code = 200
         except _HttpError as error:
-            code, kind, body = error.code, *_json({"error": error.message})
+            code, (kind, body) = error.code, _json({"error": error.message})
         except ServingError as error:
-            code, kind, body = _HTTP.get(error.code, 500), *_json({"error": error.message})
+            code, (kind, body) = _HTTP.get(error.code, 500), _json({"error": error.message})
         except (ConnectionError, TimeoutError):
             self.close_connection = True
             return
         except Exception:
             _LOG.exception("a request failed")
             message = "internal server error; see the server's log."
-            code, kind, body = 500, *_json({"error": message})
+            code, (kind, body) = 500, _json({"error": message})
         self._send(code, kind, body)
 
     def _get(self):

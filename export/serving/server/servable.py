@@ -45,7 +45,7 @@ class Tensor:
     @property
     def has_batch(self) -> bool:
         """Whether the first dimension may have any size."""
-        return bool(self.shape) and self.shape[0] is None
+        return bool(self.shape and self.shape[0] is None)
 
 
 @dataclasses.dataclass(frozen=True)

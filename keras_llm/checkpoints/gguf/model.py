@@ -1,6 +1,7 @@
 """Load models from GGUF files."""
 
 import numbers
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from keras_llm.checkpoints.hugging_face.fields import Fields
 from keras_llm.errors import InputError
 from keras_llm.layers import Llama3Scaling, Rotary
 from keras_llm.models.deferred import shapes_only
-from keras_llm.types import PathLike
+from keras_llm.types import JSON, PathLike
 
 _NAMES = {
     "token_embedding": "token_embd",
@@ -70,12 +71,12 @@ def from_gguf(path: PathLike, dtype: str | None = None) -> tasks.TextGeneration:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     family = ARCHITECTURES[architecture]
-    config = family.read_config({"metadata": metadata, "tensors": tensors}, path)
+    config: Any = family.read_config({"metadata": metadata, "tensors": tensors}, path)
     links = family.links(config, metadata)
     weight_mapping.check(links, tensors, family.ignored, what=f"{architecture} model")
     model = shapes_only(lambda: models.causal_lm(config, dtype=dtype))
     weight_mapping.assign(model, links, tensors)
-    task_metadata = {"source": f"GGUF, {metadata.get('general.name', architecture)}"}
+    task_metadata: JSON = {"source": f"GGUF, {metadata.get('general.name', architecture)}"}
     template = metadata.get("tokenizer.chat_template")
     if isinstance(template, str):
         task_metadata["chat_template"] = template

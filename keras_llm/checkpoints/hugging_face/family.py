@@ -111,7 +111,7 @@ class Family:
         Raises:
             InputError: if the family does not support a part of the model.
         """
-        groups = {}
+        groups: dict[str, list[Part]] = {}
         for part in parts(config, head, options):
             if part.key not in self.names:
                 raise InputError(f"a {self.model_type} checkpoint does not support {part.path}.")

@@ -29,7 +29,7 @@ class Fields:
             if default is _REQUIRED:
                 raise self.error(name, "be present")
             return default
-        number = (int, float) if kind is float else kind
+        number: Any = (int, float) if kind is float else kind
         if not isinstance(value, number) or (isinstance(value, bool) and kind is not bool):
             raise self.error(name, f"be {_KINDS[kind]}")
         return float(value) if kind is float else value

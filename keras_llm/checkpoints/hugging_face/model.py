@@ -1,6 +1,7 @@
 """Read and write models as Hugging Face config.json and safetensors."""
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -70,9 +71,7 @@ def read_model(
     config = family.read_config(row, folder / CONFIG_FILE)
     checkpoint = tensors.open_folder(folder)
     for pattern, now in family.renamed:
-        checkpoint = checkpoint.renamed(
-            lambda name, pattern=pattern, now=now: re.sub(pattern, now, name)
-        )
+        checkpoint = checkpoint.renamed(functools.partial(re.sub, pattern, now))
     if family.prefix and not any(name.startswith(family.prefix) for name in checkpoint):
         family = family.without_prefix()
     if family.head_decides and "lm_head.weight" in checkpoint and config.tie_embeddings:
@@ -110,7 +109,7 @@ def write_model(
         InputError: if no Hugging Face family computes the same as the model.
     """
     head = getattr(model, "head", None)
-    options = getattr(model, "options", None)
+    options = getattr(model, "options", None) or {}
     if head == "text_classifier" and options["pooling"] not in (None, "first"):
         raise InputError(
             "Hugging Face classifiers use the first token; the `pooling` of this model is "
@@ -151,7 +150,7 @@ def describe(
     """
     best = None
     for family in FAMILIES.values():
-        if head not in family.architectures:
+        if head not in family.architectures or family.write is None:
             continue
         if head == "text_classifier" and (options or {}).get("activation", "tanh") != family.pooler:
             continue

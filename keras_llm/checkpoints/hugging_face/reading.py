@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 import keras
 
@@ -11,7 +12,7 @@ from keras_llm.checkpoints.hugging_face.model import labels_of, read_model, writ
 from keras_llm.checkpoints.hugging_face.tensors import read_json
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder
-from keras_llm.types import PathLike
+from keras_llm.types import JSON, PathLike
 
 _POOLINGS = {
     "pooling_mode_mean_tokens": "mean",
@@ -51,7 +52,7 @@ def from_hugging_face(folder: PathLike, dtype: str | None = None) -> tasks.Task:
     folder = pathlib.Path(folder)
     config = read_json(folder / "config.json")
     tokenizer = tokenizers.from_hugging_face(folder)
-    metadata = {"source": f"Hugging Face, {config.get('model_type')}"}
+    metadata: JSON = {"source": f"Hugging Face, {config.get('model_type')}"}
     pooling = _pooling(folder)
     is_embedder = (folder / "modules.json").is_file()
     model = read_model(folder, dtype, heads=() if is_embedder else _HEADS)
@@ -88,7 +89,7 @@ def to_hugging_face(
         InputError: if no family computes the same as the model, with the unsupported fields; or if
             `folder` exists and `overwrite` is False.
     """
-    task = None if isinstance(task_or_model, keras.Model) else task_or_model
+    task: Any = None if isinstance(task_or_model, keras.Model) else task_or_model
     model = task_or_model if task is None else getattr(task, "model", None)
     if not isinstance(model, models.ConfiguredModel):
         raise InputError(

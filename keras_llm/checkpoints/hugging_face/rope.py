@@ -23,7 +23,7 @@ def read(fields: Fields, default_base: float = 10000.0, layer_type: str | None =
     if layer_type == "sliding_attention" and not nested:
         return Rotary(fields.get("rope_local_base_freq", float, default_base))
     options = fields.part("rope_parameters")
-    if nested:
+    if layer_type is not None and nested:
         options = options.part(layer_type)
     if not options.row:
         options = fields.part("rope_scaling")
@@ -41,7 +41,7 @@ def write(position: Rotary | Alibi | RelativeBias | str | None) -> JSON:
     """
     if not isinstance(position, Rotary):
         return {}
-    row = {"rope_theta": position.base}
+    row: JSON = {"rope_theta": position.base}
     scaling = position.scaling
     if isinstance(scaling, Llama3Scaling):
         row["rope_scaling"] = {

@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Collection, Iterable
+from typing import Any
 
 
 def clean_rows(
@@ -26,7 +27,9 @@ def clean_rows(
     >>> clean_rows([("a", "1"), ("a", "1"), ("a", "2"), (" ", "1"), ("b", "2")], unique=0)
     ([('a', '1'), ('b', '2')], {'repeated': 1, 'repeated with another value': 1, 'empty': 1})
     """
-    seen, kept, dropped = {}, [], collections.Counter()
+    seen: dict[Any, tuple[str, ...]] = {}
+    kept: list[tuple[str, ...]] = []
+    dropped: collections.Counter[str] = collections.Counter()
     for row in rows:
         places = range(len(row)) if unique is None else unique
         key = row[places] if isinstance(places, int) else tuple(row[place] for place in places)

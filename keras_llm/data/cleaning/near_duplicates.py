@@ -55,7 +55,8 @@ def without_near_duplicates(
         ) from None
     index = MinHashLSH(0.85 * threshold, _PERMUTATIONS, weights=(0.1, 0.9))  # favors recall
     numbers = _Numbers()
-    kept, runs = [], []
+    kept: list[str] = []
+    runs: list[np.ndarray] = []
     for text in texts:
         text_runs = np.unique(numbers.runs(text, words))
         sketch = MinHash(num_perm=_PERMUTATIONS, seed=seed, hashfunc=int)

@@ -41,7 +41,7 @@ def scrub(text: str) -> tuple[str, dict[str, int]]:
     >>> scrub("Write to jo@example.org or call +44 20 7946 0958.")
     ('Write to <EMAIL> or call <PHONE>.', {'e-mail addresses': 1, 'phone numbers': 1})
     """
-    counts = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     for pattern, name, mark, is_valid in _KINDS:
 
         def replaced(match, name=name, mark=mark, is_valid=is_valid):
@@ -56,7 +56,8 @@ def scrub(text: str) -> tuple[str, dict[str, int]]:
 
 def scrub_texts(texts: Iterable[str]) -> tuple[list[str], dict[str, int]]:
     """Apply `scrub` to a list of str; return the new list and the sum of the counts."""
-    total, scrubbed = collections.Counter(), []
+    total: collections.Counter[str] = collections.Counter()
+    scrubbed = []
     for text in texts:
         text, counts = scrub(text)
         scrubbed.append(text)

@@ -3,6 +3,7 @@
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeGuard
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from keras_llm.types import JSON, PathLike
 _PARTS = re.compile(r"(hf|tfds):(.+?)(?::([^:\[\]/]+(?:\[[^\]]*\][^:\[\]/]*)*))?")
 
 
-def is_name(path: PathLike) -> bool:
+def is_name(path: PathLike) -> TypeGuard[str]:
     """Return whether a path names a dataset: a str that starts with "hf:" or "tfds:"."""
     return isinstance(path, str) and path.startswith(("hf:", "tfds:"))
 

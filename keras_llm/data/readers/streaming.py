@@ -4,6 +4,7 @@ import array
 import collections
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -99,7 +100,8 @@ def split_stream(
     >>> len(train), list(held_out), dropped
     (8, ['text 2', 'text 7'], {'empty': 1, 'repeated': 1})
     """
-    ranks, sizes = array.array("Q"), array.array("Q")
+    ranks: Any = array.array("Q")
+    sizes: Any = array.array("Q")
     for document in read():
         is_empty = not document.strip()
         ranks.append(0 if is_empty else int.from_bytes(rank(document, seed)[:8], "big"))

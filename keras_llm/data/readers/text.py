@@ -142,11 +142,12 @@ def split_rows(
     Raises:
         InputError: if there are fewer than two distinct texts.
     """
-    groups = {}
+    groups: dict[str, list[tuple[str, ...]]] = {}
     for row in sorted(rows):
         groups.setdefault(row[by], []).append(row)
     sides = split_documents(list(groups), held_out, seed)
-    return tuple([row for text in side for row in groups[text]] for side in sides)
+    train, rest = ([row for text in side for row in groups[text]] for side in sides)
+    return train, rest
 
 
 def _jsonl(file, field):

@@ -5,12 +5,16 @@ import concurrent.futures
 import numbers
 import queue
 import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.generation.sampling import NOT_NUMBERS, SETTINGS, Sampling, check_top_k, dtype_of
 from keras_llm.generation.scheduler.ticket import Ticket
+from keras_llm.models import CausalLM
 
 _SMALLEST = 16  # tokens; shorter prompts are padded to this width
 _IDLE = Sampling(temperature=0.0)  # the cheapest settings, for empty slots
@@ -60,14 +64,14 @@ class Engine:
 
     def __init__(
         self,
-        model,
-        stop_id,
-        max_batch=8,
-        max_length=None,
-        max_waiting=64,
-        steps_per_turn=4,
-        jit_compile=True,
-    ):
+        model: CausalLM,
+        stop_id: int,
+        max_batch: int = 8,
+        max_length: int | None = None,
+        max_waiting: int = 64,
+        steps_per_turn: int = 4,
+        jit_compile: bool = True,
+    ) -> None:
         from keras_llm.generation.scheduler.tensorflow import CompiledSteps
 
         config = model.config
@@ -93,24 +97,30 @@ class Engine:
         self._steps = CompiledSteps(
             model, max_batch, max_length, steps_per_turn, stop_id, jit_compile
         )
-        self._tickets = [None] * max_batch  # by slot
+        self._tickets: list[Ticket | None] = [None] * max_batch  # by slot
         self._lengths = np.ones(max_batch, "int32")
         self._counts = np.zeros(max_batch, "int32")
         self._budgets = np.zeros(max_batch, "int32")
         self._settings = [np.repeat(value, max_batch) for value in _settings(_IDLE)]
 
         self._changed = threading.Condition()  # guards the fields below
-        self._waiting = collections.deque()
+        self._waiting: collections.deque[Ticket] = collections.deque()
         self._closed = False
-        self._error = None
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name="keras_llm engine", daemon=True)
         self._thread.start()
 
     @property
-    def traces(self):
+    def traces(self) -> dict[str, int]:
         return dict(self._steps.traces)
 
-    def submit(self, token_ids, max_new_tokens, sampling=None, on_token=None):
+    def submit(
+        self,
+        token_ids: Sequence[int] | np.ndarray,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        on_token: Callable[[int], object] | None = None,
+    ) -> Ticket:
         """Submit a request.
 
         Args:
@@ -146,7 +156,7 @@ class Engine:
             self._changed.notify_all()
         return ticket
 
-    def close(self, finish=False):
+    def close(self, finish: bool = False) -> None:
         """Reject new requests and wait until the engine has stopped.
 
         Args:
@@ -160,10 +170,15 @@ class Engine:
         if threading.current_thread() is not self._thread:  # `on_token` may call `close`
             self._thread.join()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind, error, traceback):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         """Complete the submitted requests; after an exception, cancel them."""
         self.close(finish=kind is None)
 

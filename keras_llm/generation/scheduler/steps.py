@@ -8,15 +8,24 @@ from keras import ops
 
 from keras_llm import models
 from keras_llm.generation.sampling import SETTINGS, Sampling, Text, choose
+from keras_llm.types import Tensor
 
 
-def init_memory(model, num_slots, length):
+def init_memory(model: models.CausalLM, num_slots: int, length: int) -> dict[str, Tensor]:
     """Return the memory of an engine with empty slots."""
     text = ops.zeros((num_slots, length), dtype="int32")
     return {**models.init_cache(model, num_slots, length), "text": text}
 
 
-def admit(model, memory, slot, token_ids, length, sampling, stop_id):
+def admit(
+    model: models.CausalLM,
+    memory: dict[str, Tensor],
+    slot: Tensor,
+    token_ids: Tensor,
+    length: Tensor,
+    sampling: Sampling,
+    stop_id: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Prefill a prompt into a slot and choose its first token.
 
     Args:
@@ -45,7 +54,16 @@ def admit(model, memory, slot, token_ids, length, sampling, stop_id):
     }
 
 
-def turn(model, memory, lengths, counts, budgets, sampling, num_steps, stop_id):
+def turn(
+    model: models.CausalLM,
+    memory: dict[str, Tensor],
+    lengths: Tensor,
+    counts: Tensor,
+    budgets: Tensor,
+    sampling: Sampling,
+    num_steps: int,
+    stop_id: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Choose up to `num_steps` tokens for each slot that is not done.
 
     Args:

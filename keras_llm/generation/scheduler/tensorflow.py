@@ -4,13 +4,16 @@ The memory is in variables that XLA updates in place, so that a turn does not co
 """
 
 import functools
+from collections.abc import Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_llm.errors import InputError
 from keras_llm.generation.sampling import SETTINGS, Sampling, dtype_of
 from keras_llm.generation.scheduler import steps
+from keras_llm.models import CausalLM
 
 
 class CompiledSteps:
@@ -31,7 +34,15 @@ class CompiledSteps:
         InputError: if the Keras backend is not TensorFlow.
     """
 
-    def __init__(self, model, num_slots, length, num_steps, stop_id, jit_compile=True):
+    def __init__(
+        self,
+        model: CausalLM,
+        num_slots: int,
+        length: int,
+        num_steps: int,
+        stop_id: int,
+        jit_compile: bool = True,
+    ) -> None:
         if keras.backend.backend() != "tensorflow":
             raise InputError(
                 f"an engine runs on TensorFlow, not on {keras.backend.backend()}; set "
@@ -51,7 +62,9 @@ class CompiledSteps:
         settings = [tf.TensorSpec((num_slots,), dtype_of(name)) for name in SETTINGS]
         self._turn = function(self._traced_turn, input_signature=[rows, rows, rows, *settings])
 
-    def admit(self, slot, token_ids, length, settings):
+    def admit(
+        self, slot: int, token_ids: np.ndarray, length: np.ndarray, settings: Sequence[np.ndarray]
+    ) -> int:
         """Run `steps.admit` and return the token as an int.
 
         Args:
@@ -64,7 +77,13 @@ class CompiledSteps:
         arguments = map(tf.convert_to_tensor, (token_ids, length, *settings))
         return int(self._admit(slot, *arguments))
 
-    def turn(self, lengths, counts, budgets, settings):
+    def turn(
+        self,
+        lengths: np.ndarray,
+        counts: np.ndarray,
+        budgets: np.ndarray,
+        settings: Sequence[np.ndarray],
+    ) -> np.ndarray:
         """Run `steps.turn` with arrays (B,) and return an array (B, P)."""
         arguments = map(tf.convert_to_tensor, (lengths, counts, budgets, *settings))
         return self._turn(*arguments).numpy()

@@ -2,6 +2,9 @@
 
 import concurrent.futures
 import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
 
 
 class Ticket:
@@ -15,18 +18,24 @@ class Ticket:
             reached), or None while the request is not complete.
     """
 
-    def __init__(self, prompt, budget, settings, on_token):
-        self.finish_reason = None
+    def __init__(
+        self,
+        prompt: np.ndarray,
+        budget: int,
+        settings: list[np.ndarray],
+        on_token: Callable[[int], object] | None,
+    ) -> None:
+        self.finish_reason: str | None = None
         self._prompt = prompt
         self._budget = budget
         self._settings = settings
         self._on_token = on_token
-        self._tokens = []
-        self._error = None
+        self._tokens: list[int] = []
+        self._error: BaseException | None = None
         self._done = False
         self._changed = threading.Condition()
 
-    def result(self, timeout=None):
+    def result(self, timeout: float | None = None) -> list[int]:
         """Wait until the request is complete.
 
         Args:
@@ -49,7 +58,7 @@ class Ticket:
                 raise self._error
             return list(self._tokens)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         count = 0
         while True:
             new, done = self._after(count)
@@ -59,7 +68,7 @@ class Ticket:
                 self.result()  # raises the request's error, if any
                 return
 
-    def cancel(self):
+    def cancel(self) -> bool:
         """Cancel the request; its slot is freed after the current turn.
 
         Returns:
@@ -67,7 +76,7 @@ class Ticket:
         """
         return self._end(error=concurrent.futures.CancelledError())
 
-    def done(self):
+    def done(self) -> bool:
         """Return whether the request is complete, was cancelled or failed."""
         with self._changed:
             return self._done

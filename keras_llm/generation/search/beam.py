@@ -2,7 +2,8 @@
 
 import math
 import numbers
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from keras import ops
 
@@ -10,6 +11,7 @@ from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation.logits_processors import occurrences
 from keras_llm.generation.sampling import is_stop
+from keras_llm.types import Tensor
 
 _ABSENT = -1e30  # log-probability of a missing beam; finite, so that sums are not NaN
 
@@ -26,29 +28,29 @@ class Beams(NamedTuple):
         stopped: bool (B, R), whether the text ended with a stop token.
     """
 
-    token_ids: object
-    num_tokens: object
-    log_probability: object
-    score: object
-    stopped: object
+    token_ids: Tensor
+    num_tokens: Tensor
+    log_probability: Tensor
+    score: Tensor
+    stopped: Tensor
 
 
 def beam_search(
-    model,
-    token_ids,
-    lengths,
-    max_new_tokens,
-    beam_width,
-    stop_id,
-    pad_id,
-    length_penalty=1.0,
-    num_return_sequences=1,
-    diversity_groups=1,
-    diversity_penalty=0.0,
-    process=None,
-    encoder_cache=None,
-    capacity=None,
-):
+    model: models.CausalLM | models.Seq2Seq,
+    token_ids: Tensor,
+    lengths: Tensor,
+    max_new_tokens: int | Tensor,
+    beam_width: int,
+    stop_id: int | Tensor,
+    pad_id: int,
+    length_penalty: float | Tensor = 1.0,
+    num_return_sequences: int = 1,
+    diversity_groups: int = 1,
+    diversity_penalty: float | Tensor = 0.0,
+    process: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    encoder_cache: dict[str, Tensor] | None = None,
+    capacity: int | Tensor | None = None,
+) -> Beams:
     """Search for the texts with the highest score.
 
     `score = log_probability / ((5 + n) / 6) ** length_penalty`, n tokens including the stop token
@@ -175,7 +177,7 @@ def beam_search(
     )
 
 
-def repeat_rows(cache, times):
+def repeat_rows(cache: dict[str, Tensor], times: int) -> dict[str, Tensor]:
     """Repeat each row of a cache; the copies of a row are adjacent.
 
     Args:
@@ -188,7 +190,7 @@ def repeat_rows(cache, times):
     return {name: ops.repeat(entry, times, axis=0) for name, entry in cache.items()}
 
 
-def check_count(function, name, value, most=math.inf):
+def check_count(function: str, name: str, value: Any, most: float = math.inf) -> None:
     """Raise InputError unless `value` is an int in `1 .. most`."""
     is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not is_int or not 1 <= value <= most:
@@ -196,20 +198,24 @@ def check_count(function, name, value, most=math.inf):
         raise InputError(f"{function}: `{name}` must be {rule}, got {value!r}.")
 
 
-def check_budget(function, max_new_tokens):
+def check_budget(function: str, max_new_tokens: int | Tensor) -> None:
     """Raise InputError unless `max_new_tokens` is an int > 0. Tensors are not checked."""
     if not hasattr(max_new_tokens, "shape"):
         check_count(function, "max_new_tokens", max_new_tokens)
 
 
-def room_for(max_new_tokens, budget, capacity):
+def room_for(
+    max_new_tokens: int | Tensor, budget: Tensor, capacity: int | Tensor | None
+) -> int | Tensor:
     """Return `capacity`, or if it is None the number of slots that new tokens need."""
     if capacity is not None:
         return capacity
     return ops.max(budget) if hasattr(max_new_tokens, "shape") else max_new_tokens
 
 
-def check_number(function, name, value, least=-math.inf, most=math.inf):
+def check_number(
+    function: str, name: str, value: Any, least: float = -math.inf, most: float = math.inf
+) -> None:
     """Raise InputError unless `value` is a finite number in `least .. most`.
 
     Tensors are not checked.
@@ -232,9 +238,9 @@ class _Group(NamedTuple):
         finished: `Beams` of (B, F), best first.
     """
 
-    token: object
-    token_ids: object
-    log_probability: object
+    token: Tensor
+    token_ids: Tensor
+    log_probability: Tensor
     finished: Beams
 
 
@@ -269,11 +275,11 @@ class _Search(NamedTuple):
 
     width: int
     kept: int
-    budget: object
-    stop_id: int
-    length_penalty: float
-    diversity_penalty: float
-    process: object
+    budget: Tensor
+    stop_id: int | Tensor
+    length_penalty: float | Tensor
+    diversity_penalty: float | Tensor
+    process: Callable[[Tensor, Tensor, Tensor], Tensor] | None
 
     def choose(self, groups, logits, step):
         """Choose the next token of each live beam.

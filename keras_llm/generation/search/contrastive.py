@@ -14,6 +14,7 @@ from keras_llm.generation.search.beam import (
     repeat_rows,
     room_for,
 )
+from keras_llm.types import Tensor
 
 
 class Contrasted(NamedTuple):
@@ -27,25 +28,25 @@ class Contrasted(NamedTuple):
         stopped: bool (B,), whether the text ended with a stop token.
     """
 
-    token_ids: object
-    num_tokens: object
-    log_probability: object
-    stopped: object
+    token_ids: Tensor
+    num_tokens: Tensor
+    log_probability: Tensor
+    stopped: Tensor
 
 
 def contrastive_search(
-    model,
-    token_ids,
-    lengths,
-    max_new_tokens,
-    top_k,
-    alpha,
-    stop_id,
-    pad_id,
-    encoder_cache=None,
-    capacity=None,
-    logit_bias=None,
-):
+    model: models.CausalLM | models.Seq2Seq,
+    token_ids: Tensor,
+    lengths: Tensor,
+    max_new_tokens: int | Tensor,
+    top_k: int,
+    alpha: float | Tensor,
+    stop_id: int | Tensor,
+    pad_id: int,
+    encoder_cache: dict[str, Tensor] | None = None,
+    capacity: int | Tensor | None = None,
+    logit_bias: Tensor | None = None,
+) -> Contrasted:
     """Continue prompts with likely tokens that are least similar to the context.
 
     `score(v) = (1 - alpha) * p(v) - alpha * max_j cos(h_v, h_j)`

@@ -1,13 +1,17 @@
 """Sample several texts per prompt and rank them."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from keras import ops
 
+from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation import loop
+from keras_llm.generation.sampling import Sampling
 from keras_llm.generation.search.beam import check_budget, check_count, room_for
+from keras_llm.types import Tensor
 
 
 class Candidates(NamedTuple):
@@ -22,26 +26,26 @@ class Candidates(NamedTuple):
         stopped: bool (B, n), whether the text ended with a stop token.
     """
 
-    token_ids: object
-    num_tokens: object
-    log_probability: object
-    score: object
-    stopped: object
+    token_ids: Tensor
+    num_tokens: Tensor
+    log_probability: Tensor
+    score: Tensor
+    stopped: Tensor
 
 
 def sample_and_rank(
-    model,
-    token_ids,
-    lengths,
-    max_new_tokens,
-    num_candidates,
-    sampling,
-    stop_id,
-    pad_id,
-    scorer=None,
-    encoder_cache=None,
-    capacity=None,
-):
+    model: models.CausalLM | models.Seq2Seq,
+    token_ids: Tensor,
+    lengths: Tensor,
+    max_new_tokens: int | Tensor,
+    num_candidates: int,
+    sampling: Sampling,
+    stop_id: int | Tensor,
+    pad_id: int,
+    scorer: Callable[[Candidates], Tensor] | None = None,
+    encoder_cache: dict[str, Tensor] | None = None,
+    capacity: int | Tensor | None = None,
+) -> Candidates:
     """Sample several texts for each prompt and sort them by score.
 
     Each prompt is prefilled once. Before sorting, candidate `j` is the text that `generate` returns

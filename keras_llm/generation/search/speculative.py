@@ -12,6 +12,7 @@ from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation.sampling import is_stop
 from keras_llm.layers import causal_mask, empty_cache
+from keras_llm.types import Tensor
 
 
 class Speculation(NamedTuple):
@@ -28,40 +29,40 @@ class Speculation(NamedTuple):
         accepted: int32 (B,), the number of draft tokens that the model accepted.
     """
 
-    token_ids: object
-    num_tokens: object
-    log_probability: object
-    stopped: object
-    rounds: object
-    proposed: object
-    accepted: object
+    token_ids: Tensor
+    num_tokens: Tensor
+    log_probability: Tensor
+    stopped: Tensor
+    rounds: Tensor
+    proposed: Tensor
+    accepted: Tensor
 
 
 class _State(NamedTuple):
-    text: object  # int32 (B, T + N + k + 1), prompts and new tokens without padding in between
-    count: object  # int32 (B,), the number of tokens in `text`
-    log_probability: object
-    stopped: object
-    done: object
-    rounds: object
-    proposed: object
-    accepted: object
-    cache: dict
-    draft_cache: dict
+    text: Tensor  # int32 (B, T + N + k + 1), prompts and new tokens without padding in between
+    count: Tensor  # int32 (B,), the number of tokens in `text`
+    log_probability: Tensor
+    stopped: Tensor
+    done: Tensor
+    rounds: Tensor
+    proposed: Tensor
+    accepted: Tensor
+    cache: dict[str, Tensor]
+    draft_cache: dict[str, Tensor]
 
 
 def speculative_generate(
-    model,
-    draft,
-    token_ids,
-    lengths,
-    max_new_tokens,
-    num_draft_tokens,
-    stop_id,
-    pad_id,
-    capacity=None,
-    logit_bias=None,
-):
+    model: models.CausalLM,
+    draft: models.CausalLM,
+    token_ids: Tensor,
+    lengths: Tensor,
+    max_new_tokens: int | Tensor,
+    num_draft_tokens: int,
+    stop_id: int | Tensor,
+    pad_id: int,
+    capacity: int | Tensor | None = None,
+    logit_bias: Tensor | None = None,
+) -> Speculation:
     """Decode greedily with draft tokens from a smaller model.
 
     In each round, the draft model generates k tokens for every row and `model` verifies them in one
@@ -145,17 +146,17 @@ def speculative_generate(
 
 
 def prompt_lookup_generate(
-    model,
-    token_ids,
-    lengths,
-    max_new_tokens,
-    num_draft_tokens,
-    ngram_size,
-    stop_id,
-    pad_id,
-    capacity=None,
-    logit_bias=None,
-):
+    model: models.CausalLM,
+    token_ids: Tensor,
+    lengths: Tensor,
+    max_new_tokens: int | Tensor,
+    num_draft_tokens: int,
+    ngram_size: int,
+    stop_id: int | Tensor,
+    pad_id: int,
+    capacity: int | Tensor | None = None,
+    logit_bias: Tensor | None = None,
+) -> Speculation:
     """Decode greedily with draft tokens copied from the text.
 
     If the last `ngram_size` tokens occur earlier in the text, the drafts are the k tokens after

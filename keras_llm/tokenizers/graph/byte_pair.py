@@ -47,13 +47,13 @@ class BytePairGraph:
         self._normalization = normalization
         self._vocabulary_size = len(spelled)
         self._spells_all = all(byte_ids[byte] >= 0 for byte in UTF8_BYTES)
-        merges = np.array(merges, "int64").reshape(-1, 3)
-        self._in_order = _in_order(merges, len(spelled))
+        table = np.array(merges, "int64").reshape(-1, 3)
+        self._in_order = _in_order(table, len(spelled))
         # If a pair has two merges, the later one applies, as in the original.
-        ranks = {left * len(spelled) + right: rank for rank, (left, right, _) in enumerate(merges)}
+        ranks = {left * len(spelled) + right: rank for rank, (left, right, _) in enumerate(table)}
         with tf.init_scope():
             self._byte_ids = tf.constant(byte_ids, tf.int32)
-            self._merged = tf.constant(np.append(merges[:, 2], 0), tf.int32)
+            self._merged = tf.constant(np.append(table[:, 2], 0), tf.int32)
             self._spelled = tf.constant(spelled, tf.string)
             self._whole_words = _table(tf, whole_words, tf.string, -1)
             self._ranks = _table(tf, ranks, tf.int64, _NONE)

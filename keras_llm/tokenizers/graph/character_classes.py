@@ -38,7 +38,7 @@ def digits() -> str:
 
 def character_class(indices: Iterable[int]) -> str:
     """Return the inside of an RE2 character class for ascending indices into `SCALARS`."""
-    bounds = []
+    bounds: list[list[int]] = []
     for index in indices:
         if bounds and bounds[-1][1] == index:
             bounds[-1][1] += 1

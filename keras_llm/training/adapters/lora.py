@@ -139,7 +139,8 @@ def load_lora(model: keras.Model, *paths: PathLike) -> list[str]:
             files have adapters of one layer and one is a DoRA adapter, naming the file or layer; or
             if the model already has adapters.
     """
-    stacked, magnitudes = {}, {}
+    stacked: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    magnitudes: dict[str, np.ndarray] = {}
     for path in paths:
         for name, (a, b, magnitude) in _read(path).items():
             stacked.setdefault(name, []).append((a, b))

@@ -50,13 +50,13 @@ class ProgressBar(keras.callbacks.Callback):
         self.progress.start()
         atexit.register(self.progress.stop)  # restore the terminal if `fit` is interrupted
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | Any = None) -> None:
         if getattr(self.model, "is_replaying", False):  # see `Resume`
             return
         self.steps += 1
         self.progress.update(self.bar, advance=1, state=f"loss {logs['loss']:.3f}")
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | Any = None) -> None:
         seconds = time.perf_counter() - self.begin
         parts = [f"step {self.steps}/{self.total_steps}", f"loss {logs['loss']:.3f}"]
         if "val_loss" in logs:
@@ -97,7 +97,7 @@ class BestWeights(keras.callbacks.Callback):
         self.monitor = monitor
         self.best = math.inf
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | Any = None) -> None:
         if self.monitor not in logs:
             raise InputError(
                 f"BestWeights: `monitor` {self.monitor!r} is not logged; logged are "

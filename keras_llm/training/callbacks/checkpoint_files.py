@@ -6,7 +6,7 @@ import pathlib
 import warnings
 import zipfile
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -22,7 +22,8 @@ class Checkpoint:
     """The state of a run: `meta` (JSON types) and `arrays` (one per variable)."""
 
     def __init__(self, meta: JSON | str, arrays: list[np.ndarray] | None) -> None:
-        self.meta, self.arrays = meta, arrays
+        self.meta: Any = meta
+        self.arrays: Any = arrays
 
     def restore(self, variables: Sequence[keras.Variable]) -> None:
         """Assign the arrays to the variables, in order."""
@@ -39,7 +40,7 @@ class Checkpoint:
 
     def write(self, path: pathlib.Path) -> None:
         """Write the file atomically."""
-        arrays = {f"v{i}": array for i, array in enumerate(self.arrays)}
+        arrays: dict[str, Any] = {f"v{i}": array for i, array in enumerate(self.arrays)}
         for name, array in arrays.items():
             if array.dtype.kind == "V":  # bfloat16, which NumPy files do not support
                 arrays[name] = array.view("uint16")

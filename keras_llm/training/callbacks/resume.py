@@ -67,6 +67,11 @@ class Resume(keras.callbacks.Callback):
             checkpoints; or if a loss or weight is not finite (the last good checkpoint is kept).
     """
 
+    _loaded: checkpoint_files.Checkpoint | None
+    _last_good: pathlib.Path | None
+    _length: int | Any
+    _epoch: int | Any
+
     def __init__(
         self,
         folder: PathLike,
@@ -89,7 +94,8 @@ class Resume(keras.callbacks.Callback):
             json.dumps(self.identity)
         except TypeError as error:
             raise InputError(f"`identity` must hold JSON values: {error}.") from None
-        self.history, self.seconds = {}, 0.0
+        self.history: dict[str, list[float]] = {}
+        self.seconds = 0.0
         self._loaded, self._last_good = checkpoint_files.latest(self.folder)
         self._batch = self._first_batch = self._length = self._own = None
         self._is_over = False
@@ -198,7 +204,7 @@ class Resume(keras.callbacks.Callback):
             self._loaded = self._loaded.without_arrays()
         self._epoch = epoch
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | Any = None) -> None:
         step = batch + 1
         if step <= self._replayed:
             return
@@ -212,7 +218,7 @@ class Resume(keras.callbacks.Callback):
         if step < self._steps and done % self.every < self.model.steps_per_execution:
             self._save(self._epoch, step, logs)
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | Any = None) -> None:
         for name, value in logs.items():
             self.history.setdefault(name, []).append(float(value))
         self._save(epoch + 1, 0, logs)

@@ -121,13 +121,13 @@ class TensorBoard(keras.callbacks.TensorBoard):
         self._waited = self._computed = 0.0
         self._batches = self._replayed = 0
         self._epoch_begin = time.perf_counter()
-        self._last_point = (0, self._epoch_begin, {})
+        self._last_point: tuple[int, float, dict[str, Any]] = (0, self._epoch_begin, {})
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         super().on_train_batch_begin(batch, logs)
         self._requested = time.time()
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | Any = None) -> None:
         if self._arrived is not None and not getattr(self.model, "is_replaying", False):
             arrived = float(self._arrived)
             self._waited += arrived - self._requested

@@ -92,7 +92,7 @@ class ChunkedCrossEntropy:
 
         @ops.custom_gradient
         def run(states, *trained):
-            kernel, *bias = [*frozen, *trained]
+            kernel, *bias = frozen + list(trained)
             losses, right, *parts = self._run(
                 states,
                 kernel,

@@ -41,7 +41,7 @@ def evaluate_translations(
             f"evaluate_translations: `tokenizer` must be one of "
             f"{', '.join(sorted(BLEU.TOKENIZERS))}, got {tokenizer!r}."
         )
-    scores = {}
+    scores: dict[str, float | str] = {}
     for name, metric in (("bleu", BLEU(tokenize=tokenizer)), ("chrf", CHRF())):
         scores[name] = float(metric.corpus_score(translations, [references]).score)
         scores[f"{name}_signature"] = str(metric.get_signature())

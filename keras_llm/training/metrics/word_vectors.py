@@ -64,7 +64,8 @@ def evaluate_similarities(
     pairs = [pair for pair in pairs if pair[0] in ids and pair[1] in ids]
     if len(pairs) < 2:
         return {"pairs": len(pairs), "spearman": 0.0}
-    first, second = (table[[ids[pair[side]] for pair in pairs]] for side in (0, 1))
+    first = table[[ids[pair[0]] for pair in pairs]]
+    second = table[[ids[pair[1]] for pair in pairs]]
     correlation = spearman((first * second).sum(axis=1), [pair[2] for pair in pairs])
     return {"pairs": len(pairs), "spearman": correlation}
 

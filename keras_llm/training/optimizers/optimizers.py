@@ -16,6 +16,7 @@ from keras_llm.types import JSON, Tensor
 NO_DECAY = ("bias", "scale", "gamma", "beta", "magnitude")
 _ROUNDED_TO_ONE = {"bfloat16": 2.0**-9, "float16": 2.0**-12}  # numbers this close to 1 round to 1
 _SETTLING = 20  # updates before `skip_factor` applies
+_Optimizer: Any = object  # for type checkers: `super()` of the mixin is an optimizer
 
 
 def check_precision(
@@ -35,7 +36,7 @@ def check_precision(
             )
 
 
-class _Replicated:
+class _Replicated(_Optimizer):
     """A mixin that adds replica support, gradient norms and skipped updates to Keras optimizers.
 
     If several replicas share a batch, their gradients are summed first. Each replica then updates
@@ -98,7 +99,7 @@ class _Replicated:
     def apply(
         self,
         grads: Sequence[Tensor | None],
-        trainable_variables: Iterable[keras.Variable] | None = None,
+        trainable_variables: Iterable[keras.Variable] | Any = None,
     ) -> None:
         if not self.built:
             trainable_variables = list(trainable_variables)
