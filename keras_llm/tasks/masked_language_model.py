@@ -158,7 +158,9 @@ class MaskedLanguageModel(HeadTask):
         length = sequence_length or min(self.model.config.max_length, 512)
         token_ids = data.encode_documents(checked_texts("rows", rows), self.tokenizer)
         if seed is None:  # held out: as many as there are
-            batch_size = max(1, min(batch_size, data.windows(token_ids, length - 2)))
+            text = token_ids[token_ids != self.tokenizer.bos_id]
+            room = length - (self.tokenizer.bos_id >= 0) - (self.tokenizer.eos_id >= 0)
+            batch_size = max(1, min(batch_size, data.windows(text, room)))
         batches = data.masked_dataset(
             token_ids,
             self.tokenizer,

@@ -138,7 +138,8 @@ for name in ("tensorflow", "keras", "torch", "jax"):
     assert importlib.util.find_spec(name) is None, name
 from keras_llm import export
 device = export.LiteRTModel(sys.argv[1])
-print(json.dumps([device.generate(prompt, int(sys.argv[3]), temperature=0.0) for prompt in json.loads(sys.argv[2])]))
+count, prompts = int(sys.argv[3]), json.loads(sys.argv[2])
+print(json.dumps([device.generate(prompt, count, temperature=0.0) for prompt in prompts]))
 """
     prompts = case[1][::10]
     command = [python, "-c", program, bundle, json.dumps(prompts), str(NEW_TOKENS)]

@@ -114,7 +114,9 @@ def test_models_of_other_parts(task, tmp_path, name, options):
     assert report["parity"]["greedy_texts_equal"] is True
     assert report["prefill_lengths"] == [5]
     device = export.LiteRTModel(tmp_path / "other.tflite")
-    assert device.generate("The word", 50, temperature=0.0) == other("The word", 50, temperature=0.0)
+    assert device.generate("The word", 50, temperature=0.0) == other(
+        "The word", 50, temperature=0.0
+    )
 
 
 def test_signatures_have_litert_lms_names_and_shapes(mobile, task):
@@ -173,7 +175,8 @@ def test_the_runner_needs_no_tensorflow(mobile, task):
 import sys
 sys.modules["tensorflow"] = sys.modules["keras"] = None  # importing either would raise
 from keras_llm import export
-sys.stdout.buffer.write(export.LiteRTModel(sys.argv[1]).generate("The", 12, temperature=0.0).encode())
+text = export.LiteRTModel(sys.argv[1]).generate("The", 12, temperature=0.0)
+sys.stdout.buffer.write(text.encode())
 """
     command = [sys.executable, "-c", program, str(mobile[0] / "reference.tflite")]
     done = subprocess.run(command, capture_output=True)

@@ -99,7 +99,9 @@ def test_sampled_text_is_that_of_the_task(task, tmp_path, runner):
 def test_the_chat_template_comes_with_the_file(runner):
     messages = [{"role": "user", "content": "The value"}]
     assert runner.chat(messages, 8, temperature=0.0) == runner.chat("The value", 8, temperature=0.0)
-    assert runner.chat("The value", 8, temperature=0.0) == runner.generate("The value", 8, parse_special=True, temperature=0.0)
+    assert runner.chat("The value", 8, temperature=0.0) == runner.generate(
+        "The value", 8, parse_special=True, temperature=0.0
+    )
 
 
 def test_the_cache_is_as_long_as_was_asked(bundle, runner):
@@ -141,7 +143,10 @@ def test_a_byte_pair_tokenizer_goes_in_as_tokenizer_json_with_a_further_end_toke
     report = export.litert_lm(other, tmp_path / "other.litertlm", rules, prefill_lengths=[16])
     assert report["litert_lm"]["greedy_texts_equal"] is True
     runner = export.LiteRTModel(tmp_path / "other.litertlm")
-    steps = [[token for token, _ in runner.steps(p, 24, temperature=0.0)] for p in verification.probe_prompts(other)]
+    steps = [
+        [token for token, _ in runner.steps(p, 24, temperature=0.0)]
+        for p in verification.probe_prompts(other)
+    ]
     assert any(row[-1] is None for row in steps) and not any(often in row for row in steps)
     assert report["quantization"][0]["bits"] == 4 and report["bytes"]["weights_int4"] > 0
 
