@@ -139,7 +139,9 @@ class Fitting:
                 schedule, weight_decay=decay, beta_2=0.95, global_clipnorm=1.0
             )
         trainer, objective = self._objective()
-        trainer.compile(optimizer, **{**objective, **options})
+        # XLA pays off on JAX; on TensorFlow its compilation takes longer than a short training.
+        by_xla = {"jit_compile": keras.backend.backend() == "jax"}
+        trainer.compile(optimizer, **{**objective, **by_xla, **options})
         return trainer
 
 

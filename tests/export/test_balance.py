@@ -10,7 +10,7 @@ from keras_llm import models, tasks, tokenizers
 from keras_llm.export.litert import conversion, weights
 from keras_llm.export.litert.lowering import flatbuffer
 from keras_llm.export.litert.quantization.calibration import Calibration, groups_of
-from keras_llm.export.litert.quantization.rules import QuantizationRule
+from keras_llm.export.litert.quantization.rules import QuantizationRule, apply
 from keras_llm.export.litert.quantization.smooth_quant import balance
 from keras_llm.export.litert.runtime.backends import InterpreterRuntime
 from keras_llm.export.litert.runtime.decoder import DecoderSteps
@@ -68,7 +68,7 @@ class Lowered:
             if path.stem == "balanced":
                 calibration = Calibration(*self._plan.traced, self.manifest, self._rows)
                 balance(model, groups_of(model), calibration)
-            rules.apply(model, rules)
+            apply(model, rules)
             weights.write(model, path)
         return paths
 
