@@ -95,7 +95,7 @@ def _public(package):
 
 def _bases(thing, public):
     """Yield the bases of a class, replacing private ones of the library by their own bases."""
-    own_bases = {base.name: base for base in thing.resolved_bases}
+    own_bases = {base.name: base for base in thing.resolved_bases if base.is_class}
     for base in thing.bases:
         own_base = own_bases.get(str(base).rpartition(".")[2])
         if own_base is None or own_base.path in public:
