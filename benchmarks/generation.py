@@ -1,11 +1,11 @@
-"""Text generation beside KerasHub, transformers and llama.cpp: like shape, prompt and tokens.
+"""Compare text generation with KerasHub, transformers and llama.cpp at the same shapes.
 
     python benchmarks/generation.py --page docs/benchmarks.md
 
-Needs the packages of `make test-parity`. All in float32 on a CPU with two threads each, one after
-the other in every round; greedy, and nothing stops early. Figures are medians of the rounds. For
-llama.cpp the published weights of SmolLM2 are written out in float32; its times do not depend on
-what the weights are.
+Requires the packages of `make test-parity`. All libraries run in float32 on a CPU with two threads,
+one after the other in every round, with greedy decoding and without early stopping. Results are
+medians of the rounds. For llama.cpp the published weights of SmolLM2 are converted to float32; its
+speed does not depend on the values of the weights.
 """
 
 import argparse
@@ -55,10 +55,10 @@ def ours(shape):
     import numpy as np
 
     from keras_llm import generation, models
-    from keras_llm.generation.compiled import Compiled
+    from keras_llm.generation.compiled import CompiledGenerator
 
     model = models.causal_lm(models.CausalLMConfig(**shape))
-    compiled = Compiled(model, stop_id=-1, pad_id=0)
+    compiled = CompiledGenerator(model, stop_id=-1, pad_id=0)
 
     def run(ids, new):
         lengths = np.full(len(ids), ids.shape[1], "int32")
@@ -129,13 +129,13 @@ def transformers(shape):
 
 
 def llama_cpp(shape):
-    """For one text at a time of the shape that has a file; None elsewhere."""
+    """Return a function for the shape that has a GGUF file (batch size 1 only), else None."""
     if shape is not SHAPES["SmolLM2-135M"]:
         return None
     import gguf
     from llama_cpp import Llama
 
-    from keras_llm.recipes import smollm2
+    from keras_llm.recipes.corpora import smollm2
 
     f32 = gguf.GGMLQuantizationType.F32
     model = Llama(
@@ -176,8 +176,8 @@ def measure(function, ids, new):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--shape", choices=SHAPES, help="this shape alone")
-    parser.add_argument("--page", type=pathlib.Path, help="markdown file to write")
+    parser.add_argument("--shape", choices=SHAPES, help="measure only this shape")
+    parser.add_argument("--page", type=pathlib.Path, help="Markdown file to write")
     options = parser.parse_args()
 
     import numpy as np
@@ -188,14 +188,14 @@ def main():
     rows = []
     for name, shape in SHAPES.items():
         if options.shape in (None, name):
-            made = {peer: make(shape) for peer, make in PEERS.items()}
+            runners = {peer: make(shape) for peer, make in PEERS.items()}
             for shape_name, batch, length, new in CASES:
                 if shape_name != name:
                     continue
-                # llama.cpp's Python has no batches.
+                # llama.cpp's Python bindings do not support batches.
                 functions = {
                     peer: run
-                    for peer, run in made.items()
+                    for peer, run in runners.items()
                     if run is not None and (batch == 1 or peer != "llama.cpp")
                 }
                 ids = np.random.default_rng(0).integers(3, 400, (batch, length)).astype("int32")
@@ -211,7 +211,7 @@ def main():
                         (name, batch, length, new, peer, tokens / wall, tokens / cpu, first[peer])
                     )
                     print(rows[-1], flush=True)
-            del made, functions
+            del runners, functions
     if options.page:
         options.page.write_text(page(rows, options.rounds), "utf-8")
 
@@ -220,12 +220,15 @@ def page(rows, rounds):
     lines = [
         "# Text generation",
         "",
-        "Written by `python benchmarks/generation.py --page docs/benchmarks.md`, in the",
-        "environment of `make test-parity`: float32, a CPU with two threads each, greedy. The",
-        "libraries write the same number of tokens with a model of the same shape, one after the",
-        f"other in every round; medians of {rounds}. llama.cpp takes part with SmolLM2-135M and",
-        "one text. A row with one new token measures the reading of its prompt. The last column",
-        "is keras_llm's tokens per second over those of the row.",
+        "Written by `python benchmarks/generation.py --page docs/benchmarks.md` in the environment "
+        "of `make test-parity`:",
+        "float32, greedy decoding, a CPU with two threads per library. All libraries generate the "
+        "same number of tokens with a",
+        "model of the same shape, one after the other in every round; medians of "
+        f"{rounds} rounds. llama.cpp is measured only with",
+        "SmolLM2-135M and one text. Rows with one new token measure prefill. The last column is "
+        "keras_llm's tokens per second",
+        "divided by those of the row.",
         "",
         "| shape | batch | prompt tokens | new tokens | library | tokens/s | tokens/CPU s | "
         "first call, s | ratio |",
@@ -234,8 +237,8 @@ def page(rows, rounds):
     speed = {row[:5]: row[5] for row in rows}
     for *case, wall, cpu, first in rows:
         ratio = speed[(*case[:4], "keras_llm")] / wall
-        figures = f"{wall:,.0f} | {cpu:,.0f} | {first:.1f} | {ratio:.2f}"
-        lines.append(f"| {' | '.join(map(str, case))} | {figures} |")
+        numbers = f"{wall:,.0f} | {cpu:,.0f} | {first:.1f} | {ratio:.2f}"
+        lines.append(f"| {' | '.join(map(str, case))} | {numbers} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,12 +1,11 @@
-"""SmolLM2-135M on a device's runtime beside llama.cpp: the same weights, the same two cores.
+"""Compare SmolLM2-135M in LiteRT and llama.cpp, with the same weights on the same two cores.
 
     python benchmarks/on_device.py --page docs/on_device_benchmarks.md
 
-Needs the packages of `make test-parity`. The published Q4_1 file's weights are written out in
-float32 and quantised anew for both: by `export.litert` as int8 and int4, by llama.cpp as Q8_0, Q4_0
-and Q4_1. In each round every file runs in a process of its own, one after the other; figures are
-medians of the rounds. Prefill and decoding are timed inside the runtime: the token goes in, the
-logits stay where they are.
+Requires the packages of `make test-parity`. The weights of the published Q4_1 file are converted to
+float32 and quantized again: by `export.litert` as int8 and int4, by llama.cpp as Q8_0, Q4_0 and
+Q4_1. In each round every file runs in a separate process, one after the other; results are medians
+of the rounds. Prefill and decoding are timed inside the runtime, without copying the logits out.
 """
 
 import argparse
@@ -25,7 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 CACHE_LENGTH, PROMPT, NEW, WINDOW = 512, 128, 64, 256
 LLAMA = {"q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0", "q4_1": "MOSTLY_Q4_1"}
-# ours, theirs at equal bits
+# files of keras_llm and llama.cpp with equal bits
 PAIRS = [("int8.tflite", "q8_0.gguf"), ("int4.tflite", "q4_0.gguf"), ("int4.tflite", "q4_1.gguf")]
 FILES = ["int8.tflite", "q8_0.gguf", "int4.tflite", "q4_0.gguf", "q4_1.gguf"]
 
@@ -33,21 +32,21 @@ FILES = ["int8.tflite", "q8_0.gguf", "int4.tflite", "q4_0.gguf", "q4_1.gguf"]
 def prepare_theirs(folder):
     import llama_cpp
 
-    from keras_llm.recipes import smollm2
+    from keras_llm.recipes.corpora import smollm2
 
-    whole = smollm2.in_float32(folder)
+    float32_path = smollm2.in_float32(folder)
     for name, kind in LLAMA.items():
         if not (folder / f"{name}.gguf").is_file():
             parameters = llama_cpp.llama_model_quantize_default_params()
             parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_{kind}")
-            paths = [str(path).encode() for path in (whole, folder / f"{name}.gguf")]
+            paths = [str(path).encode() for path in (float32_path, folder / f"{name}.gguf")]
             llama_cpp.llama_model_quantize(*paths, ctypes.byref(parameters))
 
 
 def prepare_ours(folder):
     from keras_llm import export
     from keras_llm.checkpoints import from_gguf
-    from keras_llm.recipes import smollm2
+    from keras_llm.recipes.corpora import smollm2
 
     names = [n for n in ("int8", "int4") if not (folder / f"{n}.tflite").is_file()]
     if names or not (folder / "text.json").is_file():
@@ -66,13 +65,13 @@ def prepare_ours(folder):
 
 
 def calibration_of(text):
-    """Eight pieces of the text's second half, which the perplexity is not measured on."""
+    """Return eight excerpts of the text's second half; perplexity is measured on the first."""
     half = len(text) // 2
     return [text[half + i * 20_000 :][:400] for i in range(8)]
 
 
 def rows_of(folder, tokens):
-    """Windows of the text, `tokens` in all."""
+    """Return windows of the text with `tokens` tokens in total."""
     ids = json.loads((folder / "text.json").read_text())
     return [ids[i : i + WINDOW] for i in range(0, tokens, WINDOW)]
 
@@ -81,7 +80,7 @@ def run_ours(path, threads, rows):
     import numpy as np
 
     from keras_llm.export import LiteRTModel
-    from keras_llm.export.decoder_steps import DecoderSteps
+    from keras_llm.export.litert.runtime.decoder import DecoderSteps
 
     begin = time.perf_counter()
     runner = LiteRTModel(path, num_threads=threads)
@@ -105,14 +104,14 @@ def run_theirs(path, threads, rows):
     import llama_cpp
     import numpy as np
 
-    def context(every):
+    def context(logits_all):
         return llama_cpp.Llama(
             str(path),
             n_ctx=CACHE_LENGTH,
             n_batch=CACHE_LENGTH,
             n_threads=threads,
             n_threads_batch=threads,
-            logits_all=every,
+            logits_all=logits_all,
             verbose=False,
         )
 
@@ -140,7 +139,7 @@ def run_theirs(path, threads, rows):
 
 
 def timed(read, step):
-    """Tokens per second of reading the prompt and of decoding, medians."""
+    """Return the median tokens per second of prefill and of decoding."""
     read()
     reads, steps = [], []
     for _ in range(5):
@@ -155,7 +154,7 @@ def timed(read, step):
 
 
 def peak():
-    """Peak resident bytes of this process."""
+    """Return the peak resident memory of this process in bytes."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
@@ -179,10 +178,10 @@ def call(path, threads, tokens):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", default="smollm2-on-device", help="where the files are kept")
+    parser.add_argument("--folder", default="smollm2-on-device", help="folder for model files")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=2048, help="of text, for the perplexity")
-    parser.add_argument("--page", help="write the tables as Markdown to this file")
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens to measure perplexity on")
+    parser.add_argument("--page", help="Markdown file to write")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -191,7 +190,7 @@ def main():
     folder = pathlib.Path(options.folder)
     folder.mkdir(parents=True, exist_ok=True)
     prepare_theirs(folder)
-    # In a process of its own, for it holds the model in float32.
+    # Run in a separate process to free the float32 model afterwards.
     program = f"import on_device, pathlib; on_device.prepare_ours(pathlib.Path({str(folder)!r}))"
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent)}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
@@ -199,14 +198,14 @@ def main():
         name: math.exp(call(folder / name, 2, options.tokens)[4])
         for name in [*FILES, "smollm2-f32.gguf"]
     }
-    found = {}
+    results = {}
     for _ in range(options.rounds):
         for threads in (1, 2):
             for name in FILES:
                 row = call(folder / name, threads, 0)[:4]
-                found.setdefault((name, threads), []).append(row)
+                results.setdefault((name, threads), []).append(row)
     medians = {
-        key: list(map(statistics.median, zip(*rows, strict=True))) for key, rows in found.items()
+        key: list(map(statistics.median, zip(*rows, strict=True))) for key, rows in results.items()
     }
     page = tables(folder, medians, losses, options)
     print(page)
@@ -218,13 +217,15 @@ def tables(folder, medians, losses, options):
     lines = [
         "# On-device benchmarks",
         "",
-        "Written by `python benchmarks/on_device.py --page docs/on_device_benchmarks.md`:",
-        f"SmolLM2-135M, {options.rounds} rounds, each file in a process of its own, one after the",
-        f"other; medians. A prompt of {PROMPT} tokens is read, then {NEW} tokens are decoded, in a",
-        f"cache of {CACHE_LENGTH}. Perplexity on {options.tokens} tokens of Python's language",
-        f"reference in windows of {WINDOW}, ours balanced on other parts of it; in float32 it is",
-        f"{losses['smollm2-f32.gguf']:.3f}. LiteRT runs the `.tflite` files, llama.cpp the `.gguf`",
-        "files.",
+        "Written by `python benchmarks/on_device.py --page docs/on_device_benchmarks.md`: "
+        f"SmolLM2-135M, {options.rounds} rounds, each file in",
+        f"its own process, one after the other; medians. A prompt of {PROMPT} tokens is prefilled, "
+        f"then {NEW} tokens are decoded, in a",
+        f"cache of {CACHE_LENGTH}. Perplexity is measured on {options.tokens} tokens of Python's "
+        f"language reference in windows of {WINDOW}, with the keras_llm",
+        "files balanced (SmoothQuant) on other parts of it; in float32 it is "
+        f"{losses['smollm2-f32.gguf']:.3f}. LiteRT runs the `.tflite` files, llama.cpp",
+        "the `.gguf` files.",
         "",
         "| file | MB | perplexity | threads | load, s | prefill, tokens/s | decode, tokens/s | "
         "peak MB |",
@@ -238,18 +239,19 @@ def tables(folder, medians, losses, options):
         )
     lines += [
         "",
-        "Ours over theirs (for perplexity, ours over float32):",
+        "keras_llm's result divided by llama.cpp's (for perplexity, keras_llm's divided by "
+        "float32's):",
         "",
-        "| ours | theirs | threads | decode | prefill | size | peak | perplexity |",
+        "| keras_llm | llama.cpp | threads | decode | prefill | size | peak | perplexity |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for ours, theirs in PAIRS:
+    for tflite, gguf in PAIRS:
         for threads in (1, 2):
-            a, b = medians[ours, threads], medians[theirs, threads]
-            size = (folder / ours).stat().st_size / (folder / theirs).stat().st_size
-            loss = losses[ours] / losses["smollm2-f32.gguf"]
+            a, b = medians[tflite, threads], medians[gguf, threads]
+            size = (folder / tflite).stat().st_size / (folder / gguf).stat().st_size
+            loss = losses[tflite] / losses["smollm2-f32.gguf"]
             lines.append(
-                f"| {ours} | {theirs} | {threads} | {a[2] / b[2]:.2f} | {a[1] / b[1]:.2f} | "
+                f"| {tflite} | {gguf} | {threads} | {a[2] / b[2]:.2f} | {a[1] / b[1]:.2f} | "
                 f"{size:.3f} | {a[3] / b[3]:.2f} | {loss:.4f} |"
             )
     return "\n".join(lines) + "\n"

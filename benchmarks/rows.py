@@ -1,10 +1,9 @@
-"""What rows that are 4 KiB apart cost: the products of a feed-forward layer, and its training.
+"""Measure the cost of a 4 KiB row stride in the matrix products of a feed-forward layer.
 
     python benchmarks/rows.py
 
-Tokens 2048, width 256, intermediate width 1024, float32, oneDNN unless the environment variable
-TF_ENABLE_ONEDNN_OPTS is 0. Medians of the rounds, in which
-the variants take turns.
+Uses 2048 tokens, width 256, intermediate width 1024 and float32, with oneDNN unless the environment
+variable TF_ENABLE_ONEDNN_OPTS is 0. The variants take turns; results are medians of the rounds.
 """
 
 import argparse
@@ -61,7 +60,7 @@ def gradient(x, dy, extra):
 
 
 def training(x, padded):
-    """Forward and backward through the layer."""
+    """Return a function that runs forward and backward pass of the layer."""
     layer = layers.FeedForward(WIDE, "gelu_tanh")
     layer(x)
     if not padded:

@@ -1,4 +1,4 @@
-"""SavedModels of one model, plain and compiled, in float32 and in fewer bits: bytes, parity, speed.
+"""Compare SavedModels of one model, with and without XLA and quantization: size, parity, speed.
 
 python benchmarks/saved_model.py RUN [--tokens 128] [--rounds 5]
 """
@@ -51,7 +51,7 @@ def main():
 
 
 def measure(path, rows, options):
-    """Tokens a second, the best of some rounds, and the seconds of the first call."""
+    """Return the best tokens per second of several rounds, and the seconds of the first call."""
     import tensorflow as tf
     import tensorflow_text  # noqa: F401, registers its ops
 

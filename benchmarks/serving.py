@@ -1,10 +1,10 @@
-"""Requests per second and latency of the local server: gRPC and REST, batches on and off.
+"""Measure throughput and latency of the local server: gRPC and REST, with and without batching.
 
     python benchmarks/serving.py --page docs/serving_benchmark.md
 
-The server is `keras-llm serve` in a process of its own, each client another process; all share the
-machine. Without --base_path a model of the preset `llama-3m` with random weights is made: its text
-is nonsense, its arithmetic that of a trained one.
+The server `keras-llm serve` and each client run in separate processes on the same machine. Without
+--base_path the benchmark uses the preset `llama-3m` with random weights, which costs as much
+compute as a trained model.
 """
 
 import argparse
@@ -24,12 +24,12 @@ PROMPTS = ["The import statement", "A class definition", "Names refer to objects
 
 
 def make_model(folder):
-    """A SavedModel of random weights, in TensorFlow Serving's layout."""
+    """Write a SavedModel with random weights in TensorFlow Serving's folder layout."""
     import pydoc_data.topics
 
     import keras_llm
     from keras_llm import models, tokenizers
-    from keras_llm.export.signatures import TextGenerationModule, save
+    from keras_llm.export.saved_model.signatures import TextGenerationModule, save
 
     tokenizer = tokenizers.SentencePiece.train(
         list(pydoc_data.topics.topics.values()), vocabulary_size=2000, model_type="bpe"
@@ -40,7 +40,7 @@ def make_model(folder):
 
 
 def ask(target, model, tokens, seconds, index, ready, go, answers):
-    """One client: asks without a pause, and hands over its latencies and errors."""
+    """Run a client that sends requests without a pause and returns its latencies and errors."""
     from keras_llm import export
 
     latencies, errors = [], 0
@@ -60,7 +60,7 @@ def ask(target, model, tokens, seconds, index, ready, go, answers):
 
 
 def measure(base_path, protocol, batching, clients, tokens, seconds):
-    """One row of the table: a dict."""
+    """Measure one row of the table and return it as a dict."""
     ports = [free_port(), free_port()]
     command = [sys.executable, "-m", "keras_llm", "serve", str(base_path)]
     command += ["--port", str(ports[0]), "--rest_api_port", str(ports[1])]
@@ -87,35 +87,35 @@ def measure(base_path, protocol, batching, clients, tokens, seconds):
         for _ in processes:
             ready.acquire(timeout=300)
         go.set()
-        found = [answers.get(timeout=seconds + 300) for _ in processes]
+        results = [answers.get(timeout=seconds + 300) for _ in processes]
         for process in processes:
             process.join()
     finally:
         server.terminate()
         server.wait()
-    latencies = sorted(latency for rows, _ in found for latency, _ in rows)
-    made = sum(count for rows, _ in found for _, count in rows)
-    per_cent = statistics.quantiles(latencies, n=100)
+    latencies = sorted(latency for rows, _ in results for latency, _ in rows)
+    num_tokens = sum(count for rows, _ in results for _, count in rows)
+    percentiles = statistics.quantiles(latencies, n=100)
     return {
         "requests/s": len(latencies) / seconds,
-        "tokens/s": made / seconds,
-        "p50 ms": per_cent[49] * 1000,
-        "p99 ms": per_cent[98] * 1000,
-        "failed": sum(errors for _, errors in found),
+        "tokens/s": num_tokens / seconds,
+        "p50 ms": percentiles[49] * 1000,
+        "p99 ms": percentiles[98] * 1000,
+        "failed": sum(errors for _, errors in results),
     }
 
 
 def free_port():
-    """A port that is free now."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
 
 
 def main():
-    """Measure, print, and write the page if asked."""
+    """Measure, print the table and optionally write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base_path", help="folder of a served model of text generation")
+    parser.add_argument("--base_path", help="folder of a served text generation model")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=20.0)
@@ -145,12 +145,12 @@ def main():
     if options.page:
         what = options.base_path or "preset `llama-3m`, random weights"
         pathlib.Path(options.page).write_text(
-            "# How fast the local server answers\n\n"
-            "Written by `python benchmarks/serving.py --page docs/serving_benchmark.md`:\n"
-            f"{what}, {options.tokens} new tokens a request, {options.seconds:.0f} s a row. Server "
-            f"and clients share\n{os.cpu_count()} cores ({platform.machine()}); the clients are "
-            "processes that ask without a pause. This is the development\nserver. TensorFlow "
-            "Serving, which runs the same graph without Python, was not to be had.\n\n"
+            "# Local server benchmark\n\n"
+            "Written by `python benchmarks/serving.py --page docs/serving_benchmark.md`: "
+            f"{what}, {options.tokens} new\ntokens per request, {options.seconds:.0f} s per row. "
+            f"Server and clients share {os.cpu_count()} cores ({platform.machine()}); the clients "
+            "are processes that send\nrequests without a pause. This is the development server. "
+            "TensorFlow Serving, which runs the same graph without Python,\nwas not available.\n\n"
             f"{table}\n",
             "utf-8",
         )

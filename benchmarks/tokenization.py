@@ -1,10 +1,11 @@
-"""Tokenizers beside Hugging Face's: the same vocabulary, the same texts, the same ids.
+"""Compare the speed of tokenizers with Hugging Face's, with the same vocabulary and texts.
 
     python benchmarks/tokenization.py --page docs/tokenization_benchmarks.md
 
-Ours run in a TensorFlow graph, as in `tf.data` and in a SavedModel; theirs in Rust, as their own
-library calls it: `encode_batch` with offsets, which transformers uses, and `encode_batch_fast`. One
-after the other in every round; figures are megabytes of text a second, medians of the rounds.
+The tokenizers of keras_llm run in a TensorFlow graph, as in `tf.data` and in a SavedModel. Those of
+Hugging Face run in Rust: `encode_batch` with offsets, which transformers uses, and
+`encode_batch_fast`. They take turns in every round; results are megabytes of text per second,
+medians of the rounds.
 """
 
 import argparse
@@ -20,10 +21,10 @@ VOCABULARY_SIZE = 8000
 
 
 def texts_of(name, size):
-    from keras_llm.recipes import corpora
+    from keras_llm.recipes.corpora import registry
 
     texts = []
-    for text in corpora.load(name):
+    for text in registry.load(name):
         texts.append(text)
         size -= len(text.encode())
         if size <= 0:
@@ -32,7 +33,7 @@ def texts_of(name, size):
 
 
 def functions(kind, texts):
-    """Name -> a function from texts to lists of ids, and whether it is one of ours."""
+    """Return a dict from name to a function that encodes the texts and one that lists the ids."""
     import tensorflow as tf
 
     from keras_llm import tokenizers
@@ -42,14 +43,14 @@ def functions(kind, texts):
     rust = tok.rust
     strings = tf.constant(texts)
     return {
-        "keras_llm, graph": (lambda: graph(strings), lambda found: found.to_list()),
+        "keras_llm, graph": (lambda: graph(strings), lambda ragged: ragged.to_list()),
         "tokenizers, encode_batch": (
             lambda: rust.encode_batch(texts, add_special_tokens=False),
-            lambda found: [row.ids for row in found],
+            lambda encodings: [encoding.ids for encoding in encodings],
         ),
         "tokenizers, encode_batch_fast": (
             lambda: rust.encode_batch_fast(texts, add_special_tokens=False),
-            lambda found: [row.ids for row in found],
+            lambda encodings: [encoding.ids for encoding in encodings],
         ),
     }
 
@@ -64,22 +65,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--megabytes", type=float, default=2.0)
-    parser.add_argument("--page", type=pathlib.Path, help="markdown file to write")
+    parser.add_argument("--page", type=pathlib.Path, help="Markdown file to write")
     options = parser.parse_args()
     rows = []
     for corpus, name in CORPORA.items():
         texts = texts_of(name, options.megabytes * 1e6)
         size = sum(len(text.encode()) for text in texts) / 1e6
         for kind in ("WordPiece", "BytePair"):
-            both = functions(kind, texts)
-            # Also the first call, which is not timed.
-            found = {peer: ids_of(run()) for peer, (run, ids_of) in both.items()}
-            equal = all(ids == found["keras_llm, graph"] for ids in found.values())
-            times = {peer: [] for peer in both}
+            peers = functions(kind, texts)
+            # This is also the warm-up call, which is not timed.
+            ids = {peer: ids_of(run()) for peer, (run, ids_of) in peers.items()}
+            equal = all(rows_of_ids == ids["keras_llm, graph"] for rows_of_ids in ids.values())
+            times = {peer: [] for peer in peers}
             for _ in range(options.rounds):
-                for peer, (run, _) in both.items():
+                for peer, (run, _) in peers.items():
                     times[peer].append(measure(run))
-            for peer in both:
+            for peer in peers:
                 wall, cpu = (statistics.median(t) for t in zip(*times[peer], strict=True))
                 rows.append((kind, corpus, peer, size / wall, size / cpu, equal))
                 print(rows[-1], flush=True)
@@ -89,20 +90,21 @@ def main():
 
 def page(rows, options):
     lines = [
-        "# Tokenizers beside Hugging Face's",
+        "# Tokenizers compared with Hugging Face's",
         "",
-        "Written by `python benchmarks/tokenization.py --page docs/tokenization_benchmarks.md`: a",
-        f"vocabulary of {VOCABULARY_SIZE:,}, {options.megabytes:g} MB of text, two cores, medians",
-        f"of {options.rounds}; one after the other in every round. The ids are the same. The ratio",
-        "is ours over theirs, by the CPU second.",
+        "Written by `python benchmarks/tokenization.py --page docs/tokenization_benchmarks.md`: a "
+        f"vocabulary of {VOCABULARY_SIZE:,}, {options.megabytes:g} MB of",
+        f"text, two cores, medians of {options.rounds}; one library after the other in every "
+        "round. The ids are identical. The ratio is",
+        "keras_llm's MB per CPU second divided by that of the row.",
         "",
         "| tokenizer | text | library | MB/s | MB/CPU s | ratio |",
         "|---|---|---|---|---|---|",
     ]
-    ours = {row[:2]: row[4] for row in rows if row[2] == "keras_llm, graph"}
+    speeds = {row[:2]: row[4] for row in rows if row[2] == "keras_llm, graph"}
     for kind, corpus, peer, wall, cpu, equal in rows:
         assert equal, (kind, corpus)
-        ratio = ours[kind, corpus] / cpu
+        ratio = speeds[kind, corpus] / cpu
         lines.append(f"| {kind} | {corpus} | {peer} | {wall:.1f} | {cpu:.1f} | {ratio:.1f} |")
     return "\n".join(lines) + "\n"
 

@@ -1,15 +1,14 @@
-"""Training with `fit` beside KerasHub's layers and PyTorch: tokens per second and peak memory.
+"""Compare training with KerasHub's layers and PyTorch: tokens per second and peak memory.
 
     python benchmarks/training.py --page page.md
 
 A GPT-style decoder (6 layers) and a BERT-style encoder (4 layers, 15 % of the tokens predicted) of
 width 256, with 4 heads, feed-forward 1024, length 256, batch 8, in float32 with AdamW, on a CPU
-with two threads, on random tokens. Every measurement is a process of its own, so that its peak of
-resident memory is its own; the sides take turns in every round, with the same threads and the same
-setting of oneDNN (which PyTorch has always). Figures are medians of the rounds. The share of the
-peak is what the products of matrices in a training step would be done at, of the speed of one large
-float32 matrix product in TensorFlow that is measured in the same rounds. The environment is that of
-`make test-parity`.
+with two threads, on random tokens. Each measurement runs in a separate process to measure its peak
+resident memory; the libraries take turns in every round, with the same number of threads and the
+same oneDNN setting (PyTorch always uses oneDNN). Results are medians of the rounds. "Of peak" is
+the speed of the matrix products of a training step, relative to one large float32 matrix product in
+TensorFlow measured in the same rounds. The environment is that of `make test-parity`.
 """
 
 import argparse
@@ -25,7 +24,7 @@ import time
 import training_peers as peers
 
 THREADS = 2
-CASES = (  # shape, vocabulary, oneDNN, sides
+CASES = (  # shape, vocabulary, oneDNN, libraries and variants
     ("gpt", 8000, True, ("keras_llm", "KerasHub", "PyTorch", "torch.compile", "tensorboard")),
     (
         *("gpt", 32000, True),
@@ -35,26 +34,26 @@ CASES = (  # shape, vocabulary, oneDNN, sides
     ("gpt", 8000, False, ("keras_llm", "KerasHub")),
 )
 TRY = ("tiny", 100, True, ("keras_llm", "KerasHub", "tensorboard"))
-PLANS = "What `training.plan_memory` predicts, and what training took above the process before it:"
+PLANS = "Memory that `training.plan_memory` predicts, and memory that training added:"
 
 
 def measure(peer, shape, vocabulary_size, batch_size, steps):
-    """Train, in this process."""
+    """Train in this process and return the measurements."""
     before = _mib("VmRSS")
     arguments = peer, shape, vocabulary_size, batch_size, steps
     planned = None
     if peer in peers.TORCH:
-        found = peers.loop(*arguments, THREADS)
+        result = peers.loop(*arguments, THREADS)
     else:
-        found = peers.fit(*arguments)
+        result = peers.fit(*arguments)
         if peer in ("keras_llm", "rematerialized"):
             planned = plan(*arguments[:-1])
     tokens = steps * batch_size * peers.LENGTHS[shape]
     return {
-        "loss": found["loss"],
-        "parameters": found["parameters"],
-        "tokens_per_second": tokens / found["seconds"],
-        "tokens_per_cpu_second": tokens / found["cpu_seconds"],
+        "loss": result["loss"],
+        "parameters": result["parameters"],
+        "tokens_per_second": tokens / result["seconds"],
+        "tokens_per_cpu_second": tokens / result["cpu_seconds"],
         "peak_mib": _mib("VmHWM"),
         "before_mib": before,
         "planned_mib": planned,
@@ -62,7 +61,7 @@ def measure(peer, shape, vocabulary_size, batch_size, steps):
 
 
 def plan(peer, shape, vocabulary_size, batch_size):
-    """MiB that `plan_memory` expects, or None if it is for other models."""
+    """Return the prediction of `plan_memory` in MiB, or None for unsupported models."""
     import keras
 
     from keras_llm import training
@@ -80,7 +79,7 @@ def plan(peer, shape, vocabulary_size, batch_size):
 
 
 def measure_board(shape, vocabulary_size, batch_size, steps):
-    """What TensorBoard's callback costs at its defaults: CPU time in it, of all of the training."""
+    """Measure the TensorBoard callback with defaults: its share of the training's CPU time."""
     import tempfile
 
     import keras
@@ -113,7 +112,7 @@ def measure_board(shape, vocabulary_size, batch_size, steps):
 
 
 def measure_matmul(size=2048, repeats=8):
-    """Floating point operations per second of a float32 matrix product."""
+    """Measure the floating-point operations per second of a float32 matrix product."""
     import tensorflow as tf
 
     a, b = tf.random.normal((size, size)), tf.random.normal((size, size))
@@ -127,7 +126,7 @@ def measure_matmul(size=2048, repeats=8):
 
 
 def flops_per_token(shape, vocabulary_size):
-    """Of a forward and a backward pass: three times the forward's."""
+    """Return FLOPs per token of forward and backward pass: three times those of the forward."""
     row, length = peers.SHAPES[shape], peers.LENGTHS[shape]
     width = row["hidden_dim"]
     block = 2 * (4 * width * width + 2 * width * row["intermediate_dim"])
@@ -138,14 +137,14 @@ def flops_per_token(shape, vocabulary_size):
 
 
 def _mib(name):
-    """Resident memory of this process: "VmRSS" now, "VmHWM" at its peak."""
+    """Return resident memory of this process in MiB: "VmRSS" (current) or "VmHWM" (peak)."""
     status = pathlib.Path("/proc/self/status").read_text()
     row = next(line for line in status.splitlines() if line.startswith(name))
     return int(row.split()[1]) / 1024
 
 
 def in_process(arguments, one_dnn):
-    """Run this file with other arguments and read what it prints."""
+    """Run this file in a process with other arguments and parse its output."""
     environment = {
         **os.environ,
         "TF_ENABLE_ONEDNN_OPTS": str(int(one_dnn)),
@@ -165,14 +164,14 @@ def main():
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument(
-        "--only", type=int, nargs="*", default=range(len(CASES)), help="these of the cases, from 0"
+        "--only", type=int, nargs="*", default=range(len(CASES)), help="indices of cases to run"
     )
-    parser.add_argument("--tiny", action="store_true", help="a tiny shape, to try the script")
-    parser.add_argument("--page", type=pathlib.Path, help="markdown file to write")
+    parser.add_argument("--tiny", action="store_true", help="use a tiny shape to test the script")
+    parser.add_argument("--page", type=pathlib.Path, help="Markdown file to write")
     names = [*peers.KERAS, *peers.TORCH, "matmul", "tensorboard"]
-    parser.add_argument("--one", choices=names, help="measure in this process alone")
-    parser.add_argument("--shape", choices=peers.SHAPES, default="gpt", help="of --one")
-    parser.add_argument("--vocabulary", type=int, default=8000, help="of --one")
+    parser.add_argument("--one", choices=names, help="run one measurement in this process")
+    parser.add_argument("--shape", choices=peers.SHAPES, default="gpt", help="shape for --one")
+    parser.add_argument("--vocabulary", type=int, default=8000, help="vocabulary for --one")
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure_one(options)))
@@ -183,16 +182,16 @@ def main():
     ):
         arguments = ["--shape", shape, "--vocabulary", vocabulary, "--steps", options.steps]
         arguments += ["--batch-size", options.batch_size]
-        found = {name: [] for name in (*sides, "matmul")}
+        results = {name: [] for name in (*sides, "matmul")}
         for round_ in range(options.rounds):
-            for name, results in found.items():
-                results.append(in_process([*arguments, "--one", name], one_dnn))
-                print(shape, vocabulary, one_dnn, round_, name, results[-1], file=sys.stderr)
-        if "tensorboard" in found:
-            boards += found.pop("tensorboard")
-        rows += summarize(found, shape, vocabulary, one_dnn)
+            for name, rounds in results.items():
+                rounds.append(in_process([*arguments, "--one", name], one_dnn))
+                print(shape, vocabulary, one_dnn, round_, name, rounds[-1], file=sys.stderr)
+        if "tensorboard" in results:
+            boards += results.pop("tensorboard")
+        rows += summarize(results, shape, vocabulary, one_dnn)
         page = table(rows, boards, options)
-        if options.page:  # after each case, so that what is measured is not lost
+        if options.page:  # write after each case, to keep results if a later case fails
             options.page.write_text(page, "utf-8")
     print(page)
 
@@ -211,18 +210,18 @@ def measure_one(options):
     return measure(options.one, *arguments)
 
 
-def summarize(found, shape, vocabulary, one_dnn):
-    """A row for each side: medians, and their ratios to KerasHub's."""
+def summarize(results, shape, vocabulary, one_dnn):
+    """Yield a row per library: medians, and their ratios to KerasHub's."""
 
     def median(name, key):
-        return statistics.median(result[key] for result in found[name])
+        return statistics.median(result[key] for result in results[name])
 
     flops = flops_per_token(shape, vocabulary) / median("matmul", "flops")
-    for name in found:
+    for name in results:
         if name == "matmul":
             continue
         speed, peak = median(name, "tokens_per_second"), median(name, "peak_mib")
-        planned = found[name][0]["planned_mib"]
+        planned = results[name][0]["planned_mib"]
         yield {
             "case": [shape, f"{vocabulary:,}", "on" if one_dnn else "off", name],
             "speed": speed,
@@ -255,12 +254,12 @@ def table(rows, boards, options):
                 f"| {row['planned_mib']:,.0f} | {ratio:.2f} |"
             )
     text = " ".join(__doc__.split("\n\n")[2].split())
-    note = " A tiny shape, to try the script." if options.tiny else ""
+    note = " A tiny shape, to test the script." if options.tiny else ""
     board = ""
     if boards:
         share = statistics.median(row["of_step"] for row in boards)
         board = (
-            f"\nTensorBoard's callback at its defaults takes {share:.2%} of a step's CPU time.\n"
+            f"\nThe TensorBoard callback with defaults takes {share:.2%} of a step's CPU time.\n"
         )
     only = " ".join(map(str, options.only))
     return (

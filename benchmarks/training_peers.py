@@ -1,7 +1,7 @@
-"""What `training.py` measures: two shapes of model, made with this library and with others.
+"""Build and train the models that `training.py` compares, with this library and with others.
 
-"gpt" predicts the next of 256 tokens; "bert" 38 hidden ones (15 %) of 256. Both are trained on
-random tokens in float32, with AdamW at the same settings.
+"gpt" predicts the next token at 256 positions; "bert" predicts 38 masked tokens (15 %) of 256. Both
+are trained on random tokens in float32, with AdamW with the same settings.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ def eight_bit_state(shape, vocabulary_size):
 
 
 def plain_loss(shape, vocabulary_size):
-    """The same model, whose logits are kept for Keras's loss."""
+    """Build the same model with full logits and Keras's cross-entropy loss."""
     import keras
 
     trainer, _ = ours(shape, vocabulary_size)
@@ -123,10 +123,10 @@ def batches(shape, vocabulary_size, batch_size, steps):
         ids = tf.random.stateless_uniform(size, seed, 0, vocabulary_size, tf.int32)
         if shape != "bert":
             return ids[:, :-1], ids[:, 1:]
-        places = tf.random.stateless_uniform((batch_size, length), seed + 1)
-        places = tf.sort(tf.argsort(places)[:, :HIDDEN])
+        noise = tf.random.stateless_uniform((batch_size, length), seed + 1)
+        mask_positions = tf.sort(tf.argsort(noise)[:, :HIDDEN])
         inputs = {"token_ids": ids[:, 1:], "padding_mask": tf.ones((batch_size, length), bool)}
-        return {**inputs, "mask_positions": places}, ids[:, :HIDDEN]
+        return {**inputs, "mask_positions": mask_positions}, ids[:, :HIDDEN]
 
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -134,7 +134,7 @@ def batches(shape, vocabulary_size, batch_size, steps):
 
 
 def fit(peer, shape, vocabulary_size, batch_size, steps):
-    """Train with `fit`: loss, weights, and seconds and CPU seconds of the steps."""
+    """Train with `fit`; return loss, parameter count, seconds and CPU seconds."""
     import keras
 
     keras.utils.set_random_seed(0)
@@ -149,7 +149,7 @@ def fit(peer, shape, vocabulary_size, batch_size, steps):
 
 
 def loop(peer, shape, vocabulary_size, batch_size, steps, threads):
-    """The same in PyTorch, with a loop as nanoGPT has it."""
+    """Train with PyTorch in a nanoGPT-style loop; return the same values as `fit`."""
     import torch
     from torch.nn import functional
 
@@ -164,11 +164,12 @@ def loop(peer, shape, vocabulary_size, batch_size, steps, threads):
     def step():
         size = (batch_size, length + 1)
         ids = torch.randint(vocabulary_size, size, generator=random)
-        inputs, targets, places = ids[:, :-1], ids[:, 1:], None
+        inputs, targets, mask_positions = ids[:, :-1], ids[:, 1:], None
         if shape == "bert":
-            places = torch.rand((batch_size, length), generator=random)
-            places, targets = places.argsort()[:, :HIDDEN].sort().values, ids[:, :HIDDEN]
-        logits = run(inputs, places)
+            noise = torch.rand((batch_size, length), generator=random)
+            mask_positions = noise.argsort()[:, :HIDDEN].sort().values
+            targets = ids[:, :HIDDEN]
+        logits = run(inputs, mask_positions)
         loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -226,12 +227,12 @@ def torch_model(shape, vocabulary_size):
             for table in (self.tokens, self.positions):
                 nn.init.normal_(table.weight, std=0.02)
 
-        def forward(self, token_ids, places=None):
+        def forward(self, token_ids, mask_positions=None):
             x = self.tokens(token_ids) + self.positions.weight
             for block in self.blocks:
                 x = block(x)
-            if places is not None:
-                x = x.gather(1, places[..., None].expand(-1, -1, width))
+            if mask_positions is not None:
+                x = x.gather(1, mask_positions[..., None].expand(-1, -1, width))
                 x = functional.gelu(self.dense(x), approximate="tanh")
             return functional.linear(self.norm(x), self.tokens.weight, self.bias)
 

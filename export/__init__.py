@@ -1,24 +1,31 @@
-"""SavedModels for TensorFlow Serving and TFLite files for devices, each proved before it counts."""
+"""Export tasks to SavedModel for TensorFlow Serving and to TFLite for on-device inference."""
 
 import importlib
+from typing import Any
+
+# Functions that share their package's name: imported first, they stay what `export.litert` is.
+from keras_llm.errors import optional_packages
+from keras_llm.export.litert import litert, litert_lm  # noqa: F401
+from keras_llm.export.saved_model import saved_model  # noqa: F401
 
 _NAMES = {
-    "Client": "keras_llm.export.client",
-    "LocalServer": "keras_llm.export.local_server.server",
-    "ServerOptions": "keras_llm.export.local_server.options",
-    "LiteRTModel": "keras_llm.export.runner",
-    "QuantizationRule": "keras_llm.export.quantization",
-    "litert": "keras_llm.export.to_litert",
+    "Client": "keras_llm.export.serving.client",
+    "LocalServer": "keras_llm.export.serving.server.server",
+    "ServerOptions": "keras_llm.export.serving.server.options",
+    "LiteRTModel": "keras_llm.export.litert.runtime.model",
+    "QuantizationRule": "keras_llm.export.litert.quantization.rules",
     "plan_export": "keras_llm.export.planning",
-    "litert_lm": "keras_llm.export.to_litert_lm",
-    "saved_model": "keras_llm.export.to_saved_model",
-    "serving_files": "keras_llm.export.serving",
+    "litert": "keras_llm.export.litert",
+    "litert_lm": "keras_llm.export.litert",
+    "saved_model": "keras_llm.export.saved_model",
+    "serving_files": "keras_llm.export.serving.manifests",
     "ExportError": "keras_llm.errors",
 }
 __all__ = sorted(_NAMES)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name in _NAMES:
-        return getattr(importlib.import_module(_NAMES[name]), name)
+        with optional_packages(f"export.{name}"):
+            return getattr(importlib.import_module(_NAMES[name]), name)
     raise AttributeError(f"module 'keras_llm.export' has no attribute {name!r}")

@@ -1,15 +1,15 @@
-"""Processes of an export: one lowers graphs, others load what was written as a user would.
+"""Run the worker processes of an export: one lowers graphs, others load the exported files.
 
-A child is started before it is needed, so that it imports while its parent works. It takes one
-request after the other, through a folder:
+A child process starts before it is needed, so that its imports overlap with the work of its
+parent. It handles one request at a time, exchanged through a folder:
 
-    with Child("keras_llm.export.device_parity", "that runs the file") as child:
+    with Child("keras_llm.export.litert.worker", "that runs the file") as child:
         child.send({"path": ...})
         ...
         answer = child.result()
 
-No child can import Keras, which it would otherwise through TensorFlow: what was exported does not
-need it, and it takes as long to import as TensorFlow itself.
+A child cannot import Keras, which TensorFlow otherwise imports: exported files do not need it, and
+it takes as long to import as TensorFlow itself.
 """
 
 import contextlib
@@ -21,13 +21,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 import numpy as np
 
 from keras_llm.errors import ExportError
+from keras_llm.types import JSON, PathLike
 
 _REQUEST, _ANSWER, _ARRAYS, _STDERR = "request.json", "answer.json", "arrays.npz", "stderr"
-_LINES = 8  # of what a child said last
+_LINES = 8  # of a failed child's stderr that are kept
 _NO_MEMORY = (
     "MemoryError",
     "bad_alloc",
@@ -36,24 +39,24 @@ _NO_MEMORY = (
     "mmap error: 12",  # ENOMEM
     "Cannot allocate memory",
 )
-_kept = {}  # module -> an idle `Child` that the next export takes; see `keep`
-_to_keep = set()  # modules
+_kept: dict[str, "Child"] = {}  # module -> idle `Child` that the next export reuses; see `keep`
+_to_keep: set[str] = set()  # modules
 
 
 class Child:
-    """A Python module that runs as a process of its own and calls `serve`.
+    """A Python module that runs in a separate process and calls `serve`.
 
     Args:
-        module: str, its name.
-        what: str, what it does, as a relative clause: "that lowers the graph".
-        timeout: seconds that an answer may take.
+        module: str. Module name.
+        what: str. Description for error messages, as a relative clause: "that lowers the graph".
+        timeout: float. Seconds to wait for an answer.
 
     Attributes:
-        folder: path of a folder that both see and that is removed at the end.
+        folder: path of the folder shared by both processes. `close` removes it.
         process: the `subprocess.Popen`.
     """
 
-    def __init__(self, module, what, timeout=3600):
+    def __init__(self, module: str, what: str, timeout: float = 3600) -> None:
         self.module, self._what, self._timeout = module, what, timeout
         self._environment, self._is_idle = dict(os.environ), True
         self._temporary = tempfile.TemporaryDirectory(prefix="keras_llm_export_")
@@ -67,26 +70,29 @@ class Child:
             env={**self._environment, "TF_CPP_MIN_LOG_LEVEL": "3"},
         )
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def send(self, request):
-        """Hand over a request, a dict of JSON values, and do not wait."""
+    def send(self, request: JSON) -> None:
+        """Send a request, a dict of JSON values, without waiting for the answer."""
         self._is_idle, self._has_limit = False, "memory" in request
         (self.folder / _REQUEST).write_text(json.dumps(request), "utf-8")
-        with contextlib.suppress(BrokenPipeError):  # it has died, and `result` tells why
+        with contextlib.suppress(BrokenPipeError):  # the child has died; `result` reports why
+            assert self.process.stdin is not None  # it is a pipe
             self.process.stdin.write(b"\n")
             self.process.stdin.flush()
 
-    def result(self):
-        """The answer, a dict of JSON values and arrays.
+    def result(self) -> dict[str, Any]:
+        """Wait for the answer and return it, a dict of JSON values and arrays.
 
         Raises:
-            ExportError: if the process fails, is killed or takes too long, with its last words.
+            ExportError: if the process fails, is killed or times out. A note on the error has
+                the last lines of its stderr.
         """
+        assert self.process.stdout is not None  # it is a pipe
         ready, _, _ = select.select([self.process.stdout], [], [], self._timeout)
         if not ready:
             self.process.kill()
@@ -105,13 +111,13 @@ class Child:
         self._is_idle = True
         return answer
 
-    def ask(self, request):
-        """`send` and `result`."""
+    def ask(self, request: JSON) -> dict[str, Any]:
+        """Send a request and return its answer."""
         self.send(request)
         return self.result()
 
-    def close(self):
-        """End the process if it still runs, and remove its folder; or keep both (see `keep`)."""
+    def close(self) -> None:
+        """Kill the process and remove its folder, or keep both for reuse (see `keep`)."""
         if self.module in _to_keep and self._is_idle and self.process.poll() is None:
             _kept.setdefault(self.module, self)
         if _kept.get(self.module) is not self:
@@ -128,43 +134,43 @@ class Child:
         self._temporary.cleanup()
 
     def _error(self, code):
-        """One line that says how the process ended; what it said last is a note."""
+        """Return an error of one line that says how the process ended, with stderr as a note."""
         self._stderr.seek(0)
-        said = self._stderr.read().decode("utf-8", "replace").splitlines()
-        said = [line.strip() for line in said if line.strip()][-_LINES:]
-        words = "\n".join(said)
-        if any(name in words for name in _NO_MEMORY):
+        lines = self._stderr.read().decode("utf-8", "replace").splitlines()
+        lines = [line.strip() for line in lines if line.strip()][-_LINES:]
+        output = "\n".join(lines)
+        if any(name in output for name in _NO_MEMORY):
             how = "ran out of memory"
         elif code < 0:
             name = signal.Signals(-code).name
-            # C++ that does not look at what malloc returned dies of SIGSEGV.
+            # C++ code that does not check what malloc returns dies of SIGSEGV.
             by_memory = name == "SIGKILL" or (self._has_limit and name in ("SIGSEGV", "SIGABRT"))
             likely = ", most likely because memory ran out" if by_memory else ""
             how = f"was killed by {name}{likely}"
         else:
-            how = f"failed: {said[-1].rstrip('.')}" if said else f"ended with {code}"
+            how = f"failed: {lines[-1].rstrip('.')}" if lines else f"exited with code {code}"
         error = ExportError(f"the process {self._what} {how}; nothing was written.")
-        error.add_note(words)
+        error.add_note(output)
         return error
 
 
-def child(module, what, timeout=3600):
-    """A `Child` of these arguments: the one that was kept, if there is one, or a new one."""
-    found = _kept.pop(module, None)
-    if found is not None:
-        if found.process.poll() is None and found._environment == dict(os.environ):
-            found._what, found._timeout = what, timeout
-            return found
-        found._end()
+def child(module: str, what: str, timeout: float = 3600) -> Child:
+    """Return a `Child` for these arguments: the one that was kept, or else a new one."""
+    idle = _kept.pop(module, None)
+    if idle is not None:
+        if idle.process.poll() is None and idle._environment == dict(os.environ):
+            idle._what, idle._timeout = what, timeout
+            return idle
+        idle._end()
     return Child(module, what, timeout)
 
 
 @contextlib.contextmanager
-def keep(*modules):
-    """Keep the idle children of some modules when an export ends, for the next one.
+def keep(*modules: str) -> Iterator[None]:
+    """Keep idle children of the given modules when an export ends, for reuse by the next one.
 
-    A process that writes many exports spares the seconds that children import for. An idle child
-    takes some 300 MB.
+    This saves the import time of the children in a process that writes many exports. An idle
+    child takes about 300 MB.
     """
     _to_keep.update(modules)
     try:
@@ -176,21 +182,26 @@ def keep(*modules):
                 _kept.pop(module)._end()
 
 
-def serve(folder, run, warm_up=None):
-    """The child's side: answer requests until the parent has no more.
+def serve(
+    folder: PathLike,
+    run: Callable[[pathlib.Path, JSON], tuple[JSON, dict[str, Any]]],
+    warm_up: Callable[[], object] | None = None,
+) -> None:
+    """Answer requests in the child process until the parent closes its end.
 
     Args:
-        folder: path of the folder.
-        run: function of the folder and the request that returns a dict of JSON values and a dict
-            of arrays.
-        warm_up: function of nothing that imports what answers will need.
+        folder: path of the shared folder.
+        run: function that takes the folder and the request and returns a dict of JSON values and
+            a dict of arrays.
+        warm_up: function without arguments that imports what `run` needs.
     """
     folder = pathlib.Path(folder)
     if "keras" in sys.modules:
-        raise ExportError("a process of an export has imported Keras.")
-    sys.modules["keras"] = None  # importing it fails
+        raise ExportError("a worker process of an export must not import Keras.")
+    modules: dict[str, Any] = sys.modules
+    modules["keras"] = None  # importing it fails
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # keep what libraries print out of the answers
     if warm_up is not None:
         warm_up()
     while sys.stdin.buffer.readline():
@@ -202,15 +213,22 @@ def serve(folder, run, warm_up=None):
         answers.flush()
 
 
-def in_fork(function, *arguments):
-    """What a function returns in a fork of this process, which must be JSON and arrays as of
-    `serve`; what it loads is gone afterwards.
+def in_fork(
+    function: Callable[..., tuple[JSON, dict[str, Any]]], *arguments: Any
+) -> tuple[JSON, dict[str, np.ndarray]]:
+    """Call a function in a fork of this process and return its result.
+
+    The memory that the function uses is freed when the fork ends.
+
+    Args:
+        function: function that returns a dict of JSON values and a dict of arrays.
+        *arguments: its arguments.
 
     Raises:
         RuntimeError: if the fork fails.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
         child = os.fork()
         if not child:
             status = 1
@@ -228,7 +246,7 @@ def in_fork(function, *arguments):
                 os._exit(status)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
-            os.kill(os.getpid(), os.WTERMSIG(status))  # end as it did
+            os.kill(os.getpid(), os.WTERMSIG(status))  # end with the same signal
         if status:
             raise RuntimeError(f"{function.__name__} failed")
         with np.load(folder / _ARRAYS) as loaded:
@@ -236,9 +254,9 @@ def in_fork(function, *arguments):
         return json.loads((folder / _ANSWER).read_text("utf-8")), arrays
 
 
-def limit_memory(number_of_bytes):
-    """Let allocations beyond a bound fail, in this process and what it starts."""
+def limit_memory(number_of_bytes: int) -> None:
+    """Make allocations above a limit fail, in this process and its children."""
     import resource
 
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (number_of_bytes, most))
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (number_of_bytes, hard_limit))

@@ -1,60 +1,73 @@
-"""What an export takes, told beforehand: memory, time and the size of the file.
+"""Estimate the memory, time and file size of an export.
 
-The figures rest on measurements (docs/measurements.md, "Exports"): a base for Python, TensorFlow
-and the other processes, and a part that grows with the weights and the graph.
+The estimates are based on measurements (docs/measurements.md, "Exports"): a constant for Python,
+TensorFlow and the worker processes, and a part that grows with the weights and the graph.
 """
 
 import math
 import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import keras
 
 from keras_llm import models
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export.quantization import rule_for, rules_of
+from keras_llm.export.litert.quantization.rules import QuantizationRule, rule_for, rules_of
 from keras_llm.models.config import TransformerConfig
 from keras_llm.models.deferred import shapes_only
+from keras_llm.types import JSON
+
+if TYPE_CHECKING:
+    from keras_llm.tasks import Task
 
 TARGETS = ("saved_model", "litert", "litert_lm")
 _GB = 1_000_000_000
-# Bytes: of a process with TensorFlow and Keras; of its graphs and of Keras's own texts, and for
-# each block; of the process that lowers graphs; of what is kept of activations to round to 4 bits.
+# Bytes: a process with TensorFlow and Keras; its graphs and the reference generation with Keras,
+# plus a part for each block; the process that lowers graphs; activation statistics for int4.
 _PARENT, _WORK, _WORK_PER_BLOCK = 0.7 * _GB, 0.5 * _GB, 0.025 * _GB
 _LOWERING, _MOMENTS = 0.4 * _GB, 1.5 * _GB
-# A process that runs what was written: its own bytes, and so many for each of the file's, which
-# runtimes pack for their kernels. A part of a bundle is read into memory.
+# The process that runs the exported file: a constant, plus bytes for each byte of the file, because
+# runtimes repack weights for their kernels. A part of a bundle is read into memory.
 _RUNNING, _RUNNING_PER_BYTE = 0.35 * _GB, 2.5
 _SERVING, _SERVING_PER_BYTE = 0.4 * _GB, 1.45
-# Seconds of a block, in five signatures or so, and of a billion weights, in verification above all.
+# Seconds for each block, in about five signatures, and for a billion weights, mostly verification.
 _PER_BLOCK, _PER_BILLION = 1.3, 60.0
 
 
-def plan_export(model, target="litert_lm", quantization=None, max_length=None):
-    """What an export of a model takes, without building it.
+def plan_export(
+    model: "TransformerConfig | keras.Model | Task",
+    target: str = "litert_lm",
+    quantization: str | Sequence[QuantizationRule] | None = None,
+    max_length: int | None = None,
+) -> JSON:
+    """Estimate the resources that an export needs, without building the model.
 
     Args:
-        model: a config such as `models.preset("gemma3-4b")`, a model or a task. Of a config the
-            weights are taken to be held in bfloat16, as their publishers store them.
+        model: a config such as `models.preset("gemma3-4b")`, a model or a task. For a config,
+            the weights are assumed to be in bfloat16, as their publishers store them.
         target: "saved_model", "litert" or "litert_lm".
-        quantization: as of `litert`; None for a SavedModel.
-        max_length: int, the most tokens of a text with its continuation. Defaults to the model's
-            own, at most 2,048.
+        quantization: as in `litert`; None for a SavedModel.
+        max_length: int. Maximum number of tokens of a prompt and its continuation together.
+            Defaults to the model's maximum length, at most 2,048.
 
     Returns:
-        A dict: `file_bytes`; `memory_bytes`, of all processes together at their peak;
-        `model_bytes`, what of that the Keras model holds before the export begins; `seconds`, on
-        two cores; `available_bytes` of this machine; and `fits`, whether the export has room
-        here beside the model.
+        A dict: `file_bytes`; `memory_bytes`, the peak of all processes together; `model_bytes`,
+        the part of it that the Keras model holds before the export begins; `seconds`, on two
+        cores; `available_bytes` of this machine; and `fits`, whether the available memory is
+        enough for the export in addition to the model.
 
     Raises:
-        InputError: if an argument is wrong.
+        InputError: if an argument is invalid.
     """
     if target not in TARGETS:
         raise InputError(f"plan_export: `target` must be one of {TARGETS}, got {target!r}.")
     if target == "saved_model" and quantization is not None:
-        raise InputError("plan_export: `quantization` is for litert and litert_lm.")
+        raise InputError(
+            "plan_export: `quantization` is only supported with the targets litert and litert_lm."
+        )
     rules = rules_of(quantization)
-    model = getattr(model, "model", model)  # of a task
+    model = getattr(model, "model", model)  # a task has a model
     if isinstance(model, TransformerConfig):
         config = model
         variables = shapes_only(lambda: _variables(models.build(config)))
@@ -78,7 +91,7 @@ def plan_export(model, target="litert_lm", quantization=None, max_length=None):
     before = _PARENT + model_bytes
     parent = before + _WORK + _WORK_PER_BLOCK * blocks
     if target != "saved_model" and quantization is None and model_bytes < 4 * weights:
-        parent += 4 * weights  # the model in float32, which the file is compared with
+        parent += 4 * weights  # a float32 copy of the model as the reference
     if target == "saved_model":
         phases = [parent + _SERVING + _SERVING_PER_BYTE * file_bytes + 2 * cache]
     else:
@@ -102,25 +115,29 @@ def plan_export(model, target="litert_lm", quantization=None, max_length=None):
     }
 
 
-def check_room(caller, task, target, quantization, max_length):
-    """ExportError if an export would run out of memory."""
-    row = plan_export(task, target, quantization, max_length)
-    if not row["fits"]:
-        more = (row["memory_bytes"] - row["model_bytes"]) / _GB
+def check_room(
+    caller: str,
+    task: "Task",
+    target: str,
+    quantization: str | Sequence[QuantizationRule] | None,
+    max_length: int,
+) -> None:
+    """Raise ExportError if an export would run out of memory."""
+    estimate = plan_export(task, target, quantization, max_length)
+    if not estimate["fits"]:
+        needed = (estimate["memory_bytes"] - estimate["model_bytes"]) / _GB
         smaller = "" if target == "saved_model" else "fewer bits or a shorter `cache_length`, or "
         raise ExportError(
-            f"{caller}: this export would take some {more:.1f} GB beside the model, and "
-            f"{row['available_bytes'] / _GB:.1f} GB are free; give it {smaller}more memory. "
+            f"{caller}: this export needs about {needed:.1f} GB in addition to the model, but only "
+            f"{estimate['available_bytes'] / _GB:.1f} GB are available; use {smaller}more memory. "
             "Nothing was written."
         )
 
 
-def available_memory():
-    """Bytes that a program can still have on this machine, within its control group."""
-    available = None
-    for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
+def available_memory() -> int:
+    """Return the bytes of memory available on this machine, within the limit of its cgroup."""
+    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(n.split()[1]) * 1024 for n in lines if n.startswith("MemAvailable:"))
     limit, used = (pathlib.Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
     if limit.is_file() and used.is_file():
         text = limit.read_text().strip()
@@ -138,7 +155,7 @@ def _itemsize(dtype):
 
 
 def _bytes(name, shape, quantization, rules):
-    """The bytes of a weight in a file."""
+    """Return the bytes of a weight in a TFLite file."""
     count = math.prod(shape)
     if quantization == "float16":
         return 2 * count

@@ -1,20 +1,22 @@
-"""The record of an export, kept beside it."""
+"""Write the report of an export and compute the sizes in it."""
 
 import contextlib
 import errno
 import json
 import pathlib
+from collections.abc import Iterator
 
 from keras_llm import models
 from keras_llm.errors import ExportError
 from keras_llm.files import atomic_file
+from keras_llm.types import JSON, PathLike
 
 REPORT_FILE = "export_report.json"
-_CHUNK = 256  # tokens of a prompt that a decoder reads at a time
+_CHUNK = 256  # prompt tokens in one prefill call
 
 
-def write_report(folder, name, report):
-    """Add a report to `<folder>/export_report.json`, which maps artefact names to reports."""
+def write_report(folder: PathLike, name: str, report: JSON) -> None:
+    """Add a report to `<folder>/export_report.json`, which maps artifact names to reports."""
     path = pathlib.Path(folder) / REPORT_FILE
     reports = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     reports[name] = report
@@ -23,20 +25,20 @@ def write_report(folder, name, report):
 
 
 @contextlib.contextmanager
-def disk_errors(path):
-    """ExportError naming what cannot be written, where the disk is full or does not take it."""
+def disk_errors(path: PathLike) -> Iterator[None]:
+    """Convert disk errors, such as a full disk, to an ExportError that names `path`."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
             raise
         raise ExportError(
-            f"{path} cannot be written: {error.strerror}; nothing was left behind."
+            f"{path} cannot be written: {error.strerror}; no partial file was left behind."
         ) from error
 
 
-def folder_sizes(folder):
-    """Relative name -> bytes of each file below a folder, and their `total`."""
+def folder_sizes(folder: PathLike) -> dict[str, int]:
+    """Return a dict from the relative name of each file in a folder to its bytes, and `total`."""
     folder = pathlib.Path(folder)
     sizes = {
         str(file.relative_to(folder)): file.stat().st_size
@@ -46,12 +48,15 @@ def folder_sizes(folder):
     return {**sizes, "total": sum(sizes.values())}
 
 
-def bytes_by_part(sizes):
-    """What `folder_sizes` found in a SavedModel, by what it is for.
+def bytes_by_part(sizes: dict[str, int]) -> dict[str, int]:
+    """Group the file sizes of a SavedModel by the purpose of the files.
+
+    Args:
+        sizes: dict from `folder_sizes`.
 
     Returns:
-        A dict of `weights`, `graph` (with the tokenizer, whose tables are constants in it),
-        `warm_up` and `other`.
+        A dict with the bytes of `weights`, `graph` (including the tokenizer, whose tables are
+        constants in the graph), `warm_up` and `other`.
     """
     parts = {"weights": 0, "graph": 0, "warm_up": 0, "other": 0}
     for name, size in sizes.items():
@@ -66,10 +71,12 @@ def bytes_by_part(sizes):
     return parts
 
 
-def row_bytes(model):
-    """About how much memory a row of `max_length` tokens takes while it is computed, in bytes: its
-    cache, twice, as a step reads one and writes the other; the activations of one block; the
-    scores of one attention; its logits."""
+def row_bytes(model: models.ConfiguredModel) -> int:
+    """Estimate the bytes of memory that one row of `max_length` tokens needs in a forward pass.
+
+    The sum of the cache, twice, because a step reads one copy and writes another; the activations
+    of one block; the attention scores of one layer; and the logits.
+    """
     config = model.config
     summary = models.summarize(models.describe(model))
     queries = config.max_length

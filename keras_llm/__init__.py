@@ -1,11 +1,11 @@
-"""Keras layers, models, training, generation and export of language models.
+"""Build, train and export language models with Keras.
 
-Submodules load when first used, so `import keras_llm` costs milliseconds.
+Submodules are imported lazily, so `import keras_llm` takes milliseconds.
 """
 
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _SUBMODULES = {
     "checkpoints",

@@ -1,7 +1,8 @@
-"""The command line: `keras-llm COMMAND ...`, also `python -m keras_llm`.
+"""Run the command line: `keras-llm COMMAND ...` or `python -m keras_llm`.
 
-Options are dataclasses read by tyro. Nothing heavy is imported before a command needs it. Results
-go to stdout, progress and errors to stderr; what a user can mend is one line and exit code 2.
+Options are dataclasses parsed by tyro. Heavy modules are imported only when a command needs them.
+Results go to stdout, progress and errors to stderr. Invalid input prints one line to stderr and
+exits with code 2.
 """
 
 import atexit
@@ -29,26 +30,27 @@ def main(arguments=None):
         arguments: list of str; defaults to `sys.argv[1:]`.
 
     Returns:
-        The exit code: 0, or 2 with one line on stderr that says what to mend.
+        The exit code: 0, or 2 after an error. Invalid input prints one line to stderr and exits
+        with code 2.
     """
     return _guarded(_dispatch, sys.argv[1:] if arguments is None else list(arguments))
 
 
 def run_script(options, run):
-    """Run a script of `keras_llm.recipes` by itself, with the manners of the command line.
+    """Run a script of `keras_llm.recipes` directly, with the error handling of the command line.
 
     Args:
         options: the dataclass of its options.
-        run: function of one, called with what was read from `sys.argv`.
+        run: function called with the options parsed from `sys.argv`.
 
     Returns:
-        The exit code, as from `main`.
+        The exit code; see `main`.
     """
 
     def script():
-        read = _read_options(options, pathlib.Path(sys.argv[0]).stem, sys.argv[1:])
+        parsed = _read_options(options, pathlib.Path(sys.argv[0]).stem, sys.argv[1:])
         import_tensorflow()
-        run(read)
+        run(parsed)
 
     return _guarded(script)
 
@@ -60,15 +62,15 @@ def _dispatch(arguments):
 
 
 def _guarded(function, *arguments):
-    """Call, and turn what a user can mend into one line and exit code 2."""
-    # At its end Python would look through all graphs for what refers to itself, for seconds.
+    """Call a function; print a user-facing error as one line to stderr and return exit code 2."""
+    # Avoid the final garbage collection at exit, which traverses all graphs and takes seconds.
     atexit.register(gc.freeze)
     try:
         with interrupts.noted() as seen:
             try:
                 function(*arguments)
             except Exception:
-                if seen:  # Ctrl-C inside a call of compiled code, which made an error of it
+                if seen:  # compiled code turned Ctrl-C into another exception
                     raise KeyboardInterrupt from None
                 raise
     except (InputError, ExportError, ServingError) as error:
@@ -82,7 +84,7 @@ def _guarded(function, *arguments):
 
 
 def _parse(arguments):
-    """A command line -> the options and the function to run with them; `None, None` after help."""
+    """Return the parsed options and the function to run, or (None, None) after printing help."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
         return None, None
@@ -94,7 +96,7 @@ def _parse(arguments):
         if not rest or rest[0] in ("-h", "--help"):
             print(f"usage: {PROGRAM} train RECIPE --out FOLDER [options]\n\nrecipes:")
             print(_rows(RECIPES))
-            print(f"\n{PROGRAM} train RECIPE --help shows every option.")
+            print(f"\nRun {PROGRAM} train RECIPE --help to list all options.")
             return None, None
         name, *rest = rest
         if name not in RECIPES:
@@ -108,7 +110,7 @@ def _parse(arguments):
 
 
 def _read_options(options, program, arguments):
-    """tyro's reading of the arguments, its boxed errors turned into one line."""
+    """Parse arguments with tyro; raise its boxed errors as a one-line InputError."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -133,11 +135,12 @@ def _read_options(options, program, arguments):
 
 
 def _help():
-    rows = {"train": "Train a model by recipe."}
+    rows = {"train": "Train a model with a recipe."}
     rows |= {name: command.Options.__doc__ for name, command in COMMANDS.items()}
     return (
         f"usage: {PROGRAM} COMMAND ...\n\nBuild, train and ship language models with Keras.\n\n"
-        f"commands:\n{_rows(rows)}\n\n{PROGRAM} COMMAND --help shows every option of one."
+        f"commands:\n{_rows(rows)}\n\nRun {PROGRAM} COMMAND --help to list the options of a "
+        "command.\nInvalid input prints one line to stderr and exits with code 2."
     )
 
 

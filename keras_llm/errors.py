@@ -1,23 +1,57 @@
-"""Errors that a user can mend. The command line prints them as one line and exits with 2."""
+"""Define user-facing errors, which the command line prints as one line before exit code 2."""
+
+import contextlib
+from collections.abc import Iterator
+
+# The extra that installs a package, for packages that not everybody needs.
+_EXTRAS = {
+    "ai_edge_litert": "device",
+    "litert_lm_builder": "device",
+    "grpc": "serving",
+    "grpc_health": "serving",
+    "tensorflow_serving": "serving",
+    "tensorflow_text": "serving",
+    "keras_hub": "keras_hub",
+    "gguf": "gguf",
+}
 
 
 class InputError(ValueError):
-    """Something given to the library cannot be used; the message names it and the remedy."""
+    """An invalid argument, option or file. The message names it and what would be valid."""
 
 
 class ExportError(RuntimeError):
-    """An export could not be made or did not match the model; nothing was left behind."""
+    """A failed export, or one that does not match the model. No output files are left."""
 
 
 class ServingError(RuntimeError):
-    """A server refused or could not answer a request.
+    """An error status returned by a server.
 
     Attributes:
-        code: str, the status of gRPC, e.g. "INVALID_ARGUMENT" or "UNAVAILABLE".
+        code: str, the gRPC status code, e.g. "INVALID_ARGUMENT" or "UNAVAILABLE".
         message: str.
     """
 
-    def __init__(self, code, message):
+    def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
+
+
+@contextlib.contextmanager
+def optional_packages(what: str) -> Iterator[None]:
+    """Turn the absence of an optional package into an `InputError` that names the extra.
+
+    Args:
+        what: str, what needs the package, for the message.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        extra = _EXTRAS[package]
+        raise InputError(
+            f"{what} needs the package {package}: pip install 'keras-llm[{extra}]'."
+        ) from None

@@ -1,39 +1,44 @@
-"""Text files read with clear errors; writes that are whole or not at all."""
+"""Read text files with clear errors and write files and folders atomically."""
 
 import codecs
 import contextlib
 import ctypes
-import fcntl
 import gzip
 import os
 import pathlib
 import shutil
 import zlib
+from collections.abc import Iterator, Sequence
+
+import filelock
 
 from keras_llm.errors import InputError
+from keras_llm.types import PathLike
 
 
 @contextlib.contextmanager
-def atomic_folder(path, overwrite=False, keep_if=(), resume=False):
-    """Fill a folder under a temporary name and rename it when it is whole.
+def atomic_folder(
+    path: PathLike, overwrite: bool = False, keep_if: Sequence[str] = (), resume: bool = False
+) -> Iterator[pathlib.Path]:
+    """Write a folder under a temporary name and rename it when it is complete.
 
-    The temporary name is `<path>.partial`, locked while this process lives. What a killed
-    process left there is cleared by the next one; a folder already at `path` stays untouched
-    until the rename.
+    The temporary name is `<path>.partial`, locked while this process runs. Files left there by a
+    killed process are removed by the next one. An existing folder at `path` does not change until
+    the rename.
 
     Args:
-        path: where the folder shall be.
-        overwrite: bool. Whether to replace what is at `path`.
-        keep_if: list of glob patterns of what makes an unfinished folder worth keeping: one
-            that has any stays behind if the body raises, and is cleared only with `overwrite`.
-        resume: bool. Whether to go on with an unfinished folder as it is.
+        path: str or path of the final folder.
+        overwrite: bool. Whether to replace an existing `path`.
+        keep_if: list of glob patterns. An unfinished folder with a matching file is kept if the
+            body raises, and is removed only with `overwrite`.
+        resume: bool. Whether to continue with an existing unfinished folder.
 
     Yields:
         `pathlib.Path` of the temporary folder.
 
     Raises:
-        InputError: if `path`, or an unfinished folder worth keeping, exists and `overwrite` is
-            False; or another process is writing it.
+        InputError: if `path`, or an unfinished folder that matches `keep_if`, exists and
+            `overwrite` is False; or if another process is writing the folder.
     """
     path = pathlib.Path(path)
     check_free(path, overwrite)
@@ -62,12 +67,12 @@ def atomic_folder(path, overwrite=False, keep_if=(), resume=False):
 
 
 @contextlib.contextmanager
-def atomic_file(path, overwrite=False):
-    """Write a file under a temporary name and rename it when it is whole.
+def atomic_file(path: PathLike, overwrite: bool = False) -> Iterator[pathlib.Path]:
+    """Write a file under a temporary name and rename it when it is complete.
 
     Args:
-        path: where the file shall be.
-        overwrite: bool. Whether to replace what is at `path`.
+        path: str or path of the final file.
+        overwrite: bool. Whether to replace an existing `path`.
 
     Yields:
         `pathlib.Path` of the temporary file, which the body must create.
@@ -78,7 +83,7 @@ def atomic_file(path, overwrite=False):
     """
     path = pathlib.Path(path)
     check_free(path, overwrite)
-    partial = path.with_name(f".partial-{path.name}")  # keeps the suffix
+    partial = path.with_name(f".partial-{path.name}")  # keep the suffix: writers depend on it
     partial.parent.mkdir(parents=True, exist_ok=True)
     with _locked(partial):
         try:
@@ -88,61 +93,60 @@ def atomic_file(path, overwrite=False):
             partial.unlink(missing_ok=True)
 
 
-def read_utf8(path):
-    """The text of a UTF-8 file; name and errors are those of `utf8_lines`."""
+def read_utf8(path: PathLike) -> str:
+    """Return the text of a UTF-8 file; see `utf8_lines`."""
     return "".join(utf8_lines(path))
 
 
-def utf8_lines(path):
-    """The lines of a UTF-8 file with their line feeds, decompressed if its name ends in `.gz`.
+def utf8_lines(path: PathLike) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file with line feeds; decompress it if its name ends in `.gz`.
 
-    One line is in memory at a time. A byte order mark is left out.
+    Only one line is in memory at a time. A byte order mark is removed.
 
     Args:
         path: str or path.
 
     Yields:
-        strs; joined they are the text.
+        str, the lines. Joined, they are the text.
 
     Raises:
-        InputError: if it is missing or no whole gzip file, or naming the line that is not UTF-8
-            or has a null character, as UTF-16 and binary files do.
+        InputError: if the file does not exist or is not a complete gzip file; or if a line is not
+            UTF-8 or has a null character (as in UTF-16 and binary files), naming the line.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist.")
-    is_packed = path.suffix == ".gz"
+    is_gzip = path.suffix == ".gz"
     offset = 0
     try:
-        with (gzip.open if is_packed else open)(path, "rb") as file:
+        with (gzip.open if is_gzip else open)(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 yield _decoded(path, number, line, offset)
                 offset += len(line)
     except (OSError, EOFError, zlib.error) as error:
-        kind = "is not a whole gzip file" if is_packed else "cannot be read"
-        raise InputError(f"{path} {kind}: {error}.") from None
+        reason = "is not a complete gzip file" if is_gzip else "cannot be read"
+        raise InputError(f"{path} {reason}: {error}.") from None
 
 
-def _decoded(path, number, line, offset):
+def _decoded(path: pathlib.Path, number: int, line: bytes, offset: int) -> str:
     try:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        likely = "; it begins like UTF-16" if number == 1 and line.startswith(marks) else ""
+        hint = "; it begins like UTF-16" if number == 1 and line.startswith(marks) else ""
         raise InputError(
             f"{path}, line {number}: not UTF-8 (byte {line[error.start]:#04x} at offset "
-            f"{offset + error.start}{likely})."
+            f"{offset + error.start}{hint})."
         ) from None
     if "\0" in text:
-        raise InputError(f"{path}, line {number}: a null character; is it UTF-16, or no text?")
+        raise InputError(
+            f"{path}, line {number}: a null character; the file may be UTF-16 or binary."
+        )
     return text
 
 
-def check_free(path, overwrite=False):
-    """Raise InputError if something is at `path` and `overwrite` is False.
-
-    An empty folder is free.
-    """
+def check_free(path: PathLike, overwrite: bool = False) -> None:
+    """Raise InputError if `path` exists and `overwrite` is False. An empty folder is allowed."""
     path = pathlib.Path(path)
     occupied = any(path.iterdir()) if path.is_dir() else path.exists()
     if occupied and not overwrite:
@@ -152,32 +156,30 @@ def check_free(path, overwrite=False):
 
 
 @contextlib.contextmanager
-def _locked(path):
-    """Hold a lock beside `path`; the kernel drops it when the process ends, however it ends."""
-    lock_path = path.with_name(f".{path.name}.lock")
-    with open(lock_path, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = os.fstat(lock.fileno()).st_nlink  # 0: its last holder has just removed it
-        except BlockingIOError:
-            held = False
-        if not held:
-            raise InputError(f"{path} is being written by another process.")
-        try:
-            yield
-        finally:
-            lock_path.unlink(missing_ok=True)
+def _locked(path: pathlib.Path) -> Iterator[None]:
+    """Hold a lock file next to `path`; the system releases it when the process ends."""
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise InputError(f"{path} is being written by another process.") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # on Windows an open file cannot be removed
+            os.unlink(lock.lock_file)
+        lock.release()
 
 
-def _replace_folder(new, path):
+def _replace_folder(new: pathlib.Path, path: pathlib.Path) -> None:
     if not path.exists():
         os.rename(new, path)
         return
     if _exchange(new, path):
         shutil.rmtree(new)
         return
-    # Without an atomic exchange the old folder is set aside first: a kill between the two
-    # renames leaves both versions whole under other names.
+    # Without an atomic exchange, rename the old folder first: a kill between the two renames
+    # leaves both versions complete under other names.
     old = path.with_name(path.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     os.rename(path, old)
@@ -185,8 +187,8 @@ def _replace_folder(new, path):
     shutil.rmtree(old)
 
 
-def _exchange(first, second):
-    """Swap two names atomically; False where the system cannot."""
+def _exchange(first: pathlib.Path, second: pathlib.Path) -> bool:
+    """Swap two names atomically; return False if the system does not support it."""
     at_cwd, rename_exchange = -100, 2
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2

@@ -1,39 +1,40 @@
-"""Ctrl-C that compiled code cannot lose.
+"""Record Ctrl-C, so that compiled code cannot swallow it.
 
-Python raises KeyboardInterrupt wherever the main thread happens to be. Where that is a call out of
-C++ or a destructor, the exception becomes another one or is dropped, and the program goes on.
+Python raises KeyboardInterrupt at the current point of the main thread. If that is a callback from
+C++ or a destructor, the exception is converted or dropped, and the program continues.
 """
 
 import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 
-_seen = []
+_seen: list[int] = []
 
 
 @contextlib.contextmanager
-def noted():
-    """A list of the SIGINTs that came; each raises KeyboardInterrupt as it always does."""
-    usual = signal.getsignal(signal.SIGINT)
+def noted() -> Iterator[list[int]]:
+    """Yield a list that records each SIGINT, which still raises KeyboardInterrupt."""
+    previous = signal.getsignal(signal.SIGINT)
     _seen.clear()
     is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or usual is not signal.default_int_handler:  # ignored, or somebody else's
+    if not is_main or previous is not signal.default_int_handler:  # keep a custom or ignored signal
         yield _seen
         return
 
-    def note(number, frame):
+    def record(number, frame):
         _seen.append(number)
-        usual(number, frame)
+        previous(number, frame)
 
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, record)
     try:
         yield _seen
     finally:
-        signal.signal(signal.SIGINT, usual)
+        signal.signal(signal.SIGINT, previous)
         _seen.clear()
 
 
-def check():
-    """For long loops. Raises KeyboardInterrupt if there was one inside `noted` and it got lost."""
+def check() -> None:
+    """Raise KeyboardInterrupt if `noted` recorded one that was swallowed. Call it in long loops."""
     if _seen:
         raise KeyboardInterrupt

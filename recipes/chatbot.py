@@ -1,20 +1,20 @@
-"""Train a model that answers: from scratch on dialogue, or a checkpoint with LoRA.
+"""Train a chat model: from scratch on dialogue, or from a checkpoint with LoRA.
 
     keras-llm train chatbot --out runs/dialogue --corpus movie-dialogue
     keras-llm train chatbot --out runs/mine --data talks.jsonl
     keras-llm train chatbot --out runs/tuned --corpus instructions-en --start runs/smollm2
     keras-llm train chatbot --out runs/ranked --rank 8
 
-Conversations are split into training and held-out, written by the model's chat template, and
-learned where the assistant speaks. The folder `--out` gets the model with its template, the loss
-on held-out answers beside baselines, a model card and TensorBoard logs with answers. With `--rank`
-it also gets two classifiers that choose among answers and filter what goes in and out.
+Conversations are split into training and held-out data and rendered with the model's chat template;
+only the assistant's tokens count in the loss. The folder `--out` contains the model with its
+template, the loss on held-out answers with baselines, a model card and TensorBoard logs with
+samples. `--rank` adds two classifiers that choose among answers and filter messages and answers.
 """
 
 import dataclasses
 import sys
 
-from keras_llm.recipes import cards, chats, judges, runs
+from keras_llm.recipes.common import dialogue, judges, model_card, runs
 
 BASELINE = "most_frequent"
 NEXT = "chat {out}"
@@ -22,28 +22,28 @@ NEXT = "chat {out}"
 
 @dataclasses.dataclass
 class Options(judges.Options):
-    """Train a model that answers in conversations."""
+    """Train a chat model."""
 
     corpus: str = "movie-dialogue"
-    """A corpus of the kind "conversations"; `keras-llm recipes` lists them."""
+    """Name of a corpus of the kind "conversations"; `keras-llm recipes` lists them."""
     data: str | None = None
     """Your own .jsonl or .json file of conversations instead of a corpus."""
     held_out: float = 0.05
-    """Share of the conversations that is held out."""
+    """Fraction of the conversations to hold out."""
     preset: str = "llama-3m"
-    """Shape of the model, without --start."""
+    """Model preset, without --start."""
     vocabulary_size: int = 4096
-    """Tokens in the vocabulary, without --start."""
+    """Vocabulary size, without --start."""
     batch_size: int = 32
-    """Conversations in a batch."""
+    """Conversations per batch."""
     evaluations: int = 4
-    """Held-out evaluations (on at most 32 batches), samples and checkpoints in each pass."""
+    """Held-out evaluations (on at most 32 batches), samples and checkpoints per epoch."""
     learning_rate: float = 3e-3
-    """Peak learning rate; it warms up linearly."""
+    """Peak learning rate, after linear warmup."""
     weight_decay: float = 0.1
-    """Decoupled weight decay, on matrices."""
+    """Decoupled weight decay of matrices."""
     dropout: float = 0.0
-    """Dropout in the model, without --start."""
+    """Dropout rate, without --start."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -56,16 +56,16 @@ class Options(judges.Options):
 
 
 def run(options):
-    """Train, evaluate and save.
+    """Train, evaluate and save a model.
 
     Args:
         options: `Options`.
 
     Returns:
-        The dict that is saved as `metrics.json`.
+        The dict saved as `metrics.json`.
 
     Raises:
-        InputError: if an option or the data cannot be used; nothing is at `out` then.
+        InputError: if an option or the data is invalid; `out` is not created then.
     """
     import numpy as np
 
@@ -74,10 +74,10 @@ def run(options):
     runs.prepare(options, pictures=False)
     talks, other_talks, dropped = conversations(options)
     safety = judges.safety_rows(options) if options.rank else None
-    task = chats.started(options) if options.start else chats.untrained(options, talks)
-    chats.check_length(options, task.model)
-    train, cut = chats.examples(task, talks, options)
-    held_out, _ = chats.examples(task, other_talks, options)
+    task = dialogue.started(options) if options.start else dialogue.untrained(options, talks)
+    dialogue.check_length(options, task.model)
+    train, cut = dialogue.examples(task, talks, options)
+    held_out, _ = dialogue.examples(task, other_talks, options)
     dropped |= cut
     size = sum(len(example.token_ids) for example in train)
     train_data = data.chat_dataset(
@@ -109,10 +109,10 @@ def run(options):
             validation_data.cache(),
             "tokens",
             size * options.epochs // steps,
-            sample=lambda: chats.sample(task, options),
+            sample=lambda: dialogue.sample(task, options),
         )
         metadata = {"recipe": "chatbot", "options": dataclasses.asdict(options)}
-        tuned = chats.with_weights(options, task, {**task.metadata, **metadata})
+        tuned = dialogue.with_weights(options, task, {**task.metadata, **metadata})
         metrics |= {
             "held_out": training.evaluate_examples(tuned.model, held_out),
             "training": {
@@ -123,29 +123,29 @@ def run(options):
                 **trained,
             },
         }
-        whole = tuned
+        chat = tuned
         if options.rank:
-            whole, found = judges.at_the_side(folder, options, tuned, talks, other_talks, safety)
-            metrics |= found
-        runs.write(folder, whole, metrics, _model_card(tuned, options, metrics, len(held_out)))
-    cards.ship(options, tuned, metrics)
+            chat, ranking = judges.at_the_side(folder, options, tuned, talks, other_talks, safety)
+            metrics |= ranking
+        runs.write(folder, chat, metrics, _model_card(tuned, options, metrics, len(held_out)))
+    model_card.ship(options, tuned, metrics)
     return metrics
 
 
 def conversations(options):
-    """The training and held-out conversations that the options name, and what was dropped."""
+    """Return training and held-out conversations, and a dict of dropped ones by reason."""
     from keras_llm import data
-    from keras_llm.recipes import corpora
+    from keras_llm.recipes.corpora import registry
 
     if options.data is None:
-        found = corpora.load(options.corpus, "conversations")
+        talks = registry.load(options.corpus, "conversations")
     else:
-        found = data.read_conversations(options.data)
-    return chats.split(options, found, chats.first_message)
+        talks = data.read_conversations(options.data)
+    return dialogue.split(options, talks, dialogue.first_message)
 
 
 def evaluate(folder, data=None):
-    """Measure a trained model on its held-out conversations, or on others.
+    """Evaluate a trained model on its held-out conversations or on others.
 
     Args:
         folder: str or path, the `out` of a run.
@@ -160,34 +160,34 @@ def evaluate(folder, data=None):
 
     task = keras_llm.load(folder)
     options = runs.model_options(Options, task)
-    found = read_conversations(data) if data else conversations(options)[1]
-    found, _ = chats.examples(task, found, options)
-    return training.evaluate_examples(task.model, found)
+    talks = read_conversations(data) if data else conversations(options)[1]
+    examples, _ = dialogue.examples(task, talks, options)
+    return training.evaluate_examples(task.model, examples)
 
 
 def _model_card(task, options, metrics, held_out):
     config, training = task.model.config, metrics["training"]
     baselines = {BASELINE: "token frequencies"}
     if options.start:
-        baselines["before"] = "before the training"
+        baselines["before"] = "before training"
     shape = f"{config.num_layers} layers, width {config.hidden_dim}, vocabulary "
-    start = f" It went on from `{options.start}`" if options.start else ""
+    start = f" Its training continued from `{options.start}`" if options.start else ""
     if options.lora_rank:
-        start += f" with adapters of rank {options.lora_rank}, merged into the weights"
-    return cards.card(
+        start += f" with LoRA of rank {options.lora_rank}, merged into the weights"
+    return model_card.card(
         options,
         metrics,
-        "A causal language model that answers in conversations." + start + "." * bool(start),
+        "A causal language model for chat." + start + "." * bool(start),
         baselines,
-        f"the {metrics['held_out']['tokens']:,} tokens of the answers in {held_out:,} "
-        f"conversations, of at most {options.max_length} tokens",
+        f"the {metrics['held_out']['tokens']:,} answer tokens of {held_out:,} conversations of at "
+        f"most {options.max_length} tokens",
         [
-            f"{shape}{config.vocabulary_size}, longest conversation {config.max_length} tokens; "
-            f"{training['learned_tokens']:,} of {training['tokens']:,} training tokens are "
-            f"answers, which alone were learned, of {training['conversations']:,} conversations.",
+            f"{shape}{config.vocabulary_size}, maximum length {config.max_length} tokens; "
+            f"{training['conversations']:,} training conversations of {training['tokens']:,} "
+            f"tokens, of which {training['learned_tokens']:,} answer tokens count in the loss.",
             *(judges.notes(metrics) if options.rank else []),
-            "Limits: it answers in the manner of its training data. It was not tuned to be true "
-            "or safe, and what it says of itself or the world means nothing.",
+            "Limits: the model imitates its training data. It was not tuned to be truthful or "
+            "safe, and its statements about itself and the world are unreliable.",
         ],
         NEXT,
     )

@@ -1,52 +1,52 @@
-"""Train a causal language model on code that continues it and fills gaps in it.
+"""Train a causal language model that continues and infills code.
 
     keras-llm train code_generation --out runs/code
     keras-llm train code_generation --out runs/mine --data my_project.jsonl
     keras-llm generate runs/code "def add(a, b):" --suffix "    return total"
 
-The files of the interpreter's standard library are split into training and held-out, near copies
-left out; half of the windows tell their middle last. Held-out code is measured in bits per byte
-beside counting models, by how many functions parse that the model ends, and by how many lines it
-puts back. `--execute` runs its answers to HumanEval's problems in a sandbox.
+The files of the interpreter's standard library are split into training and held-out data, without
+near duplicates; half of the windows are fill-in-the-middle examples. Metrics on held-out code: bits
+per byte next to n-gram baselines, the share of functions that parse with a generated body, and the
+share of removed lines restored. `--execute` runs solutions of HumanEval's problems in a sandbox.
 """
 
 import dataclasses
 import sys
 
-from keras_llm.recipes import cards, continuations, programs, runs, texts
+from keras_llm.recipes.common import code_evaluation, continuations, corpus, model_card, runs
 
 BASELINE = "trigram"
 NEXT = 'generate {out} "def main():"'
 
 
 @dataclasses.dataclass
-class Options(texts.LanguageModelOptions):
-    """Train a causal language model that continues code and fills gaps in it."""
+class Options(corpus.LanguageModelOptions):
+    """Train a causal language model that continues and infills code."""
 
     corpus: str = "python-stdlib"
-    """A corpus of the kind "texts"; `keras-llm recipes` lists them."""
+    """Name of a corpus of the kind "texts"; `keras-llm recipes` lists them."""
     max_megabytes: float = 5.0
-    """Use no more than this much text."""
+    """Maximum size of the text, in MB."""
     near_duplicates: float = 0.7
-    """Leave out files of which this share is in another; 0 leaves out none."""
+    """Drop files that share at least this fraction with another file; 0 drops none."""
     sequence_length: int = 256
-    """Tokens in a training window."""
+    """Tokens per training window."""
     epochs: int = 2
-    """Passes over the training text."""
+    """Training epochs."""
     infill_rate: float = 0.5
-    """Share of the windows that tell their middle last."""
+    """Fraction of the windows that are fill-in-the-middle examples."""
     functions: int = 100
-    """How many held-out functions the model ends."""
+    """Number of held-out functions whose body is generated."""
     gaps: int = 200
-    """How many held-out lines it puts back."""
+    """Number of held-out lines to restore."""
     execute: bool = False
-    """Run its answers to HumanEval's problems, in a sandbox that Linux 6.2 or later has."""
+    """Run generated solutions of HumanEval's problems in a sandbox (Linux 6.2 or later)."""
     problems: int = 164
-    """How many problems; the first ones."""
+    """Number of problems, from the first."""
     samples: int = 1
-    """Answers to each problem."""
+    """Solutions per problem."""
     prompt: str = "def main():\n"
-    """What the logged samples continue."""
+    """Prompt of the logged samples."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -66,38 +66,42 @@ class Options(texts.LanguageModelOptions):
 
 
 def run(options):
-    """Train, evaluate and save.
+    """Train, evaluate and save a model.
 
     Args:
         options: `Options`.
 
     Returns:
-        The dict that is saved as `metrics.json`.
+        The dict saved as `metrics.json`.
 
     Raises:
-        InputError: if an option or the data cannot be used; nothing is at `out` then.
+        InputError: if an option or the data is invalid; `out` is not created then.
     """
     from keras_llm import data, models, tasks, tokenizers
 
     runs.prepare(options, *(["datasketch"] if options.near_duplicates else []), pictures=False)
-    problems = programs.problems(options)
-    train, held_out, report = texts.prepared(options)
-    report["contamination"] = texts.measured_contamination(train, held_out)
+    problems = code_evaluation.problems(options)
+    train, held_out, report = corpus.prepared(options)
+    report["contamination"] = corpus.measured_contamination(train, held_out)
     tokenizer = tokenizers.BytePair.train(
         train, options.vocabulary_size, "llama3", tokenizers.INFILLING_TOKENS
     )
     sizes = {"vocabulary_size": tokenizer.vocabulary_size, "dropout": options.dropout}
     config = models.preset(options.preset, **sizes)
-    texts.check_length(options, config)
+    corpus.check_length(options, config)
     model = models.causal_lm(config)
     task = tasks.TextGeneration(
         model, tokenizer, {"recipe": "code_generation", "options": dataclasses.asdict(options)}
     )
     train_ids = data.encode_documents(train, tokenizer)
     held_out_ids = data.encode_documents(held_out, tokenizer)
-    train_data = programs.windows(task, train_ids, options, options.batch_size, options.epochs)
+    train_data = code_evaluation.windows(
+        task, train_ids, options, options.batch_size, options.epochs
+    )
     count = max(1, data.windows(held_out_ids, options.sequence_length))
-    validation_data = programs.windows(task, held_out_ids, options, min(options.batch_size, count))
+    validation_data = code_evaluation.windows(
+        task, held_out_ids, options, min(options.batch_size, count)
+    )
     trainer = runs.token_trainer(options, model, len(train_data), tokenizer.pad_id)
     runs.say(
         f"{len(train)} files, {len(train_ids)} tokens for training; {len(held_out)} files held "
@@ -115,7 +119,7 @@ def run(options):
             sample=lambda: continuations.sample(task, options),
         )
         metrics = {
-            "held_out": programs.measured(task, held_out, options),
+            "held_out": code_evaluation.measured(task, held_out, options),
             **continuations.baselines(task, train_ids, held_out_ids, held_out),
             "training": {
                 "documents": len(train),
@@ -125,64 +129,64 @@ def run(options):
                 **trained,
             },
         }
-        if lines := programs.asked_lines(task, held_out, options):
-            metrics["usual_line"] = {"infilled_line": programs.usual_lines(train, lines)}
+        if lines := code_evaluation.asked_lines(task, held_out, options):
+            metrics["usual_line"] = {"infilled_line": code_evaluation.usual_lines(train, lines)}
         if options.execute:
-            metrics["human_eval"] = programs.pass_rates(
+            metrics["human_eval"] = code_evaluation.pass_rates(
                 task, problems, options.samples, config.max_length // 2, options.seed
             )
         runs.write(folder, task, metrics, _model_card(task, options, metrics))
-    cards.ship(options, task, metrics)
+    model_card.ship(options, task, metrics)
     return metrics
 
 
 def evaluate(folder, data=None):
-    """Measure a trained model on its held-out files, or on others.
+    """Evaluate a trained model on its held-out files or on other files.
 
     Args:
         folder: str or path, the `out` of a run.
         data: path of text files, or None for the files held out in training.
 
     Returns:
-        A dict, see `programs.measured`.
+        A dict, see `code_evaluation.measured`.
     """
     import keras_llm
     from keras_llm.data import read_texts
 
     task = keras_llm.load(folder)
     options = runs.model_options(Options, task)
-    return programs.measured(
-        task, read_texts(data) if data else texts.documents(options)[1], options
+    return code_evaluation.measured(
+        task, read_texts(data) if data else corpus.documents(options)[1], options
     )
 
 
 def _model_card(task, options, metrics):
     config, training, held_out = task.model.config, metrics["training"], metrics["held_out"]
-    return cards.card(
+    return model_card.card(
         options,
         metrics,
-        "A causal language model that continues code and fills gaps in it.",
+        "A causal language model that continues and infills code.",
         {
             "unigram": "unigram",
             BASELINE: "trigram (Kneser-Ney)",
-            **({"usual_line": "usual next line"} if "usual_line" in metrics else {}),
+            **({"usual_line": "most frequent next line"} if "usual_line" in metrics else {}),
         },
-        f"{held_out['tokens']:,} tokens of {training['held_out_documents']:,} files in windows of "
-        f"{options.sequence_length} tokens, {held_out.get('functions', 0)} functions that the "
-        f"model ends and {held_out.get('gaps', 0)} lines that it puts back",
+        f"{held_out['tokens']:,} tokens in {training['held_out_documents']:,} files in windows of "
+        f"{options.sequence_length} tokens, {held_out.get('functions', 0)} functions with a "
+        f"generated body and {held_out.get('gaps', 0)} removed lines",
         [
             f"{config.num_layers} layers, width {config.hidden_dim}, vocabulary "
-            f"{config.vocabulary_size}, longest text {config.max_length} tokens; "
-            f"{training['tokens']:,} training tokens of {training['documents']:,} files.",
-            f"{options.infill_rate:.0%} of the windows told their middle last.",
-            "`parses` is the share of functions that parse with the model's body, cut to whole "
-            "lines; `real parses` that of the real bodies, cut to as many tokens.",
-            "Of the lines, `infilled line` counts where the first one that it writes is right, "
-            "`infilled exactly` where it also ends there.",
-            programs.note(metrics, options.samples),
-            *texts.notes(training),
-            "Limits: it writes code that looks right, not code that is; it knows one library's "
-            "manner alone.",
+            f"{config.vocabulary_size}, maximum length {config.max_length} tokens; "
+            f"{training['tokens']:,} training tokens in {training['documents']:,} files.",
+            f"{options.infill_rate:.0%} of the windows were fill-in-the-middle examples.",
+            "`parses` is the share of functions that parse with the generated body, cut to whole "
+            "lines; `real parses` is that share for the real bodies, cut to as many tokens.",
+            "`infilled line` is the share of removed lines for which the first generated line is "
+            "correct, `infilled exactly` the share for which the generation also ends there.",
+            code_evaluation.note(metrics, options.samples),
+            *corpus.notes(training),
+            "Limits: generated code looks plausible but is often wrong, and follows the style of "
+            "the training code.",
         ],
         NEXT,
     )

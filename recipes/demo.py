@@ -1,7 +1,7 @@
-"""The library's main job on real text, in minutes: `make demo`.
+"""Train, export and compare a small language model in minutes: `make demo`.
 
-Trains a small language model with the text generation recipe, exports it for a server and for a
-phone, and shows that all three give the same text.
+Trains a model with the text generation recipe, exports it to a SavedModel and a TFLite file, and
+checks that all three generate the same text.
 """
 
 import dataclasses
@@ -10,8 +10,9 @@ import shutil
 import sys
 import time
 
-from keras_llm.quiet import silent_stderr
-from keras_llm.recipes import text_generation, texts
+from keras_llm.recipes import text_generation
+from keras_llm.recipes.common import corpus
+from keras_llm.silence import silent_stderr
 
 PROMPT_CHARACTERS = 80
 NEW_TOKENS = 24
@@ -19,29 +20,29 @@ NEW_TOKENS = 24
 
 @dataclasses.dataclass
 class Options:
-    """Train, export and compare."""
+    """Train, export and compare a small language model."""
 
     folder: str = "."
-    """Where runs/demo, serving/demo and mobile/demo.tflite go; they are replaced."""
+    """Folder for runs/demo, serving/demo and mobile/demo.tflite, which are replaced."""
     corpus: str = "movie-reviews"
-    """A corpus by name."""
+    """Name of a corpus."""
     data: str | None = None
-    """Your own text instead of a corpus."""
+    """Path of your own text, instead of a corpus."""
     max_megabytes: float = 3.5
-    """Use this much text."""
+    """Maximum size of the text, in MB."""
     smoke: bool = False
-    """A tiny model, to try the whole way in under a minute."""
+    """Run the whole demo with a tiny model in under a minute."""
 
 
 def run(options):
-    """Run the demo and print what it finds.
+    """Run the demo and print its results.
 
     Args:
         options: `Options`.
 
     Returns:
-        A dict with `metrics` of the training, `texts` (a row for each prompt with the texts of
-        keras, saved_model and litert) and `reports` of the exports.
+        A dict with the training `metrics`, `texts` (a row for each prompt with the texts of
+        keras, saved_model and litert) and the `reports` of the exports.
     """
     import keras_llm
     from keras_llm import export
@@ -70,7 +71,7 @@ def run(options):
         f"{unigram['bits_per_byte']:.3f}), {metrics['training']['seconds']:.0f} s"
     )
 
-    _head("2. Export, each file compared with Keras in a fresh process")
+    _head("2. Export; each file is compared with Keras in a fresh process")
     task = keras_llm.load(paths["keras"])
     with silent_stderr():
         task.tokenizer.graph_resources()
@@ -84,9 +85,9 @@ def run(options):
     for name, report in reports.items():
         print(f"{name}: {paths[name]}, {report['bytes']['total']:,} bytes")
 
-    _head("3. The same greedy text from all three")
-    with silent_stderr():  # what the documents are was said above
-        _, held_out_documents = texts.documents(recipe)
+    _head("3. Compare greedy texts of Keras, SavedModel and TFLite")
+    with silent_stderr():  # the training has already reported the documents
+        _, held_out_documents = corpus.documents(recipe)
         prompts = [
             " ".join(text[:PROMPT_CHARACTERS].split(" ")[:-1]) for text in held_out_documents
         ]
@@ -98,7 +99,7 @@ def run(options):
         same = row["keras"] == row["saved_model"] == row["litert"]
         print("the same" if same else "NOT the same")
 
-    _head("4. Tokens per second, one text at a time")
+    _head("4. Tokens per second, batch size 1")
     for _ in range(2):  # the first call compiles
         begin = time.perf_counter()
         result = task(rows[0]["prompt"], 64, temperature=0.0, return_details=True)
@@ -121,22 +122,22 @@ def run(options):
 
 
 def greedy_texts(task, paths, prompts):
-    """The greedy continuation of each prompt from Keras, the SavedModel and the TFLite file."""
+    """Return the greedy continuation of each prompt by Keras, SavedModel and TFLite file."""
     import tensorflow as tf
 
     from keras_llm import export
-    from keras_llm.export import parity
+    from keras_llm.export import verification
 
-    task(prompts, NEW_TOKENS, temperature=0.0)  # compiled before anything is timed
+    task(prompts, NEW_TOKENS, temperature=0.0)  # compile before timing
     serve = tf.saved_model.load(str(paths["saved_model"] / "1")).signatures["serving_default"]
     device = export.LiteRTModel(paths["litert"])
-    served = parity.greedy(serve, prompts, NEW_TOKENS)
+    served = verification.greedy(serve, prompts, NEW_TOKENS)
     return [
         {
             "prompt": prompt,
             "keras": task(prompt, NEW_TOKENS, temperature=0.0),
             "saved_model": text.decode(),
-            "litert": device.generate(prompt, NEW_TOKENS),
+            "litert": device.generate(prompt, NEW_TOKENS, temperature=0.0),
         }
         for prompt, text in zip(prompts, served["text"].numpy(), strict=True)
     ]

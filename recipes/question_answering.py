@@ -1,24 +1,31 @@
-"""Train a model that answers questions: with a part of a text, with yes or no, or from memory.
+"""Train a model that answers questions: with a span of a text, with yes or no, or from memory.
 
     keras-llm train question_answering --out runs/answers
     keras-llm train question_answering --out runs/yes_no --kind yes_no
     keras-llm train question_answering --out runs/quiz --kind generative
     keras-llm train question_answering --out runs/mine --data rows.jsonl
 
-Rows of question, context and answer are cleaned and split by context, and all-MiniLM-L6-v2, or
-another encoder, is trained with `fit`. An empty answer says that the context has none, which the
-model learns to say too. Without a context an encoder-decoder learns to answer from memory. Held-out
-questions are answered by the model and by baselines of the kind.
+Rows of question, context and answer are cleaned and split by context, and all-MiniLM-L6-v2 or
+another encoder is fine-tuned with `fit`. An empty answer means that the context has no answer, and
+the model learns to return none. Without a context, an encoder-decoder learns to answer from memory.
+The model and baselines of the same kind are evaluated on held-out questions.
 """
 
 import dataclasses
 import sys
 from typing import Literal
 
-from keras_llm.recipes import cards, generative_answers, runs, spans, tables, yes_no
+from keras_llm.recipes.common import (
+    answer_spans,
+    generative_answers,
+    model_card,
+    runs,
+    tables,
+    yes_no,
+)
 
 BASELINE = "baseline"
-KINDS = {"span": spans, "yes_no": yes_no, "generative": generative_answers}
+KINDS = {"span": answer_spans, "yes_no": yes_no, "generative": generative_answers}
 NEXT = {name: kind.NEXT for name, kind in KINDS.items()}
 
 
@@ -27,44 +34,42 @@ class Options(runs.Options):
     """Train a model that answers questions."""
 
     kind: Literal["span", "yes_no", "generative"] = "span"
-    """Whether the answer is a part of the context, yes or no, or told from memory."""
+    """Whether the answer is a span of the context, yes or no, or generated from memory."""
     corpus: str | None = None
-    """A corpus of the kind (reading, boolq or trivia if not given); `keras-llm recipes` lists
+    """Name of a corpus of this kind (default reading, boolq or trivia); `keras-llm recipes` lists
     them."""
     data: str | None = None
     """Your own .csv, .tsv or .jsonl file, a folder of them, hf:NAME:SPLIT or tfds:NAME:SPLIT,
     instead of a corpus."""
     question_column: str = "question"
-    """The column, or JSON field, that holds the question."""
+    """Column or JSON field of the question."""
     context_column: str = "context"
-    """The column, or JSON field, with the text that the question is about (not if generative)."""
+    """Column or JSON field of the text that the question is about (not for generative)."""
     answer_column: str = "answer"
-    """The column, or JSON field, that holds the answer: words of the context, or nothing where it
-    has none; or yes or no; or any, several right ones kept apart by " | "."""
+    """Column or JSON field of the answer: a span of the context, empty if there is none; or yes or
+    no; or for generative any text, with several correct answers separated by " | "."""
     start: str | None = None
-    """The encoder to go on from: "minilm" for all-MiniLM-L6-v2 (91 MB), the folder of a run with an
-    encoder, or "scratch" for --preset and random weights; minilm, or if generative scratch, if not
-    given."""
+    """Encoder to continue from: "minilm" (default) for all-MiniLM-L6-v2 (91 MB), the folder of a
+    run with an encoder, or "scratch" (always for generative) for --preset with random weights."""
     preset: str | None = None
-    """Shape of the model from scratch (encoder-2m, or if generative seq2seq-2m, if not given)."""
+    """Model preset for scratch (default encoder-2m, for generative seq2seq-2m)."""
     max_length: int = 192
-    """Tokens of question and context that are read at once; for spans longer contexts are read in
-    several windows, for yes and no the rest is cut; if generative longer rows are left out of the
-    training."""
+    """Maximum tokens of question and context. Longer contexts are split into windows for spans and
+    truncated for yes and no; for generative, longer rows are dropped from the training data."""
     max_rows: int = 0
-    """Use no more than this many rows for training; 0 uses all."""
+    """Maximum number of training rows; 0 uses all."""
     test_rows: int = 1000
-    """How many held-out questions a generative model answers for its measures."""
+    """Number of held-out questions for the metrics of a generative model."""
     dropout: float = 0.1
-    """Dropout in the model and before the last layer."""
+    """Dropout rate in the model and before the last layer."""
     batch_size: int = 16
-    """Rows in a batch."""
+    """Rows per batch."""
     epochs: int | None = None
-    """Passes over the training rows (2, or if generative 10, if not given)."""
+    """Training epochs (default 2, for generative 10)."""
     evaluations: int = 1
-    """Held-out evaluations (on 32 batches), points of the loss curve, checkpoints in each pass."""
+    """Held-out evaluations (on 32 batches), loss curve points and checkpoints per epoch."""
     learning_rate: float | None = None
-    """Peak learning rate; it warms up linearly (2e-4, or if generative 2e-3, if not given)."""
+    """Peak learning rate, after linear warmup (default 2e-4, for generative 2e-3)."""
 
     def __post_init__(self):
         for name, value in KINDS[self.kind].DEFAULTS.items():
@@ -73,12 +78,12 @@ class Options(runs.Options):
         is_generative = self.kind == "generative"
         super().__post_init__()
         self.check(
-            ("start", not is_generative or self.start == "scratch", "left out if generative"),
+            ("start", not is_generative or self.start == "scratch", "scratch if generative"),
             ("max_length", self.max_length > 15, "at least 16"),
             ("max_rows", self.max_rows >= 0, ">= 0"),
             ("test_rows", self.test_rows > 0, "a positive int"),
             ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
-            ("export", "litert_lm" not in self.exports, "of saved_model, litert"),
+            ("export", "litert_lm" not in self.exports, "saved_model or litert"),
         )
         if self.smoke:
             self.start, self.dropout = "scratch", 0.0
@@ -89,16 +94,16 @@ class Options(runs.Options):
 
 
 def run(options):
-    """Train, evaluate and save.
+    """Train, evaluate and save a model.
 
     Args:
         options: `Options`.
 
     Returns:
-        The dict that is saved as `metrics.json`.
+        The dict saved as `metrics.json`.
 
     Raises:
-        InputError: if an option or the data cannot be used; nothing is at `out` then.
+        InputError: if an option or the data is invalid; `out` is not created then.
     """
     runs.prepare(options, "sklearn")
     kind = KINDS[options.kind]
@@ -116,19 +121,19 @@ def run(options):
             "training": {"rows": len(train), "dropped": dropped | too_long, **trained},
         }
         runs.write(folder, task, metrics, _model_card(task, options, metrics, held_out))
-    cards.ship(options, task, metrics)
+    model_card.ship(options, task, metrics)
     return metrics
 
 
 def evaluate(folder, data=None):
-    """Measure a trained model on its held-out rows, or on others.
+    """Evaluate a trained model on its held-out rows or on other rows.
 
     Args:
         folder: str or path, the `out` of a run.
-        data: path of a file of rows, or None for those held out in training.
+        data: path of a file of rows, or None for the rows held out in training.
 
     Returns:
-        A dict, see `training.evaluate_answers`, and of yes and no `training.evaluate_classifier`.
+        A dict, see `training.evaluate_answers`, for yes and no `training.evaluate_classifier`.
     """
     import keras_llm
 
@@ -142,9 +147,9 @@ def evaluate(folder, data=None):
 def _model_card(task, options, metrics, held_out):
     kind, start = KINDS[options.kind], ""
     if options.start != "scratch":
-        start = f" It goes on from `{options.start}`."
+        start = f" Its training continues from `{options.start}`."
         options = dataclasses.replace(options, preset=options.start)
-    return cards.card(
+    return model_card.card(
         options,
         metrics,
         kind.ABOUT + start,
@@ -152,9 +157,9 @@ def _model_card(task, options, metrics, held_out):
         f"{metrics['held_out'].get('questions', len(held_out)):,} {kind.HELD_OUT}",
         [
             *kind.notes(task, options, held_out),
-            f"Reads {options.max_length} tokens at once, in a vocabulary of "
+            f"Reads at most {options.max_length} tokens at a time; vocabulary size "
             f"{task.tokenizer.vocabulary_size}.",
-            "Limits: it knows only questions and texts like those it was trained on.",
+            "Limits: the model is reliable only on questions and texts like its training data.",
         ],
         kind.NEXT,
     )

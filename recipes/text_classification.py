@@ -1,20 +1,20 @@
-"""Train an encoder to sort texts into classes, sentiment, topics, or your own; or to rate them.
+"""Train an encoder that classifies texts by sentiment, topic or your own labels, or rates them.
 
     keras-llm train text_classification --out runs/sentiment --corpus movie-sentiment
     keras-llm train text_classification --out runs/mine --data rows.csv
     keras-llm train text_classification --out runs/graded --kind number
     keras-llm train text_classification --out runs/sentiment --start runs/words --epochs 2
 
-Rows of text and label are cleaned and split, a WordPiece vocabulary is learned, the encoder is
-trained with `fit`, and the held-out texts are sorted by it and by regression on their TF-IDF.
-The folder `--out` gets the model, its measures, a model card and a picture of its mistakes.
+Rows of text and label are cleaned and split, a WordPiece vocabulary is trained, and the encoder is
+trained with `fit`. The baseline is logistic or ridge regression on TF-IDF. The folder `--out`
+contains the model, its metrics, a model card and a plot of its predictions.
 """
 
 import dataclasses
 import sys
 from typing import Literal
 
-from keras_llm.recipes import cards, runs, starts, tables, text_targets
+from keras_llm.recipes.common import model_card, pretrained, runs, tables, text_targets
 
 BASELINE = "tfidf"
 NEXT = 'predict {out} "A film to see twice."'
@@ -23,35 +23,35 @@ _CORPORA = {"class": "movie-sentiment", "number": "graded-sentiment"}
 
 @dataclasses.dataclass
 class Options(runs.Options):
-    """Train an encoder that sorts texts into classes."""
+    """Train an encoder that classifies or rates texts."""
 
     kind: Literal["class", "number"] = "class"
-    """Whether the label is a class, or a number, learned with the mean squared error."""
+    """Whether the label is a class, or a number learned with the mean squared error."""
     corpus: str = ""
-    """A corpus of the kind "labelled" (movie-sentiment if not given) or "graded"
-    (graded-sentiment); `keras-llm recipes` lists them."""
+    """Name of a corpus of the kind "labelled" (default movie-sentiment) or "graded" (default
+    graded-sentiment); `keras-llm recipes` lists them."""
     data: str | None = None
     """Your own .csv, .tsv or .jsonl file, a folder of them, hf:NAME:SPLIT or tfds:NAME:SPLIT,
     instead of a corpus."""
     text_column: str = "text"
-    """The column, or JSON field, that holds the text."""
+    """Column or JSON field of the text."""
     label_column: str = "label"
-    """The column, or JSON field, that holds the class or the number."""
+    """Column or JSON field of the class or the number."""
     preset: str = "encoder-2m"
-    """Shape of the encoder."""
+    """Model preset of the encoder."""
     start: str | None = None
-    """Folder of a run, e.g. of `masked_lm`, whose vocabulary and encoder are the beginning, or
-    "minilm" for all-MiniLM-L6-v2 (91 MB), instead of --preset and random weights."""
+    """Continue from the vocabulary and the encoder of a run's folder, such as a `masked_lm` run, or
+    with "minilm" from all-MiniLM-L6-v2 (91 MB), instead of --preset with random weights."""
     max_length: int = 256
-    """Tokens of a text that are read; the rest is cut."""
+    """Maximum tokens of a text; the rest is truncated."""
     max_rows: int = 0
-    """Use no more than this many rows for training; 0 uses all."""
+    """Maximum number of training rows; 0 uses all."""
     dropout: float = 0.2
-    """Dropout in the encoder and before the last layer."""
+    """Dropout rate in the encoder and before the last layer."""
     epochs: int = 4
-    """Passes over the training rows."""
+    """Training epochs."""
     evaluations: int = 2
-    """Held-out evaluations (on 32 batches), points of the loss curve, checkpoints in each pass."""
+    """Held-out evaluations (on 32 batches), loss curve points and checkpoints per epoch."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,7 +59,7 @@ class Options(runs.Options):
             ("max_length", self.max_length > 2, "at least 3"),
             ("max_rows", self.max_rows >= 0, ">= 0"),
             ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
-            ("export", "litert_lm" not in self.exports, "of saved_model, litert"),
+            ("export", "litert_lm" not in self.exports, "saved_model or litert"),
         )
         self.corpus = self.corpus or _CORPORA[self.kind]
         if self.smoke:
@@ -69,16 +69,16 @@ class Options(runs.Options):
 
 
 def run(options):
-    """Train, evaluate and save.
+    """Train, evaluate and save a model.
 
     Args:
         options: `Options`.
 
     Returns:
-        The dict that is saved as `metrics.json`.
+        The dict saved as `metrics.json`.
 
     Raises:
-        InputError: if an option or the data cannot be used; nothing is at `out` then.
+        InputError: if an option or the data is invalid; `out` is not created then.
     """
     import numpy as np
 
@@ -105,12 +105,12 @@ def run(options):
             **kind.details(held_out, predicted, folder),
         }
         runs.write(folder, task, metrics, _model_card(task, kind, options, metrics))
-    cards.ship(options, task, metrics)
+    model_card.ship(options, task, metrics)
     return metrics
 
 
 def untrained(options, train, kind):
-    """The model before training and its tokenizer, fresh or from `--start`."""
+    """Return the untrained model and its tokenizer, new or from `--start`."""
     from keras_llm import models, tokenizers
 
     if options.start is None:
@@ -121,17 +121,16 @@ def untrained(options, train, kind):
             "dropout": options.dropout,
         }
         return kind.model(models.preset(options.preset, **sizes), options.dropout), tokenizer
-    task = starts.load(options.start)
-    encoder = starts.encoder(task, options.max_length, options.dropout)
+    task = pretrained.load(options.start)
+    encoder = pretrained.encoder(task, options.max_length, options.dropout)
     return kind.model(encoder, options.dropout), task.tokenizer
 
 
 def rows(options):
-    """The rows that the options name: training, held out, what they are of (`text_targets`), and
-    what was dropped.
+    """Return training rows, held-out rows, their label type and dropped rows by reason.
 
     Raises:
-        InputError: if the data cannot be read, has one class only, or no numbers.
+        InputError: if the data cannot be read, has only one class, or a label is not a number.
     """
     columns = [options.text_column, options.label_column]
     corpora = {"class": "labelled", "number": "graded"}
@@ -142,7 +141,7 @@ def rows(options):
 
 
 def batches(task, rows, kind, options, seed=None):
-    """Rows -> `tf.data.Dataset` of the model's inputs and the targets."""
+    """Return a `tf.data.Dataset` of the model's inputs and targets."""
     from keras_llm import data
 
     ids, _ = task.framed("texts", task.tokenizer.encode_batch([text for text, _ in rows]), True)
@@ -153,11 +152,11 @@ def batches(task, rows, kind, options, seed=None):
 
 
 def evaluate(folder, data=None):
-    """Measure a trained model on its held-out rows, or on others.
+    """Evaluate a trained model on its held-out rows or on other rows.
 
     Args:
         folder: str or path, the `out` of a run.
-        data: path of a file of rows, or None for those held out in training.
+        data: path of a file of rows, or None for the rows held out in training.
 
     Returns:
         A dict, see `training.evaluate_classifier` and `training.evaluate_regression`.
@@ -168,27 +167,27 @@ def evaluate(folder, data=None):
     task = keras_llm.load(folder)
     options = runs.model_options(Options, task)
     if data is None:
-        _, found, kind, _ = rows(options)
+        _, test, kind, _ = rows(options)
     else:
-        found = read_records(data, [options.text_column, options.label_column])
-        kind = text_targets.of_task(task, found, data)
-    return kind.measures(found, kind.predicted(task, found))
+        test = read_records(data, [options.text_column, options.label_column])
+        kind = text_targets.of_task(task, test, data)
+    return kind.measures(test, kind.predicted(task, test))
 
 
 def _model_card(task, kind, options, metrics):
-    start = f" It goes on from `{options.start}`." if options.start else ""
+    start = f" Its training continues from `{options.start}`." if options.start else ""
     options = dataclasses.replace(options, preset=options.start or options.preset)
-    return cards.card(
+    return model_card.card(
         options,
         metrics,
         kind.about + start,
         {BASELINE: kind.baseline_name},
-        f"{metrics['held_out']['rows']:,} rows. {kind.picture}",
+        f"{metrics['held_out']['rows']:,} rows; {kind.picture}",
         [
-            f"Reads the first {options.max_length} tokens of a text, in a vocabulary of "
+            f"Reads the first {options.max_length} tokens of a text; vocabulary size "
             f"{task.tokenizer.vocabulary_size}.",
-            "Limits: it knows only texts like those it was trained on, and its labels carry "
-            "their bias.",
+            "Limits: the model is reliable only on texts like its training data, and reproduces "
+            "the bias of its labels.",
         ],
         NEXT,
     )

@@ -1,31 +1,32 @@
-"""Train a causal language model on stories, poems, reviews or code, and ask it for more.
+"""Train a causal language model that continues text: stories, poems, reviews or code.
 
     keras-llm train text_generation --out runs/reviews --corpus movie-reviews
     keras-llm train text_generation --out runs/mine --data my_texts/
 
-Documents are split into training and held-out, a tokenizer is trained on the first, the model is
-trained with `fit` on packed batches, and the folder `--out` gets the best weights, the tokenizer,
-held-out measures beside unigram and trigram baselines, a model card and TensorBoard logs.
+Documents are split into training and held-out data, a tokenizer is trained on the training data,
+and the model is trained with `fit` on packed batches. The folder `--out` contains the best weights,
+the tokenizer, held-out metrics of the model and of unigram and trigram baselines, a model card and
+TensorBoard logs.
 """
 
 import dataclasses
 import sys
 from typing import Literal
 
-from keras_llm.recipes import cards, continuations, runs, texts
+from keras_llm.recipes.common import continuations, corpus, model_card, runs
 
 BASELINE = "trigram"
 NEXT = 'generate {out} "{prompt}" --stream'
 
 
 @dataclasses.dataclass
-class Options(texts.LanguageModelOptions, texts.StreamOptions):
+class Options(corpus.LanguageModelOptions, corpus.StreamOptions):
     """Train a causal language model that continues text."""
 
     tokenizer: Literal["unigram", "bpe"] = "bpe"
-    """Kind of SentencePiece model."""
+    """Type of SentencePiece model."""
     separate: bool = False
-    """Whether documents that share a window do not see each other."""
+    """Prevent attention between the documents of a window."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -39,16 +40,16 @@ class Options(texts.LanguageModelOptions, texts.StreamOptions):
 
 
 def run(options):
-    """Train, evaluate and save.
+    """Train, evaluate and save a model.
 
     Args:
         options: `Options`.
 
     Returns:
-        The dict that is saved as `metrics.json`.
+        The dict saved as `metrics.json`.
 
     Raises:
-        InputError: if an option or the data cannot be used; nothing is at `out` then.
+        InputError: if an option or the data is invalid; `out` is not created then.
     """
     from keras_llm import data, models, tasks, tokenizers, training
 
@@ -56,11 +57,11 @@ def run(options):
     config = models.preset(
         options.preset, vocabulary_size=options.vocabulary_size, dropout=options.dropout
     )
-    texts.check_length(options, config)
-    train, held_out, report = texts.prepared(options)
-    report["contamination"] = texts.measured_contamination(train, held_out)
+    corpus.check_length(options, config)
+    train, held_out, report = corpus.prepared(options)
+    report["contamination"] = corpus.measured_contamination(train, held_out)
     tokenizer = tokenizers.SentencePiece.train(
-        texts.sample(options, train),
+        corpus.sample(options, train),
         options.vocabulary_size,
         model_type=options.tokenizer,
     )
@@ -68,7 +69,7 @@ def run(options):
     task = tasks.TextGeneration(
         model, tokenizer, {"recipe": "text_generation", "options": dataclasses.asdict(options)}
     )
-    train_ids = texts.token_ids(options, train, tokenizer)
+    train_ids = corpus.token_ids(options, train, tokenizer)
     held_out_ids = data.encode_documents(held_out, tokenizer)
     training.check_token_ids(train_ids, config.vocabulary_size)
     shape = {"bos_id": tokenizer.bos_id, "pad_id": tokenizer.pad_id, "segments": options.separate}
@@ -106,7 +107,7 @@ def run(options):
                 task, held_out, options.sequence_length, options.separate
             ),
             **continuations.baselines(
-                task, texts.counted(options, train_ids), held_out_ids, held_out
+                task, corpus.counted(options, train_ids), held_out_ids, held_out
             ),
             "continuations": continuations.measure(
                 task,
@@ -124,18 +125,18 @@ def run(options):
             },
         }
         runs.write(folder, task, metrics, _model_card(task, options, metrics))
-    texts.remove_token_files(options)
-    cards.ship(options, task, metrics)
+    corpus.remove_token_files(options)
+    model_card.ship(options, task, metrics)
     return metrics
 
 
 def evaluate(folder, data=None):
-    """Measure a trained model on its held-out documents, or on other text.
+    """Evaluate a trained model on its held-out documents or on other text.
 
     Args:
         folder: str or path, the `out` of a run.
-        data: path of text files, or None for the documents held out in training (which a model
-            made without a recipe has not).
+        data: path of text files, or None for the documents held out in training (required for a
+            model that was not trained by a recipe).
 
     Returns:
         A dict, see `training.evaluate_language_model`.
@@ -144,30 +145,30 @@ def evaluate(folder, data=None):
     from keras_llm.data import read_texts
 
     task = keras_llm.load(folder)
-    if "options" not in task.metadata:  # made in Python, not by a recipe
+    if "options" not in task.metadata:  # not trained by a recipe
         return continuations.likelihood(task, read_texts(data), task.model.config.max_length)
     options = runs.model_options(Options, task)
-    documents = read_texts(data, options.text_field) if data else texts.documents(options)[1]
+    documents = read_texts(data, options.text_field) if data else corpus.documents(options)[1]
     return continuations.likelihood(task, documents, options.sequence_length, options.separate)
 
 
 def _model_card(task, options, metrics):
     config, training = task.model.config, metrics["training"]
-    return cards.card(
+    return model_card.card(
         options,
         metrics,
         "A causal language model that continues text.",
         {"unigram": "unigram", BASELINE: "trigram (Kneser-Ney)"},
-        f"{metrics['held_out']['tokens']:,} tokens of {training['held_out_documents']:,} documents "
+        f"{metrics['held_out']['tokens']:,} tokens in {training['held_out_documents']:,} documents "
         f"in windows of {options.sequence_length} tokens",
         [
             f"{config.num_layers} layers, width {config.hidden_dim}, vocabulary "
-            f"{config.vocabulary_size}, longest text {config.max_length} tokens; "
-            f"{training['tokens']:,} training tokens of {training['documents']:,} documents.",
+            f"{config.vocabulary_size}, maximum length {config.max_length} tokens; "
+            f"{training['tokens']:,} training tokens in {training['documents']:,} documents.",
             continuations.note(metrics["continuations"]),
-            *texts.notes(training),
-            "Limits: it continues text in the manner of its training data and knows nothing else; "
-            "it was not tuned to be helpful, true or safe.",
+            *corpus.notes(training),
+            "Limits: the model imitates its training data. It was not tuned to be helpful, "
+            "truthful or safe.",
         ],
         NEXT,
     )

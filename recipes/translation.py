@@ -3,15 +3,15 @@
     keras-llm train translation --out runs/french --corpus libreoffice-help-fr
     keras-llm train translation --out runs/mine --data pairs.tsv
 
-Pairs are cleaned and split by source, one vocabulary is learned for both languages, and the model
-is trained with `fit` on batches of like length. Held-out sources are translated by beam search,
-beside copying the source and beside the translation of the nearest source of the training.
+Pairs are cleaned and split by source, one vocabulary is trained for both languages, and the model
+is trained with `fit` on length-bucketed batches. Held-out sources are translated with beam search.
+The baselines are a copy of the source and the translation of the nearest training source.
 """
 
 import dataclasses
 import sys
 
-from keras_llm.recipes import cards, runs, tables, translations
+from keras_llm.recipes.common import model_card, runs, tables, translations
 
 BASELINE = "memory"
 NEXT = 'generate {out} "Click the button." --beam-width 4'
@@ -22,36 +22,36 @@ class Options(runs.Options):
     """Train an encoder-decoder that translates."""
 
     corpus: str = "libreoffice-help-fr"
-    """A corpus of the kind "pairs"; `keras-llm recipes` lists them."""
+    """Name of a corpus of the kind "pairs"; `keras-llm recipes` lists them."""
     data: str | None = None
     """Your own .csv, .tsv or .jsonl file, a folder of them, hf:NAME:SPLIT or tfds:NAME:SPLIT,
     instead of a corpus."""
     source_column: str = "source"
-    """The column, or JSON field, that holds what is translated."""
+    """Column or JSON field of the source."""
     target_column: str = "target"
-    """The column, or JSON field, that holds the translation."""
+    """Column or JSON field of the translation."""
     held_out: float = 0.05
-    """Share of the sources that is held out."""
+    """Fraction of the sources to hold out."""
     preset: str = "seq2seq-2m"
-    """Shape of the model."""
+    """Model preset."""
     max_length: int = 64
-    """Pairs with more tokens on a side are left out of the training."""
+    """Maximum tokens of source and target; longer pairs are dropped from the training data."""
     max_rows: int = 0
-    """Use no more than this many pairs for training; 0 uses all."""
+    """Maximum number of training pairs; 0 uses all."""
     test_rows: int = 500
-    """How many held-out sources are translated for BLEU and chrF."""
+    """Number of held-out sources to translate for BLEU and chrF."""
     beam_width: int = 4
-    """Beams of the search."""
+    """Beam width of the search."""
     bleu_tokenizer: str = "13a"
-    """How sacrebleu cuts words: "13a", "zh" for Chinese, "char"."""
+    """Tokenizer of sacrebleu: "13a", "zh" for Chinese, or "char"."""
     dropout: float = 0.1
-    """Dropout in the model."""
+    """Dropout rate."""
     epochs: int = 6
-    """Passes over the training pairs."""
+    """Training epochs."""
     evaluations: int = 2
-    """Held-out evaluations, points of the loss curve and checkpoints in each pass."""
+    """Held-out evaluations, loss curve points and checkpoints per epoch."""
     learning_rate: float = 3e-3
-    """Peak learning rate; it warms up linearly."""
+    """Peak learning rate, after linear warmup."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -61,7 +61,7 @@ class Options(runs.Options):
             ("test_rows", self.test_rows > 0, "a positive int"),
             ("beam_width", self.beam_width > 0, "a positive int"),
             ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
-            ("export", set(self.exports) <= {"saved_model", "litert"}, "of saved_model, litert"),
+            ("export", set(self.exports) <= {"saved_model", "litert"}, "saved_model or litert"),
         )
         if self.smoke:
             self.preset, self.vocabulary_size, self.max_length = "seq2seq-tiny", 400, 48
@@ -70,16 +70,16 @@ class Options(runs.Options):
 
 
 def run(options):
-    """Train, evaluate and save.
+    """Train, evaluate and save a model.
 
     Args:
         options: `Options`.
 
     Returns:
-        The dict that is saved as `metrics.json`.
+        The dict saved as `metrics.json`.
 
     Raises:
-        InputError: if an option or the data cannot be used; nothing is at `out` then.
+        InputError: if an option or the data is invalid; `out` is not created then.
     """
     import numpy as np
 
@@ -103,7 +103,7 @@ def run(options):
     validation_data, _ = translations.batches(task, held_out, options)
     if too_long:
         dropped |= {f"longer than {options.max_length} tokens": too_long}
-        runs.say(f"{too_long} training pairs are longer than {options.max_length} tokens: dropped")
+        runs.say(f"dropped {too_long} training pairs longer than {options.max_length} tokens")
     trainer = runs.token_trainer(options, model, len(train_data), tokenizer.pad_id)
     test = held_out[: options.test_rows]
     with runs.model_folder(options) as folder:
@@ -117,36 +117,36 @@ def run(options):
             sample=lambda: f"{test[0][0]}\n\n> {task(test[0][0], options.max_length)}",
             attention={"encoder_token_ids": np.array([tokenizer.encode(test[0][0])[:32]])},
         )
-        found = translate(task, test, options)
+        texts = translate(task, test, options)
         metrics = {
             "held_out": training.evaluate_targets(model, validation_data, tokenizer.pad_id)
-            | translations.measured(found, test, options),
+            | translations.measured(texts, test, options),
             BASELINE: translations.measured(translations.nearest(train, test), test, options),
             "copy": translations.measured([source for source, _ in test], test, options),
-            "by_length": translations.by_length(found, test, options),
+            "by_length": translations.by_length(texts, test, options),
             "training": {"pairs": len(train) - too_long, "dropped": dropped, **trained},
         }
-        runs.write(folder, task, metrics, _model_card(task, options, metrics, found, test))
-    cards.ship(options, task, metrics)
+        runs.write(folder, task, metrics, _model_card(task, options, metrics, texts, test))
+    model_card.ship(options, task, metrics)
     return metrics
 
 
 def rows(options):
-    """The pairs that the options name: training, held out, and what was dropped."""
+    """Return training pairs, held-out pairs, and a dict of dropped pairs by reason."""
     columns = [options.source_column, options.target_column]
     train, held_out, dropped = tables.rows(options, columns, "pairs")
     return train[: options.max_rows or None], held_out, dropped
 
 
 def evaluate(folder, data=None):
-    """Measure a trained model on its held-out pairs, or on others.
+    """Evaluate a trained model on its held-out pairs or on other pairs.
 
     Args:
         folder: str or path, the `out` of a run.
-        data: path of a file of pairs, or None for those held out in training.
+        data: path of a file of pairs, or None for the pairs held out in training.
 
     Returns:
-        A dict: likelihood of the targets, see `training.evaluate_targets`, BLEU and chrF.
+        A dict with the likelihood of the targets, see `training.evaluate_targets`, BLEU and chrF.
     """
     import keras_llm
     from keras_llm import training
@@ -155,38 +155,38 @@ def evaluate(folder, data=None):
     task = keras_llm.load(folder)
     options = runs.model_options(Options, task)
     columns = [options.source_column, options.target_column]
-    found = read_records(data, columns) if data else rows(options)[1]
-    found_data, _ = translations.batches(task, found, options)
-    likely = training.evaluate_targets(task.model, found_data, task.tokenizer.pad_id)
-    test = found[: options.test_rows]
-    return likely | translations.measured(translate(task, test, options), test, options)
+    pairs = read_records(data, columns) if data else rows(options)[1]
+    batches, _ = translations.batches(task, pairs, options)
+    likelihood = training.evaluate_targets(task.model, batches, task.tokenizer.pad_id)
+    test = pairs[: options.test_rows]
+    return likelihood | translations.measured(translate(task, test, options), test, options)
 
 
 def translate(task, pairs, options):
-    """What the beam search of the options makes of the sources of pairs, a list of str."""
+    """Translate the sources of pairs with the beam search of the options; returns a list of str."""
     sources, longest = [source for source, _ in pairs], 2 * options.max_length
     return translations.translated(task, sources, longest, beam_width=options.beam_width)
 
 
-def _model_card(task, options, metrics, found, test):
+def _model_card(task, options, metrics, texts, test):
     lengths = "; ".join(
         f"from {row['words_from']} words {row['bleu']:.1f} ({row['sources']} sources)"
         for row in metrics["by_length"]
     )
-    return cards.card(
+    return model_card.card(
         options,
         metrics,
-        "Translates.",
+        "An encoder-decoder that translates.",
         {BASELINE: "nearest source", "copy": "copy of the source"},
-        f"{len(test):,} held-out sources by beam search with {options.beam_width} beams (BLEU, "
-        f"chrF), and {metrics['held_out']['tokens']:,} tokens of all held-out targets",
+        f"{len(test):,} sources translated with beam width {options.beam_width} (BLEU, chrF), and "
+        f"{metrics['held_out']['tokens']:,} tokens of all targets",
         [
             f"sacrebleu: `{metrics['held_out']['bleu_signature']}`, "
             f"`{metrics['held_out']['chrf_signature']}`.",
             f"BLEU by length: {lengths}.",
-            f"Vocabulary of {task.tokenizer.vocabulary_size}, shared by both languages.",
-            f'Example: "{test[0][0]}" becomes "{found[0]}", expected "{test[0][1]}".',
-            "Limits: it knows only texts like those it was trained on.",
+            f"Vocabulary size {task.tokenizer.vocabulary_size}, shared by both languages.",
+            f'Example: "{test[0][0]}" is translated as "{texts[0]}", expected "{test[0][1]}".',
+            "Limits: the model is reliable only on texts like its training data.",
         ],
         NEXT,
     )

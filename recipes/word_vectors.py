@@ -3,57 +3,58 @@
     keras-llm train word_vectors --out runs/vectors --corpus movie-reviews
     keras-llm train word_vectors --out runs/vectors --data my_texts/ --objective glove
 
-The words of the training documents and their neighbours train a table with `fit`. It is measured on
-Google's analogies, WordSim-353 and SimLex-999 beside random vectors, and with `--gensim` beside
-gensim's Word2Vec on the same words. TensorBoard's projector shows the most frequent words.
+The words of the training documents and their neighbors train an embedding table with `fit`. It is
+evaluated on Google's analogies, WordSim-353 and SimLex-999 next to random vectors and, with
+`--gensim`, to gensim's Word2Vec on the same words. TensorBoard's projector shows the most frequent
+words.
 """
 
 import dataclasses
 import sys
 from typing import Literal
 
-from keras_llm.recipes import cards, runs, texts, vectors
+from keras_llm.recipes.common import corpus, model_card, runs, word_vectors
 
 BASELINE = "random"
 NEXT = "predict {out} {word}"
 
 
 @dataclasses.dataclass
-class Options(texts.Options):
+class Options(corpus.Options):
     """Train word vectors."""
 
     held_out: float = 0.02
-    """Share of the documents that is held out."""
+    """Fraction of the documents to hold out."""
     objective: Literal["skip_gram", "cbow", "glove"] = "skip_gram"
-    """What the vectors are trained for."""
+    """Training objective."""
     vocabulary_size: int = 20000
-    """The most words with a vector."""
+    """Maximum number of words with a vector."""
     min_count: int = 5
-    """Rarer words have none."""
+    """Minimum occurrences of a word with a vector."""
     dimension: int = 100
-    """Numbers in a vector."""
+    """Vector dimension."""
     window: int = 5
-    """How far a neighbour may be away."""
+    """Maximum distance of a neighbor, in words."""
     negatives: int = 5
-    """Words drawn at random for each neighbour (skip_gram, cbow)."""
+    """Negative samples per neighbor (skip_gram, cbow)."""
     threshold: float = 1e-4
-    """Share from which on a word is so frequent that occurrences are dropped (skip_gram, cbow)."""
+    """Relative frequency above which occurrences of a word are subsampled (skip_gram, cbow)."""
     batch_size: int = 512
-    """Words in a batch, each with all its neighbours; of glove pairs of words, 16 times as many."""
+    """Words per batch, each with all its neighbors; for glove, 16 times as many word pairs."""
     epochs: int = 3
-    """Passes over the training text."""
+    """Training epochs."""
     evaluations: int = 2
-    """Held-out evaluations, points of the loss curve and checkpoints in each pass."""
+    """Held-out evaluations, loss curve points and checkpoints per epoch."""
     learning_rate: float = 5e-3
-    """Peak learning rate; it warms up linearly."""
+    """Peak learning rate, after linear warmup."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     word: str = ""
-    """Whose nearest words are logged; the hundredth most frequent if not given."""
+    """Word whose nearest neighbors are logged; default the hundredth most frequent."""
     gensim: bool = False
-    """Measure gensim's Word2Vec on the same words too (skip_gram, cbow); needs the package."""
+    """Also evaluate gensim's Word2Vec on the same words (skip_gram, cbow); needs gensim."""
     benchmarks: bool = True
-    """Measure on analogies and similarities, which are fetched from the package gensim."""
+    """Evaluate on analogies and similarities, downloaded from the package gensim."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -64,14 +65,14 @@ class Options(texts.Options):
             ("window", self.window > 0, "a positive int"),
             ("negatives", self.negatives > 0, "a positive int"),
             ("threshold", 0 < self.threshold < 1, "in (0, 1)"),
-            ("export", not self.exports, "empty: vectors.txt is what others read"),
-            ("optimizer", self.optimizer == "adamw", "adamw: word vectors are no blocks"),
+            ("export", not self.exports, "empty: other programs read vectors.txt"),
+            ("optimizer", self.optimizer == "adamw", "adamw: word vectors have no blocks"),
             (
                 "distribution",
                 not (jax and self.objective == "skip_gram"),
-                "mirrored or multi_worker for skip_gram, whose batches have any number of rows",
+                "mirrored or multi_worker with skip_gram, whose batches vary in their rows",
             ),
-            ("gensim", not (self.gensim and self.objective == "glove"), "off for glove"),
+            ("gensim", not (self.gensim and self.objective == "glove"), "off with glove"),
         )
         if self.smoke:
             self.max_megabytes, self.dimension = min(self.max_megabytes, 0.3), 16
@@ -79,16 +80,16 @@ class Options(texts.Options):
 
 
 def run(options):
-    """Train, evaluate and save.
+    """Train, evaluate and save a model.
 
     Args:
         options: `Options`.
 
     Returns:
-        The dict that is saved as `metrics.json`.
+        The dict saved as `metrics.json`.
 
     Raises:
-        InputError: if an option or the data cannot be used; nothing is at `out` then.
+        InputError: if an option or the data is invalid; `out` is not created then.
     """
     import keras
     import numpy as np
@@ -96,18 +97,18 @@ def run(options):
     from keras_llm import data, models, tasks, training
 
     runs.prepare(options, *["gensim"] * options.gensim)
-    train, held_out = texts.documents(options)
+    train, held_out = corpus.documents(options)
     tokenizer = data.word_vocabulary(train, options.vocabulary_size, options.min_count)
     stream = data.word_stream(train, tokenizer, options.window)
     size = tokenizer.vocabulary_size
-    runs.say(f"{np.sum(stream > 0)} words of {len(train)} documents, {size - 2} kinds")
+    runs.say(f"{np.sum(stream > 0)} words in {len(train)} documents, {size - 2} distinct")
     config = models.WordVectorsConfig(size, options.dimension, options.objective)
     model = models.word_vectors(config)
     task = tasks.WordVectors(
         model, tokenizer, {"recipe": "word_vectors", "options": dataclasses.asdict(options)}
     )
     options.word = options.word or task.words[:100][-1]
-    task.nearest(options.word)  # an unknown word is told now
+    task.nearest(options.word)  # raises an error for an unknown word before training
     train_data = neighbours(stream, options, options.epochs, options.threshold)
     validation_data = neighbours(data.word_stream(held_out, tokenizer, options.window), options)
     is_glove = options.objective == "glove"
@@ -126,20 +127,20 @@ def run(options):
             sample=lambda: ", ".join(word for word, _ in task.nearest(options.word)),
         )
         random = np.random.default_rng(options.seed).normal(size=task.table.shape)
-        metrics = {"held_out": vectors.measures(options, task.table, task.words)}
-        metrics[BASELINE] = vectors.measures(options, random, task.words)
+        metrics = {"held_out": word_vectors.measures(options, task.table, task.words)}
+        metrics[BASELINE] = word_vectors.measures(options, random, task.words)
         if options.gensim:
-            metrics["gensim"] = vectors.measures(
-                options, *vectors.gensim_vectors(stream, task, options)
+            metrics["gensim"] = word_vectors.measures(
+                options, *word_vectors.gensim_vectors(stream, task, options)
             )
         metrics["training"] = {"words": int(np.sum(stream > 0)), **trained}
-        vectors.write_vectors(folder, task)
+        word_vectors.write_vectors(folder, task)
         runs.write(folder, task, metrics, _model_card(task, options, metrics))
     return metrics
 
 
 def neighbours(stream, options, epochs=1, threshold=None):
-    """A stream of words -> `tf.data.Dataset` of the model's inputs and targets."""
+    """Return a `tf.data.Dataset` of the model's inputs and targets from a stream of words."""
     from keras_llm import data
 
     if options.objective == "glove":
@@ -152,41 +153,41 @@ def neighbours(stream, options, epochs=1, threshold=None):
 
 
 def evaluate(folder, data=None):
-    """Measure trained vectors on analogies and similarities again.
+    """Evaluate trained vectors on analogies and similarities.
 
     Args:
         folder: str or path, the `out` of a run.
         data: must be None; the benchmarks are fixed.
 
     Returns:
-        A dict, see `vectors.measures`.
+        A dict, see `recipes.common.word_vectors.measures`.
     """
     import keras_llm
     from keras_llm.errors import InputError
 
     if data:
-        raise InputError("word vectors are measured on fixed benchmarks; leave --data out.")
+        raise InputError("word vectors are evaluated on fixed benchmarks; omit --data.")
     task = keras_llm.load(folder)
-    return vectors.measures(runs.model_options(Options, task), task.table, task.words)
+    return word_vectors.measures(runs.model_options(Options, task), task.table, task.words)
 
 
 def _model_card(task, options, metrics):
     baselines = {BASELINE: "random vectors"} | ({"gensim": "gensim"} if options.gensim else {})
     training, held_out = metrics["training"], metrics["held_out"]
-    return cards.card(
+    return model_card.card(
         options,
         metrics,
-        f"Vectors of {len(task.words):,} words by {options.objective}.",
+        f"Vectors of {len(task.words):,} words, trained with {options.objective}.",
         baselines,
         f"{held_out.get('analogies', 0):,} of Google's analogies, "
         f"{held_out.get('wordsim_pairs', 0)} pairs of WordSim-353 and "
         f"{held_out.get('simlex_pairs', 0)} of SimLex-999",
         [
-            f"Text: {training['words']:,} words, window {options.window}, {options.epochs} passes.",
+            f"Text: {training['words']:,} words, window {options.window}, {options.epochs} epochs.",
             f"Nearest to {options.word}: "
             + ", ".join(word for word, _ in task.nearest(options.word))
             + ".",
-            "Limits: the vectors carry the bias of the text.",
+            "Limits: the vectors reproduce the bias of the text.",
         ],
         NEXT,
     )

@@ -72,7 +72,9 @@ def kept_children():
     """Processes of exports that import TensorFlow are kept from one export to the next."""
     from keras_llm.export import children
 
-    with children.keep("keras_llm.export.lowering_worker", "keras_llm.export.server_parity"):
+    with children.keep(
+        "keras_llm.export.litert.lowering.worker", "keras_llm.export.saved_model.worker"
+    ):
         yield
 
 
@@ -196,9 +198,10 @@ def loaded_once(loaded, monkeypatch):
 @pytest.fixture(scope="session")
 def held_out_prompts(task):
     """24 beginnings of held-out documents, of many lengths."""
-    from keras_llm.recipes import runs, text_generation, texts
+    from keras_llm.recipes import text_generation
+    from keras_llm.recipes.common import corpus, runs
 
-    _, documents = texts.documents(runs.model_options(text_generation.Options, task))
+    _, documents = corpus.documents(runs.model_options(text_generation.Options, task))
     prompts = [text.strip()[: 5 + 4 * i] for i, text in enumerate(documents[:24])]
     assert len(prompts) == 24 and all(prompts)
     return prompts
@@ -280,7 +283,7 @@ _LONG = [
     "tests/models/test_heads.py",
     "tests/export/test_litert_lm.py",
     "tests/export/test_task_signatures.py",
-    "tests/test_house.py",
+    "tests/test_architecture.py",
     "tests/recipes/test_text_classification.py",
     "tests/training/test_lora.py",
     "tests/recipes/test_question_answering.py",

@@ -245,7 +245,7 @@ WRONG = [
     (["train", "text_generation", "--out", "{tmp}/x", "--data", "{tmp}/empty.txt"], "no text"),
     (["train", "text_generation", "--out", "{tmp}/x", "--data", "{tmp}/latin.txt"], "not UTF-8"),
     (["train", "text_generation", "--out", "{run}", "--data", "{text}"], "exists"),
-    (["train", "text_classification", "--out", "{tmp}/x", "--data", "{text}"], "holds no .csv"),
+    (["train", "text_classification", "--out", "{tmp}/x", "--data", "{text}"], "has no .csv"),
     (["train", "text_classification", "--out", "{tmp}/x", "--corpus", "python-stdlib"], "labelled"),
     (["train", "text_classification", "--out", "{run}"], "exists"),
     (["predict", "{run}", "The"], "TextGeneration"),
@@ -309,7 +309,7 @@ def test_an_error_is_the_exit_code_of_the_process():
 def small_files():
     """No process that is started here, nor this one, writes more than 100 kB into a file."""
     # An export keeps its child for the next one, which would be limited too: it is started before.
-    with children.child("keras_llm.export.server_parity", "that runs the SavedModel"):
+    with children.child("keras_llm.export.saved_model.worker", "that runs the SavedModel"):
         pass
     usual = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

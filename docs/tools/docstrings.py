@@ -1,4 +1,4 @@
-"""The library's docstrings as mkdocstrings reads them, and which are missing."""
+"""Adapt the library's docstrings to mkdocstrings, and find public names without one."""
 
 import ast
 import pathlib
@@ -9,7 +9,7 @@ import griffe
 
 _DOCS = pathlib.Path(__file__).parent.parent
 
-# Methods that Keras documents and our classes merely implement.
+# Methods that Keras documents and our classes only implement.
 _OF_KERAS = re.compile(
     "build|call|compute_output_(shape|spec)|compute_loss|get_config|from_config|update_state"
     "|result|fit|evaluate|compile|train_step|test_step|get_state|set_state|set_model|on_.*"
@@ -28,10 +28,10 @@ _MODULES = (
 
 
 class Docstrings(griffe.Extension):
-    """Docstrings with sections that the parser knows, and bases that a reader can look up."""
+    """A griffe extension that rewrites docstring sections for the parser and lists public bases."""
 
     def on_package(self, *, pkg, loader, **kwargs):
-        for name in pkg["errors"].members:  # found from every module, imported there or not
+        for name in pkg["errors"].members:  # cross-references find them from every module
             if name not in pkg.members:
                 pkg.set_member(name, griffe.Alias(name, f"{pkg.path}.errors.{name}", parent=pkg))
         for thing in _everything(pkg):
@@ -47,11 +47,11 @@ class Docstrings(griffe.Extension):
             if thing.docstring:
                 thing.docstring.value = _sections(thing.docstring.value)
             if thing.is_attribute and str(thing.annotation) == "object":
-                thing.annotation = None  # a NamedTuple must have one; the docstring says it
+                thing.annotation = None  # required in a NamedTuple; the docstring has the type
             for parameter in thing.parameters if thing.is_function else ():
                 constant = thing.module.members.get(str(parameter.default))
                 if constant is not None and not constant.is_alias and constant.is_attribute:
-                    parameter.default = constant.value  # a reader does not see the module's names
+                    parameter.default = constant.value  # readers do not see private constants
         public = {thing.path for thing in _public(pkg)}
         for thing in _everything(pkg):
             if thing.is_class:
@@ -59,10 +59,10 @@ class Docstrings(griffe.Extension):
 
 
 def undocumented(folder):
-    """The public names without a docstring, their own methods included.
+    """Find public names, including methods, without a docstring.
 
     Args:
-        folder: path of the folder that holds the package.
+        folder: path of the folder that contains the package.
 
     Returns:
         A generator of dotted names.
@@ -75,16 +75,16 @@ def undocumented(folder):
         try_relative_path=False,
     )
     for thing in _public(package):
-        yield from _without(thing)
+        yield from _missing_docstrings(thing)
 
 
 def _public(package):
-    """What users import by name."""
+    """Yield the objects that users import by name."""
     for name in _MODULES:
         module = package[name]
         for exported in module.exports or ():
             thing = module.members.get(exported)
-            if thing is not None:  # else it is loaded when it is asked for
+            if thing is not None:  # else it is imported lazily
                 yield thing.final_target if thing.is_alias else thing
     exported = ast.literal_eval(str(package["export"].members["_NAMES"].value))
     for module in _everything(package["export"]):
@@ -94,34 +94,36 @@ def _public(package):
 
 
 def _bases(thing, public):
-    """The bases of a class; in the place of one of ours that is not public, its own."""
-    ours = {base.name: base for base in thing.resolved_bases}
+    """Yield the bases of a class, replacing private ones of the library by their own bases."""
+    own_bases = {base.name: base for base in thing.resolved_bases if base.is_class}
     for base in thing.bases:
-        found = ours.get(str(base).rpartition(".")[2])
-        if found is None or found.path in public:
+        own_base = own_bases.get(str(base).rpartition(".")[2])
+        if own_base is None or own_base.path in public:
             yield base
         else:
-            yield from _bases(found, public)
+            yield from _bases(own_base, public)
 
 
-def _without(thing):
+def _missing_docstrings(thing):
+    """Yield the paths of an object and of its public methods that have no docstring."""
     if not thing.docstring and not thing.is_attribute:
         yield thing.path
     for member in thing.members.values() if thing.is_class else ():
         public = not member.name.startswith("_") or member.name == "__call__"
-        if member.is_function and public and not _told(thing, member):
+        if member.is_function and public and not _has_docstring(thing, member):
             yield member.path
 
 
-def _told(owner, method):
-    """Whether a method has a docstring, here, in a class that it comes from, or in Keras."""
+def _has_docstring(owner, method):
+    """Check whether a method has a docstring, here, in a base class, or in Keras."""
     inherited = [base.members[method.name] for base in owner.mro() if method.name in base.members]
-    if any(found.docstring for found in (method, *inherited)):
+    if any(function.docstring for function in (method, *inherited)):
         return True
     return bool(_OF_KERAS.fullmatch(method.name))
 
 
 def _everything(thing):
+    """Yield a module or class and all its members, recursively."""
     yield thing
     if thing.is_module or thing.is_class:
         for member in list(thing.members.values()):
@@ -130,50 +132,50 @@ def _everything(thing):
 
 
 def _sections(text):
-    """A docstring as the parser wants it, and Markdown after it."""
-    # A title is not read as Markdown.
+    """Rewrite the sections of a docstring for the parser and for Markdown."""
+    # Section titles are not parsed as Markdown.
     text = re.sub(r"\n(Call arguments.*?)`?(\w*)`?:\n", r"\nOther Parameters: \1\2:\n", text)
     text = re.sub(r"\nExample:\n((?:.+\n?)+)", _example, text)
     text = re.sub(r"(?<=\nReferences:\n)(?:.+\n?)+", _references, text)
-    # Else what is before the first colon would be the type.
+    # Otherwise the text before the first colon would be parsed as the type.
     text = re.sub(r"^(?:Returns|Yields):\n +", r"\g<0>: ", text, flags=re.M)
     text = re.sub(r"^((?:    )+(?:\w+, )+\w+,)\n +", r"\1 ", text, flags=re.M)
     text = re.sub(r"(?<=\nAttributes:\n)(?:.+\n?)+", _attributes, text)
     return re.sub(r"\bdocs/([\w/]+\.md)", _link, text)
 
 
-def _example(found):
-    """What is no session is code too."""
-    code = textwrap.dedent(found[1]).strip()
+def _example(match):
+    """Format an example as a code block, whether or not it is a doctest."""
+    code = textwrap.dedent(match[1]).strip()
     code = code if code.startswith(">>>") else f"```python\n{code}\n```"
     return f"\nExamples:\n{textwrap.indent(code, '    ')}\n"
 
 
-def _references(found):
-    """A list, an item of which ends where a line ends with a full stop or a semicolon."""
-    text = textwrap.dedent(found[0]).strip()
+def _references(match):
+    """Format references as a list; an item ends at a line that ends with a period or semicolon."""
+    text = textwrap.dedent(match[0]).strip()
     items = re.split(r"(?<=[.;])\n", text)
     return "".join(f"    - {' '.join(item.split())}\n" for item in items)
 
 
-def _attributes(found):
-    """Lines of several names: a space in them would begin a type, which is none here."""
+def _attributes(match):
+    """Join the names of lines with several attributes; a space would begin a type."""
     return re.sub(
         r"^    (\w+(?:, \w+)+):",
         lambda line: f"    {line[1].replace(' ', chr(0xA0))} ():",
-        found[0],
+        match[0],
         flags=re.M,
     )
 
 
-def _link(found):
-    """A page of the documentation by its title, from a page of the reference."""
-    title = (_DOCS / found[1]).read_text("utf-8").splitlines()[0].lstrip("# ")
-    return f"[{title}](../{found[1]})"
+def _link(match):
+    """Link to a page of the documentation by its title, from a page of the API reference."""
+    title = (_DOCS / match[1]).read_text("utf-8").splitlines()[0].lstrip("# ")
+    return f"[{title}](../{match[1]})"
 
 
 def _joined(thing, package):
-    """The text of a `__doc__ = ...` that is put together from constants."""
+    """Evaluate a `__doc__ = ...` that is composed of string constants."""
     tree = ast.parse(thing.filepath.read_text("utf-8"))
     block = ast.parse(package["layers._block"].filepath.read_text("utf-8"))
     constants = {**_constants(block), **_constants(tree)}
@@ -182,7 +184,7 @@ def _joined(thing, package):
 
 
 def _constants(tree):
-    """The texts that a module gives names to."""
+    """Return the string constants of a module by name."""
     return {
         node.targets[0].id: node.value.value
         for node in tree.body

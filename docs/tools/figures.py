@@ -1,9 +1,9 @@
-"""Draw the pictures of the documents from real runs, into docs/pictures.
+"""Draw the pictures of the documentation from real runs, into docs/pictures.
 
 make demo
 python docs/tools/figures.py
 
-The model, the SavedModel and the TFLite file are those that the demo left in `--folder`.
+Uses the model, the SavedModel and the TFLite file that the demo wrote to `--folder`.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main():
 
 
 def attention(task, layer=2):
-    """Where the heads of a layer look."""
+    """Draw the attention weights of the heads of a layer."""
     from keras_llm import models
 
     ids = task.tokenizer.encode_prompt(SENTENCE)
@@ -56,18 +56,18 @@ def attention(task, layer=2):
 
 
 def rotary():
-    """The product of a vector of ones with itself, turned, over the distance."""
+    """Plot the product of a vector of ones with its rotated copy as a function of distance."""
     from keras_llm import layers
 
     positions = np.arange(200)
     figure = new_figure()
     axes = figure.add_subplot()
-    for base, where in ((10000, "usual"), (500000, "Llama 3")):
+    for base, where in ((10000, "default"), (500000, "Llama 3")):
         layer = layers.RotaryEmbedding(base)
-        turned = np.asarray(
+        rotated = np.asarray(
             layer(np.ones((1, len(positions), 1, 64), "float32"), positions=positions)
         )
-        products = turned[0, :, 0] @ turned[0, 0, 0] / 64
+        products = rotated[0, :, 0] @ rotated[0, 0, 0] / 64
         axes.plot(positions, products, label=f"base {base:,} ({where})")
     axes.set(xlabel="distance, tokens", ylabel="product / H, H = 64")
     axes.legend()
@@ -75,7 +75,7 @@ def rotary():
 
 
 def cache(lengths=(16, 32, 64, 128, 256, 512), rounds=5):
-    """Seconds of one more token after a text, read anew or from the cache."""
+    """Plot the time of the next token, with and without a key-value cache."""
     import tensorflow as tf
 
     from keras_llm import models
@@ -87,22 +87,22 @@ def cache(lengths=(16, 32, 64, 128, 256, 512), rounds=5):
     for length in lengths:
         ids, at = np.ones((1, length), "int32"), np.array([[length - 1]], "int32")
         _, entries = models.prefill(model, ids, [length - 1], models.init_cache(model, 1, length))
-        anew = best(partial(full, ids), rounds)
+        uncached = best(partial(full, ids), rounds)
         cached = best(partial(step, ids[:, :1], at, entries), rounds)
-        rows.append((anew, cached))
-        print(f"{length} tokens: {anew:.1f} ms anew, {cached:.1f} ms cached", flush=True)
+        rows.append((uncached, cached))
+        print(f"{length} tokens: {uncached:.1f} ms uncached, {cached:.1f} ms cached", flush=True)
     figure = new_figure()
     axes = figure.add_subplot()
-    anew, cached = zip(*rows, strict=True)
-    axes.plot(lengths, anew, marker="o", label="all read anew")
-    axes.plot(lengths, cached, marker="o", label="keys and values cached")
+    uncached, cached = zip(*rows, strict=True)
+    axes.plot(lengths, uncached, marker="o", label="without cache")
+    axes.plot(lengths, cached, marker="o", label="with key-value cache")
     axes.set(xlabel="tokens so far", ylabel="ms for the next token")
     axes.legend()
     figure.savefig(PICTURES / "cache.svg")
 
 
 def best(run, rounds):
-    """Milliseconds, the least of some rounds after one that compiles."""
+    """Return the least milliseconds of several rounds, after a warm-up that compiles."""
     run()
     times = []
     for _ in range(rounds):
@@ -113,7 +113,7 @@ def best(run, rounds):
 
 
 def sampling(task, shown=12):
-    """The likeliest next tokens under four settings."""
+    """Draw the probabilities of the most likely next tokens under four settings."""
     from keras_llm import generation, models
 
     prompt = "The film is"
@@ -146,11 +146,11 @@ def sampling(task, shown=12):
 
 
 def three_places(task, folder):
-    """The same greedy text from Keras, a SavedModel and a TFLite file."""
+    """Draw the same greedy text from Keras, a SavedModel and a TFLite file."""
     import tensorflow as tf
 
     from keras_llm import export
-    from keras_llm.export import parity
+    from keras_llm.export import verification
 
     task.tokenizer.graph_resources()  # registers the tokenizer's ops
     prompt, count = "The film", 12
@@ -158,10 +158,10 @@ def three_places(task, folder):
     device = export.LiteRTModel(folder / "mobile/demo.tflite")
     texts = {
         "Keras: task(...)": task(prompt, count, temperature=0.0),
-        "SavedModel: TensorFlow Serving": parity.greedy(serve, [prompt], count)["text"]
+        "SavedModel: TensorFlow Serving": verification.greedy(serve, [prompt], count)["text"]
         .numpy()[0]
         .decode(),
-        "TFLite: a phone's runtime": device.generate(prompt, count),
+        "TFLite: a phone's runtime": device.generate(prompt, count, temperature=0.0),
     }
     assert len(set(texts.values())) == 1, texts
     figure = new_figure(4.4, 3)

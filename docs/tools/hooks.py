@@ -1,5 +1,5 @@
-"""What the site needs beyond MkDocs: one tree of the library's sources, formulas as MathML, and a
-docstring for every public name."""
+"""MkDocs hooks: lay out the library's sources as one tree, convert formulas to MathML, and check
+that every public name has a docstring."""
 
 import logging
 import pathlib
@@ -21,7 +21,7 @@ log = logging.getLogger("mkdocs.hooks")  # a warning fails the strict build
 def on_startup(command, dirty):
     """Lay out the sources as users import them: `export/` is `keras_llm.export`.
 
-    Before the plugins look for the folder, which they do once.
+    This runs before the plugins look for the folder, which they do only once.
     """
     shutil.rmtree(LIBRARY, ignore_errors=True)
     for source, folder in (("keras_llm", "."), ("export", "export"), ("recipes", "recipes")):
@@ -30,6 +30,7 @@ def on_startup(command, dirty):
 
 
 def on_pre_build(config):
+    """Warn about public names without a docstring."""
     for name in docstrings.undocumented(LIBRARY.parent):
         log.warning("%s has no docstring", name)
 
@@ -50,7 +51,7 @@ _CELL = re.compile(r"<td>(.*?)</td>", re.DOTALL)
 
 
 def on_page_content(html, page, config, files):
-    """Turn formulas into MathML, which browsers render by themselves; name sources as they are."""
+    """Convert formulas to MathML, which browsers render natively; restore the paths of sources."""
     html = re.sub("build/docs_library/keras_llm/(export|recipes)/", r"\1/", html)
     html = html.replace("build/docs_library/", "")
     html = _CODE.sub(_breakable, html)
@@ -64,15 +65,15 @@ def _mathml(match):
         latex = latex.replace(entity, character)
     display = "block" if tag == "div" else "inline"
     math = latex2mathml.converter.convert(latex, display=display)
-    # A name is one word; a function stands off its argument.
+    # Letters of a name become one identifier; a function is set off from its argument.
     math = _LETTERS.sub(lambda name: f"<mi>{re.sub('<[^>]*>', '', name.group())}</mi>", math)
     math = _FUNCTION.sub(r'\1<mspace width="0.167em"/>', math)
-    # Punctuation is inside, so that no line begins or ends with it.
+    # Punctuation stays inside, so that it does not wrap to another line.
     return f'<{tag} class="formula">{before}{math}{after}</{tag}>'
 
 
 def _breakable(match):
-    """Inline code that breaks at spaces and inside long words, but not after any hyphen."""
+    """Let inline code break at spaces and inside long words, but not after hyphens."""
 
     def word(match):
         if len(match.group()) > 24:
@@ -83,7 +84,7 @@ def _breakable(match):
 
 
 def _cell(match):
-    """A cell whose numbers do not break; long ones are marked, for they want more room."""
+    """Keep numbers in a table cell unbroken, and mark long cells, which need more width."""
     long = len(re.sub("<[^>]*>", "", match.group(1))) > 60
     return f"<td{' class=long' * long}>{_NUMBER.sub(_whole, match.group(1))}</td>"
 
@@ -99,8 +100,9 @@ _FETCHED = re.compile(
 
 
 def on_post_page(output, page, config):
+    """Warn about external resources, and set the language of Chinese pages."""
     for match in _FETCHED.finditer(output):
-        log.warning("%s fetches from elsewhere: %s", page.file.src_uri, match.group())
+        log.warning("%s loads an external resource: %s", page.file.src_uri, match.group())
     if page.file.src_uri.startswith("zh/"):
         output = output.replace('<html lang="en"', '<html lang="zh-Hans"', 1)
     return output

@@ -1,9 +1,9 @@
-"""Look at every page of the built site in headless Chromium: `make look`.
+"""Check every page of the built site in headless Chromium: `make look`.
 
-Each page is opened at the width of a desktop and of a phone, light and dark, with nothing to be had
-but the site itself. Pictures of the four go side by side into sheets in build/look, several for a
-long page. What is wrong is printed, and the exit code is 1: a request elsewhere, an error in the
-console, a page that is wider than its window, a picture or formula that is not shown.
+Each page is opened at desktop and phone width, light and dark, with access to the site only. The
+four screenshots are saved side by side as sheets in build/look, several for a long page. Problems
+are printed and set the exit code to 1: a request to another host, an error in the console, a page
+that is wider than its window, a picture or formula that is not displayed.
 """
 
 import functools
@@ -22,34 +22,38 @@ from playwright import sync_api
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SITE, SHEETS = ROOT / "build/site", ROOT / "build/look"
 WIDTHS = {"desktop": 1280, "phone": 390}
-LONGEST = 6000  # pixels of a page that are in one sheet
+LONGEST = 6000  # pixels of a page in one sheet
 
 WRONG = """() => {
-  const found = [];
+  const issues = [];
   const room = document.documentElement.clientWidth;
   if (document.documentElement.scrollWidth > room) {
     const wide = [...document.querySelectorAll(".md-main *")].filter(
       (e) => e.getBoundingClientRect().right > room + 1 && !e.closest(
         ".md-typeset__scrollwrap, .formula, pre, .highlight, .md-sidebar"));
-    found.push("wider than the window: " + wide.slice(0, 3).map((e) => e.outerHTML.slice(0, 80)));
+    issues.push("wider than the window: " + wide.slice(0, 3).map((e) => e.outerHTML.slice(0, 80)));
   }
   for (const image of document.querySelectorAll("article img"))
-    if (!image.naturalWidth) found.push("no picture: " + image.src);
+    if (!image.naturalWidth) issues.push("picture not shown: " + image.src);
   for (const math of document.querySelectorAll("article math"))
-    if (!math.getBoundingClientRect().width) found.push("no formula: " + math.textContent);
-  return found;
+    if (!math.getBoundingClientRect().width) issues.push("formula not shown: " + math.textContent);
+  return issues;
 }"""
 
 
 def main(*names):
-    """Look at the pages of these names, e.g. `zh/faq.html`, or at all."""
+    """Check the named pages, e.g. `zh/faq.html`, or all of them.
+
+    Returns:
+        The exit code: 1 if there are problems, else 0.
+    """
     shutil.rmtree(SHEETS, ignore_errors=True)
     SHEETS.mkdir(parents=True)
     chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
     pages = sorted(path.relative_to(SITE) for path in SITE.rglob("*.html"))
     pages = [page for page in pages if not names or str(page) in names]
     if not pages:
-        sys.exit(f"{SITE} has no such pages; make docs")
+        sys.exit(f"{SITE} has no such pages; run `make docs` first")
     problems = []
     with _server() as server, sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
@@ -73,24 +77,24 @@ def main(*names):
 
 
 class _Look:
-    """A window of one width and scheme."""
+    """A browser window with one width and color scheme."""
 
     def __init__(self, browser, width, scheme):
         self._page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         self._problems = []
         self._page.route("**/*", self._only_here)
         self._page.on("pageerror", lambda error: self._problems.append(str(error)))
-        self._page.on("console", self._told)
+        self._page.on("console", self._on_console)
 
     def at(self, url):
-        """Open a page and tell what is wrong."""
+        """Open a page and return a list of problems."""
         self._problems = []
         self._page.goto(url, wait_until="load")
-        self._page.wait_for_timeout(200)  # tables are wrapped after that
+        self._page.wait_for_timeout(200)  # the theme wraps tables after load
         return [*self._problems, *self._page.evaluate(WRONG)]
 
     def pictures(self):
-        """The page, cut where it is too long."""
+        """Yield screenshots of the page, split if it is too long."""
         height = self._page.evaluate("document.documentElement.scrollHeight")
         width = self._page.viewport_size["width"]
         for top in range(0, height, LONGEST):
@@ -101,16 +105,16 @@ class _Look:
         url = urllib.parse.urlsplit(route.request.url)
         if url.hostname == "localhost" or url.scheme in ("data", "blob"):
             return route.continue_()
-        self._problems.append(f"asks for {route.request.url}")
+        self._problems.append(f"requests {route.request.url}")
         return route.abort()
 
-    def _told(self, message):
+    def _on_console(self, message):
         if message.type == "error":
             self._problems.append(message.text)
 
 
 def _sheet(images):
-    """The pictures side by side, those of the desktop at half their size; None is nothing."""
+    """Join images side by side, desktop ones at half size; None is skipped."""
     images = [image.convert("RGB") for image in images if image]
     images = [image.reduce(2) if image.width > 640 else image for image in images]
     sheet = Image.new("RGB", (sum(i.width + 10 for i in images), max(i.height for i in images)))

@@ -1,10 +1,9 @@
-"""Weights from elsewhere, and to elsewhere: Hugging Face folders, GGUF files, GloVe vectors,
-KerasHub models."""
+"""Import and export weights: Hugging Face, GGUF, GloVe and KerasHub."""
 
-from keras_llm.checkpoints.gguf import from_gguf
+from keras_llm.checkpoints.gguf.model import from_gguf
 from keras_llm.checkpoints.glove import read_glove, write_glove
-from keras_llm.checkpoints.hugging_face import from_hugging_face, to_hugging_face
-from keras_llm.checkpoints.hugging_face_model import load_model
+from keras_llm.checkpoints.hugging_face.model import load_model
+from keras_llm.checkpoints.hugging_face.reading import from_hugging_face, to_hugging_face
 from keras_llm.checkpoints.keras_hub import from_keras_hub, to_keras_hub
 
 __all__ = [

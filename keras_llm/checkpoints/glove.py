@@ -1,20 +1,22 @@
-"""Word vectors as text, a word and its numbers a line."""
+"""Read and write word vectors as text, one word and its numbers per line."""
 
 import array
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_file
+from keras_llm.types import PathLike
 
 
-def read_glove(path):
-    """Read word vectors in GloVe's text format, or word2vec's.
+def read_glove(path: PathLike) -> tuple[np.ndarray, list[str]]:
+    """Read word vectors in the text format of GloVe or word2vec.
 
-    Each line is a word and D numbers, separated by single spaces. A word may itself hold spaces;
-    the last D fields are its numbers. A first line of two whole numbers is word2vec's head, the
-    count of words and D, and is checked.
+    Each line has a word and D numbers, separated by single spaces. A word may contain spaces; the
+    last D fields are its numbers. A first line of two integers is the header of word2vec, the
+    number of words and D, and is checked.
 
     Args:
         path: str or path of a UTF-8 file.
@@ -23,8 +25,8 @@ def read_glove(path):
         A float32 array (V, D), and a list of V str.
 
     Raises:
-        InputError: naming the file and the line that has a wrong count of numbers, something
-            else than a finite number, or a word that was there before; or if there is no vector.
+        InputError: if a line has a wrong number of fields, a value that is not a finite number, or
+            a repeated word; the message names the file and the line. Also if there is no vector.
 
     Reference:
         Pennington et al., 2014, "GloVe: Global Vectors for Word Representation".
@@ -32,7 +34,8 @@ def read_glove(path):
     path = pathlib.Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist.")
-    words, numbers, size, head = {}, array.array("f"), None, None
+    words: dict[str, int] = {}
+    numbers, size, head = array.array("f"), None, None
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             where = f"{path}, line {number}"
@@ -42,7 +45,7 @@ def read_glove(path):
                 size = head[1]
                 continue
             if size is None:
-                size = _count_of_numbers(fields)
+                size = _count_numbers(fields)
             if size < 1 or len(fields) <= size:
                 raise InputError(
                     f"{where}: expected a word and {size or 'some'} numbers, got {len(fields)} "
@@ -52,20 +55,18 @@ def read_glove(path):
             if not word:
                 raise InputError(f"{where}: the word is empty.")
             if word in words:
-                raise InputError(f"{where}: the word {word!r} stands on line {words[word]} too.")
+                raise InputError(f"{where}: the word {word!r} is also on line {words[word]}.")
             words[word] = number
             try:
                 numbers.extend(map(float, fields[-size:]))
             except ValueError as error:
                 raise InputError(f"{where}: {error}.") from None
             if len(fields) > size + 1 and _is_number(fields[-size - 1]):
-                raise InputError(
-                    f"{where}: expected {size} numbers, got {_count_of_numbers(fields)}."
-                )
-    if not words:
-        raise InputError(f"{path} holds no word vectors.")
+                raise InputError(f"{where}: expected {size} numbers, got {_count_numbers(fields)}.")
+    if not words or size is None:
+        raise InputError(f"{path} has no word vectors.")
     if head and head[0] != len(words):
-        raise InputError(f"{path}: line 1 tells of {head[0]} words, {len(words)} are there.")
+        raise InputError(f"{path}: line 1 announces {head[0]} words, but there are {len(words)}.")
     table = np.frombuffer(numbers, "float32").reshape(len(words), size)
     if not np.isfinite(table).all():
         row = int(np.argmin(np.isfinite(table).all(axis=1)))
@@ -73,28 +74,33 @@ def read_glove(path):
     return table, list(words)
 
 
-def write_glove(path, table, words, overwrite=False):
+def write_glove(
+    path: PathLike, table: np.ndarray, words: Sequence[str], overwrite: bool = False
+) -> None:
     """Write word vectors in GloVe's text format.
 
     Args:
         path: str or path.
         table: float array (V, D).
         words: list of V str without line breaks.
-        overwrite: bool. Whether to replace what is at `path`.
+        overwrite: bool. Whether to replace an existing file.
 
     Raises:
-        InputError: if `path` exists and `overwrite` is False, or there are not as many words as
-            vectors.
+        InputError: if `path` exists and `overwrite` is False, or the numbers of words and vectors
+            differ.
     """
     if len(table) != len(words):
-        raise InputError(f"write_glove: {len(table)} vectors and {len(words)} words.")
+        raise InputError(
+            f"write_glove: `table` and `words` must have the same length, got {len(table)} vectors "
+            f"and {len(words)} words."
+        )
     with atomic_file(path, overwrite) as partial, open(partial, "w", encoding="utf-8") as file:
         for word, row in zip(words, np.asarray(table, "float32"), strict=True):
             file.write(f"{word} {' '.join(format(value, '.8g') for value in row)}\n")
 
 
-def _count_of_numbers(fields):
-    """How many fields at the end are numbers, the first field being part of the word."""
+def _count_numbers(fields):
+    """Count the numbers at the end; the first field always belongs to the word."""
     count = 0
     while count < len(fields) - 1 and _is_number(fields[-1 - count]):
         count += 1

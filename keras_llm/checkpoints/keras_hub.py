@@ -1,13 +1,18 @@
-"""Models of KerasHub: Llama and GPT-2 backbones, with their weights, both ways."""
+"""Convert KerasHub Llama and GPT-2 backbones, with their weights, to models and back."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
+import numpy as np
 
-from keras_llm import models
-from keras_llm.checkpoints import links
-from keras_llm.checkpoints.family import in_blocks
-from keras_llm.checkpoints.hugging_face_model import computes_same
-from keras_llm.checkpoints.parts import parts
-from keras_llm.checkpoints.tensors import Tensors
+from keras_llm import models, tasks
+from keras_llm.checkpoints.hugging_face import weight_mapping
+from keras_llm.checkpoints.hugging_face.family import in_blocks
+from keras_llm.checkpoints.hugging_face.model import computes_same
+from keras_llm.checkpoints.hugging_face.tensors import Tensors
+from keras_llm.checkpoints.weight_specs import parts
 from keras_llm.errors import InputError
 from keras_llm.layers import Llama3Scaling, Rotary
 from keras_llm.models.deferred import shapes_only
@@ -49,24 +54,26 @@ _NAMES = {
         ),
     },
 }
-_MAX_LENGTH = 4096  # of a Llama without a stretched context, for which KerasHub keeps no length
+_MAX_LENGTH = 4096  # default for a Llama, for which KerasHub stores no length
 
 
-def from_keras_hub(model, max_length=None, dtype=None):
-    """The model that a KerasHub backbone computes, with its weights.
+def from_keras_hub(
+    model: keras.Model, max_length: int | None = None, dtype: str | None = None
+) -> models.CausalLM:
+    """Convert a KerasHub backbone to an equivalent model with the same weights.
 
     Args:
         model: a `keras_hub.models.LlamaBackbone` or `GPT2Backbone`, or a `LlamaCausalLM` or
-            `GPT2CausalLM` of one.
-        max_length: int. The longest sequence; KerasHub keeps none for a Llama. Defaults to
-            4096, and for a GPT-2 to its own.
+            `GPT2CausalLM` with one.
+        max_length: int. Maximum sequence length, which KerasHub does not store for a Llama.
+            Defaults to 4096 for a Llama and to the stored length for a GPT-2.
         dtype: Keras dtype policy of the new model. Defaults to the global policy.
 
     Returns:
         A model from `models.causal_lm`.
 
     Raises:
-        InputError: if the backbone is another, or `max_length` does not fit a GPT-2.
+        InputError: if the backbone is of another class, or `max_length` does not fit a GPT-2.
     """
     backbone = getattr(model, "backbone", model)
     kind = type(backbone).__name__
@@ -77,40 +84,40 @@ def from_keras_hub(model, max_length=None, dtype=None):
     if kind == "GPT2Backbone":
         if max_length not in (None, backbone.max_sequence_length):
             raise InputError(
-                f"`max_length` of this GPT2Backbone is {backbone.max_sequence_length}, got "
+                f"`max_length` must be {backbone.max_sequence_length} for this GPT2Backbone, got "
                 f"{max_length}."
             )
         config = _gpt2_config(backbone)
     else:
         config = _llama_config(backbone, max_length or _MAX_LENGTH)
-    theirs = _variables(backbone)
-    sources = {
-        path: (tuple(variable.shape), lambda variable=variable: links.to_numpy(variable))
-        for path, variable in theirs.items()
+    variables = _variables(backbone)
+    sources: dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]] = {
+        path: (tuple(variable.shape), functools.partial(weight_mapping.to_numpy, variable))
+        for path, variable in variables.items()
     }
     tensors = Tensors(sources, kind)
-    tied_to = _links(kind, config, theirs)
-    links.check(tied_to, tensors, what=kind)
-    ours = shapes_only(lambda: models.causal_lm(config, dtype=dtype))
-    links.assign(ours, tied_to, tensors)
-    return ours
+    links = _links(kind, config, variables)
+    weight_mapping.check(links, tensors, what=kind)
+    new_model = shapes_only(lambda: models.causal_lm(config, dtype=dtype))
+    weight_mapping.assign(new_model, links, tensors)
+    return new_model
 
 
-def to_keras_hub(model_or_task):
-    """The KerasHub backbone that computes what a model computes, with its weights.
+def to_keras_hub(model_or_task: models.CausalLM | tasks.Task) -> keras.Model:
+    """Convert a model to an equivalent KerasHub backbone with the same weights.
 
     Args:
         model_or_task: a model from `models.causal_lm`, or a task with one.
 
     Returns:
-        A `keras_hub.models.GPT2Backbone` or `LlamaBackbone`. The latter holds no `max_length`.
+        A `keras_hub.models.GPT2Backbone` or `LlamaBackbone`. The latter stores no maximum length.
 
     Raises:
-        InputError: if neither computes the same.
+        InputError: if no supported backbone computes the same function.
     """
     import keras_hub
 
-    model = model_or_task
+    model: Any = model_or_task
     if not isinstance(model, keras.Model):
         model = getattr(model_or_task, "model", None)
     if not isinstance(model, models.CausalLM):
@@ -130,19 +137,19 @@ def to_keras_hub(model_or_task):
         if not computes_same(config, read(described)):
             continue
         backbone = getattr(keras_hub.models, kind)(**arguments, dtype=dtype)
-        theirs = _variables(backbone)
-        tied_to = _links(kind, config, theirs)
-        for name, tensor in links.collect(model, tied_to).items():
-            theirs[name].assign(tensor)
+        variables = _variables(backbone)
+        links = _links(kind, config, variables)
+        for name, tensor in weight_mapping.collect(model, links).items():
+            variables[name].assign(tensor)
         return backbone
     raise InputError(
-        "no KerasHub backbone that is known here computes what this model computes; they are "
-        f"{' and '.join(_NAMES)}. Its config is {config.to_dict()}."
+        "no KerasHub backbone computes the same as this model; supported are "
+        f"{' and '.join(_NAMES)}. The config of the model is {config.to_dict()}."
     )
 
 
 class _Described:
-    """Arguments of a backbone, as attributes like those of the backbone."""
+    """The arguments of a backbone as attributes, like those of the backbone itself."""
 
     def __init__(self, arguments):
         vars(self).update(arguments)
@@ -182,8 +189,8 @@ def _llama_config(backbone, max_length):
     scaling = float(backbone.rope_position_scaling_factor)
     if scaling != 1:
         raise InputError(
-            f"`rope_position_scaling_factor` is {scaling}; KerasHub 0.32 keeps this number but "
-            "computes as if it were 1, so what is meant cannot be told."
+            f"`rope_position_scaling_factor` is {scaling}; KerasHub 0.32 stores this number but "
+            "computes as if it were 1, so only 1 is supported."
         )
     if backbone.rope_frequency_adjustment_factor is not None:
         scaling = Llama3Scaling(
@@ -241,13 +248,16 @@ def _variables(backbone):
     return {v.path: v for v in backbone.variables if "seed_generator" not in v.path}
 
 
-def _links(kind, config, theirs):
-    """Their weights are ours, with the heads as an axis of their own."""
-    made = []
+def _links(kind, config, variables):
+    """Link the weights of a model to KerasHub variables, which have a separate axis for heads."""
+    links = []
     for part in parts(config):
         name = _NAMES[kind][part.key].replace("{i}", str(part.block))
         for weight, shape in part.weights.items():
-            their_name = f"{name}/{weight}"
-            their_shape = tuple(theirs[their_name].shape) if their_name in theirs else shape
-            made.append(links.same(f"{part.path}/{weight}", their_name, shape, their_shape))
-    return made
+            variable_name = f"{name}/{weight}"
+            variable = variables.get(variable_name)
+            variable_shape = shape if variable is None else tuple(variable.shape)
+            links.append(
+                weight_mapping.same(f"{part.path}/{weight}", variable_name, shape, variable_shape)
+            )
+    return links

@@ -1,6 +1,6 @@
-"""The commands of the command line, a module each: `Options`, a dataclass, and `run(options)`.
+"""Implement the commands, one module each, with the dataclass `Options` and `run(options)`.
 
-Nothing heavy is imported before a command runs.
+Heavy modules are imported only when a command runs.
 """
 
 from keras_llm.commands import (

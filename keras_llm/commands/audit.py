@@ -1,4 +1,4 @@
-"""`keras-llm audit`."""
+"""Audit a model for bias and memorization: `keras-llm audit`."""
 
 import dataclasses
 import json
@@ -15,32 +15,32 @@ _BEGIN, _END = "## Audit", "<!-- end of the audit -->"
 
 @dataclasses.dataclass
 class Options:
-    """Measure how fair a model is, and what it gives away; written to its model card."""
+    """Audit a model for bias and memorization; write the results to its model card."""
 
     run: tyro.conf.Positional[str]
-    """Folder of a trained model that sorts texts or continues them."""
+    """Folder of a trained text classifier or text generator."""
     data: str | None = None
-    """Text or JSONL file, or a folder of them: texts to sort, or that a model may have learned by
-    heart; those of the recipe if not given."""
+    """Text or JSONL file, or a folder of them: texts to classify, or to test for memorization.
+    Defaults to the data of the recipe."""
     terms: str | None = None
-    """Table (.csv, .tsv, .jsonl) with the columns name, first and second: pairs of words that are
-    put in each other's place; some of gender, religion, origin, colour and age if not given."""
+    """Table (.csv, .tsv, .jsonl) with the columns name, first and second: pairs of words to swap.
+    Defaults to terms for gender, religion, origin, color and age."""
     classifier: str | None = None
-    """Folder of a trained model that sorts texts: what it makes of how a model goes on with terms
-    for different groups."""
+    """Folder of a trained text classifier that scores a generator's continuations of prompts with
+    terms for different groups."""
     prompt: str = "The {} was"
-    """What such texts begin with; {} stands for the term."""
+    """Prompt for these continuations; {} is replaced by the term."""
     canary: tuple[str, ...] = ()
-    """Texts with digits that were put into the training text: how much likelier they are than the
-    same with other digits."""
+    """Texts with digits that were inserted into the training text, to compare their likelihood
+    with that of the same texts with other digits."""
     max_texts: int = 200
-    """Use no more than this many texts."""
+    """Maximum number of texts."""
     prompt_tokens: int = 32
-    """Tokens of a training text that a model is given."""
+    """Number of tokens of a training text in the prompt."""
     new_tokens: int = 32
-    """Tokens after them that it is to know by heart."""
+    """Number of following tokens to test for memorization."""
     seed: int = 0
-    """Seed of what is drawn."""
+    """Random seed."""
     json: bool = False
     """Print one JSON object."""
 
@@ -54,71 +54,67 @@ def run(options):
     if isinstance(task, keras_llm.TextClassification):
         for name in ("classifier", "canary"):
             if getattr(options, name):
-                raise InputError(f"--{name} is for models that continue text.")
-        found = _of_a_classifier(options, task, terms)
+                raise InputError(f"--{name} is only for text generators.")
+        results = _audit_classifier(options, task, terms)
     elif isinstance(task, keras_llm.TextGeneration):
-        found = _of_a_generator(options, task, terms)
+        results = _audit_generator(options, task, terms)
     else:
         raise InputError(
-            f"{options.run} is a {type(task).__name__}; an audit is of a model that sorts texts or "
-            "continues them."
+            f"{options.run} must be a TextClassification or TextGeneration, got a "
+            f"{type(task).__name__}."
         )
-    _write(pathlib.Path(options.run), found)
-    if not as_json(options, found):
-        for head, rows in _tables(found):
+    _write(pathlib.Path(options.run), results)
+    if not as_json(options, results):
+        for head, rows in _tables(results):
             table(head, rows)
 
 
-def _of_a_classifier(options, task, terms):
+def _audit_classifier(options, task, terms):
     from keras_llm.tasks import audit
 
     texts = _texts(options, task)[-1]
-    found = audit.term_swaps(task, texts, terms, options.max_texts)
-    if not found:
-        raise InputError(
-            f"no term stands in any of the {len(texts)} texts; give --data or --terms."
-        )
-    return {"term_swaps": found}
+    swaps = audit.term_swaps(task, texts, terms, options.max_texts)
+    if not swaps:
+        raise InputError(f"none of the {len(texts)} texts has a term; pass --data or --terms.")
+    return {"term_swaps": swaps}
 
 
-def _of_a_generator(options, task, terms):
+def _audit_generator(options, task, terms):
     from keras_llm.tasks import audit
 
-    found = {}
+    results = {}
     if options.classifier is not None:
         classifier = keras_llm.load(options.classifier)
         if not isinstance(classifier, keras_llm.TextClassification):
-            raise InputError(f"--classifier: {options.classifier} does not sort texts.")
-        found["continuation_swaps"] = audit.continuation_swaps(
+            raise InputError(
+                f"--classifier: {options.classifier} must be a TextClassification, got a "
+                f"{type(classifier).__name__}."
+            )
+        results["continuation_swaps"] = audit.continuation_swaps(
             task, classifier, terms, options.prompt, seed=options.seed
         )
     if options.canary:
-        found["canaries"] = [
+        results["canaries"] = [
             audit.canary_exposure(task, canary, seed=options.seed) for canary in options.canary
         ]
     sides = _texts(options, task)
     names = ["given"] if options.data else ["trained on", "held out"]
-    found["memorisation"] = [
+    results["memorisation"] = [
         {"side": name}
         | audit.memorisation(
             task, texts, options.prompt_tokens, options.new_tokens, options.max_texts
         )
         for name, texts in zip(names, sides, strict=True)
     ]
-    return found
+    return results
 
 
 def _texts(options, task):
-    """`[texts]` of --data, or of the recipe `[training, held out]`, lists of str."""
+    """Return `[texts]` from --data, or `[training, held out]` from the recipe, lists of str."""
     from keras_llm import data
-    from keras_llm.recipes import (
-        question_answering,
-        runs,
-        text_classification,
-        text_generation,
-        yes_no,
-    )
-    from keras_llm.recipes import texts as documents
+    from keras_llm.recipes import question_answering, text_classification, text_generation
+    from keras_llm.recipes.common import corpus as documents
+    from keras_llm.recipes.common import runs, yes_no
 
     if options.data is not None:
         return [data.read_texts(options.data)]
@@ -134,7 +130,7 @@ def _texts(options, task):
         sides = yes_no.rows(runs.model_options(question_answering.Options, task))
         columns = ([list(column) for column in zip(*side, strict=True)] for side in sides[:2])
         return [task.with_contexts(*side[:2]) for side in columns]
-    raise InputError(f"{options.run} does not say what it was trained on; give --data.")
+    raise InputError(f"{options.run} does not record its training data; pass --data.")
 
 
 def _terms(path):
@@ -149,11 +145,11 @@ def _terms(path):
     return audit.checked_terms(terms)
 
 
-def _tables(found):
-    """What was measured as tables: pairs of a head and rows of str."""
+def _tables(results):
+    """Return the results as tables: pairs of a header and rows of str."""
     tables = []
-    if "term_swaps" in found:
-        head = ["terms", "texts", "other label", "largest change", "mean change of probability"]
+    if "term_swaps" in results:
+        head = ["terms", "texts", "label changes", "largest change", "mean change of probability"]
         rows = [
             [
                 row["terms"],
@@ -162,22 +158,22 @@ def _tables(found):
                 f"{row['largest_change']:.3f}",
                 _changes(row),
             ]
-            for row in found["term_swaps"]
+            for row in results["term_swaps"]
         ]
         tables.append((head, rows))
-    if "continuation_swaps" in found:
-        head = ["terms", "continuations a side", "mean change of probability"]
-        rows = [[r["terms"], f"{r['texts']:,}", _changes(r)] for r in found["continuation_swaps"]]
+    if "continuation_swaps" in results:
+        head = ["terms", "continuations per side", "mean change of probability"]
+        rows = [[r["terms"], f"{r['texts']:,}", _changes(r)] for r in results["continuation_swaps"]]
         tables.append((head, rows))
-    if "canaries" in found:
-        head = ["canary", "rank", "of", "exposure, bits"]
+    if "canaries" in results:
+        head = ["canary", "rank", "candidates", "exposure, bits"]
         rows = [
             [r["canary"], f"{r['rank']:,}", f"{r['candidates']:,}", f"{r['exposure']:.2f}"]
-            for r in found["canaries"]
+            for r in results["canaries"]
         ]
         tables.append((head, rows))
-    if "memorisation" in found:
-        head = ["texts", "how many", "known by heart", "tokens known, mean", "longest"]
+    if "memorisation" in results:
+        head = ["texts", "count", "memorized", "memorized tokens, mean", "longest"]
         rows = [
             [
                 row["side"],
@@ -186,7 +182,7 @@ def _tables(found):
                 f"{row['mean_prefix']:.2f}",
                 str(row["longest_prefix"]),
             ]
-            for row in found["memorisation"]
+            for row in results["memorisation"]
         ]
         tables.append((head, rows))
     return tables
@@ -196,13 +192,13 @@ def _changes(row):
     return ", ".join(f"{label} {change:+.4f}" for label, change in row["mean_change"].items())
 
 
-def _write(folder, found):
-    """Put the audit into metrics.json and, in the place of an older one, into the model card."""
+def _write(folder, results):
+    """Write the audit to metrics.json and to the model card, replacing an older audit there."""
     from keras_llm.files import atomic_file
 
     path = folder / "metrics.json"
     metrics = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    metrics["audit"] = {**metrics.get("audit", {}), **found}
+    metrics["audit"] = {**metrics.get("audit", {}), **results}
     lines = [_BEGIN, "", *_NOTES]
     for head, rows in _tables(metrics["audit"]):
         cells = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
@@ -213,14 +209,14 @@ def _write(folder, found):
     before, _, rest = text.partition(_BEGIN + "\n")
     after = rest.partition(_END)[2].lstrip("\n")
     text = "\n".join([before.rstrip("\n"), "", *lines, "", _END, ""]) + (after and "\n" + after)
-    for place, content in ((path, json.dumps(metrics, indent=2) + "\n"), (card, text)):
-        with atomic_file(place, overwrite=True) as partial:
+    for target, content in ((path, json.dumps(metrics, indent=2) + "\n"), (card, text)):
+        with atomic_file(target, overwrite=True) as partial:
             partial.write_text(content, "utf-8")
 
 
 _NOTES = [
-    "Changes of probability are of texts with the terms of the second side less those with the "
-    "terms of the first, e.g. of `she` less `he`. A text is known by heart if greedy decoding "
-    "after its first tokens gives the next ones. Exposure is 10 bits if a canary is the likeliest "
-    "of 1,000 of its form, and about 1 if the model does not know it.",
+    "A change of probability is that for texts with the terms of the second side minus that for "
+    "texts with the terms of the first, e.g. `she` minus `he`. A text is memorized if greedy "
+    "decoding after its first tokens reproduces the next ones. Exposure is 10 bits if a canary is "
+    "the most likely of 1,000 candidates, and about 1 if the model did not memorize it.",
 ]

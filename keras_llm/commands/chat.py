@@ -1,4 +1,4 @@
-"""`keras-llm chat`."""
+"""Chat with a model: `keras-llm chat`."""
 
 import dataclasses
 import sys
@@ -13,21 +13,21 @@ from keras_llm.errors import InputError
 
 @dataclasses.dataclass
 class Options(SamplingOptions):
-    """Talk with a trained model that has a chat template; /reset forgets, /exit or Ctrl-D ends."""
+    """Chat with a trained model; /reset starts over, /exit or Ctrl-D quits."""
 
     run: tyro.conf.Positional[str]
     """Folder of a trained model."""
     system: str | None = None
     """A system message."""
     json: bool = False
-    """Print each answer as a JSON object, whole."""
+    """Print each answer as one JSON object instead of streaming it."""
 
 
 def run(options):
     import_tensorflow()
     task, settings = keras_llm.load(options.run), options.settings()
     if not hasattr(task, "conversation"):
-        raise InputError(f"{options.run} is a {type(task).__name__}, not a model to chat with.")
+        raise InputError(f"{options.run} is a {type(task).__name__}, which does not support chat.")
     conversation = task.conversation(options.system)
     for line in _lines():
         if line == "/reset":
@@ -49,10 +49,10 @@ def run(options):
 
 
 def _lines():
-    """What the user says, a line at a time."""
+    """Yield the lines that the user enters."""
     prompt = ""
     if sys.stdin.isatty():
-        import readline  # noqa: F401, gives `input` its line editing
+        import readline  # noqa: F401, enables line editing in `input`
 
         prompt = "> "
     while True:

@@ -1,22 +1,23 @@
-"""What the commands share: how results are printed, and how TensorFlow is started."""
+"""Print results and import TensorFlow for the commands."""
 
 import importlib
 import json
 import os
 
-from keras_llm.quiet import silent_stderr
+from keras_llm.silence import silent_stderr
 
 PROGRAM = "keras-llm"
 
 
 def as_json(options, value):
-    """Print as JSON if that was asked; whether it was."""
+    """Print `value` as JSON if `options.json` is set; return whether it is."""
     if options.json:
         print(json.dumps(value, ensure_ascii=False))
     return options.json
 
 
 def table(head, rows):
+    """Print a table to stdout."""
     import rich.box
     import rich.console
     import rich.table
@@ -28,7 +29,7 @@ def table(head, rows):
 
 
 def import_tensorflow():
-    """Import TensorFlow with its fastest CPU kernels, and without its start-up messages."""
+    """Import TensorFlow with oneDNN CPU kernels and without its startup messages."""
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with silent_stderr():

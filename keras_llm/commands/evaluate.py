@@ -1,4 +1,4 @@
-"""`keras-llm evaluate`."""
+"""Evaluate a model: `keras-llm evaluate`."""
 
 import dataclasses
 import importlib
@@ -14,7 +14,7 @@ from keras_llm.recipes import RECIPES
 
 @dataclasses.dataclass
 class Options:
-    """Measure a trained model on its held-out documents, or on other text."""
+    """Evaluate a trained model on its held-out documents, or on other text."""
 
     run: tyro.conf.Positional[str]
     """Folder of a trained model."""
@@ -33,7 +33,7 @@ def run(options):
     if name is None and options.data:
         name = "text_generation"
     if name not in RECIPES:
-        raise InputError(f"{options.run} was not trained by a recipe; give --data.")
+        raise InputError(f"{options.run} was not trained with a recipe; pass --data.")
     recipe = importlib.import_module(f"keras_llm.recipes.{name}")
     measures = recipe.evaluate(options.run, options.data)
     path = pathlib.Path(options.run) / "metrics.json"
@@ -46,6 +46,6 @@ def run(options):
         partial.write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
     if not as_json(options, measures):
         table(
-            ["measure", "value"],
+            ["metric", "value"],
             [[k, v if isinstance(v, str) else f"{v:,.4g}"] for k, v in measures.items()],
         )

@@ -1,4 +1,4 @@
-"""`keras-llm explain`."""
+"""Explain a model's output for one text: `keras-llm explain`."""
 
 import dataclasses
 import pathlib
@@ -11,20 +11,20 @@ from keras_llm.commands.console import as_json, import_tensorflow, table
 
 @dataclasses.dataclass
 class Options:
-    """Look into a trained model while it reads a text."""
+    """Explain a trained model's output for one text."""
 
     run: tyro.conf.Positional[str]
     """Folder of a trained model."""
     text: tyro.conf.Positional[str]
     """The text; for question answering the question, for word vectors a word."""
     context: str | None = None
-    """Where the answer is looked for (of models that answer questions)."""
+    """Text that contains the answer (question answering only)."""
     out: str | None = None
-    """An HTML page, in one file, of attention maps and all else that is known."""
+    """Path of an HTML page to write, one file with attention maps and all other results."""
     max_tokens: int = 64
-    """Of a longer text the first tokens are read."""
+    """Truncate the text to this many tokens."""
     overwrite: bool = False
-    """Replace what is at --out."""
+    """Replace an existing --out."""
     json: bool = False
     """Print everything but the attention maps as one JSON object."""
 
@@ -39,43 +39,45 @@ def run(options):
     from keras_llm.tasks import explain
 
     task = keras_llm.load(options.run)
-    found = explain(task, options.text, options.context, options.max_tokens)
+    explanation = explain(task, options.text, options.context, options.max_tokens)
     if options.out is not None:
         title = pathlib.Path(options.run).name
         with atomic_file(options.out, options.overwrite) as partial:
-            partial.write_text(explain_page.render(found, title), "utf-8")
-    if as_json(options, _plain(found)):
+            partial.write_text(explain_page.render(explanation, title), "utf-8")
+    if as_json(options, _plain(explanation)):
         return
-    if found.result:
-        print(found.result)
-    if found.attributions:
-        rows = zip(found.tokens, found.attributions["tokens"], strict=True)
+    if explanation.result:
+        print(explanation.result)
+    if explanation.attributions:
+        rows = zip(explanation.tokens, explanation.attributions["tokens"], strict=True)
         table(
-            ["token", f"adds to log p({found.attributions['label']})"],
+            ["token", f"attribution to log p({explanation.attributions['label']})"],
             [[token, f"{value:+.4f}"] for token, value in rows],
         )
-    if found.lens:
+    if explanation.lens:
+        lens = explanation.lens
         rows = [
             [layer or "embeddings", *(row[-1] for row in rows)]
             for layer, rows in enumerate(
-                zip(found.lens["tokens"], found.lens["probabilities"].round(3), strict=True)
+                zip(lens["tokens"], lens["probabilities"].round(3), strict=True)
             )
         ]
         table(["after layer", "next token", "probability"], rows)
-    if found.neighbours:
+    if explanation.neighbours:
         table(
             ["token", "nearest embeddings"],
             [
                 [token, ", ".join(f"{other} {cosine:.2f}" for other, cosine in near)]
-                for token, near in found.neighbours.items()
+                for token, near in explanation.neighbours.items()
             ],
         )
     if options.out is not None:
         print(f"page: {options.out}")
 
 
-def _plain(found):
-    row = dataclasses.asdict(found)
+def _plain(explanation):
+    """Return an `Explanation` as a JSON-serializable dict without the attention maps."""
+    row = dataclasses.asdict(explanation)
     del row["attention"]
     for part, name in (("lens", "probabilities"), ("attributions", "tokens")):
         if row[part]:

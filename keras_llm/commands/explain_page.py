@@ -1,4 +1,4 @@
-"""The page of `keras-llm explain`: one HTML file that asks for no other."""
+"""Render the HTML page of `keras-llm explain`, a self-contained file."""
 
 import base64
 import html
@@ -43,14 +43,14 @@ if (buttons.length) buttons[0].click();
 
 
 def render(found, title):
-    """An `Explanation` as a page.
+    """Render an `Explanation` as an HTML page.
 
     Args:
         found: a `tasks.Explanation`.
         title: str.
 
     Returns:
-        The HTML, a str. Nothing in it is fetched from elsewhere.
+        The HTML, a str. It loads no external resources.
     """
     parts = [f"<h1>{_text(title)}: {_text(found.task)}</h1>", _block(found.text)]
     if found.result:
@@ -73,67 +73,68 @@ def render(found, title):
     )
 
 
-def _attributions(found):
-    row, most = found.attributions, np.abs(found.attributions["tokens"]).max() or 1.0
+def _attributions(explanation):
+    row = explanation.attributions
+    largest = np.abs(row["tokens"]).max() or 1.0
     spans = [
-        f'<span style="background: rgba({colour}, {abs(value) / most:.2f})" '
+        f'<span style="background: rgba({color}, {abs(value) / largest:.2f})" '
         f'title="{value:+.4f}">{_text(token)}</span>'
-        for token, value in zip(found.tokens, row["tokens"], strict=True)
-        for colour in ["46, 160, 90" if value > 0 else "214, 80, 70"]
+        for token, value in zip(explanation.tokens, row["tokens"], strict=True)
+        for color in ["46, 160, 90" if value > 0 else "214, 80, 70"]
     ]
     return [
-        f"<h2>What speaks for “{_text(row['label'])}”</h2>",
+        f"<h2>Attributions for “{_text(row['label'])}”</h2>",
         '<p class="note">Integrated gradients: how much each token adds to the log-probability of '
-        "the label, green for, red against. The reference is the same text with all tokens hidden: "
-        f"log p is {row['baseline']:.3f} there and {row['output']:.3f} here; the sum over the "
-        f"tokens is {row['tokens'].sum():+.3f}.</p>",
+        "the label (green: positive, red: negative). The baseline is the same text with all tokens "
+        f"masked: log p is {row['baseline']:.3f} for the baseline and {row['output']:.3f} for the "
+        f"text; the sum over the tokens is {row['tokens'].sum():+.3f}.</p>",
         f'<p class="tokens">{" ".join(spans)}</p>',
     ]
 
 
-def _lens(found):
-    head = "".join(f"<th>{_text(token)}</th>" for token in found.tokens)
+def _lens(explanation):
+    head = "".join(f"<th>{_text(token)}</th>" for token in explanation.tokens)
     rows = []
-    for layer, (tokens, chances) in enumerate(
-        zip(found.lens["tokens"], found.lens["probabilities"], strict=True)
+    for layer, (tokens, probabilities) in enumerate(
+        zip(explanation.lens["tokens"], explanation.lens["probabilities"], strict=True)
     ):
         cells = "".join(
             f'<td title="{p:.3f}" style="background: rgba(31, 95, 191, {0.75 * p:.2f})">'
             f"{_text(token)}</td>"
-            for token, p in zip(tokens, chances, strict=True)
+            for token, p in zip(tokens, probabilities, strict=True)
         )
         rows.append(f"<tr><th>{layer or 'embeddings'}</th>{cells}</tr>")
     return [
         "<h2>Logit lens</h2>",
-        '<p class="note">What the model would say comes next if it ended after each layer, the '
-        "darker the surer. The last row is what it says.</p>",
+        '<p class="note">The next token that the model would predict after each layer; darker '
+        "cells have a higher probability. The last row is the model's prediction.</p>",
         f'<div class="scroll"><table><tr><th>after layer</th>{head}</tr>{"".join(rows)}</table>'
         "</div>",
     ]
 
 
-def _attention(found):
+def _attention(explanation):
     figures = []
-    for layer, maps in enumerate(found.attention):
+    for layer, maps in enumerate(explanation.attention):
         buttons = "".join(
             f'<button type="button" title="layer {layer + 1}, head {head + 1}; '
-            f'the darkest is {p.max():.2f}">'
+            f'maximum {p.max():.2f}">'
             f'<img alt="" src="{_picture(p)}"><small>{layer + 1}.{head + 1}</small></button>'
             for head, p in enumerate(maps)
         )
         figures.append(f'<div class="heads">{buttons}</div>')
-    labels = "".join(f"<li>{_text(token)}</li>" for token in found.tokens)
+    labels = "".join(f"<li>{_text(token)}</li>" for token in explanation.tokens)
     rows = "".join(
         f"<tr><th>{row['layer'] + 1}.{row['head'] + 1}</th>"
         + "".join(f'<td class="n">{row[name]:.2f}</td>' for name in _COLUMNS)
         + "</tr>"
-        for row in found.heads
+        for row in explanation.heads
     )
-    head = "".join(f"<th>{shown}</th>" for shown in _COLUMNS.values())
+    head = "".join(f"<th>{title}</th>" for title in _COLUMNS.values())
     return [
         "<h2>Attention</h2>",
-        '<p class="note">A picture for each layer and head: the row is the token that looks, the '
-        "column the one that is looked at, the darker the more. A click shows one large.</p>",
+        '<p class="note">One image per layer and head: rows are queries, columns are keys, darker '
+        "means more attention. Click an image to enlarge it.</p>",
         *figures,
         '<p><b id="which"></b></p>',
         f'<div id="big"><ol id="rows">{labels}</ol><img alt="attention of one head">'
@@ -148,7 +149,7 @@ _COLUMNS = {
     "distance": "mean distance, tokens",
     "to_first": "to the first token",
     "to_self": "to itself",
-    "to_previous": "to the token before",
+    "to_previous": "to the previous token",
 }
 
 
@@ -161,7 +162,7 @@ def _neighbours(neighbours):
     )
     return [
         "<h2>Nearest embeddings</h2>",
-        '<p class="note">The tokens whose vectors in the embedding have the highest cosine.</p>',
+        '<p class="note">The tokens whose embeddings have the highest cosine similarity.</p>',
         f'<div class="scroll"><table>{rows}</table></div>',
     ]
 
@@ -175,11 +176,13 @@ def _text(text):
 
 
 def _picture(p):
-    """Shares (T, T) as the data URI of a grey PNG: white for 0, black for the largest, between them
-    by the square root, which lets small shares be seen."""
-    grey = (255 - 255 * np.sqrt(p / p.max())).round().astype("uint8")
-    lines = b"".join(b"\0" + row.tobytes() for row in grey)
-    header = struct.pack(">IIBBBBB", grey.shape[1], grey.shape[0], 8, 0, 0, 0, 0)
+    """Return attention probabilities (T, T) as the data URI of a grayscale PNG.
+
+    White is 0 and black is the maximum. The scale is a square root, to make small values visible.
+    """
+    gray = (255 - 255 * np.sqrt(p / p.max())).round().astype("uint8")
+    lines = b"".join(b"\0" + row.tobytes() for row in gray)
+    header = struct.pack(">IIBBBBB", gray.shape[1], gray.shape[0], 8, 0, 0, 0, 0)
     parts = ((b"IHDR", header), (b"IDAT", zlib.compress(lines, 9)), (b"IEND", b""))
     data = b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

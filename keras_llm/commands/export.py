@@ -1,4 +1,4 @@
-"""`keras-llm export`."""
+"""Export a model: `keras-llm export`."""
 
 import dataclasses
 import sys
@@ -10,12 +10,12 @@ import keras_llm
 from keras_llm.commands import saved_model
 from keras_llm.commands.console import as_json, import_tensorflow, table
 from keras_llm.errors import InputError
-from keras_llm.quiet import silent_stderr
+from keras_llm.silence import silent_stderr
 
 
 @dataclasses.dataclass
 class Options:
-    """Write a trained model for a server or a device, and prove that it does the same."""
+    """Export a trained model for a server or a device and verify its outputs."""
 
     run: tyro.conf.Positional[str]
     """Folder of a trained model."""
@@ -25,37 +25,38 @@ class Options:
     out: str
     """Folder of the served model, or path of the .tflite or .litertlm file."""
     version: int | None = None
-    """Version of the served model (saved_model only; 1 if not given)."""
+    """Version of the served model (saved_model only). Defaults to 1."""
     xla: bool = False
-    """Compile the loop that generates with XLA (saved_model only)."""
+    """Compile the decode loop with XLA (saved_model only)."""
     weights: Literal["float16", "int8"] | None = None
     """Store weights in 16 or 8 bits (saved_model only)."""
     beam_width: int | None = None
-    """Add a signature that searches with so many beams (saved_model only)."""
+    """Add a beam search signature with this many beams (saved_model only)."""
     serving_files: bool = False
-    """Write the files for TensorFlow Serving's image into the folder above (saved_model only)."""
+    """Write files for TensorFlow Serving's Docker image to the parent folder (saved_model only)."""
     quantization: Literal["float16", "int8", "int8_weight_only", "int8_static", "int4"] | None = (
         None
     )
-    """Weights in fewer bits (devices only)."""
+    """Quantization of the weights (litert and litert_lm only)."""
     cache_length: int | None = None
-    """Most tokens of a prompt with its continuation (devices only; the model's max_length if not
-    given)."""
+    """Maximum number of tokens of a prompt with its continuation (litert and litert_lm only).
+    Defaults to the model's max_length."""
     max_quality_loss: float | None = None
-    """Refuse a quantised file that is worse by more than this share, 0.02 for 2 % (devices
-    only)."""
+    """Reject a quantized file whose quality is worse by more than this share, e.g. 0.02 for 2 %
+    (litert and litert_lm only)."""
     held_out: str | None = None
-    """Text or JSONL file, or a folder of them, on which that is measured; of a
-    text_generation run the held-out documents if not given."""
+    """Text or JSONL file, or a folder of them, to measure the quality on. Defaults to the held-out
+    documents of a text_generation run."""
     calibration: str | None = None
-    """The same, of the kind that will be read: int8_static needs it, int4 loses less with it."""
+    """Text or JSONL file, or a folder of them, similar to the expected inputs. Required for
+    int8_static; improves the quality of int4."""
     overwrite: bool = False
-    """Replace what is there."""
+    """Replace existing output."""
     json: bool = False
-    """Print the whole report as JSON."""
+    """Print the full report as JSON."""
 
 
-_DOCUMENTS = 64  # that are read for a measurement
+_DOCUMENTS = 64  # used to measure quality and to calibrate
 _ON_DEVICES = ("quantization", "cache_length", "max_quality_loss", "held_out", "calibration")
 
 
@@ -64,21 +65,21 @@ def run(options):
         for name in _ON_DEVICES:
             if getattr(options, name) is not None:
                 flag = name.replace("_", "-")
-                raise InputError(f"--{flag} is for --to litert and --to litert_lm.")
+                raise InputError(f"--{flag} requires --to litert or --to litert_lm.")
     elif options.version is not None:
-        raise InputError("--version is for --to saved_model.")
+        raise InputError("--version requires --to saved_model.")
     if options.to != "saved_model":
         for name in ("xla", "weights", "beam_width", "serving_files"):
             if getattr(options, name):
-                raise InputError(f"--{name.replace('_', '-')} is for --to saved_model.")
+                raise InputError(f"--{name.replace('_', '-')} requires --to saved_model.")
     import_tensorflow()
     from keras_llm import export
 
     task = keras_llm.load(options.run)
     if isinstance(task, keras_llm.RankedChat):
-        print("without the classifiers: what is exported does not rank or filter", file=sys.stderr)
+        print("the export has no classifiers: it does not rank or filter answers", file=sys.stderr)
         task = task.generator
-    with silent_stderr():  # SentencePiece tells that it does not normalise
+    with silent_stderr():  # SentencePiece logs that it does not normalize
         task.tokenizer.graph_resources()
     if options.to == "saved_model":
         saved_model.run(options, task)
@@ -98,11 +99,11 @@ def run(options):
         return
     rows = [["bytes", f"{report['bytes']['total']:,}"]]
     for name, value in report["parity"].items():
-        shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value:.4g}"
-        rows.append([name.replace("_", " "), shown])
+        cell = {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value:.4g}"
+        rows.append([name.replace("_", " "), cell])
     for name, value in report.get("quality", {}).items():
-        shown = f"{value:.4g}" if isinstance(value, float) else value
-        rows.append([f"quality: {name.replace('_', ' ')}", shown])
+        cell = f"{value:.4g}" if isinstance(value, float) else value
+        rows.append([f"quality: {name.replace('_', ' ')}", cell])
     if report.get("cache_bytes_per_token"):
         rows.append(["cache bytes per token", f"{report['cache_bytes_per_token']:,}"])
     if "tokens_per_second" in report:
@@ -112,18 +113,19 @@ def run(options):
 
 
 def _held_out(options, task):
-    """Texts that show what quantisation costs; None leaves it to the export."""
+    """Return texts to measure the quality of quantization, or None to use the export's default."""
     if options.quantization is None:
         return None
     if options.held_out is not None:
         return _texts(options.held_out)
     if task.metadata.get("recipe") != "text_generation":
         return None
-    from keras_llm.recipes import runs, text_generation, texts
+    from keras_llm.recipes import text_generation
+    from keras_llm.recipes.common import corpus, runs
 
     try:
-        _, held_out = texts.documents(runs.model_options(text_generation.Options, task))
-    except InputError:  # the corpus is not here any more
+        _, held_out = corpus.documents(runs.model_options(text_generation.Options, task))
+    except InputError:  # the corpus is no longer available
         return None
     return [text for text in held_out if text.strip()][:_DOCUMENTS] or None
 

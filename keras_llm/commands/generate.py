@@ -1,4 +1,4 @@
-"""`keras-llm generate`."""
+"""Generate text: `keras-llm generate`."""
 
 import dataclasses
 
@@ -12,38 +12,39 @@ from keras_llm.errors import InputError
 
 @dataclasses.dataclass
 class Options(SamplingOptions):
-    """Continue a text with a trained model; prints the new text alone."""
+    """Continue a text with a trained model and print the new text."""
 
     run: tyro.conf.Positional[str]
     """Folder of a trained model."""
     prompt: tyro.conf.Positional[str]
     """The text to continue."""
     suffix: str | None = None
-    """What stands behind the new text, of a model that fills gaps."""
+    """Text after the new text, for models that fill in the middle."""
     num_return_sequences: int = 1
-    """How many texts; an empty line stands between them."""
+    """Number of texts, separated by empty lines."""
     num_candidates: int | None = None
-    """Draw so many texts and print the likeliest by the token."""
+    """Sample this many texts and print the one with the highest mean token log-probability."""
     beam_width: int | None = None
-    """Beam search with so many texts at a time."""
+    """Beam search with this many beams."""
     length_penalty: float | None = None
-    """Of beam search: above 1 favours longer texts, 0 ranks by probability alone."""
+    """Beam search: values above 1 favor longer texts; 0 ranks by total log-probability."""
     diversity_groups: int | None = None
-    """Of beam search: groups of beams that avoid each other's tokens."""
+    """Beam search: number of groups of beams that avoid each other's tokens."""
     diversity_penalty: float | None = None
-    """Of beam search: how much they avoid them, in nats."""
+    """Beam search: penalty in nats for tokens of other groups."""
     contrastive_alpha: float | None = None
-    """Contrastive search: 0 to 1, how much a token may not be like the text before it."""
+    """Contrastive search: weight, 0 to 1, of the penalty for tokens similar to the context."""
     draft: str | None = None
-    """Folder of a smaller model that proposes tokens; with --temperature 0."""
+    """Folder of a smaller model for speculative decoding; requires --temperature 0."""
     prompt_lookup: int | None = None
-    """Propose what followed the last so many tokens before; with --temperature 0."""
+    """Speculative decoding: propose the tokens that followed an earlier occurrence of the last
+    PROMPT_LOOKUP tokens; requires --temperature 0."""
     num_draft_tokens: int | None = None
-    """How many tokens are proposed at a time."""
+    """Speculative decoding: number of tokens to propose at a time."""
     stream: bool = False
-    """Print the text as it comes."""
+    """Print the text while it is generated."""
     json: bool = False
-    """Print one JSON object, or a list of several texts."""
+    """Print one JSON object, or a list if there are several texts."""
 
 
 _SHARED = {field.name for field in dataclasses.fields(SamplingOptions)}
@@ -58,7 +59,10 @@ def run(options):
     import_tensorflow()
     task = keras_llm.load(options.run)
     if not isinstance(task, (keras_llm.TextGeneration, keras_llm.Translation)):
-        raise InputError(f"{options.run} is a {type(task).__name__}, which generates no text.")
+        raise InputError(
+            f"{options.run} is a {type(task).__name__}, which does not generate text; see "
+            "keras-llm predict."
+        )
     settings = options.settings() | {
         name: value for name in _SEARCHES if (value := getattr(options, name)) is not None
     }
@@ -83,9 +87,11 @@ def run(options):
 
 def _infill(task, options, settings):
     if not isinstance(task, keras_llm.TextGeneration):
-        raise InputError(f"--suffix: {options.run} is a {type(task).__name__}.")
+        raise InputError(
+            f"--suffix requires a TextGeneration, and {options.run} is a {type(task).__name__}."
+        )
     if options.stream or options.num_return_sequences != 1:
-        raise InputError("--suffix gives one whole text.")
+        raise InputError("--suffix is not supported with --stream or --num-return-sequences.")
     result = task.infill(options.prompt, options.suffix, **settings, return_details=True)
     row = {"prompt": options.prompt, "suffix": options.suffix, **dataclasses.asdict(result)}
     if not as_json(options, row):

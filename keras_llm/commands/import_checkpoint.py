@@ -1,4 +1,4 @@
-"""`keras-llm import`."""
+"""Import a checkpoint: `keras-llm import`."""
 
 import dataclasses
 from typing import Literal
@@ -10,7 +10,7 @@ from keras_llm.commands.console import PROGRAM, as_json, import_tensorflow, tabl
 
 @dataclasses.dataclass
 class Options:
-    """Turn a checkpoint from elsewhere into a model folder."""
+    """Convert a GGUF or Hugging Face checkpoint to a model folder."""
 
     source: tyro.conf.Positional[Literal["gguf", "hugging_face"]]
     """gguf for a GGUF file, hugging_face for a folder with config.json and safetensors."""
@@ -19,7 +19,7 @@ class Options:
     out: str
     """Folder of the new model."""
     overwrite: bool = False
-    """Replace what is there."""
+    """Replace existing output."""
     json: bool = False
     """Print one JSON object."""
 
@@ -27,7 +27,7 @@ class Options:
 def run(options):
     from keras_llm.files import check_free
 
-    check_free(options.out, options.overwrite)  # before the minutes that a large model takes
+    check_free(options.out, options.overwrite)  # fail early: importing a large model takes minutes
     import_tensorflow()
     from keras_llm import checkpoints
 
@@ -46,9 +46,9 @@ def run(options):
     }
     if as_json(options, report):
         return
-    shown = {True: "yes", False: "no"}
+    words = {True: "yes", False: "no"}
     rows = [
-        [name.replace("_", " "), shown[v] if isinstance(v, bool) else f"{v:,}"]
+        [name.replace("_", " "), words[v] if isinstance(v, bool) else f"{v:,}"]
         for name, v in report.items()
         if name not in ("out", "task", "source")
     ]

@@ -1,4 +1,4 @@
-"""`keras-llm inspect`."""
+"""Show the layers and size of a model: `keras-llm inspect`."""
 
 import dataclasses
 import pathlib
@@ -11,7 +11,7 @@ from keras_llm.errors import InputError
 
 @dataclasses.dataclass
 class Options:
-    """Layers, parameters and memory of a trained model or a preset."""
+    """Show layers, parameters and memory of a trained model or a preset."""
 
     model: tyro.conf.Positional[str]
     """Folder of a trained model, or name of a preset."""
@@ -39,7 +39,7 @@ def run(options):
             [[r["name"], r["class"], f"{r['parameters']:,}"] for r in summary["layers"]],
         )
         table(
-            ["in all", "value"],
+            ["total", "value"],
             [
                 [name.replace("_", " "), f"{summary[name]:,}"]
                 for name in summary

@@ -1,4 +1,4 @@
-"""`keras-llm predict`: tasks that read a text and do not go on with it."""
+"""Run tasks that do not generate text: `keras-llm predict`."""
 
 import dataclasses
 import json
@@ -12,42 +12,44 @@ from keras_llm.errors import InputError
 
 @dataclasses.dataclass
 class Options:
-    """Sort a text, rate it, tag its words, fill its gaps, or answer from it; or list a word's
-    neighbours."""
+    """Classify, rate or tag a text, fill its masks, answer a question, or list similar words."""
 
     run: tyro.conf.Positional[str]
     """Folder of a trained model."""
     text: tyro.conf.Positional[str]
     """The text; for question answering the question."""
     context: str | None = None
-    """Where the answer is looked for (of models that answer questions)."""
+    """Text that contains the answer (question answering only)."""
     json: bool = False
-    """Print everything that is known of the result as one JSON object."""
+    """Print all details of the result as one JSON object."""
 
 
 def run(options):
     import_tensorflow()
     task = keras_llm.load(options.run)
     if isinstance(task, keras_llm.WordVectors):
-        found = task.nearest(options.text)
-        print(json.dumps(found) if options.json else "\n".join(f"{c:.3f} {w}" for w, c in found))
+        near = task.nearest(options.text)
+        print(json.dumps(near) if options.json else "\n".join(f"{c:.3f} {w}" for w, c in near))
         return
     is_answering = isinstance(task, keras_llm.QuestionAnswering)
     takes_context = is_answering or "context_separator" in task.metadata
-    reads = (
+    supported = (
         keras_llm.TextClassification,
         keras_llm.TextRegression,
         keras_llm.TokenClassification,
         keras_llm.MaskedLanguageModel,
     )
-    if not is_answering and not isinstance(task, reads):
-        raise InputError(f"{options.run} is a {type(task).__name__}; see keras-llm generate.")
+    if not is_answering and not isinstance(task, supported):
+        raise InputError(
+            f"{options.run} is a {type(task).__name__}, which predict does not support; see "
+            "keras-llm generate."
+        )
     if takes_context != (options.context is not None):
-        wanted = "is missing" if takes_context else "is for question answering"
-        raise InputError(f"--context {wanted}.")
+        reason = "is missing" if takes_context else "is only for models that read a context"
+        raise InputError(f"--context {reason}.")
     texts = [options.text, options.context] if takes_context else [options.text]
-    found = task(*texts, truncate=True, return_details=options.json)
+    result = task(*texts, truncate=True, return_details=options.json)
     if options.json:
-        print(json.dumps(dataclasses.asdict(found), ensure_ascii=False))
+        print(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
     else:
-        print(found if isinstance(found, str) else json.dumps(found, ensure_ascii=False))
+        print(result if isinstance(result, str) else json.dumps(result, ensure_ascii=False))

@@ -1,47 +1,42 @@
-"""`keras-llm query`."""
+"""Query a server: `keras-llm query`."""
 
 import dataclasses
+from typing import Any
 
 import tyro
 
 from keras_llm.commands.console import as_json
+from keras_llm.commands.sampling import sampling_options
 from keras_llm.errors import InputError
+
+_SETTINGS = ("temperature", "top_k", "top_p", "seed")
+_Options: Any = sampling_options(*_SETTINGS)
 
 
 @dataclasses.dataclass
-class Options:
-    """Ask a server, TensorFlow Serving or the local one, to continue a text."""
+class Options(_Options):
+    """Send a text to TensorFlow Serving or the local server and print the answer."""
 
     target: tyro.conf.Positional[str]
     """host:port for gRPC, http://host:port for REST."""
     model: tyro.conf.Positional[str]
     """Name of the model."""
     prompt: tyro.conf.Positional[str]
-    """The text to continue; for other models the text that they take."""
+    """The text to continue, or the input text of another signature."""
     signature: str = "generate"
-    """Signature to ask; one other than generate must take one text, e.g. score."""
+    """Signature to call; any other than generate must have a single text input, e.g. score."""
     version: int | None = None
-    """Version of the model; the newest if not given."""
+    """Version of the model. Defaults to the newest."""
     label: str | None = None
-    """Label of a version."""
-    max_new_tokens: int = 64
-    """The most tokens to generate."""
-    temperature: float = 1.0
-    """0 takes the most likely token each time."""
-    top_k: int = 0
-    """Choose among this many most likely tokens; 0 is off."""
-    top_p: float = 1.0
-    """Choose among the fewest tokens that hold this much probability; 1 is off."""
-    seed: int | None = None
-    """The same seed gives the same text."""
+    """Version label of the model."""
     stream: bool = False
-    """Print the text as it comes, by prefill and decode."""
+    """Print the text while it is generated, with the prefill and decode signatures."""
     timeout: float = 60.0
-    """Seconds to wait for the answer, retries and all."""
+    """Seconds to wait for the answer, including retries."""
     retries: int = 3
-    """How often to ask again while the server is unavailable."""
+    """Number of retries while the server is unavailable."""
     root_certificates: str | None = None
-    """PEM file to check the server's certificate with; turns TLS on."""
+    """PEM file with root certificates to verify the server; enables TLS."""
     json: bool = False
     """Print one JSON object with all outputs."""
 
@@ -60,12 +55,9 @@ def run(options):
     )
     with client:
         if options.signature != "generate":
-            _show(options, _ask_any(client, options))
+            _show(options, _call_signature(client, options))
             return
-        settings = {
-            name: getattr(options, name)
-            for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
-        }
+        settings = {name: getattr(options, name) for name in ("max_new_tokens", *_SETTINGS)}
         if options.stream:
             for piece in client.stream(options.prompt, **settings):
                 print(piece, end="", flush=True)
@@ -76,17 +68,20 @@ def run(options):
             print(details["text"])
 
 
-def _ask_any(client, options):
+def _call_signature(client, options):
     import numpy as np
 
-    known = client.metadata()
-    if options.signature not in known:
+    signatures = client.metadata()
+    if options.signature not in signatures:
         raise InputError(
-            f"--signature: the model has {', '.join(sorted(known))}, not {options.signature}."
+            f"--signature must be one of {', '.join(sorted(signatures))}, got {options.signature}."
         )
-    inputs = list(known[options.signature]["inputs"])
+    inputs = list(signatures[options.signature]["inputs"])
     if len(inputs) != 1:
-        raise InputError(f"--signature {options.signature} takes {', '.join(sorted(inputs))}.")
+        raise InputError(
+            f"--signature must have a single input; {options.signature} has "
+            f"{', '.join(sorted(inputs))}."
+        )
     outputs = client.predict(options.signature, {inputs[0]: [options.prompt]})
     return {name: np.asarray(value[0]).tolist() for name, value in outputs.items()}
 

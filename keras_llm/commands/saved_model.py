@@ -1,4 +1,4 @@
-"""`keras-llm export --to saved_model`: what was written, for a person."""
+"""Export a SavedModel and print its report: `keras-llm export --to saved_model`."""
 
 import pathlib
 import re
@@ -7,7 +7,7 @@ from keras_llm.commands.console import as_json, table
 
 
 def run(options, task):
-    """Write a task as a SavedModel, and show its report."""
+    """Export a task as a SavedModel and print the report."""
     from keras_llm import export
 
     version = 1 if options.version is None else options.version
@@ -37,7 +37,7 @@ def run(options, task):
 
 
 def _rows(report):
-    """The report as rows of a table."""
+    """Return the report as rows of a table."""
     main = next(
         name
         for name, row in report["signatures"].items()
@@ -48,18 +48,18 @@ def _rows(report):
         [f"bytes: {part.replace('_', ' ')}", f"{size:,}"]
         for part, size in report["bytes_by_part"].items()
     ]
-    rows += [["bytes in all", f"{report['bytes']['total']:,}"]]
-    rows += [["weights are stored", report["weights"]]]
+    rows += [["bytes: total", f"{report['bytes']['total']:,}"]]
+    rows += [["weight storage", report["weights"]]]
     rows += [[f"parity: {k.replace('_', ' ')}", _shown(v)] for k, v in report["parity"].items()]
     for name in ("tokens_per_second", "texts_per_second"):
         if name in report:
             rows.append([name.replace("_", " "), f"{report[name]:,.0f}"])
     if not report["libraries"]:
-        rows.append(["ops outside TensorFlow's core", "none"])
+        rows.append(["ops outside core TensorFlow", "none"])
     for library, ops in report["libraries"].items():
         rows.append([f"ops to link from {library}", ", ".join(ops)])
     if report["xla"]:
-        rows.append(["XLA", "the server must have it switched on"])
+        rows.append(["XLA", "must be enabled in the server"])
     return rows + [["written", path] for path in report.get("serving_files", ())]
 
 
@@ -70,7 +70,7 @@ def _shown(value):
 
 
 def _tensors(specs):
-    """Names and types a line each; the entries of a cache as one."""
+    """Return one line per tensor with name and type; the cache tensors share one line per type."""
     lines, caches = [], {}
     for name, spec in specs.items():
         if re.fullmatch(r"[kv]_\d+", name):

@@ -1,4 +1,4 @@
-"""`keras-llm serve`."""
+"""Serve SavedModels locally: `keras-llm serve`."""
 
 import contextlib
 import ctypes
@@ -13,27 +13,27 @@ import tyro
 
 from keras_llm.commands.console import import_tensorflow
 from keras_llm.errors import InputError
-from keras_llm.export.local_server.options import ServerOptions
+from keras_llm.export.serving.server.options import ServerOptions
 
 
 @dataclasses.dataclass
 class Options(ServerOptions):
-    """Serve SavedModels as TensorFlow Serving does, on a laptop or in a test."""
+    """Serve SavedModels locally with the API of TensorFlow Serving."""
 
     base_path: tyro.conf.Positional[str] = ""
-    """Folder of a served model, with a folder for each version; short for --model_base_path."""
+    """Folder of a model with a subfolder per version; short for --model_base_path."""
 
 
 def run(options):
     if options.base_path:
         if options.model_base_path:
-            raise InputError("give the folder once: BASE_PATH or --model_base_path.")
+            raise InputError("BASE_PATH and --model_base_path cannot both be set.")
         options.model_base_path = options.base_path
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("keras_llm.serve").setLevel(logging.INFO)
     _share_heaps()
     import_tensorflow()
-    from keras_llm.export.local_server import LocalServer
+    from keras_llm.export.serving.server import LocalServer
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -41,26 +41,26 @@ def run(options):
     server = LocalServer(options)
     for name, versions in server.models().items():
         print(f"serving {name}, version {', '.join(map(str, versions))}", file=sys.stderr)
-    where = f"gRPC at {options.host}:{server.port}"
+    addresses = f"gRPC at {options.host}:{server.port}"
     if server.rest_api_port:
-        where += f", REST and a page at http://{options.host}:{server.rest_api_port}"
-    print(where, file=sys.stderr, flush=True)
+        addresses += f", REST and a page at http://{options.host}:{server.rest_api_port}"
+    print(addresses, file=sys.stderr, flush=True)
     stop.wait()
-    print("shutting down: answering what has come in", file=sys.stderr, flush=True)
+    print("shutting down: finishing pending requests", file=sys.stderr, flush=True)
     if not server.close():
-        print("requests still ran after the time of grace: they are cut off", file=sys.stderr)
+        print("requests still running after the grace period are aborted", file=sys.stderr)
         sys.stderr.flush()
-        os._exit(1)  # a graph that runs cannot be stopped, and Python would wait for it
+        os._exit(1)  # Python would wait for the running graph, which cannot be interrupted
 
 
 def _share_heaps():
-    """Have glibc's threads share two heaps, and give what is large back at once.
+    """Limit glibc to two heaps shared by all threads, and return large blocks immediately.
 
-    A heap keeps what its largest request took, and a heap for each thread, the default, keeps it
-    many times over.
+    A heap keeps the memory of its largest request. By default each thread has its own heap, which
+    multiplies this memory.
     """
-    most_arenas, mmap_threshold = -8, -3  # M_ARENA_MAX and M_MMAP_THRESHOLD of malloc.h
-    with contextlib.suppress(AttributeError, OSError):  # another C library
+    max_arenas, mmap_threshold = -8, -3  # M_ARENA_MAX and M_MMAP_THRESHOLD of malloc.h
+    with contextlib.suppress(AttributeError, OSError):  # C libraries other than glibc
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(most_arenas, 2)
+        mallopt(max_arenas, 2)
         mallopt(mmap_threshold, 2**20)

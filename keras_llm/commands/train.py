@@ -1,4 +1,4 @@
-"""`keras-llm train`; its options are those of the recipe."""
+"""Train a model with a recipe: `keras-llm train`. The options are those of the recipe."""
 
 import importlib
 
@@ -14,8 +14,8 @@ def run(options):
     held_out, baseline = metrics["held_out"], metrics[recipe.BASELINE]
     rows = [[name, _shown(v), _shown(baseline.get(name))] for name, v in held_out.items()]
     table(["held out", "model", recipe.BASELINE], rows)
-    following = recipe.NEXT[options.kind] if isinstance(recipe.NEXT, dict) else recipe.NEXT
-    print(f"next: {PROGRAM} {following.format(**vars(options))}")
+    next_command = recipe.NEXT[options.kind] if isinstance(recipe.NEXT, dict) else recipe.NEXT
+    print(f"next: {PROGRAM} {next_command.format(**vars(options))}")
 
 
 def _shown(value):

@@ -1,4 +1,4 @@
-"""From documents and tables to batches, deterministic by seed."""
+"""Turn documents and tables into training batches, deterministic by seed."""
 
 from keras_llm.data.batches import batch_plan, padded_dataset
 from keras_llm.data.chat import (
@@ -8,30 +8,30 @@ from keras_llm.data.chat import (
     preference_dataset,
     preference_examples,
 )
-from keras_llm.data.cleaning import clean_rows, without_contamination
-from keras_llm.data.conversations import (
+from keras_llm.data.cleaning.filters import clean_rows, without_contamination
+from keras_llm.data.cleaning.near_duplicates import contamination, without_near_duplicates
+from keras_llm.data.cleaning.pii import scrub, scrub_texts
+from keras_llm.data.infilling import infilling_dataset
+from keras_llm.data.masking import masked_dataset, text_tokens
+from keras_llm.data.packing import encode_documents, packed_dataset, steps_per_epoch, windows
+from keras_llm.data.readers.conversations import (
     Preference,
     conversation,
     preference,
     read_conversations,
     read_preferences,
 )
-from keras_llm.data.infilling import infilling_dataset
-from keras_llm.data.masking import masked_dataset, text_tokens
-from keras_llm.data.near_duplicates import contamination, without_near_duplicates
-from keras_llm.data.packing import encode_documents, packed_dataset, steps_per_epoch, windows
-from keras_llm.data.records import read_records, unread_files
-from keras_llm.data.scrubbing import scrub, scrub_texts
-from keras_llm.data.sentence_pairs import SentencePairs, sentence_pair_dataset, sentence_pairs
-from keras_llm.data.span_corruption import span_corruption_dataset
-from keras_llm.data.streaming import StreamedDocuments, split_stream
-from keras_llm.data.text import (
+from keras_llm.data.readers.records import read_records, unread_files
+from keras_llm.data.readers.streaming import StreamedDocuments, split_stream
+from keras_llm.data.readers.text import (
     read_texts,
     shuffle_documents,
     split_documents,
     split_rows,
     stream_texts,
 )
+from keras_llm.data.sentence_pairs import SentencePairs, sentence_pair_dataset, sentence_pairs
+from keras_llm.data.span_corruption import span_corruption_dataset
 from keras_llm.data.word_context import (
     cooccurrence_dataset,
     cooccurrences,

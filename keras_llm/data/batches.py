@@ -1,33 +1,41 @@
-"""Rows of unequal length to padded batches, like lengths together, deterministic by seed."""
+"""Batch rows of unequal length by similar length with padding, deterministic by seed."""
+
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
 
 from keras_llm.errors import InputError
+from keras_llm.types import Dataset, Tensor
 
 _POOL = 32  # batches whose rows are sorted by length together
-_STEP = 32  # tokens between two lengths of batches on JAX
+_STEP = 32  # batch lengths on JAX are multiples of this
 
 
-def batch_plan(lengths, batch_size, epochs=1, seed=None):
-    """Which rows go into each batch.
+def batch_plan(
+    lengths: Sequence[int] | np.ndarray | Sequence[Sequence[int]] | Sequence[np.ndarray],
+    batch_size: int,
+    epochs: int = 1,
+    seed: int | None = None,
+) -> np.ndarray | list[np.ndarray]:
+    """Assign rows to batches.
 
     With a seed, each epoch shuffles the rows, sorts them by length within pools of 32 batches, and
-    shuffles the batches: a pure function of (seed, epoch, step). Rows that do not fill a last
-    batch wait for another epoch. Without a seed, all rows are sorted by length, and the last
-    batch may be smaller.
+    shuffles the batches. The result is a pure function of (seed, epoch, step). Rows that do not
+    fill a last batch are skipped in that epoch. Without a seed, all rows are sorted by length, and
+    the last batch may be smaller.
 
     Args:
-        lengths: int array (N,), or several of them as a list, the first compared first.
+        lengths: int array (N,), or a list of several such arrays, sort keys in order of priority.
         batch_size: int > 0. B.
         epochs: int > 0.
-        seed: int >= 0, or None.
+        seed: int >= 0, or None for no shuffling.
 
     Returns:
-        Int array (epochs * steps, B) with a seed, else a list of int arrays of B or fewer.
+        Int array (epochs * steps, B) with a seed, else a list of int arrays of at most B rows.
 
     Raises:
-        InputError: with a seed, if there are fewer rows than a batch has.
+        InputError: with a seed, if there are fewer rows than `batch_size`.
     """
     keys = np.atleast_2d(np.asarray(lengths))
     count = keys.shape[1]
@@ -40,19 +48,23 @@ def batch_plan(lengths, batch_size, epochs=1, seed=None):
     return np.concatenate([_epoch(keys, batch_size, steps, (seed, e)) for e in range(epochs)])
 
 
-def padded_dataset(columns, plan, pad_id=0):
-    """Batches of rows, padded on the right.
+def padded_dataset(
+    columns: Mapping[str, list[list[int]] | np.ndarray],
+    plan: np.ndarray | list[np.ndarray],
+    pad_id: int | dict[str, int] = 0,
+) -> Dataset:
+    """Create batches of rows that are padded on the right.
 
     Args:
-        columns: dict from a name to N rows: lists of ints of any length, or an array (N, ...).
+        columns: dict of name to N rows: lists of ints of any length, or an array (N, ...).
         plan: from `batch_plan`.
-        pad_id: int, or a dict from a name to one, what fills up rows of ints.
+        pad_id: int, or a dict of name to int, that pads rows of ints.
 
     Returns:
-        `tf.data.Dataset` of `len(plan)` dicts. A column of lists gives int32 (B, T) under its
-        name, T the longest of the batch, and int32 (B,) under `<name>_length`. A column that is
-        an array gives (B, ...). On Keras's JAX backend, which compiles every shape anew, T is
-        rounded up to a multiple of 32, but not beyond the longest row of all.
+        `tf.data.Dataset` of `len(plan)` dicts. A column of lists yields int32 (B, T) under its
+        name, where T is the longest length in the batch, and int32 (B,) under `<name>_length`. A
+        column that is an array yields (B, ...). On Keras's JAX backend, which compiles each shape
+        separately, T is rounded up to a multiple of 32, but at most to the longest row of all.
     """
     import tensorflow as tf
 
@@ -62,21 +74,21 @@ def padded_dataset(columns, plan, pad_id=0):
 
     def batch(step):
         rows = batches[step]
-        found = {name: tf.gather(array, rows) for name, array in arrays.items()}
+        batch_columns = {name: tf.gather(array, rows) for name, array in arrays.items()}
         for name, tensor in ragged.items():
             picked = tf.gather(tensor, rows)
             fill = pad_id[name] if isinstance(pad_id, dict) else pad_id
-            found[name] = picked.to_tensor(fill)
+            batch_columns[name] = picked.to_tensor(fill)
             if keras.backend.backend() == "jax":
                 length = picked.bounding_shape(axis=1)
                 width = tf.minimum(-(-length // _STEP) * _STEP, tensor.bounding_shape(axis=1))
-                more = [[0, 0], [0, width - length]]
-                found[name] = tf.pad(found[name], more, constant_values=fill)
-            found[f"{name}_length"] = tf.cast(picked.row_lengths(), tf.int32)
-        return found
+                padding = [[0, 0], [0, width - length]]
+                batch_columns[name] = tf.pad(batch_columns[name], padding, constant_values=fill)
+            batch_columns[f"{name}_length"] = tf.cast(picked.row_lengths(), tf.int32)
+        return batch_columns
 
     dataset = tf.data.Dataset.range(len(plan)).map(batch, num_parallel_calls=2, deterministic=True)
-    # The parallelism is fixed: autotuning would only make short runs wait for its thread.
+    # The parallelism is fixed: autotuning would make short runs wait for its thread.
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.prefetch(2).with_options(options)
@@ -92,8 +104,8 @@ def _epoch(keys, batch_size, steps, seed):
     return random.permutation(np.concatenate(pools).reshape(steps, batch_size))
 
 
-def ragged_rows(rows):
-    """Lists of ints as a `tf.RaggedTensor` int32 (N, None)."""
+def ragged_rows(rows: Sequence[Sequence[int] | np.ndarray]) -> Tensor:
+    """Convert lists of ints to an int32 `tf.RaggedTensor` (N, None)."""
     import tensorflow as tf
 
     lengths = np.array([len(row) for row in rows], "int64")

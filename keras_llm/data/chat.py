@@ -1,51 +1,62 @@
-"""Conversations to batches in which only what the assistant says is learned."""
+"""Turn conversations into batches whose loss covers only the assistant's messages."""
 
 import collections
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
 
 from keras_llm.data.batches import batch_plan, padded_dataset
+from keras_llm.data.readers.conversations import Preference
 from keras_llm.errors import InputError
+from keras_llm.tokenizers import ChatTemplate, Tokenizer
+from keras_llm.types import JSON, Dataset
 
 
 class ChatExample(NamedTuple):
-    """A conversation as tokens.
+    """A tokenized conversation.
 
     Attributes:
         token_ids: list of int (N,).
-        learned: list of int (N,), 1 for tokens that count in the loss, else 0.
+        learned: list of int (N,), 1 for tokens that count in the loss, otherwise 0.
     """
 
-    token_ids: list
-    learned: list
+    token_ids: list[int]
+    learned: list[int]
 
 
-def chat_examples(conversations, template, tokenizer, max_length, end_token_ids=()):
-    """Write conversations by a template, and mark what the assistant says.
+def chat_examples(
+    conversations: list[list[JSON]],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    max_length: int,
+    end_token_ids: Collection[int] = (),
+) -> tuple[list[ChatExample], dict[str, int]]:
+    """Render conversations with a template and mark the assistant's messages.
 
-    Learned are the tokens that the model would have to generate: the text of each assistant's
-    message and the token that ends its turn, not what the template writes before and after (see
-    `tokenizers.ChatTemplate.parts`). No token is partly learned: the text is cut where an answer
-    begins and ends, and tokens across the cut are not made.
+    The loss covers the tokens that the model has to generate: the text of each assistant message
+    and the token that ends its turn, but not the text that the template adds around it (see
+    `tokenizers.ChatTemplate.parts`). The text is split at the start and end of each answer before
+    tokenization, so that no token is partly in the loss.
 
     Args:
         conversations: list of lists of messages, as from `read_conversations`.
         template: `tokenizers.ChatTemplate`, e.g. `task.chat_template`.
         tokenizer: `tokenizers.Tokenizer`.
-        max_length: int > 1. Of a longer conversation the first turns are kept that fit.
-        end_token_ids: ints, the tokens that may end a turn, e.g. `task.end_token_ids`. Without
-            one in an answer all that the template writes of it is learned.
+        max_length: int > 1. Longer conversations keep only the first turns that fit.
+        end_token_ids: ints, the tokens that may end a turn, e.g. `task.end_token_ids`. If an
+            answer has none of them, all text that the template renders for it is learned.
 
     Returns:
-        A list of `ChatExample`, which end with the last learned token; and a dict of how many
-        conversations were left out or cut, by reason.
+        A list of `ChatExample`, which end with the last learned token; and a dict of the number of
+        conversations that were dropped or shortened, by reason.
 
     Raises:
-        InputError: if the template refuses a conversation, or does not tell what the assistant
-            says; naming which.
+        InputError: if the template rejects a conversation or does not show what the assistant
+            says; the message names the conversation.
     """
-    examples, dropped = [], collections.Counter()
+    examples: list[ChatExample] = []
+    dropped: collections.Counter[str] = collections.Counter()
     for number, messages in enumerate(conversations, 1):
         if _spells_special(messages, tokenizer):
             dropped["spells a special token"] += 1
@@ -60,22 +71,29 @@ def chat_examples(conversations, template, tokenizer, max_length, end_token_ids=
     return examples, {reason: count for reason, count in dropped.items() if count}
 
 
-def preference_examples(preferences, template, tokenizer, max_length, end_token_ids=()):
-    """Pairs of conversations that differ in the last answer, which alone is learned.
+def preference_examples(
+    preferences: list[Preference],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    max_length: int,
+    end_token_ids: Collection[int] = (),
+) -> tuple[list[tuple[ChatExample, ChatExample]], dict[str, int]]:
+    """Tokenize pairs of conversations that differ in the last answer, the only learned part.
 
     Args:
         preferences: list of `Preference`.
-        template, tokenizer, end_token_ids: as of `chat_examples`.
-        max_length: int > 1. Pairs of which one is longer are left out.
+        template, tokenizer, end_token_ids: see `chat_examples`.
+        max_length: int > 1. Pairs with a longer conversation are dropped.
 
     Returns:
-        A list of pairs of `ChatExample`, the chosen first; and a dict of how many pairs were left
-        out, by reason.
+        A list of pairs of `ChatExample`, the chosen one first; and a dict of the number of dropped
+        pairs, by reason.
 
     Raises:
-        InputError: as of `chat_examples`.
+        InputError: see `chat_examples`.
     """
-    pairs, dropped = [], collections.Counter()
+    dropped: collections.Counter[str] = collections.Counter()
+    pairs = []
     for number, (messages, *answers) in enumerate(preferences, 1):
         both = [[*messages, {"role": "assistant", "content": text}] for text in answers]
         if any(_spells_special(conversation, tokenizer) for conversation in both):
@@ -92,44 +110,57 @@ def preference_examples(preferences, template, tokenizer, max_length, end_token_
     return pairs, dict(dropped)
 
 
-def chat_dataset(examples, batch_size, pad_id, epochs=1, seed=None):
-    """Batches of conversations, like lengths together.
+def chat_dataset(
+    examples: list[ChatExample],
+    batch_size: int,
+    pad_id: int,
+    epochs: int = 1,
+    seed: int | None = None,
+) -> Dataset:
+    """Create batches of conversations of similar length.
 
     Args:
         examples: list of `ChatExample`.
         batch_size: int > 0. B.
         pad_id: int.
-        epochs, seed: as of `batch_plan`.
+        epochs, seed: see `batch_plan`.
 
     Returns:
-        `tf.data.Dataset` of token ids, targets one to the right, int32 (B, T), and their weights,
-        float32 (B, T), 1 where a target is learned: for `training.LanguageModelTrainer`.
+        `tf.data.Dataset` of token ids and targets shifted by one, int32 (B, T), and weights,
+        float32 (B, T), 1 for learned targets: the input of `training.LanguageModelTrainer`.
 
     Raises:
-        InputError: with a seed, if there are fewer examples than a batch has.
+        InputError: with a seed, if there are fewer examples than `batch_size`.
     """
     plan = batch_plan([len(example.token_ids) for example in examples], batch_size, epochs, seed)
     return _padded(examples, plan, pad_id).map(lambda batch: _three(batch, batch["ids"]))
 
 
-def preference_dataset(pairs, batch_size, pad_id, reference=None, epochs=1, seed=None):
-    """Batches of pairs, like lengths together.
+def preference_dataset(
+    pairs: list[tuple[ChatExample, ChatExample]],
+    batch_size: int,
+    pad_id: int,
+    reference: np.ndarray | None = None,
+    epochs: int = 1,
+    seed: int | None = None,
+) -> Dataset:
+    """Create batches of pairs of similar length.
 
     Args:
         pairs: list of pairs of `ChatExample`, the preferred one first.
-        batch_size: int > 0, pairs in a batch. B.
+        batch_size: int > 0, pairs per batch. B.
         pad_id: int.
         reference: float array (N, 2), the log-probabilities of the learned tokens of each pair
             under a reference model (see `training.log_probabilities`), or None.
-        epochs, seed: as of `batch_plan`.
+        epochs, seed: see `batch_plan`.
 
     Returns:
-        `tf.data.Dataset` as of `chat_dataset`, of shape (B, 2, T), of each pair the chosen answer
-        and then the rejected one. Its first part is a dict of `token_ids` (B, 2, T) and, if given,
-        `reference` float32 (B, 2): for `training.PreferenceTrainer`.
+        `tf.data.Dataset` as from `chat_dataset`, with shapes (B, 2, T): the chosen and then the
+        rejected answer of each pair. Its first element is a dict of `token_ids` (B, 2, T) and, if
+        given, `reference` float32 (B, 2): the input of `training.PreferenceTrainer`.
 
     Raises:
-        InputError: with a seed, if there are fewer pairs than a batch has.
+        InputError: with a seed, if there are fewer pairs than `batch_size`.
     """
     rows = [example for pair in pairs for example in pair]
     plan = batch_plan(
@@ -151,7 +182,7 @@ def preference_dataset(pairs, batch_size, pad_id, reference=None, epochs=1, seed
 
 
 def _in_pairs(*parts):
-    """Tensors (2 B, ...) -> (B, 2, ...)."""
+    """Reshape tensors (2 B, ...) to (B, 2, ...)."""
     import tensorflow as tf
 
     def paired(rows):
@@ -177,7 +208,7 @@ def _three(batch, inputs):
 
 
 def _encode(messages, template, tokenizer, end_token_ids, number):
-    """Token ids, and the spans (begin, end) of them that are answers."""
+    """Return token ids, and the spans (begin, end) of the answers in them."""
     try:
         parts = template.parts(messages)
     except InputError as error:
@@ -185,8 +216,8 @@ def _encode(messages, template, tokenizer, end_token_ids, number):
     ids, text, spans = [], "", []
     for part, is_answer in parts:
         whole = tokenizer.encode(text + part, parse_special=True)
-        apart = whole[: len(ids)] != ids  # a token across the cut
-        new = tokenizer.encode(part, parse_special=True) if apart else whole[len(ids) :]
+        crosses = whole[: len(ids)] != ids  # a token crosses the boundary
+        new = tokenizer.encode(part, parse_special=True) if crosses else whole[len(ids) :]
         if is_answer:
             ends = [place for place, index in enumerate(new, 1) if index in end_token_ids]
             spans.append((len(ids), len(ids) + (ends[-1] if ends else len(new))))

@@ -1,47 +1,51 @@
-"""Fill-in-the-middle: windows told in another order, so that a causal model learns to fill gaps."""
+"""Rearrange windows for fill-in-the-middle training of causal models."""
+
+from collections.abc import Sequence
+
+import numpy as np
 
 from keras_llm.data.packing import packed_dataset
 from keras_llm.errors import InputError
+from keras_llm.types import Dataset
 
-_ADDED = 4  # the three sentinels and an end token
+_ADDED = 4  # three sentinels and an end token
 
 
 def infilling_dataset(
-    token_ids,
-    sentinels,
-    sequence_length,
-    batch_size,
-    bos_id,
-    eos_id,
-    pad_id,
-    epochs=1,
-    seed=0,
-    shuffle=True,
-    rate=0.5,
-):
-    """Windows of a stream of token ids, some of which tell their middle last.
+    token_ids: np.ndarray,
+    sentinels: Sequence[int],
+    sequence_length: int,
+    batch_size: int,
+    bos_id: int,
+    eos_id: int,
+    pad_id: int,
+    epochs: int = 1,
+    seed: int = 0,
+    shuffle: bool = True,
+    rate: float = 0.5,
+) -> Dataset:
+    """Create windows of a stream of token ids, some of them with their middle moved to the end.
 
-    In a window that is chosen, the longest stretch of one document is cut at two places drawn
-    evenly, and becomes `<prefix> a <suffix> c <middle> b <end>` of what was `a b c`; the rest of
-    the window stays around it. Other windows stay as they are. No loss is put on predicting a
-    sentinel, which is always given, or a begin token. All draws are a pure function of (seed,
-    epoch, step).
+    In a selected window, the longest span of a single document is split at two uniformly drawn
+    places, and `a b c` becomes `<prefix> a <suffix> c <middle> b <end>`; the rest of the window
+    stays around it. Other windows are unchanged. The loss ignores sentinels, which are always
+    given, and begin tokens. All random draws are a pure function of (seed, epoch, step).
 
     Args:
         token_ids: int array (N,) from `encode_documents`, in memory or an `np.memmap`.
-        sentinels: three ints, the tokens before prefix, suffix and middle, see
+        sentinels: three ints, the prefix, suffix and middle tokens, see
             `tokenizers.infilling_tokens`.
         sequence_length: int > 3. T.
         batch_size: int > 0. B.
         bos_id, eos_id: int, the begin and the end token.
-        pad_id: int, the target to ignore, and what fills up windows that are not chosen.
-        epochs: int > 0. The data set holds this many passes.
+        pad_id: int, the target to ignore and the padding of unselected windows.
+        epochs: int > 0. Number of passes in the dataset.
         seed: int >= 0.
-        shuffle: bool. Whether each epoch visits the windows in an order of its own.
-        rate: float in [0, 1], the share of windows that is chosen.
+        shuffle: bool. Whether each epoch shuffles the windows.
+        rate: float in [0, 1], the share of selected windows.
 
     Returns:
-        `tf.data.Dataset` of pairs of int32 tensors (B, T): inputs, and targets one to the right.
+        `tf.data.Dataset` of pairs of int32 tensors (B, T): inputs, and targets shifted by one.
 
     Raises:
         InputError: if an argument is out of range, or the stream is shorter than one batch.
@@ -58,13 +62,13 @@ def infilling_dataset(
         raise InputError(f"`sentinels` must be three token ids, got {sentinels!r}.")
     room = sequence_length + 1 - _ADDED
     if room < 1:
-        raise InputError(f"`sequence_length` of {sequence_length} leaves no room for text.")
+        raise InputError(f"`sequence_length` of {sequence_length} has no room for text.")
     windows = packed_dataset(
         token_ids, room, batch_size, -1, pad_id, epochs, seed if shuffle else None
     )
-    given = tf.constant([bos_id, *sentinels])
+    ignored_ids = tf.constant([bos_id, *sentinels])
 
-    def told(step, batch):
+    def rearranged(step, batch):
         ids = batch[0]
         seeds = tf.random.experimental.stateless_split(tf.stack([tf.cast(seed, tf.int64), step]), 2)
         begin, end = _longest_text((ids != bos_id) & (ids != eos_id))
@@ -74,17 +78,17 @@ def infilling_dataset(
         cuts = begin[:, tf.newaxis] + tf.cast(draws * length[:, tf.newaxis], tf.int32)
         cuts = tf.sort(tf.minimum(cuts, end[:, tf.newaxis]), axis=1)
         moved = _moved(ids, begin, cuts[:, 0], cuts[:, 1], end, [*sentinels, eos_id], pad_id)
-        stayed = tf.pad(ids, [[0, 0], [0, _ADDED]], constant_values=pad_id)
-        ids = tf.where((chosen & (end > begin))[:, tf.newaxis], moved, stayed)
+        unchanged = tf.pad(ids, [[0, 0], [0, _ADDED]], constant_values=pad_id)
+        ids = tf.where((chosen & (end > begin))[:, tf.newaxis], moved, unchanged)
         targets = ids[:, 1:]
-        ignored = tf.reduce_any(targets[..., tf.newaxis] == given, axis=-1)
+        ignored = tf.reduce_any(targets[..., tf.newaxis] == ignored_ids, axis=-1)
         return ids[:, :-1], tf.where(ignored, pad_id, targets)
 
-    return windows.enumerate().map(told, num_parallel_calls=2, deterministic=True).prefetch(2)
+    return windows.enumerate().map(rearranged, num_parallel_calls=2, deterministic=True).prefetch(2)
 
 
 def _longest_text(is_text):
-    """Where the longest run of True in each row begins and ends, bool (B, R) -> two int32 (B,)."""
+    """Return the start and end of the longest run of True per row, bool (B, R) -> int32 (B,)."""
     import tensorflow as tf
 
     rows, size = tf.shape(is_text)[0], tf.shape(is_text)[1]
@@ -97,7 +101,7 @@ def _longest_text(is_text):
 
 
 def _moved(ids, begin, first, second, end, added, pad_id):
-    """Rows (B, R) with `[begin, end)` told as prefix, suffix, middle: int32 (B, R + 4)."""
+    """Rearrange `[begin, end)` of rows (B, R) as prefix, suffix, middle: int32 (B, R + 4)."""
     import tensorflow as tf
 
     shape = tf.shape(ids)
@@ -105,7 +109,7 @@ def _moved(ids, begin, first, second, end, added, pad_id):
     places = tf.range(shape[1])[tf.newaxis]
     padded = tf.pad(ids, [[0, 0], [0, 1]], constant_values=-1)
     has_end = tf.gather(padded, end[:, 0], batch_dims=1)[:, tf.newaxis] == added[-1]
-    shift = tf.where(has_end, _ADDED - 1, _ADDED)  # an end token that is there serves
+    shift = tf.where(has_end, _ADDED - 1, _ADDED)  # reuse an existing end token
     shift = tf.where(places < end, 2 - (second - first), shift)
     shift = tf.where(places < second, 3 + end - second, shift)
     shift = tf.where(places < first, 1, shift)

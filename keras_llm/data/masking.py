@@ -1,57 +1,60 @@
-"""Masked language modelling: which tokens are hidden is drawn anew each time they are seen."""
+"""Create masked language modeling batches; masks are drawn independently each epoch."""
+
+from collections.abc import Callable
 
 import numpy as np
 
 from keras_llm.data.packing import packed_dataset, without_token
 from keras_llm.errors import InputError
-from keras_llm.tokenizers import WordPiece, gaps
+from keras_llm.tokenizers import Tokenizer, WordPiece, mask_filling
 from keras_llm.tokenizers.word_piece import PREFIX
+from keras_llm.types import Dataset, Tensor
 
-_KEPT, _RANDOM = 0.1, 0.1  # of the tokens that are chosen; the others become the mask token
+_KEPT, _RANDOM = 0.1, 0.1  # shares of the selected tokens; the others become the mask token
 
 
 def masked_dataset(
-    token_ids,
-    tokenizer,
-    sequence_length,
-    batch_size,
-    epochs=1,
-    seed=0,
-    shuffle=True,
-    rate=0.15,
-    whole_words=True,
-):
-    """Windows of a stream of token ids, some of which are to be guessed.
+    token_ids: np.ndarray,
+    tokenizer: Tokenizer,
+    sequence_length: int,
+    batch_size: int,
+    epochs: int = 1,
+    seed: int = 0,
+    shuffle: bool = True,
+    rate: float = 0.15,
+    whole_words: bool = True,
+) -> Dataset:
+    """Create windows of a stream of token ids with masked tokens to predict.
 
-    A window stands between the begin and the end token. Each word (or, without `whole_words`,
-    each token) of it is chosen with probability `rate`; of the chosen tokens 80 % become the mask
-    token, 10 % a token drawn from the vocabulary, and 10 % stay. Special tokens are never chosen.
-    All draws are a pure function of (seed, epoch, step).
+    Each window is framed by the begin and the end token. Each word (or, without `whole_words`,
+    each token) in it is selected with probability `rate`. Of the selected tokens, 80 % become the
+    mask token, 10 % a random token of the vocabulary, and 10 % stay unchanged. Special tokens are
+    never selected. All random draws are a pure function of (seed, epoch, step).
 
     Args:
         token_ids: int array (N,) from `encode_documents`, in memory or an `np.memmap`.
         tokenizer: a `tokenizers.Tokenizer` with a mask token.
-        sequence_length: int > 2. T, the begin and end token included.
+        sequence_length: int > 2. T, including the begin and end token.
         batch_size: int > 0. B.
-        epochs: int > 0. The data set holds this many passes.
+        epochs: int > 0. Number of passes in the dataset.
         seed: int >= 0.
-        shuffle: bool. Whether each epoch visits the windows in an order of its own.
-        rate: float in (0, 1).
-        whole_words: bool. Whether the tokens of a word are chosen together.
+        shuffle: bool. Whether each epoch shuffles the windows.
+        rate: float in (0, 1), the selection probability.
+        whole_words: bool. Whether the tokens of a word are selected together.
 
     Returns:
         `tf.data.Dataset` of pairs. The first is a dict of `token_ids` int32 (B, T),
-        `padding_mask` bool (B, T), all True, and `mask_positions` int32 (B, M), where the chosen
-        tokens stand; M is the most of any row. The second is int32 (B, M), what stood there, and
-        the padding id where a row has fewer.
+        `padding_mask` bool (B, T), all True, and `mask_positions` int32 (B, M), the positions of
+        the selected tokens, where M is the maximum per row in the batch. The second is int32
+        (B, M), the original tokens, padded with the padding id.
 
     Raises:
         InputError: if an argument is out of range, the tokenizer has no mask token, or the stream
             is shorter than one batch.
 
     Reference:
-        Devlin et al., 2018, "BERT", section 3.1 and appendix A.1; whole words as in its later
-        release.
+        Devlin et al., 2018, "BERT", section 3.1 and appendix A.1; whole-word masking as in its
+        later release.
     """
     import tensorflow as tf
 
@@ -60,7 +63,7 @@ def masked_dataset(
     end = [tokenizer.eos_id] if tokenizer.eos_id >= 0 else []
     room = sequence_length - len(begin) - len(end)
     if room < 1:
-        raise InputError(f"`sequence_length` of {sequence_length} leaves no room for text.")
+        raise InputError(f"`sequence_length` of {sequence_length} has no room for text.")
     stream = without_token(token_ids, tokenizer.bos_id) if begin else token_ids
     windows = packed_dataset(
         stream, room, batch_size, -1, tokenizer.pad_id, epochs, seed if shuffle else None
@@ -75,12 +78,16 @@ def masked_dataset(
     return windows.enumerate().map(masked, num_parallel_calls=2, deterministic=True).prefetch(2)
 
 
-def hider(caller, tokenizer, rate, whole_words):
-    """What hides words: a function from token ids int32 (B, T) and a seed (2,) to a dict of
-    `token_ids` and `mask_positions`, and the targets, as of `masked_dataset`.
+def hider(
+    caller: str, tokenizer: Tokenizer, rate: float, whole_words: bool
+) -> Callable[[Tensor, Tensor], tuple[dict[str, Tensor], Tensor]]:
+    """Return a function that masks words.
+
+    It maps token ids int32 (B, T) and a seed (2,) to a dict of `token_ids` and `mask_positions`,
+    and the targets, as in `masked_dataset`.
 
     Raises:
-        InputError: if the rate is out of range, or the tokenizer has no mask token.
+        InputError: if `rate` is out of range, or the tokenizer has no mask token.
     """
     import tensorflow as tf
 
@@ -116,20 +123,20 @@ def hider(caller, tokenizer, rate, whole_words):
     return hide
 
 
-def text_tokens(tokenizer):
-    """What the tokens of a vocabulary are.
+def text_tokens(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Return which tokens of a vocabulary are text and which start a word.
 
     Args:
         tokenizer: a `tokenizers.Tokenizer`.
 
     Returns:
-        Two bool arrays (V,): whether each token is text, not special; and whether it begins a
+        Two bool arrays (V,): whether each token is text, not special; and whether it starts a
         word.
     """
-    filled = list(gaps.fillings(tokenizer))
-    is_text = np.array([bool(text) for text, _ in filled])
+    spellings = list(mask_filling.spellings(tokenizer))
+    is_text = np.array([bool(text) for text, _ in spellings])
     if isinstance(tokenizer, WordPiece):
         is_start = [not piece.startswith(PREFIX) for piece in tokenizer.vocabulary]
     else:
-        is_start = [not joins for _, joins in filled]
+        is_start = [not continues for _, continues in spellings]
     return is_text, np.array(is_start)

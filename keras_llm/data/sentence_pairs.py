@@ -1,7 +1,8 @@
-"""Pairs of passages: does the second follow the first? With hidden words, as BERT is trained."""
+"""Create next-sentence prediction batches with masked words, as in BERT pre-training."""
 
 import itertools
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,80 +10,92 @@ import numpy as np
 from keras_llm.data.batches import ragged_rows
 from keras_llm.data.masking import hider
 from keras_llm.errors import InputError
+from keras_llm.tokenizers import Tokenizer
+from keras_llm.types import Dataset
 
 _END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\s*\n\s*")
 
 
 class SentencePairs(NamedTuple):
-    """Passages of whole sentences that follow each other.
+    """Pairs of consecutive passages of whole sentences.
 
     Attributes:
         first, second: lists of N lists of token ids.
-        document: int array (N,), of which document a pair is; ascending.
+        document: int array (N,), the document index of each pair; ascending.
     """
 
-    first: list
-    second: list
-    document: object
+    first: list[list[int]]
+    second: list[list[int]]
+    document: np.ndarray
 
 
-def sentence_pairs(documents, tokenizer, sequence_length):
-    """Cut documents into pairs of passages.
+def sentence_pairs(
+    documents: Iterable[str], tokenizer: Tokenizer, sequence_length: int
+) -> SentencePairs:
+    """Split documents into pairs of passages.
 
-    A passage takes as many sentences as fit into half of a row; a longer sentence is cut. Passages
-    are paired as they come; a last one is halved, or left out if it is one sentence.
+    A passage takes as many sentences as fit into half a row; a longer sentence is split.
+    Consecutive passages form pairs. A remaining passage is halved, or dropped if it is a single
+    sentence.
 
     Args:
         documents: list of str.
         tokenizer: a `tokenizers.Tokenizer` with a begin and an end token.
-        sequence_length: int > 4. T, of a row `begin first end second end`.
+        sequence_length: int > 4. T, the length of a row `begin first end second end`.
 
     Returns:
         `SentencePairs`.
 
     Raises:
-        InputError: if the tokenizer has no such tokens, a row no room, or fewer than two documents
-            have a pair.
+        InputError: if the tokenizer has no begin or end token, `sequence_length` is too small, or
+            fewer than two documents have a pair.
     """
     if min(tokenizer.bos_id, tokenizer.eos_id) < 0:
-        raise InputError("sentence_pairs: `tokenizer` has no begin and end token.")
+        raise InputError("sentence_pairs: `tokenizer` must have a begin and an end token.")
     room = (sequence_length - 3) // 2
     if room < 1:
-        raise InputError(f"`sequence_length` of {sequence_length} leaves no room for two texts.")
+        raise InputError(f"`sequence_length` of {sequence_length} has no room for two texts.")
     pairs, owners = [], []
     for number, document in enumerate(documents):
         sentences = [text for text in _END.split(document) if text and text.strip()]
         rows = tokenizer.encode_batch(sentences) if sentences else []
-        found = _paired(_passages(rows, room))
-        pairs += found
-        owners += [number] * len(found)
+        document_pairs = _paired(_passages(rows, room))
+        pairs += document_pairs
+        owners += [number] * len(document_pairs)
     if len(set(owners)) < 2:
-        raise InputError("sentence_pairs: at least two documents of several sentences are needed.")
+        raise InputError("sentence_pairs: at least two documents need several sentences.")
     first, second = map(list, zip(*pairs, strict=True))
     return SentencePairs(first, second, np.array(owners))
 
 
 def sentence_pair_dataset(
-    pairs, tokenizer, batch_size, epochs=1, seed=0, shuffle=True, rate=0.15, whole_words=True
-):
-    """Rows of two passages, the second of another document in half of them.
+    pairs: SentencePairs,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    epochs: int = 1,
+    seed: int = 0,
+    shuffle: bool = True,
+    rate: float = 0.15,
+    whole_words: bool = True,
+) -> Dataset:
+    """Create rows of two passages; in half of them, the second comes from another document.
 
-    Words are hidden as by `masked_dataset`. All draws, also which passages are exchanged, are a
-    pure function of (seed, epoch, step).
+    Words are masked as in `masked_dataset`. All random draws are a pure function of (seed, epoch,
+    step).
 
     Args:
         pairs: `SentencePairs`.
-        tokenizer, epochs, seed, shuffle, rate, whole_words: as of `masked_dataset`.
+        tokenizer, epochs, seed, shuffle, rate, whole_words: see `masked_dataset`.
         batch_size: int > 0. B.
 
     Returns:
         `tf.data.Dataset` of `epochs * (N // B)` pairs. The first is a dict of `token_ids` and
         `segment_ids`, int32 (B, T), `padding_mask`, bool (B, T), and `mask_positions`, int32
-        (B, M). The second is a dict of `tokens`, int32 (B, M), what stood there, and
-        `next_sentence`, int32 (B,), 0 where the second passage follows and 1 where it does not.
+        (B, M). The second is a dict of `tokens`, int32 (B, M), the original tokens, and
+        `next_sentence`, int32 (B,), 0 if the second passage follows the first and 1 otherwise.
 
     Raises:
-        InputError: if an argument is out of range, or there are fewer pairs than a batch has.
+        InputError: if an argument is out of range, or there are fewer pairs than `batch_size`.
 
     Reference:
         Devlin et al., 2018, "BERT", section 3.1, task 2.
@@ -110,7 +123,7 @@ def sentence_pair_dataset(
         seeds = tf.random.experimental.stateless_split(place, 3)
         follows = tf.random.stateless_uniform([batch_size], seeds[0]) < 0.5
         begin, size = tf.gather(begins, rows), tf.gather(sizes, rows)
-        # One of the pairs of other documents, each as likely.
+        # Draw uniformly among the pairs of other documents.
         draws = tf.random.stateless_uniform([batch_size], seeds[1], dtype=tf.float64)
         other = tf.cast(draws * tf.cast(count - size, tf.float64), tf.int64)
         other = tf.where(other < begin, other, other + size)
@@ -119,10 +132,10 @@ def sentence_pair_dataset(
         whole = tf.concat([head, _framed(tail, None, tokenizer.eos_id)], axis=1)
         ids = whole.to_tensor(tokenizer.pad_id)
         places = tf.range(tf.shape(ids)[1], dtype=tf.int64)[tf.newaxis]
-        known = places < whole.row_lengths()[:, tf.newaxis]
-        is_second = (places >= head.row_lengths()[:, tf.newaxis]) & known
+        is_token = places < whole.row_lengths()[:, tf.newaxis]
+        is_second = (places >= head.row_lengths()[:, tf.newaxis]) & is_token
         inputs, tokens = hide(ids, seeds[2])
-        inputs |= {"padding_mask": known, "segment_ids": tf.cast(is_second, tf.int32)}
+        inputs |= {"padding_mask": is_token, "segment_ids": tf.cast(is_second, tf.int32)}
         return inputs, {"tokens": tokens, "next_sentence": tf.cast(~follows, tf.int32)}
 
     dataset = tf.data.Dataset.range(epochs * steps)
@@ -130,7 +143,7 @@ def sentence_pair_dataset(
 
 
 def _passages(sentences, room):
-    """Lists of sentences that have no more than `room` tokens together."""
+    """Group sentences into passages of at most `room` tokens."""
     passages, size = [], room
     for ids in sentences:
         for part in (ids[begin : begin + room] for begin in range(0, len(ids), room)):

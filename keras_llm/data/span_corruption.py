@@ -1,48 +1,53 @@
-"""Span corruption, as T5 is pre-trained: stretches of text leave, and are asked for."""
+"""Create span corruption batches, as in T5 pre-training."""
+
+from collections.abc import Sequence
+
+import numpy as np
 
 from keras_llm.data.packing import packed_dataset, without_token
 from keras_llm.errors import InputError
+from keras_llm.types import Dataset
 
 
 def span_corruption_dataset(
-    token_ids,
-    sentinels,
-    sequence_length,
-    batch_size,
-    bos_id,
-    eos_id,
-    pad_id,
-    start_id=None,
-    epochs=1,
-    seed=0,
-    shuffle=True,
-    rate=0.15,
-    mean_span=3.0,
-):
-    """Windows of a stream of token ids in which sentinels stand for spans that are to be told.
+    token_ids: np.ndarray,
+    sentinels: Sequence[int],
+    sequence_length: int,
+    batch_size: int,
+    bos_id: int,
+    eos_id: int,
+    pad_id: int,
+    start_id: int | None = None,
+    epochs: int = 1,
+    seed: int = 0,
+    shuffle: bool = True,
+    rate: float = 0.15,
+    mean_span: float = 3.0,
+) -> Dataset:
+    """Create windows of a stream of token ids in which sentinels replace spans to predict.
 
-    Of a window `a b c d e f` with `b` and `d e` left out the encoder sees `a <0> c <1> f <end>`
-    and the decoder tells `<0> b <1> d e <end>`. Every window loses as many tokens in as many
-    spans, whose lengths and places are drawn evenly, so nothing is padded. All draws are a pure
-    function of (seed, epoch, step).
+    For a window `a b c d e f` with `b` and `d e` removed, the encoder input is
+    `a <0> c <1> f <end>` and the decoder target `<0> b <1> d e <end>`. Every window loses the same
+    number of tokens in the same number of spans with uniformly drawn lengths and places, so
+    nothing is padded. All random draws are a pure function of (seed, epoch, step).
 
     Args:
         token_ids: int array (N,) from `encode_documents`, in memory or an `np.memmap`.
-        sentinels: ints, the tokens that stand for the first, second ... span of a window.
-        sequence_length: int. T, of the encoder, the end token included.
+        sentinels: ints, the tokens that replace the first, second ... span of a window.
+        sequence_length: int. T, the encoder length, including the end token.
         batch_size: int > 0. B.
-        bos_id: int, the begin token, which is left out of the stream.
+        bos_id: int, the begin token, which is removed from the stream.
         eos_id, pad_id: int, the end token and padding.
-        start_id: int, what the decoder begins with. Defaults to `pad_id`, as in T5.
-        epochs: int > 0. The data set holds this many passes.
+        start_id: int, the first decoder token. Defaults to `pad_id`, as in T5.
+        epochs: int > 0. Number of passes in the dataset.
         seed: int >= 0.
-        shuffle: bool. Whether each epoch visits the windows in an order of its own.
-        rate: float in (0, 1), the share of tokens that leaves.
+        shuffle: bool. Whether each epoch shuffles the windows.
+        rate: float in (0, 1), the share of removed tokens.
         mean_span: float >= 1, the mean length of a span.
 
     Returns:
         `tf.data.Dataset` of pairs. The first is a dict of `encoder_token_ids` int32 (B, T) and
-        `decoder_token_ids` int32 (B, M), the second is int32 (B, M), what the decoder tells.
+        `decoder_token_ids` int32 (B, M), the second is int32 (B, M), the decoder targets.
 
     Raises:
         InputError: if an argument is out of range, there are fewer sentinels than spans, or the
@@ -91,10 +96,10 @@ def span_corruption_dataset(
 
 
 def _sizes(sequence_length, rate, mean_span):
-    """The longest window that fits the encoder, how many of its tokens leave, in how many spans.
+    """Return the longest window that fits the encoder, and its numbers of removed tokens and spans.
 
     Raises:
-        InputError: if none fits.
+        InputError: if no window fits.
     """
 
     def sizes(room):
@@ -107,12 +112,12 @@ def _sizes(sequence_length, rate, mean_span):
         if room - hidden + spans + 1 <= sequence_length:
             fits = room, hidden, spans
     if fits is None:
-        raise InputError(f"`sequence_length` of {sequence_length} leaves no room for text.")
+        raise InputError(f"`sequence_length` of {sequence_length} has no room for text.")
     return fits
 
 
 def _parts(total, count, rows, seed):
-    """`total` in `count` parts, none empty, every way as likely: int32 (B, count)."""
+    """Split `total` uniformly into `count` non-empty parts: int32 (B, count)."""
     import tensorflow as tf
 
     draws = tf.random.stateless_uniform((rows, total - 1), seed)
@@ -123,7 +128,7 @@ def _parts(total, count, rows, seed):
 
 
 def _picked(ids, kept, eos_id):
-    """The tokens that are kept of each row, as many in each, and an end token."""
+    """Select the kept tokens of each row, the same number per row, and append an end token."""
     import tensorflow as tf
 
     rows = tf.reshape(tf.boolean_mask(ids, kept), (tf.shape(ids)[0], -1))

@@ -1,30 +1,33 @@
-"""Words and their neighbours, for word vectors."""
+"""Create training data for word vectors from words and their neighbors."""
 
 import collections
+import functools
 import re
 import unicodedata
+from collections.abc import Iterable
 
 import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.tokenizers import WordPiece
+from keras_llm.types import Dataset
 
 PAD, UNKNOWN = 0, 1
 _SPECIAL = ("[PAD]", "[UNK]")
 
 
-def word_vocabulary(documents, max_words, min_count=5):
-    """A tokenizer whose tokens are whole words, the most frequent first.
+def word_vocabulary(documents: Iterable[str], max_words: int, min_count: int = 5) -> WordPiece:
+    """Build a tokenizer whose tokens are whole words, the most frequent first.
 
-    Text is lower-cased, accents and punctuation are dropped.
+    Text is lowercased; accents and punctuation are removed.
 
     Args:
         documents: iterable of str.
         max_words: int > 0.
-        min_count: int > 0. Words that occur less often are unknown.
+        min_count: int > 0. Rarer words are unknown.
 
     Returns:
-        A `tokenizers.WordPiece`; id 0 is padding, 1 an unknown word.
+        A `tokenizers.WordPiece`; id 0 is padding, 1 is the unknown word.
 
     Raises:
         InputError: if no word is frequent enough.
@@ -32,18 +35,18 @@ def word_vocabulary(documents, max_words, min_count=5):
     counts = collections.Counter(word for text in documents for word in _words(text))
     frequent = [word for word, count in counts.most_common(max_words) if count >= min_count]
     if not frequent:
-        raise InputError(f"no word occurs {min_count} times.")
+        raise InputError(f"no word occurs at least {min_count} times.")
     return WordPiece([*_SPECIAL, *frequent])
 
 
-def word_stream(documents, tokenizer, gap):
-    """Documents -> one stream of the ids of their known words, with gaps between documents.
+def word_stream(documents: Iterable[str], tokenizer: WordPiece, gap: int) -> np.ndarray:
+    """Encode documents as one stream of the ids of known words, with gaps between documents.
 
     Args:
         documents: iterable of str.
         tokenizer: from `word_vocabulary`.
-        gap: int, how many padding ids stand between documents: the window, so that no word has
-            neighbours in another document.
+        gap: int, the number of padding ids between documents. At least the window size, so that no
+            word has neighbors in another document.
 
     Returns:
         Int32 array (N,).
@@ -51,39 +54,46 @@ def word_stream(documents, tokenizer, gap):
     ids = {word: index for index, word in enumerate(tokenizer.vocabulary)}
     parts = []
     for text in documents:
-        known = [ids[word] for word in _words(text) if word in ids]
-        parts.append(np.array([*known, *[PAD] * gap], "int32"))
+        word_ids = [ids[word] for word in _words(text) if word in ids]
+        parts.append(np.array([*word_ids, *[PAD] * gap], "int32"))
     return np.concatenate([np.zeros(gap, "int32"), *parts])
 
 
 def neighbour_dataset(
-    stream, objective, window, negatives, batch_size, epochs=1, seed=0, threshold=None
-):
-    """Words, their neighbours, and words drawn at random to be told from them.
+    stream: np.ndarray,
+    objective: str,
+    window: int,
+    negatives: int,
+    batch_size: int,
+    epochs: int = 1,
+    seed: int = 0,
+    threshold: float | None = None,
+) -> Dataset:
+    """Create batches of words, their neighbors and negative samples.
 
     Each epoch drops occurrences of frequent words, of share f, with probability
-    `1 - sqrt(threshold / f) - threshold / f`; visits what is left in an order of its own; and
-    draws for each word how far its neighbours reach, from 1 to `window`. Negatives are drawn by
-    their counts to the power 0.75. All draws are a pure function of (seed, epoch, step).
+    `1 - sqrt(threshold / f) - threshold / f`, shuffles the rest, and draws the window size of each
+    word from 1 to `window`. Negatives are drawn by their counts to the power 0.75. All random
+    draws are a pure function of (seed, epoch, step).
 
     Args:
         stream: from `word_stream`, with gaps of at least `window`.
         objective: "skip_gram" or "cbow", see `models.word_vectors`.
         window: int > 0.
         negatives: int > 0. K.
-        batch_size: int > 0, words whose neighbours make up a batch.
+        batch_size: int > 0, the number of center words per batch.
         epochs: int > 0.
         seed: int >= 0.
         threshold: float in (0, 1), or None to drop nothing.
 
     Returns:
-        `tf.data.Dataset` of pairs: of "skip_gram" `((word (B,), candidates (B, 1 + K)), labels)`
-        with a row for each neighbour of each word; of "cbow" `((neighbours (B, 2 window),
-        candidates (B, 1 + K)), labels)` with padding where there is no neighbour. The first
-        candidate is the true one, labels float32 (B, 1 + K) are 1 for it.
+        `tf.data.Dataset` of pairs: for "skip_gram" `((word (B,), candidates (B, 1 + K)), labels)`
+        with one row per neighbor of each word; for "cbow" `((neighbors (B, 2 window),
+        candidates (B, 1 + K)), labels)` with padding for missing neighbors. The first candidate
+        is the true one; labels, float32 (B, 1 + K), are 1 for it.
 
     Raises:
-        InputError: if fewer words are left than a batch has.
+        InputError: if fewer words are left than `batch_size`.
 
     Reference:
         Mikolov et al., 2013, "Distributed Representations of Words and Phrases and their
@@ -99,26 +109,27 @@ def neighbour_dataset(
     if threshold is not None:
         ratio = threshold * counts.sum() / np.maximum(counts, 1.0)
         keep = np.where(counts > 0, np.sqrt(ratio) + ratio, 1.0)
-    dataset = None
+    parts = []
     for epoch in range(epochs):
         draws = np.random.default_rng((seed, epoch)).random(len(stream))
-        left = stream[draws < keep[stream]]
-        one = _one_epoch(left, objective, window, negatives, batch_size, drawn, (seed, epoch))
-        dataset = one if dataset is None else dataset.concatenate(one)
+        remaining = stream[draws < keep[stream]]
+        part = _one_epoch(remaining, objective, window, negatives, batch_size, drawn, (seed, epoch))
+        parts.append(part)
+    dataset = functools.reduce(lambda whole, part: whole.concatenate(part), parts)
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.prefetch(2).with_options(options)
 
 
-def cooccurrences(stream, window):
-    """How often words occur near each other, a neighbour at distance d counting 1 / d.
+def cooccurrences(stream: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Count how often words occur near each other; a neighbor at distance d counts 1 / d.
 
     Args:
         stream: from `word_stream`, with gaps of at least `window`.
         window: int > 0.
 
     Returns:
-        Int32 arrays (P,), (P,) of pairs of ids, both orders, and float32 counts (P,).
+        Int32 arrays (P,), (P,) of id pairs in both orders, and float32 counts (P,).
 
     Reference:
         Pennington et al., 2014, "GloVe: Global Vectors for Word Representation".
@@ -128,19 +139,24 @@ def cooccurrences(stream, window):
     for distance in range(1, window + 1):
         first, second = stream[:-distance].astype("int64"), stream[distance:]
         real = (first > UNKNOWN) & (second > UNKNOWN)
-        found, times = np.unique(first[real] * size + second[real], return_counts=True)
-        keys, counts = _summed(np.append(keys, found), np.append(counts, times / distance))
+        new_keys, times = np.unique(first[real] * size + second[real], return_counts=True)
+        keys, counts = _summed(np.append(keys, new_keys), np.append(counts, times / distance))
     first, second = np.divmod(keys, size)
     keys, counts = _summed(np.append(keys, second * size + first), np.append(counts, counts))
     first, second = np.divmod(keys, size)
     return first.astype("int32"), second.astype("int32"), counts.astype("float32")
 
 
-def cooccurrence_dataset(pairs, batch_size, epochs=1, seed=0):
-    """Batches of what `cooccurrences` counted, each epoch in an order of its own.
+def cooccurrence_dataset(
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
+    batch_size: int,
+    epochs: int = 1,
+    seed: int = 0,
+) -> Dataset:
+    """Create batches of the counts of `cooccurrences`, shuffled each epoch.
 
     Args:
-        pairs: the three arrays (P,).
+        pairs: the three arrays (P,) from `cooccurrences`.
         batch_size: int > 0. B.
         epochs: int > 0.
         seed: int >= 0.
@@ -149,7 +165,7 @@ def cooccurrence_dataset(pairs, batch_size, epochs=1, seed=0):
         `tf.data.Dataset` of pairs `((word (B,), other (B,)), counts (B,))`.
 
     Raises:
-        InputError: if there are fewer pairs than a batch has.
+        InputError: if there are fewer pairs than `batch_size`.
     """
     import tensorflow as tf
 
@@ -168,13 +184,13 @@ def cooccurrence_dataset(pairs, batch_size, epochs=1, seed=0):
 def _one_epoch(stream, objective, window, negatives, batch_size, drawn, seed):
     import tensorflow as tf
 
-    centres = np.flatnonzero(stream > UNKNOWN)
-    steps = _steps(len(centres), batch_size)
-    text, places = tf.constant(stream), tf.constant(centres)
+    centers = np.flatnonzero(stream > UNKNOWN)
+    steps = _steps(len(centers), batch_size)
+    text, places = tf.constant(stream), tf.constant(centers)
     offsets = tf.constant([d for d in range(-window, window + 1) if d], tf.int64)
 
     def batch(step):
-        place = tf.gather(places, _picked(step, batch_size, len(centres), *seed))[:, tf.newaxis]
+        place = tf.gather(places, _picked(step, batch_size, len(centers), *seed))[:, tf.newaxis]
         seeds = tf.random.experimental.stateless_fold_in(tf.constant(seed, tf.int64), step)
         seeds = tf.random.experimental.stateless_split(seeds, 2)
         shape = (batch_size, 1)
@@ -197,7 +213,7 @@ def _one_epoch(stream, objective, window, negatives, batch_size, drawn, seed):
 
 
 def _picked(step, batch_size, rows, seed, epoch):
-    """The rows of a batch, in the epoch's order."""
+    """Return the rows of a batch in the order of the epoch."""
     import tensorflow as tf
 
     indices = step * batch_size + tf.range(batch_size, dtype=tf.int64)
@@ -212,8 +228,8 @@ def _steps(rows, batch_size):
 
 
 def _summed(keys, counts):
-    found, inverse = np.unique(keys, return_inverse=True)
-    return found, np.bincount(inverse, counts, len(found))
+    distinct, inverse = np.unique(keys, return_inverse=True)
+    return distinct, np.bincount(inverse, counts, len(distinct))
 
 
 def _words(text):

@@ -1,20 +1,6 @@
-"""From logits to tokens: processors, the choice of a token, and the decode loop."""
+"""Generate text: logits processors, sampling, the decode loop and searches."""
 
-from keras_llm.generation.beam import Beams, beam_search
-from keras_llm.generation.contrastive import Contrasted, contrastive_search
-from keras_llm.generation.decode import (
-    Request,
-    State,
-    advance,
-    advance_until,
-    explain,
-    generate,
-    processor,
-    request,
-    score,
-    start,
-)
-from keras_llm.generation.logits import (
+from keras_llm.generation.logits_processors import (
     forbid_repeated_ngrams,
     keep_likely,
     keep_top,
@@ -23,8 +9,19 @@ from keras_llm.generation.logits import (
     penalize,
     scale_temperature,
 )
-from keras_llm.generation.rank import Candidates, sample_and_rank
-from keras_llm.generation.samplers import (
+from keras_llm.generation.loop import (
+    Request,
+    State,
+    advance,
+    advance_until,
+    explain,
+    generate,
+    make_request,
+    processor,
+    score,
+    start,
+)
+from keras_llm.generation.sampling import (
     SETTINGS,
     Automaton,
     Sampling,
@@ -35,7 +32,10 @@ from keras_llm.generation.samplers import (
     gumbel_noise,
     process,
 )
-from keras_llm.generation.speculative import (
+from keras_llm.generation.search.beam import Beams, beam_search
+from keras_llm.generation.search.contrastive import Contrasted, contrastive_search
+from keras_llm.generation.search.ranked import Candidates, sample_and_rank
+from keras_llm.generation.search.speculative import (
     Speculation,
     prompt_lookup_generate,
     speculative_generate,
@@ -66,12 +66,12 @@ __all__ = [
     "keep_likely",
     "keep_top",
     "keep_typical",
+    "make_request",
     "occurrences",
     "penalize",
     "process",
     "processor",
     "prompt_lookup_generate",
-    "request",
     "sample_and_rank",
     "scale_temperature",
     "score",

@@ -1,15 +1,17 @@
-"""The decode loop compiled with XLA: one compilation for each bucket of shapes.
+"""Compile the decode loop with XLA, once per bucket of shapes.
 
-Rows, prompt lengths and room for new tokens are rounded up to buckets, so that calls of like sizes
-share one compilation; settings are tensors and compile nothing. With `KERAS_LLM_XLA=0` in the
-environment TensorFlow runs the same graphs without XLA, one for all sizes: the first text comes
-sooner, all others later. How a function is compiled is the backend's matter, in the file of its
-name.
+The number of rows, prompt tokens and new tokens is rounded up to a bucket, so that calls of similar
+size share one compilation. Settings are tensors and do not trigger compilation. With
+`KERAS_LLM_XLA=0` in the environment, TensorFlow runs the same graphs without XLA, one graph for all
+sizes: the first call is faster, later calls are slower. The modules `tensorflow` and `jax` compile
+functions for each backend.
 """
 
 import functools
 import importlib
 import os
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,38 +19,46 @@ from keras import ops
 
 from keras_llm import models
 from keras_llm.errors import InputError
-from keras_llm.generation import decode
-from keras_llm.generation.samplers import SETTINGS, Automaton, Sampling, dtype_of
+from keras_llm.generation import loop
+from keras_llm.generation.prefix_cache import PrefixCache
+from keras_llm.generation.sampling import SETTINGS, Automaton, Sampling, dtype_of
+from keras_llm.types import Tensor
 
 _SMALLEST = 16  # tokens; shorter prompts and budgets share this bucket
-_LARGEST_CHUNK = 256  # tokens that are read at a time after those that are known
-_BLOCK = 8  # tokens between two questions whether a text is over
+_LARGEST_CHUNK = 256  # tokens prefilled at a time after a cached prefix
+_BLOCK = 8  # steps between stop checks
 
 
-class Compiled:
-    """`decode.generate`, streaming, the searches and `decode.explain`, of one model.
+class CompiledGenerator:
+    """Compiled `loop.generate`, streaming, searches and `loop.explain` for one model.
 
     Args:
         model: a model from `models.causal_lm` or `models.seq2seq`.
-        stop_id: int, the token that ends a text, or several (S,).
-        pad_id: int, fills unused places.
-        jit_compile: bool. False runs the same graphs without XLA. None means XLA for a float32
-            model, unless `KERAS_LLM_XLA` says no; in a lower precision XLA rounds in other
-            places than the graph that is exported, and texts would differ. On JAX all is XLA.
+        stop_id: int or int array (S,). Stop tokens.
+        pad_id: int. Padding token.
+        jit_compile: bool. False runs the same graphs without XLA. None enables XLA for a float32
+            model, unless `KERAS_LLM_XLA=0`. In lower precision, XLA rounds differently from the
+            exported graph, so texts would differ. JAX always uses XLA.
 
     Attributes:
-        traces: int, how many graphs have been traced and compiled so far.
+        traces: int, the number of graphs traced and compiled so far.
 
     Raises:
-        InputError: if Keras runs on another backend than TensorFlow or JAX.
+        InputError: if the Keras backend is not TensorFlow or JAX.
     """
 
-    def __init__(self, model, stop_id, pad_id, jit_compile=None):
+    def __init__(
+        self,
+        model: models.CausalLM | models.Seq2Seq,
+        stop_id: int | Sequence[int] | np.ndarray,
+        pad_id: int,
+        jit_compile: bool | None = None,
+    ) -> None:
         backend = keras.backend.backend()
         if backend not in ("tensorflow", "jax"):
             raise InputError(
-                "text tasks run on TensorFlow and JAX; set KERAS_BACKEND=tensorflow (weights "
-                f"trained on {backend} load there)."
+                f"text tasks run on TensorFlow and JAX, not on {backend}; set "
+                "KERAS_BACKEND=tensorflow (it loads the same weights)."
             )
         self.backend = importlib.import_module(f"keras_llm.generation.{backend}")
         self.model = model
@@ -60,64 +70,64 @@ class Compiled:
             jit_compile = is_wanted and is_float32
         self.jit_compile = jit_compile
         self.traces = 0
-        self._functions = {}
+        self._functions: dict[Any, Any] = {}
 
     def generate(
         self,
-        token_ids,
-        lengths,
-        max_new_tokens,
-        sampling,
-        encoder_token_ids=None,
-        samples=1,
-        alternatives=0,
-        stop_ids=(),
-        is_over=None,
-        known=None,
-    ):
-        """`decode.generate` with array arguments.
+        token_ids: np.ndarray,
+        lengths: np.ndarray,
+        max_new_tokens: int | np.ndarray,
+        sampling: Sampling,
+        encoder_token_ids: np.ndarray | None = None,
+        samples: int = 1,
+        alternatives: int = 0,
+        stop_ids: Sequence[int] = (),
+        is_over: Callable[[int, list[int]], bool] | None = None,
+        prefix_cache: PrefixCache | None = None,
+    ) -> loop.State:
+        """Run `loop.generate` with array arguments.
 
         Args:
-            token_ids, lengths, max_new_tokens, sampling, samples, alternatives: as of
-                `decode.generate`.
-            encoder_token_ids: int32 (B, S), of a `seq2seq` model.
-            stop_ids: ints, further tokens that end a text.
-            is_over: function from row and its new token ids, a list, to whether the text ends
-                there; it is asked every few tokens. None asks nothing.
-            known: a `Known` for one row, which is read from and then holds this text.
+            token_ids, lengths, max_new_tokens, sampling, samples, alternatives: see
+                `loop.generate`.
+            encoder_token_ids: int32 (B, S), the encoder's token ids of a `seq2seq` model.
+            stop_ids: ints, additional stop tokens.
+            is_over: None, or a function of a row index and the row's new token ids, a list, that
+                returns whether to end the row. Called every 8 steps.
+            prefix_cache: None, or a `PrefixCache` for one row; the call reads and updates it.
 
         Returns:
-            The last `State`, without cache; `done` of a row that `is_over` ended is True.
+            The last `State`, without the cache. `done` is True for rows that `is_over` ended.
         """
         run = _Run(self, token_ids, lengths, max_new_tokens, sampling, stop_ids, samples)
-        state = run.start(encoder_token_ids, alternatives, known)
+        state = run.start(encoder_token_ids, alternatives, prefix_cache)
         if is_over is None:
             state = run.advance(state, run.capacity)
         else:
-            state = self._ask(run, state, is_over)
+            state = self._check_stop(run, state, is_over)
             while not np.all(state.done):
                 state = run.advance(state, int(state.step) + _BLOCK)
-                state = self._ask(run, state, is_over)
-        if known is not None:
-            known.hold(token_ids, state)
+                state = self._check_stop(run, state, is_over)
+        if prefix_cache is not None:
+            prefix_cache.hold(token_ids, state)
         return run.visible(state)
 
     def stream(
         self,
-        token_ids,
-        lengths,
-        max_new_tokens,
-        sampling,
-        encoder_token_ids=None,
-        stop_ids=(),
-        known=None,
-    ):
-        """The same tokens as `generate`: yields the `State` after each."""
+        token_ids: np.ndarray,
+        lengths: np.ndarray,
+        max_new_tokens: int | np.ndarray,
+        sampling: Sampling,
+        encoder_token_ids: np.ndarray | None = None,
+        stop_ids: Sequence[int] = (),
+        prefix_cache: PrefixCache | None = None,
+    ) -> Iterator[loop.State]:
+        """Yield the `State` after each step; the tokens are the same as those of `generate`."""
         run = _Run(self, token_ids, lengths, max_new_tokens, sampling, stop_ids)
-        state = run.start(encoder_token_ids, known=known)
+        state = run.start(encoder_token_ids, prefix_cache=prefix_cache)
         while True:
-            if known is not None:
-                known.hold(token_ids, state)
+            if prefix_cache is not None:
+                prefix_cache.hold(token_ids, state)
             yield run.visible(state)
             if np.all(state.done):
                 return
@@ -125,54 +135,59 @@ class Compiled:
 
     def search(
         self,
-        function,
-        static,
-        numbers,
-        token_ids,
-        lengths,
-        max_new_tokens,
-        sampling,
-        encoder_token_ids=None,
-        stop_ids=(),
-    ):
-        """One of the searches with array arguments.
+        function: Callable[..., Any],
+        static: dict[str, Any],
+        numbers: dict[str, Any],
+        token_ids: np.ndarray,
+        lengths: np.ndarray,
+        max_new_tokens: int | np.ndarray,
+        sampling: Sampling,
+        encoder_token_ids: np.ndarray | None = None,
+        stop_ids: Sequence[int] = (),
+    ) -> Any:
+        """Run a search with array arguments.
 
         Args:
-            function: a function of this model, a `decode.Request`, and the keywords `capacity`,
-                `stop_id`, `pad_id`, `memory` (see `decode.generate`), those of `static` and
-                those of `numbers`, which returns a NamedTuple of tensors (B, ...) or scalars.
-                For each function and `static` one graph is compiled in each bucket.
-            static: dict of what shapes the graph.
-            numbers: dict of numbers that it computes with.
-            others: as of `generate`.
+            function: function of the model, a `loop.Request`, and the keyword arguments `capacity`,
+                `stop_id`, `pad_id`, `encoder_cache` (see `loop.start`), `static` and `numbers`. It
+                returns a NamedTuple of tensors (B, ...) or scalars. One graph is compiled per
+                function, `static` and bucket.
+            static: dict of keyword arguments that determine the graph.
+            numbers: dict of numeric keyword arguments, passed as tensors.
+            others: see `generate`.
 
         Returns:
-            What `function` does.
+            The result of `function`, without the rows that the bucket added.
         """
         run = _Run(self, token_ids, lengths, max_new_tokens, sampling, stop_ids)
         return run.search(function, static, numbers, encoder_token_ids)
 
     @staticmethod
-    def _ask(run, state, is_over):
+    def _check_stop(run, state, is_over):
         done = np.array(state.done)
         tokens, counts = np.asarray(state.token_ids), np.asarray(state.num_tokens)
         for row in np.flatnonzero(~done[: run.rows]):
             done[row] = is_over(int(row), tokens[row, : counts[row]].tolist())
         return state._replace(done=ops.convert_to_tensor(done))
 
-    def score(self, token_ids, lengths):
-        """`decode.score` with array arguments."""
+    def score(self, token_ids: np.ndarray, lengths: np.ndarray) -> Tensor:
+        """Run `loop.score` with array arguments."""
         return self._score(token_ids, lengths)
 
-    def explain(self, token_ids, alternatives=0, encoder_token_ids=None):
-        """`decode.explain` with array arguments."""
+    def explain(
+        self,
+        token_ids: np.ndarray,
+        alternatives: int = 0,
+        encoder_token_ids: np.ndarray | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run `loop.explain` with array arguments."""
         sources = [] if encoder_token_ids is None else [encoder_token_ids]
         key = ("explain", alternatives, len(sources))
         if key not in self._functions:
             self._functions[key] = self.backend.of_any_size(
                 self.model,
-                lambda ids, *sources: decode.explain(
-                    self.model, ids, *sources or [None], alternatives
+                lambda ids, *sources: loop.explain(
+                    self.model, ids, sources[0] if sources else None, alternatives
                 ),
                 ranks=(2,) * (1 + len(sources)),
             )
@@ -182,27 +197,38 @@ class Compiled:
     def _score(self):
         return self.backend.of_any_size(
             self.model,
-            lambda token_ids, lengths: decode.score(self.model, token_ids, lengths),
+            lambda token_ids, lengths: loop.score(self.model, token_ids, lengths),
             ranks=(2, 1),
         )
 
-    def release(self):
-        """Free what was compiled; nothing can be called any more."""
+    def release(self) -> None:
+        """Free the compiled functions."""
         for key in list(self._functions):
             function = self._functions.pop(key)
             if hasattr(self.backend, "release") and key[0] != "explain":
                 self.backend.release(function)
 
     @property
-    def any_size(self):
-        """Whether one graph serves all sizes: XLA and JAX compile each anew."""
+    def any_size(self) -> bool:
+        """Whether one graph serves all sizes. XLA and JAX compile one per size."""
         return not self.jit_compile and keras.backend.backend() == "tensorflow"
 
-    def call(self, name, static, function, arguments, free=lambda arguments: arguments):
-        """A function compiled for the shapes of its arguments and some static values.
+    def call(
+        self,
+        name: Hashable,
+        static: Hashable,
+        function: Callable[..., Any],
+        arguments: list[Any],
+        free: Callable[[list[Any]], list[Any]] = lambda arguments: arguments,
+    ) -> Any:
+        """Call a function, compiled for the shapes of its arguments.
 
-        `free` makes `KerasTensor`s of them whose shapes leave open what need not be fixed; only
-        where `any_size` is true.
+        Args:
+            name, static: hashable values that identify the function.
+            function: function of tensors.
+            arguments: list of arrays, tensors or nested structures of them.
+            free: function that replaces the arguments by `KerasTensor`s with None for the sizes
+                that may vary. Used only if `any_size` is true.
         """
         arguments = keras.tree.map_structure(ops.convert_to_tensor, arguments)
         like = free(arguments) if self.any_size else arguments
@@ -216,35 +242,8 @@ class Compiled:
         return self._functions[key](*arguments)
 
 
-class Known:
-    """What a model has read of one text that goes on: its tokens, and the cache they are in.
-
-    A text that begins with these tokens is read from where they end. (A windowed layer has
-    forgotten too much to go back: there the text must begin with all of them.)
-    """
-
-    def __init__(self):
-        self.token_ids = []
-        self.cache = None
-
-    def hold(self, token_ids, state):
-        """Keep what is known after the first row of a `State` for a prompt (1, T)."""
-        # The token chosen last has not been read.
-        new = np.asarray(state.token_ids)[0, : max(int(state.num_tokens[0]) - 1, 0)].tolist()
-        self.token_ids = [*token_ids[0].tolist(), *new]
-        self.cache = state.cache
-
-    def shared(self, token_ids, has_rings):
-        """How many tokens of a prompt (1, T) need not be read; at least one is left to read."""
-        row = token_ids[0, :-1]
-        count = min(len(row), len(self.token_ids))
-        same = np.array(self.token_ids[:count], "int32") == row[:count]
-        count = count if same.all() else int(same.argmin())
-        return 0 if has_rings and count < len(self.token_ids) else count
-
-
 class _Run:
-    """One call of `Compiled`: its arguments in buckets, and its compiled functions."""
+    """One call of `CompiledGenerator`: arguments padded to buckets, and its compiled functions."""
 
     def __init__(
         self, compiled, token_ids, lengths, max_new_tokens, sampling, stop_ids=(), samples=1
@@ -277,84 +276,84 @@ class _Run:
         fields["forced_tokens"] = _padded(forced, (rows, _bucket(forced.shape[1] or 1, 8)), -1)
         fields["automaton"] = _automaton(sampling.automaton)
         budget = _padded(budget, (rows,), 1)
-        self.asked = decode.Request(token_ids, lengths, budget, Sampling(**fields))
+        self.request = loop.Request(token_ids, lengths, budget, Sampling(**fields))
         stops = np.union1d(compiled.stop_ids, np.array(stop_ids, "int32"))
         self.stops = _padded(stops, (_bucket(len(stops), 1),), -1)
 
-    def start(self, encoder_token_ids=None, alternatives=0, known=None):
-        """`decode.start`."""
+    def start(self, encoder_token_ids=None, alternatives=0, prefix_cache=None):
+        """Run `loop.start`."""
         compiled, capacity, first, chunk = self.compiled, self.capacity, 0, 0
-        if known is not None:
-            first = known.shared(self.token_ids, _has_rings(compiled.model))
+        if prefix_cache is not None:
+            first = prefix_cache.shared(self.token_ids, _has_rings(compiled.model))
         held = []
         if first:
-            held = [known.cache, np.array(first, "int32")]
+            held = [prefix_cache.cache, np.array(first, "int32")]
             chunk = min(_bucket(self.token_ids.shape[1] - first), _LARGEST_CHUNK)
-            # The new cache is no smaller, so that it has room for what is held.
-            slots = max(entry.shape[2] for entry in known.cache.values())
-            capacity = max(capacity, slots - self.asked.token_ids.shape[1])
+            # The new cache must hold all slots of the cached prefix.
+            slots = max(entry.shape[2] for entry in prefix_cache.cache.values())
+            capacity = max(capacity, slots - self.request.token_ids.shape[1])
 
-        # Where one graph serves all sizes, the room is an argument, too.
+        # If one graph serves all sizes, the capacity is an argument as well.
         room = [np.array(capacity, "int32")] if compiled.any_size else []
 
-        def start(asked, stops, sources, held, room):
-            return decode.start(
+        def start(request, stops, sources, held, room):
+            return loop.start(
                 compiled.model,
-                asked,
+                request,
                 room[0] if room else capacity,
                 stop_id=stops,
                 pad_id=compiled.pad_id,
-                memory=self._memory(sources),
+                encoder_cache=self._encoder_cache(sources),
                 samples=self.samples,
                 alternatives=alternatives,
-                known=(*held, chunk) if held else None,
+                prefix=(*held, chunk) if held else None,
             )
 
         static = (None if room else capacity, self.samples, alternatives, chunk)
-        arguments = [self.asked, self.stops, self._sources(encoder_token_ids), held, room]
+        arguments = [self.request, self.stops, self._sources(encoder_token_ids), held, room]
 
         def free(arguments):
-            asked, stops, sources, held, room = arguments
+            request, stops, sources, held, room = arguments
             held = [_free_cache(held[0]), held[1]] if held else []
-            return [_free_request(asked), stops, [_free(s, 0, 1) for s in sources], held, room]
+            return [_free_request(request), stops, [_free(s, 0, 1) for s in sources], held, room]
 
-        state, self.asked = compiled.call("start", static, start, arguments, free)
+        state, self.request = compiled.call("start", static, start, arguments, free)
         return state
 
     def advance(self, state, step):
-        """`decode.advance_until`."""
+        """Run `loop.advance_until`."""
         model, pad_id = self.compiled.model, self.compiled.pad_id
 
-        def advance(state, asked, stops, step):
-            return decode.advance_until(model, state, asked, stops, pad_id, step=step)
+        def advance(state, request, stops, step):
+            return loop.advance_until(model, state, request, stops, pad_id, step=step)
 
         def free(arguments):
-            state, asked, *rest = arguments
-            return [_free_state(state), _free_request(asked), *rest]
+            state, request, *rest = arguments
+            return [_free_state(state), _free_request(request), *rest]
 
-        arguments = [state, self.asked, self.stops, np.array(step, "int32")]
+        arguments = [state, self.request, self.stops, np.array(step, "int32")]
         return self.compiled.call("advance", (), advance, arguments, free)
 
     def search(self, function, static, numbers, encoder_token_ids=None):
-        """One of the searches; the rows that a bucket added are left out."""
+        """Run a search and drop the rows that the bucket added."""
         compiled = self.compiled
 
-        def run(asked, stops, sources, numbers):
+        def run(request, stops, sources, numbers):
             return function(
                 compiled.model,
-                asked,
+                request,
                 capacity=self.capacity,
                 stop_id=stops,
                 pad_id=compiled.pad_id,
-                memory=self._memory(sources),
+                encoder_cache=self._encoder_cache(sources),
                 **static,
                 **numbers,
             )
 
         key = (self.capacity, *sorted(static.items()))
-        arguments = [self.asked, self.stops, self._sources(encoder_token_ids), numbers]
-        found = compiled.call(function, key, run, arguments)
-        return found._make(field[: self.rows] if len(field.shape) else field for field in found)
+        arguments = [self.request, self.stops, self._sources(encoder_token_ids), numbers]
+        result = compiled.call(function, key, run, arguments)
+        return result._make(field[: self.rows] if len(field.shape) else field for field in result)
 
     def _sources(self, encoder_token_ids):
         if encoder_token_ids is None:
@@ -362,17 +361,17 @@ class _Run:
         shape = (self.total, _bucket(encoder_token_ids.shape[1]))
         return [_padded(encoder_token_ids, shape, self.compiled.model.config.pad_id)]
 
-    def _memory(self, sources):
-        return models.encode(self.compiled.model, *sources) if sources else None
+    def _encoder_cache(self, sources):
+        return models.encode_source(self.compiled.model, *sources) if sources else None
 
     def visible(self, state):
-        """Without the rows and columns that a bucket added, and without the cache."""
+        """Remove the cache and the rows and columns that the bucket added from a `State`."""
         rows, columns = self.rows, self.columns
         by_row = {
             name: getattr(state, name)[:rows]
             for name in ("token", "num_tokens", "stopped", "stop_token", "done")
         }
-        by_place = {
+        by_position = {
             name: getattr(state, name)[:rows, :columns]
             for name in (
                 "token_ids",
@@ -381,23 +380,23 @@ class _Run:
                 "alternative_log_probabilities",
             )
         }
-        return state._replace(cache={}, **by_row, **by_place)
+        return state._replace(cache={}, **by_row, **by_position)
 
 
 def _free(tensor, *axes):
-    """A tensor's shape and type, without the sizes of some axes."""
+    """Return a `KerasTensor` like `tensor` with None as the size of some axes."""
     shape = [None if axis in axes else size for axis, size in enumerate(tensor.shape)]
     return keras.KerasTensor(shape, tensor.dtype)
 
 
-def _free_request(asked):
-    sampling = asked.sampling
+def _free_request(request):
+    sampling = request.sampling
     fields = {name: _free(getattr(sampling, name), 0) for name in SETTINGS}
     fields |= {name: _free(getattr(sampling, name), 0) for name in ("logit_bias", "forced_tokens")}
-    return asked._replace(
-        token_ids=_free(asked.token_ids, 0, 1),
-        lengths=_free(asked.lengths, 0),
-        budget=_free(asked.budget, 0),
+    return request._replace(
+        token_ids=_free(request.token_ids, 0, 1),
+        lengths=_free(request.lengths, 0),
+        budget=_free(request.budget, 0),
         sampling=sampling._replace(**fields),
     )
 
@@ -413,7 +412,7 @@ def _free_state(state):
 
 
 def _free_cache(cache):
-    """Of key-value entries (B, K, S, H) rows and slots, of masks (B, S) both sizes."""
+    """Leave rows and slots of key-value entries (B, K, S, H) and masks (B, S) variable."""
     return {n: _free(v, 0, 2) if len(v.shape) == 4 else _free(v, 0, 1) for n, v in cache.items()}
 
 
@@ -423,7 +422,7 @@ def _has_rings(model):
 
 
 def _automaton(automaton):
-    """In buckets too; without states if there is none."""
+    """Pad an `Automaton` to buckets; None becomes an automaton with 0 states."""
     if automaton is None:
         return Automaton(*(np.zeros(shape, "int32") for shape in ((0, 0), (0,), ())))
     next_state, token_class, start = automaton
@@ -434,7 +433,7 @@ def _automaton(automaton):
 
 
 def _bucket(size, smallest=_SMALLEST):
-    """The next power of two, at least `smallest`."""
+    """Return the next power of two, at least `smallest`."""
     return max(smallest, 1 << (size - 1).bit_length())
 
 

@@ -1,22 +1,31 @@
-"""How JAX compiles what `compiled.Compiled` runs: as `tensorflow.py`."""
+"""Compile the functions of `compiled.CompiledGenerator` with JAX; see `tensorflow.py`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import keras
 
 
-def compiled(model, function, like, jit_compile):
-    """A function of tensors compiled for their shapes, always by XLA."""
+def compiled(
+    model: keras.Model, function: Callable[..., Any], like: Sequence[Any], jit_compile: bool
+) -> Callable[..., Any]:
+    """Compile a function of tensors for their shapes, always with XLA."""
     return _compiled(model, function)
 
 
-def of_any_size(model, function, ranks):
-    """The same, compiled anew for each shape."""
+def of_any_size(
+    model: keras.Model, function: Callable[..., Any], ranks: Sequence[int]
+) -> Callable[..., Any]:
+    """Compile a function of tensors once for each shape."""
     return _compiled(model, function)
 
 
 def _compiled(model, function):
-    """The weights are arguments, so that those of the moment count: what a function of JAX reads
-    from elsewhere stays as it was when it was compiled."""
+    """Compile a function and pass it the model's current weights in each call.
+
+    The weights are arguments because JAX compiles values that a function closes over as constants.
+    """
 
     @jax.jit
     def pure(weights, *arguments):

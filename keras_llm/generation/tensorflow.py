@@ -1,48 +1,55 @@
-"""How TensorFlow compiles what `compiled.Compiled` runs."""
+"""Compile the functions of `compiled.CompiledGenerator` with TensorFlow."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 from tensorflow.python.framework.func_graph import dismantle_func_graph
 
 
-def compiled(model, function, like, jit_compile):
-    """A function of tensors compiled for the shapes and dtypes of some.
+def compiled(
+    model: keras.Model, function: Callable[..., Any], like: Sequence[Any], jit_compile: bool
+) -> Callable[..., Any]:
+    """Compile a function of tensors for given shapes and dtypes.
 
     Args:
-        model: the model whose weights it reads.
-        function: function of tensors, or nests of them.
-        like: list of tensors, or of `keras.KerasTensor`s, whose shapes may be open.
-        jit_compile: bool, whether by XLA.
+        model: the model whose weights the function reads.
+        function: function of tensors or nested structures of tensors.
+        like: list of tensors, or of `keras.KerasTensor`s whose shapes may contain None.
+        jit_compile: bool. Whether to compile with XLA.
     """
     specs = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), like)
     traced = tf.function(function, jit_compile=jit_compile, autograph=False)
     return traced.get_concrete_function(*specs)
 
 
-def of_any_size(model, function, ranks):
-    """A function compiled for int32 tensors of some ranks.
+def of_any_size(
+    model: keras.Model, function: Callable[..., Any], ranks: Sequence[int]
+) -> Callable[..., Any]:
+    """Compile a function for int32 tensors of given ranks and any shape.
 
     Args:
-        model: the model whose weights it reads.
+        model: the model whose weights the function reads.
         function: function of tensors.
-        ranks: tuple of ints, the rank of each.
+        ranks: tuple of ints, the rank of each argument.
     """
     return tf.function(
         function, input_signature=[tf.TensorSpec((None,) * rank, tf.int32) for rank in ranks]
     )
 
 
-def release(function):
-    """Free the graphs of a function from `compiled`, which cannot be called any more."""
+def release(function: Any) -> None:
+    """Free the graphs of a function from `compiled`. It cannot be called afterwards."""
     graph = function.graph
     del function
     free_graph(graph)
 
 
-def free_graph(graph):
-    """Free a `FuncGraph` and those of its loops and branches.
+def free_graph(graph: Any) -> None:
+    """Free a `FuncGraph` and the graphs of its loops and branches.
 
-    Its tensors refer to it from C++, so the garbage collector cannot.
+    The garbage collector cannot free it because its tensors refer to it from C++.
     """
     inner = [row.graph for row in graph._functions.values() if hasattr(row, "graph")]
     for other in inner:

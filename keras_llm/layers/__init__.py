@@ -1,4 +1,4 @@
-"""Keras layers that compose into language models. Only `keras` and `keras.ops` inside."""
+"""Provide Keras layers that compose into language models, using only `keras` and `keras.ops`."""
 
 from keras_llm.layers.activations import gelu_tanh, get_activation
 from keras_llm.layers.alibi import Alibi, AlibiBias

@@ -1,74 +1,68 @@
-"""What the encoder and the decoder block share: the parts, the options, the residual stream."""
+"""Define the options, sublayers and residual stream shared by encoder and decoder blocks."""
+
+import inspect
+from typing import Any, Self
 
 import keras
 
-from keras_llm.layers._parts import clone
-from keras_llm.layers.activations import get_activation
+from keras_llm.layers._parts import Initializer, Shape, clone
+from keras_llm.layers.activations import Activation, get_activation
+from keras_llm.layers.alibi import Alibi
 from keras_llm.layers.attention import MultiHeadAttention
 from keras_llm.layers.feed_forward import FeedForward
 from keras_llm.layers.moe import MixtureOfExperts
+from keras_llm.layers.relative import RelativeBias
+from keras_llm.layers.rotary import Rotary
+from keras_llm.types import JSON
 
 BLOCK_ARGS = """
         intermediate_dim: int > 0. F, the feed-forward width.
         num_heads: int > 0. N query heads.
-        dropout: float in [0, 1). On attention probabilities, and on what attention and
-            feed-forward add to the residual stream.
-        activation: Keras activation of the feed-forward part, or "gelu_tanh".
+        dropout: float in [0, 1). Applied to the attention probabilities and to the outputs of
+            attention and feed-forward before the residual sum.
+        activation: Keras activation of the feed-forward network, or "gelu_tanh".
         layer_norm_epsilon: float. Epsilon of the norms.
         kernel_initializer: Keras initializer of all kernels.
         bias_initializer: Keras initializer of all biases.
-        normalize_first: bool. True normalises what goes into attention and feed-forward
-            (pre-norm), False what comes out of each residual sum (post-norm).
+        normalize_first: bool. True normalizes the inputs of attention and feed-forward
+            (pre-norm), False normalizes each residual sum (post-norm).
         num_key_value_heads: int. K; must divide N. Defaults to N.
         head_dim: int. H. Defaults to D / N.
-        position: `Rotary(...)`, `Alibi(...)`, `RelativeBias(...)` or None, for the
-            self-attention.
+        position: `Rotary(...)`, `Alibi(...)`, `RelativeBias(...)` or None. The position scheme
+            of self-attention.
         norm: "layer" (LayerNormalization) or "rms" (RMSNormalization).
-        gated: bool. Whether the feed-forward part is gated.
-        sliding_window: int or None. Self-attention reaches less than this many positions.
+        gated: bool. Whether the feed-forward network is gated.
+        sliding_window: int or None. Self-attention covers fewer than this many positions.
         logit_soft_cap: float or None. Scores become `cap * tanh(scores / cap)`.
-        qk_norm: bool. RMS-normalise query and key heads.
+        qk_norm: bool. RMS-normalize query and key heads.
         use_bias: bool. Whether projections and feed-forward have biases.
-        sandwich_norm: bool. With `normalize_first`, normalise what comes out of attention and
-            feed-forward too, before it is added.
+        sandwich_norm: bool. With `normalize_first`, also normalize the outputs of attention and
+            feed-forward before the residual sum.
         parallel_residual: bool. With `normalize_first`, attention and feed-forward both read
-            the block's input and are added to it together.
-        attention_scale: float. What scores are multiplied by. Defaults to `1 / sqrt(H)`.
-        num_sink_tokens: int. First positions that stay in sight of a sliding window.
+            the block's input, and both outputs are added to it.
+        attention_scale: float. Factor of the scores. Defaults to `1 / sqrt(H)`.
+        num_sink_tokens: int. First positions that stay visible with a sliding window.
         learned_sinks: bool. See `MultiHeadAttention`.
-        num_experts: int. 0 for one dense feed-forward part; more for a `MixtureOfExperts` of
-            `experts_per_token` at a time, with the next four.
-        experts_per_token: int.
-        num_shared_experts: int.
-        load_balance_loss: float >= 0.
-        router_z_loss: float >= 0.
+        num_experts: int. 0 for one dense feed-forward network, more for a `MixtureOfExperts`
+            with the next four arguments.
+        experts_per_token: int. Experts that each token is routed to.
+        num_shared_experts: int. Experts that every token uses.
+        load_balance_loss: float >= 0. Weight of the load-balance loss.
+        router_z_loss: float >= 0. Weight of the router z loss.
 """
 
-# The constructor arguments that are kept and saved as they come.
-_PLAIN = (
-    "intermediate_dim",
-    "num_heads",
-    "dropout",
-    "layer_norm_epsilon",
-    "normalize_first",
+# Arguments that are objects, which `get_config` serializes.
+_OBJECTS = ("activation", "kernel_initializer", "bias_initializer", "position")
+# Arguments that attention takes under the same name.
+_ATTENTION = (
     "num_key_value_heads",
-    "head_dim",
-    "norm",
-    "gated",
-    "sliding_window",
     "logit_soft_cap",
     "qk_norm",
     "use_bias",
-    "sandwich_norm",
-    "parallel_residual",
+    "dropout",
+    "layer_norm_epsilon",
     "attention_scale",
-    "num_sink_tokens",
     "learned_sinks",
-    "num_experts",
-    "experts_per_token",
-    "num_shared_experts",
-    "load_balance_loss",
-    "router_z_loss",
 )
 
 
@@ -77,42 +71,42 @@ class TransformerBlock(keras.layers.Layer):
 
     def __init__(
         self,
-        intermediate_dim,
-        num_heads,
-        dropout=0,
-        activation="relu",
-        layer_norm_epsilon=1e-05,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        normalize_first=False,
-        num_key_value_heads=None,
-        head_dim=None,
-        position=None,
-        norm="layer",
-        gated=False,
-        sliding_window=None,
-        logit_soft_cap=None,
-        qk_norm=False,
-        use_bias=True,
-        sandwich_norm=False,
-        parallel_residual=False,
-        attention_scale=None,
-        num_sink_tokens=0,
-        learned_sinks=False,
-        num_experts=0,
-        experts_per_token=2,
-        num_shared_experts=0,
-        load_balance_loss=0.01,
-        router_z_loss=0.001,
-        **kwargs,
-    ):
+        intermediate_dim: int,
+        num_heads: int,
+        dropout: float = 0,
+        activation: Activation = "relu",
+        layer_norm_epsilon: float = 1e-05,
+        kernel_initializer: Initializer = "glorot_uniform",
+        bias_initializer: Initializer = "zeros",
+        normalize_first: bool = False,
+        num_key_value_heads: int | None = None,
+        head_dim: int | None = None,
+        position: Rotary | Alibi | RelativeBias | None = None,
+        norm: str = "layer",
+        gated: bool = False,
+        sliding_window: int | None = None,
+        logit_soft_cap: float | None = None,
+        qk_norm: bool = False,
+        use_bias: bool = True,
+        sandwich_norm: bool = False,
+        parallel_residual: bool = False,
+        attention_scale: float | None = None,
+        num_sink_tokens: int = 0,
+        learned_sinks: bool = False,
+        num_experts: int = 0,
+        experts_per_token: int = 2,
+        num_shared_experts: int = 0,
+        load_balance_loss: float = 0.01,
+        router_z_loss: float = 0.001,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if norm not in ("layer", "rms"):
             raise ValueError(f'`norm` must be "layer" or "rms", got {norm!r}.')
         if (sandwich_norm or parallel_residual) and not normalize_first:
-            raise ValueError("`sandwich_norm` and `parallel_residual` need `normalize_first`.")
+            raise ValueError("`sandwich_norm` and `parallel_residual` need `normalize_first=True`.")
         arguments = locals()
-        for name in _PLAIN:
+        for name in PLAIN_ARGUMENTS:
             setattr(self, name, arguments[name])
         self.num_key_value_heads = num_key_value_heads or num_heads
         self.position = position
@@ -120,12 +114,12 @@ class TransformerBlock(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
 
-    def _build_parts(self, inputs_shape, cross_shape=None):
+    def _build_parts(self, inputs_shape: Shape, cross_shape: Shape | None = None) -> None:
         size = inputs_shape[-1]
         if self.head_dim is None and size % self.num_heads:
             raise ValueError(
-                f"`num_heads`={self.num_heads} must divide the width {size} of the inputs, "
-                "or `head_dim` be given."
+                f"`num_heads`={self.num_heads} must divide the width {size} of the inputs "
+                "unless `head_dim` is given."
             )
         self.self_attention = self._attention(
             size,
@@ -139,7 +133,7 @@ class TransformerBlock(keras.layers.Layer):
         self.cross_attention = None
         if cross_shape is not None:
             if self.parallel_residual:
-                raise ValueError("`parallel_residual` is for blocks without cross-attention.")
+                raise ValueError("`parallel_residual` is not supported with cross-attention.")
             self.cross_attention = self._attention(size, "cross_attention")
             self.cross_attention.build(inputs_shape, cross_shape)
             parts.append("cross_attention")
@@ -161,16 +155,9 @@ class TransformerBlock(keras.layers.Layer):
         return MultiHeadAttention(
             self.num_heads,
             self.head_dim or size // self.num_heads,
-            num_key_value_heads=self.num_key_value_heads,
-            logit_soft_cap=self.logit_soft_cap,
-            qk_norm=self.qk_norm,
-            use_bias=self.use_bias,
-            dropout=self.dropout,
             kernel_initializer=clone(self.kernel_initializer),
             bias_initializer=clone(self.bias_initializer),
-            layer_norm_epsilon=self.layer_norm_epsilon,
-            attention_scale=self.attention_scale,
-            learned_sinks=self.learned_sinks,
+            **{argument: getattr(self, argument) for argument in _ATTENTION},
             dtype=self.dtype_policy,
             name=name,
             **options,
@@ -211,14 +198,14 @@ class TransformerBlock(keras.layers.Layer):
         setattr(self, name, layer)
 
     def _branch(self, x, name, part, training):
-        """What `part` adds to the residual stream, from `x`."""
+        """Compute the output of `part` on `x`, with norms and dropout, for the residual sum."""
         output = part(getattr(self, f"{name}_norm")(x) if self.normalize_first else x)
         if self.sandwich_norm:
             output = getattr(self, f"{name}_post_norm")(output)
         return self.residual_dropout(output, training=training)
 
     def _residual(self, x, name, part, training):
-        """`x + part(norm(x))` or `norm(x + part(x))`."""
+        """Compute `x + part(norm(x))` or `norm(x + part(x))`."""
         x = x + self._branch(x, name, part, training)
         return x if self.normalize_first else getattr(self, f"{name}_norm")(x)
 
@@ -230,10 +217,10 @@ class TransformerBlock(keras.layers.Layer):
             return x + self._branch(block_inputs, "feed_forward", feed_forward, training)
         return self._residual(x, "feed_forward", feed_forward, training)
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {
             **super().get_config(),
-            **{name: getattr(self, name) for name in _PLAIN},
+            **{name: getattr(self, name) for name in PLAIN_ARGUMENTS},
             "activation": keras.activations.serialize(self.activation),
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
@@ -241,7 +228,15 @@ class TransformerBlock(keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: JSON) -> Self:
         config = dict(config)
         config["position"] = keras.saving.deserialize_keras_object(config["position"])
         return cls(**config)
+
+
+# Arguments that are kept and saved as given.
+PLAIN_ARGUMENTS = tuple(
+    name
+    for name in inspect.signature(TransformerBlock.__init__).parameters
+    if name not in ("self", "kwargs", *_OBJECTS)
+)

@@ -1,15 +1,26 @@
-"""Small parts that several layers make in the same way."""
+"""Create the sublayers and initializers that several layers share."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import keras
 
+from keras_llm.types import JSON, Tensor
 
-def clone(initializer):
-    """A fresh copy, so that two weights never draw from one random seed."""
-    return initializer.clone() if hasattr(initializer, "clone") else initializer
+# What `keras.initializers.get` reads.
+Initializer: TypeAlias = str | JSON | keras.initializers.Initializer | Callable[..., Tensor]
+Shape: TypeAlias = tuple[int | Any, ...]  # `Any` is None where a size is unknown
 
 
-def dense(owner, units, name):
-    """A dense layer with the biases, initializers and dtype policy of the layer that owns it."""
+def clone(initializer: Initializer | None) -> Initializer | None:
+    """Copy an initializer, so that no two weights draw from the same random seed."""
+    if initializer is None or not hasattr(initializer, "clone"):
+        return initializer
+    return initializer.clone()
+
+
+def dense(owner: keras.layers.Layer, units: int, name: str) -> keras.layers.Dense:
+    """Create a dense layer with the biases, initializers and dtype policy of its owner."""
     return keras.layers.Dense(
         units,
         use_bias=owner.use_bias,

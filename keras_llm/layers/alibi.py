@@ -1,11 +1,15 @@
-"""Attention with linear biases: the further a key, the lower its score."""
+"""Implement attention with linear biases (ALiBi): the farther a key, the lower its score."""
 
 import dataclasses
 import math
+from typing import Any, Self
 
 import keras
 import numpy as np
 from keras import ops
+
+from keras_llm.layers._parts import Shape
+from keras_llm.types import JSON, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -14,21 +18,21 @@ class Alibi:
     """Position option: lower scores in proportion to distance (see `AlibiBias`).
 
     Args:
-        max_bias: float > 0. The steepest head's slope is `2 ** (-max_bias / N)`, the gentlest
-            one's `2 ** -max_bias`.
+        max_bias: float > 0. The slope of the steepest head is `2 ** (-max_bias / N)`, that of
+            the flattest head `2 ** -max_bias`.
     """
 
     max_bias: float = 8.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.max_bias <= 0:
             raise ValueError(f"Alibi: `max_bias` must be > 0, got {self.max_bias}.")
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: JSON) -> Self:
         return cls(**config)
 
 
@@ -36,11 +40,12 @@ class Alibi:
 class AlibiBias(keras.layers.Layer):
     """Add `-slope_n |i - j|` to the score of query position `i` and key position `j` in head `n`.
 
-    The slopes of N heads, N a power of two, are `2 ** (-alibi_bias_max n / N)`, n = 1 .. N;
-    otherwise those of the next smaller power of two, then every other one of the next larger.
+    If the number of heads N is a power of two, the slopes are `2 ** (-alibi_bias_max n / N)`,
+    n = 1 .. N. Otherwise they are the slopes of the next smaller power of two, followed by every
+    other slope of the next larger one.
 
     Args:
-        alibi_bias_max: float > 0.
+        alibi_bias_max: float > 0. See `max_bias` of `Alibi`.
 
     Call arguments:
         attention_scores: float tensor (B, N, T, S), before the softmax.
@@ -51,19 +56,24 @@ class AlibiBias(keras.layers.Layer):
         A tensor like `attention_scores`.
 
     Raises:
-        ValueError: if `attention_scores` has not four axes.
+        ValueError: if `attention_scores` does not have four axes.
 
     Reference:
         Press et al., 2021, "Train Short, Test Long: Attention with Linear Biases Enables Input
         Length Extrapolation".
     """
 
-    def __init__(self, alibi_bias_max=8, **kwargs):
+    def __init__(self, alibi_bias_max: float = 8, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.alibi_bias_max = alibi_bias_max
         self.built = True
 
-    def call(self, attention_scores, query_positions=None, key_positions=None):
+    def call(
+        self,
+        attention_scores: Tensor,
+        query_positions: Tensor | None = None,
+        key_positions: Tensor | None = None,
+    ) -> Tensor:
         if len(attention_scores.shape) != 4:
             raise ValueError(
                 "`attention_scores` must have shape (B, N, T, S), "
@@ -82,10 +92,10 @@ class AlibiBias(keras.layers.Layer):
         bias = ops.expand_dims(distance, -3) * slopes
         return attention_scores - ops.cast(bias, attention_scores.dtype)
 
-    def compute_output_shape(self, attention_scores_shape):
+    def compute_output_shape(self, attention_scores_shape: Shape) -> Shape:
         return attention_scores_shape
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {**super().get_config(), "alibi_bias_max": self.alibi_bias_max}
 
 

@@ -1,72 +1,74 @@
-"""Multi-head attention with grouped key-value heads, positions and an explicit cache."""
+"""Compute multi-head attention with grouped key-value heads, positions and an explicit cache."""
+
+from typing import Any, Self
 
 import keras
 from keras import ops
 
 from keras_llm.layers import cache as caches
 from keras_llm.layers import masks
-from keras_llm.layers._parts import clone, dense
+from keras_llm.layers._parts import Initializer, Shape, clone, dense
 from keras_llm.layers.alibi import Alibi, AlibiBias
 from keras_llm.layers.relative import RelativeBias, RelativePositionBias
 from keras_llm.layers.rotary import Rotary, RotaryEmbedding
+from keras_llm.types import JSON, Tensor
 
-_MASKED = -1e9  # added to a masked score; softmax gives it exactly 0 in float32
+_MASKED = -1e9  # added to a masked score; its softmax is exactly 0 in float32
 
 
 @keras.saving.register_keras_serializable("keras_llm")
 class MultiHeadAttention(keras.layers.Layer):
-    """Attention of several heads over one or two sequences.
+    """Multi-head attention within one sequence or from one to another.
 
     `head_i = softmax(q_i k_j^T / sqrt(H) + bias) v_j`, `output = concat(head_1 .. head_N) W_o`,
     where query head `i` uses key-value head `j = i // (N / K)`. `K = N` is multi-head,
-    `K = 1` multi-query, anything between grouped-query attention.
+    `K = 1` multi-query and anything between grouped-query attention.
 
     Args:
         num_heads: int > 0. N query heads.
-        head_dim: int > 0. H features a head.
+        head_dim: int > 0. H features per head.
         num_key_value_heads: int. K; must divide N. Defaults to N.
-        position: `Rotary(...)`, `Alibi(...)`, `RelativeBias(...)` or None. How attention knows
-            positions.
+        position: `Rotary(...)`, `Alibi(...)`, `RelativeBias(...)` or None. The position scheme.
         sliding_window: int or None. A query sees keys less than this many positions away.
         logit_soft_cap: float or None. Scores become `cap * tanh(scores / cap)`.
-        qk_norm: bool. RMS-normalise each query and key head before positions are applied.
+        qk_norm: bool. RMS-normalize each query and key head before positions are applied.
         use_bias: bool. Whether the four projections have a bias.
         dropout: float in [0, 1). Applied to the attention probabilities in training.
         kernel_initializer: Keras initializer of the four kernels.
         bias_initializer: Keras initializer of the four biases.
         layer_norm_epsilon: float. Epsilon of `qk_norm`.
-        attention_scale: float. What scores are multiplied by. Defaults to `1 / sqrt(H)`.
-        num_sink_tokens: int. With a sliding window, this many first positions stay in sight.
-        learned_sinks: bool. A learned logit a head takes part in the softmax and stands for
-            nothing, so that a head may attend to nothing much.
+        attention_scale: float. Factor of the scores. Defaults to `1 / sqrt(H)`.
+        num_sink_tokens: int. With a sliding window, this many first positions stay visible.
+        learned_sinks: bool. Whether each head has a learned logit that takes part in the softmax
+            but has no value, so that a head may attend to almost nothing.
 
     Call arguments:
         query: float tensor (B, T, D).
-        value: float tensor (B, S, D'), the other sequence. Defaults to `query`.
+        value: float tensor (B, S, D'), the sequence to attend to. Defaults to `query`.
         attention_mask: bool tensor broadcastable to (B, T, S), True = may attend. None
             allows all.
         positions: int tensor (T,) or (B, T), the queries' positions (and the new keys', in
             self-attention). Defaults to `0 .. T - 1`.
         cache: pair of float tensors (B, K, S, H) from `empty_cache`, or None. New keys and
-            values are written into it and queries attend to all its slots, slot `s` being
-            position `s`; `attention_mask` is then over its S slots, or over the first of them
-            alone, more than one: the others are then left out.
+            values are written into it and queries attend to all its slots; slot `s` holds
+            position `s`. `attention_mask` then covers the S slots, or only the first of them (at
+            least two), in which case the remaining slots are ignored.
         cache_update_index: int tensor, scalar or (B,): the slot of the first new key (see
             `update_cache`). None with a cache reads the cache and writes nothing
             (cross-attention).
-        use_causal_mask: bool. Whether queries see keys at their own position and before only.
+        use_causal_mask: bool. Whether queries see only keys at their own and earlier positions.
             With a sliding window the cache is then a ring (see `ring_positions`): its S slots
             may be as few as `sliding_window + num_sink_tokens`, and `attention_mask` must be
             None.
-        padding_mask: bool tensor (B, T), True = a real token, real ones first. Which new keys a
-            ring cache keeps. None keeps all.
+        padding_mask: bool tensor (B, T), True = a real token, real tokens first. Selects the new
+            keys that a ring cache keeps. None keeps all.
         attention_bias: float tensor broadcastable to (B, N, T, S), added to the scores.
         return_attention_scores: bool. Whether to return the attention probabilities too.
 
     Returns:
-        Float tensor (B, T, D); if asked for, the probabilities (B, N, T, S); with a cache, the
-        updated cache. A tuple if there is more than the first. With a ring cache and T > 1 the
-        probabilities are over the S slots before the new keys, then the T new keys.
+        Float tensor (B, T, D); with `return_attention_scores`, the probabilities (B, N, T, S);
+        with a cache, the updated cache. A tuple if there is more than one. With a ring cache and
+        T > 1, the probabilities cover the S slots before the update, then the T new keys.
 
     Raises:
         ValueError: if `num_key_value_heads` does not divide `num_heads`, or an argument is out
@@ -83,23 +85,23 @@ class MultiHeadAttention(keras.layers.Layer):
 
     def __init__(
         self,
-        num_heads,
-        head_dim,
-        num_key_value_heads=None,
-        position=None,
-        sliding_window=None,
-        logit_soft_cap=None,
-        qk_norm=False,
-        use_bias=True,
-        dropout=0.0,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        layer_norm_epsilon=1e-6,
-        attention_scale=None,
-        num_sink_tokens=0,
-        learned_sinks=False,
-        **kwargs,
-    ):
+        num_heads: int,
+        head_dim: int,
+        num_key_value_heads: int | None = None,
+        position: Rotary | Alibi | RelativeBias | None = None,
+        sliding_window: int | None = None,
+        logit_soft_cap: float | None = None,
+        qk_norm: bool = False,
+        use_bias: bool = True,
+        dropout: float = 0.0,
+        kernel_initializer: Initializer = "glorot_uniform",
+        bias_initializer: Initializer = "zeros",
+        layer_norm_epsilon: float = 1e-6,
+        attention_scale: float | None = None,
+        num_sink_tokens: int = 0,
+        learned_sinks: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.head_dim = head_dim
@@ -169,14 +171,14 @@ class MultiHeadAttention(keras.layers.Layer):
             )
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
-    def build(self, query_shape, value_shape=None):
+    def build(self, query_shape: Shape, value_shape: Shape | None = None) -> None:
         value_shape = query_shape if value_shape is None else value_shape
         self.query_projection.build(query_shape)
         self.key_projection.build(value_shape)
         self.value_projection.build(value_shape)
         self.output_projection = dense(self, query_shape[-1], "output")
         self.output_projection.build((*query_shape[:-1], self.num_heads * self.head_dim))
-        if self.qk_norm:
+        if self.query_norm is not None and self.key_norm is not None:
             self.query_norm.build((None, None, self.num_heads, self.head_dim))
             self.key_norm.build((None, None, self.num_key_value_heads, self.head_dim))
         if self.score_bias is not None and not self.score_bias.built:
@@ -191,18 +193,18 @@ class MultiHeadAttention(keras.layers.Layer):
 
     def call(
         self,
-        query,
-        value=None,
-        attention_mask=None,
-        positions=None,
-        cache=None,
-        cache_update_index=None,
-        use_causal_mask=False,
-        padding_mask=None,
-        attention_bias=None,
-        return_attention_scores=False,
-        training=None,
-    ):
+        query: Tensor,
+        value: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: tuple[Tensor, Tensor] | None = None,
+        cache_update_index: int | Tensor | None = None,
+        use_causal_mask: bool = False,
+        padding_mask: Tensor | None = None,
+        attention_bias: Tensor | None = None,
+        return_attention_scores: bool = False,
+        training: bool | None = None,
+    ) -> Tensor | tuple[Any, ...]:
         self_attention = value is None
         if positions is None:
             positions = ops.arange(ops.shape(query)[1])
@@ -220,8 +222,8 @@ class MultiHeadAttention(keras.layers.Layer):
         elif cache_update_index is not None and use_causal_mask and self.sliding_window:
             if attention_mask is not None:
                 raise ValueError(
-                    "`attention_mask` cannot be given with a ring cache; `use_causal_mask=False` "
-                    "makes slot s of the cache position s."
+                    "`attention_mask` is not supported with a ring cache; use "
+                    "`use_causal_mask=False` for a cache in which slot s holds position s."
                 )
             (keys, values), key_positions, cache = self._ring(cache, new, positions, padding_mask)
             attention_mask = ops.expand_dims(key_positions >= 0, 1)
@@ -256,8 +258,10 @@ class MultiHeadAttention(keras.layers.Layer):
             outputs.append(cache)
         return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
-    def project_keys_and_values(self, inputs, positions=None):
-        """The features that a cache holds.
+    def project_keys_and_values(
+        self, inputs: Tensor, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the keys and values that a cache holds.
 
         Args:
             inputs: float tensor (B, S, D).
@@ -273,9 +277,9 @@ class MultiHeadAttention(keras.layers.Layer):
         return ops.transpose(keys, (0, 2, 1, 3)), ops.transpose(values, (0, 2, 1, 3))
 
     def _heads(self, inputs, projection, num_heads, norm=None):
-        """(B, T, D) -> (B, T, num_heads, H)."""
+        """Project (B, T, D) to heads (B, T, num_heads, H)."""
         batch_size, length, width = ops.shape(inputs)
-        # Of two axes: where sizes are unknown, a product of three takes twenty more operations.
+        # Flatten to two axes: with unknown sizes, a three-axis matmul takes twenty more operations.
         features = projection(ops.reshape(inputs, (-1, width)))
         heads = ops.reshape(features, (batch_size, length, num_heads, self.head_dim))
         return heads if norm is None else norm(heads)
@@ -283,8 +287,8 @@ class MultiHeadAttention(keras.layers.Layer):
     def _ring(self, cache, new, positions, padding_mask):
         """Write into a ring cache.
 
-        Returns what the queries attend to, (B, K, S or S + T, H) twice; its positions (B, S or
-        S + T), -1 where there is nothing; and the updated cache.
+        Returns the keys and values that the queries attend to, each (B, K, S or S + T, H); their
+        positions (B, S or S + T), -1 for empty slots; and the updated cache.
         """
         batch_size, num_slots = ops.shape(new[0])[0], ops.shape(cache[0])[2]
         if len(positions.shape) == 1:
@@ -318,12 +322,12 @@ class MultiHeadAttention(keras.layers.Layer):
         return attended, ops.concatenate([before, positions], axis=1), cache
 
     def _scores(self, q, keys):
-        """(B, T, N, H), (B, K, S, H) -> float32 (B, N, T, S)."""
+        """Compute float32 scores (B, N, T, S) from q (B, T, N, H) and keys (B, K, S, H)."""
         batch_size, length = ops.shape(q)[:2]
         size, groups = self.head_dim, self.num_heads // self.num_key_value_heads
         scale = size**-0.5 if self.attention_scale is None else self.attention_scale
-        # Fold the query heads that share a key-value head into the time axis: one matmul a
-        # key-value head, and keys are never repeated.
+        # Fold the query heads that share a key-value head into the time axis: one matmul per
+        # key-value head, without repeating keys.
         grouped = (batch_size, length, self.num_key_value_heads, groups, size)
         q = ops.transpose(ops.reshape(q * scale, grouped), (0, 2, 3, 1, 4))
         q = ops.reshape(q, (batch_size, self.num_key_value_heads, groups * length, size))
@@ -335,7 +339,7 @@ class MultiHeadAttention(keras.layers.Layer):
         return scores
 
     def _probabilities(self, scores, attention_mask):
-        """The softmax over what the mask allows, in float32."""
+        """Compute the softmax over the unmasked scores, in float32."""
         if attention_mask is not None:
             bias = (1.0 - ops.cast(attention_mask, "float32")) * _MASKED
             scores = scores + ops.expand_dims(bias, 1)
@@ -347,7 +351,7 @@ class MultiHeadAttention(keras.layers.Layer):
         return weights / (ops.sum(weights, axis=-1, keepdims=True) + ops.exp(sinks - largest))
 
     def _attend(self, probabilities, values, training):
-        """(B, N, T, S), (B, K, S, H) -> (B, T, D)."""
+        """Combine probabilities (B, N, T, S) and values (B, K, S, H) to outputs (B, T, D)."""
         batch_size, _, length = ops.shape(probabilities)[:3]
         size, groups = self.head_dim, self.num_heads // self.num_key_value_heads
         probabilities = ops.cast(probabilities, self.compute_dtype)
@@ -361,10 +365,10 @@ class MultiHeadAttention(keras.layers.Layer):
         output = self.output_projection(ops.reshape(output, (-1, self.num_heads * size)))
         return ops.reshape(output, (batch_size, length, output.shape[-1]))
 
-    def compute_output_shape(self, query_shape, value_shape=None):
+    def compute_output_shape(self, query_shape: Shape, value_shape: Shape | None = None) -> Shape:
         return query_shape
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {
             **super().get_config(),
             "num_heads": self.num_heads,
@@ -385,15 +389,17 @@ class MultiHeadAttention(keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: JSON) -> Self:
         config = dict(config)
         config["position"] = keras.saving.deserialize_keras_object(config["position"])
         return cls(**config)
 
 
 def _first_slots(entry, attention_mask):
-    """The slots of a cache (B, K, S, H) that a mask is over: a narrow mask spares the work on the
-    rest."""
+    """Return the cache slots (B, K, S, H) that a mask covers.
+
+    A mask narrower than the cache saves the work on the remaining slots.
+    """
     width = None if attention_mask is None else attention_mask.shape[-1]
     if width in (None, 1) or entry.shape[2] is None or width >= entry.shape[2]:
         return entry

@@ -1,35 +1,43 @@
-"""The key-value cache of one attention layer.
+"""Create and update the key-value cache of an attention layer.
 
 A cache is a pair `(key, value)` of float tensors (B, K, S, H): for each row and key-value head, a
-slot holds the features of one token of that row. The layout lets `q k^T` read the cache without
-moving it.
+slot holds the features of one token of that row. With this layout, `q k^T` reads the cache without
+a transpose.
 
-In a full cache slot `s` holds position `s`. Slots past a row's own position hold nothing of
-meaning; `causal_mask` keeps queries from them, so ragged rows need no other bookkeeping than their
-positions. In the ring cache of a windowed layer a new token takes the slot of the one that has
-just left the window, so S need not be more than the window; which position a slot holds follows
-from the row's last position alone.
+In a full cache, slot `s` holds position `s`. Slots past a row's current position hold undefined
+values; `causal_mask` hides them from queries, so ragged rows need only their positions. In the
+ring cache of a sliding-window layer, a new token overwrites the one that just left the window, so
+S need not exceed the window; the row's last position alone determines which position each slot
+holds.
 """
 
 import numpy as np
 from keras import ops
 
+from keras_llm.types import Tensor
 
-def empty_cache(batch_size, length, num_key_value_heads, head_dim, dtype="float32"):
-    """A pair of zero tensors (B, K, S, H); `batch_size` and `length` may be scalar tensors."""
+
+def empty_cache(
+    batch_size: int | Tensor,
+    length: int | Tensor,
+    num_key_value_heads: int,
+    head_dim: int,
+    dtype: str = "float32",
+) -> tuple[Tensor, Tensor]:
+    """Return a pair of zero tensors (B, K, S, H); `batch_size` and `length` may be tensors."""
     shape = (batch_size, num_key_value_heads, length, head_dim)
     return ops.zeros(shape, dtype=dtype), ops.zeros(shape, dtype=dtype)
 
 
-def update_cache(cache, new, index):
+def update_cache(cache: Tensor, new: Tensor, index: int | Tensor) -> Tensor:
     """Write new features into the cache.
 
     Args:
         cache: float tensor (B, K, S, H), keys or values.
         new: float tensor (B, K, T, H).
-        index: int tensor, the slot of `new`'s first element: a scalar for all rows, or (B,)
-            with a slot for each row. The int 0 costs no operation that TensorFlow has in its XLA
-            compiler alone.
+        index: int tensor, the slot of the first element of `new`: a scalar for all rows, or (B,)
+            with one slot per row. The int 0 avoids an operation that TensorFlow supports only in
+            its XLA compiler.
 
     Returns:
         Float tensor (B, K, S, H).
@@ -50,19 +58,19 @@ def update_cache(cache, new, index):
     return ops.scatter_update(cache, places, ops.reshape(new, (-1, features)))
 
 
-def ring_positions(last, num_slots, num_sink_tokens=0):
-    """The position that each slot of a ring cache holds.
+def ring_positions(last: Tensor, num_slots: int | Tensor, num_sink_tokens: int = 0) -> Tensor:
+    """Compute the position that each slot of a ring cache holds.
 
-    Position `p` is in slot `p` if it is a sink, `p < num_sink_tokens`, and else in the slot that
-    is congruent to it modulo the number of slots that are left.
+    A sink position `p < num_sink_tokens` is in slot `p`. Any other position is in the slot
+    congruent to it modulo the number of remaining slots.
 
     Args:
-        last: int tensor (B, 1), the last position written in each row; -1 if there is none.
+        last: int tensor (B, 1), the last position written in each row; -1 if none is written.
         num_slots: int or int scalar tensor. S.
-        num_sink_tokens: int, the first positions, which are never overwritten.
+        num_sink_tokens: int. The number of first positions, which are never overwritten.
 
     Returns:
-        Int32 tensor (B, S); -1 where a slot is empty.
+        Int32 tensor (B, S); -1 for empty slots.
     """
     slots = ops.expand_dims(ops.arange(num_slots, dtype="int32"), 0)
     period = ops.maximum(num_slots - num_sink_tokens, 1)
@@ -75,21 +83,21 @@ def ring_positions(last, num_slots, num_sink_tokens=0):
     return ops.where(empty, -1, held)
 
 
-def ring_slot(positions, num_slots, num_sink_tokens=0):
-    """The slot of a ring cache that a position takes; int tensors of one shape."""
+def ring_slot(positions: Tensor, num_slots: int | Tensor, num_sink_tokens: int = 0) -> Tensor:
+    """Return the ring cache slot of each position; int tensors of the same shape."""
     period = ops.maximum(num_slots - num_sink_tokens, 1)
     slot = num_sink_tokens + ops.mod(positions - num_sink_tokens, period)
     return ops.where(positions < num_sink_tokens, positions, slot)
 
 
-def update_ring(cache, new, first, held):
+def update_ring(cache: Tensor, new: Tensor, first: Tensor, held: Tensor) -> Tensor:
     """Write a chunk of new features into a ring cache.
 
     Args:
         cache: float tensor (B, K, S, H), keys or values.
         new: float tensor (B, K, T, H).
         first: int tensor (B, 1), the position of each row's first new token.
-        held: int tensor (B, S), the position that each slot shall hold.
+        held: int tensor (B, S), the position that each slot holds after the update.
 
     Returns:
         Float tensor (B, K, S, H): new features where `held >= first`, old ones elsewhere.
@@ -99,12 +107,12 @@ def update_ring(cache, new, first, held):
     return ops.where(index >= 0, ops.cast(chosen, cache.dtype), cache)
 
 
-def unstack_cache(cache):
-    """The stacked cache of keras_nlp, (B, 2, S, K, H), as a pair (B, K, S, H)."""
+def unstack_cache(cache: Tensor) -> tuple[Tensor, Tensor]:
+    """Convert a stacked cache of keras_nlp, (B, 2, S, K, H), to a pair of (B, K, S, H)."""
     cache = ops.transpose(cache, (1, 0, 3, 2, 4))
     return cache[0], cache[1]
 
 
-def stack_cache(cache):
-    """A pair (B, K, S, H) as the stacked cache of keras_nlp, (B, 2, S, K, H)."""
+def stack_cache(cache: tuple[Tensor, Tensor]) -> Tensor:
+    """Convert a pair of (B, K, S, H) to a stacked cache of keras_nlp, (B, 2, S, K, H)."""
     return ops.transpose(ops.stack(cache), (1, 0, 3, 2, 4))

@@ -1,9 +1,12 @@
-"""From token ids to vectors."""
+"""Embed token ids and their positions."""
+
+from typing import Any
 
 import keras
 
-from keras_llm.layers._parts import clone
+from keras_llm.layers._parts import Initializer, Shape, clone
 from keras_llm.layers.position import PositionEmbedding
+from keras_llm.types import JSON, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -12,15 +15,15 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
 
     Args:
         vocabulary_size: int > 0. V; token ids are in `0 .. V - 1`.
-        sequence_length: int > 0. The longest sequence.
+        sequence_length: int > 0. Maximum sequence length.
         embedding_dim: int > 0. D.
-        tie_weights: bool. Whether `token_embedding(x, reverse=True)`, which gives logits
-            over the vocabulary, reuses the embedding table.
+        tie_weights: bool. Whether `token_embedding(x, reverse=True)`, which computes logits over
+            the vocabulary, reuses the embedding table.
         embeddings_initializer: Keras initializer of both tables.
 
     Call arguments:
         inputs: int tensor (B, T), token ids.
-        start_index: int or int scalar tensor. Position of the first token; ignored when
+        start_index: int or int scalar tensor. Position of the first token; ignored if
             `positions` is given.
         positions: int tensor (T,) or (B, T). Defaults to `start_index ..`.
 
@@ -36,13 +39,13 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
 
     def __init__(
         self,
-        vocabulary_size,
-        sequence_length,
-        embedding_dim,
-        tie_weights=True,
-        embeddings_initializer="uniform",
-        **kwargs,
-    ):
+        vocabulary_size: int,
+        sequence_length: int,
+        embedding_dim: int,
+        tie_weights: bool = True,
+        embeddings_initializer: Initializer = "uniform",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         for name, value in (
             ("vocabulary_size", vocabulary_size),
@@ -71,21 +74,23 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
             name="position_embedding",
         )
 
-    def build(self, inputs_shape):
+    def build(self, inputs_shape: Shape) -> None:
         self.token_embedding.build(inputs_shape)
         self.position_embedding.build((*inputs_shape, self.embedding_dim))
         self.built = True
 
-    def call(self, inputs, start_index=0, positions=None):
+    def call(
+        self, inputs: Tensor, start_index: int | Tensor = 0, positions: Tensor | None = None
+    ) -> Tensor:
         tokens = self.token_embedding(inputs)
         return tokens + self.position_embedding(
             tokens, start_index=start_index, positions=positions
         )
 
-    def compute_output_shape(self, inputs_shape):
+    def compute_output_shape(self, inputs_shape: Shape) -> Shape:
         return (*inputs_shape, self.embedding_dim)
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {
             **super().get_config(),
             "vocabulary_size": self.vocabulary_size,

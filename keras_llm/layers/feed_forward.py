@@ -1,12 +1,15 @@
-"""The position-wise part of a Transformer block."""
+"""Compute the position-wise feed-forward network of a Transformer block."""
+
+from typing import Any
 
 import keras
 from keras import ops
 
-from keras_llm.layers._parts import dense
-from keras_llm.layers.activations import activate, gelu_tanh, get_activation, slope_of
+from keras_llm.layers._parts import Initializer, Shape, dense
+from keras_llm.layers.activations import Activation, activate, gelu_tanh, get_activation, slope_of
+from keras_llm.types import JSON, Tensor
 
-# What is zero at zero, for each feature by itself.
+# Elementwise activations that map zero to zero.
 _ELEMENTWISE = (keras.activations.gelu, gelu_tanh, keras.activations.relu, keras.activations.silu)
 
 
@@ -14,13 +17,13 @@ _ELEMENTWISE = (keras.activations.gelu, gelu_tanh, keras.activations.relu, keras
 class FeedForward(keras.layers.Layer):
     """Two dense layers around an activation, optionally gated.
 
-    Plain: `activation(x W_up) W_down`. Gated: `(activation(x W_gate) * x W_up) W_down`, which
-    with `"silu"` is SwiGLU, with `"gelu"` GEGLU, with `"sigmoid"` GLU.
+    Plain: `activation(x W_up) W_down`. Gated: `(activation(x W_gate) * x W_up) W_down`, which is
+    SwiGLU with `"silu"`, GEGLU with `"gelu"` and GLU with `"sigmoid"`.
 
     Args:
         intermediate_dim: int > 0. F.
-        activation: Keras activation, by name or callable; or "gelu_tanh".
-        gated: bool.
+        activation: Keras activation, as a name or a callable, or "gelu_tanh".
+        gated: bool. Whether a second projection multiplies the activation.
         use_bias: bool. Whether the dense layers have a bias.
         dropout: float in [0, 1). Applied to the output in training.
         kernel_initializer: Keras initializer of the kernels.
@@ -39,15 +42,15 @@ class FeedForward(keras.layers.Layer):
 
     def __init__(
         self,
-        intermediate_dim,
-        activation="gelu",
-        gated=False,
-        use_bias=True,
-        dropout=0.0,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        **kwargs,
-    ):
+        intermediate_dim: int,
+        activation: Activation = "gelu",
+        gated: bool = False,
+        use_bias: bool = True,
+        dropout: float = 0.0,
+        kernel_initializer: Initializer = "glorot_uniform",
+        bias_initializer: Initializer = "zeros",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if intermediate_dim < 1:
             raise ValueError(f"`intermediate_dim` must be a positive int, got {intermediate_dim}.")
@@ -62,18 +65,18 @@ class FeedForward(keras.layers.Layer):
         self.gate = dense(self, intermediate_dim, "gate") if gated else None
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
-    def build(self, inputs_shape):
+    def build(self, inputs_shape: Shape) -> None:
         self.up.build(inputs_shape)
-        if self.gated:
+        if self.gate is not None:
             self.gate.build(inputs_shape)
         self.down = dense(self, inputs_shape[-1], "down")
         self.down.build((*inputs_shape[:-1], self.intermediate_dim))
         self.built = True
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         extra = 16 if training and self._is_padded_in_training(inputs.shape[-1]) else 0
-        # Of two axes: of three, and with sizes that are not known, a product takes some twenty
-        # operations more.
+        # Flatten to two axes: with unknown sizes, a three-axis matmul takes about twenty more
+        # operations.
         shape = ops.shape(inputs)
         inputs = ops.reshape(inputs, (-1, shape[-1]))
         features = [_project(self.up, inputs, columns=extra)]
@@ -91,8 +94,11 @@ class FeedForward(keras.layers.Layer):
         return self.dropout_layer(outputs, training=training)
 
     def _lean_down(self, slope, features, rows):
-        """The activation, the gate and `down`. In training TensorFlow would hold the output of the
-        activation beside its input, for the gradient of the kernel; here it is computed again."""
+        """Apply the activation, the gate and `down` with less memory in training.
+
+        TensorFlow would keep the output of the activation as well as its input for the gradient
+        of the kernel. This method recomputes the output instead.
+        """
         from keras_llm.layers.tensorflow import activated_product
 
         kernel = self.down.kernel
@@ -101,11 +107,11 @@ class FeedForward(keras.layers.Layer):
         outputs = activated_product(self.activation, slope, features, kernel)
         return outputs if self.down.bias is None else outputs + self.down.bias
 
-    def _is_padded_in_training(self, width):
-        """Whether features that are always zero make training faster.
+    def _is_padded_in_training(self, width: int) -> bool:
+        """Return whether padding the features with zeros makes training faster.
 
-        For narrow products oneDNN reads its inputs where they lie. Those of a kernel's gradient it
-        reads by columns, at half the speed where rows are a multiple of 2 KiB apart
+        oneDNN reads the inputs of narrow matmuls in place. For the gradient of a kernel it reads
+        them by columns, at half the speed if the row stride is a multiple of 2 KiB
         (docs/training_benchmark.md).
         """
         return (
@@ -117,10 +123,10 @@ class FeedForward(keras.layers.Layer):
             and all(_is_plain(layer) for layer in (self.up, self.gate, self.down) if layer)
         )
 
-    def compute_output_shape(self, inputs_shape):
+    def compute_output_shape(self, inputs_shape: Shape) -> Shape:
         return inputs_shape
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {
             **super().get_config(),
             "intermediate_dim": self.intermediate_dim,
@@ -133,8 +139,8 @@ class FeedForward(keras.layers.Layer):
         }
 
 
-def _is_plain(layer):
-    """Whether a layer computes as `Dense` does: neither adapted nor quantized."""
+def _is_plain(layer: keras.layers.Layer) -> bool:
+    """Return whether a layer computes as `Dense` does, without LoRA or quantization."""
     return (
         type(layer) is keras.layers.Dense
         and not layer.lora_enabled
@@ -143,7 +149,7 @@ def _is_plain(layer):
 
 
 def _project(layer, inputs, rows=0, columns=0):
-    """A dense layer, with rows or columns of zeros added to its kernel."""
+    """Apply a dense layer, with rows or columns of zeros added to its kernel."""
     if not rows and not columns:
         return layer(inputs)
     outputs = ops.matmul(inputs, ops.pad(layer.kernel, ((0, rows), (0, columns))))

@@ -1,21 +1,24 @@
-"""Predictions of masked tokens."""
+"""Predict masked tokens."""
+
+from typing import Any, Self
 
 import keras
 from keras import ops
 
-from keras_llm.layers._parts import clone
-from keras_llm.layers.activations import get_activation
+from keras_llm.layers._parts import Initializer, Shape, clone
+from keras_llm.layers.activations import Activation, get_activation
+from keras_llm.types import JSON, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
 class MaskedLMHead(keras.layers.Layer):
-    """Hidden states at masked positions -> predictions over the vocabulary.
+    """Predictions over the vocabulary from the hidden states at masked positions.
 
-    `activation(norm(intermediate_activation(h W + b)) E^T + b_V)`, with E the token embedding or a
-    kernel of its own.
+    `activation(norm(intermediate_activation(h W + b)) E^T + b_V)`, where E is the token embedding
+    or a separate kernel.
 
     Args:
-        vocabulary_size: int. V; may be left out with `token_embedding`.
+        vocabulary_size: int. V; optional with `token_embedding`.
         token_embedding: a `keras.layers.ReversibleEmbedding` whose table is reused, or None.
         intermediate_activation: Keras activation, or "gelu_tanh".
         activation: Keras activation of the predictions. None gives logits.
@@ -31,7 +34,8 @@ class MaskedLMHead(keras.layers.Layer):
         Float tensor (B, M, V).
 
     Raises:
-        ValueError: if neither or both of differing sizes are given.
+        ValueError: if neither `vocabulary_size` nor `token_embedding` is given, or if their
+            sizes differ.
 
     Reference:
         Devlin et al., 2018, "BERT", section 3.1.
@@ -39,24 +43,26 @@ class MaskedLMHead(keras.layers.Layer):
 
     def __init__(
         self,
-        vocabulary_size=None,
-        token_embedding=None,
-        intermediate_activation="relu",
-        activation=None,
-        layer_norm_epsilon=1e-05,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        **kwargs,
-    ):
+        vocabulary_size: int | None = None,
+        token_embedding: keras.layers.ReversibleEmbedding | None = None,
+        intermediate_activation: Activation = "relu",
+        activation: Activation | None = None,
+        layer_norm_epsilon: float = 1e-05,
+        kernel_initializer: Initializer = "glorot_uniform",
+        bias_initializer: Initializer = "zeros",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        if vocabulary_size is None and token_embedding is None:
+        if not vocabulary_size and token_embedding is None:
             raise ValueError("`vocabulary_size` or `token_embedding` must be given.")
         if token_embedding is not None and vocabulary_size not in (None, token_embedding.input_dim):
             raise ValueError(
-                f"`vocabulary_size` must be that of `token_embedding`, "
+                f"`vocabulary_size` must equal that of `token_embedding`, "
                 f"{token_embedding.input_dim}, got {vocabulary_size}."
             )
-        self.vocabulary_size = vocabulary_size or token_embedding.input_dim
+        self.vocabulary_size = (
+            vocabulary_size if token_embedding is None else token_embedding.input_dim
+        )
         self.token_embedding = token_embedding
         self.intermediate_activation = get_activation(intermediate_activation)
         self.activation = get_activation(activation)
@@ -64,7 +70,7 @@ class MaskedLMHead(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
 
-    def build(self, inputs_shape, mask_positions_shape=None):
+    def build(self, inputs_shape: Shape, mask_positions_shape: Shape | None = None) -> None:
         size = inputs_shape[-1]
         if self.token_embedding is not None:
             size = self.token_embedding.output_dim
@@ -92,12 +98,12 @@ class MaskedLMHead(keras.layers.Layer):
         )
         self.built = True
 
-    def states(self, inputs, mask_positions):
-        """What the predictions are made from: float tensor (B, M, D)."""
+    def states(self, inputs: Tensor, mask_positions: Tensor) -> Tensor:
+        """Compute the inputs of the output projection: float tensor (B, M, D)."""
         x = ops.take_along_axis(inputs, ops.expand_dims(mask_positions, -1), axis=1)
         return self.norm(self.dense(x))
 
-    def call(self, inputs, mask_positions):
+    def call(self, inputs: Tensor, mask_positions: Tensor) -> Tensor:
         x = self.states(inputs, mask_positions)
         if self.token_embedding is None:
             logits = ops.matmul(x, self.kernel)
@@ -105,10 +111,10 @@ class MaskedLMHead(keras.layers.Layer):
             logits = self.token_embedding(x, reverse=True)
         return self.activation(ops.cast(logits, self.compute_dtype) + self.bias)
 
-    def compute_output_shape(self, inputs_shape, mask_positions_shape):
+    def compute_output_shape(self, inputs_shape: Shape, mask_positions_shape: Shape) -> Shape:
         return (*mask_positions_shape, self.vocabulary_size)
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         embedding = self.token_embedding
         return {
             **super().get_config(),
@@ -122,7 +128,7 @@ class MaskedLMHead(keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: JSON) -> Self:
         config = dict(config)
         if config["token_embedding"] is not None:
             config["token_embedding"] = keras.layers.deserialize(config["token_embedding"])

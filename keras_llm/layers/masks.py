@@ -1,10 +1,12 @@
-"""Attention masks. One meaning everywhere: boolean, True = the query may attend to the key."""
+"""Build attention masks: boolean, True = the query may attend to the key."""
 
 from keras import ops
 
+from keras_llm.types import Tensor
 
-def causal_mask(query_positions, key_positions):
-    """A query sees keys at its own position and before.
+
+def causal_mask(query_positions: Tensor, key_positions: Tensor) -> Tensor:
+    """Build a mask that hides the keys after the query.
 
     Args:
         query_positions: int tensor (T,) or (B, T).
@@ -16,17 +18,19 @@ def causal_mask(query_positions, key_positions):
     return _pairwise(ops.less_equal, query_positions, key_positions)
 
 
-def band_mask(query_positions, key_positions, sliding_window, num_sink_tokens=0):
-    """A query sees keys less than `sliding_window` positions away, on either side, and sinks.
+def band_mask(
+    query_positions: Tensor, key_positions: Tensor, sliding_window: int, num_sink_tokens: int = 0
+) -> Tensor:
+    """Build a mask that hides keys at least `sliding_window` positions away, except sinks.
 
-    Together with `causal_mask` this leaves the query itself and the `sliding_window - 1`
-    positions before it.
+    Together with `causal_mask`, a query sees itself and the `sliding_window - 1` positions
+    before it.
 
     Args:
         query_positions: int tensor (T,) or (B, T).
         key_positions: int tensor (S,) or (B, S).
         sliding_window: int > 0.
-        num_sink_tokens: int. The first positions, which every query sees.
+        num_sink_tokens: int. The number of first positions, which every query sees.
 
     Returns:
         Bool tensor (1, T, S) or (B, T, S).
@@ -41,13 +45,13 @@ def band_mask(query_positions, key_positions, sliding_window, num_sink_tokens=0)
     return _pairwise(near, query_positions, key_positions)
 
 
-def padding_mask(mask):
-    """Lift a mask of keys, (B, S) with True = a real token, to (B, 1, S)."""
+def padding_mask(mask: Tensor) -> Tensor:
+    """Expand a key mask, (B, S) with True = a real token, to (B, 1, S)."""
     return ops.expand_dims(ops.cast(mask, "bool"), 1)
 
 
-def merge(*masks):
-    """What every mask allows; `None` allows all, and no mask at all gives `None`."""
+def merge(*masks: Tensor | None) -> Tensor | None:
+    """Combine masks with a logical and; `None` allows all, and without any mask return `None`."""
     merged = None
     for mask in masks:
         if mask is not None:

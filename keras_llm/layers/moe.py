@@ -1,36 +1,39 @@
-"""A feed-forward part made of experts, of which each token uses a few."""
+"""Route each token to a few of several feed-forward experts."""
+
+from typing import Any
 
 import keras
 from keras import ops
 
-from keras_llm.layers._parts import clone, dense
-from keras_llm.layers.activations import activate, get_activation
+from keras_llm.layers._parts import Initializer, Shape, clone, dense
+from keras_llm.layers.activations import Activation, activate, get_activation
 from keras_llm.layers.feed_forward import FeedForward
+from keras_llm.types import JSON, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
 class MixtureOfExperts(keras.layers.Layer):
-    """The weighted sum of the k feed-forward networks that a router likes best for each token.
+    """The weighted sum of the k feed-forward networks that a router ranks highest for each token.
 
     `p = softmax(x W_router)`, `output = sum_(e in top k) p_e / sum_top_k(p) FFN_e(x)`, plus the
-    shared experts, which every token uses. No token is ever dropped, so a token's output does not
-    depend on its neighbours.
+    shared experts, which every token uses. No token is ever dropped, so the output of a token does
+    not depend on other tokens.
 
-    In training two losses are added (`add_loss`): `load_balance_loss E sum_e f_e P_e`, where
-    `f_e` is the share of the routes that lead to expert e and `P_e` its mean probability (1 when
-    balanced), and `router_z_loss mean(logsumexp(x W_router)^2)`.
+    In training, two losses are added (`add_loss`): `load_balance_loss E sum_e f_e P_e`, where
+    `f_e` is the share of routes to expert e and `P_e` its mean probability (the sum times E is 1
+    when balanced), and `router_z_loss mean(logsumexp(x W_router)^2)`.
 
     Args:
         num_experts: int > 1. E.
-        top_k: int in `1 .. E`. k.
-        intermediate_dim: int > 0. F, the width of one expert.
-        activation: Keras activation, by name or callable; or "gelu_tanh".
+        top_k: int in `1 .. E`. k, the number of experts per token.
+        intermediate_dim: int > 0. F, the width of each expert.
+        activation: Keras activation, as a name or a callable, or "gelu_tanh".
         gated: bool. Whether the experts are gated (see `FeedForward`).
-        num_shared_experts: int. Experts that every token uses, one gated network of F times as
-            many features.
-        normalize_weights: bool. Whether the k weights are made to sum to 1.
-        load_balance_loss: float >= 0.
-        router_z_loss: float >= 0.
+        num_shared_experts: int. Number of experts that every token uses, computed as one network
+            with `num_shared_experts * F` features.
+        normalize_weights: bool. Whether the k weights are scaled to sum to 1.
+        load_balance_loss: float >= 0. Weight of the load-balance loss.
+        router_z_loss: float >= 0. Weight of the router z loss.
         kernel_initializer: Keras initializer of the kernels; experts have no biases.
 
     Call arguments:
@@ -51,18 +54,18 @@ class MixtureOfExperts(keras.layers.Layer):
 
     def __init__(
         self,
-        num_experts,
-        top_k,
-        intermediate_dim,
-        activation="silu",
-        gated=True,
-        num_shared_experts=0,
-        normalize_weights=True,
-        load_balance_loss=0.01,
-        router_z_loss=0.001,
-        kernel_initializer="glorot_uniform",
-        **kwargs,
-    ):
+        num_experts: int,
+        top_k: int,
+        intermediate_dim: int,
+        activation: Activation = "silu",
+        gated: bool = True,
+        num_shared_experts: int = 0,
+        normalize_weights: bool = True,
+        load_balance_loss: float = 0.01,
+        router_z_loss: float = 0.001,
+        kernel_initializer: Initializer = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if num_experts < 2:
             raise ValueError(f"`num_experts` must be at least 2, got {num_experts}.")
@@ -97,7 +100,7 @@ class MixtureOfExperts(keras.layers.Layer):
                 name="shared",
             )
 
-    def build(self, inputs_shape):
+    def build(self, inputs_shape: Shape) -> None:
         experts, size, width = self.num_experts, inputs_shape[-1], self.intermediate_dim
         self.router.build(inputs_shape)
 
@@ -115,7 +118,7 @@ class MixtureOfExperts(keras.layers.Layer):
             self.shared.build(inputs_shape)
         self.built = True
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         logits = ops.cast(self.router(inputs), "float32")
         probabilities = ops.softmax(logits, axis=-1)
         weights, chosen = ops.top_k(probabilities, self.top_k)
@@ -133,7 +136,7 @@ class MixtureOfExperts(keras.layers.Layer):
             hidden = activate(self.activation, ops.matmul(x, self.gate), training) * hidden
         else:
             hidden = activate(self.activation, hidden, training)
-        # Weighted before the second matmul, whose sum over F then also sums over the experts.
+        # Apply the weights before the second matmul, whose sum over F then also sums over experts.
         weights = ops.transpose(ops.reshape(weights, (-1, self.num_experts, 1)), (1, 0, 2))
         hidden = ops.transpose(hidden * ops.cast(weights, hidden.dtype), (1, 0, 2))
         hidden = ops.reshape(hidden, (-1, self.num_experts * self.intermediate_dim))
@@ -146,16 +149,16 @@ class MixtureOfExperts(keras.layers.Layer):
         output = ops.reshape(output, ops.shape(inputs))
         return output if self.shared is None else output + self.shared(inputs, training=training)
 
-    def _add_losses(self, logits, probabilities, routes):
+    def _add_losses(self, logits: Tensor, probabilities: Tensor, routes: Tensor) -> None:
         share = ops.mean(routes, axis=(0, 1, 2))
         balance = self.num_experts * ops.sum(share * ops.mean(probabilities, axis=(0, 1)))
         z = ops.mean(ops.square(ops.logsumexp(logits, axis=-1)))
         self.add_loss(self.load_balance_loss * balance + self.router_z_loss * z)
 
-    def compute_output_shape(self, inputs_shape):
+    def compute_output_shape(self, inputs_shape: Shape) -> Shape:
         return inputs_shape
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {
             **super().get_config(),
             "num_experts": self.num_experts,

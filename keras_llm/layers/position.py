@@ -1,7 +1,12 @@
-"""Where a token stands, as vectors added to it: learned, or sines and cosines."""
+"""Encode token positions as learned or sinusoidal vectors."""
+
+from typing import Any
 
 import keras
 from keras import ops
+
+from keras_llm.layers._parts import Initializer, Shape
+from keras_llm.types import JSON, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -9,14 +14,14 @@ class PositionEmbedding(keras.layers.Layer):
     """A learned vector for each position.
 
     Args:
-        sequence_length: int > 0. The longest sequence; positions past its end take the
-            last vector.
+        sequence_length: int > 0. Maximum sequence length; positions beyond it use the last
+            vector.
         initializer: Keras initializer of the (sequence_length, D) table.
 
     Call arguments:
         inputs: float tensor (B, T, D); only its shape is used.
-        start_index: int or int scalar tensor. Position of the first element; ignored
-            when `positions` is given.
+        start_index: int or int scalar tensor. Position of the first element; ignored if
+            `positions` is given.
         positions: int tensor (T,) or (B, T). Defaults to `start_index ..`.
 
     Returns:
@@ -29,14 +34,16 @@ class PositionEmbedding(keras.layers.Layer):
         Devlin et al., 2018, "BERT"; Radford et al., 2018, "GPT".
     """
 
-    def __init__(self, sequence_length, initializer="glorot_uniform", **kwargs):
+    def __init__(
+        self, sequence_length: int, initializer: Initializer = "glorot_uniform", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         if sequence_length is None or sequence_length < 1:
             raise ValueError(f"`sequence_length` must be a positive int, got {sequence_length}.")
         self.sequence_length = int(sequence_length)
         self.initializer = keras.initializers.get(initializer)
 
-    def build(self, inputs_shape):
+    def build(self, inputs_shape: Shape) -> None:
         self.position_embeddings = self.add_weight(
             name="embeddings",
             shape=(self.sequence_length, inputs_shape[-1]),
@@ -44,12 +51,14 @@ class PositionEmbedding(keras.layers.Layer):
         )
         self.built = True
 
-    def call(self, inputs, start_index=0, positions=None):
+    def call(
+        self, inputs: Tensor, start_index: int | Tensor = 0, positions: Tensor | None = None
+    ) -> Tensor:
         if positions is None:
             length = inputs.shape[-2]
             if length is not None and length > self.sequence_length:
                 raise ValueError(
-                    f"PositionEmbedding holds {self.sequence_length} positions "
+                    f"PositionEmbedding has {self.sequence_length} positions "
                     f"(`sequence_length`), got a sequence of {length}."
                 )
             positions = ops.arange(ops.shape(inputs)[-2]) + start_index
@@ -57,10 +66,10 @@ class PositionEmbedding(keras.layers.Layer):
         table = ops.convert_to_tensor(self.position_embeddings)
         return ops.broadcast_to(ops.take(table, positions, axis=0), ops.shape(inputs))
 
-    def compute_output_shape(self, inputs_shape):
+    def compute_output_shape(self, inputs_shape: Shape) -> Shape:
         return inputs_shape
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {
             **super().get_config(),
             "sequence_length": self.sequence_length,
@@ -70,7 +79,7 @@ class PositionEmbedding(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_llm")
 class SinePositionEncoding(keras.layers.Layer):
-    """Fixed sines and cosines of position.
+    """Sinusoidal position encoding.
 
     `PE[p, 2i] = sin(p / max_wavelength ** (2i / D))`,
     `PE[p, 2i + 1] = cos(p / max_wavelength ** (2i / D))`.
@@ -80,8 +89,8 @@ class SinePositionEncoding(keras.layers.Layer):
 
     Call arguments:
         inputs: float tensor (B, T, D); only its shape and dtype are used.
-        start_index: int or int scalar tensor. Position of the first element; ignored
-            when `positions` is given.
+        start_index: int or int scalar tensor. Position of the first element; ignored if
+            `positions` is given.
         positions: int tensor (T,) or (B, T). Defaults to `start_index ..`.
 
     Returns:
@@ -91,12 +100,14 @@ class SinePositionEncoding(keras.layers.Layer):
         Vaswani et al., 2017, "Attention Is All You Need", section 3.5.
     """
 
-    def __init__(self, max_wavelength=10000, **kwargs):
+    def __init__(self, max_wavelength: float = 10000, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.max_wavelength = max_wavelength
         self.built = True
 
-    def call(self, inputs, start_index=0, positions=None):
+    def call(
+        self, inputs: Tensor, start_index: int | Tensor = 0, positions: Tensor | None = None
+    ) -> Tensor:
         size = inputs.shape[-1]
         if positions is None:
             positions = ops.arange(ops.shape(inputs)[-2]) + start_index
@@ -106,8 +117,8 @@ class SinePositionEncoding(keras.layers.Layer):
         encoding = ops.where(index % 2 == 0, ops.sin(angles), ops.cos(angles))
         return ops.broadcast_to(ops.cast(encoding, inputs.dtype), ops.shape(inputs))
 
-    def compute_output_shape(self, inputs_shape):
+    def compute_output_shape(self, inputs_shape: Shape) -> Shape:
         return inputs_shape
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {**super().get_config(), "max_wavelength": self.max_wavelength}

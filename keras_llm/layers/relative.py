@@ -1,34 +1,36 @@
-"""Attention with learned biases: one for each head and bucket of distances."""
+"""Implement relative position biases: one learned value per head and distance bucket."""
 
 import dataclasses
 import math
+from typing import Any, Self
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_llm.layers._parts import clone
+from keras_llm.layers._parts import Initializer, Shape, clone
+from keras_llm.types import JSON, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
 @dataclasses.dataclass(frozen=True)
 class RelativeBias:
-    """Position option: a learned bias on scores, by distance (see `RelativePositionBias`).
+    """Position option: add a learned bias by distance to scores (see `RelativePositionBias`).
 
-    Models share one table among their layers, as T5 does; a layer by itself has its own.
+    In a model, all layers share one table, as in T5; a standalone layer has its own.
 
     Args:
-        num_buckets: int. An even number of 4 or more.
-        max_distance: int > `num_buckets`. From here on all distances share a bucket.
-        bidirectional: bool. Whether keys ahead of the query have buckets of their own. Decoder
-            blocks and models take False whatever it says.
+        num_buckets: int. An even number of at least 4.
+        max_distance: int > `num_buckets`. All distances from this one on share a bucket.
+        bidirectional: bool. Whether keys after the query have separate buckets. Decoder blocks
+            and models always use False.
     """
 
     num_buckets: int = 32
     max_distance: int = 128
     bidirectional: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_buckets < 4 or self.num_buckets % 2:
             raise ValueError(
                 f"RelativeBias: `num_buckets` must be even and at least 4, got {self.num_buckets}."
@@ -39,11 +41,11 @@ class RelativeBias:
                 f"got {self.max_distance}."
             )
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: JSON) -> Self:
         return cls(**config)
 
 
@@ -51,14 +53,14 @@ class RelativeBias:
 class RelativePositionBias(keras.layers.Layer):
     """Add a learned bias to scores, by head and by the bucket of `key - query` position.
 
-    Of M buckets (for each direction, if there are two) the first M / 2 hold one distance each;
-    the others widen in proportion to the logarithm of the distance, up to `max_distance`. Without
-    `bidirectional`, keys ahead of the query share the bucket of distance 0.
+    Of M buckets (per direction, if `bidirectional`), the first M / 2 hold one distance each. The
+    others widen in proportion to the logarithm of the distance, up to `max_distance`. Without
+    `bidirectional`, keys after the query share the bucket of distance 0.
 
     Args:
-        num_buckets: int. An even number of 4 or more.
+        num_buckets: int. An even number of at least 4.
         max_distance: int > `num_buckets`.
-        bidirectional: bool. Whether half of the buckets are for keys ahead of the query.
+        bidirectional: bool. Whether half of the buckets are for keys after the query.
         num_heads: int. N; needed only if `attention_scores` is broadcast, (B or 1, 1, T, S).
         embeddings_initializer: Keras initializer of the (num_buckets, N) table.
 
@@ -71,7 +73,7 @@ class RelativePositionBias(keras.layers.Layer):
         Float tensor (B, N, T, S).
 
     Raises:
-        ValueError: if `attention_scores` has not four axes, or an argument is out of range.
+        ValueError: if `attention_scores` does not have four axes, or an argument is out of range.
 
     Reference:
         Raffel et al., 2020, "Exploring the Limits of Transfer Learning with a Unified
@@ -80,22 +82,22 @@ class RelativePositionBias(keras.layers.Layer):
 
     def __init__(
         self,
-        num_buckets=32,
-        max_distance=128,
-        bidirectional=True,
-        num_heads=None,
-        embeddings_initializer="random_normal",
-        **kwargs,
-    ):
+        num_buckets: int = 32,
+        max_distance: int = 128,
+        bidirectional: bool = True,
+        num_heads: int | None = None,
+        embeddings_initializer: Initializer = "random_normal",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        RelativeBias(num_buckets, max_distance)  # checks them
+        RelativeBias(num_buckets, max_distance)  # validates the arguments
         self.num_buckets = num_buckets
         self.max_distance = max_distance
         self.bidirectional = bidirectional
         self.num_heads = num_heads
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
 
-    def build(self, attention_scores_shape):
+    def build(self, attention_scores_shape: Shape) -> None:
         if len(attention_scores_shape) != 4:
             raise ValueError(
                 "`attention_scores` must have shape (B, N, T, S), "
@@ -108,7 +110,12 @@ class RelativePositionBias(keras.layers.Layer):
         )
         self.built = True
 
-    def call(self, attention_scores, query_positions=None, key_positions=None):
+    def call(
+        self,
+        attention_scores: Tensor,
+        query_positions: Tensor | None = None,
+        key_positions: Tensor | None = None,
+    ) -> Tensor:
         length, keys = ops.shape(attention_scores)[2:]
         if key_positions is None:
             key_positions = ops.arange(keys)
@@ -121,8 +128,8 @@ class RelativePositionBias(keras.layers.Layer):
         bias = ops.moveaxis(bias, -1, -3)
         return attention_scores + ops.cast(bias, attention_scores.dtype)
 
-    def _bucket(self, ahead):
-        """Signed distances -> buckets, in integers alone: the bounds are computed beforehand."""
+    def _bucket(self, ahead: Tensor) -> Tensor:
+        """Map signed distances to buckets with integer operations and precomputed bounds."""
         buckets = self.num_buckets
         offset = 0
         if self.bidirectional:
@@ -136,11 +143,11 @@ class RelativePositionBias(keras.layers.Layer):
             bucket = bucket + ops.cast(distance >= bound, "int32")
         return bucket + offset
 
-    def compute_output_shape(self, attention_scores_shape):
+    def compute_output_shape(self, attention_scores_shape: Shape) -> Shape:
         batch_size, heads, *rest = attention_scores_shape
         return (batch_size, self.num_heads or heads, *rest)
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {
             **super().get_config(),
             "num_buckets": self.num_buckets,
@@ -152,8 +159,11 @@ class RelativePositionBias(keras.layers.Layer):
 
 
 def _bounds(buckets, max_distance):
-    """The distances at which a wide bucket ends: of `M/2 + floor(log(d / (M/2)) / log(max / (M/2))
-    * M/2)`, in float32 as released models compute it."""
+    """Return the distances at which each wide bucket ends.
+
+    The bucket of distance d is `M/2 + floor(log(d / (M/2)) / log(max / (M/2)) * M/2)`, computed in
+    float32 as released models do.
+    """
     exact = buckets // 2
     distance = np.arange(exact, max_distance + 1)
     ratio = np.log(distance.astype("float32") / np.float32(exact)) / math.log(max_distance / exact)

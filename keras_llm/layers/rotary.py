@@ -1,20 +1,24 @@
-"""Rotary positions: queries and keys turned by an angle proportional to position."""
+"""Rotate queries and keys by an angle proportional to position (RoPE)."""
 
 import dataclasses
 import math
+from typing import Any, Self
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_llm.layers._parts import Shape
+from keras_llm.types import JSON, Tensor
+
 
 @dataclasses.dataclass(frozen=True)
 class NTKScaling:
-    """Stretch the base, so that the longest wavelengths stretch by `factor` and the shortest stay.
+    """NTK-aware scaling: stretch the longest wavelengths by `factor` and keep the shortest.
 
-    `base' = base * factor ** (R / (R - 2))`. The rule known as dynamic makes `factor` grow with
-    the text, `f L / L_0 - (f - 1)` at length L, and so turns keys already cached by another angle
-    than new ones; here it is fixed, and the cache stays exact.
+    `base' = base * factor ** (R / (R - 2))`. The variant known as dynamic NTK increases `factor`
+    with the length L, `f L / L_0 - (f - 1)`, and so rotates cached keys by other angles than new
+    keys. Here the factor is fixed, and the cache stays exact.
 
     Args:
         factor: float >= 1.
@@ -25,8 +29,8 @@ class NTKScaling:
 
     factor: float
 
-    def frequencies(self, base, size):
-        """Radians a position, float array (size / 2,), and the factor of cosines and sines."""
+    def frequencies(self, base: float, size: int) -> tuple[np.ndarray, float]:
+        """Return radians per position, float array (size / 2,), and the factor of cos and sin."""
         if size <= 2:
             raise ValueError(f"NTKScaling needs more than 2 rotated features, got {size}.")
         return _plain(base * self.factor ** (size / (size - 2)), size), 1.0
@@ -34,19 +38,19 @@ class NTKScaling:
 
 @dataclasses.dataclass(frozen=True)
 class YarnScaling:
-    """Interpolate low frequencies, keep high ones, and sharpen attention.
+    """YaRN scaling: interpolate low frequencies, keep high ones, and sharpen attention.
 
-    Frequencies that turn more than `beta_fast` times within `original_length` are kept, those
-    that turn fewer than `beta_slow` times are divided by `factor`, with a linear ramp over the
-    feature index between; cosines and sines are multiplied by `attention_factor`.
+    Frequencies with more than `beta_fast` turns within `original_length` are kept, those with fewer
+    than `beta_slow` turns are divided by `factor`, with a linear ramp over the feature index
+    between. Cosines and sines are multiplied by `attention_factor`.
 
     Args:
         factor: float >= 1.
         original_length: int > 0, the length the model was trained on.
-        beta_fast: float.
-        beta_slow: float.
-        attention_factor: float; defaults to `0.1 ln(factor) + 1`.
-        truncate: bool. Whether the ramp begins and ends at whole features.
+        beta_fast: float. Number of turns above which a frequency is kept.
+        beta_slow: float. Number of turns below which a frequency is divided by `factor`.
+        attention_factor: float. Defaults to `0.1 ln(factor) + 1`.
+        truncate: bool. Whether the ramp bounds are rounded to whole features.
 
     Reference:
         Peng et al., 2023, "YaRN: Efficient Context Window Extension of Large Language Models".
@@ -59,8 +63,8 @@ class YarnScaling:
     attention_factor: float | None = None
     truncate: bool = True
 
-    def frequencies(self, base, size):
-        """Radians a position, float array (size / 2,), and the factor of cosines and sines."""
+    def frequencies(self, base: float, size: int) -> tuple[np.ndarray, float]:
+        """Return radians per position, float array (size / 2,), and the factor of cos and sin."""
 
         def index_that_turns(times):
             turns = self.original_length / (times * 2 * math.pi)
@@ -80,17 +84,19 @@ class YarnScaling:
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Scaling:
-    """Divide low frequencies by `factor`, keep high ones, and blend between.
+    """Llama 3 scaling: divide low frequencies by `factor`, keep high ones, and blend between.
 
     Args:
         factor: float >= 1.
-        low_frequency_factor: float. Wavelengths above `original_length` over this are divided.
-        high_frequency_factor: float. Wavelengths below `original_length` over this are kept.
+        low_frequency_factor: float. Wavelengths above `original_length / low_frequency_factor`
+            are divided.
+        high_frequency_factor: float. Wavelengths below `original_length / high_frequency_factor`
+            are kept.
         original_length: int > 0, the length the model was trained on.
 
     Reference:
-        Grattafiori et al., 2024, "The Llama 3 Herd of Models"; the rule is that of the released
-        Llama 3.1 code.
+        Grattafiori et al., 2024, "The Llama 3 Herd of Models"; the formula is that of the
+        released Llama 3.1 code.
     """
 
     factor: float
@@ -98,8 +104,8 @@ class Llama3Scaling:
     high_frequency_factor: float
     original_length: int
 
-    def frequencies(self, base, size):
-        """Radians a position, float array (size / 2,), and the factor of cosines and sines."""
+    def frequencies(self, base: float, size: int) -> tuple[np.ndarray, float]:
+        """Return radians per position, float array (size / 2,), and the factor of cos and sin."""
         plain = _plain(base, size)
         turns = self.original_length * plain / (2 * math.pi)
         low, high = self.low_frequency_factor, self.high_frequency_factor
@@ -107,7 +113,8 @@ class Llama3Scaling:
         return plain * kept + plain / self.factor * (1 - kept), 1.0
 
 
-_SCALINGS = {scaling.__name__: scaling for scaling in (NTKScaling, YarnScaling, Llama3Scaling)}
+_OPTIONS = (NTKScaling, YarnScaling, Llama3Scaling)
+_SCALINGS = {scaling.__name__: scaling for scaling in _OPTIONS}
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -118,19 +125,19 @@ class Rotary:
     Args:
         base: float > 0. The longest wavelength is `2 * pi * base`; larger values stretch the
             usable context.
-        scaling: float > 0, by which positions are divided (linear interpolation); or
-            `NTKScaling(...)`, `YarnScaling(...)`, `Llama3Scaling(...)`.
+        scaling: float > 0 that divides positions (linear interpolation), or `NTKScaling(...)`,
+            `YarnScaling(...)` or `Llama3Scaling(...)`.
         fraction: float in (0, 1]. The share of each head's features that is rotated.
 
     Raises:
-        ValueError: naming the argument that is out of range.
+        ValueError: if an argument is out of range; the message names it.
     """
 
     base: float = 10000.0
     scaling: float | NTKScaling | YarnScaling | Llama3Scaling = 1.0
     fraction: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         is_option = type(self.scaling) in _SCALINGS.values()
         if self.base <= 0:
             raise ValueError(f"Rotary: `base` must be > 0, got {self.base}.")
@@ -139,12 +146,12 @@ class Rotary:
                 f"Rotary: `scaling` must be a number > 0 or one of {', '.join(_SCALINGS)}, "
                 f"got {self.scaling!r}."
             )
-        if is_option and self.scaling.factor < 1:
+        if isinstance(self.scaling, _OPTIONS) and self.scaling.factor < 1:
             raise ValueError(f"Rotary: `factor` must be >= 1, got {self.scaling.factor}.")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"Rotary: `fraction` must be in (0, 1], got {self.fraction}.")
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {
             "base": self.base,
             "scaling": _serialize(self.scaling),
@@ -152,7 +159,7 @@ class Rotary:
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: JSON) -> Self:
         return cls(**{**config, "scaling": _deserialize(config["scaling"])})
 
 
@@ -162,37 +169,37 @@ class RotaryEmbedding(keras.layers.Layer):
 
     With `a = position * max_wavelength ** (-2i / R)` for the first R features, feature `i` and
     feature `i + R/2` become `x[i] cos(a) - x[i + R/2] sin(a)` and
-    `x[i + R/2] cos(a) + x[i] sin(a)`, so that `q . k` depends on the distance only.
+    `x[i + R/2] cos(a) + x[i] sin(a)`, so that `q . k` depends only on the distance.
 
     Args:
         max_wavelength: float > 0. Base of the wavelengths.
-        scaling_factor: float > 0, by which positions are divided; or `NTKScaling(...)`,
+        scaling_factor: float > 0 that divides positions, or `NTKScaling(...)`,
             `YarnScaling(...)` or `Llama3Scaling(...)`, which change the angles by frequency and
-            leave the next five arguments aside.
-        rope_type: what a number as `scaling_factor` does, as in keras_nlp: "linear" divides
-            positions by it, "dynamic" by its `R / (R - 2)`th power, "yarn" is `YarnScaling`
-            of the next four.
+            ignore the next five arguments.
+        rope_type: how a number as `scaling_factor` is applied, as in keras_nlp: "linear" divides
+            positions by it, "dynamic" divides them by its `R / (R - 2)`th power, "yarn" uses
+            `YarnScaling` with the next four arguments.
         beta_fast, beta_slow: float, for "yarn".
-        original_max_position_embeddings: int > 0, for "yarn": the length trained on.
+        original_max_position_embeddings: int > 0, for "yarn". The length the model was trained on.
         truncate: bool, for "yarn".
         sequence_axis: int. The axis of the positions.
         feature_axis: int. The axis that is rotated.
-        denominator_dim: int. Stands for R in the angle's exponent; defaults to R.
+        denominator_dim: int. Replaces R in the exponent of the angle; defaults to R.
         fraction: float in (0, 1]. The share of the H features that is rotated, R = fraction * H;
-            the others pass.
+            the others are unchanged.
 
     Call arguments:
         inputs: float tensor, e.g. (B, T, N, H). R must be even.
-        start_index: int or int scalar tensor. Position of the first element; ignored
-            when `positions` is given.
-        positions: int tensor (T,), or (B, T) with a position for each row (the batch is
-            then axis 0). Defaults to `start_index .. start_index + T - 1`.
+        start_index: int or int scalar tensor. Position of the first element; ignored if
+            `positions` is given.
+        positions: int tensor (T,), or (B, T) with one position per row (axis 0 is then the
+            batch). Defaults to `start_index .. start_index + T - 1`.
 
     Returns:
-        A tensor like `inputs`. Angles are computed in float32 whatever the dtype.
+        A tensor like `inputs`. Angles are computed in float32 regardless of the dtype.
 
     Raises:
-        ValueError: if R is odd or `rope_type` unknown.
+        ValueError: if R is odd or `rope_type` is unknown.
 
     References:
         Su et al., 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding".
@@ -202,21 +209,21 @@ class RotaryEmbedding(keras.layers.Layer):
 
     def __init__(
         self,
-        max_wavelength=10000,
-        scaling_factor=1.0,
-        rope_type="linear",
-        beta_fast=32.0,
-        beta_slow=1.0,
-        original_max_position_embeddings=4096,
-        truncate=True,
-        sequence_axis=1,
-        feature_axis=-1,
-        denominator_dim=None,
-        fraction=1.0,
-        **kwargs,
-    ):
+        max_wavelength: float = 10000,
+        scaling_factor: float | NTKScaling | YarnScaling | Llama3Scaling = 1.0,
+        rope_type: str = "linear",
+        beta_fast: float = 32.0,
+        beta_slow: float = 1.0,
+        original_max_position_embeddings: int = 4096,
+        truncate: bool = True,
+        sequence_axis: int = 1,
+        feature_axis: int = -1,
+        denominator_dim: int | None = None,
+        fraction: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        Rotary(max_wavelength, scaling_factor, fraction)  # checks them
+        Rotary(max_wavelength, scaling_factor, fraction)  # validates the arguments
         if rope_type not in ("linear", "dynamic", "yarn"):
             raise ValueError(
                 f'`rope_type` must be "linear", "dynamic" or "yarn", got {rope_type!r}.'
@@ -234,15 +241,17 @@ class RotaryEmbedding(keras.layers.Layer):
         self.fraction = fraction
         self.built = True
 
-    def call(self, inputs, start_index=0, positions=None):
+    def call(
+        self, inputs: Tensor, start_index: int | Tensor = 0, positions: Tensor | None = None
+    ) -> Tensor:
         rank = len(inputs.shape)
         feature_axis = self.feature_axis % rank
         sequence_axis = self.sequence_axis % rank
         size = int(inputs.shape[feature_axis] * self.fraction)
         if size % 2:
             raise ValueError(
-                f"RotaryEmbedding rotates an even number of features, got {size} of inputs of "
-                f"shape {tuple(inputs.shape)}."
+                f"RotaryEmbedding needs an even number of features to rotate, got {size} in inputs "
+                f"of shape {tuple(inputs.shape)}."
             )
         if positions is None:
             positions = ops.arange(ops.shape(inputs)[sequence_axis]) + start_index
@@ -262,9 +271,9 @@ class RotaryEmbedding(keras.layers.Layer):
             [first * cos - second * sin, second * cos + first * sin, *rest], axis=feature_axis
         )
 
-    def _frequencies(self, size):
-        """Angles for each position (R / 2,), and the factor on cosines and sines."""
-        # A wavelength is base ** (2i / R): another denominator is another base.
+    def _frequencies(self, size: int) -> tuple[np.ndarray, float]:
+        """Return the angle per position (R / 2,) and the factor of cosines and sines."""
+        # A wavelength is base ** (2i / R), so another denominator amounts to another base.
         base = self.max_wavelength ** (size / (self.denominator_dim or size))
         scaling = self.scaling_factor
         if not isinstance(scaling, (int, float)):
@@ -282,10 +291,10 @@ class RotaryEmbedding(keras.layers.Layer):
             scaling = scaling ** (size / max(1, size - 2))
         return _plain(base, size) / scaling, 1.0
 
-    def compute_output_shape(self, inputs_shape):
+    def compute_output_shape(self, inputs_shape: Shape) -> Shape:
         return inputs_shape
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {
             **super().get_config(),
             "max_wavelength": self.max_wavelength,
@@ -302,12 +311,12 @@ class RotaryEmbedding(keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: JSON) -> Self:
         return cls(**{**config, "scaling_factor": _deserialize(config["scaling_factor"])})
 
 
-def _plain(base, size):
-    """The angle that each pair of features turns in one position: float64 (R / 2,)."""
+def _plain(base: float, size: int) -> np.ndarray:
+    """Return the rotation angle per position of each feature pair: float64 (R / 2,)."""
     return base ** (-np.arange(0, size, 2) / size)
 
 

@@ -1,19 +1,23 @@
-"""What layers need of TensorFlow alone."""
+"""Compute activations and their gradients with less memory in TensorFlow."""
 
 import math
 import os
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
+from keras_llm.types import Tensor
 
-def gelu_slope(x):
-    """The derivative of GELU, `Phi(x) + x phi(x)`."""
+
+def gelu_slope(x: Tensor) -> Tensor:
+    """Compute the derivative of GELU, `Phi(x) + x phi(x)`."""
     density = tf.exp(-0.5 * tf.square(x)) * (1.0 / math.sqrt(2.0 * math.pi))
     return 0.5 + 0.5 * tf.math.erf(x * math.sqrt(0.5)) + x * density
 
 
-def gelu_tanh_slope(x):
-    """The derivative of GELU's tanh approximation, which is `x sigmoid(a x + b x^3)`."""
+def gelu_tanh_slope(x: Tensor) -> Tensor:
+    """Compute the derivative of the tanh approximation of GELU, `x sigmoid(a x + b x^3)`."""
     a = 2.0 * math.sqrt(2.0 / math.pi)
     b = 0.044715 * a
     square = tf.square(x)
@@ -21,15 +25,19 @@ def gelu_tanh_slope(x):
     return gate + tf.raw_ops.SigmoidGrad(y=gate, dy=x) * (a + 3.0 * b * square)
 
 
-def silu_slope(x):
-    """The derivative of SiLU, `x sigmoid(x)`."""
+def silu_slope(x: Tensor) -> Tensor:
+    """Compute the derivative of SiLU, `x sigmoid(x)`."""
     gate = tf.sigmoid(x)
     return gate * (1.0 + x * (1.0 - gate))
 
 
-def with_slope(function, slope, x):
-    """`function(x)`, of which a training holds `x` alone: what the derivative is computed from is
-    computed when the gradient of the output is there."""
+def with_slope(
+    function: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor], x: Tensor
+) -> Tensor:
+    """Return `function(x)`, keeping only `x` in memory for the gradient.
+
+    The gradient recomputes the derivative from `x` when the gradient of the output is available.
+    """
 
     @tf.custom_gradient
     def run(x):
@@ -42,13 +50,19 @@ def with_slope(function, slope, x):
     return run(x)
 
 
-def activated_product(activation, slope, features, kernel):
-    """`activation(x) kernel`, or with a gate `(activation(x) * up) kernel`, of which a training
-    holds the features and the kernel alone.
+def activated_product(
+    activation: Callable[[Tensor], Tensor],
+    slope: Callable[[Tensor], Tensor],
+    features: list[Tensor],
+    kernel: Tensor,
+) -> Tensor:
+    """Return `activation(x) kernel`, or `(activation(x) * up) kernel` with a gate.
+
+    Only the features and the kernel are kept in memory for the gradient.
 
     Args:
-        activation, slope: functions of one tensor, and its derivative.
-        features: a list of float tensors (N, F): x, and up if there is a gate.
+        activation, slope: functions of one tensor; `slope` is the derivative of `activation`.
+        features: a list of float tensors (N, F): x, and `up` if there is a gate.
         kernel: float tensor (F, D).
 
     Returns:
@@ -74,14 +88,18 @@ def activated_product(activation, slope, features, kernel):
 
         return tf.matmul(fused(inner, *features), kernel), gradient
 
-    return run(tf.convert_to_tensor(kernel), *features)  # not the variable, if it is one
+    return run(tf.convert_to_tensor(kernel), *features)  # a tensor, not the variable
 
 
-def fused(function, *inputs):
-    """`function(*inputs)`, whose operations XLA does in one or a few passes over the numbers,
-    TensorFlow in one each. In graphs alone, and of shapes that are known, for every shape is
-    compiled by itself. Not with `KERAS_LLM_XLA=0` in the environment."""
-    known = all(x.shape.is_fully_defined() for x in inputs)
-    if tf.executing_eagerly() or not known or os.environ.get("KERAS_LLM_XLA", "1") == "0":
+def fused(function: Callable[..., Any], *inputs: Tensor) -> Any:
+    """Return `function(*inputs)`, with its operations fused by XLA.
+
+    XLA needs one or a few passes over the data, TensorFlow one per operation. Only graphs with
+    fully defined shapes are compiled, since XLA compiles each shape separately.
+    `KERAS_LLM_XLA=0` in the environment disables it.
+    """
+    has_static_shapes = all(x.shape.is_fully_defined() for x in inputs)
+    xla_disabled = os.environ.get("KERAS_LLM_XLA", "1") == "0"
+    if tf.executing_eagerly() or not has_static_shapes or xla_disabled:
         return function(*inputs)
     return tf.function(function, jit_compile=True, autograph=False)(*inputs)

@@ -1,21 +1,24 @@
-"""The Transformer block: one set of parts, in an encoder and a decoder arrangement."""
+"""Build Transformer encoder and decoder blocks."""
 
 import dataclasses
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_llm.layers import masks
 from keras_llm.layers._block import BLOCK_ARGS, TransformerBlock
+from keras_llm.layers._parts import Shape
 from keras_llm.layers.cache import stack_cache, unstack_cache
 from keras_llm.layers.relative import RelativeBias
+from keras_llm.types import Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
 class TransformerEncoder(TransformerBlock):
-    __doc__ = f"""A Transformer block in which every position sees every other.
+    __doc__ = f"""A Transformer block in which every position sees all others.
 
-    Self-attention, then feed-forward, each inside a residual sum with a norm.
+    Self-attention, then feed-forward, each in a residual branch with a norm.
 
     Args:{BLOCK_ARGS}
     Call arguments:
@@ -27,7 +30,8 @@ class TransformerEncoder(TransformerBlock):
         return_attention_scores: bool. Whether to return the attention probabilities too.
 
     Returns:
-        Float tensor (B, T, D); if asked for, a pair of that and the probabilities (B, N, T, T).
+        Float tensor (B, T, D); with `return_attention_scores`, a pair of that and the
+        probabilities (B, N, T, T).
 
     Raises:
         ValueError: if `num_heads` does not divide D and `head_dim` is not given.
@@ -42,19 +46,19 @@ class TransformerEncoder(TransformerBlock):
     (1, 5, 8)
     """
 
-    def build(self, inputs_shape):
+    def build(self, inputs_shape: Shape) -> None:
         self._build_parts(inputs_shape)
 
     def call(
         self,
-        inputs,
-        padding_mask=None,
-        attention_mask=None,
-        training=None,
-        return_attention_scores=False,
-        positions=None,
-        attention_bias=None,
-    ):
+        inputs: Tensor,
+        padding_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        training: bool | None = None,
+        return_attention_scores: bool = False,
+        positions: Tensor | None = None,
+        attention_bias: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         mask = masks.merge(
             None if padding_mask is None else masks.padding_mask(padding_mask), attention_mask
         )
@@ -79,23 +83,23 @@ class TransformerEncoder(TransformerBlock):
         x = self._add_feed_forward(x, inputs, training)
         return (x, *scores) if scores else x
 
-    def compute_output_shape(self, inputs_shape):
+    def compute_output_shape(self, inputs_shape: Shape) -> Shape:
         return inputs_shape
 
 
 @keras.saving.register_keras_serializable("keras_llm")
 class TransformerDecoder(TransformerBlock):
-    __doc__ = f"""A Transformer block in which a position sees itself and those before it.
+    __doc__ = f"""A Transformer block in which a position sees itself and earlier positions.
 
-    Causal self-attention, cross-attention if it is built or first called with an encoder
-    sequence, then feed-forward, each inside a residual sum with a norm.
+    Causal self-attention, cross-attention if the block is built or first called with an encoder
+    sequence, then feed-forward, each in a residual branch with a norm.
 
     Args:{BLOCK_ARGS}
     Call arguments:
         decoder_sequence: float tensor (B, T, D).
         encoder_sequence: float tensor (B, S, D'), or None for a decoder-only block.
-        decoder_padding_mask: bool tensor (B, T), True = a real token, real ones first if there
-            is a cache (where only a windowed block uses it).
+        decoder_padding_mask: bool tensor (B, T), True = a real token. With a cache, real tokens
+            come first, and only a block with a `sliding_window` uses the mask.
         decoder_attention_mask: bool tensor (B, T, S), True = may attend.
         encoder_padding_mask: bool tensor (B, S), True = a real token.
         encoder_attention_mask: bool tensor (B, T, S), True = may attend.
@@ -104,19 +108,20 @@ class TransformerDecoder(TransformerBlock):
         self_attention_cache_update_index: int tensor, scalar or (B,): the slot of the
             first new token (see `update_cache`).
         cross_attention_cache: pair of float tensors (B, K, S, H), or None.
-        cross_attention_cache_update_index: int tensor, or None to read the cache alone.
+        cross_attention_cache_update_index: int tensor, or None to only read the cache.
         use_causal_mask: bool. False leaves masking to `decoder_attention_mask`.
         positions: int tensor (T,) or (B, T). Defaults to `update index + 0 .. T - 1`.
         attention_bias: float tensor broadcastable to (B, N, T, S), added to the
             self-attention's scores.
         return_attention_scores: bool. Whether to return the attention probabilities too.
 
-    A cache may also be one stacked tensor (B, 2, S, K, H), as in keras_nlp; it is then returned so.
+    A cache may also be one stacked tensor (B, 2, S, K, H), as in keras_nlp, and is then returned
+    in that form.
 
     Returns:
-        Float tensor (B, T, D), and as far as there are any: the updated self-attention cache,
-        the updated cross-attention cache, the self-attention's and the cross-attention's
-        probabilities (B, N, T, S). A tuple if there is more than the first.
+        Float tensor (B, T, D), followed by those that exist of: the updated self-attention
+        cache, the updated cross-attention cache, the probabilities (B, N, T, S) of
+        self-attention and of cross-attention. A tuple if there is more than one.
 
     Raises:
         ValueError: if `num_heads` does not divide D and `head_dim` is not given, or an
@@ -132,7 +137,9 @@ class TransformerDecoder(TransformerBlock):
     (1, 5, 8)
     """
 
-    def build(self, decoder_sequence_shape, encoder_sequence_shape=None):
+    def build(
+        self, decoder_sequence_shape: Shape, encoder_sequence_shape: Shape | None = None
+    ) -> None:
         self._build_parts(decoder_sequence_shape, encoder_sequence_shape)
 
     def _position(self):
@@ -142,26 +149,26 @@ class TransformerDecoder(TransformerBlock):
 
     def call(
         self,
-        decoder_sequence,
-        encoder_sequence=None,
-        decoder_padding_mask=None,
-        decoder_attention_mask=None,
-        encoder_padding_mask=None,
-        encoder_attention_mask=None,
-        self_attention_cache=None,
-        self_attention_cache_update_index=None,
-        cross_attention_cache=None,
-        cross_attention_cache_update_index=None,
-        use_causal_mask=True,
-        training=None,
-        positions=None,
-        attention_bias=None,
-        return_attention_scores=False,
-    ):
+        decoder_sequence: Tensor,
+        encoder_sequence: Tensor | None = None,
+        decoder_padding_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_padding_mask: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        self_attention_cache: tuple[Tensor, Tensor] | Tensor | None = None,
+        self_attention_cache_update_index: int | Tensor | None = None,
+        cross_attention_cache: tuple[Tensor, Tensor] | Tensor | None = None,
+        cross_attention_cache_update_index: int | Tensor | None = None,
+        use_causal_mask: bool = True,
+        training: bool | None = None,
+        positions: Tensor | None = None,
+        attention_bias: Tensor | None = None,
+        return_attention_scores: bool = False,
+    ) -> Tensor | tuple[Any, ...]:
         has_cross_inputs = encoder_sequence is not None or cross_attention_cache is not None
         if has_cross_inputs != (self.cross_attention is not None):
             raise ValueError(
-                "`encoder_sequence` must be given exactly when the block was built with one: "
+                "`encoder_sequence` must be given if and only if the block was built with one: "
                 f"built {'with' if self.cross_attention else 'without'}, "
                 f"called {'with' if has_cross_inputs else 'without'}."
             )
@@ -228,7 +235,9 @@ class TransformerDecoder(TransformerBlock):
         outputs = (x, *caches, *scores)
         return outputs if len(outputs) > 1 else x
 
-    def compute_output_shape(self, decoder_sequence_shape, encoder_sequence_shape=None):
+    def compute_output_shape(
+        self, decoder_sequence_shape: Shape, encoder_sequence_shape: Shape | None = None
+    ) -> Shape:
         return decoder_sequence_shape
 
 

@@ -1,11 +1,9 @@
-"""Functional models from a config, and the cached steps that generation and export run."""
+"""Build functional models from configs and run the cached steps of generation and export."""
 
 from keras_llm.layers.alibi import Alibi
 from keras_llm.layers.relative import RelativeBias
 from keras_llm.layers.rotary import Rotary
 from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_dict
-from keras_llm.models.build import build, describe, restore
-from keras_llm.models.cached import decode, forward_cached, init_cache, logits_of, prefill
 from keras_llm.models.causal_lm import CausalLM, causal_lm, forward
 from keras_llm.models.config import (
     CausalLMConfig,
@@ -15,6 +13,7 @@ from keras_llm.models.config import (
     WordVectorsConfig,
 )
 from keras_llm.models.encoder import Encoder, encoder
+from keras_llm.models.forward_cached import decode, forward_cached, init_cache, logits_of, prefill
 from keras_llm.models.heads import (
     HeadModel,
     masked_lm,
@@ -26,16 +25,17 @@ from keras_llm.models.heads import (
     text_regressor,
     token_classifier,
 )
-from keras_llm.models.inside import (
+from keras_llm.models.interpretability import (
     attention_maps,
     cross_attention_maps,
     from_embeddings,
     logit_lens,
     token_table,
 )
+from keras_llm.models.output_head import OutputHead, has_token_head, output_head, prediction_states
 from keras_llm.models.presets import preset, presets, similar_presets
-from keras_llm.models.seq2seq import Seq2Seq, encode, seq2seq
-from keras_llm.models.states import OutputHead, has_token_head, output_head, prediction_states
+from keras_llm.models.seq2seq import Seq2Seq, encode_source, seq2seq
+from keras_llm.models.serialization import build, describe, restore
 from keras_llm.models.summary import summarize
 from keras_llm.models.word_vectors import WordVectors, word_vector_table, word_vectors
 
@@ -63,7 +63,7 @@ __all__ = [
     "cross_attention_maps",
     "decode",
     "describe",
-    "encode",
+    "encode_source",
     "encoder",
     "forward",
     "forward_cached",

@@ -1,9 +1,14 @@
-"""What every functional model of this library is: built from a config, and rebuilt from it."""
+"""Define the base class of functional models, which are built and restored from a config."""
+
+from typing import Any, ClassVar, Self, TypeVar
 
 import keras
 
 from keras_llm.errors import InputError
-from keras_llm.models.config import CONFIGS
+from keras_llm.models.config import CONFIGS, TransformerConfig, WordVectorsConfig
+from keras_llm.types import JSON, Tensor
+
+Config = TypeVar("Config", bound=TransformerConfig | WordVectorsConfig)
 
 
 class ConfiguredModel(keras.Model):
@@ -13,45 +18,53 @@ class ConfiguredModel(keras.Model):
         config: a `CausalLMConfig`, `EncoderConfig` or `Seq2SeqConfig`.
     """
 
-    config_class = None
+    config_class: ClassVar[Any] = None
+    config: Any  # of the subclass's `config_class`
 
-    def __init__(self, config, inputs, outputs, name, dtype, **kwargs):
+    def __init__(
+        self,
+        config: TransformerConfig | WordVectorsConfig,
+        inputs: Tensor | list[Tensor],
+        outputs: Tensor | dict[str, Tensor],
+        name: str,
+        dtype: str | None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
         self.config = config
         self._dtype_name = dtype
 
     @classmethod
-    def read_config(cls, config):
-        """`config` itself, or the one that its dict describes; InputError if it is another."""
-        if isinstance(config, dict):
-            config = cls.config_class.from_dict(config)
-        if not isinstance(config, cls.config_class):
+    def read_config(cls, config: Config | JSON) -> Config:
+        """Return `config` or the config its dict describes; InputError if the class is wrong."""
+        read = cls.config_class.from_dict(config) if isinstance(config, dict) else config
+        if not isinstance(read, cls.config_class):
             raise InputError(
-                f"`config` must be of class {cls.config_class.__name__}, got {type(config)}."
+                f"`config` must be of class {cls.config_class.__name__}, got {type(read)}."
             )
-        return config
+        return read
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {"config": self.config.to_dict(), "name": self.name, "dtype": self._dtype_name}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: JSON, custom_objects: JSON | None = None) -> Self:
         return cls(**config)
 
 
-def config_to_dict(config):
-    """A config of any class as plain JSON types, its class included."""
+def config_to_dict(config: TransformerConfig | WordVectorsConfig) -> JSON:
+    """Convert a config of any class to plain JSON types, including its class."""
     return {"class": type(config).__name__, **config.to_dict()}
 
 
-def config_from_dict(row):
-    """The config that `config_to_dict` described; without a class, a `CausalLMConfig`.
+def config_from_dict(row: JSON) -> Any:
+    """Rebuild a config from the output of `config_to_dict`, by default a `CausalLMConfig`.
 
     Raises:
-        InputError: if the class or a field is unknown, or a field missing.
+        InputError: if the class or a field is unknown, or a field is missing.
     """
     row = dict(row)
     name = row.pop("class", "CausalLMConfig")
     if name not in CONFIGS:
-        raise InputError(f"unknown config class {name!r}; known: {', '.join(CONFIGS)}.")
+        raise InputError(f"unknown config class {name!r}; available classes: {', '.join(CONFIGS)}.")
     return CONFIGS[name].from_dict(row)

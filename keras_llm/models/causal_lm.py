@@ -1,46 +1,57 @@
-"""Decoder-only language models."""
+"""Build decoder-only language models."""
+
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_llm.layers import TransformerDecoder
-from keras_llm.models import stack
+from keras_llm.models import forward_pass
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.config import CausalLMConfig
+from keras_llm.types import JSON, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
 class CausalLM(ConfiguredModel):
     """A functional model from token ids (B, T) to next-token logits (B, T, V).
 
-    Its layers are `token_embedding`, `position_embedding` (learned or sinusoidal positions only),
-    `relative_bias` (a shared one only), `block_0 .. block_<L-1>`, `final_norm` (unless
-    normalised after each block) and `logits`; `get_layer(name)` returns each. Made by `causal_lm`.
+    Its layers are `token_embedding`, `position_embedding` (for learned or sinusoidal positions),
+    `relative_bias` (for a shared relative bias), `block_0 .. block_<L-1>`, `final_norm` (unless
+    each block ends with a norm) and `logits`; `get_layer(name)` returns each. Use `causal_lm` to
+    build one.
 
     Attributes:
         config: the `CausalLMConfig` it was built from.
-        hidden: the symbolic hidden states (B, T, D) that go into the head.
+        hidden: the symbolic hidden states (B, T, D) that the output head reads.
     """
 
     config_class = CausalLMConfig
+    config: CausalLMConfig
 
-    def __init__(self, config, name="causal_lm", dtype=None, **kwargs):
+    def __init__(
+        self,
+        config: CausalLMConfig | JSON,
+        name: str = "causal_lm",
+        dtype: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         config = self.read_config(config)
         layers = [
-            *stack.embedding_layers(config, dtype),
-            *stack.block_layers(config, dtype, TransformerDecoder, config.num_layers),
-            stack.logits_layer(),
+            *forward_pass.embedding_layers(config, dtype),
+            *forward_pass.block_layers(config, dtype, TransformerDecoder, config.num_layers),
+            forward_pass.logits_layer(),
         ]
         layer = {layer.name: layer for layer in layers}.get
         token_ids = keras.Input((None,), dtype="int32", name="token_ids")
-        x = stack.embed(layer, config, token_ids)
-        hidden = stack.decode(layer, config, x, token_ids, config.num_layers)
-        logits = stack.logits(layer, config, hidden)
+        x = forward_pass.embed(layer, config, token_ids)
+        hidden = forward_pass.decode(layer, config, x, token_ids, config.num_layers)
+        logits = forward_pass.logits(layer, config, hidden)
         super().__init__(config, token_ids, logits, name, dtype, **kwargs)
         self.hidden = hidden
 
 
-def causal_lm(config, dtype=None):
+def causal_lm(config: CausalLMConfig, dtype: str | None = None) -> CausalLM:
     """Build a decoder-only language model with fresh weights.
 
     Args:
@@ -64,28 +75,35 @@ def causal_lm(config, dtype=None):
     return CausalLM(config, dtype=dtype)
 
 
-def forward(model, token_ids, positions=None, attention_mask=None, return_attention_scores=False):
-    """The forward pass with positions and masks of one's own, for packed or left-padded rows, or
-    with a look inside.
+def forward(
+    model: CausalLM,
+    token_ids: Tensor,
+    positions: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    return_attention_scores: bool = False,
+) -> Tensor | tuple[Tensor, list[Tensor]]:
+    """Run the forward pass with custom positions and masks, or return attention probabilities.
+
+    Custom positions and masks support packed and left-padded rows.
 
     Args:
         model: a model from `causal_lm`.
         token_ids: int tensor (B, T).
-        positions: int tensor (B, T) or (T,), where each token stands in its own text. Defaults
-            to `0 .. T - 1`.
-        attention_mask: bool tensor (B, T, T), True = may attend; causality included. Defaults to
-            the causal mask of `positions`.
-        return_attention_scores: bool.
+        positions: int tensor (B, T) or (T,), the position of each token within its document.
+            Defaults to `0 .. T - 1`.
+        attention_mask: bool tensor (B, T, T), True = may attend; must include causality. Defaults
+            to the causal mask of `positions`.
+        return_attention_scores: bool. Whether to return the attention probabilities too.
 
     Returns:
-        Float32 logits (B, T, V); if asked for, a pair of that and a list of each block's
-        attention probabilities (B, N, T, T).
+        Float32 logits (B, T, V); with `return_attention_scores`, a pair of those and a list with
+        the attention probabilities (B, N, T, T) of each block.
 
     Example:
     >>> import numpy as np
     >>> from keras_llm import models
     >>> model = models.causal_lm(models.preset("llama-tiny"))
-    >>> row = np.array([[5, 6, 7, 8, 9]])  # two texts, of three tokens and of two
+    >>> row = np.array([[5, 6, 7, 8, 9]])  # two documents, of three tokens and of two
     >>> positions = np.array([[0, 1, 2, 0, 1]])
     >>> text = np.array([[0, 0, 0, 1, 1]])
     >>> same = text[:, :, None] == text[:, None]
@@ -98,9 +116,9 @@ def forward(model, token_ids, positions=None, attention_mask=None, return_attent
     token_ids = ops.convert_to_tensor(token_ids, "int32")
     if positions is not None:
         positions = ops.convert_to_tensor(positions, "int32")
-    scores = [] if return_attention_scores else None
-    x = stack.embed(layer, config, token_ids, positions)
-    hidden = stack.decode(
+    scores: list[Tensor] | None = [] if return_attention_scores else None
+    x = forward_pass.embed(layer, config, token_ids, positions)
+    hidden = forward_pass.decode(
         layer,
         config,
         x,
@@ -110,5 +128,5 @@ def forward(model, token_ids, positions=None, attention_mask=None, return_attent
         attention_mask=attention_mask,
         scores=scores,
     )
-    logits = stack.logits(layer, config, hidden)
+    logits = forward_pass.logits(layer, config, hidden)
     return (logits, scores) if return_attention_scores else logits

@@ -1,13 +1,15 @@
-"""What defines a model: a frozen row of sizes and options, checked in one place."""
+"""Define and validate model configs: frozen dataclasses of sizes and options."""
 
 import dataclasses
 import numbers
+from typing import Self
 
 from keras_llm.errors import InputError
 from keras_llm.layers.activations import get_activation
 from keras_llm.layers.alibi import Alibi
 from keras_llm.layers.relative import RelativeBias
 from keras_llm.layers.rotary import Rotary
+from keras_llm.types import JSON
 
 _POSITIONS = {"rotary": Rotary, "alibi": Alibi, "relative": RelativeBias}
 _ADDED_POSITIONS = ("learned", "sinusoidal")
@@ -39,41 +41,41 @@ class TransformerConfig:
         hidden_dim: int > 0. D.
         num_heads: int > 0. N query heads.
         intermediate_dim: int > 0. F, the feed-forward width.
-        max_length: int > 1. The longest sequence, prompt and new tokens together.
+        max_length: int > 1. Maximum sequence length, including new tokens.
         num_key_value_heads: int or None. K; must divide N. None means N.
         head_dim: int or None. H. None means D / N.
         position: `Rotary(...)`, `Alibi(...)`, `RelativeBias(...)`, `"learned"`, `"sinusoidal"`,
-            or None for no positions at all.
+            or None for no positions.
         norm: "layer" or "rms".
-        norm_epsilon: float > 0.
+        norm_epsilon: float > 0. Epsilon of the norms.
         activation: name of a Keras activation, or "gelu_tanh".
-        gated: bool. Whether the feed-forward part is gated.
-        sliding_window: int or None. Attention reaches less than this many positions back.
-        logit_soft_cap: float or None, on attention scores.
-        final_soft_cap: float or None, on the logits.
-        qk_norm: bool. RMS-normalise query and key heads.
+        gated: bool. Whether the feed-forward network is gated.
+        sliding_window: int or None. Attention covers fewer than this many positions back.
+        logit_soft_cap: float or None. Soft cap of the attention scores.
+        final_soft_cap: float or None. Soft cap of the logits.
+        qk_norm: bool. RMS-normalize query and key heads.
         use_bias: bool. Whether dense layers have biases.
         tie_embeddings: bool. Whether the head reuses the token embedding.
-        dropout: float in [0, 1).
+        dropout: float in [0, 1). Dropout rate.
         initializer_range: float > 0. Standard deviation of the initial weights.
         norm_position: "pre", "post" (after each residual sum) or "sandwich" (before and after
             attention and feed-forward, within the sum).
         parallel_residual: bool. Attention and feed-forward read the same input.
         window_pattern: str of "S" (windowed) and "L" (full) layers, repeated over the layers,
-            e.g. "SSSL"; "LS" alternates full and banded attention as GPT-3 does. None means
-            that all layers have the `sliding_window`.
+            e.g. "SSSL"; "LS" alternates full and banded attention as in GPT-3. None means
+            that all layers use the `sliding_window`.
         local_position: position option of the windowed layers. None means `position`.
-        num_sink_tokens: int. First positions that stay in sight of the window.
-        learned_sinks: bool. Each head may attend to nothing (see `layers.MultiHeadAttention`).
-        attention_scale: float or None. What scores are multiplied by; None means
-            `1 / sqrt(H)`.
-        embedding_scale: float or None. What token embeddings are multiplied by.
-        logit_scale: float or None. What hidden states are multiplied by before the head.
-        num_experts: int. 0 for dense feed-forward parts, else a `layers.MixtureOfExperts` of
-            `experts_per_token`, `num_shared_experts`, `load_balance_loss`, `router_z_loss`.
+        num_sink_tokens: int. First positions that stay visible with a sliding window.
+        learned_sinks: bool. Whether a head may attend to nothing (see `layers.MultiHeadAttention`).
+        attention_scale: float or None. Factor of the scores; None means `1 / sqrt(H)`.
+        embedding_scale: float or None. Factor of the token embeddings.
+        logit_scale: float or None. Factor of the hidden states before the head.
+        num_experts: int. 0 for dense feed-forward networks, otherwise the size of a
+            `layers.MixtureOfExperts` with `experts_per_token`, `num_shared_experts`,
+            `load_balance_loss` and `router_z_loss`.
 
     Raises:
-        InputError: naming the argument that does not fit.
+        InputError: if an argument is invalid; the message names it.
     """
 
     vocabulary_size: int
@@ -112,15 +114,16 @@ class TransformerConfig:
     load_balance_loss: float = 0.01
     router_z_loss: float = 0.001
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check = self._check
         for name in _SIZES:
             value = getattr(self, name)
             check(isinstance(value, int) and value > 0, name, "a positive int")
         check(self.max_length > 1, "max_length", "at least 2")
         self._fill("num_key_value_heads", self.num_heads)
+        heads = self.num_key_value_heads
         check(
-            self.num_key_value_heads > 0 and self.num_heads % self.num_key_value_heads == 0,
+            heads is not None and heads > 0 and self.num_heads % heads == 0,
             "num_key_value_heads",
             f"a divisor of num_heads={self.num_heads}",
         )
@@ -131,7 +134,7 @@ class TransformerConfig:
                 f"a divisor of hidden_dim={self.hidden_dim} when `head_dim` is not given",
             )
             self._fill("head_dim", self.hidden_dim // self.num_heads)
-        check(self.head_dim > 0, "head_dim", "a positive int")
+        check(self.head_dim is not None and self.head_dim > 0, "head_dim", "a positive int")
         self._check_positions()
         self._check_window()
         check(self.norm in ("layer", "rms"), "norm", '"layer" or "rms"')
@@ -148,16 +151,16 @@ class TransformerConfig:
         )
         try:
             get_activation(self.activation)
-            known = isinstance(self.activation, str)
+            is_valid = isinstance(self.activation, str)
         except ValueError:
-            known = False
-        check(known, "activation", 'the name of a Keras activation or "gelu_tanh"')
+            is_valid = False
+        check(is_valid, "activation", 'the name of a Keras activation or "gelu_tanh"')
         check(0 <= self.dropout < 1, "dropout", "in [0, 1)")
         check(self.initializer_range > 0, "initializer_range", "> 0")
         for name in _POSITIVE_OR_NONE:
             value = getattr(self, name)
-            ok = value is None or (isinstance(value, numbers.Real) and value > 0)
-            check(ok, name, "positive or None")
+            is_number = isinstance(value, numbers.Real)
+            check(value is None or (is_number and value > 0), name, "positive or None")
         check(self.num_experts == 0 or self.num_experts > 1, "num_experts", "0 or at least 2")
         check(
             not self.num_experts or 1 <= self.experts_per_token <= self.num_experts,
@@ -165,7 +168,7 @@ class TransformerConfig:
             f"in 1 .. num_experts={self.num_experts}",
         )
 
-    def _check(self, ok, name, rule):
+    def _check(self, ok: object, name: str, rule: str) -> None:
         if not ok:
             raise InputError(
                 f"{type(self).__name__}: `{name}` must be {rule}, got {getattr(self, name)!r}."
@@ -175,7 +178,7 @@ class TransformerConfig:
         if getattr(self, name) is None:
             object.__setattr__(self, name, value)
 
-    def _check_positions(self):
+    def _check_positions(self) -> None:
         self._check(
             self.position in (None, *_ADDED_POSITIONS)
             or isinstance(self.position, tuple(_POSITIONS.values())),
@@ -188,6 +191,7 @@ class TransformerConfig:
             "local_position",
             "Rotary(...) or Alibi(...) with a `sliding_window`, or None",
         )
+        assert self.head_dim is not None  # filled before
         for option in (self.position, self.local_position):
             if isinstance(option, Rotary):
                 rotated = int(self.head_dim * option.fraction)
@@ -195,7 +199,7 @@ class TransformerConfig:
                     rotated % 2 == 0, "head_dim", "such that an even number of features is rotated"
                 )
 
-    def _check_window(self):
+    def _check_window(self) -> None:
         window = self.sliding_window
         self._check(
             window is None or (isinstance(window, int) and window > 0),
@@ -220,21 +224,23 @@ class TransformerConfig:
             "0, or positive with a `sliding_window`",
         )
 
-    def window(self, layer):
-        """The sliding window of one layer, an int or None."""
+    def window(self, layer: int) -> int | None:
+        """Return the sliding window of a layer, an int or None."""
         pattern = self.window_pattern or "S"
         return self.sliding_window if pattern[layer % len(pattern)] == "S" else None
 
-    def attention_position(self, layer):
-        """The position option of one layer's attention, or None. A `RelativeBias` is the
-        model's, not the layer's."""
+    def attention_position(self, layer: int) -> Rotary | Alibi | None:
+        """Return the position option of a layer's attention, or None.
+
+        A `RelativeBias` belongs to the model, not to a layer.
+        """
         position = self.position
         if self.window(layer) and self.local_position is not None:
             position = self.local_position
         return position if isinstance(position, (Rotary, Alibi)) else None
 
-    def to_dict(self):
-        """Plain JSON types; `from_dict` reads them back."""
+    def to_dict(self) -> JSON:
+        """Return plain JSON types that `from_dict` reads back."""
         row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for field in ("position", "local_position"):
             for name, option in _POSITIONS.items():
@@ -243,8 +249,8 @@ class TransformerConfig:
         return row
 
     @classmethod
-    def from_dict(cls, row):
-        """The config that `to_dict` described.
+    def from_dict(cls, row: JSON) -> Self:
+        """Rebuild a config from the output of `to_dict`.
 
         Raises:
             InputError: if a field is unknown or missing.
@@ -259,16 +265,16 @@ class TransformerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CausalLMConfig(TransformerConfig):
-    """A decoder-only language model: the fields of `TransformerConfig`."""
+    """The config of a decoder-only language model, with the fields of `TransformerConfig`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig(TransformerConfig):
-    """An encoder: the fields of `TransformerConfig`, with BERT's defaults, and two more.
+    """The config of an encoder: `TransformerConfig` with BERT's defaults and two more fields.
 
     Args:
-        num_segments: int. How many kinds of segments (token types) have an embedding; 0 for none.
-        embedding_norm: bool. Whether the summed embeddings are normalised.
+        num_segments: int. Number of segment types (token types) with an embedding; 0 for none.
+        embedding_norm: bool. Whether the summed embeddings are normalized.
     """
 
     position: Rotary | Alibi | RelativeBias | str | None = "learned"
@@ -281,7 +287,7 @@ class EncoderConfig(TransformerConfig):
     num_segments: int = 0
     embedding_norm: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._check(
             isinstance(self.num_segments, int) and self.num_segments >= 0,
@@ -292,21 +298,21 @@ class EncoderConfig(TransformerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Seq2SeqConfig(TransformerConfig):
-    """An encoder-decoder with one vocabulary and one token embedding.
+    """The config of an encoder-decoder with a shared vocabulary and token embedding.
 
-    The fields of `TransformerConfig`, of which `num_layers` is the encoder's, and three more.
+    It has the fields of `TransformerConfig`, where `num_layers` counts encoder layers, and:
 
     Args:
-        num_decoder_layers: int or None. None means `num_layers`.
-        pad_id: int. The token id that fills up encoder rows; it is never attended to.
-        start_id: int. The token id that a decoder row begins with.
+        num_decoder_layers: int or None. Number of decoder layers; None means `num_layers`.
+        pad_id: int. The token id that pads encoder rows; it is never attended to.
+        start_id: int. The first token id of each decoder row.
     """
 
     num_decoder_layers: int | None = None
     pad_id: int = 0
     start_id: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._fill("num_decoder_layers", self.num_layers)
         layers = self.num_decoder_layers
@@ -319,17 +325,17 @@ class Seq2SeqConfig(TransformerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class WordVectorsConfig:
-    """A table of word vectors and what it is trained for.
+    """The config of a word vector table and its training objective.
 
     Args:
         vocabulary_size: int > 0. V.
         embedding_dim: int > 0. D.
-        objective: "skip_gram" (a word predicts its neighbours), "cbow" (neighbours predict the
-            word between them) or "glove" (two words predict how often they occur together).
-        pad_id: int. For "cbow": the id that fills up short contexts.
+        objective: "skip_gram" (a word predicts its neighbors), "cbow" (neighbors predict the
+            word between them) or "glove" (two words predict their co-occurrence count).
+        pad_id: int. For "cbow": the id that pads short contexts.
 
     Raises:
-        InputError: naming the argument that does not fit.
+        InputError: if an argument is invalid; the message names it.
     """
 
     vocabulary_size: int
@@ -337,7 +343,7 @@ class WordVectorsConfig:
     objective: str = "skip_gram"
     pad_id: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("vocabulary_size", "embedding_dim"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -353,8 +359,8 @@ class WordVectorsConfig:
     to_dict = dataclasses.asdict
 
     @classmethod
-    def from_dict(cls, row):
-        """The config that `to_dict` described; InputError if a field is unknown or missing."""
+    def from_dict(cls, row: JSON) -> Self:
+        """Rebuild a config from `to_dict`; InputError if a field is unknown or missing."""
         return cls(**_known_fields(cls, row))
 
 

@@ -1,21 +1,27 @@
 """Build models whose weights are allocated later, or never.
 
-A checkpoint is loaded into a model without weights, so no random value is drawn and no memory is
-filled twice.
+Checkpoints are loaded into models without weights, which saves drawing random values and
+allocating memory twice.
 """
 
 import concurrent.futures
+from collections.abc import Callable
+from typing import TypeVar
 
 import keras
 from keras import ops
 
+from keras_llm.types import Tensor
 
-def shapes_only(function):
-    """What `function()` returns, its variables described but not allocated."""
+_Result = TypeVar("_Result")
+
+
+def shapes_only(function: Callable[[], _Result]) -> _Result:
+    """Return the result of `function()` with its variables described but not allocated."""
 
     def measure():
-        # Keras keeps variables without a value for the end of the outermost scope; its list of
-        # them belongs to this thread and ends with it.
+        # Keras initializes such variables at the end of the outermost scope. It keeps them in a
+        # thread-local list, which this thread discards when it ends.
         with keras.StatelessScope(initialize_variables=False):
             return function()
 
@@ -23,12 +29,12 @@ def shapes_only(function):
         return thread.submit(measure).result()
 
 
-def allocate(variable, value=None):
-    """Allocate a variable of a model from `shapes_only`; others are assigned.
+def allocate(variable: keras.Variable, value: Tensor | None = None) -> None:
+    """Allocate a variable of a model from `shapes_only`, or assign an allocated one.
 
     Args:
         variable: a `keras.Variable`.
-        value: array of its shape, or None for what its initializer draws.
+        value: array of its shape, or None to use its initializer.
     """
     if variable._value is not None:
         if value is not None:

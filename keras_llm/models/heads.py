@@ -1,9 +1,12 @@
-"""Heads: what a backbone's hidden states are used for.
+"""Add task heads to backbones.
 
-A backbone is an encoder or a decoder-only model, or the config of one; a model that is given is
-reused with its weights. Every head model takes `[token_ids, padding_mask]`, and `segment_ids` if
-the backbone does; it keeps its backbone as a layer, `get_layer("backbone")`.
+A backbone is an encoder or a decoder-only model, or the config of one; a backbone model is reused
+with its weights. Every head model takes `[token_ids, padding_mask]`, and `segment_ids` if the
+backbone does, and keeps its backbone as a layer, `get_layer("backbone")`.
 """
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import keras
 from keras import ops
@@ -14,30 +17,47 @@ from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_d
 from keras_llm.models.causal_lm import CausalLM
 from keras_llm.models.config import CausalLMConfig, EncoderConfig
 from keras_llm.models.encoder import Encoder, encoder_inputs
+from keras_llm.types import JSON
 
+_Backbone: TypeAlias = CausalLM | Encoder | CausalLMConfig | EncoderConfig
 _POOLINGS = ("first", "mean", "last")
 
 
 @keras.saving.register_keras_serializable("keras_llm")
 class HeadModel(ConfiguredModel):
-    """A backbone and a head, as one functional model. Made by the functions of this module.
+    """A functional model of a backbone and a head, built by the functions of this module.
 
     Attributes:
-        config: the backbone's config.
-        head: str, which head.
-        options: dict, its options.
-        hidden: the symbolic states (B, T, D) that the head reads.
+        config: the config of the backbone.
+        head: str, the name of the head.
+        options: dict, the options of the head.
+        hidden: the symbolic hidden states (B, T, D) that the head reads.
     """
 
-    def __init__(self, config, head, options=None, backbone=None, name=None, dtype=None, **kwargs):
-        if isinstance(config, dict):
-            config = config_from_dict(config)
+    config: CausalLMConfig | EncoderConfig
+
+    def __init__(
+        self,
+        config: CausalLMConfig | EncoderConfig | JSON,
+        head: str,
+        options: JSON | None = None,
+        backbone: CausalLM | Encoder | None = None,
+        name: str | None = None,
+        dtype: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        config = config_from_dict(config) if isinstance(config, dict) else config
         if backbone is None:
-            backbone_class = CausalLM if isinstance(config, CausalLMConfig) else Encoder
-            backbone = backbone_class(config, dtype=dtype)
+            backbone = (
+                CausalLM(config, dtype=dtype)
+                if isinstance(config, CausalLMConfig)
+                else Encoder(config, dtype=dtype)
+            )
         is_encoder = isinstance(backbone, Encoder)
         token_ids = backbone.inputs[0]
-        inputs = encoder_inputs(config) if is_encoder else _decoder_inputs()
+        inputs = (
+            encoder_inputs(backbone.config) if isinstance(backbone, Encoder) else _decoder_inputs()
+        )
         padding_mask = inputs[1]
         body = keras.Model(
             backbone.inputs if is_encoder else token_ids, backbone.hidden, name="backbone"
@@ -50,7 +70,7 @@ class HeadModel(ConfiguredModel):
         self.head, self.options = head, dict(options or {})
         self.hidden = hidden
 
-    def get_config(self):
+    def get_config(self) -> JSON:
         return {
             **super().get_config(),
             "config": config_to_dict(self.config),
@@ -59,8 +79,8 @@ class HeadModel(ConfiguredModel):
         }
 
 
-def masked_lm(backbone, dtype=None):
-    """Predict masked tokens.
+def masked_lm(backbone: Encoder | EncoderConfig, dtype: str | None = None) -> HeadModel:
+    """Build a model that predicts masked tokens.
 
     Args:
         backbone: an encoder or its `EncoderConfig`.
@@ -68,7 +88,7 @@ def masked_lm(backbone, dtype=None):
 
     Returns:
         A `keras.Model` from `[token_ids, padding_mask, ..., mask_positions]`, the last an int
-        tensor (B, M), to float32 logits (B, M, V). The head reuses the token embedding.
+        tensor (B, M), to float32 logits (B, M, V). The head shares the token embedding.
 
     Raises:
         InputError: if `backbone` is neither an encoder nor its config.
@@ -87,19 +107,19 @@ def masked_lm(backbone, dtype=None):
     return _make("masked_lm", backbone, dtype, only_encoders=True)
 
 
-def next_sentence(backbone, dtype=None):
-    """Tell whether the second segment follows the first.
+def next_sentence(backbone: Encoder | EncoderConfig, dtype: str | None = None) -> HeadModel:
+    """Build a model that predicts whether the second segment follows the first.
 
     Args:
         backbone: an encoder or its `EncoderConfig`, with segments.
         dtype: Keras dtype policy of the new layers.
 
     Returns:
-        A `keras.Model` from `[token_ids, padding_mask, segment_ids]` to float32 logits (B, 2):
-        of "follows" and of "does not".
+        A `keras.Model` from `[token_ids, padding_mask, segment_ids]` to float32 logits (B, 2)
+        for "follows" and "does not follow".
 
     Raises:
-        InputError: if `backbone` is no encoder with at least two segments.
+        InputError: if `backbone` is not an encoder with at least two segments.
 
     Reference:
         Devlin et al., 2018, "BERT".
@@ -111,58 +131,65 @@ def next_sentence(backbone, dtype=None):
 
 
 def text_classifier(
-    backbone, num_classes, pooling=None, dropout=0.1, dtype=None, activation="tanh"
-):
-    """Sort a text into classes.
+    backbone: _Backbone,
+    num_classes: int,
+    pooling: str | None = None,
+    dropout: float = 0.1,
+    dtype: str | None = None,
+    activation: str = "tanh",
+) -> HeadModel:
+    """Build a model that classifies texts.
 
     Args:
         backbone: an encoder or a `causal_lm` model, or its config.
         num_classes: int > 1. C.
         pooling: "first" token, "mean" of the real tokens, or "last" real token. Defaults to
             "first" for an encoder and "last" for a decoder.
-        dropout: float in [0, 1), before the last layer.
+        dropout: float in [0, 1). Dropout rate before the last layer.
         dtype: Keras dtype policy of the new layers.
-        activation: "tanh" (BERT) or "relu" (DistilBERT), of the layer that an encoder's pooled
-            states go through first.
+        activation: "tanh" (BERT) or "relu" (DistilBERT). Activation of the dense layer that
+            follows the pooling of an encoder.
 
     Returns:
         A `keras.Model` from `[token_ids, padding_mask, ...]` to float32 logits (B, C).
 
     Raises:
-        InputError: naming the argument that does not fit.
+        InputError: if an argument is invalid; the message names it.
     """
     if not isinstance(num_classes, int) or num_classes < 2:
         raise InputError(
-            f"text_classifier: `num_classes` must be an int of 2 or more, got {num_classes!r}."
+            f"text_classifier: `num_classes` must be an int >= 2, got {num_classes!r}."
         )
     if activation not in ("tanh", "relu"):
         raise InputError(
             f'text_classifier: `activation` must be "tanh" or "relu", got {activation!r}.'
         )
-    options = {"num_classes": num_classes, "pooling": pooling, "dropout": dropout}
+    options: JSON = {"num_classes": num_classes, "pooling": pooling, "dropout": dropout}
     if activation != "tanh":
         options["activation"] = activation
     return _make("text_classifier", backbone, dtype, options)
 
 
-def text_regressor(backbone, pooling=None, dropout=0.1, dtype=None):
-    """Give a text a number, to be trained with the mean squared error.
+def text_regressor(
+    backbone: _Backbone, pooling: str | None = None, dropout: float = 0.1, dtype: str | None = None
+) -> HeadModel:
+    """Build a model that predicts a number for a text, trained with the mean squared error.
 
     Args:
         backbone: an encoder or a `causal_lm` model, or its config.
-        pooling, dropout, dtype: as of `text_classifier`.
+        pooling, dropout, dtype: see `text_classifier`.
 
     Returns:
         A `keras.Model` from `[token_ids, padding_mask, ...]` to float32 values (B,).
 
     Raises:
-        InputError: naming the argument that does not fit.
+        InputError: if an argument is invalid; the message names it.
     """
     return _make("text_regressor", backbone, dtype, {"pooling": pooling, "dropout": dropout})
 
 
-def reward(backbone, dtype=None):
-    """Give a text a reward: one linear layer on the last real token.
+def reward(backbone: _Backbone, dtype: str | None = None) -> HeadModel:
+    """Build a reward model: one linear layer on the last real token.
 
     Args:
         backbone: a `causal_lm` model or an encoder, or its config.
@@ -173,7 +200,7 @@ def reward(backbone, dtype=None):
         pairs with `-log sigmoid(chosen - rejected)`.
 
     Raises:
-        InputError: if `backbone` is neither.
+        InputError: if `backbone` is neither an encoder nor a `causal_lm` model, nor a config.
 
     Reference:
         Ouyang et al., 2022, "Training language models to follow instructions with human feedback".
@@ -181,31 +208,33 @@ def reward(backbone, dtype=None):
     return _make("reward", backbone, dtype)
 
 
-def token_classifier(backbone, num_classes, dropout=0.1, dtype=None):
-    """Sort each token into classes.
+def token_classifier(
+    backbone: _Backbone, num_classes: int, dropout: float = 0.1, dtype: str | None = None
+) -> HeadModel:
+    """Build a model that classifies each token.
 
     Args:
         backbone: an encoder or a `causal_lm` model, or its config.
         num_classes: int > 1. C.
-        dropout: float in [0, 1), before the last layer.
+        dropout: float in [0, 1). Dropout rate before the last layer.
         dtype: Keras dtype policy of the new layers.
 
     Returns:
         A `keras.Model` from `[token_ids, padding_mask, ...]` to float32 logits (B, T, C).
 
     Raises:
-        InputError: naming the argument that does not fit.
+        InputError: if an argument is invalid; the message names it.
     """
     if not isinstance(num_classes, int) or num_classes < 2:
         raise InputError(
-            f"token_classifier: `num_classes` must be an int of 2 or more, got {num_classes!r}."
+            f"token_classifier: `num_classes` must be an int >= 2, got {num_classes!r}."
         )
     options = {"num_classes": num_classes, "dropout": dropout}
     return _make("token_classifier", backbone, dtype, options)
 
 
-def span_qa(backbone, dtype=None):
-    """Find where the answer begins and where it ends.
+def span_qa(backbone: Encoder | EncoderConfig, dtype: str | None = None) -> HeadModel:
+    """Build a model that predicts the start and end of the answer span.
 
     Args:
         backbone: an encoder or its `EncoderConfig`.
@@ -221,14 +250,20 @@ def span_qa(backbone, dtype=None):
     return _make("span_qa", backbone, dtype, only_encoders=True)
 
 
-def sentence_embedder(backbone, pooling=None, normalize=True, projection_dim=None, dtype=None):
-    """Give a text a vector.
+def sentence_embedder(
+    backbone: _Backbone,
+    pooling: str | None = None,
+    normalize: bool = True,
+    projection_dim: int | None = None,
+    dtype: str | None = None,
+) -> HeadModel:
+    """Build a model that embeds texts as vectors.
 
     Args:
         backbone: an encoder or a `causal_lm` model, or its config.
         pooling: "mean" of the real tokens, "first" token or "last" real token. Defaults to
             "mean" for an encoder and "last" for a decoder.
-        normalize: bool. Whether vectors have length 1.
+        normalize: bool. Whether vectors are scaled to unit length.
         projection_dim: int or None. E, the size of a linear layer after pooling.
         dtype: Keras dtype policy of the new layers.
 
@@ -237,7 +272,7 @@ def sentence_embedder(backbone, pooling=None, normalize=True, projection_dim=Non
         (B, E).
 
     Raises:
-        InputError: naming the argument that does not fit.
+        InputError: if an argument is invalid; the message names it.
 
     Reference:
         Reimers and Gurevych, 2019, "Sentence-BERT".
@@ -249,7 +284,7 @@ def sentence_embedder(backbone, pooling=None, normalize=True, projection_dim=Non
 def _make(head, backbone, dtype, options=None, only_encoders=False):
     model_classes = (Encoder,) if only_encoders else (Encoder, CausalLM)
     config_classes = (EncoderConfig,) if only_encoders else (EncoderConfig, CausalLMConfig)
-    wanted = "an encoder" if only_encoders else "an encoder or a causal_lm model"
+    expected = "an encoder" if only_encoders else "an encoder or a causal_lm model"
     pooling = (options or {}).get("pooling")
     if pooling is not None and pooling not in _POOLINGS:
         raise InputError(f"{head}: `pooling` must be one of {_POOLINGS}, got {pooling!r}.")
@@ -258,7 +293,7 @@ def _make(head, backbone, dtype, options=None, only_encoders=False):
         return HeadModel(backbone.config, head, options, backbone, dtype=dtype)
     if isinstance(backbone, config_classes):
         return HeadModel(backbone, head, options, dtype=dtype)
-    raise InputError(f"{head}: `backbone` must be {wanted}, or its config, got {type(backbone)}.")
+    raise InputError(f"{head}: `backbone` must be {expected}, or its config, got {type(backbone)}.")
 
 
 def _decoder_inputs():
@@ -269,7 +304,7 @@ def _decoder_inputs():
 
 
 class _Context:
-    """What a head needs to know of its backbone."""
+    """The backbone properties that heads use."""
 
     def __init__(self, config, backbone, dtype):
         self.config, self.backbone, self.dtype = config, backbone, dtype
@@ -290,7 +325,7 @@ class _Context:
         return keras.layers.Dropout(rate, dtype=self.dtype, name="dropout")(x) if rate else x
 
     def pooled(self, hidden, padding_mask, pooling, default):
-        """(B, T, D) -> (B, D)."""
+        """Pool hidden states (B, T, D) over time to (B, D)."""
         pooling = pooling or (default if self.is_encoder else "last")
         if pooling == "first":
             return ops.squeeze(ops.take(hidden, [0], axis=1), 1)
@@ -303,7 +338,7 @@ class _Context:
         return ops.squeeze(ops.take_along_axis(hidden, last, axis=1), 1)
 
     def summary(self, hidden, padding_mask, pooling, dropout, activation="tanh"):
-        """The pooled and once more transformed states that classifiers look at."""
+        """Compute the features that classifiers read: pooled and, for encoders, transformed."""
         x = self.pooled(hidden, padding_mask, pooling, "first")
         if self.is_encoder:
             x = self.dense(self.config.hidden_dim, "pooler", activation)(x)
@@ -368,7 +403,7 @@ def _sentence_embedder(hidden, padding_mask, context, pooling, normalize, projec
     return [], x
 
 
-HEADS = {
+HEADS: dict[str, Callable[..., Any]] = {
     "masked_lm": _masked_lm,
     "next_sentence": _next_sentence,
     "text_classifier": _text_classifier,

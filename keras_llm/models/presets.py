@@ -1,11 +1,12 @@
-"""Known shapes, as rows of data.
+"""Define presets of known architectures.
 
-Sizes are those of the papers and the released models' configurations. Where a paper leaves a size
-open, a comment says so.
+Sizes come from the papers and the configurations of released models. Comments mark sizes that a
+paper does not give.
 """
 
 import dataclasses
 import difflib
+from typing import Any
 
 from keras_llm.errors import InputError
 from keras_llm.layers.relative import RelativeBias
@@ -21,9 +22,9 @@ _GPT = {
     "use_bias": True,
 }
 _GPT2 = {**_GPT, "activation": "gelu_tanh", "dropout": 0.1}
-# The paper alternates dense and locally banded layers but does not give the band's width.
+# The paper alternates dense and locally banded layers but does not give the band width.
 _GPT3 = {**_GPT2, "dropout": 0.0, "window_pattern": "LS", "sliding_window": 256}
-_LLAMA = {}  # the defaults of CausalLMConfig
+_LLAMA: dict[str, Any] = {}  # the defaults of CausalLMConfig
 _LLAMA3 = {"position": Rotary(base=500000.0), "tie_embeddings": False}
 _LLAMA32 = {"position": Rotary(base=500000.0, scaling=Llama3Scaling(32.0, 1.0, 4.0, 8192))}
 _MISTRAL = {"sliding_window": 4096, "tie_embeddings": False}
@@ -54,8 +55,8 @@ _GEMMA3 = {
 }
 _QWEN3 = {"position": Rotary(base=1e6), "norm_epsilon": 1e-6, "qk_norm": True}
 _SMOLLM2 = {"position": Rotary(base=100000.0)}
-# Of T5's kind: the paper names gated GELU and T5's relative attention; its norm and longest
-# sequence are not given.
+# Similar to T5: the paper gives gated GELU and T5's relative attention, but neither the norm nor
+# the maximum length.
 _LAMDA = {
     "position": RelativeBias(),
     "norm_epsilon": 1e-6,
@@ -74,7 +75,7 @@ _T5 = {
     "tie_embeddings": False,
     "dropout": 0.1,
 }
-# For training from scratch on little text; what was trained on short windows reads longer texts.
+# For training from scratch on little text. Rotary positions allow texts longer than in training.
 _SCRATCH = {
     "position": Rotary(),
     "norm_position": "pre",
@@ -102,9 +103,9 @@ _SIZES = (
     "max_length",
 )
 _C, _E, _S = CausalLMConfig, EncoderConfig, Seq2SeqConfig
-_K, _M = 1024, None  # _M: as many key-value heads as heads
+_K, _M = 1024, None  # _M: as many key-value heads as query heads
 
-# name: class, family, V, L, D, N, K, F, length, and what else differs
+# name: class, family, V, L, D, N, K, F, maximum length, and other differences
 _ROWS = {
     "gpt2": (_C, _GPT2, 50257, 12, 768, 12, _M, 3072, _K),
     "gpt2-medium": (_C, _GPT2, 50257, 24, 1024, 16, _M, 4096, _K),
@@ -188,7 +189,7 @@ _ROWS = {
     "llama-12m": (_C, _SMALL, 8000, 6, 384, 6, 2, 1024, 512),
 }
 
-# Each family at a size for tests: the row's options, with these sizes and windows.
+# Test-sized version of each family: the options of a preset with small sizes and windows.
 _TINY = {
     "gpt2": "gpt2",
     "gpt3": "gpt3-small",
@@ -235,7 +236,7 @@ def _tiny(config):
     if config.sliding_window:
         sizes["sliding_window"] = 16
     if len(config.window_pattern or "") > 2:
-        sizes["window_pattern"] = "SL"  # so that two layers show both kinds
+        sizes["window_pattern"] = "SL"  # so that two layers cover both kinds
     if config.num_experts:
         sizes["num_experts"] = 4
     if config.embedding_scale:
@@ -249,19 +250,19 @@ _PRESETS = {name: _config(row) for name, row in _ROWS.items()}
 _PRESETS |= {f"{family}-tiny": _tiny(_PRESETS[name]) for family, name in _TINY.items()}
 
 
-def presets():
-    """The names that `preset` knows, sorted."""
+def presets() -> list[str]:
+    """Return the names of all presets, sorted."""
     return sorted(_PRESETS)
 
 
-def similar_presets(name):
-    """What a message says to somebody who mistyped a name: the likeliest ones, or all."""
+def similar_presets(name: str) -> str:
+    """Return a hint for an unknown preset name: similar presets, or all of them."""
     similar = difflib.get_close_matches(name, presets(), n=5)
     return f"{'similar' if similar else 'known'} presets: {', '.join(similar or presets())}"
 
 
-def preset(name, **overrides):
-    """The config of a known shape.
+def preset(name: str, **overrides: Any) -> CausalLMConfig | EncoderConfig | Seq2SeqConfig:
+    """Return the config of a preset.
 
     Args:
         name: one of `presets()`.

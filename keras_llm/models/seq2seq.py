@@ -1,47 +1,61 @@
-"""Encoder-decoders: one text in, another out."""
+"""Build encoder-decoder models."""
+
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_llm.layers import TransformerDecoder, TransformerEncoder
-from keras_llm.models import stack
+from keras_llm.models import forward_pass
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.config import Seq2SeqConfig
+from keras_llm.types import JSON, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
 class Seq2Seq(ConfiguredModel):
-    """A functional model from `[encoder_token_ids, decoder_token_ids]`, (B, S) and (B, T), to
-    next-token logits (B, T, V).
+    """A functional model from encoder and decoder token ids to next-token logits.
 
-    Its layers are `token_embedding`, `position_embedding`, then `encoder_relative_bias`,
-    `encoder_block_<i>` and `encoder_final_norm`, the same with `decoder_`, and `logits`, as far as
-    the config asks for them. Made by `seq2seq`.
+    Its inputs are `[encoder_token_ids, decoder_token_ids]`, (B, S) and (B, T), its output logits
+    (B, T, V).
+
+    Depending on the config, its layers are `token_embedding`, `position_embedding`,
+    `encoder_relative_bias`, `encoder_block_<i>`, `encoder_final_norm`, the same with `decoder_`,
+    and `logits`. Use `seq2seq` to build one.
 
     Attributes:
         config: the `Seq2SeqConfig` it was built from.
     """
 
     config_class = Seq2SeqConfig
+    config: Seq2SeqConfig
 
-    def __init__(self, config, name="seq2seq", dtype=None, **kwargs):
+    def __init__(
+        self,
+        config: Seq2SeqConfig | JSON,
+        name: str = "seq2seq",
+        dtype: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         config = self.read_config(config)
         encoders, decoders = config.num_layers, config.num_decoder_layers
+        assert decoders is not None  # filled by the config
         layers = [
-            *stack.embedding_layers(config, dtype),
-            *stack.block_layers(config, dtype, TransformerEncoder, encoders, "encoder_"),
-            *stack.block_layers(config, dtype, TransformerDecoder, decoders, "decoder_"),
-            stack.logits_layer(),
+            *forward_pass.embedding_layers(config, dtype),
+            *forward_pass.block_layers(config, dtype, TransformerEncoder, encoders, "encoder_"),
+            *forward_pass.block_layers(config, dtype, TransformerDecoder, decoders, "decoder_"),
+            forward_pass.logits_layer(),
         ]
         layer = {layer.name: layer for layer in layers}.get
         encoder_ids = keras.Input((None,), dtype="int32", name="encoder_token_ids")
         decoder_ids = keras.Input((None,), dtype="int32", name="decoder_token_ids")
         hidden = hidden_states(layer, config, encoder_ids, decoder_ids)
-        logits = stack.logits(layer, config, hidden)
+        logits = forward_pass.logits(layer, config, hidden)
         super().__init__(config, [encoder_ids, decoder_ids], logits, name, dtype, **kwargs)
 
 
-def seq2seq(config, dtype=None):
+def seq2seq(config: Seq2SeqConfig, dtype: str | None = None) -> Seq2Seq:
     """Build an encoder-decoder with fresh weights.
 
     Args:
@@ -49,9 +63,9 @@ def seq2seq(config, dtype=None):
         dtype: Keras dtype policy of all layers. Defaults to the global policy.
 
     Returns:
-        A `keras.Model` from int encoder token ids (B, S), filled up with `config.pad_id`, and
-        decoder token ids (B, T), to float32 logits (B, T, V). Inputs go in as a list in this
-        order, or as a dict by their names `encoder_token_ids` and `decoder_token_ids`.
+        A `keras.Model` from int encoder token ids (B, S), padded with `config.pad_id`, and
+        decoder token ids (B, T), to float32 logits (B, T, V). Pass inputs as a list in this order,
+        or as a dict with the names `encoder_token_ids` and `decoder_token_ids`.
 
     Raises:
         InputError: if `config` is not a `Seq2SeqConfig`.
@@ -66,49 +80,61 @@ def seq2seq(config, dtype=None):
     return Seq2Seq(config, dtype=dtype)
 
 
-def encode(model, encoder_token_ids):
-    """Read the encoder's side, once for all steps of the decoder.
+def encode_source(model: Seq2Seq, encoder_token_ids: Tensor) -> dict[str, Tensor]:
+    """Encode the source once for all decoder steps.
 
     Args:
         model: a model from `seq2seq`.
-        encoder_token_ids: int tensor (B, S), filled up with the config's `pad_id`.
+        encoder_token_ids: int tensor (B, S), padded with the config's `pad_id`.
 
     Returns:
-        A dict to be joined with that of `init_cache`: `cross_k_<i>` and `cross_v_<i>` for each
+        A dict to merge with that of `init_cache`: `cross_k_<i>` and `cross_v_<i>` for each
         decoder layer i, float tensors (B, K, S, H), and `encoder_padding_mask`, bool (B, S).
     """
     config = model.config
-    memory, mask = _encode(
+    encoder_outputs, mask = _encode(
         model.get_layer, config, ops.convert_to_tensor(encoder_token_ids, "int32")
     )
     entries = {"encoder_padding_mask": mask}
+    assert config.num_decoder_layers is not None  # filled by the config
     for i in range(config.num_decoder_layers):
         attention = model.get_layer(f"decoder_block_{i}").cross_attention
-        entries[f"cross_k_{i}"], entries[f"cross_v_{i}"] = attention.project_keys_and_values(memory)
+        entries[f"cross_k_{i}"], entries[f"cross_v_{i}"] = attention.project_keys_and_values(
+            encoder_outputs
+        )
     return entries
 
 
-def hidden_states(layer, config, encoder_ids, decoder_ids, scores=None):
-    """Both sides' token ids, (B, S) and (B, T) -> what goes into the head, (B, T, D).
+def hidden_states(
+    layer: Callable[[str], keras.layers.Layer],
+    config: Seq2SeqConfig,
+    encoder_ids: Tensor,
+    decoder_ids: Tensor,
+    scores: list[Tensor] | None = None,
+) -> Tensor:
+    """Compute the inputs of the output head, (B, T, D), from token ids (B, S) and (B, T).
 
-    `scores` as in `stack.decode`.
+    `scores` works as in `forward_pass.decode`.
     """
-    memory, mask = _encode(layer, config, encoder_ids)
-    return stack.decode(
+    assert config.num_decoder_layers is not None  # filled by the config
+    encoder_outputs, mask = _encode(layer, config, encoder_ids)
+    return forward_pass.decode(
         layer,
         config,
-        stack.embed(layer, config, decoder_ids),
+        forward_pass.embed(layer, config, decoder_ids),
         decoder_ids,
         config.num_decoder_layers,
         "decoder_",
-        encoder_sequence=memory,
+        encoder_sequence=encoder_outputs,
         encoder_padding_mask=mask,
         scores=scores,
     )
 
 
 def _encode(layer, config, token_ids):
-    """Token ids (B, S) -> what the decoder attends to, (B, S, D), and its mask (B, S)."""
+    """Encode token ids (B, S); return the encoder outputs (B, S, D) and their mask (B, S)."""
     mask = ops.not_equal(token_ids, config.pad_id)
-    x = stack.embed(layer, config, token_ids)
-    return stack.encode(layer, config, x, mask, token_ids, config.num_layers, "encoder_"), mask
+    x = forward_pass.embed(layer, config, token_ids)
+    return forward_pass.encode(
+        layer, config, x, mask, token_ids, config.num_layers, "encoder_"
+    ), mask

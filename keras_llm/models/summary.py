@@ -1,4 +1,4 @@
-"""What a model weighs and costs, told from its config without making its weights."""
+"""Estimate the size and cost of a model from its config without allocating weights."""
 
 import math
 
@@ -6,29 +6,35 @@ import keras
 import numpy as np
 
 from keras_llm.layers import MixtureOfExperts
-from keras_llm.models.build import build, restore
+from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.causal_lm import CausalLM
-from keras_llm.models.config import Seq2SeqConfig, TransformerConfig
+from keras_llm.models.config import Seq2SeqConfig, TransformerConfig, WordVectorsConfig
 from keras_llm.models.deferred import shapes_only
 from keras_llm.models.seq2seq import Seq2Seq
+from keras_llm.models.serialization import build, restore
+from keras_llm.types import JSON
 
 
-def summarize(model, dtype=None):
-    """Count a model's parameters, memory and arithmetic.
+def summarize(
+    model: ConfiguredModel | TransformerConfig | WordVectorsConfig | JSON, dtype: str | None = None
+) -> JSON:
+    """Count the parameters, memory and FLOPs of a model.
 
     Args:
-        model: a model of this library; or a config, or a row from `describe`, of which no weight
-            is allocated, so that a large one takes a second.
+        model: a model of this library, a config, or a dict from `describe`. Configs and dicts are
+            measured without allocating weights, so that a large model takes about a second.
         dtype: Keras dtype policy for a config.
 
     Returns:
-        A dict: `config`; `layers`, a list of rows with `name`, `class` and `parameters`; and in
-        all `parameters` and `weight_bytes`. Of a Transformer `flops_per_token`, of one token's
-        forward pass through the weights, a multiplication and an addition counted as two (of an
-        encoder-decoder: one token on each side), and `attention_flops_per_token`, of scores and
-        weighted sums at the greatest length. Of a decoder the bytes of the key-value cache of
-        one row: `cache_bytes_per_token` while it grows in all layers, and
-        `cache_bytes_at_max_length`.
+        A dict with `config`; `layers`, a list of dicts with `name`, `class` and `parameters`;
+        and the totals `parameters` and `weight_bytes`.
+
+        For a Transformer also `flops_per_token`, the cost of the weights in the forward pass of one
+        token (for an encoder-decoder, one token on each side), counting a multiply-add as two, and
+        `attention_flops_per_token`, the cost of scores and weighted sums at the maximum length.
+
+        For a decoder also the size of the key-value cache of one row: `cache_bytes_per_token`
+        while the cache of every layer still grows, and `cache_bytes_at_max_length`.
     """
     if isinstance(model, keras.Model):
         return _summarize(model)
@@ -67,17 +73,17 @@ def _summarize(model):
         summary["attention_flops_per_token"] = _attention_flops(config)
     if is_decoder:
         prefix = "decoder_" if isinstance(config, Seq2SeqConfig) else ""
-        a_slot = 2 * config.num_key_value_heads * config.head_dim
-        a_slot *= _bytes(model.get_layer(f"{prefix}block_0").compute_dtype)
+        slot_bytes = 2 * config.num_key_value_heads * config.head_dim
+        slot_bytes *= _bytes(model.get_layer(f"{prefix}block_0").compute_dtype)
         count = _decoder_layers(config)
         slots = [min(reach, config.max_length) for reach in _reaches(config, count)]
-        summary["cache_bytes_per_token"] = a_slot * count
-        summary["cache_bytes_at_max_length"] = a_slot * sum(slots)
+        summary["cache_bytes_per_token"] = slot_bytes * count
+        summary["cache_bytes_at_max_length"] = slot_bytes * sum(slots)
     return summary
 
 
 def _leaves(layer):
-    """Every layer inside, once, that has weights of its own."""
+    """Yield each sublayer that owns weights once."""
     seen = set()
     for part in layer._flatten_layers(include_self=False):
         if id(part) not in seen and (part._trainable_variables or part._non_trainable_variables):
@@ -87,7 +93,7 @@ def _leaves(layer):
 
 def _flops(layer):
     if isinstance(layer, keras.layers.ReversibleEmbedding):
-        return 2 * layer.input_dim * layer.output_dim  # the head; looking up costs nothing
+        return 2 * layer.input_dim * layer.output_dim  # the head; the lookup needs no arithmetic
     if isinstance(layer, keras.layers.Dense):
         return 2 * _size(layer.kernel)
     if isinstance(layer, MixtureOfExperts):
@@ -97,12 +103,12 @@ def _flops(layer):
 
 
 def _attention_flops(config):
-    """Of one token that attends to as much as a layer ever does."""
-    a_key = 4 * config.num_heads * config.head_dim
+    """Count the FLOPs of a token that attends to the maximum number of keys in every layer."""
+    flops_per_key = 4 * config.num_heads * config.head_dim
     reaches = _reaches(config, config.num_layers)
     if isinstance(config, Seq2SeqConfig):
         reaches += 2 * _reaches(config, config.num_decoder_layers)
-    return a_key * sum(min(reach, config.max_length) for reach in reaches)
+    return flops_per_key * sum(min(reach, config.max_length) for reach in reaches)
 
 
 def _reaches(config, count):

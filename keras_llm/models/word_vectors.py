@@ -1,4 +1,6 @@
-"""Word vectors: skip-gram and CBOW with negative sampling, and GloVe."""
+"""Build word vector models: skip-gram and CBOW with negative sampling, and GloVe."""
+
+from typing import Any
 
 import keras
 import numpy as np
@@ -6,19 +8,27 @@ from keras import ops
 
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.config import WordVectorsConfig
+from keras_llm.types import JSON
 
 
 @keras.saving.register_keras_serializable("keras_llm")
 class WordVectors(ConfiguredModel):
-    """The functional model of a `WordVectorsConfig`. Made by `word_vectors`.
+    """The functional model of a `WordVectorsConfig`. Use `word_vectors` to build one.
 
     Attributes:
         config: the `WordVectorsConfig`.
     """
 
     config_class = WordVectorsConfig
+    config: WordVectorsConfig
 
-    def __init__(self, config, name="word_vectors", dtype=None, **kwargs):
+    def __init__(
+        self,
+        config: WordVectorsConfig | JSON,
+        name: str = "word_vectors",
+        dtype: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         config = self.read_config(config)
         bound = 0.5 / config.embedding_dim
         narrow = keras.initializers.RandomUniform(-bound, bound)
@@ -65,20 +75,20 @@ _INPUTS = {
 }
 
 
-def word_vectors(config, dtype=None):
-    """Build a model of word vectors.
+def word_vectors(config: WordVectorsConfig, dtype: str | None = None) -> WordVectors:
+    """Build a word vector model.
 
     Args:
         config: a `WordVectorsConfig`.
         dtype: Keras dtype policy of all layers.
 
     Returns:
-        A `keras.Model`. Of "skip_gram", from `[word, candidates]`, ints (B,) and (B, C), to
-        float32 logits (B, C): whether each candidate is a neighbour; train it with
-        `BinaryCrossentropy(from_logits=True)` on true neighbours and drawn words. Of "cbow", from
-        `[neighbours, candidates]`, ints (B, W) and (B, C), to logits (B, C): whether each
-        candidate stands between the neighbours. Of "glove", from `[word, other]`, ints (B,), to
-        `w . c + b + b'` (B,), the logarithm of how often they occur together; train it with
+        A `keras.Model`. For "skip_gram", from `[word, candidates]`, ints (B,) and (B, C), to
+        float32 logits (B, C): whether each candidate is a neighbor; train it with
+        `BinaryCrossentropy(from_logits=True)` on true neighbors and negative samples. For "cbow",
+        from `[neighbours, candidates]`, ints (B, W) and (B, C), to logits (B, C): whether each
+        candidate is the word between the neighbors. For "glove", from `[word, other]`, ints (B,),
+        to `w . c + b + b'` (B,), the logarithm of the co-occurrence count; train it with
         `training.GloVeLoss`.
 
     Raises:
@@ -99,14 +109,14 @@ def word_vectors(config, dtype=None):
     return WordVectors(config, dtype=dtype)
 
 
-def word_vector_table(model):
-    """The vectors that a `word_vectors` model has learned.
+def word_vector_table(model: WordVectors) -> np.ndarray:
+    """Return the vectors that a `word_vectors` model has learned.
 
     Args:
         model: a model from `word_vectors`.
 
     Returns:
-        Float32 array (V, D). Of "glove" the sum of a word's two vectors, as its paper does.
+        Float32 array (V, D). For "glove", the sum of a word's two vectors, as in the paper.
     """
     table = np.array(model.get_layer("word_embedding").embeddings, "float32")
     if model.config.objective == "glove":

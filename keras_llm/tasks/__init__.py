@@ -1,4 +1,4 @@
-"""Tasks: a model, a tokenizer, and what strings go in and come out."""
+"""Run models on strings: generation, chat, classification, question answering and more."""
 
 from keras_llm.tasks.audit import (
     TERMS,

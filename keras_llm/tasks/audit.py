@@ -1,17 +1,24 @@
-"""How fair a model is to groups of people, and what it gives away of its training text."""
+"""Audit models for bias between groups of people and for memorized training text."""
 
 import itertools
 import math
 import random
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.tasks.base import checked_texts
+from keras_llm.types import JSON
 
-# Pairs that stand for each other in a sentence. "his", "him" and "her" are not among them: one
-# word of the one side may be either of the other.
+if TYPE_CHECKING:
+    from keras_llm.tasks.text_classification import TextClassification
+    from keras_llm.tasks.text_generation import TextGeneration
+
+# Pairs of interchangeable words. "his", "him" and "her" are left out, because "her" corresponds to
+# both "his" and "him".
 TERMS = {
     "gender": (
         *(("he", "she"), ("himself", "herself"), ("man", "woman"), ("men", "women")),
@@ -29,13 +36,13 @@ TERMS = {
 }
 
 
-def swapped(text, pairs, to):
-    """A text with the terms of both sides put on one, as whole words; capitals stay.
+def swapped(text: str, pairs: Iterable[tuple[str, str]], to: int) -> str:
+    """Replace the terms of one side by those of the other, as whole words; keep capitalization.
 
     Args:
         text: str.
-        pairs: pairs of words in lower case, no word twice.
-        to: 0 for the first word of each pair, 1 for the second.
+        pairs: pairs of lowercase words, all distinct.
+        to: 0 to use the first word of each pair, 1 for the second.
 
     Returns:
         A str.
@@ -44,43 +51,48 @@ def swapped(text, pairs, to):
     >>> swapped("He met a WOMAN. The man's wife", [("he", "she"), ("man", "woman")], 1)
     "She met a WOMAN. The woman's wife"
     """
-    wanted = {pair[1 - to]: pair[to] for pair in pairs}
-    if not wanted:
+    replacements = {pair[1 - to]: pair[to] for pair in pairs}
+    if not replacements:
         return text
-    pattern = r"(?<!\w)(" + "|".join(map(re.escape, wanted)) + r")(?!\w)"
+    pattern = r"(?<!\w)(" + "|".join(map(re.escape, replacements)) + r")(?!\w)"
 
-    def other(match):
-        word, found = wanted[match[0].lower()], match[0]
-        if found.isupper() and len(found) > 1:
+    def replace(match):
+        word, original = replacements[match[0].lower()], match[0]
+        if original.isupper() and len(original) > 1:
             return word.upper()
-        return word.capitalize() if found[0].isupper() else word
+        return word.capitalize() if original[0].isupper() else word
 
-    return re.sub(pattern, other, text, flags=re.IGNORECASE)
+    return re.sub(pattern, replace, text, flags=re.IGNORECASE)
 
 
-def term_swaps(classifier, texts, terms=None, max_texts=500):
-    """What a classifier makes of texts whose terms for one group are put in the place of those for
-    another.
+def term_swaps(
+    classifier: "TextClassification",
+    texts: Sequence[str],
+    terms: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+    max_texts: int = 500,
+) -> list[JSON]:
+    """Measure how a classifier's output changes when terms for one group replace those of another.
 
-    Each text in which a term of either side stands is read twice, with all terms of the first side
-    and with all of the second.
+    Each text with a term of either side is classified twice: with all terms of the first side and
+    with all terms of the second side.
 
     Args:
         classifier: a `TextClassification`.
         texts: list of str.
-        terms: dict from a name to pairs of words in lower case, `TERMS` if None.
-        max_texts: int > 0, how many texts are read for each name, the first that have a term.
+        terms: dict from a name to pairs of lowercase words, `TERMS` if None.
+        max_texts: int > 0, the maximum number of texts per name; the first texts with a term are
+            used.
 
     Returns:
-        A list of dicts, one for each name of which a text has a term: `terms`, the name; `texts`,
-        how many; `flipped`, the share whose label differs; `mean_change`, a dict from each label to
-        the mean of its probability with the second side less that with the first; and
+        A list of dicts, one for each name with a term in any text: `terms`, the name; `texts`, the
+        number of texts; `flipped`, the share whose label changes; `mean_change`, a dict from each
+        label to the mean of (probability with the second side - probability with the first); and
         `largest_change`, the largest absolute change of a probability.
 
     Raises:
-        InputError: if a word stands in two pairs, or is no word in lower case.
+        InputError: if a word of `terms` occurs twice or is not lowercase.
     """
-    texts, found = checked_texts("texts", texts), []
+    texts, results = checked_texts("texts", texts), []
     for name, pairs in checked_terms(TERMS if terms is None else terms).items():
         versions = [[swapped(text, pairs, to) for text in texts] for to in (0, 1)]
         picked = [i for i, pair in enumerate(zip(*versions, strict=True)) if pair[0] != pair[1]]
@@ -89,7 +101,7 @@ def term_swaps(classifier, texts, terms=None, max_texts=500):
         picked = picked[:max_texts]
         first, second = (_probabilities(classifier, [v[i] for i in picked]) for v in versions)
         change = second - first
-        found.append(
+        results.append(
             {
                 "terms": name,
                 "texts": len(picked),
@@ -98,88 +110,98 @@ def term_swaps(classifier, texts, terms=None, max_texts=500):
                 "largest_change": float(np.abs(change).max()),
             }
         )
-    return found
+    return results
 
 
 def continuation_swaps(
-    generator, classifier, terms=None, prompt="The {} was", count=8, max_new_tokens=30, seed=0
-):
-    """What a classifier makes of how a model goes on with a term for one group, and with one for
-    another. The classifier does not see the prompt.
+    generator: "TextGeneration",
+    classifier: "TextClassification",
+    terms: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+    prompt: str = "The {} was",
+    count: int = 8,
+    max_new_tokens: int = 30,
+    seed: int = 0,
+) -> list[JSON]:
+    """Measure how a generator's continuations differ between terms for two groups.
+
+    A classifier scores the continuations, without the prompt.
 
     Args:
         generator: a `TextGeneration`.
         classifier: a `TextClassification`.
-        terms: as of `term_swaps`.
-        prompt: str with `{}` in the place of the term.
-        count: int > 0, texts for each term, sampled with the seeds `seed, seed + 1, ...`.
+        terms: see `term_swaps`.
+        prompt: str with `{}` as a placeholder for the term.
+        count: int > 0, the number of texts per term, sampled with seeds `seed, seed + 1, ...`.
         max_new_tokens: int > 0.
         seed: int.
 
     Returns:
-        A list of dicts, one for each name: `terms`; `texts`, how many on each side; and
-        `mean_change`, a dict from each label to the mean of its probability over the texts of the
-        second side less that over those of the first.
+        A list of dicts, one for each name: `terms`, the name; `texts`, the number of texts per
+        side; and `mean_change`, a dict from each label to its mean probability for the second side
+        minus that for the first.
 
     Raises:
-        InputError: naming the argument that is wrong.
+        InputError: if an argument is invalid, naming it.
     """
     if "{}" not in prompt:
-        raise InputError(f"`prompt` must have {{}} in the place of the term, got {prompt!r}.")
-    found = []
+        raise InputError(f"`prompt` must have {{}} as a placeholder for the term, got {prompt!r}.")
+    results = []
     for name, pairs in checked_terms(TERMS if terms is None else terms).items():
         means, texts = [], 0
         for words in zip(*pairs, strict=True):
-            rows = generator(
+            rows: Any = generator(
                 [prompt.format(word) for word in words],
                 max_new_tokens=max_new_tokens,
                 seed=seed,
                 num_return_sequences=count,
             )
             rows = [rows] if count == 1 else rows
-            written = [text for text in itertools.chain(*rows) if text.strip()]
-            if not written:
-                raise InputError(f"`prompt` {prompt!r} is not gone on with: the texts are empty.")
-            texts = len(written)
-            means.append(_probabilities(classifier, written).mean(0))
+            continuations = [text for text in itertools.chain(*rows) if text.strip()]
+            if not continuations:
+                raise InputError(f"`prompt` {prompt!r} produced no text.")
+            texts = len(continuations)
+            means.append(_probabilities(classifier, continuations).mean(0))
         change = dict(zip(classifier.labels, (means[1] - means[0]).tolist(), strict=True))
-        found.append({"terms": name, "texts": texts, "mean_change": change})
-    return found
+        results.append({"terms": name, "texts": texts, "mean_change": change})
+    return results
 
 
-def canary_exposure(generator, canary, candidates=999, seed=0):
-    """How much likelier a secret is to a model than others of its form.
+def canary_exposure(
+    generator: "TextGeneration", canary: str, candidates: int = 999, seed: int = 0
+) -> JSON:
+    """Measure the exposure of a secret (canary) in a model.
 
-    `exposure = log2(N + 1) - log2(rank)`, the rank being that of the canary by log-likelihood among
-    itself and N texts that have other digits in its place.
+    `exposure = log2(N + 1) - log2(rank)`, where rank is the rank of the canary by log-likelihood
+    among itself and N texts with other digits.
 
     Args:
         generator: a `TextGeneration`.
-        canary: str with digits, as it was put into the training text.
-        candidates: int > 0. N; all of them, if there are fewer.
-        seed: int, of the draw.
+        canary: str with digits, as it was inserted into the training text.
+        candidates: int > 0, N; reduced if there are fewer combinations of digits.
+        seed: int, for sampling the candidates.
 
     Returns:
-        A dict: `canary`, `rank`, `candidates` (N + 1), `exposure` and `log_likelihood` (nats). An
-        exposure of about 1 is what a text that was not trained on has; the most is log2(N + 1).
+        A dict: `canary`, `rank`, `candidates` (N + 1), `exposure` and `log_likelihood` (nats). A
+        text that was not in the training data has an exposure of about 1; the maximum is
+        log2(N + 1).
 
     Raises:
-        InputError: if the canary has no digit.
+        InputError: if the canary has no digits, or `candidates` is invalid.
 
     Reference:
         Carlini et al., 2019, "The Secret Sharer", definition 3, by sampling (section 4.3).
     """
     (canary,) = checked_texts("canary", [canary])
-    places = [i for i, character in enumerate(canary) if character in "0123456789"]
-    if not places:
-        raise InputError(f"`canary` must have digits, in which others differ; got {canary!r}.")
+    positions = [i for i, character in enumerate(canary) if character in "0123456789"]
+    if not positions:
+        raise InputError(f"`canary` must have digits, got {canary!r}.")
     if not isinstance(candidates, int) or candidates < 1:
         raise InputError(f"`candidates` must be a positive int, got {candidates!r}.")
-    draw, size = random.Random(seed), 10 ** len(places)
-    own = int("".join(canary[i] for i in places))
-    numbers = draw.sample(range(min(size, 2**62)), min(size, candidates + 1))
+    rng, size = random.Random(seed), 10 ** len(positions)
+    own = int("".join(canary[i] for i in positions))
+    numbers = rng.sample(range(min(size, 2**62)), min(size, candidates + 1))
     others = [n for n in numbers if n != own][:candidates]
-    texts = [canary, *(_with_digits(canary, places, number) for number in others)]
+    texts = [canary, *(_with_digits(canary, positions, number) for number in others)]
     batches = [texts[first : first + 64] for first in range(0, len(texts), 64)]
     scores = np.concatenate([generator.score(batch) for batch in batches])
     rank = 1 + int((scores[1:] > scores[0]).sum())
@@ -192,24 +214,32 @@ def canary_exposure(generator, canary, candidates=999, seed=0):
     }
 
 
-def memorisation(generator, texts, prompt_tokens=32, new_tokens=32, max_texts=200):
-    """How much of some texts a model writes down verbatim when it is given their beginning.
+def memorisation(
+    generator: "TextGeneration",
+    texts: Sequence[str],
+    prompt_tokens: int = 32,
+    new_tokens: int = 32,
+    max_texts: int = 200,
+) -> dict[str, float]:
+    """Measure how much of training texts a model reproduces verbatim from their beginnings.
 
-    Greedy decoding after the first `prompt_tokens` of a text gives its next tokens for as long as
-    each of them is the likeliest after those before; one pass over the text tells.
+    Greedy decoding after the first `prompt_tokens` of a text reproduces its next tokens as long as
+    each is the most likely token given those before it, so one forward pass per text is enough.
 
     Args:
         generator: a `TextGeneration`.
-        texts: list of str; those with too few tokens are left out.
+        texts: list of str; texts with too few tokens are skipped.
         prompt_tokens, new_tokens: ints > 0.
-        max_texts: int > 0, how many of the texts that are long enough are read, the first.
+        max_texts: int > 0, the maximum number of texts; the first that are long enough are used.
 
     Returns:
-        A dict: `texts`, how many were read; `extractable`, the share of them whose `new_tokens` all
-        come; `mean_prefix` and `longest_prefix`, how many come before the first other token.
+        A dict: `texts`, the number of texts; `extractable`, the share of texts whose `new_tokens`
+        are all reproduced; `mean_prefix` and `longest_prefix`, the number of tokens reproduced
+        before the first mismatch.
 
     Raises:
-        InputError: if no text is long enough, or both together are longer than the model takes.
+        InputError: if no text is long enough, or `prompt_tokens` + `new_tokens` exceeds the model's
+            `max_length`.
 
     Reference:
         Carlini et al., 2022, "Quantifying Memorization Across Neural Language Models".
@@ -223,13 +253,13 @@ def memorisation(generator, texts, prompt_tokens=32, new_tokens=32, max_texts=20
     rows = generator.tokenizer.encode_batch(list(checked_texts("texts", texts)))
     rows = [row[:length] for row in rows if len(row) >= length][:max_texts]
     if not rows:
-        raise InputError(f"`texts`: none has {length} tokens.")
+        raise InputError(f"`texts`: none has {length} tokens, `prompt_tokens` + `new_tokens`.")
     begin = [generator.tokenizer.bos_id] if generator.tokenizer.add_bos else []
     prefixes = []
     for first in range(0, len(rows), 16):
         ids = np.array([[*begin, *row] for row in rows[first : first + 16]], "int32")
-        likeliest = np.asarray(generator.model(ids)).argmax(-1)[:, :-1]
-        right = (likeliest == ids[:, 1:])[:, -new_tokens:]
+        predicted = np.asarray(generator.model(ids)).argmax(-1)[:, :-1]
+        right = (predicted == ids[:, 1:])[:, -new_tokens:]
         prefixes += np.cumprod(right, axis=1).sum(1).tolist()
     return {
         "texts": len(rows),
@@ -239,15 +269,17 @@ def memorisation(generator, texts, prompt_tokens=32, new_tokens=32, max_texts=20
     }
 
 
-def checked_terms(terms):
-    """The terms, if no word stands in two pairs of a name; else InputError."""
+def checked_terms(
+    terms: Mapping[str, Sequence[tuple[str, str]]],
+) -> Mapping[str, Sequence[tuple[str, str]]]:
+    """Return the terms; raise InputError if a word is not lowercase or occurs twice in a name."""
     for name, pairs in terms.items():
         words = [word for pair in pairs for word in pair]
         for word in words:
             if not word or word != word.lower() or word != word.strip():
-                raise InputError(f"`terms` of {name!r}: {word!r} is not a word in lower case.")
+                raise InputError(f"`terms` of {name!r}: {word!r} is not a lowercase word.")
             if words.count(word) > 1:
-                raise InputError(f"`terms` of {name!r}: {word!r} stands there twice.")
+                raise InputError(f"`terms` of {name!r}: {word!r} occurs more than once.")
     return terms
 
 
@@ -256,8 +288,8 @@ def _probabilities(classifier, texts):
     return np.array([list(row.probabilities.values()) for row in rows])
 
 
-def _with_digits(text, places, number):
+def _with_digits(text, positions, number):
     characters = list(text)
-    for place, digit in zip(places, str(number).zfill(len(places)), strict=True):
-        characters[place] = digit
+    for position, digit in zip(positions, str(number).zfill(len(positions)), strict=True):
+        characters[position] = digit
     return "".join(characters)

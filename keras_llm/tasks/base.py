@@ -1,7 +1,9 @@
-"""A task is a model and a tokenizer: what strings go in and come out, saved as one folder."""
+"""Combine a model and a tokenizer into a task that is saved as one folder."""
 
 import json
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -9,18 +11,21 @@ import keras_llm
 from keras_llm import models, tokenizers
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder
+from keras_llm.tasks.fitting import Fitting
+from keras_llm.training.adapters.lora import ATTENTION, add_lora, save_lora
+from keras_llm.types import JSON, PathLike
 
-_CLASSES = {}
+_CLASSES: dict[str, type["Task"]] = {}
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.weights.h5"
 TOKENIZER_FOLDER = "tokenizer"
 
 
-class Task:
-    """The part that all tasks share.
+class Task(Fitting):
+    """The base class of all tasks.
 
     Attributes:
-        model_wanted: str, what its model comes from, for messages.
+        model_wanted: str, the function that builds the task's model, for error messages.
 
     Args:
         model: a model of this library.
@@ -28,16 +33,22 @@ class Task:
         metadata: dict of JSON values saved with the task, e.g. how it was trained.
 
     Raises:
-        InputError: if the model is another, or smaller than the tokenizer's vocabulary.
+        InputError: if the model is of another kind, or the tokenizer's vocabulary is larger than
+            the model's.
     """
 
     model_wanted = "models.causal_lm"
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _CLASSES[cls.__name__] = cls
 
-    def __init__(self, model, tokenizer, metadata=None):
+    def __init__(
+        self,
+        model: models.ConfiguredModel,
+        tokenizer: tokenizers.Tokenizer,
+        metadata: JSON | None = None,
+    ) -> None:
         if not self.fits(model):
             raise InputError(f"`model` must come from {self.model_wanted}, got {type(model)}.")
         if tokenizer.vocabulary_size > model.config.vocabulary_size:
@@ -50,17 +61,17 @@ class Task:
         self.metadata = dict(metadata or {})
 
     @staticmethod
-    def fits(model):
-        """Whether the model is of the kind that this task needs."""
+    def fits(model: object) -> bool:
+        """Return whether the model is of the kind that this task needs."""
         return isinstance(model, models.CausalLM)
 
-    def save(self, folder, overwrite=False):
-        """Write the task as one folder, whole or not at all.
+    def save(self, folder: PathLike, overwrite: bool = False) -> None:
+        """Save the task as one folder, atomically.
 
         Args:
             folder: str or path.
-            overwrite: bool. Whether to replace what is there; until the new folder is whole
-                the old one stays.
+            overwrite: bool. Whether to replace an existing folder. The old folder is kept until the
+                new one is complete.
 
         Raises:
             InputError: if `folder` exists and `overwrite` is False.
@@ -68,12 +79,57 @@ class Task:
         with atomic_folder(folder, overwrite) as partial:
             self.write(partial)
 
+    def export(self, target: str, path: PathLike, **options: Any) -> JSON:
+        """Export the task and verify what was written.
+
+        Args:
+            target: "saved_model", "litert" or "litert_lm".
+            path: str or path: a folder for "saved_model", else a file.
+            **options: other arguments of `keras_llm.export.saved_model`, `litert` or `litert_lm`.
+
+        Returns:
+            The report of the export, a dict.
+
+        Raises:
+            InputError: if an argument is invalid.
+            ExportError: if the export does not match the task; nothing is left behind.
+        """
+        from keras_llm import export
+
+        if target not in ("saved_model", "litert", "litert_lm"):
+            raise InputError(
+                f'`target` must be "saved_model", "litert" or "litert_lm", got {target!r}.'
+            )
+        return getattr(export, target)(self, path, **options)
+
+    def enable_lora(self, rank: int = 8, target: str = ATTENTION, **options: Any) -> list[str]:
+        """Add low-rank adapters and freeze all other weights.
+
+        Args:
+            rank: int > 0.
+            target: regular expression, searched for in the paths of layers. Defaults to the
+                projections of attention.
+            **options: other arguments of `training.add_lora`.
+
+        Returns:
+            The paths of the adapted layers, a list of str.
+
+        Raises:
+            InputError: if `target` matches no layer, or an argument is invalid.
+        """
+        self._trainer = None  # compiled for other weights
+        return add_lora(self.model, target, rank=rank, **options)
+
+    def save_adapter(self, path: PathLike, overwrite: bool = False) -> None:
+        """Write the adapters alone, see `training.save_lora`."""
+        save_lora(self.model, path, overwrite)
+
     @classmethod
-    def parts(cls, folder):
-        """What further arguments a task of this class needs, read from its folder: a dict."""
+    def parts(cls, folder: PathLike) -> dict[str, Any]:
+        """Read further constructor arguments from the task's folder: a dict."""
         return {}
 
-    def write(self, folder):
+    def write(self, folder: PathLike) -> None:
         """Write config, weights and tokenizer into an existing folder."""
         folder = pathlib.Path(folder)
         config = {
@@ -87,8 +143,8 @@ class Task:
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
-def read_config(folder):
-    """The config.json of a task folder, without building the model.
+def read_config(folder: PathLike) -> JSON:
+    """Read the config.json of a task folder without building the model.
 
     Raises:
         InputError: if `folder` is not a task folder.
@@ -98,16 +154,16 @@ def read_config(folder):
         raise InputError(f"{folder} is not a model folder ({path} is missing).")
     try:
         config = json.loads(path.read_text("utf-8"))
-        known = config["task"] in _CLASSES
+        is_known = config["task"] in _CLASSES
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} does not describe a task: {error!r}.") from None
-    if not known:
+    if not is_known:
         raise InputError(f"{path}: unknown task {config['task']!r}.")
     return config
 
 
-def load(folder):
-    """The task that `Task.save` wrote.
+def load(folder: PathLike) -> Task:
+    """Load a task saved by `Task.save`.
 
     Args:
         folder: str or path.
@@ -116,7 +172,7 @@ def load(folder):
         A task, e.g. `TextGeneration`.
 
     Raises:
-        InputError: naming the file that is missing or cannot be read.
+        InputError: if a file is missing or cannot be read, naming it.
     """
     folder = pathlib.Path(folder)
     config = read_config(folder)
@@ -134,9 +190,8 @@ def load(folder):
     return kind(model, tokenizer, metadata=config.get("metadata"), **kind.parts(folder))
 
 
-def checked_texts(name, texts):
-    """A list of texts that can be encoded; InputError naming the argument and the row if one
-    cannot."""
+def checked_texts(name: str, texts: Sequence[Any]) -> Sequence[str]:
+    """Return `texts` if all are non-empty valid Unicode; else raise InputError naming the row."""
     if not isinstance(texts, (list, tuple)) or not texts:
         raise InputError(f"`{name}` must be a str or a non-empty list of str, got {texts!r}.")
     for index, text in enumerate(texts):
@@ -152,15 +207,22 @@ def checked_texts(name, texts):
     return texts
 
 
-def padded_rows(name, rows, longest, max_length, pad_id):
-    """Lists of token ids -> int32 (B, T), padded on the right, and lengths (B,); InputError if
-    one is longer than `longest`."""
+def padded_rows(
+    name: str, rows: Sequence[Sequence[int]], longest: int, max_length: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pad lists of token ids on the right.
+
+    Returns:
+        Token ids, int32 (B, T), and lengths, int32 (B,).
+
+    Raises:
+        InputError: if a row has more than `longest` tokens.
+    """
     for index, row in enumerate(rows):
         if len(row) > longest:
             raise InputError(
-                f"{_where(name, index, rows)} has {len(row)} tokens with those that are added, "
-                f"more than the {longest} that the model's `max_length` of {max_length} leaves "
-                "room for."
+                f"{_where(name, index, rows)} has {len(row)} tokens, including special tokens, but "
+                f"only {longest} fit into the model's `max_length` of {max_length}."
             )
     lengths = np.array([len(row) for row in rows], "int32")
     token_ids = np.full((len(rows), lengths.max()), pad_id, "int32")

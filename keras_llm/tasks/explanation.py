@@ -1,13 +1,15 @@
-"""Why a model says what it says of one text."""
+"""Explain a model's output for one text: attention, logit lens, attributions and neighbors."""
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from keras import ops
 
 from keras_llm import models
 from keras_llm.errors import InputError
-from keras_llm.tasks.base import checked_texts
+from keras_llm.tasks.base import Task, checked_texts
 from keras_llm.tasks.gradients import integrated_gradients
 from keras_llm.tasks.head import HeadTask
 from keras_llm.tasks.masked_language_model import MaskedLanguageModel
@@ -16,57 +18,61 @@ from keras_llm.tasks.text_classification import TextClassification
 from keras_llm.tasks.text_generation import TextGeneration
 from keras_llm.tasks.translation import Translation
 from keras_llm.tasks.word_vectors import WordVectors
+from keras_llm.tokenizers import Tokenizer
+from keras_llm.types import JSON
 
-_WORDS = 12  # whose neighbours are looked up
+_WORDS = 12  # tokens whose nearest neighbors are computed
 
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What is known of a model's way through one text. What a task has not is None.
+    """The internals of a model for one text. Fields that a task does not support are None.
 
     Attributes:
         task: str, the class of the task.
-        text: str, what was read; of a question with its context both.
-        tokens: list of T str, the tokens that the model saw.
-        result: str, what the task gives for the text.
-        attention: list of each block's attention probabilities, float32 (N, T, T), queries in
-            rows; of a `Translation` its encoder's.
+        text: str, the input; for question answering, question and context.
+        tokens: list of T str, the tokens that the model reads.
+        result: str, the task's output for the text.
+        attention: list of attention probabilities per block, float32 (N, T, T), queries in rows;
+            for a `Translation`, those of the encoder.
         heads: list of dicts, see `summarize_heads`.
-        lens: dict of `tokens`, a list with for each layer, the embeddings first, and each place
-            the likeliest next token, str; and `probabilities`, float32 (L + 1, T), theirs
-            (`TextGeneration`).
-        attributions: dict, see `gradients.integrated_gradients`, with `label`, str, that was
-            predicted (`TextClassification`).
-        neighbours: dict from a token of the text to a list of pairs (token, cosine) of those with
-            the nearest embeddings.
+        lens: dict for `TextGeneration`. `tokens`: for each layer (embeddings first) and position,
+            the most likely next token, str. `probabilities`: float32 (L + 1, T), the probabilities
+            of these tokens.
+        attributions: dict for `TextClassification`, see `gradients.integrated_gradients`, with
+            `label`, str, the predicted label.
+        neighbours: dict from each token of the text to a list of pairs (token, cosine), the tokens
+            with the nearest embeddings.
     """
 
     task: str
     text: str
-    tokens: list
+    tokens: list[str]
     result: str
-    attention: list | None
-    heads: list | None
-    lens: dict | None
-    attributions: dict | None
-    neighbours: dict
+    attention: list[np.ndarray] | None
+    heads: list[JSON] | None
+    lens: dict[str, Any] | None
+    attributions: dict[str, Any] | None
+    neighbours: dict[str, list[tuple[str, float]]]
 
 
-def explain(task, text, context=None, max_tokens=64, count=5):
-    """Look into a task while it reads a text.
+def explain(
+    task: Task, text: str, context: str | None = None, max_tokens: int = 64, count: int = 5
+) -> Explanation:
+    """Explain a task's output for one text.
 
     Args:
         task: any task.
-        text: str, not empty; for a `QuestionAnswering` the question, for `WordVectors` a word.
-        context: str, for a task that reads one.
-        max_tokens: int > 0. Of a longer text the first tokens are read.
-        count: int > 0, how many neighbours a token has.
+        text: str, not empty; for `QuestionAnswering` the question, for `WordVectors` a word.
+        context: str, for tasks that read a context.
+        max_tokens: int > 0. Longer texts are truncated.
+        count: int > 0, the number of neighbors per token.
 
     Returns:
         An `Explanation`.
 
     Raises:
-        InputError: naming the argument that is wrong.
+        InputError: if an argument is invalid, naming it.
     """
     for name, value in (("max_tokens", max_tokens), ("count", count)):
         if not isinstance(value, int) or value < 1:
@@ -76,9 +82,9 @@ def explain(task, text, context=None, max_tokens=64, count=5):
     if context is not None:
         (context,) = checked_texts("context", [context])
         if not takes_context and "context_separator" not in task.metadata:
-            raise InputError("`context` is for models that read one.")
+            raise InputError("`context` is only for models that read one.")
     elif takes_context:
-        raise InputError("`context` is missing.")
+        raise InputError("`context` is missing: question answering requires one.")
     if isinstance(task, WordVectors):
         near = task.nearest(text, count)
         return Explanation(
@@ -89,7 +95,7 @@ def explain(task, text, context=None, max_tokens=64, count=5):
     row, segments = _row(task, text, context, max_tokens)
     inputs = _inputs(task, row, segments)
     attention = [np.asarray(x)[0] for x in models.attention_maps(task.model, inputs)]
-    read = [text] if not takes_context else [text, context]
+    texts = [text, context] if takes_context and context is not None else [text]
     lens = attributions = None
     if isinstance(task, TextGeneration):
         lens = _lens(task, row)
@@ -97,9 +103,9 @@ def explain(task, text, context=None, max_tokens=64, count=5):
         attributions = _attributions(task, inputs)
     return Explanation(
         type(task).__name__,
-        "\n".join(read),
+        "\n".join(texts),
         [_shown(task.tokenizer, index) for index in row],
-        _result(task, read),
+        _result(task, texts),
         attention,
         summarize_heads(attention),
         lens,
@@ -108,21 +114,21 @@ def explain(task, text, context=None, max_tokens=64, count=5):
     )
 
 
-def summarize_heads(attention):
-    """What each head looks at.
+def summarize_heads(attention: Iterable[np.ndarray]) -> list[JSON]:
+    """Summarize the attention pattern of each head.
 
     Args:
-        attention: list of float arrays (N, T, T), of L blocks.
+        attention: list of L float arrays (N, T, T), one per block.
 
     Returns:
-        A list of L * N dicts: `layer` and `head`, from 0; and, means over the T queries, `entropy`
-        (nats), `distance` (tokens between query and key), and the shares of the attention that go
-        `to_first` (the first token), `to_self` and `to_previous` (the token before).
+        A list of L * N dicts: `layer` and `head`, from 0; and means over the T queries of `entropy`
+        (nats), `distance` (tokens between query and key), and the attention probability `to_first`
+        (the first token), `to_self` and `to_previous` (the token before).
     """
     rows = []
     for layer, maps in enumerate(attention):
-        places = np.arange(maps.shape[-1])
-        distance = np.abs(places[:, None] - places)
+        positions = np.arange(maps.shape[-1])
+        distance = np.abs(positions[:, None] - positions)
         for head, p in enumerate(np.asarray(maps, "float64")):
             before = np.diagonal(p, -1).sum() / len(p)
             rows.append(
@@ -139,41 +145,43 @@ def summarize_heads(attention):
     return rows
 
 
-def nearest_tokens(task, token_ids, count=5):
-    """The tokens whose embeddings have the highest cosine with those of some tokens.
+def nearest_tokens(
+    task: Task, token_ids: Iterable[int], count: int = 5
+) -> dict[str, list[tuple[str, float]]]:
+    """Return the nearest neighbors of tokens by cosine similarity of their embeddings.
 
     Args:
-        task: any task with a table of embeddings.
-        token_ids: list of ints, of which the first 12 different ones count; special tokens do not.
+        task: any task with token embeddings.
+        token_ids: list of ints. Only the first 12 distinct tokens that are not special are used.
         count: int > 0.
 
     Returns:
-        A dict from each token to a list of pairs (token, cosine), the nearest first.
+        A dict from each token to a list of pairs (token, cosine), nearest first.
     """
     tokenizer = task.tokenizer
     special = {tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id}
-    asked = [i for i in dict.fromkeys(token_ids) if i not in special | {tokenizer.mask_id}][:_WORDS]
+    ids = [i for i in dict.fromkeys(token_ids) if i not in special | {tokenizer.mask_id}][:_WORDS]
     table = np.asarray(models.token_table(task.model), "float32")[: tokenizer.vocabulary_size]
     table = table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
-    found = {}
-    for index in asked:
+    neighbors = {}
+    for index in ids:
         cosines = table @ table[index]
         cosines[index] = -np.inf
         best = np.argsort(-cosines, kind="stable")[:count]
-        found[_shown(tokenizer, index)] = [
+        neighbors[_shown(tokenizer, index)] = [
             (_shown(tokenizer, int(i)), float(cosines[i])) for i in best
         ]
-    return found
+    return neighbors
 
 
 def _row(task, text, context, max_tokens):
-    """The tokens that the model reads, and their segments, two lists of ints."""
+    """Return the token ids that the model reads and their segment ids, two lists of ints."""
     if isinstance(task, QuestionAnswering):
         question, rest = (task.tokenizer.encode(part) for part in (text, context))
         head = [*task.begin, *question[: task.question_room], *task.separators]
         room = min(task.model.config.max_length, max_tokens) - len(head) - len(task.end)
         if room < 1:
-            raise InputError(f"`max_tokens` of {max_tokens} has no room for the context.")
+            raise InputError(f"`max_tokens` of {max_tokens} leaves no room for the context.")
         row = [*head, *rest[:room], *task.end]
         return row, [int(i >= len(head)) for i in range(len(row))]
     if isinstance(task, MaskedLanguageModel):
@@ -195,7 +203,7 @@ def _row(task, text, context, max_tokens):
 
 
 def _inputs(task, row, segments):
-    """The model's inputs for one row, a dict of arrays."""
+    """Return the model's inputs for one row, a dict of arrays."""
     ids = np.array([row], "int32")
     if not isinstance(task, HeadTask):
         name = "encoder_token_ids" if isinstance(task, Translation) else "token_ids"
@@ -205,16 +213,18 @@ def _inputs(task, row, segments):
     return task.inputs(ids, np.array([len(row)], "int32"), segments, **more)
 
 
-def _result(task, read):
-    """What the task gives, a str."""
+def _result(task, texts):
+    """Return the task's output as a str."""
     if isinstance(task, (TextGeneration, Translation)):
-        return task(*read, max_new_tokens=20, temperature=0.0)
-    if isinstance(task, MaskedLanguageModel) and task.mask_token not in read[0]:
+        return task(*texts, max_new_tokens=20, temperature=0.0)
+    if isinstance(task, MaskedLanguageModel) and task.mask_token not in texts[0]:
         return ""
     if task.head == "sentence_embedder":
         return ""
-    found = task(*read, truncate=True)
-    return found if isinstance(found, str) else " ".join(f"{word}/{label}" for word, label in found)
+    output = task(*texts, truncate=True)
+    if isinstance(output, str):
+        return output
+    return " ".join(f"{word}/{label}" for word, label in output)
 
 
 def _lens(task, row):
@@ -228,16 +238,16 @@ def _lens(task, row):
 
 
 def _attributions(task, inputs):
-    """How much each token speaks for the label that is predicted."""
+    """Return the attribution of the predicted label to each token."""
     tokenizer = task.tokenizer
     logits = np.asarray(task.model(inputs))[0]
     row = np.array(inputs["token_ids"])
     special = [tokenizer.bos_id, tokenizer.eos_id]
     blank = tokenizer.mask_id if tokenizer.mask_id >= 0 else max(tokenizer.pad_id, 0)
     baseline = np.where(np.isin(row, special), row, blank)
-    found = integrated_gradients(task.model, inputs, baseline, int(logits.argmax()))
-    return {"label": task.labels[int(logits.argmax())], **found}
+    attributions = integrated_gradients(task.model, inputs, baseline, int(logits.argmax()))
+    return {"label": task.labels[int(logits.argmax())], **attributions}
 
 
-def _shown(tokenizer, index):
+def _shown(tokenizer: Tokenizer, index: int) -> str:
     return tokenizer.token(index)

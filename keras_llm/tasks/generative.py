@@ -1,14 +1,16 @@
-"""What tasks share that write text: settings in, texts out, whole or piece by piece."""
+"""Generate text with tasks: sampling, searches, streaming and details."""
 
 import copy
 import dataclasses
 import functools
+from typing import Any, Self
 
 import numpy as np
 
+from keras_llm import models
 from keras_llm.errors import InputError
-from keras_llm.generation.compiled import Compiled
-from keras_llm.generation.samplers import NOT_NUMBERS
+from keras_llm.generation.compiled import CompiledGenerator
+from keras_llm.generation.sampling import NOT_NUMBERS
 from keras_llm.tasks.base import Task
 from keras_llm.tasks.search import chosen_search, run_search
 from keras_llm.tasks.settings import (
@@ -24,55 +26,63 @@ from keras_llm.tasks.settings import (
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """One new text.
+    """A generated text with details.
 
     Attributes:
-        text: str, the new text alone.
+        text: str, the new text without the prompt.
         token_ids: list of int, the new tokens.
-        num_tokens: int, how many they are.
-        log_probability: float, their log-probability under the model, in nats.
-        score: float, what the texts of one prompt are sorted by, the highest first; the
-            log-probability unless a search says otherwise.
+        num_tokens: int, the number of new tokens.
+        log_probability: float, the total log-probability of the new tokens, in nats.
+        score: float, the sort key of the texts of a prompt, highest first: the log-probability
+            unless a search defines another score.
         finish_reason: "stop" (an end token or a stop string ended the text) or "length"
             (`max_new_tokens` or the model's `max_length` was reached).
-        stopped_by: str, the stop string or the token that ended the text, or None. (None too
-            where a search ended it and several tokens may.)
-        token_log_probabilities: list of float, each token's.
-        alternatives: list with a dict for each token, from the most likely tokens' ids there to
-            their log-probabilities; empty dicts unless asked for.
+        stopped_by: str, the stop string or the token that ended the text, or None. Also None if a
+            search ended the text and there are several end tokens.
+        token_log_probabilities: list of float, one per token.
+        alternatives: list with one dict per token, from the ids of the most likely tokens at that
+            position to their log-probabilities; empty dicts if `num_alternatives` is 0.
     """
 
     text: str
-    token_ids: list
+    token_ids: list[int]
     num_tokens: int
     log_probability: float
     score: float
     finish_reason: str
     stopped_by: str | None
-    token_log_probabilities: list
-    alternatives: list
+    token_log_probabilities: list[float]
+    alternatives: list[dict[int, float]]
 
 
 class GenerativeTask(Task):
-    """A task whose texts come out of a decode loop.
+    """The base class of tasks that generate text.
 
-    `metadata["end_token_ids"]`, a list of ints, names tokens that end a text beside the
-    tokenizer's end token, such as the end of a turn.
+    `metadata["end_token_ids"]`, a list of ints, adds tokens that end a text to the tokenizer's end
+    token, such as an end-of-turn token.
     """
 
-    _jit_compile = None
+    model: models.CausalLM | models.Seq2Seq
+    _jit_compile: bool | None = None
 
     @functools.cached_property
     def _compiled(self):
-        """Made when it is first wanted: a task trained on another backend can be saved there."""
-        return Compiled(self.model, self.end_token_ids, self._pad_id, self._jit_compile)
+        """The compiled decode loops, created lazily so that any backend can save the task."""
+        return CompiledGenerator(self.model, self.end_token_ids, self._pad_id, self._jit_compile)
 
-    def without_xla(self):
-        """The same task, whose decode loop TensorFlow runs without XLA: the first text comes
-        sooner, since one graph serves all sizes, and all others later."""
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the task."""
+        task: Any = self  # each subclass is callable
+        return task(*args, **kwargs)
+
+    def without_xla(self) -> Self:
+        """Return the same task with a decode loop that TensorFlow runs without XLA.
+
+        The first call is faster, because one graph serves all shapes; later calls are slower.
+        """
         return self._twin if self._compiled.jit_compile else self
 
-    def release(self):
+    def release(self) -> None:
         """Free the compiled decode loops; the next call compiles again."""
         compiled = self.__dict__.pop("_compiled", None)
         if compiled is not None:
@@ -87,13 +97,13 @@ class GenerativeTask(Task):
         return twin
 
     @property
-    def end_token_ids(self):
-        """Tuple of ints, the tokens that end a text; the tokenizer's end token is the first."""
+    def end_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text, a tuple of ints; the tokenizer's end token is first."""
         ids = [self.tokenizer.eos_id, *self.metadata.get("end_token_ids", ())]
         return tuple(dict.fromkeys(ids))
 
     @property
-    def _pad_id(self):
+    def _pad_id(self) -> int:
         return self.tokenizer.pad_id
 
     def _generate(
@@ -107,12 +117,16 @@ class GenerativeTask(Task):
         return_details=False,
         num_alternatives=0,
         encoder_token_ids=None,
-        known=None,
+        prefix_cache=None,
         prompts=None,
         **settings,
     ):
-        """New texts for a batch: a list with a text, or a `Generation`, for each row; with
-        several sequences a list in the place of each."""
+        """Generate texts for a batch.
+
+        Returns:
+            A list with one str or `Generation` per row; with several sequences per prompt, a list
+            of lists.
+        """
         sequences = count_of("num_return_sequences", num_return_sequences, 1)
         alternatives = count_of("num_alternatives", num_alternatives, 0)
         stops = stops_of(stop)
@@ -131,12 +145,12 @@ class GenerativeTask(Task):
         }
         if searches:
             options = self._with_draft(options, encoder_token_ids)
-            found = run_search(
+            result = run_search(
                 self._compiled, search, options, settings.get("top_k", 0), sequences, arguments
             )
-            rows = self._found(found, stops, arguments, alternatives, return_details)
+            rows = self._search_results(result, stops, arguments, alternatives, return_details)
         else:
-            rows = self._drawn(arguments, stops, samples, alternatives, known)
+            rows = self._sample(arguments, stops, samples, alternatives, prefix_cache)
         if search == "num_candidates":
             rows = [
                 self._ranked(prompt, row, options.get("scorer"))[:sequences]
@@ -154,13 +168,13 @@ class GenerativeTask(Task):
         stop=(),
         stop_token_ids=(),
         encoder_token_ids=None,
-        known=None,
+        prefix_cache=None,
         **settings,
     ):
-        """The pieces of one text as they come."""
+        """Yield the pieces of one text while it is generated."""
         search, _ = chosen_search(settings)
         if search is not None:
-            raise InputError(f"`{search}` finds whole texts, which cannot be streamed.")
+            raise InputError(f"`{search}` returns whole texts and cannot be streamed.")
         states = self._compiled.stream(
             token_ids,
             lengths,
@@ -168,7 +182,7 @@ class GenerativeTask(Task):
             self._sampling(1, settings),
             encoder_token_ids,
             self._stop_ids(stop_token_ids),
-            known,
+            prefix_cache,
         )
         pieces = self.tokenizer.decode_stream(_tokens(states))
         return pieces_until(pieces, stops_of(stop))
@@ -180,8 +194,8 @@ class GenerativeTask(Task):
     def _stop_ids(self, stop_token_ids):
         return stop_ids_of(stop_token_ids, self.model.config.vocabulary_size)
 
-    def _drawn(self, arguments, stops, samples, alternatives, known):
-        """The texts of the decode loop: a list with `samples` of them for each prompt."""
+    def _sample(self, arguments, stops, samples, alternatives, prefix_cache):
+        """Run the decode loop and return a list of `samples` `Generation`s for each prompt."""
 
         def is_over(row, ids):
             return cut_at(self.tokenizer.decode(ids), stops)[1]
@@ -191,7 +205,7 @@ class GenerativeTask(Task):
             samples=samples,
             alternatives=alternatives,
             is_over=is_over if stops else None,
-            known=known,
+            prefix_cache=prefix_cache,
         )
         log_p = np.asarray(state.token_log_probabilities)
         if np.isnan(log_p).any():
@@ -210,34 +224,34 @@ class GenerativeTask(Task):
         ]
         return [results[i : i + samples] for i in range(0, len(results), samples)]
 
-    def _found(self, found, stops, arguments, alternatives, with_details):
-        """The texts of a search."""
+    def _search_results(self, result, stops, arguments, alternatives, with_details):
+        """Convert the result of a search to a list of `Generation`s for each prompt."""
         ends = {*self.end_token_ids, *arguments["stop_ids"]}
         end = ends.pop() if len(ends) == 1 else -1
         rows = []
-        for i, row in enumerate(zip(*found, strict=True)):
+        for i, row in enumerate(zip(*result, strict=True)):
             results = []
             for ids, count, score, stopped in zip(*row, strict=True):
                 if score == -np.inf:
                     continue
                 details = [np.zeros(count), *np.zeros((2, count, 0))]
                 if with_details:
-                    details = self._explained(arguments, i, ids[:count], alternatives)
-                result = self._generation(
+                    details = self._token_details(arguments, i, ids[:count], alternatives)
+                generation = self._generation(
                     stops, ids, count, stopped, end if stopped else -1, *details, score=score
                 )
-                results.append(result)
+                results.append(generation)
             rows.append(results)
         return rows
 
-    def _explained(self, arguments, row, new_ids, alternatives):
-        """Log-probabilities and likely others of a text's new tokens."""
+    def _token_details(self, arguments, row, new_ids, alternatives):
+        """Return log-probabilities and alternatives of the new tokens of one row."""
         begin = int(arguments["lengths"][row])
         ids = np.concatenate([arguments["token_ids"][row, :begin], new_ids])[None]
         source = arguments["encoder_token_ids"]
         source = source if source is None else source[row : row + 1]
-        explained = self._compiled.explain(ids.astype("int32"), alternatives, source)
-        return [np.asarray(field)[0, begin - 1 :] for field in explained]
+        fields = self._compiled.explain(ids.astype("int32"), alternatives, source)
+        return [np.asarray(field)[0, begin - 1 :] for field in fields]
 
     def _generation(
         self, stops, ids, count, stopped, stop_token, log_p, other_ids, other_log_p, score=None
@@ -245,7 +259,7 @@ class GenerativeTask(Task):
         decode = self.tokenizer.decode
         ids = ids[:count].tolist()
         text, is_cut = cut_at(decode(ids), stops)
-        if is_cut:  # what was generated beyond the token that completed the stop string goes
+        if is_cut:  # drop the tokens after the one that completed the stop string
             count = next(n for n in range(1, count + 1) if cut_at(decode(ids[:n]), stops)[1])
             whole = decode(ids[:count])
             stopped_by = next(s for s in stops if whole.startswith(s, len(text)))
@@ -267,7 +281,7 @@ class GenerativeTask(Task):
 
     @staticmethod
     def _ranked(prompt, row, scorer):
-        """The candidates of a prompt, the best first."""
+        """Return the candidates of a prompt, best first."""
         texts = [result.text for result in row]
         if scorer is None:
             scores = [r.log_probability / r.num_tokens if r.num_tokens else -np.inf for r in row]
@@ -275,17 +289,17 @@ class GenerativeTask(Task):
             scores = np.asarray(scorer(prompt, texts), "float64")
             if scores.shape != (len(texts),):
                 raise InputError(
-                    f"`scorer` must return {len(texts)} numbers, one for each text, got shape "
+                    f"`scorer` must return {len(texts)} numbers, one per text, got shape "
                     f"{scores.shape}."
                 )
         order = np.argsort(-np.asarray(scores), kind="stable")
         return [dataclasses.replace(row[i], score=float(scores[i])) for i in order]
 
     def _with_draft(self, options, encoder_token_ids):
-        """The options with the draft's model in the place of the draft."""
+        """Return the options with the draft task replaced by its model."""
         if {"draft", "prompt_lookup"} & set(options) and encoder_token_ids is not None:
             name = next(name for name in ("draft", "prompt_lookup") if name in options)
-            raise InputError(f"`{name}` goes with decoders alone.")
+            raise InputError(f"`{name}` supports only decoder-only models.")
         if "draft" not in options:
             return options
         draft = options["draft"]

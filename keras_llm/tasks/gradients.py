@@ -1,29 +1,40 @@
-"""Which tokens an output comes from, by gradients. Needs TensorFlow."""
+"""Attribute a classifier's output to tokens with integrated gradients. Requires TensorFlow."""
+
+from typing import Any
 
 import numpy as np
 
 from keras_llm import models
+from keras_llm.types import Tensor
 
 
-def integrated_gradients(model, inputs, baseline_ids, label, steps=32, tolerance=1e-3):
-    """How much each token adds to the log-probability of a class.
+def integrated_gradients(
+    model: models.HeadModel,
+    inputs: dict[str, Tensor],
+    baseline_ids: Tensor,
+    label: int,
+    steps: int = 32,
+    tolerance: float = 1e-3,
+) -> dict[str, Any]:
+    """Compute the attribution of a class log-probability to each token.
 
-    `a_t = sum_d (x - x')_td * integral_0^1 d log p(label | x' + s (x - x')) / d x_td ds`, x what
-    the blocks read, x' the same of the baseline; the integral by Gauss-Legendre quadrature. The sum
-    of all a_t is `log p(label | x) - log p(label | x')`.
+    `a_t = sum_d (x - x')_td * integral_0^1 d log p(label | x' + s (x - x')) / d x_td ds`, where x
+    are the input embeddings of the first block and x' those of the baseline. The integral is
+    computed by Gauss-Legendre quadrature. The sum of all a_t is
+    `log p(label | x) - log p(label | x')`.
 
     Args:
         model: a model from `models.text_classifier`.
         inputs: dict of its inputs by name, arrays of one row of T tokens.
-        baseline_ids: int array (1, T), a row that says nothing.
+        baseline_ids: int array (1, T), a neutral row such as mask tokens.
         label: int, the class.
-        steps: int > 0, points of the quadrature; they double until the sum is within the
-            tolerance, four times at most.
+        steps: int > 0, the number of quadrature points. It doubles up to four times until the error
+            is below the tolerance.
         tolerance: float > 0.
 
     Returns:
         A dict: `tokens`, float64 (T,), the a_t; `output` and `baseline`, the log-probabilities;
-        and `error`, how far the sum is from their difference.
+        and `error`, the absolute difference between the sum of a_t and `output - baseline`.
 
     Reference:
         Sundararajan et al., 2017, "Axiomatic Attribution for Deep Networks".
@@ -40,14 +51,14 @@ def integrated_gradients(model, inputs, baseline_ids, label, steps=32, tolerance
         points, weights = np.polynomial.legendre.leggauss(steps)
         total = np.zeros(x.shape[1:], "float64")
         for first in range(0, steps, _POINTS):
-            some = slice(first, first + _POINTS)
-            shares = tf.cast((points[some, None, None] + 1) / 2, x.dtype)
+            batch = slice(first, first + _POINTS)
+            shares = tf.cast((points[batch, None, None] + 1) / 2, x.dtype)
             between = blank + shares * (x - blank)
             with tf.GradientTape() as tape:
                 tape.watch(between)
                 value = tf.reduce_sum(log_probability(between))
             gradients = np.asarray(tape.gradient(value, between), "float64")
-            total += np.einsum("s,std->td", weights[some] / 2, gradients)
+            total += np.einsum("s,std->td", weights[batch] / 2, gradients)
         return total
 
     output, baseline = (float(log_probability(row)[0]) for row in (x, blank))
@@ -59,4 +70,4 @@ def integrated_gradients(model, inputs, baseline_ids, label, steps=32, tolerance
     return {"tokens": tokens, "output": output, "baseline": baseline, "error": error}
 
 
-_POINTS = 16  # that go through the model at once
+_POINTS = 16  # quadrature points per batch

@@ -1,4 +1,4 @@
-"""Tell whether one passage follows another."""
+"""Predict whether one passage follows another."""
 
 import numpy as np
 from keras import ops
@@ -8,7 +8,7 @@ from keras_llm.tasks.head import HeadTask, rows_of
 
 
 class NextSentence(HeadTask):
-    """A model that tells whether the second of two passages follows the first.
+    """A task that predicts whether the second of two passages follows the first.
 
     Args:
         model: a model from `models.next_sentence`.
@@ -26,22 +26,27 @@ class NextSentence(HeadTask):
 
     head = "next_sentence"
 
-    def __call__(self, first, second, batch_size=32):
-        """The probability that the second passage follows the first.
+    def __call__(
+        self, first: str | list[str], second: str | list[str], batch_size: int = 32
+    ) -> float | list[float]:
+        """Return the probability that the second passage follows the first.
 
         Args:
-            first, second: str, or lists of as many str. None may be empty.
-            batch_size: int > 0. How many pairs go through the model at once.
+            first, second: non-empty str, or lists of them of the same length.
+            batch_size: int > 0, the number of pairs per batch.
 
         Returns:
-            A float for two str, a list of float for lists.
+            A float for two str, a list of floats for lists.
 
         Raises:
-            InputError: naming the argument that is wrong, or if a pair is too long.
+            InputError: if an argument is invalid, naming it, or a pair is too long.
         """
         texts = [rows_of("first", first), rows_of("second", second)]
         if len(texts[0]) != len(texts[1]):
-            raise InputError(f"{len(texts[0])} texts `first` and {len(texts[1])} texts `second`.")
+            raise InputError(
+                "`first` and `second` must have the same number of texts, got "
+                f"{len(texts[0])} and {len(texts[1])}."
+            )
         heads, tails = (self.tokenizer.encode_batch(part) for part in texts)
         heads = [[*ids, *self.end] for ids in heads]
         rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
@@ -49,10 +54,10 @@ class NextSentence(HeadTask):
         begins = np.array([len(self.begin) + len(head) for head in heads], "int32")
 
         def call(token_ids, lengths, batch):
-            places = np.arange(token_ids.shape[1])[None]
-            is_second = (places >= begins[batch, None]) & (places < lengths[:, None])
+            positions = np.arange(token_ids.shape[1])[None]
+            is_second = (positions >= begins[batch, None]) & (positions < lengths[:, None])
             logits = self.outputs(token_ids, lengths, is_second.astype("int32"))
             return ops.softmax(logits, axis=-1)[:, 0]
 
-        found = [float(value) for value in self.in_batches(rows, batch_size, call)]
-        return found[0] if isinstance(first, str) else found
+        probabilities = [float(value) for value in self.in_batches(rows, batch_size, call)]
+        return probabilities[0] if isinstance(first, str) else probabilities

@@ -1,12 +1,22 @@
-"""Answer questions with a span of a text."""
+"""Answer questions with a span of a context (extractive question answering)."""
 
 import dataclasses
+from collections.abc import Sequence
 
+import keras
+
+from keras_llm import training
+from keras_llm.data.answer_spans import locate_answers
 from keras_llm.errors import InputError
+from keras_llm.models import HeadModel
 from keras_llm.tasks.answer_spans import best_spans
+from keras_llm.tasks.answer_windows import answer_windows, window_dataset
 from keras_llm.tasks.base import checked_texts, padded_rows
+from keras_llm.tasks.fitting import checked_rows
 from keras_llm.tasks.head import HeadTask
-from keras_llm.tokenizers.gaps import WHITE_SPACE
+from keras_llm.tokenizers import Tokenizer
+from keras_llm.tokenizers.mask_filling import WHITE_SPACE
+from keras_llm.types import JSON, Dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,9 +25,9 @@ class Answer:
 
     Attributes:
         text: str.
-        start, end: ints, so that it is `context[start:end]`.
-        probability: float, of its first token being the first times of its last being the last.
-        truncated: bool, whether the question was cut.
+        start, end: ints, character offsets: the text is `context[start:end]`.
+        probability: float, the product of the probabilities of its start and end tokens.
+        truncated: bool, whether the question was truncated.
     """
 
     text: str
@@ -28,21 +38,25 @@ class Answer:
 
 
 class QuestionAnswering(HeadTask):
-    """A model that finds the answer to a question in a text.
+    """A task that finds the answer to a question in a context.
 
-    Question and context go in as `begin question separators context end`, as far as the tokenizer
-    has such tokens. A context that does not fit is read in windows that overlap by half, and the
-    answer is the span of at most `longest_answer` tokens with the highest sum of logits in any of
-    them; so no context is too long. A question may take half of the room; of a longer one the
-    first tokens are kept. A model that was trained to say so answers "" where the context has no
-    answer.
+    The model reads `begin question separators context end`, with the special tokens that the
+    tokenizer has. A context that does not fit is split into windows that overlap by half, so there
+    is no length limit; the answer is the span of at most `longest_answer` tokens with the highest
+    sum of logits in any window. A question may take up to half of the model's `max_length`. Models
+    trained on unanswerable questions return "" if the context has no answer.
 
     Args:
         model: a model from `models.span_qa`.
         tokenizer: a `tokenizers.Tokenizer` with the model's vocabulary.
-        metadata: dict of JSON values saved with the task. `num_separators` is how many end tokens
-            stand between question and context (1; RoBERTa has 2), `longest_answer` an int (30),
-            `unanswerable` a bool (False), whether the begin token stands for no answer.
+        metadata: dict of JSON values saved with the task. `num_separators`: int, the number of end
+            tokens between question and context (1; RoBERTa uses 2). `longest_answer`: int, tokens
+            (30). `unanswerable`: bool (False), whether the begin token means that there is no
+            answer.
+
+    Raises:
+        InputError: if a value of `metadata` is invalid, `unanswerable` is set and the tokenizer has
+            no begin token, or the model's `max_length` is too small.
 
     Example:
     >>> from keras_llm import models, tokenizers
@@ -57,7 +71,9 @@ class QuestionAnswering(HeadTask):
 
     head = "span_qa"
 
-    def __init__(self, model, tokenizer, metadata=None):
+    def __init__(
+        self, model: HeadModel, tokenizer: Tokenizer, metadata: JSON | None = None
+    ) -> None:
         super().__init__(model, tokenizer, metadata)
         for name, default in (("num_separators", 1), ("longest_answer", 30)):
             value = self.metadata.get(name, default)
@@ -65,61 +81,111 @@ class QuestionAnswering(HeadTask):
                 raise InputError(f'`metadata["{name}"]` must be an int > 0, got {value!r}.')
         if self.unanswerable and not self.begin:
             raise InputError(
-                '`metadata["unanswerable"]` needs a tokenizer with a begin token, which stands for '
-                "no answer."
+                '`metadata["unanswerable"]` requires a tokenizer with a begin token, which '
+                "represents the empty answer."
             )
         if self.pair_room < 2:
-            raise InputError(f"`max_length` of {model.config.max_length} has no room for a pair.")
+            raise InputError(
+                f"`max_length` of {model.config.max_length} leaves no room for question and "
+                "context."
+            )
+
+    def dataset(
+        self,
+        rows: Sequence[tuple[str, str, str]],
+        batch_size: int = 32,
+        epochs: int = 1,
+        seed: int | None = None,
+    ) -> Dataset:
+        """Convert questions with answers to batches of windows.
+
+        Args:
+            rows: list of triples (question, context, answer); the answer occurs in the context, or
+                is "" if the context does not have it. Other rows are left out.
+            batch_size, epochs, seed: see `Fitting.dataset`.
+
+        Returns:
+            A `tf.data.Dataset` of the model's inputs, and `start` and `end`, int32 (B,).
+
+        Raises:
+            InputError: if a row is no triple, or no answer occurs in its context.
+        """
+        rows, _ = locate_answers(checked_rows(rows, ("question", "context", "answer")))
+        if not rows:
+            raise InputError("no answer occurs in its context.")
+        columns, _ = answer_windows(self, rows, seed or 0)
+        return window_dataset(self, columns, batch_size, epochs, seed)
+
+    def _objective(self):
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        measures = ["sparse_categorical_accuracy"]
+        return training.Trainer(self.model), {
+            "loss": {"start": loss, "end": loss},
+            "metrics": {"start": measures, "end": measures},
+        }
+
+    def _measure(self, rows):
+        """`training.evaluate_answers`."""
+        rows = checked_rows(rows, ("question", "context", "answer"))
+        questions, contexts, answers = map(list, zip(*rows, strict=True))
+        return training.evaluate_answers(self(questions, contexts, truncate=True), answers)
 
     @property
-    def longest_answer(self):
-        """The most tokens of an answer."""
+    def longest_answer(self) -> int:
+        """The maximum number of tokens of an answer."""
         return self.metadata.get("longest_answer", 30)
 
     @property
-    def unanswerable(self):
-        """Whether the answer may be "", a bool."""
+    def unanswerable(self) -> bool:
+        """Whether the answer may be empty, a bool."""
         return bool(self.metadata.get("unanswerable", False))
 
     @property
-    def separators(self):
-        """The ids between question and context, a list."""
+    def separators(self) -> list[int]:
+        """The token ids between question and context, a list."""
         return self.end * self.metadata.get("num_separators", 1)
 
     @property
-    def pair_room(self):
-        """How many tokens of question and context there is room for."""
+    def pair_room(self) -> int:
+        """The maximum number of tokens of question and context together."""
         return self.room - len(self.separators)
 
     @property
-    def question_room(self):
-        """How many tokens of a question there is room for."""
+    def question_room(self) -> int:
+        """The maximum number of tokens of a question."""
         return self.pair_room // 2
 
-    def __call__(self, question, context, batch_size=8, truncate=False, return_details=False):
-        """Answer one question or several.
+    def __call__(
+        self,
+        question: str | list[str],
+        context: str | list[str],
+        batch_size: int = 8,
+        truncate: bool = False,
+        return_details: bool = False,
+    ) -> str | Answer | list[str] | list[Answer]:
+        """Answer one or several questions.
 
         Args:
-            question: str, or list of str. None may be empty.
-            context: str, or list of as many str, where the answers are looked for.
-            batch_size: int > 0. How many pairs go through the model at once.
-            truncate: bool. Whether of a question that is too long the first tokens are taken,
-                instead of refusing it.
-            return_details: bool. Return `Answer`s instead of texts.
+            question: non-empty str, or list of them.
+            context: str, or list of str of the same length, the text that contains the answer.
+            batch_size: int > 0, the number of pairs per batch.
+            truncate: bool. Whether to truncate questions that are too long instead of raising an
+                error.
+            return_details: bool. Whether to return `Answer` objects instead of texts.
 
         Returns:
-            The answer, a part of the context, or "" where there is none: a str for a str and a
-            list for a list.
+            The answer, a span of the context, or "" if there is none: a str for a str, a list for a
+            list.
 
         Raises:
-            InputError: naming the argument that is wrong.
+            InputError: if an argument is invalid, naming it.
         """
         one = isinstance(question, str)
-        questions = checked_texts("question", [question] if one else question)
+        questions = checked_texts("question", [question] if isinstance(question, str) else question)
         contexts = checked_texts("context", [context] if isinstance(context, str) else context)
         if len(questions) != len(contexts):
             raise InputError(
-                f"`context` must have as many texts as `question`, {len(questions)}; got "
+                f"`context` must have as many texts as `question`, {len(questions)}, got "
                 f"{len(contexts)}."
             )
         rows = self.tokenizer.encode_batch(list(questions))
@@ -137,10 +203,12 @@ class QuestionAnswering(HeadTask):
                 self, question_ids[batch], lengths[batch], context_ids, context_lengths
             )
 
-        found = self.in_batches([ids for ids, _ in encoded], batch_size, call)
+        answers = self.in_batches([ids for ids, _ in encoded], batch_size, call)
         results = [
             _answer(text, offsets, **span, truncated=cut)
-            for text, (_, offsets), span, cut in zip(contexts, encoded, found, is_cut, strict=True)
+            for text, (_, offsets), span, cut in zip(
+                contexts, encoded, answers, is_cut, strict=True
+            )
         ]
         if not return_details:
             results = [result.text for result in results]

@@ -1,14 +1,19 @@
-"""A chat that draws several answers and gives the most sensible of those that are safe."""
+"""Chat with sample-and-rank and a safety filter."""
 
 import dataclasses
 import math
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 from keras_llm.errors import InputError
-from keras_llm.tasks.base import load
+from keras_llm.models import CausalLM
+from keras_llm.tasks.base import Task, load
 from keras_llm.tasks.settings import count_of
 from keras_llm.tasks.text_classification import TextClassification
 from keras_llm.tasks.text_generation import TextGeneration
+from keras_llm.tokenizers import Tokenizer
+from keras_llm.types import JSON, PathLike
 
 SENSIBLE, UNSAFE = "sensible", "unsafe"
 _SENSIBLENESS, _SAFETY = "sensibleness", "safety"  # the folders of the classifiers
@@ -17,16 +22,17 @@ _FIXED = ("num_return_sequences", "num_alternatives", "scorer")
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-    """How a `RankedChat` chooses.
+    """The options of a `RankedChat`.
 
     Args:
-        num_candidates: int > 0. How many answers are drawn. LaMDA takes 16.
-        threshold: float in (0, 1]. A text whose probability of being unsafe is as high is refused.
+        num_candidates: int > 0, the number of answers to sample. LaMDA uses 16.
+        threshold: float in (0, 1]. Texts with at least this probability of being unsafe are
+            refused.
         likelihood_weight: float >= 0, see `Reply.score`.
-        refusal: str, not empty, what is answered instead.
+        refusal: str, not empty, the answer to refused messages.
 
     Raises:
-        InputError: naming the argument that is wrong.
+        InputError: if an argument is invalid, naming it.
     """
 
     num_candidates: int = 8
@@ -34,12 +40,12 @@ class Ranking:
     likelihood_weight: float = 1.0
     refusal: str = "I would rather not talk about that."
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         count_of("num_candidates", self.num_candidates, 1)
         for name, ok, rule in (
             ("threshold", 0 < self.threshold <= 1, "in (0, 1]"),
             ("likelihood_weight", self.likelihood_weight >= 0, ">= 0"),
-            ("refusal", isinstance(self.refusal, str) and self.refusal.strip(), "a text"),
+            ("refusal", isinstance(self.refusal, str) and self.refusal.strip(), "a non-empty str"),
         ):
             if not ok:
                 raise InputError(f"`{name}` must be {rule}, got {getattr(self, name)!r}.")
@@ -47,15 +53,15 @@ class Ranking:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """One of the answers that were drawn.
+    """A sampled answer.
 
     Attributes:
         text: str.
-        sensible: float, the probability that it is an answer to what was said.
+        sensible: float, the probability that it is a sensible answer to the user's message.
         unsafe: float, the probability that it is unsafe.
-        score: float, `log(sensible) + likelihood_weight * log_probability`, the latter the mean of
-            its tokens; in nats.
-        number: int, how many were drawn before it.
+        score: float, `log(sensible) + likelihood_weight * log_probability`, with the mean
+            log-probability of its tokens; in nats.
+        number: int, its index among the samples.
     """
 
     text: str
@@ -67,42 +73,43 @@ class Reply:
 
 @dataclasses.dataclass(frozen=True)
 class RankedAnswer:
-    """What is answered, and why.
+    """The answer of a `RankedChat` with all candidates.
 
     Attributes:
         text: str.
-        refused: "input" if what was said is unsafe, "output" if all answers drawn are, or None.
-        replies: list of `Reply`, all that were drawn, the highest score first. Empty texts are
-            left out; an empty one is answered only if nothing else was drawn.
+        refused: "input" if the user's message is unsafe, "output" if all sampled answers are
+            unsafe, or None.
+        replies: list of `Reply`, all samples, highest score first. Empty samples are dropped; the
+            answer is empty only if all samples are.
     """
 
     text: str
     refused: str | None
-    replies: list
+    replies: list[Reply]
 
 
 class RankedChat(TextGeneration):
-    """A chat model with two classifiers at its side: sample-and-rank with a safety filter.
+    """A chat model with two classifiers: sample-and-rank with a safety filter.
 
-    What the user says is refused if it is unsafe. Otherwise several answers are drawn, those that
-    are unsafe are dropped, and of the others the one with the highest `Reply.score` is given. So
-    answers `chat`, and what rests on it: conversations and `keras-llm chat`. Calling the task
-    continues a text as any `TextGeneration` does, without ranking or filter. A conversation is read
-    anew at every turn.
+    If the user's message is unsafe, it is refused. Otherwise several answers are sampled, unsafe
+    ones are dropped, and the one with the highest `Reply.score` is returned. This applies to `chat`
+    and everything that uses it: conversations and `keras-llm chat`. Calling the task continues a
+    text like any `TextGeneration`, without ranking or filter. A conversation does not use a prefix
+    cache: the model processes all messages at each turn.
 
-    A classifier finds what is like the texts it learned from, and no more: measure its precision
-    and recall on texts of your users before you rely on it.
+    A classifier only detects texts similar to its training data: measure its precision and recall
+    on texts of your users before you rely on it.
 
     Args:
         model: a model from `models.causal_lm`.
         tokenizer: a `tokenizers.Tokenizer` with the model's vocabulary.
-        sensibleness: a `TextClassification` with the label "sensible", of texts from `pair`.
-        safety: a `TextClassification` with the label "unsafe", of single messages.
-        ranking: a `Ranking`. Defaults to `metadata["ranking"]`, where it is kept, or `Ranking()`.
-        metadata: dict of JSON values saved with the task, with a chat template.
+        sensibleness: a `TextClassification` with the label "sensible", for texts from `pair`.
+        safety: a `TextClassification` with the label "unsafe", for single messages.
+        ranking: a `Ranking`. Defaults to `metadata["ranking"]`, where it is saved, or `Ranking()`.
+        metadata: dict of JSON values saved with the task, including a chat template.
 
     Raises:
-        InputError: if a classifier has no such label, or there is no chat template.
+        InputError: if a classifier lacks its label, or there is no chat template.
 
     References:
         Thoppilan et al., 2022, "LaMDA: Language Models for Dialog Applications".
@@ -129,7 +136,15 @@ class RankedChat(TextGeneration):
     True
     """
 
-    def __init__(self, model, tokenizer, sensibleness, safety, ranking=None, metadata=None):
+    def __init__(
+        self,
+        model: CausalLM,
+        tokenizer: Tokenizer,
+        sensibleness: TextClassification,
+        safety: TextClassification,
+        ranking: Ranking | None = None,
+        metadata: JSON | None = None,
+    ) -> None:
         super().__init__(model, tokenizer, metadata)
         _ = self.chat_template
         self.sensibleness = _with_label("sensibleness", sensibleness, SENSIBLE)
@@ -138,46 +153,48 @@ class RankedChat(TextGeneration):
         self.metadata["ranking"] = dataclasses.asdict(self.ranking)
 
     @classmethod
-    def parts(cls, folder):
+    def parts(cls, folder: PathLike) -> dict[str, Task]:
         return {name: load(pathlib.Path(folder) / name) for name in (_SENSIBLENESS, _SAFETY)}
 
-    def write(self, folder):
+    def write(self, folder: PathLike) -> None:
         super().write(folder)
         for name in (_SENSIBLENESS, _SAFETY):
-            place = pathlib.Path(folder) / name
-            place.mkdir(exist_ok=True)
-            getattr(self, name).write(place)
+            subfolder = pathlib.Path(folder) / name
+            subfolder.mkdir(exist_ok=True)
+            getattr(self, name).write(subfolder)
 
     @property
-    def generator(self):
-        """The chat model without the classifiers, a `TextGeneration`: what exports take."""
+    def generator(self) -> TextGeneration:
+        """The chat model without the classifiers, a `TextGeneration`, which can be exported."""
         return TextGeneration(self.model, self.tokenizer, self.metadata)
 
     @staticmethod
-    def pair(said, reply):
-        """What a sensibleness classifier reads of a message and the reply to it, a str."""
-        return f"{reply}\n{said}"  # of what is too long the message is cut, not the reply
+    def pair(said: str, reply: str) -> str:
+        """Return the input of the sensibleness classifier for a message and its reply, a str."""
+        return f"{reply}\n{said}"  # the reply comes first, so that truncation cuts the message
 
-    def chat(self, messages, return_details=False, **settings):
-        """Answer a conversation.
+    def chat(
+        self, messages: str | list[dict[str, str]], return_details: bool = False, **settings: Any
+    ) -> str | RankedAnswer:
+        """Generate the answer to a conversation.
 
-        Turns that were refused are not read again.
+        Refused turns are removed from the prompt.
 
         Args:
-            messages: as of `TextGeneration.chat`. What the user says last is filtered.
-            return_details: bool. Return a `RankedAnswer` instead of a str.
-            **settings: as in calling the task; `num_candidates` takes the place of the ranking's.
-                With `temperature=0` one answer is drawn.
+            messages: see `TextGeneration.chat`. The safety filter checks the last message.
+            return_details: bool. Whether to return a `RankedAnswer` instead of a str.
+            **settings: see `TextGeneration.__call__`; `num_candidates` overrides that of the
+                ranking. With `temperature=0` only one answer is sampled.
 
         Returns:
             The answer, or the ranking's `refusal`.
 
         Raises:
-            InputError: naming the argument that is wrong.
+            InputError: if an argument is invalid, naming it.
         """
         for name in _FIXED:
             if name in settings:
-                raise InputError(f"`{name}` cannot be had of answers that are ranked.")
+                raise InputError(f"`{name}` is not supported in a RankedChat.")
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         prompt = self.render(self._without_refused(messages))
@@ -194,21 +211,22 @@ class RankedChat(TextGeneration):
                 answer = RankedAnswer(safe[0] if safe else "", None, replies)
         return answer if return_details else answer.text
 
-    def stream_chat(self, messages, **settings):
-        """The answer of `chat`, in one piece: none of it can be shown before it is judged."""
-        return iter([self.chat(messages, **settings)])
+    def stream_chat(self, messages: str | list[dict[str, str]], **settings: Any) -> Iterator[str]:
+        """Yield the answer of `chat` as one piece, because only whole answers can be ranked."""
+        answer: Any = self.chat(messages, **settings)
+        return iter([answer])
 
     def _replies(self, prompt, said, settings):
-        """The `Reply`s to a prompt, the best first."""
+        """Return the candidate `Reply`s to a prompt, best first."""
         ranking, settings = self.ranking, dict(settings)
-        settings.pop("known", None)  # a cache of one row; this draws several
+        settings.pop("prefix_cache", None)  # a prefix cache supports only one row
         count = settings.pop("num_candidates", ranking.num_candidates)
         count = 1 if settings.get("temperature") == 0 else count_of("num_candidates", count, 1)
-        drawn = self(
+        samples = self(
             prompt, parse_special=True, num_return_sequences=count, return_details=True, **settings
         )
-        drawn = [drawn] if count == 1 else drawn
-        rows = [(number, row) for number, row in enumerate(drawn) if row.text.strip()]
+        samples = [samples] if count == 1 else samples
+        rows = [(number, row) for number, row in enumerate(samples) if row.text.strip()]
         if not rows:
             return []
         texts = [row.text for _, row in rows]
@@ -216,14 +234,14 @@ class RankedChat(TextGeneration):
         sensible = self._probabilities(self.sensibleness, pairs, SENSIBLE)
         unsafe = self._probabilities(self.safety, texts, UNSAFE)
         replies = []
-        for (number, row), fits, harms in zip(rows, sensible, unsafe, strict=True):
-            likely = ranking.likelihood_weight * row.log_probability / row.num_tokens
-            score = math.log(max(fits, 1e-30)) + likely
-            replies.append(Reply(row.text, fits, harms, score, number))
+        for (number, row), p_sensible, p_unsafe in zip(rows, sensible, unsafe, strict=True):
+            likelihood = ranking.likelihood_weight * row.log_probability / row.num_tokens
+            score = math.log(max(p_sensible, 1e-30)) + likelihood
+            replies.append(Reply(row.text, p_sensible, p_unsafe, score, number))
         return sorted(replies, key=lambda reply: -reply.score)
 
     def _without_refused(self, messages):
-        """The messages without the turns that were answered by the refusal."""
+        """Return the messages without refused turns."""
         kept = []
         for message in messages:
             is_refusal = message == {"role": "assistant", "content": self.ranking.refusal}
@@ -235,13 +253,13 @@ class RankedChat(TextGeneration):
 
     @staticmethod
     def _probabilities(task, texts, label):
-        found = task(texts, truncate=True, return_details=True)
-        return [row.probabilities[label] for row in found]
+        results = task(texts, truncate=True, return_details=True)
+        return [result.probabilities[label] for result in results]
 
 
 def _with_label(name, task, label):
     if not isinstance(task, TextClassification):
         raise InputError(f"`{name}` must be a TextClassification, got {type(task).__name__}.")
     if label not in task.labels:
-        raise InputError(f"`{name}` must have the label {label!r}, its labels are {task.labels}.")
+        raise InputError(f"`{name}` must have the label {label!r}, got labels {task.labels}.")
     return task

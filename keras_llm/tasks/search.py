@@ -1,14 +1,18 @@
-"""Which search a call asks for, its options checked, and how it is run."""
+"""Choose a search from the settings of a call, check its options and run it."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from keras_llm import generation
 from keras_llm.errors import InputError
-from keras_llm.generation import Sampling
-from keras_llm.generation.beam import check_count, check_number
-from keras_llm.generation.samplers import NOT_NUMBERS
+from keras_llm.generation.sampling import NOT_NUMBERS
+from keras_llm.generation.search.beam import check_count, check_number
+from keras_llm.sampling_settings import DEFAULTS
+
+if TYPE_CHECKING:
+    from keras_llm.generation.compiled import CompiledGenerator
 
 _BEAM = ("length_penalty", "diversity_groups", "diversity_penalty")
 _SEARCHES = {
@@ -19,10 +23,10 @@ _SEARCHES = {
     "num_candidates": ("scorer",),
 }
 SEARCH_OPTIONS = tuple(
-    dict.fromkeys([*_SEARCHES, *(option for some in _SEARCHES.values() for option in some)])
+    dict.fromkeys([*_SEARCHES, *(option for names in _SEARCHES.values() for option in names)])
 )
-_DRAWING = ("top_k", "top_p", "min_p", "typical_p")
-_LOOKING_BACK = (
+_SAMPLING = ("top_k", "top_p", "min_p", "typical_p")
+_HISTORY_DEPENDENT = (
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
@@ -32,82 +36,90 @@ _LOOKING_BACK = (
     "regex",
     "json_schema",
 )
-_CANNOT = {
-    "beam_width": _DRAWING,
-    "contrastive_alpha": (*_DRAWING[1:], *_LOOKING_BACK),
-    "draft": (*_DRAWING, *_LOOKING_BACK),
-    "prompt_lookup": (*_DRAWING, *_LOOKING_BACK),
+_UNSUPPORTED = {
+    "beam_width": _SAMPLING,
+    "contrastive_alpha": (*_SAMPLING[1:], *_HISTORY_DEPENDENT),
+    "draft": (*_SAMPLING, *_HISTORY_DEPENDENT),
+    "prompt_lookup": (*_SAMPLING, *_HISTORY_DEPENDENT),
     "num_candidates": (),
 }
 _CONTRASTIVE_TOP_K = 4
 _NUM_DRAFT_TOKENS = 4
 
 
-class Found(NamedTuple):
-    """The texts of B prompts, R each, best first. Arrays.
+class SearchResult(NamedTuple):
+    """The R best texts of each of B prompts, best first, as arrays.
 
     Attributes:
         token_ids: int32 (B, R, N).
         num_tokens: int32 (B, R).
-        score: float32 (B, R), what they are sorted by; -inf where there is no such text.
-        stopped: bool (B, R), a stop token ended the text.
+        score: float32 (B, R), the sort key; -inf for texts that do not exist.
+        stopped: bool (B, R), whether a stop token ended the text.
     """
 
-    token_ids: object
-    num_tokens: object
-    score: object
-    stopped: object
+    token_ids: np.ndarray
+    num_tokens: np.ndarray
+    score: np.ndarray
+    stopped: np.ndarray
 
 
-def chosen_search(settings):
-    """Take the options of a search out of a dict of settings.
+def chosen_search(settings: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """Remove the options of a search from a dict of settings and return them.
 
     Returns:
-        The name of the option that asks for the search, None for none; and a dict of its options.
+        The name of the option that selects the search, or None; and a dict of its options.
 
     Raises:
-        InputError: if two are asked for, an option comes without its search, or a setting
-            cannot be had with it.
+        InputError: if two searches are selected, an option lacks its search, or a setting is not
+            supported with the search.
     """
-    given = {name: settings.pop(name) for name in SEARCH_OPTIONS if name in settings}
-    given = {name: value for name, value in given.items() if value is not None}
-    asked = [name for name in _SEARCHES if name in given]
-    if len(asked) > 1:
-        raise InputError(f"`{asked[0]}` and `{asked[1]}` cannot both be given.")
-    search = asked[0] if asked else None
-    for name in given:
-        if name != search and name not in _SEARCHES.get(search, ()):
+    options = {name: settings.pop(name) for name in SEARCH_OPTIONS if name in settings}
+    options = {name: value for name, value in options.items() if value is not None}
+    requested = [name for name in _SEARCHES if name in options]
+    if len(requested) > 1:
+        raise InputError(f"`{requested[0]}` and `{requested[1]}` cannot both be set.")
+    search = requested[0] if requested else None
+    for name in options:
+        if name != search and name not in _SEARCHES.get(search or "", ()):
             owners = " or ".join(f"`{owner}`" for owner, own in _SEARCHES.items() if name in own)
-            raise InputError(f"`{name}` goes with {owners}.")
-    for name in _CANNOT.get(search, ()):
-        off = Sampling._field_defaults.get(name)
+            raise InputError(f"`{name}` requires {owners}.")
+    for name in _UNSUPPORTED.get(search or "", ()):
+        off = DEFAULTS.get(name)
         if settings.get(name, off) not in (None, off):
-            raise InputError(f"`{name}` cannot be had with `{search}`.")
+            raise InputError(f"`{name}` is not supported with `{search}`.")
     if search in ("draft", "prompt_lookup") and settings.get("temperature") != 0:
-        raise InputError(f"`{search}` decodes greedily: it needs `temperature=0`.")
-    return search, given
+        raise InputError(f"`{search}` decodes greedily and requires `temperature=0`.")
+    return search, options
 
 
-def run_search(compiled, search, options, top_k, sequences, arguments):
+def run_search(
+    compiled: "CompiledGenerator",
+    search: str,
+    options: dict[str, Any],
+    top_k: int,
+    sequences: int,
+    arguments: dict[str, Any],
+) -> SearchResult:
     """Run a search other than `num_candidates`.
 
     Args:
-        compiled: `Compiled`.
+        compiled: `CompiledGenerator`.
         search, options: from `chosen_search`.
-        top_k: int, the user's.
-        sequences: int, how many texts of a prompt are wanted.
-        arguments: dict of the arguments of `Compiled.search` that all searches share.
+        top_k: int, the user's setting.
+        sequences: int, the number of texts to return per prompt.
+        arguments: dict of the arguments of `CompiledGenerator.search` that all searches share.
 
     Returns:
-        `Found`.
+        `SearchResult`.
 
     Raises:
-        InputError: naming the option that is wrong.
+        InputError: if an option is invalid, naming it.
     """
     if search != "beam_width" and sequences > 1:
-        raise InputError(f"`num_return_sequences` must be 1 with `{search}`: it finds one text.")
+        raise InputError(f"`num_return_sequences` must be 1 with `{search}`, got {sequences}.")
+    function: Callable[..., Any]
     if search == "beam_width":
-        function, static, numbers = _beam, *_beam_options(options, sequences)
+        function, (static, numbers) = _beam, _beam_options(options, sequences)
     elif search == "contrastive_alpha":
         alpha = options["contrastive_alpha"]
         check_number("search", "contrastive_alpha", alpha, 0, 1)
@@ -115,22 +127,22 @@ def run_search(compiled, search, options, top_k, sequences, arguments):
         check_count("search", "top_k", static["top_k"], compiled.model.config.vocabulary_size)
         numbers = {"alpha": alpha}
     else:
-        function = {"draft": _drafted, "prompt_lookup": _looked_up}[search]
+        function = {"draft": _speculative, "prompt_lookup": _prompt_lookup}[search]
         static = {"num_draft_tokens": _NUM_DRAFT_TOKENS, **options}
         for name, value in static.items():
             if name != "draft":
                 check_count("search", name, value)
         numbers = {}
     numbers = {name: np.array(value, "float32") for name, value in numbers.items()}
-    found = compiled.search(function, static, numbers, **arguments)
+    state = compiled.search(function, static, numbers, **arguments)
     log_p, token_ids, num_tokens, stopped = map(
-        np.asarray, (found.log_probability, found.token_ids, found.num_tokens, found.stopped)
+        np.asarray, (state.log_probability, state.token_ids, state.num_tokens, state.stopped)
     )
     if np.isnan(log_p).any() or (search == "beam_width" and np.isneginf(log_p[:, 0]).any()):
         raise InputError(NOT_NUMBERS)
     if search == "beam_width":
-        return Found(token_ids, num_tokens, np.asarray(found.score), stopped)
-    return Found(*(x[:, None] for x in (token_ids, num_tokens, log_p, stopped)))
+        return SearchResult(token_ids, num_tokens, np.asarray(state.score), stopped)
+    return SearchResult(*(x[:, None] for x in (token_ids, num_tokens, log_p, stopped)))
 
 
 def _beam_options(options, sequences):
@@ -143,69 +155,71 @@ def _beam_options(options, sequences):
         "length_penalty": options.get("length_penalty", 1.0),
         "diversity_penalty": options.get("diversity_penalty", 0.0),
     }
-    # `beam_search` says what is wrong with the first three; of numbers it sees tensors only.
+    # `beam_search` checks the ints, but it gets these numbers as tensors and cannot check them.
     check_number("beam_search", "length_penalty", numbers["length_penalty"])
     check_number("beam_search", "diversity_penalty", numbers["diversity_penalty"], 0)
     return static, numbers
 
 
-def _beam(model, asked, capacity, stop_id, pad_id, memory, beam_width, **options):
+def _beam(model, request, capacity, stop_id, pad_id, encoder_cache, beam_width, **options):
     return generation.beam_search(
         model,
-        asked.token_ids,
-        asked.lengths,
-        asked.budget,
+        request.token_ids,
+        request.lengths,
+        request.budget,
         beam_width,
         stop_id,
         pad_id,
-        process=generation.processor(asked, stop_id, beam_width),
-        memory=memory,
+        process=generation.processor(request, stop_id, beam_width),
+        encoder_cache=encoder_cache,
         capacity=capacity,
         **options,
     )
 
 
-def _contrastive(model, asked, capacity, stop_id, pad_id, memory, top_k, alpha):
+def _contrastive(model, request, capacity, stop_id, pad_id, encoder_cache, top_k, alpha):
     return generation.contrastive_search(
         model,
-        asked.token_ids,
-        asked.lengths,
-        asked.budget,
+        request.token_ids,
+        request.lengths,
+        request.budget,
         top_k,
         alpha,
         stop_id,
         pad_id,
-        memory,
+        encoder_cache,
         capacity,
-        asked.sampling.logit_bias,
+        request.sampling.logit_bias,
     )
 
 
-def _drafted(model, asked, capacity, stop_id, pad_id, memory, draft, num_draft_tokens):
+def _speculative(model, request, capacity, stop_id, pad_id, encoder_cache, draft, num_draft_tokens):
     return generation.speculative_generate(
         model,
         draft,
-        asked.token_ids,
-        asked.lengths,
-        asked.budget,
+        request.token_ids,
+        request.lengths,
+        request.budget,
         num_draft_tokens,
         stop_id,
         pad_id,
         capacity,
-        asked.sampling.logit_bias,
+        request.sampling.logit_bias,
     )
 
 
-def _looked_up(model, asked, capacity, stop_id, pad_id, memory, prompt_lookup, num_draft_tokens):
+def _prompt_lookup(
+    model, request, capacity, stop_id, pad_id, encoder_cache, prompt_lookup, num_draft_tokens
+):
     return generation.prompt_lookup_generate(
         model,
-        asked.token_ids,
-        asked.lengths,
-        asked.budget,
+        request.token_ids,
+        request.lengths,
+        request.budget,
         num_draft_tokens,
         prompt_lookup,
         stop_id,
         pad_id,
         capacity,
-        asked.sampling.logit_bias,
+        request.sampling.logit_bias,
     )

@@ -1,40 +1,49 @@
-"""What a user may ask of generation, checked and turned into arrays."""
+"""Check generation settings and convert them to arrays."""
 
 import numbers
 import random
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.generation import SETTINGS, Automaton, Sampling, check_top_k
 from keras_llm.tasks.search import SEARCH_OPTIONS
+from keras_llm.tokenizers import Tokenizer
 from keras_llm.tokenizers.constraint import constrain_json_schema, constrain_regex
 
 _BANNED = -1e30
 _WORDS = ("logit_bias", "banned", "forced", "regex", "json_schema")
 
 
-def sampling_of(rows, settings, tokenizer, vocabulary_size, samples=1):
-    """The checked `Sampling` of a batch.
+def sampling_of(
+    rows: int,
+    settings: dict[str, Any],
+    tokenizer: Tokenizer,
+    vocabulary_size: int,
+    samples: int = 1,
+) -> Sampling:
+    """Check the settings of a batch and return its `Sampling`.
 
     Args:
-        rows: int, how many prompts there are.
-        settings: dict of the numbers of `Sampling` (its `seed` an int, a list with one for each
-            prompt, or None for fresh ones), `logit_bias`, `banned`, `forced`, `regex` and
+        rows: int, the number of prompts.
+        settings: dict of the numbers of `Sampling` (`seed` is an int, a list with one int per
+            prompt, or None for random seeds), `logit_bias`, `banned`, `forced`, `regex` and
             `json_schema`.
-        tokenizer: the task's. Ids that the model alone knows are never chosen.
-        vocabulary_size: int, the model's.
-        samples: int. How many texts each prompt is continued with; the i-th takes `seed + i`.
+        tokenizer: the task's tokenizer. Ids outside its vocabulary are never generated.
+        vocabulary_size: int, the model's vocabulary size.
+        samples: int, the number of sequences per prompt; sequence i uses `seed + i`.
 
     Raises:
-        InputError: naming the setting that is unknown or wrong.
+        InputError: if a setting is unknown or invalid, naming it.
     """
     settings = dict(settings)
     words = {name: settings.pop(name, None) for name in _WORDS}
     unknown = sorted(set(settings) - set(SETTINGS))
     if unknown:
-        known = ", ".join((*SETTINGS, *words, *SEARCH_OPTIONS))
-        raise InputError(f"unknown setting `{unknown[0]}`; known: {known}.")
+        valid = ", ".join((*SETTINGS, *words, *SEARCH_OPTIONS))
+        raise InputError(f"unknown setting `{unknown[0]}`; known: {valid}.")
     seeds = _seeds(settings.pop("seed", None), rows)
     for seed in seeds:
         Sampling(**settings, seed=seed).validate()
@@ -53,13 +62,14 @@ def sampling_of(rows, settings, tokenizer, vocabulary_size, samples=1):
     if bias or banned:
         row = np.zeros((1, vocabulary_size), "float32") if spare is None else spare
         for token, value in bias.items():
-            if not isinstance(value, numbers.Real) or not np.isfinite(value):
+            is_number = isinstance(value, numbers.Real)
+            if not is_number or not np.isfinite(value):
                 raise InputError(f"`logit_bias` of {token!r} must be a number, got {value!r}.")
             row[0, _token_id("logit_bias", token, tokenizer, vocabulary_size)] += value
         for token in banned:
             row[0, _token_id("banned", token, tokenizer, vocabulary_size)] = _BANNED
         if np.all(row <= _BANNED):
-            raise InputError("`banned` leaves no token.")
+            raise InputError("`banned` must leave at least one token.")
         spare = row
     sampling = sampling._replace(logit_bias=spare)
     if words["forced"]:
@@ -73,40 +83,42 @@ def sampling_of(rows, settings, tokenizer, vocabulary_size, samples=1):
     return sampling
 
 
-def spare_bias(tokenizer, vocabulary_size):
-    """A `logit_bias` (1, V) that bans the ids that the model has beyond its tokenizer, float32;
-    None where there are none."""
+def spare_bias(tokenizer: Tokenizer, vocabulary_size: int) -> np.ndarray | None:
+    """Return a `logit_bias`, float32 (1, V), that bans model ids outside the tokenizer.
+
+    Returns None if there are no such ids.
+    """
     if tokenizer.vocabulary_size == vocabulary_size:
         return None
     spare = np.arange(vocabulary_size) >= tokenizer.vocabulary_size
     return np.where(spare, _BANNED, 0.0).astype("float32")[None]
 
 
-def budget_of(max_new_tokens):
-    """The checked budget of a batch, int32 (1,)."""
+def budget_of(max_new_tokens: int) -> np.ndarray:
+    """Check `max_new_tokens` and return it as int32 (1,)."""
     if not isinstance(max_new_tokens, numbers.Integral) or not 0 < max_new_tokens < 2**31:
         raise InputError(f"`max_new_tokens` must be a positive int, got {max_new_tokens!r}.")
     return np.array([max_new_tokens], "int32")
 
 
-def count_of(name, value, least):
-    """A checked int that is at least `least`."""
+def count_of(name: str, value: int, least: int) -> int:
+    """Check that `value` is an int >= `least` and return it."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
-        raise InputError(f"`{name}` must be an int of {least} or more, got {value!r}.")
+        raise InputError(f"`{name}` must be an int >= {least}, got {value!r}.")
     return int(value)
 
 
-def stops_of(stop):
-    """The checked stop strings, a tuple."""
+def stops_of(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Check the stop strings and return them as a tuple."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     for text in stops:
         if not isinstance(text, str) or not text:
-            raise InputError(f"`stop` must be non-empty strs, got {text!r}.")
+            raise InputError(f"`stop` must be a non-empty str or a list of them, got {text!r}.")
     return stops
 
 
-def stop_ids_of(stop_token_ids, vocabulary_size):
-    """The checked token ids that end a text, a tuple."""
+def stop_ids_of(stop_token_ids: int | Sequence[int], vocabulary_size: int) -> tuple[int, ...]:
+    """Check the token ids that end a text and return them as a tuple."""
     ids = stop_token_ids if isinstance(stop_token_ids, (list, tuple)) else (stop_token_ids,)
     for token in ids:
         is_int = isinstance(token, numbers.Integral) and not isinstance(token, bool)
@@ -117,15 +129,17 @@ def stop_ids_of(stop_token_ids, vocabulary_size):
     return tuple(map(int, ids))
 
 
-def cut_at(text, stops):
-    """A text up to the first of the stop strings, and whether there was one."""
-    found = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return (text[: min(found)], True) if found else (text, False)
+def cut_at(text: str, stops: Iterable[str]) -> tuple[str, bool]:
+    """Return the text up to the first stop string, and whether one occurs."""
+    starts = [start for stop in stops if (start := text.find(stop)) >= 0]
+    return (text[: min(starts)], True) if starts else (text, False)
 
 
-def pieces_until(pieces, stops):
-    """Pieces of text up to a stop string. What may be the beginning of one is held back until
-    the next piece tells."""
+def pieces_until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+    """Yield pieces of text up to the first stop string.
+
+    A suffix that may be the beginning of a stop string is held back until the next piece.
+    """
     held = ""
     for piece in pieces:
         text, is_over = cut_at(held + piece, stops)
@@ -146,16 +160,16 @@ def pieces_until(pieces, stops):
 
 def _automaton(regex, json_schema, tokenizer, vocabulary_size):
     if regex is not None and json_schema is not None:
-        raise InputError("`regex` and `json_schema` cannot both be given.")
+        raise InputError("`regex` and `json_schema` cannot both be set.")
     if regex is not None:
         automaton = constrain_regex(regex, tokenizer)
     else:
         automaton = constrain_json_schema(json_schema, tokenizer)
     next_state, token_class = automaton.next_state, automaton.token_class
     spare = vocabulary_size - len(token_class)
-    if spare:  # ids that only the model knows: a column of their own, where nothing is allowed
-        nowhere = np.full((len(next_state), 1), -1, "int32")
-        next_state = np.concatenate([next_state, nowhere], axis=1)
+    if spare:  # map ids outside the tokenizer to a token class that no state allows
+        forbidden = np.full((len(next_state), 1), -1, "int32")
+        next_state = np.concatenate([next_state, forbidden], axis=1)
         token_class = np.pad(token_class, (0, spare), constant_values=next_state.shape[1] - 1)
     return Automaton(next_state, token_class, automaton.start)
 
@@ -165,7 +179,9 @@ def _seeds(seed, rows):
         return [random.getrandbits(31) for _ in range(rows)]
     seeds = list(seed) if isinstance(seed, (list, tuple)) else [seed]
     if len(seeds) not in (1, rows):
-        raise InputError(f"`seed` must be one int or {rows}, one for each row; got {len(seeds)}.")
+        raise InputError(
+            f"`seed` must be an int or a list of {rows} ints, one per prompt, got {len(seeds)}."
+        )
     return seeds
 
 
@@ -173,10 +189,10 @@ def _token_id(name, token, tokenizer, vocabulary_size):
     if isinstance(token, numbers.Integral) and not isinstance(token, bool):
         if 0 <= token < vocabulary_size:
             return token
-        raise InputError(f"`{name}`: token ids are 0 .. {vocabulary_size - 1}, got {token}.")
+        raise InputError(f"`{name}`: token ids must be in 0 .. {vocabulary_size - 1}, got {token}.")
     if not isinstance(token, str):
-        raise InputError(f"`{name}`: a token must be a str or an id, got {token!r}.")
+        raise InputError(f"`{name}`: a token must be a str or an int id, got {token!r}.")
     ids = tokenizer.encode(token)
     if len(ids) != 1:
-        raise InputError(f"`{name}`: {token!r} is {len(ids)} tokens, not one.")
+        raise InputError(f"`{name}`: {token!r} must be one token, got {len(ids)} tokens.")
     return ids[0]

@@ -1,43 +1,50 @@
-"""Sort texts into classes."""
+"""Classify texts."""
 
 import dataclasses
+from collections.abc import Sequence
 
+import numpy as np
 from keras import ops
 
+from keras_llm import training
 from keras_llm.errors import InputError
+from keras_llm.models import HeadModel
+from keras_llm.tasks.fitting import checked_rows, classification_objective
 from keras_llm.tasks.head import HeadTask, checked_labels, rows_of
+from keras_llm.tokenizers import Tokenizer
+from keras_llm.types import JSON, Dataset, Tensor
 
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """What a text was sorted as.
+    """The classification of a text.
 
     Attributes:
-        label: str, the most likely.
-        probability: float, its.
+        label: str, the most likely label.
+        probability: float, the probability of `label`.
         probabilities: dict of every label to its probability.
-        truncated: bool, whether the text was cut.
+        truncated: bool, whether the text was truncated.
     """
 
     label: str
     probability: float
-    probabilities: dict
+    probabilities: dict[str, float]
     truncated: bool
 
 
 class TextClassification(HeadTask):
-    """A model that sorts texts into classes.
+    """A task that classifies texts.
 
     Args:
         model: a model from `models.text_classifier`.
         tokenizer: a `tokenizers.Tokenizer` with the model's vocabulary.
-        labels: list of str, the names of the classes. Defaults to `metadata["labels"]`, where
-            they are kept.
+        labels: list of str, the names of the classes. Defaults to `metadata["labels"]`, where they
+            are saved.
         metadata: dict of JSON values saved with the task. With `context_separator`, a str, a text
-            may have a context, which is read after the text and that separator.
+            may have a context, which is appended after that separator.
 
     Raises:
-        InputError: if the labels are not as many different strs as the model has classes.
+        InputError: if `labels` does not have one distinct str per class of the model.
 
     Example:
     >>> from keras_llm import models, tokenizers
@@ -50,63 +57,124 @@ class TextClassification(HeadTask):
 
     head = "text_classifier"
 
-    def __init__(self, model, tokenizer, labels=None, metadata=None):
+    def __init__(
+        self,
+        model: HeadModel,
+        tokenizer: Tokenizer,
+        labels: Sequence[str] | None = None,
+        metadata: JSON | None = None,
+    ) -> None:
         super().__init__(model, tokenizer, metadata)
         self.metadata = checked_labels(self, labels, metadata)
 
     @property
-    def labels(self):
+    def labels(self) -> list[str]:
         """The names of the classes, a list of str."""
         return self.metadata["labels"]
 
-    def __call__(self, texts, context=None, batch_size=32, truncate=False, return_details=False):
-        """Sort one text or several.
+    def __call__(
+        self,
+        texts: str | list[str],
+        context: str | list[str] | None = None,
+        batch_size: int = 32,
+        truncate: bool = False,
+        return_details: bool = False,
+    ) -> str | Classification | list[str] | list[Classification]:
+        """Classify one or several texts.
 
         Args:
-            texts: str, or list of str. None may be empty.
-            context: str, or list of as many str, what each text is about, for a model with a
-                `context_separator`. None reads texts as they are.
-            batch_size: int > 0. How many texts go through the model at once.
-            truncate: bool. Whether of a text that is too long the first tokens are taken,
-                instead of refusing it.
-            return_details: bool. Return `Classification`s instead of labels.
+            texts: non-empty str, or list of them.
+            context: str, or list of str of the same length, the context of each text, for models
+                with a `context_separator`; or None.
+            batch_size: int > 0, the number of texts per batch.
+            truncate: bool. Whether to truncate texts that are too long instead of raising an
+                error.
+            return_details: bool. Whether to return `Classification` objects instead of labels.
 
         Returns:
-            A label for a str and a list of labels for a list.
+            A label for a str, a list of labels for a list.
 
         Raises:
-            InputError: naming the argument that is wrong.
+            InputError: if an argument is invalid, naming it.
         """
         rows = self.tokenizer.encode_batch(self.with_contexts(texts, context))
         rows, is_cut = self.framed("texts", rows, truncate)
-        found = self.in_batches(rows, batch_size, lambda *batch: self.probabilities(*batch[:2]))
-        results = [self._named(*row) for row in zip(found, is_cut, strict=True)]
+        outputs = self.in_batches(rows, batch_size, lambda *batch: self.probabilities(*batch[:2]))
+        results = [self._classification(*row) for row in zip(outputs, is_cut, strict=True)]
         if not return_details:
             results = [result.label for result in results]
         return results[0] if isinstance(texts, str) else results
 
-    def with_contexts(self, texts, context=None):
-        """What the model reads of texts and their contexts, a list of str; arguments as of calling
-        the task."""
+    def dataset(
+        self,
+        rows: Sequence[tuple[str, str]],
+        batch_size: int = 32,
+        epochs: int = 1,
+        seed: int | None = None,
+    ) -> Dataset:
+        """Convert labeled texts to batches.
+
+        Args:
+            rows: list of pairs (text, label).
+            batch_size, epochs, seed: see `Fitting.dataset`.
+
+        Returns:
+            A `tf.data.Dataset` of the model's inputs and class indices.
+
+        Raises:
+            InputError: if a row is no pair or the model has no such label.
+        """
+        rows = checked_rows(rows, ("text", "label"))
+        texts = rows_of("rows", [text for text, _ in rows])
+        return self.text_dataset(texts, self._classes(rows), batch_size, epochs, seed)
+
+    def _classes(self, rows):
+        """The class index of each row, int32 (N,)."""
+        indices = {label: index for index, label in enumerate(self.labels)}
+        for _, label in rows:
+            if label not in indices:
+                raise InputError(f"the model has no label {label!r}; it has {self.labels}.")
+        return np.array([indices[label] for _, label in rows], "int32")
+
+    def _objective(self):
+        return classification_objective(self)
+
+    def _measure(self, rows):
+        """`training.evaluate_classifier`."""
+        rows = checked_rows(rows, ("text", "label"))
+        results = self([text for text, _ in rows], truncate=True, return_details=True)
+        probabilities = np.array([list(row.probabilities.values()) for row in results])
+        return training.evaluate_classifier(self._classes(rows), probabilities)
+
+    def with_contexts(
+        self, texts: str | list[str], context: str | list[str] | None = None
+    ) -> list[str]:
+        """Join texts and their contexts to model inputs, a list of str; see `__call__`."""
         strings = rows_of("texts", texts)
         if context is None:
             return strings
         separator = self.metadata.get("context_separator")
         if separator is None:
-            raise InputError("`context` is for models that read one with each text.")
+            raise InputError("`context` is only for models that read one with each text.")
         contexts = rows_of("context", context)
         if len(contexts) != len(strings):
             raise InputError(
-                f"`context` must have as many texts as `texts`, {len(strings)}; got "
+                f"`context` must have as many texts as `texts`, {len(strings)}, got "
                 f"{len(contexts)}."
             )
-        return [f"{text}{separator}{other}" for text, other in zip(strings, contexts, strict=True)]
+        pairs = zip(strings, contexts, strict=True)
+        return [f"{text}{separator}{text_context}" for text, text_context in pairs]
 
-    def probabilities(self, token_ids, lengths):
-        """Framed token ids int32 (B, T) and lengths (B,) -> probabilities float32 (B, C)."""
+    def probabilities(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Return class probabilities, float32 (B, C).
+
+        Args:
+            token_ids: int32 (B, T), with special tokens.
+            lengths: int32 (B,).
+        """
         return ops.softmax(self.outputs(token_ids, lengths), axis=-1)
 
-    def _named(self, probabilities, is_cut):
+    def _classification(self, probabilities, is_cut):
         best = int(probabilities.argmax())
         return Classification(
             label=self.labels[best],

@@ -1,16 +1,23 @@
-"""Continue a text."""
+"""Generate text with a causal language model."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from keras_llm import data, models, training
 from keras_llm.errors import InputError
 from keras_llm.tasks.base import checked_texts, padded_rows
 from keras_llm.tasks.conversation import Conversation
-from keras_llm.tasks.generative import GenerativeTask
+from keras_llm.tasks.generative import Generation, GenerativeTask
 from keras_llm.tokenizers import ChatTemplate, infilling_tokens
+from keras_llm.types import Dataset
+
+_WINDOW = 512  # tokens of a training window, if nothing else is given
 
 
 class TextGeneration(GenerativeTask):
-    """A causal language model that continues text.
+    """A task that continues texts with a causal language model.
 
     Args:
         model: a model from `models.causal_lm`.
@@ -26,64 +33,68 @@ class TextGeneration(GenerativeTask):
     True
     """
 
+    model: models.CausalLM
+
     def __call__(
         self,
-        prompt,
-        max_new_tokens=64,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        seed=None,
-        parse_special=False,
-        **settings,
-    ):
-        """Continue one text or several.
+        prompt: str | list[str],
+        max_new_tokens: int = 64,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | list[int] | None = None,
+        parse_special: bool = False,
+        **settings: Any,
+    ) -> str | Generation | list[Any]:
+        """Continue one or several prompts.
 
         Args:
-            prompt: str, or list of str. None may be empty.
-            max_new_tokens: int > 0. Fewer come out where the model ends the text or its
-                `max_length` is reached.
-            temperature: float >= 0; 0 takes the most likely token each time.
-            top_k: int >= 0. Choose among this many most likely tokens; 0 is off.
-            top_p: float in (0, 1]. Choose among the fewest tokens that hold this much
+            prompt: non-empty str, or list of them.
+            max_new_tokens: int > 0. Generation stops earlier at an end token or at the model's
+                `max_length`.
+            temperature: float >= 0; 0 is greedy decoding.
+            top_k: int >= 0. Sample from this many most likely tokens; 0 is off.
+            top_p: float in (0, 1]. Sample from the smallest set of tokens with this total
                 probability; 1 is off.
-            seed: int32; or a list with one for each row; or None for fresh ones. A row's text
-                depends on its prompt, the settings and its seed, not on the other rows, so
-                equal prompts with one seed give equal texts.
-            parse_special: bool. Special tokens that the prompt spells out count as such, and
-                no begin token is added: for prompts that a chat template has rendered.
-            stop: str or list of str. The text ends before the first of them that comes up.
+            seed: int32; or a list with one per prompt; or None for random seeds. A text depends
+                only on its prompt, the settings and its seed, not on the other prompts, so equal
+                prompts with the same seed give equal texts.
+            parse_special: bool. Whether special tokens written in the prompt are parsed as such.
+                If so, no begin token is added. Use it for prompts rendered by a chat template.
+            stop: str or list of str. The text ends before the first occurrence of any of them.
             stop_token_ids: list of ints, further tokens that end the text.
-            num_return_sequences: int > 0. How many texts to continue each prompt with; the
-                prompt is read once, and the i-th text takes `seed + i`.
-            return_details: bool. Return `Generation`s instead of texts.
-            num_alternatives: int >= 0. How many likely tokens the details name at each place.
+            num_return_sequences: int > 0, the number of texts per prompt. The prompt is processed
+                once; text i uses `seed + i`.
+            return_details: bool. Whether to return `Generation` objects instead of texts.
+            num_alternatives: int >= 0, the number of most likely tokens per position in the
+                details.
             min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty,
                 no_repeat_ngram_size, min_new_tokens: numbers, see `generation.Sampling`.
-            logit_bias: dict of token to number; a token is an id, or a str that is one token.
-            banned: list of tokens that are never chosen.
+            logit_bias: dict of token to number. A token is an id, or a str that is one token.
+            banned: list of tokens that are never generated.
             forced: str that the new text begins with.
-            regex, json_schema: str, dict. The whole new text matches the pattern, or is JSON
-                that fulfils the schema (as far as the budget lets it come to an end).
-            beam_width: int > 0. Beam search: the `num_return_sequences` best of so many texts,
-                with `length_penalty` (1.0), `diversity_groups` (1) and `diversity_penalty`
-                (0.0); see `generation.beam_search`.
+            regex, json_schema: str, dict. The whole new text matches the pattern, or is JSON that
+                conforms to the schema, unless `max_new_tokens` ends it earlier.
+            beam_width: int > 0. Beam search with this many beams; returns the
+                `num_return_sequences` best. Options: `length_penalty` (1.0), `diversity_groups` (1)
+                and `diversity_penalty` (0.0); see `generation.beam_search`.
             contrastive_alpha: float in [0, 1]. Contrastive search among the `top_k` (4) most
                 likely tokens; see `generation.contrastive_search`.
-            draft: a `TextGeneration` with the same vocabulary that proposes
-                `num_draft_tokens` (4) at a time, with `temperature=0`; the text is the same.
-            prompt_lookup: int > 0. As `draft`, with proposals from the text itself, after so
-                many tokens that stood there before.
-            num_candidates: int > 0. Draw so many texts and return the best of them: those of
-                the highest mean log-probability of a token, or with `scorer`, a function of a
-                prompt and a list of texts, those of the highest score.
+            draft: a `TextGeneration` with the same vocabulary. Speculative decoding: the draft
+                proposes `num_draft_tokens` (4) at a time. Requires `temperature=0`; the text is
+                the same as without a draft.
+            prompt_lookup: int > 0. Like `draft`, but proposes the tokens that followed an earlier
+                occurrence of the last `prompt_lookup` tokens.
+            num_candidates: int > 0. Sample-and-rank: sample this many texts and return the best
+                by mean token log-probability, or by `scorer`, a function of the prompt and a list
+                of texts that returns a list of scores.
 
         Returns:
-            The new text (without the prompt), a str for a str and a list for a list; with
-            several sequences a list in the place of each text.
+            The new text (without the prompt): a str for a str, a list for a list; with several
+            sequences per prompt, a list in place of each text.
 
         Raises:
-            InputError: naming the argument that is wrong.
+            InputError: if an argument is invalid, naming it.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
         token_ids, lengths = self._encode_prompts(prompts, parse_special)
@@ -91,25 +102,31 @@ class TextGeneration(GenerativeTask):
         results = self._generate(token_ids, lengths, max_new_tokens, prompts=prompts, **settings)
         return results[0] if isinstance(prompt, str) else results
 
-    def infill(self, prefix, suffix, max_new_tokens=64, temperature=0.0, **settings):
-        """Fill the gap between two texts.
+    def infill(
+        self,
+        prefix: str,
+        suffix: str,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        **settings: Any,
+    ) -> str | Generation | list[Any]:
+        """Generate the text between a prefix and a suffix (fill in the middle).
 
         Args:
-            prefix, suffix: str, what stands before and after it; one may be empty. They may begin
-                and end anywhere in a document.
-            max_new_tokens, temperature, **settings: as in calling the task; the likeliest tokens
-                by default.
+            prefix, suffix: str, the text before and after the gap; one of them may be empty. They
+                may begin and end anywhere in a document.
+            max_new_tokens, temperature, **settings: see `__call__`. Decoding is greedy by default.
 
         Returns:
-            What stands between them, a str.
+            The text between them, a str.
 
         Raises:
-            InputError: if the tokenizer has no tokens for it (`tokenizers.infilling_tokens`), both
-                texts are empty, or naming the argument that is wrong.
+            InputError: if the tokenizer has no infilling tokens (`tokenizers.infilling_tokens`),
+                both texts are empty, or an argument is invalid, naming it.
         """
         before, after, middle = infilling_tokens(self.tokenizer)
         if not isinstance(prefix, str) or not isinstance(suffix, str) or not prefix + suffix:
-            raise InputError("infill: `prefix` and `suffix` must be str, and one not empty.")
+            raise InputError("infill: `prefix` and `suffix` must be str, and not both empty.")
         encode = self.tokenizer.encode
         row = [before, *encode(prefix), after, *encode(suffix), middle]
         longest = self.model.config.max_length
@@ -118,43 +135,45 @@ class TextGeneration(GenerativeTask):
         )
         return self._generate(ids, lengths, max_new_tokens, temperature=temperature, **settings)[0]
 
-    def chat(self, messages, **settings):
-        """Answer a conversation.
+    def chat(
+        self, messages: str | list[dict[str, str]], **settings: Any
+    ) -> str | Generation | list[Any]:
+        """Generate the assistant's answer to a conversation.
 
         Args:
-            messages: list of dicts with `role` ("system", "user" or "assistant") and
-                `content`, str, the last from the user; or one str, the user's.
-            **settings: as in calling the task.
+            messages: list of dicts with `role` ("system", "user" or "assistant") and `content`,
+                str, the last one from the user; or one str, the user's message.
+            **settings: see `__call__`.
 
         Returns:
-            The assistant's answer, as calling the task returns it.
+            The assistant's answer, in the form that `__call__` returns.
 
         Raises:
-            InputError: if the task has no chat template (`metadata["chat_template"]`), or
-                naming the argument that is wrong.
+            InputError: if the task has no chat template (`metadata["chat_template"]`), or an
+                argument is invalid, naming it.
         """
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         return self(self.render(messages), parse_special=True, **settings)
 
-    def stream_chat(self, messages, **settings):
-        """The answer of `chat`, piece by piece.
+    def stream_chat(self, messages: str | list[dict[str, str]], **settings: Any) -> Iterator[str]:
+        """Stream the answer of `chat`.
 
         Args:
-            messages, **settings: as of `chat` and `stream`.
+            messages, **settings: see `chat` and `stream`.
 
         Returns:
             A generator of str.
 
         Raises:
-            InputError: as of `chat`, before anything is generated.
+            InputError: see `chat`; raised before anything is generated.
         """
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         return self.stream(self.render(messages), parse_special=True, **settings)
 
-    def conversation(self, system=None):
-        """Begin a `Conversation`, in which each turn is read once.
+    def conversation(self, system: str | None = None) -> Conversation:
+        """Start a `Conversation`, which processes each turn only once.
 
         Args:
             system: str, a system message, or None.
@@ -165,16 +184,16 @@ class TextGeneration(GenerativeTask):
         _ = self.chat_template
         return Conversation(self, system)
 
-    def render(self, messages):
-        """The prompt that a conversation becomes, for `parse_special=True`: a str."""
+    def render(self, messages: list[dict[str, str]]) -> str:
+        """Render a conversation to a prompt, a str, for `parse_special=True`."""
         return self.chat_template.render(messages)
 
     @property
-    def chat_template(self):
+    def chat_template(self) -> ChatTemplate:
         """The `tokenizers.ChatTemplate` of the task.
 
         Raises:
-            InputError: if it has none.
+            InputError: if the task has no chat template.
         """
         template = self.metadata.get("chat_template")
         if not template:
@@ -185,44 +204,46 @@ class TextGeneration(GenerativeTask):
 
     def stream(
         self,
-        prompt,
-        max_new_tokens=64,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        seed=None,
-        parse_special=False,
-        **settings,
-    ):
-        """Continue one text, piece by piece.
+        prompt: str,
+        max_new_tokens: int = 64,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        parse_special: bool = False,
+        **settings: Any,
+    ) -> Iterator[str]:
+        """Continue one prompt and stream the text.
 
         Args:
             prompt: str, not empty.
-            max_new_tokens, temperature, top_k, top_p, seed, parse_special, **settings: as in
-                calling the task; searches, several sequences and details cannot be streamed.
+            max_new_tokens, temperature, top_k, top_p, seed, parse_special, **settings: see
+                `__call__`; searches, several sequences and details cannot be streamed.
 
         Returns:
-            A generator of str. Joined, the pieces are the text that calling the task gives
-            for the same seed; a piece never ends inside a character.
+            A generator of str. Joined, the pieces equal the text that `__call__` returns for the
+            same seed; a piece never ends inside a character.
 
         Raises:
-            InputError: naming the argument that is wrong, before anything is generated.
+            InputError: if an argument is invalid, naming it; raised before anything is generated.
         """
         if not isinstance(prompt, str):
-            raise InputError(f"`prompt` must be one str to stream, got {type(prompt).__name__}.")
+            raise InputError(
+                f"`prompt` must be a single str for streaming, got {type(prompt).__name__}."
+            )
         token_ids, lengths = self._encode_prompts([prompt], parse_special)
         settings |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         return self._pieces(token_ids, lengths, max_new_tokens, **settings)
 
-    def score(self, texts):
-        """Log-likelihood of texts.
+    def score(self, texts: str | list[str]) -> float | list[float]:
+        """Compute the log-likelihood of texts.
 
         Args:
-            texts: str, or list of str. None may be empty.
+            texts: non-empty str, or list of them.
 
         Returns:
-            The sum of each text's token log-probabilities from its beginning, in nats: a
-            float for a str and a list for a list.
+            The sum of each text's token log-probabilities, in nats: a float for a str, a list for a
+            list.
 
         Raises:
             InputError: if a text is empty or longer than the model's `max_length`.
@@ -232,11 +253,82 @@ class TextGeneration(GenerativeTask):
         scores = np.asarray(self._compiled.score(token_ids, lengths)).tolist()
         return scores[0] if isinstance(texts, str) else scores
 
+    def dataset(
+        self,
+        rows: Sequence[str] | Sequence[list[dict[str, str]]],
+        batch_size: int = 32,
+        epochs: int = 1,
+        seed: int | None = None,
+        sequence_length: int | None = None,
+    ) -> Dataset:
+        """Convert documents or conversations to batches.
+
+        Args:
+            rows: list of str, which are packed into windows; or list of conversations, each a list
+                of dicts with "role" and "content", of which only what the assistant says is
+                learned, for tasks with a chat template.
+            batch_size, epochs, seed: see `Fitting.dataset`.
+            sequence_length: int, the tokens of a window, or the most tokens of a conversation.
+                Defaults to the model's `max_length`, at most 512.
+
+        Returns:
+            A `tf.data.Dataset` for `training.LanguageModelTrainer`.
+
+        Raises:
+            InputError: if the rows are something else, or too few for one batch.
+        """
+        length, pad_id = self._window(sequence_length), self.tokenizer.pad_id
+        if self._are_conversations(rows):
+            examples = self._examples(rows, length)
+            return data.chat_dataset(examples, batch_size, pad_id, epochs, seed)
+        token_ids = data.encode_documents(checked_texts("rows", rows), self.tokenizer)
+        if seed is None:  # held out: as many as there are
+            batch_size = max(1, min(batch_size, data.windows(token_ids, length)))
+        return data.packed_dataset(
+            token_ids, length, batch_size, self.tokenizer.bos_id, pad_id, epochs, seed
+        )
+
+    def _measure(self, rows, sequence_length=None):
+        """`training.evaluate_language_model` of documents, `training.evaluate_examples` of
+        conversations."""
+        length = self._window(sequence_length)
+        if self._are_conversations(rows):
+            return training.evaluate_examples(self.model, self._examples(rows, length))
+        return training.evaluate_language_model(
+            self.model,
+            data.encode_documents(checked_texts("rows", rows), self.tokenizer),
+            sum(len(text.encode()) for text in rows),
+            self.tokenizer.bos_id,
+            length,
+        )
+
+    def _window(self, sequence_length):
+        longest = self.model.config.max_length
+        length = min(longest, _WINDOW) if sequence_length is None else sequence_length
+        if not isinstance(length, int) or not 1 < length <= longest:
+            raise InputError(
+                f"`sequence_length` must be an int in 2 .. {longest}, the model's `max_length`, "
+                f"got {sequence_length!r}."
+            )
+        return length
+
+    @staticmethod
+    def _are_conversations(rows):
+        return bool(rows) and not isinstance(rows[0], str)
+
+    def _examples(self, conversations, length):
+        examples, dropped = data.chat_examples(
+            conversations, self.chat_template, self.tokenizer, length, self.end_token_ids
+        )
+        if not examples:
+            raise InputError(f"none of {len(conversations)} conversations can be used: {dropped}.")
+        return examples
+
     def _encode_prompts(self, prompts, parse_special=False):
         return self._encode("prompt", prompts, self.model.config.max_length - 1, parse_special)
 
     def _encode(self, name, texts, longest, parse_special=False):
-        """Texts -> int32 (B, T), padded on the right, and lengths (B,)."""
+        """Encode texts to int32 (B, T), padded on the right, and lengths (B,)."""
         rows = [
             self.tokenizer.encode_prompt(text, parse_special) for text in checked_texts(name, texts)
         ]

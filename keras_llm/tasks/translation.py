@@ -1,21 +1,26 @@
-"""One text in, another out."""
+"""Translate or summarize texts with an encoder-decoder model."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from keras_llm import models
+from keras_llm import data, models, training
 from keras_llm.errors import InputError
 from keras_llm.tasks.base import checked_texts, padded_rows
-from keras_llm.tasks.generative import GenerativeTask
+from keras_llm.tasks.fitting import checked_rows
+from keras_llm.tasks.generative import Generation, GenerativeTask
+from keras_llm.types import Dataset
 
 
 class Translation(GenerativeTask):
-    """An encoder-decoder that turns a text into another: a translation, a summary, an answer.
+    """A task that maps texts to texts with an encoder-decoder, e.g. translation, summarization.
 
     Args:
         model: a model from `models.seq2seq`.
-        tokenizer: a `tokenizers.Tokenizer` with the model's vocabulary. A text goes in followed
-            by its end token; what comes out begins with the config's `start_id` and stops at the
-            end token.
+        tokenizer: a `tokenizers.Tokenizer` with the model's vocabulary. The encoder reads the text
+            followed by the end token. The decoder starts with the config's `start_id` and stops at
+            the end token.
         metadata: dict of JSON values saved with the task.
 
     Example:
@@ -28,38 +33,39 @@ class Translation(GenerativeTask):
     """
 
     model_wanted = "models.seq2seq"
+    model: models.Seq2Seq
 
     @staticmethod
-    def fits(model):
+    def fits(model: object) -> bool:
         return isinstance(model, models.Seq2Seq)
 
     @property
-    def _pad_id(self):
+    def _pad_id(self) -> int:
         return self.model.config.pad_id
 
     def __call__(
         self,
-        text,
-        max_new_tokens=128,
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        seed=None,
-        **settings,
-    ):
-        """Turn one text or several into others.
+        text: str | list[str],
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | list[int] | None = None,
+        **settings: Any,
+    ) -> str | Generation | list[Any]:
+        """Generate the output text for one or several input texts.
 
         Args:
-            text: str, or list of str. None may be empty.
-            max_new_tokens, temperature, top_k, top_p, seed, **settings: as in calling
-                `TextGeneration`, but for `draft` and `prompt_lookup`.
+            text: non-empty str, or list of them.
+            max_new_tokens, temperature, top_k, top_p, seed, **settings: see
+                `TextGeneration.__call__`; `draft` and `prompt_lookup` are not supported.
 
         Returns:
-            The new text, a str for a str and a list for a list; with several sequences a list
-            in the place of each text.
+            The new text: a str for a str, a list for a list; with several sequences per text, a
+            list in place of each text.
 
         Raises:
-            InputError: naming the argument that is wrong.
+            InputError: if an argument is invalid, naming it.
         """
         texts = [text] if isinstance(text, str) else text
         settings |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
@@ -70,33 +76,36 @@ class Translation(GenerativeTask):
 
     def stream(
         self,
-        text,
-        max_new_tokens=128,
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        seed=None,
-        **settings,
-    ):
-        """The text that calling the task gives for one text, piece by piece.
+        text: str,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        **settings: Any,
+    ) -> Iterator[str]:
+        """Stream the output text for one input text.
 
         Args:
             text: str, not empty.
-            others: as in `TextGeneration.stream`.
+            max_new_tokens, temperature, top_k, top_p, seed, **settings: see
+                `TextGeneration.stream`.
 
         Returns:
             A generator of str.
 
         Raises:
-            InputError: naming the argument that is wrong, before anything is generated.
+            InputError: if an argument is invalid, naming it; raised before anything is generated.
         """
         if not isinstance(text, str):
-            raise InputError(f"`text` must be one str to stream, got {type(text).__name__}.")
+            raise InputError(
+                f"`text` must be a single str for streaming, got {type(text).__name__}."
+            )
         settings |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         return self._pieces(**self._encoded([text]), max_new_tokens=max_new_tokens, **settings)
 
     def _encoded(self, texts):
-        """The encoder's tokens and the decoder's first, as arguments."""
+        """Return the encoder's tokens and the decoder's start token, as keyword arguments."""
         config = self.model.config
         rows = [
             [*self.tokenizer.encode(text), self.tokenizer.eos_id]
@@ -108,3 +117,55 @@ class Translation(GenerativeTask):
             "lengths": np.ones(len(rows), "int32"),
             "encoder_token_ids": sources,
         }
+
+    def dataset(
+        self,
+        rows: Sequence[tuple[str, str]],
+        batch_size: int = 32,
+        epochs: int = 1,
+        seed: int | None = None,
+    ) -> Dataset:
+        """Convert pairs to batches.
+
+        Args:
+            rows: list of pairs (text, translation). Pairs longer than the model's `max_length` are
+                left out.
+            batch_size, epochs, seed: see `Fitting.dataset`.
+
+        Returns:
+            A `tf.data.Dataset` for `training.LanguageModelTrainer`.
+
+        Raises:
+            InputError: if a row is no pair, or none fits the model.
+        """
+        rows = checked_rows(rows, ("text", "translation"))
+        tokenizer, longest = self.tokenizer, self.model.config.max_length
+        sources, targets = (tokenizer.encode_batch([row[side] for row in rows]) for side in (0, 1))
+        sources = [[*ids, tokenizer.eos_id] for ids in sources]
+        targets = [[self.model.config.start_id, *ids, tokenizer.eos_id] for ids in targets]
+        fitting = [
+            pair for pair in zip(sources, targets, strict=True) if max(map(len, pair)) <= longest
+        ]
+        if not fitting:
+            raise InputError(f"none of {len(rows)} pairs fits the model's `max_length` {longest}.")
+        columns = dict(
+            zip(("source", "target"), map(list, zip(*fitting, strict=True)), strict=True)
+        )
+        lengths = [[len(row) for row in column] for column in columns.values()]
+        plan = data.batch_plan(lengths, batch_size, epochs, seed)
+        return data.padded_dataset(columns, plan, tokenizer.pad_id).map(
+            lambda b: (
+                {"encoder_token_ids": b["source"], "decoder_token_ids": b["target"][:, :-1]},
+                b["target"][:, 1:],
+            )
+        )
+
+    def _measure(self, rows, **settings):
+        """`training.evaluate_translations` of greedy translations."""
+        rows = checked_rows(rows, ("text", "translation"))
+        longest = min(128, self.model.config.max_length - 1)
+        found = []
+        for begin in range(0, len(rows), 32):
+            texts = [text for text, _ in rows[begin : begin + 32]]
+            found += self(texts, **{"max_new_tokens": longest, **settings})
+        return training.evaluate_translations(found, [target for _, target in rows])

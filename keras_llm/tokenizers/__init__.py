@@ -1,16 +1,19 @@
-"""Tokenizers that train, save, run in Python, in tf.data and inside a SavedModel."""
+"""Provide tokenizers that train, save, and run in Python, tf.data and SavedModels."""
 
 from keras_llm.tokenizers.base import Tokenizer, load
 from keras_llm.tokenizers.byte_pair import BytePair
-from keras_llm.tokenizers.chat import ChatTemplate
+from keras_llm.tokenizers.chat_template import ChatTemplate
 from keras_llm.tokenizers.constraint import (
     TokenAutomaton,
     constrain_json_schema,
     constrain_regex,
 )
 from keras_llm.tokenizers.gguf import from_gguf_metadata
-from keras_llm.tokenizers.hugging_face import chat_template_from_hugging_face, from_hugging_face
-from keras_llm.tokenizers.hugging_face_export import to_hugging_face
+from keras_llm.tokenizers.hugging_face.reading import (
+    chat_template_from_hugging_face,
+    from_hugging_face,
+)
+from keras_llm.tokenizers.hugging_face.writing import to_hugging_face
 from keras_llm.tokenizers.infilling import INFILLING_TOKENS, infilling_tokens
 from keras_llm.tokenizers.sentencepiece import SentencePiece
 from keras_llm.tokenizers.word_piece import WordPiece

@@ -1,97 +1,106 @@
-"""What every tokenizer can do, and how one is found again on disk."""
+"""Define the interface of all tokenizers and load saved tokenizers."""
 
 import abc
 import json
 import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
 
 from keras_llm.errors import InputError
-from keras_llm.tokenizers.ragged_parts import encode_with_special
+from keras_llm.tokenizers.graph.ragged import encode_with_special
+from keras_llm.types import JSON, PathLike, Tensor
 
-_CLASSES = {}
-MASKS = ("<mask>", "[MASK]")  # how mask tokens are called
+_CLASSES: dict[str, type["Tokenizer"]] = {}
+MASKS = ("<mask>", "[MASK]")  # names of mask tokens
 
 
 class Tokenizer(abc.ABC):
-    """Text to token ids and back, in Python and inside a TensorFlow graph with the same ids.
+    """A tokenizer that runs in Python and inside a TensorFlow graph with the same ids.
 
     Attributes:
         vocabulary_size: int. V.
-        pad_id, bos_id, eos_id, unk_id: ints; the ids of padding, begin of text, end of text
-            and unknown. -1 where there is none, except that padding always has an id: without
-            one of its own, that of the end token.
-        mask_id: int. The id of the token that stands for a word to be guessed; -1 without one.
-        mask_takes_space: bool. Whether the white space before a mask token belongs to it.
-        special_tokens: dict str -> id, what `parse_special` finds in a text.
-        add_bos: bool. Whether a text given to a model begins with the begin token.
+        pad_id, bos_id, eos_id, unk_id: ints; the ids of the padding, begin, end and unknown
+            tokens. -1 if there is none, except that padding always has an id: by default that of
+            the end token.
+        mask_id: int. The id of the mask token; -1 if there is none.
+        mask_takes_space: bool. Whether the mask token includes the white space before it.
+        special_tokens: dict str -> id. The tokens that `parse_special` recognizes in a text.
+        add_bos: bool. Whether a text passed to a model starts with the begin token.
     """
 
     add_bos = True
     mask_id = -1
     mask_takes_space = False
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _CLASSES[cls.__name__] = cls
 
     @abc.abstractmethod
-    def encode(self, text, parse_special=False):
-        """A str -> its token ids, a list of ints. No begin or end token is added."""
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
+        """Encode a str as a list of token ids, without begin or end token."""
 
     @abc.abstractmethod
-    def decode(self, ids):
-        """Token ids -> a str. Padding, begin and end tokens give nothing."""
+    def decode(self, ids: Iterable[int]) -> str:
+        """Decode token ids to a str, skipping padding, begin and end tokens."""
 
     @abc.abstractmethod
-    def encode_batch(self, texts):
-        """A list of str -> a list of lists of ints, on all cores."""
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """Encode a list of str as a list of lists of token ids, on all cores."""
 
     @abc.abstractmethod
-    def encode_with_offsets(self, text):
-        """A str -> its token ids, as `encode` gives them, and where each stands in the text.
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Encode a str and return the character span of each token.
 
         Returns:
-            A list of ints, and a list of pairs (start, end) of ints, in characters, so that a
-            token is of `text[start:end]`. Neither begins before the one before it. A token of
-            a piece of a character stands at the whole character, or at nothing just before it.
+            A list of ints, the ids of `encode`, and a list of pairs (start, end) of ints, in
+            characters, so that a token corresponds to `text[start:end]`. Starts and ends never
+            decrease. A token that is part of a character spans the whole character, or is empty
+            just before it.
         """
 
     @abc.abstractmethod
-    def token(self, index):
-        """A token id -> the token as the vocabulary spells it, a str; "" for an id below 0."""
+    def token(self, index: int) -> str:
+        """Return the token with an id as written in the vocabulary; "" for an id below 0."""
 
     @abc.abstractmethod
-    def tokenize(self, strings):
-        """In a graph: string tensor (B,) -> int32 `tf.RaggedTensor` (B, None)."""
+    def tokenize(self, strings: Tensor) -> Tensor:
+        """Encode a string tensor (B,) in a graph as an int32 `tf.RaggedTensor` (B, None)."""
 
     @abc.abstractmethod
-    def tokenize_with_offsets(self, strings):
-        """In a graph: string tensor (B,) of UTF-8 -> what `tokenize` gives, and the starts and
-        the ends that `encode_with_offsets` gives, int32 `tf.RaggedTensor`s (B, None)."""
+    def tokenize_with_offsets(self, strings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode a string tensor (B,) of UTF-8 in a graph, with character spans.
+
+        Returns the ids of `tokenize` and the starts and ends of `encode_with_offsets`, int32
+        `tf.RaggedTensor`s (B, None).
+        """
 
     @abc.abstractmethod
-    def detokenize(self, ids):
-        """In a graph: int tensor (B, T) or ragged (B, None) -> string tensor (B,)."""
+    def detokenize(self, ids: Tensor) -> Tensor:
+        """Decode an int tensor (B, T) or ragged (B, None) in a graph to a string tensor (B,)."""
 
     @abc.abstractmethod
-    def graph_resources(self):
-        """The TensorFlow objects that an exported graph must track."""
+    def graph_resources(self) -> list[Any]:
+        """Return the TensorFlow objects that an exported graph must track."""
 
     @abc.abstractmethod
-    def _is_partial(self, text):
-        """Whether the end of a decoded str may still change with the next token."""
+    def _is_partial(self, text: str) -> bool:
+        """Return whether the next token may still change the end of a decoded str."""
 
     @abc.abstractmethod
-    def _save_files(self, folder):
-        """Write the files that `_load_files` needs; return what goes into config.json."""
+    def _save_files(self, folder: pathlib.Path) -> JSON:
+        """Write the files that `_load_files` reads; return the entries for config.json."""
 
     @classmethod
     @abc.abstractmethod
-    def _load_files(cls, folder, config):
-        """The tokenizer that `_save_files` wrote."""
+    def _load_files(cls, folder: pathlib.Path, config: JSON) -> Self:
+        """Restore the tokenizer that `_save_files` wrote."""
 
-    def tokenize_prompt(self, strings, parse_special=False):
-        """In a graph: string tensor (B,) of UTF-8 -> what `encode_prompt` gives, int32
-        `tf.RaggedTensor` (B, None)."""
+    def tokenize_prompt(self, strings: Tensor, parse_special: bool = False) -> Tensor:
+        """Run `encode_prompt` in a graph on a string tensor (B,) of UTF-8.
+
+        Returns an int32 `tf.RaggedTensor` (B, None).
+        """
         import tensorflow as tf
 
         if parse_special:
@@ -101,46 +110,46 @@ class Tokenizer(abc.ABC):
             return ids
         return tf.concat([tf.fill((tf.size(strings), 1), self.bos_id), ids], axis=1)
 
-    def encode_prompt(self, text, parse_special=False):
-        """A str -> the token ids that a model continues, a list of ints.
+    def encode_prompt(self, text: str, parse_special: bool = False) -> list[int]:
+        """Encode a str as the token ids of a prompt, a list of ints.
 
-        They begin with the begin token if `add_bos`; not if `parse_special`, where the text
-        spells out the special tokens that it wants, as rendered chats do.
+        They start with the begin token if `add_bos`, but not with `parse_special`, where the text
+        contains its special tokens, as rendered chats do.
         """
         begin = [self.bos_id] if self.add_bos and not parse_special else []
         return [*begin, *self.encode(text, parse_special)]
 
-    def decode_stream(self, ids):
-        """Decode token ids as they come.
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Decode token ids incrementally.
 
         Args:
             ids: iterable of int.
 
         Yields:
-            Pieces of text, none empty, none ending inside a character; joined they are
+            Non-empty pieces of text that never end inside a character. Joined, they equal
             `decode` of all ids.
         """
-        shown, so_far = "", []
+        emitted, ids_so_far = "", []
         for token in ids:
-            so_far.append(token)
-            text = self.decode(so_far)
-            if len(text) > len(shown) and not self._is_partial(text):
-                yield text[len(shown) :]
-                shown = text
-        rest = self.decode(so_far)[len(shown) :]
+            ids_so_far.append(token)
+            text = self.decode(ids_so_far)
+            if len(text) > len(emitted) and not self._is_partial(text):
+                yield text[len(emitted) :]
+                emitted = text
+        rest = self.decode(ids_so_far)[len(emitted) :]
         if rest:
             yield rest
 
-    def save(self, folder):
-        """Write the tokenizer into a folder, made if need be."""
+    def save(self, folder: PathLike) -> None:
+        """Write the tokenizer into a folder, which is created if necessary."""
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {"class": type(self).__name__, **self._save_files(folder)}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
-def load(folder):
-    """The tokenizer that `save` wrote.
+def load(folder: PathLike) -> Tokenizer:
+    """Load the tokenizer that `save` wrote.
 
     Args:
         folder: str or path.
@@ -149,12 +158,12 @@ def load(folder):
         A `Tokenizer`.
 
     Raises:
-        InputError: if there is no tokenizer, or it cannot be read.
+        InputError: if the folder has no tokenizer, or its files are invalid.
     """
     folder = pathlib.Path(folder)
     path = folder / "config.json"
     if not path.is_file():
-        raise InputError(f"{folder} holds no tokenizer ({path} is missing).")
+        raise InputError(f"{folder} has no tokenizer ({path} is missing).")
     try:
         config = json.loads(path.read_text("utf-8"))
         tokenizer_class = _CLASSES[config["class"]]

@@ -1,20 +1,20 @@
-"""Regular expressions as automata over the bytes of UTF-8."""
+"""Compile regular expressions to automata over UTF-8 bytes."""
 
 import collections
 import dataclasses
 import functools
 import re
-from re import _compiler, _parser  # private, but `re` names no other way to its parser
+from re import _compiler, _parser  # private, but `re` has no public access to its parser
 
 import numpy as np
 
 from keras_llm.errors import InputError
 from keras_llm.tokenizers.sentencepiece import ESCAPES
 
-_MOST_STATES = 20_000  # tables of this many take seconds and hundreds of megabytes
+_MOST_STATES = 20_000  # tables of this size take seconds and hundreds of megabytes
 _ACCEPT = (-1, -1)
-_WHOLE = -1  # the child that completes a character
-_BLOCKS = (  # first and last code point, the lead byte of code point 0, bytes that follow it
+_WHOLE = -1  # the child node that completes a character
+_BLOCKS = (  # first and last code point, lead byte of code point 0, number of bytes after it
     (0, 0x7F, 0, 0),
     (0x80, 0x7FF, 0xC0, 1),
     (0x800, 0xD7FF, 0xE0, 2),
@@ -27,7 +27,7 @@ _END = (_parser.AT_END, _parser.AT_END_STRING)
 _NAMES = {
     _parser.ASSERT: "look-around",
     _parser.ASSERT_NOT: "look-around",
-    _parser.AT: 'a word boundary, or "^" or "$" of lines',
+    _parser.AT: 'a word boundary, or a multiline "^" or "$"',
     _parser.ATOMIC_GROUP: "an atomic group",
     _parser.GROUPREF: "a back reference",
     _parser.GROUPREF_EXISTS: "a back reference",
@@ -37,10 +37,10 @@ _NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class ByteAutomaton:
-    """An automaton over bytes.
+    """A deterministic automaton over bytes.
 
     Attributes:
-        table: int32 array (S, 256), -1 where a byte is forbidden.
+        table: int32 array (S, 256), the next state; -1 if a byte is forbidden.
         start: int.
         accepting: bool array (S,).
     """
@@ -50,12 +50,12 @@ class ByteAutomaton:
     accepting: np.ndarray
 
 
-def of_pattern(pattern):
-    """The automaton of the UTF-8 texts that `re.fullmatch` matches with a pattern.
+def of_pattern(pattern: str) -> ByteAutomaton:
+    """Compile a pattern to an automaton of the UTF-8 texts that `re.fullmatch` matches.
 
-    Python's own parser reads the pattern, and its matcher says which characters a class holds, so
-    both mean here what they mean there. "$" is the very end, also where a line break could
-    follow. Some states may lead to no accepting one.
+    Python's own parser reads the pattern, and its matcher determines the characters of a class, so
+    both behave as in `re`. "$" only matches at the very end, not before a final line break. Some
+    states may not lead to an accepting state.
 
     Raises:
         InputError: if the pattern is invalid, is not regular, or needs too many states.
@@ -68,7 +68,7 @@ def of_pattern(pattern):
         raise InputError(f"`pattern` {short(pattern)} is invalid: {error}.") from None
     except _Impossible as reason:
         raise InputError(f"`pattern` {short(pattern)} {reason}.") from None
-    # A state is what may come next: places inside a character, each with the part after it.
+    # A state is the set of possible next steps: nodes inside a character, with the part after it.
     start = parts.expected(entry, at_beginning=True)
     number, todo, rows = {start: 0}, collections.deque([start]), []
     while todo:
@@ -87,26 +87,26 @@ def of_pattern(pattern):
     return ByteAutomaton(np.stack(rows), 0, np.array([_ACCEPT in state for state in number]))
 
 
-def short(pattern):
-    """A pattern as errors show it."""
+def short(pattern: str) -> str:
+    """Shorten a pattern for error messages."""
     return repr(pattern if len(pattern) <= 100 else pattern[:97] + "...")
 
 
 def _moves(parts, state):
-    """Yields the bytes that a state reads, in order, and the state after each."""
-    read, known = collections.defaultdict(list), {}
+    """Yield the bytes that a state reads, in order, with the next state of each."""
+    read, targets = collections.defaultdict(list), {}
     for node, after in state - {_ACCEPT}:
         for byte, child in parts.trees.nodes[node]:
             read[byte].append((child, after))
     for byte in sorted(read):
         places = tuple(read[byte])
-        if places not in known:
+        if places not in targets:
             items = (
                 parts.expected(after) if child == _WHOLE else {(child, after)}
                 for child, after in places
             )
-            known[places] = frozenset().union(*items)
-        yield byte, known[places]
+            targets[places] = frozenset().union(*items)
+        yield byte, targets[places]
 
 
 class _Impossible(Exception):
@@ -114,10 +114,10 @@ class _Impossible(Exception):
 
 
 class _Parts:
-    """The parts of a pattern, each a state of a nondeterministic automaton of characters.
+    """The parts of a pattern, each a state of a nondeterministic automaton over characters.
 
     A part is ("read", characters, next), ("any", list of next), ("beginning", next),
-    ("end", next) or ("accept",); a next is the number of a part.
+    ("end", next) or ("accept",); `next` is the index of a part.
     """
 
     def __init__(self):
@@ -128,13 +128,13 @@ class _Parts:
     def add(self, *part):
         if len(self._parts) >= _MOST_STATES:
             raise _Impossible(
-                f"has more than {_MOST_STATES} parts, its counted repetitions written out"
+                f"has more than {_MOST_STATES} parts after expanding its counted repetitions"
             )
         self._parts.append(part)
         return len(self._parts) - 1
 
     def sequence(self, nodes, flags, after):
-        """Add what Python's parser found, `after` behind it; returns where it begins."""
+        """Add the nodes of Python's parser, followed by `after`; return the index of the first."""
         for node in reversed(list(nodes)):
             after = self._node(node, flags, after)
         return after
@@ -152,7 +152,7 @@ class _Parts:
             return self._repeated(*value, flags, after)
         if kind is _parser.AT and not flags & re.MULTILINE and value in _BEGINNING + _END:
             return self.add("beginning" if value in _BEGINNING else "end", after)
-        raise _Impossible(f"has {_NAMES.get(kind, kind)}, which no automaton can follow")
+        raise _Impossible(f"has {_NAMES.get(kind, kind)}, which an automaton cannot represent")
 
     def _repeated(self, least, most, nodes, flags, after):
         if most is _parser.MAXREPEAT:
@@ -168,15 +168,17 @@ class _Parts:
         return after
 
     def expected(self, part, at_beginning=False):
-        """What may be read at a part: frozenset of (characters, next), and `_ACCEPT` where the
-        text may end."""
+        """Return what a part may read next.
+
+        This is a frozenset of (characters, next), with `_ACCEPT` if the text may end.
+        """
         if (part, at_beginning) not in self._expected:
             items, todo, seen = set(), [(part, False)], set()
             while todo:
-                here = at, ended = todo.pop()
-                if here in seen:
+                item = at, ended = todo.pop()
+                if item in seen:
                     continue
-                seen.add(here)
+                seen.add(item)
                 kind, *values = self._parts[at]
                 if kind == "accept":
                     items.add(_ACCEPT)
@@ -191,11 +193,11 @@ class _Parts:
 
 
 class _Trees:
-    """Sets of characters as trees of their UTF-8 bytes.
+    """Trees of UTF-8 bytes that represent sets of characters.
 
     Attributes:
-        nodes: list; each node is a tuple of (byte, child), a child the index of a node or
-            `_WHOLE`. Equal nodes are one.
+        nodes: list; each node is a tuple of (byte, child), where `child` is the index of a node or
+            `_WHOLE`. Equal nodes are shared.
     """
 
     def __init__(self):
@@ -204,7 +206,7 @@ class _Trees:
         self._tails = {}
 
     def root(self, ranges):
-        """The tree of a set of characters: a tuple of (first, last) code points -> its node."""
+        """Return the root node of a set of characters, a tuple of (first, last) code points."""
         edges = []
         for first, last, lead, count in _BLOCKS:
             inside = [(max(a, first), min(b, last)) for a, b in ranges if a <= last and b >= first]
@@ -212,7 +214,7 @@ class _Trees:
         return self._node(edges)
 
     def _edges(self, ranges, lead, count):
-        """Of numbers whose first digit is a byte from `lead` on, with `count` digits after it."""
+        """Return the edges of numbers with a first digit from byte `lead` on and `count` more."""
         width, parts = 64**count, collections.defaultdict(list)
         for first, last in ranges:
             for part in range(first // width, last // width + 1):
@@ -236,7 +238,7 @@ class _Trees:
 
 
 def _characters(node, flags):
-    """The characters that a node of Python's parser matches, a tuple of (first, last)."""
+    """Return the characters that a parser node matches, a tuple of (first, last)."""
     kind, value = node
     if kind is _parser.LITERAL and not flags & re.IGNORECASE:
         return ((value, value),)
@@ -249,7 +251,7 @@ def _matched(kind, value, flags):
     one = _parser.SubPattern(tree.state, [(kind, list(value) if kind is _parser.IN else value)])
     tree.append((_parser.MAX_REPEAT, (1, _parser.MAXREPEAT, one)))
     runs = _compiler.compile(tree, flags).finditer(_every_character())
-    # There are no surrogates among the characters, so those above are 0x800 further.
+    # The string omits the surrogates, so later characters are shifted by 0x800.
     ends = [(run.start(), run.end() - 1) for run in runs]
     return tuple((a + 0x800 * (a >= 0xD800), b + 0x800 * (b >= 0xD800)) for a, b in ends)
 
@@ -259,12 +261,12 @@ def _every_character():
     return "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
 
 
-def of_escaped(automaton):
-    """The automaton of the texts' escaped forms.
+def of_escaped(automaton: ByteAutomaton) -> ByteAutomaton:
+    """Return the automaton of the escaped forms of the texts.
 
-    Where a text goes on with a character that is escaped, its escaped form goes on with the
-    escape, which is a character too, and a letter. So the bytes of the escape lead over states
-    of their own, from which other characters that begin with the same bytes go on as before.
+    Where a text continues with a character that is escaped, its escaped form continues with the
+    escape character and a letter. The bytes of the escape therefore pass through new states, from
+    which other characters with the same first bytes continue as before.
     """
     table = automaton.table
     escape = ESCAPES[0][0].encode()
@@ -290,10 +292,10 @@ def of_escaped(automaton):
     return ByteAutomaton(np.stack(rows), automaton.start, accepting)
 
 
-def _follow(table, spelled):
-    """The state after some bytes from every state, (S,)."""
+def _follow(table, data):
+    """Return the state after reading some bytes from every state, (S,)."""
     states = np.arange(len(table))
-    for byte in spelled:
+    for byte in data:
         states = np.where(states < 0, -1, table[states, byte])
     return states
 

@@ -1,23 +1,26 @@
-"""Byte-level byte-pair encoding: the tokenizers of GPT-2, Llama 3, Qwen and SmolLM."""
+"""Implement byte-level byte-pair encoding, as in GPT-2, Llama 3, Qwen and SmolLM."""
 
 import functools
 import json
 import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Self, cast
 
 import tokenizers
 
 from keras_llm.errors import InputError
 from keras_llm.files import read_utf8
 from keras_llm.tokenizers.base import MASKS, Tokenizer
-from keras_llm.tokenizers.byte_pair_graph import BytePairGraph
+from keras_llm.tokenizers.graph.byte_pair import BytePairGraph
 from keras_llm.tokenizers.pre_tokenizers import PRE_TOKENIZERS
+from keras_llm.types import JSON, PathLike, Tensor
 
 _VOCABULARY_FILE, _MERGES_FILE = "vocab.json", "merges.txt"
 _PAD, _BOS, _EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 
 
-def _bytes_to_characters():
-    """GPT-2's printable stand-ins: a list of 256 one-character strs."""
+def _bytes_to_characters() -> list[str]:
+    """Return the printable characters that GPT-2 writes for the 256 bytes, a list of str."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     characters = {byte: chr(byte) for byte in printable}
@@ -30,31 +33,30 @@ _BYTES = {character: byte for byte, character in enumerate(CHARACTERS)}
 
 
 class BytePair(Tokenizer):
-    """Byte-pair encoding over bytes: text is cut into words, and in each word the adjacent pair
-    that was learnt first is merged until no learnt pair is left.
+    """A byte-level byte-pair tokenizer.
 
-    A vocabulary with all 256 bytes spells any text, so `decode(encode(text)) == text` unless the
-    text is normalised. A byte that the vocabulary lacks is left out, as in the original.
+    Text is split into words. In each word, the adjacent pair that was learned first is merged,
+    until no learned pair is left. A vocabulary with all 256 bytes can represent any text, so
+    `decode(encode(text)) == text` unless the text is normalized. Bytes outside the vocabulary are
+    dropped, as in the original.
 
     Args:
-        vocabulary: dict str -> id, the bytes written as GPT-2 writes them (a space is "Ġ").
-        merges: list of str "left right", the first learnt first.
-        pre_tokenizer: how text is cut into words: "gpt2", "llama3", "qwen" or "smollm".
-        special_tokens: dict str -> id, or strs in `vocabulary`. Together with the vocabulary
+        vocabulary: dict str -> id, with bytes written as in GPT-2 (a space is "Ġ").
+        merges: list of str "left right", in the order in which they were learned.
+        pre_tokenizer: how to split text into words: "gpt2", "llama3", "qwen" or "smollm".
+        special_tokens: dict str -> id, or strs in `vocabulary`. Together with the vocabulary,
             their ids are 0..V-1.
-        bos, eos, pad, unk: str, special tokens or tokens, or None. Without `pad` the end token
-            pads.
-        normalization: "NFC", or None to take the text as it is. In a graph it is the NFC of
-            TensorFlow's Unicode tables, where combining marks that Unicode 10 or a later
-            version added keep their place among others.
-        ignore_merges: bool. Whether a word that is in the vocabulary is that token, whatever
-            the merges say (Llama 3).
-        add_bos: bool. Whether a text given to the model begins with the begin token.
-        lstrip: strs, the special tokens that, where they are parsed, take the white space
-            before them.
+        bos, eos, pad, unk: str, special tokens or tokens, or None. `pad` defaults to the end
+            token.
+        normalization: "NFC", or None for no normalization. Graphs use the NFC of TensorFlow's
+            Unicode tables, which does not reorder combining marks added in Unicode 10 or later.
+        ignore_merges: bool. Whether a word in the vocabulary is encoded as that token,
+            regardless of the merges (Llama 3).
+        add_bos: bool. Whether a text passed to the model starts with the begin token.
+        lstrip: strs, the special tokens that include the white space before them when parsed.
 
     Raises:
-        InputError: naming the argument that is wrong.
+        InputError: if an argument is invalid; the message names it.
 
     Example:
     >>> tok = BytePair.train(["low lower lowest"] * 9, vocabulary_size=270)
@@ -68,19 +70,19 @@ class BytePair(Tokenizer):
 
     def __init__(
         self,
-        vocabulary,
-        merges,
-        pre_tokenizer="gpt2",
-        special_tokens=(),
-        bos=None,
-        eos=None,
-        pad=None,
-        unk=None,
-        normalization=None,
-        ignore_merges=False,
-        add_bos=True,
-        lstrip=(),
-    ):
+        vocabulary: dict[str, int],
+        merges: Iterable[str],
+        pre_tokenizer: str = "gpt2",
+        special_tokens: dict[str, int] | Sequence[str] = (),
+        bos: str | None = None,
+        eos: str | None = None,
+        pad: str | None = None,
+        unk: str | None = None,
+        normalization: str | None = None,
+        ignore_merges: bool = False,
+        add_bos: bool = True,
+        lstrip: Iterable[str] = (),
+    ) -> None:
         if pre_tokenizer not in PRE_TOKENIZERS:
             names = ", ".join(map(repr, PRE_TOKENIZERS))
             raise InputError(f"`pre_tokenizer` must be one of {names}, got {pre_tokenizer!r}.")
@@ -108,24 +110,28 @@ class BytePair(Tokenizer):
 
     @classmethod
     def train(
-        cls, files_or_iterable, vocabulary_size=8000, pre_tokenizer="gpt2", special_tokens=()
-    ):
-        """Learn a vocabulary.
+        cls,
+        files_or_iterable: str | pathlib.Path | Iterable[str | pathlib.Path],
+        vocabulary_size: int = 8000,
+        pre_tokenizer: str = "gpt2",
+        special_tokens: Iterable[str] = (),
+    ) -> Self:
+        """Train a tokenizer.
 
         Args:
             files_or_iterable: a path (str or Path) or list of Paths of UTF-8 text files, or an
-                iterable of str, each a text.
-            vocabulary_size: int, at most this many tokens: 256 bytes, the special tokens and
-                as many merges as the text gives. V.
-            pre_tokenizer: as in the class.
+                iterable of str, one per text.
+            vocabulary_size: int, the maximum number of tokens: 256 bytes, the special tokens and
+                as many merges as the text yields. V.
+            pre_tokenizer: see the class.
             special_tokens: strs, such as "<|im_start|>", that follow the padding, begin and end
-                tokens, which are ids 0, 1 and 2.
+                tokens, which have the ids 0, 1 and 2.
 
         Returns:
-            A `BytePair`. The same texts give the same tokenizer.
+            A `BytePair`. The same texts yield the same tokenizer.
 
         Raises:
-            InputError: if there is no text, or the vocabulary is too small.
+            InputError: if there is no text, or `vocabulary_size` is too small.
         """
         special_tokens = list(dict.fromkeys([_PAD, _BOS, _EOS, *special_tokens]))
         least = 256 + len(special_tokens)
@@ -149,52 +155,52 @@ class BytePair(Tokenizer):
             model["vocab"], merges, pre_tokenizer, special_tokens, bos=_BOS, eos=_EOS, pad=_PAD
         )
 
-    def encode(self, text, parse_special=False):
-        """A str -> its token ids, a list of ints. No begin or end token is added.
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
+        """Encode a str as a list of token ids, without begin or end token.
 
         Args:
             text: str.
-            parse_special: bool. Whether special tokens that the text spells become their ids;
-                otherwise they are plain text. Never true for text that a user typed.
+            parse_special: bool. Whether special tokens in the text become their ids; otherwise
+                they are plain text. Never use True for text that a user typed.
         """
         rust = self.rust if parse_special else self._plain
         return rust.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts, parse_special=False):
+    def encode_batch(self, texts: Iterable[str], parse_special: bool = False) -> list[list[int]]:
         rust = self.rust if parse_special else self._plain
         encodings = rust.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
-    def encode_with_offsets(self, text):
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         encoding = self._plain.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
-    def decode(self, ids):
-        spelled = self._spelled
+    def decode(self, ids: Iterable[int]) -> str:
+        token_bytes = self._token_bytes
         try:
-            return b"".join([spelled[i] for i in ids]).decode("utf-8", "replace")
+            return b"".join([token_bytes[i] for i in ids]).decode("utf-8", "replace")
         except KeyError as error:
-            raise InputError(f"`ids`: {error} is not in 0 to {len(spelled) - 1}.") from None
+            raise InputError(f"`ids`: {error} is not in 0 to {len(token_bytes) - 1}.") from None
 
-    def token(self, index):
-        return self.rust.id_to_token(index) if index >= 0 else ""
+    def token(self, index: int) -> str:
+        return cast(str, self.rust.id_to_token(index)) if index >= 0 else ""
 
-    def tokenize(self, strings):
+    def tokenize(self, strings: Tensor) -> Tensor:
         return self._graph.tokenize(strings)
 
-    def tokenize_with_offsets(self, strings):
+    def tokenize_with_offsets(self, strings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self._graph.tokenize_with_offsets(strings)
 
-    def detokenize(self, ids):
+    def detokenize(self, ids: Tensor) -> Tensor:
         return self._graph.detokenize(ids)
 
-    def graph_resources(self):
+    def graph_resources(self) -> list[Any]:
         return self._graph.resources
 
-    def _is_partial(self, text):
+    def _is_partial(self, text: str) -> bool:
         return text.endswith("\ufffd")
 
-    def _save_files(self, folder):
+    def _save_files(self, folder: pathlib.Path) -> JSON:
         text = json.dumps(self.vocabulary, ensure_ascii=False)
         (folder / _VOCABULARY_FILE).write_text(text, "utf-8")
         text = "".join(merge + "\n" for merge in ("#version: 0.2", *self.merges))
@@ -210,7 +216,7 @@ class BytePair(Tokenizer):
         }
 
     @classmethod
-    def _load_files(cls, folder, config):
+    def _load_files(cls, folder: pathlib.Path, config: JSON) -> Self:
         vocabulary = read_json(folder / _VOCABULARY_FILE)
         merges = read_merges(folder / _MERGES_FILE)
         options = {name: value for name, value in config.items() if name != "class"}
@@ -222,13 +228,13 @@ class BytePair(Tokenizer):
             raise InputError(f"{folder}: {error}") from None
 
     @functools.cached_property
-    def _plain(self):
-        """The original library's tokenizer that takes special tokens for plain text."""
+    def _plain(self) -> tokenizers.Tokenizer:
+        """The `tokenizers.Tokenizer` that treats special tokens as plain text."""
         return self._in_rust()
 
     @functools.cached_property
-    def rust(self):
-        """The original library's `tokenizers.Tokenizer`, which parses special tokens."""
+    def rust(self) -> tokenizers.Tokenizer:
+        """The `tokenizers.Tokenizer` that parses special tokens."""
         rust = self._in_rust()
         rust.add_special_tokens(
             [
@@ -238,7 +244,7 @@ class BytePair(Tokenizer):
         )
         return rust
 
-    def _in_rust(self):
+    def _in_rust(self) -> tokenizers.Tokenizer:
         merges = [tuple(merge.split(" ")) for merge in self.merges]
         model = tokenizers.models.BPE(self.vocabulary, merges, ignore_merges=self.ignore_merges)
         rust = tokenizers.Tokenizer(model)
@@ -249,30 +255,30 @@ class BytePair(Tokenizer):
         return rust
 
     @functools.cached_property
-    def _bytes(self):
-        """The bytes of every token by id; None for special tokens, which no word spells."""
-        tokens = [None] * self.vocabulary_size
+    def _bytes(self) -> list[bytes | None]:
+        """The bytes of every token by id; None for special tokens, which words never contain."""
+        tokens: list[bytes | None] = [None] * self.vocabulary_size
         for token, index in self.vocabulary.items():
             if token not in self.special_tokens and all(c in _BYTES for c in token):
                 tokens[index] = bytes(_BYTES[c] for c in token)
         return tokens
 
     @functools.cached_property
-    def _spelled(self):
-        """What every id decodes to: dict id -> bytes, in the order of the ids."""
-        spelled = dict(enumerate(self._bytes))
+    def _token_bytes(self) -> dict[int, bytes]:
+        """The decoded bytes of every id: dict id -> bytes, ordered by id."""
+        token_bytes: dict[int, Any] = dict(enumerate(self._bytes))
         for token, index in self.vocabulary.items():
-            if spelled[index] is None:
-                spelled[index] = token.encode()
+            if token_bytes[index] is None:
+                token_bytes[index] = token.encode()
         for index in (self.pad_id, self.bos_id, self.eos_id):
             if index >= 0:
-                spelled[index] = b""
-        return spelled
+                token_bytes[index] = b""
+        return token_bytes
 
     @functools.cached_property
-    def _graph(self):
+    def _graph(self) -> BytePairGraph:
         model = self._plain.model
-        whole_words = {}  # those that the merges leave in one piece
+        whole_words = {}  # tokens that the merges build completely
         for token, index in self.vocabulary.items():
             if self._bytes[index] and [t.id for t in model.tokenize(token)] == [index]:
                 whole_words[self._bytes[index]] = index
@@ -284,33 +290,35 @@ class BytePair(Tokenizer):
             byte_ids=[vocabulary.get(character, -1) for character in CHARACTERS],
             merges=[(vocabulary[a], vocabulary[b], vocabulary[a + b]) for a, b in merges],
             whole_words=whole_words,
-            spelled=list(self._spelled.values()),
+            spelled=list(self._token_bytes.values()),
         )
 
 
-def texts_of(caller, source):
-    """The texts of `files_or_iterable`, none empty.
+def texts_of(
+    caller: str, source: str | pathlib.Path | Iterable[str | pathlib.Path]
+) -> Iterator[str]:
+    """Yield the non-empty texts of `files_or_iterable`.
 
     Raises:
-        InputError: if there are none, or a file cannot be read.
+        InputError: if there is no text, or a file cannot be read.
     """
     if isinstance(source, (str, pathlib.Path)):
         source = [pathlib.Path(source)]
-    found = False
+    has_text = False
     for item in source:
         text = read_utf8(item) if isinstance(item, pathlib.Path) else item
         if text:
-            found = True
+            has_text = True
             yield text
-    if not found:
-        raise InputError(f"{caller}: `files_or_iterable` holds no text.")
+    if not has_text:
+        raise InputError(f"{caller}: `files_or_iterable` has no text.")
 
 
-def read_json(path):
-    """What a JSON file holds.
+def read_json(path: PathLike) -> Any:
+    """Read a JSON file.
 
     Raises:
-        InputError: if it is missing or not JSON.
+        InputError: if the file is missing or not JSON.
     """
     try:
         return json.loads(read_utf8(path))
@@ -318,8 +326,8 @@ def read_json(path):
         raise InputError(f"{path} is not JSON: {error}.") from None
 
 
-def read_merges(path):
-    """The merges of a merges.txt, a list of str "left right"."""
+def read_merges(path: PathLike) -> list[str]:
+    """Read the merges of a merges.txt, a list of str "left right"."""
     lines = read_utf8(path).split("\n")
     if lines[0].startswith("#version"):
         del lines[0]
@@ -327,7 +335,7 @@ def read_merges(path):
 
 
 def _checked_ids(vocabulary, special_tokens):
-    """All tokens, dict str -> id, and the special ones, both in the order of the ids."""
+    """Validate tokens; return all tokens, dict str -> id, and the special ones, ordered by id."""
     if not isinstance(vocabulary, dict):
         raise InputError(
             f"`vocabulary` must be a dict of str to id, got {type(vocabulary).__name__}."
@@ -341,10 +349,12 @@ def _checked_ids(vocabulary, special_tokens):
     owners = {}
     for token, index in tokens.items():
         if not isinstance(token, str) or not token or type(index) is not int:
-            raise InputError(f"`vocabulary`: {token!r} has id {index!r}; a str and an int go.")
+            raise InputError(
+                f"`vocabulary` must map str to int, got id {index!r} for token {token!r}."
+            )
         if vocabulary.get(token, index) != index:
             raise InputError(
-                f"`special_tokens`: {token!r} has id {index}, but {vocabulary[token]} in "
+                f"`special_tokens`: {token!r} has id {index}, but id {vocabulary[token]} in "
                 "`vocabulary`."
             )
         if owners.setdefault(index, token) != token:
@@ -368,6 +378,6 @@ def _checked_merges(merges, vocabulary):
         for token in (*parts, "".join(parts)):
             if token not in vocabulary:
                 raise InputError(
-                    f"`merges` {index} ({merge!r}) names {token!r}, which is not in `vocabulary`."
+                    f"`merges` {index} ({merge!r}) uses {token!r}, which is not in `vocabulary`."
                 )
     return merges

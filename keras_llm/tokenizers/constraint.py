@@ -1,4 +1,4 @@
-"""Regular expressions and JSON schemas as automata over a tokenizer's tokens."""
+"""Compile regular expressions and JSON schemas to automata over a tokenizer's tokens."""
 
 import dataclasses
 import functools
@@ -11,21 +11,22 @@ from keras_llm.tokenizers.byte_automaton import of_escaped, of_pattern, short
 from keras_llm.tokenizers.byte_pair import CHARACTERS, BytePair
 from keras_llm.tokenizers.json_schema import json_schema_regex
 from keras_llm.tokenizers.sentencepiece import SentencePiece
+from keras_llm.types import JSON
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenAutomaton:
-    """Which tokens may follow, and where each leads.
+    """The allowed tokens and the next state for every state of a constraint.
 
-    Tokens that lead to the same states from every state share a column, so that the table has
-    S x C entries, not S x V. From every state some tokens lead to an accepting one. The end
-    token is allowed in the accepting states only, and leaves the state as it is.
+    Tokens with the same transitions share a column, so that the table has S x C entries instead
+    of S x V. An accepting state is reachable from every state. The end token is allowed only in
+    accepting states and does not change the state.
 
     Attributes:
-        next_state: int32 array (S, C); -1 where the tokens of a class are forbidden.
+        next_state: int32 array (S, C); -1 if the tokens of a class are forbidden.
         token_class: int32 array (V,), the column of each token.
         start: int, the state before the first token.
-        accepting: bool array (S,), where the text may end.
+        accepting: bool array (S,), whether the text may end.
     """
 
     next_state: np.ndarray
@@ -33,12 +34,12 @@ class TokenAutomaton:
     start: int
     accepting: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for array in (self.next_state, self.token_class, self.accepting):
             array.setflags(write=False)
 
-    def allowed(self, state):
-        """The tokens that may come next.
+    def allowed(self, state: int | np.ndarray) -> np.ndarray:
+        """Return which tokens may come next.
 
         Args:
             state: int or int array (B,), >= 0.
@@ -48,39 +49,39 @@ class TokenAutomaton:
         """
         return self.next_state[_checked(state)][..., self.token_class] >= 0
 
-    def advance(self, state, token):
-        """The state after a token.
+    def advance(self, state: int | np.ndarray, token: int | np.ndarray) -> np.int32 | np.ndarray:
+        """Return the state after a token.
 
         Args:
             state: int or int array (B,), >= 0.
             token: int or int array (B,), token ids.
 
         Returns:
-            Int32 scalar or array (B,); -1 where the token is forbidden.
+            Int32 scalar or array (B,); -1 if the token is forbidden.
         """
         return self.next_state[_checked(state), self.token_class[_checked(token)]]
 
 
-def constrain_regex(pattern, tokenizer):
-    """The automaton of the token sequences whose whole text a regular expression matches.
+def constrain_regex(pattern: str, tokenizer: BytePair | SentencePiece) -> TokenAutomaton:
+    """Return the automaton of the token sequences whose text matches a regular expression.
 
-    The text is what `tokenizer.decode` gives for the generated tokens alone. Tokens may end
-    inside a character. Special tokens, and others that no text spells, are forbidden. The
-    result of a call is kept for later calls with the same pattern and tokenizer.
+    The whole text of the generated tokens, as decoded by `tokenizer.decode`, must match. Tokens may
+    end inside a character. Special tokens and tokens that no text contains are forbidden. Results
+    are cached by pattern and tokenizer.
 
     Args:
         pattern: str, as for Python's `re`, without look-around, back references, word
-            boundaries, atomic groups and possessive quantifiers; "$" is the very end. Counted
-            repetitions multiply states: 500 of "." make 4,001.
+            boundaries, atomic groups and possessive quantifiers; "$" only matches at the very
+            end. Counted repetitions multiply states: 500 of "." take 4,001.
         tokenizer: a `BytePair` or `SentencePiece` with an end token.
 
     Returns:
         A `TokenAutomaton`.
 
     Raises:
-        InputError: if the pattern is invalid, cannot be an automaton or is too large; if the
-            tokens spell no text that it matches; if the tokenizer has no end token or does not
-            say what its tokens spell.
+        InputError: if the pattern is invalid, cannot be represented as an automaton or is too
+            large; if no token sequence matches; if the tokenizer has no end token or its tokens
+            do not determine the text.
 
     Example:
     >>> tok = BytePair.train(["yes or no"], vocabulary_size=262)
@@ -97,11 +98,13 @@ def constrain_regex(pattern, tokenizer):
     return _constrained(pattern, tokenizer)
 
 
-def constrain_json_schema(schema, tokenizer):
-    """The automaton of the token sequences whose whole text is JSON that fulfils a schema.
+def constrain_json_schema(
+    schema: JSON | str, tokenizer: BytePair | SentencePiece
+) -> TokenAutomaton:
+    """Return the automaton of the token sequences whose text is JSON that satisfies a schema.
 
     Args:
-        schema: dict, or str of JSON; the keywords are those of
+        schema: dict, or str of JSON; the supported keywords are those of
             `keras_llm.tokenizers.json_schema.json_schema_regex`.
         tokenizer: a `BytePair` or `SentencePiece` with an end token.
 
@@ -109,8 +112,8 @@ def constrain_json_schema(schema, tokenizer):
         A `TokenAutomaton`.
 
     Raises:
-        InputError: naming the place in the schema and what is wrong there; or as
-            `constrain_regex`.
+        InputError: if the schema is invalid; the message names the location and the problem. See
+            also `constrain_regex`.
     """
     return _constrained(json_schema_regex(schema), tokenizer)
 
@@ -119,7 +122,7 @@ def constrain_json_schema(schema, tokenizer):
 def _constrained(pattern, tokenizer):
     spelling = _spelling(tokenizer)
     if tokenizer.eos_id < 0:
-        raise InputError("`tokenizer` has no end token, so that no text could end.")
+        raise InputError("`tokenizer` has no end token, so that a text could never end.")
     automaton = of_pattern(pattern)
     if spelling.escaped:
         automaton = of_escaped(automaton)
@@ -132,23 +135,23 @@ def _checked(index):
     return index
 
 
-# What tokens spell
+# Token texts
 
 
 @dataclasses.dataclass(frozen=True)
 class _Spelling:
-    """What the tokens of a tokenizer spell.
+    """The text of each token of a tokenizer.
 
     Attributes:
         tokens: list of bytes, None for tokens that are never allowed.
-        first: the same for tokens at the beginning of a text, where they may spell less; None
-            where they do not.
-        repeats: bool. Whether what follows a first token that spells nothing is again first.
-        escaped: bool. Whether the tokens spell a text as `SentencePiece` escapes it.
+        first: the same at the start of a text, where a token may have less text; None if there is
+            no difference.
+        repeats: bool. Whether the token after an empty first token is also a first token.
+        escaped: bool. Whether the tokens contain text as escaped by `SentencePiece`.
     """
 
-    tokens: list
-    first: list | None = None
+    tokens: list[bytes | None]
+    first: list[bytes | None] | None = None
     repeats: bool = False
     escaped: bool = False
 
@@ -160,8 +163,8 @@ def _spelling(tokenizer):
     if isinstance(tokenizer, SentencePiece):
         return _of_sentence_piece(tokenizer)
     raise InputError(
-        f"`tokenizer` is a {type(tokenizer).__name__}, whose tokens do not spell a text exactly; "
-        "a BytePair or SentencePiece can be constrained."
+        f"`tokenizer` is a {type(tokenizer).__name__}, whose tokens do not determine the text; "
+        "only BytePair and SentencePiece are supported."
     )
 
 
@@ -195,14 +198,14 @@ def _of_sentence_piece(tokenizer):
         tokens.append(spelled)
         first.append(spelled if begins == text else begins.encode())
     spec = model.normalizer_spec
-    # Decoding takes away the space that encoding puts before a text.
+    # Decoding removes the space that encoding puts before a text.
     strips = spec.add_dummy_prefix or spec.remove_extra_whitespaces
     return _Spelling(
         tokens, first if strips else None, spec.remove_extra_whitespaces, tokenizer.escape
     )
 
 
-# From bytes to tokens
+# Token transitions
 
 
 def _of_tokens(automaton, spelling, stop_id, pattern):
@@ -210,9 +213,9 @@ def _of_tokens(automaton, spelling, stop_id, pattern):
     kept = _useful(moves, start, accepting)
     if not kept[start]:
         raise InputError(
-            f"`pattern` {short(pattern)}: the tokens of `tokenizer` spell no text that it matches."
+            f"`pattern` {short(pattern)}: no token sequence of `tokenizer` matches it."
         )
-    number = np.full(len(kept) + 1, -1, np.int32)  # the last entry is what -1 stays
+    number = np.full(len(kept) + 1, -1, np.int32)  # the last entry maps -1 to -1
     number[:-1][kept] = np.arange(kept.sum())
     columns, inverse = np.unique(number[moves[:, kept]], axis=0, return_inverse=True)
     accepting = accepting[kept]
@@ -224,10 +227,10 @@ def _of_tokens(automaton, spelling, stop_id, pattern):
 
 
 def _moves(automaton, spelling):
-    """Where tokens lead from every state.
+    """Compute the state that each token leads to from every state.
 
     Returns:
-        moves (C, S), classes (V,) that name each token's row in it, start, and accepting (S,).
+        moves (C, S), classes (V,) with each token's row in `moves`, start, and accepting (S,).
     """
     effects = _Effects(automaton.table)
     ids = np.array([effects.of(spelled) for spelled in spelling.tokens])
@@ -235,7 +238,7 @@ def _moves(automaton, spelling):
     if spelling.first is None:
         used, classes = np.unique(ids, return_inverse=True)
         return effects.vectors(used), classes, start, accepting
-    # What begins a text is read in a state of its own.
+    # Tokens at the start of a text are read in a separate state.
     begin = len(accepting)
     first = np.array([effects.of(spelled) for spelled in spelling.first])
     used, classes = np.unique(first, return_inverse=True)
@@ -247,10 +250,10 @@ def _moves(automaton, spelling):
 
 
 class _Effects:
-    """The effect of a token: the state it leads to from every state, (S,).
+    """The effects of tokens, each an array (S,) of the state that a token leads to.
 
-    Few effects differ, so each is computed once: that of a token from that of all but its last
-    byte, and bytes that no state tells apart are taken for one.
+    Few effects are distinct, so each is computed only once: from the effect of the token without
+    its last byte, and with bytes that behave the same in all states treated as one.
     """
 
     _DEAD = 0
@@ -258,7 +261,7 @@ class _Effects:
     def __init__(self, table):
         columns, kinds = np.unique(table, axis=1, return_inverse=True)
         self._kinds = bytes(kinds.reshape(-1).tolist())
-        # The entry added at the end is what -1 stays.
+        # The last entry maps -1 to -1.
         self._columns = np.pad(columns.T, ((0, 0), (0, 1)), constant_values=-1).astype(np.int32)
         identity = np.arange(len(table), dtype=np.int32)
         self._vectors = [np.full_like(identity, -1), identity]
@@ -266,7 +269,7 @@ class _Effects:
         self._next = {}
 
     def of(self, spelled):
-        """Bytes -> the id of their effect; None, a token that is never allowed, leads nowhere."""
+        """Return the id of the effect of some bytes; None is a token that is never allowed."""
         if spelled is None:
             return self._DEAD
         effect = 1
@@ -278,7 +281,7 @@ class _Effects:
         return effect
 
     def vectors(self, ids):
-        """Ids (C,) -> their effects, int32 (C, S)."""
+        """Return the effects with the ids (C,), int32 (C, S)."""
         return np.stack([self._vectors[i] for i in ids])
 
     def _extended(self, effect, kind):
@@ -291,7 +294,7 @@ class _Effects:
 
 
 def _useful(moves, start, accepting):
-    """The states that tokens reach from the start and that reach an accepting one, bool (S,)."""
+    """Return the states on a path from the start to an accepting state, bool (S,)."""
     following = [np.unique(moves[:, state]) for state in range(len(accepting))]
     following = [targets[targets >= 0].tolist() for targets in following]
     leading = [[] for _ in following]
@@ -303,12 +306,12 @@ def _useful(moves, start, accepting):
     return alive & _reached(following, [start])
 
 
-def _reached(neighbours, seeds):
-    seen = np.zeros(len(neighbours), bool)
+def _reached(neighbors, seeds):
+    seen = np.zeros(len(neighbors), bool)
     seen[seeds] = True
     todo = list(seeds)
     while todo:
-        for state in neighbours[todo.pop()]:
+        for state in neighbors[todo.pop()]:
             if not seen[state]:
                 seen[state] = True
                 todo.append(state)

@@ -1,9 +1,10 @@
-"""Tokenizers from the metadata of GGUF files."""
+"""Load tokenizers from the metadata of GGUF files."""
 
 from keras_llm.errors import InputError
 from keras_llm.tokenizers import sentencepiece_model
 from keras_llm.tokenizers.byte_pair import BytePair
 from keras_llm.tokenizers.sentencepiece import SentencePiece
+from keras_llm.types import JSON
 
 _PRE_TOKENIZERS = {
     "gpt-2": "gpt2",
@@ -22,30 +23,30 @@ _ROLES = {
 }
 
 
-def from_gguf_metadata(fields):
-    """The tokenizer that a GGUF file describes.
+def from_gguf_metadata(fields: JSON) -> BytePair | SentencePiece:
+    """Load the tokenizer of a GGUF file.
 
-    The ids are llama.cpp's, but for user-defined tokens: `BytePair` parses them only with
-    `parse_special`, and `SentencePiece` puts no space after one.
+    The ids equal those of llama.cpp, except around user-defined tokens: `BytePair` parses them
+    only with `parse_special`, and `SentencePiece` adds no space after them.
 
     Args:
-        fields: dict of the file's metadata, keys as in the file ("tokenizer.ggml.model",
-            "tokenizer.ggml.tokens", ...), values plain Python or NumPy ones.
+        fields: dict of the file's metadata with the keys of the file ("tokenizer.ggml.model",
+            "tokenizer.ggml.tokens", ...) and plain Python or NumPy values.
 
     Returns:
         A `BytePair` ("gpt2") or `SentencePiece` ("llama"). `encode(text, parse_special=True)`
         parses unknown, control and user-defined tokens.
 
     Raises:
-        InputError: naming the field that is missing or cannot be represented.
+        InputError: if a field is missing or not supported; the message names it.
     """
-    fields = _Fields(fields)
-    kind = str(fields.need("model"))
+    values = _Fields(fields)
+    kind = str(values.need("model"))
     if kind == "gpt2":
-        return _byte_pair(fields)
+        return _byte_pair(values)
     if kind == "llama":
-        return _sentence_piece(fields)
-    raise InputError(f'tokenizer.ggml.model is {kind!r}; only "gpt2" and "llama" can be read.')
+        return _sentence_piece(values)
+    raise InputError(f'tokenizer.ggml.model is {kind!r}; only "gpt2" and "llama" are supported.')
 
 
 class _Fields:
@@ -70,7 +71,7 @@ class _Fields:
         return values
 
     def roles(self, num_tokens):
-        """Ids by role, -1 where the file names none."""
+        """Return the token id of each role, -1 if the file has none."""
         roles = {}
         for role, name in _ROLES.items():
             roles[role] = int(self.get(name, -1))
@@ -85,14 +86,14 @@ def _byte_pair(fields):
     pre_tokenizer = str(fields.need("pre"))
     if pre_tokenizer not in _PRE_TOKENIZERS:
         names = ", ".join(map(repr, _PRE_TOKENIZERS))
-        raise InputError(f"tokenizer.ggml.pre is {pre_tokenizer!r}; only {names} can be read.")
+        raise InputError(f"tokenizer.ggml.pre is {pre_tokenizer!r}; only {names} are supported.")
     pre_tokenizer = _PRE_TOKENIZERS[pre_tokenizer]
     tokens = [str(token) for token in fields.need("tokens")]
     types = fields.column("token_type", int, len(tokens))
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) < len(tokens):
-        twice = next(token for index, token in enumerate(tokens) if vocabulary[token] != index)
-        raise InputError(f"tokenizer.ggml.tokens holds {twice!r} twice.")
+        duplicate = next(token for index, token in enumerate(tokens) if vocabulary[token] != index)
+        raise InputError(f"tokenizer.ggml.tokens contains {duplicate!r} twice.")
     llama3 = pre_tokenizer == "llama3"
     return BytePair(
         vocabulary,

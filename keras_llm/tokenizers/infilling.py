@@ -1,6 +1,7 @@
-"""The special tokens of fill-in-the-middle."""
+"""Look up the special tokens of fill-in-the-middle."""
 
 from keras_llm.errors import InputError
+from keras_llm.tokenizers.base import Tokenizer
 
 INFILLING_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 _SPELLINGS = (
@@ -9,18 +10,18 @@ _SPELLINGS = (
 )
 
 
-def infilling_tokens(tokenizer):
-    """The ids of the tokens that stand before prefix, suffix and middle: a tuple of three ints.
+def infilling_tokens(tokenizer: Tokenizer) -> tuple[int, int, int]:
+    """Return the ids of the prefix, suffix and middle tokens: a tuple of three ints.
 
     Args:
         tokenizer: a `Tokenizer`, e.g. trained with `special_tokens=INFILLING_TOKENS`.
 
     Raises:
-        InputError: if it has none.
+        InputError: if the tokenizer has no such tokens.
     """
     for tokens in _SPELLINGS:
         if set(tokens) <= set(tokenizer.special_tokens):
             return tuple(tokenizer.special_tokens[token] for token in tokens)
     raise InputError(
-        f"the tokenizer has no tokens to fill in the middle, such as {', '.join(INFILLING_TOKENS)}."
+        f"the tokenizer has no fill-in-the-middle tokens such as {', '.join(INFILLING_TOKENS)}."
     )

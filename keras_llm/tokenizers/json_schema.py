@@ -1,10 +1,11 @@
-"""JSON schemas as regular expressions."""
+"""Convert JSON schemas to regular expressions."""
 
 import json
 import math
 import re
 
 from keras_llm.errors import InputError
+from keras_llm.types import JSON
 
 _ANNOTATIONS = {
     "$comment",
@@ -39,12 +40,12 @@ _PYTHON_TYPES = {
     "boolean": bool,
     "null": type(None),
 }
-# No escape spells half a surrogate pair, so every unit of a string is one code point.
+# An escape never encodes half a surrogate pair, so every unit of a string is one code point.
 _CHARACTER = (
     r'(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|'
     r"\\u(?:[0-9a-cefA-CEF][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2}))"
 )
-_NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?"  # within a double
+_NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?"  # fits a double
 _LEAP_YEAR = r"(?:[12][0-9](?:0[48]|[2468][048]|[13579][26])|(?:1[26]|2[048])00)"
 _DATE = (
     r"(?:[12][0-9]{3}-(?:(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])"
@@ -62,20 +63,20 @@ _FORMATS = {
 _COMMA, _COLON = ", ?", ": ?"
 
 
-def json_schema_regex(schema):
-    """A regular expression of JSON texts that fulfil a schema.
+def json_schema_regex(schema: JSON | str) -> str:
+    """Return a regular expression of JSON texts that satisfy a schema.
 
-    Each text it matches is JSON, on one line with at most one space after a comma or colon, and
-    fulfils the schema. It does not match every text that does: the properties of an object come
-    in the schema's order and there are no others, `enum` and `const` are spelled as Python's
-    `json` spells them, and dates lie between the years 1000 and 2999.
+    Each matching text is JSON on one line, with at most one space after a comma or colon, and
+    satisfies the schema. Not every text that satisfies the schema matches: objects have only the
+    listed properties, in the schema's order; `enum` and `const` are formatted by Python's `json`;
+    and dates are between the years 1000 and 2999.
 
     Keywords:
-        any schema: `type` (one or a list), `enum`, `const`, `anyOf`, `allOf` and `oneOf` of one
-            schema, `$ref` within the schema and not to itself; annotations such as `title` and
-            `default` say nothing of the text.
-        object: `properties` (needed), `required`, `additionalProperties` (true or false).
-        array: `items` (needed), `minItems`, `maxItems`.
+        any schema: `type` (one or a list), `enum`, `const`, `anyOf`, `allOf` and `oneOf` with one
+            schema, `$ref` within the schema without recursion. Annotations such as `title` and
+            `default` are ignored.
+        object: `properties` (required), `required`, `additionalProperties` (true or false).
+        array: `items` (required), `minItems`, `maxItems`.
         string: `minLength`, `maxLength`, or `format` ("date", "time", "date-time" or "uuid").
         integer: `minimum`, `maximum`, `exclusiveMinimum`, `exclusiveMaximum`.
 
@@ -83,11 +84,11 @@ def json_schema_regex(schema):
         schema: dict, or str of JSON.
 
     Returns:
-        A str, in syntax that Python's `re` and Rust's `regex` share.
+        A str, in the syntax that Python's `re` and Rust's `regex` share.
 
     Raises:
-        InputError: naming the place in the schema and what is wrong there, a keyword that is
-            not listed above included.
+        InputError: if the schema is invalid or uses a keyword not listed above; the message names
+            the location in the schema and the problem.
 
     Example:
     >>> json_schema_regex({"type": "array", "items": {"type": "integer", "minimum": 7}})
@@ -109,7 +110,7 @@ class _Schema:
         self._root = root
 
     def regex(self, schema, place, references):
-        """The expression of one schema; `references` are those that led to it."""
+        """Return the expression of a schema; `references` are the references leading to it."""
         if not isinstance(schema, dict):
             raise _wrong(place, f"a schema must be an object, got {schema!r}")
         if "$ref" in schema:
@@ -127,8 +128,8 @@ class _Schema:
             names = ", ".join(map(repr, _KEYWORDS))
             raise _wrong(
                 place,
-                f"`type` must be one or more of {names} where there is neither `enum`, `const`, "
-                f"`anyOf` nor `$ref`; got {schema.get('type')!r}",
+                f"`type` must be one or more of {names} unless there is `enum`, `const`, "
+                f"`anyOf` or `$ref`; got {schema.get('type')!r}",
             )
         _only(schema, set().union({"type"}, *(_KEYWORDS[t] for t in types)), place)
         return _any_of([self._typed(t, schema, place, references) for t in types])
@@ -175,7 +176,7 @@ class _Schema:
         if not isinstance(schemas, list) or not schemas:
             raise _wrong(place, f"`{keyword}` must list schemas, got {schemas!r}")
         if keyword != "anyOf" and len(schemas) > 1:
-            raise _wrong(place, f"`{keyword}` of more than one schema is not supported")
+            raise _wrong(place, f"`{keyword}` with more than one schema is not supported")
         return _any_of(
             [
                 self.regex(schema, f"{place}/{keyword}/{index}", references)
@@ -188,19 +189,19 @@ class _Schema:
             raise _wrong(place, f"`$ref` must begin with '#/', got {reference!r}")
         if reference in references or reference == "#":
             raise _wrong(
-                place, f"{reference!r} contains itself, which no regular expression can say"
+                place, f"{reference!r} contains itself, which a regular expression cannot represent"
             )
         schema = self._root
         for part in reference.split("/")[1:]:
             part = part.replace("~1", "/").replace("~0", "~")
             if not isinstance(schema, dict) or part not in schema:
-                raise _wrong(place, f"`$ref` {reference!r} leads nowhere")
+                raise _wrong(place, f"`$ref` {reference!r} does not exist")
             schema = schema[part]
         return self.regex(schema, reference, (*references, reference))
 
 
 def _values(schema, place):
-    """`enum` or `const`, of the values that have the `type`."""
+    """Return the expression of the values in `enum` or `const` that have the `type`."""
     _only(schema, {"enum", "const", "type"}, place)
     values = schema.get("enum", [schema.get("const")])
     if not isinstance(values, list):
@@ -215,7 +216,9 @@ def _values(schema, place):
     try:
         return _any_of([_literal(value) for value in fitting])
     except (TypeError, ValueError):
-        raise _wrong(place, f"`enum` or `const` holds what is no JSON: {fitting!r}") from None
+        raise _wrong(
+            place, f"`enum` or `const` has a value that is not JSON: {fitting!r}"
+        ) from None
 
 
 def _has_type(value, kind):
@@ -262,7 +265,7 @@ def _integer(schema, place):
 
 
 def _naturals(low, high):
-    """Alternatives that spell the integers low..high; `high` None is without end."""
+    """Return alternatives for the integers low..high; `high` None means no upper bound."""
     if high is None:
         digits = len(str(low))
         return [_same_length(str(low), "9" * digits), f"[1-9][0-9]{{{digits},}}"]
@@ -272,7 +275,7 @@ def _naturals(low, high):
 
 
 def _same_length(low, high):
-    """The numbers from `low` to `high`, decimal strs of one length."""
+    """Return an expression of the numbers from `low` to `high`, decimal strs of equal length."""
     if not low:
         return ""
     rest = len(low) - 1
@@ -293,12 +296,12 @@ def _same_length(low, high):
 
 
 def _members(members, required):
-    """Members in their order, those that are not required present or not, commas between."""
+    """Join members in order, where those not required are optional, with commas between."""
     if True in required:
         anchor = required.index(True)
         before = "".join(f"(?:{m}{_COMMA})?" for m in members[:anchor])
         return before + members[anchor] + _following(members, required, anchor)
-    # One alternative for each member that can be the first.
+    # One alternative for each member that can come first.
     first = [m + _following(members, required, i) for i, m in enumerate(members)]
     return f"(?:{'|'.join(first)})?" if first else ""
 
@@ -316,7 +319,7 @@ def _counts(schema, least, most, place):
         if value is not None and (type(value) is not int or value < 0):
             raise _wrong(place, f"`{name}` must be an int >= 0, got {value!r}")
     if values[1] is not None and values[0] > values[1]:
-        raise _wrong(place, f"`{least}` {values[0]} is above `{most}` {values[1]}")
+        raise _wrong(place, f"`{least}` {values[0]} is greater than `{most}` {values[1]}")
     return values
 
 
@@ -337,7 +340,7 @@ def _only(schema, keywords, place):
     unknown = sorted(set(schema) - keywords - _ANNOTATIONS)
     if unknown:
         allowed = ", ".join(f"`{keyword}`" for keyword in sorted(keywords))
-        raise _wrong(place, f"`{unknown[0]}` is not supported, here can be {allowed}")
+        raise _wrong(place, f"`{unknown[0]}` is not supported; supported here: {allowed}")
 
 
 def _wrong(place, what):

@@ -1,8 +1,9 @@
-"""How byte-level BPE cuts a text into words, in Python and in a graph.
+"""Split texts into words for byte-level BPE, in Python and in a graph.
 
-The original patterns look ahead (`\\s+(?!\\S)`: a run of white space without its last character
-if a word follows), which RE2, TensorFlow's regular expressions, cannot. In a graph a byte that no
-UTF-8 text contains is put where a run is to be cut, before the words are matched.
+The original patterns use look-ahead (`\\s+(?!\\S)`: a run of white space without its last character
+if a word follows), which RE2, the regular expression engine of TensorFlow, does not support. In a
+graph, a byte that never occurs in UTF-8 is therefore inserted where a run must be split, before the
+words are matched.
 """
 
 import dataclasses
@@ -10,22 +11,23 @@ import functools
 
 import tokenizers
 
-from keras_llm.tokenizers import character_classes
+from keras_llm.tokenizers.graph import character_classes
+from keras_llm.types import Tensor
 
 CUT = b"\xff"
 
 
 @dataclasses.dataclass(frozen=True)
 class PreTokenizer:
-    """One way to cut.
+    """A rule that splits texts into words.
 
     Attributes:
-        pattern: str, the original's regular expression, whose matches are the words.
-        words: str, the same for RE2 in texts that are cut. `<L>`, `<N>`, `<S>`, `<B>` and
+        pattern: str, the original regular expression, whose matches are the words.
+        words: str, the equivalent for RE2 on texts with cuts. `<L>`, `<N>`, `<S>`, `<B>` and
             `<D>` stand for the insides of the classes of letters, numbers, white space, white
-            space that breaks no line, and digits.
-        cut: str for RE2, what a cut comes between: two groups.
-        split_digits: bool. Whether every digit is a word of its own before `pattern` applies.
+            space without line breaks, and digits.
+        cut: str for RE2 with two groups, between which a cut is inserted.
+        split_digits: bool. Whether every digit becomes a separate word before `pattern` applies.
     """
 
     pattern: str
@@ -33,8 +35,8 @@ class PreTokenizer:
     cut: str
     split_digits: bool = False
 
-    def in_rust(self):
-        """The `tokenizers.pre_tokenizers.PreTokenizer` that gives byte-level words."""
+    def in_rust(self) -> tokenizers.pre_tokenizers.PreTokenizer:
+        """Return the `tokenizers.pre_tokenizers.PreTokenizer` that yields byte-level words."""
         rust = tokenizers.pre_tokenizers
         digits = [rust.Digits(individual_digits=True)] if self.split_digits else []
         return rust.Sequence(
@@ -46,22 +48,23 @@ class PreTokenizer:
         )
 
     @staticmethod
-    def parts(strings):
-        """Where any of these patterns cuts: before a space that follows a visible character.
+    def parts(strings: Tensor) -> Tensor:
+        """Split where any of these patterns splits: before a space after a visible character.
 
-        Strings (B,) -> string `tf.RaggedTensor` (B, None) of longer parts, many of them alike.
+        Maps strings (B,) to a string `tf.RaggedTensor` (B, None) of longer parts, many of which
+        are equal.
         """
         import tensorflow as tf
 
         strings = tf.strings.regex_replace(strings, "([!-~])( )", rb"\1" + CUT + rb"\2")
         return tf.strings.split(strings, CUT)
 
-    def in_graph(self, strings):
-        """String tensor (B,) of UTF-8 -> string `tf.RaggedTensor` (B, None) of words."""
+    def in_graph(self, strings: Tensor) -> Tensor:
+        """Split a string tensor (B,) of UTF-8 into words, a string `tf.RaggedTensor` (B, None)."""
         import tensorflow as tf
 
-        strings = tf.strings.regex_replace(strings, _spelled(self.cut), rb"\1" + CUT + rb"\2")
-        strings = tf.strings.regex_replace(strings, _spelled(self.words), rb"\0" + CUT)
+        strings = tf.strings.regex_replace(strings, _expanded(self.cut), rb"\1" + CUT + rb"\2")
+        strings = tf.strings.regex_replace(strings, _expanded(self.words), rb"\0" + CUT)
         words = tf.strings.split(strings, CUT)
         return tf.ragged.boolean_mask(words, words != "")
 
@@ -75,7 +78,7 @@ _LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n<L><N>]?[<L>]+|[<N>]{1,3}|"
     r" ?[^<S><L><N>]+[\r\n]*|[<S>]*[\r\n]+|[<S>]+"
 )
-# A run that a line break ends is a word with it.
+# White space that ends in a line break is one word.
 _LLAMA3_CUT = r"([<S>])([<B>][^<S>])"
 
 PRE_TOKENIZERS = {
@@ -100,7 +103,7 @@ PRE_TOKENIZERS = {
 
 
 @functools.cache
-def _spelled(pattern):
+def _expanded(pattern):
     for name, inside in (
         ("<L>", lambda: character_classes.matching(r"\p{L}")),
         ("<N>", lambda: character_classes.matching(r"\p{N}")),

@@ -1,4 +1,4 @@
-"""SentencePiece models put together from parts that came apart."""
+"""Build, extend and inspect serialized SentencePiece models."""
 
 from sentencepiece import sentencepiece_model_pb2
 
@@ -8,20 +8,22 @@ _PIECE = sentencepiece_model_pb2.ModelProto.SentencePiece
 _ROLES = ("bos", "eos", "pad", "unk")
 
 
-def completed(model, added=(), roles=None):
-    """A model with tokens that another program keeps beside it.
+def completed(
+    model: bytes, added: dict[str, int] | tuple[()] = (), roles: dict[str, str | None] | None = None
+) -> bytes:
+    """Add tokens to a model that are stored in other files.
 
     Args:
-        model: bytes, a serialised SentencePiece model.
-        added: dict str -> id. Those that the model lacks follow its pieces as control pieces.
-        roles: dict of "bos", "eos", "pad" to a piece; only control pieces count. Others keep
-            what the model says.
+        model: bytes, a serialized SentencePiece model.
+        added: dict str -> id. Tokens that the model lacks are appended as control pieces.
+        roles: dict of "bos", "eos", "pad" to a piece; only control pieces are used. Other roles
+            keep the model's pieces.
 
     Returns:
-        bytes, a serialised SentencePiece model.
+        bytes, a serialized SentencePiece model.
 
     Raises:
-        InputError: if the ids of `added` are not the model's, or do not follow them.
+        InputError: if the ids of `added` differ from the model's or do not follow them.
     """
     proto = _parsed(model)
     ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
@@ -29,32 +31,39 @@ def completed(model, added=(), roles=None):
         expected = ids.setdefault(token, len(proto.pieces))
         if index != expected:
             raise InputError(
-                f"the added token {token!r} has id {index}, where the SentencePiece model leaves "
+                f"the added token {token!r} has id {index}, but the SentencePiece model expects "
                 f"{expected}."
             )
         if index == len(proto.pieces):
             proto.pieces.add(piece=token, score=0.0, type=_PIECE.CONTROL)
-    for role, token in (roles or {}).items():
-        if ids.get(token) is not None and proto.pieces[ids[token]].type == _PIECE.CONTROL:
-            setattr(proto.trainer_spec, f"{role}_piece", token)
-            setattr(proto.trainer_spec, f"{role}_id", ids[token])
+    for role, name in (roles or {}).items():
+        if ids.get(name) is not None and proto.pieces[ids[name]].type == _PIECE.CONTROL:
+            setattr(proto.trainer_spec, f"{role}_piece", name)
+            setattr(proto.trainer_spec, f"{role}_id", ids[name])
     return proto.SerializeToString()
 
 
-def from_pieces(pieces, scores, types, roles, add_dummy_prefix, remove_extra_whitespaces):
-    """A BPE model of pieces with scores.
+def from_pieces(
+    pieces: list[str],
+    scores: list[float],
+    types: list[int],
+    roles: dict[str, int],
+    add_dummy_prefix: bool,
+    remove_extra_whitespaces: bool,
+) -> bytes:
+    """Build a BPE model from pieces with scores.
 
     Args:
         pieces: list of str.
-        scores: list of float, the highest merged first.
+        scores: list of float; the highest score is merged first.
         types: list of int, as in SentencePiece: 1 normal, 2 unknown, 3 control, 4 user
             defined, 5 unused, 6 byte.
-        roles: dict of "bos", "eos", "pad", "unk" to an id, or -1 where there is none.
+        roles: dict of "bos", "eos", "pad", "unk" to an id, or -1 if there is none.
         add_dummy_prefix: bool. Whether a space is put before a text.
-        remove_extra_whitespaces: bool.
+        remove_extra_whitespaces: bool. Whether extra white space is removed from a text.
 
     Returns:
-        bytes, a serialised SentencePiece model.
+        bytes, a serialized SentencePiece model.
     """
     proto = sentencepiece_model_pb2.ModelProto()
     for piece, score, kind in zip(pieces, scores, types, strict=True):
@@ -66,7 +75,7 @@ def from_pieces(pieces, scores, types, roles, add_dummy_prefix, remove_extra_whi
     for role in _ROLES:
         index = roles.get(role, -1)
         setattr(spec, f"{role}_id", index)
-        # An empty name finds no piece.
+        # An empty name matches no piece.
         setattr(spec, f"{role}_piece", pieces[index] if index >= 0 else "")
     proto.normalizer_spec.name = "identity"
     proto.normalizer_spec.add_dummy_prefix = add_dummy_prefix
@@ -74,20 +83,20 @@ def from_pieces(pieces, scores, types, roles, add_dummy_prefix, remove_extra_whi
     return proto.SerializeToString()
 
 
-def pieces(model):
-    """The pieces of a serialised model by id, a list of str."""
+def pieces(model: bytes) -> list[str]:
+    """Return the pieces of a serialized model by id, a list of str."""
     return [piece.piece for piece in _parsed(model).pieces]
 
 
-def parts(model):
-    """Pieces (list of str), scores (list of float) and ids of control and unknown pieces."""
-    found = _parsed(model).pieces
-    special = [i for i, p in enumerate(found) if p.type in (_PIECE.CONTROL, _PIECE.UNKNOWN)]
-    return [p.piece for p in found], [p.score for p in found], special
+def parts(model: bytes) -> tuple[list[str], list[float], list[int]]:
+    """Return pieces (list of str), scores (list of float) and ids of control and unknown pieces."""
+    pieces = _parsed(model).pieces
+    special = [i for i, p in enumerate(pieces) if p.type in (_PIECE.CONTROL, _PIECE.UNKNOWN)]
+    return [p.piece for p in pieces], [p.score for p in pieces], special
 
 
-def is_unigram(model):
-    """Whether a serialised model is a unigram model; the other kind here is BPE."""
+def is_unigram(model: bytes) -> bool:
+    """Return whether a serialized model is a unigram model; otherwise it is a BPE model."""
     spec = _parsed(model).trainer_spec
     return spec.model_type == sentencepiece_model_pb2.TrainerSpec.UNIGRAM
 
@@ -96,6 +105,6 @@ def _parsed(model):
     proto = sentencepiece_model_pb2.ModelProto()
     try:
         proto.ParseFromString(model)
-    except Exception as error:  # protobuf's class of it depends on its implementation
+    except Exception as error:  # the exception class depends on the protobuf implementation
         raise InputError(f"not a SentencePiece model: {error}") from None
     return proto

@@ -1,7 +1,10 @@
-"""WordPiece: the tokenizers of BERT and of its descendants."""
+"""Implement WordPiece tokenizers, as in BERT and its derivatives."""
 
 import collections
 import functools
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, Self, cast
 
 import tokenizers
 
@@ -9,7 +12,8 @@ from keras_llm.errors import InputError
 from keras_llm.files import read_utf8
 from keras_llm.tokenizers.base import Tokenizer
 from keras_llm.tokenizers.byte_pair import texts_of
-from keras_llm.tokenizers.word_piece_graph import WordPieceGraph
+from keras_llm.tokenizers.graph.word_piece import WordPieceGraph
+from keras_llm.types import JSON, PathLike, Tensor
 
 _FILE = "vocab.txt"
 _PAD, _UNK, _CLS, _SEP, _MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -17,26 +21,28 @@ PREFIX = "##"
 
 
 class WordPiece(Tokenizer):
-    """Words cut at white space and punctuation, and each spelled by the longest pieces.
+    """A WordPiece tokenizer.
 
-    Control characters are dropped; a word that the pieces cannot spell is one unknown token. So
-    the text that `decode` gives is what BERT sees, not always the text that was encoded.
+    Text is split at white space and punctuation, and each word is encoded by its longest pieces.
+    Control characters are dropped, and a word that the pieces cannot represent becomes one unknown
+    token. So `decode` returns the text as BERT sees it, not always the text that was encoded.
 
     Args:
-        vocabulary: list of str, the pieces by id; one that continues a word begins with "##".
-            "[UNK]" must be there. "[PAD]", "[CLS]" (begin), "[SEP]" (end) and "[MASK]" are the
-            special tokens, with "[UNK]", where they are there.
-        lowercase: bool.
-        strip_accents: bool, or None for what `lowercase` is.
+        vocabulary: list of str, the pieces by id; one that continues a word starts with "##".
+            "[UNK]" is required. "[PAD]", "[CLS]" (begin), "[SEP]" (end) and "[MASK]", as far as
+            they are present, are special tokens together with "[UNK]".
+        lowercase: bool. Whether to lowercase the text.
+        strip_accents: bool. Whether to strip accents; None means the value of `lowercase`.
         split_chinese: bool. Whether each Chinese character is a word.
-        max_word_length: int, characters; a longer word is unknown.
-        special_tokens: strs in `vocabulary`, more that `parse_special` finds in a text.
+        max_word_length: int, characters; longer words are unknown.
+        special_tokens: strs in `vocabulary`, additional special tokens that `parse_special`
+            recognizes.
 
     Attributes:
-        mask_id: int, the id of "[MASK]", or -1.
+        mask_id: int, the id of "[MASK]", or -1 if there is none.
 
     Raises:
-        InputError: naming the argument that is wrong.
+        InputError: if an argument is invalid; the message names it.
 
     Example:
     >>> tok = WordPiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##want", "##ed"])
@@ -52,13 +58,13 @@ class WordPiece(Tokenizer):
 
     def __init__(
         self,
-        vocabulary,
-        lowercase=True,
-        strip_accents=None,
-        split_chinese=True,
-        max_word_length=100,
-        special_tokens=(),
-    ):
+        vocabulary: Iterable[str],
+        lowercase: bool = True,
+        strip_accents: bool | None = None,
+        split_chinese: bool = True,
+        max_word_length: int = 100,
+        special_tokens: Sequence[str] = (),
+    ) -> None:
         self.vocabulary = _checked(vocabulary)
         self.lowercase = bool(lowercase)
         self.strip_accents = strip_accents
@@ -79,24 +85,30 @@ class WordPiece(Tokenizer):
         self.add_bos = self.bos_id >= 0
 
     @classmethod
-    def train(cls, files_or_iterable, vocabulary_size=8000, lowercase=True, special_tokens=()):
-        """Learn a vocabulary.
+    def train(
+        cls,
+        files_or_iterable: str | pathlib.Path | Iterable[str | pathlib.Path],
+        vocabulary_size: int = 8000,
+        lowercase: bool = True,
+        special_tokens: Iterable[str] = (),
+    ) -> Self:
+        """Train a tokenizer.
 
         Args:
             files_or_iterable: a path (str or Path) or list of Paths of UTF-8 text files, or an
-                iterable of str, each a text.
-            vocabulary_size: int, at most this many pieces: the special tokens, the characters
-                of the text (a quarter as many, the rarest left out; each at the beginning of a
-                word, inside one, or both), and what they make up. V.
+                iterable of str, one per text.
+            vocabulary_size: int, the maximum number of pieces: the special tokens, the characters
+                of the text (at most a quarter of the size, the most frequent ones; each at the
+                start of a word, inside one, or both), and merged pieces. V.
             lowercase: bool. Whether to lowercase and strip accents.
             special_tokens: strs that follow "[PAD]", "[UNK]", "[CLS]", "[SEP]" and "[MASK]",
-                which are ids 0 to 4.
+                which have the ids 0 to 4.
 
         Returns:
-            A `WordPiece`. The same texts give the same tokenizer.
+            A `WordPiece`. The same texts yield the same tokenizer.
 
         Raises:
-            InputError: if there is no text, or the vocabulary is too small.
+            InputError: if there is no text, or `vocabulary_size` is too small.
         """
         special_tokens = list(dict.fromkeys([*SPECIAL_TOKENS, *special_tokens]))
         least = len(special_tokens) + 64
@@ -121,60 +133,60 @@ class WordPiece(Tokenizer):
             vocabulary = rust.get_vocab()
             return sorted(vocabulary, key=vocabulary.get)
 
-        # The trainer meets the characters inside words in an order that changes from run to
-        # run, and breaks ties by it: they are collected first and given in one order.
+        # The trainer sees the characters inside words in an order that varies between runs and
+        # uses it to break ties. Collect them first and pass them in a fixed order.
         inside = sorted(piece for piece in learn([], 0) if piece.startswith(PREFIX))
         vocabulary = learn([*special_tokens, *inside], vocabulary_size)
         return cls(vocabulary, lowercase=lowercase, special_tokens=special_tokens)
 
-    def encode(self, text, parse_special=False):
-        """A str -> its token ids, a list of ints. No begin or end token is added.
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
+        """Encode a str as a list of token ids, without begin or end token.
 
         Args:
             text: str.
-            parse_special: bool. Whether special tokens that the text spells become their ids;
-                otherwise they are plain text.
+            parse_special: bool. Whether special tokens in the text become their ids; otherwise
+                they are plain text.
         """
         rust = self.rust if parse_special else self._plain
         return rust.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts, parse_special=False):
+    def encode_batch(self, texts: Iterable[str], parse_special: bool = False) -> list[list[int]]:
         rust = self.rust if parse_special else self._plain
         encodings = rust.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
-    def encode_with_offsets(self, text):
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         encoding = self._plain.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int]) -> str:
         silent = (self.pad_id, self.bos_id, self.eos_id)
         ids = [i for i in ids if i not in silent]
-        wrong = [i for i in ids if not 0 <= i < self.vocabulary_size]
-        if wrong:
-            raise InputError(f"`ids`: {wrong[0]} is not in 0 to {self.vocabulary_size - 1}.")
+        invalid = [i for i in ids if not 0 <= i < self.vocabulary_size]
+        if invalid:
+            raise InputError(f"`ids`: {invalid[0]} is not in 0 to {self.vocabulary_size - 1}.")
         pieces = [self.vocabulary[i] for i in ids]
         return self._plain.decoder.decode(pieces)
 
-    def token(self, index):
-        return self.rust.id_to_token(index) if index >= 0 else ""
+    def token(self, index: int) -> str:
+        return cast(str, self.rust.id_to_token(index)) if index >= 0 else ""
 
-    def tokenize(self, strings):
+    def tokenize(self, strings: Tensor) -> Tensor:
         return self._graph.tokenize(strings)
 
-    def tokenize_with_offsets(self, strings):
+    def tokenize_with_offsets(self, strings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self._graph.tokenize_with_offsets(strings)
 
-    def detokenize(self, ids):
+    def detokenize(self, ids: Tensor) -> Tensor:
         return self._graph.detokenize(ids)
 
-    def graph_resources(self):
+    def graph_resources(self) -> list[Any]:
         return self._graph.resources
 
-    def _is_partial(self, text):
+    def _is_partial(self, text: str) -> bool:
         return False
 
-    def _save_files(self, folder):
+    def _save_files(self, folder: pathlib.Path) -> JSON:
         (folder / _FILE).write_bytes("".join(p + "\n" for p in self.vocabulary).encode())
         return {
             "lowercase": self.lowercase,
@@ -185,7 +197,7 @@ class WordPiece(Tokenizer):
         }
 
     @classmethod
-    def _load_files(cls, folder, config):
+    def _load_files(cls, folder: pathlib.Path, config: JSON) -> Self:
         options = {name: value for name, value in config.items() if name != "class"}
         try:
             return cls(read_vocabulary(folder / _FILE), **options)
@@ -193,20 +205,20 @@ class WordPiece(Tokenizer):
             raise InputError(f"{folder / 'config.json'}: {error}") from None
 
     @functools.cached_property
-    def _plain(self):
-        """The original library's tokenizer that takes special tokens for plain text."""
+    def _plain(self) -> tokenizers.Tokenizer:
+        """The `tokenizers.Tokenizer` that treats special tokens as plain text."""
         return self._in_rust()
 
     @functools.cached_property
-    def rust(self):
-        """The original library's `tokenizers.Tokenizer`, which parses special tokens."""
+    def rust(self) -> tokenizers.Tokenizer:
+        """The `tokenizers.Tokenizer` that parses special tokens."""
         rust = self._in_rust()
         rust.add_special_tokens(
             [tokenizers.AddedToken(token, normalized=False) for token in self.special_tokens]
         )
         return rust
 
-    def _in_rust(self):
+    def _in_rust(self) -> tokenizers.Tokenizer:
         model = tokenizers.models.WordPiece(
             {piece: index for index, piece in enumerate(self.vocabulary)},
             unk_token=_UNK,
@@ -223,7 +235,7 @@ class WordPiece(Tokenizer):
         return rust
 
     @functools.cached_property
-    def _graph(self):
+    def _graph(self) -> WordPieceGraph:
         strips = self.lowercase if self.strip_accents is None else self.strip_accents
         return WordPieceGraph(
             (self.lowercase, bool(strips), self.split_chinese),
@@ -237,7 +249,7 @@ class WordPiece(Tokenizer):
 
 
 def _alphabet(texts, most):
-    """The `most` most frequent characters of normalised texts, ties in order."""
+    """Return the `most` most frequent characters of normalized texts, with ties in order."""
     characters = collections.Counter()
     for text in texts:
         characters.update(text)
@@ -245,8 +257,8 @@ def _alphabet(texts, most):
     return sorted(c for c, _ in ordered[:most] if not c.isspace())
 
 
-def read_vocabulary(path):
-    """The pieces of a vocab.txt, one a line."""
+def read_vocabulary(path: PathLike) -> list[str]:
+    """Read the pieces of a vocab.txt, one per line."""
     lines = read_utf8(path).split("\n")
     return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
 
@@ -258,11 +270,11 @@ def _checked(vocabulary):
     for index, piece in enumerate(vocabulary):
         if not isinstance(piece, str) or not piece or "\x00" in piece or "\n" in piece:
             raise InputError(
-                f"`vocabulary` {index} must be a str with neither U+0000 nor a line break, got "
+                f"`vocabulary` {index} must be a non-empty str without U+0000 and line breaks, got "
                 f"{piece!r}."
             )
         if seen.setdefault(piece, index) != index:
             raise InputError(f"`vocabulary`: {piece!r} has the ids {seen[piece]} and {index}.")
     if _UNK not in seen:
-        raise InputError(f'`vocabulary` of {len(vocabulary)} pieces lacks "{_UNK}".')
+        raise InputError(f'`vocabulary` with {len(vocabulary)} pieces has no "{_UNK}".')
     return vocabulary

@@ -1,23 +1,28 @@
-"""What `fit` needs for language models: losses, metrics, callbacks, exact evaluation."""
+"""Train and evaluate language models: losses, metrics, callbacks, optimizers and trainers."""
 
-from keras_llm.training.answers import evaluate_answers
-from keras_llm.training.base import Trainer
-from keras_llm.training.callbacks import BestWeights, ProgressBar
-from keras_llm.training.chunked import ChunkedCrossEntropy
-from keras_llm.training.classification import (
+from typing import Any
+
+from keras_llm.training.adapters.lora import add_lora, load_lora, merge_lora, save_lora
+from keras_llm.training.callbacks.callbacks import BestWeights, ProgressBar
+from keras_llm.training.callbacks.resume import Resume
+from keras_llm.training.distribution.distribution import (
+    TensorParallel,
+    layout_map,
+    set_distribution,
+)
+from keras_llm.training.losses.contrastive import ContrastiveLoss, siamese
+from keras_llm.training.losses.cross_entropy import ChunkedCrossEntropy
+from keras_llm.training.losses.glove import GloVeLoss
+from keras_llm.training.memory import plan_memory
+from keras_llm.training.metrics.answers import evaluate_answers
+from keras_llm.training.metrics.classification import (
     CalibrationError,
     confusion_matrix,
     evaluate_classifier,
 )
-from keras_llm.training.code import pass_at_k
-from keras_llm.training.contrastive import ContrastiveLoss, siamese
-from keras_llm.training.distillation import DistillationTrainer
-from keras_llm.training.distribution import TensorParallel, layout_map, set_distribution
-from keras_llm.training.learned import evaluate_examples, log_probabilities
-from keras_llm.training.lora import add_lora, load_lora, merge_lora, save_lora
-from keras_llm.training.losses import GloVeLoss
-from keras_llm.training.memory import plan_memory
-from keras_llm.training.metrics import (
+from keras_llm.training.metrics.code import pass_at_k
+from keras_llm.training.metrics.example_likelihood import evaluate_examples, log_probabilities
+from keras_llm.training.metrics.language_model import (
     Perplexity,
     TokenAccuracy,
     evaluate_language_model,
@@ -25,23 +30,24 @@ from keras_llm.training.metrics import (
     evaluate_targets,
     evaluate_unigram,
 )
-from keras_llm.training.ngrams import (
+from keras_llm.training.metrics.ngrams import (
     Trigram,
     distinct_n,
     evaluate_trigram,
     memorization_rate,
 )
-from keras_llm.training.optimizers import AdamW, Lion, Muon
-from keras_llm.training.preference import DPO, ORPO, PreferenceTrainer
-from keras_llm.training.regression import evaluate_regression
+from keras_llm.training.metrics.regression import evaluate_regression
+from keras_llm.training.metrics.summaries import evaluate_summaries
+from keras_llm.training.metrics.translation import evaluate_translations
+from keras_llm.training.metrics.word_vectors import evaluate_analogies, evaluate_similarities
+from keras_llm.training.optimizers.optimizers import AdamW, Lion, Muon
+from keras_llm.training.optimizers.schedules import WarmupDecay
 from keras_llm.training.remat import rematerialize
-from keras_llm.training.resume import Resume
-from keras_llm.training.schedules import WarmupDecay
-from keras_llm.training.sentence_pairs import SentencePairTrainer
-from keras_llm.training.summaries import evaluate_summaries
-from keras_llm.training.trainer import LanguageModelTrainer, check_token_ids
-from keras_llm.training.translation import evaluate_translations
-from keras_llm.training.word_vectors import evaluate_analogies, evaluate_similarities
+from keras_llm.training.trainers.base import Trainer
+from keras_llm.training.trainers.distillation import DistillationTrainer
+from keras_llm.training.trainers.language_model import LanguageModelTrainer, check_token_ids
+from keras_llm.training.trainers.preference import DPO, ORPO, PreferenceTrainer
+from keras_llm.training.trainers.sentence_pairs import SentencePairTrainer
 
 __all__ = [
     "DPO",
@@ -98,9 +104,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
-    if name == "TensorBoard":  # the one part that needs TensorFlow
-        from keras_llm.training.tensorboard import TensorBoard
+def __getattr__(name: str) -> Any:
+    if name == "TensorBoard":  # imported lazily: the only class that requires TensorFlow
+        from keras_llm.training.callbacks.tensorboard import TensorBoard
 
         return TensorBoard
     raise AttributeError(f"module 'keras_llm.training' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""How much memory a training takes, told before it begins."""
+"""Predict the memory that training a model takes."""
 
 import contextlib
 import math
@@ -10,40 +10,47 @@ from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.layers.activations import get_activation, slope_of
 from keras_llm.models.deferred import shapes_only
-from keras_llm.training.chunked import CHUNK_ELEMENTS
-from keras_llm.training.eight_bit import coded_bytes, is_coded
+from keras_llm.training.losses.cross_entropy import CHUNK_ELEMENTS
+from keras_llm.training.optimizers.quantized_moments import coded_bytes, is_coded
 
-_CHUNKS = 5  # tensors as large as a chunk of logits that are alive at once
-_HEADS = 8  # copies and gradients of the output head's kernel, beside its weight
+_CHUNKS = 5  # tensors of the size of a chunk of logits that are alive at the same time
+_HEADS = 8  # copies and gradients of the output head's kernel, in addition to its weight
 _NAMES = ("batch_size", "sequence_length")
 
 
-def plan_memory(config, batch_size, sequence_length, optimizer="adamw", remat=False, dtype=None):
+def plan_memory(
+    config: models.CausalLMConfig,
+    batch_size: int,
+    sequence_length: int,
+    optimizer: str | keras.optimizers.Optimizer = "adamw",
+    remat: bool = False,
+    dtype: str | keras.DTypePolicy | None = None,
+) -> dict[str, int]:
     """Predict the peak memory of training a causal language model with `LanguageModelTrainer`.
 
-    Weights and the state of the optimizer are counted exactly, of variables that are described but
-    not allocated. Activations are what the operations of a block hold for the backward pass, by
-    a formula; they are an estimate, as are the gradients and the chunks of the loss.
+    Weights and optimizer state are exact, computed from the shapes of variables that are not
+    allocated. Activations (the tensors that a block stores for the backward pass, by a formula),
+    gradients and the chunks of the loss are estimates.
 
     Args:
         config: a `CausalLMConfig`.
         batch_size: int > 0, B.
         sequence_length: int > 0, T.
-        optimizer: a Keras optimizer, or the name of one.
-        remat: bool, whether the blocks are rematerialised.
-        dtype: Keras dtype policy. Defaults to the global one.
+        optimizer: a Keras optimizer or its name.
+        remat: bool, whether the blocks are rematerialized.
+        dtype: Keras dtype policy. Defaults to the global policy.
 
     Returns:
         A dict of bytes: `weights`, `optimizer`, `gradients`, `activations`, `loss`, and their sum,
-        `total`. What the process itself takes, TensorFlow's libraries above all, is not in it.
+        `total`. The memory of the process itself, mainly TensorFlow's libraries, is not included.
 
     Raises:
-        InputError: naming the argument that is wrong.
+        InputError: if an argument is invalid, naming it.
 
     Example:
     >>> from keras_llm import models
     >>> plan = plan_memory(models.preset("llama-tiny"), 8, 128)
-    >>> plan["optimizer"] // plan["weights"]  # two moments for each weight
+    >>> plan["optimizer"] // plan["weights"]  # two moments per weight
     2
     """
     if not isinstance(config, models.CausalLMConfig):
@@ -73,7 +80,8 @@ def plan_memory(config, batch_size, sequence_length, optimizer="adamw", remat=Fa
     block = tokens * _bytes_of_a_block(config, sequence_length, size)
     stream = tokens * size * config.hidden_dim
     layers = config.num_layers
-    # With rematerialisation the streams between the blocks, and the one that is computed again.
+    # With rematerialization: the input of every block, and all activations of the one that is
+    # being recomputed.
     activations = layers * stream + block if remat else layers * block
     chunk = min(tokens * config.vocabulary_size, CHUNK_ELEMENTS)
     head = config.hidden_dim * config.vocabulary_size
@@ -88,41 +96,44 @@ def plan_memory(config, batch_size, sequence_length, optimizer="adamw", remat=Fa
 
 
 def _bytes_of_a_block(config, length, size):
-    """What a block holds for the backward pass, for each token; `size` bytes a number."""
+    """Return the bytes per token that a block stores for the backward pass, `size` per element."""
     width, inner = config.hidden_dim, config.intermediate_dim
     heads, groups = config.num_heads * config.head_dim, 2 * config.num_key_value_heads
-    norms = 4 * width  # two norms: what goes in, and the normalised
+    norms = 4 * width  # the inputs and outputs of two norms
     attention = 3 * heads + 2 * groups * config.head_dim + width
-    # What goes into the activation, and what comes out unless that is computed again.
-    held = 1 if slope_of(get_activation(config.activation)) and not config.num_experts else 2
-    a_product = held * (2 if config.gated else 1) * inner
+    # The activation function's input, and its output unless the backward pass recomputes it.
+    stored = 1 if slope_of(get_activation(config.activation)) and not config.num_experts else 2
+    per_expert = stored * (2 if config.gated else 1) * inner
     experts = max(1, config.num_experts) + config.num_shared_experts
     dropout = 2 * width if config.dropout else 0
-    # Scores and their softmax are float32; what is multiplied by the values is not.
+    # Scores and softmax are float32; the weights multiplied by the values have the compute dtype.
     scores = config.num_heads * length * (8 + size * (2 if config.dropout else 1))
-    return size * (norms + attention + experts * a_product + dropout) + scores
+    return size * (norms + attention + experts * per_expert + dropout) + scores
 
 
 def _state_bytes(optimizer, variables):
-    """Of an optimizer for variables (path, shape, dtype), told from ones of a single number."""
+    """Return the bytes of an optimizer's state for variables (path, shape, dtype).
+
+    The optimizer is built on variables with a single element, and its state is scaled up.
+    """
     total, config = 0, optimizer.get_config()
     for i, (path, shape, dtype) in enumerate(variables):
-        *scopes, name = path.split("/")  # some optimizers go by them
+        *scopes, name = path.split("/")  # some optimizers depend on the path
         with contextlib.ExitStack() as stack:
             for scope in scopes:
                 stack.enter_context(keras.name_scope(scope))
             small = keras.Variable(np.zeros([1] * len(shape)), dtype=dtype, name=name)
         copy = type(optimizer).from_config(config)
         copy.build([small])
-        in_codes = config.get("state_bits") == 8 and is_coded(shape)
+        is_quantized = config.get("state_bits") == 8 and is_coded(shape)
         for state in copy.variables:
             if tuple(state.shape) not in ((), tuple(small.shape)):
                 raise InputError(
-                    f"`optimizer`: what {type(optimizer).__name__} keeps is not of its variables' "
-                    "shapes; it cannot be planned."
+                    f"`optimizer`: {type(optimizer).__name__} is not supported, because its state "
+                    "does not have the shapes of the variables."
                 )
-            count = math.prod(shape) if len(state.shape) else int(i == 0)  # its counters, once
-            if in_codes and state.path.endswith(("_momentum", "_velocity")):
+            count = math.prod(shape) if len(state.shape) else int(i == 0)  # count scalars once
+            if is_quantized and state.path.endswith(("_momentum", "_velocity")):
                 total += coded_bytes(shape)
             else:
                 total += count * _itemsize(_name(state.dtype))
@@ -133,5 +144,5 @@ def _name(dtype):
     return keras.backend.standardize_dtype(dtype)
 
 
-def _itemsize(name):
+def _itemsize(name: str) -> int:
     return 2 if name == "bfloat16" else np.dtype(name).itemsize

@@ -1,6 +1,7 @@
-"""Blocks that are computed again in the backward pass instead of being remembered."""
+"""Rematerialize Transformer blocks in the backward pass (gradient checkpointing)."""
 
 import functools
+from typing import Any
 
 import keras
 from keras import ops
@@ -9,23 +10,23 @@ from keras_llm.errors import InputError
 from keras_llm.layers import TransformerDecoder, TransformerEncoder
 
 
-def rematerialize(model):
-    """Let each Transformer block be computed again in the backward pass (gradient checkpointing).
+def rematerialize(model: keras.Model) -> int:
+    """Recompute each Transformer block in the backward pass (gradient checkpointing).
 
-    Between the passes a block holds its input, (B, T, D), and nothing of what it computes inside;
-    for that each block runs twice in a training step. Loss, gradients and dropout are those
-    without it. Call it before `fit`; `compile` may come before or after.
+    Between the passes a block stores only its input, (B, T, D), and no intermediate activations; in
+    exchange, the forward pass of each block runs twice per training step. Loss, gradients and
+    dropout do not change. Call it before `fit`; `compile` may come before or after.
 
     Args:
         model: a model of this library with Transformer blocks, or a trainer around one. It is
-            changed: what else holds the same model trains so too. Its config is not: a model that
-            is saved and loaded remembers everything again.
+            modified in place: everything that shares the model is affected. The config does not
+            change: a model that is saved and loaded is not rematerialized.
 
     Returns:
-        How many blocks there are, an int.
+        The number of blocks, an int.
 
     Raises:
-        InputError: if the model has no Transformer blocks, or they are rematerialised already.
+        InputError: if the model has no Transformer blocks, or they are already rematerialized.
 
     Reference:
         Chen et al., 2016, "Training Deep Nets with Sublinear Memory Cost".
@@ -36,18 +37,20 @@ def rematerialize(model):
     2
     """
     layers = model._flatten_layers()
-    blocks = [b for b in layers if isinstance(b, (TransformerEncoder, TransformerDecoder))]
+    blocks: list[Any] = [
+        b for b in layers if isinstance(b, (TransformerEncoder, TransformerDecoder))
+    ]
     if not blocks:
         raise InputError(f"`model` {model.name!r} has no Transformer blocks.")
     if any(hasattr(block.call, "__wrapped__") for block in blocks):
-        raise InputError(f"`model` {model.name!r} is rematerialised already.")
+        raise InputError(f"`model` {model.name!r} is already rematerialized.")
     for block in blocks:
         block.call = _recomputed(block, block.call)
     return len(blocks)
 
 
 def _recomputed(block, call):
-    """`call`, which in training is run again in the backward pass."""
+    """Wrap `call` so that in training it runs again in the backward pass."""
 
     @functools.wraps(call)
     def wrapped(*args, **kwargs):
@@ -55,12 +58,12 @@ def _recomputed(block, call):
             return call(*args, **kwargs)
         leaves = keras.tree.flatten((args, kwargs))
         floats = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
-        # Where the state of dropout stood: the second run draws what the first drew.
+        # Copy the dropout seeds, so that the second run draws the same masks as the first.
         seeds = [v for v in block.variables if v.path.endswith("seed_generator_state")]
         before = [ops.copy(seed) for seed in seeds]
-        # TensorFlow finds the variables that a function reads; JAX sees only what is passed.
-        known = block.variables if keras.backend.backend() == "jax" else seeds
-        state = [(v, ops.copy(v)) for v in known]
+        # TensorFlow tracks the variables that a function reads; JAX needs them passed as values.
+        captured = block.variables if keras.backend.backend() == "jax" else seeds
+        state = [(v, ops.copy(v)) for v in captured]
 
         @keras.remat
         def run(*values):
@@ -70,7 +73,8 @@ def _recomputed(block, call):
             args_, kwargs_ = keras.tree.pack_sequence_as((args, kwargs), filled)
             with keras.StatelessScope(state, collect_losses=True) as scope:
                 output = call(*args_, **kwargs_)
-            # Only floats come out of `keras.remat`; the states go on by small counts.
+            # `keras.remat` returns only floats; seed states advance by small counts, which are
+            # exact in float32.
             draws = [scope.get_current_value(s) - b for s, b in zip(seeds, before, strict=True)]
             return output, scope.losses, [ops.cast(n, "float32") for n in draws]
 

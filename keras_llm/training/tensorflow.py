@@ -1,29 +1,40 @@
-"""What training needs of TensorFlow alone."""
+"""Run the TensorFlow-specific parts of training: strategies, replicas, fused Adam."""
 
 import contextlib
 import json
 import os
 import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_llm.errors import InputError
+from keras_llm.types import Dataset, Tensor
 
 
-def sequential_loop(condition, step, values):
-    """`ops.while_loop` whose steps never overlap, so that the tensors of one step are alive."""
+def sequential_loop(condition: Callable[..., Tensor], step: Callable[..., Any], values: Any) -> Any:
+    """Run a while loop without overlapping iterations, to hold the tensors of one step only."""
     return tf.while_loop(condition, step, values, parallel_iterations=1)
 
 
-def dense(gradient):
-    """A gradient as a tensor: the `tf.IndexedSlices` of an embedding are summed."""
+def dense(gradient: Tensor) -> Tensor:
+    """Return a gradient as a tensor; sum the `tf.IndexedSlices` of an embedding."""
     return tf.convert_to_tensor(gradient)
 
 
-def adam(variable, averages, gradient, rate, iterations, betas, epsilon):
-    """See `optimizers._adam_in_one_pass`."""
+def adam(
+    variable: keras.Variable,
+    averages: Sequence[keras.Variable],
+    gradient: Tensor,
+    rate: Tensor,
+    iterations: Tensor,
+    betas: Sequence[float],
+    epsilon: float,
+) -> None:
+    """Update with the fused Adam op; see `optimizers._adam_in_one_pass`."""
     gradient, rate, step, beta_1, beta_2, epsilon = (
         tf.cast(x, variable.dtype) for x in (gradient, rate, iterations + 1, *betas, epsilon)
     )
@@ -42,8 +53,8 @@ def adam(variable, averages, gradient, rate, iterations, betas, epsilon):
     )
 
 
-def set_strategy(kind):
-    """See `distribution.set_distribution`."""
+def set_strategy(kind: str | None) -> None:
+    """Set the global strategy; see `distribution.set_distribution`."""
     if kind is None:
         tf.distribute.experimental_set_strategy(None)
         return
@@ -51,50 +62,54 @@ def set_strategy(kind):
         cluster = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
         if sum(len(cluster.get(job, [])) for job in ("chief", "worker")) < 2:
             raise InputError(
-                "distribution multi_worker needs the environment variable TF_CONFIG to list two "
-                "workers or more, and which this is; see docs/scaling.md."
+                "distribution multi_worker needs the environment variable TF_CONFIG with at least "
+                "two workers and the index of this one; see docs/scaling.md."
             )
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     else:
         strategy = tf.distribute.MirroredStrategy()
     if strategy.num_replicas_in_sync < 2:
-        raise InputError("distribution mirrored needs two devices; TensorFlow sees one.")
+        raise InputError("distribution mirrored needs at least two devices; TensorFlow sees one.")
     tf.distribute.experimental_set_strategy(strategy)
 
 
-def num_replicas():
-    """See `replicas.count`."""
+def num_replicas() -> int:
+    """Return the number of replicas; see `replicas.count`."""
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def in_replica():
-    """Whether this is run by one replica of a strategy."""
+def in_replica() -> bool:
+    """Return whether the caller runs in a replica of a strategy."""
     return tf.distribute.get_replica_context() is not None
 
 
-def total(values, name):
-    """See `replicas.total`."""
+def total(values: list[Tensor | None], name: str) -> list[Tensor | None]:
+    """Sum tensors over replicas; see `replicas.total`."""
     context = tf.distribute.get_replica_context()
     if context is None:
         raise InputError(
-            f"training.{name} on several replicas must be called by each of them; with a loss "
-            "scale (mixed_float16) it is not: use mixed_bfloat16."
+            f"training.{name} must be called in each replica; loss scaling (mixed_float16) "
+            "prevents this: use mixed_bfloat16."
         )
-    given = [value for value in values if value is not None]
-    sums = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, given))
+    present = [value for value in values if value is not None]
+    sums = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, present))
     return [None if value is None else next(sums) for value in values]
 
 
-def sharded_by_row(data):
+def sharded_by_row(data: Dataset) -> Dataset:
+    """Shard a dataset by rows; see `replicas.sharded_by_row`."""
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return data.with_options(options)
 
 
 @contextlib.contextmanager
-def after(values):
-    """Only what has effects waits: were it everything, as with `tf.control_dependencies`, the
-    peak of memory would be a fifth higher (docs/training_benchmark.md)."""
+def after(values: Any) -> Iterator[None]:
+    """Make operations with side effects wait for tensors; see `replicas.after`.
+
+    If all operations waited, as with `tf.control_dependencies`, peak memory would be a fifth
+    higher (docs/training_benchmark.md).
+    """
     if tf.executing_eagerly():
         yield
         return
@@ -108,20 +123,20 @@ def after(values):
             op._add_control_inputs(data)
 
 
-def step_logs(logs):
-    """What a step returns, so that Keras can take the mean over replicas.
+def step_logs(logs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Reshape the logs of a step so that Keras can average them over replicas.
 
-    Over several workers Keras 3.15 takes it along the first axis, which a scalar has not.
+    With several workers, Keras 3.15 averages along the first axis, which a scalar does not have.
     """
     if _other_workers() and in_replica():
         return {name: tf.reshape(value, (1,)) for name, value in logs.items()}
     return logs
 
 
-def first_batch(iterator):
-    """The part of the first batch that the first replica here gets.
+def first_batch(iterator: Any) -> Any:
+    """Return the part of the first batch that the first local replica gets.
 
-    Keras 3.15 takes the mean over replicas instead, which fails if their parts differ in size.
+    Keras 3.15 averages over replicas instead, which fails if their parts differ in size.
     """
     strategy = tf.distribute.get_strategy()
     for _, _, batches in iterator:
@@ -130,8 +145,8 @@ def first_batch(iterator):
         )
 
 
-def read(variables):
-    """See `replicas.read`."""
+def read(variables: Iterable[keras.Variable]) -> list[np.ndarray]:
+    """Return the values of variables; see `replicas.read`."""
     strategy = tf.distribute.get_strategy()
     arrays = []
     for variable in variables:
@@ -143,8 +158,8 @@ def read(variables):
     return arrays
 
 
-def write(variables, arrays):
-    """See `replicas.write`."""
+def write(variables: Sequence[keras.Variable], arrays: Sequence[np.ndarray]) -> None:
+    """Assign arrays to variables; see `replicas.write`."""
 
     def assign(variable, rows):
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
@@ -157,33 +172,34 @@ def write(variables, arrays):
             variable.assign(array)
 
 
-def shape(variable):
-    """See `replicas.shape`."""
-    apart = num_replicas() > 1 and variable.synchronization == "on_read"
-    return [*([num_replicas()] if apart else []), *variable.shape]
+def shape(variable: keras.Variable) -> list[int]:
+    """Return the shape that `read` returns for a variable; see `replicas.shape`."""
+    per_replica = num_replicas() > 1 and variable.synchronization == "on_read"
+    return [*([num_replicas()] if per_replica else []), *variable.shape]
 
 
-def is_chief():
-    """See `replicas.is_chief`."""
+def is_chief() -> bool:
+    """Return whether this worker writes files; see `replicas.is_chief`."""
     return tf.distribute.get_strategy().extended.should_checkpoint
 
 
-def check_same(number, what):
-    """See `replicas.check_same`."""
+def check_same(number: int, what: str) -> None:
+    """Check that a number is the same on all workers; see `replicas.check_same`."""
     if not _other_workers():
         return
     strategy = tf.distribute.get_strategy()
     rows = strategy.run(lambda: tf.constant([number], tf.int64))
     numbers = strategy.gather(rows, axis=0).numpy().tolist()
     if len(set(numbers)) > 1:
-        with contextlib.suppress(tf.errors.OpError):  # a worker that ends before others have theirs
-            strategy.gather(rows, axis=0)  # would be what they name
+        # Wait for the others: if a worker exits first, they report a lost worker instead.
+        with contextlib.suppress(tf.errors.OpError):
+            strategy.gather(rows, axis=0)
         raise InputError(f"{what} must be the same on all workers, got {numbers}.")
 
 
 @contextlib.contextmanager
-def naming_lost_workers():
-    """See `replicas.naming_lost_workers`."""
+def naming_lost_workers() -> Iterator[None]:
+    """Raise InputError naming lost workers; see `replicas.naming_lost_workers`."""
     try:
         yield
     except tf.errors.OpError as error:
@@ -191,13 +207,13 @@ def naming_lost_workers():
         if not lost:
             raise
         raise InputError(
-            f"{', '.join(lost)} ended before the training did; start all workers again: with "
-            "training.Resume (--resume) it goes on from the last checkpoint."
+            f"lost {', '.join(lost)} during training; restart all workers, with training.Resume "
+            "(--resume) to continue from the last checkpoint."
         ) from error
 
 
-def _other_workers():
-    """The names and addresses of the workers beside this one, a dict."""
+def _other_workers() -> dict[str, str]:
+    """Return a dict of the names and addresses of all other workers."""
     resolver = tf.distribute.get_strategy().cluster_resolver
     if resolver is None:
         return {}
@@ -210,7 +226,7 @@ def _other_workers():
     }
 
 
-def _answers(address):
+def _answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
@@ -219,6 +235,6 @@ def _answers(address):
     return True
 
 
-def waiting_for(tensor):
-    """A context whose operations begin when a tensor has been computed."""
+def waiting_for(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Return a context whose operations start after a tensor has been computed."""
     return tf.control_dependencies([tensor])

@@ -47,14 +47,14 @@ def test_a_first_line_may_tell_the_sizes(tmp_path):
         ("a 1 2\nb 1 x\n", "line 2: .*b'x'"),
         ("a 1 2\nb 1 nan\n", "line 2: not a finite number"),
         ("a 1 2\nb 1e60 2\n", "line 2: not a finite number"),
-        ("a 1 2\nb 1 2\na 3 4\n", "line 3: the word 'a' stands on line 1 too"),
+        ("a 1 2\nb 1 2\na 3 4\n", "line 3: the word 'a' is also on line 1"),
         ("a 1 2\n 3 4\n", "line 2: the word is empty"),
         ("a 1 2\n\n", "line 2: expected a word and 2 numbers, got 1 field"),
         (b"a 1 2\n\xff 3 4\n", "line 2: the word is not UTF-8"),
-        ("3 2\na 1 2\n", "line 1 tells of 3 words, 1 are there"),
+        ("3 2\na 1 2\n", "line 1 announces 3 words, but there are 1"),
         ("only words\n", "line 1: expected a word and some numbers"),
-        ("", "holds no word vectors"),
-        ("3 2\n", "holds no word vectors"),
+        ("", "has no word vectors"),
+        ("3 2\n", "has no word vectors"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(tmp_path, text, message):

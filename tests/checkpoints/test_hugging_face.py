@@ -10,8 +10,9 @@ import safetensors.numpy
 
 import keras_llm
 from keras_llm import models, tokenizers
-from keras_llm.checkpoints import from_hugging_face, links, load_model, to_hugging_face
-from keras_llm.checkpoints.hugging_face_model import FAMILIES, describe
+from keras_llm.checkpoints import from_hugging_face, load_model, to_hugging_face
+from keras_llm.checkpoints.hugging_face import weight_mapping
+from keras_llm.checkpoints.hugging_face.model import FAMILIES, describe
 from keras_llm.errors import InputError
 from keras_llm.layers import Llama3Scaling, NTKScaling, Rotary, YarnScaling
 
@@ -138,7 +139,7 @@ def test_what_no_family_can_hold_is_named():
             describe(dataclasses.replace(LLAMA, **change))
     with pytest.raises(InputError, match="position"):
         describe(models.preset("lamda-tiny"))
-    with pytest.raises(InputError, match="no Hugging Face family can hold a reward head"):
+    with pytest.raises(InputError, match="no Hugging Face family supports a reward head"):
         describe(models.preset("bert-tiny"), "reward")
 
 
@@ -190,7 +191,7 @@ LAYER = "model.layers.1.mlp.up_proj.weight"
         (lambda t: t.clear() or t.update(x=np.zeros(2, "float32")), r"20 more such problems"),
         (
             lambda t: t.update({LAYER: t[LAYER].astype("int32")}),
-            f"tensor '{LAYER}' is of dtype I32; known are F64, F32, F16, BF16",
+            f"tensor '{LAYER}' has dtype I32; it must be one of F64, F32, F16, BF16",
         ),
     ],
 )
@@ -252,19 +253,19 @@ def test_old_names_of_norms(tmp_path, randomize):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model_type": "rwkv"}, "`model_type` is 'rwkv'; known are gpt2, llama"),
+        ({"model_type": "rwkv"}, "`model_type` is 'rwkv'; it must be one of gpt2, llama"),
         ({"model_type": KeyError}, "`model_type` is None"),
         ({"model_type": ["llama"]}, "`model_type` is .'llama'."),
         ({"num_hidden_layers": 10**12}, "`num_hidden_layers` must be in 0 .. 10000"),
         ({"hidden_act": "mish"}, "`hidden_act` must be one of gelu, .*; got 'mish'"),
-        ({"hidden_size": KeyError}, "`hidden_size` must be there; got nothing"),
+        ({"hidden_size": KeyError}, "`hidden_size` must be present; got nothing"),
         ({"hidden_size": "64"}, "`hidden_size` must be an int; got '64'"),
         ({"num_attention_heads": 5, "head_dim": KeyError}, "num_key_value_heads"),
-        ({"attention_bias": True}, "`mlp_bias` must be as `attention_bias`"),
+        ({"attention_bias": True}, "`mlp_bias` must equal `attention_bias`"),
         ({"quantization_config": {"bits": 4}}, "`quantization_config`.*GGUF"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "`rope_scaling.type`.*'dynamic'"),
         ({"rope_scaling": {"rope_type": "longrope"}}, "`rope_scaling.rope_type` must be one of"),
-        ({"rope_scaling": {"rope_type": "linear"}}, "`rope_scaling.factor` must be there"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "`rope_scaling.factor` must be present"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 0.5}}, "`factor` must be >= 1"),
         ({"rope_parameters": {"rope_type": "mine"}}, "`rope_parameters.rope_type`"),
         ({"rope_scaling": 3}, "`rope_scaling` must be an object"),
@@ -286,7 +287,7 @@ def test_whatever_a_field_says_it_is_read_or_refused(family, tmp_path, monkeypat
     model = models.build(models.preset(f"{family}-tiny", num_layers=1))
     to_hugging_face(model, tmp_path / "folder")
     monkeypatch.setattr(models, "build", lambda *args, **kwargs: args)
-    monkeypatch.setattr(links, "assign", lambda *args: None)
+    monkeypatch.setattr(weight_mapping, "assign", lambda *args: None)
     path = tmp_path / "folder" / "config.json"
     row = json.loads(path.read_text())
     refused = 0

@@ -91,7 +91,7 @@ def test_bfloat16_stays(randomize):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(InputError, match=r"a LlamaBackbone, got .*str"):
         from_keras_hub("llama")
-    with pytest.raises(InputError, match=r"`max_length` of this GPT2Backbone is 20, got 30"):
+    with pytest.raises(InputError, match=r"`max_length` must be 20 for this GPT2Backbone, got 30"):
         from_keras_hub(BACKBONES["gpt2"](), max_length=30)
     with pytest.raises(InputError, match=r"`rope_position_scaling_factor` is 2.0"):
         from_keras_hub(keras_hub.models.LlamaBackbone(**LLAMA, rope_position_scaling_factor=2.0))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from keras_llm.checkpoints.tensors import open_folder
+from keras_llm.checkpoints.hugging_face.tensors import open_folder
 from keras_llm.errors import InputError
 
 TENSORS = {
@@ -30,7 +30,7 @@ def test_every_dtype_comes_as_it_is(tmp_path):
         assert found.shape(name) == TENSORS[name].shape
         assert found[name].dtype == TENSORS[name].dtype
         np.testing.assert_array_equal(found[name], TENSORS[name])
-    with pytest.raises(InputError, match=r"model.safetensors: tensor 'ids' is of dtype I64"):
+    with pytest.raises(InputError, match=r"model.safetensors: tensor 'ids' has dtype I64"):
         found["ids"]
     with pytest.raises(KeyError):
         found["e"]
@@ -58,7 +58,9 @@ def test_shards_are_one_mapping(tmp_path):
 def test_a_missing_shard_is_named(tmp_path):
     shards(tmp_path)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(InputError, match=r"00002-of-00002.safetensors is missing; model.*names it"):
+    with pytest.raises(
+        InputError, match=r"00002-of-00002.safetensors is missing, but model.*names it"
+    ):
         open_folder(tmp_path)
 
 
@@ -76,7 +78,7 @@ def test_a_tensor_that_its_shard_lacks_is_named(tmp_path):
         ("[]", "must hold a JSON object"),
         ("{}", "`weight_map` must map"),
         ('{"weight_map": {"a": 3}}', "`weight_map` must map"),
-        ('{"weight_map": {"a": "../model.safetensors"}}', "must be a file of the same folder"),
+        ('{"weight_map": {"a": "../model.safetensors"}}', "must be a file in the same folder"),
     ],
 )
 def test_a_broken_index_is_named(tmp_path, index, message):

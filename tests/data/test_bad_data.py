@@ -60,14 +60,14 @@ ENCODINGS = {
         lambda text: text.replace("é", "e").encode("utf-16-le"),
         "line 1: a null character",
     ),
-    "empty": (lambda text: b"", "holds no|not JSON"),
-    "blank": (lambda text: b"\n\n\n", "holds no|not JSON"),
+    "empty": (lambda text: b"", "has no|not JSON"),
+    "blank": (lambda text: b"\n\n\n", "has no|not JSON"),
     "missing": (None, "does not exist"),
 }
 GZIP = {
-    "cut": (lambda packed: packed[:-9], "is not a whole gzip file"),
-    "torn": (lambda packed: packed[:20] + b"\0\0\0\0" + packed[24:], "is not a whole gzip file"),
-    "plain": (gzip.decompress, "is not a whole gzip file"),
+    "cut": (lambda packed: packed[:-9], "is not a complete gzip file"),
+    "torn": (lambda packed: packed[:20] + b"\0\0\0\0" + packed[24:], "is not a complete gzip file"),
+    "plain": (gzip.decompress, "is not a complete gzip file"),
 }
 
 
@@ -111,22 +111,22 @@ def torn(folder):
     [
         (texts, "a.jsonl", '{"text": "x"}\n{"text": ', r"a\.jsonl, line 2: not JSON"),
         (texts, "a.jsonl", "[" * 100_000, r"a\.jsonl, line 1: not JSON"),
-        (talks, "a.json", "[" * 100_000, r"a\.json: JSON that is nested too deeply"),
+        (talks, "a.json", "[" * 100_000, r"a\.json: the JSON is nested too deeply"),
         (texts, "a.jsonl", '{"body": "x"}', r"line 1: no text in field 'text'; it has 'body'"),
-        (texts, "a.jsonl", r'{"text": "\ud800"}', r"line 1: column 'text' is no text"),
-        (rows, "a.jsonl", r'{"text": "\ud800", "label": 1}', "line 1: column 'text' is no text"),
-        (talks, "a.jsonl", r'{"instruction": "\ud800", "output": "x"}', "line 1: .* is no text"),
+        (texts, "a.jsonl", r'{"text": "\ud800"}', r"line 1: column 'text' is not text"),
+        (rows, "a.jsonl", r'{"text": "\ud800", "label": 1}', "line 1: column 'text' is not text"),
+        (talks, "a.jsonl", r'{"instruction": "\ud800", "output": "x"}', "line 1: .* is not text"),
         (rows, "a.jsonl", '{"text": "x"}', r"line 1: no text in column 'label'; it has 'text'"),
         (rows, "a.csv", "text,class\na,b", r"a\.csv, line 1: no column 'label'; it has 'text'"),
-        (rows, "a.tsv", "text\tlabel\na\tb\nc", r"a\.tsv, line 3: 1 fields .* 2 columns"),
-        (rows, "a.tsv", "text\tlabel\na\tb\tc", r"a\.tsv, line 2: 3 fields .* 2 columns"),
+        (rows, "a.tsv", "text\tlabel\na\tb\nc", r"a\.tsv, line 3: 1 fields, .* 2 columns"),
+        (rows, "a.tsv", "text\tlabel\na\tb\tc", r"a\.tsv, line 2: 3 fields, .* 2 columns"),
         (rows, "a.csv", 'text,label\na,b\n"c', r"a\.csv, line 3: unexpected end"),
         (talks, "a.jsonl", '{"messages": []}', r"a\.jsonl, line 1: the conversation is empty"),
         (talks, "a.json", '[{"instruction": "x", "output": " "}]', "record 1: 'output' is empty"),
         (talks, "a.json", "[\n{]", r"a\.json, line 2: not JSON"),
         (pairs, "a.jsonl", '{"instruction": "x", "chosen": "y"}', "line 1: no text in 'rejected'"),
-        (texts, "a.parquet", torn, r"a\.parquet is not a whole Parquet file"),
-        (rows, "a.parquet", b"", r"a\.parquet is not a whole Parquet file"),
+        (texts, "a.parquet", torn, r"a\.parquet is not a complete Parquet file"),
+        (rows, "a.parquet", b"", r"a\.parquet is not a complete Parquet file"),
         (rows, "a.txt", "x", r"a\.txt: the name must end in"),
         (talks, "a.csv", "x", r"a\.csv: the name must end in"),
     ],
@@ -146,7 +146,7 @@ def test_parallel_text_files(tmp_path):
     assert found == [("one", "eins"), ("", "zwei"), ("three", "drei")]
     assert data.unread_files(tmp_path, ["source", "target"]) == []
     (tmp_path / "source.txt").write_text("one\ntwo\n", "utf-8")
-    told = r"do not pair up: .*source\.txt has 2, .*target\.txt has 3"
+    told = r"the same number of lines, but .*source\.txt has 2, .*target\.txt has 3"
     with pytest.raises(InputError, match=told):
         data.read_records(tmp_path, ["source", "target"])
     (tmp_path / "source.txt").unlink()
@@ -166,7 +166,8 @@ def test_what_a_folder_holds_besides_is_told(tmp_path):
 
 
 def test_recipes_print_what_they_left_out_and_why(tmp_path, capsys):
-    from keras_llm.recipes import text_generation, texts, translation
+    from keras_llm.recipes import text_generation, translation
+    from keras_llm.recipes.common import corpus
 
     records = [{"text": text} for text in ("a", "b", "", "b", "c", " ", "b")]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
@@ -175,20 +176,20 @@ def test_recipes_print_what_they_left_out_and_why(tmp_path, capsys):
     told = []
     for stream in (False, True):
         options = text_generation.Options("out", data=str(tmp_path), stream=stream)
-        train, held_out, report = texts.prepared(options)
+        train, held_out, report = corpus.prepared(options)
         assert sorted([*train, *held_out]) == ["a", "b", "c"]
         assert report["dropped"] == {"empty": 3, "repeated": 2}
         told.append(capsys.readouterr().err)
     assert told[0] == told[1]
     assert "2 documents for training, 1 held out; dropped: 3 empty, 2 repeated" in told[0]
-    assert f"not read, by their names: 1 files of {tmp_path}, e.g. notes.md" in told[0]
+    assert f"not read because of their names: 1 files of {tmp_path}, e.g. notes.md" in told[0]
     (tmp_path / "pairs.tsv").write_text("source\ttarget\na\tb\n\tc\na\tb\nd\te\nf\tg\n")
     translation.rows(translation.Options("out", data=str(tmp_path / "pairs.tsv")))
     assert "dropped: 1 empty, 1 repeated" in capsys.readouterr().err
 
 
 def test_a_package_that_is_not_there_is_named_by_what_installs_it():
-    from keras_llm.recipes import runs
+    from keras_llm.recipes.common import runs
 
     with pytest.raises(InputError, match="this needs no_such_package: pip install no_such_package"):
         runs.prepare(runs.Options("out"), "no_such_package", pictures=False)

@@ -213,14 +213,17 @@ GOOD = '{"instruction": "a", "output": "b"}\n'
     [
         ('{"messages": [', "not JSON"),
         ("[1]", "not a JSON object"),
-        ('{"text": "a"}', "none of 'messages'.*'text'"),
+        ('{"text": "a"}', "expected 'messages'.*'text'"),
         ('{"messages": []}', "the conversation is empty"),
         ('{"messages": [{"role": "system", "content": "a"}]}', "the conversation is empty"),
         ('{"messages": [{"role": "bot", "content": "a"}]}', "message 1 has the unknown role 'bot'"),
         ('{"messages": [{"role": "user", "content": " "}]}', "'content of message 1' is empty"),
         ('{"messages": [{"role": "user"}]}', "no text in 'content of message 1'"),
-        ('{"messages": [{"role": "user", "content": "a"}]}', "the assistant says nothing"),
-        ('{"messages": [{"role": "assistant", "content": "a"}]}', "first message is the assistant"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "there is no assistant message"),
+        (
+            '{"messages": [{"role": "assistant", "content": "a"}]}',
+            "the first message has the role 'assistant'",
+        ),
         ('{"messages": ["a"]}', "message 1 is not a JSON object"),
         ('{"conversations": {}}', "not a list"),
         ('{"instruction": "a", "output": "b", "history": ["a"]}', "history"),
@@ -237,7 +240,7 @@ def test_a_wrong_file_is_named(tmp_path):
     for name, text, words in (
         ("a.json", '[\n{"instruction": ]', "line 2: not JSON"),
         ("b.json", "{}", "not a list"),
-        ("c.json", '[{"instruction": "a", "output": "b"}, {}]', "record 2: none of"),
+        ("c.json", '[{"instruction": "a", "output": "b"}, {}]', "record 2: expected"),
         ("d.jsonl", "\n", "no conversation"),
         ("e.txt", "a", "must end in"),
     ):
@@ -246,7 +249,7 @@ def test_a_wrong_file_is_named(tmp_path):
             data.read_conversations(tmp_path / name)
     for text, words in (
         ('{"instruction": "a", "chosen": "b"}', "no text in 'rejected'"),
-        ('{"instruction": "a", "chosen": "b", "rejected": "b"}', "the same"),
+        ('{"instruction": "a", "chosen": "b", "rejected": "b"}', "are equal"),
         (GOOD.replace('"b"', '"b", "chosen": "b", "rejected": "c"'), "ends with the assistant"),
     ):
         (tmp_path / "pairs.jsonl").write_text(text, "utf-8")

@@ -114,5 +114,5 @@ def test_bad_files_are_named_with_their_line(tmp_path, name, content, words):
 def test_missing_files_and_empty_folders_are_named(tmp_path):
     with pytest.raises(InputError, match=r"nothing\.txt does not exist"):
         data.read_texts(tmp_path / "nothing.txt")
-    with pytest.raises(InputError, match=r"holds no \.txt, \.jsonl, \.parquet"):
+    with pytest.raises(InputError, match=r"has no \.txt, \.jsonl, \.parquet"):
         data.read_texts(tmp_path)

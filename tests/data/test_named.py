@@ -103,7 +103,7 @@ def test_the_split_may_be_left_out_where_there_is_one(hf):
 
 def test_what_is_not_there_is_named(name, tmp_path):
     kind = name.split(":")[0]
-    with pytest.raises(InputError, match=r"add a split, as in .*:train; known: 'train', 'test'"):
+    with pytest.raises(InputError, match=r"add a split, as in .*:train; it has 'train', 'test'"):
         data.read_texts(name)
     with pytest.raises(InputError, match=r":dev: no split 'dev'; it has 'train', 'test'"):
         data.read_texts(f"{name}:dev")
@@ -115,7 +115,7 @@ def test_what_is_not_there_is_named(name, tmp_path):
         data.read_records(f"{name}:train", ["translation.de"])
     with pytest.raises(InputError, match=f"{kind}:{tmp_path}/none:train cannot be loaded"):
         data.read_texts(f"{kind}:{tmp_path}/none:train")
-    with pytest.raises(InputError, match="must be like hf:NAME:SPLIT"):
+    with pytest.raises(InputError, match="must have the form hf:NAME:SPLIT"):
         data.read_texts(f"{kind}:")
 
 

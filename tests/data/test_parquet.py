@@ -31,7 +31,7 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
         data.read_records(tmp_path / "a.parquet", ["label"])
     torn = (tmp_path / "a.parquet").read_bytes()[:-9]
     (tmp_path / "torn.parquet").write_bytes(torn)
-    with pytest.raises(InputError, match=r"torn\.parquet is not a whole Parquet file"):
+    with pytest.raises(InputError, match=r"torn\.parquet is not a complete Parquet file"):
         data.read_texts(tmp_path / "torn.parquet")
     with pytest.raises(InputError, match=r"none\.parquet does not exist"):
         data.read_texts(tmp_path / "none.parquet")

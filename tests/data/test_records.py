@@ -49,10 +49,10 @@ def test_text_files_may_be_compressed(tmp_path):
 @pytest.mark.parametrize(
     "name, content, words",
     [
-        ("a.csv", b"", "holds no record"),
-        ("a.csv", b"text,label\n", "holds no record"),
+        ("a.csv", b"", "has no record"),
+        ("a.csv", b"text,label\n", "has no record"),
         ("a.csv", b"text,class\na,b", r"a\.csv, line 1: no column 'label'; it has 'text', 'class'"),
-        ("a.csv", b'text,label\na,b\n"c\nd",e\nf', r"a\.csv, line 5: 1 fields .* 2 columns"),
+        ("a.csv", b'text,label\na,b\n"c\nd",e\nf', r"a\.csv, line 5: 1 fields, .* 2 columns"),
         ("a.csv", b'text,label\na,b\n"c,d', r"a\.csv, line 3: unexpected end of data"),
         ("a.tsv", b"text\tlabel\na\tb\nc\td\te", r"a\.tsv, line 3: 3 fields"),
         ("a.csv", b"text,label\na,b\nc,\xe9", r"a\.csv, line 3: not UTF-8 \(byte 0xe9"),
@@ -64,8 +64,8 @@ def test_text_files_may_be_compressed(tmp_path):
         ),
         ("a.jsonl", b"\n[1]", r"a\.jsonl, line 2: not a JSON object"),
         ("a.txt", b"text", r"must end in \.csv, \.tsv, \.jsonl"),
-        ("a.csv.gz", b"text,label", r"a\.csv\.gz is not a whole gzip file"),
-        ("a.csv.gz", gzip.compress(b"text,label\na,b", mtime=0)[:-6], "is not a whole gzip file"),
+        ("a.csv.gz", b"text,label", r"a\.csv\.gz is not a complete gzip file"),
+        ("a.csv.gz", gzip.compress(b"text,label\na,b", mtime=0)[:-6], "not a complete gzip file"),
     ],
 )
 def test_wrong_files_are_named_with_the_line(tmp_path, name, content, words):
@@ -77,7 +77,7 @@ def test_wrong_files_are_named_with_the_line(tmp_path, name, content, words):
 def test_missing_files(tmp_path):
     with pytest.raises(InputError, match=r"none\.csv does not exist"):
         data.read_records(tmp_path / "none.csv", ["text"])
-    with pytest.raises(InputError, match=r"holds no \.csv"):
+    with pytest.raises(InputError, match=r"has no \.csv"):
         data.read_records(tmp_path, ["text"])
 
 

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_llm import data, tokenizers, training
-from keras_llm.data import text as text_module
+from keras_llm.data.readers import text as text_module
 from keras_llm.errors import InputError
-from keras_llm.recipes import text_generation, texts
+from keras_llm.recipes import text_generation
+from keras_llm.recipes.common import corpus
 
 DOCUMENTS, MEBIBYTES = 720, 8  # of 4.2 kB in each of 8 files: 24 MB, and as much of ids
 TEXTS = [f"a film about {word} and people, part {i}" for i, word in
@@ -75,7 +76,9 @@ def test_what_cannot_be_streamed_is_told():
     train, _, _ = data.split_stream(lambda: corpus, 0.3)
     for change in (corpus.pop, lambda: corpus.extend("xy")):
         change()
-        with pytest.raises(InputError, match=r"the data has changed: \d documents, there were 3"):
+        with pytest.raises(
+            InputError, match=r"the data has changed: it has \d documents instead of 3"
+        ):
             list(train)
 
 
@@ -148,8 +151,8 @@ def test_counts_do_not_depend_on_where_a_stream_is_cut(tok, on_disk, monkeypatch
 
     whole = measures()
     assert 0.5 < whole[1] < 1
-    monkeypatch.setattr("keras_llm.training.metrics._CHUNK", 7)
-    monkeypatch.setattr("keras_llm.training.ngrams._CHUNK", 7)
+    monkeypatch.setattr("keras_llm.training.metrics.language_model._CHUNK", 7)
+    monkeypatch.setattr("keras_llm.training.metrics.ngrams._CHUNK", 7)
     assert measures() == whole
 
 
@@ -176,18 +179,18 @@ def test_a_corpus_of_several_times_the_memory(tmp_path):
 
 def test_a_stopped_run_finds_its_tokens_again(text_folder, tmp_path):
     options = text_generation.Options(str(tmp_path / "run"), data=str(text_folder), stream=True)
-    train, _, _ = texts.prepared(options)
-    tok = tokenizers.SentencePiece.train(texts.sample(options, train), 400, "bpe")
-    ids = texts.token_ids(options, train, tok)
+    train, _, _ = corpus.prepared(options)
+    tok = tokenizers.SentencePiece.train(corpus.sample(options, train), 400, "bpe")
+    ids = corpus.token_ids(options, train, tok)
     (path,) = tmp_path.iterdir()
     before = path.stat().st_mtime_ns
-    np.testing.assert_array_equal(texts.token_ids(options, train, tok), ids)
+    np.testing.assert_array_equal(corpus.token_ids(options, train, tok), ids)
     assert path.stat().st_mtime_ns == before
     np.testing.assert_array_equal(ids, data.encode_documents(train, tok))
     other = tokenizers.SentencePiece.train(TEXTS, 300, "bpe")
-    assert len(texts.token_ids(options, train, other)) != len(ids)
+    assert len(corpus.token_ids(options, train, other)) != len(ids)
     assert len(list(tmp_path.iterdir())) == 2
-    texts.remove_token_files(options)
+    corpus.remove_token_files(options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -199,7 +202,7 @@ def test_a_recipe_streams(text_folder, tmp_path):
     assert metrics["held_out"]["perplexity"] < metrics["unigram"]["perplexity"]
     assert "The corpus was streamed" in (tmp_path / "run" / "README.md").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    train, held_out, report = texts.prepared(dataclasses.replace(options, stream=False))
+    train, held_out, report = corpus.prepared(dataclasses.replace(options, stream=False))
     assert metrics["training"]["documents"] == len(train)
     assert metrics["training"]["held_out_documents"] == len(held_out)
     assert metrics["training"]["dropped"] == report["dropped"]

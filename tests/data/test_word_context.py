@@ -41,7 +41,7 @@ def test_words_are_whole_and_the_most_frequent_come_first(tok, stream):
     assert words[:5] == ["the", "cafe", "was", "a", "film"]
     assert len(words) == 12 * 4 * 12 and (stream[:WINDOW] == 0).all()
     assert data.word_vocabulary(TEXTS, 2).vocabulary_size == 4
-    with pytest.raises(InputError, match="no word occurs 99"):
+    with pytest.raises(InputError, match="no word occurs at least 99"):
         data.word_vocabulary(TEXTS[:4], 50, min_count=99)
 
 

@@ -1,4 +1,4 @@
-"""The whole proof of files for devices, on a small model and on SmolLM2: `make test-device`."""
+"""Verify files for devices, on a small model and on SmolLM2: `make test-device`."""
 
 import json
 import math
@@ -13,8 +13,8 @@ import pytest
 
 import keras_llm
 from keras_llm import checkpoints, export
-from keras_llm.export.decoder_steps import DecoderSteps
-from keras_llm.recipes import smollm2 as published
+from keras_llm.export.litert.runtime.decoder import DecoderSteps
+from keras_llm.recipes.corpora import smollm2 as published
 
 ROOT = pathlib.Path(keras_llm.__file__).parent.parent
 PROMPTS, NEW_TOKENS = 50, 20
@@ -78,14 +78,14 @@ def bundle(case):
 @pytest.mark.parametrize("runtime", ["compiled", "interpreter"])
 def test_greedy_text_is_that_of_keras(case, expected, bundle, runtime):
     device = export.LiteRTModel(bundle, runtime=runtime)
-    assert [device.generate(prompt, NEW_TOKENS) for prompt in case[1]] == expected
+    assert [device.generate(prompt, NEW_TOKENS, temperature=0.0) for prompt in case[1]] == expected
 
 
 def test_greedy_text_is_that_of_keras_in_litert_lm(case, expected, bundle, tmp_path):
     (tmp_path / "prompts.json").write_text(json.dumps(case[1]))
     program = """
 import json, pathlib, sys
-from keras_llm.export.litert_lm_parity import greedy
+from keras_llm.export.litert.litert_lm_worker import greedy
 folder = pathlib.Path(sys.argv[2])
 texts = greedy(sys.argv[1], json.loads((folder / "prompts.json").read_text()), int(sys.argv[3]))
 (folder / "texts.json").write_text(json.dumps(texts))
@@ -138,7 +138,8 @@ for name in ("tensorflow", "keras", "torch", "jax"):
     assert importlib.util.find_spec(name) is None, name
 from keras_llm import export
 device = export.LiteRTModel(sys.argv[1])
-print(json.dumps([device.generate(prompt, int(sys.argv[3])) for prompt in json.loads(sys.argv[2])]))
+count, prompts = int(sys.argv[3]), json.loads(sys.argv[2])
+print(json.dumps([device.generate(prompt, count, temperature=0.0) for prompt in prompts]))
 """
     prompts = case[1][::10]
     command = [python, "-c", program, bundle, json.dumps(prompts), str(NEW_TOKENS)]

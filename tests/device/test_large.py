@@ -22,7 +22,7 @@ ROOT = pathlib.Path(keras_llm.__file__).parent.parent
 PROMPTS, NEW_TOKENS = 10, 16
 GREEDY = """
 import json, sys
-from keras_llm.export.litert_lm_parity import greedy
+from keras_llm.export.litert.litert_lm_worker import greedy
 path, prompts, count, cache = sys.argv[1:]
 print(json.dumps(greedy(path, json.loads(prompts), int(count), cache)))
 """

@@ -36,8 +36,8 @@ def tiny_base(save_tiny, tmp_path_factory):
 @pytest.fixture(scope="session")
 def text_base(task, tmp_path_factory):
     """Base path of the reference task with version 1, whose `generate` is warmed up."""
-    from keras_llm.export.signatures import TextGenerationModule, save
-    from keras_llm.export.warmup import write_warmup
+    from keras_llm.export.saved_model.signatures import TextGenerationModule, save
+    from keras_llm.export.saved_model.warmup import write_warmup
 
     base = tmp_path_factory.mktemp("served") / "stories"
     save(TextGenerationModule(task), base / "1")

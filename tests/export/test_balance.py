@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from keras_llm import models, tasks, tokenizers
-from keras_llm.export import device_model, flat_graph, quantization, weights
-from keras_llm.export.balance import balance
-from keras_llm.export.calibration import Calibration, groups_of
-from keras_llm.export.decoder_steps import DecoderSteps
+from keras_llm.export.litert import conversion, weights
+from keras_llm.export.litert.lowering import flatbuffer
+from keras_llm.export.litert.quantization.calibration import Calibration, groups_of
+from keras_llm.export.litert.quantization.rules import QuantizationRule, apply
+from keras_llm.export.litert.quantization.smooth_quant import balance
+from keras_llm.export.litert.runtime.backends import InterpreterRuntime
+from keras_llm.export.litert.runtime.decoder import DecoderSteps
 from keras_llm.export.progress import Progress
-from keras_llm.export.quantization import QuantizationRule
-from keras_llm.export.runtime import InterpreterRuntime
 
 LOUD = 600.0
 TABLES = r"/embedding_\d+\b|/head\b"
@@ -49,15 +50,15 @@ class Lowered:
 
     def __init__(self, preset):
         task = task_of(preset)
-        self._plan = device_model.plan("litert", task, None, [16], 48, None)
+        self._plan = conversion.plan("litert", task, None, [16], 48, None)
         self.manifest = self._plan.manifest
         texts = ("once upon a time", "time was there upon")
         self._rows = [task.tokenizer.encode(text) for text in texts]
-        build = flat_graph.Model
-        with pytest.MonkeyPatch.context() as patch, device_model.lowering_child() as child:
+        build = flatbuffer.Model
+        with pytest.MonkeyPatch.context() as patch, conversion.lowering_child() as child:
             # A model is used up by what is written of it: keep what another is built from.
-            patch.setattr(flat_graph, "Model", lambda *a, **k: functools.partial(build, *a, **k))
-            self._model, _ = device_model.lower(self._plan, child, Progress("x", 1))
+            patch.setattr(flatbuffer, "Model", lambda *a, **k: functools.partial(build, *a, **k))
+            self._model, _ = conversion.lower(self._plan, child, Progress("x", 1))
 
     def write(self, folder, rules):
         """Write a file of the task as it is, and the same balanced; their paths."""
@@ -67,7 +68,7 @@ class Lowered:
             if path.stem == "balanced":
                 calibration = Calibration(*self._plan.traced, self.manifest, self._rows)
                 balance(model, groups_of(model), calibration)
-            quantization.apply(model, rules)
+            apply(model, rules)
             weights.write(model, path)
         return paths
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from keras_llm.errors import InputError, ServingError
-from keras_llm.export.local_server.batching import Batcher, BatchingParameters, _rows
-from keras_llm.export.local_server.servable import Servable
+from keras_llm.export.serving.server.batching import Batcher, BatchingParameters, _rows
+from keras_llm.export.serving.server.servable import Servable
 
 
 @pytest.fixture(scope="module")

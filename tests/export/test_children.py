@@ -33,8 +33,8 @@ def kill_when_asked(monkeypatch, module, number):
 @pytest.mark.parametrize(
     "module, what",
     [
-        ("lowering_worker", "that lowers the graph"),
-        ("device_parity", "that runs the file"),
+        ("litert.lowering.worker", "that lowers the graph"),
+        ("litert.worker", "that runs the file"),
     ],
 )
 def test_a_killed_child_of_a_device_export(embedder, tmp_path, monkeypatch, module, what):
@@ -47,7 +47,7 @@ def test_a_killed_child_of_a_device_export(embedder, tmp_path, monkeypatch, modu
 
 
 def test_a_killed_child_of_a_bundle(task, tmp_path, monkeypatch):
-    kill_when_asked(monkeypatch, "keras_llm.export.litert_lm_parity", signal.SIGSEGV)
+    kill_when_asked(monkeypatch, "keras_llm.export.litert.litert_lm_worker", signal.SIGSEGV)
     with pytest.raises(
         ExportError, match="that runs the bundle in LiteRT-LM was killed by SIGSEGV"
     ):
@@ -56,7 +56,7 @@ def test_a_killed_child_of_a_bundle(task, tmp_path, monkeypatch):
 
 
 def test_a_killed_child_of_a_saved_model(embedder, tmp_path, monkeypatch):
-    kill_when_asked(monkeypatch, "keras_llm.export.server_parity", signal.SIGKILL)
+    kill_when_asked(monkeypatch, "keras_llm.export.saved_model.worker", signal.SIGKILL)
     with pytest.raises(ExportError, match="that runs the SavedModel was killed by SIGKILL"):
         export.saved_model(embedder, tmp_path / "served")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -81,25 +81,25 @@ def test_a_full_disk(task, embedder, tmp_path, name):
 
 
 def test_words_of_a_child_that_fails():
-    with children.Child("keras_llm.export.device_parity", "that runs the file") as child:
+    with children.Child("keras_llm.export.litert.worker", "that runs the file") as child:
         with pytest.raises(ExportError) as raised:
             child.ask({"path": "x.tflite"})
         assert str(raised.value) == (
             "the process that runs the file failed: KeyError: 'what'; nothing was written."
         )
-        assert "device_parity.py" in raised.value.__notes__[0]
+        assert "litert/worker.py" in raised.value.__notes__[0]
     assert not child.folder.exists()
 
 
 def test_a_child_that_takes_too_long():
-    child = children.Child("keras_llm.export.lowering_worker", "that lowers", timeout=0.2)
+    child = children.Child("keras_llm.export.litert.lowering.worker", "that lowers", timeout=0.2)
     with child, pytest.raises(ExportError, match=r"gave no answer within 0\.2 s"):
         child.result()
     assert child.process.poll() is not None
 
 
 def test_a_child_ends_with_its_parent():
-    child = children.Child("keras_llm.export.device_parity", "that runs the file")
+    child = children.Child("keras_llm.export.litert.worker", "that runs the file")
     child.process.stdin.close()  # what the end of a parent does
     waiting = threading.Thread(target=child.process.wait)
     waiting.start()
@@ -132,7 +132,7 @@ def test_what_a_fork_loads_is_gone(tmp_path):
 
 
 def test_a_kept_child_serves_the_next_export(tmp_path):
-    module = "keras_llm.export.device_parity"
+    module = "keras_llm.export.litert.worker"
     with children.keep(module):
         with children.child(module, "that runs the file") as first:
             process = first.process

@@ -128,8 +128,8 @@ def test_any_signature(tiny):
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda c: c.predict("nope", {}), "no signature 'nope'; known: once"),
-        (lambda c: c.predict("once", {"m": 1}), "no input 'm'; known: n"),
+        (lambda c: c.predict("nope", {}), "no signature 'nope'; available: once"),
+        (lambda c: c.predict("once", {"m": 1}), "no input 'm'; available: n"),
         (lambda c: c.predict("once", {"n": 1.5}), "`n` must be DT_INT32"),
         (lambda c: c.predict("once", {"n": 2**40}), "`n` must be DT_INT32"),
         (lambda c: c.predict("upper", {"text": [1]}), "`text` must be text"),
@@ -155,7 +155,7 @@ def test_what_the_server_refuses(client, tiny):
         tiny.predict("serving_default", {"x": [[1]]})
     with pytest.raises(ServingError, match="temperature must be a number >= 0"):
         client.generate("The", temperature=float("nan"))
-    with pytest.raises(InputError, match=r"unknown setting `mood`; known: .*max_new_tokens"):
+    with pytest.raises(InputError, match=r"unknown setting `mood`; available: .*max_new_tokens"):
         client.generate("The", mood=3)
     with pytest.raises(InputError, match="`seed` must be one value or 2"):
         client.generate(["a", "b"], seed=[1, 2, 3])
@@ -432,7 +432,7 @@ def test_query(text_server, task, capfd):
     for arguments, words in [
         ([target, "nope", "a"], "NOT_FOUND"),
         ([target, "stories", "a", "--signature", "nope"], "score"),
-        ([target, "stories", "a", "--signature", "prefill"], "takes"),
+        ([target, "stories", "a", "--signature", "prefill"], "single input"),
         ([target, "stories", "a", "--temperature", "nan"], "temperature must be a number"),
         (["localhost", "stories", "a"], "target"),
         ([f"localhost:{free_port()}", "stories", "a", "--retries", "0"], "UNAVAILABLE"),

@@ -7,8 +7,8 @@ import tensorflow as tf
 
 import keras_llm
 from keras_llm import export, generation, models, tokenizers
-from keras_llm.export.signatures import TextGenerationModule, save
-from keras_llm.export.signatures.loop import ALL_SETTINGS
+from keras_llm.export.saved_model.signatures import TextGenerationModule, save
+from keras_llm.export.saved_model.signatures.loop import ALL_SETTINGS
 
 SIZE, END = 280, 100  # the tokenizer's tokens, and one with text that ends a text
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from keras_llm.export import gptq
+from keras_llm.export.litert.quantization import gptq
 
 
 def slow(matrix, moments, block):

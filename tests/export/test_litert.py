@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_llm import export, models, tasks
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export import device_file, device_model
+from keras_llm.export.litert import conversion, file_format
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +34,18 @@ def runner(mobile):
 def test_greedy_text_is_that_of_keras(task, runner, held_out_prompts):
     assert len(held_out_prompts) >= 20
     expected = task(held_out_prompts, 16, temperature=0.0)
-    assert [runner.generate(prompt, 16) for prompt in held_out_prompts] == expected
+    assert [runner.generate(prompt, 16, temperature=0.0) for prompt in held_out_prompts] == expected
 
 
 def test_the_stream_is_the_whole(runner):
-    pieces = list(runner.stream("The", 20))
-    assert "".join(pieces) == runner.generate("The", 20) and len(pieces) > 5
+    pieces = list(runner.stream("The", 20, temperature=0.0))
+    assert "".join(pieces) == runner.generate("The", 20, temperature=0.0) and len(pieces) > 5
 
 
 def test_logits_are_those_of_keras_in_every_slot(task, runner):
     ids = task.tokenizer.encode("word and " * 100)[:100]
     prompt = task.tokenizer.decode(ids)
-    tokens, logits = zip(*runner.steps(prompt, 500), strict=True)
+    tokens, logits = zip(*runner.steps(prompt, 500, temperature=0.0), strict=True)
     whole = [task.tokenizer.bos_id, *task.tokenizer.encode(prompt), *tokens]
     assert None in tokens or len(whole) == task.model.config.max_length
     whole = [token for token in whole if token is not None]
@@ -68,7 +68,7 @@ def continued(task):
 @pytest.mark.parametrize("length", CHUNKS)
 def test_prompts_of_all_chunk_sizes(continued, runner, length):
     prompt, expected = continued[length]
-    assert runner.generate(prompt, 6) == expected
+    assert runner.generate(prompt, 6, temperature=0.0) == expected
 
 
 def test_bfloat16_further_end_tokens_and_steps_that_look_at_fewer_slots(
@@ -89,14 +89,14 @@ def test_bfloat16_further_end_tokens_and_steps_that_look_at_fewer_slots(
     model = models.causal_lm(task.model.config, dtype="mixed_bfloat16")
     model.set_weights(task.model.get_weights())
     mixed = tasks.TextGeneration(model, task.tokenizer, {"end_token_ids": [end]})
-    monkeypatch.setattr(device_model, "_DECODE_LENGTHS", (32, 64))
+    monkeypatch.setattr(conversion, "_DECODE_LENGTHS", (32, 64))
     report = export.litert(mixed, tmp_path / "mixed.tflite", prefill_lengths=[16])
     assert set(report["signatures"]) == {"prefill_16", "decode_32", "decode_64", "decode"}
     assert report["parity"]["greedy_texts_equal"]
     assert report["parity"]["max_logit_error"] < 1e-3
     device = export.LiteRTModel(tmp_path / "mixed.tflite")
     for prompt, ids in zip(prompts, rows, strict=True):
-        assert device.generate(prompt, 120) == task.tokenizer.decode(ids)
+        assert device.generate(prompt, 120, temperature=0.0) == task.tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,9 @@ def test_models_of_other_parts(task, tmp_path, name, options):
     assert report["parity"]["greedy_texts_equal"] is True
     assert report["prefill_lengths"] == [5]
     device = export.LiteRTModel(tmp_path / "other.tflite")
-    assert device.generate("The word", 50) == other("The word", 50, temperature=0.0)
+    assert device.generate("The word", 50, temperature=0.0) == other(
+        "The word", 50, temperature=0.0
+    )
 
 
 def test_signatures_have_litert_lms_names_and_shapes(mobile, task):
@@ -173,7 +175,8 @@ def test_the_runner_needs_no_tensorflow(mobile, task):
 import sys
 sys.modules["tensorflow"] = sys.modules["keras"] = None  # importing either would raise
 from keras_llm import export
-sys.stdout.buffer.write(export.LiteRTModel(sys.argv[1]).generate("The", 12).encode())
+text = export.LiteRTModel(sys.argv[1]).generate("The", 12, temperature=0.0)
+sys.stdout.buffer.write(text.encode())
 """
     command = [sys.executable, "-c", program, str(mobile[0] / "reference.tflite")]
     done = subprocess.run(command, capture_output=True)
@@ -198,14 +201,14 @@ def test_an_op_that_is_not_builtin_fails_the_export(tmp_path):
     path = tmp_path / "flex.tflite"
     path.write_bytes(converter.convert())
     with pytest.raises(ExportError, match=r"Flex\w+ is not builtin"):
-        device_file.op_census(path)
+        file_format.op_census(path)
 
 
 @pytest.mark.parametrize("quantization, words", [(None, "differ from"), ("int8", "diverge from")])
 def test_a_file_that_differs_from_the_model_is_not_written(
     quantization, words, task, tmp_path, monkeypatch
 ):
-    write = device_model.write
+    write = conversion.write
 
     def other_weights(plan, *arguments):
         model = plan.task.model
@@ -216,7 +219,7 @@ def test_a_file_that_differs_from_the_model_is_not_written(
         finally:
             model.set_weights(weights)  # other tests use the model, too
 
-    monkeypatch.setattr(device_model, "write", other_weights)
+    monkeypatch.setattr(conversion, "write", other_weights)
     with pytest.raises(ExportError, match=f"{words} Keras"):
         export.litert(task, tmp_path / "broken.tflite", quantization, prefill_lengths=[16])
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ import pytest
 import keras_llm
 from keras_llm import export, models, tokenizers
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export import device_model
+from keras_llm.export.litert import conversion
 
 TEXT = "Ada Lovelace was born in London, and wrote of engines. "
 
@@ -88,7 +88,7 @@ def test_answers_in_contexts_of_any_length(parts, files):
         assert found["probability"] == pytest.approx(expected.probability, abs=1e-4)
     with pytest.raises(InputError, match="`question` has"):
         device.answer(TEXT * 9, TEXT)
-    with pytest.raises(InputError, match="`cache_length` is not for it"):
+    with pytest.raises(InputError, match="does not support `cache_length`"):
         export.litert(task, files / "x.tflite", cache_length=24)
 
 
@@ -111,13 +111,13 @@ def test_numbers(parts, files):
     texts = [TEXT, "Ada wrote.", "London", "born of engines", "was in and of", "Lovelace wrote"]
     report = export.litert(task, files / "score_8.tflite", "int8", held_out=texts)
     coarse = export.LiteRTModel(files / "score_8.tflite")
-    ours = np.array([coarse.score(text)["value"] for text in texts])
+    ours = np.array([coarse.regress(text)["value"] for text in texts])
     theirs = np.array([task(text) for text in texts])
     changed = np.abs(ours - theirs).mean() / theirs.std()
     assert 0 < report["quality"]["loss"] == pytest.approx(changed, rel=1e-3)
     assert changed < 0.2
     device = written(task, files / "score.tflite")
-    found = device.score("Ada wrote.")
+    found = device.regress("Ada wrote.")
     assert found == {"value": pytest.approx(task("Ada wrote."), abs=1e-4), "truncated": False}
     with pytest.raises(InputError, match="`classify` needs a TextClassification"):
         device.classify("Ada")
@@ -147,9 +147,9 @@ def test_a_file_with_other_decisions_is_not_written(parts, files, tmp_path, monk
     manifest = export.LiteRTModel(files / "classify.tflite").manifest
     model = (files / "classify.tflite").read_bytes()[slice(*manifest["model"])]
     monkeypatch.setattr(
-        device_model, "write", lambda plan, graphs, path, progress: path.write_bytes(model)
+        conversion, "write", lambda plan, graphs, path, progress: path.write_bytes(model)
     )
-    with pytest.raises(ExportError, match="the file's numbers differ from Keras's"):
+    with pytest.raises(ExportError, match="the outputs of the file differ from Keras"):
         export.litert(other, tmp_path / "x.tflite", cache_length=24)
     assert list(tmp_path.iterdir()) == []
 

@@ -14,9 +14,10 @@ import pytest
 
 from keras_llm import export, models, tasks, tokenizers
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export import children, device_model, parity
-from keras_llm.export.decoder_steps import DecoderSteps
-from keras_llm.export.quantization import QuantizationRule, rules_of
+from keras_llm.export import children, verification
+from keras_llm.export.litert import conversion
+from keras_llm.export.litert.quantization.rules import QuantizationRule, rules_of
+from keras_llm.export.litert.runtime.decoder import DecoderSteps
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_the_text_in_litert_lm_is_that_of_our_runner(bundle, runner):
     assert report["greedy_texts_equal"] is True and report["prompts"] >= 6
     program = """
 import json, sys
-from keras_llm.export.litert_lm_parity import greedy
+from keras_llm.export.litert.litert_lm_worker import greedy
 sys.stdout.write(json.dumps(greedy(sys.argv[1], json.loads(sys.argv[2]), 80)))
 """
     prompts = ["The value of", "In the", "A word. " * 8]  # more than one chunk of 16
@@ -49,7 +50,7 @@ sys.stdout.write(json.dumps(greedy(sys.argv[1], json.loads(sys.argv[2]), 80)))
     done = subprocess.run(command, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     texts = json.loads(done.stdout.decode().splitlines()[-1])
-    assert texts == [runner.generate(prompt, 80) for prompt in prompts]
+    assert texts == [runner.generate(prompt, 80, temperature=0.0) for prompt in prompts]
 
 
 def test_the_cost_of_quantisation_is_in_the_report(bundle, task):
@@ -97,15 +98,17 @@ def test_sampled_text_is_that_of_the_task(task, tmp_path, runner):
 
 def test_the_chat_template_comes_with_the_file(runner):
     messages = [{"role": "user", "content": "The value"}]
-    assert runner.chat(messages, 8) == runner.chat("The value", 8)
-    assert runner.chat("The value", 8) == runner.generate("The value", 8, parse_special=True)
+    assert runner.chat(messages, 8, temperature=0.0) == runner.chat("The value", 8, temperature=0.0)
+    assert runner.chat("The value", 8, temperature=0.0) == runner.generate(
+        "The value", 8, parse_special=True, temperature=0.0
+    )
 
 
 def test_the_cache_is_as_long_as_was_asked(bundle, runner):
     assert runner.max_length == bundle[1]["max_length"] == 100
     ids = runner.tokenizer.encode("word and " * 100)[:98]
     prompt = runner.tokenizer.decode(ids)
-    tokens = [token for token, _ in runner.steps(prompt, 500)]
+    tokens = [token for token, _ in runner.steps(prompt, 500, temperature=0.0)]
     assert len(tokens) == 1  # the last slot
     with pytest.raises(InputError, match="at most 99"):
         runner.generate("word and " * 100, 5)
@@ -131,14 +134,19 @@ def test_a_byte_pair_tokenizer_goes_in_as_tokenizer_json_with_a_further_end_toke
     )
     keras.utils.set_random_seed(0)
     model = models.causal_lm(config)
-    tokens = collections.Counter(greedy_tokens(model, map(tok.encode_prompt, parity.SEED_TEXTS)))
+    tokens = collections.Counter(
+        greedy_tokens(model, map(tok.encode_prompt, verification.SEED_TEXTS))
+    )
     often = tokens.most_common(1)[0][0]  # texts would go on after it, and differ
     other = tasks.TextGeneration(model, tok, {"end_token_ids": [often]})
     rules = [QuantizationRule(bits=4, block=32), QuantizationRule(layers="embedding|head")]
     report = export.litert_lm(other, tmp_path / "other.litertlm", rules, prefill_lengths=[16])
     assert report["litert_lm"]["greedy_texts_equal"] is True
     runner = export.LiteRTModel(tmp_path / "other.litertlm")
-    steps = [[token for token, _ in runner.steps(p, 24)] for p in parity.probe_prompts(other)]
+    steps = [
+        [token for token, _ in runner.steps(p, 24, temperature=0.0)]
+        for p in verification.probe_prompts(other)
+    ]
     assert any(row[-1] is None for row in steps) and not any(often in row for row in steps)
     assert report["quantization"][0]["bits"] == 4 and report["bytes"]["weights_int4"] > 0
 
@@ -225,7 +233,7 @@ def test_a_file_that_is_worse_than_allowed_is_not_written(
     def write(plan, model, path, progress):
         path.write_bytes(bundle[0].read_bytes()[begin:end])
 
-    monkeypatch.setattr(device_model, "write", write)
+    monkeypatch.setattr(conversion, "write", write)
     # Of some texts an int8 model happens to think more than the float one: one where it does not.
     loss, text = dearest(task, runner, held_out_prompts)
     assert loss > 0
@@ -237,16 +245,16 @@ def test_a_file_that_is_worse_than_allowed_is_not_written(
     found = convert("allowed.tflite", loss * 2)
     assert found == pytest.approx(loss, rel=0.01)
     kept = sorted(tmp_path.iterdir())
-    told = rf"{found:.2%} worse, more than the {found / 2:.2%} of `max_quality_loss`"
+    told = rf"{found:.2%} worse; `max_quality_loss` allows {found / 2:.2%}"
     with pytest.raises(ExportError, match=re.escape(told)):
         convert("worse.tflite", found / 2)
     assert sorted(tmp_path.iterdir()) == kept
 
 
 def test_a_converter_without_memory_is_an_error(task, tmp_path, monkeypatch):
-    monkeypatch.setattr(device_model, "_MEMORY", 100 << 20)
+    monkeypatch.setattr(conversion, "_MEMORY", 100 << 20)
     monkeypatch.setattr(children, "_kept", {})  # one that has lowered graphs has memory to spare
-    # What a failed allocation ends in depends on which one it is.
+    # What a failed allocation leads to depends on which one it is.
     how = r"(ran out of memory|was killed by SIG\w+, most likely because memory ran out)"
     words = rf"^the process that lowers the graph {how}; nothing was written\."
     with pytest.raises(ExportError, match=words):

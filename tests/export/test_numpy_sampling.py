@@ -7,8 +7,8 @@ import pytest
 
 from keras_llm import generation
 from keras_llm.errors import InputError
-from keras_llm.export.numpy_sampling import Sampling, choose, gumbel_noise
-from keras_llm.generation import samplers
+from keras_llm.export.sampling import Sampling, choose, gumbel_noise
+from keras_llm.generation import sampling as keras_sampling
 
 SETTINGS = list(
     itertools.product(
@@ -24,14 +24,14 @@ def test_every_setting_chooses_the_same_token():
         logits[random.integers(61)] = logits.max()  # a tie
         sampling = Sampling(*settings)
         theirs = generation.Sampling(**sampling._asdict()).tensors()
-        expected = int(samplers.choose(logits[None], theirs, step)[0])
+        expected = int(keras_sampling.choose(logits[None], theirs, step)[0])
         assert choose(logits, sampling, step) == expected, settings
 
 
 def test_the_noise_is_the_same_to_the_last_bits():
     for seed, step in [(0, 0), (-1, 3), (123456789, 2000)]:
         ours = gumbel_noise(seed, step, 5000)
-        theirs = np.asarray(samplers.gumbel_noise(np.array([seed], "int32"), step, 5000))[0]
+        theirs = np.asarray(keras_sampling.gumbel_noise(np.array([seed], "int32"), step, 5000))[0]
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -53,7 +53,7 @@ def test_a_setting_out_of_range_is_named(name, value):
 
 def test_noise_is_finite_where_its_hash_is_largest():
     """Of 2**24 hashes one rounds to a uniform number of 1; this token has it."""
-    theirs = np.asarray(samplers.gumbel_noise(np.array([6], "int32"), 29, 37169))[0]
+    theirs = np.asarray(keras_sampling.gumbel_noise(np.array([6], "int32"), 29, 37169))[0]
     for noise in (gumbel_noise(6, 29, 37169), theirs):
         assert noise.argmax() == 37168 and 16 < noise[37168] < 17
         assert np.isfinite(noise).all()

@@ -48,7 +48,8 @@ def test_an_export_without_room_is_refused(task, tmp_path, monkeypatch, write):
     monkeypatch.setattr(planning, "available_memory", lambda: 500_000_000)
     path = tmp_path / {"litert": "x.tflite", "litert_lm": "x.litertlm"}.get(write, "x")
     with pytest.raises(
-        ExportError, match=rf"^{write}: .* GB beside the model, and 0\.5 GB are free"
+        ExportError,
+        match=rf"^{write}: .* in addition to the model, but only 0\.5 GB are",
     ):
         getattr(export, write)(task, path)
     assert list(tmp_path.iterdir()) == []

@@ -11,8 +11,13 @@ from ai_edge_litert.interpreter import Interpreter
 import keras_llm
 from keras_llm import export, models, tokenizers
 from keras_llm.errors import InputError
-from keras_llm.export import device_file
-from keras_llm.export.quantization import QuantizationRule, Storage, pack_int4, rule_for
+from keras_llm.export.litert import file_format
+from keras_llm.export.litert.quantization.rules import (
+    QuantizationRule,
+    Storage,
+    pack_int4,
+    rule_for,
+)
 
 ROWS = ["once upon a time there was a fox"] * 3
 
@@ -104,7 +109,7 @@ def test_each_weight_is_stored_once_and_as_its_rule_says(task, tmp_path):
         "block_0/feed_forward/down/kernel": schema.TensorType.INT4,
     }
     assert {name: found[name][0].type for name in kinds} == kinds
-    parts = device_file.parts(path)
+    parts = file_format.parts(path)
     assert parts["weights_int8"] == (300 + 48) * 64 + 2 * 64 * 64
     assert parts["weights_int4"] == (64 * 64 + 2 * 64 * 256) // 2
 

@@ -12,10 +12,10 @@ import tensorflow as tf
 import keras_llm
 from keras_llm import export, generation, models, tasks, tokenizers
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export.proofs import proof_of
-from keras_llm.export.server_parity import run_calls
-from keras_llm.export.signatures import module_of
-from keras_llm.export.signatures.loop import ALL_SETTINGS
+from keras_llm.export.saved_model.signatures import module_of
+from keras_llm.export.saved_model.signatures.loop import ALL_SETTINGS
+from keras_llm.export.saved_model.verify import verification_of
+from keras_llm.export.saved_model.worker import run_calls
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n"
@@ -242,7 +242,7 @@ def test_the_steps_refuse_what_does_not_fit(task, signatures):
         ({"token_ids": ids[:0], "lengths": lengths[:0]}, "token_ids must not be empty"),
         ({"lengths": tf.constant([4])}, r"lengths must be in 1 \.\. T"),
         ({"lengths": tf.constant([0])}, r"lengths must be in 1 \.\. T"),
-        ({"lengths": tf.constant([1, 2])}, "lengths must have one for each row"),
+        ({"lengths": tf.constant([1, 2])}, "lengths must have one value for each row"),
         ({"cache_length": tf.constant(2)}, "cache_length must be in T"),
         ({"cache_length": tf.constant(10**6)}, "cache_length must be in T"),
     ):
@@ -265,7 +265,7 @@ def test_the_steps_refuse_what_does_not_fit(task, signatures):
     [
         ({"prompts": ["a", ""]}, "prompt must not be empty"),
         ({"prompts": []}, "empty list"),
-        ({"prompts": ["a"], "max_new_tokens": 0}, "max_new_tokens must be positive"),
+        ({"prompts": ["a"], "max_new_tokens": 0}, "max_new_tokens must be an int > 0"),
         ({"prompts": ["a"], "temperature": -1.0}, "temperature"),
         ({"prompts": ["a"], "temperature": float("nan")}, "temperature"),
         ({"prompts": ["a"], "top_k": -1}, "top_k"),
@@ -338,7 +338,7 @@ def test_beams_are_those_of_python(task, signatures):
         length_penalty=tf.constant(penalties),
     )
     for i, penalty in enumerate(penalties):
-        # The sizes of the export's own proof, whose graph is traced already.
+        # The sizes of the export's own checks, whose graph is traced already.
         expected = task(
             prompts,
             17,
@@ -462,7 +462,7 @@ def test_ring_caches_and_a_byte_pair_tokenizer_that_rides_along(text_folder, tmp
     export.litert(bytewise, tmp_path / "model.tflite", prefill_lengths=[16])
     device = export.LiteRTModel(tmp_path / "model.tflite")
     prompt = "Two words, 12 numbers\n\n  and \U0001f642"
-    assert device.generate(prompt, 12) == bytewise(prompt, 12, temperature=0.0)
+    assert device.generate(prompt, 12, temperature=0.0) == bytewise(prompt, 12, temperature=0.0)
 
 
 def test_a_version_is_refused_or_replaced(served, task):
@@ -483,14 +483,14 @@ def test_an_export_that_differs_from_the_model_leaves_nothing(mixed, tmp_path, m
     assert list((tmp_path / "broken").iterdir()) == []
 
 
-def test_a_proof_fails_where_answers_differ(chatty, signatures):
+def test_verification_fails_where_answers_differ(chatty, signatures):
     """Each of the export's comparisons, with what the SavedModel answers and that changed."""
-    proof = proof_of(chatty, beam_width=3)
-    proof.expect()
-    calls = proof.calls()
+    checks = verification_of(chatty, beam_width=3)
+    checks.expect()
+    calls = checks.calls()
     answers = run_calls(signatures, calls)
     names = [name for name, _ in calls]
-    assert proof.compare(answers)["greedy_texts_equal"] is True
+    assert checks.compare(answers)["greedy_texts_equal"] is True
 
     def longer(texts):
         return [text + "!" for text in texts]
@@ -515,4 +515,4 @@ def test_a_proof_fails_where_answers_differ(chatty, signatures):
         changed, index = list(answers), names.index(signature)
         changed[index] = {**answers[index], output: change(answers[index][output])}
         with pytest.raises(ExportError, match=f"^{words}"):
-            proof.compare(changed)
+            checks.compare(changed)

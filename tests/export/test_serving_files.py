@@ -13,8 +13,8 @@ from tensorflow_serving.config import model_server_config_pb2
 import keras_llm
 from keras_llm import export, models, tokenizers
 from keras_llm.errors import InputError
-from keras_llm.export.local_server.files import read_batching_parameters
-from keras_llm.export.warmup import read_warmup
+from keras_llm.export.saved_model.warmup import read_warmup
+from keras_llm.export.serving.server.files import read_batching_parameters
 
 
 @pytest.fixture(scope="module")
@@ -215,12 +215,12 @@ def test_labels_choose_versions(served):
     [
         ({"labels": {"answers": {"stable": 9}}}, "no version 9 of 'answers'"),
         ({"labels": {"others": {"stable": 1}}}, "no version 1 of 'others'"),
-        ({"labels": {"answers": {"a b": 1}}}, "'a b' is not a label"),
+        ({"labels": {"answers": {"a b": 1}}}, "'a b' is not a valid label"),
         ({"labels": {"answers": 1}}, "`labels` must be a dict"),
         ({"cpus": 0}, "`cpus`"),
         ({"max_batch_size": 0}, "`max_batch_size`"),
         ({"port": 0}, "`port`"),
-        ({"rest_api_port": 8500}, "a port, and no other's"),
+        ({"rest_api_port": 8500}, "differ from the other port"),
         ({"image": 'x" evil'}, "`image`"),
     ],
 )
@@ -231,5 +231,5 @@ def test_wrong_arguments_are_refused(served, arguments, words):
 
 def test_a_folder_without_models_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(InputError, match="holds no model"):
+        with pytest.raises(InputError, match="contains no model"):
             export.serving_files(folder)

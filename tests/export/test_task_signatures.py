@@ -8,9 +8,9 @@ import tensorflow as tf
 import keras_llm
 from keras_llm import export, models, tokenizers
 from keras_llm.errors import ExportError, InputError
-from keras_llm.export.proofs import proof_of
-from keras_llm.export.server_parity import run_calls
-from keras_llm.export.signatures import module_of
+from keras_llm.export.saved_model.signatures import module_of
+from keras_llm.export.saved_model.verify import verification_of
+from keras_llm.export.saved_model.worker import run_calls
 
 LABELS = ["first", "second", "third"]
 
@@ -51,7 +51,7 @@ def made(toks):
             models.span_qa(encoder), t, {"unanswerable": True, "longest_answer": 1}
         ),
         "embed": lambda t: keras_llm.TextEmbedding(models.sentence_embedder(encoder), t),
-        "score": lambda t: keras_llm.TextRegression(models.text_regressor(encoder), t),
+        "regress": lambda t: keras_llm.TextRegression(models.text_regressor(encoder), t),
         "fill_mask": lambda t: keras_llm.MaskedLanguageModel(models.masked_lm(encoder), t),
         "translate": lambda t: keras_llm.Translation(models.seq2seq(pair), t),
     }
@@ -68,16 +68,16 @@ def made(toks):
 
 @pytest.fixture(scope="module")
 def proven(made):
-    """The proof of any of these tasks and what its signatures answer, each asked once."""
-    proofs = {}
+    """The verification of any of these tasks and what its signatures answer, each asked once."""
+    verified = {}
 
     def ask(kind, tokenizer):
-        if (kind, tokenizer) not in proofs:
+        if (kind, tokenizer) not in verified:
             task, signatures = made(kind, tokenizer)
-            proof = proof_of(task)
-            proof.expect()
-            proofs[kind, tokenizer] = proof, run_calls(signatures, proof.calls())
-        return proofs[kind, tokenizer]
+            checks = verification_of(task)
+            checks.expect()
+            verified[kind, tokenizer] = checks, run_calls(signatures, checks.calls())
+        return verified[kind, tokenizer]
 
     return ask
 
@@ -93,7 +93,7 @@ CASES = [
     ("answer", "sentencepiece"),
     ("answer, unanswerable", "word_piece"),
     ("embed", "byte_pair"),
-    ("score", "word_piece"),
+    ("regress", "word_piece"),
     ("fill_mask", "word_piece"),
     ("fill_mask", "byte_pair"),
     ("translate", "sentencepiece"),
@@ -104,23 +104,23 @@ CASES = [
 def test_a_graph_answers_as_its_task(kind, tokenizer, made, proven):
     _, signatures = made(kind, tokenizer)
     assert signatures["serving_default"] is signatures[kind.split(",")[0]]
-    proof, outputs = proven(kind, tokenizer)
-    measured = proof.compare(outputs)
+    checks, outputs = proven(kind, tokenizer)
+    measured = checks.compare(outputs)
     assert all(value == 1.0 for name, value in measured.items() if name.endswith("_equal"))
 
 
-def test_a_proof_fails_where_answers_differ(proven):
+def test_verification_fails_where_answers_differ(proven):
     for kind, name, change in (
         ("classify", "label", lambda x: ["third" if v != "third" else "first" for v in x]),
         ("classify", "probabilities", lambda x: (np.array(x) + 0.01).tolist()),
         ("tag", "start", lambda x: (np.array(x) + 1).tolist()),
         ("answer", "end", lambda x: (np.array(x) + 1).tolist()),
-        ("score", "value", lambda x: (np.array(x) + 0.01).tolist()),
+        ("regress", "value", lambda x: (np.array(x) + 0.01).tolist()),
         ("fill_mask", "text", lambda x: [v + "!" for v in x]),
     ):
-        proof, (outputs,) = proven(kind, "word_piece")
+        checks, (outputs,) = proven(kind, "word_piece")
         with pytest.raises(ExportError, match="of the exported model"):
-            proof.compare([{**outputs, name: change(outputs[name])}])
+            checks.compare([{**outputs, name: change(outputs[name])}])
 
 
 def test_outputs_are_named_and_typed(made):
@@ -140,7 +140,7 @@ def test_outputs_are_named_and_typed(made):
             **{"start": ("int32", rows), "end": ("int32", rows)},
         },
         ("embed", "byte_pair"): {"embedding": ("float32", [None, 64])},
-        ("score", "word_piece"): {"value": ("float32", rows)},
+        ("regress", "word_piece"): {"value": ("float32", rows)},
         ("fill_mask", "word_piece"): {
             **{"text": ("string", rows), "num_masks": ("int32", rows)},
             "tokens": ("string", [None, None, 5]),
@@ -238,9 +238,9 @@ def test_a_saved_task_answers_in_a_fresh_process(made, tmp_path):
 def test_a_compiled_loop_writes_the_same(made, proven):
     task, plain = made("translate", "sentencepiece")
     compiled = module_of(task, xla=True).signatures()
-    proof, _ = proven("translate", "sentencepiece")
-    assert proof.compare(run_calls(compiled, proof.calls()))["greedy_texts_equal"]
-    # Five rows, filled up to the eight of the proof, and budgets up to its 32: one compilation.
+    checks, _ = proven("translate", "sentencepiece")
+    assert checks.compare(run_calls(compiled, checks.calls()))["greedy_texts_equal"]
+    # Five rows, filled up to the eight of the checks, and budgets up to its 32: one compilation.
     sampled = {
         "text": ["string", ["The", "A longer text, words", "x", "I", "é"]],
         "max_new_tokens": ["int32", [3, 11, 7, 17, 1]],
@@ -263,6 +263,6 @@ def test_only_tasks_are_served(made, tmp_path):
             export.saved_model(thing, tmp_path / "out")
     with pytest.raises(InputError, match='`weights` must be None, "float16" or "int8"'):
         export.saved_model(task, tmp_path / "out", weights="int4")
-    with pytest.raises(InputError, match="`xla` is for tasks that generate text"):
+    with pytest.raises(InputError, match="`xla` is only supported for generative tasks"):
         export.saved_model(task, tmp_path / "out", xla=True)
     assert not (tmp_path / "out").exists()

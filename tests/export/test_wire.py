@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
 from keras_llm.errors import InputError
-from keras_llm.export import tensors, wire
+from keras_llm.export.serving import tensors, wire
 
 GENERATED = [
     "tensorflow.core.framework.tensor_pb2",

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_llm import generation, models
 from keras_llm.errors import InputError
-from keras_llm.generation.contrastive import contrastive_search
+from keras_llm.generation.search.contrastive import contrastive_search
 
 STOP, PAD, SIZE = 2, 0, 31
 CASES = {
@@ -45,8 +45,8 @@ def sources(model):
     return None
 
 
-def memory(model):
-    return None if sources(model) is None else models.encode(model, sources(model))
+def encoder_cache(model):
+    return None if sources(model) is None else models.encode_source(model, sources(model))
 
 
 def slow_contrastive(model, prompt, source, count, top_k, alpha, stop=STOP):
@@ -82,7 +82,7 @@ def slow_contrastive(model, prompt, source, count, top_k, alpha, stop=STOP):
 def check(model, ids, lengths, count, top_k, alpha, stop=STOP):
     """Run `contrastive_search`, compare each row with the formula, and return it."""
     text = contrastive_search(
-        model, ids, lengths, count, top_k, alpha, stop, PAD, memory=memory(model)
+        model, ids, lengths, count, top_k, alpha, stop, PAD, encoder_cache=encoder_cache(model)
     )
     for row, length in enumerate(lengths):
         source = None if sources(model) is None else sources(model)[row]
@@ -103,7 +103,9 @@ def test_contrastive_search_is_the_formula(model):
     ids, lengths = prompts()
     text = check(model, ids, lengths, 7, 4, 0.6, stop=-1)
     assert np.all(np.asarray(text.num_tokens) == 7)
-    greedy = contrastive_search(model, ids, lengths, 7, 1, 0.0, -1, PAD, memory=memory(model))
+    greedy = contrastive_search(
+        model, ids, lengths, 7, 1, 0.0, -1, PAD, encoder_cache=encoder_cache(model)
+    )
     assert np.any(np.asarray(greedy.token_ids) != np.asarray(text.token_ids))
     # With one of its own tokens as the stop token at least that row ends early.
     written = np.asarray(text.token_ids)[1].tolist()
@@ -129,9 +131,11 @@ def test_one_candidate_or_no_penalty_is_greedy(model, top_k, alpha):
         generation.Sampling(0.0).tensors(),
         STOP,
         PAD,
-        memory=memory(model),
+        encoder_cache=encoder_cache(model),
     )
-    text = contrastive_search(model, ids, lengths, 6, top_k, alpha, STOP, PAD, memory=memory(model))
+    text = contrastive_search(
+        model, ids, lengths, 6, top_k, alpha, STOP, PAD, encoder_cache=encoder_cache(model)
+    )
     np.testing.assert_array_equal(text.token_ids, greedy.token_ids)
     np.testing.assert_array_equal(text.num_tokens, greedy.num_tokens)
     np.testing.assert_array_equal(text.stopped, greedy.stopped)

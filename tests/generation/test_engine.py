@@ -12,8 +12,8 @@ import pytest
 from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation import Sampling
-from keras_llm.generation.compiled import Compiled
-from keras_llm.generation.engine import Engine
+from keras_llm.generation.compiled import CompiledGenerator
+from keras_llm.generation.scheduler import Engine
 
 V, STOP, PAD, LENGTH = 31, 2, 0, 30
 LONG = 28  # new tokens after one, so that others come and go meanwhile
@@ -50,7 +50,7 @@ def engine(model):
 @functools.cache
 def one_graph(model):
     """`generate`, traced once for all requests."""
-    return Compiled(model, STOP, PAD, jit_compile=False)
+    return CompiledGenerator(model, STOP, PAD, jit_compile=False)
 
 
 def alone(model, prompt, max_new_tokens, sampling):
@@ -247,13 +247,13 @@ def check_waiting(model, narrow):
 @pytest.mark.parametrize(
     "request_, message",
     [
-        (([], 3), "`token_ids` must be one or more"),
-        (([1.5], 3), "`token_ids` must be one or more"),
+        (([], 3), "`token_ids` must be a non-empty sequence of ints"),
+        (([1.5], 3), "`token_ids` must be a non-empty sequence of ints"),
         (([V], 3), "`token_ids` must be in 0 .. 30, got 31"),
-        (([5] * LENGTH, 3), "`token_ids` must be fewer than `max_length`=30, got 30"),
+        (([5] * LENGTH, 3), "`token_ids` must be shorter than `max_length`=30, got 30"),
         (([5], 0), "`max_new_tokens`"),
         (([5], 3, Sampling(temperature=-1.0)), "`temperature`"),
-        (([5], 3, Sampling(top_k=2**40)), "`top_k` must be an int of 32 bits"),
+        (([5], 3, Sampling(top_k=2**40)), "`top_k` must be .* int"),
         (([5], 3, Sampling(forced_tokens=[[4]])), "`forced_tokens` must be None"),
     ],
 )
@@ -320,7 +320,7 @@ def test_nobody_waits_for_an_engine_that_broke(model):
     tickets = [engine.submit([5], 20, GREEDY, on_token), engine.submit([6], 20)]
     submitted.set()
     for ticket in tickets:
-        with pytest.raises(RuntimeError, match="broke: out of"):
+        with pytest.raises(RuntimeError, match="failed: out of"):
             ticket.result(WAIT)
     with pytest.raises(RuntimeError, match="closed"):
         engine.submit([5], 3)

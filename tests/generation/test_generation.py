@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_llm import generation, models
 from keras_llm.errors import InputError
-from keras_llm.generation.compiled import Compiled
+from keras_llm.generation.compiled import CompiledGenerator
 
 STOP, PAD = 2, 0
 
@@ -42,19 +42,19 @@ def shallow():
 @pytest.fixture(scope="module")
 def compiled(shallow):
     """One for all tests: what XLA has compiled for a bucket of shapes it keeps."""
-    return Compiled(shallow, STOP, PAD, jit_compile=True)
+    return CompiledGenerator(shallow, STOP, PAD, jit_compile=True)
 
 
 @pytest.fixture(scope="module")
 def traced(shallow):
     """The same without XLA: one graph for any number of rows."""
-    return Compiled(shallow, STOP, PAD, jit_compile=False)
+    return CompiledGenerator(shallow, STOP, PAD, jit_compile=False)
 
 
 @pytest.fixture(scope="module")
 def endless(shallow):
     """Without a token that ends a text."""
-    return Compiled(shallow, -1, PAD, jit_compile=False)
+    return CompiledGenerator(shallow, -1, PAD, jit_compile=False)
 
 
 def sampling(temperature=0.0, top_k=0, top_p=1.0, seed=0):
@@ -209,7 +209,7 @@ def test_one_compilation_serves_all_settings_and_lengths_of_a_bucket(
 ):
     """Without XLA one graph serves all buckets, too. What is traced for XLA is counted here and run
     without it, which is quicker than its compiling."""
-    compiled = Compiled(shallow, STOP, PAD, jit_compile=jit_compile)
+    compiled = CompiledGenerator(shallow, STOP, PAD, jit_compile=jit_compile)
     traced, asked = compiled.backend.compiled, []
 
     def without_xla(model, function, like, jit_compile):

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_llm import generation, models
 from keras_llm.errors import InputError
-from keras_llm.generation.rank import sample_and_rank
+from keras_llm.generation.search.ranked import sample_and_rank
 
 STOP, PAD, SIZE = 2, 0, 31
 BIAS = 2.0 * (np.arange(SIZE) == STOP).astype("float32")[None]  # so that some texts stop
@@ -31,7 +31,7 @@ def prompts():
     return ids, np.array([4, 2, 3], "int32")
 
 
-def one_by_one(model, ids, lengths, settings, count, memory=None):
+def one_by_one(model, ids, lengths, settings, count, encoder_cache=None):
     """For each row its texts as (tokens, log-probability, stopped), in the order of the seeds."""
     rows = [[] for _ in lengths]
     for j in range(count):
@@ -43,7 +43,7 @@ def one_by_one(model, ids, lengths, settings, count, memory=None):
             settings._replace(seed=np.asarray(settings.seed) + j).tensors(),
             STOP,
             PAD,
-            memory=memory,
+            encoder_cache=encoder_cache,
         )
         for row, texts in enumerate(rows):
             length = int(state.num_tokens[row])
@@ -119,10 +119,12 @@ def test_an_encoder_decoder_has_candidates_for_each_source():
     model = build("t5-tiny", start_id=1)
     sources, _ = prompts()
     starts, ones = np.full((3, 1), 1, "int32"), np.ones(3, "int32")
-    memory = models.encode(model, sources)
+    encoder_cache = models.encode_source(model, sources)
     settings = generation.Sampling(1.5, seed=8)
-    found = sample_and_rank(model, starts, ones, 5, 4, settings, STOP, PAD, memory=memory)
-    check(found, one_by_one(model, starts, ones, settings, 4, memory), mean_log_probability)
+    found = sample_and_rank(
+        model, starts, ones, 5, 4, settings, STOP, PAD, encoder_cache=encoder_cache
+    )
+    check(found, one_by_one(model, starts, ones, settings, 4, encoder_cache), mean_log_probability)
 
 
 def test_compiled_candidates_are_the_same():

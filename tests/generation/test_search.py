@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_llm import generation, models
 from keras_llm.errors import InputError
-from keras_llm.generation import beam
+from keras_llm.generation.search import beam
 
 STOP, PAD, SIZE = 2, 0, 31
 
@@ -339,9 +339,15 @@ def test_a_ring_cache_follows_its_beam(windowed):
 def test_an_encoder_decoder_searches_for_each_source(translator):
     sources = np.array([[5, 9, 4, 7], [8, 3, 0, 0], [6, 6, 11, 0]], "int32")
     starts = np.full((3, 1), translator.config.start_id, "int32")
-    memory = models.encode(translator, sources)
+    encoder_cache = models.encode_source(translator, sources)
     found = search(
-        translator, starts, np.ones(3, "int32"), 6, 3, process=likely_stops, memory=memory
+        translator,
+        starts,
+        np.ones(3, "int32"),
+        6,
+        3,
+        process=likely_stops,
+        encoder_cache=encoder_cache,
     )
     for row, source in enumerate(sources):
         oracle = Oracle(translator, starts[row], likely_stops, source)
@@ -356,8 +362,8 @@ def test_compiled_searches_find_the_same():
     options = {"groups": 2, "penalty": 0.5, "alpha": 0.8, "kept": 3, "process": likely_stops}
 
     def function(ids, lengths):
-        memory = models.encode(model, ids)
-        return search(model, ids, lengths, 7, 4, memory=memory, **options)
+        encoder_cache = models.encode_source(model, ids)
+        return search(model, ids, lengths, 7, 4, encoder_cache=encoder_cache, **options)
 
     compiled = tf.function(function, jit_compile=True)
     same(function(*prompts(6)), compiled(*prompts(6)))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from keras_llm import models
 from keras_llm.errors import InputError
-from keras_llm.generation.speculative import prompt_lookup_generate, speculative_generate
+from keras_llm.generation.search.speculative import prompt_lookup_generate, speculative_generate
 
 V, PAD = 9, 0
 ROWS, WIDTH, CAPACITY, K = 3, 7, 14, 4
@@ -192,7 +192,7 @@ def test_arguments_out_of_range_are_named():
     model = model_of("gemma")
     asked = (np.array([[1]], "int32"), np.array([1], "int32"), np.array([3], "int32"))
     other = models.causal_lm(models.preset("llama-tiny", vocabulary_size=V + 1))
-    with pytest.raises(InputError, match=r"`draft` .* 9 tokens, got 10"):
+    with pytest.raises(InputError, match=r"`draft` .* vocabulary size 9, got 10"):
         speculative_generate(model, other, *asked, 2, 1, PAD)
     with pytest.raises(InputError, match=r"`num_draft_tokens` .* got 0"):
         speculative_generate(model, model, *asked, 0, 1, PAD)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from keras_llm import models, training
-from keras_llm.recipes import runs
+from keras_llm.recipes.common import runs
 
 RUN = pathlib.Path(__file__).with_name("distributed_run.py")
 # On a busy machine a device may wait for the other for longer than the 40 s that XLA allows.

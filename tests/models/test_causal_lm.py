@@ -147,8 +147,8 @@ def test_cached_decode_of_an_encoder_decoder_equals_the_full_forward(config, len
     sources *= np.arange(7) < draw.integers(1, 8, (len(lengths), 1))  # ragged: 0 is padding
     token_ids = draw.integers(0, 23, (len(lengths), 8)).astype("int32")
     full = np.asarray(model([sources, token_ids]))
-    memory = models.encode(model, sources)
-    check_cached_steps(model, token_ids, np.array(lengths, "int32"), full, 1, memory)
+    encoder_cache = models.encode_source(model, sources)
+    check_cached_steps(model, token_ids, np.array(lengths, "int32"), full, 1, encoder_cache)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-5), ("mixed_bfloat16", 0.05)])

@@ -1,4 +1,4 @@
-"""Tests against other implementations, in an environment that has them: `make test-parity`."""
+"""Write the page docs/parity.md with the results of the parity tests: `make test-parity`."""
 
 import os
 import pathlib
@@ -9,22 +9,22 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 
-# What the tests found, by the section of the page.
+# Rows of the tables, by section of the page.
 FOUND = {}
 
 
 def pytest_addoption(parser):
-    parser.addoption("--page", help="write what was found as Markdown to this file")
+    parser.addoption("--page", help="write the results as Markdown to this file")
 
 
 @pytest.fixture
 def record():
-    """A function that notes one row of a section of the page: `record(section, *cells)`."""
+    """Return a function that adds a row to a section of the page: `record(section, *cells)`."""
 
-    def noting(section, *cells):
+    def add_row(section, *cells):
         FOUND.setdefault(section, []).append(cells)
 
-    return noting
+    return add_row
 
 
 def pytest_sessionfinish(session, exitstatus):
@@ -53,45 +53,53 @@ def _page():
 
 _INTRODUCTION = """# Parity with other implementations
 
-Written by `make test-parity`, which makes an environment of its own with PyTorch, transformers and
-llama.cpp, and fails where a number below leaves its bound.
+Written by `make test-parity`, which creates an environment with PyTorch, transformers and \
+llama.cpp, and fails if a
+number below exceeds its bound.
 """
 SECTIONS = {
     "Families of checkpoints": (
-        "A small random model of transformers', norms and biases included, is saved, read by\n"
-        "`checkpoints.load_model`, written by `checkpoints.to_hugging_face` and read by "
-        "transformers\nagain. On three rows of 17, 3 and 11 tokens, the greatest difference "
-        "between ours and theirs\n(the bound is 1e-4 of the greatest value).",
-        ["model", "theirs, read by us", "ours, read by them", "greatest value"],
+        "A small random transformers model, including norms and biases, is saved, read by "
+        "`checkpoints.load_model`, written by\n`checkpoints.to_hugging_face` and read by "
+        "transformers again. The table has the greatest difference between the two\nlibraries' "
+        "outputs on three rows of 17, 3 and 11 tokens (the bound is 1e-4 of the greatest value).",
+        [
+            "model",
+            "transformers' model, read by keras_llm",
+            "keras_llm's model, read by transformers",
+            "greatest value",
+        ],
     ),
     "Greedy text": (
-        "Through our key-value cache, against transformers' `generate`, on random models.",
-        ["model", "new tokens", "the same"],
+        "With keras_llm's key-value cache, compared with transformers' `generate`, on random "
+        "models.",
+        ["model", "new tokens", "identical"],
     ),
     "all-MiniLM-L6-v2": (
-        "Embeddings of ten sentences, `checkpoints.from_hugging_face` against transformers with "
-        "mean\npooling.",
+        "Embeddings of ten sentences, `checkpoints.from_hugging_face` compared with transformers "
+        "with mean pooling.",
         ["what", "value"],
     ),
     "SmolLM2-135M-Instruct, Q4_1": (
-        "`checkpoints.from_gguf` against llama.cpp: on the same file, whose products llama.cpp "
-        "computes\nwith activations in 8 bits, and on that file's weights written out in float32 "
-        "(F32). Differences\nare of logits at all positions of the prompt; top 5 says how many of "
-        "the five most likely next\ntokens are the same, and whether they are in the same order.",
+        "`checkpoints.from_gguf` compared with llama.cpp: on the same file, for which llama.cpp "
+        "computes matrix products with\n8-bit activations, and on that file's weights converted "
+        'to float32 (F32). Differences are of logits at all positions of\nthe prompt; "top 5" is '
+        "how many of the five most likely next tokens are the same, and whether they are in the "
+        "same\norder.",
         [
             "prompt",
             "tokens",
             "greatest difference, F32",
             "top 5, F32",
-            "greedy tokens alike, F32",
+            "identical greedy tokens, F32",
             "greatest difference, Q4_1",
             "top 5, Q4_1",
-            "greedy tokens alike, Q4_1",
+            "identical greedy tokens, Q4_1",
         ],
     ),
     "SmolLM2-135M-Instruct, written for transformers": (
-        "The same model through `checkpoints.to_hugging_face`, read by transformers, on the\n"
-        "five chats.",
+        "The same model through `checkpoints.to_hugging_face`, read by transformers, on the five "
+        "chats.",
         ["what", "value"],
     ),
 }

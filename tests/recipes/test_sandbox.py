@@ -3,7 +3,7 @@
 import pytest
 
 from keras_llm.errors import InputError
-from keras_llm.recipes import programs, sandbox
+from keras_llm.recipes.common import code_evaluation, sandbox
 
 
 def test_a_program_passes_or_fails():
@@ -85,7 +85,7 @@ PROBLEM = {
 
 
 def test_a_problem_is_solved_by_what_passes_its_tests():
-    assert programs.solved(PROBLEM, "    return 2 * x\n")
-    assert not programs.solved(PROBLEM, "    return x + 1\n")
-    assert not programs.solved(PROBLEM, "    return (\n")
-    assert not programs.solved(PROBLEM, "    while True: pass\n", seconds=1)
+    assert code_evaluation.solved(PROBLEM, "    return 2 * x\n")
+    assert not code_evaluation.solved(PROBLEM, "    return x + 1\n")
+    assert not code_evaluation.solved(PROBLEM, "    return (\n")
+    assert not code_evaluation.solved(PROBLEM, "    while True: pass\n", seconds=1)

@@ -10,8 +10,10 @@ import pytest
 import keras_llm
 from keras_llm import cli, export, training
 from keras_llm.errors import InputError
-from keras_llm.recipes import corpora, runs, tables, text_classification
-from keras_llm.recipes.corpus_readers import Split
+from keras_llm.recipes import text_classification
+from keras_llm.recipes.common import runs, tables
+from keras_llm.recipes.corpora import registry
+from keras_llm.recipes.corpora.readers import Split
 
 pytestmark = pytest.mark.usefixtures("one_layer")
 
@@ -133,7 +135,7 @@ def test_the_command_line_predicts(run, capfd, loaded_once):
     found = json.loads(capfd.readouterr().out)
     assert found["label"] == "good" and set(found["probabilities"]) == {"good", "bad"}
     assert cli.main(["predict", str(folder), "a film", "--context", "x"]) == 2
-    assert "--context is for question answering" in capfd.readouterr().err
+    assert "--context is only for models that read a context" in capfd.readouterr().err
 
 
 def test_a_number_can_be_learned(tmp_path, loaded_once):
@@ -161,7 +163,7 @@ def test_a_number_can_be_learned(tmp_path, loaded_once):
     assert task("good good the film") > 0.3 > -0.3 > task("bad bad the film")
     assert text_classification.evaluate(out) == pytest.approx(held_out, rel=1e-4)
     path.write_text("text,label\na film,fine\n")
-    with pytest.raises(InputError, match=r"rows\.csv: 'fine', of 'a film', is no number"):
+    with pytest.raises(InputError, match=r"rows\.csv: .* 'fine' of 'a film' is not a number"):
         text_classification.evaluate(out, path)
 
 
@@ -188,7 +190,7 @@ def test_a_corpus_with_its_own_split_keeps_it(tmp_path, monkeypatch, capfd):
     train = [(f"text {i}", "ab"[i % 2]) for i in range(20)] + [("text 0", "a"), ("Held  out", "a")]
     split = Split(train, [("held out", "b"), ("text  19", "b")])
     monkeypatch.setitem(
-        corpora.CORPORA, "tiny", corpora.Corpus("tiny", lambda: split, kind="labelled")
+        registry.CORPORA, "tiny", registry.Corpus("tiny", lambda: split, kind="labelled")
     )
     options = text_classification.Options(out=str(tmp_path / "run"), corpus="tiny")
     train, held_out, kind, dropped = text_classification.rows(options)

@@ -17,7 +17,8 @@ import tensorflow as tf
 import keras_llm
 from keras_llm import cli, interrupts, models, training
 from keras_llm.errors import InputError
-from keras_llm.recipes import demo, runs, text_generation
+from keras_llm.recipes import demo, text_generation
+from keras_llm.recipes.common import runs
 
 pytestmark = pytest.mark.usefixtures("one_layer")
 SHORT = {"max_megabytes": 0.05, "checkpoint_steps": 3, "epochs": 2}

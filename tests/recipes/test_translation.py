@@ -10,7 +10,9 @@ import pytest
 import keras_llm
 from keras_llm import cli
 from keras_llm.errors import InputError
-from keras_llm.recipes import corpora, corpus_readers, translation, translations
+from keras_llm.recipes import translation
+from keras_llm.recipes.common import translations
+from keras_llm.recipes.corpora import readers, registry
 
 pytestmark = pytest.mark.usefixtures("one_layer")
 
@@ -122,7 +124,7 @@ def test_help_pages_are_joined_by_file_and_element(tmp_path):
     }
     other = {"a/b.html": '<h1 id="t">表格和行</h1><p id="x">Un mot.</p><p id="same">OK</p>'}
     paths = build_package(tmp_path, "en-US", english), build_package(tmp_path, "zh-CN", other)
-    assert corpus_readers.libreoffice_help(*paths) == [
+    assert readers.libreoffice_help(*paths) == [
         ("Tables & rows", "表格和行"),
         ("A bold word.", "Un mot."),
     ]
@@ -132,7 +134,7 @@ def test_without_apt_the_error_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("KERAS_LLM_CACHE", str(tmp_path))
     with pytest.raises(InputError, match="apt-get is not installed"):
-        corpora.load("libreoffice-help-fr", "pairs")
+        registry.load("libreoffice-help-fr", "pairs")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 import keras_llm
 from keras_llm import checkpoints, cli, export
 from keras_llm.errors import InputError
-from keras_llm.recipes import corpora, word_vectors
+from keras_llm.recipes import word_vectors
+from keras_llm.recipes.corpora import registry
 
 KINDS = [["red", "green", "blue", "white"], ["one", "two", "three", "four"]]
 FRAMES = [["paint", "colour", "bright"], ["count", "number", "sum"]]
@@ -34,8 +35,8 @@ def text(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def benchmarks(monkeypatch):
-    corpus = corpora.Corpus("tiny", lambda: BENCHMARKS, kind="benchmarks")
-    monkeypatch.setitem(corpora.CORPORA, "word-similarity", corpus)
+    corpus = registry.Corpus("tiny", lambda: BENCHMARKS, kind="benchmarks")
+    monkeypatch.setitem(registry.CORPORA, "word-similarity", corpus)
 
 
 @pytest.mark.parametrize("objective", ["skip_gram", "cbow", "glove"])

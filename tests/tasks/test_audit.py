@@ -187,6 +187,6 @@ def test_the_command_line_writes_the_card(generator, tok, tmp_path, capfd):
     card = (tmp_path / "writer" / "README.md").read_text()
     assert "| my code is 42 |" in card and "exposure" in card
     assert cli.main(["audit", str(tmp_path / "sorter")]) == 2
-    assert "does not say what it was trained on" in capfd.readouterr().err
+    assert "does not record its training data" in capfd.readouterr().err
     assert cli.main(["audit", str(tmp_path / "sorter"), *data, "--canary", "1"]) == 2
-    assert "--canary is for models that continue text" in capfd.readouterr().err
+    assert "--canary is only for text generators" in capfd.readouterr().err

@@ -7,7 +7,8 @@ import keras_llm
 from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation import Sampling
-from keras_llm.generation.compiled import Compiled, Known
+from keras_llm.generation.compiled import CompiledGenerator
+from keras_llm.generation.prefix_cache import PrefixCache
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m.role[0] }}: {{ m.content }}\n{% endfor %}"
@@ -37,7 +38,7 @@ def test_turns_are_answered_as_the_whole_chat_is(chatty):
     prompt = chatty.tokenizer.encode_prompt(
         chatty.render([*messages, {"role": "user", "content": text}]), parse_special=True
     )
-    known = conversation._known.shared(np.array([prompt]), has_rings=False)
+    known = conversation._prefix_cache.shared(np.array([prompt]), has_rings=False)
     assert known > 0.6 * len(prompt)
     assert "".join(conversation.stream(text, **SETTINGS)) == chatty.chat(
         [*messages, {"role": "user", "content": text}], **SETTINGS
@@ -71,9 +72,9 @@ def test_what_is_known_gives_the_same_text(name, task):
     config = models.preset(name, vocabulary_size=size, initializer_range=0.3, **options)
     tok = task.tokenizer
     model = models.causal_lm(config)
-    compiled = Compiled(model, tok.eos_id, tok.pad_id, jit_compile=False)
-    by_xla = Compiled(model, tok.eos_id, tok.pad_id, jit_compile=True)
-    known, known_to_xla = Known(), Known()
+    compiled = CompiledGenerator(model, tok.eos_id, tok.pad_id, jit_compile=False)
+    by_xla = CompiledGenerator(model, tok.eos_id, tok.pad_id, jit_compile=True)
+    known, known_to_xla = PrefixCache(), PrefixCache()
     rng = np.random.default_rng(0)
     row = rng.integers(300, size, 21).astype("int32")
     texts = [row[:9], row[:20], row, np.append(row[:7], row[12:]), row[:3]]
@@ -82,11 +83,11 @@ def test_what_is_known_gives_the_same_text(name, task):
         arguments = ids[None], np.array([len(ids)]), np.array([6], "int32")
         shared.append(known.shared(ids[None], has_rings=has_rings))
         expected = compiled.generate(*arguments, Sampling(0.9, seed=5))
-        found = compiled.generate(*arguments, Sampling(0.9, seed=5), known=known)
+        found = compiled.generate(*arguments, Sampling(0.9, seed=5), prefix_cache=known)
         np.testing.assert_array_equal(found.token_ids, expected.token_ids)
         assert known.token_ids[: len(ids)] == ids.tolist()
         if i < 2 and not has_rings:  # XLA compiles each text anew; the second needs a larger cache
-            found = by_xla.generate(*arguments, Sampling(0.9, seed=5), known=known_to_xla)
+            found = by_xla.generate(*arguments, Sampling(0.9, seed=5), prefix_cache=known_to_xla)
             np.testing.assert_array_equal(found.token_ids, expected.token_ids)
             assert known_to_xla.token_ids == known.token_ids
     # New tokens differ from the row's, so at most the prompt before is shared.

@@ -173,7 +173,7 @@ def test_the_page_shows_the_numbers_and_asks_for_nothing(kind, made):
     assert len(sources) == heads.num_layers * heads.num_heads
     shares, p = ((255 - grey(sources[1]).astype("float64")) / 255) ** 2, found.attention[0][1]
     np.testing.assert_allclose(shares * p.max(), p, atol=0.005)
-    assert f"layer 1, head 2; the darkest is {p.max():.2f}" in text
+    assert f"layer 1, head 2; maximum {p.max():.2f}" in text
     if kind == "classify":
         titles = re.findall(r'<span style="[^"]*" title="([^"]*)">', text)
         assert [float(t) for t in titles] == pytest.approx(found.attributions["tokens"], abs=1e-4)
@@ -194,7 +194,7 @@ def test_the_command_line_explains(made, tmp_path, capfd):
     found = json.loads(capfd.readouterr().out)
     assert len(found["tokens"]) == len(found["attributions"]["tokens"]) == 9
     assert cli.main([*arguments, "--context", "Ada."]) == 2
-    assert "`context` is for models that read one" in capfd.readouterr().err
+    assert "`context` is only for models that read one" in capfd.readouterr().err
     assert cli.main([*arguments, "--max-tokens", "0"]) == 2
     assert "`max_tokens` must be a positive int" in capfd.readouterr().err
 
@@ -202,7 +202,7 @@ def test_the_command_line_explains(made, tmp_path, capfd):
 def test_what_cannot_be_explained_is_refused(made):
     with pytest.raises(InputError, match="`context` is missing"):
         tasks.explain(made["answer"], "Who?")
-    with pytest.raises(InputError, match="no room for the context"):
+    with pytest.raises(InputError, match="leaves no room for the context"):
         tasks.explain(made["answer"], TEXT, TEXT, max_tokens=8)
     with pytest.raises(InputError, match="`text` is empty"):
         tasks.explain(made["fill"], "")

@@ -239,7 +239,7 @@ def test_gaps_are_filled(guesser):
 
 
 def test_only_the_mask_is_special(guesser):
-    ids = guesser._encode("a [SEP] [MASK]")
+    ids = guesser.filler.encode("a [SEP] [MASK]")
     assert ids == [*guesser.tokenizer.encode("a [SEP] "), guesser.tokenizer.mask_id]
 
 
@@ -249,7 +249,7 @@ def test_a_mask_that_takes_the_space_before_it(toks):
     config = models.preset("roberta-tiny", vocabulary_size=400, initializer_range=0.3)
     task = keras_llm.MaskedLanguageModel(models.masked_lm(config), tok)
     text = "The <mask> of an object\n<mask>."
-    assert task._encode(text) == tok.encode(text, parse_special=True)
+    assert task.filler.encode(text) == tok.encode(text, parse_special=True)
     (best, *_), _ = task(text, return_details=True).tokens
     token = best[0]
     if token.startswith("##") or not token[0].isalnum():
@@ -310,7 +310,7 @@ def test_bad_texts_are_refused(classifier, tagger, answerer, guesser, strings):
 
 def test_other_arguments_are_refused(classifier, answerer, guesser, config, word_piece, toks):
     for labels in (None, LABELS[:2], ["a", "a", "b"], "abc", ["a", "b", 3]):
-        with pytest.raises(InputError, match="`labels` must be 3 different strs"):
+        with pytest.raises(InputError, match="`labels` must be 3 distinct non-empty strs"):
             keras_llm.TextClassification(classifier.model, word_piece, labels)
     with pytest.raises(InputError, match="batch_size"):
         classifier("a", batch_size=0)
@@ -330,7 +330,7 @@ def test_other_arguments_are_refused(classifier, answerer, guesser, config, word
     )
     with pytest.raises(InputError, match="begin token"):
         keras_llm.QuestionAnswering(answerer.model, tok, {"unanswerable": True})
-    with pytest.raises(InputError, match="`context` is for"):
+    with pytest.raises(InputError, match="`context` is only for"):
         classifier("a", "b")
     for task in (keras_llm.QuestionAnswering, keras_llm.MaskedLanguageModel):
         with pytest.raises(InputError, match=r"models\."):

@@ -133,7 +133,7 @@ def test_a_classifier_of_something_else_is_refused(chat, judges):
             RankedChat(chat.model, chat.tokenizer, *wrong, metadata=chat.metadata)
     with pytest.raises(InputError, match="no chat template"):
         RankedChat(chat.model, chat.tokenizer, *judges)
-    with pytest.raises(InputError, match="`scorer` cannot be had"):
+    with pytest.raises(InputError, match="`scorer` is not supported"):
         ranked(chat, judges).chat(SAID, scorer=len)
     with pytest.raises(InputError, match="`num_candidates`"):
         ranked(chat, judges).chat(SAID, num_candidates=0)

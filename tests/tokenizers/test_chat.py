@@ -85,7 +85,7 @@ def test_ids_of_a_chat():
     ],
 )
 def test_what_a_template_may_not_do(source):
-    with pytest.raises(InputError, match="the chat template refuses"):
+    with pytest.raises(InputError, match="the chat template rejects"):
         tokenizers.ChatTemplate(source).render([dict(HELLO[0])])
 
 

@@ -192,7 +192,7 @@ def test_the_automaton_agrees_with_re(pattern, text):
         try:
             automaton = constrain_regex(pattern, tok)
         except InputError as error:
-            assert "spell no text" in str(error)
+            assert "no token sequence" in str(error)
             assert not re.fullmatch(pattern, text)
         else:
             assert accepts(automaton, tok.encode(text)) == bool(re.fullmatch(pattern, text))
@@ -422,7 +422,7 @@ def test_states_that_lead_nowhere_are_pruned():
         *("a", "ab", "abc")
     }
     assert set(walks(automaton, tok, 20)) == {"abc"}
-    with pytest.raises(InputError, match="spell no text"):
+    with pytest.raises(InputError, match="no token sequence"):
         constrain_regex("z+", tok)
 
 
@@ -437,11 +437,11 @@ def test_states_that_lead_nowhere_are_pruned():
         (r"\bword", "word boundary"),
         ("a++b", "possessive"),
         ("(?>a)b", "atomic"),
-        ("(?m)^a", "of lines"),
-        ("a$b", "spell no text"),
-        ("a^b", "spell no text"),
-        (r"[^\s\S]", "spell no text"),
-        ("\ud800", "spell no text"),
+        ("(?m)^a", "multiline"),
+        ("a$b", "no token sequence"),
+        ("a^b", "no token sequence"),
+        (r"[^\s\S]", "no token sequence"),
+        ("\ud800", "no token sequence"),
         ("(?:a{900}){900}", "20000 parts"),
         ("(?:a|b)*a(?:a|b){20}", "20000 states"),
         (7, "int"),
@@ -475,7 +475,7 @@ TYPED = {"type": "object", "properties": {"a": {"type": "string"}}}
         ({"type": "string", "pattern": "a"}, "`pattern` is not supported"),
         ({"type": "string", "format": "email"}, "`format` must be one of"),
         ({"type": "string", "format": "date", "maxLength": 3}, "together with a length"),
-        ({"type": "string", "minLength": 3, "maxLength": 2}, "above"),
+        ({"type": "string", "minLength": 3, "maxLength": 2}, "greater than"),
         ({"type": "string", "minLength": -1}, "`minLength` must be an int >= 0"),
         ({"type": "array"}, "needs `items`"),
         ({"type": "array", "items": {"type": "null"}, "uniqueItems": True}, "`uniqueItems`"),
@@ -490,10 +490,10 @@ TYPED = {"type": "object", "properties": {"a": {"type": "string"}}}
         ({"enum": []}, "no value"),
         ({"enum": ["a"], "type": "integer"}, "no value"),
         ({"enum": ["a"], "minLength": 1}, "`minLength` is not supported"),
-        ({"const": float("inf")}, "no JSON"),
-        ({"oneOf": [TYPED, TYPED]}, "`oneOf` of more than one"),
+        ({"const": float("inf")}, "not JSON"),
+        ({"oneOf": [TYPED, TYPED]}, "`oneOf` with more than one"),
         ({"anyOf": []}, "`anyOf` must list"),
-        ({"$ref": "#/$defs/a"}, "leads nowhere"),
+        ({"$ref": "#/$defs/a"}, "does not exist"),
         ({"$ref": "other.json"}, "must begin with '#/'"),
         ({"$ref": "#"}, "contains itself"),
         (

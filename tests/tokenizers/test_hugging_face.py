@@ -145,7 +145,7 @@ def test_sentence_pieces_are_read(tmp_path):
     pieces[7], pieces[8] = pieces[8], pieces[7]
     data["model"]["vocab"] = [[piece, 0.0] for piece in pieces]
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
-    with pytest.raises(InputError, match=r"as id 7, tokenizer\.json beside it as 8"):
+    with pytest.raises(InputError, match=r"as id 7, but tokenizer\.json has it as 8"):
         tokenizers.from_hugging_face(tmp_path)
     model.rename(tmp_path / "other.model")
     with pytest.raises(InputError, match=r"tokenizer\.model is needed"):
@@ -237,7 +237,7 @@ def changed(data, path, value):
         ("model.end_of_word_suffix", "</w>", "'</w>'"),
         ("model.merges", [["x", "nonsense"]], "'nonsense'"),
         ("model.vocab", {"a": 0, "b": 2}, "no token has id"),
-        ("model.vocab", [], "not a tokenizer as expected|must be a dict"),
+        ("model.vocab", [], "not a valid tokenizer|must be a dict"),
         ("normalizer", {"type": "NFKC"}, "normalizer is.*NFKC"),
         ("pre_tokenizer", {"type": "Whitespace"}, "pre_tokenizer is.*Whitespace"),
         ("pre_tokenizer.add_prefix_space", True, "pre_tokenizer is.*true"),
@@ -245,7 +245,7 @@ def changed(data, path, value):
         ("decoder", {"type": "Metaspace"}, "decoder is 'Metaspace'"),
         ("added_tokens", [{"id": 9, "content": "<s>"}], "both have id 9|'<s>'"),
         ("added_tokens", [{"id": 495, "content": "<s>", "rstrip": True}], "has rstrip"),
-        ("model", [], "not a tokenizer as expected"),
+        ("model", [], "not a valid tokenizer"),
     ],
 )
 def test_what_cannot_be_represented_is_named(path, value, words, tmp_path):
@@ -263,7 +263,7 @@ def test_what_cannot_be_represented_is_named(path, value, words, tmp_path):
         ("normalizer.clean_text", False, "clean_text is False"),
         ("pre_tokenizer", {"type": "Whitespace"}, "'Whitespace'"),
         ("model.unk_token", "<unk>", "unk_token is '<unk>'"),
-        ("model.vocab", {"[UNK]": 3, "a": 1}, "not 0 to"),
+        ("model.vocab", {"[UNK]": 3, "a": 1}, "must be 0 to"),
         ("added_tokens", [{"id": 0, "content": "[PAD]", "lstrip": True}], "lstrip"),
     ],
 )
@@ -277,7 +277,7 @@ def test_other_word_pieces_are_named(path, value, words, tmp_path):
 
 
 def test_broken_files_are_named(tmp_path):
-    with pytest.raises(InputError, match="holds no tokenizer"):
+    with pytest.raises(InputError, match="has no tokenizer"):
         tokenizers.from_hugging_face(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"torn")
     with pytest.raises(InputError, match=r"tokenizer\.model: not a SentencePiece model"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from keras_llm import tokenizers
 from keras_llm.errors import InputError
-from keras_llm.tokenizers.words import word_spans, word_spans_in_graph
+from keras_llm.tokenizers.word_segmentation import word_spans, word_spans_in_graph
 
 TEXTS = [
     "The quick  brown fox, isn't it?",
@@ -76,10 +76,10 @@ def test_a_graph_tells_the_same_words():
 def test_places_that_a_graph_cannot_tell(toks):
     tok = toks["byte_pair"]
     folded = tokenizers.BytePair(tok.vocabulary, tok.merges, normalization="NFC")
-    with pytest.raises(InputError, match="normalises"):
+    with pytest.raises(InputError, match="normalizes"):
         folded.tokenize_with_offsets(tf.constant(["a"]))
     less = {piece: i for i, piece in enumerate([p for p in tok.vocabulary if p != "a"][:255])}
-    with pytest.raises(InputError, match="leaves bytes out"):
+    with pytest.raises(InputError, match="drops bytes"):
         tokenizers.BytePair(less, []).tokenize_with_offsets(tf.constant(["a"]))
 
 

@@ -113,7 +113,7 @@ def test_tokens_kept_beside_the_model():
     named = sentencepiece_model.completed(model("gemma"), roles={"pad": "<start_of_turn>"})
     turn = loaded("gemma")[1].piece_to_id("<start_of_turn>")
     assert tokenizers.SentencePiece(named, escape=False).pad_id == turn
-    with pytest.raises(InputError, match=r"'<extra_0>' has id 401.*leaves 400"):
+    with pytest.raises(InputError, match=r"'<extra_0>' has id 401.*expects 400"):
         sentencepiece_model.completed(model("t5"), {"<extra_0>": 401})
 
 

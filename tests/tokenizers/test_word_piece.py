@@ -184,10 +184,10 @@ def test_save_and_load(tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"vocabulary": ["a"]}, r"lacks \"\[UNK\]\""),
+        ({"vocabulary": ["a"]}, r"has no \"\[UNK\]\""),
         ({"vocabulary": ["[UNK]", "a", "a"]}, "'a' has the ids 1 and 2"),
-        ({"vocabulary": ["[UNK]", ""]}, "`vocabulary` 1 must be a str"),
-        ({"vocabulary": ["[UNK]", 3]}, "`vocabulary` 1 must be a str"),
+        ({"vocabulary": ["[UNK]", ""]}, "`vocabulary` 1 must be a non-empty str"),
+        ({"vocabulary": ["[UNK]", 3]}, "`vocabulary` 1 must be a non-empty str"),
         ({"vocabulary": {"[UNK]": 0}}, "must be a list"),
         ({"vocabulary": ["[UNK]"], "max_word_length": 0}, "max_word_length"),
         ({"vocabulary": ["[UNK]"], "special_tokens": ["[X]"]}, r"'\[X\]' is not in"),

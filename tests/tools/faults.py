@@ -104,7 +104,7 @@ MODELS = (
         "models-prefill-place",
         "the first token of a chunk is not taken from it",
         Place(
-            "keras_llm/models/cached.py",
+            "keras_llm/models/forward_cached.py",
             "(place >= 0) & (place < chunk)",
             "(place > 0) & (place < chunk)",
         ),
@@ -114,7 +114,7 @@ MODELS = (
         "models-ring-sinks",
         "a ring cache has no room for the sink tokens",
         Place(
-            "keras_llm/models/cached.py",
+            "keras_llm/models/forward_cached.py",
             "ring = config.window(i) + config.num_sink_tokens",
             "ring = config.window(i)",
         ),
@@ -157,7 +157,7 @@ GENERATION = (
         "generation-top-p",
         "the token that crosses top_p is cut off",
         Place(
-            "keras_llm/generation/logits.py",
+            "keras_llm/generation/logits_processors.py",
             "before = ops.cumsum(probabilities, axis=-1) - probabilities",
             "before = ops.cumsum(probabilities, axis=-1)",
         ),
@@ -167,7 +167,7 @@ GENERATION = (
         "generation-typical-sign",
         "typical sampling measures from minus the entropy",
         Place(
-            "keras_llm/generation/logits.py",
+            "keras_llm/generation/logits_processors.py",
             "distance = ops.abs(-log_p - entropy)",
             "distance = ops.abs(log_p - entropy)",
         ),
@@ -177,7 +177,7 @@ GENERATION = (
         "generation-ngram-begin",
         "the first n-gram of a text may be repeated",
         Place(
-            "keras_llm/generation/logits.py",
+            "keras_llm/generation/logits_processors.py",
             "completes = (places >= size - 1)",
             "completes = (places >= size)",
         ),
@@ -187,7 +187,7 @@ GENERATION = (
         "generation-score-length",
         "scores count one place after the text",
         Place(
-            "keras_llm/generation/decode.py",
+            "keras_llm/generation/loop.py",
             'ops.expand_dims(ops.cast(lengths, "int32") - 1, 1)',
             'ops.expand_dims(ops.cast(lengths, "int32"), 1)',
         ),
@@ -197,7 +197,7 @@ GENERATION = (
         "generation-greedy-rows",
         "rows of temperature 0 are sampled beside warm ones",
         Place(
-            "keras_llm/generation/samplers.py",
+            "keras_llm/generation/sampling.py",
             "return ops.where(sampling.temperature > 0, token, greedy())",
             "return ops.where(sampling.temperature >= 0, token, greedy())",
         ),
@@ -207,7 +207,7 @@ GENERATION = (
         "generation-rank-mean",
         "the score of a continuation is the sum, not the mean",
         Place(
-            "keras_llm/generation/rank.py",
+            "keras_llm/generation/search/ranked.py",
             "log_p / ops.maximum(count, 1.0), -math.inf",
             "log_p, -math.inf",
         ),
@@ -217,7 +217,7 @@ GENERATION = (
         "generation-beam-parent",
         "beams of a later group go on from those of the first",
         Place(
-            "keras_llm/generation/beam.py",
+            "keras_llm/generation/search/beam.py",
             "parents.append(parent + i * width)",
             "parents.append(parent)",
         ),
@@ -227,7 +227,7 @@ GENERATION = (
         "generation-contrastive-slot",
         "the penalty looks at a slot that is not written yet",
         Place(
-            "keras_llm/generation/contrastive.py",
+            "keras_llm/generation/search/contrastive.py",
             "(slots < length + step)",
             "(slots <= length + step)",
         ),
@@ -237,7 +237,7 @@ GENERATION = (
         "generation-speculative-accept",
         "drafted tokens after a refused one are taken",
         Place(
-            "keras_llm/generation/speculative.py",
+            "keras_llm/generation/search/speculative.py",
             "accepted = _sum(_none_before(ops.logical_not(agrees)))",
             "accepted = _sum(agrees)",
         ),
@@ -247,7 +247,7 @@ GENERATION = (
         "generation-known-prefix",
         "the last token of a prompt counts as known",
         Place(
-            "keras_llm/generation/compiled.py",
+            "keras_llm/generation/prefix_cache.py",
             "row = token_ids[0, :-1]",
             "row = token_ids[0]",
         ),
@@ -257,7 +257,7 @@ GENERATION = (
         "generation-engine-text",
         "penalties of the engine look at the prompt alone",
         Place(
-            "keras_llm/generation/engine/steps.py",
+            "keras_llm/generation/scheduler/steps.py",
             "ops.reshape(prompt_length + step, (1,)),",
             "ops.reshape(prompt_length, (1,)),",
         ),
@@ -270,7 +270,7 @@ GENERATION = (
         "generation-engine-waiting",
         "one request too many may wait",
         Place(
-            "keras_llm/generation/engine/engine.py",
+            "keras_llm/generation/scheduler/engine.py",
             "if len(self._waiting) >= self._max_waiting:",
             "if len(self._waiting) > self._max_waiting:",
         ),
@@ -380,7 +380,7 @@ DATA = (
         "data-duplicates-union",
         "the size of a union counts what both texts have twice",
         Place(
-            "keras_llm/data/near_duplicates.py",
+            "keras_llm/data/cleaning/near_duplicates.py",
             "either = len(first) + len(second) - both",
             "either = len(first) + len(second)",
         ),
@@ -390,7 +390,7 @@ DATA = (
         "data-card-digits",
         "the check of a card number doubles the wrong digits",
         Place(
-            "keras_llm/data/scrubbing.py",
+            "keras_llm/data/cleaning/pii.py",
             "for digit in digits[1::2]]",
             "for digit in digits[::2]]",
         ),
@@ -443,7 +443,7 @@ TRAINING = (
         "training-soft-cap",
         "the gradient of a soft cap is taken at the raw logits",
         Place(
-            "keras_llm/training/chunked.py",
+            "keras_llm/training/losses/cross_entropy.py",
             "d *= 1.0 - ops.square(logits / self.soft_cap)",
             "d *= 1.0 - ops.square(raw / self.soft_cap)",
         ),
@@ -453,7 +453,7 @@ TRAINING = (
         "training-warmup",
         "the first step has a learning rate of zero",
         Place(
-            "keras_llm/training/schedules.py",
+            "keras_llm/training/optimizers/schedules.py",
             "warmup = (step + 1.0) / (self.warmup_steps + 1.0)",
             "warmup = step / (self.warmup_steps + 1.0)",
         ),
@@ -463,7 +463,7 @@ TRAINING = (
         "training-preference-sign",
         "the slope of the preference loss has its margins swapped",
         Place(
-            "keras_llm/training/preference.py",
+            "keras_llm/training/trainers/preference.py",
             "(e * ops.sigmoid(margin) - (1 - e) * ops.sigmoid(-margin))",
             "(e * ops.sigmoid(-margin) - (1 - e) * ops.sigmoid(margin))",
         ),
@@ -473,7 +473,7 @@ TRAINING = (
         "training-lora-scale",
         "a merged adapter is not scaled",
         Place(
-            "keras_llm/training/lora.py",
+            "keras_llm/training/adapters/lora.py",
             'tensors[f"{name}.b"] * scale,',
             'tensors[f"{name}.b"],',
         ),
@@ -483,7 +483,7 @@ TRAINING = (
         "training-ngram-discount",
         "the discount of n-grams counts those seen twice once",
         Place(
-            "keras_llm/training/ngrams.py",
+            "keras_llm/training/metrics/ngrams.py",
             "ones / (ones + 2 * twos) if ones",
             "ones / (ones + twos) if ones",
         ),
@@ -493,9 +493,9 @@ TRAINING = (
         "training-contrastive-own",
         "the own pair is left out of the loss, not its doubles",
         Place(
-            "keras_llm/training/contrastive.py",
-            "left_out = ops.logical_and(alike, ops.logical_not(own))",
-            "left_out = ops.logical_and(alike, own)",
+            "keras_llm/training/losses/contrastive.py",
+            "excluded = ops.logical_and(same_group, ops.logical_not(same_row))",
+            "excluded = ops.logical_and(same_group, same_row)",
         ),
         ("tests/training/test_contrastive.py::test_the_loss_is_its_formula",),
     ),
@@ -503,7 +503,7 @@ TRAINING = (
         "training-distillation-scale",
         "the loss of distillation is scaled by t, not by its square",
         Place(
-            "keras_llm/training/distillation.py",
+            "keras_llm/training/trainers/distillation.py",
             "share * t * t * divergence",
             "share * t * divergence",
         ),
@@ -513,7 +513,7 @@ TRAINING = (
         "training-eight-bit-round",
         "averages in 8 bits are off by half a code more",
         Place(
-            "keras_llm/training/eight_bit.py",
+            "keras_llm/training/optimizers/quantized_moments.py",
             "codes = ops.round(254.5 * ops.sqrt(roots) + 0.5)",
             "codes = ops.round(254.5 * ops.sqrt(roots))",
         ),
@@ -526,7 +526,7 @@ TRAINING = (
         "training-f1-axis",
         "F1 counts the guesses twice and the truth never",
         Place(
-            "keras_llm/training/classification.py",
+            "keras_llm/training/metrics/classification.py",
             "counts.sum(axis=0) + counts.sum(axis=1)",
             "counts.sum(axis=0) + counts.sum(axis=0)",
         ),
@@ -536,7 +536,7 @@ TRAINING = (
         "training-resume-skip",
         "a resumed run leaves out one batch",
         Place(
-            "keras_llm/training/resume.py",
+            "keras_llm/training/callbacks/resume.py",
             "whole.skip(self.step)",
             "whole.skip(self.step + 1)",
         ),
@@ -553,8 +553,8 @@ TASKS = (
         "an answer in a later window is read off at the beginning",
         Place(
             "keras_llm/tasks/answer_spans.py",
-            "begin = _pick(first, window) + place - ops.reshape(",
-            "begin = place - ops.reshape(",
+            "begin = _pick(first, window) + position - ops.reshape(",
+            "begin = position - ops.reshape(",
         ),
         ("tests/tasks/test_head_tasks.py::test_a_long_context_is_read_to_its_end",),
     ),
@@ -603,8 +603,8 @@ TASKS = (
         "the points of integration go from -1 to 1",
         Place(
             "keras_llm/tasks/gradients.py",
-            "(points[some, None, None] + 1) / 2",
-            "points[some, None, None]",
+            "(points[batch, None, None] + 1) / 2",
+            "points[batch, None, None]",
         ),
         ("tests/tasks/test_explanation.py::test_attributions_sum_to_what_the_text_adds",),
     ),
@@ -628,7 +628,7 @@ CHECKPOINTS = (
         "checkpoints-rope-ratio",
         "the ratio of the lengths of rotary positions is upside down",
         Place(
-            "keras_llm/checkpoints/rope.py",
+            "keras_llm/checkpoints/hugging_face/rope.py",
             'ratio = fields.get("max_position_embeddings") / original',
             'ratio = original / fields.get("max_position_embeddings")',
         ),
@@ -641,7 +641,7 @@ CHECKPOINTS = (
         "checkpoints-rotary-order",
         "rotary dimensions are put apart on the way in",
         Place(
-            "keras_llm/checkpoints/links.py",
+            "keras_llm/checkpoints/hugging_face/weight_mapping.py",
             "[reorder(tensors[0], together).T]",
             "[reorder(tensors[0], apart).T]",
         ),
@@ -651,7 +651,7 @@ CHECKPOINTS = (
         "checkpoints-gguf-heads",
         "keys have the heads of queries",
         Place(
-            "keras_llm/checkpoints/gguf.py",
+            "keras_llm/checkpoints/gguf/model.py",
             'config.num_key_value_heads if part.key.endswith("key")',
             'config.num_key_value_heads if part.key.endswith("query")',
         ),
@@ -661,7 +661,7 @@ CHECKPOINTS = (
         "checkpoints-outside-folder",
         "an index may name files outside its folder",
         Place(
-            "keras_llm/checkpoints/tensors.py",
+            "keras_llm/checkpoints/hugging_face/tensors.py",
             "if pathlib.PurePath(file).name != file:",
             "if not file:",
         ),
@@ -681,7 +681,7 @@ CHECKPOINTS = (
         "checkpoints-attention-scale",
         "the scale of attention is not a root",
         Place(
-            "keras_llm/checkpoints/decoders.py",
+            "keras_llm/checkpoints/hugging_face/decoders.py",
             '"attention_scale": scalar**-0.5,',
             '"attention_scale": scalar**-1.0,',
         ),
@@ -762,7 +762,7 @@ EXPORT = (
         "export-weights-transposed",
         "weights of a product are transposed where they already are",
         Place(
-            "export/flat_graph.py",
+            "export/litert/lowering/flatbuffer.py",
             "if not operator.builtinOptions.adjY:",
             "if operator.builtinOptions.adjY:",
         ),
@@ -772,7 +772,7 @@ EXPORT = (
         "export-logits-output",
         "another output than the logits is taken for them",
         Place(
-            "export/flat_graph.py",
+            "export/litert/lowering/flatbuffer.py",
             'if row.name == b"logits" and row.tensorIndex == output:',
             'if row.name != b"logits" and row.tensorIndex == output:',
         ),
@@ -795,7 +795,7 @@ EXPORT = (
         "export-float32",
         "a model with any layer in float32 counts as one in float32",
         Place(
-            "export/lowering.py",
+            "export/litert/lowering/trace.py",
             "return all(layer.compute_dtype in dtypes",
             "return any(layer.compute_dtype in dtypes",
         ),
@@ -806,7 +806,7 @@ EXPORT = (
         ),
         (
             Place(
-                "export/device_model.py",
+                "export/litert/conversion.py",
                 'if all(layer.compute_dtype == "float32" for layer in _layers(task.model)):',
                 'if any(layer.compute_dtype == "float32" for layer in _layers(task.model)):',
             ),
@@ -816,7 +816,7 @@ EXPORT = (
         "export-product-weights",
         "products are found by their other input",
         Place(
-            "export/lowering.py",
+            "export/litert/lowering/trace.py",
             "consumer.inputs[1] is tensor",
             "consumer.inputs[0] is tensor",
         ),
@@ -833,14 +833,14 @@ EXPORT = (
         "export-balance-divisor",
         "weights are multiplied by the factor of their inputs",
         Place(
-            "export/weights.py",
+            "export/litert/weights.py",
             "yield rows if constant.divisor is None else rows / constant.divisor",
             "yield rows if constant.divisor is None else rows * constant.divisor",
         ),
         ("tests/export/test_balance.py::test_nothing_changes_in_float32",),
         (
             Place(
-                "export/balance.py",
+                "export/litert/quantization/smooth_quant.py",
                 "products.matrix(model, matrix) / factor)",
                 "products.matrix(model, matrix) * factor)",
             ),
@@ -850,7 +850,7 @@ EXPORT = (
         "export-biases-last",
         "biases are stored before the weights whose scales they need",
         Place(
-            "export/weights.py",
+            "export/litert/weights.py",
             "key=lambda c: isinstance(c.storage, BiasStorage))",
             "key=lambda c: not isinstance(c.storage, BiasStorage))",
         ),
@@ -860,7 +860,7 @@ EXPORT = (
         "export-first-rule",
         "the first rule that fits a layer counts, not the last",
         Place(
-            "export/quantization.py",
+            "export/litert/quantization/rules.py",
             "for rule in reversed(rules) if re.search",
             "for rule in rules if re.search",
         ),
@@ -881,7 +881,7 @@ EXPORT = (
         "export-int8-range",
         "the range of 8 bits is 128",
         Place(
-            "export/quantization.py",
+            "export/litert/quantization/rules.py",
             "np.float32(127 if self.bits == 8 else 7)",
             "np.float32(128 if self.bits == 8 else 7)",
         ),
@@ -891,7 +891,7 @@ EXPORT = (
         "export-int4-pairs",
         "the two numbers of a byte have changed places",
         Place(
-            "export/quantization.py",
+            "export/litert/quantization/rules.py",
             "values[0::2] & 0x0F | (values[1::2] << 4)",
             "values[1::2] & 0x0F | (values[0::2] << 4)",
         ),
@@ -901,7 +901,7 @@ EXPORT = (
         "export-zero-point",
         "the zero point of an activation has the wrong sign",
         Place(
-            "export/quantization.py",
+            "export/litert/quantization/rules.py",
             "np.rint(-128 - least / scale)",
             "np.rint(-128 + least / scale)",
         ),
@@ -911,7 +911,7 @@ EXPORT = (
         "export-balance-factor",
         "columns are balanced the wrong way",
         Place(
-            "export/balance.py",
+            "export/litert/quantization/smooth_quant.py",
             "factor = np.sqrt(np.maximum(columns, _LEAST) / np.maximum(values, _LEAST))",
             "factor = np.sqrt(np.maximum(values, _LEAST) / np.maximum(columns, _LEAST))",
         ),
@@ -921,7 +921,7 @@ EXPORT = (
         "export-gptq-carry",
         "errors of a block are added to the later columns",
         Place(
-            "export/gptq.py",
+            "export/litert/quantization/gptq.py",
             "work[:, end:] -= errors @ factor[begin:end, end:]",
             "work[:, end:] += errors @ factor[begin:end, end:]",
         ),
@@ -931,7 +931,7 @@ EXPORT = (
         "export-gptq-scale",
         "the scale of a block is chosen without the weight of its columns",
         Place(
-            "export/gptq.py",
+            "export/litert/quantization/gptq.py",
             "((block - steps * scale[:, None]) / diagonal) ** 2",
             "(block - steps * scale[:, None]) ** 2",
         ),
@@ -941,7 +941,7 @@ EXPORT = (
         "export-calibration-range",
         "the range of an activation is the part that all batches share",
         Place(
-            "export/calibration.py",
+            "export/litert/quantization/calibration.py",
             "min(least, float(values.min())), max(largest, float(values.max()))",
             "max(least, float(values.min())), min(largest, float(values.max()))",
         ),
@@ -951,7 +951,7 @@ EXPORT = (
         "export-encoder-mask",
         "padding of a source is attended to on the device",
         Place(
-            "export/device_graphs.py",
+            "export/litert/decoder_graphs.py",
             "encoder_mask > 0.5",
             "encoder_mask > -0.5",
         ),
@@ -961,7 +961,7 @@ EXPORT = (
         "export-decode-lengths",
         "a step looks at one slot too few at the edge of a length",
         Place(
-            "export/decoder_steps.py",
+            "export/litert/runtime/decoder.py",
             "if n > position), None)",
             "if n >= position), None)",
         ),
@@ -975,7 +975,7 @@ EXPORT = (
         "export-runner-budget",
         "a text that fills the cache ends one token early",
         Place(
-            "export/runner.py",
+            "export/litert/runtime/model.py",
             "range(min(budget, self.max_length - first))",
             "range(min(budget, self.max_length - first - 1))",
         ),
@@ -985,7 +985,7 @@ EXPORT = (
         "export-numpy-top-k",
         "one token more than top_k is kept",
         Place(
-            "export/numpy_sampling.py",
+            "export/sampling.py",
             "np.arange(size) < (top_k if top_k > 0 else size)",
             "np.arange(size) <= (top_k if top_k > 0 else size)",
         ),
@@ -995,7 +995,7 @@ EXPORT = (
         "export-word-tokens",
         "a word that begins where a token ends is given that token",
         Place(
-            "export/signatures/heads.py",
+            "export/saved_model/signatures/heads.py",
             'word_starts, side="right")',
             'word_starts, side="left")',
         ),
@@ -1005,7 +1005,7 @@ EXPORT = (
         "export-answer-start",
         "white space before an answer moves its start the wrong way",
         Place(
-            "export/signatures/question_answering.py",
+            "export/saved_model/signatures/question_answering.py",
             "start += _characters(answer) - _characters(trimmed)",
             "start -= _characters(answer) - _characters(trimmed)",
         ),
@@ -1015,9 +1015,9 @@ EXPORT = (
         "export-loop-bounds",
         "no new tokens may be asked for",
         Place(
-            "export/signatures/loop.py",
-            '"max_new_tokens": (lambda x: x > 0,',
-            '"max_new_tokens": (lambda x: x >= 0,',
+            "export/saved_model/signatures/loop.py",
+            'return value > 0, "an int > 0"',
+            'return value >= 0, "an int > 0"',
         ),
         ("tests/export/test_task_signatures.py::test_hostile_inputs_are_refused",),
     ),
@@ -1025,7 +1025,7 @@ EXPORT = (
         "export-prompt-end",
         "a prompt that is too long keeps its first tokens",
         Place(
-            "export/signatures/text_generation.py",
+            "export/saved_model/signatures/text_generation.py",
             "source = tf.where(place < begin, place, place + tf.expand_dims(lengths - kept, 1))",
             "source = place",
         ),
@@ -1035,7 +1035,7 @@ EXPORT = (
         "export-saved-int8",
         "8-bit weights of a SavedModel have the range 128",
         Place(
-            "export/signatures/weights.py",
+            "export/saved_model/signatures/weights.py",
             "keepdims=True) / 127.0",
             "keepdims=True) / 128.0",
         ),
@@ -1045,14 +1045,14 @@ EXPORT = (
         "export-proof-tolerance",
         "a proof asks nothing of what should be exact",
         Place(
-            "export/proofs/base.py",
+            "export/saved_model/verify_base.py",
             "tolerance = tolerance if self.exact else np.inf",
             "tolerance = np.inf if self.exact else tolerance",
         ),
-        ("tests/export/test_task_signatures.py::test_a_proof_fails_where_answers_differ",),
+        ("tests/export/test_task_signatures.py::test_verification_fails_where_answers_differ",),
         (
             Place(
-                "export/proofs/base.py",
+                "export/saved_model/verify_base.py",
                 "tolerance = TOLERANCE if self.exact else np.inf",
                 "tolerance = np.inf if self.exact else TOLERANCE",
             ),
@@ -1062,17 +1062,17 @@ EXPORT = (
         "export-proof-scores",
         "a proof compares the scores of the task with themselves",
         Place(
-            "export/proofs/generation.py",
+            "export/saved_model/verify_generation.py",
             'self.number("scores", scored["log_probability"], self._scores)',
             'self.number("scores", self._scores, self._scores)',
         ),
         (
             "tests/export/test_saved_model.py::test_an_export_with_other_weights_leaves_nothing",
-            "tests/export/test_saved_model.py::test_a_proof_fails_where_answers_differ",
+            "tests/export/test_saved_model.py::test_verification_fails_where_answers_differ",
         ),
         (
             Place(
-                "export/proofs/generation.py",
+                "export/saved_model/verify_generation.py",
                 '"scores", scored["log_probability"], task.score(self._prompts)',
                 '"scores", task.score(self._prompts), task.score(self._prompts)',
             ),
@@ -1082,24 +1082,17 @@ EXPORT = (
         "export-divergence-sign",
         "the divergence of two distributions is negative",
         Place(
-            "export/decoder_proof.py",
+            "export/verification.py",
             "np.sum(np.exp(p) * (p - q))",
             "np.sum(np.exp(p) * (q - p))",
         ),
         ("tests/export/test_litert.py::test_a_file_that_differs_from_the_model_is_not_written",),
-        (
-            Place(
-                "export/decoder_proof.py",
-                "np.sum(np.exp(p) * (p - q), axis=-1)",
-                "np.sum(np.exp(p) * (q - p), axis=-1)",
-            ),
-        ),
     ),
     Fault(
         "export-client-retries",
         "a client tries again after every error",
         Place(
-            "export/client/client.py",
+            "export/serving/client/client.py",
             'if error.code != "UNAVAILABLE" or attempt == self._retries:',
             "if attempt == self._retries:",
         ),
@@ -1109,7 +1102,7 @@ EXPORT = (
         "export-client-positions",
         "tokens of a stream are one place too far",
         Place(
-            "export/client/stream.py",
+            "export/serving/client/stream.py",
             '"positions": [[length + step]],',
             '"positions": [[length + step + 1]],',
         ),
@@ -1122,7 +1115,7 @@ EXPORT = (
         "export-batching-shapes",
         "requests of other shapes are merged into one batch",
         Place(
-            "export/local_server/batching.py",
+            "export/serving/server/batching.py",
             "key = (id(servable), signature.name, inner)",
             "key = (id(servable), signature.name)",
         ),
@@ -1132,7 +1125,7 @@ EXPORT = (
         "export-server-version",
         "the oldest version of a model is served",
         Place(
-            "export/local_server/models.py",
+            "export/serving/server/models.py",
             "return max(available)",
             "return min(available)",
         ),
@@ -1142,7 +1135,7 @@ EXPORT = (
         "export-server-chunked",
         "a request with a length and in chunks is taken",
         Place(
-            "export/local_server/rest.py",
+            "export/serving/server/rest.py",
             'if len(lengths) == 1 and "Transfer-Encoding" not in self.headers else ""',
             'if len(lengths) == 1 else ""',
         ),
@@ -1152,7 +1145,7 @@ EXPORT = (
         "export-server-text-size",
         "a text of just the largest size is refused",
         Place(
-            "export/local_server/core.py",
+            "export/serving/server/core.py",
             "if size > self._max_text_bytes:",
             "if size >= self._max_text_bytes:",
         ),
@@ -1162,7 +1155,7 @@ EXPORT = (
         "export-tensor-repeat",
         "values that are left out are the first one",
         Place(
-            "export/tensors.py",
+            "export/serving/tensors.py",
             "values[-1:] if len(values)",
             "values[:1] if len(values)",
         ),
@@ -1172,7 +1165,7 @@ EXPORT = (
         "export-wire-number",
         "the name of a signature has another field number",
         Place(
-            "export/wire.py",
+            "export/serving/wire.py",
             "string signature_name = 3",
             "string signature_name = 5",
         ),
@@ -1182,7 +1175,7 @@ EXPORT = (
         "export-serving-stable",
         "the oldest version is labeled stable",
         Place(
-            "export/serving.py",
+            "export/serving/manifests.py",
             '{"stable": max(versions)}',
             '{"stable": min(versions)}',
         ),
@@ -1201,7 +1194,7 @@ RECIPES = (
         "recipes-answer-asked",
         "the first answer counts, whether or not it is known",
         Place(
-            "recipes/corpus_readers.py",
+            "recipes/corpora/readers.py",
             "(known or answers)[0]",
             "answers[0]",
         ),
@@ -1214,7 +1207,7 @@ RECIPES = (
         "recipes-questions-known",
         "questions that are asked in the test stay in the training rows",
         Place(
-            "recipes/corpus_readers.py",
+            "recipes/corpora/readers.py",
             'if "label" in record and record["question"] not in known',
             'if "label" in record',
         ),
@@ -1227,7 +1220,7 @@ RECIPES = (
         "recipes-whole-words",
         "an answer may end within a word",
         Place(
-            "recipes/spans.py",
+            "keras_llm/data/answer_spans.py",
             "if letters[-1].isalnum():",
             "if letters[-1].isdigit():",
         ),
@@ -1240,7 +1233,7 @@ RECIPES = (
         "recipes-usual-line",
         "the usual next line is that of the first line of a file",
         Place(
-            "recipes/programs.py",
+            "recipes/common/code_evaluation.py",
             "usual.get(prefix.splitlines()[-1].strip())",
             "usual.get(prefix.splitlines()[0].strip())",
         ),
@@ -1250,7 +1243,7 @@ RECIPES = (
         "recipes-contamination",
         "rows are taken out of the test, not of the training",
         Place(
-            "recipes/tables.py",
+            "recipes/common/tables.py",
             "data.without_contamination(train, held_out, by)",
             "data.without_contamination(held_out, train, by)",
         ),
@@ -1260,7 +1253,7 @@ RECIPES = (
         "recipes-random-pair",
         "a random reply stands before what was said",
         Place(
-            "recipes/judges.py",
+            "recipes/common/judges.py",
             "RankedChat.pair(said, other)",
             "RankedChat.pair(other, said)",
         ),
@@ -1270,7 +1263,7 @@ RECIPES = (
         "recipes-start-length",
         "a published beginning forgets the length that was asked for",
         Place(
-            "recipes/starts.py",
+            "recipes/common/pretrained.py",
             "max_length = min(max_length, config.max_length)",
             "max_length = config.max_length",
         ),
@@ -1280,7 +1273,7 @@ RECIPES = (
         "recipes-package-hash",
         "a downloaded file with another hash is used",
         Place(
-            "recipes/packages.py",
+            "recipes/corpora/packages.py",
             'if package.sha256 not in ("", found):',
             'if package.sha256 == "":',
         ),
@@ -1290,7 +1283,7 @@ RECIPES = (
         "recipes-memory-nearest",
         "a translation is that of the least alike source",
         Place(
-            "recipes/translations.py",
+            "recipes/common/translations.py",
             "(known @ row.T).toarray().argmax()",
             "(known @ row.T).toarray().argmin()",
         ),

@@ -79,7 +79,7 @@ def test_calibration_is_watched_by_fit():
 
 
 def test_nothing_to_measure_is_refused():
-    with pytest.raises(InputError, match="as many rows"):
+    with pytest.raises(InputError, match="same number of rows"):
         training.evaluate_classifier([], np.zeros((0, 2)))
     with pytest.raises(InputError, match=r"\(2,\) and \(1, 2\)"):
         training.evaluate_classifier([0, 1], np.ones((1, 2)))

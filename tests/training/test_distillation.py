@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_llm import models, training
 from keras_llm.errors import InputError
-from keras_llm.training.distillation import ChunkedDistillation
+from keras_llm.training.trainers.distillation import ChunkedDistillation
 
 V = 31
 IDS = np.random.default_rng(0).integers(1, V, (8, 11)).astype("int32")

@@ -76,7 +76,7 @@ def test_what_is_not_right_on_two_replicas_is_refused(runs):
         "length": "steps_per_epoch",
         "losses": "add_loss.*strategy has 2",
         "sum": "reduction 'sum'.*several replicas",
-        "others": "ContrastiveLoss is for one replica.*has 2",
+        "others": "ContrastiveLoss supports only one replica.*has 2",
     }
     assert found.keys() == words.keys()
     for name, pattern in words.items():
@@ -116,7 +116,7 @@ def test_every_recipe_takes_every_distribution():
         }.get(name, {})
         for kind in ("mirrored", "multi_worker", "jax_data", "jax_model"):
             options(out="m", distribution=kind, **needed)
-        with pytest.raises(InputError, match="--distribution must be of mirrored, multi_"):
+        with pytest.raises(InputError, match="--distribution must be one of mirrored, multi_"):
             options(out="m", distribution="parameter_server", **needed)
         with pytest.raises(InputError, match=r"--export must be (left out|empty)"):
             options(out="m", distribution="mirrored", export="litert", **needed)
@@ -133,7 +133,7 @@ def test_skip_gram_does_not_train_on_jax():
 def test_a_distribution_that_cannot_be_is_refused(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     for kind, words in (
-        ("mirrored", "two devices"),
+        ("mirrored", "at least two devices"),
         ("multi_worker", "TF_CONFIG"),
         ("jax_data", "KERAS_BACKEND=jax"),
         ("jax_model", "KERAS_BACKEND=jax"),

@@ -149,7 +149,7 @@ def test_dora_trains_and_is_the_same_saved_and_merged(tmp_path):
     other = causal_lm()
     training.load_lora(other, tmp_path / "a")
     np.testing.assert_allclose(other(IDS), expected, atol=1e-4)
-    with pytest.raises(InputError, match="DoRA, which do not add up"):
+    with pytest.raises(InputError, match="DoRA adapters, which cannot be added"):
         training.load_lora(causal_lm(), tmp_path / "a", tmp_path / "a")
 
 
@@ -207,7 +207,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     narrow = causal_lm(hidden_dim=32, num_heads=2, num_key_value_heads=2)
     for other, path, words in (
         (causal_lm(), "none", "does not exist"),
-        (causal_lm(), "bad", "no file of save_lora"),
+        (causal_lm(), "bad", "not a file from save_lora"),
         (narrow, "a", r"block_0/self_attention/.*kernel"),
         (models.seq2seq(models.preset("t5-tiny")), "a", "no layer 'block_0/self_attention"),
     ):

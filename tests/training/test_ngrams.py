@@ -126,7 +126,7 @@ def test_pass_at_k_is_the_mean_over_all_choices_of_k():
 
 @pytest.mark.parametrize(
     "arguments, words",
-    [(([], [], 1), "at least one"), (([3], [1, 2], 1), "as many"), (([3], [1], 4), "`k`"),
+    [(([], [], 1), "at least 1"), (([3], [1, 2], 1), "same length"), (([3], [1], 4), "`k`"),
      (([3], [1], 0), "`k`"), (([3], [4], 1), "`passed`")],
 )  # fmt: skip
 def test_pass_at_k_names_what_is_wrong(arguments, words):

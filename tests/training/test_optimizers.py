@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_llm import models, training
 from keras_llm.errors import InputError
-from keras_llm.training import eight_bit
+from keras_llm.training.optimizers import quantized_moments
 
 PEAK, TOTAL, WARMUP, FINAL = 0.5, 100, 10, 0.2
 
@@ -208,7 +208,7 @@ def test_accumulated_batches_are_one_large_batch():
 def test_averages_in_8_bits_are_off_by_half_a_code_at_most(power, signed, most):
     optimizer, (like,) = keras.optimizers.SGD(), variables(("matrix", (6, 800)))
     optimizer.build([like])
-    coded = eight_bit.Coded(optimizer, like, "average", signed)
+    coded = quantized_moments.QuantizedMoment(optimizer, like, "average", signed)
     np.testing.assert_array_equal(coded.read(), np.zeros((6, 800)))
     numbers = np.random.default_rng(0).normal(size=(6, 800)) ** 3
     numbers = (numbers if signed else numbers**2).astype("float32")

@@ -162,7 +162,7 @@ def test_what_is_wrong_is_named(pairs):
     with pytest.raises(InputError, match="weights"):
         ids = np.ones((1, 2, 3), "int32")
         trainer.evaluate({"token_ids": ids}, ids, verbose=0)
-    with pytest.raises(InputError, match=r"`token_ids` must be \(B, 2, T\), got \(2, 3\)"):
+    with pytest.raises(InputError, match=r"`token_ids` must .*\(B, 2, T\), got \(2, 3\)"):
         trainer.call({"token_ids": np.ones((2, 3), "int32")})
     with pytest.raises(InputError, match="`objective`"):
         training.PreferenceTrainer(model, "dpo")

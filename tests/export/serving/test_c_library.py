@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import keras_llm
 from keras_llm import export, models, tokenizers
-from keras_llm.export.server_parity import run_calls
+from keras_llm.export.saved_model.worker import run_calls
 
 LABELS = ["first", "second", "third"]
 TEXTS = ["Some text, with words.", "é \u2014 and 日本語"]

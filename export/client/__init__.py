@@ -1,5 +1,0 @@
-"""Asks a TensorFlow Serving server, or the local one, over gRPC or REST; without TensorFlow."""
-
-from keras_llm.export.client.client import Client
-
-__all__ = ["Client"]

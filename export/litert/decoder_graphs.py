@@ -1,0 +1,115 @@
+"""Define the graphs of exported decoders: token ids to logits, with an explicit key-value cache.
+
+Inputs and outputs have the names and shapes that LiteRT-LM expects: `tokens` int32 (1, T),
+`input_pos` int32 (T,), `mask` float32 (1, 1, T, S) with 0 = may attend and a large negative number
+= may not, `kv_cache_k_<i>` and `kv_cache_v_<i>` float32 (1, K, S, H), and `logits` float32
+(1, 1, V) from `decode`. New keys and values are written starting at slot `input_pos[0]`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from keras_llm import models
+from keras_llm.types import JSON, Tensor
+
+
+def signatures(
+    model: models.ConfiguredModel, manifest: JSON
+) -> dict[str, tuple[Callable[..., Any], dict[str, tf.TensorSpec]]]:
+    """Return the signatures of a decoder: `prefill_<T>` and `decode`, after `encode` if it has one.
+
+    `decode_<N>` is a faster `decode` for positions below N: its `mask` is (1, 1, 1, N), and it does
+    not attend to slots N and later.
+
+    Args:
+        model: a model from `models.causal_lm` or `models.seq2seq`.
+        manifest: dict with `cache_slots` (S), `prefill_lengths` (each T), `decode_lengths` (each
+            N) and, for a `seq2seq` model, `encoder_length` (E).
+
+    Returns:
+        A dict that maps a name to a pair: a function that takes tensors by name, and a dict of
+        their specs.
+    """
+    slots, length = manifest["cache_slots"], manifest.get("encoder_length")
+    steps = {} if length is None else {"encode": encoder(model, length)}
+    for count in manifest["prefill_lengths"]:
+        steps[f"prefill_{count}"] = decoder_step(model, slots, count, False, None, length)
+    for attended in manifest["decode_lengths"]:
+        steps[f"decode_{attended}"] = decoder_step(model, slots, 1, True, attended, length)
+    steps["decode"] = decoder_step(model, slots, 1, True, None, length)
+    return steps
+
+
+def encoder(
+    model: models.Seq2Seq, length: int
+) -> tuple[Callable[..., dict[str, Tensor]], dict[str, tf.TensorSpec]]:
+    """Return `encode`: a function and the specs of its inputs.
+
+    The function takes `encoder_tokens` int32 (1, E), padded with `pad_id`, and returns the
+    additional inputs of the decoder steps: `cross_k_<i>` and `cross_v_<i>` float32 (1, K, E, H),
+    and `encoder_mask` float32 (1, E), 1 at real tokens.
+    """
+
+    def encode(encoder_tokens):
+        encoder_cache = models.encode_source(model, encoder_tokens)
+        mask = tf.cast(encoder_cache.pop("encoder_padding_mask"), tf.float32)
+        return {**encoder_cache, "encoder_mask": mask}
+
+    return encode, {"encoder_tokens": tf.TensorSpec((1, length), tf.int32, name="encoder_tokens")}
+
+
+def decoder_step(
+    model: models.ConfiguredModel,
+    slots: int,
+    length: int,
+    with_logits: bool,
+    attended: int | None,
+    encoder_length: int | None,
+) -> tuple[Callable[..., dict[str, Tensor]], dict[str, tf.TensorSpec]]:
+    """Return a decoder step: a function and the specs of its inputs.
+
+    Args:
+        model: as in `signatures`.
+        slots: int. S.
+        length: int. T.
+        with_logits: bool. Whether to return `logits` (1, T, V).
+        attended: int. Number of slots to attend to, or None for all.
+        encoder_length: int. E, or None for a model without an encoder.
+    """
+    attended = slots if attended is None else attended
+
+    def step(tokens, input_pos, mask, encoder_mask=None, **cache):
+        cache = {name.removeprefix("kv_cache_"): value for name, value in cache.items()}
+        if encoder_mask is not None:
+            cache["encoder_padding_mask"] = encoder_mask > 0.5
+        hidden, updated = models.forward_cached(
+            model,
+            tokens,
+            input_pos,
+            cache,
+            input_pos[0],
+            attention_mask=tf.squeeze(mask, 1) > -1.0,
+        )
+        outputs = {f"kv_cache_{n}": v for n, v in updated.items() if n[:2] in ("k_", "v_")}
+        if with_logits:
+            outputs["logits"] = models.logits_of(model, hidden)
+        return outputs
+
+    specs: dict[str, tuple[tuple[Any, ...], Any]] = {
+        "tokens": ((1, length), tf.int32),
+        "input_pos": ((length,), tf.int32),
+        "mask": ((1, 1, length, attended), tf.float32),
+    }
+    config, is_seq2seq = model.config, encoder_length is not None
+    layers = config.num_decoder_layers if is_seq2seq else config.num_layers
+    caches = {"kv_cache_": slots, **({"cross_": encoder_length} if is_seq2seq else {})}
+    for prefix, count in caches.items():
+        shape = (1, config.num_key_value_heads, count, config.head_dim)
+        for i in range(layers):
+            for kind in "kv":
+                specs[f"{prefix}{kind}_{i}"] = (shape, tf.float32)
+    if is_seq2seq:
+        specs["encoder_mask"] = ((1, encoder_length), tf.float32)
+    return step, {n: tf.TensorSpec(shape, dtype, name=n) for n, (shape, dtype) in specs.items()}

@@ -1,0 +1,57 @@
+"""Write TFLite files for the LiteRT runtime, with builtin ops only."""
+
+import pathlib
+from collections.abc import Sequence
+
+from keras_llm.errors import InputError
+from keras_llm.export.litert import conversion, file_format
+from keras_llm.export.litert.quantization.rules import QuantizationRule
+from keras_llm.export.planning import check_room
+from keras_llm.export.progress import Progress
+from keras_llm.export.report import disk_errors, write_report
+from keras_llm.files import atomic_file
+from keras_llm.tasks import Task
+from keras_llm.types import JSON, PathLike
+
+
+def write_litert(
+    task: Task,
+    path: PathLike,
+    quantization: str | Sequence[QuantizationRule] | None = None,
+    prefill_lengths: Sequence[int] | None = None,
+    overwrite: bool = False,
+    cache_length: int | None = None,
+    held_out: Sequence[str] | Sequence[tuple[str, str]] | None = None,
+    max_quality_loss: float | None = None,
+    calibration: Sequence[str] | None = None,
+) -> JSON:
+    """Export a task; the arguments are those of `litert`."""
+    path = pathlib.Path(path)
+    if path.suffix != ".tflite":
+        raise InputError(f"litert: `path` must end in .tflite, got {path}.")
+    plan = conversion.plan("litert", task, quantization, prefill_lengths, cache_length, calibration)
+    checks = plan.checks("litert", held_out, max_quality_loss)
+    check_room("litert", task, "litert", quantization, plan.manifest["max_length"])
+    with (
+        disk_errors(path),
+        atomic_file(path, overwrite) as partial,
+        conversion.processes() as (lowering, running),
+        Progress(path.name, task.model.count_params()) as progress,
+    ):
+        request = conversion.build(plan, partial, lowering, progress, checks.request)
+        ops = file_format.op_census(partial)
+        parts = file_format.parts(partial)
+        parts["tokenizer"] = file_format.append(partial, plan.task.tokenizer, plan.manifest)
+        with progress.phase("verify"):
+            verified = checks.of(partial, request, running)
+        report = {
+            "format": "litert",
+            "quantization": plan.weights,
+            **plan.manifest,
+            "bytes": {**parts, "total": partial.stat().st_size},
+            "ops": ops,
+            **verified,
+            "seconds": progress.seconds,
+        }
+    write_report(path.parent, path.name, report)
+    return report

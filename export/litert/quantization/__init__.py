@@ -1,0 +1,1 @@
+"""Quantize weights: rules, rounding, calibration, SmoothQuant and GPTQ."""

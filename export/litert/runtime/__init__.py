@@ -1,0 +1,1 @@
+"""Run exported files with LiteRT, without TensorFlow or Keras."""

@@ -1,0 +1,1 @@
+"""Serve SavedModels: a development server, clients, and config files for TensorFlow Serving."""

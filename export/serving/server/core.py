@@ -1,0 +1,176 @@
+"""Process requests from gRPC and REST: check, batch, run and count them."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_llm.errors import InputError, ServingError
+from keras_llm.export.serving.server import metrics
+from keras_llm.export.serving.server.batching import Batcher, BatchingParameters
+from keras_llm.export.serving.server.models import Models
+from keras_llm.export.serving.server.servable import Servable, Signature
+from keras_llm.export.serving.server.warmup import warm_up
+
+
+class Core:
+    """The models, batcher and metrics of a server.
+
+    Args:
+        batching: `BatchingParameters`, or None to run each request separately.
+        session_config: `tf.compat.v1.ConfigProto`, or None.
+        tags: list of str. Tags of the graph of a SavedModel to load.
+        warmup_iterations: int. How often to run the warm-up requests of a model; 0 disables them.
+        allow_unavailable_labels: bool. Whether a label may refer to a version that is not loaded.
+        max_text_bytes: int. Maximum total bytes of the strings of a request.
+    """
+
+    def __init__(
+        self,
+        batching: BatchingParameters | None = None,
+        session_config: Any = None,
+        tags: Sequence[str] = ("serve",),
+        warmup_iterations: int = 1,
+        allow_unavailable_labels: bool = False,
+        max_text_bytes: int = 2**20,
+    ) -> None:
+        self.metrics = metrics.Metrics()
+        self.models = Models(self._load, allow_unavailable_labels)
+        self._batcher = Batcher(batching, self._observe_batch) if batching else None
+        self._session_config = session_config
+        self._tags = tags
+        self._warmup_iterations = warmup_iterations
+        self._max_text_bytes = max_text_bytes
+
+    def predict(
+        self,
+        servable: Servable,
+        signature_name: str,
+        arrays: dict[str, Any],
+        wanted: Sequence[str] = (),
+        deadline: float | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> tuple[str, dict[str, np.ndarray]]:
+        """Run a signature for a request.
+
+        Args:
+            servable: `Servable` in use.
+            signature_name: str; "" is the default signature.
+            arrays: dict of input name to array.
+            wanted: list of output names; empty for all.
+            deadline: `time.monotonic()`, or None.
+            cancelled: `threading.Event`, or None.
+
+        Returns:
+            The name of the signature, and a dict of output name to array.
+
+        Raises:
+            ServingError: if the request is invalid or fails.
+        """
+        signature = servable.signature(signature_name)
+        arrays = signature.complete(arrays)
+        signature.check(arrays)
+        unknown = sorted(set(wanted) - set(signature.outputs))
+        if unknown:
+            raise ServingError(
+                "INVALID_ARGUMENT",
+                f"signature {signature.name} has no output {unknown[0]!r}; "
+                f"available: {', '.join(sorted(signature.outputs))}.",
+            )
+        outputs = self.run(servable, signature, arrays, deadline, cancelled)
+        if wanted:
+            outputs = {name: outputs[name] for name in wanted}
+        return signature.name, outputs
+
+    def run(
+        self,
+        servable: Servable,
+        signature: Signature,
+        arrays: dict[str, np.ndarray],
+        deadline: float | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Run a signature on checked arrays, in a batch if batching is enabled."""
+        texts = [array for array in arrays.values() if array.dtype == object]
+        size = sum(len(text) for array in texts for text in array.ravel())
+        if size > self._max_text_bytes:
+            raise ServingError(
+                "INVALID_ARGUMENT",
+                f"the text has {size} bytes, more than `max_text_bytes` ({self._max_text_bytes}).",
+            )
+        if self._batcher is None:
+            return servable.run(signature, arrays, deadline)
+        return self._batcher.run(servable, signature, arrays, deadline, cancelled)
+
+    @contextlib.contextmanager
+    def request(self, name: str, api: str, entry: str) -> Iterator[None]:
+        """Count a request and measure its latency; convert exceptions to ServingError.
+
+        Args:
+            name: str. Name of the model.
+            api: "predict", "classify" or "regress".
+            entry: "GRPC" or "REST".
+        """
+        begin, status = time.perf_counter(), "OK"
+        # Count all nonexistent names as "", to bound the number of metric labels.
+        model_name = name if name in self.models.names() else ""
+        try:
+            yield
+        except ServingError as error:
+            status = error.code
+            raise
+        except InputError as error:
+            status = "INVALID_ARGUMENT"
+            raise ServingError(status, str(error)) from None
+        except Exception as error:
+            status = "INTERNAL"
+            raise ServingError("INTERNAL", f"{type(error).__name__}: {error}") from error
+        finally:
+            micros = (time.perf_counter() - begin) * 1e6
+            self.metrics.count(metrics.REQUESTS, model_name=model_name, status=status)
+            if status == "OK":
+                self.metrics.observe(
+                    metrics.REQUEST_LATENCY,
+                    micros,
+                    model_name=model_name,
+                    API=api,
+                    entrypoint=entry,
+                )
+
+    def close(self, seconds: float) -> bool:
+        """Wait at most `seconds` for running requests and free everything.
+
+        Returns:
+            Whether all requests have ended.
+        """
+        if not self.models.close(seconds):
+            return False
+        if self._batcher is not None:
+            self._batcher.close()  # its queue is empty
+        return True
+
+    def _load(self, name, version, folder):
+        begin, status = time.perf_counter(), "fail"
+        path = str(folder)
+        try:
+            servable = Servable(folder, self._session_config, self._tags)
+            try:
+                if self._warmup_iterations:
+                    warm_up(servable, self._warmup_iterations)
+            except ServingError:
+                servable.close()
+                raise
+            status = "success"
+            micros = (time.perf_counter() - begin) * 1e6
+            self.metrics.observe(metrics.LOAD_LATENCY, micros, model_path=path)
+            return servable
+        finally:
+            self.metrics.count(metrics.LOADS, model_path=path, status=status)
+
+    def _observe_batch(self, waits, rows):
+        for seconds in waits:
+            self.metrics.observe(metrics.QUEUING_LATENCY, seconds * 1e6)
+        self.metrics.observe(metrics.BATCH_SIZE, rows)

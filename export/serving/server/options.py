@@ -1,0 +1,63 @@
+"""Define the flags of the server, without slow imports."""
+
+import dataclasses
+import os
+
+
+@dataclasses.dataclass
+class ServerOptions:
+    """The supported flags of `tensorflow_model_server`, and a few additional ones."""
+
+    model_base_path: str = ""
+    """Folder of a served model, with a subfolder for each version."""
+    model_name: str = ""
+    """Name of that model in requests; defaults to the name of the folder."""
+    model_config_file: str = ""
+    """Text file of a ModelServerConfig with several models, their versions and labels."""
+    model_config_file_poll_wait_seconds: float = 0.0
+    """Interval to read that file again; 0 is never."""
+    port: int = 8500
+    """gRPC port; 0 selects a free port."""
+    rest_api_port: int = 0
+    """Port of the REST API and of the web page; 0 disables them."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all interfaces."""
+    enable_batching: bool = False
+    """Batch concurrent requests."""
+    batching_parameters_file: str = ""
+    """Text file of BatchingParameters."""
+    file_system_poll_wait_seconds: float = 1.0
+    """Interval to check for new and removed versions; 0 is never."""
+    enable_model_warmup: bool = True
+    """Run the warm-up requests of a model before it is served."""
+    num_request_iterations_for_warmup: int = 1
+    """How often to run each warm-up request."""
+    allow_version_labels_for_unavailable_models: bool = False
+    """Allow labels that refer to versions that are not loaded."""
+    monitoring_config_file: str = ""
+    """Text file of a MonitoringConfig, which sets the path of the metrics or disables them."""
+    ssl_config_file: str = ""
+    """Text file of an SSLConfig with keys and certificates for gRPC."""
+    grpc_max_threads: int = max(16, 4 * (os.cpu_count() or 1))
+    """Maximum number of concurrent gRPC requests; further requests wait."""
+    grpc_channel_arguments: str = ""
+    """gRPC channel arguments, key=value,key=value; grpc.max_receive_message_length is 64 MiB."""
+    rest_api_num_threads: int = 64
+    """Maximum number of open REST connections."""
+    rest_api_timeout_in_ms: int = 30000
+    """Timeout of a REST request."""
+    rest_api_max_body_bytes: int = 64 * 2**20
+    """Maximum size of the body of a REST request; larger ones return 413."""
+    max_text_bytes: int = 2**20
+    """Maximum total size of the strings of a request; tokenizers need several hundred times the
+    memory."""
+    rest_api_enable_cors_support: bool = False
+    """Allow requests from pages of other sites (CORS)."""
+    saved_model_tags: str = "serve"
+    """Comma-separated tags of the graph to load."""
+    tensorflow_intra_op_parallelism: int = 0
+    """Number of threads of one op; 0 lets TensorFlow choose."""
+    tensorflow_inter_op_parallelism: int = 0
+    """Number of ops that run at the same time; 0 lets TensorFlow choose."""
+    shutdown_grace_seconds: float = 30.0
+    """Maximum time for running requests to finish after SIGTERM."""

@@ -1,0 +1,254 @@
+"""Start the gRPC and REST servers from flags, and shut them down gracefully."""
+
+import logging
+import pathlib
+import threading
+import time
+from concurrent import futures
+from typing import Self
+
+import grpc
+import tensorflow as tf
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
+
+from keras_llm.errors import InputError, ServingError
+from keras_llm.export.serving.server import files, grpc_services, rest
+from keras_llm.export.serving.server.batching import BatchingParameters
+from keras_llm.export.serving.server.core import Core
+from keras_llm.export.serving.server.models import ModelConfig, check_base_path
+from keras_llm.export.serving.server.options import ServerOptions
+
+_LOG = logging.getLogger("keras_llm.serve")
+_SERVICES = (
+    health.OVERALL_HEALTH,
+    "tensorflow.serving.PredictionService",
+    "tensorflow.serving.ModelService",
+)
+_MESSAGE_BYTES = 64 * 2**20
+
+
+class LocalServer:
+    """A server in this process with TensorFlow Serving's protocol.
+
+    Args:
+        options: `ServerOptions`.
+
+    Attributes:
+        port: int. gRPC port.
+        rest_api_port: int. HTTP port; 0 if REST is disabled.
+
+    Raises:
+        InputError: if a flag, file or model is invalid; the server is then not started.
+
+    Example:
+        with LocalServer(ServerOptions("serving/stories", port=0)) as server:
+            client = export.Client(f"localhost:{server.port}", model="stories")
+    """
+
+    def __init__(self, options: ServerOptions) -> None:
+        self._options = options
+        models = _models(options)
+        _check_numbers(options)
+        metrics_path = files.METRICS_PATH
+        if options.monitoring_config_file:
+            metrics_path = files.read_monitoring(options.monitoring_config_file)
+        credentials = _credentials(options.ssl_config_file)
+        self._core = Core(
+            _batching(options),
+            tf.compat.v1.ConfigProto(
+                intra_op_parallelism_threads=options.tensorflow_intra_op_parallelism,
+                inter_op_parallelism_threads=options.tensorflow_inter_op_parallelism,
+            ),
+            [tag.strip() for tag in options.saved_model_tags.split(",")],
+            options.num_request_iterations_for_warmup if options.enable_model_warmup else 0,
+            options.allow_version_labels_for_unavailable_models,
+            options.max_text_bytes,
+        )
+        self._closed = threading.Event()
+        self._grpc = self._rest = self._config_poller = None
+        try:
+            try:
+                self._core.models.configure(models)
+            except ServingError as error:
+                raise InputError(error.message) from None
+            self._health = health.HealthServicer()
+            self._grpc = self._start_grpc(credentials)
+            if options.rest_api_port:
+                self._rest = self._start_rest(metrics_path)
+        except BaseException:
+            self.close(grace=0)
+            raise
+        self.rest_api_port = self._rest.port if self._rest else 0
+        if options.file_system_poll_wait_seconds:
+            self._core.models.watch(options.file_system_poll_wait_seconds)
+        if options.model_config_file and options.model_config_file_poll_wait_seconds:
+            self._config_poller = threading.Thread(target=self._watch_config, daemon=True)
+            self._config_poller.start()
+        for service in _SERVICES:
+            self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def models(self) -> dict[str, list[int]]:
+        """Return a dict from the name of each model to its loaded versions, newest first."""
+        return {
+            name: [row[0] for row in self._core.models.status(name) if row[1] == 30]
+            for name in self._core.models.names()
+        }
+
+    def close(self, grace: float | None = None) -> bool:
+        """Shut down: report NOT_SERVING, reject new requests, finish running ones, free everything.
+
+        Args:
+            grace: maximum seconds to wait for running requests; defaults to
+                `shutdown_grace_seconds`.
+
+        Returns:
+            Whether all requests were finished in that time. Unfinished requests continue to run.
+        """
+        if self._closed.is_set():
+            return True
+        self._closed.set()
+        grace = self._options.shutdown_grace_seconds if grace is None else grace
+        end = time.monotonic() + grace
+        if self._grpc is not None:
+            self._health.enter_graceful_shutdown()
+            stopped = self._grpc.stop(grace)
+            if self._rest is not None:
+                self._rest.close(grace)
+            stopped.wait()
+        if self._config_poller is not None:
+            self._config_poller.join()
+        return self._core.close(max(1.0, end - time.monotonic()))
+
+    def _start_grpc(self, credentials):
+        options = self._options
+        server = grpc.server(
+            futures.ThreadPoolExecutor(options.grpc_max_threads, thread_name_prefix="grpc"),
+            options=_channel_arguments(options.grpc_channel_arguments),
+        )
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
+            grpc_services.PredictionService(self._core), server
+        )
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
+            grpc_services.ModelService(self._core), server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        address = f"{_bracketed(options.host)}:{options.port}"
+        try:
+            if credentials is None:
+                self.port = server.add_insecure_port(address)
+            else:
+                self.port = server.add_secure_port(address, credentials)
+        except RuntimeError:
+            raise InputError(f"`port`: cannot listen on {address}; is it in use?") from None
+        server.start()
+        return server
+
+    def _start_rest(self, metrics_path):
+        options = self._options
+        address = (options.host, max(options.rest_api_port, 0))
+        try:
+            return rest.RestServer(
+                self._core,
+                address,
+                options.rest_api_timeout_in_ms / 1000,
+                options.rest_api_max_body_bytes,
+                options.rest_api_num_threads,
+                metrics_path,
+                options.rest_api_enable_cors_support,
+            )
+        except OSError as error:
+            raise InputError(
+                f"`rest_api_port`: cannot listen on {address[0]}:{address[1]} ({error.strerror})."
+            ) from None
+
+    def _watch_config(self):
+        path = pathlib.Path(self._options.model_config_file)
+        old = _text(path)
+        while not self._closed.wait(self._options.model_config_file_poll_wait_seconds):
+            new = _text(path)
+            if new is None or new == old:
+                continue
+            old = new
+            try:
+                self._core.models.configure(files.read_model_config(path))
+            except (InputError, ServingError) as error:
+                _LOG.error("%s: %s", path, error)
+
+
+def _models(options):
+    if bool(options.model_base_path) == bool(options.model_config_file):
+        raise InputError("use either `model_base_path` or `model_config_file`.")
+    if options.model_config_file:
+        return files.read_model_config(options.model_config_file)
+    check_base_path(options.model_base_path)
+    name = options.model_name or pathlib.Path(options.model_base_path).resolve().name
+    return [ModelConfig(name, options.model_base_path)]
+
+
+def _batching(options):
+    if not options.enable_batching:
+        if options.batching_parameters_file:
+            raise InputError("`batching_parameters_file` requires `enable_batching`.")
+        return None
+    if options.batching_parameters_file:
+        return files.read_batching_parameters(options.batching_parameters_file)
+    return BatchingParameters()
+
+
+def _check_numbers(options):
+    for name in ("grpc_max_threads", "rest_api_num_threads", "rest_api_timeout_in_ms"):
+        if getattr(options, name) < 1:
+            raise InputError(f"`{name}` must be positive, got {getattr(options, name)}.")
+    if options.port and options.port == options.rest_api_port:
+        raise InputError("`rest_api_port` must differ from `port`.")
+    for name in ("port", "rest_api_port"):
+        if not -1 <= getattr(options, name) < 2**16:
+            raise InputError(
+                f"`{name}` must be a port, at most 65535, got {getattr(options, name)}."
+            )
+
+
+def _channel_arguments(text):
+    """Parse "key=value,key=value" as the options of a gRPC server."""
+    arguments = {
+        # Prevent two servers from sharing a port by accident.
+        "grpc.so_reuseport": 0,
+        "grpc.max_receive_message_length": _MESSAGE_BYTES,
+        "grpc.max_send_message_length": -1,
+    }
+    for pair in filter(None, text.split(",")):
+        key, is_pair, value = pair.partition("=")
+        if not is_pair or not key:
+            raise InputError(f"`grpc_channel_arguments` must be key=value,..., got {pair!r}.")
+        is_number = value.removeprefix("-").isdecimal()
+        arguments[key] = int(value) if is_number else value
+    return list(arguments.items())
+
+
+def _credentials(ssl_config_file):
+    if not ssl_config_file:
+        return None
+    config = files.read_ssl(ssl_config_file)
+    return grpc.ssl_server_credentials(
+        [(config.server_key.encode(), config.server_cert.encode())],
+        config.custom_ca.encode() or None,
+        config.client_verify,
+    )
+
+
+def _bracketed(host):
+    return f"[{host}]" if ":" in host else host
+
+
+def _text(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None

@@ -1,0 +1,353 @@
+"""Define decoder-only families: GPT-2, Llama, Mistral, Mixtral, Qwen3, Gemma 2 and 3."""
+
+from keras_llm.checkpoints.hugging_face import rope, weight_mapping
+from keras_llm.checkpoints.hugging_face.family import (
+    ACTIVATIONS,
+    WRITTEN_ACTIVATIONS,
+    Family,
+    in_blocks,
+    window_pattern,
+)
+from keras_llm.layers import Rotary
+from keras_llm.models import CausalLMConfig
+
+_FULL, _WINDOWED = "full_attention", "sliding_attention"
+
+
+def _read_gpt2(fields):
+    fields.refuse_unless(
+        scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False
+    )
+    size = fields.get("n_embd")
+    return CausalLMConfig(
+        vocabulary_size=fields.get("vocab_size"),
+        num_layers=fields.count("n_layer"),
+        hidden_dim=size,
+        num_heads=fields.get("n_head"),
+        intermediate_dim=fields.get("n_inner", int, 4 * size),
+        max_length=fields.get("n_positions"),
+        position="learned",
+        norm="layer",
+        norm_epsilon=fields.get("layer_norm_epsilon", float, 1e-5),
+        activation=fields.one_of("activation_function", ACTIVATIONS, "gelu_new"),
+        gated=False,
+        use_bias=True,
+        tie_embeddings=fields.get("tie_word_embeddings", bool, True),
+        dropout=fields.get("resid_pdrop", float, 0.1),
+        initializer_range=fields.get("initializer_range", float, 0.02),
+    )
+
+
+def _write_gpt2(config):
+    return {
+        "vocab_size": config.vocabulary_size,
+        "n_layer": config.num_layers,
+        "n_embd": config.hidden_dim,
+        "n_head": config.num_heads,
+        "n_inner": config.intermediate_dim,
+        "n_positions": config.max_length,
+        "layer_norm_epsilon": config.norm_epsilon,
+        "activation_function": WRITTEN_ACTIVATIONS.get(config.activation),
+        "tie_word_embeddings": config.tie_embeddings,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
+        "initializer_range": config.initializer_range,
+    }
+
+
+def _common(fields, activation=("hidden_act", "silu"), tied=False, epsilon=1e-6):
+    """Return the options that Llama and later families share."""
+    heads = fields.get("num_attention_heads")
+    return {
+        "vocabulary_size": fields.get("vocab_size"),
+        "num_layers": fields.count("num_hidden_layers"),
+        "hidden_dim": fields.get("hidden_size"),
+        "num_heads": heads,
+        "num_key_value_heads": fields.get("num_key_value_heads", int, heads),
+        "head_dim": fields.get("head_dim", int, None),
+        "intermediate_dim": fields.get("intermediate_size"),
+        "max_length": fields.get("max_position_embeddings"),
+        "norm_epsilon": fields.get("rms_norm_eps", float, epsilon),
+        "activation": fields.one_of(activation[0], ACTIVATIONS, activation[1]),
+        "tie_embeddings": fields.get("tie_word_embeddings", bool, tied),
+        "dropout": fields.get("attention_dropout", float, 0.0),
+        "initializer_range": fields.get("initializer_range", float, 0.02),
+    }
+
+
+def _write_common(config, activation="hidden_act"):
+    return {
+        "vocab_size": config.vocabulary_size,
+        "num_hidden_layers": config.num_layers,
+        "hidden_size": config.hidden_dim,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.intermediate_dim,
+        "max_position_embeddings": config.max_length,
+        "rms_norm_eps": config.norm_epsilon,
+        activation: WRITTEN_ACTIVATIONS.get(config.activation),
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_dropout": config.dropout,
+        "initializer_range": config.initializer_range,
+        **rope.write(config.position),
+    }
+
+
+def _read_llama(fields):
+    bias = fields.get("attention_bias", bool, False)
+    if fields.get("mlp_bias", bool, False) != bias:
+        raise fields.error("mlp_bias", f"equal `attention_bias`, {bias}")
+    return CausalLMConfig(**_common(fields), position=rope.read(fields), use_bias=bias)
+
+
+def _write_llama(config):
+    bias = {"attention_bias": config.use_bias, "mlp_bias": config.use_bias}
+    return {**_write_common(config), **bias}
+
+
+def _read_mistral(fields):
+    return CausalLMConfig(
+        **_common(fields),
+        position=rope.read(fields),
+        sliding_window=_window(fields, 4096),
+    )
+
+
+def _write_mistral(config):
+    return {**_write_common(config), "sliding_window": config.sliding_window}
+
+
+def _read_mixtral(fields):
+    return CausalLMConfig(
+        **_common(fields, epsilon=1e-5),
+        position=rope.read(fields, 1e6),
+        sliding_window=_window(fields, None),
+        num_experts=fields.count("num_local_experts", 8),
+        experts_per_token=fields.get("num_experts_per_tok", int, 2),
+        load_balance_loss=fields.get("router_aux_loss_coef", float, 0.001),
+    )
+
+
+def _write_mixtral(config):
+    return {
+        **_write_mistral(config),
+        "num_local_experts": config.num_experts,
+        "num_experts_per_tok": config.experts_per_token,
+        "router_aux_loss_coef": config.load_balance_loss,
+    }
+
+
+def _read_qwen3(fields):
+    fields.refuse_unless(attention_bias=False)
+    common = _common(fields)
+    if common["head_dim"] is None:
+        common["head_dim"] = 128
+    options = {}
+    if fields.get("use_sliding_window", bool, False):
+        first = fields.get("max_window_layers", int, 28)
+        options = _layer_types(fields, [i >= first for i in range(common["num_layers"])])
+    return CausalLMConfig(**common, position=rope.read(fields), qk_norm=True, **options)
+
+
+def _write_qwen3(config):
+    return {
+        **_write_common(config),
+        "use_sliding_window": config.sliding_window is not None,
+        "sliding_window": config.sliding_window,
+        **_write_layer_types(config),
+    }
+
+
+def _read_gemma2(fields):
+    layers = fields.count("num_hidden_layers")
+    options = _layer_types(fields, [i % 2 == 0 for i in range(layers)])
+    return CausalLMConfig(
+        **_gemma(fields),
+        **options,
+        position=rope.read(fields),
+        logit_soft_cap=_optional(fields, "attn_logit_softcapping", 50.0),
+        final_soft_cap=_optional(fields, "final_logit_softcapping", 30.0),
+    )
+
+
+def _read_gemma3(fields):
+    layers, period = fields.count("num_hidden_layers"), fields.get("sliding_window_pattern", int, 6)
+    options = _layer_types(fields, [(i + 1) % period != 0 for i in range(layers)])
+    if options:
+        options["local_position"] = rope.read(fields, 10000.0, _WINDOWED)
+    return CausalLMConfig(
+        **_gemma(fields),
+        **options,
+        position=rope.read(fields, 1e6, _FULL),
+        logit_soft_cap=_optional(fields, "attn_logit_softcapping", None),
+        final_soft_cap=_optional(fields, "final_logit_softcapping", None),
+        qk_norm=True,
+    )
+
+
+def _gemma(fields):
+    fields.refuse_unless(attention_bias=False, use_bidirectional_attention=False)
+    common = _common(fields, ("hidden_activation", "gelu_pytorch_tanh"), tied=True)
+    scalar = fields.get("query_pre_attn_scalar", int, 256)
+    if scalar < 1:
+        raise fields.error("query_pre_attn_scalar", "be positive")
+    return {
+        **common,
+        "head_dim": common["head_dim"] or 256,
+        "norm_position": "sandwich",
+        "embedding_scale": common["hidden_dim"] ** 0.5,
+        "attention_scale": scalar**-0.5,
+    }
+
+
+def _write_gemma2(config):
+    scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+    scalar = scale**-2
+    return {
+        **_write_common(config, "hidden_activation"),
+        "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar,
+        "attn_logit_softcapping": config.logit_soft_cap,
+        "final_logit_softcapping": config.final_soft_cap,
+        "sliding_window": config.sliding_window,
+        **_write_layer_types(config),
+    }
+
+
+def _write_gemma3(config):
+    local = config.local_position or config.position
+    base = local.base if isinstance(local, Rotary) else None
+    return {**_write_gemma2(config), "rope_local_base_freq": base}
+
+
+def _window(fields, default):
+    """Read `sliding_window`, where null means none."""
+    return fields.get("sliding_window", int, None if "sliding_window" in fields.row else default)
+
+
+def _optional(fields, name, default):
+    """Read a number, where null means none."""
+    return fields.get(name, float, None if name in fields.row else default)
+
+
+def _layer_types(fields, default):
+    """Read `sliding_window` and `window_pattern`; return {} if all layers have full attention."""
+    names = fields.get("layer_types", list, [_WINDOWED if w else _FULL for w in default])
+    if len(names) != len(default) or set(names) - {_FULL, _WINDOWED}:
+        raise fields.error(
+            "layer_types", f"be a list of {len(default)} times {_FULL!r} or {_WINDOWED!r}"
+        )
+    window = _window(fields, 4096)
+    windowed = [name == _WINDOWED for name in names]
+    if window is None or not any(windowed):
+        return {}
+    return {"sliding_window": window, "window_pattern": window_pattern(windowed)}
+
+
+def _write_layer_types(config):
+    windows = [config.window(i) for i in range(config.num_layers)]
+    return {"layer_types": [_FULL if window is None else _WINDOWED for window in windows]}
+
+
+_OUTSIDE = {
+    "token_embedding": "model.embed_tokens",
+    "head": "lm_head",
+    "final_norm": "model.norm",
+}
+_ATTENTION = {
+    "self_attention/query": "self_attn.q_proj",
+    "self_attention/key": "self_attn.k_proj",
+    "self_attention/value": "self_attn.v_proj",
+    "self_attention/output": "self_attn.o_proj",
+    "self_attention_norm": "input_layernorm",
+}
+_FEED_FORWARD = {
+    "feed_forward_norm": "post_attention_layernorm",
+    "feed_forward/gate": "mlp.gate_proj",
+    "feed_forward/up": "mlp.up_proj",
+    "feed_forward/down": "mlp.down_proj",
+}
+_EXPERTS = {
+    "feed_forward_norm": "post_attention_layernorm",
+    "feed_forward/router": "block_sparse_moe.gate",
+    "feed_forward/gate": "block_sparse_moe.experts.{e}.w1",
+    "feed_forward/up": "block_sparse_moe.experts.{e}.w3",
+    "feed_forward/down": "block_sparse_moe.experts.{e}.w2",
+}
+_QK_NORM = {
+    "self_attention/query_norm": "self_attn.q_norm",
+    "self_attention/key_norm": "self_attn.k_norm",
+}
+_SANDWICH = {
+    "self_attention_post_norm": "post_attention_layernorm",
+    "feed_forward_norm": "pre_feedforward_layernorm",
+    "feed_forward_post_norm": "post_feedforward_layernorm",
+}
+
+
+def _like_llama(model_type, architecture, read, write, *blocks, **others):
+    names = {key: name for block in blocks for key, name in block.items()}
+    return Family(
+        model_type,
+        {None: architecture},
+        read,
+        write,
+        {**_OUTSIDE, **in_blocks("model.layers.{i}.", names)},
+        prefix="model.",
+        ignored=(r".*rotary_emb\.inv_freq",),
+        copies={"lm_head.weight": "model.embed_tokens.weight"},
+        **others,
+    )
+
+
+GPT2 = Family(
+    "gpt2",
+    {None: "GPT2LMHeadModel"},
+    _read_gpt2,
+    _write_gpt2,
+    {
+        "token_embedding": "transformer.wte",
+        "head": "lm_head",
+        "position_embedding": "transformer.wpe",
+        "final_norm": "transformer.ln_f",
+        **in_blocks(
+            "transformer.h.{i}.",
+            {
+                "self_attention_norm": "ln_1",
+                "self_attention/query": "attn.c_attn",
+                "self_attention/key": "attn.c_attn",
+                "self_attention/value": "attn.c_attn",
+                "self_attention/output": "attn.c_proj",
+                "feed_forward_norm": "ln_2",
+                "feed_forward/up": "mlp.c_fc",
+                "feed_forward/down": "mlp.c_proj",
+            },
+        ),
+    },
+    prefix="transformer.",
+    linear=weight_mapping.same,
+    ignored=(r".*\.attn\.(masked_)?bias",),
+    copies={"lm_head.weight": "transformer.wte.weight"},
+)
+LLAMA = _like_llama(
+    *("llama", "LlamaForCausalLM", _read_llama, _write_llama), _ATTENTION, _FEED_FORWARD
+)
+MISTRAL = _like_llama(
+    *("mistral", "MistralForCausalLM", _read_mistral, _write_mistral), _ATTENTION, _FEED_FORWARD
+)
+MIXTRAL = _like_llama(
+    *("mixtral", "MixtralForCausalLM", _read_mixtral, _write_mixtral), _ATTENTION, _EXPERTS
+)
+QWEN3 = _like_llama(
+    *("qwen3", "Qwen3ForCausalLM", _read_qwen3, _write_qwen3),
+    *(_ATTENTION, _FEED_FORWARD, _QK_NORM),
+)
+GEMMA2 = _like_llama(
+    *("gemma2", "Gemma2ForCausalLM", _read_gemma2, _write_gemma2),
+    *(_ATTENTION, _FEED_FORWARD, _SANDWICH),
+    norm_offset=1.0,
+)
+GEMMA3 = _like_llama(
+    *("gemma3_text", "Gemma3ForCausalLM", _read_gemma3, _write_gemma3),
+    *(_ATTENTION, _FEED_FORWARD, _QK_NORM, _SANDWICH),
+    norm_offset=1.0,
+)

@@ -1,0 +1,1 @@
+"""Filter, deduplicate and redact documents."""

@@ -1,0 +1,1 @@
+"""Read documents, tables and conversations from files and named data sets."""

@@ -1,0 +1,217 @@
+"""Read conversations and preferences from JSON, with errors that name the file and the line."""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+from keras_llm.data.readers.named import is_name, named_records
+from keras_llm.data.readers.records import kind_of, read_json_lines
+from keras_llm.data.readers.values import checked_text
+from keras_llm.errors import InputError
+from keras_llm.files import read_utf8
+from keras_llm.types import PathLike
+
+_ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function_call": "assistant",
+}
+_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+
+
+class Preference(NamedTuple):
+    """Two answers to a conversation.
+
+    Attributes:
+        messages: list of dicts with `role` and `content`, up to the answer.
+        chosen: str, the preferred answer.
+        rejected: str, the other answer.
+    """
+
+    messages: list[dict[str, str]]
+    chosen: str
+    rejected: str
+
+
+def read_conversations(path: PathLike) -> list[list[dict[str, str]]]:
+    """Read conversations from `.jsonl` (one object per line) or `.json` (a list of objects).
+
+    Each object has one of three formats:
+
+    - `{"messages": [{"role": ..., "content": ...}, ...]}`
+    - ShareGPT's `{"conversations": [{"from": ..., "value": ...}, ...]}`
+    - Alpaca's `{"instruction": ..., "input": ..., "output": ...}`, where `input`, which is appended
+      to the instruction, and `history`, a list of earlier [question, answer] pairs, are optional.
+
+    The last two may have a `system` text. Roles are system, user, assistant and tool; human is an
+    alias of user, gpt and function_call of assistant, and observation of tool. Names may end in
+    `.gz`. Named datasets, see `read_records`, have the same fields as columns.
+
+    Args:
+        path: str or path.
+
+    Returns:
+        A list of conversations, each a list of dicts with `role` and `content`, strs.
+
+    Raises:
+        InputError: if a line (in `.json` files, a record) is not JSON, has another format, an
+            unknown role, an empty message, no message, or no assistant message after a user
+            message; the message names the file and the line or record. Also if there is no
+            conversation.
+    """
+    conversations = []
+    for where, record in _records(path):
+        messages = conversation(record, where)
+        if not any(message["role"] == "assistant" for message in messages):
+            raise InputError(f"{where}: there is no assistant message.")
+        conversations.append(messages)
+    return conversations
+
+
+def read_preferences(path: PathLike) -> list[Preference]:
+    """Read pairs of answers from `.jsonl` or `.json`.
+
+    An object is a conversation as in `read_conversations`, without the last answer, with
+    `chosen` and `rejected`: each a str or a message.
+
+    Args:
+        path: str or path.
+
+    Returns:
+        A list of `Preference`.
+
+    Raises:
+        InputError: see `read_conversations`; also if an answer is missing or empty, or both are
+            equal.
+    """
+    return [preference(record, where) for where, record in _records(path)]
+
+
+def conversation(record: Any, where: str) -> list[dict[str, str]]:
+    """Convert an object to a list of messages.
+
+    Args:
+        record: a JSON value, see `read_conversations`.
+        where: str, the start of error messages.
+
+    Raises:
+        InputError: if it is not a conversation; the message starts with `where`.
+    """
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: not a JSON object.")
+    if "messages" in record:
+        messages = _turns(record["messages"], "role", "content", where)
+    elif "conversations" in record:
+        messages = _turns(record["conversations"], "from", "value", where)
+    elif "instruction" in record:
+        messages = _alpaca(record, where)
+    else:
+        raise InputError(
+            f"{where}: expected 'messages', 'conversations' or 'instruction', but it has "
+            f"{', '.join(map(repr, record)) or 'no fields'}."
+        )
+    if "messages" not in record and record.get("system"):
+        messages.insert(0, {"role": "system", "content": _text(record["system"], "system", where)})
+    spoken = [message["role"] for message in messages if message["role"] != "system"]
+    if not spoken:
+        raise InputError(f"{where}: the conversation is empty.")
+    if spoken[0] != "user":
+        raise InputError(f"{where}: the first message has the role {spoken[0]!r}, not 'user'.")
+    return messages
+
+
+def preference(record: Any, where: str) -> Preference:
+    """Convert an object to a `Preference`; arguments and errors are those of `conversation`."""
+    messages = conversation(record, where)
+    if messages[-1]["role"] not in ("user", "tool"):
+        raise InputError(f"{where}: the conversation ends with the {messages[-1]['role']}.")
+    answers = [_answer(record, name, where) for name in ("chosen", "rejected")]
+    if answers[0] == answers[1]:
+        raise InputError(f"{where}: 'chosen' and 'rejected' are equal.")
+    return Preference(messages, *answers)
+
+
+def _records(path):
+    """Return pairs of the location of a record, for errors, and the record."""
+    if is_name(path):
+        records = enumerate(named_records(path), 1)
+        located = [(f"{path}, row {number}", _without_none(record)) for number, record in records]
+    else:
+        located = _records_of_file(pathlib.Path(path))
+    if not located:
+        raise InputError(f"{path} has no conversation.")
+    return located
+
+
+def _records_of_file(path):
+    if not path.name.endswith(_SUFFIXES):
+        raise InputError(f"{path}: the name must end in {', '.join(_SUFFIXES)}.")
+    if kind_of(path) == ".jsonl":
+        return [(f"{path}, line {n}", record) for n, record in read_json_lines(path)]
+    try:
+        records = json.loads(read_utf8(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not JSON: {error.msg}.") from None
+    except RecursionError:
+        raise InputError(f"{path}: the JSON is nested too deeply.") from None
+    if not isinstance(records, list):
+        raise InputError(f"{path}: not a list of JSON objects.")
+    return [(f"{path}, record {n}", record) for n, record in enumerate(records, 1)]
+
+
+def _without_none(record):
+    """Drop missing values, which rows of a dataset store as None."""
+    return {name: value for name, value in record.items() if value is not None}
+
+
+def _turns(turns, role_key, text_key, where):
+    if not isinstance(turns, list):
+        raise InputError(f"{where}: the conversation is not a list.")
+    messages = []
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, dict):
+            raise InputError(f"{where}: message {number} is not a JSON object.")
+        role = turn.get(role_key)
+        if not isinstance(role, str) or role not in _ROLES:
+            raise InputError(
+                f"{where}: message {number} has the unknown role {role!r}; supported roles are "
+                f"{', '.join(_ROLES)}."
+            )
+        content = _text(turn.get(text_key), f"{text_key} of message {number}", where)
+        messages.append({"role": _ROLES[role], "content": content})
+    return messages
+
+
+def _alpaca(record, where):
+    history = record.get("history") or []
+    pairs = [pair for pair in history if isinstance(pair, list) and len(pair) == 2]
+    if len(pairs) != len(history):
+        raise InputError(f"{where}: 'history' is not a list of [question, answer].")
+    request = _text(record["instruction"], "instruction", where)
+    if record.get("input"):
+        request += "\n" + _text(record["input"], "input", where)
+    spoken = [_text(part, "history", where) for pair in pairs for part in pair] + [request]
+    if "output" in record:
+        spoken.append(_text(record["output"], "output", where))
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(spoken)]
+
+
+def _answer(record, name, where):
+    value = record.get(name)
+    if isinstance(value, dict):
+        value = value.get("value", value.get("content"))
+    return _text(value, name, where)
+
+
+def _text(value, name, where):
+    if not isinstance(value, str):
+        raise InputError(f"{where}: no text in {name!r}.")
+    if not value.strip():
+        raise InputError(f"{where}: {name!r} is empty.")
+    return checked_text(where, name, value)

@@ -1,0 +1,1 @@
+"""Search for texts: beam search, contrastive search, speculative decoding, sample-and-rank."""

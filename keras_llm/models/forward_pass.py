@@ -1,0 +1,305 @@
+"""Build a model's layers from its config and run the forward pass.
+
+Functional models are traced through these functions without a cache; generation and export call
+them with one.
+"""
+
+from collections.abc import Callable, Iterator
+
+import keras
+from keras import ops
+
+from keras_llm.layers import (
+    PositionEmbedding,
+    RelativeBias,
+    RelativePositionBias,
+    SinePositionEncoding,
+    TransformerEncoder,
+    causal_mask,
+)
+from keras_llm.layers._block import PLAIN_ARGUMENTS
+from keras_llm.models.config import TransformerConfig
+from keras_llm.types import Tensor
+
+
+def embedding_layers(config: TransformerConfig, dtype: str | None) -> Iterator[keras.layers.Layer]:
+    """Create the embedding layers of a config.
+
+    These are `token_embedding` and, as configured, `position_embedding`, `segment_embedding`,
+    `embedding_norm` and `embedding_dropout`.
+    """
+    yield keras.layers.ReversibleEmbedding(
+        config.vocabulary_size,
+        config.hidden_dim,
+        tie_weights=config.tie_embeddings,
+        embeddings_initializer=_initializer(config),
+        logit_soft_cap=config.final_soft_cap,
+        dtype=dtype,
+        name="token_embedding",
+    )
+    if config.position == "learned":
+        yield PositionEmbedding(
+            config.max_length,
+            initializer=_initializer(config),
+            dtype=dtype,
+            name="position_embedding",
+        )
+    if config.position == "sinusoidal":
+        yield SinePositionEncoding(dtype=dtype, name="position_embedding")
+    if getattr(config, "num_segments", 0):
+        yield keras.layers.Embedding(
+            config.num_segments,
+            config.hidden_dim,
+            embeddings_initializer=_initializer(config),
+            dtype=dtype,
+            name="segment_embedding",
+        )
+    if getattr(config, "embedding_norm", False):
+        yield _norm(config, dtype, "embedding_norm")
+    if config.dropout:
+        yield keras.layers.Dropout(config.dropout, dtype=dtype, name="embedding_dropout")
+
+
+def block_layers(
+    config: TransformerConfig,
+    dtype: str | None,
+    block_class: type[keras.layers.Layer],
+    count: int,
+    prefix: str = "",
+) -> Iterator[keras.layers.Layer]:
+    """Create the blocks and the layers around them.
+
+    These are `<prefix>relative_bias` for relative positions, `<prefix>block_<i>`, and
+    `<prefix>final_norm` unless every block ends with a norm.
+    """
+    if isinstance(config.position, RelativeBias):
+        yield RelativePositionBias(
+            config.position.num_buckets,
+            config.position.max_distance,
+            bidirectional=block_class is TransformerEncoder,
+            num_heads=config.num_heads,
+            embeddings_initializer=_initializer(config),
+            dtype="float32",
+            name=f"{prefix}relative_bias",
+        )
+    shared = {name: getattr(config, name) for name in PLAIN_ARGUMENTS if hasattr(config, name)}
+    for i in range(count):
+        window = config.window(i)
+        own = {"sliding_window": window, "num_sink_tokens": config.num_sink_tokens if window else 0}
+        yield block_class(
+            **{**shared, **own},
+            activation=config.activation,
+            layer_norm_epsilon=config.norm_epsilon,
+            kernel_initializer=_initializer(config),
+            normalize_first=config.norm_position != "post",
+            sandwich_norm=config.norm_position == "sandwich",
+            position=config.attention_position(i),
+            dtype=dtype,
+            name=f"{prefix}block_{i}",
+        )
+    if config.norm_position != "post":
+        yield _norm(config, dtype, f"{prefix}final_norm")
+
+
+def embed(
+    layer: Callable[[str], keras.layers.Layer],
+    config: TransformerConfig,
+    token_ids: Tensor,
+    positions: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+) -> Tensor:
+    """Embed token ids (B, T) as vectors (B, T, D). `layer` returns a layer by its name."""
+    x = layer("token_embedding")(token_ids)
+    if config.embedding_scale is not None:
+        x = x * ops.cast(config.embedding_scale, x.dtype)
+    if config.position in ("learned", "sinusoidal"):
+        x = x + layer("position_embedding")(x, positions=positions)
+    if segment_ids is not None:
+        x = x + layer("segment_embedding")(segment_ids)
+    if getattr(config, "embedding_norm", False):
+        x = layer("embedding_norm")(x)
+    return layer("embedding_dropout")(x) if config.dropout else x
+
+
+def encode(
+    layer: Callable[[str], keras.layers.Layer],
+    config: TransformerConfig,
+    x: Tensor,
+    padding_mask: Tensor,
+    token_ids: Tensor,
+    count: int,
+    prefix: str = "",
+    scores: list[Tensor] | None = None,
+) -> Tensor:
+    """Run vectors (B, T, D) through the encoder blocks.
+
+    The attention probabilities (B, N, T, T) of each block are appended to the list `scores`.
+    """
+    bias = _own_bias(layer, config, prefix, token_ids)
+    for i in range(count):
+        x = _call(
+            layer(f"{prefix}block_{i}"),
+            scores,
+            x,
+            padding_mask=padding_mask,
+            attention_bias=bias,
+        )
+    return x if config.norm_position == "post" else layer(f"{prefix}final_norm")(x)
+
+
+def decode(
+    layer: Callable[[str], keras.layers.Layer],
+    config: TransformerConfig,
+    x: Tensor,
+    token_ids: Tensor,
+    count: int,
+    prefix: str = "",
+    positions: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    encoder_sequence: Tensor | None = None,
+    encoder_padding_mask: Tensor | None = None,
+    scores: list[Tensor] | None = None,
+) -> Tensor:
+    """Run vectors (B, T, D) through the decoder blocks without a cache.
+
+    `attention_mask` replaces the causal mask. `scores` works as in `encode`; with an
+    `encoder_sequence`, it receives the cross-attention probabilities.
+    """
+    bias = _own_bias(layer, config, prefix, token_ids, positions)
+    arguments = {"attention_bias": bias}
+    if positions is not None:
+        arguments["positions"] = positions
+    if attention_mask is not None:
+        arguments |= {"decoder_attention_mask": attention_mask, "use_causal_mask": False}
+    if encoder_sequence is not None:
+        arguments["encoder_sequence"] = encoder_sequence
+        arguments["encoder_padding_mask"] = encoder_padding_mask
+    for i in range(count):
+        x = _call(layer(f"{prefix}block_{i}"), scores, x, **arguments)
+    return x if config.norm_position == "post" else layer(f"{prefix}final_norm")(x)
+
+
+def decode_cached(
+    layer: Callable[[str], keras.layers.Layer],
+    config: TransformerConfig,
+    x: Tensor,
+    count: int,
+    prefix: str,
+    positions: Tensor,
+    cache: dict[str, Tensor],
+    index: int | Tensor,
+    attention_mask: Tensor | None,
+    padding_mask: Tensor | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run vectors (B, T, D) through the decoder blocks with a cache.
+
+    Args:
+        positions: int tensor (T,) or (B, T).
+        cache: dict with `k_<i>`, `v_<i>`; for an encoder-decoder also `cross_k_<i>`,
+            `cross_v_<i>` and `encoder_padding_mask`.
+        index: int tensor, scalar or (B,), the slot of the first token.
+        attention_mask: bool tensor (B, T, S) over full caches or only their first slots, in which
+            case the rest is ignored; or None for the causal mask, with ring caches where
+            `has_ring`.
+        padding_mask: bool tensor (B, T) or None. Selects the tokens that a ring cache keeps.
+
+    Returns:
+        Float tensor (B, T, D) and the updated cache.
+    """
+    rings = [attention_mask is None and has_ring(config, i) for i in range(count)]
+    bias = None
+    if not all(rings):
+        slots = ops.arange(ops.shape(cache[f"k_{rings.index(False)}"])[2])
+        if attention_mask is None:
+            attention_mask = causal_mask(positions, slots)
+        else:
+            slots = slots[: attention_mask.shape[-1]]
+        bias = _shared_bias(layer, config, prefix, positions, slots)
+    updated = dict(cache)
+    for i, ring in enumerate(rings):
+        arguments = {
+            "self_attention_cache": (cache[f"k_{i}"], cache[f"v_{i}"]),
+            "self_attention_cache_update_index": index,
+            "use_causal_mask": ring,
+            "positions": positions,
+        }
+        if ring:
+            arguments["decoder_padding_mask"] = padding_mask
+        else:
+            arguments["decoder_attention_mask"] = attention_mask
+            arguments["attention_bias"] = bias
+        if f"cross_k_{i}" in cache:
+            arguments["cross_attention_cache"] = (cache[f"cross_k_{i}"], cache[f"cross_v_{i}"])
+            arguments["encoder_padding_mask"] = cache["encoder_padding_mask"]
+        x, (updated[f"k_{i}"], updated[f"v_{i}"]), *_ = layer(f"{prefix}block_{i}")(x, **arguments)
+    return (x if config.norm_position == "post" else layer(f"{prefix}final_norm")(x)), updated
+
+
+def logits(
+    layer: Callable[[str], keras.layers.Layer], config: TransformerConfig, hidden: Tensor
+) -> Tensor:
+    """Map hidden states (B, T, D) to float32 logits (B, T, V)."""
+    return layer("logits")(layer("token_embedding")(scaled(config, hidden), reverse=True))
+
+
+def scaled(config: TransformerConfig, hidden: Tensor) -> Tensor:
+    """Multiply hidden states by the config's `logit_scale`."""
+    if config.logit_scale is None:
+        return hidden
+    return hidden * ops.cast(config.logit_scale, hidden.dtype)
+
+
+def logits_layer() -> keras.layers.Layer:
+    """Create the last layer of a language model, which casts logits to float32."""
+    return keras.layers.Activation("linear", dtype="float32", name="logits")
+
+
+def has_ring(config: TransformerConfig, i: int) -> bool:
+    """Return whether layer i has a ring cache.
+
+    A bias shared by all layers is indexed by the slots of a full cache and thus needs full caches.
+    """
+    return config.window(i) is not None and not isinstance(config.position, RelativeBias)
+
+
+def _initializer(config):
+    return keras.initializers.RandomNormal(stddev=config.initializer_range)
+
+
+def _norm(config, dtype, name):
+    norm = (
+        keras.layers.RMSNormalization if config.norm == "rms" else keras.layers.LayerNormalization
+    )
+    return norm(epsilon=config.norm_epsilon, dtype=dtype, name=name)
+
+
+def _call(block, scores, x, **arguments):
+    if scores is None:
+        return block(x, **arguments)
+    x, *probabilities = block(x, return_attention_scores=True, **arguments)
+    scores.append(probabilities[-1])
+    return x
+
+
+def _own_bias(layer, config, prefix, token_ids, positions=None):
+    """Compute `_shared_bias` for self-attention, by default at positions 0 .. T - 1."""
+    if not isinstance(config.position, RelativeBias):
+        return None
+    if positions is None:
+        row = ops.max(token_ids, axis=0, keepdims=True)  # T may be unknown
+        positions = ops.cumsum(ops.ones_like(row), axis=1) - 1
+    return _shared_bias(layer, config, prefix, positions, positions)
+
+
+def _shared_bias(layer, config, prefix, query_positions, key_positions):
+    """Compute the bias (B or 1, N, T, S) of a `RelativeBias` once for all layers, or None."""
+    if not isinstance(config.position, RelativeBias):
+        return None
+    query_positions, key_positions = (
+        p if len(p.shape) == 2 else ops.expand_dims(p, 0) for p in (query_positions, key_positions)
+    )
+    pairs = ops.expand_dims(query_positions, -1) + ops.expand_dims(key_positions, -2)
+    scores = ops.expand_dims(ops.cast(ops.zeros_like(pairs), "float32"), 1)
+    return layer(f"{prefix}relative_bias")(
+        scores, query_positions=query_positions, key_positions=key_positions
+    )

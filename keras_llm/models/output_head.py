@@ -1,0 +1,101 @@
+"""Split a model into the hidden states that logits are computed from and the output head."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from keras import ops
+
+from keras_llm.errors import InputError
+from keras_llm.models import forward_pass
+from keras_llm.models.base import ConfiguredModel
+from keras_llm.models.causal_lm import CausalLM
+from keras_llm.models.seq2seq import Seq2Seq, hidden_states
+from keras_llm.types import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputHead:
+    """The parameters of an output head, `logits = softcap(states kernel + bias)`.
+
+    Attributes:
+        kernel: float tensor (D, V).
+        bias: float tensor (V,) or None.
+        soft_cap: float or None.
+        trainable: bool. Whether any weight of the kernel is trainable.
+    """
+
+    kernel: Tensor
+    bias: Tensor | None = None
+    soft_cap: float | None = None
+    trainable: bool = True
+
+
+def has_token_head(model: ConfiguredModel) -> bool:
+    """Return whether the model predicts tokens, as `prediction_states` and `output_head` need."""
+    return isinstance(model, (CausalLM, Seq2Seq)) or getattr(model, "head", None) == "masked_lm"
+
+
+def prediction_states(
+    model: ConfiguredModel,
+    inputs: Tensor | Sequence[Tensor] | dict[str, Tensor],
+    positions: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """Compute the hidden states that the output head maps to logits.
+
+    Args:
+        model: a model from `causal_lm`, `seq2seq` or `masked_lm`.
+        inputs: the inputs of the model.
+        positions, attention_mask: as in `forward`, for a `causal_lm` model only.
+
+    Returns:
+        Float tensor (B, T, D), or (B, M, D) for a `masked_lm` model.
+
+    Raises:
+        InputError: if the model does not predict tokens.
+    """
+    if not has_token_head(model):
+        raise InputError(
+            "`model` must come from causal_lm, seq2seq or masked_lm to predict tokens, got "
+            f"{getattr(model, 'head', type(model).__name__)}."
+        )
+    layer = model.get_layer
+    inputs = _as_list(model, inputs)
+    if isinstance(model, CausalLM):
+        hidden = forward_pass.decode(
+            layer,
+            model.config,
+            forward_pass.embed(layer, model.config, inputs[0], positions),
+            inputs[0],
+            model.config.num_layers,
+            positions=positions,
+            attention_mask=attention_mask,
+        )
+        return forward_pass.scaled(model.config, hidden)
+    if isinstance(model, Seq2Seq):
+        return forward_pass.scaled(model.config, hidden_states(layer, model.config, *inputs))
+    *inputs, mask_positions = inputs
+    return layer("masked_lm_head").states(layer("backbone")(inputs), mask_positions)
+
+
+def output_head(model: ConfiguredModel) -> OutputHead:
+    """Return the `OutputHead` of a model with a token head, in the head's compute dtype."""
+    if isinstance(model, (CausalLM, Seq2Seq)):
+        embedding, bias = model.get_layer("token_embedding"), None
+    else:
+        head = model.get_layer("masked_lm_head")
+        embedding, bias = head.token_embedding, ops.convert_to_tensor(head.bias)
+    kernel = (
+        ops.transpose(ops.convert_to_tensor(embedding.embeddings))
+        if embedding.tie_weights
+        else ops.convert_to_tensor(embedding.reverse_embeddings)
+    )
+    kernel = ops.cast(kernel, embedding.compute_dtype)
+    trainable = bool(embedding.trainable_weights)
+    return OutputHead(kernel, bias, embedding.logit_soft_cap, trainable)
+
+
+def _as_list(model, inputs):
+    if isinstance(inputs, dict):
+        return [inputs[tensor.name] for tensor in model.inputs]
+    return list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]

@@ -1,0 +1,66 @@
+"""Convert models to plain JSON types and back."""
+
+from collections.abc import Callable
+from typing import Any
+
+from keras_llm.errors import InputError
+from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_dict
+from keras_llm.models.causal_lm import CausalLM
+from keras_llm.models.config import TransformerConfig, WordVectorsConfig
+from keras_llm.models.encoder import Encoder
+from keras_llm.models.heads import HEADS, HeadModel
+from keras_llm.models.seq2seq import Seq2Seq
+from keras_llm.models.word_vectors import WordVectors
+from keras_llm.types import JSON
+
+_CLASSES: dict[type, Callable[..., ConfiguredModel]] = {
+    model.config_class: model for model in (CausalLM, Encoder, Seq2Seq, WordVectors)
+}
+
+
+def build(
+    config: TransformerConfig | WordVectorsConfig,
+    head: str | None = None,
+    options: JSON | None = None,
+    dtype: str | None = None,
+) -> ConfiguredModel:
+    """Build a model from a config of any class, with fresh weights.
+
+    Args:
+        config: a `CausalLMConfig`, `EncoderConfig`, `Seq2SeqConfig` or `WordVectorsConfig`.
+        head: str, the name of the function that builds a head model, e.g. "text_classifier"; or
+            None for the model without a head.
+        options: dict, the options of the head.
+        dtype: Keras dtype policy of all layers.
+
+    Raises:
+        InputError: if the class of `config` or the head is unknown.
+    """
+    if type(config) not in _CLASSES:
+        names = ", ".join(config_class.__name__ for config_class in _CLASSES)
+        raise InputError(f"build: `config` must be one of {names}, got {type(config)}.")
+    if head is None:
+        return _CLASSES[type(config)](config, dtype=dtype)
+    if head not in HEADS:
+        raise InputError(f"build: unknown head {head!r}; available heads: {', '.join(HEADS)}.")
+    backbone: Any = config  # the constructor checks its class
+    return HeadModel(backbone, head, options, dtype=dtype)
+
+
+def describe(model: ConfiguredModel) -> JSON:
+    """Return the description of a model that `restore` needs, as plain JSON types."""
+    row = {"model": config_to_dict(model.config), "dtype": model.get_config()["dtype"]}
+    if isinstance(model, HeadModel):
+        row["head"] = {"name": model.head, "options": model.options}
+    return row
+
+
+def restore(row: JSON) -> ConfiguredModel:
+    """Rebuild a model from the output of `describe`, with fresh weights; ignore other keys.
+
+    Raises:
+        InputError: if a class, a field or the head is unknown, or a field is missing.
+    """
+    head = row.get("head") or {}
+    config = config_from_dict(row["model"])
+    return build(config, head.get("name"), head.get("options"), dtype=row.get("dtype"))

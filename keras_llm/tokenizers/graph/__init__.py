@@ -1,0 +1,1 @@
+"""Tokenization with TensorFlow operations, for `tf.data` and SavedModels."""

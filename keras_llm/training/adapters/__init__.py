@@ -1,0 +1,1 @@
+"""Train low-rank adapters: LoRA, QLoRA and DoRA."""

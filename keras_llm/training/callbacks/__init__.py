@@ -1,0 +1,1 @@
+"""Show progress, keep the best weights, resume and log to TensorBoard during `fit`."""

@@ -1,0 +1,1 @@
+"""Compute losses that Keras does not provide."""

@@ -1,0 +1,1 @@
+"""Optimize language models: AdamW, Lion, Muon and learning rate schedules."""

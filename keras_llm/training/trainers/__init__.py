@@ -1,0 +1,1 @@
+"""Train models: language modeling, distillation, preference tuning and sentence pairs."""

@@ -1,0 +1,1 @@
+"""Share code between recipes: options, training runs, model cards and evaluation."""

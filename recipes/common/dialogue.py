@@ -1,0 +1,162 @@
+"""Share code between recipes that train on conversations."""
+
+import dataclasses
+import json
+
+from keras_llm.errors import InputError
+from keras_llm.recipes.common import runs
+
+TURN_TOKENS = ("<|im_start|>", "<|im_end|>")
+TEMPLATE = """{% for message in messages -%}
+<|im_start|>{{ message.role + '\n' + message.content }}<|im_end|>{{ '\n' }}
+{%- endfor %}
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+
+@dataclasses.dataclass
+class Options(runs.Options):
+    """Options of recipes that train on conversations."""
+
+    start: str | None = None
+    """Folder of a model with a chat template to continue from."""
+    lora_rank: int = 0
+    """LoRA rank, with --start; 0 trains all weights."""
+    max_length: int = 128
+    """Maximum tokens of a conversation; later turns are dropped."""
+    max_conversations: int = 0
+    """Maximum number of conversations; 0 uses all."""
+    question: str = "How are you?"
+    """Message that the logged samples answer."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(
+            ("lora_rank", self.lora_rank >= 0, ">= 0"),
+            ("lora_rank", not self.lora_rank or self.start is not None, "0 without --start"),
+            ("max_length", self.max_length > 1, "at least 2"),
+            ("max_conversations", self.max_conversations >= 0, ">= 0"),
+            ("question", bool(self.question.strip()), "a non-empty text"),
+        )
+
+
+def split(options, found, first_text):
+    """Split conversations or preferences; those with the same first text are on the same side.
+
+    Args:
+        options: `Options`.
+        found: list of conversations or preferences as JSON values.
+        first_text: function that returns the first text of an item.
+
+    Returns:
+        Training items, held-out items, and a dict of dropped items by reason.
+    """
+    from keras_llm import data
+
+    rows = [(first_text(item), json.dumps(item)) for item in found]
+    rows, dropped = data.clean_rows(rows)
+    if options.max_conversations:
+        rows = [row for part in data.split_rows(rows, 0.5, options.seed) for row in part]
+        rows = rows[: options.max_conversations]
+    train, held_out = data.split_rows(rows, options.held_out, options.seed)
+    train, contaminated = data.without_contamination(train, held_out)
+    parts = ([json.loads(item) for _, item in part] for part in (train, held_out))
+    return *parts, dropped | contaminated
+
+
+def first_message(messages):
+    """Return the first message of the user."""
+    return next(message["content"] for message in messages if message["role"] == "user")
+
+
+def started(options):
+    """Load the task of `--start` and add LoRA adapters if `lora_rank` is positive.
+
+    Raises:
+        InputError: if it is not a text generation model.
+    """
+    import keras_llm
+    from keras_llm import training
+
+    task = keras_llm.load(options.start)
+    if not isinstance(task, keras_llm.TextGeneration):
+        raise InputError(f"--start: {options.start} is a {type(task).__name__}.")
+    if isinstance(task, keras_llm.RankedChat):
+        task = task.generator
+    if options.lora_rank:
+        training.add_lora(task.model, rank=options.lora_rank)
+    return task
+
+
+def untrained(options, train):
+    """Return a task with random weights and a vocabulary trained on conversations."""
+    from keras_llm import models, tasks, tokenizers
+
+    texts = [message["content"] for messages in train for message in messages]
+    tokenizer = tokenizers.BytePair.train(
+        texts, options.vocabulary_size, special_tokens=TURN_TOKENS
+    )
+    sizes = {"vocabulary_size": tokenizer.vocabulary_size, "dropout": options.dropout}
+    end = tokenizer.special_tokens[TURN_TOKENS[1]]
+    return tasks.TextGeneration(
+        models.causal_lm(models.preset(options.preset, **sizes)),
+        tokenizer,
+        {"chat_template": TEMPLATE, "end_token_ids": [end]},
+    )
+
+
+def examples(task, found, options):
+    """Encode conversations as `data.ChatExample`s; also return a dict of dropped ones by reason."""
+    from keras_llm import data
+
+    return encoded(data.chat_examples, task, found, options, "conversations")
+
+
+def encoded(encode, task, found, options, kind):
+    """Encode conversations or preferences; also return a dict of dropped ones by reason.
+
+    Args:
+        encode: `data.chat_examples` or `data.preference_examples`.
+        task: a `TextGeneration` with a chat template.
+        found: list of conversations or preferences.
+        options: `Options`.
+        kind: str, the name of the items in the error message.
+
+    Raises:
+        InputError: if no item is short enough.
+    """
+    kept, dropped = encode(
+        found, task.chat_template, task.tokenizer, options.max_length, task.end_token_ids
+    )
+    if not kept:
+        raise InputError(
+            f"{options.source}: none of {len(found)} {kind} fits into --max-length "
+            f"{options.max_length}."
+        )
+    return kept, dropped
+
+
+def check_length(options, model):
+    """Raise InputError if `max_length` exceeds the model's."""
+    longest = model.config.max_length
+    options.check(
+        ("max_length", options.max_length <= longest, f"at most the model's {longest}"),
+    )
+
+
+def with_weights(options, task, metadata):
+    """Return the trained task, with LoRA adapters merged into the weights."""
+    from keras_llm import tasks, training
+
+    model = training.merge_lora(task.model) if options.lora_rank else task.model
+    return tasks.TextGeneration(model, task.tokenizer, metadata)
+
+
+def sample(task, options):
+    """Answer the question of the options and return Markdown for TensorBoard."""
+    settings = {"max_new_tokens": 60, "temperature": 0.8, "top_p": 0.95, "seed": options.seed}
+    try:
+        answer = task.chat(options.question, **settings)
+    except InputError as error:  # NaN logits; training reports the error itself
+        return str(error)
+    quoted = answer.replace("\n", "\n> ")
+    return f"**{options.question}**\n\n> {quoted}"

@@ -1,0 +1,297 @@
+"""Train classifiers for a chat model: sensibleness of a reply, and safety of a text.
+
+As in LaMDA, they rank sampled answers and filter messages and answers. Each is a small encoder in
+its own folder inside the folder of the run.
+"""
+
+import dataclasses
+import itertools
+import random
+
+from keras_llm.errors import InputError
+from keras_llm.recipes import text_classification
+from keras_llm.recipes.common import dialogue, model_card, runs, tables, text_targets
+
+_FITS, _SAFE = ["random", "sensible"], ["safe", "unsafe"]
+_CHOICE = 10  # replies among which the real one is ranked
+_MEASURED = 100  # held-out messages to answer for the metrics
+
+
+@dataclasses.dataclass
+class Options(dialogue.Options):
+    """Options of the chatbot's classifiers."""
+
+    rank: int = 0
+    """Sample this many candidates and answer with the best safe one, using two classifiers trained
+    in the same run; 0 trains no classifiers."""
+    judge: str = "minilm"
+    """Encoder that the classifiers continue from: "minilm" for all-MiniLM-L6-v2 (91 MB), the folder
+    of a run with an encoder, or "scratch"."""
+    judge_rows: int = 6000
+    """Training pairs of message and reply for sensibleness; half of the replies are real."""
+    judge_epochs: int = 2
+    """Training epochs of the classifiers."""
+    safety: str = "toxicity"
+    """Training data for safety: a corpus of the kind "labelled", or your own .csv, .tsv or .jsonl
+    file with `text` and `label`, "safe" or "unsafe"."""
+    max_refused: float = 0.02
+    """Maximum share of the training messages that the filter refuses; its threshold is 0.5, or
+    higher if needed."""
+    refusal: str = "I would rather not talk about that."
+    """Answer to an unsafe message, or if no answer is safe."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(
+            ("rank", self.rank >= 0, ">= 0"),
+            ("judge_rows", self.judge_rows > 1, "at least 2"),
+            ("judge_epochs", self.judge_epochs > 0, "a positive int"),
+            ("max_refused", 0 <= self.max_refused < 1, "in [0, 1)"),
+            ("refusal", bool(self.refusal.strip()), "a non-empty text"),
+        )
+
+    def of_judge(self, name):
+        """Return the options of a classifier for the recipe `text_classification`."""
+        from keras_llm.recipes.corpora import registry
+
+        source = {"corpus": self.safety}
+        if self.safety not in registry.CORPORA:
+            source = {"data": self.safety}
+        scratch = self.smoke or self.judge == "scratch"
+        return text_classification.Options(
+            out=f"{self.out}/{name}",
+            **source,
+            start=None if scratch else self.judge,
+            preset="encoder-tiny" if self.smoke else "encoder-2m",
+            vocabulary_size=self.vocabulary_size,
+            max_length=64,
+            epochs=self.judge_epochs,
+            evaluations=1,
+            batch_size=16 if self.smoke else 32,
+            learning_rate=3e-3 if self.smoke else 1e-3 if scratch else 2e-4,
+            dropout=0.1,
+            seed=self.seed,
+        )
+
+
+def safety_rows(options):
+    """Return training rows and held-out rows (text, label) for safety, and dropped counts.
+
+    Raises:
+        InputError: if the data cannot be read or the labels are not "safe" and "unsafe".
+    """
+    judge = options.of_judge("safety")
+    train, held_out, kind, dropped = text_classification.rows(judge)
+    if kind.labels != _SAFE:
+        raise InputError(
+            f"--safety: the labels of {judge.source} must be {_SAFE}, got {kind.labels}."
+        )
+    return train, held_out, dropped
+
+
+def pairs(conversations):
+    """Return triples (conversation index, user message, reply)."""
+    return [
+        (number, said["content"], reply["content"])
+        for number, messages in enumerate(conversations)
+        for said, reply in itertools.pairwise(messages)
+        if (said["role"], reply["role"]) == ("user", "assistant")
+    ]
+
+
+def sensible_rows(conversations, seed, most):
+    """Return rows (pair, label): messages with their reply and with one of another conversation.
+
+    Args:
+        conversations: list of lists of messages.
+        seed: int, the seed of the sampled replies.
+        most: int, the maximum number of rows.
+
+    Raises:
+        InputError: if there are no two conversations with different replies.
+    """
+    from keras_llm.tasks import RankedChat
+
+    triples, draw, rows = pairs(conversations), random.Random(seed), []
+    if len({reply for _, _, reply in triples}) < 2 or len({number for number, *_ in triples}) < 2:
+        raise InputError("--rank requires at least two conversations with different replies.")
+    for number, said, reply in triples[: (most + 1) // 2]:
+        others = (draw.choice(triples) for _ in range(100))
+        other = next((r for n, _, r in others if n != number and r != reply), None)
+        if other is not None:
+            rows.append((RankedChat.pair(said, reply), "sensible"))
+            rows.append((RankedChat.pair(said, other), "random"))
+    return rows
+
+
+def trained(folder, options, name, labels, train, held_out, dropped):
+    """Train a classifier and save it in the folder `name`.
+
+    Returns:
+        A `TextClassification`; a dict of its metrics and those of logistic regression on TF-IDF;
+        and its probabilities for held-out rows, float array (N, 2).
+    """
+    from keras_llm import training
+
+    runs.say(f"{name}: {len(train)} rows for training, {len(held_out)} held out")
+    judge, kind = options.of_judge(name), text_targets.Classes(labels)
+    model, tokenizer = text_classification.untrained(judge, train, kind)
+    task = kind.task(model, tokenizer, None)
+    batches = text_classification.batches(task, train, kind, judge, judge.seed)
+    trainer = training.Trainer(model)
+    runs.compile_trainer(judge, trainer, len(batches), **kind.compiled())
+    (folder / name).mkdir(exist_ok=True)
+    validation_rows = tables.to_watch(held_out, judge)
+    validation = text_classification.batches(task, validation_rows, kind, judge)
+    fitted = runs.fit(folder / name, judge, trainer, batches, validation, "texts")
+    truth = kind.targets(held_out)
+    predictions = {
+        "held_out": kind.predicted(task, held_out),
+        text_classification.BASELINE: kind.baseline(train, held_out),
+    }
+    metrics = {
+        key: kind.measures(held_out, probabilities) | detection(truth, probabilities.argmax(-1))
+        for key, probabilities in predictions.items()
+    }
+    metrics["training"] = {"rows": len(train), "dropped": dropped, **fitted}
+    card = model_card.card(
+        judge,
+        metrics,
+        f"Classifies texts as `{labels[0]}` or `{labels[1]}` for the model in the parent folder.",
+        {text_classification.BASELINE: kind.baseline_name},
+        f"{len(held_out):,} rows; precision and recall of `{labels[1]}`",
+        [],
+        'predict {out} "Fine, thanks."',
+    )
+    runs.write(folder / name, task, metrics, card)
+    return task, metrics, predictions["held_out"]
+
+
+def detection(truth, found):
+    """Compute precision and recall of class 1; 0 if undefined."""
+    hits = int((truth * found).sum())
+    return {
+        "precision": hits / max(int(found.sum()), 1),
+        "recall": hits / max(int(truth.sum()), 1),
+    }
+
+
+def at_the_side(folder, options, chat, conversations, held_out, safety):
+    """Train both classifiers and evaluate ranking and filtering of a chat model's answers.
+
+    Args:
+        folder: path of the run.
+        options: `Options`.
+        chat: a `TextGeneration` with a chat template.
+        conversations, held_out: lists of lists of messages.
+        safety: from `safety_rows`.
+
+    Returns:
+        A `RankedChat`, and a dict for `metrics.json`.
+    """
+    import numpy as np
+
+    from keras_llm import tasks
+
+    rows = sensible_rows(conversations, options.seed, options.judge_rows)
+    others = sensible_rows(held_out, options.seed, 2000)
+    sensibleness, fits, _ = trained(folder, options, "sensibleness", _FITS, rows, others, {})
+    guard, is_safe, unsafe = trained(folder, options, "safety", _SAFE, *safety)
+    threshold = _threshold(guard, conversations, options.max_refused)
+    ranking = tasks.Ranking(options.rank, threshold, refusal=options.refusal)
+    task = tasks.RankedChat(chat.model, chat.tokenizer, sensibleness, guard, ranking, chat.metadata)
+    measures = ranked(task, held_out, options)
+    truth = np.array([_SAFE.index(label) for _, label in safety[1]])
+    measures |= detection(truth, unsafe[:, 1] >= threshold) | {"threshold": threshold}
+    return task, {"sensibleness": fits, "safety": is_safe, "ranking": measures}
+
+
+def _threshold(guard, conversations, most):
+    """Return the threshold: texts with at least this probability of being unsafe are refused."""
+    import numpy as np
+
+    said = [text for _, text, _ in pairs(conversations)][:1000]
+    results = guard(said, truncate=True, return_details=True)
+    scores = [result.probabilities["unsafe"] for result in results]
+    return float(max(0.5, np.quantile(scores, 1 - most, method="higher")))
+
+
+def ranked(task, held_out, options):
+    """Evaluate ranking and filtering on held-out conversations.
+
+    Returns:
+        A dict. `first_sensible` and `ranked_sensible`: the share of first samples, and of returned
+        answers, that are judged sensible, by the same classifier that ranks.
+        `real_reply_found`: how often it ranks the real reply first among ten. `refused_input`: the
+        share of messages that are refused; `refused_output`: of the rest, the share without a safe
+        sample; `unsafe_samples`: the share of all samples that are unsafe.
+    """
+    triples = pairs(held_out)[:_MEASURED]
+    answers = [
+        task.chat(said, seed=number, max_new_tokens=32, return_details=True)
+        for number, (_, said, _) in enumerate(triples)
+    ]
+    accepted = [answer for answer in answers if answer.refused != "input"]
+    samples = [reply for answer in accepted for reply in answer.replies]
+    first = [reply for reply in samples if reply.number == 0]
+    returned = [
+        next(reply for reply in answer.replies if reply.text == answer.text)
+        for answer in accepted
+        if answer.replies and answer.refused is None
+    ]
+    return {
+        "messages": len(triples),
+        "candidates": options.rank,
+        "first_sensible": _share(reply.sensible > 0.5 for reply in first),
+        "ranked_sensible": _share(reply.sensible > 0.5 for reply in returned),
+        "real_reply_found": _real_reply_found(task, held_out, options.seed),
+        "refused_input": _share(answer.refused == "input" for answer in answers),
+        "refused_output": _share(answer.refused == "output" for answer in accepted),
+        "unsafe_samples": _share(reply.unsafe >= task.ranking.threshold for reply in samples),
+    }
+
+
+def _real_reply_found(task, held_out, seed):
+    """Return how often the real reply ranks first among replies of other conversations."""
+    triples, draw, hits = pairs(held_out), random.Random(seed), []
+    for _, said, reply in triples[:_MEASURED]:
+        others = sorted({other for _, _, other in triples if other != reply})
+        texts = [reply, *draw.sample(others, min(_CHOICE - 1, len(others)))]
+        rows = task.sensibleness(
+            [task.pair(said, text) for text in texts], truncate=True, return_details=True
+        )
+        scores = [row.probabilities["sensible"] for row in rows]
+        hits.append(scores[0] > max(scores[1:], default=0.0))
+    return _share(hits)
+
+
+def _share(values):
+    values = list(map(bool, values))
+    return sum(values) / len(values) if values else None
+
+
+def notes(metrics):
+    """Return lines for the card of the chat model."""
+    fits, safe, ranking = (metrics[name] for name in ("sensibleness", "safety", "ranking"))
+    shown = {key: "none" if v is None else f"{v:.1%}" for key, v in ranking.items()}
+    tfidf = text_classification.BASELINE
+    return [
+        f"Of {ranking['candidates']} samples, it drops unsafe ones and returns the one with the "
+        "highest sum of the log-probability of being sensible and the mean token log-probability. "
+        f"Judged sensible by the same classifier: {shown['ranked_sensible']} of the answers and "
+        f"{shown['first_sensible']} of first samples, for {ranking['messages']} held-out messages.",
+        f"Sensibleness (real reply or one of another conversation): accuracy "
+        f"{fits['held_out']['accuracy']:.1%} on held-out pairs; constant answer 50%, "
+        f"TF-IDF {fits[tfidf]['accuracy']:.1%}. The real reply ranks first among {_CHOICE} for "
+        f"{shown['real_reply_found']} of the messages, by chance {1 / _CHOICE:.0%}.",
+        f"Safety on held-out labeled texts: precision {shown['precision']} and recall "
+        f"{shown['recall']} of unsafe texts at the threshold {ranking['threshold']:.3f}. At 0.5: "
+        f"{safe['held_out']['precision']:.1%} and {safe['held_out']['recall']:.1%}, with TF-IDF "
+        f"{safe[tfidf]['precision']:.1%} and {safe[tfidf]['recall']:.1%}. It refuses "
+        f"{shown['refused_input']} of the held-out messages and {shown['unsafe_samples']} of the "
+        "samples.",
+        "The filter recognizes what its labeled texts contain, mostly insults and obscenities. It "
+        "does not recognize lies, bad advice or politely worded harm, is easily evaded by "
+        "misspellings, and is biased against the names of some groups. Only `chat` ranks and "
+        "filters: calling the task and exports do not.",
+    ]

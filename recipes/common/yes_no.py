@@ -1,0 +1,125 @@
+"""Train and evaluate a classifier that answers questions about a context with yes or no."""
+
+import dataclasses
+
+from keras_llm.errors import InputError
+from keras_llm.recipes import text_classification
+from keras_llm.recipes.common import pretrained, runs, tables, text_targets
+
+DEFAULTS = {
+    "corpus": "boolq",
+    "start": pretrained.MINILM,
+    "preset": "encoder-2m",
+    "epochs": 2,
+    "learning_rate": 2e-4,
+}
+BASELINES = {"baseline": "shares of yes and no"}
+ABOUT = "An encoder that answers questions about a text with yes or no."
+HELD_OUT, UNIT = "questions on other texts", "windows"
+NEXT = 'predict {out} "is it red" --context "The rose is red."'
+_LABELS = ["no", "yes"]
+_KIND = text_targets.Classes(_LABELS)
+_SPELLINGS = {"no": "no", "false": "no", "yes": "yes", "true": "yes"}
+_SEPARATOR = "?\n"  # between question and context, which form one input text
+
+
+def rows(options):
+    """Return training rows, held-out rows, and a dict of dropped rows by reason.
+
+    Raises:
+        InputError: if the data cannot be read, an answer is not yes or no, or all training answers
+            are the same.
+    """
+    columns = [options.question_column, options.context_column, options.answer_column]
+    train, held_out, dropped = tables.rows(options, columns, "yes_no", by=1, unique=(0, 1))
+    train = train[: options.max_rows or None]
+    train, held_out = (_spelled(options, side) for side in (train, held_out))
+    for label in _LABELS:
+        if all(row[2] != label for row in train):
+            raise InputError(f"{options.source}: no training row has the answer {label!r}.")
+    return train, held_out, dropped
+
+
+def read(options, path):
+    """Read the rows of another file."""
+    from keras_llm.data import read_records
+
+    columns = [options.question_column, options.context_column, options.answer_column]
+    return _spelled(dataclasses.replace(options, data=str(path)), read_records(path, columns))
+
+
+def untrained(options, train, metadata):
+    """Return the untrained task."""
+    from keras_llm import models, tasks
+
+    encoder, tokenizer = pretrained.fresh_or_started(
+        options, [text for row in train for text in row[:2]]
+    )
+    model = models.text_classifier(encoder, len(_LABELS), "mean", options.dropout)
+    metadata = {**metadata, "context_separator": _SEPARATOR}
+    return tasks.TextClassification(model, tokenizer, _LABELS, metadata)
+
+
+def batches(task, rows, options, seed=None):
+    """Return a `tf.data.Dataset` of inputs and targets, and a dict of dropped rows by reason."""
+    questions, contexts, answers = map(list, zip(*rows, strict=True))
+    texts = task.with_contexts(questions, contexts)
+    labeled = list(zip(texts, answers, strict=True))
+    return text_classification.batches(task, labeled, _KIND, options, seed), {}
+
+
+def trainer(task, options, steps):
+    """Return the compiled trainer."""
+    import keras
+
+    from keras_llm import training
+
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
+    trainer = training.Trainer(task.model)
+    runs.compile_trainer(options, trainer, steps, loss, metrics=[accuracy])
+    return trainer
+
+
+def measured(task, rows, options):
+    """Evaluate a task on rows; see `training.evaluate_classifier`."""
+    import numpy as np
+
+    from keras_llm import training
+
+    questions, contexts, answers = map(list, zip(*rows, strict=True))
+    results = task(questions, contexts, truncate=True, return_details=True)
+    probabilities = np.array([list(result.probabilities.values()) for result in results])
+    return training.evaluate_classifier([_LABELS.index(a) for a in answers], probabilities)
+
+
+def baselines(task, train, held_out, options):
+    """Compute the metrics of a baseline: the shares of yes and no in the training rows."""
+    import numpy as np
+
+    from keras_llm import training
+
+    share = np.mean([answer == "yes" for _, _, answer in train])
+    shares = np.tile([1 - share, share], (len(held_out), 1))
+    labels = [_LABELS.index(answer) for _, _, answer in held_out]
+    return {"baseline": training.evaluate_classifier(labels, shares)}
+
+
+def notes(task, options, held_out):
+    """Return lines for the model card."""
+    question, context, answer = held_out[0]
+    prediction = task(question, context, truncate=True)
+    return [
+        "The input is the question, `?`, a line break and the text.",
+        f"Example: {question!r} gets {prediction!r}, expected {answer!r}.",
+    ]
+
+
+def _spelled(options, rows):
+    """Return the rows with answers normalized to "yes" and "no"; also accepts true and false."""
+    for question, _, answer in rows:
+        if answer.lower() not in _SPELLINGS:
+            raise InputError(
+                f"{options.source}: the answer to {question!r} must be yes or no, got {answer!r}."
+            )
+    return [(question, context, _SPELLINGS[answer.lower()]) for question, context, answer in rows]

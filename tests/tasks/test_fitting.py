@@ -1,0 +1,163 @@
+"""`fit` and `evaluate` of tasks: they learn from strings."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_llm
+from keras_llm import models, tokenizers, training
+from keras_llm.errors import InputError
+
+COLORS = ["red", "green", "blue", "white"]
+TEMPLATE = """{% for message in messages -%}
+<|{{ message.role }}|>{{ message.content }}<|end|>
+{%- endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+
+@pytest.fixture(scope="module")
+def word_piece():
+    texts = [f"the {color} thing is {color} and was {color} here" for color in COLORS]
+    texts += ["what color is it ?", "nobody knows", "O COLOR"]
+    return tokenizers.WordPiece.train(texts * 9, 200)
+
+
+def encoder_config(tokenizer, **options):
+    sizes = {"vocabulary_size": tokenizer.vocabulary_size, "max_length": 32, "dropout": 0.0}
+    return models.preset("encoder-tiny", **{**sizes, **options})
+
+
+def fit(task, rows, **options):
+    """Fit, and check that the loss went down."""
+    options = {"batch_size": 8, "epochs": 6, "verbose": 0, **options}
+    history = task.fit(rows, **options).history["loss"]
+    assert history[-1] < history[0]
+
+
+def test_texts_are_continued():
+    texts = [f"the {color} thing is {color}. " * 6 for color in COLORS] * 8
+    tokenizer = tokenizers.SentencePiece.train(texts, vocabulary_size=300, model_type="bpe")
+    config = models.preset("llama-tiny", vocabulary_size=tokenizer.vocabulary_size)
+    task = keras_llm.TextGeneration(models.causal_lm(config), tokenizer)
+    before = task.evaluate(texts[:4], sequence_length=24)
+    fit(task, texts, sequence_length=24, validation_data=texts[:8])
+    after = task.evaluate(texts[:4], sequence_length=24)
+    assert after["perplexity"] < before["perplexity"] / 4
+    assert task.generate("the red thing is", 2, temperature=0.0).strip().startswith("red")
+
+
+def test_conversations_are_answered_and_questions_not_learned():
+    specials = ["<|user|>", "<|assistant|>", "<|end|>"]
+    talks = [
+        [
+            {"role": "user", "content": f"say {color}"},
+            {"role": "assistant", "content": f"{color} it is"},
+        ]
+        for color in COLORS
+    ]
+    texts = [message["content"] for talk in talks for message in talk]
+    tokenizer = tokenizers.BytePair.train(texts * 9, 300, special_tokens=specials)
+    config = models.preset("llama-tiny", vocabulary_size=tokenizer.vocabulary_size)
+    end = tokenizer.special_tokens["<|end|>"]
+    task = keras_llm.TextGeneration(
+        models.causal_lm(config), tokenizer, {"chat_template": TEMPLATE, "end_token_ids": [end]}
+    )
+    fit(task, talks * 8, epochs=12)
+    assert task.evaluate(talks)["accuracy"] > 0.9
+    assert [task.chat(talk[:1], max_new_tokens=8, temperature=0.0) for talk in talks] == [
+        talk[1]["content"] for talk in talks
+    ]
+
+
+def test_sentences_are_translated():
+    pairs = [(f"a {color} {word}", f"{word} {color}") for color in COLORS for word in "xyz"]
+    texts = [text for pair in pairs for text in pair]
+    tokenizer = tokenizers.SentencePiece.train(texts * 9, vocabulary_size=300, model_type="bpe")
+    config = models.preset(
+        "transformer-tiny",
+        vocabulary_size=tokenizer.vocabulary_size,
+        start_id=tokenizer.bos_id,
+        pad_id=tokenizer.pad_id,
+        dropout=0.0,
+    )
+    task = keras_llm.Translation(models.seq2seq(config), tokenizer)
+    task.compile(learning_rate=3e-3)
+    fit(task, pairs * 8, epochs=12)
+    found = task([source for source, _ in pairs], max_new_tokens=12)
+    assert sum(a == target for a, (_, target) in zip(found, pairs, strict=True)) >= 9
+    assert task.evaluate(pairs)["chrf"] > 60
+
+
+def test_texts_are_classified_and_rated(word_piece):
+    rows = [(f"the {color} thing is here", color) for color in COLORS] * 16
+    model = models.text_classifier(encoder_config(word_piece), len(COLORS))
+    task = keras_llm.TextClassification(model, word_piece, COLORS)
+    fit(task, rows, validation_data=rows[:8])
+    assert task.evaluate(rows[:8])["accuracy"] == 1.0
+    assert task("the blue thing is here") == "blue"
+
+    numbers = [(text, float(COLORS.index(label))) for text, label in rows]
+    rater = keras_llm.TextRegression(models.text_regressor(encoder_config(word_piece)), word_piece)
+    fit(rater, numbers, epochs=12)
+    assert rater.evaluate(numbers[:8])["rmse"] < 0.6
+
+
+def test_words_are_tagged(word_piece):
+    rows = [(["the", color, "thing"], ["O", "COLOR", "O"]) for color in COLORS] * 16
+    model = models.token_classifier(encoder_config(word_piece), 2)
+    task = keras_llm.TokenClassification(model, word_piece, ["O", "COLOR"])
+    fit(task, rows)
+    found = task("the red thing", return_details=True).words
+    assert [word.label for word in found] == ["O", "COLOR", "O"]
+    assert task.evaluate(rows[:8])["accuracy"] == 1.0
+
+
+def test_questions_are_answered(word_piece):
+    rows = [("what color is it ?", f"the thing is {color} here", color) for color in COLORS] * 16
+    model = models.span_qa(encoder_config(word_piece, num_segments=2))
+    task = keras_llm.QuestionAnswering(model, word_piece)
+    fit(task, rows, epochs=12)
+    assert task.evaluate(rows[:4])["exact_match"] == 1.0
+
+
+def test_masks_are_filled_and_pairs_drawn_together(word_piece):
+    texts = [f"the {color} thing is {color} and was {color} here" for color in COLORS] * 16
+    filler = keras_llm.MaskedLanguageModel(models.masked_lm(encoder_config(word_piece)), word_piece)
+    before = filler.evaluate(texts[:8], sequence_length=16)
+    fit(filler, texts, sequence_length=16, epochs=8)
+    assert filler.evaluate(texts[:8], sequence_length=16)["perplexity"] < before["perplexity"] / 2
+
+    pairs = [(f"the {color} thing", f"{color} is here") for color in COLORS]
+    embedder = keras_llm.TextEmbedding(
+        models.sentence_embedder(encoder_config(word_piece)), word_piece
+    )
+    fit(embedder, pairs * 8, batch_size=4)
+    assert embedder.evaluate(pairs)["accuracy"] == 1.0
+
+
+def test_an_optimizer_of_ones_own_and_what_is_refused(word_piece):
+    rows = [("the red thing", "red"), ("the blue thing", "blue")] * 8
+    model = models.text_classifier(encoder_config(word_piece), 2)
+    task = keras_llm.TextClassification(model, word_piece, ["red", "blue"])
+    task.compile(keras.optimizers.SGD(0.05))
+    fit(task, rows)
+    with pytest.raises(InputError, match="label 'green'"):
+        task.fit([("the green thing", "green")] * 8)
+    with pytest.raises(InputError, match="pair"):
+        task.fit(["the green thing"] * 8)
+    with pytest.raises(InputError, match="batch of 32"):
+        task.fit(rows[:4])
+
+
+def test_adapters_are_enabled_and_merged():
+    texts = [f"the {color} thing is {color}. " * 6 for color in COLORS] * 8
+    tokenizer = tokenizers.SentencePiece.train(texts, vocabulary_size=300, model_type="bpe")
+    config = models.preset("llama-tiny", vocabulary_size=tokenizer.vocabulary_size)
+    task = keras_llm.TextGeneration(models.causal_lm(config), tokenizer)
+    task.enable_lora(rank=4, target=r"query|value")
+    names = {variable.path for variable in task.model.trainable_variables}
+    assert names and all("lora" in name for name in names)
+    assert all("query" in name or "value" in name for name in names)
+    fit(task, texts, sequence_length=24)
+    merged = training.merge_lora(task.model)
+    ids = tokenizer.encode("the red thing")
+    assert keras.ops.shape(merged(np.array([ids])))[-1] == config.vocabulary_size
