@@ -137,7 +137,7 @@ def check_room(
 def available_memory() -> int:
     """Return the bytes of memory available on this machine, within the limit of its cgroup."""
     lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
-    available = next(int(n.split()[1]) * 1024 for n in lines if n.startswith("MemAvailable:"))
+    (available,) = (int(n.split()[1]) * 1024 for n in lines if n.startswith("MemAvailable:"))
     limit, used = (pathlib.Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
     if limit.is_file() and used.is_file():
         text = limit.read_text().strip()

@@ -70,7 +70,7 @@ def _keep_top(logits: np.ndarray, top_k: int, top_p: np.float32) -> np.ndarray:
 
 
 def gumbel_noise(seed: int, step: int, size: int) -> np.ndarray:
-    """Return the same noise as `generation.samplers.gumbel_noise`, float32 (V,).
+    """Return the same noise as `generation.sampling.gumbel_noise`, float32 (V,).
 
     Args:
         seed, step: int.

@@ -65,8 +65,15 @@ class Setting:
         if isinstance(self.default, int):
             is_number = isinstance(value, numbers.Integral) and -(2**31) <= int(value) < 2**31
         else:
-            is_number = isinstance(value, numbers.Real) and math.isfinite(value)
+            is_number = isinstance(value, numbers.Real) and _is_finite(value)
         return is_number and bool(self.in_range(value))
+
+
+def _is_finite(value: numbers.Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond the range of floats
+        return False
 
 
 SETTINGS = {

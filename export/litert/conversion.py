@@ -13,7 +13,7 @@ from keras_llm.export.litert import decoder_graphs, head_graphs, weights
 from keras_llm.export.litert.head_graphs import MASKS, SIGNATURES
 from keras_llm.export.litert.lowering import flatbuffer
 from keras_llm.export.litert.lowering.trace import Trace, computes_in, in_float32
-from keras_llm.export.litert.quantization import rules
+from keras_llm.export.litert.quantization import rounding
 from keras_llm.export.litert.quantization.calibration import Calibration, groups_of
 from keras_llm.export.litert.quantization.rules import QuantizationRule, rules_of
 from keras_llm.export.litert.quantization.smooth_quant import balance
@@ -329,7 +329,7 @@ def _send(signatures, child):
 def _quantize(plan, model):
     """Set the storage of each weight; for decoders, run calibration texts if the rules use them."""
     if plan.quantization == "float16":
-        rules.in_float16(model)
+        rounding.in_float16(model)
     if not plan.rules:
         return
     ranges = None
@@ -340,7 +340,7 @@ def _quantize(plan, model):
             balance(model, groups, calibration)
         if plan.needs_calibration:
             ranges = calibration.ranges(groups, model.biases())
-    rules.apply(model, plan.rules, ranges)
+    rounding.apply(model, plan.rules, ranges)
     if "signature" not in plan.manifest and any(rule.bits == 4 for rule in plan.rules):
         rounded = [[c for c in group if getattr(c.storage, "bits", None) == 4] for group in groups]
         calibration.round_later_columns([group for group in rounded if group])

@@ -15,7 +15,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from keras_llm.export.litert.quantization import gptq
-from keras_llm.export.litert.quantization.rules import BiasStorage, Storage, pack_int4
+from keras_llm.export.litert.quantization.rounding import BiasStorage, Storage, pack_int4
 from keras_llm.types import PathLike
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from keras_llm.errors import InputError
+from keras_llm.errors import InputError, optional_packages
 from keras_llm.export import children, verification
 from keras_llm.export.planning import check_room
 from keras_llm.export.progress import Progress
@@ -34,6 +34,8 @@ def write_saved_model(
     beam_width: int | None = None,
 ) -> JSON:
     """Export a task; the arguments are those of `saved_model`."""
+    with optional_packages("export.saved_model"):
+        import tensorflow_serving  # noqa: F401, needed at the end, for the warm-up requests
     module = module_of(task, weights, xla, beam_width)
     if not isinstance(version, int) or version < 1:
         raise InputError(f"saved_model: `version` must be a positive int, got {version!r}.")

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from keras_llm.errors import ExportError
+from keras_llm.errors import ExportError, optional_packages
 from keras_llm.types import PathLike
 
 FILE = "assets.extra/tf_serving_warmup_requests"
@@ -23,7 +23,9 @@ def write_warmup(
             values]. All inputs must have the same number of rows, for servers that batch requests.
     """
     import tensorflow as tf
-    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+    with optional_packages("export.saved_model"):
+        from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
     if len(calls) > _MOST:
         raise ExportError(

@@ -94,7 +94,10 @@ def _known_ops():
     import tensorflow as tf
 
     core = _registered_ops()
-    package = pathlib.Path(importlib.util.find_spec("tensorflow_text").origin).parent
+    found = importlib.util.find_spec("tensorflow_text")
+    if found is None or found.origin is None:
+        return core, set()
+    package = pathlib.Path(found.origin).parent
     for library in sorted((package / "python" / "ops").glob("*.so")):
         tf.load_op_library(str(library))
     return core, _registered_ops() - core

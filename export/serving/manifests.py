@@ -5,7 +5,7 @@ import math
 import pathlib
 import re
 
-from keras_llm.errors import InputError
+from keras_llm.errors import InputError, optional_packages
 from keras_llm.export.report import REPORT_FILE, folder_sizes
 from keras_llm.files import atomic_file
 from keras_llm.types import PathLike
@@ -171,7 +171,9 @@ def _memory(models, rows):
 
 def _models_config(models, labels):
     from google.protobuf import text_format
-    from tensorflow_serving.config import model_server_config_pb2
+
+    with optional_packages("export.serving_files"):
+        from tensorflow_serving.config import model_server_config_pb2
 
     config = model_server_config_pb2.ModelServerConfig()
     for name, versions in sorted(models.items()):

@@ -13,7 +13,7 @@ from keras_llm.checkpoints.hugging_face.family import in_blocks
 from keras_llm.checkpoints.hugging_face.model import computes_same
 from keras_llm.checkpoints.hugging_face.tensors import Tensors
 from keras_llm.checkpoints.weight_specs import parts
-from keras_llm.errors import InputError
+from keras_llm.errors import InputError, optional_packages
 from keras_llm.layers import Llama3Scaling, Rotary
 from keras_llm.models.deferred import shapes_only
 
@@ -115,7 +115,8 @@ def to_keras_hub(model_or_task: models.CausalLM | tasks.Task) -> keras.Model:
     Raises:
         InputError: if no supported backbone computes the same function.
     """
-    import keras_hub
+    with optional_packages("to_keras_hub"):
+        import keras_hub
 
     model: Any = model_or_task
     if not isinstance(model, keras.Model):

@@ -41,7 +41,8 @@ def batch_plan(
     count = keys.shape[1]
     if seed is None:
         order = np.lexsort(keys[::-1])
-        return [order[begin : begin + batch_size] for begin in range(0, count, batch_size)]
+        plan = [order[begin : begin + batch_size] for begin in range(0, count, batch_size)]
+        return plan * epochs
     steps = count // batch_size
     if not steps:
         raise InputError(f"{count} rows are too few for one batch of {batch_size}.")

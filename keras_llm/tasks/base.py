@@ -1,5 +1,6 @@
 """Combine a model and a tokenizer into a task that is saved as one folder."""
 
+import copy
 import json
 import pathlib
 from collections.abc import Sequence
@@ -12,7 +13,13 @@ from keras_llm import models, tokenizers
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder
 from keras_llm.tasks.fitting import Fitting
-from keras_llm.training.adapters.lora import ATTENTION, add_lora, save_lora
+from keras_llm.training.adapters.lora import (
+    ATTENTION,
+    add_lora,
+    has_adapters,
+    merge_lora,
+    save_lora,
+)
 from keras_llm.types import JSON, PathLike
 
 _CLASSES: dict[str, type["Task"]] = {}
@@ -100,7 +107,17 @@ class Task(Fitting):
             raise InputError(
                 f'`target` must be "saved_model", "litert" or "litert_lm", got {target!r}.'
             )
-        return getattr(export, target)(self, path, **options)
+        return getattr(export, target)(self._merged(), path, **options)
+
+    def _merged(self) -> "Task":
+        """The task itself; if it has adapters, a copy whose model has them merged."""
+        if not has_adapters(self.model):
+            return self
+        merged = copy.copy(self)
+        for name in ("_compiled", "_twin"):
+            merged.__dict__.pop(name, None)
+        merged.model = merge_lora(self.model)
+        return merged
 
     def enable_lora(self, rank: int = 8, target: str = ATTENTION, **options: Any) -> list[str]:
         """Add low-rank adapters and freeze all other weights.

@@ -138,6 +138,8 @@ class Fitting:
             optimizer = training.AdamW(
                 schedule, weight_decay=decay, beta_2=0.95, global_clipnorm=1.0
             )
+        elif not isinstance(optimizer, str):  # one that was built is for the weights of then
+            optimizer = type(optimizer).from_config(optimizer.get_config())
         trainer, objective = self._objective()
         # XLA pays off on JAX; on TensorFlow its compilation takes longer than a short training.
         by_xla = {"jit_compile": keras.backend.backend() == "jax"}
@@ -170,3 +172,9 @@ def classification_objective(
         "metrics": [keras.metrics.SparseCategoricalAccuracy("accuracy")],
         **metrics,
     }
+
+
+def dividing_batch(count: int, most: int) -> int:
+    """Return the largest batch size up to `most` that divides `count` rows, so that none is left
+    out; at least 1."""
+    return max((size for size in range(1, most + 1) if count % size == 0), default=1)

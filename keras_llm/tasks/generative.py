@@ -82,8 +82,15 @@ class GenerativeTask(Task):
         """
         return self._twin if self._compiled.jit_compile else self
 
+    def enable_lora(self, *args: Any, **kwargs: Any) -> list[str]:
+        """See `Task.enable_lora`."""
+        paths = super().enable_lora(*args, **kwargs)
+        self.release()  # compiled without adapters
+        return paths
+
     def release(self) -> None:
         """Free the compiled decode loops; the next call compiles again."""
+        self.__dict__.pop("_twin", None)
         compiled = self.__dict__.pop("_compiled", None)
         if compiled is not None:
             compiled.release()

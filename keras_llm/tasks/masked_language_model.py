@@ -12,6 +12,7 @@ from keras_llm import data, training
 from keras_llm.errors import InputError
 from keras_llm.models import HeadModel
 from keras_llm.tasks.base import checked_texts
+from keras_llm.tasks.fitting import dividing_batch
 from keras_llm.tasks.head import HeadTask, rows_of
 from keras_llm.tasks.settings import count_of
 from keras_llm.tokenizers import Tokenizer
@@ -160,7 +161,7 @@ class MaskedLanguageModel(HeadTask):
         if seed is None:  # held out: as many as there are
             text = token_ids[token_ids != self.tokenizer.bos_id]
             room = length - (self.tokenizer.bos_id >= 0) - (self.tokenizer.eos_id >= 0)
-            batch_size = max(1, min(batch_size, data.windows(text, room)))
+            batch_size = dividing_batch(data.windows(text, room), batch_size)
         batches = data.masked_dataset(
             token_ids,
             self.tokenizer,

@@ -113,7 +113,14 @@ class QuestionAnswering(HeadTask):
         rows, _ = locate_answers(checked_rows(rows, ("question", "context", "answer")))
         if not rows:
             raise InputError("no answer occurs in its context.")
+        if not self.unanswerable and any(not answer for _, _, answer in rows):
+            raise InputError(
+                "a row has no answer; to learn that, give the task "
+                '`metadata={"unanswerable": True}`.'
+            )
         columns, _ = answer_windows(self, rows, seed or 0)
+        if not columns["ids"]:
+            raise InputError("no answer fits into a window of the model.")
         return window_dataset(self, columns, batch_size, epochs, seed)
 
     def _objective(self):

@@ -9,10 +9,12 @@ from keras_llm import data, models, training
 from keras_llm.errors import InputError
 from keras_llm.tasks.base import checked_texts, padded_rows
 from keras_llm.tasks.conversation import Conversation
+from keras_llm.tasks.fitting import dividing_batch
 from keras_llm.tasks.generative import Generation, GenerativeTask
 from keras_llm.tokenizers import ChatTemplate, infilling_tokens
 from keras_llm.types import Dataset
 
+_IGNORED = -1  # the target of what is not learned
 _WINDOW = 512  # tokens of a training window, if nothing else is given
 
 
@@ -283,10 +285,14 @@ class TextGeneration(GenerativeTask):
             return data.chat_dataset(examples, batch_size, pad_id, epochs, seed)
         token_ids = data.encode_documents(checked_texts("rows", rows), self.tokenizer)
         if seed is None:  # held out: as many as there are
-            batch_size = max(1, min(batch_size, data.windows(token_ids, length)))
+            batch_size = dividing_batch(data.windows(token_ids, length), batch_size)
         return data.packed_dataset(
-            token_ids, length, batch_size, self.tokenizer.bos_id, pad_id, epochs, seed
+            token_ids, length, batch_size, self.tokenizer.bos_id, _IGNORED, epochs, seed
         )
+
+    def _objective(self) -> tuple[training.Trainer, dict[str, Any]]:
+        # Not the padding token, which is the end token of some tokenizers: it must be learned.
+        return training.LanguageModelTrainer(self.model, ignore_id=_IGNORED), {}
 
     def _measure(self, rows, sequence_length=None):
         """`training.evaluate_language_model` of documents, `training.evaluate_examples` of

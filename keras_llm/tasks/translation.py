@@ -153,12 +153,19 @@ class Translation(GenerativeTask):
         )
         lengths = [[len(row) for row in column] for column in columns.values()]
         plan = data.batch_plan(lengths, batch_size, epochs, seed)
-        return data.padded_dataset(columns, plan, tokenizer.pad_id).map(
-            lambda b: (
-                {"encoder_token_ids": b["source"], "decoder_token_ids": b["target"][:, :-1]},
-                b["target"][:, 1:],
-            )
-        )
+
+        def batch(b: dict[str, Any]) -> tuple[dict[str, Any], Any, Any]:
+            import tensorflow as tf
+
+            inputs = {"encoder_token_ids": b["source"], "decoder_token_ids": b["target"][:, :-1]}
+            targets = b["target"][:, 1:]
+            is_text = tf.sequence_mask(b["target_length"] - 1, tf.shape(targets)[1], tf.float32)
+            return inputs, targets, is_text
+
+        return data.padded_dataset(columns, plan, self._pad_id).map(batch)
+
+    def _objective(self) -> tuple[training.Trainer, dict[str, Any]]:
+        return training.LanguageModelTrainer(self.model), {}  # the data has weights
 
     def _measure(self, rows, **settings):
         """`training.evaluate_translations` of greedy translations."""

@@ -129,7 +129,7 @@ def test_the_runner_works_without_tensorflow(bundle, case, expected, tmp_path):
     venv.create(tmp_path / "bare", with_pip=True)
     python = tmp_path / "bare" / "bin" / "python"
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    packages = ["ai-edge-litert", "sentencepiece", "protobuf", "tokenizers", "jinja2"]
+    packages = ["ai-edge-litert", "sentencepiece", "protobuf", "tokenizers", "jinja2", "filelock"]
     subprocess.run([*pip, "--constraint", ROOT / "constraints.txt", *packages], check=True)
     subprocess.run([*pip, "--no-deps", ROOT], check=True)
     program = """

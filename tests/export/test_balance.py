@@ -10,7 +10,8 @@ from keras_llm import models, tasks, tokenizers
 from keras_llm.export.litert import conversion, weights
 from keras_llm.export.litert.lowering import flatbuffer
 from keras_llm.export.litert.quantization.calibration import Calibration, groups_of
-from keras_llm.export.litert.quantization.rules import QuantizationRule, apply
+from keras_llm.export.litert.quantization.rounding import apply
+from keras_llm.export.litert.quantization.rules import QuantizationRule
 from keras_llm.export.litert.quantization.smooth_quant import balance
 from keras_llm.export.litert.runtime.backends import InterpreterRuntime
 from keras_llm.export.litert.runtime.decoder import DecoderSteps

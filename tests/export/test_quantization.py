@@ -12,12 +12,8 @@ import keras_llm
 from keras_llm import export, models, tokenizers
 from keras_llm.errors import InputError
 from keras_llm.export.litert import file_format
-from keras_llm.export.litert.quantization.rules import (
-    QuantizationRule,
-    Storage,
-    pack_int4,
-    rule_for,
-)
+from keras_llm.export.litert.quantization.rounding import Storage, pack_int4
+from keras_llm.export.litert.quantization.rules import QuantizationRule, rule_for
 
 ROWS = ["once upon a time there was a fox"] * 3
 

@@ -7,6 +7,7 @@ import pytest
 import keras_llm
 from keras_llm import models, tokenizers, training
 from keras_llm.errors import InputError
+from keras_llm.tasks.fitting import dividing_batch
 
 COLORS = ["red", "green", "blue", "white"]
 TEMPLATE = """{% for message in messages -%}
@@ -161,3 +162,37 @@ def test_adapters_are_enabled_and_merged():
     merged = training.merge_lora(task.model)
     ids = tokenizer.encode("the red thing")
     assert keras.ops.shape(merged(np.array([ids])))[-1] == config.vocabulary_size
+
+
+def test_the_end_token_is_learned_where_it_pads():
+    """Tokenizers without a padding token pad with the end token."""
+    texts = ["a b c"] * 64
+    tokenizer = tokenizers.SentencePiece.train(texts, vocabulary_size=264, model_type="bpe")
+    config = models.preset("llama-tiny", vocabulary_size=264, max_length=32, num_layers=1)
+    task = keras_llm.TextGeneration(models.causal_lm(config), tokenizer)
+    tokenizer.pad_id = tokenizer.eos_id
+    targets = np.concatenate([np.ravel(y) for _, y in task.dataset(texts, 4, sequence_length=8)])
+    assert tokenizer.eos_id in targets
+    trainer, _ = task._objective()
+    assert trainer.ignore_id != tokenizer.eos_id
+
+
+def test_adapters_count_in_what_was_compiled_and_in_what_is_exported():
+    texts = [f"the {color} thing is {color}. " * 6 for color in COLORS] * 8
+    tokenizer = tokenizers.SentencePiece.train(texts, vocabulary_size=300, model_type="bpe")
+    config = models.preset("llama-tiny", vocabulary_size=300, num_layers=1)
+    task = keras_llm.TextGeneration(models.causal_lm(config), tokenizer)
+    before = task.score(texts[0])
+    task.enable_lora(rank=4)
+    task.compile(learning_rate=3e-2)
+    fit(task, texts, sequence_length=24)
+    after = task.score(texts[0])
+    assert after > before + 1
+    merged = task._merged()
+    assert merged.model is not task.model and task._merged().score(texts[0]) == pytest.approx(
+        after, abs=1e-2
+    )
+
+
+def test_held_out_rows_all_count():
+    assert [dividing_batch(count, 32) for count in (63, 64, 7, 37, 0)] == [21, 32, 7, 1, 32]

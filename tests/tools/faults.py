@@ -881,7 +881,7 @@ EXPORT = (
         "export-int8-range",
         "the range of 8 bits is 128",
         Place(
-            "export/litert/quantization/rules.py",
+            "export/litert/quantization/rounding.py",
             "np.float32(127 if self.bits == 8 else 7)",
             "np.float32(128 if self.bits == 8 else 7)",
         ),
@@ -891,7 +891,7 @@ EXPORT = (
         "export-int4-pairs",
         "the two numbers of a byte have changed places",
         Place(
-            "export/litert/quantization/rules.py",
+            "export/litert/quantization/rounding.py",
             "values[0::2] & 0x0F | (values[1::2] << 4)",
             "values[1::2] & 0x0F | (values[0::2] << 4)",
         ),
@@ -901,7 +901,7 @@ EXPORT = (
         "export-zero-point",
         "the zero point of an activation has the wrong sign",
         Place(
-            "export/litert/quantization/rules.py",
+            "export/litert/quantization/rounding.py",
             "np.rint(-128 - least / scale)",
             "np.rint(-128 + least / scale)",
         ),

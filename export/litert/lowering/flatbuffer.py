@@ -18,7 +18,7 @@ from keras_llm.errors import ExportError
 
 if TYPE_CHECKING:
     from keras_llm.export.litert.lowering.trace import Traced, View
-    from keras_llm.export.litert.quantization.rules import BiasStorage, Storage
+    from keras_llm.export.litert.quantization.rounding import BiasStorage, Storage
 
 FLOAT32, INT32 = schema.TensorType.FLOAT32, schema.TensorType.INT32
 _BUILTIN, _OPTIONS = schema.BuiltinOperator, schema.BuiltinOptions

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_llm.errors import InputError
+from keras_llm.errors import InputError, optional_packages
 from keras_llm.silence import silent_stderr
 from keras_llm.types import PathLike
 
@@ -90,7 +90,13 @@ class CompiledRuntime(_Runtime):
     def __init__(
         self, path: pathlib.Path, begin: int, end: int, num_threads: int | None, xnnpack: bool
     ) -> None:
-        from ai_edge_litert.compiled_model import CompiledModel, CpuKernelMode, CpuOptions, Options
+        with optional_packages("LiteRTModel"):
+            from ai_edge_litert.compiled_model import (
+                CompiledModel,
+                CpuKernelMode,
+                CpuOptions,
+                Options,
+            )
 
         mode = CpuKernelMode.DELEGATE if xnnpack else CpuKernelMode.BUILTIN
         cpu = CpuOptions(
@@ -174,7 +180,8 @@ class InterpreterRuntime(_Runtime):
         xnnpack: bool,
         keep_all: bool = False,
     ) -> None:
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+        with optional_packages("LiteRTModel"):
+            from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         kind = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         content = (
@@ -219,7 +226,8 @@ class InterpreterRuntime(_Runtime):
 @functools.cache
 def _environment():
     """Return LiteRT's environment, of which a process has one."""
-    from ai_edge_litert.environment import Environment
+    with optional_packages("LiteRTModel"):
+        from ai_edge_litert.environment import Environment
 
     package = pathlib.Path(importlib.util.find_spec("ai_edge_litert").origin).parent
     atexit.register(_mute)

@@ -4,11 +4,12 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING
 
-from keras_llm.errors import InputError
+from keras_llm.errors import InputError, optional_packages
 from keras_llm.types import PathLike
 
 if TYPE_CHECKING:
-    from keras_llm.export.serving.client.grpc import GrpcConnection
+    with optional_packages("Client over gRPC"):
+        from keras_llm.export.serving.client.grpc import GrpcConnection
     from keras_llm.export.serving.client.rest import RestConnection
 
 
@@ -58,6 +59,7 @@ def connect(
         raise InputError(
             f'`target` must be "host:port" (gRPC) or "http://host:port" (REST), got {target!r}.'
         )
-    from keras_llm.export.serving.client.grpc import GrpcConnection
+    with optional_packages("Client over gRPC"):
+        from keras_llm.export.serving.client.grpc import GrpcConnection
 
     return GrpcConnection(target, route, headers, tls or any(files.values()), files)

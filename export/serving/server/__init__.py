@@ -7,6 +7,8 @@ folders and runs the same SavedModels in TensorFlow sessions. Use TensorFlow Ser
 import importlib
 from typing import Any
 
+from keras_llm.errors import optional_packages
+
 _NAMES = {
     "LocalServer": "keras_llm.export.serving.server.server",
     "ServerOptions": "keras_llm.export.serving.server.options",
@@ -16,5 +18,6 @@ __all__ = sorted(_NAMES)
 
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
-        return getattr(importlib.import_module(_NAMES[name]), name)
+        with optional_packages(name):
+            return getattr(importlib.import_module(_NAMES[name]), name)
     raise AttributeError(f"module 'keras_llm.export.serving.server' has no attribute {name!r}")

@@ -209,6 +209,11 @@ def _layers(model):
     return {layer.path: layer for layer in leaves if hasattr(layer, "enable_lora") and layer.built}
 
 
+def has_adapters(model: keras.Model) -> bool:
+    """Return whether a model has adapters."""
+    return any(layer.lora_enabled for layer in _layers(model).values())
+
+
 def _adapted(model):
     adapted = {path: layer for path, layer in _layers(model).items() if layer.lora_enabled}
     if not adapted:
