@@ -28,7 +28,7 @@ def batch_plan(
     Args:
         lengths: int array (N,), or a list of several such arrays, sort keys in order of priority.
         batch_size: int > 0. B.
-        epochs: int > 0.
+        epochs: int > 0; without a seed there is one pass.
         seed: int >= 0, or None for no shuffling.
 
     Returns:
@@ -41,8 +41,7 @@ def batch_plan(
     count = keys.shape[1]
     if seed is None:
         order = np.lexsort(keys[::-1])
-        plan = [order[begin : begin + batch_size] for begin in range(0, count, batch_size)]
-        return plan * epochs
+        return [order[begin : begin + batch_size] for begin in range(0, count, batch_size)]
     steps = count // batch_size
     if not steps:
         raise InputError(f"{count} rows are too few for one batch of {batch_size}.")

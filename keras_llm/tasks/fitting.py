@@ -69,6 +69,8 @@ class Fitting:
         Raises:
             InputError: if the rows are invalid or fewer than one batch.
         """
+        if seed is None:
+            raise InputError("`seed` must be an int, got None.")
         data = self.dataset(rows, batch_size, epochs, seed, **options)
         steps = len(data)
         if steps < epochs:
@@ -112,7 +114,8 @@ class Fitting:
             rows: list of what the task learns from.
             batch_size: int > 0.
             epochs: int > 0, passes over the rows.
-            seed: int, for an order that differs in each epoch; None keeps one order.
+            seed: int, for an order that differs in each epoch; None for one pass over held-out
+                rows, none left out.
 
         Returns:
             A `tf.data.Dataset` of a known number of batches.

@@ -23,7 +23,12 @@ def word_piece():
 
 
 def encoder_config(tokenizer, **options):
-    sizes = {"vocabulary_size": tokenizer.vocabulary_size, "max_length": 32, "dropout": 0.0}
+    sizes = {
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "max_length": 32,
+        "dropout": 0.0,
+        "num_layers": 1,
+    }
     return models.preset("encoder-tiny", **{**sizes, **options})
 
 
@@ -57,7 +62,7 @@ def test_conversations_are_answered_and_questions_not_learned():
     ]
     texts = [message["content"] for talk in talks for message in talk]
     tokenizer = tokenizers.BytePair.train(texts * 9, 300, special_tokens=specials)
-    config = models.preset("llama-tiny", vocabulary_size=tokenizer.vocabulary_size)
+    config = models.preset("llama-tiny", vocabulary_size=tokenizer.vocabulary_size, num_layers=1)
     end = tokenizer.special_tokens["<|end|>"]
     task = keras_llm.TextGeneration(
         models.causal_lm(config), tokenizer, {"chat_template": TEMPLATE, "end_token_ids": [end]}
@@ -79,6 +84,7 @@ def test_sentences_are_translated():
         start_id=tokenizer.bos_id,
         pad_id=tokenizer.pad_id,
         dropout=0.0,
+        num_layers=1,
     )
     task = keras_llm.Translation(models.seq2seq(config), tokenizer)
     task.compile(learning_rate=3e-3)
@@ -152,7 +158,7 @@ def test_an_optimizer_of_ones_own_and_what_is_refused(word_piece):
 def test_adapters_are_enabled_and_merged():
     texts = [f"the {color} thing is {color}. " * 6 for color in COLORS] * 8
     tokenizer = tokenizers.SentencePiece.train(texts, vocabulary_size=300, model_type="bpe")
-    config = models.preset("llama-tiny", vocabulary_size=tokenizer.vocabulary_size)
+    config = models.preset("llama-tiny", vocabulary_size=tokenizer.vocabulary_size, num_layers=1)
     task = keras_llm.TextGeneration(models.causal_lm(config), tokenizer)
     task.enable_lora(rank=4, target=r"query|value")
     names = {variable.path for variable in task.model.trainable_variables}
