@@ -141,14 +141,9 @@ def rows(options):
 
 
 def batches(task, rows, kind, options, seed=None):
-    """Return a `tf.data.Dataset` of the model's inputs and targets."""
-    from keras_llm import data
-
-    ids, _ = task.framed("texts", task.tokenizer.encode_batch([text for text, _ in rows]), True)
-    plan = data.batch_plan([len(row) for row in ids], options.batch_size, options.epochs, seed)
-    columns = {"ids": ids, "target": kind.targets(rows)}
-    dataset = data.padded_dataset(columns, plan, task.tokenizer.pad_id)
-    return dataset.map(lambda b: (task.inputs(b["ids"], b["ids_length"]), b["target"]))
+    """Rows -> `tf.data.Dataset` of the model's inputs and the targets."""
+    texts = [text for text, _ in rows]
+    return task.text_dataset(texts, kind.targets(rows), options.batch_size, options.epochs, seed)
 
 
 def evaluate(folder, data=None):

@@ -331,7 +331,7 @@ class Trace:
 
 def _free_with(owner, graph):
     """Free a graph when its owner is freed."""
-    weakref.finalize(owner, free_graph, graph)
+    weakref.finalize(owner, free_graph, graph).atexit = False
 
 
 def in_float32(task: "Task") -> "tuple[Task, list[tuple[keras.Variable, keras.Variable]]]":
