@@ -374,7 +374,7 @@ DATA = (
             "shift = tf.where(places < second, 3 + end - second, shift)",
             "shift = tf.where(places < second, 2 + end - second, shift)",
         ),
-        ("tests/data/test_spans.py",),
+        ("tests/data/test_span_corruption.py",),
     ),
     Fault(
         "data-duplicates-union",
