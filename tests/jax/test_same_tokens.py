@@ -1,11 +1,11 @@
-"""`make test-jax`: generation and tasks on JAX give TensorFlow's tokens, sampled ones too."""
+"""Test that generation and tasks on JAX give TensorFlow's tokens, both greedy and sampled."""
 
 import json
 import os
 import subprocess
 import sys
 
-PROGRAM = """
+GENERATION_SCRIPT = """
 import json, sys
 import numpy as np
 from keras_llm import generation, models, training
@@ -27,18 +27,18 @@ print(json.dumps(found))
 """
 
 
-def run(backend, program=PROGRAM):
-    done = subprocess.run(
+def run(backend, program=GENERATION_SCRIPT):
+    completed = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         env={**os.environ, "KERAS_BACKEND": backend},
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    assert completed.returncode == 0, completed.stderr
+    return json.loads(completed.stdout.splitlines()[-1])
 
 
-def test_jax_generates_what_tensorflow_generates():
+def test_generation_matches_tensorflow():
     jax, tensorflow = run("jax"), run("tensorflow")
     assert tensorflow.pop("tensorflow") and not jax.pop("tensorflow")
     for name in ("score", "held out"):
@@ -48,7 +48,7 @@ def test_jax_generates_what_tensorflow_generates():
     assert jax == tensorflow
 
 
-TASKS = """
+TASKS_SCRIPT = """
 import json
 import keras
 import numpy as np
@@ -82,10 +82,10 @@ print(json.dumps([found, numbers, keras.backend.backend()]))
 """
 
 
-def test_tasks_write_on_jax_what_they_write_on_tensorflow():
-    (texts, numbers, backend), (expected, right, _) = (
-        run(name, TASKS) for name in ("jax", "tensorflow")
+def test_tasks_match_tensorflow():
+    (texts, numbers, backend), (expected, expected_numbers, _) = (
+        run(name, TASKS_SCRIPT) for name in ("jax", "tensorflow")
     )
     assert backend == "jax" and texts == expected
-    assert all(abs(a - b) < 1e-3 * abs(b) for a, b in zip(numbers, right, strict=True))
+    assert all(abs(a - b) < 1e-3 * abs(b) for a, b in zip(numbers, expected_numbers, strict=True))
     assert texts["other weights"] != texts["greedy"] and texts["looked up"] == texts["greedy"]
