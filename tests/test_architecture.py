@@ -71,8 +71,10 @@ def test_backend_imports_only_in_backend_files(path, package):
         path.stem
     )
     if package in ONLY_KERAS:
-        found = {name.split(".")[0] for name in imports(path)}
-        assert not found & {"tensorflow", "tensorflow_text", "jax", "torch"} - {file_backend}, path
+        imported = {name.split(".")[0] for name in imports(path)}
+        assert not imported & {"tensorflow", "tensorflow_text", "jax", "torch"} - {file_backend}, (
+            path
+        )
 
 
 def public_modules():
@@ -95,11 +97,13 @@ def test_every_package_is_installed():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     listed = set(setup["options"]["packages"].split())
-    found = {".".join(path.parent.relative_to(ROOT).parts) for path in LIBRARY.rglob("__init__.py")}
+    packages = {
+        ".".join(path.parent.relative_to(ROOT).parts) for path in LIBRARY.rglob("__init__.py")
+    }
     for package in ("export", "recipes"):
         folders = [path.parent.relative_to(ROOT) for path in (ROOT / package).rglob("__init__.py")]
-        found |= {".".join(["keras_llm", *folder.parts]) for folder in folders}
-    assert listed == found
+        packages |= {".".join(["keras_llm", *folder.parts]) for folder in folders}
+    assert listed == packages
 
 
 def test_public_names_exist_and_have_docstrings():
@@ -164,10 +168,10 @@ def test_discouraged_terms_are_not_used():
         for package in (LIBRARY, ROOT / "export", ROOT / "recipes")
         for path in package.rglob("*.py")
     ]
-    found = [
+    occurrences = [
         f"{path.relative_to(ROOT)}: {term}"
         for path in [*pages, *files]
         for term in (*DISCOURAGED_NAMES, *DISCOURAGED_PHRASES)
         if term in path.read_text("utf-8")
     ]
-    assert found == []
+    assert occurrences == []

@@ -290,14 +290,16 @@ def test_mismatched_tensors_raise_error(change, message, tmp_path, tok, config):
 
 def test_unsupported_tensor_type_raises_error(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
-    writer.add_tensor("whole", np.arange(4, dtype="int32"))
+    writer.add_tensor("integers", np.arange(4, dtype="int32"))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     _, tensors = open_gguf(tmp_path / "model.gguf")
-    with pytest.raises(InputError, match=r"tensor 'whole' has the type I32, which cannot be deq"):
-        tensors["whole"]
+    with pytest.raises(
+        InputError, match=r"tensor 'integers' has the type I32, which cannot be deq"
+    ):
+        tensors["integers"]
 
 
 def test_truncated_file_raises_error(tmp_path, tok, config):

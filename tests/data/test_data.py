@@ -38,10 +38,10 @@ def test_documents_are_encoded_as_one_stream():
 def test_windows_are_consecutive_and_targets_shifted_by_one():
     ids = stream()
     steps = data.steps_per_epoch(ids, 7, 4)
-    found = batches()
-    assert len(found) == steps == (len(ids) - 1) // 7 // 4
-    inputs = np.concatenate([x for x, _ in found]).reshape(-1)
-    targets = np.concatenate([y for _, y in found]).reshape(-1)
+    packed = batches()
+    assert len(packed) == steps == (len(ids) - 1) // 7 // 4
+    inputs = np.concatenate([x for x, _ in packed]).reshape(-1)
+    targets = np.concatenate([y for _, y in packed]).reshape(-1)
     np.testing.assert_array_equal(inputs, ids[: len(inputs)])
     expected = ids[1 : len(targets) + 1]
     np.testing.assert_array_equal(targets, np.where(expected == 1, 0, expected))

@@ -41,13 +41,13 @@ def unmask(x, y, pad_id):
 
 def test_windows_are_consecutive_between_begin_and_end_tokens(stream, tok):
     text = stream[stream != tok.bos_id]
-    found = batches(stream, tok, shuffle=False)
-    rows = np.concatenate([unmask(x, y, tok.pad_id)[0] for x, y in found])
+    masked = batches(stream, tok, shuffle=False)
+    rows = np.concatenate([unmask(x, y, tok.pad_id)[0] for x, y in masked])
     assert (rows[:, 0] == tok.bos_id).all() and (rows[:, -1] == tok.eos_id).all()
     inner = rows[:, 1:-1].reshape(-1)
     np.testing.assert_array_equal(inner, text[: len(inner)])
     assert len(text) - len(inner) <= 4 * 30
-    assert all(x["padding_mask"].all() for x, _ in found)
+    assert all(x["padding_mask"].all() for x, _ in masked)
 
 
 def test_masking_rates_and_replacements(stream, tok):

@@ -52,8 +52,8 @@ def test_undoing_infilling_restores_windows(stream):
     size = T - 3
     windows = [tuple(stream[i * size : (i + 1) * size]) for i in range((len(stream) - 1) // size)]
     num_infilled, cuts = 0, []
-    found = infilled(stream, epochs=20, rate=0.6)
-    for x, y in found:
+    batches = infilled(stream, epochs=20, rate=0.6)
+    for x, y in batches:
         for inputs, targets in zip(x, y, strict=True):
             ids = [*inputs, targets[-1]]
             np.testing.assert_array_equal(
@@ -71,7 +71,7 @@ def test_undoing_infilling_restores_windows(stream):
             without = window[: begin + length] + window[begin + length + 1 :]
             assert window in windows or without in windows
             cuts.append((cut[2] / length, cut[3] / length))
-    assert num_infilled / (4 * len(found)) == pytest.approx(0.6, abs=0.05)
+    assert num_infilled / (4 * len(batches)) == pytest.approx(0.6, abs=0.05)
     prefix, middle = np.mean(cuts, axis=0)  # two uniform cuts give three equal parts on average
     assert prefix == pytest.approx(1 / 3, abs=0.04) and middle == pytest.approx(1 / 3, abs=0.04)
 
@@ -83,9 +83,9 @@ def test_infilling_rates_of_zero_and_one(stream):
 
 def test_undoing_span_corruption_restores_stream(stream):
     text = stream[stream != BOS]
-    found = corrupted(stream, shuffle=False)
+    batches = corrupted(stream, shuffle=False)
     rows = []
-    for x, y in found:
+    for x, y in batches:
         assert x["encoder_token_ids"].shape == (4, T)
         np.testing.assert_array_equal(x["decoder_token_ids"][:, 1:], y[:, :-1])
         assert (x["decoder_token_ids"][:, 0] == PAD).all()
@@ -108,10 +108,10 @@ def test_undoing_span_corruption_restores_stream(stream):
 @pytest.mark.parametrize("length, rate, mean", [(512, 0.15, 3.0), (64, 0.5, 8.0), (4, 0.3, 1.0)])
 def test_span_corruption_rate_and_mean_span(length, rate, mean):
     stream = np.arange(200, 200 + 8 * 4 * length, dtype="int32")
-    found = data.span_corruption_dataset(
+    dataset = data.span_corruption_dataset(
         stream, list(range(100, 200)), length, 4, BOS, EOS, PAD, rate=rate, mean_span=mean
     )
-    x, y = next(iter(found.as_numpy_iterator()))
+    x, y = next(iter(dataset.as_numpy_iterator()))
     sentinels = int(((y[0] >= 100) & (y[0] < 200)).sum())
     num_masked = y.shape[1] - 1 - sentinels
     window = num_masked + length - 1 - sentinels

@@ -17,7 +17,10 @@ from keras_llm.errors import InputError
 from keras_llm.recipes import text_generation
 from keras_llm.recipes.common import corpus
 
-NUM_DOCUMENTS, MEBIBYTES = 720, 8  # documents of 4.2 kB in each of 8 files: 24 MB, and as many ids
+NUM_DOCUMENTS, MEBIBYTES = (
+    720,
+    8,
+)  # documents of 4.2 kB in each of 8 files: 24 MB of text, 24 of ids
 TEXTS = [f"a film about {word} and people, part {i}" for i, word in
          enumerate(["music", "stories", "trains", "letters"] * 50)]  # fmt: skip
 
@@ -131,10 +134,10 @@ def test_batches_from_disk_match_batches_from_memory(tok, on_disk):
             len(in_memory) == len(from_disk) > 20
             and in_memory.element_spec == from_disk.element_spec
         )
-        for expected, found in zip(
+        for expected, actual in zip(
             in_memory.skip(5).take(9), from_disk.skip(5).take(9), strict=True
         ):
-            flat = [np.concatenate([np.ravel(v) for v in _leaves(x)]) for x in (expected, found)]
+            flat = [np.concatenate([np.ravel(v) for v in _leaves(x)]) for x in (expected, actual)]
             np.testing.assert_array_equal(*flat)
 
 

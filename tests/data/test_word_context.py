@@ -135,8 +135,8 @@ def test_cooccurrences_are_weighted_by_distance(stream):
     expected = collections.Counter()
     for i, j in context_pairs(stream, WINDOW):
         expected[int(stream[i]), int(stream[j])] += 1 / abs(i - j)
-    found = {(int(a), int(b)): float(c) for a, b, c in zip(first, second, counts, strict=True)}
-    assert found == pytest.approx(dict(expected), rel=1e-5)
+    actual = {(int(a), int(b)): float(c) for a, b, c in zip(first, second, counts, strict=True)}
+    assert actual == pytest.approx(dict(expected), rel=1e-5)
 
 
 def test_cooccurrences_occur_once_per_epoch(stream):

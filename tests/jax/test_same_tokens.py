@@ -13,17 +13,17 @@ model = models.causal_lm(models.preset("llama-tiny"))
 rng = np.random.default_rng(0)
 model.set_weights([rng.normal(0, 0.3, w.shape) for w in model.get_weights()])
 ids, lengths = np.arange(3, 30, dtype="int32").reshape(3, 9), np.array([3, 9, 5], "int32")
-found = {}
+results = {}
 for settings in ((0.0, 0, 1.0, 7), (1.0, 40, 0.9, 7)):
     state = generation.generate(
         model, ids, lengths, np.array([20], "int32"), generation.Sampling(*settings).tensors(), 2, 0
     )
-    found[str(settings)] = np.asarray(state.token_ids).tolist()
+    results[str(settings)] = np.asarray(state.token_ids).tolist()
 stream = np.arange(2, 60, dtype="int32")
-found["score"] = np.asarray(generation.score(model, ids, lengths)).tolist()
-found["held out"] = training.evaluate_language_model(model, stream, 50, 1, 9)["perplexity"]
-found["tensorflow"] = "tensorflow" in sys.modules
-print(json.dumps(found))
+results["score"] = np.asarray(generation.score(model, ids, lengths)).tolist()
+results["held out"] = training.evaluate_language_model(model, stream, 50, 1, 9)["perplexity"]
+results["tensorflow"] = "tensorflow" in sys.modules
+print(json.dumps(results))
 """
 
 
@@ -61,7 +61,7 @@ rng = np.random.default_rng(0)
 model.set_weights([rng.normal(0, 0.3, w.shape) for w in model.get_weights()])
 task, prompts = tasks.TextGeneration(model, tokenizer), ["once upon", "a"]
 greedy = {"max_new_tokens": 8, "temperature": 0}
-found = {
+results = {
     "greedy": task(prompts, **greedy),
     "sampled": task(prompts, 8, seed=3, top_k=20, num_return_sequences=2),
     "stopped": task(prompts, 8, seed=3, stop="e"),
@@ -74,11 +74,11 @@ found = {
 }
 numbers = [*task.score(prompts), task("a", return_details=True, **greedy).log_probability]
 model.set_weights([0.5 * w for w in model.get_weights()])
-found["other weights"] = task(prompts, **greedy)
+results["other weights"] = task(prompts, **greedy)
 source = models.seq2seq(models.preset("t5-tiny", vocabulary_size=285, start_id=1))
 source.set_weights([rng.normal(0, 0.3, w.shape) for w in source.get_weights()])
-found["translated"] = tasks.Translation(source, tokenizer)(prompts, beam_width=2, max_new_tokens=8)
-print(json.dumps([found, numbers, keras.backend.backend()]))
+results["translated"] = tasks.Translation(source, tokenizer)(prompts, beam_width=2, max_new_tokens=8)
+print(json.dumps([results, numbers, keras.backend.backend()]))
 """
 
 

@@ -82,7 +82,7 @@ def test_features_are_not_padded_where_results_would_change():
 def gradient_and_stored_tensors(function, x, variables=(), size=None):
     """Return a function's outputs and gradients, and how many tensors its gradient stores.
 
-    The count is of tensors beside the input; with `size`, only of those with `size` elements.
+    The count excludes the input; with `size`, only of those with `size` elements.
     """
 
     @tf.function

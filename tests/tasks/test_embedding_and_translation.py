@@ -19,7 +19,7 @@ def tok(text_folder):
 def embedding(tok):
     options = {"vocabulary_size": 400, "num_layers": 1, "initializer_range": 0.2}
     config = models.preset("bert-tiny", **options)
-    return keras_llm.TextEmbedding(models.sentence_embedder(config), tok, {"made": "here"})
+    return keras_llm.TextEmbedding(models.sentence_embedder(config), tok, {"source": "test"})
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_embeddings_do_not_depend_on_batch(embedding):
 def test_save_and_load_embedding(embedding, tmp_path):
     embedding.save(tmp_path / "task")
     loaded = keras_llm.load(tmp_path / "task")
-    assert type(loaded) is keras_llm.TextEmbedding and loaded.metadata == {"made": "here"}
+    assert type(loaded) is keras_llm.TextEmbedding and loaded.metadata == {"source": "test"}
     np.testing.assert_array_equal(loaded("some text"), embedding("some text"))
 
 

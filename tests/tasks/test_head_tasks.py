@@ -50,7 +50,7 @@ def config(word_piece):
 @pytest.fixture(scope="module")
 def classifier(config, word_piece):
     model = models.text_classifier(config, 3)
-    return keras_llm.TextClassification(model, word_piece, LABELS, {"made": "here"})
+    return keras_llm.TextClassification(model, word_piece, LABELS, {"source": "test"})
 
 
 @pytest.fixture(scope="module")

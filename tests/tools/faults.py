@@ -1180,7 +1180,7 @@ EXPORT = (
 RECIPES = (
     Fault(
         "recipes-first-answer",
-        "the first answer is used even if it is not known",
+        "the first answer is used even if the text does not contain it",
         Place(
             "recipes/corpora/readers.py",
             "(known or answers)[0]",

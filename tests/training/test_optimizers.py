@@ -196,7 +196,7 @@ def test_gradient_accumulation_matches_large_batch():
         optimizer = training.AdamW(
             1e-3, epsilon=1e-3, global_clipnorm=0.1, gradient_accumulation_steps=steps
         )
-        # The reference need not be traced.
+        # Tracing the reference would take longer.
         trainer.compile(optimizer, jit_compile=False, run_eagerly=steps is None)
         trainer.fit(ids[:, :-1], ids[:, 1:], batch_size=size, epochs=2, shuffle=False, verbose=0)
         weights.append(model.get_weights())

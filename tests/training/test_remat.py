@@ -24,7 +24,7 @@ def fit(preset, remat, **changes):
     fitted = model if loss else training.LanguageModelTrainer(model)
     if remat:
         assert training.rematerialize(fitted) == (3 if preset == "t5-tiny" else 1)
-    # The reference need not be traced.
+    # Tracing the reference would take longer.
     fitted.compile(keras.optimizers.SGD(0.1), loss, jit_compile=False, run_eagerly=not remat)
     history = fitted.fit(x, y, batch_size=3, epochs=2, shuffle=False, verbose=0).history
     return history["loss"], [np.asarray(v) for v in fitted.variables], fitted.predict(x, verbose=0)

@@ -297,10 +297,10 @@ class RecordWeights(keras.callbacks.Callback):
 
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.values = []
 
     def on_train_batch_end(self, batch, logs=None):
-        self.seen.append(self.model.get_weights())
+        self.values.append(self.model.get_weights())
 
 
 def test_resumed_run_ends_with_averaged_weights(tmp_path):
@@ -308,14 +308,16 @@ def test_resumed_run_ends_with_averaged_weights(tmp_path):
     uninterrupted, _ = fit(
         tmp_path / "uninterrupted", epochs=2, ema=True, eager=False, callbacks=[weights]
     )
-    averages = weights.seen[0]
-    for step in weights.seen[1:]:
+    averages = weights.values[0]
+    for step in weights.values[1:]:
         pairs = zip(averages, step, strict=True)
         averages = [0.8 * average + 0.2 * weight for average, weight in pairs]
     fit(tmp_path / "resumed", epochs=1, ema=True, eager=False)
     resumed, _ = fit(tmp_path / "resumed", epochs=2, ema=True, eager=False)
     finished, _ = fit(tmp_path / "resumed", epochs=2, ema=True, eager=False)  # nothing left to do
-    assert any(np.abs(a - w).max() > 1e-3 for a, w in zip(averages, weights.seen[-1], strict=True))
+    assert any(
+        np.abs(a - w).max() > 1e-3 for a, w in zip(averages, weights.values[-1], strict=True)
+    )
     for model in (uninterrupted, resumed, finished):
         for actual, expected in zip(model.get_weights(), averages, strict=True):
             np.testing.assert_allclose(actual, expected, atol=1e-5)

@@ -183,7 +183,7 @@ def test_tensorboard_data_and_compute_seconds(tmp_path):
         for i in range(4):
             deadline = time.monotonic() + 2  # on one core, a step waits for this thread
             while i and len(started) <= i and time.monotonic() < deadline:
-                time.sleep(0.001)  # wait until the previous batch is in use
+                time.sleep(0.001)  # wait until the step of this batch has started
             time.sleep(0.02)
             yield np.ones((2, 3), "float32"), np.ones((2, 1), "float32")
 
