@@ -20,7 +20,7 @@ from keras_llm.recipes.common import corpus
 NUM_DOCUMENTS, MEBIBYTES = (
     720,
     8,
-)  # documents of 4.2 kB in each of 8 files: 24 MB of text, 24 of ids
+)  # documents of 4.2 kB in each of 8 files: 24 MB, as ids too
 TEXTS = [f"a film about {word} and people, part {i}" for i, word in
          enumerate(["music", "stories", "trains", "letters"] * 50)]  # fmt: skip
 

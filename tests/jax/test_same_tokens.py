@@ -77,7 +77,8 @@ model.set_weights([0.5 * w for w in model.get_weights()])
 results["other weights"] = task(prompts, **greedy)
 source = models.seq2seq(models.preset("t5-tiny", vocabulary_size=285, start_id=1))
 source.set_weights([rng.normal(0, 0.3, w.shape) for w in source.get_weights()])
-results["translated"] = tasks.Translation(source, tokenizer)(prompts, beam_width=2, max_new_tokens=8)
+translation = tasks.Translation(source, tokenizer)
+results["translated"] = translation(prompts, beam_width=2, max_new_tokens=8)
 print(json.dumps([results, numbers, keras.backend.backend()]))
 """
 
