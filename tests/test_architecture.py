@@ -1,4 +1,4 @@
-"""The house of the library: who may import whom, and examples that run."""
+"""Check imports between packages, docstring examples, type hints and terms."""
 
 import ast
 import configparser
@@ -15,8 +15,8 @@ import keras_llm
 ROOT = pathlib.Path(keras_llm.__file__).parent.parent
 LIBRARY = ROOT / "keras_llm"
 
-# From the top down; a room imports what is in it and in those below it.
-ROOMS = [
+# From top to bottom; a package imports only from itself and from those below it.
+LAYERS = [
     {"recipes", "cli", "commands", "__main__"},
     {"export"},
     {"checkpoints"},
@@ -33,7 +33,7 @@ ONLY_KERAS = ("layers", "models", "generation", "training")
 
 
 def imports(path):
-    """The absolute module names that a file imports, wherever in it."""
+    """Yield the absolute names of all modules that a file imports."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -49,35 +49,39 @@ def modules():
         (ROOT / "recipes", "recipes"),
     ):
         for path in sorted(folder.rglob("*.py")):
-            room = name or path.relative_to(LIBRARY).parts[0].removesuffix(".py")
-            if room != "__init__":
-                yield pytest.param(path, room, id=str(path.relative_to(ROOT)))
+            package = name or path.relative_to(LIBRARY).parts[0].removesuffix(".py")
+            if package != "__init__":
+                yield pytest.param(path, package, id=str(path.relative_to(ROOT)))
 
 
-@pytest.mark.parametrize("path, room", modules())
-def test_imports_go_down(path, room):
-    level = next(i for i, rooms in enumerate(ROOMS) if room in rooms)
-    side = ROOMS[level] if level in (0, len(ROOMS) - 1) else {room}
-    allowed = side.union(*ROOMS[level + 1 :], keras_llm._NAMES, {"__version__"})
-    rooms = {n.split(".")[1] for n in imports(path) if n.startswith("keras_llm.")}
+@pytest.mark.parametrize("path, package", modules())
+def test_imports_follow_layer_order(path, package):
+    level = next(i for i, packages in enumerate(LAYERS) if package in packages)
+    same_layer = LAYERS[level] if level in (0, len(LAYERS) - 1) else {package}
+    allowed = same_layer.union(*LAYERS[level + 1 :], keras_llm._NAMES, {"__version__"})
+    packages = {n.split(".")[1] for n in imports(path) if n.startswith("keras_llm.")}
     if path.relative_to(ROOT) == pathlib.Path("keras_llm/tasks/base.py"):
         allowed = allowed | {"export"}  # inside `Task.export`
-    assert rooms <= allowed, f"{path} imports {sorted(rooms - allowed)}"
+    assert packages <= allowed, f"{path} imports {sorted(packages - allowed)}"
 
 
-@pytest.mark.parametrize("path, room", modules())
-def test_only_keras_below_the_files_named_for_a_backend(path, room):
-    own = {"tensorflow": "tensorflow", "tensorboard": "tensorflow", "jax": "jax"}.get(path.stem)
-    if room in ONLY_KERAS:
-        found = {name.split(".")[0] for name in imports(path)}
-        assert not found & {"tensorflow", "tensorflow_text", "jax", "torch"} - {own}, path
+@pytest.mark.parametrize("path, package", modules())
+def test_backend_imports_only_in_backend_files(path, package):
+    file_backend = {"tensorflow": "tensorflow", "tensorboard": "tensorflow", "jax": "jax"}.get(
+        path.stem
+    )
+    if package in ONLY_KERAS:
+        imported = {name.split(".")[0] for name in imports(path)}
+        assert not imported & {"tensorflow", "tensorflow_text", "jax", "torch"} - {file_backend}, (
+            path
+        )
 
 
 def public_modules():
     yield "keras_llm"
     for package in ("keras_llm", "keras_llm.export", "keras_llm.recipes"):
         for info in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
-            # A backend's file needs the backend, which only TensorFlow is sure to be.
+            # A backend's file imports the backend; only TensorFlow is always installed.
             if not info.name.endswith(("__main__", ".jax")):
                 yield info.name
 
@@ -93,19 +97,21 @@ def test_every_package_is_installed():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     listed = set(setup["options"]["packages"].split())
-    found = {".".join(path.parent.relative_to(ROOT).parts) for path in LIBRARY.rglob("__init__.py")}
-    for room in ("export", "recipes"):
-        folders = [path.parent.relative_to(ROOT) for path in (ROOT / room).rglob("__init__.py")]
-        found |= {".".join(["keras_llm", *folder.parts]) for folder in folders}
-    assert listed == found
+    packages = {
+        ".".join(path.parent.relative_to(ROOT).parts) for path in LIBRARY.rglob("__init__.py")
+    }
+    for package in ("export", "recipes"):
+        folders = [path.parent.relative_to(ROOT) for path in (ROOT / package).rglob("__init__.py")]
+        packages |= {".".join(["keras_llm", *folder.parts]) for folder in folders}
+    assert listed == packages
 
 
-def test_every_public_name_is_there_and_documented():
-    for room in sorted(keras_llm._SUBMODULES - {"recipes"}):
-        module = importlib.import_module(f"keras_llm.{room}")
+def test_public_names_exist_and_have_docstrings():
+    for package in sorted(keras_llm._SUBMODULES - {"recipes"}):
+        module = importlib.import_module(f"keras_llm.{package}")
         for name in module.__all__:
             value = getattr(module, name)
-            assert value.__doc__, f"keras_llm.{room}.{name} has no docstring"
+            assert value.__doc__, f"keras_llm.{package}.{name} has no docstring"
     for name in keras_llm.__all__:
         assert getattr(keras_llm, name) is not None
     with pytest.raises(AttributeError, match="keras_llm"):
@@ -113,20 +119,20 @@ def test_every_public_name_is_there_and_documented():
 
 
 def public_functions():
-    """The public functions and methods that the rooms export, with their names."""
-    for room in sorted(keras_llm._SUBMODULES - {"recipes"}):
-        module = importlib.import_module(f"keras_llm.{room}")
+    """Yield the names and values of the packages' public functions and methods."""
+    for package in sorted(keras_llm._SUBMODULES - {"recipes"}):
+        module = importlib.import_module(f"keras_llm.{package}")
         for name in module.__all__:
             value = getattr(module, name)
             if inspect.isfunction(value):
-                yield f"{room}.{name}", value
+                yield f"{package}.{name}", value
             elif inspect.isclass(value) and value.__module__.startswith("keras_llm"):
                 for method, function in vars(value).items():
                     function = getattr(function, "__func__", function)
                     is_public = not method.startswith("_") or method in ("__init__", "__call__")
-                    of_ours = getattr(function, "__module__", "").startswith("keras_llm")
-                    if inspect.isfunction(function) and is_public and of_ours:
-                        yield f"{room}.{name}.{method}", function
+                    is_library_code = getattr(function, "__module__", "").startswith("keras_llm")
+                    if inspect.isfunction(function) and is_public and is_library_code:
+                        yield f"{package}.{name}.{method}", function
 
 
 def test_public_signatures_have_type_hints():
@@ -142,9 +148,9 @@ def test_public_signatures_have_type_hints():
     assert missing == []
 
 
-# What nobody outside this repository calls so; the field's word is in the style guide.
-INVENTED = ("CharacterPlaces", "_Watched", "device_parity", "decoder_proof", "flat_graph")
-INVENTED_IN_PROSE = (
+# Terms that nobody outside this repository uses.
+DISCOURAGED_NAMES = ("CharacterPlaces", "_Watched", "device_parity", "decoder_proof", "flat_graph")
+DISCOURAGED_PHRASES = (
     "cannot be had",
     "to be had",
     "time of grace",
@@ -155,15 +161,17 @@ INVENTED_IN_PROSE = (
 )
 
 
-def test_invented_terms_do_not_come_back():
+def test_discouraged_terms_are_not_used():
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     files = [
-        path for room in (LIBRARY, ROOT / "export", ROOT / "recipes") for path in room.rglob("*.py")
+        path
+        for package in (LIBRARY, ROOT / "export", ROOT / "recipes")
+        for path in package.rglob("*.py")
     ]
-    found = [
+    occurrences = [
         f"{path.relative_to(ROOT)}: {term}"
         for path in [*pages, *files]
-        for term in (*INVENTED, *INVENTED_IN_PROSE)
+        for term in (*DISCOURAGED_NAMES, *DISCOURAGED_PHRASES)
         if term in path.read_text("utf-8")
     ]
-    assert found == []
+    assert occurrences == []

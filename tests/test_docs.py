@@ -1,4 +1,4 @@
-"""What the documents tell a reader to type is typed here."""
+"""Run the code, commands and links of the documentation."""
 
 import json
 import pathlib
@@ -20,27 +20,29 @@ NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 CHINESE = [page for page in PAGES if page.is_relative_to(DOCS / "zh") or "zh-CN" in page.name]
 
 
-def blocks(page, language):
+def code_blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
 
 
 @pytest.fixture
-def small_and_plain(monkeypatch):
-    """Models of one layer where a page does not say how many, compiled without XLA where it does
-    not ask for it: both take seconds for each model. Tests of the models have them as they are."""
+def use_small_models(monkeypatch):
+    """Build tiny presets with one layer and compile without XLA, unless a page says otherwise.
+
+    Both take seconds per model. The models' own tests cover the full configurations.
+    """
     preset, compile_model = keras_llm.models.preset, keras.Model.compile
 
     def small_preset(name, **changes):
         config = preset(name, **changes)
-        depths = [f for f in ("num_layers", "num_decoder_layers") if hasattr(config, f)]
-        small = {field: 1 for field in depths if name.endswith("-tiny")}
+        depth_fields = [f for f in ("num_layers", "num_decoder_layers") if hasattr(config, f)]
+        small = {field: 1 for field in depth_fields if name.endswith("-tiny")}
         return preset(name, **{**small, **changes})
 
-    def compile_plainly(model, *arguments, **options):
+    def compile_without_xla(model, *arguments, **options):
         compile_model(model, *arguments, **{"jit_compile": False, **options})
 
     monkeypatch.setattr(keras_llm.models, "preset", small_preset)
-    monkeypatch.setattr(keras.Model, "compile", compile_plainly)
+    monkeypatch.setattr(keras.Model, "compile", compile_without_xla)
 
 
 @pytest.mark.parametrize(
@@ -48,20 +50,20 @@ def small_and_plain(monkeypatch):
     [page for page in PAGES if page not in CHINESE],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
-def test_python_runs_from_top_to_bottom(page, tmp_path, monkeypatch, small_and_plain):
+def test_python_code_runs(page, tmp_path, monkeypatch, use_small_models):
     monkeypatch.chdir(tmp_path)
     namespace = {}
-    for number, block in enumerate(blocks(page, "python")):
+    for number, block in enumerate(code_blocks(page, "python")):
         exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_have_the_options_that_are_written(page):
+def test_command_line_options_exist(page):
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
-    for line in "".join(blocks(page, "console")).splitlines():
+    for line in "".join(code_blocks(page, "console")).splitlines():
         program, *arguments = shlex.split(line)
         if program == "keras-llm":
-            cli._parse(arguments)  # raises what a user would be told
+            cli._parse(arguments)  # raises the error that a user would see
         elif program == "make":
             assert set(arguments) <= targets, line
         else:
@@ -69,19 +71,19 @@ def test_commands_have_the_options_that_are_written(page):
 
 
 def prose(page):
-    """A page without its blocks of code."""
+    """Return a page's text without its code blocks."""
     return re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
 
 
 def anchors(page):
-    """What links to a page may end with, after the rule of the site and of GitHub."""
+    """Yield a page's heading anchors, by the rules of the site and of GitHub."""
     for heading in re.findall(r"^#+ (.+)$", prose(page), re.M):
         text = unicodedata.normalize("NFC", re.sub(r"[`*]", "", heading)).strip().lower()
         yield re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_and_anchors_lead_somewhere(page):
+def test_links_and_anchors_exist(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if "://" not in link:
             path, _, anchor = link.partition("#")
@@ -90,14 +92,14 @@ def test_links_and_anchors_lead_somewhere(page):
             assert not anchor or anchor in set(anchors(target)), f"{page.name}: {link}"
 
 
-def test_every_page_is_in_the_navigation_once():
+def test_navigation_lists_every_page_once():
     nav = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:")[2]
     listed = re.findall(r": (\S+\.md)$", nav, re.M)
     assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebooks_are_listed_and_kept_without_what_they_print(path):
+def test_notebooks_are_listed_and_have_no_outputs(path):
     assert f"](notebooks/{path.name})" in (DOCS / "notebooks.md").read_text("utf-8")
     cells = json.loads(path.read_text("utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
@@ -107,24 +109,24 @@ def test_notebooks_are_listed_and_kept_without_what_they_print(path):
         assert (path.parent / link).exists(), link
 
 
-def test_the_reference_has_every_public_name():
+def test_api_reference_has_every_public_name():
     pages = "".join(page.read_text("utf-8") for page in (DOCS / "api").glob("*.md"))
     shown = re.findall(r"^::: (\S+)", pages, re.M)
-    for room in sorted(keras_llm._SUBMODULES - {"recipes", "export"}):
-        assert f"keras_llm.{room}" in shown
+    for package in sorted(keras_llm._SUBMODULES - {"recipes", "export"}):
+        assert f"keras_llm.{package}" in shown
     for name, module in {**keras_llm.export._NAMES, "TensorBoard": "keras_llm.training"}.items():
         assert any(path.startswith(module) and path.endswith(f".{name}") for path in shown), name
 
 
-def english(page):
-    """The page that a Chinese one is the translation of."""
+def english_page(page):
+    """Return the English page that a Chinese page translates."""
     if page.parent == ROOT:
         return ROOT / "README.md"
     return DOCS / page.relative_to(DOCS / "zh")
 
 
-def shape(page):
-    """What a translation leaves as it is: levels of headings, code, formulas, rows of tables."""
+def page_structure(page):
+    """Return what a translation keeps: heading levels, code, formulas, table rows, pictures."""
     text = prose(page)
     return {
         "headings": re.findall(r"^(#+) ", text, re.M),
@@ -136,14 +138,14 @@ def shape(page):
 
 
 @pytest.mark.parametrize("page", CHINESE, ids=lambda page: str(page.relative_to(ROOT)))
-def test_a_chinese_page_has_the_parts_of_the_english_one(page):
-    assert shape(page) == shape(english(page))
+def test_chinese_page_has_structure_of_english_page(page):
+    assert page_structure(page) == page_structure(english_page(page))
 
 
-def test_pages_that_teach_are_in_both_languages():
-    taught = {"get_started.md", "faq.md", "serving.md", "on_device.md"} | {
+def test_teaching_pages_are_translated():
+    teaching_pages = {"get_started.md", "faq.md", "serving.md", "on_device.md"} | {
         f"concepts/{page.name}" for page in (DOCS / "concepts").glob("*.md")
     }
-    # The glossary holds both languages.
+    # The glossary contains both languages.
     translated = {str(page.relative_to(DOCS / "zh")) for page in (DOCS / "zh").rglob("*.md")}
-    assert translated == taught - {"concepts/glossary.md"}
+    assert translated == teaching_pages - {"concepts/glossary.md"}

@@ -1,4 +1,4 @@
-"""Whole or not at all: writes that fail, are killed or run out of space leave the old artefact."""
+"""Atomic writes: a failed, killed or out-of-space write leaves the old artifact in place."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_folder_appears_whole(tmp_path):
+def test_atomic_folder_appears_complete(tmp_path):
     target = tmp_path / "deep" / "model"
     with atomic_folder(target) as partial:
         (partial / "a").write_text("1")
@@ -25,7 +25,7 @@ def test_a_folder_appears_whole(tmp_path):
     assert names(target) == ["a"] and names(target.parent) == ["model"]
 
 
-def test_an_existing_folder_is_refused_or_replaced(tmp_path):
+def test_existing_folder_raises_or_is_overwritten(tmp_path):
     target = tmp_path / "model"
     with atomic_folder(target) as partial:
         (partial / "old").write_text("1")
@@ -37,7 +37,7 @@ def test_an_existing_folder_is_refused_or_replaced(tmp_path):
     assert names(target) == ["new"] and names(tmp_path) == ["model"]
 
 
-def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
+def test_error_keeps_only_old_folder(tmp_path):
     target = tmp_path / "model"
     with atomic_folder(target) as partial:
         (partial / "old").write_text("1")
@@ -47,7 +47,7 @@ def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
     assert names(target) == ["old"] and names(tmp_path) == ["model"]
 
 
-def test_an_unfinished_run_is_kept_if_it_is_worth_it(tmp_path):
+def test_keep_if_keeps_partial_folder(tmp_path):
     target = tmp_path / "run"
     for name in ("log", "best"):
         with pytest.raises(RuntimeError), atomic_folder(target, keep_if=["best"]) as partial:
@@ -63,7 +63,7 @@ def test_an_unfinished_run_is_kept_if_it_is_worth_it(tmp_path):
         assert names(partial) == []
 
 
-def test_two_writers_do_not_mix(tmp_path):
+def test_concurrent_writer_raises(tmp_path):
     target = tmp_path / "model"
     with (
         atomic_folder(target),
@@ -73,7 +73,7 @@ def test_two_writers_do_not_mix(tmp_path):
         pytest.fail("the body must not run")
 
 
-def test_a_file_appears_whole(tmp_path):
+def test_atomic_file_appears_complete(tmp_path):
     target = tmp_path / "model.tflite"
     with atomic_file(target) as partial:
         assert partial.suffix == ".tflite"
@@ -86,13 +86,13 @@ def test_a_file_appears_whole(tmp_path):
     assert target.read_text() == "1" and names(tmp_path) == ["model.tflite"]
 
 
-# A process that saves twice: with too small a disk, and so slowly that it can be killed meanwhile.
-SAVE = """
+# Saves twice: first with too small a disk, then so slowly that the process can be killed meanwhile.
+SAVE_SCRIPT = """
     import resource, sys, time, keras_llm
     task = keras_llm.load(sys.argv[1])
     task.model.set_weights([w * 0 for w in task.model.get_weights()])
 
-    # Writing past this size fails as a full disk does, with an OSError.
+    # Writing past this size fails with an OSError, as on a full disk.
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most))
     try:
@@ -110,48 +110,48 @@ SAVE = """
 """
 
 
-def is_task(folder, task):
-    """Whether a folder holds a task: all that its texts come from, down to the last bit."""
+def holds_task(folder, task):
+    """Check that a folder holds `task`: weights, tokenizer and metadata are bit-exact."""
     import keras_llm
     from keras_llm import models
 
-    found = keras_llm.load(folder)
+    loaded = keras_llm.load(folder)
     text = "The value of 中文 is\n12."
     return (
-        type(found) is type(task)
-        and models.describe(found.model) == models.describe(task.model)
-        and [v.path for v in found.model.variables] == [v.path for v in task.model.variables]
-        and all(map(np.array_equal, found.model.get_weights(), task.model.get_weights()))
-        and found.tokenizer.encode_prompt(text) == task.tokenizer.encode_prompt(text)
-        and found.end_token_ids == task.end_token_ids
-        and found.metadata == task.metadata
+        type(loaded) is type(task)
+        and models.describe(loaded.model) == models.describe(task.model)
+        and [v.path for v in loaded.model.variables] == [v.path for v in task.model.variables]
+        and all(map(np.array_equal, loaded.model.get_weights(), task.model.get_weights()))
+        and loaded.tokenizer.encode_prompt(text) == task.tokenizer.encode_prompt(text)
+        and loaded.end_token_ids == task.end_token_ids
+        and loaded.metadata == task.metadata
     )
 
 
-def test_a_full_disk_and_a_kill_in_the_middle_of_saving_leave_the_old_model(task, tmp_path):
+def test_full_disk_and_kill_during_save_keep_old_model(task, tmp_path):
     folder = tmp_path / "model"
     task.save(folder)
-    command = [sys.executable, "-c", textwrap.dedent(SAVE), str(folder)]
+    command = [sys.executable, "-c", textwrap.dedent(SAVE_SCRIPT), str(folder)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout.readline() == "full disk\n"
         assert names(tmp_path) == ["model"]
-        assert is_task(folder, task)
+        assert holds_task(folder, task)
         process.stdin.write("\n")
         process.stdin.flush()
         assert process.stdout.readline() == "in the middle\n"
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert names(tmp_path) == [".model.partial.lock", "model", "model.partial"]
-    assert is_task(folder, task)
-    task.save(folder, overwrite=True)  # what the killed process left is no obstacle
+    assert holds_task(folder, task)
+    task.save(folder, overwrite=True)  # files left by the killed process do not block saving
     assert names(tmp_path) == ["model"]
-    assert is_task(folder, task)
+    assert holds_task(folder, task)
 
 
-def test_without_an_atomic_exchange_the_old_folder_is_set_aside(tmp_path, monkeypatch):
+def test_overwrite_without_atomic_exchange(tmp_path, monkeypatch):
     import keras_llm.files
 
     monkeypatch.setattr(keras_llm.files, "_exchange", lambda first, second: False)
-    test_an_existing_folder_is_refused_or_replaced(tmp_path)
+    test_existing_folder_raises_or_is_overwritten(tmp_path)
     assert os.listdir(tmp_path) == ["model"]

@@ -4,8 +4,10 @@ import pytest
 
 @pytest.fixture(scope="session")
 def randomize():
-    """A function that gives a model weights far from the initial ones; gains such that
-    1 + (gain - 1) is exact."""
+    """Return a function that sets a model's weights to random values far from the initial ones.
+
+    Gains are such that 1 + (gain - 1) is exact.
+    """
 
     def change(model, seed=0):
         rng = np.random.default_rng(seed)

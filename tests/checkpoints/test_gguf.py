@@ -1,4 +1,4 @@
-"""GGUF files written here by the package gguf, and what becomes of them."""
+"""Test reading of GGUF files, written by the package gguf."""
 
 import dataclasses
 import sys
@@ -16,7 +16,7 @@ from keras_llm.errors import InputError
 from keras_llm.layers import Llama3Scaling, Rotary
 
 Type = gguf.GGMLQuantizationType
-TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
+CHAT_TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def config(tok):
     )
 
 
-def pairs_together(matrix, heads):
-    """llama.cpp's order of the rows (out, in) of a query or key matrix, row by row."""
+def interleave_rows(matrix, heads):
+    """Reorder the rows of a query or key matrix (out, in) as llama.cpp does, row by row."""
     size = len(matrix) // heads
     rows = []
     for head in range(heads):
@@ -41,8 +41,8 @@ def pairs_together(matrix, heads):
     return matrix[rows]
 
 
-def tensors_of(model, permuted=True):
-    """The tensors (out, in) of a model by llama.cpp's names."""
+def gguf_tensors(model, permuted=True):
+    """Return a model's tensors (out, in) by llama.cpp's names."""
     config, weights = model.config, {v.path: np.asarray(v) for v in model.variables}
     tensors = {
         "token_embd.weight": weights["token_embedding/embeddings"],
@@ -69,13 +69,13 @@ def tensors_of(model, permuted=True):
         for path, name in names.items():
             tensor = weights[f"block_{i}/{path}"].T
             if permuted and name in heads:
-                tensor = pairs_together(tensor, heads[name])
+                tensor = interleave_rows(tensor, heads[name])
             tensors[f"blk.{i}.{name}.weight"] = np.ascontiguousarray(tensor)
     return tensors
 
 
-def write(path, config, tensors, tok, kind=Type.F32, architecture="llama", **fields):
-    """A GGUF file with its matrices in one type and its vectors in float32."""
+def write_gguf(path, config, tensors, tok, kind=Type.F32, architecture="llama", **fields):
+    """Write a GGUF file with all matrices in one type and vectors in float32."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config.num_layers)
     writer.add_context_length(config.max_length)
@@ -98,7 +98,7 @@ def write(path, config, tensors, tok, kind=Type.F32, architecture="llama", **fie
     writer.add_bos_token_id(tok.bos_id)
     writer.add_eos_token_id(tok.eos_id)
     writer.add_add_bos_token(tok.add_bos)
-    writer.add_chat_template(TEMPLATE)
+    writer.add_chat_template(CHAT_TEMPLATE)
     writer.add_eot_token_id(5)
     for name, value in fields.items():
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
@@ -125,87 +125,85 @@ def assert_same_weights(first, second):
         np.testing.assert_array_equal(weight, weights(second)[path], err_msg=path)
 
 
-def test_a_file_in_float32_is_the_model_bit_for_bit(tmp_path, tok, config, randomize):
+def test_float32_file_is_bit_exact(tmp_path, tok, config, randomize):
     model = randomize(models.causal_lm(config))
-    path = write(tmp_path / "model.gguf", config, tensors_of(model), tok)
+    path = write_gguf(tmp_path / "model.gguf", config, gguf_tensors(model), tok)
     task = from_gguf(path)
     assert_same_weights(model, task.model)
     assert task.model.config.position == config.position
     assert task.model.config.max_length == config.max_length
-    assert task.metadata["chat_template"] == TEMPLATE
+    assert task.metadata["chat_template"] == CHAT_TEMPLATE
     assert task.end_token_ids == (task.tokenizer.eos_id, 5)
     assert task.tokenizer.encode("a fox, once") == tok.encode("a fox, once")
     text = keras_llm.TextGeneration(model, tok)("once", max_new_tokens=8, temperature=0)
     assert task("once", max_new_tokens=8, temperature=0) == text
 
 
-def test_an_untied_head_and_wide_heads(tmp_path, tok, config, randomize):
+def test_untied_embeddings_and_wide_heads(tmp_path, tok, config, randomize):
     other = dataclasses.replace(config, tie_embeddings=False, head_dim=32)
     model = randomize(models.causal_lm(other))
-    path = write(tmp_path / "model.gguf", other, tensors_of(model), tok)
+    path = write_gguf(tmp_path / "model.gguf", other, gguf_tensors(model), tok)
     assert_same_weights(model, from_gguf(path).model)
 
 
-def test_qwen3_keeps_the_order_of_its_rows(tmp_path, tok, randomize):
+def test_qwen3_row_order(tmp_path, tok, randomize):
     config = models.preset("qwen3-tiny", vocabulary_size=tok.vocabulary_size)
     model = randomize(models.causal_lm(config))
-    tensors = tensors_of(model, permuted=False)
-    path = write(tmp_path / "model.gguf", config, tensors, tok, architecture="qwen3")
+    tensors = gguf_tensors(model, permuted=False)
+    path = write_gguf(tmp_path / "model.gguf", config, tensors, tok, architecture="qwen3")
     assert_same_weights(model, from_gguf(path).model)
 
 
 @pytest.mark.parametrize("kind, bits", [("F16", 11), ("BF16", 8), ("Q8_0", 7), ("Q4_0", 3)])
-def test_quantised_weights_are_near_and_all_of_them_used(
-    kind, bits, tmp_path, tok, config, randomize
-):
+def test_quantized_weights_are_close(kind, bits, tmp_path, tok, config, randomize):
     model = randomize(models.causal_lm(config))
-    path = write(tmp_path / "model.gguf", config, tensors_of(model), tok, Type[kind])
-    got = from_gguf(path).model
+    path = write_gguf(tmp_path / "model.gguf", config, gguf_tensors(model), tok, Type[kind])
+    loaded = from_gguf(path).model
     for name, weight in weights(model).items():
-        error = np.abs(weights(got)[name] - weight).max()
+        error = np.abs(weights(loaded)[name] - weight).max()
         if weight.ndim == 1:
             assert error == 0
         else:  # weights are within -1 .. 1
             assert 0 < error <= 2.0**-bits, name
 
 
-def test_bfloat16_stays(tmp_path, tok, config, randomize):
+def test_bfloat16_is_kept(tmp_path, tok, config, randomize):
     model = randomize(models.causal_lm(config))
-    path = write(tmp_path / "model.gguf", config, tensors_of(model), tok, Type.BF16)
-    got = from_gguf(path, dtype="bfloat16").model
+    path = write_gguf(tmp_path / "model.gguf", config, gguf_tensors(model), tok, Type.BF16)
+    loaded = from_gguf(path, dtype="bfloat16").model
     for name, weight in weights(model).items():
-        np.testing.assert_array_equal(weights(got)[name], weight.astype(ml_dtypes.bfloat16))
+        np.testing.assert_array_equal(weights(loaded)[name], weight.astype(ml_dtypes.bfloat16))
 
 
-def test_q4_1_against_its_formula(tmp_path):
+def test_q4_1_matches_formula(tmp_path):
     blocks = np.random.default_rng(0).integers(0, 256, (3, 20), dtype="uint8")
     scales = np.array([[0.5, -1], [0.25, 2], [-0.125, 0]], "float16")
     blocks[:, :4] = scales.view("uint8")
-    got = read_blocks(tmp_path, blocks, Type.Q4_1, 32)
+    values = read_blocks(tmp_path, blocks, Type.Q4_1, 32)
     for row, block in enumerate(blocks):
         scale, least = scales[row].astype("float32")
         for i in range(16):
-            assert got[row, i] == scale * (block[4 + i] % 16) + least
-            assert got[row, i + 16] == scale * (block[4 + i] // 16) + least
+            assert values[row, i] == scale * (block[4 + i] % 16) + least
+            assert values[row, i + 16] == scale * (block[4 + i] // 16) + least
 
 
-def test_q6_k_against_its_formula(tmp_path):
+def test_q6_k_matches_formula(tmp_path):
     blocks = np.random.default_rng(0).integers(0, 256, (2, 210), dtype="uint8")
     blocks[:, 208:] = np.array([[0.5], [-0.25]], "float16").view("uint8")
-    got = read_blocks(tmp_path, blocks, Type.Q6_K, 256)
+    values = read_blocks(tmp_path, blocks, Type.Q6_K, 256)
     for row, block in enumerate(blocks):
         low, high = block[:128], block[128:192]
         scales = block[192:208].view("int8")
         for i in range(256):
-            half, quarter, place = i // 128, i % 128 // 32, i % 32
-            four = low[64 * half + 32 * (quarter % 2) + place] >> (4 * (quarter // 2)) & 15
-            two = high[32 * half + place] >> (2 * quarter) & 3
-            value = (int(four) | int(two) << 4) - 32
-            assert got[row, i] == [0.5, -0.25][row] * scales[i // 16] * value
+            half, quarter, index = i // 128, i % 128 // 32, i % 32
+            low_bits = low[64 * half + 32 * (quarter % 2) + index] >> (4 * (quarter // 2)) & 15
+            high_bits = high[32 * half + index] >> (2 * quarter) & 3
+            value = (int(low_bits) | int(high_bits) << 4) - 32
+            assert values[row, i] == [0.5, -0.25][row] * scales[i // 16] * value
 
 
 def read_blocks(tmp_path, blocks, kind, size):
-    """Raw blocks through a file: float32 (rows, size)."""
+    """Write raw blocks to a file and read them back as float32 (rows, size)."""
     writer = gguf.GGUFWriter(tmp_path / "blocks.gguf", "llama")
     writer.add_tensor("t", blocks, raw_dtype=kind)
     writer.write_header_to_file()
@@ -217,20 +215,20 @@ def read_blocks(tmp_path, blocks, kind, size):
     return tensors["t"]
 
 
-def test_frequencies_of_llama3(tmp_path, tok, config, randomize):
-    rule = Llama3Scaling(32.0, 1.0, 4.0, 8192)
+def test_llama3_rope_frequencies(tmp_path, tok, config, randomize):
+    scaling = Llama3Scaling(32.0, 1.0, 4.0, 8192)
     other = dataclasses.replace(config, position=Rotary(5e5))
     model = randomize(models.causal_lm(other))
     plain = 5e5 ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
-    divisors = plain / rule.frequencies(5e5, config.head_dim)[0]
+    divisors = plain / scaling.frequencies(5e5, config.head_dim)[0]
     assert divisors.max() == pytest.approx(32) and divisors.min() == 1
-    tensors = {**tensors_of(model), "rope_freqs.weight": divisors}
-    path = write(tmp_path / "model.gguf", other, tensors, tok)
+    tensors = {**gguf_tensors(model), "rope_freqs.weight": divisors}
+    path = write_gguf(tmp_path / "model.gguf", other, tensors, tok)
     position = from_gguf(path).model.config.position
     assert position.base == 5e5 and isinstance(position.scaling, Llama3Scaling)
     assert position.scaling.factor == pytest.approx(32)
     tensors["rope_freqs.weight"] = divisors * 1.5
-    path = write(tmp_path / "other.gguf", other, tensors, tok)
+    path = write_gguf(tmp_path / "other.gguf", other, tensors, tok)
     with pytest.raises(InputError, match=r"tensor 'rope_freqs.weight' does not match Llama 3"):
         from_gguf(path)
 
@@ -238,7 +236,7 @@ def test_frequencies_of_llama3(tmp_path, tok, config, randomize):
 def test_linear_scaling(tmp_path, tok, config, randomize):
     fields = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
     model = randomize(models.causal_lm(config))
-    path = write(tmp_path / "model.gguf", config, tensors_of(model), tok, **fields)
+    path = write_gguf(tmp_path / "model.gguf", config, gguf_tensors(model), tok, **fields)
     assert from_gguf(path).model.config.position == Rotary(config.position.base, 4.0)
 
 
@@ -251,19 +249,17 @@ def test_linear_scaling(tmp_path, tok, config, randomize):
         ({"llama.rope.dimension_count": 4}, r"`llama.rope.dimension_count` must be 16"),
     ],
 )
-def test_fields_that_cannot_be_represented_are_named(
-    fields, message, tmp_path, tok, config, randomize
-):
-    tensors = tensors_of(models.causal_lm(config))
-    path = write(tmp_path / "model.gguf", config, tensors, tok, **fields)
+def test_unsupported_fields_raise_error(fields, message, tmp_path, tok, config, randomize):
+    tensors = gguf_tensors(models.causal_lm(config))
+    path = write_gguf(tmp_path / "model.gguf", config, tensors, tok, **fields)
     with pytest.raises(InputError, match=message) as error:
         from_gguf(path)
     assert "model.gguf" in str(error.value)
 
 
-def test_another_architecture_is_refused(tmp_path, tok, config):
-    tensors = tensors_of(models.causal_lm(config))
-    path = write(tmp_path / "model.gguf", config, tensors, tok, architecture="mamba")
+def test_unknown_architecture_raises_error(tmp_path, tok, config):
+    tensors = gguf_tensors(models.causal_lm(config))
+    path = write_gguf(tmp_path / "model.gguf", config, tensors, tok, architecture="mamba")
     with pytest.raises(
         InputError, match=r"`general.architecture` is 'mamba'; it must be one of llama"
     ):
@@ -284,44 +280,46 @@ def test_another_architecture_is_refused(tmp_path, tok, config):
         ),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(change, message, tmp_path, tok, config):
-    tensors = tensors_of(models.causal_lm(config))
+def test_mismatched_tensors_raise_error(change, message, tmp_path, tok, config):
+    tensors = gguf_tensors(models.causal_lm(config))
     change(tensors)
-    path = write(tmp_path / "model.gguf", config, tensors, tok)
+    path = write_gguf(tmp_path / "model.gguf", config, tensors, tok)
     with pytest.raises(InputError, match=message):
         from_gguf(path)
 
 
-def test_a_type_that_cannot_be_dequantised_is_named(tmp_path):
+def test_unsupported_tensor_type_raises_error(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
-    writer.add_tensor("whole", np.arange(4, dtype="int32"))
+    writer.add_tensor("integers", np.arange(4, dtype="int32"))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    _, found = open_gguf(tmp_path / "model.gguf")
-    with pytest.raises(InputError, match=r"tensor 'whole' has the type I32, which cannot be deq"):
-        found["whole"]
+    _, tensors = open_gguf(tmp_path / "model.gguf")
+    with pytest.raises(
+        InputError, match=r"tensor 'integers' has the type I32, which cannot be deq"
+    ):
+        tensors["integers"]
 
 
-def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, tok, config):
-    path = write(tmp_path / "model.gguf", config, tensors_of(models.causal_lm(config)), tok)
-    whole = path.read_bytes()
-    sizes = [0, 3, 10, 30, 200, 5000, len(whole) // 2, len(whole) - 1]
+def test_truncated_file_raises_error(tmp_path, tok, config):
+    path = write_gguf(tmp_path / "model.gguf", config, gguf_tensors(models.causal_lm(config)), tok)
+    content = path.read_bytes()
+    sizes = [0, 3, 10, 30, 200, 5000, len(content) // 2, len(content) - 1]
     for size in sizes:
-        path.write_bytes(whole[:size])
+        path.write_bytes(content[:size])
         with pytest.raises(InputError, match=r"model.gguf"):
             from_gguf(path)
     for offset in (0, 4, 8, 16, 24, 40):  # magic, version, counts, the first key
-        path.write_bytes(whole[:offset] + b"\xf7" * 8 + whole[offset + 8 :])
+        path.write_bytes(content[:offset] + b"\xf7" * 8 + content[offset + 8 :])
         with pytest.raises(InputError, match=r"model.gguf"):
             from_gguf(path)
     with pytest.raises(InputError, match=r"nothing.gguf does not exist"):
         from_gguf(tmp_path / "nothing.gguf")
 
 
-def test_a_damaged_head_is_read_or_refused(tmp_path):
-    """Whatever bytes are changed, there is an answer or an InputError."""
+def test_corrupt_header_is_read_or_raises_error(tmp_path):
+    """Corrupt bytes give tensors or an InputError, never another error."""
     writer = gguf.GGUFWriter(tmp_path / "small.gguf", "llama")
     writer.add_token_list(["a", "b", "c"])
     writer.add_tensor("t", np.arange(32, dtype="float32"))
@@ -329,22 +327,22 @@ def test_a_damaged_head_is_read_or_refused(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    whole, rng = (tmp_path / "small.gguf").read_bytes(), np.random.default_rng(0)
-    refused = 0
+    content, rng = (tmp_path / "small.gguf").read_bytes(), np.random.default_rng(0)
+    errors = 0
     for _ in range(150):
-        damaged = bytearray(whole)
-        for place in rng.integers(0, len(whole) - 128, 2):
-            damaged[place] = rng.integers(0, 256)
-        (tmp_path / "small.gguf").write_bytes(damaged)
+        corrupt = bytearray(content)
+        for position in rng.integers(0, len(content) - 128, 2):
+            corrupt[position] = rng.integers(0, 256)
+        (tmp_path / "small.gguf").write_bytes(corrupt)
         try:
             _, tensors = open_gguf(tmp_path / "small.gguf")
             assert all(isinstance(tensors[name], np.ndarray) for name in tensors)
         except InputError:
-            refused += 1
-    assert 30 < refused < 150
+            errors += 1
+    assert 30 < errors < 150
 
 
-def test_without_the_package_the_remedy_is_named(tmp_path, monkeypatch):
+def test_missing_package_raises_error(tmp_path, monkeypatch):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(InputError, match="pip install gguf"):

@@ -5,38 +5,38 @@ from keras_llm.checkpoints import read_glove
 from keras_llm.errors import InputError
 
 
-def written(tmp_path, text):
+def write_vectors(tmp_path, text):
     path = tmp_path / "vectors.txt"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
 
 
-def test_words_and_numbers(tmp_path):
-    table, words = read_glove(written(tmp_path, "the 0.5 -1 2e-3\nä 1 2 3\n"))
+def test_read_words_and_vectors(tmp_path):
+    table, words = read_glove(write_vectors(tmp_path, "the 0.5 -1 2e-3\nä 1 2 3\n"))
     assert words == ["the", "ä"]
     assert table.dtype == "float32"
     np.testing.assert_array_equal(table, np.array([[0.5, -1, 2e-3], [1, 2, 3]], "float32"))
 
 
-def test_many_random_vectors_come_back_as_they_were(tmp_path):
+def test_random_vectors_round_trip(tmp_path):
     numbers = np.random.default_rng(0).normal(size=(500, 40)).astype("float32")
     lines = [f"w{i} " + " ".join(map(repr, row.tolist())) for i, row in enumerate(numbers)]
-    table, words = read_glove(written(tmp_path, "\n".join(lines)))
+    table, words = read_glove(write_vectors(tmp_path, "\n".join(lines)))
     assert words == [f"w{i}" for i in range(500)]
     np.testing.assert_array_equal(table, numbers)
 
 
-def test_words_with_spaces_end_where_the_numbers_begin(tmp_path):
-    table, words = read_glove(written(tmp_path, "a 1 2\n. . . 3 4\nat name@domain.com 5 6\n"))
+def test_words_with_spaces(tmp_path):
+    table, words = read_glove(write_vectors(tmp_path, "a 1 2\n. . . 3 4\nat name@domain.com 5 6\n"))
     assert words == ["a", ". . .", "at name@domain.com"]
     np.testing.assert_array_equal(table, [[1, 2], [3, 4], [5, 6]])
 
 
-def test_a_first_line_may_tell_the_sizes(tmp_path):
-    table, words = read_glove(written(tmp_path, "2 3\r\na 1 2 3 \r\nb 4 5 6\r\n"))
+def test_header_line_with_sizes(tmp_path):
+    table, words = read_glove(write_vectors(tmp_path, "2 3\r\na 1 2 3 \r\nb 4 5 6\r\n"))
     assert words == ["a", "b"] and table.shape == (2, 3)
-    # The second word of a table of one column is not a head.
-    assert read_glove(written(tmp_path, "a 1\n7 5\n"))[1] == ["a", "7"]
+    # The second line of a table of one column is not a header.
+    assert read_glove(write_vectors(tmp_path, "a 1\n7 5\n"))[1] == ["a", "7"]
 
 
 @pytest.mark.parametrize(
@@ -57,13 +57,13 @@ def test_a_first_line_may_tell_the_sizes(tmp_path):
         ("3 2\n", "has no word vectors"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_line(tmp_path, text, message):
-    path = written(tmp_path, text)
+def test_invalid_files_raise_error_with_line(tmp_path, text, message):
+    path = write_vectors(tmp_path, text)
     with pytest.raises(InputError, match=message) as error:
         read_glove(path)
     assert str(path) in str(error.value)
 
 
-def test_a_missing_file(tmp_path):
+def test_missing_file_raises_error(tmp_path):
     with pytest.raises(InputError, match=r"nothing.txt does not exist"):
         read_glove(tmp_path / "nothing.txt")

@@ -1,4 +1,4 @@
-"""Folders written and read back. That other libraries agree is tested in tests/parity."""
+"""Test round trips of Hugging Face folders; tests/parity compares with other libraries."""
 
 import dataclasses
 import json
@@ -58,22 +58,22 @@ def assert_same_weights(first, second):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_family_comes_back_bit_for_bit(name, tmp_path, randomize):
+def test_families_round_trip_bit_exact(name, tmp_path, randomize):
     model = randomize(models.build(CONFIGS[name]))
     to_hugging_face(model, tmp_path / "folder")
     row = json.loads((tmp_path / "folder" / "config.json").read_text())
     assert row["model_type"] == name.split(",")[0]
     assert row["architectures"] == [FAMILIES[row["model_type"]].architectures[None]]
-    again = load_model(tmp_path / "folder")
-    assert_same_weights(model, again)
-    assert describe(again.config) == describe(model.config)
+    loaded = load_model(tmp_path / "folder")
+    assert_same_weights(model, loaded)
+    assert describe(loaded.config) == describe(model.config)
     ids = np.random.default_rng(1).integers(1, 512, (2, 20))
     inputs = {
         models.CausalLM: ids,
         models.Encoder: [ids, ids != 1, ids % 2][: len(model.inputs)],
         models.Seq2Seq: [ids, ids[:, :7]],
     }[type(model)]
-    np.testing.assert_array_equal(model(inputs), again(inputs))
+    np.testing.assert_array_equal(model(inputs), loaded(inputs))
 
 
 @pytest.mark.parametrize(
@@ -89,46 +89,46 @@ def test_every_family_comes_back_bit_for_bit(name, tmp_path, randomize):
         ("next_sentence", "bert"),
     ],
 )
-def test_heads_come_back_bit_for_bit(head, family, tmp_path, randomize):
+def test_heads_round_trip_bit_exact(head, family, tmp_path, randomize):
     options = {"num_classes": 3} if "classifier" in head else {}
     model = randomize(getattr(models, head)(models.preset(f"{family}-tiny"), **options))
     to_hugging_face(model, tmp_path / "folder")
-    again = load_model(tmp_path / "folder")
-    assert again.head == head and again.options.get("num_classes") == options.get("num_classes")
-    assert_same_weights(model, again)
+    loaded = load_model(tmp_path / "folder")
+    assert loaded.head == head and loaded.options.get("num_classes") == options.get("num_classes")
+    assert_same_weights(model, loaded)
 
 
-def test_a_distilbert_classifier(tmp_path, randomize):
+def test_distilbert_classifier(tmp_path, randomize):
     config = models.preset("distilbert-tiny")
     model = randomize(models.text_classifier(config, 3, activation="relu", dropout=0.3))
     to_hugging_face(model, tmp_path / "folder")
     row = json.loads((tmp_path / "folder" / "config.json").read_text())
     assert row["architectures"] == ["DistilBertForSequenceClassification"]
-    again = load_model(tmp_path / "folder")
-    assert again.options == {**model.options, "pooling": "first"}
-    assert_same_weights(model, again)
+    loaded = load_model(tmp_path / "folder")
+    assert loaded.options == {**model.options, "pooling": "first"}
+    assert_same_weights(model, loaded)
     ids = np.random.default_rng(1).integers(1, 512, (2, 9))
-    first = np.asarray(again.get_layer("backbone")([ids, ids > 0]))[:, 0]
+    first = np.asarray(loaded.get_layer("backbone")([ids, ids > 0]))[:, 0]
     w = safetensors.numpy.load_file(tmp_path / "folder" / "model.safetensors")
     pooled = np.maximum(first @ w["pre_classifier.weight"].T + w["pre_classifier.bias"], 0)
     expected = pooled @ w["classifier.weight"].T + w["classifier.bias"]
-    np.testing.assert_allclose(again([ids, ids > 0]), expected, atol=1e-4)
+    np.testing.assert_allclose(loaded([ids, ids > 0]), expected, atol=1e-4)
     with pytest.raises(InputError, match="activation"):
         models.text_classifier(config, 3, activation="gelu")
 
 
-def test_a_bfloat16_model_is_written_and_read_as_such(tmp_path, randomize):
+def test_bfloat16_model_round_trip(tmp_path, randomize):
     model = randomize(models.causal_lm(LLAMA, dtype="bfloat16"))
     to_hugging_face(model, tmp_path / "folder")
     stored = safetensors.numpy.load_file(tmp_path / "folder" / "model.safetensors")
     assert {str(tensor.dtype) for tensor in stored.values()} == {"bfloat16"}
     assert_same_weights(model, load_model(tmp_path / "folder", dtype="bfloat16"))
-    wide = weights(load_model(tmp_path / "folder"))
+    as_float32 = weights(load_model(tmp_path / "folder"))
     for path, weight in weights(model).items():
-        np.testing.assert_array_equal(wide[path], weight.astype("float32"))
+        np.testing.assert_array_equal(as_float32[path], weight.astype("float32"))
 
 
-def test_what_no_family_can_hold_is_named():
+def test_unsupported_models_raise_error():
     for change, message in (
         ({"num_sink_tokens": 2, "sliding_window": 8}, "num_sink_tokens=2"),
         ({"position": Rotary(1e4, NTKScaling(2.0))}, "NTKScaling"),
@@ -144,16 +144,16 @@ def test_what_no_family_can_hold_is_named():
 
 
 @pytest.fixture(scope="module")
-def whole_folder(tmp_path_factory, randomize):
-    path = tmp_path_factory.mktemp("whole") / "llama"
+def shared_folder(tmp_path_factory, randomize):
+    path = tmp_path_factory.mktemp("shared") / "llama"
     to_hugging_face(randomize(models.causal_lm(LLAMA)), path)
     return path
 
 
 @pytest.fixture
-def folder(whole_folder, tmp_path):
-    """A copy of one's own."""
-    return shutil.copytree(whole_folder, tmp_path / "llama")
+def folder(shared_folder, tmp_path):
+    """Return a copy of the folder, which a test may change."""
+    return shutil.copytree(shared_folder, tmp_path / "llama")
 
 
 def edit_config(folder, **changes):
@@ -195,14 +195,14 @@ LAYER = "model.layers.1.mlp.up_proj.weight"
         ),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(folder, change, message):
+def test_mismatched_tensors_raise_error(folder, change, message):
     edit_tensors(folder, change)
     with pytest.raises(InputError, match=message) as error:
         load_model(folder)
     assert "model.safetensors" in str(error.value)
 
 
-def test_nothing_is_built_of_tensors_that_do_not_fit(folder, monkeypatch):
+def test_mismatched_tensors_raise_error_before_building(folder, monkeypatch):
     edit_tensors(folder, lambda t: t.pop(LAYER))
     built = []
     monkeypatch.setattr(models, "build", lambda *args, **kwargs: built.append(args))
@@ -211,7 +211,7 @@ def test_nothing_is_built_of_tensors_that_do_not_fit(folder, monkeypatch):
     assert not built
 
 
-def test_tied_copies_and_buffers_are_no_obstacle(folder):
+def test_tied_copies_and_buffers_are_ignored(folder):
     expected = load_model(folder)
 
     def change(tensors):
@@ -222,7 +222,7 @@ def test_tied_copies_and_buffers_are_no_obstacle(folder):
     assert_same_weights(expected, load_model(folder))
 
 
-def test_tensors_without_the_prefix_of_the_head(tmp_path, randomize):
+def test_tensors_without_head_prefix(tmp_path, randomize):
     model = randomize(models.causal_lm(models.preset("gpt2-tiny")))
     to_hugging_face(model, tmp_path / "gpt2")
 
@@ -235,7 +235,7 @@ def test_tensors_without_the_prefix_of_the_head(tmp_path, randomize):
     assert_same_weights(model, load_model(tmp_path / "gpt2"))
 
 
-def test_old_names_of_norms(tmp_path, randomize):
+def test_old_norm_names(tmp_path, randomize):
     model = randomize(models.encoder(models.preset("bert-tiny")))
     to_hugging_face(model, tmp_path / "bert")
 
@@ -272,38 +272,38 @@ def test_old_names_of_norms(tmp_path, randomize):
         ({"partial_rotary_factor": 0.5}, "`partial_rotary_factor` must be 1.0"),
     ],
 )
-def test_fields_that_cannot_be_represented_are_named(folder, changes, message):
+def test_unsupported_fields_raise_error(folder, changes, message):
     edit_config(folder, **changes)
     with pytest.raises(InputError, match=message) as error:
         load_model(folder)
     assert str(folder / "config.json") in str(error.value)
 
 
-ODDITIES = (None, -1, 0, 1.5, "x", True, [], {}, {"a": 1}, 10**12)
+UNUSUAL_VALUES = (None, -1, 0, 1.5, "x", True, [], {}, {"a": 1}, 10**12)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mixtral", "gemma3", "roberta", "t5"])
-def test_whatever_a_field_says_it_is_read_or_refused(family, tmp_path, monkeypatch):
+def test_unusual_field_values_are_read_or_raise_error(family, tmp_path, monkeypatch):
     model = models.build(models.preset(f"{family}-tiny", num_layers=1))
     to_hugging_face(model, tmp_path / "folder")
     monkeypatch.setattr(models, "build", lambda *args, **kwargs: args)
     monkeypatch.setattr(weight_mapping, "assign", lambda *args: None)
     path = tmp_path / "folder" / "config.json"
     row = json.loads(path.read_text())
-    refused = 0
+    errors = 0
     for name in row:
-        for value in ODDITIES:
+        for value in UNUSUAL_VALUES:
             path.write_text(json.dumps({**row, name: value}))
             try:
                 load_model(tmp_path / "folder")
             except InputError as error:
-                refused += 1
+                errors += 1
                 assert "config.json" in str(error) or "model.safetensors" in str(error)
-    assert refused > 4 * len(row)
+    assert errors > 4 * len(row)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\xff"])
-def test_a_config_that_is_no_json_object(folder, text):
+def test_invalid_config_json_raises_error(folder, text):
     (folder / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=r"config.json"):
         load_model(folder)
@@ -340,25 +340,25 @@ def test_a_config_that_is_no_json_object(folder, text):
         ),
     ],
 )
-def test_rotary_positions_of_every_version_of_the_format(folder, changes, position):
+def test_rotary_positions_of_all_format_versions(folder, changes, position):
     edit_config(folder, **changes)
     assert load_model(folder).config.position == position
 
 
-def test_a_text_generation_task_and_its_chat_template(folder, tmp_path, randomize):
+def test_text_generation_task_with_chat_template(folder, tmp_path, randomize):
     tok = tokenizers.BytePair.train(["once upon a time, there was a fox"] * 5, 300)
     config = dataclasses.replace(LLAMA, vocabulary_size=tok.vocabulary_size)
     model = randomize(models.causal_lm(config))
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    notes = {"chat_template": template, "end_token_ids": [7]}
-    task = keras_llm.TextGeneration(model, tok, notes)
+    metadata = {"chat_template": template, "end_token_ids": [7]}
+    task = keras_llm.TextGeneration(model, tok, metadata)
     to_hugging_face(task, tmp_path / "out")
-    again = from_hugging_face(tmp_path / "out")
-    assert again.end_token_ids == task.end_token_ids == (tok.eos_id, 7)
-    assert isinstance(again, keras_llm.TextGeneration)
-    assert again.metadata["chat_template"] == template
-    assert again.tokenizer.encode("a fox") == tok.encode("a fox")
-    assert again("once", max_new_tokens=8, temperature=0) == task(
+    loaded = from_hugging_face(tmp_path / "out")
+    assert loaded.end_token_ids == task.end_token_ids == (tok.eos_id, 7)
+    assert isinstance(loaded, keras_llm.TextGeneration)
+    assert loaded.metadata["chat_template"] == template
+    assert loaded.tokenizer.encode("a fox") == tok.encode("a fox")
+    assert loaded("once", max_new_tokens=8, temperature=0) == task(
         "once", max_new_tokens=8, temperature=0
     )
     with pytest.raises(InputError, match="out exists"):
@@ -366,25 +366,25 @@ def test_a_text_generation_task_and_its_chat_template(folder, tmp_path, randomiz
     to_hugging_face(task, tmp_path / "out", overwrite=True)
     (tmp_path / "out" / "chat_template.jinja").unlink()
     config = tmp_path / "out" / "tokenizer_config.json"
-    named = [{"name": "default", "template": "x"}, {"name": "tools", "template": "y"}]
-    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": named}))
+    templates = [{"name": "default", "template": "x"}, {"name": "tools", "template": "y"}]
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": templates}))
     assert from_hugging_face(tmp_path / "out").metadata["chat_template"] == "x"
 
 
 @pytest.mark.parametrize("pooling", ["mean", "first", "last"])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_a_text_embedding_task_keeps_its_pooling(pooling, normalize, tmp_path, randomize):
+def test_text_embedding_task_keeps_pooling(pooling, normalize, tmp_path, randomize):
     tok = tokenizers.WordPiece.train(["once upon a time, there was a fox"] * 5, 80)
     model = models.sentence_embedder(models.preset("minilm-tiny"), pooling, normalize)
     task = keras_llm.TextEmbedding(randomize(model), tok)
     to_hugging_face(task, tmp_path / "out")
-    again = from_hugging_face(tmp_path / "out")
-    assert again.model.options["pooling"] == pooling
+    loaded = from_hugging_face(tmp_path / "out")
+    assert loaded.model.options["pooling"] == pooling
     texts = ["once", "upon a time, there was", "fox"]
-    np.testing.assert_array_equal(again(texts), task(texts))
+    np.testing.assert_array_equal(loaded(texts), task(texts))
 
 
-def test_what_sentence_transformers_files_may_not_say(tmp_path):
+def test_unsupported_sentence_transformers_files_raise_error(tmp_path):
     tok = tokenizers.WordPiece.train(["once upon a time"] * 5, 80)
     task = keras_llm.TextEmbedding(models.sentence_embedder(models.preset("minilm-tiny")), tok)
     to_hugging_face(task, tmp_path / "out")
@@ -397,19 +397,19 @@ def test_what_sentence_transformers_files_may_not_say(tmp_path):
         from_hugging_face(tmp_path / "out")
 
 
-def test_a_translation_task(tmp_path, randomize):
+def test_translation_task(tmp_path, randomize):
     tok = tokenizers.SentencePiece.train(["guten tag", "good day"] * 9, 275, "bpe")
     model = randomize(models.seq2seq(models.preset("t5-tiny", vocabulary_size=275, start_id=1)))
     to_hugging_face(keras_llm.Translation(model, tok), tmp_path / "out")
-    again = from_hugging_face(tmp_path / "out")
-    assert isinstance(again, keras_llm.Translation)
-    assert again.model.config.start_id == 1
-    assert again("guten", max_new_tokens=5) == keras_llm.Translation(model, tok)(
+    loaded = from_hugging_face(tmp_path / "out")
+    assert isinstance(loaded, keras_llm.Translation)
+    assert loaded.model.config.start_id == 1
+    assert loaded("guten", max_new_tokens=5) == keras_llm.Translation(model, tok)(
         "guten", max_new_tokens=5
     )
 
 
-def test_only_models_and_tasks_are_written(tmp_path):
+def test_invalid_task_or_model_raises_error(tmp_path):
     with pytest.raises(InputError, match=r"`task_or_model` must be a task or a model"):
         to_hugging_face("model", tmp_path / "out")
     assert not (tmp_path / "out").exists()

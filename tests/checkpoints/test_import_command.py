@@ -1,4 +1,4 @@
-"""`keras-llm import` as a person meets it."""
+"""Test the command `keras-llm import`."""
 
 import json
 
@@ -20,16 +20,16 @@ def source(tmp_path_factory):
     return folder, task
 
 
-def test_a_hugging_face_folder_becomes_a_model_folder(source, tmp_path, capfd):
+def test_import_hugging_face_folder(source, tmp_path, capfd):
     folder, task = source
     out = tmp_path / "imported"
     assert cli.main(["import", "hugging_face", str(folder), "--out", str(out)]) == 0
     shown = capfd.readouterr().out
     assert "TextGeneration" in shown and f"{task.model.count_params():,}" in shown
     assert f"keras-llm generate {out}" in shown
-    again = keras_llm.load(out)
-    assert again.metadata["chat_template"] == "x"
-    for first, second in zip(again.model.weights, task.model.weights, strict=True):
+    loaded = keras_llm.load(out)
+    assert loaded.metadata["chat_template"] == "x"
+    for first, second in zip(loaded.model.weights, task.model.weights, strict=True):
         np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
 
     arguments = ["import", "hugging_face", str(folder), "--out", str(out), "--json"]
@@ -43,15 +43,15 @@ def test_a_hugging_face_folder_becomes_a_model_folder(source, tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
-    "arguments, named",
+    "arguments, message",
     [
         (["gguf", "nothing.gguf"], "nothing.gguf"),
         (["hugging_face", "nothing"], "nothing/config.json"),
         (["onnx", "nothing"], "onnx"),
     ],
 )
-def test_what_is_wrong_is_one_line_and_exit_code_2(arguments, named, tmp_path, capfd):
+def test_invalid_input_prints_one_line_and_exits_with_code_2(arguments, message, tmp_path, capfd):
     assert cli.main(["import", *arguments, "--out", str(tmp_path / "out")]) == 2
     captured = capfd.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1 and named in captured.err
+    assert captured.out == "" and captured.err.count("\n") == 1 and message in captured.err
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""KerasHub's models as ours and ours as KerasHub's: the same logits."""
+"""Test conversion from and to KerasHub's models: the logits are equal."""
 
 import dataclasses
 
@@ -51,44 +51,44 @@ def hub_logits(backbone):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_logits_agree_both_ways(name, randomize):
+def test_logits_match_in_both_directions(name, randomize):
     backbone = randomize(BACKBONES[name]())
     ours = from_keras_hub(backbone)
     expected = hub_logits(backbone)
     np.testing.assert_allclose(ours.predict(TOKENS, verbose=0), expected, rtol=1e-4, atol=1e-4)
-    again = to_keras_hub(ours)
-    assert type(again) is type(backbone)
-    for first, second in zip(backbone.weights, again.weights, strict=True):
+    exported = to_keras_hub(ours)
+    assert type(exported) is type(backbone)
+    for first, second in zip(backbone.weights, exported.weights, strict=True):
         assert first.path == second.path
         np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
-    np.testing.assert_array_equal(hub_logits(again), expected)
+    np.testing.assert_array_equal(hub_logits(exported), expected)
 
 
-def test_a_task_of_theirs_and_of_ours(randomize):
+def test_tasks_in_both_directions(randomize):
     backbone = randomize(BACKBONES["gpt2"]())
     ours = from_keras_hub(keras_hub.models.GPT2CausalLM(backbone, preprocessor=None))
     assert ours.config.max_length == 20
     tok = tokenizers.SentencePiece.train(["guten tag, good day"] * 9, 275, "bpe")
     config = models.preset("llama-tiny", vocabulary_size=275)
     task = keras_llm.TextGeneration(randomize(models.causal_lm(config)), tok)
-    back = from_keras_hub(to_keras_hub(task), max_length=128)
-    assert dataclasses.replace(back.config, initializer_range=0.05) == config
+    imported = from_keras_hub(to_keras_hub(task), max_length=128)
+    assert dataclasses.replace(imported.config, initializer_range=0.05) == config
     np.testing.assert_array_equal(
-        back.predict(TOKENS, verbose=0), task.model.predict(TOKENS, verbose=0)
+        imported.predict(TOKENS, verbose=0), task.model.predict(TOKENS, verbose=0)
     )
 
 
-def test_bfloat16_stays(randomize):
+def test_bfloat16_is_kept(randomize):
     backbone = keras_hub.models.LlamaBackbone(**LLAMA, dtype="bfloat16")
     ours = from_keras_hub(randomize(backbone), dtype="bfloat16")
     assert {w.dtype for w in ours.weights} == {"bfloat16"}
-    again = to_keras_hub(ours)
-    for first, second in zip(backbone.weights, again.weights, strict=True):
+    exported = to_keras_hub(ours)
+    for first, second in zip(backbone.weights, exported.weights, strict=True):
         assert first.dtype == second.dtype == "bfloat16"
         np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_arguments_raise_error():
     with pytest.raises(InputError, match=r"a LlamaBackbone, got .*str"):
         from_keras_hub("llama")
     with pytest.raises(InputError, match=r"`max_length` must be 20 for this GPT2Backbone, got 30"):

@@ -22,21 +22,21 @@ def save(folder, tensors, name="model.safetensors"):
     return folder / name
 
 
-def test_every_dtype_comes_as_it_is(tmp_path):
+def test_dtypes_are_kept(tmp_path):
     save(tmp_path, TENSORS)
-    found = open_folder(tmp_path)
-    assert set(found) == set(TENSORS) and len(found) == 5
+    tensors = open_folder(tmp_path)
+    assert set(tensors) == set(TENSORS) and len(tensors) == 5
     for name in "abcd":
-        assert found.shape(name) == TENSORS[name].shape
-        assert found[name].dtype == TENSORS[name].dtype
-        np.testing.assert_array_equal(found[name], TENSORS[name])
+        assert tensors.shape(name) == TENSORS[name].shape
+        assert tensors[name].dtype == TENSORS[name].dtype
+        np.testing.assert_array_equal(tensors[name], TENSORS[name])
     with pytest.raises(InputError, match=r"model.safetensors: tensor 'ids' has dtype I64"):
-        found["ids"]
+        tensors["ids"]
     with pytest.raises(KeyError):
-        found["e"]
+        tensors["e"]
 
 
-def shards(folder):
+def write_shards(folder):
     first, second = {"a": TENSORS["a"]}, {"b": TENSORS["b"], "c": TENSORS["c"]}
     save(folder, first, "model-00001-of-00002.safetensors")
     save(folder, second, "model-00002-of-00002.safetensors")
@@ -47,16 +47,16 @@ def shards(folder):
     return index
 
 
-def test_shards_are_one_mapping(tmp_path):
-    shards(tmp_path)
-    found = open_folder(tmp_path)
-    assert set(found) == {"a", "b", "c"}
-    for name in found:
-        np.testing.assert_array_equal(found[name], TENSORS[name])
+def test_shards_are_read_as_one_mapping(tmp_path):
+    write_shards(tmp_path)
+    tensors = open_folder(tmp_path)
+    assert set(tensors) == {"a", "b", "c"}
+    for name in tensors:
+        np.testing.assert_array_equal(tensors[name], TENSORS[name])
 
 
-def test_a_missing_shard_is_named(tmp_path):
-    shards(tmp_path)
+def test_missing_shard_raises_error(tmp_path):
+    write_shards(tmp_path)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(
         InputError, match=r"00002-of-00002.safetensors is missing, but model.*names it"
@@ -64,8 +64,8 @@ def test_a_missing_shard_is_named(tmp_path):
         open_folder(tmp_path)
 
 
-def test_a_tensor_that_its_shard_lacks_is_named(tmp_path):
-    shards(tmp_path)
+def test_tensor_missing_from_shard_raises_error(tmp_path):
+    write_shards(tmp_path)
     save(tmp_path, {"b": TENSORS["b"]}, "model-00002-of-00002.safetensors")
     with pytest.raises(InputError, match=r"00002.safetensors: tensor 'c' is missing"):
         open_folder(tmp_path)
@@ -81,51 +81,51 @@ def test_a_tensor_that_its_shard_lacks_is_named(tmp_path):
         ('{"weight_map": {"a": "../model.safetensors"}}', "must be a file in the same folder"),
     ],
 )
-def test_a_broken_index_is_named(tmp_path, index, message):
+def test_invalid_index_raises_error(tmp_path, index, message):
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(InputError, match=message) as error:
         open_folder(tmp_path)
     assert "model.safetensors.index.json" in str(error.value)
 
 
-def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path):
+def test_truncated_file_raises_error(tmp_path):
     path = save(tmp_path, TENSORS)
-    whole = path.read_bytes()
-    for size in (0, 5, 40, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:size])
+    content = path.read_bytes()
+    for size in (0, 5, 40, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
         with pytest.raises(InputError, match=r"model.safetensors.* cannot be read"):
             open_folder(tmp_path)
-    path.write_bytes(b"\x00" * 8 + whole[8:])
+    path.write_bytes(b"\x00" * 8 + content[8:])
     with pytest.raises(InputError, match=r"model.safetensors.* cannot be read"):
         open_folder(tmp_path)
 
 
-def test_a_pickle_is_refused_with_the_remedy(tmp_path):
+def test_pickle_raises_error_with_advice(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
     with pytest.raises(InputError, match=r"pytorch_model.bin, a pickle.*convert it"):
         open_folder(tmp_path)
 
 
-def test_no_weights_and_no_folder(tmp_path):
+def test_missing_weights_and_folder_raise_error(tmp_path):
     with pytest.raises(InputError, match=r"model.safetensors is missing"):
         open_folder(tmp_path)
     with pytest.raises(InputError, match="nothing is not a folder"):
         open_folder(tmp_path / "nothing")
 
 
-def test_a_damaged_head_is_read_or_refused(tmp_path):
+def test_corrupt_header_is_read_or_raises_error(tmp_path):
     path = save(tmp_path, TENSORS)
-    whole, rng = path.read_bytes(), np.random.default_rng(0)
-    head = 8 + int.from_bytes(whole[:8], "little")
-    refused = 0
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    header_size = 8 + int.from_bytes(content[:8], "little")
+    errors = 0
     for _ in range(200):
-        damaged = bytearray(whole)
-        for place in rng.integers(0, head, 2):
-            damaged[place] = rng.integers(0, 256)
-        path.write_bytes(damaged)
+        corrupt = bytearray(content)
+        for position in rng.integers(0, header_size, 2):
+            corrupt[position] = rng.integers(0, 256)
+        path.write_bytes(corrupt)
         try:
-            found = open_folder(tmp_path)
-            assert all(found.shape(name) is not None for name in found)
+            tensors = open_folder(tmp_path)
+            assert all(tensors.shape(name) is not None for name in tensors)
         except InputError:
-            refused += 1
-    assert 100 < refused <= 200
+            errors += 1
+    assert 100 < errors <= 200

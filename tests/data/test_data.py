@@ -1,4 +1,4 @@
-"""Documents in, batches out: nothing lost, nothing invented, the same for the same seed."""
+"""Test packing of documents into batches, splits and text files."""
 
 import json
 
@@ -10,7 +10,7 @@ from keras_llm.errors import InputError
 
 
 class ByteTokenizer:
-    """Ids 10 + byte, to see through packing."""
+    """Map each byte to the id 10 + byte, so that packed ids are easy to check."""
 
     bos_id, eos_id = 1, 2
 
@@ -27,7 +27,7 @@ def batches(**options):
     return [(x.numpy(), y.numpy()) for x, y in data.packed_dataset(stream(), **options)]
 
 
-def test_documents_become_one_stream():
+def test_documents_are_encoded_as_one_stream():
     ids = data.encode_documents(["ab", "c"], ByteTokenizer())
     assert ids.tolist() == [1, 107, 108, 2, 1, 109, 2]
     assert ids.dtype == np.int32
@@ -35,19 +35,19 @@ def test_documents_become_one_stream():
         data.encode_documents([], ByteTokenizer())
 
 
-def test_windows_are_consecutive_and_targets_one_to_the_right():
+def test_windows_are_consecutive_and_targets_shifted_by_one():
     ids = stream()
     steps = data.steps_per_epoch(ids, 7, 4)
-    found = batches()
-    assert len(found) == steps == (len(ids) - 1) // 7 // 4
-    inputs = np.concatenate([x for x, _ in found]).reshape(-1)
-    targets = np.concatenate([y for _, y in found]).reshape(-1)
+    packed = batches()
+    assert len(packed) == steps == (len(ids) - 1) // 7 // 4
+    inputs = np.concatenate([x for x, _ in packed]).reshape(-1)
+    targets = np.concatenate([y for _, y in packed]).reshape(-1)
     np.testing.assert_array_equal(inputs, ids[: len(inputs)])
     expected = ids[1 : len(targets) + 1]
     np.testing.assert_array_equal(targets, np.where(expected == 1, 0, expected))
 
 
-def test_a_seed_gives_each_epoch_its_own_order_of_the_same_windows():
+def test_seed_shuffles_windows_differently_in_each_epoch():
     plain = {tuple(row) for x, _ in batches(batch_size=1) for row in x}
     first = batches(batch_size=1, seed=3, epochs=2)
     again = batches(batch_size=1, seed=3, epochs=2)
@@ -61,12 +61,12 @@ def test_a_seed_gives_each_epoch_its_own_order_of_the_same_windows():
     assert rows[:half] == [tuple(x[0]) for x, _ in batches(batch_size=1, seed=3)]
 
 
-def test_too_little_text_is_refused():
+def test_too_little_text_raises_error():
     with pytest.raises(InputError, match="too few"):
         batches(sequence_length=600)
 
 
-def test_split_is_by_document_without_overlap():
+def test_split_documents_has_no_overlap():
     documents = [f"document {i}" for i in range(200)] + ["document 7"] * 20
     train, held_out = data.split_documents(documents, held_out=0.1, seed=1)
     assert len(held_out) == 20 and len(train) == 180
@@ -94,7 +94,7 @@ def test_text_files_and_folders(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, content, words",
+    "name, content, message",
     [
         ("a.txt", b"", "no text"),
         ("a.txt", b" \n\n ", "no text"),
@@ -105,13 +105,13 @@ def test_text_files_and_folders(tmp_path):
         ("a.jsonl", b'{"text": 3}', r"a\.jsonl, line 1: no text in field"),
     ],
 )
-def test_bad_files_are_named_with_their_line(tmp_path, name, content, words):
+def test_invalid_files_raise_error_with_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         data.read_texts(tmp_path / name)
 
 
-def test_missing_files_and_empty_folders_are_named(tmp_path):
+def test_missing_files_and_empty_folders_raise_error(tmp_path):
     with pytest.raises(InputError, match=r"nothing\.txt does not exist"):
         data.read_texts(tmp_path / "nothing.txt")
     with pytest.raises(InputError, match=r"has no \.txt, \.jsonl, \.parquet"):

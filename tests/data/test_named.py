@@ -1,4 +1,4 @@
-"""Data sets by name, written by the packages' own writers, in folders: nothing is fetched."""
+"""Test data sets by name, in local folders written by the packages themselves, offline."""
 
 import os
 
@@ -32,7 +32,7 @@ PACKAGES = {"hf": "datasets", "tfds": "tensorflow-datasets"}
 
 @pytest.fixture(scope="module")
 def hf(tmp_path_factory):
-    """The name of a data set without a split."""
+    """Return the name of a data set, without a split."""
     datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
     folder = tmp_path_factory.mktemp("hf") / "many"
     train, test = (
@@ -50,17 +50,19 @@ def tfds(tmp_path_factory):
     package = pytest.importorskip(
         "tensorflow_datasets", reason="the package tensorflow-datasets is not installed"
     )
-    kinds = package.features
+    features = package.features
     builder = package.dataset_builders.store_as_tfds_dataset(
         name="tiny",
         version="1.0.0",
-        features=kinds.FeaturesDict(
+        features=features.FeaturesDict(
             {
-                "text": kinds.Text(),
-                "label": kinds.ClassLabel(names=NAMES),
-                "stars": kinds.Scalar(np.float32),
-                "translation": kinds.Translation(("en", "fr")),
-                "messages": kinds.Sequence({"role": kinds.Text(), "content": kinds.Text()}),
+                "text": features.Text(),
+                "label": features.ClassLabel(names=NAMES),
+                "stars": features.Scalar(np.float32),
+                "translation": features.Translation(("en", "fr")),
+                "messages": features.Sequence(
+                    {"role": features.Text(), "content": features.Text()}
+                ),
             }
         ),
         split_datasets={"train": list(enumerate(ROWS)), "test": list(enumerate(ROWS[:2]))},
@@ -76,7 +78,7 @@ def name(request):
     return request.getfixturevalue(request.param)
 
 
-def test_every_reader_takes_names(name):
+def test_readers_accept_names(name):
     train = f"{name}:train"
     assert data.read_texts(train) == [row["text"] for row in ROWS]
     assert data.read_texts(f"{name}:test", "translation.fr") == ["maison 0", "maison 1"]
@@ -88,20 +90,20 @@ def test_every_reader_takes_names(name):
     assert data.read_conversations(train) == [row["messages"] for row in ROWS]
 
 
-def test_a_part_of_a_split(tfds, hf):
+def test_split_slices(tfds, hf):
     assert data.read_texts(f"{tfds}:train[:2]+train[4:]") == [ROWS[i]["text"] for i in (0, 1, 4)]
     files = hf.removesuffix("many") + "files"
     assert data.read_texts(f"{files}:train[1:3]") == [ROWS[i]["text"] for i in (1, 2)]
 
 
-def test_the_split_may_be_left_out_where_there_is_one(hf):
-    one = hf.removesuffix("many") + "one"
-    assert data.read_texts(one) == [row["text"] for row in ROWS]
+def test_split_is_optional_for_single_data_set(hf):
+    single = hf.removesuffix("many") + "one"
+    assert data.read_texts(single) == [row["text"] for row in ROWS]
     with pytest.raises(InputError, match="has no splits"):
-        data.read_texts(f"{one}:train")
+        data.read_texts(f"{single}:train")
 
 
-def test_what_is_not_there_is_named(name, tmp_path):
+def test_missing_splits_columns_and_data_sets_raise_error(name, tmp_path):
     kind = name.split(":")[0]
     with pytest.raises(InputError, match=r"add a split, as in .*:train; it has 'train', 'test'"):
         data.read_texts(name)
@@ -119,7 +121,7 @@ def test_what_is_not_there_is_named(name, tmp_path):
         data.read_texts(f"{kind}:")
 
 
-def test_torn_files_are_told(tfds, tmp_path):
+def test_truncated_files_raise_error(tfds, tmp_path):
     folder = shutil.copytree(tfds.removeprefix("tfds:"), tmp_path / "tiny" / "1.0.0")
     (file,) = folder.glob("*train*tfrecord*")
     file.write_bytes(file.read_bytes()[:-9])
@@ -128,13 +130,13 @@ def test_torn_files_are_told(tfds, tmp_path):
 
 
 @pytest.mark.parametrize("kind", PACKAGES)
-def test_the_package_to_install_is_named(kind, monkeypatch):
+def test_missing_package_raises_error(kind, monkeypatch):
     monkeypatch.setitem(sys.modules, PACKAGES[kind].replace("-", "_"), None)
     with pytest.raises(InputError, match=f"needs {PACKAGES[kind]}: pip install {PACKAGES[kind]}"):
         data.read_texts(f"{kind}:name:train")
 
 
-def test_a_recipe_takes_names(tfds, tmp_path, capsys):
+def test_recipe_accepts_names(tfds, tmp_path, capsys):
     from keras_llm.recipes import text_classification
 
     options = text_classification.Options(

@@ -1,4 +1,4 @@
-"""Tables read as they are, and refused by file and line."""
+"""Test reading of tables; errors name the file and the line."""
 
 import gzip
 import json
@@ -11,7 +11,7 @@ from keras_llm.errors import InputError
 ROWS = [("a, b\nsecond line", "1"), ('quoted "word" \t tab', "x y"), ("中文", "0")]
 
 
-def test_csv_fields_may_hold_anything(tmp_path):
+def test_csv_with_quoted_fields(tmp_path):
     path = tmp_path / "rows.csv"
     lines = ["label,note,text"]
     lines += [f'"{label}",n,"{text.replace(chr(34), chr(34) * 2)}"' for text, label in ROWS]
@@ -20,7 +20,7 @@ def test_csv_fields_may_hold_anything(tmp_path):
     assert data.read_records(path, ["label"]) == [(label,) for _, label in ROWS]
 
 
-def test_tsv_fields_are_taken_as_they_are(tmp_path):
+def test_tsv_fields_are_not_unquoted(tmp_path):
     (tmp_path / "rows.tsv").write_text('text\tlabel\n"one" two\tA\n\'\tB\n', "utf-8")
     assert data.read_records(tmp_path / "rows.tsv", ["text", "label"]) == [
         ('"one" two', "A"),
@@ -35,11 +35,11 @@ def test_jsonl_gzip_and_folders(tmp_path):
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     (tmp_path / "a.csv").write_text("text,label\nfirst,0\n")
     (tmp_path / "notes.txt").write_text("no table")
-    found = data.read_records(tmp_path, ["text", "label"])
-    assert found == [("first", "0"), *ROWS, ("n", "3"), ("b", "true")]
+    records_of_folder = data.read_records(tmp_path, ["text", "label"])
+    assert records_of_folder == [("first", "0"), *ROWS, ("n", "3"), ("b", "true")]
 
 
-def test_text_files_may_be_compressed(tmp_path):
+def test_compressed_text_files(tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one\n\ntwo"))
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "three"}'))
     assert data.read_texts(tmp_path / "a.txt.gz") == ["one", "two"]
@@ -47,7 +47,7 @@ def test_text_files_may_be_compressed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, content, words",
+    "name, content, message",
     [
         ("a.csv", b"", "has no record"),
         ("a.csv", b"text,label\n", "has no record"),
@@ -68,9 +68,9 @@ def test_text_files_may_be_compressed(tmp_path):
         ("a.csv.gz", gzip.compress(b"text,label\na,b", mtime=0)[:-6], "not a complete gzip file"),
     ],
 )
-def test_wrong_files_are_named_with_the_line(tmp_path, name, content, words):
+def test_invalid_files_raise_error_with_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         data.read_records(tmp_path / name, ["text", "label"])
 
 
@@ -81,7 +81,7 @@ def test_missing_files(tmp_path):
         data.read_records(tmp_path, ["text"])
 
 
-def test_what_is_dropped_is_counted():
+def test_clean_rows_counts_dropped_rows():
     rows = [("a", "1"), ("b", "1"), ("a", "1"), ("a", "2"), ("", "1"), ("c", " "), ("a", "1")]
     kept, dropped = data.clean_rows(rows, unique=0)
     assert kept == [("a", "1"), ("b", "1")]
@@ -91,7 +91,7 @@ def test_what_is_dropped_is_counted():
     assert kept == [("a", "1"), ("b", "1"), ("a", "2")] and dropped == {"repeated": 2, "empty": 2}
 
 
-def test_training_rows_that_are_held_out_too_are_left_out():
+def test_without_contamination_drops_held_out_rows():
     train = [("The  film", "1"), ("other", "0")]
     assert data.without_contamination(train, [("the film", "0")]) == (
         [("other", "0")],
@@ -100,7 +100,7 @@ def test_training_rows_that_are_held_out_too_are_left_out():
     assert data.without_contamination(train, [("film", "0")]) == (train, {})
 
 
-def test_rows_of_one_text_stay_on_one_side():
+def test_split_rows_keeps_groups_together():
     rows = [(f"question {i}", f"passage {i % 40}") for i in range(200)]
     train, held_out = data.split_rows(rows, 0.25, seed=3, by=1)
     assert sorted(train + held_out) == sorted(rows) and len(held_out) == 50

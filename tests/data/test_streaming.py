@@ -1,4 +1,4 @@
-"""Corpora that are never in memory: the same documents, ids and batches as if they were."""
+"""Test streamed corpora: documents, ids and batches match those of corpora in memory."""
 
 import dataclasses
 import json
@@ -17,7 +17,10 @@ from keras_llm.errors import InputError
 from keras_llm.recipes import text_generation
 from keras_llm.recipes.common import corpus
 
-DOCUMENTS, MEBIBYTES = 720, 8  # of 4.2 kB in each of 8 files: 24 MB, and as much of ids
+NUM_DOCUMENTS, MEBIBYTES = (
+    720,
+    8,
+)  # documents of 4.2 kB in each of 8 files: 24 MB, as ids too
 TEXTS = [f"a film about {word} and people, part {i}" for i, word in
          enumerate(["music", "stories", "trains", "letters"] * 50)]  # fmt: skip
 
@@ -33,7 +36,7 @@ def on_disk(tok, tmp_path_factory):
 
 
 @given(st.text("ab\n", max_size=60), st.integers(1, 9), st.sampled_from(["\n\n", "\n", "a\nb"]))
-def test_documents_are_those_of_the_whole_text(text, block, separator):
+def test_streamed_parts_match_text_split(text, block, separator):
     lines = text.splitlines(keepends=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_module, "_BLOCK", block)
@@ -41,25 +44,25 @@ def test_documents_are_those_of_the_whole_text(text, block, separator):
 
 
 @pytest.mark.parametrize("limit", [None, 900, 1])
-def test_the_split_is_that_of_documents_in_memory(limit):
+def test_split_stream_matches_split_documents(limit):
     corpus = [*TEXTS, "", TEXTS[3], " \n", TEXTS[7], TEXTS[3]]
-    used = data.shuffle_documents(TEXTS, 5)
+    documents = data.shuffle_documents(TEXTS, 5)
     if limit is not None:
-        sizes = np.cumsum([len(text.encode()) for text in used])
-        used = used[: max(2, int(np.sum(sizes <= limit)))]
-    train, held_out = data.split_documents(used, 0.2, 5)
-    found = data.split_stream(lambda: iter(corpus), 0.2, 5, limit)
-    assert set(found[0]) == set(train) and set(found[1]) == set(held_out)
-    assert len(found[0]) == len(train) and len(list(found[0])) == len(train)
-    assert list(found[0]) == [text for text in TEXTS if text in set(train)]
-    beyond = {"beyond the limit": len(TEXTS) - len(used)} if limit else {}
-    assert found[2] == {"empty": 2, "repeated": 3, **beyond}
+        sizes = np.cumsum([len(text.encode()) for text in documents])
+        documents = documents[: max(2, int(np.sum(sizes <= limit)))]
+    train, held_out = data.split_documents(documents, 0.2, 5)
+    split = data.split_stream(lambda: iter(corpus), 0.2, 5, limit)
+    assert set(split[0]) == set(train) and set(split[1]) == set(held_out)
+    assert len(split[0]) == len(train) and len(list(split[0])) == len(train)
+    assert list(split[0]) == [text for text in TEXTS if text in set(train)]
+    over_limit = {"beyond the limit": len(TEXTS) - len(documents)} if limit else {}
+    assert split[2] == {"empty": 2, "repeated": 3, **over_limit}
     again = data.split_stream(lambda: iter(corpus[::-1]), 0.2, 5, limit)
     assert set(again[1]) == set(held_out)
-    assert again[0].fingerprint == found[0].fingerprint != found[1].fingerprint
+    assert again[0].fingerprint == split[0].fingerprint != split[1].fingerprint
 
 
-def test_a_sample_is_bounded_and_drawn_from_everywhere():
+def test_sample_is_bounded_and_spread_over_corpus():
     train, _, _ = data.split_stream(lambda: TEXTS, 0.1)
     sample = list(train.sample(1000))
     assert sum(len(text.encode()) for text in sample) in range(900, 1001)
@@ -67,7 +70,7 @@ def test_a_sample_is_bounded_and_drawn_from_everywhere():
     assert len(list(train.sample(1))) == 1
 
 
-def test_what_cannot_be_streamed_is_told():
+def test_invalid_streams_raise_error():
     with pytest.raises(InputError, match="2 distinct"):
         data.split_stream(lambda: ["a", "a", ""])
     with pytest.raises(InputError, match="2 distinct"):
@@ -82,7 +85,7 @@ def test_what_cannot_be_streamed_is_told():
             list(train)
 
 
-def test_ids_on_disk_are_those_in_memory(tok, on_disk, tmp_path):
+def test_ids_on_disk_match_ids_in_memory(tok, on_disk, tmp_path):
     ids = data.encode_documents(TEXTS, tok)
     np.testing.assert_array_equal(on_disk, ids)
     assert isinstance(on_disk, np.memmap) and on_disk.dtype == np.uint16
@@ -91,29 +94,29 @@ def test_ids_on_disk_are_those_in_memory(tok, on_disk, tmp_path):
     with pytest.raises(InputError, match="exists"):
         data.encode_documents(TEXTS, tok, on_disk.filename)
 
-    class Wide:
+    class LargeVocabularyTokenizer:
         bos_id, eos_id, vocabulary_size = 1, 2, 100_000
 
         def encode_batch(self, texts):
             return [[99_999] for _ in texts]
 
-    wide = data.encode_documents(["a"], Wide(), tmp_path / "wide.npy")
-    assert wide.dtype == np.uint32 and wide.tolist() == [1, 99_999, 2]
+    large_ids = data.encode_documents(["a"], LargeVocabularyTokenizer(), tmp_path / "large.npy")
+    assert large_ids.dtype == np.uint32 and large_ids.tolist() == [1, 99_999, 2]
 
 
-def test_a_file_of_ids_is_whole_or_not_there(tok, tmp_path):
-    def broken():
+def test_failed_encoding_leaves_no_file(tok, tmp_path):
+    def failing_documents():
         yield from TEXTS
         raise InputError("broken")
 
     with pytest.raises(InputError, match="broken"):
-        data.encode_documents(broken(), tok, tmp_path / "ids.npy")
+        data.encode_documents(failing_documents(), tok, tmp_path / "ids.npy")
     with pytest.raises(InputError, match="no document"):
         data.encode_documents([], tok, tmp_path / "ids.npy")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_batches_from_disk_are_those_from_memory(tok, on_disk):
+def test_batches_from_disk_match_batches_from_memory(tok, on_disk):
     ids = np.asarray(on_disk, "int32")
     shape = {"sequence_length": 16, "batch_size": 4, "bos_id": tok.bos_id, "pad_id": tok.pad_id}
     seeded = {"epochs": 2, "seed": 3}
@@ -126,10 +129,15 @@ def test_batches_from_disk_are_those_from_memory(tok, on_disk):
         ),
         lambda x: data.infilling_dataset(x, (5, 6, 7), **shape, eos_id=tok.eos_id, **seeded),
     ):
-        one, other = make(ids), make(on_disk)
-        assert len(one) == len(other) > 20 and one.element_spec == other.element_spec
-        for expected, found in zip(one.skip(5).take(9), other.skip(5).take(9), strict=True):
-            flat = [np.concatenate([np.ravel(v) for v in _leaves(x)]) for x in (expected, found)]
+        in_memory, from_disk = make(ids), make(on_disk)
+        assert (
+            len(in_memory) == len(from_disk) > 20
+            and in_memory.element_spec == from_disk.element_spec
+        )
+        for expected, actual in zip(
+            in_memory.skip(5).take(9), from_disk.skip(5).take(9), strict=True
+        ):
+            flat = [np.concatenate([np.ravel(v) for v in _leaves(x)]) for x in (expected, actual)]
             np.testing.assert_array_equal(*flat)
 
 
@@ -139,7 +147,7 @@ def _leaves(batch):
     return [tensor.numpy() for tensor in tf.nest.flatten(batch)]
 
 
-def test_counts_do_not_depend_on_where_a_stream_is_cut(tok, on_disk, monkeypatch):
+def test_measures_do_not_depend_on_chunk_size(tok, on_disk, monkeypatch):
     def measures():
         ids = np.asarray(on_disk, "int32")
         texts = [ids[i : i + 9].tolist() for i in (0, 50, 333)] + [[7] * 9]
@@ -149,35 +157,35 @@ def test_counts_do_not_depend_on_where_a_stream_is_cut(tok, on_disk, monkeypatch
             training.memorization_rate(texts, on_disk, 8),
         )
 
-    whole = measures()
-    assert 0.5 < whole[1] < 1
+    expected = measures()
+    assert 0.5 < expected[1] < 1
     monkeypatch.setattr("keras_llm.training.metrics.language_model._CHUNK", 7)
     monkeypatch.setattr("keras_llm.training.metrics.ngrams._CHUNK", 7)
-    assert measures() == whole
+    assert measures() == expected
 
 
-def test_a_corpus_of_several_times_the_memory(tmp_path):
+def test_corpus_larger_than_memory_limit(tmp_path):
     random = np.random.default_rng(0)
     words = np.array(["".join(random.choice(list("etaoinsh"), 6)) for _ in range(2000)])
     (tmp_path / "texts").mkdir()
     for number in range(8):
-        documents = (" ".join(words[random.integers(0, 2000, 600)]) for _ in range(DOCUMENTS))
+        documents = (" ".join(words[random.integers(0, 2000, 600)]) for _ in range(NUM_DOCUMENTS))
         (tmp_path / "texts" / f"{number}.txt").write_text("\n\n".join(documents))
-    child = pathlib.Path(__file__).with_name("stream_in_little_memory.py")
+    child = pathlib.Path(__file__).with_name("stream_with_memory_limit.py")
 
     command = [sys.executable, str(child), str(tmp_path / "texts"), str(MEBIBYTES)]
-    command = ["sh", "-c", 'ulimit -s 1024 && exec "$@"', "sh", *command]  # small threads
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    lines = done.stdout.splitlines()
-    assert len(lines) == 1, done.stderr[-2000:]  # what was streamed, and no more
-    found = json.loads(lines[0])
-    assert found["tokens"] == len(np.load(tmp_path / "tokens.npy", mmap_mode="r")) > 5_000_000
-    assert found["steps"] == (found["tokens"] - 1) // 128 // 8
-    assert found["held out"] == round(0.01 * 8 * DOCUMENTS)
-    assert done.returncode != 0  # the limit holds: the texts alone are more
+    command = ["sh", "-c", 'ulimit -s 1024 && exec "$@"', "sh", *command]  # small thread stacks
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    lines = completed.stdout.splitlines()
+    assert len(lines) == 1, completed.stderr[-2000:]  # only the streamed part succeeded
+    sizes = json.loads(lines[0])
+    assert sizes["tokens"] == len(np.load(tmp_path / "tokens.npy", mmap_mode="r")) > 5_000_000
+    assert sizes["steps"] == (sizes["tokens"] - 1) // 128 // 8
+    assert sizes["held out"] == round(0.01 * 8 * NUM_DOCUMENTS)
+    assert completed.returncode != 0  # the limit works: reading all texts at once fails
 
 
-def test_a_stopped_run_finds_its_tokens_again(text_folder, tmp_path):
+def test_resumed_run_reuses_token_file(text_folder, tmp_path):
     options = text_generation.Options(str(tmp_path / "run"), data=str(text_folder), stream=True)
     train, _, _ = corpus.prepared(options)
     tok = tokenizers.SentencePiece.train(corpus.sample(options, train), 400, "bpe")
@@ -194,7 +202,7 @@ def test_a_stopped_run_finds_its_tokens_again(text_folder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_recipe_streams(text_folder, tmp_path):
+def test_recipe_with_streaming(text_folder, tmp_path):
     options = text_generation.Options(
         str(tmp_path / "run"), data=str(text_folder), stream=True, smoke=True, max_megabytes=0.06
     )
@@ -210,12 +218,12 @@ def test_a_recipe_streams(text_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes, words",
+    "changes, message",
     [
         ({}, "--stream must be off without --data"),
         ({"data": "x", "near_duplicates": 0.8}, "--near-duplicates must be 0 with --stream"),
     ],
 )
-def test_what_streaming_cannot_do_is_refused(changes, words):
-    with pytest.raises(InputError, match=words):
+def test_invalid_streaming_options_raise_error(changes, message):
+    with pytest.raises(InputError, match=message):
         text_generation.Options("out", stream=True, **changes)

@@ -1,4 +1,4 @@
-"""Neighbours of words, beside loops written from the definition."""
+"""Compare context windows of words with loops written from the definition."""
 
 import collections
 
@@ -25,15 +25,15 @@ def stream(tok):
     return data.word_stream(TEXTS, tok, WINDOW)
 
 
-def near_pairs(stream, window):
-    """All ordered pairs of places of words at most `window` apart."""
+def context_pairs(stream, window):
+    """Yield all ordered pairs of positions of words at most `window` apart."""
     for i, word in enumerate(stream):
         for j in range(max(0, i - window), min(len(stream), i + window + 1)):
             if i != j and word > 1 and stream[j] > 1:
                 yield i, j
 
 
-def test_words_are_whole_and_the_most_frequent_come_first(tok, stream):
+def test_word_vocabulary_is_sorted_by_frequency(tok, stream):
     assert tok.vocabulary[:2] == ["[PAD]", "[UNK]"]
     assert set(tok.vocabulary[2:4]) == {"a", "the"} and "cafe" in tok.vocabulary
     assert tok.encode("Film") == [tok.vocabulary.index("film")] and tok.encode("cafés") == [1]
@@ -45,49 +45,52 @@ def test_words_are_whole_and_the_most_frequent_come_first(tok, stream):
         data.word_vocabulary(TEXTS[:4], 50, min_count=99)
 
 
-def test_skip_gram_gives_each_neighbour_as_often_as_its_distance_says(stream):
-    found, rows = collections.Counter(), 0
-    # An epoch costs more than the words in it.
-    longer = np.tile(stream, 10)
-    batches = data.neighbour_dataset(longer, "skip_gram", WINDOW, 4, 64, epochs=5, seed=1)
+def test_skip_gram_samples_neighbors_by_distance(stream):
+    counts, rows = collections.Counter(), 0
+    # An epoch has a fixed cost, so repeat the stream within it.
+    long_stream = np.tile(stream, 10)
+    batches = data.neighbour_dataset(long_stream, "skip_gram", WINDOW, 4, 64, epochs=5, seed=1)
     for (word, candidates), labels in batches:
         assert candidates.shape == labels.shape == (len(word), 5)
         assert (labels.numpy() == [1, 0, 0, 0, 0]).all() and candidates.numpy().min() > 1
-        found.update(zip(word.numpy().tolist(), candidates.numpy()[:, 0].tolist(), strict=True))
+        counts.update(zip(word.numpy().tolist(), candidates.numpy()[:, 0].tolist(), strict=True))
         rows += len(word)
     expected = collections.Counter()
-    for i, j in near_pairs(stream, WINDOW):
+    for i, j in context_pairs(stream, WINDOW):
         expected[int(stream[i]), int(stream[j])] += (WINDOW + 1 - abs(i - j)) / WINDOW
-    assert set(found) == set(expected)
+    assert set(counts) == set(expected)
     total = sum(expected.values())
-    for pair, count in expected.items():
-        assert found[pair] / rows == pytest.approx(count / total, rel=0.25), pair
+    for pair, weight in expected.items():
+        assert counts[pair] / rows == pytest.approx(weight / total, rel=0.25), pair
 
 
-def test_cbow_gives_the_neighbours_of_each_word(stream):
-    seen = []
-    for (near, candidates), _ in data.neighbour_dataset(stream, "cbow", WINDOW, 2, 8, seed=1):
-        assert near.shape == (8, 2 * WINDOW)
-        seen += list(zip(near.numpy().tolist(), candidates.numpy()[:, 0].tolist(), strict=True))
-    whole = collections.defaultdict(list)
+def test_cbow_gives_neighbors_of_each_word(stream):
+    examples = []
+    for (context, candidates), _ in data.neighbour_dataset(stream, "cbow", WINDOW, 2, 8, seed=1):
+        assert context.shape == (8, 2 * WINDOW)
+        examples += list(
+            zip(context.numpy().tolist(), candidates.numpy()[:, 0].tolist(), strict=True)
+        )
+    contexts = collections.defaultdict(list)
     for i in np.flatnonzero(stream > 1):
-        whole[int(stream[i])].append([*stream[i - WINDOW : i], *stream[i + 1 : i + WINDOW + 1]])
-    assert len(seen) == (stream > 1).sum() // 8 * 8
-    reaches = collections.Counter()
-    for near, word in seen:
-        fits = [
+        contexts[int(stream[i])].append([*stream[i - WINDOW : i], *stream[i + 1 : i + WINDOW + 1]])
+    assert len(examples) == (stream > 1).sum() // 8 * 8
+    reach_counts = collections.Counter()
+    for context, word in examples:
+        matching_reaches = [
             reach
-            for context in whole[word]
+            for full_context in contexts[word]
             for reach in range(1, WINDOW + 1)
-            if near == [0] * (WINDOW - reach) + list(context[WINDOW - reach : WINDOW + reach])
+            if context == [0] * (WINDOW - reach)
+            + list(full_context[WINDOW - reach : WINDOW + reach])
             + [0] * (WINDOW - reach)
         ]  # fmt: skip
-        assert fits
-        reaches[min(fits)] += 1
-    assert min(reaches.values()) > len(seen) / 6
+        assert matching_reaches
+        reach_counts[min(matching_reaches)] += 1
+    assert min(reach_counts.values()) > len(examples) / 6
 
 
-def test_negatives_are_drawn_by_counts_to_the_power_of_three_quarters(stream):
+def test_negatives_follow_counts_to_power_of_three_quarters(stream):
     drawn = np.concatenate(
         [
             candidates.numpy()[:, 1:].reshape(-1)
@@ -100,7 +103,7 @@ def test_negatives_are_drawn_by_counts_to_the_power_of_three_quarters(stream):
     np.testing.assert_allclose(shares, expected / expected.sum(), atol=0.006)
 
 
-def test_frequent_words_are_dropped_as_often_as_the_threshold_says(stream):
+def test_frequent_words_are_subsampled_by_threshold(stream):
     stream, threshold, epochs = np.tile(stream, 10), 0.02, 6
     kept = np.zeros(stream.max() + 1)
     for (_, candidates), _ in data.neighbour_dataset(
@@ -116,8 +119,8 @@ def test_frequent_words_are_dropped_as_often_as_the_threshold_says(stream):
 
 def test_batches_depend_on_seed_epoch_and_step(stream):
     def words(**options):
-        found = data.neighbour_dataset(stream, "cbow", WINDOW, 2, 8, threshold=0.05, **options)
-        return [(x[0].numpy().tolist(), x[1].numpy().tolist()) for x, _ in found]
+        dataset = data.neighbour_dataset(stream, "cbow", WINDOW, 2, 8, threshold=0.05, **options)
+        return [(x[0].numpy().tolist(), x[1].numpy().tolist()) for x, _ in dataset]
 
     two = words(epochs=2, seed=4)
     assert two == words(epochs=2, seed=4) and two[0] != words(seed=5)[0]
@@ -127,16 +130,16 @@ def test_batches_depend_on_seed_epoch_and_step(stream):
     assert [(x[0].numpy().tolist(), x[1].numpy().tolist()) for x, _ in later] == two[-1:]
 
 
-def test_cooccurrences_count_by_distance(stream):
+def test_cooccurrences_are_weighted_by_distance(stream):
     first, second, counts = data.cooccurrences(stream, WINDOW)
     expected = collections.Counter()
-    for i, j in near_pairs(stream, WINDOW):
+    for i, j in context_pairs(stream, WINDOW):
         expected[int(stream[i]), int(stream[j])] += 1 / abs(i - j)
-    found = {(int(a), int(b)): float(c) for a, b, c in zip(first, second, counts, strict=True)}
-    assert found == pytest.approx(dict(expected), rel=1e-5)
+    actual = {(int(a), int(b)): float(c) for a, b, c in zip(first, second, counts, strict=True)}
+    assert actual == pytest.approx(dict(expected), rel=1e-5)
 
 
-def test_cooccurrences_come_once_an_epoch(stream):
+def test_cooccurrences_occur_once_per_epoch(stream):
     pairs = data.cooccurrences(stream, WINDOW)
     batches = list(data.cooccurrence_dataset(pairs, 5, epochs=2, seed=1))
     steps = len(pairs[0]) // 5

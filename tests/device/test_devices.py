@@ -1,4 +1,4 @@
-"""Verify files for devices, on a small model and on SmolLM2: `make test-device`."""
+"""Verify on-device files of a small model and of SmolLM2."""
 
 import json
 import math
@@ -27,19 +27,19 @@ def smollm2():
 
 @pytest.fixture(scope="module", params=["small", "smollm2"])
 def case(request, tmp_path_factory):
-    """A task, 50 prompts of 1 token up to all that fit, and a folder."""
+    """Return a task, 50 prompts from 1 token to the longest that fit, options and a folder."""
     if request.param == "small":
         task, cache_length, chunks = request.getfixturevalue("task"), 128, [16]
     else:
         task, cache_length, chunks = request.getfixturevalue("smollm2"), 448, [64]
     options = {"cache_length": cache_length, "prefill_lengths": chunks}
-    whole = "\n\n".join(pydoc_data.topics.topics.values())
-    texts = [whole[begin : begin + 6000].strip() for begin in range(0, len(whole), 6000)]
+    corpus = "\n\n".join(pydoc_data.topics.topics.values())
+    texts = [corpus[begin : begin + 6000].strip() for begin in range(0, len(corpus), 6000)]
     assert len(texts) >= PROMPTS
-    room = cache_length - 1 - task.tokenizer.add_bos
+    max_length = cache_length - 1 - task.tokenizer.add_bos
     prompts = []
-    for text, length in zip(texts, np.linspace(1, room, PROMPTS).astype(int), strict=False):
-        # A cut may join tokens: take the longest beginning that encodes to so many.
+    for text, length in zip(texts, np.linspace(1, max_length, PROMPTS).astype(int), strict=False):
+        # Cutting may join tokens, so take the longest prefix that encodes to at most `length`.
         ids = task.tokenizer.encode(text[: 12 * length])[:length]
         prompt = task.tokenizer.decode(ids)
         while not prompt or len(task.tokenizer.encode(prompt)) > length:
@@ -53,16 +53,16 @@ def case(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(case):
-    """Keras's greedy texts, as far as the cache of the files reaches."""
+    """Return Keras's greedy texts, cut to the cache length of the files."""
     task, prompts, options, _ = case
     texts = []
     for begin in range(0, PROMPTS, 10):
-        some = prompts[begin : begin + 10]
-        for prompt, found in zip(
-            some, task(some, NEW_TOKENS, temperature=0.0, return_details=True), strict=True
+        batch = prompts[begin : begin + 10]
+        for prompt, generation in zip(
+            batch, task(batch, NEW_TOKENS, temperature=0.0, return_details=True), strict=True
         ):
-            room = options["cache_length"] - len(task.tokenizer.encode_prompt(prompt))
-            texts.append(task.tokenizer.decode(found.token_ids[:room]))
+            max_tokens = options["cache_length"] - len(task.tokenizer.encode_prompt(prompt))
+            texts.append(task.tokenizer.decode(generation.token_ids[:max_tokens]))
     return texts
 
 
@@ -76,12 +76,12 @@ def bundle(case):
 
 
 @pytest.mark.parametrize("runtime", ["compiled", "interpreter"])
-def test_greedy_text_is_that_of_keras(case, expected, bundle, runtime):
+def test_greedy_text_matches_keras(case, expected, bundle, runtime):
     device = export.LiteRTModel(bundle, runtime=runtime)
     assert [device.generate(prompt, NEW_TOKENS, temperature=0.0) for prompt in case[1]] == expected
 
 
-def test_greedy_text_is_that_of_keras_in_litert_lm(case, expected, bundle, tmp_path):
+def test_greedy_text_in_litert_lm_matches_keras(case, expected, bundle, tmp_path):
     (tmp_path / "prompts.json").write_text(json.dumps(case[1]))
     program = """
 import json, pathlib, sys
@@ -96,10 +96,13 @@ texts = greedy(sys.argv[1], json.loads((folder / "prompts.json").read_text()), i
 
 
 @pytest.mark.parametrize("quantization, bound", [("int8", 0.02), ("int4", 0.25)])
-def test_quantised_files_are_as_good_as_their_report_says(case, quantization, bound):
+def test_quality_of_quantized_files_matches_report(case, quantization, bound):
     task, _, options, folder = case
     topics = list(pydoc_data.topics.topics.values())
-    texts, others = [text[:600] for text in topics[60:68]], [text[:2000] for text in topics[:30]]
+    texts, calibration = (
+        [text[:600] for text in topics[60:68]],
+        [text[:2000] for text in topics[:30]],
+    )
     path = folder / f"{quantization}.tflite"
     report = export.litert(
         task,
@@ -107,11 +110,11 @@ def test_quantised_files_are_as_good_as_their_report_says(case, quantization, bo
         quantization,
         held_out=texts,
         max_quality_loss=bound,
-        calibration=others,
+        calibration=calibration,
         **options,
     )
-    told = report["quality"]
-    device = export.LiteRTModel(path, runtime="interpreter")  # the other way to run it
+    quality = report["quality"]
+    device = export.LiteRTModel(path, runtime="interpreter")  # not the default runtime
     decoder, losses = DecoderSteps(device.runtime, device.manifest), []
     for text in texts:
         ids = device.tokenizer.encode_prompt(text)[: options["cache_length"]]
@@ -119,13 +122,13 @@ def test_quantised_files_are_as_good_as_their_report_says(case, quantization, bo
             logits = decoder.step(ids[position], position).astype("float64")
             losses.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max())
             losses[-1] -= logits[target]
-    assert len(losses) == told["tokens"]
-    assert math.exp(np.mean(losses)) == pytest.approx(told["perplexity"], rel=2e-3)
-    assert told["loss"] <= bound
+    assert len(losses) == quality["tokens"]
+    assert math.exp(np.mean(losses)) == pytest.approx(quality["perplexity"], rel=2e-3)
+    assert quality["loss"] <= bound
     assert report["parity"]["top_1_agreement"] > 0.7
 
 
-def test_the_runner_works_without_tensorflow(bundle, case, expected, tmp_path):
+def test_litert_model_works_without_tensorflow(bundle, case, expected, tmp_path):
     venv.create(tmp_path / "bare", with_pip=True)
     python = tmp_path / "bare" / "bin" / "python"
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -143,6 +146,6 @@ print(json.dumps([device.generate(prompt, count, temperature=0.0) for prompt in 
 """
     prompts = case[1][::10]
     command = [python, "-c", program, bundle, json.dumps(prompts), str(NEW_TOKENS)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == expected[::10]
+    completed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert completed.returncode == 0, completed.stderr
+    assert json.loads(completed.stdout.splitlines()[-1]) == expected[::10]

@@ -1,4 +1,4 @@
-"""Exports of the size that people ship, with random weights: `make test-device`."""
+"""Test exports of large models, with random weights."""
 
 import gc
 import importlib.util
@@ -20,7 +20,7 @@ from keras_llm import export, models
 
 ROOT = pathlib.Path(keras_llm.__file__).parent.parent
 PROMPTS, NEW_TOKENS = 10, 16
-GREEDY = """
+GREEDY_SCRIPT = """
 import json, sys
 from keras_llm.export.litert.litert_lm_worker import greedy
 path, prompts, count, cache = sys.argv[1:]
@@ -28,8 +28,8 @@ print(json.dumps(greedy(path, json.loads(prompts), int(count), cache)))
 """
 
 
-def task_of(preset):
-    """The task that benchmarks/export.py exports."""
+def load_benchmark_task(preset):
+    """Return the task that benchmarks/export.py exports."""
     path = ROOT / "benchmarks" / "export.py"
     spec = importlib.util.spec_from_file_location("export_benchmark", path)
     module = importlib.util.module_from_spec(spec)
@@ -41,8 +41,8 @@ def task_of(preset):
     "preset, quantization",
     [("qwen3-0.6b", "int4"), ("llama3.2-1b", "int4"), ("llama3.2-1b", "int8")],
 )
-def test_greedy_text_in_litert_lm_is_that_of_the_dequantized_model(preset, quantization, tmp_path):
-    task = task_of(preset)
+def test_greedy_text_in_litert_lm_matches_dequantized_model(preset, quantization, tmp_path):
+    task = load_benchmark_task(preset)
     path = tmp_path / "model.litertlm"
     report = export.litert_lm(task, path, quantization)
     assert report["litert_lm"]["greedy_texts_equal"] is True
@@ -52,17 +52,20 @@ def test_greedy_text_in_litert_lm_is_that_of_the_dequantized_model(preset, quant
     topics = list(pydoc_data.topics.topics.values())
     prompts = [topic.strip()[: 10 + 8 * i] for i, topic in enumerate(topics[:PROMPTS])]
     arguments = [path, json.dumps(prompts), str(NEW_TOKENS), tmp_path]
-    done = subprocess.run(
-        [sys.executable, "-c", GREEDY, *arguments], check=True, capture_output=True, text=True
+    completed = subprocess.run(
+        [sys.executable, "-c", GREEDY_SCRIPT, *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
     )
-    found = json.loads(done.stdout.splitlines()[-1])
+    texts = json.loads(completed.stdout.splitlines()[-1])
     runner = export.LiteRTModel(path)
     tokens = [
         [t for t, _ in runner.steps(p, NEW_TOKENS, temperature=0.0) if t is not None]
         for p in prompts
     ]
-    # LiteRT-LM hands a text over as a C string.
-    assert found == [tokenizer.decode(ids).partition("\0")[0] for ids in tokens]
+    # LiteRT-LM returns texts as C strings, which end at the first null character.
+    assert texts == [tokenizer.decode(ids).partition("\0")[0] for ids in tokens]
     begin = runner.manifest["model"][0]
     del runner
     gc.collect()
@@ -70,8 +73,8 @@ def test_greedy_text_in_litert_lm_is_that_of_the_dequantized_model(preset, quant
     dequantize(model, path, begin)
     equal, gaps = [], []
     for prompt, ids in zip(prompts, tokens, strict=True):
-        read = tokenizer.encode_prompt(prompt)
-        logits = np.asarray(model(np.array([[*read, *ids]])))[0, len(read) - 1 : -1]
+        prompt_ids = tokenizer.encode_prompt(prompt)
+        logits = np.asarray(model(np.array([[*prompt_ids, *ids]])))[0, len(prompt_ids) - 1 : -1]
         logits = logits[:, : tokenizer.vocabulary_size]
         equal.append(logits.argmax(-1) == ids)
         gaps.append(logits.max(-1) - logits[np.arange(len(ids)), ids])
@@ -79,71 +82,77 @@ def test_greedy_text_in_litert_lm_is_that_of_the_dequantized_model(preset, quant
     spread = float(logits.std())
     print(f"{preset} {quantization}: {equal.mean():.3f} of {len(equal)} greedy choices equal, ")
     print(f"largest gap of a logit {gaps.max():.4f}, standard deviation of logits {spread:.4f}")
-    # With random weights many tokens are nearly as likely: another one is chosen only in a tie.
+    # With random weights, many tokens are almost equally likely; only near ties may differ.
     assert equal.mean() > 0.9
     assert gaps.max() < 0.1 * spread
 
 
-# A Keras model that computes what a quantized file should, from the bytes of the file: its weights
-# are the file's whole numbers times their scales, and what products read is rounded to 8 bits as
-# XNNPACK does it for weights of 8 and 4 bits, one scale and zero point for each token.
+# The following functions give a Keras model the computation of a quantized file: its weights are
+# the file's integers times their scales, and inputs of matrix products are rounded to 8 bits as
+# XNNPACK does for weights of 8 and 4 bits, with one scale and zero point per token.
 
 
 def dequantize(model, path, begin):
-    """Give a float32 model the weights of a file, and the rounding of what its products read.
+    """Give a float32 model the weights of a file, and round the inputs of its matrix products.
 
     Args:
-        model: a model from `causal_lm` with dense layers and a tied table.
+        model: a model from `causal_lm` with dense layers and tied embeddings.
         path: the file.
-        begin: int, where in it the TFLite model begins.
+        begin: int, the offset of the TFLite model in the file.
     """
     factors = {}
     with open(path, "rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        stored, factors = _read(memoryview(data)[begin:])
+        stored, factors = _read_weights(memoryview(data)[begin:])
     variables = {variable.path: variable for variable in model.variables}
     for name, matrix in stored.items():
         variable = variables[name]
         variable.assign(matrix.T if name.endswith("/kernel") else matrix.reshape(variable.shape))
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.Dense):
-            layer.call = _rounding(layer.call, factors.get(layer.kernel.path))
+            layer.call = _dense_with_rounding(layer.call, factors.get(layer.kernel.path))
         elif isinstance(layer, keras.layers.ReversibleEmbedding):
             factor = factors.get(layer.embeddings.path)
-            layer.call = _reading(layer.call, factor)
+            layer.call = _embedding_with_rounding(layer.call, factor)
 
 
-def rounded(x):
-    """Float32 (..., C) rounded to 8 bits: asymmetric, a scale for each row."""
-    least = ops.minimum(ops.min(x, -1, keepdims=True), 0.0)
-    most = ops.maximum(ops.max(x, -1, keepdims=True), 0.0)
-    scale = ops.where(most == least, 1.0, 255.0 / (most - least))
-    from_least, from_most = -128.0 + least * scale, 127.0 + most * scale
-    zero = ops.where(from_least + from_most > 0, -128.0 - least * scale, 127.0 - most * scale)
+def fake_quantize(x):
+    """Round float32 (..., C) to 8 bits: asymmetric, one scale per row."""
+    minimum = ops.minimum(ops.min(x, -1, keepdims=True), 0.0)
+    maximum = ops.maximum(ops.max(x, -1, keepdims=True), 0.0)
+    scale = ops.where(maximum == minimum, 1.0, 255.0 / (maximum - minimum))
+    error_at_minimum, error_at_maximum = -128.0 + minimum * scale, 127.0 + maximum * scale
+    zero = ops.where(
+        error_at_minimum + error_at_maximum > 0, -128.0 - minimum * scale, 127.0 - maximum * scale
+    )
     zero = ops.round(ops.clip(zero, -128.0, 127.0))
     values = ops.clip(ops.round(x * scale) + zero, -128.0, 127.0)
     return (values - zero) / scale
 
 
-def _rounding(call, factor):
-    def rounding(x, **arguments):
-        return call(rounded(x if factor is None else x * factor), **arguments)
+def _dense_with_rounding(call, factor):
+    def call_rounded(x, **arguments):
+        return call(fake_quantize(x if factor is None else x * factor), **arguments)
 
-    return rounding
+    return call_rounded
 
 
-def _reading(call, factor):
-    def reading(x, reverse=False):
+def _embedding_with_rounding(call, factor):
+    def call_rounded(x, reverse=False):
         if reverse:
-            x = rounded(x if factor is None else x * factor)
+            x = fake_quantize(x if factor is None else x * factor)
         return call(x, reverse=reverse)
 
-    return reading
+    return call_rounded
 
 
-def _read(data):
-    """Name -> float32 of every stored weight; name -> factor of what a product reads, if it has
-    one."""
+def _read_weights(data):
+    """Read the stored weights of a TFLite model.
+
+    Returns:
+        A dict from name to float32 array of every weight, and a dict from name to the factor of
+        a matrix product's input, for those that have one.
+    """
     model = schema.Model.GetRootAs(data, 0)
     stored, factors = {}, {}
     for i in range(model.SubgraphsLength()):
@@ -153,24 +162,24 @@ def _read(data):
             name, buffer = tensor.Name().decode(), model.Buffers(tensor.Buffer())
             is_scale = tensor.Type() == schema.TensorType.FLOAT16
             if buffer.Size() and name not in stored and not is_scale:
-                stored[name] = _dequantized(data, model, graph, tensor, buffer)
-        givers = {}
+                stored[name] = _dequantize(data, model, graph, tensor, buffer)
+        multipliers = {}
         for j in range(graph.OperatorsLength()):
             operator = graph.Operators(j)
             inputs = operator.InputsAsNumpy()
             code = model.OperatorCodes(operator.OpcodeIndex())
             if code.BuiltinCode() == schema.BuiltinOperator.MUL:
-                givers[int(operator.Outputs(0))] = graph.Tensors(int(inputs[1]))
+                multipliers[int(operator.Outputs(0))] = graph.Tensors(int(inputs[1]))
             elif code.BuiltinCode() == schema.BuiltinOperator.FULLY_CONNECTED:
-                giver = givers.get(int(inputs[0]))
-                if giver is not None and giver.Name().endswith(b"/balance"):
-                    buffer = model.Buffers(giver.Buffer())
+                multiplier = multipliers.get(int(inputs[0]))
+                if multiplier is not None and multiplier.Name().endswith(b"/balance"):
+                    buffer = model.Buffers(multiplier.Buffer())
                     values = np.frombuffer(buffer.DataAsNumpy().tobytes(), "float32")
                     factors[graph.Tensors(int(inputs[1])).Name().decode()] = values
     return stored, factors
 
 
-def _dequantized(data, model, graph, tensor, buffer):
+def _dequantize(data, model, graph, tensor, buffer):
     shape = [tensor.Shape(k) for k in range(tensor.ShapeLength())]
     raw = np.frombuffer(data[buffer.Offset() : buffer.Offset() + buffer.Size()], "uint8")
     if tensor.Type() == schema.TensorType.FLOAT32:

@@ -1,4 +1,4 @@
-"""Small SavedModels, and servers that serve them."""
+"""Small SavedModels and servers for them."""
 
 import importlib.util
 import os
@@ -10,8 +10,10 @@ import pytest
 
 @pytest.fixture(scope="session")
 def save_tiny(tmp_path_factory):
-    """Function that writes a small SavedModel, `save_tiny(folder, factor)`: a copy of the one of
-    that factor, under another name until it is whole."""
+    """Return a function that writes a small SavedModel: `save_tiny(folder, factor)`.
+
+    The folder is copied under a temporary name and then renamed, so that it appears complete.
+    """
     folders = {}
 
     def save(folder, factor):
@@ -27,7 +29,7 @@ def save_tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_base(save_tiny, tmp_path_factory):
-    """Base path of a small model with version 1."""
+    """Return the base path of a small model with version 1."""
     base = tmp_path_factory.mktemp("served") / "tiny"
     save_tiny(base / "1", 1.0)
     return base
@@ -35,7 +37,7 @@ def tiny_base(save_tiny, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def text_base(task, tmp_path_factory):
-    """Base path of the reference task with version 1, whose `generate` is warmed up."""
+    """Return the base path of the reference task with version 1, with warmup of `generate`."""
     from keras_llm.export.saved_model.signatures import TextGenerationModule, save
     from keras_llm.export.saved_model.warmup import write_warmup
 
@@ -55,7 +57,7 @@ def text_base(task, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def embedder():
-    """The kind of task that is exported soonest: one short graph, no text to be written."""
+    """Return the kind of task that is exported fastest: one short graph, no generated text."""
     import keras_llm
     from keras_llm import models, tokenizers
 
@@ -72,7 +74,7 @@ def embedder():
 
 @pytest.fixture(scope="session")
 def serve():
-    """Function that starts a server on free ports, both of them; all are closed at the end."""
+    """Return a function that starts a server on free ports; all servers are closed at the end."""
     from keras_llm import export
 
     servers = []
@@ -91,13 +93,16 @@ def serve():
 
 @pytest.fixture(scope="session")
 def text_server(text_base, serve):
-    """The reference task, served with batches."""
+    """Return a server of the reference task with batching."""
     return serve(text_base, enable_batching=True)
 
 
 def _write_tiny(folder, factor):
-    """`scale`: x (B, N) times `factor` and times by (B,), which must not be negative; `upper`:
-    text; `once`: a scalar, which has no rows; `spin`: loops so many times."""
+    """Write a SavedModel with four signatures.
+
+    `scale`: x (B, N) times `factor` times `by` (B,), which must not be negative. `upper`: text in
+    upper case. `once`: a scalar without rows. `spin`: a loop of the given number of steps.
+    """
     import tensorflow as tf
 
     class Tiny(tf.Module):
@@ -147,7 +152,7 @@ def _write_tiny(folder, factor):
 
 @pytest.fixture(scope="session")
 def hostile():
-    """The class `Hostile`, which sends hostile requests."""
+    """Return the class `Hostile`, which sends hostile requests."""
     path = pathlib.Path(__file__).with_name("hostile.py")
     spec = importlib.util.spec_from_file_location("hostile", path)
     module = importlib.util.module_from_spec(spec)

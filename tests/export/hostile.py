@@ -1,4 +1,4 @@
-"""Requests of somebody who means harm, or has a bug; and what a server says to them."""
+"""Send malicious and malformed requests to a server and check its answers."""
 
 import contextlib
 import http.client
@@ -21,7 +21,7 @@ _METHODS = (
     "/tensorflow.serving.Nothing/Nothing",
 )
 _NAMES = ("../../etc/passwd", "stories/../..", "stories\n", "%2e%2e/x", "", "n" * 9000, "stories:1")
-_PROPER = {
+_ERRORS = {
     "INVALID_ARGUMENT",
     "NOT_FOUND",
     "UNIMPLEMENTED",
@@ -29,7 +29,7 @@ _PROPER = {
     "FAILED_PRECONDITION",
     "OUT_OF_RANGE",
 }
-_GOOD = {
+_VALID = {
     "prompt": ("string", ["The"]),
     "max_new_tokens": ("int32", [4]),
     "temperature": ("float32", [0.0]),
@@ -37,8 +37,8 @@ _GOOD = {
     "top_p": ("float32", [1.0]),
     "seed": ("int32", [0]),
 }
-# Settings that a model refuses.
-_REFUSED = (
+# Settings that a model rejects.
+_INVALID_SETTINGS = (
     {"temperature": ("float32", [float("nan")])},
     {"temperature": ("float32", [float("inf")])},
     {"temperature": ("float32", [-1.0])},
@@ -55,12 +55,12 @@ _REFUSED = (
 
 
 class Hostile:
-    """Sends hostile requests, the same ones for the same seed.
+    """Send hostile requests, reproducible for a seed.
 
     Args:
-        port, rest_api_port: of a server of a text generation model called "stories".
+        port, rest_api_port: ports of a server of a text generation model called "stories".
         seed: int.
-        long_prompts: how often to send 10 MB, as a probability.
+        long_prompts: float, the probability of a prompt of 10 MB.
     """
 
     def __init__(self, port, rest_api_port, seed=0, long_prompts=0.01):
@@ -75,10 +75,10 @@ class Hostile:
         self._channel.close()
 
     def attack(self, count):
-        """Send so many requests.
+        """Send `count` requests.
 
         Returns:
-            List of what was wrong with an answer; empty if each was a proper one.
+            List of str, the unexpected answers; empty if all answers were as allowed.
         """
         kinds = [
             self._settings,
@@ -92,47 +92,47 @@ class Hostile:
             self._path,
             self._steps,
         ]
-        wrong = []
+        unexpected = []
         for number in range(count):
             is_long = self._random.random() < self._long_prompts
             kind = self._long if is_long else kinds[number % len(kinds)]
             answer, allowed = kind()
             if answer not in allowed:
-                wrong.append(f"request {number}, {kind.__name__}: {answer}")
-        return wrong
+                unexpected.append(f"request {number}, {kind.__name__}: {answer}")
+        return unexpected
 
     def good(self):
-        """A good request, over both protocols -> the two texts."""
+        """Send a valid request over both protocols; return the two texts."""
         method = self._channel.unary_unary(_PREDICT, None, predict_pb2.PredictResponse.FromString)
-        response = method(_request(_GOOD).SerializeToString(), timeout=60)
-        columns = {name: value for name, (_, value) in _GOOD.items()}
+        response = method(_request(_VALID).SerializeToString(), timeout=60)
+        columns = {name: value for name, (_, value) in _VALID.items()}
         status, body = self._http("POST", "/v1/models/stories:predict", {"inputs": columns})
         assert status == 200, body
         return response.outputs["text"].string_val[0].decode(), body["outputs"]["text"][0]
 
     def _settings(self):
-        return self._either({**_GOOD, **self._random.choice(_REFUSED)}), _PROPER
+        return self._either({**_VALID, **self._random.choice(_INVALID_SETTINGS)}), _ERRORS
 
     def _dtype(self):
-        name = self._random.choice(list(_GOOD))
+        name = self._random.choice(list(_VALID))
         wrong = self._random.choice([("int64", [1]), ("bool", [True]), ("float64", [1.0])])
-        return self._grpc(_request({**_GOOD, name: wrong})), _PROPER
+        return self._grpc(_request({**_VALID, name: wrong})), _ERRORS
 
     def _shape(self):
-        name = self._random.choice(list(_GOOD))
-        dtype, value = _GOOD[name]
+        name = self._random.choice(list(_VALID))
+        dtype, value = _VALID[name]
         value = self._random.choice([value[0], [value], [[[]]], np.zeros((0, 3)).tolist()])
-        inputs = {**_GOOD, name: (dtype, value)}
+        inputs = {**_VALID, name: (dtype, value)}
         if self._random.random() < 0.3:
-            inputs = {**_GOOD, self._random.choice(["", "x" * 5000, "prompt2"]): (dtype, value)}
+            inputs = {**_VALID, self._random.choice(["", "x" * 5000, "prompt2"]): (dtype, value)}
         elif self._random.random() < 0.3:
             del inputs[name]
-            if name != "prompt":  # the server knows a default for it
+            if name != "prompt":  # the server has a default for it
                 return self._grpc(_request(inputs)), {"OK"}
-        return self._grpc(_request(inputs)), _PROPER
+        return self._grpc(_request(inputs)), _ERRORS
 
     def _spec(self):
-        request = _request(_GOOD)
+        request = _request(_VALID)
         spec = request.model_spec
         match self._random.randrange(5):
             case 0:
@@ -145,40 +145,40 @@ class Hostile:
                 spec.version_label = self._random.choice(_NAMES[:4])
             case _:
                 request.output_filter.append(self._random.choice(_NAMES))
-        return self._grpc(request), _PROPER
+        return self._grpc(request), _ERRORS
 
     def _bytes(self):
-        """Prompts that are no text: answered by the model's rule, or refused."""
+        """Send prompts that are not UTF-8: the model replaces bytes or the server rejects them."""
         prompt = self._random.randbytes(self._random.randrange(1, 60))
-        return self._grpc(_request({**_GOOD, "prompt": ("string", [prompt])})), _PROPER | {"OK"}
+        return self._grpc(_request({**_VALID, "prompt": ("string", [prompt])})), _ERRORS | {"OK"}
 
     def _malformed(self):
-        data = bytearray(_request(_GOOD).SerializeToString())
+        data = bytearray(_request(_VALID).SerializeToString())
         for _ in range(self._random.randrange(1, 6)):
             data[self._random.randrange(len(data))] = self._random.randrange(256)
         if self._random.random() < 0.5:
             data = data[: self._random.randrange(len(data))]
         method = self._random.choice(_METHODS)
-        # INTERNAL is what gRPC itself says to what it cannot parse; some changes do no harm.
-        return self._raw(method, bytes(data)), _PROPER | {"INTERNAL", "OK"}
+        # gRPC answers INTERNAL to requests that it cannot parse; some changes are harmless.
+        return self._raw(method, bytes(data)), _ERRORS | {"INTERNAL", "OK"}
 
     def _bomb(self):
-        request = _request(_GOOD)
+        request = _request(_VALID)
         tensor = request.inputs["top_k"]
         tensor.Clear()
         tensor.dtype = self._random.choice([3, 3, 0, 99, 20, 21])
         for _ in range(self._random.randrange(1, 40)):
             tensor.tensor_shape.dim.add(size=self._random.choice([-1, 2**62, 2**20, 0, 2**31]))
         tensor.int_val.append(1)
-        return self._grpc(request), _PROPER
+        return self._grpc(request), _ERRORS
 
     def _long(self):
         prompt = self._random.choice(["a", "ab ", "\u00e9", "\U0001f642"]) * 10_000_000
-        inputs = {**_GOOD, "prompt": ("string", [prompt[:10_000_000]])}
-        return self._either(inputs), _PROPER
+        inputs = {**_VALID, "prompt": ("string", [prompt[:10_000_000]])}
+        return self._either(inputs), _ERRORS
 
     def _json(self):
-        columns = {name: value for name, (_, value) in _GOOD.items()}
+        columns = {name: value for name, (_, value) in _VALID.items()}
         body = self._random.choice(
             [
                 b"{",
@@ -199,7 +199,7 @@ class Hostile:
                 '{"inputs": 1, "inputs": ' + "9" * 5000 + "}",
             ]
         )
-        return self._rest("POST", "/v1/models/stories:predict", body), _PROPER
+        return self._rest("POST", "/v1/models/stories:predict", body), _ERRORS
 
     def _path(self):
         name = self._random.choice(
@@ -207,10 +207,10 @@ class Hostile:
         )
         end = self._random.choice(["", ":predict", "/metadata", "/versions/1:predict", ":nothing"])
         method = self._random.choice(["GET", "POST", "PUT", "DELETE", "BREW"])
-        return self._rest(method, f"/v1/models/{name}{end}", b"{}"), _PROPER | {"405"}
+        return self._rest(method, f"/v1/models/{name}{end}", b"{}"), _ERRORS | {"405"}
 
     def _steps(self):
-        """The signatures with caches, where a model has them."""
+        """Call the signatures with caches, if the model has them."""
         ids, lengths = np.full((1, 3), 5, "int32"), np.array([3], "int32")
         wrong = self._random.choice(
             [
@@ -227,7 +227,7 @@ class Hostile:
             "lengths": ("int32", lengths),
             "cache_length": ("int32", 8),
         }
-        return self._grpc(_request({**inputs, **wrong}, "prefill")), _PROPER
+        return self._grpc(_request({**inputs, **wrong}, "prefill")), _ERRORS
 
     def _either(self, inputs):
         if self._random.random() < 0.5:

@@ -1,4 +1,4 @@
-"""A SavedModel in TensorFlow's C library, as a server in C++ loads it: no Python TensorFlow.
+"""Run a SavedModel in TensorFlow's C library, as a server in C++ would, without Python's API.
 
     python run_in_c_library.py SITE_PACKAGES SAVED_MODEL < request.json > answer.json
 
@@ -15,7 +15,7 @@ import struct
 import sys
 
 DTYPES = {"float32": (1, "f"), "int32": (3, "i"), "bool": (10, "?"), "string": (7, None)}
-STRING_SIZE = 24  # of a TF_TString
+STRING_SIZE = 24  # size of a TF_TString in bytes
 Pointer = ctypes.c_void_p
 
 
@@ -24,7 +24,7 @@ class Output(ctypes.Structure):
 
 
 class Library:
-    """The functions that are needed, each of which checks its status."""
+    """Call functions of the C library and check their status."""
 
     def __init__(self, packages):
         folder = f"{packages}/tensorflow"
@@ -78,15 +78,15 @@ class Library:
             packed = struct.pack(f"{count}{letter}", *values)
             ctypes.memmove(data, packed, len(packed))
         for i, value in enumerate(values if letter is None else ()):
-            place, text = Pointer(data + STRING_SIZE * i), value.encode()
-            self.call("TF_StringInit", place, returns=None)
-            self.call("TF_StringCopy", place, text, ctypes.c_size_t(len(text)), returns=None)
+            address, text = Pointer(data + STRING_SIZE * i), value.encode()
+            self.call("TF_StringInit", address, returns=None)
+            self.call("TF_StringCopy", address, text, ctypes.c_size_t(len(text)), returns=None)
         return tensor
 
     def values(self, tensor):
         tensor = Pointer(tensor)
         code = self.call("TF_TensorType", tensor, returns=ctypes.c_int)
-        letter = next(letter for known, letter in DTYPES.values() if known == code)
+        letter = next(letter for dtype_code, letter in DTYPES.values() if dtype_code == code)
         count = self.call("TF_TensorElementCount", tensor, returns=ctypes.c_int64)
         data = self.call("TF_TensorData", tensor)
         if letter is not None:
@@ -94,9 +94,9 @@ class Library:
             return list(struct.unpack(f"{count}{letter}", ctypes.string_at(data, size)))
         texts = []
         for i in range(count):
-            place = Pointer(data + STRING_SIZE * i)
-            begin = self.call("TF_StringGetDataPointer", place)
-            size = self.call("TF_StringGetSize", place, returns=ctypes.c_size_t)
+            address = Pointer(data + STRING_SIZE * i)
+            begin = self.call("TF_StringGetDataPointer", address)
+            size = self.call("TF_StringGetSize", address, returns=ctypes.c_size_t)
             texts.append(ctypes.string_at(begin, size).decode("utf-8", "replace"))
         return texts
 
@@ -110,8 +110,8 @@ def main(packages, path):
     graph, session = library.load(path)
     sources = [library.output(graph, *row[:2]) for row in request["inputs"]]
     tensors = [library.tensor(*row[2:]) for row in request["inputs"]]
-    wanted = [library.output(graph, *row[1:]) for row in request["outputs"]]
-    found = (Pointer * len(wanted))()
+    outputs = [library.output(graph, *row[1:]) for row in request["outputs"]]
+    results = (Pointer * len(outputs))()
     library.checked(
         "TF_SessionRun",
         Pointer(session),
@@ -119,16 +119,16 @@ def main(packages, path):
         (Output * len(sources))(*sources),
         (Pointer * len(tensors))(*tensors),
         len(sources),
-        (Output * len(wanted))(*wanted),
-        found,
-        len(wanted),
+        (Output * len(outputs))(*outputs),
+        results,
+        len(outputs),
         None,
         0,
         None,
     )
     assert not {"tensorflow", "tensorflow_text", "keras"} & set(sys.modules)
     names = [row[0] for row in request["outputs"]]
-    json.dump({n: library.values(t) for n, t in zip(names, found, strict=True)}, sys.stdout)
+    json.dump({n: library.values(t) for n, t in zip(names, results, strict=True)}, sys.stdout)
 
 
 if __name__ == "__main__":

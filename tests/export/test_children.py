@@ -1,4 +1,4 @@
-"""A process of an export that dies leaves nothing behind and is told of in one line."""
+"""Test that failing child processes of an export leave no files and raise a one-line error."""
 
 import json
 import os
@@ -16,9 +16,9 @@ from keras_llm.errors import ExportError
 from keras_llm.export import children
 
 
-def kill_when_asked(monkeypatch, module, number):
-    """Kill each child that runs a module, as soon as it has been asked."""
-    # A new one is killed; one that is kept stays warm for later tests.
+def kill_on_request(monkeypatch, module, number):
+    """Kill each child process that runs a module when it gets a request."""
+    # Kill a new process; a kept one stays warm for later tests.
     monkeypatch.delitem(children._kept, module, raising=False)
     send = children.Child.send
 
@@ -37,17 +37,17 @@ def kill_when_asked(monkeypatch, module, number):
         ("litert.worker", "that runs the file"),
     ],
 )
-def test_a_killed_child_of_a_device_export(embedder, tmp_path, monkeypatch, module, what):
-    kill_when_asked(monkeypatch, f"keras_llm.export.{module}", signal.SIGKILL)
-    words = f"^the process {what} was killed by SIGKILL, most likely because memory ran out"
-    with pytest.raises(ExportError, match=words) as raised:
+def test_killed_child_of_litert_export(embedder, tmp_path, monkeypatch, module, what):
+    kill_on_request(monkeypatch, f"keras_llm.export.{module}", signal.SIGKILL)
+    message = f"^the process {what} was killed by SIGKILL, most likely because memory ran out"
+    with pytest.raises(ExportError, match=message) as raised:
         export.litert(embedder, tmp_path / "x.tflite")
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_child_of_a_bundle(task, tmp_path, monkeypatch):
-    kill_when_asked(monkeypatch, "keras_llm.export.litert.litert_lm_worker", signal.SIGSEGV)
+def test_killed_child_of_litert_lm_export(task, tmp_path, monkeypatch):
+    kill_on_request(monkeypatch, "keras_llm.export.litert.litert_lm_worker", signal.SIGSEGV)
     with pytest.raises(
         ExportError, match="that runs the bundle in LiteRT-LM was killed by SIGSEGV"
     ):
@@ -55,20 +55,20 @@ def test_a_killed_child_of_a_bundle(task, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_child_of_a_saved_model(embedder, tmp_path, monkeypatch):
-    kill_when_asked(monkeypatch, "keras_llm.export.saved_model.worker", signal.SIGKILL)
+def test_killed_child_of_saved_model_export(embedder, tmp_path, monkeypatch):
+    kill_on_request(monkeypatch, "keras_llm.export.saved_model.worker", signal.SIGKILL)
     with pytest.raises(ExportError, match="that runs the SavedModel was killed by SIGKILL"):
         export.saved_model(embedder, tmp_path / "served")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize("name", ["x.tflite", "x.litertlm"])
-def test_a_full_disk(task, embedder, tmp_path, name):
-    """Files of this process may have fewer bytes than the weights."""
+def test_full_disk(task, embedder, tmp_path, name):
+    """Limit the file size of this process to less than the weights."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    most = 100_000 if name == "x.tflite" else 300_000
-    assert most < 4 * (embedder if name == "x.tflite" else task).model.count_params()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    limit = 100_000 if name == "x.tflite" else 300_000
+    assert limit < 4 * (embedder if name == "x.tflite" else task).model.count_params()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         with pytest.raises(ExportError, match=rf"{name} cannot be written: .*left behind"):
             if name == "x.tflite":
@@ -80,7 +80,7 @@ def test_a_full_disk(task, embedder, tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_words_of_a_child_that_fails():
+def test_error_message_of_failing_child():
     with children.Child("keras_llm.export.litert.worker", "that runs the file") as child:
         with pytest.raises(ExportError) as raised:
             child.ask({"path": "x.tflite"})
@@ -91,16 +91,16 @@ def test_words_of_a_child_that_fails():
     assert not child.folder.exists()
 
 
-def test_a_child_that_takes_too_long():
+def test_child_timeout():
     child = children.Child("keras_llm.export.litert.lowering.worker", "that lowers", timeout=0.2)
     with child, pytest.raises(ExportError, match=r"gave no answer within 0\.2 s"):
         child.result()
     assert child.process.poll() is not None
 
 
-def test_a_child_ends_with_its_parent():
+def test_child_exits_with_parent():
     child = children.Child("keras_llm.export.litert.worker", "that runs the file")
-    child.process.stdin.close()  # what the end of a parent does
+    child.process.stdin.close()  # as when the parent exits
     waiting = threading.Thread(target=child.process.wait)
     waiting.start()
     waiting.join(60)
@@ -108,7 +108,7 @@ def test_a_child_ends_with_its_parent():
     child.close()
 
 
-def test_a_fork_that_is_killed_ends_its_process():
+def test_killed_fork_kills_its_process():
     def kill():
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -120,18 +120,18 @@ def test_a_fork_that_is_killed_ends_its_process():
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
-def test_what_a_fork_loads_is_gone(tmp_path):
-    place = {}
+def test_fork_does_not_change_parent(tmp_path):
+    state = {}
 
     def fill():
-        place["loaded"] = True
+        state["loaded"] = True
         return {"pid": os.getpid(), "time": time.time()}, {}
 
     values, arrays = children.in_fork(fill)
-    assert values["pid"] != os.getpid() and not place and not arrays
+    assert values["pid"] != os.getpid() and not state and not arrays
 
 
-def test_a_kept_child_serves_the_next_export(tmp_path):
+def test_kept_child_is_reused(tmp_path):
     module = "keras_llm.export.litert.worker"
     with children.keep(module):
         with children.child(module, "that runs the file") as first:
@@ -140,13 +140,13 @@ def test_a_kept_child_serves_the_next_export(tmp_path):
             assert second.process is process
             with pytest.raises(ExportError, match=r"that runs another file failed: .*KeyError"):
                 second.ask({})
-        with children.child(module, "that runs the file") as third:  # the other has failed
+        with children.child(module, "that runs the file") as third:  # the second one failed
             assert third.process is not process
         assert process.poll() is not None and third.process.poll() is None
     assert third.process.poll() is not None and not third.folder.exists()
 
 
-def test_a_child_cannot_import_keras(tmp_path):
+def test_child_cannot_import_keras(tmp_path):
     program = """
 import sys
 from keras_llm.export import children

@@ -1,4 +1,4 @@
-"""Signatures of models that are not sure, and of models that are broken."""
+"""Test signatures of models with nearly uniform outputs and of models with NaN weights."""
 
 import keras
 import numpy as np
@@ -10,13 +10,15 @@ from keras_llm import export, generation, models, tokenizers
 from keras_llm.export.saved_model.signatures import TextGenerationModule, save
 from keras_llm.export.saved_model.signatures.loop import ALL_SETTINGS
 
-SIZE, END = 280, 100  # the tokenizer's tokens, and one with text that ends a text
+SIZE, END = 280, 100  # the tokenizer's vocabulary size, and an end token that has text
 
 
 @pytest.fixture(scope="module")
 def traced():
-    """A task whose model was not trained and has more ids than the tokenizer; its module and the
-    signatures of that, traced once for all tests; and its weights."""
+    """Return an untrained task, its module, the traced signatures and the initial weights.
+
+    The model has more ids than the tokenizer. All tests share the traced signatures.
+    """
     keras.utils.set_random_seed(0)
     tok = tokenizers.SentencePiece.train(["once upon a time there was"] * 9, SIZE, "bpe")
     config = models.preset("llama-tiny", tie_embeddings=False, num_layers=1, vocabulary_size=296)
@@ -26,15 +28,15 @@ def traced():
 
 
 @pytest.fixture
-def unsure(traced):
-    """The task, its module and signatures, with the weights as they were."""
+def untrained(traced):
+    """Return the task, its module and signatures, with the initial weights."""
     task, module, signatures, weights = traced
     task.model.set_weights(weights)
     return task, module, signatures
 
 
-def test_logits_that_are_no_numbers_are_refused(unsure):
-    task, _, signatures = unsure
+def test_nan_logits_raise_error(untrained):
+    task, _, signatures = untrained
     task.model.set_weights([np.full_like(w, np.nan) for w in task.model.get_weights()])
     values = {"max_new_tokens": 12, **generation.Sampling()._asdict()}
     with pytest.raises(tf.errors.InvalidArgumentError, match="not numbers"):
@@ -50,8 +52,8 @@ def test_logits_that_are_no_numbers_are_refused(unsure):
         )
 
 
-def test_steps_of_a_client_take_no_id_that_the_tokenizer_lacks(unsure, serve, tmp_path):
-    task, module, signatures = unsure
+def test_client_steps_never_choose_ids_outside_tokenizer(untrained, serve, tmp_path):
+    task, module, signatures = untrained
     kernel = task.model.get_layer("token_embedding").reverse_embeddings
     kernel.assign(np.where(np.arange(296) < SIZE, np.array(kernel), 50 * np.array(kernel)))
     save(module, tmp_path / "spare" / "1", signatures)
@@ -59,27 +61,27 @@ def test_steps_of_a_client_take_no_id_that_the_tokenizer_lacks(unsure, serve, tm
     with export.Client(f"localhost:{server.port}", "spare") as client:
         for settings in ({"temperature": 0.0}, {"seed": 3}):
             expected = task("once", 12, **settings, return_details=True)
-            assert expected.num_tokens == 12  # of prefill and of decode
+            assert expected.num_tokens == 12  # from prefill and decode
             assert client.generate("once", 12, **settings) == expected.text
             assert "".join(client.stream("once", 12, **settings)) == expected.text
 
 
-def test_a_stream_ends_where_the_text_does(unsure, serve, tmp_path):
-    """Not at a token without text, and also at an end token that has one."""
-    task, module, signatures = unsure
-    often = task.tokenizer.bos_id
-    assert task.tokenizer.decode([often]) == "" and task.tokenizer.decode([END])
+def test_stream_ends_at_end_tokens(untrained, serve, tmp_path):
+    """A stream continues after tokens without text, and ends at an end token that has text."""
+    task, module, signatures = untrained
+    textless_id = task.tokenizer.bos_id
+    assert task.tokenizer.decode([textless_id]) == "" and task.tokenizer.decode([END])
     kernel = np.array(task.model.get_layer("token_embedding").reverse_embeddings)
-    kernel[:, often] *= 20
-    kernel[:, END] = kernel[:, often]
+    kernel[:, textless_id] *= 20
+    kernel[:, END] = kernel[:, textless_id]
     task.model.get_layer("token_embedding").reverse_embeddings.assign(kernel)
     save(module, tmp_path / "ends" / "1", signatures)
     server = serve(tmp_path / "ends")
-    reasons, inside = set(), False
+    reasons, has_textless = set(), False
     with export.Client(f"localhost:{server.port}", "ends") as client:
         for seed in range(12):
-            found = task("once", 12, seed=seed, return_details=True)
-            assert "".join(client.stream("once", 12, seed=seed)) == found.text
-            reasons.add(found.finish_reason)
-            inside |= often in found.token_ids[:-1]
-    assert inside and "stop" in reasons
+            result = task("once", 12, seed=seed, return_details=True)
+            assert "".join(client.stream("once", 12, seed=seed)) == result.text
+            reasons.add(result.finish_reason)
+            has_textless |= textless_id in result.token_ids[:-1]
+    assert has_textless and "stop" in reasons

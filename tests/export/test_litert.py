@@ -1,4 +1,4 @@
-"""The TFLite file: builtin ops, the same text as Keras in the real LiteRT runtime."""
+"""Test TFLite files: builtin ops, and Keras's texts in the LiteRT runtime."""
 
 import json
 import shutil
@@ -17,11 +17,11 @@ from keras_llm.export.litert import conversion, file_format
 @pytest.fixture(scope="module")
 def mobile(task, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mobile")
-    one = {"prefill_lengths": [16]}  # graph less to lower; the first file has both
+    one_chunk = {"prefill_lengths": [16]}  # lowers one graph less; the first file has both
     reports = {
         None: export.litert(task, folder / "reference.tflite"),
-        "int8": export.litert(task, folder / "reference_int8.tflite", "int8", **one),
-        "float16": export.litert(task, folder / "half.tflite", "float16", **one),
+        "int8": export.litert(task, folder / "reference_int8.tflite", "int8", **one_chunk),
+        "float16": export.litert(task, folder / "half.tflite", "float16", **one_chunk),
     }
     return folder, reports
 
@@ -31,25 +31,25 @@ def runner(mobile):
     return export.LiteRTModel(mobile[0] / "reference.tflite")
 
 
-def test_greedy_text_is_that_of_keras(task, runner, held_out_prompts):
+def test_greedy_text_matches_keras(task, runner, held_out_prompts):
     assert len(held_out_prompts) >= 20
     expected = task(held_out_prompts, 16, temperature=0.0)
     assert [runner.generate(prompt, 16, temperature=0.0) for prompt in held_out_prompts] == expected
 
 
-def test_the_stream_is_the_whole(runner):
+def test_stream_matches_full_text(runner):
     pieces = list(runner.stream("The", 20, temperature=0.0))
     assert "".join(pieces) == runner.generate("The", 20, temperature=0.0) and len(pieces) > 5
 
 
-def test_logits_are_those_of_keras_in_every_slot(task, runner):
+def test_logits_match_keras_in_all_cache_slots(task, runner):
     ids = task.tokenizer.encode("word and " * 100)[:100]
     prompt = task.tokenizer.decode(ids)
     tokens, logits = zip(*runner.steps(prompt, 500, temperature=0.0), strict=True)
-    whole = [task.tokenizer.bos_id, *task.tokenizer.encode(prompt), *tokens]
-    assert None in tokens or len(whole) == task.model.config.max_length
-    whole = [token for token in whole if token is not None]
-    expected = task.model.predict_on_batch(np.array([whole], "int32"))[0]
+    sequence = [task.tokenizer.bos_id, *task.tokenizer.encode(prompt), *tokens]
+    assert None in tokens or len(sequence) == task.model.config.max_length
+    sequence = [token for token in sequence if token is not None]
+    expected = task.model.predict_on_batch(np.array([sequence], "int32"))[0]
     np.testing.assert_allclose(logits, expected[len(ids) :][: len(logits)], atol=1e-4)
 
 
@@ -57,8 +57,8 @@ CHUNKS = [1, 2, 15, 16, 17, 18, 33, 120, 126]
 
 
 @pytest.fixture(scope="module")
-def continued(task):
-    """Number of tokens -> a prompt of so many and Keras's text after it, all of one batch."""
+def continuations(task):
+    """Return a dict from prompt length to the prompt and Keras's text after it."""
     ids = task.tokenizer.encode("It was and is a word. " * 60)
     prompts = [task.tokenizer.decode(ids[:length]) for length in CHUNKS]
     texts = task(prompts, 6, temperature=0.0)
@@ -66,19 +66,20 @@ def continued(task):
 
 
 @pytest.mark.parametrize("length", CHUNKS)
-def test_prompts_of_all_chunk_sizes(continued, runner, length):
-    prompt, expected = continued[length]
+def test_prompts_of_all_lengths(continuations, runner, length):
+    prompt, expected = continuations[length]
     assert runner.generate(prompt, 6, temperature=0.0) == expected
 
 
-def test_bfloat16_further_end_tokens_and_steps_that_look_at_fewer_slots(
-    task, tmp_path, monkeypatch
-):
-    """A bfloat16 model is exported in float32, its texts end at the task's further end tokens, and
-    steps that look at fewer slots say the same: one file shows all three."""
+def test_bfloat16_additional_end_tokens_and_shorter_decode_lengths(task, tmp_path, monkeypatch):
+    """Test three features with one file.
+
+    A bfloat16 model is exported in float32; texts end at the task's additional end tokens; and
+    decode steps that read fewer cache slots give the same text.
+    """
     prompts = ["The", "A word. " * 5, "A word. " * 15, "In 1984", "def f(x):"]
     rows = [row.token_ids for row in task(prompts, 120, temperature=0.0, return_details=True)]
-    # One text ends early, the others go on to the last slots.
+    # One text ends early, the others continue to the last slots.
     early, end = next(
         (i, token)
         for i, row in enumerate(rows)
@@ -107,7 +108,7 @@ def test_bfloat16_further_end_tokens_and_steps_that_look_at_fewer_slots(
         ("lamda-tiny", {"num_layers": 1, "num_experts": 3, "learned_sinks": True}),
     ],
 )
-def test_models_of_other_parts(task, tmp_path, name, options):
+def test_other_architectures(task, tmp_path, name, options):
     config = models.preset(name, initializer_range=0.3, max_length=24, **options)
     other = tasks.TextGeneration(models.causal_lm(config), task.tokenizer)
     report = export.litert(other, tmp_path / "other.tflite", prefill_lengths=[5])
@@ -119,7 +120,7 @@ def test_models_of_other_parts(task, tmp_path, name, options):
     )
 
 
-def test_signatures_have_litert_lms_names_and_shapes(mobile, task):
+def test_signatures_match_litert_lm(mobile, task):
     report = mobile[1][None]
     config, slots = task.model.config, report["cache_slots"]
     assert set(report["signatures"]) == {"prefill_16", "prefill_128", "decode"}
@@ -140,21 +141,21 @@ def test_signatures_have_litert_lms_names_and_shapes(mobile, task):
         assert rows["outputs"] == (cache | logits if name == "decode" else cache)
 
 
-def test_weights_are_stored_once_and_quantised_ones_are_smaller(mobile, task):
-    whole, half, small = (mobile[1][q] for q in (None, "float16", "int8"))
-    assert whole["bytes"]["model"] < 4 * task.model.count_params() + 100_000
-    assert small["bytes"]["model"] < 0.5 * whole["bytes"]["model"]
-    assert half["bytes"]["model"] < 0.65 * whole["bytes"]["model"]
-    # One choice of some 75 may be a tie; what float16 changes in the logits is held closely.
-    assert half["parity"]["top_1_agreement"] >= 0.98
-    assert half["parity"]["max_logit_error"] < 0.02
-    assert half["parity"]["mean_kl_divergence_nats"] < 1e-6
-    assert small["parity"]["top_1_agreement"] >= 0.9
-    assert small["parity"]["mean_kl_divergence_nats"] < 0.01
-    assert whole["parity"]["max_logit_error"] < 1e-3
+def test_file_sizes_and_parity_of_quantized_files(mobile, task):
+    full, float16, int8 = (mobile[1][q] for q in (None, "float16", "int8"))
+    assert full["bytes"]["model"] < 4 * task.model.count_params() + 100_000
+    assert int8["bytes"]["model"] < 0.5 * full["bytes"]["model"]
+    assert float16["bytes"]["model"] < 0.65 * full["bytes"]["model"]
+    # One of about 75 choices may be a tie; the bounds on logits of float16 are tight.
+    assert float16["parity"]["top_1_agreement"] >= 0.98
+    assert float16["parity"]["max_logit_error"] < 0.02
+    assert float16["parity"]["mean_kl_divergence_nats"] < 1e-6
+    assert int8["parity"]["top_1_agreement"] >= 0.9
+    assert int8["parity"]["mean_kl_divergence_nats"] < 0.01
+    assert full["parity"]["max_logit_error"] < 1e-3
 
 
-def test_the_report_lies_beside_the_files(mobile):
+def test_export_report(mobile):
     folder, reports = mobile
     names = ["export_report.json", "half.tflite", "reference.tflite", "reference_int8.tflite"]
     assert sorted(path.name for path in folder.iterdir()) == names
@@ -165,12 +166,12 @@ def test_the_report_lies_beside_the_files(mobile):
     }
 
 
-def test_int8_text_is_made_by_the_runtime(mobile, task):
+def test_int8_file_generates_text(mobile, task):
     device = export.LiteRTModel(mobile[0] / "reference_int8.tflite", num_threads=1)
     assert isinstance(device.generate("The", 12), str)
 
 
-def test_the_runner_needs_no_tensorflow(mobile, task):
+def test_runner_does_not_import_tensorflow(mobile, task):
     program = """
 import sys
 sys.modules["tensorflow"] = sys.modules["keras"] = None  # importing either would raise
@@ -179,12 +180,12 @@ text = export.LiteRTModel(sys.argv[1]).generate("The", 12, temperature=0.0)
 sys.stdout.buffer.write(text.encode())
 """
     command = [sys.executable, "-c", program, str(mobile[0] / "reference.tflite")]
-    done = subprocess.run(command, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
-    assert done.stdout.decode() == task("The", 12, temperature=0.0)
+    completed = subprocess.run(command, capture_output=True)
+    assert completed.returncode == 0, completed.stderr.decode()
+    assert completed.stdout.decode() == task("The", 12, temperature=0.0)
 
 
-def test_an_op_that_is_not_builtin_fails_the_export(tmp_path):
+def test_non_builtin_op_raises_error(tmp_path):
     class Module(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec((2,), tf.float32)])
         def __call__(self, x):
@@ -204,29 +205,27 @@ def test_an_op_that_is_not_builtin_fails_the_export(tmp_path):
         file_format.op_census(path)
 
 
-@pytest.mark.parametrize("quantization, words", [(None, "differ from"), ("int8", "diverge from")])
-def test_a_file_that_differs_from_the_model_is_not_written(
-    quantization, words, task, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("quantization, message", [(None, "differ from"), ("int8", "diverge from")])
+def test_failed_verification_writes_no_file(quantization, message, task, tmp_path, monkeypatch):
     write = conversion.write
 
-    def other_weights(plan, *arguments):
+    def write_other_weights(plan, *arguments):
         model = plan.task.model
         weights = model.get_weights()
         model.set_weights([w * (1.01 if quantization is None else 1.5) for w in weights])
         try:
             write(plan, *arguments)
         finally:
-            model.set_weights(weights)  # other tests use the model, too
+            model.set_weights(weights)  # other tests use the model
 
-    monkeypatch.setattr(conversion, "write", other_weights)
-    with pytest.raises(ExportError, match=f"{words} Keras"):
+    monkeypatch.setattr(conversion, "write", write_other_weights)
+    with pytest.raises(ExportError, match=f"{message} Keras"):
         export.litert(task, tmp_path / "broken.tflite", quantization, prefill_lengths=[16])
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, message",
     [
         ({"path": "model.bin"}, "tflite"),
         ({"quantization": "int3"}, "quantization"),
@@ -236,43 +235,43 @@ def test_a_file_that_differs_from_the_model_is_not_written(
         ({"task": None}, "task"),
     ],
 )
-def test_wrong_arguments_are_named(task, tmp_path, arguments, words):
+def test_invalid_arguments_raise_error(task, tmp_path, arguments, message):
     arguments = {"task": task, "path": "model.tflite", **arguments}
     arguments["path"] = tmp_path / arguments["path"]
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         export.litert(**arguments)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_file_is_refused(mobile, task):
+def test_existing_file_raises_error(mobile, task):
     with pytest.raises(InputError, match="exists"):
         export.litert(task, mobile[0] / "reference.tflite")
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, message",
     [
         (("", 5), "prompt"),
         (("word " * 300, 5), "at most 127"),
         (("a", 0), "max_new_tokens"),
     ],
 )
-def test_the_runner_refuses_what_keras_refuses(runner, arguments, words):
-    with pytest.raises(InputError, match=words):
+def test_invalid_generate_arguments_raise_error(runner, arguments, message):
+    with pytest.raises(InputError, match=message):
         runner.generate(*arguments)
 
 
-def test_files_that_are_not_ours_are_refused(mobile, tmp_path):
+def test_invalid_files_raise_error(mobile, tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         export.LiteRTModel(tmp_path / "none.tflite")
     (tmp_path / "text.tflite").write_text("hello")
     with pytest.raises(InputError, match="not a model"):
         export.LiteRTModel(tmp_path / "text.tflite")
-    shutil.copy(mobile[0] / "reference.tflite", tmp_path / "torn.tflite")
-    whole = (tmp_path / "torn.tflite").read_bytes()
-    (tmp_path / "torn.tflite").write_bytes(whole[: len(whole) // 2])
+    shutil.copy(mobile[0] / "reference.tflite", tmp_path / "truncated.tflite")
+    content = (tmp_path / "truncated.tflite").read_bytes()
+    (tmp_path / "truncated.tflite").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match="not a model"):
-        export.LiteRTModel(tmp_path / "torn.tflite")
-    (tmp_path / "headless.tflite").write_bytes(b"x" * 100_000 + whole[100_000:])
+        export.LiteRTModel(tmp_path / "truncated.tflite")
+    (tmp_path / "headless.tflite").write_bytes(b"x" * 100_000 + content[100_000:])
     with pytest.raises(InputError, match="damaged"):
         export.LiteRTModel(tmp_path / "headless.tflite")

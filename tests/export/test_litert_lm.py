@@ -1,4 +1,4 @@
-"""Bundles, quantisation and the runner: the same text as Keras in LiteRT-LM too."""
+"""Test LiteRT-LM bundles, quantization and the runner: the same text as Keras in LiteRT-LM."""
 
 import collections
 import json
@@ -22,12 +22,12 @@ from keras_llm.export.litert.runtime.decoder import DecoderSteps
 
 @pytest.fixture(scope="module")
 def bundle(task, held_out_prompts, tmp_path_factory):
-    """An int8 bundle with a chat template, and its report."""
+    """Return the path of an int8 bundle with a chat template, and its report."""
     path = tmp_path_factory.mktemp("mobile") / "reference.litertlm"
-    template = "{% for m in messages %}{{ '' + m.content }}{% endfor %}"  # of texts, not of parts
-    chatty = tasks.TextGeneration(task.model, task.tokenizer, {"chat_template": template})
+    template = "{% for m in messages %}{{ '' + m.content }}{% endfor %}"  # fails on content lists
+    chat_task = tasks.TextGeneration(task.model, task.tokenizer, {"chat_template": template})
     report = export.litert_lm(
-        chatty, path, "int8", cache_length=100, held_out=held_out_prompts, max_quality_loss=0.05
+        chat_task, path, "int8", cache_length=100, held_out=held_out_prompts, max_quality_loss=0.05
     )
     return path, report
 
@@ -37,7 +37,7 @@ def runner(bundle):
     return export.LiteRTModel(bundle[0])
 
 
-def test_the_text_in_litert_lm_is_that_of_our_runner(bundle, runner):
+def test_litert_lm_text_matches_runner(bundle, runner):
     report = bundle[1]["litert_lm"]
     assert report["greedy_texts_equal"] is True and report["prompts"] >= 6
     program = """
@@ -47,13 +47,13 @@ sys.stdout.write(json.dumps(greedy(sys.argv[1], json.loads(sys.argv[2]), 80)))
 """
     prompts = ["The value of", "In the", "A word. " * 8]  # more than one chunk of 16
     command = [sys.executable, "-c", program, str(bundle[0]), json.dumps(prompts)]
-    done = subprocess.run(command, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
-    texts = json.loads(done.stdout.decode().splitlines()[-1])
+    completed = subprocess.run(command, capture_output=True)
+    assert completed.returncode == 0, completed.stderr.decode()
+    texts = json.loads(completed.stdout.decode().splitlines()[-1])
     assert texts == [runner.generate(prompt, 80, temperature=0.0) for prompt in prompts]
 
 
-def test_the_cost_of_quantisation_is_in_the_report(bundle, task):
+def test_report_has_quality_and_sizes(bundle, task):
     path, report = bundle
     quality = report["quality"]
     assert quality["text"] == "given" and quality["tokens"] > 200
@@ -65,11 +65,11 @@ def test_the_cost_of_quantisation_is_in_the_report(bundle, task):
     parts = report["bytes"]
     assert parts["total"] == path.stat().st_size
     assert parts["weights_int8"] > 0.9 * task.model.count_params()
-    assert parts["weights_int8"] < 1.05 * task.model.count_params()  # each stored once
+    assert parts["weights_int8"] < 1.05 * task.model.count_params()  # each weight is stored once
     assert json.loads((path.parent / "export_report.json").read_text()) == {path.name: report}
 
 
-def test_memory_and_speed_are_in_the_report(bundle, task):
+def test_report_has_memory_and_speed(bundle, task):
     report, config = bundle[1], task.model.config
     per_token = 2 * config.num_layers * config.num_key_value_heads * config.head_dim * 4
     assert report["cache_bytes_per_token"] == per_token
@@ -80,7 +80,7 @@ def test_memory_and_speed_are_in_the_report(bundle, task):
         assert row["resident_bytes"] >= row["buffer_bytes"] > 0 < row["load_seconds"]
 
 
-def test_sampled_text_is_that_of_the_task(task, tmp_path, runner):
+def test_sampled_text_matches_keras(task, tmp_path, runner):
     export.litert(task, tmp_path / "float.tflite", prefill_lengths=[8])
     settings = [
         {"temperature": 1.0, "seed": 5},
@@ -93,10 +93,10 @@ def test_sampled_text_is_that_of_the_task(task, tmp_path, runner):
         for setting, expected in zip(settings, texts, strict=True):
             assert device.generate("The class", 24, **setting) == expected
             assert "".join(device.stream("The class", 24, **setting)) == expected
-    assert runner.generate("The", 8, temperature=1.0) is not None  # a seed of its own
+    assert runner.generate("The", 8, temperature=1.0) is not None  # with a random seed
 
 
-def test_the_chat_template_comes_with_the_file(runner):
+def test_file_has_chat_template(runner):
     messages = [{"role": "user", "content": "The value"}]
     assert runner.chat(messages, 8, temperature=0.0) == runner.chat("The value", 8, temperature=0.0)
     assert runner.chat("The value", 8, temperature=0.0) == runner.generate(
@@ -104,7 +104,7 @@ def test_the_chat_template_comes_with_the_file(runner):
     )
 
 
-def test_the_cache_is_as_long_as_was_asked(bundle, runner):
+def test_cache_length(bundle, runner):
     assert runner.max_length == bundle[1]["max_length"] == 100
     ids = runner.tokenizer.encode("word and " * 100)[:98]
     prompt = runner.tokenizer.decode(ids)
@@ -115,19 +115,19 @@ def test_the_cache_is_as_long_as_was_asked(bundle, runner):
 
 
 def greedy_tokens(model, rows, steps=24):
-    """What a model continues rows of token ids with, without a decode loop to be traced."""
+    """Continue rows of token ids greedily, without tracing a decode loop."""
     rows = list(map(list, rows))
-    begun = list(map(len, rows))
+    prompt_lengths = list(map(len, rows))
     batch = np.zeros((len(rows), model.config.max_length), "int32")
     for _ in range(steps):
         for row, ids in zip(batch, rows, strict=True):
             row[: len(ids)] = ids
         for ids, logits in zip(rows, model.predict_on_batch(batch), strict=True):
             ids.append(int(logits[len(ids) - 1].argmax()))
-    return [token for ids, begin in zip(rows, begun, strict=True) for token in ids[begin:]]
+    return [token for ids, begin in zip(rows, prompt_lengths, strict=True) for token in ids[begin:]]
 
 
-def test_a_byte_pair_tokenizer_goes_in_as_tokenizer_json_with_a_further_end_token(tmp_path):
+def test_byte_pair_tokenizer_and_additional_end_token(tmp_path):
     tok = tokenizers.BytePair.train(["once upon a time there was"] * 9, 300)
     config = models.preset(
         "llama-tiny", vocabulary_size=304, initializer_range=0.3, max_length=64, num_layers=1
@@ -137,8 +137,8 @@ def test_a_byte_pair_tokenizer_goes_in_as_tokenizer_json_with_a_further_end_toke
     tokens = collections.Counter(
         greedy_tokens(model, map(tok.encode_prompt, verification.SEED_TEXTS))
     )
-    often = tokens.most_common(1)[0][0]  # texts would go on after it, and differ
-    other = tasks.TextGeneration(model, tok, {"end_token_ids": [often]})
+    end_id = tokens.most_common(1)[0][0]  # if it were ignored, texts would differ
+    other = tasks.TextGeneration(model, tok, {"end_token_ids": [end_id]})
     rules = [QuantizationRule(bits=4, block=32), QuantizationRule(layers="embedding|head")]
     report = export.litert_lm(other, tmp_path / "other.litertlm", rules, prefill_lengths=[16])
     assert report["litert_lm"]["greedy_texts_equal"] is True
@@ -147,29 +147,29 @@ def test_a_byte_pair_tokenizer_goes_in_as_tokenizer_json_with_a_further_end_toke
         [token for token, _ in runner.steps(p, 24, temperature=0.0)]
         for p in verification.probe_prompts(other)
     ]
-    assert any(row[-1] is None for row in steps) and not any(often in row for row in steps)
+    assert any(row[-1] is None for row in steps) and not any(end_id in row for row in steps)
     assert report["quantization"][0]["bits"] == 4 and report["bytes"]["weights_int4"] > 0
 
 
-@pytest.mark.parametrize("place", [0.3, 0.7])
-def test_a_flipped_bit_is_noticed(bundle, tmp_path, place):
+@pytest.mark.parametrize("position", [0.3, 0.7])
+def test_flipped_bit_raises_error(bundle, tmp_path, position):
     data = bytearray(bundle[0].read_bytes())
-    data[int(place * bundle[1]["bytes"]["model"])] ^= 1
+    data[int(position * bundle[1]["bytes"]["model"])] ^= 1
     (tmp_path / "flipped.litertlm").write_bytes(data)
     with pytest.raises(InputError, match="damaged"):
         export.LiteRTModel(tmp_path / "flipped.litertlm")
 
 
-def test_a_torn_bundle_is_noticed(bundle, tmp_path):
+def test_truncated_bundle_raises_error(bundle, tmp_path):
     data = bundle[0].read_bytes()
     for size in (0, 100, len(data) // 2, len(data) - 1):
-        (tmp_path / "torn.litertlm").write_bytes(data[:size])
+        (tmp_path / "truncated.litertlm").write_bytes(data[:size])
         with pytest.raises(InputError, match="not a model"):
-            export.LiteRTModel(tmp_path / "torn.litertlm")
+            export.LiteRTModel(tmp_path / "truncated.litertlm")
 
 
 @pytest.mark.parametrize(
-    "call, words",
+    "call, message",
     [
         (lambda r: r.generate(""), "prompt"),
         (lambda r: r.generate("a", temperature=-1), "temperature"),
@@ -178,54 +178,58 @@ def test_a_torn_bundle_is_noticed(bundle, tmp_path):
         (lambda r: r.translate("a"), "`translate` needs a Translation"),
     ],
 )
-def test_the_runner_names_what_is_wrong(runner, call, words):
-    with pytest.raises(InputError, match=words):
+def test_invalid_runner_arguments_raise_error(runner, call, message):
+    with pytest.raises(InputError, match=message):
         call(runner)
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, message",
     [
         ({"runtime": "gpu"}, "runtime"),
         ({"num_threads": 0}, "num_threads"),
     ],
 )
-def test_the_runner_checks_how_it_is_opened(bundle, arguments, words):
-    with pytest.raises(InputError, match=words):
+def test_invalid_runner_options_raise_error(bundle, arguments, message):
+    with pytest.raises(InputError, match=message):
         export.LiteRTModel(bundle[0], **arguments)
 
 
-def test_litert_lms_own_program_chats(bundle, tmp_path):
+def test_litert_lm_command_line(bundle, tmp_path):
     program = pathlib.Path(sys.executable).with_name("litert-lm")
     command = [program, "run", bundle[0], "--prompt", "The value"]
-    done = subprocess.run(
+    completed = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "HOME": str(tmp_path)}
     )
-    assert done.returncode == 0 and "RuntimeError" not in done.stdout + done.stderr, done.stderr
-    assert done.stdout.strip()
+    assert (
+        completed.returncode == 0 and "RuntimeError" not in completed.stdout + completed.stderr
+    ), completed.stderr
+    assert completed.stdout.strip()
 
 
-def losses(logits, ids):
-    """The loss, in nats, of each of some token ids after the first."""
+def token_losses(logits, ids):
+    """Return the loss, in nats, of each token id after the first."""
     return -keras.ops.convert_to_numpy(keras.ops.log_softmax(logits))[range(len(ids) - 1), ids[1:]]
 
 
-def dearest(task, runner, texts):
-    """The text whose perplexity a file raises most, and by what share."""
+def find_largest_loss(task, runner, texts):
+    """Return the text whose perplexity increases most in a file, after the increase."""
     rows = [task.tokenizer.encode_prompt(text)[: runner.max_length] for text in texts]
     batch = np.zeros((len(rows), task.model.config.max_length), "int32")
     for row, ids in zip(batch, rows, strict=True):
         row[: len(ids)] = ids
-    found = []
+    increases = []
     for text, ids, expected in zip(texts, rows, task.model.predict_on_batch(batch), strict=True):
         decoder = DecoderSteps(runner.runtime, runner.manifest)
         logits = np.array([decoder.step(token, i) for i, token in enumerate(ids[:-1])])
-        change = losses(logits, ids).mean() - losses(expected[: len(ids) - 1], ids).mean()
-        found.append((float(np.expm1(change)), text))
-    return max(found)
+        change = (
+            token_losses(logits, ids).mean() - token_losses(expected[: len(ids) - 1], ids).mean()
+        )
+        increases.append((float(np.expm1(change)), text))
+    return max(increases)
 
 
-def test_a_file_that_is_worse_than_allowed_is_not_written(
+def test_quality_loss_above_limit_writes_no_file(
     task, bundle, runner, held_out_prompts, tmp_path, monkeypatch
 ):
     begin, end = runner.manifest["model"]
@@ -234,36 +238,38 @@ def test_a_file_that_is_worse_than_allowed_is_not_written(
         path.write_bytes(bundle[0].read_bytes()[begin:end])
 
     monkeypatch.setattr(conversion, "write", write)
-    # Of some texts an int8 model happens to think more than the float one: one where it does not.
-    loss, text = dearest(task, runner, held_out_prompts)
+    # An int8 model has a lower perplexity on some texts: use one on which it is higher.
+    loss, text = find_largest_loss(task, runner, held_out_prompts)
     assert loss > 0
 
-    def convert(name, most):
-        options = {"cache_length": 100, "held_out": [text], "max_quality_loss": most}
+    def convert(name, max_loss):
+        options = {"cache_length": 100, "held_out": [text], "max_quality_loss": max_loss}
         return export.litert(task, tmp_path / name, "int8", **options)["quality"]["loss"]
 
-    found = convert("allowed.tflite", loss * 2)
-    assert found == pytest.approx(loss, rel=0.01)
-    kept = sorted(tmp_path.iterdir())
-    told = rf"{found:.2%} worse; `max_quality_loss` allows {found / 2:.2%}"
-    with pytest.raises(ExportError, match=re.escape(told)):
-        convert("worse.tflite", found / 2)
-    assert sorted(tmp_path.iterdir()) == kept
+    measured_loss = convert("allowed.tflite", loss * 2)
+    assert measured_loss == pytest.approx(loss, rel=0.01)
+    files = sorted(tmp_path.iterdir())
+    expected_message = (
+        rf"{measured_loss:.2%} worse; `max_quality_loss` allows {measured_loss / 2:.2%}"
+    )
+    with pytest.raises(ExportError, match=re.escape(expected_message)):
+        convert("worse.tflite", measured_loss / 2)
+    assert sorted(tmp_path.iterdir()) == files
 
 
-def test_a_converter_without_memory_is_an_error(task, tmp_path, monkeypatch):
+def test_converter_out_of_memory_raises_error(task, tmp_path, monkeypatch):
     monkeypatch.setattr(conversion, "_MEMORY", 100 << 20)
-    monkeypatch.setattr(children, "_kept", {})  # one that has lowered graphs has memory to spare
-    # What a failed allocation leads to depends on which one it is.
-    how = r"(ran out of memory|was killed by SIG\w+, most likely because memory ran out)"
-    words = rf"^the process that lowers the graph {how}; nothing was written\."
-    with pytest.raises(ExportError, match=words):
+    monkeypatch.setattr(children, "_kept", {})  # a used process has free memory left
+    # The outcome of a failed allocation depends on where it happens.
+    reason = r"(ran out of memory|was killed by SIG\w+, most likely because memory ran out)"
+    message = rf"^the process that lowers the graph {reason}; nothing was written\."
+    with pytest.raises(ExportError, match=message):
         export.litert(task, tmp_path / "x.tflite", prefill_lengths=[16])
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, message",
     [
         ({"path": "model.tflite"}, "litertlm"),
         ({"quantization": "int5"}, "int8_weight_only"),
@@ -276,10 +282,10 @@ def test_a_converter_without_memory_is_an_error(task, tmp_path, monkeypatch):
         ({"cache_length": 4096}, "cache_length"),
     ],
 )
-def test_wrong_arguments_are_named(task, tmp_path, arguments, words):
+def test_invalid_arguments_raise_error(task, tmp_path, arguments, message):
     arguments = {"task": task, "path": "model.litertlm", **arguments}
     arguments["path"] = tmp_path / arguments["path"]
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         export.litert_lm(**arguments)
     assert list(tmp_path.iterdir()) == []
 
@@ -287,12 +293,12 @@ def test_wrong_arguments_are_named(task, tmp_path, arguments, words):
 @pytest.mark.parametrize(
     "arguments", [{"layers": "("}, {"bits": 3}, {"bits": 8, "block": 32}, {"kind": "magic"}]
 )
-def test_a_rule_checks_its_arguments(arguments):
+def test_invalid_rule_raises_error(arguments):
     with pytest.raises(InputError, match=f"`{list(arguments)[-1]}`"):
         QuantizationRule(**arguments)
 
 
-def test_recipes_are_rules():
+def test_rules_of_recipes():
     assert rules_of(None) == rules_of("float16") == ()
     assert rules_of("int4")[0].block == 32
     mixed = [QuantizationRule(bits=4), QuantizationRule(layers="block_0", bits=32)]
@@ -303,10 +309,10 @@ def test_recipes_are_rules():
     "preset, spread, layers",
     [
         ("transformer-tiny", 0.3, 1),
-        ("t5-tiny", 0.1, 2),  # which share a bias
+        ("t5-tiny", 0.1, 2),  # layers share a position bias
     ],
 )
-def test_a_translation_is_the_same_text(tmp_path, preset, spread, layers):
+def test_translation_matches_keras(tmp_path, preset, spread, layers):
     tok = tokenizers.SentencePiece.train(["guten tag", "good day to you"] * 9, 280, "bpe")
     config = models.preset(
         preset,

@@ -1,4 +1,4 @@
-"""The sampler without Keras chooses what Keras's chooses."""
+"""Test that sampling with NumPy chooses the same tokens as with Keras."""
 
 import itertools
 
@@ -17,7 +17,7 @@ SETTINGS = list(
 )
 
 
-def test_every_setting_chooses_the_same_token():
+def test_all_settings_match_keras():
     random = np.random.default_rng(0)
     for step, settings in enumerate(SETTINGS):
         logits = random.normal(0, 3, 61).astype("float32")
@@ -28,7 +28,7 @@ def test_every_setting_chooses_the_same_token():
         assert choose(logits, sampling, step) == expected, settings
 
 
-def test_the_noise_is_the_same_to_the_last_bits():
+def test_gumbel_noise_matches_keras():
     for seed, step in [(0, 0), (-1, 3), (123456789, 2000)]:
         ours = gumbel_noise(seed, step, 5000)
         theirs = np.asarray(keras_sampling.gumbel_noise(np.array([seed], "int32"), step, 5000))[0]
@@ -46,13 +46,13 @@ def test_the_noise_is_the_same_to_the_last_bits():
         ("seed", 2**31),
     ],
 )
-def test_a_setting_out_of_range_is_named(name, value):
+def test_invalid_settings_raise_error(name, value):
     with pytest.raises(InputError, match=f"`{name}`"):
         Sampling(**{name: value}).validate()
 
 
-def test_noise_is_finite_where_its_hash_is_largest():
-    """Of 2**24 hashes one rounds to a uniform number of 1; this token has it."""
+def test_noise_is_finite_for_largest_hash():
+    """One of 2**24 hashes rounds to a uniform number of 1; this seed and token have it."""
     theirs = np.asarray(keras_sampling.gumbel_noise(np.array([6], "int32"), 29, 37169))[0]
     for noise in (gumbel_noise(6, 29, 37169), theirs):
         assert noise.argmax() == 37168 and 16 < noise[37168] < 17

@@ -1,4 +1,4 @@
-"""What an export takes is told beforehand, and one that does not fit is refused."""
+"""Test export plans, and that exports without enough memory raise an error."""
 
 import pytest
 
@@ -8,12 +8,12 @@ from keras_llm.export import planning
 
 
 @pytest.mark.parametrize("quantization", [None, "float16", "int8", "int4"])
-def test_the_size_of_the_file(request, tmp_path, quantization):
-    """Within the graph and a tenth of the weights."""
-    # Where each matrix has its own bits, of a model that has a table and a head besides.
-    by_matrix = quantization in ("int8", "int4")
-    task = request.getfixturevalue("task" if by_matrix else "embedder")
-    options = {"prefill_lengths": [16]} if by_matrix else {}
+def test_file_size(request, tmp_path, quantization):
+    """The estimate is within the graph's size and 10 % of the weights."""
+    # Quantized recipes differ by matrix and need a model with embeddings and a head.
+    is_quantized = quantization in ("int8", "int4")
+    task = request.getfixturevalue("task" if is_quantized else "embedder")
+    options = {"prefill_lengths": [16]} if is_quantized else {}
     plan = export.plan_export(task, "litert", quantization)
     report = export.litert(task, tmp_path / "x.tflite", quantization, **options)
     weights = report["bytes"]["model"] - report["bytes"]["graph"]
@@ -21,13 +21,13 @@ def test_the_size_of_the_file(request, tmp_path, quantization):
     assert plan["fits"] and plan["memory_bytes"] > plan["model_bytes"] > 0
 
 
-def test_a_config_is_planned_without_its_weights():
+def test_plan_config_without_weights():
     plans = {
         q: export.plan_export(models.preset("gemma3-4b"), "litert_lm", q)
         for q in ("int4", "int8", None)
     }
     parameters = 3_880_263_168
-    assert plans["int4"]["model_bytes"] == 2 * parameters  # as published, in bfloat16
+    assert plans["int4"]["model_bytes"] == 2 * parameters  # published in bfloat16
     assert plans[None]["file_bytes"] == 4 * parameters
     assert 1.0 < plans["int8"]["file_bytes"] / parameters < 1.1
     assert plans["int4"]["file_bytes"] < plans["int8"]["file_bytes"]
@@ -35,7 +35,7 @@ def test_a_config_is_planned_without_its_weights():
     assert memory == sorted(memory)
 
 
-def test_both_stacks_of_an_encoder_decoder_take_time():
+def test_encoder_and_decoder_layers_take_time():
     seconds = [
         export.plan_export(models.preset("transformer-tiny", **{name: 40}), "litert")["seconds"]
         for name in ("num_layers", "num_decoder_layers")
@@ -44,7 +44,7 @@ def test_both_stacks_of_an_encoder_decoder_take_time():
 
 
 @pytest.mark.parametrize("write", ["litert", "litert_lm", "saved_model"])
-def test_an_export_without_room_is_refused(task, tmp_path, monkeypatch, write):
+def test_export_without_enough_memory_raises_error(task, tmp_path, monkeypatch, write):
     monkeypatch.setattr(planning, "available_memory", lambda: 500_000_000)
     path = tmp_path / {"litert": "x.tflite", "litert_lm": "x.litertlm"}.get(write, "x")
     with pytest.raises(
@@ -55,12 +55,12 @@ def test_an_export_without_room_is_refused(task, tmp_path, monkeypatch, write):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_memory_of_this_machine():
+def test_available_memory():
     assert 10**8 < planning.available_memory() < 10**13
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, message",
     [
         ({"target": "onnx"}, "`target`"),
         ({"target": "saved_model", "quantization": "int8"}, "`quantization`"),
@@ -68,7 +68,7 @@ def test_the_memory_of_this_machine():
         ({"quantization": "int5"}, "int8_weight_only"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, words):
+def test_invalid_arguments_raise_error(arguments, message):
     arguments = {"model": models.preset("llama-tiny"), **arguments}
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         export.plan_export(**arguments)

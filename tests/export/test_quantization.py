@@ -1,4 +1,4 @@
-"""Whole numbers and scales are those of Google's quantizer; files hold what they should."""
+"""Compare quantized values and scales with ai-edge-quantizer, and check what files contain."""
 
 import json
 
@@ -20,7 +20,7 @@ ROWS = ["once upon a time there was a fox"] * 3
 
 @pytest.fixture(scope="module")
 def task():
-    """A model of one block with biases, gains and a tied table, none of them at its start."""
+    """Return a task of one block whose biases, gains and tied embeddings are randomized."""
     tok = tokenizers.BytePair.train(ROWS * 3, 300)
     config = models.preset(
         "gpt-tiny", vocabulary_size=300, max_length=48, num_layers=1, initializer_range=0.2
@@ -32,7 +32,7 @@ def task():
     return keras_llm.TextGeneration(model, tok)
 
 
-def exported(task, folder, quantization, **options):
+def export_model(task, folder, quantization, **options):
     path = folder / "x.tflite"
     report = export.litert(task, path, quantization, prefill_lengths=[8], **options)
     begin, end = export.LiteRTModel(path).manifest["model"]
@@ -40,22 +40,22 @@ def exported(task, folder, quantization, **options):
     return report, folder / "model.tflite"
 
 
-def stored(path):
-    """Name -> (type, values) of the stored weights of a file, in whole numbers if they are."""
+def read_weights(path):
+    """Return a dict from name to the tensor and the stored bytes of each weight of a file."""
     content = path.read_bytes()
     model = schema.ModelT.InitFromPackedBuf(content, 0)
-    found = {}
+    weights = {}
     for graph in model.subgraphs:
         for tensor in graph.tensors:
             buffer = model.buffers[tensor.buffer]
             if buffer.size:
                 data = content[buffer.offset : buffer.offset + buffer.size]
-                found[tensor.name.decode()] = tensor, data
-    return found
+                weights[tensor.name.decode()] = tensor, data
+    return weights
 
 
 @pytest.mark.parametrize("bits, block", [(8, None), (4, None), (4, 32), (4, 64)])
-def test_numbers_are_those_of_googles_quantizer(bits, block):
+def test_values_match_ai_edge_quantizer(bits, block):
     from ai_edge_quantizer import qtyping
     from ai_edge_quantizer.algorithms.uniform_quantize import uniform_quantize_tensor as theirs
 
@@ -79,12 +79,12 @@ def test_numbers_are_those_of_googles_quantizer(bits, block):
     )
 
 
-def test_pairs_of_four_bits():
+def test_pack_int4():
     values = np.array([-8, 7, 0, -1, 3], "int8")
     assert pack_int4(values).tolist() == [0x78, 0xF0, 0x03]
 
 
-def test_each_weight_is_stored_once_and_as_its_rule_says(task, tmp_path):
+def test_weights_are_stored_once_by_their_rules(task, tmp_path):
     rules = [
         QuantizationRule(),
         QuantizationRule("feed_forward", bits=4, block=32),
@@ -92,9 +92,9 @@ def test_each_weight_is_stored_once_and_as_its_rule_says(task, tmp_path):
         QuantizationRule("self_attention/key", bits=4),
         QuantizationRule("self_attention/value", kind="weight_only"),
     ]
-    _, path = exported(task, tmp_path, rules)
-    found = stored(path)
-    kinds = {
+    _, path = export_model(task, tmp_path, rules)
+    weights = read_weights(path)
+    types = {
         "token_embedding/embeddings": schema.TensorType.INT8,
         "block_0/self_attention/query/kernel": schema.TensorType.FLOAT32,
         "block_0/self_attention/query/bias": schema.TensorType.FLOAT32,
@@ -104,13 +104,13 @@ def test_each_weight_is_stored_once_and_as_its_rule_says(task, tmp_path):
         "block_0/feed_forward/up/kernel": schema.TensorType.INT4,
         "block_0/feed_forward/down/kernel": schema.TensorType.INT4,
     }
-    assert {name: found[name][0].type for name in kinds} == kinds
+    assert {name: weights[name][0].type for name in types} == types
     parts = file_format.parts(path)
     assert parts["weights_int8"] == (300 + 48) * 64 + 2 * 64 * 64
     assert parts["weights_int4"] == (64 * 64 + 2 * 64 * 256) // 2
 
 
-def test_the_last_rule_that_fits_counts():
+def test_last_matching_rule_applies():
     rules = [QuantizationRule(), QuantizationRule("block_1/", bits=4, block=32)]
     assert rule_for(rules, "block_1/feed_forward/up", 64).bits == 4
     assert rule_for(rules, "block_11/feed_forward/up", 64).bits == 8
@@ -120,7 +120,7 @@ def test_the_last_rule_that_fits_counts():
     assert rule_for([QuantizationRule("block", bits=32)], "block_1", 64) is None
 
 
-def test_a_shared_table_has_one_rule(task, tmp_path):
+def test_different_rules_for_tied_embeddings_raise_error(task, tmp_path):
     rules = [QuantizationRule(), QuantizationRule("/head", bits=4)]
     with pytest.raises(InputError, match="share one table"):
         export.litert(task, tmp_path / "x.tflite", rules, prefill_lengths=[8])
@@ -128,25 +128,27 @@ def test_a_shared_table_has_one_rule(task, tmp_path):
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int8_weight_only", "int8_static", "int4"])
-def test_a_recipe_gives_what_dequantized_weights_give(task, tmp_path, quantization):
-    """A Keras model with the file's weights gives the file's logits, up to what rounding
-    activations adds: nothing for weight-only files."""
-    report, path = exported(task, tmp_path, quantization, calibration=ROWS)
+def test_recipes_match_dequantized_weights(task, tmp_path, quantization):
+    """A Keras model with the file's weights gives the file's logits, up to activation rounding.
+
+    Weight-only files do not round activations.
+    """
+    report, path = export_model(task, tmp_path, quantization, calibration=ROWS)
     bounds = {"int8_weight_only": 0.005, "int8": 0.02, "int8_static": 0.05, "int4": 0.5}
     assert report["parity"]["mean_kl_divergence_nats"] < bounds[quantization]
-    # The report tells where the seconds went.
+    # The report has the seconds of each step.
     assert set(report["seconds"]) == {"trace", "lower", "quantize", "write", "verify"}
     assert all(seconds >= 0 for seconds in report["seconds"].values())
-    kept = json.loads((tmp_path / "export_report.json").read_text())
-    assert kept["x.tflite"]["seconds"] == report["seconds"]
+    saved = json.loads((tmp_path / "export_report.json").read_text())
+    assert saved["x.tflite"]["seconds"] == report["seconds"]
     if quantization != "int8_weight_only":
         return
     interpreter = Interpreter(str(path))
-    found = stored(path)
-    twin = models.causal_lm(task.model.config)
-    twin.set_weights(task.model.get_weights())
-    for variable in twin.variables:
-        tensor, data = found.get(variable.path, (None, None))
+    weights = read_weights(path)
+    dequantized = models.causal_lm(task.model.config)
+    dequantized.set_weights(task.model.get_weights())
+    for variable in dequantized.variables:
+        tensor, data = weights.get(variable.path, (None, None))
         if tensor is None or tensor.type != schema.TensorType.INT8:
             continue
         values = np.frombuffer(data, "int8").reshape(tensor.shape).astype("float32")
@@ -155,7 +157,7 @@ def test_a_recipe_gives_what_dequantized_weights_give(task, tmp_path, quantizati
         variable.assign(values if is_table else values.T)
     ids = task.tokenizer.encode(ROWS[0])[:8]
     tokens = np.array([ids], "int32")
-    expected = keras.ops.convert_to_numpy(twin(tokens))[0, -1]
+    expected = keras.ops.convert_to_numpy(dequantized(tokens))[0, -1]
     inputs = {
         n: np.zeros(d["shape"], d["dtype"])
         for n, d in interpreter.get_signature_runner("prefill_8").get_input_details().items()
@@ -174,16 +176,16 @@ def test_a_recipe_gives_what_dequantized_weights_give(task, tmp_path, quantizati
     np.testing.assert_allclose(outputs["logits"][0, 0], expected, atol=1e-3)
 
 
-def test_a_model_in_bfloat16_is_rounded_as_the_same_model_in_float32(task, tmp_path):
-    """Activations that decide the rounding are read in float32 from weights of either precision."""
-    half = models.causal_lm(task.model.config, dtype="bfloat16")
-    half.set_weights(task.model.get_weights())
-    whole = models.causal_lm(task.model.config)
-    whole.set_weights([np.asarray(weight, "float32") for weight in half.get_weights()])
+def test_bfloat16_model_is_rounded_like_float32_model(task, tmp_path):
+    """Activations for rounding are computed in float32 for weights of either precision."""
+    bfloat16 = models.causal_lm(task.model.config, dtype="bfloat16")
+    bfloat16.set_weights(task.model.get_weights())
+    float32 = models.causal_lm(task.model.config)
+    float32.set_weights([np.asarray(weight, "float32") for weight in bfloat16.get_weights()])
     files = []
-    for name, model in (("half", half), ("whole", whole)):
+    for name, model in (("bfloat16", bfloat16), ("float32", float32)):
         (tmp_path / name).mkdir()
         other = keras_llm.TextGeneration(model, task.tokenizer)
-        _, path = exported(other, tmp_path / name, "int4", calibration=ROWS)
-        files.append({name: data for name, (_, data) in stored(path).items()})
+        _, path = export_model(other, tmp_path / name, "int4", calibration=ROWS)
+        files.append({name: data for name, (_, data) in read_weights(path).items()})
     assert len(files[0]) > 10 and files[0] == files[1]

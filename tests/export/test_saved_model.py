@@ -1,4 +1,4 @@
-"""The SavedModel: strings to strings, the same text as Keras, and refusals inside the graph."""
+"""Test SavedModels of text generation: Keras's texts, and errors raised in the graph."""
 
 import dataclasses
 import json
@@ -24,19 +24,19 @@ TEMPLATE = (
 
 
 @pytest.fixture(scope="module")
-def chatty(task):
-    """The reference task with a chat template."""
-    chatty = keras_llm.TextGeneration(task.model, task.tokenizer, {"chat_template": TEMPLATE})
-    assert chatty.end_token_ids == task.end_token_ids
-    chatty._compiled = task._compiled  # what is traced for one is traced for both
-    return chatty
+def chat_task(task):
+    """Return the reference task with a chat template."""
+    chat_task = keras_llm.TextGeneration(task.model, task.tokenizer, {"chat_template": TEMPLATE})
+    assert chat_task.end_token_ids == task.end_token_ids
+    chat_task._compiled = task._compiled  # share traced graphs
+    return chat_task
 
 
 @pytest.fixture(scope="module")
-def served(chatty, tmp_path_factory):
-    """One export for all tests of what a text generation can have."""
+def served(chat_task, tmp_path_factory):
+    """Return the folder and report of one export with all optional signatures."""
     folder = tmp_path_factory.mktemp("serving") / "reference"
-    report = export.saved_model(chatty, folder, version=3, beam_width=3)
+    report = export.saved_model(chat_task, folder, version=3, beam_width=3)
     return folder, report
 
 
@@ -59,15 +59,15 @@ def generate(signatures, prompts, max_new_tokens=16, temperature=0.0, top_k=0, t
     )
 
 
-def texts(outputs):
+def texts_of(outputs):
     return [text.decode() for text in outputs["text"].numpy()]
 
 
-def test_greedy_text_is_that_of_keras(task, signatures, held_out_prompts):
+def test_greedy_text_matches_keras(task, signatures, held_out_prompts):
     assert len(held_out_prompts) >= 20
     expected = task(held_out_prompts, 16, temperature=0.0, return_details=True)
     outputs = generate(signatures, held_out_prompts)
-    assert texts(outputs) == [row.text for row in expected]
+    assert texts_of(outputs) == [row.text for row in expected]
     np.testing.assert_array_equal(outputs["num_tokens"], [row.num_tokens for row in expected])
     assert [r.decode() for r in outputs["finish_reason"].numpy()] == [
         row.finish_reason for row in expected
@@ -77,12 +77,12 @@ def test_greedy_text_is_that_of_keras(task, signatures, held_out_prompts):
     )
 
 
-def test_a_ragged_batch_gives_what_each_prompt_gives_alone(signatures, held_out_prompts):
-    together = texts(generate(signatures, held_out_prompts))
-    assert together == [texts(generate(signatures, [p]))[0] for p in held_out_prompts]
+def test_ragged_batch_matches_single_prompts(signatures, held_out_prompts):
+    batched = texts_of(generate(signatures, held_out_prompts))
+    assert batched == [texts_of(generate(signatures, [p]))[0] for p in held_out_prompts]
 
 
-def test_sampling_settings_are_inputs_of_each_row(task, signatures):
+def test_sampling_settings_per_row(task, signatures):
     settings = {
         "temperature": [0.0, 0.7, 1.2],
         "top_k": [0, 20, 0],
@@ -90,12 +90,12 @@ def test_sampling_settings_are_inputs_of_each_row(task, signatures):
         "seed": [1, 2, 3],
     }
     outputs = generate(signatures, ["The"] * 3, [5, 12, 9], **settings)
-    for row, (count, text) in enumerate(zip([5, 12, 9], texts(outputs), strict=True)):
-        alone = {name: values[row] for name, values in settings.items()}
-        assert text == task("The", count, **alone)
+    for row, (count, text) in enumerate(zip([5, 12, 9], texts_of(outputs), strict=True)):
+        row_settings = {name: values[row] for name, values in settings.items()}
+        assert text == task("The", count, **row_settings)
 
 
-def test_scores_are_those_of_keras(task, signatures, held_out_prompts):
+def test_scores_match_keras(task, signatures, held_out_prompts):
     outputs = signatures["score"](text=tf.constant(held_out_prompts))
     np.testing.assert_allclose(outputs["log_probability"], task.score(held_out_prompts), atol=1e-3)
     np.testing.assert_array_equal(
@@ -103,7 +103,7 @@ def test_scores_are_those_of_keras(task, signatures, held_out_prompts):
     )
 
 
-def test_signatures_are_named_and_typed(signatures, task):
+def test_signature_names_and_types(signatures, task):
     def rows(specs):
         return {
             name: (spec.dtype.name, None if spec.shape.rank is None else spec.shape.as_list())
@@ -121,7 +121,7 @@ def test_signatures_are_named_and_typed(signatures, task):
         "is_end",
     }
     assert set(signatures) == {"serving_default", "chat", "beam_search", *names}
-    assert set(module_of(task).functions()) == names  # without a template and a width
+    assert set(module_of(task).functions()) == names  # without chat template and beam width
     for name in ("serving_default", "generate"):
         assert rows(signatures[name].structured_input_signature[1]) == {
             "prompt": ("string", [None]),
@@ -155,7 +155,7 @@ def test_signatures_are_named_and_typed(signatures, task):
     assert rows(signatures["prefill"].structured_input_signature[1]) == {
         "token_ids": ids,
         "lengths": ("int32", [None]),
-        "cache_length": ("int32", None),  # a scalar, or one for each row
+        "cache_length": ("int32", None),  # a scalar or one per row
     }
     config = task.model.config
     shape = [None, config.num_key_value_heads, None, config.head_dim]
@@ -168,21 +168,21 @@ def test_signatures_are_named_and_typed(signatures, task):
         assert outputs == {"logits": ("float32", [None, config.vocabulary_size]), **cache}
 
 
-def test_text_becomes_ids_and_ids_text(task, signatures):
+def test_tokenize_and_detokenize(task, signatures):
     texts = ["The value", "a", "é \u2581 🙂"]
     outputs = signatures["tokenize"](text=tf.constant(texts))
     rows = [task.tokenizer.encode_prompt(text) for text in texts]
-    found = (outputs[name].numpy() for name in ("token_ids", "lengths"))
-    for row, ids, count in zip(rows, *found, strict=True):
+    arrays = (outputs[name].numpy() for name in ("token_ids", "lengths"))
+    for row, ids, count in zip(rows, *arrays, strict=True):
         assert ids[:count].tolist() == row and set(ids[count:]) <= {task.tokenizer.pad_id}
-    back = signatures["detokenize"](**outputs)["text"].numpy()
-    assert [text.decode() for text in back] == texts
+    detokenized = signatures["detokenize"](**outputs)["text"].numpy()
+    assert [text.decode() for text in detokenized] == texts
     empty = signatures["tokenize"](text=tf.constant([], tf.string))
     assert empty["lengths"].shape == [0]
 
 
-def test_a_client_can_drive_the_steps_itself(task, signatures, held_out_prompts):
-    """Prefill and decode, with greedy choices made outside, give the greedy text."""
+def test_prefill_and_decode_by_client(task, signatures, held_out_prompts):
+    """Prefill and decode, with greedy choices made by the client, give the greedy text."""
     prompts = held_out_prompts[:3]
     ids = signatures["tokenize"](text=tf.constant(prompts))
     lengths = ids["lengths"].numpy()
@@ -198,7 +198,7 @@ def test_a_client_can_drive_the_steps_itself(task, signatures, held_out_prompts)
         assert row[: result.num_tokens] == result.token_ids
 
 
-def test_a_prompt_that_is_too_long_keeps_its_last_tokens(task, signatures):
+def test_long_prompt_keeps_last_tokens(task, signatures):
     words = " ".join(f"word{i}" for i in range(200))
     ids = task.tokenizer.encode(words)
     max_length = task.model.config.max_length
@@ -206,9 +206,9 @@ def test_a_prompt_that_is_too_long_keeps_its_last_tokens(task, signatures):
     for budget, kept in ((10, max_length - 10), (max_length, max_length // 2)):
         outputs = generate(signatures, ["The", words], budget)
         assert outputs["truncated"].numpy().tolist() == [False, True]
-        tail = task.tokenizer.decode(ids[1 - kept :])  # one token is the begin token
+        tail = task.tokenizer.decode(ids[1 - kept :])  # without the begin token
         assert task.tokenizer.encode(tail) == ids[1 - kept :]
-        assert texts(outputs) == task(["The", tail], budget, temperature=0.0)
+        assert texts_of(outputs) == task(["The", tail], budget, temperature=0.0)
     scored = signatures["score"](text=tf.constant(["The", words]))
     assert scored["truncated"].numpy().tolist() == [False, True]
     assert scored["num_tokens"].numpy().tolist()[1] == max_length
@@ -217,17 +217,17 @@ def test_a_prompt_that_is_too_long_keeps_its_last_tokens(task, signatures):
     np.testing.assert_allclose(scored["log_probability"][1], task.score(head), atol=1e-3)
 
 
-def test_what_is_not_utf8_is_replaced(task, signatures):
-    broken = [b"The \xff value", b"\xc3", b"\xed\xa0\x80x"]
+def test_invalid_utf8_is_replaced(task, signatures):
+    invalid = [b"The \xff value", b"\xc3", b"\xed\xa0\x80x"]
     repaired = ["The \ufffd value", "\ufffd", "\ufffd\ufffd\ufffdx"]
-    assert texts(generate(signatures, broken)) == task(repaired, 16, temperature=0.0)
-    scores = signatures["score"](text=tf.constant(broken))["log_probability"]
+    assert texts_of(generate(signatures, invalid)) == task(repaired, 16, temperature=0.0)
+    scores = signatures["score"](text=tf.constant(invalid))["log_probability"]
     np.testing.assert_allclose(scores, task.score(repaired), atol=1e-3)
 
 
-def test_the_steps_refuse_what_does_not_fit(task, signatures):
-    def refused(words, name, **inputs):
-        with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+def test_invalid_step_inputs_raise_error(task, signatures):
+    def assert_raises(message, name, **inputs):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
             signatures[name](**inputs)
 
     ids, lengths = tf.constant([[5, 6, 7]]), tf.constant([3])
@@ -236,7 +236,7 @@ def test_the_steps_refuse_what_does_not_fit(task, signatures):
     outputs = signatures["prefill"](**prefill)
     outputs.pop("logits")
     step = {"token_ids": tf.constant([[5]]), "positions": tf.constant([[3]]), **outputs}
-    for change, words in (
+    for change, message in (
         ({"token_ids": ids + size}, "token_ids must be in 0"),
         ({"token_ids": ids - 9}, "token_ids must be in 0"),
         ({"token_ids": ids[:0], "lengths": lengths[:0]}, "token_ids must not be empty"),
@@ -246,22 +246,22 @@ def test_the_steps_refuse_what_does_not_fit(task, signatures):
         ({"cache_length": tf.constant(2)}, "cache_length must be in T"),
         ({"cache_length": tf.constant(10**6)}, "cache_length must be in T"),
     ):
-        refused(words, "prefill", **{**prefill, **change})
-    for change, words in (
+        assert_raises(message, "prefill", **{**prefill, **change})
+    for change, message in (
         ({"token_ids": tf.constant([[size]])}, "token_ids must be in 0"),
         ({"positions": tf.constant([[8]])}, "positions must be slots of the cache"),
         ({"positions": tf.constant([[-1]])}, "positions must be slots of the cache"),
         ({"positions": tf.constant([[1], [2]])}, "positions must have the shape"),
         ({"k_0": tf.concat([outputs["k_0"]] * 2, 0)}, "k_0 must have B rows"),
     ):
-        refused(words, "decode", **{**step, **change})
-    refused("token_ids must be in 0", "detokenize", token_ids=ids + size, lengths=lengths)
-    refused("lengths must be in 0", "detokenize", token_ids=ids, lengths=lengths + 1)
-    refused("lengths must be in 0", "detokenize", token_ids=ids, lengths=lengths - 9)
+        assert_raises(message, "decode", **{**step, **change})
+    assert_raises("token_ids must be in 0", "detokenize", token_ids=ids + size, lengths=lengths)
+    assert_raises("lengths must be in 0", "detokenize", token_ids=ids, lengths=lengths + 1)
+    assert_raises("lengths must be in 0", "detokenize", token_ids=ids, lengths=lengths - 9)
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, message",
     [
         ({"prompts": ["a", ""]}, "prompt must not be empty"),
         ({"prompts": []}, "empty list"),
@@ -273,13 +273,13 @@ def test_the_steps_refuse_what_does_not_fit(task, signatures):
         ({"prompts": ["a"] * 3, "seed": [1, 2]}, "seed must have length 1 or that of prompt"),
     ],
 )
-def test_the_graph_refuses_what_keras_refuses(signatures, arguments, words):
-    with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+def test_invalid_inputs_raise_error(signatures, arguments, message):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         generate(signatures, **arguments)
 
 
 def call(signature, prompts, **settings):
-    """With the defaults for what is left out."""
+    """Call a signature, with defaults for settings that are left out."""
     values = {"max_new_tokens": 12, **generation.Sampling()._asdict(), **settings}
     return signature(
         prompt=tf.constant(prompts),
@@ -298,10 +298,10 @@ def call(signature, prompts, **settings):
         {"seed": 6, "typical_p": 0.8, "min_new_tokens": 12, "temperature": 0.7, "top_k": 40},
     ],
 )
-def test_every_setting_gives_the_text_of_python(task, signatures, settings):
+def test_all_settings_match_python(task, signatures, settings):
     outputs = call(signatures["generate_extended"], ["The", "A value"], **settings)
     expected = task(["The", "A value"], 12, return_details=True, **settings)
-    assert texts(outputs) == [row.text for row in expected]
+    assert texts_of(outputs) == [row.text for row in expected]
     for i, row in enumerate(expected):
         ids = outputs["token_ids"].numpy()[i, : row.num_tokens]
         assert ids.tolist() == row.token_ids
@@ -309,28 +309,30 @@ def test_every_setting_gives_the_text_of_python(task, signatures, settings):
         np.testing.assert_allclose(log_p, row.token_log_probabilities, atol=1e-4)
 
 
-def test_each_row_has_settings_of_its_own(task, signatures):
+def test_extended_settings_per_row(task, signatures):
     penalties = [1.0, 0.1, 1.3]
     outputs = call(
         signatures["generate_extended"], ["The"] * 3, temperature=0.0, repetition_penalty=penalties
     )
     expected = [task("The", 12, temperature=0.0, repetition_penalty=p) for p in penalties]
-    assert texts(outputs) == expected and len(set(expected)) > 1
+    assert texts_of(outputs) == expected and len(set(expected)) > 1
 
 
-def test_a_chat_is_answered_as_in_python(chatty, signatures):
+def test_chat_matches_python(chat_task, signatures):
     messages = [{"role": "user", "content": "What is a class?"}]
     settings = {"temperature": 0.8, "top_p": 0.9, "seed": 4}
-    outputs = call(signatures["chat"], [chatty.render(messages)], **settings)
-    assert texts(outputs) == [chatty.chat(messages, max_new_tokens=12, **settings)]
-    conversation = chatty.conversation()
-    assert conversation.say("What is a class?", max_new_tokens=12, **settings) == texts(outputs)[0]
-    # What the template writes as special tokens is plain text elsewhere.
-    plain = call(signatures["generate_extended"], [chatty.render(messages)], **settings)
-    assert texts(plain) == [chatty(chatty.render(messages), 12, **settings)]
+    outputs = call(signatures["chat"], [chat_task.render(messages)], **settings)
+    assert texts_of(outputs) == [chat_task.chat(messages, max_new_tokens=12, **settings)]
+    conversation = chat_task.conversation()
+    assert (
+        conversation.say("What is a class?", max_new_tokens=12, **settings) == texts_of(outputs)[0]
+    )
+    # Special tokens that the template writes are plain text in other signatures.
+    plain = call(signatures["generate_extended"], [chat_task.render(messages)], **settings)
+    assert texts_of(plain) == [chat_task(chat_task.render(messages), 12, **settings)]
 
 
-def test_beams_are_those_of_python(task, signatures):
+def test_beam_search_matches_python(task, signatures):
     prompts, penalties = ["The", "A value"], [0.0, 1.5]
     outputs = signatures["beam_search"](
         prompt=tf.constant(prompts),
@@ -338,7 +340,7 @@ def test_beams_are_those_of_python(task, signatures):
         length_penalty=tf.constant(penalties),
     )
     for i, penalty in enumerate(penalties):
-        # The sizes of the export's own checks, whose graph is traced already.
+        # These sizes match the export's own checks, whose graph is already traced.
         expected = task(
             prompts,
             17,
@@ -347,12 +349,12 @@ def test_beams_are_those_of_python(task, signatures):
             length_penalty=penalty,
             return_details=True,
         )[i]
-        found = [text.decode() for text in outputs["text"].numpy()[i]]
-        assert found == [row.text for row in expected]
+        beam_texts = [text.decode() for text in outputs["text"].numpy()[i]]
+        assert beam_texts == [row.text for row in expected]
         np.testing.assert_allclose(outputs["score"][i], [row.score for row in expected], atol=1e-4)
 
 
-def test_a_server_is_told_what_may_be_left_out(served):
+def test_signature_defaults(served):
     from tensorflow.core.protobuf import saved_model_pb2
 
     saved = saved_model_pb2.SavedModel.FromString((served[0] / "3" / "saved_model.pb").read_bytes())
@@ -365,7 +367,7 @@ def test_a_server_is_told_what_may_be_left_out(served):
 
 
 @pytest.mark.parametrize(
-    "settings, words",
+    "settings, message",
     [
         ({"min_p": 1.5}, "min_p must be in"),
         ({"top_k": 10**6}, "top_k must be at most"),
@@ -377,12 +379,12 @@ def test_a_server_is_told_what_may_be_left_out(served):
         ({"min_new_tokens": [1, 2, 3]}, "min_new_tokens must have length 1"),
     ],
 )
-def test_wrong_settings_are_refused(signatures, settings, words):
-    with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+def test_invalid_settings_raise_error(signatures, settings, message):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         call(signatures["generate_extended"], ["The", "A"], **settings)
 
 
-def test_the_report_lies_beside_the_version(served, task):
+def test_export_report(served, task):
     folder, report = served
     assert set(report["signatures"]) >= {"chat", "beam_search", "generate_extended"}
     assert report["parity"]["max_beam_score_error"] < 1e-3
@@ -398,7 +400,7 @@ def test_the_report_lies_beside_the_version(served, task):
     assert files["variables/variables.data-00000-of-00001"] < 1.1 * weights  # stored once
 
 
-def test_it_answers_in_a_process_without_keras_llm(served, task):
+def test_saved_model_runs_without_keras_llm(served, task):
     program = """
 import sys, tensorflow as tf, tensorflow_text
 serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
@@ -409,8 +411,8 @@ assert "keras_llm" not in sys.modules
 sys.stdout.buffer.write(out["text"].numpy()[0])
 """
     command = [sys.executable, "-c", program, str(served[0] / "3")]
-    done = subprocess.run(command, capture_output=True, check=True)
-    assert done.stdout.decode() == task("The", 12, temperature=0.0)
+    completed = subprocess.run(command, capture_output=True, check=True)
+    assert completed.stdout.decode() == task("The", 12, temperature=0.0)
 
 
 GREEDY = {
@@ -422,7 +424,7 @@ GREEDY = {
 }
 
 
-def test_it_answers_in_the_c_library_that_servers_link(served, task, in_c_library):
+def test_saved_model_runs_in_c_library(served, task, in_c_library):
     prompts = ["The", "If the value é"]
     answer = in_c_library(served[0] / "3", "serving_default", {"prompt": prompts, **GREEDY})
     expected = task(prompts, 12, temperature=0.0, return_details=True)
@@ -435,7 +437,7 @@ def test_it_answers_in_the_c_library_that_servers_link(served, task, in_c_librar
 
 @pytest.fixture(scope="module")
 def mixed(task):
-    """The trained model's first layer in bfloat16: a second one would be as this one."""
+    """Return a task of the trained model's first layer in mixed_bfloat16."""
     config = dataclasses.replace(task.model.config, num_layers=1)
     model = models.causal_lm(config, dtype="mixed_bfloat16")
     trained = {weight.path: weight for weight in task.model.weights}
@@ -444,28 +446,30 @@ def mixed(task):
     return tasks.TextGeneration(model, task.tokenizer)
 
 
-def test_a_bfloat16_model(mixed, tmp_path):
+def test_bfloat16_model(mixed, tmp_path):
     report = export.saved_model(mixed, tmp_path / "mixed")
     assert report["parity"]["greedy_texts_equal"] is True
 
 
-def test_ring_caches_and_a_byte_pair_tokenizer_that_rides_along(text_folder, tmp_path):
+def test_ring_caches_and_byte_pair_tokenizer(text_folder, tmp_path):
     texts = sorted(text_folder.iterdir())[:30]
     tokenizer = tokenizers.BytePair.train(texts, 400, pre_tokenizer="llama3")
     config = models.preset(
         "gemma3-tiny", vocabulary_size=400, sliding_window=4, initializer_range=0.3
     )
     assert [config.window(i) for i in range(config.num_layers)] == [4, None]
-    bytewise = tasks.TextGeneration(models.causal_lm(config), tokenizer)
-    report = export.saved_model(bytewise, tmp_path / "served")
+    byte_pair_task = tasks.TextGeneration(models.causal_lm(config), tokenizer)
+    report = export.saved_model(byte_pair_task, tmp_path / "served")
     assert report["parity"]["greedy_texts_equal"] is True
-    export.litert(bytewise, tmp_path / "model.tflite", prefill_lengths=[16])
+    export.litert(byte_pair_task, tmp_path / "model.tflite", prefill_lengths=[16])
     device = export.LiteRTModel(tmp_path / "model.tflite")
     prompt = "Two words, 12 numbers\n\n  and \U0001f642"
-    assert device.generate(prompt, 12, temperature=0.0) == bytewise(prompt, 12, temperature=0.0)
+    assert device.generate(prompt, 12, temperature=0.0) == byte_pair_task(
+        prompt, 12, temperature=0.0
+    )
 
 
-def test_a_version_is_refused_or_replaced(served, task):
+def test_invalid_versions_and_models_raise_error(served, task):
     with pytest.raises(InputError, match="exists"):
         export.saved_model(task, served[0], version=3)
     for version in (0, -1, "1", 1.0):
@@ -475,44 +479,49 @@ def test_a_version_is_refused_or_replaced(served, task):
         export.saved_model(task.model, served[0], version=4)
 
 
-def test_an_export_that_differs_from_the_model_leaves_nothing(mixed, tmp_path, monkeypatch):
-    decode = mixed.tokenizer.decode  # Python no longer as the graph
+def test_failed_verification_leaves_no_files(mixed, tmp_path, monkeypatch):
+    decode = mixed.tokenizer.decode  # make Python differ from the graph
     monkeypatch.setattr(mixed.tokenizer, "decode", lambda ids: decode(ids) + "!")
     with pytest.raises(ExportError, match="greedy text"):
         export.saved_model(mixed, tmp_path / "broken")
     assert list((tmp_path / "broken").iterdir()) == []
 
 
-def test_verification_fails_where_answers_differ(chatty, signatures):
-    """Each of the export's comparisons, with what the SavedModel answers and that changed."""
-    checks = verification_of(chatty, beam_width=3)
+def test_verification_fails_if_outputs_differ(chat_task, signatures):
+    """Run each of the export's comparisons on the SavedModel's outputs, with one output changed."""
+    checks = verification_of(chat_task, beam_width=3)
     checks.expect()
     calls = checks.calls()
     answers = run_calls(signatures, calls)
     names = [name for name, _ in calls]
     assert checks.compare(answers)["greedy_texts_equal"] is True
 
-    def longer(texts):
+    def append_mark(texts):
         return [text + "!" for text in texts]
 
-    def more(numbers):
+    def add_error(numbers):
         return (np.array(numbers) + 0.1).tolist()
 
-    for signature, output, change, words in (
-        ("serving_default", "text", longer, "greedy text 0"),
-        ("serving_default", "log_probability", more, "log-probabilities .* by 0.1"),
-        ("score", "log_probability", more, r"scores .* differ from Keras by 0\.1"),
+    for signature, output, change, message in (
+        ("serving_default", "text", append_mark, "greedy text 0"),
+        ("serving_default", "log_probability", add_error, "log-probabilities .* by 0.1"),
+        ("score", "log_probability", add_error, r"scores .* differ from Keras by 0\.1"),
         ("tokenize", "token_ids", lambda ids: (np.array(ids) + 1).tolist(), "token ids 0"),
-        ("detokenize", "text", longer, "text 0"),
+        ("detokenize", "text", append_mark, "text 0"),
         ("is_end", "is_end", lambda ends: (~np.array(ends)).tolist(), "ends 0"),
-        ("prefill", "logits", more, r"logits of the steps .* by 0\.1"),
-        ("decode", "logits", more, r"logits of the steps .* by 0\.1"),
-        ("generate_extended", "text", longer, "text 0"),
-        ("chat", "text", longer, "answer 0"),
-        ("beam_search", "text", lambda rows: [longer(row) for row in rows], "texts of beams 0"),
-        ("beam_search", "score", more, r"scores of beams .* by 0\.1"),
+        ("prefill", "logits", add_error, r"logits of the steps .* by 0\.1"),
+        ("decode", "logits", add_error, r"logits of the steps .* by 0\.1"),
+        ("generate_extended", "text", append_mark, "text 0"),
+        ("chat", "text", append_mark, "answer 0"),
+        (
+            "beam_search",
+            "text",
+            lambda rows: [append_mark(row) for row in rows],
+            "texts of beams 0",
+        ),
+        ("beam_search", "score", add_error, r"scores of beams .* by 0\.1"),
     ):
         changed, index = list(answers), names.index(signature)
         changed[index] = {**answers[index], output: change(answers[index][output])}
-        with pytest.raises(ExportError, match=f"^{words}"):
+        with pytest.raises(ExportError, match=f"^{message}"):
             checks.compare(changed)

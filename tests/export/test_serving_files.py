@@ -1,4 +1,4 @@
-"""The files for TensorFlow Serving: they parse as what they are, and say what the models say."""
+"""Test that the files for TensorFlow Serving parse and agree with the models."""
 
 import pathlib
 import threading
@@ -19,23 +19,23 @@ from keras_llm.export.serving.server.files import read_batching_parameters
 
 @pytest.fixture(scope="module")
 def served(text_folder, tmp_path_factory):
-    """A folder with a model of two versions, written while a server would have watched it."""
+    """Export two versions of a model while a thread watches the folder like a server."""
     texts = [path.read_text("utf-8") for path in sorted(text_folder.iterdir())[:20]]
     tok = tokenizers.SentencePiece.train(texts, 400, "bpe")
     sizes = {"vocabulary_size": 400, "num_layers": 1}
     config = models.preset("bert-tiny", **sizes, initializer_range=0.3)
     task = keras_llm.TextClassification(models.text_classifier(config, 2), tok, ["yes", "no"])
     folder = tmp_path_factory.mktemp("served")
-    seen, stop = [], threading.Event()
+    observed, stop = [], threading.Event()
 
-    def watch():  # as the server does: versions are the names that are numbers
+    def watch():  # like the server, which treats names that are integers as versions
         while not stop.is_set():
             for path in (folder / "answers").glob("*"):
                 if path.name.isdigit():
-                    seen.append(
+                    observed.append(
                         (path.name, sorted(str(p.relative_to(path)) for p in path.rglob("*")))
                     )
-            time.sleep(0.001)  # the export needs the processor, too
+            time.sleep(0.001)  # leaves the processor to the export
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -45,11 +45,11 @@ def served(text_folder, tmp_path_factory):
     ]
     stop.set()
     watcher.join()
-    return folder, reports, seen
+    return folder, reports, observed
 
 
-def message(name, **fields):
-    """A protobuf message of the server's that no package has, from what its source says."""
+def server_message(name, **fields):
+    """Return a message class instance, for messages that no Python package has."""
     kinds = {"int64": 3, "string": 9, "bool": 8, "int64s": 3}
     file = descriptor_pb2.FileDescriptorProto(
         name=f"{name}.proto",
@@ -73,10 +73,10 @@ def message(name, **fields):
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"served.{name}"))()
 
 
-def batching(text):
+def parse_batching_parameters(text):
     number = ".google.protobuf.Int64Value"
     # tensorflow_serving/servables/tensorflow/session_bundle_config.proto
-    parsed = message(
+    parsed = server_message(
         "BatchingParameters",
         _1=("max_batch_size", number),
         _2=("batch_timeout_micros", number),
@@ -89,20 +89,20 @@ def batching(text):
     return text_format.Parse(text, parsed)
 
 
-def flags(arguments):
+def parse_flags(arguments):
     assert all(argument.startswith("--") for argument in arguments)
     return dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
 
 
-def test_a_server_never_sees_half_a_model(served):
-    folder, _, seen = served
-    whole = {
+def test_versions_appear_complete(served):
+    folder, _, observed = served
+    expected = {
         version: sorted(str(p.relative_to(path)) for p in path.rglob("*"))
         for version in ("1", "2")
         for path in [folder / "answers" / version]
     }
-    assert {version for version, _ in seen} <= {"1", "2"} and len(seen) > 100
-    assert all(files == whole[version] for version, files in seen)
+    assert {version for version, _ in observed} <= {"1", "2"} and len(observed) > 100
+    assert all(files == expected[version] for version, files in observed)
     assert sorted(path.name for path in (folder / "answers").iterdir()) == [
         "1",
         "2",
@@ -110,7 +110,7 @@ def test_a_server_never_sees_half_a_model(served):
     ]
 
 
-def test_warm_up_requests_are_answered(served):
+def test_warmup_requests_run(served):
     folder, _, _ = served
     (request,) = read_warmup(folder / "answers" / "1")
     assert request.model_spec.name == "answers"
@@ -121,7 +121,7 @@ def test_warm_up_requests_are_answered(served):
     assert function(**inputs)["label"].numpy()[0] in (b"yes", b"no")
 
 
-def test_weights_in_eight_bits_are_small(served):
+def test_int8_weights_are_smaller(served):
     _, (first, second), _ = served
     assert second["weights"] == "int8" and first["weights"] == "as they are"
     large = first["bytes_by_part"]["weights"]
@@ -152,8 +152,8 @@ def test_files_parse_and_agree(served):
     assert dict(row.version_labels) == {"stable": 2}
     assert row.model_version_policy.latest.num_versions == 2
 
-    parameters = batching(texts["batching_parameters.txt"])
-    read = read_batching_parameters(paths["batching_parameters.txt"])  # by the local server
+    parameters = parse_batching_parameters(texts["batching_parameters.txt"])
+    read = read_batching_parameters(paths["batching_parameters.txt"])  # local server's parser
     assert read.max_batch_size == parameters.max_batch_size.value
     assert parameters.max_batch_size.value == 32 and parameters.num_batch_threads.value == 3
     assert 1000 <= parameters.batch_timeout_micros.value <= 20000
@@ -161,21 +161,21 @@ def test_files_parse_and_agree(served):
     # tensorflow_serving/config/monitoring_config.proto
     assert texts["monitoring.config"].startswith("prometheus_config {\n  enable: true\n  path:")
     prometheus = texts["monitoring.config"].partition("{")[2].rpartition("}")[0]
-    parsed = message("PrometheusConfig", _1=("enable", "bool"), _2=("path", "string"))
+    parsed = server_message("PrometheusConfig", _1=("enable", "bool"), _2=("path", "string"))
     parsed = text_format.Parse(prometheus, parsed)
     assert parsed.enable and parsed.path.startswith("/")
 
     service = yaml.safe_load(texts["docker-compose.yml"])["services"]["tensorflow-serving"]
-    asked = flags(service["command"])
+    flags = parse_flags(service["command"])
     for flag, name in (
         ("model_config_file", "models.config"),
         ("monitoring_config_file", "monitoring.config"),
         ("batching_parameters_file", "batching_parameters.txt"),
     ):
-        assert asked[flag] == f"/models/{name}"
+        assert flags[flag] == f"/models/{name}"
     assert service["ports"] == ["8500:8500", "8501:8501"]
     assert service["volumes"] == [".:/models:ro"]
-    assert "xla_cpu_compilation_enabled" not in asked
+    assert "xla_cpu_compilation_enabled" not in flags
     limits = service["deploy"]["resources"]["limits"]
     megabytes = int(limits["memory"].removesuffix("M"))
     needed = 2 * report["bytes"]["total"] + 32 * report["row_bytes"]
@@ -187,7 +187,7 @@ def test_files_parse_and_agree(served):
         for name in ("models.config", "batching_parameters.txt", "monitoring.config")
     }
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    assert flags(container["args"])["model_config_file"] == "/config/models.config"
+    assert parse_flags(container["args"])["model_config_file"] == "/config/models.config"
     assert container["resources"]["limits"]["memory"] == f"{megabytes}Mi"
     assert container["readinessProbe"]["httpGet"]["path"] == "/v1/models/answers"
     mounts = {mount["name"] for mount in container["volumeMounts"]}
@@ -197,7 +197,7 @@ def test_files_parse_and_agree(served):
     assert {p["targetPort"]: p["port"] for p in service["spec"]["ports"]} == ports
 
 
-def test_labels_choose_versions(served):
+def test_labels_select_versions(served):
     folder, _, _ = served
     labels = {"answers": {"stable": 1, "canary": 2}}
     paths = export.serving_files(folder, labels, max_batch_size=4)
@@ -207,11 +207,14 @@ def test_labels_choose_versions(served):
     (row,) = config.model_config_list.config
     assert dict(row.version_labels) == {"stable": 1, "canary": 2}
     assert list(row.model_version_policy.specific.versions) == [1, 2]
-    assert batching(paths["batching_parameters.txt"].read_text()).max_batch_size.value == 4
+    assert (
+        parse_batching_parameters(paths["batching_parameters.txt"].read_text()).max_batch_size.value
+        == 4
+    )
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, message",
     [
         ({"labels": {"answers": {"stable": 9}}}, "no version 9 of 'answers'"),
         ({"labels": {"others": {"stable": 1}}}, "no version 1 of 'others'"),
@@ -224,12 +227,12 @@ def test_labels_choose_versions(served):
         ({"image": 'x" evil'}, "`image`"),
     ],
 )
-def test_wrong_arguments_are_refused(served, arguments, words):
-    with pytest.raises(InputError, match=words):
+def test_invalid_arguments_raise_error(served, arguments, message):
+    with pytest.raises(InputError, match=message):
         export.serving_files(served[0], **arguments)
 
 
-def test_a_folder_without_models_is_refused(tmp_path):
+def test_folder_without_models_raises_error(tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(InputError, match="contains no model"):
             export.serving_files(folder)

@@ -1,4 +1,4 @@
-"""The graphs of every task beside the tasks themselves, with every kind of tokenizer."""
+"""Compare the SavedModel signatures of every task with the task, for every kind of tokenizer."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ LABELS = ["first", "second", "third"]
 
 
 @pytest.fixture(scope="module")
-def toks(text_folder):
+def tokenizers_by_name(text_folder):
     texts = [path.read_text("utf-8") for path in sorted(text_folder.iterdir())[:20]]
     return {
         "word_piece": tokenizers.WordPiece.train(texts, 400),
@@ -26,8 +26,9 @@ def toks(text_folder):
 
 
 @pytest.fixture(scope="module")
-def made(toks):
-    """Any task of a tiny model, each made once. One layer does where none has a cache."""
+def make_task(tokenizers_by_name):
+    """Return a function that makes a task of a tiny model once. One layer is enough, except for
+    caches."""
     keras.utils.set_random_seed(0)
     sizes = {"vocabulary_size": 400, "initializer_range": 0.3, "num_layers": 1}
     encoder = models.preset("bert-tiny", **sizes)
@@ -59,7 +60,7 @@ def made(toks):
 
     def make(kind, tokenizer):
         if (kind, tokenizer) not in tasks:
-            task = kinds[kind](toks[tokenizer])
+            task = kinds[kind](tokenizers_by_name[tokenizer])
             tasks[kind, tokenizer] = task, module_of(task).signatures()
         return tasks[kind, tokenizer]
 
@@ -67,19 +68,19 @@ def made(toks):
 
 
 @pytest.fixture(scope="module")
-def proven(made):
-    """The verification of any of these tasks and what its signatures answer, each asked once."""
+def verify_task(make_task):
+    """Return a function that verifies a task once and returns the checks and the outputs."""
     verified = {}
 
-    def ask(kind, tokenizer):
+    def verify(kind, tokenizer):
         if (kind, tokenizer) not in verified:
-            task, signatures = made(kind, tokenizer)
+            task, signatures = make_task(kind, tokenizer)
             checks = verification_of(task)
             checks.expect()
             verified[kind, tokenizer] = checks, run_calls(signatures, checks.calls())
         return verified[kind, tokenizer]
 
-    return ask
+    return verify
 
 
 CASES = [
@@ -101,15 +102,15 @@ CASES = [
 
 
 @pytest.mark.parametrize("kind, tokenizer", CASES)
-def test_a_graph_answers_as_its_task(kind, tokenizer, made, proven):
-    _, signatures = made(kind, tokenizer)
+def test_signature_matches_task(kind, tokenizer, make_task, verify_task):
+    _, signatures = make_task(kind, tokenizer)
     assert signatures["serving_default"] is signatures[kind.split(",")[0]]
-    checks, outputs = proven(kind, tokenizer)
+    checks, outputs = verify_task(kind, tokenizer)
     measured = checks.compare(outputs)
     assert all(value == 1.0 for name, value in measured.items() if name.endswith("_equal"))
 
 
-def test_verification_fails_where_answers_differ(proven):
+def test_verification_fails_if_outputs_differ(verify_task):
     for kind, name, change in (
         ("classify", "label", lambda x: ["third" if v != "third" else "first" for v in x]),
         ("classify", "probabilities", lambda x: (np.array(x) + 0.01).tolist()),
@@ -118,12 +119,12 @@ def test_verification_fails_where_answers_differ(proven):
         ("regress", "value", lambda x: (np.array(x) + 0.01).tolist()),
         ("fill_mask", "text", lambda x: [v + "!" for v in x]),
     ):
-        checks, (outputs,) = proven(kind, "word_piece")
+        checks, (outputs,) = verify_task(kind, "word_piece")
         with pytest.raises(ExportError, match="of the exported model"):
             checks.compare([{**outputs, name: change(outputs[name])}])
 
 
-def test_outputs_are_named_and_typed(made):
+def test_output_names_and_types(make_task):
     rows, words = [None], [None, None]
     expected = {
         ("classify", "word_piece"): {
@@ -152,35 +153,35 @@ def test_outputs_are_named_and_typed(made):
         },
     }
     for case, outputs in expected.items():
-        _, signatures = made(*case)
-        found = signatures["serving_default"].structured_outputs
-        found = {name: (spec.dtype.name, spec.shape.as_list()) for name, spec in found.items()}
-        assert found == {**outputs, "truncated": ("bool", rows)}
+        _, signatures = make_task(*case)
+        actual = signatures["serving_default"].structured_outputs
+        actual = {name: (spec.dtype.name, spec.shape.as_list()) for name, spec in actual.items()}
+        assert actual == {**outputs, "truncated": ("bool", rows)}
 
 
 @pytest.mark.parametrize("kind", ["classify", "tag", "answer", "fill_mask"])
-def test_any_bytes_are_answered(kind, made):
-    _, signatures = made(kind, "word_piece")
-    broken = [b"a \xff b", b"\xc3(", b"\x00", b"\xed\xa0\x80", b" \n\t ", "\u200b".encode()]
+def test_invalid_utf8_inputs(kind, make_task):
+    _, signatures = make_task(kind, "word_piece")
+    invalid = [b"a \xff b", b"\xc3(", b"\x00", b"\xed\xa0\x80", b" \n\t ", "\u200b".encode()]
     if kind == "fill_mask":
-        broken = [text + b"[MASK]" for text in broken]
+        invalid = [text + b"[MASK]" for text in invalid]
     if kind == "answer":
-        outputs = signatures[kind](question=tf.constant(broken), context=tf.constant(broken))
+        outputs = signatures[kind](question=tf.constant(invalid), context=tf.constant(invalid))
         for text, answer, start, end in zip(
-            broken, *(outputs[k].numpy() for k in ("answer", "start", "end")), strict=True
+            invalid, *(outputs[k].numpy() for k in ("answer", "start", "end")), strict=True
         ):
-            seen = text.decode("utf-8", "replace")
-            assert 0 <= start <= end <= len(seen)
-            assert answer.decode() == seen[start:end] or "\ufffd" in seen
+            decoded = text.decode("utf-8", "replace")
+            assert 0 <= start <= end <= len(decoded)
+            assert answer.decode() == decoded[start:end] or "\ufffd" in decoded
     else:
-        outputs = signatures[kind](text=tf.constant(broken))
+        outputs = signatures[kind](text=tf.constant(invalid))
     assert not outputs["truncated"].numpy().any()
     for value in outputs.values():
         if value.dtype.is_floating:
             assert np.isfinite(value.numpy()).all()
 
 
-def test_hostile_inputs_are_refused(made):
+def test_invalid_inputs_raise_error(make_task):
     greedy = {
         name: tf.constant([value])
         for name, value in (
@@ -193,25 +194,28 @@ def test_hostile_inputs_are_refused(made):
         *(("classify", "word_piece"), ("tag", "word_piece"), ("embed", "byte_pair")),
         *(("fill_mask", "word_piece"), ("translate", "sentencepiece")),
     ):
-        _, signatures = made(kind, tokenizer)
+        _, signatures = make_task(kind, tokenizer)
         settings = greedy if kind == "translate" else {}
-        for text, words in ((empty, "text must not be empty"), (none, "must not be an empty list")):
-            with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+        for text, message in (
+            (empty, "text must not be empty"),
+            (none, "must not be an empty list"),
+        ):
+            with pytest.raises(tf.errors.InvalidArgumentError, match=message):
                 signatures[kind](text=text, **settings)
-    _, signatures = made("answer", "word_piece")
+    _, signatures = make_task("answer", "word_piece")
     two = tf.constant(["a", "b"])
-    for question, context, words in (
+    for question, context, message in (
         (two, two[:1], "context must have as many texts as question"),
         (empty, two, "question must not be empty"),
         (two, empty, "context must not be empty"),
         (none, none, "question must not be an empty list"),
     ):
-        with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
             signatures["answer"](question=question, context=context)
-    _, signatures = made("fill_mask", "word_piece")
+    _, signatures = make_task("fill_mask", "word_piece")
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"text must have a \[MASK\]"):
         signatures["fill_mask"](text=tf.constant(["[MASK]", "no gap"]))
-    _, signatures = made("translate", "sentencepiece")
+    _, signatures = make_task("translate", "sentencepiece")
     for name, value in (
         *(("temperature", [float("nan")]), ("temperature", [-1.0]), ("top_p", [0.0])),
         *(("top_k", [-1]), ("max_new_tokens", [0]), ("seed", [1, 2])),
@@ -221,9 +225,9 @@ def test_hostile_inputs_are_refused(made):
             signatures["translate"](text=tf.constant(["a"]), **settings)
 
 
-def test_a_saved_task_answers_in_a_fresh_process(made, tmp_path):
-    """One of them whole; the others differ in their graphs alone."""
-    task, _ = made("tag", "word_piece")
+def test_save_and_load(make_task, tmp_path):
+    """Test one task with a full export; the others differ only in their graphs."""
+    task, _ = make_task("tag", "word_piece")
     report = export.saved_model(task, tmp_path / "tagger")
     assert set(report["signatures"]) == {"serving_default", "tag"}
     assert report["parity"]["labels_equal"] == 1.0 and report["parity"]["words"] > 50
@@ -231,16 +235,16 @@ def test_a_saved_task_answers_in_a_fresh_process(made, tmp_path):
     assert report["non_core_ops"] == ["FastWordpieceTokenizeWithOffsets", "NormalizeUTF8"]
     loaded = tf.saved_model.load(str(tmp_path / "tagger" / "1")).signatures["tag"]
     outputs = loaded(text=tf.constant(["Some text."]))
-    found = [word.decode() for word in outputs["label"].numpy()[0]]
-    assert found == [label for _, label in task("Some text.")]
+    labels = [word.decode() for word in outputs["label"].numpy()[0]]
+    assert labels == [label for _, label in task("Some text.")]
 
 
-def test_a_compiled_loop_writes_the_same(made, proven):
-    task, plain = made("translate", "sentencepiece")
+def test_xla_loop_matches_plain_loop(make_task, verify_task):
+    task, plain = make_task("translate", "sentencepiece")
     compiled = module_of(task, xla=True).signatures()
-    checks, _ = proven("translate", "sentencepiece")
+    checks, _ = verify_task("translate", "sentencepiece")
     assert checks.compare(run_calls(compiled, checks.calls()))["greedy_texts_equal"]
-    # Five rows, filled up to the eight of the checks, and budgets up to its 32: one compilation.
+    # Five rows and budgets are padded to the checks' 8 rows and 32 tokens: one compilation.
     sampled = {
         "text": ["string", ["The", "A longer text, words", "x", "I", "é"]],
         "max_new_tokens": ["int32", [3, 11, 7, 17, 1]],
@@ -249,18 +253,20 @@ def test_a_compiled_loop_writes_the_same(made, proven):
         "top_p": ["float32", [0.9]],
         "seed": ["int32", [1, 2, 3, 4, 5]],
     }
-    (one,), (other,) = (run_calls(s, [("translate", sampled)]) for s in (plain, compiled))
-    np.testing.assert_allclose(one.pop("score"), other.pop("score"), atol=1e-3)
-    assert one == other
+    (plain_outputs,), (compiled_outputs,) = (
+        run_calls(s, [("translate", sampled)]) for s in (plain, compiled)
+    )
+    np.testing.assert_allclose(plain_outputs.pop("score"), compiled_outputs.pop("score"), atol=1e-3)
+    assert plain_outputs == compiled_outputs
     with pytest.raises(tf.errors.InvalidArgumentError, match="top_p must be in"):
         run_calls(compiled, [("translate", {**sampled, "top_p": ["float32", [0.0]]})])
 
 
-def test_only_tasks_are_served(made, tmp_path):
-    task, _ = made("classify", "word_piece")
-    for thing in (task.model, "task", None):
+def test_invalid_arguments_raise_error(make_task, tmp_path):
+    task, _ = make_task("classify", "word_piece")
+    for value in (task.model, "task", None):
         with pytest.raises(InputError, match="`task` must be one of TextGeneration"):
-            export.saved_model(thing, tmp_path / "out")
+            export.saved_model(value, tmp_path / "out")
     with pytest.raises(InputError, match='`weights` must be None, "float16" or "int8"'):
         export.saved_model(task, tmp_path / "out", weights="int4")
     with pytest.raises(InputError, match="`xla` is only supported for generative tasks"):

@@ -1,4 +1,4 @@
-"""What travels: the messages are those of TensorFlow Serving, and arrays come through unchanged."""
+"""Test that messages match TensorFlow Serving's, and that arrays survive serialization."""
 
 import importlib
 
@@ -21,7 +21,7 @@ GENERATED = [
         for name in ("predict", "model", "get_model_metadata", "get_model_status", "status")
     ),
 ]
-NOT_GENERATED = {  # no Python package has them
+NOT_GENERATED = {  # not in any Python package
     f"tensorflow.serving.{name}"
     for name in ("BatchingParameters", "PrometheusConfig", "MonitoringConfig", "SSLConfig")
 }
@@ -31,8 +31,8 @@ def all_messages():
     return sorted(wire._classes())
 
 
-def described(descriptor):
-    """Field name -> number, type, label, and the message it holds."""
+def describe_fields(descriptor):
+    """Return a dict from field name to number, type, label and message type."""
     rows = {}
     for field in descriptor.fields:
         inner = field.message_type.full_name if field.message_type else None
@@ -43,13 +43,13 @@ def described(descriptor):
 
 
 @pytest.mark.parametrize("name", sorted(set(all_messages()) - NOT_GENERATED))
-def test_fields_are_those_of_the_published_messages(name):
+def test_fields_match_published_messages(name):
     for module in GENERATED:
         importlib.import_module(module)
     from google.protobuf import descriptor_pool
 
-    published = described(descriptor_pool.Default().FindMessageTypeByName(name))
-    ours = described(wire.message(name).DESCRIPTOR)
+    published = describe_fields(descriptor_pool.Default().FindMessageTypeByName(name))
+    ours = describe_fields(wire.message(name).DESCRIPTOR)
     assert ours and ours == {field: published[field] for field in ours}
 
 
@@ -67,75 +67,75 @@ ARRAYS = st.one_of(
 
 @hypothesis.settings(max_examples=60)
 @hypothesis.given(ARRAYS)
-def test_numbers_there_and_back_as_tensorflow_reads_them(array):
+def test_numbers_round_trip_with_tensorflow(array):
     number = tf.dtypes.as_dtype(array.dtype).as_datatype_enum
-    proto = wire.message("tensorflow.TensorProto")()
-    tensors.fill_proto(proto, array, number)
-    theirs = tensor_pb2.TensorProto.FromString(proto.SerializeToString())
+    message = wire.message("tensorflow.TensorProto")()
+    tensors.fill_proto(message, array, number)
+    theirs = tensor_pb2.TensorProto.FromString(message.SerializeToString())
     np.testing.assert_array_equal(tf.make_ndarray(theirs), array)
-    # And what TensorFlow writes, in either of its ways.
+    # Also read both encodings that TensorFlow writes.
     for packed in (True, False):
-        made = tf.make_tensor_proto(array)
+        tensor = tf.make_tensor_proto(array)
         if not packed:
-            made = tf.constant(array)
-            made = tf.make_tensor_proto(made.numpy().tolist(), dtype=number, shape=array.shape)
-        found = tensors.from_proto("x", made)
-        np.testing.assert_array_equal(found, array)
-        assert found.dtype == array.dtype and found.shape == array.shape
+            tensor = tf.constant(array)
+            tensor = tf.make_tensor_proto(tensor.numpy().tolist(), dtype=number, shape=array.shape)
+        decoded = tensors.from_proto("x", tensor)
+        np.testing.assert_array_equal(decoded, array)
+        assert decoded.dtype == array.dtype and decoded.shape == array.shape
 
 
 @hypothesis.settings(max_examples=30)
 @hypothesis.given(st.lists(st.binary(max_size=20), max_size=5))
-def test_bytes_there_and_back(values):
+def test_bytes_round_trip(values):
     array = tensors.as_array("x", values, tensors.STRING)
-    proto = tensor_pb2.TensorProto()
-    tensors.fill_proto(proto, array, tensors.STRING)
-    assert tf.make_ndarray(proto).tolist() == values
+    message = tensor_pb2.TensorProto()
+    tensors.fill_proto(message, array, tensors.STRING)
+    assert tf.make_ndarray(message).tolist() == values
     assert tensors.from_proto("x", tf.make_tensor_proto(values, tf.string)).tolist() == values
-    shown = tensors.to_json("x_bytes", array)
-    assert tensors.from_json("x", shown, tensors.STRING).tolist() == values
+    as_json = tensors.to_json("x_bytes", array)
+    assert tensors.from_json("x", as_json, tensors.STRING).tolist() == values
 
 
-def proto(dtype=tensors.FLOAT, shape=(), **fields):
-    made = tensor_pb2.TensorProto(dtype=dtype, **fields)
+def make_proto(dtype=tensors.FLOAT, shape=(), **fields):
+    tensor = tensor_pb2.TensorProto(dtype=dtype, **fields)
     for size in shape:
-        made.tensor_shape.dim.add(size=size)
-    return made
+        tensor.tensor_shape.dim.add(size=size)
+    return tensor
 
 
 @pytest.mark.parametrize(
-    "made",
+    "tensor",
     [
-        proto(shape=[10**12], float_val=[1]),  # one value for a terabyte
-        proto(shape=[2**40, 2**40], float_val=[1]),
-        proto(shape=[-1], float_val=[1]),
-        proto(shape=[1] * 40, float_val=[1]),
-        proto(shape=[2], float_val=[1, 2, 3]),
-        proto(shape=[0], float_val=[1]),
-        proto(shape=[2], tensor_content=b"1234567"),
-        proto(tensors.STRING, [1], tensor_content=b"1234"),
-        proto(tensors.STRING, [2**30], string_val=[b"a"]),
-        proto(dtype=0, shape=[1]),
-        proto(dtype=21, shape=[1]),
-        proto(dtype=20, shape=[]),
-        proto(dtype=119, shape=[]),
+        make_proto(shape=[10**12], float_val=[1]),  # one value for a terabyte
+        make_proto(shape=[2**40, 2**40], float_val=[1]),
+        make_proto(shape=[-1], float_val=[1]),
+        make_proto(shape=[1] * 40, float_val=[1]),
+        make_proto(shape=[2], float_val=[1, 2, 3]),
+        make_proto(shape=[0], float_val=[1]),
+        make_proto(shape=[2], tensor_content=b"1234567"),
+        make_proto(tensors.STRING, [1], tensor_content=b"1234"),
+        make_proto(tensors.STRING, [2**30], string_val=[b"a"]),
+        make_proto(dtype=0, shape=[1]),
+        make_proto(dtype=21, shape=[1]),
+        make_proto(dtype=20, shape=[]),
+        make_proto(dtype=119, shape=[]),
     ],
 )
-def test_a_hostile_tensor_is_refused_before_memory_is_taken(made):
+def test_malicious_tensors_raise_error_before_allocation(tensor):
     with pytest.raises(InputError, match="`x`"):
-        tensors.from_proto("x", made)
-    unknown = proto()
+        tensors.from_proto("x", tensor)
+    unknown = make_proto()
     unknown.tensor_shape.unknown_rank = True
     with pytest.raises(InputError, match="shape"):
         tensors.from_proto("x", unknown)
 
 
-def test_what_is_left_out_is_the_last_value_or_zero():
-    assert tensors.from_proto("x", proto(shape=[3], float_val=[1, 2])).tolist() == [1, 2, 2]
-    assert tensors.from_proto("x", proto(shape=[2])).tolist() == [0, 0]
-    assert tensors.from_proto("x", proto(tensors.STRING, [2])).tolist() == [b"", b""]
-    half = tf.make_tensor_proto(tf.constant([1.5, -2.0], tf.bfloat16))
-    assert tensors.from_proto("x", half).tolist() == [1.5, -2.0]
+def test_missing_values_repeat_last_value_or_zero():
+    assert tensors.from_proto("x", make_proto(shape=[3], float_val=[1, 2])).tolist() == [1, 2, 2]
+    assert tensors.from_proto("x", make_proto(shape=[2])).tolist() == [0, 0]
+    assert tensors.from_proto("x", make_proto(tensors.STRING, [2])).tolist() == [b"", b""]
+    bfloat16 = tf.make_tensor_proto(tf.constant([1.5, -2.0], tf.bfloat16))
+    assert tensors.from_proto("x", bfloat16).tolist() == [1.5, -2.0]
 
 
 @pytest.mark.parametrize(
@@ -177,12 +177,12 @@ def test_json_values(value, number, expected):
         ([1], 21),
     ],
 )
-def test_json_that_is_no_such_tensor(value, number):
+def test_invalid_json_values_raise_error(value, number):
     with pytest.raises(InputError):
         tensors.from_json("x", value, number)
 
 
-def test_text_that_is_not_utf_8_is_shown_as_such():
+def test_invalid_utf8_is_replaced_in_json():
     array = tensors.as_array("x", [b"a\xff", "é"], tensors.STRING)
     assert tensors.to_json("text", array) == ["a\ufffd", "é"]
     assert tensors.to_json("y", np.array([1.5, np.inf], "float32")) == [1.5, float("inf")]

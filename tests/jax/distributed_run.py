@@ -1,6 +1,7 @@
-"""Training runs on JAX, each a process of its own, for test_distribution.py.
+"""Run trainings on JAX in separate processes for test_distribution.py.
 
-Arguments: the name of a function below, and a folder, in which it leaves `<name>.json`.
+Arguments: the name of a function below, and a folder, in which the result is written to
+`<name>.json`.
 """
 
 import contextlib
@@ -17,52 +18,52 @@ from keras_llm.errors import InputError
 IDS = np.arange(2, 22, dtype="int32").reshape(2, 10)
 
 
-def trained(**changes):
-    """Eight steps with clipping, accumulation and an uneven last batch, which 2 divides."""
+def train(**changes):
+    """Train for eight steps with clipping, accumulation and a smaller last batch of 6 rows."""
     keras.utils.set_random_seed(0)
     config = models.preset("llama-tiny", vocabulary_size=300, num_layers=1, **changes)
     model = models.causal_lm(config)
     trainer = training.LanguageModelTrainer(model, ignore_id=0)
     optimizer = training.AdamW(1e-2, global_clipnorm=0.1, gradient_accumulation_steps=2)
     trainer.compile(optimizer)
-    r = np.random.default_rng(0)
-    ids = r.integers(1, 300, (30, 13))
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, 300, (30, 13))
     targets = ids[:, 1:].copy()
     for row in targets:
-        row[r.integers(1, 12) :] = 0
+        row[rng.integers(1, 12) :] = 0
     arguments = {"batch_size": 8, "epochs": 2, "shuffle": False, "verbose": 0}
     history = trainer.fit(ids[:, :-1], targets, **arguments).history
     return model, {
         "weights": {v.path: np.asarray(v).tolist() for v in model.variables},
         "history": history,
-        "parts": {v.path: list(v.value.addressable_shards[0].data.shape) for v in model.variables},
+        "shards": {v.path: list(v.value.addressable_shards[0].data.shape) for v in model.variables},
     }
 
 
-def one(folder):
-    return trained()[1]
+def single_device(folder):
+    return train()[1]
 
 
 def data(folder):
     training.set_distribution("jax_data")
-    return trained()[1]
+    return train()[1]
 
 
 def model(folder):
-    """The model is saved as a task too."""
+    """Train with a split model; save it as a task, too."""
     from keras_llm import tasks, tokenizers
 
     training.set_distribution("jax_model")
-    found, outcome = trained()
+    trained_model, outcome = train()
     text = ["the quick brown fox jumps over the lazy dog"] * 9
-    task = tasks.TextGeneration(found, tokenizers.SentencePiece.train(text, 300, "bpe"))
+    task = tasks.TextGeneration(trained_model, tokenizers.SentencePiece.train(text, 300, "bpe"))
     training.set_distribution(None)
     task.save(folder / "task")
-    return {**outcome, "logits": np.asarray(found(IDS)).tolist()}
+    return {**outcome, "logits": np.asarray(trained_model(IDS)).tolist()}
 
 
 def tensorflow(folder):
-    """What TensorFlow makes of the task that `model` has saved."""
+    """Load and export with TensorFlow the task that `model` has saved."""
     import tensorflow as tf
 
     import keras_llm
@@ -94,7 +95,7 @@ class Stop(keras.callbacks.Callback):
 
 
 def resumed(folder):
-    """Bits of a run that was broken off within its first epoch and went on, and of a whole one."""
+    """Return the state of an uninterrupted run, and of one interrupted in its first epoch."""
     from keras_llm.data import packed_dataset
 
     ids = np.random.default_rng(0).integers(2, 61, 12 * 4 * 5 + 1).astype("int32")
@@ -103,7 +104,7 @@ def resumed(folder):
     resumes = []
 
     def fit(name, *callbacks):
-        keras.backend.clear_session()  # paths are those of a new process
+        keras.backend.clear_session()  # variable paths are then those of a new process
         keras.utils.set_random_seed(0)
         config = models.preset("llama-tiny", vocabulary_size=61, num_layers=1, dropout=0.2)
         trainer = training.LanguageModelTrainer(models.causal_lm(config), ignore_id=0)
@@ -123,15 +124,15 @@ def resumed(folder):
         bits = {path: np.asarray(value).tobytes().hex() for path, value in values.items()}
         return {"bits": bits, "history": resume.history}
 
-    whole = fit("whole")
+    uninterrupted = fit("uninterrupted")
     with contextlib.suppress(KeyboardInterrupt):
-        fit("broken", Stop())
-    resumes[-1]._writer.shutdown()  # as at the end of a process
-    left = sorted(path.name for path in (folder / "broken").iterdir())
-    return {"whole": whole, "again": fit("broken"), "left": left}
+        fit("resumed", Stop())
+    resumes[-1]._writer.shutdown()  # as when a process ends
+    checkpoints = sorted(path.name for path in (folder / "resumed").iterdir())
+    return {"uninterrupted": uninterrupted, "resumed": fit("resumed"), "checkpoints": checkpoints}
 
 
-def refused(folder):
+def unsupported(folder):
     import tensorflow as tf
 
     training.set_distribution("jax_data")
@@ -139,7 +140,7 @@ def refused(folder):
     trainer.compile("sgd")
     ids = np.ones((6, 9), "int32")
     batches = tf.data.Dataset.from_tensor_slices((ids, ids))
-    told = []
+    errors = []
     for function in (
         lambda: trainer.fit(ids, ids, batch_size=4, validation_data=(ids[:3], ids[:3]), verbose=0),
         lambda: trainer.fit(ids, ids, batch_size=3, verbose=0),
@@ -151,10 +152,10 @@ def refused(folder):
         try:
             function()
         except InputError as error:
-            told.append(str(error))
+            errors.append(str(error))
         else:
-            told.append(None)
-    return told
+            errors.append(None)
+    return errors
 
 
 if __name__ == "__main__":

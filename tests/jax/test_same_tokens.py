@@ -1,11 +1,11 @@
-"""`make test-jax`: generation and tasks on JAX give TensorFlow's tokens, sampled ones too."""
+"""Test that generation and tasks on JAX give TensorFlow's tokens, both greedy and sampled."""
 
 import json
 import os
 import subprocess
 import sys
 
-PROGRAM = """
+GENERATION_SCRIPT = """
 import json, sys
 import numpy as np
 from keras_llm import generation, models, training
@@ -13,32 +13,32 @@ model = models.causal_lm(models.preset("llama-tiny"))
 rng = np.random.default_rng(0)
 model.set_weights([rng.normal(0, 0.3, w.shape) for w in model.get_weights()])
 ids, lengths = np.arange(3, 30, dtype="int32").reshape(3, 9), np.array([3, 9, 5], "int32")
-found = {}
+results = {}
 for settings in ((0.0, 0, 1.0, 7), (1.0, 40, 0.9, 7)):
     state = generation.generate(
         model, ids, lengths, np.array([20], "int32"), generation.Sampling(*settings).tensors(), 2, 0
     )
-    found[str(settings)] = np.asarray(state.token_ids).tolist()
+    results[str(settings)] = np.asarray(state.token_ids).tolist()
 stream = np.arange(2, 60, dtype="int32")
-found["score"] = np.asarray(generation.score(model, ids, lengths)).tolist()
-found["held out"] = training.evaluate_language_model(model, stream, 50, 1, 9)["perplexity"]
-found["tensorflow"] = "tensorflow" in sys.modules
-print(json.dumps(found))
+results["score"] = np.asarray(generation.score(model, ids, lengths)).tolist()
+results["held out"] = training.evaluate_language_model(model, stream, 50, 1, 9)["perplexity"]
+results["tensorflow"] = "tensorflow" in sys.modules
+print(json.dumps(results))
 """
 
 
-def run(backend, program=PROGRAM):
-    done = subprocess.run(
+def run(backend, program=GENERATION_SCRIPT):
+    completed = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         env={**os.environ, "KERAS_BACKEND": backend},
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    assert completed.returncode == 0, completed.stderr
+    return json.loads(completed.stdout.splitlines()[-1])
 
 
-def test_jax_generates_what_tensorflow_generates():
+def test_generation_matches_tensorflow():
     jax, tensorflow = run("jax"), run("tensorflow")
     assert tensorflow.pop("tensorflow") and not jax.pop("tensorflow")
     for name in ("score", "held out"):
@@ -48,7 +48,7 @@ def test_jax_generates_what_tensorflow_generates():
     assert jax == tensorflow
 
 
-TASKS = """
+TASKS_SCRIPT = """
 import json
 import keras
 import numpy as np
@@ -61,7 +61,7 @@ rng = np.random.default_rng(0)
 model.set_weights([rng.normal(0, 0.3, w.shape) for w in model.get_weights()])
 task, prompts = tasks.TextGeneration(model, tokenizer), ["once upon", "a"]
 greedy = {"max_new_tokens": 8, "temperature": 0}
-found = {
+results = {
     "greedy": task(prompts, **greedy),
     "sampled": task(prompts, 8, seed=3, top_k=20, num_return_sequences=2),
     "stopped": task(prompts, 8, seed=3, stop="e"),
@@ -74,18 +74,19 @@ found = {
 }
 numbers = [*task.score(prompts), task("a", return_details=True, **greedy).log_probability]
 model.set_weights([0.5 * w for w in model.get_weights()])
-found["other weights"] = task(prompts, **greedy)
+results["other weights"] = task(prompts, **greedy)
 source = models.seq2seq(models.preset("t5-tiny", vocabulary_size=285, start_id=1))
 source.set_weights([rng.normal(0, 0.3, w.shape) for w in source.get_weights()])
-found["translated"] = tasks.Translation(source, tokenizer)(prompts, beam_width=2, max_new_tokens=8)
-print(json.dumps([found, numbers, keras.backend.backend()]))
+translation = tasks.Translation(source, tokenizer)
+results["translated"] = translation(prompts, beam_width=2, max_new_tokens=8)
+print(json.dumps([results, numbers, keras.backend.backend()]))
 """
 
 
-def test_tasks_write_on_jax_what_they_write_on_tensorflow():
-    (texts, numbers, backend), (expected, right, _) = (
-        run(name, TASKS) for name in ("jax", "tensorflow")
+def test_tasks_match_tensorflow():
+    (texts, numbers, backend), (expected, expected_numbers, _) = (
+        run(name, TASKS_SCRIPT) for name in ("jax", "tensorflow")
     )
     assert backend == "jax" and texts == expected
-    assert all(abs(a - b) < 1e-3 * abs(b) for a, b in zip(numbers, right, strict=True))
+    assert all(abs(a - b) < 1e-3 * abs(b) for a, b in zip(numbers, expected_numbers, strict=True))
     assert texts["other weights"] != texts["greedy"] and texts["looked up"] == texts["greedy"]

@@ -1,4 +1,4 @@
-"""Attention and blocks against NumPy written from the formulas, and against other libraries."""
+"""Compare attention and blocks with NumPy references written from formulas, Keras and keras_nlp."""
 
 import keras
 import keras_nlp
@@ -17,8 +17,11 @@ def softmax(x):
     return e / e.sum(-1, keepdims=True)
 
 
-def reference(layer, query, value, mask=None, cap=None):
-    """Vaswani et al., 2017, one head at a time; query head i uses key-value head i // (N / K)."""
+def numpy_attention(layer, query, value, mask=None, cap=None):
+    """Compute attention one head at a time (Vaswani et al., 2017).
+
+    Query head i uses key-value head i // (N / K).
+    """
     weights = {w.path.split("/", 1)[1]: np.asarray(w) for w in layer.weights}
 
     def project(x, name):
@@ -46,7 +49,7 @@ def random(*shape):
 
 @pytest.mark.parametrize("num_key_value_heads", [1, 2, 4])
 @pytest.mark.parametrize("cap", [None, 3.0])
-def test_attention_is_the_formula(num_key_value_heads, cap):
+def test_attention_matches_formula(num_key_value_heads, cap):
     layer = layers.MultiHeadAttention(
         4, 6, num_key_value_heads=num_key_value_heads, logit_soft_cap=cap, bias_initializer="normal"
     )
@@ -54,18 +57,18 @@ def test_attention_is_the_formula(num_key_value_heads, cap):
     mask = RNG.random((2, 5, 3)) > 0.4
     mask[..., 0] = True
     output = layer(query, value, attention_mask=mask)
-    np.testing.assert_allclose(output, reference(layer, query, value, mask, cap), atol=2e-5)
+    np.testing.assert_allclose(output, numpy_attention(layer, query, value, mask, cap), atol=2e-5)
 
 
-def test_sliding_window_reaches_its_own_size():
+def test_sliding_window_size():
     windowed = layers.MultiHeadAttention(2, 4, sliding_window=3)
     x = random(1, 8, 8)
     windowed(x)
     near = np.abs(np.subtract.outer(np.arange(8), np.arange(8))) < 3
-    np.testing.assert_allclose(windowed(x), reference(windowed, x, x, near), atol=2e-5)
+    np.testing.assert_allclose(windowed(x), numpy_attention(windowed, x, x, near), atol=2e-5)
 
 
-def test_agrees_with_keras_multi_head_attention():
+def test_attention_matches_keras():
     ours = layers.MultiHeadAttention(4, 6, bias_initializer="normal")
     theirs = keras.layers.MultiHeadAttention(4, 6)
     x = random(2, 5, 8)
@@ -79,8 +82,8 @@ def test_agrees_with_keras_multi_head_attention():
     )
 
 
-def copy_block(ours, theirs):
-    """Weights of a keras_nlp block into ours, whose kernels are two-dimensional."""
+def copy_block_weights(ours, theirs):
+    """Copy random weights of a keras_nlp block into ours, whose kernels are two-dimensional."""
     ours_by_path = {w.path.split("/", 1)[1]: w for w in ours.weights}
     names = {
         "self_attention_layer_norm": "self_attention_norm",
@@ -106,13 +109,13 @@ def copy_block(ours, theirs):
 
 
 @pytest.mark.parametrize("normalize_first", [False, True])
-def test_encoder_agrees_with_keras_nlp(normalize_first):
+def test_encoder_matches_keras_nlp(normalize_first):
     arguments = {"intermediate_dim": 12, "num_heads": 4, "normalize_first": normalize_first}
     ours = layers.TransformerEncoder(**arguments)
     theirs = keras_nlp.layers.TransformerEncoder(**arguments)
     x, mask = random(2, 5, 8), np.arange(5) < np.array([[5], [3]])
     ours(x), theirs(x)
-    copy_block(ours, theirs)
+    copy_block_weights(ours, theirs)
     our_output, our_scores = ours(x, padding_mask=mask, return_attention_scores=True)
     output, scores = theirs(x, padding_mask=mask, return_attention_scores=True)
     np.testing.assert_allclose(np.asarray(our_output)[mask], np.asarray(output)[mask], atol=1e-5)
@@ -122,7 +125,7 @@ def test_encoder_agrees_with_keras_nlp(normalize_first):
 
 @pytest.mark.parametrize("normalize_first", [False, True])
 @pytest.mark.parametrize("cross", [False, True])
-def test_decoder_agrees_with_keras_nlp(normalize_first, cross):
+def test_decoder_matches_keras_nlp(normalize_first, cross):
     arguments = {"intermediate_dim": 12, "num_heads": 4, "normalize_first": normalize_first}
     ours = layers.TransformerDecoder(**arguments)
     theirs = keras_nlp.layers.TransformerDecoder(**arguments)
@@ -132,21 +135,21 @@ def test_decoder_agrees_with_keras_nlp(normalize_first, cross):
         inputs.append(random(2, 3, 8))
         masks["encoder_padding_mask"] = np.arange(3) < np.array([[3], [2]])
     ours(*inputs), theirs(*inputs)
-    copy_block(ours, theirs)
+    copy_block_weights(ours, theirs)
     np.testing.assert_allclose(ours(*inputs, **masks), theirs(*inputs, **masks), atol=1e-5)
 
 
 @pytest.mark.parametrize("cross", [False, True])
-def test_decoder_takes_the_stacked_caches_of_keras_nlp(cross):
-    """The same calls, the same outputs and caches, step by step."""
+def test_decoder_accepts_stacked_caches_of_keras_nlp(cross):
+    """Run the same calls step by step and compare outputs and caches."""
     ours, theirs = (
         module.layers.TransformerDecoder(12, 4, normalize_first=True)
         for module in (keras_llm, keras_nlp)
     )
-    x, memory = random(2, 4, 8), random(2, 3, 8)
-    inputs = [x, memory] if cross else [x]
+    x, encoder_outputs = random(2, 4, 8), random(2, 3, 8)
+    inputs = [x, encoder_outputs] if cross else [x]
     ours(*inputs), theirs(*inputs)
-    copy_block(ours, theirs)
+    copy_block_weights(ours, theirs)
     states = [{"self_attention_cache": ops.zeros((2, 2, 5, 4, 2))} for _ in range(2)]
     for state in states if cross else ():
         state["cross_attention_cache"] = ops.zeros((2, 2, 3, 4, 2))
@@ -168,11 +171,11 @@ def test_decoder_takes_the_stacked_caches_of_keras_nlp(cross):
             np.testing.assert_allclose(states[0][name], states[1][name], atol=1e-5)
 
 
-def test_decoder_with_both_caches_equals_the_whole():
+def test_decoder_with_self_and_cross_cache_matches_full_forward():
     block = layers.TransformerDecoder(12, 4, num_key_value_heads=2)
-    x, memory = random(2, 5, 8), random(2, 3, 8)
-    whole = np.asarray(block(x, memory))
-    cross_cache = block.cross_attention.project_keys_and_values(memory)
+    x, encoder_outputs = random(2, 5, 8), random(2, 3, 8)
+    full = np.asarray(block(x, encoder_outputs))
+    cross_cache = block.cross_attention.project_keys_and_values(encoder_outputs)
     cache = layers.empty_cache(2, 6, 2, 2)
     for t in range(5):
         output, cache, cross_cache = block(
@@ -181,10 +184,10 @@ def test_decoder_with_both_caches_equals_the_whole():
             self_attention_cache_update_index=t,
             cross_attention_cache=cross_cache,
         )
-        np.testing.assert_allclose(output[:, 0], whole[:, t], atol=1e-5)
+        np.testing.assert_allclose(output[:, 0], full[:, t], atol=1e-5)
 
 
-def test_decoder_refuses_an_encoder_sequence_it_was_not_built_for():
+def test_decoder_built_without_cross_attention_raises_error():
     block = layers.TransformerDecoder(12, 4)
     x = random(1, 3, 8)
     block(x)
@@ -192,7 +195,7 @@ def test_decoder_refuses_an_encoder_sequence_it_was_not_built_for():
         block(x, x)
 
 
-def test_cache_writes_one_slot_a_row_or_a_chunk():
+def test_update_cache_per_row_and_per_chunk():
     cache = ops.zeros((2, 3, 5, 4))
     new = random(2, 3, 1, 4)
     rows = np.asarray(layers.update_cache(cache, new, np.array([4, 1])))
@@ -207,7 +210,7 @@ def test_cache_writes_one_slot_a_row_or_a_chunk():
     assert np.count_nonzero(chunks) == chunk.size
 
 
-def test_masks_are_what_they_say():
+def test_masks_match_definitions():
     q, k = np.arange(3), np.arange(4)
     np.testing.assert_array_equal(layers.causal_mask(q, k)[0], k[None] <= q[:, None])
     rows = np.array([[0, 2], [3, 1]])

@@ -1,4 +1,4 @@
-"""One conformance test for every layer that the package exports."""
+"""Test every exported layer with one conformance test."""
 
 import inspect
 
@@ -69,7 +69,7 @@ CASES = [
 SCORES = (layers.AlibiBias, layers.RelativePositionBias)
 
 
-def inputs_of(layer_class):
+def make_inputs(layer_class):
     if layer_class is layers.TokenAndPositionEmbedding:
         return np.arange(14, dtype="int32").reshape(2, 7) % 11
     if layer_class in SCORES:
@@ -80,7 +80,7 @@ def inputs_of(layer_class):
     return hidden
 
 
-def apply(layer, inputs):
+def call_layer(layer, inputs):
     return layer(**inputs) if isinstance(inputs, dict) else layer(inputs)
 
 
@@ -95,10 +95,10 @@ def test_every_exported_layer_has_a_case():
 
 @pytest.mark.parametrize(
     "layer_class, arguments",
-    [c for c in CASES if c[0] is not layers.MaskedLMHead],  # its `build` takes no keywords there
+    [c for c in CASES if c[0] is not layers.MaskedLMHead],  # its `build` takes no keyword arguments
 )
-def test_keras_harness(layer_class, arguments):
-    inputs = inputs_of(layer_class)
+def test_keras_layer_test(layer_class, arguments):
+    inputs = make_inputs(layer_class)
     TestCase().run_layer_test(
         layer_class,
         init_kwargs=arguments,
@@ -109,13 +109,13 @@ def test_keras_harness(layer_class, arguments):
 
 @pytest.mark.parametrize("layer_class, arguments", CASES)
 def test_bfloat16(layer_class, arguments):
-    inputs = inputs_of(layer_class)
+    inputs = make_inputs(layer_class)
     exact = layer_class(**arguments)
-    expected = np.asarray(apply(exact, inputs))
+    expected = np.asarray(call_layer(exact, inputs))
     mixed = layer_class(**arguments, dtype="mixed_bfloat16")
-    apply(mixed, inputs)
+    call_layer(mixed, inputs)
     mixed.set_weights(exact.get_weights())
-    output = apply(mixed, inputs)
+    output = call_layer(mixed, inputs)
     assert keras.backend.standardize_dtype(output.dtype) == "bfloat16"
     assert all(v.dtype == "float32" for v in mixed.trainable_weights)
     np.testing.assert_allclose(np.asarray(output, "float32"), expected, atol=0.15)
@@ -125,8 +125,8 @@ def test_bfloat16(layer_class, arguments):
     "layer_class, arguments",
     [c for c in CASES if c[0] not in (*SCORES, layers.MaskedLMHead)],
 )
-def test_save_and_load_in_a_model_of_any_length(layer_class, arguments, tmp_path):
-    inputs = inputs_of(layer_class)
+def test_save_and_load_with_variable_length(layer_class, arguments, tmp_path):
+    inputs = make_inputs(layer_class)
     dtype = "int32" if inputs.dtype == "int32" else "float32"
     symbol = keras.Input((None, *inputs.shape[2:]), dtype=dtype)
     model = keras.Model(symbol, layer_class(**arguments)(symbol))
@@ -140,8 +140,8 @@ def test_save_and_load_in_a_model_of_any_length(layer_class, arguments, tmp_path
 @pytest.mark.parametrize(
     "layer_class, arguments", [c for c in CASES if "Transformer" in c[0].__name__]
 )
-def test_padding_is_not_seen(layer_class, arguments):
-    inputs = inputs_of(layer_class)
+def test_padding_is_ignored(layer_class, arguments):
+    inputs = make_inputs(layer_class)
     layer = layer_class(**arguments)
     name = "decoder_padding_mask" if layer_class is layers.TransformerDecoder else "padding_mask"
     mask = np.arange(7) < np.array([[7], [4]])
@@ -156,8 +156,8 @@ def test_padding_is_not_seen(layer_class, arguments):
 @pytest.mark.parametrize(
     "layer_class, arguments", [c for c in CASES if c[0] is layers.MultiHeadAttention]
 )
-def test_masked_keys_are_not_seen(layer_class, arguments):
-    inputs = inputs_of(layer_class)
+def test_masked_keys_are_ignored(layer_class, arguments):
+    inputs = make_inputs(layer_class)
     layer = layer_class(**arguments)
     mask = np.tril(np.ones((1, 7, 7), bool))
     changed = inputs.copy()
@@ -169,7 +169,7 @@ def test_masked_keys_are_not_seen(layer_class, arguments):
 
 
 @pytest.mark.parametrize(
-    "make, words",
+    "make, message",
     [
         (lambda: layers.MultiHeadAttention(4, 6, num_key_value_heads=3), "num_key_value_heads"),
         (lambda: layers.MultiHeadAttention(0, 6), "num_heads"),
@@ -202,6 +202,6 @@ def test_masked_keys_are_not_seen(layer_class, arguments):
         (lambda: layers.AlibiBias()(np.zeros((1, 4, 4), "float32")), "attention_scores"),
     ],
 )
-def test_wrong_arguments_are_named(make, words):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_arguments_raise_error(make, message):
+    with pytest.raises(ValueError, match=message):
         make()

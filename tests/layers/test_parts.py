@@ -1,4 +1,4 @@
-"""The newer parts against NumPy written from the formulas, and against keras_nlp."""
+"""Compare layer components with NumPy references written from the formulas, and with keras_nlp."""
 
 import math
 
@@ -33,7 +33,7 @@ def silu(x):
 
 
 only_tensorflow = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="only TensorFlow gains by it"
+    keras.backend.backend() != "tensorflow", reason="optimization of the TensorFlow backend"
 )
 
 
@@ -45,27 +45,27 @@ def has_padding(layer, inputs):
 @only_tensorflow
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu"])
 @pytest.mark.parametrize("gated, use_bias", [(False, True), (True, False), (True, True)])
-def test_features_that_are_added_in_training_change_nothing(activation, gated, use_bias):
+def test_padded_features_do_not_change_training(activation, gated, use_bias):
     layer = layers.FeedForward(
         512, activation, gated, use_bias, bias_initializer=keras.initializers.RandomNormal(seed=1)
     )
     inputs = tf.constant(random(2, 5, 24))
     layer(inputs)
     assert has_padding(layer, inputs)
-    found = []
+    results = []
     for training in (True, False):
         with tf.GradientTape() as tape:
             tape.watch(inputs)
             outputs = layer(inputs, training=training)
             loss = tf.reduce_sum(outputs**2)
         sources = [inputs, *(variable.value for variable in layer.trainable_variables)]
-        found.append([outputs, *tape.gradient(loss, sources)])
-    for padded, plain in zip(*found, strict=True):
+        results.append([outputs, *tape.gradient(loss, sources)])
+    for padded, plain in zip(*results, strict=True):
         np.testing.assert_allclose(padded, plain, rtol=1e-4, atol=1e-4)
 
 
 @only_tensorflow
-def test_no_features_are_added_where_they_would_count():
+def test_features_are_not_padded_where_results_would_change():
     inputs = random(2, 5, 24)
     for activation in ("softmax", "sigmoid", lambda x: x + 1):
         assert not has_padding(layers.FeedForward(512, activation), inputs)
@@ -79,12 +79,14 @@ def test_no_features_are_added_where_they_would_count():
         assert not has_padding(layer, inputs)
 
 
-def held(function, x, variables=(), size=None):
-    """What a graph holds for a function's gradient: the number of tensors beside the input, of that
-    many elements if `size` says so. With the outputs and gradients."""
+def gradient_and_stored_tensors(function, x, variables=(), size=None):
+    """Return a function's outputs and gradients, and how many tensors its gradient stores.
+
+    The count excludes the input; with `size`, only of those with `size` elements.
+    """
 
     @tf.function
-    def slope(x):
+    def run(x):
         graph = tf.compat.v1.get_default_graph()
         with tf.GradientTape() as tape:
             tape.watch(x)
@@ -92,28 +94,30 @@ def held(function, x, variables=(), size=None):
         count = len(graph.get_operations())
         gradients = tape.gradient(y, [x, *variables])
         forward = set(graph.get_operations()[:count])
-        later = graph.get_operations()[count:]
-        used = {t.name: t for op in later for t in op.inputs if t.op in forward and t.shape.rank}
+        backward = graph.get_operations()[count:]
+        used = {t.name: t for op in backward for t in op.inputs if t.op in forward and t.shape.rank}
         sizes = [t.shape.num_elements() for name, t in used.items() if name != x.name]
-        kept.append(len(sizes) if size is None else sizes.count(size))
+        counts.append(len(sizes) if size is None else sizes.count(size))
         return y, *gradients
 
-    kept = []
-    return [np.asarray(part) for part in slope(x)], kept[-1]
+    counts = []
+    return [np.asarray(part) for part in run(x)], counts[-1]
 
 
 @only_tensorflow
 @pytest.mark.parametrize("xla", [False, True])
 @pytest.mark.parametrize("activation", [layers.gelu_tanh, keras.activations.gelu])
-def test_of_a_gelu_a_training_holds_its_input_alone(activation, xla, monkeypatch):
+def test_gelu_training_stores_only_input(activation, xla, monkeypatch):
     monkeypatch.setenv("KERAS_LLM_XLA", str(int(xla)))
     x = tf.constant(np.linspace(-9, 9, 181), "float64")
-    (plain, gradient), count = held(lambda x: activate(activation, x, False), x)
+    (expected, gradient), count = gradient_and_stored_tensors(
+        lambda x: activate(activation, x, False), x
+    )
     assert count >= 3
-    found, count = held(lambda x: activate(activation, x, True), x)
+    optimized, count = gradient_and_stored_tensors(lambda x: activate(activation, x, True), x)
     assert count == 0
-    np.testing.assert_allclose(found[0], plain, atol=1e-12)
-    np.testing.assert_allclose(found[1], gradient, atol=1e-7)
+    np.testing.assert_allclose(optimized[0], expected, atol=1e-12)
+    np.testing.assert_allclose(optimized[1], gradient, atol=1e-7)
     inputs = tf.constant(random(2, 3, 8))
     for gated in (True, False):
         layer = layers.MixtureOfExperts(2, 1, 16, activation, gated=gated)
@@ -127,7 +131,7 @@ def test_of_a_gelu_a_training_holds_its_input_alone(activation, xla, monkeypatch
 @pytest.mark.parametrize("xla", [False, True])
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu"])
 @pytest.mark.parametrize("gated, use_bias, width", [(False, True, 40), (True, False, 512)])
-def test_of_a_feed_forward_a_training_holds_what_the_activation_takes(
+def test_feed_forward_training_stores_only_activation_inputs(
     activation, gated, use_bias, width, xla, monkeypatch
 ):
     monkeypatch.setenv("KERAS_LLM_XLA", str(int(xla)))
@@ -137,18 +141,18 @@ def test_of_a_feed_forward_a_training_holds_what_the_activation_takes(
     sources = [v.value for v in layer.trainable_variables]
     extra = 16 if width == 512 else 0
 
-    def of(training, size):
-        return held(lambda x: layer(x, training=training), x, sources, size)
+    def run(training, size):
+        return gradient_and_stored_tensors(lambda x: layer(x, training=training), x, sources, size)
 
-    plain, count = of(False, 6 * width)
+    expected, count = run(False, 6 * width)
     assert count > 1 + gated
-    found, count = of(True, 6 * (width + extra))
+    optimized, count = run(True, 6 * (width + extra))
     assert count == 1 + gated
     with tf.GradientTape() as tape:
         tape.watch(x)
         y = layer(x, training=True)
     eager = [y, *tape.gradient(y, [x, *sources])]
-    for parts in zip(plain, found, eager, strict=True):
+    for parts in zip(expected, optimized, eager, strict=True):
         for part in parts[1:]:
             np.testing.assert_allclose(part, parts[0], rtol=1e-4, atol=1e-5)
 
@@ -156,39 +160,43 @@ def test_of_a_feed_forward_a_training_holds_what_the_activation_takes(
 # Relative positions
 
 
-def t5_bucket(ahead, buckets, longest, bidirectional):
-    """Raffel et al., 2020: one pair at a time."""
+def t5_bucket(offset_to_key, buckets, max_distance, bidirectional):
+    """Return the bucket of one query-key pair (Raffel et al., 2020)."""
     offset = 0
     if bidirectional:
         buckets //= 2
-        offset = buckets if ahead > 0 else 0
-        distance = abs(ahead)
+        offset = buckets if offset_to_key > 0 else 0
+        distance = abs(offset_to_key)
     else:
-        distance = max(-ahead, 0)
+        distance = max(-offset_to_key, 0)
     exact = buckets // 2
     if distance < exact:
         return offset + distance
-    wide = exact + int(math.log(distance / exact) / math.log(longest / exact) * (buckets - exact))
-    return offset + min(wide, buckets - 1)
+    log_bucket = exact + int(
+        math.log(distance / exact) / math.log(max_distance / exact) * (buckets - exact)
+    )
+    return offset + min(log_bucket, buckets - 1)
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize("buckets, longest", [(32, 128), (8, 20), (64, 1000)])
-def test_relative_bias_is_the_formula(bidirectional, buckets, longest):
-    layer = layers.RelativePositionBias(buckets, longest, bidirectional)
+@pytest.mark.parametrize("buckets, max_distance", [(32, 128), (8, 20), (64, 1000)])
+def test_relative_bias_matches_formula(bidirectional, buckets, max_distance):
+    layer = layers.RelativePositionBias(buckets, max_distance, bidirectional)
     keys = np.arange(0, 1400, 3)
     scores = random(1, 2, 2, len(keys))
     queries = np.array([0, 700])
     biased = np.asarray(layer(scores, queries, keys))
     table = np.asarray(layer.weights[0])
     for i, query in enumerate(queries):
-        expected = [table[t5_bucket(key - query, buckets, longest, bidirectional)] for key in keys]
+        expected = [
+            table[t5_bucket(key - query, buckets, max_distance, bidirectional)] for key in keys
+        ]
         np.testing.assert_allclose(
             biased[0, :, i] - scores[0, :, i], np.array(expected).T, atol=1e-5
         )
 
 
-def test_relative_bias_of_rows_and_of_the_last_queries():
+def test_relative_bias_per_row_and_default_positions():
     layer = layers.RelativePositionBias(8, 20)
     scores = random(2, 3, 2, 6)
     last = layer(scores)
@@ -201,7 +209,7 @@ def test_relative_bias_of_rows_and_of_the_last_queries():
 
 @pytest.mark.parametrize("rope_type", ["linear", "dynamic", "yarn"])
 @pytest.mark.parametrize("denominator_dim", [None, 16])
-def test_rope_types_are_those_of_keras_nlp(rope_type, denominator_dim):
+def test_rope_types_match_keras_nlp(rope_type, denominator_dim):
     arguments = {
         "max_wavelength": 500,
         "scaling_factor": 4.0,
@@ -224,15 +232,15 @@ def test_rope_types_are_those_of_keras_nlp(rope_type, denominator_dim):
 # Attention
 
 
-def attention_with(**options):
+def make_attention(**options):
     layer = layers.MultiHeadAttention(2, 4, **options)
     layer.build((None, None, 8))
     layer.set_weights([0.5 * RNG.normal(size=w.shape) for w in layer.weights])
     return layer
 
 
-def test_attention_scores_come_with_the_output():
-    layer = attention_with(attention_scale=0.3)
+def test_return_attention_scores():
+    layer = make_attention(attention_scale=0.3)
     x = random(2, 5, 8)
     mask = np.tril(np.ones((5, 5), bool))[None]
     output, scores = layer(x, attention_mask=mask, return_attention_scores=True)
@@ -246,8 +254,8 @@ def test_attention_scores_come_with_the_output():
         np.testing.assert_allclose(np.asarray(scores)[:, head], expected, atol=1e-5)
 
 
-def test_learned_sinks_take_their_share_of_the_softmax():
-    layer = attention_with(learned_sinks=True)
+def test_learned_sinks_are_part_of_softmax():
+    layer = make_attention(learned_sinks=True)
     x = random(1, 4, 8)
     _, scores = layer(x, return_attention_scores=True)
     plain = layers.MultiHeadAttention(2, 4)
@@ -264,8 +272,8 @@ def test_learned_sinks_take_their_share_of_the_softmax():
     assert np.all(np.asarray(scores).sum(-1) < 1)
 
 
-def test_a_bias_is_added_to_the_scores():
-    layer = attention_with()
+def test_attention_bias_is_added_to_scores():
+    layer = make_attention()
     x, bias = random(2, 5, 8), random(1, 2, 5, 5)
     _, plain = layer(x, return_attention_scores=True)
     _, biased = layer(x, attention_bias=bias, return_attention_scores=True)
@@ -274,12 +282,12 @@ def test_a_bias_is_added_to_the_scores():
     np.testing.assert_allclose(biased, expected, atol=1e-5)
 
 
-def test_sink_tokens_stay_in_sight_of_the_window():
-    layer = attention_with(sliding_window=2, num_sink_tokens=1)
+def test_sink_tokens_stay_visible_outside_window():
+    layer = make_attention(sliding_window=2, num_sink_tokens=1)
     _, scores = layer(random(1, 6, 8), use_causal_mask=True, return_attention_scores=True)
     i, j = np.arange(6)[:, None], np.arange(6)
-    seen = (j <= i) & ((i - j < 2) | (j < 1))
-    np.testing.assert_array_equal(np.asarray(scores)[0, 0] > 0, seen)
+    visible = (j <= i) & ((i - j < 2) | (j < 1))
+    np.testing.assert_array_equal(np.asarray(scores)[0, 0] > 0, visible)
 
 
 @settings(max_examples=25)
@@ -290,16 +298,14 @@ def test_sink_tokens_stay_in_sight_of_the_window():
     real=st.lists(st.integers(0, 5), min_size=10, max_size=10),
     slack=st.integers(0, 3),
 )
-def test_a_ring_cache_is_the_full_attention_however_it_is_filled(
-    window, num_sink_tokens, chunks, real, slack
-):
-    """Chunks of any length, rows that end each chunk early and go on where they stopped."""
-    layer = attention_with(
+def test_ring_cache_matches_full_attention(window, num_sink_tokens, chunks, real, slack):
+    """Feed chunks of any length; rows may end each chunk early and continue in the next."""
+    layer = make_attention(
         sliding_window=window, num_sink_tokens=num_sink_tokens, position=layers.Rotary()
     )
     total = sum(chunks)
     x = random(2, total, 8)
-    whole = np.asarray(layer(x, use_causal_mask=True))
+    full = np.asarray(layer(x, use_causal_mask=True))
     cache = layers.empty_cache(2, window + num_sink_tokens + slack, 2, 4)
     done = np.zeros(2, int)
     for step, length in enumerate(chunks):
@@ -318,12 +324,12 @@ def test_a_ring_cache_is_the_full_attention_however_it_is_filled(
         )
         for row in range(2):
             span = slice(done[row], done[row] + counts[row])
-            np.testing.assert_allclose(output[row, : counts[row]], whole[row, span], atol=1e-5)
+            np.testing.assert_allclose(output[row, : counts[row]], full[row, span], atol=1e-5)
         done += counts
 
 
-def test_a_ring_takes_no_other_mask():
-    layer = attention_with(sliding_window=2)
+def test_ring_cache_with_attention_mask_raises_error():
+    layer = make_attention(sliding_window=2)
     with pytest.raises(ValueError, match="attention_mask"):
         layer(
             random(1, 1, 8),
@@ -344,7 +350,7 @@ def with_random_weights(block, *shapes):
     return block
 
 
-def test_sandwich_norm_is_what_it_says():
+def test_sandwich_norm_matches_formula():
     block = with_random_weights(
         layers.TransformerEncoder(12, 2, normalize_first=True, sandwich_norm=True), (None, 5, 8)
     )
@@ -354,7 +360,7 @@ def test_sandwich_norm_is_what_it_says():
     np.testing.assert_allclose(block(x), h, atol=1e-6)
 
 
-def test_parallel_residual_is_what_it_says():
+def test_parallel_residual_matches_formula():
     block = with_random_weights(
         layers.TransformerEncoder(12, 2, normalize_first=True, parallel_residual=True), (None, 5, 8)
     )
@@ -367,14 +373,14 @@ def test_parallel_residual_is_what_it_says():
     np.testing.assert_allclose(block(x), expected, atol=1e-6)
 
 
-def test_every_head_returns_its_attention():
+def test_decoder_returns_attention_scores():
     block = layers.TransformerDecoder(12, 2)
-    x, memory = random(2, 5, 8), random(2, 3, 8)
-    output, own, cross = block(x, memory, return_attention_scores=True)
-    np.testing.assert_array_equal(output, block(x, memory))
-    assert own.shape == (2, 2, 5, 5) and cross.shape == (2, 2, 5, 3)
-    assert np.all(np.triu(np.asarray(own), 1) == 0)
-    np.testing.assert_allclose(np.asarray(cross).sum(-1), 1, rtol=1e-5)
+    x, encoder_outputs = random(2, 5, 8), random(2, 3, 8)
+    output, self_scores, cross_scores = block(x, encoder_outputs, return_attention_scores=True)
+    np.testing.assert_array_equal(output, block(x, encoder_outputs))
+    assert self_scores.shape == (2, 2, 5, 5) and cross_scores.shape == (2, 2, 5, 3)
+    assert np.all(np.triu(np.asarray(self_scores), 1) == 0)
+    np.testing.assert_allclose(np.asarray(cross_scores).sum(-1), 1, rtol=1e-5)
 
 
 # Experts
@@ -382,7 +388,7 @@ def test_every_head_returns_its_attention():
 
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("normalize_weights", [True, False])
-def test_experts_are_the_weighted_sum_of_the_best(gated, normalize_weights):
+def test_experts_match_weighted_sum_of_top_k(gated, normalize_weights):
     layer = with_random_weights(
         layers.MixtureOfExperts(
             5,
@@ -412,7 +418,7 @@ def test_experts_are_the_weighted_sum_of_the_best(gated, normalize_weights):
         np.testing.assert_allclose(result, expected, atol=1e-4)
 
 
-def test_experts_add_their_losses_in_training_alone():
+def test_expert_losses_are_added_only_in_training():
     layer = with_random_weights(
         layers.MixtureOfExperts(4, 2, 6, load_balance_loss=1.0, router_z_loss=0.0), (None, None, 8)
     )
@@ -431,10 +437,10 @@ def test_experts_add_their_losses_in_training_alone():
     np.testing.assert_allclose(layer.losses[-1], (z**2).mean(), rtol=1e-5)
 
 
-def test_balanced_experts_have_a_load_balance_loss_of_one():
+def test_load_balance_loss_of_balanced_experts_is_one():
     layer = layers.MixtureOfExperts(4, 2, 6, load_balance_loss=1.0, router_z_loss=0.0)
     layer.build((None, None, 8))
-    layer.router.kernel.assign(np.zeros((8, 4)))  # every expert is as likely as any other
+    layer.router.kernel.assign(np.zeros((8, 4)))  # all experts are equally likely
     layer(random(2, 5, 8), training=True)
     np.testing.assert_allclose(layer.losses[0], 1.0, rtol=1e-5)
 
@@ -442,7 +448,7 @@ def test_balanced_experts_have_a_load_balance_loss_of_one():
 # keras_nlp
 
 
-def test_masked_lm_head_agrees_with_keras_nlp():
+def test_masked_lm_head_matches_keras_nlp():
     x, positions = random(2, 5, 8), np.array([[0, 3], [4, 4]])
     for tied in (True, False):
         embedding = keras.layers.ReversibleEmbedding(11, 8)

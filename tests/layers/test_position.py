@@ -1,4 +1,4 @@
-"""Positions against keras_nlp, and against what they are for."""
+"""Compare position layers with keras_nlp and with their formulas."""
 
 import keras_nlp
 import numpy as np
@@ -11,7 +11,7 @@ X = np.random.default_rng(3).normal(size=(2, 6, 3, 8)).astype("float32")
 
 @pytest.mark.parametrize("start_index", [0, 4])
 @pytest.mark.parametrize("scaling_factor", [1.0, 2.0])
-def test_rotary_agrees_with_keras_nlp(start_index, scaling_factor):
+def test_rotary_matches_keras_nlp(start_index, scaling_factor):
     arguments = {"max_wavelength": 700, "scaling_factor": scaling_factor}
     np.testing.assert_allclose(
         layers.RotaryEmbedding(**arguments)(X, start_index=start_index),
@@ -20,7 +20,7 @@ def test_rotary_agrees_with_keras_nlp(start_index, scaling_factor):
     )
 
 
-def test_yarn_agrees_with_keras_nlp():
+def test_yarn_matches_keras_nlp():
     ours = layers.RotaryEmbedding(500, layers.YarnScaling(4.0, 64, beta_fast=8.0, beta_slow=2.0))
     theirs = keras_nlp.layers.RotaryEmbedding(
         500,
@@ -33,7 +33,7 @@ def test_yarn_agrees_with_keras_nlp():
     np.testing.assert_allclose(ours(X, start_index=90), theirs(X, start_index=90), atol=1e-4)
 
 
-def test_llama3_agrees_with_keras_nlp():
+def test_llama3_scaling_matches_keras_nlp():
     from keras_hub.src.models.llama.llama_rotary_embedding import LlamaRotaryEmbedding
 
     ours = layers.RotaryEmbedding(500, layers.Llama3Scaling(8.0, 1.0, 4.0, 64))
@@ -47,7 +47,7 @@ def test_llama3_agrees_with_keras_nlp():
     np.testing.assert_allclose(ours(X, start_index=90), theirs(X, start_index=90), atol=1e-4)
 
 
-def test_ntk_stretches_the_longest_wavelength_and_keeps_the_shortest():
+def test_ntk_scales_longest_and_keeps_shortest_wavelength():
     plain, stretched = layers.Rotary(), layers.NTKScaling(4.0).frequencies(10000.0, 16)[0]
     shortest, longest = (plain.base ** (-2 * i / 16) for i in (0, 7))
     np.testing.assert_allclose(stretched[0], shortest)
@@ -55,14 +55,14 @@ def test_ntk_stretches_the_longest_wavelength_and_keeps_the_shortest():
     assert np.all(np.diff(stretched) < 0)
 
 
-def test_a_fraction_rotates_the_first_features_alone():
+def test_fraction_rotates_only_first_features():
     part = np.asarray(layers.RotaryEmbedding(fraction=0.5)(X))
     np.testing.assert_array_equal(part[..., 4:], X[..., 4:])
     np.testing.assert_allclose(part[..., :4], layers.RotaryEmbedding()(X[..., :4]), atol=1e-6)
 
 
 @pytest.mark.parametrize("heads", [1, 4, 6, 8, 12])
-def test_alibi_agrees_with_keras_nlp_where_keys_are_not_ahead(heads):
+def test_causal_alibi_matches_keras_nlp(heads):
     scores = np.random.default_rng(0).normal(size=(2, heads, 5, 5)).astype("float32")
     causal = np.where(np.tril(np.ones((5, 5), bool)), 0.0, -np.inf)
 
@@ -75,7 +75,7 @@ def test_alibi_agrees_with_keras_nlp_where_keys_are_not_ahead(heads):
     )
 
 
-def test_alibi_is_the_formula():
+def test_alibi_matches_formula():
     scores = np.zeros((1, 4, 2, 3), "float32")
     rows = np.asarray(layers.AlibiBias(8)(scores, np.array([[4, 9]]), np.array([1, 4, 9])))
     distance = np.abs(np.array([[4], [9]]) - np.array([1, 4, 9]))
@@ -92,7 +92,7 @@ def test_rotary_positions_are_per_row():
         np.testing.assert_allclose(together[row : row + 1], alone, atol=1e-6)
 
 
-def test_rotary_scores_depend_on_distance_alone():
+def test_rotary_scores_depend_only_on_distance():
     rotary = layers.RotaryEmbedding()
     q, k = X[:1, :1], X[1:, :1]
 
@@ -106,7 +106,7 @@ def test_rotary_scores_depend_on_distance_alone():
 
 
 @pytest.mark.parametrize("size", [8, 7])
-def test_sine_agrees_with_keras_nlp(size):
+def test_sine_matches_keras_nlp(size):
     x = X[:, :, 0, :size]
     ours, theirs = layers.SinePositionEncoding(300), keras_nlp.layers.SinePositionEncoding(300)
     for start_index in (0, 5):
@@ -115,7 +115,7 @@ def test_sine_agrees_with_keras_nlp(size):
         )
 
 
-def test_learned_positions_agree_with_keras_nlp():
+def test_learned_positions_match_keras_nlp():
     x = X[:, :, 0]
     ours, theirs = layers.PositionEmbedding(9), keras_nlp.layers.PositionEmbedding(9)
     ours(x), theirs(x)
@@ -129,7 +129,7 @@ def test_learned_positions_agree_with_keras_nlp():
     np.testing.assert_array_equal(ours(x, positions=rows), table[np.minimum(rows, 8)])
 
 
-def test_token_and_position_embedding_agrees_with_keras_nlp():
+def test_token_and_position_embedding_matches_keras_nlp():
     arguments = {"vocabulary_size": 11, "sequence_length": 6, "embedding_dim": 8}
     ours = layers.TokenAndPositionEmbedding(**arguments)
     theirs = keras_nlp.layers.TokenAndPositionEmbedding(**arguments)

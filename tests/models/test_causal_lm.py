@@ -1,4 +1,4 @@
-"""The model and its cached steps: cached decode equals the full forward, whatever the options."""
+"""Test models and cached decoding, which equals the full forward pass for all options."""
 
 import json
 
@@ -37,8 +37,8 @@ POSITIONS = [
 ]
 
 
-def options(draw):
-    """Every option of a decoder, drawn."""
+def draw_options(draw):
+    """Draw a value for every option of a decoder."""
     num_heads = draw(st.sampled_from([1, 2, 4]))
     norm_position = draw(st.sampled_from(["pre", "post", "sandwich"]))
     sliding_window = draw(st.sampled_from([None, 1, 3, 7]))
@@ -79,30 +79,32 @@ def options(draw):
 
 @st.composite
 def configs(draw):
-    return models.CausalLMConfig(**SIZES, **options(draw))
+    return models.CausalLMConfig(**SIZES, **draw_options(draw))
 
 
 @st.composite
 def seq2seq_configs(draw):
-    drawn = {**options(draw), "parallel_residual": False}
+    drawn = {**draw_options(draw), "parallel_residual": False}
     return models.Seq2SeqConfig(**SIZES, **drawn, num_decoder_layers=draw(st.sampled_from([1, 2])))
 
 
-def check_cached_steps(
-    model, token_ids, lengths, full, slack, extra=None, tolerance=1e-4, chunk=256, known=0
+def assert_cached_steps_match(
+    model, token_ids, lengths, full, slack, extra=None, tolerance=1e-4, chunk=256, num_cached=0
 ):
-    """Prefill and decode give the full forward's logits, from ragged prompts to the end; the
-    first `known` tokens have been read before."""
+    """Check that prefill and decode give the full forward's logits, from ragged prompts to the end.
+
+    The first `num_cached` tokens are already in the cache.
+    """
     rows, total = token_ids.shape
     cache = {**models.init_cache(model, rows, total + slack), **(extra or {})}
     prompts = token_ids[:, : lengths.max()]
-    # What stands behind a row's length must not matter.
+    # Tokens after a row's length must not matter.
     prompts = np.where(np.arange(prompts.shape[1]) < lengths[:, None], prompts, 1)
-    known, first = min(known, lengths.min() - 1), None
-    if known:
-        _, cache = models.prefill(model, prompts[:, :known], np.full(rows, known), cache)
-        prompts[:, :known] = 1  # not looked at again
-        first = np.array(known, "int32")
+    num_cached, first = min(num_cached, lengths.min() - 1), None
+    if num_cached:
+        _, cache = models.prefill(model, prompts[:, :num_cached], np.full(rows, num_cached), cache)
+        prompts[:, :num_cached] = 1  # not read again
+        first = np.array(num_cached, "int32")
     logits, cache = models.prefill(model, prompts, lengths, cache, first, chunk)
     steps = total - lengths.max()
     for step in range(steps + 1):
@@ -121,16 +123,18 @@ def check_cached_steps(
     lengths=st.lists(st.integers(1, 8), min_size=1, max_size=4),
     slack=st.integers(0, 4),
     chunk=st.sampled_from([1, 3, 5, 256]),
-    known=st.integers(0, 4),
+    num_cached=st.integers(0, 4),
     seed=st.integers(0, 2**16),
 )
-def test_cached_decode_equals_the_full_forward(config, lengths, slack, chunk, known, seed):
+def test_cached_decode_matches_full_forward(config, lengths, slack, chunk, num_cached, seed):
     keras.utils.set_random_seed(seed)
     model = models.causal_lm(config)
     token_ids = np.random.default_rng(seed).integers(0, 23, (len(lengths), 12)).astype("int32")
     full = np.asarray(model(token_ids))
     lengths = np.array(lengths, "int32")
-    check_cached_steps(model, token_ids, lengths, full, slack, chunk=chunk, known=known)
+    assert_cached_steps_match(
+        model, token_ids, lengths, full, slack, chunk=chunk, num_cached=num_cached
+    )
 
 
 @settings(max_examples=25)
@@ -139,7 +143,7 @@ def test_cached_decode_equals_the_full_forward(config, lengths, slack, chunk, kn
     lengths=st.lists(st.integers(1, 5), min_size=1, max_size=3),
     seed=st.integers(0, 2**16),
 )
-def test_cached_decode_of_an_encoder_decoder_equals_the_full_forward(config, lengths, seed):
+def test_seq2seq_cached_decode_matches_full_forward(config, lengths, seed):
     keras.utils.set_random_seed(seed)
     model = models.seq2seq(config)
     draw = np.random.default_rng(seed)
@@ -148,20 +152,20 @@ def test_cached_decode_of_an_encoder_decoder_equals_the_full_forward(config, len
     token_ids = draw.integers(0, 23, (len(lengths), 8)).astype("int32")
     full = np.asarray(model([sources, token_ids]))
     encoder_cache = models.encode_source(model, sources)
-    check_cached_steps(model, token_ids, np.array(lengths, "int32"), full, 1, encoder_cache)
+    assert_cached_steps_match(model, token_ids, np.array(lengths, "int32"), full, 1, encoder_cache)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-5), ("mixed_bfloat16", 0.05)])
 @pytest.mark.parametrize("name", ["gemma3-tiny", "lamda-tiny", "mistral-tiny", "gpt3-tiny"])
-def test_cached_decode_equals_the_full_forward_in_other_precisions(name, dtype, tolerance):
+def test_cached_decode_matches_full_forward_in_other_dtypes(name, dtype, tolerance):
     keras.utils.set_random_seed(1)
     changes = {"sliding_window": 4} if models.preset(name).sliding_window else {}
-    if not models.preset(name).window_pattern:  # else each layer is another part
+    if not models.preset(name).window_pattern:  # otherwise the layers differ
         changes["num_layers"] = 1
     config = models.preset(name, **changes)
     model = models.causal_lm(config, dtype=dtype)
     token_ids = np.random.default_rng(1).integers(0, 512, (3, 14)).astype("int32")
-    check_cached_steps(
+    assert_cached_steps_match(
         model,
         token_ids,
         np.array([9, 1, 6], "int32"),
@@ -173,7 +177,7 @@ def test_cached_decode_equals_the_full_forward_in_other_precisions(name, dtype, 
 
 @settings(max_examples=30)
 @given(config=configs(), split=st.integers(1, 7), seed=st.integers(0, 2**16))
-def test_packed_and_left_padded_rows_equal_the_text_alone(config, split, seed):
+def test_packed_and_left_padded_rows_match_unpadded_rows(config, split, seed):
     keras.utils.set_random_seed(seed)
     model = models.causal_lm(config)
     row = np.random.default_rng(seed).integers(0, 23, (1, 8)).astype("int32")
@@ -191,7 +195,7 @@ def test_packed_and_left_padded_rows_equal_the_text_alone(config, split, seed):
     np.testing.assert_allclose(logits[:, 3:], model(row), atol=1e-4, rtol=0)
 
 
-def test_attention_can_be_looked_at():
+def test_forward_returns_attention_scores():
     model = models.causal_lm(models.preset("gpt3-tiny", sliding_window=3))
     token_ids = np.arange(8, dtype="int32")[None]
     logits, scores = models.forward(model, token_ids, return_attention_scores=True)
@@ -202,7 +206,7 @@ def test_attention_can_be_looked_at():
     np.testing.assert_array_equal(np.asarray(scores[1])[0, 0] > 0, (j <= i) & (i - j < 3))
 
 
-def test_cross_attention_can_be_looked_at():
+def test_cross_attention_maps():
     config = models.preset("t5-tiny", initializer_range=0.3)
     model, pad = models.seq2seq(config), config.pad_id
     source, target = np.array([[5, 6, 7, 8, pad, pad]]), np.array([[2, 9, 10]])
@@ -211,32 +215,32 @@ def test_cross_attention_can_be_looked_at():
         inputs = {"encoder_token_ids": source, "decoder_token_ids": target}
         return [np.asarray(x) for x in models.cross_attention_maps(model, inputs)]
 
-    found = maps(target)
-    assert len(found) == config.num_decoder_layers
-    for probabilities in found:
+    scores = maps(target)
+    assert len(scores) == config.num_decoder_layers
+    for probabilities in scores:
         assert probabilities.shape == (1, config.num_heads, 3, 6)
         assert np.allclose(probabilities.sum(-1), 1, atol=1e-5)
-        assert np.all(probabilities[..., 4:] == 0)  # of padding nothing is read
-    later = maps(np.array([[2, 9, 11]]))
-    for before, after in zip(found, later, strict=True):
+        assert np.all(probabilities[..., 4:] == 0)  # padding gets no attention
+    changed_scores = maps(np.array([[2, 9, 11]]))
+    for before, after in zip(scores, changed_scores, strict=True):
         assert np.allclose(before[:, :, :2], after[:, :, :2], atol=1e-5)
         assert np.abs(before[:, :, 2] - after[:, :, 2]).max() > 1e-4
     attention = model.get_layer("decoder_block_1").cross_attention
     kernel = attention.query_projection.kernel
     kernel.assign(np.zeros(kernel.shape))
-    assert np.allclose(maps(target)[1][..., :4], 1 / 4)  # whose queries fit all keys equally well
+    assert np.allclose(maps(target)[1][..., :4], 1 / 4)  # zero queries match all keys equally
     with pytest.raises(InputError, match="seq2seq"):
         models.cross_attention_maps(models.causal_lm(models.preset("llama-tiny")), {})
 
 
-def test_a_windowed_layer_keeps_a_ring_of_its_window():
+def test_windowed_layer_has_ring_cache():
     config = models.preset("gemma3-tiny", sliding_window=5, num_sink_tokens=1)
     cache = models.init_cache(models.causal_lm(config), 2, 30)
     assert [cache[f"k_{i}"].shape[2] for i in range(2)] == [6, 30]
     assert models.init_cache(models.causal_lm(config), 2, 4)["k_0"].shape[2] == 4
 
 
-def test_cache_entries_are_named_and_keep_their_number():
+def test_cache_entry_names_and_shapes():
     model = models.causal_lm(models.preset("llama-tiny"))
     cache = models.init_cache(model, 3, 9)
     assert list(cache) == ["k_0", "v_0", "k_1", "v_1"]
@@ -245,7 +249,7 @@ def test_cache_entries_are_named_and_keep_their_number():
     assert {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in cache.items()}
 
 
-def test_lists_are_taken_for_arrays():
+def test_prefill_and_decode_accept_lists():
     model = models.causal_lm(models.preset("llama-tiny"))
     logits, cache = models.prefill(model, [[5, 6], [7, 0]], [2, 1], models.init_cache(model, 2, 4))
     logits, _ = models.decode(model, [[8], [9]], [[2], [1]], cache)
@@ -253,14 +257,14 @@ def test_lists_are_taken_for_arrays():
     np.testing.assert_allclose(logits, full[[0, 1], [2, 1]], atol=1e-5)
 
 
-def test_a_prompt_longer_than_the_cache_is_refused():
+def test_prompt_longer_than_cache_raises_error():
     model = models.causal_lm(models.preset("llama-tiny"))
     cache = models.init_cache(model, 1, 4)
     with pytest.raises(InputError, match="5 tokens, `cache` only 4 slots"):
         models.prefill(model, np.zeros((1, 5), "int32"), np.array([5]), cache)
 
 
-def test_a_bfloat16_model_agrees_with_float32():
+def test_bfloat16_model_matches_float32():
     config = models.preset("llama-tiny")
     exact, mixed = models.causal_lm(config), models.causal_lm(config, dtype="mixed_bfloat16")
     mixed.set_weights(exact.get_weights())
@@ -274,7 +278,7 @@ def test_a_bfloat16_model_agrees_with_float32():
     np.testing.assert_allclose(last, logits[:, -1], atol=0.02)
 
 
-def test_later_tokens_are_not_seen():
+def test_later_tokens_are_ignored():
     model = models.causal_lm(models.preset("gpt-tiny"))
     token_ids = np.arange(8, dtype="int32")[None]
     changed = token_ids.copy()
@@ -287,7 +291,7 @@ def test_later_tokens_are_not_seen():
 @pytest.mark.parametrize("name", ["gpt-tiny", "llama-tiny"])
 def test_fit_save_and_load(name, tmp_path):
     keras.utils.set_random_seed(0)
-    config = models.preset(name, dropout=0.1, num_layers=1)  # which XLA compiles
+    config = models.preset(name, dropout=0.1, num_layers=1)  # compiled by XLA
     model = models.causal_lm(config)
     x = np.tile(np.arange(12, dtype="int32"), (16, 1))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -301,7 +305,7 @@ def test_fit_save_and_load(name, tmp_path):
     assert isinstance(loaded.get_layer("block_0"), type(model.get_layer("block_0")))
 
 
-def test_presets_are_rows_that_build():
+def test_presets():
     assert {"gpt-tiny", "llama-tiny"} <= set(models.presets())
     assert models.preset("gpt-tiny").position == "learned"
     assert models.preset("llama-tiny").position == models.Rotary()
@@ -320,7 +324,7 @@ def test_config_round_trip_through_json(config):
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    "change, field",
     [
         ({"vocabulary_size": 0}, "vocabulary_size"),
         ({"num_layers": 1.5}, "num_layers"),
@@ -346,11 +350,11 @@ def test_config_round_trip_through_json(config):
         ({"final_soft_cap": -1.0}, "final_soft_cap"),
     ],
 )
-def test_wrong_configs_name_the_field(change, words):
-    with pytest.raises(InputError, match=f"`{words}`"):
+def test_invalid_config_raises_error_with_field(change, field):
+    with pytest.raises(InputError, match=f"`{field}`"):
         models.CausalLMConfig(**{**SIZES, "num_layers": 2, "num_heads": 4, **change})
 
 
-def test_causal_lm_wants_a_config():
+def test_causal_lm_without_config_raises_error():
     with pytest.raises(InputError, match="CausalLMConfig"):
         models.causal_lm({"vocabulary_size": 3})

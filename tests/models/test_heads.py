@@ -1,4 +1,4 @@
-"""Encoders, their heads and word vectors: shapes, padding, training, saving."""
+"""Test encoders, their heads and word vectors: shapes, padding, training, saving."""
 
 import dataclasses
 
@@ -13,11 +13,11 @@ IDS = np.array([[5, 6, 7, 8, 9], [4, 3, 2, 0, 0]], "int32")
 MASK = IDS != 0
 POSITIONS = np.array([[1, 4], [2, 0]], "int32")
 
-# A head sees what comes out of the last block, however many there are.
-ONE = {"num_layers": 1, "initializer_range": 0.3}
-ENCODER = models.preset("distilbert-tiny", **ONE)
-SEGMENTED = models.preset("bert-tiny", **ONE)
-DECODER = models.preset("llama-tiny", **ONE)
+# A head reads only the last block's output, however many blocks there are.
+ONE_LAYER = {"num_layers": 1, "initializer_range": 0.3}
+ENCODER = models.preset("distilbert-tiny", **ONE_LAYER)
+SEGMENTED = models.preset("bert-tiny", **ONE_LAYER)
+DECODER = models.preset("llama-tiny", **ONE_LAYER)
 
 HEADS = {
     "masked_lm": (lambda b: models.masked_lm(b), ENCODER, (2, 2, 512)),
@@ -37,29 +37,29 @@ HEADS = {
 }
 
 
-def inputs_of(model, ids=IDS, mask=MASK):
-    known = {"token_ids": ids, "padding_mask": mask, "mask_positions": POSITIONS}
-    return [known[tensor.name] for tensor in model.inputs]
+def make_inputs(model, ids=IDS, mask=MASK):
+    inputs = {"token_ids": ids, "padding_mask": mask, "mask_positions": POSITIONS}
+    return [inputs[tensor.name] for tensor in model.inputs]
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_heads_see_no_padding_and_come_back_from_disk(name, tmp_path):
+def test_heads_ignore_padding_and_save(name, tmp_path):
     make, config, shape = HEADS[name]
     model = make(config)
-    outputs = np.asarray(model(inputs_of(model)))
+    outputs = np.asarray(model(make_inputs(model)))
     assert outputs.shape == shape and outputs.dtype == "float32"
-    others = np.where(MASK, IDS, 99)  # what stands behind the mask must not matter
-    changed = np.asarray(model(inputs_of(model, others)))
+    others = np.where(MASK, IDS, 99)  # masked tokens must not matter
+    changed = np.asarray(model(make_inputs(model, others)))
     real = MASK if shape[:2] == (2, 5) else slice(None)
     np.testing.assert_allclose(changed[real], outputs[real], atol=1e-5)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(np.asarray(loaded(inputs_of(model))), outputs)
+    np.testing.assert_array_equal(np.asarray(loaded(make_inputs(model))), outputs)
     assert loaded.get_config() == model.get_config()
 
 
 @pytest.mark.parametrize("make", [models.encoder, models.causal_lm])
-def test_a_given_backbone_is_shared(make):
+def test_backbone_is_shared(make):
     backbone = make(DECODER if make is models.causal_lm else ENCODER)
     head = models.text_classifier(backbone, 2)
     block = head.get_layer("backbone").get_layer("block_0")
@@ -67,7 +67,7 @@ def test_a_given_backbone_is_shared(make):
     assert head.count_params() < 2 * backbone.count_params()
 
 
-def test_masked_lm_predicts_at_the_positions_asked():
+def test_masked_lm_predicts_at_mask_positions():
     model = models.masked_lm(ENCODER)
     both = np.asarray(model([IDS, MASK, POSITIONS]))
     for column in range(2):
@@ -75,7 +75,7 @@ def test_masked_lm_predicts_at_the_positions_asked():
         np.testing.assert_allclose(both[:, column : column + 1], alone, atol=1e-5)
 
 
-def test_span_qa_gives_padding_no_chance(tmp_path):
+def test_span_qa_masks_padding(tmp_path):
     model = models.span_qa(ENCODER)
     outputs = {k: np.asarray(v) for k, v in model([IDS, MASK]).items()}
     assert {k: v.shape for k, v in outputs.items()} == {"start": (2, 5), "end": (2, 5)}
@@ -84,7 +84,7 @@ def test_span_qa_gives_padding_no_chance(tmp_path):
     assert not np.allclose(outputs["start"], outputs["end"])
 
 
-def test_next_sentence_reads_segments():
+def test_next_sentence_uses_segment_ids():
     model = models.next_sentence(SEGMENTED)
     first = np.zeros_like(IDS)
     second = np.array([[0, 0, 1, 1, 1], [0, 1, 1, 1, 1]], "int32")
@@ -94,13 +94,13 @@ def test_next_sentence_reads_segments():
         models.next_sentence(ENCODER)
 
 
-def test_inputs_by_name_are_inputs_by_order():
+def test_named_and_ordered_inputs_match():
     model = models.encoder(SEGMENTED)
     named = {"segment_ids": np.zeros_like(IDS), "padding_mask": MASK, "token_ids": IDS}
     np.testing.assert_array_equal(model(named), model([IDS, MASK, np.zeros_like(IDS)]))
 
 
-def test_sentence_vectors_have_length_one_and_means_leave_padding_out():
+def test_sentence_vectors_are_normalized_means_without_padding():
     backbone = models.encoder(ENCODER)
     vectors = np.asarray(models.sentence_embedder(backbone)([IDS, MASK]))
     hidden = np.asarray(backbone([IDS, MASK]))
@@ -109,7 +109,7 @@ def test_sentence_vectors_have_length_one_and_means_leave_padding_out():
     np.testing.assert_allclose(vectors, means, atol=1e-5)
 
 
-def test_a_decoder_is_pooled_at_its_last_real_token():
+def test_decoder_is_pooled_at_last_unpadded_token():
     backbone = models.causal_lm(DECODER)
     vectors = np.asarray(models.sentence_embedder(backbone, normalize=False)([IDS, MASK]))
     alone = models.sentence_embedder(backbone, normalize=False)([IDS[1:, :3], MASK[1:, :3]])
@@ -131,13 +131,13 @@ def test_a_decoder_is_pooled_at_its_last_real_token():
         lambda: models.word_vectors(ENCODER),
     ],
 )
-def test_what_does_not_fit_is_refused(make):
+def test_invalid_arguments_raise_error(make):
     with pytest.raises(InputError):
         make()
 
 
-def trained_on(config):
-    """The model that a config's weights are pretrained by, with inputs and targets."""
+def pretraining_model(config):
+    """Return the model that pretrains a config's weights, with inputs and targets."""
     model = models.build(config)
     ids = np.random.default_rng(0).integers(1, 512, (4, 20)).astype("int32")
     if isinstance(config, models.Seq2SeqConfig):
@@ -159,20 +159,22 @@ TINY = [name for name in models.presets() if name.endswith("-tiny")]
 
 
 def shallow(name):
-    """A preset with one layer, unless each layer is another part."""
+    """Return a preset with one layer, unless its layers differ."""
     config = models.preset(name)
     if config.window_pattern:
         return config
-    depths = [field for field in ("num_layers", "num_decoder_layers") if hasattr(config, field)]
-    return models.preset(name, **dict.fromkeys(depths, 1))
+    depth_fields = [
+        field for field in ("num_layers", "num_decoder_layers") if hasattr(config, field)
+    ]
+    return models.preset(name, **dict.fromkeys(depth_fields, 1))
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_tiny_presets_fit_and_come_back_from_disk(name, tmp_path):
-    """Of each kind of model at least one has two layers: gemma2, gemma3 and gpt3, bert, t5."""
+def test_tiny_presets_fit_and_save(name, tmp_path):
+    """At least one model of each kind has two layers: gemma2, gemma3 and gpt3, bert, t5."""
     keras.utils.set_random_seed(0)
     is_deep = name in ("bert-tiny", "t5-tiny")
-    model, x, y = trained_on(models.preset(name) if is_deep else shallow(name))
+    model, x, y = pretraining_model(models.preset(name) if is_deep else shallow(name))
     model.compile(keras.optimizers.Adam(1e-2), LOSS, run_eagerly=True)
     before = model.evaluate(x, y, verbose=0)
     model.fit(x, y, verbose=0)
@@ -182,9 +184,9 @@ def test_tiny_presets_fit_and_come_back_from_disk(name, tmp_path):
     np.testing.assert_array_equal(np.asarray(loaded(x)), np.asarray(model(x)))
 
 
-# XLA takes seconds for each model: one decoder has the parts of Gemma 2 and 3, Mistral, Mixtral and
-# LaMDA, and of GPT-3 what test_causal_lm.py, which compiles GPT and Llama, has not; the encoder has
-# what the others leave of BERT and the first Transformer.
+# XLA takes seconds per model. One decoder has the features of Gemma 2 and 3, Mistral, Mixtral and
+# LaMDA, and those of GPT-3 that test_causal_lm.py, which compiles GPT and Llama, does not have. The
+# encoder has the remaining features of BERT and the first Transformer.
 COMPILED = {
     "decoder": models.preset(
         "gemma2-tiny",
@@ -199,29 +201,29 @@ COMPILED = {
 }
 
 
-def parts_of(config):
-    """The parts that a config asks for, a set of pairs."""
-    parts = {("class", type(config).__name__)}
+def features_of(config):
+    """Return the features that a config uses, as a set of pairs."""
+    features = {("class", type(config).__name__)}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name in ("position", "norm", "norm_position", "activation"):
-            parts.add((field.name, value if isinstance(value, str) else type(value).__name__))
-        elif value or value is False:  # what is None or 0 is no part
-            parts.add((field.name, bool(value)))
-    return parts
+            features.add((field.name, value if isinstance(value, str) else type(value).__name__))
+        elif value or value is False:  # None and 0 mean that a feature is off
+            features.add((field.name, bool(value)))
+    return features
 
 
-def test_the_models_compiled_have_every_part_of_the_presets():
+def test_compiled_models_cover_all_preset_features():
     compiled = [*COMPILED.values(), shallow("gpt-tiny"), shallow("llama-tiny")]
-    found = set().union(*map(parts_of, compiled))
+    covered = set().union(*map(features_of, compiled))
     for name in TINY:
-        assert parts_of(models.preset(name)) <= found, name
+        assert features_of(models.preset(name)) <= covered, name
 
 
 @pytest.mark.parametrize("name", COMPILED)
-def test_training_and_evaluation_are_compiled_by_xla(name):
+def test_training_and_evaluation_with_xla(name):
     keras.utils.set_random_seed(0)
-    model, x, y = trained_on(COMPILED[name])
+    model, x, y = pretraining_model(COMPILED[name])
     expected = float(LOSS(y, model(x)))
     model.compile(keras.optimizers.SGD(0.1), LOSS, jit_compile=True)
     assert model.evaluate(x, y, verbose=0) == pytest.approx(expected, rel=1e-4)
@@ -229,7 +231,7 @@ def test_training_and_evaluation_are_compiled_by_xla(name):
     assert model.evaluate(x, y, verbose=0) < expected
 
 
-def test_a_summary_needs_no_weights_and_counts_them_right():
+def test_summarize_config_matches_built_model():
     for name in ("mixtral-tiny", "t5-tiny", "bert-tiny", "gemma3-tiny"):
         config = models.preset(name)
         assert models.summarize(config) == models.summarize(models.build(config))
@@ -241,8 +243,8 @@ def test_a_summary_needs_no_weights_and_counts_them_right():
 
 
 @pytest.mark.parametrize("objective", ["skip_gram", "cbow"])
-def test_words_of_one_context_come_together(objective):
-    """Two topics of five words; neighbours are always of one topic."""
+def test_words_of_same_context_get_similar_vectors(objective):
+    """Two topics of five words; neighbors are always of the same topic."""
     keras.utils.set_random_seed(0)
     draw = np.random.default_rng(0)
     topic = draw.integers(0, 2, 4000)
@@ -261,7 +263,7 @@ def test_words_of_one_context_come_together(objective):
     assert similar[same].min() > similar[~same].max()
 
 
-def test_cbow_leaves_padding_out():
+def test_cbow_ignores_padding():
     model = models.word_vectors(models.WordVectorsConfig(11, 6, "cbow"))
     model.set_weights([np.random.default_rng(0).normal(size=w.shape) for w in model.weights])
     candidates = np.array([[1, 2, 3]])
@@ -272,7 +274,7 @@ def test_cbow_leaves_padding_out():
     )
 
 
-def test_glove_is_weighted_least_squares():
+def test_glove_matches_weighted_least_squares():
     draw = np.random.default_rng(0)
     model = models.word_vectors(models.WordVectorsConfig(7, 3, "glove"))
     model.set_weights([draw.normal(size=w.shape) for w in model.weights])

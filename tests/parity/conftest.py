@@ -10,7 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 
 # Rows of the tables, by section of the page.
-FOUND = {}
+ROWS = {}
 
 
 def pytest_addoption(parser):
@@ -22,7 +22,7 @@ def record():
     """Return a function that adds a row to a section of the page: `record(section, *cells)`."""
 
     def add_row(section, *cells):
-        FOUND.setdefault(section, []).append(cells)
+        ROWS.setdefault(section, []).append(cells)
 
     return add_row
 
@@ -45,7 +45,7 @@ def _page():
     )
     parts = [f"{_INTRODUCTION}\nMeasured with {versions}, all in float32 on a CPU.\n"]
     for section, (text, head) in SECTIONS.items():
-        rows = [head, ["---"] * len(head), *FOUND[section]]
+        rows = [head, ["---"] * len(head), *ROWS[section]]
         table = "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
         parts.append(f"## {section}\n{text}\n\n{table}\n")
     return "\n".join(parts)

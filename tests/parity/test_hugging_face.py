@@ -1,4 +1,4 @@
-"""Random models of every family: Hugging Face's transformers and ours compute the same."""
+"""Compare random models of every family with Hugging Face's transformers."""
 
 import numpy as np
 import pytest
@@ -181,13 +181,13 @@ HEADS = {
     "roberta, span": ("RobertaForQuestionAnswering", ENCODERS["roberta"][1]),
     "distilbert, span": ("DistilBertForQuestionAnswering", ENCODERS["distilbert"][1]),
 }
-PAD = 1  # RoBERTa's; no real token of the batches below
+PAD = 1  # RoBERTa's; no other token in the batches below has this id
 FAMILIES = "Families of checkpoints"  # a section of the page
 LENGTHS = np.array([17, 3, 11])
 
 
 def random_model(name, config, untie=False):
-    """A model of theirs with weights far from their initial ones, norms and biases included."""
+    """Return a transformers model with random weights, including norms and biases."""
     torch.manual_seed(0)
     config._attn_implementation = "eager"
     model = getattr(transformers, name)(config).eval()
@@ -212,23 +212,23 @@ def ragged_batch(seed=0):
     return np.where(mask, token_ids, PAD), mask
 
 
-def theirs(model, **inputs):
+def run_torch(model, **inputs):
     with torch.no_grad():
         return model(**{name: torch.tensor(np.asarray(value)) for name, value in inputs.items()})
 
 
-def difference(ours, expected, mask):
-    """The greatest difference, checked, and the greatest value."""
+def check_difference(ours, expected, mask):
+    """Check the greatest difference; return it and the greatest value."""
     ours, expected = np.asarray(ours)[mask], np.asarray(expected)[mask]
     greatest = float(np.abs(expected).max())
-    found = float(np.abs(ours - expected).max())
+    greatest_difference = float(np.abs(ours - expected).max())
     assert np.std(expected) > 0.05
-    assert found <= 1e-4 * max(1.0, greatest)
-    return found, greatest
+    assert greatest_difference <= 1e-4 * max(1.0, greatest)
+    return greatest_difference, greatest
 
 
-def note(record, name, read, written):
-    """A row of the page, from two results of `difference`."""
+def record_row(record, name, read, written):
+    """Add a row to the page, from two results of `check_difference`."""
     record(FAMILIES, name, f"{read[0]:.1e}", f"{written[0]:.1e}", f"{read[1]:.1f}")
 
 
@@ -238,22 +238,24 @@ def test_decoders(name, tmp_path, record):
     their_model = random_model(model_class, config)
     their_model.save_pretrained(tmp_path / "theirs")
     token_ids, mask = ragged_batch()
-    expected = theirs(their_model, input_ids=token_ids, attention_mask=mask.astype(int)).logits
+    expected = run_torch(their_model, input_ids=token_ids, attention_mask=mask.astype(int)).logits
     our_model = load_model(tmp_path / "theirs")
     ours = our_model.predict(token_ids, verbose=0)
-    read = difference(ours, expected, mask)
+    read = check_difference(ours, expected, mask)
 
     to_hugging_face(our_model, tmp_path / "ours")
-    again, info = transformers.AutoModelForCausalLM.from_pretrained(
+    reloaded, info = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", attn_implementation="eager", output_loading_info=True
     )
     assert not any(info[problem] for problem in info), info
-    got = theirs(again.eval(), input_ids=token_ids, attention_mask=mask.astype(int)).logits
-    note(record, name, read, difference(ours, got, mask))
+    reloaded_outputs = run_torch(
+        reloaded.eval(), input_ids=token_ids, attention_mask=mask.astype(int)
+    ).logits
+    record_row(record, name, read, check_difference(ours, reloaded_outputs, mask))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "mistral, window", "gemma3"])
-def test_greedy_text_through_our_cache_is_theirs(name, tmp_path, record):
+def test_greedy_text_with_cache_matches_transformers(name, tmp_path, record):
     model_class, config = DECODERS[name]
     their_model = random_model(model_class, config)
     their_model.save_pretrained(tmp_path)
@@ -275,9 +277,9 @@ def test_greedy_text_through_our_cache_is_theirs(name, tmp_path, record):
         stop_id=96,
         pad_id=1,
     )
-    got = np.asarray(state.token_ids)[0, : int(state.num_tokens[0])].tolist()
-    assert got == [token for token in expected if token != 96]
-    record("Greedy text", name, len(got), "yes")
+    tokens = np.asarray(state.token_ids)[0, : int(state.num_tokens[0])].tolist()
+    assert tokens == [token for token in expected if token != 96]
+    record("Greedy text", name, len(tokens), "yes")
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -286,17 +288,19 @@ def test_encoders(name, tmp_path, record):
     their_model = random_model(model_class, config)
     their_model.save_pretrained(tmp_path / "theirs")
     inputs = encoder_batch(name)
-    expected = theirs(their_model, **inputs).last_hidden_state
+    expected = run_torch(their_model, **inputs).last_hidden_state
     our_model = load_model(tmp_path / "theirs")
     ours = our_model.predict(our_inputs(our_model, inputs), verbose=0)
     mask = inputs["attention_mask"] == 1
-    read = difference(ours, expected, mask)
+    read = check_difference(ours, expected, mask)
 
     to_hugging_face(our_model, tmp_path / "ours")
-    again = transformers.AutoModel.from_pretrained(tmp_path / "ours", attn_implementation="eager")
-    assert type(again) is type(their_model)
-    got = theirs(again.eval(), **inputs).last_hidden_state
-    note(record, name, read, difference(ours, got, mask))
+    reloaded = transformers.AutoModel.from_pretrained(
+        tmp_path / "ours", attn_implementation="eager"
+    )
+    assert type(reloaded) is type(their_model)
+    reloaded_outputs = run_torch(reloaded.eval(), **inputs).last_hidden_state
+    record_row(record, name, read, check_difference(ours, reloaded_outputs, mask))
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -308,7 +312,7 @@ def test_heads(name, tmp_path, record):
     mask = inputs["attention_mask"] == 1
 
     def outputs_of(model):
-        outputs = theirs(model, **inputs)
+        outputs = run_torch(model, **inputs)
         if "span" in name:
             return np.stack([outputs.start_logits, outputs.end_logits], -1)
         return np.asarray(outputs.logits)
@@ -322,14 +326,14 @@ def test_heads(name, tmp_path, record):
         ours = np.stack([ours["start"], ours["end"]], -1)
     if ours.ndim == 2:
         mask = np.ones(len(ours), bool)
-    read = difference(ours, outputs_of(their_model), mask)
+    read = check_difference(ours, outputs_of(their_model), mask)
 
     to_hugging_face(our_model, tmp_path / "ours")
-    again, info = getattr(transformers, model_class).from_pretrained(
+    reloaded, info = getattr(transformers, model_class).from_pretrained(
         tmp_path / "ours", attn_implementation="eager", output_loading_info=True
     )
     assert not any(info[problem] for problem in info), info
-    note(record, name, read, difference(ours, outputs_of(again.eval()), mask))
+    record_row(record, name, read, check_difference(ours, outputs_of(reloaded.eval()), mask))
 
 
 def encoder_batch(name):
@@ -359,14 +363,14 @@ def test_encoder_decoders(name, tmp_path, record):
         "attention_mask": mask.astype(int),
         "decoder_input_ids": decoder_ids,
     }
-    expected = theirs(their_model, **inputs).logits
+    expected = run_torch(their_model, **inputs).logits
     our_model = load_model(tmp_path / "theirs")
     assert isinstance(our_model, models.Seq2Seq)
     ours = our_model.predict([token_ids, decoder_ids], verbose=0)
-    everything = np.ones(decoder_ids.shape, bool)
-    read = difference(ours, expected, everything)
+    full_mask = np.ones(decoder_ids.shape, bool)
+    read = check_difference(ours, expected, full_mask)
 
     to_hugging_face(our_model, tmp_path / "ours")
-    again = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "ours").eval()
-    got = theirs(again, **inputs).logits
-    note(record, name, read, difference(ours, got, everything))
+    reloaded = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "ours").eval()
+    reloaded_outputs = run_torch(reloaded, **inputs).logits
+    record_row(record, name, read, check_difference(ours, reloaded_outputs, full_mask))

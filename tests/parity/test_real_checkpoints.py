@@ -1,4 +1,4 @@
-"""Published checkpoints: the same embeddings, the same next tokens, the same text."""
+"""Compare published checkpoints with other libraries: embeddings, next tokens and texts."""
 
 import zipfile
 
@@ -45,7 +45,7 @@ CHAT = [
 NEW_TOKENS = 20
 SMOLLM2 = "SmolLM2-135M-Instruct, Q4_1"  # a section of the page
 WRITTEN = "SmolLM2-135M-Instruct, written for transformers"
-# Of differences in logits: with the same numbers, and with activations rounded to 8 bits.
+# Bounds of differences in logits: with float32 activations, and with activations rounded to 8 bits.
 BOUNDS = (0.01, 5.0)
 
 
@@ -83,11 +83,11 @@ def test_minilm(minilm, tmp_path, record):
         margins.append(cosines[first, second] - cosines[first, unrelated].max())
     assert min(margins) > 0
     to_hugging_face(task, tmp_path / "ours")
-    again = np.abs(their_embeddings(tmp_path / "ours") - ours).max()
-    assert again < 1e-4
+    written_difference = np.abs(their_embeddings(tmp_path / "ours") - ours).max()
+    assert written_difference < 1e-4
     for name, value in (
         ("greatest difference, transformers' model, read by keras_llm", difference),
-        ("greatest difference, keras_llm's model, read by transformers", again),
+        ("greatest difference, keras_llm's model, read by transformers", written_difference),
     ):
         record("all-MiniLM-L6-v2", name, f"{value:.1e}")
     record(
@@ -99,7 +99,7 @@ def test_minilm(minilm, tmp_path, record):
 
 @pytest.fixture(scope="module")
 def smollm2():
-    """The published file, and its weights written out in float32."""
+    """Return the paths of the published file and of its weights in float32."""
     return published.published(), published.in_float32()
 
 
@@ -110,10 +110,13 @@ def task(smollm2):
 
 @pytest.fixture(scope="module")
 def llamas(smollm2):
-    """llama.cpp on the weights written out, and on the published file."""
-    in_float32 = {"type_k": gguf.GGMLQuantizationType.F32, "type_v": gguf.GGMLQuantizationType.F32}
+    """Return llama.cpp models of the float32 weights and of the published file."""
+    float32_cache = {
+        "type_k": gguf.GGMLQuantizationType.F32,
+        "type_v": gguf.GGMLQuantizationType.F32,
+    }
     return [
-        Llama(str(path), n_ctx=256, n_threads=1, logits_all=True, verbose=False, **in_float32)
+        Llama(str(path), n_ctx=256, n_threads=1, logits_all=True, verbose=False, **float32_cache)
         for path in (smollm2[1], smollm2[0])
     ]
 
@@ -121,7 +124,7 @@ def llamas(smollm2):
 def prompts(task):
     template = ChatTemplate(task.metadata["chat_template"])
     for text in PLAIN:
-        yield (f"`{text}`" if "\n" in text else text), text  # code is shown as code
+        yield (f"`{text}`" if "\n" in text else text), text  # format code as code
     for text in CHAT:
         yield f"chat: {text}", template.render([{"role": "user", "content": text}])
 
@@ -144,11 +147,11 @@ def llama_greedy(llama, ids, stop_id):
     return new
 
 
-def alike(first, second):
-    """How many tokens two texts begin with in common, as text for the table."""
+def common_prefix(first, second):
+    """Return the number of leading tokens in common, as text for the table, and equality."""
     length = max(len(first), len(second))
-    same = next((i for i in range(length) if first[i : i + 1] != second[i : i + 1]), length)
-    return f"{same} of {length}", first == second
+    common = next((i for i in range(length) if first[i : i + 1] != second[i : i + 1]), length)
+    return f"{common} of {length}", first == second
 
 
 def top_five(ours, theirs):
@@ -158,7 +161,7 @@ def top_five(ours, theirs):
 
 
 def our_greedy(task, rows):
-    """All prompts in one batch: how far they are padded must not matter."""
+    """Generate for all prompts in one batch; padding must not matter."""
     lengths = np.array([len(ids) for ids in rows], "int32")
     token_ids = np.full((len(rows), lengths.max()), task.tokenizer.pad_id, "int32")
     for row, ids in zip(token_ids, rows, strict=True):
@@ -178,10 +181,10 @@ def our_greedy(task, rows):
 
 def test_smollm2(task, llamas, record):
     tok = task.tokenizer
-    shown, texts = zip(*prompts(task), strict=True)
+    titles, texts = zip(*prompts(task), strict=True)
     rows = [tok.encode(text, parse_special=True) for text in texts]
     same_five, same_text = np.zeros(2, int), np.zeros(2, int)
-    for name, text, ids, new in zip(shown, texts, rows, our_greedy(task, rows), strict=True):
+    for name, text, ids, new in zip(titles, texts, rows, our_greedy(task, rows), strict=True):
         assert ids == llamas[0].tokenize(text.encode(), add_bos=False, special=True)
         ours = np.asarray(task.model(np.array([ids], "int32")))[0]
         cells = []
@@ -189,11 +192,11 @@ def test_smollm2(task, llamas, record):
             theirs = llama_logits(llama, ids)
             difference = np.abs(ours - theirs).max()
             assert difference < BOUNDS[i]
-            common, five = top_five(ours[-1], theirs[-1])
+            common, top = top_five(ours[-1], theirs[-1])
             same_five[i] += common == 5
-            greedy, equal = alike(new, llama_greedy(llama, ids, tok.eos_id))
+            greedy, equal = common_prefix(new, llama_greedy(llama, ids, tok.eos_id))
             same_text[i] += equal
-            cells += [f"{difference:.1e}", five, greedy]
+            cells += [f"{difference:.1e}", top, greedy]
         record(SMOLLM2, name.replace("\n", " "), len(ids), *cells)
     assert same_five[0] == len(rows)
     assert same_text[0] == len(rows)

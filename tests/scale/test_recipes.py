@@ -1,4 +1,4 @@
-"""`make test-scale`: every recipe trains on two workers, and the first of them leaves the model."""
+"""Train every recipe on two workers; the first one writes the model."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 def start(command, folder, index, addresses):
     config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-    log = open(folder / f"worker_{index}.log", "w")  # noqa: SIM115, the process's
+    log = open(folder / f"worker_{index}.log", "w")  # noqa: SIM115, closed with the process
     return subprocess.Popen(
         [sys.executable, "-m", "keras_llm", "train", *command],
         cwd=folder,
@@ -47,13 +47,13 @@ def start(command, folder, index, addresses):
 
 def free_addresses(count):
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    ports = [server.getsockname()[1] for server in sockets]
+    for server in sockets:
+        server.close()
     return [f"127.0.0.1:{port}" for port in ports]
 
 
-def test_all_are_here(recipe_commands):
+def test_all_recipes_are_listed(recipe_commands):
     from keras_llm import recipes
 
     assert set(NAMES) == set(recipe_commands)
@@ -61,18 +61,18 @@ def test_all_are_here(recipe_commands):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_workers_train_it(name, recipe_commands, folder):
+def test_recipe_on_two_workers(name, recipe_commands, folder):
     out = "chatbot" if name == "chatbot" else f"run_{name}"
     command = [*recipe_commands[name], "--out", out, "--distribution", "multi_worker"]
     addresses = free_addresses(2)
     workers = [start(command, folder, index, addresses) for index in (0, 1)]
     codes = [worker.wait(timeout=900) for worker in workers]
-    told = [pathlib.Path(folder / f"worker_{index}.log").read_text() for index in (0, 1)]
-    assert codes == [0, 0], told
-    assert "done; the first worker writes the model" in told[1]
+    logs = [pathlib.Path(folder / f"worker_{index}.log").read_text() for index in (0, 1)]
+    assert codes == [0, 0], logs
+    assert "done; the first worker writes the model" in logs[1]
     metrics = json.loads((folder / out / "metrics.json").read_text())
     _, losses, held_out = zip(*metrics["training"]["history"], strict=True)
     assert all(map(math.isfinite, losses + held_out))
     assert losses[-1] < losses[0] or len(losses) == 1
     count = keras_llm.load(folder / out).model.count_params()
-    assert 1000 < count <= metrics["training"]["parameters"]  # a second head lies beside it
+    assert 1000 < count <= metrics["training"]["parameters"]  # may include a second head

@@ -1,13 +1,15 @@
-"""A smaller task than the trained one, for what holds of any model."""
+"""A task with a smaller model than the trained one, for tests that hold for any model."""
 
 import pytest
 
 
 @pytest.fixture(scope="session")
 def shallow(task):
-    """One layer with random weights, for which a graph is traced in half the time, and one task for
-    all tests, so that each is traced once. With a tied head a random model says the last token over
-    again."""
+    """Return a task with one layer of random weights, which is traced in half the time.
+
+    All tests share it, so that each graph is traced once. The embeddings are not tied, because a
+    random model with tied embeddings repeats the last token.
+    """
     import keras_llm
     from keras_llm import models
 

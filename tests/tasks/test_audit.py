@@ -1,4 +1,4 @@
-"""Measures of fairness and of memory, on models whose answers are known beforehand."""
+"""Test measures of fairness and memorization on models with known answers."""
 
 import csv
 import json
@@ -26,8 +26,10 @@ def tok():
 
 @pytest.fixture(scope="module")
 def classifier(tok):
-    """`log p(bad) / p(good)` is 2 for each "she" or "woman" among 10 tokens, and else nothing: the
-    mean of the embeddings is read straight."""
+    """Return a classifier with known outputs.
+
+    `log p(bad) / p(good)` is 2 for each "she" or "woman" in a text, and 0 otherwise.
+    """
     keras.utils.set_random_seed(0)
     config = models.preset("encoder-tiny", vocabulary_size=tok.vocabulary_size)
     model = models.text_classifier(config, 2, "mean", 0.0)
@@ -35,8 +37,8 @@ def classifier(tok):
 
     def logits(token_ids, lengths):
         ids, lengths = np.asarray(token_ids), np.asarray(lengths)
-        marks = [tok.encode(word)[0] for word in ("she", "woman")]
-        count = np.isin(ids, marks).sum(1)
+        term_ids = [tok.encode(word)[0] for word in ("she", "woman")]
+        count = np.isin(ids, term_ids).sum(1)
         return np.stack([0.0 * count, 2.0 * count], 1).astype("float32")
 
     task.outputs = logits
@@ -50,13 +52,13 @@ def generator(tok):
     return tasks.TextGeneration(models.causal_lm(config), tok)
 
 
-def test_swaps_touch_whole_words_and_can_be_undone():
+def test_swaps_change_whole_words_and_are_reversible():
     text = "He, the MAN; shepherd manly mankind. WOMAN! Man"
-    there = audit.swapped(text, PAIRS, 1)
-    assert there == "She, the WOMAN; shepherd manly mankind. WOMAN! Woman"
-    assert audit.swapped(there, PAIRS, 1) == there
-    back = audit.swapped(there, PAIRS, 0)
-    assert back == "He, the MAN; shepherd manly mankind. MAN! Man"
+    swapped = audit.swapped(text, PAIRS, 1)
+    assert swapped == "She, the WOMAN; shepherd manly mankind. WOMAN! Woman"
+    assert audit.swapped(swapped, PAIRS, 1) == swapped
+    swapped_back = audit.swapped(swapped, PAIRS, 0)
+    assert swapped_back == "He, the MAN; shepherd manly mankind. MAN! Man"
     assert audit.swapped(text, [], 1) == text
     for pairs in audit.TERMS.values():
         for pair in pairs:
@@ -65,10 +67,10 @@ def test_swaps_touch_whole_words_and_can_be_undone():
     assert audit.checked_terms(audit.TERMS) is audit.TERMS
 
 
-def test_effects_are_those_that_the_classifier_was_made_with(classifier):
+def test_term_swaps_measure_known_effects(classifier):
     (row,) = audit.term_swaps(classifier, TEXTS, {"gender": PAIRS, "none": [("pope", "nun")]})
     counts = [len(re.findall(r"\b(he|she|man|woman)\b", text.lower())) for text in TEXTS]
-    counts = [n for n in counts if n]  # with the second side so many marks, with the first none
+    counts = [n for n in counts if n]  # terms after swapping to the second side
     change = np.array([1 / (1 + math.exp(-2 * n)) - 0.5 for n in counts])
     assert row["terms"] == "gender" and row["texts"] == 4 == len(counts)
     assert row["mean_change"]["bad"] == pytest.approx(change.mean(), abs=1e-6)
@@ -81,33 +83,33 @@ def test_effects_are_those_that_the_classifier_was_made_with(classifier):
     assert row["texts"] == 1
 
 
-def test_exposure_counts_the_likelier_candidates(generator):
+def test_exposure_counts_more_likely_candidates(generator):
     canary = "my code is 4 2"
     candidates = [f"my code is {a} {b}" for a in range(10) for b in range(10)]
     scores = [generator.score(text) for text in candidates]
     order = [candidates[i] for i in np.argsort(scores)[::-1]]
-    found = audit.canary_exposure(generator, canary)
-    assert found["candidates"] == 100 and found["rank"] == 1 + order.index(canary)
-    assert found["log_likelihood"] == pytest.approx(generator.score(canary), abs=1e-3)
-    assert found["exposure"] == pytest.approx(math.log2(100 / found["rank"]))
+    result = audit.canary_exposure(generator, canary)
+    assert result["candidates"] == 100 and result["rank"] == 1 + order.index(canary)
+    assert result["log_likelihood"] == pytest.approx(generator.score(canary), abs=1e-3)
+    assert result["exposure"] == pytest.approx(math.log2(100 / result["rank"]))
     assert audit.canary_exposure(generator, order[0])["exposure"] == pytest.approx(math.log2(100))
     assert audit.canary_exposure(generator, order[-1])["exposure"] == pytest.approx(0)
-    some = audit.canary_exposure(generator, order[0], candidates=20, seed=1)
-    assert (some["candidates"], some["rank"]) == (21, 1)
+    sampled = audit.canary_exposure(generator, order[0], candidates=20, seed=1)
+    assert (sampled["candidates"], sampled["rank"]) == (21, 1)
 
 
-def test_what_is_known_by_heart_is_what_greedy_decoding_gives(generator, tok):
+def test_memorization_matches_greedy_decoding(generator, tok):
     prompts = ["He is a man . She", "the film my code is", "woman and the man met ."]
-    written = [generator(text, max_new_tokens=8, temperature=0.0) for text in prompts]
-    texts = [f"{a} {b}" for a, b in zip(prompts, written, strict=True)]
+    generated = [generator(text, max_new_tokens=8, temperature=0.0) for text in prompts]
+    texts = [f"{a} {b}" for a, b in zip(prompts, generated, strict=True)]
     ids = [tok.encode(text) for text in texts]
-    known = [tok.encode(text) for text in prompts]
-    rows = [(row, len(k)) for row, k in zip(ids, known, strict=True) if len(row) >= len(k) + 4]
+    prompt_ids = [tok.encode(text) for text in prompts]
+    rows = [(row, len(k)) for row, k in zip(ids, prompt_ids, strict=True) if len(row) >= len(k) + 4]
     rows = [(row, n) for row, n in rows if tok.encode(tok.decode(row)) == row]
     assert rows
     for row, n in rows:
-        whole = audit.memorisation(generator, [tok.decode(row)], n, 4)
-        assert whole == {
+        memorized = audit.memorisation(generator, [tok.decode(row)], n, 4)
+        assert memorized == {
             "texts": 1,
             "extractable": 1.0,
             "mean_prefix": 4.0,
@@ -116,15 +118,15 @@ def test_what_is_known_by_heart_is_what_greedy_decoding_gives(generator, tok):
         other = next(i for i in tok.encode("the film is") if i != row[n + 2])
         changed = [*row[: n + 2], other, *row[n + 3 :]]
         if tok.encode(tok.decode(changed)) == changed:
-            found = audit.memorisation(generator, [tok.decode(changed)], n, 4)
-            assert (found["extractable"], found["longest_prefix"]) == (0.0, 2)
+            result = audit.memorisation(generator, [tok.decode(changed)], n, 4)
+            assert (result["extractable"], result["longest_prefix"]) == (0.0, 2)
     with pytest.raises(InputError, match="none has 100 tokens"):
         audit.memorisation(generator, texts, 50, 50)
     with pytest.raises(InputError, match="together at most 127"):
         audit.memorisation(generator, texts, 100, 50)
 
 
-def test_continuations_are_sorted_without_their_prompt(generator, classifier):
+def test_continuations_are_classified_without_prompt(generator, classifier):
     (row,) = audit.continuation_swaps(
         generator, classifier, {"gender": PAIRS}, count=3, max_new_tokens=6, seed=4
     )
@@ -136,7 +138,7 @@ def test_continuations_are_sorted_without_their_prompt(generator, classifier):
         ]
         texts = [text for row in texts for text in row if text.strip()]
         rows = classifier(texts, return_details=True)
-        means.append(np.mean([found.probabilities["bad"] for found in rows]))
+        means.append(np.mean([result.probabilities["bad"] for result in rows]))
     assert row["mean_change"]["bad"] == pytest.approx(means[1] - means[0], abs=1e-5)
     assert row["texts"] == len(texts)
     with pytest.raises(InputError, match="`prompt` must have"):
@@ -144,20 +146,20 @@ def test_continuations_are_sorted_without_their_prompt(generator, classifier):
 
 
 @pytest.mark.parametrize("pairs", [[("He", "she")], [("he", "she"), ("he", "it")], [("", "a")]])
-def test_terms_that_cannot_be_swapped_are_refused(classifier, pairs):
+def test_invalid_terms_raise_error(classifier, pairs):
     with pytest.raises(InputError, match="`terms` of 'gender'"):
         audit.term_swaps(classifier, TEXTS, {"gender": pairs})
 
 
-def test_canaries_need_digits(generator):
+def test_canary_without_digits_raises_error(generator):
     with pytest.raises(InputError, match="`canary` must have digits"):
         audit.canary_exposure(generator, "my code is secret")
 
 
-def test_the_command_line_writes_the_card(generator, tok, tmp_path, capfd):
+def test_command_line_writes_model_card(generator, tok, tmp_path, capfd):
     config = models.preset("encoder-tiny", vocabulary_size=tok.vocabulary_size)
-    sorter = tasks.TextClassification(models.text_classifier(config, 2), tok, ["good", "bad"])
-    sorter.save(tmp_path / "sorter")
+    classifier = tasks.TextClassification(models.text_classifier(config, 2), tok, ["good", "bad"])
+    classifier.save(tmp_path / "sorter")
     generator.save(tmp_path / "writer")
     (tmp_path / "sorter" / "README.md").write_text("# sorter\n\nkept\n")
     (tmp_path / "texts.jsonl").write_text(
@@ -169,21 +171,21 @@ def test_the_command_line_writes_the_card(generator, tok, tmp_path, capfd):
     terms = ["--terms", str(tmp_path / "terms.csv")]
     for _ in range(2):
         assert cli.main(["audit", str(tmp_path / "sorter"), *data, *terms]) == 0
-    told = capfd.readouterr().out
+    output = capfd.readouterr().out
     card = (tmp_path / "sorter" / "README.md").read_text()
     assert card.count("## Audit") == 1 and "\nkept\n" in card and "| kin | 3 |" in card
-    assert "kin" in told
-    measured = json.loads((tmp_path / "sorter" / "metrics.json").read_text())["audit"]
+    assert "kin" in output
+    metrics = json.loads((tmp_path / "sorter" / "metrics.json").read_text())["audit"]
     expected = audit.term_swaps(
         keras_llm.load(tmp_path / "sorter"), [text * 3 for text in TEXTS], {"kin": PAIRS[1:]}
     )
-    assert measured["term_swaps"][0]["mean_change"] == pytest.approx(expected[0]["mean_change"])
+    assert metrics["term_swaps"][0]["mean_change"] == pytest.approx(expected[0]["mean_change"])
     more = ["--canary", "my code is 42", "--classifier", str(tmp_path / "sorter"), "--json"]
     sizes = ["--prompt-tokens", "3", "--new-tokens", "3"]
     assert cli.main(["audit", str(tmp_path / "writer"), *data, *terms, *more, *sizes]) == 0
-    found = json.loads(capfd.readouterr().out)
-    assert set(found) == {"continuation_swaps", "canaries", "memorisation"}
-    assert found["canaries"][0]["candidates"] == 100
+    result = json.loads(capfd.readouterr().out)
+    assert set(result) == {"continuation_swaps", "canaries", "memorisation"}
+    assert result["canaries"][0]["candidates"] == 100
     card = (tmp_path / "writer" / "README.md").read_text()
     assert "| my code is 42 |" in card and "exposure" in card
     assert cli.main(["audit", str(tmp_path / "sorter")]) == 2

@@ -1,4 +1,4 @@
-"""`fit` and `evaluate` of tasks: they learn from strings."""
+"""Test `fit` and `evaluate` of tasks, which train on strings."""
 
 import keras
 import numpy as np
@@ -32,49 +32,50 @@ def encoder_config(tokenizer, **options):
     return models.preset("encoder-tiny", **{**sizes, **options})
 
 
-def fit(task, rows, **options):
-    """Fit, and check that the loss went down."""
+def fit_task(task, rows, **options):
+    """Fit and check that the loss decreases."""
     options = {"batch_size": 8, "epochs": 6, "verbose": 0, **options}
     history = task.fit(rows, **options).history["loss"]
     assert history[-1] < history[0]
 
 
-def test_texts_are_continued():
+def test_fit_text_generation():
     texts = [f"the {color} thing is {color}. " * 6 for color in COLORS] * 8
     tokenizer = tokenizers.SentencePiece.train(texts, vocabulary_size=300, model_type="bpe")
     config = models.preset("llama-tiny", vocabulary_size=tokenizer.vocabulary_size)
     task = keras_llm.TextGeneration(models.causal_lm(config), tokenizer)
     before = task.evaluate(texts[:4], sequence_length=24)
-    fit(task, texts, sequence_length=24, validation_data=texts[:8])
+    fit_task(task, texts, sequence_length=24, validation_data=texts[:8])
     after = task.evaluate(texts[:4], sequence_length=24)
     assert after["perplexity"] < before["perplexity"] / 4
     assert task.generate("the red thing is", 2, temperature=0.0).strip().startswith("red")
 
 
-def test_conversations_are_answered_and_questions_not_learned():
+def test_fit_conversations():
     specials = ["<|user|>", "<|assistant|>", "<|end|>"]
-    talks = [
+    conversations = [
         [
             {"role": "user", "content": f"say {color}"},
             {"role": "assistant", "content": f"{color} it is"},
         ]
         for color in COLORS
     ]
-    texts = [message["content"] for talk in talks for message in talk]
+    texts = [message["content"] for conversation in conversations for message in conversation]
     tokenizer = tokenizers.BytePair.train(texts * 9, 300, special_tokens=specials)
     config = models.preset("llama-tiny", vocabulary_size=tokenizer.vocabulary_size, num_layers=1)
     end = tokenizer.special_tokens["<|end|>"]
     task = keras_llm.TextGeneration(
         models.causal_lm(config), tokenizer, {"chat_template": TEMPLATE, "end_token_ids": [end]}
     )
-    fit(task, talks * 8, epochs=12)
-    assert task.evaluate(talks)["accuracy"] > 0.9
-    assert [task.chat(talk[:1], max_new_tokens=8, temperature=0.0) for talk in talks] == [
-        talk[1]["content"] for talk in talks
-    ]
+    fit_task(task, conversations * 8, epochs=12)
+    assert task.evaluate(conversations)["accuracy"] > 0.9
+    assert [
+        task.chat(conversation[:1], max_new_tokens=8, temperature=0.0)
+        for conversation in conversations
+    ] == [conversation[1]["content"] for conversation in conversations]
 
 
-def test_sentences_are_translated():
+def test_fit_translation():
     pairs = [(f"a {color} {word}", f"{word} {color}") for color in COLORS for word in "xyz"]
     texts = [text for pair in pairs for text in pair]
     tokenizer = tokenizers.SentencePiece.train(texts * 9, vocabulary_size=300, model_type="bpe")
@@ -88,65 +89,67 @@ def test_sentences_are_translated():
     )
     task = keras_llm.Translation(models.seq2seq(config), tokenizer)
     task.compile(learning_rate=3e-3)
-    fit(task, pairs * 8, epochs=12)
-    found = task([source for source, _ in pairs], max_new_tokens=12)
-    assert sum(a == target for a, (_, target) in zip(found, pairs, strict=True)) >= 9
+    fit_task(task, pairs * 8, epochs=12)
+    results = task([source for source, _ in pairs], max_new_tokens=12)
+    assert sum(a == target for a, (_, target) in zip(results, pairs, strict=True)) >= 9
     assert task.evaluate(pairs)["chrf"] > 60
 
 
-def test_texts_are_classified_and_rated(word_piece):
+def test_fit_classification_and_regression(word_piece):
     rows = [(f"the {color} thing is here", color) for color in COLORS] * 16
     model = models.text_classifier(encoder_config(word_piece), len(COLORS))
     task = keras_llm.TextClassification(model, word_piece, COLORS)
-    fit(task, rows, validation_data=rows[:8])
+    fit_task(task, rows, validation_data=rows[:8])
     assert task.evaluate(rows[:8])["accuracy"] == 1.0
     assert task("the blue thing is here") == "blue"
 
     numbers = [(text, float(COLORS.index(label))) for text, label in rows]
-    rater = keras_llm.TextRegression(models.text_regressor(encoder_config(word_piece)), word_piece)
-    fit(rater, numbers, epochs=12)
-    assert rater.evaluate(numbers[:8])["rmse"] < 0.6
+    regressor = keras_llm.TextRegression(
+        models.text_regressor(encoder_config(word_piece)), word_piece
+    )
+    fit_task(regressor, numbers, epochs=12)
+    assert regressor.evaluate(numbers[:8])["rmse"] < 0.6
 
 
-def test_words_are_tagged(word_piece):
+def test_fit_token_classification(word_piece):
     rows = [(["the", color, "thing"], ["O", "COLOR", "O"]) for color in COLORS] * 16
     model = models.token_classifier(encoder_config(word_piece), 2)
     task = keras_llm.TokenClassification(model, word_piece, ["O", "COLOR"])
-    fit(task, rows)
-    found = task("the red thing", return_details=True).words
-    assert [word.label for word in found] == ["O", "COLOR", "O"]
+    fit_task(task, rows)
+    results = task("the red thing", return_details=True).words
+    assert [word.label for word in results] == ["O", "COLOR", "O"]
     assert task.evaluate(rows[:8])["accuracy"] == 1.0
 
 
-def test_questions_are_answered(word_piece):
+def test_fit_question_answering(word_piece):
     rows = [("what color is it ?", f"the thing is {color} here", color) for color in COLORS] * 16
     model = models.span_qa(encoder_config(word_piece, num_segments=2))
     task = keras_llm.QuestionAnswering(model, word_piece)
-    fit(task, rows, epochs=12)
+    fit_task(task, rows, epochs=12)
     assert task.evaluate(rows[:4])["exact_match"] == 1.0
 
 
-def test_masks_are_filled_and_pairs_drawn_together(word_piece):
+def test_fit_mask_filling_and_embedding(word_piece):
     texts = [f"the {color} thing is {color} and was {color} here" for color in COLORS] * 16
     filler = keras_llm.MaskedLanguageModel(models.masked_lm(encoder_config(word_piece)), word_piece)
     before = filler.evaluate(texts[:8], sequence_length=16)
-    fit(filler, texts, sequence_length=16, epochs=8)
+    fit_task(filler, texts, sequence_length=16, epochs=8)
     assert filler.evaluate(texts[:8], sequence_length=16)["perplexity"] < before["perplexity"] / 2
 
     pairs = [(f"the {color} thing", f"{color} is here") for color in COLORS]
     embedder = keras_llm.TextEmbedding(
         models.sentence_embedder(encoder_config(word_piece)), word_piece
     )
-    fit(embedder, pairs * 8, batch_size=4)
+    fit_task(embedder, pairs * 8, batch_size=4)
     assert embedder.evaluate(pairs)["accuracy"] == 1.0
 
 
-def test_an_optimizer_of_ones_own_and_what_is_refused(word_piece):
+def test_fit_with_own_optimizer_and_invalid_rows(word_piece):
     rows = [("the red thing", "red"), ("the blue thing", "blue")] * 8
     model = models.text_classifier(encoder_config(word_piece), 2)
     task = keras_llm.TextClassification(model, word_piece, ["red", "blue"])
     task.compile(keras.optimizers.SGD(0.05))
-    fit(task, rows)
+    fit_task(task, rows)
     with pytest.raises(InputError, match="label 'green'"):
         task.fit([("the green thing", "green")] * 8)
     with pytest.raises(InputError, match="pair"):
@@ -155,7 +158,7 @@ def test_an_optimizer_of_ones_own_and_what_is_refused(word_piece):
         task.fit(rows[:4])
 
 
-def test_adapters_are_enabled_and_merged():
+def test_enable_and_merge_lora():
     texts = [f"the {color} thing is {color}. " * 6 for color in COLORS] * 8
     tokenizer = tokenizers.SentencePiece.train(texts, vocabulary_size=300, model_type="bpe")
     config = models.preset("llama-tiny", vocabulary_size=tokenizer.vocabulary_size, num_layers=1)
@@ -164,13 +167,13 @@ def test_adapters_are_enabled_and_merged():
     names = {variable.path for variable in task.model.trainable_variables}
     assert names and all("lora" in name for name in names)
     assert all("query" in name or "value" in name for name in names)
-    fit(task, texts, sequence_length=24)
+    fit_task(task, texts, sequence_length=24)
     merged = training.merge_lora(task.model)
     ids = tokenizer.encode("the red thing")
     assert keras.ops.shape(merged(np.array([ids])))[-1] == config.vocabulary_size
 
 
-def test_the_end_token_is_learned_where_it_pads():
+def test_end_token_is_target_when_used_as_padding():
     """Tokenizers without a padding token pad with the end token."""
     texts = ["a b c"] * 64
     tokenizer = tokenizers.SentencePiece.train(texts, vocabulary_size=264, model_type="bpe")
@@ -183,7 +186,7 @@ def test_the_end_token_is_learned_where_it_pads():
     assert trainer.ignore_id != tokenizer.eos_id
 
 
-def test_adapters_count_in_what_was_compiled_and_in_what_is_exported():
+def test_lora_is_used_in_compiled_and_merged_models():
     texts = [f"the {color} thing is {color}. " * 6 for color in COLORS] * 8
     tokenizer = tokenizers.SentencePiece.train(texts, vocabulary_size=300, model_type="bpe")
     config = models.preset("llama-tiny", vocabulary_size=300, num_layers=1)
@@ -191,7 +194,7 @@ def test_adapters_count_in_what_was_compiled_and_in_what_is_exported():
     before = task.score(texts[0])
     task.enable_lora(rank=4)
     task.compile(learning_rate=3e-2)
-    fit(task, texts, sequence_length=24)
+    fit_task(task, texts, sequence_length=24)
     after = task.score(texts[0])
     assert after > before + 1
     merged = task._merged()
@@ -200,5 +203,5 @@ def test_adapters_count_in_what_was_compiled_and_in_what_is_exported():
     )
 
 
-def test_held_out_rows_all_count():
+def test_dividing_batch_covers_all_rows():
     assert [dividing_batch(count, 32) for count in (63, 64, 7, 37, 0)] == [21, 32, 7, 1, 32]

@@ -1,4 +1,4 @@
-"""Classification, tagging, question answering and filling of gaps."""
+"""Test classification, tagging, question answering and mask filling."""
 
 import keras
 import numpy as np
@@ -24,8 +24,8 @@ def word_piece(texts):
 
 
 @pytest.fixture(scope="module")
-def toks(texts, word_piece):
-    """A tokenizer of each class, two with a mask token."""
+def tokenizers_by_name(texts, word_piece):
+    """Return a tokenizer of each class, two of them with a mask token."""
     trained = tokenizers.BytePair.train(texts, 400, special_tokens=["<mask>"])
     byte_pair = tokenizers.BytePair(
         trained.vocabulary,
@@ -50,7 +50,7 @@ def config(word_piece):
 @pytest.fixture(scope="module")
 def classifier(config, word_piece):
     model = models.text_classifier(config, 3)
-    return keras_llm.TextClassification(model, word_piece, LABELS, {"made": "here"})
+    return keras_llm.TextClassification(model, word_piece, LABELS, {"source": "test"})
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +65,11 @@ def answerer(config, word_piece):
 
 
 @pytest.fixture(scope="module")
-def guesser(config, word_piece):
+def mask_filler(config, word_piece):
     return keras_llm.MaskedLanguageModel(models.masked_lm(config), word_piece)
 
 
-def test_a_class_and_its_probabilities(classifier):
+def test_class_and_probabilities(classifier):
     strings = ["import sys", "a longer text, with a comma", "None"]
     labels = classifier(strings)
     assert labels == [classifier(text) for text in strings] and set(labels) <= set(LABELS)
@@ -85,7 +85,7 @@ def test_a_class_and_its_probabilities(classifier):
         )
 
 
-def test_a_classifier_learns_its_labels(word_piece):
+def test_classifier_learns_labels(word_piece):
     keras.utils.set_random_seed(0)
     size = word_piece.vocabulary_size
     config = models.preset("bert-tiny", vocabulary_size=size, num_layers=1)
@@ -99,22 +99,22 @@ def test_a_classifier_learns_its_labels(word_piece):
     assert task(strings[:2]) == ["class", "value"]
 
 
-def test_a_text_and_its_context_are_read_as_one(classifier):
+def test_text_and_context_are_joined(classifier):
     task = keras_llm.TextClassification(
         classifier.model, classifier.tokenizer, LABELS, {"context_separator": "?\n"}
     )
-    found = task("is it", "It is.", return_details=True)
-    assert found == classifier("is it?\nIt is.", return_details=True)
+    result = task("is it", "It is.", return_details=True)
+    assert result == classifier("is it?\nIt is.", return_details=True)
     texts, contexts = ["is it", "does a class"], ["It is.", "A class does."]
-    together = task(texts, contexts, return_details=True)
-    assert [row.label for row in together] == [
+    batched = task(texts, contexts, return_details=True)
+    assert [row.label for row in batched] == [
         task(*row) for row in zip(texts, contexts, strict=True)
     ]
     with pytest.raises(InputError, match="`context` must have as many texts as `texts`, 2"):
         task(texts, contexts[:1])
 
 
-def test_words_have_the_label_of_their_first_token(tagger):
+def test_word_label_is_that_of_first_token(tagger):
     text = "  The parser's  state, été (unfinishedness)."
     words = ["The", "parser", "'", "s", "state", ",", "été", "(", "unfinishedness", ")", "."]
     assert [word for word, _ in tagger(text)] == words
@@ -132,7 +132,7 @@ def test_words_have_the_label_of_their_first_token(tagger):
     assert any(end < word.end for word in result.words for _, end in spans if end > word.start)
 
 
-def test_an_answer_is_the_best_span_of_the_context(answerer):
+def test_answer_is_best_span_of_context(answerer):
     question, context = "What is a class?", " A class is a template for objects. "
     answer = answerer(question=question, context=context, return_details=True)
     assert answer.text == context[answer.start : answer.end] == answer.text.strip() != ""
@@ -153,21 +153,21 @@ def test_an_answer_is_the_best_span_of_the_context(answerer):
     assert answer.probability == pytest.approx(p, rel=1e-4)
 
 
-def test_a_question_without_an_answer(answerer, texts):
-    """The empty span is compared in each window with the best span of all of them."""
+def test_unanswerable_questions(answerer, texts):
+    """In each window, the empty span is compared with the best span of all windows."""
     settings = {"unanswerable": True, "longest_answer": 3}
     task = keras_llm.QuestionAnswering(answerer.model, answerer.tokenizer, settings)
-    tok, longest = task.tokenizer, task.model.config.max_length
+    tok, max_length = task.tokenizer, task.model.config.max_length
     questions = ["Who?", "What is a class?", "it", "How does a method know of its object?"] * 3
     contexts = ["class"] * 4 + ["of it"] * 4 + [texts[i][: 40 + 400 * i] for i in range(4)]
-    found = task(questions, contexts, return_details=True)
-    assert {answer.text == "" for answer in found} == {True, False}
-    for question, context, answer in zip(questions, contexts, found, strict=True):
+    answers = task(questions, contexts, return_details=True)
+    assert {answer.text == "" for answer in answers} == {True, False}
+    for question, context, answer in zip(questions, contexts, answers, strict=True):
         first, (second, spans) = tok.encode(question), tok.encode_with_offsets(context)
-        room = longest - len(first) - 3
-        step, best, empty = room - room // 2, (-np.inf,), (np.inf,)
-        for w in range(0, max(1, len(second) - room + step), step):
-            part = second[w : w + room]
+        window_size = max_length - len(first) - 3
+        step, best, empty = window_size - window_size // 2, (-np.inf,), (np.inf,)
+        for w in range(0, max(1, len(second) - window_size + step), step):
+            part = second[w : w + window_size]
             ids = [2, *first, 3, *part, 3]
             segments = [0] * (len(first) + 2) + [1] * (len(part) + 1)
             outputs = task.model([np.array([x]) for x in (ids, [1] * len(ids), segments)])
@@ -185,28 +185,28 @@ def test_a_question_without_an_answer(answerer, texts):
         assert answer.probability == pytest.approx((empty if is_empty else best)[1], rel=1e-3)
 
 
-def test_answers_do_not_depend_on_the_batch(answerer, texts):
+def test_answers_do_not_depend_on_batch(answerer, texts):
     questions = ["What is it?", "Why does the class of an object matter here?", "Who?"]
     contexts = [texts[0][:400], "Short.", texts[1][:1500]]
-    together = answerer(question=questions, context=contexts, return_details=True)
-    for question, context, answer in zip(questions, contexts, together, strict=True):
-        alone = answerer(question, context, return_details=True)
-        assert (alone.text, alone.start) == (answer.text, answer.start)
-        assert alone.probability == pytest.approx(answer.probability, rel=1e-4)
+    batched = answerer(question=questions, context=contexts, return_details=True)
+    for question, context, answer in zip(questions, contexts, batched, strict=True):
+        single = answerer(question, context, return_details=True)
+        assert (single.text, single.start) == (answer.text, answer.start)
+        assert single.probability == pytest.approx(answer.probability, rel=1e-4)
 
 
-def test_a_long_context_is_read_to_its_end(texts, word_piece):
-    """A model that looks at tokens alone finds the marked one wherever it stands."""
+def test_long_context_is_read_to_its_end(texts, word_piece):
+    """A model that detects a marked token finds it at any position."""
     config = models.preset("bert-tiny", vocabulary_size=word_piece.vocabulary_size, max_length=32)
     model = models.span_qa(config)
-    for variable in model.variables:  # all but the norms
+    for variable in model.variables:  # all except norms
         if len(variable.shape) > 1:
             variable.assign(np.zeros(variable.shape))
-    (mark,) = word_piece.encode("*")
-    assert mark != word_piece.unk_id
+    (marked_id,) = word_piece.encode("*")
+    assert marked_id != word_piece.unk_id
     table = model.get_layer("backbone").get_layer("token_embedding").embeddings
     rows = np.zeros(table.shape)
-    rows[mark] = np.linspace(-1, 1, config.hidden_dim)
+    rows[marked_id] = np.linspace(-1, 1, config.hidden_dim)
     table.assign(rows)
     kernel, bias = model.get_layer("span").get_weights()
     kernel[:] = np.linspace(-1, 1, len(kernel))[:, None]
@@ -219,32 +219,32 @@ def test_a_long_context_is_read_to_its_end(texts, word_piece):
         assert (answer.text, answer.start) == ("*", len(filler) * before)
 
 
-def test_gaps_are_filled(guesser):
+def test_masks_are_filled(mask_filler):
     text = "The [MASK] of an object is its [MASK]."
-    result = guesser(text, return_details=True, top_k=3)
-    assert guesser(text) == result.text and "[MASK]" not in result.text
+    result = mask_filler(text, return_details=True, top_k=3)
+    assert mask_filler(text) == result.text and "[MASK]" not in result.text
     assert [len(row) for row in result.tokens] == [3, 3]
-    tok = guesser.tokenizer
+    tok = mask_filler.tokenizer
     ids = np.array([[2, *tok.encode(text, parse_special=True), 3]])
-    places = np.array([np.flatnonzero(ids[0] == tok.mask_id)])
-    logits = np.array(guesser.model([ids, ids > 0, 0 * ids, places]))[0]
+    positions = np.array([np.flatnonzero(ids[0] == tok.mask_id)])
+    logits = np.array(mask_filler.model([ids, ids > 0, 0 * ids, positions]))[0]
     logits[:, list(tok.special_tokens.values())] = -1e30
     probabilities = np.asarray(keras.ops.softmax(logits))
     for row, expected in zip(result.tokens, probabilities, strict=True):
         best = np.argsort(-expected)[:3]
-        shown = [tok.vocabulary[i].removeprefix("##") for i in best]
-        assert [token.removeprefix("##") for token, _ in row] == shown
+        expected_tokens = [tok.vocabulary[i].removeprefix("##") for i in best]
+        assert [token.removeprefix("##") for token, _ in row] == expected_tokens
         np.testing.assert_allclose([p for _, p in row], expected[best], atol=1e-5)
-    assert guesser(["[MASK]", text])[1] == result.text
+    assert mask_filler(["[MASK]", text])[1] == result.text
 
 
-def test_only_the_mask_is_special(guesser):
-    ids = guesser.filler.encode("a [SEP] [MASK]")
-    assert ids == [*guesser.tokenizer.encode("a [SEP] "), guesser.tokenizer.mask_id]
+def test_only_mask_token_is_parsed(mask_filler):
+    ids = mask_filler.filler.encode("a [SEP] [MASK]")
+    assert ids == [*mask_filler.tokenizer.encode("a [SEP] "), mask_filler.tokenizer.mask_id]
 
 
-def test_a_mask_that_takes_the_space_before_it(toks):
-    tok = toks["byte_pair"]
+def test_mask_token_that_includes_preceding_space(tokenizers_by_name):
+    tok = tokenizers_by_name["byte_pair"]
     assert tok.mask_id == tok.vocabulary["<mask>"] and tok.mask_takes_space
     config = models.preset("roberta-tiny", vocabulary_size=400, initializer_range=0.3)
     task = keras_llm.MaskedLanguageModel(models.masked_lm(config), tok)
@@ -258,29 +258,31 @@ def test_a_mask_that_takes_the_space_before_it(toks):
         assert task(text).startswith(f"The {token} of")
 
 
-@pytest.mark.parametrize("name", ["classifier", "tagger", "answerer", "guesser"])
-def test_tasks_come_back_from_disk(name, request, tmp_path):
+@pytest.mark.parametrize("name", ["classifier", "tagger", "answerer", "mask_filler"])
+def test_save_and_load(name, request, tmp_path):
     task = request.getfixturevalue(name)
     task.save(tmp_path / "task")
     loaded = keras_llm.load(tmp_path / "task")
     assert type(loaded) is type(task) and loaded.metadata == task.metadata
-    arguments = {"answerer": ("What?", "This and that."), "guesser": ("A [MASK].",)}
+    arguments = {"answerer": ("What?", "This and that."), "mask_filler": ("A [MASK].",)}
     arguments = arguments.get(name, ("Some text.",))
     assert loaded(*arguments, return_details=True) == task(*arguments, return_details=True)
 
 
-@pytest.mark.parametrize("name", ["classifier", "tagger", "answerer", "guesser"])
-def test_heads_go_to_hugging_face_and_back_as_tasks(name, request, tmp_path):
+@pytest.mark.parametrize("name", ["classifier", "tagger", "answerer", "mask_filler"])
+def test_hugging_face_round_trip(name, request, tmp_path):
     task = request.getfixturevalue(name)
     to_hugging_face(task, tmp_path / "out")
-    again = from_hugging_face(tmp_path / "out")
-    assert type(again) is type(task) and again.metadata.get("labels") == task.metadata.get("labels")
-    arguments = {"answerer": ("What?", "This and that."), "guesser": ("A [MASK].",)}
+    loaded = from_hugging_face(tmp_path / "out")
+    assert type(loaded) is type(task) and loaded.metadata.get("labels") == task.metadata.get(
+        "labels"
+    )
+    arguments = {"answerer": ("What?", "This and that."), "mask_filler": ("A [MASK].",)}
     arguments = arguments.get(name, ("Some text.",))
-    assert again(*arguments, return_details=True) == task(*arguments, return_details=True)
+    assert loaded(*arguments, return_details=True) == task(*arguments, return_details=True)
 
 
-def test_what_is_too_long_is_refused_or_cut_and_said_so(classifier, tagger, answerer, guesser):
+def test_long_texts_raise_error_or_are_truncated(classifier, tagger, answerer, mask_filler):
     long = "word " * 300
     for task in (classifier, tagger):
         with pytest.raises(InputError, match=r"`texts` 1 has .* tokens"):
@@ -292,14 +294,14 @@ def test_what_is_too_long_is_refused_or_cut_and_said_so(classifier, tagger, answ
         answerer(long, "Context.")
     assert answerer(long, "Context.", truncate=True, return_details=True).truncated
     with pytest.raises(InputError, match="tokens"):
-        guesser("[MASK] " + long)
-    cut = guesser("[MASK] " + long + "[MASK]", truncate=True, return_details=True)
+        mask_filler("[MASK] " + long)
+    cut = mask_filler("[MASK] " + long + "[MASK]", truncate=True, return_details=True)
     assert cut.truncated and len(cut.tokens) == 1 and cut.text.endswith("word [MASK]")
 
 
 @pytest.mark.parametrize("strings", ["", [], ["a", ""], ["a", 3], "\ud800"])
-def test_bad_texts_are_refused(classifier, tagger, answerer, guesser, strings):
-    for task in (classifier, tagger, guesser):
+def test_invalid_texts_raise_error(classifier, tagger, answerer, mask_filler, strings):
+    for task in (classifier, tagger, mask_filler):
         with pytest.raises(InputError, match="`texts"):
             task(strings)
     with pytest.raises(InputError, match="`question"):
@@ -308,7 +310,9 @@ def test_bad_texts_are_refused(classifier, tagger, answerer, guesser, strings):
         answerer("What?", strings)
 
 
-def test_other_arguments_are_refused(classifier, answerer, guesser, config, word_piece, toks):
+def test_invalid_arguments_raise_error(
+    classifier, answerer, mask_filler, config, word_piece, tokenizers_by_name
+):
     for labels in (None, LABELS[:2], ["a", "a", "b"], "abc", ["a", "b", 3]):
         with pytest.raises(InputError, match="`labels` must be 3 distinct non-empty strs"):
             keras_llm.TextClassification(classifier.model, word_piece, labels)
@@ -317,14 +321,14 @@ def test_other_arguments_are_refused(classifier, answerer, guesser, config, word
     with pytest.raises(InputError, match="`context` must have as many texts as `question`, 2"):
         answerer(["a", "b"], ["c"])
     with pytest.raises(InputError, match=r"has no \[MASK\]"):
-        guesser("no gap")
+        mask_filler("no gap")
     with pytest.raises(InputError, match="top_k"):
-        guesser("[MASK]", top_k=0)
+        mask_filler("[MASK]", top_k=0)
     with pytest.raises(InputError, match="no mask token"):
-        keras_llm.MaskedLanguageModel(models.masked_lm(config), toks["sentencepiece"])
+        keras_llm.MaskedLanguageModel(models.masked_lm(config), tokenizers_by_name["sentencepiece"])
     with pytest.raises(InputError, match="num_separators"):
         keras_llm.QuestionAnswering(answerer.model, word_piece, {"num_separators": 0})
-    tok = toks["byte_pair"]
+    tok = tokenizers_by_name["byte_pair"]
     tok = tokenizers.BytePair(
         tok.vocabulary, tok.merges, special_tokens=tok.special_tokens, **tok.roles, add_bos=False
     )

@@ -1,4 +1,4 @@
-"""Searches as settings of a task, and what ends a text."""
+"""Test search methods as settings of a task, and what ends a text."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ GREEDY = {"temperature": 0.0, "max_new_tokens": 16}
 
 @pytest.fixture(scope="module")
 def draft(shallow):
-    """A model of another shape that knows nothing, with the same tokenizer."""
+    """Return a draft model of another shape with random weights and the same tokenizer."""
     size = shallow.model.config.vocabulary_size
     return keras_llm.TextGeneration(
         models.causal_lm(models.preset("gpt-tiny", vocabulary_size=size, num_layers=1)),
@@ -20,7 +20,7 @@ def draft(shallow):
     )
 
 
-def test_a_draft_and_looking_up_change_no_text(shallow, draft, held_out_prompts):
+def test_draft_and_prompt_lookup_do_not_change_text(shallow, draft, held_out_prompts):
     prompts = held_out_prompts[:4]
     expected = shallow(prompts, **GREEDY)
     assert shallow(prompts, **GREEDY, draft=shallow) == expected
@@ -37,9 +37,9 @@ def test_a_draft_and_looking_up_change_no_text(shallow, draft, held_out_prompts)
     assert [list(row) for row in details.alternatives] == [list(row) for row in plain.alternatives]
 
 
-def test_beam_search_is_that_of_the_functions(shallow, held_out_prompts):
+def test_beam_search_matches_function(shallow, held_out_prompts):
     prompts = held_out_prompts[:3]
-    found = shallow(
+    results = shallow(
         prompts,
         max_new_tokens=9,
         beam_width=4,
@@ -62,38 +62,38 @@ def test_beam_search_is_that_of_the_functions(shallow, held_out_prompts):
         num_return_sequences=3,
     )
     assert len(set(lengths.tolist())) > 1
-    for place, row in enumerate(found):
+    for index, row in enumerate(results):
         assert [r.score for r in row] == sorted((r.score for r in row), reverse=True)
         for i, result in enumerate(row):
-            count = int(expected.num_tokens[place, i])
-            assert result.token_ids == np.asarray(expected.token_ids)[place, i, :count].tolist()
-            np.testing.assert_allclose(result.score, expected.score[place, i], atol=1e-4)
+            count = int(expected.num_tokens[index, i])
+            assert result.token_ids == np.asarray(expected.token_ids)[index, i, :count].tolist()
+            np.testing.assert_allclose(result.score, expected.score[index, i], atol=1e-4)
             if result.finish_reason == "length":
                 np.testing.assert_allclose(
-                    result.log_probability, expected.log_probability[place, i], atol=1e-3
+                    result.log_probability, expected.log_probability[index, i], atol=1e-3
                 )
     assert shallow(prompts, **GREEDY, beam_width=1) == shallow(prompts, **GREEDY)
 
 
-def test_beams_obey_the_settings_that_look_back(shallow):
+def test_beam_search_with_logits_processors(shallow):
     plain = shallow("The", max_new_tokens=12, beam_width=3)
-    free = shallow(
+    unrepeated = shallow(
         "The", max_new_tokens=16, beam_width=3, no_repeat_ngram_size=2, return_details=True
     )
-    pairs = list(zip(free.token_ids, free.token_ids[1:], strict=False))
+    pairs = list(zip(unrepeated.token_ids, unrepeated.token_ids[1:], strict=False))
     assert len(pairs) == len(set(pairs))
     assert shallow("The", beam_width=3, regex="( a| the)+!", max_new_tokens=12) != plain
     matched = shallow("The", beam_width=3, regex="(xyz|zyx)!", max_new_tokens=16)
     assert matched in ("xyz!", "zyx!")
     forced = shallow("The", beam_width=3, forced=" number", max_new_tokens=12)
     assert forced.startswith(" number")
-    # One beam under penalties is greedy decoding under them.
-    penalised = {"repetition_penalty": 1.6, "frequency_penalty": 0.4, "max_new_tokens": 16}
-    one = shallow("The", beam_width=1, **penalised)
-    assert one == shallow("The", temperature=0.0, **penalised)
+    # With one beam, penalties act as in greedy decoding.
+    penalties = {"repetition_penalty": 1.6, "frequency_penalty": 0.4, "max_new_tokens": 16}
+    single_beam = shallow("The", beam_width=1, **penalties)
+    assert single_beam == shallow("The", temperature=0.0, **penalties)
 
 
-def test_contrastive_search_is_that_of_the_function(shallow):
+def test_contrastive_search_matches_function(shallow):
     tok = shallow.tokenizer
     ids = np.array([tok.encode_prompt("The value")])
     expected = generation.contrastive_search(
@@ -106,30 +106,30 @@ def test_contrastive_search_is_that_of_the_function(shallow):
     assert shallow("The value", contrastive_alpha=0.0, **GREEDY) == shallow("The value", **GREEDY)
 
 
-def test_candidates_are_drawn_once_and_ranked(shallow):
+def test_candidates_are_sampled_once_and_ranked(shallow):
     settings = {"max_new_tokens": 8, "seed": 3, "return_details": True}
-    drawn = shallow("The", num_return_sequences=5, **settings)
-    means = [r.log_probability / r.num_tokens for r in drawn]
+    samples = shallow("The", num_return_sequences=5, **settings)
+    means = [r.log_probability / r.num_tokens for r in samples]
     best = shallow("The", num_candidates=5, **settings)
-    assert best.token_ids == drawn[int(np.argmax(means))].token_ids
+    assert best.token_ids == samples[int(np.argmax(means))].token_ids
     assert best.score == pytest.approx(max(means))
-    asked = []
+    scored_prompts = []
 
-    def longest(prompt, texts):
-        asked.append(prompt)
+    def score_by_length(prompt, texts):
+        scored_prompts.append(prompt)
         return [len(text) for text in texts]
 
     rows = shallow(
-        ["The", "A"], num_candidates=5, scorer=longest, num_return_sequences=2, **settings
+        ["The", "A"], num_candidates=5, scorer=score_by_length, num_return_sequences=2, **settings
     )
-    assert asked == ["The", "A"]
-    lengths = sorted((len(r.text) for r in drawn), reverse=True)
+    assert scored_prompts == ["The", "A"]
+    lengths = sorted((len(r.text) for r in samples), reverse=True)
     assert [len(r.text) for r in rows[0]] == lengths[:2]
     with pytest.raises(InputError, match="`scorer` must return 5 numbers"):
         shallow("The", num_candidates=5, scorer=lambda prompt, texts: [1.0], max_new_tokens=2)
 
 
-def test_searches_compile_once_for_a_bucket(draft):
+def test_searches_compile_once_per_bucket(draft):
     draft = keras_llm.TextGeneration(draft.model, draft.tokenizer)
     for i in range(4):
         draft(
@@ -139,10 +139,10 @@ def test_searches_compile_once_for_a_bucket(draft):
             length_penalty=i / 2,
             repetition_penalty=1 + i / 4,
         )
-    assert draft._compiled.traces == 2  # one row, and two
+    assert draft._compiled.traces == 2  # for one row and for two
 
 
-def test_xla_changes_no_text(shallow, monkeypatch):
+def test_xla_does_not_change_text(shallow, monkeypatch):
     calls = [
         {"temperature": 0.0},
         {"seed": 3, "top_p": 0.9, "repetition_penalty": 1.3},
@@ -158,7 +158,7 @@ def test_xla_changes_no_text(shallow, monkeypatch):
     assert [other("The", max_new_tokens=12, **settings) for settings in calls] == expected
 
 
-def test_further_tokens_end_a_text(shallow, tmp_path):
+def test_stop_token_ids_end_text(shallow, tmp_path):
     plain = shallow("The", **GREEDY, return_details=True)
     end = plain.token_ids[4]
     first = plain.token_ids.index(end)
@@ -168,19 +168,21 @@ def test_further_tokens_end_a_text(shallow, tmp_path):
     assert "".join(shallow.stream("The", **GREEDY, stop_token_ids=[end])) == cut.text
     assert shallow("The", **GREEDY, beam_width=1, stop_token_ids=[end]) == cut.text
     assert shallow("The", **GREEDY, prompt_lookup=2, stop_token_ids=[end]) == cut.text
-    turns = keras_llm.TextGeneration(shallow.model, shallow.tokenizer, {"end_token_ids": [end]})
-    turns.save(tmp_path / "turns")
-    assert keras_llm.load(tmp_path / "turns")("The", **GREEDY) == cut.text
+    with_end_token = keras_llm.TextGeneration(
+        shallow.model, shallow.tokenizer, {"end_token_ids": [end]}
+    )
+    with_end_token.save(tmp_path / "task")
+    assert keras_llm.load(tmp_path / "task")("The", **GREEDY) == cut.text
     stopped = shallow("The", **GREEDY, return_details=True, stop=[plain.text[3:6]])
     assert stopped.stopped_by == plain.text[3:6] and stopped.finish_reason == "stop"
-    whole = shallow("The", temperature=0.0, max_new_tokens=2, return_details=True)
-    assert whole.finish_reason == "length" and whole.stopped_by is None
+    uncut = shallow("The", temperature=0.0, max_new_tokens=2, return_details=True)
+    assert uncut.finish_reason == "length" and uncut.stopped_by is None
     with pytest.raises(InputError, match="`stop_token_ids`"):
         shallow("The", stop_token_ids=[-1])
 
 
 @pytest.mark.parametrize(
-    "settings, words",
+    "settings, message",
     [
         ({"beam_width": 0}, "`beam_width`"),
         ({"beam_width": 2, "num_return_sequences": 3}, "`num_return_sequences`"),
@@ -201,12 +203,12 @@ def test_further_tokens_end_a_text(shallow, tmp_path):
         ({"beam_widht": 3}, "`beam_widht`; known: .*beam_width"),
     ],
 )
-def test_wrong_searches_are_named(shallow, settings, words):
-    with pytest.raises(InputError, match=words):
+def test_invalid_search_settings_raise_error(shallow, settings, message):
+    with pytest.raises(InputError, match=message):
         shallow("The", **{"max_new_tokens": 4, **settings})
 
 
-def test_a_draft_of_another_vocabulary_is_refused(shallow):
+def test_draft_with_other_vocabulary_raises_error(shallow):
     from keras_llm import tokenizers
 
     tok = tokenizers.SentencePiece.train(["once upon a time"] * 9, 275, "bpe")
@@ -220,8 +222,8 @@ def test_a_draft_of_another_vocabulary_is_refused(shallow):
 
 
 @pytest.fixture
-def broken(shallow):
-    """What is traced already, with weights that are no numbers."""
+def nan_task(shallow):
+    """Set weights to NaN in a task that is already traced."""
     weights = shallow.model.get_weights()
     shallow.model.set_weights([*weights[:-1], np.full_like(weights[-1], np.nan)])
     yield shallow
@@ -239,9 +241,9 @@ def broken(shallow):
         {"prompt_lookup": 2, "temperature": 0.0},
     ],
 )
-def test_logits_that_are_no_numbers_are_told(broken, settings):
+def test_nan_logits_raise_error(nan_task, settings):
     with pytest.raises(InputError, match="not numbers"):
-        broken("The", max_new_tokens=3, **settings)
+        nan_task("The", max_new_tokens=3, **settings)
     if settings == {"temperature": 0.0}:
         with pytest.raises(InputError, match="not numbers"):
-            list(broken.stream("The", max_new_tokens=3, **settings))
+            list(nan_task.stream("The", max_new_tokens=3, **settings))

@@ -1,4 +1,4 @@
-"""What a user may ask of a text generation task, and how it is refused."""
+"""Test settings of text generation tasks and errors for invalid ones."""
 
 import itertools
 import json
@@ -14,10 +14,10 @@ from keras_llm.tasks.settings import pieces_until
 GREEDY = {"temperature": 0.0, "max_new_tokens": 24}
 
 
-def test_stop_strings_end_the_text_before_them(task):
-    whole = task("The", **GREEDY)
-    stop = whole[7:10]  # spans tokens, wherever those are cut
-    expected = whole[: whole.index(stop)]
+def test_stop_strings_end_text(task):
+    full = task("The", **GREEDY)
+    stop = full[7:10]  # may span several tokens
+    expected = full[: full.index(stop)]
     result = task("The", **GREEDY, stop=stop, return_details=True)
     assert result.text == expected and result.finish_reason == "stop"
     assert stop in task.tokenizer.decode(result.token_ids)
@@ -25,11 +25,11 @@ def test_stop_strings_end_the_text_before_them(task):
     assert len(result.token_log_probabilities) == result.num_tokens
     assert task(["The", "In"], **GREEDY, stop=["\x00", stop])[0] == expected
     assert "".join(task.stream("The", **GREEDY, stop=[stop])) == expected
-    assert "".join(task.stream("The", **GREEDY)) == whole
+    assert "".join(task.stream("The", **GREEDY)) == full
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_pieces_hold_back_what_may_become_a_stop_string(size):
+def test_pieces_hold_back_partial_stop_strings(size):
     text = "one two thr three four"
     pieces = [text[i : i + size] for i in range(0, len(text), size)]
     assert "".join(pieces_until(pieces, ("three", "five"))) == "one two thr "
@@ -38,7 +38,7 @@ def test_pieces_hold_back_what_may_become_a_stop_string(size):
     assert all(pieces_until(pieces, ("three",)))
 
 
-def test_several_texts_of_one_prompt(shallow):
+def test_num_return_sequences(shallow):
     hot = {"temperature": 1.5, "max_new_tokens": 8, "seed": 3}
     texts = shallow("The", num_return_sequences=3, **hot)
     assert len(texts) == 3 and texts[0] == shallow("The", **hot)
@@ -47,24 +47,24 @@ def test_several_texts_of_one_prompt(shallow):
     assert [len(row) for row in rows] == [2, 2] and rows[0] == texts[:2]
 
 
-def test_details_name_likely_tokens(shallow):
+def test_details_have_alternatives(shallow):
     details = shallow("The", **GREEDY, return_details=True, num_alternatives=2)
-    for token, log_p, others in zip(
+    for token, log_p, alternatives in zip(
         details.token_ids, details.token_log_probabilities, details.alternatives, strict=True
     ):
-        assert len(others) == 2 and max(others, key=others.get) == token
-        np.testing.assert_allclose(others[token], log_p, atol=1e-5)
+        assert len(alternatives) == 2 and max(alternatives, key=alternatives.get) == token
+        np.testing.assert_allclose(alternatives[token], log_p, atol=1e-5)
     np.testing.assert_allclose(sum(details.token_log_probabilities), details.log_probability)
 
 
-def test_tokens_can_be_banned_favoured_and_forced(shallow):
+def test_banned_biased_and_forced_tokens(shallow):
     first = shallow("The", temperature=0.0, max_new_tokens=1, return_details=True).token_ids[0]
     other = shallow(
         "The", temperature=0.0, max_new_tokens=1, return_details=True, banned=[first]
     ).token_ids[0]
     assert other != first
-    favoured = shallow("The", temperature=0.0, max_new_tokens=3, logit_bias={"\n": 100.0})
-    assert favoured == "\n\n\n"
+    biased = shallow("The", temperature=0.0, max_new_tokens=3, logit_bias={"\n": 100.0})
+    assert biased == "\n\n\n"
     assert shallow("The", **GREEDY, forced=" number").startswith(" number")
     ids = shallow(
         "The", temperature=0.0, max_new_tokens=40, no_repeat_ngram_size=2, return_details=True
@@ -76,7 +76,7 @@ def test_tokens_can_be_banned_favoured_and_forced(shallow):
 
 
 @pytest.mark.parametrize(
-    "settings, words",
+    "settings, message",
     [
         ({"stop": ""}, "`stop`"),
         ({"stop": ["a", 3]}, "`stop`"),
@@ -94,27 +94,27 @@ def test_tokens_can_be_banned_favoured_and_forced(shallow):
         ({"forced": 3}, "`forced`"),
     ],
 )
-def test_wrong_settings_are_named(shallow, settings, words):
-    with pytest.raises(InputError, match=words):
+def test_invalid_settings_raise_error(shallow, settings, message):
+    with pytest.raises(InputError, match=message):
         shallow("The", **settings)
-    if "num" not in words:
-        with pytest.raises(InputError, match=words):
+    if "num" not in message:
+        with pytest.raises(InputError, match=message):
             shallow.stream("The", **settings)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
-def test_a_text_matches_its_pattern(shallow, temperature):
+def test_text_matches_regex(shallow, temperature):
     settings = {"temperature": temperature, "seed": 5, "max_new_tokens": 40}
     pattern = r"[0-9]{3}-(yes|no)!"
     texts = shallow(["The", "In a"], regex=pattern, num_return_sequences=2, **settings)
     for text in [text for row in texts for text in row]:
         assert re.fullmatch(pattern, text), text
     assert "".join(shallow.stream("The", regex=pattern, **settings)) == texts[0][0]
-    answer = shallow.score(["The" + texts[0][0]])
-    assert np.isfinite(answer).all()
+    score = shallow.score(["The" + texts[0][0]])
+    assert np.isfinite(score).all()
 
 
-def test_a_text_fulfils_its_schema(shallow):
+def test_text_matches_json_schema(shallow):
     schema = {
         "type": "object",
         "properties": {"kind": {"enum": ["class", "module"]}, "old": {"type": "boolean"}},
@@ -126,25 +126,25 @@ def test_a_text_fulfils_its_schema(shallow):
         assert row["kind"] in ("class", "module") and isinstance(row["old"], bool)
 
 
-def test_constraints_that_cannot_be_kept_are_refused(shallow):
+def test_invalid_constraints_raise_error(shallow):
     with pytest.raises(InputError, match="cannot both"):
         shallow("The", regex="a", json_schema={})
     with pytest.raises(InputError):
         shallow("The", regex="(")
 
 
-def test_ids_that_the_tokenizer_lacks_are_never_chosen(task, tmp_path):
+def test_ids_outside_tokenizer_are_never_sampled(task, tmp_path):
     config = models.preset("llama-tiny", vocabulary_size=1500, initializer_range=0.2, num_layers=1)
     model = models.causal_lm(config)
     table = model.get_layer("token_embedding").embeddings
     rows = np.array(table)
-    rows[task.tokenizer.vocabulary_size :] *= 3.0  # the most likely, if they could be
+    rows[task.tokenizer.vocabulary_size :] *= 3.0  # the most likely ids, if they were allowed
     table.assign(rows)
-    wide = tasks.TextGeneration(model, task.tokenizer)
-    texts = wide(["The", "In"], max_new_tokens=12, temperature=0.0)
-    details = wide("The", max_new_tokens=30, temperature=2.0, seed=1, return_details=True)
+    padded = tasks.TextGeneration(model, task.tokenizer)
+    texts = padded(["The", "In"], max_new_tokens=12, temperature=0.0)
+    details = padded("The", max_new_tokens=30, temperature=2.0, seed=1, return_details=True)
     assert max(details.token_ids) < task.tokenizer.vocabulary_size
-    export.saved_model(wide, tmp_path / "wide")  # whose parity is that of these texts
-    export.litert(wide, tmp_path / "wide.tflite", prefill_lengths=[16])
-    device = export.LiteRTModel(tmp_path / "wide.tflite")
+    export.saved_model(padded, tmp_path / "padded")  # verifies these texts
+    export.litert(padded, tmp_path / "padded.tflite", prefill_lengths=[16])
+    device = export.LiteRTModel(tmp_path / "padded.tflite")
     assert [device.generate(prompt, 12, temperature=0.0) for prompt in ("The", "In")] == texts

@@ -1,4 +1,4 @@
-"""The task: strings in, strings out, saved and loaded; and what it refuses."""
+"""Test the text generation task: results, saving and loading, and invalid arguments."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from keras_llm import models, tasks
 from keras_llm.errors import InputError
 
 
-def test_a_str_gives_a_str_and_a_list_a_list(task):
+def test_str_gives_str_and_list_gives_list(task):
     text = task("The", 6, seed=1)
     assert isinstance(text, str)
     assert task(["The"], 6, seed=1) == [text]
@@ -21,7 +21,7 @@ def test_a_str_gives_a_str_and_a_list_a_list(task):
     assert details.num_tokens == len(details.token_ids) <= 6
 
 
-def test_seeds_repeat_and_differ(task):
+def test_seeds(task):
     assert task("The", 12, seed=1) == task("The", 12, seed=1)
     texts = task(["The"] * 4, 12, seed=[1, 2, 3, 1])
     assert texts[0] == texts[3] and len(set(texts)) == 3
@@ -29,22 +29,22 @@ def test_seeds_repeat_and_differ(task):
     assert len({task("The", 12) for _ in range(4)}) > 1
 
 
-def test_ragged_prompts_give_what_each_gives_alone(task, held_out_prompts):
+def test_ragged_prompts_match_single_prompts(task, held_out_prompts):
     for settings in ({"temperature": 0.0}, {"temperature": 0.8, "top_p": 0.9, "seed": 3}):
-        together = task(held_out_prompts, 16, **settings)
-        assert together == [task(prompt, 16, **settings) for prompt in held_out_prompts]
+        batched = task(held_out_prompts, 16, **settings)
+        assert batched == [task(prompt, 16, **settings) for prompt in held_out_prompts]
 
 
 @pytest.mark.parametrize("prompt", ["The", "a 🙂 b", "x\n\n"])
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"seed": 5}, {"seed": 6, "top_k": 40}])
-def test_the_stream_is_the_whole(task, prompt, settings):
+def test_stream_matches_full_text(task, prompt, settings):
     pieces = list(task.stream(prompt, 40, **settings))
-    whole = task(prompt, 40, **settings, return_details=True)
-    assert "".join(pieces) == whole.text
-    assert all(pieces) and len(pieces) > whole.num_tokens // 2
+    full = task(prompt, 40, **settings, return_details=True)
+    assert "".join(pieces) == full.text
+    assert all(pieces) and len(pieces) > full.num_tokens // 2
 
 
-def test_scores_favour_real_text(task, held_out_prompts):
+def test_scores_are_higher_for_real_text(task, held_out_prompts):
     real = held_out_prompts[-1]
     shuffled = "".join(np.random.default_rng(0).permutation(list(real)))
     real_score, shuffled_score = task.score([real, shuffled])
@@ -63,36 +63,36 @@ def test_save_and_load(task, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "file, content, words",
+    "file, content, message",
     [
         ("config.json", None, r"config\.json is missing"),
         ("config.json", "{", "describe a task"),
         ("config.json", '{"task": "Juggling"}', "unknown task"),
         ("model.weights.h5", None, r"model\.weights\.h5 is missing"),
-        ("model.weights.h5", "torn", r"model\.weights\.h5 cannot be loaded"),
+        ("model.weights.h5", "corrupt", r"model\.weights\.h5 cannot be loaded"),
         ("tokenizer/config.json", None, "no tokenizer"),
-        ("tokenizer/sentencepiece.model", "torn", "not a SentencePiece model"),
+        ("tokenizer/sentencepiece.model", "corrupt", "not a SentencePiece model"),
     ],
 )
-def test_broken_folders_name_the_file(run_folder, tmp_path, file, content, words):
+def test_invalid_folders_raise_error_with_file(run_folder, tmp_path, file, content, message):
     folder = tmp_path / "model"
     shutil.copytree(run_folder, folder)
     (folder / file).unlink()
     if content is not None:
         (folder / file).write_text(content)
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         keras_llm.load(folder)
 
 
-def test_truncated_and_misfit_weights_are_refused(run_folder, tmp_path):
+def test_truncated_and_mismatched_weights_raise_error(run_folder, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(run_folder, folder)
     weights = folder / "model.weights.h5"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[: len(whole) // 2])
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=r"model\.weights\.h5 cannot be loaded"):
         keras_llm.load(folder)
-    weights.write_bytes(whole)
+    weights.write_bytes(content)
     config = json.loads((folder / "config.json").read_text())
     config["model"]["intermediate_dim"] += 8
     (folder / "config.json").write_text(json.dumps(config))
@@ -101,7 +101,7 @@ def test_truncated_and_misfit_weights_are_refused(run_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, message",
     [
         ({"prompt": ""}, "`prompt` is empty"),
         ({"prompt": ["a", ""]}, "`prompt` 1 is empty"),
@@ -119,22 +119,22 @@ def test_truncated_and_misfit_weights_are_refused(run_folder, tmp_path):
         ({"prompt": "a", "seed": [1, 2]}, "`seed`"),
     ],
 )
-def test_what_is_refused_names_the_argument(task, arguments, words):
-    with pytest.raises(InputError, match=words):
+def test_invalid_arguments_raise_error(task, arguments, message):
+    with pytest.raises(InputError, match=message):
         task(**arguments)
     if not isinstance(arguments["prompt"], list):
         with pytest.raises(InputError):
             task.stream(**arguments)
 
 
-def test_scores_refuse_what_does_not_fit(task):
+def test_invalid_score_texts_raise_error(task):
     with pytest.raises(InputError, match="`texts` is empty"):
         task.score("")
     with pytest.raises(InputError, match="max_length"):
         task.score("word " * 300)
 
 
-def test_a_prompt_may_fill_the_model_but_for_one_token(task):
+def test_prompt_may_leave_one_token_of_max_length(task):
     ids = task.tokenizer.encode("word " * 300)[:126]
     prompt = task.tokenizer.decode(ids)
     assert len(task.tokenizer.encode(prompt)) == 126
@@ -142,18 +142,18 @@ def test_a_prompt_may_fill_the_model_but_for_one_token(task):
     assert result.num_tokens <= 1
 
 
-def test_numpy_numbers_are_numbers(task):
+def test_numpy_numbers_are_accepted(task):
     settings = {"max_new_tokens": np.int64(5), "top_k": np.int32(3), "seed": np.int64(7)}
     plain = {name: int(value) for name, value in settings.items()}
     assert task("The", **settings) == task("The", **plain)
 
 
-def test_a_model_from_elsewhere_is_refused(task):
+def test_other_keras_model_raises_error(task):
     with pytest.raises(InputError, match="causal_lm"):
         tasks.TextGeneration(keras.Sequential([keras.layers.Dense(3)]), task.tokenizer)
 
 
-def test_a_tokenizer_larger_than_the_model_is_refused(task):
+def test_tokenizer_larger_than_vocabulary_raises_error(task):
     small = models.causal_lm(models.preset("llama-tiny", vocabulary_size=300))
     with pytest.raises(InputError, match="vocabulary"):
         tasks.TextGeneration(small, task.tokenizer)

@@ -1,4 +1,4 @@
-"""Chat templates write what Hugging Face's library writes, and run no code."""
+"""Test that chat templates render like Hugging Face's library and run no code."""
 
 import datetime
 
@@ -8,7 +8,7 @@ from keras_llm import tokenizers
 from keras_llm.errors import InputError
 
 HELLO = [{"role": "user", "content": "Hello"}]
-TALK = [
+CONVERSATION = [
     {"role": "system", "content": "Be brief."},
     *HELLO,
     {"role": "assistant", "content": "Hi <b>\u00e9</b>"},
@@ -40,20 +40,20 @@ def test_chatml():
         "<|im_start|>system\nHelp.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    text = template.render(TALK, add_generation_prompt=False)
+    text = template.render(CONVERSATION, add_generation_prompt=False)
     assert text.endswith("<|im_start|>user\n  Bye <|im_end|>\n") and "Help" not in text
 
 
 def test_continue_generation_and_tokens():
     template = tokenizers.ChatTemplate(MISTRAL, bos="<s>", eos="</s>")
-    assert template.render(TALK) == (
+    assert template.render(CONVERSATION) == (
         "<s>[INST] Hello [/INST] Hi <b>\u00e9</b></s>[INST] Bye [/INST]"
     )
     with pytest.raises(InputError, match="Only user and assistant speak"):
         template.render([{"role": "tool", "content": "3"}])
 
 
-def test_tools_json_and_the_date():
+def test_tools_tojson_and_strftime():
     source = "{% if tools %}{{ tools | tojson }}{% endif %}{{ strftime_now('%Y') }}{{ mood }}"
     template = tokenizers.ChatTemplate(source)
     year = str(datetime.datetime.now().year)
@@ -62,7 +62,7 @@ def test_tools_json_and_the_date():
     assert template.render(HELLO) == year
 
 
-def test_ids_of_a_chat():
+def test_chat_template_token_ids():
     tok = tokenizers.BytePair.train([CHATML], 300, special_tokens=["<|im_start|>", "<|im_end|>"])
     ids = tok.encode(tokenizers.ChatTemplate(CHATML).render(HELLO), parse_special=True)
     assert ids.count(3) == 3 and ids.count(4) == 2 and ids[0] == 3
@@ -84,25 +84,25 @@ def test_ids_of_a_chat():
         "{{ 1 + 'a' }}",
     ],
 )
-def test_what_a_template_may_not_do(source):
+def test_unsafe_templates_raise_error(source):
     with pytest.raises(InputError, match="the chat template rejects"):
         tokenizers.ChatTemplate(source).render([dict(HELLO[0])])
 
 
-def test_wrong_templates_and_messages_are_named():
+def test_invalid_templates_and_messages_raise_error():
     with pytest.raises(InputError, match=r"line 2: .*endfor"):
         tokenizers.ChatTemplate("\n{% for m in messages %}")
     with pytest.raises(InputError, match="`source` must be a str, got NoneType"):
         tokenizers.ChatTemplate(None)
     template = tokenizers.ChatTemplate(CHATML)
-    for messages, words in (
+    for messages, error in (
         ([], "non-empty list"),
         ("Hello", "non-empty list"),
         (["Hello"], "`messages` 0 must be a dict, got str"),
         ([*HELLO, {"content": "x"}], '`messages` 1: "role" must be a str, got None'),
         ([{"role": "user", "content": 3}], '"content" must be a str, got 3'),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=error):
             template.render(messages)
     calls = [{"role": "assistant", "content": None, "tool_calls": []}]
     assert tokenizers.ChatTemplate("{{ messages[0].role }}").render(calls) == "assistant"

@@ -1,4 +1,4 @@
-"""Tokenizers from GGUF metadata."""
+"""Test tokenizers from GGUF metadata."""
 
 import io
 import pydoc_data.topics
@@ -30,26 +30,26 @@ def byte_pair_fields():
     }
 
 
-def test_byte_pairs():
+def test_byte_pair():
     tok, fields = byte_pair_fields()
-    read = tokenizers.from_gguf_metadata(fields)
+    loaded = tokenizers.from_gguf_metadata(fields)
     text = f"<|im_start|>{TEXT}  12 <|eos|>"
     for parse_special in (False, True):
-        assert read.encode(text, parse_special) == tok.encode(text, parse_special)
-    assert (read.bos_id, read.eos_id, read.pad_id, read.unk_id) == (1, 2, 2, -1)
-    assert not read.add_bos and tok.add_bos
+        assert loaded.encode(text, parse_special) == tok.encode(text, parse_special)
+    assert (loaded.bos_id, loaded.eos_id, loaded.pad_id, loaded.unk_id) == (1, 2, 2, -1)
+    assert not loaded.add_bos and tok.add_bos
 
 
-def test_llama_3_takes_whole_words():
+def test_llama3_ignores_merges():
     _, fields = byte_pair_fields()
     fields["tokenizer.ggml.pre"] = "llama-bpe"
     del fields["tokenizer.ggml.add_bos_token"]
-    read = tokenizers.from_gguf_metadata(fields)
-    assert read.ignore_merges and read.add_bos and read.pre_tokenizer == "llama3"
+    loaded = tokenizers.from_gguf_metadata(fields)
+    assert loaded.ignore_merges and loaded.add_bos and loaded.pre_tokenizer == "llama3"
 
 
 @pytest.mark.parametrize("add_space", [True, False])
-def test_sentence_pieces(add_space):
+def test_sentencepiece(add_space):
     writer = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([TEXT]),
@@ -86,7 +86,7 @@ def test_sentence_pieces(add_space):
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    "change, message",
     [
         ({"model": "bert"}, "model is 'bert'"),
         ({"pre": "poro-chat"}, "pre is 'poro-chat'.*'smollm'"),
@@ -98,8 +98,8 @@ def test_sentence_pieces(add_space):
         ({"merges": ["a nonsense"]}, "'nonsense'"),
     ],
 )
-def test_what_cannot_be_read_is_named(change, words):
+def test_invalid_metadata_raises_error(change, message):
     _, fields = byte_pair_fields()
     fields.update({f"tokenizer.ggml.{name}": value for name, value in change.items()})
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         tokenizers.from_gguf_metadata(fields)

@@ -1,4 +1,4 @@
-"""Files of Hugging Face's libraries, read and written with the same ids."""
+"""Test that tokenizer files of Hugging Face's libraries are read and written with the same ids."""
 
 import functools
 import json
@@ -20,80 +20,85 @@ LLAMA3 = PRE_TOKENIZERS["llama3"].pattern
 
 
 @functools.cache
-def byte_pair():
+def make_byte_pair():
     return tokenizers.BytePair.train(TOPICS, 500, special_tokens=["<s>", "<mask>"])
 
 
 @functools.cache
-def sentence_piece(model_type="bpe"):
+def make_sentencepiece(model_type="bpe"):
     return tokenizers.SentencePiece.train(TOPICS, 500, model_type)
 
 
-def original(pre_tokenizer, **model):
-    """A byte-level tokenizer of the original library, special tokens outside its vocabulary."""
-    tok = byte_pair()
+def rust_byte_level_bpe(pre_tokenizer, **model):
+    """Return a byte-level BPE of the Rust library, with special tokens outside its vocabulary."""
+    tok = make_byte_pair()
     vocabulary = {token: index for token, index in tok.vocabulary.items() if index > 4}
-    # Its ids begin at 0, as they do in every checkpoint.
+    # Its ids begin at 0, as in every checkpoint.
     vocabulary = {token: index - 5 for token, index in vocabulary.items()}
     merges = [tuple(merge.split(" ")) for merge in tok.merges]
-    found = rust.Tokenizer(rust.models.BPE(vocabulary, merges, **model))
-    found.pre_tokenizer = pre_tokenizer
-    found.decoder = rust.decoders.ByteLevel()
-    found.add_special_tokens(["<s>", "<|eos|>"])
-    found.add_special_tokens([rust.AddedToken("<mask>", lstrip=True)])
-    return found
+    tokenizer = rust.Tokenizer(rust.models.BPE(vocabulary, merges, **model))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = rust.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "<|eos|>"])
+    tokenizer.add_special_tokens([rust.AddedToken("<mask>", lstrip=True)])
+    return tokenizer
 
 
-def byte_level(**options):
+def rust_byte_level(**options):
     return rust.pre_tokenizers.ByteLevel(add_prefix_space=False, **options)
 
 
-def split(pattern):
+def rust_split(pattern):
     pieces = rust.pre_tokenizers.Split(rust.Regex(pattern), "isolated")
-    return rust.pre_tokenizers.Sequence([pieces, byte_level(use_regex=False)])
+    return rust.pre_tokenizers.Sequence([pieces, rust_byte_level(use_regex=False)])
 
 
-ORIGINALS = {
-    "gpt2": lambda: original(byte_level()),
-    "llama3": lambda: original(split(LLAMA3), ignore_merges=True),
-    "qwen": lambda: original(split(LLAMA3.replace("{1,3}", ""))),
-    "smollm": lambda: original(
+RUST_TOKENIZERS = {
+    "gpt2": lambda: rust_byte_level_bpe(rust_byte_level()),
+    "llama3": lambda: rust_byte_level_bpe(rust_split(LLAMA3), ignore_merges=True),
+    "qwen": lambda: rust_byte_level_bpe(rust_split(LLAMA3.replace("{1,3}", ""))),
+    "smollm": lambda: rust_byte_level_bpe(
         rust.pre_tokenizers.Sequence(
-            [rust.pre_tokenizers.Digits(individual_digits=True), byte_level()]
+            [rust.pre_tokenizers.Digits(individual_digits=True), rust_byte_level()]
         )
     ),
 }
 
 
-@pytest.mark.parametrize("name", ORIGINALS)
-def test_byte_pairs_are_read(name, tmp_path):
-    found = ORIGINALS[name]()
+@pytest.mark.parametrize("name", RUST_TOKENIZERS)
+def test_read_byte_pair(name, tmp_path):
+    rust_tokenizer = RUST_TOKENIZERS[name]()
     if name == "qwen":
-        found.normalizer = rust.normalizers.NFC()
+        rust_tokenizer.normalizer = rust.normalizers.NFC()
     if name == "llama3":
-        found.post_processor = rust.processors.TemplateProcessing(
-            single=["<s>", "$A"], special_tokens=[("<s>", found.token_to_id("<s>"))]
+        rust_tokenizer.post_processor = rust.processors.TemplateProcessing(
+            single=["<s>", "$A"], special_tokens=[("<s>", rust_tokenizer.token_to_id("<s>"))]
         )
-    found.save(str(tmp_path / "tokenizer.json"))
+    rust_tokenizer.save(str(tmp_path / "tokenizer.json"))
     settings = {"bos_token": {"content": "<s>"}, "eos_token": "<|eos|>", "pad_token": None}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     tok = tokenizers.from_hugging_face(tmp_path)
     texts = [*TEXTS, "a  <mask> b e\u0301"]
-    expected = [found.encode(text, add_special_tokens=False).ids for text in texts]
+    expected = [rust_tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     assert tok.encode_batch(texts, parse_special=True) == expected
     assert tok.pre_tokenizer == name and tok.add_bos == (name == "llama3")
-    assert (tok.bos_id, tok.eos_id) == (found.token_to_id("<s>"), found.token_to_id("<|eos|>"))
-    assert tok.pad_id == tok.eos_id and tok.vocabulary_size == found.get_vocab_size()
+    assert (tok.bos_id, tok.eos_id) == (
+        rust_tokenizer.token_to_id("<s>"),
+        rust_tokenizer.token_to_id("<|eos|>"),
+    )
+    assert tok.pad_id == tok.eos_id and tok.vocabulary_size == rust_tokenizer.get_vocab_size()
     assert tok.tokenize(texts).to_list() == tok.encode_batch(texts)
 
 
-def test_gpt2_files_are_read(tmp_path):
-    vocabulary = {token: i for i, token in enumerate([*byte_pair().vocabulary, "<|endoftext|>"])}
+def test_read_gpt2_files(tmp_path):
+    vocabulary = {
+        token: i for i, token in enumerate([*make_byte_pair().vocabulary, "<|endoftext|>"])
+    }
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
-    text = "#version: 0.2\n" + "\n".join(byte_pair().merges) + "\n"
+    text = "#version: 0.2\n" + "\n".join(make_byte_pair().merges) + "\n"
     (tmp_path / "merges.txt").write_text(text, "utf-8")
     tok = tokenizers.from_hugging_face(tmp_path)
-    assert tok.encode_batch(TEXTS) == byte_pair().encode_batch(TEXTS)
+    assert tok.encode_batch(TEXTS) == make_byte_pair().encode_batch(TEXTS)
     assert tok.bos_id == tok.eos_id == tok.pad_id == 500 and not tok.add_bos
     (tmp_path / "merges.txt").unlink()
     with pytest.raises(InputError, match=r"merges\.txt does not exist"):
@@ -101,22 +106,22 @@ def test_gpt2_files_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("lowercase", [True, False])
-def test_word_pieces_are_read(lowercase, tmp_path):
+def test_read_word_piece(lowercase, tmp_path):
     pieces = tokenizers.WordPiece.train(TOPICS, 500, lowercase=lowercase).vocabulary
     (tmp_path / "vocab.txt").write_bytes("\n".join(pieces).encode())
-    found = rust.BertWordPieceTokenizer(str(tmp_path / "vocab.txt"), lowercase=lowercase)
-    expected = [found.encode(text, add_special_tokens=False).ids for text in TEXTS]
+    rust_tokenizer = rust.BertWordPieceTokenizer(str(tmp_path / "vocab.txt"), lowercase=lowercase)
+    expected = [rust_tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowercase}))
     from_text = tokenizers.from_hugging_face(tmp_path)
-    found.enable_truncation(5)
-    found.save(str(tmp_path / "tokenizer.json"))
+    rust_tokenizer.enable_truncation(5)
+    rust_tokenizer.save(str(tmp_path / "tokenizer.json"))
     from_json = tokenizers.from_hugging_face(tmp_path)
     for tok in (from_text, from_json):
         assert tok.encode_batch(TEXTS, parse_special=True) == expected
         assert (tok.bos_id, tok.eos_id, tok.lowercase) == (2, 3, lowercase)
 
 
-def test_sentence_pieces_are_read(tmp_path):
+def test_read_sentencepiece(tmp_path):
     model = tmp_path / "tokenizer.model"
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TOPICS),
@@ -125,7 +130,7 @@ def test_sentence_pieces_are_read(tmp_path):
         pad_id=-1,
         minloglevel=2,
     )
-    found = sentencepiece.SentencePieceProcessor(model_proto=model.read_bytes())
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.read_bytes())
     settings = {
         "pad_token": "<pad>",
         "add_bos_token": False,
@@ -133,15 +138,15 @@ def test_sentence_pieces_are_read(tmp_path):
     }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     tok = tokenizers.from_hugging_face(tmp_path)
-    assert tok.encode_batch(TEXTS) == found.encode(TEXTS)
+    assert tok.encode_batch(TEXTS) == processor.encode(TEXTS)
     assert (tok.pad_id, tok.eos_id, tok.add_bos, tok.vocabulary_size) == (400, 2, False, 401)
-    pieces = [found.id_to_piece(index) for index in range(400)]
+    pieces = [processor.id_to_piece(index) for index in range(400)]
     data = {
         "model": {"type": "Unigram", "vocab": [[piece, 0.0] for piece in pieces]},
         "added_tokens": [{"id": 400, "content": "<pad>"}],
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
-    assert tokenizers.from_hugging_face(tmp_path).encode_batch(TEXTS) == found.encode(TEXTS)
+    assert tokenizers.from_hugging_face(tmp_path).encode_batch(TEXTS) == processor.encode(TEXTS)
     pieces[7], pieces[8] = pieces[8], pieces[7]
     data["model"]["vocab"] = [[piece, 0.0] for piece in pieces]
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
@@ -152,10 +157,10 @@ def test_sentence_pieces_are_read(tmp_path):
         tokenizers.from_hugging_face(tmp_path)
 
 
-def normalising():
+def make_normalizing():
     return tokenizers.BytePair(
-        byte_pair().vocabulary,
-        byte_pair().merges,
+        make_byte_pair().vocabulary,
+        make_byte_pair().merges,
         "llama3",
         ["<s>", "<mask>"],
         eos="<s>",
@@ -165,41 +170,45 @@ def normalising():
     )
 
 
-WRITTEN = {
-    "byte_pair": byte_pair,
-    "byte_pair_of_nfc": normalising,
+TOKENIZERS = {
+    "byte_pair": make_byte_pair,
+    "byte_pair_of_nfc": make_normalizing,
     "word_piece": lambda: tokenizers.WordPiece.train(TOPICS, 500),
-    "sentence_piece_bpe": lambda: sentence_piece("bpe"),
-    "sentence_piece_unigram": lambda: sentence_piece("unigram"),
+    "sentence_piece_bpe": lambda: make_sentencepiece("bpe"),
+    "sentence_piece_unigram": lambda: make_sentencepiece("unigram"),
 }
 
 
-@pytest.mark.parametrize("name", WRITTEN)
-def test_what_is_written_gives_the_same_ids(name, tmp_path):
-    tok = WRITTEN[name]()
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_written_files_give_same_ids(name, tmp_path):
+    tok = TOKENIZERS[name]()
     tokenizers.to_hugging_face(tok, tmp_path)
-    found = rust.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    rust_tokenizer = rust.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     texts = [*TEXTS, "a  <mask> b", *TOPICS[-3:]]
     ids = tok.encode_batch(texts, parse_special=True)
-    assert [found.encode(text, add_special_tokens=False).ids for text in texts] == ids
-    decoded = found.decode(ids[-1], skip_special_tokens=False)
+    assert [rust_tokenizer.encode(text, add_special_tokens=False).ids for text in texts] == ids
+    decoded = rust_tokenizer.decode(ids[-1], skip_special_tokens=False)
     assert decoded == tok.decode(ids[-1])
-    around = found.encode("the end").ids
+    with_special = rust_tokenizer.encode("the end").ids
     begin = [tok.bos_id] if tok.add_bos else []
     end = [tok.eos_id] if isinstance(tok, tokenizers.WordPiece) else []
-    assert around == [*begin, *tok.encode("the end"), *end]
-    back = tokenizers.from_hugging_face(tmp_path)
-    assert back.encode_batch(texts) == tok.encode_batch(texts)
+    assert with_special == [*begin, *tok.encode("the end"), *end]
+    loaded = tokenizers.from_hugging_face(tmp_path)
+    assert loaded.encode_batch(texts) == tok.encode_batch(texts)
     for name in ("vocabulary_size", "pad_id", "bos_id", "eos_id", "unk_id", "add_bos"):
-        assert getattr(back, name) == getattr(tok, name)
+        assert getattr(loaded, name) == getattr(tok, name)
 
 
-def test_models_made_elsewhere_are_written_as_they_are(tmp_path):
-    tok = tokenizers.SentencePiece(sentence_piece().model, escape=False)
+def test_external_models_are_written_unchanged(tmp_path):
+    tok = tokenizers.SentencePiece(make_sentencepiece().model, escape=False)
     tokenizers.to_hugging_face(tok, tmp_path)
     assert (tmp_path / "tokenizer.model").read_bytes() == tok.model
-    back = tokenizers.from_hugging_face(tmp_path)
-    assert back.encode("a \u2581") == tok.encode("a \u2581") != sentence_piece().encode("a \u2581")
+    loaded = tokenizers.from_hugging_face(tmp_path)
+    assert (
+        loaded.encode("a \u2581")
+        == tok.encode("a \u2581")
+        != make_sentencepiece().encode("a \u2581")
+    )
     with pytest.raises(InputError, match="got dict"):
         tokenizers.to_hugging_face({}, tmp_path)
 
@@ -208,9 +217,9 @@ def test_chat_templates(tmp_path):
     assert tokenizers.chat_template_from_hugging_face(tmp_path) is None
     hello = [{"role": "user", "content": "Hello"}]
     template = tokenizers.ChatTemplate("{{ bos_token }}{{ messages[0].content }}")
-    tokenizers.to_hugging_face(byte_pair(), tmp_path, template)
-    found = tokenizers.chat_template_from_hugging_face(tmp_path)
-    assert found.render(hello) == "<|bos|>Hello"
+    tokenizers.to_hugging_face(make_byte_pair(), tmp_path, template)
+    loaded = tokenizers.chat_template_from_hugging_face(tmp_path)
+    assert loaded.render(hello) == "<|bos|>Hello"
     (tmp_path / "chat_template.jinja").write_text("{{ eos_token }}!")
     assert tokenizers.chat_template_from_hugging_face(tmp_path).render(hello) == "<|eos|>!"
     (tmp_path / "chat_template.jinja").write_text("{% if %}")
@@ -222,7 +231,7 @@ def test_chat_templates(tmp_path):
     assert tokenizers.chat_template_from_hugging_face(tmp_path).render(hello) == "yes"
 
 
-def changed(data, path, value):
+def set_path(data, path, value):
     *path, last = path.split(".")
     for name in path:
         data = data[name]
@@ -230,7 +239,7 @@ def changed(data, path, value):
 
 
 @pytest.mark.parametrize(
-    "path, value, words",
+    "path, value, message",
     [
         ("model.type", "WordLevel", "'WordLevel'"),
         ("model.dropout", 0.1, r"model\.dropout is 0\.1"),
@@ -248,16 +257,16 @@ def changed(data, path, value):
         ("model", [], "not a valid tokenizer"),
     ],
 )
-def test_what_cannot_be_represented_is_named(path, value, words, tmp_path):
-    data = json.loads(ORIGINALS["gpt2"]().to_str())
-    changed(data, path, value)
+def test_unsupported_files_raise_error(path, value, message, tmp_path):
+    data = json.loads(RUST_TOKENIZERS["gpt2"]().to_str())
+    set_path(data, path, value)
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         tokenizers.from_hugging_face(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "path, value, words",
+    "path, value, message",
     [
         ("normalizer", None, "normalizer is None"),
         ("normalizer.clean_text", False, "clean_text is False"),
@@ -267,19 +276,19 @@ def test_what_cannot_be_represented_is_named(path, value, words, tmp_path):
         ("added_tokens", [{"id": 0, "content": "[PAD]", "lstrip": True}], "lstrip"),
     ],
 )
-def test_other_word_pieces_are_named(path, value, words, tmp_path):
+def test_unsupported_word_piece_raises_error(path, value, message, tmp_path):
     tokenizers.to_hugging_face(tokenizers.WordPiece(["[PAD]", "[UNK]", "a"]), tmp_path)
     data = json.loads((tmp_path / "tokenizer.json").read_text())
-    changed(data, path, value)
+    set_path(data, path, value)
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         tokenizers.from_hugging_face(tmp_path)
 
 
-def test_broken_files_are_named(tmp_path):
+def test_invalid_files_raise_error(tmp_path):
     with pytest.raises(InputError, match="has no tokenizer"):
         tokenizers.from_hugging_face(tmp_path)
-    (tmp_path / "tokenizer.model").write_bytes(b"torn")
+    (tmp_path / "tokenizer.model").write_bytes(b"corrupt")
     with pytest.raises(InputError, match=r"tokenizer\.model: not a SentencePiece model"):
         tokenizers.from_hugging_face(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": ')

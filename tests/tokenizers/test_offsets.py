@@ -1,4 +1,4 @@
-"""Where tokens and words stand in a text."""
+"""Test character offsets of tokens and words."""
 
 import random
 
@@ -23,7 +23,7 @@ TEXTS = [
 ]
 
 ALPHABET = "ab zé,.  \n\t-_9ß日語ﬁ🙂\u0301\u2581\ue000\u200d\xa0İ"
-FUZZED = ["".join(random.Random(i).choices(ALPHABET, k=1 + i // 5)) for i in range(200)]
+RANDOM_TEXTS = ["".join(random.Random(i).choices(ALPHABET, k=1 + i // 5)) for i in range(200)]
 
 
 @pytest.fixture(scope="module")
@@ -44,54 +44,61 @@ NAMES = ["word_piece", "cased", "byte_pair", "llama3", "unigram", "bpe"]
 
 @pytest.mark.parametrize("name", NAMES)
 @given(text=st.one_of(st.sampled_from(TEXTS), st.text(max_size=30)))
-def test_offsets_lie_in_the_text_in_order(toks, name, text):
+def test_offsets_are_ordered_and_within_text(toks, name, text):
     tok = toks[name]
     ids, spans = tok.encode_with_offsets(text)
     assert ids == tok.encode(text) and len(ids) == len(spans)
     for start, end in spans:
         assert 0 <= start <= end <= len(text)
     assert spans == sorted(spans)
-    if name not in ("word_piece", "cased"):  # nothing is left out
+    if name not in ("word_piece", "cased"):  # these drop characters
         covered = {i for start, end in spans for i in range(start, end)}
         assert covered == set(range(len(text)))
 
 
-ALL = [*TEXTS, "", "a" * 150 + " b", "x\x00y\u200d z\ufeff", "ﬁne ½ Ǆ İstanbul ΐ", *FUZZED]
+ALL_TEXTS = [
+    *TEXTS,
+    "",
+    "a" * 150 + " b",
+    "x\x00y\u200d z\ufeff",
+    "ﬁne ½ Ǆ İstanbul ΐ",
+    *RANDOM_TEXTS,
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_graph_tells_the_same_places(toks, name):
+def test_graph_offsets_match_python(toks, name):
     tok = toks[name]
-    found = tf.function(tok.tokenize_with_offsets)(tf.constant(ALL))
-    for text, ids, starts, ends in zip(ALL, *(x.to_list() for x in found), strict=True):
+    results = tf.function(tok.tokenize_with_offsets)(tf.constant(ALL_TEXTS))
+    for text, ids, starts, ends in zip(ALL_TEXTS, *(x.to_list() for x in results), strict=True):
         assert (ids, list(zip(starts, ends, strict=True))) == tok.encode_with_offsets(text), text
 
 
-def test_a_graph_tells_the_same_words():
-    words = [x.to_list() for x in word_spans_in_graph(tf.constant(ALL))]
-    for text, starts, ends in zip(ALL, *words, strict=True):
+def test_graph_word_spans_match_python():
+    words = [x.to_list() for x in word_spans_in_graph(tf.constant(ALL_TEXTS))]
+    for text, starts, ends in zip(ALL_TEXTS, *words, strict=True):
         assert list(zip(starts, ends, strict=True)) == word_spans(text)
 
 
-def test_places_that_a_graph_cannot_tell(toks):
+def test_unsupported_graph_offsets_raise_error(toks):
     tok = toks["byte_pair"]
-    folded = tokenizers.BytePair(tok.vocabulary, tok.merges, normalization="NFC")
+    normalizing = tokenizers.BytePair(tok.vocabulary, tok.merges, normalization="NFC")
     with pytest.raises(InputError, match="normalizes"):
-        folded.tokenize_with_offsets(tf.constant(["a"]))
-    less = {piece: i for i, piece in enumerate([p for p in tok.vocabulary if p != "a"][:255])}
+        normalizing.tokenize_with_offsets(tf.constant(["a"]))
+    vocabulary = {token: i for i, token in enumerate([p for p in tok.vocabulary if p != "a"][:255])}
     with pytest.raises(InputError, match="drops bytes"):
-        tokenizers.BytePair(less, []).tokenize_with_offsets(tf.constant(["a"]))
+        tokenizers.BytePair(vocabulary, []).tokenize_with_offsets(tf.constant(["a"]))
 
 
-def test_a_token_is_of_the_text_at_its_place(toks):
+def test_tokens_match_text_at_offsets(toks):
     text = "The quick  brown fox"
     for tok in toks.values():
         for token, (start, end) in zip(*tok.encode_with_offsets(text), strict=True):
-            spelled = tok.token(token).removeprefix("##").strip("Ġ▁")
-            assert spelled in ("[UNK]", text[start:end].strip(), text[start:end].strip().lower())
+            piece = tok.token(token).removeprefix("##").strip("Ġ▁")
+            assert piece in ("[UNK]", text[start:end].strip(), text[start:end].strip().lower())
 
 
-def test_words():
+def test_word_spans():
     text = "  The parser's\tstate, été—日本 a+b \u200b🙂."
     words = [text[start:end] for start, end in word_spans(text)]
     assert words == [
@@ -102,7 +109,7 @@ def test_words():
 
 
 @given(st.text())
-def test_words_leave_out_white_space_alone(text):
+def test_word_spans_skip_only_whitespace(text):
     spans = word_spans(text)
     covered = [i for start, end in spans for i in range(start, end)]
     assert covered == [i for i, character in enumerate(text) if not character.isspace()]

@@ -1,4 +1,4 @@
-"""Any Unicode text survives, and the graph agrees with Python."""
+"""Test round trips of any Unicode text, and that the graph matches Python."""
 
 import functools
 import gc
@@ -32,7 +32,7 @@ def trained(model_type):
 @example("中文测试 emoji 🙂🇫🇷 e\u0301")
 @example("\u2581 \u2581\u2581a\ue000 \ue000a\ue000b\ue000\ue000")
 @example("<s></s><unk><pad><0x41>\x00\u2585\ufeff\ufffd")
-def test_round_trip_and_graph(model_type, text):
+def test_round_trip_in_python_and_graph(model_type, text):
     tok = trained(model_type)
     ids = tok.encode(text)
     assert tok.decode(ids) == text
@@ -42,7 +42,7 @@ def test_round_trip_and_graph(model_type, text):
     assert [t.decode() for t in tok.detokenize(in_graph).numpy()] == [text, TEXT]
 
 
-def test_special_ids_say_nothing():
+def test_special_ids_are_skipped_in_decoding():
     tok = trained("bpe")
     ids = tok.encode("fox")
     assert (tok.pad_id, tok.bos_id, tok.eos_id, tok.unk_id) == (0, 1, 2, 3)
@@ -51,13 +51,13 @@ def test_special_ids_say_nothing():
     assert tok.detokenize(padded).numpy()[0] == b"fox"
 
 
-def test_batches_are_rows():
+def test_encode_batch_matches_encode():
     tok = trained("unigram")
     texts = ["fox", "", "日本語 \u2581", TEXT]
     assert tok.encode_batch(texts) == [tok.encode(text) for text in texts]
 
 
-def test_runs_in_tf_data():
+def test_tf_data():
     tok = trained("bpe")
     data = tf.data.Dataset.from_tensor_slices([TEXT, "fox"]).batch(2).map(tok.tokenize)
     assert next(iter(data)).to_list() == [tok.encode(TEXT), tok.encode("fox")]
@@ -75,7 +75,7 @@ def test_training_is_deterministic_and_reads_files(model_type, tmp_path):
     assert len(models) == 1
 
 
-def test_more_characters_than_the_vocabulary_holds():
+def test_more_characters_than_vocabulary_size():
     text = "".join(chr(c) for c in range(0x4E00, 0x5200)) + "的一是" * 30000
     tok = tokenizers.SentencePiece.train([text], vocabulary_size=320, model_type="bpe")
     assert tok.vocabulary_size == 320
@@ -93,7 +93,7 @@ def test_save_and_load(tmp_path):
 
 @given(UNICODE)
 @example("a🙂b\u2581c👩‍👩‍👧\ue000")
-def test_a_streamed_piece_never_ends_inside_a_character(text):
+def test_decode_stream_keeps_characters_whole(text):
     tok = trained("bpe")
     ids = tok.encode(text)
     pieces = list(tok.decode_stream(iter(ids)))
@@ -102,16 +102,16 @@ def test_a_streamed_piece_never_ends_inside_a_character(text):
         assert not any("\ufffd" in piece for piece in pieces)
 
 
-def test_a_torn_character_comes_at_the_end():
+def test_decode_stream_of_incomplete_character():
     tok = trained("bpe")
-    ids = tok.encode("\U0001f9ff")  # in no piece: spelled in four bytes
+    ids = tok.encode("\U0001f9ff")  # not in any piece: encoded as four bytes
     assert len(ids) == 4
     assert list(tok.decode_stream(ids[:2])) == [tok.decode(ids[:2])]
     assert list(tok.decode_stream(ids)) == ["\U0001f9ff"]
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, message",
     [
         ({"files_or_iterable": []}, "no text"),
         ({"files_or_iterable": [TEXT], "vocabulary_size": 100}, "261"),
@@ -124,16 +124,16 @@ def test_a_torn_character_comes_at_the_end():
         ({"files_or_iterable": "no/such/file.txt"}, "no/such/file.txt"),
     ],
 )
-def test_wrong_training_is_refused(arguments, words):
-    with pytest.raises(InputError, match=words):
+def test_invalid_training_arguments_raise_error(arguments, message):
+    with pytest.raises(InputError, match=message):
         tokenizers.SentencePiece.train(**arguments)
 
 
-def test_broken_folders_are_named(tmp_path):
+def test_invalid_folders_raise_error(tmp_path):
     with pytest.raises(InputError, match="no tokenizer"):
         tokenizers.load(tmp_path)
     trained("bpe").save(tmp_path)
-    (tmp_path / "sentencepiece.model").write_bytes(b"torn")
+    (tmp_path / "sentencepiece.model").write_bytes(b"corrupt")
     with pytest.raises(InputError, match="SentencePiece"):
         tokenizers.load(tmp_path)
     (tmp_path / "sentencepiece.model").unlink()
@@ -145,24 +145,24 @@ def test_broken_folders_are_named(tmp_path):
 
 
 @pytest.fixture
-def young_garbage():
-    """A collection looks at what the test makes alone: all that a suite holds takes seconds."""
+def freeze_garbage_collector():
+    """Collect only objects of the test; a collection of all objects of a suite takes seconds."""
     gc.freeze()
     yield
     gc.unfreeze()
 
 
-def test_of_two_alike_one_may_go(young_garbage, tmp_path):
+def test_deleting_one_of_two_equal_tokenizers(freeze_garbage_collector, tmp_path):
     tokenizers.SentencePiece.train(["once upon a time"] * 9, 275, "bpe").save(tmp_path)
-    one, other = tokenizers.load(tmp_path), tokenizers.load(tmp_path)
-    expected = [one.encode("upon")]
-    assert one.tokenize(["upon"]).to_list() == other.tokenize(["upon"]).to_list() == expected
-    del one
+    first, second = tokenizers.load(tmp_path), tokenizers.load(tmp_path)
+    expected = [first.encode("upon")]
+    assert first.tokenize(["upon"]).to_list() == second.tokenize(["upon"]).to_list() == expected
+    del first
     gc.collect()
-    assert other.tokenize(["upon"]).to_list() == expected
+    assert second.tokenize(["upon"]).to_list() == expected
 
 
-def test_a_cleared_session_leaves_it(young_garbage):
+def test_tokenizer_works_after_clear_session(freeze_garbage_collector):
     import keras
 
     tok = tokenizers.SentencePiece.train(["once upon a time"] * 9, 276, "bpe")

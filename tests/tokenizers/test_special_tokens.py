@@ -1,4 +1,4 @@
-"""Special tokens that a text spells out, in a graph as in Python."""
+"""Test parsing of special tokens in text, in a graph and in Python."""
 
 import functools
 
@@ -23,7 +23,7 @@ def toks():
 
 
 @pytest.mark.parametrize("name", ["byte_pair", "word_piece", "sentencepiece"])
-def test_the_graph_finds_what_python_finds(toks, name):
+def test_graph_matches_python(toks, name):
     tok = toks[name]
     special = list(tok.special_tokens)
     parts = st.sampled_from([*special, "once", " ", "  \n", "<|im_", "end|>", "axb", "é", "🙂", ""])
@@ -35,8 +35,8 @@ def test_the_graph_finds_what_python_finds(toks, name):
     @given(st.lists(st.lists(parts, max_size=6).map("".join), min_size=1, max_size=4))
     def check(texts):
         expected = [tok.encode_prompt(text, parse_special=True) for text in texts]
-        found, plain = both(tf.constant(texts))
-        assert found.to_list() == expected
+        parsed, plain = both(tf.constant(texts))
+        assert parsed.to_list() == expected
         assert plain.to_list() == [tok.encode_prompt(text) for text in texts]
 
     check()

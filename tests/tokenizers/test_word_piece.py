@@ -1,4 +1,4 @@
-"""BERT's ids for any Unicode text, in Python and in a graph."""
+"""Compare WordPiece ids with the tokenizers library for any Unicode text, in Python and graphs."""
 
 import functools
 import itertools
@@ -20,13 +20,19 @@ from keras_llm.errors import InputError
 
 TEXT = """The quick brown fox's jump, unwanted! def f(x):\n\t\treturn  x + 1\r\n
  春眠不觉晓,处处闻啼鸟。  Où est-il ? Straße 🙂 ΣΊΣΥΦΟΣ İstanbul 한국어 हिन्दी"""
-AWKWARD = " \t\n\x0b\x1c\x85\u2028aéÉ\u017fK\u1e9eİΣ字한각🙂\u0301\u0323\u0345\u034f\u200d.,-¿\x00"
-# Marks that keep their place by order; characters that decompose; others younger than
-# TensorFlow's Unicode.
-AWKWARD += "\u302e\u302f\U0001d165\U0001d16d豈≠\u037e\u1fef\U00016ff0\ufeff\ufffd\uffff\ue000"
-AWKWARD += "\U0001e5f1\U00010d40\U0002ee59\u1c89\ua7cb\U00011f50\U000105c9"
-UNICODE = st.text(st.characters(exclude_categories=["Cs"])) | st.text(st.sampled_from(AWKWARD))
-WAYS = [(True, None, True), (False, None, True), (True, False, False), (False, True, True)]
+SPECIAL_CHARACTERS = (
+    " \t\n\x0b\x1c\x85\u2028aéÉ\u017fK\u1e9eİΣ字한각🙂\u0301\u0323\u0345\u034f\u200d.,-¿\x00"
+)
+# Combining marks of several classes, characters that decompose, and characters newer than
+# TensorFlow's Unicode version.
+SPECIAL_CHARACTERS += (
+    "\u302e\u302f\U0001d165\U0001d16d豈≠\u037e\u1fef\U00016ff0\ufeff\ufffd\uffff\ue000"
+)
+SPECIAL_CHARACTERS += "\U0001e5f1\U00010d40\U0002ee59\u1c89\ua7cb\U00011f50\U000105c9"
+UNICODE = st.text(st.characters(exclude_categories=["Cs"])) | st.text(
+    st.sampled_from(SPECIAL_CHARACTERS)
+)
+OPTIONS = [(True, None, True), (False, None, True), (True, False, False), (False, True, True)]
 
 
 @functools.cache
@@ -36,11 +42,11 @@ def trained():
 
 
 @functools.cache
-def variant(way):
-    """The trained pieces with other options, ours and as the original library has them."""
-    lowercase, strip_accents, split_chinese = way
+def variant(options):
+    """Return the trained pieces with other options, as our tokenizer and as the Rust library's."""
+    lowercase, strip_accents, split_chinese = options
     tok = trained()
-    ours = tokenizers.WordPiece(tok.vocabulary, *way, max_word_length=20)
+    ours = tokenizers.WordPiece(tok.vocabulary, *options, max_word_length=20)
     ids = {piece: index for index, piece in enumerate(tok.vocabulary)}
     model = rust.models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=20)
     original = rust.Tokenizer(model)
@@ -49,23 +55,23 @@ def variant(way):
     )
     original.pre_tokenizer = rust.pre_tokenizers.BertPreTokenizer()
     original.decoder = rust.decoders.WordPiece()
-    return ours, original, *in_graph(ours)
+    return ours, original, *trace(ours)
 
 
-def in_graph(tok):
-    """`tokenize` and `detokenize` traced once for all lengths."""
+def trace(tok):
+    """Return `tokenize` and `detokenize`, traced once for all lengths."""
     spec = [tf.TensorSpec([None], tf.string)]
     rows = [tf.RaggedTensorSpec([None, None], tf.int32)]
     return tf.function(tok.tokenize, spec), tf.function(tok.detokenize, rows)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("options", OPTIONS)
 @given(UNICODE, UNICODE)
 @example("", " ")
 @example("a" * 20 + " " + "a" * 21, "e\u0301" * 20 + " " + "字" * 21)
 @example("[CLS] [MASK] ##ing", "do n't, it 's . \x00\U0001d165\u034f\U0001d16d")
-def test_ids_and_texts_of_the_original(way, first, second):
-    tok, original, tokenize, detokenize = variant(way)
+def test_ids_and_texts_match_tokenizers_library(options, first, second):
+    tok, original, tokenize, detokenize = variant(options)
     texts = [first, TEXT, second]
     ids = [original.encode(text).ids for text in texts]
     assert [tok.encode(text) for text in texts] == ids == tok.encode_batch(texts)
@@ -77,24 +83,24 @@ def test_ids_and_texts_of_the_original(way, first, second):
 
 
 @functools.cache
-def characters_of_every_category():
+def sample_characters():
     scalars = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
     pairs = [(a, b) for a, b in itertools.pairwise(scalars) if category(a) != category(b)]
     return {*itertools.chain(*pairs), *scalars[::97]}
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_characters_of_every_category_in_every_place(way):
-    tok, original, tokenize, _ = variant(way)
-    texts = [f"a{c}b {c} {c}{c}" for c in characters_of_every_category()]
+@pytest.mark.parametrize("options", OPTIONS)
+def test_characters_of_all_categories_and_positions(options):
+    tok, original, tokenize, _ = variant(options)
+    texts = [f"a{c}b {c} {c}{c}" for c in sample_characters()]
     ids = [encoding.ids for encoding in original.encode_batch(texts)]
     assert tok.encode_batch(texts) == ids
     assert tokenize(texts).to_list() == ids
 
 
 @given(st.lists(st.integers(0, 599)))
-def test_any_ids_decode_alike(ids):
-    tok, _, _, detokenize = variant(WAYS[0])
+def test_detokenize_matches_decode(ids):
+    tok, _, _, detokenize = variant(OPTIONS[0])
     assert detokenize(tf.ragged.constant([ids], tf.int32)).numpy()[0].decode() == tok.decode(ids)
     assert "".join(tok.decode_stream(ids)) == tok.decode(ids)
 
@@ -110,7 +116,7 @@ def test_special_tokens():
     assert tok.detokenize([[2, 4, *fox, 3, 0, 0]]).numpy()[0] == b"[MASK] fox"
 
 
-def test_empty_batches_and_bytes_that_are_no_utf8():
+def test_empty_batches_and_invalid_utf8():
     tok = trained()
     assert tok.encode_batch([]) == []
     assert tok.tokenize(tf.zeros([0], tf.string)).to_list() == []
@@ -119,13 +125,13 @@ def test_empty_batches_and_bytes_that_are_no_utf8():
     assert tok.tokenize([b"fo\xffx \xe2\x82"]).to_list() == [tok.encode("fox")]
 
 
-def test_runs_in_tf_data_and_in_a_saved_model(tmp_path):
+def test_tf_data_and_saved_model(tmp_path):
     tok = trained()
     data = tf.data.Dataset.from_tensor_slices([TEXT, "fox"]).batch(2).map(tok.tokenize)
     assert next(iter(data)).to_list() == [tok.encode(TEXT), tok.encode("fox")]
     module = tf.Module()
     module.resources = tok.graph_resources()
-    module.tokenize, module.detokenize = in_graph(tok)
+    module.tokenize, module.detokenize = trace(tok)
     tf.saved_model.save(module, tmp_path)
     loaded = tf.saved_model.load(tmp_path)
     rows = loaded.tokenize([TEXT, "", "fox"])
@@ -135,7 +141,7 @@ def test_runs_in_tf_data_and_in_a_saved_model(tmp_path):
     ]
 
 
-TRAIN = """
+TRAIN_SCRIPT = """
 import json, sys, tokenizers
 from keras_llm.tokenizers import BytePair, WordPiece
 texts = json.load(sys.stdin)
@@ -143,12 +149,12 @@ json.dump([WordPiece.train(texts, 400).vocabulary, BytePair.train(texts, 400).me
 """
 
 
-def test_training_is_the_same_in_every_process(tmp_path):
-    """The trainer's hash tables are seeded anew in each."""
+def test_training_is_deterministic_across_processes(tmp_path):
+    """The trainer's hash tables are seeded differently in each process."""
     texts = [TEXT, *pydoc_data.topics.topics.values()][:9]
     runs = {
         subprocess.run(
-            [sys.executable, "-c", TRAIN],
+            [sys.executable, "-c", TRAIN_SCRIPT],
             input=json.dumps(texts),
             capture_output=True,
             text=True,
@@ -168,7 +174,7 @@ def test_training_is_the_same_in_every_process(tmp_path):
 
 
 @pytest.mark.parametrize("index", [-1, 600])
-def test_ids_that_are_none(index):
+def test_out_of_range_ids_raise_error(index):
     with pytest.raises(InputError, match=f"{index} is not in 0 to 599"):
         trained().decode([7, index])
 
@@ -182,7 +188,7 @@ def test_save_and_load(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, message",
     [
         ({"vocabulary": ["a"]}, r"has no \"\[UNK\]\""),
         ({"vocabulary": ["[UNK]", "a", "a"]}, "'a' has the ids 1 and 2"),
@@ -193,25 +199,25 @@ def test_save_and_load(tmp_path):
         ({"vocabulary": ["[UNK]"], "special_tokens": ["[X]"]}, r"'\[X\]' is not in"),
     ],
 )
-def test_wrong_vocabularies_are_refused(arguments, words):
-    with pytest.raises(InputError, match=words):
+def test_invalid_vocabularies_raise_error(arguments, message):
+    with pytest.raises(InputError, match=message):
         tokenizers.WordPiece(**arguments)
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, message",
     [
         ({"files_or_iterable": []}, "no text"),
         ({"files_or_iterable": [TEXT], "vocabulary_size": 68}, "at least 69"),
         ({"files_or_iterable": "no/such/file.txt"}, "no/such/file.txt"),
     ],
 )
-def test_wrong_training_is_refused(arguments, words):
-    with pytest.raises(InputError, match=words):
+def test_invalid_training_arguments_raise_error(arguments, message):
+    with pytest.raises(InputError, match=message):
         tokenizers.WordPiece.train(**arguments)
 
 
-def test_broken_folders_are_named(tmp_path):
+def test_invalid_folders_raise_error(tmp_path):
     trained().save(tmp_path)
     (tmp_path / "vocab.txt").unlink()
     with pytest.raises(InputError, match=r"vocab\.txt does not exist"):

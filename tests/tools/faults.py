@@ -1,15 +1,15 @@
 """The faults that seeded_faults.py puts into a copy of the library, one at a time.
 
-Each is one changed line of one file which changes what the code does: a bound that is off by one,
-a wrong axis or sign, a mask or check left out, arguments that changed places. Its name begins with
-its room. Where the same line stands in another file in an older checkout, `older` says where.
+Each is one changed line of one file that changes what the code does: a bound that is off by one, a
+wrong axis or sign, a missing mask or check, swapped arguments. Its name begins with its package. If
+an older checkout has the line in another file, `older` names the place.
 """
 
 from typing import NamedTuple
 
 
 class Place(NamedTuple):
-    """Where the changed line is: its file, text that is there exactly once, and the new text."""
+    """A line to change: its file, text that occurs exactly once, and the new text."""
 
     file: str
     find: str
@@ -17,7 +17,7 @@ class Place(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """A seeded fault and the tests, as pytest takes them, which are expected to notice it."""
+    """A seeded fault and the tests, named as for pytest, that are expected to notice it."""
 
     name: str
     what: str
@@ -29,7 +29,7 @@ class Fault(NamedTuple):
 LAYERS = (
     Fault(
         "layers-causal-strict",
-        "a token does not see itself",
+        "a token does not attend to itself",
         Place(
             "keras_llm/layers/masks.py",
             "return _pairwise(ops.less_equal, query_positions",
@@ -49,7 +49,7 @@ LAYERS = (
     ),
     Fault(
         "layers-alibi-slopes",
-        "slopes of heads beyond a power of two are the wrong ones",
+        "heads beyond a power of two get wrong slopes",
         Place(
             "keras_llm/layers/alibi.py",
             "_slopes(2 * power, max_bias)[::2]",
@@ -59,7 +59,7 @@ LAYERS = (
     ),
     Fault(
         "layers-yarn-ramp",
-        "YaRN stretches the frequencies it should keep",
+        "YaRN scales the frequencies that it should keep",
         Place(
             "keras_llm/layers/rotary.py",
             "return plain * (1 - ramp) + plain / self.factor * ramp, attention_factor",
@@ -69,7 +69,7 @@ LAYERS = (
     ),
     Fault(
         "layers-moe-balance",
-        "the balance loss of experts has the wrong scale",
+        "the load balance loss has the wrong scale",
         Place(
             "keras_llm/layers/moe.py",
             "balance = self.num_experts * ops.sum(",
@@ -89,7 +89,7 @@ LAYERS = (
     ),
     Fault(
         "layers-relative-bound",
-        "a distance at the edge falls into the bucket before",
+        "a distance at a bucket's edge falls into the previous bucket",
         Place(
             "keras_llm/layers/relative.py",
             'ops.cast(distance >= bound, "int32")',
@@ -102,7 +102,7 @@ LAYERS = (
 MODELS = (
     Fault(
         "models-prefill-place",
-        "the first token of a chunk is not taken from it",
+        "the first token of a chunk is skipped",
         Place(
             "keras_llm/models/forward_cached.py",
             "(place >= 0) & (place < chunk)",
@@ -122,7 +122,7 @@ MODELS = (
     ),
     Fault(
         "models-mean-mask",
-        "the mean over tokens takes padding in",
+        "the mean over tokens includes padding",
         Place(
             "keras_llm/models/heads.py",
             "total = ops.sum(hidden * ops.expand_dims(mask, -1), axis=1)",
@@ -132,23 +132,23 @@ MODELS = (
     ),
     Fault(
         "models-source-mask",
-        "padding of the source is attended to",
+        "source padding is attended to",
         Place(
             "keras_llm/models/seq2seq.py",
             "mask = ops.not_equal(token_ids, config.pad_id)",
             "mask = ops.greater_equal(token_ids, config.pad_id)",
         ),
-        ("tests/models/test_causal_lm.py::test_cross_attention_can_be_looked_at",),
+        ("tests/models/test_causal_lm.py::test_cross_attention_maps",),
     ),
     Fault(
         "models-window-pattern",
-        "the pattern of windows is shifted by one layer",
+        "the window pattern is shifted by one layer",
         Place(
             "keras_llm/models/config.py",
             "pattern[layer % len(pattern)]",
             "pattern[(layer + 1) % len(pattern)]",
         ),
-        ("tests/models/test_causal_lm.py::test_attention_can_be_looked_at",),
+        ("tests/models/test_causal_lm.py::test_forward_returns_attention_scores",),
     ),
 )
 
@@ -165,7 +165,7 @@ GENERATION = (
     ),
     Fault(
         "generation-typical-sign",
-        "typical sampling measures from minus the entropy",
+        "typical sampling uses the negative entropy",
         Place(
             "keras_llm/generation/logits_processors.py",
             "distance = ops.abs(-log_p - entropy)",
@@ -185,7 +185,7 @@ GENERATION = (
     ),
     Fault(
         "generation-score-length",
-        "scores count one place after the text",
+        "scores include one position after the text",
         Place(
             "keras_llm/generation/loop.py",
             'ops.expand_dims(ops.cast(lengths, "int32") - 1, 1)',
@@ -195,7 +195,7 @@ GENERATION = (
     ),
     Fault(
         "generation-greedy-rows",
-        "rows of temperature 0 are sampled beside warm ones",
+        "rows of temperature 0 are sampled in a batch with other rows",
         Place(
             "keras_llm/generation/sampling.py",
             "return ops.where(sampling.temperature > 0, token, greedy())",
@@ -215,7 +215,7 @@ GENERATION = (
     ),
     Fault(
         "generation-beam-parent",
-        "beams of a later group go on from those of the first",
+        "beams of later groups continue those of the first group",
         Place(
             "keras_llm/generation/search/beam.py",
             "parents.append(parent + i * width)",
@@ -225,7 +225,7 @@ GENERATION = (
     ),
     Fault(
         "generation-contrastive-slot",
-        "the penalty looks at a slot that is not written yet",
+        "the penalty reads a slot that is not written yet",
         Place(
             "keras_llm/generation/search/contrastive.py",
             "(slots < length + step)",
@@ -235,7 +235,7 @@ GENERATION = (
     ),
     Fault(
         "generation-speculative-accept",
-        "drafted tokens after a refused one are taken",
+        "drafted tokens after a rejected one are accepted",
         Place(
             "keras_llm/generation/search/speculative.py",
             "accepted = _sum(_none_before(ops.logical_not(agrees)))",
@@ -244,18 +244,18 @@ GENERATION = (
         ("tests/generation/test_speculative.py::test_every_kind_of_cache",),
     ),
     Fault(
-        "generation-known-prefix",
-        "the last token of a prompt counts as known",
+        "generation-cached-prefix",
+        "the last token of a prompt counts as cached",
         Place(
             "keras_llm/generation/prefix_cache.py",
             "row = token_ids[0, :-1]",
             "row = token_ids[0]",
         ),
-        ("tests/tasks/test_conversation.py::test_what_is_known_gives_the_same_text",),
+        ("tests/tasks/test_conversation.py::test_prefix_cache_does_not_change_text",),
     ),
     Fault(
         "generation-engine-text",
-        "penalties of the engine look at the prompt alone",
+        "penalties of the engine use only the prompt",
         Place(
             "keras_llm/generation/scheduler/steps.py",
             "ops.reshape(prompt_length + step, (1,)),",
@@ -285,7 +285,7 @@ GENERATION = (
 TOKENIZERS = (
     Fault(
         "tokenizers-unescape-order",
-        "escapes are undone in the order they were made",
+        "escapes are reverted in the order in which they were applied",
         Place(
             "keras_llm/tokenizers/sentencepiece.py",
             "\n    for character, escaped in reversed(ESCAPES):",
@@ -321,7 +321,7 @@ TOKENIZERS = (
             "max_input_chars_per_word=self.max_word_length,",
             "max_input_chars_per_word=self.max_word_length + 1,",
         ),
-        ("tests/tokenizers/test_word_piece.py::test_ids_and_texts_of_the_original",),
+        ("tests/tokenizers/test_word_piece.py::test_ids_and_texts_match_tokenizers_library",),
     ),
     Fault(
         "tokenizers-offsets",
@@ -331,7 +331,7 @@ TOKENIZERS = (
             "return self.before(starts + 1) - 1, self.before(ends)",
             "return self.before(starts), self.before(ends)",
         ),
-        ("tests/tokenizers/test_offsets.py::test_a_graph_tells_the_same_places",),
+        ("tests/tokenizers/test_offsets.py::test_graph_offsets_match_python",),
     ),
     Fault(
         "tokenizers-gguf-types",
@@ -348,7 +348,7 @@ TOKENIZERS = (
 DATA = (
     Fault(
         "data-packing-targets",
-        "packed texts learn to begin the next text",
+        "packed texts are trained to predict the next text's begin token",
         Place(
             "keras_llm/data/packing.py",
             "return inputs, tf.where(targets == bos_id, pad_id, targets)",
@@ -358,7 +358,7 @@ DATA = (
     ),
     Fault(
         "data-masking-kept",
-        "tokens are kept in place of random ones, not beside them",
+        "tokens are kept for the wrong range of draws",
         Place(
             "keras_llm/data/masking.py",
             "new = tf.where(fate > 1 - _KEPT, ids, new)",
@@ -368,17 +368,17 @@ DATA = (
     ),
     Fault(
         "data-infilling-shift",
-        "the middle of an example moves one place too few",
+        "the middle of an example moves one position too few",
         Place(
             "keras_llm/data/infilling.py",
             "shift = tf.where(places < second, 3 + end - second, shift)",
             "shift = tf.where(places < second, 2 + end - second, shift)",
         ),
-        ("tests/data/test_spans.py",),
+        ("tests/data/test_span_corruption.py",),
     ),
     Fault(
         "data-duplicates-union",
-        "the size of a union counts what both texts have twice",
+        "the size of a union counts shared elements twice",
         Place(
             "keras_llm/data/cleaning/near_duplicates.py",
             "either = len(first) + len(second) - both",
@@ -388,7 +388,7 @@ DATA = (
     ),
     Fault(
         "data-card-digits",
-        "the check of a card number doubles the wrong digits",
+        "the checksum of a card number doubles the wrong digits",
         Place(
             "keras_llm/data/cleaning/pii.py",
             "for digit in digits[1::2]]",
@@ -418,7 +418,7 @@ DATA = (
     ),
     Fault(
         "data-pairs-own-text",
-        "a random sentence may come of the same text",
+        "a random sentence may come from the same text",
         Place(
             "keras_llm/data/sentence_pairs.py",
             "tf.where(other < begin, other, other + size)",
@@ -427,14 +427,14 @@ DATA = (
         ("tests/data/test_sentence_pairs.py",),
     ),
     Fault(
-        "data-chat-learned",
-        "the mark of what is learned is one token late",
+        "data-chat-targets",
+        "the target flags are shifted by one token",
         Place(
             "keras_llm/data/chat.py",
             "[example.learned[1:] for example in examples]",
             "[example.learned[:-1] for example in examples]",
         ),
-        ("tests/data/test_chat.py::test_batches_give_the_loss_of_the_answers_alone",),
+        ("tests/data/test_chat.py::test_loss_of_batches_counts_only_answers",),
     ),
 )
 
@@ -447,7 +447,7 @@ TRAINING = (
             "d *= 1.0 - ops.square(logits / self.soft_cap)",
             "d *= 1.0 - ops.square(raw / self.soft_cap)",
         ),
-        ("tests/training/test_chunked.py::test_losses_and_gradients_are_those_of_the_formula",),
+        ("tests/training/test_chunked.py::test_losses_and_gradients_match_formula",),
     ),
     Fault(
         "training-warmup",
@@ -457,11 +457,11 @@ TRAINING = (
             "warmup = (step + 1.0) / (self.warmup_steps + 1.0)",
             "warmup = step / (self.warmup_steps + 1.0)",
         ),
-        ("tests/training/test_optimizers.py::test_schedules_are_their_formulas",),
+        ("tests/training/test_optimizers.py::test_schedules_match_formulas",),
     ),
     Fault(
         "training-preference-sign",
-        "the slope of the preference loss has its margins swapped",
+        "the gradient of the preference loss swaps its margins",
         Place(
             "keras_llm/training/trainers/preference.py",
             "(e * ops.sigmoid(margin) - (1 - e) * ops.sigmoid(-margin))",
@@ -477,11 +477,11 @@ TRAINING = (
             'tensors[f"{name}.b"] * scale,',
             'tensors[f"{name}.b"],',
         ),
-        ("tests/training/test_lora.py::test_merged_saved_and_loaded_models_do_the_same",),
+        ("tests/training/test_lora.py::test_merged_saved_and_loaded_models_match",),
     ),
     Fault(
         "training-ngram-discount",
-        "the discount of n-grams counts those seen twice once",
+        "the discount of n-grams counts n-grams seen twice once",
         Place(
             "keras_llm/training/metrics/ngrams.py",
             "ones / (ones + 2 * twos) if ones",
@@ -491,17 +491,17 @@ TRAINING = (
     ),
     Fault(
         "training-contrastive-own",
-        "the own pair is left out of the loss, not its doubles",
+        "the positive pair is masked in the loss, not its duplicates",
         Place(
             "keras_llm/training/losses/contrastive.py",
             "excluded = ops.logical_and(same_group, ops.logical_not(same_row))",
             "excluded = ops.logical_and(same_group, same_row)",
         ),
-        ("tests/training/test_contrastive.py::test_the_loss_is_its_formula",),
+        ("tests/training/test_contrastive.py::test_contrastive_loss_matches_formula",),
     ),
     Fault(
         "training-distillation-scale",
-        "the loss of distillation is scaled by t, not by its square",
+        "the distillation loss is scaled by t, not by t squared",
         Place(
             "keras_llm/training/trainers/distillation.py",
             "share * t * t * divergence",
@@ -511,20 +511,17 @@ TRAINING = (
     ),
     Fault(
         "training-eight-bit-round",
-        "averages in 8 bits are off by half a code more",
+        "8-bit moments are off by another half code",
         Place(
             "keras_llm/training/optimizers/quantized_moments.py",
             "codes = ops.round(254.5 * ops.sqrt(roots) + 0.5)",
             "codes = ops.round(254.5 * ops.sqrt(roots))",
         ),
-        (
-            "tests/training/test_optimizers.py"
-            "::test_averages_in_8_bits_are_off_by_half_a_code_at_most",
-        ),
+        ("tests/training/test_optimizers.py::test_8_bit_moments_are_off_by_at_most_half_a_code",),
     ),
     Fault(
         "training-f1-axis",
-        "F1 counts the guesses twice and the truth never",
+        "F1 counts the predictions twice and the labels never",
         Place(
             "keras_llm/training/metrics/classification.py",
             "counts.sum(axis=0) + counts.sum(axis=1)",
@@ -534,83 +531,80 @@ TRAINING = (
     ),
     Fault(
         "training-resume-skip",
-        "a resumed run leaves out one batch",
+        "a resumed run skips one batch",
         Place(
             "keras_llm/training/callbacks/resume.py",
             "whole.skip(self.step)",
             "whole.skip(self.step + 1)",
         ),
-        (
-            "tests/training/test_optimizers.py"
-            "::test_a_run_with_averages_in_8_bits_goes_on_with_the_same_bits",
-        ),
+        ("tests/training/test_optimizers.py::test_resume_with_8_bit_moments_is_bit_exact",),
     ),
 )
 
 TASKS = (
     Fault(
         "tasks-answer-window",
-        "an answer in a later window is read off at the beginning",
+        "an answer in a later window gets the offset of the first window",
         Place(
             "keras_llm/tasks/answer_spans.py",
             "begin = _pick(first, window) + position - ops.reshape(",
             "begin = position - ops.reshape(",
         ),
-        ("tests/tasks/test_head_tasks.py::test_a_long_context_is_read_to_its_end",),
+        ("tests/tasks/test_head_tasks.py::test_long_context_is_read_to_its_end",),
     ),
     Fault(
         "tasks-stop-held",
-        "the first character of a stop string is given out",
+        "the first character of a stop string is returned",
         Place(
             "keras_llm/tasks/settings.py",
             "max(map(len, stops), default=1) - 1)",
             "max(map(len, stops), default=1) - 2)",
         ),
-        ("tests/tasks/test_settings.py::test_pieces_hold_back_what_may_become_a_stop_string",),
+        ("tests/tasks/test_settings.py::test_pieces_hold_back_partial_stop_strings",),
     ),
     Fault(
         "tasks-sample-seeds",
-        "all texts of a prompt have one seed",
+        "all texts of a prompt have the same seed",
         Place(
             "keras_llm/tasks/settings.py",
             "seeds = [seed + i for seed in",
             "seeds = [seed for seed in",
         ),
-        ("tests/tasks/test_settings.py::test_several_texts_of_one_prompt",),
+        ("tests/tasks/test_settings.py::test_num_return_sequences",),
     ),
     Fault(
         "tasks-audit-end",
-        "an audit compares the beginning of a text, not its end",
+        "an audit compares the beginning of a text instead of its end",
         Place(
             "keras_llm/tasks/audit.py",
             "[:, -new_tokens:]",
             "[:, :new_tokens]",
         ),
-        ("tests/tasks/test_audit.py::test_what_is_known_by_heart_is_what_greedy_decoding_gives",),
+        ("tests/tasks/test_audit.py::test_memorization_matches_greedy_decoding",),
     ),
     Fault(
         "tasks-attention-before",
-        "attention to the token before is that to the token after",
+        "attention to the previous token is that to the next token",
         Place(
             "keras_llm/tasks/explanation.py",
             "before = np.diagonal(p, -1)",
             "before = np.diagonal(p, 1)",
         ),
-        ("tests/tasks/test_explanation.py::test_attention_is_shared_out_whole",),
+        ("tests/tasks/test_explanation.py::test_attention_sums_to_one",),
     ),
     Fault(
         "tasks-gradient-points",
-        "the points of integration go from -1 to 1",
+        "the integration points range from -1 to 1",
         Place(
             "keras_llm/tasks/gradients.py",
             "(points[batch, None, None] + 1) / 2",
             "points[batch, None, None]",
         ),
-        ("tests/tasks/test_explanation.py::test_attributions_sum_to_what_the_text_adds",),
+        ("tests/tasks/test_explanation.py::test_attributions_sum_to_output_minus_baseline",),
     ),
     Fault(
         "tasks-ranked-length",
-        "long replies are ranked by their sum",
+        "replies are ranked by the sum of log-probabilities, not the mean",
         Place(
             "keras_llm/tasks/ranked_chat.py",
             "row.log_probability / row.num_tokens",
@@ -618,7 +612,7 @@ TASKS = (
         ),
         (
             "tests/tasks/test_ranked_chat.py"
-            "::test_the_samples_are_those_of_the_chat_model_and_are_ranked_by_both_scores",
+            "::test_replies_are_samples_of_chat_model_ranked_by_both_scores",
         ),
     ),
 )
@@ -626,36 +620,33 @@ TASKS = (
 CHECKPOINTS = (
     Fault(
         "checkpoints-rope-ratio",
-        "the ratio of the lengths of rotary positions is upside down",
+        "the ratio of the lengths of rotary positions is inverted",
         Place(
             "keras_llm/checkpoints/hugging_face/rope.py",
             'ratio = fields.get("max_position_embeddings") / original',
             'ratio = original / fields.get("max_position_embeddings")',
         ),
-        (
-            "tests/checkpoints/test_hugging_face.py"
-            "::test_rotary_positions_of_every_version_of_the_format",
-        ),
+        ("tests/checkpoints/test_hugging_face.py::test_rotary_positions_of_all_format_versions",),
     ),
     Fault(
         "checkpoints-rotary-order",
-        "rotary dimensions are put apart on the way in",
+        "rotary dimensions are deinterleaved where they should be interleaved",
         Place(
             "keras_llm/checkpoints/hugging_face/weight_mapping.py",
             "[reorder(tensors[0], together).T]",
             "[reorder(tensors[0], apart).T]",
         ),
-        ("tests/checkpoints/test_gguf.py::test_a_file_in_float32_is_the_model_bit_for_bit",),
+        ("tests/checkpoints/test_gguf.py::test_float32_file_is_bit_exact",),
     ),
     Fault(
         "checkpoints-gguf-heads",
-        "keys have the heads of queries",
+        "keys are reordered with the number of query heads",
         Place(
             "keras_llm/checkpoints/gguf/model.py",
             'config.num_key_value_heads if part.key.endswith("key")',
             'config.num_key_value_heads if part.key.endswith("query")',
         ),
-        ("tests/checkpoints/test_gguf.py::test_a_file_in_float32_is_the_model_bit_for_bit",),
+        ("tests/checkpoints/test_gguf.py::test_float32_file_is_bit_exact",),
     ),
     Fault(
         "checkpoints-outside-folder",
@@ -665,11 +656,11 @@ CHECKPOINTS = (
             "if pathlib.PurePath(file).name != file:",
             "if not file:",
         ),
-        ("tests/checkpoints/test_tensors.py::test_a_broken_index_is_named",),
+        ("tests/checkpoints/test_tensors.py::test_invalid_index_raises_error",),
     ),
     Fault(
         "checkpoints-glove-count",
-        "more words than the first line tells of are refused, fewer are not",
+        "fewer words than the first line announces are accepted",
         Place(
             "keras_llm/checkpoints/glove.py",
             "if head and head[0] != len(words):",
@@ -679,29 +670,29 @@ CHECKPOINTS = (
     ),
     Fault(
         "checkpoints-attention-scale",
-        "the scale of attention is not a root",
+        "the attention scale is not a square root",
         Place(
             "keras_llm/checkpoints/hugging_face/decoders.py",
             '"attention_scale": scalar**-0.5,',
             '"attention_scale": scalar**-1.0,',
         ),
-        ("tests/checkpoints/test_hugging_face.py::test_every_family_comes_back_bit_for_bit",),
+        ("tests/checkpoints/test_hugging_face.py::test_families_round_trip_bit_exact",),
     ),
 )
 
 COMMANDS = (
     Fault(
         "cli-exit-code",
-        "a wrong input ends the command with exit code 1",
+        "invalid input exits with code 1",
         Place("keras_llm/cli.py", "    return 2", "    return 1"),
         (
             "tests/checkpoints/test_import_command.py"
-            "::test_what_is_wrong_is_one_line_and_exit_code_2",
+            "::test_invalid_input_prints_one_line_and_exits_with_code_2",
         ),
     ),
     Fault(
         "commands-settings-given",
-        "settings that differ from the usual ones are left out",
+        "settings that differ from the defaults are dropped",
         Place(
             "keras_llm/commands/sampling.py",
             "or value != field.default",
@@ -711,7 +702,7 @@ COMMANDS = (
     ),
     Fault(
         "commands-chat-reset",
-        "a conversation that is reset has no system text",
+        "a reset conversation has no system message",
         Place(
             "keras_llm/commands/chat.py",
             '== "/reset":\n            conversation = task.conversation(options.system)',
@@ -721,33 +712,33 @@ COMMANDS = (
     ),
     Fault(
         "commands-audit-card",
-        "the audit of a card is added, not written anew",
+        "the audit of a model card is appended instead of replaced",
         Place(
             "keras_llm/commands/audit.py",
             'text.partition(_BEGIN + "\\n")',
             'text.partition(_END + "\\n")',
         ),
-        ("tests/tasks/test_audit.py::test_the_command_line_writes_the_card",),
+        ("tests/tasks/test_audit.py::test_command_line_writes_model_card",),
     ),
     Fault(
         "commands-explain-shades",
-        "shades of the page are those of the plain share",
+        "shades of the page are not scaled by the square root",
         Place(
             "keras_llm/commands/explain_page.py",
             "255 * np.sqrt(p / p.max())",
             "255 * (p / p.max())",
         ),
-        ("tests/tasks/test_explanation.py::test_the_page_shows_the_numbers_and_asks_for_nothing",),
+        ("tests/tasks/test_explanation.py::test_page_shows_values_and_loads_nothing",),
     ),
     Fault(
         "files-offset",
-        "the place of a broken byte is that within its line",
+        "the offset of an invalid byte is that within its line",
         Place("keras_llm/files.py", "{offset + error.start}", "{error.start}"),
-        ("tests/data/test_data.py::test_bad_files_are_named_with_their_line",),
+        ("tests/data/test_data.py::test_invalid_files_raise_error_with_line",),
     ),
     Fault(
         "files-kept",
-        "what is worth keeping is removed after an error, the rest is kept",
+        "`keep_if` is negated",
         Place(
             "keras_llm/files.py",
             "            if not worth_keeping():",
@@ -760,7 +751,7 @@ COMMANDS = (
 EXPORT = (
     Fault(
         "export-weights-transposed",
-        "weights of a product are transposed where they already are",
+        "weights of a matrix product are transposed twice",
         Place(
             "export/litert/lowering/flatbuffer.py",
             "if not operator.builtinOptions.adjY:",
@@ -770,18 +761,16 @@ EXPORT = (
     ),
     Fault(
         "export-logits-output",
-        "another output than the logits is taken for them",
+        "another output is taken for the logits",
         Place(
             "export/litert/lowering/flatbuffer.py",
             'if row.name == b"logits" and row.tensorIndex == output:',
             'if row.name != b"logits" and row.tensorIndex == output:',
         ),
         (
-            "tests/export/test_quantization.py"
-            "::test_each_weight_is_stored_once_and_as_its_rule_says",
-            "tests/export/test_quantization.py::test_a_shared_table_has_one_rule",
-            "tests/export/test_litert_lm.py"
-            "::test_a_byte_pair_tokenizer_goes_in_as_tokenizer_json_with_a_further_end_token",
+            "tests/export/test_quantization.py::test_weights_are_stored_once_by_their_rules",
+            "tests/export/test_quantization.py::test_different_rules_for_tied_embeddings_raise_error",
+            "tests/export/test_litert_lm.py::test_byte_pair_tokenizer_and_additional_end_token",
         ),
         (
             Place(
@@ -793,7 +782,7 @@ EXPORT = (
     ),
     Fault(
         "export-float32",
-        "a model with any layer in float32 counts as one in float32",
+        "a model with any float32 layer counts as float32",
         Place(
             "export/litert/lowering/trace.py",
             "return all(layer.compute_dtype in dtypes",
@@ -802,7 +791,7 @@ EXPORT = (
         (
             "tests/export/test_litert.py::test_a_bfloat16_model_is_exported_in_float32",
             "tests/export/test_litert.py"
-            "::test_bfloat16_further_end_tokens_and_steps_that_look_at_fewer_slots",
+            "::test_bfloat16_additional_end_tokens_and_shorter_decode_lengths",
         ),
         (
             Place(
@@ -814,13 +803,13 @@ EXPORT = (
     ),
     Fault(
         "export-product-weights",
-        "products are found by their other input",
+        "matrix products are found by their other input",
         Place(
             "export/litert/lowering/trace.py",
             "consumer.inputs[1] is tensor",
             "consumer.inputs[0] is tensor",
         ),
-        ("tests/export/test_balance.py",),
+        ("tests/export/test_smooth_quant.py",),
         (
             Place(
                 "export/products.py",
@@ -831,13 +820,13 @@ EXPORT = (
     ),
     Fault(
         "export-balance-divisor",
-        "weights are multiplied by the factor of their inputs",
+        "weights are multiplied by the factor instead of divided",
         Place(
             "export/litert/weights.py",
             "yield rows if constant.divisor is None else rows / constant.divisor",
             "yield rows if constant.divisor is None else rows * constant.divisor",
         ),
-        ("tests/export/test_balance.py::test_nothing_changes_in_float32",),
+        ("tests/export/test_smooth_quant.py::test_float32_outputs_do_not_change",),
         (
             Place(
                 "export/litert/quantization/smooth_quant.py",
@@ -854,20 +843,19 @@ EXPORT = (
             "key=lambda c: isinstance(c.storage, BiasStorage))",
             "key=lambda c: not isinstance(c.storage, BiasStorage))",
         ),
-        ("tests/export/test_quantization.py::test_a_recipe_gives_what_dequantized_weights_give",),
+        ("tests/export/test_quantization.py::test_recipes_match_dequantized_weights",),
     ),
     Fault(
         "export-first-rule",
-        "the first rule that fits a layer counts, not the last",
+        "the first matching rule applies, not the last",
         Place(
             "export/litert/quantization/rules.py",
             "for rule in reversed(rules) if re.search",
             "for rule in rules if re.search",
         ),
         (
-            "tests/export/test_quantization.py::test_the_last_rule_that_fits_counts",
-            "tests/export/test_litert_lm.py"
-            "::test_a_byte_pair_tokenizer_goes_in_as_tokenizer_json_with_a_further_end_token",
+            "tests/export/test_quantization.py::test_last_matching_rule_applies",
+            "tests/export/test_litert_lm.py::test_byte_pair_tokenizer_and_additional_end_token",
         ),
         (
             Place(
@@ -879,23 +867,23 @@ EXPORT = (
     ),
     Fault(
         "export-int8-range",
-        "the range of 8 bits is 128",
+        "the range of 8-bit values is 128",
         Place(
             "export/litert/quantization/rounding.py",
             "np.float32(127 if self.bits == 8 else 7)",
             "np.float32(128 if self.bits == 8 else 7)",
         ),
-        ("tests/export/test_quantization.py::test_numbers_are_those_of_googles_quantizer",),
+        ("tests/export/test_quantization.py::test_values_match_ai_edge_quantizer",),
     ),
     Fault(
         "export-int4-pairs",
-        "the two numbers of a byte have changed places",
+        "the two values of a byte are swapped",
         Place(
             "export/litert/quantization/rounding.py",
             "values[0::2] & 0x0F | (values[1::2] << 4)",
             "values[1::2] & 0x0F | (values[0::2] << 4)",
         ),
-        ("tests/export/test_quantization.py::test_pairs_of_four_bits",),
+        ("tests/export/test_quantization.py::test_pack_int4",),
     ),
     Fault(
         "export-zero-point",
@@ -905,17 +893,17 @@ EXPORT = (
             "np.rint(-128 - least / scale)",
             "np.rint(-128 + least / scale)",
         ),
-        ("tests/export/test_quantization.py::test_a_recipe_gives_what_dequantized_weights_give",),
+        ("tests/export/test_quantization.py::test_recipes_match_dequantized_weights",),
     ),
     Fault(
         "export-balance-factor",
-        "columns are balanced the wrong way",
+        "columns are balanced in the wrong direction",
         Place(
             "export/litert/quantization/smooth_quant.py",
             "factor = np.sqrt(np.maximum(columns, _LEAST) / np.maximum(values, _LEAST))",
             "factor = np.sqrt(np.maximum(values, _LEAST) / np.maximum(columns, _LEAST))",
         ),
-        ("tests/export/test_balance.py::test_eight_bits_lose_less",),
+        ("tests/export/test_smooth_quant.py::test_8_bit_errors_decrease",),
     ),
     Fault(
         "export-gptq-carry",
@@ -929,7 +917,7 @@ EXPORT = (
     ),
     Fault(
         "export-gptq-scale",
-        "the scale of a block is chosen without the weight of its columns",
+        "the scale of a block ignores the weights of its columns",
         Place(
             "export/litert/quantization/gptq.py",
             "((block - steps * scale[:, None]) / diagonal) ** 2",
@@ -939,27 +927,27 @@ EXPORT = (
     ),
     Fault(
         "export-calibration-range",
-        "the range of an activation is the part that all batches share",
+        "the range of an activation is the intersection over batches",
         Place(
             "export/litert/quantization/calibration.py",
             "min(least, float(values.min())), max(largest, float(values.max()))",
             "max(least, float(values.min())), min(largest, float(values.max()))",
         ),
-        ("tests/export/test_quantization.py::test_a_recipe_gives_what_dequantized_weights_give",),
+        ("tests/export/test_quantization.py::test_recipes_match_dequantized_weights",),
     ),
     Fault(
         "export-encoder-mask",
-        "padding of a source is attended to on the device",
+        "source padding is attended to on the device",
         Place(
             "export/litert/decoder_graphs.py",
             "encoder_mask > 0.5",
             "encoder_mask > -0.5",
         ),
-        ("tests/export/test_litert_lm.py::test_a_translation_is_the_same_text",),
+        ("tests/export/test_litert_lm.py::test_translation_matches_keras",),
     ),
     Fault(
         "export-decode-lengths",
-        "a step looks at one slot too few at the edge of a length",
+        "a step reads one slot too few at the boundary of a length",
         Place(
             "export/litert/runtime/decoder.py",
             "if n > position), None)",
@@ -968,7 +956,7 @@ EXPORT = (
         (
             "tests/export/test_litert.py::test_steps_that_look_at_fewer_slots_say_the_same",
             "tests/export/test_litert.py"
-            "::test_bfloat16_further_end_tokens_and_steps_that_look_at_fewer_slots",
+            "::test_bfloat16_additional_end_tokens_and_shorter_decode_lengths",
         ),
     ),
     Fault(
@@ -979,7 +967,7 @@ EXPORT = (
             "range(min(budget, self.max_length - first))",
             "range(min(budget, self.max_length - first - 1))",
         ),
-        ("tests/export/test_litert.py::test_models_of_other_parts",),
+        ("tests/export/test_litert.py::test_other_architectures",),
     ),
     Fault(
         "export-numpy-top-k",
@@ -993,13 +981,13 @@ EXPORT = (
     ),
     Fault(
         "export-word-tokens",
-        "a word that begins where a token ends is given that token",
+        "a word that begins where a token ends gets that token",
         Place(
             "export/saved_model/signatures/heads.py",
             'word_starts, side="right")',
             'word_starts, side="left")',
         ),
-        ("tests/export/test_task_signatures.py::test_a_graph_answers_as_its_task",),
+        ("tests/export/test_task_signatures.py::test_signature_matches_task",),
     ),
     Fault(
         "export-answer-start",
@@ -1009,17 +997,17 @@ EXPORT = (
             "start += _characters(answer) - _characters(trimmed)",
             "start -= _characters(answer) - _characters(trimmed)",
         ),
-        ("tests/export/test_task_signatures.py::test_a_graph_answers_as_its_task",),
+        ("tests/export/test_task_signatures.py::test_signature_matches_task",),
     ),
     Fault(
         "export-loop-bounds",
-        "no new tokens may be asked for",
+        "zero new tokens are accepted",
         Place(
             "export/saved_model/signatures/loop.py",
             'return value > 0, "an int > 0"',
             'return value >= 0, "an int > 0"',
         ),
-        ("tests/export/test_task_signatures.py::test_hostile_inputs_are_refused",),
+        ("tests/export/test_task_signatures.py::test_invalid_inputs_raise_error",),
     ),
     Fault(
         "export-prompt-end",
@@ -1029,7 +1017,7 @@ EXPORT = (
             "source = tf.where(place < begin, place, place + tf.expand_dims(lengths - kept, 1))",
             "source = place",
         ),
-        ("tests/export/test_saved_model.py::test_a_prompt_that_is_too_long_keeps_its_last_tokens",),
+        ("tests/export/test_saved_model.py::test_long_prompt_keeps_last_tokens",),
     ),
     Fault(
         "export-saved-int8",
@@ -1042,14 +1030,14 @@ EXPORT = (
         ("tests/export/test_serving_files.py",),
     ),
     Fault(
-        "export-proof-tolerance",
-        "a proof asks nothing of what should be exact",
+        "export-verify-tolerance",
+        "verification ignores outputs that should be exact",
         Place(
             "export/saved_model/verify_base.py",
             "tolerance = tolerance if self.exact else np.inf",
             "tolerance = np.inf if self.exact else tolerance",
         ),
-        ("tests/export/test_task_signatures.py::test_verification_fails_where_answers_differ",),
+        ("tests/export/test_task_signatures.py::test_verification_fails_if_outputs_differ",),
         (
             Place(
                 "export/saved_model/verify_base.py",
@@ -1059,8 +1047,8 @@ EXPORT = (
         ),
     ),
     Fault(
-        "export-proof-scores",
-        "a proof compares the scores of the task with themselves",
+        "export-verify-scores",
+        "verification compares the scores of the task with themselves",
         Place(
             "export/saved_model/verify_generation.py",
             'self.number("scores", scored["log_probability"], self._scores)',
@@ -1068,7 +1056,7 @@ EXPORT = (
         ),
         (
             "tests/export/test_saved_model.py::test_an_export_with_other_weights_leaves_nothing",
-            "tests/export/test_saved_model.py::test_verification_fails_where_answers_differ",
+            "tests/export/test_saved_model.py::test_verification_fails_if_outputs_differ",
         ),
         (
             Place(
@@ -1086,11 +1074,11 @@ EXPORT = (
             "np.sum(np.exp(p) * (p - q))",
             "np.sum(np.exp(p) * (q - p))",
         ),
-        ("tests/export/test_litert.py::test_a_file_that_differs_from_the_model_is_not_written",),
+        ("tests/export/test_litert.py::test_failed_verification_writes_no_file",),
     ),
     Fault(
         "export-client-retries",
-        "a client tries again after every error",
+        "a client retries after every error",
         Place(
             "export/serving/client/client.py",
             'if error.code != "UNAVAILABLE" or attempt == self._retries:',
@@ -1100,7 +1088,7 @@ EXPORT = (
     ),
     Fault(
         "export-client-positions",
-        "tokens of a stream are one place too far",
+        "token positions of a stream are too large by one",
         Place(
             "export/serving/client/stream.py",
             '"positions": [[length + step]],',
@@ -1108,12 +1096,12 @@ EXPORT = (
         ),
         (
             "tests/export/test_generation_signatures.py"
-            "::test_steps_of_a_client_take_no_id_that_the_tokenizer_lacks",
+            "::test_client_steps_never_choose_ids_outside_tokenizer",
         ),
     ),
     Fault(
         "export-batching-shapes",
-        "requests of other shapes are merged into one batch",
+        "requests of different shapes are merged into one batch",
         Place(
             "export/serving/server/batching.py",
             "key = (id(servable), signature.name, inner)",
@@ -1133,7 +1121,7 @@ EXPORT = (
     ),
     Fault(
         "export-server-chunked",
-        "a request with a length and in chunks is taken",
+        "a request with both a length and chunks is accepted",
         Place(
             "export/serving/server/rest.py",
             'if len(lengths) == 1 and "Transfer-Encoding" not in self.headers else ""',
@@ -1143,7 +1131,7 @@ EXPORT = (
     ),
     Fault(
         "export-server-text-size",
-        "a text of just the largest size is refused",
+        "a text of the maximum size is rejected",
         Place(
             "export/serving/server/core.py",
             "if size > self._max_text_bytes:",
@@ -1153,23 +1141,23 @@ EXPORT = (
     ),
     Fault(
         "export-tensor-repeat",
-        "values that are left out are the first one",
+        "missing values repeat the first value",
         Place(
             "export/serving/tensors.py",
             "values[-1:] if len(values)",
             "values[:1] if len(values)",
         ),
-        ("tests/export/test_wire.py::test_what_is_left_out_is_the_last_value_or_zero",),
+        ("tests/export/test_wire.py::test_missing_values_repeat_last_value_or_zero",),
     ),
     Fault(
         "export-wire-number",
-        "the name of a signature has another field number",
+        "the signature name has another field number",
         Place(
             "export/serving/wire.py",
             "string signature_name = 3",
             "string signature_name = 5",
         ),
-        ("tests/export/test_wire.py::test_fields_are_those_of_the_published_messages",),
+        ("tests/export/test_wire.py::test_fields_match_published_messages",),
     ),
     Fault(
         "export-serving-stable",
@@ -1183,16 +1171,16 @@ EXPORT = (
     ),
     Fault(
         "export-child-signal",
-        "a child that a signal ended counts as one with an exit code",
+        "a child killed by a signal counts as exited with a code",
         Place("export/children.py", "elif code < 0:", "elif code > 0:"),
-        ("tests/export/test_children.py::test_words_of_a_child_that_fails",),
+        ("tests/export/test_children.py::test_error_message_of_failing_child",),
     ),
 )
 
 RECIPES = (
     Fault(
-        "recipes-answer-asked",
-        "the first answer counts, whether or not it is known",
+        "recipes-first-answer",
+        "the first answer is used even if the text does not contain it",
         Place(
             "recipes/corpora/readers.py",
             "(known or answers)[0]",
@@ -1204,8 +1192,8 @@ RECIPES = (
         ),
     ),
     Fault(
-        "recipes-questions-known",
-        "questions that are asked in the test stay in the training rows",
+        "recipes-test-questions",
+        "questions of the test set stay in the training rows",
         Place(
             "recipes/corpora/readers.py",
             'if "label" in record and record["question"] not in known',
@@ -1230,8 +1218,8 @@ RECIPES = (
         ),
     ),
     Fault(
-        "recipes-usual-line",
-        "the usual next line is that of the first line of a file",
+        "recipes-next-line",
+        "the most frequent next line is that of a file's first line",
         Place(
             "recipes/common/code_evaluation.py",
             "usual.get(prefix.splitlines()[-1].strip())",
@@ -1241,7 +1229,7 @@ RECIPES = (
     ),
     Fault(
         "recipes-contamination",
-        "rows are taken out of the test, not of the training",
+        "rows are removed from the test set, not from the training set",
         Place(
             "recipes/common/tables.py",
             "data.without_contamination(train, held_out, by)",
@@ -1251,7 +1239,7 @@ RECIPES = (
     ),
     Fault(
         "recipes-random-pair",
-        "a random reply stands before what was said",
+        "a random reply and its context are swapped",
         Place(
             "recipes/common/judges.py",
             "RankedChat.pair(said, other)",
@@ -1261,7 +1249,7 @@ RECIPES = (
     ),
     Fault(
         "recipes-start-length",
-        "a published beginning forgets the length that was asked for",
+        "a pretrained start ignores the requested length",
         Place(
             "recipes/common/pretrained.py",
             "max_length = min(max_length, config.max_length)",
@@ -1281,7 +1269,7 @@ RECIPES = (
     ),
     Fault(
         "recipes-memory-nearest",
-        "a translation is that of the least alike source",
+        "a translation is that of the least similar source",
         Place(
             "recipes/common/translations.py",
             "(known @ row.T).toarray().argmax()",

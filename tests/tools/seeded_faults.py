@@ -4,24 +4,24 @@ Run it with a Python that has the library's test dependencies, from anywhere:
 
     python tests/tools/seeded_faults.py                    # all faults, one after the other
     python tests/tools/seeded_faults.py --jobs 4           # four at a time
-    python tests/tools/seeded_faults.py --only 'layers-*'  # those whose names match
-    python tests/tools/seeded_faults.py --list             # say what the faults are; runs no tests
-    python tests/tools/seeded_faults.py --check            # say which do not fit; runs no tests
+    python tests/tools/seeded_faults.py --only 'layers-*'  # faults whose names match
+    python tests/tools/seeded_faults.py --list             # list the faults; runs no tests
+    python tests/tools/seeded_faults.py --check            # list misfits; runs no tests
     python tests/tools/seeded_faults.py --source CHECKOUT  # the code and tests of another checkout
 
-The faults are in faults.py beside this file. Each is one changed line. For each job the files that
-git tracks in the checkout, as they are in its working tree (`git add` new ones first), are copied
-into a temporary folder. A fault is put into the copy, the tests that should notice it run there,
-and it is taken out again; the checkout itself is never changed. The tests and the processes they
-start import `keras_llm` from the copy: PYTHONPATH names a folder whose sitecustomize.py puts a
-finder for it first, before that of an editable install.
+The faults are in faults.py in the same folder. Each is one changed line. For each job, the files
+that git tracks in the checkout, as they are in its working tree (`git add` new ones first), are
+copied into a temporary folder. A fault is applied to the copy, the tests that should notice it run
+there, and it is reverted; the checkout itself is never changed. The tests and the processes they
+start import `keras_llm` from the copy: PYTHONPATH names a folder whose sitecustomize.py inserts a
+finder for it before that of an editable install.
 
-A fault is caught if a test fails, or if pytest crashes (as by a segmentation fault) or takes
-longer than --timeout. It is missed if all tests pass. Any other end of pytest is an error, e.g.
-that a file of tests cannot be imported. A fault whose text is not in the checkout exactly once is
-not applicable and does not count; --check says why. The exit code is 1 if a fault is missed or in
-error, else 0. Whether the tests pass without a fault is not looked at: run them first, for a test
-that always fails catches everything.
+A fault is caught if a test fails, or if pytest crashes (for example with a segmentation fault) or
+takes longer than --timeout. It is missed if all tests pass. Any other exit of pytest is an error,
+for example if a test file cannot be imported. A fault whose text does not occur in the checkout
+exactly once is not applicable and does not count; --check prints the reason. The exit code is 1 if
+a fault is missed or in error, else 0. The tool does not check that the tests pass without a fault:
+run them first, because a test that always fails catches everything.
 """
 
 import argparse
@@ -47,8 +47,8 @@ CAUGHT, MISSED, ERROR, NOT_APPLICABLE = "caught", "missed", "error", "not applic
 
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 
-# In a folder beside `checkout`. The modules of the three packages come from the copy or not at
-# all: the editable install would find those that the copy lacks in its own checkout.
+# Written to a folder next to `checkout`. Modules of the three packages are imported only from the
+# copy: otherwise, the editable install would find modules that the copy does not have.
 _SITECUSTOMIZE = """
 import importlib.machinery
 import importlib.util
@@ -85,19 +85,19 @@ sys.meta_path.insert(0, _Finder)
 
 
 class Result(NamedTuple):
-    """What became of a fault."""
+    """The outcome of a fault."""
 
     name: str
     what: str
     file: str
     outcome: str
     seconds: float
-    first: str  # the first test that failed, or why none did
+    first: str  # the first test that failed, or the reason why none did
     lines: list[str]  # the last lines of the output, for an error
 
 
 class Copy:
-    """A copy of a checkout which takes one fault at a time.
+    """A copy of a checkout to which one fault at a time is applied.
 
     Args:
         source: path of a git checkout.
@@ -118,13 +118,13 @@ class Copy:
         (folder / "site" / "sitecustomize.py").write_text(_SITECUSTOMIZE, "utf-8")
 
     def run(self, fault):
-        """Put a fault in, run its tests and take it out; returns a `Result`."""
-        place = place_of(fault, self._root)
+        """Apply a fault, run its tests and revert it; return a `Result`."""
+        place = find_place(fault, self._root)
         tests = [test for test in fault.tests if has_test(self._root, test)]
         if place is None:
             return Result(fault.name, fault.what, fault.place.file, NOT_APPLICABLE, 0.0, "", [])
         if not tests:
-            first = "none of its tests is there"
+            first = "none of its tests exists"
             return Result(fault.name, fault.what, place.file, ERROR, 0.0, first, [])
         path = self._root / place.file
         content = path.read_bytes()
@@ -140,19 +140,19 @@ class Copy:
         return Result(fault.name, fault.what, place.file, outcome, seconds, first, lines)
 
     def stop(self):
-        """Kill the tests that run."""
+        """Kill the running tests."""
         process = self._process
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
     def _pytest(self, tests):
-        """The exit code of pytest, None if it took too long, and what it wrote."""
+        """Return pytest's exit code, None after a timeout, and its output."""
         paths = [str(self._folder / "site"), os.environ.get("PYTHONPATH", "")]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            # A compiled file counts as new if size and second of its source are the same.
+            # Bytecode counts as current if size and mtime (in seconds) of the source are the same.
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         command = [self._python, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
@@ -173,14 +173,14 @@ class Copy:
             except subprocess.TimeoutExpired:
                 code = None
             finally:
-                self.stop()  # and what the tests started and left
+                self.stop()  # also kills processes that the tests left running
                 self._process.wait()
                 self._process = None
         return code, log.read_text("utf-8", "replace")
 
 
 def tracked(source):
-    """The paths of the files that git tracks in a checkout, without those removed since."""
+    """Return the paths of the files that git tracks in a checkout, without deleted ones."""
     listed = subprocess.run(
         ["git", "-C", str(source), "ls-files", "-z"], check=True, stdout=subprocess.PIPE
     )
@@ -189,7 +189,7 @@ def tracked(source):
 
 
 def verdict(code, output):
-    """What an exit code of pytest says of a fault, and the first test that failed."""
+    """Return the outcome for an exit code of pytest, and the first test that failed."""
     if code is None:
         return CAUGHT, "timed out"
     if -code in _CRASHES:
@@ -201,12 +201,12 @@ def verdict(code, output):
     first = failed[0].split(" ", 1)[1].split(" - ")[0] if failed else ""
     if code == 1 and "::" in first:
         return CAUGHT, first
-    # With -x, pytest ends with 1 also if it cannot import a file of tests, which it names alone.
+    # With -x, pytest also exits with 1 if it cannot import a test file, which it names alone.
     return ERROR, f"pytest ended with {code} {first}"
 
 
-def place_of(fault, root):
-    """The first place of a fault that fits a checkout, or None."""
+def find_place(fault, root):
+    """Return the first place of a fault that fits a checkout, or None."""
     for place in (fault.place, *fault.older):
         path = root / place.file
         if path.is_file() and path.read_text("utf-8").count(place.find) == 1:
@@ -215,7 +215,7 @@ def place_of(fault, root):
 
 
 def has_test(root, test):
-    """Whether a checkout has a test, named as pytest takes it."""
+    """Check that a checkout has a test, named as for pytest."""
     file, _, name = test.partition("::")
     path = root / file
     if not name:
@@ -224,44 +224,46 @@ def has_test(root, test):
     return path.is_file() and f"def {function}(" in path.read_text("utf-8")
 
 
-def complaints(fault, root):
-    """What is wrong with a fault in a checkout, line by line."""
-    place = place_of(fault, root)
+def find_problems(fault, root):
+    """Yield what does not fit between a fault and a checkout, as lines of text."""
+    place = find_place(fault, root)
     if place is None:
         for file, find, _ in (fault.place, *fault.older):
             if (root / file).is_file():
                 count = (root / file).read_text("utf-8").count(find)
-                yield f"the text is {count} times in {file}, not once"
+                yield f"the text occurs {count} times in {file}, not once"
         return
     if place.find == place.replace:
-        yield "nothing changes"
+        yield "the replacement changes nothing"
     text = (root / place.file).read_text("utf-8").replace(place.find, place.replace)
     try:
         compile(text, place.file, "exec", dont_inherit=True)
     except SyntaxError as error:
         yield f"{place.file} does not compile: {error}"
     if not any(has_test(root, test) for test in fault.tests):
-        yield "none of its tests is there"
+        yield "none of its tests exists"
 
 
 def check(faults, root):
-    """Print which faults do not fit a checkout; returns the exit code."""
-    wrong = absent = 0
+    """Print which faults do not fit a checkout; return the exit code."""
+    misfits = absent = 0
     for fault in faults:
-        lines = list(complaints(fault, root))
+        lines = list(find_problems(fault, root))
         for line in lines:
             print(f"{fault.name}: {line}")
-        wrong += bool(lines)
-        if not lines and place_of(fault, root) is None:
-            print(f"{fault.name}: {NOT_APPLICABLE}, there is no {fault.place.file}")
+        misfits += bool(lines)
+        if not lines and find_place(fault, root) is None:
+            print(f"{fault.name}: {NOT_APPLICABLE}, {fault.place.file} does not exist")
             absent += 1
-    fit = len(faults) - wrong - absent
-    print(f"{fit} of {len(faults)} faults fit {root}; {wrong} do not, {absent} {NOT_APPLICABLE}")
-    return 1 if wrong else 0
+    fitting = len(faults) - misfits - absent
+    print(
+        f"{fitting} of {len(faults)} faults fit {root}; {misfits} do not, {absent} {NOT_APPLICABLE}"
+    )
+    return 1 if misfits else 0
 
 
 def run(faults, source, python, timeout, jobs):
-    """Run faults, several at a time, and print a line for each; returns a list of `Result`."""
+    """Run faults, several at a time, and print a line for each; return a list of `Result`."""
     results = []
     with (
         tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as folder,
@@ -274,7 +276,7 @@ def run(faults, source, python, timeout, jobs):
             copies.append(Copy(source, place, python, timeout))
             free.put(copies[-1])
 
-        def one(fault):
+        def run_one(fault):
             copy = free.get()
             try:
                 return None if stopped.is_set() else copy.run(fault)
@@ -282,7 +284,7 @@ def run(faults, source, python, timeout, jobs):
                 free.put(copy)
 
         try:
-            for future in as_completed([pool.submit(one, fault) for fault in faults]):
+            for future in as_completed([pool.submit(run_one, fault) for fault in faults]):
                 results.append(future.result())
                 report(results[-1])
         except BaseException:
@@ -295,33 +297,33 @@ def run(faults, source, python, timeout, jobs):
 
 
 def report(result):
-    """Print the line of a fault, and what pytest wrote last if it is in error."""
+    """Print the line of a fault, and the end of pytest's output if it is in error."""
     line = f"{result.outcome:14} {result.seconds:7.1f} s  {result.name}  {result.first}"
     print("\n".join([line.rstrip(), *(f"    {line}" for line in result.lines)]), flush=True)
 
 
 def summarize(results):
-    """Print how many faults are caught and which are not; returns the exit code."""
-    found = {
+    """Print how many faults are caught and which are not; return the exit code."""
+    by_outcome = {
         outcome: [result for result in results if result.outcome == outcome]
         for outcome in (CAUGHT, MISSED, ERROR, NOT_APPLICABLE)
     }
-    count = len(results) - len(found[NOT_APPLICABLE])
-    print(f"{len(found[CAUGHT])} of {count} faults caught")
+    count = len(results) - len(by_outcome[NOT_APPLICABLE])
+    print(f"{len(by_outcome[CAUGHT])} of {count} faults caught")
     for outcome in (MISSED, ERROR):
-        for result in found[outcome]:
+        for result in by_outcome[outcome]:
             print(f"{outcome}: {result.name} ({result.file}): {result.what}")
-    if found[NOT_APPLICABLE]:
-        names = ", ".join(result.name for result in found[NOT_APPLICABLE])
+    if by_outcome[NOT_APPLICABLE]:
+        names = ", ".join(result.name for result in by_outcome[NOT_APPLICABLE])
         print(f"{NOT_APPLICABLE}: {names}")
-    return 1 if found[MISSED] or found[ERROR] else 0
+    return 1 if by_outcome[MISSED] or by_outcome[ERROR] else 0
 
 
-def chosen(patterns):
-    """The faults whose names match one of some patterns; all without patterns."""
+def select(patterns):
+    """Return the faults whose names match one of the patterns; all faults without patterns."""
     for pattern in patterns:
         if not fnmatch.filter([fault.name for fault in FAULTS], pattern):
-            sys.exit(f"No fault is named {pattern}; --list shows their names.")
+            sys.exit(f"No fault is named {pattern}; --list prints the names.")
     return [
         fault
         for fault in FAULTS
@@ -329,8 +331,8 @@ def chosen(patterns):
     ]
 
 
-def positive(text):
-    """Read an int > 0 of the command line."""
+def positive_int(text):
+    """Parse an int > 0 of the command line."""
     value = int(text)
     if value <= 0:
         raise argparse.ArgumentTypeError("must be positive")
@@ -338,7 +340,7 @@ def positive(text):
 
 
 def main():
-    """Run what the command line asks for; returns the exit code."""
+    """Run what the command line requests; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -347,24 +349,24 @@ def main():
     parser.add_argument("--list", action="store_true", help="print the faults")
     parser.add_argument("--check", action="store_true", help="check the faults, without tests")
     parser.add_argument("--source", type=pathlib.Path, default=here, help="a git checkout")
-    parser.add_argument("--python", default=sys.executable, help="what runs the tests")
-    parser.add_argument("--jobs", type=positive, default=1, help="how many faults at a time")
-    parser.add_argument("--timeout", type=positive, default=900, help="seconds for each fault")
+    parser.add_argument("--python", default=sys.executable, help="Python that runs the tests")
+    parser.add_argument("--jobs", type=positive_int, default=1, help="how many faults at a time")
+    parser.add_argument("--timeout", type=positive_int, default=900, help="seconds for each fault")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the results")
     options = parser.parse_args()
-    faults, source = chosen(options.only), options.source.resolve()
+    faults, source = select(options.only), options.source.resolve()
     python = shutil.which(options.python)
     if python is None:
-        parser.error(f"there is no {options.python}")
+        parser.error(f"{options.python} does not exist")
     if options.list:
         for fault in faults:
-            place = place_of(fault, source) or fault.place
+            place = find_place(fault, source) or fault.place
             print(f"{fault.name}  {place.file}  {fault.what}")
         return 0
     if options.check:
         return check(faults, source)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no tests are left running
-    python = os.path.abspath(python)  # a link of a virtual environment stays one
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no tests keep running
+    python = os.path.abspath(python)  # keeps the symbolic link of a virtual environment
     results = run(faults, source, python, options.timeout, options.jobs)
     if options.json is not None:
         rows = [result._asdict() for result in results]

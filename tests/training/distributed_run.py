@@ -1,10 +1,9 @@
-"""Training runs on several devices, each a process of its own, for test_distribution.py and for
-test_workers.py in tests/scale.
+"""Run training on several devices for test_distribution.py and tests/scale/test_workers.py.
 
-Reads a JSON list of cases from stdin, which come one after the other: name of a function below,
-folder, and how many workers run it at the same time, 0 for a process without others. They are
-forked from a process that has imported everything and computed nothing. Each leaves
-`<folder>/<name>.json` or `<folder>/<name>_<worker>.json`. Prints the exit codes of each case.
+Reads a JSON list of cases from stdin and runs them one after the other. A case is the name of a
+function below, a folder, and the number of workers that run it at the same time, or 0 for a single
+process. Workers are forked from a process that has imported everything and computed nothing. Each
+writes `<folder>/<name>.json` or `<folder>/<name>_<worker>.json`. Prints the exit codes.
 """
 
 import contextlib
@@ -26,7 +25,7 @@ import tensorflow as tf
 
 from keras_llm import data, models, training
 from keras_llm.errors import InputError
-from keras_llm.training import tensorflow  # noqa: F401, before the runs fork
+from keras_llm.training import tensorflow  # noqa: F401, imported before forking
 
 OPTIMIZERS = {
     "AdamW": lambda: training.AdamW(
@@ -50,18 +49,20 @@ def two_devices():
 
 
 def fit(strategy):
-    """Eight steps: two passes of three batches of 8 rows and one of 5, of uneven weight. One device
-    does them eagerly, which takes less than tracing them."""
+    """Train for eight steps: two epochs of three batches of 8 rows and one of 5.
+
+    Rows have different numbers of targets. One device runs eagerly, which is faster than tracing.
+    """
     keras.utils.set_random_seed(0)
     with strategy.scope() if strategy else contextlib.nullcontext():
         model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=61, num_layers=1))
         trainer = training.LanguageModelTrainer(model, ignore_id=0, z_loss=1e-3)
         trainer.compile(OPTIMIZERS["AdamW"](), jit_compile=False, run_eagerly=strategy is None)
-    r = np.random.default_rng(0)
-    ids = r.integers(1, 61, (29, 13))
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, 61, (29, 13))
     targets = ids[:, 1:].copy()
     for row in targets:
-        row[r.integers(1, 12) :] = 0
+        row[rng.integers(1, 12) :] = 0
     history = trainer.fit(
         ids[:, :-1],
         targets,
@@ -79,76 +80,87 @@ def fit(strategy):
     }
 
 
-def words():
-    """Means of words of three classes, for the other optimizers: rows of an embedding that have a
-    gradient, matrices and vectors."""
+def word_classifier():
+    """Return a classifier of mean word embeddings, for the other optimizers.
+
+    It has embedding rows with and without gradients, matrices and vectors.
+    """
     normal = keras.initializers.RandomNormal(stddev=1.0)
-    parts = [
+    layers = [
         keras.Input((12,), dtype="int32"),
         keras.layers.Embedding(61, 16, embeddings_initializer=normal),
         keras.layers.GlobalAveragePooling1D(),
         keras.layers.Dense(16, activation="tanh"),
         keras.layers.Dense(3),
     ]
-    r = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    trainer = training.Trainer(keras.Sequential(parts))
-    return trainer, r.integers(1, 61, (29, 12)), r.integers(0, 3, 29), None, {"loss": loss}
+    trainer = training.Trainer(keras.Sequential(layers))
+    return trainer, rng.integers(1, 61, (29, 12)), rng.integers(0, 3, 29), None, {"loss": loss}
 
 
-def classes():
-    """Texts of three classes, for `Trainer`."""
+def text_classifier():
+    """Return a text classifier with three classes, for `Trainer`."""
     config = models.preset("encoder-tiny", vocabulary_size=61, dropout=0.0, num_layers=1)
     trainer = training.Trainer(models.text_classifier(config, 3, dropout=0.0))
-    r = np.random.default_rng(0)
-    lengths = r.integers(2, 13, (29, 1))
-    inputs = {"token_ids": r.integers(1, 61, (29, 12)), "padding_mask": np.arange(12) < lengths}
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 13, (29, 1))
+    inputs = {"token_ids": rng.integers(1, 61, (29, 12)), "padding_mask": np.arange(12) < lengths}
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    return trainer, inputs, r.integers(0, 3, 29), None, {"loss": loss, "metrics": ["accuracy"]}
+    return trainer, inputs, rng.integers(0, 3, 29), None, {"loss": loss, "metrics": ["accuracy"]}
 
 
-def pairs():
-    """Pairs of answers, for `PreferenceTrainer`."""
+def preference_model():
+    """Return a model with pairs of answers, for `PreferenceTrainer`."""
     config = models.preset("llama-tiny", vocabulary_size=61, num_layers=1)
     trainer = training.PreferenceTrainer(models.causal_lm(config), training.DPO(0.5))
-    r = np.random.default_rng(0)
-    ids = r.integers(1, 61, (29, 2, 13))
-    inputs = {"token_ids": ids[..., :-1], "reference": r.normal(-50, 1, (29, 2)).astype("float32")}
-    weights = (np.arange(12) < r.integers(2, 13, (29, 2, 1))).astype("float32")
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, 61, (29, 2, 13))
+    inputs = {
+        "token_ids": ids[..., :-1],
+        "reference": rng.normal(-50, 1, (29, 2)).astype("float32"),
+    }
+    weights = (np.arange(12) < rng.integers(2, 13, (29, 2, 1))).astype("float32")
     return trainer, inputs, ids[..., 1:], weights, {}
 
 
-def sentences():
-    """Hidden words and following passages, for `SentencePairTrainer`."""
+def sentence_pair_model():
+    """Return masked-LM and next-sentence heads, for `SentencePairTrainer`."""
     config = models.preset("bert-tiny", vocabulary_size=61, dropout=0.0, num_layers=1)
     encoder = models.encoder(config)
     trainer = training.SentencePairTrainer(
         models.masked_lm(encoder), models.next_sentence(encoder), ignore_id=0
     )
-    r = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     inputs = {
-        "token_ids": r.integers(1, 61, (29, 12)),
+        "token_ids": rng.integers(1, 61, (29, 12)),
         "padding_mask": np.ones((29, 12), "bool"),
-        "segment_ids": (np.arange(12) >= r.integers(3, 9, (29, 1))).astype("int32"),
-        "mask_positions": r.integers(0, 12, (29, 3)),
+        "segment_ids": (np.arange(12) >= rng.integers(3, 9, (29, 1))).astype("int32"),
+        "mask_positions": rng.integers(0, 12, (29, 3)),
     }
-    targets = r.integers(0, 61, (29, 3))
-    return trainer, inputs, {"tokens": targets, "next_sentence": r.integers(0, 2, 29)}, None, {}
+    targets = rng.integers(0, 61, (29, 3))
+    return trainer, inputs, {"tokens": targets, "next_sentence": rng.integers(0, 2, 29)}, None, {}
 
 
-OTHERS = {"Lion": words, "Muon": words, "classes": classes, "pairs": pairs, "sentences": sentences}
+OTHERS = {
+    "Lion": word_classifier,
+    "Muon": word_classifier,
+    "classes": text_classifier,
+    "pairs": preference_model,
+    "sentences": sentence_pair_model,
+}
 
 
-def fit_other(strategy, name):
-    """As `fit`, of another kind of training."""
+def fit_kind(strategy, name):
+    """Train like `fit`, with another kind of model."""
     keras.utils.set_random_seed(0)
     with strategy.scope() if strategy else contextlib.nullcontext():
-        trainer, x, y, weights, compiled = OTHERS[name]()
-        clipped = training.AdamW(1e-2, global_clipnorm=0.1)
-        optimizer = OPTIMIZERS[name]() if name in OPTIMIZERS else clipped
-        # The bias of a head for hidden tokens is learned in a graph alone.
-        eagerly = strategy is None and name != "sentences"
-        trainer.compile(optimizer, **compiled, jit_compile=False, run_eagerly=eagerly)
+        trainer, x, y, weights, compile_options = OTHERS[name]()
+        default_optimizer = training.AdamW(1e-2, global_clipnorm=0.1)
+        optimizer = OPTIMIZERS[name]() if name in OPTIMIZERS else default_optimizer
+        # The masked-LM head's bias is trained only in a graph.
+        run_eagerly = strategy is None and name != "sentences"
+        trainer.compile(optimizer, **compile_options, jit_compile=False, run_eagerly=run_eagerly)
     parts = (x, y) if weights is None else (x, y, weights)
     held_out = keras.tree.map_structure(lambda array: array[:5], parts)
     history = trainer.fit(
@@ -164,42 +176,42 @@ def fit_other(strategy, name):
     if name == "pairs":
         examples = [(row.tolist(), [1] * 12) for row in x["token_ids"][:, 0]]
         with strategy.scope() if strategy else contextlib.nullcontext():
-            found = training.log_probabilities(trainer.model, examples, batch_size=8)
-        history["log_probabilities"] = found.tolist()
+            results = training.log_probabilities(trainer.model, examples, batch_size=8)
+        history["log_probabilities"] = results.tolist()
     norm = float(keras.ops.convert_to_numpy(trainer.optimizer.gradient_norm))
     weights = [np.asarray(w).tolist() for w in trainer.trained.get_weights()]
     return {"weights": weights, "history": history, "gradient_norm": norm}
 
 
-def all_kinds(strategy):
-    return {"AdamW": fit(strategy)} | {name: fit_other(strategy, name) for name in OTHERS}
+def fit_all_kinds(strategy):
+    return {"AdamW": fit(strategy)} | {name: fit_kind(strategy, name) for name in OTHERS}
 
 
-def one():
-    return all_kinds(None)
+def single_device():
+    return fit_all_kinds(None)
 
 
 def mirrored():
-    return all_kinds(two_devices())
+    return fit_all_kinds(two_devices())
 
 
 def worker(index, *addresses):
-    return {"AdamW": fit(workers(index, addresses))}
+    return {"AdamW": fit(worker_strategy(index, addresses))}
 
 
-def workers(index, addresses):
-    tell_workers(index, addresses)
+def worker_strategy(index, addresses):
+    set_tf_config(index, addresses)
     training.set_distribution("multi_worker")
     return tf.distribute.get_strategy()
 
 
-def tell_workers(index, addresses):
+def set_tf_config(index, addresses):
     config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
     os.environ["TF_CONFIG"] = json.dumps(config)
 
 
-def plain(strategy, rows):
-    """Keras's own model, trainer and clipping: the weights after a step, or how it failed."""
+def fit_keras_model(strategy, rows):
+    """Train one step with Keras's own trainer and clipping; return the weights or the error."""
     with strategy.scope() if strategy else contextlib.nullcontext():
         dense = keras.layers.Dense(1, kernel_initializer="ones")
         model = keras.Sequential([keras.Input((2,)), dense])
@@ -214,51 +226,55 @@ def plain(strategy, rows):
 
 def keras_mirrored():
     strategy = two_devices()
-    return {"one": plain(None, 4), "even": plain(strategy, 4), "uneven": plain(strategy, 3)}
+    return {
+        "one": fit_keras_model(None, 4),
+        "even": fit_keras_model(strategy, 4),
+        "uneven": fit_keras_model(strategy, 3),
+    }
 
 
 def keras_worker(index, *addresses):
-    return plain(workers(index, addresses), 4)
+    return fit_keras_model(worker_strategy(index, addresses), 4)
 
 
-def refused():
-    """What is told of each thing that is not right on two replicas."""
-    told = {}
+def unsupported():
+    """Return the error of each option that is not supported on two replicas."""
+    errors = {}
     with two_devices().scope():
         model = models.causal_lm(models.preset("llama-tiny", num_layers=1))
         experts = models.causal_lm(models.preset("llama-tiny", num_layers=1, num_experts=2))
         ids = np.ones((4, 9), "int32")
 
-        def refuse(name, function):
+        def record_error(name, function):
             try:
                 function()
             except InputError as error:
-                told[name] = str(error)
+                errors[name] = str(error)
             else:
-                told[name] = None
+                errors[name] = None
 
         def compiled(optimizer, model=model, **arguments):
             trainer = training.LanguageModelTrainer(model)
             trainer.compile(optimizer, **arguments)
             return trainer
 
-        def endless():
+        def fit_unknown_length():
             batches = tf.data.Dataset.from_tensor_slices((ids, ids)).batch(2)
             compiled("sgd").fit(batches.filter(lambda *_: True), verbose=0)
 
         sgd = keras.optimizers.SGD
-        refuse("clipping", lambda: compiled(sgd(global_clipnorm=1.0)))
-        refuse("accumulation", lambda: compiled(sgd(gradient_accumulation_steps=2)))
+        record_error("clipping", lambda: compiled(sgd(global_clipnorm=1.0)))
+        record_error("accumulation", lambda: compiled(sgd(gradient_accumulation_steps=2)))
         scaled = keras.optimizers.LossScaleOptimizer(training.AdamW())
-        refuse("float16", lambda: compiled(scaled))
-        refuse("jit_compile", lambda: compiled("sgd", jit_compile=True))
-        refuse("steps_per_execution", lambda: compiled("sgd", steps_per_execution=2))
-        refuse("length", endless)
-        refuse("losses", lambda: compiled("sgd", experts).fit(ids, ids, verbose=0))
-        refuse("sum", lambda: compiled("sgd", loss=keras.losses.MeanSquaredError("sum")))
-        refuse("others", lambda: training.ContrastiveLoss()(np.arange(2), np.ones((2, 2, 3))))
-        refuse("none", lambda: compiled(sgd()))
-    return told
+        record_error("float16", lambda: compiled(scaled))
+        record_error("jit_compile", lambda: compiled("sgd", jit_compile=True))
+        record_error("steps_per_execution", lambda: compiled("sgd", steps_per_execution=2))
+        record_error("length", fit_unknown_length)
+        record_error("losses", lambda: compiled("sgd", experts).fit(ids, ids, verbose=0))
+        record_error("sum", lambda: compiled("sgd", loss=keras.losses.MeanSquaredError("sum")))
+        record_error("others", lambda: training.ContrastiveLoss()(np.arange(2), np.ones((2, 2, 3))))
+        record_error("none", lambda: compiled(sgd()))
+    return errors
 
 
 class Kill(keras.callbacks.Callback):
@@ -273,9 +289,9 @@ class Kill(keras.callbacks.Callback):
 
 
 def resumed(index, *addresses, kill_at=None):
-    """A worker of a run with checkpoints, which kills itself after a step or not at all."""
+    """Run a worker of a training with checkpoints, killed after step `kill_at` if it is given."""
     keras.utils.set_random_seed(0)
-    with workers(index, addresses).scope():
+    with worker_strategy(index, addresses).scope():
         config = models.preset("llama-tiny", vocabulary_size=61, dropout=0.2, num_layers=1)
         trainer = training.LanguageModelTrainer(models.causal_lm(config), ignore_id=0)
         trainer.compile(training.AdamW(1e-2, global_clipnorm=1.0, use_ema=True), jit_compile=False)
@@ -296,11 +312,11 @@ def resumed(index, *addresses, kill_at=None):
         verbose=0,
         callbacks=[resume, *([Kill(kill_at)] if kill_at else [])],
     )
-    return bits_of(trainer, resume)
+    return hash_state(trainer, resume)
 
 
 class Stop(keras.callbacks.Callback):
-    """Ends a training by an error after a step."""
+    """Raise an error after a step."""
 
     def __init__(self, step):
         super().__init__()
@@ -312,13 +328,13 @@ class Stop(keras.callbacks.Callback):
 
 
 def resumed_on_replicas():
-    """On two replicas, a run with checkpoints that was not interrupted and one that was."""
+    """Run a training with checkpoints on two replicas, uninterrupted and interrupted."""
     strategy = two_devices()
     rows = np.random.default_rng(0).normal(size=(5 * STEPS * EPOCHS, 3)).astype("float32")
     batches = tf.data.Dataset.from_tensor_slices((rows[:, :2], rows[:, 2:])).batch(5)
 
     def train(folder, *callbacks):
-        keras.backend.clear_session()  # which counts the names of optimizers
+        keras.backend.clear_session()  # resets the numbering of optimizer names
         keras.utils.set_random_seed(0)
         with strategy.scope():
             layers = [keras.layers.Dense(3), keras.layers.Dropout(0.3), keras.layers.Dense(1)]
@@ -336,17 +352,17 @@ def resumed_on_replicas():
                 callbacks=[resume, *callbacks],
             )
         finally:
-            resume._writer.shutdown()  # a process that ends does not write on
-        return bits_of(trainer, resume)
+            resume._writer.shutdown()  # a process that ended would not write either
+        return hash_state(trainer, resume)
 
-    found = {"whole": train("whole")}
+    results = {"uninterrupted": train("uninterrupted")}
     with contextlib.suppress(InterruptedError):
-        train("parts", Stop(9))
-    found["step"] = training.Resume("parts").step
-    return found | {"parts": train("parts")}
+        train("interrupted", Stop(9))
+    results["step"] = training.Resume("interrupted").step
+    return results | {"interrupted": train("interrupted")}
 
 
-def bits_of(trainer, resume):
+def hash_state(trainer, resume):
     values = {v.path: v for v in [*trainer.variables, *trainer.optimizer.variables]}
     hashes = {
         name: hashlib.sha256(np.asarray(keras.ops.convert_to_numpy(value)).tobytes()).hexdigest()
@@ -360,7 +376,7 @@ def killed(index, *addresses):
 
 
 def without_folder(index, *addresses):
-    """Worker 1 looks for the checkpoints elsewhere."""
+    """Run with a worker 1 that looks for checkpoints in another folder."""
     if index == 1:
         os.makedirs("elsewhere", exist_ok=True)
         os.chdir("elsewhere")
@@ -368,31 +384,31 @@ def without_folder(index, *addresses):
 
 
 def recipe(index, *addresses):
-    """A worker of `keras-llm train` on the texts of its folder; the exit code."""
-    tell_workers(index, addresses)
-    return trained_recipe("multi_worker")
+    """Run a worker of `keras-llm train` on the texts of its folder; return the exit code."""
+    set_tf_config(index, addresses)
+    return train_recipe("multi_worker")
 
 
 def mirrored_recipe():
-    two_devices()  # of which `mirrored` finds both
-    return trained_recipe("mirrored")
+    two_devices()  # `mirrored` finds both
+    return train_recipe("mirrored")
 
 
-def trained_recipe(distribution):
+def train_recipe(distribution):
     from keras_llm import cli
 
     command = "train text_generation --smoke --out model --data texts --max-megabytes 0.1 --json"
     try:
         return cli.main([*command.split(), "--distribution", distribution])
-    except SystemExit as done:
-        return f"exit {done.code}"
+    except SystemExit as error:
+        return f"exit {error.code}"
 
 
 def free_ports(count):
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [found.getsockname()[1] for found in sockets]
-    for found in sockets:
-        found.close()
+    ports = [server.getsockname()[1] for server in sockets]
+    for server in sockets:
+        server.close()
     return [f"127.0.0.1:{port}" for port in ports]
 
 
@@ -406,7 +422,7 @@ def run(name, folder, *arguments):
     except InputError as error:
         outcome = {"error": str(error)}
     path.write_text(json.dumps({"outcome": outcome, "seconds": time.monotonic() - begin}))
-    os._exit(0)  # without the barriers of a cluster that ends as planned
+    os._exit(0)  # skips the barriers of a regular cluster shutdown
 
 
 def in_child(name, folder, *arguments):
@@ -425,7 +441,7 @@ if __name__ == "__main__":
     codes = []
     for name, folder, count in json.load(sys.stdin):
         addresses = free_ports(count)
-        each = [(i, *addresses) for i in range(count)] or [()]
-        children = [in_child(name, folder, *arguments) for arguments in each]
+        worker_arguments = [(i, *addresses) for i in range(count)] or [()]
+        children = [in_child(name, folder, *arguments) for arguments in worker_arguments]
         codes.append([os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) for c in children])
     print(json.dumps(codes))

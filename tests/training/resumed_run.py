@@ -1,10 +1,11 @@
-"""Small training runs, each a process of its own, for test_resume.py.
+"""Run small trainings in separate processes for test_resume.py.
 
-Arguments: how many epochs a run has; then three for each run: folder of the checkpoints, file for
-the outcome, and when the process kills itself with SIGKILL: "never", "step:N" after the N-th step
-that it does, "after:N:SECONDS" so long after it, "save:N:SHARE" inside its N-th save, when that
-share of the file is written, or "evaluation". The runs come one after the other, forked from a
-process that has imported everything and computed nothing. Prints their exit codes.
+Arguments: the number of epochs of a run, then three arguments per run: folder of the checkpoints,
+file for the outcome, and when the process kills itself with SIGKILL. That is "never", "step:N"
+(after the N-th step of this process), "after:N:SECONDS" (so long after that step), "save:N:SHARE"
+(within the N-th save, when that share of the file is written), or "evaluation". The runs are
+executed one after the other, forked from a process that has imported everything and computed
+nothing. Prints their exit codes.
 """
 
 import hashlib
@@ -22,36 +23,36 @@ import keras
 import numpy as np
 
 from keras_llm import data, models, training
-from keras_llm.training import tensorflow  # noqa: F401, before the runs fork
+from keras_llm.training import tensorflow  # noqa: F401, imported before forking
 
 STEPS = 7
 
 
-def die():
+def kill_self():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Killer(keras.callbacks.Callback):
+class Kill(keras.callbacks.Callback):
     def __init__(self, moment):
         super().__init__()
         self.kind, *numbers = moment.split(":")
         self.numbers = [float(number) for number in numbers]
         if self.kind == "save":
-            self.die_in_save(*self.numbers)
+            self.kill_in_save(*self.numbers)
         self.steps = 0
 
-    def die_in_save(self, count, share):
+    def kill_in_save(self, count, share):
         write, saves = np.savez, []
 
         def savez(file, **arrays):
             saves.append(file)
             if len(saves) < count:
                 return write(file, **arrays)
-            whole = io.BytesIO()
-            write(whole, **arrays)
-            file.write(whole.getvalue()[: int(share * len(whole.getvalue()))])
+            content = io.BytesIO()
+            write(content, **arrays)
+            file.write(content.getvalue()[: int(share * len(content.getvalue()))])
             file.flush()
-            die()
+            kill_self()
 
         np.savez = savez
 
@@ -61,12 +62,12 @@ class Killer(keras.callbacks.Callback):
         self.steps += 1
         if self.kind in ("step", "after") and self.steps == self.numbers[0]:
             if self.kind == "step":
-                die()
-            threading.Timer(self.numbers[1], die).start()
+                kill_self()
+            threading.Timer(self.numbers[1], kill_self).start()
 
     def on_test_begin(self, logs=None):
         if self.kind == "evaluation":
-            die()
+            kill_self()
 
 
 def main(epochs, folder, outcome, moment):
@@ -93,7 +94,7 @@ def main(epochs, folder, outcome, moment):
         shuffle=False,
         validation_data=batches(0).take(2),
         verbose=0,
-        callbacks=[stop, resume, *([] if moment == "never" else [Killer(moment)])],
+        callbacks=[stop, resume, *([] if moment == "never" else [Kill(moment)])],
     ).history
     assert history == resume.history
     values = {v.path: v for v in [*trainer.variables, *trainer.optimizer.variables]}

@@ -1,4 +1,4 @@
-"""The chunked loss against the plain one written out in NumPy, and against Keras's."""
+"""Compare the chunked loss with its formula in NumPy and with Keras's losses."""
 
 import keras
 import numpy as np
@@ -12,19 +12,19 @@ from keras_llm.errors import InputError
 N, D, V = 23, 8, 41
 
 
-def arrays(seed=0, bias=True):
-    r = np.random.default_rng(seed)
+def make_arrays(seed=0, bias=True):
+    rng = np.random.default_rng(seed)
     shapes = [(N, D), (D, V)] + ([(V,)] if bias else [])
-    return [r.normal(size=shape).astype("float32") for shape in shapes]
+    return [rng.normal(size=shape).astype("float32") for shape in shapes]
 
 
 def targets_and_weights(seed=1):
-    r = np.random.default_rng(seed)
-    return r.integers(0, V, N), r.normal(size=N).astype("float32")
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, V, N), rng.normal(size=N).astype("float32")
 
 
-def plain(parts, targets, weights, smoothing=0.0, z_loss=0.0, cap=None):
-    """Loss and gradients from the formula, in float64."""
+def numpy_loss(parts, targets, weights, smoothing=0.0, z_loss=0.0, cap=None):
+    """Return loss and gradients from the formula, in float64."""
     states, kernel, *bias = (part.astype("float64") for part in parts)
     raw = states @ kernel + (bias[0] if bias else 0.0)
     logits = raw if cap is None else cap * np.tanh(raw / cap)
@@ -47,13 +47,13 @@ def plain(parts, targets, weights, smoothing=0.0, z_loss=0.0, cap=None):
     "smoothing, z_loss, cap, bias",
     [(0.0, 0.0, None, False), (0.1, 0.01, None, True), (0.2, 0.05, 3.0, False), (0, 0, 2.0, True)],
 )
-def test_losses_and_gradients_are_those_of_the_formula(
+def test_losses_and_gradients_match_formula(
     chunk_size, xla, smoothing, z_loss, cap, bias, monkeypatch
 ):
     monkeypatch.setenv("KERAS_LLM_XLA", str(int(xla)))
-    parts = arrays(bias=bias)
+    parts = make_arrays(bias=bias)
     targets, weights = targets_and_weights()
-    expected, gradients = plain(parts, targets, weights, smoothing, z_loss, cap)
+    expected, gradients = numpy_loss(parts, targets, weights, smoothing, z_loss, cap)
     loss_of = training.ChunkedCrossEntropy(smoothing, z_loss, cap, chunk_size)
     variables = [tf.Variable(part) for part in parts]
 
@@ -65,13 +65,13 @@ def test_losses_and_gradients_are_those_of_the_formula(
             total, losses, right = loss_of.weighted_sum(states, kernel, targets, weights, *rest)
         return total, losses, right, tape.gradient(total, [states, kernel, *rest])
 
-    total, losses, right, found = step()
+    total, losses, right, results = step()
     assert ("_XlaMustCompile" in str(step.get_concrete_function().graph.as_graph_def())) == xla
     assert float(total) == pytest.approx((expected * weights).sum(), abs=1e-4)
     np.testing.assert_allclose(losses, expected, atol=1e-5)
-    for one, other in zip(found, gradients, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
-    with tf.GradientTape() as tape:  # a kernel that does not learn
+    for actual, reference in zip(results, gradients, strict=True):
+        np.testing.assert_allclose(actual, reference, atol=1e-5)
+    with tf.GradientTape() as tape:  # a frozen kernel
         states = tf.constant(parts[0])
         tape.watch(states)
         total, *_ = loss_of.weighted_sum(
@@ -80,12 +80,12 @@ def test_losses_and_gradients_are_those_of_the_formula(
     np.testing.assert_allclose(tape.gradient(total, states), gradients[0], atol=1e-5)
     logits = parts[0] @ parts[1] + (parts[2] if bias else 0.0)
     np.testing.assert_array_equal(right, logits.argmax(-1) == targets)
-    again = loss_of.token_losses(parts[0], parts[1], targets, *parts[2:])
-    np.testing.assert_allclose(again[0], expected, atol=1e-5)
+    token_losses = loss_of.token_losses(parts[0], parts[1], targets, *parts[2:])
+    np.testing.assert_allclose(token_losses[0], expected, atol=1e-5)
 
 
-def sizes_in(function):
-    """How many elements the largest tensor of a compiled function has, loops included."""
+def largest_tensor_size(function):
+    """Return the number of elements of a compiled function's largest tensor, loops included."""
     graph = convert_to_constants.convert_variables_to_constants_v2(function).graph
     graphs = [graph.as_graph_def(add_shapes=True)]
     nodes = [*graphs[0].node, *(n for f in graphs[0].library.function for n in f.node_def)]
@@ -97,8 +97,8 @@ def sizes_in(function):
     )
 
 
-def test_no_tensor_is_as_large_as_the_logits(monkeypatch):
-    monkeypatch.setenv("KERAS_LLM_XLA", "0")  # what XLA does is not seen from here
+def test_no_tensor_has_logits_size(monkeypatch):
+    monkeypatch.setenv("KERAS_LLM_XLA", "0")  # XLA's tensors are not visible in the graph
     rows, width, vocabulary, chunk = 512, 4, 1024, 16
 
     def step(states, kernel, chunk_size):
@@ -113,28 +113,28 @@ def test_no_tensor_is_as_large_as_the_logits(monkeypatch):
 
     def largest(chunk_size):
         function = tf.function(lambda s, k: step(s, k, chunk_size))
-        return sizes_in(function.get_concrete_function(*specs))
+        return largest_tensor_size(function.get_concrete_function(*specs))
 
-    assert largest(rows) >= rows * vocabulary  # the measure sees a whole tensor of logits
+    assert largest(rows) >= rows * vocabulary  # the full logits tensor is detected
     assert largest(chunk) <= 2 * chunk * vocabulary
 
 
 def corpus(rows=12, length=10, seed=0):
-    r = np.random.default_rng(seed)
-    x, y = r.integers(2, V, (2, rows, length)).astype("int32")
+    rng = np.random.default_rng(seed)
+    x, y = rng.integers(2, V, (2, rows, length)).astype("int32")
     y[:, 7:] = 0
     return x, y
 
 
-def trained(use_trainer, **changes):
+def train(use_trainer, **changes):
     keras.utils.set_random_seed(3)
-    depth = 2 if "num_experts" in changes else 1  # the losses of all layers are added
+    depth = 2 if "num_experts" in changes else 1  # the losses of all layers are summed
     shape = {"vocabulary_size": V, "num_layers": depth, "initializer_range": 0.3, **changes}
     model = models.causal_lm(models.preset("llama-tiny", **shape))
     fitted = training.LanguageModelTrainer(model, ignore_id=0) if use_trainer else model
     arguments = {"optimizer": keras.optimizers.SGD(0.02), "jit_compile": False}
     if not use_trainer:
-        arguments["run_eagerly"] = True  # what is compared with need not be traced
+        arguments["run_eagerly"] = True  # the reference needs no tracing
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
         arguments |= {"loss": loss, "metrics": [training.TokenAccuracy(0)]}
     fitted.compile(**arguments)
@@ -153,17 +153,17 @@ def trained(use_trainer, **changes):
     ],
     ids=["tied", "untied", "capped", "experts"],
 )
-def test_fit_does_what_it_does_with_logits(changes):
-    history, measures, model = trained(True, **changes)
-    plain_history, plain_measures, plain_model = trained(False, **changes)
+def test_fit_matches_training_with_logits(changes):
+    history, measures, model = train(True, **changes)
+    plain_history, plain_measures, plain_model = train(False, **changes)
     for name in ("loss", "accuracy"):
         np.testing.assert_allclose(history[name], plain_history[name], atol=1e-5)
         assert measures[name] == pytest.approx(plain_measures[name], abs=1e-5)
-    for one, other in zip(model.weights, plain_model.weights, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5, err_msg=one.path)
+    for actual, reference in zip(model.weights, plain_model.weights, strict=True):
+        np.testing.assert_allclose(actual, reference, atol=1e-5, err_msg=actual.path)
 
 
-def test_the_models_of_all_token_heads_are_trained():
+def test_train_all_token_heads():
     x, y = corpus()
     rows = {"seq2seq": ("t5-tiny", models.seq2seq), "masked": ("distilbert-tiny", models.masked_lm)}
     for name, (preset, build) in rows.items():
@@ -176,19 +176,21 @@ def test_the_models_of_all_token_heads_are_trained():
         weights = np.random.default_rng(0).random(targets.shape).astype("float32")
         trainer = training.LanguageModelTrainer(model, ignore_id=0)
         trainer.compile(keras.optimizers.Adam(1e-3), run_eagerly=True)
-        found = trainer.evaluate(inputs, targets, batch_size=12, sample_weight=weights, verbose=0)
+        measures = trainer.evaluate(
+            inputs, targets, batch_size=12, sample_weight=weights, verbose=0
+        )
         logits = np.asarray(model(inputs), "float64")
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        nats = -np.take_along_axis(log_p, targets[..., None], -1)[..., 0]
+        losses = -np.take_along_axis(log_p, targets[..., None], -1)[..., 0]
         weights = weights * (targets != 0)
-        assert found[0] == pytest.approx((nats * weights).sum() / weights.sum(), rel=1e-4)
+        assert measures[0] == pytest.approx((losses * weights).sum() / weights.sum(), rel=1e-4)
         before = model.get_weights()
         trainer.fit(inputs, targets, verbose=0)
         changed = [np.any(a != b) for a, b in zip(before, model.get_weights(), strict=True)]
         assert np.mean(changed) > 0.9, name
 
 
-def test_half_precision_agrees_with_its_own_logits():
+def test_half_precision_loss_matches_logits():
     shape = {"vocabulary_size": V, "num_layers": 1, "initializer_range": 0.3}
     model = models.causal_lm(models.preset("llama-tiny", **shape), dtype="mixed_bfloat16")
     trainer = training.LanguageModelTrainer(model)
@@ -202,7 +204,7 @@ def test_half_precision_agrees_with_its_own_logits():
     assert history["loss"][1] < history["loss"][0]
 
 
-def test_half_precision_trains_as_float32_does_with_adapters_and_saving(tmp_path):
+def test_half_precision_training_adapters_and_saving(tmp_path):
     policy = "mixed_bfloat16"
     x, y = corpus()
     losses = []
@@ -216,15 +218,19 @@ def test_half_precision_trains_as_float32_does_with_adapters_and_saving(tmp_path
             keras.config.set_dtype_policy("float32")
         trainer = training.LanguageModelTrainer(model, ignore_id=0)
         trainer.compile(training.AdamW(1e-2), jit_compile=False)
-        found = trainer.fit(x, y, batch_size=4, epochs=6, shuffle=False, verbose=0).history["loss"]
-        assert found[-1] < 0.8 * found[0]
-        losses.append(found)
+        history = trainer.fit(x, y, batch_size=4, epochs=6, shuffle=False, verbose=0).history[
+            "loss"
+        ]
+        assert history[-1] < 0.8 * history[0]
+        losses.append(history)
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
     assert {w.dtype for w in model.weights} == {"float32"}
     training.add_lora(model, rank=2)
     trainer.compile(training.AdamW(1e-2), run_eagerly=True)
-    again = trainer.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0).history["loss"]
-    assert again[1] < again[0]
+    adapter_losses = trainer.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0).history[
+        "loss"
+    ]
+    assert adapter_losses[1] < adapter_losses[0]
     merged = training.merge_lora(model)
     merged.save_weights(tmp_path / "model.weights.h5")
     loaded = models.restore(models.describe(merged))
@@ -233,8 +239,8 @@ def test_half_precision_trains_as_float32_does_with_adapters_and_saving(tmp_path
     assert np.abs(np.asarray(merged(x)) - model(x)).max() < 0.05 * np.abs(model(x)).max()
 
 
-def test_an_optimizer_that_would_not_change_coarse_weights_is_refused():
-    """With Adam's usual constants the loss of such a model stays what it is, to the last bit."""
+def test_optimizer_too_precise_for_bfloat16_weights_raises_error():
+    """With Adam's default constants, updates are lost to rounding and the loss never changes."""
     config = models.preset("llama-tiny", vocabulary_size=V, num_layers=1)
     x, y = corpus()
     for make in (keras.optimizers.AdamW, training.AdamW):
@@ -243,26 +249,26 @@ def test_an_optimizer_that_would_not_change_coarse_weights_is_refused():
         with pytest.raises(InputError, match=r"AdamW.*bfloat16.*mixed_bfloat16"):
             trainer.fit(x, y, verbose=0)
     trainer.compile(training.AdamW(1e-2, beta_2=0.95), jit_compile=False)
-    found = trainer.fit(x, y, batch_size=4, epochs=4, verbose=0).history["loss"]
-    assert found[-1] < found[0]
+    history = trainer.fit(x, y, batch_size=4, epochs=4, verbose=0).history["loss"]
+    assert history[-1] < history[0]
 
 
-def test_wrong_arguments_are_named():
+def test_invalid_arguments_raise_error():
     model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=V, num_layers=1))
-    for changes, words in (
+    for changes, message in (
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"z_loss": -1.0}, "z_loss"),
         ({"chunk_size": 0}, "chunk_size"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             training.LanguageModelTrainer(model, **changes)
     with pytest.raises(InputError, match="causal_lm"):
         training.LanguageModelTrainer(models.encoder(models.preset("distilbert-tiny")))
     trainer = training.LanguageModelTrainer(model)
     trainer.compile("sgd", jit_compile=False)
     x, y = corpus()
-    for bad in (V, -1):
-        wrong = x.copy()
-        wrong[3, 2] = bad
-        with pytest.raises(InputError, match=f"0 .. {V - 1}.*{bad}"):
-            trainer.fit(wrong, y, verbose=0)
+    for token in (V, -1):
+        invalid = x.copy()
+        invalid[3, 2] = token
+        with pytest.raises(InputError, match=f"0 .. {V - 1}.*{token}"):
+            trainer.fit(invalid, y, verbose=0)

@@ -1,4 +1,4 @@
-"""The contrastive loss against its formula in NumPy, and an embedder that learns from it."""
+"""Compare the contrastive loss with its formula in NumPy, and train an embedder with it."""
 
 import keras
 import numpy as np
@@ -9,36 +9,36 @@ from keras_llm import models, tokenizers, training
 from keras_llm.errors import InputError
 
 
-def expected(about, vectors, temperature, symmetric):
+def numpy_loss(labels, vectors, temperature, symmetric):
     vectors = vectors.astype("float64")
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
     losses = []
     for i in range(len(vectors)):
-        right = vectors[i, 0] @ vectors[i, 1] / temperature
-        against, back = [], []
+        positive = vectors[i, 0] @ vectors[i, 1] / temperature
+        negatives, reverse = [], []
         for j in range(len(vectors)):
-            if i == j or about[i] != about[j]:
-                against += [vectors[i, 0] @ other / temperature for other in vectors[j, 1:]]
-                back.append(vectors[j, 0] @ vectors[i, 1] / temperature)
-        loss = np.log(np.exp(against).sum()) - right
+            if i == j or labels[i] != labels[j]:
+                negatives += [vectors[i, 0] @ other / temperature for other in vectors[j, 1:]]
+                reverse.append(vectors[j, 0] @ vectors[i, 1] / temperature)
+        loss = np.log(np.exp(negatives).sum()) - positive
         if symmetric:
-            loss = (loss + np.log(np.exp(back).sum()) - right) / 2
+            loss = (loss + np.log(np.exp(reverse).sum()) - positive) / 2
         losses.append(loss)
     return losses
 
 
 @pytest.mark.parametrize("texts", [2, 3])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_the_loss_is_its_formula(texts, symmetric):
+def test_contrastive_loss_matches_formula(texts, symmetric):
     vectors = np.random.default_rng(0).normal(size=(5, texts, 4)).astype("float32")
     loss = training.ContrastiveLoss(0.3, symmetric, reduction=None)
     loss = training.ContrastiveLoss.from_config(loss.get_config())
-    for about in (np.arange(5), np.array([3, 1, 3, 2, 1])):
-        found = loss(about, vectors)
-        np.testing.assert_allclose(found, expected(about, vectors, 0.3, symmetric), atol=1e-5)
+    for labels in (np.arange(5), np.array([3, 1, 3, 2, 1])):
+        losses = loss(labels, vectors)
+        np.testing.assert_allclose(losses, numpy_loss(labels, vectors, 0.3, symmetric), atol=1e-5)
 
 
-def test_an_embedder_learns_which_texts_belong_together():
+def test_embedder_learns_matching_pairs():
     words = [("red", "rouge"), ("blue", "bleu"), ("white", "blanc"), ("black", "noir")]
     tok = tokenizers.WordPiece.train([" ".join(pair) for pair in words] * 9, 80)
     shape = {"vocabulary_size": tok.vocabulary_size, "num_layers": 1, "initializer_range": 0.1}
@@ -54,13 +54,13 @@ def test_an_embedder_learns_which_texts_belong_together():
             row[: len(text)] = text
         arrays += [ids, ids != tok.pad_id]
     x = [np.tile(array, (4, 1)) for array in arrays]
-    y = np.tile(np.arange(4), 4)  # a pair that comes twice in a batch does not count against itself
+    y = np.tile(np.arange(4), 4)  # equal pairs in a batch are not negatives of each other
     model.fit(x, y, batch_size=8, epochs=20, verbose=0)
-    likeness = task.similarity(*map(list, zip(*words, strict=True)))
-    np.testing.assert_array_equal(likeness.argmax(axis=1), np.arange(4))
+    similarity = task.similarity(*map(list, zip(*words, strict=True)))
+    np.testing.assert_array_equal(similarity.argmax(axis=1), np.arange(4))
 
 
-def test_what_does_not_fit_is_named():
+def test_invalid_arguments_raise_error():
     with pytest.raises(InputError, match="temperature"):
         training.ContrastiveLoss(0.0)
     with pytest.raises(InputError, match=r"y_pred.*\(3, 4\)"):

@@ -1,5 +1,4 @@
-"""Training on several replicas, beside one device; what is refused there. Several workers are in
-tests/scale."""
+"""Compare training on several replicas with one device; tests/scale tests several workers."""
 
 import importlib
 import json
@@ -20,54 +19,54 @@ RUN = pathlib.Path(__file__).with_name("distributed_run.py")
 
 
 def run(*cases):
-    """The exit codes of cases, see distributed_run.py."""
+    """Return the exit codes of cases and the stderr of distributed_run.py."""
     cases = [(name, str(folder), count) for name, folder, count in cases]
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, str(RUN)],
         input=json.dumps(cases),
         capture_output=True,
         text=True,
         timeout=900,
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+    assert completed.returncode == 0, completed.stderr
+    return json.loads(completed.stdout.splitlines()[-1]), completed.stderr
 
 
-def outcome(folder, name):
+def load_outcome(folder, name):
     return json.loads((folder / f"{name}.json").read_text())["outcome"]
 
 
 @pytest.fixture(scope="module")
 def runs(text_folder, tmp_path_factory):
-    """The folder of all cases, which one process imports TensorFlow for."""
+    """Return the folder of all cases, which are run in one process."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "texts").symlink_to(text_folder)
-    names = ("one", "mirrored", "refused", "keras_mirrored", "resumed_on_replicas")
-    codes, told = run(*((name, folder, 0) for name in (*names, "mirrored_recipe")))
-    assert codes == [[0]] * 6, told
+    names = ("single_device", "mirrored", "unsupported", "keras_mirrored", "resumed_on_replicas")
+    codes, stderr = run(*((name, folder, 0) for name in (*names, "mirrored_recipe")))
+    assert codes == [[0]] * 6, stderr
     return folder
 
 
-def assert_same(found, expected):
-    for ours, theirs in zip(found["weights"], expected["weights"], strict=True):
+def assert_same(actual, expected):
+    for ours, theirs in zip(actual["weights"], expected["weights"], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
-    assert found["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-4)
-    assert found["history"].keys() == expected["history"].keys()
+    assert actual["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-4)
+    assert actual["history"].keys() == expected["history"].keys()
     for name, values in expected["history"].items():
-        np.testing.assert_allclose(found["history"][name], values, rtol=1e-4)
+        np.testing.assert_allclose(actual["history"][name], values, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["AdamW", "Lion", "Muon", "classes", "pairs", "sentences"])
-def test_two_replicas_learn_what_one_device_does(runs, name):
-    expected = outcome(runs, "one")[name]
-    assert expected["gradient_norm"] > 0.1  # the norm that is clipped to
-    assert_same(outcome(runs, "mirrored")[name], expected)
+def test_two_replicas_match_one_device(runs, name):
+    expected = load_outcome(runs, "single_device")[name]
+    assert expected["gradient_norm"] > 0.1  # gradients are clipped to this norm
+    assert_same(load_outcome(runs, "mirrored")[name], expected)
 
 
-def test_what_is_not_right_on_two_replicas_is_refused(runs):
-    found = outcome(runs, "refused")
-    assert found.pop("none") is None
-    words = {
+def test_unsupported_options_on_two_replicas_raise_error(runs):
+    errors = load_outcome(runs, "unsupported")
+    assert errors.pop("none") is None
+    patterns = {
         "clipping": "global_clipnorm.*SGD.*each of 2 replicas",
         "accumulation": "gradient_accumulation_steps.*SGD",
         "float16": "mixed_float16.*strategy has 2",
@@ -78,51 +77,54 @@ def test_what_is_not_right_on_two_replicas_is_refused(runs):
         "sum": "reduction 'sum'.*several replicas",
         "others": "ContrastiveLoss supports only one replica.*has 2",
     }
-    assert found.keys() == words.keys()
-    for name, pattern in words.items():
-        assert re.search(pattern, found[name] or ""), (name, found[name])
+    assert errors.keys() == patterns.keys()
+    for name, pattern in patterns.items():
+        assert re.search(pattern, errors[name] or ""), (name, errors[name])
 
 
-def test_keras_still_needs_what_the_trainer_does_for_it(runs):
-    """If this fails, Keras has mended itself: `replicas.step_logs` and `replicas.first_batch` (its
-    trainer, keras-team/keras#20585) or what the optimizers take from `BaseOptimizer` may go."""
-    assert keras.__version__.startswith("3.15."), "look whether they are still right"
-    found = outcome(runs, "keras_mirrored")
-    assert isinstance(found["uneven"], str), "the trainer takes uneven batches"
-    assert np.abs(np.subtract(found["even"], found["one"])).max() > 1e-3, "it clips the sum"
+def test_keras_still_requires_workarounds(runs):
+    """Check that Keras still requires our workarounds.
+
+    If this fails, Keras was fixed: `replicas.step_logs` and `replicas.first_batch` (its trainer,
+    keras-team/keras#20585) or what the optimizers take from `BaseOptimizer` can be removed.
+    """
+    assert keras.__version__.startswith("3.15."), "check whether the workarounds are still needed"
+    weights = load_outcome(runs, "keras_mirrored")
+    assert isinstance(weights["uneven"], str), "Keras's trainer accepts uneven batches"
+    assert np.abs(np.subtract(weights["even"], weights["one"])).max() > 1e-3, "Keras clips the sum"
 
 
-def test_a_run_on_two_replicas_goes_on_with_the_bits_of_a_whole_one(runs):
-    found = outcome(runs, "resumed_on_replicas")
-    assert found["step"] == 8  # in the second epoch, a step before it was interrupted
-    assert found["parts"] == found["whole"]
-    assert len(found["whole"]["hashes"]) > 15
-    assert len(found["whole"]["history"]["val_loss"]) == 2
+def test_resume_on_two_replicas_is_bit_exact(runs):
+    results = load_outcome(runs, "resumed_on_replicas")
+    assert results["step"] == 8  # in the second epoch, one step before the interruption
+    assert results["interrupted"] == results["uninterrupted"]
+    assert len(results["uninterrupted"]["hashes"]) > 15
+    assert len(results["uninterrupted"]["history"]["val_loss"]) == 2
 
 
-def test_two_replicas_train_a_recipe(runs):
-    assert outcome(runs, "mirrored_recipe") == 0
+def test_recipe_on_two_replicas(runs):
+    assert load_outcome(runs, "mirrored_recipe") == 0
     metrics = json.loads((runs / "model" / "metrics.json").read_text())
     assert metrics["held_out"]["perplexity"] < metrics["unigram"]["perplexity"]
     assert keras_llm.load(runs / "model")("The", max_new_tokens=5, temperature=0.0)
 
 
-def test_every_recipe_takes_every_distribution():
+def test_recipes_accept_all_distributions():
     for name in recipes.RECIPES:
         options = importlib.import_module(f"keras_llm.recipes.{name}").Options
-        needed = {
+        required = {
             "preference_tuning": {"start": "m"},
             "word_vectors": {"objective": "cbow"},
         }.get(name, {})
         for kind in ("mirrored", "multi_worker", "jax_data", "jax_model"):
-            options(out="m", distribution=kind, **needed)
+            options(out="m", distribution=kind, **required)
         with pytest.raises(InputError, match="--distribution must be one of mirrored, multi_"):
-            options(out="m", distribution="parameter_server", **needed)
+            options(out="m", distribution="parameter_server", **required)
         with pytest.raises(InputError, match=r"--export must be (left out|empty)"):
-            options(out="m", distribution="mirrored", export="litert", **needed)
+            options(out="m", distribution="mirrored", export="litert", **required)
 
 
-def test_skip_gram_does_not_train_on_jax():
+def test_skip_gram_on_jax_raises_error():
     word_vectors = importlib.import_module("keras_llm.recipes.word_vectors").Options
     word_vectors(out="m", distribution="mirrored")
     for kind in ("jax_data", "jax_model"):
@@ -130,16 +132,16 @@ def test_skip_gram_does_not_train_on_jax():
             word_vectors(out="m", distribution=kind)
 
 
-def test_a_distribution_that_cannot_be_is_refused(monkeypatch):
+def test_unavailable_distributions_raise_error(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
-    for kind, words in (
+    for kind, message in (
         ("mirrored", "at least two devices"),
         ("multi_worker", "TF_CONFIG"),
         ("jax_data", "KERAS_BACKEND=jax"),
         ("jax_model", "KERAS_BACKEND=jax"),
         ("parameter_server", "kind.*mirrored"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             training.set_distribution(kind)
     with pytest.raises(InputError, match="KERAS_BACKEND=jax"):
         training.TensorParallel()

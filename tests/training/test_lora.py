@@ -1,4 +1,4 @@
-"""Adapters: they begin as nothing, train alone, and are the same merged, saved and stacked."""
+"""Test LoRA and DoRA adapters: initialization, training, merging, saving and stacking."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from keras_llm.errors import InputError
 
 V = 61
 IDS = np.random.default_rng(0).integers(2, V, (8, 9)).astype("int32")
-EVERYTHING = r"(query|key|value|output|up|gate|down|token_embedding)$"
+ALL_LAYERS = r"(query|key|value|output|up|gate|down|token_embedding)$"
 
 
 def causal_lm(**changes):
@@ -18,15 +18,15 @@ def causal_lm(**changes):
     return models.causal_lm(models.preset("llama-tiny", **shape))
 
 
-def randomized(model, seed=0):
-    """The model with adapters that do something."""
-    r = np.random.default_rng(seed)
+def randomize_adapters(model, seed=0):
+    """Give the adapters of a model random weights; return the model."""
+    rng = np.random.default_rng(seed)
     for weight in model.trainable_weights:
-        weight.assign(r.normal(size=weight.shape) * 0.1)
+        weight.assign(rng.normal(size=weight.shape) * 0.1)
     return model
 
 
-def test_adapters_begin_as_nothing_and_alone_are_trained():
+def test_new_adapters_change_nothing_and_only_they_are_trained():
     model = causal_lm(use_bias=True)
     logits, before = np.asarray(model(IDS)), [np.asarray(w) for w in model.weights]
     paths = training.add_lora(model, rank=3)
@@ -44,22 +44,22 @@ def test_adapters_begin_as_nothing_and_alone_are_trained():
         np.testing.assert_array_equal(weight, value)
 
 
-def test_a_kernel_is_the_sum_that_the_formula_says():
+def test_lora_matches_formula():
     model = causal_lm()
     layer = model.get_layer("block_0").feed_forward.up
     kernel = np.asarray(layer.kernel)
     assert training.add_lora(model, r"feed_forward/up$", 3, 12) == [layer.path]
-    randomized(model)
+    randomize_adapters(model)
     a, b = (np.asarray(w, "float64") for w in model.trainable_weights)
     x = np.random.default_rng(1).normal(size=(5, len(kernel)))
     np.testing.assert_allclose(layer(x), x @ (kernel + 12 / 3 * a @ b), atol=1e-5)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_merged_saved_and_loaded_models_do_the_same(tmp_path, tied):
+def test_merged_saved_and_loaded_models_match(tmp_path, tied):
     model = causal_lm(tie_embeddings=tied)
-    training.add_lora(model, EVERYTHING, rank=2, alpha=5.0)
-    expected = np.asarray(randomized(model)(IDS))
+    training.add_lora(model, ALL_LAYERS, rank=2, alpha=5.0)
+    expected = np.asarray(randomize_adapters(model)(IDS))
     assert not np.allclose(expected, causal_lm(tie_embeddings=tied)(IDS), atol=0.1)
     merged = training.merge_lora(model)
     np.testing.assert_allclose(merged(IDS), expected, atol=1e-4)
@@ -76,13 +76,13 @@ def test_merged_saved_and_loaded_models_do_the_same(tmp_path, tied):
     np.testing.assert_allclose(plain(IDS), expected, atol=1e-4)
 
 
-def test_adapters_of_one_layer_add_up(tmp_path):
+def test_adapters_of_same_layer_add_up(tmp_path):
     kernel = np.asarray(causal_lm().get_layer("block_0").feed_forward.up.kernel)
     total = np.zeros_like(kernel)
     for seed, rank in ((1, 2), (2, 3)):
         model = causal_lm()
         training.add_lora(model, "up$", rank, alpha=7.0)
-        a, b = randomized(model, seed).trainable_weights
+        a, b = randomize_adapters(model, seed).trainable_weights
         total += 7.0 / rank * np.asarray(a) @ np.asarray(b)
         training.save_lora(model, tmp_path / f"{seed}")
     both = causal_lm()
@@ -91,7 +91,7 @@ def test_adapters_of_one_layer_add_up(tmp_path):
     np.testing.assert_allclose(merged, kernel + total, atol=1e-4)
 
 
-def test_encoders_and_heads_have_adapters_too():
+def test_adapters_of_encoders_and_heads():
     encoder = models.preset("distilbert-tiny", vocabulary_size=V, num_layers=1)
     pair = models.preset("t5-tiny", vocabulary_size=V, num_layers=1, num_decoder_layers=1)
     for model, inputs in (
@@ -101,18 +101,18 @@ def test_encoders_and_heads_have_adapters_too():
         before = np.asarray(model(inputs))
         training.add_lora(model, rank=2)
         np.testing.assert_array_equal(model(inputs), before)
-        expected = np.asarray(randomized(model)(inputs))
+        expected = np.asarray(randomize_adapters(model)(inputs))
         np.testing.assert_allclose(training.merge_lora(model)(inputs), expected, atol=1e-4)
 
 
-def test_dora_is_its_formula_and_begins_as_nothing():
+def test_dora_matches_formula():
     model = causal_lm()
     layer = model.get_layer("block_0").feed_forward.up
     kernel, logits = np.asarray(layer.kernel), np.asarray(model(IDS))
     assert training.add_lora(model, r"feed_forward/up$", 3, 12, dora=True) == [layer.path]
     np.testing.assert_allclose(model(IDS), logits, atol=1e-4)
     assert len(model.trainable_weights) == 3
-    randomized(model)
+    randomize_adapters(model)
     a, b, magnitude = (np.asarray(w, "float64") for w in model.trainable_weights)
     v = kernel + 12 / 3 * a @ b
     x = np.random.default_rng(1).normal(size=(5, len(kernel)))
@@ -120,7 +120,7 @@ def test_dora_is_its_formula_and_begins_as_nothing():
     np.testing.assert_allclose(layer(x), expected, atol=1e-5)
 
 
-def test_decay_leaves_the_lengths_of_columns_alone():
+def test_weight_decay_skips_magnitudes():
     model = causal_lm()
     training.add_lora(model, r"feed_forward/up$", rank=2, dora=True)
     before = [np.asarray(weight) for weight in model.trainable_weights]
@@ -132,7 +132,7 @@ def test_decay_leaves_the_lengths_of_columns_alone():
     assert not factors
 
 
-def test_dora_trains_and_is_the_same_saved_and_merged(tmp_path):
+def test_dora_training_saving_and_merging(tmp_path):
     model = causal_lm()
     frozen = np.asarray(model.get_layer("block_0").feed_forward.down.kernel)
     training.add_lora(model, "(query|down)$", rank=2, dora=True)
@@ -153,21 +153,19 @@ def test_dora_trains_and_is_the_same_saved_and_merged(tmp_path):
         training.load_lora(causal_lm(), tmp_path / "a", tmp_path / "a")
 
 
-def distance(one, other):
-    """The mean difference, in standard deviations."""
-    one, other = np.asarray(one), np.asarray(other)
-    return abs(one - other).mean() / other.std()
+def relative_difference(actual, expected):
+    """Return the mean difference, in standard deviations."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    return abs(actual - expected).mean() / expected.std()
 
 
 @pytest.mark.parametrize("mode, tolerance", [("int8", 0.03), ("int4", 0.3)])
-def test_adapters_train_on_quantized_kernels_and_move_to_the_model_before(
-    tmp_path, mode, tolerance
-):
+def test_adapters_of_quantized_kernels_fit_original_model(tmp_path, mode, tolerance):
     model = causal_lm()
     logits = np.asarray(model(IDS))
     training.add_lora(model, "(query|up)$", rank=2, quantization=mode)
     assert {str(model.get_layer("block_0").feed_forward.up._kernel.dtype)} == {"int8"}
-    assert 0 < distance(model(IDS), logits) < tolerance
+    assert 0 < relative_difference(model(IDS), logits) < tolerance
     trainer = training.LanguageModelTrainer(model)
     trainer.compile(keras.optimizers.Adam(1e-2), jit_compile=False, run_eagerly=mode == "int8")
     history = trainer.fit(IDS[:, :-1], IDS[:, 1:], epochs=4, verbose=0).history["loss"]
@@ -178,21 +176,21 @@ def test_adapters_train_on_quantized_kernels_and_move_to_the_model_before(
     base = causal_lm()
     training.load_lora(base, tmp_path / "a")
     merged = training.merge_lora(base)
-    assert distance(merged(IDS), model(IDS)) < tolerance
+    assert relative_difference(merged(IDS), model(IDS)) < tolerance
 
 
-def test_what_does_not_fit_is_named(tmp_path):
+def test_invalid_arguments_raise_error(tmp_path):
     model = causal_lm()
-    for changes, words in (
+    for changes, message in (
         ({"rank": 0}, "rank"),
         ({"alpha": -1.0}, "alpha"),
         ({"layers": "nothing"}, "block_0/self_attention/query"),
         ({"layers": "("}, "regular expression"),
         ({"quantization": "int2"}, "quantization"),
         ({"quantization": "int8", "dora": True}, "dora.*quantization"),
-        ({"layers": EVERYTHING, "dora": True}, "dora.*token_embedding"),
+        ({"layers": ALL_LAYERS, "dora": True}, "dora.*token_embedding"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             training.add_lora(model, **changes)
     for function in (training.merge_lora, lambda m: training.save_lora(m, tmp_path / "x")):
         with pytest.raises(InputError, match="no adapters"):
@@ -205,11 +203,11 @@ def test_what_does_not_fit_is_named(tmp_path):
         training.save_lora(model, tmp_path / "a")
     (tmp_path / "bad").write_text("nothing")
     narrow = causal_lm(hidden_dim=32, num_heads=2, num_key_value_heads=2)
-    for other, path, words in (
+    for other, path, message in (
         (causal_lm(), "none", "does not exist"),
         (causal_lm(), "bad", "not a file from save_lora"),
         (narrow, "a", r"block_0/self_attention/.*kernel"),
         (models.seq2seq(models.preset("t5-tiny")), "a", "no layer 'block_0/self_attention"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             training.load_lora(other, tmp_path / path)

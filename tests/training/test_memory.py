@@ -1,4 +1,4 @@
-"""The parts of a memory plan, against models that are really made."""
+"""Compare the parts of a memory plan with built models."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from keras_llm.errors import InputError
 CONFIG = models.preset("llama-tiny", num_layers=2, dropout=0.1)
 
 
-def of(variables):
+def num_bytes(variables):
     return sum(np.asarray(v).nbytes for v in variables)
 
 
@@ -23,19 +23,19 @@ def of(variables):
         (training.AdamW(state_bits=8, use_ema=True), None),
     ],
 )
-def test_weights_and_the_state_of_the_optimizer_are_exact(optimizer, dtype):
+def test_weights_gradients_and_optimizer_state_are_exact(optimizer, dtype):
     plan = training.plan_memory(CONFIG, 4, 32, optimizer, dtype=dtype)
     model = models.causal_lm(CONFIG, dtype=dtype)
-    made = keras.optimizers.get(optimizer)
-    made = type(made).from_config(made.get_config())
-    made.build(model.trainable_variables)
-    assert plan["weights"] == of(model.variables)
-    assert plan["gradients"] == of(model.trainable_variables)
-    assert plan["optimizer"] == of(made.variables)
+    built = keras.optimizers.get(optimizer)
+    built = type(built).from_config(built.get_config())
+    built.build(model.trainable_variables)
+    assert plan["weights"] == num_bytes(model.variables)
+    assert plan["gradients"] == num_bytes(model.trainable_variables)
+    assert plan["optimizer"] == num_bytes(built.variables)
     assert plan["total"] == sum(value for name, value in plan.items() if name != "total")
 
 
-def test_activations_grow_with_tokens_and_shrink_by_rematerialization():
+def test_activations_scale_with_tokens_and_rematerialization():
     config = models.preset("llama-tiny", num_layers=12)
     plain, doubled = (training.plan_memory(config, size, 32)["activations"] for size in (4, 8))
     assert doubled == 2 * plain
@@ -46,13 +46,13 @@ def test_activations_grow_with_tokens_and_shrink_by_rematerialization():
     assert plain // 2 < half < plain
 
 
-def test_what_does_not_fit_is_named():
-    for arguments, words in (
+def test_invalid_arguments_raise_error():
+    for arguments, message in (
         ((models.preset("distilbert-tiny"), 4, 32), "config"),
         ((CONFIG, 0, 32), "batch_size"),
         ((CONFIG, 4, CONFIG.max_length + 1), "sequence_length.*max_length"),
         ((CONFIG, 4, 32, "nothing"), "optimizer"),
         ((CONFIG, 4, 32, "adafactor"), "optimizer.*Adafactor"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             training.plan_memory(*arguments)

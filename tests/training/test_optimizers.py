@@ -1,4 +1,4 @@
-"""Schedules against their formulas, optimizers against NumPy."""
+"""Compare schedules with their formulas and optimizers with NumPy and Keras."""
 
 import math
 
@@ -18,12 +18,12 @@ def expected_rate(decay, step):
     step = min(step, TOTAL)
     if step < WARMUP:
         return PEAK * (step + 1) / (WARMUP + 1)
-    done = (step - WARMUP) / (TOTAL - WARMUP)
+    progress = (step - WARMUP) / (TOTAL - WARMUP)
     return (
         PEAK
         * {
-            "cosine": FINAL + (1 - FINAL) * (1 + math.cos(math.pi * done)) / 2,
-            "linear": 1 - (1 - FINAL) * done,
+            "cosine": FINAL + (1 - FINAL) * (1 + math.cos(math.pi * progress)) / 2,
+            "linear": 1 - (1 - FINAL) * progress,
             "inverse_sqrt": math.sqrt(WARMUP / step),
             "wsd": 1 if step < 70 else 1 - (1 - FINAL) * (step - 70) / 30,
             "constant": 1,
@@ -32,16 +32,16 @@ def expected_rate(decay, step):
 
 
 @pytest.mark.parametrize("decay", ["cosine", "linear", "inverse_sqrt", "wsd", "constant"])
-def test_schedules_are_their_formulas(decay):
+def test_schedules_match_formulas(decay):
     schedule = training.WarmupDecay(PEAK, TOTAL, WARMUP, decay, FINAL, decay_share=0.3)
-    again = training.WarmupDecay.from_config(schedule.get_config())
+    restored = training.WarmupDecay.from_config(schedule.get_config())
     for step in (0, 1, 9, 10, 11, 50, 69, 70, 71, 99, 100, 150):
         assert float(schedule(step)) == pytest.approx(expected_rate(decay, step), rel=1e-5)
-        assert float(again(tf.constant(step))) == pytest.approx(float(schedule(step)))
+        assert float(restored(tf.constant(step))) == pytest.approx(float(schedule(step)))
 
 
-def test_wrong_schedules_are_named():
-    for changes, words in (
+def test_invalid_schedules_raise_error():
+    for changes, message in (
         ({"peak": 0.0}, "peak"),
         ({"total_steps": 0}, "total_steps"),
         ({"warmup_steps": 100}, "warmup_steps"),
@@ -50,38 +50,38 @@ def test_wrong_schedules_are_named():
         ({"decay_share": 0.0}, "decay_share"),
         ({"decay": "inverse_sqrt"}, "warmup_steps"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             training.WarmupDecay(**{"peak": 1.0, "total_steps": 100, **changes})
 
 
-def variables(*shapes):
-    r = np.random.default_rng(0)
+def make_variables(*shapes):
+    rng = np.random.default_rng(0)
     return [
-        keras.Variable(r.normal(size=shape), dtype="float32", name=name) for name, shape in shapes
+        keras.Variable(rng.normal(size=shape), dtype="float32", name=name) for name, shape in shapes
     ]
 
 
-def test_decay_leaves_biases_and_norms_alone():
+def test_weight_decay_skips_biases_and_norms():
     model = models.causal_lm(models.preset("llama-tiny", use_bias=True, norm="layer", num_layers=1))
     optimizer = training.AdamW(0.1, weight_decay=0.5)
     before = [np.asarray(w) for w in model.weights]
     optimizer.apply([w * 0 for w in model.weights], model.trainable_weights)
     for weight, old in zip(model.weights, before, strict=True):
-        alone = weight.name in ("bias", "gamma", "beta")
-        np.testing.assert_allclose(weight, old * (1.0 if alone else 0.95), rtol=1e-5)
+        skipped = weight.name in ("bias", "gamma", "beta")
+        np.testing.assert_allclose(weight, old * (1.0 if skipped else 0.95), rtol=1e-5)
     assert any(w.name == "bias" for w in model.weights)
 
 
 @pytest.mark.parametrize("make", [training.AdamW, training.Lion, training.Muon])
-def test_they_learn_and_come_back_from_their_config(make):
+def test_optimizers_train_and_serialize(make):
     keras.utils.set_random_seed(0)
     model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=37, num_layers=1))
     trainer = training.LanguageModelTrainer(model)
     schedule = training.WarmupDecay(3e-3, 40, 4)
     optimizer = make(schedule, global_clipnorm=1.0, skip_factor=5.0)
     config = keras.saving.serialize_keras_object(optimizer)
-    again = keras.saving.deserialize_keras_object(config)
-    assert type(again) is make and again.get_config() == optimizer.get_config()
+    restored = keras.saving.deserialize_keras_object(config)
+    assert type(restored) is make and restored.get_config() == optimizer.get_config()
     trainer.compile(optimizer, jit_compile=False)
     ids = np.tile(np.arange(2, 14, dtype="int32"), (16, 1))
     history = trainer.fit(ids[:, :-1], ids[:, 1:], batch_size=4, epochs=8, verbose=0).history
@@ -90,13 +90,13 @@ def test_they_learn_and_come_back_from_their_config(make):
 
 
 @pytest.mark.parametrize("name", ["AdamW", "Muon"])
-@pytest.mark.parametrize("dtype, near", [("float32", 1e-6), ("bfloat16", 2**-7)])
-def test_adam_in_one_pass_is_that_of_keras(name, dtype, near):
-    r = np.random.default_rng(0)
-    start, *gradients = r.normal(size=(5, 6, 4))
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("bfloat16", 2**-7)])
+def test_fused_adam_matches_keras(name, dtype, tolerance):
+    rng = np.random.default_rng(0)
+    start, *gradients = rng.normal(size=(5, 6, 4))
     betas = {"adam_beta_2" if name == "Muon" else "beta_2": 0.95}
 
-    def trained(make):
+    def train(make):
         variable = keras.Variable(start, dtype=dtype, name="embedding")
         optimizer = make(1e-2, **betas)
         optimizer.build([variable])
@@ -106,27 +106,27 @@ def test_adam_in_one_pass_is_that_of_keras(name, dtype, near):
         graph = step.get_concrete_function(tf.TensorSpec(start.shape, dtype)).graph
         return np.asarray(variable.value, "float64"), {op.type for op in graph.get_operations()}
 
-    expected, _ = trained(getattr(keras.optimizers, name))
-    found, operations = trained(getattr(training, name))
+    expected, _ = train(getattr(keras.optimizers, name))
+    actual, operations = train(getattr(training, name))
     assert "ResourceApplyAdam" in operations
-    np.testing.assert_allclose(found, expected, rtol=near, atol=near / 8)
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance / 8)
     assert np.abs(expected - start).mean() > 0.02
 
 
 @pytest.mark.parametrize("shape", [(8, 32), (32, 8), (8, 12), (3, 8, 32)])
-def test_muon_orthogonalises_as_keras_does(shape):
+def test_muon_orthogonalization_matches_keras(shape):
     gradient = np.random.default_rng(0).normal(size=shape).astype("float32")
-    gradient[..., 0, :] = gradient[..., 1, :] * 0.999  # one singular value is next to nothing
-    ours, keras_s = training.Muon(), keras.optimizers.Muon()
+    gradient[..., 0, :] = gradient[..., 1, :] * 0.999  # one singular value is almost zero
+    ours, theirs = training.Muon(), keras.optimizers.Muon()
     for steps in (1, 5):
-        expected = np.asarray(keras_s.zeropower_via_newtonschulz5(gradient, steps))
-        found = np.asarray(ours.zeropower_via_newtonschulz5(gradient, steps))
-        assert found.shape == shape
-        np.testing.assert_allclose(found, expected, atol=2e-5)
+        expected = np.asarray(theirs.zeropower_via_newtonschulz5(gradient, steps))
+        actual = np.asarray(ours.zeropower_via_newtonschulz5(gradient, steps))
+        assert actual.shape == shape
+        np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
-def test_the_norm_and_the_clipping_are_those_of_the_summed_gradient():
-    """The rows of an embedding's gradient come once for each token; the norm is of their sum."""
+def test_norm_and_clipping_use_summed_sparse_gradient():
+    """An embedding's gradient has one row per token; rows of the same token are summed first."""
     table = keras.Variable(np.ones((5, 2)), name="embeddings")
     values = np.array([[3.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
     rows = tf.IndexedSlices(tf.constant(values, "float32"), tf.constant([1, 1, 4]), [5, 2])
@@ -142,16 +142,16 @@ def test_the_norm_and_the_clipping_are_those_of_the_summed_gradient():
     np.testing.assert_allclose(momentum, 0.1 * gradient * 0.5 / norm, rtol=1e-5)
 
 
-def test_an_update_with_an_unusual_gradient_is_skipped():
-    (kernel,) = variables(("kernel", (3,)))
+def test_outlier_gradients_are_skipped():
+    (kernel,) = make_variables(("kernel", (3,)))
     optimizer = training.AdamW(0.1, skip_factor=4.0)
     step = tf.function(lambda g: optimizer.apply([g], [kernel]))
     optimizer.build([kernel])
     for _ in range(25):
         step(tf.ones((3,)))
     before = [np.asarray(v) for v in (kernel, *optimizer.variables) if v.path[-4:] != "norm"]
-    for bad in (100.0, math.nan, math.inf):
-        step(tf.fill((3,), bad))
+    for value in (100.0, math.nan, math.inf):
+        step(tf.fill((3,), value))
     after = [np.asarray(v) for v in (kernel, *optimizer.variables) if v.path[-4:] != "norm"]
     changed = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if np.any(a != b)]
     names = [v.name for v in (kernel, *optimizer.variables) if v.path[-4:] != "norm"]
@@ -161,8 +161,8 @@ def test_an_update_with_an_unusual_gradient_is_skipped():
     assert np.any(np.asarray(kernel) != before[0])
 
 
-def test_what_is_large_again_and_again_is_usual_in_the_end():
-    (kernel,) = variables(("kernel", (3,)))
+def test_repeated_large_gradients_are_accepted():
+    (kernel,) = make_variables(("kernel", (3,)))
     optimizer = training.AdamW(0.1, skip_factor=5.0)
     step = tf.function(lambda g: optimizer.apply([g], [kernel]))
     optimizer.build([kernel])
@@ -171,8 +171,8 @@ def test_what_is_large_again_and_again_is_usual_in_the_end():
     assert 1 < float(optimizer.skipped) < 10
 
 
-def test_a_schedule_counts_updates_where_batches_are_accumulated():
-    (kernel,) = variables(("kernel", (3,)))
+def test_schedule_counts_updates_with_gradient_accumulation():
+    (kernel,) = make_variables(("kernel", (3,)))
     schedule = training.WarmupDecay(1.0, total_steps=4, warmup_steps=0, decay="linear")
     optimizer = training.AdamW(schedule, gradient_accumulation_steps=3)
     optimizer.build([kernel])
@@ -184,11 +184,11 @@ def test_a_schedule_counts_updates_where_batches_are_accumulated():
     assert rates[0] > rates[3] > rates[6] > 0
 
 
-def test_accumulated_batches_are_one_large_batch():
+def test_gradient_accumulation_matches_large_batch():
     keras.utils.set_random_seed(0)
     config = models.preset("llama-tiny", vocabulary_size=37, num_layers=1)
     ids = np.random.default_rng(0).integers(2, 37, (8, 10)).astype("int32")
-    found = []
+    weights = []
     for steps, size in ((None, 8), (4, 2)):
         keras.utils.set_random_seed(0)
         model = models.causal_lm(config)
@@ -196,47 +196,47 @@ def test_accumulated_batches_are_one_large_batch():
         optimizer = training.AdamW(
             1e-3, epsilon=1e-3, global_clipnorm=0.1, gradient_accumulation_steps=steps
         )
-        # What is compared with need not be traced.
+        # Tracing the reference would take longer.
         trainer.compile(optimizer, jit_compile=False, run_eagerly=steps is None)
         trainer.fit(ids[:, :-1], ids[:, 1:], batch_size=size, epochs=2, shuffle=False, verbose=0)
-        found.append(model.get_weights())
-    for one, other in zip(*found, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+        weights.append(model.get_weights())
+    for actual, expected in zip(*weights, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("power, signed, most", [(2, True, 127), (4, False, 254.5)])
-def test_averages_in_8_bits_are_off_by_half_a_code_at_most(power, signed, most):
-    optimizer, (like,) = keras.optimizers.SGD(), variables(("matrix", (6, 800)))
-    optimizer.build([like])
-    coded = quantized_moments.QuantizedMoment(optimizer, like, "average", signed)
-    np.testing.assert_array_equal(coded.read(), np.zeros((6, 800)))
+@pytest.mark.parametrize("power, signed, max_code", [(2, True, 127), (4, False, 254.5)])
+def test_8_bit_moments_are_off_by_at_most_half_a_code(power, signed, max_code):
+    optimizer, (variable,) = keras.optimizers.SGD(), make_variables(("matrix", (6, 800)))
+    optimizer.build([variable])
+    moment = quantized_moments.QuantizedMoment(optimizer, variable, "average", signed)
+    np.testing.assert_array_equal(moment.read(), np.zeros((6, 800)))
     numbers = np.random.default_rng(0).normal(size=(6, 800)) ** 3
     numbers = (numbers if signed else numbers**2).astype("float32")
     numbers *= 10.0 ** np.arange(-9, 9, 3, dtype="float32")[:, None]
     numbers[0], numbers[:, :2] = 0.0, 0.0
-    coded.write(numbers)
-    found = np.asarray(coded.read())
-    assert (np.sign(found) == np.sign(numbers))[found != 0].all()
-    assert ((found == 0) == (numbers == 0)).all() or signed  # nothing is divided by 0
+    moment.write(numbers)
+    decoded = np.asarray(moment.read())
+    assert (np.sign(decoded) == np.sign(numbers))[decoded != 0].all()
+    assert ((decoded == 0) == (numbers == 0)).all() or signed  # avoids division by zero
     largest = np.maximum(np.abs(numbers).max(axis=-1, keepdims=True), 1e-30)
-    roots = [(np.abs(x) / largest) ** (1 / power) for x in (found, numbers)]
-    off = np.abs(roots[0] - roots[1])
-    assert off.max() < 0.5 / most + 1e-5
+    roots = [(np.abs(x) / largest) ** (1 / power) for x in (decoded, numbers)]
+    error = np.abs(roots[0] - roots[1])
+    assert error.max() < 0.5 / max_code + 1e-5
 
 
-def test_adam_in_8_bits_learns_what_adam_learns_with_a_third_of_the_state():
+def test_8_bit_adam_matches_adam_with_a_third_of_the_state():
     ids = np.random.default_rng(0).integers(2, 60, (32, 24)).astype("int32")
-    ids[:, 1::2] = (ids[:, ::2] * 7) % 61  # every other token follows from the one before it
+    ids[:, 1::2] = (ids[:, ::2] * 7) % 61  # every second token follows from the previous one
     losses, states = {}, {}
     for bits in (32, 8):
         keras.utils.set_random_seed(0)
         model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=64, num_layers=1))
         trainer = training.LanguageModelTrainer(model)
         optimizer = training.AdamW(3e-3, global_clipnorm=1.0, beta_2=0.95, state_bits=bits)
-        again = keras.saving.deserialize_keras_object(
+        restored = keras.saving.deserialize_keras_object(
             keras.saving.serialize_keras_object(optimizer)
         )
-        assert again.get_config() == optimizer.get_config()
+        assert restored.get_config() == optimizer.get_config()
         trainer.compile(optimizer, jit_compile=False)
         history = trainer.fit(ids[:, :-1], ids[:, 1:], batch_size=8, epochs=15, verbose=0).history
         losses[bits] = history["loss"]
@@ -244,11 +244,11 @@ def test_adam_in_8_bits_learns_what_adam_learns_with_a_third_of_the_state():
     assert losses[8][-1] < 0.75 * losses[8][0]
     np.testing.assert_allclose(losses[8], losses[32], rtol=0.02)
     assert losses[8] != losses[32]
-    assert states[8] < 0.35 * states[32]  # of matrices of this size
+    assert states[8] < 0.35 * states[32]  # for matrices of this size
 
 
-def test_averages_in_8_bits_are_read_when_their_gradient_is_there():
-    optimizer, (matrix,) = training.AdamW(1e-3, state_bits=8), variables(("matrix", (64, 128)))
+def test_8_bit_moments_are_decoded_after_gradients():
+    optimizer, (matrix,) = training.AdamW(1e-3, state_bits=8), make_variables(("matrix", (64, 128)))
     optimizer.build([matrix])
     step = tf.function(lambda slope: optimizer.apply([tf.exp(slope)], [matrix]))
     graph = step.get_concrete_function(tf.TensorSpec((64, 128))).graph
@@ -260,7 +260,7 @@ def test_averages_in_8_bits_are_read_when_their_gradient_is_there():
         assert gradient in op.control_inputs or gradient in op.inputs[0].op.control_inputs
 
 
-def test_a_run_with_averages_in_8_bits_goes_on_with_the_same_bits(tmp_path):
+def test_resume_with_8_bit_moments_is_bit_exact(tmp_path):
     ids = np.random.default_rng(0).integers(2, 60, (32, 24)).astype("int32")
 
     def train(folder, epochs):
@@ -275,18 +275,18 @@ def test_a_run_with_averages_in_8_bits_goes_on_with_the_same_bits(tmp_path):
         trainer.fit(data, epochs=epochs, steps_per_epoch=4, verbose=0, callbacks=[resume])
         return [np.asarray(v.value) for v in [*model.variables, *trainer.optimizer.variables]]
 
-    whole = train(tmp_path / "whole", 2)
-    train(tmp_path / "parts", 1)
-    again = train(tmp_path / "parts", 2)
-    assert {"int8", "uint8"} <= {values.dtype.name for values in whole}
-    for one, other in zip(whole, again, strict=True):
-        np.testing.assert_array_equal(one, other)
+    uninterrupted = train(tmp_path / "uninterrupted", 2)
+    train(tmp_path / "resumed", 1)
+    resumed = train(tmp_path / "resumed", 2)
+    assert {"int8", "uint8"} <= {values.dtype.name for values in uninterrupted}
+    for expected, actual in zip(uninterrupted, resumed, strict=True):
+        np.testing.assert_array_equal(expected, actual)
 
 
-def test_wrong_optimizers_are_named():
-    for wrong in ({"state_bits": 16}, {"state_bits": 8, "amsgrad": True}):
+def test_invalid_optimizer_arguments_raise_error():
+    for arguments in ({"state_bits": 16}, {"state_bits": 8, "amsgrad": True}):
         with pytest.raises(InputError, match="state_bits"):
-            training.AdamW(**wrong)
+            training.AdamW(**arguments)
     with pytest.raises(InputError, match="skip_factor"):
         training.AdamW(skip_factor=0.5)
     with pytest.raises(InputError, match="gradient_accumulation_steps"):

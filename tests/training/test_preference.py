@@ -1,4 +1,4 @@
-"""DPO and ORPO against their formulas in NumPy, against plain gradients, and what they must do."""
+"""Compare DPO and ORPO with their formulas and with plain gradients, and train with both."""
 
 import keras
 import numpy as np
@@ -14,15 +14,15 @@ OBJECTIVES = [
     training.ORPO(0.1),
     training.ORPO(2.0),
 ]
-names = [str(objective) for objective in OBJECTIVES]
+IDS = [str(objective) for objective in OBJECTIVES]
 
 
 def sigmoid(x):
     return 1.0 / (1.0 + np.exp(-x))
 
 
-def by_formula(objective, chosen, rejected, lengths, reference):
-    """The loss of one pair, from the papers."""
+def pair_loss(objective, chosen, rejected, lengths, reference):
+    """Return the loss of one pair, from the papers' formulas."""
     if isinstance(objective, training.DPO):
         ratio = objective.beta * ((chosen - reference[0]) - (rejected - reference[1]))
         e = objective.label_smoothing
@@ -32,8 +32,8 @@ def by_formula(objective, chosen, rejected, lengths, reference):
     return -np.log(likelihood[0]) - objective.weight * np.log(sigmoid(np.log(odds[0] / odds[1])))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=names)
-def test_losses_and_slopes_are_those_of_the_formula(objective):
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=IDS)
+def test_losses_and_slopes_match_formula(objective):
     random = np.random.default_rng(0)
     log_p = -random.uniform(0.5, 9, (6, 2))
     lengths = random.integers(1, 9, (6, 2)).astype("float64")
@@ -45,31 +45,31 @@ def test_losses_and_slopes_are_those_of_the_formula(objective):
 
         def loss(step, i=i):
             chosen, rejected = log_p[i] + step
-            return by_formula(objective, chosen, rejected, lengths[i], reference[i])
+            return pair_loss(objective, chosen, rejected, lengths[i], reference[i])
 
         assert float(losses[i]) == pytest.approx(loss(np.zeros(2)), rel=1e-6)
         for side, step in enumerate(np.eye(2) * 1e-5):
             slope = (loss(step) - loss(-step)) / 2e-5
             assert float(slopes[i, side]) == pytest.approx(slope, rel=1e-4, abs=1e-7)
     assert margin.shape == (6,)
-    if not getattr(objective, "label_smoothing", 0):  # the chosen answer up, the other one down
+    if not getattr(objective, "label_smoothing", 0):  # raise the chosen answer, lower the other
         assert (np.asarray(slopes) * [[-1, 1]] > 0).all()
 
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Prompts and answers of unequal length, the chosen ones even, the rejected ones odd."""
-    random, found = np.random.default_rng(3), []
+    """Return pairs of answers of different lengths: chosen ones even tokens, rejected ones odd."""
+    random, examples = np.random.default_rng(3), []
     for _ in range(8):
         prompt = random.integers(2, 40, random.integers(1, 5)).tolist()
         answers = [(random.integers(1, 20, random.integers(2, 6)) * 2 + odd) for odd in (0, 1)]
-        found.append(
+        examples.append(
             tuple(
                 data.ChatExample(prompt + a.tolist(), [0] * len(prompt) + [1] * len(a))
                 for a in answers
             )
         )
-    return found
+    return examples
 
 
 def small_model():
@@ -79,22 +79,24 @@ def small_model():
     )
 
 
-def reference_of(model, pairs):
+def reference_log_probabilities(model, pairs):
     rows = [example for pair in pairs for example in pair]
     return training.log_probabilities(model, rows).reshape(-1, 2)
 
 
 @pytest.mark.parametrize("objective", [OBJECTIVES[1], OBJECTIVES[3]], ids=["DPO", "ORPO"])
-def test_gradients_are_those_of_the_plain_loss(objective, pairs):
+def test_gradients_match_plain_loss(objective, pairs):
     model = small_model()
-    reference = reference_of(model, pairs) + np.random.default_rng(1).normal(size=(8, 2))
+    reference = reference_log_probabilities(model, pairs) + np.random.default_rng(1).normal(
+        size=(8, 2)
+    )
     (batch,) = data.preference_dataset(pairs, 8, 0, reference)
     x, y, weights = batch
     trainer = training.PreferenceTrainer(model, objective, chunk_size=7)
     trainer.compile("sgd", jit_compile=False)
     with tf.GradientTape() as tape:
         loss = trainer.compute_loss(x, y, trainer(x), weights)
-    found = tape.gradient(loss, [w.value for w in model.trainable_weights])
+    gradients = tape.gradient(loss, [w.value for w in model.trainable_weights])
     with tf.GradientTape() as tape:
         logits = [model(x["token_ids"][:, side]) for side in (0, 1)]
         log_p = tf.nn.log_softmax(tf.stack(logits, 1))
@@ -104,24 +106,24 @@ def test_gradients_are_those_of_the_plain_loss(objective, pairs):
             base = x["reference"]
             m = objective.beta * (chosen - base[:, 0] - rejected + base[:, 1])
             e = objective.label_smoothing
-            plain = -(1 - e) * tf.math.log_sigmoid(m) - e * tf.math.log_sigmoid(-m)
+            plain_loss = -(1 - e) * tf.math.log_sigmoid(m) - e * tf.math.log_sigmoid(-m)
         else:
             lengths = tf.reduce_sum(weights, -1)
             q = [chosen / lengths[:, 0], rejected / lengths[:, 1]]
             odds = [p - tf.math.log(1 - tf.exp(p)) for p in q]
-            plain = -q[0] - objective.weight * tf.math.log_sigmoid(odds[0] - odds[1])
-        plain = tf.reduce_mean(plain)
-    expected = tape.gradient(plain, [w.value for w in model.trainable_weights])
-    assert float(loss) == pytest.approx(float(plain), rel=1e-5)
-    for one, other in zip(found, expected, strict=True):
+            plain_loss = -q[0] - objective.weight * tf.math.log_sigmoid(odds[0] - odds[1])
+        plain_loss = tf.reduce_mean(plain_loss)
+    expected = tape.gradient(plain_loss, [w.value for w in model.trainable_weights])
+    assert float(loss) == pytest.approx(float(plain_loss), rel=1e-5)
+    for actual, desired in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(
-            tf.convert_to_tensor(one), tf.convert_to_tensor(other), atol=2e-5, rtol=1e-3
+            tf.convert_to_tensor(actual), tf.convert_to_tensor(desired), atol=2e-5, rtol=1e-3
         )
 
 
-def test_dpo_begins_at_log_2_and_moves_both_answers_apart(pairs):
+def test_dpo_starts_at_log_2_and_separates_answers(pairs):
     model = small_model()
-    reference = reference_of(model, pairs)
+    reference = reference_log_probabilities(model, pairs)
     frozen = [np.array(weight) for weight in model.weights]
     training.add_lora(model, rank=4)
     trainer = training.PreferenceTrainer(model, training.DPO(0.5))
@@ -133,27 +135,27 @@ def test_dpo_begins_at_log_2_and_moves_both_answers_apart(pairs):
     trainer.fit(dataset, verbose=0)
     last = trainer.evaluate(dataset.take(2), return_dict=True, verbose=0)
     assert last["accuracy"] == 1 and last["margin"] > 1 and last["loss"] < 0.3
-    moved = reference_of(model, pairs) - reference
-    assert (moved[:, 0] > moved[:, 1]).all()
-    margins = 0.5 * (moved[:, 0] - moved[:, 1])
+    change = reference_log_probabilities(model, pairs) - reference
+    assert (change[:, 0] > change[:, 1]).all()
+    margins = 0.5 * (change[:, 0] - change[:, 1])
     assert last["margin"] == pytest.approx(margins.mean(), rel=1e-3)
     kernels = [weight for weight in model.weights if "lora" not in weight.path]
-    for before, after in zip(frozen, kernels, strict=True):  # the reference is still there
+    for before, after in zip(frozen, kernels, strict=True):  # the reference model is unchanged
         np.testing.assert_array_equal(before, after)
 
 
-def test_orpo_raises_the_chosen_and_the_odds(pairs):
+def test_orpo_raises_chosen_answers_and_odds(pairs):
     model = small_model()
-    before = reference_of(model, pairs)
+    before = reference_log_probabilities(model, pairs)
     trainer = training.PreferenceTrainer(model, training.ORPO(0.5))
     trainer.compile(keras.optimizers.Adam(3e-3), jit_compile=False)
     history = trainer.fit(data.preference_dataset(pairs, 8, 0, epochs=20, seed=0), verbose=0)
     assert history.history["loss"][0] > 0
-    moved = reference_of(model, pairs) - before
-    assert moved[:, 0].mean() > 0 and moved[:, 0].mean() > moved[:, 1].mean()
+    change = reference_log_probabilities(model, pairs) - before
+    assert change[:, 0].mean() > 0 and change[:, 0].mean() > change[:, 1].mean()
 
 
-def test_what_is_wrong_is_named(pairs):
+def test_invalid_arguments_raise_error(pairs):
     model = small_model()
     trainer = training.PreferenceTrainer(model, training.DPO())
     trainer.compile("sgd", jit_compile=False)

@@ -1,4 +1,4 @@
-"""Measures of numbers, beside scikit-learn's and SciPy's."""
+"""Compare regression measures with scikit-learn and SciPy."""
 
 import numpy as np
 import pytest
@@ -12,13 +12,13 @@ from keras_llm.errors import InputError
 
 
 @given(st.integers(0, 999), st.integers(3, 60))
-def test_measures_are_those_of_others(seed, rows):
+def test_measures_match_scikit_learn_and_scipy(seed, rows):
     random = np.random.default_rng(seed)
     truth = random.integers(-4, 5, rows) / 2
     truth[:2] = [-1, 1]
     predicted = truth + random.normal(size=rows)
-    found = training.evaluate_regression(truth, predicted)
-    assert found == {
+    measures = training.evaluate_regression(truth, predicted)
+    assert measures == {
         "rows": rows,
         "rmse": pytest.approx(metrics.root_mean_squared_error(truth, predicted)),
         "mean_absolute_error": pytest.approx(metrics.mean_absolute_error(truth, predicted)),
@@ -28,13 +28,13 @@ def test_measures_are_those_of_others(seed, rows):
     }
 
 
-def test_a_constant_correlates_with_nothing():
-    found = training.evaluate_regression([1.0, 2.0], [3.0, 3.0])
-    assert found["pearson"] == found["spearman"] == 0.0 and found["r2"] == -9.0
+def test_constant_predictions_have_zero_correlation():
+    measures = training.evaluate_regression([1.0, 2.0], [3.0, 3.0])
+    assert measures["pearson"] == measures["spearman"] == 0.0 and measures["r2"] == -9.0
     assert training.evaluate_regression([1.0, 1.0], [1.0, 2.0])["r2"] == 0.0
 
 
 @pytest.mark.parametrize("truth, predicted", [([1.0], [1.0]), ([1.0, 2.0], [1.0])])
-def test_rows_that_do_not_fit_are_refused(truth, predicted):
+def test_invalid_rows_raise_error(truth, predicted):
     with pytest.raises(InputError, match="same length"):
         training.evaluate_regression(truth, predicted)

@@ -1,4 +1,4 @@
-"""Rematerialised blocks train as those that remember do, with the same dropout."""
+"""Test that rematerialized blocks train like stored ones, with the same dropout."""
 
 import keras
 import numpy as np
@@ -24,7 +24,7 @@ def fit(preset, remat, **changes):
     fitted = model if loss else training.LanguageModelTrainer(model)
     if remat:
         assert training.rematerialize(fitted) == (3 if preset == "t5-tiny" else 1)
-    # What is compared with need not be traced.
+    # Tracing the reference would take longer.
     fitted.compile(keras.optimizers.SGD(0.1), loss, jit_compile=False, run_eagerly=not remat)
     history = fitted.fit(x, y, batch_size=3, epochs=2, shuffle=False, verbose=0).history
     return history["loss"], [np.asarray(v) for v in fitted.variables], fitted.predict(x, verbose=0)
@@ -34,21 +34,21 @@ def fit(preset, remat, **changes):
     "preset, changes",
     [
         ("llama-tiny", {"num_experts": 4}),  # adds losses
-        ("t5-tiny", {}),  # two inputs that have gradients
+        ("t5-tiny", {}),  # two inputs with gradients
         ("distilbert-tiny", {}),
     ],
 )
-def test_training_is_the_same(preset, changes):
+def test_rematerialized_training_matches(preset, changes):
     losses, variables, outputs = fit(preset, False, **changes)
-    found = fit(preset, True, **changes)
-    np.testing.assert_allclose(found[0], losses, atol=1e-5)
-    for one, other in zip(found[1], variables, strict=True):  # the state of dropout among them
-        np.testing.assert_allclose(one, other, atol=1e-5)
-    np.testing.assert_allclose(found[2], outputs, atol=1e-5)
+    results = fit(preset, True, **changes)
+    np.testing.assert_allclose(results[0], losses, atol=1e-5)
+    for actual, expected in zip(results[1], variables, strict=True):  # including dropout's state
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+    np.testing.assert_allclose(results[2], outputs, atol=1e-5)
 
 
-def products(remat):
-    """How many products of matrices the graph of a gradient has."""
+def count_matmuls(remat):
+    """Return the number of matrix products in a gradient's graph."""
     model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=V, num_layers=1))
     if remat:
         training.rematerialize(model)
@@ -63,12 +63,12 @@ def products(remat):
     return sum("MatMul" in op.type for op in graph.get_operations())
 
 
-def test_a_block_is_computed_twice():
-    in_a_block = 9  # q, k, v, output, scores, weighted sum; gate, up, down
-    assert products(True) - products(False) == in_a_block
+def test_block_is_computed_twice():
+    matmuls_per_block = 9  # q, k, v, output, scores, weighted sum; gate, up, down
+    assert count_matmuls(True) - count_matmuls(False) == matmuls_per_block
 
 
-def test_what_has_no_blocks_or_is_rematerialised_is_refused():
+def test_rematerialize_twice_or_without_blocks_raises_error():
     model = models.causal_lm(models.preset("llama-tiny", num_layers=1))
     training.rematerialize(model)
     with pytest.raises(InputError, match="already"):

@@ -1,4 +1,4 @@
-"""ROUGE, against the formulas counted by hand."""
+"""Compare ROUGE with its formulas."""
 
 from collections import Counter
 
@@ -14,8 +14,8 @@ PAIRS = [
 ]
 
 
-def f1(both, ours, theirs):
-    return 2 * both / (ours + theirs) if both else 0.0
+def f1(overlap, predicted, expected):
+    return 2 * overlap / (predicted + expected) if overlap else 0.0
 
 
 def n_gram_f1(summary, reference, n):
@@ -34,20 +34,20 @@ def longest_common(a, b):
     return max(longest_common(a[1:], b), longest_common(a, b[1:]))
 
 
-def test_rouge_is_the_mean_f1_of_what_is_shared():
+def test_rouge_matches_mean_f1():
     summaries, references = zip(*PAIRS, strict=True)
-    found = training.evaluate_summaries(list(summaries), list(references), stemming=False)
+    measures = training.evaluate_summaries(list(summaries), list(references), stemming=False)
     for n in (1, 2):
         expected = sum(n_gram_f1(*pair, n) for pair in PAIRS) / len(PAIRS)
-        assert found[f"rouge{n}"] == pytest.approx(expected)
+        assert measures[f"rouge{n}"] == pytest.approx(expected)
     words = [(summary.split(), reference.split()) for summary, reference in PAIRS]
     expected = sum(f1(longest_common(a, b), len(a), len(b)) for a, b in words) / len(PAIRS)
-    assert found["rougeL"] == pytest.approx(expected)
+    assert measures["rougeL"] == pytest.approx(expected)
     stemmed = training.evaluate_summaries(["rain fell"], ["rains fell"])
     assert stemmed["rouge1"] == 1.0
 
 
-def test_unequal_lists_are_refused():
+def test_lists_of_different_length_raise_error():
     with pytest.raises(InputError, match="1 summaries and 2 references"):
         training.evaluate_summaries(["a"], ["b", "c"])
     with pytest.raises(InputError, match="at least 1"):

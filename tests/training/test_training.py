@@ -1,4 +1,4 @@
-"""Metrics, exact evaluation and callbacks, against brute force and against what they wrote."""
+"""Compare metrics and evaluation with slow references, and test what callbacks write."""
 
 import math
 import time
@@ -32,39 +32,39 @@ def stream(size=101, seed=0):
 
 @pytest.mark.parametrize("size", [2, 9, 10, 101])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_evaluation_counts_every_token_once(model, size, batch_size):
+def test_evaluation_covers_every_token_once(model, size, batch_size):
     ids = stream(size)
-    found = training.evaluate_language_model(model, ids, 50, BOS, 9, batch_size)
-    nats, tokens, right = 0.0, 0, 0
+    measures = training.evaluate_language_model(model, ids, 50, BOS, 9, batch_size)
+    total_nats, tokens, right = 0.0, 0, 0
     for begin in range(0, size - 1, 9):
         window = ids[begin : begin + 10]
         logits = np.asarray(model(window[None, :-1]), "float64")[0]
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         for t, target in enumerate(window[1:]):
             if target != BOS:
-                nats -= log_p[t, target]
+                total_nats -= log_p[t, target]
                 right += log_p[t].argmax() == target
                 tokens += 1
-    assert found["tokens"] == tokens
-    assert found["nats_per_token"] == pytest.approx(nats / tokens, abs=1e-4)
-    assert found["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-3)
-    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / 50, rel=1e-3)
-    assert found["accuracy"] == pytest.approx(right / tokens)
+    assert measures["tokens"] == tokens
+    assert measures["nats_per_token"] == pytest.approx(total_nats / tokens, abs=1e-4)
+    assert measures["perplexity"] == pytest.approx(math.exp(total_nats / tokens), rel=1e-3)
+    assert measures["bits_per_byte"] == pytest.approx(total_nats / math.log(2) / 50, rel=1e-3)
+    assert measures["accuracy"] == pytest.approx(right / tokens)
 
 
-def test_evaluation_of_nothing_is_refused(model):
+def test_evaluation_without_tokens_raises_error(model):
     with pytest.raises(InputError, match="no token"):
         training.evaluate_language_model(model, stream(1), 1, BOS, 9)
 
 
-def test_unigram_is_counting():
+def test_unigram_matches_counts():
     train, held_out = np.array([BOS, 2, 2, 3]), np.array([BOS, 2, 3, 4])
-    found = training.evaluate_unigram(train, held_out, 10, BOS, 5)
-    p = {2: 3 / 8, 3: 2 / 8, 4: 1 / 8}  # counts 2, 1, 0 and one for each of 5 ids, of 3 + 5
-    nats = -sum(math.log(v) for v in p.values())
-    assert found["tokens"] == 3
-    assert found["nats_per_token"] == pytest.approx(nats / 3)
-    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / 10)
+    measures = training.evaluate_unigram(train, held_out, 10, BOS, 5)
+    p = {2: 3 / 8, 3: 2 / 8, 4: 1 / 8}  # (count + 1) / (3 + 5): counts 2, 1, 0 of 3 tokens, 5 ids
+    total_nats = -sum(math.log(v) for v in p.values())
+    assert measures["tokens"] == 3
+    assert measures["nats_per_token"] == pytest.approx(total_nats / 3)
+    assert measures["bits_per_byte"] == pytest.approx(total_nats / math.log(2) / 10)
 
 
 def test_accuracy_ignores_padding():
@@ -77,16 +77,16 @@ def test_accuracy_ignores_padding():
     assert training.TokenAccuracy.from_config(metric.get_config()).ignore_id == 0
 
 
-def test_the_loss_of_fit_ignores_padding(model):
+def test_loss_of_fit_ignores_padding(model):
     x, y = stream(40).reshape(4, 10), stream(40, 1).reshape(4, 10)
     y[:, 6:] = 0
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
     model.compile(loss=loss, metrics=[training.TokenAccuracy(0), training.Perplexity(0)])
-    found, accuracy, perplexity = model.evaluate(x, y, batch_size=3, verbose=0)
+    loss_value, accuracy, perplexity = model.evaluate(x, y, batch_size=3, verbose=0)
     logits = np.asarray(model(x), "float64")
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = -np.take_along_axis(log_p, y[..., None], -1)[:, :6].mean()
-    assert found == pytest.approx(expected, rel=1e-4)
+    assert loss_value == pytest.approx(expected, rel=1e-4)
     assert perplexity == pytest.approx(np.exp(expected), rel=1e-4)
     config = training.Perplexity(3, from_logits=False).get_config()
     assert training.Perplexity.from_config(config).get_config() == config
@@ -111,15 +111,15 @@ def fit(callbacks, epochs=3, learning_rate=1e-2, make=keras.optimizers.Adam, eag
     return model, history.history
 
 
-def test_best_weights_are_those_of_the_lowest_loss(tmp_path):
-    class Spoil(keras.callbacks.Callback):
+def test_best_weights_have_lowest_loss(tmp_path):
+    class OverwriteWeights(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == 2:
                 self.model.set_weights([w * 0 + 0.5 for w in self.model.get_weights()])
 
     path = tmp_path / "best.weights.h5"
     best = training.BestWeights(path)
-    model, history = fit([Spoil(), best])
+    model, history = fit([OverwriteWeights(), best])
     assert best.best == min(history["val_loss"]) == history["val_loss"][1]
     model.load_weights(path)
     x = np.arange(2, 14, dtype="int32")[None]
@@ -127,7 +127,7 @@ def test_best_weights_are_those_of_the_lowest_loss(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["best.weights.h5"]
 
 
-def test_tensorboard_has_what_a_language_model_is_watched_by(tmp_path):
+def test_tensorboard_language_model_metrics(tmp_path):
     board = training.TensorBoard(tmp_path, 44, sample=lambda: "> a sample", update_freq=2)
     _, history = fit([board], eager=False)
     train = EventAccumulator(str(tmp_path / "train")).Reload()
@@ -150,15 +150,15 @@ def test_tensorboard_has_what_a_language_model_is_watched_by(tmp_path):
     np.testing.assert_allclose(points.mean(axis=1), history["loss"], rtol=1e-4)
 
 
-def test_tensorboard_has_the_norm_of_the_gradients_and_the_use_of_the_machine(tmp_path):
-    seen = []
+def test_tensorboard_gradient_norm_and_flops_utilization(tmp_path):
+    norms = []
 
-    class Norms(keras.callbacks.Callback):
+    class RecordNorms(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            seen.append(float(self.model.optimizer.gradient_norm))
+            norms.append(float(self.model.optimizer.gradient_norm))
 
     board = training.TensorBoard(tmp_path, 44, update_freq=2, flops_per_token=3e6, peak_flops=1.5e9)
-    fit([Norms(), board], epochs=1, make=training.AdamW)
+    fit([RecordNorms(), board], epochs=1, make=training.AdamW)
     train = EventAccumulator(str(tmp_path / "train")).Reload()
 
     def values(tag):
@@ -166,24 +166,24 @@ def test_tensorboard_has_the_norm_of_the_gradients_and_the_use_of_the_machine(tm
             np.frombuffer(e.tensor_proto.tensor_content, "float32")[0] for e in train.Tensors(tag)
         ]
 
-    np.testing.assert_allclose(values("batch_gradient_norm"), seen[1::2], rtol=1e-6)
-    assert min(seen) > 0 and values("batch_skipped_updates") == [0.0, 0.0]
+    np.testing.assert_allclose(values("batch_gradient_norm"), norms[1::2], rtol=1e-6)
+    assert min(norms) > 0 and values("batch_skipped_updates") == [0.0, 0.0]
     speeds = np.array(values("batch_tokens_per_second"))
     np.testing.assert_allclose(values("batch_flops_utilization"), speeds * 2e-3, rtol=1e-5)
 
 
-def test_tensorboard_splits_a_step_into_waiting_and_computing(tmp_path):
-    begun = []
+def test_tensorboard_data_and_compute_seconds(tmp_path):
+    started = []
 
-    class Begun(keras.callbacks.Callback):
+    class RecordStarts(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
-            begun.append(batch)
+            started.append(batch)
 
     def batches():
         for i in range(4):
-            deadline = time.monotonic() + 2  # with one core a step waits for the thread of this
-            while i and len(begun) <= i and time.monotonic() < deadline:
-                time.sleep(0.001)  # a batch is not begun before it is asked for
+            deadline = time.monotonic() + 2  # on one core, a step waits for this thread
+            while i and len(started) <= i and time.monotonic() < deadline:
+                time.sleep(0.001)  # wait until the step of this batch has started
             time.sleep(0.02)
             yield np.ones((2, 3), "float32"), np.ones((2, 1), "float32")
 
@@ -192,7 +192,7 @@ def test_tensorboard_splits_a_step_into_waiting_and_computing(tmp_path):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse", jit_compile=False)
     board = training.TensorBoard(tmp_path, 2, unit="rows", update_freq=2)
-    model.fit(board.data(source), steps_per_epoch=4, verbose=0, callbacks=[board, Begun()])
+    model.fit(board.data(source), steps_per_epoch=4, verbose=0, callbacks=[board, RecordStarts()])
     train = EventAccumulator(str(tmp_path / "train")).Reload()
     data, compute = (
         [float(tf.make_ndarray(e.tensor_proto)) for e in train.Tensors(f"batch_{name}_seconds")]
@@ -202,7 +202,7 @@ def test_tensorboard_splits_a_step_into_waiting_and_computing(tmp_path):
     assert data[1] >= 0.0199 and min(compute) > 0
 
 
-def test_tensorboard_shows_attention_embeddings_and_a_trace_on_request(tmp_path):
+def test_tensorboard_attention_embeddings_and_trace(tmp_path):
     row = {"token_ids": np.arange(2, 8, dtype="int32")[None]}
     labels = ["<pad>", "a\tb", "c\nd"]
     board = training.TensorBoard(
@@ -226,13 +226,13 @@ def test_tensorboard_shows_attention_embeddings_and_a_trace_on_request(tmp_path)
     assert list(folder.rglob("*.xplane.pb"))
 
 
-def test_what_tensorboard_cannot_show_is_named(tmp_path):
+def test_invalid_projector_labels_raise_error(tmp_path):
     with pytest.raises(InputError, match=r"projector.*38 labels.*37"):
         fit([training.TensorBoard(tmp_path, 44, projector=["x"] * 38)])
 
 
-def test_progress_is_told_on_stderr(capfd, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "30")  # a line is a line however narrow the terminal
+def test_progress_is_printed_to_stderr(capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")  # lines are not wrapped in a narrow terminal
     fit([training.ProgressBar(12, 44)])
     captured = capfd.readouterr()
     assert captured.out == ""
@@ -241,7 +241,7 @@ def test_progress_is_told_on_stderr(capfd, monkeypatch):
     assert all(line.endswith("tokens/s") for line in lines)
 
 
-def test_targets_of_batches_are_counted_once_each():
+def test_evaluate_targets_covers_every_target_once():
     random = np.random.default_rng(0)
     table = random.normal(size=(9, 9)).astype("float32")
     model = keras.Sequential(
@@ -250,25 +250,25 @@ def test_targets_of_batches_are_counted_once_each():
     batches = [
         (random.integers(0, 9, shape), random.integers(0, 9, shape)) for shape in ((4, 7), (1, 2))
     ]
-    nats, right, tokens = 0.0, 0, 0
+    total_nats, right, tokens = 0.0, 0, 0
     for x, y in batches:
-        for here, target in zip(x.reshape(-1), y.reshape(-1), strict=True):
+        for token, target in zip(x.reshape(-1), y.reshape(-1), strict=True):
             if target != 0:
-                row = table[here].astype("float64")
-                nats += np.log(np.exp(row).sum()) - row[target]
+                row = table[token].astype("float64")
+                total_nats += np.log(np.exp(row).sum()) - row[target]
                 right, tokens = right + (row.argmax() == target), tokens + 1
-    found = training.evaluate_targets(model, batches, ignore_id=0)
-    assert found["tokens"] == tokens and found["accuracy"] == pytest.approx(right / tokens)
-    assert found["nats_per_token"] == pytest.approx(nats / tokens, rel=1e-5)
-    assert found["perplexity"] == pytest.approx(np.exp(nats / tokens), rel=1e-4)
+    measures = training.evaluate_targets(model, batches, ignore_id=0)
+    assert measures["tokens"] == tokens and measures["accuracy"] == pytest.approx(right / tokens)
+    assert measures["nats_per_token"] == pytest.approx(total_nats / tokens, rel=1e-5)
+    assert measures["perplexity"] == pytest.approx(np.exp(total_nats / tokens), rel=1e-4)
     with pytest.raises(InputError, match="no target"):
         training.evaluate_targets(model, [(np.ones((1, 1)), np.zeros((1, 1)))], ignore_id=0)
 
 
-def test_the_most_frequent_token_is_guessed_by_its_count():
-    found = training.evaluate_most_frequent(np.array([3, 3, 1]), np.array([3, 0]), 4)
-    assert found["accuracy"] == 0.5 and found["tokens"] == 2
-    assert found["perplexity"] == pytest.approx(1 / np.sqrt(3 / 7 * 1 / 7))
+def test_most_frequent_token_baseline():
+    measures = training.evaluate_most_frequent(np.array([3, 3, 1]), np.array([3, 0]), 4)
+    assert measures["accuracy"] == 0.5 and measures["tokens"] == 2
+    assert measures["perplexity"] == pytest.approx(1 / np.sqrt(3 / 7 * 1 / 7))
 
 
 def small_trainer(eager=True, **arguments):
@@ -280,13 +280,13 @@ def small_trainer(eager=True, **arguments):
     return trainer
 
 
-def test_targets_that_are_ignored_need_not_be_in_the_vocabulary():
+def test_ignored_targets_may_be_outside_vocabulary():
     ids = np.random.default_rng(0).integers(2, 37, (4, 9)).astype("int32")
     losses = []
-    for ignored in (-100, 0):
+    for ignore_id in (-100, 0):
         targets = ids[:, 1:].copy()
-        targets[:, :3] = ignored
-        history = small_trainer(ignore_id=ignored).fit(ids[:, :-1], targets, 2, verbose=0)
+        targets[:, :3] = ignore_id
+        history = small_trainer(ignore_id=ignore_id).fit(ids[:, :-1], targets, 2, verbose=0)
         losses.append(history.history["loss"])
     assert losses[0] == losses[1]
     held_out = (ids[:, :-1], ids[:, 1:] + 30)
@@ -295,20 +295,20 @@ def test_targets_that_are_ignored_need_not_be_in_the_vocabulary():
 
 
 @pytest.mark.filterwarnings("error:.*shuffle=True")
-def test_data_of_unknown_length_makes_no_step_more():
+def test_data_of_unknown_length_takes_same_steps():
     ids = np.random.default_rng(0).integers(2, 37, (8, 9)).astype("int32")
-    known = tf.data.Dataset.from_tensor_slices((ids[:, :-1], ids[:, 1:])).batch(2)
-    trained = []
-    for batches in (known, known.filter(lambda *_: True)):
+    known_length = tf.data.Dataset.from_tensor_slices((ids[:, :-1], ids[:, 1:])).batch(2)
+    weights = []
+    for batches in (known_length, known_length.filter(lambda *_: True)):
         trainer = small_trainer(eager=False)
         trainer.fit(batches, epochs=3, verbose=0)
         assert int(trainer.optimizer.iterations) == 12
-        trained.append(trainer.get_weights())
-    for one, other in zip(*trained, strict=True):
-        np.testing.assert_array_equal(one, other)
+        weights.append(trainer.get_weights())
+    for actual, expected in zip(*weights, strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
-def test_best_weights_name_what_is_not_logged(tmp_path):
+def test_best_weights_without_monitored_value_raises_error(tmp_path):
     ids = np.ones((2, 9), "int32")
     with pytest.raises(InputError, match=r"'val_loss'.*validation_data"):
         best = training.BestWeights(tmp_path / "best.weights.h5")

@@ -1,4 +1,4 @@
-"""BLEU and chrF beside the formulas."""
+"""Compare BLEU and chrF with their formulas."""
 
 import collections
 import math
@@ -8,8 +8,8 @@ import pytest
 from keras_llm import training
 from keras_llm.errors import InputError
 
-FOUND = ["the cat sat on the mat", "a dog ran home quickly today"]
-WANTED = ["the cat sat on a mat", "the dog ran home very quickly today"]
+TRANSLATIONS = ["the cat sat on the mat", "a dog ran home quickly today"]
+REFERENCES = ["the cat sat on a mat", "the dog ran home very quickly today"]
 
 
 def grams(items, n):
@@ -21,43 +21,43 @@ def overlap(first, second, n):
     return sum((a & b).values()), sum(a.values()), sum(b.values())
 
 
-def test_bleu_is_the_papers():
-    pairs = [(f.split(), w.split()) for f, w in zip(FOUND, WANTED, strict=True)]
+def test_bleu_matches_formula():
+    pairs = [(f.split(), w.split()) for f, w in zip(TRANSLATIONS, REFERENCES, strict=True)]
     logs = 0.0
     for n in range(1, 5):
         counts = [overlap(f, w, n) for f, w in pairs]
         logs += math.log(sum(c[0] for c in counts) / sum(c[1] for c in counts)) / 4
     lengths = [sum(len(side[i]) for side in pairs) for i in (0, 1)]
     penalty = min(0.0, 1 - lengths[1] / lengths[0])
-    found = training.evaluate_translations(FOUND, WANTED)
-    assert found["bleu"] == pytest.approx(100 * math.exp(logs + penalty), rel=1e-6)
-    assert "tok:13a" in found["bleu_signature"] and "nc:6" in found["chrf_signature"]
+    measures = training.evaluate_translations(TRANSLATIONS, REFERENCES)
+    assert measures["bleu"] == pytest.approx(100 * math.exp(logs + penalty), rel=1e-6)
+    assert "tok:13a" in measures["bleu_signature"] and "nc:6" in measures["chrf_signature"]
 
 
-def test_chrf_is_the_papers():
+def test_chrf_matches_formula():
     totals = [[0, 0, 0] for _ in range(6)]
-    for f, w in zip(FOUND, WANTED, strict=True):
+    for f, w in zip(TRANSLATIONS, REFERENCES, strict=True):
         for n in range(1, 7):
-            for place, value in enumerate(overlap(f.replace(" ", ""), w.replace(" ", ""), n)):
-                totals[n - 1][place] += value
+            for index, value in enumerate(overlap(f.replace(" ", ""), w.replace(" ", ""), n)):
+                totals[n - 1][index] += value
     scores = []
-    for same, mine, theirs in totals:
-        precision, recall = same / mine, same / theirs
+    for shared, predicted, expected in totals:
+        precision, recall = shared / predicted, shared / expected
         scores.append(5 * precision * recall / (4 * precision + recall))
-    found = training.evaluate_translations(FOUND, WANTED)["chrf"]
-    assert found == pytest.approx(100 * sum(scores) / 6, rel=0.01)
+    score = training.evaluate_translations(TRANSLATIONS, REFERENCES)["chrf"]
+    assert score == pytest.approx(100 * sum(scores) / 6, rel=0.01)
 
 
-def test_the_same_text_is_perfect_in_any_script():
-    found = training.evaluate_translations(["中文的句子是这样的"], ["中文的句子是这样的"], "zh")
-    assert found["bleu"] == pytest.approx(100) and found["chrf"] == pytest.approx(100)
+def test_equal_chinese_texts_score_100():
+    measures = training.evaluate_translations(["中文的句子是这样的"], ["中文的句子是这样的"], "zh")
+    assert measures["bleu"] == pytest.approx(100) and measures["chrf"] == pytest.approx(100)
 
 
-def test_what_cannot_be_measured_is_refused():
-    for arguments, words in (
+def test_invalid_arguments_raise_error():
+    for arguments, message in (
         (([], []), "0 translations"),
         ((["a"], ["a", "b"]), "1 translations and 2"),
         ((["a"], ["a"], "klingon"), "klingon"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             training.evaluate_translations(*arguments)

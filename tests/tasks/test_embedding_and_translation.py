@@ -1,4 +1,4 @@
-"""Embedding and translation tasks."""
+"""Test text embedding, translation and chat."""
 
 import keras
 import numpy as np
@@ -19,12 +19,12 @@ def tok(text_folder):
 def embedding(tok):
     options = {"vocabulary_size": 400, "num_layers": 1, "initializer_range": 0.2}
     config = models.preset("bert-tiny", **options)
-    return keras_llm.TextEmbedding(models.sentence_embedder(config), tok, {"made": "here"})
+    return keras_llm.TextEmbedding(models.sentence_embedder(config), tok, {"source": "test"})
 
 
 @pytest.fixture(scope="module")
 def copier(tok):
-    """An encoder-decoder that has learnt to give back one of eight words."""
+    """Return an encoder-decoder that was trained to copy one of eight words."""
     keras.utils.set_random_seed(0)
     config = models.preset(
         "transformer-tiny",
@@ -48,7 +48,7 @@ def copier(tok):
 WORDS = ["class", "import", "the value", "exception", "yield", "a string", "None", "object"]
 
 
-def test_embeddings_do_not_depend_on_the_batch(embedding):
+def test_embeddings_do_not_depend_on_batch(embedding):
     texts = ["a", "a longer text, with a comma", "and another one"]
     vectors = embedding(texts)
     assert vectors.shape == (3, 64) and vectors.dtype == "float32"
@@ -60,14 +60,14 @@ def test_embeddings_do_not_depend_on_the_batch(embedding):
     assert embedding.similarity(texts, texts[:2]).shape == (3, 2)
 
 
-def test_embedding_task_comes_back_from_disk(embedding, tmp_path):
+def test_save_and_load_embedding(embedding, tmp_path):
     embedding.save(tmp_path / "task")
     loaded = keras_llm.load(tmp_path / "task")
-    assert type(loaded) is keras_llm.TextEmbedding and loaded.metadata == {"made": "here"}
+    assert type(loaded) is keras_llm.TextEmbedding and loaded.metadata == {"source": "test"}
     np.testing.assert_array_equal(loaded("some text"), embedding("some text"))
 
 
-def test_a_text_that_is_too_long_is_refused_or_cut(embedding):
+def test_long_texts_raise_error_or_are_truncated(embedding):
     long = "word " * 200
     with pytest.raises(InputError, match=r"`texts` 1 has .* tokens"):
         embedding(["short", long])
@@ -75,7 +75,7 @@ def test_a_text_that_is_too_long_is_refused_or_cut(embedding):
     np.testing.assert_allclose(np.linalg.norm(cut), 1.0, rtol=1e-5)
 
 
-def test_translation_learns_and_comes_back_from_disk(copier, tmp_path):
+def test_train_save_and_load_translation(copier, tmp_path):
     assert copier(WORDS) == WORDS
     assert [copier(word) for word in WORDS[:2]] == WORDS[:2]
     details = copier("class", return_details=True)
@@ -91,7 +91,7 @@ def test_translation_samples_by_seed(copier):
     assert len({copier("class", seed=seed, **hot) for seed in range(5)}) > 1
 
 
-def test_tasks_refuse_other_models(tok):
+def test_wrong_model_class_raises_error(tok):
     decoder = models.causal_lm(models.preset("llama-tiny"))
     for task in (keras_llm.TextEmbedding, keras_llm.Translation):
         with pytest.raises(InputError, match=r"models\."):
@@ -101,29 +101,29 @@ def test_tasks_refuse_other_models(tok):
 
 
 @pytest.mark.parametrize("texts", ["", [], ["a", ""], ["a", 3], "\ud800"])
-def test_bad_texts_are_refused(embedding, copier, texts):
+def test_invalid_texts_raise_error(embedding, copier, texts):
     for task in (embedding, copier):
         with pytest.raises(InputError, match="`text"):
             task(texts)
 
 
-def test_a_chat_needs_a_template(task):
+def test_chat_without_template_raises_error(task):
     with pytest.raises(InputError, match="no chat template"):
         task.chat("hello")
 
 
-def test_a_chat_is_the_rendered_prompt_continued(shallow, tmp_path):
+def test_chat_continues_rendered_prompt(shallow, tmp_path):
     template = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     metadata = {"chat_template": template}
-    chatty = keras_llm.TextGeneration(shallow.model, shallow.tokenizer, metadata)
-    chatty.save(tmp_path / "chatty")
-    chatty = keras_llm.load(tmp_path / "chatty")
+    chat_task = keras_llm.TextGeneration(shallow.model, shallow.tokenizer, metadata)
+    chat_task.save(tmp_path / "chat")
+    chat_task = keras_llm.load(tmp_path / "chat")
     settings = {"max_new_tokens": 12, "temperature": 0.0}
-    answer = chatty.chat("What is a class?", **settings)
-    # The template writes the begin token that calling the task adds by itself.
+    answer = chat_task.chat("What is a class?", **settings)
+    # The template writes the begin token, which calling the task adds by itself.
     assert answer == shallow("user: What is a class?\n", **settings)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     expected = shallow("system: Be brief.\nuser: Hi\n", **settings)
-    assert chatty.chat(messages, **settings) == expected
+    assert chat_task.chat(messages, **settings) == expected
     with pytest.raises(InputError, match="role"):
-        chatty.chat([{"content": "Hi"}])
+        chat_task.chat([{"content": "Hi"}])

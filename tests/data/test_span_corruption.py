@@ -1,4 +1,4 @@
-"""Middles and spans that are told last: put back, the text is what it was."""
+"""Test infilling and span corruption: undoing them restores the text."""
 
 import numpy as np
 import pytest
@@ -20,19 +20,19 @@ def stream():
 
 def infilled(stream, **options):
     options = {"epochs": 1, "seed": 3, **options}
-    found = data.infilling_dataset(stream, (PRE, SUF, MID), T, 4, BOS, EOS, PAD, **options)
-    return [(x.numpy(), y.numpy()) for x, y in found]
+    dataset = data.infilling_dataset(stream, (PRE, SUF, MID), T, 4, BOS, EOS, PAD, **options)
+    return [(x.numpy(), y.numpy()) for x, y in dataset]
 
 
 def corrupted(stream, length=T, **options):
     options = {"seed": 3, "rate": 0.3, **options}
-    marks = list(range(100, 120))
-    found = data.span_corruption_dataset(stream, marks, length, 4, BOS, EOS, PAD, **options)
-    return [({k: v.numpy() for k, v in x.items()}, y.numpy()) for x, y in found]
+    sentinels = list(range(100, 120))
+    dataset = data.span_corruption_dataset(stream, sentinels, length, 4, BOS, EOS, PAD, **options)
+    return [({k: v.numpy() for k, v in x.items()}, y.numpy()) for x, y in dataset]
 
 
-def put_back(row):
-    """A row in the order of its text, whether it was told in another, and where it was cut."""
+def undo_infilling(row):
+    """Return a row in its original order, and where it was cut (None if it was not)."""
     row = [token for token in row if token != PAD]
     if MID not in row:
         return row, None
@@ -43,93 +43,95 @@ def put_back(row):
     return row[:pre] + text + row[end:], (pre, len(text), suf - pre - 1, len(middle))
 
 
-def longest(window):
-    runs = "".join("x" if token not in (BOS, EOS) else " " for token in window).split()
-    return max(map(len, runs))
+def longest_document(window):
+    documents = "".join("x" if token not in (BOS, EOS) else " " for token in window).split()
+    return max(map(len, documents))
 
 
-def test_a_window_put_back_is_the_window(stream):
-    room = T - 3
-    windows = [tuple(stream[i * room : (i + 1) * room]) for i in range((len(stream) - 1) // room)]
-    told, cuts = 0, []
-    found = infilled(stream, epochs=20, rate=0.6)
-    for x, y in found:
+def test_undoing_infilling_restores_windows(stream):
+    size = T - 3
+    windows = [tuple(stream[i * size : (i + 1) * size]) for i in range((len(stream) - 1) // size)]
+    num_infilled, cuts = 0, []
+    batches = infilled(stream, epochs=20, rate=0.6)
+    for x, y in batches:
         for inputs, targets in zip(x, y, strict=True):
             ids = [*inputs, targets[-1]]
             np.testing.assert_array_equal(
                 targets, np.where(np.isin(ids[1:], [BOS, PRE, SUF, MID]), PAD, ids[1:])
             )
-            text, cut = put_back(ids)
+            text, cut = undo_infilling(ids)
             window = tuple(text)
             if cut is None:
                 assert window in windows
                 continue
-            told += 1
+            num_infilled += 1
             begin, length, *_ = cut
-            assert length == longest(window)
-            # An end token stands after the middle, whether the document ends there or not.
+            assert length == longest_document(window)
+            # An end token follows the middle, whether or not the document ends there.
             without = window[: begin + length] + window[begin + length + 1 :]
             assert window in windows or without in windows
             cuts.append((cut[2] / length, cut[3] / length))
-    assert told / (4 * len(found)) == pytest.approx(0.6, abs=0.05)
-    prefix, middle = np.mean(cuts, axis=0)  # of two even cuts each part is a third
+    assert num_infilled / (4 * len(batches)) == pytest.approx(0.6, abs=0.05)
+    prefix, middle = np.mean(cuts, axis=0)  # two uniform cuts give three equal parts on average
     assert prefix == pytest.approx(1 / 3, abs=0.04) and middle == pytest.approx(1 / 3, abs=0.04)
 
 
-def test_a_share_of_none_and_of_all(stream):
+def test_infilling_rates_of_zero_and_one(stream):
     assert not any((x == MID).any() for x, _ in infilled(stream, rate=0.0))
     assert all((x == MID).any(axis=1).all() for x, _ in infilled(stream, rate=1.0))
 
 
-def test_spans_put_back_are_the_window(stream):
+def test_undoing_span_corruption_restores_stream(stream):
     text = stream[stream != BOS]
-    found = corrupted(stream, shuffle=False)
+    batches = corrupted(stream, shuffle=False)
     rows = []
-    for x, y in found:
+    for x, y in batches:
         assert x["encoder_token_ids"].shape == (4, T)
         np.testing.assert_array_equal(x["decoder_token_ids"][:, 1:], y[:, :-1])
         assert (x["decoder_token_ids"][:, 0] == PAD).all()
         for source, target in zip(x["encoder_token_ids"].tolist(), y.tolist(), strict=True):
             assert source.pop() == target.pop() == EOS
-            marks = [token for token in source if token >= 100]
-            assert marks == [token for token in target if token >= 100]
-            assert marks == list(range(100, 100 + len(marks))) and source[0] < 100
-            for mark, follower in zip(marks, [*marks[1:], None], strict=True):
-                begin = target.index(mark)
-                end = target.index(follower) if follower else len(target)
+            sentinels = [token for token in source if token >= 100]
+            assert sentinels == [token for token in target if token >= 100]
+            assert sentinels == list(range(100, 100 + len(sentinels))) and source[0] < 100
+            for sentinel, next_sentinel in zip(sentinels, [*sentinels[1:], None], strict=True):
+                begin = target.index(sentinel)
+                end = target.index(next_sentinel) if next_sentinel else len(target)
                 assert end - begin > 1
-                place = source.index(mark)
-                source[place : place + 1] = target[begin + 1 : end]
+                position = source.index(sentinel)
+                source[position : position + 1] = target[begin + 1 : end]
             rows += source
     assert len(text) - len(rows) < 4 * 30
     np.testing.assert_array_equal(rows, text[: len(rows)])
 
 
 @pytest.mark.parametrize("length, rate, mean", [(512, 0.15, 3.0), (64, 0.5, 8.0), (4, 0.3, 1.0)])
-def test_as_much_is_left_out_as_was_asked_for(length, rate, mean):
+def test_span_corruption_rate_and_mean_span(length, rate, mean):
     stream = np.arange(200, 200 + 8 * 4 * length, dtype="int32")
-    found = data.span_corruption_dataset(
+    dataset = data.span_corruption_dataset(
         stream, list(range(100, 200)), length, 4, BOS, EOS, PAD, rate=rate, mean_span=mean
     )
-    x, y = next(iter(found.as_numpy_iterator()))
-    marks = int(((y[0] >= 100) & (y[0] < 200)).sum())
-    hidden = y.shape[1] - 1 - marks
-    window = hidden + length - 1 - marks
-    assert hidden == max(1, round(window * rate)) and marks == max(1, round(hidden / mean))
+    x, y = next(iter(dataset.as_numpy_iterator()))
+    sentinels = int(((y[0] >= 100) & (y[0] < 200)).sum())
+    num_masked = y.shape[1] - 1 - sentinels
+    window = num_masked + length - 1 - sentinels
+    assert num_masked == max(1, round(window * rate)) and sentinels == max(
+        1, round(num_masked / mean)
+    )
     assert x["encoder_token_ids"].shape == (4, length)
 
 
-def test_every_partition_is_as_likely():
-    """Of 6 tokens left out in 3 spans there are 10 ways."""
+def test_span_partitions_are_uniform():
+    """6 masked tokens can be split into 3 spans in 10 ways."""
     stream = np.arange(200, 200 + 17 * 4 * 400, dtype="int32")
-    ways = {}
+    partitions = {}
     for _, y in corrupted(stream, 15, rate=6 / 17, mean_span=2.0):
         for row in y:
-            places = [i for i, token in enumerate(row) if token < 200]
-            way = tuple(np.diff(places) - 1)
-            ways[way] = ways.get(way, 0) + 1
-    assert all(sum(way) == 6 for way in ways) and len(ways) == 10
-    counts = np.array(list(ways.values()))
+            positions = [i for i, token in enumerate(row) if token < 200]
+            partition = tuple(np.diff(positions) - 1)
+            partitions[partition] = partitions.get(partition, 0) + 1
+    assert all(sum(partition) == 6 for partition in partitions) and len(partitions) == 10
+    counts = np.array(list(partitions.values()))
     assert (np.abs(counts / counts.sum() - 0.1) < 0.03).all()
 
 
@@ -143,19 +145,19 @@ def test_draws_depend_on_seed_epoch_and_step(stream, make):
     assert two == key(make(stream, epochs=2)) and two[:half] == key(make(stream))
     assert two[0] != key(make(stream, seed=4))[0]
     in_order = key(make(stream, epochs=2, shuffle=False))
-    assert in_order[:half] != in_order[half:]  # the same windows, drawn otherwise
+    assert in_order[:half] != in_order[half:]  # same windows, other draws
 
 
-def test_arguments_out_of_range_are_named(stream):
-    for options, words in (({"rate": 1.5}, "rate"), ({"rate": -0.1}, "rate")):
-        with pytest.raises(InputError, match=words):
+def test_invalid_arguments_raise_error(stream):
+    for options, message in (({"rate": 1.5}, "rate"), ({"rate": -0.1}, "rate")):
+        with pytest.raises(InputError, match=message):
             infilled(stream, **options)
     with pytest.raises(InputError, match="sentinels"):
         data.infilling_dataset(stream, (PRE, PRE, MID), T, 4, BOS, EOS, PAD)
     with pytest.raises(InputError, match="sequence_length"):
         data.infilling_dataset(stream, (PRE, SUF, MID), 3, 4, BOS, EOS, PAD)
-    for options, words in (({"rate": 1.0}, "rate"), ({"mean_span": 0.5}, "mean_span")):
-        with pytest.raises(InputError, match=words):
+    for options, message in (({"rate": 1.0}, "rate"), ({"mean_span": 0.5}, "mean_span")):
+        with pytest.raises(InputError, match=message):
             corrupted(stream, **options)
     with pytest.raises(InputError, match="sequence_length"):
         corrupted(stream, 2)

@@ -1,4 +1,4 @@
-"""SentencePiece models made elsewhere give the ids and texts of the sentencepiece library."""
+"""Compare external SentencePiece models with the sentencepiece library."""
 
 import functools
 import io
@@ -20,7 +20,7 @@ LLAMA2 = {
     "normalization_rule_name": "identity",
     "remove_extra_whitespaces": False,
 }
-KINDS = {
+MODEL_OPTIONS = {
     "t5": {"model_type": "unigram", "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
     "llama2": LLAMA2,
     "gemma": {
@@ -34,8 +34,10 @@ KINDS = {
         "control_symbols": ["<start_of_turn>"],
     },
 }
-AWKWARD = " \t\n\u2581\ue000abthe\uff46ﬁ½éÅ字🙂\u0301\x00\ufeff\u200b\ufffd"
-TEXT = st.text(st.sampled_from(AWKWARD)) | st.text(st.characters(exclude_categories=["Cs"]))
+SPECIAL_CHARACTERS = " \t\n\u2581\ue000abthe\uff46ﬁ½éÅ字🙂\u0301\x00\ufeff\u200b\ufffd"
+TEXT = st.text(st.sampled_from(SPECIAL_CHARACTERS)) | st.text(
+    st.characters(exclude_categories=["Cs"])
+)
 
 
 @functools.cache
@@ -46,23 +48,23 @@ def model(kind):
         model_writer=writer,
         vocab_size=400,
         minloglevel=2,
-        **KINDS[kind],
+        **MODEL_OPTIONS[kind],
     )
     return writer.getvalue()
 
 
 @functools.cache
-def loaded(kind):
+def load_both(kind):
     tok = tokenizers.SentencePiece(model(kind), escape=False)
     return tok, sentencepiece.SentencePieceProcessor(model_proto=model(kind))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODEL_OPTIONS)
 @given(TEXT)
 @example("")
 @example("  two  leading \n\n\n<mask>a<b> </s>\u2581\u2581x\ue000a")
-def test_ids_and_texts_of_the_library(kind, text):
-    tok, original = loaded(kind)
+def test_ids_and_texts_match_sentencepiece(kind, text):
+    tok, original = load_both(kind)
     ids = original.encode(text)
     assert tok.encode(text) == ids and tok.encode_batch([text]) == [ids]
     rows = tok.tokenize(tf.constant([text, "the end"]))
@@ -71,15 +73,15 @@ def test_ids_and_texts_of_the_library(kind, text):
     assert tok.detokenize(rows).numpy()[0].decode() == original.decode(ids)
 
 
-def test_ids_that_a_model_lacks():
-    t5, llama2 = loaded("t5")[0], loaded("llama2")[0]
+def test_missing_special_ids():
+    t5, llama2 = load_both("t5")[0], load_both("llama2")[0]
     assert (t5.pad_id, t5.eos_id, t5.unk_id, t5.bos_id, t5.add_bos) == (0, 1, 2, -1, False)
     assert (llama2.unk_id, llama2.bos_id, llama2.eos_id, llama2.add_bos) == (0, 1, 2, True)
-    assert llama2.pad_id == llama2.eos_id  # it has none of its own
+    assert llama2.pad_id == llama2.eos_id  # the model has no padding token
 
 
-def test_special_pieces_only_where_asked_for():
-    tok, original = loaded("gemma")
+def test_special_tokens_are_parsed_only_on_request():
+    tok, original = load_both("gemma")
     turn = original.piece_to_id("<start_of_turn>")
     text = "<bos>x<start_of_turn>the end<eos>".replace("bos", "s").replace("eos", "/s")
     assert not {turn, 1, 2} & set(tok.encode(text))
@@ -88,9 +90,9 @@ def test_special_pieces_only_where_asked_for():
     assert tok.encode_batch([text], parse_special=True) == [expected]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODEL_OPTIONS)
 def test_save_load_and_saved_model(kind, tmp_path):
-    tok, original = loaded(kind)
+    tok, original = load_both(kind)
     text = "  the \u2581 end"
     tok.save(tmp_path)
     assert tokenizers.load(tmp_path).encode(text) == original.encode(text)
@@ -100,25 +102,25 @@ def test_save_load_and_saved_model(kind, tmp_path):
         lambda strings: tok.detokenize(tok.tokenize(strings)), [tf.TensorSpec([None], tf.string)]
     )
     tf.saved_model.save(module, tmp_path / "module")
-    again = tf.saved_model.load(tmp_path / "module").again([text])
-    assert again.numpy()[0].decode() == original.decode(original.encode(text))
+    round_trip = tf.saved_model.load(tmp_path / "module").again([text])
+    assert round_trip.numpy()[0].decode() == original.decode(original.encode(text))
 
 
-def test_tokens_kept_beside_the_model():
+def test_added_tokens():
     added = {"</s>": 1, "<extra_1>": 400, "<extra_0>": 401}
     tok = tokenizers.SentencePiece(sentencepiece_model.completed(model("t5"), added), escape=False)
     assert tok.vocabulary_size == 402
     assert tok.encode("<extra_0>", parse_special=True) == [401]
-    assert tok.encode("<extra_0> the") == loaded("t5")[1].encode("<extra_0> the")
+    assert tok.encode("<extra_0> the") == load_both("t5")[1].encode("<extra_0> the")
     named = sentencepiece_model.completed(model("gemma"), roles={"pad": "<start_of_turn>"})
-    turn = loaded("gemma")[1].piece_to_id("<start_of_turn>")
+    turn = load_both("gemma")[1].piece_to_id("<start_of_turn>")
     assert tokenizers.SentencePiece(named, escape=False).pad_id == turn
     with pytest.raises(InputError, match=r"'<extra_0>' has id 401.*expects 400"):
         sentencepiece_model.completed(model("t5"), {"<extra_0>": 401})
 
 
-def test_folders_of_the_first_release_are_read(tmp_path):
-    """Their config.json says nothing of the escape."""
+def test_load_folder_of_first_release(tmp_path):
+    """Their config.json has no `escape` entry."""
     tok = tokenizers.SentencePiece.train([pydoc_data.topics.topics["assert"]], 300)
     tok.save(tmp_path)
     (tmp_path / "config.json").write_text('{"class": "SentencePiece"}')

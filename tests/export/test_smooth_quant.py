@@ -1,4 +1,4 @@
-"""Balancing alone: nothing changes in float32, and 8 bits lose less."""
+"""Test SmoothQuant: float32 outputs do not change, and 8-bit errors decrease."""
 
 import functools
 
@@ -17,12 +17,12 @@ from keras_llm.export.litert.runtime.backends import InterpreterRuntime
 from keras_llm.export.litert.runtime.decoder import DecoderSteps
 from keras_llm.export.progress import Progress
 
-LOUD = 600.0
+OUTLIER_FACTOR = 600.0
 TABLES = r"/embedding_\d+\b|/head\b"
 
 
-def task_of(preset):
-    """A task with a loud channel that is read quietly."""
+def task_with_outlier_channel(preset):
+    """Return a task with an outlier channel in the embeddings, and small kernels that read it."""
     tok = tokenizers.BytePair.train(["once upon a time there was"] * 9, 300)
     keras.utils.set_random_seed(3)
     config = models.preset(
@@ -33,36 +33,36 @@ def task_of(preset):
         values = np.array(variable)
         part, name = variable.path.split("/")[-2:]
         if part == "token_embedding":
-            values[:, 5] *= LOUD
+            values[:, 5] *= OUTLIER_FACTOR
         elif part in ("query", "key", "value", "up", "gate") and name == "kernel":
-            values[5] /= LOUD
+            values[5] /= OUTLIER_FACTOR
         elif part == "final_norm" and name != "beta":
-            values[5] /= LOUD**2  # for the tied head
+            values[5] /= OUTLIER_FACTOR**2  # for the tied output head
         variable.assign(values)
     return tasks.TextGeneration(model, tok)
 
 
-class Lowered:
-    """Such a task whose graphs are lowered once, and files of them.
+class LoweredTask:
+    """A task with an outlier channel, whose graphs are lowered once for several files.
 
     Attributes:
         manifest: dict, the files' manifest.
     """
 
     def __init__(self, preset):
-        task = task_of(preset)
+        task = task_with_outlier_channel(preset)
         self._plan = conversion.plan("litert", task, None, [16], 48, None)
         self.manifest = self._plan.manifest
         texts = ("once upon a time", "time was there upon")
         self._rows = [task.tokenizer.encode(text) for text in texts]
         build = flatbuffer.Model
         with pytest.MonkeyPatch.context() as patch, conversion.lowering_child() as child:
-            # A model is used up by what is written of it: keep what another is built from.
+            # Writing consumes a model, so keep what is needed to build another one.
             patch.setattr(flatbuffer, "Model", lambda *a, **k: functools.partial(build, *a, **k))
             self._model, _ = conversion.lower(self._plan, child, Progress("x", 1))
 
     def write(self, folder, rules):
-        """Write a file of the task as it is, and the same balanced; their paths."""
+        """Write a file of the task unchanged and one balanced; return their paths."""
         paths = [folder / "float.tflite", folder / "balanced.tflite"]
         for path in paths:
             model = self._model()
@@ -75,19 +75,19 @@ class Lowered:
 
 
 @pytest.fixture(scope="module")
-def in_float32(tmp_path_factory):
-    """Function of a preset that gives its `Lowered` and the paths of its files in float32."""
+def float32_files(tmp_path_factory):
+    """Return a function from a preset to its `LoweredTask` and the paths of its float32 files."""
 
     @functools.cache
-    def of(preset):
-        lowered = Lowered(preset)
+    def write_preset(preset):
+        lowered = LoweredTask(preset)
         folder = tmp_path_factory.mktemp(preset)
         return lowered, lowered.write(folder, [QuantizationRule(bits=32)])
 
-    return of
+    return write_preset
 
 
-def logits(path, manifest):
+def decode_logits(path, manifest):
     decoder = DecoderSteps(InterpreterRuntime(path, 0, None, None, True), manifest)
     ids = np.random.default_rng(0).integers(3, 300, 40).tolist()
     decoder.read(ids[:30])
@@ -95,19 +95,19 @@ def logits(path, manifest):
 
 
 @pytest.mark.parametrize("preset", ["llama-tiny", "gpt-tiny"])
-def test_nothing_changes_in_float32(in_float32, preset):
-    lowered, files = in_float32(preset)
+def test_float32_outputs_do_not_change(float32_files, preset):
+    lowered, files = float32_files(preset)
     assert files[0].read_bytes() != files[1].read_bytes()
-    expected, found = (logits(path, lowered.manifest) for path in files)
-    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    expected, balanced = (decode_logits(path, lowered.manifest) for path in files)
+    np.testing.assert_allclose(balanced, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_eight_bits_lose_less(in_float32, tmp_path):
-    lowered, (whole, _) = in_float32("llama-tiny")
-    expected = logits(whole, lowered.manifest)
+def test_8_bit_errors_decrease(float32_files, tmp_path):
+    lowered, (float32_path, _) = float32_files("llama-tiny")
+    expected = decode_logits(float32_path, lowered.manifest)
     rules = [QuantizationRule(), QuantizationRule(layers=TABLES, bits=32)]
     errors = {}
     for path in lowered.write(tmp_path, rules):
-        found = logits(path, lowered.manifest)
-        errors[path.stem] = np.sqrt(np.mean((found - expected) ** 2))
+        actual = decode_logits(path, lowered.manifest)
+        errors[path.stem] = np.sqrt(np.mean((actual - expected) ** 2))
     assert errors["balanced"] < 0.7 * errors["float"], errors
