@@ -198,14 +198,18 @@ def advance(
     request: Request,
     stop_id: int | Tensor,
     pad_id: int,
+    choose: Callable[..., Tensor] = choose,
 ) -> State:
-    """Choose the next token of each row. Rows that are done do not change."""
+    """Choose the next token of each row. Rows that are done do not change.
+
+    `choose` is called like `generation.choose` and returns the same tokens.
+    """
     # A row that is done repeats its last position, so that it never exceeds the cache.
     positions = request.lengths + state.num_tokens - 1
     logits, cache = models.decode(
         model, ops.expand_dims(state.token, 1), ops.expand_dims(positions, 1), state.cache
     )
-    return _choose(state._replace(cache=cache), logits, request, stop_id, pad_id)
+    return _choose(state._replace(cache=cache), logits, request, stop_id, pad_id, choose)
 
 
 def advance_until(
@@ -215,6 +219,7 @@ def advance_until(
     stop_id: int | Tensor,
     pad_id: int,
     num_steps: int | Tensor | None = None,
+    choose: Callable[..., Tensor] = choose,
 ) -> State:
     """Call `advance` until every row is done, at most `num_steps` times (an int32 scalar)."""
 
@@ -223,7 +228,7 @@ def advance_until(
         return unfinished if num_steps is None else ops.logical_and(unfinished, step < num_steps)
 
     def body(step, *state):
-        return step + 1, *advance(model, State(*state), request, stop_id, pad_id)
+        return step + 1, *advance(model, State(*state), request, stop_id, pad_id, choose)
 
     first = ops.convert_to_tensor(0, "int32")
     _, *state = ops.while_loop(should_continue, body, (first, *state))
@@ -302,7 +307,7 @@ def processor(
     return processed
 
 
-def _choose(state, logits, request, stop_id, pad_id):
+def _choose(state, logits, request, stop_id, pad_id, choose=choose):
     text = None
     if not request.sampling.ignores_text():
         text = _text(request.token_ids, request.lengths, state.token_ids, state.num_tokens)

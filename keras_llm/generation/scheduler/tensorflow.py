@@ -13,7 +13,7 @@ from keras import ops
 from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation import loop
-from keras_llm.generation.sampling import SETTINGS, Sampling, dtype_of
+from keras_llm.generation.sampling import SETTINGS, Sampling, choose, dtype_of
 from keras_llm.types import Tensor
 
 _PAD = 0  # any token id: what follows a text is never read
@@ -117,10 +117,21 @@ class Slots:
         }
         request = request._replace(sampling=Sampling(**settings))
         state = loop.advance_until(
-            self._model, state, request, self._stop_id, _PAD, self._num_steps
+            self._model, state, request, self._stop_id, _PAD, self._num_steps, _choose_by_row
         )
         _map(lambda variable, value: variable.assign(value), self._variables[0], state)
         return _outputs(state)
+
+
+def _choose_by_row(logits, sampling, step, text, stop_id, *_):
+    """Call `choose` for one row at a time, so that no row pays for the settings of the others."""
+
+    def choose_one(row):
+        logits, settings, step, text = keras.tree.map_structure(lambda x: x[None], row)
+        return choose(logits, Sampling(**settings), step, text, stop_id)[0]
+
+    settings = {name: getattr(sampling, name) for name in SETTINGS}
+    return ops.map(choose_one, (logits, settings, step, text))
 
 
 def _outputs(state: loop.State) -> tuple[Tensor, ...]:
