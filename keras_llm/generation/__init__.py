@@ -14,11 +14,9 @@ from keras_llm.generation.loop import (
     State,
     advance,
     advance_until,
-    explain,
     generate,
     make_request,
     processor,
-    score,
     start,
 )
 from keras_llm.generation.sampling import (
@@ -32,9 +30,9 @@ from keras_llm.generation.sampling import (
     gumbel_noise,
     process,
 )
+from keras_llm.generation.scoring import score, token_log_probabilities
 from keras_llm.generation.search.beam import Beams, beam_search
 from keras_llm.generation.search.contrastive import Contrasted, contrastive_search
-from keras_llm.generation.search.ranked import Candidates, sample_and_rank
 from keras_llm.generation.search.speculative import (
     Speculation,
     prompt_lookup_generate,
@@ -45,7 +43,6 @@ __all__ = [
     "SETTINGS",
     "Automaton",
     "Beams",
-    "Candidates",
     "Contrasted",
     "Request",
     "Sampling",
@@ -59,7 +56,6 @@ __all__ = [
     "choose",
     "contrastive_search",
     "dtype_of",
-    "explain",
     "forbid_repeated_ngrams",
     "generate",
     "gumbel_noise",
@@ -72,9 +68,9 @@ __all__ = [
     "process",
     "processor",
     "prompt_lookup_generate",
-    "sample_and_rank",
     "scale_temperature",
     "score",
     "speculative_generate",
     "start",
+    "token_log_probabilities",
 ]

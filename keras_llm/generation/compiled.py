@@ -19,7 +19,7 @@ from keras import ops
 
 from keras_llm import models
 from keras_llm.errors import InputError
-from keras_llm.generation import loop
+from keras_llm.generation import loop, scoring
 from keras_llm.generation.prefix_cache import PrefixCache
 from keras_llm.generation.sampling import SETTINGS, Automaton, Sampling, dtype_of
 from keras_llm.types import Tensor
@@ -30,7 +30,7 @@ _BLOCK = 8  # steps between stop checks
 
 
 class CompiledGenerator:
-    """Compiled `loop.generate`, streaming, searches and `loop.explain` for one model.
+    """Compiled `generate`, streaming, searches, `score` and `token_log_probabilities` for a model.
 
     Args:
         model: a model from `models.causal_lm` or `models.seq2seq`.
@@ -70,7 +70,8 @@ class CompiledGenerator:
             jit_compile = is_wanted and is_float32
         self.jit_compile = jit_compile
         self.traces = 0
-        self._functions: dict[Any, Any] = {}
+        self._functions: dict[Any, Any] = {}  # for the shapes of their arguments
+        self._functions_of_any_size: dict[Any, Any] = {}
 
     def generate(
         self,
@@ -104,10 +105,9 @@ class CompiledGenerator:
         if is_over is None:
             state = run.advance(state, run.capacity)
         else:
-            state = self._check_stop(run, state, is_over)
+            state = run.check_stop(state, is_over)
             while not np.all(state.done):
-                state = run.advance(state, int(state.step) + _BLOCK)
-                state = self._check_stop(run, state, is_over)
+                state = run.check_stop(run.advance(state, _BLOCK), is_over)
         if prefix_cache is not None:
             prefix_cache.hold(token_ids, state)
         return run.visible(state)
@@ -131,7 +131,7 @@ class CompiledGenerator:
             yield run.visible(state)
             if np.all(state.done):
                 return
-            state = run.advance(state, int(state.step) + 1)
+            state = run.advance(state, 1)
 
     def search(
         self,
@@ -148,10 +148,11 @@ class CompiledGenerator:
         """Run a search with array arguments.
 
         Args:
-            function: function of the model, a `loop.Request`, and the keyword arguments `capacity`,
-                `stop_id`, `pad_id`, `encoder_cache` (see `loop.start`), `static` and `numbers`. It
-                returns a NamedTuple of tensors (B, ...) or scalars. One graph is compiled per
-                function, `static` and bucket.
+            function: one of the searches in `generation`: a function of the model, a
+                `loop.Request`, and the keyword arguments `capacity`, `stop_id`, `pad_id`,
+                `encoder_cache` (for a `seq2seq` model), `static` and `numbers`. It returns a
+                NamedTuple of tensors (B, ...) or scalars. One graph is compiled per function,
+                `static` and bucket.
             static: dict of keyword arguments that determine the graph.
             numbers: dict of numeric keyword arguments, passed as tensors.
             others: see `generate`.
@@ -162,50 +163,37 @@ class CompiledGenerator:
         run = _Run(self, token_ids, lengths, max_new_tokens, sampling, stop_ids)
         return run.search(function, static, numbers, encoder_token_ids)
 
-    @staticmethod
-    def _check_stop(run, state, is_over):
-        done = np.array(state.done)
-        tokens, counts = np.asarray(state.token_ids), np.asarray(state.num_tokens)
-        for row in np.flatnonzero(~done[: run.rows]):
-            done[row] = is_over(int(row), tokens[row, : counts[row]].tolist())
-        return state._replace(done=ops.convert_to_tensor(done))
-
     def score(self, token_ids: np.ndarray, lengths: np.ndarray) -> Tensor:
-        """Run `loop.score` with array arguments."""
-        return self._score(token_ids, lengths)
+        """Run `generation.score` with array arguments."""
+        function = functools.partial(scoring.score, self.model)
+        return self._call_of_any_size("score", function, [token_ids, lengths])
 
-    def explain(
+    def token_log_probabilities(
         self,
         token_ids: np.ndarray,
         alternatives: int = 0,
         encoder_token_ids: np.ndarray | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run `loop.explain` with array arguments."""
-        sources = [] if encoder_token_ids is None else [encoder_token_ids]
-        key = ("explain", alternatives, len(sources))
-        if key not in self._functions:
-            self._functions[key] = self.backend.of_any_size(
-                self.model,
-                lambda ids, *sources: loop.explain(
-                    self.model, ids, sources[0] if sources else None, alternatives
-                ),
-                ranks=(2,) * (1 + len(sources)),
-            )
-        return self._functions[key](token_ids, *sources)
-
-    @functools.cached_property
-    def _score(self):
-        return self.backend.of_any_size(
-            self.model,
-            lambda token_ids, lengths: loop.score(self.model, token_ids, lengths),
-            ranks=(2, 1),
+        """Run `generation.token_log_probabilities` with array arguments."""
+        arguments = [token_ids] if encoder_token_ids is None else [token_ids, encoder_token_ids]
+        function = functools.partial(
+            scoring.token_log_probabilities, self.model, alternatives=alternatives
         )
+        return self._call_of_any_size(("alternatives", alternatives), function, arguments)
+
+    def _call_of_any_size(self, name, function, arguments):
+        ranks = tuple(array.ndim for array in arguments)
+        key = (name, ranks)
+        if key not in self._functions_of_any_size:
+            self._functions_of_any_size[key] = self.backend.of_any_size(self.model, function, ranks)
+        return self._functions_of_any_size[key](*arguments)
 
     def release(self) -> None:
         """Free the compiled functions."""
-        for key in list(self._functions):
-            function = self._functions.pop(key)
-            if hasattr(self.backend, "release") and key[0] != "explain":
+        self._functions_of_any_size.clear()
+        while self._functions:
+            _, function = self._functions.popitem()
+            if hasattr(self.backend, "release"):
                 self.backend.release(function)
 
     @property
@@ -216,24 +204,22 @@ class CompiledGenerator:
     def call(
         self,
         name: Hashable,
-        static: Hashable,
         function: Callable[..., Any],
         arguments: list[Any],
-        free: Callable[[list[Any]], list[Any]] = lambda arguments: arguments,
+        any_size: bool = False,
     ) -> Any:
         """Call a function, compiled for the shapes of its arguments.
 
         Args:
-            name, static: hashable values that identify the function.
+            name: hashable value that identifies the function.
             function: function of tensors.
             arguments: list of arrays, tensors or nested structures of them.
-            free: function that replaces the arguments by `KerasTensor`s with None for the sizes
-                that may vary. Used only if `any_size` is true.
+            any_size: bool. Whether to compile for any number of rows and tokens instead.
         """
         arguments = keras.tree.map_structure(ops.convert_to_tensor, arguments)
-        like = free(arguments) if self.any_size else arguments
+        like = [_any_size(argument) for argument in arguments] if any_size else arguments
         shapes = tuple(tuple(tensor.shape) for tensor in keras.tree.flatten(like))
-        key = (name, static, shapes)
+        key = (name, shapes)
         if key not in self._functions:
             self._functions[key] = self.backend.compiled(
                 self.model, function, like, self.jit_compile
@@ -263,13 +249,12 @@ class _Run:
         fields = {}
         for name in SETTINGS:
             fields[name] = np.resize(np.asarray(getattr(sampling, name), dtype_of(name)), rows)
-        bias = sampling.logit_bias
+        bias, forced = sampling.logit_bias, sampling.forced_tokens
         if bias is None:
             bias = np.zeros((1, compiled.model.config.vocabulary_size), "float32")
         elif len(bias) > 1:
             bias = _padded(bias, (rows, bias.shape[1]), 0)
         fields["logit_bias"] = bias
-        forced = sampling.forced_tokens
         if forced is None:
             forced = np.zeros((1, 0), "int32")
         forced = np.resize(forced, (self.rows, forced.shape[1]))
@@ -309,50 +294,42 @@ class _Run:
                 prefix=(*held, chunk) if held else None,
             )
 
-        static = (None if room else capacity, self.samples, alternatives, chunk)
+        name = ("start", None if room else capacity, self.samples, alternatives, chunk)
         arguments = [self.request, self.stops, self._sources(encoder_token_ids), held, room]
-
-        def free(arguments):
-            request, stops, sources, held, room = arguments
-            held = [_free_cache(held[0]), held[1]] if held else []
-            return [_free_request(request), stops, [_free(s, 0, 1) for s in sources], held, room]
-
-        state, self.request = compiled.call("start", static, start, arguments, free)
+        state, self.request = compiled.call(name, start, arguments, compiled.any_size)
         return state
 
-    def advance(self, state, step):
+    def advance(self, state, num_steps):
         """Run `loop.advance_until`."""
-        model, pad_id = self.compiled.model, self.compiled.pad_id
+        compiled, model, pad_id = self.compiled, self.compiled.model, self.compiled.pad_id
 
-        def advance(state, request, stops, step):
-            return loop.advance_until(model, state, request, stops, pad_id, step=step)
+        def advance(state, request, stops, num_steps):
+            return loop.advance_until(model, state, request, stops, pad_id, num_steps)
 
-        def free(arguments):
-            state, request, *rest = arguments
-            return [_free_state(state), _free_request(request), *rest]
+        arguments = [state, self.request, self.stops, np.array(num_steps, "int32")]
+        return compiled.call("advance", advance, arguments, compiled.any_size)
 
-        arguments = [state, self.request, self.stops, np.array(step, "int32")]
-        return self.compiled.call("advance", (), advance, arguments, free)
+    def check_stop(self, state, is_over):
+        """Set `done` for the rows that `is_over` ends."""
+        done = np.array(state.done)
+        tokens, counts = np.asarray(state.token_ids), np.asarray(state.num_tokens)
+        for row in np.flatnonzero(~done[: self.rows]):
+            done[row] = is_over(int(row), tokens[row, : counts[row]].tolist())
+        return state._replace(done=ops.convert_to_tensor(done))
 
     def search(self, function, static, numbers, encoder_token_ids=None):
         """Run a search and drop the rows that the bucket added."""
         compiled = self.compiled
 
         def run(request, stops, sources, numbers):
-            return function(
-                compiled.model,
-                request,
-                capacity=self.capacity,
-                stop_id=stops,
-                pad_id=compiled.pad_id,
-                encoder_cache=self._encoder_cache(sources),
-                **static,
-                **numbers,
-            )
+            options = {**static, **numbers, "stop_id": stops, "pad_id": compiled.pad_id}
+            if sources:
+                options["encoder_cache"] = self._encoder_cache(sources)
+            return function(compiled.model, request, capacity=self.capacity, **options)
 
-        key = (self.capacity, *sorted(static.items()))
+        name = (function, self.capacity, *sorted(static.items()))
         arguments = [self.request, self.stops, self._sources(encoder_token_ids), numbers]
-        result = compiled.call(function, key, run, arguments)
+        result = compiled.call(name, run, arguments)
         return result._make(field[: self.rows] if len(field.shape) else field for field in result)
 
     def _sources(self, encoder_token_ids):
@@ -366,54 +343,31 @@ class _Run:
 
     def visible(self, state):
         """Remove the cache and the rows and columns that the bucket added from a `State`."""
-        rows, columns = self.rows, self.columns
-        by_row = {
-            name: getattr(state, name)[:rows]
-            for name in ("token", "num_tokens", "stopped", "stop_token", "done")
-        }
-        by_position = {
-            name: getattr(state, name)[:rows, :columns]
-            for name in (
-                "token_ids",
-                "token_log_probabilities",
-                "alternative_ids",
-                "alternative_log_probabilities",
-            )
-        }
-        return state._replace(cache={}, **by_row, **by_position)
+
+        cut = (slice(self.rows), slice(self.columns))
+        return loop.State(*[field[cut[: len(field.shape)]] for field in state[:-1]], cache={})
 
 
-def _free(tensor, *axes):
-    """Return a `KerasTensor` like `tensor` with None as the size of some axes."""
-    shape = [None if axis in axes else size for axis, size in enumerate(tensor.shape)]
-    return keras.KerasTensor(shape, tensor.dtype)
+def _any_size(argument):
+    """Replace tensors by `KerasTensor`s with None for the numbers of rows and of tokens.
 
+    These are the first two axes, or the first and third of a key-value entry (B, K, S, H).
+    """
 
-def _free_request(request):
-    sampling = request.sampling
-    fields = {name: _free(getattr(sampling, name), 0) for name in SETTINGS}
-    fields |= {name: _free(getattr(sampling, name), 0) for name in ("logit_bias", "forced_tokens")}
-    return request._replace(
-        token_ids=_free(request.token_ids, 0, 1),
-        lengths=_free(request.lengths, 0),
-        budget=_free(request.budget, 0),
-        sampling=sampling._replace(**fields),
+    def free(tensor):
+        axes = (0, 2) if len(tensor.shape) == 4 else (0, 1)
+        shape = [None if axis in axes else size for axis, size in enumerate(tensor.shape)]
+        return keras.KerasTensor(shape, tensor.dtype)
+
+    result = keras.tree.map_structure(free, argument)
+    if not isinstance(argument, loop.Request):
+        return result
+    bias = argument.sampling.logit_bias
+    sampling = result.sampling._replace(
+        logit_bias=keras.KerasTensor((None, bias.shape[1]), bias.dtype),
+        automaton=argument.sampling.automaton,
     )
-
-
-def _free_state(state):
-    free = {}
-    for name, value in state._asdict().items():
-        if name == "cache":
-            free[name] = _free_cache(value)
-        else:
-            free[name] = _free(value, 0, 1)
-    return state._replace(**free)
-
-
-def _free_cache(cache):
-    """Leave rows and slots of key-value entries (B, K, S, H) and masks (B, S) variable."""
-    return {n: _free(v, 0, 2) if len(v.shape) == 4 else _free(v, 0, 1) for n, v in cache.items()}
+    return result._replace(sampling=sampling)
 
 
 def _has_rings(model):

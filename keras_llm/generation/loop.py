@@ -1,4 +1,8 @@
-"""Run the decode loop: `start` and `advance`, in eager mode, compiled or inside a graph."""
+"""Run the decode loop: `start` and `advance`, in eager mode, compiled or inside a graph.
+
+`generate`, `CompiledGenerator`, the `Engine` and SavedModels call it. All fields of a `State` have
+one value per row, so the rows of a batch may be at different steps.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,6 +10,7 @@ from typing import NamedTuple
 from keras import ops
 
 from keras_llm import models
+from keras_llm.generation.checks import check_count
 from keras_llm.generation.sampling import (
     Sampling,
     Text,
@@ -16,6 +21,7 @@ from keras_llm.generation.sampling import (
     process,
     states_after,
 )
+from keras_llm.generation.scoring import log_probability
 from keras_llm.types import Tensor
 
 
@@ -23,7 +29,6 @@ class State(NamedTuple):
     """The state of a batch of generations. All fields are tensors of constant shape.
 
     Attributes:
-        step: int32 scalar, the number of steps so far; each chooses one token per row.
         token: int32 (B,), the last token chosen.
         token_ids: int32 (B, N), the tokens chosen, padded with `pad_id`.
         token_log_probabilities: float32 (B, N), their log-probabilities in nats under the model's
@@ -39,7 +44,6 @@ class State(NamedTuple):
         cache: dict from `models.init_cache`.
     """
 
-    step: Tensor
     token: Tensor
     token_ids: Tensor
     token_log_probabilities: Tensor
@@ -79,19 +83,25 @@ def make_request(
     token_ids: Tensor,
     lengths: Tensor,
     max_new_tokens: int | Tensor,
-    sampling: Sampling,
+    sampling: Sampling | None = None,
 ) -> Request:
     """Return a `Request` with budgets limited by the model's `max_length`.
 
     Args:
         model: a model from `models.causal_lm` or `models.seq2seq`.
-        token_ids: int32 tensor (B, T).
-        lengths: int32 tensor (B,).
-        max_new_tokens: int32 tensor (B,) or (1,), > 0.
-        sampling: `Sampling` of tensors.
+        token_ids: int32 tensor (B, T), prompts padded on the right.
+        lengths: int32 tensor (B,), in `1 .. T`, below the model's `max_length`.
+        max_new_tokens: int > 0, or int32 tensor (B,) or (1,).
+        sampling: `Sampling` of tensors, each (B,) or (1,). None means the defaults.
+
+    Raises:
+        InputError: if `max_new_tokens` is not an int > 0. Tensors are not checked.
     """
+    if not hasattr(max_new_tokens, "shape"):
+        check_count("make_request", "max_new_tokens", max_new_tokens)
     lengths = ops.cast(lengths, "int32")
     budget = ops.minimum(ops.cast(max_new_tokens, "int32"), model.config.max_length - lengths)
+    sampling = Sampling().tensors() if sampling is None else sampling
     return Request(ops.cast(token_ids, "int32"), lengths, budget, sampling)
 
 
@@ -134,15 +144,25 @@ def start(
     logits, cache = models.prefill(model, request.token_ids, request.lengths, cache, **reading)
     if samples > 1:
         logits = ops.repeat(logits, samples, axis=0)
-        cache = {name: ops.repeat(entry, samples, axis=0) for name, entry in cache.items()}
+        cache = repeat_rows(cache, samples)
         request = request._replace(
             token_ids=ops.repeat(request.token_ids, samples, axis=0),
             lengths=ops.repeat(request.lengths, samples, axis=0),
         )
-        rows = rows * samples
-    zeros = ops.zeros_like(request.lengths)
-    state = State(
-        step=ops.convert_to_tensor(0, "int32"),
+    state = empty_state(request, capacity, pad_id, cache, alternatives)
+    return _choose(state, logits, request, stop_id, pad_id), request
+
+
+def empty_state(
+    request: Request,
+    capacity: int | Tensor,
+    pad_id: int,
+    cache: dict[str, Tensor],
+    alternatives: int = 0,
+) -> State:
+    """Return a `State` without new tokens for the B rows of a request; see `start`."""
+    rows, zeros = ops.shape(request.lengths)[0], ops.zeros_like(request.lengths)
+    return State(
         token=zeros,
         token_ids=ops.zeros((rows, capacity), dtype="int32") + pad_id,
         token_log_probabilities=ops.zeros((rows, capacity), dtype="float32"),
@@ -157,7 +177,19 @@ def start(
         else zeros,
         cache=cache,
     )
-    return _choose(state, logits, request, stop_id, pad_id), request
+
+
+def repeat_rows(cache: dict[str, Tensor], times: int) -> dict[str, Tensor]:
+    """Repeat each row of a cache; the copies of a row are adjacent.
+
+    Args:
+        cache: dict of tensors (B, ...), e.g. from `models.init_cache` and `models.encode_source`.
+        times: int > 0.
+
+    Returns:
+        A dict of tensors (B * times, ...).
+    """
+    return {name: ops.repeat(entry, times, axis=0) for name, entry in cache.items()}
 
 
 def advance(
@@ -166,14 +198,18 @@ def advance(
     request: Request,
     stop_id: int | Tensor,
     pad_id: int,
+    choose: Callable[..., Tensor] = choose,
 ) -> State:
-    """Choose the next token of each row. Rows that are done do not change."""
+    """Choose the next token of each row. Rows that are done do not change.
+
+    `choose` is called like `generation.choose` and returns the same tokens.
+    """
     # A row that is done repeats its last position, so that it never exceeds the cache.
-    positions = request.lengths + ops.minimum(state.step, request.budget) - 1
+    positions = request.lengths + state.num_tokens - 1
     logits, cache = models.decode(
         model, ops.expand_dims(state.token, 1), ops.expand_dims(positions, 1), state.cache
     )
-    return _choose(state._replace(cache=cache), logits, request, stop_id, pad_id)
+    return _choose(state._replace(cache=cache), logits, request, stop_id, pad_id, choose)
 
 
 def advance_until(
@@ -182,20 +218,20 @@ def advance_until(
     request: Request,
     stop_id: int | Tensor,
     pad_id: int,
-    step: int | Tensor | None = None,
+    num_steps: int | Tensor | None = None,
+    choose: Callable[..., Tensor] = choose,
 ) -> State:
-    """Call `advance` until every row is done or until `step`, an int32 scalar, is reached."""
+    """Call `advance` until every row is done, at most `num_steps` times (an int32 scalar)."""
 
-    def should_continue(*state):
-        state = State(*state)
-        unfinished = ops.logical_not(ops.all(state.done))
-        return unfinished if step is None else ops.logical_and(unfinished, state.step < step)
+    def should_continue(step, *state):
+        unfinished = ops.logical_not(ops.all(State(*state).done))
+        return unfinished if num_steps is None else ops.logical_and(unfinished, step < num_steps)
 
-    state = ops.while_loop(
-        should_continue,
-        lambda *state: tuple(advance(model, State(*state), request, stop_id, pad_id)),
-        tuple(state),
-    )
+    def body(step, *state):
+        return step + 1, *advance(model, State(*state), request, stop_id, pad_id, choose)
+
+    first = ops.convert_to_tensor(0, "int32")
+    _, *state = ops.while_loop(should_continue, body, (first, *state))
     return State(*state)
 
 
@@ -243,57 +279,10 @@ def generate(
     return advance_until(model, state, request, stop_id, pad_id)
 
 
-def score(model: models.CausalLM, token_ids: Tensor, lengths: Tensor) -> Tensor:
-    """Compute the log-likelihood of texts.
-
-    Args:
-        model: a model from `models.causal_lm`.
-        token_ids: int32 tensor (B, T): the begin token, then the text, padded on the right.
-        lengths: int32 tensor (B,), tokens of each row, including the begin token.
-
-    Returns:
-        Float32 tensor (B,), the sum of the log-probabilities of a row's tokens, each given the
-        tokens before it, in nats.
-    """
-    log_p, *_ = explain(model, token_ids)
-    positions = ops.arange(ops.shape(log_p)[1])
-    real = positions < ops.expand_dims(ops.cast(lengths, "int32") - 1, 1)
-    return ops.sum(ops.where(real, log_p, 0.0), axis=-1)
-
-
-def explain(
-    model: models.CausalLM | models.Seq2Seq,
-    token_ids: Tensor,
-    source: Tensor | None = None,
-    alternatives: int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the log-probability of each token and the most likely alternatives.
-
-    Args:
-        model: a model from `models.causal_lm`, or from `models.seq2seq` with a `source`.
-        token_ids: int32 tensor (B, T).
-        source: int32 tensor (B, S), the encoder's token ids.
-        alternatives: int. A, the number of alternatives.
-
-    Returns:
-        A tuple: float32 (B, T - 1), the log-probability of each token except the first given the
-        tokens before it, in nats; int32 (B, T - 1, A), the most likely tokens at each position;
-        float32 (B, T - 1, A), their log-probabilities.
-    """
-    inputs = token_ids[:, :-1]
-    logits = model(inputs if source is None else [source, inputs])
-    best, ids = ops.top_k(ops.log_softmax(logits, axis=-1), max(alternatives, 1))
-    return (
-        _log_probability(logits, token_ids[:, 1:]),
-        ops.cast(ids, "int32")[..., :alternatives],
-        best[..., :alternatives],
-    )
-
-
 def processor(
     request: Request, stop_id: int | Tensor, beams: int
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Return a logits processor for `beam_search` that applies the settings of a `Request`.
+    """Return a logits processor that applies the settings of a `Request` to its beams.
 
     Args:
         request: a `Request` with B rows.
@@ -301,8 +290,8 @@ def processor(
         beams: int. W, the number of beams per row; the beams of a row are adjacent.
 
     Returns:
-        A function of logits (B * W, V), the step and the new tokens (B * W, N) that returns
-        logits.
+        A function of logits (B * W, V), the step (an int32 scalar) and the new tokens (B * W, N)
+        that returns logits.
     """
     sampling = request.sampling.repeat(beams)
     prompts, lengths = (ops.repeat(x, beams, axis=0) for x in (request.token_ids, request.lengths))
@@ -318,11 +307,11 @@ def processor(
     return processed
 
 
-def _choose(state, logits, request, stop_id, pad_id):
+def _choose(state, logits, request, stop_id, pad_id, choose=choose):
     text = None
     if not request.sampling.ignores_text():
         text = _text(request.token_ids, request.lengths, state.token_ids, state.num_tokens)
-    token = choose(logits, request.sampling, state.step, text, stop_id, state.automaton_state)
+    token = choose(logits, request.sampling, state.num_tokens, text, stop_id, state.automaton_state)
     if has_automaton(request.sampling):
         state = state._replace(
             automaton_state=ops.where(
@@ -331,18 +320,19 @@ def _choose(state, logits, request, stop_id, pad_id):
                 ops.maximum(follow(request.sampling, state.automaton_state, token), 0),
             )
         )
-    stops = ops.logical_not(state.done) & is_stop(token, stop_id)
-    counts = ops.logical_not(state.done | stops)
-    log_p = _log_probability(logits, token)
+    is_live = ops.logical_not(state.done)
+    stops = is_live & is_stop(token, stop_id)
+    counts = is_live & ops.logical_not(stops)
+    log_p = log_probability(logits, token)
     # A NaN is recorded even at a stop token, so that the caller can raise an error.
     is_recorded = counts | (stops & ops.isnan(log_p))
     stop_token = ops.where(stops, token, state.stop_token)
     token = ops.where(counts, token, pad_id)
-    here = ops.expand_dims(ops.arange(ops.shape(state.token_ids)[1]) == state.step, 0)
+    positions = ops.expand_dims(ops.arange(ops.shape(state.token_ids)[1]), 0)
+    here = (positions == ops.expand_dims(state.num_tokens, 1)) & ops.expand_dims(is_live, 1)
     stopped = state.stopped | stops
     num_tokens = state.num_tokens + ops.cast(counts, "int32")
     state = state._replace(
-        step=state.step + 1,
         token=token,
         token_ids=ops.where(here, ops.expand_dims(token, 1), state.token_ids),
         token_log_probabilities=ops.where(
@@ -379,9 +369,3 @@ def _text(prompts, lengths, token_ids, counts):
     source = ops.where(positions < prompt_lengths, positions, positions - prompt_lengths + length)
     both = ops.take_along_axis(both, ops.minimum(source, total - 1), axis=1)
     return Text(both, lengths, lengths + counts)
-
-
-def _log_probability(logits, targets):
-    """Compute log softmax(logits)[targets] for logits (..., V) and targets (...)."""
-    chosen = ops.take_along_axis(logits, ops.expand_dims(targets, -1), axis=-1)
-    return ops.squeeze(chosen, -1) - ops.logsumexp(logits, axis=-1)

@@ -164,7 +164,7 @@ def choose(
     Args:
         logits: float32 tensor (B, V).
         sampling: `Sampling` of tensors (see `Sampling.tensors`).
-        step: int32 scalar tensor, 0 for the first new token.
+        step: int32 tensor, scalar or (B,), 0 for a row's first new token.
         text: `Text`, required by penalties and `no_repeat_ngram_size`.
         stop_id: int or int32 tensor (S,), stop tokens, required by `min_new_tokens`.
         automaton_state: int32 tensor (B,), required by `automaton`.
@@ -232,11 +232,10 @@ def process(
         logits = ops.where(early & stops, processors.REMOVED, logits)
     if sampling.forced_tokens is not None:
         forced = sampling.forced_tokens
-        column = ops.minimum(step, ops.shape(forced)[1] - 1)
-        token = ops.take(forced, ops.reshape(column, (1,)), axis=1)  # (B or 1, 1)
-        is_forced = (token >= 0) & (step < ops.shape(forced)[1])
+        here = ops.arange(ops.shape(forced)[1]) == ops.expand_dims(step, -1)
+        token = ops.max(ops.where(here, forced, -1), axis=1, keepdims=True)  # (B or 1, 1)
         others = ops.expand_dims(ops.arange(size), 0) != token
-        logits = ops.where(is_forced & others, processors.REMOVED, logits)
+        logits = ops.where((token >= 0) & others, processors.REMOVED, logits)
     if has_automaton(sampling):
         next_state, token_class, _ = sampling.automaton
         leads_to = ops.take(ops.take(next_state, automaton_state, axis=0), token_class, axis=1)
@@ -330,7 +329,7 @@ def gumbel_noise(seed: Tensor, step: Tensor, size: int) -> Tensor:
 
     Args:
         seed: int32 tensor (B,) or (1,).
-        step: int32 scalar tensor.
+        step: int32 tensor, scalar or (B,).
         size: int. V.
 
     Returns:
@@ -340,7 +339,7 @@ def gumbel_noise(seed: Tensor, step: Tensor, size: int) -> Tensor:
         Jarzynski and Olano, 2020, "Hash Functions for GPU Rendering" (pcg3d).
     """
     x = ops.expand_dims(ops.cast(seed, "uint32"), -1)
-    y = ops.cast(step, "uint32")
+    y = ops.expand_dims(ops.cast(step, "uint32"), -1)
     z = ops.expand_dims(ops.cast(ops.arange(size, dtype="int32"), "uint32"), 0)
     multiplier, increment = (ops.cast(c, "uint32") for c in (1664525, 1013904223))
     x, y, z = (v * multiplier + increment for v in (x, y, z))

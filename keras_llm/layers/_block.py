@@ -1,4 +1,4 @@
-"""Define the options, sublayers and residual stream shared by encoder and decoder blocks."""
+"""Define the options and sublayers shared by encoder and decoder blocks."""
 
 import inspect
 from typing import Any, Self
@@ -196,26 +196,6 @@ class TransformerBlock(keras.layers.Layer):
         layer = layer_class(epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name)
         layer.build(shape)
         setattr(self, name, layer)
-
-    def _branch(self, x, name, part, training):
-        """Compute the output of `part` on `x`, with norms and dropout, for the residual sum."""
-        output = part(getattr(self, f"{name}_norm")(x) if self.normalize_first else x)
-        if self.sandwich_norm:
-            output = getattr(self, f"{name}_post_norm")(output)
-        return self.residual_dropout(output, training=training)
-
-    def _residual(self, x, name, part, training):
-        """Compute `x + part(norm(x))` or `norm(x + part(x))`."""
-        x = x + self._branch(x, name, part, training)
-        return x if self.normalize_first else getattr(self, f"{name}_norm")(x)
-
-    def _add_feed_forward(self, x, block_inputs, training):
-        def feed_forward(h):
-            return self.feed_forward(h, training=training)
-
-        if self.parallel_residual:
-            return x + self._branch(block_inputs, "feed_forward", feed_forward, training)
-        return self._residual(x, "feed_forward", feed_forward, training)
 
     def get_config(self) -> JSON:
         return {

@@ -79,8 +79,8 @@ class TransformerEncoder(TransformerBlock):
             scores.extend(rest)
             return output
 
-        x = self._residual(inputs, "self_attention", self_attention, training)
-        x = self._add_feed_forward(x, inputs, training)
+        x = _residual(self, inputs, "self_attention", self_attention, training)
+        x = _add_feed_forward(self, x, inputs, training)
         return (x, *scores) if scores else x
 
     def compute_output_shape(self, inputs_shape: Shape) -> Shape:
@@ -228,10 +228,10 @@ class TransformerDecoder(TransformerBlock):
                 ),
             )
 
-        x = self._residual(decoder_sequence, "self_attention", self_attention, training)
+        x = _residual(self, decoder_sequence, "self_attention", self_attention, training)
         if self.cross_attention is not None:
-            x = self._residual(x, "cross_attention", cross_attention, training)
-        x = self._add_feed_forward(x, decoder_sequence, training)
+            x = _residual(self, x, "cross_attention", cross_attention, training)
+        x = _add_feed_forward(self, x, decoder_sequence, training)
         outputs = (x, *caches, *scores)
         return outputs if len(outputs) > 1 else x
 
@@ -243,3 +243,26 @@ class TransformerDecoder(TransformerBlock):
 
 def _as_tuple(output):
     return output if isinstance(output, tuple) else (output,)
+
+
+def _branch(block, x, name, part, training):
+    """Compute the output of `part` on `x`, with norms and dropout, for the residual sum."""
+    output = part(getattr(block, f"{name}_norm")(x) if block.normalize_first else x)
+    if block.sandwich_norm:
+        output = getattr(block, f"{name}_post_norm")(output)
+    return block.residual_dropout(output, training=training)
+
+
+def _residual(block, x, name, part, training):
+    """Compute `x + part(norm(x))` or `norm(x + part(x))`."""
+    x = x + _branch(block, x, name, part, training)
+    return x if block.normalize_first else getattr(block, f"{name}_norm")(x)
+
+
+def _add_feed_forward(block, x, block_inputs, training):
+    def feed_forward(h):
+        return block.feed_forward(h, training=training)
+
+    if block.parallel_residual:
+        return x + _branch(block, block_inputs, "feed_forward", feed_forward, training)
+    return _residual(block, x, "feed_forward", feed_forward, training)

@@ -45,7 +45,7 @@ class CausalLM(ConfiguredModel):
         layer = {layer.name: layer for layer in layers}.get
         token_ids = keras.Input((None,), dtype="int32", name="token_ids")
         x = forward_pass.embed(layer, config, token_ids)
-        hidden = forward_pass.decode(layer, config, x, token_ids, config.num_layers)
+        hidden = forward_pass.run_decoder(layer, config, x, token_ids, config.num_layers)
         logits = forward_pass.logits(layer, config, hidden)
         super().__init__(config, token_ids, logits, name, dtype, **kwargs)
         self.hidden = hidden
@@ -118,7 +118,7 @@ def forward(
         positions = ops.convert_to_tensor(positions, "int32")
     scores: list[Tensor] | None = [] if return_attention_scores else None
     x = forward_pass.embed(layer, config, token_ids, positions)
-    hidden = forward_pass.decode(
+    hidden = forward_pass.run_decoder(
         layer,
         config,
         x,

@@ -43,7 +43,9 @@ class Encoder(ConfiguredModel):
         inputs = encoder_inputs(config)
         token_ids, padding_mask, *segment_ids = inputs
         x = forward_pass.embed(layer, config, token_ids, None, *segment_ids)
-        hidden = forward_pass.encode(layer, config, x, padding_mask, token_ids, config.num_layers)
+        hidden = forward_pass.run_encoder(
+            layer, config, x, padding_mask, token_ids, config.num_layers
+        )
         super().__init__(config, inputs, hidden, name, dtype, **kwargs)
         self.hidden = hidden
 

@@ -9,7 +9,7 @@ from typing import Any
 from keras import ops
 
 from keras_llm.errors import InputError
-from keras_llm.layers import empty_cache
+from keras_llm.layers import causal_mask, empty_cache
 from keras_llm.models import forward_pass
 from keras_llm.models.causal_lm import CausalLM
 from keras_llm.models.config import Seq2SeqConfig
@@ -206,7 +206,8 @@ def forward_cached(
         model: a model from `causal_lm` or `seq2seq`.
         token_ids: int tensor (B, T).
         positions: int tensor (T,) or (B, T).
-        cache: dict from `init_cache`.
+        cache: dict from `init_cache`; for a `seq2seq` model, merged with that of
+            `encode_source`.
         cache_update_index: int tensor, scalar or (B,), the slot of the first token; or the int
             0.
         attention_mask: bool tensor (B, T, S), True = may attend. All layers, including
@@ -245,18 +246,33 @@ def _forward_cached(
     config, layer = model.config, model.get_layer
     count, prefix = _decoder(config)
     x = forward_pass.embed(layer, config, token_ids, positions)
-    return forward_pass.decode_cached(
-        layer,
-        config,
-        x,
-        count,
-        prefix,
-        positions,
-        cache,
-        cache_update_index,
-        attention_mask,
-        padding_mask,
-    )
+    rings = [attention_mask is None and forward_pass.has_ring(config, i) for i in range(count)]
+    bias = None
+    if not all(rings):
+        slots = ops.arange(ops.shape(cache[f"k_{rings.index(False)}"])[2])
+        if attention_mask is None:
+            attention_mask = causal_mask(positions, slots)
+        else:
+            slots = slots[: attention_mask.shape[-1]]
+        bias = forward_pass.shared_bias(layer, config, prefix, positions, slots)
+    updated = dict(cache)
+    for i, ring in enumerate(rings):
+        arguments = {
+            "self_attention_cache": (cache[f"k_{i}"], cache[f"v_{i}"]),
+            "self_attention_cache_update_index": cache_update_index,
+            "use_causal_mask": ring,
+            "positions": positions,
+        }
+        if ring:
+            arguments["decoder_padding_mask"] = padding_mask
+        else:
+            arguments["decoder_attention_mask"] = attention_mask
+            arguments["attention_bias"] = bias
+        if f"cross_k_{i}" in cache:
+            arguments["cross_attention_cache"] = (cache[f"cross_k_{i}"], cache[f"cross_v_{i}"])
+            arguments["encoder_padding_mask"] = cache["encoder_padding_mask"]
+        x, (updated[f"k_{i}"], updated[f"v_{i}"]), *_ = layer(f"{prefix}block_{i}")(x, **arguments)
+    return (x if config.norm_position == "post" else layer(f"{prefix}final_norm")(x)), updated
 
 
 def logits_of(model: CausalLM | Seq2Seq, hidden: Tensor) -> Tensor:

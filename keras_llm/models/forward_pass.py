@@ -1,7 +1,7 @@
 """Build a model's layers from its config and run the forward pass.
 
-Functional models are traced through these functions without a cache; generation and export call
-them with one.
+Functional models are traced through these functions; `forward_cached` runs the same layers with a
+cache.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,6 @@ from keras_llm.layers import (
     RelativePositionBias,
     SinePositionEncoding,
     TransformerEncoder,
-    causal_mask,
 )
 from keras_llm.layers._block import PLAIN_ARGUMENTS
 from keras_llm.models.config import TransformerConfig
@@ -121,7 +120,7 @@ def embed(
     return layer("embedding_dropout")(x) if config.dropout else x
 
 
-def encode(
+def run_encoder(
     layer: Callable[[str], keras.layers.Layer],
     config: TransformerConfig,
     x: Tensor,
@@ -147,7 +146,7 @@ def encode(
     return x if config.norm_position == "post" else layer(f"{prefix}final_norm")(x)
 
 
-def decode(
+def run_decoder(
     layer: Callable[[str], keras.layers.Layer],
     config: TransformerConfig,
     x: Tensor,
@@ -162,7 +161,7 @@ def decode(
 ) -> Tensor:
     """Run vectors (B, T, D) through the decoder blocks without a cache.
 
-    `attention_mask` replaces the causal mask. `scores` works as in `encode`; with an
+    `attention_mask` replaces the causal mask. `scores` works as in `run_encoder`; with an
     `encoder_sequence`, it receives the cross-attention probabilities.
     """
     bias = _own_bias(layer, config, prefix, token_ids, positions)
@@ -177,62 +176,6 @@ def decode(
     for i in range(count):
         x = _call(layer(f"{prefix}block_{i}"), scores, x, **arguments)
     return x if config.norm_position == "post" else layer(f"{prefix}final_norm")(x)
-
-
-def decode_cached(
-    layer: Callable[[str], keras.layers.Layer],
-    config: TransformerConfig,
-    x: Tensor,
-    count: int,
-    prefix: str,
-    positions: Tensor,
-    cache: dict[str, Tensor],
-    index: int | Tensor,
-    attention_mask: Tensor | None,
-    padding_mask: Tensor | None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run vectors (B, T, D) through the decoder blocks with a cache.
-
-    Args:
-        positions: int tensor (T,) or (B, T).
-        cache: dict with `k_<i>`, `v_<i>`; for an encoder-decoder also `cross_k_<i>`,
-            `cross_v_<i>` and `encoder_padding_mask`.
-        index: int tensor, scalar or (B,), the slot of the first token.
-        attention_mask: bool tensor (B, T, S) over full caches or only their first slots, in which
-            case the rest is ignored; or None for the causal mask, with ring caches where
-            `has_ring`.
-        padding_mask: bool tensor (B, T) or None. Selects the tokens that a ring cache keeps.
-
-    Returns:
-        Float tensor (B, T, D) and the updated cache.
-    """
-    rings = [attention_mask is None and has_ring(config, i) for i in range(count)]
-    bias = None
-    if not all(rings):
-        slots = ops.arange(ops.shape(cache[f"k_{rings.index(False)}"])[2])
-        if attention_mask is None:
-            attention_mask = causal_mask(positions, slots)
-        else:
-            slots = slots[: attention_mask.shape[-1]]
-        bias = _shared_bias(layer, config, prefix, positions, slots)
-    updated = dict(cache)
-    for i, ring in enumerate(rings):
-        arguments = {
-            "self_attention_cache": (cache[f"k_{i}"], cache[f"v_{i}"]),
-            "self_attention_cache_update_index": index,
-            "use_causal_mask": ring,
-            "positions": positions,
-        }
-        if ring:
-            arguments["decoder_padding_mask"] = padding_mask
-        else:
-            arguments["decoder_attention_mask"] = attention_mask
-            arguments["attention_bias"] = bias
-        if f"cross_k_{i}" in cache:
-            arguments["cross_attention_cache"] = (cache[f"cross_k_{i}"], cache[f"cross_v_{i}"])
-            arguments["encoder_padding_mask"] = cache["encoder_padding_mask"]
-        x, (updated[f"k_{i}"], updated[f"v_{i}"]), *_ = layer(f"{prefix}block_{i}")(x, **arguments)
-    return (x if config.norm_position == "post" else layer(f"{prefix}final_norm")(x)), updated
 
 
 def logits(
@@ -262,6 +205,26 @@ def has_ring(config: TransformerConfig, i: int) -> bool:
     return config.window(i) is not None and not isinstance(config.position, RelativeBias)
 
 
+def shared_bias(
+    layer: Callable[[str], keras.layers.Layer],
+    config: TransformerConfig,
+    prefix: str,
+    query_positions: Tensor,
+    key_positions: Tensor,
+) -> Tensor | None:
+    """Compute the bias (B or 1, N, T, S) of a `RelativeBias` once for all layers, or None."""
+    if not isinstance(config.position, RelativeBias):
+        return None
+    query_positions, key_positions = (
+        p if len(p.shape) == 2 else ops.expand_dims(p, 0) for p in (query_positions, key_positions)
+    )
+    pairs = ops.expand_dims(query_positions, -1) + ops.expand_dims(key_positions, -2)
+    scores = ops.expand_dims(ops.cast(ops.zeros_like(pairs), "float32"), 1)
+    return layer(f"{prefix}relative_bias")(
+        scores, query_positions=query_positions, key_positions=key_positions
+    )
+
+
 def _initializer(config):
     return keras.initializers.RandomNormal(stddev=config.initializer_range)
 
@@ -282,24 +245,10 @@ def _call(block, scores, x, **arguments):
 
 
 def _own_bias(layer, config, prefix, token_ids, positions=None):
-    """Compute `_shared_bias` for self-attention, by default at positions 0 .. T - 1."""
+    """Compute `shared_bias` for self-attention, by default at positions 0 .. T - 1."""
     if not isinstance(config.position, RelativeBias):
         return None
     if positions is None:
         row = ops.max(token_ids, axis=0, keepdims=True)  # T may be unknown
         positions = ops.cumsum(ops.ones_like(row), axis=1) - 1
-    return _shared_bias(layer, config, prefix, positions, positions)
-
-
-def _shared_bias(layer, config, prefix, query_positions, key_positions):
-    """Compute the bias (B or 1, N, T, S) of a `RelativeBias` once for all layers, or None."""
-    if not isinstance(config.position, RelativeBias):
-        return None
-    query_positions, key_positions = (
-        p if len(p.shape) == 2 else ops.expand_dims(p, 0) for p in (query_positions, key_positions)
-    )
-    pairs = ops.expand_dims(query_positions, -1) + ops.expand_dims(key_positions, -2)
-    scores = ops.expand_dims(ops.cast(ops.zeros_like(pairs), "float32"), 1)
-    return layer(f"{prefix}relative_bias")(
-        scores, query_positions=query_positions, key_positions=key_positions
-    )
+    return shared_bias(layer, config, prefix, positions, positions)

@@ -46,9 +46,11 @@ def attention_maps(
         layer, mask, prefix = model.get_layer("backbone").get_layer, inputs["padding_mask"], ""
         x = forward_pass.embed(layer, config, token_ids, None, inputs.get("segment_ids"))
     if isinstance(config, CausalLMConfig):
-        forward_pass.decode(layer, config, x, token_ids, config.num_layers, scores=scores)
+        forward_pass.run_decoder(layer, config, x, token_ids, config.num_layers, scores=scores)
     else:
-        forward_pass.encode(layer, config, x, mask, token_ids, config.num_layers, prefix, scores)
+        forward_pass.run_encoder(
+            layer, config, x, mask, token_ids, config.num_layers, prefix, scores
+        )
     return scores
 
 
@@ -129,9 +131,9 @@ def from_embeddings(
             ops.broadcast_to(row, (ops.shape(x)[0], row.shape[1])) for row in (token_ids, mask)
         )
         if isinstance(config, CausalLMConfig):
-            hidden = forward_pass.decode(layer, config, x, ids, config.num_layers)
+            hidden = forward_pass.run_decoder(layer, config, x, ids, config.num_layers)
         else:
-            hidden = forward_pass.encode(layer, config, x, masks, ids, config.num_layers)
+            hidden = forward_pass.run_encoder(layer, config, x, masks, ids, config.num_layers)
         (result,) = keras.tree.flatten(head([hidden, masks]))
         return result
 

@@ -62,7 +62,7 @@ def prediction_states(
     layer = model.get_layer
     inputs = _as_list(model, inputs)
     if isinstance(model, CausalLM):
-        hidden = forward_pass.decode(
+        hidden = forward_pass.run_decoder(
             layer,
             model.config,
             forward_pass.embed(layer, model.config, inputs[0], positions),

@@ -114,11 +114,11 @@ def hidden_states(
 ) -> Tensor:
     """Compute the inputs of the output head, (B, T, D), from token ids (B, S) and (B, T).
 
-    `scores` works as in `forward_pass.decode`.
+    `scores` works as in `forward_pass.run_decoder`.
     """
     assert config.num_decoder_layers is not None  # filled by the config
     encoder_outputs, mask = _encode(layer, config, encoder_ids)
-    return forward_pass.decode(
+    return forward_pass.run_decoder(
         layer,
         config,
         forward_pass.embed(layer, config, decoder_ids),
@@ -135,6 +135,6 @@ def _encode(layer, config, token_ids):
     """Encode token ids (B, S); return the encoder outputs (B, S, D) and their mask (B, S)."""
     mask = ops.not_equal(token_ids, config.pad_id)
     x = forward_pass.embed(layer, config, token_ids)
-    return forward_pass.encode(
+    return forward_pass.run_encoder(
         layer, config, x, mask, token_ids, config.num_layers, "encoder_"
     ), mask

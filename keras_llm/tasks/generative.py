@@ -257,7 +257,7 @@ class GenerativeTask(Task):
         ids = np.concatenate([arguments["token_ids"][row, :begin], new_ids])[None]
         source = arguments["encoder_token_ids"]
         source = source if source is None else source[row : row + 1]
-        fields = self._compiled.explain(ids.astype("int32"), alternatives, source)
+        fields = self._compiled.token_log_probabilities(ids.astype("int32"), alternatives, source)
         return [np.asarray(field)[0, begin - 1 :] for field in fields]
 
     def _generation(
@@ -325,7 +325,7 @@ class GenerativeTask(Task):
 
 def _tokens(states):
     for state in states:
-        if np.isnan(state.token_log_probabilities[0, int(state.step) - 1]):
+        if np.isnan(state.token_log_probabilities).any():
             raise InputError(NOT_NUMBERS)
         if not bool(state.stopped[0]):
             yield int(state.token[0])

@@ -7,8 +7,8 @@ import numpy as np
 
 from keras_llm import generation
 from keras_llm.errors import InputError
+from keras_llm.generation.checks import check_count, check_number
 from keras_llm.generation.sampling import NOT_NUMBERS
-from keras_llm.generation.search.beam import check_count, check_number
 from keras_llm.sampling_settings import DEFAULTS
 
 if TYPE_CHECKING:
@@ -119,20 +119,23 @@ def run_search(
         raise InputError(f"`num_return_sequences` must be 1 with `{search}`, got {sequences}.")
     function: Callable[..., Any]
     if search == "beam_width":
-        function, (static, numbers) = _beam, _beam_options(options, sequences)
+        function, (static, numbers) = generation.beam_search, _beam_options(options, sequences)
     elif search == "contrastive_alpha":
         alpha = options["contrastive_alpha"]
         check_number("search", "contrastive_alpha", alpha, 0, 1)
-        function, static = _contrastive, {"top_k": top_k or _CONTRASTIVE_TOP_K}
+        function = generation.contrastive_search
+        static = {"top_k": top_k or _CONTRASTIVE_TOP_K}
         check_count("search", "top_k", static["top_k"], compiled.model.config.vocabulary_size)
         numbers = {"alpha": alpha}
     else:
-        function = {"draft": _speculative, "prompt_lookup": _prompt_lookup}[search]
         static = {"num_draft_tokens": _NUM_DRAFT_TOKENS, **options}
         for name, value in static.items():
             if name != "draft":
                 check_count("search", name, value)
-        numbers = {}
+        function, numbers = generation.speculative_generate, {}
+        if search == "prompt_lookup":
+            function = generation.prompt_lookup_generate
+            static["ngram_size"] = static.pop("prompt_lookup")
     numbers = {name: np.array(value, "float32") for name, value in numbers.items()}
     state = compiled.search(function, static, numbers, **arguments)
     log_p, token_ids, num_tokens, stopped = map(
@@ -159,67 +162,3 @@ def _beam_options(options, sequences):
     check_number("beam_search", "length_penalty", numbers["length_penalty"])
     check_number("beam_search", "diversity_penalty", numbers["diversity_penalty"], 0)
     return static, numbers
-
-
-def _beam(model, request, capacity, stop_id, pad_id, encoder_cache, beam_width, **options):
-    return generation.beam_search(
-        model,
-        request.token_ids,
-        request.lengths,
-        request.budget,
-        beam_width,
-        stop_id,
-        pad_id,
-        process=generation.processor(request, stop_id, beam_width),
-        encoder_cache=encoder_cache,
-        capacity=capacity,
-        **options,
-    )
-
-
-def _contrastive(model, request, capacity, stop_id, pad_id, encoder_cache, top_k, alpha):
-    return generation.contrastive_search(
-        model,
-        request.token_ids,
-        request.lengths,
-        request.budget,
-        top_k,
-        alpha,
-        stop_id,
-        pad_id,
-        encoder_cache,
-        capacity,
-        request.sampling.logit_bias,
-    )
-
-
-def _speculative(model, request, capacity, stop_id, pad_id, encoder_cache, draft, num_draft_tokens):
-    return generation.speculative_generate(
-        model,
-        draft,
-        request.token_ids,
-        request.lengths,
-        request.budget,
-        num_draft_tokens,
-        stop_id,
-        pad_id,
-        capacity,
-        request.sampling.logit_bias,
-    )
-
-
-def _prompt_lookup(
-    model, request, capacity, stop_id, pad_id, encoder_cache, prompt_lookup, num_draft_tokens
-):
-    return generation.prompt_lookup_generate(
-        model,
-        request.token_ids,
-        request.lengths,
-        request.budget,
-        num_draft_tokens,
-        prompt_lookup,
-        stop_id,
-        pad_id,
-        capacity,
-        request.sampling.logit_bias,
-    )

@@ -1,4 +1,4 @@
-"""Continuous batching: each request's tokens are those it gets alone, whoever comes and goes."""
+"""Continuous batching: a request's tokens equal those of `generate`, whatever else runs."""
 
 import concurrent.futures
 import functools
@@ -16,8 +16,8 @@ from keras_llm.generation.compiled import CompiledGenerator
 from keras_llm.generation.scheduler import Engine
 
 V, STOP, PAD, LENGTH = 31, 2, 0, 30
-LONG = 28  # new tokens after one, so that others come and go meanwhile
-WAIT = 120  # seconds after which a test gives up; none is meant to pass
+LONG = 28  # new tokens of a request that runs while others join and leave
+WAIT = 120  # timeout in seconds
 GREEDY = Sampling(temperature=0.0)
 
 
@@ -28,7 +28,7 @@ def model_of(preset, num_layers, **options):
         vocabulary_size=V,
         max_length=LENGTH,
         num_layers=num_layers,
-        tie_embeddings=False,  # with a tied head a random model says the last token over again
+        tie_embeddings=False,  # with a tied head, a random model repeats the last token
         initializer_range=0.3,
         **options,
     )
@@ -42,7 +42,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def engine(model):
-    """Three slots."""
+    """An engine with three slots."""
     with Engine(model, STOP, max_batch=3, steps_per_turn=4) as engine:
         yield engine
 
@@ -54,7 +54,7 @@ def one_graph(model):
 
 
 def alone(model, prompt, max_new_tokens, sampling):
-    """What `generate` gives for one request, without its stop token, and why it ended."""
+    """Return the tokens of `generate` for one request, without the stop token, and the reason."""
     state = one_graph(model).generate(
         np.array([prompt], "int32"),
         np.array([len(prompt)], "int32"),
@@ -67,7 +67,7 @@ def alone(model, prompt, max_new_tokens, sampling):
 
 
 def requests(count):
-    """Ragged prompts, budgets up to the model's length and past it, and settings of every kind."""
+    """Prompts of different lengths, budgets up to and beyond `max_length`, and various settings."""
     rng = np.random.default_rng(7)
     settings = [
         GREEDY,
@@ -93,7 +93,7 @@ def outcome(ticket):
 
 @pytest.fixture(scope="module")
 def long_one(model):
-    """A prompt with many greedy tokens, and those."""
+    """A prompt with a long greedy text, and the tokens of that."""
     for first in range(3, V):
         tokens, _ = alone(model, [first], LONG, GREEDY)
         if len(tokens) == LONG:
@@ -101,47 +101,47 @@ def long_one(model):
     raise AssertionError("no prompt has a long text")
 
 
-def check_all(model, engine, asked):
-    tickets = [engine.submit(*request) for request in asked]
+def check_all(model, engine, submitted):
+    tickets = [engine.submit(*request) for request in submitted]
     outcomes = [outcome(ticket) for ticket in tickets]
-    assert outcomes == [alone(model, *request) for request in asked]
+    assert outcomes == [alone(model, *request) for request in submitted]
     assert {reason for _, reason in outcomes} == {"stop", "length"}
     assert engine.traces["turn"] == 1
-    assert engine.traces["admit"] <= 2  # widths 16 and 30, the longest
+    assert engine.traces["admit"] <= 2  # widths 16 and 29, the longest prompt
 
 
-def test_each_request_gets_what_it_gets_alone(model, engine):
-    """12 through 3 slots."""
+def test_requests_are_independent(model, engine):
+    """12 requests share 3 slots."""
     check_all(model, engine, requests(12))
 
 
-def test_each_request_gets_what_it_gets_alone_of_a_model_with_windows():
+def test_requests_are_independent_with_sliding_windows():
     options = {"sliding_window": 4, "num_sink_tokens": 2, "window_pattern": "SL"}
     model = model_of("gemma3-tiny", 2, **options)
     with Engine(model, STOP, max_batch=3, steps_per_turn=3, jit_compile=False) as engine:
         check_all(model, engine, requests(8))
 
 
-def test_a_newcomer_is_served_while_others_run(model, engine, long_one):
+def test_new_request_joins_while_others_run(model, engine, long_one):
     prompt, expected = long_one
-    under_way, has_come = threading.Event(), threading.Event()
+    has_started, is_submitted = threading.Event(), threading.Event()
     at_end_of_short = []
 
     def on_token(token):
-        under_way.set()
-        assert has_come.wait(WAIT)
+        has_started.set()
+        assert is_submitted.wait(WAIT)
 
     long = engine.submit(prompt, LONG, GREEDY, on_token)
-    assert under_way.wait(WAIT)
+    assert has_started.wait(WAIT)
     short = engine.submit([5, 6, 7], 2, GREEDY, lambda _: at_end_of_short.append(long.done()))
-    has_come.set()
+    is_submitted.set()
     assert outcome(short) == alone(model, [5, 6, 7], 2, GREEDY)
     assert at_end_of_short and not any(at_end_of_short)
     assert outcome(long) == (expected, "length")
 
 
-def test_a_slot_is_given_on_while_the_others_keep_theirs(model, engine, long_one):
-    """Two long requests and six short ones through three slots."""
+def test_free_slot_is_reused_while_others_run(model, engine, long_one):
+    """Two long and six short requests share three slots."""
     prompt, expected = long_one
     done_of_long, submitted = [], threading.Event()
     longs = [engine.submit(prompt, LONG, GREEDY, lambda _: submitted.wait(WAIT)) for _ in range(2)]
@@ -156,13 +156,13 @@ def test_a_slot_is_given_on_while_the_others_keep_theirs(model, engine, long_one
     assert not any(done_of_long)
 
 
-def test_tokens_can_be_read_as_they_come(engine, long_one):
+def test_tokens_are_streamed(engine, long_one):
     prompt, expected = long_one
     has_read, seen = threading.Event(), []
 
     def on_token(token):
         seen.append(token)
-        if len(seen) == 3:  # the engine itself waits here for the reader
+        if len(seen) == 3:  # the engine waits here for the reader
             assert has_read.wait(WAIT)
 
     ticket = engine.submit(prompt, LONG, GREEDY, on_token)
@@ -176,7 +176,7 @@ def test_tokens_can_be_read_as_they_come(engine, long_one):
     assert list(ticket) == seen == expected
 
 
-def test_cancelled_while_running(model, engine, long_one):
+def test_cancel_running_request(model, engine, long_one):
     prompt, expected = long_one
     tickets, submitted = [], threading.Event()
 
@@ -186,8 +186,8 @@ def test_cancelled_while_running(model, engine, long_one):
             assert tickets[0].cancel()
 
     tickets.append(engine.submit(prompt, LONG, GREEDY, cancel_at_third))
-    asked = requests(4)
-    others = [engine.submit(*request) for request in asked]
+    other_requests = requests(4)
+    others = [engine.submit(*request) for request in other_requests]
     submitted.set()
     with pytest.raises(concurrent.futures.CancelledError):
         tickets[0].result(WAIT)
@@ -197,7 +197,7 @@ def test_cancelled_while_running(model, engine, long_one):
             got.append(token)
     assert got == expected[:3]
     assert not tickets[0].cancel()
-    for ticket, request in zip(others, asked, strict=True):
+    for ticket, request in zip(others, other_requests, strict=True):
         assert outcome(ticket) == alone(model, *request)
 
 
@@ -205,16 +205,16 @@ def narrow_engine(model):
     return Engine(model, STOP, max_batch=1, max_waiting=1, jit_compile=False)
 
 
-def test_waiting_full_and_cancelled_and_left_by_an_exception(model):
-    """One slot, and room for one to wait: one runs, one waits, the third is sent away until the
-    second gives up. Then one runs when the engine is left."""
+def test_full_queue_cancel_and_exception(model):
+    """With one slot and one place in the queue, the third request is rejected until the second is
+    cancelled. Then an exception leaves the `with` block while a request runs."""
     with pytest.raises(KeyError), narrow_engine(model) as narrow:
         check_waiting(model, narrow)
         tickets, submitted = [], threading.Event()
 
         def on_token(token):
             assert submitted.wait(WAIT)
-            tickets[0].result(WAIT)  # comes to an end by cancelling only
+            tickets[0].result(WAIT)  # ends only when it is cancelled
 
         tickets.append(narrow.submit([5], 20, GREEDY, on_token))
         submitted.set()
@@ -224,14 +224,14 @@ def test_waiting_full_and_cancelled_and_left_by_an_exception(model):
 
 
 def check_waiting(model, narrow):
-    under_way, go_on = threading.Event(), threading.Event()
+    has_started, go_on = threading.Event(), threading.Event()
 
     def on_token(token):
-        under_way.set()
+        has_started.set()
         assert go_on.wait(WAIT)
 
     running = narrow.submit([5], 3, GREEDY, on_token)
-    assert under_way.wait(WAIT)
+    assert has_started.wait(WAIT)
     waiting = narrow.submit([6], 3, GREEDY)
     with pytest.raises(queue.Full, match="1 requests are waiting"):
         narrow.submit([7], 3, GREEDY)
@@ -257,7 +257,7 @@ def check_waiting(model, narrow):
         (([5], 3, Sampling(forced_tokens=[[4]])), "`forced_tokens` must be None"),
     ],
 )
-def test_a_bad_request_among_good_ones(model, engine, request_, message):
+def test_invalid_request_raises_and_others_continue(model, engine, request_, message):
     before = engine.submit([5, 6], 4, GREEDY)
     with pytest.raises(InputError, match=message):
         engine.submit(*request_)
@@ -266,24 +266,24 @@ def test_a_bad_request_among_good_ones(model, engine, request_, message):
     assert outcome(after) == alone(model, [7], 4, GREEDY)
 
 
-def test_an_error_of_on_token_is_that_requests_own(model, engine):
+def test_exception_of_on_token_ends_only_its_request(model, engine):
     def on_token(token):
-        raise LookupError("nobody listens")
+        raise LookupError("no listener")
 
     good = engine.submit([5, 6], 4, GREEDY)
     bad = engine.submit([5, 6], 4, GREEDY, on_token)
-    with pytest.raises(LookupError, match="nobody listens"):
+    with pytest.raises(LookupError, match="no listener"):
         bad.result(WAIT)
     assert outcome(good) == alone(model, [5, 6], 4, GREEDY)
 
 
-def test_the_longest_prompt(model, engine):
+def test_longest_prompt(model, engine):
     prompt = [5, 6, *[5, 6, 7] * 9]
     assert len(prompt) == LENGTH - 1
     assert outcome(engine.submit(prompt, 10, GREEDY)) == alone(model, prompt, 10, GREEDY)
 
 
-def test_closing_cancels_what_is_pending(model):
+def test_close_cancels_pending_requests(model):
     engine = Engine(model, STOP, max_batch=1, max_length=24, jit_compile=False)
     submitted = threading.Event()
 
@@ -302,32 +302,32 @@ def test_closing_cancels_what_is_pending(model):
         engine.submit([5], 3)
 
 
-def test_leaving_serves_what_is_pending(model):
+def test_leaving_the_with_block_completes_pending_requests(model):
     with Engine(model, STOP, max_batch=1, max_length=24, jit_compile=False) as engine:
         tickets = [engine.submit([n], 30, GREEDY) for n in (5, 6, 7)]
     assert all(ticket.done() for ticket in tickets)
     for n, ticket in zip((5, 6, 7), tickets, strict=True):
-        assert ticket.result() == alone(model, [n], 23, GREEDY)[0]  # the engine's own length
+        assert ticket.result() == alone(model, [n], 23, GREEDY)[0]  # the engine's `max_length`
 
 
-def test_nobody_waits_for_an_engine_that_broke(model):
+def test_engine_failure_ends_all_requests(model):
     def on_token(token):
         assert submitted.wait(WAIT)
-        raise SystemExit("out of the engine's own thread")
+        raise SystemExit("raised in the engine's thread")
 
     submitted = threading.Event()
     engine = Engine(model, STOP, max_batch=1, max_length=24, jit_compile=False)
     tickets = [engine.submit([5], 20, GREEDY, on_token), engine.submit([6], 20)]
     submitted.set()
     for ticket in tickets:
-        with pytest.raises(RuntimeError, match="failed: out of"):
+        with pytest.raises(RuntimeError, match="failed: raised in"):
             ticket.result(WAIT)
     with pytest.raises(RuntimeError, match="closed"):
         engine.submit([5], 3)
     engine.close()
 
 
-def test_logits_that_are_no_numbers_are_told(model):
+def test_nan_logits_raise(model):
     broken = models.causal_lm(model.config)
     broken.set_weights([np.full_like(w, np.nan) for w in model.get_weights()])
     with Engine(broken, STOP, max_batch=2, max_length=24, jit_compile=False) as engine:
@@ -338,7 +338,7 @@ def test_logits_that_are_no_numbers_are_told(model):
 
 
 @pytest.mark.parametrize("name", ["max_batch", "max_length", "max_waiting", "steps_per_turn"])
-def test_arguments_out_of_range_are_named(model, name):
+def test_invalid_arguments_raise(model, name):
     with pytest.raises(InputError, match=f"`{name}`"):
         Engine(model, STOP, **{name: 0})
     if name == "max_length":

@@ -1,4 +1,4 @@
-"""Processors, the choice of a token and the loop, against slow NumPy and exact properties."""
+"""Sampling and the decode loop against NumPy references and exact properties."""
 
 import math
 
@@ -26,8 +26,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def shallow():
-    """What XLA compiles: the same with one layer. With a tied head it would say the last token over
-    again."""
+    """A model with one layer, which compiles faster. With a tied head, it would repeat the last
+    token."""
     keras.utils.set_random_seed(5)
     config = models.preset(
         "llama-tiny",
@@ -41,19 +41,19 @@ def shallow():
 
 @pytest.fixture(scope="module")
 def compiled(shallow):
-    """One for all tests: what XLA has compiled for a bucket of shapes it keeps."""
+    """One generator for all tests, so that each bucket of shapes is compiled once."""
     return CompiledGenerator(shallow, STOP, PAD, jit_compile=True)
 
 
 @pytest.fixture(scope="module")
 def traced(shallow):
-    """The same without XLA: one graph for any number of rows."""
+    """A generator without XLA: one graph for any number of rows."""
     return CompiledGenerator(shallow, STOP, PAD, jit_compile=False)
 
 
 @pytest.fixture(scope="module")
 def endless(shallow):
-    """Without a token that ends a text."""
+    """A generator without a stop token."""
     return CompiledGenerator(shallow, -1, PAD, jit_compile=False)
 
 
@@ -62,7 +62,7 @@ def sampling(temperature=0.0, top_k=0, top_p=1.0, seed=0):
 
 
 def slow_greedy(model, prompt, count):
-    """Without a cache: the whole text forward for each token."""
+    """Decode without a cache, with one forward pass over the whole text per token."""
     ids = list(prompt)
     for _ in range(count):
         token = int(np.argmax(np.asarray(model(np.array([ids], "int32")))[0, -1]))
@@ -99,7 +99,7 @@ def keep_top_reference(logits, top_k, top_p):
     st.integers(0, 25),
     st.floats(0.01, 1.0),
 )
-def test_keep_top_is_the_definition(values, top_k, top_p):
+def test_keep_top_matches_reference(values, top_k, top_p):
     logits = np.array(values, "float32") / 10
     kept = generation.keep_top(
         ops.convert_to_tensor(logits[None]),
@@ -129,7 +129,7 @@ def test_samples_follow_the_distribution():
     assert ((counts - expected) ** 2 / expected).sum() < 18.5  # chi-square, 4 dof, p = 0.001
 
 
-def test_noise_is_gumbel_and_independent_over_seeds_and_steps():
+def test_noise_is_gumbel_and_independent_of_seeds_and_steps():
     rows = [
         np.asarray(generation.gumbel_noise(np.array([seed], "int32"), np.int32(step), 4000))[0]
         for seed in (0, 1, -5, 2**31 - 1)
@@ -142,7 +142,7 @@ def test_noise_is_gumbel_and_independent_over_seeds_and_steps():
     assert np.abs(correlation).max() < 0.08
 
 
-def test_greedy_is_the_slow_loop(model):
+def test_greedy_decoding_matches_reference(model):
     ids, lengths = prompts()
     state = generation.generate(
         model, ids, lengths, np.array([10], "int32"), sampling().tensors(), STOP, PAD
@@ -154,8 +154,8 @@ def test_greedy_is_the_slow_loop(model):
 
 
 @pytest.mark.parametrize("settings", [sampling(), sampling(0.9, 0, 1.0, 4), sampling(1.3, 9, 0.8)])
-def test_ragged_rows_are_what_each_is_alone(compiled, traced, settings):
-    """Compiled by XLA together, without it alone."""
+def test_rows_are_independent(compiled, traced, settings):
+    """The batch runs with XLA, each row alone without."""
     ids, lengths = prompts(3, rows=6)
     budgets = np.array([9, 1, 5, 9, 3, 7], "int32")
     together = compiled.generate(ids, lengths, budgets, settings)
@@ -172,7 +172,7 @@ def test_ragged_rows_are_what_each_is_alone(compiled, traced, settings):
         )
 
 
-def test_settings_are_per_row(compiled, traced):
+def test_settings_apply_per_row(compiled, traced):
     ids, lengths = prompts(1, rows=5)
     rows = [sampling(0.0), sampling(1.0, 5, 0.9, 3), sampling(2.0, 0, 1.0, 8)]
     rows += [sampling(0.7, 3, 1.0, -2), sampling(1.0, 0, 0.5, 3)]
@@ -200,20 +200,22 @@ def test_eager_compiled_and_streamed_tokens_are_the_same(shallow, compiled, sett
     )
     states = list(compiled.stream(ids, lengths, budget, settings))
     np.testing.assert_array_equal(eager.token_ids, states[-1].token_ids)
-    assert [int(state.step) for state in states] == list(range(1, len(states) + 1))
+    for step, state in enumerate(states, 1):
+        np.testing.assert_array_equal(state.num_tokens, np.minimum(eager.num_tokens, step))
+    assert len(states) == np.max(np.asarray(eager.num_tokens) + np.asarray(eager.stopped))
 
 
 @pytest.mark.parametrize("jit_compile", [True, False])
 def test_one_compilation_serves_all_settings_and_lengths_of_a_bucket(
     shallow, jit_compile, monkeypatch
 ):
-    """Without XLA one graph serves all buckets, too. What is traced for XLA is counted here and run
-    without it, which is quicker than its compiling."""
+    """Without XLA, one graph serves all buckets. Graphs for XLA are counted but run without it,
+    because compiling them takes long."""
     compiled = CompiledGenerator(shallow, STOP, PAD, jit_compile=jit_compile)
-    traced, asked = compiled.backend.compiled, []
+    traced, requested = compiled.backend.compiled, []
 
     def without_xla(model, function, like, jit_compile):
-        asked.append(jit_compile)
+        requested.append(jit_compile)
         return traced(model, function, like, False)
 
     monkeypatch.setattr(compiled.backend, "compiled", without_xla)
@@ -228,7 +230,7 @@ def test_one_compilation_serves_all_settings_and_lengths_of_a_bucket(
             min_new_tokens=index % 4,
         )
         compiled.generate(ids, lengths, np.array([1 + index], "int32"), settings)
-        assert compiled.traces == 2  # reading the prompt, and going on
+        assert compiled.traces == 2  # `start` and `advance_until`
     for index in range(3):
         ids, lengths = prompts(index, rows=1)
         list(compiled.stream(ids, lengths, np.array([1 + index], "int32"), sampling(index / 5)))
@@ -237,10 +239,10 @@ def test_one_compilation_serves_all_settings_and_lengths_of_a_bucket(
     ids = np.full((4, 17), 5, "int32")  # one token more than the smallest bucket
     compiled.generate(ids, np.full(4, 17, "int32"), np.array([3], "int32"), sampling())
     assert compiled.traces == (6 if jit_compile else 2)
-    assert asked == [jit_compile] * compiled.traces
+    assert requested == [jit_compile] * compiled.traces
 
 
-def test_samples_of_one_prompt_are_what_each_is_alone(shallow, compiled):
+def test_samples_of_one_prompt_are_independent(shallow, compiled):
     ids, lengths = prompts(3, rows=2)
     budget = np.array([7], "int32")
     seeds = np.array([4, 5, 6, 7, 4, 5, 6, 7], "int32")
@@ -270,7 +272,7 @@ def test_alternatives_are_the_most_likely_tokens(shallow, endless):
         )  # greedy
 
 
-def test_generation_ends_at_the_models_length(endless):
+def test_generation_ends_at_max_length(endless):
     rng = np.random.default_rng(0)
     ids = rng.integers(3, 61, (2, 125)).astype("int32")
     lengths = np.array([125, 60], "int32")
@@ -289,7 +291,7 @@ def test_scores_are_sums_of_log_probabilities(model):
         np.testing.assert_allclose(scores[row], expected, atol=1e-3)
 
 
-def test_log_probability_is_the_score_of_what_was_generated(compiled):
+def test_log_probability_equals_score_of_generated_tokens(compiled):
     ids, lengths = prompts(6)
     state = compiled.generate(ids, lengths, np.array([7], "int32"), sampling(1.0, 5, 0.9, 2))
     for row, length in enumerate(lengths):
@@ -312,6 +314,6 @@ def test_log_probability_is_the_score_of_what_was_generated(compiled):
         (sampling(seed=2**40), "seed"),
     ],
 )
-def test_settings_out_of_range_are_named(settings, name):
+def test_settings_out_of_range_raise(settings, name):
     with pytest.raises(InputError, match=f"`{name}`"):
         settings.validate()

@@ -1,4 +1,4 @@
-"""Each processor against slow NumPy written from its definition."""
+"""Each logits processor against a NumPy reference."""
 
 import numpy as np
 import pytest
@@ -63,14 +63,14 @@ def test_penalties(text, prompt, repetition, presence, frequency):
     sampling = generation.Sampling(
         repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency
     )
-    padded = np.array([text + [3] * 4], "int32")  # what stands behind the text must not count
+    padded = np.array([text + [3] * 4], "int32")  # padding must not count
     seen = generation.Text(padded, np.array([prompt]), np.array([len(text)]))
     processed = generation.process(logits[None].astype("float32"), sampling.tensors(), 0, seen)
     np.testing.assert_allclose(np.asarray(processed)[0], expected, atol=1e-5)
 
 
 @given(texts, st.integers(0, 5))
-def test_no_ngram_comes_twice(text, size):
+def test_no_repeat_ngram_size(text, size):
     grams = {tuple(text[i : i + size]) for i in range(len(text) - size + 1)}
     last = text[len(text) - size + 1 :] if size > 1 else []
     expected = [size > 0 and len(text) >= size and (*last, token) in grams for token in range(5)]
@@ -81,7 +81,7 @@ def test_no_ngram_comes_twice(text, size):
     np.testing.assert_array_equal(np.asarray(logits)[0] < -1e29, expected)
 
 
-def test_rows_have_settings_of_their_own():
+def test_settings_apply_per_row():
     tokens = np.array([[0, 1, 0], [0, 1, 0]], "int32")
     text = generation.Text(tokens, np.array([3, 3]), np.array([3, 3]))
     sampling = generation.Sampling(no_repeat_ngram_size=np.array([2, 0]), temperature=0.0)
@@ -90,7 +90,7 @@ def test_rows_have_settings_of_their_own():
     np.testing.assert_array_equal(chosen, [2, 1])
 
 
-def test_forced_tokens_bias_and_least_length():
+def test_forced_tokens_bias_and_min_new_tokens():
     logits = np.array([[5.0, 1.0, 0.0]], "float32")
     sampling = generation.Sampling(
         temperature=0.0,
@@ -120,6 +120,6 @@ def test_forced_tokens_bias_and_least_length():
         ("top_k", True),
     ],
 )
-def test_settings_out_of_range_are_named(name, value):
+def test_settings_out_of_range_raise(name, value):
     with pytest.raises(InputError, match=f"`{name}`"):
         generation.Sampling(**{name: value}).validate()

@@ -1,4 +1,4 @@
-"""Searches against slow ones that know no cache, and against counting all texts there are."""
+"""Beam search against a slow reference without a cache, and against all possible texts."""
 
 import itertools
 
@@ -6,13 +6,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras import ops
 
 from keras_llm import generation, models
 from keras_llm.errors import InputError
 from keras_llm.generation.search import beam
 
 STOP, PAD, SIZE = 2, 0, 31
+# Makes stop tokens likely, so that texts end early at every length.
+LIKELY_STOP = 2.5 * (np.arange(SIZE) == STOP).astype("float32")
 
 
 def build(name="llama-tiny", **options):
@@ -46,18 +47,12 @@ def prompts(seed=0, rows=3, longest=7):
     return ids, lengths
 
 
-def likely_stops(logits, step, token_ids=None):
-    """Stop tokens often enough that some texts end early, at every length."""
-    bias = 2.5 * (np.arange(logits.shape[-1]) == STOP).astype("float32")
-    return 0.8 * logits + bias
-
-
-class Oracle:
+class Reference:
     """Log-probabilities of the next token, each from one forward pass over the whole text."""
 
-    def __init__(self, model, prompt, process=None, source=None):
+    def __init__(self, model, prompt, bias=0.0, source=None):
         self.model, self.prompt, self.source = model, tuple(map(int, prompt)), source
-        self.process = process or (lambda logits, step: logits)
+        self.bias = bias
         self.known = {}
 
     def __call__(self, texts):
@@ -66,8 +61,7 @@ class Oracle:
             ids = np.array([self.prompt + text for text in new], "int32")
             if self.source is not None:
                 ids = [np.repeat(self.source[None], len(new), axis=0), ids]
-            logits = np.asarray(self.model(ids), "float32")[:, -1]
-            logits = np.asarray(self.process(logits, len(new[0])), "float64")
+            logits = np.asarray(self.model(ids), "float64")[:, -1] + self.bias
             logits -= logits.max(-1, keepdims=True)
             logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
             self.known.update(zip(new, logits, strict=True))
@@ -78,9 +72,10 @@ def scored(total, length, alpha):
     return total / ((5 + length) / 6) ** alpha
 
 
-def slow_beams(oracle, budget, width, stop=STOP, alpha=1.0, groups=1, penalty=0.0, kept=None):
-    """Every text found, best first, as (score, log-probability, tokens, stopped); and how many
-    steps were needed. The definition, read aloud: no early end, no arrays."""
+def slow_beams(reference, budget, width, stop=STOP, alpha=1.0, groups=1, penalty=0.0, kept=None):
+    """Return all finished texts, best first, as (score, log-probability, tokens, stopped), and the
+    number of steps after which no better text is possible. Follows the definition without arrays or
+    an early end."""
     each = width // groups
     live = [[((), 0.0)] for _ in range(groups)]
     found = [[] for _ in range(groups)]
@@ -90,7 +85,7 @@ def slow_beams(oracle, budget, width, stop=STOP, alpha=1.0, groups=1, penalty=0.
         for g in range(groups):
             continuations = []
             texts = [text for text, _ in live[g]]
-            for (text, total), log_p in zip(live[g], oracle(texts), strict=True):
+            for (text, total), log_p in zip(live[g], reference(texts), strict=True):
                 for token, value in enumerate(log_p):
                     rank = total + value - penalty * taken[token]
                     continuations.append((rank, total + value, text, token))
@@ -108,7 +103,8 @@ def slow_beams(oracle, budget, width, stop=STOP, alpha=1.0, groups=1, penalty=0.
                 new[token] += 1
             taken = new
         if steps is None and not any(
-            hopeful(live[g], found[g], step + 1, budget, alpha, kept or each) for g in range(groups)
+            can_improve(live[g], found[g], step + 1, budget, alpha, kept or each)
+            for g in range(groups)
         ):
             steps = step + 1
     for g in range(groups):
@@ -117,8 +113,8 @@ def slow_beams(oracle, budget, width, stop=STOP, alpha=1.0, groups=1, penalty=0.
     return sorted(itertools.chain(*found), key=lambda f: -f[0]), steps
 
 
-def hopeful(live, found, step, budget, alpha, kept):
-    """Whether a live text can still get among the best ones that are kept."""
+def can_improve(live, found, step, budget, alpha, kept):
+    """Return whether a live text can still become one of the `kept` best."""
     if step == budget or not live:
         return False
     if len(found) < kept:
@@ -129,7 +125,7 @@ def hopeful(live, found, step, budget, alpha, kept):
 
 
 def check_row(found, row, expected):
-    """One row of `Beams` against the first of a list of `slow_beams`."""
+    """Compare one row of `Beams` with the first texts of `slow_beams`."""
     for r in range(found.score.shape[1]):
         score, total, text, stopped = expected[r]
         count = int(found.num_tokens[row, r])
@@ -159,14 +155,15 @@ def search(
     groups=1,
     penalty=0.0,
     kept=None,
+    bias=None,
     **options,
 ):
-    """`beam_search` by the names of `slow_beams`, with every text that it keeps."""
+    """Run `beam_search` with the arguments of `slow_beams` and return every text that it keeps."""
+    bias = None if bias is None else bias[None]
+    sampling = generation.Sampling(logit_bias=bias)
     return beam.beam_search(
         model,
-        ids,
-        lengths,
-        budget,
+        generation.make_request(model, ids, lengths, budget, sampling),
         width,
         stop,
         PAD,
@@ -174,6 +171,7 @@ def search(
         num_return_sequences=kept or width,
         diversity_groups=groups,
         diversity_penalty=penalty,
+        capacity=budget,
         **options,
     )
 
@@ -181,71 +179,83 @@ def search(
 SEARCHES = {
     "no stop": dict(budget=5, width=3, stop=-1),
     "stops": dict(budget=6, width=4),
-    "short texts favoured": dict(budget=6, width=3, alpha=0.0),
-    "long texts favoured": dict(budget=6, width=3, alpha=2.5),
-    "length rewarded the other way": dict(budget=5, width=3, alpha=-1.5),
+    "short texts preferred": dict(budget=6, width=3, alpha=0.0),
+    "long texts preferred": dict(budget=6, width=3, alpha=2.5),
+    "negative length penalty": dict(budget=5, width=3, alpha=-1.5),
     "groups": dict(budget=5, width=6, groups=3, penalty=0.7),
-    "groups of one": dict(budget=5, width=3, groups=3, penalty=1.5, alpha=0.6),
-    "groups that do not see each other": dict(budget=4, width=4, groups=2),
+    "groups of one beam": dict(budget=5, width=3, groups=3, penalty=1.5, alpha=0.6),
+    "groups without a penalty": dict(budget=4, width=4, groups=2),
 }
 
 
 @pytest.fixture(scope="module")
-def oracles(model):
+def references(model):
     ids, lengths = prompts()
-    return [Oracle(model, ids[row, :length], likely_stops) for row, length in enumerate(lengths)]
+    return [Reference(model, ids[row, :length], LIKELY_STOP) for row, length in enumerate(lengths)]
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_beam_search_is_the_definition(model, oracles, name):
+def test_beam_search_matches_reference(model, references, name):
     case = SEARCHES[name]
     ids, lengths = prompts()
-    found = search(model, ids, lengths, **case, process=likely_stops)
-    for row, oracle in enumerate(oracles):
-        check_row(found, row, slow_beams(oracle, **case)[0])
+    found = search(model, ids, lengths, **case, bias=LIKELY_STOP)
+    for row, reference in enumerate(references):
+        check_row(found, row, slow_beams(reference, **case)[0])
 
 
-def test_the_searches_tested_are_not_all_alike(oracles):
+def test_search_cases_differ(references):
     found = {
-        name: [slow_beams(oracle, **case)[0] for oracle in oracles]
+        name: [slow_beams(reference, **case)[0] for reference in references]
         for name, case in SEARCHES.items()
     }
     assert len({tuple(rows[0][2] for rows in texts) for texts in found.values()}) > 3
     assert {text[3] for texts in found["stops"] for text in texts} == {True, False}
-    assert all(len({text[2] for text in texts}) == 3 for texts in found["groups of one"])
+    assert all(len({text[2] for text in texts}) == 3 for texts in found["groups of one beam"])
 
 
 @pytest.mark.parametrize("alpha, kept", [(0.0, 2), (1.0, 2), (1.0, 1), (-2.0, 1)])
-def test_a_search_ends_when_nothing_better_can_come(model, oracles, alpha, kept):
+def test_search_stops_when_no_beam_can_improve(model, references, alpha, kept, monkeypatch):
     ids, lengths = prompts()
-    steps, needed = [], []
+    steps, needed, decode = [], [], models.decode
 
-    def counted(logits, step, token_ids):
-        steps.append(int(step))
-        return likely_stops(logits, step)
+    def counted(*arguments):
+        steps.append(arguments)
+        return decode(*arguments)
 
+    monkeypatch.setattr(models, "decode", counted)
     for row, length in enumerate(lengths):
-        expected, count = slow_beams(oracles[row], 12, 2, alpha=alpha, kept=kept)
+        expected, count = slow_beams(references[row], 12, 2, alpha=alpha, kept=kept)
         needed.append(count)
         steps.clear()
         alone = ids[row : row + 1, :length], lengths[row : row + 1]
-        found = search(model, *alone, 12, 2, alpha=alpha, kept=kept, process=counted)
+        found = search(model, *alone, 12, 2, alpha=alpha, kept=kept, bias=LIKELY_STOP)
         check_row(found, 0, expected)
-        assert steps == list(range(count))
+        assert len(steps) == count - 1  # the prefill gives the logits of the first step
     assert min(needed) < 12
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0, 3.0])
-def test_one_beam_is_greedy(model, alpha):
+@pytest.mark.parametrize(
+    "alpha, settings",
+    [
+        (0.0, {}),
+        (1.0, {}),
+        (3.0, {}),
+        (1.0, {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "min_new_tokens": 5}),
+        (1.0, {"forced_tokens": np.array([[7, -1, 9]]), "logit_bias": LIKELY_STOP[None]}),
+    ],
+)
+def test_one_beam_equals_greedy_decoding(model, alpha, settings):
     ids, lengths = prompts(1, rows=6)
-    greedy = generation.generate(
-        model, ids, lengths, np.array([9], "int32"), generation.Sampling(0.0).tensors(), STOP, PAD
-    )
-    found = beam.beam_search(model, ids, lengths, 9, 1, STOP, PAD, alpha)
+    sampling, budget = generation.Sampling(0.0, **settings).tensors(), np.array([9], "int32")
+    greedy = generation.generate(model, ids, lengths, budget, sampling, STOP, PAD)
+    request = generation.make_request(model, ids, lengths, 9, sampling)
+    found = beam.beam_search(model, request, 1, STOP, PAD, alpha)
     width = np.asarray(greedy.token_ids).shape[1]
     np.testing.assert_array_equal(np.asarray(found.token_ids)[:, 0, :width], greedy.token_ids)
     np.testing.assert_array_equal(found.num_tokens[:, 0], greedy.num_tokens)
     np.testing.assert_array_equal(found.stopped[:, 0], greedy.stopped)
+    if settings:
+        return  # beams have the log-probabilities of the processed logits
     going = ~np.asarray(greedy.stopped)
     np.testing.assert_allclose(
         np.asarray(found.log_probability)[going, 0],
@@ -254,7 +264,7 @@ def test_one_beam_is_greedy(model, alpha):
     )
 
 
-def test_rows_are_what_each_is_alone(model):
+def test_rows_are_independent(model):
     ids, lengths = prompts(2, rows=5)
 
     def some(rows, length):
@@ -267,7 +277,7 @@ def test_rows_are_what_each_is_alone(model):
             groups=2,
             penalty=0.4,
             kept=3,
-            process=likely_stops,
+            bias=LIKELY_STOP,
         )
 
     together = some(slice(None), 7)
@@ -277,7 +287,7 @@ def test_rows_are_what_each_is_alone(model):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_a_beam_as_wide_as_all_texts_finds_the_best_of_all(alpha):
+def test_exhaustive_beam_finds_every_text(alpha):
     model, size, budget = build(vocabulary_size=5, initializer_range=0.4, num_layers=1), 5, 3
     prompt = np.array([[3, 4, 1, 4]], "int32")
     texts = [
@@ -286,10 +296,10 @@ def test_a_beam_as_wide_as_all_texts_finds_the_best_of_all(alpha):
         for tokens in itertools.product(range(size), repeat=n)
         if STOP not in tokens[:-1] and (n == budget or tokens[-1] == STOP)
     ]
-    oracle = Oracle(model, prompt[0])
+    reference = Reference(model, prompt[0])
     every = []
     for tokens in texts:
-        total = sum(oracle([tokens[:i]])[0][token] for i, token in enumerate(tokens))
+        total = sum(reference([tokens[:i]])[0][token] for i, token in enumerate(tokens))
         stopped = tokens[-1] == STOP
         score = scored(total, len(tokens), alpha)
         every.append((score, total, tokens[: len(tokens) - stopped], stopped))
@@ -303,13 +313,10 @@ def test_a_beam_as_wide_as_all_texts_finds_the_best_of_all(alpha):
 
 
 @pytest.mark.parametrize("removed", [-1e30, -np.inf])
-def test_what_is_banned_is_in_no_text(model, removed):
-    def only_a_few(logits, step, token_ids):
-        allowed = np.isin(np.arange(SIZE), [5, 6])
-        return ops.where(allowed, logits, removed)
-
+def test_banned_tokens_are_never_generated(model, removed):
+    bias = np.where(np.isin(np.arange(SIZE), [5, 6]), 0.0, removed).astype("float32")
     ids, lengths = prompts(rows=2)
-    found = search(model, ids, lengths, 2, 6, process=only_a_few)
+    found = search(model, ids, lengths, 2, 6, bias=bias)
     texts = np.asarray(found.token_ids)
     for row in range(2):
         assert sorted(texts[row, :4].tolist()) == [[5, 5], [5, 6], [6, 5], [6, 6]]
@@ -317,26 +324,26 @@ def test_what_is_banned_is_in_no_text(model, removed):
     assert np.all(np.isneginf(np.asarray(found.score)[:, 4:]))
 
 
-def test_texts_end_at_the_models_length():
+def test_texts_end_at_max_length():
     model = build(max_length=10, num_layers=1)
     ids, lengths = prompts(4, longest=8)
     found = search(model, ids, lengths, 9, 3, stop=-1, kept=2)
     for row, length in enumerate(lengths):
         budget = min(9, 10 - length)
-        expected, _ = slow_beams(Oracle(model, ids[row, :length]), budget, 3, stop=-1)
+        expected, _ = slow_beams(Reference(model, ids[row, :length]), budget, 3, stop=-1)
         check_row(found, row, expected)
 
 
-def test_a_ring_cache_follows_its_beam(windowed):
+def test_ring_cache_is_reordered_with_the_beams(windowed):
     ids, lengths = prompts(5)
-    found = search(windowed, ids, lengths, 8, 4, process=likely_stops)
+    found = search(windowed, ids, lengths, 8, 4, bias=LIKELY_STOP)
     for row, length in enumerate(lengths):
-        oracle = Oracle(windowed, ids[row, :length], likely_stops)
-        expected, _ = slow_beams(oracle, 8, 4)
+        reference = Reference(windowed, ids[row, :length], LIKELY_STOP)
+        expected, _ = slow_beams(reference, 8, 4)
         check_row(found, row, expected)
 
 
-def test_an_encoder_decoder_searches_for_each_source(translator):
+def test_encoder_decoder_searches_each_source(translator):
     sources = np.array([[5, 9, 4, 7], [8, 3, 0, 0], [6, 6, 11, 0]], "int32")
     starts = np.full((3, 1), translator.config.start_id, "int32")
     encoder_cache = models.encode_source(translator, sources)
@@ -346,20 +353,20 @@ def test_an_encoder_decoder_searches_for_each_source(translator):
         np.ones(3, "int32"),
         6,
         3,
-        process=likely_stops,
+        bias=LIKELY_STOP,
         encoder_cache=encoder_cache,
     )
     for row, source in enumerate(sources):
-        oracle = Oracle(translator, starts[row], likely_stops, source)
-        check_row(found, row, slow_beams(oracle, 6, 3)[0])
+        reference = Reference(translator, starts[row], LIKELY_STOP, source)
+        check_row(found, row, slow_beams(reference, 6, 3)[0])
     assert len({str(texts) for texts in np.asarray(found.token_ids).tolist()}) == 3
 
 
-def test_compiled_searches_find_the_same():
-    """One model that has all that a search keeps: a ring of its window, and what was encoded."""
+def test_compiled_search_equals_eager():
+    """The model has a ring cache and an encoder cache."""
     depth = {"num_layers": 1, "num_decoder_layers": 1}
     model = build("t5-tiny", start_id=1, sliding_window=3, **depth)
-    options = {"groups": 2, "penalty": 0.5, "alpha": 0.8, "kept": 3, "process": likely_stops}
+    options = {"groups": 2, "penalty": 0.5, "alpha": 0.8, "kept": 3, "bias": LIKELY_STOP}
 
     def function(ids, lengths):
         encoder_cache = models.encode_source(model, ids)
@@ -372,8 +379,6 @@ def test_compiled_searches_find_the_same():
 @pytest.mark.parametrize(
     "name, value",
     [
-        ("max_new_tokens", 0),
-        ("max_new_tokens", 2.0),
         ("beam_width", 0),
         ("beam_width", True),
         ("num_return_sequences", 5),
@@ -387,8 +392,14 @@ def test_compiled_searches_find_the_same():
         ("length_penalty", "1"),
     ],
 )
-def test_arguments_of_a_beam_search_that_do_not_fit_are_named(model, name, value):
-    ids, lengths = prompts()
-    arguments = {"max_new_tokens": 3, "beam_width": 4, name: value}
+def test_invalid_arguments_raise(model, name, value):
+    request = generation.make_request(model, *prompts(), 3)
+    arguments = {"beam_width": 4, name: value}
     with pytest.raises(InputError, match=f"beam_search: `{name}` must .*{value}"):
-        beam.beam_search(model, ids, lengths, stop_id=STOP, pad_id=PAD, **arguments)
+        beam.beam_search(model, request, stop_id=STOP, pad_id=PAD, **arguments)
+
+
+@pytest.mark.parametrize("value", [0, 2.0, True])
+def test_invalid_max_new_tokens_raises(model, value):
+    with pytest.raises(InputError, match=f"make_request: `max_new_tokens` must .*{value}"):
+        generation.make_request(model, *prompts(), value)

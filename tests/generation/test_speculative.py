@@ -1,4 +1,4 @@
-"""Speculative decoding: the text of slow greedy decoding, whatever proposes."""
+"""Speculative decoding against greedy decoding without a cache."""
 
 import functools
 
@@ -9,15 +9,15 @@ import tensorflow as tf
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from keras_llm import models
+from keras_llm import generation, models
 from keras_llm.errors import InputError
 from keras_llm.generation.search.speculative import prompt_lookup_generate, speculative_generate
 
 V, PAD = 9, 0
 ROWS, WIDTH, CAPACITY, K = 3, 7, 14, 4
 
-# What makes caches and positions differ: windows in some layers and in all, with sinks; positions
-# that are rotated, learned, and a bias that all layers share; experts.
+# Different caches and positions: windows in some layers and in all, with sinks; rotary and learned
+# positions and a bias shared by all layers; experts.
 CONFIGS = {
     "gemma": ("gemma3-tiny", {"sliding_window": 4, "window_pattern": "SL"}),
     "sinks": ("mistral-tiny", {"sliding_window": 3, "num_sink_tokens": 2}),
@@ -29,7 +29,7 @@ CONFIGS = {
 
 @functools.cache
 def model_of(name, seed=0, max_length=24):
-    """A draft, which has a seed of its own, has one layer, and so has what is alike in all."""
+    """Build a model. Drafts (with another seed) and models with equal layers have one."""
     keras.utils.set_random_seed(seed)
     preset, options = CONFIGS[name]
     options = {"vocabulary_size": V, "max_length": max_length, "hidden_dim": 16, **options}
@@ -40,29 +40,29 @@ def model_of(name, seed=0, max_length=24):
         "head_dim": 8,
         "intermediate_dim": 16,
     }
-    # With a tied head a random model says the last token over again.
+    # With a tied head, a random model repeats the last token.
     options |= {"tie_embeddings": False, "initializer_range": 0.6}
     return models.causal_lm(models.preset(preset, **options))
 
 
 @functools.cache
 def generator(name, draft_seed):
-    """Without a seed, prompts are looked up. XLA compiles one program, for all prompts and stop
-    tokens; the other graphs are spared it, as it takes longer than they take to run."""
+    """Return a traced function. Without a seed, it uses prompt lookup. Only one of the functions is
+    compiled with XLA, because compiling takes longer than running the others."""
     model = model_of(name)
 
     def generate(token_ids, lengths, budget, stop_id):
-        asked = (token_ids, lengths, budget, K)
+        request = generation.make_request(model, token_ids, lengths, budget)
         options = {"stop_id": stop_id, "pad_id": PAD, "capacity": CAPACITY}
         if draft_seed is None:
-            return prompt_lookup_generate(model, *asked, ngram_size=2, **options)
-        return speculative_generate(model, model_of(name, draft_seed), *asked, **options)
+            return prompt_lookup_generate(model, request, K, ngram_size=2, **options)
+        return speculative_generate(model, request, model_of(name, draft_seed), K, **options)
 
     return tf.function(generate, jit_compile=(name, draft_seed) == ("gemma", 1))
 
 
 def run(name, draft_seed, prompts, budgets, stop_id):
-    """The result, checked, and how many tokens each row has."""
+    """Check and return the result and the number of tokens of each row."""
     result = generator(name, draft_seed)(*arrays(prompts, budgets), np.int32(stop_id))
     expected, stopped = greedy(name, prompts, budgets, stop_id)
     counts = result.num_tokens.numpy()
@@ -88,7 +88,7 @@ def whole(name):
 
 
 def greedy(name, prompts, budgets, stop_id, max_length=24):
-    """Without a cache: the whole text read again for each token."""
+    """Decode without a cache, with one forward pass over the whole text per token."""
     texts = [list(prompt) for prompt in prompts]
     stopped = [False] * len(texts)
     for _ in range(max(budgets)):
@@ -117,14 +117,14 @@ rows = {"min_size": ROWS, "max_size": ROWS}
     st.integers(-1, V - 1),
 )
 @example(1, [[1], [2], [3]], [1, 2, CAPACITY], -1)
-def test_text_is_that_of_greedy_decoding(draft_seed, prompts, budgets, stop_id):
-    """Unrelated drafts and looked-up ones, on a model with windows."""
+def test_text_equals_greedy_decoding(draft_seed, prompts, budgets, stop_id):
+    """Drafts from an unrelated model and from prompt lookup, for a model with windows."""
     run("gemma", draft_seed, prompts, budgets, stop_id)
 
 
 @pytest.mark.parametrize("name", ["gemma", "sinks", "shared bias", "experts"])
-def test_every_kind_of_cache(name):
-    """Past the window several times over, with proposals refused on the way."""
+def test_caches_with_rejected_drafts(name):
+    """The texts are several windows long, and some drafts are rejected."""
     rng = np.random.default_rng(3)
     proposed = accepted = 0
     for _ in range(2):
@@ -135,8 +135,8 @@ def test_every_kind_of_cache(name):
     assert 0 < accepted < proposed
 
 
-def test_the_model_itself_as_draft_is_never_refused():
-    """So every round gives k + 1 tokens, until the budget ends, here within a draft."""
+def test_drafts_of_the_model_itself_are_all_accepted():
+    """Every round gives k + 1 tokens until the budget ends, here within a draft."""
     prompts, budgets = [[3, 1, 4], [1], [5, 2, 6, 5, 3, 5, 8]], [13, 6, 2]
     result, counts = run("gemma", 0, prompts, budgets, stop_id=-1)
     np.testing.assert_array_equal(counts, budgets)
@@ -146,7 +146,7 @@ def test_the_model_itself_as_draft_is_never_refused():
     np.testing.assert_array_equal(result.accepted, result.proposed)
 
 
-def test_a_stop_token_within_an_accepted_draft_ends_the_text():
+def test_stop_token_within_an_accepted_draft_ends_the_text():
     prompts, budgets = [[3, 1, 4], [1], [5, 2, 6]], [12] * ROWS
     texts, _ = greedy("gemma", prompts, budgets, stop_id=-1)
     row, stop_id = next(
@@ -157,8 +157,8 @@ def test_a_stop_token_within_an_accepted_draft_ends_the_text():
     assert result.accepted[row] == result.proposed[row] == K
 
 
-def test_a_repeated_text_is_looked_up():
-    """A loop that the model has fallen into is proposed over again, and taken whole."""
+def test_prompt_lookup_accepts_drafts_in_repeated_text():
+    """A loop that the model repeats is proposed and accepted."""
     prompts, budgets = [[3, 1, 4], [1], [5, 2, 6]], [CAPACITY] * ROWS
     texts, _ = greedy("gemma", prompts, budgets, stop_id=-1)
     prompts = [(p + text)[-WIDTH:] for p, text in zip(prompts, texts, strict=True)]
@@ -167,18 +167,17 @@ def test_a_repeated_text_is_looked_up():
     assert np.all(result.accepted > 0)
 
 
-def test_nothing_is_proposed_without_an_earlier_occurrence():
+def test_prompt_lookup_needs_an_earlier_occurrence():
     prompts, budgets = [[3, 1, 4], [1], [5, 2, 6, 7]], [1] * ROWS
     result, _ = run("gemma", None, prompts, budgets, stop_id=-1)
     np.testing.assert_array_equal(result.proposed, 0)
 
 
-def test_the_models_length_ends_a_text_and_a_shorter_draft_does_not():
+def test_max_length_of_the_model_ends_a_text():
     model, draft = model_of("learned", 0, 12), model_of("learned", 1, 6)
     token_ids, lengths = np.array([[3, 1, 4, 1], [2, 0, 0, 0]], "int32"), np.array([4, 1], "int32")
-    result = speculative_generate(
-        model, draft, token_ids, lengths, np.array([100], "int32"), 3, -1, PAD
-    )
+    request = generation.make_request(model, token_ids, lengths, 100)
+    result = speculative_generate(model, request, draft, 3, -1, PAD)
     assert result.token_ids.shape == (2, 11)
     np.testing.assert_array_equal(result.num_tokens, [8, 11])
     for row, length in enumerate(lengths):
@@ -188,13 +187,13 @@ def test_the_models_length_ends_a_text_and_a_shorter_draft_does_not():
         )
 
 
-def test_arguments_out_of_range_are_named():
+def test_invalid_arguments_raise():
     model = model_of("gemma")
-    asked = (np.array([[1]], "int32"), np.array([1], "int32"), np.array([3], "int32"))
+    request = generation.make_request(model, np.array([[1]]), np.array([1]), 3)
     other = models.causal_lm(models.preset("llama-tiny", vocabulary_size=V + 1))
     with pytest.raises(InputError, match=r"`draft` .* vocabulary size 9, got 10"):
-        speculative_generate(model, other, *asked, 2, 1, PAD)
+        speculative_generate(model, request, other, 2, 1, PAD)
     with pytest.raises(InputError, match=r"`num_draft_tokens` .* got 0"):
-        speculative_generate(model, model, *asked, 0, 1, PAD)
+        speculative_generate(model, request, model, 0, 1, PAD)
     with pytest.raises(InputError, match=r"`ngram_size` .* got 1\.5"):
-        prompt_lookup_generate(model, *asked, 2, 1.5, 1, PAD)
+        prompt_lookup_generate(model, request, 2, 1.5, 1, PAD)

@@ -50,11 +50,10 @@ def test_beam_search_matches_function(shallow, held_out_prompts):
     tok = shallow.tokenizer
     rows = [tok.encode_prompt(prompt) for prompt in prompts]
     lengths = np.array([len(row) for row in rows])
+    ids = np.array([row + [tok.pad_id] * (lengths.max() - len(row)) for row in rows])
     expected = generation.beam_search(
         shallow.model,
-        np.array([row + [tok.pad_id] * (lengths.max() - len(row)) for row in rows]),
-        lengths,
-        9,
+        generation.make_request(shallow.model, ids, lengths, 9),
         4,
         tok.eos_id,
         tok.pad_id,
@@ -96,9 +95,8 @@ def test_beam_search_with_logits_processors(shallow):
 def test_contrastive_search_matches_function(shallow):
     tok = shallow.tokenizer
     ids = np.array([tok.encode_prompt("The value")])
-    expected = generation.contrastive_search(
-        shallow.model, ids, np.array([ids.shape[1]]), 10, 4, 0.5, tok.eos_id, tok.pad_id
-    )
+    request = generation.make_request(shallow.model, ids, np.array([ids.shape[1]]), 10)
+    expected = generation.contrastive_search(shallow.model, request, 4, 0.5, tok.eos_id, tok.pad_id)
     result = shallow("The value", max_new_tokens=10, contrastive_alpha=0.5, return_details=True)
     count = int(expected.num_tokens[0])
     assert result.token_ids == np.asarray(expected.token_ids)[0, :count].tolist()

@@ -161,7 +161,7 @@ GENERATION = (
             "before = ops.cumsum(probabilities, axis=-1) - probabilities",
             "before = ops.cumsum(probabilities, axis=-1)",
         ),
-        ("tests/generation/test_generation.py::test_keep_top_is_the_definition",),
+        ("tests/generation/test_generation.py::test_keep_top_matches_reference",),
     ),
     Fault(
         "generation-typical-sign",
@@ -187,7 +187,7 @@ GENERATION = (
         "generation-score-length",
         "scores include one position after the text",
         Place(
-            "keras_llm/generation/loop.py",
+            "keras_llm/generation/scoring.py",
             'ops.expand_dims(ops.cast(lengths, "int32") - 1, 1)',
             'ops.expand_dims(ops.cast(lengths, "int32"), 1)',
         ),
@@ -201,17 +201,17 @@ GENERATION = (
             "return ops.where(sampling.temperature > 0, token, greedy())",
             "return ops.where(sampling.temperature >= 0, token, greedy())",
         ),
-        ("tests/generation/test_generation.py::test_settings_are_per_row",),
+        ("tests/generation/test_generation.py::test_settings_apply_per_row",),
     ),
     Fault(
         "generation-rank-mean",
         "the score of a continuation is the sum, not the mean",
         Place(
-            "keras_llm/generation/search/ranked.py",
-            "log_p / ops.maximum(count, 1.0), -math.inf",
-            "log_p, -math.inf",
+            "keras_llm/tasks/generative.py",
+            "scores = [r.log_probability / r.num_tokens if r.num_tokens",
+            "scores = [r.log_probability if r.num_tokens",
         ),
-        ("tests/generation/test_rank.py",),
+        ("tests/tasks/test_searches.py",),
     ),
     Fault(
         "generation-beam-parent",
@@ -221,7 +221,7 @@ GENERATION = (
             "parents.append(parent + i * width)",
             "parents.append(parent)",
         ),
-        ("tests/generation/test_search.py::test_beam_search_is_the_definition",),
+        ("tests/generation/test_search.py::test_beam_search_matches_reference",),
     ),
     Fault(
         "generation-contrastive-slot",
@@ -231,7 +231,7 @@ GENERATION = (
             "(slots < length + step)",
             "(slots <= length + step)",
         ),
-        ("tests/generation/test_contrastive.py::test_the_penalty_alone_takes_the_least_alike",),
+        ("tests/generation/test_contrastive.py::test_alpha_of_one_takes_the_least_similar_token",),
     ),
     Fault(
         "generation-speculative-accept",
@@ -241,7 +241,7 @@ GENERATION = (
             "accepted = _sum(_none_before(ops.logical_not(agrees)))",
             "accepted = _sum(agrees)",
         ),
-        ("tests/generation/test_speculative.py::test_every_kind_of_cache",),
+        ("tests/generation/test_speculative.py::test_caches_with_rejected_drafts",),
     ),
     Fault(
         "generation-cached-prefix",
@@ -254,17 +254,14 @@ GENERATION = (
         ("tests/tasks/test_conversation.py::test_prefix_cache_does_not_change_text",),
     ),
     Fault(
-        "generation-engine-text",
-        "penalties of the engine use only the prompt",
+        "generation-engine-positions",
+        "all rows read at the position of the longest text",
         Place(
-            "keras_llm/generation/scheduler/steps.py",
-            "ops.reshape(prompt_length + step, (1,)),",
-            "ops.reshape(prompt_length, (1,)),",
+            "keras_llm/generation/loop.py",
+            "positions = request.lengths + state.num_tokens - 1",
+            "positions = request.lengths + ops.max(state.num_tokens) - 1",
         ),
-        (
-            "tests/generation/test_engine.py"
-            "::test_each_request_gets_what_it_gets_alone_of_a_model_with_windows",
-        ),
+        ("tests/generation/test_engine.py::test_requests_are_independent_with_sliding_windows",),
     ),
     Fault(
         "generation-engine-waiting",
@@ -274,11 +271,7 @@ GENERATION = (
             "if len(self._waiting) >= self._max_waiting:",
             "if len(self._waiting) > self._max_waiting:",
         ),
-        (
-            "tests/generation/test_engine.py::test_waiting_full_and_cancelled",
-            "tests/generation/test_engine.py"
-            "::test_waiting_full_and_cancelled_and_left_by_an_exception",
-        ),
+        ("tests/generation/test_engine.py::test_full_queue_cancel_and_exception",),
     ),
 )
 

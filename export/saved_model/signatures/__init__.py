@@ -14,7 +14,7 @@ from keras_llm.export.saved_model.signatures.question_answering import QuestionA
 from keras_llm.export.saved_model.signatures.text_generation import TextGenerationModule
 from keras_llm.export.saved_model.signatures.translation import TranslationModule
 from keras_llm.export.saved_model.signatures.weights import KINDS
-from keras_llm.generation.search.beam import check_count
+from keras_llm.generation.checks import check_count
 
 MODULES = {
     tasks.TextGeneration: TextGenerationModule,

@@ -147,17 +147,15 @@ def search(
         encoder_cache = models.encode_source(model, encoder_token_ids)
         pad_id = model.config.pad_id
     bias = spare_bias(tokenizer, model.config.vocabulary_size)
+    sampling = generation.Sampling(logit_bias=bias)
     result = generation.beam_search(
         model,
-        token_ids,
-        lengths,
-        max_new_tokens,
+        generation.make_request(model, token_ids, lengths, max_new_tokens, sampling),
         width,
         tf.constant(task.end_token_ids),
         pad_id,
         length_penalty=length_penalty,
         num_return_sequences=width,
-        process=None if bias is None else lambda logits, step, texts: logits + bias,
         encoder_cache=encoder_cache,
     )
     exists = tf.reduce_all(tf.math.is_finite(result.score[:, 0]))

@@ -1,7 +1,7 @@
-"""Serve requests with continuous batching: they join and leave a shared compiled decode step.
+"""Serve requests with continuous batching: they join and leave a shared decode loop.
 
-`steps` computes on Keras tensors, `tensorflow` compiles the steps, `ticket` is the caller's handle
-of a request, and `engine` assigns slots to requests.
+`engine` assigns slots to requests, `ticket` is the caller's handle of a request, and `tensorflow`
+holds the slots and runs the decode loop over them.
 """
 
 from keras_llm.generation.scheduler.engine import Engine

@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import numbers
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -12,12 +11,13 @@ from typing import Self
 import numpy as np
 
 from keras_llm.errors import InputError
+from keras_llm.generation.checks import check_count
+from keras_llm.generation.loop import Request
 from keras_llm.generation.sampling import NOT_NUMBERS, SETTINGS, Sampling, check_top_k, dtype_of
 from keras_llm.generation.scheduler.ticket import Ticket
 from keras_llm.models import CausalLM
 
 _SMALLEST = 16  # tokens; shorter prompts are padded to this width
-_IDLE = Sampling(temperature=0.0)  # the cheapest settings, for empty slots
 
 
 class Engine:
@@ -72,7 +72,7 @@ class Engine:
         steps_per_turn: int = 4,
         jit_compile: bool = True,
     ) -> None:
-        from keras_llm.generation.scheduler.tensorflow import CompiledSteps
+        from keras_llm.generation.scheduler.tensorflow import Slots
 
         config = model.config
         max_length = config.max_length if max_length is None else max_length
@@ -83,25 +83,17 @@ class Engine:
             "steps_per_turn": steps_per_turn,
         }
         for name, value in sizes.items():
-            if not _is_int(value) or value < 1:
-                raise InputError(f"Engine: `{name}` must be a positive int, got {value!r}.")
+            check_count("Engine", name, value)
         if not 1 < max_length <= config.max_length:
             raise InputError(
                 f"Engine: `max_length` must be in 2 .. {config.max_length} (the model's), "
                 f"got {max_length}."
             )
         self._vocabulary_size = config.vocabulary_size
-        self._stop_id = stop_id
         self._max_length = max_length
         self._max_waiting = max_waiting
-        self._steps = CompiledSteps(
-            model, max_batch, max_length, steps_per_turn, stop_id, jit_compile
-        )
+        self._slots = Slots(model, max_batch, max_length, steps_per_turn, stop_id, jit_compile)
         self._tickets: list[Ticket | None] = [None] * max_batch  # by slot
-        self._lengths = np.ones(max_batch, "int32")
-        self._counts = np.zeros(max_batch, "int32")
-        self._budgets = np.zeros(max_batch, "int32")
-        self._settings = [np.repeat(value, max_batch) for value in _settings(_IDLE)]
 
         self._changed = threading.Condition()  # guards the fields below
         self._waiting: collections.deque[Ticket] = collections.deque()
@@ -112,7 +104,7 @@ class Engine:
 
     @property
     def traces(self) -> dict[str, int]:
-        return dict(self._steps.traces)
+        return dict(self._slots.traces)
 
     def submit(
         self,
@@ -141,7 +133,7 @@ class Engine:
         """
         sampling = Sampling() if sampling is None else sampling
         prompt, budget = self._checked(token_ids, max_new_tokens)
-        ticket = Ticket(prompt, budget, _settings(sampling), on_token)
+        ticket = Ticket(self._request(prompt, budget, _arrays(sampling)), on_token)
         check_top_k(sampling.top_k, self._vocabulary_size)
         with self._changed:
             if self._closed:
@@ -200,9 +192,16 @@ class Engine:
                 f"`token_ids` must be shorter than `max_length`={self._max_length}, "
                 f"got {len(prompt)} tokens."
             )
-        if not _is_int(max_new_tokens) or max_new_tokens < 1:
-            raise InputError(f"`max_new_tokens` must be a positive int, got {max_new_tokens!r}.")
+        check_count("Engine", "max_new_tokens", max_new_tokens)
         return prompt.astype("int32"), min(max_new_tokens, self._max_length - len(prompt))
+
+    def _request(self, prompt, budget, sampling):
+        """Return a `Request` of arrays with one row, padded to a power of two."""
+        length = len(prompt)
+        width = min(max(_SMALLEST, 1 << (length - 1).bit_length()), self._max_length - 1)
+        padded = np.zeros((1, width), "int32")
+        padded[0, :length] = prompt
+        return Request(padded, np.array([length], "int32"), np.array([budget], "int32"), sampling)
 
     def _serve(self):
         """Run the engine's thread."""
@@ -232,7 +231,7 @@ class Engine:
     def _free_slot(self):
         for slot, ticket in enumerate(self._tickets):
             if ticket is not None and ticket.done():  # cancelled
-                self._free(slot)
+                self._tickets[slot] = None
         return self._tickets.index(None) if None in self._tickets else None
 
     def _take(self, slot):
@@ -244,46 +243,29 @@ class Engine:
             return self._tickets[slot] is not None
 
     def _admit(self, slot):
-        ticket = self._tickets[slot]
-        length = len(ticket._prompt)
-        width = min(max(_SMALLEST, 1 << (length - 1).bit_length()), self._max_length)
-        padded = np.zeros((1, width), "int32")
-        padded[0, :length] = ticket._prompt
-        self._lengths[slot], self._budgets[slot] = length, ticket._budget
-        for values, value in zip(self._settings, ticket._settings, strict=True):
-            values[slot] = value[0]
-        token = self._steps.admit(slot, padded, np.array([length], "int32"), ticket._settings)
-        self._deliver(slot, [token])
+        outputs = self._slots.admit(slot, self._tickets[slot]._request)
+        self._deliver(slot, *(output[0] for output in outputs))
 
     def _turn(self):
-        tokens = self._steps.turn(self._lengths, self._counts, self._budgets, self._settings)
+        outputs = self._slots.turn(np.array([ticket is not None for ticket in self._tickets]))
         for slot, ticket in enumerate(self._tickets):
             if ticket is not None:
-                self._deliver(slot, tokens[slot].tolist())
+                self._deliver(slot, *(output[slot] for output in outputs))
 
-    def _deliver(self, slot, tokens):
-        """Add new tokens to a ticket; free the slot if the text has ended."""
+    def _deliver(self, slot, token_ids, log_probabilities, num_tokens, stopped):
+        """Add the new tokens of a slot to its ticket; free the slot if the text has ended."""
         ticket = self._tickets[slot]
-        for token in tokens:
-            if token < 0:
-                ticket._end(error=InputError(NOT_NUMBERS))
-                break
-            if token == self._stop_id:
-                ticket._end("stop")
-                break
+        begin = len(ticket._tokens)
+        if np.isnan(log_probabilities[begin : num_tokens + stopped]).any():
+            ticket._end(error=InputError(NOT_NUMBERS))
+        for token in token_ids[begin:num_tokens].tolist():
             ticket._add(token)
-            self._counts[slot] += 1
-            if self._counts[slot] == self._budgets[slot]:
-                ticket._end("length")
-                break
+        if stopped:
+            ticket._end("stop")
+        elif num_tokens == ticket._request.budget[0]:
+            ticket._end("length")
         if ticket.done():
-            self._free(slot)
-
-    def _free(self, slot):
-        self._tickets[slot] = None
-        self._lengths[slot], self._counts[slot], self._budgets[slot] = 1, 0, 0
-        for values, value in zip(self._settings, _settings(_IDLE), strict=True):
-            values[slot] = value[0]
+            self._tickets[slot] = None
 
     def _forget_done(self):
         """Remove cancelled requests from the queue."""
@@ -295,8 +277,8 @@ class Engine:
                 ticket._end(error=error)
 
 
-def _settings(sampling):
-    """Return the numeric settings as arrays (1,) in the order of `SETTINGS`.
+def _arrays(sampling):
+    """Return a `Sampling` with the numeric settings as arrays (1,).
 
     Raises InputError if a setting is invalid.
     """
@@ -304,15 +286,11 @@ def _settings(sampling):
     for name in sorted(set(Sampling._fields) - set(SETTINGS)):
         if getattr(sampling, name) is not None:
             raise InputError(f"`{name}` must be None; an engine does not support it.")
-    arrays = []
+    arrays = {}
     for name in SETTINGS:
         value = getattr(sampling, name)
         try:
-            arrays.append(np.array([value], dtype_of(name)))
+            arrays[name] = np.array([value], dtype_of(name))
         except OverflowError as error:
             raise InputError(f"`{name}` must be a 32-bit int, got {value!r}.") from error
-    return arrays
-
-
-def _is_int(value):
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return Sampling(**arrays)

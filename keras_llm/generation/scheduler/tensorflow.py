@@ -1,29 +1,38 @@
-"""Compile the engine's steps with TensorFlow.
+"""Hold an engine's slots in TensorFlow variables and run the decode loop over them.
 
-The memory is in variables that XLA updates in place, so that a turn does not copy the cache.
+XLA updates the variables in place, so that a turn does not copy the cache.
 """
 
 import functools
-from collections.abc import Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
+from keras_llm import models
 from keras_llm.errors import InputError
-from keras_llm.generation.sampling import SETTINGS, Sampling, dtype_of
-from keras_llm.generation.scheduler import steps
-from keras_llm.models import CausalLM
+from keras_llm.generation import loop
+from keras_llm.generation.sampling import SETTINGS, Sampling, choose, dtype_of
+from keras_llm.types import Tensor
+
+_PAD = 0  # any token id: what follows a text is never read
+# Apply a function to the tensors of nested structures; None stays None.
+_map = functools.partial(keras.tree.map_structure, none_is_leaf=False)
+_IDLE = Sampling(temperature=0.0)  # the cheapest settings, for slots without a request
 
 
-class CompiledSteps:
-    """Compiled `steps.admit` and `steps.turn` for one model and one memory. Not thread-safe.
+class Slots:
+    """The `State` and `Request` of an engine, with one row per slot. Not thread-safe.
+
+    Both methods return arrays from a `State`: `token_ids`, `token_log_probabilities`,
+    `num_tokens` and `stopped`.
 
     Args:
         model: a model from `models.causal_lm`.
         num_slots: int. B.
         length: int. S, the tokens of a slot.
-        num_steps: int. P, the decode steps of a turn.
+        num_steps: int. The maximum number of decode steps of a turn.
         stop_id: int. Stop token.
         jit_compile: bool. False runs the same graphs without XLA.
 
@@ -36,7 +45,7 @@ class CompiledSteps:
 
     def __init__(
         self,
-        model: CausalLM,
+        model: models.CausalLM,
         num_slots: int,
         length: int,
         num_steps: int,
@@ -52,78 +61,78 @@ class CompiledSteps:
         self._model = model
         self._num_steps = num_steps
         self._stop_id = stop_id
-        self._memory = {
-            name: tf.Variable(value, name=name, trainable=False)
-            for name, value in steps.init_memory(model, num_slots, length).items()
-        }
-        function = functools.partial(tf.function, jit_compile=jit_compile)
+        zeros = ops.zeros((num_slots,), dtype="int32")
+        settings = {n: ops.full((num_slots,), getattr(_IDLE, n), dtype_of(n)) for n in SETTINGS}
+        prompts = ops.zeros((num_slots, length), dtype="int32")
+        request = loop.Request(prompts, zeros + 1, zeros, Sampling(**settings))
+        cache = models.init_cache(model, num_slots, length)
+        state = loop.empty_state(request, length, _PAD, cache)
+        self._variables = _map(functools.partial(tf.Variable, trainable=False), (state, request))
+        function = functools.partial(tf.function, jit_compile=jit_compile, autograph=False)
         self._admit = function(self._traced_admit, reduce_retracing=False)
-        rows = tf.TensorSpec((num_slots,), tf.int32)
-        settings = [tf.TensorSpec((num_slots,), dtype_of(name)) for name in SETTINGS]
-        self._turn = function(self._traced_turn, input_signature=[rows, rows, rows, *settings])
+        self._turn = function(self._traced_turn)
 
-    def admit(
-        self, slot: int, token_ids: np.ndarray, length: np.ndarray, settings: Sequence[np.ndarray]
-    ) -> int:
-        """Run `steps.admit` and return the token as an int.
+    def admit(self, slot: int, request: loop.Request) -> tuple[np.ndarray, ...]:
+        """Run `start` for one request and write its row into a slot.
 
         Args:
             slot: int.
-            token_ids: int32 array (1, T).
-            length: int32 array (1,).
-            settings: list of arrays (1,) in the order of `SETTINGS`.
+            request: `Request` of arrays with one row: a prompt of less than S tokens, the numeric
+                settings, and a budget that fits into the slot.
+
+        Returns:
+            A tuple of arrays (1, 1), (1, 1), (1,) and (1,).
         """
-        slot = tf.convert_to_tensor(slot, tf.int32)
-        arguments = map(tf.convert_to_tensor, (token_ids, length, *settings))
-        return int(self._admit(slot, *arguments))
+        outputs = self._admit(tf.constant(slot, tf.int32), _map(tf.convert_to_tensor, request))
+        return tuple(output.numpy() for output in outputs)
 
-    def turn(
-        self,
-        lengths: np.ndarray,
-        counts: np.ndarray,
-        budgets: np.ndarray,
-        settings: Sequence[np.ndarray],
-    ) -> np.ndarray:
-        """Run `steps.turn` with arrays (B,) and return an array (B, P)."""
-        arguments = map(tf.convert_to_tensor, (lengths, counts, budgets, *settings))
-        return self._turn(*arguments).numpy()
+    def turn(self, in_use: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Run `advance_until` for the slots in use, bool (B,).
 
-    def _traced_admit(self, slot, token_ids, length, *settings):
+        Returns:
+            A tuple of arrays (B, S), (B, S), (B,) and (B,).
+        """
+        return tuple(output.numpy() for output in self._turn(tf.convert_to_tensor(in_use)))
+
+    def _traced_admit(self, slot, request):
         self.traces["admit"] += 1  # runs only while tracing
-        token, memory = steps.admit(
-            self._model,
-            self._read(),
-            slot,
-            token_ids,
-            length,
-            _sampling(settings),
-            self._stop_id,
-        )
-        self._write(memory)
-        return token[0]
+        # A cache as long as the prompt is cheaper than one of S slots. In a ring cache, the prompt
+        # also occupies the first slots; masks hide old entries in the slots after it.
+        row = loop.start(self._model, request, 1, self._stop_id, _PAD)
 
-    def _traced_turn(self, lengths, counts, budgets, *settings):
+        def write(variable, row):
+            begin = (slot,) + (0,) * (len(row.shape) - 1)
+            variable.assign(ops.slice_update(variable.value(), begin, row))
+
+        _map(write, self._variables, row)
+        return _outputs(row[0])
+
+    def _traced_turn(self, in_use):
         self.traces["turn"] += 1
-        tokens, memory = steps.turn(
-            self._model,
-            self._read(),
-            lengths,
-            counts,
-            budgets,
-            _sampling(settings),
-            self._num_steps,
-            self._stop_id,
+        state, request = _map(lambda variable: variable.value(), self._variables)
+        state = state._replace(done=state.done | ~in_use)
+        settings = {
+            name: ops.where(in_use, getattr(request.sampling, name), getattr(_IDLE, name))
+            for name in SETTINGS
+        }
+        request = request._replace(sampling=Sampling(**settings))
+        state = loop.advance_until(
+            self._model, state, request, self._stop_id, _PAD, self._num_steps, _choose_by_row
         )
-        self._write(memory)
-        return tokens
-
-    def _read(self):
-        return {name: variable.value() for name, variable in self._memory.items()}
-
-    def _write(self, memory):
-        for name, variable in self._memory.items():
-            variable.assign(memory[name])
+        _map(lambda variable, value: variable.assign(value), self._variables[0], state)
+        return _outputs(state)
 
 
-def _sampling(settings):
-    return Sampling(**dict(zip(SETTINGS, settings, strict=True)))
+def _choose_by_row(logits, sampling, step, text, stop_id, *_):
+    """Call `choose` for one row at a time, so that no row pays for the settings of the others."""
+
+    def choose_one(row):
+        logits, settings, step, text = keras.tree.map_structure(lambda x: x[None], row)
+        return choose(logits, Sampling(**settings), step, text, stop_id)[0]
+
+    settings = {name: getattr(sampling, name) for name in SETTINGS}
+    return ops.map(choose_one, (logits, settings, step, text))
+
+
+def _outputs(state: loop.State) -> tuple[Tensor, ...]:
+    return state.token_ids, state.token_log_probabilities, state.num_tokens, state.stopped

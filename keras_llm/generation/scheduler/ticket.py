@@ -4,7 +4,7 @@ import concurrent.futures
 import threading
 from collections.abc import Callable, Iterator
 
-import numpy as np
+from keras_llm.generation.loop import Request
 
 
 class Ticket:
@@ -20,15 +20,11 @@ class Ticket:
 
     def __init__(
         self,
-        prompt: np.ndarray,
-        budget: int,
-        settings: list[np.ndarray],
+        request: Request,
         on_token: Callable[[int], object] | None,
     ) -> None:
         self.finish_reason: str | None = None
-        self._prompt = prompt
-        self._budget = budget
-        self._settings = settings
+        self._request = request
         self._on_token = on_token
         self._tokens: list[int] = []
         self._error: BaseException | None = None

@@ -1,1 +1,1 @@
-"""Search for texts: beam search, contrastive search, speculative decoding, sample-and-rank."""
+"""Search for texts: beam search, contrastive search and speculative decoding."""

@@ -1,14 +1,15 @@
 """Search for the most probable texts with beam search."""
 
 import math
-import numbers
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from keras import ops
 
 from keras_llm import models
 from keras_llm.errors import InputError
+from keras_llm.generation import loop
+from keras_llm.generation.checks import check_count, check_number
 from keras_llm.generation.logits_processors import occurrences
 from keras_llm.generation.sampling import is_stop
 from keras_llm.types import Tensor
@@ -37,9 +38,7 @@ class Beams(NamedTuple):
 
 def beam_search(
     model: models.CausalLM | models.Seq2Seq,
-    token_ids: Tensor,
-    lengths: Tensor,
-    max_new_tokens: int | Tensor,
+    request: loop.Request,
     beam_width: int,
     stop_id: int | Tensor,
     pad_id: int,
@@ -47,7 +46,6 @@ def beam_search(
     num_return_sequences: int = 1,
     diversity_groups: int = 1,
     diversity_penalty: float | Tensor = 0.0,
-    process: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     encoder_cache: dict[str, Tensor] | None = None,
     capacity: int | Tensor | None = None,
 ) -> Beams:
@@ -67,13 +65,13 @@ def beam_search(
     penalty affects only the choice, not the log-probabilities and scores that are returned.
     Different groups may return the same text.
 
+    The settings of the request that affect greedy decoding apply to every beam (see `processor`);
+    probabilities are those of the processed logits.
+
     Args:
         model: a model from `models.causal_lm` or `models.seq2seq`.
-        token_ids: int tensor (B, T), prompts padded on the right; for a `seq2seq` model, the
+        request: a `Request` from `make_request`; for a `seq2seq` model, its prompts are the
             decoder's, such as the config's `start_id`.
-        lengths: int tensor (B,), in `1 .. T`, below the model's `max_length`.
-        max_new_tokens: int > 0, or int32 tensor (B,) or (1,). The model's `max_length` limits
-            prompt and new tokens together.
         beam_width: int > 0. W, the number of live beams per row, over all groups.
         stop_id: int or int32 tensor (S,). Stop tokens; negative for none.
         pad_id: int. Padding token.
@@ -82,10 +80,6 @@ def beam_search(
         num_return_sequences: int in `1 .. W`. R.
         diversity_groups: int that divides W.
         diversity_penalty: float >= 0, in nats.
-        process: None, or a function of float32 logits (B * W, V), with the beams of a row adjacent;
-            the int32 step, 0 for the first new token; and the new tokens, int32 (B * W, N). It
-            returns processed logits (B * W, V), whose log-softmax replaces the model's; -1e30 or
-            -inf bans a token. See `processor`.
         encoder_cache: dict from `models.encode_source`, for a `seq2seq` model.
         capacity: int. N, the number of slots for new tokens, at least the largest budget (the
             default). XLA requires an int.
@@ -101,7 +95,8 @@ def beam_search(
     >>> from keras_llm import models
     >>> model = models.causal_lm(models.preset("llama-tiny"))
     >>> prompts = np.array([[5, 6, 7], [8, 9, 0]])
-    >>> beams = beam_search(model, prompts, np.array([3, 2]), 4, beam_width=2, stop_id=1, pad_id=0)
+    >>> request = loop.make_request(model, prompts, np.array([3, 2]), max_new_tokens=4)
+    >>> beams = beam_search(model, request, beam_width=2, stop_id=1, pad_id=0)
     >>> tuple(beams.token_ids.shape)
     (2, 1, 4)
 
@@ -110,7 +105,6 @@ def beam_search(
         2016, "Google's Neural Machine Translation System", eq. 14 (length penalty); Vijayakumar
         et al., 2016, "Diverse Beam Search" (groups, Hamming diversity).
     """
-    check_budget("beam_search", max_new_tokens)
     check_count("beam_search", "beam_width", beam_width)
     check_count("beam_search", "num_return_sequences", num_return_sequences, beam_width)
     check_count("beam_search", "diversity_groups", diversity_groups, beam_width)
@@ -122,23 +116,22 @@ def beam_search(
     check_number("beam_search", "length_penalty", length_penalty)
     check_number("beam_search", "diversity_penalty", diversity_penalty, 0)
 
-    token_ids = ops.convert_to_tensor(token_ids, "int32")
-    lengths = ops.convert_to_tensor(lengths, "int32")
+    token_ids, lengths, budget, _ = request
     batch_size, length = ops.shape(token_ids)[:2]
+    capacity = ops.max(budget) if capacity is None else capacity
     encoder_cache = encoder_cache or {}
-    budget = ops.minimum(ops.cast(max_new_tokens, "int32"), model.config.max_length - lengths)
-    capacity = room_for(max_new_tokens, budget, capacity)
     if hasattr(length_penalty, "shape"):
         length_penalty = ops.reshape(length_penalty, (-1, 1))
     width = beam_width // diversity_groups
     # A group keeps no more texts than are returned, so that it can end early.
     kept = min(width, num_return_sequences)
+    process = loop.processor(request, stop_id, beam_width)
     search = _Search(width, kept, budget, stop_id, length_penalty, diversity_penalty, process)
     group = _new_group(batch_size, width, kept, capacity, pad_id)
 
     cache = {**models.init_cache(model, batch_size, length + capacity), **encoder_cache}
     logits, cache = models.prefill(model, token_ids, lengths, cache)
-    cache = repeat_rows(cache, beam_width)
+    cache = loop.repeat_rows(cache, beam_width)
     encoder_cache = {name: cache.pop(name) for name in encoder_cache}
     logits = ops.repeat(logits, beam_width, axis=0)
     step = ops.convert_to_tensor(0, "int32")
@@ -175,57 +168,6 @@ def beam_search(
         log_probability=ops.where(exists, beams.log_probability, -math.inf),
         score=ops.where(exists, beams.score, -math.inf),
     )
-
-
-def repeat_rows(cache: dict[str, Tensor], times: int) -> dict[str, Tensor]:
-    """Repeat each row of a cache; the copies of a row are adjacent.
-
-    Args:
-        cache: dict of tensors (B, ...), e.g. from `models.init_cache` and `models.encode_source`.
-        times: int > 0.
-
-    Returns:
-        A dict of tensors (B * times, ...).
-    """
-    return {name: ops.repeat(entry, times, axis=0) for name, entry in cache.items()}
-
-
-def check_count(function: str, name: str, value: Any, most: float = math.inf) -> None:
-    """Raise InputError unless `value` is an int in `1 .. most`."""
-    is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_int or not 1 <= value <= most:
-        rule = "an int > 0" if most == math.inf else f"an int in 1 .. {most}"
-        raise InputError(f"{function}: `{name}` must be {rule}, got {value!r}.")
-
-
-def check_budget(function: str, max_new_tokens: int | Tensor) -> None:
-    """Raise InputError unless `max_new_tokens` is an int > 0. Tensors are not checked."""
-    if not hasattr(max_new_tokens, "shape"):
-        check_count(function, "max_new_tokens", max_new_tokens)
-
-
-def room_for(
-    max_new_tokens: int | Tensor, budget: Tensor, capacity: int | Tensor | None
-) -> int | Tensor:
-    """Return `capacity`, or if it is None the number of slots that new tokens need."""
-    if capacity is not None:
-        return capacity
-    return ops.max(budget) if hasattr(max_new_tokens, "shape") else max_new_tokens
-
-
-def check_number(
-    function: str, name: str, value: Any, least: float = -math.inf, most: float = math.inf
-) -> None:
-    """Raise InputError unless `value` is a finite number in `least .. most`.
-
-    Tensors are not checked.
-    """
-    if hasattr(value, "shape"):
-        return
-    is_number = isinstance(value, numbers.Real) and math.isfinite(value)
-    if not is_number or not least <= value <= most:
-        bounds = f" in {least} .. {most}" if math.isfinite(least) else ""
-        raise InputError(f"{function}: `{name}` must be a finite number{bounds}, got {value!r}.")
 
 
 class _Group(NamedTuple):
@@ -270,7 +212,8 @@ class _Search(NamedTuple):
         width: int. w, the beams of a group.
         kept: int. F, the finished texts that a group keeps.
         budget: int32 (B,), the maximum number of new tokens.
-        stop_id, length_penalty, diversity_penalty, process: see `beam_search`.
+        stop_id, length_penalty, diversity_penalty: see `beam_search`.
+        process: the `processor` of the request.
     """
 
     width: int
@@ -279,7 +222,7 @@ class _Search(NamedTuple):
     stop_id: int | Tensor
     length_penalty: float | Tensor
     diversity_penalty: float | Tensor
-    process: Callable[[Tensor, Tensor, Tensor], Tensor] | None
+    process: Callable[[Tensor, Tensor, Tensor], Tensor]
 
     def choose(self, groups, logits, step):
         """Choose the next token of each live beam.
@@ -292,10 +235,8 @@ class _Search(NamedTuple):
         Returns:
             A tuple of `_Group`, and int32 (B, W), the index of each new beam's parent in its row.
         """
-        if self.process is not None:
-            texts = ops.concatenate([group.token_ids for group in groups], axis=1)
-            texts = ops.reshape(texts, (-1, ops.shape(texts)[2]))
-            logits = self.process(logits, step, texts)
+        texts = ops.concatenate([group.token_ids for group in groups], axis=1)
+        logits = self.process(logits, step, ops.reshape(texts, (-1, ops.shape(texts)[2])))
         width, batch_size = self.width, ops.shape(groups[0].token)[0]
         shape = (batch_size, len(groups) * width, logits.shape[-1])
         logits = ops.reshape(logits, shape)

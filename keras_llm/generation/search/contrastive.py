@@ -6,14 +6,10 @@ from typing import NamedTuple
 from keras import ops
 
 from keras_llm import models
+from keras_llm.generation import loop
+from keras_llm.generation.checks import check_count, check_number
 from keras_llm.generation.sampling import is_stop
-from keras_llm.generation.search.beam import (
-    check_budget,
-    check_count,
-    check_number,
-    repeat_rows,
-    room_for,
-)
+from keras_llm.generation.scoring import log_probability
 from keras_llm.types import Tensor
 
 
@@ -36,16 +32,13 @@ class Contrasted(NamedTuple):
 
 def contrastive_search(
     model: models.CausalLM | models.Seq2Seq,
-    token_ids: Tensor,
-    lengths: Tensor,
-    max_new_tokens: int | Tensor,
+    request: loop.Request,
     top_k: int,
     alpha: float | Tensor,
     stop_id: int | Tensor,
     pad_id: int,
     encoder_cache: dict[str, Tensor] | None = None,
     capacity: int | Tensor | None = None,
-    logit_bias: Tensor | None = None,
 ) -> Contrasted:
     """Continue prompts with likely tokens that are least similar to the context.
 
@@ -59,11 +52,8 @@ def contrastive_search(
 
     Args:
         model: a model from `models.causal_lm` or `models.seq2seq`.
-        token_ids: int tensor (B, T), prompts padded on the right; for a `seq2seq` model, the
-            decoder's.
-        lengths: int tensor (B,), in `1 .. T`, below the model's `max_length`.
-        max_new_tokens: int > 0, or int32 tensor (B,) or (1,). The model's `max_length` limits
-            prompt and new tokens together.
+        request: a `Request` from `make_request`; for a `seq2seq` model, its prompts are the
+            decoder's. Of its settings, only `logit_bias` applies.
         top_k: int in `1 .. V`; 1 is greedy decoding. The paper recommends 3 to 10.
         alpha: float in [0, 1]; 0 is greedy decoding. The paper uses 0.6.
         stop_id: int or int32 tensor (S,). Stop tokens; negative for none.
@@ -71,8 +61,6 @@ def contrastive_search(
         encoder_cache: dict from `models.encode_source`, for a `seq2seq` model.
         capacity: int. N, the number of slots for new tokens, at least the largest budget (the
             default). XLA requires an int.
-        logit_bias: None, or float32 tensor (1, V) or (B, V), added to the logits before choosing
-            the most likely tokens; -1e30 bans a token.
 
     Returns:
         `Contrasted`.
@@ -85,24 +73,22 @@ def contrastive_search(
     >>> from keras_llm import models
     >>> model = models.causal_lm(models.preset("llama-tiny"))
     >>> prompts = np.array([[5, 6, 7], [8, 9, 0]])
-    >>> text = contrastive_search(model, prompts, np.array([3, 2]), 4, 5, 0.6, stop_id=1, pad_id=0)
+    >>> request = loop.make_request(model, prompts, np.array([3, 2]), max_new_tokens=4)
+    >>> text = contrastive_search(model, request, top_k=5, alpha=0.6, stop_id=1, pad_id=0)
     >>> tuple(text.token_ids.shape)
     (2, 4)
 
     Reference:
         Su et al., 2022, "A Contrastive Framework for Neural Text Generation", eq. 5.
     """
-    check_budget("contrastive_search", max_new_tokens)
     check_count("contrastive_search", "top_k", top_k, model.config.vocabulary_size)
     check_number("contrastive_search", "alpha", alpha, 0, 1)
 
-    token_ids = ops.convert_to_tensor(token_ids, "int32")
-    lengths = ops.convert_to_tensor(lengths, "int32")
+    token_ids, lengths, budget, sampling = request
     batch_size, length = ops.shape(token_ids)[:2]
-    budget = ops.minimum(ops.cast(max_new_tokens, "int32"), model.config.max_length - lengths)
-    capacity = room_for(max_new_tokens, budget, capacity)
+    capacity = ops.max(budget) if capacity is None else capacity
     encoder_cache = encoder_cache or {}
-    candidates_encoder_cache = repeat_rows(encoder_cache, top_k)
+    candidates_encoder_cache = loop.repeat_rows(encoder_cache, top_k)
     first_rows = ops.arange(batch_size, dtype="int32") * top_k
     # Context vectors: prompt tokens in the first T slots, then new tokens.
     slots = ops.expand_dims(ops.arange(length + capacity), 0)
@@ -110,7 +96,7 @@ def contrastive_search(
 
     def choose(logits, cache, context, step):
         """Return the next token (B,), its hidden state (B, 1, D), and the updated cache."""
-        biased = logits if logit_bias is None else logits + logit_bias
+        biased = logits if sampling.logit_bias is None else logits + sampling.logit_bias
         p, tokens = ops.top_k(ops.softmax(biased, axis=-1), top_k)
         # A row that is done repeats its last position, so that it never exceeds the cache.
         positions = ops.repeat(lengths + ops.minimum(step, budget - 1), top_k)
@@ -118,7 +104,7 @@ def contrastive_search(
             model,
             ops.reshape(ops.cast(tokens, "int32"), (-1, 1)),
             ops.expand_dims(positions, 1),
-            {**repeat_rows(cache, top_k), **candidates_encoder_cache},
+            {**loop.repeat_rows(cache, top_k), **candidates_encoder_cache},
             positions,
         )
         directions = ops.reshape(_direction(hidden), (batch_size, top_k, -1))
@@ -141,12 +127,11 @@ def contrastive_search(
         context = ops.slice_update(context, (0, length + step, 0), _direction(hidden))
         counts = ~done & ~is_stop(token, stop_id)
         here = ops.arange(capacity) == step
-        token = ops.expand_dims(token, 1)
-        log_p = ops.take_along_axis(ops.log_softmax(logits, axis=-1), token, axis=1)
+        log_p = log_probability(logits, token)
         text = Contrasted(
-            ops.where(here & ops.expand_dims(counts, 1), token, text.token_ids),
+            ops.where(here & ops.expand_dims(counts, 1), ops.expand_dims(token, 1), text.token_ids),
             text.num_tokens + ops.cast(counts, "int32"),
-            text.log_probability + ops.where(counts, ops.squeeze(log_p, 1), 0.0),
+            text.log_probability + ops.where(counts, log_p, 0.0),
             text.stopped | (~done & ~counts),
         )
         done = text.stopped | (step + 1 >= budget)

@@ -3,14 +3,16 @@
 The drafts do not change the text; good drafts only make decoding faster.
 """
 
-import numbers
 from typing import NamedTuple
 
 from keras import ops
 
 from keras_llm import models
 from keras_llm.errors import InputError
+from keras_llm.generation import loop
+from keras_llm.generation.checks import check_count
 from keras_llm.generation.sampling import is_stop
+from keras_llm.generation.scoring import log_probability
 from keras_llm.layers import causal_mask, empty_cache
 from keras_llm.types import Tensor
 
@@ -53,15 +55,12 @@ class _State(NamedTuple):
 
 def speculative_generate(
     model: models.CausalLM,
+    request: loop.Request,
     draft: models.CausalLM,
-    token_ids: Tensor,
-    lengths: Tensor,
-    max_new_tokens: int | Tensor,
     num_draft_tokens: int,
     stop_id: int | Tensor,
     pad_id: int,
     capacity: int | Tensor | None = None,
-    logit_bias: Tensor | None = None,
 ) -> Speculation:
     """Decode greedily with draft tokens from a smaller model.
 
@@ -73,18 +72,14 @@ def speculative_generate(
 
     Args:
         model: a model from `models.causal_lm`.
+        request: a `Request` from `make_request`. Of its settings, only `logit_bias` applies.
         draft: a smaller model with the same vocabulary. Its drafts are worse beyond its own
             `max_length`.
-        token_ids: int32 tensor (B, T), prompts padded on the right.
-        lengths: int32 tensor (B,), in `1 .. T`, below the model's `max_length`.
-        max_new_tokens: int32 tensor (B,) or (1,), > 0.
         num_draft_tokens: int > 0. k.
         stop_id: int or int32 tensor (S,). Stop tokens.
         pad_id: int. Padding token.
         capacity: int. N, the number of slots for new tokens, at least the largest budget (the
             default). XLA requires an int.
-        logit_bias: None, or float32 tensor (1, V) or (B, V), added to the logits before choosing
-            a token; -1e30 bans a token.
 
     Returns:
         A `Speculation`.
@@ -101,7 +96,8 @@ def speculative_generate(
         raise InputError(
             f"`draft` must have the model's vocabulary size {sizes[0]}, got {sizes[1]}."
         )
-    _check_size("num_draft_tokens", num_draft_tokens)
+    check_count("speculative_generate", "num_draft_tokens", num_draft_tokens)
+    logit_bias = request.sampling.logit_bias
 
     def propose(text, count, cache):
         # If the model accepted all drafts, the last one is not in the draft's cache yet. So each
@@ -130,32 +126,17 @@ def speculative_generate(
         tokens = ops.concatenate([tokens[:, :-1], token], axis=1)
         return tokens, ops.zeros_like(count) + num_draft_tokens, cache
 
-    return _generate(
-        model,
-        draft,
-        propose,
-        token_ids,
-        lengths,
-        max_new_tokens,
-        num_draft_tokens,
-        stop_id,
-        pad_id,
-        capacity,
-        logit_bias,
-    )
+    return _generate(model, request, draft, propose, num_draft_tokens, stop_id, pad_id, capacity)
 
 
 def prompt_lookup_generate(
     model: models.CausalLM,
-    token_ids: Tensor,
-    lengths: Tensor,
-    max_new_tokens: int | Tensor,
+    request: loop.Request,
     num_draft_tokens: int,
     ngram_size: int,
     stop_id: int | Tensor,
     pad_id: int,
     capacity: int | Tensor | None = None,
-    logit_bias: Tensor | None = None,
 ) -> Speculation:
     """Decode greedily with draft tokens copied from the text.
 
@@ -166,8 +147,7 @@ def prompt_lookup_generate(
 
     Args:
         ngram_size: int > 0. A larger value gives fewer but better drafts.
-        model, token_ids, lengths, max_new_tokens, num_draft_tokens, stop_id, pad_id, capacity,
-        logit_bias: see `speculative_generate`.
+        model, request, num_draft_tokens, stop_id, pad_id, capacity: see `speculative_generate`.
 
     Returns:
         A `Speculation`; `proposed` does not count rounds without an earlier occurrence.
@@ -178,8 +158,8 @@ def prompt_lookup_generate(
     Reference:
         Saxena, 2023, "Prompt Lookup Decoding".
     """
-    _check_size("num_draft_tokens", num_draft_tokens)
-    _check_size("ngram_size", ngram_size)
+    check_count("prompt_lookup_generate", "num_draft_tokens", num_draft_tokens)
+    check_count("prompt_lookup_generate", "ngram_size", ngram_size)
 
     def propose(text, count, cache):
         ends = ops.expand_dims(ops.arange(ops.shape(text)[1]), 0)
@@ -192,42 +172,16 @@ def prompt_lookup_generate(
         proposed = ops.where(end[:, 0] >= 0, num_draft_tokens, 0)
         return _take(text, positions), proposed, cache
 
-    return _generate(
-        model,
-        None,
-        propose,
-        token_ids,
-        lengths,
-        max_new_tokens,
-        num_draft_tokens,
-        stop_id,
-        pad_id,
-        capacity,
-        logit_bias,
-    )
+    return _generate(model, request, None, propose, num_draft_tokens, stop_id, pad_id, capacity)
 
 
-def _generate(
-    model,
-    draft,
-    propose,
-    token_ids,
-    lengths,
-    max_new_tokens,
-    count,
-    stop_id,
-    pad_id,
-    capacity,
-    logit_bias,
-):
+def _generate(model, request, draft, propose, count, stop_id, pad_id, capacity):
     """Run rounds of draft and verification.
 
     `propose(text, count, cache)` returns draft tokens (B, k), how many of them count as proposed
     (B,), and the draft's cache.
     """
-    token_ids = ops.convert_to_tensor(token_ids, "int32")
-    lengths = ops.convert_to_tensor(lengths, "int32")
-    budget = ops.minimum(ops.cast(max_new_tokens, "int32"), model.config.max_length - lengths)
+    token_ids, lengths, budget, sampling = request
     capacity = ops.max(budget) if capacity is None else capacity
     end = lengths + budget
     rows, length = ops.shape(token_ids)[:2]
@@ -246,9 +200,8 @@ def _generate(
         block = ops.concatenate([_take(state.text, last), proposals], axis=1)
         # The slot of a rejected token is overwritten before a query can attend to it.
         logits, cache = _read(model, block, state.count - 1, state.cache)
-        chosen = _greedy(logits, logit_bias)
-        log_p = ops.take_along_axis(logits, ops.expand_dims(chosen, -1), axis=-1)
-        log_p = ops.squeeze(log_p, -1) - ops.logsumexp(logits, axis=-1)
+        chosen = _greedy(logits, sampling.logit_bias)
+        log_p = log_probability(logits, chosen)
         index = ops.expand_dims(ops.arange(count + 1), 0)
         agrees = (chosen[:, :-1] == proposals) & (index[:, :-1] < ops.expand_dims(proposed, 1))
         accepted = _sum(_none_before(ops.logical_not(agrees)))
@@ -362,8 +315,3 @@ def _sum(mask):
 def _none_before(mask):
     """Return True before the first True of each row, and False from there."""
     return ops.cumsum(ops.cast(mask, "int32"), axis=1) == 0
-
-
-def _check_size(name, value):
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise InputError(f"`{name}` must be a positive int, got {value!r}.")
