@@ -119,6 +119,7 @@ def test_a_text_fulfils_its_schema(shallow):
         "type": "object",
         "properties": {"kind": {"enum": ["class", "module"]}, "old": {"type": "boolean"}},
         "required": ["kind", "old"],
+        "additionalProperties": False,
     }
     settings = {"temperature": 1.5, "seed": [0, 1, 2], "max_new_tokens": 80}
     for text in shallow(["The"] * 3, json_schema=schema, **settings):
@@ -131,6 +132,8 @@ def test_constraints_that_cannot_be_kept_are_refused(shallow):
         shallow("The", regex="a", json_schema={})
     with pytest.raises(InputError):
         shallow("The", regex="(")
+    with pytest.raises(InputError, match="`grammar` is not supported with `contrastive_alpha`"):
+        shallow("The", grammar="start: /a/", contrastive_alpha=0.5)
 
 
 def test_ids_that_the_tokenizer_lacks_are_never_chosen(task, tmp_path):
