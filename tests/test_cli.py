@@ -110,6 +110,11 @@ def test_generate_takes_every_setting(run_folder, task, tmp_path, capfd, loaded_
     settings = ["--max-new-tokens", 12, "--json-schema", tmp_path / "schema.json", "--seed", 3]
     code, out, _ = called(capfd, "generate", run_folder, "The", *settings)
     assert code == 0 and out in ("12\n", "345\n")
+    (tmp_path / "pairs.lark").write_text('start: "(" start ")" | "x"')
+    settings = ["--max-new-tokens", 60, "--grammar", tmp_path / "pairs.lark", "--seed", 3]
+    code, out, _ = called(capfd, "generate", run_folder, "The", *settings)
+    begin, _, end = out.strip().partition("x")
+    assert code == 0 and begin == "(" * len(end) and end == ")" * len(begin)
     settings = ["--beam-width", 3, "--num-return-sequences", 2, "--max-new-tokens", 9]
     code, out, _ = called(
         capfd, "generate", run_folder, "The", *settings, "--logit-bias", "\n", -9, "--json"

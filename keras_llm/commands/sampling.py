@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from keras_llm.errors import InputError
+from keras_llm.files import read_utf8
 from keras_llm.sampling_settings import MAX_NEW_TOKENS, SETTINGS
 
 
@@ -53,6 +54,8 @@ class SamplingOptions(_Options):
     """Regular expression that the whole new text matches."""
     json_schema: str | None = None
     """File with a JSON schema; the new text is JSON that conforms to it."""
+    grammar: str | None = None
+    """File with a Lark grammar that the new text conforms to."""
 
     def settings(self):
         """Return the options that differ from their defaults, as keyword arguments of a task."""
@@ -65,6 +68,8 @@ class SamplingOptions(_Options):
                 settings[field.name] = value
         if self.json_schema is not None:
             settings["json_schema"] = _read_schema(self.json_schema)
+        if self.grammar is not None:
+            settings["grammar"] = read_utf8(self.grammar)
         return settings
 
 

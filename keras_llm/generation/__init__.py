@@ -1,5 +1,6 @@
-"""Generate text: logits processors, sampling, the decode loop and searches."""
+"""Generate text: logits processors, sampling, constraints, the decode loop and searches."""
 
+from keras_llm.generation.constraints import Constraint, Spelling
 from keras_llm.generation.logits_processors import (
     forbid_repeated_ngrams,
     keep_likely,
@@ -21,7 +22,6 @@ from keras_llm.generation.loop import (
 )
 from keras_llm.generation.sampling import (
     SETTINGS,
-    Automaton,
     Sampling,
     Text,
     check_top_k,
@@ -41,12 +41,13 @@ from keras_llm.generation.search.speculative import (
 
 __all__ = [
     "SETTINGS",
-    "Automaton",
     "Beams",
+    "Constraint",
     "Contrasted",
     "Request",
     "Sampling",
     "Speculation",
+    "Spelling",
     "State",
     "Text",
     "advance",

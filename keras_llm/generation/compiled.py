@@ -3,8 +3,9 @@
 The number of rows, prompt tokens and new tokens is rounded up to a bucket, so that calls of similar
 size share one compilation. Settings are tensors and do not trigger compilation. With
 `KERAS_LLM_XLA=0` in the environment, TensorFlow runs the same graphs without XLA, one graph for all
-sizes: the first call is faster, later calls are slower. The modules `tensorflow` and `jax` compile
-functions for each backend.
+sizes: the first call is faster, later calls are slower. Requests with a constraint always run
+without XLA, since XLA cannot call Python. The modules `tensorflow` and `jax` compile functions for
+each backend.
 """
 
 import functools
@@ -21,7 +22,7 @@ from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation import loop, scoring
 from keras_llm.generation.prefix_cache import PrefixCache
-from keras_llm.generation.sampling import SETTINGS, Automaton, Sampling, dtype_of
+from keras_llm.generation.sampling import SETTINGS, Sampling, dtype_of
 from keras_llm.types import Tensor
 
 _SMALLEST = 16  # tokens; shorter prompts and budgets share this bucket
@@ -190,11 +191,20 @@ class CompiledGenerator:
 
     def release(self) -> None:
         """Free the compiled functions."""
+        if "without_xla" in self.__dict__ and self.jit_compile:
+            self.__dict__.pop("without_xla").release()
         self._functions_of_any_size.clear()
         while self._functions:
             _, function = self._functions.popitem()
             if hasattr(self.backend, "release"):
                 self.backend.release(function)
+
+    @functools.cached_property
+    def without_xla(self) -> "CompiledGenerator":
+        """The same functions for requests with a constraint: XLA cannot call Python."""
+        if not self.jit_compile:
+            return self
+        return CompiledGenerator(self.model, self.stop_ids, self.pad_id, jit_compile=False)
 
     @property
     def any_size(self) -> bool:
@@ -234,6 +244,9 @@ class _Run:
     def __init__(
         self, compiled, token_ids, lengths, max_new_tokens, sampling, stop_ids=(), samples=1
     ):
+        self.constraint = sampling.constraint
+        if self.constraint is not None:
+            compiled = compiled.without_xla
         self.compiled, self.samples, self.token_ids = compiled, samples, token_ids
         prompts, length = token_ids.shape
         self.rows = prompts * samples
@@ -259,7 +272,8 @@ class _Run:
             forced = np.zeros((1, 0), "int32")
         forced = np.resize(forced, (self.rows, forced.shape[1]))
         fields["forced_tokens"] = _padded(forced, (rows, _bucket(forced.shape[1] or 1, 8)), -1)
-        fields["automaton"] = _automaton(sampling.automaton)
+        key = () if self.constraint is None else (np.array(self.constraint.key, "int32"),)
+        fields["constraint"] = key
         budget = _padded(budget, (rows,), 1)
         self.request = loop.Request(token_ids, lengths, budget, Sampling(**fields))
         stops = np.union1d(compiled.stop_ids, np.array(stop_ids, "int32"))
@@ -296,7 +310,7 @@ class _Run:
 
         name = ("start", None if room else capacity, self.samples, alternatives, chunk)
         arguments = [self.request, self.stops, self._sources(encoder_token_ids), held, room]
-        state, self.request = compiled.call(name, start, arguments, compiled.any_size)
+        state, self.request = self._call(name, start, arguments, compiled.any_size)
         return state
 
     def advance(self, state, num_steps):
@@ -307,7 +321,7 @@ class _Run:
             return loop.advance_until(model, state, request, stops, pad_id, num_steps)
 
         arguments = [state, self.request, self.stops, np.array(num_steps, "int32")]
-        return compiled.call("advance", advance, arguments, compiled.any_size)
+        return self._call("advance", advance, arguments, compiled.any_size)
 
     def check_stop(self, state, is_over):
         """Set `done` for the rows that `is_over` ends."""
@@ -329,8 +343,20 @@ class _Run:
 
         name = (function, self.capacity, *sorted(static.items()))
         arguments = [self.request, self.stops, self._sources(encoder_token_ids), numbers]
-        result = compiled.call(name, run, arguments)
+        result = self._call(name, run, arguments)
         return result._make(field[: self.rows] if len(field.shape) else field for field in result)
+
+    def _call(self, *arguments):
+        """Call `CompiledGenerator.call`; raise the error of a constraint as it is."""
+        try:
+            result = self.compiled.call(*arguments)
+            if self.constraint is not None:
+                np.asarray(keras.tree.flatten(result)[0])  # JAX raises errors of callbacks late
+        except Exception:
+            if self.constraint is None or self.constraint.error is None:
+                raise
+            raise self.constraint.error from None
+        return result
 
     def _sources(self, encoder_token_ids):
         if encoder_token_ids is None:
@@ -365,7 +391,6 @@ def _any_size(argument):
     bias = argument.sampling.logit_bias
     sampling = result.sampling._replace(
         logit_bias=keras.KerasTensor((None, bias.shape[1]), bias.dtype),
-        automaton=argument.sampling.automaton,
     )
     return result._replace(sampling=sampling)
 
@@ -373,17 +398,6 @@ def _any_size(argument):
 def _has_rings(model):
     layers = range(model.config.num_layers)
     return any(model.config.window(i) is not None for i in layers)
-
-
-def _automaton(automaton):
-    """Pad an `Automaton` to buckets; None becomes an automaton with 0 states."""
-    if automaton is None:
-        return Automaton(*(np.zeros(shape, "int32") for shape in ((0, 0), (0,), ())))
-    next_state, token_class, start = automaton
-    shape = tuple(_bucket(size) for size in next_state.shape)
-    return Automaton(
-        _padded(next_state, shape, -1), np.asarray(token_class), np.array(start, "int32")
-    )
 
 
 def _bucket(size, smallest=_SMALLEST):

@@ -21,6 +21,15 @@ def of_any_size(
     return _compiled(model, function)
 
 
+def call_python(
+    function: Callable[..., Any], arguments: Sequence[Any], shape: Sequence[int], dtype: str
+) -> Any:
+    """Call a Python function of arrays, in eager mode or compiled code; see `tensorflow.py`."""
+    if not any(isinstance(argument, jax.core.Tracer) for argument in arguments):
+        return jax.numpy.asarray(function(*arguments))
+    return jax.pure_callback(function, jax.ShapeDtypeStruct(shape, dtype), *arguments)
+
+
 def _compiled(model, function):
     """Compile a function and pass it the model's current weights in each call.
 

@@ -11,16 +11,7 @@ from keras import ops
 
 from keras_llm import models
 from keras_llm.generation.checks import check_count
-from keras_llm.generation.sampling import (
-    Sampling,
-    Text,
-    choose,
-    follow,
-    has_automaton,
-    is_stop,
-    process,
-    states_after,
-)
+from keras_llm.generation.sampling import Sampling, Text, choose, is_stop, process
 from keras_llm.generation.scoring import log_probability
 from keras_llm.types import Tensor
 
@@ -40,7 +31,6 @@ class State(NamedTuple):
         stopped: bool (B,), whether a stop token was chosen.
         stop_token: int32 (B,), the stop token chosen; -1 if none.
         done: bool (B,), stopped or out of budget.
-        automaton_state: int32 (B,), each row's state in the constraint, if there is one.
         cache: dict from `models.init_cache`.
     """
 
@@ -53,7 +43,6 @@ class State(NamedTuple):
     stopped: Tensor
     stop_token: Tensor
     done: Tensor
-    automaton_state: Tensor
     cache: dict[str, Tensor]
 
     @property
@@ -172,9 +161,6 @@ def empty_state(
         stopped=ops.cast(zeros, "bool"),
         stop_token=zeros - 1,
         done=ops.cast(zeros, "bool"),
-        automaton_state=zeros + request.sampling.automaton.start
-        if has_automaton(request.sampling)
-        else zeros,
         cache=cache,
     )
 
@@ -297,12 +283,10 @@ def processor(
     prompts, lengths = (ops.repeat(x, beams, axis=0) for x in (request.token_ids, request.lengths))
 
     def processed(logits, step, token_ids):
-        text = states = None
+        text = None
         if not sampling.ignores_text():
             text = _text(prompts, lengths, token_ids, ops.zeros_like(lengths) + step)
-        if has_automaton(sampling):
-            states = states_after(sampling, token_ids, step)
-        return process(logits, sampling, step, text, stop_id, states)
+        return process(logits, sampling, step, text, stop_id)
 
     return processed
 
@@ -311,15 +295,7 @@ def _choose(state, logits, request, stop_id, pad_id, choose=choose):
     text = None
     if not request.sampling.ignores_text():
         text = _text(request.token_ids, request.lengths, state.token_ids, state.num_tokens)
-    token = choose(logits, request.sampling, state.num_tokens, text, stop_id, state.automaton_state)
-    if has_automaton(request.sampling):
-        state = state._replace(
-            automaton_state=ops.where(
-                state.done,
-                state.automaton_state,
-                ops.maximum(follow(request.sampling, state.automaton_state, token), 0),
-            )
-        )
+    token = choose(logits, request.sampling, state.num_tokens, text, stop_id)
     is_live = ops.logical_not(state.done)
     stops = is_live & is_stop(token, stop_id)
     counts = is_live & ops.logical_not(stops)

@@ -1,11 +1,12 @@
 """Choose the next token from logits, settings, seed, step and text."""
 
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from keras import ops
 
 from keras_llm.errors import InputError
 from keras_llm.generation import logits_processors as processors
+from keras_llm.generation.constraints import Constraint, allowed_tokens
 from keras_llm.sampling_settings import DEFAULTS, SETTINGS, check
 from keras_llm.types import Tensor
 
@@ -24,26 +25,11 @@ class Text(NamedTuple):
     lengths: Tensor
 
 
-class Automaton(NamedTuple):
-    """The transition table of a constraint on the text (see `tokenizers.TokenAutomaton`).
-
-    Attributes:
-        next_state: int32 array (S, C), the next state for each state and token class; -1 where
-            the class is forbidden.
-        token_class: int32 array (V,), the class of each token.
-        start: int32, the state before the first token.
-    """
-
-    next_state: Tensor
-    token_class: Tensor
-    start: Tensor
-
-
 class Sampling(NamedTuple):
     """Sampling settings. Fields are scalars, or arrays (1,) or (B,).
 
     They apply in this order: `logit_bias`; penalties and `no_repeat_ngram_size`; `min_new_tokens`;
-    `forced_tokens`; `automaton`; then, unless the temperature is 0, temperature, `top_k`, `top_p`,
+    `forced_tokens`; `constraint`; then, unless the temperature is 0, temperature, `top_k`, `top_p`,
     `min_p`, `typical_p` and random sampling.
 
     Attributes:
@@ -61,7 +47,9 @@ class Sampling(NamedTuple):
         logit_bias: None, or float array (1, V) or (B, V); -1e30 bans a token.
         forced_tokens: None, or int array (1, F) or (B, F), the first new tokens; -1 does not
             force a token.
-        automaton: None, or an `Automaton` that constrains all rows.
+        constraint: None, or a `Constraint` of all rows; in compiled code a tuple, empty or with
+            the constraint's key (see `allowed_tokens`). If the other settings remove all tokens
+            that it allows, they have no effect.
     """
 
     temperature: float | Tensor = DEFAULTS["temperature"]
@@ -77,7 +65,7 @@ class Sampling(NamedTuple):
     min_new_tokens: int | Tensor = DEFAULTS["min_new_tokens"]
     logit_bias: Tensor | None = None
     forced_tokens: Tensor | None = None
-    automaton: Automaton | Any = None
+    constraint: Constraint | tuple[()] | tuple[Tensor] | None = None
 
     def validate(self) -> Self:
         """Raise InputError if a setting is out of range (Python numbers only)."""
@@ -91,7 +79,7 @@ class Sampling(NamedTuple):
         """
 
         def tensor(name, value):
-            if name == "automaton":
+            if name == "constraint":
                 return value
             if name not in ("temperature", "seed") and self.is_off(name):
                 return value
@@ -112,7 +100,7 @@ class Sampling(NamedTuple):
 
     def ignores_text(self) -> bool:
         """Return whether no setting depends on the previous tokens."""
-        return all(map(self.is_off, _LOOKING_BACK))
+        return not self.constraint and all(map(self.is_off, _LOOKING_BACK))
 
     def is_off(self, name: str) -> bool:
         """Return whether a setting is a Python value equal to its default."""
@@ -153,7 +141,6 @@ def choose(
     step: Tensor,
     text: Text | None = None,
     stop_id: int | Tensor | None = None,
-    automaton_state: Tensor | None = None,
 ) -> Tensor:
     """Choose a token for each row.
 
@@ -165,14 +152,14 @@ def choose(
         logits: float32 tensor (B, V).
         sampling: `Sampling` of tensors (see `Sampling.tensors`).
         step: int32 tensor, scalar or (B,), 0 for a row's first new token.
-        text: `Text`, required by penalties and `no_repeat_ngram_size`.
-        stop_id: int or int32 tensor (S,), stop tokens, required by `min_new_tokens`.
-        automaton_state: int32 tensor (B,), required by `automaton`.
+        text: `Text`, required by penalties, `no_repeat_ngram_size` and `constraint`.
+        stop_id: int or int32 tensor (S,), stop tokens, required by `min_new_tokens` and
+            `constraint`.
 
     Returns:
         Int32 tensor (B,).
     """
-    logits = process(logits, sampling, step, text, stop_id, automaton_state)
+    logits = process(logits, sampling, step, text, stop_id)
 
     def greedy():
         return ops.cast(ops.argmax(logits, axis=-1), "int32")
@@ -192,17 +179,16 @@ def process(
     step: Tensor,
     text: Text | None = None,
     stop_id: int | Tensor | None = None,
-    automaton_state: Tensor | None = None,
 ) -> Tensor:
     """Apply the settings that affect both greedy decoding and sampling.
 
     Args:
-        logits, sampling, step, text, stop_id, automaton_state: see `choose`.
+        logits, sampling, step, text, stop_id: see `choose`.
 
     Returns:
         Float32 tensor (B, V).
     """
-    size = logits.shape[-1]
+    size, unprocessed = logits.shape[-1], logits
     if text is not None:
         text = Text(*(ops.cast(field, "int32") for field in text))
     if sampling.logit_bias is not None:
@@ -236,10 +222,11 @@ def process(
         token = ops.max(ops.where(here, forced, -1), axis=1, keepdims=True)  # (B or 1, 1)
         others = ops.expand_dims(ops.arange(size), 0) != token
         logits = ops.where((token >= 0) & others, processors.REMOVED, logits)
-    if has_automaton(sampling):
-        next_state, token_class, _ = sampling.automaton
-        leads_to = ops.take(ops.take(next_state, automaton_state, axis=0), token_class, axis=1)
-        logits = ops.where(leads_to >= 0, logits, processors.REMOVED)
+    if sampling.constraint:
+        allowed = allowed_tokens(sampling.constraint, text, stop_id, size)
+        is_left = ops.any(allowed & (logits > processors.REMOVED / 2), axis=-1, keepdims=True)
+        logits = ops.where(is_left, logits, unprocessed)
+        logits = ops.where(allowed, logits, processors.REMOVED)
     return logits
 
 
@@ -255,45 +242,6 @@ def is_stop(token: Tensor, stop_id: int | Tensor) -> Tensor:
     """
     stops = ops.reshape(ops.cast(stop_id, "int32"), (-1,))
     return ops.any(ops.expand_dims(token, -1) == stops, axis=-1)
-
-
-def has_automaton(sampling: Sampling) -> bool:
-    """Return whether there is a constraint.
-
-    An automaton with 0 states means no constraint, so that compiled code can decide by shape.
-    """
-    return sampling.automaton is not None and sampling.automaton.next_state.shape[0] > 0
-
-
-def follow(sampling: Sampling, automaton_state: Tensor, token: Tensor) -> Tensor:
-    """Return the automaton states after `token`, int32 (B,)."""
-    next_state, token_class, _ = sampling.automaton
-    rows = ops.take(next_state, automaton_state, axis=0)
-    column = ops.expand_dims(ops.take(token_class, token), 1)
-    return ops.squeeze(ops.take_along_axis(rows, column, axis=1), 1)
-
-
-def states_after(sampling: Sampling, token_ids: Tensor, count: Tensor) -> Tensor:
-    """Return the automaton states after the first `count` tokens of each row.
-
-    Args:
-        sampling: `Sampling` with an automaton.
-        token_ids: int32 tensor (B, N).
-        count: int32 scalar tensor.
-
-    Returns:
-        Int32 tensor (B,).
-    """
-
-    def step(i, states):
-        token = ops.take(token_ids, i, axis=1)
-        return i + 1, ops.maximum(follow(sampling, states, token), 0)
-
-    begin = ops.zeros_like(token_ids[:, 0]) + sampling.automaton.start
-    _, states = ops.while_loop(
-        lambda i, _: i < count, step, (ops.convert_to_tensor(0, "int32"), begin)
-    )
-    return states
 
 
 def _filtered(scaled, sampling):

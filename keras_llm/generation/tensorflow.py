@@ -39,6 +39,21 @@ def of_any_size(
     )
 
 
+def call_python(
+    function: Callable[..., Any], arguments: Sequence[Any], shape: Sequence[int | None], dtype: str
+) -> Any:
+    """Call a Python function of arrays, in eager mode or a graph without XLA.
+
+    Args:
+        function: function of NumPy arrays that returns one.
+        arguments: list of tensors.
+        shape, dtype: shape, where None is any size, and dtype of the result.
+    """
+    if tf.executing_eagerly():
+        return tf.convert_to_tensor(function(*(argument.numpy() for argument in arguments)))
+    return tf.ensure_shape(tf.numpy_function(function, arguments, dtype), shape)
+
+
 def release(function: Any) -> None:
     """Free the graphs of a function from `compiled`. It cannot be called afterwards."""
     graph = function.graph

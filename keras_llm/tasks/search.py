@@ -35,6 +35,7 @@ _HISTORY_DEPENDENT = (
     "forced",
     "regex",
     "json_schema",
+    "grammar",
 )
 _UNSUPPORTED = {
     "beam_width": _SAMPLING,

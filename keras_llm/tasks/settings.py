@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from keras_llm.errors import InputError
-from keras_llm.generation import SETTINGS, Automaton, Sampling, check_top_k
+from keras_llm.generation import SETTINGS, Constraint, Sampling, check_top_k
 from keras_llm.tasks.search import SEARCH_OPTIONS
 from keras_llm.tokenizers import Tokenizer
-from keras_llm.tokenizers.constraint import constrain_json_schema, constrain_regex
+from keras_llm.tokenizers.spelling import spelling
 
 _BANNED = -1e30
-_WORDS = ("logit_bias", "banned", "forced", "regex", "json_schema")
+_CONSTRAINTS = ("regex", "json_schema", "grammar")
+_WORDS = ("logit_bias", "banned", "forced", *_CONSTRAINTS)
 
 
 def sampling_of(
@@ -29,8 +30,8 @@ def sampling_of(
     Args:
         rows: int, the number of prompts.
         settings: dict of the numbers of `Sampling` (`seed` is an int, a list with one int per
-            prompt, or None for random seeds), `logit_bias`, `banned`, `forced`, `regex` and
-            `json_schema`.
+            prompt, or None for random seeds), `logit_bias`, `banned`, `forced`, `regex`,
+            `json_schema` and `grammar`.
         tokenizer: the task's tokenizer. Ids outside its vocabulary are never generated.
         vocabulary_size: int, the model's vocabulary size.
         samples: int, the number of sequences per prompt; sequence i uses `seed + i`.
@@ -77,9 +78,12 @@ def sampling_of(
             raise InputError(f"`forced` must be a str, got {words['forced']!r}.")
         forced = np.array([tokenizer.encode(words["forced"])], "int32")
         sampling = sampling._replace(forced_tokens=forced)
-    if words["regex"] is not None or words["json_schema"] is not None:
-        automaton = _automaton(words["regex"], words["json_schema"], tokenizer, vocabulary_size)
-        sampling = sampling._replace(automaton=automaton)
+    constraints = {name: words[name] for name in _CONSTRAINTS if words[name] is not None}
+    if constraints:
+        if tokenizer.eos_id < 0:
+            raise InputError("`tokenizer` has no end token, so that a text could never end.")
+        constraint = Constraint(spelling(tokenizer), vocabulary_size, **constraints)
+        sampling = sampling._replace(constraint=constraint)
     return sampling
 
 
@@ -156,22 +160,6 @@ def pieces_until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
             yield text[: len(text) - keep]
     if held:
         yield held
-
-
-def _automaton(regex, json_schema, tokenizer, vocabulary_size):
-    if regex is not None and json_schema is not None:
-        raise InputError("`regex` and `json_schema` cannot both be set.")
-    if regex is not None:
-        automaton = constrain_regex(regex, tokenizer)
-    else:
-        automaton = constrain_json_schema(json_schema, tokenizer)
-    next_state, token_class = automaton.next_state, automaton.token_class
-    spare = vocabulary_size - len(token_class)
-    if spare:  # map ids outside the tokenizer to a token class that no state allows
-        forbidden = np.full((len(next_state), 1), -1, "int32")
-        next_state = np.concatenate([next_state, forbidden], axis=1)
-        token_class = np.pad(token_class, (0, spare), constant_values=next_state.shape[1] - 1)
-    return Automaton(next_state, token_class, automaton.start)
 
 
 def _seeds(seed, rows):

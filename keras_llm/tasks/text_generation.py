@@ -75,8 +75,9 @@ class TextGeneration(GenerativeTask):
             logit_bias: dict of token to number. A token is an id, or a str that is one token.
             banned: list of tokens that are never generated.
             forced: str that the new text begins with.
-            regex, json_schema: str, dict. The whole new text matches the pattern, or is JSON that
-                conforms to the schema, unless `max_new_tokens` ends it earlier.
+            regex, json_schema, grammar: str; dict or str; str. The whole new text matches the
+                regular expression, is JSON that conforms to the schema, or matches the Lark
+                grammar, unless `max_new_tokens` ends it earlier; see `generation.Constraint`.
             beam_width: int > 0. Beam search with this many beams; returns the
                 `num_return_sequences` best. Options: `length_penalty` (1.0), `diversity_groups` (1)
                 and `diversity_penalty` (0.0); see `generation.beam_search`.

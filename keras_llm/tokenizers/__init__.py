@@ -3,11 +3,6 @@
 from keras_llm.tokenizers.base import Tokenizer, load
 from keras_llm.tokenizers.byte_pair import BytePair
 from keras_llm.tokenizers.chat_template import ChatTemplate
-from keras_llm.tokenizers.constraint import (
-    TokenAutomaton,
-    constrain_json_schema,
-    constrain_regex,
-)
 from keras_llm.tokenizers.gguf import from_gguf_metadata
 from keras_llm.tokenizers.hugging_face.reading import (
     chat_template_from_hugging_face,
@@ -23,12 +18,9 @@ __all__ = [
     "BytePair",
     "ChatTemplate",
     "SentencePiece",
-    "TokenAutomaton",
     "Tokenizer",
     "WordPiece",
     "chat_template_from_hugging_face",
-    "constrain_json_schema",
-    "constrain_regex",
     "from_gguf_metadata",
     "from_hugging_face",
     "infilling_tokens",

@@ -119,6 +119,7 @@ def test_text_matches_json_schema(shallow):
         "type": "object",
         "properties": {"kind": {"enum": ["class", "module"]}, "old": {"type": "boolean"}},
         "required": ["kind", "old"],
+        "additionalProperties": False,
     }
     settings = {"temperature": 1.5, "seed": [0, 1, 2], "max_new_tokens": 80}
     for text in shallow(["The"] * 3, json_schema=schema, **settings):
@@ -131,6 +132,8 @@ def test_invalid_constraints_raise_error(shallow):
         shallow("The", regex="a", json_schema={})
     with pytest.raises(InputError):
         shallow("The", regex="(")
+    with pytest.raises(InputError, match="`grammar` is not supported with `contrastive_alpha`"):
+        shallow("The", grammar="start: /a/", contrastive_alpha=0.5)
 
 
 def test_ids_outside_tokenizer_are_never_sampled(task, tmp_path):

@@ -119,7 +119,7 @@ class Engine:
             token_ids: sequence of int, the prompt, shorter than `max_length`.
             max_new_tokens: int > 0. The text also ends when `max_length` is reached.
             sampling: `Sampling` of Python numbers; None means the defaults. `logit_bias`,
-                `forced_tokens` and `automaton` must be None.
+                `forced_tokens` and `constraint` must be None.
             on_token: function called with each new token in the engine's thread; it blocks the
                 other requests. An exception it raises ends this request.
 
