@@ -442,6 +442,13 @@ def test_query_command(text_server, task, capfd):
         assert words in error and error.count("\n") == 1, error
 
 
+def test_missing_package_error_names_the_extra(monkeypatch):
+    monkeypatch.delitem(sys.modules, "keras_llm.export.serving.client.rest", raising=False)
+    monkeypatch.setitem(sys.modules, "urllib3", None)
+    with pytest.raises(InputError, match=r"urllib3: pip install 'keras-llm\[serving\]'"):
+        export.Client("http://localhost:1", "m")
+
+
 def test_client_does_not_import_tensorflow(tiny_base, serve):
     server = serve(tiny_base)
     program = f"""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 import grpc
 import numpy as np
@@ -302,6 +303,9 @@ def test_rest_paths_and_methods(server):
     assert http_call(server, "POST", "/v1/models/tiny/labels/x:predict", {"inputs": 1})[0] == 404
     assert http_call(server, "PUT", "/v1/models/tiny", b"")[0] == 405
     assert http_call(server, "OPTIONS", "/v1/models/tiny")[0] == 405
+    page_url = f"http://localhost:{server.rest_api_port}/"
+    with urllib.request.urlopen(page_url, timeout=30) as response:
+        assert "default-src 'self'" in response.headers["Content-Security-Policy"]
     status, page = http_call(server, "GET", "/")
     assert status == 200 and page.startswith("<!doctype html>") and "http" not in page
     assert http_call(server, "GET", "/page.js")[0] == 200
@@ -751,6 +755,17 @@ def test_command_reports_invalid_arguments(capfd):
     assert "model_base_path" in capfd.readouterr().err
     assert cli.main(["serve", "a", "--model_base_path", "b"]) == 2
     assert "cannot both be set" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn"])
+def test_missing_package_error_names_the_extra(monkeypatch, package):
+    for name in ("app", "rest_api", "server"):
+        monkeypatch.delitem(sys.modules, f"keras_llm.export.serving.server.{name}", raising=False)
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=rf"{package}: pip install 'keras-llm\[serving\]'"):
+        export.LocalServer  # noqa: B018
 
 
 def test_server_is_public():

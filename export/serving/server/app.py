@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 from starlette.applications import Starlette
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
 _PAGE = pathlib.Path(__file__).with_name("page")
+_CONTENT_POLICY = "default-src 'self'; img-src data:; frame-ancestors 'none'"  # data: for the icon
 _STATUS_CODES = {
     "CANCELLED": 499,
     "INVALID_ARGUMENT": 400,
@@ -72,7 +73,7 @@ def create_app(
         routes=[
             *rest_api.routes(),
             Route(METRICS_PATH, _get_metrics),
-            Mount("/", StaticFiles(directory=_PAGE, html=True)),
+            Mount("/", _Page(directory=_PAGE, html=True)),
         ],
         middleware=[cors] if allow_other_sites else [],
         exception_handlers={
@@ -87,6 +88,14 @@ def create_app(
     app.state.timeout = timeout
     app.state.max_body_bytes = max_body_bytes
     return app
+
+
+class _Page(StaticFiles):
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Content-Security-Policy"] = _CONTENT_POLICY
+        return response
 
 
 def _get_metrics(request: Request) -> Response:

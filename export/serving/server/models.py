@@ -207,12 +207,11 @@ class Models:
             self._configs = configs
 
     def _resolve(self, name, version, label):
-        versions = self._versions.get(name, {})
         if name not in self._configs:
             raise ServingError("NOT_FOUND", f"there is no model {name!r}.")
         if label:
             version = self._labelled(name, label)
-        available = [number for number, entry in versions.items() if entry.state == AVAILABLE]
+        available = self._available(name)
         if version is None:
             if not available:
                 raise ServingError("NOT_FOUND", f"no version of model {name!r} is loaded.")

@@ -237,8 +237,6 @@ def _shown(shape):
 
 def _rows_of_bytes(value):
     """Convert an output of a session to an array; scalar strings are bytes."""
-    import numpy as np
-
     if isinstance(value, bytes):
         scalar = np.empty((), object)
         scalar[()] = value

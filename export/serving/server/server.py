@@ -33,11 +33,6 @@ _GRPC_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
 ]
-_HEADERS = [
-    ("X-Content-Type-Options", "nosniff"),
-    # The icon is a data: URL.
-    ("Content-Security-Policy", "default-src 'self'; img-src data:; frame-ancestors 'none'"),
-]
 _IDLE_SECONDS = 60  # idle connections are closed after this time
 
 
@@ -183,7 +178,6 @@ class LocalServer:
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            headers=_HEADERS,
             limit_concurrency=num_threads + 1,  # uvicorn rejects the connection that reaches it
             timeout_keep_alive=_IDLE_SECONDS,
         )
