@@ -350,6 +350,19 @@ def test_malformed_http_does_not_stop_the_server(server):
     assert post(server, body)[0] == 200
 
 
+def test_responses_are_not_delayed(server):
+    """A socket without TCP_NODELAY delays the body of a response by 40 ms."""
+    connection = http.client.HTTPConnection("localhost", server.rest_api_port, timeout=30)
+    with contextlib.closing(connection):
+        seconds = []
+        for _ in range(30):
+            begin = time.monotonic()
+            connection.request("GET", "/v1/models/tiny")
+            connection.getresponse().read()
+            seconds.append(time.monotonic() - begin)
+    assert min(seconds[-10:]) < 0.03
+
+
 def test_rest_limits(tiny_base, serve):
     server = serve(
         tiny_base,

@@ -108,6 +108,8 @@ class RestConnection:
             except urllib3.exceptions.ProtocolError:
                 # The server may have closed an idle connection just before it was used.
                 response = self._send(method, path, end, body)
+        except urllib3.exceptions.NewConnectionError as error:  # a subclass of TimeoutError
+            raise ServingError("UNAVAILABLE", str(error)) from None
         except urllib3.exceptions.TimeoutError:
             message = f"no response within {seconds:.3g} s."
             raise ServingError("DEADLINE_EXCEEDED", message) from None

@@ -160,6 +160,8 @@ class LocalServer:
             raise InputError(
                 f"`rest_api_port`: cannot listen on {address[0]}:{address[1]} ({error.strerror})."
             ) from None
+        # Connections inherit it; asyncio does not set it for the sockets of `create_server`.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.rest_api_port = listener.getsockname()[1]
         num_threads = options.rest_api_num_threads
         app = create_app(
