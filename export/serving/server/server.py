@@ -68,7 +68,7 @@ class LocalServer:
             options.enable_model_warmup,
             options.max_text_bytes,
         )
-        self._closed = threading.Event()
+        self._is_closed = False
         self._grpc = self._rest = None
         self.rest_api_port = 0
         try:
@@ -111,9 +111,9 @@ class LocalServer:
         Returns:
             Whether all requests were finished in that time. Unfinished requests continue to run.
         """
-        if self._closed.is_set():
+        if self._is_closed:
             return True
-        self._closed.set()
+        self._is_closed = True
         grace = self._options.shutdown_grace_seconds if grace is None else grace
         end = time.monotonic() + grace
         if self._grpc is not None:
