@@ -11,6 +11,10 @@ _EXTRAS = {
     "grpc_health": "serving",
     "tensorflow_serving": "serving",
     "tensorflow_text": "serving",
+    "anyio": "serving",
+    "starlette": "serving",
+    "uvicorn": "serving",
+    "urllib3": "serving",
     "keras_hub": "keras_hub",
     "gguf": "gguf",
 }

@@ -56,8 +56,6 @@ _PROTOCOL = {
             google.protobuf.Int64Value num_batch_threads = 4;
             google.protobuf.StringValue thread_pool_name = 5;
             repeated int64 allowed_batch_sizes = 6; bool pad_variable_length_inputs = 7""",
-        "PrometheusConfig": "bool enable = 1; string path = 2",
-        "MonitoringConfig": "PrometheusConfig prometheus_config = 1",
         "SSLConfig": """
             string server_key = 1; string server_cert = 2; string custom_ca = 3;
             bool client_verify = 4""",

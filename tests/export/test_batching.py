@@ -1,4 +1,4 @@
-"""Merging requests: right answers, each its own error, and no waiting beyond what was asked."""
+"""Test that batched requests get their own outputs and errors, within their deadlines."""
 
 import gc
 import threading
@@ -45,7 +45,7 @@ def scale(x, by):
 
 
 def run_all(batcher, servable, requests, signature="serving_default", **options):
-    """Send all at the same time -> outputs, or the error, of each."""
+    """Send all requests at the same time; return the outputs or the error of each."""
     chosen = servable.signature(signature)
 
     def one(arrays):
@@ -58,11 +58,11 @@ def run_all(batcher, servable, requests, signature="serving_default", **options)
         return list(pool.map(one, requests))
 
 
-def test_requests_are_merged_and_each_gets_its_rows(batcher_of, servable):
+def test_requests_are_batched(batcher_of, servable):
     batcher, batches = batcher_of(
         max_batch_size=16, batch_timeout_micros=300_000, num_batch_threads=1
     )
-    requests = [scale([[i], [i + 1]], [2.0]) for i in range(4)]  # `by` holds for both rows
+    requests = [scale([[i], [i + 1]], [2.0]) for i in range(4)]  # `by` applies to both rows
     requests += [scale([[10.0], [20.0]], [1, 3])]
     answers = run_all(batcher, servable, requests)
     assert [a["y"].ravel().tolist() for a in answers] == [
@@ -72,7 +72,7 @@ def test_requests_are_merged_and_each_gets_its_rows(batcher_of, servable):
     assert all(a["rows"].tolist() == [10, 10] for a in answers)  # one run of the graph
 
 
-def test_only_what_has_equal_inner_shapes_is_merged(batcher_of, servable):
+def test_different_inner_shapes_are_not_batched(batcher_of, servable):
     batcher, batches = batcher_of(max_batch_size=8, batch_timeout_micros=100_000)
     answers = run_all(
         batcher, servable, [scale([[1, 2]], [1]), scale([[3]], [1]), scale([[4]], [1])]
@@ -81,7 +81,7 @@ def test_only_what_has_equal_inner_shapes_is_merged(batcher_of, servable):
     assert sorted(batches) == [1, 2]
 
 
-def test_what_has_no_rows_is_run_alone(batcher_of, servable):
+def test_requests_without_rows_run_alone(batcher_of, servable):
     batcher, batches = batcher_of(max_batch_size=8, batch_timeout_micros=10_000_000)
     answers = run_all(batcher, servable, [{"n": np.array(i, "int32")} for i in range(3)], "once")
     assert [int(a["n"]) for a in answers] == [1, 2, 3] and batches == []
@@ -89,19 +89,19 @@ def test_what_has_no_rows_is_run_alone(batcher_of, servable):
     assert isinstance(uneven, ServingError) and batches == []
 
 
-def test_texts_are_what_has_rows():
+def test_texts_determine_the_number_of_rows():
     def rows(**arrays):
         return _rows(
             {name: np.array(v, object if name == "text" else None) for name, v in arrays.items()}
         )
 
     assert rows(text=["a", "b"], n=[1]) == 2 and rows(text=["a"], n=[1]) == 1
-    assert rows(text=["a"], n=[1, 2, 3]) is None  # a graph would refuse it, so it must see it
+    assert rows(text=["a"], n=[1, 2, 3]) is None  # the graph itself rejects it
     assert rows(text=[], n=[1]) is None and rows(text=["a", "b"], n=[]) is None
     assert rows(x=[1, 2], n=[1]) == 2
 
 
-def test_an_error_is_the_error_of_its_own_request(batcher_of, servable):
+def test_failed_request_does_not_fail_its_batch(batcher_of, servable):
     batcher, _ = batcher_of(max_batch_size=8, batch_timeout_micros=300_000)
     requests = [scale([[1]], [1]), scale([[2]], [-1]), scale([[3]], [1])]
     good, bad, other = run_all(batcher, servable, requests)
@@ -109,20 +109,20 @@ def test_an_error_is_the_error_of_its_own_request(batcher_of, servable):
     assert (bad.code, bad.message) == ("INVALID_ARGUMENT", "by must not be negative")
 
 
-def test_a_refused_request_is_freed_at_once(batcher_of, servable):
+def test_failed_request_is_freed_immediately(batcher_of, servable):
     batcher, _ = batcher_of(max_batch_size=4)
-    arrays = scale([[1.0]], [-1.0])  # the graph refuses it
+    arrays = scale([[1.0]], [-1.0])  # the graph rejects it
     held = weakref.ref(arrays["x"])
     refused = False
     gc.collect()
-    gc.disable()  # nothing may wait for the garbage collector
+    gc.disable()  # it must not need the garbage collector
     try:
         try:
             batcher.run(servable, servable.signature("serving_default"), arrays)
         except ServingError:
             refused = True
         del arrays
-        end = time.monotonic() + 10  # the batch's own thread leaves its frame
+        end = time.monotonic() + 10  # until the batch thread leaves its frame
         while held() is not None and time.monotonic() < end:
             time.sleep(0.01)
         assert refused and held() is None
@@ -130,7 +130,7 @@ def test_a_refused_request_is_freed_at_once(batcher_of, servable):
         gc.enable()
 
 
-def test_a_batch_is_filled_up_to_an_allowed_size(batcher_of, servable):
+def test_batch_is_padded_to_an_allowed_size(batcher_of, servable):
     batcher, _ = batcher_of(
         max_batch_size=8, batch_timeout_micros=100_000, allowed_batch_sizes=(4, 8)
     )
@@ -139,7 +139,7 @@ def test_a_batch_is_filled_up_to_an_allowed_size(batcher_of, servable):
     assert answers[0]["rows"].tolist() == [4]
 
 
-def test_no_batch_is_larger_than_allowed(batcher_of, servable):
+def test_max_batch_size(batcher_of, servable):
     batcher, batches = batcher_of(max_batch_size=3, batch_timeout_micros=50_000)
     answers = run_all(batcher, servable, [scale([[i], [i]], [1]) for i in range(5)])
     assert [a["y"].tolist() for a in answers] == [[[i], [i]] for i in range(5)]
@@ -148,7 +148,7 @@ def test_no_batch_is_larger_than_allowed(batcher_of, servable):
     assert refused.code == "INVALID_ARGUMENT" and "max_batch_size" in refused.message
 
 
-def test_a_full_queue_refuses(batcher_of, servable):
+def test_full_queue_rejects_requests(batcher_of, servable):
     batcher, _ = batcher_of(
         max_batch_size=2,
         batch_timeout_micros=0,
@@ -163,7 +163,7 @@ def test_a_full_queue_refuses(batcher_of, servable):
     assert done and all(a["count"].tolist() == [200_000] * 2 for a in done)
 
 
-def test_a_request_whose_time_is_over_is_dropped_from_the_queue(batcher_of, servable):
+def test_expired_and_canceled_requests_are_dropped(batcher_of, servable):
     batcher, batches = batcher_of(max_batch_size=8, batch_timeout_micros=200_000)
     late = time.monotonic() + 0.01
     (error,) = run_all(batcher, servable, [scale([[1]], [1])], deadline=late)
@@ -174,7 +174,7 @@ def test_a_request_whose_time_is_over_is_dropped_from_the_queue(batcher_of, serv
     assert error.code == "CANCELLED" and batches == []
 
 
-def test_a_graph_that_runs_too_long_is_stopped(batcher_of, servable):
+def test_run_is_aborted_at_the_deadline(batcher_of, servable):
     batcher, _ = batcher_of(max_batch_size=8)
     begin = time.monotonic()
     forever = {"times": np.array([2**31 - 1], "int32")}
@@ -182,7 +182,7 @@ def test_a_graph_that_runs_too_long_is_stopped(batcher_of, servable):
     assert error.code == "DEADLINE_EXCEEDED" and time.monotonic() - begin < 5
 
 
-def test_closing_answers_what_waits(servable):
+def test_close_runs_waiting_requests(servable):
     batcher = Batcher(BatchingParameters(max_batch_size=8, batch_timeout_micros=60_000_000))
     with futures.ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(run_all, batcher, servable, [scale([[7]], [1])])
@@ -204,6 +204,6 @@ def test_closing_answers_what_waits(servable):
         ({"max_batch_size": 4, "allowed_batch_sizes": (2, 3)}, "max_batch_size"),
     ],
 )
-def test_parameters_are_checked(wrong, words):
+def test_invalid_parameters_raise(wrong, words):
     with pytest.raises(InputError, match=words):
         BatchingParameters(**wrong)

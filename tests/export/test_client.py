@@ -1,4 +1,4 @@
-"""The client against a real server, over both protocols; and against none, and a broken one."""
+"""Test the client with real servers over both protocols, and with missing and broken servers."""
 
 import contextlib
 import http.server
@@ -43,11 +43,11 @@ def client(request, text_server, client_of):
 
 @pytest.fixture(scope="module", params=PROTOCOLS)
 def tiny(request, tiny_base, serve, client_of):
-    # REST has no deadline of the caller's: what he gave up still runs until the server's.
+    # REST sends no deadline: a request continues after the client's timeout, until the server's.
     return client_of(serve(tiny_base, rest_api_timeout_in_ms=2000), request.param, "tiny")
 
 
-def test_texts_are_those_of_the_model(client, task, held_out_prompts):
+def test_generate_matches_the_model(client, task, held_out_prompts):
     prompts = held_out_prompts[:7]
     expected = task(prompts, 12, temperature=0.0, return_details=True)
     details = client.generate(prompts, 12, temperature=0.0, return_details=True, batch_size=3)
@@ -64,11 +64,11 @@ def test_texts_are_those_of_the_model(client, task, held_out_prompts):
     ]
     assert client.generate(["The", "a"], **each) == alone
     assert client.generate(["The", "a"], **each, batch_size=1) == alone
-    assert client.generate("The", 40) != client.generate("The", 40)  # fresh seeds
-    assert client.generate("The", 3, seed=1, min_p=0.0) == task("The", 3, seed=1)  # what is off
+    assert client.generate("The", 40) != client.generate("The", 40)  # random seeds
+    assert client.generate("The", 3, seed=1, min_p=0.0) == task("The", 3, seed=1)  # off
 
 
-def test_more_settings_and_what_a_request_leaves_out(client, task):
+def test_extended_settings_and_defaults(client, task):
     settings = {"temperature": 0.0, "repetition_penalty": 1.6, "min_new_tokens": 9}
     assert client.generate("The", 9, **settings) == task("The", 9, **settings)
     given = {"prompt": ["The"], "max_new_tokens": [5], "temperature": [0.0]}
@@ -77,7 +77,7 @@ def test_more_settings_and_what_a_request_leaves_out(client, task):
         assert found["text"].tolist() == [task("The", 5, temperature=0.0)]
 
 
-def test_scores_are_those_of_the_model(client, task, held_out_prompts):
+def test_score_matches_the_model(client, task, held_out_prompts):
     found = client.score(held_out_prompts[:3])
     np.testing.assert_allclose(found, task.score(held_out_prompts[:3]), atol=1e-3)
     assert client.score("The import") == pytest.approx(task.score("The import"), abs=1e-3)
@@ -92,14 +92,14 @@ def test_scores_are_those_of_the_model(client, task, held_out_prompts):
         {"temperature": 0.7, "top_p": 0.9, "seed": 3},
     ],
 )
-def test_a_stream_is_the_text_in_pieces(client, task, settings):
+def test_stream_matches_the_model(client, task, settings):
     pieces = list(client.stream("The import statement", 14, **settings))
     expected = task("The import statement", 14, **settings)
     assert "".join(pieces) == expected and all(pieces)
     assert len(pieces) > 1 or len(expected) < 5
 
 
-def test_a_stream_that_cannot_be_is_refused_at_once(client, tiny):
+def test_invalid_stream_raises_before_generation(client, tiny):
     for wrong in ({"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"seed": 2**31}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             client.stream("The", **wrong)
@@ -112,7 +112,7 @@ def test_a_stream_that_cannot_be_is_refused_at_once(client, tiny):
         next(client.stream("The", 1000))
 
 
-def test_any_signature(tiny):
+def test_predict_any_signature(tiny):
     outputs = tiny.predict("serving_default", {"x": [[1, 2], [3, 4]], "by": np.array([1.0, 2.0])})
     assert outputs["y"].dtype == np.float32 and outputs["y"].tolist() == [[1, 2], [6, 8]]
     upper = tiny.predict("upper", {"text": ["é", b"\xffa"]})["upper"].tolist()
@@ -142,12 +142,12 @@ def test_any_signature(tiny):
         (lambda c: c.score(1), "texts"),
     ],
 )
-def test_wrong_arguments_are_told_before_anything_is_sent(tiny, call, words):
+def test_invalid_arguments_raise_before_sending(tiny, call, words):
     with pytest.raises(InputError, match=words):
         call(tiny)
 
 
-def test_what_the_server_refuses(client, tiny):
+def test_server_errors(client, tiny):
     with pytest.raises(ServingError, match="by must not be negative") as error:
         tiny.predict("serving_default", {"x": [[1]], "by": [-1]})
     assert error.value.code == "INVALID_ARGUMENT"
@@ -168,7 +168,7 @@ def test_what_the_server_refuses(client, tiny):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_versions_and_labels(protocol, tmp_path, save_tiny, serve, client_of):
+def test_version_and_label_select_a_version(protocol, tmp_path, save_tiny, serve, client_of):
     base, config = tmp_path / "tiny", tmp_path / "models.config"
     for version in (1, 2):
         save_tiny(base / str(version), float(version))
@@ -212,7 +212,7 @@ def test_versions_and_labels(protocol, tmp_path, save_tiny, serve, client_of):
         ({"target": "https://localhost:1", "root_certificates": "a.pem"}, "certificate"),
     ],
 )
-def test_wrong_settings_of_a_client(arguments, words):
+def test_invalid_client_settings_raise(arguments, words):
     with pytest.raises(InputError, match=words):
         export.Client(**{"target": "localhost:1", "model": "m", **arguments})
 
@@ -227,7 +227,7 @@ def free_port():
 
 
 @pytest.mark.parametrize("scheme", ["", "http://"])
-def test_a_server_that_is_not_there_is_asked_again(scheme):
+def test_unreachable_server_is_retried(scheme):
     target = f"{scheme}localhost:{free_port()}"
     begin = time.monotonic()
     with (
@@ -235,14 +235,14 @@ def test_a_server_that_is_not_there_is_asked_again(scheme):
         export.Client(target, "m", retries=2) as client,
     ):
         client.status()
-    assert 0.15 <= time.monotonic() - begin < 5  # two pauses
+    assert 0.15 <= time.monotonic() - begin < 5  # two delays
     with pytest.raises(ServingError), export.Client(target, "m", retries=99, timeout=0.5) as client:
         client.status()
-    assert time.monotonic() - begin < 10  # the time of the caller ends the tries
+    assert time.monotonic() - begin < 10  # no retries after the timeout
 
 
 def test_only_unavailable_is_retried():
-    """A server that fails twice in each way, and then answers."""
+    """The server fails twice, and then answers."""
     calls = []
 
     class Flaky(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -280,7 +280,7 @@ def test_only_unavailable_is_retried():
 
 @contextlib.contextmanager
 def http_server(answers):
-    """A server that gives these answers (status, body), one after the other."""
+    """A server that returns these responses (status, body) in order; status None disconnects."""
     seen = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -310,7 +310,7 @@ def http_server(answers):
         server.server_close()
 
 
-def test_rest_answers_that_are_none():
+def test_invalid_rest_responses():
     good = json.dumps({"model_version_status": []}).encode()
     with http_server([(503, b""), (None, b""), (200, good)]) as (target, seen):
         client = export.Client(target, "m", headers={"X-Who": "me"})
@@ -330,7 +330,7 @@ def test_rest_answers_that_are_none():
         assert error.value.code == code and len(seen) == 1
 
 
-def test_a_connection_that_the_server_closed_is_made_anew():
+def test_connection_closed_by_the_server_is_reopened():
     good = json.dumps({"model_version_status": []}).encode()
     with http_server([(200, good), (None, b""), (200, good)]) as (target, seen):
         client = export.Client(target, "m", retries=0)
@@ -401,7 +401,7 @@ def test_tls(certificates, tiny_base, serve, tmp_path):
 # Hostile clients
 
 
-def test_hostile_requests_are_refused_and_the_next_is_answered(text_server, task, hostile):
+def test_server_survives_hostile_requests(text_server, task, hostile):
     attacker = hostile(text_server.port, text_server.rest_api_port, seed=1, long_prompts=0)
     try:
         assert attacker.attack(100) == []
@@ -411,10 +411,10 @@ def test_hostile_requests_are_refused_and_the_next_is_answered(text_server, task
         attacker.close()
 
 
-# The command, and what it costs
+# The command and its imports
 
 
-def test_query(text_server, task, capfd):
+def test_query_command(text_server, task, capfd):
     target = f"localhost:{text_server.port}"
     settings = ["--temperature", "0", "--max_new_tokens", "9"]
     expected = task("The import", 9, temperature=0.0)
@@ -442,7 +442,14 @@ def test_query(text_server, task, capfd):
         assert words in error and error.count("\n") == 1, error
 
 
-def test_a_client_needs_no_tensorflow(tiny_base, serve):
+def test_missing_package_error_names_the_extra(monkeypatch):
+    monkeypatch.delitem(sys.modules, "keras_llm.export.serving.client.rest", raising=False)
+    monkeypatch.setitem(sys.modules, "urllib3", None)
+    with pytest.raises(InputError, match=r"urllib3: pip install 'keras-llm\[serving\]'"):
+        export.Client("http://localhost:1", "m")
+
+
+def test_client_does_not_import_tensorflow(tiny_base, serve):
     server = serve(tiny_base)
     program = f"""
 import sys

@@ -1,4 +1,4 @@
-"""The local server as TensorFlow Serving's own stubs and plain HTTP see it."""
+"""Test the local server with TensorFlow Serving's gRPC stubs and plain HTTP requests."""
 
 import contextlib
 import http.client
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 import grpc
 import numpy as np
@@ -100,7 +101,7 @@ def fails(call, request, **options):
 def wait_until(condition, seconds=20):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come about"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.02)
 
 
@@ -146,14 +147,14 @@ X, BY = np.ones((1, 1), "float32"), np.ones(1, "float32")
         (scale_request(by=-1.0), "INVALID_ARGUMENT", "^by must not be negative$"),
     ],
 )
-def test_a_wrong_request_is_told_why(stub, request_, code, words):
+def test_invalid_request_returns_error_message(stub, request_, code, words):
     import re
 
     found, details = fails(stub.Predict, request_)
     assert found == code and re.search(words, details), (found, details)
 
 
-def test_other_calls_are_refused_properly(stub, channel_to, server):
+def test_unsupported_calls_return_error_codes(stub, channel_to, server):
     request = scale_request()
     request.output_filter.append("nope")
     assert fails(stub.Predict, request)[0] == "INVALID_ARGUMENT"
@@ -164,7 +165,7 @@ def test_other_calls_are_refused_properly(stub, channel_to, server):
     assert code == "INVALID_ARGUMENT" and "not tensorflow/serving/classify" in details
     raw = channel_to(server).unary_unary("/tensorflow.serving.PredictionService/Predict")
     code, _ = fails(raw, b"\xff\xff\xff malformed")
-    assert code in ("INTERNAL", "INVALID_ARGUMENT")  # gRPC's own answer to what it cannot parse
+    assert code in ("INTERNAL", "INVALID_ARGUMENT")  # gRPC's own error for invalid bytes
     long_name = predict_request("n" * 100_000, x=X, by=BY)
     code, details = fails(stub.Predict, long_name)
     assert code == "NOT_FOUND" and len(details) < 2000
@@ -204,32 +205,34 @@ def test_metadata_and_status(stub, channel_to, server):
     assert spec["method_name"] == "tensorflow/serving/predict"
 
 
-def test_deadlines_and_message_sizes(tiny_base, serve, channel_to):
-    server = serve(tiny_base, grpc_channel_arguments="grpc.max_receive_message_length=100000")
+def test_deadline_and_text_limit(tiny_base, serve, channel_to):
+    server = serve(tiny_base, max_text_bytes=10)
     stub = prediction_service_pb2_grpc.PredictionServiceStub(channel_to(server))
     spin = predict_request(signature="spin", times=np.array([2**31 - 1], "int32"))
     begin = time.monotonic()
     with pytest.raises(grpc.RpcError) as error:
         stub.Predict(spin, timeout=0.3)
     assert error.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    # The server has let go of it: what stops it is the graph, not the caller alone.
+    # The server aborts the graph; it does not only stop waiting.
     wait_until(lambda: server._core.models._versions["tiny"][1].users == 0)
     assert time.monotonic() - begin < 10
-    longest = serve(tiny_base, max_text_bytes=10)
     body = {"signature_name": "upper", "instances": ["a" * 5, "b" * 5]}
-    assert post(longest, body)[0] == 200
+    assert post(server, body)[0] == 200
     body["instances"].append("c")
-    status, answer = post(longest, body)
+    status, answer = post(server, body)
     assert status == 400 and "11 bytes, more than `max_text_bytes` (10)" in answer["error"]
-    long_text = predict_request(signature="upper", text=["a" * 200_000])
-    assert fails(stub.Predict, long_text)[0] == "RESOURCE_EXHAUSTED"
-    assert stub.Predict(scale_request(), timeout=30).outputs["y"].float_val or True
+    long_text = predict_request(signature="upper", text=["a" * 11])
+    assert fails(stub.Predict, long_text)[0] == "INVALID_ARGUMENT"
+    large = np.ones((1, 2**21), "float32")  # 8 MiB, more than gRPC's default limit
+    request = predict_request(x=large, by=BY)
+    request.output_filter.append("rows")
+    assert tf.make_ndarray(stub.Predict(request, timeout=30).outputs["rows"]) == [1]
 
 
 # REST
 
 
-def test_rows_and_columns(server):
+def test_rest_predict_row_and_column_formats(server):
     rows = {"instances": [{"x": [1, 2], "by": 1}, {"x": [3, 4], "by": 2}]}
     assert post(server, rows) == (
         200,
@@ -277,22 +280,32 @@ def test_rows_and_columns(server):
         ({"instances": [1], "signature_name": "once"}, "shape"),
     ],
 )
-def test_a_wrong_body_is_told_why(server, body, words):
+def test_invalid_body_returns_error_message(server, body, words):
     status, answer = post(server, body)
     assert status == 400 and words in answer["error"], answer
 
 
-def test_paths(server):
+def test_rest_paths_and_methods(server):
     for path in ("/v1/models/no", "/v1/models/no/metadata", "/nothing", "/v1/models/..%2F..%2Fetc"):
         status, answer = http_call(server, "GET", path)
         assert status == 404 and answer["error"], path
-    for path in ("/v1/models/tiny:nothing", "/v1/models/..%2f:predict", "/", "/v1/models/tiny"):
-        assert http_call(server, "POST", path, {})[0] == 404, path
-    assert http_call(server, "GET", "/v1/models/%ff")[0] == 400
+    for path in ("/v1/models/tiny:nothing", "/v1/models/no:predict"):
+        status, answer = http_call(server, "POST", path, {"inputs": 1})
+        assert status == 404 and answer["error"], path
+    for path in ("/v1/models/..%2f:predict", "/", "/v1/models/tiny", "/nothing"):
+        status, answer = http_call(server, "POST", path, {})
+        assert status == 405 and answer["error"], path
+    assert http_call(server, "GET", "/v1/models/%ff")[0] == 404
+    assert http_call(server, "GET", "/../options.py")[0] == 404
+    assert http_call(server, "GET", "/%2e%2e/options.py")[0] == 404
+    assert http_call(server, "GET", f"/v1/models/tiny/versions/{'9' * 5000}")[0] == 400
     assert http_call(server, "GET", "/v1/models/tiny/versions/99999999999999999999")[0] == 400
     assert http_call(server, "POST", "/v1/models/tiny/labels/x:predict", {"inputs": 1})[0] == 404
-    assert http_call(server, "PUT", "/v1/models/tiny", b"")[0] == 501
+    assert http_call(server, "PUT", "/v1/models/tiny", b"")[0] == 405
     assert http_call(server, "OPTIONS", "/v1/models/tiny")[0] == 405
+    page_url = f"http://localhost:{server.rest_api_port}/"
+    with urllib.request.urlopen(page_url, timeout=30) as response:
+        assert "default-src 'self'" in response.headers["Content-Security-Policy"]
     status, page = http_call(server, "GET", "/")
     assert status == 200 and page.startswith("<!doctype html>") and "http" not in page
     assert http_call(server, "GET", "/page.js")[0] == 200
@@ -301,36 +314,56 @@ def test_paths(server):
 
 
 def raw(server, text):
+    """Send bytes over a new connection and return what the server sends until it closes."""
     with socket.create_connection(("localhost", server.rest_api_port), timeout=10) as connection:
         connection.sendall(text)
-        connection.shutdown(socket.SHUT_WR)
         answer = b""
         while part := connection.recv(65536):
             answer += part
     return answer
 
 
-def test_broken_http_gets_an_answer_or_an_end(server):
-    post_line = b"POST /v1/models/tiny:predict HTTP/1.1\r\nHost: a\r\n"
-    assert b" 411 " in raw(server, post_line + b"\r\n{}")
-    assert b" 411 " in raw(server, post_line + b"Content-Length: -5\r\n\r\n{}")
-    assert b" 411 " in raw(server, post_line + b"Content-Length: 2\r\n" * 2 + b"\r\n{}")
-    chunked = b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n{}"
-    assert b" 411 " in raw(server, post_line + chunked)
-    assert b" 415 " in raw(
-        server, post_line + b"Content-Length: 2\r\nContent-Encoding: gzip\r\n\r\n{}"
-    )
-    assert raw(server, post_line + b"Content-Length: 500\r\n\r\n{}") == b""
-    assert b" 400 " in raw(server, b"nonsense\r\n\r\n")
-    assert b" 400 " in raw(server, b"GET / HTTP/x\r\n\r\n")
-    assert b" 414 " in raw(server, b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n")
-    assert b" 431 " in raw(server, post_line + b"A: b\r\n" * 200 + b"\r\n")
-    two = b"GET /v1/models/tiny HTTP/1.1\r\nHost: a\r\n\r\n" * 2  # one connection, two answers
-    assert raw(server, two).count(b"AVAILABLE") == 2
-    assert post(server, {"inputs": {"x": [[1]], "by": [1]}})[0] == 200
+def test_malformed_http_does_not_stop_the_server(server):
+    post_line = b"POST /v1/models/tiny:predict HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+    for request in (
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/x\r\n\r\n",
+        b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",  # no Host
+        post_line + b"A: " + b"b" * 70_000 + b"\r\n\r\n",
+        post_line + b"\r\n{}",
+        post_line + b"Content-Length: -5\r\n\r\n{}",
+        post_line + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        post_line + b"Content-Length: 2\r\nContent-Encoding: gzip\r\n\r\n{}",
+        post_line + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n{}",
+        post_line + b"Transfer-Encoding: gzip\r\n\r\n{}",
+    ):
+        assert raw(server, request).startswith((b"HTTP/1.1 4", b"HTTP/1.1 501")), request[:100]
+    with socket.create_connection(("localhost", server.rest_api_port)) as connection:
+        connection.sendall(post_line + b"Content-Length: 500\r\n\r\n{}")  # and disconnect
+    two = b"GET /v1/models/tiny HTTP/1.1\r\nHost: a\r\n\r\n"
+    last = b"GET /v1/models/tiny HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    assert raw(server, two + last).count(b"AVAILABLE") == 2  # pipelined on one connection
+    body = b'{"inputs": {"x": [[1]], "by": [1]}}'
+    chunked = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    assert raw(server, post_line + chunked).startswith(b"HTTP/1.1 200")
+    assert post(server, body)[0] == 200
 
 
-def test_limits_of_rest(tiny_base, serve):
+def test_responses_are_not_delayed(server):
+    """A socket without TCP_NODELAY delays the body of a response by 40 ms."""
+    connection = http.client.HTTPConnection("localhost", server.rest_api_port, timeout=30)
+    with contextlib.closing(connection):
+        seconds = []
+        for _ in range(30):
+            begin = time.monotonic()
+            connection.request("GET", "/v1/models/tiny")
+            connection.getresponse().read()
+            seconds.append(time.monotonic() - begin)
+    assert min(seconds[-10:]) < 0.03
+
+
+def test_rest_limits(tiny_base, serve):
     server = serve(
         tiny_base,
         rest_api_max_body_bytes=1000,
@@ -338,13 +371,21 @@ def test_limits_of_rest(tiny_base, serve):
         rest_api_enable_cors_support=True,
         rest_api_num_threads=3,
     )
-    long_body = {"signature_name": "upper", "instances": ["a" * 5_000_000]}
-    status, answer = post(server, long_body)
-    assert status == 413 and "1000 bytes" in answer["error"]
+    body = '{"signature_name": "upper", "instances": ["a"]}'
+    assert post(server, body.ljust(1000))[0] == 200
+    for size in (1001, 5_000_000):
+        status, answer = post(server, body.ljust(size))
+        assert status == 413 and "1000 bytes" in answer["error"]
+    with socket.create_connection(("localhost", server.rest_api_port), timeout=10) as connection:
+        connection.sendall(
+            b"POST /v1/models/tiny:predict HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{"
+        )
+        assert connection.recv(65536).startswith(b"HTTP/1.1 504")  # the body does not arrive
     spin = {"signature_name": "spin", "instances": [2**31 - 1]}
     status, answer = post(server, spin)
     assert status == 504 and answer["error"]
-    assert http_call(server, "OPTIONS", "/v1/models/tiny:predict")[0] == 200
+    origin = {"Origin": "http://elsewhere", "Access-Control-Request-Method": "POST"}
+    assert http_call(server, "OPTIONS", "/v1/models/tiny:predict", headers=origin)[0] == 200
     idle = [socket.create_connection(("localhost", server.rest_api_port)) for _ in range(3)]
     time.sleep(0.2)
     connection = http.client.HTTPConnection("localhost", server.rest_api_port, timeout=10)
@@ -361,7 +402,7 @@ def test_limits_of_rest(tiny_base, serve):
 
 @pytest.fixture(scope="module")
 def example_server(tmp_path_factory, serve):
-    """A model of old: signatures that read `tf.train.Example`s."""
+    """A server of a model whose signatures read `tf.train.Example`s."""
     base = tmp_path_factory.mktemp("served") / "old"
     v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
@@ -425,10 +466,10 @@ def write_warmup(folder, *requests):
             writer.write(log.SerializeToString())
 
 
-def test_warm_up_requests_are_run_before_serving(tmp_path, save_tiny, serve):
+def test_warmup_requests_run_before_serving(tmp_path, save_tiny, serve):
     save_tiny(tmp_path / "m/1", 1.0)
     write_warmup(tmp_path / "m/1", scale_request(), predict_request(signature="upper", text=["a"]))
-    serve(tmp_path / "m", num_request_iterations_for_warmup=2)
+    serve(tmp_path / "m")
     save_tiny(tmp_path / "bad/1", 1.0)
     write_warmup(tmp_path / "bad/1", scale_request(), scale_request(by=-1.0))
     with pytest.raises(InputError, match="warm-up request 2: by must not be negative"):
@@ -439,16 +480,14 @@ def test_warm_up_requests_are_run_before_serving(tmp_path, save_tiny, serve):
         serve(tmp_path / "bad")
 
 
-def test_metrics(serve, tiny_base, tmp_path, channel_to):
-    config = tmp_path / "monitoring.config"
-    config.write_text('prometheus_config { enable: true path: "/metrics" }')
-    server = serve(tiny_base, monitoring_config_file=str(config), enable_batching=True)
+def test_metrics(serve, tiny_base, channel_to):
+    server = serve(tiny_base, enable_batching=True)
     stub = prediction_service_pb2_grpc.PredictionServiceStub(channel_to(server))
     stub.Predict(scale_request(), timeout=30)
     post(server, {"inputs": {"x": [[1]], "by": [-1]}})
     for i in range(3):
         post(server, {}, f"unknown{i}")
-    status, page = http_call(server, "GET", "/metrics")
+    status, page = http_call(server, "GET", "/monitoring/prometheus/metrics")
     assert status == 200
     lines = page.splitlines()
     count = ":tensorflow:serving:request_count"
@@ -461,9 +500,6 @@ def test_metrics(serve, tiny_base, tmp_path, channel_to):
     assert f":tensorflow:serving:request_latency_count{latency}}} 1" in lines
     assert f':tensorflow:serving:request_latency_bucket{latency},le="+Inf"}} 1' in lines
     assert ":tensorflow:serving:batching_session:processed_batch_size_sum 2" in lines
-    config.write_text("prometheus_config { enable: false }")
-    quiet = serve(tiny_base, monitoring_config_file=str(config))
-    assert http_call(quiet, "GET", "/monitoring/prometheus/metrics")[0] == 404
 
 
 # Versions
@@ -473,7 +509,7 @@ def factor(stub, **spec):
     return tf.make_ndarray(stub.Predict(scale_request(**spec), timeout=30).outputs["y"]).item()
 
 
-def test_versions_come_and_go_without_failing_a_request(tmp_path, save_tiny, serve, channel_to):
+def test_version_changes_do_not_fail_requests(tmp_path, save_tiny, serve, channel_to):
     base = tmp_path / "tiny"
     save_tiny(base / "1", 1.0)
     server = serve(base, file_system_poll_wait_seconds=0.05, enable_batching=True)
@@ -495,7 +531,7 @@ def test_versions_come_and_go_without_failing_a_request(tmp_path, save_tiny, ser
         for version in (2, 3):
             save_tiny(base / str(version), float(version))
             wait_until(lambda v=version: server.models() == {"tiny": [v]})
-        shutil.rmtree(base / "3")  # back to the newest that is left
+        shutil.rmtree(base / "3")  # the newest remaining version is served again
         wait_until(lambda: server.models() == {"tiny": [2]})
         count = len(seen)
         wait_until(lambda: len(seen) > count + 20)
@@ -508,7 +544,7 @@ def test_versions_come_and_go_without_failing_a_request(tmp_path, save_tiny, ser
     assert states[2] == 30 and states[1] == 50
 
 
-def test_a_version_that_cannot_be_loaded_leaves_the_old_one(tmp_path, save_tiny, serve, channel_to):
+def test_invalid_version_keeps_the_old_one(tmp_path, save_tiny, serve, channel_to):
     base = tmp_path / "tiny"
     save_tiny(base / "1", 1.0)
     server = serve(base, file_system_poll_wait_seconds=0.05)
@@ -526,7 +562,7 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one(tmp_path, save_tiny,
     wait_until(failed)
     assert server.models() == {"tiny": [1]}
     save_tiny(tmp_path / "whole", 2.0)
-    shutil.copytree(tmp_path / "whole", base / "2", dirs_exist_ok=True)  # mended in place
+    shutil.copytree(tmp_path / "whole", base / "2", dirs_exist_ok=True)  # repaired in place
     wait_until(lambda: server.models() == {"tiny": [2]})
 
 
@@ -546,7 +582,7 @@ def label(name, version):
     return f'version_labels {{ key: "{name}" value: {version} }}'
 
 
-def test_policies_and_labels(tmp_path, save_tiny, serve, channel_to):
+def test_version_policies_and_labels(tmp_path, save_tiny, serve, channel_to):
     base, config = tmp_path / "many", tmp_path / "models.config"
     for version in (1, 2, 3):
         save_tiny(base / str(version), float(version))
@@ -557,7 +593,6 @@ def test_policies_and_labels(tmp_path, save_tiny, serve, channel_to):
     config.write_text(text("specific { versions: 1 versions: 3 }", label("stable", 1)))
     server = serve(
         model_config_file=str(config),
-        model_config_file_poll_wait_seconds=0.05,
         file_system_poll_wait_seconds=0.05,
     )
     channel = channel_to(server)
@@ -574,12 +609,8 @@ def test_policies_and_labels(tmp_path, save_tiny, serve, channel_to):
     assert rest[1]["outputs"]["y"] == [[1]]
     assert fails(stub.Predict, scale_request(model="a", version=2))[0] == "NOT_FOUND"
 
-    # The file is read again when it changes.
-    config.write_text(text("latest { num_versions: 2 }", label("stable", 3)))
-    wait_until(lambda: server.models() == {"a": [3, 2]})
-    wait_until(lambda: factor(stub, model="a", label="stable") == 3)
-
-    # And by request; a label of a version that is not loaded is refused, and stays what it was.
+    # A new configuration by request; a label of a version that is not loaded is rejected and not
+    # changed.
     models = model_service_pb2_grpc.ModelServiceStub(channel)
 
     def reload(content):
@@ -587,6 +618,9 @@ def test_policies_and_labels(tmp_path, save_tiny, serve, channel_to):
         text_format.Parse(content, request.config)
         return models.HandleReloadConfigRequest(request, timeout=60).status
 
+    assert reload(text("latest { num_versions: 2 }", label("stable", 3))).error_code == 0
+    assert server.models() == {"a": [3, 2]}
+    assert factor(stub, model="a", label="stable") == 3
     more = f'config {{ name: "b" base_path: "{base}" model_platform: "tensorflow" }}'
     assert reload(text("all {}", label("stable", 1), more)).error_code == 0
     assert server.models() == {"a": [3, 2, 1], "b": [3]}
@@ -619,17 +653,14 @@ def test_policies_and_labels(tmp_path, save_tiny, serve, channel_to):
             },
             "FILE: 1:1",
         ),
-        ({"model_base_path": "BASE", "monitoring_config_file": "FILE"}, "FILE: 1:1"),
         ({"model_base_path": "BASE", "ssl_config_file": "FILE"}, "FILE: 1:1"),
-        ({"model_base_path": "BASE", "grpc_channel_arguments": "a"}, "key=value"),
-        ({"model_base_path": "BASE", "grpc_max_threads": 0}, "grpc_max_threads"),
+        ({"model_base_path": "BASE", "rest_api_num_threads": 0}, "rest_api_num_threads"),
         ({"model_base_path": "BASE", "port": 99999}, "port"),
         ({"model_base_path": "BASE", "port": 5000, "rest_api_port": 5000}, "rest_api_port"),
         ({"model_base_path": "BASE", "host": "256.0.0.1"}, "port"),
-        ({"model_base_path": "BASE", "saved_model_tags": "train"}, "tag"),
     ],
 )
-def test_flags_that_cannot_be_used(tiny_base, tmp_path, serve, options, words):
+def test_invalid_flags_raise(tiny_base, tmp_path, serve, options, words):
     (tmp_path / "FILE").write_text("nonsense: 1")
     places = {"BASE": str(tiny_base), "FILE": str(tmp_path / "FILE")}
     options = {name: places.get(value, value) for name, value in options.items()}
@@ -637,14 +668,14 @@ def test_flags_that_cannot_be_used(tiny_base, tmp_path, serve, options, words):
         serve(**options)
 
 
-def test_a_port_in_use_is_told(tiny_base, serve, server):
+def test_port_in_use_raises(tiny_base, serve, server):
     with pytest.raises(InputError, match=r"`port`: .* in use"):
         serve(tiny_base, port=server.port)
     with pytest.raises(InputError, match="`rest_api_port`: "):
         serve(tiny_base, rest_api_port=server.rest_api_port)
 
 
-def test_batching_parameters_are_those_of_the_file(tiny_base, tmp_path, serve):
+def test_batching_parameters_file(tiny_base, tmp_path, serve):
     path = tmp_path / "batching_parameters.txt"
     path.write_text(
         "max_batch_size { value: 4 } batch_timeout_micros { value: 100000 }\n"
@@ -653,7 +684,7 @@ def test_batching_parameters_are_those_of_the_file(tiny_base, tmp_path, serve):
     )
     server = serve(tiny_base, enable_batching=True, batching_parameters_file=str(path))
     answer = post(server, {"inputs": {"x": [[1]], "by": [1]}})
-    assert answer == (200, {"outputs": {"y": [[1]], "rows": [2]}})  # filled up to two
+    assert answer == (200, {"outputs": {"y": [[1]], "rows": [2]}})  # padded to two rows
     assert post(server, {"inputs": {"x": [[1]] * 5, "by": [1]}})[0] == 400
     path.write_text("allowed_batch_sizes: 2 allowed_batch_sizes: 4")
     with pytest.raises(InputError, match="allowed_batch_sizes"):
@@ -665,7 +696,7 @@ def test_batching_parameters_are_those_of_the_file(tiny_base, tmp_path, serve):
 
 @pytest.fixture
 def started(tiny_base):
-    """Function that starts `keras-llm serve` with flags; the process and its port of gRPC."""
+    """Function that starts `keras-llm serve` with flags; returns the process and its gRPC port."""
     processes = []
 
     def start(*flags):
@@ -690,7 +721,7 @@ def started(tiny_base):
 
 
 def spin(channel, times):
-    """A request that takes a while, in the server's hands when this returns."""
+    """Start a long request, which is running on the server when this returns."""
     request = predict_request(signature="spin", times=np.array([times], "int32"))
     stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
     pending = stub.Predict.future(request, timeout=60)
@@ -699,7 +730,7 @@ def spin(channel, times):
     return pending
 
 
-def test_sigterm_ends_the_process_when_all_is_answered(started):
+def test_sigterm_finishes_running_requests(started):
     process, port = started("--shutdown_grace_seconds", "20")
     with grpc.insecure_channel(f"localhost:{port}") as channel:
         health = health_pb2_grpc.HealthStub(channel)
@@ -716,7 +747,7 @@ def test_sigterm_ends_the_process_when_all_is_answered(started):
     assert process.wait(timeout=30) == 0
 
 
-def test_what_runs_longer_than_the_time_of_grace_is_cut_off(started):
+def test_requests_are_aborted_after_the_grace_period(started):
     process, port = started("--shutdown_grace_seconds", "0.2")
     with grpc.insecure_channel(f"localhost:{port}") as channel:
         pending = spin(channel, 2**31 - 1)
@@ -728,7 +759,7 @@ def test_what_runs_longer_than_the_time_of_grace_is_cut_off(started):
     assert "are aborted" in process.stderr.read()
 
 
-def test_the_command_tells_what_is_wrong(capfd):
+def test_command_reports_invalid_arguments(capfd):
     from keras_llm import cli
 
     assert cli.main(["serve", "nowhere"]) == 2
@@ -739,5 +770,16 @@ def test_the_command_tells_what_is_wrong(capfd):
     assert "cannot both be set" in capfd.readouterr().err
 
 
-def test_the_server_is_public():
+@pytest.mark.parametrize("package", ["starlette", "uvicorn"])
+def test_missing_package_error_names_the_extra(monkeypatch, package):
+    for name in ("app", "rest_api", "server"):
+        monkeypatch.delitem(sys.modules, f"keras_llm.export.serving.server.{name}", raising=False)
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=rf"{package}: pip install 'keras-llm\[serving\]'"):
+        export.LocalServer  # noqa: B018
+
+
+def test_server_is_public():
     assert export.LocalServer.__doc__ and export.ServerOptions.__doc__

@@ -22,8 +22,7 @@ GENERATED = [
     ),
 ]
 NOT_GENERATED = {  # not in any Python package
-    f"tensorflow.serving.{name}"
-    for name in ("BatchingParameters", "PrometheusConfig", "MonitoringConfig", "SSLConfig")
+    f"tensorflow.serving.{name}" for name in ("BatchingParameters", "SSLConfig")
 }
 
 

@@ -1110,7 +1110,7 @@ EXPORT = (
             "key = (id(servable), signature.name, inner)",
             "key = (id(servable), signature.name)",
         ),
-        ("tests/export/test_batching.py::test_only_what_has_equal_inner_shapes_is_merged",),
+        ("tests/export/test_batching.py::test_different_inner_shapes_are_not_batched",),
     ),
     Fault(
         "export-server-version",
@@ -1120,17 +1120,17 @@ EXPORT = (
             "return max(available)",
             "return min(available)",
         ),
-        ("tests/export/test_local_server.py::test_policies_and_labels",),
+        ("tests/export/test_local_server.py::test_version_policies_and_labels",),
     ),
     Fault(
-        "export-server-chunked",
-        "a request with both a length and chunks is accepted",
+        "export-server-body-size",
+        "a body of just the largest size is rejected",
         Place(
-            "export/serving/server/rest.py",
-            'if len(lengths) == 1 and "Transfer-Encoding" not in self.headers else ""',
-            'if len(lengths) == 1 else ""',
+            "export/serving/server/rest_api.py",
+            "if len(body) > limit:",
+            "if len(body) >= limit:",
         ),
-        ("tests/export/test_local_server.py::test_broken_http_gets_an_answer_or_an_end",),
+        ("tests/export/test_local_server.py::test_rest_limits",),
     ),
     Fault(
         "export-server-text-size",
@@ -1140,7 +1140,7 @@ EXPORT = (
             "if size > self._max_text_bytes:",
             "if size >= self._max_text_bytes:",
         ),
-        ("tests/export/test_local_server.py::test_deadlines_and_message_sizes",),
+        ("tests/export/test_local_server.py::test_deadline_and_text_limit",),
     ),
     Fault(
         "export-tensor-repeat",

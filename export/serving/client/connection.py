@@ -8,8 +8,7 @@ from keras_llm.errors import InputError, optional_packages
 from keras_llm.types import PathLike
 
 if TYPE_CHECKING:
-    with optional_packages("Client over gRPC"):
-        from keras_llm.export.serving.client.grpc import GrpcConnection
+    from keras_llm.export.serving.client.grpc import GrpcConnection
     from keras_llm.export.serving.client.rest import RestConnection
 
 
@@ -52,7 +51,8 @@ def connect(
         "client_key": client_key,
     }
     if "://" in target:
-        from keras_llm.export.serving.client.rest import RestConnection
+        with optional_packages("Client over REST"):
+            from keras_llm.export.serving.client.rest import RestConnection
 
         return RestConnection(target, route, headers, files)
     if not re.fullmatch(r"[^\s/]+:\d{1,5}", target):

@@ -1,15 +1,13 @@
 """Call TensorFlow Serving over REST."""
 
-import contextlib
-import http.client
 import json
-import queue
 import ssl
 import time
 import urllib.parse
 from typing import TYPE_CHECKING
 
 import numpy as np
+import urllib3
 
 from keras_llm.errors import InputError, ServingError
 from keras_llm.export.serving import tensors
@@ -31,6 +29,7 @@ _CODES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
+_IDLE_CONNECTIONS = 64  # further connections are closed after their request
 
 
 class RestConnection:
@@ -43,27 +42,26 @@ class RestConnection:
         headers: dict[str, str],
         files: dict[str, PathLike | None],
     ) -> None:
-        url = urllib.parse.urlsplit(target)
         try:
-            port = url.port
-        except ValueError:
-            port = -1
-        if url.scheme not in ("http", "https") or not url.hostname or port == -1 or url.query:
+            url = urllib3.util.parse_url(target)
+        except urllib3.exceptions.LocationParseError:
+            url = urllib3.util.Url()
+        if url.scheme not in ("http", "https") or not url.host or url.query:
             raise InputError(
                 f'`target` must be "http://host:port" or "https://host:port", got {target!r}.'
             )
-        self._address = url.hostname, port
-        self._context = _tls_context(files) if url.scheme == "https" else None
+        options = {"ssl_context": _tls_context(files)} if url.scheme == "https" else {}
         if url.scheme == "http" and any(files.values()):
             raise InputError("certificates require an https:// `target`.")
+        self._pool = urllib3.connection_from_url(target, maxsize=_IDLE_CONNECTIONS, **options)
         self._headers = {**headers, "Content-Type": "application/json"}
-        path = f"{url.path.rstrip('/')}/v1/models/{urllib.parse.quote(route.model, safe='')}"
+        model = urllib.parse.quote(route.model, safe="")
+        path = f"{(url.path or '').rstrip('/')}/v1/models/{model}"
         if route.version is not None:
             path += f"/versions/{route.version}"
         if route.label is not None:
             path += f"/labels/{urllib.parse.quote(route.label, safe='')}"
         self._path = path
-        self._idle: queue.LifoQueue[http.client.HTTPConnection] = queue.LifoQueue()
 
     def predict(
         self, signature: str, spec: JSON, arrays: dict[str, np.ndarray], seconds: float
@@ -100,51 +98,36 @@ class RestConnection:
         ]
 
     def close(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._idle.get_nowait().close()
+        self._pool.close()
 
     def _ask(self, method, path, seconds, body=None):
         end = time.monotonic() + seconds
-        while True:
-            connection, is_used = self._connection()
-            try:
-                connection.timeout = max(0.001, end - time.monotonic())
-                if connection.sock is not None:
-                    connection.sock.settimeout(connection.timeout)
-                connection.request(method, self._path + path, body, self._headers)
-                response = connection.getresponse()
-                data = response.read()
-            except TimeoutError:
-                connection.close()
-                raise ServingError(
-                    "DEADLINE_EXCEEDED", f"no response within {seconds:.3g} s."
-                ) from None
-            except ssl.SSLError as error:
-                connection.close()
-                raise ServingError("UNAUTHENTICATED", f"TLS: {error}") from None
-            except (OSError, http.client.HTTPException) as error:
-                connection.close()
-                if is_used and isinstance(error, (ConnectionError, http.client.RemoteDisconnected)):
-                    continue  # the server closed an idle connection
-                raise ServingError("UNAVAILABLE", f"{type(error).__name__}: {error}") from None
-            except BaseException:
-                connection.close()
-                raise
-            if response.will_close:
-                connection.close()
-            self._idle.put(connection)
-            return _read(response.status, data)
-
-    def _connection(self):
-        """Return a connection and whether it was used before."""
         try:
-            connection = self._idle.get_nowait()
-            return connection, connection.sock is not None
-        except queue.Empty:
-            if self._context is None:
-                return http.client.HTTPConnection(*self._address), False
-            return http.client.HTTPSConnection(*self._address, context=self._context), False
+            try:
+                response = self._send(method, path, end, body)
+            except urllib3.exceptions.ProtocolError:
+                # The server may have closed an idle connection just before it was used.
+                response = self._send(method, path, end, body)
+        except urllib3.exceptions.NewConnectionError as error:  # a subclass of TimeoutError
+            raise ServingError("UNAVAILABLE", str(error)) from None
+        except urllib3.exceptions.TimeoutError:
+            message = f"no response within {seconds:.3g} s."
+            raise ServingError("DEADLINE_EXCEEDED", message) from None
+        except urllib3.exceptions.SSLError as error:
+            raise ServingError("UNAUTHENTICATED", f"TLS: {error}") from None
+        except urllib3.exceptions.HTTPError as error:
+            raise ServingError("UNAVAILABLE", f"{type(error).__name__}: {error}") from None
+        return _read(response.status, response.data)
+
+    def _send(self, method, path, end, body):
+        return self._pool.urlopen(
+            method,
+            self._path + path,
+            body,
+            self._headers,
+            retries=False,
+            timeout=urllib3.Timeout(total=max(0.001, end - time.monotonic())),
+        )
 
 
 def _read(status, data):
@@ -191,8 +174,6 @@ def _to_json(array):
 
 
 def _scalar(value):
-    import numpy as np
-
     array = np.empty((), object)
     array[()] = value
     return array

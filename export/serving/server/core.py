@@ -22,9 +22,7 @@ class Core:
     Args:
         batching: `BatchingParameters`, or None to run each request separately.
         session_config: `tf.compat.v1.ConfigProto`, or None.
-        tags: list of str. Tags of the graph of a SavedModel to load.
-        warmup_iterations: int. How often to run the warm-up requests of a model; 0 disables them.
-        allow_unavailable_labels: bool. Whether a label may refer to a version that is not loaded.
+        warmup: bool. Whether to run the warm-up requests of a model before it is served.
         max_text_bytes: int. Maximum total bytes of the strings of a request.
     """
 
@@ -32,17 +30,14 @@ class Core:
         self,
         batching: BatchingParameters | None = None,
         session_config: Any = None,
-        tags: Sequence[str] = ("serve",),
-        warmup_iterations: int = 1,
-        allow_unavailable_labels: bool = False,
+        warmup: bool = True,
         max_text_bytes: int = 2**20,
     ) -> None:
         self.metrics = metrics.Metrics()
-        self.models = Models(self._load, allow_unavailable_labels)
+        self.models = Models(self._load)
         self._batcher = Batcher(batching, self._observe_batch) if batching else None
         self._session_config = session_config
-        self._tags = tags
-        self._warmup_iterations = warmup_iterations
+        self._warmup = warmup
         self._max_text_bytes = max_text_bytes
 
     def predict(
@@ -156,10 +151,10 @@ class Core:
         begin, status = time.perf_counter(), "fail"
         path = str(folder)
         try:
-            servable = Servable(folder, self._session_config, self._tags)
+            servable = Servable(folder, self._session_config)
             try:
-                if self._warmup_iterations:
-                    warm_up(servable, self._warmup_iterations)
+                if self._warmup:
+                    warm_up(servable)
             except ServingError:
                 servable.close()
                 raise

@@ -68,13 +68,6 @@ def read_batching_parameters(path: PathLike) -> BatchingParameters:
         raise InputError(f"{path}: {error}") from None
 
 
-def read_monitoring(path: PathLike) -> str | None:
-    """Read a `--monitoring_config_file`; return the path of the metrics, None if disabled."""
-    message = _parse(path, wire.message("tensorflow.serving.MonitoringConfig")())
-    page = message.prometheus_config.path or METRICS_PATH
-    return page if message.prometheus_config.enable else None
-
-
 def read_ssl(path: PathLike) -> Any:
     """Read an `--ssl_config_file`; return an `SSLConfig` with the text of keys and certificates."""
     message = _parse(path, wire.message("tensorflow.serving.SSLConfig")())
@@ -83,9 +76,6 @@ def read_ssl(path: PathLike) -> Any:
     if message.client_verify and not message.custom_ca:
         raise InputError(f"{path}: `client_verify` requires `custom_ca`.")
     return message
-
-
-METRICS_PATH = "/monitoring/prometheus/metrics"
 
 
 def _parse(path, message):

@@ -61,16 +61,10 @@ class Models:
     Args:
         load: function that takes name, version and folder and returns a `Servable`; it may raise
             ServingError.
-        allow_unavailable_labels: bool. Whether a label may refer to a version that is not loaded.
     """
 
-    def __init__(
-        self,
-        load: Callable[[str, int, pathlib.Path], Servable],
-        allow_unavailable_labels: bool = False,
-    ) -> None:
+    def __init__(self, load: Callable[[str, int, pathlib.Path], Servable]) -> None:
         self._load = load
-        self._allow_unavailable_labels = allow_unavailable_labels
         self._configs: dict[str, ModelConfig] = {}
         self._versions: dict[str, dict[int, _Version]] = {}  # name -> version -> _Version
         self._lock = threading.Condition()
@@ -213,12 +207,11 @@ class Models:
             self._configs = configs
 
     def _resolve(self, name, version, label):
-        versions = self._versions.get(name, {})
         if name not in self._configs:
             raise ServingError("NOT_FOUND", f"there is no model {name!r}.")
         if label:
             version = self._labelled(name, label)
-        available = [number for number, entry in versions.items() if entry.state == AVAILABLE]
+        available = self._available(name)
         if version is None:
             if not available:
                 raise ServingError("NOT_FOUND", f"no version of model {name!r} is loaded.")
@@ -244,7 +237,7 @@ class Models:
             missing = "no version folder with a saved_model.pb"
             yield f"model {config.name!r}: {'; '.join(failed) or missing} in {config.base_path}."
         for label, version in config.labels.items():
-            if version not in available and not self._allow_unavailable_labels:
+            if version not in available:
                 yield (
                     f"model {config.name!r}: label {label!r} refers to version {version}, which is "
                     "not loaded."

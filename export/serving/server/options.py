@@ -1,7 +1,6 @@
 """Define the flags of the server, without slow imports."""
 
 import dataclasses
-import os
 
 
 @dataclasses.dataclass
@@ -14,8 +13,6 @@ class ServerOptions:
     """Name of that model in requests; defaults to the name of the folder."""
     model_config_file: str = ""
     """Text file of a ModelServerConfig with several models, their versions and labels."""
-    model_config_file_poll_wait_seconds: float = 0.0
-    """Interval to read that file again; 0 is never."""
     port: int = 8500
     """gRPC port; 0 selects a free port."""
     rest_api_port: int = 0
@@ -30,20 +27,10 @@ class ServerOptions:
     """Interval to check for new and removed versions; 0 is never."""
     enable_model_warmup: bool = True
     """Run the warm-up requests of a model before it is served."""
-    num_request_iterations_for_warmup: int = 1
-    """How often to run each warm-up request."""
-    allow_version_labels_for_unavailable_models: bool = False
-    """Allow labels that refer to versions that are not loaded."""
-    monitoring_config_file: str = ""
-    """Text file of a MonitoringConfig, which sets the path of the metrics or disables them."""
     ssl_config_file: str = ""
     """Text file of an SSLConfig with keys and certificates for gRPC."""
-    grpc_max_threads: int = max(16, 4 * (os.cpu_count() or 1))
-    """Maximum number of concurrent gRPC requests; further requests wait."""
-    grpc_channel_arguments: str = ""
-    """gRPC channel arguments, key=value,key=value; grpc.max_receive_message_length is 64 MiB."""
     rest_api_num_threads: int = 64
-    """Maximum number of open REST connections."""
+    """Number of threads for REST requests, and maximum number of open REST connections."""
     rest_api_timeout_in_ms: int = 30000
     """Timeout of a REST request."""
     rest_api_max_body_bytes: int = 64 * 2**20
@@ -53,8 +40,6 @@ class ServerOptions:
     memory."""
     rest_api_enable_cors_support: bool = False
     """Allow requests from pages of other sites (CORS)."""
-    saved_model_tags: str = "serve"
-    """Comma-separated tags of the graph to load."""
     tensorflow_intra_op_parallelism: int = 0
     """Number of threads of one op; 0 lets TensorFlow choose."""
     tensorflow_inter_op_parallelism: int = 0

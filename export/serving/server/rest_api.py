@@ -1,13 +1,23 @@
-"""Convert between the JSON of TensorFlow Serving's REST API and arrays.
+"""Answer TensorFlow Serving's REST API: convert its JSON to and from arrays.
+
+The endpoints read the server's settings from the state of the application: `core`, `timeout` and
+`max_body_bytes`.
 
 Reference:
     tensorflow.org/tfx/serving/api_rest.
 """
 
+import asyncio
 import json
-from typing import TYPE_CHECKING
+import re
+import time
 
 from google.protobuf import json_format
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
@@ -20,24 +30,113 @@ from keras_llm.export.serving import tensors
 from keras_llm.export.serving.server import examples, grpc_services
 from keras_llm.types import JSON
 
-if TYPE_CHECKING:
-    from keras_llm.export.serving.server.core import Core
+
+def routes() -> list[Route]:
+    """Return the routes of the API."""
+    bases = [
+        "/v1/models/{name}",
+        "/v1/models/{name}/versions/{version}",
+        "/v1/models/{name}/labels/{label}",
+    ]
+    return [
+        *(Route(f"{base}:{{method}}", _run_method, methods=["POST"]) for base in bases),
+        *(Route(f"{base}/metadata", _get_metadata) for base in bases),
+        *(Route(base, _get_status) for base in bases),
+        Route("/v1/models", _list_models),
+    ]
 
 
-def spec(name: str, version: str | None, label: str | None) -> model_pb2.ModelSpec:
-    """Return a ModelSpec for the parts of a path."""
-    model_spec = model_pb2.ModelSpec(name=name)
-    if version is not None:
-        if int(version) >= 2**63:
-            raise ServingError("INVALID_ARGUMENT", "the version must fit in 64 bits.")
-        model_spec.version.value = int(version)
-    if label is not None:
-        model_spec.version_label = label
-    return model_spec
+def json_response(value: JSON, status_code: int = 200) -> Response:
+    """Return a value as JSON.
+
+    Non-ASCII characters are escaped, because an error may contain a lone surrogate, which UTF-8
+    cannot encode. NaN and infinity are written as TensorFlow Serving writes them.
+    """
+    return Response(json.dumps(value), status_code, media_type="application/json")
 
 
-def read_body(body: bytes) -> JSON:
-    """Parse the body of a request, a JSON object."""
+async def read_body(request: Request) -> bytearray:
+    """Read the body of a request.
+
+    Raises:
+        HTTPException: 413 as soon as it is longer than `max_body_bytes`.
+        ServingError: "DEADLINE_EXCEEDED" if it does not arrive within `timeout`.
+    """
+    limit = request.app.state.max_body_bytes
+    body = bytearray()
+    try:
+        async with asyncio.timeout(request.app.state.timeout):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise HTTPException(413, f"the body must have at most {limit} bytes.")
+    except TimeoutError:
+        raise ServingError("DEADLINE_EXCEEDED", "the body did not arrive in time.") from None
+    return body
+
+
+async def _run_method(request: Request) -> Response:
+    deadline = time.monotonic() + request.app.state.timeout
+    body = await read_body(request)
+    return await run_in_threadpool(
+        _answer, request.app.state.core, request.path_params, body, deadline
+    )
+
+
+def _answer(core, path, body, deadline):
+    method = _METHODS.get(path["method"])
+    if method is None:
+        raise HTTPException(404, f"the method must be one of {', '.join(_METHODS)}.")
+    with core.request(path["name"], path["method"], "REST"):
+        return json_response(method(core, _spec(path), _parse(body), deadline))
+
+
+def _get_status(request: Request) -> Response:
+    return json_response(
+        _to_dict(grpc_services.status(request.app.state.core, _spec(request.path_params)))
+    )
+
+
+def _get_metadata(request: Request) -> Response:
+    message = get_model_metadata_pb2.GetModelMetadataRequest(
+        model_spec=_spec(request.path_params), metadata_field=["signature_def"]
+    )
+    response = grpc_services.metadata(request.app.state.core, message)
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    response.metadata["signature_def"].Unpack(signatures)
+    return json_response(
+        {
+            "model_spec": _to_dict(response.model_spec),
+            "metadata": {"signature_def": _to_dict(signatures)},
+        }
+    )
+
+
+def _list_models(request: Request) -> Response:
+    """Answer `GET /v1/models`, an addition to TensorFlow Serving."""
+    core = request.app.state.core
+    rows = [
+        {
+            "name": name,
+            "labels": labels,
+            **_to_dict(grpc_services.status(core, model_pb2.ModelSpec(name=name))),
+        }
+        for name, labels in core.models.names().items()
+    ]
+    return json_response({"models": rows})
+
+
+def _spec(path):
+    """Return a ModelSpec for the parameters of a path."""
+    spec = model_pb2.ModelSpec(name=path["name"], version_label=path.get("label", ""))
+    if version := path.get("version"):
+        if not re.fullmatch("[0-9]{1,19}", version) or int(version) >= 2**63:
+            raise ServingError("INVALID_ARGUMENT", "the version must be an integer of 64 bits.")
+        spec.version.value = int(version)
+    return spec
+
+
+def _parse(body):
     try:
         request = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -47,15 +146,13 @@ def read_body(body: bytes) -> JSON:
     return request
 
 
-def predict(
-    core: "Core", model_spec: model_pb2.ModelSpec, request: JSON, deadline: float | None
-) -> JSON:
+def _predict(core, spec, request, deadline):
     """Answer `:predict`, in the row ("instances") or column ("inputs") format of the request."""
     _only(request, "signature_name", "instances", "inputs")
     if ("instances" in request) == ("inputs" in request):
         raise ServingError("INVALID_ARGUMENT", 'the body must have either "instances" or "inputs".')
     name = _signature_name(request)
-    with core.models.use(*grpc_services.model_of(model_spec)) as (_, servable):
+    with core.models.use(*grpc_services.model_of(spec)) as (_, servable):
         signature = servable.signature(name)
         if "instances" in request:
             columns, rows = _columns(signature, request["instances"])
@@ -85,12 +182,10 @@ def predict(
     return {"predictions": [{k: v[row] for k, v in values.items()} for row in range(rows)]}
 
 
-def classify(
-    core: "Core", model_spec: model_pb2.ModelSpec, request: JSON, deadline: float | None
-) -> JSON:
+def _classify(core, spec, request, deadline):
     """Answer `:classify`: {"results": [[[label, score], ...], ...]}."""
     message = classification_pb2.ClassificationRequest()
-    result = _by_example(core, model_spec, request, deadline, message, examples.classify)
+    result = _by_example(core, spec, request, deadline, message, examples.classify)
     return {
         "results": [
             [[entry.label, entry.score] for entry in row.classes] for row in result.classifications
@@ -98,49 +193,14 @@ def classify(
     }
 
 
-def regress(
-    core: "Core", model_spec: model_pb2.ModelSpec, request: JSON, deadline: float | None
-) -> JSON:
+def _regress(core, spec, request, deadline):
     """Answer `:regress`: {"results": [number, ...]}."""
     message = regression_pb2.RegressionRequest()
-    result = _by_example(core, model_spec, request, deadline, message, examples.regress)
+    result = _by_example(core, spec, request, deadline, message, examples.regress)
     return {"results": [row.value for row in result.regressions]}
 
 
-ANSWERS = {"predict": predict, "classify": classify, "regress": regress}
-
-
-def status(core: "Core", model_spec: model_pb2.ModelSpec) -> JSON:
-    """Answer `GET /v1/models/NAME`."""
-    return _to_dict(grpc_services.status(core, model_spec))
-
-
-def metadata(core: "Core", model_spec: model_pb2.ModelSpec) -> JSON:
-    """Answer `GET /v1/models/NAME/metadata`."""
-    request = get_model_metadata_pb2.GetModelMetadataRequest(
-        model_spec=model_spec, metadata_field=["signature_def"]
-    )
-    response = grpc_services.metadata(core, request)
-    signatures = get_model_metadata_pb2.SignatureDefMap()
-    response.metadata["signature_def"].Unpack(signatures)
-    return {
-        "model_spec": _to_dict(response.model_spec),
-        "metadata": {"signature_def": _to_dict(signatures)},
-    }
-
-
-def models(core: "Core") -> JSON:
-    """Answer `GET /v1/models`, an addition to TensorFlow Serving: the models and their versions."""
-    return {
-        "models": [
-            {
-                "name": name,
-                "labels": labels,
-                **_to_dict(grpc_services.status(core, model_pb2.ModelSpec(name=name))),
-            }
-            for name, labels in core.models.names().items()
-        ]
-    }
+_METHODS = {"predict": _predict, "classify": _classify, "regress": _regress}
 
 
 def _columns(signature, instances):
@@ -167,20 +227,19 @@ def _only_input(signature):
     return next(iter(signature.inputs))
 
 
-def _by_example(core, model_spec, request, deadline, message, answer):
+def _by_example(core, spec, request, deadline, message, answer):
     _only(request, "signature_name", "examples", "context")
     rows = request.get("examples")
     if not isinstance(rows, list) or not rows:
         raise ServingError("INVALID_ARGUMENT", '"examples" must be a non-empty list.')
     message.model_spec.signature_name = _signature_name(request)
-    context = {"context": request["context"]} if "context" in request else {}
-    if context:
+    if "context" in request:
         filled = message.input.example_list_with_context
-        filled.context.CopyFrom(examples.example_of(context["context"], "context"))
+        filled.context.CopyFrom(examples.example_of(request["context"], "context"))
     else:
         filled = message.input.example_list
     filled.examples.extend(examples.example_of(row) for row in rows)
-    with core.models.use(*grpc_services.model_of(model_spec)) as (_, servable):
+    with core.models.use(*grpc_services.model_of(spec)) as (_, servable):
 
         def run(signature, arrays):
             return core.run(servable, signature, arrays, deadline)

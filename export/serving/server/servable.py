@@ -8,7 +8,6 @@ import pathlib
 import re
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -105,22 +104,19 @@ class Servable:
     Args:
         path: folder of one version.
         session_config: `tf.compat.v1.ConfigProto`, or None.
-        tags: list of str. Tags of the graph of the SavedModel.
 
     Raises:
         ServingError: if it cannot be loaded.
     """
 
-    def __init__(
-        self, path: PathLike, session_config: Any = None, tags: Sequence[str] = ("serve",)
-    ) -> None:
+    def __init__(self, path: PathLike, session_config: Any = None) -> None:
         _register_ops()
         self.path = pathlib.Path(path)
         graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=graph, config=session_config)
         try:
             with graph.as_default(), _quiet():
-                meta = tf.compat.v1.saved_model.load(self._session, list(tags), str(path))
+                meta = tf.compat.v1.saved_model.load(self._session, ["serve"], str(path))
         except Exception as error:
             self._session.close()
             raise _serving_error(error) from error
@@ -241,8 +237,6 @@ def _shown(shape):
 
 def _rows_of_bytes(value):
     """Convert an output of a session to an array; scalar strings are bytes."""
-    import numpy as np
-
     if isinstance(value, bytes):
         scalar = np.empty((), object)
         scalar[()] = value

@@ -1,7 +1,8 @@
 """Start the gRPC and REST servers from flags, and shut them down gracefully."""
 
-import logging
+import os
 import pathlib
+import socket
 import threading
 import time
 from concurrent import futures
@@ -9,23 +10,30 @@ from typing import Self
 
 import grpc
 import tensorflow as tf
+import uvicorn
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from keras_llm.errors import InputError, ServingError
-from keras_llm.export.serving.server import files, grpc_services, rest
+from keras_llm.export.serving.server import files, grpc_services
+from keras_llm.export.serving.server.app import create_app
 from keras_llm.export.serving.server.batching import BatchingParameters
 from keras_llm.export.serving.server.core import Core
 from keras_llm.export.serving.server.models import ModelConfig, check_base_path
 from keras_llm.export.serving.server.options import ServerOptions
 
-_LOG = logging.getLogger("keras_llm.serve")
 _SERVICES = (
     health.OVERALL_HEALTH,
     "tensorflow.serving.PredictionService",
     "tensorflow.serving.ModelService",
 )
-_MESSAGE_BYTES = 64 * 2**20
+_GRPC_THREADS = max(16, 4 * (os.cpu_count() or 1))
+_GRPC_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # prevent two servers from sharing a port by accident
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+]
+_IDLE_SECONDS = 60  # idle connections are closed after this time
 
 
 class LocalServer:
@@ -50,9 +58,6 @@ class LocalServer:
         self._options = options
         models = _models(options)
         _check_numbers(options)
-        metrics_path = files.METRICS_PATH
-        if options.monitoring_config_file:
-            metrics_path = files.read_monitoring(options.monitoring_config_file)
         credentials = _credentials(options.ssl_config_file)
         self._core = Core(
             _batching(options),
@@ -60,13 +65,12 @@ class LocalServer:
                 intra_op_parallelism_threads=options.tensorflow_intra_op_parallelism,
                 inter_op_parallelism_threads=options.tensorflow_inter_op_parallelism,
             ),
-            [tag.strip() for tag in options.saved_model_tags.split(",")],
-            options.num_request_iterations_for_warmup if options.enable_model_warmup else 0,
-            options.allow_version_labels_for_unavailable_models,
+            options.enable_model_warmup,
             options.max_text_bytes,
         )
-        self._closed = threading.Event()
-        self._grpc = self._rest = self._config_poller = None
+        self._is_closed = False
+        self._grpc = self._rest = None
+        self.rest_api_port = 0
         try:
             try:
                 self._core.models.configure(models)
@@ -75,16 +79,12 @@ class LocalServer:
             self._health = health.HealthServicer()
             self._grpc = self._start_grpc(credentials)
             if options.rest_api_port:
-                self._rest = self._start_rest(metrics_path)
+                self._start_rest()
         except BaseException:
             self.close(grace=0)
             raise
-        self.rest_api_port = self._rest.port if self._rest else 0
         if options.file_system_poll_wait_seconds:
             self._core.models.watch(options.file_system_poll_wait_seconds)
-        if options.model_config_file and options.model_config_file_poll_wait_seconds:
-            self._config_poller = threading.Thread(target=self._watch_config, daemon=True)
-            self._config_poller.start()
         for service in _SERVICES:
             self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
@@ -111,26 +111,26 @@ class LocalServer:
         Returns:
             Whether all requests were finished in that time. Unfinished requests continue to run.
         """
-        if self._closed.is_set():
+        if self._is_closed:
             return True
-        self._closed.set()
+        self._is_closed = True
         grace = self._options.shutdown_grace_seconds if grace is None else grace
         end = time.monotonic() + grace
         if self._grpc is not None:
             self._health.enter_graceful_shutdown()
             stopped = self._grpc.stop(grace)
             if self._rest is not None:
-                self._rest.close(grace)
+                self._rest.config.timeout_graceful_shutdown = grace
+                self._rest.should_exit = True
+                self._rest_thread.join()
             stopped.wait()
-        if self._config_poller is not None:
-            self._config_poller.join()
         return self._core.close(max(1.0, end - time.monotonic()))
 
     def _start_grpc(self, credentials):
         options = self._options
         server = grpc.server(
-            futures.ThreadPoolExecutor(options.grpc_max_threads, thread_name_prefix="grpc"),
-            options=_channel_arguments(options.grpc_channel_arguments),
+            futures.ThreadPoolExecutor(_GRPC_THREADS, thread_name_prefix="grpc"),
+            options=_GRPC_OPTIONS,
         )
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
             grpc_services.PredictionService(self._core), server
@@ -150,36 +150,44 @@ class LocalServer:
         server.start()
         return server
 
-    def _start_rest(self, metrics_path):
+    def _start_rest(self):
         options = self._options
         address = (options.host, max(options.rest_api_port, 0))
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
         try:
-            return rest.RestServer(
-                self._core,
-                address,
-                options.rest_api_timeout_in_ms / 1000,
-                options.rest_api_max_body_bytes,
-                options.rest_api_num_threads,
-                metrics_path,
-                options.rest_api_enable_cors_support,
-            )
+            listener = socket.create_server(address, family=family, backlog=128)
         except OSError as error:
             raise InputError(
                 f"`rest_api_port`: cannot listen on {address[0]}:{address[1]} ({error.strerror})."
             ) from None
-
-    def _watch_config(self):
-        path = pathlib.Path(self._options.model_config_file)
-        old = _text(path)
-        while not self._closed.wait(self._options.model_config_file_poll_wait_seconds):
-            new = _text(path)
-            if new is None or new == old:
-                continue
-            old = new
-            try:
-                self._core.models.configure(files.read_model_config(path))
-            except (InputError, ServingError) as error:
-                _LOG.error("%s: %s", path, error)
+        # Connections inherit it; asyncio does not set it for the sockets of `create_server`.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.rest_api_port = listener.getsockname()[1]
+        num_threads = options.rest_api_num_threads
+        app = create_app(
+            self._core,
+            options.rest_api_timeout_in_ms / 1000,
+            options.rest_api_max_body_bytes,
+            num_threads,
+            options.rest_api_enable_cors_support,
+        )
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=num_threads + 1,  # uvicorn rejects the connection that reaches it
+            timeout_keep_alive=_IDLE_SECONDS,
+        )
+        self._rest = uvicorn.Server(config)
+        self._rest_thread = threading.Thread(
+            target=self._rest.run, args=([listener],), name="rest", daemon=True
+        )
+        self._rest_thread.start()
 
 
 def _models(options):
@@ -203,7 +211,7 @@ def _batching(options):
 
 
 def _check_numbers(options):
-    for name in ("grpc_max_threads", "rest_api_num_threads", "rest_api_timeout_in_ms"):
+    for name in ("rest_api_num_threads", "rest_api_timeout_in_ms"):
         if getattr(options, name) < 1:
             raise InputError(f"`{name}` must be positive, got {getattr(options, name)}.")
     if options.port and options.port == options.rest_api_port:
@@ -213,23 +221,6 @@ def _check_numbers(options):
             raise InputError(
                 f"`{name}` must be a port, at most 65535, got {getattr(options, name)}."
             )
-
-
-def _channel_arguments(text):
-    """Parse "key=value,key=value" as the options of a gRPC server."""
-    arguments = {
-        # Prevent two servers from sharing a port by accident.
-        "grpc.so_reuseport": 0,
-        "grpc.max_receive_message_length": _MESSAGE_BYTES,
-        "grpc.max_send_message_length": -1,
-    }
-    for pair in filter(None, text.split(",")):
-        key, is_pair, value = pair.partition("=")
-        if not is_pair or not key:
-            raise InputError(f"`grpc_channel_arguments` must be key=value,..., got {pair!r}.")
-        is_number = value.removeprefix("-").isdecimal()
-        arguments[key] = int(value) if is_number else value
-    return list(arguments.items())
 
 
 def _credentials(ssl_config_file):
@@ -245,10 +236,3 @@ def _credentials(ssl_config_file):
 
 def _bracketed(host):
     return f"[{host}]" if ":" in host else host
-
-
-def _text(path):
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None

@@ -12,12 +12,11 @@ from keras_llm.export.serving.server.servable import Servable
 _MOST = 1000  # the maximum of TensorFlow Serving
 
 
-def warm_up(servable: Servable, iterations: int = 1) -> int:
+def warm_up(servable: Servable) -> int:
     """Run the requests in `assets.extra/tf_serving_warmup_requests`, if the file exists.
 
     Args:
         servable: `Servable`.
-        iterations: int. How often to run each request.
 
     Returns:
         The number of requests.
@@ -37,8 +36,7 @@ def warm_up(servable: Servable, iterations: int = 1) -> int:
                     "INVALID_ARGUMENT", f"there are more than {_MOST} warm-up requests."
                 )
             log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
-            for _ in range(iterations):
-                _run(servable, log)
+            _run(servable, log)
     except ServingError as error:
         raise ServingError(error.code, f"warm-up request {count}: {error.message}") from error
     except Exception as error:

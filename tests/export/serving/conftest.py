@@ -1,4 +1,4 @@
-"""The local server as a process of its own, under load: `make test-serving`."""
+"""Fixtures that run the local server in a process and put it under load: `make test-serving`."""
 
 import os
 import pathlib
@@ -10,14 +10,14 @@ import time
 
 import pytest
 
-# What the tests found, for the page.
+# Results of the tests, for the page.
 FOUND = []
 
 
 def pytest_addoption(parser):
-    parser.addoption("--seconds", type=float, default=60.0, help="how long each load lasts")
-    parser.addoption("--page", help="write what was found as Markdown to this file")
-    parser.addoption("--screenshots", help="folder for pictures of the page")
+    parser.addoption("--seconds", type=float, default=60.0, help="duration of each load")
+    parser.addoption("--page", help="write the results as Markdown to this file")
+    parser.addoption("--screenshots", help="folder for screenshots of the page")
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def seconds(request):
 
 @pytest.fixture(scope="session")
 def record():
-    """Function that notes a line for the page: `record(what, found)`."""
+    """Function that records a line for the page: `record(what, found)`."""
 
     def noting(what, found):
         print(f"{what}: {found}")
@@ -50,7 +50,7 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 class Process:
-    """`keras-llm serve` in a process of its own, on ports that it keeps when started again."""
+    """`keras-llm serve` in a separate process, which keeps its ports when it is started again."""
 
     def __init__(self, base_path, log, *options):
         self.port, self.rest_api_port = _free_port(), _free_port()
@@ -61,14 +61,14 @@ class Process:
         self.start()
 
     def start(self):
-        """Start it; does not wait for it."""
+        """Start the process without waiting until it is ready."""
         with open(self._log, "a") as log:
             self.process = subprocess.Popen(
                 self._command, stderr=log, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
             )
 
     def client(self, protocol, **options):
-        """A client of its model "stories"."""
+        """Return a client of its model "stories"."""
         from keras_llm import export
 
         rest = f"http://localhost:{self.rest_api_port}"
@@ -76,7 +76,7 @@ class Process:
         return export.Client(target, "stories", **{"timeout": 120, "retries": 120, **options})
 
     def memory(self):
-        """Resident bytes."""
+        """Return the resident bytes."""
         for line in pathlib.Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024
@@ -85,7 +85,7 @@ class Process:
 
 @pytest.fixture
 def process(text_base, tmp_path):
-    """Function that starts `keras-llm serve` on the reference model; ended after the test."""
+    """Function that starts `keras-llm serve` on the reference model, until the test ends."""
     started = []
 
     def start(*options, base_path=text_base):
@@ -101,7 +101,7 @@ def process(text_base, tmp_path):
 
 
 class Load:
-    """Clients that ask without a pause, each answer compared with what the model says.
+    """Clients that send requests without a pause and compare each text with the model's.
 
     Args:
         clients: list of `Client`, one for each thread.
@@ -147,7 +147,7 @@ class Load:
 
 @pytest.fixture(scope="session")
 def load(task, held_out_prompts):
-    """Function that makes a `Load` of these clients."""
+    """Function that creates a `Load` from clients."""
     tokens = 12
     expected = task(held_out_prompts, tokens, temperature=0.0)
 

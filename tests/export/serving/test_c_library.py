@@ -1,5 +1,5 @@
-"""Every task's SavedModel in the C library that TensorFlow Serving links, and by TensorFlow's
-own command line: the same answers as in Python."""
+"""Run each task's SavedModel in the C library that TensorFlow Serving links and with
+`saved_model_cli`, and compare the outputs with Python."""
 
 import ast
 import re
@@ -57,7 +57,7 @@ def make(kind, tok):
 
 
 def asked(kind, task):
-    """The inputs of a request, and what the answer must hold."""
+    """Return the inputs of a request and the expected outputs."""
     if kind == "generate":
         return {"prompt": TEXTS, **GREEDY}, {"text": task(TEXTS, 12, temperature=0.0)}
     if kind == "translate":
@@ -103,7 +103,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("kind, tokenizer, options", CASES)
-def test_a_saved_model_answers_without_python(
+def test_saved_model_in_the_c_library(
     kind, tokenizer, options, toks, in_c_library, record, tmp_path
 ):
     task = make(kind, toks[tokenizer])
@@ -111,7 +111,7 @@ def test_a_saved_model_answers_without_python(
     inputs, expected = asked(kind, task)
     answer = in_c_library(tmp_path / "model" / "1", "serving_default", inputs)
     assert answer.keys() == set(report["signatures"]["serving_default"]["outputs"])
-    if options.get("weights"):  # fewer bits: as the file in Python; the export has measured it
+    if options.get("weights"):  # compare with the same file in Python
         signatures = tf.saved_model.load(str(tmp_path / "model" / "1")).signatures
         calls = [("serving_default", {name: _typed(values) for name, values in inputs.items()})]
         (found,) = run_calls(signatures, calls)
@@ -121,7 +121,7 @@ def test_a_saved_model_answers_without_python(
             np.testing.assert_allclose(answer[name], values, atol=1e-5)
         else:
             assert answer[name] == values
-    if not report["non_core_ops"]:  # nothing but TensorFlow is needed
+    if not report["non_core_ops"]:  # TensorFlow alone is sufficient
         again = in_c_library(tmp_path / "model" / "1", "serving_default", inputs, text_ops=False)
         assert {name: again[name] for name in expected} == {n: answer[n] for n in expected}
     how = "".join(f", {name}={value}" for name, value in options.items())
@@ -133,7 +133,7 @@ def _typed(values):
     return ["string" if values.dtype.kind == "U" else values.dtype.name, values.tolist()]
 
 
-def test_tensorflows_command_line_runs_it(toks, record, tmp_path):
+def test_saved_model_cli(toks, record, tmp_path):
     task = make("generate", toks["byte_pair"])
     export.saved_model(task, tmp_path / "model")
     inputs = {

@@ -1,4 +1,4 @@
-"""The page at `/` as a person meets it, in headless Chromium."""
+"""Test the web page at `/` in headless Chromium."""
 
 import pathlib
 import shutil
@@ -23,7 +23,7 @@ def browser():
 
 @pytest.fixture
 def pictures(request, tmp_path):
-    """Folder for pictures of the page."""
+    """Folder for screenshots of the page."""
     return pathlib.Path(request.config.getoption("--screenshots") or tmp_path)
 
 
@@ -38,7 +38,7 @@ def page(browser):
     page.close()
 
 
-def test_a_person_tries_a_model(page, text_server, task, pictures):
+def test_run_a_model_on_the_page(page, text_server, task, pictures):
     root = f"http://127.0.0.1:{text_server.rest_api_port}"
     page.goto(root + "/")
     page.wait_for_selector("textarea[name=prompt]")
@@ -80,10 +80,10 @@ def test_a_person_tries_a_model(page, text_server, task, pictures):
         task.score("<b>The</b> import"), abs=1e-3
     )
     assert not page.problems
-    assert all(url.startswith(root) for url in page.asked)  # nothing from elsewhere
+    assert all(url.startswith(root) for url in page.asked)  # no requests to other hosts
 
 
-def test_several_models_and_none_that_takes_text(
+def test_several_models_and_one_without_text_input(
     page, serve, tiny_base, tmp_path, save_tiny, pictures
 ):
     import tensorflow as tf

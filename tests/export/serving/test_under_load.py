@@ -1,4 +1,4 @@
-"""Load, new versions, kills and hostile requests, against a real process."""
+"""Test a server process under load, version changes, kills and hostile requests."""
 
 import os
 import shutil
@@ -11,14 +11,14 @@ import pytest
 CLIENTS = 8
 
 
-def per_cent(latencies):
+def percentiles(latencies):
     p50, p99 = np.percentile(latencies, [50, 99]) * 1000
     return f"p50 {p50:.0f} ms, p99 {p99:.0f} ms"
 
 
 @pytest.mark.parametrize("batching", [True, False], ids=["batches", "one by one"])
 @pytest.mark.parametrize("protocol", ["gRPC", "REST"])
-def test_clients_get_every_answer(process, load, record, seconds, protocol, batching):
+def test_concurrent_clients(process, load, record, seconds, protocol, batching):
     server = process(*(["--enable_batching"] if batching else []))
     clients = [server.client(protocol, retries=0) for _ in range(CLIENTS)]
     with load(clients) as loaded:
@@ -29,11 +29,11 @@ def test_clients_get_every_answer(process, load, record, seconds, protocol, batc
     record(
         f"{CLIENTS} clients for {seconds:.0f} s, {protocol}, "
         f"{'in batches' if batching else 'one by one'}",
-        f"{count:,} answers, none wrong, none lost; {per_cent(loaded.latencies)}",
+        f"{count:,} answers, none wrong, none lost; {percentiles(loaded.latencies)}",
     )
 
 
-def test_a_new_version_under_load(process, load, record, seconds, text_base, tmp_path):
+def test_version_changes_under_load(process, load, record, seconds, text_base, tmp_path):
     base = tmp_path / "stories"
     shutil.copytree(text_base, base)
     options = ["--enable_batching", "--file_system_poll_wait_seconds", "0.2"]
@@ -93,7 +93,7 @@ def test_hostile_requests(process, record, task, hostile):
     server = process("--enable_batching")
     expected = task("The", 4, temperature=0.0)
     attacker = hostile(server.port, server.rest_api_port)
-    # The first ones fill allocators and caches; what grows after them would be a leak.
+    # The first requests fill allocators and caches; growth after them would be a leak.
     wrong = attacker.attack(300)
     before = server.memory()
     for _ in range(10):
