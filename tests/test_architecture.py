@@ -15,9 +15,11 @@ import keras_llm
 ROOT = pathlib.Path(keras_llm.__file__).parent.parent
 LIBRARY = ROOT / "keras_llm"
 
-# From the top down; a room imports what is in it and in those below it.
+# From the top down; a room imports what is in it and in those below it. The command line finds
+# recipes by entry points, so it is below them.
 ROOMS = [
-    {"recipes", "cli", "commands", "__main__"},
+    {"recipes"},
+    {"cli", "commands", "__main__"},
     {"export"},
     {"checkpoints"},
     {"tasks"},
@@ -57,7 +59,7 @@ def modules():
 @pytest.mark.parametrize("path, room", modules())
 def test_imports_go_down(path, room):
     level = next(i for i, rooms in enumerate(ROOMS) if room in rooms)
-    side = ROOMS[level] if level in (0, len(ROOMS) - 1) else {room}
+    side = ROOMS[level] if level in (1, len(ROOMS) - 1) else {room}
     allowed = side.union(*ROOMS[level + 1 :], keras_llm._NAMES, {"__version__"})
     rooms = {n.split(".")[1] for n in imports(path) if n.startswith("keras_llm.")}
     if path.relative_to(ROOT) == pathlib.Path("keras_llm/tasks/base.py"):

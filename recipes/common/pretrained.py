@@ -44,8 +44,8 @@ def fresh_or_started(options, texts):
     """Return an encoder and its tokenizer, from `--start` or new.
 
     Args:
-        options: options with `start` ("scratch" or see `load`), `preset`, `vocabulary_size`,
-            `max_length` and `dropout`.
+        options: options with `start` (None, "scratch" or see `load`), `preset`,
+            `vocabulary_size`, `max_length` and `dropout`.
         texts: list of str, to train a new tokenizer on.
 
     Returns:
@@ -54,7 +54,7 @@ def fresh_or_started(options, texts):
     """
     from keras_llm import models, tokenizers
 
-    if options.start != "scratch":
+    if options.start not in (None, "scratch"):
         task = load(options.start)
         return encoder(task, options.max_length, options.dropout), task.tokenizer
     tokenizer = tokenizers.WordPiece.train(texts, options.vocabulary_size)

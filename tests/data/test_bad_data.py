@@ -189,7 +189,7 @@ def test_recipes_print_what_they_left_out_and_why(tmp_path, capsys):
 
 
 def test_a_package_that_is_not_there_is_named_by_what_installs_it():
-    from keras_llm.recipes.common import runs
+    from keras_llm.recipes.common import flags, runs
 
     with pytest.raises(InputError, match="this needs no_such_package: pip install no_such_package"):
-        runs.prepare(runs.Options("out"), "no_such_package", pictures=False)
+        runs.prepare(flags.Options("out"), "no_such_package", pictures=False)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from keras_llm import models, training
-from keras_llm.recipes.common import runs
+from keras_llm.recipes.common import flags, runs
 
 RUN = pathlib.Path(__file__).with_name("distributed_run.py")
 # On a busy machine a device may wait for the other for longer than the 40 s that XLA allows.
@@ -145,7 +145,7 @@ def test_a_recipe_trains_and_measures_on_two_devices(name, kind, recipe_commands
 
 def test_the_steps_of_recipes_are_compiled():
     trainer = training.Trainer(models.causal_lm(models.preset("llama-tiny")))
-    runs.compile_trainer(runs.Options(out="m"), trainer, steps=10)
+    runs.compiled(flags.Options(out="m"), trainer, steps=10)
     assert trainer.jit_compile is True  # a step is interpreted on JAX without
 
 

@@ -7,7 +7,7 @@ import pytest
 import keras_llm
 from keras_llm import models, tokenizers, training
 from keras_llm.errors import InputError
-from keras_llm.tasks.fitting import dividing_batch
+from keras_llm.tasks.fitting import held_out_batch
 
 COLORS = ["red", "green", "blue", "white"]
 TEMPLATE = """{% for message in messages -%}
@@ -201,4 +201,5 @@ def test_adapters_count_in_what_was_compiled_and_in_what_is_exported():
 
 
 def test_held_out_rows_all_count():
-    assert [dividing_batch(count, 32) for count in (63, 64, 7, 37, 0)] == [21, 32, 7, 1, 32]
+    assert [held_out_batch(count, 32) for count in (63, 64, 7, 37, 0)] == [21, 32, 7, 1, 32]
+    assert [held_out_batch(count, 32, True) for count in (63, 7, 37, 0)] == [32, 7, 32, 1]

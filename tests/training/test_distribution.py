@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import keras_llm
-from keras_llm import recipes, training
+from keras_llm import training
+from keras_llm.commands import entry_points
 from keras_llm.errors import InputError
 
 RUN = pathlib.Path(__file__).with_name("distributed_run.py")
@@ -108,8 +109,8 @@ def test_two_replicas_train_a_recipe(runs):
 
 
 def test_every_recipe_takes_every_distribution():
-    for name in recipes.RECIPES:
-        options = importlib.import_module(f"keras_llm.recipes.{name}").Options
+    for name in entry_points.recipes():
+        options = entry_points.recipe(name).Options
         needed = {
             "preference_tuning": {"start": "m"},
             "word_vectors": {"objective": "cbow"},
