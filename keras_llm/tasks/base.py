@@ -224,7 +224,7 @@ def checked_texts(name: str, texts: Sequence[Any]) -> Sequence[str]:
     return texts
 
 
-def encoded_rows(rows: Sequence[str] | np.ndarray, tokenizer: tokenizers.Tokenizer) -> np.ndarray:
+def encoded_rows(rows: Sequence[Any] | np.ndarray, tokenizer: tokenizers.Tokenizer) -> np.ndarray:
     """Return the token ids of documents, or the rows themselves if they are token ids."""
     if isinstance(rows, np.ndarray):
         return rows

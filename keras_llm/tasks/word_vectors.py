@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import cast
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ from keras_llm import data, models, training
 from keras_llm.errors import InputError
 from keras_llm.tasks.base import Task, checked_texts
 from keras_llm.tasks.settings import count_of
+from keras_llm.tokenizers import WordPiece
 from keras_llm.types import Dataset
 
 
@@ -111,17 +113,18 @@ class WordVectors(Task):
         Returns:
             A `tf.data.Dataset`, see `data.neighbour_dataset` and `data.cooccurrence_dataset`.
         """
-        stream = rows
-        if not isinstance(rows, np.ndarray):
-            stream = data.word_stream(checked_texts("rows", rows), self.tokenizer, window)
-        if self.model.config.objective == "glove":
+        objective, tokenizer = self.model.config.objective, cast(WordPiece, self.tokenizer)
+        if isinstance(rows, np.ndarray):
+            stream = rows
+        else:
+            stream = data.word_stream(checked_texts("rows", rows), tokenizer, window)
+        if objective == "glove":
             pairs = data.cooccurrences(stream, window)
             size = min(batch_size, len(pairs[0]))
             return data.cooccurrence_dataset(pairs, size, epochs, seed or 0)
-        size = min(batch_size, int((stream > self.tokenizer.unk_id).sum()))
-        kind = self.model.config.objective
+        size = min(batch_size, int((stream > tokenizer.unk_id).sum()))
         return data.neighbour_dataset(
-            stream, kind, window, negatives, size, epochs, seed or 0, threshold
+            stream, objective, window, negatives, size, epochs, seed or 0, threshold
         )
 
     def _objective(self):

@@ -5,13 +5,7 @@ import re
 from keras_llm.errors import InputError
 from keras_llm.recipes.common import pretrained, runs, tables
 
-DEFAULTS = {
-    "corpus": "reading",
-    "start": pretrained.MINILM,
-    "preset": "encoder-2m",
-    "epochs": 2,
-    "learning_rate": 2e-4,
-}
+DEFAULTS = {"corpus": "reading", **pretrained.DEFAULTS}
 BASELINES = {"baseline": "nearest sentence", "no_answer": "never answering"}
 ABOUT = "An encoder that answers questions with a span of a text."
 HELD_OUT, UNIT = "questions on other texts", "windows"

@@ -17,6 +17,7 @@ ABOUT = "An encoder-decoder that answers questions from memory."
 HELD_OUT, UNIT = "questions", "pairs"
 NEXT = 'generate {out} "What is the capital of France?" --temperature 0'
 _LONGEST = 32  # maximum tokens of an answer
+untrained = translations.untrained  # one vocabulary for questions and answers
 
 
 def rows(options):
@@ -35,11 +36,6 @@ def read(options, path):
     from keras_llm.data import read_records
 
     return read_records(path, [options.question_column, options.answer_column])
-
-
-def untrained(options, train, metadata):
-    """Return the untrained task, with one vocabulary for questions and answers."""
-    return translations.untrained(options, train, metadata)
 
 
 def batches(task, rows, options, seed=None):

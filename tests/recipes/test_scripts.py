@@ -43,7 +43,7 @@ def evaluate(folder, data=None):
 
 
 def texts(task):
-    return ["The word."], ["Another word."]
+    return ["The value of a name. " * 40], ["Another word and a name. " * 40]
 
 
 class Corpus:
