@@ -52,7 +52,7 @@ def _measures(options):
     if name in entry_points.recipes():
         return entry_points.recipe(name).evaluate(options.run, options.data)
     if options.data is None:
-        raise InputError(f"{options.run} was not trained with a recipe; pass --data.")
+        raise InputError(f"{options.run} was not trained with an installed recipe; pass --data.")
     task, texts = keras_llm.load(options.run), data.read_texts(options.data)
     if isinstance(task, keras_llm.TextGeneration):
         return task.evaluate(texts, sequence_length=task.model.config.max_length)
