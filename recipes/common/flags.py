@@ -72,7 +72,7 @@ class Options:
     epochs: Positive = 1
     """Training epochs."""
     evaluations: Positive = 4
-    """Held-out evaluations (on at most 32 batches), samples and checkpoints per epoch."""
+    """Held-out evaluations, loss curve points and checkpoints per epoch."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW, or Muon for the matrices of the blocks: slower steps, fewer of them from scratch."""
     learning_rate: PositiveFloat = 1e-3
