@@ -7,8 +7,8 @@ exits with code 2.
 
 import atexit
 import contextlib
+import functools
 import gc
-import importlib
 import io
 import pathlib
 import sys
@@ -17,10 +17,9 @@ import tyro
 
 import keras_llm
 from keras_llm import interrupts
-from keras_llm.commands import COMMANDS, train
+from keras_llm.commands import COMMANDS, entry_points, train
 from keras_llm.commands.console import PROGRAM, import_tensorflow
 from keras_llm.errors import ExportError, InputError, ServingError
-from keras_llm.recipes import RECIPES
 
 
 def main(arguments=None):
@@ -37,7 +36,7 @@ def main(arguments=None):
 
 
 def run_script(options, run):
-    """Run a script of `keras_llm.recipes` directly, with the error handling of the command line.
+    """Run a recipe directly as a script, with the error handling of the command line.
 
     Args:
         options: the dataclass of its options.
@@ -95,14 +94,13 @@ def _parse(arguments):
     if name == "train":
         if not rest or rest[0] in ("-h", "--help"):
             print(f"usage: {PROGRAM} train RECIPE --out FOLDER [options]\n\nrecipes:")
-            print(_rows(RECIPES))
+            print(_rows(entry_points.descriptions()))
             print(f"\nRun {PROGRAM} train RECIPE --help to list all options.")
             return None, None
         name, *rest = rest
-        if name not in RECIPES:
-            raise InputError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}.")
-        options = importlib.import_module(f"keras_llm.recipes.{name}").Options
-        return _read_options(options, f"{PROGRAM} train {name}", rest), train.run
+        recipe = entry_points.recipe(name)
+        options = _read_options(recipe.Options, f"{PROGRAM} train {name}", rest)
+        return options, functools.partial(train.run, recipe)
     if name not in COMMANDS:
         raise InputError(f"unknown command {name!r}; known: {', '.join(['train', *COMMANDS])}.")
     command = COMMANDS[name]

@@ -14,40 +14,31 @@ samples. `--rank` adds two classifiers that choose among answers and filter mess
 import dataclasses
 import sys
 
-from keras_llm.recipes.common import dialogue, judges, model_card, runs
+from keras_llm import cli
+from keras_llm.recipes.common import dialogue, flags, judges, model_card, runs
 
 BASELINE = "most_frequent"
 NEXT = "chat {out}"
 
 
 @dataclasses.dataclass
+@flags.defaults(held_out=0.05, learning_rate=3e-3, weight_decay=0.1)
 class Options(judges.Options):
-    """Train a chat model."""
+    """Train a chat model, from scratch or from a checkpoint with LoRA."""
 
     corpus: str = "movie-dialogue"
     """Name of a corpus of the kind "conversations"; `keras-llm recipes` lists them."""
     data: str | None = None
     """Your own .jsonl or .json file of conversations instead of a corpus."""
-    held_out: float = 0.05
-    """Fraction of the conversations to hold out."""
     preset: str = "llama-3m"
     """Model preset, without --start."""
-    vocabulary_size: int = 4096
+    vocabulary_size: flags.Positive = 4096
     """Vocabulary size, without --start."""
-    batch_size: int = 32
-    """Conversations per batch."""
-    evaluations: int = 4
-    """Held-out evaluations (on at most 32 batches), samples and checkpoints per epoch."""
-    learning_rate: float = 3e-3
-    """Peak learning rate, after linear warmup."""
-    weight_decay: float = 0.1
-    """Decoupled weight decay of matrices."""
-    dropout: float = 0.0
+    dropout: flags.Rate = 0.0
     """Dropout rate, without --start."""
 
     def __post_init__(self):
         super().__post_init__()
-        self.check(("dropout", 0 <= self.dropout < 1, "in [0, 1)"))
         if self.smoke:
             self.preset, self.vocabulary_size = "llama-tiny", 512
             self.max_length, self.evaluations = min(self.max_length, 64), 2
@@ -56,19 +47,7 @@ class Options(judges.Options):
 
 
 def run(options):
-    """Train, evaluate and save a model.
-
-    Args:
-        options: `Options`.
-
-    Returns:
-        The dict saved as `metrics.json`.
-
-    Raises:
-        InputError: if an option or the data is invalid; `out` is not created then.
-    """
-    import numpy as np
-
+    """Train, evaluate and save a model; return its metrics."""
     from keras_llm import data, training
 
     runs.prepare(options, pictures=False)
@@ -78,57 +57,47 @@ def run(options):
     dialogue.check_length(options, task.model)
     train, cut = dialogue.examples(task, talks, options)
     held_out, _ = dialogue.examples(task, other_talks, options)
-    dropped |= cut
-    size = sum(len(example.token_ids) for example in train)
-    train_data = data.chat_dataset(
-        train, options.batch_size, task.tokenizer.pad_id, options.epochs, options.seed
+    size, pad_id = sum(len(example.token_ids) for example in train), task.tokenizer.pad_id
+    train_data = data.chat_dataset(train, options.batch_size, pad_id, options.epochs, options.seed)
+    validation_data = data.chat_dataset(
+        held_out[: 32 * options.batch_size], options.batch_size, pad_id
     )
-    steps = len(train_data)
-    validation = held_out[: 32 * options.batch_size]
-    validation_data = data.chat_dataset(validation, options.batch_size, task.tokenizer.pad_id)
-    trainer = runs.token_trainer(options, task.model, steps, None)
     runs.say(
         f"{len(train)} conversations, {size} tokens for training; {len(held_out)} held out; "
-        f"dropped: {runs.reasons(dropped)}"
+        f"dropped: {runs.reasons(dropped | cut)}"
     )
-    spoken, truth = (
-        np.concatenate([np.array(ids)[np.array(flags) == 1] for ids, flags in part])
-        for part in (train, held_out)
-    )
-    metrics = {
-        BASELINE: training.evaluate_most_frequent(spoken, truth, task.model.config.vocabulary_size)
-    }
+    spoken, truth = map(dialogue.learned_tokens, (train, held_out))
+    vocabulary_size = task.model.config.vocabulary_size
+    metrics = {BASELINE: training.evaluate_most_frequent(spoken, truth, vocabulary_size)}
     if options.start:
         metrics["before"] = training.evaluate_examples(task.model, held_out)
-    with runs.model_folder(options) as folder:
-        trained = runs.fit(
-            folder,
-            options,
-            trainer,
+    with runs.start(options) as run:
+        fitted = run.fit(
+            task,
             train_data,
             validation_data.cache(),
             "tokens",
-            size * options.epochs // steps,
+            size * options.epochs // len(train_data),
             sample=lambda: dialogue.sample(task, options),
         )
-        metadata = {"recipe": "chatbot", "options": dataclasses.asdict(options)}
-        tuned = dialogue.with_weights(options, task, {**task.metadata, **metadata})
+        tuned = dialogue.with_weights(options, task, options.metadata("chatbot"))
         metrics |= {
             "held_out": training.evaluate_examples(tuned.model, held_out),
             "training": {
                 "conversations": len(train),
                 "tokens": size,
                 "learned_tokens": len(spoken),
-                "dropped": dropped,
-                **trained,
+                "dropped": dropped | cut,
+                **fitted,
             },
         }
         chat = tuned
         if options.rank:
-            chat, ranking = judges.at_the_side(folder, options, tuned, talks, other_talks, safety)
+            chat, ranking = judges.at_the_side(
+                run.folder, options, tuned, talks, other_talks, safety
+            )
             metrics |= ranking
-        runs.write(folder, chat, metrics, _model_card(tuned, options, metrics, len(held_out)))
-    model_card.ship(options, tuned, metrics)
+        run.save(chat, metrics, _model_card(tuned, options, metrics, len(held_out)))
     return metrics
 
 
@@ -145,46 +114,30 @@ def conversations(options):
 
 
 def evaluate(folder, data=None):
-    """Evaluate a trained model on its held-out conversations or on others.
-
-    Args:
-        folder: str or path, the `out` of a run.
-        data: path of a file of conversations, or None for those held out in training.
-
-    Returns:
-        A dict, see `training.evaluate_examples`.
-    """
-    import keras_llm
-    from keras_llm import training
+    """Evaluate a trained model on its held-out conversations or on those of a file."""
     from keras_llm.data import read_conversations
 
-    task = keras_llm.load(folder)
-    options = runs.model_options(Options, task)
+    task, options = runs.load(folder, Options)
     talks = read_conversations(data) if data else conversations(options)[1]
-    examples, _ = dialogue.examples(task, talks, options)
-    return training.evaluate_examples(task.model, examples)
+    return task.evaluate(talks, sequence_length=options.max_length)
 
 
 def _model_card(task, options, metrics, held_out):
-    config, training = task.model.config, metrics["training"]
-    baselines = {BASELINE: "token frequencies"}
+    training, start = metrics["training"], ""
     if options.start:
-        baselines["before"] = "before training"
-    shape = f"{config.num_layers} layers, width {config.hidden_dim}, vocabulary "
-    start = f" Its training continued from `{options.start}`" if options.start else ""
-    if options.lora_rank:
-        start += f" with LoRA of rank {options.lora_rank}, merged into the weights"
+        lora = f" with LoRA of rank {options.lora_rank}, merged into the weights"
+        start = f" Its training continued from `{options.start}`{lora * bool(options.lora_rank)}."
     return model_card.card(
         options,
         metrics,
-        "A causal language model for chat." + start + "." * bool(start),
-        baselines,
+        "A causal language model for chat." + start,
+        {BASELINE: "token frequencies"} | ({"before": "before training"} if options.start else {}),
         f"the {metrics['held_out']['tokens']:,} answer tokens of {held_out:,} conversations of at "
         f"most {options.max_length} tokens",
         [
-            f"{shape}{config.vocabulary_size}, maximum length {config.max_length} tokens; "
-            f"{training['conversations']:,} training conversations of {training['tokens']:,} "
-            f"tokens, of which {training['learned_tokens']:,} answer tokens count in the loss.",
+            f"{model_card.shape(task.model.config)}; {training['conversations']:,} training "
+            f"conversations of {training['tokens']:,} tokens, of which "
+            f"{training['learned_tokens']:,} answer tokens count in the loss.",
             *(judges.notes(metrics) if options.rank else []),
             "Limits: the model imitates its training data. It was not tuned to be truthful or "
             "safe, and its statements about itself and the world are unreliable.",
@@ -194,6 +147,4 @@ def _model_card(task, options, metrics, held_out):
 
 
 if __name__ == "__main__":
-    from keras_llm import cli
-
     sys.exit(cli.run_script(Options, run))

@@ -10,12 +10,18 @@ import shutil
 import sys
 import time
 
+from keras_llm import cli
 from keras_llm.recipes import text_generation
 from keras_llm.recipes.common import corpus
 from keras_llm.silence import silent_stderr
 
 PROMPT_CHARACTERS = 80
 NEW_TOKENS = 24
+EXPORTS = {
+    "saved_model": {"target": "saved_model"},
+    "litert": {"target": "litert"},
+    "litert int8": {"target": "litert", "quantization": "int8"},
+}
 
 
 @dataclasses.dataclass
@@ -37,15 +43,11 @@ class Options:
 def run(options):
     """Run the demo and print its results.
 
-    Args:
-        options: `Options`.
-
     Returns:
         A dict with the training `metrics`, `texts` (a row for each prompt with the texts of
         keras, saved_model and litert) and the `reports` of the exports.
     """
     import keras_llm
-    from keras_llm import export
 
     folder = pathlib.Path(options.folder)
     paths = {
@@ -65,25 +67,18 @@ def run(options):
     _head("1. Train")
     metrics = text_generation.run(recipe)
     held_out, unigram = metrics["held_out"], metrics["unigram"]
-    print(
-        f"held-out perplexity {held_out['perplexity']:.1f} (unigram baseline "
-        f"{unigram['perplexity']:.1f}), bits per byte {held_out['bits_per_byte']:.3f} (baseline "
-        f"{unigram['bits_per_byte']:.3f}), {metrics['training']['seconds']:.0f} s"
-    )
+    for name in ("perplexity", "bits_per_byte"):
+        print(f"held-out {name}: {held_out[name]:.3f}, unigram baseline {unigram[name]:.3f}")
+    print(f"{metrics['training']['seconds']:.0f} s")
 
     _head("2. Export; each file is compared with Keras in a fresh process")
     task = keras_llm.load(paths["keras"])
     with silent_stderr():
         task.tokenizer.graph_resources()
-    reports = {
-        "saved_model": export.saved_model(task, paths["saved_model"], overwrite=True),
-        "litert": export.litert(task, paths["litert"], overwrite=True),
-        "litert int8": export.litert(
-            task, paths["litert int8"], quantization="int8", overwrite=True
-        ),
-    }
-    for name, report in reports.items():
-        print(f"{name}: {paths[name]}, {report['bytes']['total']:,} bytes")
+    reports = {}
+    for name, settings in EXPORTS.items():
+        reports[name] = task.export(path=paths[name], overwrite=True, **settings)
+        print(f"{name}: {paths[name]}, {reports[name]['bytes']['total']:,} bytes")
 
     _head("3. Compare greedy texts of Keras, SavedModel and TFLite")
     with silent_stderr():  # the training has already reported the documents
@@ -126,12 +121,13 @@ def greedy_texts(task, paths, prompts):
     import tensorflow as tf
 
     from keras_llm import export
-    from keras_llm.export import verification
 
     task(prompts, NEW_TOKENS, temperature=0.0)  # compile before timing
     serve = tf.saved_model.load(str(paths["saved_model"] / "1")).signatures["serving_default"]
     device = export.LiteRTModel(paths["litert"])
-    served = verification.greedy(serve, prompts, NEW_TOKENS)
+    settings = {"max_new_tokens": [NEW_TOKENS], "temperature": [0.0], "top_k": [0]}
+    settings |= {"top_p": [1.0], "seed": [0]}
+    served = serve(prompt=tf.constant(prompts), **{k: tf.constant(v) for k, v in settings.items()})
     return [
         {
             "prompt": prompt,
@@ -148,6 +144,4 @@ def _head(text):
 
 
 if __name__ == "__main__":
-    from keras_llm import cli
-
     sys.exit(cli.run_script(Options, run))

@@ -13,47 +13,39 @@ next sentence prediction.
 import dataclasses
 import sys
 
-from keras_llm.recipes.common import corpus, masked_tokens, model_card, runs
+from keras_llm import cli
+from keras_llm.recipes.common import corpus, flags, masked_tokens, model_card, runs
 
 BASELINE = "most_frequent"
 NEXT = 'predict {out} "{prompt}"'
 
 
 @dataclasses.dataclass
+@flags.defaults(preset="encoder-2m", learning_rate=2e-3)
 class Options(corpus.StreamOptions):
     """Train an encoder that predicts masked words."""
 
-    held_out: float = 0.1
-    """Fraction of the documents to hold out."""
-    preset: str = "encoder-2m"
-    """Model preset of the encoder."""
-    sequence_length: int = 128
+    sequence_length: flags.at_least(3) = 128
     """Tokens per window."""
-    mask_rate: float = 0.15
+    mask_rate: flags.Share = 0.15
     """Fraction of the words to mask."""
     whole_words: bool = True
     """Mask all tokens of a word together, instead of single tokens."""
     next_sentence: bool = False
     """Train a second head that predicts whether the second of two passages follows the first, as in
     BERT; it is saved in the folder `next_sentence`."""
-    learning_rate: float = 2e-3
-    """Peak learning rate, after linear warmup."""
     prompt: str = "This [MASK] is very good."
     """Text with [MASK] for the logged samples."""
 
+    formats = ("saved_model", "litert")
+
     def __post_init__(self):
         super().__post_init__()
+        fits = self.sequence_length > 4 or not self.next_sentence
         self.check(
-            ("sequence_length", self.sequence_length > 2, "at least 3"),
-            (
-                "sequence_length",
-                self.sequence_length > 4 or not self.next_sentence,
-                "at least 5 with --next-sentence",
-            ),
+            ("sequence_length", fits, "at least 5 with --next-sentence"),
             ("stream", not (self.stream and self.next_sentence), "off with --next-sentence"),
-            ("mask_rate", 0 < self.mask_rate < 1, "in (0, 1)"),
             ("prompt", "[MASK]" in self.prompt, "a text with [MASK]"),
-            ("export", "litert_lm" not in self.exports, "saved_model or litert"),
         )
         if self.smoke:
             self.preset, self.vocabulary_size, self.sequence_length = "encoder-tiny", 512, 64
@@ -63,19 +55,7 @@ class Options(corpus.StreamOptions):
 
 
 def run(options):
-    """Train, evaluate and save a model.
-
-    Args:
-        options: `Options`.
-
-    Returns:
-        The dict saved as `metrics.json`.
-
-    Raises:
-        InputError: if an option or the data is invalid; `out` is not created then.
-    """
-    import numpy as np
-
+    """Train, evaluate and save a model; return its metrics."""
     from keras_llm import data, models, tasks, tokenizers, training
 
     runs.prepare(options)
@@ -89,84 +69,62 @@ def run(options):
     )
     corpus.check_length(options, config)
     encoder = models.encoder(config)
-    model = models.masked_lm(encoder)
-    metadata = {"recipe": "masked_lm", "options": dataclasses.asdict(options)}
-    task, judge = tasks.MaskedLanguageModel(model, tokenizer, metadata), None
-    train_ids = corpus.token_ids(options, train, tokenizer)
-    train_data = masked_tokens.batches(task, train, train_ids, options, shuffle=True)
-    held_out_ids = data.encode_documents(held_out, tokenizer)
-    validation_data = masked_tokens.batches(task, held_out, held_out_ids, options)
-    runs.say(
-        f"{len(train)} documents, {len(train_ids)} tokens for training; {len(held_out)} documents "
-        f"held out; {model.count_params():,} parameters"
+    task = tasks.MaskedLanguageModel(
+        models.masked_lm(encoder), tokenizer, options.metadata("masked_lm")
     )
+    train_ids = corpus.token_ids(options, train, tokenizer)
+    held_out_ids = data.encode_documents(held_out, tokenizer)
+    train_data = masked_tokens.batches(options, task, train, train_ids, options.seed)
+    validation_data = masked_tokens.batches(options, task, held_out, held_out_ids)
+    trainer, judge = task, None
     counted = "tokens", options.batch_size * options.sequence_length
     if options.next_sentence:
         judge = tasks.NextSentence(models.next_sentence(encoder), tokenizer)
-        trainer = training.SentencePairTrainer(model, judge.model, tokenizer.pad_id)
-        runs.compile_trainer(options, trainer, len(train_data))
+        trainer = training.SentencePairTrainer(task.model, judge.model, tokenizer.pad_id)
         counted = "pairs", options.batch_size
-    else:
-        trainer = runs.token_trainer(options, model, len(train_data), tokenizer.pad_id)
-    with runs.model_folder(options) as folder:
-        trained = runs.fit(
-            folder,
-            options,
+    with runs.start(options) as run:
+        fitted = run.fit(
             trainer,
             train_data,
             validation_data.take(32).cache(),
             *counted,
             sample=lambda: f"> {task(options.prompt)}",
         )
-        targets = np.concatenate(
-            [y.numpy().reshape(-1) for _, y in masked_tokens.alone(validation_data)]
-        )
-        special = [tokenizer.bos_id, tokenizer.eos_id]
         counted_ids = corpus.counted(options, train_ids)
         metrics = {
             "held_out": masked_tokens.measured(task, judge, validation_data),
-            BASELINE: training.evaluate_most_frequent(
-                counted_ids[~np.isin(counted_ids, special)],
-                targets[targets != tokenizer.pad_id],
-                tokenizer.vocabulary_size,
-            ),
-            "training": {"documents": len(train), "tokens": len(train_ids), **report, **trained},
+            BASELINE: masked_tokens.most_frequent(task, counted_ids, validation_data),
+            "training": {"documents": len(train), "tokens": len(train_ids), **report, **fitted},
         }
         if judge:
             metrics[BASELINE]["next_sentence_accuracy"] = 0.5
-            (folder / "next_sentence").mkdir(exist_ok=True)
-            judge.write(folder / "next_sentence")
-        runs.write(folder, task, metrics, _model_card(options, metrics))
+            (run.folder / "next_sentence").mkdir(exist_ok=True)
+            judge.write(run.folder / "next_sentence")
+        run.save(task, metrics, _model_card(options, metrics))
     corpus.remove_token_files(options)
-    model_card.ship(options, task, metrics)
     return metrics
 
 
 def evaluate(folder, data=None):
-    """Evaluate a trained model on its held-out documents or on other text.
-
-    Args:
-        folder: str or path, the `out` of a run.
-        data: path of text files, or None for the documents held out in training.
-
-    Returns:
-        A dict, see `masked_tokens.measured`.
-    """
+    """Evaluate a trained model on its held-out documents or on the texts of a file or folder."""
     import keras_llm
     from keras_llm.data import encode_documents, read_texts
 
-    task = keras_llm.load(folder)
-    options = runs.model_options(Options, task)
+    task, options = runs.load(folder, Options)
     documents = read_texts(data, options.text_field) if data else corpus.documents(options)[1]
     judge = keras_llm.load(f"{folder}/next_sentence") if options.next_sentence else None
     token_ids = encode_documents(documents, task.tokenizer)
-    batches = masked_tokens.batches(task, documents, token_ids, options)
+    batches = masked_tokens.batches(options, task, documents, token_ids)
     return masked_tokens.measured(task, judge, batches)
 
 
 def _model_card(options, metrics):
     training = metrics["training"]
     kind = "whole words" if options.whole_words else "tokens"
+    second_head = (
+        "The folder `next_sentence` contains a second head on the same encoder, which predicts "
+        "whether a passage follows another, as in half of the held-out pairs."
+    )
     return model_card.card(
         options,
         metrics,
@@ -176,14 +134,7 @@ def _model_card(options, metrics):
         [
             f"Text: {training['tokens']:,} tokens in {training['documents']:,} documents, in "
             f"windows of {options.sequence_length}; {options.mask_rate:.0%} of the {kind} masked.",
-            *(
-                [
-                    "The folder `next_sentence` contains a second head on the same encoder, which "
-                    "predicts whether a passage follows another, as in half of the held-out pairs."
-                ]
-                if options.next_sentence
-                else []
-            ),
+            *([second_head] if options.next_sentence else []),
             *corpus.notes(training),
             "Limits: the model is reliable only on texts like its training data.",
         ],
@@ -192,6 +143,4 @@ def _model_card(options, metrics):
 
 
 if __name__ == "__main__":
-    from keras_llm import cli
-
     sys.exit(cli.run_script(Options, run))

@@ -14,8 +14,10 @@ import dataclasses
 import sys
 from typing import Literal
 
+from keras_llm import cli
 from keras_llm.recipes.common import (
     dialogue,
+    flags,
     model_card,
     preference_metrics,
     preference_pairs,
@@ -27,8 +29,9 @@ NEXT = "generate {out} PROMPT"
 
 
 @dataclasses.dataclass
+@flags.defaults(held_out=0.2, evaluations=2, learning_rate=3e-4, weight_decay=0.0)
 class Options(dialogue.Options):
-    """Tune a model on preferences."""
+    """Tune a model on preferences with DPO or ORPO."""
 
     corpus: str = "movie-sentiment"
     """Name of a corpus of the kind "preferences", or of the kind "labelled" with the labels
@@ -39,131 +42,88 @@ class Options(dialogue.Options):
     or positive."""
     loss: Literal["dpo", "orpo"] = "dpo"
     """Loss function."""
-    beta: float = 0.1
+    beta: flags.PositiveFloat = 0.1
     """DPO's beta; larger values keep the model closer to the initial model."""
-    orpo_weight: float = 0.1
+    orpo_weight: flags.PositiveFloat = 0.1
     """Weight of ORPO's odds ratio term."""
-    held_out: float = 0.2
-    """Fraction of the rows to hold out."""
-    batch_size: int = 16
+    batch_size: flags.Positive = 16
     """Pairs per batch."""
-    evaluations: int = 2
-    """Held-out evaluations and checkpoints per epoch."""
-    learning_rate: float = 3e-4
-    """Peak learning rate, after linear warmup."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay of matrices."""
-    pairs: int = 1000
+    pairs: flags.Positive = 1000
     """Number of beginnings to sample training pairs for, with a labeled corpus."""
-    held_out_pairs: int = 200
+    held_out_pairs: flags.Positive = 200
     """Number of beginnings to sample held-out pairs for, with a labeled corpus."""
-    prompts: int = 200
+    prompts: flags.Positive = 200
     """Maximum number of held-out prompts to answer before and after training."""
-    prompt_words: int = 6
+    prompt_words: flags.Positive = 6
     """Words of the beginning of a review."""
-    candidates: int = 4
+    candidates: flags.at_least(2) = 4
     """Continuations to sample for each beginning."""
-    least_difference: float = 0.1
+    least_difference: flags.Rate = 0.1
     """Minimum difference of the classifier's probabilities for a pair."""
-    new_tokens: int = 48
+    new_tokens: flags.Positive = 48
     """Maximum tokens of an answer."""
 
     def __post_init__(self):
         super().__post_init__()
-        self.check(
-            ("start", self.start is not None, "the folder of a model"),
-            ("beta", self.beta > 0, "> 0"),
-            ("orpo_weight", self.orpo_weight > 0, "> 0"),
-            ("candidates", self.candidates > 1, "at least 2"),
-            ("least_difference", 0 <= self.least_difference < 1, "in [0, 1)"),
-            *(
-                (name, getattr(self, name) > 0, "a positive int")
-                for name in ("pairs", "held_out_pairs", "prompts", "prompt_words", "new_tokens")
-            ),
-        )
+        self.check(("start", self.start is not None, "the folder of a model"))
         if self.smoke:
             self.pairs, self.held_out_pairs, self.prompts = 48, 16, 16
             self.batch_size, self.new_tokens, self.candidates = 8, 12, 3
 
 
 def run(options):
-    """Tune, evaluate and save a model.
-
-    Args:
-        options: `Options`.
-
-    Returns:
-        The dict saved as `metrics.json`.
-
-    Raises:
-        InputError: if an option or the data is invalid; `out` is not created then.
-    """
+    """Tune, evaluate and save a model; return its metrics."""
     from keras_llm import data, training
 
     runs.prepare(options, "sklearn", pictures=False)
     task = dialogue.started(options)
     dialogue.check_length(options, task.model)
-    dataset = preference_pairs.source(options)(options, task)
-    runs.say(f"{len(dataset.train)} pairs for training, {len(dataset.held_out)} held out")
-    reference = [
-        preference_metrics.log_p(task.model, pairs) for pairs in (dataset.train, dataset.held_out)
-    ]
-    texts, _ = preference_pairs.answers(options, task, dataset.prompts, dataset.parse_special)
-    objective = training.DPO(options.beta)
-    if options.loss == "orpo":
-        objective = training.ORPO(options.orpo_weight)
-    pad_id = task.tokenizer.pad_id
-    train_data = data.preference_dataset(
-        dataset.train, options.batch_size, pad_id, reference[0], options.epochs, options.seed
+    dataset = preference_pairs.read(options, task)
+    train, held_out = dataset.train, dataset.held_out
+    runs.say(f"{len(train)} pairs for training, {len(held_out)} held out")
+    reference, held_out_reference = (
+        preference_metrics.log_p(task.model, pairs) for pairs in (train, held_out)
     )
-    validation = data.preference_dataset(dataset.held_out, options.batch_size, pad_id, reference[1])
-    trainer = training.PreferenceTrainer(task.model, objective)
-    runs.compile_trainer(options, trainer, len(train_data))
-    with runs.model_folder(options) as folder:
-        trained = runs.fit(folder, options, trainer, train_data, validation.cache(), "pairs")
-        row = dataclasses.asdict(options)
-        tuned = dialogue.with_weights(
-            options, task, {**task.metadata, "recipe": "preference_tuning", "options": row}
-        )
+    texts = preference_pairs.answers(options, task, dataset)[0]
+    size, pad_id = options.batch_size, task.tokenizer.pad_id
+    train_data = data.preference_dataset(
+        train, size, pad_id, reference, options.epochs, options.seed
+    )
+    validation_data = data.preference_dataset(held_out, size, pad_id, held_out_reference)
+    dpo, orpo = training.DPO(options.beta), training.ORPO(options.orpo_weight)
+    trainer = training.PreferenceTrainer(task.model, dpo if options.loss == "dpo" else orpo)
+    with runs.start(options) as run:
+        fitted = run.fit(trainer, train_data, validation_data.cache(), "pairs")
+        tuned = dialogue.with_weights(options, task, options.metadata("preference_tuning"))
         metrics = {
-            "held_out": preference_metrics.measured(options, tuned, dataset, reference[1], texts),
-            BASELINE: preference_metrics.before(dataset, reference[1], texts),
-            "training": {"pairs": len(dataset.train), **dataset.about, **trained},
+            "held_out": preference_metrics.measured(
+                options, tuned, dataset, held_out_reference, texts
+            ),
+            BASELINE: preference_metrics.before(dataset, held_out_reference, texts),
+            "training": {"pairs": len(train), **dataset.about, **fitted},
             "judge_accuracy": dataset.judge_accuracy,
         }
-        runs.write(folder, tuned, metrics, _model_card(options, metrics, dataset))
-    model_card.ship(options, tuned, metrics)
+        run.save(tuned, metrics, _model_card(options, metrics, dataset))
     return metrics
 
 
 def evaluate(folder, data=None):
     """Evaluate a tuned model on its held-out pairs and prompts, or on the pairs of a file.
 
-    Args:
-        folder: str or path, the `out` of a run. The model of its `--start` must still exist.
-        data: path of a file of preferences, or None.
-
-    Returns:
-        A dict as returned by `preference_metrics.measured`; for a file as returned by
-        `preference_metrics.rewards`.
+    The model of its `--start` must still exist.
     """
     import keras_llm
-    from keras_llm.data import read_preferences
 
-    tuned = keras_llm.load(folder)
-    options = runs.model_options(Options, tuned)
+    tuned, options = runs.load(folder, Options)
     before = keras_llm.load(options.start)
     if data:
-        options = dataclasses.replace(options, data=str(data))
-        pairs, _ = preference_pairs.encode(options, tuned, read_preferences(data))
-        return preference_metrics.rewards(
-            options, tuned.model, pairs, preference_metrics.log_p(before.model, pairs)
-        )
-    dataset = preference_pairs.source(options)(options, before)
-    texts, _ = preference_pairs.answers(options, before, dataset.prompts, dataset.parse_special)
-    return preference_metrics.measured(
-        options, tuned, dataset, preference_metrics.log_p(before.model, dataset.held_out), texts
-    )
+        pairs = preference_pairs.read_file(options, tuned, data)
+        reference = preference_metrics.log_p(before.model, pairs)
+        return preference_metrics.rewards(options, tuned.model, pairs, reference)
+    dataset = preference_pairs.read(options, before)
+    texts = preference_pairs.answers(options, before, dataset)[0]
+    reference = preference_metrics.log_p(before.model, dataset.held_out)
+    return preference_metrics.measured(options, tuned, dataset, reference, texts)
 
 
 def _model_card(options, metrics, dataset):
@@ -187,6 +147,4 @@ def _model_card(options, metrics, dataset):
 
 
 if __name__ == "__main__":
-    from keras_llm import cli
-
     sys.exit(cli.run_script(Options, run))

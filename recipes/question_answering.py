@@ -15,8 +15,10 @@ import dataclasses
 import sys
 from typing import Literal
 
+from keras_llm import cli
 from keras_llm.recipes.common import (
     answer_spans,
+    flags,
     generative_answers,
     model_card,
     runs,
@@ -30,17 +32,15 @@ NEXT = {name: kind.NEXT for name, kind in KINDS.items()}
 
 
 @dataclasses.dataclass
-class Options(runs.Options):
-    """Train a model that answers questions."""
+@flags.defaults(batch_size=16, evaluations=1)
+class Options(flags.RowOptions):
+    """Train a model that answers questions, about a text or from memory."""
 
     kind: Literal["span", "yes_no", "generative"] = "span"
     """Whether the answer is a span of the context, yes or no, or generated from memory."""
     corpus: str | None = None
     """Name of a corpus of this kind (default reading, boolq or trivia); `keras-llm recipes` lists
     them."""
-    data: str | None = None
-    """Your own .csv, .tsv or .jsonl file, a folder of them, hf:NAME:SPLIT or tfds:NAME:SPLIT,
-    instead of a corpus."""
     question_column: str = "question"
     """Column or JSON field of the question."""
     context_column: str = "context"
@@ -53,38 +53,23 @@ class Options(runs.Options):
     run with an encoder, or "scratch" (always for generative) for --preset with random weights."""
     preset: str | None = None
     """Model preset for scratch (default encoder-2m, for generative seq2seq-2m)."""
-    max_length: int = 192
+    max_length: flags.at_least(16) = 192
     """Maximum tokens of question and context. Longer contexts are split into windows for spans and
     truncated for yes and no; for generative, longer rows are dropped from the training data."""
-    max_rows: int = 0
-    """Maximum number of training rows; 0 uses all."""
-    test_rows: int = 1000
+    test_rows: flags.Positive = 1000
     """Number of held-out questions for the metrics of a generative model."""
-    dropout: float = 0.1
-    """Dropout rate in the model and before the last layer."""
-    batch_size: int = 16
-    """Rows per batch."""
-    epochs: int | None = None
+    epochs: flags.Positive | None = None
     """Training epochs (default 2, for generative 10)."""
-    evaluations: int = 1
-    """Held-out evaluations (on 32 batches), loss curve points and checkpoints per epoch."""
-    learning_rate: float | None = None
+    learning_rate: flags.PositiveFloat | None = None
     """Peak learning rate, after linear warmup (default 2e-4, for generative 2e-3)."""
 
     def __post_init__(self):
         for name, value in KINDS[self.kind].DEFAULTS.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        is_generative = self.kind == "generative"
         super().__post_init__()
-        self.check(
-            ("start", not is_generative or self.start == "scratch", "scratch if generative"),
-            ("max_length", self.max_length > 15, "at least 16"),
-            ("max_rows", self.max_rows >= 0, ">= 0"),
-            ("test_rows", self.test_rows > 0, "a positive int"),
-            ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
-            ("export", "litert_lm" not in self.exports, "saved_model or litert"),
-        )
+        is_generative = self.kind == "generative"
+        self.check(("start", not is_generative or self.start == "scratch", "scratch if generative"))
         if self.smoke:
             self.start, self.dropout = "scratch", 0.0
             self.vocabulary_size = 400 if is_generative else 512
@@ -94,54 +79,35 @@ class Options(runs.Options):
 
 
 def run(options):
-    """Train, evaluate and save a model.
-
-    Args:
-        options: `Options`.
-
-    Returns:
-        The dict saved as `metrics.json`.
-
-    Raises:
-        InputError: if an option or the data is invalid; `out` is not created then.
-    """
+    """Train, evaluate and save a model; return its metrics."""
     runs.prepare(options, "sklearn")
     kind = KINDS[options.kind]
     train, held_out, dropped = kind.rows(options)
-    metadata = {"recipe": "question_answering", "options": dataclasses.asdict(options)}
-    task = kind.untrained(options, train, metadata)
+    task = kind.untrained(options, train, options.metadata("question_answering"))
     train_data, too_long = kind.batches(task, train, options, options.seed)
     validation_data, _ = kind.batches(task, tables.to_watch(held_out, options), options)
-    trainer = kind.trainer(task, options, len(train_data))
-    with runs.model_folder(options) as folder:
-        trained = runs.fit(folder, options, trainer, train_data, validation_data, kind.UNIT)
+    with runs.start(options) as run:
+        fitted = run.fit(task, train_data, validation_data, kind.UNIT)
         metrics = {
             "held_out": kind.measured(task, held_out, options),
             **kind.baselines(task, train, held_out, options),
-            "training": {"rows": len(train), "dropped": dropped | too_long, **trained},
+            "training": {"rows": len(train), "dropped": dropped | too_long, **fitted},
         }
-        runs.write(folder, task, metrics, _model_card(task, options, metrics, held_out))
-    model_card.ship(options, task, metrics)
+        run.save(task, metrics, _model_card(task, options, metrics, held_out))
     return metrics
 
 
 def evaluate(folder, data=None):
-    """Evaluate a trained model on its held-out rows or on other rows.
-
-    Args:
-        folder: str or path, the `out` of a run.
-        data: path of a file of rows, or None for the rows held out in training.
-
-    Returns:
-        A dict, see `training.evaluate_answers`, for yes and no `training.evaluate_classifier`.
-    """
-    import keras_llm
-
-    task = keras_llm.load(folder)
-    options = runs.model_options(Options, task)
+    """Evaluate a trained model on its held-out rows or on the rows of a file."""
+    task, options = runs.load(folder, Options)
     kind = KINDS[options.kind]
     rows = kind.rows(options)[1] if data is None else kind.read(options, data)
     return kind.measured(task, rows, options)
+
+
+def texts(task):
+    """Return the texts of a trained yes or no model, training and held out: two lists of str."""
+    return [yes_no.texts(task, side) for side in yes_no.rows(runs.model_options(Options, task))[:2]]
 
 
 def _model_card(task, options, metrics, held_out):
@@ -166,6 +132,4 @@ def _model_card(task, options, metrics, held_out):
 
 
 if __name__ == "__main__":
-    from keras_llm import cli
-
     sys.exit(cli.run_script(Options, run))

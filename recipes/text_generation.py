@@ -13,6 +13,7 @@ import dataclasses
 import sys
 from typing import Literal
 
+from keras_llm import cli
 from keras_llm.recipes.common import continuations, corpus, model_card, runs
 
 BASELINE = "trigram"
@@ -30,9 +31,6 @@ class Options(corpus.LanguageModelOptions, corpus.StreamOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        self.check(
-            ("sequence_length", self.sequence_length > 0, "a positive int"),
-        )
         if self.smoke:
             self.preset, self.vocabulary_size, self.sequence_length = "llama-tiny", 512, 64
             self.max_megabytes, self.evaluations = min(self.max_megabytes, 0.3), 2
@@ -40,17 +38,7 @@ class Options(corpus.LanguageModelOptions, corpus.StreamOptions):
 
 
 def run(options):
-    """Train, evaluate and save a model.
-
-    Args:
-        options: `Options`.
-
-    Returns:
-        The dict saved as `metrics.json`.
-
-    Raises:
-        InputError: if an option or the data is invalid; `out` is not created then.
-    """
+    """Train, evaluate and save a model; return its metrics."""
     from keras_llm import data, models, tasks, tokenizers, training
 
     runs.prepare(options, pictures=False)
@@ -58,43 +46,25 @@ def run(options):
         options.preset, vocabulary_size=options.vocabulary_size, dropout=options.dropout
     )
     corpus.check_length(options, config)
-    train, held_out, report = corpus.prepared(options)
-    report["contamination"] = corpus.measured_contamination(train, held_out)
+
+    train, held_out, report = corpus.prepared(options, contamination=True)
     tokenizer = tokenizers.SentencePiece.train(
-        corpus.sample(options, train),
-        options.vocabulary_size,
-        model_type=options.tokenizer,
+        corpus.sample(options, train), options.vocabulary_size, model_type=options.tokenizer
     )
-    model = models.causal_lm(config)
     task = tasks.TextGeneration(
-        model, tokenizer, {"recipe": "text_generation", "options": dataclasses.asdict(options)}
+        models.causal_lm(config), tokenizer, options.metadata("text_generation")
     )
     train_ids = corpus.token_ids(options, train, tokenizer)
     held_out_ids = data.encode_documents(held_out, tokenizer)
     training.check_token_ids(train_ids, config.vocabulary_size)
-    shape = {"bos_id": tokenizer.bos_id, "pad_id": tokenizer.pad_id, "segments": options.separate}
-    train_data = data.packed_dataset(
-        train_ids,
-        options.sequence_length,
-        options.batch_size,
-        epochs=options.epochs,
-        seed=options.seed,
-        **shape,
+    windows = {"sequence_length": options.sequence_length, "segments": options.separate}
+    train_data = task.dataset(
+        train_ids, options.batch_size, options.epochs, options.seed, **windows
     )
-    windows = max(1, data.windows(held_out_ids, options.sequence_length))
-    validation_data = data.packed_dataset(
-        held_out_ids, options.sequence_length, min(options.batch_size, windows), **shape
-    )
-    trainer = runs.token_trainer(options, model, len(train_data), tokenizer.pad_id)
-    runs.say(
-        f"{len(train)} documents, {len(train_ids)} tokens for training; {len(held_out)} documents "
-        f"held out; {model.count_params():,} parameters"
-    )
-    with runs.model_folder(options) as folder:
-        trained = runs.fit(
-            folder,
-            options,
-            trainer,
+    validation_data = task.dataset(held_out_ids, options.batch_size, drop_remainder=True, **windows)
+    with runs.start(options) as run:
+        fitted = run.fit(
+            task,
             train_data,
             validation_data.take(32).cache(),
             "tokens",
@@ -102,58 +72,46 @@ def run(options):
             sample=lambda: continuations.sample(task, options),
             attention={"token_ids": held_out_ids[None, : min(32, options.sequence_length)]},
         )
+        count, length = (8, 24) if options.smoke else (64, 64)
         metrics = {
-            "held_out": continuations.likelihood(
-                task, held_out, options.sequence_length, options.separate
-            ),
+            "held_out": task.evaluate(held_out, **windows),
             **continuations.baselines(
                 task, corpus.counted(options, train_ids), held_out_ids, held_out
             ),
             "continuations": continuations.measure(
-                task,
-                train_ids,
-                held_out_ids,
-                *((8, 24) if options.smoke else (64, 64)),
-                options.seed,
+                task, train_ids, held_out_ids, count, length, options.seed
             ),
             "training": {
                 "documents": len(train),
                 "tokens": len(train_ids),
                 "held_out_documents": len(held_out),
                 **report,
-                **trained,
+                **fitted,
             },
         }
-        runs.write(folder, task, metrics, _model_card(task, options, metrics))
+        run.save(task, metrics, _model_card(task, options, metrics))
     corpus.remove_token_files(options)
-    model_card.ship(options, task, metrics)
     return metrics
 
 
 def evaluate(folder, data=None):
-    """Evaluate a trained model on its held-out documents or on other text.
-
-    Args:
-        folder: str or path, the `out` of a run.
-        data: path of text files, or None for the documents held out in training (required for a
-            model that was not trained by a recipe).
-
-    Returns:
-        A dict, see `training.evaluate_language_model`.
-    """
-    import keras_llm
+    """Evaluate a trained model on its held-out documents or on the texts of a file or folder."""
     from keras_llm.data import read_texts
 
-    task = keras_llm.load(folder)
-    if "options" not in task.metadata:  # not trained by a recipe
-        return continuations.likelihood(task, read_texts(data), task.model.config.max_length)
-    options = runs.model_options(Options, task)
+    task, options = runs.load(folder, Options)
     documents = read_texts(data, options.text_field) if data else corpus.documents(options)[1]
-    return continuations.likelihood(task, documents, options.sequence_length, options.separate)
+    return task.evaluate(
+        documents, sequence_length=options.sequence_length, segments=options.separate
+    )
+
+
+def texts(task):
+    """Return the training and the held-out documents of a trained model, two lists of str."""
+    return corpus.texts(runs.model_options(Options, task))
 
 
 def _model_card(task, options, metrics):
-    config, training = task.model.config, metrics["training"]
+    training = metrics["training"]
     return model_card.card(
         options,
         metrics,
@@ -162,9 +120,8 @@ def _model_card(task, options, metrics):
         f"{metrics['held_out']['tokens']:,} tokens in {training['held_out_documents']:,} documents "
         f"in windows of {options.sequence_length} tokens",
         [
-            f"{config.num_layers} layers, width {config.hidden_dim}, vocabulary "
-            f"{config.vocabulary_size}, maximum length {config.max_length} tokens; "
-            f"{training['tokens']:,} training tokens in {training['documents']:,} documents.",
+            f"{model_card.shape(task.model.config)}; {training['tokens']:,} training tokens in "
+            f"{training['documents']:,} documents.",
             continuations.note(metrics["continuations"]),
             *corpus.notes(training),
             "Limits: the model imitates its training data. It was not tuned to be helpful, "
@@ -175,6 +132,4 @@ def _model_card(task, options, metrics):
 
 
 if __name__ == "__main__":
-    from keras_llm import cli
-
     sys.exit(cli.run_script(Options, run))

@@ -11,58 +11,35 @@ The baselines are a copy of the source and the translation of the nearest traini
 import dataclasses
 import sys
 
-from keras_llm.recipes.common import model_card, runs, tables, translations
+from keras_llm import cli
+from keras_llm.recipes.common import flags, model_card, runs, tables, translations
 
 BASELINE = "memory"
 NEXT = 'generate {out} "Click the button." --beam-width 4'
 
 
 @dataclasses.dataclass
-class Options(runs.Options):
+@flags.defaults(held_out=0.05, preset="seq2seq-2m", epochs=6, evaluations=2, learning_rate=3e-3)
+class Options(flags.RowOptions):
     """Train an encoder-decoder that translates."""
 
     corpus: str = "libreoffice-help-fr"
     """Name of a corpus of the kind "pairs"; `keras-llm recipes` lists them."""
-    data: str | None = None
-    """Your own .csv, .tsv or .jsonl file, a folder of them, hf:NAME:SPLIT or tfds:NAME:SPLIT,
-    instead of a corpus."""
     source_column: str = "source"
     """Column or JSON field of the source."""
     target_column: str = "target"
     """Column or JSON field of the translation."""
-    held_out: float = 0.05
-    """Fraction of the sources to hold out."""
-    preset: str = "seq2seq-2m"
-    """Model preset."""
-    max_length: int = 64
+    max_length: flags.at_least(2) = 64
     """Maximum tokens of source and target; longer pairs are dropped from the training data."""
-    max_rows: int = 0
-    """Maximum number of training pairs; 0 uses all."""
-    test_rows: int = 500
+    test_rows: flags.Positive = 500
     """Number of held-out sources to translate for BLEU and chrF."""
-    beam_width: int = 4
+    beam_width: flags.Positive = 4
     """Beam width of the search."""
     bleu_tokenizer: str = "13a"
     """Tokenizer of sacrebleu: "13a", "zh" for Chinese, or "char"."""
-    dropout: float = 0.1
-    """Dropout rate."""
-    epochs: int = 6
-    """Training epochs."""
-    evaluations: int = 2
-    """Held-out evaluations, loss curve points and checkpoints per epoch."""
-    learning_rate: float = 3e-3
-    """Peak learning rate, after linear warmup."""
 
     def __post_init__(self):
         super().__post_init__()
-        self.check(
-            ("max_length", self.max_length > 1, "at least 2"),
-            ("max_rows", self.max_rows >= 0, ">= 0"),
-            ("test_rows", self.test_rows > 0, "a positive int"),
-            ("beam_width", self.beam_width > 0, "a positive int"),
-            ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
-            ("export", set(self.exports) <= {"saved_model", "litert"}, "saved_model or litert"),
-        )
         if self.smoke:
             self.preset, self.vocabulary_size, self.max_length = "seq2seq-tiny", 400, 48
             self.max_rows, self.test_rows, self.batch_size = 1000, 20, 16
@@ -70,64 +47,34 @@ class Options(runs.Options):
 
 
 def run(options):
-    """Train, evaluate and save a model.
-
-    Args:
-        options: `Options`.
-
-    Returns:
-        The dict saved as `metrics.json`.
-
-    Raises:
-        InputError: if an option or the data is invalid; `out` is not created then.
-    """
+    """Train, evaluate and save a model; return its metrics."""
     import numpy as np
-
-    from keras_llm import models, tasks, tokenizers, training
 
     runs.prepare(options, "sklearn", "sacrebleu")
     train, held_out, dropped = rows(options)
-    sides = [text for row in train for text in row]
-    tokenizer = tokenizers.SentencePiece.train(sides, options.vocabulary_size, model_type="bpe")
-    config = models.preset(
-        options.preset,
-        vocabulary_size=tokenizer.vocabulary_size,
-        dropout=options.dropout,
-        pad_id=tokenizer.pad_id,
-        start_id=tokenizer.bos_id,
-    )
-    model = models.seq2seq(config)
-    metadata = {"recipe": "translation", "options": dataclasses.asdict(options)}
-    task = tasks.Translation(model, tokenizer, metadata)
-    train_data, too_long = translations.batches(task, train, options, options.seed)
-    validation_data, _ = translations.batches(task, held_out, options)
-    if too_long:
-        dropped |= {f"longer than {options.max_length} tokens": too_long}
-        runs.say(f"dropped {too_long} training pairs longer than {options.max_length} tokens")
-    trainer = runs.token_trainer(options, model, len(train_data), tokenizer.pad_id)
+    task = translations.untrained(options, train, options.metadata("translation"))
+    short, too_long = translations.short_pairs(task, train, options.max_length)
+    runs.say(f"{len(short):,} pairs for training; dropped: {runs.reasons(too_long)}")
+    train_data = task.dataset(short, options.batch_size, options.epochs, options.seed)
     test = held_out[: options.test_rows]
-    with runs.model_folder(options) as folder:
-        trained = runs.fit(
-            folder,
-            options,
-            trainer,
+    with runs.start(options) as run:
+        fitted = run.fit(
+            task,
             train_data,
-            validation_data,
+            held_out_batches(task, held_out, options),
             "pairs",
             sample=lambda: f"{test[0][0]}\n\n> {task(test[0][0], options.max_length)}",
-            attention={"encoder_token_ids": np.array([tokenizer.encode(test[0][0])[:32]])},
+            attention={"encoder_token_ids": np.array([task.tokenizer.encode(test[0][0])[:32]])},
         )
-        texts = translate(task, test, options)
+        held_out_metrics, texts = measured(task, held_out, options)
         metrics = {
-            "held_out": training.evaluate_targets(model, validation_data, tokenizer.pad_id)
-            | translations.measured(texts, test, options),
+            "held_out": held_out_metrics,
             BASELINE: translations.measured(translations.nearest(train, test), test, options),
             "copy": translations.measured([source for source, _ in test], test, options),
             "by_length": translations.by_length(texts, test, options),
-            "training": {"pairs": len(train) - too_long, "dropped": dropped, **trained},
+            "training": {"pairs": len(short), "dropped": dropped | too_long, **fitted},
         }
-        runs.write(folder, task, metrics, _model_card(task, options, metrics, texts, test))
-    model_card.ship(options, task, metrics)
+        run.save(task, metrics, _model_card(task, options, metrics, texts, test))
     return metrics
 
 
@@ -138,34 +85,35 @@ def rows(options):
     return train[: options.max_rows or None], held_out, dropped
 
 
-def evaluate(folder, data=None):
-    """Evaluate a trained model on its held-out pairs or on other pairs.
+def held_out_batches(task, pairs, options):
+    """Return the batches of the pairs that are not too long."""
+    return task.dataset(
+        translations.short_pairs(task, pairs, options.max_length)[0], options.batch_size
+    )
 
-    Args:
-        folder: str or path, the `out` of a run.
-        data: path of a file of pairs, or None for the pairs held out in training.
 
-    Returns:
-        A dict with the likelihood of the targets, see `training.evaluate_targets`, BLEU and chrF.
-    """
-    import keras_llm
+def measured(task, pairs, options):
+    """Return the likelihood of the targets, BLEU and chrF, and the translations by beam search."""
     from keras_llm import training
+
+    batches, test = held_out_batches(task, pairs, options), pairs[: options.test_rows]
+    likelihood = training.evaluate_targets(task.model, batches, task.tokenizer.pad_id)
+    texts = translations.translated(
+        task,
+        [source for source, _ in test],
+        2 * options.max_length,
+        beam_width=options.beam_width,
+    )
+    return likelihood | translations.measured(texts, test, options), texts
+
+
+def evaluate(folder, data=None):
+    """Evaluate a trained model on its held-out pairs or on the pairs of a file."""
     from keras_llm.data import read_records
 
-    task = keras_llm.load(folder)
-    options = runs.model_options(Options, task)
+    task, options = runs.load(folder, Options)
     columns = [options.source_column, options.target_column]
-    pairs = read_records(data, columns) if data else rows(options)[1]
-    batches, _ = translations.batches(task, pairs, options)
-    likelihood = training.evaluate_targets(task.model, batches, task.tokenizer.pad_id)
-    test = pairs[: options.test_rows]
-    return likelihood | translations.measured(translate(task, test, options), test, options)
-
-
-def translate(task, pairs, options):
-    """Translate the sources of pairs with the beam search of the options; returns a list of str."""
-    sources, longest = [source for source, _ in pairs], 2 * options.max_length
-    return translations.translated(task, sources, longest, beam_width=options.beam_width)
+    return measured(task, read_records(data, columns) if data else rows(options)[1], options)[0]
 
 
 def _model_card(task, options, metrics, texts, test):
@@ -173,16 +121,16 @@ def _model_card(task, options, metrics, texts, test):
         f"from {row['words_from']} words {row['bleu']:.1f} ({row['sources']} sources)"
         for row in metrics["by_length"]
     )
+    held_out = metrics["held_out"]
     return model_card.card(
         options,
         metrics,
         "An encoder-decoder that translates.",
         {BASELINE: "nearest source", "copy": "copy of the source"},
         f"{len(test):,} sources translated with beam width {options.beam_width} (BLEU, chrF), and "
-        f"{metrics['held_out']['tokens']:,} tokens of all targets",
+        f"{held_out['tokens']:,} tokens of all targets",
         [
-            f"sacrebleu: `{metrics['held_out']['bleu_signature']}`, "
-            f"`{metrics['held_out']['chrf_signature']}`.",
+            f"sacrebleu: `{held_out['bleu_signature']}`, `{held_out['chrf_signature']}`.",
             f"BLEU by length: {lengths}.",
             f"Vocabulary size {task.tokenizer.vocabulary_size}, shared by both languages.",
             f'Example: "{test[0][0]}" is translated as "{texts[0]}", expected "{test[0][1]}".',
@@ -193,6 +141,4 @@ def _model_card(task, options, metrics, texts, test):
 
 
 if __name__ == "__main__":
-    from keras_llm import cli
-
     sys.exit(cli.run_script(Options, run))

@@ -15,9 +15,11 @@ import keras_llm
 ROOT = pathlib.Path(keras_llm.__file__).parent.parent
 LIBRARY = ROOT / "keras_llm"
 
-# From top to bottom; a package imports only from itself and from those below it.
+# From top to bottom; a package imports only from itself and from those below it. The command line
+# finds recipes by entry points, so it is below them.
 LAYERS = [
-    {"recipes", "cli", "commands", "__main__"},
+    {"recipes"},
+    {"cli", "commands", "__main__"},
     {"export"},
     {"checkpoints"},
     {"tasks"},
@@ -57,7 +59,7 @@ def modules():
 @pytest.mark.parametrize("path, package", modules())
 def test_imports_follow_layer_order(path, package):
     level = next(i for i, packages in enumerate(LAYERS) if package in packages)
-    same_layer = LAYERS[level] if level in (0, len(LAYERS) - 1) else {package}
+    same_layer = LAYERS[level] if level in (1, len(LAYERS) - 1) else {package}
     allowed = same_layer.union(*LAYERS[level + 1 :], keras_llm._NAMES, {"__version__"})
     packages = {n.split(".")[1] for n in imports(path) if n.startswith("keras_llm.")}
     if path.relative_to(ROOT) == pathlib.Path("keras_llm/tasks/base.py"):

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: real processes, exit codes, one line for an error."""
+"""Test the command line: output, exit codes and error messages."""
 
 import importlib
 import io
@@ -25,7 +25,7 @@ def run(*arguments, **options):
 
 
 def called(capfd, *arguments):
-    """In this process: the exit code, stdout and stderr."""
+    """Run a command in this process; return the exit code, stdout and stderr."""
     code = cli.main(list(map(str, arguments)))
     captured = capfd.readouterr()
     return code, captured.out, captured.err
@@ -33,12 +33,12 @@ def called(capfd, *arguments):
 
 @pytest.fixture(scope="module")
 def loaded(task, run_folder):
-    """What `loaded_once` begins with: `run_folder` is `task`."""
+    """Return the tasks that `loaded_once` has loaded already: `run_folder` is `task`."""
     return {str(run_folder): task}
 
 
 def imported(program):
-    """Which heavy modules a program imports."""
+    """Return the heavy modules that a program imports, as the str of a list."""
     heavy = ["tensorflow", "tensorflow_text", "keras", "keras_nlp", "sentencepiece", "numpy"]
     program += f"\nimport sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -46,18 +46,20 @@ def imported(program):
     return done.stdout.splitlines()[-1]
 
 
-def test_importing_the_package_imports_nothing_heavy():
+def test_import_keras_llm_imports_nothing_heavy():
     assert imported("import keras_llm") == "[]"
 
 
-def test_the_library_does_not_import_tensorflow_text():
+def test_library_does_not_import_tensorflow_text():
     program = "from keras_llm import layers, models, tokenizers, data, generation, training, export"
     found = imported(program + "\nimport keras_llm; keras_llm.TextGeneration; keras_llm.load")
     assert "tensorflow_text" not in found and "keras_nlp" not in found
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["generate", "--help"], ["train", "text_generation", "--help"]]
+    "arguments",
+    [["--help"], ["recipes"], ["train", "--help"], ["generate", "--help"]]
+    + [["train", name, "--help"] for name in ("text_generation", "question_answering")],
 )
 def test_help_imports_nothing_heavy(arguments):
     program = f"""
@@ -70,7 +72,7 @@ assert not code"""
     assert imported(program) == "[]"
 
 
-def test_help_names_every_command(capfd):
+def test_help_lists_commands_recipes_and_options(capfd):
     done = run("--help")
     assert done.returncode == 0 and done.stderr == ""
     for name in ("train", "generate", "chat", "evaluate", "export", "recipes", "inspect"):
@@ -86,7 +88,7 @@ def test_help_names_every_command(capfd):
         assert flag in options
 
 
-def test_generate_prints_text_and_nothing_else(run_folder, task):
+def test_generate_prints_only_the_text(run_folder, task):
     arguments = ["generate", run_folder, "The", "--max-new-tokens", 12, "--temperature", 0]
     done = run(*arguments)
     assert done.returncode == 0
@@ -105,7 +107,7 @@ def test_generate_streams_and_prints_json(run_folder, task, capfd, loaded_once):
     assert set(found) >= {"token_ids", "num_tokens", "log_probability", "finish_reason"}
 
 
-def test_generate_takes_every_setting(run_folder, task, tmp_path, capfd, loaded_once):
+def test_generate_passes_all_settings(run_folder, task, tmp_path, capfd, loaded_once):
     (tmp_path / "schema.json").write_text('{"enum": [12, 345]}')
     settings = ["--max-new-tokens", 12, "--json-schema", tmp_path / "schema.json", "--seed", 3]
     code, out, _ = called(capfd, "generate", run_folder, "The", *settings)
@@ -138,7 +140,7 @@ def test_generate_takes_every_setting(run_folder, task, tmp_path, capfd, loaded_
     assert code == 2 and out == "" and "`top_p`" in told and told.count("\n") == 1
 
 
-def test_a_chat_goes_on_line_by_line(task, tmp_path, capfd, monkeypatch, loaded_once):
+def test_chat_reads_messages_line_by_line(task, tmp_path, capfd, monkeypatch, loaded_once):
     template = "{% for m in messages %}{{ m.role[0] }}: {{ m.content }}\n{% endfor %}a:"
     made = keras_llm.TextGeneration(task.model, task.tokenizer, {"chat_template": template})
     made.save(tmp_path / "chatty")
@@ -169,7 +171,7 @@ def test_a_chat_goes_on_line_by_line(task, tmp_path, capfd, monkeypatch, loaded_
 
 
 def test_train_evaluate_and_export(text_folder, tmp_path, capfd, monkeypatch, loaded_once):
-    """With a model of one layer, which is trained and traced sooner."""
+    """Use a model with one layer, which is faster to train and trace."""
     table = importlib.import_module("keras_llm.models.presets")._PRESETS
     row = table["llama-tiny"]
     small = type(row).from_dict({**row.to_dict(), "num_layers": 1})
@@ -203,7 +205,7 @@ def test_train_evaluate_and_export(text_folder, tmp_path, capfd, monkeypatch, lo
     assert code == 0 and json.loads(printed)["quantization"] == "int8" and target.is_file()
 
 
-def test_a_model_made_in_python_is_evaluated_on_given_text(task, tmp_path, capfd):
+def test_evaluate_a_model_without_recipe_on_a_file(task, tmp_path, capfd):
     keras_llm.TextGeneration(task.model, task.tokenizer).save(tmp_path / "model")
     (tmp_path / "text.txt").write_text("A word and another.")
     arguments = ["evaluate", tmp_path / "model", "--data", tmp_path / "text.txt", "--json"]
@@ -213,7 +215,7 @@ def test_a_model_made_in_python_is_evaluated_on_given_text(task, tmp_path, capfd
     assert code == 2 and "--data" in told and len(told.splitlines()) == 1
 
 
-def test_inspect_counts_the_model(run_folder, task, capfd):
+def test_inspect_counts_parameters_and_memory(run_folder, task, capfd):
     code, printed, _ = called(capfd, "inspect", run_folder, "--json")
     found = json.loads(printed)
     assert code == 0
@@ -225,7 +227,7 @@ def test_inspect_counts_the_model(run_folder, task, capfd):
     assert code == 0 and "position_embedding" in printed
 
 
-def test_recipes_lists_recipes_and_corpora(capfd):
+def test_recipes_command(capfd):
     code, printed, _ = called(capfd, "recipes")
     assert code == 0
     for name in ("text_generation", "movie-reviews", "python-stdlib"):
@@ -289,7 +291,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("arguments, words", WRONG)
-def test_bad_input_is_one_line_and_exit_code_2(
+def test_invalid_input_prints_one_line_and_exits_with_2(
     arguments, words, run_folder, text_folder, tmp_path, capfd, loaded_once
 ):
     (tmp_path / "empty.txt").write_text("")
@@ -304,7 +306,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_an_error_is_the_exit_code_of_the_process():
+def test_exit_code_of_the_process():
     done = run("juggle")
     assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1 and "unknown command 'juggle'" in done.stderr
@@ -312,7 +314,7 @@ def test_an_error_is_the_exit_code_of_the_process():
 
 @pytest.fixture
 def small_files():
-    """No process that is started here, nor this one, writes more than 100 kB into a file."""
+    """Limit files of this process and of its children to 100 kB."""
     # An export keeps its child for the next one, which would be limited too: it is started before.
     with children.child("keras_llm.export.saved_model.worker", "that runs the SavedModel"):
         pass
@@ -324,7 +326,7 @@ def small_files():
     signal.signal(signal.SIGXFSZ, usual)
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(
+def test_full_disk_prints_one_line_and_leaves_no_files(
     task, tmp_path, tmp_path_factory, capfd, request
 ):
     config = models.preset("encoder-tiny", num_layers=1)  # its embedding is 131 kB

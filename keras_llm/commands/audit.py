@@ -7,6 +7,7 @@ import pathlib
 import tyro
 
 import keras_llm
+from keras_llm.commands import entry_points
 from keras_llm.commands.console import as_json, import_tensorflow, table
 from keras_llm.errors import InputError
 
@@ -112,25 +113,13 @@ def _audit_generator(options, task, terms):
 def _texts(options, task):
     """Return `[texts]` from --data, or `[training, held out]` from the recipe, lists of str."""
     from keras_llm import data
-    from keras_llm.recipes import question_answering, text_classification, text_generation
-    from keras_llm.recipes.common import corpus as documents
-    from keras_llm.recipes.common import runs, yes_no
 
     if options.data is not None:
         return [data.read_texts(options.data)]
-    recipe = task.metadata.get("recipe")
-    if recipe == "text_generation":
-        trained = runs.model_options(text_generation.Options, task)
-        train, held_out = documents.documents(trained)
-        return [list(documents.sample(trained, train)), held_out]
-    if recipe == "text_classification":
-        sides = text_classification.rows(runs.model_options(text_classification.Options, task))
-        return [[text for text, _ in side] for side in sides[:2]]
-    if recipe == "question_answering":
-        sides = yes_no.rows(runs.model_options(question_answering.Options, task))
-        columns = ([list(column) for column in zip(*side, strict=True)] for side in sides[:2])
-        return [task.with_contexts(*side[:2]) for side in columns]
-    raise InputError(f"{options.run} does not record its training data; pass --data.")
+    recipe = entry_points.recipe_of(task)
+    if not hasattr(recipe, "texts"):
+        raise InputError(f"{options.run} does not record its training data; pass --data.")
+    return recipe.texts(task)
 
 
 def _terms(path):

@@ -1,15 +1,15 @@
 """Evaluate a model: `keras-llm evaluate`."""
 
 import dataclasses
-import importlib
 import json
 import pathlib
 
 import tyro
 
+import keras_llm
+from keras_llm.commands import entry_points
 from keras_llm.commands.console import as_json, import_tensorflow, table
 from keras_llm.errors import InputError
-from keras_llm.recipes import RECIPES
 
 
 @dataclasses.dataclass
@@ -27,15 +27,8 @@ class Options:
 def run(options):
     import_tensorflow()
     from keras_llm.files import atomic_file
-    from keras_llm.tasks import read_config
 
-    name = read_config(options.run)["metadata"].get("recipe")
-    if name is None and options.data:
-        name = "text_generation"
-    if name not in RECIPES:
-        raise InputError(f"{options.run} was not trained with a recipe; pass --data.")
-    recipe = importlib.import_module(f"keras_llm.recipes.{name}")
-    measures = recipe.evaluate(options.run, options.data)
+    measures = _measures(options)
     path = pathlib.Path(options.run) / "metrics.json"
     metrics = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     if options.data:
@@ -49,3 +42,18 @@ def run(options):
             ["metric", "value"],
             [[k, v if isinstance(v, str) else f"{v:,.4g}"] for k, v in measures.items()],
         )
+
+
+def _measures(options):
+    from keras_llm import data
+    from keras_llm.tasks import read_config
+
+    name = read_config(options.run)["metadata"].get("recipe")
+    if name in entry_points.recipes():
+        return entry_points.recipe(name).evaluate(options.run, options.data)
+    if options.data is None:
+        raise InputError(f"{options.run} was not trained with an installed recipe; pass --data.")
+    task, texts = keras_llm.load(options.run), data.read_texts(options.data)
+    if isinstance(task, keras_llm.TextGeneration):
+        return task.evaluate(texts, sequence_length=task.model.config.max_length)
+    return task.evaluate(texts)

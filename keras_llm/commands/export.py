@@ -7,7 +7,7 @@ from typing import Literal
 import tyro
 
 import keras_llm
-from keras_llm.commands import saved_model
+from keras_llm.commands import entry_points, saved_model
 from keras_llm.commands.console import as_json, import_tensorflow, table
 from keras_llm.errors import InputError
 from keras_llm.silence import silent_stderr
@@ -46,7 +46,7 @@ class Options:
     (litert and litert_lm only)."""
     held_out: str | None = None
     """Text or JSONL file, or a folder of them, to measure the quality on. Defaults to the held-out
-    documents of a text_generation run."""
+    documents of a text_generation or code_generation run."""
     calibration: str | None = None
     """Text or JSONL file, or a folder of them, similar to the expected inputs. Required for
     int8_static; improves the quality of int4."""
@@ -118,13 +118,11 @@ def _held_out(options, task):
         return None
     if options.held_out is not None:
         return _texts(options.held_out)
-    if task.metadata.get("recipe") != "text_generation":
+    recipe = entry_points.recipe_of(task)
+    if not isinstance(task, keras_llm.TextGeneration) or not hasattr(recipe, "texts"):
         return None
-    from keras_llm.recipes import text_generation
-    from keras_llm.recipes.common import corpus, runs
-
     try:
-        _, held_out = corpus.documents(runs.model_options(text_generation.Options, task))
+        _, held_out = recipe.texts(task)
     except InputError:  # the corpus is no longer available
         return None
     return [text for text in held_out if text.strip()][:_DOCUMENTS] or None

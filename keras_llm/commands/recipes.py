@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from keras_llm.commands import entry_points
 from keras_llm.commands.console import as_json, table
-from keras_llm.recipes import RECIPES
 
 
 @dataclasses.dataclass
@@ -15,9 +15,7 @@ class Options:
 
 
 def run(options):
-    from keras_llm.recipes.corpora.registry import CORPORA
-
-    corpora = {name: corpus.description for name, corpus in CORPORA.items()}
-    if not as_json(options, {"recipes": RECIPES, "corpora": corpora}):
-        table(["recipe", "description"], [list(row) for row in RECIPES.items()])
+    recipes, corpora = entry_points.descriptions(), entry_points.corpora()
+    if not as_json(options, {"recipes": recipes, "corpora": corpora}):
+        table(["recipe", "description"], [list(row) for row in recipes.items()])
         table(["corpus", "description"], [list(row) for row in corpora.items()])

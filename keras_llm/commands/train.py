@@ -1,12 +1,10 @@
 """Train a model with a recipe: `keras-llm train`. The options are those of the recipe."""
 
-import importlib
-
 from keras_llm.commands.console import PROGRAM, as_json, import_tensorflow, table
 
 
-def run(options):
-    recipe = importlib.import_module(type(options).__module__)
+def run(recipe, options):
+    """Run a recipe, a module; print its metrics and the next command."""
     import_tensorflow()
     metrics = recipe.run(options)
     if as_json(options, metrics):

@@ -1,5 +1,6 @@
 """Turn documents and tables into training batches, deterministic by seed."""
 
+from keras_llm.data.answer_spans import locate_answers
 from keras_llm.data.batches import batch_plan, padded_dataset
 from keras_llm.data.chat import (
     ChatExample,
@@ -55,6 +56,7 @@ __all__ = [
     "cooccurrences",
     "encode_documents",
     "infilling_dataset",
+    "locate_answers",
     "masked_dataset",
     "neighbour_dataset",
     "packed_dataset",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import keras_llm
-from keras_llm import models, tokenizers
+from keras_llm import data, models, tokenizers
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder
 from keras_llm.tasks.fitting import Fitting
@@ -222,6 +222,13 @@ def checked_texts(name: str, texts: Sequence[Any]) -> Sequence[str]:
         except UnicodeEncodeError as error:
             raise InputError(f"{where} is not valid Unicode: {error.reason}.") from None
     return texts
+
+
+def encoded_rows(rows: Sequence[Any] | np.ndarray, tokenizer: tokenizers.Tokenizer) -> np.ndarray:
+    """Return the token ids of documents, or the rows themselves if they are token ids."""
+    if isinstance(rows, np.ndarray):
+        return rows
+    return data.encode_documents(checked_texts("rows", rows), tokenizer)
 
 
 def padded_rows(

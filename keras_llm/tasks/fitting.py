@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Fitting:
-    """A mixin that adds `compile`, `fit` and `evaluate` to a task.
+    """A mixin that adds `compile`, `fit`, `trainer` and `evaluate` to a task.
 
     A task implements `dataset` (rows to batches), `_objective` (the loss) and `_measure` (the
     evaluation).
@@ -105,6 +105,28 @@ class Fitting:
         """
         return self._measure(rows, **options)
 
+    def trainer(
+        self, optimizer: str | keras.optimizers.Optimizer, **options: Any
+    ) -> training.Trainer:
+        """Return a compiled trainer of the model, to call its `fit` on batches from `dataset`.
+
+        Args:
+            optimizer: a Keras optimizer or its name.
+            **options: other arguments of `keras.Model.compile`; `loss` and `metrics` default to
+                those of the task.
+
+        Returns:
+            A `training.Trainer`.
+
+        Raises:
+            InputError: if the task cannot be trained.
+        """
+        trainer, objective = self._objective()
+        # XLA pays off on JAX; on TensorFlow its compilation takes longer than a short training.
+        by_xla = {"jit_compile": keras.backend.backend() == "jax"}
+        trainer.compile(optimizer, **{**objective, **by_xla, **options})
+        return trainer
+
     def dataset(
         self, rows: Sequence[Any], batch_size: int = 32, epochs: int = 1, seed: int | None = None
     ) -> Dataset:
@@ -143,11 +165,7 @@ class Fitting:
             )
         elif not isinstance(optimizer, str):  # one that was built is for the weights of then
             optimizer = type(optimizer).from_config(optimizer.get_config())
-        trainer, objective = self._objective()
-        # XLA pays off on JAX; on TensorFlow its compilation takes longer than a short training.
-        by_xla = {"jit_compile": keras.backend.backend() == "jax"}
-        trainer.compile(optimizer, **{**objective, **by_xla, **options})
-        return trainer
+        return self.trainer(optimizer, **options)
 
 
 def checked_rows(rows: Iterable[Any], fields: Sequence[str]) -> list[Any]:
@@ -177,7 +195,12 @@ def classification_objective(
     }
 
 
-def dividing_batch(count: int, most: int) -> int:
-    """Return the largest batch size up to `most` that divides `count` rows, so that none is left
-    out; at least 1."""
+def held_out_batch(count: int, most: int, drop_remainder: bool = False) -> int:
+    """Return a batch size of at most `most` for `count` held-out rows, at least 1.
+
+    It is the largest one that divides `count`, so that no row is left out; with `drop_remainder`,
+    the largest one that fills a batch.
+    """
+    if drop_remainder:
+        return max(1, min(count, most))
     return max((size for size in range(1, most + 1) if count % size == 0), default=1)

@@ -11,8 +11,8 @@ from keras import ops
 from keras_llm import data, training
 from keras_llm.errors import InputError
 from keras_llm.models import HeadModel
-from keras_llm.tasks.base import checked_texts
-from keras_llm.tasks.fitting import dividing_batch
+from keras_llm.tasks.base import encoded_rows
+from keras_llm.tasks.fitting import held_out_batch
 from keras_llm.tasks.head import HeadTask, rows_of
 from keras_llm.tasks.settings import count_of
 from keras_llm.tokenizers import Tokenizer
@@ -135,21 +135,26 @@ class MaskedLanguageModel(HeadTask):
 
     def dataset(
         self,
-        rows: Sequence[str],
+        rows: Sequence[str] | np.ndarray,
         batch_size: int = 32,
         epochs: int = 1,
         seed: int | None = None,
         sequence_length: int | None = None,
         rate: float = 0.15,
+        whole_words: bool = True,
+        drop_remainder: bool = False,
     ) -> Dataset:
         """Convert documents to batches with masked tokens.
 
         Args:
-            rows: list of str.
+            rows: list of str; or an int array of their tokens from `data.encode_documents`.
             batch_size, epochs, seed: see `Fitting.dataset`.
             sequence_length: int, the tokens of a window. Defaults to the model's `max_length`, at
                 most 512.
             rate: float in (0, 1), the share of words that is masked.
+            whole_words: bool. Whether all tokens of a word are masked together.
+            drop_remainder: bool. Whether held-out windows that do not fill a last batch are left
+                out; if not, `batch_size` is reduced to a divisor of their number.
 
         Returns:
             A `tf.data.Dataset` for `training.LanguageModelTrainer`.
@@ -157,11 +162,11 @@ class MaskedLanguageModel(HeadTask):
         import tensorflow as tf
 
         length = sequence_length or min(self.model.config.max_length, 512)
-        token_ids = data.encode_documents(checked_texts("rows", rows), self.tokenizer)
-        if seed is None:  # held out: as many as there are
+        token_ids = encoded_rows(rows, self.tokenizer)
+        if seed is None:
             text = token_ids[token_ids != self.tokenizer.bos_id]
             room = length - (self.tokenizer.bos_id >= 0) - (self.tokenizer.eos_id >= 0)
-            batch_size = dividing_batch(data.windows(text, room), batch_size)
+            batch_size = held_out_batch(data.windows(text, room), batch_size, drop_remainder)
         batches = data.masked_dataset(
             token_ids,
             self.tokenizer,
@@ -171,6 +176,7 @@ class MaskedLanguageModel(HeadTask):
             seed or 0,
             shuffle=seed is not None,
             rate=rate,
+            whole_words=whole_words,
         )
         names = [tensor.name for tensor in self.model.inputs]
 
@@ -180,9 +186,9 @@ class MaskedLanguageModel(HeadTask):
 
         return batches.map(named)
 
-    def _measure(self, rows, sequence_length=None):
-        """`training.evaluate_targets` of masked tokens."""
-        batches = self.dataset(rows, sequence_length=sequence_length)
+    def _measure(self, rows, **options):
+        """`training.evaluate_targets` of masked tokens; the options are those of `dataset`."""
+        batches = self.dataset(rows, **options)
         return training.evaluate_targets(self.model, batches, self.tokenizer.pad_id)
 
     def guesses(

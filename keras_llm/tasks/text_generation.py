@@ -7,9 +7,9 @@ import numpy as np
 
 from keras_llm import data, models, training
 from keras_llm.errors import InputError
-from keras_llm.tasks.base import checked_texts, padded_rows
+from keras_llm.tasks.base import checked_texts, encoded_rows, padded_rows
 from keras_llm.tasks.conversation import Conversation
-from keras_llm.tasks.fitting import dividing_batch
+from keras_llm.tasks.fitting import held_out_batch
 from keras_llm.tasks.generative import Generation, GenerativeTask
 from keras_llm.tokenizers import ChatTemplate, infilling_tokens
 from keras_llm.types import Dataset
@@ -258,21 +258,28 @@ class TextGeneration(GenerativeTask):
 
     def dataset(
         self,
-        rows: Sequence[str] | Sequence[list[dict[str, str]]],
+        rows: Sequence[str] | np.ndarray | Sequence[list[dict[str, str]]],
         batch_size: int = 32,
         epochs: int = 1,
         seed: int | None = None,
         sequence_length: int | None = None,
+        segments: bool = False,
+        drop_remainder: bool = False,
     ) -> Dataset:
         """Convert documents or conversations to batches.
 
         Args:
-            rows: list of str, which are packed into windows; or list of conversations, each a list
-                of dicts with "role" and "content", of which only what the assistant says is
-                learned, for tasks with a chat template.
+            rows: list of str, which are packed into windows, or an int array of their tokens from
+                `data.encode_documents`; or list of conversations, each a list of dicts with "role"
+                and "content", of which only what the assistant says is learned, for tasks with a
+                chat template.
             batch_size, epochs, seed: see `Fitting.dataset`.
             sequence_length: int, the tokens of a window, or the most tokens of a conversation.
                 Defaults to the model's `max_length`, at most 512.
+            segments: bool. Whether attention is limited to the documents of a window, see
+                `data.packed_dataset`.
+            drop_remainder: bool. Whether held-out windows that do not fill a last batch are left
+                out; if not, `batch_size` is reduced to a divisor of their number.
 
         Returns:
             A `tf.data.Dataset` for `training.LanguageModelTrainer`.
@@ -284,20 +291,20 @@ class TextGeneration(GenerativeTask):
         if self._are_conversations(rows):
             examples = self._examples(rows, length)
             return data.chat_dataset(examples, batch_size, pad_id, epochs, seed)
-        token_ids = data.encode_documents(checked_texts("rows", rows), self.tokenizer)
-        if seed is None:  # held out: as many as there are
-            batch_size = dividing_batch(data.windows(token_ids, length), batch_size)
+        token_ids, bos_id = encoded_rows(rows, self.tokenizer), self.tokenizer.bos_id
+        if seed is None:
+            batch_size = held_out_batch(data.windows(token_ids, length), batch_size, drop_remainder)
         return data.packed_dataset(
-            token_ids, length, batch_size, self.tokenizer.bos_id, _IGNORED, epochs, seed
+            token_ids, length, batch_size, bos_id, _IGNORED, epochs, seed, segments=segments
         )
 
     def _objective(self) -> tuple[training.Trainer, dict[str, Any]]:
         # Not the padding token, which is the end token of some tokenizers: it must be learned.
         return training.LanguageModelTrainer(self.model, ignore_id=_IGNORED), {}
 
-    def _measure(self, rows, sequence_length=None):
+    def _measure(self, rows, sequence_length=None, segments=False):
         """`training.evaluate_language_model` of documents, `training.evaluate_examples` of
-        conversations."""
+        conversations; the options are those of `dataset`."""
         length = self._window(sequence_length)
         if self._are_conversations(rows):
             return training.evaluate_examples(self.model, self._examples(rows, length))
@@ -307,6 +314,7 @@ class TextGeneration(GenerativeTask):
             sum(len(text.encode()) for text in rows),
             self.tokenizer.bos_id,
             length,
+            segments=segments,
         )
 
     def _window(self, sequence_length):
@@ -321,7 +329,7 @@ class TextGeneration(GenerativeTask):
 
     @staticmethod
     def _are_conversations(rows):
-        return bool(rows) and not isinstance(rows[0], str)
+        return not isinstance(rows, np.ndarray) and bool(rows) and not isinstance(rows[0], str)
 
     def _examples(self, conversations, length):
         examples, dropped = data.chat_examples(

@@ -1,13 +1,18 @@
 """Look up word vectors and nearest words."""
 
 import functools
+from collections.abc import Sequence
+from typing import cast
 
+import keras
 import numpy as np
 
-from keras_llm import models
+from keras_llm import data, models, training
 from keras_llm.errors import InputError
-from keras_llm.tasks.base import Task
+from keras_llm.tasks.base import Task, checked_texts
 from keras_llm.tasks.settings import count_of
+from keras_llm.tokenizers import WordPiece
+from keras_llm.types import Dataset
 
 
 class WordVectors(Task):
@@ -82,6 +87,51 @@ class WordVectors(Task):
         cosines[row] = -np.inf
         best = np.argsort(-cosines, kind="stable")[: min(count, len(self.words) - 1)]
         return [(self.words[index], float(cosines[index])) for index in best]
+
+    def dataset(
+        self,
+        rows: Sequence[str] | np.ndarray,
+        batch_size: int = 32,
+        epochs: int = 1,
+        seed: int | None = None,
+        window: int = 5,
+        negatives: int = 5,
+        threshold: float | None = None,
+    ) -> Dataset:
+        """Convert documents to batches of words and their neighbors.
+
+        Args:
+            rows: list of str; or an int array of their words from `data.word_stream`.
+            batch_size: int > 0, the number of words per batch, for GloVe the number of word pairs;
+                at most as many as there are.
+            epochs, seed: see `Fitting.dataset`.
+            window: int > 0, the maximum distance of a neighbor.
+            negatives: int > 0, negative samples per neighbor (not for GloVe).
+            threshold: float in (0, 1), the relative frequency above which occurrences of a word
+                are subsampled (not for GloVe); or None.
+
+        Returns:
+            A `tf.data.Dataset`, see `data.neighbour_dataset` and `data.cooccurrence_dataset`.
+        """
+        objective, tokenizer = self.model.config.objective, cast(WordPiece, self.tokenizer)
+        if isinstance(rows, np.ndarray):
+            stream = rows
+        else:
+            stream = data.word_stream(checked_texts("rows", rows), tokenizer, window)
+        if objective == "glove":
+            pairs = data.cooccurrences(stream, window)
+            size = min(batch_size, len(pairs[0]))
+            return data.cooccurrence_dataset(pairs, size, epochs, seed or 0)
+        size = min(batch_size, int((stream > tokenizer.unk_id).sum()))
+        return data.neighbour_dataset(
+            stream, objective, window, negatives, size, epochs, seed or 0, threshold
+        )
+
+    def _objective(self):
+        loss = keras.losses.BinaryCrossentropy(from_logits=True)
+        if self.model.config.objective == "glove":
+            loss = training.GloVeLoss()
+        return training.Trainer(self.model), {"loss": loss}
 
     @functools.cached_property
     def _ids(self) -> list[int]:

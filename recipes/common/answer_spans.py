@@ -2,18 +2,10 @@
 
 import re
 
-from keras_llm.data.answer_spans import locate_answers
 from keras_llm.errors import InputError
 from keras_llm.recipes.common import pretrained, runs, tables
-from keras_llm.tasks.answer_windows import answer_windows, window_dataset
 
-DEFAULTS = {
-    "corpus": "reading",
-    "start": pretrained.MINILM,
-    "preset": "encoder-2m",
-    "epochs": 2,
-    "learning_rate": 2e-4,
-}
+DEFAULTS = {"corpus": "reading", **pretrained.DEFAULTS}
 BASELINES = {"baseline": "nearest sentence", "no_answer": "never answering"}
 ABOUT = "An encoder that answers questions with a span of a text."
 HELD_OUT, UNIT = "questions on other texts", "windows"
@@ -27,12 +19,14 @@ def rows(options):
     Raises:
         InputError: if the data cannot be read, or no answer occurs in its context.
     """
+    from keras_llm import data
+
     columns = [options.question_column, options.context_column, options.answer_column]
     train, held_out, dropped = tables.rows(
         options, columns, "span", by=1, unique=(0, 1), may_be_empty=[2]
     )
     train = train[: options.max_rows or None]
-    (train, missing), (held_out, others) = locate_answers(train), locate_answers(held_out)
+    (train, missing), (held_out, others) = map(data.locate_answers, (train, held_out))
     if not train or not held_out:
         raise InputError(f"{options.source}: no answer occurs in its context.")
     missing = {name: missing.get(name, 0) + others.get(name, 0) for name in missing | others}
@@ -60,28 +54,9 @@ def untrained(options, train, metadata):
     return tasks.QuestionAnswering(models.span_qa(encoder), tokenizer, metadata)
 
 
-def trainer(task, options, steps):
-    """Return the compiled trainer."""
-    import keras
-
-    from keras_llm import training
-
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    measures = ["sparse_categorical_accuracy"]
-    trainer = training.Trainer(task.model)
-    runs.compile_trainer(
-        *(options, trainer, steps, {"start": loss, "end": loss}),
-        metrics={"start": measures, "end": measures},
-    )
-    return trainer
-
-
 def measured(task, rows, options):
     """Evaluate a task on rows; see `training.evaluate_answers`."""
-    from keras_llm import training
-
-    questions, contexts, answers = map(list, zip(*rows, strict=True))
-    return training.evaluate_answers(task(questions, contexts, truncate=True), answers)
+    return task.evaluate(rows)
 
 
 def baselines(task, train, held_out, options):
@@ -115,6 +90,8 @@ def notes(task, options, held_out):
 
 def batches(task, rows, options, seed=None):
     """Return a `tf.data.Dataset` of inputs and targets, and a dict of dropped rows by reason."""
+    from keras_llm.tasks.answer_windows import answer_windows, window_dataset
+
     columns, dropped = answer_windows(task, rows, options.seed)
     return window_dataset(task, columns, options.batch_size, options.epochs, seed), dropped
 

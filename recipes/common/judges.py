@@ -10,7 +10,7 @@ import random
 
 from keras_llm.errors import InputError
 from keras_llm.recipes import text_classification
-from keras_llm.recipes.common import dialogue, model_card, runs, tables, text_targets
+from keras_llm.recipes.common import dialogue, flags, model_card, runs, tables, text_targets
 
 _FITS, _SAFE = ["random", "sensible"], ["safe", "unsafe"]
 _CHOICE = 10  # replies among which the real one is ranked
@@ -21,41 +21,31 @@ _MEASURED = 100  # held-out messages to answer for the metrics
 class Options(dialogue.Options):
     """Options of the chatbot's classifiers."""
 
-    rank: int = 0
+    rank: flags.Count = 0
     """Sample this many candidates and answer with the best safe one, using two classifiers trained
     in the same run; 0 trains no classifiers."""
     judge: str = "minilm"
     """Encoder that the classifiers continue from: "minilm" for all-MiniLM-L6-v2 (91 MB), the folder
     of a run with an encoder, or "scratch"."""
-    judge_rows: int = 6000
+    judge_rows: flags.at_least(2) = 6000
     """Training pairs of message and reply for sensibleness; half of the replies are real."""
-    judge_epochs: int = 2
+    judge_epochs: flags.Positive = 2
     """Training epochs of the classifiers."""
     safety: str = "toxicity"
     """Training data for safety: a corpus of the kind "labelled", or your own .csv, .tsv or .jsonl
     file with `text` and `label`, "safe" or "unsafe"."""
-    max_refused: float = 0.02
+    max_refused: flags.Rate = 0.02
     """Maximum share of the training messages that the filter refuses; its threshold is 0.5, or
     higher if needed."""
-    refusal: str = "I would rather not talk about that."
+    refusal: flags.Text = "I would rather not talk about that."
     """Answer to an unsafe message, or if no answer is safe."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.check(
-            ("rank", self.rank >= 0, ">= 0"),
-            ("judge_rows", self.judge_rows > 1, "at least 2"),
-            ("judge_epochs", self.judge_epochs > 0, "a positive int"),
-            ("max_refused", 0 <= self.max_refused < 1, "in [0, 1)"),
-            ("refusal", bool(self.refusal.strip()), "a non-empty text"),
-        )
 
     def of_judge(self, name):
         """Return the options of a classifier for the recipe `text_classification`."""
         from keras_llm.recipes.corpora import registry
 
         source = {"corpus": self.safety}
-        if self.safety not in registry.CORPORA:
+        if self.safety not in registry.corpora():
             source = {"data": self.safety}
         scratch = self.smoke or self.judge == "scratch"
         return text_classification.Options(
@@ -131,19 +121,14 @@ def trained(folder, options, name, labels, train, held_out, dropped):
         A `TextClassification`; a dict of its metrics and those of logistic regression on TF-IDF;
         and its probabilities for held-out rows, float array (N, 2).
     """
-    from keras_llm import training
-
     runs.say(f"{name}: {len(train)} rows for training, {len(held_out)} held out")
     judge, kind = options.of_judge(name), text_targets.Classes(labels)
-    model, tokenizer = text_classification.untrained(judge, train, kind)
-    task = kind.task(model, tokenizer, None)
-    batches = text_classification.batches(task, train, kind, judge, judge.seed)
-    trainer = training.Trainer(model)
-    runs.compile_trainer(judge, trainer, len(batches), **kind.compiled())
-    (folder / name).mkdir(exist_ok=True)
-    validation_rows = tables.to_watch(held_out, judge)
-    validation = text_classification.batches(task, validation_rows, kind, judge)
-    fitted = runs.fit(folder / name, judge, trainer, batches, validation, "texts")
+    task = text_classification.untrained(judge, train, kind)
+    batches = task.dataset(train, judge.batch_size, judge.epochs, judge.seed)
+    validation = task.dataset(tables.to_watch(held_out, judge), judge.batch_size)
+    run = runs.Run(folder / name, judge)
+    run.folder.mkdir(exist_ok=True)
+    fitted = run.fit(task, batches, validation, "texts", metrics=kind.metrics())
     truth = kind.targets(held_out)
     predictions = {
         "held_out": kind.predicted(task, held_out),
@@ -163,15 +148,15 @@ def trained(folder, options, name, labels, train, held_out, dropped):
         [],
         'predict {out} "Fine, thanks."',
     )
-    runs.write(folder / name, task, metrics, card)
+    run.save(task, metrics, card)
     return task, metrics, predictions["held_out"]
 
 
-def detection(truth, found):
+def detection(truth, predicted):
     """Compute precision and recall of class 1; 0 if undefined."""
-    hits = int((truth * found).sum())
+    hits = int((truth * predicted).sum())
     return {
-        "precision": hits / max(int(found.sum()), 1),
+        "precision": hits / max(int(predicted.sum()), 1),
         "recall": hits / max(int(truth.sum()), 1),
     }
 

@@ -1,39 +1,29 @@
-"""Batch documents with masked words, and evaluate their prediction."""
+"""Batch and evaluate masked tokens, with or without next sentence prediction."""
 
 
-def batches(task, documents, token_ids, options, shuffle=False):
-    """Return batches of the model's inputs and targets: masked tokens, and next sentence labels.
+def batches(options, task, documents, token_ids, seed=None):
+    """Return a `tf.data.Dataset` of masked windows; with `next_sentence`, of pairs of passages.
 
     Args:
+        options: `masked_lm.Options`.
         task: a `MaskedLanguageModel`.
         documents: list of str.
         token_ids: token ids of the documents from `data.encode_documents`.
-        options: `masked_lm.Options`.
-        shuffle: bool. False returns one epoch in order, without the last incomplete batch.
-
-    Returns:
-        `tf.data.Dataset`.
+        seed: int, or None for one epoch in order, without the last incomplete batch.
     """
     from keras_llm import data
 
-    length, size, tokenizer = options.sequence_length, options.batch_size, task.tokenizer
-    epochs = options.epochs if shuffle else 1
-    settings = [epochs, options.seed, shuffle, options.mask_rate, options.whole_words]
-    if options.next_sentence:
-        pairs = data.sentence_pairs(documents, tokenizer, length)
-        size = size if shuffle else min(size, len(pairs.first))
-        dataset = data.sentence_pair_dataset(pairs, tokenizer, size, *settings)
-    else:
-        if not shuffle:
-            size = min(size, max(1, data.windows(token_ids, length - 2)))
-        dataset = data.masked_dataset(token_ids, tokenizer, length, size, *settings)
-    names = [tensor.name for tensor in task.model.inputs]
-    return dataset.map(lambda x, y: (_with_segments(x, names), y))
-
-
-def alone(batches):
-    """Return the batches with only the masked tokens as targets."""
-    return batches.map(lambda x, y: (x, y["tokens"] if isinstance(y, dict) else y))
+    size, length = options.batch_size, options.sequence_length
+    epochs = 1 if seed is None else options.epochs
+    masks = {"rate": options.mask_rate, "whole_words": options.whole_words}
+    if not options.next_sentence:
+        return task.dataset(token_ids, size, epochs, seed, length, drop_remainder=True, **masks)
+    pairs = data.sentence_pairs(documents, task.tokenizer, length)
+    if seed is None:
+        size = min(size, len(pairs.first))
+    return data.sentence_pair_dataset(
+        pairs, task.tokenizer, size, epochs, seed or 0, shuffle=seed is not None, **masks
+    )
 
 
 def measured(task, judge, batches):
@@ -45,7 +35,7 @@ def measured(task, judge, batches):
 
     from keras_llm import training
 
-    metrics = training.evaluate_targets(task.model, alone(batches), task.tokenizer.pad_id)
+    metrics = training.evaluate_targets(task.model, _alone(batches), task.tokenizer.pad_id)
     if judge:
         names = [tensor.name for tensor in judge.model.inputs]
         right = [
@@ -56,8 +46,21 @@ def measured(task, judge, batches):
     return metrics
 
 
-def _with_segments(inputs, names):
-    import tensorflow as tf
+def most_frequent(task, train_ids, batches):
+    """Evaluate a baseline that predicts by token frequency in the training data."""
+    import numpy as np
 
-    inputs = {"segment_ids": tf.zeros_like(inputs["token_ids"]), **inputs}
-    return {name: inputs[name] for name in names}
+    from keras_llm import training
+
+    tokenizer = task.tokenizer
+    targets = np.concatenate([y.numpy().reshape(-1) for _, y in _alone(batches)])
+    return training.evaluate_most_frequent(
+        train_ids[~np.isin(train_ids, [tokenizer.bos_id, tokenizer.eos_id])],
+        targets[targets != tokenizer.pad_id],
+        tokenizer.vocabulary_size,
+    )
+
+
+def _alone(batches):
+    """Return the batches with only the masked tokens as targets."""
+    return batches.map(lambda x, y: (x, y["tokens"] if isinstance(y, dict) else y))

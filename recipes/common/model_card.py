@@ -1,9 +1,7 @@
-"""Write the model card of a run, and export its model."""
+"""Write the model card of a run."""
 
-import json
 import pathlib
 
-from keras_llm.files import atomic_file
 from keras_llm.recipes.common import runs
 
 
@@ -57,42 +55,9 @@ def card(options, metrics, about, baselines, measured_on, notes, command):
     )
 
 
-def ship(options, task, metrics):
-    """Export the formats of `--export`; add sizes and parity to metrics.json and model card.
-
-    Args:
-        options: `Options`.
-        task: a `tasks.Task`.
-        metrics: dict, to which `artefacts` is added.
-    """
-    if not options.exports:
-        return
-    from keras_llm import export
-    from keras_llm.silence import silent_stderr
-
-    with silent_stderr():
-        task.tokenizer.graph_resources()
-    out = pathlib.Path(options.out)
-    name = out.name
-    paths = {
-        "saved_model": out / "exports" / "serving" / name,
-        "litert": out / "exports" / f"{name}.tflite",
-        "litert_lm": out / "exports" / f"{name}.litertlm",
-    }
-    metrics["artefacts"] = {}
-    lines = ["", "| artifact | bytes | parity with Keras |", "|---|---|---|"]
-    for kind in options.exports:
-        runs.say(f"exporting {paths[kind]}")
-        report = getattr(export, kind)(task, paths[kind])
-        size = report["bytes"]["total"]
-        metrics["artefacts"][kind] = {"bytes": size, "parity": report["parity"]}
-        parity = ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in report["parity"].items())
-        lines.append(f"| `{paths[kind].relative_to(out)}` | {size:,} | {parity} |")
-    _rewrite(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    _rewrite(out / "README.md", (out / "README.md").read_text("utf-8") + "\n".join(lines) + "\n")
-
-
-def _rewrite(path, text):
-    """Replace a text file atomically."""
-    with atomic_file(path, overwrite=True) as partial:
-        partial.write_text(text, "utf-8")
+def shape(config):
+    """Return the sizes of a causal language model, for a line of its card."""
+    return (
+        f"{config.num_layers} layers, width {config.hidden_dim}, vocabulary "
+        f"{config.vocabulary_size}, maximum length {config.max_length} tokens"
+    )

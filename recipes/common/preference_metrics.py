@@ -3,13 +3,13 @@
 from keras_llm.recipes.common import preference_pairs
 
 
-def measured(options, tuned, found, reference, texts_before):
+def measured(options, tuned, dataset, reference, texts_before):
     """Compute the metrics of the tuned model on held-out pairs and prompts.
 
     Args:
         options: `Options`.
         tuned: the tuned task.
-        found: `preference_pairs.Pairs`.
+        dataset: `preference_pairs.Pairs`.
         reference: float array (N, 2), log-probabilities of the held-out pairs under the initial
             model.
         texts_before: list of str, the answers of the initial model.
@@ -24,25 +24,25 @@ def measured(options, tuned, found, reference, texts_before):
     import keras_llm
     from keras_llm import training
 
-    texts, drawn = preference_pairs.answers(options, tuned, found.prompts, found.parse_special)
+    texts, drawn = preference_pairs.answers(options, tuned, dataset)
     model = keras_llm.load(options.start).model
     kl = training.log_probabilities(tuned.model, drawn) - training.log_probabilities(model, drawn)
-    scores, scores_before = (_score(found, answers) for answers in (texts, texts_before))
+    scores, scores_before = (_score(dataset, answers) for answers in (texts, texts_before))
     return {
-        **rewards(options, tuned.model, found.held_out, reference),
+        **rewards(options, tuned.model, dataset.held_out, reference),
         "kl": kl.mean().item(),
         "win_rate": _share_above(scores - scores_before),
         "judge_score": scores.mean().item(),
-        "prompts": len(found.prompts),
+        "prompts": len(dataset.prompts),
     }
 
 
-def before(found, reference, texts):
+def before(dataset, reference, texts):
     """Compute the metrics that apply to the initial model; see `measured`."""
     return {
         "likelihood_accuracy": _share_above(reference[:, 0] - reference[:, 1]),
         "win_rate": 0.5,
-        "judge_score": _score(found, texts).mean().item(),
+        "judge_score": _score(dataset, texts).mean().item(),
     }
 
 
@@ -67,10 +67,10 @@ def log_p(model, pairs):
     return training.log_probabilities(model, rows).reshape(-1, 2)
 
 
-def _score(found, texts):
-    if found.judged_with_prompt:
-        texts = [prompt + text for prompt, text in zip(found.prompts, texts, strict=True)]
-    return found.judge(texts)
+def _score(dataset, texts):
+    if dataset.judged_with_prompt:
+        texts = [prompt + text for prompt, text in zip(dataset.prompts, texts, strict=True)]
+    return dataset.judge(texts)
 
 
 def _share_above(differences):

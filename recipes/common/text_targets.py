@@ -22,31 +22,21 @@ class Classes:
         """The description of the model for its card."""
         return f"Classifies texts as {', '.join(f'`{label}`' for label in self.labels)}."
 
-    def model(self, encoder, dropout):
-        """Return the encoder with a head."""
-        from keras_llm import models
+    def task(self, encoder, tokenizer, dropout, metadata=None):
+        """Return the untrained task: the encoder with a head."""
+        from keras_llm import models, tasks
 
-        return models.text_classifier(encoder, len(self.labels), "mean", dropout)
-
-    def task(self, model, tokenizer, metadata):
-        """Return the task of a model and its tokenizer."""
-        from keras_llm import tasks
-
+        model = models.text_classifier(encoder, len(self.labels), "mean", dropout)
         return tasks.TextClassification(model, tokenizer, self.labels, metadata)
 
-    def compiled(self):
-        """Return the loss and metrics for `compile`."""
+    def metrics(self):
+        """Return the metrics for `compile`."""
         import keras
 
         from keras_llm import training
 
-        return {
-            "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            "metrics": [
-                keras.metrics.SparseCategoricalAccuracy("accuracy"),
-                training.CalibrationError(from_logits=True),
-            ],
-        }
+        accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
+        return [accuracy, training.CalibrationError(from_logits=True)]
 
     def targets(self, rows):
         """Return the class index of each row, int32 (N,)."""
@@ -95,23 +85,16 @@ class Numbers:
     picture = "`scatter.png` plots predictions against true numbers"
     about = "Predicts a number for a text."
 
-    def model(self, encoder, dropout):
-        """Return the encoder with a head."""
-        from keras_llm import models
+    def task(self, encoder, tokenizer, dropout, metadata=None):
+        """Return the untrained task: the encoder with a head."""
+        from keras_llm import models, tasks
 
-        return models.text_regressor(encoder, "mean", dropout)
+        return tasks.TextRegression(
+            models.text_regressor(encoder, "mean", dropout), tokenizer, metadata
+        )
 
-    def task(self, model, tokenizer, metadata):
-        """Return the task of a model and its tokenizer."""
-        from keras_llm import tasks
-
-        return tasks.TextRegression(model, tokenizer, metadata)
-
-    def compiled(self):
-        """Return the loss and metrics for `compile`."""
-        import keras
-
-        return {"loss": "mse", "metrics": [keras.metrics.MeanAbsoluteError("absolute_error")]}
+    def metrics(self):
+        """Return None: the metrics of the task."""
 
     def targets(self, rows):
         """Return the number of each row, float32 (N,)."""
@@ -155,19 +138,16 @@ def number(text):
     return value if abs(value) < float("inf") else None
 
 
-def of_task(task, rows, source):
-    """Return the `Classes` or `Numbers` of a trained task and check rows from a file.
+def check_rows(task, rows, source):
+    """Check rows from a file.
 
     Raises:
-        InputError: if a label is unknown to the task or not a number.
+        InputError: if a label is unknown to a trained task or not a number.
     """
-    if hasattr(task, "labels"):
-        for _, label in rows:
-            if label not in task.labels:
-                raise InputError(f"{source}: the model has no label {label!r}.")
-        return Classes(task.labels)
-    _check_numbers(rows, source)
-    return Numbers()
+    if not hasattr(task, "labels"):
+        _check_numbers(rows, source)
+    elif unknown := [label for _, label in rows if label not in task.labels]:
+        raise InputError(f"{source}: the model has no label {unknown[0]!r}.")
 
 
 def check(options, train, held_out):

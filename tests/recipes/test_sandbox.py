@@ -1,4 +1,4 @@
-"""Hostile programs do no harm and are told; harmless ones pass."""
+"""Test the sandbox: hostile programs fail without side effects, harmless ones pass."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from keras_llm.errors import InputError
 from keras_llm.recipes.common import code_evaluation, sandbox
 
 
-def test_a_program_passes_or_fails():
+def test_program_passes_or_fails():
     harmless = "import collections, heapq, math, random, re, typing\nassert math.gcd(12, 18) == 6"
     assert sandbox.run_program(harmless) == (True, "passed")
     assert sandbox.run_program("assert 1 == 2") == (False, "failed AssertionError")
@@ -30,13 +30,13 @@ def test_a_program_passes_or_fails():
         ("import ctypes; ctypes.string_at(0)", ("killed",)),
     ],
 )
-def test_a_hostile_program_ends(program, end):
+def test_hostile_program_is_stopped(program, end):
     passed, told = sandbox.run_program(program, seconds=1)
     assert not passed and (end is None or told in end)
     assert len(told) < 1000
 
 
-def test_files_are_neither_written_nor_changed(tmp_path):
+def test_files_cannot_be_changed(tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("keep")
     before = victim.stat()
@@ -64,7 +64,7 @@ def test_files_are_neither_written_nor_changed(tmp_path):
     assert after.st_mtime_ns == before.st_mtime_ns
 
 
-def test_nothing_runs_where_there_is_no_fence(monkeypatch, tmp_path):
+def test_nothing_runs_without_a_sandbox(monkeypatch, tmp_path):
     child = tmp_path / "child.py"
     text = sandbox._CHILD.read_text()
     assert "= 444, 446" in text
@@ -84,7 +84,7 @@ PROBLEM = {
 }
 
 
-def test_a_problem_is_solved_by_what_passes_its_tests():
+def test_solution_must_pass_the_tests_of_the_problem():
     assert code_evaluation.solved(PROBLEM, "    return 2 * x\n")
     assert not code_evaluation.solved(PROBLEM, "    return x + 1\n")
     assert not code_evaluation.solved(PROBLEM, "    return (\n")

@@ -1,4 +1,4 @@
-"""The recipe, whole, on rows of two and of three classes."""
+"""Test the text classification recipe on generated rows."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ import keras_llm
 from keras_llm import cli, export, training
 from keras_llm.errors import InputError
 from keras_llm.recipes import text_classification
-from keras_llm.recipes.common import runs, tables
+from keras_llm.recipes.common import flags, tables
 from keras_llm.recipes.corpora import registry
 from keras_llm.recipes.corpora.readers import Split
 
@@ -36,7 +36,7 @@ FILLERS = [
 
 
 def write_rows(path, count=400, seed=0):
-    """Texts of which one word tells the label."""
+    """Write texts in which one word determines the label."""
     draw = random.Random(seed)
     with open(path, "w", newline="") as file:
         table = csv.writer(file)
@@ -63,7 +63,7 @@ def run(tmp_path_factory):
     return folder / "run", text_classification.run(options)
 
 
-def test_the_folder_has_everything(run):
+def test_folder_contents(run):
     folder, metrics = run
     assert {path.name for path in folder.iterdir()} == {
         "README.md",
@@ -82,7 +82,7 @@ def test_the_folder_has_everything(run):
     assert json.loads((folder / "metrics.json").read_text()) == metrics
 
 
-def test_the_model_learned_and_is_measured(run):
+def test_model_learns_and_is_evaluated(run):
     _, metrics = run
     held_out, baseline = metrics["held_out"], metrics["tfidf"]
     assert held_out["rows"] == baseline["rows"] == 40
@@ -94,7 +94,7 @@ def test_the_model_learned_and_is_measured(run):
     assert losses[-1, 1] < 0.5 * losses[0, 1]
 
 
-def test_what_was_exported_gives_the_same_labels(run, loaded_once):
+def test_exports_give_the_same_labels(run, loaded_once):
     import tensorflow as tf
 
     folder, metrics = run
@@ -109,7 +109,7 @@ def test_what_was_exported_gives_the_same_labels(run, loaded_once):
     assert [runner.classify(text)["label"] for text in texts] == ["good", "bad"]
 
 
-def test_the_card_tells_the_measured_numbers(run):
+def test_model_card_contains_the_metrics(run):
     folder, metrics = run
     card = (folder / "README.md").read_text()
     for measures in (metrics["held_out"], metrics["tfidf"]):
@@ -117,7 +117,7 @@ def test_the_card_tells_the_measured_numbers(run):
     assert f"{metrics['artefacts']['litert']['bytes']:,}" in card
 
 
-def test_evaluation_finds_the_same_rows_again(run, tmp_path, loaded_once):
+def test_evaluate_reproduces_held_out_metrics(run, tmp_path, loaded_once):
     folder, metrics = run
     assert text_classification.evaluate(folder) == pytest.approx(metrics["held_out"], rel=1e-5)
     other = text_classification.evaluate(folder, write_rows(tmp_path / "other.csv", 60, seed=1))
@@ -127,7 +127,7 @@ def test_evaluation_finds_the_same_rows_again(run, tmp_path, loaded_once):
         text_classification.evaluate(folder, tmp_path / "wrong.csv")
 
 
-def test_the_command_line_predicts(run, capfd, loaded_once):
+def test_predict_command(run, capfd, loaded_once):
     folder, _ = run
     assert cli.main(["predict", str(folder), "a superb film"]) == 0
     assert capfd.readouterr().out == "good\n"
@@ -138,7 +138,7 @@ def test_the_command_line_predicts(run, capfd, loaded_once):
     assert "--context is only for models that read a context" in capfd.readouterr().err
 
 
-def test_a_number_can_be_learned(tmp_path, loaded_once):
+def test_regression(tmp_path, loaded_once):
     draw, path = random.Random(1), tmp_path / "rows.csv"
     with open(path, "w", newline="") as file:
         table = csv.writer(file)
@@ -176,7 +176,7 @@ def test_a_number_can_be_learned(tmp_path, loaded_once):
         ("text,label\na,x\na,x\n", "2 distinct"),
     ],
 )
-def test_rows_that_cannot_be_learned_from_are_refused(tmp_path, content, words):
+def test_invalid_rows_raise(tmp_path, content, words):
     (tmp_path / "rows.csv").write_text(content)
     options = text_classification.Options(
         out=str(tmp_path / "out" / "run"), data=str(tmp_path / "rows.csv"), smoke=True
@@ -186,7 +186,7 @@ def test_rows_that_cannot_be_learned_from_are_refused(tmp_path, content, words):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_corpus_with_its_own_split_keeps_it(tmp_path, monkeypatch, capfd):
+def test_corpus_split_is_kept(tmp_path, monkeypatch, capfd):
     train = [(f"text {i}", "ab"[i % 2]) for i in range(20)] + [("text 0", "a"), ("Held  out", "a")]
     split = Split(train, [("held out", "b"), ("text  19", "b")])
     monkeypatch.setitem(
@@ -210,13 +210,13 @@ def test_a_corpus_with_its_own_split_keeps_it(tmp_path, monkeypatch, capfd):
         ({"seed": -1}, "seed"),
     ],
 )
-def test_options_out_of_range_are_named(changes, words):
+def test_invalid_options_name_the_flag(changes, words):
     with pytest.raises(InputError, match=f"--{words}"):
         text_classification.Options(out="runs/none", **changes)
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_model(run, tmp_path, monkeypatch):
-    """The evaluation in the middle of the training fails once, as if there were no memory."""
+def test_resumed_run_gives_the_same_model(run, tmp_path, monkeypatch):
+    """The evaluation in the middle of the training raises MemoryError once."""
     whole, metrics = run
     rows = str(whole.with_name("rows.csv"))
 
@@ -246,8 +246,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_model(run, tmp_path, monkeyp
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_loss_is_watched_on_rows_from_everywhere():
-    options = runs.Options(out="m", batch_size=2, seed=3)
+def test_validation_rows_are_a_random_sample():
+    options = flags.Options(out="m", batch_size=2, seed=3)
     rows = list(range(1000))
     watched = tables.to_watch(rows, options)
     assert len(set(watched)) == 64 and min(watched) < 100 and max(watched) > 900

@@ -1,4 +1,4 @@
-"""The recipe and the demo, whole, on a little real text."""
+"""Test the text generation recipe and the demo on a little real text."""
 
 import dataclasses
 import errno
@@ -32,13 +32,13 @@ def options(text_folder, out, **changes):
 
 @pytest.fixture(scope="module")
 def whole(text_folder, tmp_path_factory):
-    """The folder of a short run that nothing came in the way of."""
+    """Return the folder of a short uninterrupted run."""
     out = tmp_path_factory.mktemp("short") / "whole"
     text_generation.run(options(text_folder, out, **SHORT))
     return out
 
 
-def test_the_folder_has_everything(run_folder):
+def test_folder_contents(run_folder):
     names = {path.name for path in run_folder.iterdir()}
     assert names == {
         "README.md",
@@ -53,7 +53,7 @@ def test_the_folder_has_everything(run_folder):
     assert [path.name for path in run_folder.parent.iterdir()] == [run_folder.name]
 
 
-def test_the_model_learned(run_folder):
+def test_model_beats_unigram(run_folder):
     metrics = json.loads((run_folder / "metrics.json").read_text())
     held_out, unigram = metrics["held_out"], metrics["unigram"]
     assert held_out["tokens"] == unigram["tokens"] > 5000
@@ -61,7 +61,7 @@ def test_the_model_learned(run_folder):
     assert held_out["bits_per_byte"] < unigram["bits_per_byte"]
 
 
-def test_the_card_tells_the_measured_numbers(run_folder):
+def test_model_card_contains_the_metrics(run_folder):
     metrics = json.loads((run_folder / "metrics.json").read_text())
     card = (run_folder / "README.md").read_text()
     assert f"{metrics['held_out']['perplexity']:.4f}" in card
@@ -69,7 +69,7 @@ def test_the_card_tells_the_measured_numbers(run_folder):
     assert f"{metrics['training']['parameters']:,}" in card
 
 
-def test_evaluation_finds_the_same_documents_again(run_folder, tmp_path, loaded_once):
+def test_evaluate_reproduces_held_out_metrics(run_folder, tmp_path, loaded_once):
     metrics = json.loads((run_folder / "metrics.json").read_text())
     assert text_generation.evaluate(run_folder) == pytest.approx(metrics["held_out"])
     (tmp_path / "other.txt").write_text("Something else.\n\nAnd more of it.")
@@ -77,7 +77,7 @@ def test_evaluation_finds_the_same_documents_again(run_folder, tmp_path, loaded_
     assert other["tokens"] < 50 and other != metrics["held_out"]
 
 
-def test_an_existing_folder_is_refused_before_anything_is_done(run_folder, text_folder):
+def test_existing_folder_raises_and_stays_unchanged(run_folder, text_folder):
     before = {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")}
     with pytest.raises(InputError, match="exists"):
         text_generation.run(options(text_folder, run_folder))
@@ -96,12 +96,12 @@ def test_an_existing_folder_is_refused_before_anything_is_done(run_folder, text_
         ({"epochs": 0}, "epochs"),
     ],
 )
-def test_options_out_of_range_are_named(changes, words):
+def test_invalid_options_name_the_flag(changes, words):
     with pytest.raises(InputError, match=f"--{words}"):
         dataclasses.replace(text_generation.Options(out="runs/none"), **changes)
 
 
-def test_wrong_text_leaves_nothing(tmp_path):
+def test_invalid_text_leaves_no_files(tmp_path):
     for name, content, words in (
         ("empty.txt", b"", "no text"),
         ("latin.txt", "é".encode("latin-1") * 9, "not UTF-8"),
@@ -114,7 +114,7 @@ def test_wrong_text_leaves_nothing(tmp_path):
         assert not (tmp_path / "out").exists()
 
 
-def test_muon_is_for_the_matrices_of_blocks_alone():
+def test_muon_updates_only_block_matrices():
     settings = text_generation.Options(out="runs/none", weight_decay=0.25)
     model = models.causal_lm(models.preset("llama-tiny", tie_embeddings=False, num_layers=1))
     muon = runs.optimizer(settings, 10)
@@ -129,25 +129,25 @@ def test_muon_is_for_the_matrices_of_blocks_alone():
     assert type(adamw) is training.AdamW and adamw.weight_decay == 0.25
 
 
-def test_a_length_beyond_the_preset_is_refused(text_folder, tmp_path):
+def test_window_longer_than_the_preset_raises(text_folder, tmp_path):
     settings = dataclasses.replace(options(text_folder, tmp_path / "run"), smoke=False)
     settings.sequence_length = 4096
     with pytest.raises(InputError, match="sequence-length"):
         text_generation.run(settings)
 
 
-def test_a_loss_that_is_not_finite_is_told_and_leaves_no_model(text_folder, tmp_path):
+def test_non_finite_loss_raises_and_leaves_no_files(text_folder, tmp_path):
     settings = options(text_folder, tmp_path / "run", learning_rate=1e30, max_megabytes=0.05)
     with pytest.raises(InputError, match=r"not finite.*learning rate"):
         text_generation.run(settings)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_is_full_at_the_end_does_not_cost_the_training(
-    whole, text_folder, tmp_path, monkeypatch, capfd
-):
-    """Its seed is another than that of `whole`, and so is its model. That the same seed gives the
-    same weights is tested with the run that was stopped."""
+def test_full_disk_keeps_the_best_weights(whole, text_folder, tmp_path, monkeypatch, capfd):
+    """The seed differs from that of `whole`, so the weights differ too.
+
+    `test_resumed_run_gives_the_same_model` tests that the same seed gives the same weights.
+    """
     text, trained = "The word and the other", {}
 
     def full(task, folder):
@@ -170,7 +170,7 @@ def test_a_disk_that_is_full_at_the_end_does_not_cost_the_training(
     assert trained["score"] != pytest.approx(first, rel=1e-3)
 
 
-def test_an_interrupted_training_keeps_its_best_weights(text_folder, tmp_path, capfd):
+def test_interruption_keeps_the_best_weights(text_folder, tmp_path, capfd):
     out = tmp_path / "run"
     arguments = ["train", "text_generation", "--smoke", "--data", str(text_folder)]
     arguments += ["--out", str(out), "--epochs", "500", "--max-megabytes", "0.05"]
@@ -193,14 +193,14 @@ def test_an_interrupted_training_keeps_its_best_weights(text_folder, tmp_path, c
 
 
 class Interrupted:
-    """Whose end is interrupted, of which Python makes a warning."""
+    """An object whose finalizer is interrupted, which Python reports as a warning."""
 
     def __del__(self):
         os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interruption_that_is_lost_on_its_way_stops_too(text_folder, tmp_path, monkeypatch):
+def test_swallowed_interruption_stops_training(text_folder, tmp_path, monkeypatch):
     save = training.BestWeights.on_epoch_end
 
     def save_and_lose(callback, epoch, logs=None):
@@ -221,7 +221,7 @@ def test_an_interruption_that_is_lost_on_its_way_stops_too(text_folder, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_an_interruption_that_compiled_code_reports_as_its_own_error(capfd):
+def test_interruption_inside_compiled_code(capfd):
     def interrupted_inside():
         tf.py_function(lambda: os.kill(os.getpid(), signal.SIGINT), [], [])
 
@@ -234,10 +234,8 @@ def test_an_interruption_that_compiled_code_reports_as_its_own_error(capfd):
     assert code == 2 and told.endswith("keras-llm: interrupted\n"), told
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_model(
-    whole, text_folder, tmp_path, monkeypatch
-):
-    """The evaluation after half of the training fails once, as if there were no memory."""
+def test_resumed_run_gives_the_same_model(whole, text_folder, tmp_path, monkeypatch):
+    """The evaluation after half of the training raises MemoryError once."""
     out, save = tmp_path / "stopped", training.BestWeights.on_epoch_end
 
     def fail(callback, epoch, logs=None):
@@ -260,7 +258,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_model(
         assert not (folder / "checkpoints").exists()
 
 
-def test_the_demo_shows_the_same_text_three_times(text_folder, tmp_path, capsys):
+def test_demo_gives_the_same_text_in_all_formats(text_folder, tmp_path, capsys):
     found = demo.run(demo.Options(folder=str(tmp_path), data=str(text_folder), smoke=True))
     assert len(found["texts"]) == 3
     for row in found["texts"]:

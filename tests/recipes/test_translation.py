@@ -1,4 +1,4 @@
-"""The recipe, whole, on a little language whose adjectives stand behind."""
+"""Test the translation recipe on generated English and Spanish sentences."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ from keras_llm import cli
 from keras_llm.errors import InputError
 from keras_llm.recipes import translation
 from keras_llm.recipes.common import translations
-from keras_llm.recipes.corpora import readers, registry
+from keras_llm.recipes.corpora import debian_readers, registry
 
 pytestmark = pytest.mark.usefixtures("one_layer")
 
@@ -45,7 +45,7 @@ def run(tmp_path_factory):
     return folder / "run", translation.run(options)
 
 
-def test_what_was_not_seen_is_translated(run):
+def test_model_beats_the_baselines(run):
     folder, metrics = run
     held_out = metrics["held_out"]
     assert held_out["bleu"] > 60 > metrics["copy"]["bleu"]
@@ -58,7 +58,7 @@ def test_what_was_not_seen_is_translated(run):
     assert f"{metrics['memory']['chrf']:.4f}" in card
 
 
-def test_the_command_line_translates_and_evaluates(run, capfd, loaded_once):
+def test_generate_and_evaluate_commands(run, capfd, loaded_once):
     folder, metrics = run
     task = keras_llm.load(folder)
     source, _ = next(pairs())
@@ -74,14 +74,17 @@ def test_the_command_line_translates_and_evaluates(run, capfd, loaded_once):
     assert "bleu_signature" in capfd.readouterr().out
 
 
-def test_batches_shift_the_target_by_one_and_count_what_is_too_long(run, loaded_once):
+def test_batches_shift_targets_and_long_pairs_are_dropped(run, loaded_once):
     task = keras_llm.load(run[0])
     tok = task.tokenizer
-    options = translation.Options(out="runs/none", max_length=24, batch_size=2)
     rows = [("I see", "Veo"), ("I want " * 30, "Quiero"), ("the door", "la puerta")]
-    dataset, too_long = translations.batches(task, rows, options)
-    ((inputs, targets),) = dataset
-    assert too_long == 1
+    short, dropped = translations.short_pairs(task, rows, 24)
+    assert short == [rows[0], rows[2]] and dropped == {"longer than 24 tokens": 1}
+    longest = 2 + max(len(tok.encode(text)) for row in short for text in row)
+    assert translations.short_pairs(task, short, longest) == (short, {})
+    with pytest.raises(InputError, match="none of 3 pairs fits into --max-length 2"):
+        translations.short_pairs(task, rows, 2)
+    ((inputs, targets, _),) = task.dataset(short, batch_size=2)
     sources, decoder = (t.numpy() for t in inputs.values())
     assert {tuple(row[row != tok.pad_id]) for row in sources} == {
         (*tok.encode(text), tok.eos_id) for text in ("I see", "the door")
@@ -93,14 +96,14 @@ def test_batches_shift_the_target_by_one_and_count_what_is_too_long(run, loaded_
         assert known[-1] == tok.eos_id and tok.decode(known.tolist()) in ("Veo", "la puerta")
 
 
-def test_the_memory_gives_the_target_of_the_nearest_source():
+def test_nearest_source_baseline():
     train = [("open the file", "A"), ("close the window", "B"), ("print a page", "C")]
     rows = [("Close the file window", "?"), ("print", "?")]
     assert translations.nearest(train, rows) == ["B", "C"]
 
 
 def build_package(folder, language, pages):
-    """A Debian package with help pages, made by dpkg-deb itself."""
+    """Build a Debian package with help pages."""
     root = folder / language
     (root / "DEBIAN").mkdir(parents=True)
     (root / "DEBIAN" / "control").write_text(
@@ -124,13 +127,13 @@ def test_help_pages_are_joined_by_file_and_element(tmp_path):
     }
     other = {"a/b.html": '<h1 id="t">表格和行</h1><p id="x">Un mot.</p><p id="same">OK</p>'}
     paths = build_package(tmp_path, "en-US", english), build_package(tmp_path, "zh-CN", other)
-    assert readers.libreoffice_help(*paths) == [
+    assert debian_readers.libreoffice_help(*paths) == [
         ("Tables & rows", "表格和行"),
         ("A bold word.", "Un mot."),
     ]
 
 
-def test_without_apt_the_error_says_so(tmp_path, monkeypatch):
+def test_error_without_apt(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("KERAS_LLM_CACHE", str(tmp_path))
     with pytest.raises(InputError, match="apt-get is not installed"):
@@ -145,6 +148,6 @@ def test_without_apt_the_error_says_so(tmp_path, monkeypatch):
         ({"test_rows": 0}, "test-rows"),
     ],
 )
-def test_options_out_of_range_are_named(changes, words):
+def test_invalid_options_name_the_flag(changes, words):
     with pytest.raises(InputError, match=f"--{words}"):
         translation.Options(out="runs/none", **changes)

@@ -1,4 +1,4 @@
-"""The recipe, whole, with each objective, on text in which words have two kinds."""
+"""Test the word vectors recipe with each objective on text with two kinds of words."""
 
 import json
 import random
@@ -40,7 +40,7 @@ def benchmarks(monkeypatch):
 
 
 @pytest.mark.parametrize("objective", ["skip_gram", "cbow", "glove"])
-def test_words_of_a_kind_become_neighbours(objective, text, tmp_path, capfd):
+def test_similar_words_become_neighbors(objective, text, tmp_path, capfd):
     out = tmp_path / "run"
     options = word_vectors.Options(
         out=str(out), data=str(text), objective=objective, smoke=True, word="red", threshold=0.5
@@ -81,7 +81,7 @@ def test_words_of_a_kind_become_neighbours(objective, text, tmp_path, capfd):
         export.litert(task, out / "vectors.tflite")
 
 
-def test_the_projector_reads_what_is_written(text, tmp_path):
+def test_projector_files(text, tmp_path):
     from google.protobuf import text_format
     from tensorboard.plugins.projector import projector_config_pb2
 
@@ -96,7 +96,7 @@ def test_the_projector_reads_what_is_written(text, tmp_path):
     assert (logs / config.embeddings[0].metadata_path).is_file()
 
 
-def test_an_unknown_word_and_wrong_options_are_told_before_the_training(text, tmp_path):
+def test_invalid_word_or_options_raise_before_training(text, tmp_path):
     options = word_vectors.Options(out=str(tmp_path / "run"), data=str(text), word="film")
     with pytest.raises(InputError, match="'film' has no vector"):
         word_vectors.run(options)
@@ -112,7 +112,7 @@ def test_an_unknown_word_and_wrong_options_are_told_before_the_training(text, tm
             word_vectors.Options(out="runs/none", **changes)
 
 
-def test_vectors_are_written_only_with_a_word_each(tmp_path):
+def test_write_glove_checks_its_arguments(tmp_path):
     with pytest.raises(InputError, match="2 vectors and 1 words"):
         checkpoints.write_glove(tmp_path / "x.txt", np.ones((2, 3)), ["a"])
     checkpoints.write_glove(tmp_path / "x.txt", np.ones((1, 3)), ["a"])

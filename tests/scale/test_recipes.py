@@ -54,10 +54,10 @@ def free_addresses(count):
 
 
 def test_all_recipes_are_listed(recipe_commands):
-    from keras_llm import recipes
+    from keras_llm.commands import entry_points
 
     assert set(NAMES) == set(recipe_commands)
-    assert {command[0] for command in recipe_commands.values()} == set(recipes.RECIPES)
+    assert {command[0] for command in recipe_commands.values()} == set(entry_points.recipes())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import keras_llm
-from keras_llm import models, tokenizers, training
+from keras_llm import data, models, tokenizers, training
 from keras_llm.errors import InputError
-from keras_llm.tasks.fitting import dividing_batch
+from keras_llm.tasks.fitting import held_out_batch
 
 COLORS = ["red", "green", "blue", "white"]
 TEMPLATE = """{% for message in messages -%}
@@ -144,6 +144,85 @@ def test_fit_mask_filling_and_embedding(word_piece):
     assert embedder.evaluate(pairs)["accuracy"] == 1.0
 
 
+@pytest.mark.parametrize("objective", ["skip_gram", "cbow", "glove"])
+def test_word_vectors_are_trained(objective):
+    texts = ["red green blue red", "one two three one"] * 40
+    tokenizer = data.word_vocabulary(texts, 10)
+    config = models.WordVectorsConfig(tokenizer.vocabulary_size, 8, objective)
+    task = keras_llm.WordVectors(models.word_vectors(config), tokenizer)
+    task.compile(learning_rate=0.05)
+    fit_task(task, texts, epochs=8, window=3)
+    assert {word for word, _ in task.nearest("red", 2)} == {"green", "blue"}
+    stream = data.word_stream(texts, tokenizer, 3)
+    batches = [task.dataset(rows, 8, window=3, seed=4) for rows in (texts, stream)]
+    assert len(batches[0]) > 0
+    assert_equal_batches(*batches)
+
+
+def assert_equal_batches(first, second):
+    for one, other in zip(first, second, strict=True):
+        for a, b in zip(keras.tree.flatten(one), keras.tree.flatten(other), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_datasets_take_token_ids(word_piece):
+    texts = [f"the {color} thing is {color} and was {color} here" for color in COLORS] * 8
+    ids = data.encode_documents(texts, word_piece)
+    size = {"vocabulary_size": word_piece.vocabulary_size, "num_layers": 1}
+    generator = keras_llm.TextGeneration(
+        models.causal_lm(models.preset("llama-tiny", **size)), word_piece
+    )
+    filler = keras_llm.MaskedLanguageModel(models.masked_lm(encoder_config(word_piece)), word_piece)
+    for task in (generator, filler):
+        for options in ({"seed": 3, "epochs": 2}, {}, {"drop_remainder": True}):
+            rows = (task.dataset(rows, 5, sequence_length=9, **options) for rows in (texts, ids))
+            assert_equal_batches(*rows)
+    windows = data.windows(ids, 9)
+    assert windows % 5
+    whole, dropped = (
+        [len(y) for _, y in generator.dataset(ids, 5, sequence_length=9, drop_remainder=drop)]
+        for drop in (False, True)
+    )
+    assert sum(whole) == windows and dropped == [5] * (windows // 5)
+
+
+def test_windows_of_separate_documents():
+    texts = [f"the {color} thing is {color}. " * 3 for color in COLORS] * 8
+    tokenizer = tokenizers.SentencePiece.train(texts, vocabulary_size=300, model_type="bpe")
+    config = models.preset("llama-tiny", vocabulary_size=300, num_layers=1)
+    task = keras_llm.TextGeneration(models.causal_lm(config), tokenizer)
+    for inputs, _ in task.dataset(texts, 4, sequence_length=24, segments=True).take(2):
+        begins = np.asarray(inputs["token_ids"]) == tokenizer.bos_id
+        np.testing.assert_array_equal(inputs["segment_ids"], np.cumsum(begins, axis=1))
+    fit_task(task, texts, sequence_length=24, segments=True, epochs=2)
+    joint, apart = (task.evaluate(texts, sequence_length=24, segments=s) for s in (False, True))
+    assert joint["tokens"] == apart["tokens"] and joint["perplexity"] != apart["perplexity"]
+
+
+def test_own_training_loop(word_piece):
+    """`trainer` and `dataset` train like `fit`; weights of the batches count in the evaluation."""
+    pairs = [(f"a {color} {word}", f"{word} {color}") for color in COLORS for word in "xyz"]
+    config = models.preset(
+        "transformer-tiny", vocabulary_size=word_piece.vocabulary_size, dropout=0.0, num_layers=1
+    )
+    tasks = [keras_llm.Translation(models.seq2seq(config), word_piece) for _ in range(2)]
+    tasks[1].model.set_weights(tasks[0].model.get_weights())
+    tasks[0].compile(keras.optimizers.SGD(0.1))
+    tasks[0].fit(pairs, batch_size=8, epochs=2, seed=1, verbose=0)
+    trainer = tasks[1].trainer(keras.optimizers.SGD(0.1))
+    trainer.fit(tasks[1].dataset(pairs, 8, epochs=2, seed=1), verbose=0)
+    for one, other in zip(*(task.model.get_weights() for task in tasks), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    batches = tasks[0].dataset([("a red x", "x red"), ("a blue y", "y blue and a red one")], 2)
+    unweighted = batches.map(lambda x, y, weights: (x, y))
+    counted, padded = (
+        training.evaluate_targets(tasks[0].model, rows, ignore_id=-1)["tokens"]
+        for rows in (batches, unweighted)
+    )
+    ((_, targets, weights),) = batches
+    assert counted == int(np.sum(weights)) < padded == np.size(targets)
+
+
 def test_fit_with_own_optimizer_and_invalid_rows(word_piece):
     rows = [("the red thing", "red"), ("the blue thing", "blue")] * 8
     model = models.text_classifier(encoder_config(word_piece), 2)
@@ -204,4 +283,5 @@ def test_lora_is_used_in_compiled_and_merged_models():
 
 
 def test_dividing_batch_covers_all_rows():
-    assert [dividing_batch(count, 32) for count in (63, 64, 7, 37, 0)] == [21, 32, 7, 1, 32]
+    assert [held_out_batch(count, 32) for count in (63, 64, 7, 37, 0)] == [21, 32, 7, 1, 32]
+    assert [held_out_batch(count, 32, True) for count in (63, 7, 37, 0)] == [32, 7, 32, 1]

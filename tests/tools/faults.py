@@ -701,7 +701,7 @@ COMMANDS = (
             "or value != field.default",
             "or value == field.default",
         ),
-        ("tests/test_cli.py::test_generate_takes_every_setting",),
+        ("tests/test_cli.py::test_generate_passes_all_settings",),
     ),
     Fault(
         "commands-chat-reset",
@@ -711,7 +711,7 @@ COMMANDS = (
             '== "/reset":\n            conversation = task.conversation(options.system)',
             '== "/reset":\n            conversation = task.conversation()',
         ),
-        ("tests/test_cli.py::test_a_chat_goes_on_line_by_line",),
+        ("tests/test_cli.py::test_chat_reads_messages_line_by_line",),
     ),
     Fault(
         "commands-audit-card",
@@ -1189,10 +1189,7 @@ RECIPES = (
             "(known or answers)[0]",
             "answers[0]",
         ),
-        (
-            "tests/recipes/test_question_answering.py"
-            "::test_corpora_are_read_as_their_package_has_them",
-        ),
+        ("tests/recipes/test_question_answering.py::test_read_package_corpora",),
     ),
     Fault(
         "recipes-test-questions",
@@ -1202,10 +1199,7 @@ RECIPES = (
             'if "label" in record and record["question"] not in known',
             'if "label" in record',
         ),
-        (
-            "tests/recipes/test_question_answering.py"
-            "::test_corpora_are_read_as_their_package_has_them",
-        ),
+        ("tests/recipes/test_question_answering.py::test_read_package_corpora",),
     ),
     Fault(
         "recipes-whole-words",
@@ -1217,7 +1211,7 @@ RECIPES = (
         ),
         (
             "tests/recipes/test_question_answering.py"
-            "::test_answers_are_found_as_whole_words_white_space_aside",
+            "::test_answers_match_whole_words_ignoring_white_space",
         ),
     ),
     Fault(
@@ -1228,7 +1222,9 @@ RECIPES = (
             "usual.get(prefix.splitlines()[-1].strip())",
             "usual.get(prefix.splitlines()[0].strip())",
         ),
-        ("tests/recipes/test_code_generation.py::test_a_gap_and_what_is_around_it_are_the_file",),
+        (
+            "tests/recipes/test_code_generation.py::test_removed_line_and_its_context_occur_in_the_file",
+        ),
     ),
     Fault(
         "recipes-contamination",
@@ -1238,7 +1234,7 @@ RECIPES = (
             "data.without_contamination(train, held_out, by)",
             "data.without_contamination(held_out, train, by)",
         ),
-        ("tests/recipes/test_text_classification.py::test_a_corpus_with_its_own_split_keeps_it",),
+        ("tests/recipes/test_text_classification.py::test_corpus_split_is_kept",),
     ),
     Fault(
         "recipes-random-pair",
@@ -1248,7 +1244,7 @@ RECIPES = (
             "RankedChat.pair(said, other)",
             "RankedChat.pair(other, said)",
         ),
-        ("tests/recipes/test_chatbot.py::test_replies_of_other_conversations_are_the_random_ones",),
+        ("tests/recipes/test_chatbot.py::test_random_replies_come_from_other_conversations",),
     ),
     Fault(
         "recipes-start-length",
@@ -1258,7 +1254,7 @@ RECIPES = (
             "max_length = min(max_length, config.max_length)",
             "max_length = config.max_length",
         ),
-        ("tests/recipes/test_question_answering.py::test_a_published_encoder_is_the_beginning",),
+        ("tests/recipes/test_question_answering.py::test_start_from_a_published_encoder",),
     ),
     Fault(
         "recipes-package-hash",
@@ -1268,20 +1264,17 @@ RECIPES = (
             'if package.sha256 not in ("", found):',
             'if package.sha256 == "":',
         ),
-        ("tests/recipes/test_corpora.py::test_another_file_under_the_same_name_is_not_used",),
+        ("tests/recipes/test_corpora.py::test_download_with_another_hash_raises",),
     ),
     Fault(
         "recipes-memory-nearest",
         "a translation is that of the least similar source",
         Place(
             "recipes/common/translations.py",
-            "(known @ row.T).toarray().argmax()",
-            "(known @ row.T).toarray().argmin()",
+            "(sources @ row.T).toarray().argmax()",
+            "(sources @ row.T).toarray().argmin()",
         ),
-        (
-            "tests/recipes/test_translation.py"
-            "::test_the_memory_gives_the_target_of_the_nearest_source",
-        ),
+        ("tests/recipes/test_translation.py::test_nearest_source_baseline",),
     ),
 )
 

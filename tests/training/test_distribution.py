@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import keras_llm
-from keras_llm import recipes, training
+from keras_llm import training
+from keras_llm.commands import entry_points
 from keras_llm.errors import InputError
 
 RUN = pathlib.Path(__file__).with_name("distributed_run.py")
@@ -110,8 +111,8 @@ def test_recipe_on_two_replicas(runs):
 
 
 def test_recipes_accept_all_distributions():
-    for name in recipes.RECIPES:
-        options = importlib.import_module(f"keras_llm.recipes.{name}").Options
+    for name in entry_points.recipes():
+        options = entry_points.recipe(name).Options
         required = {
             "preference_tuning": {"start": "m"},
             "word_vectors": {"objective": "cbow"},

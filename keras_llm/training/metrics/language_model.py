@@ -212,13 +212,14 @@ def likelihoods(nats: float, tokens: int, num_bytes: int) -> dict[str, float]:
 
 
 def evaluate_targets(
-    model: keras.Model, batches: Iterable[tuple[Any, Tensor]], ignore_id: int
+    model: keras.Model, batches: Iterable[tuple[Any, ...]], ignore_id: int
 ) -> dict[str, float]:
     """Evaluate the likelihood of the targets of all batches.
 
     Args:
         model: a `keras.Model` that returns logits (B, M, V).
-        batches: iterable of pairs of the model's inputs and int targets (B, M).
+        batches: iterable of pairs of the model's inputs and int targets (B, M); an optional third
+            element, (B, M), is 0 for targets that do not count.
         ignore_id: int. Targets with this id do not count (padding).
 
     Returns:
@@ -228,11 +229,13 @@ def evaluate_targets(
         InputError: if there are no targets.
     """
     nats, right, tokens = 0.0, 0, 0
-    for inputs, targets in batches:
+    for inputs, targets, *weights in batches:
         logits = ops.cast(model(inputs, training=False), "float32")
         loss = keras.losses.sparse_categorical_crossentropy(targets, logits, from_logits=True)
         targets = ops.convert_to_numpy(targets)
         counts = targets != ignore_id
+        for weight in weights:
+            counts &= ops.convert_to_numpy(weight) > 0
         nats += float(np.sum(ops.convert_to_numpy(loss)[counts], dtype="float64"))
         right += int(np.sum((ops.convert_to_numpy(ops.argmax(logits, axis=-1)) == targets)[counts]))
         tokens += int(np.sum(counts))
