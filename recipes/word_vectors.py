@@ -109,8 +109,8 @@ def run(options):
     )
     options.word = options.word or task.words[:100][-1]
     task.nearest(options.word)  # raises an error for an unknown word before training
-    train_data = neighbours(stream, options, options.epochs, options.threshold)
-    validation_data = neighbours(data.word_stream(held_out, tokenizer, options.window), options)
+    train_data = neighbors(stream, options, options.epochs, options.threshold)
+    validation_data = neighbors(data.word_stream(held_out, tokenizer, options.window), options)
     is_glove = options.objective == "glove"
     loss = training.GloVeLoss() if is_glove else keras.losses.BinaryCrossentropy(from_logits=True)
     trainer = training.Trainer(model)
@@ -139,7 +139,7 @@ def run(options):
     return metrics
 
 
-def neighbours(stream, options, epochs=1, threshold=None):
+def neighbors(stream, options, epochs=1, threshold=None):
     """Return a `tf.data.Dataset` of the model's inputs and targets from a stream of words."""
     from keras_llm import data
 
@@ -149,7 +149,7 @@ def neighbours(stream, options, epochs=1, threshold=None):
         return data.cooccurrence_dataset(pairs, size, epochs, options.seed)
     size = min(options.batch_size, int((stream > 1).sum()))
     shape = (options.window, options.negatives, size, epochs, options.seed, threshold)
-    return data.neighbour_dataset(stream, options.objective, *shape)
+    return data.neighbor_dataset(stream, options.objective, *shape)
 
 
 def evaluate(folder, data=None):

@@ -1,4 +1,4 @@
-"""Whole or not at all: writes that fail, are killed or run out of space leave the old artefact."""
+"""Whole or not at all: writes that fail, are killed or run out of space leave the old artifact."""
 
 import os
 import signal

@@ -35,7 +35,7 @@ from keras_llm.data.span_corruption import span_corruption_dataset
 from keras_llm.data.word_context import (
     cooccurrence_dataset,
     cooccurrences,
-    neighbour_dataset,
+    neighbor_dataset,
     word_stream,
     word_vocabulary,
 )
@@ -56,7 +56,7 @@ __all__ = [
     "encode_documents",
     "infilling_dataset",
     "masked_dataset",
-    "neighbour_dataset",
+    "neighbor_dataset",
     "packed_dataset",
     "padded_dataset",
     "preference",

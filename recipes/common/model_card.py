@@ -63,7 +63,7 @@ def ship(options, task, metrics):
     Args:
         options: `Options`.
         task: a `tasks.Task`.
-        metrics: dict, to which `artefacts` is added.
+        metrics: dict, to which `artifacts` is added.
     """
     if not options.exports:
         return
@@ -79,13 +79,13 @@ def ship(options, task, metrics):
         "litert": out / "exports" / f"{name}.tflite",
         "litert_lm": out / "exports" / f"{name}.litertlm",
     }
-    metrics["artefacts"] = {}
+    metrics["artifacts"] = {}
     lines = ["", "| artifact | bytes | parity with Keras |", "|---|---|---|"]
     for kind in options.exports:
         runs.say(f"exporting {paths[kind]}")
         report = getattr(export, kind)(task, paths[kind])
         size = report["bytes"]["total"]
-        metrics["artefacts"][kind] = {"bytes": size, "parity": report["parity"]}
+        metrics["artifacts"][kind] = {"bytes": size, "parity": report["parity"]}
         parity = ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in report["parity"].items())
         lines.append(f"| `{paths[kind].relative_to(out)}` | {size:,} | {parity} |")
     _rewrite(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Neighbours of words, beside loops written from the definition."""
+"""Neighbors of words, beside loops written from the definition."""
 
 import collections
 
@@ -45,11 +45,11 @@ def test_words_are_whole_and_the_most_frequent_come_first(tok, stream):
         data.word_vocabulary(TEXTS[:4], 50, min_count=99)
 
 
-def test_skip_gram_gives_each_neighbour_as_often_as_its_distance_says(stream):
+def test_skip_gram_gives_each_neighbor_as_often_as_its_distance_says(stream):
     found, rows = collections.Counter(), 0
     # An epoch costs more than the words in it.
     longer = np.tile(stream, 10)
-    batches = data.neighbour_dataset(longer, "skip_gram", WINDOW, 4, 64, epochs=5, seed=1)
+    batches = data.neighbor_dataset(longer, "skip_gram", WINDOW, 4, 64, epochs=5, seed=1)
     for (word, candidates), labels in batches:
         assert candidates.shape == labels.shape == (len(word), 5)
         assert (labels.numpy() == [1, 0, 0, 0, 0]).all() and candidates.numpy().min() > 1
@@ -64,9 +64,9 @@ def test_skip_gram_gives_each_neighbour_as_often_as_its_distance_says(stream):
         assert found[pair] / rows == pytest.approx(count / total, rel=0.25), pair
 
 
-def test_cbow_gives_the_neighbours_of_each_word(stream):
+def test_cbow_gives_the_neighbors_of_each_word(stream):
     seen = []
-    for (near, candidates), _ in data.neighbour_dataset(stream, "cbow", WINDOW, 2, 8, seed=1):
+    for (near, candidates), _ in data.neighbor_dataset(stream, "cbow", WINDOW, 2, 8, seed=1):
         assert near.shape == (8, 2 * WINDOW)
         seen += list(zip(near.numpy().tolist(), candidates.numpy()[:, 0].tolist(), strict=True))
     whole = collections.defaultdict(list)
@@ -91,7 +91,7 @@ def test_negatives_are_drawn_by_counts_to_the_power_of_three_quarters(stream):
     drawn = np.concatenate(
         [
             candidates.numpy()[:, 1:].reshape(-1)
-            for (_, candidates), _ in data.neighbour_dataset(stream, "cbow", 2, 20, 64, epochs=20)
+            for (_, candidates), _ in data.neighbor_dataset(stream, "cbow", 2, 20, 64, epochs=20)
         ]
     )
     expected = np.bincount(stream, minlength=stream.max() + 1).astype(float) ** 0.75
@@ -103,7 +103,7 @@ def test_negatives_are_drawn_by_counts_to_the_power_of_three_quarters(stream):
 def test_frequent_words_are_dropped_as_often_as_the_threshold_says(stream):
     stream, threshold, epochs = np.tile(stream, 10), 0.02, 6
     kept = np.zeros(stream.max() + 1)
-    for (_, candidates), _ in data.neighbour_dataset(
+    for (_, candidates), _ in data.neighbor_dataset(
         stream, "cbow", WINDOW, 1, 16, epochs, threshold=threshold
     ):
         kept += np.bincount(candidates.numpy()[:, 0], minlength=len(kept))
@@ -116,14 +116,14 @@ def test_frequent_words_are_dropped_as_often_as_the_threshold_says(stream):
 
 def test_batches_depend_on_seed_epoch_and_step(stream):
     def words(**options):
-        found = data.neighbour_dataset(stream, "cbow", WINDOW, 2, 8, threshold=0.05, **options)
+        found = data.neighbor_dataset(stream, "cbow", WINDOW, 2, 8, threshold=0.05, **options)
         return [(x[0].numpy().tolist(), x[1].numpy().tolist()) for x, _ in found]
 
     two = words(epochs=2, seed=4)
     assert two == words(epochs=2, seed=4) and two[0] != words(seed=5)[0]
     one = words(seed=4)
     assert two[: len(one)] == one and two[len(one)] != two[0]
-    later = data.neighbour_dataset(stream, "cbow", WINDOW, 2, 8, 2, 4, 0.05).skip(len(two) - 1)
+    later = data.neighbor_dataset(stream, "cbow", WINDOW, 2, 8, 2, 4, 0.05).skip(len(two) - 1)
     assert [(x[0].numpy().tolist(), x[1].numpy().tolist()) for x, _ in later] == two[-1:]
 
 

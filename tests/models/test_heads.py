@@ -242,7 +242,7 @@ def test_a_summary_needs_no_weights_and_counts_them_right():
 
 @pytest.mark.parametrize("objective", ["skip_gram", "cbow"])
 def test_words_of_one_context_come_together(objective):
-    """Two topics of five words; neighbours are always of one topic."""
+    """Two topics of five words; neighbors are always of one topic."""
     keras.utils.set_random_seed(0)
     draw = np.random.default_rng(0)
     topic = draw.integers(0, 2, 4000)

@@ -40,7 +40,7 @@ def benchmarks(monkeypatch):
 
 
 @pytest.mark.parametrize("objective", ["skip_gram", "cbow", "glove"])
-def test_words_of_a_kind_become_neighbours(objective, text, tmp_path, capfd):
+def test_words_of_a_kind_become_neighbors(objective, text, tmp_path, capfd):
     out = tmp_path / "run"
     options = word_vectors.Options(
         out=str(out), data=str(text), objective=objective, smoke=True, word="red", threshold=0.5

@@ -106,7 +106,7 @@ def test_what_is_known_by_heart_is_what_greedy_decoding_gives(generator, tok):
     rows = [(row, n) for row, n in rows if tok.encode(tok.decode(row)) == row]
     assert rows
     for row, n in rows:
-        whole = audit.memorisation(generator, [tok.decode(row)], n, 4)
+        whole = audit.memorization(generator, [tok.decode(row)], n, 4)
         assert whole == {
             "texts": 1,
             "extractable": 1.0,
@@ -116,12 +116,12 @@ def test_what_is_known_by_heart_is_what_greedy_decoding_gives(generator, tok):
         other = next(i for i in tok.encode("the film is") if i != row[n + 2])
         changed = [*row[: n + 2], other, *row[n + 3 :]]
         if tok.encode(tok.decode(changed)) == changed:
-            found = audit.memorisation(generator, [tok.decode(changed)], n, 4)
+            found = audit.memorization(generator, [tok.decode(changed)], n, 4)
             assert (found["extractable"], found["longest_prefix"]) == (0.0, 2)
     with pytest.raises(InputError, match="none has 100 tokens"):
-        audit.memorisation(generator, texts, 50, 50)
+        audit.memorization(generator, texts, 50, 50)
     with pytest.raises(InputError, match="together at most 127"):
-        audit.memorisation(generator, texts, 100, 50)
+        audit.memorization(generator, texts, 100, 50)
 
 
 def test_continuations_are_sorted_without_their_prompt(generator, classifier):
@@ -182,7 +182,7 @@ def test_the_command_line_writes_the_card(generator, tok, tmp_path, capfd):
     sizes = ["--prompt-tokens", "3", "--new-tokens", "3"]
     assert cli.main(["audit", str(tmp_path / "writer"), *data, *terms, *more, *sizes]) == 0
     found = json.loads(capfd.readouterr().out)
-    assert set(found) == {"continuation_swaps", "canaries", "memorisation"}
+    assert set(found) == {"continuation_swaps", "canaries", "memorization"}
     assert found["canaries"][0]["candidates"] == 100
     card = (tmp_path / "writer" / "README.md").read_text()
     assert "| my code is 42 |" in card and "exposure" in card

@@ -119,7 +119,7 @@ def test_attributions_sum_to_what_the_text_adds(kind, made, tok):
     assert other["tokens"].sum() == pytest.approx((expected - hidden)[(label + 1) % 3], abs=2e-3)
 
 
-def test_neighbours_have_the_largest_cosines(made, tok):
+def test_neighbors_have_the_largest_cosines(made, tok):
     task = made["translate"]
     table = task.model.get_layer("token_embedding").get_weights()[0]
     (index,) = tok.encode("in")
@@ -208,9 +208,9 @@ def test_what_cannot_be_explained_is_refused(made):
         tasks.explain(made["fill"], "")
 
 
-def test_word_vectors_have_neighbours_alone():
+def test_word_vectors_have_neighbors_alone():
     tok = tokenizers.WordPiece(["[PAD]", "[UNK]", "film", "story", "play"])
     task = keras_llm.WordVectors(models.word_vectors(models.WordVectorsConfig(5, 8)), tok)
     found = tasks.explain(task, "film", count=2)
-    assert found.neighbours == {"film": task.nearest("film", 2)} and found.attention is None
+    assert found.neighbors == {"film": task.nearest("film", 2)} and found.attention is None
     assert "film" in explain_page.render(found, "words")
