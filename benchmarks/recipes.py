@@ -204,7 +204,7 @@ def summary(run, folder):
             for key, name in run.baselines.items()
             if key in metrics
         },
-        "artefacts": {kind: row["bytes"] for kind, row in metrics.get("artefacts", {}).items()},
+        "artifacts": {kind: row["bytes"] for kind, row in metrics.get("artifacts", {}).items()},
         "history": training["history"],
     }
 
@@ -225,7 +225,7 @@ def table(results):
     for row in results.values():
         counts = ", ".join(f"{n:,} {kind}" for kind, n in row["counts"].items())
         baselines = "; ".join(f"{name}: {text}" for name, text in row["baselines"].items())
-        sizes = ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in row["artefacts"].items())
+        sizes = ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in row["artifacts"].items())
         cells = [
             f"`{row['command']}`, {row['date']}",
             f"`{row['corpus']}`: {counts}",

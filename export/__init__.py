@@ -4,7 +4,7 @@ import importlib
 from typing import Any
 
 # Functions that share their package's name: imported first, they stay what `export.litert` is.
-from keras_llm.errors import optional_packages
+from keras_llm.errors import InputError, optional_packages, unavailable
 from keras_llm.export.litert import litert, litert_lm  # noqa: F401
 from keras_llm.export.saved_model import saved_model  # noqa: F401
 
@@ -26,6 +26,9 @@ __all__ = sorted(_NAMES)
 
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
-        with optional_packages(f"export.{name}"):
-            return getattr(importlib.import_module(_NAMES[name]), name)
+        try:
+            with optional_packages(f"export.{name}"):
+                return getattr(importlib.import_module(_NAMES[name]), name)
+        except InputError as error:
+            return unavailable(name, error)
     raise AttributeError(f"module 'keras_llm.export' has no attribute {name!r}")

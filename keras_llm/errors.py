@@ -42,6 +42,18 @@ class ServingError(RuntimeError):
         self.message = message
 
 
+def unavailable(name: str, error: InputError) -> type:
+    """Return a stand-in for a class or function whose package is missing.
+
+    It can be imported and looked at; calling it raises the error again.
+    """
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise InputError(str(error))
+
+    return type(name, (), {"__new__": fail, "__doc__": str(error)})
+
+
 @contextlib.contextmanager
 def optional_packages(what: str) -> Iterator[None]:
     """Turn the absence of an optional package into an `InputError` that names the extra.

@@ -7,10 +7,12 @@ import importlib
 import inspect
 import pathlib
 import pkgutil
+import warnings
 
 import pytest
 
 import keras_llm
+from keras_llm import keras_internals
 
 ROOT = pathlib.Path(keras_llm.__file__).parent.parent
 LIBRARY = ROOT / "keras_llm"
@@ -29,7 +31,10 @@ LAYERS = [
     {"generation"},
     {"models"},
     {"layers"},
-    {"errors", "files", "interrupts", "sampling_settings", "silence", "types"},
+    {
+        *("errors", "files", "interrupts", "keras_internals", "sampling_settings", "silence"),
+        *("span_search", "types"),
+    },
 ]
 ONLY_KERAS = ("layers", "models", "generation", "training")
 
@@ -77,6 +82,37 @@ def test_backend_imports_only_in_backend_files(path, package):
         assert not imported & {"tensorflow", "tensorflow_text", "jax", "torch"} - {file_backend}, (
             path
         )
+
+
+KERAS_INTERNALS = LIBRARY / "keras_internals.py"
+
+
+def private_names(path):
+    """The private names of objects that a file reads, sets or, as methods, defines."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        name = node.attr if isinstance(node, ast.Attribute) else ""
+        if isinstance(node, ast.ClassDef):
+            yield from (part.name for part in node.body if isinstance(part, ast.FunctionDef))
+        if name.startswith("_") and not name.startswith("__"):
+            yield name
+
+
+@pytest.mark.parametrize("path, room", modules())
+def test_private_names_of_keras_are_in_one_file(path, room):
+    if path == KERAS_INTERNALS:
+        return
+    assert not [name for name in imports(path) if name.startswith("keras.src")], path
+    of_keras = {name for name in private_names(KERAS_INTERNALS) if name.startswith("_")}
+    assert "_flatten_layers" in of_keras and "_maybe_symbolic_build" in of_keras
+    assert not of_keras & set(private_names(path)), path
+
+
+@pytest.mark.parametrize("version, warns", [("3.15.9", False), ("3.16.0", True), ("4.0", True)])
+def test_an_untested_version_of_keras_is_named(version, warns):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        keras_internals.check_version(version)
+    assert [version in str(warning.message) for warning in found] == [True] * warns
 
 
 def public_modules():

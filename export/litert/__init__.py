@@ -69,22 +69,12 @@ def litert(
         ExportError: if the model cannot be converted to builtin ops, does not match the task, or
             loses more quality than `max_quality_loss`; no file is left behind.
     """
-
+    arguments = locals()
     # The exporter imports TensorFlow and Keras, which the verification processes must not import.
     with optional_packages("export.litert"):
         from keras_llm.export.litert.export import write_litert
 
-    return write_litert(
-        task,
-        path,
-        quantization,
-        prefill_lengths,
-        overwrite,
-        cache_length,
-        held_out,
-        max_quality_loss,
-        calibration,
-    )
+    return write_litert(**arguments)
 
 
 def litert_lm(
@@ -121,19 +111,9 @@ def litert_lm(
         ExportError: as in `litert`, or if LiteRT-LM generates another text; no file is left
             behind.
     """
-
+    arguments = locals()
     # The exporter imports TensorFlow and Keras, which the verification processes must not import.
     with optional_packages("export.litert_lm"):
         from keras_llm.export.litert.bundle import write_litert_lm
 
-    return write_litert_lm(
-        task,
-        path,
-        quantization,
-        prefill_lengths,
-        overwrite,
-        cache_length,
-        held_out,
-        max_quality_loss,
-        calibration,
-    )
+    return write_litert_lm(**arguments)

@@ -4,11 +4,11 @@ import contextlib
 import pathlib
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export import children, verification
 from keras_llm.export.litert import conversion, file_format
-from keras_llm.export.litert.quantization.rules import QuantizationRule
 from keras_llm.export.planning import check_room
 from keras_llm.export.progress import Progress
 from keras_llm.export.report import disk_errors, write_report
@@ -39,25 +39,20 @@ _PLAIN_TEMPLATE = (
 def write_litert_lm(
     task: TextGeneration,
     path: PathLike,
-    quantization: str | Sequence[QuantizationRule] | None = None,
-    prefill_lengths: Sequence[int] | None = None,
-    overwrite: bool = False,
-    cache_length: int | None = None,
-    held_out: Sequence[str] | None = None,
-    max_quality_loss: float | None = None,
-    calibration: Sequence[str] | None = None,
+    overwrite: bool,
+    held_out: Sequence[str] | None,
+    max_quality_loss: float | None,
+    **options: Any,
 ) -> JSON:
-    """Export a task; the arguments are those of `litert_lm`."""
+    """Export a task; see `litert_lm` for the arguments, and `conversion.plan` for `options`."""
     path = pathlib.Path(path)
     if path.suffix != ".litertlm":
         raise InputError(f"litert_lm: `path` must end in .litertlm, got {path}.")
     if not isinstance(task, TextGeneration):
         raise InputError(f"litert_lm: `task` must be a TextGeneration, got {type(task)}.")
-    plan = conversion.plan(
-        "litert_lm", task, quantization, prefill_lengths, cache_length, calibration
-    )
+    plan = conversion.plan("litert_lm", task, **options)
     checks = plan.checks("litert_lm", held_out, max_quality_loss)
-    check_room("litert_lm", task, "litert_lm", quantization, plan.manifest["max_length"])
+    check_room("litert_lm", task, "litert_lm", plan.quantization, plan.manifest["max_length"])
     with (
         disk_errors(path),
         atomic_file(path, overwrite) as partial,

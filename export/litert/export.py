@@ -2,10 +2,10 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from keras_llm.errors import InputError
 from keras_llm.export.litert import conversion, file_format
-from keras_llm.export.litert.quantization.rules import QuantizationRule
 from keras_llm.export.planning import check_room
 from keras_llm.export.progress import Progress
 from keras_llm.export.report import disk_errors, write_report
@@ -17,21 +17,18 @@ from keras_llm.types import JSON, PathLike
 def write_litert(
     task: Task,
     path: PathLike,
-    quantization: str | Sequence[QuantizationRule] | None = None,
-    prefill_lengths: Sequence[int] | None = None,
-    overwrite: bool = False,
-    cache_length: int | None = None,
-    held_out: Sequence[str] | Sequence[tuple[str, str]] | None = None,
-    max_quality_loss: float | None = None,
-    calibration: Sequence[str] | None = None,
+    overwrite: bool,
+    held_out: Sequence[Any] | None,
+    max_quality_loss: float | None,
+    **options: Any,
 ) -> JSON:
-    """Export a task; the arguments are those of `litert`."""
+    """Export a task; see `litert` for the arguments, and `conversion.plan` for `options`."""
     path = pathlib.Path(path)
     if path.suffix != ".tflite":
         raise InputError(f"litert: `path` must end in .tflite, got {path}.")
-    plan = conversion.plan("litert", task, quantization, prefill_lengths, cache_length, calibration)
+    plan = conversion.plan("litert", task, **options)
     checks = plan.checks("litert", held_out, max_quality_loss)
-    check_room("litert", task, "litert", quantization, plan.manifest["max_length"])
+    check_room("litert", task, "litert", plan.quantization, plan.manifest["max_length"])
     with (
         disk_errors(path),
         atomic_file(path, overwrite) as partial,

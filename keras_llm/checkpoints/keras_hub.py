@@ -96,9 +96,9 @@ def from_keras_hub(
         for path, variable in variables.items()
     }
     tensors = Tensors(sources, kind)
-    links = _links(kind, config, variables)
-    weight_mapping.check(links, tensors, what=kind)
     new_model = shapes_only(lambda: models.causal_lm(config, dtype=dtype))
+    links = _links(kind, new_model, variables)
+    weight_mapping.check(links, tensors, what=kind)
     weight_mapping.assign(new_model, links, tensors)
     return new_model
 
@@ -139,7 +139,7 @@ def to_keras_hub(model_or_task: models.CausalLM | tasks.Task) -> keras.Model:
             continue
         backbone = getattr(keras_hub.models, kind)(**arguments, dtype=dtype)
         variables = _variables(backbone)
-        links = _links(kind, config, variables)
+        links = _links(kind, model, variables)
         for name, tensor in weight_mapping.collect(model, links).items():
             variables[name].assign(tensor)
         return backbone
@@ -249,16 +249,14 @@ def _variables(backbone):
     return {v.path: v for v in backbone.variables if "seed_generator" not in v.path}
 
 
-def _links(kind, config, variables):
+def _links(kind, model, variables):
     """Link the weights of a model to KerasHub variables, which have a separate axis for heads."""
     links = []
-    for part in parts(config):
+    for part in parts(model):
         name = _NAMES[kind][part.key].replace("{i}", str(part.block))
-        for weight, shape in part.weights.items():
-            variable_name = f"{name}/{weight}"
+        for path, shape in part.weights.items():
+            variable_name = f"{name}/{path.rpartition('/')[2]}"
             variable = variables.get(variable_name)
             variable_shape = shape if variable is None else tuple(variable.shape)
-            links.append(
-                weight_mapping.same(f"{part.path}/{weight}", variable_name, shape, variable_shape)
-            )
+            links.append(weight_mapping.same(path, variable_name, shape, variable_shape))
     return links

@@ -100,9 +100,9 @@ def _audit_generator(options, task, terms):
         ]
     sides = _texts(options, task)
     names = ["given"] if options.data else ["trained on", "held out"]
-    results["memorisation"] = [
+    results["memorization"] = [
         {"side": name}
-        | audit.memorisation(
+        | audit.memorization(
             task, texts, options.prompt_tokens, options.new_tokens, options.max_texts
         )
         for name, texts in zip(names, sides, strict=True)
@@ -161,7 +161,7 @@ def _tables(results):
             for r in results["canaries"]
         ]
         tables.append((head, rows))
-    if "memorisation" in results:
+    if "memorization" in results:
         head = ["texts", "count", "memorized", "memorized tokens, mean", "longest"]
         rows = [
             [
@@ -171,7 +171,7 @@ def _tables(results):
                 f"{row['mean_prefix']:.2f}",
                 str(row["longest_prefix"]),
             ]
-            for row in results["memorisation"]
+            for row in results["memorization"]
         ]
         tables.append((head, rows))
     return tables

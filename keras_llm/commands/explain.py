@@ -63,12 +63,12 @@ def run(options):
             )
         ]
         table(["after layer", "next token", "probability"], rows)
-    if explanation.neighbours:
+    if explanation.neighbors:
         table(
             ["token", "nearest embeddings"],
             [
                 [token, ", ".join(f"{other} {cosine:.2f}" for other, cosine in near)]
-                for token, near in explanation.neighbours.items()
+                for token, near in explanation.neighbors.items()
             ],
         )
     if options.out is not None:

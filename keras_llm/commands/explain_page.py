@@ -61,8 +61,8 @@ def render(found, title):
         parts += _lens(found)
     if found.attention:
         parts += _attention(found)
-    if found.neighbours:
-        parts += _neighbours(found.neighbours)
+    if found.neighbors:
+        parts += _neighbors(found.neighbors)
     script = f"<script>{_SCRIPT}</script>" if found.attention else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -153,12 +153,12 @@ _COLUMNS = {
 }
 
 
-def _neighbours(neighbours):
+def _neighbors(neighbors):
     rows = "".join(
         f"<tr><th>{_text(token)}</th>"
         + "".join(f"<td>{_text(other)} {cosine:.2f}</td>" for other, cosine in near)
         + "</tr>"
-        for token, near in neighbours.items()
+        for token, near in neighbors.items()
     )
     return [
         "<h2>Nearest embeddings</h2>",

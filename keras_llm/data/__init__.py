@@ -36,7 +36,7 @@ from keras_llm.data.span_corruption import span_corruption_dataset
 from keras_llm.data.word_context import (
     cooccurrence_dataset,
     cooccurrences,
-    neighbour_dataset,
+    neighbor_dataset,
     word_stream,
     word_vocabulary,
 )
@@ -58,7 +58,7 @@ __all__ = [
     "infilling_dataset",
     "locate_answers",
     "masked_dataset",
-    "neighbour_dataset",
+    "neighbor_dataset",
     "packed_dataset",
     "padded_dataset",
     "preference",

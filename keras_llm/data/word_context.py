@@ -59,7 +59,7 @@ def word_stream(documents: Iterable[str], tokenizer: WordPiece, gap: int) -> np.
     return np.concatenate([np.zeros(gap, "int32"), *parts])
 
 
-def neighbour_dataset(
+def neighbor_dataset(
     stream: np.ndarray,
     objective: str,
     window: int,

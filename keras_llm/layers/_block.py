@@ -1,11 +1,10 @@
 """Define the options and sublayers shared by encoder and decoder blocks."""
 
-import inspect
 from typing import Any, Self
 
 import keras
 
-from keras_llm.layers._parts import Initializer, Shape, clone
+from keras_llm.layers._parts import Initializer, Shape, argument_names, clone
 from keras_llm.layers.activations import Activation, get_activation
 from keras_llm.layers.alibi import Alibi
 from keras_llm.layers.attention import MultiHeadAttention
@@ -53,17 +52,8 @@ BLOCK_ARGS = """
 
 # Arguments that are objects, which `get_config` serializes.
 _OBJECTS = ("activation", "kernel_initializer", "bias_initializer", "position")
-# Arguments that attention takes under the same name.
-_ATTENTION = (
-    "num_key_value_heads",
-    "logit_soft_cap",
-    "qk_norm",
-    "use_bias",
-    "dropout",
-    "layer_norm_epsilon",
-    "attention_scale",
-    "learned_sinks",
-)
+# Arguments of attention that differ between self-attention and cross-attention.
+_SELF_ATTENTION = ("sliding_window", "num_sink_tokens")
 
 
 class TransformerBlock(keras.layers.Layer):
@@ -125,8 +115,7 @@ class TransformerBlock(keras.layers.Layer):
             size,
             "self_attention",
             position=self._position(),
-            sliding_window=self.sliding_window,
-            num_sink_tokens=self.num_sink_tokens,
+            **{name: getattr(self, name) for name in _SELF_ATTENTION},
         )
         self.self_attention.build(inputs_shape)
         parts = ["self_attention", "feed_forward"]
@@ -157,7 +146,7 @@ class TransformerBlock(keras.layers.Layer):
             self.head_dim or size // self.num_heads,
             kernel_initializer=clone(self.kernel_initializer),
             bias_initializer=clone(self.bias_initializer),
-            **{argument: getattr(self, argument) for argument in _ATTENTION},
+            **{name: getattr(self, name) for name in _SHARED_WITH_ATTENTION},
             dtype=self.dtype_policy,
             name=name,
             **options,
@@ -215,8 +204,11 @@ class TransformerBlock(keras.layers.Layer):
 
 
 # Arguments that are kept and saved as given.
-PLAIN_ARGUMENTS = tuple(
+PLAIN_ARGUMENTS = argument_names(TransformerBlock.__init__, *_OBJECTS)
+_SHARED_WITH_ATTENTION = tuple(
     name
-    for name in inspect.signature(TransformerBlock.__init__).parameters
-    if name not in ("self", "kwargs", *_OBJECTS)
+    for name in argument_names(
+        MultiHeadAttention.__init__, "num_heads", "head_dim", *_SELF_ATTENTION
+    )
+    if name in PLAIN_ARGUMENTS
 )

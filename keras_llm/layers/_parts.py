@@ -1,5 +1,6 @@
 """Create the sublayers and initializers that several layers share."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -10,6 +11,12 @@ from keras_llm.types import JSON, Tensor
 # What `keras.initializers.get` reads.
 Initializer: TypeAlias = str | JSON | keras.initializers.Initializer | Callable[..., Tensor]
 Shape: TypeAlias = tuple[int | Any, ...]  # `Any` is None where a size is unknown
+
+
+def argument_names(function: Callable[..., Any], *excluded: str) -> tuple[str, ...]:
+    """Return the names of a constructor's arguments, without `self`, `kwargs` and `excluded`."""
+    names = inspect.signature(function).parameters
+    return tuple(name for name in names if name not in ("self", "kwargs", *excluded))
 
 
 def clone(initializer: Initializer | None) -> Initializer | None:

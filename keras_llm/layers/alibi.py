@@ -66,6 +66,16 @@ class AlibiBias(keras.layers.Layer):
     def __init__(self, alibi_bias_max: float = 8, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.alibi_bias_max = alibi_bias_max
+
+    def build(self, attention_scores_shape: Shape) -> None:
+        if len(attention_scores_shape) != 4:
+            raise ValueError(
+                "`attention_scores` must have shape (B, N, T, S), "
+                f"got {tuple(attention_scores_shape)}."
+            )
+        heads = attention_scores_shape[1]
+        slopes = np.array(_slopes(heads, self.alibi_bias_max), "float32")
+        self.slopes = slopes.reshape(1, heads, 1, 1)
         self.built = True
 
     def call(
@@ -74,23 +84,20 @@ class AlibiBias(keras.layers.Layer):
         query_positions: Tensor | None = None,
         key_positions: Tensor | None = None,
     ) -> Tensor:
-        if len(attention_scores.shape) != 4:
-            raise ValueError(
-                "`attention_scores` must have shape (B, N, T, S), "
-                f"got {tuple(attention_scores.shape)}."
-            )
-        heads = attention_scores.shape[1]
         length, keys = ops.shape(attention_scores)[2:]
         if key_positions is None:
             key_positions = ops.arange(keys)
         if query_positions is None:
             query_positions = ops.arange(length) + keys - length
+        bias = self.bias(query_positions, key_positions)
+        return attention_scores + ops.cast(bias, attention_scores.dtype)
+
+    def bias(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+        """Compute the bias, float32 (1 or B, N, T, S), without the scores that it is added to."""
         query_positions = ops.expand_dims(ops.cast(query_positions, "float32"), -1)
         key_positions = ops.expand_dims(ops.cast(key_positions, "float32"), -2)
         distance = ops.abs(query_positions - key_positions)  # (T, S) or (B, T, S)
-        slopes = np.array(_slopes(heads, self.alibi_bias_max), "float32").reshape(1, heads, 1, 1)
-        bias = ops.expand_dims(distance, -3) * slopes
-        return attention_scores - ops.cast(bias, attention_scores.dtype)
+        return ops.expand_dims(distance, -3) * -self.slopes
 
     def compute_output_shape(self, attention_scores_shape: Shape) -> Shape:
         return attention_scores_shape

@@ -1,19 +1,101 @@
 """Compute multi-head attention with grouped key-value heads, positions and an explicit cache."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, Self
 
 import keras
 from keras import ops
 
 from keras_llm.layers import cache as caches
-from keras_llm.layers import masks
-from keras_llm.layers._parts import Initializer, Shape, clone, dense
+from keras_llm.layers import flash, masks
+from keras_llm.layers._parts import Initializer, Shape, argument_names, clone, dense
 from keras_llm.layers.alibi import Alibi, AlibiBias
 from keras_llm.layers.relative import RelativeBias, RelativePositionBias
 from keras_llm.layers.rotary import Rotary, RotaryEmbedding
 from keras_llm.types import JSON, Tensor
 
 _MASKED = -1e9  # added to a masked score; its softmax is exactly 0 in float32
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    logit_soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+    dropout: Callable[[Tensor], Tensor] | None = None,
+    return_probabilities: bool = False,
+) -> Any:
+    """Compute scaled dot-product attention.
+
+    `output_i = softmax(cap(scale * q_i k_j^T) + bias) v_j`, where query head `i` uses key-value
+    head `j = i // (N / K)`, and `cap(x) = c tanh(x / c)` with a `logit_soft_cap` of c. The softmax
+    over the S keys is computed in float32.
+
+    Args:
+        query: float tensor (B, T, N, H).
+        key: float tensor (B, K, S, H), the layout of a cache; K must divide N.
+        value: float tensor (B, K, S, H).
+        mask: bool tensor broadcastable to (B, N, T, S), True = may attend. None allows all.
+        bias: float tensor broadcastable to (B, N, T, S), added to the scores.
+        scale: float. Factor of the scores. Defaults to `1 / sqrt(H)`.
+        logit_soft_cap: float or None. Scores become `cap * tanh(scores / cap)`.
+        sinks: float tensor (N,). A logit of each head that takes part in the softmax but has no
+            value.
+        dropout: function that is applied to the probabilities (B, N, T, S), or None.
+        return_probabilities: bool. Whether to return the probabilities too.
+
+    Returns:
+        Float tensor (B, T, N, H) in the dtype of `query`; with `return_probabilities`, a pair of
+        that and the float32 probabilities (B, N, T, S).
+    """
+    is_plain = all(option is None for option in (bias, logit_soft_cap, sinks, dropout))
+    if is_plain and not return_probabilities and flash.is_available():
+        return flash.attention(query, key, value, mask, scale)
+
+    batch_size, length = ops.shape(query)[:2]
+    num_heads, size = query.shape[2:]
+    num_key_value_heads = key.shape[1]
+    groups = num_heads // num_key_value_heads
+    scale = size**-0.5 if scale is None else scale
+    # Fold the query heads that share a key-value head into the time axis: one matmul per key-value
+    # head, without repeating keys.
+    grouped = (batch_size, length, num_key_value_heads, groups, size)
+    query = ops.transpose(ops.reshape(query * scale, grouped), (0, 2, 3, 1, 4))
+    query = ops.reshape(query, (batch_size, num_key_value_heads, groups * length, size))
+    scores = ops.matmul(query, ops.swapaxes(ops.cast(key, query.dtype), -1, -2))
+    scores = ops.reshape(ops.cast(scores, "float32"), (batch_size, num_heads, length, -1))
+    if logit_soft_cap is not None:
+        scores = logit_soft_cap * ops.tanh(scores / logit_soft_cap)
+    if bias is not None:
+        scores = scores + ops.cast(bias, "float32")
+    if mask is not None:
+        scores = scores + (1.0 - ops.cast(mask, "float32")) * _MASKED
+    probabilities = _softmax(scores, sinks)
+
+    weights = ops.cast(probabilities, query.dtype)
+    if dropout is not None:
+        weights = dropout(weights)
+    weights = ops.reshape(weights, (batch_size, num_key_value_heads, groups * length, -1))
+    output = ops.matmul(weights, ops.cast(value, query.dtype))
+    grouped = (batch_size, num_key_value_heads, groups, length, size)
+    output = ops.transpose(ops.reshape(output, grouped), (0, 3, 1, 2, 4))
+    output = ops.reshape(output, (batch_size, length, num_heads, size))
+    return (output, probabilities) if return_probabilities else output
+
+
+def _softmax(scores, sinks):
+    """Compute the softmax over the scores (B, N, T, S) and an optional logit (N,) of each head."""
+    if sinks is None:
+        return ops.softmax(scores, axis=-1)
+    sinks = ops.reshape(ops.cast(sinks, "float32"), (1, sinks.shape[0], 1, 1))
+    largest = ops.maximum(ops.max(scores, axis=-1, keepdims=True), sinks)
+    weights = ops.exp(scores - largest)
+    return weights / (ops.sum(weights, axis=-1, keepdims=True) + ops.exp(sinks - largest))
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -103,15 +185,13 @@ class MultiHeadAttention(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.num_heads = num_heads
-        self.head_dim = head_dim
-        self.num_key_value_heads = num_key_value_heads or num_heads
+        arguments = locals()
         if num_heads < 1 or head_dim < 1:
             raise ValueError(
                 "`num_heads` and `head_dim` must be positive, "
                 f"got num_heads={num_heads}, head_dim={head_dim}."
             )
-        if num_heads % self.num_key_value_heads:
+        if num_heads % (num_key_value_heads or num_heads):
             raise ValueError(
                 f"`num_key_value_heads` must divide `num_heads`={num_heads}, "
                 f"got {num_key_value_heads}."
@@ -128,18 +208,12 @@ class MultiHeadAttention(keras.layers.Layer):
                 "`num_sink_tokens` must be 0, or positive with a `sliding_window`, "
                 f"got {num_sink_tokens}."
             )
+        for name in _PLAIN_ARGUMENTS:
+            setattr(self, name, arguments[name])
+        self.num_key_value_heads = num_key_value_heads or num_heads
         self.position = position
-        self.sliding_window = sliding_window
-        self.logit_soft_cap = logit_soft_cap
-        self.qk_norm = qk_norm
-        self.use_bias = use_bias
-        self.dropout = dropout
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.attention_scale = attention_scale
-        self.num_sink_tokens = num_sink_tokens
-        self.learned_sinks = learned_sinks
 
         self.query_projection = dense(self, num_heads * head_dim, "query")
         self.key_projection = dense(self, self.num_key_value_heads * head_dim, "key")
@@ -225,7 +299,9 @@ class MultiHeadAttention(keras.layers.Layer):
                     "`attention_mask` is not supported with a ring cache; use "
                     "`use_causal_mask=False` for a cache in which slot s holds position s."
                 )
-            (keys, values), key_positions, cache = self._ring(cache, new, positions, padding_mask)
+            (keys, values), key_positions, cache = caches.write_ring(
+                cache, new, positions, padding_mask, self.num_sink_tokens
+            )
             attention_mask = ops.expand_dims(key_positions >= 0, 1)
         else:
             if cache_update_index is not None:
@@ -233,7 +309,7 @@ class MultiHeadAttention(keras.layers.Layer):
                     caches.update_cache(old, features, cache_update_index)
                     for old, features in zip(cache, new, strict=True)
                 )
-            keys, values = (_first_slots(entry, attention_mask) for entry in cache)
+            keys, values = (caches.first_slots(entry, attention_mask) for entry in cache)
             key_positions = ops.arange(ops.shape(keys)[2])
 
         if use_causal_mask:
@@ -244,14 +320,28 @@ class MultiHeadAttention(keras.layers.Layer):
                 positions, key_positions, self.sliding_window, self.num_sink_tokens
             )
             attention_mask = masks.merge(attention_mask, window)
-        scores = self._scores(q, keys)
+        bias = None if attention_bias is None else ops.cast(attention_bias, "float32")
         if self.score_bias is not None:
-            scores = self.score_bias(scores, query_positions=positions, key_positions=key_positions)
-        if attention_bias is not None:
-            scores = scores + ops.cast(attention_bias, "float32")
-        probabilities = self._probabilities(scores, attention_mask)
-        output = self._attend(probabilities, values, training)
-        outputs = [output]
+            own = self.score_bias.bias(positions, key_positions)
+            bias = own if bias is None else own + bias
+        dropout = functools.partial(self.dropout_layer, training=training)
+        output = attention(
+            q,
+            keys,
+            values,
+            mask=None if attention_mask is None else ops.expand_dims(attention_mask, -3),
+            bias=bias,
+            scale=self.attention_scale,
+            logit_soft_cap=self.logit_soft_cap,
+            sinks=self.sinks,
+            dropout=dropout if self.dropout and training else None,
+            return_probabilities=return_attention_scores,
+        )
+        if return_attention_scores:
+            output, probabilities = output
+        # Two axes, as in `_heads`.
+        output = self.output_projection(ops.reshape(output, (-1, self.num_heads * self.head_dim)))
+        outputs = [ops.reshape(output, (*ops.shape(query)[:2], output.shape[-1]))]
         if return_attention_scores:
             outputs.append(probabilities)
         if cache is not None:
@@ -284,108 +374,16 @@ class MultiHeadAttention(keras.layers.Layer):
         heads = ops.reshape(features, (batch_size, length, num_heads, self.head_dim))
         return heads if norm is None else norm(heads)
 
-    def _ring(self, cache, new, positions, padding_mask):
-        """Write into a ring cache.
-
-        Returns the keys and values that the queries attend to, each (B, K, S or S + T, H); their
-        positions (B, S or S + T), -1 for empty slots; and the updated cache.
-        """
-        batch_size, num_slots = ops.shape(new[0])[0], ops.shape(cache[0])[2]
-        if len(positions.shape) == 1:
-            positions = ops.expand_dims(positions, 0)
-        positions = ops.broadcast_to(
-            ops.cast(positions, "int32"), (batch_size, ops.shape(positions)[1])
-        )
-        first = positions[:, :1]
-        if new[0].shape[2] == 1 and padding_mask is None:
-            slot = caches.ring_slot(first[:, 0], num_slots, self.num_sink_tokens)
-            cache = tuple(
-                caches.update_cache(old, features, slot)
-                for old, features in zip(cache, new, strict=True)
-            )
-            held = caches.ring_positions(first, num_slots, self.num_sink_tokens)
-            return cache, held, cache
-        # The chunk may be longer than the ring: attend to old slots and new keys side by side.
-        before = caches.ring_positions(first - 1, num_slots, self.num_sink_tokens)
-        attended = tuple(
-            ops.concatenate([old, ops.cast(features, old.dtype)], axis=2)
-            for old, features in zip(cache, new, strict=True)
-        )
-        count = ops.shape(positions)[1]
-        if padding_mask is not None:
-            count = ops.sum(ops.cast(padding_mask, "int32"), axis=1, keepdims=True)
-        held = caches.ring_positions(first + count - 1, num_slots, self.num_sink_tokens)
-        cache = tuple(
-            caches.update_ring(old, features, first, held)
-            for old, features in zip(cache, new, strict=True)
-        )
-        return attended, ops.concatenate([before, positions], axis=1), cache
-
-    def _scores(self, q, keys):
-        """Compute float32 scores (B, N, T, S) from q (B, T, N, H) and keys (B, K, S, H)."""
-        batch_size, length = ops.shape(q)[:2]
-        size, groups = self.head_dim, self.num_heads // self.num_key_value_heads
-        scale = size**-0.5 if self.attention_scale is None else self.attention_scale
-        # Fold the query heads that share a key-value head into the time axis: one matmul per
-        # key-value head, without repeating keys.
-        grouped = (batch_size, length, self.num_key_value_heads, groups, size)
-        q = ops.transpose(ops.reshape(q * scale, grouped), (0, 2, 3, 1, 4))
-        q = ops.reshape(q, (batch_size, self.num_key_value_heads, groups * length, size))
-        keys = ops.cast(keys, q.dtype)
-        scores = ops.cast(ops.matmul(q, ops.swapaxes(keys, -1, -2)), "float32")
-        scores = ops.reshape(scores, (batch_size, self.num_heads, length, -1))
-        if self.logit_soft_cap is not None:
-            scores = self.logit_soft_cap * ops.tanh(scores / self.logit_soft_cap)
-        return scores
-
-    def _probabilities(self, scores, attention_mask):
-        """Compute the softmax over the unmasked scores, in float32."""
-        if attention_mask is not None:
-            bias = (1.0 - ops.cast(attention_mask, "float32")) * _MASKED
-            scores = scores + ops.expand_dims(bias, 1)
-        if self.sinks is None:
-            return ops.softmax(scores, axis=-1)
-        sinks = ops.reshape(ops.cast(self.sinks, "float32"), (1, self.num_heads, 1, 1))
-        largest = ops.maximum(ops.max(scores, axis=-1, keepdims=True), sinks)
-        weights = ops.exp(scores - largest)
-        return weights / (ops.sum(weights, axis=-1, keepdims=True) + ops.exp(sinks - largest))
-
-    def _attend(self, probabilities, values, training):
-        """Combine probabilities (B, N, T, S) and values (B, K, S, H) to outputs (B, T, D)."""
-        batch_size, _, length = ops.shape(probabilities)[:3]
-        size, groups = self.head_dim, self.num_heads // self.num_key_value_heads
-        probabilities = ops.cast(probabilities, self.compute_dtype)
-        probabilities = self.dropout_layer(probabilities, training=training)
-        folded = (batch_size, self.num_key_value_heads, groups * length, -1)
-        output = ops.matmul(
-            ops.reshape(probabilities, folded), ops.cast(values, self.compute_dtype)
-        )
-        grouped = (batch_size, self.num_key_value_heads, groups, length, size)
-        output = ops.transpose(ops.reshape(output, grouped), (0, 3, 1, 2, 4))
-        output = self.output_projection(ops.reshape(output, (-1, self.num_heads * size)))
-        return ops.reshape(output, (batch_size, length, output.shape[-1]))
-
     def compute_output_shape(self, query_shape: Shape, value_shape: Shape | None = None) -> Shape:
         return query_shape
 
     def get_config(self) -> JSON:
         return {
             **super().get_config(),
-            "num_heads": self.num_heads,
-            "head_dim": self.head_dim,
-            "num_key_value_heads": self.num_key_value_heads,
+            **{name: getattr(self, name) for name in _PLAIN_ARGUMENTS},
             "position": keras.saving.serialize_keras_object(self.position),
-            "sliding_window": self.sliding_window,
-            "logit_soft_cap": self.logit_soft_cap,
-            "qk_norm": self.qk_norm,
-            "use_bias": self.use_bias,
-            "dropout": self.dropout,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
-            "layer_norm_epsilon": self.layer_norm_epsilon,
-            "attention_scale": self.attention_scale,
-            "num_sink_tokens": self.num_sink_tokens,
-            "learned_sinks": self.learned_sinks,
         }
 
     @classmethod
@@ -395,12 +393,7 @@ class MultiHeadAttention(keras.layers.Layer):
         return cls(**config)
 
 
-def _first_slots(entry, attention_mask):
-    """Return the cache slots (B, K, S, H) that a mask covers.
-
-    A mask narrower than the cache saves the work on the remaining slots.
-    """
-    width = None if attention_mask is None else attention_mask.shape[-1]
-    if width in (None, 1) or entry.shape[2] is None or width >= entry.shape[2]:
-        return entry
-    return entry[:, :, :width]
+# Arguments that are kept and saved as given.
+_PLAIN_ARGUMENTS = argument_names(
+    MultiHeadAttention.__init__, "position", "kernel_initializer", "bias_initializer"
+)

@@ -107,6 +107,69 @@ def update_ring(cache: Tensor, new: Tensor, first: Tensor, held: Tensor) -> Tens
     return ops.where(index >= 0, ops.cast(chosen, cache.dtype), cache)
 
 
+def write_ring(
+    cache: tuple[Tensor, Tensor],
+    new: tuple[Tensor, Tensor],
+    positions: Tensor,
+    padding_mask: Tensor | None = None,
+    num_sink_tokens: int = 0,
+) -> tuple[tuple[Tensor, Tensor], Tensor, tuple[Tensor, Tensor]]:
+    """Write new keys and values into a ring cache, and return what their queries attend to.
+
+    Args:
+        cache: pair of float tensors (B, K, S, H).
+        new: pair of float tensors (B, K, T, H).
+        positions: int tensor (T,) or (B, T), those of the new keys.
+        padding_mask: bool tensor (B, T), True = a real token, real tokens first; the others are
+            not kept. None keeps all.
+        num_sink_tokens: int. The number of first positions, which are never overwritten.
+
+    Returns:
+        The pair of keys and values that the queries attend to, (B, K, S or S + T, H); their
+        positions, int32 (B, S or S + T), -1 for empty slots; and the updated cache.
+    """
+    batch_size, num_slots = ops.shape(new[0])[0], ops.shape(cache[0])[2]
+    if len(positions.shape) == 1:
+        positions = ops.expand_dims(positions, 0)
+    positions = ops.broadcast_to(
+        ops.cast(positions, "int32"), (batch_size, ops.shape(positions)[1])
+    )
+    first = positions[:, :1]
+    if new[0].shape[2] == 1 and padding_mask is None:
+        slot = ring_slot(first[:, 0], num_slots, num_sink_tokens)
+        cache = _pairwise(lambda old, features: update_cache(old, features, slot), cache, new)
+        return cache, ring_positions(first, num_slots, num_sink_tokens), cache
+    # The chunk may be longer than the ring: attend to old slots and new keys side by side.
+    before = ring_positions(first - 1, num_slots, num_sink_tokens)
+    attended = _pairwise(
+        lambda old, features: ops.concatenate([old, ops.cast(features, old.dtype)], axis=2),
+        cache,
+        new,
+    )
+    count = ops.shape(positions)[1]
+    if padding_mask is not None:
+        count = ops.sum(ops.cast(padding_mask, "int32"), axis=1, keepdims=True)
+    held = ring_positions(first + count - 1, num_slots, num_sink_tokens)
+    cache = _pairwise(lambda old, features: update_ring(old, features, first, held), cache, new)
+    return attended, ops.concatenate([before, positions], axis=1), cache
+
+
+def first_slots(entry: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Return the cache slots (B, K, S, H) that a mask covers.
+
+    A mask narrower than the cache saves the work on the remaining slots.
+    """
+    width = None if attention_mask is None else attention_mask.shape[-1]
+    if width in (None, 1) or entry.shape[2] is None or width >= entry.shape[2]:
+        return entry
+    return entry[:, :, :width]
+
+
+def _pairwise(function, cache, new):
+    """Apply a function to keys and to values, each with the new ones."""
+    return function(cache[0], new[0]), function(cache[1], new[1])
+
+
 def unstack_cache(cache: Tensor) -> tuple[Tensor, Tensor]:
     """Convert a stacked cache of keras_nlp, (B, 2, S, K, H), to a pair of (B, K, S, H)."""
     cache = ops.transpose(cache, (1, 0, 3, 2, 4))

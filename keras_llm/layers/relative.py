@@ -107,6 +107,7 @@ class RelativePositionBias(keras.layers.Layer):
             name="embeddings",
             shape=(self.num_buckets, self.num_heads or attention_scores_shape[1]),
             initializer=clone(self.embeddings_initializer),
+            autocast=False,  # `bias` may be called within a layer of another dtype
         )
         self.built = True
 
@@ -121,12 +122,16 @@ class RelativePositionBias(keras.layers.Layer):
             key_positions = ops.arange(keys)
         if query_positions is None:
             query_positions = ops.arange(length) + keys - length
+        bias = self.bias(query_positions, key_positions)
+        return attention_scores + ops.cast(bias, attention_scores.dtype)
+
+    def bias(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+        """Compute the bias (1 or B, N, T, S) without the scores that it is added to."""
         ahead = ops.expand_dims(ops.cast(key_positions, "int32"), -2) - ops.expand_dims(
             ops.cast(query_positions, "int32"), -1
         )  # (T, S) or (B, T, S)
         bias = ops.take(ops.convert_to_tensor(self.table), self._bucket(ahead), axis=0)
-        bias = ops.moveaxis(bias, -1, -3)
-        return attention_scores + ops.cast(bias, attention_scores.dtype)
+        return ops.moveaxis(bias, -1, -3)
 
     def _bucket(self, ahead: Tensor) -> Tensor:
         """Map signed distances to buckets with integer operations and precomputed bounds."""

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import keras
-from keras import ops
 
+from keras_llm.keras_internals import initialize, is_allocated
 from keras_llm.types import Tensor
 
 _Result = TypeVar("_Result")
@@ -36,10 +36,7 @@ def allocate(variable: keras.Variable, value: Tensor | None = None) -> None:
         variable: a `keras.Variable`.
         value: array of its shape, or None to use its initializer.
     """
-    if variable._value is not None:
-        if value is not None:
-            variable.assign(value)
-        return
-    if value is not None:
-        variable._initializer = lambda shape, dtype: ops.cast(ops.convert_to_tensor(value), dtype)
-    variable._deferred_initialize()
+    if not is_allocated(variable):
+        initialize(variable, value)
+    elif value is not None:
+        variable.assign(value)

@@ -5,18 +5,16 @@ with its weights. Every head model takes `[token_ids, padding_mask]`, and `segme
 backbone does, and keeps its backbone as a layer, `get_layer("backbone")`.
 """
 
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import keras
-from keras import ops
 
 from keras_llm.errors import InputError
-from keras_llm.layers import MaskedLMHead
 from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_dict
 from keras_llm.models.causal_lm import CausalLM
 from keras_llm.models.config import CausalLMConfig, EncoderConfig
 from keras_llm.models.encoder import Encoder, encoder_inputs
+from keras_llm.models.head_layers import HEADS, Backbone
 from keras_llm.types import JSON
 
 _Backbone: TypeAlias = CausalLM | Encoder | CausalLMConfig | EncoderConfig
@@ -64,7 +62,7 @@ class HeadModel(ConfiguredModel):
         )
         hidden = body(inputs if is_encoder else inputs[0])
         extra_inputs, outputs = HEADS[head](
-            hidden, padding_mask, _Context(config, backbone, dtype), **(options or {})
+            hidden, padding_mask, Backbone(config, backbone, dtype), **(options or {})
         )
         super().__init__(config, inputs + extra_inputs, outputs, name or head, dtype, **kwargs)
         self.head, self.options = head, dict(options or {})
@@ -301,115 +299,3 @@ def _decoder_inputs():
         keras.Input((None,), dtype="int32", name="token_ids"),
         keras.Input((None,), dtype="bool", name="padding_mask"),
     ]
-
-
-class _Context:
-    """The backbone properties that heads use."""
-
-    def __init__(self, config, backbone, dtype):
-        self.config, self.backbone, self.dtype = config, backbone, dtype
-        self.is_encoder = isinstance(backbone, Encoder)
-
-    def dense(self, units, name, activation=None, dtype=None):
-        return keras.layers.Dense(
-            units,
-            activation=activation,
-            kernel_initializer=keras.initializers.RandomNormal(
-                stddev=self.config.initializer_range
-            ),
-            dtype=dtype or self.dtype,
-            name=name,
-        )
-
-    def dropout(self, x, rate):
-        return keras.layers.Dropout(rate, dtype=self.dtype, name="dropout")(x) if rate else x
-
-    def pooled(self, hidden, padding_mask, pooling, default):
-        """Pool hidden states (B, T, D) over time to (B, D)."""
-        pooling = pooling or (default if self.is_encoder else "last")
-        if pooling == "first":
-            return ops.squeeze(ops.take(hidden, [0], axis=1), 1)
-        mask = ops.cast(padding_mask, hidden.dtype)
-        if pooling == "mean":
-            total = ops.sum(hidden * ops.expand_dims(mask, -1), axis=1)
-            return total / ops.maximum(ops.sum(mask, axis=1, keepdims=True), 1.0)
-        last = ops.sum(ops.cast(padding_mask, "int32"), axis=1) - 1
-        last = ops.expand_dims(ops.maximum(last, 0), (1, 2))
-        return ops.squeeze(ops.take_along_axis(hidden, last, axis=1), 1)
-
-    def summary(self, hidden, padding_mask, pooling, dropout, activation="tanh"):
-        """Compute the features that classifiers read: pooled and, for encoders, transformed."""
-        x = self.pooled(hidden, padding_mask, pooling, "first")
-        if self.is_encoder:
-            x = self.dense(self.config.hidden_dim, "pooler", activation)(x)
-        return self.dropout(x, dropout)
-
-
-def _masked_lm(hidden, padding_mask, context):
-    positions = keras.Input((None,), dtype="int32", name="mask_positions")
-    head = MaskedLMHead(
-        token_embedding=context.backbone.get_layer("token_embedding"),
-        intermediate_activation=context.config.activation,
-        layer_norm_epsilon=context.config.norm_epsilon,
-        dtype=context.dtype,
-        name="masked_lm_head",
-    )
-    logits = head(hidden, positions)
-    return [positions], keras.layers.Activation("linear", dtype="float32", name="logits")(logits)
-
-
-def _next_sentence(hidden, padding_mask, context):
-    x = context.summary(hidden, padding_mask, "first", 0.0)
-    return [], context.dense(2, "logits", dtype="float32")(x)
-
-
-def _text_classifier(
-    hidden, padding_mask, context, num_classes, pooling, dropout, activation="tanh"
-):
-    x = context.summary(hidden, padding_mask, pooling, dropout, activation)
-    return [], context.dense(num_classes, "logits", dtype="float32")(x)
-
-
-def _text_regressor(hidden, padding_mask, context, pooling, dropout):
-    x = context.summary(hidden, padding_mask, pooling, dropout)
-    return [], ops.squeeze(context.dense(1, "value", dtype="float32")(x), -1)
-
-
-def _reward(hidden, padding_mask, context):
-    x = context.pooled(hidden, padding_mask, "last", "last")
-    return [], ops.squeeze(context.dense(1, "reward", dtype="float32")(x), -1)
-
-
-def _token_classifier(hidden, padding_mask, context, num_classes, dropout):
-    x = context.dropout(hidden, dropout)
-    return [], context.dense(num_classes, "logits", dtype="float32")(x)
-
-
-def _span_qa(hidden, padding_mask, context):
-    logits = context.dense(2, "span", dtype="float32")(hidden)
-    logits = ops.where(ops.expand_dims(padding_mask, -1), logits, -1e9)
-    start, end = ops.split(logits, 2, axis=-1)
-    return [], {"start": ops.squeeze(start, -1), "end": ops.squeeze(end, -1)}
-
-
-def _sentence_embedder(hidden, padding_mask, context, pooling, normalize, projection_dim):
-    x = context.pooled(hidden, padding_mask, pooling, "mean")
-    if projection_dim:
-        x = context.dense(projection_dim, "projection")(x)
-    x = ops.cast(x, "float32")
-    if normalize:
-        length = ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
-        x = x / ops.maximum(length, 1e-12)
-    return [], x
-
-
-HEADS: dict[str, Callable[..., Any]] = {
-    "masked_lm": _masked_lm,
-    "next_sentence": _next_sentence,
-    "text_classifier": _text_classifier,
-    "text_regressor": _text_regressor,
-    "reward": _reward,
-    "token_classifier": _token_classifier,
-    "span_qa": _span_qa,
-    "sentence_embedder": _sentence_embedder,
-}

@@ -8,7 +8,8 @@ from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_d
 from keras_llm.models.causal_lm import CausalLM
 from keras_llm.models.config import TransformerConfig, WordVectorsConfig
 from keras_llm.models.encoder import Encoder
-from keras_llm.models.heads import HEADS, HeadModel
+from keras_llm.models.head_layers import HEADS
+from keras_llm.models.heads import HeadModel
 from keras_llm.models.seq2seq import Seq2Seq
 from keras_llm.models.word_vectors import WordVectors
 from keras_llm.types import JSON

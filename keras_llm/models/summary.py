@@ -5,6 +5,7 @@ import math
 import keras
 import numpy as np
 
+from keras_llm.keras_internals import flatten_layers, has_own_weights
 from keras_llm.layers import MixtureOfExperts
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.causal_lm import CausalLM
@@ -85,8 +86,8 @@ def _summarize(model):
 def _leaves(layer):
     """Yield each sublayer that owns weights once."""
     seen = set()
-    for part in layer._flatten_layers(include_self=False):
-        if id(part) not in seen and (part._trainable_variables or part._non_trainable_variables):
+    for part in flatten_layers(layer):
+        if id(part) not in seen and has_own_weights(part):
             seen.add(id(part))
             yield part
 

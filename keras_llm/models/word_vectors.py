@@ -70,7 +70,7 @@ class WordVectors(ConfiguredModel):
 
 _INPUTS = {
     "skip_gram": {"word": (), "candidates": (None,)},
-    "cbow": {"neighbours": (None,), "candidates": (None,)},
+    "cbow": {"neighbors": (None,), "candidates": (None,)},
     "glove": {"word": (), "other": ()},
 }
 
@@ -86,7 +86,7 @@ def word_vectors(config: WordVectorsConfig, dtype: str | None = None) -> WordVec
         A `keras.Model`. For "skip_gram", from `[word, candidates]`, ints (B,) and (B, C), to
         float32 logits (B, C): whether each candidate is a neighbor; train it with
         `BinaryCrossentropy(from_logits=True)` on true neighbors and negative samples. For "cbow",
-        from `[neighbours, candidates]`, ints (B, W) and (B, C), to logits (B, C): whether each
+        from `[neighbors, candidates]`, ints (B, W) and (B, C), to logits (B, C): whether each
         candidate is the word between the neighbors. For "glove", from `[word, other]`, ints (B,),
         to `w . c + b + b'` (B,), the logarithm of the co-occurrence count; train it with
         `training.GloVeLoss`.

@@ -4,7 +4,7 @@ from keras_llm.tasks.audit import (
     TERMS,
     canary_exposure,
     continuation_swaps,
-    memorisation,
+    memorization,
     term_swaps,
 )
 from keras_llm.tasks.base import Task, load, read_config
@@ -51,7 +51,7 @@ __all__ = [
     "continuation_swaps",
     "explain",
     "load",
-    "memorisation",
+    "memorization",
     "nearest_tokens",
     "read_config",
     "summarize_heads",

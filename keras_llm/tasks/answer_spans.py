@@ -1,4 +1,4 @@
-"""Find the best answer span in a context, with overlapping windows over long contexts.
+"""Read contexts in overlapping windows and find the best answer span (see `span_search`).
 
 Uses dense tensors only, so that tasks in Python and exported graphs run the same code.
 """
@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 from keras import ops
 
+from keras_llm.span_search import best_span, window_step
 from keras_llm.types import Tensor
 
 if TYPE_CHECKING:
     from keras_llm.tasks.question_answering import QuestionAnswering
-
-_NEVER = -1e9
 
 
 def best_spans(
@@ -44,9 +43,8 @@ def best_spans(
         begin token; `found`, bool (B,), False if the context or the span is empty.
     """
     room = task.pair_room - question_lengths
-    step = room - room // 2
+    step = window_step(room)
     counts = 1 + ops.maximum(context_lengths - room + step - 1, 0) // step
-    rows = ops.shape(question_ids)[0]
     first = ops.expand_dims(ops.arange(ops.max(counts), dtype="int32"), 0) * column(step)
     taken = ops.clip(column(context_lengths) - first, 0, column(room))
     taken = ops.where(first < column(counts * step), taken, 0)  # (B, W)
@@ -65,29 +63,16 @@ def best_spans(
         ops.reshape(lengths, (-1,)),
         segment_ids=ops.reshape(is_second, flat),
     )
-    sides = [ops.reshape(logits[name], ops.shape(token_ids)) for name in ("start", "end")]
-    start, end = (ops.where(is_context, side, _NEVER) for side in sides)
-    score, length = _best_ends(start, end, task.longest_answer)
-    score = ops.reshape(score, (rows, -1))
-    best = ops.cast(ops.argmax(score, axis=1), "int32")  # index over windows and positions
-    window, position = best // width, best % width
-    length = _pick(ops.reshape(length, (rows, -1)), best)
-    begin = _pick(first, window) + position - ops.reshape(context_begin, (-1,))
-    found = context_lengths > 0
-    if task.unanswerable:
-        start, end = (ops.where(is_context | (positions == 0), side, _NEVER) for side in sides)
-        empty, empty_window = _lowest_empty_score(sides[0], sides[1], taken)
-        is_empty = found & (empty >= ops.max(score, axis=1))
-        window = ops.where(is_empty, empty_window, window)
-        position, length = (ops.where(is_empty, 0, x) for x in (position, length))
-        found = found & ~is_empty
-    log_probability = _log_softmax_at(start, window, position) + _log_softmax_at(
-        end, window, position + length
-    )
+    start, end = (ops.reshape(logits[name], ops.shape(token_ids)) for name in ("start", "end"))
+    span = best_span(ops, start, end, is_context, task.longest_answer, task.unanswerable)
+    begin = ops.squeeze(ops.take_along_axis(first, column(span.window), axis=1), 1)
+    begin = begin + span.start - ops.reshape(context_begin, (-1,))
+    has_context = context_lengths > 0
+    found = has_context & ~span.is_empty
     return {
         "start": ops.where(found, begin, 0),
-        "end": ops.where(found, begin + length, 0),
-        "probability": ops.where(context_lengths > 0, ops.exp(log_probability), 0.0),
+        "end": ops.where(found, begin + span.length, 0),
+        "probability": ops.where(has_context, ops.exp(span.log_probability), 0.0),
         "found": found,
     }
 
@@ -129,47 +114,3 @@ def _rows_at(ids, index):
     shape = ops.shape(index)
     index = ops.clip(index, 0, ops.shape(ids)[1] - 1)
     return ops.reshape(ops.take_along_axis(ids, ops.reshape(index, (shape[0], -1)), axis=1), shape)
-
-
-def _best_ends(start, end, longest):
-    """Find the best span of at most `longest` tokens from each start.
-
-    Returns:
-        Its score and its length minus 1, both (B, W, T).
-    """
-    best, length = start + end, ops.zeros_like(start, dtype="int32")
-    for more in range(1, longest):
-        padding = ops.full_like(end[:, :, :more], _NEVER)
-        shifted = ops.concatenate([end[:, :, more:], padding], axis=-1)
-        score = start + shifted
-        length = ops.where(score > best, more, length)
-        best = ops.maximum(score, best)
-    return best, length
-
-
-def _lowest_empty_score(start, end, taken):
-    """Return the lowest score of the empty span over windows and the index of the window, (B,).
-
-    Args:
-        start, end: logits (B, W, T).
-        taken: number of context tokens in each window, (B, W).
-    """
-    scores = ops.where(taken > 0, start[:, :, 0] + end[:, :, 0], -_NEVER)
-    return ops.min(scores, axis=1), ops.cast(ops.argmin(scores, axis=1), "int32")
-
-
-def _log_softmax_at(logits, window, position):
-    """Return the log-probability (B,) of a position under the softmax over its window.
-
-    Args:
-        logits: (B, W, T).
-        window, position: (B,).
-    """
-    index = ops.reshape(window, (-1, 1, 1))
-    chosen = ops.squeeze(ops.take_along_axis(logits, index, axis=1), 1)
-    return _pick(chosen, position) - ops.logsumexp(chosen, axis=-1)
-
-
-def _pick(x, index):
-    """Gather x (B, N) at index (B,): (B,)."""
-    return ops.squeeze(ops.take_along_axis(x, column(index), axis=1), 1)

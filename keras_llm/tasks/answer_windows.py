@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_llm import data
 from keras_llm.data.answer_spans import find_answer
+from keras_llm.span_search import window_starts
 from keras_llm.types import Dataset
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def answer_windows(
             span = _tokens(offsets, *place)
         room = task.room - len(head) + len(task.begin)
         with_answer, others = [], []
-        for first in range(0, max(1, len(ids) - room // 2), room - room // 2):
+        for first in window_starts(len(ids), room):
             row = [*head, *ids[first : first + room], *task.end]
             if span and first <= span[0] and span[1] < first + room:
                 with_answer.append((row, *(len(head) + token - first for token in span)))

@@ -214,7 +214,7 @@ def canary_exposure(
     }
 
 
-def memorisation(
+def memorization(
     generator: "TextGeneration",
     texts: Sequence[str],
     prompt_tokens: int = 32,

@@ -41,7 +41,7 @@ class Explanation:
             of these tokens.
         attributions: dict for `TextClassification`, see `gradients.integrated_gradients`, with
             `label`, str, the predicted label.
-        neighbours: dict from each token of the text to a list of pairs (token, cosine), the tokens
+        neighbors: dict from each token of the text to a list of pairs (token, cosine), the tokens
             with the nearest embeddings.
     """
 
@@ -53,7 +53,7 @@ class Explanation:
     heads: list[JSON] | None
     lens: dict[str, Any] | None
     attributions: dict[str, Any] | None
-    neighbours: dict[str, list[tuple[str, float]]]
+    neighbors: dict[str, list[tuple[str, float]]]
 
 
 def explain(

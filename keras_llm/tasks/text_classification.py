@@ -107,7 +107,7 @@ class TextClassification(HeadTask):
 
     def dataset(
         self,
-        rows: Sequence[tuple[str, str]],
+        rows: Sequence[tuple[str, ...]],
         batch_size: int = 32,
         epochs: int = 1,
         seed: int | None = None,
@@ -115,36 +115,42 @@ class TextClassification(HeadTask):
         """Convert labeled texts to batches.
 
         Args:
-            rows: list of pairs (text, label).
+            rows: list of pairs (text, label), or of triples (text, context, label) for models with
+                a `context_separator`.
             batch_size, epochs, seed: see `Fitting.dataset`.
 
         Returns:
             A `tf.data.Dataset` of the model's inputs and class indices.
 
         Raises:
-            InputError: if a row is no pair or the model has no such label.
+            InputError: if a row has other fields or the model has no such label.
         """
-        rows = checked_rows(rows, ("text", "label"))
-        texts = rows_of("rows", [text for text, _ in rows])
-        return self.text_dataset(texts, self._classes(rows), batch_size, epochs, seed)
+        *texts, classes = self._columns(rows)
+        return self.text_dataset(self.with_contexts(*texts), classes, batch_size, epochs, seed)
 
-    def _classes(self, rows):
-        """The class index of each row, int32 (N,)."""
+    def _columns(self, rows):
+        """Return the columns of rows: texts, any contexts, and class indices, int32 (N,)."""
+        rows, fields = list(rows), ("text", "label")
+        has_contexts = any(isinstance(row, (list, tuple)) and len(row) == 3 for row in rows)
+        if has_contexts and "context_separator" in self.metadata:
+            fields = ("text", "context", "label")
+        *texts, labels = map(list, zip(*checked_rows(rows, fields), strict=True))
         indices = {label: index for index, label in enumerate(self.labels)}
-        for _, label in rows:
+        for label in labels:
             if label not in indices:
                 raise InputError(f"the model has no label {label!r}; it has {self.labels}.")
-        return np.array([indices[label] for _, label in rows], "int32")
+        classes = np.array([indices[label] for label in labels], "int32")
+        return *(rows_of("rows", column) for column in texts), classes
 
     def _objective(self):
         return classification_objective(self)
 
     def _measure(self, rows):
         """`training.evaluate_classifier`."""
-        rows = checked_rows(rows, ("text", "label"))
-        results = self([text for text, _ in rows], truncate=True, return_details=True)
+        *texts, classes = self._columns(rows)
+        results = self(*texts, truncate=True, return_details=True)
         probabilities = np.array([list(row.probabilities.values()) for row in results])
-        return training.evaluate_classifier(self._classes(rows), probabilities)
+        return training.evaluate_classifier(classes, probabilities)
 
     def with_contexts(
         self, texts: str | list[str], context: str | list[str] | None = None

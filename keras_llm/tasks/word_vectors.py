@@ -111,7 +111,7 @@ class WordVectors(Task):
                 are subsampled (not for GloVe); or None.
 
         Returns:
-            A `tf.data.Dataset`, see `data.neighbour_dataset` and `data.cooccurrence_dataset`.
+            A `tf.data.Dataset`, see `data.neighbor_dataset` and `data.cooccurrence_dataset`.
         """
         objective, tokenizer = self.model.config.objective, cast(WordPiece, self.tokenizer)
         if isinstance(rows, np.ndarray):
@@ -123,7 +123,7 @@ class WordVectors(Task):
             size = min(batch_size, len(pairs[0]))
             return data.cooccurrence_dataset(pairs, size, epochs, seed or 0)
         size = min(batch_size, int((stream > tokenizer.unk_id).sum()))
-        return data.neighbour_dataset(
+        return data.neighbor_dataset(
             stream, objective, window, negatives, size, epochs, seed or 0, threshold
         )
 

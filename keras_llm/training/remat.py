@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_llm.errors import InputError
+from keras_llm.keras_internals import flatten_layers
 from keras_llm.layers import TransformerDecoder, TransformerEncoder
 
 
@@ -36,10 +37,8 @@ def rematerialize(model: keras.Model) -> int:
     >>> rematerialize(models.causal_lm(models.preset("llama-tiny")))
     2
     """
-    layers = model._flatten_layers()
-    blocks: list[Any] = [
-        b for b in layers if isinstance(b, (TransformerEncoder, TransformerDecoder))
-    ]
+    kinds = (TransformerEncoder, TransformerDecoder)
+    blocks: list[Any] = [layer for layer in flatten_layers(model) if isinstance(layer, kinds)]
     if not blocks:
         raise InputError(f"`model` {model.name!r} has no Transformer blocks.")
     if any(hasattr(block.call, "__wrapped__") for block in blocks):

@@ -238,7 +238,7 @@ class Run:
 
         Args:
             task: a `tasks.Task`.
-            metrics: dict for metrics.json; an export adds `artefacts`.
+            metrics: dict for metrics.json; an export adds `artifacts`.
             card: str for README.md.
         """
         self.task, self.metrics = task, metrics
@@ -261,7 +261,7 @@ class Run:
             "litert": out / "exports" / f"{out.name}.tflite",
             "litert_lm": out / "exports" / f"{out.name}.litertlm",
         }
-        artifacts = self.metrics["artefacts"] = {}
+        artifacts = self.metrics["artifacts"] = {}
         lines = ["", "| artifact | bytes | parity with Keras |", "|---|---|---|"]
         for kind in self.options.exports:
             say(f"exporting {paths[kind]}")

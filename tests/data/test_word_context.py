@@ -49,7 +49,7 @@ def test_skip_gram_samples_neighbors_by_distance(stream):
     counts, rows = collections.Counter(), 0
     # An epoch has a fixed cost, so repeat the stream within it.
     long_stream = np.tile(stream, 10)
-    batches = data.neighbour_dataset(long_stream, "skip_gram", WINDOW, 4, 64, epochs=5, seed=1)
+    batches = data.neighbor_dataset(long_stream, "skip_gram", WINDOW, 4, 64, epochs=5, seed=1)
     for (word, candidates), labels in batches:
         assert candidates.shape == labels.shape == (len(word), 5)
         assert (labels.numpy() == [1, 0, 0, 0, 0]).all() and candidates.numpy().min() > 1
@@ -66,7 +66,7 @@ def test_skip_gram_samples_neighbors_by_distance(stream):
 
 def test_cbow_gives_neighbors_of_each_word(stream):
     examples = []
-    for (context, candidates), _ in data.neighbour_dataset(stream, "cbow", WINDOW, 2, 8, seed=1):
+    for (context, candidates), _ in data.neighbor_dataset(stream, "cbow", WINDOW, 2, 8, seed=1):
         assert context.shape == (8, 2 * WINDOW)
         examples += list(
             zip(context.numpy().tolist(), candidates.numpy()[:, 0].tolist(), strict=True)
@@ -94,7 +94,7 @@ def test_negatives_follow_counts_to_power_of_three_quarters(stream):
     drawn = np.concatenate(
         [
             candidates.numpy()[:, 1:].reshape(-1)
-            for (_, candidates), _ in data.neighbour_dataset(stream, "cbow", 2, 20, 64, epochs=20)
+            for (_, candidates), _ in data.neighbor_dataset(stream, "cbow", 2, 20, 64, epochs=20)
         ]
     )
     expected = np.bincount(stream, minlength=stream.max() + 1).astype(float) ** 0.75
@@ -106,7 +106,7 @@ def test_negatives_follow_counts_to_power_of_three_quarters(stream):
 def test_frequent_words_are_subsampled_by_threshold(stream):
     stream, threshold, epochs = np.tile(stream, 10), 0.02, 6
     kept = np.zeros(stream.max() + 1)
-    for (_, candidates), _ in data.neighbour_dataset(
+    for (_, candidates), _ in data.neighbor_dataset(
         stream, "cbow", WINDOW, 1, 16, epochs, threshold=threshold
     ):
         kept += np.bincount(candidates.numpy()[:, 0], minlength=len(kept))
@@ -119,14 +119,14 @@ def test_frequent_words_are_subsampled_by_threshold(stream):
 
 def test_batches_depend_on_seed_epoch_and_step(stream):
     def words(**options):
-        dataset = data.neighbour_dataset(stream, "cbow", WINDOW, 2, 8, threshold=0.05, **options)
+        dataset = data.neighbor_dataset(stream, "cbow", WINDOW, 2, 8, threshold=0.05, **options)
         return [(x[0].numpy().tolist(), x[1].numpy().tolist()) for x, _ in dataset]
 
     two = words(epochs=2, seed=4)
     assert two == words(epochs=2, seed=4) and two[0] != words(seed=5)[0]
     one = words(seed=4)
     assert two[: len(one)] == one and two[len(one)] != two[0]
-    later = data.neighbour_dataset(stream, "cbow", WINDOW, 2, 8, 2, 4, 0.05).skip(len(two) - 1)
+    later = data.neighbor_dataset(stream, "cbow", WINDOW, 2, 8, 2, 4, 0.05).skip(len(two) - 1)
     assert [(x[0].numpy().tolist(), x[1].numpy().tolist()) for x, _ in later] == two[-1:]
 
 

@@ -1,5 +1,7 @@
 """Compare attention and blocks with NumPy references written from formulas, Keras and keras_nlp."""
 
+import itertools
+
 import keras
 import keras_nlp
 import numpy as np
@@ -8,6 +10,8 @@ from keras import ops
 
 import keras_llm
 from keras_llm import layers
+from keras_llm.layers import flash
+from keras_llm.layers.attention import attention
 
 RNG = np.random.default_rng(7)
 
@@ -45,6 +49,92 @@ def numpy_attention(layer, query, value, mask=None, cap=None):
 
 def random(*shape):
     return RNG.normal(size=shape).astype("float32")
+
+
+def formula(query, key, value, mask=None, bias=None, scale=None, logit_soft_cap=None, sinks=None):
+    """Outputs and probabilities of `attention`, one query of one head at a time."""
+    (rows, length, heads, size), (_, groups, slots, _) = query.shape, key.shape
+    outputs = np.zeros(query.shape)
+    probabilities = np.zeros((rows, heads, length, slots))
+    for b, n, t in itertools.product(range(rows), range(heads), range(length)):
+        j = n // (heads // groups)
+        scores = key[b, j] @ query[b, t, n] * (size**-0.5 if scale is None else scale)
+        if logit_soft_cap:
+            scores = logit_soft_cap * np.tanh(scores / logit_soft_cap)
+        if bias is not None:
+            scores = scores + np.broadcast_to(bias, probabilities.shape)[b, n, t]
+        if mask is not None:
+            scores = np.where(np.broadcast_to(mask, probabilities.shape)[b, n, t], scores, -np.inf)
+        further = [] if sinks is None else [sinks[n]]
+        probabilities[b, n, t] = softmax(np.concatenate([scores, further]))[:slots]
+        outputs[b, t, n] = probabilities[b, n, t] @ value[b, j]
+    return outputs, probabilities
+
+
+def options():
+    """Combinations of the arguments of `attention` for 2 rows, 4 heads, 5 queries and 6 keys."""
+    masks = [RNG.random(shape) > 0.3 for shape in [(2, 1, 5, 6), (1, 1, 1, 6), (2, 4, 5, 6)]]
+    for mask in masks:
+        mask[..., 0] = True
+    choices = {
+        "mask": [None, *masks],
+        "bias": [None, random(1, 4, 5, 6), random(2, 1, 1, 6)],
+        "scale": [None, 0.7],
+        "logit_soft_cap": [None, 2.0],
+        "sinks": [None, random(4)],
+    }
+    for values in itertools.product(*choices.values()):
+        yield dict(zip(choices, values, strict=True))
+
+
+@pytest.mark.parametrize("num_key_value_heads", [1, 2, 4])
+def test_attention_function_is_the_formula_and_that_of_keras(num_key_value_heads):
+    query = random(2, 5, 4, 8)
+    key, value = random(2, 2, num_key_value_heads, 6, 8)
+    for arguments in options():
+        output, found = attention(query, key, value, **arguments, return_probabilities=True)
+        expected, probabilities = formula(query, key, value, **arguments)
+        np.testing.assert_allclose(output, expected, atol=1e-5)
+        np.testing.assert_allclose(found, probabilities, atol=1e-5)
+        np.testing.assert_array_equal(attention(query, key, value, **arguments), output)
+        cap, sinks = arguments.pop("logit_soft_cap"), arguments.pop("sinks")
+        if cap is None and sinks is None and num_key_value_heads > 1:  # one fails on TensorFlow
+            keys, values = key.swapaxes(1, 2), value.swapaxes(1, 2)
+            theirs = ops.dot_product_attention(query, keys, values, **arguments)
+            np.testing.assert_allclose(output, theirs, atol=1e-5)
+
+
+def test_dropout_is_applied_to_the_probabilities():
+    query, key, value = random(2, 5, 4, 8), random(2, 2, 6, 8), random(2, 2, 6, 8)
+    ours, doubled = (
+        attention(query, key, value, dropout=dropout) for dropout in (None, lambda p: 2 * p)
+    )
+    np.testing.assert_allclose(doubled, 2 * np.asarray(ours), rtol=1e-5)
+    layer = layers.MultiHeadAttention(2, 4, dropout=0.5)
+    x = random(2, 5, 8)
+    np.testing.assert_array_equal(layer(x), layer(x, training=False))
+    assert not np.allclose(layer(x), layer(x, training=True))
+
+
+def test_flash_attention_of_keras_gives_the_same_where_it_is_used(monkeypatch):
+    """As on a GPU: without options that `ops.dot_product_attention` does not have."""
+    calls = []
+
+    def counted(*args, **arguments):
+        calls.append(arguments)
+        return of_keras(*args, **arguments)
+
+    of_keras = ops.dot_product_attention
+    query, key, value = random(2, 5, 4, 8), random(2, 2, 6, 8), random(2, 2, 6, 8)
+    expected = [(row, np.asarray(attention(query, key, value, **row))) for row in options()]
+    monkeypatch.setattr(flash, "is_available", lambda: True)
+    monkeypatch.setattr(ops, "dot_product_attention", counted)
+    for arguments, output in expected:
+        np.testing.assert_allclose(attention(query, key, value, **arguments), output, atol=1e-5)
+    assert len(calls) == 8  # 4 masks, 2 scales
+    attention(query, key, value, return_probabilities=True)
+    attention(query, key, value, dropout=lambda probabilities: probabilities)
+    assert len(calls) == 8
 
 
 @pytest.mark.parametrize("num_key_value_heads", [1, 2, 4])

@@ -125,5 +125,5 @@ def test_recipes_and_corpora_of_other_packages(task, tmp_path, capfd, monkeypatc
     code, printed = called(capfd, "evaluate", tmp_path / "m", "--json")
     assert code == 0 and json.loads(printed) == {"accuracy": 0.75}
     code, printed = called(capfd, "audit", tmp_path / "m", "--json")
-    sides = [row["side"] for row in json.loads(printed)["memorisation"]]
+    sides = [row["side"] for row in json.loads(printed)["memorization"]]
     assert code == 0 and sides == ["trained on", "held out"]

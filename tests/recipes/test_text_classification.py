@@ -98,8 +98,8 @@ def test_exports_give_the_same_labels(run, loaded_once):
     import tensorflow as tf
 
     folder, metrics = run
-    assert metrics["artefacts"]["saved_model"]["parity"]["labels_equal"] == 1.0
-    assert metrics["artefacts"]["litert"]["bytes"] > 0
+    assert metrics["artifacts"]["saved_model"]["parity"]["labels_equal"] == 1.0
+    assert metrics["artifacts"]["litert"]["bytes"] > 0
     task = keras_llm.load(folder)
     texts = ["the film was superb", "a dull story"]
     served = tf.saved_model.load(str(folder / "exports" / "serving" / "run" / "1"))
@@ -114,7 +114,7 @@ def test_model_card_contains_the_metrics(run):
     card = (folder / "README.md").read_text()
     for measures in (metrics["held_out"], metrics["tfidf"]):
         assert f"{measures['accuracy']:.4f}" in card and f"{measures['macro_f1']:.4f}" in card
-    assert f"{metrics['artefacts']['litert']['bytes']:,}" in card
+    assert f"{metrics['artifacts']['litert']['bytes']:,}" in card
 
 
 def test_evaluate_reproduces_held_out_metrics(run, tmp_path, loaded_once):
@@ -156,7 +156,7 @@ def test_regression(tmp_path, loaded_once):
     metrics = text_classification.run(options)
     held_out, baseline = metrics["held_out"], metrics["tfidf"]
     assert held_out["rows"] == baseline["rows"] and held_out["r2"] > 0.5
-    assert metrics["artefacts"]["saved_model"]["parity"]["max_error"] < 1e-4
+    assert metrics["artifacts"]["saved_model"]["parity"]["max_error"] < 1e-4
     assert (out / "scatter.png").read_bytes().startswith(b"\x89PNG")
     task = keras_llm.load(out)
     assert isinstance(task, keras_llm.TextRegression)

@@ -108,7 +108,7 @@ def test_memorization_matches_greedy_decoding(generator, tok):
     rows = [(row, n) for row, n in rows if tok.encode(tok.decode(row)) == row]
     assert rows
     for row, n in rows:
-        memorized = audit.memorisation(generator, [tok.decode(row)], n, 4)
+        memorized = audit.memorization(generator, [tok.decode(row)], n, 4)
         assert memorized == {
             "texts": 1,
             "extractable": 1.0,
@@ -118,12 +118,12 @@ def test_memorization_matches_greedy_decoding(generator, tok):
         other = next(i for i in tok.encode("the film is") if i != row[n + 2])
         changed = [*row[: n + 2], other, *row[n + 3 :]]
         if tok.encode(tok.decode(changed)) == changed:
-            result = audit.memorisation(generator, [tok.decode(changed)], n, 4)
+            result = audit.memorization(generator, [tok.decode(changed)], n, 4)
             assert (result["extractable"], result["longest_prefix"]) == (0.0, 2)
     with pytest.raises(InputError, match="none has 100 tokens"):
-        audit.memorisation(generator, texts, 50, 50)
+        audit.memorization(generator, texts, 50, 50)
     with pytest.raises(InputError, match="together at most 127"):
-        audit.memorisation(generator, texts, 100, 50)
+        audit.memorization(generator, texts, 100, 50)
 
 
 def test_continuations_are_classified_without_prompt(generator, classifier):
@@ -184,7 +184,7 @@ def test_command_line_writes_model_card(generator, tok, tmp_path, capfd):
     sizes = ["--prompt-tokens", "3", "--new-tokens", "3"]
     assert cli.main(["audit", str(tmp_path / "writer"), *data, *terms, *more, *sizes]) == 0
     result = json.loads(capfd.readouterr().out)
-    assert set(result) == {"continuation_swaps", "canaries", "memorisation"}
+    assert set(result) == {"continuation_swaps", "canaries", "memorization"}
     assert result["canaries"][0]["candidates"] == 100
     card = (tmp_path / "writer" / "README.md").read_text()
     assert "| my code is 42 |" in card and "exposure" in card

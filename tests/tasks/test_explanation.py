@@ -220,7 +220,6 @@ def test_word_vectors_have_only_neighbors():
     task = keras_llm.WordVectors(models.word_vectors(models.WordVectorsConfig(5, 8)), tok)
     explanation = tasks.explain(task, "film", count=2)
     assert (
-        explanation.neighbours == {"film": task.nearest("film", 2)}
-        and explanation.attention is None
+        explanation.neighbors == {"film": task.nearest("film", 2)} and explanation.attention is None
     )
     assert "film" in explain_page.render(explanation, "words")

@@ -111,6 +111,25 @@ def test_fit_classification_and_regression(word_piece):
     assert regressor.evaluate(numbers[:8])["rmse"] < 0.6
 
 
+def test_fit_classification_with_contexts(word_piece):
+    answers = ["yes", "no"]
+    rows = [("the thing is red here", f"what is {color} ?", "yes") for color in COLORS[:1]]
+    rows += [("the thing is red here", f"what is {color} ?", "no") for color in COLORS[1:2]]
+    model = models.text_classifier(encoder_config(word_piece), 2)
+    task = keras_llm.TextClassification(model, word_piece, answers, {"context_separator": " "})
+    fit_task(task, rows * 16, validation_data=rows, epochs=12)
+    assert task.evaluate(rows)["accuracy"] == 1.0
+    assert [task(text, context) for text, context, _ in rows] == answers
+    assert task.evaluate([(f"{text} {context}", label) for text, context, label in rows]) == (
+        task.evaluate(rows)
+    )
+    with pytest.raises(InputError, match=r"row 1 must be a triple \(text, context, label\)"):
+        task.fit([rows[0], ("the red thing", "yes")] * 8)
+    without = keras_llm.TextClassification(model, word_piece, answers)
+    with pytest.raises(InputError, match=r"row 0 must be a pair \(text, label\)"):
+        without.fit(rows * 16)
+
+
 def test_fit_token_classification(word_piece):
     rows = [(["the", color, "thing"], ["O", "COLOR", "O"]) for color in COLORS] * 16
     model = models.token_classifier(encoder_config(word_piece), 2)

@@ -124,7 +124,7 @@ MODELS = (
         "models-mean-mask",
         "the mean over tokens includes padding",
         Place(
-            "keras_llm/models/heads.py",
+            "keras_llm/models/head_layers.py",
             "total = ops.sum(hidden * ops.expand_dims(mask, -1), axis=1)",
             "total = ops.sum(hidden, axis=1)",
         ),
@@ -550,8 +550,8 @@ TASKS = (
         "an answer in a later window gets the offset of the first window",
         Place(
             "keras_llm/tasks/answer_spans.py",
-            "begin = _pick(first, window) + position - ops.reshape(",
-            "begin = position - ops.reshape(",
+            "begin = begin + span.start - ops.reshape(",
+            "begin = span.start - ops.reshape(",
         ),
         ("tests/tasks/test_head_tasks.py::test_long_context_is_read_to_its_end",),
     ),
@@ -756,7 +756,7 @@ EXPORT = (
         "export-weights-transposed",
         "weights of a matrix product are transposed twice",
         Place(
-            "export/litert/lowering/flatbuffer.py",
+            "export/litert/lowering/rewrites.py",
             "if not operator.builtinOptions.adjY:",
             "if operator.builtinOptions.adjY:",
         ),

@@ -1,9 +1,9 @@
 """Merge lowered signatures into one TFLite model whose weights are constants.
 
 A lowered signature has weights as inputs, so the converter could not apply its optimizations of
-constants. This module applies them: matmuls become FULLY_CONNECTED with a fused bias and
-activation, transposes and reshapes of a weight are applied when the weight is stored, and a weight
-that several signatures read is stored once.
+constants. `rewrites` applies them: matmuls become FULLY_CONNECTED with a fused bias and activation,
+and transposes and reshapes of a weight are applied when the weight is stored. A weight that several
+signatures read is stored once.
 """
 
 import dataclasses
@@ -15,14 +15,13 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from keras_llm.errors import ExportError
+from keras_llm.export.litert.lowering import rewrites
 
 if TYPE_CHECKING:
     from keras_llm.export.litert.lowering.trace import Traced, View
     from keras_llm.export.litert.quantization.rounding import BiasStorage, Storage
 
-FLOAT32, INT32 = schema.TensorType.FLOAT32, schema.TensorType.INT32
 _BUILTIN, _OPTIONS = schema.BuiltinOperator, schema.BuiltinOptions
-_RELU = schema.ActivationFunctionType.RELU
 # Operator options that refer to other graphs of a file.
 _GRAPHS = ("condSubgraphIndex", "bodySubgraphIndex", "thenSubgraphIndex", "elseSubgraphIndex")
 
@@ -184,29 +183,31 @@ class Graph:
     Attributes:
         name: str, the name of the signature.
         graph: the `schema.SubGraphT`.
+        model: the `Model` that contains it.
+        views: dict from a tensor to the `lowering.trace.View` that is its value.
     """
 
     def __init__(
         self, model: Model, graph: schema.SubGraphT, traced: "Traced", index: int, tables: bool
     ) -> None:
-        self._model, self.graph, self.name = model, graph, traced.name
+        self.model, self.graph, self.name = model, graph, traced.name
         count = len(traced.inputs)
-        self._views: dict[Any, Any] = {}
+        self.views: dict[Any, Any] = {}
         self._tensors: dict[Any, Any] = {}
         for tensor, view in zip(graph.inputs[count:], traced.weights, strict=True):
-            self._see(int(tensor), view)
+            self.see(int(tensor), view)
         graph.inputs = graph.inputs[:count]
         graph.name = traced.name.encode()
         self._sign(traced, index)
-        self._fold_views()
-        self._connect()
-        self._fuse()
+        rewrites.fold_views(self)
+        rewrites.connect(self)
+        rewrites.fuse(self)
         if tables:
-            self._look_up()
+            rewrites.look_up(self)
         self._store()
 
     def builtin(self, operator: schema.OperatorT) -> int:
-        return self._model.model.operatorCodes[operator.opcodeIndex].builtinCode
+        return self.model.model.operatorCodes[operator.opcodeIndex].builtinCode
 
     def tensor(self, name: str, shape: Sequence[int], kind: int, buffer: int = 0) -> int:
         """Add a tensor and return its index."""
@@ -226,7 +227,7 @@ class Graph:
     ) -> schema.OperatorT:
         """Return a new operator; `options` is a schema object or None."""
         operator = schema.OperatorT()
-        operator.opcodeIndex = self._model.code(builtin, version)
+        operator.opcodeIndex = self.model.code(builtin, version)
         operator.inputs = np.array(inputs, "int32")
         operator.outputs = np.array([output], "int32")
         if options is not None:
@@ -294,133 +295,20 @@ class Graph:
                 rows.append(row)
         for row in signature.inputs:
             graph.tensors[row.tensorIndex].name = f"{traced.name}_{row.name.decode()}".encode()
-        self._model.model.signatureDefs.append(signature)
+        self.model.model.signatureDefs.append(signature)
         self._signature = signature
-
-    def _fold_views(self):
-        """Fold transposes and reshapes of weights into their views."""
-        kept = []
-        for operator in self.graph.operators:
-            view = self._views.get(int(operator.inputs[0])) if len(operator.inputs) else None
-            builtin, output = self.builtin(operator), int(operator.outputs[0])
-            if view is not None and builtin == _BUILTIN.TRANSPOSE:
-                axes = tuple(map(int, self._values(operator.inputs[1])))
-                self._see(output, view.transposed(axes))
-            elif view is not None and builtin == _BUILTIN.RESHAPE:
-                self._see(output, view.reshaped(self._shape(output)))
-            else:
-                kept.append(operator)
-        self.graph.operators = kept
-
-    def _connect(self):
-        """Replace matmuls with a weight matrix by FULLY_CONNECTED."""
-        code = self._model.code(_BUILTIN.FULLY_CONNECTED, 5)
-        for operator in self.graph.operators:
-            if self.builtin(operator) != _BUILTIN.BATCH_MATMUL:
-                continue
-            x, weights = map(int, operator.inputs)
-            view = self._views.get(weights)
-            if view is None or len(view.shape) != 2 or operator.builtinOptions.adjX:
-                continue
-            if not operator.builtinOptions.adjY:
-                view = view.transposed()
-            options = schema.FullyConnectedOptionsT()
-            options.keepNumDims = len(self._shape(operator.outputs[0])) > 2
-            operator.opcodeIndex = code
-            operator.builtinOptionsType = _OPTIONS.FullyConnectedOptions
-            operator.builtinOptions = options
-            operator.inputs = np.array([x, self._tensor_of(view), -1], "int32")
-
-    def _fuse(self):
-        """Fuse bias additions and RELU into FULLY_CONNECTED."""
-        readers = {}
-        for operator in self.graph.operators:
-            for tensor in operator.inputs:
-                readers.setdefault(int(tensor), []).append(operator)
-        outputs, fused = set(map(int, self.graph.outputs)), set()
-        for operator in self.graph.operators:
-            if self.builtin(operator) != _BUILTIN.FULLY_CONNECTED:
-                continue
-            while True:
-                output, options = int(operator.outputs[0]), operator.builtinOptions
-                after = readers.get(output, [])
-                if len(after) != 1 or output in outputs or options.fusedActivationFunction:
-                    break
-                (next_operator,) = after
-                bias = self._bias_in(next_operator, output)
-                if bias is not None and int(operator.inputs[2]) == -1:
-                    operator.inputs = np.array([*operator.inputs[:2], bias], "int32")
-                    function = next_operator.builtinOptions.fusedActivationFunction
-                    options.fusedActivationFunction = function
-                elif self.builtin(next_operator) == _BUILTIN.RELU:
-                    options.fusedActivationFunction = _RELU
-                else:
-                    break
-                operator.outputs = next_operator.outputs
-                options.keepNumDims = len(self._shape(operator.outputs[0])) > 2
-                fused.add(id(next_operator))
-        self.graph.operators = [o for o in self.graph.operators if id(o) not in fused]
-
-    def _bias_in(self, operator, product):
-        """Return the tensor of the bias if an operator adds one to a product, or else None."""
-        if self.builtin(operator) != _BUILTIN.ADD:
-            return None
-        others = [int(tensor) for tensor in operator.inputs if int(tensor) != product]
-        view = self._views.get(others[0]) if len(others) == 1 else None
-        width = self._shape(product)[-1]
-        same = self._shape(operator.outputs[0]) == self._shape(product)
-        if view is None or not same or np.prod(view.shape) != width:
-            return None
-        return self._tensor_of(view.reshaped((width,)))
-
-    def _look_up(self):
-        """Replace GATHER from tables by EMBEDDING_LOOKUP."""
-        operators, count = [], 0
-        for operator in self.graph.operators:
-            if not self._is_lookup(operator):
-                operators.append(operator)
-                continue
-            table, ids = map(int, operator.inputs)
-            output, name = int(operator.outputs[0]), f"{self.name}/embedding_{count}"
-            rows, width = int(np.prod(self._shape(ids))), self._shape(table)[1]
-            flat = self.tensor(f"{name}/ids", (rows,), INT32)
-            embeddings = self.tensor(name, (rows, width), FLOAT32)
-            operators += [
-                self._reshape(ids, flat, f"{name}/ids_shape"),
-                self.operator(_BUILTIN.EMBEDDING_LOOKUP, [flat, table], embeddings),
-                self._reshape(embeddings, output, f"{name}/shape"),
-            ]
-            count += 1
-        self.graph.operators = operators
-
-    def _is_lookup(self, operator):
-        if self.builtin(operator) != _BUILTIN.GATHER:
-            return False
-        options, view = operator.builtinOptions, self._views.get(int(operator.inputs[0]))
-        return (
-            view is not None
-            and len(view.shape) == 2
-            and self.graph.tensors[operator.inputs[1]].type == INT32
-            and (options is None or (options.axis == 0 and options.batchDims == 0))
-        )
-
-    def _reshape(self, source, target, name):
-        options = schema.ReshapeOptionsT()
-        options.newShape = shape = np.array(self._shape(target), "int32")
-        constant = self.tensor(name, shape.shape, INT32, self._model.buffer(shape.tobytes()))
-        return self.operator(_BUILTIN.RESHAPE, [source, constant], target, options)
 
     def _store(self):
         """Add a constant for each weight that is read, and name the matmuls that read them."""
         for operator in self.graph.operators:
-            for tensor in set(map(int, operator.inputs)) & set(self._views):
-                constant = self._model.constant(self._views[tensor])
+            for tensor in set(map(int, operator.inputs)) & set(self.views):
+                constant = self.model.constant(self.views[tensor])
                 constant.places.append((self, tensor))
                 self.graph.tensors[tensor].name = constant.view.expression.name.encode()
-                del self._views[tensor]
+                del self.views[tensor]
         stored = {
             tensor: constant
-            for constant in self._model.constants.values()
+            for constant in self.model.constants.values()
             for graph, tensor in constant.places
             if graph is self
         }
@@ -432,7 +320,7 @@ class Graph:
             elif self.builtin(operator) == _BUILTIN.EMBEDDING_LOOKUP:
                 constant = stored[int(operator.inputs[1])]
                 name = self.output_name(operator)
-                self._model.products.append(Product(self, operator, name, constant))
+                self.model.products.append(Product(self, operator, name, constant))
 
     def _name_product(self, operator, constant):
         output, name = int(operator.outputs[0]), constant.view.expression.layer
@@ -440,23 +328,25 @@ class Graph:
             if row.name == b"logits" and row.tensorIndex == output:
                 name = f"{self.name}/head"
         self.graph.tensors[output].name = name.encode()
-        self._model.products.append(Product(self, operator, name, constant))
+        self.model.products.append(Product(self, operator, name, constant))
 
-    def _tensor_of(self, view):
+    def tensor_of(self, view: "View") -> int:
         """Return the tensor whose value is a view, adding it if it is missing."""
         if view.key not in self._tensors:
-            self._see(self.tensor(view.expression.name, view.shape, FLOAT32), view)
+            self.see(self.tensor(view.expression.name, view.shape, rewrites.FLOAT32), view)
         return self._tensors[view.key]
 
-    def _see(self, tensor, view):
-        self._views[tensor] = view
+    def see(self, tensor: int, view: "View") -> None:
+        """Note that the value of a tensor is a view."""
+        self.views[tensor] = view
         self._tensors.setdefault(view.key, tensor)
 
-    def _shape(self, tensor):
+    def shape(self, tensor: int) -> tuple[int, ...]:
         shape = self.graph.tensors[int(tensor)].shape
         return () if shape is None else tuple(map(int, shape))
 
-    def _values(self, tensor):
+    def values(self, tensor: int) -> np.ndarray:
+        """Return the int32 values of a constant tensor."""
         return np.frombuffer(
-            bytes(self._model.model.buffers[self.graph.tensors[int(tensor)].buffer].data), "int32"
+            bytes(self.model.model.buffers[self.graph.tensors[int(tensor)].buffer].data), "int32"
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from keras_llm.errors import InputError
+from keras_llm.span_search import best_span, window_starts
 from keras_llm.tokenizers.mask_filling import WHITE_SPACE, MaskFiller
 from keras_llm.tokenizers.word_segmentation import word_spans
 from keras_llm.types import JSON
@@ -136,51 +137,27 @@ def _best_span(runner, question, context, room):
     if not context:
         return None, None, 0.0
     manifest = runner.manifest
-    unanswerable = manifest.get("unanswerable", False)  # older files lack the key
     head = [*manifest["begin"], *question, *manifest["separators"]]
-    step, best, empty = room - room // 2, None, None
-    windows = 1 + max(len(context) - room + step - 1, 0) // step
-    for first in range(0, windows * step, step):
+    positions = np.arange(manifest["max_length"])
+    segments = (positions >= len(head)).astype("int32")[None]
+    starts = window_starts(len(context), room)
+    logits, is_context = [], []
+    for first in starts:
         part = context[first : first + room]
-        row = [*head, *part, *manifest["end"]]
-        segments = (np.arange(manifest["max_length"]) >= len(head)).astype("int32")
-        outputs = _call(runner, row, segment_ids=segments[None])
-        sides = [outputs[side][0].astype("float32") for side in ("start", "end")]
-        positions = np.arange(len(head), len(head) + len(part))
-        start, end = (side[positions] for side in sides)
-        if unanswerable:
-            positions = np.insert(positions, 0, 0)
-        score, begin, length = _best_in_window(start, end, manifest["longest_answer"])
-        if best is None or score > best[0]:
-            first_token = len(head) + begin
-            probability = _span_probability(sides, positions, first_token, first_token + length)
-            best = (score, first + begin, first + begin + length, probability)
-        null_score = sides[0][0] + sides[1][0]
-        if unanswerable and (empty is None or null_score < empty[0]):
-            empty = (null_score, None, None, _span_probability(sides, positions, 0, 0))
-    return best[1:] if empty is None or best[0] > empty[0] else empty[1:]
-
-
-def _best_in_window(start, end, longest):
-    best, length = start + end, np.zeros(len(start), int)
-    for offset in range(1, min(longest, len(start))):
-        score = start[:-offset] + end[offset:]
-        better = score > best[:-offset]
-        length[:-offset][better] = offset
-        best[:-offset] = np.maximum(score, best[:-offset])
-    place = int(best.argmax())
-    return best[place], place, int(length[place])
-
-
-def _span_probability(sides, positions, first, last):
-    """Return P(start = first) P(end = last), normalized over the given positions."""
-    probability = 1.0
-    for side, index in zip(sides, (first, last), strict=True):
-        largest = side[positions].max()
-        probability *= float(
-            np.exp(side[index] - largest) / np.exp(side[positions] - largest).sum()
-        )
-    return probability
+        outputs = _call(runner, [*head, *part, *manifest["end"]], segment_ids=segments)
+        logits.append([outputs[side][0].astype("float32") for side in ("start", "end")])
+        is_context.append((positions >= len(head)) & (positions < len(head) + len(part)))
+    start, end = np.stack(logits, axis=1)
+    unanswerable = manifest.get("unanswerable", False)  # older files lack the key
+    span = best_span(
+        *(np, start[None], end[None], np.stack(is_context)[None]),
+        *(manifest["longest_answer"], unanswerable),
+    )
+    probability = float(np.exp(span.log_probability[0]))
+    if span.is_empty[0]:
+        return None, None, probability
+    first = starts[span.window[0]] + int(span.start[0]) - len(head)
+    return first, first + int(span.length[0]), probability
 
 
 def _call(runner, row, **more):

@@ -7,7 +7,7 @@ folders and runs the same SavedModels in TensorFlow sessions. Use TensorFlow Ser
 import importlib
 from typing import Any
 
-from keras_llm.errors import optional_packages
+from keras_llm.errors import InputError, optional_packages, unavailable
 
 _NAMES = {
     "LocalServer": "keras_llm.export.serving.server.server",
@@ -18,6 +18,9 @@ __all__ = sorted(_NAMES)
 
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
-        with optional_packages(name):
-            return getattr(importlib.import_module(_NAMES[name]), name)
+        try:
+            with optional_packages(name):
+                return getattr(importlib.import_module(_NAMES[name]), name)
+        except InputError as error:
+            return unavailable(name, error)
     raise AttributeError(f"module 'keras_llm.export.serving.server' has no attribute {name!r}")

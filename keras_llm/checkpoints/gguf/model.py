@@ -72,9 +72,9 @@ def from_gguf(path: PathLike, dtype: str | None = None) -> tasks.TextGeneration:
         raise InputError(f"{path}: {error}") from None
     family = ARCHITECTURES[architecture]
     config: Any = family.read_config({"metadata": metadata, "tensors": tensors}, path)
-    links = family.links(config, metadata)
-    weight_mapping.check(links, tensors, family.ignored, what=f"{architecture} model")
     model = shapes_only(lambda: models.causal_lm(config, dtype=dtype))
+    links = family.links(model, metadata)
+    weight_mapping.check(links, tensors, family.ignored, what=f"{architecture} model")
     weight_mapping.assign(model, links, tensors)
     task_metadata: JSON = {"source": f"GGUF, {metadata.get('general.name', architecture)}"}
     template = metadata.get("tokenizer.chat_template")
@@ -159,7 +159,7 @@ def _permuted(part, name, config, metadata):
     llama.cpp rotates adjacent features of a Llama together and orders the rows accordingly.
     """
     heads = config.num_key_value_heads if part.key.endswith("key") else config.num_heads
-    path, shape = f"{part.path}/kernel", part.weights["kernel"]
+    ((path, shape),) = part.weights.items()
     return weight_mapping.interleaved(path, f"{name}.weight", shape, heads)
 
 

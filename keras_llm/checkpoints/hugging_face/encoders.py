@@ -113,7 +113,7 @@ def _roberta_positions(part, name, config, row):
     RoBERTa counts positions from the padding id plus 1 and adds its only segment embedding to
     every token. The linked table counts from 0 and includes the segment embedding.
     """
-    ((weight, shape),) = part.weights.items()
+    ((path, shape),) = part.weights.items()
     fields = Fields(row, "config.json")  # already validated, so no error is raised
     first = fields.get("pad_token_id", int, 1) + 1
     segments = (fields.get("type_vocab_size", int, 2), shape[1])
@@ -124,7 +124,7 @@ def _roberta_positions(part, name, config, row):
         return [np.concatenate([unused, weights[0]]), np.zeros(segments, weights[0].dtype)]
 
     return weight_mapping.Link(
-        {f"{part.path}/{weight}": shape},
+        {path: shape},
         {f"{name}.weight": (first + shape[0], shape[1]), f"{segment_name}.weight": segments},
         lambda tensors: [
             np.asarray(tensors[0][first:], "float32") + np.asarray(tensors[1][0], "float32")
@@ -241,13 +241,13 @@ def _t5_names():
     }
     for side, feed_forward in (("encoder", 1), ("decoder", 2)):
         block = {}
-        for ours, layer, theirs in (
+        for name, layer, tensor_name in (
             ("self_attention", 0, "SelfAttention"),
             ("cross_attention", 1, "EncDecAttention"),
         ):
             for part, letter in zip(("query", "key", "value", "output"), "qkvo", strict=True):
-                block[f"{ours}/{part}"] = f"layer.{layer}.{theirs}.{letter}"
-            block[f"{ours}_norm"] = f"layer.{layer}.layer_norm"
+                block[f"{name}/{part}"] = f"layer.{layer}.{tensor_name}.{letter}"
+            block[f"{name}_norm"] = f"layer.{layer}.layer_norm"
         dense = f"layer.{feed_forward}.DenseReluDense"
         block["feed_forward_norm"] = f"layer.{feed_forward}.layer_norm"
         block["feed_forward/gate"] = f"{dense}.wi_0"
@@ -263,9 +263,8 @@ def _t5_up(part, name, config, row):
     """Link the first feed-forward kernel, which is named `wi` without a gate."""
     if not config.gated:
         name = name.removesuffix("_1")
-    return weight_mapping.transposed(
-        f"{part.path}/kernel", f"{name}.weight", part.weights["kernel"]
-    )
+    ((path, shape),) = part.weights.items()
+    return weight_mapping.transposed(path, f"{name}.weight", shape)
 
 
 _HEADS = (r"(bert\.|roberta\.)?pooler\..*", r"(cls|classifier|qa_outputs|lm_head)\..*")

@@ -7,7 +7,7 @@ from keras_llm.checkpoints.hugging_face import weight_mapping as link
 from keras_llm.checkpoints.hugging_face.fields import Fields
 from keras_llm.checkpoints.weight_specs import Part, parts
 from keras_llm.errors import InputError
-from keras_llm.models import TransformerConfig
+from keras_llm.models import ConfiguredModel, TransformerConfig
 from keras_llm.types import JSON, PathLike
 
 # Activation names of Hugging Face to those of this library.
@@ -94,25 +94,19 @@ class Family:
         copies = {name: copied.removeprefix(self.prefix) for name, copied in self.copies.items()}
         return dataclasses.replace(self, names=names, copies=copies)
 
-    def links(
-        self,
-        config: TransformerConfig,
-        row: JSON,
-        head: str | None = None,
-        options: JSON | None = None,
-    ) -> list[link.Link]:
+    def links(self, model: ConfiguredModel, row: JSON, with_head: bool = True) -> list[link.Link]:
         """Return the links of a model of this family.
 
         Args:
-            config: the config of the model.
+            model: a model, whose weights need not be allocated.
             row: dict, the contents of its config.json.
-            head, options: the head of the model and its options.
+            with_head: bool. Whether to link the head of a head model too.
 
         Raises:
             InputError: if the family does not support a part of the model.
         """
         groups: dict[str, list[Part]] = {}
-        for part in parts(config, head, options):
+        for part in parts(model, with_head):
             if part.key not in self.names:
                 raise InputError(f"a {self.model_type} checkpoint does not support {part.path}.")
             name = self.names[part.key].replace("{i}", str(part.block))
@@ -120,39 +114,38 @@ class Family:
         return [
             weight_link
             for name, group in groups.items()
-            for weight_link in self._links(group, name, config, row)
+            for weight_link in self._links(group, name, model.config, row)
         ]
 
     def _links(self, group, name, config, row):
         part = group[0]
         if len(group) > 1:
-            for weight in part.weights:
-                yield link.fused(
-                    [f"{p.path}/{weight}" for p in group],
-                    f"{name}.{_suffix(weight)}",
-                    [p.weights[weight] for p in group],
-                )
+            order = list(self.names)
+            group.sort(key=lambda part: order.index(part.key))
+            for weights in zip(*(part.weights.items() for part in group), strict=True):
+                paths, shapes = zip(*weights, strict=True)
+                yield link.fused(list(paths), f"{name}.{_suffix(paths[0])}", list(shapes))
         elif part.key in self.special:
             yield self.special[part.key](part, name, config, row)
-        elif part.kind == "experts":
-            ((_, shape),) = part.weights.items()
+        elif "{e}" in name:  # one tensor for each expert
+            ((path, shape),) = part.weights.items()
             experts = [f"{name.replace('{e}', str(e))}.weight" for e in range(shape[0])]
-            yield link.stacked(part.path, experts, shape)
+            yield link.stacked(path, experts, shape)
         else:
-            for weight, shape in part.weights.items():
-                path, tensor_name = f"{part.path}/{weight}", f"{name}.{_suffix(weight)}"
+            for path, shape in part.weights.items():
+                weight, tensor_name = path.rpartition("/")[2], f"{name}.{_suffix(path)}"
                 if weight == "kernel":
                     yield self.linear(path, tensor_name, shape)
                 elif weight == "reverse_embeddings":
                     yield link.transposed(path, tensor_name, shape)
-                elif part.kind == "norm" and weight in ("scale", "gamma") and self.norm_offset:
+                elif weight in ("scale", "gamma") and self.norm_offset:
                     yield link.moved(path, tensor_name, shape, self.norm_offset)
                 else:
                     yield link.same(path, tensor_name, shape)
 
 
-def _suffix(weight: str) -> str:
-    return _SUFFIXES.get(weight, "weight")
+def _suffix(path: str) -> str:
+    return _SUFFIXES.get(path.rpartition("/")[2], "weight")
 
 
 def in_blocks(template: str, names: dict[str, str], prefix: str = "") -> dict[str, str]:

@@ -7,6 +7,7 @@ from keras_llm.types import JSON, PathLike
 
 _REQUIRED = object()
 _MOST = 10_000
+_LARGEST = 2**31 - 1  # of a size; sizes of tensors are computed in 32 bits
 _KINDS = {int: "an int", float: "a number", bool: "true or false", str: "a str", list: "a list"}
 
 
@@ -24,6 +25,12 @@ class Fields:
 
     def get(self, name: str, kind: type = int, default: Any = _REQUIRED) -> Any:
         """Return the value of a field, or `default` if it is absent or null."""
+        value = self._read(name, kind, default)
+        if kind is int and value is not default and value > _LARGEST:
+            raise self.error(name, f"be at most {_LARGEST}")
+        return value
+
+    def _read(self, name, kind, default):
         value = self.row.get(name)
         if value is None:
             if default is _REQUIRED:
@@ -46,7 +53,7 @@ class Fields:
 
         The value is bounded, because a corrupt file may contain any number.
         """
-        value = self.get(name, int, default)
+        value = self._read(name, int, default)
         if not 0 <= value <= _MOST:
             raise self.error(name, f"be in 0 .. {_MOST}")
         return value

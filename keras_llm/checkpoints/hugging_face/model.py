@@ -82,11 +82,11 @@ def read_model(
     head, options = _head(family, row, folder / CONFIG_FILE)
     if heads is not None and head not in heads:
         head, options = None, None
-    links = family.links(config, row, head, options)
+    model = shapes_only(lambda: models.build(config, head, options, dtype=dtype))
+    links = family.links(model, row)
     weight_mapping.check(
         links, checkpoint, family.ignored, family.copies, f"{family.model_type} {head or 'model'}"
     )
-    model = shapes_only(lambda: models.build(config, head, options, dtype=dtype))
     weight_mapping.assign(model, links, checkpoint)
     return model
 
@@ -130,7 +130,7 @@ def write_model(
         row["label2id"] = {label: i for i, label in enumerate(labels)}
         name = "seq_classif_dropout" if "activation" in options else "classifier_dropout"
         row[name] = options["dropout"]
-    written = weight_mapping.collect(model, family.links(model.config, row, head, options))
+    written = weight_mapping.collect(model, family.links(model, row, with_head=head is not None))
     row["dtype"] = next(iter(written.values())).dtype.name
     folder = pathlib.Path(folder)
     (folder / CONFIG_FILE).write_text(json.dumps(row, indent=2) + "\n", "utf-8")

@@ -12,6 +12,7 @@ from keras_llm.checkpoints.hugging_face.model import labels_of, read_model, writ
 from keras_llm.checkpoints.hugging_face.tensors import read_json
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder
+from keras_llm.training.adapters.lora import has_adapters, merge_lora
 from keras_llm.types import JSON, PathLike
 
 _POOLINGS = {
@@ -47,7 +48,7 @@ def from_hugging_face(folder: PathLike, dtype: str | None = None) -> tasks.Task:
 
     Raises:
         InputError: if a field or tensor is missing, wrong or not supported; the message names it
-            and the file. All names and shapes are checked before a model is built.
+            and the file. All names and shapes are checked before a weight is read.
     """
     folder = pathlib.Path(folder)
     config = read_json(folder / "config.json")
@@ -82,6 +83,7 @@ def to_hugging_face(
 
     Args:
         task_or_model: a task, whose tokenizer and chat template are written too, or a model.
+            Adapters are merged.
         folder: str or path. It is written atomically.
         overwrite: bool. Whether to replace an existing folder.
 
@@ -95,6 +97,8 @@ def to_hugging_face(
         raise InputError(
             f"`task_or_model` must be a task or a model of this library, got {type(task_or_model)}."
         )
+    if has_adapters(model):
+        model = merge_lora(model)
     token_ids = {}
     if task is not None:
         for role in ("pad", "bos", "eos"):

@@ -17,28 +17,28 @@ class Link:
     """A link between weights of a model and the tensors that store them.
 
     Attributes:
-        ours: dict of weight paths to shapes.
-        theirs: dict of tensor names to shapes.
+        weights: dict of weight paths to shapes.
+        tensors: dict of tensor names to shapes.
         read: function from the list of tensors to the list of weights.
         write: function from the list of weights to the list of tensors.
     """
 
-    ours: dict[str, tuple[int, ...]]
-    theirs: dict[str, tuple[int, ...]]
+    weights: dict[str, tuple[int, ...]]
+    tensors: dict[str, tuple[int, ...]]
     read: Callable[[list[np.ndarray]], list[np.ndarray]]
     write: Callable[[list[np.ndarray]], list[np.ndarray]]
 
 
 def same(
-    path: str, name: str, shape: tuple[int, ...], their_shape: tuple[int, ...] | None = None
+    path: str, name: str, shape: tuple[int, ...], tensor_shape: tuple[int, ...] | None = None
 ) -> Link:
     """Link a weight to a tensor with the same values in the same order, optionally reshaped."""
-    their_shape = shape if their_shape is None else their_shape
+    tensor_shape = shape if tensor_shape is None else tensor_shape
     return Link(
         {path: shape},
-        {name: their_shape},
+        {name: tensor_shape},
         lambda tensors: [tensors[0].reshape(shape)],
-        lambda weights: [weights[0].reshape(their_shape)],
+        lambda weights: [weights[0].reshape(tensor_shape)],
     )
 
 
@@ -121,7 +121,7 @@ def check(
         InputError: if a tensor is missing, unknown, has a wrong shape, or differs from the tensor
             that it should duplicate; the message names the first one.
     """
-    expected = {name: shape for link in links for name, shape in link.theirs.items()}
+    expected = {name: shape for link in links for name, shape in link.tensors.items()}
     problems = []
     for name, shape in expected.items():
         if name not in tensors:
@@ -157,12 +157,10 @@ def assign(model: keras.Model, links: Iterable[Link], tensors: Tensors) -> None:
     """Fill a model from tensors, one link at a time; names and shapes must be checked before."""
     variables = {variable.path: variable for variable in model.variables}
     for link in links:
-        weights = link.read([tensors[name] for name in link.theirs])
-        for path, weight in zip(link.ours, weights, strict=True):
+        weights = link.read([tensors[name] for name in link.tensors])
+        for path, weight in zip(link.weights, weights, strict=True):
             allocate(variables.pop(path), np.asarray(weight, "float32"))
-    unmapped = [path for path in variables if "seed_generator" not in path]
-    assert not unmapped, unmapped  # a weight that `weight_specs` does not list
-    for variable in variables.values():
+    for variable in variables.values():  # the states of seed generators
         allocate(variable)
 
 
@@ -171,8 +169,8 @@ def collect(model: keras.Model, links: Iterable[Link]) -> dict[str, np.ndarray]:
     variables = {variable.path: variable for variable in model.variables}
     tensors = {}
     for link in links:
-        weights = [to_numpy(variables[path]) for path in link.ours]
-        for name, tensor in zip(link.theirs, link.write(weights), strict=True):
+        weights = [to_numpy(variables[path]) for path in link.weights]
+        for name, tensor in zip(link.tensors, link.write(weights), strict=True):
             tensors[name] = np.ascontiguousarray(tensor, dtype=weights[0].dtype)
     return tensors
 

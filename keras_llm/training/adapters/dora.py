@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_llm.keras_internals import adding_weights
 from keras_llm.types import Tensor
 
 
@@ -35,14 +36,13 @@ def add_magnitude(layer: keras.layers.Dense, magnitude: Tensor | None = None) ->
     """
     if magnitude is None:
         magnitude = ops.convert_to_numpy(_lengths(ops.cast(layer.kernel, "float32")))
-    layer._tracker.unlock()  # Keras does the same for its own adapters
-    layer.magnitude = layer.add_weight(
-        name="lora_magnitude",
-        shape=magnitude.shape,
-        dtype="float32",
-        initializer=lambda shape, dtype: ops.convert_to_tensor(magnitude, dtype),
-    )
-    layer._tracker.lock()
+    with adding_weights(layer):
+        layer.magnitude = layer.add_weight(
+            name="lora_magnitude",
+            shape=magnitude.shape,
+            dtype="float32",
+            initializer=lambda shape, dtype: ops.convert_to_tensor(magnitude, dtype),
+        )
     layer.__class__ = DoraDense
 
 

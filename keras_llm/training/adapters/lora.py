@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_file
+from keras_llm.keras_internals import flatten_layers
 from keras_llm.training.adapters.dora import DoraDense, add_magnitude
 from keras_llm.types import PathLike
 
@@ -205,7 +206,7 @@ def merge_lora(model: keras.Model) -> keras.Model:
 
 def _layers(model):
     """Return all layers that can be adapted, a dict by path."""
-    leaves = model._flatten_layers(include_self=False)
+    leaves = flatten_layers(model)
     return {layer.path: layer for layer in leaves if hasattr(layer, "enable_lora") and layer.built}
 
 

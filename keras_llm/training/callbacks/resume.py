@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_llm.errors import InputError
+from keras_llm.keras_internals import set_initial_epoch
 from keras_llm.training.callbacks import checkpoint_files
 from keras_llm.training.distribution import replicas
 from keras_llm.types import JSON, Dataset, PathLike
@@ -157,7 +158,7 @@ class Resume(keras.callbacks.Callback):
         _check_shapes(checkpoint, _variables(model))
         checkpoint.restore(_variables(model))
         self.seconds = checkpoint.meta["seconds"]
-        _begin_at(model, checkpoint.meta["epoch"])
+        set_initial_epoch(model, checkpoint.meta["epoch"])
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._steps = self.params.get("steps")
@@ -187,7 +188,7 @@ class Resume(keras.callbacks.Callback):
         if self._replayed:
             self._replay(meta["logs"])
         if meta["is_stopped"]:
-            _begin_at(self.model, self.params["epochs"])
+            set_initial_epoch(self.model, self.params["epochs"])
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self._loaded is not None and self._epoch is None:
@@ -226,7 +227,7 @@ class Resume(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._wait()
         self.seconds += time.perf_counter() - self._begin
-        self.model._initial_epoch = None
+        set_initial_epoch(self.model, None)
         self._loaded, self._is_over = None, True
 
     def _replay(self, logs):
@@ -331,19 +332,6 @@ class _Stateful:
         else:
             for name, value in state.items():
                 setattr(self.callback, name, value)
-
-
-def _begin_at(model, epoch):
-    """Make `fit` start at an epoch.
-
-    Keras has no public way to do this in a callback. Its own BackupAndRestore sets the same
-    attribute, in Keras 3.0 to at least 3.15.
-    """
-    if not hasattr(model, "_initial_epoch"):
-        raise InputError(
-            f"training.Resume cannot resume with Keras {keras.__version__}; it supports 3.15."
-        )
-    model._initial_epoch = epoch
 
 
 def _variables(model):

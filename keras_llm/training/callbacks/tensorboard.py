@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_llm import models
 from keras_llm.errors import InputError
+from keras_llm.keras_internals import train_writer
 from keras_llm.types import Dataset, PathLike, Tensor
 
 _ZOOM = 4  # attention images: pixels per token in each direction
@@ -153,7 +154,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
                 logs[prefix + "perplexity"] = _perplexity(logs[prefix + "loss"])
         super().on_epoch_end(epoch, logs)
         if self.sample is not None:
-            with self._train_writer.as_default(epoch):
+            with train_writer(self).as_default(epoch):
                 tf.summary.text("sample", self.sample())
         self._write_attention()
 
@@ -183,7 +184,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         if hasattr(optimizer, "gradient_norm"):
             values["gradient_norm"] = _number(optimizer.gradient_norm)
             values["skipped_updates"] = _number(optimizer.skipped)
-        with self._train_writer.as_default(int(_number(optimizer.iterations))):
+        with train_writer(self).as_default(int(_number(optimizer.iterations))):
             for name, value in values.items():
                 tf.summary.scalar(f"batch_{name}", value)
 
@@ -191,7 +192,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         if self.attention is None:
             return
         maps = models.attention_maps(self._watched, self.attention)
-        with self._train_writer.as_default(int(self.model.optimizer.iterations)):
+        with train_writer(self).as_default(int(self.model.optimizer.iterations)):
             for i, heads in enumerate(maps):
                 heads = np.pad(np.asarray(heads)[0], ((0, 0), (0, 0), (0, 1)), constant_values=1.0)
                 image = np.kron(np.hstack(heads), np.ones((_ZOOM, _ZOOM), "float32"))

@@ -1,14 +1,19 @@
 """Extend Keras optimizers for language models: decay masks, gradient norms, spike skipping."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
 from keras import ops
-from keras.src.optimizers.base_optimizer import BaseOptimizer
 
 from keras_llm.errors import InputError
+from keras_llm.keras_internals import (
+    BaseWeightDecay,
+    MuonHooks,
+    OptimizerHooks,
+    adam_moments,
+)
 from keras_llm.training.distribution import replicas
 from keras_llm.training.optimizers.quantized_moments import QuantizedMoment, is_coded
 from keras_llm.types import JSON, Tensor
@@ -16,7 +21,6 @@ from keras_llm.types import JSON, Tensor
 NO_DECAY = ("bias", "scale", "gamma", "beta", "magnitude")
 _ROUNDED_TO_ONE = {"bfloat16": 2.0**-9, "float16": 2.0**-12}  # numbers this close to 1 round to 1
 _SETTLING = 20  # updates before `skip_factor` applies
-_Optimizer: Any = object  # for type checkers: `super()` of the mixin is an optimizer
 
 
 def check_precision(
@@ -36,14 +40,13 @@ def check_precision(
             )
 
 
-class _Replicated(_Optimizer):
+class _Replicated(OptimizerHooks):
     """A mixin that adds replica support, gradient norms and skipped updates to Keras optimizers.
 
     If several replicas share a batch, their gradients are summed first. Each replica then updates
     its own copy of the variables as a single device would: the copies stay equal, and clipping,
     accumulation and moving averages are those of the global batch. Keras's TensorFlow code clips
-    and accumulates each replica's gradients before the sum; this mixin uses the code in
-    `BaseOptimizer`, without replicas, which the other backends run.
+    and accumulates each replica's gradients before the sum; `OptimizerHooks` replaces it.
 
     Attributes:
         gradient_norm: variable, the global norm of the last batch's gradients before clipping.
@@ -72,23 +75,6 @@ class _Replicated(_Optimizer):
         if self.no_decay:
             self.exclude_from_weight_decay(var_names=list(self.no_decay))
 
-    _backend_update_step = BaseOptimizer._backend_update_step
-    _backend_increment_gradient_accumulators = (
-        BaseOptimizer._backend_increment_gradient_accumulators
-    )
-    _overwrite_model_variables_with_average_value = (
-        BaseOptimizer._overwrite_model_variables_with_average_value
-    )
-
-    def _get_current_learning_rate(self):
-        """Evaluate the schedule at the number of updates.
-
-        With gradient accumulation, Keras's own code counts batches instead.
-        """
-        if isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-            return self._learning_rate(self.iterations)
-        return super()._get_current_learning_rate()
-
     def build(self, variables: Sequence[keras.Variable]) -> None:
         check_precision(self, variables)
         super().build(variables)
@@ -112,11 +98,10 @@ class _Replicated(_Optimizer):
         self.gradient_norm.assign(ops.sqrt(sum(squares)))
         super().apply(grads, trainable_variables)
 
-    def _backend_apply_gradients(self, grads, trainable_variables):
+    def apply_update(self, update: Callable[..., None], grads: Any, variables: Any) -> None:
         if self.skip_factor is None:
-            super()._backend_apply_gradients(grads, trainable_variables)
+            update(grads, variables)
             return
-        update = super()._backend_apply_gradients
         norm = ops.convert_to_tensor(self.gradient_norm)
         settling = self.iterations < _SETTLING
         is_normal = ops.isfinite(norm) & (settling | (norm <= self.skip_factor * self.typical_norm))
@@ -124,7 +109,7 @@ class _Replicated(_Optimizer):
         def take():
             share = ops.where(self.iterations == 0, 1.0, 0.05)
             self.typical_norm.assign_add(share * (norm - self.typical_norm))
-            update(grads, trainable_variables)
+            update(grads, variables)
 
         def skip():
             # Let the running mean grow toward large norms, so that a lasting change is accepted.
@@ -201,11 +186,10 @@ _STATE_BITS = """
 
 
 @keras.saving.register_keras_serializable("keras_llm")
-class AdamW(_Replicated, keras.optimizers.AdamW):
+class AdamW(BaseWeightDecay, _Replicated, keras.optimizers.AdamW):
     __doc__ = "Adam with decoupled weight decay (Loshchilov and Hutter, 2017)." + _ADDED.format(
         name="AdamW", more=_STATE_BITS
     )
-    _apply_weight_decay = BaseOptimizer._apply_weight_decay
 
     def __init__(self, *args: Any, state_bits: int = 32, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -243,8 +227,7 @@ class AdamW(_Replicated, keras.optimizers.AdamW):
         self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
     ) -> None:
         """Update as Keras does; dequantize and requantize moments if they are quantized."""
-        index = self._get_variable_index(variable)
-        first, second = self._momentums[index], self._velocities[index]
+        first, second = adam_moments(self, variable)
         if not isinstance(first, QuantizedMoment):
             averages, betas = (first, second), (self.beta_1, self.beta_2)
             if self.amsgrad or not _adam_in_one_pass(
@@ -268,26 +251,28 @@ class AdamW(_Replicated, keras.optimizers.AdamW):
 
 
 @keras.saving.register_keras_serializable("keras_llm")
-class Lion(_Replicated, keras.optimizers.Lion):
+class Lion(BaseWeightDecay, _Replicated, keras.optimizers.Lion):
     __doc__ = "Lion: updates by the sign of the momentum (Chen et al., 2023)." + _ADDED.format(
         name="Lion", more=""
     )
-    _apply_weight_decay = BaseOptimizer._apply_weight_decay
 
 
 @keras.saving.register_keras_serializable("keras_llm")
-class Muon(_Replicated, keras.optimizers.Muon):
+class Muon(MuonHooks, _Replicated, keras.optimizers.Muon):
     __doc__ = (
         "Muon: orthogonalized momentum for matrices, Adam for the rest (Jordan et al., 2024)."
         + _ADDED.format(name="Muon", more="")
     )
 
-    def _adamw_update_step(self, gradient, variable, learning_rate, m, v):
+    def update_with_adam(
+        self, update: Callable[..., None], gradient: Tensor, variable: Any, *rest: Any
+    ) -> None:
+        rate, *averages = rest
         betas = self.adam_beta_1, self.adam_beta_2
         if not _adam_in_one_pass(
-            variable, (m, v), gradient, learning_rate, self.iterations, betas, self.epsilon
+            variable, averages, gradient, rate, self.iterations, betas, self.epsilon
         ):
-            super()._adamw_update_step(gradient, variable, learning_rate, m, v)
+            update(gradient, variable, *rest)
 
     def zeropower_via_newtonschulz5(self, x: Tensor, steps: int) -> Tensor:
         """Orthogonalize a matrix with Keras's iteration, x <- (a + b x x^T + c (x x^T)^2) x.

@@ -1,5 +1,6 @@
 """Train Keras models with the same result on one or several devices."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -7,6 +8,7 @@ from keras import ops
 
 from keras_llm import models
 from keras_llm.errors import InputError
+from keras_llm.keras_internals import BuildHook
 from keras_llm.training.distribution import distribution, replicas
 from keras_llm.training.optimizers.optimizers import check_precision
 from keras_llm.types import JSON, Tensor
@@ -14,7 +16,7 @@ from keras_llm.types import JSON, Tensor
 _MEANS = ("sum_over_batch_size", "mean")
 
 
-class Trainer(keras.Model):
+class Trainer(BuildHook):
     """A trainer for any model with Keras losses and metrics: `compile(optimizer, loss)` and `fit`.
 
     On one device it behaves like the model's own `compile` and `fit`. On several devices
@@ -134,11 +136,11 @@ class Trainer(keras.Model):
     def test_step(self, *args: Any) -> Any:
         return replicas.step_logs(super().test_step(*args))
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+    def build_from(self, build: Callable[..., None], iterator: Any, data_batch: Any) -> None:
         with replicas.scope_of(self):
             if replicas.count() > 1 and iterator is not None:
                 data_batch, iterator = replicas.first_batch(iterator), None
-            super()._maybe_symbolic_build(iterator, data_batch)
+            build(iterator, data_batch)
 
     def _check_compiled(self, loss):
         """Raise InputError for options that Keras does not support or changes on replicas."""

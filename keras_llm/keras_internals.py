@@ -1,0 +1,149 @@
+"""Access the private names of Keras that this library needs; no other file uses them.
+
+A minor version of Keras may change them: run the tests with it, then add it to `TESTED`.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+from keras import ops
+from keras.src.optimizers.base_optimizer import BaseOptimizer
+
+from keras_llm.errors import InputError
+from keras_llm.types import Tensor
+
+TESTED = ("3.15",)
+"""Minor versions of Keras that the tests have passed with."""
+
+_Optimizer: Any = object  # for type checkers: `super()` of a mixin is an optimizer
+
+
+def check_version(version: str) -> None:
+    """Warn if a version of Keras is not one of those that the tests have passed with."""
+    if ".".join(version.split(".")[:2]) not in TESTED:
+        warnings.warn(
+            f"keras_llm uses private names of Keras and is tested with Keras {', '.join(TESTED)}; "
+            f"this is Keras {version}, which may fail or train differently.",
+            stacklevel=2,
+        )
+
+
+check_version(keras.__version__)
+
+
+def flatten_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Return all layers in a layer or model, at any depth and without itself."""
+    return list(layer._flatten_layers(include_self=False))
+
+
+def has_own_weights(layer: keras.layers.Layer) -> bool:
+    """Return whether a layer has weights that are not those of its sublayers."""
+    return bool(layer._trainable_variables or layer._non_trainable_variables)
+
+
+@contextlib.contextmanager
+def adding_weights(layer: keras.layers.Layer) -> Iterator[None]:
+    """Allow `add_weight` on a built layer, as Keras does for its own adapters."""
+    layer._tracker.unlock()
+    yield
+    layer._tracker.lock()
+
+
+def is_allocated(variable: keras.Variable) -> bool:
+    """Return whether a variable has a value, or only a shape from a `keras.StatelessScope`."""
+    return variable._value is not None
+
+
+def initialize(variable: keras.Variable, value: Tensor | None = None) -> None:
+    """Allocate a variable that has only a shape, with `value` or else by its initializer."""
+    if value is not None:
+        variable._initializer = lambda shape, dtype: ops.cast(ops.convert_to_tensor(value), dtype)
+    variable._deferred_initialize()
+
+
+def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
+    """Make the running `fit` start at an epoch, as `keras.callbacks.BackupAndRestore` does."""
+    if not hasattr(model, "_initial_epoch"):
+        raise InputError(
+            f"training.Resume cannot resume with Keras {keras.__version__}; it supports "
+            f"{', '.join(TESTED)}."
+        )
+    model._initial_epoch = epoch
+
+
+def train_writer(callback: keras.callbacks.TensorBoard) -> Any:
+    """Return the writer of a callback's training summaries."""
+    return callback._train_writer
+
+
+class BuildHook(keras.Model):
+    """A model with a hook around the build at the start of `fit` and `evaluate`."""
+
+    def build_from(self, build: Callable[..., None], iterator: Any, data_batch: Any) -> None:
+        """Call `build(iterator, data_batch)`, one of which is None; override to change it."""
+        build(iterator, data_batch)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        self.build_from(super()._maybe_symbolic_build, iterator, data_batch)
+
+
+class OptimizerHooks(_Optimizer):
+    """A mixin of optimizers that runs the code of `BaseOptimizer`, and has a hook for updates.
+
+    On TensorFlow, Keras's code for clipping, accumulation and averages handles replicas; the code
+    of `BaseOptimizer`, which the other backends run, does not.
+    """
+
+    _backend_update_step = BaseOptimizer._backend_update_step
+    _backend_increment_gradient_accumulators = (
+        BaseOptimizer._backend_increment_gradient_accumulators
+    )
+    _overwrite_model_variables_with_average_value = (
+        BaseOptimizer._overwrite_model_variables_with_average_value
+    )
+
+    def _get_current_learning_rate(self):
+        """Evaluate the schedule at the number of updates.
+
+        With gradient accumulation, Keras's own code counts batches instead.
+        """
+        if isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+            return self._learning_rate(self.iterations)
+        return super()._get_current_learning_rate()
+
+    def apply_update(self, update: Callable[..., None], grads: Any, variables: Any) -> None:
+        """Call `update(grads, variables)`; override to change it."""
+        update(grads, variables)
+
+    def _backend_apply_gradients(self, grads, trainable_variables):
+        self.apply_update(super()._backend_apply_gradients, grads, trainable_variables)
+
+
+class BaseWeightDecay(_Optimizer):
+    """A mixin that runs the weight decay of `BaseOptimizer`; Muon has its own."""
+
+    _apply_weight_decay = BaseOptimizer._apply_weight_decay
+
+
+def adam_moments(
+    optimizer: keras.optimizers.Adam, variable: keras.Variable
+) -> tuple[keras.Variable, keras.Variable]:
+    """Return Adam's first and second moment of a variable."""
+    index = optimizer._get_variable_index(variable)
+    return optimizer._momentums[index], optimizer._velocities[index]
+
+
+class MuonHooks(_Optimizer):
+    """A mixin of Muon with a hook for the variables that it updates as Adam does."""
+
+    def update_with_adam(
+        self, update: Callable[..., None], gradient: Tensor, variable: Any, *rest: Any
+    ) -> None:
+        """Call `update(gradient, variable, learning_rate, m, v)`; override to change it."""
+        update(gradient, variable, *rest)
+
+    def _adamw_update_step(self, *arguments):
+        self.update_with_adam(super()._adamw_update_step, *arguments)
