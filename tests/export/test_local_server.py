@@ -778,7 +778,7 @@ def test_missing_package_error_names_the_extra(monkeypatch, package):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=rf"{package}: pip install 'keras-llm\[serving\]'"):
-        export.LocalServer  # noqa: B018
+        export.LocalServer(export.ServerOptions("models"))
 
 
 def test_server_is_public():
