@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.client import pywrap_tf_session
 
 from keras_llm.errors import InputError, ServingError
 from keras_llm.export.serving import tensors
@@ -117,6 +118,7 @@ class Servable:
         try:
             with graph.as_default(), _quiet():
                 meta = tf.compat.v1.saved_model.load(self._session, ["serve"], str(path))
+            self._session._extend_graph()  # `Session.run` does this in each call
         except Exception as error:
             self._session.close()
             raise _serving_error(error) from error
@@ -135,6 +137,7 @@ class Servable:
             )
             for name, signature in self.signature_defs.items()
         }
+        self._resolved: dict[str, tuple[dict[str, Any], list[Any]]] = {}
         self._unprepared = {name: threading.Lock() for name in self.signatures}
 
     def signature(self, name: str, method: str = _PREDICT) -> Signature:
@@ -173,14 +176,39 @@ class Servable:
         Raises:
             ServingError: if the graph fails; "DEADLINE_EXCEEDED" after the deadline.
         """
-        feeds = {signature.inputs[name].name: array for name, array in arrays.items()}
-        fetches = {name: output.name for name, output in signature.outputs.items()}
         try:
             with self._prepared(signature.name, deadline):
-                outputs = self._session.run(fetches, feeds, options=_run_options(deadline))
+                values = self._run_session(signature, arrays, _run_options(deadline))
         except Exception as error:
             raise _serving_error(error) from error
-        return {name: _rows_of_bytes(value) for name, value in outputs.items()}
+        return {
+            name: _rows_of_bytes(value)
+            for name, value in zip(signature.outputs, values, strict=True)
+        }
+
+    def _run_session(self, signature, arrays, options):
+        """Run the session and return the outputs in the order of the signature.
+
+        `Session.run` resolves all names in each call, which takes longer than a small graph.
+        """
+        if signature.name not in self._resolved:
+            self._resolved[signature.name] = (
+                {name: self._output_of(tensor) for name, tensor in signature.inputs.items()},
+                [self._output_of(tensor) for tensor in signature.outputs.values()],
+            )
+        inputs, fetches = self._resolved[signature.name]
+        feeds = {inputs[name]: array for name, array in arrays.items()}
+        buffer = None
+        if options is not None:
+            buffer = pywrap_tf_session.TF_NewBufferFromString(options.SerializeToString())
+        try:
+            return self._session._call_tf_sessionrun(buffer, feeds, fetches, [], None)
+        finally:
+            if buffer is not None:
+                pywrap_tf_session.TF_DeleteBuffer(buffer)
+
+    def _output_of(self, tensor):
+        return self._session.graph.get_tensor_by_name(tensor.name)._as_tf_output()
 
     @contextlib.contextmanager
     def _prepared(self, name, deadline):
