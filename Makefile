@@ -39,7 +39,8 @@ test-parity:
 		llama-cpp-python==0.3.36
 	$(VENV)-parity/bin/python -m pytest tests/parity --page docs/parity.md
 
-# Test every recipe and trainer on two workers, local processes that communicate over loopback.
+# Test every recipe on two workers, local processes that communicate over loopback, and trainers on
+# two workers and two replicas.
 test-scale: $(INSTALLED)
 	$(BIN)/python -m pytest tests/scale
 

@@ -4,8 +4,7 @@ The number of rows, prompt tokens and new tokens is rounded up to a bucket, so t
 size share one compilation. Settings are tensors and do not trigger compilation. With
 `KERAS_LLM_XLA=0` in the environment, TensorFlow runs the same graphs without XLA, one graph for all
 sizes: the first call is faster, later calls are slower. Requests with a constraint always run
-without XLA, since XLA cannot call Python. The modules `tensorflow` and `jax` compile functions for
-each backend.
+without XLA, since XLA cannot call Python.
 """
 
 import functools
@@ -21,7 +20,7 @@ from keras import ops
 from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation import loop, scoring
-from keras_llm.generation.prefix_cache import PrefixCache
+from keras_llm.generation.prefix_cache import PrefixCache, has_ring_caches
 from keras_llm.generation.sampling import SETTINGS, Sampling, dtype_of
 from keras_llm.types import Tensor
 
@@ -283,7 +282,7 @@ class _Run:
         """Run `loop.start`."""
         compiled, capacity, first, chunk = self.compiled, self.capacity, 0, 0
         if prefix_cache is not None:
-            first = prefix_cache.shared(self.token_ids, _has_rings(compiled.model))
+            first = prefix_cache.shared(self.token_ids, has_ring_caches(compiled.model))
         held = []
         if first:
             held = [prefix_cache.cache, np.array(first, "int32")]
@@ -369,7 +368,6 @@ class _Run:
 
     def visible(self, state):
         """Remove the cache and the rows and columns that the bucket added from a `State`."""
-
         cut = (slice(self.rows), slice(self.columns))
         return loop.State(*[field[cut[: len(field.shape)]] for field in state[:-1]], cache={})
 
@@ -389,15 +387,8 @@ def _any_size(argument):
     if not isinstance(argument, loop.Request):
         return result
     bias = argument.sampling.logit_bias
-    sampling = result.sampling._replace(
-        logit_bias=keras.KerasTensor((None, bias.shape[1]), bias.dtype),
-    )
-    return result._replace(sampling=sampling)
-
-
-def _has_rings(model):
-    layers = range(model.config.num_layers)
-    return any(model.config.window(i) is not None for i in layers)
+    bias = keras.KerasTensor((None, bias.shape[1]), bias.dtype)
+    return result._replace(sampling=result.sampling._replace(logit_bias=bias))
 
 
 def _bucket(size, smallest=_SMALLEST):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_llm.generation.loop import State
+from keras_llm.models import CausalLM, Seq2Seq
 from keras_llm.types import Tensor
 
 
@@ -32,3 +33,8 @@ class PrefixCache:
         same = np.array(self.token_ids[:count], "int32") == row[:count]
         count = count if same.all() else int(same.argmin())
         return 0 if has_rings and count < len(self.token_ids) else count
+
+
+def has_ring_caches(model: CausalLM | Seq2Seq) -> bool:
+    """Return whether a layer has a sliding window, so that its cache drops older tokens."""
+    return any(model.config.window(i) is not None for i in range(model.config.num_layers))

@@ -1,4 +1,4 @@
-"""Test training on several workers, which are local processes that communicate over loopback."""
+"""Test training on several workers (local processes on loopback) and on replicas."""
 
 import json
 import pathlib
@@ -48,6 +48,30 @@ def runs(tmp_path_factory):
     codes, stderr = run(*cases)
     assert codes == [[0], [0, 0], [0, 0]], stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def replica_runs(text_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("replica_runs")
+    (folder / "texts").symlink_to(text_folder)
+    names = ("single_device_tasks", "mirrored_tasks", "mirrored_recipe")
+    codes, stderr = run(*((name, folder, 0) for name in names))
+    assert codes == [[0]] * len(names), stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", ["classes", "pairs", "sentences"])
+def test_tasks_on_two_replicas_match_one_device(replica_runs, name):
+    expected = load_outcome(replica_runs, "single_device_tasks")[name]
+    assert expected["gradient_norm"] > 0.1  # gradients are clipped to this norm
+    assert_same(load_outcome(replica_runs, "mirrored_tasks")[name], expected)
+
+
+def test_recipe_on_two_replicas(replica_runs):
+    assert load_outcome(replica_runs, "mirrored_recipe") == 0
+    metrics = json.loads((replica_runs / "model" / "metrics.json").read_text())
+    assert metrics["held_out"]["perplexity"] < metrics["unigram"]["perplexity"]
+    assert keras_llm.load(replica_runs / "model")("The", max_new_tokens=5, temperature=0.0)
 
 
 @pytest.mark.parametrize("index", [0, 1])

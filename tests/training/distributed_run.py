@@ -142,9 +142,8 @@ def sentence_pair_model():
     return trainer, inputs, {"tokens": targets, "next_sentence": rng.integers(0, 2, 29)}, None, {}
 
 
-OTHERS = {
-    "Lion": word_classifier,
-    "Muon": word_classifier,
+WORDS = {"Lion": word_classifier, "Muon": word_classifier}
+TASKS = {
     "classes": text_classifier,
     "pairs": preference_model,
     "sentences": sentence_pair_model,
@@ -155,7 +154,7 @@ def fit_kind(strategy, name):
     """Train like `fit`, with another kind of model."""
     keras.utils.set_random_seed(0)
     with strategy.scope() if strategy else contextlib.nullcontext():
-        trainer, x, y, weights, compile_options = OTHERS[name]()
+        trainer, x, y, weights, compile_options = (WORDS | TASKS)[name]()
         default_optimizer = training.AdamW(1e-2, global_clipnorm=0.1)
         optimizer = OPTIMIZERS[name]() if name in OPTIMIZERS else default_optimizer
         # The masked-LM head's bias is trained only in a graph.
@@ -183,16 +182,28 @@ def fit_kind(strategy, name):
     return {"weights": weights, "history": history, "gradient_norm": norm}
 
 
-def fit_all_kinds(strategy):
-    return {"AdamW": fit(strategy)} | {name: fit_kind(strategy, name) for name in OTHERS}
+def fit_optimizers(strategy):
+    return {"AdamW": fit(strategy)} | {name: fit_kind(strategy, name) for name in WORDS}
+
+
+def fit_tasks(strategy):
+    return {name: fit_kind(strategy, name) for name in TASKS}
 
 
 def single_device():
-    return fit_all_kinds(None)
+    return fit_optimizers(None)
 
 
 def mirrored():
-    return fit_all_kinds(two_devices())
+    return fit_optimizers(two_devices())
+
+
+def single_device_tasks():
+    return fit_tasks(None)
+
+
+def mirrored_tasks():
+    return fit_tasks(two_devices())
 
 
 def worker(index, *addresses):

@@ -1,4 +1,4 @@
-"""Compare training on several replicas with one device; tests/scale tests several workers."""
+"""Compare training on several replicas with one device; tests/scale tests more of it."""
 
 import importlib
 import json
@@ -11,7 +11,6 @@ import keras
 import numpy as np
 import pytest
 
-import keras_llm
 from keras_llm import training
 from keras_llm.commands import entry_points
 from keras_llm.errors import InputError
@@ -38,13 +37,12 @@ def load_outcome(folder, name):
 
 
 @pytest.fixture(scope="module")
-def runs(text_folder, tmp_path_factory):
+def runs(tmp_path_factory):
     """Return the folder of all cases, which are run in one process."""
     folder = tmp_path_factory.mktemp("runs")
-    (folder / "texts").symlink_to(text_folder)
     names = ("single_device", "mirrored", "unsupported", "keras_mirrored", "resumed_on_replicas")
-    codes, stderr = run(*((name, folder, 0) for name in (*names, "mirrored_recipe")))
-    assert codes == [[0]] * 6, stderr
+    codes, stderr = run(*((name, folder, 0) for name in names))
+    assert codes == [[0]] * len(names), stderr
     return folder
 
 
@@ -57,7 +55,7 @@ def assert_same(actual, expected):
         np.testing.assert_allclose(actual["history"][name], values, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["AdamW", "Lion", "Muon", "classes", "pairs", "sentences"])
+@pytest.mark.parametrize("name", ["AdamW", "Lion", "Muon"])
 def test_two_replicas_match_one_device(runs, name):
     expected = load_outcome(runs, "single_device")[name]
     assert expected["gradient_norm"] > 0.1  # gradients are clipped to this norm
@@ -101,13 +99,6 @@ def test_resume_on_two_replicas_is_bit_exact(runs):
     assert results["interrupted"] == results["uninterrupted"]
     assert len(results["uninterrupted"]["hashes"]) > 15
     assert len(results["uninterrupted"]["history"]["val_loss"]) == 2
-
-
-def test_recipe_on_two_replicas(runs):
-    assert load_outcome(runs, "mirrored_recipe") == 0
-    metrics = json.loads((runs / "model" / "metrics.json").read_text())
-    assert metrics["held_out"]["perplexity"] < metrics["unigram"]["perplexity"]
-    assert keras_llm.load(runs / "model")("The", max_new_tokens=5, temperature=0.0)
 
 
 def test_recipes_accept_all_distributions():
