@@ -87,8 +87,9 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 # Install in editable mode, so that `keras_llm.export` and `keras_llm.recipes` are found from inside
-# the repository.
+# the repository. Old metadata in the repository would hide new entry points.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	rm -rf *.egg-info
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[test,lint]'
