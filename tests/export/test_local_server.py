@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 import urllib.request
+from concurrent import futures
 
 import grpc
 import numpy as np
@@ -33,7 +35,7 @@ from tensorflow_serving.apis import (
 )
 
 from keras_llm import export
-from keras_llm.errors import InputError
+from keras_llm.errors import InputError, ServingError
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +150,6 @@ X, BY = np.ones((1, 1), "float32"), np.ones(1, "float32")
     ],
 )
 def test_invalid_request_returns_error_message(stub, request_, code, words):
-    import re
-
     found, details = fails(stub.Predict, request_)
     assert found == code and re.search(words, details), (found, details)
 
@@ -696,7 +696,7 @@ def test_batching_parameters_file(tiny_base, tmp_path, serve):
 
 @pytest.fixture
 def started(tiny_base):
-    """Function that starts `keras-llm serve` with flags; returns the process and its gRPC port."""
+    """Function that starts `keras-llm serve` with flags; returns the process and its two ports."""
     processes = []
 
     def start(*flags):
@@ -711,7 +711,7 @@ def started(tiny_base):
             if "gRPC at" in line:
                 break
         assert any("serving tiny, version 1" in line for line in lines)
-        return process, int(lines[-1].split("gRPC at 127.0.0.1:")[1].split(",")[0])
+        return process, *map(int, re.findall(r"127\.0\.0\.1:(\d+)", lines[-1]))
 
     yield start
     for process in processes:
@@ -731,7 +731,7 @@ def spin(channel, times):
 
 
 def test_sigterm_finishes_running_requests(started):
-    process, port = started("--shutdown_grace_seconds", "20")
+    process, port, _ = started("--shutdown_grace_seconds", "20")
     with grpc.insecure_channel(f"localhost:{port}") as channel:
         health = health_pb2_grpc.HealthStub(channel)
         for service in ("", "tensorflow.serving.PredictionService"):
@@ -748,10 +748,18 @@ def test_sigterm_finishes_running_requests(started):
 
 
 def test_requests_are_aborted_after_the_grace_period(started):
-    process, port = started("--shutdown_grace_seconds", "0.2")
-    with grpc.insecure_channel(f"localhost:{port}") as channel:
+    process, port, rest_api_port = started("--shutdown_grace_seconds", "0.2")
+    rest = f"http://localhost:{rest_api_port}"
+    with (
+        grpc.insecure_channel(f"localhost:{port}") as channel,
+        export.Client(rest, "tiny", retries=0) as client,
+        futures.ThreadPoolExecutor(1) as pool,
+    ):
+        rest_request = pool.submit(client.predict, "spin", {"times": [2**31 - 1]})
         pending = spin(channel, 2**31 - 1)
         process.send_signal(signal.SIGTERM)
+        with pytest.raises(ServingError, match="UNAVAILABLE"):
+            rest_request.result(timeout=30)
         with pytest.raises(grpc.RpcError) as refused:
             pending.result()
         assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)

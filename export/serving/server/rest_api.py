@@ -78,9 +78,12 @@ async def read_body(request: Request) -> bytearray:
 async def _run_method(request: Request) -> Response:
     deadline = time.monotonic() + request.app.state.timeout
     body = await read_body(request)
-    return await run_in_threadpool(
-        _answer, request.app.state.core, request.path_params, body, deadline
-    )
+    try:
+        return await run_in_threadpool(
+            _answer, request.app.state.core, request.path_params, body, deadline
+        )
+    except asyncio.CancelledError:  # by uvicorn, at the end of the grace period
+        raise ServingError("UNAVAILABLE", "the server is shutting down.") from None
 
 
 def _answer(core, path, body, deadline):
