@@ -350,9 +350,7 @@ def test_nan_of_previous_request_does_not_remain_in_slot():
     with Engine(model, STOP, max_batch=1, jit_compile=False) as engine:
         before = [outcome(engine.submit(*request)) for request in healthy]
         # The long request records NaN at its new tokens 2 .. 4.
-        stopped = [
-            i for i, (ids, why) in enumerate(before) if why == "stop" and 2 <= len(ids) <= 4
-        ]
+        stopped = [i for i, (ids, why) in enumerate(before) if why == "stop" and 2 <= len(ids) <= 4]
         assert stopped
         for i in [stopped[0], 0]:
             with pytest.raises(InputError, match="not numbers"):

@@ -291,9 +291,7 @@ GENERATION = (
             "ops.slice_update(variable.value(), begin, padded)",
             "ops.slice_update(variable.value(), begin, row)",
         ),
-        (
-            "tests/generation/test_engine.py::test_nan_of_previous_request_does_not_remain_in_slot",
-        ),
+        ("tests/generation/test_engine.py::test_nan_of_previous_request_does_not_remain_in_slot",),
     ),
     Fault(
         "generation-engine-waiting",
