@@ -48,8 +48,10 @@ def has_own_weights(layer: keras.layers.Layer) -> bool:
 def adding_weights(layer: keras.layers.Layer) -> Iterator[None]:
     """Allow `add_weight` on a built layer, as Keras does for its own adapters."""
     layer._tracker.unlock()
-    yield
-    layer._tracker.lock()
+    try:
+        yield
+    finally:
+        layer._tracker.lock()
 
 
 def is_allocated(variable: keras.Variable) -> bool:

@@ -1,7 +1,7 @@
 """Find the best answer span in the logits of overlapping windows, in NumPy or in a graph.
 
-Functions with the argument `xp`, the array module `numpy` or `keras.ops`, are one formula for both:
-a device runs it without Keras, a SavedModel without Python.
+Functions with the argument `xp` take the array module, `numpy` or `keras.ops`, so that the LiteRT
+runtime, which has no Keras, and exported graphs run the same code.
 """
 
 from types import ModuleType
@@ -30,7 +30,7 @@ class Span(NamedTuple):
 
 
 def window_step(room: Any) -> Any:
-    """Return how many tokens after the window before it a window of `room` tokens starts."""
+    """Return the stride between windows of `room` tokens."""
     return room - room // 2
 
 
@@ -56,7 +56,7 @@ def best_span(
         unanswerable: bool. Whether the answer may be empty.
 
     Returns:
-        A `Span`. The span of a row without any context has no meaning.
+        A `Span`. The span of a row without any context is undefined.
     """
     masked = [xp.where(is_context, side, _NEVER) for side in (start, end)]
     score, length = _best_ends(xp, masked[0], masked[1], longest)

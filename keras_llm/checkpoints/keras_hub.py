@@ -16,6 +16,7 @@ from keras_llm.checkpoints.weight_specs import parts
 from keras_llm.errors import InputError, optional_packages
 from keras_llm.layers import Llama3Scaling, Rotary
 from keras_llm.models.deferred import shapes_only
+from keras_llm.training.adapters.lora import has_adapters, merge_lora
 
 _BLOCK = {
     "self_attention/query": "self_attention/query",
@@ -107,13 +108,13 @@ def to_keras_hub(model_or_task: models.CausalLM | tasks.Task) -> keras.Model:
     """Convert a model to an equivalent KerasHub backbone with the same weights.
 
     Args:
-        model_or_task: a model from `models.causal_lm`, or a task with one.
+        model_or_task: a model from `models.causal_lm`, or a task with one. Adapters are merged.
 
     Returns:
         A `keras_hub.models.GPT2Backbone` or `LlamaBackbone`. The latter stores no maximum length.
 
     Raises:
-        InputError: if no supported backbone computes the same function.
+        InputError: if no supported backbone computes the same function, or the model is quantized.
     """
     with optional_packages("to_keras_hub"):
         import keras_hub
@@ -125,6 +126,8 @@ def to_keras_hub(model_or_task: models.CausalLM | tasks.Task) -> keras.Model:
         raise InputError(
             f"`model_or_task` must have a model from models.causal_lm, got {type(model_or_task)}."
         )
+    if has_adapters(model):
+        model = merge_lora(model)
     config = model.config
     dtype = keras.dtype_policies.get(model.get_config()["dtype"] or keras.config.dtype_policy())
     for kind, write, read in (
@@ -250,10 +253,19 @@ def _variables(backbone):
 
 
 def _links(kind, model, variables):
-    """Link the weights of a model to KerasHub variables, which have a separate axis for heads."""
+    """Link the weights of a model to KerasHub variables, which have a separate axis for heads.
+
+    Raises InputError for weights that KerasHub does not have, such as those of a quantized model.
+    """
     links = []
     for part in parts(model):
-        name = _NAMES[kind][part.key].replace("{i}", str(part.block))
+        name = _NAMES[kind].get(part.key)
+        if name is None:
+            raise InputError(
+                f"a {kind} has no weight for {part.path!r} of the model. A quantized model cannot "
+                "be converted; convert it before quantization."
+            )
+        name = name.replace("{i}", str(part.block))
         for path, shape in part.weights.items():
             variable_name = f"{name}/{path.rpartition('/')[2]}"
             variable = variables.get(variable_name)

@@ -44,7 +44,7 @@ def parts(model: ConfiguredModel, with_head: bool = True) -> list[Part]:
     """
     body = model.get_layer("backbone") if isinstance(model, HeadModel) else model
     body_paths = {variable.path for variable in body.variables}
-    found: dict[tuple[str, str], Part] = {}
+    parts_by_key: dict[tuple[str, str], Part] = {}
     for variable in model.variables:
         in_body = variable.path in body_paths
         if "seed_generator" in variable.path or not (in_body or with_head):
@@ -57,5 +57,5 @@ def parts(model: ConfiguredModel, with_head: bool = True) -> list[Part]:
         if not in_body:
             key = f"{model.head}/{path.removeprefix('masked_lm_head/')}"
         part = Part(path, key, int(block[1]) if block else None, {})
-        found.setdefault((path, key), part).weights[variable.path] = tuple(variable.shape)
-    return list(found.values())
+        parts_by_key.setdefault((path, key), part).weights[variable.path] = tuple(variable.shape)
+    return list(parts_by_key.values())

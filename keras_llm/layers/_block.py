@@ -203,7 +203,7 @@ class TransformerBlock(keras.layers.Layer):
         return cls(**config)
 
 
-# Arguments that are kept and saved as given.
+# Arguments that are stored and saved unchanged.
 PLAIN_ARGUMENTS = argument_names(TransformerBlock.__init__, *_OBJECTS)
 _SHARED_WITH_ATTENTION = tuple(
     name

@@ -393,7 +393,7 @@ class MultiHeadAttention(keras.layers.Layer):
         return cls(**config)
 
 
-# Arguments that are kept and saved as given.
+# Arguments that are stored and saved unchanged.
 _PLAIN_ARGUMENTS = argument_names(
     MultiHeadAttention.__init__, "position", "kernel_initializer", "bias_initializer"
 )

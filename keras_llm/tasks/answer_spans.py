@@ -68,12 +68,12 @@ def best_spans(
     begin = ops.squeeze(ops.take_along_axis(first, column(span.window), axis=1), 1)
     begin = begin + span.start - ops.reshape(context_begin, (-1,))
     has_context = context_lengths > 0
-    found = has_context & ~span.is_empty
+    has_answer = has_context & ~span.is_empty
     return {
-        "start": ops.where(found, begin, 0),
-        "end": ops.where(found, begin + span.length, 0),
+        "start": ops.where(has_answer, begin, 0),
+        "end": ops.where(has_answer, begin + span.length, 0),
         "probability": ops.where(has_context, ops.exp(span.log_probability), 0.0),
-        "found": found,
+        "found": has_answer,
     }
 
 

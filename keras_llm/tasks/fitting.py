@@ -1,6 +1,7 @@
 """Train and evaluate a task on strings."""
 
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -67,8 +68,9 @@ class Fitting:
             A `keras.callbacks.History`.
 
         Raises:
-            InputError: if the rows are invalid or fewer than one batch.
+            InputError: if the rows are invalid or fewer than one batch, or an option is unknown.
         """
+        check_options(self, "fit", self.dataset, options)
         if seed is None:
             raise InputError("`seed` must be an int, got None.")
         data = self.dataset(rows, batch_size, epochs, seed, **options)
@@ -98,11 +100,17 @@ class Fitting:
 
         Args:
             rows: the held-out examples, see `dataset`.
-            **options: options of the task, e.g. `sequence_length` of a `TextGeneration`.
+            **options: for a `TextGeneration`, `batch_size` and the options of `dataset`; for a
+                `MaskedLanguageModel`, the arguments of `dataset`; for a `Translation`, settings of
+                the generation.
 
         Returns:
             A dict of metrics and counts, from the task's evaluation in `keras_llm.training`.
+
+        Raises:
+            InputError: if the rows are invalid or an option is unknown, naming it.
         """
+        check_options(self, "evaluate", self._measure, options)
         return self._measure(rows, **options)
 
     def trainer(
@@ -123,8 +131,8 @@ class Fitting:
         """
         trainer, objective = self._objective()
         # XLA pays off on JAX; on TensorFlow its compilation takes longer than a short training.
-        by_xla = {"jit_compile": keras.backend.backend() == "jax"}
-        trainer.compile(optimizer, **{**objective, **by_xla, **options})
+        jit_compile = keras.backend.backend() == "jax"
+        trainer.compile(optimizer, **{"jit_compile": jit_compile, **objective, **options})
         return trainer
 
     def dataset(
@@ -166,6 +174,25 @@ class Fitting:
         elif not isinstance(optimizer, str):  # one that was built is for the weights of then
             optimizer = type(optimizer).from_config(optimizer.get_config())
         return self.trainer(optimizer, **options)
+
+
+def check_options(
+    task: Fitting, method: str, function: Callable[..., Any], options: dict[str, Any]
+) -> None:
+    """Raise InputError if `function`, which `method` of the task calls, lacks one of the options.
+
+    A function with arbitrary keyword arguments checks them itself.
+    """
+    _, *parameters = inspect.signature(function).parameters.values()  # the first is `rows`
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    names = [parameter.name for parameter in parameters]
+    unknown = [name for name in options if name not in names]
+    if unknown:
+        valid = ", ".join(f"`{name}`" for name in names) or "none"
+        raise InputError(
+            f"`{unknown[0]}` is not an option of {type(task).__name__}.{method}; valid: {valid}."
+        )
 
 
 def checked_rows(rows: Iterable[Any], fields: Sequence[str]) -> list[Any]:

@@ -98,9 +98,7 @@ class GenerativeTask(Task):
     @functools.cached_property
     def _twin(self):
         twin = copy.copy(self)
-        for name in ("_compiled", "_twin"):
-            twin.__dict__.pop(name, None)
-        twin._jit_compile = False
+        twin._compiled, twin._jit_compile = self._compiled.without_xla, False
         return twin
 
     @property

@@ -12,7 +12,7 @@ from keras_llm import data, training
 from keras_llm.errors import InputError
 from keras_llm.models import HeadModel
 from keras_llm.tasks.base import encoded_rows
-from keras_llm.tasks.fitting import held_out_batch
+from keras_llm.tasks.fitting import check_options, held_out_batch
 from keras_llm.tasks.head import HeadTask, rows_of
 from keras_llm.tasks.settings import count_of
 from keras_llm.tokenizers import Tokenizer
@@ -188,6 +188,7 @@ class MaskedLanguageModel(HeadTask):
 
     def _measure(self, rows, **options):
         """`training.evaluate_targets` of masked tokens; the options are those of `dataset`."""
+        check_options(self, "evaluate", self.dataset, options)
         batches = self.dataset(rows, **options)
         return training.evaluate_targets(self.model, batches, self.tokenizer.pad_id)
 

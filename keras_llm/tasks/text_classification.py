@@ -136,9 +136,11 @@ class TextClassification(HeadTask):
             fields = ("text", "context", "label")
         *texts, labels = map(list, zip(*checked_rows(rows, fields), strict=True))
         indices = {label: index for index, label in enumerate(self.labels)}
-        for label in labels:
-            if label not in indices:
-                raise InputError(f"the model has no label {label!r}; it has {self.labels}.")
+        for index, label in enumerate(labels):
+            if not isinstance(label, str) or label not in indices:
+                raise InputError(
+                    f"row {index}: the model has no label {label!r}; it has {self.labels}."
+                )
         classes = np.array([indices[label] for label in labels], "int32")
         return *(rows_of("rows", column) for column in texts), classes
 

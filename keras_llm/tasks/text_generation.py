@@ -302,19 +302,24 @@ class TextGeneration(GenerativeTask):
         # Not the padding token, which is the end token of some tokenizers: it must be learned.
         return training.LanguageModelTrainer(self.model, ignore_id=_IGNORED), {}
 
-    def _measure(self, rows, sequence_length=None, segments=False):
+    def _measure(
+        self, rows, batch_size=16, sequence_length=None, segments=False, drop_remainder=False
+    ):
         """`training.evaluate_language_model` of documents, `training.evaluate_examples` of
-        conversations; the options are those of `dataset`."""
+        conversations; the options are those of `dataset`. Without `bits_per_byte` if the bytes are
+        unknown: for token ids, and with `drop_remainder`."""
         length = self._window(sequence_length)
         if self._are_conversations(rows):
-            return training.evaluate_examples(self.model, self._examples(rows, length))
+            return training.evaluate_examples(self.model, self._examples(rows, length), batch_size)
+        token_ids, num_bytes = encoded_rows(rows, self.tokenizer), None
+        if drop_remainder:
+            count = data.windows(token_ids, length)
+            size = held_out_batch(count, batch_size, drop_remainder)
+            token_ids = token_ids[: count // size * size * length + 1]
+        elif not isinstance(rows, np.ndarray):
+            num_bytes = sum(len(text.encode()) for text in rows)
         return training.evaluate_language_model(
-            self.model,
-            data.encode_documents(checked_texts("rows", rows), self.tokenizer),
-            sum(len(text.encode()) for text in rows),
-            self.tokenizer.bos_id,
-            length,
-            segments=segments,
+            self.model, token_ids, num_bytes, self.tokenizer.bos_id, length, batch_size, segments
         )
 
     def _window(self, sequence_length):

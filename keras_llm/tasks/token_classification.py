@@ -177,8 +177,10 @@ class TokenClassification(HeadTask):
             if isinstance(words, str) or len(words) != len(labels) or not words:
                 raise InputError(f"row {index} must have one label for each of its words.")
             for label in labels:
-                if label not in self.labels:
-                    raise InputError(f"the model has no label {label!r}; it has {self.labels}.")
+                if not isinstance(label, str) or label not in self.labels:
+                    raise InputError(
+                        f"row {index}: the model has no label {label!r}; it has {self.labels}."
+                    )
         return rows
 
     def _objective(self):

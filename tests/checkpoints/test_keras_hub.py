@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_llm
-from keras_llm import models, tokenizers
+from keras_llm import models, tokenizers, training
 from keras_llm.checkpoints import from_keras_hub, to_keras_hub
 from keras_llm.errors import InputError
 from keras_llm.layers import Rotary
@@ -76,6 +76,21 @@ def test_tasks_in_both_directions(randomize):
     np.testing.assert_array_equal(
         imported.predict(TOKENS, verbose=0), task.model.predict(TOKENS, verbose=0)
     )
+
+
+def test_adapters_are_merged(randomize):
+    model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=80, num_layers=1))
+    training.add_lora(model, rank=2)
+    randomize(model)
+    expected = model.predict(TOKENS, verbose=0)
+    np.testing.assert_allclose(hub_logits(to_keras_hub(model)), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_quantized_model_raises_error():
+    model = models.causal_lm(models.preset("llama-tiny", vocabulary_size=80, num_layers=1))
+    model.get_layer("block_0").feed_forward.up.quantize("int8")
+    with pytest.raises(InputError, match=r"no weight for .*up/kernel_scale.* quantized"):
+        to_keras_hub(model)
 
 
 def test_bfloat16_is_kept(randomize):

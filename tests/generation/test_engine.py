@@ -337,6 +337,27 @@ def test_nan_logits_raise(model):
             engine.submit([7], 3, GREEDY).result(WAIT)
 
 
+def test_nan_of_previous_request_does_not_remain_in_slot():
+    """Position 16 and later have NaN embeddings, which only the long prompt reaches."""
+    model = model_of("gpt-tiny", 1)
+    table = next(w for w in model.weights if "position_embedding" in w.path)
+    table.assign(np.where(np.arange(LENGTH)[:, None] < 16, table.numpy(), np.nan))
+    healthy = [
+        ([n], 9, Sampling(temperature=1.5, min_new_tokens=2, seed=seed))
+        for n in range(3, 8)
+        for seed in range(5)
+    ]
+    with Engine(model, STOP, max_batch=1, jit_compile=False) as engine:
+        before = [outcome(engine.submit(*request)) for request in healthy]
+        # The long request records NaN at its new tokens 2 .. 4.
+        stopped = [i for i, (ids, why) in enumerate(before) if why == "stop" and 2 <= len(ids) <= 4]
+        assert stopped
+        for i in [stopped[0], 0]:
+            with pytest.raises(InputError, match="not numbers"):
+                engine.submit([5] * 15, 9, GREEDY).result(WAIT)
+            assert outcome(engine.submit(*healthy[i])) == before[i]
+
+
 @pytest.mark.parametrize("name", ["max_batch", "max_length", "max_waiting", "steps_per_turn"])
 def test_invalid_arguments_raise(model, name):
     with pytest.raises(InputError, match=f"`{name}`"):

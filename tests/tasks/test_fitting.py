@@ -248,12 +248,46 @@ def test_fit_with_own_optimizer_and_invalid_rows(word_piece):
     task = keras_llm.TextClassification(model, word_piece, ["red", "blue"])
     task.compile(keras.optimizers.Adam(3e-3))
     fit_task(task, rows)
-    with pytest.raises(InputError, match="label 'green'"):
-        task.fit([("the green thing", "green")] * 8)
+    with pytest.raises(InputError, match="row 8: the model has no label 'green'"):
+        task.fit([*rows[:8], ("the green thing", "green")])
+    with pytest.raises(InputError, match=r"row 1: the model has no label \['red'\]"):
+        task.fit([rows[0], ("the red thing", ["red"])])
     with pytest.raises(InputError, match="pair"):
         task.fit(["the green thing"] * 8)
     with pytest.raises(InputError, match="batch of 32"):
         task.fit(rows[:4])
+
+
+def test_evaluation_takes_token_ids_and_options(word_piece):
+    texts = [f"the {color} thing is {color} and was {color} here" for color in COLORS]
+    ids = data.encode_documents(texts, word_piece)
+    size = {"vocabulary_size": word_piece.vocabulary_size, "num_layers": 1}
+    task = keras_llm.TextGeneration(
+        models.causal_lm(models.preset("llama-tiny", **size)), word_piece
+    )
+    metrics = task.evaluate(texts, sequence_length=5)
+    of_ids = task.evaluate(ids, batch_size=3, sequence_length=5)
+    assert of_ids == pytest.approx({k: v for k, v in metrics.items() if k != "bits_per_byte"})
+    dropped = task.evaluate(texts, batch_size=3, sequence_length=5, drop_remainder=True)
+    batches = task.dataset(texts, 3, sequence_length=5, drop_remainder=True)
+    targets = np.concatenate([np.ravel(y) for _, y in batches])
+    assert dropped["tokens"] == np.sum(targets != -1) < metrics["tokens"]
+    assert "bits_per_byte" in metrics and "bits_per_byte" not in dropped
+
+
+def test_unknown_options_raise_error(word_piece):
+    config = encoder_config(word_piece)
+    classifier = keras_llm.TextClassification(
+        models.text_classifier(config, 2), word_piece, ["red", "blue"]
+    )
+    filler = keras_llm.MaskedLanguageModel(models.masked_lm(config), word_piece)
+    rows = [("the red thing", "red")] * 8
+    with pytest.raises(InputError, match=r"`window` is not an option of TextClassification.fit"):
+        classifier.fit(rows, window=3)
+    with pytest.raises(InputError, match=r"`window` .* TextClassification.evaluate; valid: none"):
+        classifier.evaluate(rows, window=3)
+    with pytest.raises(InputError, match=r"`window` .*valid: .*`sequence_length`.*`rate`"):
+        filler.evaluate(["the red thing"], window=3)
 
 
 def test_enable_and_merge_lora():
@@ -301,6 +335,6 @@ def test_lora_is_used_in_compiled_and_merged_models():
     )
 
 
-def test_dividing_batch_covers_all_rows():
+def test_held_out_batch_covers_all_rows():
     assert [held_out_batch(count, 32) for count in (63, 64, 7, 37, 0)] == [21, 32, 7, 1, 32]
     assert [held_out_batch(count, 32, True) for count in (63, 7, 37, 0)] == [32, 7, 32, 1]

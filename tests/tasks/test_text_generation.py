@@ -157,3 +157,20 @@ def test_tokenizer_larger_than_vocabulary_raises_error(task):
     small = models.causal_lm(models.preset("llama-tiny", vocabulary_size=300))
     with pytest.raises(InputError, match="vocabulary"):
         tasks.TextGeneration(small, task.tokenizer)
+
+
+def test_task_without_xla_shares_and_releases_graphs(task, monkeypatch):
+    monkeypatch.setenv("KERAS_LLM_XLA", "1")
+    model = models.causal_lm(task.model.config)
+    task = keras_llm.TextGeneration(model, task.tokenizer)
+    twin = task.without_xla()
+    assert task.without_xla() is twin and twin.without_xla() is twin
+    compiled = twin._compiled
+    assert compiled is task._compiled.without_xla and not compiled.jit_compile
+    text = twin("The", 3, seed=1)
+    assert compiled._functions
+    task.release()
+    assert not compiled._functions
+    assert twin("The", 3, seed=1) == text
+    twin.release()
+    assert not compiled._functions and not twin._compiled.jit_compile

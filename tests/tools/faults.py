@@ -284,6 +284,16 @@ GENERATION = (
         ("tests/generation/test_engine.py::test_requests_are_independent_with_sliding_windows",),
     ),
     Fault(
+        "generation-engine-slot-reset",
+        "a slot keeps what the previous request left after the prompt",
+        Place(
+            "keras_llm/generation/scheduler/tensorflow.py",
+            "ops.slice_update(variable.value(), begin, padded)",
+            "ops.slice_update(variable.value(), begin, row)",
+        ),
+        ("tests/generation/test_engine.py::test_nan_of_previous_request_does_not_remain_in_slot",),
+    ),
+    Fault(
         "generation-engine-waiting",
         "one request too many may wait",
         Place(

@@ -6,6 +6,7 @@ import pytest
 
 from keras_llm import models, training
 from keras_llm.errors import InputError
+from keras_llm.keras_internals import adding_weights
 
 V = 61
 IDS = np.random.default_rng(0).integers(2, V, (8, 9)).astype("int32")
@@ -211,3 +212,11 @@ def test_invalid_arguments_raise_error(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             training.load_lora(other, tmp_path / path)
+
+
+def test_layer_is_locked_after_an_error_in_adding_weights():
+    layer = causal_lm().get_layer("block_0").feed_forward.up
+    with pytest.raises(LookupError), adding_weights(layer):
+        raise LookupError
+    with pytest.raises(ValueError, match="cannot add new"):
+        layer.add_weight(shape=(1,))

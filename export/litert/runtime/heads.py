@@ -150,8 +150,12 @@ def _best_span(runner, question, context, room):
     start, end = np.stack(logits, axis=1)
     unanswerable = manifest.get("unanswerable", False)  # older files lack the key
     span = best_span(
-        *(np, start[None], end[None], np.stack(is_context)[None]),
-        *(manifest["longest_answer"], unanswerable),
+        np,
+        start[None],
+        end[None],
+        np.stack(is_context)[None],
+        longest=manifest["longest_answer"],
+        unanswerable=unanswerable,
     )
     probability = float(np.exp(span.log_probability[0]))
     if span.is_empty[0]:

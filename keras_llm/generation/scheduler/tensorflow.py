@@ -96,13 +96,17 @@ class Slots:
 
     def _traced_admit(self, slot, request):
         self.traces["admit"] += 1  # runs only while tracing
-        # A cache as long as the prompt is cheaper than one of S slots. In a ring cache, the prompt
-        # also occupies the first slots; masks hide old entries in the slots after it.
+        # Prefill with a cache as long as the prompt is cheaper than with one of S slots. In a ring
+        # cache, the prompt also occupies the first slots.
         row = loop.start(self._model, request, 1, self._stop_id, _PAD)
 
         def write(variable, row):
+            # Zeros replace what the previous request left after the prompt. Masks do not hide a
+            # NaN value, since 0 * NaN = NaN.
+            sizes = zip(variable.shape[1:], row.shape[1:], strict=True)
+            padded = ops.pad(row, [(0, 0), *((0, size - length) for size, length in sizes)])
             begin = (slot,) + (0,) * (len(row.shape) - 1)
-            variable.assign(ops.slice_update(variable.value(), begin, row))
+            variable.assign(ops.slice_update(variable.value(), begin, padded))
 
         _map(write, self._variables, row)
         return _outputs(row[0])

@@ -91,7 +91,7 @@ class Perplexity(keras.metrics.Mean):
 def evaluate_language_model(
     model: models.CausalLM,
     token_ids: np.ndarray,
-    num_bytes: int,
+    num_bytes: int | None,
     bos_id: int,
     sequence_length: int,
     batch_size: int = 16,
@@ -106,7 +106,7 @@ def evaluate_language_model(
     Args:
         model: a model from `models.causal_lm`.
         token_ids: int array (N,) from `data.encode_documents`.
-        num_bytes: int, the UTF-8 size of the documents.
+        num_bytes: int, the UTF-8 size of the documents; None if unknown.
         bos_id: int, the begin token.
         sequence_length: int > 0.
         batch_size: int > 0.
@@ -114,8 +114,8 @@ def evaluate_language_model(
             `data.packed_dataset(segments=True)`.
 
     Returns:
-        A dict: `tokens` (number predicted), `nats_per_token`, `perplexity`, `bits_per_byte`,
-        `accuracy`.
+        A dict: `tokens` (number predicted), `nats_per_token`, `perplexity`, `bits_per_byte` (if
+        `num_bytes` is known), `accuracy`.
 
     Raises:
         InputError: if there is no token to predict.
@@ -201,14 +201,16 @@ def evaluate_unigram(
     return likelihoods(-float(log_probability[targets].sum()), len(targets), num_bytes)
 
 
-def likelihoods(nats: float, tokens: int, num_bytes: int) -> dict[str, float]:
+def likelihoods(nats: float, tokens: int, num_bytes: int | None) -> dict[str, float]:
     """Return a dict of likelihood metrics, from total nats and the counts of tokens and bytes."""
-    return {
+    metrics = {
         "tokens": tokens,
         "nats_per_token": nats / tokens,
         "perplexity": math.exp(min(nats / tokens, 700.0)),
-        "bits_per_byte": nats / math.log(2) / num_bytes,
     }
+    if num_bytes is not None:
+        metrics["bits_per_byte"] = nats / math.log(2) / num_bytes
+    return metrics
 
 
 def evaluate_targets(
