@@ -26,7 +26,7 @@ COLUMNS = ("tests", "refused", "right", "valid but rejected", "invalid but accep
 
 
 def accepts(constraint, text):
-    """Return whether a text fulfills the constraint."""
+    """Return whether a text matches the constraint."""
     stop = 256
     ids = np.frombuffer(text.encode(), "uint8").astype("int32")[None]
     return bool(constraint.allowed(ids, np.array([ids.shape[1]]), [stop])[0, stop])
