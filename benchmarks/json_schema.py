@@ -18,7 +18,7 @@ import pathlib
 import numpy as np
 
 from keras_llm.errors import InputError
-from keras_llm.generation.constraints import Constraint, Spelling
+from keras_llm.generation import Constraint, Spelling
 
 DRAFTS = ("draft2020-12", "draft7")
 BYTES = Spelling(*[[bytes([byte]) for byte in range(256)]] * 2)

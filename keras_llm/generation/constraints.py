@@ -1,7 +1,6 @@
 """Constrain generated text to a regular expression, a JSON schema or a grammar."""
 
 import copy
-import dataclasses
 import functools
 import importlib
 import itertools
@@ -17,7 +16,7 @@ import numpy as np
 from keras import ops
 
 from keras_llm.errors import InputError
-from keras_llm.types import JSON, Tensor
+from keras_llm.types import JSON, Spelling, Tensor
 
 # Allow every way to divide a text into tokens. By default, llguidance allows only one where the
 # grammar leaves no choice of text.
@@ -35,22 +34,6 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 _constraints: weakref.WeakValueDictionary[int, "Constraint"] = weakref.WeakValueDictionary()
 _next_key = itertools.count()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Spelling:
-    """The UTF-8 bytes of each token, by id. Tokens may begin and end inside a character.
-
-    Attributes:
-        tokens: list of bytes, None for tokens without text, such as special tokens.
-        first: the same for the first token of a text, where decoding may remove a space.
-        strips_all_leading_spaces: bool. Whether decoding removes all spaces at the beginning, so
-            that the token after an empty first token also counts as the first.
-    """
-
-    tokens: list[bytes | None]
-    first: list[bytes | None]
-    strips_all_leading_spaces: bool = False
 
 
 class Constraint:

@@ -320,7 +320,7 @@ def _choose(state, logits, request, stop_id, pad_id, choose=choose):
         num_tokens=num_tokens,
         stopped=stopped,
         stop_token=stop_token,
-        done=ops.logical_or(stopped, num_tokens >= request.budget),
+        done=state.done | stopped | (num_tokens >= request.budget),
     )
     alternatives = state.alternative_ids.shape[2]
     if not alternatives:
