@@ -18,7 +18,7 @@ import pathlib
 import numpy as np
 
 from keras_llm.errors import InputError
-from keras_llm.generation.constraints import Constraint, Spelling
+from keras_llm.generation import Constraint, Spelling
 
 DRAFTS = ("draft2020-12", "draft7")
 BYTES = Spelling(*[[bytes([byte]) for byte in range(256)]] * 2)
@@ -26,7 +26,7 @@ COLUMNS = ("tests", "refused", "right", "valid but rejected", "invalid but accep
 
 
 def accepts(constraint, text):
-    """Return whether a text fulfills the constraint."""
+    """Return whether a text matches the constraint."""
     stop = 256
     ids = np.frombuffer(text.encode(), "uint8").astype("int32")[None]
     return bool(constraint.allowed(ids, np.array([ids.shape[1]]), [stop])[0, stop])

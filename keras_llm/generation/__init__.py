@@ -1,6 +1,6 @@
 """Generate text: logits processors, sampling, constraints, the decode loop and searches."""
 
-from keras_llm.generation.constraints import Constraint, Spelling
+from keras_llm.generation.constraints import Constraint
 from keras_llm.generation.logits_processors import (
     forbid_repeated_ngrams,
     keep_likely,
@@ -38,6 +38,7 @@ from keras_llm.generation.search.speculative import (
     prompt_lookup_generate,
     speculative_generate,
 )
+from keras_llm.types import Spelling
 
 __all__ = [
     "SETTINGS",

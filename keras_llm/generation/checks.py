@@ -4,6 +4,9 @@ import math
 import numbers
 from typing import Any
 
+import numpy as np
+from keras import ops
+
 from keras_llm.errors import InputError
 
 
@@ -28,3 +31,23 @@ def check_number(
     if not is_number or not least <= value <= most:
         bounds = f" in {least} .. {most}" if math.isfinite(least) else ""
         raise InputError(f"{function}: `{name}` must be a finite number{bounds}, got {value!r}.")
+
+
+def check_only_bias(function: str, sampling: Any) -> None:
+    """Raise InputError if a setting is on that does not apply to greedy search with `logit_bias`.
+
+    `temperature` and `seed` may be set. Numbers that are tensors of compiled code are not checked.
+    """
+    for name, value in sampling._asdict().items():
+        if name in ("temperature", "seed", "logit_bias"):
+            continue
+        if name == "constraint":
+            is_on = bool(value)
+        else:
+            off = -1 if name == "forced_tokens" else sampling._field_defaults[name]
+            try:
+                is_on = value is not None and bool(np.any(ops.convert_to_numpy(value) != off))
+            except (NotImplementedError, TypeError):  # compiled code
+                continue
+        if is_on:
+            raise InputError(f"{function}: `{name}` is not supported.")

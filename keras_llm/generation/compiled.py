@@ -243,7 +243,7 @@ class _Run:
     def __init__(
         self, compiled, token_ids, lengths, max_new_tokens, sampling, stop_ids=(), samples=1
     ):
-        self.constraint = sampling.constraint
+        self.constraint = sampling.constraint and sampling.constraint.recorder()
         if self.constraint is not None:
             compiled = compiled.without_xla
         self.compiled, self.samples, self.token_ids = compiled, samples, token_ids
@@ -267,13 +267,12 @@ class _Run:
         elif len(bias) > 1:
             bias = _padded(bias, (rows, bias.shape[1]), 0)
         fields["logit_bias"] = bias
-        if forced is None:
-            forced = np.zeros((1, 0), "int32")
+        forced = np.zeros((1, 0), "int32") if forced is None else forced
         forced = np.resize(forced, (self.rows, forced.shape[1]))
         fields["forced_tokens"] = _padded(forced, (rows, _bucket(forced.shape[1] or 1, 8)), -1)
         key = () if self.constraint is None else (np.array(self.constraint.key, "int32"),)
         fields["constraint"] = key
-        budget = _padded(budget, (rows,), 1)
+        budget = _padded(budget, (rows,), 0)  # constraints skip the rows that the bucket adds
         self.request = loop.Request(token_ids, lengths, budget, Sampling(**fields))
         stops = np.union1d(compiled.stop_ids, np.array(stop_ids, "int32"))
         self.stops = _padded(stops, (_bucket(len(stops), 1),), -1)
@@ -342,19 +341,20 @@ class _Run:
 
         name = (function, self.capacity, *sorted(static.items()))
         arguments = [self.request, self.stops, self._sources(encoder_token_ids), numbers]
-        result = self._call(name, run, arguments)
-        return result._make(field[: self.rows] if len(field.shape) else field for field in result)
+        result = compiled.call(name, run, arguments)
+        result = result._make(field[: self.rows] if len(field.shape) else field for field in result)
+        lacks_text = self.constraint is not None and np.isneginf(result.log_probability[:, 0]).any()
+        if lacks_text and self.constraint.error is not None:
+            raise self.constraint.error
+        return result
 
     def _call(self, *arguments):
-        """Call `CompiledGenerator.call`; raise the error of a constraint as it is."""
-        try:
-            result = self.compiled.call(*arguments)
-            if self.constraint is not None:
-                np.asarray(keras.tree.flatten(result)[0])  # JAX raises errors of callbacks late
-        except Exception:
-            if self.constraint is None or self.constraint.error is None:
-                raise
-            raise self.constraint.error from None
+        """Call `CompiledGenerator.call`; raise the error of a constraint."""
+        result = self.compiled.call(*arguments)
+        if self.constraint is not None:
+            np.asarray(keras.tree.flatten(result)[0])  # wait for JAX
+            if self.constraint.error is not None:
+                raise self.constraint.error
         return result
 
     def _sources(self, encoder_token_ids):

@@ -160,7 +160,7 @@ def empty_state(
         num_tokens=zeros,
         stopped=ops.cast(zeros, "bool"),
         stop_token=zeros - 1,
-        done=ops.cast(zeros, "bool"),
+        done=request.budget <= 0,
         cache=cache,
     )
 
@@ -188,7 +188,7 @@ def advance(
 ) -> State:
     """Choose the next token of each row. Rows that are done do not change.
 
-    `choose` is called like `generation.choose` and returns the same tokens.
+    `choose` is a replacement for `generation.choose` that returns the same tokens.
     """
     # A row that is done repeats its last position, so that it never exceeds the cache.
     positions = request.lengths + state.num_tokens - 1
@@ -267,7 +267,7 @@ def generate(
 
 def processor(
     request: Request, stop_id: int | Tensor, beams: int
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Return a logits processor that applies the settings of a `Request` to its beams.
 
     Args:
@@ -276,17 +276,18 @@ def processor(
         beams: int. W, the number of beams per row; the beams of a row are adjacent.
 
     Returns:
-        A function of logits (B * W, V), the step (an int32 scalar) and the new tokens (B * W, N)
-        that returns logits.
+        A function of logits (B * W, V), the step (an int32 scalar), the new tokens (B * W, N) and
+        which beams are not live, bool (B * W,), that returns logits. It removes all tokens of a
+        beam that cannot continue.
     """
     sampling = request.sampling.repeat(beams)
     prompts, lengths = (ops.repeat(x, beams, axis=0) for x in (request.token_ids, request.lengths))
 
-    def processed(logits, step, token_ids):
+    def processed(logits, step, token_ids, done):
         text = None
         if not sampling.ignores_text():
             text = _text(prompts, lengths, token_ids, ops.zeros_like(lengths) + step)
-        return process(logits, sampling, step, text, stop_id)
+        return process(logits, sampling, step, text, stop_id, done, is_search=True)
 
     return processed
 
@@ -295,7 +296,7 @@ def _choose(state, logits, request, stop_id, pad_id, choose=choose):
     text = None
     if not request.sampling.ignores_text():
         text = _text(request.token_ids, request.lengths, state.token_ids, state.num_tokens)
-    token = choose(logits, request.sampling, state.num_tokens, text, stop_id)
+    token = choose(logits, request.sampling, state.num_tokens, text, stop_id, state.done)
     is_live = ops.logical_not(state.done)
     stops = is_live & is_stop(token, stop_id)
     counts = is_live & ops.logical_not(stops)
@@ -319,7 +320,7 @@ def _choose(state, logits, request, stop_id, pad_id, choose=choose):
         num_tokens=num_tokens,
         stopped=stopped,
         stop_token=stop_token,
-        done=ops.logical_or(stopped, num_tokens >= request.budget),
+        done=state.done | stopped | (num_tokens >= request.budget),
     )
     alternatives = state.alternative_ids.shape[2]
     if not alternatives:

@@ -141,6 +141,7 @@ def choose(
     step: Tensor,
     text: Text | None = None,
     stop_id: int | Tensor | None = None,
+    done: Tensor | None = None,
 ) -> Tensor:
     """Choose a token for each row.
 
@@ -155,11 +156,12 @@ def choose(
         text: `Text`, required by penalties, `no_repeat_ngram_size` and `constraint`.
         stop_id: int or int32 tensor (S,), stop tokens, required by `min_new_tokens` and
             `constraint`.
+        done: None, or bool tensor (B,), rows whose tokens are not used; `constraint` skips them.
 
     Returns:
         Int32 tensor (B,).
     """
-    logits = process(logits, sampling, step, text, stop_id)
+    logits = process(logits, sampling, step, text, stop_id, done)
 
     def greedy():
         return ops.cast(ops.argmax(logits, axis=-1), "int32")
@@ -179,11 +181,15 @@ def process(
     step: Tensor,
     text: Text | None = None,
     stop_id: int | Tensor | None = None,
+    done: Tensor | None = None,
+    is_search: bool = False,
 ) -> Tensor:
     """Apply the settings that affect both greedy decoding and sampling.
 
     Args:
-        logits, sampling, step, text, stop_id: see `choose`.
+        logits, sampling, step, text, stop_id, done: see `choose`.
+        is_search: bool. Whether to remove all tokens of a row for which `constraint` allows none
+            instead of raising an error.
 
     Returns:
         Float32 tensor (B, V).
@@ -223,7 +229,7 @@ def process(
         others = ops.expand_dims(ops.arange(size), 0) != token
         logits = ops.where((token >= 0) & others, processors.REMOVED, logits)
     if sampling.constraint:
-        allowed = allowed_tokens(sampling.constraint, text, stop_id, size)
+        allowed = allowed_tokens(sampling.constraint, text, stop_id, size, done, is_search)
         is_left = ops.any(allowed & (logits > processors.REMOVED / 2), axis=-1, keepdims=True)
         logits = ops.where(is_left, logits, unprocessed)
         logits = ops.where(allowed, logits, processors.REMOVED)

@@ -11,6 +11,7 @@ from keras_llm.tokenizers.hugging_face.reading import (
 from keras_llm.tokenizers.hugging_face.writing import to_hugging_face
 from keras_llm.tokenizers.infilling import INFILLING_TOKENS, infilling_tokens
 from keras_llm.tokenizers.sentencepiece import SentencePiece
+from keras_llm.tokenizers.spelling import spelling
 from keras_llm.tokenizers.word_piece import WordPiece
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "from_hugging_face",
     "infilling_tokens",
     "load",
+    "spelling",
     "to_hugging_face",
 ]

@@ -5,10 +5,10 @@ import functools
 from sentencepiece import sentencepiece_model_pb2
 
 from keras_llm.errors import InputError
-from keras_llm.generation.constraints import Spelling
 from keras_llm.tokenizers.base import Tokenizer
 from keras_llm.tokenizers.byte_pair import CHARACTERS, BytePair
 from keras_llm.tokenizers.sentencepiece import ESCAPES, SentencePiece
+from keras_llm.types import Spelling
 
 
 @functools.lru_cache(maxsize=4)

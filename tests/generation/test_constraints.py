@@ -1,5 +1,6 @@
-"""Every text that a constraint allows fulfills it, and every such text can be reached."""
+"""Every text that a constraint allows matches it, and every such text can be reached."""
 
+import concurrent.futures
 import functools
 import itertools
 import json
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 import keras_llm
 from keras_llm import generation, models, tokenizers
 from keras_llm.errors import InputError
-from keras_llm.tokenizers import sentencepiece_model
-from keras_llm.tokenizers.spelling import spelling
+from keras_llm.generation import constraints
+from keras_llm.tokenizers import sentencepiece_model, spelling
 
 TEXTS = [
     'On 2024-02-29 at 12:30:15 she wrote to jane.doe@example.org: "yes", no, true, false, null.',
@@ -216,7 +217,7 @@ SCHEMA = {
 }
 
 
-def fulfills(value):
+def check_schema(value):
     assert set(value) <= set(SCHEMA["properties"])
     assert value.get("id", 7) == 7
     assert type(value["name"]) is str and 1 <= len(value["name"]) <= 5
@@ -232,14 +233,14 @@ def fulfills(value):
 
 
 @pytest.mark.parametrize("name", ["byte_pair", "sentence_piece"])
-def test_json_fulfills_its_schema(name):
+def test_json_satisfies_its_schema(name):
     tok = TOKENIZERS[name]()
     constraint = constraint_of(tok, json_schema=SCHEMA)
     texts = set(walks(constraint, tok, 60, 400))
     assert len(texts) > 20
     for text in texts:
         assert "\n" not in text and not re.search('  (?=[^"]*("[^"]*"[^"]*)*$)', text)
-        fulfills(json.loads(text))
+        check_schema(json.loads(text))
     constraint = constraint_of(tok, json_schema=json.dumps(SCHEMA))
     example = {
         "name": "Zoë🙂\n",
@@ -400,6 +401,13 @@ def test_rows_are_independent_and_may_be_reordered():
     assert [tok.decode(np.flatnonzero(mask)) for mask in masks[2:4]] == ["!", "?"]
 
 
+def nested_schema(depth):
+    schema = {}
+    for _ in range(depth):
+        schema = {"items": schema}
+    return schema
+
+
 @pytest.mark.parametrize(
     "kwargs, words",
     [
@@ -422,6 +430,14 @@ def test_rows_are_independent_and_may_be_reordered():
         ({"json_schema": {"type": "integer", "minimum": 3, "maximum": 2}}, "`json_schema`"),
         ({"grammar": "start: other"}, "`grammar` is invalid.*unknown name"),
         ({"grammar": "begin: /a/"}, "`grammar` is invalid.*no start rule"),
+        ({"grammar": "start: <[5]>"}, "`grammar` must not refer to tokens, got <.5.>"),
+        ({"grammar": 'start: "<a>" /<b>/ <[*]> // <c>'}, "`grammar` must not .* got <.[*].>"),
+        ({"grammar": 'start: "a" <end>'}, "`grammar` must not refer to tokens, got <end>"),
+        ({"json_schema": "[" * 100_000}, "`json_schema` is too deeply nested"),
+        ({"json_schema": nested_schema(100_000)}, "`json_schema` is too deeply nested"),
+        ({"json_schema": nested_schema(400)}, "`json_schema` is invalid.*recursion limit"),
+        ({"json_schema": {"const": "\ud800"}}, "`json_schema`.*surrogates"),
+        ({"json_schema": '{"const": "\\ud800"}'}, "`json_schema`.*surrogates"),
         ({"regex": "a", "grammar": "start: /a/"}, "`regex` and `grammar` cannot both"),
         ({}, "`regex`, `json_schema` and `grammar`"),
     ],
@@ -438,6 +454,64 @@ def test_tokenizers_that_cannot_be_constrained_are_refused():
         spelling(pieces)
     with pytest.raises(InputError, match="`regex`: no token of the tokenizer begins the text"):
         constraint_of(foreign(False, has_bytes=False), regex="é+")
+
+
+def test_a_grammar_may_have_angle_brackets_in_text():
+    tok = byte_pair()
+    constraint = constraint_of(tok, grammar='start: "<end>" /<[5]>/ // <c>')
+    assert accepts(constraint, tok, tok.encode("<end><5>"))
+
+
+def test_the_model_must_have_all_tokens():
+    tok = byte_pair()
+    with pytest.raises(InputError, match="`vocabulary_size` must be at least"):
+        generation.Constraint(spelling(tok), 100, regex="a")
+
+
+def test_constraints_share_the_numbers_of_the_tokens():
+    constraint, other = (constraint_of(byte_pair(), regex=text) for text in ("a", "b"))
+    assert constraint._normal is other._normal
+
+
+def test_stop_tokens_that_are_text():
+    tok = byte_pair()
+    (dot,) = tok.encode(".")
+    constraint = constraint_of(tok, regex=r"a\.?")
+    ids = np.array([tok.encode("a")], "int32")
+    assert np.flatnonzero(constraint.allowed(ids, np.array([1]), [dot])[0]).tolist() == [dot]
+    constraint = constraint_of(tok, regex=r"a\.b")
+    with pytest.raises(InputError, match="continues the text 'a'"):
+        constraint.allowed(ids, np.array([1]), [dot, tok.eos_id])
+
+
+def test_spellings_that_only_a_first_token_has():
+    tok = foreign(False, has_bytes=False)
+    pieces = [tok.token(i) for i in range(tok.vocabulary_size)]
+    texts = list(spelling(tok).tokens)
+    texts[pieces.index("o")] = None
+    some = generation.Spelling(texts, spelling(tok).first)
+    constraint = generation.Constraint(some, tok.vocabulary_size, regex="oa|ao")
+    ids = np.array([[pieces.index("a")]], "int32")
+    with pytest.raises(InputError, match="no token of the tokenizer continues the text 'a'"):
+        constraint.allowed(ids, np.array([1]), [tok.eos_id])
+
+
+def test_rows_that_are_done_are_skipped():
+    tok = foreign(False, has_bytes=False)
+    constraint = constraint_of(tok, regex="aq|bb")
+    ids = np.array([[spelling(tok).tokens.index(text)] for text in (b"a", b"b")], "int32")
+    ones = np.ones(2, "int32")
+    with pytest.raises(InputError, match="continues the text 'a'"):
+        constraint.allowed(ids, ones, [tok.eos_id])
+    mask = constraint.allowed(ids, ones, [tok.eos_id], done=np.array([True, False]))
+    assert mask[0].all() and np.flatnonzero(mask[1]).tolist() == ids[1].tolist()
+
+
+def test_a_deleted_constraint_is_named():
+    key = constraint_of(byte_pair(), regex="a").key
+    zeros = np.zeros(1, "int32")
+    with pytest.raises(RuntimeError, match="keep the object"):
+        constraints._allowed(False, key, zeros[None], zeros, zeros, zeros, zeros > 0)
 
 
 # With models
@@ -567,3 +641,93 @@ def test_the_functions_take_a_constraint():
     with pytest.raises(InputError, match="continues the text 'ab'"):
         tokens = [broken._spelling.tokens.index(b"a"), broken._spelling.tokens.index(b"b")]
         broken.allowed(np.array([tokens]), np.array([2]))
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"stop": list("bcdefg")}])
+def test_texts_do_not_depend_on_rows_that_are_done(kwargs):
+    """Rows that ended, and those that fill a bucket, do not reach a dead end."""
+    task = task_of("no_bytes")
+    kwargs |= {"regex": "aa+|[bcdefg]z|hh+|ii+", "max_new_tokens": 9, "temperature": 1.0}
+
+    def alone(prompt, seed):
+        try:
+            return task(prompt, seed=seed, **kwargs)
+        except InputError:
+            return None
+
+    prompts = ["abc", "dde", "012"]
+    texts = {(prompt, seed): alone(prompt, seed) for prompt in prompts for seed in range(20)}
+    assert None in texts.values()
+    seeds = [[seed for seed in range(20) if texts[prompt, seed] is not None] for prompt in prompts]
+    for row in list(zip(*seeds, strict=False))[:6]:
+        expected = [texts[pair] for pair in zip(prompts, row, strict=True)]
+        assert task(prompts, seed=list(row), **kwargs) == expected
+
+
+def test_beam_search_drops_beams_at_a_dead_end():
+    task = task_of("no_bytes")
+    kwargs = {"max_new_tokens": 6, "beam_width": 8}
+    prompts = ["abc", "dde", "012"]
+    rows = task(prompts, regex="aa|bz|hh|ii", num_return_sequences=3, **kwargs)
+    assert all(sorted(row) == ["aa", "hh", "ii"] for row in rows)
+    with pytest.raises(InputError, match=r"continues the text .[bc]"):
+        task(prompts, regex="bz|cz", **kwargs)
+    constraint = generation.Constraint(
+        spelling(task.tokenizer), task.model.config.vocabulary_size, regex="bz|cz"
+    )
+    sampling = generation.Sampling(constraint=constraint).tensors()
+    request = generation.make_request(task.model, np.array([[5]]), np.array([1]), 4, sampling)
+    beams = generation.beam_search(
+        task.model, request, 2, stop_id=task.tokenizer.eos_id, pad_id=task.tokenizer.pad_id
+    )
+    assert np.isneginf(np.asarray(beams.log_probability)).all()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"constraint": True},
+        {"forced_tokens": np.array([[5, -1]])},
+        {"repetition_penalty": 1.5},
+        {"no_repeat_ngram_size": 2},
+        {"min_new_tokens": np.array([0, 2])},
+        {"top_p": 0.5},
+    ],
+)
+def test_searches_refuse_settings_that_do_not_apply(setting):
+    task = task_of("byte_pair")
+    model, (name,) = task.model, setting
+    if name == "constraint":
+        size = model.config.vocabulary_size
+        setting = {name: generation.Constraint(spelling(task.tokenizer), size, regex="yes|no")}
+    sampling = generation.Sampling(temperature=0.0, seed=3, **setting).tensors()
+    ids, lengths = np.array([[5, 6], [7, 8]]), np.array([2, 2])
+    request = generation.make_request(model, ids, lengths, 3, sampling)
+    stop = {"stop_id": task.tokenizer.eos_id, "pad_id": task.tokenizer.pad_id}
+    for search, kwargs in (
+        (generation.contrastive_search, {"top_k": 2, "alpha": 0.5}),
+        (generation.speculative_generate, {"draft": model, "num_draft_tokens": 2}),
+        (generation.prompt_lookup_generate, {"num_draft_tokens": 2, "ngram_size": 1}),
+    ):
+        with pytest.raises(InputError, match=f"{search.__name__}: `{name}` is not supported"):
+            search(model, request, **kwargs, **stop)
+
+
+def test_threads_may_share_a_constraint():
+    task = task_of("no_bytes")
+    tok, size = task.tokenizer, task.model.config.vocabulary_size
+    constraint = generation.Constraint(spelling(tok), size, regex="abé|cdé|ea")
+
+    def run(text):
+        forced = np.array([[spelling(tok).tokens.index(bytes([byte])) for byte in text]], "int32")
+        sampling = generation.Sampling(0.0, seed=0, constraint=constraint, forced_tokens=forced)
+        try:
+            state = task._compiled.generate(np.array([[5]]), np.array([1]), 5, sampling)
+        except InputError as error:
+            return str(error)[-5:]
+        return tok.decode(np.asarray(state.token_ids)[0, : int(state.num_tokens[0])].tolist())
+
+    texts = [b"ab", b"cd", b"ea"] * 6
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(run, texts)) == ["'ab'.", "'cd'.", "ea"] * 6
+    assert constraint.error is None

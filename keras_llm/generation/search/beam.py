@@ -10,7 +10,7 @@ from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation import loop
 from keras_llm.generation.checks import check_count, check_number
-from keras_llm.generation.logits_processors import occurrences
+from keras_llm.generation.logits_processors import REMOVED, occurrences
 from keras_llm.generation.sampling import is_stop
 from keras_llm.types import Tensor
 
@@ -24,7 +24,8 @@ class Beams(NamedTuple):
         token_ids: int32 (B, R, N), the new tokens without the stop token, padded with `pad_id`.
         num_tokens: int32 (B, R), the number of new tokens.
         log_probability: float32 (B, R), the sum of the log-probabilities of the new tokens and the
-            stop token, if any, in nats. -inf where a row has fewer than R texts.
+            stop token, if any, in nats. -inf where a row has fewer than R texts, e.g. because a
+            `constraint` leaves none.
         score: float32 (B, R), `log_probability` divided by the length penalty.
         stopped: bool (B, R), whether the text ended with a stop token.
     """
@@ -66,7 +67,8 @@ def beam_search(
     Different groups may return the same text.
 
     The settings of the request that affect greedy decoding apply to every beam (see `processor`);
-    probabilities are those of the processed logits.
+    probabilities are those of the processed logits. A beam without a possible next token is
+    dropped.
 
     Args:
         model: a model from `models.causal_lm` or `models.seq2seq`.
@@ -127,7 +129,7 @@ def beam_search(
     kept = min(width, num_return_sequences)
     process = loop.processor(request, stop_id, beam_width)
     search = _Search(width, kept, budget, stop_id, length_penalty, diversity_penalty, process)
-    group = _new_group(batch_size, width, kept, capacity, pad_id)
+    group = _new_group(budget, width, kept, capacity, pad_id)
 
     cache = {**models.init_cache(model, batch_size, length + capacity), **encoder_cache}
     logits, cache = models.prefill(model, token_ids, lengths, cache)
@@ -186,10 +188,14 @@ class _Group(NamedTuple):
     finished: Beams
 
 
-def _new_group(batch_size, width, kept, capacity, pad_id):
-    """Return a group with one live beam without tokens; its continuations fill the others."""
+def _new_group(budget, width, kept, capacity, pad_id):
+    """Return a group with one live beam without tokens; its continuations fill the others.
+
+    A row with a budget of 0 has no live beam.
+    """
+    batch_size = ops.shape(budget)[0]
     absent = ops.zeros((batch_size, width), dtype="float32") + _ABSENT
-    first = ops.expand_dims(ops.arange(width) == 0, 0)
+    first = ops.expand_dims(ops.arange(width) == 0, 0) & ops.expand_dims(budget > 0, 1)
     zeros = ops.zeros((batch_size, kept), dtype="int32")
     return _Group(
         token=ops.zeros((batch_size, width), dtype="int32"),
@@ -222,7 +228,7 @@ class _Search(NamedTuple):
     stop_id: int | Tensor
     length_penalty: float | Tensor
     diversity_penalty: float | Tensor
-    process: Callable[[Tensor, Tensor, Tensor], Tensor]
+    process: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
     def choose(self, groups, logits, step):
         """Choose the next token of each live beam.
@@ -236,7 +242,9 @@ class _Search(NamedTuple):
             A tuple of `_Group`, and int32 (B, W), the index of each new beam's parent in its row.
         """
         texts = ops.concatenate([group.token_ids for group in groups], axis=1)
-        logits = self.process(logits, step, ops.reshape(texts, (-1, ops.shape(texts)[2])))
+        log_p = ops.concatenate([group.log_probability for group in groups], axis=1)
+        absent = ops.reshape(~_exists(log_p), (-1,))
+        logits = self.process(logits, step, ops.reshape(texts, (-1, ops.shape(texts)[2])), absent)
         width, batch_size = self.width, ops.shape(groups[0].token)[0]
         shape = (batch_size, len(groups) * width, logits.shape[-1])
         logits = ops.reshape(logits, shape)
@@ -319,8 +327,9 @@ class _Search(NamedTuple):
         # Rank the continuations of a beam by logits: adding the beam's log-probability could round
         # different values to a tie. Ties keep their order.
         _, token = ops.top_k(logits if penalty is None else logits - penalty, each)
-        log_p = ops.take_along_axis(logits, token, axis=2)
-        log_p = log_p - ops.logsumexp(logits, axis=2, keepdims=True)
+        logit = ops.take_along_axis(logits, token, axis=2)
+        log_p = logit - ops.logsumexp(logits, axis=2, keepdims=True)
+        log_p = ops.where(logit <= REMOVED / 2, _ABSENT, log_p)  # also if all tokens are removed
         log_p = log_p + ops.expand_dims(group.log_probability, 2)
         rank = log_p
         if penalty is not None:

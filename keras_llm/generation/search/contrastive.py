@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_llm import models
 from keras_llm.generation import loop
-from keras_llm.generation.checks import check_count, check_number
+from keras_llm.generation.checks import check_count, check_number, check_only_bias
 from keras_llm.generation.sampling import is_stop
 from keras_llm.generation.scoring import log_probability
 from keras_llm.types import Tensor
@@ -53,7 +53,8 @@ def contrastive_search(
     Args:
         model: a model from `models.causal_lm` or `models.seq2seq`.
         request: a `Request` from `make_request`; for a `seq2seq` model, its prompts are the
-            decoder's. Of its settings, only `logit_bias` applies.
+            decoder's. Of its settings, only `logit_bias` is supported; `temperature` and `seed`
+            are ignored.
         top_k: int in `1 .. V`; 1 is greedy decoding. The paper recommends 3 to 10.
         alpha: float in [0, 1]; 0 is greedy decoding. The paper uses 0.6.
         stop_id: int or int32 tensor (S,). Stop tokens; negative for none.
@@ -66,7 +67,7 @@ def contrastive_search(
         `Contrasted`.
 
     Raises:
-        InputError: if an argument is invalid; the message names it.
+        InputError: if an argument is invalid or a setting is not supported; the message names it.
 
     Example:
     >>> import numpy as np
@@ -83,6 +84,7 @@ def contrastive_search(
     """
     check_count("contrastive_search", "top_k", top_k, model.config.vocabulary_size)
     check_number("contrastive_search", "alpha", alpha, 0, 1)
+    check_only_bias("contrastive_search", request.sampling)
 
     token_ids, lengths, budget, sampling = request
     batch_size, length = ops.shape(token_ids)[:2]

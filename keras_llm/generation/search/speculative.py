@@ -10,7 +10,7 @@ from keras import ops
 from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.generation import loop
-from keras_llm.generation.checks import check_count
+from keras_llm.generation.checks import check_count, check_only_bias
 from keras_llm.generation.sampling import is_stop
 from keras_llm.generation.scoring import log_probability
 from keras_llm.layers import causal_mask, empty_cache
@@ -72,7 +72,8 @@ def speculative_generate(
 
     Args:
         model: a model from `models.causal_lm`.
-        request: a `Request` from `make_request`. Of its settings, only `logit_bias` applies.
+        request: a `Request` from `make_request`. Of its settings, only `logit_bias` is supported;
+            `temperature` and `seed` are ignored.
         draft: a smaller model with the same vocabulary. Its drafts are worse beyond its own
             `max_length`.
         num_draft_tokens: int > 0. k.
@@ -85,7 +86,8 @@ def speculative_generate(
         A `Speculation`.
 
     Raises:
-        InputError: if the vocabulary sizes differ, or `num_draft_tokens` is out of range.
+        InputError: if the vocabulary sizes differ, `num_draft_tokens` is out of range, or a
+            setting is not supported.
 
     Reference:
         Leviathan et al., 2022, "Fast Inference from Transformers via Speculative Decoding",
@@ -97,6 +99,7 @@ def speculative_generate(
             f"`draft` must have the model's vocabulary size {sizes[0]}, got {sizes[1]}."
         )
     check_count("speculative_generate", "num_draft_tokens", num_draft_tokens)
+    check_only_bias("speculative_generate", request.sampling)
     logit_bias = request.sampling.logit_bias
 
     def propose(text, count, cache):
@@ -153,13 +156,15 @@ def prompt_lookup_generate(
         A `Speculation`; `proposed` does not count rounds without an earlier occurrence.
 
     Raises:
-        InputError: if `num_draft_tokens` or `ngram_size` is out of range.
+        InputError: if `num_draft_tokens` or `ngram_size` is out of range, or a setting is not
+            supported.
 
     Reference:
         Saxena, 2023, "Prompt Lookup Decoding".
     """
     check_count("prompt_lookup_generate", "num_draft_tokens", num_draft_tokens)
     check_count("prompt_lookup_generate", "ngram_size", ngram_size)
+    check_only_bias("prompt_lookup_generate", request.sampling)
 
     def propose(text, count, cache):
         ends = ops.expand_dims(ops.arange(ops.shape(text)[1]), 0)
