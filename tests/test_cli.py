@@ -4,6 +4,7 @@ import importlib
 import io
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -203,6 +204,21 @@ def test_train_evaluate_and_export(text_folder, tmp_path, capfd, monkeypatch, lo
         capfd, "export", out, "--to", "litert", "--out", target, "--quantization", "int8", "--json"
     )
     assert code == 0 and json.loads(printed)["quantization"] == "int8" and target.is_file()
+
+
+def test_model_of_a_changed_copy_of_a_recipe(run_folder, tmp_path, capfd):
+    shutil.copytree(run_folder, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["metadata"]["options"]["my_option"] = 3
+    path.write_text(json.dumps(config), "utf-8")
+    code, printed, told = called(capfd, "evaluate", tmp_path / "model", "--json")
+    assert code == 0 and json.loads(printed)["perplexity"] > 1
+    assert "recipe text_generation lacks: my_option" in told
+    del config["metadata"]["options"]
+    path.write_text(json.dumps(config), "utf-8")
+    code, _, told = called(capfd, "evaluate", tmp_path / "model")
+    assert code == 2 and told.endswith("does not record the options of its recipe.\n")
 
 
 def test_evaluate_a_model_without_recipe_on_a_file(task, tmp_path, capfd):

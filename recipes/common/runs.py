@@ -1,6 +1,7 @@
 """Prepare a run, train with `fit`, and write the model folder."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -55,8 +56,23 @@ def load(folder, options_class):
 
 
 def model_options(options_class, task):
-    """Return the options that a task was trained with."""
-    return options_class(**{**task.metadata["options"], "smoke": False})
+    """Return the options that a task was trained with.
+
+    Options that the recipe does not have are ignored and reported: a changed copy of the recipe may
+    add some.
+
+    Raises:
+        InputError: if the task does not record valid options.
+    """
+    recorded = task.metadata.get("options")
+    names = [field.name for field in dataclasses.fields(options_class)]
+    if not isinstance(recorded, dict) or "out" not in recorded:
+        raise InputError("the model does not record the options of its recipe.")
+    if unknown := sorted(set(recorded) - set(names)):
+        recipe = task.metadata.get("recipe")
+        say(f"ignored options of the model that the recipe {recipe} lacks: {', '.join(unknown)}")
+    known = {name: recorded[name] for name in names if name in recorded}
+    return options_class(**{**known, "smoke": False})
 
 
 def optimizer(options, steps):
