@@ -25,7 +25,8 @@ The group `keras_llm.corpora` names dicts from the name of a corpus to an object
 - `read`: function of the paths of the downloaded packages that returns the data of the kind.
 
 If several packages register the same name, that of keras_llm is used, else the first one found; a
-warning names both.
+warning names the ignored one. A recipe or a dict of corpora that cannot be used does not affect the
+others.
 """
 
 import importlib.metadata
@@ -34,7 +35,8 @@ import warnings
 from keras_llm.errors import InputError
 
 _RECIPES, _CORPORA = "keras_llm.recipes", "keras_llm.corpora"
-_REQUIRED = ("Options", "run", "evaluate", "BASELINE", "NEXT")
+_OF_RECIPE = ("Options", "run", "evaluate", "BASELINE", "NEXT")
+_OF_CORPUS = ("description", "kind", "packages", "read")
 
 
 def recipes():
@@ -81,35 +83,30 @@ def descriptions():
 
 
 def corpora():
-    """Return a dict from the name of each corpus to its description.
-
-    A dict of corpora that cannot be imported is listed by the name of its entry point.
-
-    Raises:
-        InputError: if there are no corpora.
-    """
-    tables, errors = corpus_tables()
-    found = {name: corpus.description for table in tables for name, corpus in table.items()}
-    return found | errors
-
-
-def corpus_tables():
-    """Import the dicts of corpora of all packages.
+    """Import the corpora of all packages.
 
     Returns:
-        A list of the dicts; and a dict from the name of each entry point that cannot be imported to
-        the reason.
+        A dict from the name of each corpus to its object; and a dict from the name of each entry
+        point that cannot be used to the reason.
 
     Raises:
         InputError: if there are no entry points of corpora.
     """
-    tables, errors = [], {}
+    objects, errors = {}, {}
     for name, entry_point in _installed(_CORPORA).items():
         try:
-            tables.append(_load(entry_point))
+            table = _load_corpora(entry_point)
         except InputError as error:
             errors[name] = str(error)
-    return tables, errors
+            continue
+        for key, corpus in table.items():
+            if objects.setdefault(key, corpus) is not corpus:
+                warnings.warn(
+                    f"two packages register the corpus {key!r}: that of {entry_point.value} is "
+                    "ignored.",
+                    stacklevel=2,
+                )
+    return objects, errors
 
 
 def _entry_points(group):
@@ -149,6 +146,20 @@ def _load(entry_point):
 
 def _load_recipe(entry_point):
     module = _load(entry_point)
-    if missing := [name for name in _REQUIRED if not hasattr(module, name)]:
-        raise InputError(f"cannot be used: {entry_point.value} lacks {', '.join(missing)}")
+    _check(entry_point.value, module, _OF_RECIPE)
     return module
+
+
+def _load_corpora(entry_point):
+    table = _load(entry_point)
+    if not isinstance(table, dict):
+        raise InputError(f"cannot be used: {entry_point.value} is not a dict")
+    for name, corpus in table.items():
+        _check(f"{name!r} of {entry_point.value}", corpus, _OF_CORPUS)
+    return table
+
+
+def _check(what, value, names):
+    """Raise InputError if `value` lacks an attribute."""
+    if missing := [name for name in names if not hasattr(value, name)]:
+        raise InputError(f"cannot be used: {what} lacks {', '.join(missing)}")

@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-import importlib.metadata
 from collections.abc import Callable
 
+from keras_llm.commands import entry_points
 from keras_llm.errors import InputError
 from keras_llm.recipes.corpora import debian_readers, readers
 from keras_llm.recipes.corpora.packages import Package, fetch
@@ -35,10 +35,10 @@ class Corpus:
 def corpora():
     """Return all corpora by name: `CORPORA`, and those that other packages register.
 
-    A package registers a dict like `CORPORA` as an entry point of the group `keras_llm.corpora`.
+    A package registers a dict like `CORPORA` as an entry point of the group `keras_llm.corpora`;
+    see `commands.entry_points`.
     """
-    tables = importlib.metadata.entry_points(group="keras_llm.corpora")
-    return {name: corpus for table in tables for name, corpus in table.load().items()}
+    return entry_points.corpora()[0]
 
 
 def load(name, kind="texts"):
@@ -55,10 +55,13 @@ def load(name, kind="texts"):
         InputError: if there is no corpus of this name and kind, or if a package cannot be
             downloaded or verified.
     """
-    of_kind = {key: corpus for key, corpus in corpora().items() if corpus.kind == kind}
+    objects, errors = entry_points.corpora()
+    of_kind = {key: corpus for key, corpus in objects.items() if corpus.kind == kind}
     if name not in of_kind:
+        reasons = "".join(f" The corpora {key!r} {error}." for key, error in errors.items())
         raise InputError(
             f"unknown corpus {name!r}; corpora of the kind {kind!r}: {', '.join(sorted(of_kind))}."
+            + reasons
         )
     return of_kind[name].read(*map(fetch, of_kind[name].packages))
 
