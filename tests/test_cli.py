@@ -12,7 +12,7 @@ import sys
 import pytest
 
 import keras_llm
-from keras_llm import cli, models
+from keras_llm import cli, models, tokenizers
 from keras_llm.export import children
 
 
@@ -229,6 +229,38 @@ def test_evaluate_a_model_without_recipe_on_a_file(task, tmp_path, capfd):
     assert code == 0 and json.loads(printed)["perplexity"] > 1
     code, _, told = called(capfd, "evaluate", tmp_path / "model")
     assert code == 2 and "--data" in told and len(told.splitlines()) == 1
+
+
+def test_evaluate_a_head_without_recipe_on_a_table(tmp_path, capfd):
+    tok = tokenizers.WordPiece.train(["a good film", "a bad film"] * 9, 80)
+    config = models.preset("bert-tiny", vocabulary_size=tok.vocabulary_size, num_layers=1)
+    classifier, labels = models.text_classifier(config, 2), ["good", "bad"]
+    contexts = {"context_separator": " "}
+    tasks = {
+        "plain": keras_llm.TextClassification(classifier, tok, labels),
+        "contexts": keras_llm.TextClassification(classifier, tok, labels, contexts),
+        "numbers": keras_llm.TextRegression(models.text_regressor(config), tok),
+    }
+    tables = {
+        "plain": "text,label\na good film,good\na film,bad\n",
+        "contexts": "text,label,context\na good film,good,a\na film,bad,film\n",
+        "numbers": "text,label\na good film,1\na film,-1.5\n",
+    }
+    for name, task in tasks.items():
+        task.save(tmp_path / name)
+        (tmp_path / f"{name}.csv").write_text(tables[name])
+        arguments = ["evaluate", tmp_path / name, "--data", tmp_path / f"{name}.csv", "--json"]
+        code, printed, _ = called(capfd, *arguments)
+        rows = [line.split(",") for line in tables[name].splitlines()[1:]]
+        if name == "contexts":
+            rows = [(text, context, label) for text, label, context in rows]
+        assert code == 0 and json.loads(printed) == pytest.approx(task.evaluate(rows))
+    embedding = keras_llm.TextEmbedding(models.sentence_embedder(models.encoder(config)), tok)
+    embedding.save(tmp_path / "embedding")
+    code, _, told = called(
+        capfd, "evaluate", tmp_path / "embedding", "--data", tmp_path / "plain.csv"
+    )
+    assert code == 2 and "TextEmbedding; call `evaluate`" in told and len(told.splitlines()) == 1
 
 
 def test_inspect_counts_parameters_and_memory(run_folder, task, capfd):

@@ -128,6 +128,9 @@ def test_fit_classification_with_contexts(word_piece):
     without = keras_llm.TextClassification(model, word_piece, answers)
     with pytest.raises(InputError, match=r"row 0 must be a pair \(text, label\)"):
         without.fit(rows * 16)
+    with pytest.raises(InputError, match="row 0 must be a pair") as error:
+        without.fit(["a text " * 1000] * 16)
+    assert len(str(error.value)) < 100
 
 
 def test_fit_token_classification(word_piece):
