@@ -196,14 +196,3 @@ def classification_objective(
         "metrics": [keras.metrics.SparseCategoricalAccuracy("accuracy")],
         **metrics,
     }
-
-
-def held_out_batch(count: int, most: int, drop_remainder: bool = False) -> int:
-    """Return a batch size of at most `most` for `count` held-out rows, at least 1.
-
-    It is the largest one that divides `count`, so that no row is left out; with `drop_remainder`,
-    the largest one that fills a batch.
-    """
-    if drop_remainder:
-        return max(1, min(count, most))
-    return max((size for size in range(1, most + 1) if count % size == 0), default=1)
