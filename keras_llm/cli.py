@@ -143,7 +143,7 @@ def _help():
 
 
 def _rows(rows):
-    width = max(map(len, rows))
+    width = max(map(len, rows), default=0)
     return "\n".join(f"  {name:{width}}  {text}" for name, text in rows.items())
 
 

@@ -51,12 +51,12 @@ def run(options):
     from keras_llm import data, training
 
     runs.prepare(options, pictures=False)
-    talks, other_talks, dropped = conversations(options)
+    train_rows, test_rows, dropped = conversations(options)
     safety = judges.safety_rows(options) if options.rank else None
-    task = dialogue.started(options) if options.start else dialogue.untrained(options, talks)
+    task = dialogue.started(options) if options.start else dialogue.untrained(options, train_rows)
     dialogue.check_length(options, task.model)
-    train, cut = dialogue.examples(task, talks, options)
-    held_out, _ = dialogue.examples(task, other_talks, options)
+    train, cut = dialogue.examples(task, train_rows, options)
+    held_out, _ = dialogue.examples(task, test_rows, options)
     size, pad_id = sum(len(example.token_ids) for example in train), task.tokenizer.pad_id
     train_data = data.chat_dataset(train, options.batch_size, pad_id, options.epochs, options.seed)
     validation_data = data.chat_dataset(
@@ -66,9 +66,10 @@ def run(options):
         f"{len(train)} conversations, {size} tokens for training; {len(held_out)} held out; "
         f"dropped: {runs.reasons(dropped | cut)}"
     )
-    spoken, truth = map(dialogue.learned_tokens, (train, held_out))
+    train_tokens, test_tokens = map(dialogue.learned_tokens, (train, held_out))
     vocabulary_size = task.model.config.vocabulary_size
-    metrics = {BASELINE: training.evaluate_most_frequent(spoken, truth, vocabulary_size)}
+    most_frequent = training.evaluate_most_frequent(train_tokens, test_tokens, vocabulary_size)
+    metrics = {BASELINE: most_frequent}
     if options.start:
         metrics["before"] = training.evaluate_examples(task.model, held_out)
     with runs.start(options) as run:
@@ -86,15 +87,15 @@ def run(options):
             "training": {
                 "conversations": len(train),
                 "tokens": size,
-                "learned_tokens": len(spoken),
+                "learned_tokens": len(train_tokens),
                 "dropped": dropped | cut,
                 **fitted,
             },
         }
         chat = tuned
         if options.rank:
-            chat, ranking = judges.at_the_side(
-                run.folder, options, tuned, talks, other_talks, safety
+            chat, ranking = judges.train_classifiers(
+                run.folder, options, tuned, train_rows, test_rows, safety
             )
             metrics |= ranking
         run.save(chat, metrics, _model_card(tuned, options, metrics, len(held_out)))
@@ -107,10 +108,10 @@ def conversations(options):
     from keras_llm.recipes.corpora import registry
 
     if options.data is None:
-        talks = registry.load(options.corpus, "conversations")
+        rows = registry.load(options.corpus, "conversations")
     else:
-        talks = data.read_conversations(options.data)
-    return dialogue.split(options, talks, dialogue.first_message)
+        rows = data.read_conversations(options.data)
+    return dialogue.split(options, rows, dialogue.first_message)
 
 
 def evaluate(folder, data=None):
@@ -118,8 +119,8 @@ def evaluate(folder, data=None):
     from keras_llm.data import read_conversations
 
     task, options = runs.load(folder, Options)
-    talks = read_conversations(data) if data else conversations(options)[1]
-    return task.evaluate(talks, sequence_length=options.max_length)
+    rows = read_conversations(data) if data else conversations(options)[1]
+    return task.evaluate(rows, sequence_length=options.max_length)
 
 
 def _model_card(task, options, metrics, held_out):

@@ -34,7 +34,7 @@ class Options(dialogue.Options):
     """Tune a model on preferences with DPO or ORPO."""
 
     corpus: str = "movie-sentiment"
-    """Name of a corpus of the kind "preferences", or of the kind "labelled" with the labels
+    """Name of a corpus of the kind "preferences", or of the kind "labeled" with the labels
     negative and positive, to sample pairs from the model; `keras-llm recipes` lists them."""
     data: str | None = None
     """Your own file instead of a corpus: preferences as .jsonl, .json, hf:NAME:SPLIT or

@@ -85,7 +85,7 @@ def run(options):
     train, held_out, dropped = kind.rows(options)
     task = kind.untrained(options, train, options.metadata("question_answering"))
     train_data, too_long = kind.batches(task, train, options, options.seed)
-    validation_data, _ = kind.batches(task, tables.to_watch(held_out, options), options)
+    validation_data, _ = kind.batches(task, tables.validation_sample(held_out, options), options)
     with runs.start(options) as run:
         fitted = run.fit(task, train_data, validation_data, kind.UNIT)
         metrics = {

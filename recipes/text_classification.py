@@ -30,7 +30,7 @@ class Options(flags.RowOptions):
     kind: Literal["class", "number"] = "class"
     """Whether the label is a class, or a number learned with the mean squared error."""
     corpus: str = ""
-    """Name of a corpus of the kind "labelled" (default movie-sentiment) or "graded" (default
+    """Name of a corpus of the kind "labeled" (default movie-sentiment) or "graded" (default
     graded-sentiment); `keras-llm recipes` lists them."""
     text_column: str = "text"
     """Column or JSON field of the text."""
@@ -59,7 +59,7 @@ def run(options):
     train, held_out, kind, dropped = rows(options)
     task = untrained(options, train, kind, options.metadata("text_classification"))
     train_data = task.dataset(train, options.batch_size, options.epochs, options.seed)
-    validation_data = task.dataset(tables.to_watch(held_out, options), options.batch_size)
+    validation_data = task.dataset(tables.validation_sample(held_out, options), options.batch_size)
     first = np.array([task.tokenizer.encode(held_out[0][0])[: min(32, task.room)]])
     with runs.start(options) as run:
         fitted = run.fit(
@@ -88,7 +88,7 @@ def rows(options):
         InputError: if the data cannot be read, has only one class, or a label is not a number.
     """
     columns = [options.text_column, options.label_column]
-    corpora = {"class": "labelled", "number": "graded"}
+    corpora = {"class": "labeled", "number": "graded"}
     train, held_out, dropped = tables.rows(options, columns, corpora[options.kind])
     if options.max_rows:
         train, held_out = train[: options.max_rows], held_out[: options.max_rows]
@@ -97,7 +97,7 @@ def rows(options):
 
 def untrained(options, train, kind, metadata=None):
     """Return the untrained task, with a new encoder and vocabulary or those of `--start`."""
-    encoder, tokenizer = pretrained.fresh_or_started(options, [text for text, _ in train])
+    encoder, tokenizer = pretrained.new_or_pretrained(options, [text for text, _ in train])
     return kind.task(encoder, tokenizer, options.dropout, metadata)
 
 

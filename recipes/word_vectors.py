@@ -87,11 +87,11 @@ def run(options):
     options.word = options.word or task.words[:100][-1]
     task.nearest(options.word)  # raises an error for an unknown word before training
     rows = options.batch_size * (16 if options.objective == "glove" else 1)
-    near = {"window": options.window, "negatives": options.negatives}
+    contexts = {"window": options.window, "negatives": options.negatives}
     train_data = task.dataset(
-        stream, rows, options.epochs, options.seed, **near, threshold=options.threshold
+        stream, rows, options.epochs, options.seed, **contexts, threshold=options.threshold
     )
-    validation_data = task.dataset(held_out, rows, **near)
+    validation_data = task.dataset(held_out, rows, **contexts)
     with runs.start(options) as run:
         fitted = run.fit(
             task,
@@ -125,7 +125,7 @@ def evaluate(folder, data=None):
 
 def _model_card(task, options, metrics):
     held_out = metrics["held_out"]
-    near = ", ".join(word for word, _ in task.nearest(options.word))
+    neighbors = ", ".join(word for word, _ in task.nearest(options.word))
     return model_card.card(
         options,
         metrics,
@@ -137,7 +137,7 @@ def _model_card(task, options, metrics):
         [
             f"Text: {metrics['training']['words']:,} words, window {options.window}, "
             f"{options.epochs} epochs.",
-            f"Nearest to {options.word}: {near}.",
+            f"Nearest to {options.word}: {neighbors}.",
             "Limits: the vectors reproduce the bias of the text.",
         ],
         NEXT,

@@ -4,6 +4,7 @@ import importlib
 import io
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import sys
 import pytest
 
 import keras_llm
-from keras_llm import cli, models
+from keras_llm import cli, models, tokenizers
 from keras_llm.export import children
 
 
@@ -205,6 +206,21 @@ def test_train_evaluate_and_export(text_folder, tmp_path, capfd, monkeypatch, lo
     assert code == 0 and json.loads(printed)["quantization"] == "int8" and target.is_file()
 
 
+def test_model_of_a_changed_copy_of_a_recipe(run_folder, tmp_path, capfd):
+    shutil.copytree(run_folder, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["metadata"]["options"]["my_option"] = 3
+    path.write_text(json.dumps(config), "utf-8")
+    code, printed, told = called(capfd, "evaluate", tmp_path / "model", "--json")
+    assert code == 0 and json.loads(printed)["perplexity"] > 1
+    assert "recipe text_generation lacks: my_option" in told
+    del config["metadata"]["options"]
+    path.write_text(json.dumps(config), "utf-8")
+    code, _, told = called(capfd, "evaluate", tmp_path / "model")
+    assert code == 2 and told.endswith("does not record the options of its recipe.\n")
+
+
 def test_evaluate_a_model_without_recipe_on_a_file(task, tmp_path, capfd):
     keras_llm.TextGeneration(task.model, task.tokenizer).save(tmp_path / "model")
     (tmp_path / "text.txt").write_text("A word and another.")
@@ -213,6 +229,38 @@ def test_evaluate_a_model_without_recipe_on_a_file(task, tmp_path, capfd):
     assert code == 0 and json.loads(printed)["perplexity"] > 1
     code, _, told = called(capfd, "evaluate", tmp_path / "model")
     assert code == 2 and "--data" in told and len(told.splitlines()) == 1
+
+
+def test_evaluate_a_head_without_recipe_on_a_table(tmp_path, capfd):
+    tok = tokenizers.WordPiece.train(["a good film", "a bad film"] * 9, 80)
+    config = models.preset("bert-tiny", vocabulary_size=tok.vocabulary_size, num_layers=1)
+    classifier, labels = models.text_classifier(config, 2), ["good", "bad"]
+    contexts = {"context_separator": " "}
+    tasks = {
+        "plain": keras_llm.TextClassification(classifier, tok, labels),
+        "contexts": keras_llm.TextClassification(classifier, tok, labels, contexts),
+        "numbers": keras_llm.TextRegression(models.text_regressor(config), tok),
+    }
+    tables = {
+        "plain": "text,label\na good film,good\na film,bad\n",
+        "contexts": "text,label,context\na good film,good,a\na film,bad,film\n",
+        "numbers": "text,label\na good film,1\na film,-1.5\n",
+    }
+    for name, task in tasks.items():
+        task.save(tmp_path / name)
+        (tmp_path / f"{name}.csv").write_text(tables[name])
+        arguments = ["evaluate", tmp_path / name, "--data", tmp_path / f"{name}.csv", "--json"]
+        code, printed, _ = called(capfd, *arguments)
+        rows = [line.split(",") for line in tables[name].splitlines()[1:]]
+        if name == "contexts":
+            rows = [(text, context, label) for text, label, context in rows]
+        assert code == 0 and json.loads(printed) == pytest.approx(task.evaluate(rows))
+    embedding = keras_llm.TextEmbedding(models.sentence_embedder(models.encoder(config)), tok)
+    embedding.save(tmp_path / "embedding")
+    code, _, told = called(
+        capfd, "evaluate", tmp_path / "embedding", "--data", tmp_path / "plain.csv"
+    )
+    assert code == 2 and "TextEmbedding; call `evaluate`" in told and len(told.splitlines()) == 1
 
 
 def test_inspect_counts_parameters_and_memory(run_folder, task, capfd):
@@ -253,7 +301,7 @@ WRONG = [
     (["train", "text_generation", "--out", "{tmp}/x", "--data", "{tmp}/latin.txt"], "not UTF-8"),
     (["train", "text_generation", "--out", "{run}", "--data", "{text}"], "exists"),
     (["train", "text_classification", "--out", "{tmp}/x", "--data", "{text}"], "has no .csv"),
-    (["train", "text_classification", "--out", "{tmp}/x", "--corpus", "python-stdlib"], "labelled"),
+    (["train", "text_classification", "--out", "{tmp}/x", "--corpus", "python-stdlib"], "labeled"),
     (["train", "text_classification", "--out", "{run}"], "exists"),
     (["predict", "{run}", "The"], "TextGeneration"),
     (["generate", "{tmp}/none", "The"], "not a model folder"),

@@ -14,30 +14,50 @@ The group `keras_llm.recipes` names modules, each with:
 - `texts(task)`, optional: return the training and the held-out texts of a saved model, two lists of
   str, for audits and for the quality of quantized exports.
 
-A model names its recipe in `metadata["recipe"]`. The group `keras_llm.corpora` names dicts from the
-name of a corpus to an object with a `description`.
+A model names its recipe in `metadata["recipe"]`.
+
+The group `keras_llm.corpora` names dicts from the name of a corpus to an object with:
+
+- `description`: str, content, size and license.
+- `kind`: str, which recipes can use it, such as "texts" or "labeled"; see
+  `recipes.corpora.registry.Corpus`, which is a dataclass with these attributes.
+- `packages`: tuple of `recipes.corpora.packages.Package` to download; may be empty.
+- `read`: function of the paths of the downloaded packages that returns the data of the kind.
+
+If several packages register the same name, that of keras_llm is used, else the first one found; a
+warning names the ignored one. A recipe or a dict of corpora that cannot be used does not affect the
+others.
 """
 
 import importlib.metadata
+import warnings
 
 from keras_llm.errors import InputError
+
+_RECIPES, _CORPORA = "keras_llm.recipes", "keras_llm.corpora"
+_OF_RECIPE = ("Options", "run", "evaluate", "BASELINE", "NEXT")
+_OF_CORPUS = ("description", "kind", "packages", "read")
 
 
 def recipes():
     """Return the names of all recipes, sorted."""
-    return sorted(importlib.metadata.entry_points(group="keras_llm.recipes").names)
+    return sorted(_entry_points(_RECIPES))
 
 
 def recipe(name):
     """Import a recipe; returns its module.
 
     Raises:
-        InputError: if there is no recipe of this name.
+        InputError: if there is no recipe of this name, or it cannot be imported or lacks a required
+            attribute.
     """
-    if name not in recipes():
-        raise InputError(f"unknown recipe {name!r}; known: {', '.join(recipes())}.")
-    (found, *_) = importlib.metadata.entry_points(group="keras_llm.recipes", name=name)
-    return found.load()
+    entry_points = _installed(_RECIPES)
+    if name not in entry_points:
+        raise InputError(f"unknown recipe {name!r}; known: {', '.join(sorted(entry_points))}.")
+    try:
+        return _load_recipe(entry_points[name])
+    except InputError as error:
+        raise InputError(f"recipe {name!r} {error}") from error
 
 
 def recipe_of(task):
@@ -47,11 +67,99 @@ def recipe_of(task):
 
 
 def descriptions():
-    """Return a dict from the name of each recipe to its description."""
-    return {name: recipe(name).Options.__doc__.splitlines()[0] for name in recipes()}
+    """Return a dict from the name of each recipe to its description, or to why it cannot be used.
+
+    Raises:
+        InputError: if there are no recipes.
+    """
+    rows = {}
+    for name, entry_point in sorted(_installed(_RECIPES).items()):
+        try:
+            text = (_load_recipe(entry_point).Options.__doc__ or "").strip()
+        except InputError as error:
+            text = str(error)
+        rows[name] = text.partition("\n")[0]
+    return rows
 
 
 def corpora():
-    """Return a dict from the name of each corpus to its description."""
-    tables = importlib.metadata.entry_points(group="keras_llm.corpora")
-    return {name: corpus.description for table in tables for name, corpus in table.load().items()}
+    """Import the corpora of all packages.
+
+    Returns:
+        A dict from the name of each corpus to its object; and a dict from the name of each entry
+        point that cannot be used to the reason.
+
+    Raises:
+        InputError: if there are no entry points of corpora.
+    """
+    objects, errors = {}, {}
+    for name, entry_point in _installed(_CORPORA).items():
+        try:
+            table = _load_corpora(entry_point)
+        except InputError as error:
+            errors[name] = str(error)
+            continue
+        for key, corpus in table.items():
+            if objects.setdefault(key, corpus) is not corpus:
+                warnings.warn(
+                    f"two packages register the corpus {key!r}: that of {entry_point.value} is "
+                    "ignored.",
+                    stacklevel=2,
+                )
+    return objects, errors
+
+
+def _entry_points(group):
+    """Return a dict from each name of a group to its entry point; see the module docstring."""
+    entry_points = {}
+    for entry_point in sorted(
+        importlib.metadata.entry_points(group=group),
+        key=lambda one: not one.value.startswith("keras_llm."),
+    ):
+        used = entry_points.setdefault(entry_point.name, entry_point)
+        if used.value != entry_point.value:
+            warnings.warn(
+                f"two packages register {entry_point.name!r} as one of {group}: {used.value} is "
+                f"used and {entry_point.value} ignored.",
+                stacklevel=3,
+            )
+    return entry_points
+
+
+def _installed(group):
+    """Return `_entry_points`; raise InputError if there are none."""
+    entry_points = _entry_points(group)
+    if not entry_points:
+        what = group.removeprefix("keras_llm.")
+        raise InputError(f"no {what} are installed; run pip install --editable .")
+    return entry_points
+
+
+def _load(entry_point):
+    """Import an entry point; raise InputError with one line if that fails."""
+    try:
+        return entry_point.load()
+    except Exception as error:  # of any package
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"cannot be imported: {reason}") from error
+
+
+def _load_recipe(entry_point):
+    module = _load(entry_point)
+    _check(entry_point.value, module, _OF_RECIPE)
+    return module
+
+
+def _load_corpora(entry_point):
+    table = _load(entry_point)
+    if not isinstance(table, dict):
+        raise InputError(f"cannot be used: {entry_point.value} is not a dict")
+    for name, corpus in table.items():
+        _check(f"{name!r} of {entry_point.value}", corpus, _OF_CORPUS)
+    return table
+
+
+def _check(what, value, names):
+    """Raise InputError if `value` lacks an attribute."""
+    if missing := [name for name in names if not hasattr(value, name)]:
+        raise InputError(f"cannot be used: {what} lacks {', '.join(missing)}")

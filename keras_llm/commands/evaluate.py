@@ -14,12 +14,14 @@ from keras_llm.errors import InputError
 
 @dataclasses.dataclass
 class Options:
-    """Evaluate a trained model on its held-out documents, or on other text."""
+    """Evaluate a trained model on its held-out data, or on other data."""
 
     run: tyro.conf.Positional[str]
     """Folder of a trained model."""
     data: str | None = None
-    """Text or JSONL file, or a folder of them, instead of the held-out documents."""
+    """Text or JSONL file, or a folder of them, instead of the held-out documents; for a recipe on
+    rows, a file as for its --data. A classifier or regression model without a recipe needs a table
+    with the columns text and label, and context if it reads one with each text."""
     json: bool = False
     """Print one JSON object."""
 
@@ -53,7 +55,16 @@ def _measures(options):
         return entry_points.recipe(name).evaluate(options.run, options.data)
     if options.data is None:
         raise InputError(f"{options.run} was not trained with an installed recipe; pass --data.")
-    task, texts = keras_llm.load(options.run), data.read_texts(options.data)
+    task = keras_llm.load(options.run)
     if isinstance(task, keras_llm.TextGeneration):
+        texts = data.read_texts(options.data)
         return task.evaluate(texts, sequence_length=task.model.config.max_length)
-    return task.evaluate(texts)
+    if isinstance(task, keras_llm.MaskedLanguageModel):
+        return task.evaluate(data.read_texts(options.data))
+    if isinstance(task, (keras_llm.TextClassification, keras_llm.TextRegression)):
+        context = ["context"] if "context_separator" in task.metadata else []
+        return task.evaluate(data.read_records(options.data, ["text", *context, "label"]))
+    raise InputError(
+        "--data supports text generators, masked language models, classifiers and regression "
+        f"models, and {options.run} is a {type(task).__name__}; call `evaluate` in Python."
+    )

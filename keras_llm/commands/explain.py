@@ -67,8 +67,8 @@ def run(options):
         table(
             ["token", "nearest embeddings"],
             [
-                [token, ", ".join(f"{other} {cosine:.2f}" for other, cosine in near)]
-                for token, near in explanation.neighbors.items()
+                [token, ", ".join(f"{other} {cosine:.2f}" for other, cosine in others)]
+                for token, others in explanation.neighbors.items()
             ],
         )
     if options.out is not None:

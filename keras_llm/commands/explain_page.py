@@ -42,28 +42,28 @@ if (buttons.length) buttons[0].click();
 """
 
 
-def render(found, title):
+def render(explanation, title):
     """Render an `Explanation` as an HTML page.
 
     Args:
-        found: a `tasks.Explanation`.
+        explanation: a `tasks.Explanation`.
         title: str.
 
     Returns:
         The HTML, a str. It loads no external resources.
     """
-    parts = [f"<h1>{_text(title)}: {_text(found.task)}</h1>", _block(found.text)]
-    if found.result:
-        parts += ["<h2>Result</h2>", _block(found.result)]
-    if found.attributions:
-        parts += _attributions(found)
-    if found.lens:
-        parts += _lens(found)
-    if found.attention:
-        parts += _attention(found)
-    if found.neighbors:
-        parts += _neighbors(found.neighbors)
-    script = f"<script>{_SCRIPT}</script>" if found.attention else ""
+    parts = [f"<h1>{_text(title)}: {_text(explanation.task)}</h1>", _block(explanation.text)]
+    if explanation.result:
+        parts += ["<h2>Result</h2>", _block(explanation.result)]
+    if explanation.attributions:
+        parts += _attributions(explanation)
+    if explanation.lens:
+        parts += _lens(explanation)
+    if explanation.attention:
+        parts += _attention(explanation)
+    if explanation.neighbors:
+        parts += _neighbors(explanation.neighbors)
+    script = f"<script>{_SCRIPT}</script>" if explanation.attention else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -156,9 +156,9 @@ _COLUMNS = {
 def _neighbors(neighbors):
     rows = "".join(
         f"<tr><th>{_text(token)}</th>"
-        + "".join(f"<td>{_text(other)} {cosine:.2f}</td>" for other, cosine in near)
+        + "".join(f"<td>{_text(other)} {cosine:.2f}</td>" for other, cosine in others)
         + "</tr>"
-        for token, near in neighbors.items()
+        for token, others in neighbors.items()
     )
     return [
         "<h2>Nearest embeddings</h2>",

@@ -28,8 +28,9 @@ def run(options):
     import_tensorflow()
     task = keras_llm.load(options.run)
     if isinstance(task, keras_llm.WordVectors):
-        near = task.nearest(options.text)
-        print(json.dumps(near) if options.json else "\n".join(f"{c:.3f} {w}" for w, c in near))
+        neighbors = task.nearest(options.text)
+        lines = (f"{cosine:.3f} {word}" for word, cosine in neighbors)
+        print(json.dumps(neighbors) if options.json else "\n".join(lines))
         return
     is_answering = isinstance(task, keras_llm.QuestionAnswering)
     takes_context = is_answering or "context_separator" in task.metadata

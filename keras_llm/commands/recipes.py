@@ -15,7 +15,8 @@ class Options:
 
 
 def run(options):
-    recipes, corpora = entry_points.descriptions(), entry_points.corpora()
+    recipes, (objects, errors) = entry_points.descriptions(), entry_points.corpora()
+    corpora = {name: corpus.description for name, corpus in objects.items()} | errors
     if not as_json(options, {"recipes": recipes, "corpora": corpora}):
         table(["recipe", "description"], [list(row) for row in recipes.items()])
         table(["corpus", "description"], [list(row) for row in corpora.items()])

@@ -23,6 +23,7 @@ def masked_dataset(
     shuffle: bool = True,
     rate: float = 0.15,
     whole_words: bool = True,
+    drop_remainder: bool = True,
 ) -> Dataset:
     """Create windows of a stream of token ids with masked tokens to predict.
 
@@ -41,6 +42,7 @@ def masked_dataset(
         shuffle: bool. Whether each epoch shuffles the windows.
         rate: float in (0, 1), the selection probability.
         whole_words: bool. Whether the tokens of a word are selected together.
+        drop_remainder: bool, see `packed_dataset`.
 
     Returns:
         `tf.data.Dataset` of pairs. The first is a dict of `token_ids` int32 (B, T),
@@ -66,7 +68,14 @@ def masked_dataset(
         raise InputError(f"`sequence_length` of {sequence_length} has no room for text.")
     stream = without_token(token_ids, tokenizer.bos_id) if begin else token_ids
     windows = packed_dataset(
-        stream, room, batch_size, -1, tokenizer.pad_id, epochs, seed if shuffle else None
+        stream,
+        room,
+        batch_size,
+        -1,
+        tokenizer.pad_id,
+        epochs,
+        seed if shuffle else None,
+        drop_remainder=drop_remainder,
     )
 
     def masked(step, batch):

@@ -1,4 +1,4 @@
-"""Pack documents into dense (B, T) batches without padding; only the tail is dropped."""
+"""Pack documents into dense (B, T) batches without padding."""
 
 import os
 import pathlib
@@ -86,6 +86,7 @@ def packed_dataset(
     seed: int | None = None,
     start: int = 0,
     segments: bool = False,
+    drop_remainder: bool = True,
 ) -> Dataset:
     """Split a stream of token ids into batches for next-token training.
 
@@ -110,12 +111,16 @@ def packed_dataset(
             The inputs are then a dict of `token_ids`, `segment_ids`, which number the documents
             of the row, and `positions`, which restart with each document; all int32 (B, T).
             `training.LanguageModelTrainer` uses it so that no token attends to another document.
+        drop_remainder: bool. Whether to skip the windows that do not fill a last batch. If not,
+            each epoch ends with a smaller batch of them.
 
     Returns:
-        `tf.data.Dataset` of `epochs * steps_per_epoch(...) - start` pairs of int32 tensors (B, T).
+        `tf.data.Dataset` of `epochs * steps_per_epoch(...) - start` pairs of int32 tensors (B, T);
+        without `drop_remainder`, an epoch may have one more.
 
     Raises:
-        InputError: if the stream is shorter than one batch, or `segments` is True without a begin
+        InputError: if the stream is shorter than one batch, or without `drop_remainder` than one
+            window; or if `segments` is True without a begin
             token.
     """
     import tensorflow as tf
@@ -123,8 +128,9 @@ def packed_dataset(
     if segments and bos_id < 0:
         raise InputError(f"packed_dataset: `segments` needs a begin token, got `bos_id`={bos_id}.")
     count = windows(token_ids, sequence_length)
-    steps = count // batch_size
-    if not steps:
+    drop_remainder = drop_remainder or count % batch_size == 0  # a static shape is faster
+    steps = count // batch_size if drop_remainder else count // batch_size + 1
+    if not steps or not count:
         raise InputError(
             f"the text has {len(token_ids)} tokens, too few for one batch of {batch_size} x "
             f"{sequence_length}; use more text, or a smaller batch size or sequence length."
@@ -134,6 +140,8 @@ def packed_dataset(
     def batch(index):
         epoch, step = index // steps, index % steps
         window = step * batch_size + tf.range(batch_size, dtype=tf.int64)
+        if not drop_remainder:
+            window = window[: count - step * batch_size]
         if seed is not None:
             window = tf.random.experimental.index_shuffle(
                 window, seed=tf.stack([tf.constant(seed, tf.int64), epoch]), max_index=count - 1

@@ -1,6 +1,7 @@
 """Train and evaluate a task on strings."""
 
 import inspect
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -130,9 +131,9 @@ class Fitting:
             InputError: if the task cannot be trained.
         """
         trainer, objective = self._objective()
-        # XLA pays off on JAX; on TensorFlow its compilation takes longer than a short training.
-        jit_compile = keras.backend.backend() == "jax"
-        trainer.compile(optimizer, **{"jit_compile": jit_compile, **objective, **options})
+        # JAX is slow without XLA; on TensorFlow, compiling takes longer than a short training.
+        defaults = {"jit_compile": keras.backend.backend() == "jax", **objective}
+        trainer.compile(optimizer, **{**defaults, **options})
         return trainer
 
     def dataset(
@@ -171,7 +172,7 @@ class Fitting:
             optimizer = training.AdamW(
                 schedule, weight_decay=decay, beta_2=0.95, global_clipnorm=1.0
             )
-        elif not isinstance(optimizer, str):  # one that was built is for the weights of then
+        elif not isinstance(optimizer, str):  # a built one belongs to one set of variables
             optimizer = type(optimizer).from_config(optimizer.get_config())
         return self.trainer(optimizer, **options)
 
@@ -196,16 +197,18 @@ def check_options(
 
 
 def checked_rows(rows: Iterable[Any], fields: Sequence[str]) -> list[Any]:
-    """Rows that are tuples of as many values as there are `fields`, a list.
+    """Return rows as a list; check that each is a tuple of as many values as `fields`.
 
     Raises:
-        InputError: naming the first that is not.
+        InputError: if one is not, naming the first; or if there are no rows.
     """
     kind = {2: "pair", 3: "triple"}[len(fields)]
     rows = list(rows)
     for index, row in enumerate(rows):
         if isinstance(row, str) or not isinstance(row, (list, tuple)) or len(row) != len(fields):
-            raise InputError(f"row {index} must be a {kind} ({', '.join(fields)}), got {row!r}.")
+            raise InputError(
+                f"row {index} must be a {kind} ({', '.join(fields)}), got {reprlib.repr(row)}."
+            )
     if not rows:
         raise InputError("there are no rows.")
     return rows
@@ -220,14 +223,3 @@ def classification_objective(
         "metrics": [keras.metrics.SparseCategoricalAccuracy("accuracy")],
         **metrics,
     }
-
-
-def held_out_batch(count: int, most: int, drop_remainder: bool = False) -> int:
-    """Return a batch size of at most `most` for `count` held-out rows, at least 1.
-
-    It is the largest one that divides `count`, so that no row is left out; with `drop_remainder`,
-    the largest one that fills a batch.
-    """
-    if drop_remainder:
-        return max(1, min(count, most))
-    return max((size for size in range(1, most + 1) if count % size == 0), default=1)

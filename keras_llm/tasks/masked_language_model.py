@@ -12,7 +12,7 @@ from keras_llm import data, training
 from keras_llm.errors import InputError
 from keras_llm.models import HeadModel
 from keras_llm.tasks.base import encoded_rows
-from keras_llm.tasks.fitting import check_options, held_out_batch
+from keras_llm.tasks.fitting import check_options
 from keras_llm.tasks.head import HeadTask, rows_of
 from keras_llm.tasks.settings import count_of
 from keras_llm.tokenizers import Tokenizer
@@ -154,7 +154,7 @@ class MaskedLanguageModel(HeadTask):
             rate: float in (0, 1), the share of words that is masked.
             whole_words: bool. Whether all tokens of a word are masked together.
             drop_remainder: bool. Whether held-out windows that do not fill a last batch are left
-                out; if not, `batch_size` is reduced to a divisor of their number.
+                out. If not, the last batch is smaller.
 
         Returns:
             A `tf.data.Dataset` for `training.LanguageModelTrainer`.
@@ -166,7 +166,7 @@ class MaskedLanguageModel(HeadTask):
         if seed is None:
             text = token_ids[token_ids != self.tokenizer.bos_id]
             room = length - (self.tokenizer.bos_id >= 0) - (self.tokenizer.eos_id >= 0)
-            batch_size = held_out_batch(data.windows(text, room), batch_size, drop_remainder)
+            batch_size = max(1, min(data.windows(text, room), batch_size))
         batches = data.masked_dataset(
             token_ids,
             self.tokenizer,
@@ -177,6 +177,7 @@ class MaskedLanguageModel(HeadTask):
             shuffle=seed is not None,
             rate=rate,
             whole_words=whole_words,
+            drop_remainder=drop_remainder or seed is not None,
         )
         names = [tensor.name for tensor in self.model.inputs]
 

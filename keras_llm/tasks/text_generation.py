@@ -9,7 +9,6 @@ from keras_llm import data, models, training
 from keras_llm.errors import InputError
 from keras_llm.tasks.base import checked_texts, encoded_rows, padded_rows
 from keras_llm.tasks.conversation import Conversation
-from keras_llm.tasks.fitting import held_out_batch
 from keras_llm.tasks.generative import Generation, GenerativeTask
 from keras_llm.tokenizers import ChatTemplate, infilling_tokens
 from keras_llm.types import Dataset
@@ -279,7 +278,7 @@ class TextGeneration(GenerativeTask):
             segments: bool. Whether attention is limited to the documents of a window, see
                 `data.packed_dataset`.
             drop_remainder: bool. Whether held-out windows that do not fill a last batch are left
-                out; if not, `batch_size` is reduced to a divisor of their number.
+                out. If not, the last batch is smaller.
 
         Returns:
             A `tf.data.Dataset` for `training.LanguageModelTrainer`.
@@ -293,9 +292,17 @@ class TextGeneration(GenerativeTask):
             return data.chat_dataset(examples, batch_size, pad_id, epochs, seed)
         token_ids, bos_id = encoded_rows(rows, self.tokenizer), self.tokenizer.bos_id
         if seed is None:
-            batch_size = held_out_batch(data.windows(token_ids, length), batch_size, drop_remainder)
+            batch_size = max(1, min(data.windows(token_ids, length), batch_size))
         return data.packed_dataset(
-            token_ids, length, batch_size, bos_id, _IGNORED, epochs, seed, segments=segments
+            token_ids,
+            length,
+            batch_size,
+            bos_id,
+            _IGNORED,
+            epochs,
+            seed,
+            segments=segments,
+            drop_remainder=drop_remainder or seed is not None,
         )
 
     def _objective(self) -> tuple[training.Trainer, dict[str, Any]]:

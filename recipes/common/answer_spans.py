@@ -49,7 +49,7 @@ def untrained(options, train, metadata):
     from keras_llm import models, tasks
 
     texts = [text for row in train for text in row[:2]]
-    encoder, tokenizer = pretrained.fresh_or_started(options, texts)
+    encoder, tokenizer = pretrained.new_or_pretrained(options, texts)
     metadata = {**metadata, "unanswerable": any(not answer for _, _, answer in train)}
     return tasks.QuestionAnswering(models.span_qa(encoder), tokenizer, metadata)
 

@@ -85,14 +85,14 @@ def body_of(text):
 
     It ends before the first line without indentation; an incomplete last line is dropped.
     """
-    kept = []
+    lines = []
     for line in text.splitlines(keepends=True):
         if line[0] not in " \t\r\n#)]}":
             break
-        kept.append(line)
-    if kept and not kept[-1].endswith("\n"):
-        kept.pop()
-    return "".join(kept)
+        lines.append(line)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    return "".join(lines)
 
 
 def parses(program):

@@ -126,15 +126,15 @@ def encoded(encode, task, items, options, kind):
     Raises:
         InputError: if no item is short enough.
     """
-    kept, dropped = encode(
+    rows, dropped = encode(
         items, task.chat_template, task.tokenizer, options.max_length, task.end_token_ids
     )
-    if not kept:
+    if not rows:
         raise InputError(
             f"{options.source}: none of {len(items)} {kind} fits into --max-length "
             f"{options.max_length}."
         )
-    return kept, dropped
+    return rows, dropped
 
 
 def check_length(options, model):

@@ -133,7 +133,7 @@ class Options:
         return f"`{self.data}`" if self.data else f"corpus `{self.corpus}`"
 
     @property
-    def of_the_model(self):
+    def model_fields(self):
         """The options that the model depends on, a dict."""
         excluded = ("out", "resume", "overwrite", "json", "checkpoint_steps", "export")
         row = dataclasses.asdict(self)

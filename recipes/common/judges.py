@@ -32,7 +32,7 @@ class Options(dialogue.Options):
     judge_epochs: flags.Positive = 2
     """Training epochs of the classifiers."""
     safety: str = "toxicity"
-    """Training data for safety: a corpus of the kind "labelled", or your own .csv, .tsv or .jsonl
+    """Training data for safety: a corpus of the kind "labeled", or your own .csv, .tsv or .jsonl
     file with `text` and `label`, "safe" or "unsafe"."""
     max_refused: flags.Rate = 0.02
     """Maximum share of the training messages that the filter refuses; its threshold is 0.5, or
@@ -40,7 +40,7 @@ class Options(dialogue.Options):
     refusal: flags.Text = "I would rather not talk about that."
     """Answer to an unsafe message, or if no answer is safe."""
 
-    def of_judge(self, name):
+    def judge_options(self, name):
         """Return the options of a classifier for the recipe `text_classification`."""
         from keras_llm.recipes.corpora import registry
 
@@ -70,7 +70,7 @@ def safety_rows(options):
     Raises:
         InputError: if the data cannot be read or the labels are not "safe" and "unsafe".
     """
-    judge = options.of_judge("safety")
+    judge = options.judge_options("safety")
     train, held_out, kind, dropped = text_classification.rows(judge)
     if kind.labels != _SAFE:
         raise InputError(
@@ -82,10 +82,10 @@ def safety_rows(options):
 def pairs(conversations):
     """Return triples (conversation index, user message, reply)."""
     return [
-        (number, said["content"], reply["content"])
+        (number, message["content"], reply["content"])
         for number, messages in enumerate(conversations)
-        for said, reply in itertools.pairwise(messages)
-        if (said["role"], reply["role"]) == ("user", "assistant")
+        for message, reply in itertools.pairwise(messages)
+        if (message["role"], reply["role"]) == ("user", "assistant")
     ]
 
 
@@ -105,12 +105,12 @@ def sensible_rows(conversations, seed, most):
     triples, draw, rows = pairs(conversations), random.Random(seed), []
     if len({reply for _, _, reply in triples}) < 2 or len({number for number, *_ in triples}) < 2:
         raise InputError("--rank requires at least two conversations with different replies.")
-    for number, said, reply in triples[: (most + 1) // 2]:
+    for number, message, reply in triples[: (most + 1) // 2]:
         others = (draw.choice(triples) for _ in range(100))
         other = next((r for n, _, r in others if n != number and r != reply), None)
         if other is not None:
-            rows.append((RankedChat.pair(said, reply), "sensible"))
-            rows.append((RankedChat.pair(said, other), "random"))
+            rows.append((RankedChat.pair(message, reply), "sensible"))
+            rows.append((RankedChat.pair(message, other), "random"))
     return rows
 
 
@@ -122,10 +122,10 @@ def trained(folder, options, name, labels, train, held_out, dropped):
         and its probabilities for held-out rows, float array (N, 2).
     """
     runs.say(f"{name}: {len(train)} rows for training, {len(held_out)} held out")
-    judge, kind = options.of_judge(name), text_targets.Classes(labels)
+    judge, kind = options.judge_options(name), text_targets.Classes(labels)
     task = text_classification.untrained(judge, train, kind)
     batches = task.dataset(train, judge.batch_size, judge.epochs, judge.seed)
-    validation = task.dataset(tables.to_watch(held_out, judge), judge.batch_size)
+    validation = task.dataset(tables.validation_sample(held_out, judge), judge.batch_size)
     run = runs.Run(folder / name, judge)
     run.folder.mkdir(exist_ok=True)
     fitted = run.fit(task, batches, validation, "texts", metrics=kind.metrics())
@@ -161,7 +161,7 @@ def detection(truth, predicted):
     }
 
 
-def at_the_side(folder, options, chat, conversations, held_out, safety):
+def train_classifiers(folder, options, chat, conversations, held_out, safety):
     """Train both classifiers and evaluate ranking and filtering of a chat model's answers.
 
     Args:
@@ -195,8 +195,8 @@ def _threshold(guard, conversations, most):
     """Return the threshold: texts with at least this probability of being unsafe are refused."""
     import numpy as np
 
-    said = [text for _, text, _ in pairs(conversations)][:1000]
-    results = guard(said, truncate=True, return_details=True)
+    messages = [text for _, text, _ in pairs(conversations)][:1000]
+    results = guard(messages, truncate=True, return_details=True)
     scores = [result.probabilities["unsafe"] for result in results]
     return float(max(0.5, np.quantile(scores, 1 - most, method="higher")))
 
@@ -213,8 +213,8 @@ def ranked(task, held_out, options):
     """
     triples = pairs(held_out)[:_MEASURED]
     answers = [
-        task.chat(said, seed=number, max_new_tokens=32, return_details=True)
-        for number, (_, said, _) in enumerate(triples)
+        task.chat(message, seed=number, max_new_tokens=32, return_details=True)
+        for number, (_, message, _) in enumerate(triples)
     ]
     accepted = [answer for answer in answers if answer.refused != "input"]
     samples = [reply for answer in accepted for reply in answer.replies]
@@ -239,11 +239,11 @@ def ranked(task, held_out, options):
 def _real_reply_found(task, held_out, seed):
     """Return how often the real reply ranks first among replies of other conversations."""
     triples, draw, hits = pairs(held_out), random.Random(seed), []
-    for _, said, reply in triples[:_MEASURED]:
+    for _, message, reply in triples[:_MEASURED]:
         others = sorted({other for _, _, other in triples if other != reply})
         texts = [reply, *draw.sample(others, min(_CHOICE - 1, len(others)))]
         rows = task.sensibleness(
-            [task.pair(said, text) for text in texts], truncate=True, return_details=True
+            [task.pair(message, text) for text in texts], truncate=True, return_details=True
         )
         scores = [row.probabilities["sensible"] for row in rows]
         hits.append(scores[0] > max(scores[1:], default=0.0))

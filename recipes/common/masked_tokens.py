@@ -35,7 +35,7 @@ def measured(task, judge, batches):
 
     from keras_llm import training
 
-    metrics = training.evaluate_targets(task.model, _alone(batches), task.tokenizer.pad_id)
+    metrics = training.evaluate_targets(task.model, _token_targets(batches), task.tokenizer.pad_id)
     if judge:
         names = [tensor.name for tensor in judge.model.inputs]
         right = [
@@ -53,7 +53,7 @@ def most_frequent(task, train_ids, batches):
     from keras_llm import training
 
     tokenizer = task.tokenizer
-    targets = np.concatenate([y.numpy().reshape(-1) for _, y in _alone(batches)])
+    targets = np.concatenate([y.numpy().reshape(-1) for _, y in _token_targets(batches)])
     return training.evaluate_most_frequent(
         train_ids[~np.isin(train_ids, [tokenizer.bos_id, tokenizer.eos_id])],
         targets[targets != tokenizer.pad_id],
@@ -61,6 +61,6 @@ def most_frequent(task, train_ids, batches):
     )
 
 
-def _alone(batches):
+def _token_targets(batches):
     """Return the batches with only the masked tokens as targets."""
     return batches.map(lambda x, y: (x, y["tokens"] if isinstance(y, dict) else y))

@@ -24,9 +24,10 @@ def measured(options, tuned, dataset, reference, texts_before):
     import keras_llm
     from keras_llm import training
 
-    texts, drawn = preference_pairs.answers(options, tuned, dataset)
+    texts, examples = preference_pairs.answers(options, tuned, dataset)
     model = keras_llm.load(options.start).model
-    kl = training.log_probabilities(tuned.model, drawn) - training.log_probabilities(model, drawn)
+    log_p = training.log_probabilities(tuned.model, examples)
+    kl = log_p - training.log_probabilities(model, examples)
     scores, scores_before = (_score(dataset, answers) for answers in (texts, texts_before))
     return {
         **rewards(options, tuned.model, dataset.held_out, reference),

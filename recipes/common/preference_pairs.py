@@ -40,12 +40,12 @@ def read(options, task):
     corpora = registry.corpora()
     if options.data is not None:
         is_table = pathlib.Path(options.data).name.removesuffix(".gz").endswith((".csv", ".tsv"))
-        kind = "labelled" if is_table else "preferences"
+        kind = "labeled" if is_table else "preferences"
     elif options.corpus in corpora:
         kind = corpora[options.corpus].kind
     else:
         raise InputError(f"unknown corpus {options.corpus!r}; see `keras-llm recipes`.")
-    functions = {"preferences": from_preferences, "labelled": from_sentiment}
+    functions = {"preferences": from_preferences, "labeled": from_sentiment}
     if kind not in functions:
         raise InputError(
             f"--corpus must be of the kind {' or '.join(functions)}, got {options.corpus!r} of the "
@@ -103,7 +103,7 @@ def from_sentiment(options, task):
 
     A classifier fitted on reviews scores the continuations. The judge is fitted on other reviews.
     """
-    rows, held_out, dropped = tables.rows(options, ["text", "label"], "labelled")
+    rows, held_out, dropped = tables.rows(options, ["text", "label"], "labeled")
     labels = {label for _, label in rows}
     if labels != {"negative", "positive"}:
         raise InputError(f"{options.source}: labels must be negative and positive, got {labels}.")
@@ -112,23 +112,31 @@ def from_sentiment(options, task):
         [(text, label == "positive") for text, label in part]
         for part in (rows[:third], rows[third : 2 * third], held_out)
     ]
-    labeller, _ = _judge(fitted[0], fitted[2])
+    score_texts, _ = _judge(fitted[0], fitted[2])
     judge, accuracy = _judge(fitted[1], fitted[2])
-    begins = [_beginning(text, options.prompt_words) for text, _ in rows[2 * third :] + held_out]
-    begins = list(dict.fromkeys(begin for begin in begins if begin))
-    needed = options.prompts + options.held_out_pairs + options.pairs
-    if len(begins) < needed:
-        raise InputError(f"{options.source}: {needed} beginnings are needed, got {len(begins)}.")
-    prompts = begins[-options.prompts :]
-    drawn = _draw(options, task, begins[: options.pairs + options.held_out_pairs], labeller)
-    pairs = [pair for pair in drawn if pair is not None]
-    held_out_pairs = [pair for pair in drawn[options.pairs :] if pair is not None]
+    sources = rows[2 * third :] + held_out
+    beginnings = [_beginning(text, options.prompt_words) for text, _ in sources]
+    beginnings = list(dict.fromkeys(text for text in beginnings if text))
+    num_pairs = options.pairs + options.held_out_pairs
+    needed = options.prompts + num_pairs
+    if len(beginnings) < needed:
+        raise InputError(
+            f"{options.source}: {needed} beginnings are needed, got {len(beginnings)}."
+        )
+    prompts = beginnings[-options.prompts :]
+    sampled = _sampled_pairs(options, task, beginnings[:num_pairs], score_texts)
+    pairs = [pair for pair in sampled if pair is not None]
+    held_out_pairs = [pair for pair in sampled[options.pairs :] if pair is not None]
     train = pairs[: len(pairs) - len(held_out_pairs)]
     if not train or not held_out_pairs:
         raise InputError(
             "no pair of continuations differs by --least-difference according to the classifier."
         )
-    about = {"dropped": dropped, "judge_texts": third, "beginnings_without_pair": drawn.count(None)}
+    about = {
+        "dropped": dropped,
+        "judge_texts": third,
+        "beginnings_without_pair": sampled.count(None),
+    }
     return Pairs(train, held_out_pairs, prompts, False, judge, accuracy, True, about)
 
 
@@ -160,15 +168,18 @@ def _answers(options, task, prompts, parse_special, seed=0):
     return texts, examples
 
 
-def _draw(options, task, begins, labeller):
+def _sampled_pairs(options, task, beginnings, score_texts):
     """Return a pair for each beginning, or None if its continuations are equally positive."""
     rounds = [
-        _answers(options, task, begins, False, options.seed + 1_000_003 * i)
+        _answers(options, task, beginnings, False, options.seed + 1_000_003 * i)
         for i in range(1, options.candidates + 1)
     ]
-    scores = [labeller([a + b for a, b in zip(begins, texts, strict=True)]) for texts, _ in rounds]
+    scores = [
+        score_texts([begin + text for begin, text in zip(beginnings, texts, strict=True)])
+        for texts, _ in rounds
+    ]
     pairs = []
-    for row in range(len(begins)):
+    for row in range(len(beginnings)):
         order = sorted(range(len(rounds)), key=lambda i, row=row: scores[i][row])
         worst, best = order[0], order[-1]
         differs = scores[best][row] - scores[worst][row] >= options.least_difference

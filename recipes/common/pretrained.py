@@ -41,7 +41,7 @@ def load(start):
     return task
 
 
-def fresh_or_started(options, texts):
+def new_or_pretrained(options, texts):
     """Return an encoder and its tokenizer, from `--start` or new.
 
     Args:

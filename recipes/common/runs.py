@@ -1,6 +1,7 @@
 """Prepare a run, train with `fit`, and write the model folder."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -55,8 +56,23 @@ def load(folder, options_class):
 
 
 def model_options(options_class, task):
-    """Return the options that a task was trained with."""
-    return options_class(**{**task.metadata["options"], "smoke": False})
+    """Return the options that a task was trained with.
+
+    Options that the recipe does not have are ignored and reported: a changed copy of the recipe may
+    add some.
+
+    Raises:
+        InputError: if the task does not record valid options.
+    """
+    recorded = task.metadata.get("options")
+    names = [field.name for field in dataclasses.fields(options_class)]
+    if not isinstance(recorded, dict) or "out" not in recorded:
+        raise InputError("the model does not record the options of its recipe.")
+    if unknown := sorted(set(recorded) - set(names)):
+        recipe = task.metadata.get("recipe")
+        say(f"ignored options of the model that the recipe {recipe} lacks: {', '.join(unknown)}")
+    known = {name: recorded[name] for name in names if name in recorded}
+    return options_class(**{**known, "smoke": False})
 
 
 def optimizer(options, steps):
@@ -177,26 +193,27 @@ class Run:
         replicas.check_same(options.seed, "--seed")  # waits for the chief, which creates `folder`
         steps, per_step = len(train_data), per_step or options.batch_size
         trainer = compiled(options, model, steps, **({"metrics": metrics} if metrics else {}))
-        kept = trainer.trained
-        say(f"{kept.count_params():,} parameters, {steps:,} steps")
+        network = trainer.trained
+        say(f"{network.count_params():,} parameters, {steps:,} steps")
         interval = max(1, steps // (options.epochs * options.evaluations))
         intervals = steps // interval
-        best = training.BestWeights(folder / _BEST, model=kept)
+        best = training.BestWeights(folder / _BEST, model=network)
         resume = training.Resume(
             folder / _CHECKPOINTS,
             every=options.checkpoint_steps,
-            identity={"options": options.of_the_model},
+            identity={"options": options.model_fields},
             callbacks=[best],
         )
         if options.distribution == "jax_data":
-            train_data, validation_data = _even(options, train_data, validation_data)
-        train_data, watching = resume.data(train_data), []
+            train_data, validation_data = _static_batches(options, train_data, validation_data)
+        train_data, chief_callbacks = resume.data(train_data), []
         if replicas.is_chief():
             say(f"to monitor the run: tensorboard --logdir {pathlib.Path(options.out).parent}")
             if options.distribution:
                 tools.pop("attention", None)
             board = training.TensorBoard(folder / "logs", per_step, unit=unit, **tools)
-            watching = [board, training.ProgressBar(intervals * interval, per_step, unit=unit)]
+            progress = training.ProgressBar(intervals * interval, per_step, unit=unit)
+            chief_callbacks = [board, progress]
             if not options.distribution:
                 train_data = board.data(train_data)
         interruptible = keras.callbacks.LambdaCallback(
@@ -209,7 +226,7 @@ class Run:
             validation_data=validation_data,
             shuffle=False,
             verbose=0,
-            callbacks=[best, *watching, resume, interruptible],
+            callbacks=[best, *chief_callbacks, resume, interruptible],
         )
         if not replicas.is_chief():
             say("done; the first worker writes the model")
@@ -218,7 +235,7 @@ class Run:
             training.set_distribution(None)
         if not best.path.is_file():
             raise InputError("the held-out loss is not finite; try a lower --learning-rate.")
-        kept.load_weights(best.path)
+        network.load_weights(best.path)
         losses = zip(resume.history["loss"], resume.history["val_loss"], strict=True)
         rows = [[(i + 1) * interval, *map(float, pair)] for i, pair in enumerate(losses)]
         if has_pictures():
@@ -226,7 +243,7 @@ class Run:
 
             pictures.loss_curve(rows, folder / "loss.png")
         return {
-            "parameters": kept.count_params(),
+            "parameters": network.count_params(),
             "steps": intervals * interval,
             "seconds": round(resume.seconds, 1),
             f"{unit}_per_second": round(intervals * interval * per_step / resume.seconds),
@@ -279,7 +296,7 @@ class Run:
                 partial.write_text(text, "utf-8")
 
 
-def _even(options, train_data, held_out):
+def _static_batches(options, train_data, held_out):
     """Set the static batch size of data sets, which splitting over JAX devices requires.
 
     The size is that of the first training batch; smaller held-out batches are dropped.

@@ -47,7 +47,7 @@ def rows(options, columns, kind, by=0, unique=0, may_be_empty=()):
     return train, held_out, dropped
 
 
-def to_watch(held_out, options):
+def validation_sample(held_out, options):
     """Return the held-out rows to validate on during training: a random sample of 32 batches."""
     count = min(len(held_out), 32 * options.batch_size)
     return random.Random(options.seed).sample(held_out, count)

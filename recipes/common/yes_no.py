@@ -44,7 +44,7 @@ def untrained(options, train, metadata):
     """Return the untrained task."""
     from keras_llm import models, tasks
 
-    encoder, tokenizer = pretrained.fresh_or_started(
+    encoder, tokenizer = pretrained.new_or_pretrained(
         options, [text for row in train for text in row[:2]]
     )
     model = models.text_classifier(encoder, len(_LABELS), "mean", options.dropout)

@@ -259,20 +259,20 @@ def small_talk(path):
     """Return the English conversations of chatterbot-corpus, with alternating roles."""
     import yaml
 
-    talks = []
+    conversations = []
     with zipfile.ZipFile(path) as archive:
         for name in sorted(archive.namelist()):
             if re.search(r"/english/[^/]+\.yml$", name):
-                talks += yaml.safe_load(archive.read(name))["conversations"]
+                conversations += yaml.safe_load(archive.read(name))["conversations"]
     roles = ("user", "assistant")
-    whole = ([str(line).strip() for line in talk] for talk in talks)
+    whole = ([str(line).strip() for line in conversation] for conversation in conversations)
     return [
         [
             {"role": roles[n % 2], "content": line}
-            for n, line in enumerate(talk[: len(talk) // 2 * 2])
+            for n, line in enumerate(conversation[: len(conversation) // 2 * 2])
         ]
-        for talk in whole
-        if len(talk) > 1 and all(talk)
+        for conversation in whole
+        if len(conversation) > 1 and all(conversation)
     ]
 
 

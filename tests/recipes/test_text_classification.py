@@ -190,7 +190,7 @@ def test_corpus_split_is_kept(tmp_path, monkeypatch, capfd):
     train = [(f"text {i}", "ab"[i % 2]) for i in range(20)] + [("text 0", "a"), ("Held  out", "a")]
     split = Split(train, [("held out", "b"), ("text  19", "b")])
     monkeypatch.setitem(
-        registry.CORPORA, "tiny", registry.Corpus("tiny", lambda: split, kind="labelled")
+        registry.CORPORA, "tiny", registry.Corpus("tiny", lambda: split, kind="labeled")
     )
     options = text_classification.Options(out=str(tmp_path / "run"), corpus="tiny")
     train, held_out, kind, dropped = text_classification.rows(options)
@@ -249,7 +249,7 @@ def test_resumed_run_gives_the_same_model(run, tmp_path, monkeypatch):
 def test_validation_rows_are_a_random_sample():
     options = flags.Options(out="m", batch_size=2, seed=3)
     rows = list(range(1000))
-    watched = tables.to_watch(rows, options)
+    watched = tables.validation_sample(rows, options)
     assert len(set(watched)) == 64 and min(watched) < 100 and max(watched) > 900
-    assert tables.to_watch(rows, options) == watched
-    assert sorted(tables.to_watch(rows[:10], options)) == rows[:10]
+    assert tables.validation_sample(rows, options) == watched
+    assert sorted(tables.validation_sample(rows[:10], options)) == rows[:10]

@@ -7,7 +7,6 @@ import pytest
 import keras_llm
 from keras_llm import data, models, tokenizers, training
 from keras_llm.errors import InputError
-from keras_llm.tasks.fitting import held_out_batch
 
 COLORS = ["red", "green", "blue", "white"]
 TEMPLATE = """{% for message in messages -%}
@@ -128,6 +127,9 @@ def test_fit_classification_with_contexts(word_piece):
     without = keras_llm.TextClassification(model, word_piece, answers)
     with pytest.raises(InputError, match=r"row 0 must be a pair \(text, label\)"):
         without.fit(rows * 16)
+    with pytest.raises(InputError, match="row 0 must be a pair") as error:
+        without.fit(["a text " * 1000] * 16)
+    assert len(str(error.value)) < 100
 
 
 def test_fit_token_classification(word_piece):
@@ -196,13 +198,30 @@ def test_datasets_take_token_ids(word_piece):
         for options in ({"seed": 3, "epochs": 2}, {}, {"drop_remainder": True}):
             rows = (task.dataset(rows, 5, sequence_length=9, **options) for rows in (texts, ids))
             assert_equal_batches(*rows)
-    windows = data.windows(ids, 9)
-    assert windows % 5
-    whole, dropped = (
-        [len(y) for _, y in generator.dataset(ids, 5, sequence_length=9, drop_remainder=drop)]
-        for drop in (False, True)
+    text = ids[ids != word_piece.bos_id]
+    for task, windows in ((generator, data.windows(ids, 9)), (filler, data.windows(text, 7))):
+        assert windows % 5
+        whole, dropped, alone = (
+            [len(y) for _, y in task.dataset(ids, size, sequence_length=9, drop_remainder=drop)]
+            for size, drop in ((5, False), (5, True), (windows + 9, False))
+        )
+        assert dropped == [5] * (windows // 5) and alone == [windows]
+        assert whole == [*dropped, windows % 5]
+        assert len(task.dataset(ids, 5, sequence_length=9)) == len(whole)
+
+
+def test_metrics_of_validation_are_independent_of_the_batch_size(word_piece):
+    config = models.preset("llama-tiny", vocabulary_size=word_piece.vocabulary_size, num_layers=1)
+    task = keras_llm.TextGeneration(models.causal_lm(config), word_piece)
+    size = word_piece.vocabulary_size
+    ids = np.random.default_rng(0).integers(5, size, 7 * 9 + 1)
+    ids[ids == word_piece.bos_id] = 5  # no ignored targets
+    trainer = task.trainer("sgd")
+    one, several = (
+        trainer.evaluate(task.dataset(ids, size, sequence_length=9), verbose=0, return_dict=True)
+        for size in (7, 3)
     )
-    assert sum(whole) == windows and dropped == [5] * (windows // 5)
+    assert one == pytest.approx(several, rel=1e-5)
 
 
 def test_windows_of_separate_documents():
@@ -333,8 +352,3 @@ def test_lora_is_used_in_compiled_and_merged_models():
     assert merged.model is not task.model and task._merged().score(texts[0]) == pytest.approx(
         after, abs=1e-2
     )
-
-
-def test_held_out_batch_covers_all_rows():
-    assert [held_out_batch(count, 32) for count in (63, 64, 7, 37, 0)] == [21, 32, 7, 1, 32]
-    assert [held_out_batch(count, 32, True) for count in (63, 7, 37, 0)] == [32, 7, 32, 1]

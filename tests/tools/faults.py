@@ -1251,8 +1251,8 @@ RECIPES = (
         "a random reply and its context are swapped",
         Place(
             "recipes/common/judges.py",
-            "RankedChat.pair(said, other)",
-            "RankedChat.pair(other, said)",
+            "RankedChat.pair(message, other)",
+            "RankedChat.pair(other, message)",
         ),
         ("tests/recipes/test_chatbot.py::test_random_replies_come_from_other_conversations",),
     ),

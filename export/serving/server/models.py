@@ -166,7 +166,7 @@ class Models:
         with self._lock:
             versions = self._versions.get(name, {})
             if label:
-                version = self._labelled(name, label)
+                version = self._version_with_label(name, label)
             if name not in self._configs and not versions:
                 raise ServingError("NOT_FOUND", f"there is no model {name!r}.")
             if version is not None and version not in versions:
@@ -210,7 +210,7 @@ class Models:
         if name not in self._configs:
             raise ServingError("NOT_FOUND", f"there is no model {name!r}.")
         if label:
-            version = self._labelled(name, label)
+            version = self._version_with_label(name, label)
         available = self._available(name)
         if version is None:
             if not available:
@@ -220,7 +220,7 @@ class Models:
             raise ServingError("NOT_FOUND", f"version {version} of model {name!r} is not loaded.")
         return version
 
-    def _labelled(self, name, label):
+    def _version_with_label(self, name, label):
         labels = self._configs[name].labels if name in self._configs else {}
         if label not in labels:
             raise ServingError("NOT_FOUND", f"model {name!r} has no label {label!r}.")
