@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-# Functions that share their package's name: imported first, they stay what `export.litert` is.
+# Import these functions first: `export.litert` is the function, not the package of that name.
 from keras_llm.errors import InputError, optional_packages, unavailable
 from keras_llm.export.litert import litert, litert_lm  # noqa: F401
 from keras_llm.export.saved_model import saved_model  # noqa: F401

@@ -12,6 +12,7 @@ _EXTRAS = {
     "tensorflow_serving": "serving",
     "tensorflow_text": "serving",
     "anyio": "serving",
+    "h11": "serving",
     "starlette": "serving",
     "uvicorn": "serving",
     "urllib3": "serving",
@@ -45,7 +46,7 @@ class ServingError(RuntimeError):
 def unavailable(name: str, error: InputError) -> type:
     """Return a stand-in for a class or function whose package is missing.
 
-    It can be imported and looked at; calling it raises the error again.
+    Importing it works; calling it raises the error.
     """
 
     def fail(*args: object, **kwargs: object) -> None:

@@ -40,6 +40,7 @@ _VALUES = {
 _NAMES = {**{number: f"DT_{name.upper()}" for number, name in _NUMPY.items()}}
 _NAMES |= {FLOAT: "DT_FLOAT", 2: "DT_DOUBLE", HALF: "DT_HALF", STRING: "DT_STRING"}
 _NAMES |= {BFLOAT16: "DT_BFLOAT16"}
+_MAX_DIMS = 64  # the maximum of NumPy
 _REPEATED_AT_MOST = 2**20  # maximum number of elements filled in with the last value
 
 
@@ -148,8 +149,10 @@ def from_json(name: str, value: Any, number: int) -> np.ndarray:
     Raises:
         InputError: if the value is not a tensor of that type.
     """
+    shape = _json_shape(value)
+    if len(shape) > _MAX_DIMS:
+        raise InputError(f"`{name}` must have at most {_MAX_DIMS} dimensions, got {len(shape)}.")
     if number == STRING:
-        shape = _json_shape(value)
         strings: list[Any] = []
         _collect(name, value, shape, strings)
         objects = np.empty(len(strings), "object")

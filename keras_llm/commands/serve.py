@@ -13,7 +13,7 @@ import tyro
 
 from keras_llm.commands.console import import_tensorflow
 from keras_llm.errors import InputError
-from keras_llm.export.serving.server.options import ServerOptions
+from keras_llm.export.serving.server.options import ServerOptions, bracketed
 
 
 @dataclasses.dataclass
@@ -41,9 +41,10 @@ def run(options):
     server = LocalServer(options)
     for name, versions in server.models().items():
         print(f"serving {name}, version {', '.join(map(str, versions))}", file=sys.stderr)
-    addresses = f"gRPC at {options.host}:{server.port}"
+    host = bracketed(options.host)
+    addresses = f"gRPC at {host}:{server.port}"
     if server.rest_api_port:
-        addresses += f", REST and a page at http://{options.host}:{server.rest_api_port}"
+        addresses += f", REST and a page at http://{host}:{server.rest_api_port}"
     print(addresses, file=sys.stderr, flush=True)
     stop.wait()
     print("shutting down: finishing pending requests", file=sys.stderr, flush=True)

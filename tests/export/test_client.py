@@ -206,6 +206,8 @@ def test_version_and_label_select_a_version(protocol, tmp_path, save_tiny, serve
         ({"timeout": 0}, "timeout"),
         ({"retries": -1}, "retries"),
         ({"headers": {"a": 1}}, "headers"),
+        ({"headers": {"a": "b\r"}}, "headers"),
+        ({"headers": {"a": "\u2713"}}, "Latin-1"),
         ({"client_key": "a"}, "client_certificate"),
         ({"root_certificates": "nowhere.pem"}, "root_certificates"),
         ({"target": "http://localhost:1", "root_certificates": "a.pem"}, "https"),
@@ -279,12 +281,13 @@ def test_only_unavailable_is_retried():
 
 
 @contextlib.contextmanager
-def http_server(answers):
+def http_server(answers, idle_seconds=None):
     """A server that returns these responses (status, body) in order; status None disconnects."""
     seen = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        timeout = idle_seconds
 
         def do_GET(self):
             seen.append(dict(self.headers))
@@ -332,9 +335,56 @@ def test_invalid_rest_responses():
 
 def test_connection_closed_by_the_server_is_reopened():
     good = json.dumps({"model_version_status": []}).encode()
-    with http_server([(200, good), (None, b""), (200, good)]) as (target, seen):
+    with http_server([(200, good)], idle_seconds=0.1) as (target, seen):
         client = export.Client(target, "m", retries=0)
-        assert client.status() == client.status() == [] and len(seen) == 3
+        assert client.status() == []
+        time.sleep(0.5)
+        assert client.status() == [] and len(seen) == 2
+
+
+def test_each_attempt_is_sent_once():
+    with (
+        http_server([(None, b"")]) as (target, seen),
+        pytest.raises(ServingError, match="UNAVAILABLE"),
+    ):
+        export.Client(target, "m", retries=0).status()
+    assert len(seen) == 1
+
+
+def test_timeout_limits_sending_and_receiving():
+    """The server accepts a request without reading it, or sends its response slowly."""
+
+    def respond(listener):
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n")
+            for _ in range(50):
+                connection.sendall(b" ")
+                time.sleep(0.1)
+
+    for responds in (False, True):
+        with socket.create_server(("localhost", 0)) as listener:
+            target = f"http://localhost:{listener.getsockname()[1]}"
+            if responds:
+                threading.Thread(target=respond, args=(listener,), daemon=True).start()
+            client = export.Client(target, "m", timeout=0.5)
+            begin = time.monotonic()
+            with pytest.raises(ServingError, match="DEADLINE_EXCEEDED"):
+                if responds:
+                    client.status()
+                else:
+                    client._signatures = {"s": {"inputs": {"x": {"dtype": 7}}}}
+                    client.predict("s", {"x": "a" * 50_000_000})
+            assert time.monotonic() - begin < 4
+
+
+@pytest.mark.parametrize("scheme", ["", "http://"])
+def test_closed_client_raises(scheme):
+    client = export.Client(f"{scheme}localhost:1", "m")
+    client.close()
+    with pytest.raises(InputError, match="the client is closed"):
+        client.status()
 
 
 # TLS

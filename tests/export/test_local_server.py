@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import logging
 import os
 import re
 import shutil
@@ -36,6 +37,7 @@ from tensorflow_serving.apis import (
 
 from keras_llm import export
 from keras_llm.errors import InputError, ServingError
+from keras_llm.export.serving.server.options import bracketed
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +280,10 @@ def test_rest_predict_row_and_column_formats(server):
         ({"inputs": {"n": 2**31}, "signature_name": "once"}, "`n` must be DT_INT32"),
         ({"inputs": ["\ud800"], "signature_name": "upper"}, "Unicode"),
         ({"instances": [1], "signature_name": "once"}, "shape"),
+        (
+            b'{"signature_name": "upper", "inputs": %s"a"%s}' % (b"[" * 65, b"]" * 65),
+            "64 dimensions",
+        ),
     ],
 )
 def test_invalid_body_returns_error_message(server, body, words):
@@ -295,6 +301,7 @@ def test_rest_paths_and_methods(server):
     for path in ("/v1/models/..%2f:predict", "/", "/v1/models/tiny", "/nothing"):
         status, answer = http_call(server, "POST", path, {})
         assert status == 405 and answer["error"], path
+    assert http_call(server, "GET", "/v1/models/tiny:predict")[0] == 405
     assert http_call(server, "GET", "/v1/models/%ff")[0] == 404
     assert http_call(server, "GET", "/../options.py")[0] == 404
     assert http_call(server, "GET", "/%2e%2e/options.py")[0] == 404
@@ -339,6 +346,8 @@ def test_malformed_http_does_not_stop_the_server(server):
         post_line + b"Transfer-Encoding: gzip\r\n\r\n{}",
     ):
         assert raw(server, request).startswith((b"HTTP/1.1 4", b"HTTP/1.1 501")), request[:100]
+    answer = raw(server, b"nonsense\r\n\r\n")
+    assert json.loads(answer.split(b"\r\n\r\n")[1])["error"]
     with socket.create_connection(("localhost", server.rest_api_port)) as connection:
         connection.sendall(post_line + b"Content-Length: 500\r\n\r\n{}")  # and disconnect
     two = b"GET /v1/models/tiny HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -369,7 +378,6 @@ def test_rest_limits(tiny_base, serve):
         rest_api_max_body_bytes=1000,
         rest_api_timeout_in_ms=300,
         rest_api_enable_cors_support=True,
-        rest_api_num_threads=3,
     )
     body = '{"signature_name": "upper", "instances": ["a"]}'
     assert post(server, body.ljust(1000))[0] == 200
@@ -377,24 +385,94 @@ def test_rest_limits(tiny_base, serve):
         status, answer = post(server, body.ljust(size))
         assert status == 413 and "1000 bytes" in answer["error"]
     with socket.create_connection(("localhost", server.rest_api_port), timeout=10) as connection:
-        connection.sendall(
-            b"POST /v1/models/tiny:predict HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{"
-        )
+        connection.sendall(HEAD % 9)
         assert connection.recv(65536).startswith(b"HTTP/1.1 504")  # the body does not arrive
+        while connection.recv(65536):  # until the server closes the connection
+            pass
+    with socket.create_connection(("localhost", server.rest_api_port), timeout=10) as connection:
+        connection.sendall(HEAD % 5_000_000_000)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413")  # at once
     spin = {"signature_name": "spin", "instances": [2**31 - 1]}
     status, answer = post(server, spin)
     assert status == 504 and answer["error"]
     origin = {"Origin": "http://elsewhere", "Access-Control-Request-Method": "POST"}
     assert http_call(server, "OPTIONS", "/v1/models/tiny:predict", headers=origin)[0] == 200
-    idle = [socket.create_connection(("localhost", server.rest_api_port)) for _ in range(3)]
-    time.sleep(0.2)
-    connection = http.client.HTTPConnection("localhost", server.rest_api_port, timeout=10)
-    connection.request("GET", "/v1/models")
-    assert connection.getresponse().status == 503  # all connections are taken
-    connection.close()
-    for one in idle:
-        one.close()
+
+
+HEAD = b"POST /v1/models/tiny:predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+
+
+def connect(server, data):
+    """Open a connection with a small receive buffer and send data."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(20)
+    connection.connect(("localhost", server.rest_api_port))
+    connection.sendall(data)
+    return connection
+
+
+def large_request():
+    """Return a request with a response that does not fit in the buffers of the sockets."""
+    body = json.dumps({"inputs": {"x": [[0.123456789] * 500_000], "by": [1]}}).encode()
+    return HEAD % len(body) + body
+
+
+def test_concurrent_requests_are_limited(tiny_base, serve):
+    server = serve(tiny_base, rest_api_num_threads=2)
+    running = [connect(server, HEAD % 9) for _ in range(2)]
+    wait_until(lambda: http_call(server, "GET", "/v1/models")[0] == 503)
+    assert "maximum" in http_call(server, "GET", "/v1/models")[1]["error"]
+    assert http_call(server, "GET", "/monitoring/prometheus/metrics")[0] == 200
+    for connection in running:
+        connection.close()
     wait_until(lambda: http_call(server, "GET", "/v1/models")[0] == 200)
+
+
+def test_idle_connections_are_closed(tiny_base, serve, monkeypatch):
+    monkeypatch.setattr("keras_llm.export.serving.server.http_server._IDLE_SECONDS", 0.3)
+    server = serve(tiny_base, rest_api_num_threads=2)
+    connections = server._rest.server_state.connections
+    requests = [b"", b"", b"GET / HTTP/1.1\r\nHost", large_request()]
+    for opened in [connect(server, data) for data in requests]:  # it does not read
+        with opened:
+            wait_until(lambda: not connections)
+    assert http_call(server, "GET", "/v1/models")[0] == 200
+
+
+def test_close_ends_requests_after_the_grace_period(tiny_base, serve, caplog):
+    server = serve(tiny_base, rest_api_timeout_in_ms=4000)
+    with (
+        futures.ThreadPoolExecutor(1) as pool,
+        connect(server, HEAD % 9) as upload,
+        connect(server, large_request()),
+    ):
+        request = pool.submit(
+            post, server, {"signature_name": "spin", "inputs": {"times": [2**31 - 1]}}
+        )
+        wait_until(lambda: len(server._rest.server_state.tasks) == 2)
+        begin = time.monotonic()
+        server.close(grace=0.5)
+        assert time.monotonic() - begin < 10
+        assert request.result() == (503, {"error": "the server is shutting down."})
+        assert upload.recv(65536).startswith(b"HTTP/1.1 503")
+    assert not [row for row in caplog.records if row.name.startswith(("uvicorn", "keras_llm"))]
+    assert logging.getLogger("uvicorn.error").level == logging.NOTSET
+
+
+def test_rest_server_that_does_not_start_raises(tiny_base, serve, monkeypatch):
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: None)  # the thread ends
+    with pytest.raises(RuntimeError, match="could not be started"):
+        serve(tiny_base)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_all_addresses_include_ipv4(tiny_base, serve):
+    server = serve(tiny_base, host="::")
+    for host in ("127.0.0.1", "::1"):
+        for port in (server.port, server.rest_api_port):
+            socket.create_connection((host, port), timeout=10).close()
+    assert [bracketed(host) for host in ("::1", "localhost")] == ["[::1]", "localhost"]
 
 
 # Examples, warm-up, metrics
@@ -657,7 +735,8 @@ def test_version_policies_and_labels(tmp_path, save_tiny, serve, channel_to):
         ({"model_base_path": "BASE", "rest_api_num_threads": 0}, "rest_api_num_threads"),
         ({"model_base_path": "BASE", "port": 99999}, "port"),
         ({"model_base_path": "BASE", "port": 5000, "rest_api_port": 5000}, "rest_api_port"),
-        ({"model_base_path": "BASE", "host": "256.0.0.1"}, "port"),
+        ({"model_base_path": "BASE", "host": "256.0.0.1"}, "`host`"),
+        ({"model_base_path": "BASE", "host": "192.0.2.1"}, "`port`: .* not of this machine"),
     ],
 )
 def test_invalid_flags_raise(tiny_base, tmp_path, serve, options, words):
@@ -671,7 +750,7 @@ def test_invalid_flags_raise(tiny_base, tmp_path, serve, options, words):
 def test_port_in_use_raises(tiny_base, serve, server):
     with pytest.raises(InputError, match=r"`port`: .* in use"):
         serve(tiny_base, port=server.port)
-    with pytest.raises(InputError, match="`rest_api_port`: "):
+    with pytest.raises(InputError, match=r"`rest_api_port`: .*:\d+ \(Address already in use\)\.$"):
         serve(tiny_base, rest_api_port=server.rest_api_port)
 
 
@@ -780,7 +859,7 @@ def test_command_reports_invalid_arguments(capfd):
 
 @pytest.mark.parametrize("package", ["starlette", "uvicorn"])
 def test_missing_package_error_names_the_extra(monkeypatch, package):
-    for name in ("app", "rest_api", "server"):
+    for name in ("app", "http_server", "rest_api", "server"):
         monkeypatch.delitem(sys.modules, f"keras_llm.export.serving.server.{name}", raising=False)
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)

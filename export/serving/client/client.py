@@ -76,6 +76,7 @@ class Client:
         self._timeout = timeout
         self._retries = retries
         self._signatures: Any = None
+        self._is_closed = False
         self._connection = connect(
             target,
             Route(model, version, label),
@@ -93,7 +94,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; calls then raise InputError."""
+        self._is_closed = True
         self._connection.close()
 
     def generate(
@@ -329,6 +331,8 @@ class Client:
             _check_positive("timeout", timeout)
         end = time.monotonic() + (self._timeout if timeout is None else timeout)
         for attempt in itertools.count():
+            if self._is_closed:
+                raise InputError("the client is closed.")
             try:
                 return function(max(0.001, end - time.monotonic()))
             except ServingError as error:

@@ -39,9 +39,11 @@ def connect(
     if not isinstance(target, str):
         raise InputError(f"`target` must be a str, got {target!r}.")
     for key, value in headers.items():
-        if not isinstance(key, str) or not isinstance(value, str) or "\n" in key + value:
+        is_text = isinstance(key, str) and isinstance(value, str)
+        if not is_text or re.search(r"[\r\n]|[^\0-\xff]", key + value):
             raise InputError(
-                f"`headers` must map str to str without line breaks, got {key!r}: {value!r}."
+                "`headers` must map str to str in Latin-1 without line breaks, got "
+                f"{key!r}: {value!r}."
             )
     if bool(client_certificate) != bool(client_key):
         raise InputError("`client_certificate` and `client_key` must be used together.")

@@ -1,5 +1,6 @@
 """Call TensorFlow Serving over REST."""
 
+import contextlib
 import json
 import ssl
 import time
@@ -103,34 +104,48 @@ class RestConnection:
     def _ask(self, method, path, seconds, body=None):
         end = time.monotonic() + seconds
         try:
-            try:
-                response = self._send(method, path, end, body)
-            except urllib3.exceptions.ProtocolError:
-                # The server may have closed an idle connection just before it was used.
-                response = self._send(method, path, end, body)
+            response = self._pool.urlopen(
+                method,
+                self._path + path,
+                body,
+                self._headers,
+                retries=False,
+                timeout=urllib3.Timeout(total=seconds),
+                preload_content=False,
+            )
+            with contextlib.closing(response):
+                data = _read_body(response, end)
         except urllib3.exceptions.NewConnectionError as error:  # a subclass of TimeoutError
             raise ServingError("UNAVAILABLE", str(error)) from None
-        except urllib3.exceptions.TimeoutError:
+        except (urllib3.exceptions.TimeoutError, TimeoutError):
             message = f"no response within {seconds:.3g} s."
             raise ServingError("DEADLINE_EXCEEDED", message) from None
         except urllib3.exceptions.SSLError as error:
             raise ServingError("UNAUTHENTICATED", f"TLS: {error}") from None
         except urllib3.exceptions.HTTPError as error:
+            if any(isinstance(cause, TimeoutError) for cause in error.args):  # while sending
+                message = f"the request was not sent within {seconds:.3g} s."
+                raise ServingError("DEADLINE_EXCEEDED", message) from None
             raise ServingError("UNAVAILABLE", f"{type(error).__name__}: {error}") from None
-        return _read(response.status, response.data)
-
-    def _send(self, method, path, end, body):
-        return self._pool.urlopen(
-            method,
-            self._path + path,
-            body,
-            self._headers,
-            retries=False,
-            timeout=urllib3.Timeout(total=max(0.001, end - time.monotonic())),
-        )
+        return _parse(response.status, data)
 
 
-def _read(status, data):
+def _read_body(response, end):
+    """Read a response until a time; the timeout of `urlopen` limits only each single read."""
+    data = bytearray()
+    while True:
+        left = end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        if response.connection is not None:
+            response.connection.sock.settimeout(left)
+        chunk = response.read1(2**20)
+        if not chunk:
+            return data
+        data += chunk
+
+
+def _parse(status, data):
     try:
         answer = json.loads(data)
     except ValueError:

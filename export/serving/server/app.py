@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from keras_llm.errors import ServingError
 from keras_llm.export.serving.server import rest_api
@@ -46,7 +47,7 @@ def create_app(
     timeout: float = 30.0,
     max_body_bytes: int = 64 * 2**20,
     num_threads: int = 64,
-    allow_other_sites: bool = False,
+    enable_cors: bool = False,
 ) -> Starlette:
     """Create the application.
 
@@ -54,8 +55,9 @@ def create_app(
         core: `Core`.
         timeout: float. Maximum seconds for a request.
         max_body_bytes: int. Maximum size of the body of a request.
-        num_threads: int. Number of worker threads, which run the models.
-        allow_other_sites: bool. Whether to allow requests from pages of other sites (CORS).
+        num_threads: int. Number of worker threads, which run the models, and maximum number of
+            concurrent requests.
+        enable_cors: bool. Whether to allow requests from pages of other sites (CORS).
     """
 
     @contextlib.asynccontextmanager
@@ -75,7 +77,7 @@ def create_app(
             Route(METRICS_PATH, _get_metrics),
             Mount("/", _Page(directory=_PAGE, html=True)),
         ],
-        middleware=[cors] if allow_other_sites else [],
+        middleware=[*([cors] if enable_cors else []), Middleware(_RequestLimit, num_threads)],
         exception_handlers={
             ServingError: _serving_error,
             HTTPException: _http_error,
@@ -90,6 +92,28 @@ def create_app(
     return app
 
 
+class _RequestLimit:
+    """Reject requests while the maximum number of them is running, except for the metrics."""
+
+    def __init__(self, app: ASGIApp, maximum: int) -> None:
+        self._app = app
+        self._maximum = maximum
+        self._num_running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] == METRICS_PATH:
+            await self._app(scope, receive, send)
+        elif self._num_running >= self._maximum:
+            message = f"{self._maximum} requests are running, which is the maximum."
+            await rest_api.json_response({"error": message}, 503)(scope, receive, send)
+        else:
+            self._num_running += 1
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                self._num_running -= 1
+
+
 class _Page(StaticFiles):
     def file_response(self, *args: Any, **options: Any) -> Response:
         response = super().file_response(*args, **options)
@@ -98,7 +122,7 @@ class _Page(StaticFiles):
         return response
 
 
-def _get_metrics(request: Request) -> Response:
+async def _get_metrics(request: Request) -> Response:
     page = request.app.state.core.metrics.page()
     return PlainTextResponse(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -114,7 +138,7 @@ async def _http_error(request, error):
 
 
 async def _disconnected(request, error):
-    return Response(status_code=_STATUS_CODES["CANCELLED"])  # nobody receives it
+    return Response(status_code=_STATUS_CODES["CANCELLED"])  # the client has disconnected
 
 
 async def _unexpected_error(request, error):

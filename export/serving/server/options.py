@@ -3,6 +3,11 @@
 import dataclasses
 
 
+def bracketed(host: str) -> str:
+    """Return a host as in a URL: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 @dataclasses.dataclass
 class ServerOptions:
     """The supported flags of `tensorflow_model_server`, and a few additional ones."""
@@ -30,7 +35,7 @@ class ServerOptions:
     ssl_config_file: str = ""
     """Text file of an SSLConfig with keys and certificates for gRPC."""
     rest_api_num_threads: int = 64
-    """Number of threads for REST requests, and maximum number of open REST connections."""
+    """Number of threads for REST requests, and maximum number of concurrent REST requests."""
     rest_api_timeout_in_ms: int = 30000
     """Timeout of a REST request."""
     rest_api_max_body_bytes: int = 64 * 2**20

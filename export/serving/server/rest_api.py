@@ -39,7 +39,7 @@ def routes() -> list[Route]:
         "/v1/models/{name}/labels/{label}",
     ]
     return [
-        *(Route(f"{base}:{{method}}", _run_method, methods=["POST"]) for base in bases),
+        *(Route(f"{base}:{{method}}", _run_method, methods=["GET", "POST"]) for base in bases),
         *(Route(f"{base}/metadata", _get_metadata) for base in bases),
         *(Route(base, _get_status) for base in bases),
         Route("/v1/models", _list_models),
@@ -59,30 +59,36 @@ async def read_body(request: Request) -> bytearray:
     """Read the body of a request.
 
     Raises:
-        HTTPException: 413 as soon as it is longer than `max_body_bytes`.
-        ServingError: "DEADLINE_EXCEEDED" if it does not arrive within `timeout`.
+        HTTPException: 413 as soon as it is known to be longer than `max_body_bytes`; 504 if it
+            does not arrive within `timeout`.
     """
     limit = request.app.state.max_body_bytes
+    too_long = HTTPException(413, f"the body must have at most {limit} bytes.")
+    if int(request.headers.get("Content-Length", 0)) > limit:
+        raise too_long
     body = bytearray()
     try:
         async with asyncio.timeout(request.app.state.timeout):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > limit:
-                    raise HTTPException(413, f"the body must have at most {limit} bytes.")
+                    raise too_long
     except TimeoutError:
-        raise ServingError("DEADLINE_EXCEEDED", "the body did not arrive in time.") from None
+        message = "the body did not arrive in time."
+        raise HTTPException(504, message, {"Connection": "close"}) from None
     return body
 
 
 async def _run_method(request: Request) -> Response:
+    if request.method != "POST":
+        raise HTTPException(405, headers={"Allow": "POST"})
     deadline = time.monotonic() + request.app.state.timeout
-    body = await read_body(request)
     try:
+        body = await read_body(request)
         return await run_in_threadpool(
             _answer, request.app.state.core, request.path_params, body, deadline
         )
-    except asyncio.CancelledError:  # by uvicorn, at the end of the grace period
+    except asyncio.CancelledError:  # at the end of the grace period
         raise ServingError("UNAVAILABLE", "the server is shutting down.") from None
 
 
@@ -134,7 +140,7 @@ def _spec(path):
     spec = model_pb2.ModelSpec(name=path["name"], version_label=path.get("label", ""))
     if version := path.get("version"):
         if not re.fullmatch("[0-9]{1,19}", version) or int(version) >= 2**63:
-            raise ServingError("INVALID_ARGUMENT", "the version must be an integer of 64 bits.")
+            raise ServingError("INVALID_ARGUMENT", "the version must be a 64-bit integer.")
         spec.version.value = int(version)
     return spec
 
@@ -151,7 +157,7 @@ def _parse(body):
 
 def _predict(core, spec, request, deadline):
     """Answer `:predict`, in the row ("instances") or column ("inputs") format of the request."""
-    _only(request, "signature_name", "instances", "inputs")
+    _check_fields(request, "signature_name", "instances", "inputs")
     if ("instances" in request) == ("inputs" in request):
         raise ServingError("INVALID_ARGUMENT", 'the body must have either "instances" or "inputs".')
     name = _signature_name(request)
@@ -188,7 +194,7 @@ def _predict(core, spec, request, deadline):
 def _classify(core, spec, request, deadline):
     """Answer `:classify`: {"results": [[[label, score], ...], ...]}."""
     message = classification_pb2.ClassificationRequest()
-    result = _by_example(core, spec, request, deadline, message, examples.classify)
+    result = _run_examples(core, spec, request, deadline, message, examples.classify)
     return {
         "results": [
             [[entry.label, entry.score] for entry in row.classes] for row in result.classifications
@@ -199,7 +205,7 @@ def _classify(core, spec, request, deadline):
 def _regress(core, spec, request, deadline):
     """Answer `:regress`: {"results": [number, ...]}."""
     message = regression_pb2.RegressionRequest()
-    result = _by_example(core, spec, request, deadline, message, examples.regress)
+    result = _run_examples(core, spec, request, deadline, message, examples.regress)
     return {"results": [row.value for row in result.regressions]}
 
 
@@ -230,8 +236,8 @@ def _only_input(signature):
     return next(iter(signature.inputs))
 
 
-def _by_example(core, spec, request, deadline, message, answer):
-    _only(request, "signature_name", "examples", "context")
+def _run_examples(core, spec, request, deadline, message, answer):
+    _check_fields(request, "signature_name", "examples", "context")
     rows = request.get("examples")
     if not isinstance(rows, list) or not rows:
         raise ServingError("INVALID_ARGUMENT", '"examples" must be a non-empty list.')
@@ -257,7 +263,7 @@ def _signature_name(request):
     return name
 
 
-def _only(request, *allowed):
+def _check_fields(request, *allowed):
     unknown = sorted(set(request) - set(allowed))
     if unknown:
         raise ServingError(

@@ -3,14 +3,12 @@
 import os
 import pathlib
 import socket
-import threading
 import time
 from concurrent import futures
 from typing import Self
 
 import grpc
 import tensorflow as tf
-import uvicorn
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
@@ -19,8 +17,9 @@ from keras_llm.export.serving.server import files, grpc_services
 from keras_llm.export.serving.server.app import create_app
 from keras_llm.export.serving.server.batching import BatchingParameters
 from keras_llm.export.serving.server.core import Core
+from keras_llm.export.serving.server.http_server import HTTPServer
 from keras_llm.export.serving.server.models import ModelConfig, check_base_path
-from keras_llm.export.serving.server.options import ServerOptions
+from keras_llm.export.serving.server.options import ServerOptions, bracketed
 
 _SERVICES = (
     health.OVERALL_HEALTH,
@@ -33,7 +32,6 @@ _GRPC_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
 ]
-_IDLE_SECONDS = 60  # idle connections are closed after this time
 
 
 class LocalServer:
@@ -57,7 +55,7 @@ class LocalServer:
     def __init__(self, options: ServerOptions) -> None:
         self._options = options
         models = _models(options)
-        _check_numbers(options)
+        _check_address(options)
         credentials = _credentials(options.ssl_config_file)
         self._core = Core(
             _batching(options),
@@ -120,9 +118,7 @@ class LocalServer:
             self._health.enter_graceful_shutdown()
             stopped = self._grpc.stop(grace)
             if self._rest is not None:
-                self._rest.config.timeout_graceful_shutdown = grace
-                self._rest.should_exit = True
-                self._rest_thread.join()
+                self._rest.close(grace)
             stopped.wait()
         return self._core.close(max(1.0, end - time.monotonic()))
 
@@ -139,55 +135,30 @@ class LocalServer:
             grpc_services.ModelService(self._core), server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        address = f"{_bracketed(options.host)}:{options.port}"
+        address = f"{bracketed(options.host)}:{options.port}"
         try:
             if credentials is None:
                 self.port = server.add_insecure_port(address)
             else:
                 self.port = server.add_secure_port(address, credentials)
         except RuntimeError:
-            raise InputError(f"`port`: cannot listen on {address}; is it in use?") from None
+            raise InputError(
+                f"`port`: cannot listen on {address}; it is in use, or is not of this machine."
+            ) from None
         server.start()
         return server
 
     def _start_rest(self):
         options = self._options
-        address = (options.host, max(options.rest_api_port, 0))
-        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-        try:
-            listener = socket.create_server(address, family=family, backlog=128)
-        except OSError as error:
-            raise InputError(
-                f"`rest_api_port`: cannot listen on {address[0]}:{address[1]} ({error.strerror})."
-            ) from None
-        # Connections inherit it; asyncio does not set it for the sockets of `create_server`.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.rest_api_port = listener.getsockname()[1]
-        num_threads = options.rest_api_num_threads
         app = create_app(
             self._core,
             options.rest_api_timeout_in_ms / 1000,
             options.rest_api_max_body_bytes,
-            num_threads,
+            options.rest_api_num_threads,
             options.rest_api_enable_cors_support,
         )
-        config = uvicorn.Config(
-            app,
-            http="h11",
-            ws="none",
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            limit_concurrency=num_threads + 1,  # uvicorn rejects the connection that reaches it
-            timeout_keep_alive=_IDLE_SECONDS,
-        )
-        self._rest = uvicorn.Server(config)
-        self._rest_thread = threading.Thread(
-            target=self._rest.run, args=([listener],), name="rest", daemon=True
-        )
-        self._rest_thread.start()
+        self._rest = HTTPServer(app, options.host, max(options.rest_api_port, 0))
+        self.rest_api_port = self._rest.port
 
 
 def _models(options):
@@ -210,7 +181,13 @@ def _batching(options):
     return BatchingParameters()
 
 
-def _check_numbers(options):
+def _check_address(options):
+    try:
+        socket.getaddrinfo(options.host, None)
+    except OSError as error:
+        raise InputError(
+            f"`host` must be an address or name of this machine, got {options.host!r} ({error})."
+        ) from None
     for name in ("rest_api_num_threads", "rest_api_timeout_in_ms"):
         if getattr(options, name) < 1:
             raise InputError(f"`{name}` must be positive, got {getattr(options, name)}.")
@@ -232,7 +209,3 @@ def _credentials(ssl_config_file):
         config.custom_ca.encode() or None,
         config.client_verify,
     )
-
-
-def _bracketed(host):
-    return f"[{host}]" if ":" in host else host

@@ -9,7 +9,7 @@ from keras_llm.export.serving import tensors
 from keras_llm.export.serving.server import examples
 from keras_llm.export.serving.server.servable import Servable
 
-_MOST = 1000  # the maximum of TensorFlow Serving
+_MAX_REQUESTS = 1000  # the maximum of TensorFlow Serving
 
 
 def warm_up(servable: Servable) -> int:
@@ -31,9 +31,9 @@ def warm_up(servable: Servable) -> int:
     try:
         for record in tf.data.TFRecordDataset(str(path)):
             count += 1
-            if count > _MOST:
+            if count > _MAX_REQUESTS:
                 raise ServingError(
-                    "INVALID_ARGUMENT", f"there are more than {_MOST} warm-up requests."
+                    "INVALID_ARGUMENT", f"there are more than {_MAX_REQUESTS} warm-up requests."
                 )
             log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
             _run(servable, log)
