@@ -321,7 +321,7 @@ class TextGeneration(GenerativeTask):
         token_ids, num_bytes = encoded_rows(rows, self.tokenizer), None
         if drop_remainder:
             count = data.windows(token_ids, length)
-            size = held_out_batch(count, batch_size, drop_remainder)
+            size = max(1, min(count, batch_size))
             token_ids = token_ids[: count // size * size * length + 1]
         elif not isinstance(rows, np.ndarray):
             num_bytes = sum(len(text.encode()) for text in rows)
