@@ -66,10 +66,9 @@ def run(options):
         f"{len(train)} conversations, {size} tokens for training; {len(held_out)} held out; "
         f"dropped: {runs.reasons(dropped | cut)}"
     )
-    train_tokens, test_tokens = map(dialogue.learned_tokens, (train, held_out))
+    tokens, test_tokens = map(dialogue.learned_tokens, (train, held_out))
     vocabulary_size = task.model.config.vocabulary_size
-    most_frequent = training.evaluate_most_frequent(train_tokens, test_tokens, vocabulary_size)
-    metrics = {BASELINE: most_frequent}
+    metrics = {BASELINE: training.evaluate_most_frequent(tokens, test_tokens, vocabulary_size)}
     if options.start:
         metrics["before"] = training.evaluate_examples(task.model, held_out)
     with runs.start(options) as run:
@@ -87,7 +86,7 @@ def run(options):
             "training": {
                 "conversations": len(train),
                 "tokens": size,
-                "learned_tokens": len(train_tokens),
+                "learned_tokens": len(tokens),
                 "dropped": dropped | cut,
                 **fitted,
             },
