@@ -34,9 +34,9 @@ def check_number(
 
 
 def check_only_bias(function: str, sampling: Any) -> None:
-    """Raise InputError if a setting is on that does not apply to greedy search with `logit_bias`.
+    """Raise InputError if a setting other than `logit_bias`, `temperature` and `seed` is on.
 
-    `temperature` and `seed` may be set. Numbers that are tensors of compiled code are not checked.
+    Tensors in compiled code are not checked.
     """
     for name, value in sampling._asdict().items():
         if name in ("temperature", "seed", "logit_bias"):
