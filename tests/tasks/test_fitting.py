@@ -200,21 +200,20 @@ def test_datasets_take_token_ids(word_piece):
             assert_equal_batches(*rows)
     text = ids[ids != word_piece.bos_id]
     for task, windows in ((generator, data.windows(ids, 9)), (filler, data.windows(text, 7))):
-        assert windows % 5
+        assert windows % 4
         whole, dropped, alone = (
             [len(y) for _, y in task.dataset(ids, size, sequence_length=9, drop_remainder=drop)]
-            for size, drop in ((5, False), (5, True), (windows + 9, False))
+            for size, drop in ((4, False), (4, True), (windows + 9, False))
         )
-        assert dropped == [5] * (windows // 5) and alone == [windows]
-        assert whole == [*dropped, windows % 5]
-        assert len(task.dataset(ids, 5, sequence_length=9)) == len(whole)
+        assert dropped == [4] * (windows // 4) and alone == [windows]
+        assert whole == [*dropped, windows % 4]
+        assert len(task.dataset(ids, 4, sequence_length=9)) == len(whole)
 
 
 def test_metrics_of_validation_are_independent_of_the_batch_size(word_piece):
     config = models.preset("llama-tiny", vocabulary_size=word_piece.vocabulary_size, num_layers=1)
     task = keras_llm.TextGeneration(models.causal_lm(config), word_piece)
-    size = word_piece.vocabulary_size
-    ids = np.random.default_rng(0).integers(5, size, 7 * 9 + 1)
+    ids = np.random.default_rng(0).integers(5, word_piece.vocabulary_size, 7 * 9 + 1)
     ids[ids == word_piece.bos_id] = 5  # no ignored targets
     trainer = task.trainer("sgd")
     one, several = (
