@@ -63,16 +63,16 @@ async def read_body(request: Request) -> bytearray:
             does not arrive within `timeout`.
     """
     limit = request.app.state.max_body_bytes
-    too_long = HTTPException(413, f"the body must have at most {limit} bytes.")
+    too_long = f"the body must have at most {limit} bytes."
     if int(request.headers.get("Content-Length", 0)) > limit:
-        raise too_long
+        raise HTTPException(413, too_long)
     body = bytearray()
     try:
         async with asyncio.timeout(request.app.state.timeout):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > limit:
-                    raise too_long
+                    raise HTTPException(413, too_long)
     except TimeoutError:
         message = "the body did not arrive in time."
         raise HTTPException(504, message, {"Connection": "close"}) from None
