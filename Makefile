@@ -61,11 +61,12 @@ recipes: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check gensim==4.4.0 pysword==0.2.8
 	$(BIN)/python benchmarks/recipes.py --out build/recipes
 
-# Build the site in build/site. Fails on broken links, pages missing from the navigation, public names
-# without a docstring, and external resources.
+# Run the Python code of all pages and build the site in build/site. Fails on errors in the code, broken
+# links, pages missing from the navigation, public names without a docstring, and external resources.
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m pytest -n 2 tests/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # Take screenshots of every page in build/look with headless Chromium, which must be installed:

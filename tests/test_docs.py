@@ -1,4 +1,4 @@
-"""Run the code, commands and links of the documentation."""
+"""Check the commands and links of the documentation; `make docs` runs its Python code."""
 
 import json
 import pathlib
@@ -6,7 +6,6 @@ import re
 import shlex
 import unicodedata
 
-import keras
 import pytest
 
 import keras_llm
@@ -22,39 +21,6 @@ CHINESE = [page for page in PAGES if page.is_relative_to(DOCS / "zh") or "zh-CN"
 
 def code_blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
-
-
-@pytest.fixture
-def use_small_models(monkeypatch):
-    """Build tiny presets with one layer and compile without XLA, unless a page says otherwise.
-
-    Both take seconds per model. The models' own tests cover the full configurations.
-    """
-    preset, compile_model = keras_llm.models.preset, keras.Model.compile
-
-    def small_preset(name, **changes):
-        config = preset(name, **changes)
-        depth_fields = [f for f in ("num_layers", "num_decoder_layers") if hasattr(config, f)]
-        small = {field: 1 for field in depth_fields if name.endswith("-tiny")}
-        return preset(name, **{**small, **changes})
-
-    def compile_without_xla(model, *arguments, **options):
-        compile_model(model, *arguments, **{"jit_compile": False, **options})
-
-    monkeypatch.setattr(keras_llm.models, "preset", small_preset)
-    monkeypatch.setattr(keras.Model, "compile", compile_without_xla)
-
-
-@pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if page not in CHINESE],
-    ids=lambda page: str(page.relative_to(ROOT)),
-)
-def test_python_code_runs(page, tmp_path, monkeypatch, use_small_models):
-    monkeypatch.chdir(tmp_path)
-    namespace = {}
-    for number, block in enumerate(code_blocks(page, "python")):
-        exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -41,7 +41,7 @@ def fit_task(task, rows, **options):
 def test_fit_text_generation():
     texts = [f"the {color} thing is {color}. " * 6 for color in COLORS] * 8
     tokenizer = tokenizers.SentencePiece.train(texts, vocabulary_size=300, model_type="bpe")
-    config = models.preset("llama-tiny", vocabulary_size=tokenizer.vocabulary_size)
+    config = models.preset("llama-tiny", vocabulary_size=tokenizer.vocabulary_size, num_layers=1)
     task = keras_llm.TextGeneration(models.causal_lm(config), tokenizer)
     before = task.evaluate(texts[:4], sequence_length=24)
     fit_task(task, texts, sequence_length=24, validation_data=texts[:8])
