@@ -2,43 +2,15 @@
 
 import json
 import pathlib
+import runpy
 import signal
-import subprocess
-import sys
 
-import numpy as np
 import pytest
 
 import keras_llm
 
-RUN = pathlib.Path(__file__).parents[1] / "training" / "distributed_run.py"
-
-
-def run(*cases):
-    """Return the exit codes of cases and the stderr of distributed_run.py."""
-    cases = [(name, str(folder), count) for name, folder, count in cases]
-    completed = subprocess.run(
-        [sys.executable, str(RUN)],
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert completed.returncode == 0, completed.stderr
-    return json.loads(completed.stdout.splitlines()[-1]), completed.stderr
-
-
-def load_outcome(folder, name):
-    return json.loads((folder / f"{name}.json").read_text())["outcome"]
-
-
-def assert_same(actual, expected):
-    for ours, theirs in zip(actual["weights"], expected["weights"], strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
-    assert actual["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-4)
-    assert actual["history"].keys() == expected["history"].keys()
-    for name, values in expected["history"].items():
-        np.testing.assert_allclose(actual["history"][name], values, rtol=1e-4)
+CASES = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "training" / "distributed_cases.py"))
+run, load_outcome, assert_same = (CASES[n] for n in ("run", "load_outcome", "assert_same"))
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,9 @@
 """Compare training on several replicas with one device; tests/scale tests more of it."""
 
 import importlib
-import json
 import pathlib
 import re
-import subprocess
-import sys
+import runpy
 
 import keras
 import numpy as np
@@ -15,25 +13,8 @@ from keras_llm import training
 from keras_llm.commands import entry_points
 from keras_llm.errors import InputError
 
-RUN = pathlib.Path(__file__).with_name("distributed_run.py")
-
-
-def run(*cases):
-    """Return the exit codes of cases and the stderr of distributed_run.py."""
-    cases = [(name, str(folder), count) for name, folder, count in cases]
-    completed = subprocess.run(
-        [sys.executable, str(RUN)],
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert completed.returncode == 0, completed.stderr
-    return json.loads(completed.stdout.splitlines()[-1]), completed.stderr
-
-
-def load_outcome(folder, name):
-    return json.loads((folder / f"{name}.json").read_text())["outcome"]
+CASES = runpy.run_path(str(pathlib.Path(__file__).with_name("distributed_cases.py")))
+run, load_outcome, assert_same = (CASES[n] for n in ("run", "load_outcome", "assert_same"))
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +25,6 @@ def runs(tmp_path_factory):
     codes, stderr = run(*((name, folder, 0) for name in names))
     assert codes == [[0]] * len(names), stderr
     return folder
-
-
-def assert_same(actual, expected):
-    for ours, theirs in zip(actual["weights"], expected["weights"], strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
-    assert actual["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-4)
-    assert actual["history"].keys() == expected["history"].keys()
-    for name, values in expected["history"].items():
-        np.testing.assert_allclose(actual["history"][name], values, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["AdamW", "Lion", "Muon"])
