@@ -5,8 +5,6 @@ import pathlib
 import re
 import runpy
 
-import keras
-import numpy as np
 import pytest
 
 from keras_llm import training
@@ -21,7 +19,7 @@ run, load_outcome, assert_same = (CASES[n] for n in ("run", "load_outcome", "ass
 def runs(tmp_path_factory):
     """Return the folder of all cases, which are run in one process."""
     folder = tmp_path_factory.mktemp("runs")
-    names = ("single_device", "mirrored", "unsupported", "keras_mirrored", "resumed_on_replicas")
+    names = ("single_device", "mirrored", "unsupported")
     codes, stderr = run(*((name, folder, 0) for name in names))
     assert codes == [[0]] * len(names), stderr
     return folder
@@ -51,26 +49,6 @@ def test_unsupported_options_on_two_replicas_raise_error(runs):
     assert errors.keys() == patterns.keys()
     for name, pattern in patterns.items():
         assert re.search(pattern, errors[name] or ""), (name, errors[name])
-
-
-def test_keras_still_requires_workarounds(runs):
-    """Check that Keras still requires our workarounds.
-
-    If this fails, Keras was fixed: `replicas.step_logs` and `replicas.first_batch` (its trainer,
-    keras-team/keras#20585) or what the optimizers take from `BaseOptimizer` can be removed.
-    """
-    assert keras.__version__.startswith("3.15."), "check whether the workarounds are still needed"
-    weights = load_outcome(runs, "keras_mirrored")
-    assert isinstance(weights["uneven"], str), "Keras's trainer accepts uneven batches"
-    assert np.abs(np.subtract(weights["even"], weights["one"])).max() > 1e-3, "Keras clips the sum"
-
-
-def test_resume_on_two_replicas_is_bit_exact(runs):
-    results = load_outcome(runs, "resumed_on_replicas")
-    assert results["step"] == 8  # in the second epoch, one step before the interruption
-    assert results["interrupted"] == results["uninterrupted"]
-    assert len(results["uninterrupted"]["hashes"]) > 15
-    assert len(results["uninterrupted"]["history"]["val_loss"]) == 2
 
 
 def test_recipes_accept_all_distributions():

@@ -181,7 +181,7 @@ def test_tensorboard_data_and_compute_seconds(tmp_path):
 
     def batches():
         for i in range(4):
-            deadline = time.monotonic() + 2  # on one core, a step waits for this thread
+            deadline = time.monotonic() + 20  # on one core, a step waits for this thread
             while i and len(started) <= i and time.monotonic() < deadline:
                 time.sleep(0.001)  # wait until the step of this batch has started
             time.sleep(0.02)
