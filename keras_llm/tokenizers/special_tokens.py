@@ -1,6 +1,7 @@
 """Split texts at special tokens, with the flags of the `tokenizers` library."""
 
 import functools
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -86,13 +87,17 @@ class Splitter:
             A list of (id, part, start): the id of a special token, or -1 for the text between
             special tokens; a str; and where it starts in the text, an int.
         """
-        if not self._tokens:
+        if not self._tokens or not self._pattern.search(text):
             return [(-1, text, 0)] if text else []
         encoding = self._rust.encode(text, add_special_tokens=False)
         return [
             (self._ids[index], text[begin:end], begin)
             for index, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True)
         ]
+
+    @functools.cached_property
+    def _pattern(self):
+        return re.compile("|".join(re.escape(token.content) for token in self._tokens))
 
     @functools.cached_property
     def _rust(self):
