@@ -22,7 +22,7 @@ test-kills: $(INSTALLED)
 	$(BIN)/python -m pytest tests/kills
 
 # Compare every kind of tokenizer in Python, in a graph and with the original library on 100,000
-# random strings, which takes about 10 minutes.
+# random strings, which takes some minutes.
 fuzz-tokenizers: $(INSTALLED)
 	$(BIN)/python tests/tools/fuzz_tokenizers.py --count 100000
 
