@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-unit test-kills test-jax test-parity test-scale test-serving test-device recipes docs look notebooks lint clean
+.PHONY: demo test test-unit test-kills fuzz-tokenizers test-jax test-parity test-scale test-serving test-device recipes docs look notebooks lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m keras_llm.recipes.demo
@@ -20,6 +20,11 @@ test-unit: $(INSTALLED)
 # Kill training processes at random points and resume them.
 test-kills: $(INSTALLED)
 	$(BIN)/python -m pytest tests/kills
+
+# Compare every kind of tokenizer in Python, in a graph and with the original library on 100,000
+# random strings, which takes some minutes.
+fuzz-tokenizers: $(INSTALLED)
+	$(BIN)/python tests/tools/fuzz_tokenizers.py --count 100000
 
 # Test layers, models and generation on Keras's JAX backend, in a separate environment.
 test-jax:

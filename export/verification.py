@@ -67,7 +67,9 @@ def probe_prompts(task: "TextGeneration") -> list[str]:
             return_details=True,
         )
         for (text, length), sample in zip(grown, samples, strict=True):
-            prompts.append(text + task.tokenizer.decode(sample.token_ids[:length]))
+            last = task.tokenizer.encode_prompt(text)[-1]
+            new_ids = sample.token_ids[:length]
+            prompts.append(text + task.tokenizer.decode_continuation(new_ids, last))
     room = task.model.config.max_length - 1
     prompts = [text for text in prompts if len(task.tokenizer.encode(text)) < room]
     if not prompts:

@@ -25,6 +25,18 @@ class InputError(ValueError):
     """An invalid argument, option or file. The message names it and what would be valid."""
 
 
+def require_list(name: str, values: object) -> None:
+    """Raise `InputError` if a str or bytes is passed where a list of str is due.
+
+    Args:
+        name: str, the name of the argument.
+        values: the argument.
+    """
+    if isinstance(values, (str, bytes)):
+        kind = type(values).__name__
+        raise InputError(f"`{name}` must be a list of str, got a single {kind}: {values!r:.80}.")
+
+
 class ExportError(RuntimeError):
     """A failed export, or one that does not match the model. No output files are left."""
 

@@ -104,7 +104,7 @@ def _bundle(plan, model, path, folder):
     (folder / "metadata.pb").write_bytes(_metadata(plan).SerializeToString())
     bundle.add_llm_metadata(str(folder / "metadata.pb"))
     tokenizer = plan.task.tokenizer
-    if isinstance(tokenizer, SentencePiece):
+    if isinstance(tokenizer, SentencePiece) and tokenizer.prefix is None:
         (folder / "sentencepiece.model").write_bytes(tokenizer.model)
         bundle.add_sentencepiece_tokenizer(str(folder / "sentencepiece.model"))
     else:
@@ -168,10 +168,12 @@ def _run_litert_lm(path, prompts, texts, tokenizer):
 
     def plain(text):
         # LiteRT-LM returns a C string, which ends at the first NUL, and includes special tokens,
-        # which `decode` omits.
+        # which `decode` omits. It decodes new tokens as a text of their own, without the space that
+        # such a tokenizer removes from the beginning of a text.
         for token in tokenizer.special_tokens:
             text = text.replace(token, "")
-        return text.partition("\0")[0]
+        text = text.partition("\0")[0]
+        return text.removeprefix(" ") if getattr(tokenizer, "strips_space", False) else text
 
     verification.require_same_texts(map(plain, answer["texts"]), map(plain, texts))
     return {"prompts": len(prompts), "greedy_texts_equal": True}

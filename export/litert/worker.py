@@ -38,7 +38,7 @@ def _run_head(runner, request):
 
 
 def _run_decoder(runner, request):
-    rows, logits, steps = [], None, 0
+    rows, texts, logits, steps = [], [], None, 0
     for prompt in request["prompts"]:
         token_ids = []
         for token, step_logits in runner.steps(prompt, NEW_TOKENS, temperature=0.0):
@@ -50,7 +50,7 @@ def _run_decoder(runner, request):
             if token is not None:
                 token_ids.append(token)
         rows.append(token_ids)
-    texts = [runner.tokenizer.decode(ids) for ids in rows]
+        texts.append(runner.tokenizer.decode_continuation(token_ids, runner.last_id(prompt)))
     arrays = {"logits": logits[:steps]}
     for index, (source, row) in enumerate(request["rows"]):
         losses, choices = _read(runner, source, row)

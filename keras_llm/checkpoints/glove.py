@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_llm.errors import InputError
+from keras_llm.errors import InputError, require_list
 from keras_llm.files import atomic_file
 from keras_llm.types import PathLike
 
@@ -89,6 +89,7 @@ def write_glove(
         InputError: if `path` exists and `overwrite` is False, or the numbers of words and vectors
             differ.
     """
+    require_list("words", words)
     if len(table) != len(words):
         raise InputError(
             f"write_glove: `table` and `words` must have the same length, got {len(table)} vectors "

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from keras_llm.errors import InputError
+from keras_llm.errors import InputError, require_list
 from keras_llm.files import atomic_file
 from keras_llm.tokenizers import Tokenizer
 from keras_llm.types import Dataset, PathLike
@@ -34,6 +34,7 @@ def encode_documents(
     Raises:
         InputError: if there is no document, or `path` exists.
     """
+    require_list("documents", documents)
     parts = (
         np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], "int32")
         for chunk in _chunks(documents)

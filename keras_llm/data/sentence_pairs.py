@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_llm.data.batches import ragged_rows
 from keras_llm.data.masking import hider
-from keras_llm.errors import InputError
+from keras_llm.errors import InputError, require_list
 from keras_llm.tokenizers import Tokenizer
 from keras_llm.types import Dataset
 
@@ -50,6 +50,7 @@ def sentence_pairs(
         InputError: if the tokenizer has no begin or end token, `sequence_length` is too small, or
             fewer than two documents have a pair.
     """
+    require_list("documents", documents)
     if min(tokenizer.bos_id, tokenizer.eos_id) < 0:
         raise InputError("sentence_pairs: `tokenizer` must have a begin and an end token.")
     room = (sequence_length - 3) // 2

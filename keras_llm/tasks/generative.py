@@ -14,6 +14,7 @@ from keras_llm.generation.sampling import NOT_NUMBERS
 from keras_llm.tasks.base import Task
 from keras_llm.tasks.search import chosen_search, run_search
 from keras_llm.tasks.settings import (
+    CONSTRAINTS,
     budget_of,
     count_of,
     cut_at,
@@ -29,7 +30,7 @@ class Generation:
     """A generated text with details.
 
     Attributes:
-        text: str, the new text without the prompt.
+        text: str, the new text without the prompt; it begins with a space if a new word begins.
         token_ids: list of int, the new tokens.
         num_tokens: int, the number of new tokens.
         log_probability: float, the total log-probability of the new tokens, in nats.
@@ -140,11 +141,15 @@ class GenerativeTask(Task):
         if search == "num_candidates":
             samples = count_of("num_candidates", options["num_candidates"], sequences)
         searches = search not in (None, "num_candidates")
+        previous = self._previous(token_ids, lengths, settings)
+        continues = self._continues(token_ids, lengths)
         arguments = {
             "token_ids": token_ids,
             "lengths": lengths,
             "max_new_tokens": budget_of(max_new_tokens),
-            "sampling": self._sampling(len(lengths), settings, 1 if searches else samples),
+            "sampling": self._sampling(
+                len(lengths), settings, 1 if searches else samples, continues
+            ),
             "encoder_token_ids": encoder_token_ids,
             "stop_ids": self._stop_ids(stop_token_ids),
         }
@@ -153,9 +158,11 @@ class GenerativeTask(Task):
             result = run_search(
                 self._compiled, search, options, settings.get("top_k", 0), sequences, arguments
             )
-            rows = self._search_results(result, stops, arguments, alternatives, return_details)
+            rows = self._search_results(
+                result, stops, arguments, previous, alternatives, return_details
+            )
         else:
-            rows = self._sample(arguments, stops, samples, alternatives, prefix_cache)
+            rows = self._sample(arguments, stops, previous, samples, alternatives, prefix_cache)
         if search == "num_candidates":
             rows = [
                 self._ranked(prompt, row, options.get("scorer"))[:sequences]
@@ -184,26 +191,46 @@ class GenerativeTask(Task):
             token_ids,
             lengths,
             budget_of(max_new_tokens),
-            self._sampling(1, settings),
+            self._sampling(1, settings, continues=self._continues(token_ids, lengths)),
             encoder_token_ids,
             self._stop_ids(stop_token_ids),
             prefix_cache,
         )
-        pieces = self.tokenizer.decode_stream(_tokens(states))
+        previous = self._previous(token_ids, lengths, settings)[0]
+        pieces = self.tokenizer.decode_stream(_tokens(states), previous)
         return pieces_until(pieces, stops_of(stop))
 
-    def _sampling(self, rows, settings, samples=1):
+    def _sampling(self, rows, settings, samples=1, continues=False):
         size = self.model.config.vocabulary_size
-        return sampling_of(rows, settings, self.tokenizer, size, samples)
+        return sampling_of(rows, settings, self.tokenizer, size, samples, continues)
+
+    def _previous(self, token_ids, lengths, settings):
+        """Return the token that the new tokens of each row follow.
+
+        None for constraints, which hold for the new tokens as a text of their own.
+        """
+        if any(settings.get(name) is not None for name in CONSTRAINTS):
+            return [None] * len(lengths)
+        return token_ids[np.arange(len(lengths)), np.asarray(lengths) - 1].tolist()
+
+    def _continues(self, token_ids, lengths):
+        """Return whether all prompts end with a token that has text, which new text continues."""
+        return all(map(self.tokenizer.has_text, self._previous(token_ids, lengths, {})))
+
+    def _decode(self, ids, previous):
+        if previous is None:
+            return self.tokenizer.decode(ids)
+        return self.tokenizer.decode_continuation(ids, previous)
 
     def _stop_ids(self, stop_token_ids):
         return stop_ids_of(stop_token_ids, self.model.config.vocabulary_size)
 
-    def _sample(self, arguments, stops, samples, alternatives, prefix_cache):
+    def _sample(self, arguments, stops, previous, samples, alternatives, prefix_cache):
         """Run the decode loop and return a list of `samples` `Generation`s for each prompt."""
+        previous = [token for token in previous for _ in range(samples)]
 
         def is_over(row, ids):
-            return cut_at(self.tokenizer.decode(ids), stops)[1]
+            return cut_at(self._decode(ids, previous[row]), stops)[1]
 
         state = self._compiled.generate(
             **arguments,
@@ -225,11 +252,12 @@ class GenerativeTask(Task):
             state.alternative_log_probabilities,
         )
         results = [
-            self._generation(stops, *row) for row in zip(*map(np.asarray, fields), strict=True)
+            self._generation(stops, token, *row)
+            for token, *row in zip(previous, *map(np.asarray, fields), strict=True)
         ]
         return [results[i : i + samples] for i in range(0, len(results), samples)]
 
-    def _search_results(self, result, stops, arguments, alternatives, with_details):
+    def _search_results(self, result, stops, arguments, previous, alternatives, with_details):
         """Convert the result of a search to a list of `Generation`s for each prompt."""
         ends = {*self.end_token_ids, *arguments["stop_ids"]}
         end = ends.pop() if len(ends) == 1 else -1
@@ -243,7 +271,14 @@ class GenerativeTask(Task):
                 if with_details:
                     details = self._token_details(arguments, i, ids[:count], alternatives)
                 generation = self._generation(
-                    stops, ids, count, stopped, end if stopped else -1, *details, score=score
+                    stops,
+                    previous[i],
+                    ids,
+                    count,
+                    stopped,
+                    end if stopped else -1,
+                    *details,
+                    score=score,
                 )
                 results.append(generation)
             rows.append(results)
@@ -259,14 +294,26 @@ class GenerativeTask(Task):
         return [np.asarray(field)[0, begin - 1 :] for field in fields]
 
     def _generation(
-        self, stops, ids, count, stopped, stop_token, log_p, other_ids, other_log_p, score=None
+        self,
+        stops,
+        previous,
+        ids,
+        count,
+        stopped,
+        stop_token,
+        log_p,
+        other_ids,
+        other_log_p,
+        score=None,
     ):
-        decode = self.tokenizer.decode
+        def decode(count):
+            return self._decode(ids[:count], previous)
+
         ids = ids[:count].tolist()
-        text, is_cut = cut_at(decode(ids), stops)
+        text, is_cut = cut_at(decode(count), stops)
         if is_cut:  # drop the tokens after the one that completed the stop string
-            count = next(n for n in range(1, count + 1) if cut_at(decode(ids[:n]), stops)[1])
-            whole = decode(ids[:count])
+            count = next(n for n in range(1, count + 1) if cut_at(decode(n), stops)[1])
+            whole = decode(count)
             stopped_by = next(s for s in stops if whole.startswith(s, len(text)))
         else:
             stopped_by = self.tokenizer.token(int(stop_token)) if stop_token >= 0 else None

@@ -14,8 +14,8 @@ from keras_llm.tokenizers import Tokenizer
 from keras_llm.tokenizers.spelling import spelling
 
 _BANNED = -1e30
-_CONSTRAINTS = ("regex", "json_schema", "grammar")
-_WORDS = ("logit_bias", "banned", "forced", *_CONSTRAINTS)
+CONSTRAINTS = ("regex", "json_schema", "grammar")
+_WORDS = ("logit_bias", "banned", "forced", *CONSTRAINTS)
 
 
 def sampling_of(
@@ -24,6 +24,7 @@ def sampling_of(
     tokenizer: Tokenizer,
     vocabulary_size: int,
     samples: int = 1,
+    continues: bool = False,
 ) -> Sampling:
     """Check the settings of a batch and return its `Sampling`.
 
@@ -35,6 +36,7 @@ def sampling_of(
         tokenizer: the task's tokenizer. Ids outside its vocabulary are never generated.
         vocabulary_size: int, the model's vocabulary size.
         samples: int, the number of sequences per prompt; sequence i uses `seed + i`.
+        continues: bool. Whether `forced` continues the text of the prompts.
 
     Raises:
         InputError: if a setting is unknown or invalid, naming it.
@@ -76,9 +78,10 @@ def sampling_of(
     if words["forced"]:
         if not isinstance(words["forced"], str):
             raise InputError(f"`forced` must be a str, got {words['forced']!r}.")
-        forced = np.array([tokenizer.encode(words["forced"])], "int32")
+        encode = tokenizer.encode_continuation if continues else tokenizer.encode
+        forced = np.array([encode(words["forced"])], "int32")
         sampling = sampling._replace(forced_tokens=forced)
-    constraints = {name: words[name] for name in _CONSTRAINTS if words[name] is not None}
+    constraints = {name: words[name] for name in CONSTRAINTS if words[name] is not None}
     if constraints:
         if tokenizer.eos_id < 0:
             raise InputError("`tokenizer` has no end token, so that a text could never end.")

@@ -8,11 +8,12 @@ from typing import Any, Self, cast
 
 import tokenizers
 
-from keras_llm.errors import InputError
+from keras_llm.errors import InputError, require_list
 from keras_llm.files import read_utf8
-from keras_llm.tokenizers.base import MASKS, Tokenizer
+from keras_llm.tokenizers.base import MASKS, Tokenizer, checked_batch
 from keras_llm.tokenizers.graph.byte_pair import BytePairGraph
 from keras_llm.tokenizers.pre_tokenizers import PRE_TOKENIZERS
+from keras_llm.tokenizers.special_tokens import checked_flags
 from keras_llm.types import JSON, PathLike, Tensor
 
 _VOCABULARY_FILE, _MERGES_FILE = "vocab.json", "merges.txt"
@@ -53,7 +54,11 @@ class BytePair(Tokenizer):
         ignore_merges: bool. Whether a word in the vocabulary is encoded as that token,
             regardless of the merges (Llama 3).
         add_bos: bool. Whether a text passed to the model starts with the begin token.
-        lstrip: strs, the special tokens that include the white space before them when parsed.
+        lstrip, rstrip: strs, the special tokens that include the white space before or after them
+            when parsed.
+        single_word: strs, the special tokens that are not parsed next to a letter, number or
+            underscore.
+        normalized: strs, the special tokens that are parsed in normalized text.
 
     Raises:
         InputError: if an argument is invalid; the message names it.
@@ -82,6 +87,9 @@ class BytePair(Tokenizer):
         ignore_merges: bool = False,
         add_bos: bool = True,
         lstrip: Iterable[str] = (),
+        rstrip: Iterable[str] = (),
+        single_word: Iterable[str] = (),
+        normalized: Iterable[str] = (),
     ) -> None:
         if pre_tokenizer not in PRE_TOKENIZERS:
             names = ", ".join(map(repr, PRE_TOKENIZERS))
@@ -103,10 +111,16 @@ class BytePair(Tokenizer):
         )
         self.pad_id = self.vocabulary.get(pad, max(self.eos_id, 0))
         self.add_bos = bool(add_bos) and bos is not None
-        self.lstrip = list(lstrip)
+        self.flags = checked_flags(
+            self.special_tokens,
+            lstrip=lstrip,
+            rstrip=rstrip,
+            single_word=single_word,
+            normalized=normalized,
+        )
         masks = [token for token in MASKS if token in self.special_tokens]
         self.mask_id = self.vocabulary[masks[0]] if masks else -1
-        self.mask_takes_space = bool(masks) and masks[0] in self.lstrip
+        self.mask_takes_space = bool(masks) and masks[0] in self.flags["lstrip"]
 
     @classmethod
     def train(
@@ -133,6 +147,7 @@ class BytePair(Tokenizer):
         Raises:
             InputError: if there is no text, or `vocabulary_size` is too small.
         """
+        require_list("special_tokens", special_tokens)
         special_tokens = list(dict.fromkeys([_PAD, _BOS, _EOS, *special_tokens]))
         least = 256 + len(special_tokens)
         if vocabulary_size < least:
@@ -168,7 +183,7 @@ class BytePair(Tokenizer):
 
     def encode_batch(self, texts: Iterable[str], parse_special: bool = False) -> list[list[int]]:
         rust = self.rust if parse_special else self._plain
-        encodings = rust.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = rust.encode_batch_fast(checked_batch(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -197,6 +212,9 @@ class BytePair(Tokenizer):
     def graph_resources(self) -> list[Any]:
         return self._graph.resources
 
+    def _normalize_in_graph(self, strings: Tensor) -> Tensor:
+        return self._graph.normalize(strings)
+
     def _is_partial(self, text: str) -> bool:
         return text.endswith("\ufffd")
 
@@ -212,7 +230,7 @@ class BytePair(Tokenizer):
             "normalization": self.normalization,
             "ignore_merges": self.ignore_merges,
             "add_bos": self.add_bos,
-            "lstrip": self.lstrip,
+            **self.flags,
         }
 
     @classmethod
@@ -236,12 +254,7 @@ class BytePair(Tokenizer):
     def rust(self) -> tokenizers.Tokenizer:
         """The `tokenizers.Tokenizer` that parses special tokens."""
         rust = self._in_rust()
-        rust.add_special_tokens(
-            [
-                tokenizers.AddedToken(token, normalized=False, lstrip=token in self.lstrip)
-                for token in self.special_tokens
-            ]
-        )
+        rust.add_special_tokens([token.in_rust() for token in self._special])
         return rust
 
     def _in_rust(self) -> tokenizers.Tokenizer:
@@ -340,6 +353,7 @@ def _checked_ids(vocabulary, special_tokens):
         raise InputError(
             f"`vocabulary` must be a dict of str to id, got {type(vocabulary).__name__}."
         )
+    require_list("special_tokens", special_tokens)
     if not isinstance(special_tokens, dict):
         missing = [token for token in special_tokens if token not in vocabulary]
         if missing:

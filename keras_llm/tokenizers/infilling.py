@@ -21,7 +21,8 @@ def infilling_tokens(tokenizer: Tokenizer) -> tuple[int, int, int]:
     """
     for tokens in _SPELLINGS:
         if set(tokens) <= set(tokenizer.special_tokens):
-            return tuple(tokenizer.special_tokens[token] for token in tokens)
+            prefix, suffix, middle = (tokenizer.special_tokens[token] for token in tokens)
+            return prefix, suffix, middle
     raise InputError(
         f"the tokenizer has no fill-in-the-middle tokens such as {', '.join(INFILLING_TOKENS)}."
     )

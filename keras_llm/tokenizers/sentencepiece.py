@@ -2,30 +2,28 @@
 
 import collections
 import functools
-import hashlib
 import io
 import os
 import pathlib
-import re
 from collections.abc import Iterable
 from typing import Any, Self
 
-import numpy as np
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
+from sentencepiece import sentencepiece_pb2
 
-from keras_llm.errors import InputError, optional_packages
+from keras_llm.errors import InputError, require_list
 from keras_llm.files import read_utf8
-from keras_llm.tokenizers.base import MASKS, Tokenizer
+from keras_llm.tokenizers import escapes, sentencepiece_model
+from keras_llm.tokenizers.base import MASKS, Tokenizer, checked_batch
+from keras_llm.tokenizers.graph.sentencepiece import SentencePieceGraph
+from keras_llm.tokenizers.mask_filling import WHITE_SPACE
 from keras_llm.tokenizers.offsets import CharacterOffsets
+from keras_llm.tokenizers.special_tokens import Splitter, checked_flags
 from keras_llm.types import JSON, Tensor
 
-# SentencePiece writes a space as U+2581 and decodes a U+2581 of the text as a space. An escape
-# distinguishes them: in encoded text, every _ESCAPE is followed by "a" (an escape character of the
-# text) or "b" (a U+2581 of the text).
-_ESCAPE = "\ue000"
-ESCAPES = ((_ESCAPE, _ESCAPE + "a"), ("\u2581", _ESCAPE + "b"))
+_SPACE = "\u2581"
 _MODEL_FILE = "sentencepiece.model"
+PREFIXES = (None, "always", "first", "never", "words")
 _LONGEST_SENTENCE = 4096  # characters; the trainer limits the length of sentences
 
 
@@ -34,26 +32,68 @@ class SentencePiece(Tokenizer):
 
     Models from `train` neither normalize text nor add spaces, and encode what no piece covers as
     bytes, so `decode(encode(text)) == text` for any Unicode text. Other models yield the ids and
-    texts of the `sentencepiece` library.
+    texts of the `sentencepiece` library, except among equally likely segmentations of a unigram
+    model (see `sentencepiece_model.exact`).
 
     Args:
         model: bytes, a serialized SentencePiece model.
         escape: bool. Whether to distinguish a space from the U+2581 that SentencePiece writes
             for it, as models from `train` do. Use False for all other models.
         add_bos: bool. Whether a text passed to the model starts with the begin token.
+        prefix: None if the model decides whether a space is put before a text. Otherwise a rule of
+            Hugging Face's `Metaspace`: "always" puts a space before each text between special
+            tokens that does not start with one, "first" only before a text that starts with no
+            special token, "never" before none, and "words" before each word, as in T5.
+        strip: bool. Whether `decode` removes one space from the beginning of a text. Defaults to
+            whether `encode` puts one there.
+        special_tokens: strs, the pieces that `parse_special` recognizes. Defaults to the control
+            and unknown pieces.
+        lstrip, rstrip, single_word, normalized: strs, special tokens as in `BytePair`. Normalized
+            text has U+2581 for a space, and the space that the model puts before it.
 
     Raises:
-        InputError: if `model` is not a SentencePiece model.
+        InputError: if `model` is not a SentencePiece model, or an argument is invalid.
 
     Reference:
         Kudo and Richardson, 2018, "SentencePiece".
     """
 
-    def __init__(self, model: bytes, escape: bool = True, add_bos: bool = True) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        escape: bool = True,
+        add_bos: bool = True,
+        prefix: str | None = None,
+        strip: bool | None = None,
+        special_tokens: Iterable[str] | None = None,
+        lstrip: Iterable[str] = (),
+        rstrip: Iterable[str] = (),
+        single_word: Iterable[str] = (),
+        normalized: Iterable[str] = (),
+    ) -> None:
         self.model = model
         self.escape = bool(escape)
+        normalized = list(normalized)
+        if prefix not in PREFIXES:
+            raise InputError(f"`prefix` must be one of {PREFIXES}, got {prefix!r}.")
+        self.prefix = prefix
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            exact, facts = sentencepiece_model.exact(model), sentencepiece_model.facts(model)
+            self._facts = facts
+            # SentencePiece puts a space before every text and removes it from every decoded text.
+            # For other rules, this class does so. A normalized special token may include the space.
+            own = prefix in ("always", "first", "never") or bool(normalized) or strip is not None
+            own = own and not facts.remove_extra_whitespaces
+            self._adds_space = own and prefix is None and facts.add_dummy_prefix
+            self._removes_space = own and (prefix in ("always", "first") or self._adds_space)
+            if own and strip is not None:
+                self._removes_space = bool(strip)
+            self.strips_space = self._removes_space or (not own and facts.removes_space)
+            self._decodes_apart = not own and facts.add_dummy_prefix
+            self._decodes_apart &= not facts.remove_extra_whitespaces
+            self.strip = strip
+            self._exact = sentencepiece_model.without_prefix(exact) if own else exact
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._exact)
         except (RuntimeError, OSError) as error:
             raise InputError(f"not a SentencePiece model: {error}") from None
         self.vocabulary_size = self._processor.get_piece_size()
@@ -66,6 +106,15 @@ class SentencePiece(Tokenizer):
         self.add_bos = bool(add_bos) and self.bos_id >= 0
         masks = (self._processor.piece_to_id(token) for token in MASKS)
         self.mask_id = next((index for index in masks if index != self.unk_id), -1)
+        self.special_tokens = self._checked_special(special_tokens)
+        self.flags = checked_flags(
+            self.special_tokens,
+            lstrip=lstrip,
+            rstrip=rstrip,
+            single_word=single_word,
+            normalized=normalized,
+        )
+        self.mask_takes_space = self.token(self.mask_id) in self.flags["lstrip"]
 
     @classmethod
     def train(
@@ -126,7 +175,7 @@ class SentencePiece(Tokenizer):
                 f"SentencePiece.train: `vocabulary_size`={vocabulary_size} does not fit the "
                 f"text: {reason}"
             ) from None
-        return cls(model.getvalue())
+        return cls(sentencepiece_model.exact(model.getvalue()))
 
     def encode(self, text: str, parse_special: bool = False) -> list[int]:
         """Encode a str as a list of token ids, without begin or end token.
@@ -138,176 +187,196 @@ class SentencePiece(Tokenizer):
                 Otherwise they are plain text. Never use True for text that a user typed.
         """
         if not parse_special:
-            return self._processor.encode(self._escaped(text))
+            return self._processor.encode(self._prefixed(self._normalized(text)))
         ids = []
-        for index, part in enumerate(self._special_pieces.split(text)):
-            if index % 2:
-                ids.append(self._processor.piece_to_id(part))
-            elif part:
-                ids += self._processor.encode(self._escaped(part))
+        for token, part, start in self._splitters[0].split(text):
+            if token >= 0:
+                ids.append(token)
+                continue
+            for finer, text_part, begin in self._splitters[1].split(self._normalized(part)):
+                if finer >= 0:
+                    ids.append(finer)
+                else:
+                    is_first = start == 0 and begin == 0
+                    ids += self._processor.encode(self._prefixed(text_part, is_first))
         return ids
 
     def encode_batch(self, texts: Iterable[str], parse_special: bool = False) -> list[list[int]]:
+        texts = checked_batch(texts)
         if parse_special:
             return [self.encode(text, parse_special=True) for text in texts]
-        return self._processor.encode([self._escaped(text) for text in texts], num_threads=-1)
+        prefixed = [self._prefixed(self._normalized(text)) for text in texts]
+        return self._processor.encode(prefixed, num_threads=-1)
+
+    def encode_continuation(self, text: str) -> list[int]:
+        if self._facts.remove_extra_whitespaces and text.startswith(" "):
+            return self.encode(text)
+        return self._without_prefix.encode(escapes.escape(text) if self.escape else text)
+
+    @functools.cached_property
+    def _without_prefix(self):
+        """The processor that puts no space before a text."""
+        if not self._facts.add_dummy_prefix:
+            return self._processor
+        model = sentencepiece_model.without_prefix(self._exact)
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        escaped = self._escaped(text)
+        normalized = self._normalized(text)
+        prefixed = self._prefixed(normalized)
         pieces = sentencepiece_pb2.SentencePieceText.FromString(
-            self._processor.encode(escaped, out_type="serialized_proto")
+            self._processor.encode(prefixed, out_type="serialized_proto")
         ).pieces
-        place = _characters(text, escaped)
+        place = escapes.character_counts(prefixed, self.escape)
+        added = len(prefixed) - len(normalized) + int(self._adds_space and bool(text))
+        place = [max(0, index - added) for index in place] if added else place
         return [p.id for p in pieces], [(place[p.begin], place[p.end]) for p in pieces]
 
     def decode(self, ids: Iterable[int]) -> str:
         text = self._processor.decode([int(i) for i in ids])
-        return _unescape(text) if self.escape else text
+        if self._removes_space:
+            text = text.removeprefix(" ")
+        return escapes.unescape(text) if self.escape else text
 
     def token(self, index: int) -> str:
         return self._processor.id_to_piece(index) if index >= 0 else ""
 
     def tokenize(self, strings: Tensor) -> Tensor:
-        return self._graph.tokenize(self._escaped_in_graph(strings))
+        return self._graph.tokenize(self._prefixed_in_graph(self._normalize_in_graph(strings)))
 
     def tokenize_with_offsets(self, strings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        strings = self._escaped_in_graph(strings)
-        ids, starts, ends = self._graph.tokenize_with_offsets(strings)
-        places = CharacterOffsets(strings, _follows_escape if self.escape else None)
-        return ids, places.before(starts), places.before(ends)
+        import tensorflow as tf
+
+        strings = tf.convert_to_tensor(strings, tf.string)
+        normalized = self._normalize_in_graph(strings)
+        prefixed = self._prefixed_in_graph(normalized)
+        ids, *offsets = self._graph.tokenize_with_offsets(prefixed)
+        places = CharacterOffsets(prefixed, escapes.is_second if self.escape else None)
+        starts, ends = (places.before(offset) for offset in offsets)
+        if prefixed is normalized and not self._adds_space:
+            return ids, starts, ends
+        added = tf.strings.length(prefixed) > tf.strings.length(normalized)
+        if self._adds_space:
+            added = strings != ""
+        added = tf.repeat(tf.cast(added, tf.int32), ids.row_lengths())
+        starts, ends = (o.with_values(tf.maximum(o.values - added, 0)) for o in (starts, ends))
+        return ids, starts, ends
+
+    def _tokenize_part(self, strings: Tensor, is_first: Tensor) -> Tensor:
+        return self._graph.tokenize(self._prefixed_in_graph(strings, is_first))
 
     def detokenize(self, ids: Tensor) -> Tensor:
         import tensorflow as tf
 
         strings = self._graph_decoder.detokenize(tf.cast(ids, tf.int32))
-        if self._keeps_leading_spaces:
+        if self._decodes_apart or self._removes_space:
             strings = tf.strings.regex_replace(strings, "^ ", "")
-        if self.escape:
-            for character, escaped in reversed(ESCAPES):
-                strings = tf.strings.regex_replace(strings, escaped, character)
-        return strings
+        return escapes.unescape_in_graph(strings) if self.escape else strings
 
     def graph_resources(self) -> list[Any]:
-        return [self._graph, self._graph_decoder]
+        return [*self._graph.resources, *self._graph_decoder.resources]
 
     @functools.cached_property
     def _graph(self):
-        return _in_graph(self.model)
+        return SentencePieceGraph(self._exact)
 
     @functools.cached_property
     def _graph_decoder(self):
-        if not self._keeps_leading_spaces:
+        if not self._decodes_apart:
             return self._graph
         # TensorFlow Text would remove all leading spaces instead of the one that encoding adds.
-        model = sentencepiece_model_pb2.ModelProto.FromString(self.model)
-        model.normalizer_spec.add_dummy_prefix = False
-        return _in_graph(model.SerializeToString())
+        return SentencePieceGraph(sentencepiece_model.without_prefix(self._exact))
 
-    @functools.cached_property
-    def _keeps_leading_spaces(self):
-        spec = sentencepiece_model_pb2.ModelProto.FromString(self.model).normalizer_spec
-        return spec.add_dummy_prefix and not spec.remove_extra_whitespaces
-
-    @functools.cached_property
-    def special_tokens(self) -> dict[str, int]:
-        """The control and unknown pieces, dict str -> id."""
+    def _checked_special(self, names):
+        """Return the special tokens, dict str -> id; None means control and unknown pieces."""
         processor = self._processor
-        return {
-            processor.id_to_piece(index): index
-            for index in range(self.vocabulary_size)
-            if processor.is_control(index) or processor.is_unknown(index)
-        }
+        if names is None:
+            return {
+                processor.id_to_piece(index): index
+                for index in range(self.vocabulary_size)
+                if processor.is_control(index) or processor.is_unknown(index)
+            }
+        require_list("special_tokens", names)
+        ids = {name: processor.piece_to_id(name) for name in names}
+        for name, index in ids.items():
+            if index == self.unk_id and processor.id_to_piece(index) != name:
+                raise InputError(f"`special_tokens`: {name!r} is no piece of `model`.")
+        return ids
 
     @functools.cached_property
-    def _special_pieces(self):
-        pieces = sorted(self.special_tokens, key=len, reverse=True)
-        # Without special pieces, match nothing: (?!) always fails.
-        return re.compile("(" + ("|".join(map(re.escape, pieces)) or "(?!)") + ")")
+    def _splitters(self):
+        """The splitters of texts and of normalized texts."""
+        plain = [token for token in self._special if not token.normalized]
+        normalized = [
+            token._replace(content=self._normalized(token.content))
+            for token in self._special
+            if token.normalized
+        ]
+        return Splitter(plain), Splitter(normalized)
 
-    def _escaped(self, text: str) -> str:
-        return _escape(text) if self.escape else text
+    @functools.cached_property
+    def _spaces(self):
+        """The characters that separate words as a space does, where each word gets a prefix."""
+        return _SPACE + ("" if sentencepiece_model.charsmap(self.model) else WHITE_SPACE)
 
-    def _escaped_in_graph(self, strings):
+    def _normalized(self, text: str) -> str:
+        if self.escape:
+            text = escapes.escape(text)
+        if self.prefix == "words":
+            return text.translate(dict.fromkeys(map(ord, self._spaces), " "))
+        return (_SPACE + text).replace(" ", _SPACE) if self._adds_space and text else text
+
+    def _normalize_in_graph(self, strings):
         import tensorflow as tf
 
         if self.escape:
-            for character, escaped in ESCAPES:
-                strings = tf.strings.regex_replace(strings, character, escaped)
+            strings = escapes.escape_in_graph(strings)
+        if self.prefix == "words":
+            return tf.strings.regex_replace(strings, f"[{self._spaces}]", " ")
+        if self._adds_space:
+            spaced = tf.strings.regex_replace(strings, " ", _SPACE)
+            return tf.where(strings == "", strings, tf.strings.join([_SPACE, spaced]))
         return strings
 
+    def _prefixed(self, text: str, is_first: bool = True) -> str:
+        """Put a space before a text, following `prefix`."""
+        adds = self.prefix == "always" or (self.prefix == "first" and is_first)
+        return " " + text if adds and text and text[0] not in (" ", _SPACE) else text
+
+    def _prefixed_in_graph(self, strings, is_first=True):
+        import tensorflow as tf
+
+        if self.prefix not in ("always", "first"):
+            return strings
+        adds = tf.strings.regex_full_match(strings, f"(?s)[^ {_SPACE}].*")
+        if self.prefix == "first":
+            adds &= is_first
+        return tf.where(adds, tf.strings.join([" ", strings]), strings)
+
     def _is_partial(self, text: str) -> bool:
-        return text.endswith(("\ufffd", _ESCAPE))
+        return text.endswith(("\ufffd", escapes.ESCAPE))
 
     def _save_files(self, folder: pathlib.Path) -> JSON:
         (folder / _MODEL_FILE).write_bytes(self.model)
-        return {"escape": self.escape, "add_bos": self.add_bos}
+        return {
+            "escape": self.escape,
+            "add_bos": self.add_bos,
+            "prefix": self.prefix,
+            "strip": self.strip,
+            "special_tokens": list(self.special_tokens),
+            **self.flags,
+        }
 
     @classmethod
     def _load_files(cls, folder: pathlib.Path, config: JSON) -> Self:
         path = folder / _MODEL_FILE
         if not path.is_file():
             raise InputError(f"{path} is missing.")
-        return cls(path.read_bytes(), config.get("escape", True), config.get("add_bos", True))
-
-
-@functools.cache
-def _in_graph(model):
-    import tensorflow as tf
-
-    with optional_packages("a SentencePiece graph"):
-        import tensorflow_text
-        from tensorflow_text.python.ops import sentencepiece_tokenizer
-
-    create = sentencepiece_tokenizer.gen_sentencepiece_tokenizer.sentencepiece_op
-    name = "sentencepiece_" + hashlib.sha256(model).hexdigest()
-
-    class Model(tf.saved_model.experimental.TrackableResource):
-        # Without a unique name, `keras.utils.clear_session` would delete the resource with its
-        # kernel, and two models in a loaded SavedModel would share one resource.
-        def _create_resource(self):
-            return create(model=model, shared_name=name)
-
-    with tf.init_scope():
-        tokenizer = tensorflow_text.SentencepieceTokenizer(model, out_type=tf.int32)
-        tokenizer._model_resource = Model()
-        _ = tokenizer._model_resource.resource_handle  # create it outside of graphs that use it
-    return tokenizer
-
-
-def _escape(text):
-    for character, escaped in ESCAPES:
-        text = text.replace(character, escaped)
-    return text
-
-
-def _unescape(text):
-    for character, escaped in reversed(ESCAPES):
-        text = text.replace(escaped, character)
-    return text
-
-
-def _characters(text, escaped):
-    """Count the characters of the original text that start before each byte of the escaped text.
-
-    The last entry is for the end of the text.
-    """
-    begins = np.frombuffer(escaped.encode(), "uint8") & 0xC0 != 0x80
-    if escaped != text:
-        # Of the two characters of an escape, the second is an "a" or a "b" after _ESCAPE.
-        characters = np.array([ord(character) for character in escaped])
-        second = np.concatenate([[False], characters[:-1] == ord(_ESCAPE)])
-        begins[begins] = ~second
-    return [0, *np.cumsum(begins).tolist()]
-
-
-def _follows_escape(flat):
-    """Return whether each byte, int32 (N,), is the second character of an escape, bool (N,)."""
-    import tensorflow as tf
-
-    padded = tf.concat([[0, 0, 0], flat], axis=0)
-    before = [padded[i : tf.size(padded) - 3 + i] for i in range(3)]
-    matches = [b == byte for b, byte in zip(before, _ESCAPE.encode(), strict=True)]
-    return matches[0] & matches[1] & matches[2]
+        options = {name: value for name, value in config.items() if name != "class"}
+        try:
+            return cls(path.read_bytes(), **options)
+        except TypeError as error:
+            raise InputError(f"{folder / 'config.json'}: {error}") from None
 
 
 def _sentences(source):
@@ -316,7 +385,7 @@ def _sentences(source):
         source = [pathlib.Path(source)]
     for item in source:
         text = read_utf8(item) if isinstance(item, pathlib.Path) else item
-        for line in _escape(text).split("\n"):
+        for line in escapes.escape(text).split("\n"):
             for begin in range(0, len(line), _LONGEST_SENTENCE):
                 yield line[begin : begin + _LONGEST_SENTENCE]
 

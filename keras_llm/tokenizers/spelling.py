@@ -7,7 +7,8 @@ from sentencepiece import sentencepiece_model_pb2
 from keras_llm.errors import InputError
 from keras_llm.tokenizers.base import Tokenizer
 from keras_llm.tokenizers.byte_pair import CHARACTERS, BytePair
-from keras_llm.tokenizers.sentencepiece import ESCAPES, SentencePiece
+from keras_llm.tokenizers.escapes import ESCAPES
+from keras_llm.tokenizers.sentencepiece import SentencePiece
 from keras_llm.types import Spelling
 
 
@@ -51,9 +52,7 @@ def _of_byte_pair(tokenizer):
 def _of_sentence_piece(tokenizer):
     model = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
     kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
-    spec = model.normalizer_spec
-    # Decoding removes the space that encoding puts before a text.
-    strips = spec.add_dummy_prefix or spec.remove_extra_whitespaces
+    strips = tokenizer.strips_space
     # An escape takes two characters, which two tokens or byte pieces can spell together. Tokens
     # with a part of one have no spelling.
     escape = ESCAPES[0][0] if tokenizer.escape else ""
@@ -70,7 +69,7 @@ def _of_sentence_piece(tokenizer):
                 begins = spelled.removeprefix(b" ") if strips else spelled
         tokens.append(spelled)
         first.append(begins)
-    return Spelling(tokens, first, spec.remove_extra_whitespaces)
+    return Spelling(tokens, first, model.normalizer_spec.remove_extra_whitespaces)
 
 
 def _unescaped(text, escape):

@@ -8,11 +8,12 @@ from typing import Any, Self, cast
 
 import tokenizers
 
-from keras_llm.errors import InputError
+from keras_llm.errors import InputError, require_list
 from keras_llm.files import read_utf8
-from keras_llm.tokenizers.base import Tokenizer
+from keras_llm.tokenizers.base import Tokenizer, checked_batch
 from keras_llm.tokenizers.byte_pair import texts_of
 from keras_llm.tokenizers.graph.word_piece import WordPieceGraph
+from keras_llm.tokenizers.special_tokens import checked_flags
 from keras_llm.types import JSON, PathLike, Tensor
 
 _FILE = "vocab.txt"
@@ -37,6 +38,7 @@ class WordPiece(Tokenizer):
         max_word_length: int, characters; longer words are unknown.
         special_tokens: strs in `vocabulary`, additional special tokens that `parse_special`
             recognizes.
+        lstrip, rstrip, single_word: strs, special tokens as in `BytePair`.
 
     Attributes:
         mask_id: int, the id of "[MASK]", or -1 if there is none.
@@ -64,6 +66,9 @@ class WordPiece(Tokenizer):
         split_chinese: bool = True,
         max_word_length: int = 100,
         special_tokens: Sequence[str] = (),
+        lstrip: Iterable[str] = (),
+        rstrip: Iterable[str] = (),
+        single_word: Iterable[str] = (),
     ) -> None:
         self.vocabulary = _checked(vocabulary)
         self.lowercase = bool(lowercase)
@@ -74,11 +79,16 @@ class WordPiece(Tokenizer):
         self.max_word_length = max_word_length
         self.vocabulary_size = len(self.vocabulary)
         ids = {piece: index for index, piece in enumerate(self.vocabulary)}
+        require_list("special_tokens", special_tokens)
         for token in special_tokens:
             if token not in ids:
                 raise InputError(f"`special_tokens`: {token!r} is not in `vocabulary`.")
         named = dict.fromkeys([*SPECIAL_TOKENS, *special_tokens])
         self.special_tokens = {token: ids[token] for token in named if token in ids}
+        self.flags = checked_flags(
+            self.special_tokens, lstrip=lstrip, rstrip=rstrip, single_word=single_word
+        )
+        self.mask_takes_space = _MASK in self.flags["lstrip"]
         self.unk_id = ids[_UNK]
         self.bos_id, self.eos_id, self.mask_id = (ids.get(t, -1) for t in (_CLS, _SEP, _MASK))
         self.pad_id = ids.get(_PAD, max(self.eos_id, 0))
@@ -110,6 +120,7 @@ class WordPiece(Tokenizer):
         Raises:
             InputError: if there is no text, or `vocabulary_size` is too small.
         """
+        require_list("special_tokens", special_tokens)
         special_tokens = list(dict.fromkeys([*SPECIAL_TOKENS, *special_tokens]))
         least = len(special_tokens) + 64
         if vocabulary_size < least:
@@ -152,7 +163,7 @@ class WordPiece(Tokenizer):
 
     def encode_batch(self, texts: Iterable[str], parse_special: bool = False) -> list[list[int]]:
         rust = self.rust if parse_special else self._plain
-        encodings = rust.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = rust.encode_batch_fast(checked_batch(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -194,6 +205,7 @@ class WordPiece(Tokenizer):
             "split_chinese": self.split_chinese,
             "max_word_length": self.max_word_length,
             "special_tokens": list(self.special_tokens),
+            **{name: self.flags[name] for name in ("lstrip", "rstrip", "single_word")},
         }
 
     @classmethod
@@ -213,14 +225,14 @@ class WordPiece(Tokenizer):
     def rust(self) -> tokenizers.Tokenizer:
         """The `tokenizers.Tokenizer` that parses special tokens."""
         rust = self._in_rust()
-        rust.add_special_tokens(
-            [tokenizers.AddedToken(token, normalized=False) for token in self.special_tokens]
-        )
+        # In the order of their ids, which the library assigns to tokens outside the model.
+        tokens = sorted(self._special, key=lambda token: token.token_id)
+        rust.add_special_tokens([token.in_rust() for token in tokens])
         return rust
 
     def _in_rust(self) -> tokenizers.Tokenizer:
         model = tokenizers.models.WordPiece(
-            {piece: index for index, piece in enumerate(self.vocabulary)},
+            {piece: index for index, piece in enumerate(self.vocabulary[: self._num_pieces])},
             unk_token=_UNK,
             max_input_chars_per_word=self.max_word_length,
         )
@@ -234,6 +246,14 @@ class WordPiece(Tokenizer):
         rust.decoder = tokenizers.decoders.WordPiece(prefix=PREFIX)
         return rust
 
+    @property
+    def _num_pieces(self) -> int:
+        """The number of pieces before special tokens at the end, which are no words of a text."""
+        count = self.vocabulary_size
+        while self.vocabulary[count - 1] in self.special_tokens and count - 1 != self.unk_id:
+            count -= 1
+        return count
+
     @functools.cached_property
     def _graph(self) -> WordPieceGraph:
         strips = self.lowercase if self.strip_accents is None else self.strip_accents
@@ -243,6 +263,7 @@ class WordPiece(Tokenizer):
             _UNK,
             PREFIX,
             self.max_word_length,
+            num_pieces=self._num_pieces,
             silent=[i for i in (self.pad_id, self.bos_id, self.eos_id) if i >= 0],
             decoder=self._plain.decoder,
         )

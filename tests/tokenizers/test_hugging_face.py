@@ -2,7 +2,9 @@
 
 import functools
 import json
+import pathlib
 import pydoc_data.topics
+import sys
 
 import pytest
 import sentencepiece
@@ -153,7 +155,144 @@ def test_read_sentencepiece(tmp_path):
     with pytest.raises(InputError, match=r"as id 7, but tokenizer\.json has it as 8"):
         tokenizers.from_hugging_face(tmp_path)
     model.rename(tmp_path / "other.model")
-    with pytest.raises(InputError, match=r"tokenizer\.model is needed"):
+    with pytest.raises(InputError, match="the normalizer is None, which is not supported"):
+        tokenizers.from_hugging_face(tmp_path)
+
+
+SPACE = "\u2581"
+
+
+def bpe_folder(folder, edit=lambda data: None, model=True, **settings):
+    """Write a BPE converted from a SentencePiece model with a pre-tokenizer like Llama's."""
+    sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tools"))
+    try:
+        import fuzz_tokenizers
+    finally:
+        sys.path.pop(0)
+    options = {"byte_fallback": True, "character_coverage": 1.0, "size": 700, "pad_id": -1}
+    proto = fuzz_tokenizers.trained("bpe", unk_id=0, bos_id=1, eos_id=2, **options)
+    original = fuzz_tokenizers.with_merges(proto)
+    original.pre_tokenizer = rust.pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    decoders = rust.decoders
+    original.decoder = decoders.Sequence(
+        [
+            decoders.Replace(SPACE, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    original.add_special_tokens(["<unk>", "<s>", "</s>"])
+    data = json.loads(original.to_str())
+    edit(data)
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    if model:
+        (folder / "tokenizer.model").write_bytes(proto)
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", **settings}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return original
+
+
+@pytest.mark.parametrize("unknown", ["<unk>", None])
+@pytest.mark.parametrize("model", [True, False])
+def test_read_converted_sentencepiece(model, unknown, tmp_path):
+    """transformers 5 writes Llama's tokenizer.json without unknown token and tokenizer.model."""
+
+    def edit(data):
+        data["model"]["unk_token"] = unknown
+
+    original = bpe_folder(tmp_path, edit, model)
+    tok = tokenizers.from_hugging_face(tmp_path)
+    for text in (*TEXTS, "<s> the</s>the", "  the", SPACE):
+        ids = original.encode(text, add_special_tokens=False).ids
+        assert tok.encode(text, parse_special=True) == ids
+        assert tok.decode(tok.encode(text)) == original.decode(tok.encode(text))
+    assert (tok.unk_id, tok.bos_id, tok.eos_id, tok.add_bos) == (0, 1, 2, True)
+    assert tok.special_tokens == {"<unk>": 0, "<s>": 1, "</s>": 2}
+
+
+def test_added_tokens_of_converted_sentencepiece(tmp_path):
+    """Tokens that are not special keep their text; they are still no part of plain text."""
+    added = [("<tool>", False), ("<turn>", True)]
+
+    def edit(data):
+        for index, (content, special) in enumerate(added):
+            token = {"id": 700 + index, "content": content, "special": special}
+            flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            data["added_tokens"].append({**token, **flags})
+
+    for model in (True, False):
+        bpe_folder(tmp_path, edit, model)
+        tok = tokenizers.from_hugging_face(tmp_path)
+        assert tok.vocabulary_size == 702
+        ids = tok.encode("<tool>the<turn>", parse_special=True)
+        assert ids[0] == 700 and ids[-1] == 701 and tok.decode(ids) == "<tool>the"
+        assert not {700, 701} & set(tok.encode("<tool>the<turn>"))
+        assert tok.decode(tok.encode("<tool>the<turn>")) == "<tool>the<turn>"
+        (tmp_path / "tokenizer.model").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    "settings, text, expected",
+    [
+        ({}, "</s>the", ["</s>", f"{SPACE}the"]),
+        ({"legacy": True}, "</s>the", ["</s>", f"{SPACE}the"]),
+        ({"legacy": False}, "</s>the", ["</s>", "the"]),
+        ({"legacy": False}, "the</s>", [f"{SPACE}the", "</s>"]),
+        ({"legacy": False}, " the", [f"{SPACE}the"]),
+        ({"add_prefix_space": False}, "the", ["the"]),
+    ],
+)
+def test_prefix_settings_without_json(settings, text, expected, tmp_path):
+    bpe_folder(tmp_path, **settings)
+    (tmp_path / "tokenizer.json").unlink()
+    tok = tokenizers.from_hugging_face(tmp_path)
+    ids = tok.encode(text, parse_special=True)
+    whole = "".join(tok.token(index) for index in ids)
+    assert whole == "".join(expected) and tok.token(ids[0])[0] == expected[0][0]
+
+
+@pytest.mark.parametrize(
+    "post, settings, expected",
+    [
+        (None, {}, True),
+        ("<s>", {}, True),
+        ("</s>", {}, False),
+        ("<s>", {"add_bos_token": False}, False),
+        ("</s>", {"add_bos_token": True}, True),
+    ],
+)
+def test_begin_token_of_converted_sentencepiece(post, settings, expected, tmp_path):
+    def edit(data):
+        if post:
+            single = [{"SpecialToken": {"id": post, "type_id": 0}}, {"Sequence": {"id": "A"}}]
+            data["post_processor"] = {"type": "TemplateProcessing", "single": single}
+
+    bpe_folder(tmp_path, edit, **settings)
+    assert tokenizers.from_hugging_face(tmp_path).add_bos == expected
+
+
+@pytest.mark.parametrize(
+    "path, value, message",
+    [
+        ("normalizer", {"type": "Lowercase"}, "normalizer is .*Lowercase"),
+        ("normalizer", {"type": "Prepend", "prepend": SPACE}, "normalizer is .*Prepend"),
+        ("pre_tokenizer", {"type": "Whitespace"}, "pre_tokenizer is .*Whitespace"),
+        ("pre_tokenizer.replacement", "_", "replacement of pre_tokenizer is '_'"),
+        ("pre_tokenizer.prepend_scheme", "last", "prepend_scheme of pre_tokenizer is 'last'"),
+        ("decoder", {"type": "ByteLevel"}, "the decoder is .*ByteLevel"),
+        ("model.dropout", 0.1, r"model\.dropout is 0\.1"),
+        ("model.ignore_merges", True, r"model\.ignore_merges is True"),
+        ("model.end_of_word_suffix", "</w>", r"model\.end_of_word_suffix is '</w>'"),
+        ("model.merges", [["t", "h"]], r"model\.merges are not those of a SentencePiece model"),
+        ("model.unk_token", "<x>", "no unknown token"),
+        ("added_tokens", [{"id": 9, "content": "<s>"}], "has id 9, but id 1"),
+        ("added_tokens", [{"id": 900, "content": "<x>"}], "must be 0 to 700"),
+    ],
+)
+def test_unsupported_converted_files_raise_error(path, value, message, tmp_path):
+    bpe_folder(tmp_path, lambda data: set_path(data, path, value), model=False)
+    with pytest.raises(InputError, match=message):
         tokenizers.from_hugging_face(tmp_path)
 
 
@@ -253,7 +392,6 @@ def set_path(data, path, value):
         ("pre_tokenizer.use_regex", False, "pre_tokenizer is"),
         ("decoder", {"type": "Metaspace"}, "decoder is 'Metaspace'"),
         ("added_tokens", [{"id": 9, "content": "<s>"}], "both have id 9|'<s>'"),
-        ("added_tokens", [{"id": 495, "content": "<s>", "rstrip": True}], "has rstrip"),
         ("model", [], "not a valid tokenizer"),
     ],
 )
@@ -273,7 +411,7 @@ def test_unsupported_files_raise_error(path, value, message, tmp_path):
         ("pre_tokenizer", {"type": "Whitespace"}, "'Whitespace'"),
         ("model.unk_token", "<unk>", "unk_token is '<unk>'"),
         ("model.vocab", {"[UNK]": 3, "a": 1}, "must be 0 to"),
-        ("added_tokens", [{"id": 0, "content": "[PAD]", "lstrip": True}], "lstrip"),
+        ("added_tokens", [{"id": 0, "content": "[PAD]", "normalized": True}], "normalized"),
     ],
 )
 def test_unsupported_word_piece_raises_error(path, value, message, tmp_path):

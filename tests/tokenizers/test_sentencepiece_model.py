@@ -127,3 +127,42 @@ def test_load_folder_of_first_release(tmp_path):
     text = "a \u2581 b"
     assert tokenizers.load(tmp_path).encode(text) == tok.encode(text)
     assert tokenizers.load(tmp_path).add_bos
+
+
+LONG = {
+    "own": {"byte_fallback": True, "add_dummy_prefix": False},
+    "prefix": {"byte_fallback": True},
+    "t5": {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True},
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_long_texts(kind):
+    """Scores of long texts add up to more than float32 represents exactly."""
+    writer = io.BytesIO()
+    texts = [*pydoc_data.topics.topics.values()]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts[:30]),
+        model_writer=writer,
+        vocab_size=800,
+        minloglevel=2,
+        **{
+            "normalization_rule_name": "identity",
+            "remove_extra_whitespaces": False,
+            **LONG[kind],
+        },
+    )
+    rounded = sentencepiece_model.exact(writer.getvalue())
+    assert sentencepiece_model.exact(rounded) == rounded
+    original = sentencepiece.SentencePieceProcessor(model_proto=rounded)
+    tok = tokenizers.SentencePiece(writer.getvalue(), escape=False)
+    long = ["\n".join(texts)[:150_000], " ==== 0000 ----  " * 1500, "", "short", "字" * 6000 + " a"]
+    ids = original.encode(long)
+    assert tok.encode_batch(long) == ids == tok.tokenize(long).to_list()
+    assert tf.function(tok.tokenize)(tf.constant(long)).to_list() == ids
+    graph = [rows.to_list() for rows in tok.tokenize_with_offsets(tf.constant(long))]
+    for index, text in enumerate(long):
+        expected = tok.encode_with_offsets(text)
+        assert (graph[0][index], list(zip(graph[1][index], graph[2][index], strict=True))) == (
+            expected
+        )

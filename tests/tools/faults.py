@@ -310,9 +310,9 @@ TOKENIZERS = (
         "tokenizers-unescape-order",
         "escapes are reverted in the order in which they were applied",
         Place(
-            "keras_llm/tokenizers/sentencepiece.py",
-            "\n    for character, escaped in reversed(ESCAPES):",
-            "\n    for character, escaped in ESCAPES:",
+            "keras_llm/tokenizers/escapes.py",
+            "reversed(ESCAPES):\n        text =",
+            "ESCAPES:\n        text =",
         ),
         ("tests/tokenizers/test_sentencepiece.py",),
     ),

@@ -97,13 +97,17 @@ class LiteRTModel:
         """
         self._require("TextGeneration", "generate")
         tokens = [token for token, _ in self.steps(prompt, max_new_tokens, **settings)]
-        return self.tokenizer.decode([token for token in tokens if token is not None])
+        last_id = self.last_id(prompt, settings.get("parse_special", False))
+        new_ids = [token for token in tokens if token is not None]
+        return self.tokenizer.decode_continuation(new_ids, last_id)
 
     def stream(self, prompt: str, max_new_tokens: int = 64, **settings: Any) -> Iterator[str]:
         """Iterate over the text of `generate` in pieces that end at character boundaries."""
         self._require("TextGeneration", "stream")
         steps = self.steps(prompt, max_new_tokens, **settings)
-        return self.tokenizer.decode_stream(token for token, _ in steps if token is not None)
+        tokens = (token for token, _ in steps if token is not None)
+        last_id = self.last_id(prompt, settings.get("parse_special", False))
+        return self.tokenizer.decode_stream(tokens, last_id)
 
     def chat(
         self, messages: str | list[dict[str, str]], max_new_tokens: int = 64, **settings: Any
@@ -244,6 +248,12 @@ class LiteRTModel:
             raise InputError(f"`{name}` has no tokens.")
         self._check_room(name, token_ids, self.max_length - 1)
         return self._decode(token_ids, budget, sampling)
+
+    def last_id(self, text: str, parse_special: bool = False) -> int:
+        """Return the token that the new tokens of `steps` follow."""
+        if self.task == "Translation":
+            return int(self.manifest["start_id"])
+        return self.tokenizer.encode_prompt(text, parse_special)[-1]
 
     def _decode(self, token_ids, budget, sampling, source=None):
         decoder = DecoderSteps(self.runtime, self.manifest)

@@ -109,7 +109,7 @@ def generate(
         log_probability = tf.reduce_sum(log_probabilities, axis=1)
     new_ids = tf.RaggedTensor.from_tensor(ids, lengths=tf.cast(counts, tf.int64))
     return {
-        "text": task.tokenizer.detokenize(new_ids),
+        "text": task.tokenizer.detokenize_continuation(new_ids, _last(token_ids, lengths)),
         "num_tokens": counts,
         "log_probability": log_probability,
         "finish_reason": tf.where(stopped, "stop", "length"),
@@ -163,11 +163,18 @@ def search(
         counts = tf.reshape(result.num_tokens, (-1,))
     ids = tf.reshape(result.token_ids, (tf.size(counts), -1))
     ids = tf.RaggedTensor.from_tensor(ids, lengths=tf.cast(counts, tf.int64))
+    last = tf.repeat(_last(token_ids, lengths), width)
+    texts = tokenizer.detokenize_continuation(ids, last)
     return {
-        "text": tf.reshape(tokenizer.detokenize(ids), tf.shape(result.score)),
+        "text": tf.reshape(texts, tf.shape(result.score)),
         "score": result.score,
         "log_probability": result.log_probability,
     }
+
+
+def _last(token_ids, lengths):
+    """Return the last token of each prompt, int32 (B,)."""
+    return tf.gather(token_ids, lengths - 1, batch_dims=1)
 
 
 def _loop(task, token_ids, lengths, settings, encoder_token_ids=None, room=None):

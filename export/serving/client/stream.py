@@ -49,7 +49,9 @@ def _pieces(predict, prompt, max_new_tokens, sampling):
             "cache_length": length + max_new_tokens - 1,  # the last token is not an input
         },
     )
-    text, shown, new_ids = "", "", []
+    # The last token of the prompt tells whether the text continues with a space.
+    new_ids = [int(tokenized["token_ids"][0][length - 1])]
+    text = shown = _text(predict, new_ids)
     for step in range(max_new_tokens):
         token = choose(outputs.pop("logits")[0], sampling, step)
         if predict("is_end", {"token_ids": [[token]]})["is_end"][0, 0]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from keras_llm.errors import InputError
+from keras_llm.errors import InputError, require_list
 
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")  # one character in Chinese and Japanese
 _PERMUTATIONS = 128
@@ -43,6 +43,7 @@ def without_near_duplicates(
         Broder, 1997, "On the Resemblance and Containment of Documents".
         Lee et al., 2022, "Deduplicating Training Data Makes Language Models Better".
     """
+    require_list("texts", texts)
     if not 0 < threshold <= 1:
         raise InputError(f"`threshold` must be in (0, 1], got {threshold}.")
     if words < 1:
@@ -91,6 +92,8 @@ def contamination(
     Reference:
         Brown et al., 2020, "Language Models are Few-Shot Learners", appendix C.
     """
+    require_list("train", train)
+    require_list("held_out", held_out)
     if words < 1:
         raise InputError(f"`words` must be a positive int, got {words}.")
     numbers = _Numbers()

@@ -8,7 +8,7 @@ from keras_llm.data.readers.named import is_name, named_rows
 from keras_llm.data.readers.parquet import read_parquet
 from keras_llm.data.readers.records import kind_of, read_json_lines, text_files
 from keras_llm.data.readers.values import checked_text
-from keras_llm.errors import InputError
+from keras_llm.errors import InputError, require_list
 from keras_llm.files import utf8_lines
 from keras_llm.types import PathLike
 
@@ -84,7 +84,11 @@ def shuffle_documents(documents: Iterable[str], seed: int = 0) -> list[str]:
 
     Returns:
         A list of str without duplicates. Adding documents does not reorder the existing ones.
+
+    Raises:
+        InputError: if `documents` is a single str.
     """
+    require_list("documents", documents)
     return sorted(set(documents), key=lambda document: rank(document, seed))
 
 

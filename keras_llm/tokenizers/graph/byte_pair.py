@@ -65,12 +65,17 @@ class BytePairGraph:
 
         strings = tf.convert_to_tensor(strings, tf.string)
         strings = tf.strings.unicode_transcode(strings, "UTF-8", "UTF-8", errors="replace")
-        if self._normalization:
-            with optional_packages("Unicode normalization in a graph"):
-                import tensorflow_text
+        parts = self._pre_tokenizer.parts(self.normalize(strings))
+        return encode_distinct(parts, self._encode_parts)
 
-            strings = tensorflow_text.normalize_utf8(strings, self._normalization)
-        return encode_distinct(self._pre_tokenizer.parts(strings), self._encode_parts)
+    def normalize(self, strings: Tensor) -> Tensor:
+        """Normalize a string tensor (B,) of UTF-8."""
+        if not self._normalization:
+            return strings
+        with optional_packages("Unicode normalization in a graph"):
+            import tensorflow_text
+
+        return tensorflow_text.normalize_utf8(strings, self._normalization)
 
     def _encode_parts(self, parts):
         """Encode strings (U,) as int32 ragged (U, None)."""

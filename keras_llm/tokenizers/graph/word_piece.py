@@ -13,6 +13,7 @@ from keras_llm.types import Tensor
 _PAGE = 256
 _ITSELF = -1  # stands for the character itself in its expansion
 _UNSPELLABLE = "\x00"  # a word outside every vocabulary
+_REMOVED = "\ue000"  # a character that normalization removes
 
 
 class WordPieceGraph:
@@ -27,6 +28,7 @@ class WordPieceGraph:
         unknown: str, the piece for unknown words.
         prefix: str, the prefix of pieces that continue a word.
         max_word_length: int, characters.
+        num_pieces: int. Tokens from this id on are no words of a text.
         silent: list of int, ids that decode to an empty string.
         decoder: the original library's decoder.
 
@@ -41,6 +43,7 @@ class WordPieceGraph:
         unknown: str,
         prefix: str,
         max_word_length: int,
+        num_pieces: int,
         silent: list[int],
         decoder: tokenizers.decoders.Decoder,
     ) -> None:
@@ -61,8 +64,9 @@ class WordPieceGraph:
             self._speaks = tf.constant(~np.isin(np.arange(len(vocabulary)), silent))
             self._first = tf.constant([decoder.decode([piece]) for piece in vocabulary])
             self._later = tf.constant([decoder.decode(["a", piece])[1:] for piece in vocabulary])
+            others = [f"{_REMOVED}{index}" for index in range(num_pieces, len(vocabulary))]
             self._words = tensorflow_text.FastWordpieceTokenizer(
-                vocabulary,
+                [*vocabulary[:num_pieces], *others],
                 suffix_indicator=prefix,
                 max_bytes_per_word=4 * max_word_length,
                 token_out_type=tf.int32,

@@ -9,8 +9,10 @@ from keras_llm.tokenizers import byte_pair, sentencepiece_model, word_piece
 from keras_llm.tokenizers.byte_pair import BytePair
 from keras_llm.tokenizers.chat_template import ChatTemplate
 from keras_llm.tokenizers.graph.byte_pair import UTF8_BYTES
+from keras_llm.tokenizers.hugging_face import sentencepiece_json
 from keras_llm.tokenizers.pre_tokenizers import PRE_TOKENIZERS
-from keras_llm.tokenizers.sentencepiece import ESCAPES, SentencePiece
+from keras_llm.tokenizers.sentencepiece import SentencePiece
+from keras_llm.tokenizers.special_tokens import FLAGS
 from keras_llm.tokenizers.word_piece import WordPiece
 from keras_llm.types import PathLike
 
@@ -42,7 +44,7 @@ def from_hugging_face(folder: PathLike) -> BytePair | SentencePiece | WordPiece:
         return _from_json(path, _json_object(path), settings)
     model = _sentence_piece_file(folder)
     if model:
-        return _sentence_piece(model, None, settings)
+        return _sentence_piece(model, settings)
     if (folder / "vocab.json").is_file():
         return _gpt2(folder, settings)
     if (folder / "vocab.txt").is_file():
@@ -96,13 +98,7 @@ def _from_json(path, data, settings):
         if kind == "WordPiece":
             return _word_piece(path, data)
         if kind == "Unigram" or (kind == "BPE" and data["model"].get("byte_fallback")):
-            model = _sentence_piece_file(path.parent)
-            if not model:
-                raise InputError(
-                    f"{path} was converted from a SentencePiece model ({kind}); "
-                    f"{path.parent / 'tokenizer.model'} is needed."
-                )
-            return _sentence_piece(model, data, settings)
+            return _converted(path, data, settings)
         if kind == "BPE":
             return _byte_pair(path, data, settings)
     except InputError:
@@ -131,7 +127,7 @@ def _byte_pair(path, data, settings):
                 f"{path}: model.unk_token is {model['unk_token']!r} and the vocabulary lacks the "
                 f"byte {missing[0]:#04x}; an unk_token is only supported with all bytes."
             )
-    added = _added_tokens(path, data)
+    added = data.get("added_tokens") or []
     roles = _role_names(settings)
     tokens = {**vocabulary, **{token["content"]: token["id"] for token in added}}
     return BytePair(
@@ -143,7 +139,7 @@ def _byte_pair(path, data, settings):
         normalization=_normalization(path, data.get("normalizer")),
         ignore_merges=bool(model.get("ignore_merges")),
         add_bos=_adds_bos(data, settings, roles["bos"]),
-        lstrip=[token["content"] for token in added if token.get("lstrip")],
+        **_flags(added),
     )
 
 
@@ -215,9 +211,14 @@ def _word_piece(path, data):
     _refuse(path, "model.unk_token", model.get("unk_token"), ("[UNK]",))
     prefix = model.get("continuing_subword_prefix")
     _refuse(path, "model.continuing_subword_prefix", prefix, (word_piece.PREFIX,))
-    added = _added_tokens(path, data)
-    if any(token.get("lstrip") for token in added):
-        raise InputError(f"{path}: an added token has lstrip, which WordPiece does not support.")
+    added = data.get("added_tokens") or []
+    flags = _flags(added)
+    normalized = flags.pop("normalized")
+    if normalized:
+        raise InputError(
+            f"{path}: the added token {normalized[0]!r} has normalized, which WordPiece does not "
+            "support."
+        )
     ids = {**model["vocab"], **{token["content"]: token["id"] for token in added}}
     pieces = {index: piece for piece, index in ids.items()}
     if sorted(pieces) != list(range(len(ids))):
@@ -231,6 +232,7 @@ def _word_piece(path, data):
         split_chinese=normalizer["handle_chinese_chars"],
         max_word_length=model.get("max_input_chars_per_word", 100),
         special_tokens=[token["content"] for token in added],
+        **flags,
     )
 
 
@@ -246,33 +248,79 @@ def _bert(folder, settings):
 # SentencePiece
 
 
-def _sentence_piece(path, data, settings):
-    if data:
-        added = {token["content"]: token["id"] for token in data.get("added_tokens", [])}
-    else:
-        decoder = settings.get("added_tokens_decoder", {})
-        added = {token["content"]: int(index) for index, token in decoder.items()}
-    roles = _role_names(settings)
+def _converted(path, data, settings):
+    """Load a tokenizer.json that was converted from a SentencePiece model."""
+    sentencepiece_json.check_model(path, data)
+    added, roles = data.get("added_tokens") or [], _role_names(settings)
+    file = _sentence_piece_file(path.parent)
+    if file:
+        model = _completed(file, added, roles)
+        _require_same_ids(file, model, data, added)
+        if not data.get("normalizer") and not data.get("pre_tokenizer"):
+            return _with_added(file, model, added, data, settings, escape=False)
+    rules = sentencepiece_json.read_rules(path, data)
+    if not file:
+        model = sentencepiece_json.read_model(path, data, roles)
+    model = sentencepiece_model.with_normalizer(
+        model, rules.add_dummy_prefix, rules.remove_extra_whitespaces, rules.charsmap
+    )
+    options = {"escape": rules.escape, "prefix": rules.prefix, "strip": rules.strip}
+    return _with_added(file or path, model, added, data, settings, **options)
+
+
+def _sentence_piece(path, settings):
+    """Load a SentencePiece model without tokenizer.json."""
+    added = [
+        {**token, "id": int(index)}
+        for index, token in settings.get("added_tokens_decoder", {}).items()
+    ]
+    model = _completed(path, added, _role_names(settings))
+    prefix, facts = None, sentencepiece_model.facts(model)
+    if facts.add_dummy_prefix and not facts.remove_extra_whitespaces:
+        if settings.get("add_prefix_space") is False:
+            prefix = "never"
+        elif settings.get("legacy") is False:
+            prefix = "first"
+    return _with_added(path, model, added, {}, settings, escape=False, prefix=prefix)
+
+
+def _completed(path, added, roles):
+    ids = {token["content"]: token["id"] for token in added}
+    spoken = [token["content"] for token in added if token.get("special") is False]
     try:
-        model = sentencepiece_model.completed(path.read_bytes(), added, roles)
-        escape = bool(data) and ESCAPES[0][0] in json.dumps(
-            data.get("normalizer"), ensure_ascii=False
-        )
-        add_bos = settings.get("add_bos_token", True)
-        tok = SentencePiece(model, escape=escape, add_bos=add_bos)
+        return sentencepiece_model.completed(path.read_bytes(), ids, roles, spoken)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    if data:
-        vocabulary = data["model"]["vocab"]
-        if not isinstance(vocabulary, dict):
-            vocabulary = {piece: index for index, (piece, _) in enumerate(vocabulary)}
-        for index, piece in enumerate(sentencepiece_model.pieces(model)):
-            if piece not in added and vocabulary.get(piece) != index:
-                raise InputError(
-                    f"{path} has {piece!r} as id {index}, but tokenizer.json has it as "
-                    f"{vocabulary.get(piece)}."
-                )
-    return tok
+
+
+def _with_added(path, model, added, data, settings, **options):
+    """Return the `SentencePiece` of a model whose added tokens have flags."""
+    names = [token["content"] for token in added]
+    if not data:
+        pieces, _, special = sentencepiece_model.parts(model)
+        names = list(dict.fromkeys([*(pieces[index] for index in special), *names]))
+    bos = sentencepiece_model.role(model, "bos")
+    adds_bos = _adds_bos(data, settings, bos) if data.get("post_processor") else True
+    if settings.get("add_bos_token") is not None:
+        adds_bos = bool(settings["add_bos_token"])
+    try:
+        return SentencePiece(
+            model, add_bos=adds_bos, special_tokens=names, **_flags(added), **options
+        )
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _require_same_ids(path, model, data, added):
+    vocabulary, added = data["model"]["vocab"], {token["content"] for token in added}
+    if not isinstance(vocabulary, dict):
+        vocabulary = {piece: index for index, (piece, _) in enumerate(vocabulary)}
+    for index, piece in enumerate(sentencepiece_model.pieces(model)):
+        if piece not in added and vocabulary.get(piece) != index:
+            raise InputError(
+                f"{path} has {piece!r} as id {index}, but tokenizer.json has it as "
+                f"{vocabulary.get(piece)}."
+            )
 
 
 def _sentence_piece_file(folder):
@@ -296,16 +344,9 @@ def _refuse(path, name, value, accepted):
         raise InputError(f"{path}: {name} is {value!r}, but must be {choices}.")
 
 
-def _added_tokens(path, data):
-    added = data.get("added_tokens") or []
-    for token in added:
-        for flag in ("single_word", "rstrip"):
-            if token.get(flag):
-                raise InputError(
-                    f"{path}: the added token {token['content']!r} has {flag}, which is not "
-                    "supported."
-                )
-    return added
+def _flags(added):
+    """Return the added tokens that have each flag, dict flag -> list of str."""
+    return {flag: [t["content"] for t in added if t.get(flag)] for flag in FLAGS}
 
 
 def _role_names(settings):

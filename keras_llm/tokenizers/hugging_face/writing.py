@@ -9,7 +9,9 @@ from keras_llm.errors import InputError
 from keras_llm.tokenizers import sentencepiece_model
 from keras_llm.tokenizers.byte_pair import BytePair
 from keras_llm.tokenizers.chat_template import ChatTemplate
-from keras_llm.tokenizers.sentencepiece import ESCAPES, SentencePiece
+from keras_llm.tokenizers.escapes import ESCAPES
+from keras_llm.tokenizers.sentencepiece import SentencePiece
+from keras_llm.tokenizers.special_tokens import special_tokens_of
 from keras_llm.tokenizers.word_piece import WordPiece
 from keras_llm.types import PathLike
 
@@ -23,11 +25,10 @@ def to_hugging_face(
 
     Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json, plus vocab.txt for a
     `WordPiece` and tokenizer.model for a `SentencePiece`. A `SentencePiece` that was not trained
-    with this library gets no tokenizer.json; programs that need one convert tokenizer.model as
-    they do for the original. The loaded tokenizer returns the ids of
-    `encode(text, parse_special=True)`, by default with the begin token (and the [SEP] of a
-    `WordPiece`). Among equally likely segmentations of a unigram model, the libraries may choose
-    another one (`**` and `*` for `***`).
+    with this library gets no tokenizer.json, unless it has a `prefix` or special tokens with flags;
+    programs that need one convert tokenizer.model as they do for the original. The loaded tokenizer
+    returns the ids of `encode(text, parse_special=True)`, by default with the begin token (and the
+    [SEP] of a `WordPiece`).
 
     Args:
         tokenizer: a `BytePair`, `WordPiece` or `SentencePiece`.
@@ -110,10 +111,19 @@ def _word_piece_roles(tokenizer):
 
 
 def _from_sentence_piece(tokenizer):
-    """Convert a model from `train` to the `tokenizers` library; return None for other models."""
-    if not tokenizer.escape:
+    """Convert a model to the `tokenizers` library.
+
+    Returns None for models that are encoded as the `sentencepiece` library does.
+    """
+    has_flags = any(tokenizer.flags.values())
+    if not tokenizer.escape and tokenizer.prefix is None and not has_flags:
         return None
-    pieces, scores, control = sentencepiece_model.parts(tokenizer.model)
+    model = sentencepiece_model.exact(tokenizer.model)
+    pieces, scores, control = sentencepiece_model.parts(model)
+    unknown = pieces[tokenizer.unk_id]
+    while pieces[-1] in tokenizer.special_tokens and pieces[-1] != unknown:
+        pieces.pop()  # special tokens at the end are no part of the library's model
+    scores = scores[: len(pieces)]
     rust = tokenizers.Tokenizer(
         tokenizers.models.Unigram(
             list(zip(pieces, scores, strict=True)), tokenizer.unk_id, byte_fallback=True
@@ -121,37 +131,51 @@ def _from_sentence_piece(tokenizer):
         if sentencepiece_model.is_unigram(tokenizer.model)
         else tokenizers.models.BPE(
             {piece: index for index, piece in enumerate(pieces)},
-            _merges(pieces, scores),
-            unk_token=pieces[tokenizer.unk_id],
+            _merges(pieces, scores, control),
+            unk_token=unknown,
             byte_fallback=True,
             fuse_unk=True,
         )
     )
-    replace = tokenizers.normalizers.Replace
-    rust.normalizer = tokenizers.normalizers.Sequence(
-        [*(replace(a, b) for a, b in ESCAPES), replace(" ", "\u2581")]
-    )
+    _prepare_text(rust, tokenizer, model)
     decode = tokenizers.decoders
-    rust.decoder = decode.Sequence(
-        [
-            decode.Replace("\u2581", " "),
-            decode.ByteFallback(),
-            decode.Fuse(),
-            *(decode.Replace(b, a) for a, b in reversed(ESCAPES)),
-        ]
-    )
-    rust.add_special_tokens(
-        [tokenizers.AddedToken(pieces[index], normalized=False) for index in control]
-    )
+    escapes = [decode.Replace(b, a) for a, b in reversed(ESCAPES)] if tokenizer.escape else []
+    strip = [decode.Strip(" ", 1, 0)] if tokenizer.strips_space else []
+    to_text = [decode.Replace("\u2581", " "), decode.ByteFallback(), decode.Fuse()]
+    rust.decoder = decode.Sequence([*to_text, *escapes, *strip])
+    tokens = special_tokens_of(tokenizer.special_tokens, tokenizer.flags)
+    tokens.sort(key=lambda token: token.token_id)  # the library numbers those outside its model
+    rust.add_special_tokens([token.in_rust() for token in tokens])
     return rust
 
 
-def _merges(pieces, scores):
+def _prepare_text(rust, tokenizer, model):
+    """Set the normalizer and the pre-tokenizer."""
+    normalizers, pre = tokenizers.normalizers, tokenizers.pre_tokenizers
+    steps = [normalizers.Replace(a, b) for a, b in ESCAPES] if tokenizer.escape else []
+    charsmap = sentencepiece_model.charsmap(model)
+    if charsmap:
+        steps.append(normalizers.Precompiled(charsmap))
+    if tokenizer.prefix == "words":
+        rust.pre_tokenizer = pre.Sequence([pre.WhitespaceSplit(), pre.Metaspace()])
+    elif tokenizer.prefix in ("always", "first"):
+        rust.pre_tokenizer = pre.Metaspace(prepend_scheme=tokenizer.prefix, split=False)
+    else:
+        if tokenizer.prefix is None and sentencepiece_model.facts(model).add_dummy_prefix:
+            steps.append(normalizers.Prepend("\u2581"))
+        steps.append(normalizers.Replace(" ", "\u2581"))
+    if steps:
+        rust.normalizer = normalizers.Sequence(steps)
+
+
+def _merges(pieces, scores, control):
     """Return all splits of a piece into two pieces, ordered by the score of the merged piece."""
     rank = {piece: -score for piece, score in zip(pieces, scores, strict=True)}
+    control = {pieces[index] for index in control if index < len(pieces)}
     merges = [
         (piece[:cut], piece[cut:])
         for piece in pieces
+        if piece not in control
         for cut in range(1, len(piece))
         if piece[:cut] in rank and piece[cut:] in rank
     ]

@@ -5,7 +5,7 @@ import re
 import string
 from collections.abc import Sequence
 
-from keras_llm.errors import InputError
+from keras_llm.errors import InputError, require_list
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -44,6 +44,8 @@ def evaluate_answers(
     >>> scores["exact_match"], round(scores["f1"], 3)
     (0.5, 0.833)
     """
+    require_list("answers", answers)
+    require_list("references", references)
     if not answers or len(answers) != len(references):
         raise InputError(
             f"evaluate_answers: `answers` and `references` must have the same length, at least 1; "

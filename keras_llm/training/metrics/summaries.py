@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from keras_llm.errors import InputError
+from keras_llm.errors import InputError, require_list
 
 _KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
@@ -31,6 +31,8 @@ def evaluate_summaries(
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
         raise InputError("evaluate_summaries needs rouge-score: pip install rouge-score.") from None
+    require_list("summaries", summaries)
+    require_list("references", references)
     if not summaries or len(summaries) != len(references):
         raise InputError(
             "evaluate_summaries: `summaries` and `references` must have the same length, at least "

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from keras_llm.errors import InputError
+from keras_llm.errors import InputError, require_list
 
 
 def evaluate_translations(
@@ -31,6 +31,8 @@ def evaluate_translations(
         from sacrebleu.metrics import BLEU, CHRF
     except ImportError:
         raise InputError("evaluate_translations needs sacrebleu: pip install sacrebleu.") from None
+    require_list("translations", translations)
+    require_list("references", references)
     if not translations or len(translations) != len(references):
         raise InputError(
             "evaluate_translations: `translations` and `references` must have the same length, at "

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from keras_llm.errors import require_list
 from keras_llm.training.metrics.regression import spearman
 
 
@@ -32,6 +33,7 @@ def evaluate_analogies(
     Reference:
         Mikolov et al., 2013, "Efficient Estimation of Word Representations in Vector Space", 4.1.
     """
+    require_list("words", words)
     table, ids = _unit(table), {word: index for index, word in enumerate(words)}
     rows = np.array([[ids[word] for word in q] for q in questions if set(q) <= ids.keys()], int)
     right = 0
@@ -60,6 +62,7 @@ def evaluate_similarities(
         A dict: `pairs`, the number of pairs that were not skipped, and `spearman` (ties get their
         mean rank; 0 if there are fewer than two pairs).
     """
+    require_list("words", words)
     table, ids = _unit(table), {word: index for index, word in enumerate(words)}
     pairs = [pair for pair in pairs if pair[0] in ids and pair[1] in ids]
     if len(pairs) < 2:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_llm.errors import InputError
+from keras_llm.errors import InputError, require_list
 from keras_llm.keras_internals import (
     BaseWeightDecay,
     MuonHooks,
@@ -70,6 +70,7 @@ class _Replicated(OptimizerHooks):
             )
         if skip_factor is not None and keras.backend.backend() == "jax":
             raise InputError("`skip_factor` is not supported on Keras's JAX backend.")
+        require_list("no_decay", no_decay)
         self.no_decay = tuple(no_decay)
         self.skip_factor = skip_factor
         if self.no_decay:
