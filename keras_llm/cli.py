@@ -18,7 +18,7 @@ import tyro
 import keras_llm
 from keras_llm import interrupts
 from keras_llm.commands import COMMANDS, entry_points, train
-from keras_llm.commands.console import PROGRAM, import_tensorflow
+from keras_llm.commands.console import PROGRAM, import_tensorflow, quiet_tensorflow
 from keras_llm.errors import ExportError, InputError, ServingError
 
 
@@ -62,6 +62,7 @@ def _dispatch(arguments):
 
 def _guarded(function, *arguments):
     """Call a function; print a user-facing error as one line to stderr and return exit code 2."""
+    quiet_tensorflow()  # recipes of other packages may import it
     # Avoid the final garbage collection at exit, which traverses all graphs and takes seconds.
     atexit.register(gc.freeze)
     try:
@@ -108,7 +109,7 @@ def _parse(arguments):
 
 
 def _read_options(options, program, arguments):
-    """Parse arguments with tyro; raise its boxed errors as a one-line InputError."""
+    """Parse arguments with tyro; raise its boxed errors, without the title, as an InputError."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -121,15 +122,14 @@ def _read_options(options, program, arguments):
     except SystemExit as stop:
         if not stop.code:
             raise
-    title, lines = "", []
+    lines = []
     for line in errors.getvalue().splitlines():
-        if line.startswith("╭"):
-            title = line.strip("╭╮─ ")
-        elif "───" in line:
-            break
-        else:
+        if "───" not in line:
             lines.append(line.strip("│ "))
-    raise InputError(f"{program}: {title}: {' '.join(lines)} (see {program} --help)")
+        elif not line.startswith("╭"):
+            break
+    text = " ".join(lines).replace(f"Missing from {program}", "missing").replace(" (required)", "")
+    raise InputError(f"{text} (see {program} --help)")
 
 
 def _help():

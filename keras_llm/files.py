@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import ctypes
 import gzip
+import io
 import os
 import pathlib
 import shutil
@@ -126,6 +127,15 @@ def utf8_lines(path: PathLike) -> Iterator[str]:
     except (OSError, EOFError, zlib.error) as error:
         reason = "is not a complete gzip file" if is_gzip else "cannot be read"
         raise InputError(f"{path} {reason}: {error}.") from None
+
+
+def text_lines(path: PathLike) -> Iterator[str]:
+    """Yield the lines of `utf8_lines` with universal newlines: `\\r\\n` and `\\r` become `\\n`."""
+    for line in utf8_lines(path):
+        if "\r" not in line:
+            yield line
+        else:
+            yield from io.StringIO(line, newline=None)
 
 
 def _decoded(path: pathlib.Path, number: int, line: bytes, offset: int) -> str:

@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import json
+import os
+import subprocess
 import sys
 import types
 
@@ -81,6 +83,28 @@ def test_broken_packages_do_not_affect_others(register, capfd, module):
     assert "lacks Options" in failed(capfd, "train", "lacking", "--out", "x")
     with pytest.raises(InputError, match=r"unknown corpus 'x'.*'absent' cannot be imported"):
         registry.load("x")
+
+
+def test_packages_that_import_tensorflow_print_nothing(tmp_path):
+    (tmp_path / "heavy.py").write_text(
+        "import os, tensorflow\n"
+        "os.write(2, b'a log line')\n"
+        "class Options:\n    'Train heavy.'\n"
+        "run = evaluate = print\nBASELINE = NEXT = ''\n"
+    )
+    info = tmp_path / "heavy-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: heavy\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{RECIPES}]\nheavy = heavy\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "keras_llm", "recipes"],
+        env={**environment, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "Train heavy." in done.stdout
+    assert done.stderr == ""
 
 
 def test_recipe_without_docstring_is_listed(register, module):

@@ -8,7 +8,7 @@ import tyro
 
 import keras_llm
 from keras_llm.commands import entry_points
-from keras_llm.commands.console import as_json, import_tensorflow, table
+from keras_llm.commands.console import as_json, check_data, import_tensorflow, table, task_kind
 from keras_llm.errors import InputError
 
 _BEGIN, _END = "## Audit", "<!-- end of the audit -->"
@@ -49,21 +49,26 @@ class Options:
 def run(options):
     if options.max_texts < 1:
         raise InputError(f"--max-texts must be a positive int, got {options.max_texts}.")
-    terms = _terms(options.terms)
-    import_tensorflow()
-    task = keras_llm.load(options.run)
-    if isinstance(task, keras_llm.TextClassification):
+    kind = task_kind(options.run)
+    if kind not in ("TextClassification", "TextGeneration", "RankedChat", None):
+        raise InputError(
+            f"{options.run} must be a TextClassification or TextGeneration, got a {kind}."
+        )
+    if kind == "TextClassification":
         for name in ("classifier", "canary"):
             if getattr(options, name):
                 raise InputError(f"--{name} is only for text generators.")
+    if options.classifier is not None:
+        task_kind(options.classifier)
+    check_data(options.data)
+    check_data(options.terms)
+    import_tensorflow()
+    terms = _terms(options.terms)
+    task = keras_llm.load(options.run)
+    if isinstance(task, keras_llm.TextClassification):
         results = _audit_classifier(options, task, terms)
-    elif isinstance(task, keras_llm.TextGeneration):
-        results = _audit_generator(options, task, terms)
     else:
-        raise InputError(
-            f"{options.run} must be a TextClassification or TextGeneration, got a "
-            f"{type(task).__name__}."
-        )
+        results = _audit_generator(options, task, terms)
     _write(pathlib.Path(options.run), results)
     if not as_json(options, results):
         for head, rows in _tables(results):

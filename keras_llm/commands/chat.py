@@ -6,7 +6,7 @@ import sys
 import tyro
 
 import keras_llm
-from keras_llm.commands.console import as_json, import_tensorflow
+from keras_llm.commands.console import as_json, import_tensorflow, task_kind
 from keras_llm.commands.sampling import SamplingOptions
 from keras_llm.errors import InputError
 
@@ -24,10 +24,11 @@ class Options(SamplingOptions):
 
 
 def run(options):
+    kind, settings = task_kind(options.run), options.settings()
+    if kind not in ("TextGeneration", "RankedChat", None):
+        raise InputError(f"{options.run} is a {kind}, which does not support chat.")
     import_tensorflow()
-    task, settings = keras_llm.load(options.run), options.settings()
-    if not hasattr(task, "conversation"):
-        raise InputError(f"{options.run} is a {type(task).__name__}, which does not support chat.")
+    task = keras_llm.load(options.run)
     conversation = task.conversation(options.system)
     for line in _lines():
         if line == "/reset":

@@ -1,9 +1,11 @@
-"""Print results and import TensorFlow for the commands."""
+"""Check input, print results and import TensorFlow for the commands."""
 
 import importlib
 import json
 import os
+import pathlib
 
+from keras_llm.errors import InputError
 from keras_llm.silence import silent_stderr
 
 PROGRAM = "keras-llm"
@@ -28,9 +30,53 @@ def table(head, rows):
     rich.console.Console().print(table, markup=False)
 
 
+def shown(value):
+    """Format a number for a table: an int in full, a float with four significant digits."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, (int, float)):
+        return str(value)
+    is_large = isinstance(value, int) or 1000 <= abs(value) < 1e15
+    return f"{value:,.0f}" if is_large else f"{value:.4g}"
+
+
+def task_kind(folder):
+    """Check a model folder without importing TensorFlow.
+
+    Returns:
+        The class name of its task, a str, or None if config.json does not tell it;
+        `keras_llm.load` reports why.
+
+    Raises:
+        InputError: if a file of the folder is missing.
+    """
+    path = pathlib.Path(folder) / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder} is not a model folder ({path} is missing).")
+    weights = path.with_name("model.weights.h5")
+    if not weights.is_file():
+        raise InputError(f"{weights} is missing.")
+    try:
+        kind = json.loads(path.read_bytes())["task"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return kind if isinstance(kind, str) else None
+
+
+def check_data(path):
+    """Raise InputError if a file or folder of texts or rows does not exist; names pass."""
+    if path is not None and not path.startswith(("hf:", "tfds:")) and not os.path.exists(path):
+        raise InputError(f"{path} does not exist.")
+
+
+def quiet_tensorflow():
+    """Turn off TensorFlow's log of this process and its children, unless it is configured."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
 def import_tensorflow():
     """Import TensorFlow with oneDNN CPU kernels and without its startup messages."""
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    quiet_tensorflow()
     with silent_stderr():
         importlib.import_module("tensorflow")

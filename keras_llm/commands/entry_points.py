@@ -33,6 +33,7 @@ import importlib.metadata
 import warnings
 
 from keras_llm.errors import InputError
+from keras_llm.silence import silent_stderr
 
 _RECIPES, _CORPORA = "keras_llm.recipes", "keras_llm.corpora"
 _OF_RECIPE = ("Options", "run", "evaluate", "BASELINE", "NEXT")
@@ -138,7 +139,8 @@ def _installed(group):
 def _load(entry_point):
     """Import an entry point; raise InputError with one line if that fails."""
     try:
-        return entry_point.load()
+        with silent_stderr():  # of a package that imports TensorFlow
+            return entry_point.load()
     except Exception as error:  # of any package
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"cannot be imported: {reason}") from error

@@ -8,7 +8,14 @@ import tyro
 
 import keras_llm
 from keras_llm.commands import entry_points
-from keras_llm.commands.console import as_json, import_tensorflow, table
+from keras_llm.commands.console import (
+    as_json,
+    check_data,
+    import_tensorflow,
+    shown,
+    table,
+    task_kind,
+)
 from keras_llm.errors import InputError
 
 
@@ -27,6 +34,8 @@ class Options:
 
 
 def run(options):
+    task_kind(options.run)
+    check_data(options.data)
     import_tensorflow()
     from keras_llm.files import atomic_file
 
@@ -42,7 +51,7 @@ def run(options):
     if not as_json(options, measures):
         table(
             ["metric", "value"],
-            [[k, v if isinstance(v, str) else f"{v:,.4g}"] for k, v in measures.items()],
+            [[name, shown(value)] for name, value in measures.items()],
         )
 
 

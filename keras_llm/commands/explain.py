@@ -6,7 +6,7 @@ import pathlib
 import tyro
 
 import keras_llm
-from keras_llm.commands.console import as_json, import_tensorflow, table
+from keras_llm.commands.console import as_json, import_tensorflow, table, task_kind
 
 
 @dataclasses.dataclass
@@ -34,6 +34,7 @@ def run(options):
 
     if options.out is not None:
         check_free(options.out, options.overwrite)
+    task_kind(options.run)
     import_tensorflow()
     from keras_llm.commands import explain_page
     from keras_llm.tasks import explain

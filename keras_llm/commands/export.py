@@ -1,6 +1,7 @@
 """Export a model: `keras-llm export`."""
 
 import dataclasses
+import pathlib
 import sys
 from typing import Literal
 
@@ -8,8 +9,16 @@ import tyro
 
 import keras_llm
 from keras_llm.commands import entry_points, saved_model
-from keras_llm.commands.console import as_json, import_tensorflow, table
+from keras_llm.commands.console import (
+    as_json,
+    check_data,
+    import_tensorflow,
+    shown,
+    table,
+    task_kind,
+)
 from keras_llm.errors import InputError
+from keras_llm.files import check_free
 from keras_llm.silence import silent_stderr
 
 
@@ -57,6 +66,7 @@ class Options:
 
 
 _DOCUMENTS = 64  # used to measure quality and to calibrate
+_SUFFIXES = {"litert": ".tflite", "litert_lm": ".litertlm"}
 _ON_DEVICES = ("quantization", "cache_length", "max_quality_loss", "held_out", "calibration")
 
 
@@ -72,6 +82,14 @@ def run(options):
         for name in ("xla", "weights", "beam_width", "serving_files"):
             if getattr(options, name):
                 raise InputError(f"--{name.replace('_', '-')} requires --to saved_model.")
+    task_kind(options.run)
+    suffix = _SUFFIXES.get(options.to, "")
+    if not options.out.endswith(suffix):
+        raise InputError(f"--out must end in {suffix}, got {options.out}.")
+    version = "" if suffix else str(1 if options.version is None else options.version)
+    check_free(pathlib.Path(options.out, version), options.overwrite)
+    check_data(options.held_out)
+    check_data(options.calibration)
     import_tensorflow()
     from keras_llm import export
 
@@ -99,11 +117,9 @@ def run(options):
         return
     rows = [["bytes", f"{report['bytes']['total']:,}"]]
     for name, value in report["parity"].items():
-        cell = {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value:.4g}"
-        rows.append([name.replace("_", " "), cell])
+        rows.append([name.replace("_", " "), shown(value)])
     for name, value in report.get("quality", {}).items():
-        cell = f"{value:.4g}" if isinstance(value, float) else value
-        rows.append([f"quality: {name.replace('_', ' ')}", cell])
+        rows.append([f"quality: {name.replace('_', ' ')}", shown(value)])
     if report.get("cache_bytes_per_token"):
         rows.append(["cache bytes per token", f"{report['cache_bytes_per_token']:,}"])
     if "tokens_per_second" in report:

@@ -5,7 +5,7 @@ import dataclasses
 import tyro
 
 import keras_llm
-from keras_llm.commands.console import as_json, import_tensorflow
+from keras_llm.commands.console import as_json, import_tensorflow, task_kind
 from keras_llm.commands.sampling import SamplingOptions
 from keras_llm.errors import InputError
 
@@ -56,16 +56,20 @@ _SEARCHES = [
 
 
 def run(options):
-    import_tensorflow()
-    task = keras_llm.load(options.run)
-    if not isinstance(task, (keras_llm.TextGeneration, keras_llm.Translation)):
+    kind = task_kind(options.run)
+    if kind not in ("TextGeneration", "RankedChat", "Translation", None):
         raise InputError(
-            f"{options.run} is a {type(task).__name__}, which does not generate text; see "
-            "keras-llm predict."
+            f"{options.run} is a {kind}, which does not generate text; see keras-llm predict."
         )
+    if options.draft is not None:
+        task_kind(options.draft)
+    if options.suffix is not None:
+        _check_infill(options, kind)
     settings = options.settings() | {
         name: value for name in _SEARCHES if (value := getattr(options, name)) is not None
     }
+    import_tensorflow()
+    task = keras_llm.load(options.run)
     if options.draft is not None:
         settings["draft"] = keras_llm.load(options.draft)
     if options.num_return_sequences != 1:
@@ -85,13 +89,14 @@ def run(options):
         print("\n\n".join(result.text for result in results))
 
 
-def _infill(task, options, settings):
-    if not isinstance(task, keras_llm.TextGeneration):
-        raise InputError(
-            f"--suffix requires a TextGeneration, and {options.run} is a {type(task).__name__}."
-        )
+def _check_infill(options, kind):
+    if kind == "Translation":
+        raise InputError(f"--suffix requires a TextGeneration, and {options.run} is a {kind}.")
     if options.stream or options.num_return_sequences != 1:
         raise InputError("--suffix is not supported with --stream or --num-return-sequences.")
+
+
+def _infill(task, options, settings):
     result = task.infill(options.prompt, options.suffix, **settings, return_details=True)
     row = {"prompt": options.prompt, "suffix": options.suffix, **dataclasses.asdict(result)}
     if not as_json(options, row):

@@ -1,11 +1,13 @@
 """Import a checkpoint: `keras-llm import`."""
 
 import dataclasses
+import pathlib
 from typing import Literal
 
 import tyro
 
 from keras_llm.commands.console import PROGRAM, as_json, import_tensorflow, table
+from keras_llm.errors import InputError
 
 
 @dataclasses.dataclass
@@ -28,6 +30,10 @@ def run(options):
     from keras_llm.files import check_free
 
     check_free(options.out, options.overwrite)  # fail early: importing a large model takes minutes
+    is_gguf = options.source == "gguf"
+    path = pathlib.Path(options.path) if is_gguf else pathlib.Path(options.path, "config.json")
+    if not path.is_file():
+        raise InputError(f"{path} does not exist.")
     import_tensorflow()
     from keras_llm import checkpoints
 

@@ -20,11 +20,16 @@ class Options:
 
 
 def run(options):
+    path = pathlib.Path(options.model)
+    if (path.exists() or len(path.parts) > 1) and not (path / "config.json").is_file():
+        raise InputError(
+            f"{path} is neither a model folder nor a preset ({path / 'config.json'} is missing)."
+        )
     import_tensorflow()
     from keras_llm import models
     from keras_llm.tasks import read_config
 
-    if pathlib.Path(options.model).exists():
+    if path.exists():
         summary = models.summarize(read_config(options.model))
     elif options.model in models.presets():
         summary = models.summarize(models.preset(options.model))

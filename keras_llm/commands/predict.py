@@ -6,7 +6,7 @@ import json
 import tyro
 
 import keras_llm
-from keras_llm.commands.console import import_tensorflow
+from keras_llm.commands.console import import_tensorflow, task_kind
 from keras_llm.errors import InputError
 
 
@@ -24,7 +24,24 @@ class Options:
     """Print all details of the result as one JSON object."""
 
 
+_SUPPORTED = (
+    "QuestionAnswering",
+    "TextClassification",
+    "TextRegression",
+    "TokenClassification",
+    "MaskedLanguageModel",
+    "WordVectors",
+)
+
+
 def run(options):
+    kind = task_kind(options.run)
+    if kind not in (*_SUPPORTED, None):
+        raise InputError(
+            f"{options.run} is a {kind}, which predict does not support; see keras-llm generate."
+        )
+    if kind == "QuestionAnswering" and options.context is None:
+        raise InputError("--context is missing.")
     import_tensorflow()
     task = keras_llm.load(options.run)
     if isinstance(task, keras_llm.WordVectors):
@@ -34,17 +51,6 @@ def run(options):
         return
     is_answering = isinstance(task, keras_llm.QuestionAnswering)
     takes_context = is_answering or "context_separator" in task.metadata
-    supported = (
-        keras_llm.TextClassification,
-        keras_llm.TextRegression,
-        keras_llm.TokenClassification,
-        keras_llm.MaskedLanguageModel,
-    )
-    if not is_answering and not isinstance(task, supported):
-        raise InputError(
-            f"{options.run} is a {type(task).__name__}, which predict does not support; see "
-            "keras-llm generate."
-        )
     if takes_context != (options.context is not None):
         reason = "is missing" if takes_context else "is only for models that read a context"
         raise InputError(f"--context {reason}.")

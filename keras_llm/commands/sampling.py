@@ -9,7 +9,7 @@ import tyro
 
 from keras_llm.errors import InputError
 from keras_llm.files import read_utf8
-from keras_llm.sampling_settings import MAX_NEW_TOKENS, SETTINGS
+from keras_llm.sampling_settings import MAX_NEW_TOKENS, SETTINGS, check
 
 
 def sampling_options(*names):
@@ -58,7 +58,11 @@ class SamplingOptions(_Options):
     """File with a Lark grammar that the new text conforms to."""
 
     def settings(self):
-        """Return the options that differ from their defaults, as keyword arguments of a task."""
+        """Return the options that differ from their defaults, as keyword arguments of a task.
+
+        Raises:
+            InputError: if a number is out of range, or a file cannot be read.
+        """
         settings = {}
         for field in dataclasses.fields(SamplingOptions):
             value = getattr(self, field.name)
@@ -66,6 +70,9 @@ class SamplingOptions(_Options):
                 field.default is dataclasses.MISSING or value != field.default
             ):
                 settings[field.name] = value
+        check({name: value for name, value in settings.items() if name in SETTINGS})
+        if self.max_new_tokens < 1:
+            raise InputError(f"`max_new_tokens` must be a positive int, got {self.max_new_tokens}.")
         if self.json_schema is not None:
             settings["json_schema"] = _read_schema(self.json_schema)
         if self.grammar is not None:

@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from keras_llm.commands.console import as_json, table
+from keras_llm.commands.console import as_json, shown, table
 
 
 def run(options, task):
@@ -50,7 +50,7 @@ def _rows(report):
     ]
     rows += [["bytes: total", f"{report['bytes']['total']:,}"]]
     rows += [["weight storage", report["weights"]]]
-    rows += [[f"parity: {k.replace('_', ' ')}", _shown(v)] for k, v in report["parity"].items()]
+    rows += [[f"parity: {k.replace('_', ' ')}", shown(v)] for k, v in report["parity"].items()]
     for name in ("tokens_per_second", "texts_per_second"):
         if name in report:
             rows.append([name.replace("_", " "), f"{report[name]:,.0f}"])
@@ -61,12 +61,6 @@ def _rows(report):
     if report["xla"]:
         rows.append(["XLA", "must be enabled in the server"])
     return rows + [["written", path] for path in report.get("serving_files", ())]
-
-
-def _shown(value):
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.4g}"
 
 
 def _tensors(specs):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_llm.data.batches import batch_plan, padded_dataset
-from keras_llm.data.readers.conversations import Preference
+from keras_llm.data.readers.conversations import Preference, is_learned
 from keras_llm.errors import InputError
 from keras_llm.tokenizers import ChatTemplate, Tokenizer
 from keras_llm.types import JSON, Dataset
@@ -37,7 +37,7 @@ def chat_examples(
     The loss covers the tokens that the model has to generate: the text of each assistant message
     and the token that ends its turn, but not the text that the template adds around it (see
     `tokenizers.ChatTemplate.parts`). The text is split at the start and end of each answer before
-    tokenization, so that no token is partly in the loss.
+    tokenization, so that no token is partly in the loss. Messages with `weight` 0 are only context.
 
     Args:
         conversations: list of lists of messages, as from `read_conversations`.
@@ -62,9 +62,10 @@ def chat_examples(
             dropped["spells a special token"] += 1
             continue
         token_ids, answers = _encode(messages, template, tokenizer, end_token_ids, number)
+        answers = _learned(answers, messages, number)
         fit = [answer for answer in answers if answer[1] <= max_length]
         if not fit:
-            dropped[f"longer than {max_length} tokens"] += 1
+            dropped[f"longer than {max_length} tokens" if answers else "nothing to learn"] += 1
             continue
         dropped["later turns cut"] += len(fit) < len(answers)
         examples.append(_example(token_ids, fit))
@@ -210,7 +211,7 @@ def _three(batch, inputs):
 def _encode(messages, template, tokenizer, end_token_ids, number):
     """Return token ids, and the spans (begin, end) of the answers in them."""
     try:
-        parts = template.parts(messages)
+        parts = template.parts([{k: m[k] for k in m if k != "weight"} for m in messages])
     except InputError as error:
         raise InputError(f"conversation {number}: {error}") from None
     ids, text, spans = [], "", []
@@ -224,6 +225,19 @@ def _encode(messages, template, tokenizer, end_token_ids, number):
         ids = ids + new
         text += part
     return ids, spans
+
+
+def _learned(spans, messages, number):
+    """Return the spans of the answers without those of messages with weight 0."""
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if all(map(is_learned, answers)):
+        return spans
+    if len(spans) != len(answers):
+        raise InputError(
+            f"conversation {number}: `weight` requires a chat template that marks one part per "
+            f"assistant message; it marks {len(spans)} for {len(answers)}."
+        )
+    return [span for span, message in zip(spans, answers, strict=True) if is_learned(message)]
 
 
 def _example(token_ids, spans):

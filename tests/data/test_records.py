@@ -3,7 +3,9 @@
 import gzip
 import json
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from keras_llm import data
 from keras_llm.errors import InputError
@@ -37,6 +39,38 @@ def test_jsonl_gzip_and_folders(tmp_path):
     (tmp_path / "notes.txt").write_text("no table")
     records_of_folder = data.read_records(tmp_path, ["text", "label"])
     assert records_of_folder == [("first", "0"), *ROWS, ("n", "3"), ("b", "true")]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_newlines_and_blank_lines_of_any_kind(tmp_path, newline):
+    rows = [("a", "b"), ("c", "d")]
+    for name, lines in (
+        ("a.csv", [" ", "text,label", "a,b", "\t", "c,d", " "]),
+        ("a.tsv", [" ", "text\tlabel", "a\tb", "", "c\td", ""]),
+        ("a.jsonl", ['{"text": "a", "label": "b"}', " ", '{"text": "c", "label": "d"}']),
+    ):
+        (tmp_path / name).write_bytes(newline.join(lines).encode())
+        assert data.read_records(tmp_path / name, ["text", "label"]) == rows
+    folder = tmp_path / "parallel"
+    folder.mkdir()
+    for name, column in zip(("text", "label"), zip(*rows, strict=True), strict=True):
+        (folder / f"{name}.txt").write_bytes(newline.join(column).encode())
+    assert data.read_records(folder, ["text", "label"]) == rows
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_numbers_that_are_not_finite_are_missing_values(tmp_path, value, column):
+    good = {"text": 1.5, "label": 2}
+    records = [good, {**good, column: value}]
+    message = f"column '{column}' must be text or a finite number, got {value}"
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    with pytest.raises(InputError, match=f"a.jsonl, line 2: {message}"):
+        data.read_records(tmp_path / "a.jsonl", ["text", "label"])
+    table = pyarrow.table({name: [float(r[name]) for r in records] for name in good})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=f"a.parquet, row 2: {message}"):
+        data.read_records(tmp_path / "a.parquet", ["text", "label"])
 
 
 def test_compressed_text_files(tmp_path):

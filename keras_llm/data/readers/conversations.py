@@ -9,7 +9,7 @@ from keras_llm.data.readers.records import kind_of, read_json_lines
 from keras_llm.data.readers.values import checked_text
 from keras_llm.errors import InputError
 from keras_llm.files import read_utf8
-from keras_llm.types import PathLike
+from keras_llm.types import JSON, PathLike
 
 _ROLES = {
     "system": "system",
@@ -21,6 +21,10 @@ _ROLES = {
     "observation": "tool",
     "function_call": "assistant",
 }
+# Fields that change what a model reads or learns, and are not supported.
+_OF_RECORD = ("tools", "functions", "documents", "chat_template_kwargs")
+_OF_MESSAGE = ("tool_calls", "function_call", "reasoning_content", "thinking")
+_WEIGHTS = ("weight", "train", "training")
 _SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 
@@ -33,12 +37,12 @@ class Preference(NamedTuple):
         rejected: str, the other answer.
     """
 
-    messages: list[dict[str, str]]
+    messages: list[JSON]
     chosen: str
     rejected: str
 
 
-def read_conversations(path: PathLike) -> list[list[dict[str, str]]]:
+def read_conversations(path: PathLike) -> list[list[JSON]]:
     """Read conversations from `.jsonl` (one object per line) or `.json` (a list of objects).
 
     Each object has one of three formats:
@@ -52,23 +56,32 @@ def read_conversations(path: PathLike) -> list[list[dict[str, str]]]:
     alias of user, gpt and function_call of assistant, and observation of tool. Names may end in
     `.gz`. Named datasets, see `read_records`, have the same fields as columns.
 
+    A message with `"weight": 0` (or `"train": false` or `"training": false`) is context: the loss
+    does not cover it. Other fields than these are ignored if they do not change what the model
+    reads and learns; those that would, such as `tools` and `tool_calls`, are rejected unless they
+    are empty.
+
     Args:
         path: str or path.
 
     Returns:
-        A list of conversations, each a list of dicts with `role` and `content`, strs.
+        A list of conversations, each a list of dicts with `role` and `content`, strs, and
+        `weight`, 0, for messages that are only context.
 
     Raises:
         InputError: if a line (in `.json` files, a record) is not JSON, has another format, an
-            unknown role, an empty message, no message, or no assistant message after a user
-            message; the message names the file and the line or record. Also if there is no
-            conversation.
+            unsupported field, an unknown role, an empty message, no message, or no assistant
+            message to learn after a user message; the message names the file and the line or
+            record. Also if there is no conversation.
     """
     conversations = []
     for where, record in _records(path):
         messages = conversation(record, where)
-        if not any(message["role"] == "assistant" for message in messages):
+        answers = [message for message in messages if message["role"] == "assistant"]
+        if not answers:
             raise InputError(f"{where}: there is no assistant message.")
+        if not any(is_learned(message) for message in answers):
+            raise InputError(f"{where}: all assistant messages have the weight 0.")
         conversations.append(messages)
     return conversations
 
@@ -92,7 +105,12 @@ def read_preferences(path: PathLike) -> list[Preference]:
     return [preference(record, where) for where, record in _records(path)]
 
 
-def conversation(record: Any, where: str) -> list[dict[str, str]]:
+def is_learned(message: JSON) -> bool:
+    """Return whether a message counts in the loss: an answer of the assistant, without weight 0."""
+    return message["role"] == "assistant" and message.get("weight", 1) != 0
+
+
+def conversation(record: Any, where: str) -> list[JSON]:
     """Convert an object to a list of messages.
 
     Args:
@@ -104,6 +122,7 @@ def conversation(record: Any, where: str) -> list[dict[str, str]]:
     """
     if not isinstance(record, dict):
         raise InputError(f"{where}: not a JSON object.")
+    _check_fields(record, _OF_RECORD, where)
     if "messages" in record:
         messages = _turns(record["messages"], "role", "content", where)
     elif "conversations" in record:
@@ -182,9 +201,32 @@ def _turns(turns, role_key, text_key, where):
                 f"{where}: message {number} has the unknown role {role!r}; supported roles are "
                 f"{', '.join(_ROLES)}."
             )
+        _check_fields(turn, _OF_MESSAGE, f"{where}: message {number}")
         content = _text(turn.get(text_key), f"{text_key} of message {number}", where)
-        messages.append({"role": _ROLES[role], "content": content})
+        message = {"role": _ROLES[role], "content": content}
+        if not _weight(turn, f"{where}: message {number}"):
+            message["weight"] = 0
+        messages.append(message)
     return messages
+
+
+def _check_fields(record, unsupported, where):
+    """Raise InputError for a field whose omission would change the conversation."""
+    for name in unsupported:
+        if record.get(name) not in (None, "", "[]", [], {}):
+            raise InputError(
+                f"{where}: {name!r} is not supported; put it into the text of a message."
+            )
+
+
+def _weight(turn, where):
+    for name in _WEIGHTS:
+        value = turn.get(name)
+        if value is not None and value not in (0, 1):
+            raise InputError(f"{where}: {name!r} must be 0 or 1, got {value!r}.")
+        if value is not None:
+            return int(value)
+    return 1
 
 
 def _alpaca(record, where):

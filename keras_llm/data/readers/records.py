@@ -11,7 +11,7 @@ from keras_llm.data.readers.named import is_name, named_rows
 from keras_llm.data.readers.parquet import read_parquet
 from keras_llm.data.readers.values import checked_text
 from keras_llm.errors import InputError
-from keras_llm.files import read_utf8, utf8_lines
+from keras_llm.files import read_utf8, text_lines
 from keras_llm.types import PathLike
 
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -97,7 +97,7 @@ def read_json_lines(file: pathlib.Path) -> Iterator[tuple[int, Any]]:
     Raises:
         InputError: if a line is not UTF-8 or not JSON; the message names the line.
     """
-    for number, line in enumerate(utf8_lines(file), 1):
+    for number, line in enumerate(text_lines(file), 1):
         if not line.strip():
             continue
         try:
@@ -143,7 +143,7 @@ def _parallel_files(folder, columns):
 
 def _parallel(files):
     """Read the lines of parallel text files as rows."""
-    lines = [[line.rstrip("\r\n") for line in utf8_lines(file)] for file in files]
+    lines = [[line.rstrip("\n") for line in text_lines(file)] for file in files]
     counts = [len(column) for column in lines]
     if len(set(counts)) > 1:
         lengths = ", ".join(f"{file} has {n}" for file, n in zip(files, counts, strict=True))
@@ -177,9 +177,10 @@ def _table(file, text, columns):
     line, head = 1, None
     try:
         for row in rows:
-            if head is None and any(row):
+            is_blank = not row or (len(row) == 1 and row[0].isspace())
+            if head is None and not is_blank and any(row):
                 head = _checked_head(file, line, row, columns)
-            elif row:
+            elif not is_blank:
                 if len(row) != len(head):
                     raise InputError(
                         f"{file}, line {line}: {len(row)} fields, but the first line has "

@@ -9,7 +9,7 @@ from keras_llm.data.readers.parquet import read_parquet
 from keras_llm.data.readers.records import kind_of, read_json_lines, text_files
 from keras_llm.data.readers.values import checked_text
 from keras_llm.errors import InputError, require_list
-from keras_llm.files import utf8_lines
+from keras_llm.files import text_lines
 from keras_llm.types import PathLike
 
 _BLOCK = 1 << 20  # characters
@@ -20,14 +20,16 @@ def read_texts(path: PathLike, text_field: str = "text", separator: str = "\n\n"
 
     `.jsonl` files have one JSON object per line with the text in `text_field`, `.parquet` files
     one per row (this needs pyarrow). Any other file is UTF-8 text with documents separated by
-    `separator`. Names may end in `.gz`. In a folder, all `.txt`, `.jsonl` and `.parquet` files,
-    also in subfolders, are read in order of name. `hf:NAME:SPLIT` and `tfds:NAME:SPLIT` are named
-    datasets, see `read_records`. Documents that are only white space are dropped.
+    `separator`; Windows and old Mac newlines become line feeds. Names may end in `.gz`. In a
+    folder, all `.txt`, `.jsonl` and `.parquet` files, also in subfolders, are read in order of
+    name. `hf:NAME:SPLIT` and `tfds:NAME:SPLIT` are named datasets, see `read_records`. Documents
+    that are only white space are dropped.
 
     Args:
         path: str or path.
         text_field: str. The field of a JSONL record, or the column of a table.
-        separator: str. Blank lines by default; "" reads a whole file as one document.
+        separator: str. Blank lines, which may have white space, by default; "" reads a whole file
+            as one document.
 
     Returns:
         A list of str.
@@ -165,7 +167,10 @@ def _jsonl(file, field):
 
 def _documents(file, separator):
     """Yield the non-blank texts between separators; "" if there is none."""
-    lines, is_empty = utf8_lines(file), True
+    lines, is_empty = text_lines(file), True
+    separator = separator.replace("\r\n", "\n").replace("\r", "\n")
+    if len(separator) > 1 and not separator.strip("\n"):  # blank lines
+        lines = ("\n" if line.isspace() else line for line in lines)
     for document in _parts(lines, separator) if separator else ["".join(lines)]:
         if document.strip():
             is_empty = False

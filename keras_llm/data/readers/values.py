@@ -1,6 +1,7 @@
 """Convert values of tables to text."""
 
 import json
+import math
 from typing import Any
 
 from keras_llm.errors import InputError
@@ -15,9 +16,14 @@ def checked_text(where: str, column: str, value: Any) -> str:
         value: the value.
 
     Raises:
-        InputError: if it is not text, or not valid Unicode, such as half of a surrogate pair; the
-            message names `where` and the column.
+        InputError: if it is not text, such as NaN, which stands for a missing value in tables, or
+            not valid Unicode, such as half of a surrogate pair; the message names `where` and the
+            column.
     """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(
+            f"{where}: column {column!r} must be text or a finite number, got {value}."
+        )
     if isinstance(value, (int, float)):
         return json.dumps(value)
     if not isinstance(value, str):
