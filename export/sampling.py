@@ -44,7 +44,7 @@ def choose(logits: np.ndarray, sampling: Sampling, step: int) -> int:
         int, the token id.
     """
     if sampling.temperature > 0:
-        logits = logits.astype("float32") / np.float32(sampling.temperature)
+        logits = logits.astype("float32") / np.maximum(np.float32(sampling.temperature), _COLDEST)
         if sampling.top_k > 0 or sampling.top_p < 1:
             logits = _keep_top(logits, sampling.top_k, np.float32(sampling.top_p))
         if sampling.min_p > 0:
@@ -55,6 +55,7 @@ def choose(logits: np.ndarray, sampling: Sampling, step: int) -> int:
 
 
 _TINY = np.float32(1e-30)
+_COLDEST = np.float32(1e-6)  # as in `generation.scale_temperature`
 
 
 def _keep_top(logits: np.ndarray, top_k: int, top_p: np.float32) -> np.ndarray:

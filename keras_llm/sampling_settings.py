@@ -7,6 +7,7 @@ table. It does not import Keras or TensorFlow.
 import dataclasses
 import math
 import numbers
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,15 +66,17 @@ class Setting:
         if isinstance(self.default, int):
             is_number = isinstance(value, numbers.Integral) and -(2**31) <= int(value) < 2**31
         else:
-            is_number = isinstance(value, numbers.Real) and _is_finite(value)
+            value = _as_float32(value) if isinstance(value, numbers.Real) else math.nan
+            is_number = math.isfinite(value)
         return is_number and bool(self.in_range(value))
 
 
-def _is_finite(value: numbers.Real) -> bool:
+def _as_float32(value: numbers.Real) -> float:
+    """Round a number to float32, infinite beyond its range."""
     try:
-        return math.isfinite(value)
-    except OverflowError:  # an int beyond the range of floats
-        return False
+        return float(struct.unpack("f", struct.pack("f", value))[0])
+    except OverflowError:
+        return math.inf
 
 
 SETTINGS = {

@@ -9,17 +9,21 @@ from keras import ops
 from keras_llm.types import Tensor
 
 REMOVED = -1e30  # finite, so that sums and products of logits are not NaN
+_LOWEST = 0.4 * REMOVED  # of tokens that are not removed; logits up to REMOVED / 2 are
 
 
 def scale_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
     """Divide each row by its temperature. Rows with temperature 0 are unchanged.
 
+    Temperatures below 1e-6 count as 1e-6, so that logits do not overflow to a tie.
+
     Args:
         logits: float32 tensor (B, V).
         temperature: float32 tensor (B,) or (1,), >= 0.
     """
-    divisor = ops.where(temperature > 0, temperature, ops.ones_like(temperature))
-    return logits / ops.expand_dims(divisor, -1)
+    divisor = ops.where(temperature > 0, ops.maximum(temperature, 1e-6), 1.0)
+    scaled = ops.maximum(logits / ops.expand_dims(divisor, -1), _LOWEST)
+    return ops.where(logits <= REMOVED / 2, REMOVED, scaled)
 
 
 def keep_top(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
@@ -43,8 +47,8 @@ def keep_top(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     ordered = ops.where(in_k, ordered, REMOVED)
     probabilities = ops.softmax(ordered, axis=-1)
     before = ops.cumsum(probabilities, axis=-1) - probabilities
-    kept = ops.logical_and(in_k, before < ops.expand_dims(top_p, -1))
-    # The most likely token is always kept: its `before` is 0 and top_p > 0.
+    is_first = ops.arange(size) == 0  # kept, even if a tiny `top_p` is flushed to 0
+    kept = in_k & (is_first | (before < ops.expand_dims(top_p, -1)))
     smallest = ops.min(ops.where(kept, ordered, -REMOVED), axis=-1, keepdims=True)
     return ops.where(logits >= smallest, logits, REMOVED)
 
@@ -83,7 +87,8 @@ def keep_typical(logits: Tensor, typical_p: Tensor) -> Tensor:
     ordered = ops.take_along_axis(p, order, axis=-1)
     before = ops.cumsum(ordered, axis=-1) - ordered
     typical_p = ops.expand_dims(typical_p, -1)
-    kept = ops.logical_or(before < typical_p, typical_p >= 1.0)
+    is_first = ops.arange(logits.shape[-1]) == 0
+    kept = is_first | (before < typical_p) | (typical_p >= 1.0)
     farthest = ops.max(
         ops.where(kept, ops.take_along_axis(distance, order, axis=-1), -1.0),
         axis=-1,
@@ -104,7 +109,8 @@ def penalize(
 
     If a token occurs in the prompt or the new text, its logit is divided by `repetition` if
     positive and multiplied by it otherwise. If it occurs in the new text,
-    `presence + frequency * occurrences` is subtracted.
+    `presence + frequency * occurrences` is subtracted. The result of a token that is not removed is
+    limited to -4e29 .. 4e29, so that penalties alone remove no token.
 
     Args:
         logits: float32 tensor (B, V).
@@ -120,8 +126,10 @@ def penalize(
         ops.expand_dims(setting, -1) for setting in (repetition, presence, frequency)
     )
     repeated = ops.where(logits > 0, logits / repetition, logits * repetition)
-    logits = ops.where(counts > 0, repeated, logits)
-    return logits - presence * ops.cast(new_counts > 0, "float32") - frequency * new_counts
+    penalized = ops.where(counts > 0, repeated, logits)
+    penalized = penalized - presence * ops.cast(new_counts > 0, "float32") - frequency * new_counts
+    penalized = ops.clip(penalized, _LOWEST, -_LOWEST)
+    return ops.where(logits > REMOVED / 2, penalized, logits)
 
 
 def occurrences(tokens: Tensor, counted: Tensor, size: int) -> Tensor:

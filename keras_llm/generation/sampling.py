@@ -1,5 +1,6 @@
 """Choose the next token from logits, settings, seed, step and text."""
 
+import functools
 from typing import NamedTuple, Self
 
 from keras import ops
@@ -28,9 +29,13 @@ class Text(NamedTuple):
 class Sampling(NamedTuple):
     """Sampling settings. Fields are scalars, or arrays (1,) or (B,).
 
-    They apply in this order: `logit_bias`; penalties and `no_repeat_ngram_size`; `min_new_tokens`;
-    `forced_tokens`; `constraint`; then, unless the temperature is 0, temperature, `top_k`, `top_p`,
+    They apply in this order: `logit_bias`, penalties, `forced_tokens`, `min_new_tokens`,
+    `no_repeat_ngram_size`; then, unless the temperature is 0, temperature, `top_k`, `top_p`,
     `min_p`, `typical_p` and random sampling.
+
+    Settings that remove tokens never remove all. If they contradict each other, `constraint` takes
+    precedence over `forced_tokens`, then bans (`logit_bias`), `min_new_tokens` and
+    `no_repeat_ngram_size`: a setting that would leave no token has no effect for that token.
 
     Attributes:
         temperature: float >= 0; 0 is greedy decoding.
@@ -48,8 +53,7 @@ class Sampling(NamedTuple):
         forced_tokens: None, or int array (1, F) or (B, F), the first new tokens; -1 does not
             force a token.
         constraint: None, or a `Constraint` of all rows; in compiled code a tuple, empty or with
-            the constraint's key (see `allowed_tokens`). If the other settings remove all tokens
-            that it allows, they have no effect.
+            the constraint's key (see `allowed_tokens`).
     """
 
     temperature: float | Tensor = DEFAULTS["temperature"]
@@ -194,46 +198,94 @@ def process(
     Returns:
         Float32 tensor (B, V).
     """
-    size, unprocessed = logits.shape[-1], logits
+    size = logits.shape[-1]
     if text is not None:
         text = Text(*(ops.cast(field, "int32") for field in text))
-    if sampling.logit_bias is not None:
-        logits = logits + sampling.logit_bias
+    biased = logits if sampling.logit_bias is None else logits + sampling.logit_bias
+    if sampling.constraint:
+        allowed = allowed_tokens(sampling.constraint, text, stop_id, size, done, is_search)
+        logits, biased = (ops.where(allowed, x, processors.REMOVED) for x in (logits, biased))
+        biased = _unless_empty(biased, logits)
+    rules = _rules(sampling, step, text, stop_id, size, logits)
+    if not rules:
+        return biased
+
+    def apply_rules():
+        processed = biased
+        for _, rule in rules:
+            processed = rule(processed)
+        return processed
+
+    # One condition for all rules, because each costs a copy of the logits.
+    is_on = functools.reduce(ops.logical_or, [is_on for is_on, _ in rules])
+    return ops.cond(is_on, apply_rules, lambda: biased)
+
+
+def _rules(sampling, step, text, stop_id, size, allowed_logits):
+    """Return the rules for the logits beyond bias and constraint, strongest first.
+
+    A rule that would leave no token in a row has no effect in that row.
+
+    Args:
+        sampling, step, text, stop_id: see `process`.
+        size: int. V.
+        allowed_logits: float32 (B, V), logits that only the constraint has changed.
+
+    Returns:
+        A list of pairs: whether the rule is on in any row, a bool scalar; and a function of logits
+        that returns logits.
+    """
+    rules = []
     if text is not None and not all(map(sampling.is_off, _PENALTIES)):
         values = [_row(getattr(sampling, name)) for name in _PENALTIES]
+        are_on = [
+            ops.any(value != DEFAULTS[n]) for n, value in zip(_PENALTIES, values, strict=True)
+        ]
+        has_penalties = functools.reduce(ops.logical_or, are_on)
 
-        def penalized():
+        def penalize(logits):
             positions = ops.expand_dims(ops.arange(ops.shape(text.token_ids)[1]), 0)
             written = positions < ops.expand_dims(text.lengths, 1)
             new = written & (positions >= ops.expand_dims(text.prompt_lengths, 1))
             counts = [processors.occurrences(text.token_ids, c, size) for c in (written, new)]
             return processors.penalize(logits, *counts, *values)
 
-        is_on = ops.any(values[0] != 1.0) | ops.any(values[1] != 0.0) | ops.any(values[2] != 0.0)
-        logits = ops.cond(is_on, penalized, lambda: logits)
-    if text is not None and not sampling.is_off("no_repeat_ngram_size"):
-        before, ngram = logits, _row(sampling.no_repeat_ngram_size, "int32")
-        logits = ops.cond(
-            ops.any(ngram > 0),
-            lambda: processors.forbid_repeated_ngrams(before, text.token_ids, text.lengths, ngram),
-            lambda: before,
-        )
+        rules.append((has_penalties, lambda x: _if(has_penalties, penalize, x)))
+    if sampling.forced_tokens is not None:
+        here = ops.arange(ops.shape(sampling.forced_tokens)[1]) == ops.expand_dims(step, -1)
+        token = ops.max(ops.where(here, sampling.forced_tokens, -1), axis=1, keepdims=True)
+        is_forced = token >= 0  # (B or 1, 1)
+
+        def force(logits):
+            others = is_forced & (ops.expand_dims(ops.arange(size), 0) != token)
+            forced = ops.where(is_forced, allowed_logits, logits)  # also a token that is banned
+            return _unless_empty(ops.where(others, processors.REMOVED, forced), logits)
+
+        rules.append((ops.any(is_forced), force))
     if stop_id is not None and not sampling.is_off("min_new_tokens"):
         early = ops.expand_dims(step < _row(sampling.min_new_tokens, "int32"), 1)
-        stops = ops.expand_dims(is_stop(ops.arange(size), stop_id), 0)
-        logits = ops.where(early & stops, processors.REMOVED, logits)
-    if sampling.forced_tokens is not None:
-        forced = sampling.forced_tokens
-        here = ops.arange(ops.shape(forced)[1]) == ops.expand_dims(step, -1)
-        token = ops.max(ops.where(here, forced, -1), axis=1, keepdims=True)  # (B or 1, 1)
-        others = ops.expand_dims(ops.arange(size), 0) != token
-        logits = ops.where((token >= 0) & others, processors.REMOVED, logits)
-    if sampling.constraint:
-        allowed = allowed_tokens(sampling.constraint, text, stop_id, size, done, is_search)
-        is_left = ops.any(allowed & (logits > processors.REMOVED / 2), axis=-1, keepdims=True)
-        logits = ops.where(is_left, logits, unprocessed)
-        logits = ops.where(allowed, logits, processors.REMOVED)
-    return logits
+
+        def forbid_stops(logits):
+            stops = ops.expand_dims(is_stop(ops.arange(size), stop_id), 0)
+            return _unless_empty(ops.where(early & stops, processors.REMOVED, logits), logits)
+
+        rules.append((ops.any(early), forbid_stops))
+    if text is not None and not sampling.is_off("no_repeat_ngram_size"):
+        ngram = _row(sampling.no_repeat_ngram_size, "int32")
+        has_ngram = ops.any(ngram > 0)
+
+        def forbid_ngrams(logits):
+            rest = processors.forbid_repeated_ngrams(logits, text.token_ids, text.lengths, ngram)
+            return _unless_empty(rest, logits)
+
+        rules.append((has_ngram, lambda x: _if(has_ngram, forbid_ngrams, x)))
+    return rules
+
+
+def _unless_empty(remaining, logits):
+    """Return the remaining logits, but `logits` in rows in which no token remains."""
+    is_left = ops.any(remaining > processors.REMOVED / 2, axis=-1, keepdims=True)
+    return ops.where(is_left, remaining, logits)
 
 
 def is_stop(token: Tensor, stop_id: int | Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from keras_llm.tasks.base import Task
 from keras_llm.tasks.search import chosen_search, run_search
 from keras_llm.tasks.settings import (
     CONSTRAINTS,
+    RESULT_OPTIONS,
     budget_of,
     count_of,
     cut_at,
@@ -187,6 +188,9 @@ class GenerativeTask(Task):
         search, _ = chosen_search(settings)
         if search is not None:
             raise InputError(f"`{search}` returns whole texts and cannot be streamed.")
+        for name, default in RESULT_OPTIONS.items():
+            if settings.pop(name, default) != default:
+                raise InputError(f"`{name}` cannot be streamed.")
         states = self._compiled.stream(
             token_ids,
             lengths,

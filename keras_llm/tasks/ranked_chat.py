@@ -174,7 +174,7 @@ class RankedChat(TextGeneration):
         return f"{reply}\n{said}"  # the reply comes first, so that truncation cuts the message
 
     def chat(
-        self, messages: str | list[dict[str, str]], return_details: bool = False, **settings: Any
+        self, messages: str | list[JSON], return_details: bool = False, **settings: Any
     ) -> str | RankedAnswer:
         """Generate the answer to a conversation.
 
@@ -183,7 +183,7 @@ class RankedChat(TextGeneration):
         Args:
             messages: see `TextGeneration.chat`. The safety filter checks the last message.
             return_details: bool. Whether to return a `RankedAnswer` instead of a str.
-            **settings: see `TextGeneration.__call__`; `num_candidates` overrides that of the
+            **settings: see `TextGeneration.chat`; `num_candidates` overrides that of the
                 ranking. With `temperature=0` only one answer is sampled.
 
         Returns:
@@ -197,8 +197,12 @@ class RankedChat(TextGeneration):
                 raise InputError(f"`{name}` is not supported in a RankedChat.")
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        prompt = self.render(self._without_refused(messages))
-        said = messages[-1]["content"]
+        prompt, settings = self._chat_prompt(self._without_refused(messages), settings)
+        said = messages[-1].get("content")
+        if not isinstance(said, str):
+            raise InputError(
+                f'`messages`: the last "content" must be a str for the safety filter, got {said!r}.'
+            )
         refusal = self.ranking.refusal
         if self._probabilities(self.safety, [said], UNSAFE)[0] >= self.ranking.threshold:
             answer = RankedAnswer(refusal, "input", [])
@@ -211,7 +215,7 @@ class RankedChat(TextGeneration):
                 answer = RankedAnswer(safe[0] if safe else "", None, replies)
         return answer if return_details else answer.text
 
-    def stream_chat(self, messages: str | list[dict[str, str]], **settings: Any) -> Iterator[str]:
+    def stream_chat(self, messages: str | list[JSON], **settings: Any) -> Iterator[str]:
         """Yield the answer of `chat` as one piece, because only whole answers can be ranked."""
         answer: Any = self.chat(messages, **settings)
         return iter([answer])

@@ -16,6 +16,15 @@ from keras_llm.tokenizers.spelling import spelling
 _BANNED = -1e30
 CONSTRAINTS = ("regex", "json_schema", "grammar")
 _WORDS = ("logit_bias", "banned", "forced", *CONSTRAINTS)
+# Options of a call that only determine what is returned.
+RESULT_OPTIONS = {"num_return_sequences": 1, "return_details": False, "num_alternatives": 0}
+KNOWN = (
+    *("max_new_tokens", "stop", "stop_token_ids"),
+    *RESULT_OPTIONS,
+    *SETTINGS,
+    *_WORDS,
+    *SEARCH_OPTIONS,
+)
 
 
 def sampling_of(
@@ -45,8 +54,7 @@ def sampling_of(
     words = {name: settings.pop(name, None) for name in _WORDS}
     unknown = sorted(set(settings) - set(SETTINGS))
     if unknown:
-        valid = ", ".join((*SETTINGS, *words, *SEARCH_OPTIONS))
-        raise InputError(f"unknown setting `{unknown[0]}`; known: {valid}.")
+        raise InputError(f"unknown setting `{unknown[0]}`; known: {', '.join(KNOWN)}.")
     seeds = _seeds(settings.pop("seed", None), rows)
     for seed in seeds:
         Sampling(**settings, seed=seed).validate()
@@ -66,13 +74,15 @@ def sampling_of(
         row = np.zeros((1, vocabulary_size), "float32") if spare is None else spare
         for token, value in bias.items():
             is_number = isinstance(value, numbers.Real)
-            if not is_number or not np.isfinite(value):
-                raise InputError(f"`logit_bias` of {token!r} must be a number, got {value!r}.")
+            if not is_number or not abs(value) <= -_BANNED:
+                raise InputError(
+                    f"`logit_bias` of {token!r} must be a number in -1e30 .. 1e30, got {value!r}."
+                )
             row[0, _token_id("logit_bias", token, tokenizer, vocabulary_size)] += value
         for token in banned:
             row[0, _token_id("banned", token, tokenizer, vocabulary_size)] = _BANNED
-        if np.all(row <= _BANNED):
-            raise InputError("`banned` must leave at least one token.")
+        if np.all(row <= _BANNED / 2):
+            raise InputError("`logit_bias` and `banned` must leave at least one token.")
         spare = row
     sampling = sampling._replace(logit_bias=spare)
     if words["forced"]:
@@ -80,6 +90,8 @@ def sampling_of(
             raise InputError(f"`forced` must be a str, got {words['forced']!r}.")
         encode = tokenizer.encode_continuation if continues else tokenizer.encode
         forced = np.array([encode(words["forced"])], "int32")
+        if spare is not None and np.any(spare[0, forced] <= _BANNED / 2):
+            raise InputError("`forced` must not need a token that `banned` forbids.")
         sampling = sampling._replace(forced_tokens=forced)
     constraints = {name: words[name] for name in CONSTRAINTS if words[name] is not None}
     if constraints:

@@ -10,8 +10,9 @@ from keras_llm.errors import InputError
 from keras_llm.tasks.base import checked_texts, encoded_rows, padded_rows
 from keras_llm.tasks.conversation import Conversation
 from keras_llm.tasks.generative import Generation, GenerativeTask
+from keras_llm.tasks.settings import KNOWN
 from keras_llm.tokenizers import ChatTemplate, infilling_tokens
-from keras_llm.types import Dataset
+from keras_llm.types import JSON, Dataset
 
 _IGNORED = -1  # the target of what is not learned
 _WINDOW = 512  # tokens of a training window, if nothing else is given
@@ -137,15 +138,15 @@ class TextGeneration(GenerativeTask):
         )
         return self._generate(ids, lengths, max_new_tokens, temperature=temperature, **settings)[0]
 
-    def chat(
-        self, messages: str | list[dict[str, str]], **settings: Any
-    ) -> str | Generation | list[Any]:
+    def chat(self, messages: str | list[JSON], **settings: Any) -> str | Generation | list[Any]:
         """Generate the assistant's answer to a conversation.
 
         Args:
             messages: list of dicts with `role` ("system", "user" or "assistant") and `content`,
-                str, the last one from the user; or one str, the user's message.
-            **settings: see `__call__`.
+                the last one from the user, see `ChatTemplate.render`; or one str, the user's
+                message.
+            **settings: see `__call__`; and the variables of the chat template, such as `tools` or
+                `enable_thinking`. A name that is both is a setting.
 
         Returns:
             The assistant's answer, in the form that `__call__` returns.
@@ -154,11 +155,10 @@ class TextGeneration(GenerativeTask):
             InputError: if the task has no chat template (`metadata["chat_template"]`), or an
                 argument is invalid, naming it.
         """
-        if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
-        return self(self.render(messages), parse_special=True, **settings)
+        prompt, settings = self._chat_prompt(messages, settings)
+        return self(prompt, parse_special=True, **settings)
 
-    def stream_chat(self, messages: str | list[dict[str, str]], **settings: Any) -> Iterator[str]:
+    def stream_chat(self, messages: str | list[JSON], **settings: Any) -> Iterator[str]:
         """Stream the answer of `chat`.
 
         Args:
@@ -170,9 +170,23 @@ class TextGeneration(GenerativeTask):
         Raises:
             InputError: see `chat`; raised before anything is generated.
         """
+        prompt, settings = self._chat_prompt(messages, settings)
+        return self.stream(prompt, parse_special=True, **settings)
+
+    def _chat_prompt(self, messages, settings):
+        """Return the rendered messages, and the settings without variables of the template."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        return self.stream(self.render(messages), parse_special=True, **settings)
+        template = self.chat_template
+        names = set(settings) - {*KNOWN, "prefix_cache"}
+        if unknown := sorted(names - set(template.variables)):
+            raise InputError(
+                f"unknown setting `{unknown[0]}`; known: {', '.join(KNOWN)}; and the variables of "
+                f"the chat template: {', '.join(template.variables)}."
+            )
+        variables = {name: settings[name] for name in names}
+        settings = {name: value for name, value in settings.items() if name not in names}
+        return template.render(messages, **variables), settings
 
     def conversation(self, system: str | None = None) -> Conversation:
         """Start a `Conversation`, which processes each turn only once.
@@ -186,9 +200,13 @@ class TextGeneration(GenerativeTask):
         _ = self.chat_template
         return Conversation(self, system)
 
-    def render(self, messages: list[dict[str, str]]) -> str:
-        """Render a conversation to a prompt, a str, for `parse_special=True`."""
-        return self.chat_template.render(messages)
+    def render(self, messages: list[JSON], **variables: Any) -> str:
+        """Render a conversation to a prompt, a str, for `parse_special=True`.
+
+        Args:
+            messages, **variables: see `ChatTemplate.render`.
+        """
+        return self.chat_template.render(messages, **variables)
 
     @property
     def chat_template(self) -> ChatTemplate:

@@ -1,28 +1,27 @@
 """Render conversations with chat templates."""
 
-import datetime
-import json
 import re
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.sandbox
-
 from keras_llm.errors import InputError
+from keras_llm.tokenizers import template_process
 from keras_llm.types import JSON
 
+# Variables of every template.
+_ALWAYS = ("messages", "add_generation_prompt", "bos_token", "eos_token")
 _MARKED = re.compile(r"\{%[-+]?\s*generation\b")
 
 
 class ChatTemplate:
     """A Jinja template that renders a conversation as text, compatible with Hugging Face.
 
-    Templates come with checkpoints and are not trusted: they run in Jinja's sandbox, see only the
-    arguments of `render`, and cannot read files. Pass the rendered text to `encode` with
-    `parse_special=True`, because the template writes special tokens by name. Special tokens in
-    messages are parsed as well, so remove them from user input first.
+    Templates come with checkpoints and are not trusted: they run in Jinja's sandbox, in a child
+    process with limited time and memory, see only the arguments of `render`, and cannot read files.
+    A text may take 2 s of processor time, 512 MB and 16 million characters.
+
+    Pass the rendered text to `encode` with `parse_special=True`, because the template writes
+    special tokens by name. Special tokens in messages are parsed as well, so remove them from user
+    input first.
 
     Args:
         source: str, the template.
@@ -30,9 +29,10 @@ class ChatTemplate:
 
     Attributes:
         source, bos, eos: the arguments.
+        variables: tuple of str, the variables that the template reads.
 
     Raises:
-        InputError: if `source` is not a valid template.
+        InputError: if `source` is not a valid template or exceeds the limits.
 
     Example:
     >>> source = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
@@ -45,10 +45,11 @@ class ChatTemplate:
         if not isinstance(source, str):
             raise InputError(f"`source` must be a str, got {type(source).__name__}.")
         self.source, self.bos, self.eos = source, bos or "", eos or ""
-        try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise InputError(f"chat template, line {error.lineno}: {error.message}") from None
+        answer = template_process.shared.answer(source=source)
+        if "error" in answer:
+            line = f", line {answer['line']}" if "line" in answer else ""
+            raise InputError(f"chat template{line}: {answer['error']}.")
+        self.variables = tuple(answer["variables"])
 
     def render(
         self, messages: list[JSON], add_generation_prompt: bool = True, **variables: Any
@@ -56,27 +57,60 @@ class ChatTemplate:
         """Render a conversation as text.
 
         Args:
-            messages: list of dicts, each with "role" and "content", strs, and other keys that the
-                template supports. A message with "tool_calls" needs no "content".
+            messages: list of dicts of JSON values, each with "role", a str, "content", and other
+                keys that the template supports. The content is a str or, if the template supports
+                it, a list of parts, dicts such as `{"type": "text", "text": "Hi"}`, or None in a
+                message with other keys, such as "tool_calls".
             add_generation_prompt: bool. Whether to end with the start of an answer.
-            **variables: other variables of the template: `tools`, `enable_thinking`, ...
+            **variables: other variables of the template, JSON values: `tools`, `enable_thinking`,
+                ...
 
         Returns:
             str.
 
         Raises:
-            InputError: if a message is invalid, or the template rejects the messages.
+            InputError: if a message is invalid, the template does not use a variable or does not
+                support the content of a message, or the template rejects the messages or exceeds
+                the limits.
         """
         _check(messages)
+        call = [len(messages), {"add_generation_prompt": add_generation_prompt}]
+        return self._render(messages, variables, [call])[0]
+
+    def _render(self, messages, variables, calls):
+        """Render several texts; see `template_worker.py` for `calls`."""
+        for name, value in variables.items():
+            if value is not None and name not in self.variables:
+                used = ", ".join(name for name in self.variables if name not in _ALWAYS)
+                raise InputError(
+                    f"the chat template does not use the variable `{name}`; it uses: {used}."
+                )
         defaults = {"tools": None, "documents": None, "bos_token": self.bos, "eos_token": self.eos}
-        try:
-            return self._template.render(
-                messages=messages,
-                add_generation_prompt=add_generation_prompt,
-                **defaults | variables,
+
+        def rendered(messages):
+            answer = template_process.shared.answer(
+                source=self.source, messages=messages, variables=defaults | variables, calls=calls
             )
-        except Exception as error:  # a template may raise any exception
-            raise InputError(f"the chat template rejects the messages: {error}") from None
+            if "error" in answer:
+                raise InputError(f"the chat template rejects the messages: {answer['error']}")
+            return answer["texts"]
+
+        texts = rendered(messages)
+        for index, message in enumerate(messages):
+            content = message.get("content")
+            if isinstance(content, list) and content and str(content) in texts[0]:
+                raise InputError(
+                    f"`messages` {index}: the chat template does not support content in parts; "
+                    "pass a str."
+                )
+        has_none = any(message.get("content") is None for message in messages)
+        if has_none and "None" in texts[0]:
+            filled = [{**m, "content": ""} if m.get("content") is None else m for m in messages]
+            if texts[0].count("None") > rendered(filled)[0].count("None"):
+                raise InputError(
+                    'the chat template does not support a "content" of None; pass a str.'
+                )
+        return texts
 
     def parts(self, messages: list[JSON], **variables: Any) -> list[tuple[str, bool]]:
         """Render a conversation in parts, separating what the model generates from the rest.
@@ -98,17 +132,24 @@ class ChatTemplate:
                 renders a message differently when later messages follow, which requires
                 `{% generation %}`.
         """
-        whole = self.render(messages, False, **variables)
-        if not any(message["role"] == "assistant" for message in messages):
+        _check(messages)
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        calls = [[len(messages), {"add_generation_prompt": False}]]
+        is_marked = bool(_MARKED.search(self.source))
+        if not is_marked:
+            for index in answers:
+                if index:
+                    calls.append([index, {"add_generation_prompt": True}])
+                calls.append([index + 1, {"add_generation_prompt": False}])
+        whole, *texts = self._render(messages, variables, calls)
+        if not answers:
             raise InputError("`messages` has no message with the role assistant.")
-        if _MARKED.search(self.source):
+        if is_marked:
             return self._marked_parts(whole, messages, variables)
         parts, end = [], 0
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before = self.render(messages[:index], **variables) if index else ""
-            after = self.render(messages[: index + 1], False, **variables)
+        for index in answers:
+            before = texts.pop(0) if index else ""
+            after = texts.pop(0)
             is_prefix = end <= len(before) and after.startswith(before) and whole.startswith(after)
             if not is_prefix:
                 raise InputError(
@@ -125,8 +166,8 @@ class ChatTemplate:
         mark = "\ue0f0"
         while mark in whole:
             mark += "\ue0f0"
-        marked = self.render(messages, False, generation_mark=mark, **variables)
-        parts = marked.split(mark)
+        call = [len(messages), {"add_generation_prompt": False, "generation_mark": mark}]
+        parts = self._render(messages, variables, [call])[0].split(mark)
         if "".join(parts) != whole or len(parts) < 3:
             raise InputError("the chat template has no {% generation %} for these messages.")
         return [(part, bool(i % 2)) for i, part in enumerate(parts) if part]
@@ -138,50 +179,16 @@ def _check(messages):
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
             raise InputError(f"`messages` {index} must be a dict, got {type(message).__name__}.")
-        for key in ("role", "content"):
-            value = message.get(key)
-            if not isinstance(value, str) and not (key == "content" and "tool_calls" in message):
-                raise InputError(f'`messages` {index}: "{key}" must be a str, got {value!r}.')
-
-
-class _Generation(jinja2.ext.Extension):
-    """The `{% generation %}` tag, which marks generated text and renders its contents."""
-
-    tags: Any = frozenset(["generation"])
-
-    def parse(self, parser):
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        mark = jinja2.nodes.Output([jinja2.nodes.Name("generation_mark", "load")], lineno=line)
-        return jinja2.nodes.Scope([mark, *body, mark], lineno=line)
-
-
-def _environment():
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[jinja2.ext.loopcontrols, _Generation],
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = _now
-    return environment
-
-
-def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    # Jinja's own filter escapes for HTML.
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _raise(message):
-    raise jinja2.TemplateError(message)
-
-
-def _now(pattern):
-    return datetime.datetime.now().strftime(pattern)
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str):
+            raise InputError(f'`messages` {index}: "role" must be a str, got {role!r}.')
+        others = [value for key, value in message.items() if key not in ("role", "content")]
+        is_valid = isinstance(content, str) or (
+            content is None and any(v is not None for v in others)
+        )
+        if isinstance(content, (list, tuple)):
+            is_valid = all(isinstance(part, dict) for part in content)
+        if not is_valid:
+            raise InputError(
+                f'`messages` {index}: "content" must be a str or a list of dicts, got {content!r}.'
+            )

@@ -285,6 +285,29 @@ def test_schemas_may_refer_to_themselves():
     assert not accepts(constraint, tok, tok.encode(text.replace("3", "null")))
 
 
+@pytest.mark.parametrize(
+    "definitions, reference",
+    [
+        ({"$defs": {"x": {"anyOf": [{"type": "null"}, {"type": "boolean"}]}}}, "#/$defs/x/anyOf/1"),
+        ({"$defs": {"Box[bool]": {"type": "boolean"}}}, "#/$defs/Box%5Bbool%5D"),
+        ({"$defs": {"a/b~c d": {"type": "boolean"}}}, "#/$defs/a~1b~0c%20d"),
+        ({"$defs": {"~1": {"type": "boolean"}}}, "#/$defs/~01"),
+        ({"$defs": {"é": {"type": "boolean"}}}, "#/$defs/%C3%A9"),
+        ({"$defs": {"a%25b": {"type": "boolean"}}}, "#/$defs/a%2525b"),
+        ({"$defs": {'a"b': {"type": "boolean"}}}, "#/%24defs/a%22b"),
+        ({"$defs": {"": {"type": "boolean"}}}, "#/$defs/"),
+        ({"$defs": {"x": {"$anchor": "y", "type": "boolean"}}}, "#y"),
+        ({"definitions": {"List<int>": {"type": "boolean"}}}, "#/definitions/List%3Cint%3E"),
+    ],
+)
+def test_references_are_pointers_in_a_uri_fragment(definitions, reference):
+    tok = byte_pair()
+    schema = {"type": "array", "items": {"$ref": reference}, **definitions}
+    constraint = constraint_of(tok, json_schema=schema)
+    assert accepts(constraint, tok, tok.encode("[true, false]"))
+    assert not accepts(constraint, tok, tok.encode("[null]"))
+
+
 def test_objects_may_have_more_properties_unless_forbidden():
     tok = byte_pair()
     schema = {"type": "object", "properties": {"a": {"type": "null"}}}
@@ -572,6 +595,10 @@ def test_a_constraint_wins_over_other_settings():
         {"repetition_penalty": 5.0, "frequency_penalty": 2.0},
         {"beam_width": 2, "min_new_tokens": 25},
         {"beam_width": 2, "banned": ["a"]},
+        {"beam_width": 2, "no_repeat_ngram_size": 1, "min_new_tokens": 25, "forced": "zz"},
+        {"logit_bias": {"z": 1e30, "a": -1e30}, "temperature": 1e-38, "seed": 1},
+        {"presence_penalty": 3e38, "repetition_penalty": 1e-38, "temperature": 1.0, "seed": 2},
+        {"frequency_penalty": -3e38, "temperature": 1.0, "typical_p": 1e-40, "seed": 3},
     ):
         result = task("a", regex=pattern, **{**kwargs, **settings_})
         assert re.fullmatch(pattern, result.text), settings_

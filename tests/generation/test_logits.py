@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
 from keras_llm import generation
 from keras_llm.errors import InputError
+from keras_llm.generation import sampling as sampling_module
 
 values = st.lists(st.integers(-50, 50), min_size=2, max_size=20, unique=True)
 texts = st.lists(st.integers(0, 4), min_size=1, max_size=12)
@@ -123,3 +124,88 @@ def test_forced_tokens_bias_and_min_new_tokens():
 def test_settings_out_of_range_raise(name, value):
     with pytest.raises(InputError, match=f"`{name}`"):
         generation.Sampling(**{name: value}).validate()
+
+
+SIZE = 6
+STOPS = (4, 5)
+tokens = st.integers(0, SIZE - 1)
+token_sets = st.none() | st.sets(tokens)
+
+
+def possible(allowed, forced, banned, early, text, ngram):
+    """Return the tokens that may come next: a rule that would leave none has no effect."""
+    completes = set()
+    if 0 < ngram <= len(text):
+        end = text[len(text) - ngram + 1 :]
+        starts = range(len(text) - ngram + 1)
+        completes = {text[i + ngram - 1] for i in starts if text[i : i + ngram - 1] == end}
+    everything = set(range(SIZE))
+    rest = everything if allowed is None else set(allowed)
+    for rule in (
+        everything if forced is None else {forced},
+        everything - banned,
+        everything - set(STOPS) if early else everything,
+        everything - completes,
+    ):
+        rest = rest & rule or rest
+    return rest
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.floats(-30, 30, width=32), min_size=SIZE, max_size=SIZE),
+    token_sets.filter(lambda allowed: allowed is None or allowed),
+    st.none() | tokens,
+    st.sets(tokens, max_size=SIZE - 1),
+    st.booleans(),
+    st.lists(tokens, min_size=1, max_size=8),
+    st.integers(0, 3),
+    st.sampled_from(
+        [
+            {},
+            {"temperature": 1e-38},
+            {"temperature": 1e-6, "top_k": 1},
+            {"temperature": 1.0, "top_p": 1e-40},
+            {"temperature": 1.0, "typical_p": 1e-40},
+            {"temperature": 100.0, "typical_p": 0.5, "min_p": 1.0, "top_k": 2},
+            {"temperature": 1.0, "presence_penalty": 3e38, "repetition_penalty": 1e-38},
+            {"frequency_penalty": -3e38},
+            {"temperature": 0.5, "repetition_penalty": 3e38},
+        ]
+    ),
+)
+def test_settings_never_remove_all_tokens(
+    logits, allowed, forced, banned, early, text, ngram, numbers
+):
+    bias = [-1e30 if token in banned else 0.0 for token in range(SIZE)]
+    sampling = generation.Sampling(
+        **{"temperature": 0.0, **numbers},
+        seed=len(text),
+        no_repeat_ngram_size=ngram,
+        min_new_tokens=9 if early else 0,
+        logit_bias=np.array([bias], "float32"),
+        forced_tokens=None if forced is None else np.array([[forced]]),
+    ).tensors()
+    step = 0
+    if allowed is not None:
+        sampling = sampling._replace(constraint=("stub",))
+    mask = np.array([[allowed is None or token in allowed for token in range(SIZE)]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            sampling_module, "allowed_tokens", lambda *arguments: ops.convert_to_tensor(mask)
+        )
+        token = generation.choose(
+            ops.convert_to_tensor(np.array([logits], "float32")),
+            sampling,
+            step,
+            generation.Text(*map(np.array, ([text], [len(text) - 1], [len(text)]))),
+            np.array(STOPS),
+        )
+    assert int(token[0]) in possible(allowed, forced, banned, early, text, ngram)
+
+
+def test_low_temperature_is_greedy():
+    logits = ops.convert_to_tensor(np.array([[3.0, 5.0, 4.9]], "float32"))
+    for temperature in (1e-38, 1e-20, 1e-6):
+        sampling = generation.Sampling(temperature=temperature, seed=3).tensors()
+        assert int(generation.choose(logits, sampling, 0)[0]) == 1

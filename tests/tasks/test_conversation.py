@@ -46,6 +46,25 @@ def test_turns_match_full_chat(chat_task):
     assert conversation.messages[-2]["content"] == text
 
 
+def test_settings_that_the_template_uses_reach_it(task):
+    source = "{{ tools }}{% if enable_thinking is false %}<no>{% endif %}" + TEMPLATE
+    chat_task = keras_llm.TextGeneration(task.model, task.tokenizer, {"chat_template": source})
+    chat_task._compiled = task._compiled
+    messages = [{"role": "user", "content": "Why?"}]
+    variables = {"enable_thinking": False, "tools": ["f"]}
+    prompt = chat_task.render(messages, **variables)
+    assert prompt.startswith("['f']<no>")
+    expected = chat_task(prompt, parse_special=True, **SETTINGS)
+    assert chat_task.chat(messages, **variables, **SETTINGS) == expected
+    assert chat_task.conversation().say("Why?", **variables, **SETTINGS) == expected
+    assert "".join(chat_task.stream_chat("Why?", **variables, **SETTINGS)) == expected
+    for call in (chat_task.chat, chat_task.stream_chat, chat_task.conversation().say):
+        with pytest.raises(
+            InputError, match=r"unknown setting `thinking`; known: .*enable_thinking"
+        ):
+            call("Why?", thinking=False)
+
+
 def test_failed_or_abandoned_turn_keeps_conversation(chat_task):
     conversation = chat_task.conversation()
     conversation.say("Hi", **SETTINGS)

@@ -1,5 +1,6 @@
 """Test settings of text generation tasks and errors for invalid ones."""
 
+import inspect
 import itertools
 import json
 import re
@@ -9,6 +10,7 @@ import pytest
 
 from keras_llm import export, models, tasks
 from keras_llm.errors import InputError
+from keras_llm.tasks import settings as task_settings
 from keras_llm.tasks.settings import pieces_until
 
 GREEDY = {"temperature": 0.0, "max_new_tokens": 24}
@@ -84,11 +86,16 @@ def test_banned_biased_and_forced_tokens(shallow):
         ({"num_alternatives": -1}, "`num_alternatives`"),
         ({"min_p": 2.0}, "`min_p`"),
         ({"top_k": 10**6}, "`top_k` must be at most"),
-        ({"top_n": 2}, "`top_n`"),
+        ({"top_n": 2}, "`top_n`; known: .*stop, stop_token_ids, num_return_sequences"),
         ({"logit_bias": ["a"]}, "`logit_bias`"),
         ({"logit_bias": {"two words": 1.0}}, "`logit_bias`"),
         ({"logit_bias": {10**6: 1.0}}, "`logit_bias`"),
         ({"logit_bias": {5: float("nan")}}, "`logit_bias`"),
+        ({"logit_bias": {5: -1e31}}, "`logit_bias` of 5 must be a number in -1e30 .. 1e30"),
+        ({"forced": "a", "banned": ["a"]}, "`forced` must not need a token that `banned`"),
+        ({"top_p": 1e-50}, "`top_p`"),
+        ({"frequency_penalty": 1e39}, "`frequency_penalty`"),
+        ({"repetition_penalty": 1e-50}, "`repetition_penalty`"),
         ({"banned": "a"}, "`banned`"),
         ({"banned": [1.5]}, "`banned`"),
         ({"forced": 3}, "`forced`"),
@@ -100,6 +107,41 @@ def test_invalid_settings_raise_error(shallow, settings, message):
     if "num" not in message:
         with pytest.raises(InputError, match=message):
             shallow.stream("The", **settings)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0},
+        {"temperature": 1.5, "seed": 2, "top_k": 4},
+        {"temperature": 0.0, "beam_width": 3},
+        {"temperature": 0.0, "beam_width": 2, "diversity_groups": 2, "diversity_penalty": 3e38},
+        {"temperature": 0.0, "contrastive_alpha": 0.9, "top_k": 5},
+    ],
+)
+def test_banned_tokens_are_never_generated(shallow, options):
+    allowed = [shallow.tokenizer.encode(text)[0] for text in ("a", "\n")]
+    size = shallow.tokenizer.vocabulary_size
+    options = {**options, "max_new_tokens": 8, "return_details": True}
+    options["banned"] = [token for token in range(size) if token not in allowed]
+    assert set(shallow("The", **options).token_ids) <= set(allowed)
+    if "contrastive_alpha" not in options:
+        options |= {"no_repeat_ngram_size": 1, "min_new_tokens": 8}
+        details = shallow("The", **options)
+        assert set(details.token_ids) == set(allowed) and details.num_tokens == 8
+
+
+def test_forced_text_may_repeat(shallow):
+    text = shallow("The", **GREEDY, forced="\n\n\n\n", no_repeat_ngram_size=1)
+    assert text.startswith("\n\n\n\n")
+
+
+def test_known_settings_are_the_arguments_of_a_call(shallow):
+    parameters = inspect.signature(shallow._generate).parameters
+    internal = {"token_ids", "lengths", "encoder_token_ids", "prefix_cache", "prompts", "settings"}
+    assert set(parameters) - internal <= set(task_settings.KNOWN)
+    with pytest.raises(InputError, match="`num_return_sequences` cannot be streamed"):
+        shallow.stream("The", num_return_sequences=2)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])

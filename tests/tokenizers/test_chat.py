@@ -1,11 +1,14 @@
 """Test that chat templates render like Hugging Face's library and run no code."""
 
+import concurrent.futures
 import datetime
+import time
 
 import pytest
 
 from keras_llm import tokenizers
 from keras_llm.errors import InputError
+from keras_llm.tokenizers import template_process
 
 HELLO = [{"role": "user", "content": "Hello"}]
 CONVERSATION = [
@@ -100,9 +103,108 @@ def test_invalid_templates_and_messages_raise_error():
         ("Hello", "non-empty list"),
         (["Hello"], "`messages` 0 must be a dict, got str"),
         ([*HELLO, {"content": "x"}], '`messages` 1: "role" must be a str, got None'),
-        ([{"role": "user", "content": 3}], '"content" must be a str, got 3'),
+        ([{"role": "user", "content": 3}], '"content" must be a str or a list of dicts, got 3'),
+        (
+            [{"role": "user", "content": None}],
+            '"content" must be a str or a list of dicts, got None',
+        ),
+        ([{"role": "user", "content": ["a"]}], "list of dicts, got \\['a'\\]"),
+        ([{"role": "user", "content": "a", "date": datetime.date(1, 1, 1)}], "must be JSON values"),
     ):
         with pytest.raises(InputError, match=error):
             template.render(messages)
     calls = [{"role": "assistant", "content": None, "tool_calls": []}]
     assert tokenizers.ChatTemplate("{{ messages[0].role }}").render(calls) == "assistant"
+
+
+def test_content_in_parts_or_none():
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    source = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
+    assert tokenizers.ChatTemplate(source).render(parts) == "Hi"
+    for source in ("{{ messages[0].content }}", "{{ messages[0]['content'] | trim }}"):
+        with pytest.raises(InputError, match=r"`messages` 0: .* does not support content in parts"):
+            tokenizers.ChatTemplate(source).render(parts)
+    thought = [*HELLO, {"role": "assistant", "content": None, "reasoning": "None!"}]
+    source = "{{ messages[1].reasoning }}{{ messages[1].content or '' }}"
+    assert tokenizers.ChatTemplate(source).render(thought) == "None!"
+    with pytest.raises(InputError, match='does not support a "content" of None'):
+        tokenizers.ChatTemplate("{{ messages[1].content }}").render(thought)
+
+
+def test_variables_that_a_template_does_not_use_are_named():
+    template = tokenizers.ChatTemplate(
+        "{% if not tools is defined %}{% set tools = none %}{% endif %}"
+        "{{ messages[0].content }}{{ tools }}{{ '' if enable_thinking else '<think></think>' }}"
+    )
+    assert {"tools", "enable_thinking"} <= set(template.variables)
+    assert template.render(HELLO, enable_thinking=False, tools=[1]) == "Hello[1]<think></think>"
+    assert template.render(HELLO, enable_thinking=True, documents=None) == "HelloNone"
+    with pytest.raises(InputError, match=r"does not use the variable `thinking`; it uses: .*tools"):
+        template.render(HELLO, thinking=False)
+
+
+HOSTILE = {
+    "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "long text": "{{ 'a' * 10**10 }}",
+    "long text in pieces": "{{ ('a' * 10**7) ~ ('a' * 10**7) }}",
+    "doubled text": "{% set n = namespace(s='aaaa') %}{% for i in range(99) %}"
+    "{% set n.s = n.s + n.s %}{% endfor %}",
+    "replaced text": "{{ 'a' | replace('a', 'b' * 10**6) | replace('b', 'c' * 10**6) }}",
+    "power while compiling": "{{ 9 ** (9 ** 9) }}",
+    "format": "{{ '%1000000000d' % 1 }}",
+    "padding": "{{ 'a' | center(10**10) }}",
+    "lorem ipsum": "{{ lipsum(n=10**9) }}",
+    "indented JSON": "{{ messages | tojson(indent=10**10) }}",
+    "recursive macro": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "recursive loop": "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}",
+    "parentheses": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    "blocks": "{% if 1 %}" * 3000 + "{% endif %}" * 3000,
+    "attributes": "{{ x" + ".x" * 20000 + " }}",
+    "filters": "{{ x" + " | upper" * 20000 + " }}",
+    "surrogates": "{{ '\ud800' }}",
+    "surrogate format": "{{ strftime_now('\ud800') }}",
+    "long error": "{{ raise_exception('x' * 10**6) }}",
+    "infinity": "{{ 1.0e400 | int }}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_templates_raise_error(name, monkeypatch):
+    limited = template_process.TemplateProcess(seconds=0.5)
+    monkeypatch.setattr(template_process, "shared", limited)
+    hello = tokenizers.ChatTemplate("{{ messages[0].content }}")
+    start = time.process_time()
+    with pytest.raises(InputError, match="chat template") as error:
+        tokenizers.ChatTemplate(HOSTILE[name]).render(HELLO)
+    assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+    assert time.process_time() - start < 2
+    assert hello.render(HELLO) == "Hello"  # the next text is rendered as usual
+    limited.close()
+
+
+def test_limits_of_memory_and_time_hold(monkeypatch):
+    large = "{{ ('a' * 300_000_000) | length }}"
+    assert tokenizers.ChatTemplate(large).render(HELLO) == "300000000"
+    small = template_process.TemplateProcess(size=200 * 2**20)
+    monkeypatch.setattr(template_process, "shared", small)
+    with pytest.raises(InputError, match="rejects the messages: it needs too much memory"):
+        tokenizers.ChatTemplate(large).render(HELLO)
+    small.close()
+    short = template_process.TemplateProcess(seconds=0.2)
+    monkeypatch.setattr(template_process, "shared", short)
+    with pytest.raises(InputError, match=r"rejects the messages: it takes more than 0\.2 s"):
+        tokenizers.ChatTemplate(HOSTILE["loops"]).render(HELLO)
+    with pytest.raises(InputError, match=r"chat template: it takes more than 0\.2 s"):
+        tokenizers.ChatTemplate("{% set a = 1 %}" * 50_000)
+    assert tokenizers.ChatTemplate("{{ 1 }}").render(HELLO) == "1"
+    short.close()
+
+
+def test_threads_render_their_own_texts():
+    template = tokenizers.ChatTemplate("{{ messages[0].content }}{{ mood }}")
+
+    def render(i):
+        return template.render([{"role": "user", "content": str(i)}], mood="!" * i)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(render, range(200))) == [f"{i}{'!' * i}" for i in range(200)]

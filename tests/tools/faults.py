@@ -208,8 +208,8 @@ GENERATION = (
         "settings that ban all tokens of a constraint leave none",
         Place(
             "keras_llm/generation/sampling.py",
-            "logits = ops.where(is_left, logits, unprocessed)",
-            "del is_left, unprocessed",
+            "return ops.where(is_left, remaining, logits)",
+            "return remaining",
         ),
         ("tests/generation/test_constraints.py::test_a_constraint_wins_over_other_settings",),
     ),

@@ -109,14 +109,13 @@ class LiteRTModel:
         last_id = self.last_id(prompt, settings.get("parse_special", False))
         return self.tokenizer.decode_stream(tokens, last_id)
 
-    def chat(
-        self, messages: str | list[dict[str, str]], max_new_tokens: int = 64, **settings: Any
-    ) -> str:
+    def chat(self, messages: str | list[JSON], max_new_tokens: int = 64, **settings: Any) -> str:
         """Generate the next message of a conversation.
 
         Args:
             messages: str, a user message; or list of dicts with "role" and "content".
-            max_new_tokens, **settings: as in `generate`.
+            max_new_tokens, **settings: as in `generate`; and variables of the chat template, as in
+                `TextGeneration.chat`.
 
         Returns:
             The answer, a str.
@@ -132,7 +131,9 @@ class LiteRTModel:
             messages = [{"role": "user", "content": messages}]
         tokenizer = self.tokenizer
         bos, eos = (tokenizer.token(index) for index in (tokenizer.bos_id, tokenizer.eos_id))
-        prompt = ChatTemplate(template, bos, eos).render(messages)
+        chat_template = ChatTemplate(template, bos, eos)
+        names = set(settings) & set(chat_template.variables) - set(Sampling._fields)
+        prompt = chat_template.render(messages, **{name: settings.pop(name) for name in names})
         return self.generate(prompt, max_new_tokens, parse_special=True, **settings)
 
     def translate(self, text: str, max_new_tokens: int = 128, **settings: Any) -> str:

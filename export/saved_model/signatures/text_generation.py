@@ -91,7 +91,10 @@ class TextGenerationModule(GraphModule):
         return {**outputs, "truncated": truncated}
 
     def _chat(self, prompt, **settings):
-        """Continue a rendered conversation, whose special tokens are encoded as such."""
+        """Continue a rendered conversation, whose special tokens are encoded as such.
+
+        Chat templates cannot run in a graph, so a plain prompt is continued as it is.
+        """
         return self._extended(prompt, parse_special=True, **settings)
 
     def _search(self, prompt, **settings):

@@ -123,7 +123,8 @@ class Client:
             batch_size: int. Maximum number of prompts in a request; longer lists are split.
             timeout: seconds for each request; None for the client's `timeout`.
             parse_special: bool. Whether the prompts are rendered conversations with special
-                tokens, which are sent to the model's signature `chat`.
+                tokens, which are sent to the model's signature `chat`. The server does not render:
+                use `TextGeneration.render` or `tokenizers.ChatTemplate`.
             **settings: other inputs of the model's signature `generate`, or else of its
                 `generate_extended`: `min_p`, `repetition_penalty` and more.
 

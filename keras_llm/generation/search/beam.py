@@ -15,6 +15,7 @@ from keras_llm.generation.sampling import is_stop
 from keras_llm.types import Tensor
 
 _ABSENT = -1e30  # log-probability of a missing beam; finite, so that sums are not NaN
+_MOST_PENALTY = 1e28  # for diversity, so that a removed token or missing beam is never preferred
 
 
 class Beams(NamedTuple):
@@ -253,7 +254,7 @@ class _Search(NamedTuple):
             own = logits[:, i * width : (i + 1) * width]
             penalty = None
             if taken:
-                penalty = self.diversity_penalty * sum(taken)
+                penalty = ops.minimum(self.diversity_penalty * sum(taken), _MOST_PENALTY)
             group, parent, new = self._choose(group, own, step, penalty)
             chosen.append(group)
             parents.append(parent + i * width)

@@ -8,6 +8,7 @@ from keras import ops
 from keras_llm import models
 from keras_llm.generation import loop
 from keras_llm.generation.checks import check_count, check_number, check_only_bias
+from keras_llm.generation.logits_processors import REMOVED
 from keras_llm.generation.sampling import is_stop
 from keras_llm.generation.scoring import log_probability
 from keras_llm.types import Tensor
@@ -114,7 +115,9 @@ def contrastive_search(
         is_new = (slots >= length) & (slots < length + step)
         in_context = ops.expand_dims(in_prompt | is_new, 1)
         similarity = ops.max(ops.where(in_context, cosines, -math.inf), axis=-1)
-        best = ops.argmax((1 - alpha) * p - alpha * similarity, axis=-1)
+        score = (1 - alpha) * p - alpha * similarity
+        is_banned = ops.take_along_axis(biased, tokens, axis=-1) <= REMOVED / 2
+        best = ops.argmax(ops.where(is_banned, -math.inf, score), axis=-1)
         rows = first_rows + ops.cast(best, "int32")
         token = ops.take(ops.reshape(tokens, (-1,)), rows)
         cache = {
