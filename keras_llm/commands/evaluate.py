@@ -42,8 +42,14 @@ def run(options):
     if not as_json(options, measures):
         table(
             ["metric", "value"],
-            [[k, v if isinstance(v, str) else f"{v:,.4g}"] for k, v in measures.items()],
+            [[name, _shown(value)] for name, value in measures.items()],
         )
+
+
+def _shown(value):
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
 def _measures(options):
