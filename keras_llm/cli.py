@@ -48,6 +48,7 @@ def run_script(options, run):
 
     def script():
         parsed = _read_options(options, pathlib.Path(sys.argv[0]).stem, sys.argv[1:])
+        train.check_out(parsed)
         import_tensorflow()
         run(parsed)
 
@@ -113,12 +114,13 @@ def _read_options(options, program, arguments):
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(
+            parsed = tyro.cli(
                 options,
                 prog=program,
                 args=arguments,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
+        return _with_given(parsed, arguments)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -130,6 +132,15 @@ def _read_options(options, program, arguments):
             break
     text = " ".join(lines).replace(f"Missing from {program}", "missing").replace(" (required)", "")
     raise InputError(f"{text} (see {program} --help)")
+
+
+def _with_given(options, arguments):
+    """Restore the options of a recipe that `--smoke` changed although they are given."""
+    given = {argument.partition("=")[0].lstrip("-").replace("-", "_") for argument in arguments}
+    for name, value in getattr(options, "smoke_changes", {}).items():
+        if name in given:
+            setattr(options, name, value)
+    return options
 
 
 def _help():

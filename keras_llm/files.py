@@ -8,6 +8,7 @@ import io
 import os
 import pathlib
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -44,25 +45,18 @@ def atomic_folder(
     path = pathlib.Path(path)
     check_free(path, overwrite)
     partial = path.with_name(path.name + ".partial")
-
-    def worth_keeping():
-        return any(any(partial.glob(pattern)) for pattern in keep_if)
-
     partial.parent.mkdir(parents=True, exist_ok=True)
     with _locked(partial):
         if partial.exists() and not resume:
-            if worth_keeping() and not overwrite:
-                raise InputError(
-                    f"{partial} holds an unfinished run; remove it, or pass overwrite=True "
-                    "(--overwrite) or resume=True (--resume)."
-                )
+            if not overwrite:
+                check_finished(path, keep_if)
             shutil.rmtree(partial)
         partial.mkdir(exist_ok=True)
         try:
             yield partial
             _replace_folder(partial, path)
         except BaseException:
-            if not worth_keeping():
+            if not _has_any(partial, keep_if):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
 
@@ -163,6 +157,33 @@ def check_free(path: PathLike, overwrite: bool = False) -> None:
         raise InputError(
             f"{path} exists; choose another name, or pass overwrite=True (--overwrite)."
         )
+
+
+def check_finished(path: PathLike, keep_if: Sequence[str]) -> None:
+    """Raise InputError if `atomic_folder` has kept an unfinished folder of `path`."""
+    path = pathlib.Path(path)
+    partial = path.with_name(path.name + ".partial")
+    if _has_any(partial, keep_if):
+        raise InputError(
+            f"{partial} holds an unfinished run; remove it, or pass overwrite=True (--overwrite) "
+            "or resume=True (--resume)."
+        )
+
+
+def _has_any(folder: pathlib.Path, patterns: Sequence[str]) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in patterns)
+
+
+def check_writable(path: PathLike) -> None:
+    """Raise InputError if `path` cannot be created, because of its nearest existing folder."""
+    path = pathlib.Path(path).absolute()
+    folder = next(parent for parent in path.parents if parent.exists())
+    try:
+        tempfile.TemporaryDirectory(prefix=".keras_llm-", dir=folder).cleanup()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {folder}: {error.strerror or error}."
+        ) from None
 
 
 @contextlib.contextmanager

@@ -19,10 +19,11 @@ from keras_llm.recipes.common import dialogue, flags, judges, model_card, runs
 
 BASELINE = "most_frequent"
 NEXT = "chat {out}"
+CORPUS_KINDS = ("conversations",)
 
 
 @dataclasses.dataclass
-@flags.defaults(held_out=0.05, learning_rate=3e-3, weight_decay=0.1)
+@flags.defaults(held_out=0.05, weight_decay=0.1)
 class Options(judges.Options):
     """Train a chat model, from scratch or from a checkpoint with LoRA."""
 
@@ -39,24 +40,21 @@ class Options(judges.Options):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.smoke:
-            self.preset, self.vocabulary_size = "llama-tiny", 512
-            self.max_length, self.evaluations = min(self.max_length, 64), 2
-            self.max_conversations, self.batch_size = self.max_conversations or 400, 8
-            self.held_out = max(self.held_out, 0.1)
+        self.shrink(preset="llama-tiny", vocabulary_size=512, max_length=64, evaluations=2)
+        self.shrink(max_conversations=400, batch_size=8, held_out=0.1, judge="scratch")
 
 
 def run(options):
     """Train, evaluate and save a model; return its metrics."""
     from keras_llm import data, training
 
-    runs.prepare(options, pictures=False)
+    runs.prepare(options, *["sklearn"] * bool(options.rank), pictures=False)
     train_rows, test_rows, dropped = conversations(options)
-    safety = judges.safety_rows(options) if options.rank else None
+    ranking_data = judges.training_data(options, train_rows, test_rows) if options.rank else None
     task = dialogue.started(options) if options.start else dialogue.untrained(options, train_rows)
-    dialogue.check_length(options, task.model)
+    dialogue.choose_length(options, task, train_rows)
     train, cut = dialogue.examples(task, train_rows, options)
-    held_out, _ = dialogue.examples(task, test_rows, options)
+    held_out, held_out_cut = dialogue.examples(task, test_rows, options)
     size, pad_id = sum(len(example.token_ids) for example in train), task.tokenizer.pad_id
     train_data = data.chat_dataset(train, options.batch_size, pad_id, options.epochs, options.seed)
     validation_data = data.chat_dataset(
@@ -88,13 +86,14 @@ def run(options):
                 "tokens": size,
                 "learned_tokens": len(tokens),
                 "dropped": dropped | cut,
+                "held_out_dropped": held_out_cut,
                 **fitted,
             },
         }
         chat = tuned
         if options.rank:
             chat, ranking = judges.train_classifiers(
-                run.folder, options, tuned, train_rows, test_rows, safety
+                run.folder, options, tuned, train_rows, test_rows, ranking_data
             )
             metrics |= ranking
         run.save(chat, metrics, _model_card(tuned, options, metrics, len(held_out)))
@@ -135,7 +134,8 @@ def _model_card(task, options, metrics, held_out):
         f"the {metrics['held_out']['tokens']:,} answer tokens of {held_out:,} conversations of at "
         f"most {options.max_length} tokens",
         [
-            f"{model_card.shape(task.model.config)}; {training['conversations']:,} training "
+            f"{model_card.shape(task.model.config, options.max_length)}; "
+            f"{training['conversations']:,} training "
             f"conversations of {training['tokens']:,} tokens, of which "
             f"{training['learned_tokens']:,} answer tokens count in the loss.",
             *(judges.notes(metrics) if options.rank else []),

@@ -18,6 +18,7 @@ from keras_llm.recipes.common import code_evaluation, continuations, corpus, fla
 
 BASELINE = "trigram"
 NEXT = 'generate {out} "def main():"'
+CORPUS_KINDS = ("texts",)
 
 
 @dataclasses.dataclass
@@ -42,14 +43,13 @@ class Options(corpus.LanguageModelOptions):
     samples: flags.Positive = 1
     """Solutions per problem."""
 
+    least_vocabulary = 262  # bytes, special tokens and those of infilling
+
     def __post_init__(self):
         super().__post_init__()
         self.check(("problems", 0 < self.problems <= 164, "in 1 .. 164"))
-        if self.smoke:
-            self.preset, self.vocabulary_size, self.sequence_length = "llama-tiny", 512, 128
-            self.max_megabytes, self.evaluations = min(self.max_megabytes, 0.4), 2
-            self.held_out, self.functions, self.gaps = max(self.held_out, 0.1), 8, 8
-            self.problems = min(self.problems, 2)
+        self.shrink(preset="llama-tiny", vocabulary_size=512, sequence_length=128)
+        self.shrink(max_megabytes=0.4, evaluations=2, held_out=0.1, functions=8, gaps=8, problems=2)
 
 
 def run(options):
@@ -57,6 +57,7 @@ def run(options):
     from keras_llm import data, models, tasks, tokenizers, training
 
     runs.prepare(options, *(["datasketch"] if options.near_duplicates else []), pictures=False)
+    corpus.check_length(options, models.preset(options.preset))
     problems = code_evaluation.problems(options)
     train, held_out, report = corpus.prepared(options, contamination=True)
     tokenizer = tokenizers.BytePair.train(
@@ -64,7 +65,6 @@ def run(options):
     )
     sizes = {"vocabulary_size": tokenizer.vocabulary_size, "dropout": options.dropout}
     config = models.preset(options.preset, **sizes)
-    corpus.check_length(options, config)
     task = tasks.TextGeneration(
         models.causal_lm(config), tokenizer, options.metadata("code_generation")
     )
@@ -72,6 +72,9 @@ def run(options):
     held_out_ids = data.encode_documents(held_out, tokenizer)
     train_data = code_evaluation.windows(task, train_ids, options, options.epochs)
     validation_data = code_evaluation.windows(task, held_out_ids, options)
+    baselines = continuations.baselines(task, train_ids, held_out_ids, held_out)
+    if lines := code_evaluation.removed_lines(task, held_out, options):
+        baselines["usual_line"] = {"infilled_line": code_evaluation.usual_lines(train, lines)}
     with runs.start(options) as run:
         fitted = run.fit(
             training.LanguageModelTrainer(task.model, ignore_id=tokenizer.pad_id),
@@ -83,7 +86,7 @@ def run(options):
         )
         metrics = {
             "held_out": code_evaluation.measured(task, held_out, options),
-            **continuations.baselines(task, train_ids, held_out_ids, held_out),
+            **baselines,
             "training": {
                 "documents": len(train),
                 "tokens": len(train_ids),
@@ -92,8 +95,6 @@ def run(options):
                 **fitted,
             },
         }
-        if lines := code_evaluation.removed_lines(task, held_out, options):
-            metrics["usual_line"] = {"infilled_line": code_evaluation.usual_lines(train, lines)}
         if options.execute:
             metrics["human_eval"] = code_evaluation.pass_rates(
                 task, problems, options.samples, config.max_length // 2, options.seed
@@ -128,8 +129,8 @@ def _model_card(task, options, metrics):
         f"{options.sequence_length} tokens, {held_out.get('functions', 0)} functions with a "
         f"generated body and {held_out.get('gaps', 0)} removed lines",
         [
-            f"{model_card.shape(task.model.config)}; {training['tokens']:,} training tokens in "
-            f"{training['documents']:,} files.",
+            f"{model_card.shape(task.model.config, options.sequence_length)}; "
+            f"{training['tokens']:,} training tokens in {training['documents']:,} files.",
             f"{options.infill_rate:.0%} of the windows were fill-in-the-middle examples.",
             *code_evaluation.notes(metrics, options.samples),
             *corpus.notes(training),

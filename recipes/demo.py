@@ -56,11 +56,13 @@ def run(options):
         "litert": folder / "mobile/demo.tflite",
         "litert int8": folder / "mobile/demo_int8.tflite",
     }
+    # The recipe would take the demo's default as given, and `--smoke` would use as much text.
+    is_given = not options.smoke or options.max_megabytes != Options.max_megabytes
     recipe = text_generation.Options(
         out=str(paths["keras"]),
         corpus=options.corpus,
         data=options.data,
-        max_megabytes=options.max_megabytes,
+        **({"max_megabytes": options.max_megabytes} if is_given else {}),
         overwrite=True,
         smoke=options.smoke,
     )

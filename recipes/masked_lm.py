@@ -18,6 +18,7 @@ from keras_llm.recipes.common import corpus, flags, masked_tokens, model_card, r
 
 BASELINE = "most_frequent"
 NEXT = 'predict {out} "{prompt}"'
+CORPUS_KINDS = ("texts",)
 
 
 @dataclasses.dataclass
@@ -38,6 +39,7 @@ class Options(corpus.StreamOptions):
     """Text with [MASK] for the logged samples."""
 
     formats = ("saved_model", "litert")
+    least_vocabulary = 69  # of WordPiece: special tokens and characters
 
     def __post_init__(self):
         super().__post_init__()
@@ -47,11 +49,8 @@ class Options(corpus.StreamOptions):
             ("stream", not (self.stream and self.next_sentence), "off with --next-sentence"),
             ("prompt", "[MASK]" in self.prompt, "a text with [MASK]"),
         )
-        if self.smoke:
-            self.preset, self.vocabulary_size, self.sequence_length = "encoder-tiny", 512, 64
-            self.max_megabytes, self.batch_size = min(self.max_megabytes, 0.3), 16
-            self.held_out, self.epochs = max(self.held_out, 0.1), 6
-            self.evaluations, self.learning_rate = 1, 5e-3
+        self.shrink(preset="encoder-tiny", vocabulary_size=512, sequence_length=64, batch_size=16)
+        self.shrink(max_megabytes=0.3, held_out=0.1, epochs=6, evaluations=1, learning_rate=5e-3)
 
 
 def run(options):
@@ -59,6 +58,7 @@ def run(options):
     from keras_llm import data, models, tasks, tokenizers, training
 
     runs.prepare(options)
+    corpus.check_length(options, models.preset(options.preset))
     train, held_out, report = corpus.prepared(options)
     tokenizer = tokenizers.WordPiece.train(corpus.sample(options, train), options.vocabulary_size)
     config = models.preset(
@@ -67,7 +67,6 @@ def run(options):
         dropout=0.0,  # no text is repeated often enough to overfit
         **({"num_segments": 2} if options.next_sentence else {}),
     )
-    corpus.check_length(options, config)
     encoder = models.encoder(config)
     task = tasks.MaskedLanguageModel(
         models.masked_lm(encoder), tokenizer, options.metadata("masked_lm")
@@ -76,6 +75,10 @@ def run(options):
     held_out_ids = data.encode_documents(held_out, tokenizer)
     train_data = masked_tokens.batches(options, task, train, train_ids, options.seed)
     validation_data = masked_tokens.batches(options, task, held_out, held_out_ids)
+    baseline = masked_tokens.most_frequent(
+        task, corpus.counted(options, train_ids), validation_data
+    )
+    task(options.prompt)  # raises an error for an invalid prompt before training
     trainer, judge = task, None
     counted = "tokens", options.batch_size * options.sequence_length
     if options.next_sentence:
@@ -90,10 +93,9 @@ def run(options):
             *counted,
             sample=lambda: f"> {task(options.prompt)}",
         )
-        counted_ids = corpus.counted(options, train_ids)
         metrics = {
             "held_out": masked_tokens.measured(task, judge, validation_data),
-            BASELINE: masked_tokens.most_frequent(task, counted_ids, validation_data),
+            BASELINE: baseline,
             "training": {"documents": len(train), "tokens": len(train_ids), **report, **fitted},
         }
         if judge:

@@ -26,6 +26,7 @@ from keras_llm.recipes.common import (
 
 BASELINE = "before"
 NEXT = "generate {out} PROMPT"
+CORPUS_KINDS = ("preferences", "labeled")
 
 
 @dataclasses.dataclass
@@ -66,9 +67,8 @@ class Options(dialogue.Options):
     def __post_init__(self):
         super().__post_init__()
         self.check(("start", self.start is not None, "the folder of a model"))
-        if self.smoke:
-            self.pairs, self.held_out_pairs, self.prompts = 48, 16, 16
-            self.batch_size, self.new_tokens, self.candidates = 8, 12, 3
+        self.shrink(pairs=48, held_out_pairs=16, prompts=16)
+        self.shrink(batch_size=8, new_tokens=12, candidates=3)
 
 
 def run(options):
@@ -77,7 +77,6 @@ def run(options):
 
     runs.prepare(options, "sklearn", pictures=False)
     task = dialogue.started(options)
-    dialogue.check_length(options, task.model)
     dataset = preference_pairs.read(options, task)
     train, held_out = dataset.train, dataset.held_out
     runs.say(f"{len(train)} pairs for training, {len(held_out)} held out")
@@ -85,6 +84,7 @@ def run(options):
         preference_metrics.log_p(task.model, pairs) for pairs in (train, held_out)
     )
     texts = preference_pairs.answers(options, task, dataset)[0]
+    before = preference_metrics.before(dataset, held_out_reference, texts)
     size, pad_id = options.batch_size, task.tokenizer.pad_id
     train_data = data.preference_dataset(
         train, size, pad_id, reference, options.epochs, options.seed
@@ -99,7 +99,7 @@ def run(options):
             "held_out": preference_metrics.measured(
                 options, tuned, dataset, held_out_reference, texts
             ),
-            BASELINE: preference_metrics.before(dataset, held_out_reference, texts),
+            BASELINE: before,
             "training": {"pairs": len(train), **dataset.about, **fitted},
             "judge_accuracy": dataset.judge_accuracy,
         }

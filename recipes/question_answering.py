@@ -29,6 +29,7 @@ from keras_llm.recipes.common import (
 BASELINE = "baseline"
 KINDS = {"span": answer_spans, "yes_no": yes_no, "generative": generative_answers}
 NEXT = {name: kind.NEXT for name, kind in KINDS.items()}
+CORPUS_KINDS = tuple(KINDS)
 
 
 @dataclasses.dataclass
@@ -64,18 +65,19 @@ class Options(flags.RowOptions):
     """Peak learning rate, after linear warmup (default 2e-4, for generative 2e-3)."""
 
     def __post_init__(self):
+        is_generative = self.kind == "generative"
+        if is_generative:
+            self.shrink(preset="seq2seq-tiny", vocabulary_size=400, epochs=16)
+        else:
+            self.shrink(preset="encoder-tiny", vocabulary_size=512, epochs=8)
+        self.shrink(start="scratch", dropout=0.0, max_length=64, max_rows=1000)
+        self.shrink(batch_size=16, learning_rate=3e-3)
         for name, value in KINDS[self.kind].DEFAULTS.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        self.least_vocabulary = 261 if is_generative else 69
         super().__post_init__()
-        is_generative = self.kind == "generative"
         self.check(("start", not is_generative or self.start == "scratch", "scratch if generative"))
-        if self.smoke:
-            self.start, self.dropout = "scratch", 0.0
-            self.vocabulary_size = 400 if is_generative else 512
-            self.preset = "seq2seq-tiny" if is_generative else "encoder-tiny"
-            self.max_length, self.max_rows, self.batch_size = 64, 1000, 16
-            self.epochs, self.learning_rate = 16 if is_generative else 8, 3e-3
 
 
 def run(options):
@@ -86,11 +88,12 @@ def run(options):
     task = kind.untrained(options, train, options.metadata("question_answering"))
     train_data, too_long = kind.batches(task, train, options, options.seed)
     validation_data, _ = kind.batches(task, tables.validation_sample(held_out, options), options)
+    baselines = kind.baselines(task, train, held_out, options)
     with runs.start(options) as run:
         fitted = run.fit(task, train_data, validation_data, kind.UNIT)
         metrics = {
             "held_out": kind.measured(task, held_out, options),
-            **kind.baselines(task, train, held_out, options),
+            **baselines,
             "training": {"rows": len(train), "dropped": dropped | too_long, **fitted},
         }
         run.save(task, metrics, _model_card(task, options, metrics, held_out))
@@ -114,7 +117,6 @@ def _model_card(task, options, metrics, held_out):
     kind, start = KINDS[options.kind], ""
     if options.start != "scratch":
         start = f" Its training continues from `{options.start}`."
-        options = dataclasses.replace(options, preset=options.start)
     return model_card.card(
         options,
         metrics,

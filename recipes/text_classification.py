@@ -19,6 +19,7 @@ from keras_llm.recipes.common import flags, model_card, pretrained, runs, tables
 
 BASELINE = "tfidf"
 NEXT = 'predict {out} "A film to see twice."'
+CORPUS_KINDS = ("labeled", "graded")
 _CORPORA = {"class": "movie-sentiment", "number": "graded-sentiment"}
 
 
@@ -41,14 +42,18 @@ class Options(flags.RowOptions):
     with "minilm" from all-MiniLM-L6-v2 (91 MB), instead of --preset with random weights."""
     max_length: flags.at_least(3) = 256
     """Maximum tokens of a text; the rest is truncated."""
+    learning_rate: flags.PositiveFloat | None = None
+    """Peak learning rate, after linear warmup (default 1e-3, with --start 2e-4)."""
+
+    least_vocabulary = 69  # of WordPiece: special tokens and characters
 
     def __post_init__(self):
-        super().__post_init__()
+        self.shrink(preset="encoder-tiny", vocabulary_size=512, max_length=64, max_rows=1000)
+        self.shrink(epochs=8, batch_size=16, learning_rate=3e-3)
         self.corpus = self.corpus or _CORPORA[self.kind]
-        if self.smoke:
-            self.preset, self.vocabulary_size, self.max_length = "encoder-tiny", 512, 64
-            self.max_rows, self.epochs, self.batch_size = 1000, 8, 16
-            self.learning_rate = 3e-3
+        if self.learning_rate is None:
+            self.learning_rate = 1e-3 if self.start in (None, "scratch") else 2e-4
+        super().__post_init__()
 
 
 def run(options):
@@ -60,6 +65,7 @@ def run(options):
     task = untrained(options, train, kind, options.metadata("text_classification"))
     train_data = task.dataset(train, options.batch_size, options.epochs, options.seed)
     validation_data = task.dataset(tables.validation_sample(held_out, options), options.batch_size)
+    baseline = kind.measures(held_out, kind.baseline(train, held_out))
     first = np.array([task.tokenizer.encode(held_out[0][0])[: min(32, task.room)]])
     with runs.start(options) as run:
         fitted = run.fit(
@@ -73,7 +79,7 @@ def run(options):
         predicted = kind.predicted(task, held_out)
         metrics = {
             "held_out": kind.measures(held_out, predicted),
-            BASELINE: kind.measures(held_out, kind.baseline(train, held_out)),
+            BASELINE: baseline,
             "training": {"rows": len(train), "dropped": dropped, **fitted},
             **kind.details(held_out, predicted, run.folder),
         }
@@ -121,7 +127,6 @@ def texts(task):
 
 def _model_card(task, kind, options, metrics):
     start = f" Its training continues from `{options.start}`." if options.start else ""
-    options = dataclasses.replace(options, preset=options.start or options.preset)
     return model_card.card(
         options,
         metrics,

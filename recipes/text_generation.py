@@ -14,10 +14,11 @@ import sys
 from typing import Literal
 
 from keras_llm import cli
-from keras_llm.recipes.common import continuations, corpus, model_card, runs
+from keras_llm.recipes.common import continuations, corpus, model_card, runs, vocabularies
 
 BASELINE = "trigram"
 NEXT = 'generate {out} "{prompt}" --stream'
+CORPUS_KINDS = ("texts",)
 
 
 @dataclasses.dataclass
@@ -29,28 +30,26 @@ class Options(corpus.LanguageModelOptions, corpus.StreamOptions):
     separate: bool = False
     """Prevent attention between the documents of a window."""
 
+    least_vocabulary = 261  # of SentencePiece: bytes, special tokens and a piece
+
     def __post_init__(self):
         super().__post_init__()
-        if self.smoke:
-            self.preset, self.vocabulary_size, self.sequence_length = "llama-tiny", 512, 64
-            self.max_megabytes, self.evaluations = min(self.max_megabytes, 0.3), 2
-            self.held_out = max(self.held_out, 0.1)
+        self.shrink(preset="llama-tiny", vocabulary_size=512, sequence_length=64)
+        self.shrink(max_megabytes=0.3, evaluations=2, held_out=0.1)
 
 
 def run(options):
     """Train, evaluate and save a model; return its metrics."""
-    from keras_llm import data, models, tasks, tokenizers, training
+    from keras_llm import data, models, tasks, training
 
     runs.prepare(options, pictures=False)
-    config = models.preset(
-        options.preset, vocabulary_size=options.vocabulary_size, dropout=options.dropout
-    )
-    corpus.check_length(options, config)
-
+    corpus.check_length(options, models.preset(options.preset))
     train, held_out, report = corpus.prepared(options, contamination=True)
-    tokenizer = tokenizers.SentencePiece.train(
-        corpus.sample(options, train), options.vocabulary_size, model_type=options.tokenizer
+    tokenizer = vocabularies.sentence_piece(
+        corpus.sample(options, train), options.vocabulary_size, options.tokenizer
     )
+    sizes = {"vocabulary_size": tokenizer.vocabulary_size, "dropout": options.dropout}
+    config = models.preset(options.preset, **sizes)
     task = tasks.TextGeneration(
         models.causal_lm(config), tokenizer, options.metadata("text_generation")
     )
@@ -62,6 +61,9 @@ def run(options):
         train_ids, options.batch_size, options.epochs, options.seed, **windows
     )
     validation_data = task.dataset(held_out_ids, options.batch_size, drop_remainder=True, **windows)
+    baselines = continuations.baselines(
+        task, corpus.counted(options, train_ids), held_out_ids, held_out
+    )
     with runs.start(options) as run:
         fitted = run.fit(
             task,
@@ -75,9 +77,7 @@ def run(options):
         count, length = (8, 24) if options.smoke else (64, 64)
         metrics = {
             "held_out": task.evaluate(held_out, **windows),
-            **continuations.baselines(
-                task, corpus.counted(options, train_ids), held_out_ids, held_out
-            ),
+            **baselines,
             "continuations": continuations.measure(
                 task, train_ids, held_out_ids, count, length, options.seed
             ),
@@ -120,8 +120,8 @@ def _model_card(task, options, metrics):
         f"{metrics['held_out']['tokens']:,} tokens in {training['held_out_documents']:,} documents "
         f"in windows of {options.sequence_length} tokens",
         [
-            f"{model_card.shape(task.model.config)}; {training['tokens']:,} training tokens in "
-            f"{training['documents']:,} documents.",
+            f"{model_card.shape(task.model.config, options.sequence_length)}; "
+            f"{training['tokens']:,} training tokens in {training['documents']:,} documents.",
             continuations.note(metrics["continuations"]),
             *corpus.notes(training),
             "Limits: the model imitates its training data. It was not tuned to be helpful, "

@@ -16,6 +16,7 @@ from keras_llm.recipes.common import flags, model_card, runs, tables, translatio
 
 BASELINE = "memory"
 NEXT = 'generate {out} "Click the button." --beam-width 4'
+CORPUS_KINDS = ("pairs",)
 
 
 @dataclasses.dataclass
@@ -38,12 +39,12 @@ class Options(flags.RowOptions):
     bleu_tokenizer: str = "13a"
     """Tokenizer of sacrebleu: "13a", "zh" for Chinese, or "char"."""
 
+    least_vocabulary = 261  # of SentencePiece: bytes, special tokens and a piece
+
     def __post_init__(self):
         super().__post_init__()
-        if self.smoke:
-            self.preset, self.vocabulary_size, self.max_length = "seq2seq-tiny", 400, 48
-            self.max_rows, self.test_rows, self.batch_size = 1000, 20, 16
-            self.epochs, self.evaluations, self.dropout = 16, 1, 0.0
+        self.shrink(preset="seq2seq-tiny", vocabulary_size=400, max_length=48, max_rows=1000)
+        self.shrink(test_rows=20, batch_size=16, epochs=16, evaluations=1, dropout=0.0)
 
 
 def run(options):
@@ -53,15 +54,20 @@ def run(options):
     runs.prepare(options, "sklearn", "sacrebleu")
     train, held_out, dropped = rows(options)
     task = translations.untrained(options, train, options.metadata("translation"))
-    short, too_long = translations.short_pairs(task, train, options.max_length)
+    short, too_long = translations.short_pairs(task, train, options, warn=True)
     runs.say(f"{len(short):,} pairs for training; dropped: {runs.reasons(too_long)}")
     train_data = task.dataset(short, options.batch_size, options.epochs, options.seed)
-    test = held_out[: options.test_rows]
+    held_out_data, held_out_dropped = translations.held_out_batches(task, held_out, options)
+    test, _ = translations.fitting_pairs(task, held_out, options)
+    baselines = {
+        BASELINE: translations.measured(translations.nearest(train, test), test, options),
+        "copy": translations.measured([source for source, _ in test], test, options),
+    }
     with runs.start(options) as run:
         fitted = run.fit(
             task,
             train_data,
-            held_out_batches(task, held_out, options),
+            held_out_data,
             "pairs",
             sample=lambda: f"{test[0][0]}\n\n> {task(test[0][0], options.max_length)}",
             attention={"encoder_token_ids": np.array([task.tokenizer.encode(test[0][0])[:32]])},
@@ -69,10 +75,14 @@ def run(options):
         held_out_metrics, texts = measured(task, held_out, options)
         metrics = {
             "held_out": held_out_metrics,
-            BASELINE: translations.measured(translations.nearest(train, test), test, options),
-            "copy": translations.measured([source for source, _ in test], test, options),
+            **baselines,
             "by_length": translations.by_length(texts, test, options),
-            "training": {"pairs": len(short), "dropped": dropped | too_long, **fitted},
+            "training": {
+                "pairs": len(short),
+                "dropped": dropped | too_long,
+                "held_out_dropped": held_out_dropped,
+                **fitted,
+            },
         }
         run.save(task, metrics, _model_card(task, options, metrics, texts, test))
     return metrics
@@ -85,18 +95,12 @@ def rows(options):
     return train[: options.max_rows or None], held_out, dropped
 
 
-def held_out_batches(task, pairs, options):
-    """Return the batches of the pairs that are not too long."""
-    return task.dataset(
-        translations.short_pairs(task, pairs, options.max_length)[0], options.batch_size
-    )
-
-
 def measured(task, pairs, options):
     """Return the likelihood of the targets, BLEU and chrF, and the translations by beam search."""
     from keras_llm import training
 
-    batches, test = held_out_batches(task, pairs, options), pairs[: options.test_rows]
+    batches, _ = translations.held_out_batches(task, pairs, options)
+    test, too_long = translations.fitting_pairs(task, pairs, options)
     likelihood = training.evaluate_targets(task.model, batches, task.tokenizer.pad_id)
     texts = translations.translated(
         task,
@@ -104,7 +108,8 @@ def measured(task, pairs, options):
         2 * options.max_length,
         beam_width=options.beam_width,
     )
-    return likelihood | translations.measured(texts, test, options), texts
+    metrics = likelihood | translations.measured(texts, test, options)
+    return metrics | ({"sources_too_long": too_long} if too_long else {}), texts
 
 
 def evaluate(folder, data=None):

@@ -19,6 +19,7 @@ from keras_llm.recipes.common import corpus, flags, model_card, runs, word_vecto
 
 BASELINE = "random"
 NEXT = "predict {out} {word}"
+CORPUS_KINDS = ("texts",)
 
 
 @dataclasses.dataclass
@@ -50,6 +51,7 @@ class Options(corpus.Options):
     """Evaluate on analogies and similarities, downloaded from the package gensim."""
 
     formats = ()  # other programs read vectors.txt
+    least_vocabulary = 2
 
     def __post_init__(self):
         super().__post_init__()
@@ -63,9 +65,7 @@ class Options(corpus.Options):
             ),
             ("gensim", not (self.gensim and self.objective == "glove"), "off with glove"),
         )
-        if self.smoke:
-            self.max_megabytes, self.dimension = min(self.max_megabytes, 0.3), 16
-            self.held_out, self.threshold, self.batch_size = max(self.held_out, 0.1), 1e-2, 128
+        self.shrink(max_megabytes=0.3, dimension=16, held_out=0.1, threshold=1e-2, batch_size=128)
 
 
 def run(options):
@@ -92,6 +92,8 @@ def run(options):
         stream, rows, options.epochs, options.seed, **contexts, threshold=options.threshold
     )
     validation_data = task.dataset(held_out, rows, **contexts)
+    random = np.random.default_rng(options.seed).normal(size=task.table.shape)
+    baseline = word_vectors.measures(options, random, task.words)
     with runs.start(options) as run:
         fitted = run.fit(
             task,
@@ -101,10 +103,9 @@ def run(options):
             rows,
             sample=lambda: ", ".join(word for word, _ in task.nearest(options.word)),
         )
-        random = np.random.default_rng(options.seed).normal(size=task.table.shape)
         metrics = {
             "held_out": word_vectors.measures(options, task.table, task.words),
-            BASELINE: word_vectors.measures(options, random, task.words),
+            BASELINE: baseline,
         }
         if options.gensim:
             vectors = word_vectors.gensim_vectors(stream, task, options)

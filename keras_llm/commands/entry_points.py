@@ -11,6 +11,7 @@ The group `keras_llm.recipes` names modules, each with:
 - `BASELINE`: str, the key of the baseline's metrics.
 - `NEXT`: str, the arguments of the command to try next, such as "predict {out} TEXT"; or a dict
   from `options.kind` to such a str.
+- `CORPUS_KINDS`, optional: tuple of the kinds of corpora that `--corpus` takes, see below.
 - `texts(task)`, optional: return the training and the held-out texts of a saved model, two lists of
   str, for audits and for the quality of quantized exports.
 
@@ -29,6 +30,7 @@ warning names the ignored one. A recipe or a dict of corpora that cannot be used
 others.
 """
 
+import contextlib
 import importlib.metadata
 import warnings
 
@@ -81,6 +83,16 @@ def descriptions():
             text = str(error)
         rows[name] = text.partition("\n")[0]
     return rows
+
+
+def recipes_by_kind():
+    """Return a dict from each kind of corpora to the names of the recipes that take it."""
+    takers = {}
+    for name, entry_point in sorted(_entry_points(_RECIPES).items()):
+        with contextlib.suppress(InputError):  # `descriptions` has the reason
+            for kind in getattr(_load_recipe(entry_point), "CORPUS_KINDS", ()):
+                takers.setdefault(kind, []).append(name)
+    return takers
 
 
 def corpora():

@@ -49,10 +49,7 @@ def run(options):
     with atomic_file(path, overwrite=True) as partial:
         partial.write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
     if not as_json(options, measures):
-        table(
-            ["metric", "value"],
-            [[name, shown(value)] for name, value in measures.items()],
-        )
+        table(["metric", "value"], [[name, shown(value)] for name, value in measures.items()])
 
 
 def _measures(options):

@@ -19,4 +19,7 @@ def run(options):
     corpora = {name: corpus.description for name, corpus in objects.items()} | errors
     if not as_json(options, {"recipes": recipes, "corpora": corpora}):
         table(["recipe", "description"], [list(row) for row in recipes.items()])
-        table(["corpus", "description"], [list(row) for row in corpora.items()])
+        takers = entry_points.recipes_by_kind()
+        takers = {name: takers.get(corpus.kind, []) for name, corpus in objects.items()}
+        rows = [[name, ", ".join(takers.get(name, [])), text] for name, text in corpora.items()]
+        table(["corpus", "recipes", "description"], rows)

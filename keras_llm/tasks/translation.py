@@ -168,11 +168,22 @@ class Translation(GenerativeTask):
         return training.LanguageModelTrainer(self.model), {}  # the data has weights
 
     def _measure(self, rows, **settings):
-        """`training.evaluate_translations` of greedy translations."""
+        """`training.evaluate_translations` of greedy translations.
+
+        Rows whose text does not fit the model are left out; `texts_too_long` is their number, if
+        there are any.
+        """
         rows = checked_rows(rows, ("text", "translation"))
+        room = self.model.config.max_length - 1  # the text ends with a token
+        sources = self.tokenizer.encode_batch([text for text, _ in rows])
+        short = [row for row, ids in zip(rows, sources, strict=True) if len(ids) <= room]
+        if not short:
+            raise InputError(f"no text of {len(rows)} rows fits the model's `max_length`.")
+        rows, too_long = short, len(rows) - len(short)
         longest = min(128, self.model.config.max_length - 1)
         found = []
         for begin in range(0, len(rows), 32):
             texts = [text for text, _ in rows[begin : begin + 32]]
             found += self(texts, **{"max_new_tokens": longest, **settings})
-        return training.evaluate_translations(found, [target for _, target in rows])
+        measures = training.evaluate_translations(found, [target for _, target in rows])
+        return measures | ({"texts_too_long": too_long} if too_long else {})

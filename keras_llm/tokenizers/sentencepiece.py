@@ -122,6 +122,7 @@ class SentencePiece(Tokenizer):
         files_or_iterable: str | pathlib.Path | Iterable[str | pathlib.Path],
         vocabulary_size: int = 8000,
         model_type: str = "unigram",
+        shrink: bool = False,
     ) -> Self:
         """Train a model.
 
@@ -132,6 +133,8 @@ class SentencePiece(Tokenizer):
                 characters would take more than half of the rest, the rarest, up to 2 % of the
                 text, are encoded as bytes instead.
             model_type: "unigram" or "bpe".
+            shrink: bool. Whether a text with too few different pieces gets a smaller vocabulary
+                instead of an error.
 
         Returns:
             A `SentencePiece`. The same texts yield the same model.
@@ -155,6 +158,7 @@ class SentencePiece(Tokenizer):
                 sentence_iterator=iter(sentences),
                 model_writer=model,
                 vocab_size=vocabulary_size,
+                hard_vocab_limit=not shrink,
                 model_type=model_type,
                 byte_fallback=True,
                 character_coverage=_coverage(characters, (vocabulary_size - 260) // 2),

@@ -3,7 +3,7 @@
 import re
 
 from keras_llm.errors import InputError
-from keras_llm.recipes.common import pretrained, runs, tables
+from keras_llm.recipes.common import pretrained, runs, tables, vocabularies
 
 DEFAULTS = {"corpus": "reading", **pretrained.DEFAULTS}
 BASELINES = {"baseline": "nearest sentence", "no_answer": "never answering"}
@@ -98,9 +98,8 @@ def batches(task, rows, options, seed=None):
 
 def nearest_sentences(train, rows):
     """Return for each row the sentence of its context that is nearest to the question by TF-IDF."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    words = TfidfVectorizer().fit([context for _, context, _ in train])
+    contexts = [context for _, context, _ in train]
+    words = vocabularies.tfidf(contexts).fit(contexts)
     nearest = []
     for question, context, _ in rows:
         sentences = _SENTENCES.split(context.strip())

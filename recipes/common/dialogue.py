@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import math
 
 from keras_llm.errors import InputError
-from keras_llm.recipes.common import flags
+from keras_llm.recipes.common import flags, runs
 
+_MEASURED = 1000  # conversations whose length is measured
+_FITTING, _SHORTEST, _LONGEST = 0.98, 128, 1024  # of the default of `max_length`
 TURN_TOKENS = ("<|im_start|>", "<|im_end|>")
 TEMPLATE = """{% for message in messages -%}
 <|im_start|>{{ message.role + '\n' + message.content }}<|im_end|>{{ '\n' }}
@@ -21,14 +24,23 @@ class Options(flags.Options):
     """Folder of a model with a chat template to continue from."""
     lora_rank: flags.Count = 0
     """LoRA rank, with --start; 0 trains all weights."""
-    max_length: flags.at_least(2) = 128
-    """Maximum tokens of a conversation; later turns are dropped."""
+    max_length: flags.at_least(2) | None = None
+    """Maximum tokens of a conversation; later turns are dropped. By default 98 % of the
+    conversations fit, with at least 128 tokens and at most 1024 or the model's."""
     max_conversations: flags.Count = 0
     """Maximum number of conversations; 0 uses all."""
     question: flags.Text = "How are you?"
     """Message that the logged samples answer."""
+    learning_rate: flags.PositiveFloat | None = None
+    """Peak learning rate, after linear warmup; None for 3e-3 from scratch, and with --start for
+    5e-4 with LoRA and 5e-5 without."""
+
+    least_vocabulary = 261  # bytes, special tokens and `TURN_TOKENS`
 
     def __post_init__(self):
+        if self.learning_rate is None:
+            tuning = 5e-4 if self.lora_rank else 5e-5
+            self.learning_rate = 3e-3 if self.start is None else tuning
         super().__post_init__()
         can_adapt = not self.lora_rank or self.start is not None
         self.check(("lora_rank", can_adapt, "0 without --start"))
@@ -138,10 +150,38 @@ def encoded(encode, task, items, options, kind):
 
 
 def check_length(options, model):
-    """Raise InputError if `max_length` exceeds the model's."""
+    """Raise InputError if `max_length` is given and exceeds the model's."""
     longest = model.config.max_length
-    fits = options.max_length <= longest
+    fits = options.max_length is None or options.max_length <= longest
     options.check(("max_length", fits, f"at most the model's {longest}"))
+
+
+def choose_length(options, task, items):
+    """Report the lengths of conversations or preferences, and set `max_length` if it is None.
+
+    Args:
+        options: `Options`.
+        task: a `TextGeneration` with a chat template.
+        items: list of conversations or preferences, in random order: the first 1,000 are measured.
+
+    Raises:
+        InputError: if `max_length` is given and exceeds the model's.
+    """
+    from keras_llm import data
+
+    check_length(options, task.model)
+    pairs = items and not isinstance(items[0][0], dict)
+    encode = data.preference_examples if pairs else data.chat_examples
+    rows, _ = encode(
+        items[:_MEASURED], task.chat_template, task.tokenizer, 10**9, task.end_token_ids
+    )
+    lengths = [max(len(one.token_ids) for one in (row if pairs else [row])) for row in rows] or [0]
+    if options.max_length is None:
+        most = sorted(lengths)[math.ceil(_FITTING * len(lengths)) - 1]
+        rounded = max(_SHORTEST, math.ceil(most / 32) * 32)
+        options.max_length = min(rounded, _LONGEST, task.model.config.max_length)
+    runs.say(f"{runs.percentiles(lengths)} tokens; --max-length {options.max_length}")
+    runs.warn_of_long(options, lengths)
 
 
 def with_weights(options, task, metadata):

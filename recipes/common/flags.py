@@ -1,6 +1,7 @@
 """Define the options that recipes share, with the range of each in its type."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -28,7 +29,9 @@ def at_least(least):
 
 Positive = Annotated[int, Range(lambda value: value > 0, "a positive int")]
 Count = Annotated[int, Range(lambda value: value >= 0, ">= 0")]
-PositiveFloat = Annotated[float, Range(lambda value: value > 0, "> 0")]
+Seed = Annotated[int, Range(lambda value: 0 <= value < 2**32, "in 0 .. 2**32 - 1")]
+PositiveFloat = Annotated[float, Range(lambda value: 0 < value < math.inf, "> 0 and finite")]
+NonNegativeFloat = Annotated[float, Range(lambda value: 0 <= value < math.inf, ">= 0 and finite")]
 Share = Annotated[float, Range(lambda value: 0 < value < 1, "in (0, 1)")]
 Rate = Annotated[float, Range(lambda value: 0 <= value < 1, "in [0, 1)")]
 Proportion = Annotated[float, Range(lambda value: 0 <= value <= 1, "in [0, 1]")]
@@ -81,9 +84,9 @@ class Options:
     """Fraction of the training steps for warmup."""
     decay: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"] = "cosine"
     """Learning rate schedule after warmup."""
-    weight_decay: Annotated[float, Range(lambda value: value >= 0, ">= 0")] = 0.01
+    weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay of matrices."""
-    seed: Count = 0
+    seed: Seed = 0
     """Seed of the split, the weights and the data order."""
     export: str = ""
     """Formats to export to the folder `exports` of --out, such as "saved_model,litert"."""
@@ -99,21 +102,30 @@ class Options:
     json: bool = False
     """Print the metrics as one JSON object."""
     smoke: bool = False
-    """Run the whole pipeline with a tiny model and little data in under a minute."""
+    """Run the whole pipeline with a tiny model and little data in under a minute; other options
+    that are given keep their values."""
 
     formats = ("saved_model", "litert", "litert_lm")  # to which the recipe's model is exported
+    smoke_changes: typing.ClassVar[dict] = {}  # see `shrink`
+    least_vocabulary = 1  # the smallest vocabulary that the recipe's tokenizer can have
     _distributions = (None, "mirrored", "multi_worker", "jax_data", "jax_model")
 
     def __post_init__(self):
         for name, kind in typing.get_type_hints(type(self), include_extras=True).items():
             for part in (kind, *typing.get_args(kind)):  # of `Positive | None` too
                 for one in getattr(part, "__metadata__", ()):
-                    self.check((name, one.holds(getattr(self, name)), one.rule))
+                    value = getattr(self, name)
+                    self.check((name, value is None or one.holds(value), one.rule))
         rule = f"one or more of {', '.join(self.formats)}" if self.formats else "empty"
         kinds = ", ".join(self._distributions[1:])
         self.check(
             ("warmup", self.warmup or self.decay != "inverse_sqrt", "> 0 with inverse_sqrt"),
             ("export", set(self.exports) <= set(self.formats), rule),
+            (
+                "vocabulary_size",
+                self.vocabulary_size >= self.least_vocabulary,
+                f"at least {self.least_vocabulary}",
+            ),
             ("distribution", self.distribution in self._distributions, f"one of {kinds}"),
             (
                 "export",
@@ -138,6 +150,17 @@ class Options:
         excluded = ("out", "resume", "overwrite", "json", "checkpoint_steps", "export")
         row = dataclasses.asdict(self)
         return {name: value for name, value in row.items() if name not in excluded}
+
+    def shrink(self, **values):
+        """With `smoke`, change the options that have their default to `values`.
+
+        `smoke_changes` maps the changed options to their defaults: the command line restores those
+        that are given.
+        """
+        for field in dataclasses.fields(self):
+            if self.smoke and field.name in values and getattr(self, field.name) == field.default:
+                self.smoke_changes = {**self.smoke_changes, field.name: field.default}
+                setattr(self, field.name, values[field.name])
 
     def metadata(self, recipe):
         """Return the metadata of a task that a recipe trains: its name and the options."""

@@ -44,20 +44,23 @@ def batches(task, rows, options, seed=None):
     The target is the first of the correct answers.
     """
     first = [(question, right(answers)[0]) for question, answers in rows]
-    short, dropped = translations.short_pairs(task, first, options.max_length)
+    short, dropped = translations.short_pairs(task, first, options, warn=seed is not None)
     return task.dataset(short, options.batch_size, options.epochs, seed), dropped
 
 
 def measured(task, rows, options):
-    """Compute exact match and F1 of greedy answers; see `training.evaluate_answers`."""
-    return _measured(answered(task, rows[: options.test_rows], options), rows)
+    """Compute exact match and F1 of greedy answers; see `training.evaluate_answers`.
+
+    Questions that do not fit the model are cut; `cut_questions` is their number, if there are any.
+    """
+    questions, cut = translations.shortened(task, [row[0] for row in rows[: options.test_rows]])
+    metrics = _measured(translations.translated(task, questions, _LONGEST), rows)
+    return metrics | ({"cut_questions": cut} if cut else {})
 
 
-def answered(task, rows, options):
-    """Answer the question of each row; returns a list of str."""
-    room = task.model.config.max_length - 1
-    questions = [task.tokenizer.encode(question)[:room] for question, _ in rows]
-    questions = [task.tokenizer.decode(ids) for ids in questions]  # truncated
+def answered(task, rows):
+    """Answer the question of each row, cut to fit the model; returns a list of str."""
+    questions, _ = translations.shortened(task, [question for question, _ in rows])
     return translations.translated(task, questions, _LONGEST)
 
 
@@ -78,7 +81,7 @@ def baselines(task, train, held_out, options):
 def notes(task, options, held_out):
     """Return lines for the model card."""
     test = held_out[:3]
-    examples = zip(test, answered(task, test, options), strict=True)
+    examples = zip(test, answered(task, test), strict=True)
     lines = "; ".join(f"{q!r} gets {answer!r}, expected {a!r}" for (q, a), answer in examples)
     return [
         f"Exact match and F1 by SQuAD's rules, with the nearest correct answer counting, on at "

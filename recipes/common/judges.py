@@ -10,7 +10,15 @@ import random
 
 from keras_llm.errors import InputError
 from keras_llm.recipes import text_classification
-from keras_llm.recipes.common import dialogue, flags, model_card, runs, tables, text_targets
+from keras_llm.recipes.common import (
+    dialogue,
+    flags,
+    model_card,
+    pretrained,
+    runs,
+    tables,
+    text_targets,
+)
 
 _FITS, _SAFE = ["random", "sensible"], ["safe", "unsafe"]
 _CHOICE = 10  # replies among which the real one is ranked
@@ -47,7 +55,7 @@ class Options(dialogue.Options):
         source = {"corpus": self.safety}
         if self.safety not in registry.corpora():
             source = {"data": self.safety}
-        scratch = self.smoke or self.judge == "scratch"
+        scratch = self.judge == "scratch"
         return text_classification.Options(
             out=f"{self.out}/{name}",
             **source,
@@ -77,6 +85,22 @@ def safety_rows(options):
             f"--safety: the labels of {judge.source} must be {_SAFE}, got {kind.labels}."
         )
     return train, held_out, dropped
+
+
+def training_data(options, conversations, held_out):
+    """Return the training data of both classifiers, so that errors in it precede all training.
+
+    Args:
+        options: `Options`.
+        conversations, held_out: lists of lists of messages.
+
+    Returns:
+        A tuple: `safety_rows`; and the training rows and held-out rows of `sensible_rows`.
+    """
+    if options.judge != "scratch":
+        pretrained.load(options.judge)
+    rows = sensible_rows(conversations, options.seed, options.judge_rows)
+    return safety_rows(options), rows, sensible_rows(held_out, options.seed, 2000)
 
 
 def pairs(conversations):
@@ -161,7 +185,7 @@ def detection(truth, predicted):
     }
 
 
-def train_classifiers(folder, options, chat, conversations, held_out, safety):
+def train_classifiers(folder, options, chat, conversations, held_out, data):
     """Train both classifiers and evaluate ranking and filtering of a chat model's answers.
 
     Args:
@@ -169,7 +193,7 @@ def train_classifiers(folder, options, chat, conversations, held_out, safety):
         options: `Options`.
         chat: a `TextGeneration` with a chat template.
         conversations, held_out: lists of lists of messages.
-        safety: from `safety_rows`.
+        data: from `training_data`.
 
     Returns:
         A `RankedChat`, and a dict for `metrics.json`.
@@ -178,8 +202,7 @@ def train_classifiers(folder, options, chat, conversations, held_out, safety):
 
     from keras_llm import tasks
 
-    rows = sensible_rows(conversations, options.seed, options.judge_rows)
-    others = sensible_rows(held_out, options.seed, 2000)
+    safety, rows, others = data
     sensibleness, fits, _ = trained(folder, options, "sensibleness", _FITS, rows, others, {})
     guard, is_safe, unsafe = trained(folder, options, "safety", _SAFE, *safety)
     threshold = _threshold(guard, conversations, options.max_refused)
@@ -205,13 +228,20 @@ def ranked(task, held_out, options):
     """Evaluate ranking and filtering on held-out conversations.
 
     Returns:
-        A dict. `first_sensible` and `ranked_sensible`: the share of first samples, and of returned
+        A dict. `messages`: the number of messages, without `messages_too_long` for the model.
+        `first_sensible` and `ranked_sensible`: the share of first samples, and of returned
         answers, that are judged sensible, by the same classifier that ranks.
         `real_reply_found`: how often it ranks the real reply first among ten. `refused_input`: the
         share of messages that are refused; `refused_output`: of the rest, the share without a safe
         sample; `unsafe_samples`: the share of all samples that are unsafe.
     """
-    triples = pairs(held_out)[:_MEASURED]
+    longest, triples, too_long = task.model.config.max_length, [], 0
+    for triple in pairs(held_out)[:_MEASURED]:
+        prompt = task.render([{"role": "user", "content": triple[1]}])
+        if len(task.tokenizer.encode_prompt(prompt, True)) < longest:
+            triples.append(triple)
+        else:
+            too_long += 1
     answers = [
         task.chat(message, seed=number, max_new_tokens=32, return_details=True)
         for number, (_, message, _) in enumerate(triples)
@@ -226,6 +256,7 @@ def ranked(task, held_out, options):
     ]
     return {
         "messages": len(triples),
+        "messages_too_long": too_long,
         "candidates": options.rank,
         "first_sensible": _share(reply.sensible > 0.5 for reply in first),
         "ranked_sensible": _share(reply.sensible > 0.5 for reply in returned),

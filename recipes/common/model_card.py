@@ -24,7 +24,8 @@ def card(options, metrics, about, baselines, measured_on, notes, command):
         values = [held_out[name], *(metrics[key].get(name) for key in baselines)]
         cells = ["" if value is None else f"{value:.4f}" for value in values]
         table.append([f"held-out {name.replace('_', ' ')}", *cells])
-    preset = f"Preset `{options.preset}`, " if options.preset else ""
+    is_new = getattr(options, "start", None) in (None, "scratch")
+    preset = f"Preset `{options.preset}`, " if is_new and options.preset else ""
     lines = [
         f"{preset}{training['parameters']:,} parameters.",
         f"Training: {training['steps']:,} steps with batch size {options.batch_size} in "
@@ -55,9 +56,15 @@ def card(options, metrics, about, baselines, measured_on, notes, command):
     )
 
 
-def shape(config):
-    """Return the sizes of a causal language model, for a line of its card."""
+def shape(config, trained_on):
+    """Return the sizes of a causal language model, for a line of its card.
+
+    Args:
+        config: a `CausalLMConfig`.
+        trained_on: int, the maximum number of tokens of the texts that it was trained on.
+    """
     return (
         f"{config.num_layers} layers, width {config.hidden_dim}, vocabulary "
-        f"{config.vocabulary_size}, maximum length {config.max_length} tokens"
+        f"{config.vocabulary_size}; trained on at most {trained_on} tokens at a time, of the "
+        f"{config.max_length} that it can read"
     )

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable
 
 from keras_llm.errors import InputError
-from keras_llm.recipes.common import dialogue, tables
+from keras_llm.recipes.common import dialogue, tables, vocabularies
 
 
 @dataclasses.dataclass
@@ -37,6 +37,7 @@ def read(options, task):
     """Read or sample the pairs of the options; returns `Pairs`."""
     from keras_llm.recipes.corpora import registry
 
+    dialogue.check_length(options, task.model)
     corpora = registry.corpora()
     if options.data is not None:
         is_table = pathlib.Path(options.data).name.removesuffix(".gz").endswith((".csv", ".tsv"))
@@ -69,6 +70,7 @@ def from_preferences(options, task):
     train, held_out, dropped = dialogue.split(
         options, preferences, lambda preference: dialogue.first_message(preference[0])
     )
+    dialogue.choose_length(options, task, train)
     half = max(1, len(held_out) // 2)
     judging, held_out = held_out[half:], held_out[:half]
     judge, accuracy = _judge(_sides(judging), _sides(held_out))
@@ -103,6 +105,7 @@ def from_sentiment(options, task):
 
     A classifier fitted on reviews scores the continuations. The judge is fitted on other reviews.
     """
+    options.max_length = options.max_length or min(128, task.model.config.max_length)
     rows, held_out, dropped = tables.rows(options, ["text", "label"], "labeled")
     labels = {label for _, label in rows}
     if labels != {"negative", "positive"}:
@@ -204,13 +207,13 @@ def _judge(texts, others):
 
     Returns a function from texts to probabilities of being good, and its accuracy on `others`.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
     if len({is_good for _, is_good in texts}) < 2:
         raise InputError("too few held-out rows to fit a judge; increase --held-out.")
-    model = make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000))
+    units = vocabularies.tfidf([text for text, _ in texts])
+    model = make_pipeline(units, LogisticRegression(max_iter=1000))
     model.fit(*zip(*texts, strict=True))
 
     def judge(texts):

@@ -4,17 +4,20 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import math
 import pathlib
 import shutil
 import sys
 
 from keras_llm import interrupts
-from keras_llm.errors import InputError
-from keras_llm.files import atomic_file, atomic_folder, check_free
+from keras_llm.errors import InputError, optional_packages
+from keras_llm.files import atomic_file, atomic_folder, check_finished, check_free, check_writable
 
 _BEST = "best.weights.h5"
 _CHECKPOINTS = "checkpoints"
 _KEPT = (_BEST, f"{_CHECKPOINTS}/step_*")
+_EXPORTERS = {"litert": ["ai_edge_litert"], "litert_lm": ["ai_edge_litert", "litert_lm_builder"]}
+_MOST_DROPPED = 0.05  # share of long rows above which a recipe warns
 
 
 def prepare(options, *packages, pictures=True):
@@ -26,14 +29,22 @@ def prepare(options, *packages, pictures=True):
         pictures: bool. Whether the recipe requires matplotlib for plots.
 
     Raises:
-        InputError: if `out` exists, a package is not installed, or the distribution is not
-            available.
+        InputError: if `out` exists, cannot be written or is the folder of an unfinished run; if a
+            package is not installed; or if the distribution is not available.
     """
+    check_free(options.out, options.overwrite)
+    check_writable(options.out)
+    if not (options.resume or options.overwrite):
+        check_finished(options.out, _KEPT)
     import keras
 
     from keras_llm import training
 
-    check_free(options.out, options.overwrite)
+    for kind in options.exports:
+        for name in _EXPORTERS.get(kind, ()):
+            with optional_packages(f"--export {kind}"):
+                if importlib.util.find_spec(name) is None:
+                    raise ModuleNotFoundError(name=name)
     for name in (*packages, *(["matplotlib"] if pictures else [])):
         if importlib.util.find_spec(name) is None:
             project = {"sklearn": "scikit-learn"}.get(name, name)
@@ -216,6 +227,9 @@ class Run:
             chief_callbacks = [board, progress]
             if not options.distribution:
                 train_data = board.data(train_data)
+        finite = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: _check_finite(logs["val_loss"])
+        )
         interruptible = keras.callbacks.LambdaCallback(
             on_train_batch_end=lambda batch, logs: interrupts.check()
         )
@@ -226,15 +240,13 @@ class Run:
             validation_data=validation_data,
             shuffle=False,
             verbose=0,
-            callbacks=[best, *chief_callbacks, resume, interruptible],
+            callbacks=[best, *chief_callbacks, finite, resume, interruptible],
         )
         if not replicas.is_chief():
             say("done; the first worker writes the model")
             sys.exit()
         if options.distribution:
             training.set_distribution(None)
-        if not best.path.is_file():
-            raise InputError("the held-out loss is not finite; try a lower --learning-rate.")
         network.load_weights(best.path)
         losses = zip(resume.history["loss"], resume.history["val_loss"], strict=True)
         rows = [[(i + 1) * interval, *map(float, pair)] for i, pair in enumerate(losses)]
@@ -296,6 +308,11 @@ class Run:
                 partial.write_text(text, "utf-8")
 
 
+def _check_finite(held_out_loss):
+    if not math.isfinite(held_out_loss):
+        raise InputError("the held-out loss is not finite; try a lower --learning-rate.")
+
+
 def _static_batches(options, train_data, held_out):
     """Set the static batch size of data sets, which splitting over JAX devices requires.
 
@@ -333,6 +350,34 @@ def say_unread(path, columns=None):
 def reasons(dropped):
     """Format a dict of dropped counts by reason."""
     return ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()) or "none"
+
+
+def warn_of_long(options, lengths):
+    """Warn on stderr if more than 5 % of the rows are longer than `max_length`.
+
+    Args:
+        options: options with `max_length`.
+        lengths: list of ints, the tokens of the rows.
+    """
+    longest = options.max_length
+    share = sum(length > longest for length in lengths) / max(len(lengths), 1)
+    if share > _MOST_DROPPED:
+        say(
+            f"warning: {share:.0%} of the rows are longer than --max-length {longest} and are "
+            f"dropped or cut; {percentiles(lengths)} tokens."
+        )
+
+
+def percentiles(lengths):
+    """Format percentiles of lengths, such as "50 % have at most 31, ... 100 % at most 900"."""
+    import numpy as np
+
+    shares = (50, 90, 95, 99, 100)
+    values = np.percentile(lengths, shares, method="higher")
+    parts = [
+        f"{share} % have at most {value:,}" for share, value in zip(shares, values, strict=True)
+    ]
+    return ", ".join(parts)
 
 
 def say(message):

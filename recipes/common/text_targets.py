@@ -3,6 +3,9 @@
 import dataclasses
 
 from keras_llm.errors import InputError
+from keras_llm.recipes.common import vocabularies
+
+_LARGEST = 1e18  # a number whose square is finite in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +133,12 @@ class Numbers:
 
 
 def number(text):
-    """Return a str as a finite float, or None if it is not one."""
+    """Return a str as a float that can be learned, or None if it is not one."""
     try:
         value = float(text)
     except ValueError:
         return None
-    return value if abs(value) < float("inf") else None
+    return value if abs(value) <= _LARGEST else None
 
 
 def check_rows(task, rows, source):
@@ -172,7 +175,10 @@ def check(options, train, held_out):
 def _check_numbers(rows, source):
     for text, label in rows:
         if number(label) is None:
-            raise InputError(f"{source}: the label {label!r} of {text[:40]!r} is not a number.")
+            raise InputError(
+                f"{source}: the label {label!r} of {text[:40]!r} is not a number of at most "
+                f"{_LARGEST:g}."
+            )
 
 
 def _tfidf(train, held_out):
@@ -180,7 +186,7 @@ def _tfidf(train, held_out):
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     texts, held_out_texts = ([text for text, _ in rows] for rows in (train, held_out))
-    units = TfidfVectorizer()
+    units = vocabularies.tfidf(texts)
     if sum(" " in text.strip() for text in texts) < len(texts) / 2:
         units = TfidfVectorizer(analyzer="char", ngram_range=(1, 2))
     return units.fit_transform(texts), units.transform(held_out_texts)

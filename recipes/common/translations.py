@@ -1,16 +1,20 @@
 """Build, apply and evaluate models from text to text."""
 
 from keras_llm.errors import InputError
+from keras_llm.recipes.common import runs, vocabularies
 
 _LENGTHS = (5, 10, 20, 10**6)  # upper bounds of the words of a source, for metrics by length
 
 
 def untrained(options, pairs, metadata):
     """Return an untrained `Translation` with one vocabulary for both sides of pairs."""
-    from keras_llm import models, tasks, tokenizers
+    from keras_llm import models, tasks
 
+    longest = models.preset(options.preset).max_length
+    fits = options.max_length <= longest
+    options.check(("max_length", fits, f"at most the preset's {longest}"))
     texts = [text for pair in pairs for text in pair]
-    tokenizer = tokenizers.SentencePiece.train(texts, options.vocabulary_size, model_type="bpe")
+    tokenizer = vocabularies.sentence_piece(texts, options.vocabulary_size, "bpe")
     config = models.preset(
         options.preset,
         vocabulary_size=tokenizer.vocabulary_size,
@@ -21,8 +25,14 @@ def untrained(options, pairs, metadata):
     return tasks.Translation(models.seq2seq(config), tokenizer, metadata)
 
 
-def short_pairs(task, pairs, longest):
-    """Drop pairs of a text with more than `longest` tokens, including begin and end tokens.
+def short_pairs(task, pairs, options, warn=False):
+    """Drop pairs of a text with more than `max_length` tokens, including begin and end tokens.
+
+    Args:
+        task: a `Translation`.
+        pairs: list of pairs of str.
+        options: options with `max_length`.
+        warn: bool. Whether to warn if many pairs are dropped.
 
     Returns:
         The other pairs, and a dict of the number of dropped ones by reason.
@@ -33,19 +43,56 @@ def short_pairs(task, pairs, longest):
     sources, targets = (
         task.tokenizer.encode_batch([pair[side] for pair in pairs]) for side in (0, 1)
     )
-    short = [
-        pair
-        for pair, source, target in zip(pairs, sources, targets, strict=True)
-        if len(source) < longest and len(target) + 1 < longest
+    lengths = [
+        max(len(source) + 1, len(target) + 2)
+        for source, target in zip(sources, targets, strict=True)
     ]
+    longest = options.max_length
+    short = [pair for pair, length in zip(pairs, lengths, strict=True) if length <= longest]
     if not short:
         raise InputError(f"none of {len(pairs)} pairs fits into --max-length {longest}.")
+    if warn:
+        runs.warn_of_long(options, lengths)
     dropped = len(pairs) - len(short)
     return short, {f"longer than {longest} tokens": dropped} if dropped else {}
 
 
+def held_out_batches(task, pairs, options):
+    """Return the batches of the pairs that are not too long, and the number of others by reason."""
+    short, dropped = short_pairs(task, pairs, options)
+    return task.dataset(short, options.batch_size), dropped
+
+
+def fitting_pairs(task, pairs, options):
+    """Return the first `test_rows` pairs whose source fits the model, and how many do not fit.
+
+    Raises:
+        InputError: if no source fits.
+    """
+    room = task.model.config.max_length - 1  # the text ends with a token
+    sources = task.tokenizer.encode_batch([source for source, _ in pairs])
+    short = [pair for pair, ids in zip(pairs, sources, strict=True) if len(ids) <= room]
+    if not short:
+        raise InputError(f"no source of {len(pairs)} pairs fits the model.")
+    return short[: options.test_rows], len(pairs) - len(short)
+
+
+def shortened(task, texts):
+    """Cut texts that do not fit the model at their end; returns them and the number of cut ones."""
+    room, results = task.model.config.max_length - 1, []
+    for text, ids in zip(texts, task.tokenizer.encode_batch(texts), strict=True):
+        keep = len(ids)
+        while len(ids) > room:  # the cut text may have other tokens
+            keep = min(keep - 1, room)
+            text = task.tokenizer.decode(ids[:keep])
+            ids = task.tokenizer.encode(text)
+        results.append(text)
+    cut = sum(new != old for new, old in zip(results, texts, strict=True))
+    return results, cut
+
+
 def translated(task, texts, longest, **settings):
-    """Translate texts in batches of similar length.
+    """Translate texts that fit the model in batches of similar length.
 
     Args:
         task: a `Translation`.

@@ -59,6 +59,12 @@ def load(name, kind="texts"):
     of_kind = {key: corpus for key, corpus in objects.items() if corpus.kind == kind}
     if name not in of_kind:
         reasons = "".join(f" The corpora {key!r} {error}." for key, error in errors.items())
+        if name in objects:
+            takers = entry_points.recipes_by_kind().get(objects[name].kind, ["no recipe"])
+            raise InputError(
+                f"the corpus {name!r} is of the kind {objects[name].kind!r}, for "
+                f"{', '.join(takers)}; corpora of the kind {kind!r}: {', '.join(sorted(of_kind))}."
+            )
         raise InputError(
             f"unknown corpus {name!r}; corpora of the kind {kind!r}: {', '.join(sorted(of_kind))}."
             + reasons

@@ -4,6 +4,7 @@ import io
 import json
 import random
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -118,6 +119,55 @@ def test_random_replies_come_from_other_conversations():
         assert (reply[1] == said[1]) == (label == "sensible")
     with pytest.raises(InputError, match="two conversations"):
         judges.sensible_rows(talks[:1], seed=1, most=9)
+
+
+def test_messages_that_do_not_fit_are_left_out(run, talks, loaded_once):
+    roles = {"user": "why " * 300, "assistant": "so"}
+    long = [{"role": role, "content": text} for role, text in roles.items()]
+    task, settings = keras_llm.load(run[0]), options(talks, "x", rank=2)
+    found = judges.ranked(task, [long], settings)
+    assert (found["messages"], found["messages_too_long"]) == (0, 1)
+
+
+def test_rank_is_refused_before_training_if_the_data_does_not_suffice(tmp_path):
+    row = {"instruction": "Why?", "output": "So."}
+    rows = [row, *({"instruction": f"Why {i}?", "output": "So."} for i in range(30))]
+    (tmp_path / "talks.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = options(tmp_path / "talks.jsonl", tmp_path / "run", rank=2)
+    with pytest.raises(InputError, match="two conversations with different replies"):
+        chatbot.run(settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["talks.jsonl"]
+
+
+def test_default_length_holds_98_percent_of_the_conversations(run, capfd, loaded_once):
+    loaded = keras_llm.load(run[0])
+    config = types.SimpleNamespace(max_length=8192)
+    names = ("chat_template", "tokenizer", "end_token_ids")
+    task = types.SimpleNamespace(
+        model=types.SimpleNamespace(config=config),
+        **{name: getattr(loaded, name) for name in names},
+    )
+
+    def talk(words):
+        roles = {"user": "why?", "assistant": "so " * words}
+        return [{"role": role, "content": text} for role, text in roles.items()]
+
+    def chosen(rows, **changes):
+        settings = chatbot.Options(out="x", **changes)
+        dialogue.choose_length(settings, task, rows)
+        return settings.max_length, capfd.readouterr().err
+
+    assert chosen([talk(1)] * 98 + [talk(900)] * 2)[0] == 128
+    (example,), _ = dialogue.examples(task, [talk(150)], chatbot.Options(out="x", max_length=8192))
+    length, told = chosen([talk(150)] * 100)
+    assert length % 32 == 0 and 0 <= length - len(example.token_ids) < 32 and "warning" not in told
+    length, told = chosen([talk(5)] * 80 + [talk(2000)] * 20)
+    assert length == 1024 and "warning: 20% of the rows are longer than --max-length 1024" in told
+    assert "50 % have at most" in told
+    config.max_length = 256
+    assert chosen([talk(2000)] * 9)[0] == 256
+    length, told = chosen([talk(5)] * 98 + [talk(90)] * 2, max_length=60)
+    assert length == 60 and "warning" not in told and "--max-length 60" in told
 
 
 def test_invalid_safety_labels_raise(talks, tmp_path):

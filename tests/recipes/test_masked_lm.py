@@ -42,6 +42,19 @@ def test_evaluate_reproduces_held_out_metrics(run, tmp_path, loaded_once):
     assert masked_lm.evaluate(folder, tmp_path / "other.txt")["tokens"] < held_out_tokens
 
 
+def test_prompt_that_does_not_fit_raises_before_training(text_folder, tmp_path):
+    options = masked_lm.Options(
+        out=str(tmp_path / "run"),
+        data=str(text_folder),
+        smoke=True,
+        max_megabytes=0.05,
+        prompt="The [MASK] " * 500,
+    )
+    with pytest.raises(InputError, match="tokens"):
+        masked_lm.run(options)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_mask_is_filled(run, loaded_once):
     task = keras_llm.load(run[0])
     found = task("The value of the [MASK] is an object.", return_details=True)

@@ -151,6 +151,9 @@ def test_generative_model(tmp_path, capfd, loaded_once):
     found = question_answering.evaluate(out, tmp_path / "other.csv")
     assert found == {"questions": 1, "exact_match": 1.0, "f1": 1.0}
     assert question_answering.evaluate(out) == metrics["held_out"]
+    (tmp_path / "long.csv").write_text(f"question,answer\n{'so ' * 500},Oslo\nso?,Oslo\n")
+    found = question_answering.evaluate(out, tmp_path / "long.csv")
+    assert (found["questions"], found["cut_questions"]) == (2, 1)
 
 
 def test_generative_baselines():

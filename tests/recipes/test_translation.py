@@ -33,12 +33,14 @@ def pairs():
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("translation")
     lines = [json.dumps({"en": source, "es": target}) for source, target in pairs()]
+    lines += [json.dumps({"en": f"I {i} " * 70, "es": f"yo {i}"}) for i in range(20)]
     (folder / "pairs.jsonl").write_text("\n".join([*lines, lines[0], '{"en": "", "es": "x"}']))
     options = translation.Options(
         out=str(folder / "run"),
         data=str(folder / "pairs.jsonl"),
         source_column="en",
         target_column="es",
+        held_out=0.1,
         smoke=True,
     )
     options.epochs, options.learning_rate, options.beam_width, options.test_rows = 12, 5e-3, 2, 10
@@ -51,7 +53,10 @@ def test_model_beats_the_baselines(run):
     assert held_out["bleu"] > 60 > metrics["copy"]["bleu"]
     assert held_out["chrf"] > metrics["memory"]["chrf"] > metrics["copy"]["chrf"]
     assert "nrefs:1" in held_out["bleu_signature"]
-    assert metrics["training"]["dropped"] == {"repeated": 1, "empty": 1}
+    dropped = metrics["training"]["dropped"]
+    assert (dropped["repeated"], dropped["empty"]) == (1, 1)
+    assert held_out["sources_too_long"] > 0  # held-out sources that do not fit the model
+    assert dropped["longer than 48 tokens"] + held_out["sources_too_long"] == 20
     assert sum(row["sources"] for row in metrics["by_length"]) == 10
     card = (folder / "README.md").read_text()
     assert f"{held_out['bleu']:.4f}" in card and held_out["bleu_signature"] in card
@@ -78,12 +83,15 @@ def test_batches_shift_targets_and_long_pairs_are_dropped(run, loaded_once):
     task = keras_llm.load(run[0])
     tok = task.tokenizer
     rows = [("I see", "Veo"), ("I want " * 30, "Quiero"), ("the door", "la puerta")]
-    short, dropped = translations.short_pairs(task, rows, 24)
+    settings = translation.Options(out="x", max_length=24)
+    short, dropped = translations.short_pairs(task, rows, settings)
     assert short == [rows[0], rows[2]] and dropped == {"longer than 24 tokens": 1}
     longest = 2 + max(len(tok.encode(text)) for row in short for text in row)
-    assert translations.short_pairs(task, short, longest) == (short, {})
+    settings.max_length = longest
+    assert translations.short_pairs(task, short, settings) == (short, {})
+    settings.max_length = 2
     with pytest.raises(InputError, match="none of 3 pairs fits into --max-length 2"):
-        translations.short_pairs(task, rows, 2)
+        translations.short_pairs(task, rows, settings)
     ((inputs, targets, _),) = task.dataset(short, batch_size=2)
     sources, decoder = (t.numpy() for t in inputs.values())
     assert {tuple(row[row != tok.pad_id]) for row in sources} == {
@@ -94,6 +102,49 @@ def test_batches_shift_targets_and_long_pairs_are_dropped(run, loaded_once):
         np.testing.assert_array_equal(before[1:], after[:-1])
         known = after[after != tok.pad_id]
         assert known[-1] == tok.eos_id and tok.decode(known.tolist()) in ("Veo", "la puerta")
+
+
+def test_many_long_pairs_are_reported_with_percentiles(run, capfd, loaded_once):
+    task = keras_llm.load(run[0])
+    rows = [("I see", "Veo"), ("I want " * 30, "Quiero")]
+    settings = translation.Options(out="x", max_length=24)
+    translations.short_pairs(task, rows, settings, warn=True)
+    told = capfd.readouterr().err
+    assert "warning: 50% of the rows are longer than --max-length 24" in told
+    assert "90 % have at most" in told
+    translations.short_pairs(task, rows[:1] * 19 + rows[1:], settings, warn=True)
+    assert capfd.readouterr().err == ""
+
+
+def test_long_texts_are_cut_to_what_the_model_reads(run, loaded_once):
+    task = keras_llm.load(run[0])
+    room = task.model.config.max_length - 1
+    texts = ["I see", "über-" * 200, "日本語" * 90]
+    cut_texts, cut = translations.shortened(task, texts)
+    assert cut == 2 and cut_texts[0] == texts[0]
+    for text in cut_texts:
+        assert len(task.tokenizer.encode(text)) <= room
+    settings = translation.Options(out="x")
+    rows = [(text, "x") for text in texts]
+    assert translations.fitting_pairs(task, rows, settings) == (rows[:1], 2)
+    with pytest.raises(InputError, match="no source of 2 pairs fits"):
+        translations.fitting_pairs(task, rows[1:], settings)
+    assert len(task(cut_texts, max_new_tokens=2)) == 3
+
+
+def test_invalid_choices_raise_before_training(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps({"source": a, "target": b}) for a, b in pairs()))
+    for changes, words in (
+        ({"bleu_tokenizer": "none such"}, "`tokenizer` must be one of"),
+        ({"max_length": 999}, "--max-length must be at most the preset's"),
+    ):
+        settings = translation.Options(
+            out=str(tmp_path / "run"), data=str(path), smoke=True, **changes
+        )
+        with pytest.raises(InputError, match=words):
+            translation.run(settings)
+        assert list(tmp_path.iterdir()) == [path]
 
 
 def test_nearest_source_baseline():

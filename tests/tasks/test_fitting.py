@@ -91,7 +91,12 @@ def test_fit_translation():
     fit_task(task, pairs * 8, epochs=12)
     results = task([source for source, _ in pairs], max_new_tokens=12)
     assert sum(a == target for a, (_, target) in zip(results, pairs, strict=True)) >= 9
-    assert task.evaluate(pairs)["chrf"] > 60
+    measures = task.evaluate(pairs)
+    assert measures["chrf"] > 60
+    # A text that `fit` leaves out because of its length is left out of the evaluation, too.
+    assert task.evaluate([("a " * 300, "x"), *pairs]) == {**measures, "texts_too_long": 1}
+    with pytest.raises(InputError, match="no text of 1 rows fits"):
+        task.evaluate([("a " * 300, "x")])
 
 
 def test_fit_classification_and_regression(word_piece):

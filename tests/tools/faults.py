@@ -754,8 +754,8 @@ COMMANDS = (
         "`keep_if` is negated",
         Place(
             "keras_llm/files.py",
-            "            if not worth_keeping():",
-            "            if worth_keeping():",
+            "            if not _has_any(partial, keep_if):",
+            "            if _has_any(partial, keep_if):",
         ),
         ("tests/test_files.py",),
     ),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from keras_llm.models import OutputHead
 
 CHUNK_ELEMENTS = 2**22  # logits per chunk: 16 MiB in float32
+_LARGEST = 64.0  # weight of a token in float16: small gradients do not underflow, sums fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,9 @@ class ChunkedCrossEntropy:
 
     A loop computes the logits of one chunk of tokens at a time. In training, the same pass computes
     the gradients, so no logit is computed twice. Memory holds one chunk of logits and the gradients
-    of `states` and `kernel`.
+    of `states` and `kernel`. With float16 states, the gradients are computed for weights scaled to
+    a fixed range and unscaled in float32, after a loss scale has multiplied them, so that they do
+    not underflow.
 
     Args:
         label_smoothing: float in [0, 1). e.
@@ -89,6 +92,10 @@ class ChunkedCrossEntropy:
         # Copy to tensors: in TensorFlow's eager mode, a custom gradient must return the gradients
         # of variables separately.
         trained = [ops.copy(weight) for weight in trained]
+        scaled, scale = weights, 1.0
+        if keras.backend.standardize_dtype(states.dtype) == "float16":
+            scale = _LARGEST / ops.maximum(ops.max(ops.abs(weights), initial=0.0), 1e-30)
+            scaled = weights * scale
 
         @ops.custom_gradient
         def run(states, *trained):
@@ -98,7 +105,7 @@ class ChunkedCrossEntropy:
                 kernel,
                 bias[0] if bias else None,
                 targets,
-                weights,
+                scaled,
                 True,
                 frozen_kernel,
                 teacher,
@@ -111,7 +118,7 @@ class ChunkedCrossEntropy:
                 if isinstance(upstream, tuple):  # JAX passes all cotangents as one tuple
                     upstream = upstream[0]
                 return tuple(
-                    ops.cast(upstream * ops.cast(part, "float32"), like.dtype)
+                    ops.cast(upstream * (ops.cast(part, "float32") / scale), like.dtype)
                     for part, like in zip(parts, (states, *trained), strict=False)
                 )
 
@@ -131,7 +138,10 @@ class ChunkedCrossEntropy:
         frozen_kernel=False,
         teacher=None,
     ):
-        """Return losses (N,), correct flags (N,), and the gradients of states, kernel and bias."""
+        """Return losses (N,), correct flags (N,), and the gradients of states, kernel and bias.
+
+        The gradients are those of `sum(weights * losses)`.
+        """
         count, vocabulary = ops.shape(states)[0], kernel.shape[1]
         size = self._size(count, vocabulary)
 
@@ -169,7 +179,7 @@ class ChunkedCrossEntropy:
                 d = ops.cast(d_raw, h.dtype)
                 d_states = ops.slice_update(d_states, (start, 0), ops.matmul(d, kernel_transposed))
                 if not frozen_kernel:
-                    d_kernel += ops.cast(ops.matmul(ops.transpose(h), d), "float32")
+                    d_kernel += _kernel_gradient(h, d, size)
                 d_bias += 0.0 if bias is None else ops.sum(d_raw, axis=0)
                 sums = d_states, d_kernel, d_bias
             return start + size, losses, right, *sums
@@ -222,6 +232,15 @@ def _logits(states: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     """Return float32 logits (C, V) of states (C, D), before the cap."""
     raw = ops.cast(ops.matmul(states, kernel), "float32")
     return raw if bias is None else raw + ops.cast(bias, "float32")
+
+
+def _kernel_gradient(states: Tensor, d: Tensor, size: int | Tensor) -> Tensor:
+    """Return float32 `states^T d` (D, V) of one chunk; in float16 as a mean, which fits."""
+    if keras.backend.standardize_dtype(states.dtype) != "float16":
+        return ops.cast(ops.matmul(ops.transpose(states), d), "float32")
+    size = ops.cast(size, "float32")
+    mean = ops.cast(ops.cast(states, "float32") / size, states.dtype)
+    return ops.cast(ops.matmul(ops.transpose(mean), d), "float32") * size
 
 
 def capped(raw: Tensor, soft_cap: float | None) -> Tensor:

@@ -1,14 +1,13 @@
 """Train Keras models with the same result on one or several devices."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import keras
 from keras import ops
 
-from keras_llm import models
 from keras_llm.errors import InputError
-from keras_llm.keras_internals import BuildHook
+from keras_llm.keras_internals import BuildHook, flatten_layers
 from keras_llm.training.distribution import distribution, replicas
 from keras_llm.training.optimizers.optimizers import check_precision
 from keras_llm.types import JSON, Tensor
@@ -16,16 +15,19 @@ from keras_llm.types import JSON, Tensor
 _MEANS = ("sum_over_batch_size", "mean")
 
 
+@keras.saving.register_keras_serializable("keras_llm")
 class Trainer(BuildHook):
     """A trainer for any model with Keras losses and metrics: `compile(optimizer, loss)` and `fit`.
 
     On one device it behaves like the model's own `compile` and `fit`. On several devices
     (`tf.distribute`, `keras.distribution`) loss and gradients are those of the global batch,
     however its rows are split; see docs/scaling.md for unsupported options. The weights are those
-    of `model`: save and use `model` after training.
+    of `model`: save and use `model` after training. To continue a training elsewhere, Keras's
+    `save`, `load_model`, `ModelCheckpoint` and `BackupAndRestore` work with the trainer.
 
     Args:
-        model: a `keras.Model`.
+        model: a `keras.Model`. If its layers compute in mixed_float16, `compile` scales the loss as
+            Keras does for a model with this dtype policy.
 
     Data: as for the model. The loss must be a mean over independent rows.
 
@@ -49,8 +51,12 @@ class Trainer(BuildHook):
     """
 
     def __init__(self, model: keras.Model, name: str | None = None) -> None:
-        super().__init__(name=name)
+        # Keras scales the loss if the policy of the compiled model, here the trainer, asks for it.
+        policies = {layer.dtype_policy.name for layer in flatten_layers(model)}
+        policy = "mixed_float16" if "mixed_float16" in policies else None
+        super().__init__(name=name, dtype=policy)
         self.model = model
+        self.built = model.built
 
     @property
     def trained(self) -> keras.Model:
@@ -58,8 +64,17 @@ class Trainer(BuildHook):
         return self.model
 
     def get_config(self) -> JSON:
-        has_config = hasattr(self.model, "config")
-        return {"model": models.describe(self.model) if has_config else self.model.get_config()}
+        return {"name": self.name, "model": keras.saving.serialize_keras_object(self.model)}
+
+    @classmethod
+    def from_config(cls, config: JSON, custom_objects: JSON | None = None) -> Self:
+        config = {
+            name: keras.saving.deserialize_keras_object(value, custom_objects)
+            if isinstance(value, dict)
+            else value
+            for name, value in config.items()
+        }
+        return cls(**config)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Return the model's outputs."""
@@ -108,6 +123,11 @@ class Trainer(BuildHook):
         with replicas.scope_of(self):
             if replicas.count() > 1:
                 self._check_compiled(kwargs.get("loss", args[1] if len(args) > 1 else None))
+
+    def compile_from_config(self, config: JSON) -> None:
+        """Compile a trainer that Keras loads from a file."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
 
     def fit(
         self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any

@@ -1,8 +1,10 @@
 """Train a language model by knowledge distillation."""
 
 import dataclasses
+import pathlib
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_llm import models
@@ -10,6 +12,8 @@ from keras_llm.errors import InputError
 from keras_llm.training.losses.cross_entropy import ChunkedCrossEntropy, capped
 from keras_llm.training.trainers.language_model import LanguageModelTrainer, states_of
 from keras_llm.types import JSON
+
+_TEACHER = "teacher.weights.h5"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +54,14 @@ class ChunkedDistillation(ChunkedCrossEntropy):
         return losses, right, d
 
 
+@keras.saving.register_keras_serializable("keras_llm")
 class DistillationTrainer(LanguageModelTrainer):
     """A `LanguageModelTrainer` that distills a teacher into the model.
 
     The teacher runs on each batch; the full logits of student and teacher are never in memory. The
-    teacher's weights are not part of the trainer and do not change. `evaluate` and validation
-    losses are the cross-entropy of the targets only, so they are comparable with other runs.
+    teacher's weights are not part of the trainer's and do not change: a `.keras` file of the
+    trainer contains them, a weights file does not. `evaluate` and validation losses are the
+    cross-entropy of the targets only, so they are comparable with other runs.
 
     Args:
         model: the student, from `models.causal_lm`, `models.seq2seq` or `models.masked_lm`.
@@ -104,7 +110,16 @@ class DistillationTrainer(LanguageModelTrainer):
         self._teacher = lambda: teacher  # a function, so that Keras does not track the weights
 
     def get_config(self) -> JSON:
-        return {**super().get_config(), "teacher": models.describe(self._teacher())}
+        teacher = keras.saving.serialize_keras_object(self._teacher())
+        return {**super().get_config(), "teacher": teacher}
+
+    def save_assets(self, dir_path: str) -> None:
+        """Write the weights of the teacher; Keras calls it for `.keras` files."""
+        self._teacher().save_weights(pathlib.Path(dir_path) / _TEACHER)
+
+    def load_assets(self, dir_path: str) -> None:
+        """Read the weights of the teacher from `save_assets`."""
+        self._teacher().load_weights(pathlib.Path(dir_path) / _TEACHER)
 
     def _teaching(self, x):
         teacher = self._teacher()

@@ -1,7 +1,7 @@
 """Train language models without materializing their logits."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -15,7 +15,10 @@ from keras_llm.training.segment_mask import packed_states
 from keras_llm.training.trainers.base import Trainer
 from keras_llm.types import JSON, Tensor
 
+_COMPILE_ARGUMENTS = ("optimizer", "loss", "loss_weights", "metrics", "weighted_metrics")
 
+
+@keras.saving.register_keras_serializable("keras_llm")
 class LanguageModelTrainer(Trainer):
     """A trainer for models that predict tokens: `compile(optimizer)` and `fit`.
 
@@ -41,11 +44,11 @@ class LanguageModelTrainer(Trainer):
     tokens of its own segment, up to its own position.
 
     Raises:
-        InputError: if an argument is invalid, naming it; in `fit`, if the weight dtype is too
-            coarse for the optimizer (bfloat16 with Adam's default `beta_2`); in `fit` and
-            `evaluate`, if an array of token ids has one outside the vocabulary, or the batches
-            cannot be split over the devices; in `fit` over several workers, if a worker is lost,
-            naming it.
+        InputError: if an argument is invalid, naming it; in `compile`, if it gets a loss or
+            metrics, which the trainer defines itself; in `fit`, if the weight dtype is too coarse
+            for the optimizer (bfloat16 with Adam's default `beta_2`); in `fit` and `evaluate`, if
+            an array of token ids has one outside the vocabulary, or the batches cannot be split
+            over the devices; in `fit` over several workers, if a worker is lost, naming it.
 
     Example:
     >>> import numpy as np
@@ -90,6 +93,22 @@ class LanguageModelTrainer(Trainer):
     def get_config(self) -> JSON:
         loss = dataclasses.asdict(self.cross_entropy)
         return {**super().get_config(), **loss, "ignore_id": self.ignore_id}
+
+    @classmethod
+    def from_config(cls, config: JSON, custom_objects: JSON | None = None) -> Self:
+        arguments = {name: value for name, value in config.items() if name != "soft_cap"}
+        return super().from_config(arguments, custom_objects)  # the cap is the model's
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        given = {**dict(zip(_COMPILE_ARGUMENTS, args, strict=False)), **kwargs}
+        for name in _COMPILE_ARGUMENTS[1:]:
+            if given.get(name) is not None:
+                raise InputError(
+                    f"`{name}` of `compile` must be None for a {type(self).__name__}, which "
+                    "computes its own loss and metrics from hidden states; use training.Trainer "
+                    "for other losses."
+                )
+        super().compile(*args, **kwargs)
 
     def call(self, inputs: Any, training: bool | None = None) -> Tensor:
         """Return the hidden states that logits are computed from, (B, T, D)."""

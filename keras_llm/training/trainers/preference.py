@@ -1,7 +1,7 @@
 """Train on preference pairs, chosen and rejected answers, with DPO and ORPO."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import keras
 from keras import ops
@@ -102,6 +102,10 @@ class ORPO:
         return losses, slopes, margin
 
 
+_KINDS = (DPO, ORPO)
+
+
+@keras.saving.register_keras_serializable("keras_llm")
 class PreferenceTrainer(LanguageModelTrainer):
     """A trainer for DPO and ORPO on a causal language model: `compile(optimizer)` and `fit`.
 
@@ -146,7 +150,7 @@ class PreferenceTrainer(LanguageModelTrainer):
         super().__init__(model, chunk_size=chunk_size, name=name)
         if not isinstance(model, models.CausalLM):
             raise InputError("`model` must come from models.causal_lm.")
-        if not isinstance(objective, (DPO, ORPO)):
+        if not isinstance(objective, _KINDS):
             raise InputError(f"`objective` must be a DPO or an ORPO object, got {objective!r}.")
         self.objective = objective
         self.margin = keras.metrics.Mean(name="margin")
@@ -154,6 +158,12 @@ class PreferenceTrainer(LanguageModelTrainer):
     def get_config(self) -> JSON:
         options = dataclasses.asdict(self.objective)
         return {**super().get_config(), type(self.objective).__name__: options}
+
+    @classmethod
+    def from_config(cls, config: JSON, custom_objects: JSON | None = None) -> Self:
+        (objective,) = (kind(**config[kind.__name__]) for kind in _KINDS if kind.__name__ in config)
+        arguments = {name: config[name] for name in ("name", "model", "chunk_size")}
+        return super().from_config({**arguments, "objective": objective}, custom_objects)
 
     def call(self, inputs: dict[str, Tensor], training: bool | None = None) -> Tensor:
         """Return the hidden states that logits are computed from, (2 B, T, D), pairs in order."""

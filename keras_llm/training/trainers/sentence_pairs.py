@@ -1,18 +1,20 @@
 """Pretrain BERT: masked language modeling and next sentence prediction."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import keras
 from keras import ops
 
+from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.training.trainers.language_model import LanguageModelTrainer
-from keras_llm.types import Tensor
+from keras_llm.types import JSON, Tensor
 
 if TYPE_CHECKING:
     from keras_llm.models import HeadModel
 
 
+@keras.saving.register_keras_serializable("keras_llm")
 class SentencePairTrainer(LanguageModelTrainer):
     """A trainer for a `masked_lm` and a `next_sentence` model that share one encoder.
 
@@ -63,6 +65,20 @@ class SentencePairTrainer(LanguageModelTrainer):
     @property
     def trained(self) -> keras.Model:
         return self.both
+
+    def get_config(self) -> JSON:
+        next_sentence = keras.saving.serialize_keras_object(self.next_sentence)
+        return {**super().get_config(), "next_sentence": next_sentence}
+
+    @classmethod
+    def from_config(cls, config: JSON, custom_objects: JSON | None = None) -> Self:
+        rows = {name: config[name]["config"] for name in ("model", "next_sentence")}
+        row = rows["model"]
+        encoder = models.encoder(models.config_from_dict(row["config"]), dtype=row["dtype"])
+        shared = {
+            name: models.HeadModel(**{**row, "backbone": encoder}) for name, row in rows.items()
+        }
+        return super().from_config({**config, **shared}, custom_objects)
 
     def call(self, inputs: dict[str, Tensor], training: bool | None = None) -> dict[str, Tensor]:
         """Return the states of masked tokens (B, M, D) and next-sentence logits (B, 2)."""
