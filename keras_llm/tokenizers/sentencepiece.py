@@ -16,6 +16,7 @@ from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
 
 from keras_llm.errors import InputError, optional_packages
 from keras_llm.files import read_utf8
+from keras_llm.json_files import check_arguments
 from keras_llm.tokenizers.base import MASKS, Tokenizer
 from keras_llm.tokenizers.offsets import CharacterOffsets
 from keras_llm.types import JSON, Tensor
@@ -54,8 +55,10 @@ class SentencePiece(Tokenizer):
         self.escape = bool(escape)
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ValueError) as error:
             raise InputError(f"not a SentencePiece model: {error}") from None
+        if not model:  # the library takes it as no model
+            raise InputError("not a SentencePiece model: it is empty.")
         self.vocabulary_size = self._processor.get_piece_size()
         self.bos_id = self._processor.bos_id()
         self.eos_id = self._processor.eos_id()
@@ -247,7 +250,12 @@ class SentencePiece(Tokenizer):
         path = folder / _MODEL_FILE
         if not path.is_file():
             raise InputError(f"{path} is missing.")
-        return cls(path.read_bytes(), config.get("escape", True), config.get("add_bos", True))
+        options = {name: value for name, value in config.items() if name != "class"}
+        check_arguments(cls, options, folder / "config.json")
+        try:
+            return cls(path.read_bytes(), **options)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
 
 
 @functools.cache
