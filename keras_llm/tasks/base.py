@@ -174,12 +174,16 @@ def read_config(folder: PathLike) -> JSON:
     path = pathlib.Path(folder) / CONFIG_FILE
     if not path.is_file():
         raise InputError(f"{folder} is not a model folder ({path} is missing).")
-    config = read_json(path)
+    try:
+        config = read_json(path)
+    except InputError as error:
+        raise InputError(f"{folder} does not describe a task: {error}") from None
+    name = config.get("task")
+    if isinstance(name, str) and name not in _CLASSES:
+        raise InputError(f"{path}: unknown task {name!r}.")
     for name, kind in (("task", str), ("model", dict), ("metadata", (dict, type(None)))):
         if not isinstance(config.get(name), kind):
             raise InputError(f"{path} does not describe a task: `{name}` is {config.get(name)!r}.")
-    if config["task"] not in _CLASSES:
-        raise InputError(f"{path}: unknown task {config['task']!r}.")
     return config
 
 
@@ -222,12 +226,16 @@ def _restored(config, path, weights):
     sections = [config["model"].get(name) for name in ("num_layers", "num_decoder_layers")]
     layers = sum(count for count in sections if isinstance(count, int))
     if layers * _LEAST_BYTES_OF_LAYER > size:
-        raise InputError(f"{path}: {layers} layers cannot be in {weights}, which has {size} bytes.")
+        raise InputError(
+            f"{weights} cannot be loaded: it has {size} bytes, too few for the {layers} layers of "
+            f"{path}."
+        )
     model = described(lambda: models.restore(config), path)
     count = sum(math.prod(variable.shape) for variable in model.variables)
     if count > 8 * size:  # a weight has at least one bit
         raise InputError(
-            f"{path}: a model of {count} weights cannot be in {weights}, which has {size} bytes."
+            f"{weights} cannot be loaded: it has {size} bytes, too few for the {count} weights of "
+            f"{path}."
         )
     for variable in model.variables:
         is_state = keras.backend.standardize_dtype(variable.dtype) == "uint32"  # of a generator

@@ -41,8 +41,8 @@ def test_tasks(folders, fuzz, check, mutated_file, with_file, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"num_layers": 10**6}, "1000000 layers cannot be in"),
-        ({"vocabulary_size": 2**31}, "a model of .* weights cannot be in"),
+        ({"num_layers": 10**6}, "too few for the 1000000 layers"),
+        ({"vocabulary_size": 2**31}, r"too few for the \d+ weights"),
         ({"num_heads": [2]}, r"`num_heads` must be int, got \[2\]"),
         ({"norm": ["rms"]}, r"`norm` must be str, got \['rms'\]"),
         ({"position": {"rotary": {"base": "x", "scaling": 1}}}, "`position`"),
@@ -55,8 +55,9 @@ def test_wrong_config_raises_error(changes, message, folders, with_file, tmp_pat
     row = json.loads((folders[0] / "config.json").read_text())
     row["model"] |= changes
     copy = with_file(folders[0], "config.json", json.dumps(row).encode(), tmp_path / "copy")
-    with pytest.raises(InputError, match=rf"config.json: .*{message}"):
+    with pytest.raises(InputError, match=message) as error:
         keras_llm.load(copy)
+    assert str(copy / "config.json") in str(error.value)
 
 
 def test_task_that_contains_itself_raises_error(folders, with_file, tmp_path):
