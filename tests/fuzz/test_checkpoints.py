@@ -46,6 +46,7 @@ def folders(tmp_path_factory):
 
 
 def test_hugging_face_models(folders, fuzz, check, mutated_file, with_file, tmp_path):
+    assert all(check(checkpoints.from_hugging_face, folder) for folder in folders.values())
     names = ("config.json", "generation_config.json", "model.safetensors")
 
     @fuzz(25, mutated_file(folders.values(), names))

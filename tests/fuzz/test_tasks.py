@@ -33,6 +33,8 @@ def folders(tmp_path_factory):
 
 
 def test_tasks(folders, fuzz, check, mutated_file, with_file, tmp_path):
+    assert all(check(keras_llm.load, folder) for folder in folders)
+
     @fuzz(30, mutated_file(folders, ("config.json", "model.weights.h5")))
     def run(mutation):
         check(keras_llm.load, with_file(*mutation, tmp_path / "copy"))

@@ -27,6 +27,8 @@ def test_saved(trained, fuzz, check, mutated_file, with_file, tmp_path):
     for tok, folder in zip(trained, folders, strict=True):
         tok.save(folder)
 
+    assert all(check(tokenizers.load, folder) for folder in folders)
+
     @fuzz(150, mutated_file(folders))
     def run(mutation):
         tok = check(tokenizers.load, with_file(*mutation, tmp_path / "copy"))
@@ -49,6 +51,8 @@ def test_hugging_face(trained, fuzz, check, mutated_file, with_file, tmp_path):
         (folder / "config.json").unlink()
         (folder / "tokenizer_config.json").write_text(SETTINGS)
         folders.append(folder)
+
+    assert all(check(tokenizers.from_hugging_face, folder) for folder in folders)
 
     @fuzz(150, mutated_file(folders))
     def run(mutation):
