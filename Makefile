@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-unit test-kills fuzz-tokenizers test-jax test-parity test-scale test-serving test-device recipes docs look notebooks lint clean
+.PHONY: demo test test-unit fuzz fuzz-tokenizers test-kills test-jax test-parity test-scale test-serving test-device recipes docs look notebooks lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m keras_llm.recipes.demo
@@ -16,6 +16,11 @@ test: $(INSTALLED)
 test-unit: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/checkpoints \
 		tests/data tests/generation tests/layers tests/tokenizers tests/test_files.py
+
+# Load 2,000 mutated files of each kind that the library reads; `make test` loads some of each.
+fuzz: $(INSTALLED)
+	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/fuzz
+	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/export/test_litert.py -k mutated
 
 # Kill training processes at random points and resume them.
 test-kills: $(INSTALLED)

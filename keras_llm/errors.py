@@ -21,8 +21,21 @@ _EXTRAS = {
 }
 
 
+_LONGEST = 2000  # characters of a message, which may quote a value from a file
+
+
 class InputError(ValueError):
-    """An invalid argument, option or file. The message names it and what would be valid."""
+    """An invalid argument, option or file. The message names it and what would be valid.
+
+    Args:
+        message: str. Line breaks become spaces, and the middle of a very long message is left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        message = " ".join(message.splitlines())
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
+        super().__init__(message)
 
 
 def require_list(name: str, values: object) -> None:

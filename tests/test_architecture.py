@@ -32,7 +32,15 @@ LAYERS = [
     {"models"},
     {"layers"},
     {
-        *("errors", "files", "interrupts", "keras_internals", "sampling_settings", "silence"),
+        *(
+            "errors",
+            "files",
+            "interrupts",
+            "json_files",
+            "keras_internals",
+            "sampling_settings",
+            "silence",
+        ),
         *("span_search", "types"),
     },
 ]

@@ -6,6 +6,7 @@ the manifest and the tokenizer can be appended, as in TFLite metadata.
 
 import contextlib
 import json
+import lzma
 import mmap
 import pathlib
 import tempfile
@@ -14,10 +15,14 @@ import zlib
 
 from keras_llm import tokenizers
 from keras_llm.errors import ExportError, InputError
+from keras_llm.export.litert.runtime.manifest import check_manifest
+from keras_llm.json_files import parse_json
 from keras_llm.types import JSON, PathLike
 
 _MANIFEST = "keras_llm.json"
 _TOKENIZER = "tokenizer"
+_LARGEST = 1 << 29  # bytes of the unpacked archive
+_CORRUPT = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)  # of an archive
 
 
 def append(
@@ -63,18 +68,22 @@ def read(path: PathLike) -> tuple[JSON, tokenizers.Tokenizer]:
         raise InputError(f"{path} does not exist.")
     try:
         with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
-            manifest = json.loads(archive.read(_MANIFEST))
+            if sum(file.file_size for file in archive.infolist()) > _LARGEST:
+                raise ValueError(f"its archive has more than {_LARGEST >> 20} MB")
+            manifest = parse_json(archive.read(_MANIFEST), f"{path}: {_MANIFEST}")
             for name in archive.namelist():
                 if name.startswith(f"{_TOKENIZER}/"):
                     archive.extract(name, folder)
             tokenizer = tokenizers.load(pathlib.Path(folder) / _TOKENIZER)
-        is_intact = _crc32(path, manifest["size"]) == manifest["crc32"]
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError) as error:
+    except (*_CORRUPT, ValueError, KeyError, RuntimeError, OSError) as error:
         raise InputError(
             f"{path} is not a model from export.litert or export.litert_lm, or is incomplete: "
             f"{error}"
         ) from None
-    if not is_intact:
+    if not isinstance(manifest, dict):
+        raise InputError(f"{path}: {_MANIFEST} must hold a JSON object.")
+    check_manifest(path, manifest)
+    if _crc32(path, manifest["size"]) != manifest["crc32"]:
         raise InputError(f"{path} is damaged: its checksum does not match.")
     return manifest, tokenizer
 

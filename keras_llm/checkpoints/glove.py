@@ -40,7 +40,7 @@ def read_glove(path: PathLike) -> tuple[np.ndarray, list[str]]:
         for number, line in enumerate(lines, 1):
             where = f"{path}, line {number}"
             fields = line.rstrip(b" \r\n").split(b" ")
-            if number == 1 and len(fields) == 2 and all(f.isdigit() for f in fields):
+            if number == 1 and len(fields) == 2 and all(map(_is_count, fields)):
                 head = [int(f) for f in fields]
                 size = head[1]
                 continue
@@ -106,6 +106,10 @@ def _count_numbers(fields):
     while count < len(fields) - 1 and _is_number(fields[-1 - count]):
         count += 1
     return count
+
+
+def _is_count(field):
+    return field.isdigit() and len(field) < 20
 
 
 def _is_number(field):

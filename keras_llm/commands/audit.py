@@ -189,9 +189,10 @@ def _changes(row):
 def _write(folder, results):
     """Write the audit to metrics.json and to the model card, replacing an older audit there."""
     from keras_llm.files import atomic_file
+    from keras_llm.json_files import read_json
 
     path = folder / "metrics.json"
-    metrics = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    metrics = read_json(path) if path.is_file() else {}
     metrics["audit"] = {**metrics.get("audit", {}), **results}
     lines = [_BEGIN, "", *_NOTES]
     for head, rows in _tables(metrics["audit"]):

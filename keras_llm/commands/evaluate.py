@@ -38,10 +38,11 @@ def run(options):
     check_data(options.data)
     import_tensorflow()
     from keras_llm.files import atomic_file
+    from keras_llm.json_files import read_json
 
     measures = _measures(options)
     path = pathlib.Path(options.run) / "metrics.json"
-    metrics = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    metrics = read_json(path) if path.is_file() else {}
     if options.data:
         metrics.setdefault("other_text", {})[options.data] = measures
     else:

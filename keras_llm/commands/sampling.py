@@ -1,7 +1,6 @@
 """Define the sampling options of `generate`, `chat` and `query`."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Annotated, Any
 
@@ -9,6 +8,7 @@ import tyro
 
 from keras_llm.errors import InputError
 from keras_llm.files import read_utf8
+from keras_llm.json_files import parse_json
 from keras_llm.sampling_settings import MAX_NEW_TOKENS, SETTINGS, check
 
 
@@ -81,7 +81,4 @@ class SamplingOptions(_Options):
 
 
 def _read_schema(path):
-    try:
-        return json.loads(pathlib.Path(path).read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"--json-schema: {path} is not JSON: {error}") from None
+    return parse_json(pathlib.Path(path).read_bytes(), f"--json-schema: {path}")

@@ -65,6 +65,6 @@ def config_from_dict(row: JSON) -> Any:
     """
     row = dict(row)
     name = row.pop("class", "CausalLMConfig")
-    if name not in CONFIGS:
+    if not isinstance(name, str) or name not in CONFIGS:
         raise InputError(f"unknown config class {name!r}; available classes: {', '.join(CONFIGS)}.")
     return CONFIGS[name].from_dict(row)

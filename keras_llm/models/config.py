@@ -5,6 +5,7 @@ import numbers
 from typing import Self
 
 from keras_llm.errors import InputError
+from keras_llm.json_files import check_arguments
 from keras_llm.layers.activations import get_activation
 from keras_llm.layers.alibi import Alibi
 from keras_llm.layers.relative import RelativeBias
@@ -253,14 +254,13 @@ class TransformerConfig:
         """Rebuild a config from the output of `to_dict`.
 
         Raises:
-            InputError: if a field is unknown or missing.
+            InputError: if a field is unknown or missing, or its value has another type.
         """
-        row = _known_fields(cls, row)
+        row = dict(row)
         for field in ("position", "local_position"):
             if isinstance(row.get(field), dict):
-                ((name, options),) = row[field].items()
-                row[field] = _POSITIONS[name].from_config(options)
-        return cls(**row)
+                row[field] = _position_from_dict(row[field], f"{cls.__name__}: `{field}`")
+        return cls(**_known_fields(cls, row))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -370,7 +370,23 @@ def _known_fields(cls, row):
     wrong = sorted(set(row) - {field.name for field in fields}) or sorted(required - set(row))
     if wrong:
         raise InputError(f"{cls.__name__}: unknown or missing fields {wrong}.")
+    check_arguments(cls, row, cls.__name__)
     return dict(row)
+
+
+def _position_from_dict(row, where):
+    name, options = next(iter(row.items())) if len(row) == 1 else (None, None)
+    if name not in _POSITIONS or not isinstance(options, dict):
+        raise InputError(f"{where} must be an object with one of {', '.join(_POSITIONS)}.")
+    scaling = options.get("scaling")
+    try:
+        option = _POSITIONS[name].from_config(options)
+        check_arguments(type(option), vars(option), where)
+        if isinstance(scaling, dict):
+            check_arguments(type(option.scaling), vars(option.scaling), where)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise InputError(f"{where} is not valid: {error}") from None
+    return option
 
 
 CONFIGS = {

@@ -10,8 +10,9 @@ from typing import TypeVar
 
 import keras
 
+from keras_llm.errors import InputError
 from keras_llm.keras_internals import initialize, is_allocated
-from keras_llm.types import Tensor
+from keras_llm.types import PathLike, Tensor
 
 _Result = TypeVar("_Result")
 
@@ -27,6 +28,20 @@ def shapes_only(function: Callable[[], _Result]) -> _Result:
 
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         return thread.submit(measure).result()
+
+
+def described(function: Callable[[], _Result], where: PathLike) -> _Result:
+    """Return `shapes_only(function)`, for a function that builds what a file describes.
+
+    Raises:
+        InputError: if the function fails because of its values; the message begins with `where`.
+    """
+    try:
+        return shapes_only(function)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        raise InputError(f"{where} does not describe a model: {error!r}.") from error
 
 
 def allocate(variable: keras.Variable, value: Tensor | None = None) -> None:

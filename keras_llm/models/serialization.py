@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from keras_llm.errors import InputError
+from keras_llm.json_files import check_arguments
+from keras_llm.models import heads
 from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_dict
 from keras_llm.models.causal_lm import CausalLM
 from keras_llm.models.config import TransformerConfig, WordVectorsConfig
@@ -60,8 +62,14 @@ def restore(row: JSON) -> ConfiguredModel:
     """Rebuild a model from the output of `describe`, with fresh weights; ignore other keys.
 
     Raises:
-        InputError: if a class, a field or the head is unknown, or a field is missing.
+        InputError: if a class, a field or the head is unknown, or a field is missing or has another
+            type.
     """
     head = row.get("head") or {}
-    config = config_from_dict(row["model"])
-    return build(config, head.get("name"), head.get("options"), dtype=row.get("dtype"))
+    if not isinstance(head, dict):
+        raise InputError(f"`head` must be an object with `name` and `options`, got {head!r}.")
+    name, options = head.get("name"), head.get("options") or {}
+    check_arguments(build, {"head": name, "options": options}, "`head`")
+    if name in HEADS:
+        check_arguments(getattr(heads, name), options, f"the options of {name}")
+    return build(config_from_dict(row["model"]), name, options or None, dtype=row.get("dtype"))

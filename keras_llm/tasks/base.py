@@ -2,16 +2,20 @@
 
 import copy
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 import keras_llm
 from keras_llm import data, models, tokenizers
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder
+from keras_llm.json_files import read_json
+from keras_llm.models.deferred import allocate, described
 from keras_llm.tasks.fitting import Fitting
 from keras_llm.training.adapters.lora import (
     ATTENTION,
@@ -26,6 +30,7 @@ _CLASSES: dict[str, type["Task"]] = {}
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.weights.h5"
 TOKENIZER_FOLDER = "tokenizer"
+_LEAST_BYTES_OF_LAYER = 8000  # in a file of weights, whose tensors each have a header
 
 
 class Task(Fitting):
@@ -170,12 +175,15 @@ def read_config(folder: PathLike) -> JSON:
     if not path.is_file():
         raise InputError(f"{folder} is not a model folder ({path} is missing).")
     try:
-        config = json.loads(path.read_text("utf-8"))
-        is_known = config["task"] in _CLASSES
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} does not describe a task: {error!r}.") from None
-    if not is_known:
-        raise InputError(f"{path}: unknown task {config['task']!r}.")
+        config = read_json(path)
+    except InputError as error:
+        raise InputError(f"{folder} does not describe a task: {error}") from None
+    name = config.get("task")
+    if isinstance(name, str) and name not in _CLASSES:
+        raise InputError(f"{path}: unknown task {name!r}.")
+    for name, kind in (("task", str), ("model", dict), ("metadata", (dict, type(None)))):
+        if not isinstance(config.get(name), kind):
+            raise InputError(f"{path} does not describe a task: `{name}` is {config.get(name)!r}.")
     return config
 
 
@@ -197,14 +205,42 @@ def load(folder: PathLike) -> Task:
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise InputError(f"{weights} is missing.")
-    model = models.restore(config)
+    model = _restored(config, folder / CONFIG_FILE, weights)
     try:
         model.load_weights(weights)
-    except (OSError, KeyError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # h5py raises any exception for a corrupt file
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise InputError(f"{weights} cannot be loaded: {reason}") from error
     kind = _CLASSES[config["task"]]
-    return kind(model, tokenizer, metadata=config.get("metadata"), **kind.parts(folder))
+    try:
+        return kind(model, tokenizer, metadata=config.get("metadata"), **kind.parts(folder))
+    except InputError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{folder / CONFIG_FILE}: `metadata` is not valid: {error!r}.") from error
+
+
+def _restored(config, path, weights):
+    """Build the model of a config, with unset weights, if its file of weights is large enough."""
+    size = weights.stat().st_size
+    sections = [config["model"].get(name) for name in ("num_layers", "num_decoder_layers")]
+    layers = sum(count for count in sections if isinstance(count, int))
+    if layers * _LEAST_BYTES_OF_LAYER > size:
+        raise InputError(
+            f"{weights} cannot be loaded: it has {size} bytes, too few for the {layers} layers of "
+            f"{path}."
+        )
+    model = described(lambda: models.restore(config), path)
+    count = sum(math.prod(variable.shape) for variable in model.variables)
+    if count > 8 * size:  # a weight has at least one bit
+        raise InputError(
+            f"{weights} cannot be loaded: it has {size} bytes, too few for the {count} weights of "
+            f"{path}."
+        )
+    for variable in model.variables:
+        is_state = keras.backend.standardize_dtype(variable.dtype) == "uint32"  # of a generator
+        allocate(variable, None if is_state else np.zeros(variable.shape, "float32"))
+    return model
 
 
 def checked_texts(name: str, texts: Sequence[Any]) -> Sequence[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from keras_llm.errors import InputError
 from keras_llm.models import CausalLM
-from keras_llm.tasks.base import Task, load
+from keras_llm.tasks.base import Task, load, read_config
 from keras_llm.tasks.settings import count_of
 from keras_llm.tasks.text_classification import TextClassification
 from keras_llm.tasks.text_generation import TextGeneration
@@ -154,7 +154,11 @@ class RankedChat(TextGeneration):
 
     @classmethod
     def parts(cls, folder: PathLike) -> dict[str, Task]:
-        return {name: load(pathlib.Path(folder) / name) for name in (_SENSIBLENESS, _SAFETY)}
+        folders = {name: pathlib.Path(folder) / name for name in (_SENSIBLENESS, _SAFETY)}
+        for path in folders.values():
+            if read_config(path)["task"] == cls.__name__:  # a link to the folder would never end
+                raise InputError(f"{path} must be a TextClassification, got a {cls.__name__}.")
+        return {name: load(path) for name, path in folders.items()}
 
     def write(self, folder: PathLike) -> None:
         super().write(folder)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
 from keras_llm.errors import InputError, require_list
+from keras_llm.json_files import read_json
 from keras_llm.tokenizers.graph.special_tokens import encode_with_special
 from keras_llm.tokenizers.special_tokens import FLAGS, SpecialToken, special_tokens_of
 from keras_llm.types import JSON, PathLike, Tensor
@@ -290,9 +291,11 @@ def load(folder: PathLike) -> Tokenizer:
     path = folder / _CONFIG
     if not path.is_file():
         raise InputError(f"{folder} has no tokenizer ({path} is missing).")
-    try:
-        config = json.loads(path.read_text("utf-8"))
-        tokenizer_class = _CLASSES[config["class"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} does not describe a tokenizer: {error!r}.") from None
-    return tokenizer_class._load_files(folder, config)
+    config = read_json(path)
+    name = config.get("class")
+    if not isinstance(name, str) or name not in _CLASSES:
+        raise InputError(
+            f"{path} does not describe a tokenizer: `class` must be one of {', '.join(_CLASSES)}, "
+            f"got {name!r}."
+        )
+    return _CLASSES[name]._load_files(folder, config)

@@ -10,6 +10,7 @@ import tokenizers
 
 from keras_llm.errors import InputError, require_list
 from keras_llm.files import read_utf8
+from keras_llm.json_files import check_arguments, read_json
 from keras_llm.tokenizers.base import MASKS, Tokenizer, checked_batch
 from keras_llm.tokenizers.graph.byte_pair import BytePairGraph
 from keras_llm.tokenizers.pre_tokenizers import PRE_TOKENIZERS
@@ -238,10 +239,9 @@ class BytePair(Tokenizer):
         vocabulary = read_json(folder / _VOCABULARY_FILE)
         merges = read_merges(folder / _MERGES_FILE)
         options = {name: value for name, value in config.items() if name != "class"}
+        check_arguments(cls, options, folder / "config.json")
         try:
             return cls(vocabulary, merges, **options)
-        except TypeError as error:
-            raise InputError(f"{folder / 'config.json'}: {error}") from None
         except InputError as error:
             raise InputError(f"{folder}: {error}") from None
 
@@ -325,18 +325,6 @@ def texts_of(
             yield text
     if not has_text:
         raise InputError(f"{caller}: `files_or_iterable` has no text.")
-
-
-def read_json(path: PathLike) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        InputError: if the file is missing or not JSON.
-    """
-    try:
-        return json.loads(read_utf8(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON: {error}.") from None
 
 
 def read_merges(path: PathLike) -> list[str]:

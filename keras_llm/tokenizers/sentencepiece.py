@@ -13,6 +13,7 @@ from sentencepiece import sentencepiece_pb2
 
 from keras_llm.errors import InputError, require_list
 from keras_llm.files import read_utf8
+from keras_llm.json_files import check_arguments
 from keras_llm.tokenizers import escapes, sentencepiece_model
 from keras_llm.tokenizers.base import MASKS, Tokenizer, checked_batch
 from keras_llm.tokenizers.graph.sentencepiece import SentencePieceGraph
@@ -94,8 +95,10 @@ class SentencePiece(Tokenizer):
             self.strip = strip
             self._exact = sentencepiece_model.without_prefix(exact) if own else exact
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._exact)
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ValueError) as error:
             raise InputError(f"not a SentencePiece model: {error}") from None
+        if not model:  # the library takes it as no model
+            raise InputError("not a SentencePiece model: it is empty.")
         self.vocabulary_size = self._processor.get_piece_size()
         self.bos_id = self._processor.bos_id()
         self.eos_id = self._processor.eos_id()
@@ -377,10 +380,11 @@ class SentencePiece(Tokenizer):
         if not path.is_file():
             raise InputError(f"{path} is missing.")
         options = {name: value for name, value in config.items() if name != "class"}
+        check_arguments(cls, options, folder / "config.json")
         try:
             return cls(path.read_bytes(), **options)
-        except TypeError as error:
-            raise InputError(f"{folder / 'config.json'}: {error}") from None
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
 
 
 def _sentences(source):

@@ -10,6 +10,7 @@ import tokenizers
 
 from keras_llm.errors import InputError, require_list
 from keras_llm.files import read_utf8
+from keras_llm.json_files import check_arguments
 from keras_llm.tokenizers.base import Tokenizer, checked_batch
 from keras_llm.tokenizers.byte_pair import texts_of
 from keras_llm.tokenizers.graph.word_piece import WordPieceGraph
@@ -211,10 +212,11 @@ class WordPiece(Tokenizer):
     @classmethod
     def _load_files(cls, folder: pathlib.Path, config: JSON) -> Self:
         options = {name: value for name, value in config.items() if name != "class"}
+        check_arguments(cls, options, folder / "config.json")
         try:
             return cls(read_vocabulary(folder / _FILE), **options)
-        except TypeError as error:
-            raise InputError(f"{folder / 'config.json'}: {error}") from None
+        except InputError as error:
+            raise InputError(f"{folder}: {error}") from None
 
     @functools.cached_property
     def _plain(self) -> tokenizers.Tokenizer:

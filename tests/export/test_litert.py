@@ -1,17 +1,25 @@
 """Test TFLite files: builtin ops, and Keras's texts in the LiteRT runtime."""
 
 import json
+import os
+import pathlib
 import shutil
 import subprocess
 import sys
+import zipfile
+import zlib
 
+import flatbuffers
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 
 from keras_llm import export, models, tasks
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export.litert import conversion, file_format
+from keras_llm.export.litert.runtime.model_check import _OPTIONS, _OTHER_OPTIONS, check_model
+from keras_llm.export.litert.runtime.operators import OPERATORS
 
 
 @pytest.fixture(scope="module")
@@ -275,3 +283,144 @@ def test_invalid_files_raise_error(mobile, tmp_path):
     (tmp_path / "headless.tflite").write_bytes(b"x" * 100_000 + content[100_000:])
     with pytest.raises(InputError, match="damaged"):
         export.LiteRTModel(tmp_path / "headless.tflite")
+
+
+@pytest.fixture(scope="module")
+def model_bytes(mobile):
+    """Return the bytes of a model, its manifest, and the other files of its archive."""
+    path = mobile[0] / "reference.tflite"
+    with zipfile.ZipFile(path) as archive:
+        manifest = json.loads(archive.read("keras_llm.json"))
+        others = {n: archive.read(n) for n in archive.namelist() if n != "keras_llm.json"}
+    return path.read_bytes()[slice(*manifest["model"])], manifest, others
+
+
+def _remove_bias(model, graph):
+    operator = graph.operators[0]
+    operator.inputs = np.array([-1, *operator.inputs[1:]], "int32")
+
+
+def _read_too_early(model, graph):
+    graph.operators.insert(0, graph.operators.pop())
+
+
+def _write_twice(model, graph):
+    graph.operators[1].outputs = graph.operators[0].outputs
+
+
+def _split_in_more(model, graph):
+    code = next(i for i, c in enumerate(model.operatorCodes) if c.builtinCode == 49)
+    operator = next(o for o in graph.operators if o.opcodeIndex == code)
+    operator.builtinOptions.numSplits += 1
+
+
+def _scale(tensor, count):
+    tensor.quantization = schema.QuantizationParametersT()
+    tensor.quantization.scale = np.ones(count, "float32")
+
+
+def _set(name, value, get):
+    return lambda model, graph: setattr(get(model, graph), name, value)
+
+
+def _tensor(model, graph):
+    return graph.tensors[graph.operators[0].outputs[0]]
+
+
+def _constant(model, graph):
+    return next(t for t in graph.tensors if model.buffers[t.buffer].offset)
+
+
+CHANGES = {
+    "reads a tensor that is not computed": _read_too_early,
+    "reads a tensor that is not": _remove_bias,
+    "does not write a tensor of its own": _write_twice,
+    "tensors in its options": _split_in_more,
+    "buffer of a tensor does not exist": _set("buffer", 10**6, _tensor),
+    "has the shape": _set("shape", np.array([2**31 - 1] * 3, "int32"), _tensor),
+    r"has the shape \[-1\]": _set("shape", np.array([-1], "int32"), _tensor),
+    "a constant of shape": _set("shape", np.array([3], "int32"), _constant),
+    "type 5, which is not": _set("type", 5, _tensor),
+    "sparse or variable": _set("isVariable", True, _tensor),
+    "has 7 scales": lambda model, graph: _scale(_tensor(model, graph), 7),
+    "an operator does not exist": _set("opcodeIndex", 999, lambda m, g: g.operators[0]),
+    "operator 200 is not supported": _set("builtinCode", 200, lambda m, g: m.operatorCodes[0]),
+    "operator .* is not supported": _set("customCode", b"x", lambda m, g: m.operatorCodes[0]),
+    "outside of the file": _set("offset", 2**40, lambda m, g: m.buffers[-1]),
+    "output of a graph is not computed": _set(
+        "outputs", np.array([10**6], "int32"), lambda m, g: g
+    ),
+    "input of a graph is not": _set("inputs", np.array([-1], "int32"), lambda m, g: g),
+    "graph of a signature": _set("subgraphIndex", 99, lambda m, g: m.signatureDefs[0]),
+    "does not name the inputs": lambda model, graph: model.signatureDefs[0].inputs.pop(),
+    "signatures with different names": _set("signatureDefs", [], lambda m, g: m),
+}
+
+
+@pytest.mark.parametrize("message", CHANGES)
+def test_crafted_model_raises_error(model_bytes, message, tmp_path):
+    content, _, _ = model_bytes
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    CHANGES[message](model, model.subgraphs[0])
+    builder = flatbuffers.Builder(1 << 16)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path = tmp_path / "model.tflite"
+    path.write_bytes(bytes(builder.Output()) + content)  # no offset is too large
+    with pytest.raises(InputError, match=rf"model.tflite has no valid TFLite model: .*{message}"):
+        check_model(path, 0, path.stat().st_size)
+
+
+def test_table_of_operators_is_that_of_the_schema():
+    types = {value: name for name, value in vars(schema.BuiltinOptions).items() if name[0] != "_"}
+    for name, operator in OPERATORS.items():
+        assert getattr(schema.BuiltinOperator, name) == operator.code
+        words = [word.capitalize() for word in name.split("_")]
+        assert not operator.options or types[operator.options] == f"{''.join(words)}Options"
+    has_vectors = {
+        value
+        for value, name in types.items()
+        for attribute in vars(getattr(schema, name, object))
+        if attribute.endswith(("AsNumpy", "Length")) or attribute == "SharedName"
+    }
+    assert has_vectors <= set(_OPTIONS) | _OTHER_OPTIONS
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"task": ["TextGeneration"]}, "`task` must be str"),
+        ({"task": "Other"}, "`task` must be one of TextGeneration"),
+        ({"cache_slots": "256"}, "`cache_slots` must be int"),
+        ({"cache_slots": 2**40}, "needs an input 'mask'"),
+        ({"prefill_lengths": []}, "`prefill_lengths` is too small"),
+        ({"prefill_lengths": [-16]}, "`prefill_lengths` must not be negative"),
+        ({"end_token_ids": None}, "`end_token_ids` must be"),
+        ({"model": [0]}, "`model` must be"),
+        ({"model": [0, 10**9]}, "has no model in the bytes 0 to 1000000000"),
+        ({"size": -5}, "`size` must not be negative"),
+        ({"chat_template": {}}, "`chat_template` must be str"),
+    ],
+)
+def test_wrong_manifest_raises_error(model_bytes, changes, message, tmp_path):
+    content, manifest, others = model_bytes
+    path = tmp_path / "model.tflite"
+    path.write_bytes(content)
+    with zipfile.ZipFile(path, "a") as archive:
+        row = {**manifest, "size": len(content), "crc32": zlib.crc32(content), **changes}
+        archive.writestr("keras_llm.json", json.dumps(row))
+        for name, other in others.items():
+            archive.writestr(name, other)
+    with pytest.raises(InputError, match=message):
+        export.LiteRTModel(path)
+
+
+@pytest.mark.parametrize("runtime", ["compiled", "interpreter"])
+def test_mutated_files_load_or_raise_error(mobile, runtime):
+    count = os.environ.get("FUZZ_EXAMPLES", "40")
+    script = pathlib.Path(__file__).with_name("mutate_models.py")
+    path = mobile[0] / "reference.tflite"
+    command = [sys.executable, str(script), str(path), count, "0", runtime]
+    completed = subprocess.run(command, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
+    answer = json.loads(completed.stdout)
+    assert not answer["failed"] and answer["outcomes"]["InputError"] > 10

@@ -203,7 +203,9 @@ def _fix_ranges(model, product, input_range, output_range):
     if small is None:
         small = _small_tensor(graph, x, input_range)
         options, builtin = schema.QuantizeOptionsT(), schema.BuiltinOperator.QUANTIZE
-        graph.insert_before([operator], graph.operator(builtin, [x], small, options))
+        # Matmuls that share the input may come before this one.
+        readers = [o for o in graph.graph.operators if x in o.inputs]
+        graph.insert_before(readers, graph.operator(builtin, [x], small, options))
     bias = int(operator.inputs[2])
     if bias != -1:
         bias = _bias_constant(model, graph, bias, scale, product.constant)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from keras_llm.errors import InputError, optional_packages
+from keras_llm.export.litert.runtime.model_check import check_model
 from keras_llm.silence import silent_stderr
 from keras_llm.types import PathLike
 
@@ -53,9 +54,11 @@ def open_runtime(
             runtime = "compiled"
         except ImportError:
             runtime = "interpreter"
+    path = pathlib.Path(path)
+    check_model(path, begin, end)
     runtime_class = {"compiled": CompiledRuntime, "interpreter": InterpreterRuntime}[runtime]
     try:
-        return runtime_class(pathlib.Path(path), begin, end, num_threads, xnnpack)
+        return runtime_class(path, begin, end, num_threads, xnnpack)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"LiteRT cannot load {path}: {error}") from None
 
@@ -70,14 +73,46 @@ class _Runtime:
 
     def __init__(
         self,
+        path: pathlib.Path,
         inputs: dict[str, dict[str, tuple[np.dtype, tuple[int, ...]]]],
         outputs: dict[str, dict[str, tuple[np.dtype, tuple[int, ...]]]],
     ) -> None:
-        self.inputs, self.outputs = inputs, outputs
+        self._path, self.inputs, self.outputs = path, inputs, outputs
         input_names, output_names = (
             {n for row in t.values() for n in row} for t in (inputs, outputs)
         )
         self.state = input_names & output_names
+        for name in self.state:
+            rows = [*inputs.values(), *outputs.values()]
+            if len({row[name] for row in rows if name in row}) > 1:
+                raise ValueError(f"the tensor {name!r} has several shapes or types")
+
+    def run(self, signature: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run a signature.
+
+        Args:
+            signature: str.
+            arrays: dict of name to array, the inputs that are not state.
+
+        Returns:
+            A dict of name to array, the outputs that are not state.
+
+        Raises:
+            InputError: if the signature has other inputs, or the runtime fails.
+        """
+        expected = {n: row for n, row in self.inputs[signature].items() if n not in self.state}
+        if {name: (array.dtype, array.shape) for name, array in arrays.items()} != expected:
+            raise InputError(
+                f"{self._path}: the signature {signature!r} has the inputs {expected}, which "
+                "differ from those that its task passes."
+            )
+        try:
+            return self._run(signature, arrays)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"LiteRT cannot run {self._path}: {error}") from None
+
+    def _run(self, signature, arrays):
+        raise NotImplementedError
 
 
 class CompiledRuntime(_Runtime):
@@ -114,22 +149,14 @@ class CompiledRuntime(_Runtime):
                 self._model = CompiledModel.from_buffer(self._bytes, **options)
         names = self._model.get_signature_list()
         super().__init__(
+            path,
             {s: _rows(self._model.get_input_tensor_details(s)) for s in names},
             {s: _rows(self._model.get_output_tensor_details(s)) for s in names},
         )
         self._buffers: dict[Any, Any] = {}
         self._calls: dict[Any, Any] = {}
 
-    def run(self, signature: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run a signature.
-
-        Args:
-            signature: str.
-            arrays: dict of name to array, the inputs that are not state.
-
-        Returns:
-            A dict of name to array, the outputs that are not state.
-        """
+    def _run(self, signature, arrays):
         if signature not in self._calls:
             with silent_stderr():
                 self._calls[signature] = self._prepare(signature)
@@ -197,13 +224,13 @@ class InterpreterRuntime(_Runtime):
             names = self._interpreter.get_signature_list()
             self._runners = {s: self._interpreter.get_signature_runner(s) for s in names}
         super().__init__(
+            path,
             {s: _rows(r.get_input_details()) for s, r in self._runners.items()},
             {s: _rows(r.get_output_details()) for s, r in self._runners.items()},
         )
         self._held: dict[str, np.ndarray] = {}
 
-    def run(self, signature: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run a signature; arguments and result are those of `CompiledRuntime.run`."""
+    def _run(self, signature, arrays):
         inputs = dict(arrays)
         for name, (dtype, shape) in self.inputs[signature].items():
             if name in self.state:

@@ -12,6 +12,7 @@ from keras_llm.export.litert import file_format
 from keras_llm.export.litert.runtime import heads
 from keras_llm.export.litert.runtime.backends import open_runtime
 from keras_llm.export.litert.runtime.decoder import DecoderSteps
+from keras_llm.export.litert.runtime.manifest import check_signatures
 from keras_llm.export.sampling import Sampling, choose
 from keras_llm.tokenizers import ChatTemplate
 from keras_llm.types import JSON, PathLike
@@ -64,6 +65,7 @@ class LiteRTModel:
         self._path = path
         self._cached: dict[Any, Any] = {}
         self.runtime = open_runtime(path, *self.manifest["model"], runtime, num_threads, xnnpack)
+        check_signatures(path, self.manifest, self.runtime)
 
     def signatures(self) -> dict[str, dict[str, dict[str, str]]]:
         """Return a dict from signature name to its inputs and outputs, as "dtype[shape]"."""

@@ -12,7 +12,7 @@ from keras_llm.checkpoints.hugging_face.family import Family, in_blocks
 from keras_llm.checkpoints.hugging_face.fields import Fields
 from keras_llm.errors import InputError
 from keras_llm.layers import Llama3Scaling, Rotary
-from keras_llm.models.deferred import shapes_only
+from keras_llm.models.deferred import described
 from keras_llm.types import JSON, PathLike
 
 _NAMES = {
@@ -72,7 +72,8 @@ def from_gguf(path: PathLike, dtype: str | None = None) -> tasks.TextGeneration:
         raise InputError(f"{path}: {error}") from None
     family = ARCHITECTURES[architecture]
     config: Any = family.read_config({"metadata": metadata, "tensors": tensors}, path)
-    model = shapes_only(lambda: models.causal_lm(config, dtype=dtype))
+    weight_mapping.check_sizes(config, tensors)
+    model = described(lambda: models.causal_lm(config, dtype=dtype), path)
     links = family.links(model, metadata)
     weight_mapping.check(links, tensors, family.ignored, what=f"{architecture} model")
     weight_mapping.assign(model, links, tensors)

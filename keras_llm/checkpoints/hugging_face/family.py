@@ -82,7 +82,7 @@ class Family:
         """
         try:
             return self.read(Fields(row, where))
-        except ValueError as error:  # from a config or a position option, without a file name
+        except (ValueError, ArithmeticError) as error:  # without a file name
             message = str(error)
             raise InputError(
                 message if message.startswith(str(where)) else f"{where}: {message}"

@@ -23,8 +23,9 @@ from keras_llm.checkpoints.hugging_face.encoders import BERT, DISTILBERT, ROBERT
 from keras_llm.checkpoints.hugging_face.family import Family
 from keras_llm.checkpoints.hugging_face.fields import Fields
 from keras_llm.errors import InputError
+from keras_llm.json_files import read_json
 from keras_llm.layers import Alibi, RelativeBias, Rotary
-from keras_llm.models.deferred import shapes_only
+from keras_llm.models.deferred import described
 from keras_llm.types import JSON, PathLike
 
 # A config is written as the first of these families that supports all of it.
@@ -66,7 +67,7 @@ def read_model(
 ) -> models.ConfiguredModel:
     """Load a model as `load_model` does, dropping heads not in `heads`; None keeps all heads."""
     folder = pathlib.Path(folder)
-    row = tensors.read_json(folder / CONFIG_FILE)
+    row = read_json(folder / CONFIG_FILE)
     family = _family(row, folder / CONFIG_FILE)
     config = family.read_config(row, folder / CONFIG_FILE)
     checkpoint = tensors.open_folder(folder)
@@ -79,10 +80,13 @@ def read_model(
             checkpoint, "lm_head.weight", family.copies["lm_head.weight"]
         )
         config = dataclasses.replace(config, tie_embeddings=tied)
+    weight_mapping.check_sizes(config, checkpoint)
     head, options = _head(family, row, folder / CONFIG_FILE)
     if heads is not None and head not in heads:
         head, options = None, None
-    model = shapes_only(lambda: models.build(config, head, options, dtype=dtype))
+    model = described(
+        lambda: models.build(config, head, options, dtype=dtype), folder / CONFIG_FILE
+    )
     links = family.links(model, row)
     weight_mapping.check(
         links, checkpoint, family.ignored, family.copies, f"{family.model_type} {head or 'model'}"
@@ -229,7 +233,7 @@ def labels_of(folder: pathlib.Path, count: int) -> list[str]:
     Raises:
         InputError: if their keys are not 0, 1, ...
     """
-    fields = Fields(tensors.read_json(pathlib.Path(folder) / CONFIG_FILE), folder / CONFIG_FILE)
+    fields = Fields(read_json(pathlib.Path(folder) / CONFIG_FILE), folder / CONFIG_FILE)
     labels = fields.part("id2label").row
     if not labels:
         return default_labels(count)

@@ -9,9 +9,9 @@ import keras
 from keras_llm import models, tasks, tokenizers
 from keras_llm.checkpoints.hugging_face.fields import Fields
 from keras_llm.checkpoints.hugging_face.model import labels_of, read_model, write_model
-from keras_llm.checkpoints.hugging_face.tensors import read_json
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder
+from keras_llm.json_files import read_json, read_json_value
 from keras_llm.training.adapters.lora import has_adapters, merge_lora
 from keras_llm.types import JSON, PathLike
 
@@ -138,8 +138,8 @@ def _pooling(folder):
     normalize = True
     if modules.is_file():
         try:
-            kinds = [row["type"] for row in json.loads(modules.read_text("utf-8"))]
-        except (ValueError, TypeError, KeyError) as error:
+            kinds = [str(row["type"]) for row in read_json_value(modules)]
+        except (TypeError, KeyError) as error:
             raise InputError(f"{modules} is not a list of modules: {error!r}.") from None
         expected = [_MODULE + name for name in ("Transformer", "Pooling", "Normalize")]
         if kinds not in (expected, expected[:2]):

@@ -2,7 +2,6 @@
 
 import collections.abc
 import contextlib
-import json
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -12,7 +11,8 @@ import safetensors
 import safetensors.numpy
 
 from keras_llm.errors import InputError
-from keras_llm.types import JSON, PathLike
+from keras_llm.json_files import read_json
+from keras_llm.types import PathLike
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -93,24 +93,6 @@ def open_folder(folder: PathLike) -> Tensors:
 def write_file(path: PathLike, tensors: dict[str, np.ndarray]) -> None:
     """Write a dict of name to NumPy array as one safetensors file."""
     safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
-
-
-def read_json(path: PathLike) -> JSON:
-    """Read a JSON object from a file.
-
-    Raises:
-        InputError: if the file is missing, or is not a JSON object.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} is missing.")
-    try:
-        row = json.loads(path.read_text("utf-8"))
-    except ValueError as error:  # both JSON and UTF-8 errors
-        raise InputError(f"{path} is not JSON: {error}.") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{path} must hold a JSON object, got {type(row).__name__}.")
-    return row
 
 
 def _sharded(folder):

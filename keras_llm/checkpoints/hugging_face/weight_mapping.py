@@ -1,6 +1,7 @@
 """Map the weights of a model to tensors of a checkpoint and back."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 
@@ -9,7 +10,11 @@ import numpy as np
 
 from keras_llm.checkpoints.hugging_face.tensors import Tensors
 from keras_llm.errors import InputError
+from keras_llm.models import TransformerConfig
 from keras_llm.models.deferred import allocate
+
+# Models up to these sizes are built, and their missing tensors named, whatever a file has.
+_FEW_LAYERS, _FEW_WEIGHTS = 100, 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +149,26 @@ def check(
     if problems:
         more = f" ({len(problems) - 1} more such problems)" if problems[1:] else ""
         raise InputError(f"{tensors.where}: {problems[0]}{more}.")
+
+
+def check_sizes(config: TransformerConfig, tensors: Tensors) -> None:
+    """Check that a checkpoint can have the weights of a config, before its model is built.
+
+    Raises:
+        InputError: if the config describes more layers or larger ones than the tensors.
+    """
+    layers = config.num_layers * max(config.num_experts, 1)
+    weights = sum(math.prod(tensors.shape(name)) for name in tensors)
+    heads = config.num_heads * (config.head_dim or 1)
+    width = max(config.vocabulary_size, heads, config.intermediate_dim)
+    is_deep = layers > max(len(tensors), _FEW_LAYERS)
+    if is_deep or width * config.hidden_dim > max(weights, _FEW_WEIGHTS):
+        raise InputError(
+            f"{tensors.where}: {len(tensors)} tensors with {weights} values are too few for a "
+            f"model of {config.num_layers} layers, `hidden_dim` {config.hidden_dim}, "
+            f"`vocabulary_size` {config.vocabulary_size} and `intermediate_dim` "
+            f"{config.intermediate_dim}."
+        )
 
 
 def same_tensor(tensors: Tensors, first: str, second: str) -> bool:

@@ -178,6 +178,8 @@ def _records_of_file(path):
         raise InputError(f"{path}, line {error.lineno}: not JSON: {error.msg}.") from None
     except RecursionError:
         raise InputError(f"{path}: the JSON is nested too deeply.") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise InputError(f"{path}: not JSON: {error}.") from None
     if not isinstance(records, list):
         raise InputError(f"{path}: not a list of JSON objects.")
     return [(f"{path}, record {n}", record) for n, record in enumerate(records, 1)]

@@ -1,10 +1,12 @@
 """Load tokenizers from the files of Hugging Face libraries."""
 
+import functools
 import json
 import pathlib
 
 from keras_llm.errors import InputError
 from keras_llm.files import read_utf8
+from keras_llm.json_files import check_arguments, read_json
 from keras_llm.tokenizers import byte_pair, sentencepiece_model, word_piece
 from keras_llm.tokenizers.byte_pair import BytePair
 from keras_llm.tokenizers.chat_template import ChatTemplate
@@ -18,8 +20,25 @@ from keras_llm.types import PathLike
 
 _SENTENCE_PIECE_FILES = ("tokenizer.model", "spiece.model")
 _ROLES = ("bos", "eos", "pad", "unk")
+_WRONG_TYPES = (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError)
 
 
+def _one_error(function):
+    """Raise InputError for values of wrong types, which files may have anywhere."""
+
+    @functools.wraps(function)
+    def checked(folder):
+        try:
+            return function(folder)
+        except InputError:
+            raise
+        except _WRONG_TYPES as error:
+            raise InputError(f"{folder} has no valid tokenizer: {error!r}.") from None
+
+    return checked
+
+
+@_one_error
 def from_hugging_face(folder: PathLike) -> BytePair | SentencePiece | WordPiece:
     """Load the tokenizer of a Hugging Face checkpoint.
 
@@ -41,7 +60,7 @@ def from_hugging_face(folder: PathLike) -> BytePair | SentencePiece | WordPiece:
     settings = _settings(folder)
     if (folder / "tokenizer.json").is_file():
         path = folder / "tokenizer.json"
-        return _from_json(path, _json_object(path), settings)
+        return _from_json(path, read_json(path), settings)
     model = _sentence_piece_file(folder)
     if model:
         return _sentence_piece(model, settings)
@@ -55,6 +74,7 @@ def from_hugging_face(folder: PathLike) -> BytePair | SentencePiece | WordPiece:
     )
 
 
+@_one_error
 def chat_template_from_hugging_face(folder: PathLike) -> ChatTemplate | None:
     """Load the chat template of a Hugging Face checkpoint.
 
@@ -88,7 +108,7 @@ def _settings(folder):
     settings = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            settings.update(_json_object(folder / name))
+            settings.update(read_json(folder / name))
     return settings
 
 
@@ -103,7 +123,7 @@ def _from_json(path, data, settings):
             return _byte_pair(path, data, settings)
     except InputError:
         raise
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+    except _WRONG_TYPES as error:
         raise InputError(f"{path} is not a valid tokenizer: {error!r}.") from None
     raise InputError(
         f"{path}: the model is {kind!r}; only BPE, Unigram and WordPiece are supported."
@@ -130,7 +150,8 @@ def _byte_pair(path, data, settings):
     added = data.get("added_tokens") or []
     roles = _role_names(settings)
     tokens = {**vocabulary, **{token["content"]: token["id"] for token in added}}
-    return BytePair(
+    return _made(
+        BytePair,
         vocabulary,
         [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]],
         _pre_tokenizer(path, data.get("pre_tokenizer")),
@@ -144,12 +165,13 @@ def _byte_pair(path, data, settings):
 
 
 def _gpt2(folder, settings):
-    vocabulary = _json_object(folder / "vocab.json")
+    vocabulary = read_json(folder / "vocab.json")
     roles = {role: name for role, name in _role_names(settings).items() if name in vocabulary}
     end = "<|endoftext|>"
     if not roles and end in vocabulary:  # the files of the first release do not name roles
         roles = {"bos": end, "eos": end}
-    return BytePair(
+    return _made(
+        BytePair,
         vocabulary,
         byte_pair.read_merges(folder / "merges.txt"),
         special_tokens=list(dict.fromkeys(roles.values())),
@@ -225,7 +247,8 @@ def _word_piece(path, data):
         raise InputError(
             f"{path}: the ids of the {len(ids)} pieces must be 0 to {len(ids) - 1}, each once."
         )
-    return WordPiece(
+    return _made(
+        WordPiece,
         [pieces[index] for index in range(len(pieces))],
         lowercase=normalizer["lowercase"],
         strip_accents=normalizer.get("strip_accents"),
@@ -237,7 +260,8 @@ def _word_piece(path, data):
 
 
 def _bert(folder, settings):
-    return WordPiece(
+    return _made(
+        WordPiece,
         word_piece.read_vocabulary(folder / "vocab.txt"),
         lowercase=settings.get("do_lower_case", True),
         strip_accents=settings.get("strip_accents"),
@@ -331,11 +355,10 @@ def _sentence_piece_file(folder):
 # Shared helpers
 
 
-def _json_object(path):
-    data = byte_pair.read_json(path)
-    if not isinstance(data, dict):
-        raise InputError(f"{path} must hold a JSON object, got {type(data).__name__}.")
-    return data
+def _made(tokenizer_class, *arguments, **options):
+    """Return a tokenizer; raise InputError for options of wrong types."""
+    check_arguments(tokenizer_class, options, "the tokenizer")
+    return tokenizer_class(*arguments, **options)
 
 
 def _refuse(path, name, value, accepted):

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_file
+from keras_llm.json_files import check_fields, parse_json
 from keras_llm.keras_internals import flatten_layers
 from keras_llm.training.adapters.dora import DoraDense, add_magnitude
 from keras_llm.types import PathLike
@@ -249,7 +250,8 @@ def _read(path):
         raise InputError(f"{path} does not exist.")
     try:
         with safe_open(str(path), framework="numpy") as file:
-            scales = json.loads((file.metadata() or {})["scales"])
+            scales = parse_json((file.metadata() or {})["scales"], path)
+            check_fields({"scales": scales}, {"scales": dict[str, float]}, path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return {
                 name: (
@@ -259,5 +261,5 @@ def _read(path):
                 )
                 for name, scale in scales.items()
             }
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path} is not a file from save_lora: {error}.") from None
