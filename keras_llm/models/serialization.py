@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from keras_llm.errors import InputError
+from keras_llm.layers.quantization import quantize_layers
 from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_dict
 from keras_llm.models.causal_lm import CausalLM
 from keras_llm.models.config import TransformerConfig, WordVectorsConfig
@@ -50,7 +51,10 @@ def build(
 
 def describe(model: ConfiguredModel) -> JSON:
     """Return the description of a model that `restore` needs, as plain JSON types."""
-    row = {"model": config_to_dict(model.config), "dtype": model.get_config()["dtype"]}
+    config = model.get_config()
+    row = {"model": config_to_dict(model.config), "dtype": config["dtype"]}
+    if "quantized" in config:
+        row["quantized"] = config["quantized"]
     if isinstance(model, HeadModel):
         row["head"] = {"name": model.head, "options": model.options}
     return row
@@ -64,4 +68,7 @@ def restore(row: JSON) -> ConfiguredModel:
     """
     head = row.get("head") or {}
     config = config_from_dict(row["model"])
-    return build(config, head.get("name"), head.get("options"), dtype=row.get("dtype"))
+    model = build(config, head.get("name"), head.get("options"), dtype=row.get("dtype"))
+    if row.get("quantized"):
+        quantize_layers(model, row["quantized"])
+    return model
