@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.src.backend import get_keras_mask
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 
 from keras_llm.errors import InputError
@@ -44,6 +45,15 @@ def has_own_weights(layer: keras.layers.Layer) -> bool:
     return bool(layer._trainable_variables or layer._non_trainable_variables)
 
 
+def implicit_mask(x: Tensor) -> Tensor | None:
+    """Return the mask that Keras attached to a tensor, bool (B, T), or None.
+
+    `keras.layers.Masking` and `Embedding(mask_zero=True)` attach masks, and layers with
+    `supports_masking` pass them on.
+    """
+    return get_keras_mask(x)
+
+
 @contextlib.contextmanager
 def adding_weights(layer: keras.layers.Layer) -> Iterator[None]:
     """Allow `add_weight` on a built layer, as Keras does for its own adapters."""
@@ -64,6 +74,41 @@ def initialize(variable: keras.Variable, value: Tensor | None = None) -> None:
     if value is not None:
         variable._initializer = lambda shape, dtype: ops.cast(ops.convert_to_tensor(value), dtype)
     variable._deferred_initialize()
+
+
+def replace_sublayer(owner: keras.layers.Layer, name: str, sublayer: keras.layers.Layer) -> None:
+    """Replace an attribute of a built layer that is a sublayer."""
+    with adding_weights(owner):
+        owner._tracker.untrack(getattr(owner, name))
+        setattr(owner, name, sublayer)
+
+
+def layers_before(x: Tensor) -> list[keras.layers.Layer]:
+    """Return the layers that a symbolic tensor was computed with, and all layers in them."""
+    pending, seen, layers = [x], set(), []
+    while pending:
+        history = getattr(pending.pop(), "_keras_history", None)
+        if history is None:
+            continue
+        operation, index, _ = history
+        if (id(operation), index) in seen:
+            continue
+        seen.add((id(operation), index))
+        if isinstance(operation, keras.layers.Layer):
+            layers += [operation, *flatten_layers(operation)]
+        pending.extend(operation._inbound_nodes[index].input_tensors)
+    return layers
+
+
+class PostBuildHook(keras.layers.Layer):
+    """A layer with a hook that runs whenever it has been built."""
+
+    def after_build(self) -> None:
+        """Do nothing; override to change it."""
+
+    def _post_build(self):
+        self.after_build()
+        super()._post_build()
 
 
 def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:

@@ -1,10 +1,10 @@
 """Define the options and sublayers shared by encoder and decoder blocks."""
 
-from typing import Any, Self
+from typing import Any
 
 import keras
 
-from keras_llm.layers._parts import Initializer, Shape, argument_names, clone
+from keras_llm.layers._parts import AttentionBase, Initializer, Shape, argument_names, clone
 from keras_llm.layers.activations import Activation, get_activation
 from keras_llm.layers.alibi import Alibi
 from keras_llm.layers.attention import MultiHeadAttention
@@ -56,7 +56,7 @@ _OBJECTS = ("activation", "kernel_initializer", "bias_initializer", "position")
 _SELF_ATTENTION = ("sliding_window", "num_sink_tokens")
 
 
-class TransformerBlock(keras.layers.Layer):
+class TransformerBlock(AttentionBase):
     """The parts and options that the encoder and the decoder share."""
 
     def __init__(
@@ -183,6 +183,7 @@ class TransformerBlock(keras.layers.Layer):
             "rms": keras.layers.RMSNormalization,
         }[self.norm]
         layer = layer_class(epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name)
+        layer.supports_masking = True
         layer.build(shape)
         setattr(self, name, layer)
 
@@ -195,12 +196,6 @@ class TransformerBlock(keras.layers.Layer):
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "position": keras.saving.serialize_keras_object(self.position),
         }
-
-    @classmethod
-    def from_config(cls, config: JSON) -> Self:
-        config = dict(config)
-        config["position"] = keras.saving.deserialize_keras_object(config["position"])
-        return cls(**config)
 
 
 # Arguments that are stored and saved unchanged.

@@ -2,10 +2,11 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import keras
 
+from keras_llm.layers.quantization import QuantizableLayer
 from keras_llm.types import JSON, Tensor
 
 # What `keras.initializers.get` reads.
@@ -17,6 +18,29 @@ def argument_names(function: Callable[..., Any], *excluded: str) -> tuple[str, .
     """Return the names of a constructor's arguments, without `self`, `kwargs` and `excluded`."""
     names = inspect.signature(function).parameters
     return tuple(name for name in names if name not in ("self", "kwargs", *excluded))
+
+
+class AttentionBase(QuantizableLayer):
+    """The base class of attention and blocks, whose calls may return caches and scores too."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """Describe the outputs of a symbolic call; `compute_output_shape` knows only the first."""
+        arguments = inspect.signature(self.call).bind(*args, **kwargs).arguments
+        has_cache = any(
+            name.endswith("cache") and value is not None for name, value in arguments.items()
+        )
+        if has_cache or arguments.get("return_attention_scores"):
+            return super(keras.layers.Layer, self).compute_output_spec(*args, **kwargs)
+        return super().compute_output_spec(*args, **kwargs)
+
+    @classmethod
+    def from_config(cls, config: JSON) -> Self:
+        position = keras.saving.deserialize_keras_object(config.get("position"))
+        return super().from_config({**config, "position": position})
 
 
 def clone(initializer: Initializer | None) -> Initializer | None:

@@ -65,6 +65,7 @@ class AlibiBias(keras.layers.Layer):
 
     def __init__(self, alibi_bias_max: float = 8, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.alibi_bias_max = alibi_bias_max
 
     def build(self, attention_scores_shape: Shape) -> None:

@@ -2,14 +2,15 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import keras
 from keras import ops
 
+from keras_llm.keras_internals import implicit_mask
 from keras_llm.layers import cache as caches
 from keras_llm.layers import flash, masks
-from keras_llm.layers._parts import Initializer, Shape, argument_names, clone, dense
+from keras_llm.layers._parts import AttentionBase, Initializer, Shape, argument_names, clone, dense
 from keras_llm.layers.alibi import Alibi, AlibiBias
 from keras_llm.layers.relative import RelativeBias, RelativePositionBias
 from keras_llm.layers.rotary import Rotary, RotaryEmbedding
@@ -99,7 +100,7 @@ def _softmax(scores, sinks):
 
 
 @keras.saving.register_keras_serializable("keras_llm")
-class MultiHeadAttention(keras.layers.Layer):
+class MultiHeadAttention(AttentionBase):
     """Multi-head attention within one sequence or from one to another.
 
     `head_i = softmax(q_i k_j^T / sqrt(H) + bias) v_j`, `output = concat(head_1 .. head_N) W_o`,
@@ -136,14 +137,13 @@ class MultiHeadAttention(keras.layers.Layer):
             position `s`. `attention_mask` then covers the S slots, or only the first of them (at
             least two), in which case the remaining slots are ignored.
         cache_update_index: int tensor, scalar or (B,): the slot of the first new key (see
-            `update_cache`). None with a cache reads the cache and writes nothing
-            (cross-attention).
+            `update_cache`). None with a cache only reads the cache (cross-attention).
         use_causal_mask: bool. Whether queries see only keys at their own and earlier positions.
             With a sliding window the cache is then a ring (see `ring_positions`): its S slots
             may be as few as `sliding_window + num_sink_tokens`, and `attention_mask` must be
             None.
-        padding_mask: bool tensor (B, T), True = a real token, real tokens first. Selects the new
-            keys that a ring cache keeps. None keeps all.
+        padding_mask: bool tensor (B, S), True = a visible key; with a cache, of all S slots or of
+            the T new keys, whose visible ones come first. Defaults to the implicit mask of Keras.
         attention_bias: float tensor broadcastable to (B, N, T, S), added to the scores.
         return_attention_scores: bool. Whether to return the attention probabilities too.
 
@@ -232,7 +232,7 @@ class MultiHeadAttention(keras.layers.Layer):
             self.score_bias = RelativePositionBias(
                 **position.get_config(),
                 embeddings_initializer=clone(self.kernel_initializer),
-                dtype="float32",
+                dtype=self.variable_dtype,  # scores are float32
                 name="relative_bias",
             )
         if isinstance(position, Rotary):
@@ -280,18 +280,21 @@ class MultiHeadAttention(keras.layers.Layer):
         training: bool | None = None,
     ) -> Tensor | tuple[Any, ...]:
         self_attention = value is None
+        is_read_only = cache is not None and cache_update_index is None
+        source = query if self_attention else value
+        if padding_mask is None and not (self_attention and is_read_only):
+            padding_mask = implicit_mask(source)
         if positions is None:
             positions = ops.arange(ops.shape(query)[1])
         q = self._heads(query, self.query_projection, self.num_heads, self.query_norm)
         if self.rotary is not None:
             q = self.rotary(q, positions=positions)
-
-        if cache is None or cache_update_index is not None:
-            new = self.project_keys_and_values(
-                query if self_attention else value, positions if self_attention else None
-            )
+        new: Any = ()
+        if not is_read_only:
+            new = self.project_keys_and_values(source, positions if self_attention else None)
         if cache is None:
             keys, values = new
+            attention_mask = masks.merge(attention_mask, masks.padding_mask(padding_mask))
             key_positions = positions if self_attention else ops.arange(ops.shape(keys)[2])
         elif cache_update_index is not None and use_causal_mask and self.sliding_window:
             if attention_mask is not None:
@@ -309,8 +312,11 @@ class MultiHeadAttention(keras.layers.Layer):
                     caches.update_cache(old, features, cache_update_index)
                     for old, features in zip(cache, new, strict=True)
                 )
-            keys, values = (caches.first_slots(entry, attention_mask) for entry in cache)
+            width = None if attention_mask is None else attention_mask.shape[-1]
+            keys, values = (caches.first_slots(entry, width) for entry in cache)
             key_positions = ops.arange(ops.shape(keys)[2])
+            visible = caches.slot_mask(padding_mask, cache, new, cache_update_index, width)
+            attention_mask = masks.merge(attention_mask, masks.padding_mask(visible))
 
         if use_causal_mask:
             causal = masks.causal_mask(positions, key_positions)
@@ -385,12 +391,6 @@ class MultiHeadAttention(keras.layers.Layer):
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
         }
-
-    @classmethod
-    def from_config(cls, config: JSON) -> Self:
-        config = dict(config)
-        config["position"] = keras.saving.deserialize_keras_object(config["position"])
-        return cls(**config)
 
 
 # Arguments that are stored and saved unchanged.

@@ -11,6 +11,8 @@ S need not exceed the window; the row's last position alone determines which pos
 holds.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from keras import ops
 
@@ -56,6 +58,51 @@ def update_cache(cache: Tensor, new: Tensor, index: int | Tensor) -> Tensor:
     slot = zeros + (ops.reshape(index, (-1, 1, 1)) + ops.arange(length, dtype="int32"))
     places = ops.reshape(ops.stack([row, head, slot], axis=-1), (-1, 3))
     return ops.scatter_update(cache, places, ops.reshape(new, (-1, features)))
+
+
+def slot_mask(
+    padding_mask: Tensor | None,
+    cache: tuple[Tensor, Tensor],
+    new: Sequence[Tensor],
+    index: int | Tensor | None,
+    width: int | None = None,
+) -> Tensor | None:
+    """Expand a mask of new tokens to the slots of a full cache; all other slots are visible.
+
+    Args:
+        padding_mask: bool tensor (B, T), True = a real token; or (B, S), which covers all slots
+            and is not expanded; or None.
+        cache: pair of float tensors (B, K, S, H).
+        new: pair of float tensors (B, K, T, H), the keys and values that are written, or ().
+        index: as in `update_cache`; None without `new`.
+        width: as in `first_slots`.
+
+    Returns:
+        Bool tensor (B, S), or of the slots that `first_slots` returns; None without a mask.
+
+    Raises:
+        ValueError: if the mask covers neither the new tokens nor all slots.
+    """
+    if padding_mask is None:
+        return None
+    _check_width(padding_mask, *new[:1], cache[0])
+    num_slots = ops.shape(cache[0])[2]
+    covers_slots = isinstance(num_slots, int) and padding_mask.shape[1] == num_slots
+    if new and not covers_slots:
+        visible = ops.ones((ops.shape(padding_mask)[0], 1, num_slots, 1), dtype="int32")
+        visible = update_cache(visible, ops.expand_dims(padding_mask, (1, 3)), index)
+        padding_mask = ops.squeeze(visible, (1, 3))
+    return padding_mask[:, :width] if _is_narrower(width, cache[0]) else padding_mask
+
+
+def _check_width(padding_mask, *entries):
+    """Raise ValueError if a mask (B, W) has the length of none of the entries (B, K, W, H)."""
+    lengths = [entry.shape[2] for entry in entries]
+    if None not in (*lengths, padding_mask.shape[1]) and padding_mask.shape[1] not in lengths:
+        raise ValueError(
+            f"`padding_mask` must cover {' or '.join(map(str, lengths))} tokens, got shape "
+            f"{tuple(padding_mask.shape)}."
+        )
 
 
 def ring_positions(last: Tensor, num_slots: int | Tensor, num_sink_tokens: int = 0) -> Tensor:
@@ -134,6 +181,8 @@ def write_ring(
     positions = ops.broadcast_to(
         ops.cast(positions, "int32"), (batch_size, ops.shape(positions)[1])
     )
+    if padding_mask is not None:
+        _check_width(padding_mask, new[0])
     first = positions[:, :1]
     if new[0].shape[2] == 1 and padding_mask is None:
         slot = ring_slot(first[:, 0], num_slots, num_sink_tokens)
@@ -154,15 +203,17 @@ def write_ring(
     return attended, ops.concatenate([before, positions], axis=1), cache
 
 
-def first_slots(entry: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Return the cache slots (B, K, S, H) that a mask covers.
+def first_slots(entry: Tensor, width: int | None) -> Tensor:
+    """Return the cache slots (B, K, S, H) that a mask of `width` columns covers.
 
-    A mask narrower than the cache saves the work on the remaining slots.
+    A mask narrower than the cache saves the work on the remaining slots. One column (a mask that
+    is broadcast) and None stand for all slots.
     """
-    width = None if attention_mask is None else attention_mask.shape[-1]
-    if width in (None, 1) or entry.shape[2] is None or width >= entry.shape[2]:
-        return entry
-    return entry[:, :, :width]
+    return entry[:, :, :width] if _is_narrower(width, entry) else entry
+
+
+def _is_narrower(width, entry):
+    return width not in (None, 1) and entry.shape[2] is not None and width < entry.shape[2]
 
 
 def _pairwise(function, cache, new):

@@ -3,14 +3,16 @@
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_llm.layers._parts import Initializer, Shape, clone
 from keras_llm.layers.position import PositionEmbedding
+from keras_llm.layers.quantization import QuantizableLayer
 from keras_llm.types import JSON, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
-class TokenAndPositionEmbedding(keras.layers.Layer):
+class TokenAndPositionEmbedding(QuantizableLayer):
     """The sum of a token embedding and a learned position embedding.
 
     Args:
@@ -20,6 +22,7 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
         tie_weights: bool. Whether `token_embedding(x, reverse=True)`, which computes logits over
             the vocabulary, reuses the embedding table.
         embeddings_initializer: Keras initializer of both tables.
+        mask_zero: bool. Whether token id 0 is padding, which layers with masking ignore.
 
     Call arguments:
         inputs: int tensor (B, T), token ids.
@@ -44,9 +47,11 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
         embedding_dim: int,
         tie_weights: bool = True,
         embeddings_initializer: Initializer = "uniform",
+        mask_zero: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.supports_masking = mask_zero
         for name, value in (
             ("vocabulary_size", vocabulary_size),
             ("sequence_length", sequence_length),
@@ -58,11 +63,13 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
         self.sequence_length = int(sequence_length)
         self.embedding_dim = int(embedding_dim)
         self.tie_weights = tie_weights
+        self.mask_zero = mask_zero
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
         self.token_embedding = keras.layers.ReversibleEmbedding(
             self.vocabulary_size,
             self.embedding_dim,
             tie_weights=tie_weights,
+            mask_zero=mask_zero,
             embeddings_initializer=clone(self.embeddings_initializer),
             dtype=self.dtype_policy,
             name="token_embedding",
@@ -87,6 +94,9 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
             tokens, start_index=start_index, positions=positions
         )
 
+    def compute_mask(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor | None:
+        return ops.not_equal(inputs, 0) if self.mask_zero else None
+
     def compute_output_shape(self, inputs_shape: Shape) -> Shape:
         return (*inputs_shape, self.embedding_dim)
 
@@ -97,5 +107,6 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
             "sequence_length": self.sequence_length,
             "embedding_dim": self.embedding_dim,
             "tie_weights": self.tie_weights,
+            "mask_zero": self.mask_zero,
             "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
         }

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_llm.layers._parts import Initializer, Shape, dense
 from keras_llm.layers.activations import Activation, activate, gelu_tanh, get_activation, slope_of
+from keras_llm.layers.quantization import QuantizableLayer
 from keras_llm.types import JSON, Tensor
 
 # Elementwise activations that map zero to zero.
@@ -14,7 +15,7 @@ _ELEMENTWISE = (keras.activations.gelu, gelu_tanh, keras.activations.relu, keras
 
 
 @keras.saving.register_keras_serializable("keras_llm")
-class FeedForward(keras.layers.Layer):
+class FeedForward(QuantizableLayer):
     """Two dense layers around an activation, optionally gated.
 
     Plain: `activation(x W_up) W_down`. Gated: `(activation(x W_gate) * x W_up) W_down`, which is
@@ -52,6 +53,7 @@ class FeedForward(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.supports_masking = True
         if intermediate_dim < 1:
             raise ValueError(f"`intermediate_dim` must be a positive int, got {intermediate_dim}.")
         self.intermediate_dim = intermediate_dim

@@ -5,13 +5,15 @@ from typing import Any, Self
 import keras
 from keras import ops
 
+from keras_llm.keras_internals import layers_before, replace_sublayer
 from keras_llm.layers._parts import Initializer, Shape, clone
 from keras_llm.layers.activations import Activation, get_activation
+from keras_llm.layers.quantization import QuantizableLayer
 from keras_llm.types import JSON, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
-class MaskedLMHead(keras.layers.Layer):
+class MaskedLMHead(QuantizableLayer):
     """Predictions over the vocabulary from the hidden states at masked positions.
 
     `activation(norm(intermediate_activation(h W + b)) E^T + b_V)`, where E is the token embedding
@@ -19,7 +21,9 @@ class MaskedLMHead(keras.layers.Layer):
 
     Args:
         vocabulary_size: int. V; optional with `token_embedding`.
-        token_embedding: a `keras.layers.ReversibleEmbedding` whose table is reused, or None.
+        token_embedding: a `keras.layers.ReversibleEmbedding` whose table is reused, or None. In
+            a functional model that is loaded or cloned, the head shares the embedding of that
+            model with the same name.
         intermediate_activation: Keras activation, or "gelu_tanh".
         activation: Keras activation of the predictions. None gives logits.
         layer_norm_epsilon: float.
@@ -64,6 +68,7 @@ class MaskedLMHead(keras.layers.Layer):
             vocabulary_size if token_embedding is None else token_embedding.input_dim
         )
         self.token_embedding = token_embedding
+        self._is_restored = False
         self.intermediate_activation = get_activation(intermediate_activation)
         self.activation = get_activation(activation)
         self.layer_norm_epsilon = layer_norm_epsilon
@@ -98,6 +103,29 @@ class MaskedLMHead(keras.layers.Layer):
         )
         self.built = True
 
+    def compute_output_spec(self, inputs: Tensor, mask_positions: Tensor) -> Tensor:
+        if self._is_restored:
+            self._is_restored = False
+            self._share_embedding(layers_before(inputs))
+        return super().compute_output_spec(inputs, mask_positions)
+
+    def _share_embedding(self, layers):
+        """Use the embedding of the model instead of the copy that the config describes.
+
+        The config of the layer that holds the embedding is read separately, as Keras does in
+        `clone_model`, or describes only the sizes, as that of `TokenAndPositionEmbedding` does.
+        """
+        own = self.token_embedding
+        for layer in layers:
+            if (
+                isinstance(layer, keras.layers.ReversibleEmbedding)
+                and layer.name == own.name
+                and (layer.input_dim, layer.output_dim) == (own.input_dim, own.output_dim)
+            ):
+                if layer is not own:
+                    replace_sublayer(self, "token_embedding", layer)
+                return
+
     def states(self, inputs: Tensor, mask_positions: Tensor) -> Tensor:
         """Compute the inputs of the output projection: float tensor (B, M, D)."""
         x = ops.take_along_axis(inputs, ops.expand_dims(mask_positions, -1), axis=1)
@@ -110,6 +138,9 @@ class MaskedLMHead(keras.layers.Layer):
         else:
             logits = self.token_embedding(x, reverse=True)
         return self.activation(ops.cast(logits, self.compute_dtype) + self.bias)
+
+    def compute_mask(self, inputs: Tensor, mask: Tensor | None = None) -> None:
+        """Return None: the mask of the inputs is not that of the M predictions."""
 
     def compute_output_shape(self, inputs_shape: Shape, mask_positions_shape: Shape) -> Shape:
         return (*mask_positions_shape, self.vocabulary_size)
@@ -130,6 +161,8 @@ class MaskedLMHead(keras.layers.Layer):
     @classmethod
     def from_config(cls, config: JSON) -> Self:
         config = dict(config)
-        if config["token_embedding"] is not None:
+        if config.get("token_embedding") is not None:
             config["token_embedding"] = keras.layers.deserialize(config["token_embedding"])
-        return cls(**config)
+        head = super().from_config(config)
+        head._is_restored = head.token_embedding is not None
+        return head

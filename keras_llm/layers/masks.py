@@ -45,8 +45,16 @@ def band_mask(
     return _pairwise(near, query_positions, key_positions)
 
 
-def padding_mask(mask: Tensor) -> Tensor:
-    """Expand a key mask, (B, S) with True = a real token, to (B, 1, S)."""
+def padding_mask(mask: Tensor | None) -> Tensor | None:
+    """Expand a key mask, (B, S) with True = a real token, to (B, 1, S); None stays None.
+
+    Raises:
+        ValueError: if `mask` does not have two axes.
+    """
+    if mask is None:
+        return None
+    if len(mask.shape) != 2:
+        raise ValueError(f"`padding_mask` must have shape (B, S), got {tuple(mask.shape)}.")
     return ops.expand_dims(ops.cast(mask, "bool"), 1)
 
 

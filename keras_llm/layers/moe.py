@@ -8,11 +8,12 @@ from keras import ops
 from keras_llm.layers._parts import Initializer, Shape, clone, dense
 from keras_llm.layers.activations import Activation, activate, get_activation
 from keras_llm.layers.feed_forward import FeedForward
+from keras_llm.layers.quantization import QuantizableLayer
 from keras_llm.types import JSON, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
-class MixtureOfExperts(keras.layers.Layer):
+class MixtureOfExperts(QuantizableLayer):
     """The weighted sum of the k feed-forward networks that a router ranks highest for each token.
 
     `p = softmax(x W_router)`, `output = sum_(e in top k) p_e / sum_top_k(p) FFN_e(x)`, plus the
@@ -67,6 +68,7 @@ class MixtureOfExperts(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.supports_masking = True
         if num_experts < 2:
             raise ValueError(f"`num_experts` must be at least 2, got {num_experts}.")
         if not 1 <= top_k <= num_experts:

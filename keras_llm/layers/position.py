@@ -38,6 +38,7 @@ class PositionEmbedding(keras.layers.Layer):
         self, sequence_length: int, initializer: Initializer = "glorot_uniform", **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        self.supports_masking = True
         if sequence_length is None or sequence_length < 1:
             raise ValueError(f"`sequence_length` must be a positive int, got {sequence_length}.")
         self.sequence_length = int(sequence_length)
@@ -102,6 +103,7 @@ class SinePositionEncoding(keras.layers.Layer):
 
     def __init__(self, max_wavelength: float = 10000, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.supports_masking = True
         self.max_wavelength = max_wavelength
         self.built = True
 

@@ -90,6 +90,7 @@ class RelativePositionBias(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.supports_masking = True
         RelativeBias(num_buckets, max_distance)  # validates the arguments
         self.num_buckets = num_buckets
         self.max_distance = max_distance

@@ -160,7 +160,7 @@ class Rotary:
 
     @classmethod
     def from_config(cls, config: JSON) -> Self:
-        return cls(**{**config, "scaling": _deserialize(config["scaling"])})
+        return cls(**{**config, "scaling": _deserialize(config.get("scaling", 1.0))})
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -223,6 +223,7 @@ class RotaryEmbedding(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.supports_masking = True
         Rotary(max_wavelength, scaling_factor, fraction)  # validates the arguments
         if rope_type not in ("linear", "dynamic", "yarn"):
             raise ValueError(
@@ -312,7 +313,7 @@ class RotaryEmbedding(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: JSON) -> Self:
-        return cls(**{**config, "scaling_factor": _deserialize(config["scaling_factor"])})
+        return cls(**{**config, "scaling_factor": _deserialize(config.get("scaling_factor", 1.0))})
 
 
 def _plain(base: float, size: int) -> np.ndarray:

@@ -1,17 +1,18 @@
 """Build Transformer encoder and decoder blocks."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import keras
 from keras import ops
 
+from keras_llm.keras_internals import implicit_mask
 from keras_llm.layers import masks
 from keras_llm.layers._block import BLOCK_ARGS, TransformerBlock
 from keras_llm.layers._parts import Shape
 from keras_llm.layers.cache import stack_cache, unstack_cache
 from keras_llm.layers.relative import RelativeBias
-from keras_llm.types import Tensor
+from keras_llm.types import JSON, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -23,7 +24,8 @@ class TransformerEncoder(TransformerBlock):
     Args:{BLOCK_ARGS}
     Call arguments:
         inputs: float tensor (B, T, D).
-        padding_mask: bool tensor (B, T), True = a real token.
+        padding_mask: bool tensor (B, T), True = a real token. A mask that Keras attached to
+            `inputs`, as `Embedding(mask_zero=True)` does, also applies, and is passed on.
         attention_mask: bool tensor (B, T, T) or (1, T, T), True = may attend.
         positions: int tensor (T,) or (B, T). Defaults to `0 .. T - 1`.
         attention_bias: float tensor broadcastable to (B, N, T, T), added to the scores.
@@ -59,18 +61,20 @@ class TransformerEncoder(TransformerBlock):
         positions: Tensor | None = None,
         attention_bias: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        mask = masks.merge(
-            None if padding_mask is None else masks.padding_mask(padding_mask), attention_mask
-        )
-
+        implicit = implicit_mask(inputs)
+        if padding_mask is None:
+            padding_mask = implicit
+        elif implicit is not None:
+            padding_mask = masks.merge(padding_mask, implicit)
         scores = []
 
         def self_attention(h):
             output, *rest = _as_tuple(
                 self.self_attention(
                     h,
-                    attention_mask=mask,
+                    attention_mask=attention_mask,
                     positions=positions,
+                    padding_mask=padding_mask,
                     attention_bias=attention_bias,
                     return_attention_scores=return_attention_scores,
                     training=training,
@@ -98,10 +102,13 @@ class TransformerDecoder(TransformerBlock):
     Call arguments:
         decoder_sequence: float tensor (B, T, D).
         encoder_sequence: float tensor (B, S, D'), or None for a decoder-only block.
-        decoder_padding_mask: bool tensor (B, T), True = a real token. With a cache, real tokens
-            come first, and only a block with a `sliding_window` uses the mask.
+        decoder_padding_mask: bool tensor (B, T), True = a real token. Defaults to the mask that
+            Keras attached to `decoder_sequence`, as `Embedding(mask_zero=True)` does; that mask
+            is also passed on. With a cache, the mask covers the new tokens, or all S slots; in a
+            block with a `sliding_window`, it covers the new tokens, and real tokens come first.
         decoder_attention_mask: bool tensor (B, T, S), True = may attend.
-        encoder_padding_mask: bool tensor (B, S), True = a real token.
+        encoder_padding_mask: bool tensor (B, S), True = a real token. Defaults to the mask that
+            Keras attached to `encoder_sequence`.
         encoder_attention_mask: bool tensor (B, T, S), True = may attend.
         self_attention_cache: pair of float tensors (B, K, S, H), or None. With a
             `sliding_window` and `use_causal_mask` it is a ring (see `MultiHeadAttention`).
@@ -142,6 +149,17 @@ class TransformerDecoder(TransformerBlock):
     ) -> None:
         self._build_parts(decoder_sequence_shape, encoder_sequence_shape)
 
+    @classmethod
+    def from_config(cls, config: JSON) -> Self:
+        """Rebuild a block from `get_config`, or from that of a decoder of keras_nlp."""
+        config = dict(config)
+        names = ("decoder_sequence_shape", "encoder_sequence_shape")
+        shapes = [config.pop(name, None) for name in names]
+        block = super().from_config(config)
+        if shapes[0]:
+            block.build(*shapes)
+        return block
+
     def _position(self):
         if isinstance(self.position, RelativeBias):
             return dataclasses.replace(self.position, bidirectional=False)
@@ -178,9 +196,8 @@ class TransformerDecoder(TransformerBlock):
                 start = ops.convert_to_tensor(self_attention_cache_update_index, "int32")
                 positions = positions + (ops.expand_dims(start, -1) if len(start.shape) else start)
 
-        mask = decoder_attention_mask
-        if decoder_padding_mask is not None and self_attention_cache is None:
-            mask = masks.merge(mask, masks.padding_mask(decoder_padding_mask))
+        if decoder_padding_mask is None:
+            decoder_padding_mask = implicit_mask(decoder_sequence)
         caches, scores = [], []
 
         def attend(layer, h, cache, **arguments):
@@ -206,7 +223,7 @@ class TransformerDecoder(TransformerBlock):
                 h,
                 self_attention_cache,
                 cache_update_index=self_attention_cache_update_index,
-                attention_mask=mask,
+                attention_mask=decoder_attention_mask,
                 positions=positions,
                 use_causal_mask=use_causal_mask,
                 padding_mask=decoder_padding_mask,
@@ -220,12 +237,8 @@ class TransformerDecoder(TransformerBlock):
                 cross_attention_cache,
                 value=encoder_sequence,
                 cache_update_index=cross_attention_cache_update_index,
-                attention_mask=masks.merge(
-                    None
-                    if encoder_padding_mask is None
-                    else masks.padding_mask(encoder_padding_mask),
-                    encoder_attention_mask,
-                ),
+                attention_mask=encoder_attention_mask,
+                padding_mask=encoder_padding_mask,
             )
 
         x = _residual(self, decoder_sequence, "self_attention", self_attention, training)

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import keras
 
 from keras_llm.errors import InputError
+from keras_llm.layers.quantization import quantize_layers, quantized_layers
 from keras_llm.models.config import CONFIGS, TransformerConfig, WordVectorsConfig
 from keras_llm.types import JSON, Tensor
 
@@ -32,7 +33,10 @@ class ConfiguredModel(keras.Model):
     ) -> None:
         super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
         self.config = config
-        self._dtype_name = dtype
+        self._dtype: Any = dtype
+        if dtype is not None and not isinstance(dtype, str):
+            policy = keras.dtype_policies.get(dtype)
+            self._dtype = policy.name if type(policy) is keras.DTypePolicy else policy
 
     @classmethod
     def read_config(cls, config: Config | JSON) -> Config:
@@ -45,11 +49,35 @@ class ConfiguredModel(keras.Model):
         return read
 
     def get_config(self) -> JSON:
-        return {"config": self.config.to_dict(), "name": self.name, "dtype": self._dtype_name}
+        quantized = quantized_layers(self)
+        return {
+            "config": self.config.to_dict(),
+            "name": self.name,
+            "dtype": self.dtype_config,
+            **({"quantized": quantized} if quantized else {}),
+        }
 
     @classmethod
     def from_config(cls, config: JSON, custom_objects: JSON | None = None) -> Self:
-        return cls(**config)
+        config = dict(config)
+        quantized = config.pop("quantized", None)
+        model = cls(**config)
+        if quantized:
+            quantize_layers(model, quantized)
+        return model
+
+    @property
+    def dtype_config(self) -> str | JSON | None:
+        """The `dtype` that the model was built with, as plain JSON types."""
+        if self._dtype is None or isinstance(self._dtype, str):
+            return self._dtype
+        return keras.dtype_policies.serialize(self._dtype)
+
+
+def check_model(caller: str, model: object, classes: Any, builders: str) -> None:
+    """Raise InputError if a model is of none of the classes, naming their builder functions."""
+    if not isinstance(model, classes):
+        raise InputError(f"{caller}: `model` must come from {builders}, got {type(model)}.")
 
 
 def config_to_dict(config: TransformerConfig | WordVectorsConfig) -> JSON:

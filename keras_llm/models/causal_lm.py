@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_llm.layers import TransformerDecoder
 from keras_llm.models import forward_pass
-from keras_llm.models.base import ConfiguredModel
+from keras_llm.models.base import ConfiguredModel, check_model
 from keras_llm.models.config import CausalLMConfig
 from keras_llm.types import JSON, Tensor
 
@@ -99,6 +99,9 @@ def forward(
         Float32 logits (B, T, V); with `return_attention_scores`, a pair of those and a list with
         the attention probabilities (B, N, T, T) of each block.
 
+    Raises:
+        InputError: if `model` does not come from `causal_lm`.
+
     Example:
     >>> import numpy as np
     >>> from keras_llm import models
@@ -112,6 +115,7 @@ def forward(
     >>> bool(np.allclose(packed[:, 3:], model(row[:, 3:]), atol=1e-4))
     True
     """
+    check_model("forward", model, CausalLM, "causal_lm")
     config, layer = model.config, model.get_layer
     token_ids = ops.convert_to_tensor(token_ids, "int32")
     if positions is not None:

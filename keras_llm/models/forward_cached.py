@@ -11,12 +11,14 @@ from keras import ops
 from keras_llm.errors import InputError
 from keras_llm.layers import causal_mask, empty_cache
 from keras_llm.models import forward_pass
+from keras_llm.models.base import check_model
 from keras_llm.models.causal_lm import CausalLM
 from keras_llm.models.config import Seq2SeqConfig
 from keras_llm.models.seq2seq import Seq2Seq
 from keras_llm.types import Tensor
 
 _CHUNK = 512  # prompt tokens per prefill step
+_DECODERS = ((CausalLM, Seq2Seq), "causal_lm or seq2seq")
 _shared_step: contextvars.ContextVar[Callable[..., Any] | None] = contextvars.ContextVar(
     "shared_step", default=None
 )
@@ -38,7 +40,11 @@ def init_cache(
         A dict with `k_<i>` and `v_<i>` for each decoder layer `i`, float tensors (B, K, S, H) in
         the model's compute dtype. For a `seq2seq` model, merge it with the output of
         `encode_source`.
+
+    Raises:
+        InputError: if `model` comes from neither `causal_lm` nor `seq2seq`.
     """
+    check_model("init_cache", model, *_DECODERS)
     config: Any = model.config  # whose optional sizes are filled in
     count, prefix = _decoder(config)
     length = config.max_length if length is None else length
@@ -84,8 +90,9 @@ def prefill(
         Float32 logits (B, V) at each row's last real token, and the cache.
 
     Raises:
-        InputError: if the cache has fewer than T slots.
+        InputError: if the cache has fewer than T slots, or `model` is of another kind.
     """
+    check_model("prefill", model, *_DECODERS)
     token_ids = ops.convert_to_tensor(token_ids, "int32")
     lengths = ops.reshape(ops.convert_to_tensor(lengths, "int32"), (-1, 1))
     length = token_ids.shape[1]
@@ -183,7 +190,11 @@ def decode(
 
     Returns:
         Float32 logits (B, V), and the cache.
+
+    Raises:
+        InputError: if `model` is of another kind.
     """
+    check_model("decode", model, *_DECODERS)
     token_ids = ops.convert_to_tensor(token_ids, "int32")
     positions = ops.convert_to_tensor(positions, "int32")
     index = ops.squeeze(positions, 1)

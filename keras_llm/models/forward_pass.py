@@ -78,7 +78,7 @@ def block_layers(
             bidirectional=block_class is TransformerEncoder,
             num_heads=config.num_heads,
             embeddings_initializer=_initializer(config),
-            dtype="float32",
+            dtype=keras.dtype_policies.get(dtype).variable_dtype,
             name=f"{prefix}relative_bias",
         )
     shared = {name: getattr(config, name) for name in PLAIN_ARGUMENTS if hasattr(config, name)}

@@ -287,7 +287,7 @@ def _make(head, backbone, dtype, options=None, only_encoders=False):
     if pooling is not None and pooling not in _POOLINGS:
         raise InputError(f"{head}: `pooling` must be one of {_POOLINGS}, got {pooling!r}.")
     if isinstance(backbone, model_classes):
-        dtype = backbone.get_config()["dtype"] if dtype is None else dtype
+        dtype = backbone.dtype_config if dtype is None else dtype
         return HeadModel(backbone.config, head, options, backbone, dtype=dtype)
     if isinstance(backbone, config_classes):
         return HeadModel(backbone, head, options, dtype=dtype)

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_llm.errors import InputError
+from keras_llm.layers.quantization import embedding_table
 from keras_llm.models import forward_pass
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.causal_lm import CausalLM, forward
@@ -144,4 +145,4 @@ def token_table(model: ConfiguredModel) -> np.ndarray:
     """Return the token vectors of any model, a float array (V, D)."""
     name = "word_embedding" if hasattr(model.config, "objective") else "token_embedding"
     holder = model.get_layer("backbone") if isinstance(model, HeadModel) else model
-    return ops.convert_to_numpy(holder.get_layer(name).embeddings)
+    return ops.convert_to_numpy(embedding_table(holder.get_layer(name)))

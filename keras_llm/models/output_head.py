@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from keras import ops
 
 from keras_llm.errors import InputError
+from keras_llm.layers.quantization import embedding_table
 from keras_llm.models import forward_pass
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.causal_lm import CausalLM
@@ -85,14 +86,22 @@ def output_head(model: ConfiguredModel) -> OutputHead:
     else:
         head = model.get_layer("masked_lm_head")
         embedding, bias = head.token_embedding, ops.convert_to_tensor(head.bias)
-    kernel = (
-        ops.transpose(ops.convert_to_tensor(embedding.embeddings))
-        if embedding.tie_weights
-        else ops.convert_to_tensor(embedding.reverse_embeddings)
-    )
-    kernel = ops.cast(kernel, embedding.compute_dtype)
+    kernel = ops.cast(_kernel(embedding), embedding.compute_dtype)
     trainable = bool(embedding.trainable_weights)
     return OutputHead(kernel, bias, embedding.logit_soft_cap, trainable)
+
+
+def _kernel(embedding):
+    """Return the kernel (D, V) that maps states to logits; a quantized one is dequantized."""
+    if embedding.tie_weights:
+        return ops.transpose(embedding_table(embedding))
+    if embedding.quantization_mode is None:
+        return ops.convert_to_tensor(embedding.reverse_embeddings)
+    soft_cap, embedding.logit_soft_cap = embedding.logit_soft_cap, None
+    try:  # the logits of unit vectors
+        return embedding(ops.eye(embedding.output_dim, dtype=embedding.compute_dtype), reverse=True)
+    finally:
+        embedding.logit_soft_cap = soft_cap
 
 
 def _as_list(model, inputs):

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_llm.layers import TransformerDecoder, TransformerEncoder
 from keras_llm.models import forward_pass
-from keras_llm.models.base import ConfiguredModel
+from keras_llm.models.base import ConfiguredModel, check_model
 from keras_llm.models.config import Seq2SeqConfig
 from keras_llm.types import JSON, Tensor
 
@@ -90,7 +90,11 @@ def encode_source(model: Seq2Seq, encoder_token_ids: Tensor) -> dict[str, Tensor
     Returns:
         A dict to merge with that of `init_cache`: `cross_k_<i>` and `cross_v_<i>` for each
         decoder layer i, float tensors (B, K, S, H), and `encoder_padding_mask`, bool (B, S).
+
+    Raises:
+        InputError: if `model` does not come from `seq2seq`.
     """
+    check_model("encode_source", model, Seq2Seq, "seq2seq")
     config = model.config
     encoder_outputs, mask = _encode(
         model.get_layer, config, ops.convert_to_tensor(encoder_token_ids, "int32")

@@ -5,6 +5,7 @@ from typing import Any
 
 from keras_llm.errors import InputError
 from keras_llm.json_files import check_arguments
+from keras_llm.layers.quantization import quantize_layers
 from keras_llm.models import heads
 from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_dict
 from keras_llm.models.causal_lm import CausalLM
@@ -52,7 +53,10 @@ def build(
 
 def describe(model: ConfiguredModel) -> JSON:
     """Return the description of a model that `restore` needs, as plain JSON types."""
-    row = {"model": config_to_dict(model.config), "dtype": model.get_config()["dtype"]}
+    config = model.get_config()
+    row = {"model": config_to_dict(model.config), "dtype": config["dtype"]}
+    if "quantized" in config:
+        row["quantized"] = config["quantized"]
     if isinstance(model, HeadModel):
         row["head"] = {"name": model.head, "options": model.options}
     return row
@@ -72,4 +76,8 @@ def restore(row: JSON) -> ConfiguredModel:
     check_arguments(build, {"head": name, "options": options}, "`head`")
     if name in HEADS:
         check_arguments(getattr(heads, name), options, f"the options of {name}")
-    return build(config_from_dict(row["model"]), name, options or None, dtype=row.get("dtype"))
+    config = config_from_dict(row["model"])
+    model = build(config, name, options or None, dtype=row.get("dtype"))
+    if row.get("quantized"):
+        quantize_layers(model, row["quantized"])
+    return model

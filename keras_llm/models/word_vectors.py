@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_llm.layers.quantization import embedding_table
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.config import WordVectorsConfig
 from keras_llm.types import JSON
@@ -118,7 +119,8 @@ def word_vector_table(model: WordVectors) -> np.ndarray:
     Returns:
         Float32 array (V, D). For "glove", the sum of a word's two vectors, as in the paper.
     """
-    table = np.array(model.get_layer("word_embedding").embeddings, "float32")
+    table = np.array(embedding_table(model.get_layer("word_embedding")), "float32")
     if model.config.objective == "glove":
-        table = table + np.asarray(model.get_layer("context_embedding").embeddings, "float32")
+        context = embedding_table(model.get_layer("context_embedding"))
+        table = table + np.asarray(context, "float32")
     return table

@@ -172,34 +172,8 @@ def test_attention_matches_keras():
     )
 
 
-def copy_block_weights(ours, theirs):
-    """Copy random weights of a keras_nlp block into ours, whose kernels are two-dimensional."""
-    ours_by_path = {w.path.split("/", 1)[1]: w for w in ours.weights}
-    names = {
-        "self_attention_layer_norm": "self_attention_norm",
-        "cross_attention_layer_norm": "cross_attention_norm",
-        "feedforward_layer_norm": "feed_forward_norm",
-        "feedforward_intermediate_dense": "feed_forward/up",
-        "feedforward_output_dense": "feed_forward/down",
-        "attention_layer/": "attention/",
-        "attention_output": "output",
-    }
-    count = 0
-    for weight in theirs.weights:
-        if "seed_generator" in weight.path:
-            continue
-        path = weight.path.split("/", 1)[1]
-        for old, new in names.items():
-            path = path.replace(old, new)
-        weight.assign(keras.random.normal(weight.shape, seed=count) * 0.3)
-        target = ours_by_path.pop(path)
-        target.assign(ops.reshape(weight.value, target.shape))
-        count += 1
-    assert not [path for path in ours_by_path if "seed" not in path]
-
-
 @pytest.mark.parametrize("normalize_first", [False, True])
-def test_encoder_matches_keras_nlp(normalize_first):
+def test_encoder_matches_keras_nlp(normalize_first, copy_block_weights):
     arguments = {"intermediate_dim": 12, "num_heads": 4, "normalize_first": normalize_first}
     ours = layers.TransformerEncoder(**arguments)
     theirs = keras_nlp.layers.TransformerEncoder(**arguments)
@@ -215,7 +189,7 @@ def test_encoder_matches_keras_nlp(normalize_first):
 
 @pytest.mark.parametrize("normalize_first", [False, True])
 @pytest.mark.parametrize("cross", [False, True])
-def test_decoder_matches_keras_nlp(normalize_first, cross):
+def test_decoder_matches_keras_nlp(normalize_first, cross, copy_block_weights):
     arguments = {"intermediate_dim": 12, "num_heads": 4, "normalize_first": normalize_first}
     ours = layers.TransformerDecoder(**arguments)
     theirs = keras_nlp.layers.TransformerDecoder(**arguments)
@@ -230,7 +204,7 @@ def test_decoder_matches_keras_nlp(normalize_first, cross):
 
 
 @pytest.mark.parametrize("cross", [False, True])
-def test_decoder_accepts_stacked_caches_of_keras_nlp(cross):
+def test_decoder_accepts_stacked_caches_of_keras_nlp(cross, copy_block_weights):
     """Run the same calls step by step and compare outputs and caches."""
     ours, theirs = (
         module.layers.TransformerDecoder(12, 4, normalize_first=True)

@@ -358,3 +358,20 @@ def test_invalid_config_raises_error_with_field(change, field):
 def test_causal_lm_without_config_raises_error():
     with pytest.raises(InputError, match="CausalLMConfig"):
         models.causal_lm({"vocabulary_size": 3})
+
+
+@pytest.mark.parametrize(
+    "call, builder",
+    [
+        (lambda model: models.init_cache(model), "causal_lm or seq2seq"),
+        (lambda model: models.prefill(model, [[3]], [1], {}), "causal_lm or seq2seq"),
+        (lambda model: models.decode(model, [[3]], [[0]], {}), "causal_lm or seq2seq"),
+        (lambda model: models.forward(model, [[3]]), "causal_lm"),
+        (lambda model: models.encode_source(model, [[3]]), "seq2seq"),
+    ],
+)
+def test_models_of_other_kinds_raise_error(call, builder):
+    inputs = keras.Input((4,))
+    for model in (keras.Model(inputs, inputs), models.encoder(models.preset("bert-tiny"))):
+        with pytest.raises(InputError, match=f"`model` must come from {builder}, got"):
+            call(model)

@@ -97,6 +97,26 @@ LAYERS = (
         ),
         ("tests/layers/test_parts.py",),
     ),
+    Fault(
+        "layers-attached-mask",
+        "the mask that Keras attached to the source of cross-attention is ignored",
+        Place(
+            "keras_llm/layers/attention.py",
+            "padding_mask = implicit_mask(source)",
+            "padding_mask = implicit_mask(query)",
+        ),
+        ("tests/layers/test_masking.py",),
+    ),
+    Fault(
+        "layers-quantized-adapters",
+        "adapters are saved within quantized weights",
+        Place(
+            "keras_llm/layers/quantization.py",
+            "self.lora_enabled = False  # Keras",
+            "self.lora_enabled = True  # Keras",
+        ),
+        ("tests/models/test_quantized.py",),
+    ),
 )
 
 MODELS = (

@@ -88,6 +88,7 @@ def test_loss_of_fit_ignores_padding(model):
     expected = -np.take_along_axis(log_p, y[..., None], -1)[:, :6].mean()
     assert loss_value == pytest.approx(expected, rel=1e-4)
     assert perplexity == pytest.approx(np.exp(expected), rel=1e-4)
+    assert float(training.Perplexity().result()) == 0.0  # as in keras_nlp
     config = training.Perplexity(3, from_logits=False).get_config()
     assert training.Perplexity.from_config(config).get_config() == config
     assert accuracy == pytest.approx((log_p.argmax(-1) == y)[:, :6].mean())

@@ -15,6 +15,7 @@ from keras_llm.errors import InputError
 from keras_llm.files import atomic_file
 from keras_llm.json_files import check_fields, parse_json
 from keras_llm.keras_internals import flatten_layers
+from keras_llm.layers.quantization import separate_adapters
 from keras_llm.training.adapters.dora import DoraDense, add_magnitude
 from keras_llm.types import PathLike
 
@@ -35,7 +36,8 @@ def add_lora(
 
     A kernel W (I, O) becomes `W + (alpha / rank) A B`, A (I, rank) and B (rank, O). B is
     initialized to zeros, so the model's outputs do not change at first. Call `compile` afterwards.
-    A saved task and `save_weights` contain the merged kernels.
+    A saved task, a saved model and `save_weights` contain the merged kernels, or, where the kernel
+    is quantized, kernel and adapters.
 
     Args:
         model: a model of this library. `Dense` and embedding layers can be adapted; the experts of
@@ -45,8 +47,9 @@ def add_lora(
         rank: int > 0.
         alpha: float > 0. Defaults to `rank`.
         quantization: "int8" or "int4" to quantize the frozen kernels of adapted dense layers
-            (QLoRA), or None. A quantized model cannot be merged; save its adapters and load them
-            onto a model that is not quantized.
+            (QLoRA), or None. A quantized model cannot be merged; a saved task keeps its adapters.
+            To merge them, save them with `save_lora` and load them onto a model that is not
+            quantized.
         dora: bool. Whether to use DoRA, which learns the column norms m (O,) of the kernel:
             `m (W + (alpha / rank) A B) / |W + (alpha / rank) A B|`. For dense layers that are not
             quantized.
@@ -88,11 +91,16 @@ def add_lora(
         raise InputError(
             f"`dora` supports only dense layers, and `layers` also matches {tables[0]!r}."
         )
+    for path, layer in matches.items():
+        if dora and layer.quantization_mode is not None:
+            raise InputError(f"`dora` supports only dense layers that are not quantized: {path!r}.")
     _freeze(model)
     for layer in matches.values():
         if quantization is not None and isinstance(layer, keras.layers.Dense):
             layer.quantize(quantization)
         layer.enable_lora(rank, lora_alpha=alpha)
+        if layer.quantization_mode is not None:
+            separate_adapters(layer)
         if dora:
             add_magnitude(layer)
     return list(matches)
@@ -157,6 +165,8 @@ def load_lora(model: keras.Model, *paths: PathLike) -> list[str]:
             )
         if name not in candidates:
             raise InputError(f"the model has no layer {name!r} that can be adapted.")
+        if name in magnitudes and candidates[name].quantization_mode is not None:
+            raise InputError(f"{name!r} has DoRA adapters, and the model's layer is quantized.")
         expected = _shape(candidates[name])
         for a, b in pairs:
             if (a.shape[0], b.shape[1]) != expected:
@@ -170,6 +180,8 @@ def load_lora(model: keras.Model, *paths: PathLike) -> list[str]:
         a = np.concatenate([a for a, _ in pairs], axis=1)
         b = np.concatenate([b for _, b in pairs], axis=0)
         candidates[name].enable_lora(a.shape[1])
+        if candidates[name].quantization_mode is not None:
+            separate_adapters(candidates[name])
         _part(candidates[name], "a").assign(a)
         _part(candidates[name], "b").assign(b)
         if name in magnitudes:

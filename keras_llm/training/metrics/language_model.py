@@ -49,7 +49,7 @@ class TokenAccuracy(keras.metrics.Mean):
 
 @keras.saving.register_keras_serializable("keras_llm")
 class Perplexity(keras.metrics.Mean):
-    """The exponential of the mean cross-entropy of the target tokens.
+    """The exponential of the mean cross-entropy of the target tokens; 0 without any.
 
     `LanguageModelTrainer` does not need this metric: perplexity is the exponential of its loss.
 
@@ -81,7 +81,7 @@ class Perplexity(keras.metrics.Mean):
         return super().update_state(nats, sample_weight=counts)
 
     def result(self) -> Tensor:
-        return ops.exp(super().result())
+        return ops.where(self.count > 0, ops.exp(super().result()), 0.0)
 
     def get_config(self) -> JSON:
         own = {"ignore_id": self.ignore_id, "from_logits": self.from_logits}
