@@ -71,7 +71,7 @@ recipes: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check gensim==4.4.0 pysword==0.2.8
 	$(BIN)/python benchmarks/recipes.py --out build/recipes
 
-# Run the Python code of all pages and build the site in build/site. Fails on errors in the code, broken
+# Run the Python code of all pages and docstrings and build the site in build/site. Fails on errors in the code, broken
 # links, pages missing from the navigation, public names without a docstring, and external resources.
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \

@@ -1,12 +1,10 @@
-"""Check imports between packages, docstring examples, type hints and terms."""
+"""Check imports between packages, type hints and terms."""
 
 import ast
 import configparser
-import doctest
 import importlib
 import inspect
 import pathlib
-import pkgutil
 import warnings
 
 import pytest
@@ -121,22 +119,6 @@ def test_an_untested_version_of_keras_is_named(version, warns):
         warnings.simplefilter("always")
         keras_internals.check_version(version)
     assert [version in str(warning.message) for warning in found] == [True] * warns
-
-
-def public_modules():
-    yield "keras_llm"
-    for package in ("keras_llm", "keras_llm.export", "keras_llm.recipes"):
-        for info in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
-            # A backend's file imports the backend; only TensorFlow is always installed.
-            if not info.name.endswith(("__main__", ".jax")):
-                yield info.name
-
-
-@pytest.mark.parametrize("name", sorted(set(public_modules())))
-def test_examples_in_docstrings_run(name):
-    module = importlib.import_module(name)
-    failures, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
-    assert failures == 0
 
 
 def test_every_package_is_installed():
