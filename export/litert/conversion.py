@@ -131,7 +131,7 @@ def plan(
         kinds = ", ".join(["TextGeneration", "Translation", *SIGNATURES])
         raise InputError(f"{caller}: `task` must be one of {kinds}, got a {name}.")
     rules = rules_of(quantization)
-    longest = task.model.config.max_length
+    longest = getattr(task, "max_length", task.model.config.max_length)
     max_length = longest if cache_length is None else cache_length
     if not isinstance(max_length, int) or not 2 <= max_length <= longest:
         raise InputError(
@@ -177,6 +177,7 @@ def _decoder_manifest(caller, task, max_length, prefill_lengths):
         "prefill_lengths": list(prefill_lengths),
         "decode_lengths": [n for n in _DECODE_LENGTHS if 3 * n <= 2 * slots],
         "end_token_ids": [index for index in task.end_token_ids if index >= 0],
+        "vocabulary_size": task.model.config.vocabulary_size,
     }
     if isinstance(task, Translation):
         config = task.model.config

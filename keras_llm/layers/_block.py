@@ -48,6 +48,8 @@ BLOCK_ARGS = """
         num_shared_experts: int. Experts that every token uses.
         load_balance_loss: float >= 0. Weight of the load-balance loss.
         router_z_loss: float >= 0. Weight of the router z loss.
+        feed_forward_bias: bool. Whether the feed-forward network has biases. Defaults to
+            `use_bias`.
 """
 
 # Arguments that are objects, which `get_config` serializes.
@@ -88,6 +90,7 @@ class TransformerBlock(AttentionBase):
         num_shared_experts: int = 0,
         load_balance_loss: float = 0.01,
         router_z_loss: float = 0.001,
+        feed_forward_bias: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -161,9 +164,10 @@ class TransformerBlock(AttentionBase):
             "name": "feed_forward",
         }
         if not self.num_experts:
+            bias = self.feed_forward_bias
             return FeedForward(
                 self.intermediate_dim,
-                use_bias=self.use_bias,
+                use_bias=self.use_bias if bias is None else bias,
                 bias_initializer=clone(self.bias_initializer),
                 **shared,
             )

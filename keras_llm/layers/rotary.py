@@ -139,17 +139,40 @@ class Rotary:
 
     def __post_init__(self) -> None:
         is_option = type(self.scaling) in _SCALINGS.values()
-        if self.base <= 0:
-            raise ValueError(f"Rotary: `base` must be > 0, got {self.base}.")
-        if not is_option and not (isinstance(self.scaling, (int, float)) and self.scaling > 0):
+        if not 0 < self.base < math.inf:
+            raise ValueError(f"Rotary: `base` must be > 0 and finite, got {self.base}.")
+        is_number = isinstance(self.scaling, (int, float)) and 0 < self.scaling < math.inf
+        if not is_option and not is_number:
             raise ValueError(
                 f"Rotary: `scaling` must be a number > 0 or one of {', '.join(_SCALINGS)}, "
                 f"got {self.scaling!r}."
             )
-        if isinstance(self.scaling, _OPTIONS) and self.scaling.factor < 1:
-            raise ValueError(f"Rotary: `factor` must be >= 1, got {self.scaling.factor}.")
+        if isinstance(self.scaling, _OPTIONS):
+            self._check_scaling()
         if not 0 < self.fraction <= 1:
             raise ValueError(f"Rotary: `fraction` must be in (0, 1], got {self.fraction}.")
+
+    def _check_scaling(self) -> None:
+        scaling: Any = self.scaling
+        if not 1 <= scaling.factor < math.inf:
+            raise ValueError(f"Rotary: `factor` must be >= 1 and finite, got {scaling.factor}.")
+        positive: tuple[str, ...] = ()
+        if isinstance(scaling, YarnScaling):
+            positive = ("original_length", "beta_fast", "beta_slow", "attention_factor")
+            if self.base <= 1:
+                raise ValueError(f"Rotary: `base` must be > 1 for YarnScaling, got {self.base}.")
+        elif isinstance(scaling, Llama3Scaling):
+            positive = ("original_length", "low_frequency_factor")
+            low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+            if not low < high < math.inf:
+                raise ValueError(
+                    "Rotary: `high_frequency_factor` must be greater than `low_frequency_factor`, "
+                    f"{low}, and finite, got {high}."
+                )
+        for name in positive:
+            value = getattr(scaling, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"Rotary: `{name}` must be > 0 and finite, got {value}.")
 
     def get_config(self) -> JSON:
         return {

@@ -17,8 +17,11 @@ class ConfiguredModel(keras.Model):
 
     Attributes:
         config: a `CausalLMConfig`, `EncoderConfig` or `Seq2SeqConfig`.
+        checkpoint_family: str or None, the `model_type` of the Hugging Face folder that the model
+            was loaded from.
     """
 
+    checkpoint_family: str | None = None
     config_class: ClassVar[Any] = None
     config: Any  # of the subclass's `config_class`
 

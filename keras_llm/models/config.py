@@ -56,6 +56,8 @@ class TransformerConfig:
         final_soft_cap: float or None. Soft cap of the logits.
         qk_norm: bool. RMS-normalize query and key heads.
         use_bias: bool. Whether dense layers have biases.
+        feed_forward_bias: bool or None. Whether those of feed-forward networks do. None means
+            `use_bias`.
         tie_embeddings: bool. Whether the head reuses the token embedding.
         dropout: float in [0, 1). Dropout rate.
         initializer_range: float > 0. Standard deviation of the initial weights.
@@ -114,6 +116,7 @@ class TransformerConfig:
     num_shared_experts: int = 0
     load_balance_loss: float = 0.01
     router_z_loss: float = 0.001
+    feed_forward_bias: bool | None = None
 
     def __post_init__(self) -> None:
         check = self._check

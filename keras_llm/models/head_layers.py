@@ -79,9 +79,17 @@ def _text_classifier(
     return [], backbone.dense(num_classes, "logits", dtype="float32")(x)
 
 
-def _text_regressor(hidden, padding_mask, backbone, pooling, dropout):
-    x = backbone.summary(hidden, padding_mask, pooling, dropout)
-    return [], ops.squeeze(backbone.dense(1, "value", dtype="float32")(x), -1)
+def _text_regressor(
+    hidden,
+    padding_mask,
+    backbone,
+    pooling,
+    dropout,
+    activation="tanh",
+    output_activation=None,
+):
+    x = backbone.summary(hidden, padding_mask, pooling, dropout, activation)
+    return [], ops.squeeze(backbone.dense(1, "value", output_activation, "float32")(x), -1)
 
 
 def _reward(hidden, padding_mask, backbone):

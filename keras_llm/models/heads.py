@@ -5,6 +5,7 @@ with its weights. Every head model takes `[token_ids, padding_mask]`, and `segme
 backbone does, and keeps its backbone as a layer, `get_layer("backbone")`.
 """
 
+import numbers
 from typing import Any, TypeAlias
 
 import keras
@@ -158,10 +159,7 @@ def text_classifier(
         raise InputError(
             f"text_classifier: `num_classes` must be an int >= 2, got {num_classes!r}."
         )
-    if activation not in ("tanh", "relu"):
-        raise InputError(
-            f'text_classifier: `activation` must be "tanh" or "relu", got {activation!r}.'
-        )
+    _check_activation("text_classifier", activation)
     options: JSON = {"num_classes": num_classes, "pooling": pooling, "dropout": dropout}
     if activation != "tanh":
         options["activation"] = activation
@@ -169,13 +167,19 @@ def text_classifier(
 
 
 def text_regressor(
-    backbone: _Backbone, pooling: str | None = None, dropout: float = 0.1, dtype: str | None = None
+    backbone: _Backbone,
+    pooling: str | None = None,
+    dropout: float = 0.1,
+    dtype: str | None = None,
+    activation: str = "tanh",
+    output_activation: str | None = None,
 ) -> HeadModel:
     """Build a model that predicts a number for a text, trained with the mean squared error.
 
     Args:
         backbone: an encoder or a `causal_lm` model, or its config.
-        pooling, dropout, dtype: see `text_classifier`.
+        pooling, dropout, dtype, activation: see `text_classifier`.
+        output_activation: "sigmoid" for a number in (0, 1), or None.
 
     Returns:
         A `keras.Model` from `[token_ids, padding_mask, ...]` to float32 values (B,).
@@ -183,7 +187,18 @@ def text_regressor(
     Raises:
         InputError: if an argument is invalid; the message names it.
     """
-    return _make("text_regressor", backbone, dtype, {"pooling": pooling, "dropout": dropout})
+    _check_activation("text_regressor", activation)
+    if output_activation not in ("sigmoid", None):
+        raise InputError(
+            'text_regressor: `output_activation` must be "sigmoid" or None, got '
+            f"{output_activation!r}."
+        )
+    options: JSON = {"pooling": pooling, "dropout": dropout}
+    if activation != "tanh":
+        options["activation"] = activation
+    if output_activation is not None:
+        options["output_activation"] = output_activation
+    return _make("text_regressor", backbone, dtype, options)
 
 
 def reward(backbone: _Backbone, dtype: str | None = None) -> HeadModel:
@@ -279,6 +294,11 @@ def sentence_embedder(
     return _make("sentence_embedder", backbone, dtype, options)
 
 
+def _check_activation(head, activation):
+    if activation not in ("tanh", "relu"):
+        raise InputError(f'{head}: `activation` must be "tanh" or "relu", got {activation!r}.')
+
+
 def _make(head, backbone, dtype, options=None, only_encoders=False):
     model_classes = (Encoder,) if only_encoders else (Encoder, CausalLM)
     config_classes = (EncoderConfig,) if only_encoders else (EncoderConfig, CausalLMConfig)
@@ -286,6 +306,9 @@ def _make(head, backbone, dtype, options=None, only_encoders=False):
     pooling = (options or {}).get("pooling")
     if pooling is not None and pooling not in _POOLINGS:
         raise InputError(f"{head}: `pooling` must be one of {_POOLINGS}, got {pooling!r}.")
+    dropout = (options or {}).get("dropout", 0.0)
+    if not isinstance(dropout, numbers.Real) or not 0 <= dropout < 1:
+        raise InputError(f"{head}: `dropout` must be in [0, 1), got {dropout!r}.")
     if isinstance(backbone, model_classes):
         dtype = backbone.dtype_config if dtype is None else dtype
         return HeadModel(backbone.config, head, options, backbone, dtype=dtype)

@@ -46,7 +46,8 @@ class Task(Fitting):
 
     Raises:
         InputError: if the model is of another kind, or the tokenizer's vocabulary is larger than
-            the model's.
+            the model's. Special tokens such as an image token may exceed it; a text that contains
+            one is refused.
     """
 
     model_wanted = "models.causal_lm"
@@ -63,10 +64,11 @@ class Task(Fitting):
     ) -> None:
         if not self.fits(model):
             raise InputError(f"`model` must come from {self.model_wanted}, got {type(model)}.")
-        if tokenizer.vocabulary_size > model.config.vocabulary_size:
+        size = model.config.vocabulary_size
+        if not _fits_vocabulary(tokenizer, size):
             raise InputError(
                 f"the tokenizer's vocabulary of {tokenizer.vocabulary_size} is larger than the "
-                f"model's `vocabulary_size` of {model.config.vocabulary_size}."
+                f"model's `vocabulary_size` of {size}, by more than special tokens without a role."
             )
         self.model = model
         self.tokenizer = tokenizer
@@ -76,6 +78,20 @@ class Task(Fitting):
     def fits(model: object) -> bool:
         """Return whether the model is of the kind that this task needs."""
         return isinstance(model, models.CausalLM)
+
+    def check_ids(self, name: str, rows: Sequence[Sequence[int]]) -> None:
+        """Raise an InputError if a row of ids has a token without an embedding, naming both."""
+        size = self.model.config.vocabulary_size
+        if self.tokenizer.vocabulary_size <= size:
+            return
+        for index, row in enumerate(rows):
+            for token in row:
+                if token >= size:
+                    raise InputError(
+                        f"{_where(name, index, rows)} has the token "
+                        f"{self.tokenizer.token(int(token))!r}, for which the model has no "
+                        "embedding."
+                    )
 
     def save(self, folder: PathLike, overwrite: bool = False) -> None:
         """Save the task as one folder, atomically.
@@ -289,6 +305,15 @@ def padded_rows(
     for row, ids in zip(token_ids, rows, strict=True):
         row[: len(ids)] = ids
     return token_ids, lengths
+
+
+def _fits_vocabulary(tokenizer, size):
+    """Return whether all ids beyond a model's vocabulary are special tokens without a role."""
+    if tokenizer.vocabulary_size <= size:
+        return True
+    spare = set(range(size, tokenizer.vocabulary_size))
+    roles = {getattr(tokenizer, f"{role}_id") for role in ("pad", "bos", "eos", "unk", "mask")}
+    return spare <= set(tokenizer.special_tokens.values()) - roles
 
 
 def _where(name, index, rows):

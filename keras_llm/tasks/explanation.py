@@ -245,7 +245,13 @@ def _attributions(task, inputs):
     special = [tokenizer.bos_id, tokenizer.eos_id]
     blank = tokenizer.mask_id if tokenizer.mask_id >= 0 else max(tokenizer.pad_id, 0)
     baseline = np.where(np.isin(row, special), row, blank)
-    attributions = integrated_gradients(task.model, inputs, baseline, int(logits.argmax()))
+    attributions = integrated_gradients(
+        task.model,
+        inputs,
+        baseline,
+        int(logits.argmax()),
+        independent=bool(task.metadata.get("multi_label")),
+    )
     return {"label": task.labels[int(logits.argmax())], **attributions}
 
 

@@ -15,6 +15,7 @@ def integrated_gradients(
     label: int,
     steps: int = 32,
     tolerance: float = 1e-3,
+    independent: bool = False,
 ) -> dict[str, Any]:
     """Compute the attribution of a class log-probability to each token.
 
@@ -31,6 +32,7 @@ def integrated_gradients(
         steps: int > 0, the number of quadrature points. It doubles up to four times until the error
             is below the tolerance.
         tolerance: float > 0.
+        independent: bool. Whether the classes are independent, with p the sigmoid of a logit.
 
     Returns:
         A dict: `tokens`, float64 (T,), the a_t; `output` and `baseline`, the log-probabilities;
@@ -45,7 +47,10 @@ def integrated_gradients(
     blank, _ = models.from_embeddings(model, {**inputs, "token_ids": baseline_ids})
 
     def log_probability(x):
-        return tf.nn.log_softmax(outputs(x), axis=-1)[:, label]
+        logits = outputs(x)
+        if independent:
+            return tf.math.log_sigmoid(logits[:, label])
+        return tf.nn.log_softmax(logits, axis=-1)[:, label]
 
     def mean_gradient(steps):
         points, weights = np.polynomial.legendre.leggauss(steps)

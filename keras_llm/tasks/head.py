@@ -16,7 +16,8 @@ class HeadTask(Task):
     """The base class of tasks whose model has a head.
 
     The model reads a text between the tokenizer's begin and end tokens, if the tokenizer has them.
-    A truncated text keeps its first tokens and the end token.
+    A truncated text keeps its first tokens and the end token. `metadata` may have other tokens,
+    `begin_ids` and `end_ids`, lists of ints, and a `max_length` below that of the model.
 
     Attributes:
         head: str, the head of the task's models.
@@ -36,17 +37,25 @@ class HeadTask(Task):
     @property
     def begin(self) -> list[int]:
         """The token ids before a text, a list."""
-        return [self.tokenizer.bos_id] if self.tokenizer.add_bos else []
+        default = [self.tokenizer.bos_id] if self.tokenizer.add_bos else []
+        return list(self.metadata.get("begin_ids", default))
 
     @property
     def end(self) -> list[int]:
         """The token ids after a text, a list."""
-        return [self.tokenizer.eos_id] if self.tokenizer.eos_id >= 0 else []
+        default = [self.tokenizer.eos_id] if self.tokenizer.eos_id >= 0 else []
+        return list(self.metadata.get("end_ids", default))
+
+    @property
+    def max_length(self) -> int:
+        """The maximum number of tokens that the model reads, an int."""
+        longest = self.model.config.max_length
+        return min(longest, self.metadata.get("max_length", longest))
 
     @property
     def room(self) -> int:
         """The maximum number of tokens of a text, without special tokens."""
-        return self.model.config.max_length - len(self.begin) - len(self.end)
+        return self.max_length - len(self.begin) - len(self.end)
 
     def framed(
         self, name: str, rows: Sequence[Sequence[int]], truncate: bool
@@ -63,7 +72,8 @@ class HeadTask(Task):
         if truncate:
             rows = [ids[: self.room] for ids in rows]
         framed = [[*self.begin, *ids, *self.end] for ids in rows]
-        longest = self.model.config.max_length
+        self.check_ids(name, rows)
+        longest = self.max_length
         # Check before batching, so that the error names the caller's row index.
         padded_rows(name, framed, longest, longest, self.tokenizer.pad_id)
         return framed, is_cut

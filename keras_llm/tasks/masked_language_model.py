@@ -208,8 +208,9 @@ class MaskedLanguageModel(HeadTask):
             A dict of `token_ids` int32 and `probability` float32, both (B, M, top_k).
         """
         logits = self.outputs(token_ids, lengths, mask_positions=mask_positions)
-        spare = logits.shape[-1] - self.tokenizer.vocabulary_size  # ids outside the tokenizer
-        banned = np.pad(self.filler.is_special, (0, spare), constant_values=True)
+        special = self.filler.is_special[: logits.shape[-1]]
+        spare = logits.shape[-1] - len(special)  # ids outside the tokenizer
+        banned = np.pad(special, (0, spare), constant_values=True)
         probabilities = ops.softmax(logits + banned.astype("float32") * _BANNED, axis=-1)
         best, ids = ops.top_k(probabilities, top_k)
         return {"token_ids": ops.cast(ids, "int32"), "probability": best}

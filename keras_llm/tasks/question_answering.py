@@ -16,7 +16,7 @@ from keras_llm.tasks.fitting import checked_rows
 from keras_llm.tasks.head import HeadTask
 from keras_llm.tokenizers import Tokenizer
 from keras_llm.tokenizers.mask_filling import WHITE_SPACE
-from keras_llm.types import JSON, Dataset
+from keras_llm.types import JSON, Dataset, Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +136,18 @@ class QuestionAnswering(HeadTask):
         rows = checked_rows(rows, ("question", "context", "answer"))
         questions, contexts, answers = map(list, zip(*rows, strict=True))
         return training.evaluate_answers(self(questions, contexts, truncate=True), answers)
+
+    def inputs(
+        self,
+        token_ids: Tensor,
+        lengths: Tensor,
+        segment_ids: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> dict[str, Tensor]:
+        """See `HeadTask.inputs`. With two separators, as in RoBERTa, all segment ids are 0."""
+        if self.metadata.get("num_separators", 1) > 1:
+            segment_ids = None
+        return super().inputs(token_ids, lengths, segment_ids, **inputs)
 
     @property
     def longest_answer(self) -> int:

@@ -1,5 +1,7 @@
 """Check generation settings and convert them to arrays."""
 
+import dataclasses
+import functools
 import numbers
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -97,9 +99,20 @@ def sampling_of(
     if constraints:
         if tokenizer.eos_id < 0:
             raise InputError("`tokenizer` has no end token, so that a text could never end.")
-        constraint = Constraint(spelling(tokenizer), vocabulary_size, **constraints)
+        spellings = _spelling(tokenizer, vocabulary_size)
+        constraint = Constraint(spellings, vocabulary_size, **constraints)
         sampling = sampling._replace(constraint=constraint)
     return sampling
+
+
+@functools.lru_cache(maxsize=4)
+def _spelling(tokenizer, vocabulary_size):
+    """Return the `Spelling` of the tokens that the model has."""
+    spellings = spelling(tokenizer)
+    if tokenizer.vocabulary_size <= vocabulary_size:
+        return spellings
+    tokens, first = (row[:vocabulary_size] for row in (spellings.tokens, spellings.first))
+    return dataclasses.replace(spellings, tokens=tokens, first=first)
 
 
 def spare_bias(tokenizer: Tokenizer, vocabulary_size: int) -> np.ndarray | None:
@@ -107,7 +120,7 @@ def spare_bias(tokenizer: Tokenizer, vocabulary_size: int) -> np.ndarray | None:
 
     Returns None if there are no such ids.
     """
-    if tokenizer.vocabulary_size == vocabulary_size:
+    if tokenizer.vocabulary_size >= vocabulary_size:
         return None
     spare = np.arange(vocabulary_size) >= tokenizer.vocabulary_size
     return np.where(spare, _BANNED, 0.0).astype("float32")[None]

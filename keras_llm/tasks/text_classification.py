@@ -41,7 +41,9 @@ class TextClassification(HeadTask):
         labels: list of str, the names of the classes. Defaults to `metadata["labels"]`, where they
             are saved.
         metadata: dict of JSON values saved with the task. With `context_separator`, a str, a text
-            may have a context, which is appended after that separator.
+            may have a context, which is appended after that separator. With `multi_label`, True,
+            the labels are independent: the probability of each is a sigmoid, and `fit` and
+            `evaluate` are not supported.
 
     Raises:
         InputError: if `labels` does not have one distinct str per class of the model.
@@ -130,6 +132,11 @@ class TextClassification(HeadTask):
 
     def _columns(self, rows):
         """Return the columns of rows: texts, any contexts, and class indices, int32 (N,)."""
+        if self.metadata.get("multi_label"):
+            raise InputError(
+                "a task with several labels for a text (`multi_label`) cannot be trained or "
+                "evaluated."
+            )
         rows, fields = list(rows), ("text", "label")
         has_contexts = any(isinstance(row, (list, tuple)) and len(row) == 3 for row in rows)
         if has_contexts and "context_separator" in self.metadata:
@@ -180,7 +187,10 @@ class TextClassification(HeadTask):
             token_ids: int32 (B, T), with special tokens.
             lengths: int32 (B,).
         """
-        return ops.softmax(self.outputs(token_ids, lengths), axis=-1)
+        logits = self.outputs(token_ids, lengths)
+        if self.metadata.get("multi_label"):
+            return ops.sigmoid(logits)
+        return ops.softmax(logits, axis=-1)
 
     def _classification(self, probabilities, is_cut):
         best = int(probabilities.argmax())

@@ -132,6 +132,7 @@ class TextGeneration(GenerativeTask):
             raise InputError("infill: `prefix` and `suffix` must be str, and not both empty.")
         encode = self.tokenizer.encode
         row = [before, *encode(prefix), after, *encode(suffix), middle]
+        self.check_ids("prefix and suffix", [row])
         longest = self.model.config.max_length
         ids, lengths = padded_rows(
             "prefix and suffix", [row], longest - 1, longest, self.tokenizer.pad_id
@@ -367,6 +368,7 @@ class TextGeneration(GenerativeTask):
         )
         if not examples:
             raise InputError(f"none of {len(conversations)} conversations can be used: {dropped}.")
+        self.check_ids("rows", [example.token_ids for example in examples])
         return examples
 
     def _encode_prompts(self, prompts, parse_special=False):
@@ -377,4 +379,5 @@ class TextGeneration(GenerativeTask):
         rows = [
             self.tokenizer.encode_prompt(text, parse_special) for text in checked_texts(name, texts)
         ]
+        self.check_ids(name, rows)
         return padded_rows(name, rows, longest, self.model.config.max_length, self.tokenizer.pad_id)

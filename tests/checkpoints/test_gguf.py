@@ -139,6 +139,34 @@ def test_float32_file_is_bit_exact(tmp_path, tok, config, randomize):
     assert task("once", max_new_tokens=8, temperature=0) == text
 
 
+@pytest.mark.parametrize(
+    "tokens, ends",
+    [
+        (["<|im_end|>", "<|im_start|>"], ["<|im_end|>"]),
+        (["<|eot_id|>", "<|eom_id|>", "[PAD]"], ["<|eot_id|>", "<|eom_id|>", "[PAD]"]),
+        (["<|end|>", "<|assistant|>"], ["<|end|>"]),
+        (["<|end|>", "<|call|>", "<|return|>"], ["<|call|>", "<|return|>"]),
+        (["</s>", "<|tool_response>", "<turn|>"], ["<|tool_response>", "<turn|>"]),
+    ],
+)
+def test_every_end_token_ends_a_text(tokens, ends, tmp_path, config, randomize):
+    texts = ["once upon a time, there was a fox"] * 5
+    tok = tokenizers.BytePair.train(texts, 280, special_tokens=tokens)
+    other = dataclasses.replace(config, vocabulary_size=tok.vocabulary_size)
+    model = randomize(models.causal_lm(other))
+    path = write_gguf(tmp_path / "model.gguf", other, gguf_tensors(model), tok)
+    task = from_gguf(path)
+    names = {tok.special_tokens[name] for name in ends}
+    assert set(task.end_token_ids) == {task.tokenizer.eos_id, 5, *names}
+    # Generation ends at each of them: greedy decoding chooses it when its bias is large.
+    for name in ends:
+        bias = {tok.special_tokens[name]: 1e4}
+        details = task(
+            "once", max_new_tokens=4, temperature=0, logit_bias=bias, return_details=True
+        )
+        assert (details.text, details.finish_reason, details.stopped_by) == ("", "stop", name)
+
+
 def test_untied_embeddings_and_wide_heads(tmp_path, tok, config, randomize):
     other = dataclasses.replace(config, tie_embeddings=False, head_dim=32)
     model = randomize(models.causal_lm(other))
@@ -247,6 +275,8 @@ def test_linear_scaling(tmp_path, tok, config, randomize):
         ({"llama.expert_count": 8}, r"`llama.expert_count` must be 0; got 8"),
         ({"llama.attention.sliding_window": 64}, r"`llama.attention.sliding_window`"),
         ({"llama.rope.dimension_count": 4}, r"`llama.rope.dimension_count` must be 16"),
+        ({"llama.attention.head_count": 0}, r"`llama.attention.head_count` must be at least 1"),
+        ({"llama.pooling_type": 3}, r"`llama.pooling_type` must be 0"),
     ],
 )
 def test_unsupported_fields_raise_error(fields, message, tmp_path, tok, config, randomize):

@@ -272,7 +272,6 @@ def test_old_norm_names(tmp_path, randomize):
         ({"hidden_size": KeyError}, "`hidden_size` must be present; got nothing"),
         ({"hidden_size": "64"}, "`hidden_size` must be an int; got '64'"),
         ({"num_attention_heads": 5, "head_dim": KeyError}, "num_key_value_heads"),
-        ({"attention_bias": True}, "`mlp_bias` must equal `attention_bias`"),
         ({"quantization_config": {"bits": 4}}, "`quantization_config`.*GGUF"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "`rope_scaling.type`.*'dynamic'"),
         ({"rope_scaling": {"rope_type": "longrope"}}, "`rope_scaling.rope_type` must be one of"),

@@ -52,6 +52,27 @@ def test_nan_logits_raise_error(untrained):
         )
 
 
+def test_special_token_without_an_embedding_is_refused():
+    texts = ["once upon a time there was"] * 9
+    tok = tokenizers.BytePair.train(texts, SIZE, special_tokens=["<image>"])
+    size = tok.vocabulary_size
+    tokens = {**tok.special_tokens, "<image>": size}  # moved beyond the others
+    vocabulary = {token: i for token, i in tok.vocabulary.items() if token != "<image>"}
+    vocabulary["unused"] = tok.special_tokens["<image>"]
+    tok = tokenizers.BytePair(
+        vocabulary, tok.merges, special_tokens=tokens, bos="<|bos|>", eos="<|eos|>", pad="<|pad|>"
+    )
+    config = models.preset("llama-tiny", num_layers=1, vocabulary_size=size)
+    module = TextGenerationModule(keras_llm.TextGeneration(models.causal_lm(config), tok))
+    values = {"max_new_tokens": 12, **generation.Sampling()._asdict()}
+    settings = {name: tf.constant([values[name]], s.dtype) for name, s in ALL_SETTINGS.items()}
+    read = tf.function(lambda prompt: module._read(prompt, settings, parse_special=True)[1:3])
+    token_ids, lengths = read(tf.constant(["once<|eos|>upon", "once"]))
+    assert tok.eos_id in token_ids[0, : lengths[0]] and lengths[1] == len(tok.encode("once"))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="special tokens without an embedding"):
+        read(tf.constant(["once", "upon <image>"]))
+
+
 def test_client_steps_never_choose_ids_outside_tokenizer(untrained, serve, tmp_path):
     task, module, signatures = untrained
     kernel = task.model.get_layer("token_embedding").reverse_embeddings

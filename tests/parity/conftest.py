@@ -70,6 +70,24 @@ SECTIONS = {
             "greatest value",
         ],
     ),
+    "Random configs": (
+        "config.json files with random legal values of every field of the family's config class, "
+        "in the formats of several versions of\ntransformers. A model is compared as above, once "
+        "read and once written and read back, or refused with a message that names\nthe field.",
+        [
+            "family",
+            "configs",
+            "compared outputs",
+            "refused to read",
+            "refused to write",
+            "greatest difference",
+        ],
+    ),
+    "Text classification": (
+        "Probabilities and numbers for three texts, compared with transformers' pipeline on the "
+        "written folder.",
+        ["task", "greatest difference"],
+    ),
     "Greedy text": (
         "With keras_llm's key-value cache, compared with transformers' `generate`, on random "
         "models.",

@@ -1,5 +1,8 @@
 """Compare random models of every family with Hugging Face's transformers."""
 
+import pathlib
+import runpy
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,11 @@ import transformers
 
 from keras_llm import generation, models
 from keras_llm.checkpoints import load_model, to_hugging_face
+
+SHARED = runpy.run_path(str(pathlib.Path(__file__).with_name("random_models.py")))
+random_model, ragged_batch, run_torch = (
+    SHARED[name] for name in ("random_model", "ragged_batch", "run_torch")
+)
 
 SIZES = {
     "vocab_size": 97,
@@ -181,40 +189,7 @@ HEADS = {
     "roberta, span": ("RobertaForQuestionAnswering", ENCODERS["roberta"][1]),
     "distilbert, span": ("DistilBertForQuestionAnswering", ENCODERS["distilbert"][1]),
 }
-PAD = 1  # RoBERTa's; no other token in the batches below has this id
 FAMILIES = "Families of checkpoints"  # a section of the page
-LENGTHS = np.array([17, 3, 11])
-
-
-def random_model(name, config, untie=False):
-    """Return a transformers model with random weights, including norms and biases."""
-    torch.manual_seed(0)
-    config._attn_implementation = "eager"
-    model = getattr(transformers, name)(config).eval()
-    with torch.no_grad():
-        for path, weight in model.named_parameters():
-            if "norm" in path.lower() and path.endswith("weight"):
-                weight.uniform_(-0.3, 0.3) if "gemma" in config.model_type else weight.uniform_(
-                    0.5, 1.5
-                )
-            elif weight.ndim == 1:
-                weight.normal_(std=0.3)
-            else:
-                weight.normal_(std=0.2)
-        if untie:
-            model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.2)
-    return model
-
-
-def ragged_batch(seed=0):
-    token_ids = np.random.default_rng(seed).integers(2, 97, (3, LENGTHS.max()))
-    mask = np.arange(LENGTHS.max()) < LENGTHS[:, None]
-    return np.where(mask, token_ids, PAD), mask
-
-
-def run_torch(model, **inputs):
-    with torch.no_grad():
-        return model(**{name: torch.tensor(np.asarray(value)) for name, value in inputs.items()})
 
 
 def check_difference(ours, expected, mask):
@@ -339,7 +314,7 @@ def test_heads(name, tmp_path, record):
 def encoder_batch(name):
     token_ids, mask = ragged_batch()
     inputs = {"input_ids": token_ids, "attention_mask": mask.astype(int)}
-    if name.startswith("bert"):
+    if name.startswith(("bert", "roberta")):
         inputs["token_type_ids"] = np.where(mask, token_ids % 2, 0)
     return inputs
 

@@ -656,8 +656,8 @@ CHECKPOINTS = (
         "the ratio of the lengths of rotary positions is inverted",
         Place(
             "keras_llm/checkpoints/hugging_face/rope.py",
-            'ratio = fields.get("max_position_embeddings") / original',
-            'ratio = original / fields.get("max_position_embeddings")',
+            'ratio = fields.positive("max_position_embeddings") / original',
+            'ratio = original / fields.positive("max_position_embeddings")',
         ),
         ("tests/checkpoints/test_hugging_face.py::test_rotary_positions_of_all_format_versions",),
     ),

@@ -250,6 +250,12 @@ class LiteRTModel:
         if not token_ids:
             raise InputError(f"`{name}` has no tokens.")
         self._check_room(name, token_ids, self.max_length - 1)
+        size = self.manifest.get("vocabulary_size", self.tokenizer.vocabulary_size)
+        if max(token_ids) >= size:
+            token = self.tokenizer.token(max(token_ids))
+            raise InputError(
+                f"`{name}` has the token {token!r}, for which the model has no embedding."
+            )
         return self._decode(token_ids, budget, sampling)
 
     def last_id(self, text: str, parse_special: bool = False) -> int:

@@ -112,6 +112,11 @@ class TextGenerationModule(GraphModule):
             "prompt", prompt, settings, self.task.model.config.vocabulary_size
         )
         ids = self.task.tokenizer.tokenize_prompt(prompt, parse_special)
+        size = self.task.model.config.vocabulary_size
+        if self.task.tokenizer.vocabulary_size > size:
+            message = "prompt must not have special tokens without an embedding"
+            with tf.control_dependencies([check(tf.reduce_all(ids.values < size), message)]):
+                ids = tf.identity(ids)
         budget = as_rows(settings["max_new_tokens"], tf.size(prompt))
         return settings, *self._fitted(ids, budget)
 

@@ -1,11 +1,11 @@
 """Load models from GGUF files."""
 
-import numbers
 from typing import Any
 
 import numpy as np
 
 from keras_llm import models, tasks, tokenizers
+from keras_llm.checkpoints.gguf.end_tokens import end_token_ids
 from keras_llm.checkpoints.gguf.file import open_gguf
 from keras_llm.checkpoints.hugging_face import weight_mapping
 from keras_llm.checkpoints.hugging_face.family import Family, in_blocks
@@ -53,7 +53,8 @@ def from_gguf(path: PathLike, dtype: str | None = None) -> tasks.TextGeneration:
 
     Returns:
         A `TextGeneration`, with any chat template of the file as `metadata["chat_template"]` and
-        any end-of-turn and end-of-message tokens as `metadata["end_token_ids"]`.
+        the tokens at which llama.cpp ends a text, such as end-of-turn tokens, as
+        `metadata["end_token_ids"]`.
 
     Raises:
         InputError: if the gguf package is missing, or if a field or tensor is missing, corrupt or
@@ -81,9 +82,7 @@ def from_gguf(path: PathLike, dtype: str | None = None) -> tasks.TextGeneration:
     template = metadata.get("tokenizer.chat_template")
     if isinstance(template, str):
         task_metadata["chat_template"] = template
-    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom")]
-    token_ids = range(config.vocabulary_size)
-    ends = [int(end) for end in ends if isinstance(end, numbers.Integral) and end in token_ids]
+    ends = end_token_ids(metadata, tokenizer.special_tokens, config.vocabulary_size)
     if set(ends) - {tokenizer.eos_id}:
         task_metadata["end_token_ids"] = ends
     return tasks.TextGeneration(model, tokenizer, task_metadata)
@@ -104,8 +103,11 @@ def _common(source, name):
     fields = Fields(prefixed, source.where, prefix)
     if fields.get("expert_count", int, 0):
         raise fields.error("expert_count", "be 0")
-    fields.refuse_unless(**{"attention.sliding_window": 0, "rope.scale_linear": 1.0})
-    heads, size = fields.get("attention.head_count"), fields.get("embedding_length")
+    fields.refuse_unless(
+        **{"attention.sliding_window": 0, "rope.scale_linear": 1.0, "attention.causal": True},
+        pooling_type=0,  # other types are of embedding models
+    )
+    heads, size = fields.positive("attention.head_count"), fields.get("embedding_length")
     head_dim = fields.get("attention.key_length", int, size // heads)
     for field in ("attention.value_length", "rope.dimension_count"):
         if fields.get(field, int, head_dim) != head_dim:

@@ -16,7 +16,10 @@ _FULL, _WINDOWED = "full_attention", "sliding_attention"
 
 def _read_gpt2(fields):
     fields.refuse_unless(
-        scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False
+        scale_attn_weights=True,
+        scale_attn_by_inverse_layer_idx=False,
+        add_cross_attention=False,
+        is_causal=True,
     )
     size = fields.get("n_embd")
     return CausalLMConfig(
@@ -56,6 +59,7 @@ def _write_gpt2(config):
 
 def _common(fields, activation=("hidden_act", "silu"), tied=False, epsilon=1e-6):
     """Return the options that Llama and later families share."""
+    fields.refuse_unless(is_causal=True)
     heads = fields.get("num_attention_heads")
     return {
         "vocabulary_size": fields.get("vocab_size"),
@@ -71,6 +75,15 @@ def _common(fields, activation=("hidden_act", "silu"), tied=False, epsilon=1e-6)
         "tie_embeddings": fields.get("tie_word_embeddings", bool, tied),
         "dropout": fields.get("attention_dropout", float, 0.0),
         "initializer_range": fields.get("initializer_range", float, 0.02),
+    }
+
+
+def _biases(fields, feed_forward=False):
+    """Read which layers have biases: attention by `attention_bias`, feed-forward as given."""
+    attention = fields.get("attention_bias", bool, False)
+    return {
+        "use_bias": attention,
+        "feed_forward_bias": None if attention == feed_forward else feed_forward,
     }
 
 
@@ -94,15 +107,13 @@ def _write_common(config, activation="hidden_act"):
 
 
 def _read_llama(fields):
-    bias = fields.get("attention_bias", bool, False)
-    if fields.get("mlp_bias", bool, False) != bias:
-        raise fields.error("mlp_bias", f"equal `attention_bias`, {bias}")
-    return CausalLMConfig(**_common(fields), position=rope.read(fields), use_bias=bias)
+    biases = _biases(fields, fields.get("mlp_bias", bool, False))
+    return CausalLMConfig(**_common(fields), **biases, position=rope.read(fields))
 
 
 def _write_llama(config):
-    bias = {"attention_bias": config.use_bias, "mlp_bias": config.use_bias}
-    return {**_write_common(config), **bias}
+    mlp_bias = config.use_bias if config.feed_forward_bias is None else config.feed_forward_bias
+    return {**_write_common(config), "attention_bias": config.use_bias, "mlp_bias": mlp_bias}
 
 
 def _read_mistral(fields):
@@ -138,20 +149,22 @@ def _write_mixtral(config):
 
 
 def _read_qwen3(fields):
-    fields.refuse_unless(attention_bias=False)
-    common = _common(fields)
+    common = {**_common(fields), **_biases(fields)}
     if common["head_dim"] is None:
         common["head_dim"] = 128
-    options = {}
+    window = None
     if fields.get("use_sliding_window", bool, False):
-        first = fields.get("max_window_layers", int, 28)
-        options = _layer_types(fields, [i >= first for i in range(common["num_layers"])])
+        window = _window(fields, 4096)
+    first = fields.get("max_window_layers", int, 28)
+    default = [window is not None and i >= first for i in range(common["num_layers"])]
+    options = _layer_types(fields, default, window)
     return CausalLMConfig(**common, position=rope.read(fields), qk_norm=True, **options)
 
 
 def _write_qwen3(config):
     return {
         **_write_common(config),
+        "attention_bias": config.use_bias,
         "use_sliding_window": config.sliding_window is not None,
         "sliding_window": config.sliding_window,
         **_write_layer_types(config),
@@ -160,7 +173,7 @@ def _write_qwen3(config):
 
 def _read_gemma2(fields):
     layers = fields.count("num_hidden_layers")
-    options = _layer_types(fields, [i % 2 == 0 for i in range(layers)])
+    options = _layer_types(fields, [i % 2 == 0 for i in range(layers)], _window(fields, 4096))
     return CausalLMConfig(
         **_gemma(fields),
         **options,
@@ -171,28 +184,30 @@ def _read_gemma2(fields):
 
 
 def _read_gemma3(fields):
-    layers, period = fields.count("num_hidden_layers"), fields.get("sliding_window_pattern", int, 6)
-    options = _layer_types(fields, [(i + 1) % period != 0 for i in range(layers)])
+    fields.refuse_unless(attn_logit_softcapping=None)  # transformers ignores it
+    layers, period = fields.count("num_hidden_layers"), fields.positive("sliding_window_pattern", 6)
+    default = [(i + 1) % period != 0 for i in range(layers)]
+    options = _layer_types(fields, default, _window(fields, 4096))
     if options:
         options["local_position"] = rope.read(fields, 10000.0, _WINDOWED)
     return CausalLMConfig(
         **_gemma(fields),
         **options,
         position=rope.read(fields, 1e6, _FULL),
-        logit_soft_cap=_optional(fields, "attn_logit_softcapping", None),
         final_soft_cap=_optional(fields, "final_logit_softcapping", None),
         qk_norm=True,
     )
 
 
 def _gemma(fields):
-    fields.refuse_unless(attention_bias=False, use_bidirectional_attention=False)
+    fields.refuse_unless(use_bidirectional_attention=False)
     common = _common(fields, ("hidden_activation", "gelu_pytorch_tanh"), tied=True)
     scalar = fields.get("query_pre_attn_scalar", int, 256)
     if scalar < 1:
         raise fields.error("query_pre_attn_scalar", "be positive")
     return {
         **common,
+        **_biases(fields),
         "head_dim": common["head_dim"] or 256,
         "norm_position": "sandwich",
         "embedding_scale": common["hidden_dim"] ** 0.5,
@@ -203,12 +218,15 @@ def _gemma(fields):
 def _write_gemma2(config):
     scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
     scalar = scale**-2
+    # Some versions do not accept null.
+    window = {} if config.sliding_window is None else {"sliding_window": config.sliding_window}
     return {
         **_write_common(config, "hidden_activation"),
+        **window,
+        "attention_bias": config.use_bias,
         "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar,
         "attn_logit_softcapping": config.logit_soft_cap,
         "final_logit_softcapping": config.final_soft_cap,
-        "sliding_window": config.sliding_window,
         **_write_layer_types(config),
     }
 
@@ -216,7 +234,9 @@ def _write_gemma2(config):
 def _write_gemma3(config):
     local = config.local_position or config.position
     base = local.base if isinstance(local, Rotary) else None
-    return {**_write_gemma2(config), "rope_local_base_freq": base}
+    row = {**_write_gemma2(config), "rope_local_base_freq": base}
+    del row["attn_logit_softcapping"]
+    return row
 
 
 def _window(fields, default):
@@ -229,17 +249,18 @@ def _optional(fields, name, default):
     return fields.get(name, float, None if name in fields.row else default)
 
 
-def _layer_types(fields, default):
-    """Read `sliding_window` and `window_pattern`; return {} if all layers have full attention."""
+def _layer_types(fields, default, window):
+    """Return `sliding_window` and `window_pattern`; {} if all layers have full attention."""
     names = fields.get("layer_types", list, [_WINDOWED if w else _FULL for w in default])
-    if len(names) != len(default) or set(names) - {_FULL, _WINDOWED}:
+    if len(names) != len(default) or any(name not in (_FULL, _WINDOWED) for name in names):
         raise fields.error(
             "layer_types", f"be a list of {len(default)} times {_FULL!r} or {_WINDOWED!r}"
         )
-    window = _window(fields, 4096)
     windowed = [name == _WINDOWED for name in names]
-    if window is None or not any(windowed):
+    if not any(windowed):
         return {}
+    if window is None:
+        raise fields.error("layer_types", f"not have {_WINDOWED!r} without a window")
     return {"sliding_window": window, "window_pattern": window_pattern(windowed)}
 
 

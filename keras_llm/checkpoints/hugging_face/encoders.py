@@ -1,4 +1,4 @@
-"""Define encoder and encoder-decoder families: BERT, DistilBERT, RoBERTa and T5."""
+"""Define encoder families: BERT, DistilBERT and RoBERTa."""
 
 import numpy as np
 
@@ -10,8 +10,7 @@ from keras_llm.checkpoints.hugging_face.family import (
     in_blocks,
 )
 from keras_llm.checkpoints.hugging_face.fields import Fields
-from keras_llm.layers import RelativeBias
-from keras_llm.models import EncoderConfig, Seq2SeqConfig
+from keras_llm.models import EncoderConfig
 
 
 def _read_bert(fields):
@@ -27,7 +26,11 @@ def _read_roberta(fields):
     if padding < 0:
         raise fields.error("pad_token_id", "be an id")
     _check_segments(fields)
-    return EncoderConfig(**_like_bert(fields, fields.get("max_position_embeddings") - padding - 1))
+    segments = fields.get("type_vocab_size", int, 2)
+    return EncoderConfig(
+        **_like_bert(fields, fields.get("max_position_embeddings") - padding - 1),
+        num_segments=segments if segments > 1 else 0,
+    )
 
 
 def _check_segments(fields):
@@ -73,7 +76,7 @@ def _write_roberta(config):
     return {
         **_write_bert(config),
         "max_position_embeddings": config.max_length + 2,
-        "type_vocab_size": 1,
+        "type_vocab_size": config.num_segments or 1,
         "pad_token_id": 1,
     }
 
@@ -110,101 +113,28 @@ def _write_distilbert(config):
 def _roberta_positions(part, name, config, row):
     """Link the position embedding of RoBERTa.
 
-    RoBERTa counts positions from the padding id plus 1 and adds its only segment embedding to
-    every token. The linked table counts from 0 and includes the segment embedding.
+    RoBERTa counts positions from the padding id plus 1. If it has only one segment embedding, it
+    adds that to every token. The linked table counts from 0 and includes the only segment
+    embedding.
     """
     ((path, shape),) = part.weights.items()
     fields = Fields(row, "config.json")  # already validated, so no error is raised
     first = fields.get("pad_token_id", int, 1) + 1
-    segments = (fields.get("type_vocab_size", int, 2), shape[1])
-    segment_name = name.replace("position_embeddings", "token_type_embeddings")
+    tensors = {f"{name}.weight": (first + shape[0], shape[1])}
+    if not config.num_segments:
+        segment_name = name.replace("position_embeddings", "token_type_embeddings")
+        tensors[f"{segment_name}.weight"] = (1, shape[1])
+
+    def read(arrays):
+        table, *segment = (np.asarray(array, "float32") for array in arrays)
+        return [sum(segment, table[first:])]
 
     def write(weights):
         unused = np.zeros((first, shape[1]), weights[0].dtype)
-        return [np.concatenate([unused, weights[0]]), np.zeros(segments, weights[0].dtype)]
+        segment = [] if config.num_segments else [np.zeros((1, shape[1]), weights[0].dtype)]
+        return [np.concatenate([unused, weights[0]]), *segment]
 
-    return weight_mapping.Link(
-        {path: shape},
-        {f"{name}.weight": (first + shape[0], shape[1]), f"{segment_name}.weight": segments},
-        lambda tensors: [
-            np.asarray(tensors[0][first:], "float32") + np.asarray(tensors[1][0], "float32")
-        ],
-        write,
-    )
-
-
-_T5_ACTIVATIONS = {
-    "relu": (False, "relu"),
-    "gelu": (False, "gelu"),
-    "gelu_new": (False, "gelu_tanh"),
-    "silu": (False, "silu"),
-    "gated-relu": (True, "relu"),
-    "gated-gelu": (True, "gelu_tanh"),
-    "gated-silu": (True, "silu"),
-}
-
-
-def _read_t5(fields):
-    gated, activation = fields.one_of("feed_forward_proj", _T5_ACTIVATIONS, "relu")
-    size = fields.get("d_model")
-    layers = fields.count("num_layers")
-    # The first models tie the head to the embedding and scale its input; later ones do neither.
-    tied = fields.get("tie_word_embeddings", bool, True)
-    scaled = fields.get("scale_decoder_outputs", bool, tied)
-    pad = fields.get("pad_token_id", int, 0)
-    return Seq2SeqConfig(
-        vocabulary_size=fields.get("vocab_size"),
-        num_layers=layers,
-        num_decoder_layers=fields.count("num_decoder_layers", layers),
-        hidden_dim=size,
-        num_heads=fields.get("num_heads"),
-        head_dim=fields.get("d_kv"),
-        intermediate_dim=fields.get("d_ff"),
-        max_length=fields.get("n_positions", int, 512),
-        position=RelativeBias(
-            fields.get("relative_attention_num_buckets", int, 32),
-            fields.get("relative_attention_max_distance", int, 128),
-        ),
-        norm_epsilon=fields.get("layer_norm_epsilon", float, 1e-6),
-        activation=activation,
-        gated=gated,
-        attention_scale=1.0,
-        logit_scale=size**-0.5 if scaled else None,
-        tie_embeddings=tied,
-        dropout=fields.get("dropout_rate", float, 0.1),
-        pad_id=pad,
-        start_id=fields.get("decoder_start_token_id", int, pad),
-    )
-
-
-def _write_t5(config):
-    forms = {value: name for name, value in _T5_ACTIVATIONS.items()}
-    position = config.position
-    relative = {}
-    if isinstance(position, RelativeBias):
-        relative = {
-            "relative_attention_num_buckets": position.num_buckets,
-            "relative_attention_max_distance": position.max_distance,
-        }
-    return {
-        "vocab_size": config.vocabulary_size,
-        "num_layers": config.num_layers,
-        "num_decoder_layers": config.num_decoder_layers,
-        "d_model": config.hidden_dim,
-        "num_heads": config.num_heads,
-        "d_kv": config.head_dim,
-        "d_ff": config.intermediate_dim,
-        "n_positions": config.max_length,
-        **relative,
-        "layer_norm_epsilon": config.norm_epsilon,
-        "feed_forward_proj": forms.get((config.gated, config.activation)),
-        "tie_word_embeddings": config.tie_embeddings,
-        "scale_decoder_outputs": config.logit_scale is not None,
-        "dropout_rate": config.dropout,
-        "pad_token_id": config.pad_id,
-        "decoder_start_token_id": config.start_id,
-        "is_encoder_decoder": True,
-    }
+    return weight_mapping.Link({path: shape}, tensors, read, write)
 
 
 def _bert_names(prefix, heads):
@@ -230,41 +160,6 @@ def _bert_names(prefix, heads):
         "span_qa/span": "qa_outputs",
         **heads,
     }
-
-
-def _t5_names():
-    names = {
-        "token_embedding": "shared",
-        "head": "lm_head",
-        "encoder_final_norm": "encoder.final_layer_norm",
-        "decoder_final_norm": "decoder.final_layer_norm",
-    }
-    for side, feed_forward in (("encoder", 1), ("decoder", 2)):
-        block = {}
-        for name, layer, tensor_name in (
-            ("self_attention", 0, "SelfAttention"),
-            ("cross_attention", 1, "EncDecAttention"),
-        ):
-            for part, letter in zip(("query", "key", "value", "output"), "qkvo", strict=True):
-                block[f"{name}/{part}"] = f"layer.{layer}.{tensor_name}.{letter}"
-            block[f"{name}_norm"] = f"layer.{layer}.layer_norm"
-        dense = f"layer.{feed_forward}.DenseReluDense"
-        block["feed_forward_norm"] = f"layer.{feed_forward}.layer_norm"
-        block["feed_forward/gate"] = f"{dense}.wi_0"
-        block["feed_forward/up"] = f"{dense}.wi_1"
-        block["feed_forward/down"] = f"{dense}.wo"
-        names |= in_blocks(f"{side}.block.{{i}}.", block, f"{side}_")
-        bias = "layer.0.SelfAttention.relative_attention_bias"
-        names[f"{side}_relative_bias"] = f"{side}.block.0.{bias}"
-    return names
-
-
-def _t5_up(part, name, config, row):
-    """Link the first feed-forward kernel, which is named `wi` without a gate."""
-    if not config.gated:
-        name = name.removesuffix("_1")
-    ((path, shape),) = part.weights.items()
-    return weight_mapping.transposed(path, f"{name}.weight", shape)
 
 
 _HEADS = (r"(bert\.|roberta\.)?pooler\..*", r"(cls|classifier|qa_outputs|lm_head)\..*")
@@ -377,22 +272,4 @@ DISTILBERT = Family(
     ),
     copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
     pooler="relu",
-)
-T5 = Family(
-    "t5",
-    {None: "T5ForConditionalGeneration"},
-    _read_t5,
-    _write_t5,
-    _t5_names(),
-    special={
-        "encoder_block/feed_forward/up": _t5_up,
-        "decoder_block/feed_forward/up": _t5_up,
-    },
-    ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
-    copies={
-        "lm_head.weight": "shared.weight",
-        "encoder.embed_tokens.weight": "shared.weight",
-        "decoder.embed_tokens.weight": "shared.weight",
-    },
-    head_decides=True,
 )

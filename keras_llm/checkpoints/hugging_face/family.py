@@ -49,8 +49,8 @@ class Family:
         copies: dict of names to names of tensors that they may duplicate.
         renamed: pairs of a regular expression and its replacement in names.
         pooler: str, the activation of the first layer of a text classifier.
-        head_decides: bool. Whether a separate head in the file makes a model untied, regardless
-            of config.json.
+        head_decides: bool. Whether a separate head in the file makes a model untied, and no head
+            makes it tied, regardless of config.json.
     """
 
     model_type: str
@@ -69,6 +69,10 @@ class Family:
     renamed: tuple[tuple[str, str], ...] = ()
     pooler: str = "tanh"
     head_decides: bool = False
+
+    def architecture(self, head: str | None) -> str | None:
+        """Return the class name in config.json of a model with a head; None if there is none."""
+        return self.architectures.get("text_classifier" if head == "text_regressor" else head)
 
     def read_config(self, row: JSON, where: PathLike) -> TransformerConfig:
         """Read the config from the contents of a config.json.
@@ -107,9 +111,12 @@ class Family:
         """
         groups: dict[str, list[Part]] = {}
         for part in parts(model, with_head):
-            if part.key not in self.names:
+            key = part.key
+            if key.startswith("text_regressor/"):  # stored as a classifier with one class
+                key = "text_classifier/" + ("pooler" if key.endswith("pooler") else "logits")
+            if key not in self.names:
                 raise InputError(f"a {self.model_type} checkpoint does not support {part.path}.")
-            name = self.names[part.key].replace("{i}", str(part.block))
+            name = self.names[key].replace("{i}", str(part.block))
             groups.setdefault(name, []).append(part)
         return [
             weight_link

@@ -1,5 +1,6 @@
 """Read and validate the fields of a config.json."""
 
+import sys
 from typing import Any
 
 from keras_llm.errors import InputError
@@ -8,6 +9,7 @@ from keras_llm.types import JSON, PathLike
 _REQUIRED = object()
 _MOST = 10_000
 _LARGEST = 2**31 - 1  # of a size; sizes of tensors are computed in 32 bits
+_GREATEST = sys.float_info.max
 _KINDS = {int: "an int", float: "a number", bool: "true or false", str: "a str", list: "a list"}
 
 
@@ -39,7 +41,23 @@ class Fields:
         number: Any = (int, float) if kind is float else kind
         if not isinstance(value, number) or (isinstance(value, bool) and kind is not bool):
             raise self.error(name, f"be {_KINDS[kind]}")
+        if kind is float and not abs(value) <= _GREATEST:  # NaN too
+            raise self.error(name, "be a finite number")
         return float(value) if kind is float else value
+
+    def positive(self, name: str, default: Any = _REQUIRED) -> int:
+        """Return the value of an int field, which must be at least 1."""
+        value = self.get(name, int, default)
+        if value is not default and value < 1:
+            raise self.error(name, "be at least 1")
+        return value
+
+    def rate(self, name: str, default: Any = _REQUIRED) -> float:
+        """Return the value of a dropout rate, which must be in [0, 1)."""
+        value = self.get(name, float, default)
+        if not 0 <= value < 1:
+            raise self.error(name, "be in [0, 1)")
+        return value
 
     def one_of(self, name: str, known: dict[str, Any], default: Any = _REQUIRED) -> Any:
         """Look up the value of a field in the dict `known`."""

@@ -19,7 +19,8 @@ from keras_llm.checkpoints.hugging_face.decoders import (
     MIXTRAL,
     QWEN3,
 )
-from keras_llm.checkpoints.hugging_face.encoders import BERT, DISTILBERT, ROBERTA, T5
+from keras_llm.checkpoints.hugging_face.encoder_decoders import T5
+from keras_llm.checkpoints.hugging_face.encoders import BERT, DISTILBERT, ROBERTA
 from keras_llm.checkpoints.hugging_face.family import Family
 from keras_llm.checkpoints.hugging_face.fields import Fields
 from keras_llm.errors import InputError
@@ -37,6 +38,13 @@ FAMILIES = {
     )
 }
 CONFIG_FILE = "config.json"
+SOURCE = "Hugging Face, "  # before the family in the metadata of a task
+MULTI_LABEL = "multi_label_classification"
+_REGRESSION = "regression"
+_PROBLEM_TYPES = (_REGRESSION, "single_label_classification", MULTI_LABEL)
+_LABELED = ("text_classifier", "text_regressor", "token_classifier")
+# Activations of the score of a cross-encoder, by the last part of their names.
+_ACTIVATIONS = {"Sigmoid": "sigmoid", "Identity": None}
 # Config fields that affect training but not the computation of the model.
 _TRAINING = ("dropout", "initializer_range", "load_balance_loss", "router_z_loss")
 
@@ -63,9 +71,19 @@ def load_model(folder: PathLike, dtype: str | None = None) -> models.ConfiguredM
 
 
 def read_model(
-    folder: PathLike, dtype: str | None = None, heads: Collection[str] | None = None
+    folder: PathLike,
+    dtype: str | None = None,
+    heads: Collection[str] | None = None,
+    with_sigmoid: bool = False,
 ) -> models.ConfiguredModel:
-    """Load a model as `load_model` does, dropping heads not in `heads`; None keeps all heads."""
+    """Load a model as `load_model` does.
+
+    Args:
+        folder, dtype: see `load_model`.
+        heads: names of the heads to keep; None for all.
+        with_sigmoid: bool. Whether a model with one output applies the sigmoid that the text
+            classification pipeline of transformers applies.
+    """
     folder = pathlib.Path(folder)
     row = read_json(folder / CONFIG_FILE)
     family = _family(row, folder / CONFIG_FILE)
@@ -75,15 +93,16 @@ def read_model(
         checkpoint = checkpoint.renamed(functools.partial(re.sub, pattern, now))
     if family.prefix and not any(name.startswith(family.prefix) for name in checkpoint):
         family = family.without_prefix()
-    if family.head_decides and "lm_head.weight" in checkpoint and config.tie_embeddings:
-        tied = weight_mapping.same_tensor(
-            checkpoint, "lm_head.weight", family.copies["lm_head.weight"]
-        )
-        config = dataclasses.replace(config, tie_embeddings=tied)
+    checkpoint = _with_tied(checkpoint, family, config)
+    config = _with_stored_head(config, family, checkpoint, is_embedder=heads == ())
     weight_mapping.check_sizes(config, checkpoint)
     head, options = _head(family, row, folder / CONFIG_FILE)
     if heads is not None and head not in heads:
         head, options = None, None
+    if head == "text_regressor" and not with_sigmoid:
+        options = {**options, "output_activation": None}
+    if head == "masked_lm":
+        Fields(row, folder / CONFIG_FILE).refuse_unless(tie_word_embeddings=True)
     model = described(
         lambda: models.build(config, head, options, dtype=dtype), folder / CONFIG_FILE
     )
@@ -92,6 +111,7 @@ def read_model(
         links, checkpoint, family.ignored, family.copies, f"{family.model_type} {head or 'model'}"
     )
     weight_mapping.assign(model, links, checkpoint)
+    model.checkpoint_family = family.model_type
     return model
 
 
@@ -99,7 +119,7 @@ def write_model(
     model: models.ConfiguredModel,
     folder: PathLike,
     token_ids: dict[str, int | None] | None = None,
-    labels: list[str] | None = None,
+    metadata: JSON | None = None,
 ) -> None:
     """Write `config.json` and `model.safetensors` into an existing folder.
 
@@ -107,33 +127,39 @@ def write_model(
         model: a model of this library.
         folder: str or path.
         token_ids: dict with `pad_token_id`, `bos_token_id` and `eos_token_id`, or None.
-        labels: list of str, the class names of a classifier, or None.
+        metadata: dict, the metadata of the task, with the `labels` of a classifier; or None.
 
     Raises:
         InputError: if no Hugging Face family computes the same as the model.
     """
     head = getattr(model, "head", None)
-    options = getattr(model, "options", None) or {}
-    if head == "text_classifier" and options["pooling"] not in (None, "first"):
+    options, metadata = getattr(model, "options", None) or {}, metadata or {}
+    if head in ("text_classifier", "text_regressor") and options["pooling"] not in (None, "first"):
         raise InputError(
             "Hugging Face classifiers use the first token; the `pooling` of this model is "
             f"{options['pooling']!r}."
         )
     if head == "sentence_embedder":  # stored in separate files of the folder
         head = None
-    family, row = describe(model.config, head, options)
+    source = str(metadata.get("source", ""))
+    preferred = model.checkpoint_family or source.removeprefix(SOURCE)
+    family, row = describe(model.config, head, options, preferred)
     row = {
         "model_type": family.model_type,
-        "architectures": [family.architectures[head]],
+        "architectures": [family.architecture(head)],
         **{name: value for name, value in (token_ids or {}).items() if name not in row},
         **row,
     }
-    if head in ("text_classifier", "token_classifier"):
-        labels = labels or default_labels(options["num_classes"])
+    if head in _LABELED:
+        labels = metadata.get("labels") or default_labels(options.get("num_classes", 1))
         row["id2label"] = dict(enumerate(labels))
         row["label2id"] = {label: i for i, label in enumerate(labels)}
         name = "seq_classif_dropout" if "activation" in options else "classifier_dropout"
         row[name] = options["dropout"]
+        if metadata.get("multi_label"):
+            row["problem_type"] = MULTI_LABEL
+        if head == "text_regressor" and not options.get("output_activation"):
+            row["problem_type"] = _REGRESSION
     written = weight_mapping.collect(model, family.links(model, row, with_head=head is not None))
     row["dtype"] = next(iter(written.values())).dtype.name
     folder = pathlib.Path(folder)
@@ -142,21 +168,30 @@ def write_model(
 
 
 def describe(
-    config: models.TransformerConfig, head: str | None = None, options: JSON | None = None
+    config: models.TransformerConfig,
+    head: str | None = None,
+    options: JSON | None = None,
+    preferred: str | None = None,
 ) -> tuple[Family, JSON]:
     """Find the family that computes the same as a config; return it and its config.json.
 
     A family supports a config if the config.json that it writes reads back as the same
     computation.
 
+    Args:
+        config: the config of a model or backbone.
+        head, options: the name and options of the head, or None.
+        preferred: the name of the family to try first, or None.
+
     Raises:
         InputError: if no family matches; the message names the fields that the closest one lacks.
     """
     best = None
-    for family in FAMILIES.values():
-        if head not in family.architectures or family.write is None:
+    for family in sorted(FAMILIES.values(), key=lambda family: family.model_type != preferred):
+        if family.architecture(head) is None or family.write is None:
             continue
-        if head == "text_classifier" and (options or {}).get("activation", "tanh") != family.pooler:
+        pooler = (options or {}).get("activation", "tanh")
+        if head in ("text_classifier", "text_regressor") and pooler != family.pooler:
             continue
         try:
             row = family.write(config)
@@ -192,7 +227,36 @@ def _family(row, path):
             f"{path}: `quantization_config` means that the weights are quantized, which is not "
             "supported; use the original weights or a GGUF file."
         )
+    Fields(row, path).refuse_unless(per_layer_config=None)
     return FAMILIES[model_type]
+
+
+def _with_tied(checkpoint, family, config):
+    """Return the tensors with a tied matrix under its own name, if only a copy is stored."""
+    stored = {
+        name: copied
+        for name, copied in family.copies.items()
+        if copied not in checkpoint and name in checkpoint
+        if config.tie_embeddings or not name.startswith("lm_head.")
+    }
+    names = {copied: name for name, copied in stored.items()}  # one of several copies
+    if not names:
+        return checkpoint
+    renamed = {name: copied for copied, name in names.items()}
+    return checkpoint.renamed(lambda name: renamed.get(name, name))
+
+
+def _with_stored_head(config, family, checkpoint, is_embedder):
+    """Return the config with the ties that the tensors of a checkpoint require."""
+    head = "lm_head.weight"
+    tied = config.tie_embeddings
+    if family.head_decides and tied and head in checkpoint:
+        tied = weight_mapping.same_tensor(checkpoint, head, family.copies[head])
+    # An embedding model has no use for a head.
+    may_lack_head = family.head_decides or (is_embedder and head in family.copies)
+    if may_lack_head and head not in checkpoint:
+        tied = True
+    return dataclasses.replace(config, tie_embeddings=tied)
 
 
 def _head(family, row, path):
@@ -201,25 +265,45 @@ def _head(family, row, path):
     for architecture in fields.get("architectures", list, []):
         for head, name in family.architectures.items():
             if name == architecture:
-                return head, _options(head, fields, family)
+                return _labeled(head, fields, family) if head in _LABELED else (head, None)
     return None, None
 
 
-def _options(head, fields, family):
-    if head not in ("text_classifier", "token_classifier"):
-        return None
-    labels = fields.part("id2label").row
-    options = {
-        "num_classes": len(labels) or fields.get("num_labels", int, 2),
-        "dropout": fields.get("classifier_dropout", float, 0.1),
-    }
-    if head != "text_classifier":
-        return options
+def _labeled(head, fields, family):
+    """Return the head of a class with labels, and its options."""
+    count = len(fields.part("id2label").row) or fields.positive("num_labels", 2)
+    default = fields.get("hidden_dropout_prob", float, 0.1)
+    options = {"num_classes": count, "dropout": fields.rate("classifier_dropout", default)}
+    if head == "token_classifier":
+        return head, options
     options["pooling"] = "first"
     if family.pooler != "tanh":
         options["activation"] = family.pooler
-        options["dropout"] = fields.get("seq_classif_dropout", float, 0.2)
-    return options
+        options["dropout"] = fields.rate("seq_classif_dropout", 0.2)
+    problem = fields.get("problem_type", str, None)
+    if problem not in (None, *_PROBLEM_TYPES):
+        raise fields.error("problem_type", f"be one of {', '.join(_PROBLEM_TYPES)}")
+    if count > 1:
+        if problem == _REGRESSION:
+            raise fields.error("problem_type", f"not be {problem!r} for several labels")
+        return head, options
+    if problem == "single_label_classification":
+        raise fields.error("problem_type", f"not be {problem!r} for one label")
+    del options["num_classes"]
+    options["output_activation"] = None if problem == _REGRESSION else _score_activation(fields)
+    return "text_regressor", options
+
+
+def _score_activation(fields):
+    """Return the activation of the only output of a classifier: "sigmoid" or None."""
+    name = fields.get("sbert_ce_default_activation_function", str, None)
+    own = fields.part("sentence_transformers")
+    name = own.get("activation_fn", str, name)
+    if name is None:
+        return "sigmoid"
+    if name.rpartition(".")[2] not in _ACTIVATIONS:
+        raise own.error("activation_fn", f"be one of {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name.rpartition(".")[2]]
 
 
 def default_labels(count: int) -> list[str]:
@@ -275,6 +359,8 @@ def _computation(config):
         row["attention_scale"] = config.head_dim**-0.5
     if not config.num_experts:
         row["experts_per_token"] = None
+    if config.feed_forward_bias is None:
+        row["feed_forward_bias"] = config.use_bias
     return row
 
 

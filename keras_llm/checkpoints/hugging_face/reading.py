@@ -7,26 +7,28 @@ from typing import Any
 import keras
 
 from keras_llm import models, tasks, tokenizers
-from keras_llm.checkpoints.hugging_face.fields import Fields
-from keras_llm.checkpoints.hugging_face.model import labels_of, read_model, write_model
+from keras_llm.checkpoints.hugging_face import sentence_transformers, special_tokens
+from keras_llm.checkpoints.hugging_face.model import (
+    MULTI_LABEL,
+    SOURCE,
+    labels_of,
+    read_model,
+    write_model,
+)
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder
-from keras_llm.json_files import read_json, read_json_value
+from keras_llm.json_files import read_json
+from keras_llm.tasks.head import HeadTask
 from keras_llm.training.adapters.lora import has_adapters, merge_lora
 from keras_llm.types import JSON, PathLike
 
-_POOLINGS = {
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "first",
-    "pooling_mode_lasttoken": "last",
-}
 _HEADS = {
     "masked_lm": tasks.MaskedLanguageModel,
     "span_qa": tasks.QuestionAnswering,
     "text_classifier": tasks.TextClassification,
+    "text_regressor": tasks.TextRegression,
     "token_classifier": tasks.TokenClassification,
 }
-_MODULE = "sentence_transformers.models."
 
 
 def from_hugging_face(folder: PathLike, dtype: str | None = None) -> tasks.Task:
@@ -43,8 +45,12 @@ def from_hugging_face(folder: PathLike, dtype: str | None = None) -> tasks.Task:
         `metadata["chat_template"]` and additional end tokens of `generation_config.json` as
         `metadata["end_token_ids"]`; a `Translation` for T5. For an encoder, the task that
         `config.json` names: a `TextClassification`, `TokenClassification`, `QuestionAnswering` or
-        `MaskedLanguageModel`. If it names another class, or the folder has files of
-        sentence-transformers, a `TextEmbedding` with the pooling of those files or mean pooling.
+        `MaskedLanguageModel`. A classifier with one output is a `TextRegression`, with a sigmoid
+        unless `problem_type` is "regression" or sentence-transformers' `activation_fn` is the
+        identity; one with `problem_type` "multi_label_classification" has
+        `metadata["multi_label"]`. If `config.json` names another class, or the folder of an encoder
+        or a decoder has an embedding model of sentence-transformers, a `TextEmbedding` with the
+        pooling of those files or mean pooling.
 
     Raises:
         InputError: if a field or tensor is missing, wrong or not supported; the message names it
@@ -53,26 +59,27 @@ def from_hugging_face(folder: PathLike, dtype: str | None = None) -> tasks.Task:
     folder = pathlib.Path(folder)
     config = read_json(folder / "config.json")
     tokenizer = tokenizers.from_hugging_face(folder)
-    metadata: JSON = {"source": f"Hugging Face, {config.get('model_type')}"}
-    pooling = _pooling(folder)
-    is_embedder = (folder / "modules.json").is_file()
-    model = read_model(folder, dtype, heads=() if is_embedder else _HEADS)
+    metadata: JSON = {"source": f"{SOURCE}{config.get('model_type')}"}
+    pooling = sentence_transformers.embedder_options(folder)
+    model = read_model(folder, dtype, _HEADS if pooling is None else (), with_sigmoid=True)
     if isinstance(model, models.HeadModel):
         if "num_classes" in model.options:
             metadata["labels"] = labels_of(folder, model.options["num_classes"])
+            if model.head == "text_classifier" and config.get("problem_type") == MULTI_LABEL:
+                metadata["multi_label"] = True
         if model.head == "span_qa" and config["model_type"] == "roberta":
             metadata["num_separators"] = 2
         return _HEADS[model.head](model, tokenizer, metadata=metadata)
-    if isinstance(model, models.Encoder):
-        return tasks.TextEmbedding(models.sentence_embedder(model, **pooling), tokenizer, metadata)
+    if isinstance(model, models.Encoder) or pooling is not None:
+        return _embedder(folder, model, tokenizer, pooling, metadata)
+    ends = _end_token_ids(folder, config, model.config.vocabulary_size)
+    if set(ends) - {tokenizer.eos_id}:
+        metadata["end_token_ids"] = ends
     if isinstance(model, models.Seq2Seq):
         return tasks.Translation(model, tokenizer, metadata)
     template = tokenizers.chat_template_from_hugging_face(folder)
     if template is not None:
         metadata["chat_template"] = template.source
-    ends = _end_token_ids(folder, config, model.config.vocabulary_size)
-    if set(ends) - {tokenizer.eos_id}:
-        metadata["end_token_ids"] = ends
     return tasks.TextGeneration(model, tokenizer, metadata)
 
 
@@ -105,18 +112,36 @@ def to_hugging_face(
             index = getattr(task.tokenizer, f"{role}_id")
             token_ids[f"{role}_token_id"] = index if index >= 0 else None
     with atomic_folder(folder, overwrite) as partial:
-        labels = None if task is None else task.metadata.get("labels")
-        write_model(model, partial, token_ids, labels)
-        if getattr(model, "head", None) == "sentence_embedder":
-            _write_pooling(model, partial)
+        metadata = {} if task is None else task.metadata
+        write_model(model, partial, token_ids, metadata)
+        if isinstance(model, models.HeadModel) and model.head == "sentence_embedder":
+            sentence_transformers.write(model, partial, metadata.get("max_length"))
         if task is not None:
             tokenizers.to_hugging_face(task.tokenizer, partial)
+            if isinstance(task, HeadTask) and not isinstance(task.tokenizer, tokenizers.WordPiece):
+                separators = getattr(task, "separators", task.end or task.begin)
+                special_tokens.write_around(
+                    partial, task.tokenizer, task.begin, task.end, separators
+                )
             template = task.metadata.get("chat_template")
             if template is not None:
                 (partial / "chat_template.jinja").write_text(template, "utf-8")
             if task.metadata.get("end_token_ids"):
                 ends = json.dumps({"eos_token_id": list(task.end_token_ids)}, indent=2)
                 (partial / "generation_config.json").write_text(ends + "\n", "utf-8")
+
+
+def _embedder(folder, model, tokenizer, pooling, metadata):
+    """Return the `TextEmbedding` of an encoder or a decoder."""
+    if isinstance(model, models.Seq2Seq):
+        raise InputError(f"{folder / 'modules.json'}: an encoder-decoder is no embedding model.")
+    if pooling is None:
+        path = folder / "1_Pooling" / "config.json"
+        pooling = {"pooling": sentence_transformers.pooling_of(path) if path.is_file() else "mean"}
+    metadata |= sentence_transformers.text_options(folder, tokenizer)
+    if isinstance(model, models.CausalLM):
+        metadata |= special_tokens.added_around(folder, tokenizer)
+    return tasks.TextEmbedding(models.sentence_embedder(model, **pooling), tokenizer, metadata)
 
 
 def _end_token_ids(folder, config, vocabulary_size):
@@ -130,55 +155,3 @@ def _end_token_ids(folder, config, vocabulary_size):
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
         raise InputError(f"{path}: `eos_token_id` must be an int or a list of ints, got {ids!r}.")
     return [token for token in ids if 0 <= token < vocabulary_size]  # others are never generated
-
-
-def _pooling(folder):
-    """Return the pooling of sentence-transformers' files as options of `sentence_embedder`."""
-    modules = folder / "modules.json"
-    normalize = True
-    if modules.is_file():
-        try:
-            kinds = [str(row["type"]) for row in read_json_value(modules)]
-        except (TypeError, KeyError) as error:
-            raise InputError(f"{modules} is not a list of modules: {error!r}.") from None
-        expected = [_MODULE + name for name in ("Transformer", "Pooling", "Normalize")]
-        if kinds not in (expected, expected[:2]):
-            raise InputError(
-                f"{modules}: the modules must be {', '.join(expected[:2])} and optionally "
-                f"{expected[2]}, got {', '.join(kinds)}."
-            )
-        normalize = kinds == expected
-    path = folder / "1_Pooling" / "config.json"
-    if not path.is_file():
-        return {"pooling": "mean", "normalize": normalize}
-    fields = Fields(read_json(path), path)
-    modes = [name for name, on in fields.row.items() if name.startswith("pooling_mode_") and on]
-    if len(modes) != 1 or modes[0] not in _POOLINGS:
-        raise InputError(
-            f"{path}: exactly one of {', '.join(_POOLINGS)} must be true, got "
-            f"{', '.join(modes) or 'none'}."
-        )
-    return {"pooling": _POOLINGS[modes[0]], "normalize": normalize}
-
-
-def _write_pooling(model, folder):
-    options = model.options
-    if options["projection_dim"]:
-        raise InputError(
-            "sentence-transformers' files do not support `projection_dim`; write the model without "
-            "its projection."
-        )
-    pooling = options["pooling"] or "mean"
-    modes = {name: mode == pooling for name, mode in _POOLINGS.items()}
-    row = {"word_embedding_dimension": model.config.hidden_dim, **modes}
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(row, indent=2) + "\n", "utf-8")
-    steps = ["Transformer", "Pooling"] + ["Normalize"] * options["normalize"]
-    paths = ["", "1_Pooling", "2_Normalize"]
-    modules = [
-        {"idx": i, "name": str(i), "path": paths[i], "type": _MODULE + step}
-        for i, step in enumerate(steps)
-    ]
-    if options["normalize"]:
-        (folder / paths[2]).mkdir()
-    (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", "utf-8")

@@ -6,9 +6,13 @@ from keras_llm.checkpoints.hugging_face.fields import Fields
 from keras_llm.layers import Alibi, Llama3Scaling, RelativeBias, Rotary, YarnScaling
 from keras_llm.types import JSON
 
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
 
 def read(fields: Fields, default_base: float = 10000.0, layer_type: str | None = None) -> Rotary:
     """Read the `Rotary` of a config in the format of any version.
+
+    As in transformers, `rope_scaling` takes precedence over `rope_parameters`.
 
     Args:
         fields: `Fields` of the config.
@@ -19,15 +23,25 @@ def read(fields: Fields, default_base: float = 10000.0, layer_type: str | None =
     Raises:
         InputError: if the scaling is not supported; the message names the field.
     """
-    nested = layer_type in fields.part("rope_parameters").row
-    if layer_type == "sliding_attention" and not nested:
-        return Rotary(fields.get("rope_local_base_freq", float, default_base))
-    options = fields.part("rope_parameters")
-    if layer_type is not None and nested:
-        options = options.part(layer_type)
-    if not options.row:
-        options = fields.part("rope_scaling")
-    base = options.get("rope_theta", float, fields.get("rope_theta", float, default_base))
+    parameters, scaling = fields.part("rope_parameters"), fields.part("rope_scaling")
+    base_field = "rope_theta"
+    if layer_type is None:
+        options = scaling if scaling.row else parameters
+        for name, value in options.row.items():
+            if isinstance(value, dict):
+                raise options.error(name, "not be an object")
+    else:
+        for name in parameters.row:
+            if name not in _LAYER_TYPES:
+                raise parameters.error(name, f"be in {' or '.join(_LAYER_TYPES)}")
+        options = parameters.part(layer_type)
+        if layer_type == "sliding_attention":
+            base_field = "rope_local_base_freq"
+        elif scaling.row:
+            scaling.get("rope_type", str)
+            merged = {**options.row, **scaling.row}
+            options = Fields(merged, fields.where, "rope_scaling.")
+    base = options.get("rope_theta", float, fields.get(base_field, float, default_base))
     options.refuse_unless(partial_rotary_factor=1.0)
     fields.refuse_unless(partial_rotary_factor=1.0)
     kind = "rope_type" if "rope_type" in options.row else "type"
@@ -87,7 +101,7 @@ def _llama3(options, fields):
 
 def _yarn(options, fields):
     original = _original_length(options, fields)
-    ratio = fields.get("max_position_embeddings") / original
+    ratio = fields.positive("max_position_embeddings") / original
     factor = options.get("factor", float, ratio)
     attention_factor = options.get("attention_factor", float, None)
     over, under = (options.get(name, float, 0.0) for name in ("mscale", "mscale_all_dim"))
@@ -107,7 +121,7 @@ def _yarn(options, fields):
 
 def _original_length(options, fields):
     name = "original_max_position_embeddings"
-    return options.get(name, int, fields.get("max_position_embeddings"))
+    return options.positive(name, fields.positive("max_position_embeddings"))
 
 
 _SCALINGS = {"default": _default, "linear": _linear, "llama3": _llama3, "yarn": _yarn}

@@ -173,8 +173,10 @@ def check_sizes(config: TransformerConfig, tensors: Tensors) -> None:
 
 def same_tensor(tensors: Tensors, first: str, second: str) -> bool:
     """Return whether two tensors of a checkpoint have the same values."""
-    return tensors.shape(first) == tensors.shape(second) and np.array_equal(
-        tensors[first], tensors[second]
+    return (
+        second in tensors
+        and tensors.shape(first) == tensors.shape(second)
+        and np.array_equal(tensors[first], tensors[second])
     )
 
 
