@@ -106,7 +106,7 @@ def test_invalid_text_leaves_no_files(tmp_path):
         ("empty.txt", b"", "no text"),
         ("latin.txt", "é".encode("latin-1") * 9, "not UTF-8"),
         ("one.txt", b"one document", "2 distinct"),
-        ("short.txt", b"one\n\ntwo", "vocabulary_size"),
+        ("short.txt", b"one\n\ntwo", "3 tokens, too few for one batch"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=words):
