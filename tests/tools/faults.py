@@ -218,8 +218,8 @@ GENERATION = (
         "rows of temperature 0 are sampled in a batch with other rows",
         Place(
             "keras_llm/generation/sampling.py",
-            "return ops.where(sampling.temperature > 0, token, greedy())",
-            "return ops.where(sampling.temperature >= 0, token, greedy())",
+            "is_sampled = sampling.temperature > 0",
+            "is_sampled = sampling.temperature >= 0",
         ),
         ("tests/generation/test_generation.py::test_settings_apply_per_row",),
     ),
