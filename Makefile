@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-unit fuzz fuzz-tokenizers test-kills test-jax test-parity test-scale test-serving test-device recipes docs look notebooks lint clean
+.PHONY: demo test test-unit test-recipes fuzz fuzz-tokenizers test-kills test-jax test-parity test-scale test-serving test-device recipes docs look notebooks lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m keras_llm.recipes.demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Train, resume, evaluate and generate with every recipe, on tiny data.
+test-recipes: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/recipes/runs
 
 # Run the tests that need no training or export.
 test-unit: $(INSTALLED)

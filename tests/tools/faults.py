@@ -1219,7 +1219,7 @@ RECIPES = (
             "(known or answers)[0]",
             "answers[0]",
         ),
-        ("tests/recipes/test_question_answering.py::test_read_package_corpora",),
+        ("tests/recipes/runs/test_question_answering.py::test_read_package_corpora",),
     ),
     Fault(
         "recipes-test-questions",
@@ -1229,7 +1229,7 @@ RECIPES = (
             'if "label" in record and record["question"] not in known',
             'if "label" in record',
         ),
-        ("tests/recipes/test_question_answering.py::test_read_package_corpora",),
+        ("tests/recipes/runs/test_question_answering.py::test_read_package_corpora",),
     ),
     Fault(
         "recipes-whole-words",
@@ -1240,7 +1240,7 @@ RECIPES = (
             "if letters[-1].isdigit():",
         ),
         (
-            "tests/recipes/test_question_answering.py"
+            "tests/recipes/runs/test_question_answering.py"
             "::test_answers_match_whole_words_ignoring_white_space",
         ),
     ),
@@ -1253,7 +1253,7 @@ RECIPES = (
             "usual.get(prefix.splitlines()[0].strip())",
         ),
         (
-            "tests/recipes/test_code_generation.py::test_removed_line_and_its_context_occur_in_the_file",
+            "tests/recipes/runs/test_code_generation.py::test_removed_line_and_its_context_occur_in_the_file",
         ),
     ),
     Fault(
@@ -1264,7 +1264,7 @@ RECIPES = (
             "data.without_contamination(train, held_out, by)",
             "data.without_contamination(held_out, train, by)",
         ),
-        ("tests/recipes/test_text_classification.py::test_corpus_split_is_kept",),
+        ("tests/recipes/runs/test_text_classification.py::test_corpus_split_is_kept",),
     ),
     Fault(
         "recipes-random-pair",
@@ -1274,7 +1274,7 @@ RECIPES = (
             "RankedChat.pair(message, other)",
             "RankedChat.pair(other, message)",
         ),
-        ("tests/recipes/test_chatbot.py::test_random_replies_come_from_other_conversations",),
+        ("tests/recipes/runs/test_chatbot.py::test_random_replies_come_from_other_conversations",),
     ),
     Fault(
         "recipes-start-length",
@@ -1284,7 +1284,7 @@ RECIPES = (
             "max_length = min(max_length, config.max_length)",
             "max_length = config.max_length",
         ),
-        ("tests/recipes/test_question_answering.py::test_start_from_a_published_encoder",),
+        ("tests/recipes/runs/test_question_answering.py::test_start_from_a_published_encoder",),
     ),
     Fault(
         "recipes-package-hash",
@@ -1304,7 +1304,7 @@ RECIPES = (
             "(sources @ row.T).toarray().argmax()",
             "(sources @ row.T).toarray().argmin()",
         ),
-        ("tests/recipes/test_translation.py::test_nearest_source_baseline",),
+        ("tests/recipes/runs/test_translation.py::test_nearest_source_baseline",),
     ),
 )
 
