@@ -81,7 +81,7 @@ class ChatTemplate:
         """Render several texts; see `template_worker.py` for `calls`."""
         for name, value in variables.items():
             if value is not None and name not in self.variables:
-                used = ", ".join(name for name in self.variables if name not in _ALWAYS)
+                used = ", ".join(name for name in self.variables if name not in _ALWAYS) or "none"
                 raise InputError(
                     f"the chat template does not use the variable `{name}`; it uses: {used}."
                 )
@@ -98,7 +98,8 @@ class ChatTemplate:
         texts = rendered(messages)
         for index, message in enumerate(messages):
             content = message.get("content")
-            if isinstance(content, list) and content and str(content) in texts[0]:
+            is_parts = isinstance(content, (list, tuple)) and content
+            if is_parts and str(list(content)) in texts[0]:
                 raise InputError(
                     f"`messages` {index}: the chat template does not support content in parts; "
                     "pass a str."

@@ -110,6 +110,8 @@ class TokenizerLayer(keras.layers.Layer):
 
         if isinstance(inputs, (list, tuple)):
             inputs = tf.ragged.constant(inputs, tf.int32)
+        elif not isinstance(inputs, tf.RaggedTensor):
+            inputs = tf.convert_to_tensor(inputs)
         if inputs.shape.rank == 1:
             return self.tokenizer.detokenize(tf.expand_dims(inputs, 0))[0]
         return self.tokenizer.detokenize(tf.cast(inputs, tf.int32))

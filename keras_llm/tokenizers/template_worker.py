@@ -72,9 +72,7 @@ def _compiled(source):
     """Return a template, and the variables that it reads."""
     environment = _environment()
     tree = environment.parse(source)
-    names = {node.name for node in tree.find_all(jinja2.nodes.Name) if node.ctx == "load"}
-    set_here = {node.name for node in tree.find_all(jinja2.nodes.Name) if node.ctx != "load"}
-    read = jinja2.meta.find_undeclared_variables(tree) | (names & set_here)
+    read = jinja2.meta.find_undeclared_variables(tree)
     return environment.from_string(source), sorted(read - {"generation_mark"})
 
 

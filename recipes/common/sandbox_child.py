@@ -23,7 +23,8 @@ _LANDLOCK_ADD_RULE, _PATH_BENEATH = 445, 1
 _READ_FILE, _READ_FOLDER = 4, 8
 _NEW_IPC, _NEW_USER, _NEW_NETWORK = 0x08000000, 0x10000000, 0x40000000
 _NOBODY = 65534
-_CAPABILITIES, _READ_ANY_FILE = 0x20080522, 4  # capset version 3; CAP_DAC_READ_SEARCH
+_CAPABILITIES = 0x20080522  # capset version 3
+_READ_ANY_FILE = (4, 2)  # CAP_DAC_READ_SEARCH; CAP_DAC_OVERRIDE, which containers have instead
 
 # Readable files and folders besides those of the interpreter.
 _READABLE = (
@@ -117,8 +118,8 @@ def fence(seconds, megabytes):
 def _drop_privileges():
     """Leave the network and IPC namespaces where permitted; drop root and capabilities.
 
-    Root keeps the capability to read any file, which Landlock limits: the interpreter may be in a
-    folder of root.
+    Root keeps one capability to read any file, because the interpreter may be in a folder of root.
+    Landlock limits what can be read and forbids all writing, whatever the capability permits.
     """
     is_root = os.geteuid() == 0
     _LIBC.unshare(_NEW_NETWORK | _NEW_IPC | (0 if is_root else _NEW_USER))  # additional isolation
@@ -130,7 +131,8 @@ def _drop_privileges():
     header = ctypes.create_string_buffer(struct.pack("<Ii", _CAPABILITIES, 0), 8)
     sets = ctypes.create_string_buffer(24)  # effective, permitted and inheritable, twice
     _checked(_LIBC.capget(header, sets), "capget")
-    kept = struct.unpack("<6I", sets)[1] & _READ_ANY_FILE if is_root else 0
+    permitted = struct.unpack("<6I", sets)[1] if is_root else 0
+    kept = next((one for one in _READ_ANY_FILE if one & permitted), 0)
     sets = ctypes.create_string_buffer(struct.pack("<6I", kept, kept, 0, 0, 0, 0), 24)
     _checked(_LIBC.capset(header, sets), "capset")
 

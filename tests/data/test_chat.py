@@ -121,6 +121,15 @@ def test_messages_with_weight_0_are_only_context(byte_pair, tmp_path):
     assert examples == [] and dropped == {"nothing to learn": 1}
 
 
+def test_empty_unsupported_fields_are_ignored(tmp_path):
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path = tmp_path / "a.jsonl"
+    for empty in (None, False, 0, "", " ", "[]", "{}", "null", [], {}):
+        marked = [talk[0], {**talk[1], "thinking": empty, "tool_calls": empty}]
+        path.write_text(json.dumps({"messages": marked, "tools": empty}))
+        assert data.read_conversations(path) == [talk]
+
+
 def test_dropped_and_cut_conversations_are_counted(byte_pair):
     template, end = tokenizers.ChatTemplate(CHATML), byte_pair.special_tokens["<|im_end|>"]
     (full,), _ = data.chat_examples([CONVERSATION], template, byte_pair, 500, [end])

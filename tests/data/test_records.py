@@ -46,6 +46,7 @@ def test_newlines_and_blank_lines_of_any_kind(tmp_path, newline):
     rows = [("a", "b"), ("c", "d")]
     for name, lines in (
         ("a.csv", [" ", "text,label", "a,b", "\t", "c,d", " "]),
+        ("b.csv", [",", " , ", "text,label", "a,b", "c,d"]),
         ("a.tsv", [" ", "text\tlabel", "a\tb", "", "c\td", ""]),
         ("a.jsonl", ['{"text": "a", "label": "b"}', " ", '{"text": "c", "label": "d"}']),
     ):

@@ -6,6 +6,7 @@ import pathlib
 import platform
 import resource
 import subprocess
+import sys
 
 import pytest
 
@@ -296,6 +297,24 @@ def test_program_is_not_root_and_reads_only_the_interpreter(tmp_path):
         )
     program += "os.listdir('.')\ntry: open('missing')\nexcept FileNotFoundError: pass"
     assert sandbox.run_program(program) == (True, "passed")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has capabilities")
+def test_root_of_a_container(tmp_path):
+    (tmp_path / "victim").write_text("keep")
+    program = (
+        "import json\n"
+        f"for mode in 'rwa':\n    try: open({str(tmp_path / 'victim')!r}, mode)\n"
+        "    except PermissionError: pass\n    else: raise ValueError\n"
+    )
+    source = (
+        "import ctypes\nfrom keras_llm.recipes.common import sandbox\n"
+        "ctypes.CDLL(None).prctl(24, 2, 0, 0, 0)\n"  # without CAP_DAC_READ_SEARCH from now on
+        f"print(sandbox.run_program({program!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert done.stdout == "(True, 'passed')\n", done.stderr
+    assert (tmp_path / "victim").read_text() == "keep"
 
 
 def test_standard_library_works():

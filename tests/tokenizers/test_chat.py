@@ -124,6 +124,10 @@ def test_content_in_parts_or_none():
     for source in ("{{ messages[0].content }}", "{{ messages[0]['content'] | trim }}"):
         with pytest.raises(InputError, match=r"`messages` 0: .* does not support content in parts"):
             tokenizers.ChatTemplate(source).render(parts)
+        with pytest.raises(InputError, match=r"`messages` 0: .* does not support content in parts"):
+            tokenizers.ChatTemplate(source).render(
+                [{**m, "content": (*m["content"],)} for m in parts]
+            )
     thought = [*HELLO, {"role": "assistant", "content": None, "reasoning": "None!"}]
     source = "{{ messages[1].reasoning }}{{ messages[1].content or '' }}"
     assert tokenizers.ChatTemplate(source).render(thought) == "None!"
@@ -141,6 +145,17 @@ def test_variables_that_a_template_does_not_use_are_named():
     assert template.render(HELLO, enable_thinking=True, documents=None) == "HelloNone"
     with pytest.raises(InputError, match=r"does not use the variable `thinking`; it uses: .*tools"):
         template.render(HELLO, thinking=False)
+    source = (
+        "{% macro show(text) %}{{ text }}{% endmacro %}{% set end = 1 %}"
+        "{% for message in messages %}{{ show(message.content) }}{{ end }}{% endfor %}"
+        "{% set tools = tools or [] %}{% for i in tools %}{{ i }}{% endfor %}"
+    )
+    template = tokenizers.ChatTemplate(source)
+    assert template.variables == ("messages", "tools")
+    assert template.render(HELLO, tools=[2]) == "Hello12"
+    for name in ("message", "text", "end", "i"):  # only in the template itself
+        with pytest.raises(InputError, match=f"does not use the variable `{name}`"):
+            template.render(HELLO, **{name: 1})
 
 
 HOSTILE = {

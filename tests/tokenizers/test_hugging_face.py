@@ -352,6 +352,34 @@ def test_external_models_are_written_unchanged(tmp_path):
         tokenizers.to_hugging_face({}, tmp_path)
 
 
+@pytest.mark.parametrize("rule", ["identity", "nmt_nfkc"])
+@pytest.mark.parametrize("add_dummy_prefix", [True, False])
+def test_flags_of_models_that_remove_white_space_are_written(rule, add_dummy_prefix, tmp_path):
+    """T5 without tokenizer.json has such tokens."""
+    with open(tmp_path / "spiece.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(TOPICS),
+            model_writer=file,
+            vocab_size=400,
+            normalization_rule_name=rule,
+            add_dummy_prefix=add_dummy_prefix,
+            minloglevel=2,
+        )
+    token = {"content": "<extra>", "lstrip": True, "rstrip": True, "special": True}
+    settings = {"added_tokens_decoder": {"400": token}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tok = tokenizers.from_hugging_face(tmp_path)
+    tokenizers.to_hugging_face(tok, tmp_path / "out")
+    written = rust.Tokenizer.from_file(str(tmp_path / "out/tokenizer.json"))
+    again = tokenizers.from_hugging_face(tmp_path / "out")
+    for text in (*TEXTS, "a  b", " a b ", "  ", "a <extra>  b  c\n  d \n", "\u3000a\u00a0 b\t"):
+        ids = tok.encode(text, parse_special=True)
+        assert written.encode(text, add_special_tokens=False).ids == ids
+        assert again.encode(text, parse_special=True) == ids
+        if not {400, tok.unk_id} & {*ids}:
+            assert written.decode(ids) == tok.decode(ids)
+
+
 def test_chat_templates(tmp_path):
     assert tokenizers.chat_template_from_hugging_face(tmp_path) is None
     hello = [{"role": "user", "content": "Hello"}]

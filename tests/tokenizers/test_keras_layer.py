@@ -55,6 +55,8 @@ def test_tf_data_and_config(name):
     assert again.name == "encode" and again(TEXTS).numpy().tolist() == layer(TEXTS).numpy().tolist()
     assert again.detokenize([tok.encode("upon")]).numpy().tolist() == [b"upon"]
     assert again.detokenize(tok.encode("upon")).numpy() == b"upon"
+    assert again.detokenize(np.array([tok.encode("upon")])).numpy().tolist() == [b"upon"]
+    assert again.detokenize(np.array(tok.encode("upon"))).numpy() == b"upon"
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

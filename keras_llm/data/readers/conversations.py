@@ -59,7 +59,7 @@ def read_conversations(path: PathLike) -> list[list[JSON]]:
     A message with `"weight": 0` (or `"train": false` or `"training": false`) is context: the loss
     does not cover it. Other fields than these are ignored if they do not change what the model
     reads and learns; those that would, such as `tools` and `tool_calls`, are rejected unless they
-    are empty.
+    are empty or false.
 
     Args:
         path: str or path.
@@ -215,7 +215,10 @@ def _turns(turns, role_key, text_key, where):
 def _check_fields(record, unsupported, where):
     """Raise InputError for a field whose omission would change the conversation."""
     for name in unsupported:
-        if record.get(name) not in (None, "", "[]", [], {}):
+        value = record.get(name)
+        if isinstance(value, str):
+            value = value.strip() not in ("", "[]", "{}", "null")
+        if value:
             raise InputError(
                 f"{where}: {name!r} is not supported; put it into the text of a message."
             )

@@ -178,8 +178,8 @@ def _table(file, text, columns):
     try:
         for row in rows:
             is_blank = not row or (len(row) == 1 and row[0].isspace())
-            if head is None and not is_blank and any(row):
-                head = _checked_head(file, line, row, columns)
+            if head is None:
+                head = _checked_head(file, line, row, columns) if any(map(str.strip, row)) else None
             elif not is_blank:
                 if len(row) != len(head):
                     raise InputError(

@@ -12,6 +12,8 @@ _SPACE = "\u2581"
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE_PIECE = range(1, 7)
+# Regular expressions and their replacements that remove extra white space as SentencePiece does.
+EXTRA_SPACES = ((r"\A +| +\z", ""), (" {2,}", " "))
 # Removes extra white space, before a pre-tokenizer that puts a space before each word.
 _COLLAPSING = [
     [
@@ -19,6 +21,9 @@ _COLLAPSING = [
         {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": space},
     ]
     for space in (_SPACE, " ")
+]
+_EXTRA_SPACES = [
+    {"type": "Replace", "pattern": {"Regex": a}, "content": b} for a, b in EXTRA_SPACES
 ]
 
 
@@ -66,6 +71,9 @@ def read_rules(path, data):
     by_word = steps == [{"type": "WhitespaceSplit"}] and normalizers == []
     by_word = by_word or (not steps and normalizers in _COLLAPSING)
     strip = _strip(path, data.get("decoder"))
+    if not steps and normalizers == _EXTRA_SPACES and scheme in ("always", "never"):
+        _require_strip(path, strip)
+        return Rules(None, scheme == "always", True, charsmap, None, escape)
     if by_word and scheme == "always":
         _require_strip(path, strip)
         return Rules("words", True, True, charsmap, None, escape)

@@ -10,6 +10,7 @@ from keras_llm.tokenizers import sentencepiece_model
 from keras_llm.tokenizers.byte_pair import BytePair
 from keras_llm.tokenizers.chat_template import ChatTemplate
 from keras_llm.tokenizers.escapes import ESCAPES
+from keras_llm.tokenizers.hugging_face.sentencepiece_json import EXTRA_SPACES
 from keras_llm.tokenizers.sentencepiece import SentencePiece
 from keras_llm.tokenizers.special_tokens import special_tokens_of
 from keras_llm.tokenizers.word_piece import WordPiece
@@ -156,12 +157,17 @@ def _prepare_text(rust, tokenizer, model):
     charsmap = sentencepiece_model.charsmap(model)
     if charsmap:
         steps.append(normalizers.Precompiled(charsmap))
-    if tokenizer.prefix == "words":
+    facts = sentencepiece_model.facts(model)
+    if tokenizer.prefix is None and facts.remove_extra_whitespaces:
+        steps += [normalizers.Replace(tokenizers.Regex(a), b) for a, b in EXTRA_SPACES]
+        scheme = "always" if facts.add_dummy_prefix else "never"
+        rust.pre_tokenizer = pre.Metaspace(prepend_scheme=scheme, split=False)
+    elif tokenizer.prefix == "words":
         rust.pre_tokenizer = pre.Sequence([pre.WhitespaceSplit(), pre.Metaspace()])
     elif tokenizer.prefix in ("always", "first"):
         rust.pre_tokenizer = pre.Metaspace(prepend_scheme=tokenizer.prefix, split=False)
     else:
-        if tokenizer.prefix is None and sentencepiece_model.facts(model).add_dummy_prefix:
+        if tokenizer.prefix is None and facts.add_dummy_prefix:
             steps.append(normalizers.Prepend("\u2581"))
         steps.append(normalizers.Replace(" ", "\u2581"))
     if steps:
