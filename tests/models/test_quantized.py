@@ -304,3 +304,14 @@ def test_description_of_unknown_layer_raises_error():
     row = {"mode": "int8", "config": None, "lora": None}
     with pytest.raises(InputError, match="no layer 'block_9/query'"):
         models.CausalLM.from_config({**config, "quantized": {"block_9/query": row}})
+
+
+def test_adapted_layer_of_the_user_is_reloaded_exactly(tmp_path):
+    x = keras.Input((None, 8))
+    hidden = layers.TransformerEncoder(**BLOCK)(x)
+    model = randomized(keras.Model(x, keras.layers.Dense(3, name="labels")(hidden)))
+    training.add_lora(model, "labels|query", rank=2, alpha=3.0, quantization="int8")
+    randomized(model)
+    x = RNG.normal(size=(2, 5, 8)).astype("float32")
+    outputs = np.asarray(model(x))
+    np.testing.assert_array_equal(reload_keras_file(model, tmp_path)(x), outputs)
