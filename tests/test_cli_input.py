@@ -75,7 +75,7 @@ def test_usage_errors_do_not_repeat_themselves(capfd, arguments, message):
 
 
 def test_numbers_in_tables():
-    numbers = [12530, 12530.4, 1e4, 999.94, 0.00012345, 3, 1e20, float("inf"), True, "x"]
+    numbers = [12530, 12530.4, 1e4, 999.94, 0.00012345, 3, 1e20, float("inf"), True, "x", None]
     assert [console.shown(number) for number in numbers] == [
-        "12,530", "12,530", "10,000", "999.9", "0.0001234", "3", "1e+20", "inf", "yes", "x",
+        "12,530", "12,530", "10,000", "999.9", "0.0001234", "3", "1e+20", "inf", "yes", "x", "",
     ]  # fmt: skip

@@ -31,7 +31,9 @@ def table(head, rows):
 
 
 def shown(value):
-    """Format a number for a table: an int in full, a float with four significant digits."""
+    """Format a value for a table: an int in full, a float with four significant digits."""
+    if value is None:
+        return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if not isinstance(value, (int, float)):

@@ -1,6 +1,6 @@
 """Train a model with a recipe: `keras-llm train`. The options are those of the recipe."""
 
-from keras_llm.commands.console import PROGRAM, as_json, import_tensorflow, table
+from keras_llm.commands.console import PROGRAM, as_json, import_tensorflow, shown, table
 from keras_llm.files import check_free, check_writable
 
 
@@ -12,7 +12,7 @@ def run(recipe, options):
     if as_json(options, metrics):
         return
     held_out, baseline = metrics["held_out"], metrics[recipe.BASELINE]
-    rows = [[name, _shown(v), _shown(baseline.get(name))] for name, v in held_out.items()]
+    rows = [[name, shown(v), shown(baseline.get(name))] for name, v in held_out.items()]
     table(["held out", "model", recipe.BASELINE], rows)
     next_command = recipe.NEXT[options.kind] if isinstance(recipe.NEXT, dict) else recipe.NEXT
     print(f"next: {PROGRAM} {next_command.format(**vars(options))}")
@@ -23,9 +23,3 @@ def check_out(options):
     if hasattr(options, "out"):
         check_free(options.out, getattr(options, "overwrite", False))
         check_writable(options.out)
-
-
-def _shown(value):
-    if value is None or isinstance(value, str):
-        return value or ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

@@ -10,7 +10,8 @@ from keras_llm.errors import InputError
 from keras_llm.keras_internals import PostBuildHook, flatten_layers
 from keras_llm.types import JSON, Tensor
 
-_MODES = ("int8", "int4", "float8")
+MODES = ("int8", "int4", "float8")
+_REASONS = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, NotImplementedError)
 _LORA_WEIGHTS = {
     "lora_a": ("lora_kernel_a", "lora_embeddings_a"),
     "lora_b": ("lora_kernel_b", "lora_embeddings_b"),
@@ -40,10 +41,11 @@ def quantized_layers(owner: keras.layers.Layer) -> JSON:
 def quantize_layers(owner: keras.layers.Layer, rows: JSON) -> None:
     """Quantize the sublayers of a built layer or model as `quantized_layers` described them.
 
-    If one has adapters, all other weights of `owner` are frozen, as `training.add_lora` does.
+    If one has adapters, all other weights of `owner` are frozen, as `training.add_lora` does. A
+    layer that is quantized already, because another model shares it, stays as it is.
 
     Raises:
-        InputError: if `owner` does not have one of the sublayers.
+        InputError: if `owner` does not have one of the sublayers, or Keras cannot quantize it.
     """
     layers = _layers(owner)
     if missing := sorted(set(rows) - set(layers)):
@@ -54,12 +56,10 @@ def quantize_layers(owner: keras.layers.Layer, rows: JSON) -> None:
     gc.freeze()  # Keras collects garbage once a layer: let it look only at new objects
     try:
         for path, row in rows.items():
-            layer = layers[path]
-            if layer.quantization_mode is None:
-                _quantize(layer, row)
-            if row["lora"]:
-                layer.enable_lora(row["lora"]["rank"], lora_alpha=row["lora"]["alpha"])
-                separate_adapters(layer)
+            try:
+                _restore(layers[path], row)
+            except _REASONS as error:
+                raise InputError(f"{path!r} cannot be quantized as described: {error}") from error
     finally:
         gc.unfreeze()
 
@@ -84,6 +84,11 @@ def embedding_table(embedding: keras.layers.Embedding) -> Tensor:
 class _SeparateAdapters:
     """A mixin of a Keras layer that saves quantized weights and adapters apart."""
 
+    def build(self: Any, input_shape: Any = None) -> None:
+        alpha = self.lora_alpha
+        super().build(input_shape)  # type: ignore[misc]
+        self.lora_alpha = alpha  # Keras builds the adapters of a config with the default
+
     def save_own_variables(self: Any, store: Any) -> None:
         self.lora_enabled = False  # Keras then saves the weights without the adapters
         try:
@@ -100,14 +105,17 @@ class _SeparateAdapters:
                 _first(self, names).assign(store[key])
 
 
+@keras.saving.register_keras_serializable("keras_llm")
 class _Dense(_SeparateAdapters, keras.layers.Dense):
     pass
 
 
+@keras.saving.register_keras_serializable("keras_llm")
 class _Embedding(_SeparateAdapters, keras.layers.Embedding):
     pass
 
 
+@keras.saving.register_keras_serializable("keras_llm")
 class _ReversibleEmbedding(_SeparateAdapters, keras.layers.ReversibleEmbedding):
     pass
 
@@ -150,10 +158,10 @@ class QuantizableLayer(PostBuildHook, keras.layers.Layer):
 
 def _describe(layer):
     mode = layer.quantization_mode
-    if mode not in _MODES:
+    if mode not in MODES:
         raise InputError(
             f"{layer.path!r} is quantized with {mode!r}, which cannot be saved; the modes "
-            f"{', '.join(_MODES)} can."
+            f"{', '.join(MODES)} can."
         )
     policy = layer.dtype_policy
     if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
@@ -178,6 +186,17 @@ def _describe(layer):
     }
 
 
+def _restore(layer, row):
+    if layer.quantization_mode is None:
+        _quantize(layer, row)
+    if row["lora"]:
+        if not layer.lora_enabled:
+            layer.enable_lora(row["lora"]["rank"], lora_alpha=row["lora"]["alpha"])
+            separate_adapters(layer)
+        for names in _LORA_WEIGHTS.values():
+            _first(layer, names).trainable = True
+
+
 def _quantize(layer, row):
     if row["mode"] == "float8":
         layer.dtype_policy = keras.dtype_policies.QuantizedFloat8DTypePolicy(
@@ -185,6 +204,8 @@ def _quantize(layer, row):
         )
         return
     config = keras.saving.deserialize_keras_object(row["config"])
+    if config is not None and config.mode != row["mode"]:
+        raise ValueError(f"the config is of mode {config.mode!r}, not {row['mode']!r}")
     layer.quantize(row["mode"], type_check=False, config=config)
 
 

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import keras
+
 from keras_llm.errors import InputError
-from keras_llm.json_files import check_arguments
-from keras_llm.layers.quantization import quantize_layers
+from keras_llm.json_files import check_arguments, check_fields
+from keras_llm.layers.quantization import MODES, quantize_layers
 from keras_llm.models import heads
 from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_dict
 from keras_llm.models.causal_lm import CausalLM
@@ -19,6 +21,12 @@ from keras_llm.types import JSON
 
 _CLASSES: dict[type, Callable[..., ConfiguredModel]] = {
     model.config_class: model for model in (CausalLM, Encoder, Seq2Seq, WordVectors)
+}
+_QUANTIZED: dict[str, Any] = {
+    "mode": str,
+    "config": dict | None,
+    "amax_history_length": int | None,
+    "lora": dict | None,
 }
 
 
@@ -76,8 +84,57 @@ def restore(row: JSON) -> ConfiguredModel:
     check_arguments(build, {"head": name, "options": options}, "`head`")
     if name in HEADS:
         check_arguments(getattr(heads, name), options, f"the options of {name}")
+    dtype, quantized = row.get("dtype"), row.get("quantized") or {}
+    check_fields({"dtype": dtype}, {"dtype": str | dict | None}, "a model")
+    _check_objects(dtype, keras.dtype_policies, keras.dtype_policies.DTypePolicy)
+    _check_quantized(quantized)
     config = config_from_dict(row["model"])
-    model = build(config, name, options or None, dtype=row.get("dtype"))
-    if row.get("quantized"):
-        quantize_layers(model, row["quantized"])
+    model = build(config, name, options or None, dtype=dtype)
+    if quantized:
+        quantize_layers(model, quantized)
     return model
+
+
+def _check_quantized(rows):
+    """Raise InputError unless `rows` has the form of the output of `quantized_layers`."""
+    check_fields({"quantized": rows}, {"quantized": dict[str, dict]}, "a model")
+    for path, row in rows.items():
+        where = f"`quantized` of {path!r}"
+        check_fields(row, _QUANTIZED, where)
+        if row["mode"] not in MODES:
+            raise InputError(f"{where}: `mode` must be one of {MODES}, got {row['mode']!r}.")
+        numbers = [row["amax_history_length"] or row["mode"] != "float8"]
+        if row["lora"] is not None:
+            check_fields(row["lora"], {"rank": int, "alpha": float}, where)
+            numbers.append(row["lora"]["rank"])
+        if min(numbers) < 1:
+            raise InputError(f"{where}: `amax_history_length` and `rank` must be positive ints.")
+        quantizers = keras.quantizers
+        _check_objects(
+            row["config"], quantizers, (quantizers.QuantizationConfig, quantizers.Quantizer)
+        )
+
+
+def _check_objects(value, module, kinds):
+    """Raise InputError if Keras would build an object of another kind from a JSON value.
+
+    Args:
+        value: any JSON value.
+        module: the public Keras module of the kinds.
+        kinds: class or tuple of classes; registered subclasses are permitted, too.
+    """
+    if isinstance(value, dict):
+        if "class_name" in value or "registered_name" in value:
+            fields = {"class_name": str, "module": str | None, "registered_name": str | None}
+            value = {"module": None, "registered_name": None, **value}
+            check_fields(value, fields, "a Keras object")
+            kind = keras.saving.get_registered_object(value["registered_name"] or "")
+            if kind is None and value["module"] in ("keras", module.__name__):
+                kind = getattr(module, value["class_name"], None)
+            if not isinstance(kind, type) or not issubclass(kind, kinds):
+                name = value["class_name"]
+                raise InputError(f"a model: the class {name!r} is not one of {module.__name__}.")
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            _check_objects(item, module, kinds)

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -18,6 +19,7 @@ from ai_edge_litert import schema_py_generated as schema
 from keras_llm import export, models, tasks
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export.litert import conversion, file_format
+from keras_llm.export.litert.runtime.flatbuffer_reader import Field, FlatBuffer, Invalid
 from keras_llm.export.litert.runtime.model_check import _OPTIONS, _OTHER_OPTIONS, check_model
 from keras_llm.export.litert.runtime.operators import OPERATORS
 
@@ -424,3 +426,15 @@ def test_mutated_files_load_or_raise_error(mobile, runtime):
     assert completed.returncode == 0, completed.stderr
     answer = json.loads(completed.stdout)
     assert not answer["failed"] and answer["outcomes"]["InputError"] > 10
+
+
+def test_numbers_that_a_file_may_refer_to():
+    """Each of the nine graphs of a model of 0.6 billion weights has a million scales."""
+    header = struct.pack("<I4sHHHxxiII", 16, b"TFL3", 6, 8, 4, 8, 4, 10**6)  # a table, a vector
+    data, fields = header + bytes(4 * 10**6), [Field("scale", 0, ["float32"])]
+    buffer = FlatBuffer(data, len(data))
+    for _ in range(9):
+        assert len(buffer.table(buffer.root(b"TFL3"), fields)["scale"]) == 10**6
+    with pytest.raises(Invalid, match="too many"):
+        for _ in range(1000):
+            buffer.table(16, fields)

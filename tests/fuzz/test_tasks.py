@@ -14,7 +14,7 @@ TEXTS = [pydoc_data.topics.topics["assert"]]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Return the folders of two tasks."""
+    """Return the folders of three tasks."""
     root = tmp_path_factory.mktemp("tasks")
     byte_pair = tokenizers.BytePair.train(TEXTS, 270)
     word_piece = tokenizers.WordPiece.train(TEXTS, 120)
@@ -29,7 +29,9 @@ def folders(tmp_path_factory):
     classifier = models.text_classifier(encoder, 3)
     labels = ["a", "b", "c"]
     keras_llm.TextClassification(classifier, word_piece, labels).save(root / "classifier")
-    return [root / "decoder", root / "classifier"]
+    decoder.quantize("int8", filters="query")
+    keras_llm.TextGeneration(decoder, byte_pair).save(root / "quantized")
+    return [root / "decoder", root / "classifier", root / "quantized"]
 
 
 def test_tasks(folders, fuzz, check, mutated_file, with_file, tmp_path):

@@ -211,6 +211,57 @@ def test_quantized_head_uses_dequantized_kernel():
     np.testing.assert_allclose(models.token_table(model), expected, atol=np.abs(table).max() / 100)
 
 
+INT4 = {
+    "module": "keras.quantizers",
+    "class_name": "Int4QuantizationConfig",
+    "config": {"block_size": 16},
+    "registered_name": None,
+}
+DENSE = {"module": "keras.layers", "class_name": "Dense", "config": {"units": 3}}
+UP = "block_0/feed_forward/up"
+
+
+@pytest.mark.parametrize(
+    "path, changes, message",
+    [
+        (UP, {"mode": ["int8"]}, r"`mode` must be str, got \['int8'\]"),
+        (UP, {"mode": "int2"}, "`mode` must be one of .*, got 'int2'"),
+        (UP, {"mode": "float8"}, "must be positive ints"),
+        (UP, {"mode": "float8", "amax_history_length": "7"}, "`amax_history_length` must be int"),
+        (UP, {"config": [INT4]}, "`config` must be"),
+        (UP, {"config": DENSE}, "the class 'Dense' is not one of keras.quantizers"),
+        (UP, {"config": INT4 | {"registered_name": "keras_llm>Trainer"}}, "the class 'Int4"),
+        (UP, {"config": INT4 | {"module": "os", "class_name": "system"}}, "the class 'system'"),
+        (UP, {"config": INT4 | {"config": {"weight_quantizer": DENSE}}}, "the class 'Dense'"),
+        (UP, {"config": {"class_name": "__tensor__", "config": {}}}, "the class '__tensor__'"),
+        (UP, {"mode": "int4", "config": INT4 | {"config": {"block_size": "x"}}}, "as described"),
+        (UP, {"mode": "int8", "config": INT4}, "as described"),
+        (UP, {"lora": {"rank": 0, "alpha": 1.0}}, "must be positive ints"),
+        (UP, {"lora": {"rank": "2", "alpha": 1.0}}, "`rank` must be int"),
+        (UP, {"lora": {"rank": 2}}, "`alpha` must be float, got nothing"),
+        ("final_norm", {}, "'final_norm' cannot be quantized as described"),
+        ("none", {}, "no layer 'none' to quantize"),
+    ],
+)
+def test_invalid_description_raises_error(path, changes, message):
+    row = {"mode": "int8", "config": None, "amax_history_length": None, "lora": None}
+    described = {**models.describe(causal()), "quantized": {path: row | changes}}
+    with pytest.raises(InputError, match=message):
+        models.restore(described)
+
+
+@pytest.mark.parametrize("rows", [[1], {UP: 3}, {UP: {"mode": "int8"}}])
+def test_description_of_wrong_type_raises_error(rows):
+    with pytest.raises(InputError, match=r"must be .*, got"):
+        models.restore({**models.describe(causal()), "quantized": rows})
+
+
+@pytest.mark.parametrize("dtype", [3, ["float32"], DENSE])
+def test_invalid_dtype_raises_error(dtype):
+    with pytest.raises(InputError, match=r"`dtype` must be|the class 'Dense' is not one of"):
+        models.restore({**models.describe(causal()), "dtype": dtype})
+
+
 def test_unsupported_mode_is_refused_when_saved(tmp_path):
     model = causal()
     dense = model.get_layer("block_0").feed_forward.up
@@ -304,3 +355,14 @@ def test_description_of_unknown_layer_raises_error():
     row = {"mode": "int8", "config": None, "lora": None}
     with pytest.raises(InputError, match="no layer 'block_9/query'"):
         models.CausalLM.from_config({**config, "quantized": {"block_9/query": row}})
+
+
+def test_adapted_layer_of_the_user_is_reloaded_exactly(tmp_path):
+    x = keras.Input((None, 8))
+    hidden = layers.TransformerEncoder(**BLOCK)(x)
+    model = randomized(keras.Model(x, keras.layers.Dense(3, name="labels")(hidden)))
+    training.add_lora(model, "labels|query", rank=2, alpha=3.0, quantization="int8")
+    randomized(model)
+    x = RNG.normal(size=(2, 5, 8)).astype("float32")
+    outputs = np.asarray(model(x))
+    np.testing.assert_array_equal(reload_keras_file(model, tmp_path)(x), outputs)

@@ -69,3 +69,13 @@ def test_models_in_mixed_float16_get_loss_scaling():
         assert isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer) is is_scaled
         history = trainer.fit(x, y, batch_size=4, epochs=4, verbose=0).history["loss"]
         assert history[-1] < 0.9 * history[0]
+
+
+def test_trainer_passes_inputs_in_their_dtype():
+    """100,000 is beyond the numbers of float16, in which only the second layer computes."""
+    first = keras.layers.Dense(1, kernel_initializer=keras.initializers.Constant(1e-5))
+    model = keras.Sequential([first, keras.layers.Dense(1, dtype="mixed_float16")])
+    x = np.array([[1e5]], "float32")
+    outputs = np.asarray(model(x))
+    assert np.isfinite(outputs).all()
+    np.testing.assert_array_equal(training.Trainer(model)(x), outputs)

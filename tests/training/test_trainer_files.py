@@ -180,3 +180,24 @@ def test_compile_with_a_loss_or_metrics_raises_error():
         with pytest.raises(InputError, match="`loss`"):
             trainer.compile("adamw", "mse")
         trainer.compile("adamw", loss=None)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_quantized_encoder_of_two_models_is_reloaded(adapted, tmp_path):
+    trainer, _ = sentence_pairs()
+    shared = trainer.model.get_layer("backbone")
+    if adapted:
+        training.add_lora(shared, rank=2, quantization="int8")
+        for weight in shared.trainable_weights:
+            weight.assign(weight + 0.1)
+    else:
+        shared.quantize("int8")
+    trainer.save(tmp_path / "trainer.keras")
+    loaded = keras.saving.load_model(tmp_path / "trainer.keras")
+    inputs = [ids(B, T), mask(), np.zeros((B, T), "int32")]
+    bodies = [model.get_layer("backbone") for model in (loaded.model, loaded.next_sentence)]
+    first, second = (body.get_layer("block_0") for body in bodies)
+    assert first is second
+    for body in bodies:
+        np.testing.assert_array_equal(body(inputs), shared(inputs))
+        assert any("lora" in weight.path for weight in body.trainable_weights) == adapted

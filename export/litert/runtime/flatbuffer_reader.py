@@ -5,7 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_MOST_READ = 4_000_000  # tables, and numbers of vectors; a table may be referred to many times
+# What may be read, because a table may be referred to many times: 8 for a table, 1 for a reference
+# to one and for 16 numbers of a vector. Every graph of a model has the scales of all its weights:
+# 25 million numbers for 7 billion weights in int8.
+_MOST_READ = 4_000_000
+_NUMBERS = 16
 _U16, _U32, _I32 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<i")
 
 
@@ -99,12 +103,15 @@ class FlatBuffer:
             if at is None:
                 return []
             begin, count = self._length(at, 4)
+            self._count(count)
             rows = range(begin, begin + 4 * count, 4)
             return [self._target(row) for row in rows]
         dtype = np.dtype(kind)
         if at is None:
             return np.zeros(0, dtype)
         begin, count = self._length(at, dtype.itemsize)
+        if dtype.itemsize > 1:  # bytes are not looked at
+            self._count(count // _NUMBERS)
         return np.frombuffer(self.data, dtype, count, begin)
 
     def _string(self, at):
@@ -121,8 +128,6 @@ class FlatBuffer:
         """Return the position of the first item and the number of items of a vector."""
         target = self._target(at)
         count = self._u32(target)
-        if itemsize > 1:
-            self._count(count)
         if target % 4 or target + 4 + count * itemsize > self.size:
             raise Invalid("a vector is outside of the file")
         return target + 4, count
@@ -130,7 +135,7 @@ class FlatBuffer:
     def _count(self, number):
         self._num_read += number
         if self._num_read > _MOST_READ:
-            raise Invalid("it has too many tables")
+            raise Invalid("it has too many tables or numbers")
 
     def _target(self, at):
         target = at + self._u32(at)

@@ -54,7 +54,8 @@ class Trainer(BuildHook):
         # Keras scales the loss if the policy of the compiled model, here the trainer, asks for it.
         policies = {layer.dtype_policy.name for layer in flatten_layers(model)}
         policy = "mixed_float16" if "mixed_float16" in policies else None
-        super().__init__(name=name, dtype=policy)
+        # Inputs keep their dtype: the first layer may compute in float32.
+        super().__init__(name=name, dtype=policy, autocast=False)
         self.model = model
         self.built = model.built
 

@@ -76,7 +76,8 @@ class SentencePairTrainer(LanguageModelTrainer):
         row = rows["model"]
         encoder = models.encoder(models.config_from_dict(row["config"]), dtype=row["dtype"])
         shared = {
-            name: models.HeadModel(**{**row, "backbone": encoder}) for name, row in rows.items()
+            name: models.HeadModel.from_config({**row, "backbone": encoder})
+            for name, row in rows.items()
         }
         return super().from_config({**config, **shared}, custom_objects)
 
