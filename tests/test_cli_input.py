@@ -39,6 +39,7 @@ EARLY = [
     ["import", "hugging_face", "{tmp}", "--out", "{tmp}/x"],
     ["inspect", "{tmp}/none"],
     ["inspect", "{tmp}"],
+    ["generate", "{broken}", "x"],
 ]
 
 
@@ -49,6 +50,10 @@ def test_invalid_input_is_reported_before_tensorflow_is_imported(tmp_path):
         folders[name].mkdir()
         (folders[name] / "config.json").write_text(json.dumps({"task": kind}))
         (folders[name] / "model.weights.h5").touch()
+    folders["broken"] = tmp_path / "broken"
+    folders["broken"].mkdir()
+    (folders["broken"] / "config.json").write_text("[" * 100_000)
+    (folders["broken"] / "model.weights.h5").touch()
     (tmp_path / "5").mkdir()
     (tmp_path / "5" / "saved_model.pb").touch()
     rows = [[part.format(**folders) for part in arguments] for arguments in EARLY]

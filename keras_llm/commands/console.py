@@ -6,6 +6,7 @@ import os
 import pathlib
 
 from keras_llm.errors import InputError
+from keras_llm.json_files import read_json
 from keras_llm.silence import silent_stderr
 
 PROGRAM = "keras-llm"
@@ -50,7 +51,7 @@ def task_kind(folder):
         `keras_llm.load` reports why.
 
     Raises:
-        InputError: if a file of the folder is missing.
+        InputError: if a file of the folder is missing, or config.json is not a JSON object.
     """
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
@@ -58,10 +59,7 @@ def task_kind(folder):
     weights = path.with_name("model.weights.h5")
     if not weights.is_file():
         raise InputError(f"{weights} is missing.")
-    try:
-        kind = json.loads(path.read_bytes())["task"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
+    kind = read_json(path).get("task")
     return kind if isinstance(kind, str) else None
 
 
