@@ -31,7 +31,7 @@ class Options(corpus.StreamOptions):
     mask_rate: flags.Share = 0.15
     """Fraction of the words to mask."""
     whole_words: bool = True
-    """Mask all tokens of a word together, instead of single tokens."""
+    """Mask all tokens of a word together; `--no-whole-words` masks single tokens."""
     next_sentence: bool = False
     """Train a second head that predicts whether the second of two passages follows the first, as in
     BERT; it is saved in the folder `next_sentence`."""

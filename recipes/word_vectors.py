@@ -48,7 +48,8 @@ class Options(corpus.Options):
     gensim: bool = False
     """Also evaluate gensim's Word2Vec on the same words (skip_gram, cbow); needs gensim."""
     benchmarks: bool = True
-    """Evaluate on analogies and similarities, downloaded from the package gensim."""
+    """Evaluate on analogies and similarities, downloaded from the package gensim;
+    `--no-benchmarks` does not."""
 
     formats = ()  # other programs read vectors.txt
     least_vocabulary = 2

@@ -1,8 +1,10 @@
 """Test the command line: output, exit codes and error messages."""
 
+import contextlib
 import importlib
 import io
 import json
+import re
 import resource
 import shutil
 import signal
@@ -13,6 +15,7 @@ import pytest
 
 import keras_llm
 from keras_llm import cli, models, tokenizers
+from keras_llm.commands import COMMANDS, entry_points
 from keras_llm.export import children
 
 
@@ -87,6 +90,19 @@ def test_help_lists_commands_recipes_and_options(capfd):
     assert not stop.value.code
     for flag in ("--out", "--corpus", "--data", "--smoke", "--seed", "--learning-rate"):
         assert flag in options
+
+
+def test_flags_that_turn_something_off_say_so(capfd):
+    commands = [[name] for name in COMMANDS] + [["train", name] for name in entry_points.recipes()]
+    texts = []
+    for command in commands:
+        with contextlib.suppress(SystemExit):
+            cli.main([*command, "--help"])
+        texts.append(" ".join(re.sub("[│╭╮╰╯─]", " ", capfd.readouterr().out).split()))
+    flags = [re.findall(r"--no-[\w-]+", text) for text in texts]
+    assert sum(map(len, flags)) >= 6
+    for names in flags:  # in the list of options, and in the text of the option
+        assert all(names.count(name) == 2 for name in names), names
 
 
 def test_generate_prints_only_the_text(run_folder, task):

@@ -16,6 +16,7 @@ from keras_llm.export.report import (
 from keras_llm.export.saved_model.signatures import module_of, save
 from keras_llm.export.saved_model.verify import verification_of, verify
 from keras_llm.export.saved_model.warmup import write_warmup
+from keras_llm.export.serving.versions import MAX_VERSION
 from keras_llm.files import atomic_folder
 from keras_llm.tasks import Task
 from keras_llm.types import JSON, PathLike
@@ -37,8 +38,10 @@ def write_saved_model(
     with optional_packages("export.saved_model"):
         import tensorflow_serving  # noqa: F401, needed at the end, for the warm-up requests
     module = module_of(task, weights, xla, beam_width)
-    if not isinstance(version, int) or version < 1:
-        raise InputError(f"saved_model: `version` must be a positive int, got {version!r}.")
+    if not isinstance(version, int) or not 1 <= version <= MAX_VERSION:
+        raise InputError(
+            f"saved_model: `version` must be an int in 1 .. 2^63 - 1, got {version!r}."
+        )
     check_room("saved_model", task, "saved_model", None, task.model.config.max_length)
     path = pathlib.Path(path)
     with (

@@ -7,6 +7,7 @@ import re
 
 from keras_llm.errors import InputError, optional_packages
 from keras_llm.export.report import REPORT_FILE, folder_sizes
+from keras_llm.export.serving.versions import version_number
 from keras_llm.files import atomic_file
 from keras_llm.types import PathLike
 
@@ -109,14 +110,15 @@ def _models(folder):
         if (path / REPORT_FILE).is_file():
             reports = json.loads((path / REPORT_FILE).read_text("utf-8"))
         versions = {
-            int(version.name): {
+            number: {
                 "bytes": folder_sizes(version)["total"],
                 "row_bytes": reports.get(version.name, {}).get("row_bytes", 0),
                 "seconds": reports.get(version.name, {}).get("seconds_per_request", 0.05),
                 "xla": reports.get(version.name, {}).get("xla", False),
             }
             for version in path.iterdir()
-            if version.name.isdigit() and (version / "saved_model.pb").is_file()
+            if (number := version_number(version.name)) is not None
+            and (version / "saved_model.pb").is_file()
         }
         if versions:
             if not re.fullmatch(r"[\w.-]+", path.name):

@@ -6,6 +6,7 @@ are object arrays of bytes.
 
 import base64
 import binascii
+import itertools
 import math
 from typing import Any
 
@@ -149,20 +150,21 @@ def from_json(name: str, value: Any, number: int) -> np.ndarray:
     Raises:
         InputError: if the value is not a tensor of that type.
     """
-    shape = _json_shape(value)
-    if len(shape) > _MAX_DIMS:
-        raise InputError(f"`{name}` must have at most {_MAX_DIMS} dimensions, got {len(shape)}.")
+    shape, values = _flattened(name, value)
     if number == STRING:
-        strings: list[Any] = []
-        _collect(name, value, shape, strings)
-        objects = np.empty(len(strings), "object")
-        objects[:] = strings
+        objects = np.empty(len(values), "object")
+        objects[:] = [_json_bytes(name, part) for part in values]
         return objects.reshape(shape)
-    try:
-        array = np.asarray(value)
-    except (ValueError, OverflowError):
-        raise InputError(f"`{name}`: the lists have different lengths.") from None
-    return _cast(name, array, number)
+    # NumPy makes an array of strings as wide as the longest, which may take gigabytes.
+    kinds = set(map(type, values))
+    if not kinds <= {bool, int, float}:
+        if list in kinds:
+            raise InputError(f"`{name}`: the lists have different lengths.")
+        kind = "text" if kinds == {str} else "other values"
+        raise InputError(f"`{name}` must be {dtype_name(number)}, got {kind}.")
+    if len(kinds) > 1 and bool in kinds:  # NumPy would convert booleans to numbers
+        raise InputError(f"`{name}` must be {dtype_name(number)}, got booleans and numbers.")
+    return _cast(name, np.asarray(values), number).reshape(shape)
 
 
 def to_json(name: str, array: np.ndarray) -> Any:
@@ -216,29 +218,27 @@ def _written(proto, dtype):
     return np.array(getattr(proto, field), dtype if field != "int_val" else "int32").astype(dtype)
 
 
-def _json_shape(value):
-    shape = []
-    while isinstance(value, list):
-        shape.append(len(value))
-        if not value:
-            break
-        value = value[0]
-    return shape
-
-
-def _collect(name, value, shape, strings):
-    if shape:
-        if not isinstance(value, list) or len(value) != shape[0]:
+def _flattened(name, value):
+    """Return the shape of nested lists and a list of their values."""
+    shape, values = [], [value]
+    while values and isinstance(values[0], list):
+        size = len(values[0])
+        if any(not isinstance(part, list) or len(part) != size for part in values):
             raise InputError(f"`{name}`: the lists have different lengths.")
-        for part in value:
-            _collect(name, part, shape[1:], strings)
-    elif isinstance(value, dict) and set(value) == {"b64"} and isinstance(value["b64"], str):
+        shape.append(size)
+        if len(shape) > _MAX_DIMS:
+            raise InputError(f"`{name}` must have at most {_MAX_DIMS} dimensions.")
+        values = list(itertools.chain.from_iterable(values))
+    return shape, values
+
+
+def _json_bytes(name, value):
+    if isinstance(value, dict) and set(value) == {"b64"} and isinstance(value["b64"], str):
         try:
-            strings.append(base64.b64decode(value["b64"], validate=True))
+            return base64.b64decode(value["b64"], validate=True)
         except (binascii.Error, ValueError):
             raise InputError(f"`{name}`: `b64` is not valid base64.") from None
-    else:
-        strings.append(_bytes_of(name, value))
+    return _bytes_of(name, value)
 
 
 def _bytes_of(name, text):

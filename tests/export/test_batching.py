@@ -1,7 +1,6 @@
 """Test that batched requests get their own outputs and errors, within their deadlines."""
 
 import gc
-import threading
 import time
 import weakref
 from concurrent import futures
@@ -10,7 +9,8 @@ import numpy as np
 import pytest
 
 from keras_llm.errors import InputError, ServingError
-from keras_llm.export.serving.server.batching import Batcher, BatchingParameters, _rows
+from keras_llm.export.serving.server.batching import Batcher, BatchingParameters, rows_of
+from keras_llm.export.serving.server.cancellation import Cancellation
 from keras_llm.export.serving.server.servable import Servable
 
 
@@ -91,7 +91,7 @@ def test_requests_without_rows_run_alone(batcher_of, servable):
 
 def test_texts_determine_the_number_of_rows():
     def rows(**arrays):
-        return _rows(
+        return rows_of(
             {name: np.array(v, object if name == "text" else None) for name, v in arrays.items()}
         )
 
@@ -168,10 +168,42 @@ def test_expired_and_canceled_requests_are_dropped(batcher_of, servable):
     late = time.monotonic() + 0.01
     (error,) = run_all(batcher, servable, [scale([[1]], [1])], deadline=late)
     assert error.code == "DEADLINE_EXCEEDED" and batches == []
-    gone = threading.Event()
+    gone = Cancellation()
     gone.set()
-    (error,) = run_all(batcher, servable, [scale([[1]], [1])], cancelled=gone)
+    (error,) = run_all(batcher, servable, [scale([[1]], [1])], cancellation=gone)
     assert error.code == "CANCELLED" and batches == []
+
+
+def test_batch_is_stopped_when_all_its_requests_are_canceled(batcher_of, servable):
+    batcher, batches = batcher_of(max_batch_size=2, batch_timeout_micros=60_000_000)
+    cancellations = [Cancellation(), Cancellation()]
+    signature = servable.signature("spin")
+
+    def run(times, cancellation):
+        return batcher.run(
+            servable, signature, {"times": np.array([times], "int32")}, None, cancellation
+        )
+
+    with futures.ThreadPoolExecutor(2) as pool:
+        forever = 2**31 - 1
+        running = [pool.submit(run, forever, cancellation) for cancellation in cancellations]
+        while batches != [2]:
+            time.sleep(0.01)
+        cancellations[0].set()
+        time.sleep(0.3)
+        assert not running[0].done() and not running[1].done()
+        cancellations[1].set()
+        for answer in running:
+            with pytest.raises(ServingError) as error:
+                answer.result(timeout=20)
+            assert error.value.code == "CANCELLED"
+        # A batch with a request that is still wanted runs to its end.
+        cancellations = [Cancellation(), Cancellation()]
+        running = [pool.submit(run, 200_000, cancellation) for cancellation in cancellations]
+        while len(batches) < 2:
+            time.sleep(0.01)
+        cancellations[0].set()
+        assert running[1].result(timeout=20)["count"].tolist() == [200_000]
 
 
 def test_run_is_aborted_at_the_deadline(batcher_of, servable):

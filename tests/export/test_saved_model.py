@@ -472,7 +472,7 @@ def test_ring_caches_and_byte_pair_tokenizer(text_folder, tmp_path):
 def test_invalid_versions_and_models_raise_error(served, task):
     with pytest.raises(InputError, match="exists"):
         export.saved_model(task, served[0], version=3)
-    for version in (0, -1, "1", 1.0):
+    for version in (0, -1, "1", 1.0, 2**63):
         with pytest.raises(InputError, match="version"):
             export.saved_model(task, served[0], version=version)
     with pytest.raises(InputError, match="task"):

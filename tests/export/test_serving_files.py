@@ -1,6 +1,7 @@
 """Test that the files for TensorFlow Serving parse and agree with the models."""
 
 import pathlib
+import shutil
 import threading
 import time
 
@@ -195,6 +196,18 @@ def test_files_parse_and_agree(served):
     assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert {p["targetPort"]: p["port"] for p in service["spec"]["ports"]} == ports
+
+
+def test_folders_that_are_not_64_bit_versions_are_ignored(served):
+    folder, _, _ = served
+    for name in ("9" * 20, "²", "latest"):
+        shutil.copytree(folder / "answers/1", folder / "answers" / name)
+    try:
+        text = export.serving_files(folder)["models.config"].read_text("utf-8")
+    finally:
+        for name in ("9" * 20, "²", "latest"):
+            shutil.rmtree(folder / "answers" / name)
+    assert 'key: "stable"' in text and "value: 2" in text
 
 
 def test_labels_select_versions(served):

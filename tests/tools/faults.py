@@ -1117,7 +1117,7 @@ EXPORT = (
             'if error.code != "UNAVAILABLE" or attempt == self._retries:',
             "if attempt == self._retries:",
         ),
-        ("tests/export/test_client.py::test_only_unavailable_is_retried",),
+        ("tests/export/client/test_failures.py::test_only_unavailable_is_retried",),
     ),
     Fault(
         "export-client-positions",
@@ -1150,7 +1150,7 @@ EXPORT = (
             "return max(available)",
             "return min(available)",
         ),
-        ("tests/export/test_local_server.py::test_version_policies_and_labels",),
+        ("tests/export/server/test_versions.py::test_version_policies_and_labels",),
     ),
     Fault(
         "export-server-body-size",
@@ -1160,7 +1160,7 @@ EXPORT = (
             "if len(body) > limit:",
             "if len(body) >= limit:",
         ),
-        ("tests/export/test_local_server.py::test_rest_limits",),
+        ("tests/export/server/test_http.py::test_rest_limits",),
     ),
     Fault(
         "export-server-text-size",
@@ -1170,7 +1170,7 @@ EXPORT = (
             "if size > self._max_text_bytes:",
             "if size >= self._max_text_bytes:",
         ),
-        ("tests/export/test_local_server.py::test_deadline_and_text_limit",),
+        ("tests/export/server/test_grpc.py::test_deadline_and_text_limit",),
     ),
     Fault(
         "export-tensor-repeat",

@@ -13,6 +13,7 @@ from keras_llm.errors import InputError, ServingError
 from keras_llm.export.serving import tensors
 from keras_llm.export.serving.client.connection import Route, connect
 from keras_llm.export.serving.client.stream import stream_tokens
+from keras_llm.export.serving.versions import MAX_VERSION
 from keras_llm.sampling_settings import DEFAULTS, MAX_NEW_TOKENS
 from keras_llm.types import JSON, PathLike
 
@@ -68,8 +69,8 @@ class Client:
             raise InputError(f"`model` must be a name without / or :, got {model!r}.")
         if version is not None and label is not None:
             raise InputError("use either `version` or `label`, not both.")
-        if version is not None and (not _is_int(version) or version < 0):
-            raise InputError(f"`version` must be an int >= 0, got {version!r}.")
+        if version is not None and (not _is_int(version) or not 0 <= version <= MAX_VERSION):
+            raise InputError(f"`version` must be an int in 0 .. 2^63 - 1, got {version!r}.")
         _check_positive("timeout", timeout)
         if not _is_int(retries) or retries < 0:
             raise InputError(f"`retries` must be an int >= 0, got {retries!r}.")

@@ -1,17 +1,17 @@
 """Batch concurrent requests into one run of the graph."""
 
+import contextlib
 import dataclasses
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from keras_llm.errors import InputError, ServingError
-
-if TYPE_CHECKING:
-    from keras_llm.export.serving.server.servable import Servable, Signature
+from keras_llm.export.serving.server.cancellation import Cancellation
+from keras_llm.export.serving.server.servable import Servable, Signature, canceled, out_of_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +80,11 @@ class Batcher:
 
     def run(
         self,
-        servable: "Servable",
-        signature: "Signature",
+        servable: Servable,
+        signature: Signature,
         arrays: dict[str, np.ndarray],
         deadline: float | None = None,
-        cancelled: threading.Event | None = None,
+        cancellation: Cancellation | None = None,
     ) -> dict[str, np.ndarray]:
         """Run a request in a batch with others, or alone if it cannot be batched.
 
@@ -95,7 +95,8 @@ class Batcher:
                 settings, apply to all rows of a request.
             deadline: `time.monotonic()`, or None. A request that is still in the queue at that
                 time is dropped.
-            cancelled: `threading.Event` that is set when the client cancels the request, or None.
+            cancellation: `Cancellation` that is set when the client cancels the request, or None.
+                A batch is stopped when all of its requests are canceled.
 
         Returns:
             A dict of output name to array.
@@ -103,9 +104,9 @@ class Batcher:
         Raises:
             ServingError: if the request fails; "UNAVAILABLE" if the queue is full.
         """
-        rows = _rows(arrays) if signature.has_batch else None
+        rows = rows_of(arrays) if signature.has_batch else None
         if rows is None:
-            return servable.run(signature, arrays, deadline)
+            return servable.run(signature, arrays, deadline, cancellation)
         limit = self._parameters.max_batch_size
         if rows > limit:
             raise ServingError(
@@ -113,7 +114,7 @@ class Batcher:
             )
         inner = tuple(sorted((name, array.shape[1:]) for name, array in arrays.items()))
         key = (id(servable), signature.name, inner)
-        task = _Task(servable, signature, arrays, rows, deadline, cancelled)
+        task = _Task(servable, signature, arrays, rows, deadline, cancellation)
         with self._changed:
             if self._closed:
                 raise ServingError("UNAVAILABLE", "the server is shutting down.")
@@ -145,8 +146,9 @@ class Batcher:
         for task in tasks or []:
             if task.deadline is not None and task.deadline <= now:
                 task.fail("DEADLINE_EXCEEDED", "the deadline passed in the queue.")
-            elif task.cancelled is not None and task.cancelled.is_set():
-                task.fail("CANCELLED", "the client canceled the request.")
+            elif task.is_canceled():
+                error = canceled()
+                task.fail(error.code, error.message)
             else:
                 live.append(task)
         if live:
@@ -191,12 +193,14 @@ class Batcher:
             rows = sum(task.rows for task in tasks)
             size = next((s for s in self._parameters.allowed_batch_sizes if s >= rows), rows)
             merged = _merged(tasks, size)
-            outputs = first.servable.run(first.signature, merged, deadline)
+            with _all_canceled([task.cancellation for task in tasks]) as cancellation:
+                outputs = first.servable.run(first.signature, merged, deadline, cancellation)
             if any(len(value) != size for value in outputs.values()):
                 raise ServingError(
                     "INTERNAL", "an output has a different number of rows than the inputs."
                 )
-        except ServingError as error:
+        except (ServingError, MemoryError) as caught:
+            error = out_of_memory() if isinstance(caught, MemoryError) else caught
             if len(tasks) == 1:
                 first.fail(error.code, error.message)
                 return
@@ -220,23 +224,26 @@ class _Task:
 
     def __init__(
         self,
-        servable: "Servable",
-        signature: "Signature",
+        servable: Servable,
+        signature: Signature,
         arrays: dict[str, np.ndarray],
         rows: int,
         deadline: float | None,
-        cancelled: threading.Event | None,
+        cancellation: Cancellation | None,
     ) -> None:
         self.servable = servable
         self.signature = signature
         self.arrays = arrays
         self.rows = rows
         self.deadline = deadline
-        self.cancelled = cancelled
+        self.cancellation = cancellation
         self.since = time.monotonic()
         self._done = threading.Event()
         self._outputs: Any = None
         self._failure: tuple[str, str] | None = None
+
+    def is_canceled(self) -> bool:
+        return self.cancellation is not None and self.cancellation.is_set()
 
     def finish(self, outputs: dict[str, np.ndarray]) -> None:
         self._outputs = outputs
@@ -255,7 +262,28 @@ class _Task:
         return self._outputs
 
 
-def _rows(arrays):
+@contextlib.contextmanager
+def _all_canceled(cancellations):
+    """Yield a `Cancellation` that is set when all given ones are; None if one of them is None."""
+    if None in cancellations:
+        yield None
+        return
+    batch = Cancellation()
+
+    def check():
+        if all(cancellation.is_set() for cancellation in cancellations):
+            batch.set()
+
+    for cancellation in cancellations:
+        cancellation.add_callback(check)
+    try:
+        yield batch
+    finally:
+        for cancellation in cancellations:
+            cancellation.remove_callback(check)
+
+
+def rows_of(arrays: dict[str, np.ndarray]) -> int | None:
     """Return the number of rows of a request, or None if it has none or its arrays disagree.
 
     If there are texts, they determine the number of rows; arrays of length 1 apply to all rows.

@@ -10,6 +10,8 @@ from tensorflow_serving.apis import classification_pb2, regression_pb2
 from keras_llm.errors import ServingError
 from keras_llm.export.serving.server.servable import CLASSIFY, REGRESS, Servable, Signature
 
+_MAX_CONTEXT_BYTES = 64 * 2**20  # of the context, which is copied to each example
+
 
 def classify(
     servable: Servable,
@@ -102,10 +104,16 @@ def _serialized(examples):
         return [example.SerializeToString() for example in examples.example_list.examples]
     if kind != "example_list_with_context":
         return []
-    rows = []
+    rows, context = [], examples.example_list_with_context.context
+    size = context.ByteSize() * len(examples.example_list_with_context.examples)
+    if size > _MAX_CONTEXT_BYTES:
+        raise ServingError(
+            "INVALID_ARGUMENT",
+            f"the context takes {size} bytes for all examples, more than {_MAX_CONTEXT_BYTES}.",
+        )
     for example in examples.example_list_with_context.examples:
         whole = tf.train.Example()
-        whole.CopyFrom(examples.example_list_with_context.context)
+        whole.CopyFrom(context)
         whole.MergeFrom(example)
         rows.append(whole.SerializeToString())
     return rows

@@ -1,11 +1,12 @@
 """Read the configuration files of `tensorflow_model_server`, which are text protos."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf import text_format
 
-from keras_llm.errors import InputError
+from keras_llm.errors import InputError, ServingError
 from keras_llm.export.serving import wire
 from keras_llm.export.serving.server.batching import BatchingParameters
 from keras_llm.export.serving.server.models import ModelConfig
@@ -18,6 +19,26 @@ def read_model_config(path: PathLike) -> list[ModelConfig]:
     from tensorflow_serving.config import model_server_config_pb2
 
     return model_configs(_parse(path, model_server_config_pb2.ModelServerConfig()))
+
+
+def check_base_paths(configs: Sequence[ModelConfig], allowed: Sequence[PathLike]) -> None:
+    """Raise ServingError unless each base path is one of the allowed folders or inside one."""
+    if not allowed:
+        raise ServingError(
+            "PERMISSION_DENIED",
+            "HandleReloadConfigRequest is disabled; start the server with `--reload_base_paths`.",
+        )
+    folders = [pathlib.Path(folder).resolve() for folder in allowed]
+    for config in configs:
+        try:
+            path = pathlib.Path(config.base_path).resolve()
+        except (OSError, ValueError, RuntimeError):  # too long, a null character or a cycle
+            path = None
+        if path is None or not any(path.is_relative_to(folder) for folder in folders):
+            raise ServingError(
+                "PERMISSION_DENIED",
+                f"model {config.name!r}: `base_path` must be in a folder of `--reload_base_paths`.",
+            )
 
 
 def model_configs(config: Any) -> list[ModelConfig]:

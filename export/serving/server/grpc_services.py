@@ -2,8 +2,8 @@
 
 import contextlib
 import logging
-import threading
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -22,7 +22,8 @@ from tensorflow_serving.apis import (
 from keras_llm.errors import InputError, ServingError
 from keras_llm.export.serving import tensors
 from keras_llm.export.serving.server import examples
-from keras_llm.export.serving.server.files import model_configs
+from keras_llm.export.serving.server.cancellation import Cancellation
+from keras_llm.export.serving.server.files import check_base_paths, model_configs
 
 if TYPE_CHECKING:
     from keras_llm.export.serving.server.core import Core
@@ -46,8 +47,9 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     ) -> predict_pb2.PredictResponse:
         spec = request.model_spec
         with _answering(context), self._core.request(spec.name, "predict", "GRPC"):
-            deadline, cancelled = _limits(context)
+            deadline, cancellation = _limits(context)
             with self._core.models.use(*model_of(spec)) as (version, servable):
+                servable.signature(spec.signature_name).check_names(request.inputs)
                 arrays = {n: tensors.from_proto(n, proto) for n, proto in request.inputs.items()}
                 signature_name, outputs = self._core.predict(
                     servable,
@@ -55,7 +57,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
                     arrays,
                     list(request.output_filter),
                     deadline,
-                    cancelled,
+                    cancellation,
                 )
                 response = predict_pb2.PredictResponse()
                 _fill_spec(response.model_spec, spec, version, signature_name)
@@ -86,11 +88,11 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     def _by_example(self, request, context, api, answer, response):
         spec = request.model_spec
         with _answering(context), self._core.request(spec.name, api, "GRPC"):
-            deadline, cancelled = _limits(context)
+            deadline, cancellation = _limits(context)
             with self._core.models.use(*model_of(spec)) as (version, servable):
 
                 def run(signature, arrays):
-                    return self._core.run(servable, signature, arrays, deadline, cancelled)
+                    return self._core.run(servable, signature, arrays, deadline, cancellation)
 
                 response.result.CopyFrom(answer(servable, request, run))
                 name = spec.signature_name or "serving_default"
@@ -99,10 +101,16 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """The ModelService: GetModelStatus and HandleReloadConfigRequest."""
+    """The ModelService: GetModelStatus and HandleReloadConfigRequest.
 
-    def __init__(self, core: "Core") -> None:
+    Args:
+        core: `Core`.
+        reload_base_paths: sequence of folders from which HandleReloadConfigRequest may load models.
+    """
+
+    def __init__(self, core: "Core", reload_base_paths: Sequence[str] = ()) -> None:
         self._core = core
+        self._reload_base_paths = reload_base_paths
 
     def GetModelStatus(
         self, request: get_model_status_pb2.GetModelStatusRequest, context: grpc.ServicerContext
@@ -115,7 +123,9 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     ) -> model_management_pb2.ReloadConfigResponse:
         response = model_management_pb2.ReloadConfigResponse()
         try:
-            self._core.models.configure(model_configs(request.config))
+            configs = model_configs(request.config)
+            check_base_paths(configs, self._reload_base_paths)
+            self._core.models.configure(configs)
         except (ServingError, InputError) as error:
             # The protocol reports errors in the response of a successful call.
             code = error.code if isinstance(error, ServingError) else "INVALID_ARGUMENT"
@@ -168,14 +178,15 @@ def _fill_spec(filled, requested, version, signature_name):
 
 
 def _limits(context):
-    """Return the deadline of a call or None, and an event that is set when the call ends."""
+    """Return the deadline of a call or None, and a `Cancellation` that is set when the call
+    ends."""
     left = context.time_remaining()
     if left is not None and left > _LONGEST_WAIT:  # gRPC's value for no deadline
         left = None
-    cancelled = threading.Event()
-    if not context.add_callback(cancelled.set):
+    cancellation = Cancellation()
+    if not context.add_callback(cancellation.set):
         raise ServingError("CANCELLED", "the client has disconnected.")
-    return (None if left is None else time.monotonic() + left), cancelled
+    return (None if left is None else time.monotonic() + left), cancellation
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from keras_llm.errors import InputError
 from keras_llm.export.serving.server.options import bracketed
 
-_IDLE_SECONDS = 60  # idle connections are closed after this time
+_IDLE_SECONDS = 60  # maximum time from a response, or from the connection, to the next request
+_MIN_BYTES_PER_SECOND = 100_000  # a client must read responses at this rate, after that time
 _LOGGER = logging.getLogger("keras_llm.serve.http")
 _LOGGER.setLevel(logging.ERROR)  # requests that are not HTTP are warnings
 
@@ -88,24 +89,32 @@ class HTTPServer(uvicorn.Server):
 
 
 class _Connection(H11Protocol):
-    """A connection that is closed if its client sends no request, or does not read the response.
+    """A connection that is closed if its client sends or reads too slowly, or not at all.
 
-    uvicorn itself has a timeout only for the first byte of the second and later requests.
+    The line and headers of a request must be complete, and the previous response must be read,
+    before a deadline, however many bytes arrive until then. The application limits the time for the
+    body and the answer. uvicorn itself has a timeout only for the first byte of the second and
+    later requests.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.logger = _LOGGER
         self.access_log = False
-        self._state: tuple[Any, bool, int] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._check()
+        self._timer = self.loop.call_later(_IDLE_SECONDS, self._close_if_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
         super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        self._timer.cancel()
+        seconds = _IDLE_SECONDS + self.transport.get_write_buffer_size() / _MIN_BYTES_PER_SECOND
+        self._timer = self.loop.call_later(seconds, self._close_if_slow)
+        super().on_response_complete()  # may start the next request
 
     def send_400_response(self, msg: str) -> None:
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # a response was sent
@@ -120,16 +129,10 @@ class _Connection(H11Protocol):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
-    def _check(self):
-        """Close the connection if nothing has changed since the last check."""
+    def _close_if_slow(self):
         is_running = self.cycle is not None and not self.cycle.response_complete
-        num_unsent = self.transport.get_write_buffer_size()
-        state = (self.cycle, is_running, num_unsent)
-        if state == self._state and (num_unsent or not is_running):
+        if not is_running or self.transport.get_write_buffer_size():
             self.transport.abort()
-        else:  # a running request has the timeout of the application
-            self._state = state
-            self._timer = self.loop.call_later(_IDLE_SECONDS, self._check)
 
 
 def _listen(host, port):

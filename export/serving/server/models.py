@@ -7,6 +7,7 @@ last request that uses it, so no request fails when versions change.
 import contextlib
 import dataclasses
 import logging
+import os
 import pathlib
 import threading
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from keras_llm.errors import InputError, ServingError
 from keras_llm.export.serving.server.servable import Servable
+from keras_llm.export.serving.versions import version_number
 from keras_llm.types import PathLike
 
 START, LOADING, AVAILABLE, UNLOADING, END = 10, 20, 30, 40, 50  # get_model_status.proto
@@ -39,13 +41,17 @@ class ModelConfig:
     labels: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def wanted(self) -> list[int]:
-        """Return the versions on disk to serve, newest first."""
+        """Return the versions on disk to serve, newest first.
+
+        Folders whose name is not a 64-bit version are ignored, as by TensorFlow Serving.
+        """
         try:
-            names = [path.name for path in pathlib.Path(self.base_path).iterdir()]
+            names = os.listdir(self.base_path)
         except OSError:
             return []
-        versions = sorted((int(n) for n in names if n.isdecimal() and n.isascii()), reverse=True)
-        versions = [v for v in versions if (self.folder(v) / "saved_model.pb").is_file()]
+        numbers = {n for n in map(version_number, names) if n is not None}
+        versions = sorted(numbers, reverse=True)
+        versions = [v for v in versions if os.path.isfile(self.folder(v) / "saved_model.pb")]
         if self.specific:
             return [version for version in versions if version in self.specific]
         return versions[: self.latest] if self.latest else versions
@@ -86,7 +92,7 @@ class Models:
         if len(by_name) != len(configs):
             raise ServingError("INVALID_ARGUMENT", "two models have the same name.")
         for config in configs:
-            if not config.name or not config.base_path:
+            if not config.name or not config.base_path or "\0" in config.base_path:
                 raise ServingError(
                     "INVALID_ARGUMENT", "each model must have a name and a base_path."
                 )

@@ -23,7 +23,11 @@ class ServerOptions:
     rest_api_port: int = 0
     """Port of the REST API and of the web page; 0 disables them."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for all interfaces."""
+    """Address to listen on. By default only this machine can connect; 0.0.0.0 listens on all
+    interfaces."""
+    reload_base_paths: tuple[str, ...] = ()
+    """Folders from which HandleReloadConfigRequest may load models; empty disables the request. A
+    SavedModel can read and write files, so allow only folders that you trust."""
     enable_batching: bool = False
     """Batch concurrent requests."""
     batching_parameters_file: str = ""
@@ -31,7 +35,8 @@ class ServerOptions:
     file_system_poll_wait_seconds: float = 1.0
     """Interval to check for new and removed versions; 0 is never."""
     enable_model_warmup: bool = True
-    """Run the warm-up requests of a model before it is served."""
+    """Run the warm-up requests of a model before it is served; `--no-enable-model-warmup` skips
+    them."""
     ssl_config_file: str = ""
     """Text file of an SSLConfig with keys and certificates for gRPC."""
     rest_api_num_threads: int = 64
@@ -43,6 +48,8 @@ class ServerOptions:
     max_text_bytes: int = 2**20
     """Maximum total size of the strings of a request; tokenizers need several hundred times the
     memory."""
+    max_texts: int = 1000
+    """Maximum number of strings of a request; each needs the memory of a row of the model."""
     rest_api_enable_cors_support: bool = False
     """Allow requests from pages of other sites (CORS)."""
     tensorflow_intra_op_parallelism: int = 0

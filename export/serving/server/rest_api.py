@@ -9,7 +9,6 @@ Reference:
 
 import asyncio
 import json
-import re
 import time
 
 from google.protobuf import json_format
@@ -28,6 +27,8 @@ from tensorflow_serving.apis import (
 from keras_llm.errors import ServingError
 from keras_llm.export.serving import tensors
 from keras_llm.export.serving.server import examples, grpc_services
+from keras_llm.export.serving.server.cancellation import Cancellation
+from keras_llm.export.serving.versions import version_number
 from keras_llm.types import JSON
 
 
@@ -85,19 +86,33 @@ async def _run_method(request: Request) -> Response:
     deadline = time.monotonic() + request.app.state.timeout
     try:
         body = await read_body(request)
-        return await run_in_threadpool(
-            _answer, request.app.state.core, request.path_params, body, deadline
-        )
-    except asyncio.CancelledError:  # at the end of the grace period
+        cancellation = Cancellation()
+        watcher = asyncio.create_task(_cancel_on_disconnect(request, cancellation))
+        try:
+            return await run_in_threadpool(
+                _answer, request.app.state.core, request.path_params, body, deadline, cancellation
+            )
+        except asyncio.CancelledError:  # at the end of the grace period
+            await asyncio.to_thread(cancellation.set)
+            raise
+        finally:
+            watcher.cancel()
+    except asyncio.CancelledError:
         raise ServingError("UNAVAILABLE", "the server is shutting down.") from None
 
 
-def _answer(core, path, body, deadline):
+async def _cancel_on_disconnect(request, cancellation):
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    await asyncio.to_thread(cancellation.set)
+
+
+def _answer(core, path, body, deadline, cancellation):
     method = _METHODS.get(path["method"])
     if method is None:
         raise HTTPException(404, f"the method must be one of {', '.join(_METHODS)}.")
     with core.request(path["name"], path["method"], "REST"):
-        return json_response(method(core, _spec(path), _parse(body), deadline))
+        return json_response(method(core, _spec(path), _parse(body), deadline, cancellation))
 
 
 def _get_status(request: Request) -> Response:
@@ -139,9 +154,10 @@ def _spec(path):
     """Return a ModelSpec for the parameters of a path."""
     spec = model_pb2.ModelSpec(name=path["name"], version_label=path.get("label", ""))
     if version := path.get("version"):
-        if not re.fullmatch("[0-9]{1,19}", version) or int(version) >= 2**63:
+        number = version_number(version)
+        if number is None:
             raise ServingError("INVALID_ARGUMENT", "the version must be a 64-bit integer.")
-        spec.version.value = int(version)
+        spec.version.value = number
     return spec
 
 
@@ -155,7 +171,7 @@ def _parse(body):
     return request
 
 
-def _predict(core, spec, request, deadline):
+def _predict(core, spec, request, deadline, cancellation):
     """Answer `:predict`, in the row ("instances") or column ("inputs") format of the request."""
     _check_fields(request, "signature_name", "instances", "inputs")
     if ("instances" in request) == ("inputs" in request):
@@ -167,16 +183,14 @@ def _predict(core, spec, request, deadline):
             columns, rows = _columns(signature, request["instances"])
         else:
             columns, rows = request["inputs"], None
-            if not (isinstance(columns, dict) and set(columns) & set(signature.inputs)):
+            if not _is_named(columns):
                 columns = {_only_input(signature): columns}
+        signature.check_names(columns)
         arrays = {
             key: tensors.from_json(key, value, signature.inputs[key].dtype)
             for key, value in columns.items()
-            if key in signature.inputs
         }
-        # `core.predict` reports missing and unknown inputs, as for gRPC.
-        arrays |= {key: None for key in columns if key not in signature.inputs}
-        _, outputs = core.predict(servable, name, arrays, (), deadline)
+        _, outputs = core.predict(servable, name, arrays, (), deadline, cancellation)
     values = {key: tensors.to_json(key, array) for key, array in outputs.items()}
     if rows is None:
         return {"outputs": values if len(values) != 1 else next(iter(values.values()))}
@@ -191,10 +205,11 @@ def _predict(core, spec, request, deadline):
     return {"predictions": [{k: v[row] for k, v in values.items()} for row in range(rows)]}
 
 
-def _classify(core, spec, request, deadline):
+def _classify(core, spec, request, deadline, cancellation):
     """Answer `:classify`: {"results": [[[label, score], ...], ...]}."""
     message = classification_pb2.ClassificationRequest()
-    result = _run_examples(core, spec, request, deadline, message, examples.classify)
+    limits = deadline, cancellation
+    result = _run_examples(core, spec, request, limits, message, examples.classify)
     return {
         "results": [
             [[entry.label, entry.score] for entry in row.classes] for row in result.classifications
@@ -202,10 +217,11 @@ def _classify(core, spec, request, deadline):
     }
 
 
-def _regress(core, spec, request, deadline):
+def _regress(core, spec, request, deadline, cancellation):
     """Answer `:regress`: {"results": [number, ...]}."""
     message = regression_pb2.RegressionRequest()
-    result = _run_examples(core, spec, request, deadline, message, examples.regress)
+    limits = deadline, cancellation
+    result = _run_examples(core, spec, request, limits, message, examples.regress)
     return {"results": [row.value for row in result.regressions]}
 
 
@@ -217,13 +233,17 @@ def _columns(signature, instances):
     if not isinstance(instances, list) or not instances:
         raise ServingError("INVALID_ARGUMENT", '"instances" must be a non-empty list.')
     first = instances[0]
-    is_named = isinstance(first, dict) and set(first) != {"b64"}
-    if not is_named:
+    if not _is_named(first):
         return {_only_input(signature): instances}, len(instances)
     for row in instances:
         if not isinstance(row, dict) or set(row) != set(first):
             raise ServingError("INVALID_ARGUMENT", "all instances must have the same inputs.")
     return {key: [row[key] for row in instances] for key in first}, len(instances)
+
+
+def _is_named(value):
+    """Return whether a value has a name for each input; `{"b64": "..."}` is a string."""
+    return isinstance(value, dict) and set(value) != {"b64"}
 
 
 def _only_input(signature):
@@ -236,7 +256,7 @@ def _only_input(signature):
     return next(iter(signature.inputs))
 
 
-def _run_examples(core, spec, request, deadline, message, answer):
+def _run_examples(core, spec, request, limits, message, answer):
     _check_fields(request, "signature_name", "examples", "context")
     rows = request.get("examples")
     if not isinstance(rows, list) or not rows:
@@ -251,7 +271,7 @@ def _run_examples(core, spec, request, deadline, message, answer):
     with core.models.use(*grpc_services.model_of(spec)) as (_, servable):
 
         def run(signature, arrays):
-            return core.run(servable, signature, arrays, deadline)
+            return core.run(servable, signature, arrays, *limits)
 
         return answer(servable, message, run)
 

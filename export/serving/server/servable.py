@@ -4,10 +4,12 @@ import contextlib
 import dataclasses
 import importlib
 import itertools
+import os
 import pathlib
 import re
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from tensorflow.python.client import pywrap_tf_session
 
 from keras_llm.errors import InputError, ServingError
 from keras_llm.export.serving import tensors
+from keras_llm.export.serving.server.cancellation import Cancellation, Stopper
 from keras_llm.types import PathLike
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -23,6 +26,7 @@ CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
 _PREDICT = "tensorflow/serving/predict"
 _SCHEMA = "__saved_model_init_op"  # for TensorFlow's loader, not for requests
 _LONGEST_PREPARATION = 10.0  # seconds; if it takes longer, the request itself is slow
+_MIN_THREADS = 4  # of a session
 _STATUS = {
     value: name for name, value in vars(tf.errors).items() if name.isupper() and name != "OK"
 }
@@ -68,20 +72,22 @@ class Signature:
         """Return the arrays, with defaults for omitted inputs."""
         return {**self.defaults, **arrays}
 
-    def check(self, arrays: dict[str, np.ndarray]) -> None:
-        """Raise ServingError if names, dtypes or shapes of the arrays do not match the inputs."""
-        missing, extra = (
-            sorted(set(self.inputs) - set(arrays)),
-            sorted(set(arrays) - {*self.inputs}),
-        )
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raise ServingError unless these are the names of the inputs; defaults may be omitted."""
+        missing = sorted(set(self.inputs) - set(self.defaults) - set(names))
+        extra = sorted(set(names) - set(self.inputs))
         if missing or extra:
             words = [f"missing {', '.join(missing)}"] if missing else []
-            words += [f"unknown {', '.join(extra[:5])}"] if extra else []
+            words += [f"unknown {', '.join(name[:100] for name in extra[:5])}"] if extra else []
             raise ServingError(
                 "INVALID_ARGUMENT",
                 f"inputs of signature {self.name}: {' and '.join(words)}; "
                 f"it takes {', '.join(sorted(self.inputs))}.",
             )
+
+    def check(self, arrays: dict[str, np.ndarray]) -> None:
+        """Raise ServingError if names, dtypes or shapes of the arrays do not match the inputs."""
+        self.check_names(arrays)
         for name, array in arrays.items():
             expected = self.inputs[name]
             dtype = tensors.numpy_dtype(expected.dtype)
@@ -114,19 +120,25 @@ class Servable:
         _register_ops()
         self.path = pathlib.Path(path)
         graph = tf.Graph()
-        self._session = tf.compat.v1.Session(graph=graph, config=session_config)
+        self._session = tf.compat.v1.Session(graph=graph, config=_with_threads(session_config))
         try:
             with graph.as_default(), _quiet():
                 meta = tf.compat.v1.saved_model.load(self._session, ["serve"], str(path))
+            self.signature_defs = {
+                name: signature
+                for name, signature in meta.signature_def.items()
+                if name != _SCHEMA and signature.method_name
+            }
+            self._stopper = Stopper(self._session)
+            self._targets = {
+                name: self._stopper.targets(list(map(self._tensor, signature.outputs.values())))
+                for name, signature in self.signature_defs.items()
+            }
             self._session._extend_graph()  # `Session.run` does this in each call
+            self._stopper.start()
         except Exception as error:
             self._session.close()
             raise _serving_error(error) from error
-        self.signature_defs = {
-            name: signature
-            for name, signature in meta.signature_def.items()
-            if name != _SCHEMA and signature.method_name
-        }
         self.signatures = {
             name: Signature(
                 name,
@@ -161,7 +173,11 @@ class Servable:
         return signature
 
     def run(
-        self, signature: Signature, arrays: dict[str, np.ndarray], deadline: float | None = None
+        self,
+        signature: Signature,
+        arrays: dict[str, np.ndarray],
+        deadline: float | None = None,
+        cancellation: Cancellation | None = None,
     ) -> dict[str, np.ndarray]:
         """Run a signature.
 
@@ -169,46 +185,58 @@ class Servable:
             signature: `Signature`.
             arrays: dict of input name to checked array.
             deadline: `time.monotonic()` at which the run is aborted, or None.
+            cancellation: `Cancellation` that aborts the run when it is set, or None.
 
         Returns:
             A dict of output name to array.
 
         Raises:
-            ServingError: if the graph fails; "DEADLINE_EXCEEDED" after the deadline.
+            ServingError: if the graph fails; "DEADLINE_EXCEEDED" after the deadline, and
+                "CANCELLED" if the request is canceled.
         """
+        cancellation = cancellation or Cancellation()  # all runs share one optimized graph
         try:
-            with self._prepared(signature.name, deadline):
-                values = self._run_session(signature, arrays, _run_options(deadline))
+            with (
+                self._prepared(signature.name, deadline),
+                self._stopper.stoppable(cancellation) as queue,
+            ):
+                values = self._run_session(signature, arrays, _run_options(deadline), queue)
         except Exception as error:
+            if cancellation.is_set():
+                raise canceled() from error
             raise _serving_error(error) from error
         return {
             name: _rows_of_bytes(value)
             for name, value in zip(signature.outputs, values, strict=True)
         }
 
-    def _run_session(self, signature, arrays, options):
+    def _run_session(self, signature, arrays, options, queue):
         """Run the session and return the outputs in the order of the signature.
 
         `Session.run` resolves all names in each call, which takes longer than a small graph.
         """
         if signature.name not in self._resolved:
             self._resolved[signature.name] = (
-                {name: self._output_of(tensor) for name, tensor in signature.inputs.items()},
-                [self._output_of(tensor) for tensor in signature.outputs.values()],
+                {name: self._tensor(i)._as_tf_output() for name, i in signature.inputs.items()},
+                [self._tensor(info)._as_tf_output() for info in signature.outputs.values()],
             )
         inputs, fetches = self._resolved[signature.name]
         feeds = {inputs[name]: array for name, array in arrays.items()}
+        targets = []
+        if queue is not None:
+            feeds[self._stopper.queue._as_tf_output()] = queue
+            targets = self._targets[signature.name]
         buffer = None
         if options is not None:
             buffer = pywrap_tf_session.TF_NewBufferFromString(options.SerializeToString())
         try:
-            return self._session._call_tf_sessionrun(buffer, feeds, fetches, [], None)
+            return self._session._call_tf_sessionrun(buffer, feeds, fetches, targets, None)
         finally:
             if buffer is not None:
                 pywrap_tf_session.TF_DeleteBuffer(buffer)
 
-    def _output_of(self, tensor):
-        return self._session.graph.get_tensor_by_name(tensor.name)._as_tf_output()
+    def _tensor(self, info):
+        return self._session.graph.get_tensor_by_name(info.name)
 
     @contextlib.contextmanager
     def _prepared(self, name, deadline):
@@ -235,6 +263,31 @@ class Servable:
     def close(self) -> None:
         """Free the session and its weights."""
         self._session.close()
+
+
+def _with_threads(config):
+    """Return a session configuration with threads of its own.
+
+    A loop in a graph occupies a thread, so there are several even on a machine with one core: else
+    the op that stops a run would not be started.
+    """
+    own = tf.compat.v1.ConfigProto()
+    if config is not None:
+        own.CopyFrom(config)
+    own.use_per_session_threads = True
+    if not own.inter_op_parallelism_threads:
+        own.inter_op_parallelism_threads = max(_MIN_THREADS, os.cpu_count() or 1)
+    return own
+
+
+def canceled() -> ServingError:
+    """Return the error of a request whose client has disconnected."""
+    return ServingError("CANCELLED", "the client canceled the request.")
+
+
+def out_of_memory() -> ServingError:
+    """Return the error of a request for which there is not enough memory."""
+    return ServingError("RESOURCE_EXHAUSTED", "there is not enough memory for the request.")
 
 
 def _run_options(deadline):
@@ -280,6 +333,8 @@ def _serving_error(error):
         message = error.message or type(error).__name__
         code = _STATUS.get(error.error_code, "UNKNOWN")
         return ServingError(code, _essence(message) or code)
+    if isinstance(error, MemoryError):
+        return out_of_memory()
     if isinstance(error, (InputError, ValueError, TypeError, OverflowError)):
         return ServingError("INVALID_ARGUMENT", str(error))
     return ServingError("INTERNAL", f"{type(error).__name__}: {error}")

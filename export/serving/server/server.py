@@ -18,6 +18,7 @@ from keras_llm.export.serving.server.app import create_app
 from keras_llm.export.serving.server.batching import BatchingParameters
 from keras_llm.export.serving.server.core import Core
 from keras_llm.export.serving.server.http_server import HTTPServer
+from keras_llm.export.serving.server.message_timeout import MessageTimeout
 from keras_llm.export.serving.server.models import ModelConfig, check_base_path
 from keras_llm.export.serving.server.options import ServerOptions, bracketed
 
@@ -26,11 +27,17 @@ _SERVICES = (
     "tensorflow.serving.PredictionService",
     "tensorflow.serving.ModelService",
 )
+_MESSAGE_SECONDS = 60  # maximum time for the message of a gRPC call to arrive
 _GRPC_THREADS = max(16, 4 * (os.cpu_count() or 1))
 _GRPC_OPTIONS = [
     ("grpc.so_reuseport", 0),  # prevent two servers from sharing a port by accident
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
+    # Close connections that do not start as HTTP/2, that have no calls, and whose client vanished.
+    ("grpc.server_handshake_timeout_ms", 20_000),
+    ("grpc.max_connection_idle_ms", 60_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
 ]
 
 
@@ -55,7 +62,7 @@ class LocalServer:
     def __init__(self, options: ServerOptions) -> None:
         self._options = options
         models = _models(options)
-        _check_address(options)
+        _check_options(options)
         credentials = _credentials(options.ssl_config_file)
         self._core = Core(
             _batching(options),
@@ -65,9 +72,11 @@ class LocalServer:
             ),
             options.enable_model_warmup,
             options.max_text_bytes,
+            options.max_texts,
         )
         self._is_closed = False
         self._grpc = self._rest = None
+        self._message_timeout = MessageTimeout(_MESSAGE_SECONDS)
         self.rest_api_port = 0
         try:
             try:
@@ -107,32 +116,36 @@ class LocalServer:
                 `shutdown_grace_seconds`.
 
         Returns:
-            Whether all requests were finished in that time. Unfinished requests continue to run.
+            Whether all requests were finished in that time. Unfinished requests are aborted, except
+            for those in a graph compiled by XLA, which continue to run.
         """
         if self._is_closed:
             return True
         self._is_closed = True
         grace = self._options.shutdown_grace_seconds if grace is None else grace
         end = time.monotonic() + grace
+        self._core.start_grace_period(end)
         if self._grpc is not None:
             self._health.enter_graceful_shutdown()
             stopped = self._grpc.stop(grace)
             if self._rest is not None:
                 self._rest.close(grace)
             stopped.wait()
+        self._message_timeout.close()
         return self._core.close(max(1.0, end - time.monotonic()))
 
     def _start_grpc(self, credentials):
         options = self._options
         server = grpc.server(
             futures.ThreadPoolExecutor(_GRPC_THREADS, thread_name_prefix="grpc"),
+            interceptors=[self._message_timeout],
             options=_GRPC_OPTIONS,
         )
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
             grpc_services.PredictionService(self._core), server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            grpc_services.ModelService(self._core), server
+            grpc_services.ModelService(self._core, options.reload_base_paths), server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         address = f"{bracketed(options.host)}:{options.port}"
@@ -181,13 +194,17 @@ def _batching(options):
     return BatchingParameters()
 
 
-def _check_address(options):
+def _check_options(options):
     try:
         socket.getaddrinfo(options.host, None)
     except OSError as error:
         raise InputError(
             f"`host` must be an address or name of this machine, got {options.host!r} ({error})."
         ) from None
+    if isinstance(options.reload_base_paths, str):  # each of its characters would be a folder
+        raise InputError(
+            f"`reload_base_paths` must be a list of folders, got {options.reload_base_paths!r}."
+        )
     for name in ("rest_api_num_threads", "rest_api_timeout_in_ms"):
         if getattr(options, name) < 1:
             raise InputError(f"`{name}` must be positive, got {getattr(options, name)}.")

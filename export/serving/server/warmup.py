@@ -49,6 +49,7 @@ def _run(servable, log):
     if kind == "predict_log":
         request = log.predict_log.request
         signature = servable.signature(request.model_spec.signature_name)
+        signature.check_names(request.inputs)
         try:
             arrays = {
                 name: tensors.from_proto(name, proto) for name, proto in request.inputs.items()
