@@ -95,6 +95,7 @@ class TokenAndPositionEmbedding(QuantizableLayer):
         )
 
     def compute_mask(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor | None:
+        """Return the mask of tokens other than 0, bool (B, T), if `mask_zero` is set."""
         return ops.not_equal(inputs, 0) if self.mask_zero else None
 
     def compute_output_shape(self, inputs_shape: Shape) -> Shape:
