@@ -120,7 +120,7 @@ def test_recipes_and_corpora_of_other_packages(task, tmp_path, capfd, monkeypatc
     assert json.loads(printed)["corpora"]["other-texts"] == "a corpus of another package"
     assert registry.load("other-texts") == ["one", "two"]
     code, printed = called(capfd, "train", "other", "--out", "x")
-    assert code == 0 and "0.7500" in printed and "keras-llm predict x TEXT" in printed
+    assert code == 0 and "0.75 " in printed and "keras-llm predict x TEXT" in printed
     keras_llm.TextGeneration(task.model, task.tokenizer, {"recipe": "other"}).save(tmp_path / "m")
     code, printed = called(capfd, "evaluate", tmp_path / "m", "--json")
     assert code == 0 and json.loads(printed) == {"accuracy": 0.75}
