@@ -15,7 +15,7 @@ from keras_llm.commands.console import import_tensorflow
 from keras_llm.errors import InputError
 from keras_llm.export.serving.server.options import ServerOptions, bracketed
 
-_TRIM_SECONDS = 1.0  # interval of looking for memory to return
+_TRIM_SECONDS = 0.2  # interval of looking for memory to return
 _TRIM_BYTES = 8 * 2**20  # growth after which memory is returned
 
 
@@ -37,7 +37,7 @@ def run(options):
     trim = _share_heaps()
     # Each thread of oneDNN's kernels keeps up to 1,024 shapes, about 0.4 MB each: with prompts of
     # all lengths, gigabytes. Texts are not generated faster with them.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
     import_tensorflow()
     from keras_llm.export.serving.server import LocalServer
 

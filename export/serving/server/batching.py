@@ -199,10 +199,11 @@ class Batcher:
                 raise ServingError(
                     "INTERNAL", "an output has a different number of rows than the inputs."
                 )
-        except (ServingError, MemoryError) as caught:
-            error = out_of_memory() if isinstance(caught, MemoryError) else caught
+        except (ServingError, MemoryError) as error:
             if len(tasks) == 1:
-                first.fail(error.code, error.message)
+                known = error if isinstance(error, ServingError) else out_of_memory()
+                first.fail(known.code, known.message)
+                del known  # its traceback refers to this frame
                 return
             # Run the requests one by one, because the error may concern only one of them.
             for task in tasks:

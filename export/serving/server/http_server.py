@@ -18,7 +18,7 @@ from keras_llm.errors import InputError
 from keras_llm.export.serving.server.options import bracketed
 
 _IDLE_SECONDS = 60  # maximum time from a response, or from the connection, to the next request
-_MIN_BYTES_PER_SECOND = 100_000  # a client must read responses at this rate, after that time
+_MIN_BYTES_PER_SECOND = 100_000  # a client must read a response at this rate after that time
 _LOGGER = logging.getLogger("keras_llm.serve.http")
 _LOGGER.setLevel(logging.ERROR)  # requests that are not HTTP are warnings
 
@@ -104,7 +104,7 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._timer = self.loop.call_later(_IDLE_SECONDS, self._close_if_slow)
+        self._limit()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
@@ -112,8 +112,7 @@ class _Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         self._timer.cancel()
-        seconds = _IDLE_SECONDS + self.transport.get_write_buffer_size() / _MIN_BYTES_PER_SECOND
-        self._timer = self.loop.call_later(seconds, self._close_if_slow)
+        self._limit()
         super().on_response_complete()  # may start the next request
 
     def send_400_response(self, msg: str) -> None:
@@ -128,6 +127,11 @@ class _Connection(H11Protocol):
         ):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+    def _limit(self):
+        """Start the time for reading the response and for sending the next request."""
+        seconds = _IDLE_SECONDS + self.transport.get_write_buffer_size() / _MIN_BYTES_PER_SECOND
+        self._timer = self.loop.call_later(seconds, self._close_if_slow)
 
     def _close_if_slow(self):
         is_running = self.cycle is not None and not self.cycle.response_complete

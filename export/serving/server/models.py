@@ -254,9 +254,9 @@ class Models:
             for version in config.wanted():
                 folder = config.folder(version)
                 entry = self._versions.get(config.name, {}).get(version)
-                is_loaded = entry is not None and entry.state != END
+                is_loaded = entry is not None and entry.state == AVAILABLE
                 if is_loaded and entry.folder == folder:
-                    continue
+                    continue  # one that is being unloaded is loaded again
                 contents = _contents(folder)
                 if entry is not None and entry.message and entry.contents == contents:
                     continue  # it failed before, and its files have not changed

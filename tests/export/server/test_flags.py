@@ -1,5 +1,6 @@
 """Test the flags of the local server and of `keras-llm serve`."""
 
+import logging
 import pathlib
 import re
 import runpy
@@ -71,7 +72,16 @@ def test_batching_parameters_file(tiny_base, tmp_path, serve):
         serve(tiny_base, enable_batching=True, batching_parameters_file=str(path))
 
 
-def test_command_reports_invalid_arguments(capfd):
+@pytest.fixture
+def log_level():
+    """Restore the level of the server's log, which the command changes."""
+    logger = logging.getLogger("keras_llm.serve")
+    level = logger.level
+    yield
+    logger.setLevel(level)
+
+
+def test_command_reports_invalid_arguments(capfd, log_level):
     assert cli.main(["serve", "nowhere"]) == 2
     assert "nowhere has no version folder" in capfd.readouterr().err
     assert cli.main(["serve"]) == 2

@@ -22,6 +22,17 @@ ENDLESS = 2**31 - 1  # steps of the signature `spin`, which take minutes
 GET = b"GET /v1/models/tiny HTTP/1.1\r\nHost: a\r\n"
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["one by one", "in batches"])
+def batching(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def either_server(tiny_base, serve, batching):
+    """A server without and with batching, whose runs have no deadline over REST."""
+    return serve(tiny_base, enable_batching=batching, rest_api_timeout_in_ms=600_000)
+
+
 def seconds_open(connection, step):
     """Call `step` every 10 ms until the server closes the connection; return the seconds."""
     begin = time.monotonic()
@@ -122,12 +133,9 @@ def users(server):
     return sum(entry.users for entry in server._core.models._versions["tiny"].values())
 
 
-@pytest.mark.parametrize("batching", [False, True])
 @pytest.mark.parametrize("protocol", ["gRPC", "REST"])
-def test_a_run_is_stopped_when_its_client_disconnects(
-    tiny_base, serve, channel_to, protocol, batching
-):
-    server = serve(tiny_base, enable_batching=batching, rest_api_timeout_in_ms=600_000)
+def test_a_run_is_stopped_when_its_client_disconnects(either_server, channel_to, protocol):
+    server = either_server
     stub = prediction_service_pb2_grpc.PredictionServiceStub(channel_to(server))
     body = b'{"signature_name": "spin", "instances": [%d]}' % ENDLESS
     for _ in range(3):
@@ -192,7 +200,6 @@ def test_the_number_of_texts_is_limited(tiny_base, serve):
 MANY = 100_000
 
 
-@pytest.mark.parametrize("batching", [False, True])
 @pytest.mark.parametrize(
     "inputs, words",
     [
@@ -202,9 +209,8 @@ MANY = 100_000
         ({"x": [[1]], "by": ["a" * MANY, *"b" * MANY]}, "`by` must be DT_FLOAT, got text"),
     ],
 )
-def test_bodies_that_ask_for_gigabytes_are_refused(tiny_base, serve, batching, inputs, words):
-    server = serve(tiny_base, enable_batching=batching)
-    status, answer = calls.post(server, {"inputs": inputs})
+def test_bodies_that_ask_for_gigabytes_are_refused(either_server, batching, inputs, words):
+    status, answer = calls.post(either_server, {"inputs": inputs})
     limit = "rows exceed `max_batch_size`" if batching and "rows" in words else words
     assert status == 400 and (words in answer["error"] or limit in answer["error"]), answer
 
@@ -222,11 +228,8 @@ def test_unknown_inputs_are_refused_before_they_are_converted(server, stub):
     assert time.monotonic() - begin < 10
 
 
-@pytest.mark.parametrize("batching", [False, True])
-def test_a_lack_of_memory_is_an_error_of_the_request(
-    tiny_base, serve, channel_to, monkeypatch, batching
-):
-    server = serve(tiny_base, enable_batching=batching)
+def test_a_lack_of_memory_is_an_error_of_the_request(either_server, channel_to, monkeypatch):
+    server = either_server
     stub = prediction_service_pb2_grpc.PredictionServiceStub(channel_to(server))
     body = {"inputs": {"x": [[1]], "by": [1]}}
     assert calls.post(server, body)[0] == 200

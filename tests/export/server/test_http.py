@@ -101,7 +101,9 @@ def test_concurrent_requests_are_limited(tiny_base, serve):
 
 
 def test_idle_connections_are_closed(tiny_base, serve, monkeypatch):
-    monkeypatch.setattr("keras_llm.export.serving.server.http_server._IDLE_SECONDS", 0.3)
+    module = "keras_llm.export.serving.server.http_server"
+    monkeypatch.setattr(f"{module}._IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(f"{module}._MIN_BYTES_PER_SECOND", 10**7)
     server = serve(tiny_base, rest_api_num_threads=2)
     connections = server._rest.server_state.connections
     requests = [b"", b"", b"GET / HTTP/1.1\r\nHost", calls.large_request()]
