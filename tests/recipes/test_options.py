@@ -78,7 +78,9 @@ def test_invalid_values_are_refused_before_any_work(
         pytest.skip("the vocabulary is that of --start")
     assert cli.main(["train", name, *out, *start, *arguments]) == 2
     told = capfd.readouterr().err
-    assert words in told and told.count("\n") == 1
+    # Channels of gRPC tests in the same process may log that they were closed.
+    told = [line for line in told.splitlines() if "chttp2_transport" not in line]
+    assert len(told) == 1 and words in told[0]
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
