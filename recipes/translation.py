@@ -58,7 +58,7 @@ def run(options):
     runs.say(f"{len(short):,} pairs for training; dropped: {runs.reasons(too_long)}")
     train_data = task.dataset(short, options.batch_size, options.epochs, options.seed)
     held_out_data, held_out_dropped = translations.held_out_batches(task, held_out, options)
-    test, _ = translations.fitting_pairs(task, held_out, options)
+    test = task.fitting_rows(held_out)[0][: options.test_rows]
     baselines = {
         BASELINE: translations.measured(translations.nearest(train, test), test, options),
         "copy": translations.measured([source for source, _ in test], test, options),
@@ -100,7 +100,8 @@ def measured(task, pairs, options):
     from keras_llm import training
 
     batches, _ = translations.held_out_batches(task, pairs, options)
-    test, too_long = translations.fitting_pairs(task, pairs, options)
+    test, too_long = task.fitting_rows(pairs)
+    test = test[: options.test_rows]
     likelihood = training.evaluate_targets(task.model, batches, task.tokenizer.pad_id)
     texts = translations.translated(
         task,

@@ -167,19 +167,32 @@ class Translation(GenerativeTask):
     def _objective(self) -> tuple[training.Trainer, dict[str, Any]]:
         return training.LanguageModelTrainer(self.model), {}  # the data has weights
 
+    def fitting_rows(self, rows: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, str]], int]:
+        """Leave out rows whose text does not fit the model's `max_length`.
+
+        Args:
+            rows: list of pairs (text, translation).
+
+        Returns:
+            The list of the other rows, and the number of rows that were left out.
+
+        Raises:
+            InputError: if no text fits.
+        """
+        room = self.model.config.max_length - 1  # the text ends with a token
+        sources = self.tokenizer.encode_batch([text for text, _ in rows])
+        short = [row for row, ids in zip(rows, sources, strict=True) if len(ids) <= room]
+        if not short:
+            raise InputError(f"no text of {len(rows)} rows fits the model's `max_length`.")
+        return short, len(rows) - len(short)
+
     def _measure(self, rows, **settings):
         """`training.evaluate_translations` of greedy translations.
 
         Rows whose text does not fit the model are left out; `texts_too_long` is their number, if
         there are any.
         """
-        rows = checked_rows(rows, ("text", "translation"))
-        room = self.model.config.max_length - 1  # the text ends with a token
-        sources = self.tokenizer.encode_batch([text for text, _ in rows])
-        short = [row for row, ids in zip(rows, sources, strict=True) if len(ids) <= room]
-        if not short:
-            raise InputError(f"no text of {len(rows)} rows fits the model's `max_length`.")
-        rows, too_long = short, len(rows) - len(short)
+        rows, too_long = self.fitting_rows(checked_rows(rows, ("text", "translation")))
         longest = min(128, self.model.config.max_length - 1)
         found = []
         for begin in range(0, len(rows), 32):

@@ -33,8 +33,8 @@ class SentencePiece(Tokenizer):
 
     Models from `train` neither normalize text nor add spaces, and encode what no piece covers as
     bytes, so `decode(encode(text)) == text` for any Unicode text. Other models yield the ids and
-    texts of the `sentencepiece` library, except among equally likely segmentations of a unigram
-    model (see `sentencepiece_model.exact`).
+    texts of the `sentencepiece` library, except among nearly equally likely segmentations of a
+    unigram model (see `sentencepiece_model.exact`).
 
     Args:
         model: bytes, a serialized SentencePiece model.
@@ -156,6 +156,7 @@ class SentencePiece(Tokenizer):
         if not characters:
             raise InputError("SentencePiece.train: `files_or_iterable` has no text.")
         model = io.BytesIO()
+        coverage = sentencepiece_model.coverage(characters, (vocabulary_size - 260) // 2)
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(sentences),
@@ -164,7 +165,7 @@ class SentencePiece(Tokenizer):
                 hard_vocab_limit=not shrink,
                 model_type=model_type,
                 byte_fallback=True,
-                character_coverage=_coverage(characters, (vocabulary_size - 260) // 2),
+                character_coverage=coverage,
                 pad_id=0,
                 bos_id=1,
                 eos_id=2,
@@ -396,12 +397,3 @@ def _sentences(source):
         for line in escapes.escape(text).split("\n"):
             for begin in range(0, len(line), _LONGEST_SENTENCE):
                 yield line[begin : begin + _LONGEST_SENTENCE]
-
-
-def _coverage(characters, most):
-    """Return the share of the text that its `most` most frequent characters cover.
-
-    The result is within the bounds of SentencePiece.
-    """
-    covered = sum(count for _, count in characters.most_common(max(1, most)))
-    return min(max(0.98, covered / characters.total()), 0.9995)

@@ -1,5 +1,6 @@
 """Build, extend and inspect serialized SentencePiece models."""
 
+import collections
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -238,3 +239,12 @@ def _parsed(model):
     except Exception as error:  # the exception class depends on the protobuf implementation
         raise InputError(f"not a SentencePiece model: {error}") from None
     return proto
+
+
+def coverage(characters: collections.Counter[str], most: int) -> float:
+    """Return the share of the text that its `most` most frequent characters cover.
+
+    The result is within the bounds of SentencePiece.
+    """
+    covered = sum(count for _, count in characters.most_common(max(1, most)))
+    return min(max(0.98, covered / characters.total()), 0.9995)

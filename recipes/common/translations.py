@@ -63,20 +63,6 @@ def held_out_batches(task, pairs, options):
     return task.dataset(short, options.batch_size), dropped
 
 
-def fitting_pairs(task, pairs, options):
-    """Return the first `test_rows` pairs whose source fits the model, and how many do not fit.
-
-    Raises:
-        InputError: if no source fits.
-    """
-    room = task.model.config.max_length - 1  # the text ends with a token
-    sources = task.tokenizer.encode_batch([source for source, _ in pairs])
-    short = [pair for pair, ids in zip(pairs, sources, strict=True) if len(ids) <= room]
-    if not short:
-        raise InputError(f"no source of {len(pairs)} pairs fits the model.")
-    return short[: options.test_rows], len(pairs) - len(short)
-
-
 def shortened(task, texts):
     """Cut texts that do not fit the model at their end; returns them and the number of cut ones."""
     room, results = task.model.config.max_length - 1, []

@@ -4,6 +4,7 @@ A tensor that is an output of a signature and an input of a signature under the 
 a key-value cache, is state: it stays in the runtime between calls.
 """
 
+import abc
 import atexit
 import functools
 import importlib.util
@@ -63,7 +64,7 @@ def open_runtime(
         raise InputError(f"LiteRT cannot load {path}: {error}") from None
 
 
-class _Runtime:
+class _Runtime(abc.ABC):
     """Base class of the runtimes.
 
     Attributes:
@@ -111,8 +112,9 @@ class _Runtime:
         except (RuntimeError, ValueError) as error:
             raise InputError(f"LiteRT cannot run {self._path}: {error}") from None
 
+    @abc.abstractmethod
     def _run(self, signature, arrays):
-        raise NotImplementedError
+        """Run a signature on checked inputs."""
 
 
 class CompiledRuntime(_Runtime):

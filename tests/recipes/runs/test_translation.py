@@ -124,11 +124,10 @@ def test_long_texts_are_cut_to_what_the_model_reads(run, loaded_once):
     assert cut == 2 and cut_texts[0] == texts[0]
     for text in cut_texts:
         assert len(task.tokenizer.encode(text)) <= room
-    settings = translation.Options(out="x")
     rows = [(text, "x") for text in texts]
-    assert translations.fitting_pairs(task, rows, settings) == (rows[:1], 2)
-    with pytest.raises(InputError, match="no source of 2 pairs fits"):
-        translations.fitting_pairs(task, rows[1:], settings)
+    assert task.fitting_rows(rows) == (rows[:1], 2)
+    with pytest.raises(InputError, match="no text of 2 rows fits"):
+        task.fitting_rows(rows[1:])
     assert len(task(cut_texts, max_new_tokens=2)) == 3
 
 
