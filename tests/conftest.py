@@ -84,6 +84,18 @@ def keep_export_workers():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def freeze_objects():
+    """Collect the garbage of each module, and freeze what remains.
+
+    Otherwise a collection, of which Keras starts one for each weight that it deletes, looks at the
+    objects of all modules before, which takes seconds.
+    """
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def seed_by_test(request):
     """Seed each test by its name, so that runs are reproducible."""

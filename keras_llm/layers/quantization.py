@@ -1,13 +1,12 @@
 """Save and restore which sublayers of a layer or model Keras has quantized."""
 
-import gc
 from typing import Any, Self
 
 import keras
 from keras import ops
 
 from keras_llm.errors import InputError
-from keras_llm.keras_internals import PostBuildHook, flatten_layers
+from keras_llm.keras_internals import PostBuildHook, flatten_layers, without_collections
 from keras_llm.types import JSON, Tensor
 
 MODES = ("int8", "int4", "float8")
@@ -53,15 +52,12 @@ def quantize_layers(owner: keras.layers.Layer, rows: JSON) -> None:
     if any(row["lora"] for row in rows.values()):
         for weight in owner.weights:
             weight.trainable = False
-    gc.freeze()  # Keras collects garbage once a layer: let it look only at new objects
-    try:
+    with without_collections():
         for path, row in rows.items():
             try:
                 _restore(layers[path], row)
             except _REASONS as error:
                 raise InputError(f"{path!r} cannot be quantized as described: {error}") from error
-    finally:
-        gc.unfreeze()
 
 
 def separate_adapters(layer: keras.layers.Layer) -> None:

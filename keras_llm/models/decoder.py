@@ -10,7 +10,6 @@ from keras import ops
 from keras_llm import keras_internals
 from keras_llm.errors import InputError
 from keras_llm.layers import incremental
-from keras_llm.layers.cache import update_cache
 from keras_llm.models.graph import Call, Value, graph_of
 from keras_llm.types import Tensor
 

@@ -28,11 +28,18 @@ def runs(tmp_path_factory):
 def replica_runs(text_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("replica_runs")
     (folder / "texts").symlink_to(text_folder)
-    names = ("single_device_tasks", "mirrored_tasks", "mirrored_recipe")
-    names += ("keras_mirrored", "resumed_on_replicas")
+    names = ("single_device", "mirrored", "single_device_tasks", "mirrored_tasks")
+    names += ("mirrored_recipe", "keras_mirrored", "resumed_on_replicas")
     codes, stderr = run(*((name, folder, 0) for name in names))
     assert codes == [[0]] * len(names), stderr
     return folder
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Lion", "Muon"])
+def test_two_replicas_match_one_device(replica_runs, name):
+    expected = load_outcome(replica_runs, "single_device")[name]
+    assert expected["gradient_norm"] > 0.1  # gradients are clipped to this norm
+    assert_same(load_outcome(replica_runs, "mirrored")[name], expected)
 
 
 def test_keras_still_requires_workarounds(replica_runs):
@@ -76,7 +83,7 @@ def test_two_workers_match_one_device(runs, index):
 
 
 def test_keras_still_requires_workarounds_over_workers(runs):
-    """See `test_keras_still_requires_workarounds` in tests/training/test_distribution.py."""
+    """See `test_keras_still_requires_workarounds`."""
     assert isinstance(load_outcome(runs, "keras_worker_0"), str), "Keras supports workers now"
 
 

@@ -144,15 +144,7 @@ def test_invalid_folders_raise_error(tmp_path):
         tokenizers.load(tmp_path)
 
 
-@pytest.fixture
-def freeze_garbage_collector():
-    """Collect only objects of the test; a collection of all objects of a suite takes seconds."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-def test_deleting_one_of_two_equal_tokenizers(freeze_garbage_collector, tmp_path):
+def test_deleting_one_of_two_equal_tokenizers(tmp_path):
     tokenizers.SentencePiece.train(["once upon a time"] * 9, 275, "bpe").save(tmp_path)
     first, second = tokenizers.load(tmp_path), tokenizers.load(tmp_path)
     expected = [first.encode("upon")]
@@ -162,7 +154,7 @@ def test_deleting_one_of_two_equal_tokenizers(freeze_garbage_collector, tmp_path
     assert second.tokenize(["upon"]).to_list() == expected
 
 
-def test_tokenizer_works_after_clear_session(freeze_garbage_collector):
+def test_tokenizer_works_after_clear_session():
     import keras
 
     tok = tokenizers.SentencePiece.train(["once upon a time"] * 9, 276, "bpe")

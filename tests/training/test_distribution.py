@@ -1,4 +1,4 @@
-"""Compare training on several replicas with one device; tests/scale tests more of it."""
+"""Test the options of distributed training; tests/scale compares it with one device."""
 
 import importlib
 import pathlib
@@ -12,28 +12,12 @@ from keras_llm.commands import entry_points
 from keras_llm.errors import InputError
 
 CASES = runpy.run_path(str(pathlib.Path(__file__).with_name("distributed_cases.py")))
-run, load_outcome, assert_same = (CASES[n] for n in ("run", "load_outcome", "assert_same"))
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Return the folder of all cases, which are run in one process."""
-    folder = tmp_path_factory.mktemp("runs")
-    names = ("single_device", "mirrored", "unsupported")
-    codes, stderr = run(*((name, folder, 0) for name in names))
-    assert codes == [[0]] * len(names), stderr
-    return folder
-
-
-@pytest.mark.parametrize("name", ["AdamW", "Lion", "Muon"])
-def test_two_replicas_match_one_device(runs, name):
-    expected = load_outcome(runs, "single_device")[name]
-    assert expected["gradient_norm"] > 0.1  # gradients are clipped to this norm
-    assert_same(load_outcome(runs, "mirrored")[name], expected)
-
-
-def test_unsupported_options_on_two_replicas_raise_error(runs):
-    errors = load_outcome(runs, "unsupported")
+def test_unsupported_options_on_two_replicas_raise_error(tmp_path):
+    codes, stderr = CASES["run"](("unsupported", tmp_path, 0))
+    assert codes == [[0]], stderr
+    errors = CASES["load_outcome"](tmp_path, "unsupported")
     assert errors.pop("none") is None
     patterns = {
         "clipping": "global_clipnorm.*SGD.*each of 2 replicas",
