@@ -223,6 +223,8 @@ def run_recurrence(
     Returns the last outputs (B, D), all outputs (B, T, D) and the last states.
     """
     return layer.inner_loop(inputs, initial_state=states, mask=mask, training=False)
+
+
 @contextlib.contextmanager
 def without_collections() -> Iterator[None]:
     """Skip the garbage collection that Keras starts for each weight that it deletes.

@@ -206,6 +206,8 @@ class _SharedBias(Handler):
 class _Bidirectional(Handler):
     """Layers whose outputs depend on later positions."""
 
+    group = "none"
+
     def entries(self, layer, arguments, batch_size, length, rings):
         raise InputError(_later(layer, "it is not a layer of a decoder"))
 

@@ -5,8 +5,10 @@ from keras_llm.layers.relative import RelativeBias
 from keras_llm.layers.rotary import Rotary
 from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_dict
 from keras_llm.models.causal_lm import CausalLM, causal_lm, forward
+from keras_llm.models.composed import ComposedLM, as_causal_lm
 from keras_llm.models.config import (
     CausalLMConfig,
+    ComposedConfig,
     EncoderConfig,
     Seq2SeqConfig,
     TransformerConfig,
@@ -43,6 +45,8 @@ __all__ = [
     "Alibi",
     "CausalLM",
     "CausalLMConfig",
+    "ComposedConfig",
+    "ComposedLM",
     "ConfiguredModel",
     "Encoder",
     "EncoderConfig",
@@ -55,6 +59,7 @@ __all__ = [
     "TransformerConfig",
     "WordVectors",
     "WordVectorsConfig",
+    "as_causal_lm",
     "attention_maps",
     "build",
     "causal_lm",

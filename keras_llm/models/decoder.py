@@ -2,6 +2,7 @@
 
 import dataclasses
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -10,6 +11,7 @@ from keras import ops
 from keras_llm import keras_internals
 from keras_llm.errors import InputError
 from keras_llm.layers import incremental
+from keras_llm.layers.cache import update_cache
 from keras_llm.models.graph import Call, Value, graph_of
 from keras_llm.types import Tensor
 
@@ -63,7 +65,8 @@ class Decoder:
         source_calls: the calls that depend only on the source.
         calls: the calls from decoder token ids to hidden states, those with a handler as `Cached`.
         head: the calls from hidden states to logits.
-        hidden: a symbolic tensor (B, T, D), the hidden states.
+        hidden_index: the index of the hidden states (B, T, D) in the graph.
+        hidden: a symbolic tensor, the hidden states.
         specs: dict of symbolic tensors, the cache entries of one row.
         slot_axes: dict from the name of an entry with a slot for every position to that axis.
     """
@@ -80,8 +83,8 @@ class Decoder:
         own = self.graph.depending_on([self._input])
         calls = [call for call in self.graph.calls if own.intersection(call.outputs)]
         self.source_calls = [call for call in self.graph.calls if call not in calls]
-        self._hidden, self.head = _split(self.graph, calls)
-        self.hidden = self.graph.specs[self._hidden]
+        self.hidden_index, self.head = _split(self.graph, calls)
+        self.hidden = self.graph.specs[self.hidden_index]
         self.calls = self._with_handlers([call for call in calls if call not in self.head])
         self._cached = [call for call in self.calls if isinstance(call, Cached)]
         self._shared = self._shared_values(own)
@@ -131,6 +134,11 @@ class Decoder:
         return names
 
     @property
+    def before_head(self) -> list[Call]:
+        """All calls from the inputs to hidden states."""
+        return [call for call in self.graph.calls if call not in self.head]
+
+    @property
     def keeps_all_tokens(self) -> bool:
         """Whether the cache can be cut after any token, which states and rings do not allow."""
         return self.specs.keys() == self.slot_axes.keys()
@@ -168,6 +176,30 @@ class Decoder:
         padding_mask: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run new tokens; return hidden states and the cache, see `models.forward_cached`."""
+        values: dict[int, Any] = {self._input: token_ids}
+        arguments = (positions, cache, cache_update_index, attention_mask, padding_mask)
+        for _, updated in self.run(values, *arguments):
+            cache = updated
+        return values[self.hidden_index], cache
+
+    def run(
+        self,
+        values: dict[int, Any],
+        positions: Tensor,
+        cache: dict[str, Tensor],
+        cache_update_index: int | Tensor,
+        attention_mask: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> Iterator[tuple[Call, dict[str, Tensor]]]:
+        """Run the calls of a step one by one; see `step`.
+
+        Args:
+            values: dict with the token ids; receives the outputs of the calls.
+            positions, cache, cache_update_index, attention_mask, padding_mask: see `step`.
+
+        Yields:
+            Each call after it has run, and the cache.
+        """
         step = incremental.Step(
             positions,
             cache_update_index,
@@ -175,17 +207,17 @@ class Decoder:
             padding_mask,
             self._num_slots(cache, attention_mask is not None),
         )
-        values = {self._input: token_ids}
         values |= {index: cache[name] for index, name in self._shared.items()}
         cache = dict(cache)
         for call in self.calls:
             if isinstance(call, Cached):
                 outputs, changed = self._run(call, values, cache, step)
-                call.call.store(values, outputs)
                 cache |= changed
+                call = call.call
+                call.store(values, outputs)
             else:
                 call.run(values)
-        return values[self._hidden], cache
+            yield call, cache
 
     def _run(self, cached, values, cache, step):
         names = self._names[cached]
@@ -208,7 +240,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states (B, T, D) to float32 logits (B, T, V)."""
-        values = self.graph.run(self.head, {self._hidden: hidden})
+        values = self.graph.run(self.head, {self.hidden_index: hidden})
         return ops.cast(values[self.graph.outputs[0]], "float32")
 
 
@@ -241,6 +273,46 @@ def _split(graph, calls):
     return output, []
 
 
+class PrefixDecoder(Decoder):
+    """A decoder that runs the whole text again at each step; its cache holds the token ids."""
+
+    def __init__(self, model: keras.Model) -> None:
+        self.graph = graph_of(model)
+        (self._input,) = self.graph.inputs
+        self.hidden_index, self.head = _split(self.graph, self.graph.calls)
+        self.hidden = self.graph.specs[self.hidden_index]
+        self.calls = [call for call in self.graph.calls if call not in self.head]
+        self.specs = {"token_ids": keras.KerasTensor((1, _LONG), "int32")}
+        self.slot_axes = {"token_ids": 1}
+        self._length = self.graph.specs[self._input].shape[1]
+
+    def empty_cache(self, batch_size: Any, length: Any, rings: bool = True) -> dict[str, Tensor]:
+        """Return a dict with `token_ids`, int32 (B, S)."""
+        return {"token_ids": ops.zeros((batch_size, length), "int32")}
+
+    def step(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        cache: dict[str, Tensor],
+        cache_update_index: int | Tensor,
+        attention_mask: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the whole text; return the hidden states of the new tokens and the cache."""
+        slots, new = (ops.expand_dims(x, (1, 3)) for x in (cache["token_ids"], token_ids))
+        text = ops.squeeze(update_cache(slots, new, cache_update_index), (1, 3))
+        whole = text
+        if self._length is not None:
+            whole = ops.pad(text, ((0, 0), (0, self._length)))[:, : self._length]
+        hidden = self.graph.run(self.calls, {self._input: whole})[self.hidden_index]
+        places = positions if len(positions.shape) == 2 else ops.expand_dims(positions, 0)
+        places = ops.zeros_like(token_ids) + ops.cast(places, "int32")
+        last = ops.shape(hidden)[1] - 1
+        places = ops.expand_dims(ops.minimum(places, last), -1)
+        return ops.take_along_axis(hidden, places, axis=1), {"token_ids": text}
+
+
 _decoders: weakref.WeakKeyDictionary[keras.Model, Decoder] = weakref.WeakKeyDictionary()
 
 
@@ -253,5 +325,7 @@ def decoder_of(model: keras.Model) -> Decoder:
     if not isinstance(model, keras.Model):
         raise InputError(f"`model` must be a functional `keras.Model`, got {type(model).__name__}.")
     if model not in _decoders:
-        _decoders[model] = Decoder(model)
+        config = getattr(model, "config", None)
+        is_incremental = getattr(config, "incremental", True)
+        _decoders[model] = Decoder(model) if is_incremental else PrefixDecoder(model)
     return _decoders[model]

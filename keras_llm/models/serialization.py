@@ -11,6 +11,7 @@ from keras_llm.layers.quantization import MODES, quantize_layers
 from keras_llm.models import heads
 from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_dict
 from keras_llm.models.causal_lm import CausalLM
+from keras_llm.models.composed import ComposedLM
 from keras_llm.models.config import TransformerConfig, WordVectorsConfig
 from keras_llm.models.encoder import Encoder
 from keras_llm.models.head_layers import HEADS
@@ -62,6 +63,8 @@ def build(
 def describe(model: ConfiguredModel) -> JSON:
     """Return the description of a model that `restore` needs, as plain JSON types."""
     config = model.get_config()
+    if isinstance(model, ComposedLM):
+        return {"model": config_to_dict(model.config), "graph": config["model"]}
     row = {"model": config_to_dict(model.config), "dtype": config["dtype"]}
     if "quantized" in config:
         row["quantized"] = config["quantized"]
@@ -77,6 +80,9 @@ def restore(row: JSON) -> ConfiguredModel:
         InputError: if a class, a field or the head is unknown, or a field is missing or has another
             type.
     """
+    if row.get("graph") is not None:
+        check_fields({"graph": row["graph"]}, {"graph": dict}, "a model")
+        return ComposedLM(config_from_dict(row["model"]), row["graph"])
     head = row.get("head") or {}
     if not isinstance(head, dict):
         raise InputError(f"`head` must be an object with `name` and `options`, got {head!r}.")

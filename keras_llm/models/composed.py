@@ -1,0 +1,183 @@
+"""Take language models that a user composed from Keras layers."""
+
+from typing import Self
+
+import keras
+
+from keras_llm import keras_internals
+from keras_llm.errors import InputError
+from keras_llm.models.base import ConfiguredModel
+from keras_llm.models.config import ComposedConfig
+from keras_llm.models.graph import Graph
+from keras_llm.models.incremental_check import check_composed
+from keras_llm.types import JSON
+
+_MAX_LENGTH = 1024  # if neither the input nor a position embedding limits the length
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class ComposedLM(ConfiguredModel):
+    """A language model that a user composed, with the layers and weights of that model.
+
+    Its input is token ids (B, T), its output logits (B, T, V). Use `as_causal_lm` to build one.
+
+    Attributes:
+        config: a `ComposedConfig`.
+    """
+
+    config_class = ComposedConfig
+    config: ComposedConfig
+
+    def __init__(
+        self, config: ComposedConfig | JSON, model: keras.Model | JSON, name: str = "composed_lm"
+    ) -> None:
+        config = self.read_config(config)
+        if isinstance(model, dict):
+            model = deserialized(model)
+        super().__init__(config, model.inputs[0], model.outputs[0], name, None)
+
+    def get_config(self) -> JSON:
+        model = keras.Model(self.inputs[0], self.outputs[0], name=self.name)
+        return {
+            "config": self.config.to_dict(),
+            "model": keras.saving.serialize_keras_object(model),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: JSON, custom_objects: JSON | None = None) -> Self:
+        return cls(**config)
+
+
+def as_causal_lm(
+    model: keras.Model, max_length: int | None = None, incremental: bool = True
+) -> ConfiguredModel:
+    """Return a composed model in the form that tasks and exports take.
+
+    Args:
+        model: a functional or `Sequential` `keras.Model` from int token ids (B, T) to float logits
+            (B, T, V), or a subclass whose `call` can be traced. A model of this library is
+            returned as it is.
+        max_length: int > 1. Maximum sequence length. Defaults to the length of the model's input
+            or to the smallest `sequence_length` of its layers, otherwise to 1024.
+        incremental: bool. Whether new tokens run with a cache. If not, each step runs the whole
+            text again, which any causal model can do.
+
+    Returns:
+        A `keras.Model` with the same layers and weights.
+
+    Raises:
+        InputError: if the model has other inputs or outputs, its output for a token depends on
+            later tokens, or (if `incremental`) a layer gives other outputs with a cache; the
+            message names the layer.
+    """
+    if isinstance(model, ConfiguredModel):
+        return model
+    functional = _functional(model)
+    (token_ids,), (logits,) = functional.inputs, functional.outputs
+    length = token_ids.shape[1]
+    fixed = False
+    if length is not None:
+        free = _with_any_length(functional)
+        functional, fixed = (functional, True) if free is None else (free, False)
+    longest = length or _shortest_embedding(functional)
+    wanted = longest if max_length is None else max_length
+    if longest is not None and (wanted > longest or (fixed and wanted != longest)):
+        raise InputError(
+            f"`max_length` must be {'' if fixed else 'at most '}{longest}, the length of the "
+            f"model's {'input' if length else 'position embedding'}, got {max_length}."
+        )
+    config = ComposedConfig(
+        vocabulary_size=logits.shape[-1],
+        max_length=_MAX_LENGTH if wanted is None else wanted,
+        fixed_length=fixed,
+        incremental=incremental,
+    )
+    composed = ComposedLM(config, functional, name=model.name)
+    check_composed(composed)
+    return composed
+
+
+def _functional(model):
+    """Return a functional model with one input (B, T) and one output (B, T, V)."""
+    if not isinstance(model, keras.Model):
+        raise InputError(f"`model` must be a `keras.Model`, got {type(model).__name__}.")
+    if isinstance(model, keras.Sequential):
+        model = keras_internals.functional_of(model)
+    elif not keras_internals.is_functional(model):
+        model = _traced(model)
+    shapes = [x.shape for x in (*model.inputs, *model.outputs)]
+    if len(shapes) != 2 or len(shapes[0]) != 2 or len(shapes[1]) != 3 or shapes[1][-1] is None:
+        raise InputError(
+            "`model` must have one input, token ids (B, T), and one output, logits (B, T, V); it "
+            f"has inputs {[x.shape for x in model.inputs]} and outputs "
+            f"{[x.shape for x in model.outputs]}."
+        )
+    return model
+
+
+def _traced(model):
+    token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+    try:
+        return keras.Model(token_ids, model.call(token_ids))
+    except Exception as error:  # the code of `call` may raise anything on a symbolic tensor
+        raise InputError(
+            f"the `call` of {type(model).__name__} cannot be traced: {error} Compose a functional "
+            "model, with `keras.Input`."
+        ) from error
+
+
+def _with_any_length(functional):
+    """Return the same model for inputs of any length, or None if a layer needs the length."""
+    token_ids = keras.Input((None,), dtype=functional.inputs[0].dtype, name="token_ids")
+    try:
+        graph = Graph(functional)
+        values = graph.run(graph.calls, {graph.inputs[0]: token_ids})
+        logits = values[graph.outputs[0]]
+    except Exception:  # layers raise anything for an unknown length
+        return None
+    return keras.Model(token_ids, logits) if logits.shape[1] is None else None
+
+
+def _shortest_embedding(functional):
+    layers = keras_internals.flatten_layers(functional)
+    lengths = [getattr(layer, "sequence_length", None) for layer in layers]
+    return min((n for n in lengths if isinstance(n, int)), default=None)
+
+
+def deserialized(row: JSON) -> keras.Model:
+    """Rebuild a model from the output of `keras.saving.serialize_keras_object`.
+
+    Only classes of Keras and KerasHub and registered ones are built.
+
+    Raises:
+        InputError: if a class is not known, naming it, or the model cannot be built.
+    """
+    _check_classes(row)
+    try:
+        return keras.saving.deserialize_keras_object(row, safe_mode=True)
+    except Exception as error:  # the constructors of layers raise anything
+        raise InputError(f"the model cannot be built: {error}") from error
+
+
+def _check_classes(row):
+    """Raise InputError for classes that are neither known nor registered."""
+    if isinstance(row, list):
+        for item in row:
+            _check_classes(item)
+    if not isinstance(row, dict):
+        return
+    if "class_name" in row:
+        name, module = row["class_name"], row.get("module") or ""
+        registered = row.get("registered_name") or ""
+        known = str(module).partition(".")[0] in ("keras", "keras_hub", "builtins")
+        if not known and keras.saving.get_registered_object(str(registered)) is None:
+            raise InputError(
+                f"the model has a layer of class {registered or name}, which is not registered: "
+                "decorate the class with `keras.saving.register_keras_serializable()` and import "
+                "it before loading the model."
+            )
+        if name == "Lambda" or (module == "builtins" and name == "function"):
+            raise InputError("the model has a `Lambda` layer, whose code is not loaded.")
+    for item in row.values():
+        _check_classes(item)
