@@ -12,6 +12,7 @@ from keras_llm.models.graph import Graph
 from keras_llm.models.incremental_check import check_composed
 from keras_llm.types import JSON
 
+_TENSORS = ("__keras_tensor__", "__tensor__", "__numpy__")  # what Keras writes for values
 _MAX_LENGTH = 1024  # if neither the input nor a position embedding limits the length
 
 
@@ -171,6 +172,7 @@ def _check_classes(row):
         name, module = row["class_name"], row.get("module") or ""
         registered = row.get("registered_name") or ""
         known = str(module).partition(".")[0] in ("keras", "keras_hub", "builtins")
+        known = known or name in _TENSORS
         if not known and keras.saving.get_registered_object(str(registered)) is None:
             raise InputError(
                 f"the model has a layer of class {registered or name}, which is not registered: "

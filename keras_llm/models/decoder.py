@@ -69,6 +69,7 @@ class Decoder:
         hidden: a symbolic tensor, the hidden states.
         specs: dict of symbolic tensors, the cache entries of one row.
         slot_axes: dict from the name of an entry with a slot for every position to that axis.
+        full_axes: the same for a cache without rings.
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -89,15 +90,20 @@ class Decoder:
         self._cached = [call for call in self.calls if isinstance(call, Cached)]
         self._shared = self._shared_values(own)
         self._names: dict[Cached, list[str]] = {}  # of the entries of each call
-        self.specs, longer = (
-            keras_internals.structure_of(lambda n=n: self.empty_cache(1, n))
+        self.specs = keras_internals.structure_of(lambda: self.empty_cache(1, _LONG))
+        self.slot_axes, self.full_axes = (self._axes(rings) for rings in (True, False))
+
+    def _axes(self, rings):
+        """Find the axes whose size is that of the cache."""
+        specs, longer = (
+            keras_internals.structure_of(lambda n=n: self.empty_cache(1, n, rings))
             for n in (_LONG, _LONG + 1)
         )
-        pairs = {name: (self.specs[name].shape, longer[name].shape) for name in self.specs}
-        self.slot_axes = {
-            name: [a == b for a, b in zip(*shapes, strict=True)].index(False)
-            for name, shapes in pairs.items()
-            if shapes[0] != shapes[1]
+        shapes = {name: (specs[name].shape, longer[name].shape) for name in specs}
+        return {
+            name: [a == b for a, b in zip(*pair, strict=True)].index(False)
+            for name, pair in shapes.items()
+            if pair[0] != pair[1]
         }
 
     def _with_handlers(self, calls):
@@ -283,7 +289,7 @@ class PrefixDecoder(Decoder):
         self.hidden = self.graph.specs[self.hidden_index]
         self.calls = [call for call in self.graph.calls if call not in self.head]
         self.specs = {"token_ids": keras.KerasTensor((1, _LONG), "int32")}
-        self.slot_axes = {"token_ids": 1}
+        self.slot_axes = self.full_axes = {"token_ids": 1}
         self._length = self.graph.specs[self._input].shape[1]
 
     def empty_cache(self, batch_size: Any, length: Any, rings: bool = True) -> dict[str, Tensor]:
