@@ -34,14 +34,17 @@ class ComposedLM(ConfiguredModel):
     ) -> None:
         config = self.read_config(config)
         if isinstance(model, dict):
-            model = deserialized(model)
+            model = _deserialized(model)
         super().__init__(config, model.inputs[0], model.outputs[0], name, None)
 
     def get_config(self) -> JSON:
         model = keras.Model(self.inputs[0], self.outputs[0], name=self.name)
         return {
             "config": self.config.to_dict(),
-            "model": keras.saving.serialize_keras_object(model),
+            "model": {
+                **keras.saving.serialize_keras_object(model),
+                "shared": list(_shared_sublayers(model)),
+            },
             "name": self.name,
         }
 
@@ -146,19 +149,49 @@ def _shortest_embedding(functional):
     return min((n for n in lengths if isinstance(n, int)), default=None)
 
 
-def deserialized(row: JSON) -> keras.Model:
-    """Rebuild a model from the output of `keras.saving.serialize_keras_object`.
+def _deserialized(row):
+    """Rebuild a model from `ComposedLM.get_config`; InputError if that fails.
 
     Only classes of Keras and KerasHub and registered ones are built.
-
-    Raises:
-        InputError: if a class is not known, naming it, or the model cannot be built.
     """
     _check_classes(row)
+    row = dict(row)
+    shared = row.pop("shared", [])
     try:
-        return keras.saving.deserialize_keras_object(row, safe_mode=True)
+        model = keras.saving.deserialize_keras_object(row, safe_mode=True)
+        for name, attributes, sublayer in shared:
+            owner = model.get_layer(name)
+            for attribute in attributes[:-1]:
+                owner = getattr(owner, attribute)
+            keras_internals.replace_sublayer(owner, attributes[-1], model.get_layer(sublayer))
     except Exception as error:  # the constructors of layers raise anything
         raise InputError(f"the model cannot be built: {error}") from error
+    return model
+
+
+def _shared_sublayers(model):
+    """Find the layers of a graph that are also sublayers of others, such as a tied embedding.
+
+    Keras would rebuild them apart.
+
+    Yields:
+        The name of the other layer, the attributes that lead to the sublayer, and its name.
+    """
+    names = {id(layer): layer.name for layer in model.layers}
+    for layer in model.layers:
+        if not isinstance(layer, keras.Model):
+            for attributes, sublayer in _sublayers(layer, {id(layer)}):
+                if id(sublayer) in names:
+                    yield layer.name, list(attributes), names[id(sublayer)]
+
+
+def _sublayers(layer, seen):
+    for attribute, value in vars(layer).items():
+        if isinstance(value, keras.layers.Layer) and id(value) not in seen:
+            seen.add(id(value))
+            yield (attribute,), value
+            for attributes, sublayer in _sublayers(value, seen):
+                yield (attribute, *attributes), sublayer
 
 
 def _check_classes(row):
