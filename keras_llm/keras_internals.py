@@ -127,6 +127,11 @@ def graph_nodes(function: Any) -> Iterator[tuple[Any, tuple[Any, ...], dict[str,
                 yield node.operation, node.arguments.args, node.arguments.kwargs, node.outputs
 
 
+def run_graph(model: Any, inputs: list[Tensor]) -> list[Tensor]:
+    """Run the layers of a functional model on symbolic inputs of other shapes."""
+    return keras.tree.flatten(model._run_through_graph(inputs, lambda operation: operation))
+
+
 def autocast(dtype: str | None) -> contextlib.AbstractContextManager[Any]:
     """Return a scope in which weights are read in a dtype, as in the `call` of a layer."""
     return contextlib.nullcontext() if dtype is None else AutocastScope(dtype)

@@ -356,6 +356,8 @@ class _Convolution(Handler):
             return layer(new), {}
         inputs = ops.concatenate([cache["inputs"], ops.cast(new, cache["inputs"].dtype)], axis=1)
         outputs = layer(inputs)[:, held:]
+        if new.shape[1] is not None:  # TensorFlow forgets the length of dilated convolutions
+            outputs = ops.reshape(outputs, (-1, new.shape[1], outputs.shape[-1]))
         if step.padding_mask is None:
             return outputs, {"inputs": inputs[:, -held:]}
         count = ops.sum(ops.cast(step.padding_mask, "int32"), axis=1, keepdims=True)

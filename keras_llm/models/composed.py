@@ -1,16 +1,17 @@
 """Take language models that a user composed from Keras layers."""
 
-from typing import Self
+from typing import Any, Self
 
 import keras
+from keras import ops
 
 from keras_llm import keras_internals
 from keras_llm.errors import InputError
+from keras_llm.layers._parts import Shape
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.config import ComposedConfig
-from keras_llm.models.graph import Graph
 from keras_llm.models.incremental_check import check_composed
-from keras_llm.types import JSON
+from keras_llm.types import JSON, Tensor
 
 _TENSORS = ("__keras_tensor__", "__tensor__", "__numpy__")  # what Keras writes for values
 _MAX_LENGTH = 1024  # if neither the input nor a position embedding limits the length
@@ -80,21 +81,18 @@ def as_causal_lm(
     functional = _functional(model)
     (token_ids,), (logits,) = functional.inputs, functional.outputs
     length = token_ids.shape[1]
-    fixed = False
     if length is not None:
-        free = _with_any_length(functional)
-        functional, fixed = (functional, True) if free is None else (free, False)
+        functional = _with_any_length(functional) or _with_padding(functional)
     longest = length or _shortest_embedding(functional)
     wanted = longest if max_length is None else max_length
-    if longest is not None and (wanted > longest or (fixed and wanted != longest)):
+    if longest is not None and wanted > longest:
         raise InputError(
-            f"`max_length` must be {'' if fixed else 'at most '}{longest}, the length of the "
-            f"model's {'input' if length else 'position embedding'}, got {max_length}."
+            f"`max_length` must be at most {longest}, the length of the model's "
+            f"{'input' if length else 'position embedding'}, got {max_length}."
         )
     config = ComposedConfig(
         vocabulary_size=logits.shape[-1],
         max_length=_MAX_LENGTH if wanted is None else wanted,
-        fixed_length=fixed,
         incremental=incremental,
     )
     composed = ComposedLM(config, functional, name=model.name)
@@ -123,24 +121,68 @@ def _functional(model):
 def _traced(model):
     token_ids = keras.Input((None,), dtype="int32", name="token_ids")
     try:
-        return keras.Model(token_ids, model.call(token_ids))
+        functional = keras.Model(token_ids, model.call(token_ids))
     except Exception as error:  # the code of `call` may raise anything on a symbolic tensor
         raise InputError(
             f"the `call` of {type(model).__name__} cannot be traced: {error} Compose a functional "
             "model, with `keras.Input`."
         ) from error
+    tracked = {id(variable) for variable in functional.variables}
+    if lost := [variable.path for variable in model.variables if id(variable) not in tracked]:
+        raise InputError(
+            f"the weight {lost[0]} of {type(model).__name__} belongs to none of its layers; put it "
+            "into a layer."
+        )
+    return functional
 
 
 def _with_any_length(functional):
     """Return the same model for inputs of any length, or None if a layer needs the length."""
     token_ids = keras.Input((None,), dtype=functional.inputs[0].dtype, name="token_ids")
     try:
-        graph = Graph(functional)
-        values = graph.run(graph.calls, {graph.inputs[0]: token_ids})
-        logits = values[graph.outputs[0]]
+        (logits,) = keras_internals.run_graph(functional, [token_ids])
     except Exception:  # layers raise anything for an unknown length
         return None
     return keras.Model(token_ids, logits) if logits.shape[1] is None else None
+
+
+def _with_padding(functional):
+    """Return the same model for inputs of at most its length, which are padded on the right."""
+    (source,), length = functional.inputs, functional.inputs[0].shape[1]
+    token_ids = keras.Input((None,), dtype=source.dtype, name="token_ids")
+    logits = functional(PadTo(length, name="padded")(token_ids))
+    return keras.Model(token_ids, LengthOf(name="cut")(logits, token_ids))
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class PadTo(keras.layers.Layer):
+    """Pad or cut token ids (B, T) to (B, length)."""
+
+    def __init__(self, length: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.length = length
+
+    def call(self, token_ids: Tensor) -> Tensor:
+        token_ids = token_ids[:, : self.length]
+        missing = self.length - ops.shape(token_ids)[1]
+        return ops.reshape(ops.pad(token_ids, ((0, 0), (0, missing))), (-1, self.length))
+
+    def compute_output_shape(self, shape: Shape) -> Shape:
+        return (shape[0], self.length)
+
+    def get_config(self) -> JSON:
+        return {**super().get_config(), "length": self.length}
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class LengthOf(keras.layers.Layer):
+    """Cut logits (B, S, V) to the length of token ids (B, T)."""
+
+    def call(self, logits: Tensor, token_ids: Tensor) -> Tensor:
+        return logits[:, : ops.shape(token_ids)[1]]
+
+    def compute_output_shape(self, shape: Shape, token_ids_shape: Shape) -> Shape:
+        return (shape[0], token_ids_shape[1], shape[2])
 
 
 def _shortest_embedding(functional):

@@ -399,7 +399,6 @@ class ComposedConfig:
     Args:
         vocabulary_size: int > 1. V.
         max_length: int > 1. Maximum sequence length, including new tokens.
-        fixed_length: bool. Whether the model reads only sequences of exactly `max_length`.
         incremental: bool. Whether new tokens run with a cache. If not, each step runs the whole
             text again.
 
@@ -409,7 +408,6 @@ class ComposedConfig:
 
     vocabulary_size: int
     max_length: int
-    fixed_length: bool = False
     incremental: bool = True
 
     def __post_init__(self) -> None:

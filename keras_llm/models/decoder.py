@@ -1,11 +1,13 @@
 """Divide the graph of a language model for steps with a cache, token by token."""
 
 import dataclasses
+import math
 import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_llm import keras_internals
@@ -17,6 +19,7 @@ from keras_llm.types import Tensor
 
 _LONG = 1 << 20  # tokens, more than any window
 _PADDING = "encoder_padding_mask"
+_TEXT = "cached_token_ids"
 _CROSS = ("cross_k", "cross_v")
 _PROJECTIONS = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Embedding)
 
@@ -148,6 +151,11 @@ class Decoder:
     def keeps_all_tokens(self) -> bool:
         """Whether the cache can be cut after any token, which states and rings do not allow."""
         return self.specs.keys() == self.slot_axes.keys()
+
+    def cache_bytes(self, length: int, dtype: str | None = None) -> int:
+        """Return the bytes of the cache of one row, with entries of a dtype or their own."""
+        specs = keras_internals.structure_of(lambda: self.empty_cache(1, length))
+        return sum(math.prod(spec.shape) * itemsize(dtype or spec.dtype) for spec in specs.values())
 
     def empty_cache(self, batch_size: Any, length: Any, rings: bool = True) -> dict[str, Tensor]:
         """Return the empty cache entries of all layers by name.
@@ -288,13 +296,12 @@ class PrefixDecoder(Decoder):
         self.hidden_index, self.head = _split(self.graph, self.graph.calls)
         self.hidden = self.graph.specs[self.hidden_index]
         self.calls = [call for call in self.graph.calls if call not in self.head]
-        self.specs = {"token_ids": keras.KerasTensor((1, _LONG), "int32")}
-        self.slot_axes = self.full_axes = {"token_ids": 1}
-        self._length = self.graph.specs[self._input].shape[1]
+        self.specs = {_TEXT: keras.KerasTensor((1, _LONG), "int32")}
+        self.slot_axes = self.full_axes = {_TEXT: 1}
 
     def empty_cache(self, batch_size: Any, length: Any, rings: bool = True) -> dict[str, Tensor]:
-        """Return a dict with `token_ids`, int32 (B, S)."""
-        return {"token_ids": ops.zeros((batch_size, length), "int32")}
+        """Return a dict with `cached_token_ids`, int32 (B, S)."""
+        return {_TEXT: ops.zeros((batch_size, length), "int32")}
 
     def step(
         self,
@@ -306,17 +313,19 @@ class PrefixDecoder(Decoder):
         padding_mask: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the whole text; return the hidden states of the new tokens and the cache."""
-        slots, new = (ops.expand_dims(x, (1, 3)) for x in (cache["token_ids"], token_ids))
+        slots, new = (ops.expand_dims(x, (1, 3)) for x in (cache[_TEXT], token_ids))
         text = ops.squeeze(update_cache(slots, new, cache_update_index), (1, 3))
-        whole = text
-        if self._length is not None:
-            whole = ops.pad(text, ((0, 0), (0, self._length)))[:, : self._length]
-        hidden = self.graph.run(self.calls, {self._input: whole})[self.hidden_index]
+        hidden = self.graph.run(self.calls, {self._input: text})[self.hidden_index]
         places = positions if len(positions.shape) == 2 else ops.expand_dims(positions, 0)
         places = ops.zeros_like(token_ids) + ops.cast(places, "int32")
         last = ops.shape(hidden)[1] - 1
         places = ops.expand_dims(ops.minimum(places, last), -1)
-        return ops.take_along_axis(hidden, places, axis=1), {"token_ids": text}
+        return ops.take_along_axis(hidden, places, axis=1), {_TEXT: text}
+
+
+def itemsize(dtype: str) -> int:
+    """Return the bytes of an element of a Keras dtype."""
+    return np.dtype(keras.backend.standardize_dtype(dtype)).itemsize
 
 
 _decoders: weakref.WeakKeyDictionary[keras.Model, Decoder] = weakref.WeakKeyDictionary()

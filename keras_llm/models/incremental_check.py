@@ -33,15 +33,14 @@ def check_composed(model: ConfiguredModel) -> None:
     """
     decoder, config = decoder_of(model), model.config
     count = min(_TOKENS, config.max_length)
-    width = config.max_length if config.fixed_length else count
     size = config.vocabulary_size
-    token_ids = np.random.default_rng(0).integers(0, size, (_ROWS, width)).astype("int32")
+    token_ids = np.random.default_rng(0).integers(0, size, (_ROWS, count)).astype("int32")
     expected = _whole(decoder.graph, token_ids)
     other = token_ids.copy()
     other[:, count - 2 :] = (other[:, count - 2 :] + 1) % size
     _check_causal(decoder.graph, expected, _whole(decoder.graph, other), count - 2)
     if config.incremental:
-        _check_steps(decoder, token_ids[:, :count], expected)
+        _check_steps(decoder, token_ids, expected)
 
 
 def _whole(graph: Graph, token_ids: np.ndarray) -> dict[int, np.ndarray]:
