@@ -3,7 +3,9 @@
 Inputs and outputs have the names and shapes that LiteRT-LM expects: `tokens` int32 (1, T),
 `input_pos` int32 (T,), `mask` float32 (1, 1, T, S) with 0 = may attend and a large negative number
 = may not, `kv_cache_k_<i>` and `kv_cache_v_<i>` float32 (1, K, S, H), and `logits` float32
-(1, 1, V) from `decode`. New keys and values are written starting at slot `input_pos[0]`.
+(1, 1, V) from `decode`. New keys and values are written starting at slot `input_pos[0]`. Other
+entries of a cache, such as the states of recurrent layers, are also inputs and outputs
+`kv_cache_<name>`; a step at position 0 ignores what they hold.
 """
 
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_llm import models
+from keras_llm.models.decoder import decoder_of
 from keras_llm.types import JSON, Tensor
 
 
@@ -79,9 +82,15 @@ def decoder_step(
         encoder_length: int. E, or None for a model without an encoder.
     """
     attended = slots if attended is None else attended
+    decoder = decoder_of(model)
+    entries = decoder.entry_specs(slots, rings=False)
 
     def step(tokens, input_pos, mask, encoder_mask=None, **cache):
         cache = {name.removeprefix("kv_cache_"): value for name, value in cache.items()}
+        if states := entries.keys() - decoder.full_axes.keys():
+            empty = decoder.empty_cache(1, slots, rings=False)
+            for name in states:
+                cache[name] = tf.where(input_pos[0] == 0, empty[name], cache[name])
         if encoder_mask is not None:
             cache["encoder_padding_mask"] = encoder_mask > 0.5
         hidden, updated = models.forward_cached(
@@ -92,7 +101,7 @@ def decoder_step(
             input_pos[0],
             attention_mask=tf.squeeze(mask, 1) > -1.0,
         )
-        outputs = {f"kv_cache_{n}": v for n, v in updated.items() if n[:2] in ("k_", "v_")}
+        outputs = {f"kv_cache_{name}": updated[name] for name in entries}
         if with_logits:
             outputs["logits"] = models.logits_of(model, hidden)
         return outputs
@@ -102,14 +111,11 @@ def decoder_step(
         "input_pos": ((length,), tf.int32),
         "mask": ((1, 1, length, attended), tf.float32),
     }
-    config, is_seq2seq = model.config, encoder_length is not None
-    layers = config.num_decoder_layers if is_seq2seq else config.num_layers
-    caches = {"kv_cache_": slots, **({"cross_": encoder_length} if is_seq2seq else {})}
-    for prefix, count in caches.items():
-        shape = (1, config.num_key_value_heads, count, config.head_dim)
-        for i in range(layers):
-            for kind in "kv":
-                specs[f"{prefix}{kind}_{i}"] = (shape, tf.float32)
-    if is_seq2seq:
+    for name, entry in entries.items():
+        is_text = entry.dtype == "int32"
+        specs[f"kv_cache_{name}"] = (entry.shape, tf.int32 if is_text else tf.float32)
+    if encoder_length is not None:
+        for name, (batch, heads, _, size) in ((n, e.shape) for n, e in entries.items()):
+            specs[f"cross_{name}"] = ((batch, heads, encoder_length, size), tf.float32)
         specs["encoder_mask"] = ((1, encoder_length), tf.float32)
     return step, {n: tf.TensorSpec(shape, dtype, name=n) for n, (shape, dtype) in specs.items()}

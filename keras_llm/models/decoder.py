@@ -93,15 +93,12 @@ class Decoder:
         self._cached = [call for call in self.calls if isinstance(call, Cached)]
         self._shared = self._shared_values(own)
         self._names: dict[Cached, list[str]] = {}  # of the entries of each call
-        self.specs = keras_internals.structure_of(lambda: self.empty_cache(1, _LONG))
+        self.specs = self.entry_specs(_LONG)
         self.slot_axes, self.full_axes = (self._axes(rings) for rings in (True, False))
 
     def _axes(self, rings):
         """Find the axes whose size is that of the cache."""
-        specs, longer = (
-            keras_internals.structure_of(lambda n=n: self.empty_cache(1, n, rings))
-            for n in (_LONG, _LONG + 1)
-        )
+        specs, longer = (self.entry_specs(length, rings) for length in (_LONG, _LONG + 1))
         shapes = {name: (specs[name].shape, longer[name].shape) for name in specs}
         return {
             name: [a == b for a, b in zip(*pair, strict=True)].index(False)
@@ -148,14 +145,25 @@ class Decoder:
         return [call for call in self.graph.calls if call not in self.head]
 
     @property
+    def has_states(self) -> bool:
+        """Whether layers have states, which new tokens change for good."""
+        return self.specs.keys() != self.full_axes.keys()
+
+    @property
     def keeps_all_tokens(self) -> bool:
         """Whether the cache can be cut after any token, which states and rings do not allow."""
         return self.specs.keys() == self.slot_axes.keys()
 
+    def entry_specs(self, length: int, rings: bool = True) -> dict[str, keras.KerasTensor]:
+        """Return symbolic tensors with the shapes of the cache of one row; see `empty_cache`."""
+        return keras_internals.structure_of(lambda: self.empty_cache(1, length, rings))
+
     def cache_bytes(self, length: int, dtype: str | None = None) -> int:
         """Return the bytes of the cache of one row, with entries of a dtype or their own."""
-        specs = keras_internals.structure_of(lambda: self.empty_cache(1, length))
-        return sum(math.prod(spec.shape) * itemsize(dtype or spec.dtype) for spec in specs.values())
+        return sum(
+            math.prod(spec.shape) * itemsize(dtype or spec.dtype)
+            for spec in self.entry_specs(length).values()
+        )
 
     def empty_cache(self, batch_size: Any, length: Any, rings: bool = True) -> dict[str, Tensor]:
         """Return the empty cache entries of all layers by name.

@@ -39,12 +39,16 @@ class DecoderSteps:
         """Prefill the cache with tokens, starting at slot 0.
 
         Each chunk uses the smallest prefill length that fits the remaining tokens, or else the
-        largest one. Previous contents of the cache are not attended to.
+        largest one. If there is a prefill length of 1, as for models with states that padding would
+        change, no chunk is padded. Previous contents of the cache are not attended to.
         """
         begin = 0
         while begin < len(token_ids):
             left = len(token_ids) - begin
-            length = next((n for n in self._lengths if n >= left), self._lengths[-1])
+            if self._lengths[0] == 1:
+                length = max(n for n in self._lengths if n <= left)
+            else:
+                length = next((n for n in self._lengths if n >= left), self._lengths[-1])
             chunk = token_ids[begin : begin + length]
             self.prefill(chunk, begin, length)
             begin += len(chunk)
