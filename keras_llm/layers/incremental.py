@@ -32,6 +32,9 @@ from keras_llm.layers.transformer import TransformerDecoder, TransformerEncoder
 from keras_llm.types import Tensor
 
 
+UNROLLED = 16  # tokens; runtimes on device have no loops
+
+
 @dataclasses.dataclass
 class Step:
     """The new tokens of a cached step, and what the layers share.
@@ -350,12 +353,30 @@ class _Convolution(Handler):
     def _held(layer):
         return (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
 
+    @staticmethod
+    def _convolve(layer, inputs, held):
+        """Return the outputs for all but the first `held` inputs."""
+        is_plain = isinstance(layer, keras.layers.Conv1D) and layer.groups == 1
+        if not is_plain:
+            return layer(inputs)[:, held:]
+        # A matrix product for each weight along time, which all runtimes support and quantize.
+        length = ops.shape(inputs)[1] - held
+        with keras_internals.autocast(layer.compute_dtype):
+            kernel = ops.convert_to_tensor(layer.kernel)
+            bias = None if layer.bias is None else ops.convert_to_tensor(layer.bias)
+        outputs = sum(
+            ops.matmul(inputs[:, i * layer.dilation_rate[0] :][:, :length], kernel[i])
+            for i in range(layer.kernel_size[0])
+        )
+        outputs = outputs if bias is None else outputs + bias
+        return outputs if layer.activation is None else layer.activation(outputs)
+
     def call(self, layer, arguments, cache, step):
         held, new = self._held(layer), arguments["inputs"]
         if not held:
             return layer(new), {}
         inputs = ops.concatenate([cache["inputs"], ops.cast(new, cache["inputs"].dtype)], axis=1)
-        outputs = layer(inputs)[:, held:]
+        outputs = self._convolve(layer, inputs, held)
         if new.shape[1] is not None:  # TensorFlow forgets the length of dilated convolutions
             outputs = ops.reshape(outputs, (-1, new.shape[1], outputs.shape[-1]))
         if step.padding_mask is None:
@@ -392,9 +413,12 @@ class _Recurrent(Handler):
                 ops.where(begins == 0, ops.cast(own, state.dtype), state)
                 for own, state in zip(tree.flatten(first), states, strict=True)
             ]
-        if inputs.shape[1] == 1 and step.padding_mask is None:
-            output, states = layer.cell(ops.squeeze(inputs, 1), states)
-            outputs = ops.expand_dims(output, 1)
+        if (inputs.shape[1] or UNROLLED + 1) <= UNROLLED and step.padding_mask is None:
+            outputs = []
+            for i in range(inputs.shape[1]):
+                output, states = layer.cell(inputs[:, i], states)
+                outputs.append(output)
+            outputs = ops.stack(outputs, axis=1)
         else:
             mask = step.padding_mask
             _, outputs, states = keras_internals.run_recurrence(layer, inputs, states, mask)
