@@ -169,9 +169,7 @@ def _decoder_manifest(caller, task, max_length, prefill_lengths):
     if prefill_lengths is None:
         prefill_lengths = sorted({min(length, max_length) for length in _PREFILL_LENGTHS})
     if decoder_of(task.model).has_states:
-        # Padding would change the states, so prompts are read in chunks without it. Recurrent
-        # layers are unrolled in these.
-        prefill_lengths = sorted({1, *(n for n in prefill_lengths if n <= UNROLLED)})
+        prefill_lengths = [n for n in prefill_lengths if n <= UNROLLED]
     if not prefill_lengths or not all(0 < length <= max_length for length in prefill_lengths):
         raise InputError(
             f"{caller}: `prefill_lengths` must be in 1 .. {max_length}, got {prefill_lengths}."

@@ -86,22 +86,22 @@ def decoder_step(
     entries = decoder.entry_specs(slots, rings=False)
 
     def step(tokens, input_pos, mask, encoder_mask=None, **cache):
-        cache = {name.removeprefix("kv_cache_"): value for name, value in cache.items()}
+        own = {_tensor_name(name): cache.pop(_tensor_name(name)) for name in entries}
+        cache |= {name: own[_tensor_name(name)] for name in entries}
         if states := entries.keys() - decoder.full_axes.keys():
             empty = decoder.empty_cache(1, slots, rings=False)
             for name in states:
                 cache[name] = tf.where(input_pos[0] == 0, empty[name], cache[name])
         if encoder_mask is not None:
             cache["encoder_padding_mask"] = encoder_mask > 0.5
+        attention_mask = tf.squeeze(mask, 1) > -1.0
+        padding_mask = None
+        if decoder.has_states and length > 1:  # padding attends to nothing
+            padding_mask = tf.reduce_any(attention_mask, axis=-1)
         hidden, updated = models.forward_cached(
-            model,
-            tokens,
-            input_pos,
-            cache,
-            input_pos[0],
-            attention_mask=tf.squeeze(mask, 1) > -1.0,
+            model, tokens, input_pos, cache, input_pos[0], attention_mask, padding_mask
         )
-        outputs = {f"kv_cache_{name}": updated[name] for name in entries}
+        outputs = {_tensor_name(name): updated[name] for name in entries}
         if with_logits:
             outputs["logits"] = models.logits_of(model, hidden)
         return outputs
@@ -113,9 +113,14 @@ def decoder_step(
     }
     for name, entry in entries.items():
         is_text = entry.dtype == "int32"
-        specs[f"kv_cache_{name}"] = (entry.shape, tf.int32 if is_text else tf.float32)
+        specs[_tensor_name(name)] = (entry.shape, tf.int32 if is_text else tf.float32)
     if encoder_length is not None:
         for name, (batch, heads, _, size) in ((n, e.shape) for n, e in entries.items()):
             specs[f"cross_{name}"] = ((batch, heads, encoder_length, size), tf.float32)
         specs["encoder_mask"] = ((1, encoder_length), tf.float32)
     return step, {n: tf.TensorSpec(shape, dtype, name=n) for n, (shape, dtype) in specs.items()}
+
+
+def _tensor_name(entry):
+    """Return the name of a cache entry in the graph: LiteRT-LM keeps what begins like keys."""
+    return f"kv_cache_{entry}" if entry[:2] in ("k_", "v_") else f"kv_cache_k_{entry}"

@@ -413,14 +413,18 @@ class _Recurrent(Handler):
                 ops.where(begins == 0, ops.cast(own, state.dtype), state)
                 for own, state in zip(tree.flatten(first), states, strict=True)
             ]
-        if (inputs.shape[1] or UNROLLED + 1) <= UNROLLED and step.padding_mask is None:
+        mask = step.padding_mask
+        if inputs.shape[1] is not None and inputs.shape[1] <= UNROLLED:
             outputs = []
             for i in range(inputs.shape[1]):
-                output, states = layer.cell(inputs[:, i], states)
+                output, new = layer.cell(inputs[:, i], states)
+                if mask is not None:
+                    pairs = zip(tree.flatten(new), states, strict=True)
+                    new = [ops.where(mask[:, i : i + 1], after, before) for after, before in pairs]
+                states = tree.flatten(new)
                 outputs.append(output)
             outputs = ops.stack(outputs, axis=1)
         else:
-            mask = step.padding_mask
             _, outputs, states = keras_internals.run_recurrence(layer, inputs, states, mask)
         states = tree.flatten(states)
         changed = dict(zip(cache, states, strict=True))

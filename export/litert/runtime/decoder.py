@@ -39,16 +39,12 @@ class DecoderSteps:
         """Prefill the cache with tokens, starting at slot 0.
 
         Each chunk uses the smallest prefill length that fits the remaining tokens, or else the
-        largest one. If there is a prefill length of 1, as for models with states that padding would
-        change, no chunk is padded. Previous contents of the cache are not attended to.
+        largest one. Previous contents of the cache are not attended to.
         """
         begin = 0
         while begin < len(token_ids):
             left = len(token_ids) - begin
-            if self._lengths[0] == 1:
-                length = max(n for n in self._lengths if n <= left)
-            else:
-                length = next((n for n in self._lengths if n >= left), self._lengths[-1])
+            length = next((n for n in self._lengths if n >= left), self._lengths[-1])
             chunk = token_ids[begin : begin + length]
             self.prefill(chunk, begin, length)
             begin += len(chunk)
@@ -67,12 +63,12 @@ class DecoderSteps:
     def _inputs(self, token_ids, begin, length, attended=None):
         """Return the inputs for a chunk at position `begin`, padded to `length`.
 
-        The mask covers the first `attended` slots, or all.
+        The mask covers the first `attended` slots, or all. Padding attends to nothing.
         """
         tokens = np.zeros((1, length), "int32")
         tokens[0, : len(token_ids)] = token_ids
         positions = np.arange(begin, begin + length, dtype="int32")
-        mask = np.where(self._slots[:attended] <= positions[:, None], 0.0, _MASKED).astype(
-            "float32"
-        )
+        mask = np.where(self._slots[:attended] <= positions[:, None], 0.0, _MASKED)
+        mask = mask.astype("float32")
+        mask[len(token_ids) :] = _MASKED
         return {"tokens": tokens, "input_pos": positions, "mask": mask[None, None]}
