@@ -5,7 +5,7 @@ Inputs and outputs have the names and shapes that LiteRT-LM expects: `tokens` in
 = may not, `kv_cache_k_<i>` and `kv_cache_v_<i>` float32 (1, K, S, H), and `logits` float32
 (1, 1, V) from `decode`. New keys and values are written starting at slot `input_pos[0]`. Other
 entries of a cache, such as the states of recurrent layers, are also inputs and outputs
-`kv_cache_<name>`; a step at position 0 ignores what they hold.
+`kv_cache_k_<name>`; a step at position 0 ignores what they hold.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,8 @@ import tensorflow as tf
 from keras_llm import models
 from keras_llm.models.decoder import decoder_of
 from keras_llm.types import JSON, Tensor
+
+_VALUE = "kv_cache_v_unused"  # LiteRT-LM requires a tensor of this kind
 
 
 def signatures(
@@ -85,7 +87,10 @@ def decoder_step(
     decoder = decoder_of(model)
     entries = decoder.entry_specs(slots, rings=False)
 
+    needs_value = not any(name.startswith("v_") for name in entries)
+
     def step(tokens, input_pos, mask, encoder_mask=None, **cache):
+        unused = cache.pop(_VALUE, None)
         own = {_tensor_name(name): cache.pop(_tensor_name(name)) for name in entries}
         cache |= {name: own[_tensor_name(name)] for name in entries}
         if states := entries.keys() - decoder.full_axes.keys():
@@ -102,6 +107,8 @@ def decoder_step(
             model, tokens, input_pos, cache, input_pos[0], attention_mask, padding_mask
         )
         outputs = {_tensor_name(name): updated[name] for name in entries}
+        if needs_value:
+            outputs[_VALUE] = tf.minimum(unused, tf.cast(input_pos[:1], tf.float32))
         if with_logits:
             outputs["logits"] = models.logits_of(model, hidden)
         return outputs
@@ -114,6 +121,8 @@ def decoder_step(
     for name, entry in entries.items():
         is_text = entry.dtype == "int32"
         specs[_tensor_name(name)] = (entry.shape, tf.int32 if is_text else tf.float32)
+    if needs_value:
+        specs[_VALUE] = ((1,), tf.float32)
     if encoder_length is not None:
         for name, (batch, heads, _, size) in ((n, e.shape) for n, e in entries.items()):
             specs[f"cross_{name}"] = ((batch, heads, encoder_length, size), tf.float32)
