@@ -306,6 +306,7 @@ class PrefixDecoder(Decoder):
         self.calls = [call for call in self.graph.calls if call not in self.head]
         self.specs = {_TEXT: keras.KerasTensor((1, _LONG), "int32")}
         self.slot_axes = self.full_axes = {_TEXT: 1}
+        self._longest = model.config.max_length
 
     def empty_cache(self, batch_size: Any, length: Any, rings: bool = True) -> dict[str, Tensor]:
         """Return a dict with `cached_token_ids`, int32 (B, S)."""
@@ -323,7 +324,8 @@ class PrefixDecoder(Decoder):
         """Run the whole text; return the hidden states of the new tokens and the cache."""
         slots, new = (ops.expand_dims(x, (1, 3)) for x in (cache[_TEXT], token_ids))
         text = ops.squeeze(update_cache(slots, new, cache_update_index), (1, 3))
-        hidden = self.graph.run(self.calls, {self._input: text})[self.hidden_index]
+        read = text[:, : self._longest]  # there may be more slots
+        hidden = self.graph.run(self.calls, {self._input: read})[self.hidden_index]
         places = positions if len(positions.shape) == 2 else ops.expand_dims(positions, 0)
         places = ops.zeros_like(token_ids) + ops.cast(places, "int32")
         last = ops.shape(hidden)[1] - 1
