@@ -31,7 +31,6 @@ from keras_llm.layers.relative import RelativePositionBias
 from keras_llm.layers.transformer import TransformerDecoder, TransformerEncoder
 from keras_llm.types import Tensor
 
-
 UNROLLED = 16  # tokens; runtimes on device have no loops
 
 
