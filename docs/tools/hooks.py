@@ -43,8 +43,9 @@ _FORMULA = re.compile(
 )
 _LETTERS = re.compile(r'(?:<mi mathvariant="normal">\w</mi>){2,}')
 _FUNCTION = re.compile(
-    r"(<msub><mi>log</mi>.*?</msub>|<mi>(?:log|exp|sin|cos)</mi>)(?!<mo[^>]*>&#x00028;)"
+    r"(<msub><mi>log</mi>.*?</msub>|<mi>(?:log|exp|sin|cos|max)</mi>)(?!<mo[^>]*>&#x00028;)"
 )
+_ABSOLUTE = re.compile(r"<mo>&#x0007C;</mo>(.*?)<mo>&#x0007C;</mo>")
 _CODE = re.compile(r"(?<!<pre><span></span>)(?<!<pre>)<code>([^<]+)</code>")
 _NUMBER = re.compile(r"\d[\d.]*e[-+]\d+|\d{4}-\d\d-\d\d")
 _CELL = re.compile(r"<td>(.*?)</td>", re.DOTALL)
@@ -67,7 +68,11 @@ def _mathml(match):
     math = latex2mathml.converter.convert(latex, display=display)
     # Letters of a name become one identifier; a function is set off from its argument.
     math = _LETTERS.sub(lambda name: f"<mi>{re.sub('<[^>]*>', '', name.group())}</mi>", math)
+    math = math.replace("<mo>max</mo>", "<mi>max</mi>")
     math = _FUNCTION.sub(r'\1<mspace width="0.167em"/>', math)
+    # Bars are fences, not operators with space around them.
+    bar = '<mo form="{}" fence="true" stretchy="false">|</mo>'
+    math = _ABSOLUTE.sub(rf"{bar.format('prefix')}\1{bar.format('postfix')}", math)
     # Punctuation stays inside, so that it does not wrap to another line.
     return f'<{tag} class="formula">{before}{math}{after}</{tag}>'
 
