@@ -219,18 +219,16 @@ def formatted(run, measures):
 def table(results):
     """Return a Markdown table of all runs, and their commands."""
     lines = [
-        "| run | data | minutes | model | held out | baselines | artifacts, MB |",
-        "|---|---|---|---|---|---|---|",
+        "| run | data | held out | baselines | artifacts, MB |",
+        "|---|---|---|---|---|",
     ]
     for name, row in results.items():
         counts = ", ".join(f"{n:,} {kind}" for kind, n in row["counts"].items())
         baselines = "; ".join(f"{key}: {text}" for key, text in row["baselines"].items())
         sizes = ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in row["artifacts"].items())
         cells = [
-            f"{name}, {row['date']}",
+            f"**{name}**, {row['parameters'] / 1e6:.1f} M, {row['minutes']:.1f} min, {row['date']}",
             f"`{row['corpus']}`: {counts}",
-            f"{row['minutes']:.1f}",
-            f"{row['parameters'] / 1e6:.1f} M",
             row["model"],
             baselines,
             sizes or "none",

@@ -45,6 +45,7 @@ _LETTERS = re.compile(r'(?:<mi mathvariant="normal">\w</mi>){2,}')
 _FUNCTION = re.compile(
     r"(<msub><mi>log</mi>.*?</msub>|<mi>(?:log|exp|sin|cos|max)</mi>)(?!<mo[^>]*>&#x00028;)"
 )
+_SIGN = re.compile(r"(<mo[^>]*>(?:=|&#x0003D;|&#x00028;|&#x0002C;)</mo>)<mo>&#x02212;</mo>")
 _ABSOLUTE = re.compile(r"<mo>&#x0007C;</mo>(.*?)<mo>&#x0007C;</mo>")
 _CODE = re.compile(r"(?<!<pre><span></span>)(?<!<pre>)<code>([^<]+)</code>")
 _NUMBER = re.compile(r"\d[\d.]*e[-+]\d+|\d{4}-\d\d-\d\d")
@@ -70,7 +71,8 @@ def _mathml(match):
     math = _LETTERS.sub(lambda name: f"<mi>{re.sub('<[^>]*>', '', name.group())}</mi>", math)
     math = math.replace("<mo>max</mo>", "<mi>max</mi>")
     math = _FUNCTION.sub(r'\1<mspace width="0.167em"/>', math)
-    # Bars are fences, not operators with space around them.
+    # Signs and bars are not operators with space around them.
+    math = _SIGN.sub(r'\1<mo form="prefix">&#x02212;</mo>', math)
     bar = '<mo form="{}" fence="true" stretchy="false">|</mo>'
     math = _ABSOLUTE.sub(rf"{bar.format('prefix')}\1{bar.format('postfix')}", math)
     # Punctuation stays inside, so that it does not wrap to another line.
@@ -102,12 +104,20 @@ _FETCHED = re.compile(
     r"""<(?:script|img|iframe|source)[^>]+src=["']?(https?:)?//[^>]*>"""
     r"""|<link[^>]+rel=["']?(?:stylesheet|preconnect|preload|icon)[^>]+href=["']?https?://[^>]*>"""
 )
+_CHINESE = {
+    "Next": "下一页",
+    "Previous": "上一页",
+    "Table of contents": "目录",
+    "Back to top": "回到顶部",
+}
+_LABEL = re.compile(rf"(>\s*)({'|'.join(_CHINESE)})(\s*<)")
 
 
 def on_post_page(output, page, config):
-    """Warn about external resources, and set the language of Chinese pages."""
+    """Warn about external resources, and set the language and the labels of Chinese pages."""
     for match in _FETCHED.finditer(output):
         log.warning("%s loads an external resource: %s", page.file.src_uri, match.group())
     if page.file.src_uri.startswith("zh/"):
         output = output.replace('<html lang="en"', '<html lang="zh-Hans"', 1)
+        output = _LABEL.sub(lambda m: m[1] + _CHINESE[m[2]] + m[3], output)
     return output
