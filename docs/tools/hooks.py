@@ -48,8 +48,10 @@ _FUNCTION = re.compile(
 _SIGN = re.compile(r"(<mo[^>]*>(?:=|&#x0003D;|&#x00028;|&#x0002C;)</mo>)<mo>&#x02212;</mo>")
 _ABSOLUTE = re.compile(r"<mo>&#x0007C;</mo>(.*?)<mo>&#x0007C;</mo>")
 _CODE = re.compile(r"(?<!<pre><span></span>)(?<!<pre>)<code>([^<]+)</code>")
+_FLAG = re.compile(r"^--[^_<]+")
 _NUMBER = re.compile(r"\d[\d.]*e[-+]\d+|\d{4}-\d\d-\d\d")
 _CELL = re.compile(r"<td>(.*?)</td>", re.DOTALL)
+_HEADER = re.compile(r"<th>(.*?)</th>", re.DOTALL)
 
 
 def on_page_content(html, page, config, files):
@@ -58,6 +60,7 @@ def on_page_content(html, page, config, files):
     html = html.replace("build/docs_library/", "")
     html = _CODE.sub(_breakable, html)
     html = _CELL.sub(_cell, html)
+    html = _HEADER.sub(_header, html)
     return _FORMULA.sub(_mathml, html)
 
 
@@ -84,7 +87,8 @@ def _breakable(match):
 
     def word(match):
         if len(match.group()) > 24:
-            return re.sub(r"(?<=[\w)\]])([(.=/_,]+)(?=\w)", r"\1<wbr>", match.group())
+            word = re.sub(r"(?<=[\w)\]])([(.=/_,]+)(?=\w)", r"\1<wbr>", match.group())
+            return _FLAG.sub(_whole, word)
         return _whole(match) if "-" in match.group() else match.group()
 
     return f"<code>{re.sub(r'[^ ]+', word, match.group(1))}</code>"
@@ -94,6 +98,12 @@ def _cell(match):
     """Keep numbers in a table cell unbroken, and mark long cells, which need more width."""
     long = len(re.sub("<[^>]*>", "", match.group(1))) > 60
     return f"<td{' class=long' * long}>{_NUMBER.sub(_whole, match.group(1))}</td>"
+
+
+def _header(match):
+    """Mark long headers, which wrap; others determine the width of their column."""
+    long = len(re.sub("<[^>]*>", "", match.group(1))) > 24
+    return f"<th{' class=long' * long}>{match.group(1)}</th>"
 
 
 def _whole(match):
