@@ -30,6 +30,12 @@ function rounded(key, value) {
   return typeof value === "number" && !Number.isInteger(value) ? Number(value.toPrecision(7)) : value;
 }
 
+// JSON in one paragraph, which can wrap after each comma.
+function asText(value) {
+  return JSON.stringify(value, rounded, 1)
+    .replace(/([[{])\n */g, "$1").replace(/\n *([\]}])/g, "$1").replace(/\n */g, " ");
+}
+
 function fill(select, values) {
   select.replaceChildren(...values.map((value) => new Option(value, value)));
 }
@@ -125,7 +131,7 @@ async function send(event) {
       const description = document.createElement("dd");
       const first = value[0];
       term.textContent = key;
-      description.textContent = typeof first === "string" ? first : JSON.stringify(first, rounded);
+      description.textContent = typeof first === "string" ? first : asText(first);
       // Show the text first, then the numbers.
       if (key === "text") rows.unshift(term, description);
       else rows.push(term, description);
