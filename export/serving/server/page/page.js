@@ -126,7 +126,7 @@ async function send(event) {
     const names = Object.keys(signatures[name].outputs);
     if (names.length === 1) outputs = { [names[0]]: outputs };
     const rows = [];
-    for (const [key, value] of Object.entries(outputs)) {
+    for (const [key, value] of Object.entries(outputs).sort(([a], [b]) => (a < b ? -1 : 1))) {
       const term = document.createElement("dt");
       const description = document.createElement("dd");
       const first = value[0];
