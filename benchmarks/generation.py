@@ -226,18 +226,18 @@ def page(rows, rounds):
         "same number of tokens with a",
         "model of the same shape, one after the other in every round; medians of "
         f"{rounds} rounds. llama.cpp is measured only with",
-        "SmolLM2-135M and one text. Rows with one new token measure prefill. The last column is "
-        "keras_llm's tokens per second",
-        "divided by those of the row.",
+        "SmolLM2-135M and one text. Prompt and new text are numbers of tokens; rows with one new "
+        "token measure prefill. The",
+        "ratio is keras_llm's tokens per second divided by those of the row.",
         "",
-        "| shape | batch | prompt tokens | new tokens | library | tokens/s | tokens/CPU s | "
-        "first call, s | ratio |",
+        "| shape | batch | prompt | new | library | tokens/s | ratio | tokens/CPU s | "
+        "first call, s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     speed = {row[:5]: row[5] for row in rows}
     for *case, wall, cpu, first in rows:
         ratio = speed[(*case[:4], "keras_llm")] / wall
-        numbers = f"{wall:,.0f} | {cpu:,.0f} | {first:.1f} | {ratio:.2f}"
+        numbers = f"{wall:,.0f} | {ratio:.2f} | {cpu:,.0f} | {first:.1f}"
         lines.append(f"| {' | '.join(map(str, case))} | {numbers} |")
     return "\n".join(lines) + "\n"
 

@@ -22,7 +22,7 @@ from keras_llm.generation import Constraint, Spelling
 
 DRAFTS = ("draft2020-12", "draft7")
 BYTES = Spelling(*[[bytes([byte]) for byte in range(256)]] * 2)
-COLUMNS = ("tests", "refused", "right", "valid but rejected", "invalid but accepted")
+COLUMNS = ("tests", "refused", "correct", "valid but rejected", "invalid but accepted")
 
 
 def accepts(constraint, text):
@@ -54,7 +54,7 @@ def run(folder):
             for test in case["tests"]:
                 accepted = accepts(constraint, json.dumps(test["data"], ensure_ascii=False))
                 if accepted == test["valid"]:
-                    counts["right"] += 1
+                    counts["correct"] += 1
                 elif accepted:
                     counts["invalid but accepted"] += 1
                     wrong.append((name, case["description"], test["description"]))

@@ -84,7 +84,7 @@ RUNS = (
         "answers",
         "question_answering --epochs 1 --evaluations 4" + _EXPORT,
         {"exact_match": "exact match {:.1%}", "f1": "F1 {:.1%}"},
-        {"baseline": "nearest sentence", "no_answer": "never an answer"},
+        {"baseline": "nearest sentence", "no_answer": "no answer"},
     ),
     Run(
         "yes_no",
@@ -104,9 +104,9 @@ RUNS = (
         {
             "bits_per_byte": "{:.3f} bits per byte",
             "parses": "{:.0%} of functions parse",
-            "infilled_line": "{:.0%} of lines put back",
+            "infilled_line": "{:.0%} of lines infilled",
         },
-        {**_COUNTS, "usual_line": "usual next line"},
+        {**_COUNTS, "usual_line": "most frequent next line"},
     ),
     Run(
         "dialogue",
@@ -217,26 +217,25 @@ def formatted(run, measures):
 
 
 def table(results):
-    """Return the Markdown table of all runs."""
+    """Return a Markdown table of all runs, and their commands."""
     lines = [
-        "| command | data | minutes | model | held out | baselines | artifacts, MB |",
-        "|---|---|---|---|---|---|---|",
+        "| run | data | held out | baselines | artifacts, MB |",
+        "|---|---|---|---|---|",
     ]
-    for row in results.values():
+    for name, row in results.items():
         counts = ", ".join(f"{n:,} {kind}" for kind, n in row["counts"].items())
-        baselines = "; ".join(f"{name}: {text}" for name, text in row["baselines"].items())
+        baselines = "; ".join(f"{key}: {text}" for key, text in row["baselines"].items())
         sizes = ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in row["artifacts"].items())
         cells = [
-            f"`{row['command']}`, {row['date']}",
+            f"**{name}**, {row['parameters'] / 1e6:.1f} M, {row['minutes']:.1f} min, {row['date']}",
             f"`{row['corpus']}`: {counts}",
-            f"{row['minutes']:.1f}",
-            f"{row['parameters'] / 1e6:.1f} M",
             row["model"],
             baselines,
             sizes or "none",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    commands = [row["command"] for row in results.values()]
+    return "\n".join([*lines, "", "```console", *commands, "```"])
 
 
 def draw(results, path):

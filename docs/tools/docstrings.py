@@ -55,7 +55,8 @@ class Docstrings(griffe.Extension):
         public = {thing.path for thing in _public(pkg)}
         for thing in _everything(pkg):
             if thing.is_class:
-                thing.extra["docs"]["bases"] = list(_bases(thing, public))
+                bases = {str(base): base for base in _bases(thing, public)}  # each once
+                thing.extra["docs"]["bases"] = list(bases.values())
 
 
 def undocumented(folder):
@@ -99,7 +100,8 @@ def _bases(thing, public):
     for base in thing.bases:
         own_base = own_bases.get(str(base).rpartition(".")[2])
         if own_base is None or own_base.path in public:
-            yield base
+            if not str(base).rpartition(".")[2].startswith("_"):
+                yield base
         else:
             yield from _bases(own_base, public)
 

@@ -18,7 +18,8 @@ p.note { color: #566074; max-width: 46rem; }
 table { border-collapse: collapse; font-size: .85rem; } .scroll { overflow-x: auto; }
 th, td { padding: .2rem .55rem; text-align: left; border-bottom: 1px solid #e3e7ee;
   white-space: nowrap; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
-.heads { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: .5rem; }
+.heads { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: .5rem;
+  margin-bottom: .5rem; }
 .heads button { border: 1px solid #cdd4e0; background: #fff; padding: 2px; cursor: pointer; }
 .heads button[aria-pressed=true] { outline: 2px solid #1f5fbf; }
 .heads img, #big img { width: 100%; display: block; image-rendering: pixelated; }

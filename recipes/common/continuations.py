@@ -91,8 +91,9 @@ def note(continuations):
         f"distinct-{n} {generated[f'distinct_{n}']:.3f} (real text {real[f'distinct_{n}']:.3f})"
         for n in (1, 2, 3)
     )
+    settings = ", ".join(f"{name} {value}" for name, value in SETTINGS.items())
     return (
-        f"Continuations of {continuations['texts']} held-out documents ({SETTINGS}): {diversity}; "
+        f"Continuations of {continuations['texts']} held-out documents ({settings}): {diversity}; "
         f"{generated[f'memorized_{RUN}']:.1%} of their runs of {RUN} tokens occur verbatim in the "
         f"training text ({real[f'memorized_{RUN}']:.1%} for the real continuations)."
     )

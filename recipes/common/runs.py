@@ -205,9 +205,9 @@ class Run:
         steps, per_step = len(train_data), per_step or options.batch_size
         trainer = compiled(options, model, steps, **({"metrics": metrics} if metrics else {}))
         network = trainer.trained
-        say(f"{network.count_params():,} parameters, {steps:,} steps")
         interval = max(1, steps // (options.epochs * options.evaluations))
         intervals = steps // interval
+        say(f"{network.count_params():,} parameters, {intervals * interval:,} steps")
         best = training.BestWeights(folder / _BEST, model=network)
         resume = training.Resume(
             folder / _CHECKPOINTS,

@@ -77,7 +77,7 @@ def speculative_generate(
             `temperature` and `seed` are ignored.
         draft: a smaller model with the same vocabulary. Its drafts are worse beyond its own
             `max_length`.
-        num_draft_tokens: int > 0. k.
+        num_draft_tokens: int > 0. The number k of draft tokens per round.
         stop_id: int or int32 tensor (S,). Stop tokens.
         pad_id: int. Padding token.
         capacity: int. N, the number of slots for new tokens, at least the largest budget (the

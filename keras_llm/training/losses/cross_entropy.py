@@ -29,7 +29,7 @@ class ChunkedCrossEntropy:
     not underflow.
 
     Args:
-        label_smoothing: float in [0, 1). e.
+        label_smoothing: float in [0, 1). The e of the formula.
         z_loss: float >= 0.
         soft_cap: float or None. Logits become `soft_cap tanh(logits / soft_cap)`.
         chunk_size: int > 0, tokens per chunk; None for chunks of about 4 million logits.

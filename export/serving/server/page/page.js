@@ -30,6 +30,12 @@ function rounded(key, value) {
   return typeof value === "number" && !Number.isInteger(value) ? Number(value.toPrecision(7)) : value;
 }
 
+// JSON in one paragraph, which can wrap after each comma.
+function asText(value) {
+  return JSON.stringify(value, rounded, 1)
+    .replace(/([[{])\n */g, "$1").replace(/\n *([\]}])/g, "$1").replace(/\n */g, " ");
+}
+
 function fill(select, values) {
   select.replaceChildren(...values.map((value) => new Option(value, value)));
 }
@@ -120,12 +126,12 @@ async function send(event) {
     const names = Object.keys(signatures[name].outputs);
     if (names.length === 1) outputs = { [names[0]]: outputs };
     const rows = [];
-    for (const [key, value] of Object.entries(outputs)) {
+    for (const [key, value] of Object.entries(outputs).sort(([a], [b]) => (a < b ? -1 : 1))) {
       const term = document.createElement("dt");
       const description = document.createElement("dd");
       const first = value[0];
       term.textContent = key;
-      description.textContent = typeof first === "string" ? first : JSON.stringify(first, rounded);
+      description.textContent = typeof first === "string" ? first : asText(first);
       // Show the text first, then the numbers.
       if (key === "text") rows.unshift(term, description);
       else rows.push(term, description);
