@@ -27,7 +27,7 @@ from keras_llm.export.litert.verify_heads import (
 from keras_llm.export.progress import Progress
 from keras_llm.export.saved_model.signatures import check_whole
 from keras_llm.export.verification import free_memory
-from keras_llm.layers.incremental import UNROLLED
+from keras_llm.layers._handlers_of_keras import UNROLLED
 from keras_llm.models.decoder import decoder_of
 from keras_llm.tasks import Task, TextGeneration, Translation
 from keras_llm.tasks.generative import GenerativeTask

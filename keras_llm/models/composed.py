@@ -108,12 +108,10 @@ def _functional(model):
         model = keras_internals.functional_of(model)
     elif not keras_internals.is_functional(model):
         model = _traced(model)
-    shapes = [x.shape for x in (*model.inputs, *model.outputs)]
-    if len(shapes) != 2 or len(shapes[0]) != 2 or len(shapes[1]) != 3 or shapes[1][-1] is None:
+    inputs, outputs = ([x.shape for x in side] for side in (model.inputs, model.outputs))
+    if [len(shape) for shape in (*inputs, *outputs)] != [2, 3] or outputs[0][-1] is None:
         raise InputError(
-            "`model` must have one input, token ids (B, T), and one output, logits (B, T, V); it "
-            f"has inputs {[x.shape for x in model.inputs]} and outputs "
-            f"{[x.shape for x in model.outputs]}."
+            f"`model` must map token ids (B, T) to logits (B, T, V); it maps {inputs} to {outputs}."
         )
     return model
 

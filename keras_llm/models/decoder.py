@@ -77,11 +77,15 @@ class Decoder:
 
     def __init__(self, model: keras.Model) -> None:
         self.graph = graph_of(model)
-        if len(self.graph.inputs) not in (1, 2) or len(self.graph.outputs) != 1:
+        inputs, outputs = (
+            [self.graph.specs[index].shape for index in side]
+            for side in (self.graph.inputs, self.graph.outputs)
+        )
+        ranks = [len(shape) for shape in (*inputs, *outputs)]
+        if ranks not in ([2, 3], [2, 2, 3]) or outputs[0][-1] is None:
             raise InputError(
-                "`model` must have one input, token ids, or two, those of an encoder and a "
-                f"decoder, and one output, logits; it has {len(self.graph.inputs)} and "
-                f"{len(self.graph.outputs)}."
+                "`model` must map token ids (B, T), or those of an encoder and a decoder, to "
+                f"logits (B, T, V); it maps {inputs} to {outputs}."
             )
         *self._sources, self._input = self.graph.inputs
         own = self.graph.depending_on([self._input])

@@ -46,7 +46,7 @@ class Call:
     @property
     def name(self) -> str:
         """The name of the layer or operation, for error messages."""
-        return getattr(self.operation, "name", None) or getattr(self.operation, "__name__", "?")
+        return str(getattr(self.operation, "name", None) or self.operation)
 
     def filled(self, values: dict[int, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments with tensors in the place of `Value` objects, None if missing."""
