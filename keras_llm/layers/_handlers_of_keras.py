@@ -1,6 +1,5 @@
 """Run layers of Keras and KerasHub on new tokens with a cache."""
 
-import keras
 from keras import ops, tree
 
 from keras_llm import keras_internals
@@ -41,11 +40,12 @@ class KerasAttention(Handler):
     @staticmethod
     def _project(layer, key, value):
         heads = keras_internals.attention_heads(layer)
-        return tuple(ops.transpose(x, (0, 2, 1, 3)) for x in (heads.key(key), heads.value(value)))
+        key, value = heads.key(_cast(layer, key)), heads.value(_cast(layer, value))
+        return ops.transpose(key, (0, 2, 1, 3)), ops.transpose(value, (0, 2, 1, 3))
 
     def call(self, layer, arguments, cache, step):
         heads = keras_internals.attention_heads(layer)
-        query, changed = arguments["query"], {}
+        query, changed = _cast(layer, arguments["query"]), {}
         if "cross_k" in cache:
             keys, values = cache["cross_k"], cache["cross_v"]
             mask = arguments.get("attention_mask")
@@ -61,7 +61,7 @@ class KerasAttention(Handler):
             width = step.attention_mask.shape[-1]
             keys, values = (first_slots(x, width) for x in full)
             mask = step.attention_mask
-            hidden = keras_internals.implicit_mask(query)
+            hidden = keras_internals.implicit_mask(arguments["query"])
             if hidden is not None:
                 visible = slot_mask(hidden, full, new, step.index, width)
                 mask = masks.merge(mask, masks.padding_mask(visible))
@@ -122,7 +122,7 @@ class KerasHubDecoder(KerasAttention):
         if "cross_k" in cache:
             parts.append((cross_attention, inner.cross_attention_norm))
         parts.append((inner.feed_forward, inner.feed_forward_norm))
-        x = arguments["decoder_sequence"]
+        x = _cast(layer, arguments["decoder_sequence"])
         for part, norm in parts:
             x = x + part(norm(x)) if layer.normalize_first else norm(x + part(x))
         return x, changed
@@ -151,8 +151,7 @@ class Convolution(Handler):
     @staticmethod
     def _convolve(layer, inputs, held):
         """Return the outputs for all but the first `held` inputs."""
-        is_plain = isinstance(layer, keras.layers.Conv1D) and layer.groups == 1
-        if not is_plain:
+        if layer.groups != 1:
             return layer(inputs)[:, held:]
         # A matrix product for each weight along time, which all runtimes support and quantize.
         length = ops.shape(inputs)[1] - held
@@ -167,10 +166,10 @@ class Convolution(Handler):
         return outputs if layer.activation is None else layer.activation(outputs)
 
     def call(self, layer, arguments, cache, step):
-        held, new = self._held(layer), arguments["inputs"]
+        held, new = self._held(layer), _cast(layer, arguments["inputs"])
         if not held:
             return layer(new), {}
-        inputs = ops.concatenate([cache["inputs"], ops.cast(new, cache["inputs"].dtype)], axis=1)
+        inputs = ops.concatenate([cache["inputs"], new], axis=1)
         outputs = self._convolve(layer, inputs, held)
         if new.shape[1] is not None:  # TensorFlow forgets the length of dilated convolutions
             outputs = ops.reshape(outputs, (-1, new.shape[1], outputs.shape[-1]))
@@ -199,7 +198,7 @@ class Recurrent(Handler):
         }
 
     def call(self, layer, arguments, cache, step):
-        inputs = arguments["sequence" if "sequence" in arguments else "sequences"]
+        inputs = _cast(layer, arguments["sequence" if "sequence" in arguments else "sequences"])
         states = list(cache.values())
         first = arguments.get("initial_state")
         if first is not None:
@@ -224,3 +223,8 @@ class Recurrent(Handler):
         states = tree.flatten(states)
         changed = dict(zip(cache, states, strict=True))
         return ((outputs, *states) if layer.return_state else outputs), changed
+
+
+def _cast(layer, x):
+    """Cast inputs to the dtype that the layer computes in, as a call of the layer does."""
+    return ops.cast(x, layer.compute_dtype)

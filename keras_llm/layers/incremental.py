@@ -183,7 +183,7 @@ _HANDLERS: tuple[tuple[tuple[type, ...], Handler], ...] = (
     ((RelativePositionBias,), _SharedBias()),
     ((TransformerEncoder, keras.layers.Bidirectional), _Bidirectional()),
     ((keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention), KerasAttention()),
-    ((keras.layers.Conv1D, keras.layers.SeparableConv1D), Convolution()),
+    ((keras.layers.Conv1D,), Convolution()),
     ((keras.layers.RNN,), Recurrent()),
 )
 _KERAS_HUB_DECODER, _OWN, _POSITIONS = KerasHubDecoder(), _Own(), _Positions()

@@ -13,6 +13,7 @@ from keras import ops
 from keras_llm import keras_internals
 from keras_llm.errors import InputError
 from keras_llm.layers import incremental
+from keras_llm.layers._handler import Handler, Step
 from keras_llm.layers.cache import update_cache
 from keras_llm.models.graph import Call, Value, graph_of
 from keras_llm.types import Tensor
@@ -36,7 +37,7 @@ class Cached:
     """
 
     call: Call
-    handler: incremental.Handler
+    handler: Handler
     index: int
     symbolic: dict[str, Any]
 
@@ -226,7 +227,7 @@ class Decoder:
         Yields:
             Each call after it has run, and the cache.
         """
-        step = incremental.Step(
+        step = Step(
             positions,
             cache_update_index,
             attention_mask,

@@ -58,7 +58,7 @@ def _whole(graph: Graph, token_ids: np.ndarray) -> dict[int, np.ndarray]:
 def _check_causal(graph, expected, changed, count):
     for call in graph.calls:
         for index in expected.keys() & set(call.outputs):
-            if _difference(call, expected[index][:, :count], changed[index][:, :count]):
+            if _difference(graph, expected[index][:, :count], changed[index][:, :count]):
                 raise InputError(
                     f"{_described(call)} depends on later tokens, so that text cannot be generated "
                     "token by token: use causal attention, e.g. `use_causal_mask=True`."
@@ -98,28 +98,25 @@ def _check_steps(decoder: Decoder, token_ids: np.ndarray, expected: dict[int, np
                     f"{_described(plain)} cannot run on new tokens alone: {reason} {_PROTOCOL}"
                 ) from error
             for index in expected.keys() & set(plain.outputs):
-                _check_output(plain, expected[index], values[index], positions, is_real)
+                whole, new = expected[index], _array(values[index])
+                error, rows = np.inf, np.take_along_axis(whole, positions[:, :, None], axis=1)
+                if new.shape == rows.shape:
+                    error = _difference(decoder.graph, rows[is_real], new[is_real])
+                if error:
+                    raise InputError(
+                        f"{_described(plain)} gives other outputs for new tokens alone than for "
+                        f"the whole text (a difference of {error:.2g}). {_PROTOCOL}"
+                    )
         begin = begin + is_real.sum(axis=1, dtype="int32")
         is_real = np.ones((_ROWS, 1), bool)
 
 
-def _check_output(call, whole, new, positions, is_real):
-    rows = np.take_along_axis(whole, positions[:, :, None], axis=1)
-    new = _array(new)
-    error = _difference(call, rows[is_real], new[is_real]) if new.shape == rows.shape else np.inf
-    if error:
-        raise InputError(
-            f"{_described(call)} gives other outputs for new tokens alone than for the whole text "
-            f"(a difference of {error:.2g}). {_PROTOCOL}"
-        )
-
-
-def _difference(call, expected, actual):
+def _difference(graph, expected, actual):
     """Return the largest difference if it is more than rounding, else 0."""
     if not expected.size:
         return 0.0
-    dtype = getattr(call.operation, "compute_dtype", None) or call.dtype or "float32"
-    tolerance = _TOLERANCES.get(dtype, _DEFAULT_TOLERANCE)
+    dtypes = {spec.dtype for spec in graph.specs.values()}
+    tolerance = max(_TOLERANCES.get(dtype, _DEFAULT_TOLERANCE) for dtype in dtypes)
     error = float(np.abs(expected - actual).max())
     return 0.0 if error <= tolerance * max(1.0, float(np.abs(expected).max())) else error
 
