@@ -44,9 +44,9 @@ def flatten_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return list(layer._flatten_layers(include_self=False))
 
 
-def has_own_weights(layer: keras.layers.Layer) -> bool:
-    """Return whether a layer has weights that are not those of its sublayers."""
-    return bool(layer._trainable_variables or layer._non_trainable_variables)
+def own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Return the weights of a layer without those of its sublayers."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
 def implicit_mask(x: Tensor) -> Tensor | None:
@@ -245,13 +245,19 @@ def without_collections() -> Iterator[None]:
 
 
 class PostBuildHook(keras.layers.Layer):
-    """A layer with a hook that runs whenever it has been built."""
+    """A layer with a hook that runs whenever it has been built.
+
+    Sublayers that are made in `build` follow the `trainable` of the layer's config.
+    """
 
     def after_build(self) -> None:
         """Do nothing; override to change it."""
 
     def _post_build(self):
         self.after_build()
+        if not self.trainable:  # Keras freezes only the layer's own weights
+            for layer in flatten_layers(self):
+                layer.trainable = False
         super()._post_build()
 
 

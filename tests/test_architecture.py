@@ -36,6 +36,7 @@ LAYERS = [
             "interrupts",
             "json_files",
             "keras_internals",
+            "preset_names",
             "sampling_settings",
             "silence",
         ),

@@ -39,6 +39,7 @@ EARLY = [
     ["import", "hugging_face", "{tmp}", "--out", "{tmp}/x"],
     ["inspect", "{tmp}/none"],
     ["inspect", "{tmp}"],
+    ["inspect", "lama-tiny"],
     ["generate", "{broken}", "x"],
 ]
 

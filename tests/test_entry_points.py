@@ -9,7 +9,8 @@ import types
 
 import pytest
 
-from keras_llm import cli
+import keras_llm
+from keras_llm import cli, models, tokenizers
 from keras_llm.commands import entry_points
 from keras_llm.errors import InputError
 from keras_llm.recipes.corpora import registry
@@ -132,3 +133,56 @@ def test_of_duplicate_corpora_the_own_one_is_used(register, module):
         objects, errors = entry_points.corpora()
     assert objects["austen"] is registry.CORPORA["austen"] and not errors
     assert objects["other"].description == "b"
+
+
+RECIPE_WITH_A_TASK = """
+import keras_llm
+
+class Options:
+    "Train mine."
+
+run = evaluate = print
+BASELINE, NEXT = "unigram", ""
+
+class Sorter(keras_llm.TextClassification):
+    "A task of this package."
+
+class Writer(keras_llm.TextGeneration):
+    "Another one."
+    def stream(self, prompt, **settings):
+        yield prompt.upper()
+"""
+
+
+def test_subclasses_of_tasks_are_used_like_their_base(register, tmp_path, monkeypatch, capfd):
+    """The recipe that trained a model defines the class of its task."""
+    (tmp_path / "recipe_with_a_task.py").write_text(RECIPE_WITH_A_TASK)
+    monkeypatch.syspath_prepend(tmp_path)
+    register(("mine", "recipe_with_a_task", RECIPES))
+    tok = tokenizers.WordPiece.train(["a good film", "a bad film"] * 9, 80)
+    sizes = {"vocabulary_size": tok.vocabulary_size, "num_layers": 1}
+    metadata = {"recipe": "mine", "chat_template": "{{ messages[0].content }}"}
+    classifier = models.text_classifier(models.preset("bert-tiny", **sizes), 2)
+    writer = models.causal_lm(models.preset("llama-tiny", **sizes))
+    for name, task in {
+        "Sorter": keras_llm.TextClassification(classifier, tok, ["bad", "good"], metadata),
+        "Writer": keras_llm.TextGeneration(writer, tok, metadata),
+    }.items():
+        task.save(tmp_path / name)
+        path = tmp_path / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"task": name}))
+    sorter, writer = str(tmp_path / "Sorter"), str(tmp_path / "Writer")
+    assert cli.main(["predict", sorter, "a good film"]) == 0
+    assert capfd.readouterr().out in ("good\n", "bad\n")
+    assert cli.main(["generate", writer, "film", "--stream"]) == 0
+    assert capfd.readouterr().out == "FILM\n"
+    monkeypatch.setattr("builtins.input", lambda _: (_ for _ in ()).throw(EOFError))
+    assert cli.main(["chat", writer]) == 0
+    capfd.readouterr()
+    for command in (
+        ["chat", sorter],
+        ["generate", sorter, "x"],
+        ["audit", sorter, "--canary", "x"],
+    ):
+        assert "TextClassification" in (told := failed(capfd, *command)) or "--canary" in told
+    assert "is a TextGeneration" in failed(capfd, "predict", writer, "x")

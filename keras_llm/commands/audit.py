@@ -8,7 +8,15 @@ import tyro
 
 import keras_llm
 from keras_llm.commands import entry_points
-from keras_llm.commands.console import as_json, check_data, import_tensorflow, table, task_kind
+from keras_llm.commands.console import (
+    as_json,
+    check_data,
+    import_tensorflow,
+    kind_of,
+    load_task,
+    table,
+    task_kind,
+)
 from keras_llm.errors import InputError
 
 _BEGIN, _END = "## Audit", "<!-- end of the audit -->"
@@ -49,22 +57,15 @@ class Options:
 def run(options):
     if options.max_texts < 1:
         raise InputError(f"--max-texts must be a positive int, got {options.max_texts}.")
-    kind = task_kind(options.run)
-    if kind not in ("TextClassification", "TextGeneration", "RankedChat", None):
-        raise InputError(
-            f"{options.run} must be a TextClassification or TextGeneration, got a {kind}."
-        )
-    if kind == "TextClassification":
-        for name in ("classifier", "canary"):
-            if getattr(options, name):
-                raise InputError(f"--{name} is only for text generators.")
+    _check(options, task_kind(options.run))
     if options.classifier is not None:
         task_kind(options.classifier)
     check_data(options.data)
     check_data(options.terms)
     import_tensorflow()
     terms = _terms(options.terms)
-    task = keras_llm.load(options.run)
+    task = load_task(options.run)
+    _check(options, kind_of(task))
     if isinstance(task, keras_llm.TextClassification):
         results = _audit_classifier(options, task, terms)
     else:
@@ -73,6 +74,17 @@ def run(options):
     if not as_json(options, results):
         for head, rows in _tables(results):
             table(head, rows)
+
+
+def _check(options, kind):
+    if kind not in ("TextClassification", "TextGeneration", "RankedChat", None):
+        raise InputError(
+            f"{options.run} must be a TextClassification or TextGeneration, got a {kind}."
+        )
+    if kind == "TextClassification":
+        for name in ("classifier", "canary"):
+            if getattr(options, name):
+                raise InputError(f"--{name} is only for text generators.")
 
 
 def _audit_classifier(options, task, terms):
@@ -90,7 +102,7 @@ def _audit_generator(options, task, terms):
 
     results = {}
     if options.classifier is not None:
-        classifier = keras_llm.load(options.classifier)
+        classifier = load_task(options.classifier)
         if not isinstance(classifier, keras_llm.TextClassification):
             raise InputError(
                 f"--classifier: {options.classifier} must be a TextClassification, got a "

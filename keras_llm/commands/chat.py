@@ -5,8 +5,7 @@ import sys
 
 import tyro
 
-import keras_llm
-from keras_llm.commands.console import as_json, import_tensorflow, task_kind
+from keras_llm.commands.console import as_json, import_tensorflow, kind_of, load_task, task_kind
 from keras_llm.commands.sampling import SamplingOptions
 from keras_llm.errors import InputError
 
@@ -24,11 +23,11 @@ class Options(SamplingOptions):
 
 
 def run(options):
-    kind, settings = task_kind(options.run), options.settings()
-    if kind not in ("TextGeneration", "RankedChat", None):
-        raise InputError(f"{options.run} is a {kind}, which does not support chat.")
+    _check(options, task_kind(options.run))
+    settings = options.settings()
     import_tensorflow()
-    task = keras_llm.load(options.run)
+    task = load_task(options.run)
+    _check(options, kind_of(task))
     conversation = task.conversation(options.system)
     for line in _lines():
         if line == "/reset":
@@ -47,6 +46,11 @@ def run(options):
             if not sys.stdin.isatty():
                 raise
             print(error, file=sys.stderr)
+
+
+def _check(options, kind):
+    if kind not in ("TextGeneration", "RankedChat", None):
+        raise InputError(f"{options.run} is a {kind}, which does not support chat.")
 
 
 def _lines():

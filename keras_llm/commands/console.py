@@ -5,11 +5,26 @@ import json
 import os
 import pathlib
 
+import keras_llm
+from keras_llm.commands import entry_points
 from keras_llm.errors import InputError
 from keras_llm.json_files import read_json
 from keras_llm.silence import silent_stderr
 
 PROGRAM = "keras-llm"
+_TASKS = {
+    "MaskedLanguageModel",
+    "NextSentence",
+    "QuestionAnswering",
+    "RankedChat",
+    "TextClassification",
+    "TextEmbedding",
+    "TextGeneration",
+    "TextRegression",
+    "TokenClassification",
+    "Translation",
+    "WordVectors",
+}
 
 
 def as_json(options, value):
@@ -47,8 +62,8 @@ def task_kind(folder):
     """Check a model folder without importing TensorFlow.
 
     Returns:
-        The class name of its task, a str, or None if config.json does not tell it;
-        `keras_llm.load` reports why.
+        The class name of its task, a str, or None if that is not a class of `keras_llm`: it may be
+        a subclass, see `kind_of`; else `load_task` reports what is wrong.
 
     Raises:
         InputError: if a file of the folder is missing, or config.json is not a JSON object.
@@ -60,7 +75,23 @@ def task_kind(folder):
     if not weights.is_file():
         raise InputError(f"{weights} is missing.")
     kind = read_json(path).get("task")
-    return kind if isinstance(kind, str) else None
+    return kind if isinstance(kind, str) and kind in _TASKS else None
+
+
+def load_task(folder):
+    """Load a task; if another package defines its class, with the recipe that trained it."""
+    if task_kind(folder) is None:
+        metadata = read_json(pathlib.Path(folder) / "config.json").get("metadata")
+        name = metadata.get("recipe") if isinstance(metadata, dict) else None
+        if isinstance(name, str) and name in entry_points.recipes():
+            entry_points.recipe(name)  # importing it defines the class
+    return keras_llm.load(folder)
+
+
+def kind_of(task):
+    """Return the name of the class of `keras_llm` that a task is an instance of, a str."""
+    names = [kind.__name__ for kind in type(task).__mro__]
+    return next((name for name in names if name in _TASKS), names[0])
 
 
 def check_data(path):

@@ -12,6 +12,7 @@ from keras_llm.commands.console import (
     as_json,
     check_data,
     import_tensorflow,
+    load_task,
     shown,
     table,
     task_kind,
@@ -62,7 +63,7 @@ def _measures(options):
         return entry_points.recipe(name).evaluate(options.run, options.data)
     if options.data is None:
         raise InputError(f"{options.run} was not trained with an installed recipe; pass --data.")
-    task = keras_llm.load(options.run)
+    task = load_task(options.run)
     if isinstance(task, keras_llm.TextGeneration):
         texts = data.read_texts(options.data)
         return task.evaluate(texts, sequence_length=task.model.config.max_length)

@@ -5,8 +5,7 @@ import pathlib
 
 import tyro
 
-import keras_llm
-from keras_llm.commands.console import as_json, import_tensorflow, table, task_kind
+from keras_llm.commands.console import as_json, import_tensorflow, load_task, table, task_kind
 
 
 @dataclasses.dataclass
@@ -39,7 +38,7 @@ def run(options):
     from keras_llm.commands import explain_page
     from keras_llm.tasks import explain
 
-    task = keras_llm.load(options.run)
+    task = load_task(options.run)
     explanation = explain(task, options.text, options.context, options.max_tokens)
     if options.out is not None:
         title = pathlib.Path(options.run).name

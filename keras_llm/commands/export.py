@@ -13,6 +13,7 @@ from keras_llm.commands.console import (
     as_json,
     check_data,
     import_tensorflow,
+    load_task,
     shown,
     table,
     task_kind,
@@ -93,7 +94,7 @@ def run(options):
     import_tensorflow()
     from keras_llm import export
 
-    task = keras_llm.load(options.run)
+    task = load_task(options.run)
     if isinstance(task, keras_llm.RankedChat):
         print("the export has no classifiers: it does not rank or filter answers", file=sys.stderr)
         task = task.generator

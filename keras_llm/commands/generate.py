@@ -4,8 +4,7 @@ import dataclasses
 
 import tyro
 
-import keras_llm
-from keras_llm.commands.console import as_json, import_tensorflow, task_kind
+from keras_llm.commands.console import as_json, import_tensorflow, kind_of, load_task, task_kind
 from keras_llm.commands.sampling import SamplingOptions
 from keras_llm.errors import InputError
 
@@ -56,22 +55,17 @@ _SEARCHES = [
 
 
 def run(options):
-    kind = task_kind(options.run)
-    if kind not in ("TextGeneration", "RankedChat", "Translation", None):
-        raise InputError(
-            f"{options.run} is a {kind}, which does not generate text; see keras-llm predict."
-        )
+    _check(options, task_kind(options.run))
     if options.draft is not None:
         task_kind(options.draft)
-    if options.suffix is not None:
-        _check_infill(options, kind)
     settings = options.settings() | {
         name: value for name in _SEARCHES if (value := getattr(options, name)) is not None
     }
     import_tensorflow()
-    task = keras_llm.load(options.run)
+    task = load_task(options.run)
+    _check(options, kind_of(task))
     if options.draft is not None:
-        settings["draft"] = keras_llm.load(options.draft)
+        settings["draft"] = load_task(options.draft)
     if options.num_return_sequences != 1:
         settings["num_return_sequences"] = options.num_return_sequences
     if options.suffix is not None:
@@ -89,7 +83,13 @@ def run(options):
         print("\n\n".join(result.text for result in results))
 
 
-def _check_infill(options, kind):
+def _check(options, kind):
+    if kind not in ("TextGeneration", "RankedChat", "Translation", None):
+        raise InputError(
+            f"{options.run} is a {kind}, which does not generate text; see keras-llm predict."
+        )
+    if options.suffix is None:
+        return
     if kind == "Translation":
         raise InputError(f"--suffix requires a TextGeneration, and {options.run} is a {kind}.")
     if options.stream or options.num_return_sequences != 1:

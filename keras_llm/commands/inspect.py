@@ -7,6 +7,7 @@ import tyro
 
 from keras_llm.commands.console import as_json, import_tensorflow, table
 from keras_llm.errors import InputError
+from keras_llm.preset_names import NAMES, similar_presets
 
 
 @dataclasses.dataclass
@@ -25,19 +26,19 @@ def run(options):
         raise InputError(
             f"{path} is neither a model folder nor a preset ({path / 'config.json'} is missing)."
         )
+    if not path.exists() and options.model not in NAMES:
+        raise InputError(
+            f"{options.model} is neither a model folder nor a preset; "
+            f"{similar_presets(options.model)}."
+        )
     import_tensorflow()
     from keras_llm import models
     from keras_llm.tasks import read_config
 
     if path.exists():
         summary = models.summarize(read_config(options.model))
-    elif options.model in models.presets():
-        summary = models.summarize(models.preset(options.model))
     else:
-        raise InputError(
-            f"{options.model} is neither a model folder nor a preset; "
-            f"{models.similar_presets(options.model)}."
-        )
+        summary = models.summarize(models.preset(options.model))
     if not as_json(options, summary):
         table(
             ["layer", "class", "parameters"],

@@ -6,7 +6,7 @@ import json
 import tyro
 
 import keras_llm
-from keras_llm.commands.console import import_tensorflow, task_kind
+from keras_llm.commands.console import import_tensorflow, kind_of, load_task, task_kind
 from keras_llm.errors import InputError
 
 
@@ -35,15 +35,10 @@ _SUPPORTED = (
 
 
 def run(options):
-    kind = task_kind(options.run)
-    if kind not in (*_SUPPORTED, None):
-        raise InputError(
-            f"{options.run} is a {kind}, which predict does not support; see keras-llm generate."
-        )
-    if kind == "QuestionAnswering" and options.context is None:
-        raise InputError("--context is missing.")
+    _check(options, task_kind(options.run))
     import_tensorflow()
-    task = keras_llm.load(options.run)
+    task = load_task(options.run)
+    _check(options, kind_of(task))
     if isinstance(task, keras_llm.WordVectors):
         neighbors = task.nearest(options.text)
         lines = (f"{cosine:.3f} {word}" for word, cosine in neighbors)
@@ -60,3 +55,12 @@ def run(options):
         print(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
     else:
         print(result if isinstance(result, str) else json.dumps(result, ensure_ascii=False))
+
+
+def _check(options, kind):
+    if kind not in (*_SUPPORTED, None):
+        raise InputError(
+            f"{options.run} is a {kind}, which predict does not support; see keras-llm generate."
+        )
+    if kind == "QuestionAnswering" and options.context is None:
+        raise InputError("--context is missing.")

@@ -86,13 +86,26 @@ def slot_mask(
     if padding_mask is None:
         return None
     _check_width(padding_mask, *new[:1], cache[0])
-    num_slots = ops.shape(cache[0])[2]
-    covers_slots = isinstance(num_slots, int) and padding_mask.shape[1] == num_slots
-    if new and not covers_slots:
+    if new:
+        padding_mask = _of_all_slots(padding_mask, cache[0], new[0], index)
+    return padding_mask[:, :width] if _is_narrower(width, cache[0]) else padding_mask
+
+
+def _of_all_slots(padding_mask, cache, new, index):
+    """Return a mask (B, T) or (B, S) as one of all slots (B, S), T or S unknown until it runs."""
+    mask_length, num_slots = ops.shape(padding_mask)[1], ops.shape(cache)[2]
+
+    def expanded():
         visible = ops.ones((ops.shape(padding_mask)[0], 1, num_slots, 1), dtype="int32")
         visible = update_cache(visible, ops.expand_dims(padding_mask, (1, 3)), index)
-        padding_mask = ops.squeeze(visible, (1, 3))
-    return padding_mask[:, :width] if _is_narrower(width, cache[0]) else padding_mask
+        return ops.squeeze(visible, (1, 3))
+
+    if isinstance(mask_length, int) and isinstance(num_slots, int):
+        return padding_mask if mask_length == num_slots else expanded()
+    if isinstance(mask_length, int) and isinstance(new.shape[2], int):
+        return expanded() if mask_length == new.shape[2] else padding_mask
+    covers_slots = ops.equal(mask_length, num_slots)
+    return ops.cond(covers_slots, lambda: ops.cast(padding_mask, "int32"), expanded)
 
 
 def _check_width(padding_mask, *entries):
@@ -213,7 +226,7 @@ def first_slots(entry: Tensor, width: int | None) -> Tensor:
 
 
 def _is_narrower(width, entry):
-    return width not in (None, 1) and entry.shape[2] is not None and width < entry.shape[2]
+    return width not in (None, 1) and (entry.shape[2] is None or width < entry.shape[2])
 
 
 def _pairwise(function, cache, new):

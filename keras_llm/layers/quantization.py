@@ -1,47 +1,57 @@
-"""Save and restore which sublayers of a layer or model Keras has quantized."""
+"""Save and restore which sublayers of a layer or model are quantized or have adapters."""
 
-from typing import Any, Self
+from typing import Self
 
 import keras
 from keras import ops
 
 from keras_llm.errors import InputError
 from keras_llm.keras_internals import PostBuildHook, flatten_layers, without_collections
+from keras_llm.layers.adapters import (
+    DoraDense,
+    add_magnitude,
+    saves_adapters,
+    separate_adapters,
+    train_only,
+    trainable_names,
+)
 from keras_llm.types import JSON, Tensor
 
 MODES = ("int8", "int4", "float8")
 _REASONS = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, NotImplementedError)
-_LORA_WEIGHTS = {
-    "lora_a": ("lora_kernel_a", "lora_embeddings_a"),
-    "lora_b": ("lora_kernel_b", "lora_embeddings_b"),
-}
 
 
 def quantized_layers(owner: keras.layers.Layer) -> JSON:
-    """Describe the quantized sublayers of a layer or model as plain JSON types.
+    """Describe the quantized and the adapted sublayers of a layer or model as plain JSON types.
 
-    Adapters (LoRA) of a quantized layer are part of the description, and are saved apart from its
-    weights from now on (see `separate_adapters`).
+    Their adapters (LoRA, DoRA) are saved apart from their weights from now on (see
+    `separate_adapters`). If there are adapters, the description also has the names of all weights
+    that are trained.
 
     Returns:
         A dict from the path of a sublayer, within `owner` if that is a layer, to a dict that
-        `quantize_layers` reads. Empty if no sublayer is quantized.
+        `quantize_layers` reads. Empty if no sublayer is quantized or has adapters.
 
     Raises:
         InputError: if a sublayer is quantized in a mode that cannot be restored.
     """
+    layers = _layers(owner)
+    leaves = {path: layer for path, layer in layers.items() if not flatten_layers(layer)}
+    is_adapted = any(saves_adapters(layer) for layer in leaves.values())
+    trained = {path: trainable_names(layer) for path, layer in layers.items() if is_adapted}
     return {
-        path: _describe(layer)
-        for path, layer in _layers(owner).items()
-        if layer.quantization_mode is not None and not flatten_layers(layer)
+        path: _describe(layer, trained.get(path))
+        for path, layer in layers.items()
+        if trained.get(path)
+        or (path in leaves and (layer.quantization_mode is not None or saves_adapters(layer)))
     }
 
 
 def quantize_layers(owner: keras.layers.Layer, rows: JSON) -> None:
-    """Quantize the sublayers of a built layer or model as `quantized_layers` described them.
+    """Quantize and adapt the sublayers of a built layer or model as `quantized_layers` described.
 
-    If one has adapters, all other weights of `owner` are frozen, as `training.add_lora` does. A
-    layer that is quantized already, because another model shares it, stays as it is.
+    If one has adapters, only the weights that were trained are trainable. A layer that is quantized
+    or adapted already, because another model shares it, stays as it is.
 
     Raises:
         InputError: if `owner` does not have one of the sublayers, or Keras cannot quantize it.
@@ -60,67 +70,11 @@ def quantize_layers(owner: keras.layers.Layer, rows: JSON) -> None:
                 raise InputError(f"{path!r} cannot be quantized as described: {error}") from error
 
 
-def separate_adapters(layer: keras.layers.Layer) -> None:
-    """Make a quantized layer with adapters save them apart from its quantized weights.
-
-    By default, Keras saves the sum of both, quantized again, which changes the outputs.
-    """
-    base = type(layer)
-    if not issubclass(base, _SeparateAdapters):
-        layer.__class__ = _CLASSES[base]
-
-
 def embedding_table(embedding: keras.layers.Embedding) -> Tensor:
     """Return the table (V, D) of an embedding layer, dequantized if it is quantized."""
     if embedding.quantization_mode is None:
         return ops.convert_to_tensor(embedding.embeddings)
     return embedding(ops.arange(embedding.input_dim))
-
-
-class _SeparateAdapters:
-    """A mixin of a Keras layer that saves quantized weights and adapters apart."""
-
-    def build(self: Any, input_shape: Any = None) -> None:
-        alpha = self.lora_alpha
-        super().build(input_shape)  # type: ignore[misc]
-        self.lora_alpha = alpha  # Keras builds the adapters of a config with the default
-
-    def save_own_variables(self: Any, store: Any) -> None:
-        self.lora_enabled = False  # Keras then saves the weights without the adapters
-        try:
-            super().save_own_variables(store)  # type: ignore[misc]
-        finally:
-            self.lora_enabled = True
-        for key, names in _LORA_WEIGHTS.items():
-            store[key] = _first(self, names)
-
-    def load_own_variables(self: Any, store: Any) -> None:
-        super().load_own_variables(store)  # type: ignore[misc]
-        for key, names in _LORA_WEIGHTS.items():
-            if key in store.keys():  # noqa: SIM118 (a store is not iterable)
-                _first(self, names).assign(store[key])
-
-
-@keras.saving.register_keras_serializable("keras_llm")
-class _Dense(_SeparateAdapters, keras.layers.Dense):
-    pass
-
-
-@keras.saving.register_keras_serializable("keras_llm")
-class _Embedding(_SeparateAdapters, keras.layers.Embedding):
-    pass
-
-
-@keras.saving.register_keras_serializable("keras_llm")
-class _ReversibleEmbedding(_SeparateAdapters, keras.layers.ReversibleEmbedding):
-    pass
-
-
-_CLASSES: dict[type, type] = {
-    keras.layers.Dense: _Dense,
-    keras.layers.Embedding: _Embedding,
-    keras.layers.ReversibleEmbedding: _ReversibleEmbedding,
-}
 
 
 class QuantizableLayer(PostBuildHook, keras.layers.Layer):
@@ -152,8 +106,17 @@ class QuantizableLayer(PostBuildHook, keras.layers.Layer):
         return layer
 
 
-def _describe(layer):
+def _describe(layer, trained):
     mode = layer.quantization_mode
+    row = {"mode": mode, "config": None, "amax_history_length": None, "lora": None}
+    if saves_adapters(layer):
+        separate_adapters(layer)
+        is_dora = isinstance(layer, DoraDense)
+        row["lora"] = {"rank": layer.lora_rank, "alpha": layer.lora_alpha, "dora": is_dora}
+    if trained is not None:
+        row["trained"] = trained
+    if mode is None:
+        return row
     if mode not in MODES:
         raise InputError(
             f"{layer.path!r} is quantized with {mode!r}, which cannot be saved; the modes "
@@ -165,32 +128,29 @@ def _describe(layer):
             f"{layer.path!r} is quantized by a `DTypePolicyMap`, which Keras cannot save; "
             "use `quantize` instead."
         )
-    lora = None
-    if getattr(layer, "lora_enabled", False):
-        lora = {"rank": layer.lora_rank, "alpha": layer.lora_alpha}
-        separate_adapters(layer)
     config = layer.quantization_config
     if config is None and mode == "int4":
         config = keras.quantizers.Int4QuantizationConfig(
             block_size=getattr(policy, "block_size", None)
         )
-    return {
-        "mode": mode,
-        "config": keras.saving.serialize_keras_object(config),
-        "amax_history_length": getattr(policy, "amax_history_length", None),
-        "lora": lora,
-    }
+    row["config"] = keras.saving.serialize_keras_object(config)
+    row["amax_history_length"] = getattr(policy, "amax_history_length", None)
+    return row
 
 
 def _restore(layer, row):
-    if layer.quantization_mode is None:
+    if row["mode"] is not None and layer.quantization_mode is None:
         _quantize(layer, row)
-    if row["lora"]:
-        if not layer.lora_enabled:
-            layer.enable_lora(row["lora"]["rank"], lora_alpha=row["lora"]["alpha"])
-            separate_adapters(layer)
-        for names in _LORA_WEIGHTS.values():
-            _first(layer, names).trainable = True
+    lora = row["lora"]
+    if lora and not layer.lora_enabled:
+        layer.enable_lora(lora["rank"], lora_alpha=lora["alpha"])
+        if lora.get("dora"):
+            add_magnitude(layer, "ones")
+        separate_adapters(layer)
+    if "trained" in row:
+        train_only(layer, row["trained"])
+    elif lora:  # written before the names were saved
+        train_only(layer, [name for name in trainable_names(layer) if "lora" in name])
 
 
 def _quantize(layer, row):
@@ -215,7 +175,3 @@ def _layers(owner):
     return {
         layer.path.removeprefix(prefix): layer for layer in layers if layer.path.startswith(prefix)
     }
-
-
-def _first(layer, names):
-    return next(getattr(layer, name) for name in names if hasattr(layer, name))

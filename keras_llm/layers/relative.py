@@ -21,7 +21,7 @@ class RelativeBias:
 
     Args:
         num_buckets: int. An even number of at least 4.
-        max_distance: int > `num_buckets`. All distances from this one on share a bucket.
+        max_distance: int > `num_buckets // 2`. All distances from this one on share a bucket.
         bidirectional: bool. Whether keys after the query have separate buckets. Decoder blocks
             and models always use False.
     """
@@ -35,10 +35,10 @@ class RelativeBias:
             raise ValueError(
                 f"RelativeBias: `num_buckets` must be even and at least 4, got {self.num_buckets}."
             )
-        if self.max_distance <= self.num_buckets:
+        if self.max_distance <= self.num_buckets // 2:  # the formula divides by log(1) or less
             raise ValueError(
-                f"RelativeBias: `max_distance` must be above num_buckets={self.num_buckets}, "
-                f"got {self.max_distance}."
+                f"RelativeBias: `max_distance` must be above {self.num_buckets // 2}, half of "
+                f"`num_buckets`, got {self.max_distance}."
             )
 
     def get_config(self) -> JSON:
@@ -59,7 +59,7 @@ class RelativePositionBias(keras.layers.Layer):
 
     Args:
         num_buckets: int. An even number of at least 4.
-        max_distance: int > `num_buckets`.
+        max_distance: int > `num_buckets // 2`.
         bidirectional: bool. Whether half of the buckets are for keys after the query.
         num_heads: int. N; needed only if `attention_scores` is broadcast, (B or 1, 1, T, S).
         embeddings_initializer: Keras initializer of the (num_buckets, N) table.

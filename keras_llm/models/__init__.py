@@ -35,11 +35,12 @@ from keras_llm.models.interpretability import (
     token_table,
 )
 from keras_llm.models.output_head import OutputHead, has_token_head, output_head, prediction_states
-from keras_llm.models.presets import preset, presets, similar_presets
+from keras_llm.models.presets import preset, presets
 from keras_llm.models.seq2seq import Seq2Seq, encode_source, seq2seq
 from keras_llm.models.serialization import build, describe, restore
 from keras_llm.models.summary import summarize
 from keras_llm.models.word_vectors import WordVectors, word_vector_table, word_vectors
+from keras_llm.preset_names import similar_presets
 
 __all__ = [
     "Alibi",

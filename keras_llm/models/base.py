@@ -64,6 +64,7 @@ class ConfiguredModel(keras.Model):
             "name": self.name,
             "dtype": self.dtype_config,
             **({"quantized": quantized} if quantized else {}),
+            **({} if self.trainable else {"trainable": False}),
         }
 
     @classmethod

@@ -5,13 +5,13 @@ paper does not give.
 """
 
 import dataclasses
-import difflib
 from typing import Any
 
 from keras_llm.errors import InputError
 from keras_llm.layers.relative import RelativeBias
 from keras_llm.layers.rotary import Llama3Scaling, Rotary
 from keras_llm.models.config import CausalLMConfig, EncoderConfig, Seq2SeqConfig
+from keras_llm.preset_names import similar_presets
 
 _SMALL = {"initializer_range": 0.05}  # narrow models learn faster from wider initial weights
 _GPT = {
@@ -253,12 +253,6 @@ _PRESETS |= {f"{family}-tiny": _tiny(_PRESETS[name]) for family, name in _TINY.i
 def presets() -> list[str]:
     """Return the names of all presets, sorted."""
     return sorted(_PRESETS)
-
-
-def similar_presets(name: str) -> str:
-    """Return a hint for an unknown preset name: similar presets, or all of them."""
-    similar = difflib.get_close_matches(name, presets(), n=5)
-    return f"{'similar' if similar else 'known'} presets: {', '.join(similar or presets())}"
 
 
 def preset(name: str, **overrides: Any) -> CausalLMConfig | EncoderConfig | Seq2SeqConfig:

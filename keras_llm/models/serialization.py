@@ -24,7 +24,7 @@ _CLASSES: dict[type, Callable[..., ConfiguredModel]] = {
     model.config_class: model for model in (CausalLM, Encoder, Seq2Seq, WordVectors)
 }
 _QUANTIZED: dict[str, Any] = {
-    "mode": str,
+    "mode": str | None,
     "config": dict | None,
     "amax_history_length": int | None,
     "lora": dict | None,
@@ -106,12 +106,13 @@ def _check_quantized(rows):
     check_fields({"quantized": rows}, {"quantized": dict[str, dict]}, "a model")
     for path, row in rows.items():
         where = f"`quantized` of {path!r}"
-        check_fields(row, _QUANTIZED, where)
-        if row["mode"] not in MODES:
+        check_fields({"trained": [], **row}, {**_QUANTIZED, "trained": list[str]}, where)
+        if row["mode"] not in (None, *MODES):
             raise InputError(f"{where}: `mode` must be one of {MODES}, got {row['mode']!r}.")
         numbers = [row["amax_history_length"] or row["mode"] != "float8"]
         if row["lora"] is not None:
-            check_fields(row["lora"], {"rank": int, "alpha": float}, where)
+            lora = {"rank": int, "alpha": float, "dora": bool}
+            check_fields({"dora": False, **row["lora"]}, lora, where)
             numbers.append(row["lora"]["rank"])
         if min(numbers) < 1:
             raise InputError(f"{where}: `amax_history_length` and `rank` must be positive ints.")

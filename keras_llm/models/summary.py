@@ -4,7 +4,7 @@ import math
 
 import keras
 
-from keras_llm.keras_internals import flatten_layers, has_own_weights
+from keras_llm.keras_internals import flatten_layers, own_weights
 from keras_llm.layers import MixtureOfExperts
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.causal_lm import CausalLM
@@ -85,7 +85,7 @@ def _leaves(layer):
     """Yield each sublayer that owns weights once."""
     seen = set()
     for part in flatten_layers(layer):
-        if id(part) not in seen and has_own_weights(part):
+        if id(part) not in seen and own_weights(part):
             seen.add(id(part))
             yield part
 

@@ -15,6 +15,7 @@ from keras_llm import data, models, tokenizers
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder
 from keras_llm.json_files import read_json
+from keras_llm.layers.adapters import merging_adapters
 from keras_llm.models.deferred import allocate, described
 from keras_llm.tasks.fitting import Fitting
 from keras_llm.training.adapters.lora import (
@@ -170,13 +171,14 @@ class Task(Fitting):
     def write(self, folder: PathLike) -> None:
         """Write config, weights and tokenizer into an existing folder."""
         folder = pathlib.Path(folder)
-        config = {
-            "keras_llm": keras_llm.__version__,
-            "task": type(self).__name__,
-            **models.describe(self.model),
-            "metadata": self.metadata,
-        }
-        self.model.save_weights(folder / WEIGHTS_FILE)
+        with merging_adapters():
+            config = {
+                "keras_llm": keras_llm.__version__,
+                "task": type(self).__name__,
+                **models.describe(self.model),
+                "metadata": self.metadata,
+            }
+            self.model.save_weights(folder / WEIGHTS_FILE)
         self.tokenizer.save(folder / TOKENIZER_FOLDER)
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 

@@ -60,7 +60,9 @@ class ChatTemplate:
             messages: list of dicts of JSON values, each with "role", a str, "content", and other
                 keys that the template supports. The content is a str or, if the template supports
                 it, a list of parts, dicts such as `{"type": "text", "text": "Hi"}`, or None in a
-                message with other keys, such as "tool_calls".
+                message with other keys, such as "tool_calls". As in transformers, a template writes
+                other values of None as "None", and nothing for keys and variables that are missing;
+                unlike there, a content of None that would be written is an error.
             add_generation_prompt: bool. Whether to end with the start of an answer.
             **variables: other variables of the template, JSON values: `tools`, `enable_thinking`,
                 ...

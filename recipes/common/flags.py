@@ -1,5 +1,6 @@
 """Define the options that recipes share, with the range of each in its type."""
 
+import copy
 import dataclasses
 import math
 import typing
@@ -161,6 +162,12 @@ class Options:
             if self.smoke and field.name in values and getattr(self, field.name) == field.default:
                 self.smoke_changes = {**self.smoke_changes, field.name: field.default}
                 setattr(self, field.name, values[field.name])
+
+    def reading(self, path):
+        """Return a copy whose data is another file; unlike a new one, it changes nothing else."""
+        options = copy.copy(self)
+        options.data = str(path)
+        return options
 
     def metadata(self, recipe):
         """Return the metadata of a task that a recipe trains: its name and the options."""

@@ -104,12 +104,14 @@ def training_data(options, conversations, held_out):
 
 
 def pairs(conversations):
-    """Return triples (conversation index, user message, reply)."""
+    """Return triples (conversation index, user message, reply) without replies of weight 0."""
+    from keras_llm.data.readers.conversations import is_learned
+
     return [
         (number, message["content"], reply["content"])
         for number, messages in enumerate(conversations)
         for message, reply in itertools.pairwise(messages)
-        if (message["role"], reply["role"]) == ("user", "assistant")
+        if message["role"] == "user" and is_learned(reply)
     ]
 
 

@@ -89,8 +89,7 @@ def read_file(options, task, path):
     """Read the preferences of another file; returns a list of pairs of `data.ChatExample`."""
     from keras_llm import data
 
-    options = dataclasses.replace(options, data=str(path))
-    return _encode(options, task, data.read_preferences(path))[0]
+    return _encode(options.reading(path), task, data.read_preferences(path))[0]
 
 
 def _encode(options, task, preferences):

@@ -1,7 +1,5 @@
 """Train and evaluate a classifier that answers questions about a context with yes or no."""
 
-import dataclasses
-
 from keras_llm.errors import InputError
 from keras_llm.recipes.common import pretrained, tables
 
@@ -37,7 +35,7 @@ def read(options, path):
     from keras_llm.data import read_records
 
     columns = [options.question_column, options.context_column, options.answer_column]
-    return _spelled(dataclasses.replace(options, data=str(path)), read_records(path, columns))
+    return _spelled(options.reading(path), read_records(path, columns))
 
 
 def untrained(options, train, metadata):

@@ -24,9 +24,10 @@ _TIMEOUT = 60  # seconds without data
 def download(package, folder):
     """Download a source package.
 
-    The file comes from pip's `find-links` folders, or from the page of the project on the indexes
-    that pip is configured for. Of the links on the page, only one with the SHA-256 of the package
-    is followed, or one with its file name if the index gives no SHA-256.
+    The file comes from pip's `find-links`, folders or pages, or else from the page of the project
+    on the indexes that pip is configured for. Of the links on a page, only one with the SHA-256 of
+    the package is followed, or one with its file name if the page gives no SHA-256. Of pip's other
+    settings, `proxy` and `cert` are used, and the environment variables of proxies.
 
     Args:
         package: `packages.Package`.
@@ -41,19 +42,24 @@ def download(package, folder):
     """
     settings = _pip_settings()
     path = folder / package.file
+    pages = []
     for place in settings.get("find-links", "").split():
-        local = pathlib.Path(place.removeprefix("file://")) / package.file
-        if local.is_file():
-            shutil.copyfile(local, path)
+        local = pathlib.Path(place.removeprefix("file://"))
+        if (local / package.file).is_file():
+            shutil.copyfile(local / package.file, path)
             return path
+        if "://" in place and not local.is_dir():
+            pages.append(place)
     indexes = [settings.get("index-url", _PYPI), *settings.get("extra-index-url", "").split()]
     if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
         indexes = []
-    error = InputError(f"no index has {package.file} with sha256 {package.sha256}")
+    error = InputError(
+        f"no index or `find-links` of pip has {package.file} with sha256 {package.sha256}"
+    )
     project = re.sub(r"[-_.]+", "-", package.project).lower()
-    for index in indexes:
+    for page in [*pages, *(f"{index.rstrip('/')}/{project}/" for index in indexes)]:
         try:
-            if link := _find(package, f"{index.rstrip('/')}/{project}/", settings):
+            if link := _find(package, page, settings):
                 with _open(link, settings) as answer, open(path, "wb") as file:
                     shutil.copyfileobj(answer, file)
                 return path
@@ -102,7 +108,11 @@ def _open(address, settings):
         token = base64.b64encode(user.encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {token}")
     context = ssl.create_default_context(cafile=settings.get("cert"))
-    return urllib.request.urlopen(request, timeout=_TIMEOUT, context=context)
+    handlers = [urllib.request.HTTPSHandler(context=context)]
+    if proxy := settings.get("proxy"):
+        proxy = proxy if "://" in proxy else f"http://{proxy}"
+        handlers.append(urllib.request.ProxyHandler({"http": proxy, "https": proxy}))
+    return urllib.request.build_opener(*handlers).open(request, timeout=_TIMEOUT)
 
 
 def _pip_settings():

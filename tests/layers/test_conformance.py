@@ -185,7 +185,7 @@ def test_masked_keys_are_ignored(layer_class, arguments):
         (lambda: layers.MixtureOfExperts(4, 5, 8), "top_k"),
         (lambda: layers.MixtureOfExperts(4, 2, 0), "intermediate_dim"),
         (lambda: layers.RelativeBias(num_buckets=5), "num_buckets"),
-        (lambda: layers.RelativePositionBias(32, 32), "max_distance"),
+        (lambda: layers.RelativePositionBias(32, 16), "max_distance"),
         (lambda: layers.RelativePositionBias()(np.zeros((1, 4, 4), "float32")), "attention_scores"),
         (lambda: layers.MaskedLMHead(), "vocabulary_size"),
         (lambda: layers.RotaryEmbedding(rope_type="spiral"), "rope_type"),

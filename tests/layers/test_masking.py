@@ -4,6 +4,7 @@ import keras
 import keras_nlp
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import ops
 
 import keras_llm
@@ -234,6 +235,46 @@ def test_padding_mask_of_new_tokens_leaves_earlier_slots_visible(index):
         self_attention_cache_update_index=ops.convert_to_tensor(index),
     )
     np.testing.assert_allclose(np.asarray(output), full[:, 2:], atol=1e-5)
+
+
+@pytest.mark.parametrize("unknown", [{"S"}, {"T"}, {"S", "T"}])
+@pytest.mark.parametrize("covers", ["T", "S"])
+def test_padding_mask_with_unknown_lengths(covers, unknown):
+    """In a TensorFlow graph, the length of a cache, or of new tokens, may be unknown."""
+    layer = layers.MultiHeadAttention(4, 2)
+    x = random(3, 2, 8)
+    cache = (random(3, 4, 6, 2), random(3, 4, 6, 2))
+    real = np.array([[1, 0], [0, 1], [1, 1]], bool)
+    if covers == "S":
+        real = np.concatenate([np.ones((3, 3), bool), real, np.zeros((3, 1), bool)], axis=1)
+    visible = np.arange(5)[None, None] <= 3 + np.arange(2)[None, :, None]  # narrower than S
+
+    def attend(x, keys, values, real):
+        output, updated = layer(
+            x,
+            attention_mask=visible,
+            cache=(keys, values),
+            cache_update_index=ops.convert_to_tensor(3),
+            padding_mask=real,
+        )
+        return output, *updated
+
+    inputs = [x, *cache, real]
+    lengths = {"S": 6, "T": 2}
+    axes = ["T", "S", "S", covers]
+    shapes = [list(value.shape) for value in map(np.asarray, inputs)]
+    for shape, name in zip(shapes, axes, strict=True):
+        assert shape.count(lengths[name]) >= 1
+        axis = 2 if len(shape) == 4 else 1
+        shape[axis] = None if name in unknown else shape[axis]
+    specs = [
+        tf.TensorSpec(shape, np.asarray(value).dtype)
+        for shape, value in zip(shapes, inputs, strict=True)
+    ]
+    expected = attend(*inputs)
+    found = tf.function(attend, input_signature=specs, autograph=False)(*inputs)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_attached_mask_of_cached_source():

@@ -179,7 +179,9 @@ def t5_bucket(offset_to_key, buckets, max_distance, bidirectional):
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize("buckets, max_distance", [(32, 128), (8, 20), (64, 1000)])
+@pytest.mark.parametrize(
+    "buckets, max_distance", [(32, 128), (8, 20), (64, 1000), (32, 32), (32, 17)]
+)
 def test_relative_bias_matches_formula(bidirectional, buckets, max_distance):
     layer = layers.RelativePositionBias(buckets, max_distance, bidirectional)
     keys = np.arange(0, 1400, 3)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_llm import layers, models
+from keras_llm import layers, models, preset_names
 from keras_llm.errors import InputError
 
 SIZES = {
@@ -307,6 +307,7 @@ def test_fit_save_and_load(name, tmp_path):
 
 def test_presets():
     assert {"gpt-tiny", "llama-tiny"} <= set(models.presets())
+    assert models.presets() == preset_names.NAMES  # a list that commands read without Keras
     assert models.preset("gpt-tiny").position == "learned"
     assert models.preset("llama-tiny").position == models.Rotary()
     parameters = models.causal_lm(models.preset("llama-3m")).count_params()

@@ -156,6 +156,26 @@ def test_weights_of_adapted_model_are_restored_in_place(tmp_path):
     np.testing.assert_array_equal(outputs_of(model), outputs)
 
 
+@pytest.mark.parametrize("quantization", ["int8", None])
+def test_trained_weights_of_adapted_model_are_kept(quantization, tmp_path):
+    model = causal(use_bias=True)
+    training.add_lora(model, "query", rank=2, quantization=quantization)
+    model.get_layer("final_norm").trainable = True
+    query = model.get_layer("block_0").self_attention.query_projection
+    query.bias.trainable = True
+    query.lora_kernel_a.trainable = False
+    expected = [weight.path for weight in model.trainable_weights]
+    assert len(expected) == 5  # B of two layers, A of one, a bias and a scale
+    for reload in (reload_keras_file, reload_described):
+        loaded = reload(model, tmp_path)
+        assert [weight.path for weight in loaded.trainable_weights] == expected
+    described = models.describe(model)
+    for row in described["quantized"].values():
+        row.pop("trained")  # as before the names were saved
+    old = models.restore(described)
+    assert len(old.trainable_weights) == 4 and all("lora" in w.path for w in old.trainable_weights)
+
+
 @pytest.mark.parametrize("kind", ["int8", "int4", "float8", "QLoRA", "enable_lora"])
 def test_quantized_task_is_reloaded(kind, tmp_path):
     tokenizer = tokenizers.BytePair.train(["once upon a time, there was a fox"] * 5, 280)
@@ -217,12 +237,13 @@ INT4 = {
 }
 DENSE = {"module": "keras.layers", "class_name": "Dense", "config": {"units": 3}}
 UP = "block_0/feed_forward/up"
+ROW = {"mode": "int8", "config": None, "amax_history_length": None, "lora": None}
 
 
 @pytest.mark.parametrize(
     "path, changes, message",
     [
-        (UP, {"mode": ["int8"]}, r"`mode` must be str, got \['int8'\]"),
+        (UP, {"mode": ["int8"]}, r"`mode` must be str \| None, got \['int8'\]"),
         (UP, {"mode": "int2"}, "`mode` must be one of .*, got 'int2'"),
         (UP, {"mode": "float8"}, "must be positive ints"),
         (UP, {"mode": "float8", "amax_history_length": "7"}, "`amax_history_length` must be int"),
@@ -237,13 +258,14 @@ UP = "block_0/feed_forward/up"
         (UP, {"lora": {"rank": 0, "alpha": 1.0}}, "must be positive ints"),
         (UP, {"lora": {"rank": "2", "alpha": 1.0}}, "`rank` must be int"),
         (UP, {"lora": {"rank": 2}}, "`alpha` must be float, got nothing"),
+        (UP, {"lora": {"rank": 2, "alpha": 1.0, "dora": 1}}, "`dora` must be bool, got 1"),
+        (UP, {"trained": "bias"}, r"`trained` must be list\[str\], got 'bias'"),
         ("final_norm", {}, "'final_norm' cannot be quantized as described"),
         ("none", {}, "no layer 'none' to quantize"),
     ],
 )
 def test_invalid_description_raises_error(path, changes, message):
-    row = {"mode": "int8", "config": None, "amax_history_length": None, "lora": None}
-    described = {**models.describe(causal()), "quantized": {path: row | changes}}
+    described = {**models.describe(causal()), "quantized": {path: ROW | changes}}
     with pytest.raises(InputError, match=message):
         models.restore(described)
 

@@ -269,7 +269,7 @@ def test_source_package_with_another_hash_is_not_downloaded(tmp_path, index, no_
     page = f'<a href="/f/Tiny.Corpus-1.0.tar.gz#sha256={hashlib.sha256(content).hexdigest()}"></a>'
     pages["/simple/tiny-corpus/"] = page.encode()
     pages["/f/Tiny.Corpus-1.0.tar.gz"] = content
-    with pytest.raises(InputError, match=r"no index has Tiny\.Corpus-1\.0\.tar\.gz with sha256"):
+    with pytest.raises(InputError, match=r"pip has Tiny\.Corpus-1\.0\.tar\.gz with sha256"):
         packages.fetch(tiny_source(content + b"changed"))
     assert len(requests) == 1
     pages["/simple/tiny-corpus/"] = b'<a href="/f/Tiny.Corpus-1.0.tar.gz">no hash</a>'
@@ -289,3 +289,28 @@ def test_source_package_of_a_local_folder(tmp_path, no_network, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     assert packages.fetch(tiny_source(content)).read_bytes() == content
     assert not ran.exists()
+
+
+def test_source_package_of_a_page_of_links(tmp_path, index, monkeypatch):
+    pages, requests = index
+    content, ran = source_package(tmp_path)
+    server = os.environ["PIP_INDEX_URL"].removesuffix("/simple")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", f"file://{tmp_path}/none {server}/links.html")
+    pages["/links.html"] = b'<a href="f/Tiny.Corpus-1.0.tar.gz">Tiny.Corpus-1.0.tar.gz</a>'
+    pages["/f/Tiny.Corpus-1.0.tar.gz"] = content
+    assert packages.fetch(tiny_source(content)).read_bytes() == content
+    assert [path for path, _ in requests] == ["/links.html", "/f/Tiny.Corpus-1.0.tar.gz"]
+    assert not ran.exists()
+
+
+def test_source_package_through_the_proxy_of_pip(tmp_path, index, monkeypatch):
+    """A proxy is asked for whole addresses; the server of the fixture stands for one."""
+    pages, requests = index
+    content, _ = source_package(tmp_path)
+    monkeypatch.setenv("PIP_PROXY", os.environ["PIP_INDEX_URL"].partition("@")[2].partition("/")[0])
+    monkeypatch.setenv("PIP_INDEX_URL", "http://example.test/simple")
+    pages["http://example.test/simple/tiny-corpus/"] = b'<a href="/Tiny.Corpus-1.0.tar.gz"></a>'
+    pages["http://example.test/Tiny.Corpus-1.0.tar.gz"] = content
+    assert packages.fetch(tiny_source(content)).read_bytes() == content
+    assert len(requests) == 2

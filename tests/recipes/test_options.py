@@ -48,6 +48,14 @@ def test_smoke_keeps_options_that_are_given(name, monkeypatch):
     assert given == with_sign == default != without
 
 
+def test_options_of_another_file_change_nothing_else():
+    options = text_classification.Options(out="x", smoke=True)
+    options.epochs = text_classification.Options(out="x").epochs  # given on the command line
+    other = options.reading("rows.csv")
+    assert other.source == "`rows.csv`" and options.data is None
+    assert vars(other) == vars(options) | {"data": "rows.csv"}
+
+
 INVALID = [
     (["--seed", str(10**20)], "--seed must be in 0 .. 2**32 - 1"),
     (["--seed", "-1"], "--seed must be"),

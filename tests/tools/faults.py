@@ -111,7 +111,7 @@ LAYERS = (
         "layers-quantized-adapters",
         "adapters are saved within quantized weights",
         Place(
-            "keras_llm/layers/quantization.py",
+            "keras_llm/layers/adapters.py",
             "self.lora_enabled = False  # Keras",
             "self.lora_enabled = True  # Keras",
         ),

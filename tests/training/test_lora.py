@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_llm import models, training
+from keras_llm import models, tasks, tokenizers, training
 from keras_llm.errors import InputError
 from keras_llm.keras_internals import adding_weights
 
@@ -71,10 +71,40 @@ def test_merged_saved_and_loaded_models_match(tmp_path, tied):
     assert (tmp_path / "a.safetensors").stat().st_size < 4 * other.count_params()
     training.load_lora(other, tmp_path / "a.safetensors")
     np.testing.assert_allclose(other(IDS), expected, atol=1e-4)
-    model.save_weights(tmp_path / "model.weights.h5")
+    merged.save_weights(tmp_path / "merged.weights.h5")
     plain = causal_lm(tie_embeddings=tied)
-    plain.load_weights(tmp_path / "model.weights.h5")
+    plain.load_weights(tmp_path / "merged.weights.h5")
     np.testing.assert_allclose(plain(IDS), expected, atol=1e-4)
+    model.save_weights(tmp_path / "model.weights.h5")
+    with pytest.raises(ValueError, match=r"expected \d variables"):
+        plain.load_weights(tmp_path / "model.weights.h5")
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_weights_without_adapters_are_loaded_below_new_adapters(dora, tmp_path):
+    """A must not become 0, as in Keras: with B = 0, neither would have a gradient."""
+    base = causal_lm()
+    base.get_layer("block_0").feed_forward.up.kernel.assign_add(
+        np.random.default_rng(1).normal(size=base.get_layer("block_0").feed_forward.up.kernel.shape)
+    )
+    base.save_weights(tmp_path / "model.weights.h5")
+    model = causal_lm()
+    training.add_lora(model, "up$", rank=2, dora=dora)
+    factor = np.asarray(randomize_adapters(model).trainable_weights[0])
+    model.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_allclose(model(IDS), base(IDS), atol=1e-4)
+    np.testing.assert_array_equal(model.trainable_weights[0], factor)
+
+
+def test_saved_task_contains_merged_kernels(tmp_path):
+    tokenizer = tokenizers.BytePair.train(["once upon a time, there was a fox"] * 5, 280)
+    model = causal_lm(vocabulary_size=280)
+    training.add_lora(model, "up$", rank=2)
+    expected = np.asarray(randomize_adapters(model)(IDS))
+    tasks.TextGeneration(model, tokenizer).save(tmp_path / "task")
+    loaded = tasks.load(tmp_path / "task").model
+    assert len(loaded.trainable_weights) == len(causal_lm().weights)
+    np.testing.assert_allclose(loaded(IDS), expected, atol=1e-4)
 
 
 def test_adapters_of_same_layer_add_up(tmp_path):
@@ -104,6 +134,12 @@ def test_adapters_of_encoders_and_heads():
         np.testing.assert_array_equal(model(inputs), before)
         expected = np.asarray(randomize_adapters(model)(inputs))
         np.testing.assert_allclose(training.merge_lora(model)(inputs), expected, atol=1e-4)
+    model = models.text_classifier(encoder, 2, dropout=0.0)
+    head = model.layers[-1].path
+    training.add_lora(model, f"{head}$", rank=2, dora=True)
+    expected = np.asarray(randomize_adapters(model)([IDS, IDS > 0]))
+    merged = training.merge_lora(model)([IDS, IDS > 0])
+    np.testing.assert_allclose(merged, expected, atol=1e-4)
 
 
 def test_dora_matches_formula():

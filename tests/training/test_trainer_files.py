@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_llm import models, training
+from keras_llm import layers, models, training
 from keras_llm.errors import InputError
 
 V, B, T = 64, 4, 6
@@ -73,7 +73,45 @@ def plain():
     return training.Trainer(model), {"loss": "mse"}
 
 
+def lora():
+    model = causal(use_bias=True)
+    training.add_lora(model, "query|token_embedding", rank=2, alpha=3.0)
+    model.get_layer("final_norm").trainable = True
+    return training.LanguageModelTrainer(model, 0), {}
+
+
+def dora():
+    """A model with DoRA adapters and a head that is trained, too."""
+    trainer, objective = classifier()
+    training.add_lora(trainer.model, "query|down", rank=2, dora=True)
+    for layer in trainer.model.layers[-2:]:
+        layer.trainable = True
+    return trainer, objective
+
+
+def qlora():
+    """Two models that share an encoder with adapters, and heads that are trained."""
+    trainer, objective = sentence_pairs()
+    training.add_lora(trainer.model.get_layer("backbone"), rank=2, quantization="int8")
+    return trainer, objective
+
+
+def plain_lora():
+    """A model of the user with adapters of either kind, a frozen layer and a frozen bias."""
+    trainer, objective = plain()
+    inputs = trainer.model.inputs
+    hidden = keras.layers.Dense(4, name="middle")(trainer.model.layers[-2].output)
+    hidden = layers.TransformerEncoder(8, 2, name="block")(keras.layers.Reshape((1, 4))(hidden))
+    hidden = keras.layers.EinsumDense("bth,ho->bo", 3, bias_axes="o", name="einsum")(hidden)
+    model = keras.Model(inputs, keras.layers.Dense(1, name="labels")(hidden))
+    training.add_lora(model, "labels|embedding|einsum", rank=2, alpha=3.0)
+    return training.Trainer(model), objective
+
+
 def batch(make):
+    make = {lora: language_model, dora: classifier, qlora: sentence_pairs, plain_lora: plain}.get(
+        make, make
+    )
     if make is seq2seq:
         return [ids(B, T), ids(B, T, seed=1)], ids(B, T, seed=2)
     if make in (dpo, orpo):
@@ -107,6 +145,10 @@ TRAINERS = [
     classifier,
     siamese,
     plain,
+    lora,
+    dora,
+    qlora,
+    plain_lora,
 ]
 
 
@@ -137,6 +179,10 @@ def options_of(trainer):
     return {k: v for k, v in trainer.get_config().items() if "class_name" not in str(v)}
 
 
+def trained(trainer):
+    return [(weight.name, weight.shape) for weight in trainer.trainable_weights]
+
+
 @pytest.mark.parametrize("make", TRAINERS, ids=lambda make: make.__name__)
 def test_reloaded_trainers_continue_with_the_same_losses(make, tmp_path):
     trainer = compiled(make)
@@ -150,6 +196,7 @@ def test_reloaded_trainers_continue_with_the_same_losses(make, tmp_path):
     loaded = keras.saving.load_model(files["keras"])
     assert type(loaded) is type(trainer)
     assert options_of(loaded) == options_of(trainer)
+    assert trained(loaded) == trained(trainer)
     expected = measured(trainer, make)
     np.testing.assert_allclose(measured(loaded, make), expected, rtol=1e-6)
     other = compiled(make, seed=1)

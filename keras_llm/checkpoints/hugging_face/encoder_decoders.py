@@ -30,8 +30,9 @@ def _read_t5(fields):
     pad = fields.get("pad_token_id", int, 0)
     buckets = fields.get("relative_attention_num_buckets", int, 32)
     distance = fields.get("relative_attention_max_distance", int, 128)
-    if distance <= buckets:
-        raise fields.error("relative_attention_max_distance", f"be above {buckets}, the buckets")
+    if distance <= buckets // 2:  # transformers then looks up rows that the table does not have
+        reason = f"be above {buckets // 2}, half of the buckets"
+        raise fields.error("relative_attention_max_distance", reason)
     return Seq2SeqConfig(
         vocabulary_size=fields.get("vocab_size"),
         num_layers=layers,

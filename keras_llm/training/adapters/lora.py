@@ -15,11 +15,15 @@ from keras_llm.errors import InputError
 from keras_llm.files import atomic_file
 from keras_llm.json_files import check_fields, parse_json
 from keras_llm.keras_internals import flatten_layers
-from keras_llm.layers.quantization import separate_adapters
-from keras_llm.training.adapters.dora import DoraDense, add_magnitude
+from keras_llm.layers.adapters import (
+    DoraDense,
+    adapter_part,
+    add_magnitude,
+    merging_adapters,
+    separate_adapters,
+)
 from keras_llm.types import PathLike
 
-_PARTS = {"a": ("lora_kernel_a", "lora_embeddings_a"), "b": ("lora_kernel_b", "lora_embeddings_b")}
 ATTENTION = r"attention/(query|key|value|output)$"
 """The attention projections, the layers that the LoRA paper adapts."""
 
@@ -36,8 +40,10 @@ def add_lora(
 
     A kernel W (I, O) becomes `W + (alpha / rank) A B`, A (I, rank) and B (rank, O). B is
     initialized to zeros, so the model's outputs do not change at first. Call `compile` afterwards.
-    A saved task, a saved model and `save_weights` contain the merged kernels, or, where the kernel
-    is quantized, kernel and adapters.
+    A saved model or trainer and `save_weights` contain kernels and adapters, which weights are
+    trained, and, of a trainer, the state of the optimizer, so that training continues from them.
+    Weights without adapters, see `merge_lora`, are loaded into a model without adapters. A saved
+    task contains the merged kernels, or, where the kernel is quantized, kernel and adapters.
 
     Args:
         model: a model of this library. `Dense` and embedding layers can be adapted; the experts of
@@ -94,15 +100,14 @@ def add_lora(
     for path, layer in matches.items():
         if dora and layer.quantization_mode is not None:
             raise InputError(f"`dora` supports only dense layers that are not quantized: {path!r}.")
-    _freeze(model)
+    _freeze(model, matches.values())
     for layer in matches.values():
         if quantization is not None and isinstance(layer, keras.layers.Dense):
             layer.quantize(quantization)
         layer.enable_lora(rank, lora_alpha=alpha)
-        if layer.quantization_mode is not None:
-            separate_adapters(layer)
         if dora:
             add_magnitude(layer)
+        separate_adapters(layer)
     return list(matches)
 
 
@@ -124,7 +129,9 @@ def save_lora(model: keras.Model, path: PathLike, overwrite: bool = False) -> No
     for name, layer in adapted.items():
         scales[name] = layer.lora_alpha / layer.lora_rank
         for part in "ab":
-            arrays[f"{name}.{part}"] = keras.ops.convert_to_numpy(_part(layer, part))
+            arrays[f"{name}.{part}"] = keras.ops.convert_to_numpy(
+                adapter_part(layer, f"lora_{part}")
+            )
         if isinstance(layer, DoraDense):
             arrays[f"{name}.magnitude"] = keras.ops.convert_to_numpy(layer.magnitude)
     with atomic_file(path, overwrite) as partial:
@@ -175,17 +182,16 @@ def load_lora(model: keras.Model, *paths: PathLike) -> list[str]:
                     f"model's kernel has {expected}."
                 )
     _refuse_adapted({name: candidates[name] for name in stacked})
-    _freeze(model)
+    _freeze(model, [candidates[name] for name in stacked])
     for name, pairs in stacked.items():
         a = np.concatenate([a for a, _ in pairs], axis=1)
         b = np.concatenate([b for _, b in pairs], axis=0)
         candidates[name].enable_lora(a.shape[1])
-        if candidates[name].quantization_mode is not None:
-            separate_adapters(candidates[name])
-        _part(candidates[name], "a").assign(a)
-        _part(candidates[name], "b").assign(b)
+        adapter_part(candidates[name], "lora_a").assign(a)
+        adapter_part(candidates[name], "lora_b").assign(b)
         if name in magnitudes:
             add_magnitude(candidates[name], magnitudes[name])
+        separate_adapters(candidates[name])
     return list(stacked)
 
 
@@ -209,10 +215,10 @@ def merge_lora(model: keras.Model) -> keras.Model:
                 f"{name!r} is quantized and cannot be merged; use save_lora, then load_lora onto "
                 "the model before quantization."
             )
-    merged = models.restore(models.describe(model))
-    with tempfile.TemporaryDirectory() as folder:
+    with merging_adapters(), tempfile.TemporaryDirectory() as folder:
+        merged = models.restore(models.describe(model))
         path = pathlib.Path(folder) / "merged.weights.h5"
-        model.save_weights(path)  # Keras saves merged kernels
+        model.save_weights(path)
         merged.load_weights(path)
     return merged
 
@@ -241,13 +247,14 @@ def _refuse_adapted(layers):
             raise InputError(f"{path!r} already has adapters; call merge_lora first.")
 
 
-def _freeze(model):
+def _freeze(model, adapted):
+    """Freeze all weights; layers without adapters as a whole, which Keras saves in their config."""
+    adapted = {id(layer) for layer in adapted}
+    for layer in flatten_layers(model):
+        if adapted.isdisjoint(map(id, [layer, *flatten_layers(layer)])):
+            layer.trainable = False
     for weight in model.weights:
         weight.trainable = False
-
-
-def _part(layer, part):
-    return next(getattr(layer, name) for name in _PARTS[part] if hasattr(layer, name))
 
 
 def _shape(layer):

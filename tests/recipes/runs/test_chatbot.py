@@ -121,6 +121,20 @@ def test_random_replies_come_from_other_conversations():
         judges.sensible_rows(talks[:1], seed=1, most=9)
 
 
+def test_replies_of_weight_0_are_not_learned():
+    def talk(*words, **last):
+        roles = ("user", "assistant")
+        messages = [
+            {"role": roles[i % 2], "content": text, "weight": 1} for i, text in enumerate(words)
+        ]
+        messages[-1].update(last)
+        return messages
+
+    talks = [talk("a", "b"), talk("c", "d"), talk("e", "f", "g", "bad", weight=0)]
+    assert judges.pairs(talks) == [(0, "a", "b"), (1, "c", "d"), (2, "e", "f")]
+    assert not any("bad" in text for text, _ in judges.sensible_rows(talks, seed=0, most=9))
+
+
 def test_messages_that_do_not_fit_are_left_out(run, talks, loaded_once):
     roles = {"user": "why " * 300, "assistant": "so"}
     long = [{"role": role, "content": text} for role, text in roles.items()]
