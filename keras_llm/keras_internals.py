@@ -81,10 +81,13 @@ def initialize(variable: keras.Variable, value: Tensor | None = None) -> None:
 
 
 def replace_sublayer(owner: keras.layers.Layer, name: str, sublayer: keras.layers.Layer) -> None:
-    """Replace an attribute of a built layer that is a sublayer."""
+    """Replace an attribute of a built layer that is a sublayer; keep the order of weights."""
+    old = getattr(owner, name)
+    index = next(i for i, layer in enumerate(owner._layers) if layer is old)
     with adding_weights(owner):
-        owner._tracker.untrack(getattr(owner, name))
+        owner._tracker.untrack(old)
         setattr(owner, name, sublayer)
+        owner._layers.insert(index, owner._layers.pop())
 
 
 def layers_before(x: Tensor) -> list[keras.layers.Layer]:

@@ -151,15 +151,13 @@ class Convolution(Handler):
     @staticmethod
     def _convolve(layer, inputs, held):
         """Return the outputs for all but the first `held` inputs."""
-        if layer.groups != 1:
-            return layer(inputs)[:, held:]
         # A matrix product for each weight along time, which all runtimes support and quantize.
         length = ops.shape(inputs)[1] - held
         with keras_internals.autocast(layer.compute_dtype):
             kernel = ops.convert_to_tensor(layer.kernel)
             bias = None if layer.bias is None else ops.convert_to_tensor(layer.bias)
         outputs = sum(
-            ops.matmul(inputs[:, i * layer.dilation_rate[0] :][:, :length], kernel[i])
+            _product(inputs[:, i * layer.dilation_rate[0] :][:, :length], kernel[i], layer.groups)
             for i in range(layer.kernel_size[0])
         )
         outputs = outputs if bias is None else outputs + bias
@@ -168,7 +166,7 @@ class Convolution(Handler):
     def call(self, layer, arguments, cache, step):
         held, new = self._held(layer), _cast(layer, arguments["inputs"])
         if not held:
-            return layer(new), {}
+            return self._convolve(layer, new, 0), {}
         inputs = ops.concatenate([cache["inputs"], new], axis=1)
         outputs = self._convolve(layer, inputs, held)
         if new.shape[1] is not None:  # TensorFlow forgets the length of dilated convolutions
@@ -223,6 +221,16 @@ class Recurrent(Handler):
         states = tree.flatten(states)
         changed = dict(zip(cache, states, strict=True))
         return ((outputs, *states) if layer.return_state else outputs), changed
+
+
+def _product(x, kernel, groups):
+    """Multiply features (B, T, D) by a kernel (D / groups, D'), each group by its own columns."""
+    if groups == 1:
+        return ops.matmul(x, kernel)
+    shape = (*ops.shape(x)[:2], groups, kernel.shape[0])
+    columns = ops.reshape(kernel, (kernel.shape[0], groups, -1))
+    product = ops.einsum("btgi,igo->btgo", ops.reshape(x, shape), columns)
+    return ops.reshape(product, (*shape[:2], kernel.shape[1]))
 
 
 def _cast(layer, x):

@@ -209,6 +209,17 @@ def _deserialized(row):
     return model
 
 
+def with_dtype(row: Any, dtype: str) -> Any:
+    """Replace the dtype policies of all layers in the output of `ComposedLM.get_config`."""
+    if isinstance(row, list):
+        return [with_dtype(item, dtype) for item in row]
+    if not isinstance(row, dict):
+        return row
+    if row.get("class_name") == "DTypePolicy":
+        return {**row, "config": {"name": dtype}}
+    return {name: with_dtype(item, dtype) for name, item in row.items()}
+
+
 def _shared_sublayers(model):
     """Find the layers of a graph that are also sublayers of others, such as a tied embedding.
 

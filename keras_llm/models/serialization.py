@@ -11,7 +11,7 @@ from keras_llm.layers.quantization import MODES, quantize_layers
 from keras_llm.models import heads
 from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_dict
 from keras_llm.models.causal_lm import CausalLM
-from keras_llm.models.composed import ComposedLM
+from keras_llm.models.composed import ComposedLM, with_dtype
 from keras_llm.models.config import TransformerConfig, WordVectorsConfig
 from keras_llm.models.encoder import Encoder
 from keras_llm.models.head_layers import HEADS
@@ -82,7 +82,10 @@ def restore(row: JSON) -> ConfiguredModel:
     """
     if row.get("graph") is not None:
         check_fields({"graph": row["graph"]}, {"graph": dict}, "a model")
-        return ComposedLM(config_from_dict(row["model"]), row["graph"])
+        graph = row["graph"]
+        if row.get("dtype") is not None:
+            graph = with_dtype(graph, row["dtype"])
+        return ComposedLM(config_from_dict(row["model"]), graph)
     head = row.get("head") or {}
     if not isinstance(head, dict):
         raise InputError(f"`head` must be an object with `name` and `options`, got {head!r}.")

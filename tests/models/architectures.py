@@ -1,4 +1,4 @@
-"""Draw random language models, composed as users do from layers of Keras, KerasHub and this library."""
+"""Draw random language models, composed of layers of Keras, KerasHub and this library."""
 
 import keras
 import keras_hub
@@ -55,11 +55,18 @@ class GatedRecurrence(layers.Layer):
             state = gate * state + (1 - gate) * value
             return state, state
 
-        first = ops.zeros_like(x[:, 0]) if cache is None else cache
-        along_time = (ops.swapaxes(gates, 0, 1), ops.swapaxes(x, 0, 1))
-        last, states = ops.scan(step, first, along_time)
-        outputs = x + ops.swapaxes(states, 0, 1)
-        return outputs if cache is None else (outputs, last)
+        state = ops.zeros_like(x[:, 0]) if cache is None else cache
+        if x.shape[1] is not None and x.shape[1] <= 16:  # runtimes on device have no loops
+            states = []
+            for i in range(x.shape[1]):
+                state, _ = step(state, (gates[:, i], x[:, i]))
+                states.append(state)
+            states = ops.stack(states, axis=1)
+        else:
+            along_time = (ops.swapaxes(gates, 0, 1), ops.swapaxes(x, 0, 1))
+            state, states = ops.scan(step, state, along_time)
+            states = ops.swapaxes(states, 0, 1)
+        return x + states if cache is None else (x + states, state)
 
 
 @keras.saving.register_keras_serializable("tests")
