@@ -141,8 +141,10 @@ class Convolution(Handler):
                 f"layer {layer.name!r}: a convolution must have strides of 1 and "
                 '`data_format="channels_last"` to run token by token.'
             )
-        shape = (batch_size, self._held(layer), arguments["inputs"].shape[-1])
-        return {"inputs": ops.zeros(shape, layer.compute_dtype)}
+        held, size = self._held(layer), arguments["inputs"].shape[-1]
+        if not held:
+            return {}
+        return {"inputs": ops.zeros((batch_size, held, size), layer.compute_dtype)}
 
     @staticmethod
     def _held(layer):
@@ -153,14 +155,12 @@ class Convolution(Handler):
         """Return the outputs for all but the first `held` inputs."""
         # A matrix product for each weight along time, which all runtimes support and quantize.
         length = ops.shape(inputs)[1] - held
-        with keras_internals.autocast(layer.compute_dtype):
-            kernel = ops.convert_to_tensor(layer.kernel)
-            bias = None if layer.bias is None else ops.convert_to_tensor(layer.bias)
+        kernel = _cast(layer, layer.kernel)
         outputs = sum(
             _product(inputs[:, i * layer.dilation_rate[0] :][:, :length], kernel[i], layer.groups)
             for i in range(layer.kernel_size[0])
         )
-        outputs = outputs if bias is None else outputs + bias
+        outputs = outputs if layer.bias is None else outputs + _cast(layer, layer.bias)
         return outputs if layer.activation is None else layer.activation(outputs)
 
     def call(self, layer, arguments, cache, step):
@@ -230,9 +230,9 @@ def _product(x, kernel, groups):
     shape = (*ops.shape(x)[:2], groups, kernel.shape[0])
     columns = ops.reshape(kernel, (kernel.shape[0], groups, -1))
     product = ops.einsum("btgi,igo->btgo", ops.reshape(x, shape), columns)
-    return ops.reshape(product, (*shape[:2], kernel.shape[1]))
+    return ops.cast(ops.reshape(product, (*shape[:2], kernel.shape[1])), x.dtype)
 
 
 def _cast(layer, x):
-    """Cast inputs to the dtype that the layer computes in, as a call of the layer does."""
+    """Cast inputs or weights to the dtype that the layer computes in, as its call does."""
     return ops.cast(x, layer.compute_dtype)

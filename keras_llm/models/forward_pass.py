@@ -111,7 +111,7 @@ def embed(
     """Embed token ids (B, T) as vectors (B, T, D). `layer` returns a layer by its name."""
     x = layer("token_embedding")(token_ids)
     if config.embedding_scale is not None:
-        x = x * ops.cast(config.embedding_scale, x.dtype)
+        x = x * config.embedding_scale
     if config.position in ("learned", "sinusoidal"):
         x = x + layer("position_embedding")(x, positions=positions)
     if segment_ids is not None:
@@ -190,7 +190,7 @@ def scaled(config: TransformerConfig, hidden: Tensor) -> Tensor:
     """Multiply hidden states by the config's `logit_scale`."""
     if config.logit_scale is None:
         return hidden
-    return hidden * ops.cast(config.logit_scale, hidden.dtype)
+    return hidden * config.logit_scale
 
 
 def logits_layer() -> keras.layers.Layer:

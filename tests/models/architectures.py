@@ -39,9 +39,6 @@ class GatedRecurrence(layers.Layer):
         self.gate.build(shape)
         self.built = True
 
-    def compute_output_shape(self, shape):
-        return shape
-
     def empty_cache(self, batch_size, length):
         return ops.zeros((batch_size, WIDTH), self.compute_dtype)
 
@@ -50,23 +47,21 @@ class GatedRecurrence(layers.Layer):
         if padding_mask is not None:
             gates = ops.where(ops.expand_dims(padding_mask, -1), gates, 1)
 
-        def step(state, inputs):
-            gate, value = inputs
-            state = gate * state + (1 - gate) * value
-            return state, state
+        # All sums at once, without a loop: weights[t, s] = g_(s+1) ... g_t.
+        logs = ops.cumsum(ops.log(ops.cast(gates, "float32")), axis=1)
+        length = ops.shape(x)[1]
+        past = ops.expand_dims(ops.arange(length), 1) >= ops.arange(length)
+        weights = ops.exp(ops.expand_dims(logs, 2) - ops.expand_dims(logs, 1))
+        weights = ops.where(ops.expand_dims(past, -1), weights, 0.0)
+        new = ops.cast((1 - gates) * x, "float32")
+        states = ops.sum(weights * ops.expand_dims(new, 1), axis=2)
+        if cache is not None:
+            states += ops.exp(logs) * ops.expand_dims(ops.cast(cache, "float32"), 1)
+        states = ops.cast(states, x.dtype)
+        return x + states if cache is None else (x + states, states[:, -1])
 
-        state = ops.zeros_like(x[:, 0]) if cache is None else cache
-        if x.shape[1] is not None and x.shape[1] <= 16:  # runtimes on device have no loops
-            states = []
-            for i in range(x.shape[1]):
-                state, _ = step(state, (gates[:, i], x[:, i]))
-                states.append(state)
-            states = ops.stack(states, axis=1)
-        else:
-            along_time = (ops.swapaxes(gates, 0, 1), ops.swapaxes(x, 0, 1))
-            state, states = ops.scan(step, state, along_time)
-            states = ops.swapaxes(states, 0, 1)
-        return x + states if cache is None else (x + states, state)
+    def compute_output_spec(self, x, **kwargs):
+        return keras.KerasTensor(x.shape, self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable("tests")
