@@ -92,20 +92,20 @@ def _check_steps(decoder: Decoder, token_ids: np.ndarray, expected: dict[int, np
                     _, cache = next(steps)
             except InputError:
                 raise
-            except Exception as error:  # layers raise anything for inputs they do not expect
-                reason = (str(error).strip() or repr(error)).splitlines()[0]
+            except Exception as problem:  # layers raise anything for inputs they do not expect
+                reason = (str(problem).strip() or repr(problem)).splitlines()[0]
                 raise InputError(
                     f"{_described(plain)} cannot run on new tokens alone: {reason} {_PROTOCOL}"
-                ) from error
+                ) from problem
             for index in expected.keys() & set(plain.outputs):
                 whole, new = expected[index], _array(values[index])
-                error, rows = np.inf, np.take_along_axis(whole, positions[:, :, None], axis=1)
+                difference, rows = np.inf, np.take_along_axis(whole, positions[:, :, None], axis=1)
                 if new.shape == rows.shape:
-                    error = _difference(decoder.graph, rows[is_real], new[is_real])
-                if error:
+                    difference = _difference(decoder.graph, rows[is_real], new[is_real])
+                if difference:
                     raise InputError(
                         f"{_described(plain)} gives other outputs for new tokens alone than for "
-                        f"the whole text (a difference of {error:.2g}). {_PROTOCOL}"
+                        f"the whole text (a difference of {difference:.2g}). {_PROTOCOL}"
                     )
         begin = begin + is_real.sum(axis=1, dtype="int32")
         is_real = np.ones((_ROWS, 1), bool)
