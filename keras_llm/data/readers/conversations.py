@@ -8,7 +8,7 @@ from keras_llm.data.readers.named import is_name, named_records
 from keras_llm.data.readers.records import kind_of, read_json_lines
 from keras_llm.data.readers.values import checked_text
 from keras_llm.errors import InputError
-from keras_llm.files import read_utf8
+from keras_llm.files import CONVERSATION_SUFFIXES, read_utf8
 from keras_llm.types import JSON, PathLike
 
 _ROLES = {
@@ -25,7 +25,6 @@ _ROLES = {
 _OF_RECORD = ("tools", "functions", "documents", "chat_template_kwargs")
 _OF_MESSAGE = ("tool_calls", "function_call", "reasoning_content", "thinking")
 _WEIGHTS = ("weight", "train", "training")
-_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 
 class Preference(NamedTuple):
@@ -168,8 +167,9 @@ def _records(path):
 
 
 def _records_of_file(path):
-    if not path.name.endswith(_SUFFIXES):
-        raise InputError(f"{path}: the name must end in {', '.join(_SUFFIXES)}.")
+    if kind_of(path) not in CONVERSATION_SUFFIXES:
+        suffixes = ", ".join(CONVERSATION_SUFFIXES)
+        raise InputError(f"{path}: the name must end in {suffixes}, or .gz.")
     if kind_of(path) == ".jsonl":
         return [(f"{path}, line {n}", record) for n, record in read_json_lines(path)]
     try:
