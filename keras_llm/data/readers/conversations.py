@@ -51,9 +51,10 @@ def read_conversations(path: PathLike) -> list[list[JSON]]:
     - Alpaca's `{"instruction": ..., "input": ..., "output": ...}`, where `input`, which is appended
       to the instruction, and `history`, a list of earlier [question, answer] pairs, are optional.
 
-    The last two may have a `system` text. Roles are system, user, assistant and tool; human is an
-    alias of user, gpt and function_call of assistant, and observation of tool. Names may end in
-    `.gz`. Named datasets, see `read_records`, have the same fields as columns.
+    All may have a `system` text, which becomes the first message. Roles are system, user, assistant
+    and tool; human is an alias of user, gpt and function_call of assistant, and observation of
+    tool. Names may end in `.gz`. Named datasets, see `read_records`, have the same fields as
+    columns.
 
     A message with `"weight": 0` (or `"train": false` or `"training": false`) is context: the loss
     does not cover it. Other fields than these are ignored if they do not change what the model
@@ -133,7 +134,9 @@ def conversation(record: Any, where: str) -> list[JSON]:
             f"{where}: expected 'messages', 'conversations' or 'instruction', but it has "
             f"{', '.join(map(repr, record)) or 'no fields'}."
         )
-    if "messages" not in record and record.get("system"):
+    if record.get("system"):
+        if messages and messages[0]["role"] == "system":
+            raise InputError(f"{where}: 'system' and a first message with the role system.")
         messages.insert(0, {"role": "system", "content": _text(record["system"], "system", where)})
     spoken = [message["role"] for message in messages if message["role"] != "system"]
     if not spoken:

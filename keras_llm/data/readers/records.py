@@ -197,4 +197,6 @@ def _checked_head(file, line, head, columns):
             raise InputError(
                 f"{file}, line {line}: no column {column!r}; it has {', '.join(map(repr, head))}."
             )
+        if head.count(column) > 1:
+            raise InputError(f"{file}, line {line}: several columns are named {column!r}.")
     return head
