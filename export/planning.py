@@ -88,9 +88,9 @@ def plan_export(
     length = min(config.max_length, 2048) if max_length is None else max_length
     largest = max(math.prod(shape) for _, shape in variables)
     if isinstance(config, models.ComposedConfig):
-        decoder = decoder_of(model)
-        cache = decoder.cache_bytes(length, "float32")
-        blocks = max(1, len(decoder.specs) // 2)
+        is_decoder = isinstance(model, models.ComposedLM)
+        cache = decoder_of(model).cache_bytes(length, "float32") if is_decoder else 0
+        blocks = max(1, len(variables) // 8)
     else:
         cache = _cache_bytes(config, length)
         blocks = config.num_layers + getattr(config, "num_decoder_layers", 0)

@@ -6,6 +6,7 @@ from keras_llm.layers.rotary import Rotary
 from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_dict
 from keras_llm.models.causal_lm import CausalLM, causal_lm, forward
 from keras_llm.models.composed import ComposedLM, as_causal_lm
+from keras_llm.models.composed_head import ComposedHead, as_head_model
 from keras_llm.models.config import (
     CausalLMConfig,
     ComposedConfig,
@@ -47,6 +48,7 @@ __all__ = [
     "CausalLM",
     "CausalLMConfig",
     "ComposedConfig",
+    "ComposedHead",
     "ComposedLM",
     "ConfiguredModel",
     "Encoder",
@@ -61,6 +63,7 @@ __all__ = [
     "WordVectors",
     "WordVectorsConfig",
     "as_causal_lm",
+    "as_head_model",
     "attention_maps",
     "build",
     "causal_lm",

@@ -14,7 +14,7 @@ from keras_llm.models.incremental_check import check_composed
 from keras_llm.types import JSON, Tensor
 
 _TENSORS = ("__keras_tensor__", "__tensor__", "__numpy__")  # what Keras writes for values
-_MAX_LENGTH = 1024  # if neither the input nor a position embedding limits the length
+DEFAULT_LENGTH = 1024  # tokens, if neither the input nor a position embedding limits the length
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -35,17 +35,14 @@ class ComposedLM(ConfiguredModel):
     ) -> None:
         config = self.read_config(config)
         if isinstance(model, dict):
-            model = _deserialized(model)
+            model = deserialized(model)
         super().__init__(config, model.inputs[0], model.outputs[0], name, None)
 
     def get_config(self) -> JSON:
         model = keras.Model(self.inputs[0], self.outputs[0], name=self.name)
         return {
             "config": self.config.to_dict(),
-            "model": {
-                **keras.saving.serialize_keras_object(model),
-                "shared": list(_shared_sublayers(model)),
-            },
+            "model": serialized(model),
             "name": self.name,
         }
 
@@ -82,17 +79,18 @@ def as_causal_lm(
     (token_ids,), (logits,) = functional.inputs, functional.outputs
     length = token_ids.shape[1]
     if length is not None:
-        functional = _with_any_length(functional) or _with_padding(functional)
-    longest = length or _shortest_embedding(functional)
+        is_free = runs_at_any_length(functional)
+        functional = (_with_any_length if is_free else _with_padding)(functional)
+    longest = length or shortest_embedding(functional)
     wanted = longest if max_length is None else max_length
-    if longest is not None and wanted > longest:
+    if longest is not None and max_length is not None and max_length > longest:
         raise InputError(
             f"`max_length` must be at most {longest}, the length of the model's "
             f"{'input' if length else 'position embedding'}, got {max_length}."
         )
     config = ComposedConfig(
         vocabulary_size=logits.shape[-1],
-        max_length=_MAX_LENGTH if wanted is None else wanted,
+        max_length=DEFAULT_LENGTH if wanted is None else wanted,
         incremental=incremental,
     )
     composed = ComposedLM(config, functional, name=model.name)
@@ -102,18 +100,26 @@ def as_causal_lm(
 
 def _functional(model):
     """Return a functional model with one input (B, T) and one output (B, T, V)."""
-    if not isinstance(model, keras.Model):
-        raise InputError(f"`model` must be a `keras.Model`, got {type(model).__name__}.")
-    if isinstance(model, keras.Sequential):
-        model = keras_internals.functional_of(model)
-    elif not keras_internals.is_functional(model):
-        model = _traced(model)
+    model = functional_of(model)
     inputs, outputs = ([x.shape for x in side] for side in (model.inputs, model.outputs))
     if [len(shape) for shape in (*inputs, *outputs)] != [2, 3] or outputs[0][-1] is None:
         raise InputError(
             f"`model` must map token ids (B, T) to logits (B, T, V); it maps {inputs} to {outputs}."
         )
     return model
+
+
+def functional_of(model: Any) -> keras.Model:
+    """Return a model as a functional one; the `call` of a subclass is traced.
+
+    Raises:
+        InputError: if it is no model, or cannot be traced.
+    """
+    if not isinstance(model, keras.Model):
+        raise InputError(f"`model` must be a `keras.Model`, got {type(model).__name__}.")
+    if isinstance(model, keras.Sequential):
+        return keras_internals.functional_of(model)
+    return model if keras_internals.is_functional(model) else _traced(model)
 
 
 def _traced(model):
@@ -134,22 +140,31 @@ def _traced(model):
     return functional
 
 
-def _with_any_length(functional):
-    """Return the same model for inputs of any length, or None if a layer needs the length."""
-    token_ids = keras.Input((None,), dtype=functional.inputs[0].dtype, name="token_ids")
+def runs_at_any_length(functional: keras.Model) -> bool:
+    """Return whether a model with an input of fixed length reads shorter ones, too."""
+    sources = functional.inputs
     try:
-        (logits,) = keras_internals.run_graph(functional, [token_ids])
-    except Exception:  # layers raise anything for an unknown length
-        return None
-    return keras.Model(token_ids, logits) if logits.shape[1] is None else None
+        symbolic = [keras.Input((None,), dtype=x.dtype) for x in sources]
+        keras_internals.run_graph(functional, symbolic)
+        for length in (1, min(3, sources[0].shape[1])):
+            keras_internals.run_graph(functional, [ops.ones((1, length), x.dtype) for x in sources])
+    except Exception:  # layers raise anything for another length
+        return False
+    return True
+
+
+def _with_any_length(functional):
+    """Return the same model for inputs of any length."""
+    token_ids = keras.Input((None,), dtype=functional.inputs[0].dtype, name="token_ids")
+    return keras.Model(token_ids, keras_internals.run_graph(functional, [token_ids])[0])
 
 
 def _with_padding(functional):
     """Return the same model for inputs of at most its length, which are padded on the right."""
     (source,), length = functional.inputs, functional.inputs[0].shape[1]
     token_ids = keras.Input((None,), dtype=source.dtype, name="token_ids")
-    logits = functional(PadTo(length, name="padded")(token_ids))
-    return keras.Model(token_ids, LengthOf(name="cut")(logits, token_ids))
+    logits = functional(PadTo(length)(token_ids))
+    return keras.Model(token_ids, LengthOf()(logits, token_ids))
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -183,14 +198,21 @@ class LengthOf(keras.layers.Layer):
         return (shape[0], token_ids_shape[1], shape[2])
 
 
-def _shortest_embedding(functional):
+def shortest_embedding(functional: keras.Model) -> int | None:
+    """Return the smallest `sequence_length` of the layers, or None."""
     layers = keras_internals.flatten_layers(functional)
     lengths = [getattr(layer, "sequence_length", None) for layer in layers]
     return min((n for n in lengths if isinstance(n, int)), default=None)
 
 
-def _deserialized(row):
-    """Rebuild a model from `ComposedLM.get_config`; InputError if that fails.
+def serialized(model: keras.Model) -> JSON:
+    """Return the layers of a functional model, as plain JSON types."""
+    row = keras.saving.serialize_keras_object(model)
+    return {**row, "shared": list(_shared_sublayers(model))}
+
+
+def deserialized(row: JSON) -> keras.Model:
+    """Rebuild a model from the output of `serialized`; InputError if that fails.
 
     Only classes of Keras and KerasHub and registered ones are built.
     """

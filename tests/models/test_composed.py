@@ -21,7 +21,7 @@ _SPEC = importlib.util.spec_from_file_location(
 )
 architectures = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(architectures)
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "16"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "8"))
 V = architectures.VOCABULARY
 TEXTS = ["once upon a time there was a fox", "a fox met a hen", "the hen sang a song"] * 20
 
@@ -73,7 +73,7 @@ def random_task(seed, tokenizer, monkeypatch):
     return task
 
 
-@pytest.mark.parametrize("seed", range(max(2, EXAMPLES // 10)))
+@pytest.mark.parametrize("seed", range(max(1, EXAMPLES // 10)))
 def test_random_architectures_are_exported(seed, tokenizer, tmp_path, monkeypatch):
     """The exports compare greedy texts and logits with Keras, or raise an error."""
     task = random_task(seed, tokenizer, monkeypatch)
