@@ -88,7 +88,7 @@ def plan_export(
     length = min(config.max_length, 2048) if max_length is None else max_length
     largest = max(math.prod(shape) for _, shape in variables)
     if isinstance(config, models.ComposedConfig):
-        is_decoder = isinstance(model, models.ComposedLM)
+        is_decoder = isinstance(model, (models.ComposedLM, models.ComposedSeq2Seq))
         cache = decoder_of(model).cache_bytes(length, "float32") if is_decoder else 0
         blocks = max(1, len(variables) // 8)
     else:

@@ -86,7 +86,7 @@ def row_bytes(model: models.ConfiguredModel) -> int:
         specs = [spec for spec in graph_of(model).specs.values() if len(spec.shape) > 2]
         widest = max((math.prod(filter(None, spec.shape[2:])) for spec in specs), default=1)
         heads, cache = _HEADS, 0
-        if isinstance(model, models.ComposedLM):
+        if isinstance(model, (models.ComposedLM, models.ComposedSeq2Seq)):
             decoder = decoder_of(model)
             heads = max((spec.shape[1] for spec in decoder.specs.values()), default=1)
             cache = decoder.cache_bytes(config.max_length)

@@ -11,9 +11,11 @@ entries of a cache, such as the states of recurrent layers, are also inputs and 
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from keras_llm import models
+from keras_llm.keras_internals import structure_of
 from keras_llm.models.decoder import decoder_of
 from keras_llm.types import JSON, Tensor
 
@@ -58,9 +60,8 @@ def encoder(
     """
 
     def encode(encoder_tokens):
-        encoder_cache = models.encode_source(model, encoder_tokens)
-        mask = tf.cast(encoder_cache.pop("encoder_padding_mask"), tf.float32)
-        return {**encoder_cache, "encoder_mask": mask}
+        entries = models.encode_source(model, encoder_tokens)
+        return {_source_name(name): tf.cast(entry, tf.float32) for name, entry in entries.items()}
 
     return encode, {"encoder_tokens": tf.TensorSpec((1, length), tf.int32, name="encoder_tokens")}
 
@@ -86,10 +87,10 @@ def decoder_step(
     attended = slots if attended is None else attended
     decoder = decoder_of(model)
     entries = decoder.entry_specs(slots, rings=False)
-
+    source = {} if encoder_length is None else source_specs(model, encoder_length)
     needs_value = not any(name.startswith("v_") for name in entries)
 
-    def step(tokens, input_pos, mask, encoder_mask=None, **cache):
+    def step(tokens, input_pos, mask, **cache):
         unused = cache.pop(_VALUE, None)
         own = {_tensor_name(name): cache.pop(_tensor_name(name)) for name in entries}
         cache |= {name: own[_tensor_name(name)] for name in entries}
@@ -97,8 +98,9 @@ def decoder_step(
             empty = decoder.empty_cache(1, slots, rings=False)
             for name in states:
                 cache[name] = tf.where(input_pos[0] == 0, empty[name], cache[name])
-        if encoder_mask is not None:
-            cache["encoder_padding_mask"] = encoder_mask > 0.5
+        for name, spec in source.items():
+            value = cache.pop(_source_name(name))
+            cache[name] = value > 0.5 if spec.dtype == "bool" else tf.cast(value, spec.dtype)
         attention_mask = tf.squeeze(mask, 1) > -1.0
         padding_mask = None
         if decoder.has_states and length > 1:  # padding attends to nothing
@@ -123,13 +125,21 @@ def decoder_step(
         specs[_tensor_name(name)] = (entry.shape, tf.int32 if is_text else tf.float32)
     if needs_value:
         specs[_VALUE] = ((1,), tf.float32)
-    if encoder_length is not None:
-        for name, (batch, heads, _, size) in ((n, e.shape) for n, e in entries.items()):
-            specs[f"cross_{name}"] = ((batch, heads, encoder_length, size), tf.float32)
-        specs["encoder_mask"] = ((1, encoder_length), tf.float32)
+    for name, spec in source.items():
+        specs[_source_name(name)] = (spec.shape, tf.float32)
     return step, {n: tf.TensorSpec(shape, dtype, name=n) for n, (shape, dtype) in specs.items()}
 
 
 def _tensor_name(entry):
     """Return the name of a cache entry in the graph: LiteRT-LM keeps what begins like keys."""
     return f"kv_cache_{entry}" if entry[:2] in ("k_", "v_") else f"kv_cache_k_{entry}"
+
+
+def source_specs(model: models.ConfiguredModel, length: int) -> dict[str, keras.KerasTensor]:
+    """Return symbolic tensors, what `models.encode_source` returns for E token ids of one row."""
+    return structure_of(lambda: models.encode_source(model, tf.zeros((1, length), tf.int32)))
+
+
+def _source_name(entry):
+    """Return the name of an entry of the source in the graph."""
+    return "encoder_mask" if entry == "encoder_padding_mask" else entry

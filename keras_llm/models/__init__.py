@@ -7,9 +7,11 @@ from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_d
 from keras_llm.models.causal_lm import CausalLM, causal_lm, forward
 from keras_llm.models.composed import ComposedLM, as_causal_lm
 from keras_llm.models.composed_head import ComposedHead, as_head_model
+from keras_llm.models.composed_seq2seq import ComposedSeq2Seq, as_seq2seq
 from keras_llm.models.config import (
     CausalLMConfig,
     ComposedConfig,
+    ComposedSeq2SeqConfig,
     EncoderConfig,
     Seq2SeqConfig,
     TransformerConfig,
@@ -50,6 +52,8 @@ __all__ = [
     "ComposedConfig",
     "ComposedHead",
     "ComposedLM",
+    "ComposedSeq2Seq",
+    "ComposedSeq2SeqConfig",
     "ConfiguredModel",
     "Encoder",
     "EncoderConfig",
@@ -64,6 +68,7 @@ __all__ = [
     "WordVectorsConfig",
     "as_causal_lm",
     "as_head_model",
+    "as_seq2seq",
     "attention_maps",
     "build",
     "causal_lm",

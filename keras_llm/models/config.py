@@ -426,6 +426,19 @@ class ComposedConfig:
         return cls(**_known_fields(cls, row))
 
 
+@dataclasses.dataclass(frozen=True)
+class ComposedSeq2SeqConfig(ComposedConfig):
+    """What tasks know about an encoder-decoder that a user composed.
+
+    Args:
+        pad_id: int. Padding of the encoder's token ids, which the model itself must mask.
+        start_id: int. The decoder's first token.
+    """
+
+    pad_id: int = 0
+    start_id: int = 0
+
+
 CONFIGS = {
     config.__name__: config
     for config in (
@@ -434,5 +447,6 @@ CONFIGS = {
         Seq2SeqConfig,
         WordVectorsConfig,
         ComposedConfig,
+        ComposedSeq2SeqConfig,
     )
 }

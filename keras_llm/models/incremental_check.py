@@ -9,7 +9,7 @@ from keras import ops
 from keras_llm.errors import InputError
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.decoder import Decoder, decoder_of
-from keras_llm.models.graph import Call, Graph
+from keras_llm.models.graph import Call
 
 _ROWS, _TOKENS, _PROMPT = 2, 9, 4
 _TOLERANCES = {"bfloat16": 0.06, "float16": 0.01}
@@ -35,22 +35,26 @@ def check_composed(model: ConfiguredModel) -> None:
     count = min(_TOKENS, config.max_length)
     size = config.vocabulary_size
     token_ids = np.random.default_rng(0).integers(0, size, (_ROWS, count)).astype("int32")
-    expected = _whole(decoder.graph, token_ids)
+    sources = [(token_ids[:, :5] + 1) % size] * (len(decoder.graph.inputs) - 1)
+    expected = _whole(decoder, [*sources, token_ids])
     other = token_ids.copy()
     other[:, count - 2 :] = (other[:, count - 2 :] + 1) % size
-    _check_causal(decoder.graph, expected, _whole(decoder.graph, other), count - 2)
+    changed = _whole(decoder, [*sources, other])
+    _check_causal(decoder.graph, expected, changed, count - 2)
     if config.incremental:
-        _check_steps(decoder, token_ids, expected)
+        _check_steps(decoder, sources, token_ids, expected)
 
 
-def _whole(graph: Graph, token_ids: np.ndarray) -> dict[int, np.ndarray]:
-    """Return the outputs (B, T, ...) of all calls for whole texts, by index."""
-    values = graph.run(graph.calls, {graph.inputs[0]: ops.convert_to_tensor(token_ids)})
-    length = token_ids.shape[1]
+def _whole(decoder: Decoder, inputs: list[np.ndarray]) -> dict[int, np.ndarray]:
+    """Return the outputs (B, T, ...) of all calls on decoder tokens for whole texts, by index."""
+    graph, length = decoder.graph, inputs[-1].shape[1]
+    tensors = map(ops.convert_to_tensor, inputs)
+    values = graph.run(graph.calls, dict(zip(graph.inputs, tensors, strict=True)))
+    own = graph.depending_on(graph.inputs[-1:])
     return {
         index: _array(values[index])
         for call in graph.calls
-        for index in call.outputs
+        for index in own.intersection(call.outputs)
         if len(values[index].shape) == 3 and values[index].shape[1] == length
     }
 
@@ -65,9 +69,16 @@ def _check_causal(graph, expected, changed, count):
                 )
 
 
-def _check_steps(decoder: Decoder, token_ids: np.ndarray, expected: dict[int, np.ndarray]) -> None:
+def _check_steps(
+    decoder: Decoder,
+    sources: list[np.ndarray],
+    token_ids: np.ndarray,
+    expected: dict[int, np.ndarray],
+) -> None:
     """Run prompts of different lengths, then tokens one by one, and compare all outputs."""
     cache = decoder.empty_cache(_ROWS, token_ids.shape[1])
+    for source in sources:
+        cache |= decoder.encode_source(ops.convert_to_tensor(source))
     begin = np.zeros(_ROWS, "int32")
     is_real = np.ones((_ROWS, min(_PROMPT, token_ids.shape[1] - 1)), bool)
     is_real[-1, -1] = False  # the second prompt is one token shorter
@@ -75,7 +86,7 @@ def _check_steps(decoder: Decoder, token_ids: np.ndarray, expected: dict[int, np
         width = is_real.shape[1]
         positions = begin[:, None] + np.arange(width, dtype="int32")
         ids = np.take_along_axis(token_ids, positions, axis=1)
-        values: dict[int, Any] = {decoder.graph.inputs[0]: ops.convert_to_tensor(ids)}
+        values: dict[int, Any] = {decoder.graph.inputs[-1]: ops.convert_to_tensor(ids)}
         steps = decoder.run(
             values,
             ops.convert_to_tensor(positions),

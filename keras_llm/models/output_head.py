@@ -12,6 +12,7 @@ from keras_llm.models import forward_pass
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.causal_lm import CausalLM
 from keras_llm.models.composed import ComposedLM
+from keras_llm.models.composed_seq2seq import ComposedSeq2Seq
 from keras_llm.models.decoder import decoder_of
 from keras_llm.models.seq2seq import Seq2Seq, hidden_states
 from keras_llm.types import Tensor
@@ -37,7 +38,7 @@ class OutputHead:
 def has_token_head(model: ConfiguredModel) -> bool:
     """Return whether the model predicts tokens, as `prediction_states` and `output_head` need."""
     return (
-        isinstance(model, (CausalLM, Seq2Seq, ComposedLM))
+        isinstance(model, (CausalLM, Seq2Seq, ComposedLM, ComposedSeq2Seq))
         or getattr(model, "head", None) == "masked_lm"
     )
 
@@ -68,12 +69,12 @@ def prediction_states(
         )
     layer = model.get_layer
     inputs = _as_list(model, inputs)
-    if isinstance(model, ComposedLM):
+    if isinstance(model, (ComposedLM, ComposedSeq2Seq)):
         if positions is not None or attention_mask is not None:
             raise InputError(
                 "a composed model does not support packed rows with attention within segments."
             )
-        return _ComposedHead(model).states(inputs[0])
+        return _ComposedHead(model).states(inputs)
     if isinstance(model, CausalLM):
         hidden = forward_pass.run_decoder(
             layer,
@@ -93,7 +94,7 @@ def prediction_states(
 
 def output_head(model: ConfiguredModel) -> OutputHead:
     """Return the `OutputHead` of a model with a token head, in the head's compute dtype."""
-    if isinstance(model, ComposedLM):
+    if isinstance(model, (ComposedLM, ComposedSeq2Seq)):
         return _ComposedHead(model).output_head()
     if isinstance(model, (CausalLM, Seq2Seq)):
         embedding, bias = model.get_layer("token_embedding"), None
@@ -119,14 +120,12 @@ class _ComposedHead:
         if not (_is_projection(self._projection) and all(map(_keeps_values, layers[1:]))):
             self._projection = None
 
-    def states(self, token_ids):
-        decoder = self._decoder
-        (source,) = decoder.graph.inputs
-        calls = decoder.graph.calls if self._projection is None else decoder.before_head
-        values = decoder.graph.run(calls, {source: token_ids})
-        return values[
-            decoder.graph.outputs[0] if self._projection is None else decoder.hidden_index
-        ]
+    def states(self, inputs):
+        graph = self._decoder.graph
+        calls, index = self._decoder.before_head, self._decoder.hidden_index
+        if self._projection is None:
+            calls, index = graph.calls, graph.outputs[0]
+        return graph.run(calls, dict(zip(graph.inputs, inputs, strict=True)))[index]
 
     def output_head(self):
         layer = self._projection

@@ -9,7 +9,7 @@ from keras import ops
 from keras_llm.layers import TransformerDecoder, TransformerEncoder
 from keras_llm.models import forward_pass
 from keras_llm.models.base import ConfiguredModel, check_model
-from keras_llm.models.config import Seq2SeqConfig
+from keras_llm.models.config import ComposedSeq2SeqConfig, Seq2SeqConfig
 from keras_llm.models.decoder import decoder_of
 from keras_llm.types import JSON, Tensor
 
@@ -95,7 +95,8 @@ def encode_source(model: Seq2Seq, encoder_token_ids: Tensor) -> dict[str, Tensor
     Raises:
         InputError: if `model` does not come from `seq2seq`.
     """
-    check_model("encode_source", model, Seq2Seq, "seq2seq")
+    if not isinstance(getattr(model, "config", None), ComposedSeq2SeqConfig):
+        check_model("encode_source", model, Seq2Seq, "seq2seq")
     return decoder_of(model).encode_source(ops.convert_to_tensor(encoder_token_ids, "int32"))
 
 

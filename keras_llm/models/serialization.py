@@ -13,7 +13,8 @@ from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_d
 from keras_llm.models.causal_lm import CausalLM
 from keras_llm.models.composed import ComposedLM, with_dtype
 from keras_llm.models.composed_head import ComposedHead
-from keras_llm.models.config import TransformerConfig, WordVectorsConfig
+from keras_llm.models.composed_seq2seq import ComposedSeq2Seq
+from keras_llm.models.config import ComposedSeq2SeqConfig, TransformerConfig, WordVectorsConfig
 from keras_llm.models.encoder import Encoder
 from keras_llm.models.head_layers import HEADS
 from keras_llm.models.heads import HeadModel
@@ -64,7 +65,7 @@ def build(
 def describe(model: ConfiguredModel) -> JSON:
     """Return the description of a model that `restore` needs, as plain JSON types."""
     config = model.get_config()
-    if isinstance(model, (ComposedLM, ComposedHead)):
+    if isinstance(model, (ComposedLM, ComposedHead, ComposedSeq2Seq)):
         row = {"model": config_to_dict(model.config), "graph": config["model"]}
         return row | ({"head": {"name": config["head"]}} if "head" in config else {})
     row = {"model": config_to_dict(model.config), "dtype": config["dtype"]}
@@ -88,7 +89,10 @@ def restore(row: JSON) -> ConfiguredModel:
         if row.get("dtype") is not None:
             graph = with_dtype(graph, row["dtype"])
         config, name = config_from_dict(row["model"]), (row.get("head") or {}).get("name")
-        return ComposedLM(config, graph) if name is None else ComposedHead(config, graph, name)
+        if name is not None:
+            return ComposedHead(config, graph, name)
+        is_seq2seq = isinstance(config, ComposedSeq2SeqConfig)
+        return (ComposedSeq2Seq if is_seq2seq else ComposedLM)(config, graph)
     head = row.get("head") or {}
     if not isinstance(head, dict):
         raise InputError(f"`head` must be an object with `name` and `options`, got {head!r}.")

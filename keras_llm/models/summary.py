@@ -9,6 +9,7 @@ from keras_llm.layers import MixtureOfExperts
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.causal_lm import CausalLM
 from keras_llm.models.composed import ComposedLM
+from keras_llm.models.composed_seq2seq import ComposedSeq2Seq
 from keras_llm.models.config import Seq2SeqConfig, TransformerConfig, WordVectorsConfig
 from keras_llm.models.decoder import decoder_of, itemsize
 from keras_llm.models.deferred import shapes_only
@@ -64,7 +65,7 @@ def _summarize(model):
         "parameters": sum(map(_size, model.weights)),
         "weight_bytes": sum(_size(w) * itemsize(w.dtype) for w in model.weights),
     }
-    is_decoder = isinstance(model, (CausalLM, Seq2Seq, ComposedLM))
+    is_decoder = isinstance(model, (CausalLM, Seq2Seq, ComposedLM, ComposedSeq2Seq))
     if isinstance(config, TransformerConfig):
         has_token_head = is_decoder or getattr(model, "head", None) == "masked_lm"
         summary["flops_per_token"] = sum(

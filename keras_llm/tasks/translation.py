@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_llm import data, models, training
@@ -10,18 +11,22 @@ from keras_llm.errors import InputError
 from keras_llm.tasks.base import checked_texts, padded_rows
 from keras_llm.tasks.fitting import checked_rows
 from keras_llm.tasks.generative import Generation, GenerativeTask
-from keras_llm.types import Dataset
+from keras_llm.tokenizers import Tokenizer
+from keras_llm.types import JSON, Dataset
 
 
 class Translation(GenerativeTask):
     """A task that maps texts to texts with an encoder-decoder, e.g. translation, summarization.
 
     Args:
-        model: a model from `models.seq2seq`.
+        model: a model from `models.seq2seq`, or a functional `keras.Model` from the token ids of an
+            encoder (B, S) and a decoder (B, T) to logits (B, T, V), see `models.as_seq2seq`.
         tokenizer: a `tokenizers.Tokenizer` with the model's vocabulary. The encoder reads the text
             followed by the end token. The decoder starts with the config's `start_id` and stops at
             the end token.
         metadata: dict of JSON values saved with the task.
+        max_length: for a functional model, see `models.as_seq2seq`. Its `pad_id` is that of the
+            tokenizer, and its `start_id` the tokenizer's begin token or, without one, padding.
 
     Example:
     >>> from keras_llm import models, tokenizers
@@ -33,11 +38,26 @@ class Translation(GenerativeTask):
     """
 
     model_wanted = "models.seq2seq"
-    model: models.Seq2Seq
+    model: models.Seq2Seq | models.ComposedSeq2Seq
+
+    def __init__(
+        self,
+        model: keras.Model,
+        tokenizer: Tokenizer,
+        metadata: JSON | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        if not isinstance(model, models.ConfiguredModel):
+            pad_id = tokenizer.pad_id
+            start_id = tokenizer.bos_id if tokenizer.bos_id >= 0 else pad_id
+            model = models.as_seq2seq(model, pad_id, start_id, max_length)
+        elif max_length is not None:
+            raise InputError("`max_length` is for a composed `keras.Model`.")
+        super().__init__(model, tokenizer, metadata)
 
     @staticmethod
     def fits(model: object) -> bool:
-        return isinstance(model, models.Seq2Seq)
+        return isinstance(model, (models.Seq2Seq, models.ComposedSeq2Seq))
 
     @property
     def _pad_id(self) -> int:

@@ -1,0 +1,120 @@
+"""Take encoder-decoders that a user composed from Keras layers."""
+
+from typing import Self
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_llm import keras_internals
+from keras_llm.errors import InputError
+from keras_llm.models.base import ConfiguredModel
+from keras_llm.models.composed import (
+    DEFAULT_LENGTH,
+    deserialized,
+    functional_of,
+    serialized,
+    shortest_embedding,
+)
+from keras_llm.models.config import ComposedSeq2SeqConfig
+from keras_llm.models.incremental_check import check_composed
+from keras_llm.types import JSON
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class ComposedSeq2Seq(ConfiguredModel):
+    """An encoder-decoder that a user composed, with the layers and weights of that model.
+
+    Its inputs are `[encoder_token_ids, decoder_token_ids]`, (B, S) and (B, T), its output logits
+    (B, T, V). Use `as_seq2seq` to build one.
+
+    Attributes:
+        config: a `ComposedSeq2SeqConfig`.
+    """
+
+    config_class = ComposedSeq2SeqConfig
+    config: ComposedSeq2SeqConfig
+
+    def __init__(
+        self,
+        config: ComposedSeq2SeqConfig | JSON,
+        model: keras.Model | JSON,
+        name: str = "composed_seq2seq",
+    ) -> None:
+        read: ComposedSeq2SeqConfig = self.read_config(config)
+        if isinstance(model, dict):
+            model = deserialized(model)
+        super().__init__(read, model.inputs, model.outputs[0], name, None)
+
+    def get_config(self) -> JSON:
+        model = keras.Model(self.inputs, self.outputs[0], name=self.name)
+        return {"config": self.config.to_dict(), "model": serialized(model), "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: JSON, custom_objects: JSON | None = None) -> Self:
+        return cls(**config)
+
+
+def as_seq2seq(
+    model: keras.Model, pad_id: int = 0, start_id: int = 0, max_length: int | None = None
+) -> ConfiguredModel:
+    """Return a composed encoder-decoder in the form that tasks and exports take.
+
+    Args:
+        model: a functional `keras.Model`, or a subclass whose `call` can be traced, from a list of
+            int token ids of the encoder (B, S) and of the decoder (B, T), of any lengths, to float
+            logits (B, T, V). It masks `pad_id` in the encoder's ids itself. A model of this library
+            is returned as it is.
+        pad_id: int. Padding of the encoder's token ids.
+        start_id: int. The decoder's first token.
+        max_length: int > 1. Maximum length of both sequences. Defaults to the smallest
+            `sequence_length` of its layers, or to 1024.
+
+    Returns:
+        A `keras.Model` with the same layers and weights.
+
+    Raises:
+        InputError: if the model has other inputs or outputs, its logits depend on later tokens of
+            the decoder or on padding of the encoder's ids, or a layer gives other outputs with a
+            cache; the message names the layer.
+    """
+    if isinstance(model, ConfiguredModel):
+        return model
+    functional = functional_of(model)
+    shapes = [x.shape for x in (*functional.inputs, *functional.outputs)]
+    if [len(shape) for shape in shapes] != [2, 2, 3] or shapes[-1][-1] is None:
+        raise InputError(
+            "`model` must map the token ids of the encoder (B, S) and of the decoder (B, T) to "
+            f"logits (B, T, V); it maps {shapes[: len(functional.inputs)]} to "
+            f"{shapes[len(functional.inputs) :]}."
+        )
+    if any(x.shape[1] is not None for x in functional.inputs):
+        raise InputError("`model`: the inputs of an encoder-decoder must be of any length.")
+    inputs = [
+        keras.Input((None,), dtype=x.dtype, name=f"{side}_token_ids")
+        for x, side in zip(functional.inputs, ("encoder", "decoder"), strict=True)
+    ]
+    (logits,) = keras_internals.run_graph(functional, inputs)
+    length = max_length or shortest_embedding(functional) or DEFAULT_LENGTH
+    config = ComposedSeq2SeqConfig(shapes[-1][-1], length, pad_id=pad_id, start_id=start_id)
+    composed = ComposedSeq2Seq(config, keras.Model(inputs, logits), name=functional.name)
+    _check_padding(composed)
+    check_composed(composed)
+    return composed
+
+
+def _check_padding(model):
+    """Raise InputError if logits depend on padding of the encoder's token ids."""
+    config = model.config
+    drawn = np.random.default_rng(0).integers(0, config.vocabulary_size - 1, (2, 5))
+    source = (drawn + (drawn >= config.pad_id)).astype("int32")  # without padding
+    padded = np.pad(source, ((0, 0), (0, 2)), constant_values=config.pad_id)
+    ids = source[:, :3]
+    whole, longer = (ops.convert_to_numpy(model([x, ids])) for x in (source, padded))
+    error = float(np.abs(np.asarray(whole - longer, "float32")).max())
+    is_exact = all(layer.compute_dtype in ("float32", "float64") for layer in model.layers)
+    if error > (1e-3 if is_exact else 0.05) * float(np.abs(whole).max()):
+        raise InputError(
+            f"the logits of `model` change with padding of the encoder's token ids (by "
+            f"{error:.2g}): mask the id {config.pad_id}, e.g. with `padding_mask` or `mask_zero`."
+        )

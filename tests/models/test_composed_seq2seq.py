@@ -1,0 +1,91 @@
+"""Test encoder-decoders that are composed from layers."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_llm
+from keras_llm import layers as own_layers
+from keras_llm import models, tasks, tokenizers
+from keras_llm.errors import InputError
+
+NUMBERS = ["one", "two", "three", "four", "five"]
+PAIRS = [(f"{a} and {b}", f"{b} und {a}") for a in NUMBERS for b in NUMBERS]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    texts = [text for pair in PAIRS for text in pair]
+    return tokenizers.SentencePiece.train(texts * 3, 280, "bpe")
+
+
+def translator(size, masked=True):
+    source = keras.Input((None,), dtype="int32")
+    target = keras.Input((None,), dtype="int32")
+    mask = ops.not_equal(source, 0)
+    embed = own_layers.TokenAndPositionEmbedding(size, 24, 32)
+    encoded = own_layers.TransformerEncoder(64, 2, normalize_first=True)(
+        embed(source), padding_mask=mask if masked else None
+    )
+    x = own_layers.TransformerDecoder(64, 2, normalize_first=True)(
+        embed(target), encoded, encoder_padding_mask=mask
+    )
+    return keras.Model([source, target], layers.Dense(size)(x))
+
+
+def recurrent(size):
+    """A recurrent model with attention, of Keras's own layers."""
+    source = keras.Input((None,), dtype="int32")
+    target = keras.Input((None,), dtype="int32")
+    embed = layers.Embedding(size, 16)
+    mask = ops.not_equal(source, 0)
+    encoded = layers.Dense(16, activation="tanh")(embed(source))
+    x = layers.GRU(16, return_sequences=True)(embed(target))
+    attention = layers.MultiHeadAttention(2, 8)
+    x = x + attention(x, encoded, attention_mask=ops.expand_dims(mask, 1))
+    return keras.Model([source, target], layers.Dense(size)(x))
+
+
+def test_translator_is_trained_saved_and_exported(tokenizer, tmp_path):
+    """The exports compare greedy texts with Keras, or raise an error."""
+    task = tasks.Translation(translator(tokenizer.vocabulary_size), tokenizer)
+    task.compile(keras.optimizers.Adam(0.01))
+    task.fit(PAIRS, epochs=30, batch_size=16, verbose=0)
+    texts = ["one and two", "five and four"]
+    translations = task(texts, max_new_tokens=16)
+    assert sum(text in dict(PAIRS).values() for text in translations) == 2
+    assert task(texts, max_new_tokens=16, beam_width=1) == translations
+    task.save(tmp_path / "task")
+    assert keras_llm.load(tmp_path / "task")(texts, max_new_tokens=16) == translations
+    assert task.export("litert", tmp_path / "model.tflite")["parity"]["greedy_texts_equal"]
+
+
+@pytest.mark.parametrize("make", [translator, recurrent])
+def test_steps_match_the_whole_model(make):
+    model = models.as_seq2seq(make(40), max_length=24)
+    rng = np.random.default_rng(0)
+    source, ids = (rng.integers(1, 40, (2, n)).astype("int32") for n in (7, 9))
+    source[1, 5:] = 0
+    whole = np.asarray(model([source, ids]))
+    cache = models.init_cache(model, 2, 12) | models.encode_source(model, source)
+    logits, cache = models.prefill(model, ids[:, :4], [4, 3], cache)
+    np.testing.assert_allclose(logits, whole[[0, 1], [3, 2]], atol=1e-5)
+    for step in range(4):
+        positions = np.array([[4 + step], [3 + step]])
+        new = np.take_along_axis(ids, positions, 1)
+        logits, cache = models.decode(model, new, positions, cache)
+        np.testing.assert_allclose(logits, whole[[0, 1], positions[:, 0]], atol=1e-5)
+
+
+def test_unsuitable_models_raise_error(tokenizer):
+    with pytest.raises(InputError, match="change with padding of the encoder's token ids"):
+        models.as_seq2seq(translator(40, masked=False))
+    token_ids = keras.Input((None,), dtype="int32")
+    one_input = keras.Model(token_ids, layers.Embedding(40, 40)(token_ids))
+    with pytest.raises(InputError, match="must map the token ids of the encoder"):
+        tasks.Translation(one_input, tokenizer)
+    with pytest.raises(InputError, match="`max_length` is for a composed"):
+        tasks.Translation(
+            models.seq2seq(models.preset("t5-tiny", vocabulary_size=280)), tokenizer, max_length=9
+        )
