@@ -58,11 +58,17 @@ class ConfiguredModel(keras.Model):
         return read
 
     def get_config(self) -> JSON:
-        quantized = quantized_layers(self)
         return {
             "config": self.config.to_dict(),
             "name": self.name,
             "dtype": self.dtype_config,
+            **self.state(),
+        }
+
+    def state(self) -> JSON:
+        """Return the part of the config that changes later: what is quantized or frozen."""
+        quantized = quantized_layers(self)
+        return {
             **({"quantized": quantized} if quantized else {}),
             **({} if self.trainable else {"trainable": False}),
         }

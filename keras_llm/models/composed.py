@@ -1,6 +1,6 @@
 """Take language models that a user composed from Keras layers."""
 
-from typing import Any, Self
+from typing import Any
 
 import keras
 from keras import ops
@@ -31,12 +31,16 @@ class ComposedLM(ConfiguredModel):
     config: ComposedConfig
 
     def __init__(
-        self, config: ComposedConfig | JSON, model: keras.Model | JSON, name: str = "composed_lm"
+        self,
+        config: ComposedConfig | JSON,
+        model: keras.Model | JSON,
+        name: str = "composed_lm",
+        **kwargs: Any,
     ) -> None:
         config = self.read_config(config)
         if isinstance(model, dict):
             model = deserialized(model)
-        super().__init__(config, model.inputs[0], model.outputs[0], name, None)
+        super().__init__(config, model.inputs[0], model.outputs[0], name, None, **kwargs)
 
     def get_config(self) -> JSON:
         model = keras.Model(self.inputs[0], self.outputs[0], name=self.name)
@@ -44,11 +48,8 @@ class ComposedLM(ConfiguredModel):
             "config": self.config.to_dict(),
             "model": serialized(model),
             "name": self.name,
+            **self.state(),
         }
-
-    @classmethod
-    def from_config(cls, config: JSON, custom_objects: JSON | None = None) -> Self:
-        return cls(**config)
 
 
 def as_causal_lm(

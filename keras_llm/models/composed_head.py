@@ -1,6 +1,6 @@
 """Take models of texts that a user composed: classifiers, taggers, regressors and embedders."""
 
-from typing import Self
+from typing import Any
 
 import keras
 import numpy as np
@@ -53,11 +53,12 @@ class ComposedHead(ConfiguredModel):
         model: keras.Model | JSON,
         head: str,
         name: str = "composed_head",
+        **kwargs: Any,
     ) -> None:
         read: ComposedConfig = self.read_config(config)
         if isinstance(model, dict):
             model = deserialized(model)
-        super().__init__(read, model.inputs, model.outputs[0], name, None)
+        super().__init__(read, model.inputs, model.outputs[0], name, None, **kwargs)
         self.head, self.options = head, {"num_classes": model.outputs[0].shape[-1]}
 
     def get_config(self) -> JSON:
@@ -67,11 +68,8 @@ class ComposedHead(ConfiguredModel):
             "model": serialized(model),
             "head": self.head,
             "name": self.name,
+            **self.state(),
         }
-
-    @classmethod
-    def from_config(cls, config: JSON, custom_objects: JSON | None = None) -> Self:
-        return cls(**config)
 
 
 def as_head_model(

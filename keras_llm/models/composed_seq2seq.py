@@ -1,6 +1,6 @@
 """Take encoder-decoders that a user composed from Keras layers."""
 
-from typing import Self
+from typing import Any
 
 import keras
 import numpy as np
@@ -40,19 +40,21 @@ class ComposedSeq2Seq(ConfiguredModel):
         config: ComposedSeq2SeqConfig | JSON,
         model: keras.Model | JSON,
         name: str = "composed_seq2seq",
+        **kwargs: Any,
     ) -> None:
         read: ComposedSeq2SeqConfig = self.read_config(config)
         if isinstance(model, dict):
             model = deserialized(model)
-        super().__init__(read, model.inputs, model.outputs[0], name, None)
+        super().__init__(read, model.inputs, model.outputs[0], name, None, **kwargs)
 
     def get_config(self) -> JSON:
         model = keras.Model(self.inputs, self.outputs[0], name=self.name)
-        return {"config": self.config.to_dict(), "model": serialized(model), "name": self.name}
-
-    @classmethod
-    def from_config(cls, config: JSON, custom_objects: JSON | None = None) -> Self:
-        return cls(**config)
+        return {
+            "config": self.config.to_dict(),
+            "model": serialized(model),
+            "name": self.name,
+            **self.state(),
+        }
 
 
 def as_seq2seq(

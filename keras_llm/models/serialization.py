@@ -14,7 +14,12 @@ from keras_llm.models.causal_lm import CausalLM
 from keras_llm.models.composed import ComposedLM, with_dtype
 from keras_llm.models.composed_head import ComposedHead
 from keras_llm.models.composed_seq2seq import ComposedSeq2Seq
-from keras_llm.models.config import ComposedSeq2SeqConfig, TransformerConfig, WordVectorsConfig
+from keras_llm.models.config import (
+    ComposedConfig,
+    ComposedSeq2SeqConfig,
+    TransformerConfig,
+    WordVectorsConfig,
+)
 from keras_llm.models.encoder import Encoder
 from keras_llm.models.head_layers import HEADS
 from keras_llm.models.heads import HeadModel
@@ -65,10 +70,13 @@ def build(
 def describe(model: ConfiguredModel) -> JSON:
     """Return the description of a model that `restore` needs, as plain JSON types."""
     config = model.get_config()
+    row = {"model": config_to_dict(model.config)}
     if isinstance(model, (ComposedLM, ComposedHead, ComposedSeq2Seq)):
-        row = {"model": config_to_dict(model.config), "graph": config["model"]}
-        return row | ({"head": {"name": config["head"]}} if "head" in config else {})
-    row = {"model": config_to_dict(model.config), "dtype": config["dtype"]}
+        row["graph"] = config["model"]
+        if "head" in config:
+            row["head"] = {"name": config["head"]}
+    else:
+        row["dtype"] = config["dtype"]
     if "quantized" in config:
         row["quantized"] = config["quantized"]
     if isinstance(model, HeadModel):
@@ -83,32 +91,38 @@ def restore(row: JSON) -> ConfiguredModel:
         InputError: if a class, a field or the head is unknown, or a field is missing or has another
             type.
     """
-    if row.get("graph") is not None:
-        check_fields({"graph": row["graph"]}, {"graph": dict}, "a model")
-        graph = row["graph"]
-        if row.get("dtype") is not None:
-            graph = with_dtype(graph, row["dtype"])
-        config, name = config_from_dict(row["model"]), (row.get("head") or {}).get("name")
-        if name is not None:
-            return ComposedHead(config, graph, name)
-        is_seq2seq = isinstance(config, ComposedSeq2SeqConfig)
-        return (ComposedSeq2Seq if is_seq2seq else ComposedLM)(config, graph)
     head = row.get("head") or {}
     if not isinstance(head, dict):
         raise InputError(f"`head` must be an object with `name` and `options`, got {head!r}.")
     name, options = head.get("name"), head.get("options") or {}
     check_arguments(build, {"head": name, "options": options}, "`head`")
-    if name in HEADS:
+    if name in HEADS and "graph" not in row:
         check_arguments(getattr(heads, name), options, f"the options of {name}")
     dtype, quantized = row.get("dtype"), row.get("quantized") or {}
     check_fields({"dtype": dtype}, {"dtype": str | dict | None}, "a model")
     _check_objects(dtype, keras.dtype_policies, keras.dtype_policies.DTypePolicy)
     _check_quantized(quantized)
     config = config_from_dict(row["model"])
-    model = build(config, name, options or None, dtype=dtype)
+    if "graph" in row:
+        model = _composed(config, row["graph"], name, dtype)
+    else:
+        model = build(config, name, options or None, dtype=dtype)
     if quantized:
         quantize_layers(model, quantized)
     return model
+
+
+def _composed(config, graph, head, dtype):
+    """Rebuild a composed model; with a `dtype`, all its layers have that dtype policy."""
+    check_fields({"graph": graph}, {"graph": dict}, "a model")
+    if dtype is not None:
+        graph = with_dtype(graph, dtype)
+    if not isinstance(config, ComposedConfig):
+        raise InputError(f"a model with a `graph` needs a ComposedConfig, got {type(config)}.")
+    if head is not None:
+        return ComposedHead(config, graph, head)
+    is_seq2seq = isinstance(config, ComposedSeq2SeqConfig)
+    return (ComposedSeq2Seq if is_seq2seq else ComposedLM)(config, graph)
 
 
 def _check_quantized(rows):

@@ -260,6 +260,25 @@ def test_loss_of_any_head_matches_logits():
         assert np.abs(np.array(composed.trainable_weights[0]) - before).max() > 1e-6
 
 
+def test_packed_segments_raise_error(tokenizer):
+    composed = tokens(TokenPositions())
+    trainer = training.LanguageModelTrainer(models.as_causal_lm(composed))
+    ids = np.ones((2, 4), "int32")
+    with pytest.raises(InputError, match=r"reads only token ids.*segments=True"):
+        trainer({"token_ids": ids, "segment_ids": ids, "positions": ids})
+
+
+def test_quantized_composed_model_is_reloaded(tokenizer, tmp_path):
+    token_ids = keras.Input((None,), dtype="int32")
+    x = own_layers.TransformerDecoder(32, 2)(layers.Embedding(300, 16)(token_ids))
+    x = layers.GroupQueryAttention(8, 4, 2)(x, x, use_causal_mask=True)
+    task = keras_llm.TextGeneration(keras.Model(token_ids, layers.Dense(300)(x)), tokenizer)
+    task.model.quantize("int8")
+    text = task("a fox", max_new_tokens=4, temperature=0.0)
+    task.save(tmp_path / "task")
+    assert keras_llm.load(tmp_path / "task")("a fox", max_new_tokens=4, temperature=0.0) == text
+
+
 def test_lora_and_summary_of_composed_models(tokenizer):
     token_ids = keras.Input((None,), dtype="int32")
     x = layers.Embedding(300, 16)(token_ids)

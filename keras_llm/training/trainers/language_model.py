@@ -198,6 +198,11 @@ def states_of(model: models.ConfiguredModel, inputs: Any) -> Tensor:
                 f"`segment_ids` and `positions`, got {sorted(inputs)}."
             )
         return packed_states(model, **inputs)
+    if isinstance(model, models.ComposedLM) and isinstance(inputs, dict):
+        raise InputError(
+            "a composed model reads only token ids; batches with `segments=True` have "
+            f"{sorted(inputs)}."
+        )
     return models.prediction_states(model, inputs)
 
 
