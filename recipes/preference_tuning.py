@@ -4,10 +4,9 @@
     keras-llm train preference_tuning --out runs/liked --start runs/chat --corpus preferences-en
     keras-llm train preference_tuning --out runs/mine --start runs/chat --data pairs.jsonl
 
-With a corpus of labeled reviews, the pairs are sampled from the model: the most and the least
-positive of several continuations of the beginning of a review, as in the first experiment of the
-DPO paper. The tuned model and the initial model are evaluated on held-out pairs, and by a judge
-fitted on other data.
+With labeled reviews, the pairs are sampled from the model: the most and the least positive of
+several continuations of the beginning of a review, as in the first experiment of the DPO paper. The
+tuned and the initial model are evaluated on held-out pairs, and by a judge fitted on other data.
 """
 
 import dataclasses
@@ -36,12 +35,11 @@ class Options(dialogue.Options):
     """Tune a model on preferences with DPO or ORPO."""
 
     corpus: str = "movie-sentiment"
-    """Name of a corpus of the kind "preferences", or of the kind "labeled" with the labels
-    negative and positive, to sample pairs from the model; `keras-llm recipes` lists them."""
+    """Name of a corpus of preferences, or of texts labeled negative and positive, to sample pairs
+    from the model; `keras-llm recipes` lists them."""
     data: str | None = None
     """Your own file instead of a corpus: preferences as .jsonl, .json, hf:NAME:SPLIT or
-    tfds:NAME:SPLIT, or reviews as .csv or .tsv with the columns text and label, which is negative
-    or positive."""
+    tfds:NAME:SPLIT, or .csv or .tsv with the columns text and label (negative or positive)."""
     loss: Literal["dpo", "orpo"] = "dpo"
     """Loss function."""
     beta: flags.PositiveFloat = 0.1
@@ -70,8 +68,8 @@ class Options(dialogue.Options):
     def __post_init__(self):
         super().__post_init__()
         self.check(("start", self.start is not None, "the folder of a model"))
-        self.shrink(pairs=48, held_out_pairs=16, prompts=16)
-        self.shrink(batch_size=8, new_tokens=12, candidates=3)
+        self.shrink(pairs=48, held_out_pairs=16, prompts=16, batch_size=8, new_tokens=12)
+        self.shrink(candidates=3)
 
 
 def run(options):
