@@ -35,8 +35,7 @@ class Options(dialogue.Options):
     """Tune a model on preferences with DPO or ORPO."""
 
     corpus: str = "movie-sentiment"
-    """Name of a corpus of preferences, or of texts labeled negative and positive, to sample pairs
-    from the model; `keras-llm recipes` lists them."""
+    """Name of a corpus of preferences, or of labeled texts to sample pairs for; see `recipes`."""
     data: str | None = None
     """Your own file instead of a corpus: preferences as .jsonl, .json, hf:NAME:SPLIT or
     tfds:NAME:SPLIT, or .csv or .tsv with the columns text and label (negative or positive)."""
@@ -68,8 +67,8 @@ class Options(dialogue.Options):
     def __post_init__(self):
         super().__post_init__()
         self.check(("start", self.start is not None, "the folder of a model"))
-        self.shrink(pairs=48, held_out_pairs=16, prompts=16, batch_size=8, new_tokens=12)
-        self.shrink(candidates=3)
+        sizes = {"held_out_pairs": 16, "prompts": 16, "batch_size": 8, "new_tokens": 12}
+        self.shrink(pairs=48, candidates=3, **sizes)
 
 
 def run(options):
