@@ -14,7 +14,6 @@ import sys
 from typing import Literal
 
 from keras_llm import cli
-from keras_llm.files import CONVERSATION_SUFFIXES
 from keras_llm.recipes.common import (
     dialogue,
     flags,
@@ -62,7 +61,7 @@ class Options(dialogue.Options):
     new_tokens: flags.Positive = 48
     """Maximum tokens of an answer."""
 
-    suffixes = (*CONVERSATION_SUFFIXES, ".csv", ".tsv")
+    suffixes = (*dialogue.Options.suffixes, ".csv", ".tsv")
 
     def __post_init__(self):
         super().__post_init__()
