@@ -1,6 +1,5 @@
 """Test streamed corpora: documents, ids and batches match those of corpora in memory."""
 
-import dataclasses
 import json
 import pathlib
 import subprocess
@@ -200,21 +199,6 @@ def test_resumed_run_reuses_token_file(text_folder, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     corpus.remove_token_files(options)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_recipe_with_streaming(text_folder, tmp_path):
-    options = text_generation.Options(
-        str(tmp_path / "run"), data=str(text_folder), stream=True, smoke=True, max_megabytes=0.06
-    )
-    metrics = text_generation.run(options)
-    assert metrics["held_out"]["perplexity"] < metrics["unigram"]["perplexity"]
-    assert "The corpus was streamed" in (tmp_path / "run" / "README.md").read_text()
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    train, held_out, report = corpus.prepared(dataclasses.replace(options, stream=False))
-    assert metrics["training"]["documents"] == len(train)
-    assert metrics["training"]["held_out_documents"] == len(held_out)
-    assert metrics["training"]["dropped"] == report["dropped"]
-    assert text_generation.evaluate(tmp_path / "run") == pytest.approx(metrics["held_out"])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import keras_llm
 from keras_llm import cli, interrupts, models, training
 from keras_llm.errors import InputError
 from keras_llm.recipes import demo, text_generation
-from keras_llm.recipes.common import runs
+from keras_llm.recipes.common import corpus, runs
 
 pytestmark = pytest.mark.usefixtures("one_layer")
 SHORT = {"max_megabytes": 0.05, "checkpoint_steps": 3, "epochs": 2}
@@ -268,3 +268,18 @@ def test_demo_gives_the_same_text_in_all_formats(text_folder, tmp_path, capsys):
     assert printed.count("the same\n") == 3 and "keras-llm generate" in printed
     for name in ("runs/demo", "serving/demo/1", "mobile/demo.tflite", "mobile/demo_int8.tflite"):
         assert (tmp_path / name).exists()
+
+
+def test_recipe_with_streaming(text_folder, tmp_path):
+    options = text_generation.Options(
+        str(tmp_path / "run"), data=str(text_folder), stream=True, smoke=True, max_megabytes=0.06
+    )
+    metrics = text_generation.run(options)
+    assert metrics["held_out"]["perplexity"] < metrics["unigram"]["perplexity"]
+    assert "The corpus was streamed" in (tmp_path / "run" / "README.md").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    train, held_out, report = corpus.prepared(dataclasses.replace(options, stream=False))
+    assert metrics["training"]["documents"] == len(train)
+    assert metrics["training"]["held_out_documents"] == len(held_out)
+    assert metrics["training"]["dropped"] == report["dropped"]
+    assert text_generation.evaluate(tmp_path / "run") == pytest.approx(metrics["held_out"])
