@@ -202,7 +202,7 @@ def _branches(rng, dtype, depth):
 
 
 def _nested(rng, dtype, depth):
-    inputs = keras.Input((None, WIDTH))
+    inputs = keras.Input((None, WIDTH), dtype=keras.DTypePolicy(dtype).compute_dtype)
     return keras.Model(inputs, _block(rng, dtype, depth + 1)(inputs))
 
 
