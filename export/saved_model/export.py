@@ -72,7 +72,7 @@ def write_saved_model(
             "task": type(task).__name__,
             "version": version,
             "xla": xla,
-            "weights": weights or "as they are",
+            "weights": weights or "as in the model",
             "bytes": sizes,
             "bytes_by_part": bytes_by_part(sizes),
             "row_bytes": row_bytes(task.model),

@@ -124,7 +124,7 @@ def test_warmup_requests_run(served):
 
 def test_int8_weights_are_smaller(served):
     _, (first, second), _ = served
-    assert second["weights"] == "int8" and first["weights"] == "as they are"
+    assert second["weights"] == "int8" and first["weights"] == "as in the model"
     large = first["bytes_by_part"]["weights"]
     assert second["bytes_by_part"]["weights"] < 0.35 * large
     assert sum(second["bytes_by_part"].values()) == second["bytes"]["total"]

@@ -41,7 +41,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
         peak_flops: float, floating-point operations per second of the hardware.
         attention: dict of a model's inputs by name, arrays with one row, or None. Before training
             and after each epoch, images `attention/block_<i>` show the attention weights, heads
-            side by side (see `models.attention_maps`). Each costs a forward pass of the row.
+            side by side (see `models.attention_maps`), as the square root of their share of the
+            largest one. Each costs a forward pass of the row.
         projector: list of str, labels of the first tokens of the vocabulary, or None. After
             training, their embeddings are written for the projector.
         **kwargs: passed to `keras.callbacks.TensorBoard`, e.g. `profile_batch=(5, 8)`, the batches
@@ -154,7 +155,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
                 logs[prefix + "perplexity"] = _perplexity(logs[prefix + "loss"])
         super().on_epoch_end(epoch, logs)
         if self.sample is not None:
-            with train_writer(self).as_default(epoch):
+            with train_writer(self).as_default(int(self.model.optimizer.iterations)):
                 tf.summary.text("sample", self.sample())
         self._write_attention()
 
@@ -194,7 +195,9 @@ class TensorBoard(keras.callbacks.TensorBoard):
         maps = models.attention_maps(self._watched, self.attention)
         with train_writer(self).as_default(int(self.model.optimizer.iterations)):
             for i, heads in enumerate(maps):
-                heads = np.pad(np.asarray(heads)[0], ((0, 0), (0, 0), (0, 1)), constant_values=1.0)
+                # The square root of the share of the largest weight makes small ones visible.
+                heads = np.sqrt(np.asarray(heads)[0] / np.max(heads))
+                heads = np.pad(heads, ((0, 0), (0, 0), (0, 1)), constant_values=1.0)
                 image = np.kron(np.hstack(heads), np.ones((_ZOOM, _ZOOM), "float32"))
                 tf.summary.image(f"attention/block_{i}", image[None, :, :, None])
 
