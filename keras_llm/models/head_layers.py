@@ -54,11 +54,11 @@ class Backbone:
         return self.dropout(x, dropout)
 
 
-def _masked_lm(hidden, padding_mask, backbone):
+def _masked_lm(hidden, padding_mask, backbone, activation=None):
     positions = keras.Input((None,), dtype="int32", name="mask_positions")
     head = MaskedLMHead(
         token_embedding=backbone.model.get_layer("token_embedding"),
-        intermediate_activation=backbone.config.activation,
+        intermediate_activation=activation or backbone.config.activation,
         layer_norm_epsilon=backbone.config.norm_epsilon,
         dtype=backbone.dtype,
         name="masked_lm_head",

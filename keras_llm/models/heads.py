@@ -78,12 +78,16 @@ class HeadModel(ConfiguredModel):
         }
 
 
-def masked_lm(backbone: Encoder | EncoderConfig, dtype: str | None = None) -> HeadModel:
+def masked_lm(
+    backbone: Encoder | EncoderConfig, dtype: str | None = None, activation: str | None = None
+) -> HeadModel:
     """Build a model that predicts masked tokens.
 
     Args:
         backbone: an encoder or its `EncoderConfig`.
         dtype: Keras dtype policy of the new layers.
+        activation: name of the activation of the head's dense layer. Defaults to that of the
+            backbone; RoBERTa's head has "gelu" with any backbone.
 
     Returns:
         A `keras.Model` from `[token_ids, padding_mask, ..., mask_positions]`, the last an int
@@ -103,7 +107,8 @@ def masked_lm(backbone: Encoder | EncoderConfig, dtype: str | None = None) -> He
     >>> tuple(model([ids, ids > 0, np.array([[1, 3], [2, 6]])]).shape)
     (2, 2, 512)
     """
-    return _make("masked_lm", backbone, dtype, only_encoders=True)
+    options = None if activation is None else {"activation": activation}
+    return _make("masked_lm", backbone, dtype, options, only_encoders=True)
 
 
 def next_sentence(backbone: Encoder | EncoderConfig, dtype: str | None = None) -> HeadModel:

@@ -225,6 +225,23 @@ def test_second_token_type_of_roberta(folder_of, tmp_path, randomize):
     np.testing.assert_array_equal(reloaded([IDS, mask, types]), model([IDS, mask, types]))
 
 
+def test_masked_lm_head_of_roberta_has_gelu(tmp_path, randomize):
+    """The head of RoBERTa does not read `hidden_act`, the one of BERT does."""
+    config = models.preset("roberta-tiny", num_layers=1)
+    to_hugging_face(randomize(models.masked_lm(config)), tmp_path / "theirs")
+    edit(tmp_path / "theirs" / "config.json", hidden_act="relu")
+    model = load_model(tmp_path / "theirs")
+    assert model.config.activation == "relu" and model.options == {"activation": "gelu"}
+    head = model.get_layer("masked_lm_head")
+    assert head.get_config()["intermediate_activation"] == "gelu"
+    to_hugging_face(model, tmp_path / "ours")
+    row = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert (row["model_type"], row["hidden_act"]) == ("roberta", "relu")
+    relu = models.masked_lm(dataclasses.replace(config, activation="relu"))
+    with pytest.raises(InputError, match="no Hugging Face family supports this model"):
+        to_hugging_face(relu, tmp_path / "refused")
+
+
 def test_questions_for_roberta_have_one_segment():
     tok = tokenizers.WordPiece.train(TEXTS * 9, 90)
     config = models.preset("bert-tiny", vocabulary_size=tok.vocabulary_size)

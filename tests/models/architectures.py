@@ -27,7 +27,8 @@ class PreNorm(layers.Layer):
 
     def call(self, x):
         h = self.norm(x)
-        return x + self.attention(h, h, use_causal_mask=True) * self.scale
+        new = self.attention(h, h, use_causal_mask=True) * self.scale
+        return x + ops.cast(new, x.dtype)
 
 
 @keras.saving.register_keras_serializable("tests")

@@ -227,6 +227,7 @@ ROBERTA = Family(
         "lm_head.decoder.bias": "lm_head.bias",
     },
     renamed=_OLD_NORMS,
+    masked_lm_activation="gelu",
 )
 DISTILBERT = Family(
     "distilbert",

@@ -49,6 +49,8 @@ class Family:
         copies: dict of names to names of tensors that they may duplicate.
         renamed: pairs of a regular expression and its replacement in names.
         pooler: str, the activation of the first layer of a text classifier.
+        masked_lm_activation: str, the activation of the first layer of a masked_lm head if it is
+            not that of the config, or None.
         head_decides: bool. Whether a separate head in the file makes a model untied, and no head
             makes it tied, regardless of config.json.
     """
@@ -68,6 +70,7 @@ class Family:
     copies: dict[str, str] = dataclasses.field(default_factory=dict)
     renamed: tuple[tuple[str, str], ...] = ()
     pooler: str = "tanh"
+    masked_lm_activation: str | None = None
     head_decides: bool = False
 
     def architecture(self, head: str | None) -> str | None:

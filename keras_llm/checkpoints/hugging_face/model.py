@@ -103,6 +103,8 @@ def read_model(
         options = {**options, "output_activation": None}
     if head == "masked_lm":
         Fields(row, folder / CONFIG_FILE).refuse_unless(tie_word_embeddings=True)
+        if family.masked_lm_activation not in (None, config.activation):
+            options = {"activation": family.masked_lm_activation}
     model = described(
         lambda: models.build(config, head, options, dtype=dtype), folder / CONFIG_FILE
     )
@@ -193,6 +195,10 @@ def describe(
         pooler = (options or {}).get("activation", "tanh")
         if head in ("text_classifier", "text_regressor") and pooler != family.pooler:
             continue
+        if head == "masked_lm" and isinstance(config, models.EncoderConfig):
+            activation = (options or {}).get("activation", config.activation)
+            if activation != (family.masked_lm_activation or config.activation):
+                continue
         try:
             row = family.write(config)
             lost = _differences(config, family.read(Fields(row, "")))
