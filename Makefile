@@ -21,8 +21,10 @@ test-unit: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/checkpoints \
 		tests/data tests/generation tests/layers tests/tokenizers tests/test_files.py
 
-# Load 2,000 mutated files of each kind that the library reads; `make test` loads some of each.
+# Load 2,000 mutated files of each kind that the library reads, and run 200 random models that are
+# composed from layers; `make test` tries some of each.
 fuzz: $(INSTALLED)
+	FUZZ_EXAMPLES=200 $(BIN)/python -m pytest tests/models/test_composed.py -k random
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/fuzz
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/export/test_litert.py -k mutated
 

@@ -15,6 +15,7 @@ from keras_llm import models
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export.litert.quantization.rules import QuantizationRule, rule_for, rules_of
 from keras_llm.models.config import TransformerConfig
+from keras_llm.models.decoder import decoder_of
 from keras_llm.models.deferred import shapes_only
 from keras_llm.types import JSON
 
@@ -86,8 +87,13 @@ def plan_export(
         file_bytes = sum(_bytes(name, shape, quantization, rules) for name, shape in variables)
     length = min(config.max_length, 2048) if max_length is None else max_length
     largest = max(math.prod(shape) for _, shape in variables)
-    cache = _cache_bytes(config, length)
-    blocks = config.num_layers + getattr(config, "num_decoder_layers", 0)
+    if isinstance(config, models.ComposedConfig):
+        is_decoder = isinstance(model, models.ComposedLM)
+        cache = decoder_of(model).cache_bytes(length, "float32") if is_decoder else 0
+        blocks = max(1, len(variables) // 8)
+    else:
+        cache = _cache_bytes(config, length)
+        blocks = config.num_layers + getattr(config, "num_decoder_layers", 0)
     before = _PARENT + model_bytes
     parent = before + _WORK + _WORK_PER_BLOCK * blocks
     if target != "saved_model" and quantization is None and model_bytes < 4 * weights:

@@ -3,15 +3,19 @@
 import contextlib
 import errno
 import json
+import math
 import pathlib
 from collections.abc import Iterator
 
 from keras_llm import models
 from keras_llm.errors import ExportError
 from keras_llm.files import atomic_file
+from keras_llm.models.decoder import decoder_of
+from keras_llm.models.graph import graph_of
 from keras_llm.types import JSON, PathLike
 
 REPORT_FILE = "export_report.json"
+_HEADS = 16  # attention heads that are assumed for a composed encoder
 _CHUNK = 256  # prompt tokens in one prefill call
 
 
@@ -78,6 +82,16 @@ def row_bytes(model: models.ConfiguredModel) -> int:
     of one block; the attention scores of one layer; and the logits.
     """
     config = model.config
+    if isinstance(config, models.ComposedConfig):
+        specs = [spec for spec in graph_of(model).specs.values() if len(spec.shape) > 2]
+        widest = max((math.prod(filter(None, spec.shape[2:])) for spec in specs), default=1)
+        heads, cache = _HEADS, 0
+        if isinstance(model, models.ComposedLM):
+            decoder = decoder_of(model)
+            heads = max((spec.shape[1] for spec in decoder.specs.values()), default=1)
+            cache = decoder.cache_bytes(config.max_length)
+        numbers = config.max_length * (6 * widest + heads * min(config.max_length, _CHUNK))
+        return 2 * cache + 4 * numbers
     summary = models.summarize(models.describe(model))
     queries = config.max_length
     if "cache_bytes_at_max_length" in summary:

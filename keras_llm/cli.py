@@ -48,7 +48,7 @@ def run_script(options, run):
 
     def script():
         parsed = _read_options(options, pathlib.Path(sys.argv[0]).stem, sys.argv[1:])
-        train.check_out(parsed)
+        train.check_input(parsed)
         import_tensorflow()
         run(parsed)
 

@@ -17,6 +17,9 @@ import filelock
 from keras_llm.errors import InputError
 from keras_llm.types import PathLike
 
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+CONVERSATION_SUFFIXES = (".jsonl", ".json")  # both also with ".gz"
+
 
 @contextlib.contextmanager
 def atomic_folder(

@@ -4,14 +4,17 @@ A minor version of Keras may change them: run the tests with it, then add it to 
 """
 
 import contextlib
+import dataclasses
 import gc
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 from keras import ops
-from keras.src.backend import get_keras_mask
+from keras.src.backend import AutocastScope, compute_output_spec, get_keras_mask
+from keras.src.models.functional import Functional
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 
 from keras_llm.errors import InputError
@@ -78,10 +81,13 @@ def initialize(variable: keras.Variable, value: Tensor | None = None) -> None:
 
 
 def replace_sublayer(owner: keras.layers.Layer, name: str, sublayer: keras.layers.Layer) -> None:
-    """Replace an attribute of a built layer that is a sublayer."""
+    """Replace an attribute of a built layer that is a sublayer; keep the order of weights."""
+    old = getattr(owner, name)
+    index = next(i for i, layer in enumerate(owner._layers) if layer is old)
     with adding_weights(owner):
-        owner._tracker.untrack(getattr(owner, name))
+        owner._tracker.untrack(old)
         setattr(owner, name, sublayer)
+        owner._layers.insert(index, owner._layers.pop())
 
 
 def layers_before(x: Tensor) -> list[keras.layers.Layer]:
@@ -99,6 +105,132 @@ def layers_before(x: Tensor) -> list[keras.layers.Layer]:
             layers += [operation, *flatten_layers(operation)]
         pending.extend(operation._inbound_nodes[index].input_tensors)
     return layers
+
+
+def is_functional(model: keras.Model) -> bool:
+    """Return whether a model was built from symbolic inputs and outputs."""
+    return isinstance(model, Functional)
+
+
+def functional_of(model: keras.Sequential) -> keras.Model:
+    """Return the functional model of a built `keras.Sequential`."""
+    if model._functional is None:
+        raise InputError("`model`: a `keras.Sequential` must be built, e.g. with a `keras.Input`.")
+    return model._functional
+
+
+def graph_nodes(function: Any) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any], list[Any]]]:
+    """Iterate over the calls of a functional model or `keras.Function` in the order of their runs.
+
+    Yields the operation, its positional and keyword arguments, and its symbolic outputs.
+    """
+    for depth in sorted(function._nodes_by_depth, reverse=True):
+        for node in function._nodes_by_depth[depth]:
+            if node.operation and not node.is_input:
+                yield node.operation, node.arguments.args, node.arguments.kwargs, node.outputs
+
+
+def run_graph(model: Any, inputs: list[Tensor]) -> list[Tensor]:
+    """Run the layers of a functional model on symbolic inputs of other shapes."""
+    return keras.tree.flatten(model._run_through_graph(inputs, lambda operation: operation))
+
+
+def autocast(dtype: str | None) -> contextlib.AbstractContextManager[Any]:
+    """Return a scope in which weights are read in a dtype, as in the `call` of a layer."""
+    return contextlib.nullcontext() if dtype is None else AutocastScope(dtype)
+
+
+def structure_of(function: Callable[[], Any]) -> Any:
+    """Return the nested structure of symbolic tensors that a function would return."""
+    return compute_output_spec(function)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionHeads:
+    """The parts of an attention layer of Keras."""
+
+    query: Callable[[Tensor], Tensor]
+    key: Callable[[Tensor], Tensor]
+    value: Callable[[Tensor], Tensor]
+    output: Callable[[Tensor], Tensor]
+    gate: Callable[[Tensor], Tensor] | None
+    num_key_value_heads: int
+    key_size: int
+    value_size: int
+    scale: float
+    sliding_window: int | None
+
+
+def attention_heads(layer: Any) -> AttentionHeads:
+    """Return the parts of a built `MultiHeadAttention` or `GroupQueryAttention` of Keras.
+
+    Raises:
+        InputError: if it attends along more than one axis.
+    """
+    if isinstance(layer, keras.layers.GroupQueryAttention):
+        num_heads, key_size = layer.num_key_value_heads, layer.head_dim
+        value_size, gate, window = key_size, layer.use_gate, layer.sliding_window
+    else:
+        if tuple(layer._attention_axes) != (1,):
+            raise InputError(f"layer {layer.name!r}: `attention_axes` must be the second axis.")
+        num_heads, key_size, value_size = layer.num_heads, layer.key_dim, layer.value_dim
+        gate, window = layer._use_gate, layer._sliding_window
+    return AttentionHeads(
+        query=layer._query_dense,
+        key=layer._key_dense,
+        value=layer._value_dense,
+        output=layer._output_dense,
+        gate=layer._gate_dense if gate else None,
+        num_key_value_heads=num_heads,
+        key_size=key_size,
+        value_size=value_size,
+        scale=key_size**-0.5,
+        sliding_window=window,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class KerasHubDecoder:
+    """The parts of a `keras_hub.layers.TransformerDecoder`."""
+
+    self_attention: Any
+    self_attention_norm: Any
+    cross_attention: Any
+    cross_attention_norm: Any
+    feed_forward: Callable[[Tensor], Tensor]
+    feed_forward_norm: Any
+
+
+def is_keras_hub_decoder(layer: Any) -> bool:
+    """Return whether a layer is a `keras_hub.layers.TransformerDecoder`."""
+    keras_hub = sys.modules.get("keras_hub")  # if it is not imported, there is no such layer
+    return keras_hub is not None and isinstance(layer, keras_hub.layers.TransformerDecoder)
+
+
+def keras_hub_decoder(layer: Any) -> KerasHubDecoder:
+    """Return the parts of a built `keras_hub.layers.TransformerDecoder`."""
+
+    def feed_forward(x):
+        return layer._feedforward_output_dense(layer._feedforward_intermediate_dense(x))
+
+    return KerasHubDecoder(
+        self_attention=layer._self_attention_layer,
+        self_attention_norm=layer._self_attention_layer_norm,
+        cross_attention=layer._cross_attention_layer,
+        cross_attention_norm=getattr(layer, "_cross_attention_layer_norm", None),
+        feed_forward=feed_forward,
+        feed_forward_norm=layer._feedforward_layer_norm,
+    )
+
+
+def run_recurrence(
+    layer: Any, inputs: Tensor, states: list[Tensor], mask: Tensor | None
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Run a recurrent layer of Keras from given states.
+
+    Returns the last outputs (B, D), all outputs (B, T, D) and the last states.
+    """
+    return layer.inner_loop(inputs, initial_state=states, mask=mask, training=False)
 
 
 @contextlib.contextmanager

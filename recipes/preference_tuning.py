@@ -15,6 +15,7 @@ import sys
 from typing import Literal
 
 from keras_llm import cli
+from keras_llm.files import CONVERSATION_SUFFIXES
 from keras_llm.recipes.common import (
     dialogue,
     flags,
@@ -63,6 +64,8 @@ class Options(dialogue.Options):
     """Minimum difference of the classifier's probabilities for a pair."""
     new_tokens: flags.Positive = 48
     """Maximum tokens of an answer."""
+
+    suffixes = (*CONVERSATION_SUFFIXES, ".csv", ".tsv")
 
     def __post_init__(self):
         super().__post_init__()

@@ -64,6 +64,8 @@ class Options(flags.RowOptions):
     learning_rate: flags.PositiveFloat | None = None
     """Peak learning rate, after linear warmup (default 2e-4, for generative 2e-3)."""
 
+    starts = ("minilm", "scratch")
+
     def __post_init__(self):
         is_generative = self.kind == "generative"
         if is_generative:

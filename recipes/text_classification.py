@@ -45,6 +45,7 @@ class Options(flags.RowOptions):
     learning_rate: flags.PositiveFloat | None = None
     """Peak learning rate, after linear warmup (default 1e-3, with --start 2e-4)."""
 
+    starts = ("minilm", "scratch")
     least_vocabulary = 69  # of WordPiece: special tokens and characters
 
     def __post_init__(self):

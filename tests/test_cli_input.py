@@ -41,6 +41,14 @@ EARLY = [
     ["inspect", "{tmp}"],
     ["inspect", "lama-tiny"],
     ["generate", "{broken}", "x"],
+    ["train", "text_generation", "--out", "{tmp}/x", "--data", "{tmp}/none"],
+    ["train", "text_generation", "--out", "{tmp}/x", "--corpus", "none"],
+    ["train", "masked_lm", "--out", "{tmp}/x", "--corpus", "messages-fr"],
+    ["train", "translation", "--out", "{tmp}/x", "--data", "{writer}/model.weights.h5"],
+    ["train", "chatbot", "--out", "{tmp}/x", "--data", "{tmp}/none.jsonl"],
+    ["train", "chatbot", "--out", "{tmp}/x", "--start", "{tmp}/none"],
+    ["train", "preference_tuning", "--out", "{tmp}/x", "--start", "{tmp}/none"],
+    ["train", "text_classification", "--out", "{tmp}/x", "--start", "{tmp}"],
 ]
 
 

@@ -27,6 +27,8 @@ from keras_llm.export.litert.verify_heads import (
 from keras_llm.export.progress import Progress
 from keras_llm.export.saved_model.signatures import check_whole
 from keras_llm.export.verification import free_memory
+from keras_llm.layers._handlers_of_keras import UNROLLED
+from keras_llm.models.decoder import decoder_of
 from keras_llm.tasks import Task, TextGeneration, Translation
 from keras_llm.tasks.generative import GenerativeTask
 from keras_llm.types import JSON, PathLike
@@ -166,6 +168,8 @@ def plan(
 def _decoder_manifest(caller, task, max_length, prefill_lengths):
     if prefill_lengths is None:
         prefill_lengths = sorted({min(length, max_length) for length in _PREFILL_LENGTHS})
+    if decoder_of(task.model).has_states:
+        prefill_lengths = [n for n in prefill_lengths if n <= UNROLLED]
     if not prefill_lengths or not all(0 < length <= max_length for length in prefill_lengths):
         raise InputError(
             f"{caller}: `prefill_lengths` must be in 1 .. {max_length}, got {prefill_lengths}."

@@ -3,7 +3,9 @@
 Inputs and outputs have the names and shapes that LiteRT-LM expects: `tokens` int32 (1, T),
 `input_pos` int32 (T,), `mask` float32 (1, 1, T, S) with 0 = may attend and a large negative number
 = may not, `kv_cache_k_<i>` and `kv_cache_v_<i>` float32 (1, K, S, H), and `logits` float32
-(1, 1, V) from `decode`. New keys and values are written starting at slot `input_pos[0]`.
+(1, 1, V) from `decode`. New keys and values are written starting at slot `input_pos[0]`. Other
+entries of a cache, such as the states of recurrent layers, are also inputs and outputs
+`kv_cache_k_<name>`; a step at position 0 ignores what they hold.
 """
 
 from collections.abc import Callable
@@ -12,7 +14,10 @@ from typing import Any
 import tensorflow as tf
 
 from keras_llm import models
+from keras_llm.models.decoder import decoder_of
 from keras_llm.types import JSON, Tensor
+
+_VALUE = "kv_cache_v_unused"  # LiteRT-LM requires a tensor of this kind
 
 
 def signatures(
@@ -79,20 +84,31 @@ def decoder_step(
         encoder_length: int. E, or None for a model without an encoder.
     """
     attended = slots if attended is None else attended
+    decoder = decoder_of(model)
+    entries = decoder.entry_specs(slots, rings=False)
+
+    needs_value = not any(name.startswith("v_") for name in entries)
 
     def step(tokens, input_pos, mask, encoder_mask=None, **cache):
-        cache = {name.removeprefix("kv_cache_"): value for name, value in cache.items()}
+        unused = cache.pop(_VALUE, None)
+        own = {_tensor_name(name): cache.pop(_tensor_name(name)) for name in entries}
+        cache |= {name: own[_tensor_name(name)] for name in entries}
+        if states := entries.keys() - decoder.full_axes.keys():
+            empty = decoder.empty_cache(1, slots, rings=False)
+            for name in states:
+                cache[name] = tf.where(input_pos[0] == 0, empty[name], cache[name])
         if encoder_mask is not None:
             cache["encoder_padding_mask"] = encoder_mask > 0.5
+        attention_mask = tf.squeeze(mask, 1) > -1.0
+        padding_mask = None
+        if decoder.has_states and length > 1:  # padding attends to nothing
+            padding_mask = tf.reduce_any(attention_mask, axis=-1)
         hidden, updated = models.forward_cached(
-            model,
-            tokens,
-            input_pos,
-            cache,
-            input_pos[0],
-            attention_mask=tf.squeeze(mask, 1) > -1.0,
+            model, tokens, input_pos, cache, input_pos[0], attention_mask, padding_mask
         )
-        outputs = {f"kv_cache_{n}": v for n, v in updated.items() if n[:2] in ("k_", "v_")}
+        outputs = {_tensor_name(name): updated[name] for name in entries}
+        if needs_value:
+            outputs[_VALUE] = tf.minimum(unused, tf.cast(input_pos[:1], tf.float32))
         if with_logits:
             outputs["logits"] = models.logits_of(model, hidden)
         return outputs
@@ -102,14 +118,18 @@ def decoder_step(
         "input_pos": ((length,), tf.int32),
         "mask": ((1, 1, length, attended), tf.float32),
     }
-    config, is_seq2seq = model.config, encoder_length is not None
-    layers = config.num_decoder_layers if is_seq2seq else config.num_layers
-    caches = {"kv_cache_": slots, **({"cross_": encoder_length} if is_seq2seq else {})}
-    for prefix, count in caches.items():
-        shape = (1, config.num_key_value_heads, count, config.head_dim)
-        for i in range(layers):
-            for kind in "kv":
-                specs[f"{prefix}{kind}_{i}"] = (shape, tf.float32)
-    if is_seq2seq:
+    for name, entry in entries.items():
+        is_text = entry.dtype == "int32"
+        specs[_tensor_name(name)] = (entry.shape, tf.int32 if is_text else tf.float32)
+    if needs_value:
+        specs[_VALUE] = ((1,), tf.float32)
+    if encoder_length is not None:
+        for name, (batch, heads, _, size) in ((n, e.shape) for n, e in entries.items()):
+            specs[f"cross_{name}"] = ((batch, heads, encoder_length, size), tf.float32)
         specs["encoder_mask"] = ((1, encoder_length), tf.float32)
     return step, {n: tf.TensorSpec(shape, dtype, name=n) for n, (shape, dtype) in specs.items()}
+
+
+def _tensor_name(entry):
+    """Return the name of a cache entry in the graph: LiteRT-LM keeps what begins like keys."""
+    return f"kv_cache_{entry}" if entry[:2] in ("k_", "v_") else f"kv_cache_k_{entry}"

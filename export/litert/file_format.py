@@ -16,6 +16,7 @@ import zlib
 from keras_llm import tokenizers
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export.litert.runtime.manifest import check_manifest
+from keras_llm.export.litert.runtime.operators import OPERATORS
 from keras_llm.json_files import parse_json
 from keras_llm.types import JSON, PathLike
 
@@ -119,7 +120,11 @@ def parts(path: PathLike) -> dict[str, int]:
 
 
 def op_census(path: PathLike) -> dict[str, int]:
-    """Count the ops of a TFLite model by name; raise ExportError if one is not builtin."""
+    """Count the ops of a TFLite model by name.
+
+    Raises:
+        ExportError: if `LiteRTModel` does not run one of them: a custom op, or a loop.
+    """
     from ai_edge_litert import schema_py_generated as schema
 
     names = {value: name for name, value in vars(schema.BuiltinOperator).items() if name.isupper()}
@@ -134,6 +139,12 @@ def op_census(path: PathLike) -> dict[str, int]:
             if code.CustomCode() or name == "CUSTOM":
                 raise ExportError(
                     f"the op {codes[-1]} is not builtin in TFLite; nothing was written."
+                )
+            if name not in OPERATORS:
+                hint = ": unroll the loops of its layers" if name == "WHILE" else ""
+                raise ExportError(
+                    f"the model has the op {name}, which is not supported on devices{hint}; "
+                    "nothing was written."
                 )
         for i in range(model.SubgraphsLength()):
             graph = model.Subgraphs(i)

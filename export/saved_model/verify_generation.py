@@ -82,7 +82,7 @@ class TextGenerationVerification(SavedModelVerification):
         prompts = {"token_ids": ["int32", [ids]], "lengths": ["int32", [len(ids)]]}
         entries = models.init_cache(self.task.model, 1, len(ids) + 1)
         cache = {
-            name: [entry.dtype.name, np.zeros(entry.shape).tolist()]
+            name: [entry.dtype.name, np.zeros(entry.shape, _number(entry.dtype)).tolist()]
             for name, entry in entries.items()
         }
         step = {"token_ids": ["int32", [ids[-1:]]], "positions": ["int32", [[len(ids)]]]}
@@ -233,6 +233,10 @@ class TranslationVerification(SavedModelVerification):
             "max_score_error": error,
             "differing_texts": 1.0 - float(np.mean(equal)),
         }
+
+
+def _number(dtype):
+    return "int32" if dtype.is_integer else "float32"
 
 
 def _greedy_settings(max_new_tokens, further=None):

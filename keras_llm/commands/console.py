@@ -94,10 +94,19 @@ def kind_of(task):
     return next((name for name in names if name in _TASKS), names[0])
 
 
-def check_data(path):
-    """Raise InputError if a file or folder of texts or rows does not exist; names pass."""
-    if path is not None and not path.startswith(("hf:", "tfds:")) and not os.path.exists(path):
+def check_data(path, suffixes=None):
+    """Raise InputError if a file or folder of texts or rows does not exist; names pass.
+
+    Args:
+        path: str, or None for no data.
+        suffixes: tuple of str, without ".gz"; a file must have one of them. None for any.
+    """
+    if path is None or path.startswith(("hf:", "tfds:")):
+        return
+    if not os.path.exists(path):
         raise InputError(f"{path} does not exist.")
+    if suffixes and os.path.isfile(path) and not path.removesuffix(".gz").endswith(suffixes):
+        raise InputError(f"{path}: the name must end in {', '.join(suffixes)}, or .gz.")
 
 
 def quiet_tensorflow():

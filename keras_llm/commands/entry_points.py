@@ -3,7 +3,8 @@
 The group `keras_llm.recipes` names modules, each with:
 
 - `Options`: a dataclass of the options, parsed by tyro. The first line of its docstring describes
-  the recipe.
+  the recipe. If they have the method `check_input()`, it is called before TensorFlow is imported
+  and raises an InputError if the data or the folder of a model cannot be used.
 - `run(options)`: train, evaluate and save a model; return a dict with the metrics `held_out` and
   those of a baseline.
 - `evaluate(folder, data=None)`: return the held-out metrics of a saved model, or those on the file
@@ -120,6 +121,28 @@ def corpora():
                     stacklevel=2,
                 )
     return objects, errors
+
+
+def corpus(name, kinds):
+    """Return a corpus of one of some kinds by name.
+
+    Raises:
+        InputError: if there is no corpus of this name and these kinds.
+    """
+    objects, errors = corpora()
+    of_kinds = {key: corpus for key, corpus in objects.items() if corpus.kind in kinds}
+    if name in of_kinds:
+        return of_kinds[name]
+    kind = " or ".join(map(repr, kinds))
+    names = f"corpora of the kind {kind}: {', '.join(sorted(of_kinds))}."
+    if name in objects:
+        takers = recipes_by_kind().get(objects[name].kind, ["no recipe"])
+        raise InputError(
+            f"the corpus {name!r} is of the kind {objects[name].kind!r}, for "
+            f"{', '.join(takers)}; {names}"
+        )
+    reasons = "".join(f" The corpora {key!r} {error}." for key, error in errors.items())
+    raise InputError(f"unknown corpus {name!r}; {names}{reasons}")
 
 
 def _entry_points(group):

@@ -23,6 +23,7 @@ from keras_llm.generation import loop, scoring
 from keras_llm.generation.compiled_run import Run
 from keras_llm.generation.prefix_cache import PrefixCache
 from keras_llm.generation.sampling import Sampling
+from keras_llm.models.decoder import decoder_of
 from keras_llm.types import Tensor
 
 _BLOCK = 8  # steps between stop checks
@@ -65,7 +66,7 @@ class CompiledGenerator:
         self.pad_id = pad_id
         if jit_compile is None:
             is_wanted = os.environ.get("KERAS_LLM_XLA", "1") != "0"
-            is_float32 = model.get_layer("token_embedding").compute_dtype == "float32"
+            is_float32 = decoder_of(model).hidden.dtype == "float32"
             jit_compile = is_wanted and is_float32
         self.jit_compile = jit_compile
         self.traces = 0

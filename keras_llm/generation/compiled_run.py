@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_llm import models
 from keras_llm.generation import loop
-from keras_llm.generation.prefix_cache import has_ring_caches
+from keras_llm.generation.prefix_cache import drops_tokens
 from keras_llm.generation.sampling import SETTINGS, Sampling, dtype_of
 
 _SMALLEST = 16  # tokens; shorter prompts and budgets share this bucket
@@ -66,7 +66,7 @@ class Run:
         """Run `loop.start`."""
         compiled, capacity, first, chunk = self.compiled, self.capacity, 0, 0
         if prefix_cache is not None:
-            first = prefix_cache.shared(self.token_ids, has_ring_caches(compiled.model))
+            first = prefix_cache.shared(self.token_ids, drops_tokens(compiled.model))
         held = []
         if first:
             held = [prefix_cache.cache, np.array(first, "int32")]

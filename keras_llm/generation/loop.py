@@ -129,7 +129,10 @@ def start(
     reading = {}
     if prefix is not None:
         held, reading["first"], reading["chunk"] = prefix
-        cache |= {name: ops.slice_update(cache[name], (0,) * 4, held[name]) for name in held}
+        cache |= {
+            name: ops.slice_update(cache[name], (0,) * len(cache[name].shape), entry)
+            for name, entry in held.items()
+        }
     logits, cache = models.prefill(model, request.token_ids, request.lengths, cache, **reading)
     if samples > 1:
         logits = ops.repeat(logits, samples, axis=0)

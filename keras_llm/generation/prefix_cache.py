@@ -3,7 +3,8 @@
 import numpy as np
 
 from keras_llm.generation.loop import State
-from keras_llm.models import CausalLM, Seq2Seq
+from keras_llm.models import ConfiguredModel
+from keras_llm.models.decoder import decoder_of
 from keras_llm.types import Tensor
 
 
@@ -11,8 +12,8 @@ class PrefixCache:
     """The tokens of one text and the key-value cache that contains them.
 
     A prompt that shares a prefix with these tokens is prefilled from the end of the shared prefix.
-    With sliding-window layers, whose ring cache has dropped older tokens, the prompt must begin
-    with all of them.
+    If the cache has dropped older tokens, as those of sliding-window and recurrent layers do, the
+    prompt must begin with all of them.
     """
 
     def __init__(self) -> None:
@@ -26,15 +27,15 @@ class PrefixCache:
         self.token_ids = [*token_ids[0].tolist(), *new]
         self.cache = state.cache
 
-    def shared(self, token_ids: np.ndarray, has_rings: bool) -> int:
+    def shared(self, token_ids: np.ndarray, drops_tokens: bool) -> int:
         """Return how many tokens of a prompt (1, T) are cached, at most T - 1."""
         row = token_ids[0, :-1]
         count = min(len(row), len(self.token_ids))
         same = np.array(self.token_ids[:count], "int32") == row[:count]
         count = count if same.all() else int(same.argmin())
-        return 0 if has_rings and count < len(self.token_ids) else count
+        return 0 if drops_tokens and count < len(self.token_ids) else count
 
 
-def has_ring_caches(model: CausalLM | Seq2Seq) -> bool:
-    """Return whether a layer has a sliding window, so that its cache drops older tokens."""
-    return any(model.config.window(i) is not None for i in range(model.config.num_layers))
+def drops_tokens(model: ConfiguredModel) -> bool:
+    """Return whether the cache of a layer drops older tokens, as sliding windows and states do."""
+    return not decoder_of(model).keeps_all_tokens

@@ -40,7 +40,7 @@ def attention(
     Args:
         query: float tensor (B, T, N, H).
         key: float tensor (B, K, S, H), the layout of a cache; K must divide N.
-        value: float tensor (B, K, S, H).
+        value: float tensor (B, K, S, H'), where H' may be other than H.
         mask: bool tensor broadcastable to (B, N, T, S), True = may attend. None allows all.
         bias: float tensor broadcastable to (B, N, T, S), added to the scores.
         scale: float. Factor of the scores. Defaults to `1 / sqrt(H)`.
@@ -51,7 +51,7 @@ def attention(
         return_probabilities: bool. Whether to return the probabilities too.
 
     Returns:
-        Float tensor (B, T, N, H) in the dtype of `query`; with `return_probabilities`, a pair of
+        Float tensor (B, T, N, H') in the dtype of `query`; with `return_probabilities`, a pair of
         that and the float32 probabilities (B, N, T, S).
     """
     is_plain = all(option is None for option in (bias, logit_soft_cap, sinks, dropout))
@@ -83,9 +83,9 @@ def attention(
         weights = dropout(weights)
     weights = ops.reshape(weights, (batch_size, num_key_value_heads, groups * length, -1))
     output = ops.matmul(weights, ops.cast(value, query.dtype))
-    grouped = (batch_size, num_key_value_heads, groups, length, size)
+    grouped = (batch_size, num_key_value_heads, groups, length, value.shape[-1])
     output = ops.transpose(ops.reshape(output, grouped), (0, 3, 1, 2, 4))
-    output = ops.reshape(output, (batch_size, length, num_heads, size))
+    output = ops.reshape(output, (batch_size, length, num_heads, value.shape[-1]))
     return (output, probabilities) if return_probabilities else output
 
 

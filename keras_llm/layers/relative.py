@@ -164,6 +164,24 @@ class RelativePositionBias(keras.layers.Layer):
         }
 
 
+def shared_bias(
+    layer: RelativePositionBias, query_positions: Tensor, key_positions: Tensor
+) -> Tensor:
+    """Compute the bias of a layer, (B or 1, N, T, S), once for all blocks that add it.
+
+    Args:
+        layer: a layer with `num_heads`.
+        query_positions: int tensor (T,) or (B, T).
+        key_positions: int tensor (S,) or (B, S).
+    """
+    query_positions, key_positions = (
+        p if len(p.shape) == 2 else ops.expand_dims(p, 0) for p in (query_positions, key_positions)
+    )
+    pairs = ops.expand_dims(query_positions, -1) + ops.expand_dims(key_positions, -2)
+    scores = ops.expand_dims(ops.cast(ops.zeros_like(pairs), "float32"), 1)
+    return layer(scores, query_positions=query_positions, key_positions=key_positions)
+
+
 def _bounds(buckets, max_distance):
     """Return the distances at which each wide bucket ends.
 

@@ -5,8 +5,11 @@ from keras_llm.layers.relative import RelativeBias
 from keras_llm.layers.rotary import Rotary
 from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_dict
 from keras_llm.models.causal_lm import CausalLM, causal_lm, forward
+from keras_llm.models.composed import ComposedLM, as_causal_lm
+from keras_llm.models.composed_head import ComposedHead, as_head_model
 from keras_llm.models.config import (
     CausalLMConfig,
+    ComposedConfig,
     EncoderConfig,
     Seq2SeqConfig,
     TransformerConfig,
@@ -44,6 +47,9 @@ __all__ = [
     "Alibi",
     "CausalLM",
     "CausalLMConfig",
+    "ComposedConfig",
+    "ComposedHead",
+    "ComposedLM",
     "ConfiguredModel",
     "Encoder",
     "EncoderConfig",
@@ -56,6 +62,8 @@ __all__ = [
     "TransformerConfig",
     "WordVectors",
     "WordVectorsConfig",
+    "as_causal_lm",
+    "as_head_model",
     "attention_maps",
     "build",
     "causal_lm",

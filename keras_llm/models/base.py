@@ -6,10 +6,16 @@ import keras
 
 from keras_llm.errors import InputError
 from keras_llm.layers.quantization import quantize_layers, quantized_layers
-from keras_llm.models.config import CONFIGS, TransformerConfig, WordVectorsConfig
+from keras_llm.models.config import (
+    CONFIGS,
+    ComposedConfig,
+    TransformerConfig,
+    WordVectorsConfig,
+)
 from keras_llm.types import JSON, Tensor
 
-Config = TypeVar("Config", bound=TransformerConfig | WordVectorsConfig)
+AnyConfig = TransformerConfig | WordVectorsConfig | ComposedConfig
+Config = TypeVar("Config", bound=AnyConfig)
 
 
 class ConfiguredModel(keras.Model):
@@ -27,7 +33,7 @@ class ConfiguredModel(keras.Model):
 
     def __init__(
         self,
-        config: TransformerConfig | WordVectorsConfig,
+        config: AnyConfig,
         inputs: Tensor | list[Tensor],
         outputs: Tensor | dict[str, Tensor],
         name: str,
@@ -84,7 +90,7 @@ def check_model(caller: str, model: object, classes: Any, builders: str) -> None
         raise InputError(f"{caller}: `model` must come from {builders}, got {type(model)}.")
 
 
-def config_to_dict(config: TransformerConfig | WordVectorsConfig) -> JSON:
+def config_to_dict(config: AnyConfig) -> JSON:
     """Convert a config of any class to plain JSON types, including its class."""
     return {"class": type(config).__name__, **config.to_dict()}
 

@@ -392,7 +392,47 @@ def _position_from_dict(row, where):
     return option
 
 
+@dataclasses.dataclass(frozen=True)
+class ComposedConfig:
+    """What tasks know about a language model that a user composed.
+
+    Args:
+        vocabulary_size: int > 1. V.
+        max_length: int > 1. Maximum sequence length, including new tokens.
+        incremental: bool. Whether new tokens run with a cache. If not, each step runs the whole
+            text again.
+
+    Raises:
+        InputError: if a size is invalid.
+    """
+
+    vocabulary_size: int
+    max_length: int
+    incremental: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary_size", "max_length"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 2:
+                raise InputError(f"{type(self).__name__}: `{name}` must be > 1, got {value!r}.")
+
+    def to_dict(self) -> JSON:
+        """Return plain JSON types that `from_dict` reads back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, row: JSON) -> Self:
+        """Rebuild a config from `to_dict`; InputError if a field is unknown or missing."""
+        return cls(**_known_fields(cls, row))
+
+
 CONFIGS = {
     config.__name__: config
-    for config in (CausalLMConfig, EncoderConfig, Seq2SeqConfig, WordVectorsConfig)
+    for config in (
+        CausalLMConfig,
+        EncoderConfig,
+        Seq2SeqConfig,
+        WordVectorsConfig,
+        ComposedConfig,
+    )
 }

@@ -9,23 +9,21 @@ from typing import Any
 from keras import ops
 
 from keras_llm.errors import InputError
-from keras_llm.layers import causal_mask, empty_cache
-from keras_llm.models import forward_pass
-from keras_llm.models.base import check_model
-from keras_llm.models.causal_lm import CausalLM
-from keras_llm.models.config import Seq2SeqConfig
-from keras_llm.models.seq2seq import Seq2Seq
+from keras_llm.models.base import ConfiguredModel
+from keras_llm.models.decoder import decoder_of
 from keras_llm.types import Tensor
 
 _CHUNK = 512  # prompt tokens per prefill step
-_DECODERS = ((CausalLM, Seq2Seq), "causal_lm or seq2seq")
 _shared_step: contextvars.ContextVar[Callable[..., Any] | None] = contextvars.ContextVar(
     "shared_step", default=None
 )
 
 
 def init_cache(
-    model: CausalLM | Seq2Seq, batch_size: int | Tensor = 1, length: int | Tensor | None = None
+    model: ConfiguredModel,
+    batch_size: int | Tensor = 1,
+    length: int | Tensor | None = None,
+    rings: bool = True,
 ) -> dict[str, Tensor]:
     """Return an empty key-value cache.
 
@@ -44,28 +42,13 @@ def init_cache(
     Raises:
         InputError: if `model` comes from neither `causal_lm` nor `seq2seq`.
     """
-    check_model("init_cache", model, *_DECODERS)
-    config: Any = model.config  # whose optional sizes are filled in
-    count, prefix = _decoder(config)
-    length = config.max_length if length is None else length
-    cache = {}
-    for i in range(count):
-        slots = length
-        if forward_pass.has_ring(config, i):
-            ring = config.window(i) + config.num_sink_tokens
-            slots = min(length, ring) if isinstance(length, int) else ops.minimum(length, ring)
-        cache[f"k_{i}"], cache[f"v_{i}"] = empty_cache(
-            batch_size,
-            slots,
-            config.num_key_value_heads,
-            config.head_dim,
-            dtype=model.get_layer(f"{prefix}block_{i}").compute_dtype,
-        )
-    return cache
+    decoder = decoder_of(model)
+    length = model.config.max_length if length is None else length
+    return decoder.empty_cache(batch_size, length, rings)
 
 
 def prefill(
-    model: CausalLM | Seq2Seq,
+    model: ConfiguredModel,
     token_ids: Tensor,
     lengths: Tensor,
     cache: dict[str, Tensor],
@@ -92,12 +75,11 @@ def prefill(
     Raises:
         InputError: if the cache has fewer than T slots, or `model` is of another kind.
     """
-    check_model("prefill", model, *_DECODERS)
     token_ids = ops.convert_to_tensor(token_ids, "int32")
     lengths = ops.reshape(ops.convert_to_tensor(lengths, "int32"), (-1, 1))
     length = token_ids.shape[1]
-    for name in _full_entries(model, cache):
-        slots = cache[name].shape[2]
+    for name, axis in decoder_of(model).slot_axes.items():
+        slots = cache[name].shape[axis]
         if None not in (length, slots) and length > slots:
             raise InputError(
                 f"prefill: `token_ids` has {length} tokens, `cache` only {slots} slots."
@@ -134,15 +116,17 @@ def _read_in_chunks(model, token_ids, lengths, cache, first, chunk):
     """Return the hidden states (B, 1, D) of each row's last real token, and the cache."""
     length = token_ids.shape[1]
     chunk = min(length, chunk) if length else ops.minimum(ops.shape(token_ids)[1], chunk)
-    full, slots = _full_entries(model, cache), {}
+    decoder, slots = decoder_of(model), {}
     cache = dict(cache)
     is_aligned = first is None and length and length % chunk == 0
     if not is_aligned:
         # The last chunk extends past the tokens and the cache, so pad both while reading.
         token_ids = ops.pad(token_ids, ((0, 0), (0, chunk)))
-        slots = {name: ops.shape(cache[name])[2] for name in full}
-        for name in full:
-            cache[name] = ops.pad(cache[name], ((0, 0), (0, 0), (0, chunk), (0, 0)))
+        for name, axis in decoder.slot_axes.items():
+            slots[name] = ops.shape(cache[name])[axis]
+            widths = [(0, 0)] * len(cache[name].shape)
+            widths[axis] = (0, chunk)
+            cache[name] = ops.pad(cache[name], widths)
 
     def step(begin, last, cache):
         ids = ops.take(token_ids, begin + ops.arange(chunk), axis=1)
@@ -154,30 +138,24 @@ def _read_in_chunks(model, token_ids, lengths, cache, first, chunk):
         ends_here = ops.expand_dims((place >= 0) & (place < chunk), -1)
         return begin + chunk, ops.where(ends_here, last_in_chunk, last), cache
 
-    hidden_dim = (ops.shape(token_ids)[0], 1, model.config.hidden_dim)
+    hidden = (ops.shape(token_ids)[0], 1, decoder.hidden.shape[-1])
     _, last, cache = ops.while_loop(
         lambda begin, *_: begin < ops.max(lengths),
         step,
         (
             ops.convert_to_tensor(0 if first is None else first, "int32"),
-            ops.zeros(hidden_dim, dtype=model.get_layer("token_embedding").compute_dtype),
+            ops.zeros(hidden, dtype=decoder.hidden.dtype),
             cache,
         ),
     )
     for name, count in slots.items():
-        cache[name] = cache[name][:, :, :count]
+        index = (slice(None),) * decoder.slot_axes[name]
+        cache[name] = cache[name][(*index, slice(count))]
     return last, cache
 
 
-def _full_entries(model, cache):
-    """Return the names of the cache entries with a slot for every position."""
-    count, _ = _decoder(model.config)
-    layers = [i for i in range(count) if not forward_pass.has_ring(model.config, i)]
-    return [f"{kind}_{i}" for i in layers for kind in "kv" if f"{kind}_{i}" in cache]
-
-
 def decode(
-    model: CausalLM | Seq2Seq, token_ids: Tensor, positions: Tensor, cache: dict[str, Tensor]
+    model: ConfiguredModel, token_ids: Tensor, positions: Tensor, cache: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Read one token per row and predict the next.
 
@@ -194,7 +172,6 @@ def decode(
     Raises:
         InputError: if `model` is of another kind.
     """
-    check_model("decode", model, *_DECODERS)
     token_ids = ops.convert_to_tensor(token_ids, "int32")
     positions = ops.convert_to_tensor(positions, "int32")
     index = ops.squeeze(positions, 1)
@@ -203,7 +180,7 @@ def decode(
 
 
 def forward_cached(
-    model: CausalLM | Seq2Seq,
+    model: ConfiguredModel,
     token_ids: Tensor,
     positions: Tensor,
     cache: dict[str, Tensor],
@@ -251,48 +228,10 @@ def sharing_step(share: Callable[..., Any]) -> Iterator[None]:
         _shared_step.reset(token)
 
 
-def _forward_cached(
-    model, token_ids, positions, cache, cache_update_index, attention_mask, padding_mask
-):
-    config, layer = model.config, model.get_layer
-    count, prefix = _decoder(config)
-    x = forward_pass.embed(layer, config, token_ids, positions)
-    rings = [attention_mask is None and forward_pass.has_ring(config, i) for i in range(count)]
-    bias = None
-    if not all(rings):
-        slots = ops.arange(ops.shape(cache[f"k_{rings.index(False)}"])[2])
-        if attention_mask is None:
-            attention_mask = causal_mask(positions, slots)
-        else:
-            slots = slots[: attention_mask.shape[-1]]
-        bias = forward_pass.shared_bias(layer, config, prefix, positions, slots)
-    updated = dict(cache)
-    for i, ring in enumerate(rings):
-        arguments = {
-            "self_attention_cache": (cache[f"k_{i}"], cache[f"v_{i}"]),
-            "self_attention_cache_update_index": cache_update_index,
-            "use_causal_mask": ring,
-            "positions": positions,
-        }
-        if ring:
-            arguments["decoder_padding_mask"] = padding_mask
-        else:
-            arguments["decoder_attention_mask"] = attention_mask
-            arguments["attention_bias"] = bias
-        if f"cross_k_{i}" in cache:
-            arguments["cross_attention_cache"] = (cache[f"cross_k_{i}"], cache[f"cross_v_{i}"])
-            arguments["encoder_padding_mask"] = cache["encoder_padding_mask"]
-        x, (updated[f"k_{i}"], updated[f"v_{i}"]), *_ = layer(f"{prefix}block_{i}")(x, **arguments)
-    return (x if config.norm_position == "post" else layer(f"{prefix}final_norm")(x)), updated
+def _forward_cached(model, *arguments):
+    return decoder_of(model).step(*arguments)
 
 
-def logits_of(model: CausalLM | Seq2Seq, hidden: Tensor) -> Tensor:
+def logits_of(model: ConfiguredModel, hidden: Tensor) -> Tensor:
     """Map hidden states (B, T, D) from `forward_cached` to float32 logits (B, T, V)."""
-    return forward_pass.logits(model.get_layer, model.config, hidden)
-
-
-def _decoder(config):
-    """Return a model's number of decoder blocks and the prefix of their names."""
-    if isinstance(config, Seq2SeqConfig):
-        return config.num_decoder_layers, "decoder_"
-    return config.num_layers, ""
+    return decoder_of(model).logits(hidden)

@@ -17,6 +17,7 @@ from keras_llm.layers import (
     TransformerEncoder,
 )
 from keras_llm.layers._block import PLAIN_ARGUMENTS
+from keras_llm.layers.relative import shared_bias
 from keras_llm.models.config import TransformerConfig
 from keras_llm.types import Tensor
 
@@ -110,7 +111,7 @@ def embed(
     """Embed token ids (B, T) as vectors (B, T, D). `layer` returns a layer by its name."""
     x = layer("token_embedding")(token_ids)
     if config.embedding_scale is not None:
-        x = x * ops.cast(config.embedding_scale, x.dtype)
+        x = x * config.embedding_scale
     if config.position in ("learned", "sinusoidal"):
         x = x + layer("position_embedding")(x, positions=positions)
     if segment_ids is not None:
@@ -189,40 +190,12 @@ def scaled(config: TransformerConfig, hidden: Tensor) -> Tensor:
     """Multiply hidden states by the config's `logit_scale`."""
     if config.logit_scale is None:
         return hidden
-    return hidden * ops.cast(config.logit_scale, hidden.dtype)
+    return hidden * config.logit_scale
 
 
 def logits_layer() -> keras.layers.Layer:
     """Create the last layer of a language model, which casts logits to float32."""
     return keras.layers.Activation("linear", dtype="float32", name="logits")
-
-
-def has_ring(config: TransformerConfig, i: int) -> bool:
-    """Return whether layer i has a ring cache.
-
-    A bias shared by all layers is indexed by the slots of a full cache and thus needs full caches.
-    """
-    return config.window(i) is not None and not isinstance(config.position, RelativeBias)
-
-
-def shared_bias(
-    layer: Callable[[str], keras.layers.Layer],
-    config: TransformerConfig,
-    prefix: str,
-    query_positions: Tensor,
-    key_positions: Tensor,
-) -> Tensor | None:
-    """Compute the bias (B or 1, N, T, S) of a `RelativeBias` once for all layers, or None."""
-    if not isinstance(config.position, RelativeBias):
-        return None
-    query_positions, key_positions = (
-        p if len(p.shape) == 2 else ops.expand_dims(p, 0) for p in (query_positions, key_positions)
-    )
-    pairs = ops.expand_dims(query_positions, -1) + ops.expand_dims(key_positions, -2)
-    scores = ops.expand_dims(ops.cast(ops.zeros_like(pairs), "float32"), 1)
-    return layer(f"{prefix}relative_bias")(
-        scores, query_positions=query_positions, key_positions=key_positions
-    )
 
 
 def _initializer(config):
@@ -245,10 +218,13 @@ def _call(block, scores, x, **arguments):
 
 
 def _own_bias(layer, config, prefix, token_ids, positions=None):
-    """Compute `shared_bias` for self-attention, by default at positions 0 .. T - 1."""
+    """Compute the bias of a `RelativeBias`, shared by all blocks, or None.
+
+    Positions default to 0 .. T - 1.
+    """
     if not isinstance(config.position, RelativeBias):
         return None
     if positions is None:
         row = ops.max(token_ids, axis=0, keepdims=True)  # T may be unknown
         positions = ops.cumsum(ops.ones_like(row), axis=1) - 1
-    return shared_bias(layer, config, prefix, positions, positions)
+    return shared_bias(layer(f"{prefix}relative_bias"), positions, positions)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import keras
 from keras import ops
 
 from keras_llm.errors import InputError
@@ -10,6 +11,8 @@ from keras_llm.layers.quantization import embedding_table
 from keras_llm.models import forward_pass
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.causal_lm import CausalLM
+from keras_llm.models.composed import ComposedLM
+from keras_llm.models.decoder import decoder_of
 from keras_llm.models.seq2seq import Seq2Seq, hidden_states
 from keras_llm.types import Tensor
 
@@ -19,13 +22,13 @@ class OutputHead:
     """The parameters of an output head, `logits = softcap(states kernel + bias)`.
 
     Attributes:
-        kernel: float tensor (D, V).
+        kernel: float tensor (D, V); None if the states are the logits.
         bias: float tensor (V,) or None.
         soft_cap: float or None.
         trainable: bool. Whether any weight of the kernel is trainable.
     """
 
-    kernel: Tensor
+    kernel: Tensor | None
     bias: Tensor | None = None
     soft_cap: float | None = None
     trainable: bool = True
@@ -33,7 +36,10 @@ class OutputHead:
 
 def has_token_head(model: ConfiguredModel) -> bool:
     """Return whether the model predicts tokens, as `prediction_states` and `output_head` need."""
-    return isinstance(model, (CausalLM, Seq2Seq)) or getattr(model, "head", None) == "masked_lm"
+    return (
+        isinstance(model, (CausalLM, Seq2Seq, ComposedLM))
+        or getattr(model, "head", None) == "masked_lm"
+    )
 
 
 def prediction_states(
@@ -62,6 +68,12 @@ def prediction_states(
         )
     layer = model.get_layer
     inputs = _as_list(model, inputs)
+    if isinstance(model, ComposedLM):
+        if positions is not None or attention_mask is not None:
+            raise InputError(
+                "a composed model does not support packed rows with attention within segments."
+            )
+        return _ComposedHead(model).states(inputs[0])
     if isinstance(model, CausalLM):
         hidden = forward_pass.run_decoder(
             layer,
@@ -81,6 +93,8 @@ def prediction_states(
 
 def output_head(model: ConfiguredModel) -> OutputHead:
     """Return the `OutputHead` of a model with a token head, in the head's compute dtype."""
+    if isinstance(model, ComposedLM):
+        return _ComposedHead(model).output_head()
     if isinstance(model, (CausalLM, Seq2Seq)):
         embedding, bias = model.get_layer("token_embedding"), None
     else:
@@ -89,6 +103,53 @@ def output_head(model: ConfiguredModel) -> OutputHead:
     kernel = ops.cast(_kernel(embedding), embedding.compute_dtype)
     trainable = bool(embedding.trainable_weights)
     return OutputHead(kernel, bias, embedding.logit_soft_cap, trainable)
+
+
+class _ComposedHead:
+    """The output head of a composed model.
+
+    If the model ends with a plain dense layer or a reversed embedding, logits are computed in
+    chunks from its inputs; else the states are the logits.
+    """
+
+    def __init__(self, model):
+        self._decoder = decoder_of(model)
+        layers = [call.operation for call in self._decoder.head]
+        self._projection = layers[0] if layers else None
+        if not (_is_projection(self._projection) and all(map(_keeps_values, layers[1:]))):
+            self._projection = None
+
+    def states(self, token_ids):
+        decoder = self._decoder
+        (source,) = decoder.graph.inputs
+        calls = decoder.graph.calls if self._projection is None else decoder.before_head
+        values = decoder.graph.run(calls, {source: token_ids})
+        return values[
+            decoder.graph.outputs[0] if self._projection is None else decoder.hidden_index
+        ]
+
+    def output_head(self):
+        layer = self._projection
+        if layer is None:
+            return OutputHead(None)
+        dtype, trainable = layer.compute_dtype, bool(layer.trainable_weights)
+        if isinstance(layer, keras.layers.Dense):
+            bias = None if layer.bias is None else ops.convert_to_tensor(layer.bias)
+            return OutputHead(ops.cast(layer.kernel, dtype), bias, None, trainable)
+        return OutputHead(ops.cast(_kernel(layer), dtype), None, layer.logit_soft_cap, trainable)
+
+
+def _is_projection(layer):
+    if isinstance(layer, keras.layers.Dense):
+        plain = layer.activation is keras.activations.linear
+        return plain and layer.quantization_mode is None and layer.kernel_constraint is None
+    return isinstance(layer, keras.layers.ReversibleEmbedding)
+
+
+def _keeps_values(layer):
+    return isinstance(layer, keras.layers.Activation) and (
+        layer.activation is keras.activations.linear
+    )
 
 
 def _kernel(embedding):

@@ -10,6 +10,7 @@ from keras_llm.layers import TransformerDecoder, TransformerEncoder
 from keras_llm.models import forward_pass
 from keras_llm.models.base import ConfiguredModel, check_model
 from keras_llm.models.config import Seq2SeqConfig
+from keras_llm.models.decoder import decoder_of
 from keras_llm.types import JSON, Tensor
 
 
@@ -95,18 +96,7 @@ def encode_source(model: Seq2Seq, encoder_token_ids: Tensor) -> dict[str, Tensor
         InputError: if `model` does not come from `seq2seq`.
     """
     check_model("encode_source", model, Seq2Seq, "seq2seq")
-    config = model.config
-    encoder_outputs, mask = _encode(
-        model.get_layer, config, ops.convert_to_tensor(encoder_token_ids, "int32")
-    )
-    entries = {"encoder_padding_mask": mask}
-    assert config.num_decoder_layers is not None  # filled by the config
-    for i in range(config.num_decoder_layers):
-        attention = model.get_layer(f"decoder_block_{i}").cross_attention
-        entries[f"cross_k_{i}"], entries[f"cross_v_{i}"] = attention.project_keys_and_values(
-            encoder_outputs
-        )
-    return entries
+    return decoder_of(model).encode_source(ops.convert_to_tensor(encoder_token_ids, "int32"))
 
 
 def hidden_states(

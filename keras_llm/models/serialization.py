@@ -11,6 +11,8 @@ from keras_llm.layers.quantization import MODES, quantize_layers
 from keras_llm.models import heads
 from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_dict
 from keras_llm.models.causal_lm import CausalLM
+from keras_llm.models.composed import ComposedLM, with_dtype
+from keras_llm.models.composed_head import ComposedHead
 from keras_llm.models.config import TransformerConfig, WordVectorsConfig
 from keras_llm.models.encoder import Encoder
 from keras_llm.models.head_layers import HEADS
@@ -62,6 +64,9 @@ def build(
 def describe(model: ConfiguredModel) -> JSON:
     """Return the description of a model that `restore` needs, as plain JSON types."""
     config = model.get_config()
+    if isinstance(model, (ComposedLM, ComposedHead)):
+        row = {"model": config_to_dict(model.config), "graph": config["model"]}
+        return row | ({"head": {"name": config["head"]}} if "head" in config else {})
     row = {"model": config_to_dict(model.config), "dtype": config["dtype"]}
     if "quantized" in config:
         row["quantized"] = config["quantized"]
@@ -77,6 +82,13 @@ def restore(row: JSON) -> ConfiguredModel:
         InputError: if a class, a field or the head is unknown, or a field is missing or has another
             type.
     """
+    if row.get("graph") is not None:
+        check_fields({"graph": row["graph"]}, {"graph": dict}, "a model")
+        graph = row["graph"]
+        if row.get("dtype") is not None:
+            graph = with_dtype(graph, row["dtype"])
+        config, name = config_from_dict(row["model"]), (row.get("head") or {}).get("name")
+        return ComposedLM(config, graph) if name is None else ComposedHead(config, graph, name)
     head = row.get("head") or {}
     if not isinstance(head, dict):
         raise InputError(f"`head` must be an object with `name` and `options`, got {head!r}.")

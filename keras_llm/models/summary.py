@@ -3,13 +3,14 @@
 import math
 
 import keras
-import numpy as np
 
 from keras_llm.keras_internals import flatten_layers, own_weights
 from keras_llm.layers import MixtureOfExperts
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.causal_lm import CausalLM
+from keras_llm.models.composed import ComposedLM
 from keras_llm.models.config import Seq2SeqConfig, TransformerConfig, WordVectorsConfig
+from keras_llm.models.decoder import decoder_of, itemsize
 from keras_llm.models.deferred import shapes_only
 from keras_llm.models.seq2seq import Seq2Seq
 from keras_llm.models.serialization import build, restore
@@ -61,9 +62,9 @@ def _summarize(model):
         "config": config.to_dict(),
         "layers": layers,
         "parameters": sum(map(_size, model.weights)),
-        "weight_bytes": sum(_size(w) * _bytes(w.dtype) for w in model.weights),
+        "weight_bytes": sum(_size(w) * itemsize(w.dtype) for w in model.weights),
     }
-    is_decoder = isinstance(model, (CausalLM, Seq2Seq))
+    is_decoder = isinstance(model, (CausalLM, Seq2Seq, ComposedLM))
     if isinstance(config, TransformerConfig):
         has_token_head = is_decoder or getattr(model, "head", None) == "masked_lm"
         summary["flops_per_token"] = sum(
@@ -73,13 +74,10 @@ def _summarize(model):
         )
         summary["attention_flops_per_token"] = _attention_flops(config)
     if is_decoder:
-        prefix = "decoder_" if isinstance(config, Seq2SeqConfig) else ""
-        slot_bytes = 2 * config.num_key_value_heads * config.head_dim
-        slot_bytes *= _bytes(model.get_layer(f"{prefix}block_0").compute_dtype)
-        count = _decoder_layers(config)
-        slots = [min(reach, config.max_length) for reach in _reaches(config, count)]
-        summary["cache_bytes_per_token"] = slot_bytes * count
-        summary["cache_bytes_at_max_length"] = slot_bytes * sum(slots)
+        decoder = decoder_of(model)
+        growth = decoder.cache_bytes(2) - decoder.cache_bytes(1)
+        summary["cache_bytes_per_token"] = growth
+        summary["cache_bytes_at_max_length"] = decoder.cache_bytes(config.max_length)
     return summary
 
 
@@ -119,13 +117,5 @@ def _reaches(config, count):
     ]
 
 
-def _decoder_layers(config):
-    return config.num_decoder_layers if isinstance(config, Seq2SeqConfig) else config.num_layers
-
-
 def _size(weight):
     return math.prod(weight.shape)
-
-
-def _bytes(dtype):
-    return np.dtype(keras.backend.standardize_dtype(dtype)).itemsize

@@ -9,6 +9,7 @@ import numpy as np
 from keras_llm import data, models
 from keras_llm.errors import InputError
 from keras_llm.tasks.base import Task, checked_texts, padded_rows
+from keras_llm.tokenizers import Tokenizer
 from keras_llm.types import JSON, Dataset, Tensor
 
 
@@ -24,15 +25,25 @@ class HeadTask(Task):
     """
 
     head: str | None = None
-    model: models.HeadModel
+    model: models.HeadModel | models.ComposedHead
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.model_wanted = f"models.{cls.head}"
 
+    def __init__(
+        self, model: keras.Model, tokenizer: Tokenizer, metadata: JSON | None = None
+    ) -> None:
+        if isinstance(model, keras.Model) and not isinstance(model, models.ConfiguredModel):
+            longest = (metadata or {}).get("max_length")
+            size = tokenizer.vocabulary_size
+            model = models.as_head_model(model, self.head, size, longest)
+        super().__init__(model, tokenizer, metadata)
+
     @classmethod
     def fits(cls, model: object) -> bool:
-        return isinstance(model, models.HeadModel) and model.head == cls.head
+        kinds = (models.HeadModel, models.ComposedHead)
+        return isinstance(model, kinds) and model.head == cls.head
 
     @property
     def begin(self) -> list[int]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_llm import data, models, training
@@ -12,7 +13,7 @@ from keras_llm.tasks.conversation import Conversation
 from keras_llm.tasks.generative import Generation, GenerativeTask
 from keras_llm.tasks.keras_hub import FromKerasHub
 from keras_llm.tasks.settings import KNOWN
-from keras_llm.tokenizers import ChatTemplate, infilling_tokens
+from keras_llm.tokenizers import ChatTemplate, Tokenizer, infilling_tokens
 from keras_llm.types import JSON, Dataset
 
 _IGNORED = -1  # the target of what is not learned
@@ -23,9 +24,12 @@ class TextGeneration(FromKerasHub, GenerativeTask):
     """A task that continues texts with a causal language model.
 
     Args:
-        model: a model from `models.causal_lm`.
+        model: a model from `models.causal_lm`, or a functional `keras.Model` from token ids (B, T)
+            to logits (B, T, V), see `models.as_causal_lm`; the task's `model` then has the layers
+            and weights of that model.
         tokenizer: a `tokenizers.Tokenizer` with the model's vocabulary.
         metadata: dict of JSON values saved with the task.
+        max_length, incremental: for a functional model, see `models.as_causal_lm`.
 
     Example:
     >>> from keras_llm import models, tokenizers
@@ -36,7 +40,28 @@ class TextGeneration(FromKerasHub, GenerativeTask):
     True
     """
 
-    model: models.CausalLM
+    model: models.CausalLM | models.ComposedLM
+
+    def __init__(
+        self,
+        model: keras.Model,
+        tokenizer: Tokenizer,
+        metadata: JSON | None = None,
+        max_length: int | None = None,
+        incremental: bool = True,
+    ) -> None:
+        if not isinstance(model, models.ConfiguredModel):
+            model = models.as_causal_lm(model, max_length, incremental)
+        elif max_length is not None or not incremental:
+            raise InputError(
+                "`max_length` and `incremental` are for a composed `keras.Model`; the model has a "
+                "config."
+            )
+        super().__init__(model, tokenizer, metadata)
+
+    @staticmethod
+    def fits(model: object) -> bool:
+        return isinstance(model, (models.CausalLM, models.ComposedLM))
 
     def __call__(
         self,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from keras_llm.tokenizers.graph.ragged import repeat
 from keras_llm.types import Tensor
 
 
@@ -34,7 +35,7 @@ class CharacterOffsets:
         """
         import tensorflow as tf
 
-        first = tf.repeat(self._first, offsets.row_lengths())
+        first = repeat(self._first, offsets.row_lengths())
         places = tf.cast(offsets.values, tf.int32) + first
         counts = tf.gather(self._before, places) - tf.gather(self._before, first)
         return offsets.with_values(counts)

@@ -11,7 +11,7 @@ import functools
 
 import tokenizers
 
-from keras_llm.tokenizers.graph import character_classes
+from keras_llm.tokenizers.graph import character_classes, ragged
 from keras_llm.types import Tensor
 
 CUT = b"\xff"
@@ -66,7 +66,7 @@ class PreTokenizer:
         strings = tf.strings.regex_replace(strings, _expanded(self.cut), rb"\1" + CUT + rb"\2")
         strings = tf.strings.regex_replace(strings, _expanded(self.words), rb"\0" + CUT)
         words = tf.strings.split(strings, CUT)
-        return tf.ragged.boolean_mask(words, words != "")
+        return ragged.select(words, words.values != "")
 
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

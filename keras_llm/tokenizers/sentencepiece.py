@@ -16,6 +16,7 @@ from keras_llm.files import read_utf8
 from keras_llm.json_files import check_arguments
 from keras_llm.tokenizers import escapes, sentencepiece_model
 from keras_llm.tokenizers.base import MASKS, Tokenizer, checked_batch
+from keras_llm.tokenizers.graph.ragged import repeat
 from keras_llm.tokenizers.graph.sentencepiece import SentencePieceGraph
 from keras_llm.tokenizers.mask_filling import WHITE_SPACE
 from keras_llm.tokenizers.offsets import CharacterOffsets
@@ -266,7 +267,7 @@ class SentencePiece(Tokenizer):
         added = tf.strings.length(prefixed) > tf.strings.length(normalized)
         if self._adds_space:
             added = strings != ""
-        added = tf.repeat(tf.cast(added, tf.int32), ids.row_lengths())
+        added = repeat(tf.cast(added, tf.int32), ids.row_lengths())
         starts, ends = (o.with_values(tf.maximum(o.values - added, 0)) for o in (starts, ends))
         return ids, starts, ends
 

@@ -26,12 +26,15 @@ class Facts(NamedTuple):
         remove_extra_whitespaces: bool. Whether extra white space is removed from a text.
         is_cuttable: bool. Whether it is a unigram model in which no token crosses the border
             between a visible ASCII character and a space.
+        is_cuttable_at_lines: bool. Whether, in addition, no token crosses the border between
+            tabs and line ends and the text after them.
         most_per_byte: float. The largest absolute score that a byte of text adds.
     """
 
     add_dummy_prefix: bool
     remove_extra_whitespaces: bool
     is_cuttable: bool
+    is_cuttable_at_lines: bool
     most_per_byte: float
 
     @property
@@ -53,10 +56,23 @@ def facts(model: bytes) -> Facts:
         and any(piece.piece == "\u2581" for piece in scored)
         and not any(re.search("[!-~]\u2581|[!-~] ", piece.piece) for piece in scored)
     )
+    is_cuttable_at_lines = (
+        is_cuttable
+        and not spec.remove_extra_whitespaces
+        and not spec.precompiled_charsmap
+        and proto.trainer_spec.byte_fallback  # else, adjacent unknown characters are one token
+        and not any(re.search("[\t\n\r][^\t\n\r]", piece.piece) for piece in scored)
+    )
     scores = [piece.score for piece in scored if piece.type == _PIECE.NORMAL]
     least = min(scores, default=0.0) - _UNKNOWN_PENALTY
     most = max(-least, *(abs(score) for score in scores), 1.0)
-    return Facts(spec.add_dummy_prefix, spec.remove_extra_whitespaces, is_cuttable, most)
+    return Facts(
+        spec.add_dummy_prefix,
+        spec.remove_extra_whitespaces,
+        is_cuttable,
+        is_cuttable_at_lines,
+        most,
+    )
 
 
 def exact(model: bytes) -> bytes:

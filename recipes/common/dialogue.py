@@ -5,6 +5,7 @@ import json
 import math
 
 from keras_llm.errors import InputError
+from keras_llm.files import CONVERSATION_SUFFIXES
 from keras_llm.recipes.common import flags, runs
 
 _MEASURED = 1000  # conversations whose length is measured
@@ -35,6 +36,7 @@ class Options(flags.Options):
     """Peak learning rate, after linear warmup; None for 3e-3 from scratch, and with --start for
     5e-4 with LoRA and 5e-5 without."""
 
+    suffixes = CONVERSATION_SUFFIXES
     least_vocabulary = 261  # bytes, special tokens and `TURN_TOKENS`
 
     def __post_init__(self):

@@ -7,7 +7,9 @@ import typing
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
+from keras_llm.commands.console import check_data, task_kind
 from keras_llm.errors import InputError
+from keras_llm.files import TABLE_SUFFIXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +108,8 @@ class Options:
     """Run the whole pipeline with a tiny model and little data in under a minute; other options
     that are given keep their values."""
 
+    suffixes: typing.ClassVar[tuple | None] = None  # of a file of `data`; None for any
+    starts: typing.ClassVar[tuple] = ()  # values of `start` that are not folders
     formats = ("saved_model", "litert", "litert_lm")  # to which the recipe's model is exported
     smoke_changes: typing.ClassVar[dict] = {}  # see `shrink`
     least_vocabulary = 1  # the smallest vocabulary that the recipe's tokenizer can have
@@ -169,6 +173,17 @@ class Options:
         options.data = str(path)
         return options
 
+    def check_input(self):
+        """Check that the data and the folder of `start` exist, without TensorFlow.
+
+        Raises:
+            InputError: if one does not exist, or the name of a file has another suffix.
+        """
+        check_data(self.data, self.suffixes)
+        start = getattr(self, "start", None)
+        if start is not None and start not in self.starts:
+            task_kind(start)
+
     def metadata(self, recipe):
         """Return the metadata of a task that a recipe trains: its name and the options."""
         return {"recipe": recipe, "options": dataclasses.asdict(self)}
@@ -197,4 +212,5 @@ class RowOptions(Options):
     dropout: Rate = 0.1
     """Dropout rate."""
 
+    suffixes = TABLE_SUFFIXES
     formats = ("saved_model", "litert")

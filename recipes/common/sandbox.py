@@ -40,6 +40,10 @@ def run_program(source, seconds=5, megabytes=512):
     """
     if sys.platform != "linux":
         raise InputError(f"the sandbox requires Linux; {_otherwise()}")
+    try:
+        program = source.encode()
+    except UnicodeEncodeError as error:  # a surrogate, which Python does not compile either
+        return False, f"failed {type(error).__name__}"
     limits = json.dumps({"seconds": seconds, "megabytes": megabytes})
     command = [sys.executable, "-I", "-S", "-B", str(_CHILD), limits]
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +57,7 @@ def run_program(source, seconds=5, megabytes=512):
             start_new_session=True,
         )
         try:
-            process.stdin.write(source.encode())
+            process.stdin.write(program)
             process.stdin.close()
             output = _answer(process.stdout, time.monotonic() + 2 * seconds + 5)
         except BrokenPipeError:

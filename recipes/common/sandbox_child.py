@@ -14,10 +14,11 @@ import json
 import os
 import platform
 import resource
+import signal
 import struct
 import sys
 
-_KEEP_CAPABILITIES, _SET_SECCOMP, _NO_NEW_PRIVILEGES = 8, 22, 38
+_END_WITH_PARENT, _KEEP_CAPABILITIES, _SET_SECCOMP, _NO_NEW_PRIVILEGES = 1, 8, 22, 38
 _LANDLOCK_CREATE, _LANDLOCK_RESTRICT = 444, 446
 _LANDLOCK_ADD_RULE, _PATH_BENEATH = 445, 1
 _READ_FILE, _READ_FOLDER = 4, 8
@@ -109,6 +110,8 @@ def fence(seconds, megabytes):
         resource.setrlimit(name, (limit, limit))
     _checked(_LIBC.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0), "no_new_privs")
     _drop_privileges()
+    # After the change of the user, which would undo it.
+    _checked(_LIBC.prctl(_END_WITH_PARENT, signal.SIGKILL, 0, 0, 0), "pdeathsig")
     _landlock()
     _seccomp()
     with open(os.__file__, "rb") as file:  # otherwise no program could import a module

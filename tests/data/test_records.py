@@ -87,6 +87,7 @@ def test_compressed_text_files(tmp_path):
         ("a.csv", b"", "has no record"),
         ("a.csv", b"text,label\n", "has no record"),
         ("a.csv", b"text,class\na,b", r"a\.csv, line 1: no column 'label'; it has 'text', 'class'"),
+        ("a.csv", b"text,label,label\na,b,c", "line 1: several columns are named 'label'"),
         ("a.csv", b'text,label\na,b\n"c\nd",e\nf', r"a\.csv, line 5: 1 fields, .* 2 columns"),
         ("a.csv", b'text,label\na,b\n"c,d', r"a\.csv, line 3: unexpected end of data"),
         ("a.tsv", b"text\tlabel\na\tb\nc\td\te", r"a\.tsv, line 3: 3 fields"),

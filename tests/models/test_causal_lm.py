@@ -362,17 +362,17 @@ def test_causal_lm_without_config_raises_error():
 
 
 @pytest.mark.parametrize(
-    "call, builder",
+    "call, message",
     [
-        (lambda model: models.init_cache(model), "causal_lm or seq2seq"),
-        (lambda model: models.prefill(model, [[3]], [1], {}), "causal_lm or seq2seq"),
-        (lambda model: models.decode(model, [[3]], [[0]], {}), "causal_lm or seq2seq"),
-        (lambda model: models.forward(model, [[3]]), "causal_lm"),
-        (lambda model: models.encode_source(model, [[3]]), "seq2seq"),
+        (lambda model: models.init_cache(model), "map token ids"),
+        (lambda model: models.prefill(model, [[3]], [1], {}), "map token ids"),
+        (lambda model: models.decode(model, [[3]], [[0]], {}), "map token ids"),
+        (lambda model: models.forward(model, [[3]]), "come from causal_lm"),
+        (lambda model: models.encode_source(model, [[3]]), "come from seq2seq"),
     ],
 )
-def test_models_of_other_kinds_raise_error(call, builder):
+def test_models_of_other_kinds_raise_error(call, message):
     inputs = keras.Input((4,))
     for model in (keras.Model(inputs, inputs), models.encoder(models.preset("bert-tiny"))):
-        with pytest.raises(InputError, match=f"`model` must come from {builder}, got"):
+        with pytest.raises(InputError, match=f"`model` must {message}"):
             call(model)

@@ -7,6 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -44,6 +45,10 @@ def test_hostile_program_is_stopped(program, end):
     passed, told = sandbox.run_program(program, seconds=1)
     assert not passed and (end is None or told in end)
     assert len(told) < 1000
+
+
+def test_program_with_a_surrogate_fails():
+    assert sandbox.run_program("x = '\ud800'") == (False, "failed UnicodeEncodeError")
 
 
 def test_files_cannot_be_changed(tmp_path):
@@ -297,6 +302,30 @@ def test_program_is_not_root_and_reads_only_the_interpreter(tmp_path):
         )
     program += "os.listdir('.')\ntry: open('missing')\nexcept FileNotFoundError: pass"
     assert sandbox.run_program(program) == (True, "passed")
+
+
+def test_program_ends_with_its_caller():
+    """A killed caller leaves no program behind, although it sleeps without processor time."""
+    program = "import time; time.sleep(300)"
+    code = f"from keras_llm.recipes.common import sandbox\nsandbox.run_program({program!r})"
+    caller = subprocess.Popen([sys.executable, "-c", code])
+    children = pathlib.Path(f"/proc/{caller.pid}/task/{caller.pid}/children")
+    child = wait_for(lambda: children.read_text().split())[0]
+    status = pathlib.Path(f"/proc/{child}/status")
+    wait_for(lambda: "Seccomp:\t2" in status.read_text())
+    caller.kill()
+    caller.wait()
+    wait_for(lambda: not status.exists() or "State:\tZ" in status.read_text())
+
+
+def wait_for(condition, seconds=20):
+    """Return the value of `condition` when it is true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError("the condition did not become true")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has capabilities")

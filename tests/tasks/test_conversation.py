@@ -38,7 +38,7 @@ def test_turns_match_full_chat(chat_task):
     prompt = chat_task.tokenizer.encode_prompt(
         chat_task.render([*messages, {"role": "user", "content": text}]), parse_special=True
     )
-    num_cached = conversation._prefix_cache.shared(np.array([prompt]), has_rings=False)
+    num_cached = conversation._prefix_cache.shared(np.array([prompt]), drops_tokens=False)
     assert num_cached > 0.6 * len(prompt)
     assert "".join(conversation.stream(text, **SETTINGS)) == chat_task.chat(
         [*messages, {"role": "user", "content": text}], **SETTINGS
@@ -86,8 +86,8 @@ def test_failed_or_abandoned_turn_keeps_conversation(chat_task):
 def test_prefix_cache_does_not_change_text(name, task):
     """Also test a windowed layer, whose cache has dropped the beginning."""
     size = task.model.config.vocabulary_size
-    has_rings = name == "gemma3-tiny"
-    options = {"sliding_window": 5} if has_rings else {"num_layers": 1, "tie_embeddings": False}
+    drops_tokens = name == "gemma3-tiny"
+    options = {"sliding_window": 5} if drops_tokens else {"num_layers": 1, "tie_embeddings": False}
     config = models.preset(name, vocabulary_size=size, initializer_range=0.3, **options)
     tok = task.tokenizer
     model = models.causal_lm(config)
@@ -100,19 +100,21 @@ def test_prefix_cache_does_not_change_text(name, task):
     shared = []
     for i, ids in enumerate(texts):
         arguments = ids[None], np.array([len(ids)]), np.array([6], "int32")
-        shared.append(cache.shared(ids[None], has_rings=has_rings))
+        shared.append(cache.shared(ids[None], drops_tokens=drops_tokens))
         expected = compiled.generate(*arguments, Sampling(0.9, seed=5))
         actual = compiled.generate(*arguments, Sampling(0.9, seed=5), prefix_cache=cache)
         np.testing.assert_array_equal(actual.token_ids, expected.token_ids)
         assert cache.token_ids[: len(ids)] == ids.tolist()
-        if i < 2 and not has_rings:  # XLA compiles for each text; the second needs a larger cache
+        if (
+            i < 2 and not drops_tokens
+        ):  # XLA compiles for each text; the second needs a larger cache
             actual = compiled_with_xla.generate(
                 *arguments, Sampling(0.9, seed=5), prefix_cache=xla_cache
             )
             np.testing.assert_array_equal(actual.token_ids, expected.token_ids)
             assert xla_cache.token_ids == cache.token_ids
     # New tokens differ from the row's, so at most the previous prompt is shared.
-    assert shared == ([0, 0, 0, 0, 0] if has_rings else [0, 9, 20, 7, 2])
+    assert shared == ([0, 0, 0, 0, 0] if drops_tokens else [0, 9, 20, 7, 2])
 
 
 def test_conversation_without_template_raises_error(task):

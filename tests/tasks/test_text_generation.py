@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import keras
 import numpy as np
 import pytest
 
@@ -149,8 +148,9 @@ def test_numpy_numbers_are_accepted(task):
 
 
 def test_other_keras_model_raises_error(task):
-    with pytest.raises(InputError, match="causal_lm"):
-        tasks.TextGeneration(keras.Sequential([keras.layers.Dense(3)]), task.tokenizer)
+    for model in (models.encoder(models.preset("bert-tiny")), "gpt2"):
+        with pytest.raises(InputError, match=r"`model` must (come from models\.causal_lm|be a)"):
+            tasks.TextGeneration(model, task.tokenizer)
 
 
 def test_tokenizer_larger_than_vocabulary_raises_error(task):

@@ -149,6 +149,10 @@ def test_read_sentencepiece(tmp_path):
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
     assert tokenizers.from_hugging_face(tmp_path).encode_batch(TEXTS) == processor.encode(TEXTS)
+    settings = {"normalizer": None, "pre_tokenizer": None}  # spaces stay spaces
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data | settings))
+    with pytest.raises(InputError, match="the normalizer is None, which is not supported"):
+        tokenizers.from_hugging_face(tmp_path)
     pieces[7], pieces[8] = pieces[8], pieces[7]
     data["model"]["vocab"] = [[piece, 0.0] for piece in pieces]
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))

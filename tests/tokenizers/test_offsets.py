@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from keras_llm import tokenizers
 from keras_llm.errors import InputError
+from keras_llm.tokenizers.graph import ragged
 from keras_llm.tokenizers.word_segmentation import word_spans, word_spans_in_graph
 
 TEXTS = [
@@ -114,3 +116,16 @@ def test_word_spans_skip_only_whitespace(text):
     covered = [i for start, end in spans for i in range(start, end)]
     assert covered == [i for i, character in enumerate(text) if not character.isspace()]
     assert all(start < end for start, end in spans)
+
+
+def test_values_are_repeated_and_selected_in_memory_of_the_result():
+    """`tf.repeat` would allocate the number of values times the largest count, 3.6 billion."""
+    for counts in ([60_000] + [1] * 59_998 + [0], [0, 2, 0, 1], [0], []):
+        values = tf.range(len(counts))
+        repeated = ragged.repeat(values, tf.constant(counts, tf.int64))
+        assert repeated.numpy().tolist() == np.repeat(values.numpy(), counts).tolist()
+        parts = tf.RaggedTensor.from_row_lengths(repeated, tf.constant(counts, tf.int64))
+        even = ragged.select(parts, repeated % 2 == 0)
+        kept = [count * (1 - index % 2) for index, count in enumerate(counts)]
+        assert even.row_lengths().numpy().tolist() == kept
+        assert even.values.numpy().tolist() == np.repeat(values.numpy(), kept).tolist()

@@ -156,7 +156,14 @@ def test_long_texts(kind):
     assert sentencepiece_model.exact(rounded) == rounded
     original = sentencepiece.SentencePieceProcessor(model_proto=rounded)
     tok = tokenizers.SentencePiece(writer.getvalue(), escape=False)
-    long = ["\n".join(texts)[:150_000], " ==== 0000 ----  " * 1500, "", "short", "字" * 6000 + " a"]
+    long = [
+        "\n".join(texts)[:150_000],
+        *(["".join(f"0x{n * n:x},\n    " for n in range(9000))] if kind != "t5" else []),
+        " ==== 0000 ----  " * 1500,
+        "",
+        "short",
+        "字" * 6000 + " a",
+    ]
     ids = original.encode(long)
     assert tok.encode_batch(long) == ids == tok.tokenize(long).to_list()
     assert tf.function(tok.tokenize)(tf.constant(long)).to_list() == ids

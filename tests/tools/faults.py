@@ -134,11 +134,51 @@ MODELS = (
         "models-ring-sinks",
         "a ring cache has no room for the sink tokens",
         Place(
-            "keras_llm/models/forward_cached.py",
-            "ring = config.window(i) + config.num_sink_tokens",
-            "ring = config.window(i)",
+            "keras_llm/layers/incremental.py",
+            "ring = layer.sliding_window + layer.num_sink_tokens",
+            "ring = layer.sliding_window",
         ),
         ("tests/models/test_causal_lm.py",),
+    ),
+    Fault(
+        "models-composed-state",
+        "padding changes the state of a recurrent layer",
+        Place(
+            "keras_llm/layers/_handlers_of_keras.py",
+            "                if mask is not None:\n                    pairs",
+            "                if mask is None:\n                    pairs",
+        ),
+        ("tests/models/test_composed.py",),
+    ),
+    Fault(
+        "models-composed-convolution",
+        "a convolution keeps inputs of padding",
+        Place(
+            "keras_llm/layers/_handlers_of_keras.py",
+            "places = count + ops.expand_dims(",
+            "places = 1 + count + ops.expand_dims(",
+        ),
+        ("tests/models/test_composed.py",),
+    ),
+    Fault(
+        "models-composed-check",
+        "outputs with a cache are not compared with those without",
+        Place(
+            "keras_llm/models/incremental_check.py",
+            "    if config.incremental:\n        _check_steps",
+            "    if not config.incremental:\n        _check_steps",
+        ),
+        ("tests/models/test_composed.py",),
+    ),
+    Fault(
+        "models-composed-window",
+        "the sliding window of a Keras attention layer is ignored with a cache",
+        Place(
+            "keras_llm/layers/_handlers_of_keras.py",
+            "if heads.sliding_window is not None:",
+            "if heads.sliding_window is None and False:",
+        ),
+        ("tests/models/test_composed.py",),
     ),
     Fault(
         "models-mean-mask",

@@ -63,12 +63,12 @@ class DecoderSteps:
     def _inputs(self, token_ids, begin, length, attended=None):
         """Return the inputs for a chunk at position `begin`, padded to `length`.
 
-        The mask covers the first `attended` slots, or all.
+        The mask covers the first `attended` slots, or all. Padding attends to nothing.
         """
         tokens = np.zeros((1, length), "int32")
         tokens[0, : len(token_ids)] = token_ids
         positions = np.arange(begin, begin + length, dtype="int32")
-        mask = np.where(self._slots[:attended] <= positions[:, None], 0.0, _MASKED).astype(
-            "float32"
-        )
+        mask = np.where(self._slots[:attended] <= positions[:, None], 0.0, _MASKED)
+        mask = mask.astype("float32")
+        mask[len(token_ids) :] = _MASKED
         return {"tokens": tokens, "input_pos": positions, "mask": mask[None, None]}

@@ -25,6 +25,7 @@ from keras_llm.export.saved_model.signatures.loop import (
     generate,
     search,
 )
+from keras_llm.models.decoder import decoder_of
 from keras_llm.tasks.settings import spare_bias
 
 if TYPE_CHECKING:
@@ -57,10 +58,12 @@ class TextGenerationModule(GraphModule):
         self._beam_width = beam_width
 
     def functions(self) -> dict[str, tuple[Callable[..., Any], dict[str, tf.TensorSpec]]]:
-        entries = {
-            name: tf.TensorSpec((None, entry.shape[1], None, entry.shape[3]), entry.dtype)
-            for name, entry in models.init_cache(self.task.model, 1, 1).items()
-        }
+        decoder, entries = decoder_of(self.task.model), {}
+        for name, spec in decoder.specs.items():
+            shape = [None, *spec.shape[1:]]
+            if name in decoder.full_axes:
+                shape[decoder.full_axes[name]] = None
+            entries[name] = tf.TensorSpec(shape, spec.dtype)
         # Any rank: a scalar, or one value for each row, which servers that batch requests require.
         length = tf.TensorSpec(None, tf.int32)
         prompts = {"token_ids": _IDS, "lengths": INTS}
@@ -199,7 +202,8 @@ class TextGenerationModule(GraphModule):
         config = self.task.model.config
         limit = config.max_length
         slots = [
-            tf.shape(cache[f"k_{i}"])[2] for i in range(config.num_layers) if not config.window(i)
+            tf.shape(cache[name])[axis]
+            for name, axis in decoder_of(self.task.model).slot_axes.items()
         ]
         checks = [
             *self._checked_ids(token_ids),

@@ -8,7 +8,7 @@ from keras_llm.data.readers.named import is_name, named_records
 from keras_llm.data.readers.records import kind_of, read_json_lines
 from keras_llm.data.readers.values import checked_text
 from keras_llm.errors import InputError
-from keras_llm.files import read_utf8
+from keras_llm.files import CONVERSATION_SUFFIXES, read_utf8
 from keras_llm.types import JSON, PathLike
 
 _ROLES = {
@@ -25,7 +25,6 @@ _ROLES = {
 _OF_RECORD = ("tools", "functions", "documents", "chat_template_kwargs")
 _OF_MESSAGE = ("tool_calls", "function_call", "reasoning_content", "thinking")
 _WEIGHTS = ("weight", "train", "training")
-_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 
 class Preference(NamedTuple):
@@ -52,9 +51,10 @@ def read_conversations(path: PathLike) -> list[list[JSON]]:
     - Alpaca's `{"instruction": ..., "input": ..., "output": ...}`, where `input`, which is appended
       to the instruction, and `history`, a list of earlier [question, answer] pairs, are optional.
 
-    The last two may have a `system` text. Roles are system, user, assistant and tool; human is an
-    alias of user, gpt and function_call of assistant, and observation of tool. Names may end in
-    `.gz`. Named datasets, see `read_records`, have the same fields as columns.
+    All may have a `system` text, which becomes the first message. Roles are system, user, assistant
+    and tool; human is an alias of user, gpt and function_call of assistant, and observation of
+    tool. Names may end in `.gz`. Named datasets, see `read_records`, have the same fields as
+    columns.
 
     A message with `"weight": 0` (or `"train": false` or `"training": false`) is context: the loss
     does not cover it. Other fields than these are ignored if they do not change what the model
@@ -134,7 +134,9 @@ def conversation(record: Any, where: str) -> list[JSON]:
             f"{where}: expected 'messages', 'conversations' or 'instruction', but it has "
             f"{', '.join(map(repr, record)) or 'no fields'}."
         )
-    if "messages" not in record and record.get("system"):
+    if record.get("system"):
+        if messages and messages[0]["role"] == "system":
+            raise InputError(f"{where}: 'system' and a first message with the role system.")
         messages.insert(0, {"role": "system", "content": _text(record["system"], "system", where)})
     spoken = [message["role"] for message in messages if message["role"] != "system"]
     if not spoken:
@@ -168,8 +170,9 @@ def _records(path):
 
 
 def _records_of_file(path):
-    if not path.name.endswith(_SUFFIXES):
-        raise InputError(f"{path}: the name must end in {', '.join(_SUFFIXES)}.")
+    if kind_of(path) not in CONVERSATION_SUFFIXES:
+        suffixes = ", ".join(CONVERSATION_SUFFIXES)
+        raise InputError(f"{path}: the name must end in {suffixes}, or .gz.")
     if kind_of(path) == ".jsonl":
         return [(f"{path}, line {n}", record) for n, record in read_json_lines(path)]
     try:

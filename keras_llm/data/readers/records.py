@@ -11,10 +11,9 @@ from keras_llm.data.readers.named import is_name, named_rows
 from keras_llm.data.readers.parquet import read_parquet
 from keras_llm.data.readers.values import checked_text
 from keras_llm.errors import InputError
-from keras_llm.files import read_utf8, text_lines
+from keras_llm.files import TABLE_SUFFIXES, read_utf8, text_lines
 from keras_llm.types import PathLike
 
-_TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 _TEXTS = (".txt", ".jsonl", ".parquet")
 
 
@@ -113,12 +112,12 @@ def _read(path, columns):
         if not files and (parallel := _parallel_files(path, columns)):
             return _parallel(parallel)
         if not files:
-            raise InputError(f"{path} has no {', '.join(_TABLES)} file.")
+            raise InputError(f"{path} has no {', '.join(TABLE_SUFFIXES)} file.")
     records = []
     for file in files:
         kind = kind_of(file)
-        if kind not in _TABLES:
-            raise InputError(f"{file}: the name must end in {', '.join(_TABLES)}, or .gz.")
+        if kind not in TABLE_SUFFIXES:
+            raise InputError(f"{file}: the name must end in {', '.join(TABLE_SUFFIXES)}, or .gz.")
         if kind == ".parquet":
             records += read_parquet(file, columns)
         elif kind == ".jsonl":
@@ -133,7 +132,7 @@ def _files(paths, kinds):
 
 
 def _table_files(folder):
-    return _files(folder.iterdir(), _TABLES)
+    return _files(folder.iterdir(), TABLE_SUFFIXES)
 
 
 def _parallel_files(folder, columns):
@@ -198,4 +197,6 @@ def _checked_head(file, line, head, columns):
             raise InputError(
                 f"{file}, line {line}: no column {column!r}; it has {', '.join(map(repr, head))}."
             )
+        if head.count(column) > 1:
+            raise InputError(f"{file}, line {line}: several columns are named {column!r}.")
     return head

@@ -13,7 +13,8 @@ from keras_llm.generation import loop
 from keras_llm.generation.checks import check_count, check_only_bias
 from keras_llm.generation.sampling import is_stop
 from keras_llm.generation.scoring import log_probability
-from keras_llm.layers import causal_mask, empty_cache
+from keras_llm.layers import causal_mask
+from keras_llm.models.decoder import decoder_of
 from keras_llm.types import Tensor
 
 
@@ -271,18 +272,15 @@ def _generate(model, request, draft, propose, count, stop_id, pad_id, capacity):
 
 
 def _full_cache(model, rows, length):
-    """Return a cache like `models.init_cache`, without ring caches for sliding-window layers.
+    """Return an empty cache without the rings of sliding-window layers.
 
     In a ring, a rejected token would overwrite a token that is still within the window.
     """
-    config, cache = model.config, {}
-    for i in range(config.num_layers):
-        cache[f"k_{i}"], cache[f"v_{i}"] = empty_cache(
-            rows,
-            length,
-            config.num_key_value_heads,
-            config.head_dim,
-            dtype=model.get_layer(f"block_{i}").compute_dtype,
+    cache = models.init_cache(model, rows, length, rings=False)
+    if states := cache.keys() - decoder_of(model).full_axes.keys():
+        raise InputError(
+            "speculative decoding does not support models with states, from which rejected tokens "
+            f"cannot be removed: {', '.join(sorted(states))}."
         )
     return cache
 
@@ -293,7 +291,8 @@ def _read(model, token_ids, first, cache):
     Returns logits (B, T, V) and the cache.
     """
     positions = ops.expand_dims(first, -1) + ops.arange(token_ids.shape[1])
-    slots = ops.arange(ops.shape(cache["k_0"])[2])
+    name, axis = next(iter(decoder_of(model).full_axes.items()))
+    slots = ops.arange(ops.shape(cache[name])[axis])
     hidden, cache = models.forward_cached(
         model, token_ids, positions, cache, first, causal_mask(positions, slots)
     )

@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_llm.errors import InputError, optional_packages
-from keras_llm.tokenizers.graph.ragged import encode_distinct, merge_by
+from keras_llm.tokenizers.graph.ragged import encode_distinct, merge_by, repeat
 from keras_llm.tokenizers.offsets import CharacterOffsets
 from keras_llm.tokenizers.pre_tokenizers import PreTokenizer
 from keras_llm.types import Tensor
@@ -100,7 +100,7 @@ class BytePairGraph:
         lengths = tf.gather(tf.strings.length(self._spelled), ids.values)
         ends = tf.cumsum(lengths)
         before = tf.cumsum(tf.strings.length(strings), exclusive=True)
-        ends -= tf.repeat(before, ids.row_lengths())
+        ends -= repeat(before, ids.row_lengths())
         starts, ends = ids.with_values(ends - lengths), ids.with_values(ends)
         return ids, *CharacterOffsets(strings).around(starts, ends)
 
@@ -129,7 +129,7 @@ class BytePairGraph:
         num_words = tf.size(words)
         text_bytes = tf.io.decode_raw(tf.strings.reduce_join(words), tf.uint8)
         ids = tf.gather(self._byte_ids, tf.cast(text_bytes, tf.int32))
-        owner = tf.repeat(tf.range(num_words), tf.strings.length(words))
+        owner = repeat(tf.range(num_words), tf.strings.length(words))
         ids, owner = ids[ids >= 0], owner[ids >= 0]
 
         def step(ids, owner, done_ids, done_owner):

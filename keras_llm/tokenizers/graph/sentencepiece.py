@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_llm.errors import optional_packages
 from keras_llm.tokenizers import sentencepiece_model
+from keras_llm.tokenizers.graph.ragged import repeat
 from keras_llm.types import Tensor
 
 _CUT = b"\xff"  # never occurs in UTF-8
@@ -18,7 +19,7 @@ class SentencePieceGraph:
     """A SentencePiece model inside a graph.
 
     The operation of TensorFlow Text adds up scores in float32. To keep the sums exact, long texts
-    are cut before spaces, which no token crosses.
+    are cut before spaces and, if possible, after tabs and lines, where no token crosses the border.
 
     Args:
         model: bytes, a serialized SentencePiece model.
@@ -32,6 +33,7 @@ class SentencePieceGraph:
         self.resources = [self._whole]
         facts = sentencepiece_model.facts(model)
         self._longest = int(_EXACT / facts.most_per_byte) if facts.is_cuttable else None
+        self._cuts_lines = facts.is_cuttable_at_lines
         # A part must not get the space that is put before a text, unless white space is removed.
         self._removes_spaces = facts.remove_extra_whitespaces
         self._adds_space = facts.add_dummy_prefix and not facts.remove_extra_whitespaces
@@ -71,11 +73,10 @@ class SentencePieceGraph:
             parts = self._cut(strings)
             ids, *offsets = self._parts.tokenize_with_offsets(parts.values)
             lengths = parts.with_values(tf.strings.length(parts.values))
-            first = tf.gather(parts.row_starts(), parts.value_rowids())
+            first = repeat(parts.row_starts(), parts.row_lengths())
             before = tf.cast(tf.cumsum(lengths.values, exclusive=True), tf.int64)
             before -= tf.gather(before, first)
-            is_later = tf.repeat(before > 0, ids.row_lengths())
-            before = tf.repeat(before, ids.row_lengths())
+            before = repeat(before, ids.row_lengths())
             begin = int(self._adds_space)
             starts, ends = (
                 tf.maximum(tf.cast(offset.values, tf.int64) + before - begin, 0)
@@ -83,7 +84,7 @@ class SentencePieceGraph:
             )
             if self._removes_spaces:  # the first token of a part spans the spaces before it
                 begins = tf.ragged.range(ids.row_lengths()).values == 0
-                starts = tf.where(begins & is_later, before, starts)
+                starts = tf.where(begins & (before > 0), before, starts)
             ids = parts.with_values(ids).merge_dims(1, 2)
             return ids.values, starts, ends, ids.row_splits
 
@@ -107,12 +108,14 @@ class SentencePieceGraph:
         return tf.reduce_max(tf.concat([[0], lengths], axis=0)) > self._longest
 
     def _cut(self, strings):
-        """Split strings (B,) before spaces: string ragged (B, None)."""
+        """Split strings (B,) before spaces and after tabs and lines: string ragged (B, None)."""
         import tensorflow as tf
 
         if self._adds_space:
             strings = tf.where(strings == "", "", tf.strings.join([" ", strings]))
         cut = tf.strings.regex_replace(strings, "([!-~])( )", rb"\1" + _CUT + rb"\2")
+        if self._cuts_lines:
+            cut = tf.strings.regex_replace(cut, "([\t\n\r]+)", rb"\1" + _CUT)
         return tf.strings.split(cut, _CUT)
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from keras_llm.tokenizers.graph import character_classes
-from keras_llm.tokenizers.graph.ragged import merge_by
+from keras_llm.tokenizers.graph.ragged import merge_by, repeat, row_ids, select
 from keras_llm.tokenizers.special_tokens import SpecialToken
 from keras_llm.types import Tensor
 
@@ -47,8 +47,8 @@ def encode_with_special(
             for token, content in zip(within, contents, strict=True)
         ]
         finer, finer_ids = _split(parts.values, within, whole=ids >= 0)
-        ids = tf.where(finer_ids < 0, tf.repeat(ids, finer.row_lengths()), finer_ids)
-        starts = tf.repeat(is_first.values, finer.row_lengths()) & _starts_row(finer)
+        ids = tf.where(finer_ids < 0, repeat(ids, finer.row_lengths()), finer_ids)
+        starts = repeat(is_first.values, finer.row_lengths()) & _starts_row(finer)
         parts = parts.with_values(finer).merge_dims(1, 2)
         is_first = parts.with_values(starts)
     is_special = ids >= 0
@@ -72,17 +72,17 @@ def _split(strings, tokens, whole=None):
 
     if not tokens:
         parts = tf.RaggedTensor.from_uniform_row_length(strings, 1)
-        parts = tf.ragged.boolean_mask(parts, parts != "")
+        parts = select(parts, parts.values != "")
         return parts, tf.fill(tf.shape(parts.values), -1)
     longest_first = sorted(tokens, key=lambda token: len(token.content), reverse=True)
     pattern = "|".join(re.escape(token.content) for token in longest_first)
     cut = tf.strings.regex_replace(strings, f"({pattern})", _CUT + rb"\1" + _CUT)
     parts = tf.strings.split(cut if whole is None else tf.where(whole, strings, cut), _CUT)
-    parts = tf.ragged.boolean_mask(parts, parts != "")
+    parts = select(parts, parts.values != "")
     matches = tf.expand_dims(parts.values, 1) == tf.constant([t.content for t in longest_first])
     found = tf.reduce_any(matches, axis=1)
     if whole is not None:
-        found &= ~tf.repeat(whole, parts.row_lengths())
+        found &= ~repeat(whole, parts.row_lengths())
     place = tf.argmax(tf.cast(matches, tf.int32), axis=1, output_type=tf.int32)
 
     def flags(name):
@@ -97,9 +97,8 @@ def _split(strings, tokens, whole=None):
     if any(token.rstrip for token in longest_first):
         parts = _stripped(parts, found, _shifted(flags("rstrip"), parts, 1), "^[{}]+")
     ids = tf.gather(tf.constant([token.token_id for token in longest_first], tf.int32), place)
-    kept = parts != ""
-    ids = tf.boolean_mask(tf.where(found, ids, -1), kept.values)
-    return tf.ragged.boolean_mask(parts, kept), ids
+    kept = parts.values != ""
+    return select(parts, kept), tf.boolean_mask(tf.where(found, ids, -1), kept)
 
 
 def _starts_row(parts):
@@ -107,7 +106,7 @@ def _starts_row(parts):
     import tensorflow as tf
 
     place = tf.range(tf.size(parts.values, tf.int64))
-    return place == tf.gather(parts.row_starts(), parts.value_rowids())
+    return place == repeat(parts.row_starts(), parts.row_lengths())
 
 
 def _shifted(mask, parts, by):
@@ -137,7 +136,7 @@ def _joined(parts, place, is_special):
     begins = is_special | _shifted(is_special, parts, 1) | _starts_row(parts)
     runs = tf.cumsum(tf.cast(begins, tf.int64)) - 1
     joined = tf.strings.reduce_join(tf.RaggedTensor.from_value_rowids(parts.values, runs), axis=1)
-    rows = tf.boolean_mask(parts.value_rowids(), begins)
+    rows = tf.boolean_mask(row_ids(parts.row_lengths()), begins)
     parts = tf.RaggedTensor.from_value_rowids(joined, rows, parts.nrows())
     return parts, tf.boolean_mask(place, begins), tf.boolean_mask(is_special, begins)
 

@@ -7,7 +7,7 @@ import tokenizers
 
 from keras_llm.errors import optional_packages
 from keras_llm.tokenizers.graph.character_classes import SCALARS, character_class, every_character
-from keras_llm.tokenizers.graph.ragged import encode_distinct, merge_by
+from keras_llm.tokenizers.graph.ragged import encode_distinct, merge_by, repeat, select
 from keras_llm.types import Tensor
 
 _PAGE = 256
@@ -109,7 +109,7 @@ class WordPieceGraph:
 
         strings = tf.strings.unicode_transcode(strings, "UTF-8", "UTF-8", errors="replace")
         becomes = self._becomes(self._cleaned(strings))
-        source = tf.repeat(self._sources(strings), becomes.values.row_lengths())
+        source = repeat(self._sources(strings), becomes.values.row_lengths())
         becomes = becomes.merge_dims(1, 2)
         words = tf.strings.split(_encoded(becomes))
         # Without the spaces, these are the positions of the characters of all words in order.
@@ -120,11 +120,11 @@ class WordPieceGraph:
         lengths = ids.row_lengths()
 
         def place(offsets):  # byte offset in a word -> character offset in all words
-            before = tf.strings.substr(tf.repeat(flat, lengths), tf.zeros_like(offsets), offsets)
-            return tf.strings.length(before, unit="UTF8_CHAR") + tf.repeat(first, lengths)
+            before = tf.strings.substr(repeat(flat, lengths), tf.zeros_like(offsets), offsets)
+            return tf.strings.length(before, unit="UTF8_CHAR") + repeat(first, lengths)
 
         unknown = ids.values == self._unknown  # always spans a whole word
-        whole = tf.repeat(tf.strings.length(flat), lengths)
+        whole = repeat(tf.strings.length(flat), lengths)
         starts, ends = tf.cast(starts.values, tf.int32), tf.cast(ends.values, tf.int32)
         starts = tf.gather(source, place(starts))
         ends = tf.gather(source, place(tf.where(unknown, whole, ends)) - 1) + 1
@@ -146,7 +146,7 @@ class WordPieceGraph:
 
         if not isinstance(ids, tf.RaggedTensor):
             ids = tf.RaggedTensor.from_tensor(ids)
-        ids = tf.ragged.boolean_mask(ids, tf.gather(self._speaks, ids))
+        ids = select(ids, tf.gather(self._speaks, ids.values))
         begins = tf.ragged.range(ids.row_lengths()).values == 0
         first, later = tf.gather(self._first, ids.values), tf.gather(self._later, ids.values)
         return tf.strings.reduce_join(ids.with_values(tf.where(begins, first, later)), axis=-1)
@@ -177,7 +177,7 @@ class WordPieceGraph:
         flat = characters.values
         row = tf.gather(self._rows, tf.gather(self._pages, flat // _PAGE) * _PAGE + flat % _PAGE)
         becomes = tf.gather(self._expansions, row)
-        itself = tf.repeat(flat, becomes.row_lengths())
+        itself = repeat(flat, becomes.row_lengths())
         becomes = becomes.with_values(tf.where(becomes.values == _ITSELF, itself, becomes.values))
         return characters.with_values(becomes)
 
@@ -190,7 +190,7 @@ class WordPieceGraph:
 
         single = tf.strings.unicode_split(strings, "UTF-8")
         counts = tf.strings.length(self._cleaned(single.values), unit="UTF8_CHAR")
-        return tf.repeat(tf.ragged.range(tf.cast(single.row_lengths(), tf.int32)).values, counts)
+        return repeat(tf.ragged.range(tf.cast(single.row_lengths(), tf.int32)).values, counts)
 
     def _spellable(self, words):
         """Replace words (W,) that are too long by an unknown word."""

@@ -280,7 +280,7 @@ def _converted(path, data, settings):
     if file:
         model = _completed(file, added, roles)
         _require_same_ids(file, model, data, added)
-        if not data.get("normalizer") and not data.get("pre_tokenizer"):
+        if "normalizer" not in data and "pre_tokenizer" not in data:
             return _with_added(file, model, added, data, settings, escape=False)
     rules = sentencepiece_json.read_rules(path, data)
     if not file:

@@ -46,13 +46,13 @@ class ChunkedCrossEntropy:
     chunk_size: int | None = None
 
     def token_losses(
-        self, states: Tensor, kernel: Tensor, targets: Tensor, bias: Tensor | None = None
+        self, states: Tensor, kernel: Tensor | None, targets: Tensor, bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Compute the losses without gradients.
 
         Args:
             states: float tensor (N, D).
-            kernel: float tensor (D, V).
+            kernel: float tensor (D, V); None if the states are the logits.
             targets: int tensor (N,), in 0 .. V - 1.
             bias: float tensor (V,) or None.
 
@@ -66,7 +66,7 @@ class ChunkedCrossEntropy:
     def weighted_sum(
         self,
         states: Tensor,
-        kernel: Tensor,
+        kernel: Tensor | None,
         targets: Tensor,
         weights: Tensor,
         bias: Tensor | None = None,
@@ -87,6 +87,7 @@ class ChunkedCrossEntropy:
         """
 
         weights = ops.cast(weights, "float32")
+        frozen_kernel = frozen_kernel or kernel is None
         frozen = [kernel] if frozen_kernel else []
         trained = ([] if frozen_kernel else [kernel]) + ([] if bias is None else [bias])
         # Copy to tensors: in TensorFlow's eager mode, a custom gradient must return the gradients
@@ -142,7 +143,8 @@ class ChunkedCrossEntropy:
 
         The gradients are those of `sum(weights * losses)`.
         """
-        count, vocabulary = ops.shape(states)[0], kernel.shape[1]
+        count = ops.shape(states)[0]
+        vocabulary = states.shape[1] if kernel is None else kernel.shape[1]
         size = self._size(count, vocabulary)
 
         def padded(x):  # the last slice must have the full chunk size
@@ -152,7 +154,7 @@ class ChunkedCrossEntropy:
         targets = padded(ops.cast(targets, "int32"))
         if teacher is not None:
             teacher_states, teacher_head = padded(teacher[0]), teacher[1]
-        kernel_transposed = ops.transpose(kernel)
+        kernel_transposed = None if kernel is None else ops.transpose(kernel)
         sums = [ops.zeros_like(weights), ops.zeros_like(weights)]
         if gradients:
             d_kernel = ops.zeros(() if frozen_kernel else kernel.shape, "float32")
@@ -177,7 +179,8 @@ class ChunkedCrossEntropy:
             if gradients:
                 d_states, d_kernel, d_bias = sums
                 d = ops.cast(d_raw, h.dtype)
-                d_states = ops.slice_update(d_states, (start, 0), ops.matmul(d, kernel_transposed))
+                d_h = d if kernel is None else ops.matmul(d, kernel_transposed)
+                d_states = ops.slice_update(d_states, (start, 0), d_h)
                 if not frozen_kernel:
                     d_kernel += _kernel_gradient(h, d, size)
                 d_bias += 0.0 if bias is None else ops.sum(d_raw, axis=0)
@@ -228,9 +231,9 @@ class ChunkedCrossEntropy:
         return -(-count // at_least_one)
 
 
-def _logits(states: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+def _logits(states: Tensor, kernel: Tensor | None, bias: Tensor | None) -> Tensor:
     """Return float32 logits (C, V) of states (C, D), before the cap."""
-    raw = ops.cast(ops.matmul(states, kernel), "float32")
+    raw = ops.cast(states if kernel is None else ops.matmul(states, kernel), "float32")
     return raw if bias is None else raw + ops.cast(bias, "float32")
 
 

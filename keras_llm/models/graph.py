@@ -1,0 +1,212 @@
+"""Read the graph of a functional model as a list of calls, which can be run one by one."""
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import keras
+from keras import ops, tree
+
+from keras_llm import keras_internals
+from keras_llm.errors import InputError
+from keras_llm.layers import incremental
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A placeholder for a tensor of the graph in the arguments of a call."""
+
+    index: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """A call of a layer or operation, whose arguments contain `Value` objects.
+
+    Attributes:
+        operation: the layer or other function that is called.
+        args, kwargs: its arguments.
+        outputs: the indices of its outputs, flattened.
+        dtype: the dtype that weights are cast to, for operations of a layer; or None.
+    """
+
+    operation: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[int, ...]
+    dtype: str | None = None
+
+    @property
+    def inputs(self) -> set[int]:
+        """The indices of the values among its arguments."""
+        flat = tree.flatten((self.args, self.kwargs))
+        return {item.index for item in flat if isinstance(item, Value)}
+
+    @property
+    def name(self) -> str:
+        """The name of the layer or operation, for error messages."""
+        return str(getattr(self.operation, "name", None) or self.operation)
+
+    def filled(self, values: dict[int, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments with tensors in the place of `Value` objects, None if missing."""
+
+        def value(item):
+            return values.get(item.index) if isinstance(item, Value) else item
+
+        return tree.map_structure(value, self.args), tree.map_structure(value, self.kwargs)
+
+    def run(self, values: dict[int, Any]) -> None:
+        """Call the operation and store its outputs in `values`."""
+        args, kwargs = self.filled(values)
+        with keras_internals.autocast(self.dtype):
+            self.store(values, self.operation(*args, **kwargs))
+
+    def store(self, values: dict[int, Any], outputs: Any) -> None:
+        """Store the outputs of the operation in `values`."""
+        values.update(zip(self.outputs, tree.flatten(outputs), strict=True))
+
+
+class Graph:
+    """The calls of a functional model, with those of nested models in their place.
+
+    Layers that are composed of layers which mix positions are replaced by the calls of their
+    `call`, if it can be traced.
+
+    Attributes:
+        calls: the calls in an order in which they can be run.
+        inputs, outputs: the indices of the model's inputs and outputs, flattened.
+        specs: dict from the index of a value to a symbolic tensor with its shape and dtype.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self.calls: list[Call] = []
+        self.specs: dict[int, Any] = {}
+        function = _function(model)
+        places: dict[int, Value] = {}
+        for x in function.inputs:
+            places[id(x)] = self._new(x)
+        self.inputs = tuple(places[id(x)].index for x in function.inputs)
+        outputs = self._add(function, places)
+        self.outputs = tuple(value.index for value in outputs)
+
+    def _new(self, spec):
+        index = len(self.specs)
+        self.specs[index] = spec
+        return Value(index)
+
+    def _add(self, function, places, dtype=None):
+        """Append the calls of a function whose inputs have `places`; return its outputs."""
+        for operation, args, kwargs, outputs in keras_internals.graph_nodes(function):
+
+            def place(x):
+                return places[id(x)] if isinstance(x, keras.KerasTensor) else x
+
+            symbolic = (args, kwargs)
+            args, kwargs = tree.map_structure(place, args), tree.map_structure(place, kwargs)
+            inner = self._inner(operation, symbolic)
+            if inner is None:
+                new = [self._new(x) for x in outputs]
+                indices = tuple(value.index for value in new)
+                self.calls.append(Call(operation, args, kwargs, indices, dtype))
+            else:
+                body, inner_dtype = inner
+                flat = [x for x in tree.flatten((args, kwargs)) if isinstance(x, Value)]
+                inner_places = {}
+                for x, value in zip(body.inputs, flat, strict=True):
+                    inner_places[id(x)] = self._cast(value, x.dtype)
+                new = self._add(body, inner_places, inner_dtype)
+            places.update((id(x), value) for x, value in zip(outputs, new, strict=True))
+        return [places[id(x)] for x in function.outputs]
+
+    def _cast(self, value, dtype):
+        spec = self.specs[value.index]
+        if spec.dtype == dtype:
+            return value
+        new = self._new(keras.KerasTensor(spec.shape, dtype))
+        self.calls.append(Call(ops.cast, (value, dtype), {}, (new.index,)))
+        return new
+
+    @staticmethod
+    def _inner(operation, symbolic):
+        """Return the function of a nested model or composed layer and its dtype, or None."""
+        args, kwargs = symbolic
+        if isinstance(operation, keras.Model) and _is_functional(operation):
+            return _function(operation), None
+        if not isinstance(operation, keras.layers.Layer) or _is_handled(operation):
+            return None
+        inner = keras_internals.flatten_layers(operation)
+        if not any(incremental.depends_on_positions(layer) for layer in inner):
+            return None
+        function = _traced(operation, args, kwargs)
+        return None if function is None else (function, operation.compute_dtype)
+
+    def run(self, calls: Iterable[Call], values: dict[int, Any]) -> dict[int, Any]:
+        """Run some calls; `values` has the inputs and receives the outputs."""
+        for call in calls:
+            call.run(values)
+        return values
+
+    def producers(self) -> dict[int, Call]:
+        """Return a dict from the index of a value to the call that computes it."""
+        return {index: call for call in self.calls for index in call.outputs}
+
+    def depending_on(self, inputs: Sequence[int]) -> set[int]:
+        """Return the indices of all values that are computed from some of the inputs."""
+        found = set(inputs)
+        for call in self.calls:
+            if call.inputs & found:
+                found.update(call.outputs)
+        return found
+
+
+_graphs: weakref.WeakKeyDictionary[keras.Model, Graph] = weakref.WeakKeyDictionary()
+
+
+def graph_of(model: keras.Model) -> Graph:
+    """Return the graph of a functional model, which is read once.
+
+    Raises:
+        InputError: if the model is not functional and its `call` cannot be traced.
+    """
+    if model not in _graphs:
+        _graphs[model] = Graph(model)
+    return _graphs[model]
+
+
+def _is_functional(model):
+    return isinstance(model, keras.Sequential) or keras_internals.is_functional(model)
+
+
+def _function(model):
+    """Return an object with `inputs`, `outputs` and the nodes of a model's graph."""
+    if isinstance(model, keras.Sequential):
+        return keras_internals.functional_of(model)
+    if keras_internals.is_functional(model):
+        return model
+    raise InputError(f"`model` must be a functional `keras.Model`, got {type(model).__name__}.")
+
+
+def _traced(layer, args, kwargs):
+    """Trace the `call` of a layer on symbolic inputs; None if that fails."""
+    inputs = []
+
+    def fresh(x):
+        if not isinstance(x, keras.KerasTensor):
+            return x
+        inputs.append(keras.Input(batch_shape=x.shape, dtype=x.dtype))
+        return inputs[-1]
+
+    args, kwargs = tree.map_structure(fresh, args), tree.map_structure(fresh, kwargs)
+    try:
+        with keras_internals.autocast(layer.compute_dtype):
+            outputs = layer.call(*args, **kwargs)
+        return keras.Function(inputs, outputs)
+    except Exception:  # the code of `call` may raise anything on symbolic tensors
+        return None
+
+
+def _is_handled(layer):
+    """Return whether a layer runs with a cache as a whole, so that its calls are not needed."""
+    handler = incremental.handler_of(layer)
+    return handler is not None and bool(handler.group)

@@ -1,0 +1,131 @@
+"""Check that a composed model computes the same with a cache as without."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_llm.errors import InputError
+from keras_llm.models.base import ConfiguredModel
+from keras_llm.models.decoder import Decoder, decoder_of
+from keras_llm.models.graph import Call, Graph
+
+_ROWS, _TOKENS, _PROMPT = 2, 9, 4
+_TOLERANCES = {"bfloat16": 0.06, "float16": 0.01}
+_DEFAULT_TOLERANCE = 1e-4
+_PROTOCOL = (
+    "Give its class `empty_cache(batch_size, length)` and the `call` arguments `cache`, "
+    "`cache_update_index` and `positions`, or only `positions` if it does not mix positions; or "
+    "pass `incremental=False`, which runs the whole text again for each token."
+)
+
+
+def check_composed(model: ConfiguredModel) -> None:
+    """Compare the outputs of all calls, whole and with a cache, on random tokens.
+
+    Args:
+        model: a `ComposedLM`.
+
+    Raises:
+        InputError: if outputs depend on later tokens, or (for an incremental model) those with a
+            cache differ, naming the first layer.
+    """
+    decoder, config = decoder_of(model), model.config
+    count = min(_TOKENS, config.max_length)
+    size = config.vocabulary_size
+    token_ids = np.random.default_rng(0).integers(0, size, (_ROWS, count)).astype("int32")
+    expected = _whole(decoder.graph, token_ids)
+    other = token_ids.copy()
+    other[:, count - 2 :] = (other[:, count - 2 :] + 1) % size
+    _check_causal(decoder.graph, expected, _whole(decoder.graph, other), count - 2)
+    if config.incremental:
+        _check_steps(decoder, token_ids, expected)
+
+
+def _whole(graph: Graph, token_ids: np.ndarray) -> dict[int, np.ndarray]:
+    """Return the outputs (B, T, ...) of all calls for whole texts, by index."""
+    values = graph.run(graph.calls, {graph.inputs[0]: ops.convert_to_tensor(token_ids)})
+    length = token_ids.shape[1]
+    return {
+        index: _array(values[index])
+        for call in graph.calls
+        for index in call.outputs
+        if len(values[index].shape) == 3 and values[index].shape[1] == length
+    }
+
+
+def _check_causal(graph, expected, changed, count):
+    for call in graph.calls:
+        for index in expected.keys() & set(call.outputs):
+            if _difference(graph, expected[index][:, :count], changed[index][:, :count]):
+                raise InputError(
+                    f"{_described(call)} depends on later tokens, so that text cannot be generated "
+                    "token by token: use causal attention, e.g. `use_causal_mask=True`."
+                )
+
+
+def _check_steps(decoder: Decoder, token_ids: np.ndarray, expected: dict[int, np.ndarray]) -> None:
+    """Run prompts of different lengths, then tokens one by one, and compare all outputs."""
+    cache = decoder.empty_cache(_ROWS, token_ids.shape[1])
+    begin = np.zeros(_ROWS, "int32")
+    is_real = np.ones((_ROWS, min(_PROMPT, token_ids.shape[1] - 1)), bool)
+    is_real[-1, -1] = False  # the second prompt is one token shorter
+    while (begin + is_real.shape[1]).max() <= token_ids.shape[1]:
+        width = is_real.shape[1]
+        positions = begin[:, None] + np.arange(width, dtype="int32")
+        ids = np.take_along_axis(token_ids, positions, axis=1)
+        values: dict[int, Any] = {decoder.graph.inputs[0]: ops.convert_to_tensor(ids)}
+        steps = decoder.run(
+            values,
+            ops.convert_to_tensor(positions),
+            cache,
+            ops.convert_to_tensor(begin),
+            padding_mask=ops.convert_to_tensor(is_real) if width > 1 else None,
+        )
+        for call in [*decoder.calls, *decoder.head]:
+            plain = call if isinstance(call, Call) else call.call
+            try:
+                if call in decoder.head:
+                    plain.run(values)
+                else:
+                    _, cache = next(steps)
+            except InputError:
+                raise
+            except Exception as problem:  # layers raise anything for inputs they do not expect
+                reason = (str(problem).strip() or repr(problem)).splitlines()[0]
+                raise InputError(
+                    f"{_described(plain)} cannot run on new tokens alone: {reason} {_PROTOCOL}"
+                ) from problem
+            for index in expected.keys() & set(plain.outputs):
+                whole, new = expected[index], _array(values[index])
+                difference, rows = np.inf, np.take_along_axis(whole, positions[:, :, None], axis=1)
+                if new.shape == rows.shape:
+                    difference = _difference(decoder.graph, rows[is_real], new[is_real])
+                if difference:
+                    raise InputError(
+                        f"{_described(plain)} gives other outputs for new tokens alone than for "
+                        f"the whole text (a difference of {difference:.2g}). {_PROTOCOL}"
+                    )
+        begin = begin + is_real.sum(axis=1, dtype="int32")
+        is_real = np.ones((_ROWS, 1), bool)
+
+
+def _difference(graph, expected, actual):
+    """Return the largest difference if it is more than rounding, else 0."""
+    if not expected.size:
+        return 0.0
+    dtypes = {spec.dtype for spec in graph.specs.values()}
+    tolerance = max(_TOLERANCES.get(dtype, _DEFAULT_TOLERANCE) for dtype in dtypes)
+    error = float(np.abs(expected - actual).max())
+    return 0.0 if error <= tolerance * max(1.0, float(np.abs(expected).max())) else error
+
+
+def _array(x):
+    return np.asarray(ops.convert_to_numpy(ops.cast(x, "float32")))
+
+
+def _described(call):
+    kind = type(call.operation).__name__
+    is_layer = isinstance(call.operation, keras.layers.Layer)
+    return f"{'layer' if is_layer else 'operation'} {call.name!r} ({kind})"

@@ -1,0 +1,275 @@
+"""Test language models that are composed from layers of Keras, KerasHub and one's own."""
+
+import importlib.util
+import os
+import pathlib
+
+import hypothesis
+import keras
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from keras import layers, ops
+
+import keras_llm
+from keras_llm import layers as own_layers
+from keras_llm import models, tokenizers, training
+from keras_llm.errors import InputError
+
+_SPEC = importlib.util.spec_from_file_location(
+    "architectures", pathlib.Path(__file__).with_name("architectures.py")
+)
+architectures = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(architectures)
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "8"))
+V = architectures.VOCABULARY
+TEXTS = ["once upon a time there was a fox", "a fox met a hen", "the hen sang a song"] * 20
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokenizers.SentencePiece.train(TEXTS, 300, "bpe")
+
+
+def tokens(*layers_of_model, length=None, width=16):
+    """Return a model that embeds tokens and applies layers or functions."""
+    token_ids = keras.Input((length,), dtype="int32")
+    x = layers.Embedding(V, width)(token_ids)
+    for layer in layers_of_model:
+        x = layer(x)
+    return keras.Model(token_ids, layers.Dense(V)(x))
+
+
+def largest_error(model):
+    """Return the largest difference of logits with a cache and without."""
+    token_ids = np.random.default_rng(0).integers(0, V, (2, 12)).astype("int32")
+    whole = np.asarray(model(token_ids))
+    logits, cache = models.prefill(model, token_ids[:, :5], [5, 3], models.init_cache(model, 2, 20))
+    errors = [np.asarray(logits) - whole[[0, 1], [4, 2]]]
+    for step in range(5):
+        positions = np.array([[5 + step], [3 + step]])
+        new = np.take_along_axis(token_ids, positions, 1)
+        logits, cache = models.decode(model, new, positions, cache)
+        errors.append(np.asarray(logits) - whole[[0, 1], positions[:, 0]])
+    logits, _ = models.prefill(model, token_ids, [12, 7], models.init_cache(model, 2, 20), chunk=5)
+    errors.append(np.asarray(logits) - whole[[0, 1], [11, 6]])
+    return np.abs(errors).max() / max(1, np.abs(whole).max())
+
+
+@hypothesis.settings(max_examples=EXAMPLES)
+@hypothesis.given(seed=st.integers(0, 10**6))
+def test_random_architectures_decode_as_without_cache(seed):
+    composed = models.as_causal_lm(architectures.draw_model(np.random.default_rng(seed)))
+    dtypes = {layer.compute_dtype for layer in composed.layers}
+    assert largest_error(composed) < (0.06 if "bfloat16" in dtypes else 1e-4)
+
+
+def random_task(seed, tokenizer, monkeypatch):
+    monkeypatch.setattr(architectures, "VOCABULARY", 300)
+    model = architectures.draw_model(np.random.default_rng(seed))
+    task = keras_llm.TextGeneration(model, tokenizer)
+    for weight in task.model.trainable_weights:  # so that greedy texts have no ties
+        weight.assign(weight * 1.5)
+    return task
+
+
+@pytest.mark.parametrize("seed", range(max(1, EXAMPLES // 10)))
+def test_random_architectures_are_exported(seed, tokenizer, tmp_path, monkeypatch):
+    """The exports compare greedy texts and logits with Keras, or raise an error."""
+    task = random_task(seed, tokenizer, monkeypatch)
+    report = task.export("saved_model", tmp_path / "saved_model")
+    assert report["parity"]["prompts"] > 4
+    report = task.export("litert", tmp_path / "model.tflite")
+    assert report["parity"]["steps"] > 20
+
+
+class LearnedPositions(layers.Layer):
+    """An embedding of positions that does not know where new tokens are."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.table = layers.Embedding(64, 16)
+
+    def call(self, x):
+        return x + self.table(ops.arange(ops.shape(x)[1]))
+
+
+@keras.saving.register_keras_serializable("tests")
+class TokenPositions(LearnedPositions):
+    def call(self, x, positions=None):
+        positions = ops.arange(ops.shape(x)[1]) if positions is None else positions
+        return x + self.table(positions)
+
+
+def attend(**options):
+    layer = layers.MultiHeadAttention(2, 8)
+    return lambda x: layer(x, x, **options)
+
+
+@pytest.mark.parametrize(
+    "layer, incremental, message",
+    [
+        (LearnedPositions(name="places"), True, "'places'.*new tokens alone.*`positions`"),
+        (lambda x: ops.cumsum(x, axis=1), True, "Cumsum.*new tokens alone.*incremental=False"),
+        (attend(), True, "multi_head_attention.*later positions.*use_causal_mask=True"),
+        (attend(), False, "multi_head_attention.*depends on later tokens"),
+        (layers.Bidirectional(layers.GRU(8, return_sequences=True)), True, "later positions"),
+        (layers.Conv1D(16, 3, padding="same", name="c"), True, "layer 'c'.*padding=\"causal\""),
+        (layers.Conv1D(16, 3, padding="same", name="c"), False, "layer 'c'.*later tokens"),
+        (layers.GRU(16, return_sequences=True, go_backwards=True), True, "go_backwards"),
+        (own_layers.TransformerEncoder(32, 2), True, "later positions"),
+        (lambda x: x + ops.mean(x, axis=1, keepdims=True), True, "depends on later tokens"),
+    ],
+)
+def test_layers_that_cannot_run_token_by_token_are_named(layer, incremental, message):
+    with pytest.raises(InputError, match=message):
+        models.as_causal_lm(tokens(layer), incremental=incremental)
+
+
+@pytest.mark.parametrize("layer", [LearnedPositions(), lambda x: ops.cumsum(x, axis=1) / 8])
+def test_any_causal_model_runs_without_a_cache(layer):
+    composed = models.as_causal_lm(tokens(layer), max_length=24, incremental=False)
+    assert list(models.init_cache(composed, 2, 20)) == ["cached_token_ids"]
+    assert largest_error(composed) < 1e-5
+
+
+def test_models_with_other_inputs_or_outputs_raise_error():
+    token_ids = keras.Input((None,), dtype="int32")
+    x = layers.Embedding(V, 16)(token_ids)
+    pooled = layers.GlobalAveragePooling1D()(x)
+    for model in (
+        keras.Model(token_ids, [x, x]),
+        keras.Model(token_ids, pooled),
+        keras.Model([token_ids, keras.Input((None,))], x),
+    ):
+        with pytest.raises(InputError, match=r"map token ids \(B, T\) to logits"):
+            models.as_causal_lm(model)
+    with pytest.raises(InputError, match=r"`model` must be a `keras\.Model`, got str"):
+        models.as_causal_lm("gpt2")
+    with pytest.raises(InputError, match="must be built"):
+        models.as_causal_lm(keras.Sequential([layers.Embedding(V, 16)]))
+
+
+def test_max_length_comes_from_input_embedding_or_argument():
+    def length(model, **options):
+        return models.as_causal_lm(model, **options).config.max_length
+
+    positions = own_layers.PositionEmbedding(20)
+    assert length(tokens(lambda x: x + positions(x))) == 20
+    assert length(tokens(TokenPositions(), length=24)) == 24
+    assert length(tokens(TokenPositions())) == 1024
+    assert length(tokens(TokenPositions()), max_length=50) == 50
+    with pytest.raises(InputError, match="`max_length` must be at most 20, the length of the"):
+        length(tokens(lambda x: x + positions(x)), max_length=21)
+
+
+def test_subclass_around_a_functional_core():
+    class Wrapped(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.core = tokens(attend(use_causal_mask=True))
+
+        def call(self, token_ids):
+            return self.core(token_ids) / 2
+
+    class WithWeight(Wrapped):
+        def __init__(self):
+            super().__init__()
+            self.scale = self.add_weight(name="scale", shape=())
+
+        def call(self, token_ids):
+            return self.core(token_ids) * self.scale
+
+    model = Wrapped()
+    composed = models.as_causal_lm(model)
+    ids = np.arange(8)[None]
+    np.testing.assert_allclose(composed(ids), model(ids), rtol=1e-5)
+    assert largest_error(composed) < 1e-5
+    with pytest.raises(InputError, match="scale of WithWeight belongs to none of its layers"):
+        models.as_causal_lm(WithWeight())
+
+
+def test_compose_fit_save_and_load(tokenizer, tmp_path):
+    """A tied embedding within another layer stays shared."""
+    embed = own_layers.TokenAndPositionEmbedding(300, 24, 16)
+    token_ids = keras.Input((24,), dtype="int32")
+    x = architectures.PreNorm()(embed(token_ids))
+    model = keras.Model(token_ids, embed.token_embedding(x, reverse=True))
+    task = keras_llm.TextGeneration(model, tokenizer)
+    before = np.array(embed.token_embedding.embeddings)
+    history = task.fit(TEXTS, epochs=3, sequence_length=12, batch_size=8, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0]
+    assert np.abs(np.array(embed.token_embedding.embeddings) - before).max() > 1e-3
+    task.save(tmp_path / "task")
+    loaded = keras_llm.load(tmp_path / "task")
+    assert len(loaded.model.weights) == len(task.model.weights)
+    arguments = {"max_new_tokens": 6, "temperature": 0.0}
+    expected = task(["once", "the hen"], **arguments)
+    assert loaded(["once", "the hen"], **arguments) == expected
+    assert task(["once", "the hen"], beam_width=1, **arguments) == expected
+    assert task("the hen", prompt_lookup=2, **arguments) == expected[1]
+    assert "".join(task.stream("the hen", **arguments)) == expected[1]
+    assert task.score("a fox") == pytest.approx(loaded.score("a fox"))
+
+
+def test_states_refuse_speculation(tokenizer):
+    gru = layers.GRU(16, return_sequences=True)
+    token_ids = keras.Input((None,), dtype="int32")
+    x = gru(layers.Embedding(300, 16)(token_ids))
+    task = keras_llm.TextGeneration(keras.Model(token_ids, layers.Dense(300)(x)), tokenizer)
+    with pytest.raises(InputError, match=r"speculative decoding does not support.*state_0_0"):
+        task("a fox", prompt_lookup=2, temperature=0.0)
+
+
+def test_loading_refuses_unknown_and_unsafe_layers(tokenizer, tmp_path):
+    @keras.saving.register_keras_serializable("tests", "Forgotten")
+    class Forgotten(layers.Layer):
+        def call(self, x):
+            return x
+
+    token_ids = keras.Input((None,), dtype="int32")
+    x = Forgotten()(layers.Embedding(300, 16)(token_ids))
+    model = keras.Model(token_ids, layers.Dense(300)(x))
+    task = keras_llm.TextGeneration(model, tokenizer)
+    task.save(tmp_path / "task")
+    keras.saving.get_custom_objects().pop("tests>Forgotten")
+    with pytest.raises(InputError, match="Forgotten, which is not registered"):
+        keras_llm.load(tmp_path / "task")
+    model = keras.Model(token_ids, layers.Dense(300)(layers.Lambda(lambda x: x * 2)(x)))
+    keras_llm.TextGeneration(model, tokenizer).save(tmp_path / "unsafe")
+    keras.saving.register_keras_serializable("tests", "Forgotten")(Forgotten)
+    with pytest.raises(InputError, match="Lambda"):
+        keras_llm.load(tmp_path / "unsafe")
+
+
+def test_loss_of_any_head_matches_logits():
+    """Losses are computed in chunks from the states or, for other heads, from the logits."""
+    token_ids = np.random.default_rng(0).integers(0, V, (4, 8)).astype("int32")
+    for head in (lambda x: x, lambda x: 3 * ops.tanh(x)):
+        source = keras.Input((None,), dtype="int32")
+        x = layers.Dense(V)(TokenPositions()(layers.Embedding(V, 16)(source)))
+        composed = models.as_causal_lm(keras.Model(source, head(x)))
+        trainer = training.LanguageModelTrainer(composed)
+        trainer.compile(keras.optimizers.SGD(0.1))
+        losses = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        expected = losses(token_ids[:, 1:], composed(token_ids[:, :-1]))
+        measured = trainer.evaluate(token_ids[:, :-1], token_ids[:, 1:], verbose=0)
+        np.testing.assert_allclose(np.ravel(measured)[0], expected, rtol=1e-4)
+        before = np.array(composed.trainable_weights[0])
+        trainer.fit(token_ids[:, :-1], token_ids[:, 1:], verbose=0)
+        assert np.abs(np.array(composed.trainable_weights[0]) - before).max() > 1e-6
+
+
+def test_lora_and_summary_of_composed_models(tokenizer):
+    token_ids = keras.Input((None,), dtype="int32")
+    x = layers.Embedding(300, 16)(token_ids)
+    x = own_layers.TransformerDecoder(32, 2)(x)
+    task = keras_llm.TextGeneration(keras.Model(token_ids, layers.Dense(300)(x)), tokenizer)
+    summary = models.summarize(task.model)
+    assert summary["cache_bytes_per_token"] == 2 * 16 * 4
+    adapted = task.enable_lora(rank=2)
+    assert len(adapted) == 4 and all("self_attention" in path for path in adapted)
+    task.fit(TEXTS, epochs=1, sequence_length=12, batch_size=8, verbose=0)
+    merged = training.merge_lora(task.model)
+    ids = np.arange(8)[None]
+    np.testing.assert_allclose(merged(ids), task.model(ids), atol=1e-4)
