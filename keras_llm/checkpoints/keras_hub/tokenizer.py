@@ -6,8 +6,8 @@ from keras_llm.errors import InputError
 from keras_llm.tokenizers import BytePair, SentencePiece, Tokenizer, sentencepiece_model
 from keras_llm.tokenizers.pre_tokenizers import PRE_TOKENIZERS
 
-# How the original tokenizer of each class splits texts into words. KerasHub merges across words;
-# the ids are the same, because no learned merge crosses words.
+# How the original tokenizer of each class splits texts into words. KerasHub does not split texts
+# outside of `tf.data`; the ids are the same unless a merge crosses a border between words.
 _SPLITS = {
     "GPT2Tokenizer": "gpt2",
     "OPTTokenizer": "gpt2",
