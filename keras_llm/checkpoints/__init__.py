@@ -4,7 +4,7 @@ from keras_llm.checkpoints.gguf.model import from_gguf
 from keras_llm.checkpoints.glove import read_glove, write_glove
 from keras_llm.checkpoints.hugging_face.model import load_model
 from keras_llm.checkpoints.hugging_face.reading import from_hugging_face, to_hugging_face
-from keras_llm.checkpoints.keras_hub import from_keras_hub, to_keras_hub
+from keras_llm.checkpoints.keras_hub.model import from_keras_hub, to_keras_hub
 
 __all__ = [
     "from_gguf",

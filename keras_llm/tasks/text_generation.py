@@ -11,6 +11,7 @@ from keras_llm.errors import InputError
 from keras_llm.tasks.base import checked_texts, encoded_rows, padded_rows
 from keras_llm.tasks.conversation import Conversation
 from keras_llm.tasks.generative import Generation, GenerativeTask
+from keras_llm.tasks.keras_hub import FromKerasHub
 from keras_llm.tasks.settings import KNOWN
 from keras_llm.tokenizers import ChatTemplate, Tokenizer, infilling_tokens
 from keras_llm.types import JSON, Dataset
@@ -19,7 +20,7 @@ _IGNORED = -1  # the target of what is not learned
 _WINDOW = 512  # tokens of a training window, if nothing else is given
 
 
-class TextGeneration(GenerativeTask):
+class TextGeneration(FromKerasHub, GenerativeTask):
     """A task that continues texts with a causal language model.
 
     Args:

@@ -104,7 +104,7 @@ def test_bfloat16_is_kept(randomize):
 
 
 def test_invalid_arguments_raise_error():
-    with pytest.raises(InputError, match=r"a LlamaBackbone, got .*str"):
+    with pytest.raises(InputError, match=r"GPT2Backbone, LlamaBackbone, .*, got .*str"):
         from_keras_hub("llama")
     with pytest.raises(InputError, match=r"`max_length` must be 20 for this GPT2Backbone, got 30"):
         from_keras_hub(BACKBONES["gpt2"](), max_length=30)

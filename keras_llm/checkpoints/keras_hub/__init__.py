@@ -1,0 +1,1 @@
+"""Convert KerasHub models to models of this library and back."""
