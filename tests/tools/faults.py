@@ -1013,8 +1013,8 @@ EXPORT = (
         "source padding is attended to on the device",
         Place(
             "export/litert/decoder_graphs.py",
-            "encoder_mask > 0.5",
-            "encoder_mask > -0.5",
+            'value > 0.5 if spec.dtype == "bool"',
+            'value > -1.0 if spec.dtype == "bool"',
         ),
         ("tests/export/test_litert_lm.py::test_translation_matches_keras",),
     ),
