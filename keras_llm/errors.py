@@ -1,6 +1,7 @@
 """Define user-facing errors, which the command line prints as one line before exit code 2."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 # The extra that installs a package, for packages that not everybody needs.
@@ -21,18 +22,21 @@ _EXTRAS = {
 }
 
 
-_LONGEST = 2000  # characters of a message, which may quote a value from a file
+# A message may quote a value from a file.
+_LONGEST = 2000  # characters of a message
+_LONG_WORD = re.compile(r"(\S{150})\S{50,}(\S{50})")
 
 
 class InputError(ValueError):
     """An invalid argument, option or file. The message names it and what would be valid.
 
     Args:
-        message: str. Line breaks become spaces, and the middle of a very long message is left out.
+        message: str. Line breaks become spaces, and the middle of a word of at least 250 characters
+            and of a very long message is left out.
     """
 
     def __init__(self, message: str) -> None:
-        message = " ".join(message.splitlines())
+        message = _LONG_WORD.sub(r"\1 ... \2", " ".join(message.splitlines()))
         if len(message) > _LONGEST:
             message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
         super().__init__(message)
