@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 # The extra that installs a package, for packages that not everybody needs.
 _EXTRAS = {
@@ -43,7 +43,7 @@ class InputError(ValueError):
 
 
 def require_list(name: str, values: object) -> None:
-    """Raise `InputError` if a str or bytes is passed where a list of str is due.
+    """Raise `InputError` unless an argument is an iterable other than a single str or bytes.
 
     Args:
         name: str, the name of the argument.
@@ -52,6 +52,8 @@ def require_list(name: str, values: object) -> None:
     if isinstance(values, (str, bytes)):
         kind = type(values).__name__
         raise InputError(f"`{name}` must be a list of str, got a single {kind}: {values!r:.80}.")
+    if not isinstance(values, Iterable):
+        raise InputError(f"`{name}` must be a list of str, got {type(values).__name__}.")
 
 
 class ExportError(RuntimeError):
