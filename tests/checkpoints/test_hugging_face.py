@@ -429,6 +429,6 @@ def test_invalid_task_or_model_raises_error(tmp_path):
 def test_quantized_model_raises_error(tmp_path):
     model = models.build(LLAMA)
     model.get_layer("block_0").feed_forward.up.quantize("int8")
-    with pytest.raises(InputError, match="the model is quantized.*write the model that was"):
+    with pytest.raises(InputError, match=r"the model is quantized.*write the model that was"):
         to_hugging_face(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
