@@ -1,7 +1,8 @@
 """Define user-facing errors, which the command line prints as one line before exit code 2."""
 
 import contextlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 
 # The extra that installs a package, for packages that not everybody needs.
 _EXTRAS = {
@@ -21,25 +22,28 @@ _EXTRAS = {
 }
 
 
-_LONGEST = 2000  # characters of a message, which may quote a value from a file
+# A message may quote a value from a file.
+_LONGEST = 2000  # characters of a message
+_LONG_WORD = re.compile(r"(\S{150})\S{50,}(\S{50})")
 
 
 class InputError(ValueError):
     """An invalid argument, option or file. The message names it and what would be valid.
 
     Args:
-        message: str. Line breaks become spaces, and the middle of a very long message is left out.
+        message: str. Line breaks become spaces, and the middle of a word of at least 250 characters
+            and of a very long message is left out.
     """
 
     def __init__(self, message: str) -> None:
-        message = " ".join(message.splitlines())
+        message = _LONG_WORD.sub(r"\1 ... \2", " ".join(message.splitlines()))
         if len(message) > _LONGEST:
             message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
         super().__init__(message)
 
 
 def require_list(name: str, values: object) -> None:
-    """Raise `InputError` if a str or bytes is passed where a list of str is due.
+    """Raise `InputError` unless an argument is an iterable other than a single str or bytes.
 
     Args:
         name: str, the name of the argument.
@@ -48,6 +52,8 @@ def require_list(name: str, values: object) -> None:
     if isinstance(values, (str, bytes)):
         kind = type(values).__name__
         raise InputError(f"`{name}` must be a list of str, got a single {kind}: {values!r:.80}.")
+    if not isinstance(values, Iterable):
+        raise InputError(f"`{name}` must be a list of str, got {type(values).__name__}.")
 
 
 class ExportError(RuntimeError):

@@ -18,6 +18,7 @@ from keras_llm.types import JSON, PathLike
 
 _LARGEST_FILE = 1 << 28  # bytes; the largest tokenizers have a tenth of it
 _MOST_LEVELS = 100
+_LONGEST_VALUE = 200  # characters of a value in an error message
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _MOST_DIGITS = 40  # tokenizer_config.json may have int(1e30) as a maximum length
 
@@ -98,9 +99,17 @@ def check_fields(row: JSON, hints: dict[str, Any], where: PathLike) -> None:
     """Raise InputError unless a dict has a value of the type `hints[name]` for each name."""
     for name, hint in hints.items():
         if name not in row or not _matches(row[name], hint):
-            value = repr(row[name]) if name in row else "nothing"
+            value = short_repr(row[name]) if name in row else "nothing"
             kind = inspect.formatannotation(hint)
             raise InputError(f"{where}: `{name}` must be {kind}, got {value}.")
+
+
+def short_repr(value: object) -> str:
+    """Return the `repr` of a value for an error message, without the middle if it is long."""
+    text = repr(value)
+    if len(text) <= _LONGEST_VALUE:
+        return text
+    return f"{text[: _LONGEST_VALUE - 30]} ... {text[-20:]}"
 
 
 def _parsed_int(digits):

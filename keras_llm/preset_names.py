@@ -2,6 +2,8 @@
 
 import difflib
 
+from keras_llm.errors import InputError
+
 NAMES = [
     "bert-base",
     "bert-large",
@@ -79,6 +81,12 @@ NAMES = [
     "transformer-tiny",
 ]
 """The names of all presets, sorted; the configs are in `models/presets.py`."""
+
+
+def check_preset(name: str) -> None:
+    """Raise InputError if a name is not the name of a preset."""
+    if name not in NAMES:
+        raise InputError(f"preset: unknown name {name!r}; {similar_presets(name)}.")
 
 
 def similar_presets(name: str) -> str:

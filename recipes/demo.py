@@ -75,8 +75,6 @@ def run(options):
 
     _head("2. Export; each file is compared with Keras in a fresh process")
     task = keras_llm.load(paths["keras"])
-    with silent_stderr():
-        task.tokenizer.graph_resources()
     reports = {}
     for name, settings in EXPORTS.items():
         reports[name] = task.export(path=paths[name], overwrite=True, **settings)

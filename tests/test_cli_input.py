@@ -43,6 +43,8 @@ EARLY = [
     ["generate", "{broken}", "x"],
     ["train", "text_generation", "--out", "{tmp}/x", "--data", "{tmp}/none"],
     ["train", "text_generation", "--out", "{tmp}/x", "--corpus", "none"],
+    ["train", "text_generation", "--out", "{tmp}/x", "--preset", "lama-tiny"],
+    ["train", "question_answering", "--out", "{tmp}/x", "--preset", "none", "--smoke"],
     ["train", "masked_lm", "--out", "{tmp}/x", "--corpus", "messages-fr"],
     ["train", "translation", "--out", "{tmp}/x", "--data", "{writer}/model.weights.h5"],
     ["train", "chatbot", "--out", "{tmp}/x", "--data", "{tmp}/none.jsonl"],

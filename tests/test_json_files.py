@@ -1,5 +1,7 @@
 """Test the reader of JSON of unknown origin."""
 
+import json
+
 import pytest
 
 from keras_llm.errors import InputError
@@ -71,5 +73,17 @@ def test_arguments():
 
 
 def test_messages_are_short_lines():
-    message = str(InputError("a\nb" + "x" * 10_000 + "end"))
-    assert message.startswith("a bxxx") and message.endswith("xend") and len(message) < 2100
+    message = str(InputError("a\nb" + "x y" * 10_000 + "end"))
+    assert message.startswith("a bx y") and message.endswith("yend") and len(message) < 2100
+
+
+def test_messages_leave_out_the_middle_of_long_values(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"a" * 10**6: 1, "size": "x" * 10**6, "ids": ["1", 2] * 10**5}))
+    row = read_json(path)
+    for arguments in (row, {"size": row["size"]}, {"ids": row["ids"]}):
+        with pytest.raises(InputError) as raised:
+            check_arguments(function, arguments, path)
+        assert str(path) in str(raised.value) and " ... " in str(raised.value)
+        assert len(str(raised.value)) < 500
+    assert str(InputError(f"got {'x' * 240}.")) == f"got {'x' * 240}."

@@ -61,6 +61,16 @@ def test_single_str_raises_error(name, call):
         call("abc")
 
 
+@pytest.mark.parametrize(
+    "name, call",
+    [(name, call) for name, calls in CALLS.items() for call in calls if name != "special_tokens"],
+)
+def test_other_than_list_raises_error(name, call):
+    for value, kind in ((None, "NoneType"), (3, "int")):
+        with pytest.raises(InputError, match=f"`{name}` must be a list of str, got {kind}"):
+            call(value)
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_other_than_str_raises_error(name):
     with pytest.raises(InputError, match="`texts` 1 must be a str, got int"):

@@ -20,7 +20,6 @@ from keras_llm.commands.console import (
 )
 from keras_llm.errors import InputError
 from keras_llm.files import check_free
-from keras_llm.silence import silent_stderr
 
 
 @dataclasses.dataclass
@@ -98,8 +97,6 @@ def run(options):
     if isinstance(task, keras_llm.RankedChat):
         print("the export has no classifiers: it does not rank or filter answers", file=sys.stderr)
         task = task.generator
-    with silent_stderr():  # SentencePiece logs that it does not normalize
-        task.tokenizer.graph_resources()
     if options.to == "saved_model":
         saved_model.run(options, task)
         return

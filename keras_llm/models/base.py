@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import keras
 
 from keras_llm.errors import InputError
+from keras_llm.json_files import short_repr
 from keras_llm.layers.quantization import quantize_layers, quantized_layers
 from keras_llm.models.config import (
     CONFIGS,
@@ -110,5 +111,7 @@ def config_from_dict(row: JSON) -> Any:
     row = dict(row)
     name = row.pop("class", "CausalLMConfig")
     if not isinstance(name, str) or name not in CONFIGS:
-        raise InputError(f"unknown config class {name!r}; available classes: {', '.join(CONFIGS)}.")
+        raise InputError(
+            f"unknown config class {short_repr(name)}; available classes: {', '.join(CONFIGS)}."
+        )
     return CONFIGS[name].from_dict(row)

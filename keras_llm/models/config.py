@@ -5,7 +5,7 @@ import numbers
 from typing import Self
 
 from keras_llm.errors import InputError
-from keras_llm.json_files import check_arguments
+from keras_llm.json_files import check_arguments, short_repr
 from keras_llm.layers.activations import get_activation
 from keras_llm.layers.alibi import Alibi
 from keras_llm.layers.relative import RelativeBias
@@ -175,7 +175,8 @@ class TransformerConfig:
     def _check(self, ok: object, name: str, rule: str) -> None:
         if not ok:
             raise InputError(
-                f"{type(self).__name__}: `{name}` must be {rule}, got {getattr(self, name)!r}."
+                f"{type(self).__name__}: `{name}` must be {rule}, "
+                f"got {short_repr(getattr(self, name))}."
             )
 
     def _fill(self, name, value):
@@ -351,12 +352,12 @@ class WordVectorsConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(
-                    f"WordVectorsConfig: `{name}` must be a positive int, got {value!r}."
+                    f"WordVectorsConfig: `{name}` must be a positive int, got {short_repr(value)}."
                 )
         if self.objective not in _OBJECTIVES:
             raise InputError(
                 f"WordVectorsConfig: `objective` must be one of {_OBJECTIVES}, "
-                f"got {self.objective!r}."
+                f"got {short_repr(self.objective)}."
             )
 
     to_dict = dataclasses.asdict

@@ -7,11 +7,10 @@ paper does not give.
 import dataclasses
 from typing import Any
 
-from keras_llm.errors import InputError
 from keras_llm.layers.relative import RelativeBias
 from keras_llm.layers.rotary import Llama3Scaling, Rotary
 from keras_llm.models.config import CausalLMConfig, EncoderConfig, Seq2SeqConfig
-from keras_llm.preset_names import similar_presets
+from keras_llm.preset_names import check_preset
 
 _SMALL = {"initializer_range": 0.05}  # narrow models learn faster from wider initial weights
 _GPT = {
@@ -272,7 +271,6 @@ def preset(name: str, **overrides: Any) -> CausalLMConfig | EncoderConfig | Seq2
     >>> preset("llama-tiny", num_layers=3).num_layers
     3
     """
-    if name not in _PRESETS:
-        raise InputError(f"preset: unknown name {name!r}; {similar_presets(name)}.")
+    check_preset(name)
     config = _PRESETS[name]
     return config.from_dict({**config.to_dict(), **overrides})

@@ -14,7 +14,7 @@ import keras_llm
 from keras_llm import data, models, tokenizers
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder
-from keras_llm.json_files import read_json
+from keras_llm.json_files import read_json, short_repr
 from keras_llm.layers.adapters import merging_adapters
 from keras_llm.models.deferred import allocate, described
 from keras_llm.tasks.fitting import Fitting
@@ -198,10 +198,12 @@ def read_config(folder: PathLike) -> JSON:
         raise InputError(f"{folder} does not describe a task: {error}") from None
     name = config.get("task")
     if isinstance(name, str) and name not in _CLASSES:
-        raise InputError(f"{path}: unknown task {name!r}.")
+        raise InputError(f"{path}: unknown task {short_repr(name)}.")
     for name, kind in (("task", str), ("model", dict), ("metadata", (dict, type(None)))):
         if not isinstance(config.get(name), kind):
-            raise InputError(f"{path} does not describe a task: `{name}` is {config.get(name)!r}.")
+            raise InputError(
+                f"{path} does not describe a task: `{name}` is {short_repr(config.get(name))}."
+            )
     return config
 
 
@@ -235,7 +237,9 @@ def load(folder: PathLike) -> Task:
     except InputError:
         raise
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{folder / CONFIG_FILE}: `metadata` is not valid: {error!r}.") from error
+        raise InputError(
+            f"{folder / CONFIG_FILE}: `metadata` is not valid: {short_repr(error)}."
+        ) from error
 
 
 def _restored(config, path, weights):

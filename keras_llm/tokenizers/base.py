@@ -58,7 +58,11 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """Encode a list of str as a list of lists of token ids, on all cores."""
+        """Encode a list of str as a list of lists of token ids, on all cores.
+
+        Raises:
+            InputError: if `texts` is not an iterable of str.
+        """
 
     @abc.abstractmethod
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -265,7 +269,7 @@ def checked_batch(texts: Iterable[str]) -> list[str]:
     """Return the texts as a list.
 
     Raises:
-        InputError: if `texts` is a single str, or has something other than str.
+        InputError: if `texts` is not an iterable of str.
     """
     require_list("texts", texts)
     texts = list(texts)

@@ -219,10 +219,14 @@ def solved(problem, completion, seconds=5):
         completion: str, the text after the prompt.
         seconds: int, see `sandbox.run_program`.
     """
-    program = "\n".join(
-        [problem["prompt"] + completion, problem["test"], f"check({problem['entry_point']})"]
-    )
-    return sandbox.run_program(program, seconds)[0]
+    name = problem["entry_point"]
+    tests = [  # the prompt may define other functions that the tests call
+        problem["prompt"].rstrip() + "\n    pass",
+        f"{name} = function({name!r})",
+        problem["test"],
+        f"check({name})",
+    ]
+    return sandbox.run_program(problem["prompt"] + completion, "\n".join(tests), seconds)[0]
 
 
 def pass_rates(task, problems, samples, length, seed):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from keras_llm.commands.console import check_data, task_kind
 from keras_llm.errors import InputError
 from keras_llm.files import TABLE_SUFFIXES
+from keras_llm.preset_names import check_preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,11 +175,13 @@ class Options:
         return options
 
     def check_input(self):
-        """Check that the data and the folder of `start` exist, without TensorFlow.
+        """Check that the preset, the data and the folder of `start` exist, without TensorFlow.
 
         Raises:
             InputError: if one does not exist, or the name of a file has another suffix.
         """
+        if self.preset:
+            check_preset(self.preset)
         check_data(self.data, self.suffixes)
         start = getattr(self, "start", None)
         if start is not None and start not in self.starts:

@@ -279,11 +279,7 @@ class Run:
 
     def export(self):
         """Export the formats of `--export`; add sizes and parity to metrics.json and the card."""
-        from keras_llm.silence import silent_stderr
-
         task = getattr(self.task, "generator", self.task)  # exports do not rank answers
-        with silent_stderr():
-            task.tokenizer.graph_resources()
         out = pathlib.Path(self.options.out)
         paths = {
             "saved_model": out / "exports" / "serving" / out.name,

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,8 +16,8 @@ _CHILD = pathlib.Path(__file__).with_name("sandbox_child.py")
 _LONGEST = 200  # bytes read from the child
 
 
-def run_program(source, seconds=5, megabytes=512):
-    """Run a Python program and return whether it ends without an error.
+def run_program(source, tests="", seconds=5, megabytes=512):
+    """Run a Python program and return whether it and tests of its functions end without an error.
 
     The program runs in a separate process, in an empty folder and environment, with only the
     standard library. The sandbox (see `sandbox_child`) allows reading the interpreter and the
@@ -25,14 +26,21 @@ def run_program(source, seconds=5, megabytes=512):
     becomes the user nobody. CPU time, memory and wall-clock time are limited. The output of the
     program is discarded.
 
+    The tests run in another such process, out of reach of the program. They call its functions by
+    `function(name)`, with arguments and values of Python's built-in types, which are copied. So a
+    program passes tests only if its functions return the right values. Without tests, it passes if
+    it says that it has ended.
+
     Args:
         source: str, the program.
-        seconds: int > 0, limit of CPU time; the limit of wall-clock time is twice that plus 5 s.
+        tests: str, a trusted program, e.g. `assert function("add")(1, 2) == 3`.
+        seconds: int > 0, limit of CPU time of each process; the limit of wall-clock time is
+            twice that plus 5 s.
         megabytes: int > 0, memory limit.
 
     Returns:
-        A tuple: whether the program passed, a bool, and how it ended: "passed", "failed <error>",
-        "killed", or "out of time".
+        A tuple: whether program and tests passed, a bool, and how they ended: "passed",
+        "failed <error>", "killed", or "out of time".
 
     Raises:
         InputError: if the sandbox is not available: it requires Linux 6.2 or later with Landlock
@@ -40,10 +48,7 @@ def run_program(source, seconds=5, megabytes=512):
     """
     if sys.platform != "linux":
         raise InputError(f"the sandbox requires Linux; {_otherwise()}")
-    try:
-        program = source.encode()
-    except UnicodeEncodeError as error:  # a surrogate, which Python does not compile either
-        return False, f"failed {type(error).__name__}"
+    task = json.dumps({"program": source, "tests": tests}).encode()
     limits = json.dumps({"seconds": seconds, "megabytes": megabytes})
     command = [sys.executable, "-I", "-S", "-B", str(_CHILD), limits]
     with tempfile.TemporaryDirectory() as folder:
@@ -57,13 +62,13 @@ def run_program(source, seconds=5, megabytes=512):
             start_new_session=True,
         )
         try:
-            process.stdin.write(program)
+            process.stdin.write(task)
             process.stdin.close()
             output = _answer(process.stdout, time.monotonic() + 2 * seconds + 5)
         except BrokenPipeError:
             output = b""
         finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             process.stdout.close()
     if output is None:

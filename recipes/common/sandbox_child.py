@@ -1,14 +1,23 @@
-"""Run an untrusted program from stdin in a sandbox.
+"""Run an untrusted program in a sandbox, and trusted tests of its functions in another process.
 
-`sandbox.run_program` starts this file as a script, so it imports only the standard library. Before
-the first line of the program it limits this process permanently: memory and time; root privileges
-(root becomes nobody); Landlock (only the interpreter and the system's libraries can be read, and no
-file can be written, created, removed, renamed or executed); and seccomp (only the system calls of
-`_CALLS`, which change nothing outside this process). Argument 1 is a JSON object with `seconds`
-and `megabytes`. The script writes "ready" to stdout when the sandbox is active, and "passed" when
-the program ends.
+`sandbox.run_program` starts this file as a script, so it imports only the standard library. It
+splits into two processes, which limit themselves permanently before the first line of the program:
+memory and time; root privileges (root becomes nobody); Landlock (only the interpreter and the
+system's libraries can be read, and no file can be written, created, removed, renamed or executed);
+and seccomp (only the system calls of `_CALLS`, which change nothing outside the process).
+
+The child process runs the program. It has two pipes to the parent: one with calls of the program's
+functions, one for their values. The parent runs the tests and writes the result to stdout, which
+the child does not have. So a program cannot claim that its tests passed: it only returns values,
+copied as JSON, so that their methods, e.g. `__eq__`, are not run in the parent.
+
+Argument 1 is a JSON object with `seconds` and `megabytes`; stdin is one with `program` and `tests`.
+The script writes "ready" to stdout when both processes are limited, and "passed" if the program and
+the tests end without an error.
 """
 
+import builtins
+import collections.abc
 import ctypes
 import json
 import os
@@ -69,32 +78,161 @@ _FCNTL_COMMANDS, _SET_FLAGS, _ASYNC = (0, 1, 2, 3, 1030), 4, 0x2000
 # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
 _IOCTL_COMMANDS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 _LIBC = ctypes.CDLL(None, use_errno=True)
+_LONGEST_LINE = 1 << 24  # bytes of a value of the program
 
 
 def main():
     limits = json.loads(sys.argv[1])
-    source = sys.stdin.read()
-    report = os.dup(1)
+    task, report = os.dup(0), os.dup(1)
+    call_reader, call_writer = os.pipe()
+    value_reader, value_writer = os.pipe()
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
     os.close(null)
+    is_child, refusal = False, ""
     try:
-        fence(limits["seconds"], limits["megabytes"])
+        limit(limits["seconds"], limits["megabytes"])
+        is_child = os.fork() == 0
+        of_parent, of_child = (call_writer, value_reader, task, report), (call_reader, value_writer)
+        for one in of_parent if is_child else of_child:
+            os.close(one)
+        fence(is_child)
     except OSError as error:
-        os.write(report, str(error).encode())
+        refusal = str(error)
+    if is_child:
+        run_program(os.fdopen(call_reader, "rb"), os.fdopen(value_writer, "wb"), refusal)
         return
-    os.write(report, b"ready ")
+    program = _Program(os.fdopen(call_writer, "wb"), os.fdopen(value_reader, "rb"))
+    refusal = refusal or program.receive()
+    os.write(report, refusal.encode() or b"ready ")
+    if not refusal:
+        with os.fdopen(task, "rb") as file:
+            texts = json.loads(file.read())
+        os.write(report, run_tests(program, texts["program"], texts["tests"]).encode())
+
+
+def run_program(calls, values, refusal):
+    """Run the program of the first line of `calls`, then its functions as the other lines ask."""
+
+    def send(value):
+        values.write(json.dumps(value).encode() + b"\n")
+        values.flush()
+
+    send(refusal)
+    names = {"__name__": "__main__"}
+    for number, line in enumerate(calls):
+        call = json.loads(line)
+        try:
+            if number == 0:
+                exec(compile(call, "<program>", "exec"), names)
+                value = None
+            else:
+                value = names[call["name"]](*map(_decoded, call["args"]))
+            send({"value": _encoded(value)})
+        except BaseException as error:  # a program can raise anything
+            send({"error": type(error).__name__})
+
+
+def run_tests(program, source, tests):
+    """Run a program and trusted tests, and return how it ended."""
     try:
-        exec(compile(source, "<program>", "exec"), {"__name__": "__main__"})
-    except BaseException as error:  # a program can raise anything
-        os.write(report, f"failed {type(error).__name__}".encode())
-    else:
-        os.write(report, b"passed")
+        program.load(source)
+        exec(compile(tests, "<tests>", "exec"), {"function": program.function})
+    except _Killed:
+        return ""
+    except BaseException as error:  # also the errors of the program
+        return f"failed {type(error).__name__}"
+    return "passed"
 
 
-def fence(seconds, megabytes):
-    """Limit this process.
+class _Killed(BaseException):
+    """The child has ended."""
+
+
+class _Program:
+    """The program in the child, whose functions can be called."""
+
+    def __init__(self, calls, values):
+        self._calls = calls
+        self._values = values
+
+    def load(self, source):
+        self._call(source)
+
+    def function(self, name):
+        """Return a function that calls the function `name` of the program."""
+        return lambda *args: self._call({"name": name, "args": [_encoded(arg) for arg in args]})
+
+    def receive(self):
+        """Return the next JSON value that the child sends."""
+        line = self._values.readline(_LONGEST_LINE)
+        if not line:
+            raise _Killed
+        return json.loads(line)
+
+    def _call(self, call):
+        try:
+            self._calls.write(json.dumps(call).encode() + b"\n")
+            self._calls.flush()
+        except BrokenPipeError:
+            raise _Killed from None
+        answer = self.receive()
+        if "error" not in answer:
+            return _decoded(answer["value"])
+        kind = getattr(builtins, answer["error"], None)
+        if not isinstance(kind, type) or not issubclass(kind, Exception):
+            kind = type(answer["error"], (Exception,), {})
+        raise kind.__new__(kind)  # the message stays in the child
+
+
+def _encoded(value):
+    """Return a value as JSON: a pair of the name of its type and its contents.
+
+    Raises:
+        TypeError: if it is not a str, bytes, number, None, list, tuple, dict or set.
+    """
+    if value is None:
+        return "None", None
+    if isinstance(value, (bool, float, str)):
+        kind = next(kind for kind in (bool, float, str) if isinstance(value, kind))
+        return kind.__name__, kind(value)
+    if isinstance(value, int):
+        return "int", hex(value)  # decimal digits are limited
+    if isinstance(value, complex):
+        return "complex", (value.real, value.imag)
+    if isinstance(value, (bytes, bytearray)):
+        return "bytes", value.hex()
+    if isinstance(value, dict):
+        return "dict", [(_encoded(key), _encoded(item)) for key, item in value.items()]
+    for kind in (list, tuple, set):
+        if isinstance(value, kind):
+            return kind.__name__, [_encoded(item) for item in value]
+    if isinstance(value, collections.abc.Set):
+        return "frozenset", [_encoded(item) for item in value]
+    raise TypeError(f"a value of type {type(value).__name__} cannot be copied")
+
+
+def _decoded(pair):
+    """Return the value of `_encoded`, which has no type of a program."""
+    kind, contents = pair
+    if kind == "None":
+        return None
+    if kind == "int":
+        return int(contents, 16)
+    if kind == "complex":
+        return complex(*map(float, contents))
+    if kind == "bytes":
+        return bytes.fromhex(contents)
+    if kind == "dict":
+        return {_decoded(key): _decoded(item) for key, item in contents}
+    if kind in ("list", "tuple", "set", "frozenset"):
+        return getattr(builtins, kind)(map(_decoded, contents))
+    return {"bool": bool, "float": float, "str": str}[kind](contents)
+
+
+def limit(seconds, megabytes):
+    """Limit the time, memory, privileges and files of this process and of those it starts.
 
     Raises:
         OSError: if the kernel does not support the limits.
@@ -110,9 +248,19 @@ def fence(seconds, megabytes):
         resource.setrlimit(name, (limit, limit))
     _checked(_LIBC.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0), "no_new_privs")
     _drop_privileges()
+    _landlock()
+
+
+def fence(is_child):
+    """Limit the system calls of this process, and let it end with its parent.
+
+    Raises:
+        OSError: if the kernel does not support the limits.
+    """
     # After the change of the user, which would undo it.
     _checked(_LIBC.prctl(_END_WITH_PARENT, signal.SIGKILL, 0, 0, 0), "pdeathsig")
-    _landlock()
+    if is_child:
+        _landlock()  # a domain in that of the parent, which may end the child, not vice versa
     _seccomp()
     with open(os.__file__, "rb") as file:  # otherwise no program could import a module
         file.read(1)

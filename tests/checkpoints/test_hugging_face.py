@@ -424,3 +424,11 @@ def test_invalid_task_or_model_raises_error(tmp_path):
     with pytest.raises(InputError, match=r"`task_or_model` must be a task or a model"):
         to_hugging_face("model", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_quantized_model_raises_error(tmp_path):
+    model = models.build(LLAMA)
+    model.get_layer("block_0").feed_forward.up.quantize("int8")
+    with pytest.raises(InputError, match=r"the model is quantized.*write the model that was"):
+        to_hugging_face(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

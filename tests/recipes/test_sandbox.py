@@ -309,13 +309,21 @@ def test_program_ends_with_its_caller():
     program = "import time; time.sleep(300)"
     code = f"from keras_llm.recipes.common import sandbox\nsandbox.run_program({program!r})"
     caller = subprocess.Popen([sys.executable, "-c", code])
-    children = pathlib.Path(f"/proc/{caller.pid}/task/{caller.pid}/children")
-    child = wait_for(lambda: children.read_text().split())[0]
-    status = pathlib.Path(f"/proc/{child}/status")
-    wait_for(lambda: "Seccomp:\t2" in status.read_text())
+    tester = wait_for(lambda: children(caller.pid))
+    child = wait_for(lambda: children(tester))
+    statuses = [pathlib.Path(f"/proc/{process}/status") for process in (tester, child)]
+    for status in statuses:
+        wait_for(lambda: "Seccomp:\t2" in status.read_text())  # noqa: B023
     caller.kill()
     caller.wait()
-    wait_for(lambda: not status.exists() or "State:\tZ" in status.read_text())
+    for status in statuses:
+        wait_for(lambda: not status.exists() or "State:\tZ" in status.read_text())  # noqa: B023
+
+
+def children(pid):
+    """Return the id of the first child of a process, or None."""
+    ids = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return ids[0] if ids else None
 
 
 def wait_for(condition, seconds=20):

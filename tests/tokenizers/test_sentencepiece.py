@@ -165,3 +165,10 @@ def test_tokenizer_works_after_clear_session():
     assert in_graph(tf.constant(["upon"])).to_list() == expected
     assert tok.tokenize(["upon"]).to_list() == expected
     assert tok.detokenize(tf.ragged.constant(expected)).numpy().tolist() == [b"upon"]
+
+
+def test_graph_writes_nothing_to_stderr(capfd):
+    tok = tokenizers.SentencePiece.train(["a line of text without a log"] * 9, 280, "bpe")
+    tok.graph_resources()
+    tok.tokenize(tf.constant(["a line"]))
+    assert "LOG(INFO)" not in capfd.readouterr().err

@@ -4,6 +4,7 @@ import sys
 from typing import Any
 
 from keras_llm.errors import InputError
+from keras_llm.json_files import short_repr
 from keras_llm.types import JSON, PathLike
 
 _REQUIRED = object()
@@ -91,5 +92,5 @@ class Fields:
 
     def error(self, name: str, rule: str) -> InputError:
         """Return an InputError that names the field and the rule it violates."""
-        value = repr(self.row[name]) if name in self.row else "nothing"
+        value = short_repr(self.row[name]) if name in self.row else "nothing"
         return InputError(f"{self.where}: `{self._prefix}{name}` must {rule}; got {value}.")

@@ -25,6 +25,7 @@ from keras_llm.checkpoints.hugging_face.family import Family
 from keras_llm.checkpoints.hugging_face.fields import Fields
 from keras_llm.errors import InputError
 from keras_llm.json_files import read_json
+from keras_llm.keras_internals import flatten_layers
 from keras_llm.layers import Alibi, RelativeBias, Rotary
 from keras_llm.models.deferred import described
 from keras_llm.types import JSON, PathLike
@@ -132,8 +133,13 @@ def write_model(
         metadata: dict, the metadata of the task, with the `labels` of a classifier; or None.
 
     Raises:
-        InputError: if no Hugging Face family computes the same as the model.
+        InputError: if the model is quantized, or no Hugging Face family computes the same.
     """
+    if any(getattr(layer, "quantization_mode", None) for layer in flatten_layers(model)):
+        raise InputError(
+            "the model is quantized, and Hugging Face checkpoints are written without "
+            "quantization; write the model that was quantized."
+        )
     head = getattr(model, "head", None)
     options, metadata = getattr(model, "options", None) or {}, metadata or {}
     if head in ("text_classifier", "text_regressor") and options["pooling"] not in (None, "first"):

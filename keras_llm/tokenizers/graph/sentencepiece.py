@@ -5,6 +5,7 @@ import hashlib
 from typing import Any
 
 from keras_llm.errors import optional_packages
+from keras_llm.silence import silent_stderr
 from keras_llm.tokenizers import sentencepiece_model
 from keras_llm.tokenizers.graph.ragged import repeat
 from keras_llm.types import Tensor
@@ -136,7 +137,7 @@ def _kernel(model: bytes) -> Any:
         def _create_resource(self):
             return create(model=model, shared_name=name)
 
-    with tf.init_scope():
+    with tf.init_scope(), silent_stderr():  # it logs that a model does not normalize
         tokenizer = tensorflow_text.SentencepieceTokenizer(model, out_type=tf.int32)
         tokenizer._model_resource = Model()
         _ = tokenizer._model_resource.resource_handle  # create it outside of graphs that use it
