@@ -44,7 +44,7 @@ class Options:
     max_megabytes: float = 3.5
     """Maximum size of the text, in MB."""
     smoke: bool = False
-    """Run the whole demo with a tiny model in under a minute."""
+    """Run the whole demo with a tiny model in one to two minutes."""
 
 
 def run(options):
