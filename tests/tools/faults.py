@@ -134,9 +134,9 @@ MODELS = (
         "models-ring-sinks",
         "a ring cache has no room for the sink tokens",
         Place(
-            "keras_llm/models/forward_cached.py",
-            "ring = config.window(i) + config.num_sink_tokens",
-            "ring = config.window(i)",
+            "keras_llm/layers/incremental.py",
+            "ring = layer.sliding_window + layer.num_sink_tokens",
+            "ring = layer.sliding_window",
         ),
         ("tests/models/test_causal_lm.py",),
     ),
