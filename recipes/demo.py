@@ -1,7 +1,8 @@
 """Train, export and compare a small language model in minutes: `make demo`.
 
 Trains a model with the text generation recipe, exports it to a SavedModel and a TFLite file, and
-checks that all three generate the same text.
+checks that all three generate the same text. Then does the same with a model that is composed from
+Keras layers, and also exports it to a LiteRT-LM bundle.
 """
 
 import dataclasses
@@ -22,6 +23,12 @@ EXPORTS = {
     "litert": {"target": "litert"},
     "litert int8": {"target": "litert", "quantization": "int8"},
 }
+OWN_EXPORTS = {
+    "saved_model": "serving/own",
+    "litert": "mobile/own.tflite",
+    "litert_lm": "mobile/own.litertlm",
+}
+OWN_TOKENS = 30_720  # of the training text, which is read 4 times
 
 
 @dataclasses.dataclass
@@ -29,7 +36,7 @@ class Options:
     """Train, export and compare a small language model."""
 
     folder: str = "."
-    """Folder for runs/demo, serving/demo and mobile/demo.tflite, which are replaced."""
+    """Folder for what the demo writes to runs, serving and mobile, where it replaces files."""
     corpus: str = "movie-reviews"
     """Name of a corpus."""
     data: str | None = None
@@ -37,7 +44,7 @@ class Options:
     max_megabytes: float = 3.5
     """Maximum size of the text, in MB."""
     smoke: bool = False
-    """Run the whole demo with a tiny model in under a minute."""
+    """Run the whole demo with a tiny model in one to two minutes."""
 
 
 def run(options):
@@ -45,7 +52,8 @@ def run(options):
 
     Returns:
         A dict with the training `metrics`, `texts` (a row for each prompt with the texts of
-        keras, saved_model and litert) and the `reports` of the exports.
+        keras, saved_model and litert), the `reports` of the exports, and `own`, such a dict with
+        the losses, texts and reports of a composed model.
     """
     import keras_llm
 
@@ -82,17 +90,13 @@ def run(options):
 
     _head("3. Compare greedy texts of Keras, SavedModel and TFLite")
     with silent_stderr():  # the training has already reported the documents
-        _, held_out_documents = corpus.documents(recipe)
+        documents, held_out_documents = corpus.documents(recipe)
         prompts = [
             " ".join(text[:PROMPT_CHARACTERS].split(" ")[:-1]) for text in held_out_documents
         ]
-        rows = greedy_texts(task, paths, [prompt for prompt in prompts if prompt.strip()][:3])
-    for row in rows:
-        print(f"prompt       {row['prompt']!r}")
-        for name in ("keras", "saved_model", "litert"):
-            print(f"{name:12} {row[name]!r}")
-        same = row["keras"] == row["saved_model"] == row["litert"]
-        print("the same" if same else "NOT the same")
+        prompts = [prompt for prompt in prompts if prompt.strip()][:3]
+        rows = greedy_texts(task, paths, prompts)
+    _print_texts(rows)
 
     _head("4. Tokens per second, batch size 1")
     for _ in range(2):  # the first call compiles
@@ -104,6 +108,13 @@ def run(options):
     for name, speed in speeds.items():
         print(f"{name:12} {speed:,.0f}")
 
+    _head("5. Compose a model from Keras layers, train it briefly and export it")
+    own = own_model(task.tokenizer, documents, prompts[:1], folder)
+    print(f"mean loss of each epoch: {', '.join(f'{loss:.2f}' for loss in own['losses'])}")
+    for name, report in own["reports"].items():
+        print(f"{name}: {folder / OWN_EXPORTS[name]}, {report['bytes']['total']:,} bytes")
+    _print_texts(own["texts"])
+
     _head("Next")
     if shutil.which("keras-llm") is None:
         print(f"source {pathlib.Path(sys.executable).parent / 'activate'}")
@@ -113,18 +124,25 @@ def run(options):
         f"keras-llm evaluate {paths['keras']}\n"
         "keras-llm train text_generation --out runs/mine --data YOUR_TEXT_FOLDER"
     )
-    return {"metrics": metrics, "texts": rows, "reports": reports}
+    return {"metrics": metrics, "texts": rows, "reports": reports, "own": own}
 
 
 def greedy_texts(task, paths, prompts):
-    """Return the greedy continuation of each prompt by Keras, SavedModel and TFLite file."""
+    """Return the greedy continuation of each prompt by Keras and each exported file.
+
+    Args:
+        task: the task.
+        paths: dict from saved_model, litert and, if there is one, litert_lm to the files.
+        prompts: list of str.
+    """
     import tensorflow as tf
 
     from keras_llm import export
 
     task(prompts, NEW_TOKENS, temperature=0.0)  # compile before timing
     serve = tf.saved_model.load(str(paths["saved_model"] / "1")).signatures["serving_default"]
-    device = export.LiteRTModel(paths["litert"])
+    files = [name for name in ("litert", "litert_lm") if name in paths]
+    devices = {name: export.LiteRTModel(paths[name]) for name in files}
     settings = {"max_new_tokens": [NEW_TOKENS], "temperature": [0.0], "top_k": [0]}
     settings |= {"top_p": [1.0], "seed": [0]}
     served = serve(prompt=tf.constant(prompts), **{k: tf.constant(v) for k, v in settings.items()})
@@ -133,10 +151,63 @@ def greedy_texts(task, paths, prompts):
             "prompt": prompt,
             "keras": task(prompt, NEW_TOKENS, temperature=0.0),
             "saved_model": text.decode(),
-            "litert": device.generate(prompt, NEW_TOKENS, temperature=0.0),
+            **{
+                name: device.generate(prompt, NEW_TOKENS, temperature=0.0)
+                for name, device in devices.items()
+            },
         }
         for prompt, text in zip(prompts, served["text"].numpy(), strict=True)
     ]
+
+
+def own_model(tokenizer, documents, prompts, folder):
+    """Compose, train and export a model of convolution, attention and recurrence.
+
+    Args:
+        tokenizer: a tokenizer.
+        documents: list of str; the model learns the first ones.
+        prompts: list of str.
+        folder: path to write `OWN_EXPORTS` in.
+
+    Returns:
+        A dict with `losses`, `texts` (see `greedy_texts`) and the `reports` of the exports.
+    """
+    import keras
+    from keras import layers
+
+    import keras_llm
+    from keras_llm import data
+
+    size, dim = tokenizer.vocabulary_size, 64
+    token_ids = keras.Input((None,), dtype="int32")
+    x = layers.Embedding(size, dim)(token_ids)
+    x = x + layers.Conv1D(dim, 4, padding="causal", activation="gelu")(x)
+    h = layers.LayerNormalization()(x)
+    x = x + layers.MultiHeadAttention(4, dim // 4)(h, h, use_causal_mask=True)
+    x = x + layers.GRU(dim, return_sequences=True)(layers.LayerNormalization()(x))
+    model = keras.Model(token_ids, layers.Dense(size)(layers.LayerNormalization()(x)))
+
+    task = keras_llm.TextGeneration(model, tokenizer, max_length=128)
+    task.compile(learning_rate=3e-3)
+    rows = data.encode_documents(documents, tokenizer)[: OWN_TOKENS + 1]
+    history = task.fit(rows, batch_size=16, epochs=4, sequence_length=64, verbose=0)
+    paths = {name: folder / path for name, path in OWN_EXPORTS.items()}
+    with silent_stderr():
+        reports = {name: task.export(name, path, overwrite=True) for name, path in paths.items()}
+    return {
+        "losses": history.history["loss"],
+        "texts": greedy_texts(task, paths, prompts),
+        "reports": reports,
+    }
+
+
+def _print_texts(rows):
+    for row in rows:
+        prompt, *texts = row.values()
+        print(f"prompt       {prompt!r}")
+        for name, text in list(row.items())[1:]:
+            print(f"{name:12} {text!r}")
+        print("the same" if len(set(texts)) == 1 else "NOT the same")
 
 
 def _head(text):

@@ -23,7 +23,8 @@ class ConfiguredModel(keras.Model):
     """A functional model that keeps the config it was built from.
 
     Attributes:
-        config: a `CausalLMConfig`, `EncoderConfig` or `Seq2SeqConfig`.
+        config: a `CausalLMConfig`, `EncoderConfig`, `Seq2SeqConfig`, `WordVectorsConfig` or
+            `ComposedConfig`.
         checkpoint_family: str or None, the `model_type` of the Hugging Face folder that the model
             was loaded from.
     """

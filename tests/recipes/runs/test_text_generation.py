@@ -264,8 +264,11 @@ def test_demo_gives_the_same_text_in_all_formats(text_folder, tmp_path, capsys):
     for row in found["texts"]:
         assert row["keras"] == row["saved_model"] == row["litert"]
     assert found["metrics"]["held_out"]["perplexity"] < found["metrics"]["unigram"]["perplexity"]
+    (row,) = found["own"]["texts"]
+    assert row["keras"] == row["saved_model"] == row["litert"] == row["litert_lm"]
+    assert found["own"]["losses"][-1] < found["own"]["losses"][0]
     printed = capsys.readouterr().out
-    assert printed.count("the same\n") == 3 and "keras-llm generate" in printed
+    assert printed.count("the same\n") == 4 and "keras-llm generate" in printed
     for name in ("runs/demo", "serving/demo/1", "mobile/demo.tflite", "mobile/demo_int8.tflite"):
         assert (tmp_path / name).exists()
 
