@@ -35,7 +35,8 @@ class SentencePiece(Tokenizer):
     Models from `train` neither normalize text nor add spaces, and encode what no piece covers as
     bytes, so `decode(encode(text)) == text` for any Unicode text. Other models yield the ids and
     texts of the `sentencepiece` library, except among nearly equally likely segmentations of a
-    unigram model (see `sentencepiece_model.exact`).
+    unigram model (see `sentencepiece_model.exact`). In a graph, a unigram model can also choose
+    another of them than in Python after about 6 KB without a space, tab or line.
 
     Args:
         model: bytes, a serialized SentencePiece model.
