@@ -52,8 +52,8 @@ class GatedRecurrence(layers.Layer):
         logs = ops.cumsum(ops.log(ops.cast(gates, "float32")), axis=1)
         length = ops.shape(x)[1]
         past = ops.expand_dims(ops.arange(length), 1) >= ops.arange(length)
-        weights = ops.exp(ops.expand_dims(logs, 2) - ops.expand_dims(logs, 1))
-        weights = ops.where(ops.expand_dims(past, -1), weights, 0.0)
+        sums = ops.expand_dims(logs, 2) - ops.expand_dims(logs, 1)
+        weights = ops.exp(ops.where(ops.expand_dims(past, -1), sums, -1e9))
         new = ops.cast((1 - gates) * x, "float32")
         states = ops.sum(weights * ops.expand_dims(new, 1), axis=2)
         if cache is not None:
