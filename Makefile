@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-unit test-recipes fuzz fuzz-tokenizers test-kills test-jax test-parity test-scale test-serving test-device recipes docs look notebooks lint clean
+.PHONY: demo test test-unit test-composed test-recipes fuzz fuzz-tokenizers test-kills test-jax test-parity test-scale test-serving test-device recipes docs look notebooks lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m keras_llm.recipes.demo
@@ -16,6 +16,10 @@ test: $(INSTALLED)
 test-recipes: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/recipes/runs
 
+# Test models that are composed from layers, and tasks converted from KerasHub's models.
+test-composed: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/composed
+
 # Run the tests that need no training or export.
 test-unit: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/checkpoints \
@@ -24,7 +28,7 @@ test-unit: $(INSTALLED)
 # Load 2,000 mutated files of each kind that the library reads, and run 200 random models that are
 # composed from layers; `make test` tries some of each.
 fuzz: $(INSTALLED)
-	FUZZ_EXAMPLES=200 $(BIN)/python -m pytest tests/models/test_composed.py -k random
+	FUZZ_EXAMPLES=200 $(BIN)/python -m pytest tests/composed/test_composed.py -k random
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/fuzz
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/export/test_litert.py -k mutated
 

@@ -148,12 +148,13 @@ def test_xla_does_not_change_text(shallow, monkeypatch):
         {"contrastive_alpha": 0.5},
         {"prompt_lookup": 2, "temperature": 0.0},
     ]
-    expected = [shallow("The", max_new_tokens=12, **settings) for settings in calls]
-    assert not shallow._compiled.jit_compile and len(set(expected)) >= 4
+    prompts = ["The", "A class"]
+    expected = [shallow(prompts, max_new_tokens=12, **settings) for settings in calls]
+    assert not shallow._compiled.jit_compile and len(set(map(tuple, expected))) >= 4
     monkeypatch.setenv("KERAS_LLM_XLA", "1")
     other = keras_llm.TextGeneration(shallow.model, shallow.tokenizer)
     assert other._compiled.jit_compile
-    assert [other("The", max_new_tokens=12, **settings) for settings in calls] == expected
+    assert [other(prompts, max_new_tokens=12, **settings) for settings in calls] == expected
 
 
 def test_stop_token_ids_end_text(shallow, tmp_path):

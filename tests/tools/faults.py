@@ -148,7 +148,7 @@ MODELS = (
             "                if mask is not None:\n                    pairs",
             "                if mask is None:\n                    pairs",
         ),
-        ("tests/models/test_composed.py",),
+        ("tests/composed/test_composed.py",),
     ),
     Fault(
         "models-composed-convolution",
@@ -158,7 +158,7 @@ MODELS = (
             "places = count + ops.expand_dims(",
             "places = 1 + count + ops.expand_dims(",
         ),
-        ("tests/models/test_composed.py",),
+        ("tests/composed/test_composed.py",),
     ),
     Fault(
         "models-composed-check",
@@ -168,7 +168,7 @@ MODELS = (
             "    if config.incremental:\n        _check_steps",
             "    if not config.incremental:\n        _check_steps",
         ),
-        ("tests/models/test_composed.py",),
+        ("tests/composed/test_composed.py",),
     ),
     Fault(
         "models-composed-window",
@@ -178,7 +178,7 @@ MODELS = (
             "if heads.sliding_window is not None:",
             "if heads.sliding_window is None and False:",
         ),
-        ("tests/models/test_composed.py",),
+        ("tests/composed/test_composed.py",),
     ),
     Fault(
         "models-mean-mask",
