@@ -1,10 +1,5 @@
 """Test streamed corpora: documents, ids and batches match those of corpora in memory."""
 
-import json
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,10 +11,6 @@ from keras_llm.errors import InputError
 from keras_llm.recipes import text_generation
 from keras_llm.recipes.common import corpus
 
-NUM_DOCUMENTS, MEBIBYTES = (
-    720,
-    8,
-)  # documents of 4.2 kB in each of 8 files: 24 MB, as ids too
 TEXTS = [f"a film about {word} and people, part {i}" for i, word in
          enumerate(["music", "stories", "trains", "letters"] * 50)]  # fmt: skip
 
@@ -161,27 +152,6 @@ def test_measures_do_not_depend_on_chunk_size(tok, on_disk, monkeypatch):
     monkeypatch.setattr("keras_llm.training.metrics.language_model._CHUNK", 7)
     monkeypatch.setattr("keras_llm.training.metrics.ngrams._CHUNK", 7)
     assert measures() == expected
-
-
-def test_corpus_larger_than_memory_limit(tmp_path):
-    random = np.random.default_rng(0)
-    words = np.array(["".join(random.choice(list("etaoinsh"), 6)) for _ in range(2000)])
-    (tmp_path / "texts").mkdir()
-    for number in range(8):
-        documents = (" ".join(words[random.integers(0, 2000, 600)]) for _ in range(NUM_DOCUMENTS))
-        (tmp_path / "texts" / f"{number}.txt").write_text("\n\n".join(documents))
-    child = pathlib.Path(__file__).with_name("stream_with_memory_limit.py")
-
-    command = [sys.executable, str(child), str(tmp_path / "texts"), str(MEBIBYTES)]
-    command = ["sh", "-c", 'ulimit -s 1024 && exec "$@"', "sh", *command]  # small thread stacks
-    completed = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    lines = completed.stdout.splitlines()
-    assert len(lines) == 1, completed.stderr[-2000:]  # only the streamed part succeeded
-    sizes = json.loads(lines[0])
-    assert sizes["tokens"] == len(np.load(tmp_path / "tokens.npy", mmap_mode="r")) > 5_000_000
-    assert sizes["steps"] == (sizes["tokens"] - 1) // 128 // 8
-    assert sizes["held out"] == round(0.01 * 8 * NUM_DOCUMENTS)
-    assert completed.returncode != 0  # the limit works: reading all texts at once fails
 
 
 def test_resumed_run_reuses_token_file(text_folder, tmp_path):

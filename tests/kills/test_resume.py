@@ -1,4 +1,4 @@
-"""Kill a run with SIGKILL five times at random moments and compare it with an uninterrupted one."""
+"""Kill runs with SIGKILL, also at random moments, and compare them with uninterrupted ones."""
 
 import json
 import os
@@ -53,4 +53,21 @@ def test_run_killed_five_times_is_bit_exact(tmp_path):
     names = sorted(path.name for path in (killed / "checkpoints").iterdir())
     # A kill between renaming a new checkpoint and removing an old one keeps the old one.
     assert names[-2:] == ["step_0000000040.checkpoint.npz", "step_0000000042.checkpoint.npz"]
+    assert len(names) < 4 and names[0].startswith("step_")
+
+
+def test_killed_run_resumes_bit_exact(tmp_path):
+    """Kill a run in the middle of a save, and after a step that no checkpoint has."""
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    moments = ["save:2:0.5", "step:3", "never"]
+    codes = run(3, (uninterrupted, "never"), *((killed, moment) for moment in moments))
+    assert codes == [0, -signal.SIGKILL, -signal.SIGKILL, 0]
+    actual, expected = (
+        json.loads((f / "outcome.json").read_text()) for f in (killed, uninterrupted)
+    )
+    assert actual == expected
+    assert len(expected["hashes"]) > 20 and len(expected["history"]["val_loss"]) == 3
+    names = sorted(path.name for path in (killed / "checkpoints").iterdir())
+    # A kill between renaming a new checkpoint and removing an old one keeps the old one.
+    assert names[-2:] == ["step_0000000020.checkpoint.npz", "step_0000000021.checkpoint.npz"]
     assert len(names) < 4 and names[0].startswith("step_")

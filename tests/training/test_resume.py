@@ -2,12 +2,8 @@
 
 import inspect
 import io
-import json
 import pathlib
 import shutil
-import signal
-import subprocess
-import sys
 import warnings
 
 import keras
@@ -18,35 +14,7 @@ import tensorflow as tf
 from keras_llm import training
 from keras_llm.errors import InputError
 
-RUN = pathlib.Path(__file__).with_name("resumed_run.py")
 STEPS = 4
-
-
-def run(epochs, *runs):
-    """Return the exit codes of runs, each a folder and the moment at which it is killed."""
-    command = [sys.executable, str(RUN), str(epochs)]
-    for folder, moment in runs:
-        command += [str(folder / "checkpoints"), str(folder / "outcome.json"), moment]
-    completed = subprocess.run(command, capture_output=True, text=True)
-    assert completed.returncode == 0, completed.stderr
-    return json.loads(completed.stdout)
-
-
-def test_killed_run_resumes_bit_exact(tmp_path):
-    """Kill a run in the middle of a save, and after a step that no checkpoint has."""
-    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
-    moments = ["save:2:0.5", "step:3", "never"]
-    codes = run(3, (uninterrupted, "never"), *((killed, moment) for moment in moments))
-    assert codes == [0, -signal.SIGKILL, -signal.SIGKILL, 0]
-    actual, expected = (
-        json.loads((f / "outcome.json").read_text()) for f in (killed, uninterrupted)
-    )
-    assert actual == expected
-    assert len(expected["hashes"]) > 20 and len(expected["history"]["val_loss"]) == 3
-    names = sorted(path.name for path in (killed / "checkpoints").iterdir())
-    # A kill between renaming a new checkpoint and removing an old one keeps the old one.
-    assert names[-2:] == ["step_0000000020.checkpoint.npz", "step_0000000021.checkpoint.npz"]
-    assert len(names) < 4 and names[0].startswith("step_")
 
 
 def test_keras_still_sets_private_initial_epoch():
