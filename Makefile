@@ -16,7 +16,7 @@ test: $(INSTALLED)
 test-recipes: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/recipes/runs
 
-# Test models that are composed from layers, and tasks converted from KerasHub's models.
+# Test models that are composed from layers: decoding, training and exports.
 test-composed: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/composed
 
