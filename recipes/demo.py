@@ -13,22 +13,15 @@ import time
 
 from keras_llm import cli
 from keras_llm.recipes import text_generation
-from keras_llm.recipes.common import corpus
+from keras_llm.recipes.common import composed_model, corpus, greedy_texts
 from keras_llm.silence import silent_stderr
 
 PROMPT_CHARACTERS = 80
-NEW_TOKENS = 24
 EXPORTS = {
     "saved_model": {"target": "saved_model"},
     "litert": {"target": "litert"},
     "litert int8": {"target": "litert", "quantization": "int8"},
 }
-OWN_EXPORTS = {
-    "saved_model": "serving/own",
-    "litert": "mobile/own.tflite",
-    "litert_lm": "mobile/own.litertlm",
-}
-OWN_TOKENS = 30_720  # of the training text, which is read 4 times
 
 
 @dataclasses.dataclass
@@ -95,8 +88,8 @@ def run(options):
             " ".join(text[:PROMPT_CHARACTERS].split(" ")[:-1]) for text in held_out_documents
         ]
         prompts = [prompt for prompt in prompts if prompt.strip()][:3]
-        rows = greedy_texts(task, paths, prompts)
-    _print_texts(rows)
+        rows = greedy_texts.of(task, paths, prompts)
+    greedy_texts.show(rows)
 
     _head("4. Tokens per second, batch size 1")
     for _ in range(2):  # the first call compiles
@@ -109,11 +102,13 @@ def run(options):
         print(f"{name:12} {speed:,.0f}")
 
     _head("5. Compose a model from Keras layers, train it briefly and export it")
-    own = own_model(task.tokenizer, documents, prompts[:1], folder)
+    own = composed_model.demonstrate(task.tokenizer, documents, prompts[:1], folder)
     print(f"mean loss of each epoch: {', '.join(f'{loss:.2f}' for loss in own['losses'])}")
     for name, report in own["reports"].items():
-        print(f"{name}: {folder / OWN_EXPORTS[name]}, {report['bytes']['total']:,} bytes")
-    _print_texts(own["texts"])
+        print(
+            f"{name}: {folder / composed_model.EXPORTS[name]}, {report['bytes']['total']:,} bytes"
+        )
+    greedy_texts.show(own["texts"])
 
     _head("Next")
     if shutil.which("keras-llm") is None:
@@ -125,89 +120,6 @@ def run(options):
         "keras-llm train text_generation --out runs/mine --data YOUR_TEXT_FOLDER"
     )
     return {"metrics": metrics, "texts": rows, "reports": reports, "own": own}
-
-
-def greedy_texts(task, paths, prompts):
-    """Return the greedy continuation of each prompt by Keras and each exported file.
-
-    Args:
-        task: the task.
-        paths: dict from saved_model, litert and, if there is one, litert_lm to the files.
-        prompts: list of str.
-    """
-    import tensorflow as tf
-
-    from keras_llm import export
-
-    task(prompts, NEW_TOKENS, temperature=0.0)  # compile before timing
-    serve = tf.saved_model.load(str(paths["saved_model"] / "1")).signatures["serving_default"]
-    files = [name for name in ("litert", "litert_lm") if name in paths]
-    devices = {name: export.LiteRTModel(paths[name]) for name in files}
-    settings = {"max_new_tokens": [NEW_TOKENS], "temperature": [0.0], "top_k": [0]}
-    settings |= {"top_p": [1.0], "seed": [0]}
-    served = serve(prompt=tf.constant(prompts), **{k: tf.constant(v) for k, v in settings.items()})
-    return [
-        {
-            "prompt": prompt,
-            "keras": task(prompt, NEW_TOKENS, temperature=0.0),
-            "saved_model": text.decode(),
-            **{
-                name: device.generate(prompt, NEW_TOKENS, temperature=0.0)
-                for name, device in devices.items()
-            },
-        }
-        for prompt, text in zip(prompts, served["text"].numpy(), strict=True)
-    ]
-
-
-def own_model(tokenizer, documents, prompts, folder):
-    """Compose, train and export a model of convolution, attention and recurrence.
-
-    Args:
-        tokenizer: a tokenizer.
-        documents: list of str; the model learns the first ones.
-        prompts: list of str.
-        folder: path to write `OWN_EXPORTS` in.
-
-    Returns:
-        A dict with `losses`, `texts` (see `greedy_texts`) and the `reports` of the exports.
-    """
-    import keras
-    from keras import layers
-
-    import keras_llm
-    from keras_llm import data
-
-    size, dim = tokenizer.vocabulary_size, 64
-    token_ids = keras.Input((None,), dtype="int32")
-    x = layers.Embedding(size, dim)(token_ids)
-    x = x + layers.Conv1D(dim, 4, padding="causal", activation="gelu")(x)
-    h = layers.LayerNormalization()(x)
-    x = x + layers.MultiHeadAttention(4, dim // 4)(h, h, use_causal_mask=True)
-    x = x + layers.GRU(dim, return_sequences=True)(layers.LayerNormalization()(x))
-    model = keras.Model(token_ids, layers.Dense(size)(layers.LayerNormalization()(x)))
-
-    task = keras_llm.TextGeneration(model, tokenizer, max_length=128)
-    task.compile(learning_rate=3e-3)
-    rows = data.encode_documents(documents, tokenizer)[: OWN_TOKENS + 1]
-    history = task.fit(rows, batch_size=16, epochs=4, sequence_length=64, verbose=0)
-    paths = {name: folder / path for name, path in OWN_EXPORTS.items()}
-    with silent_stderr():
-        reports = {name: task.export(name, path, overwrite=True) for name, path in paths.items()}
-    return {
-        "losses": history.history["loss"],
-        "texts": greedy_texts(task, paths, prompts),
-        "reports": reports,
-    }
-
-
-def _print_texts(rows):
-    for row in rows:
-        prompt, *texts = row.values()
-        print(f"prompt       {prompt!r}")
-        for name, text in list(row.items())[1:]:
-            print(f"{name:12} {text!r}")
-        print("the same" if len(set(texts)) == 1 else "NOT the same")
 
 
 def _head(text):
