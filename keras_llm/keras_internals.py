@@ -107,13 +107,10 @@ def layers_before(x: Tensor) -> list[keras.layers.Layer]:
     return layers
 
 
-def is_functional(model: keras.Model) -> bool:
-    """Return whether a model was built from symbolic inputs and outputs."""
-    return isinstance(model, Functional)
-
-
-def functional_of(model: keras.Sequential) -> keras.Model:
-    """Return the functional model of a built `keras.Sequential`."""
+def functional_of(model: Any) -> Any:
+    """Return a functional model, or the one of a built `keras.Sequential`; None for others."""
+    if not isinstance(model, keras.Sequential):
+        return model if isinstance(model, Functional) else None
     if model._functional is None:
         raise InputError("`model`: a `keras.Sequential` must be built, e.g. with a `keras.Input`.")
     return model._functional

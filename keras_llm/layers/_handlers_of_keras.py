@@ -22,12 +22,10 @@ class KerasAttention(Handler):
             return {}
         check_causal(layer, arguments)
         heads = keras_internals.attention_heads(layer)
+        shape = (batch_size, heads.num_key_value_heads, length)
         return {
-            kind: ops.zeros((batch_size, heads.num_key_value_heads, length, size), dtype)
-            for kind, size, dtype in (
-                ("k", heads.key_size, layer.compute_dtype),
-                ("v", heads.value_size, layer.compute_dtype),
-            )
+            kind: ops.zeros((*shape, size), layer.compute_dtype)
+            for kind, size in (("k", heads.key_size), ("v", heads.value_size))
         }
 
     def source(self, layer, arguments):

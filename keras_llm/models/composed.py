@@ -14,14 +14,11 @@ from keras_llm.models.incremental_check import check_composed
 from keras_llm.types import JSON, Tensor
 
 _TENSORS = ("__keras_tensor__", "__tensor__", "__numpy__")  # what Keras writes for values
-DEFAULT_LENGTH = 1024  # tokens, if neither the input nor a position embedding limits the length
+_DEFAULT_LENGTH = 1024  # tokens, if neither the input nor a position embedding limits the length
 
 
-@keras.saving.register_keras_serializable("keras_llm")
-class ComposedLM(ConfiguredModel):
-    """A language model that a user composed, with the layers and weights of that model.
-
-    Its input is token ids (B, T), its output logits (B, T, V). Use `as_causal_lm` to build one.
+class ComposedModel(ConfiguredModel):
+    """The base class of models that a user composed, with the layers and weights of that model.
 
     Attributes:
         config: a `ComposedConfig`.
@@ -34,22 +31,34 @@ class ComposedLM(ConfiguredModel):
         self,
         config: ComposedConfig | JSON,
         model: keras.Model | JSON,
-        name: str = "composed_lm",
+        name: str = "composed",
         **kwargs: Any,
     ) -> None:
-        config = self.read_config(config)
+        read: ComposedConfig = self.read_config(config)
         if isinstance(model, dict):
             model = deserialized(model)
-        super().__init__(config, model.inputs[0], model.outputs[0], name, None, **kwargs)
+        inputs = model.inputs if len(model.inputs) > 1 else model.inputs[0]
+        super().__init__(read, inputs, model.outputs[0], name, None, **kwargs)
 
     def get_config(self) -> JSON:
-        model = keras.Model(self.inputs[0], self.outputs[0], name=self.name)
+        model = keras.Model(self.inputs, self.outputs[0], name=self.name)
         return {
             "config": self.config.to_dict(),
             "model": serialized(model),
             "name": self.name,
             **self.state(),
         }
+
+
+@keras.saving.register_keras_serializable("keras_llm")
+class ComposedLM(ComposedModel):
+    """A language model that a user composed, with the layers and weights of that model.
+
+    Its input is token ids (B, T), its output logits (B, T, V). Use `as_causal_lm` to build one.
+
+    Attributes:
+        config: a `ComposedConfig`.
+    """
 
 
 def as_causal_lm(
@@ -82,16 +91,9 @@ def as_causal_lm(
     if length is not None:
         is_free = runs_at_any_length(functional)
         functional = (_with_any_length if is_free else _with_padding)(functional)
-    longest = length or shortest_embedding(functional)
-    wanted = longest if max_length is None else max_length
-    if longest is not None and max_length is not None and max_length > longest:
-        raise InputError(
-            f"`max_length` must be at most {longest}, the length of the model's "
-            f"{'input' if length else 'position embedding'}, got {max_length}."
-        )
     config = ComposedConfig(
         vocabulary_size=logits.shape[-1],
-        max_length=DEFAULT_LENGTH if wanted is None else wanted,
+        max_length=checked_length(functional, length, max_length),
         incremental=incremental,
     )
     composed = ComposedLM(config, functional, name=model.name)
@@ -118,9 +120,8 @@ def functional_of(model: Any) -> keras.Model:
     """
     if not isinstance(model, keras.Model):
         raise InputError(f"`model` must be a `keras.Model`, got {type(model).__name__}.")
-    if isinstance(model, keras.Sequential):
-        return keras_internals.functional_of(model)
-    return model if keras_internals.is_functional(model) else _traced(model)
+    functional = keras_internals.functional_of(model)
+    return _traced(model) if functional is None else functional
 
 
 def _traced(model):
@@ -172,20 +173,21 @@ def _with_padding(functional):
 class PadTo(keras.layers.Layer):
     """Pad or cut token ids (B, T) to (B, length)."""
 
-    def __init__(self, length: int, **kwargs: Any) -> None:
+    def __init__(self, length: int, pad_id: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.length = length
+        self.length, self.pad_id = length, pad_id
 
     def call(self, token_ids: Tensor) -> Tensor:
         token_ids = token_ids[:, : self.length]
         missing = self.length - ops.shape(token_ids)[1]
-        return ops.reshape(ops.pad(token_ids, ((0, 0), (0, missing))), (-1, self.length))
+        padded = ops.pad(token_ids, ((0, 0), (0, missing)), constant_values=self.pad_id)
+        return ops.reshape(padded, (-1, self.length))
 
     def compute_output_shape(self, shape: Shape) -> Shape:
         return (shape[0], self.length)
 
     def get_config(self) -> JSON:
-        return {**super().get_config(), "length": self.length}
+        return {**super().get_config(), "length": self.length, "pad_id": self.pad_id}
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -199,11 +201,44 @@ class LengthOf(keras.layers.Layer):
         return (shape[0], token_ids_shape[1], shape[2])
 
 
-def shortest_embedding(functional: keras.Model) -> int | None:
-    """Return the smallest `sequence_length` of the layers, or None."""
+def checked_length(functional: keras.Model, length: int | None, wanted: int | None) -> int:
+    """Return the maximum length of a composed model.
+
+    Args:
+        functional: the model.
+        length: the fixed length of its input, or None.
+        wanted: `max_length`, or None for the length of the input, otherwise the smallest
+            `sequence_length` of the layers, otherwise 1024.
+
+    Raises:
+        InputError: if `wanted` is more than the model reads.
+    """
     layers = keras_internals.flatten_layers(functional)
     lengths = [getattr(layer, "sequence_length", None) for layer in layers]
-    return min((n for n in lengths if isinstance(n, int)), default=None)
+    longest = length or min((n for n in lengths if isinstance(n, int)), default=None)
+    if wanted is None:
+        return _DEFAULT_LENGTH if longest is None else longest
+    if longest is not None and wanted > longest:
+        raise InputError(
+            f"`max_length` must be at most {longest}, the length of the model's "
+            f"{'input' if length else 'position embedding'}, got {wanted}."
+        )
+    return wanted
+
+
+def require_same(whole: Tensor, padded: Tensor, layers: list[keras.layers.Layer], message: str):
+    """Raise InputError if the outputs for padded inputs differ by more than rounding.
+
+    Args:
+        whole, padded: the outputs without and with padding.
+        layers: the layers of the model.
+        message: str in which `{error}` is replaced by the difference.
+    """
+    whole, padded = (ops.convert_to_numpy(ops.cast(x, "float32")) for x in (whole, padded))
+    error = float(abs(whole - padded).max())
+    is_exact = all(layer.compute_dtype in ("float32", "float64") for layer in layers)
+    if error > (1e-3 if is_exact else 0.05) * float(abs(whole).max()):
+        raise InputError(message.format(error=f"{error:.2g}"))
 
 
 def serialized(model: keras.Model) -> JSON:

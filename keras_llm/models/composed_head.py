@@ -10,14 +10,13 @@ from keras_llm import keras_internals
 from keras_llm.errors import InputError
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.composed import (
-    DEFAULT_LENGTH,
+    ComposedModel,
     LengthOf,
     PadTo,
-    deserialized,
+    checked_length,
     functional_of,
+    require_same,
     runs_at_any_length,
-    serialized,
-    shortest_embedding,
 )
 from keras_llm.models.config import ComposedConfig
 from keras_llm.types import JSON
@@ -32,7 +31,7 @@ _RANKS = {"text_classifier": 2, "token_classifier": 3, "sentence_embedder": 2}
 
 
 @keras.saving.register_keras_serializable("keras_llm")
-class ComposedHead(ConfiguredModel):
+class ComposedHead(ComposedModel):
     """A model of texts that a user composed, with the layers and weights of that model.
 
     Its inputs are token ids (B, T) and, if the user's model has it, the padding mask (B, T). Use
@@ -44,36 +43,22 @@ class ComposedHead(ConfiguredModel):
         options: dict with `num_classes`.
     """
 
-    config_class = ComposedConfig
-    config: ComposedConfig
-
     def __init__(
-        self,
-        config: ComposedConfig | JSON,
-        model: keras.Model | JSON,
-        head: str,
-        name: str = "composed_head",
-        **kwargs: Any,
+        self, config: ComposedConfig | JSON, model: keras.Model | JSON, head: str, **kwargs: Any
     ) -> None:
-        read: ComposedConfig = self.read_config(config)
-        if isinstance(model, dict):
-            model = deserialized(model)
-        super().__init__(read, model.inputs, model.outputs[0], name, None, **kwargs)
-        self.head, self.options = head, {"num_classes": model.outputs[0].shape[-1]}
+        super().__init__(config, model, **kwargs)
+        self.head, self.options = head, {"num_classes": self.outputs[0].shape[-1]}
 
     def get_config(self) -> JSON:
-        model = keras.Model(self.inputs, self.outputs[0], name=self.name)
-        return {
-            "config": self.config.to_dict(),
-            "model": serialized(model),
-            "head": self.head,
-            "name": self.name,
-            **self.state(),
-        }
+        return {**super().get_config(), "head": self.head}
 
 
 def as_head_model(
-    model: keras.Model, head: str | None, vocabulary_size: int, max_length: int | None = None
+    model: keras.Model,
+    head: str | None,
+    vocabulary_size: int,
+    max_length: int | None = None,
+    pad_id: int = 0,
 ) -> ConfiguredModel:
     """Return a composed model of texts in the form that tasks and exports take.
 
@@ -86,6 +71,7 @@ def as_head_model(
         vocabulary_size: int > 1, the number of tokens.
         max_length: int > 1. Maximum sequence length. Defaults to the length of the model's input
             or to the smallest `sequence_length` of its layers, otherwise to 1024.
+        pad_id: int. Padding of the token ids.
 
     Returns:
         A `keras.Model` with the same layers and weights.
@@ -113,7 +99,7 @@ def as_head_model(
     if length is None or runs_at_any_length(functional):
         (output,) = keras_internals.run_graph(functional, cast)
     else:
-        padded = [PadTo(length)(x) for x in cast]
+        padded = [PadTo(length, fill)(x) for x, fill in zip(cast, (pad_id, 0), strict=False)]
         output = functional(padded if len(padded) > 1 else padded[0])
         if head == "token_classifier":
             output = LengthOf()(output, inputs[0])
@@ -123,31 +109,28 @@ def as_head_model(
     if rank != _RANKS.get(head, 1):
         raise InputError(f"`model` must return {_SHAPES[head]}; it returns {output.shape}.")
     output = ops.cast(output, "float32")
-    config = ComposedConfig(
-        vocabulary_size, max_length or length or shortest_embedding(functional) or DEFAULT_LENGTH
-    )
+    config = ComposedConfig(vocabulary_size, checked_length(functional, length, max_length))
     composed = ComposedHead(config, keras.Model(inputs, output), head, name=functional.name)
-    _check_padding(composed)
+    _check_padding(composed, pad_id)
     return composed
 
 
-def _check_padding(model):
+def _check_padding(model, pad_id):
     """Raise InputError if outputs for real tokens depend on padding."""
-    config = model.config
-    count = min(6, config.max_length - 2)
-    token_ids = np.random.default_rng(0).integers(1, config.vocabulary_size, (2, count))
-    padded = np.pad(token_ids, ((0, 0), (0, 2))).astype("int32")
-    masks = [np.ones_like(token_ids, bool), padded > 0]
+    count = min(6, model.config.max_length - 2)
+    drawn = np.random.default_rng(0).integers(0, model.config.vocabulary_size - 1, (2, count))
+    token_ids = (drawn + (drawn >= pad_id)).astype("int32")  # without padding
+    padded = np.pad(token_ids, ((0, 0), (0, 2)), constant_values=pad_id)
     whole, longer = (
-        ops.convert_to_numpy(model([ids.astype("int32"), mask][: len(model.inputs)]))
-        for ids, mask in zip((token_ids, padded), masks, strict=True)
+        model([ids, ids != pad_id][: len(model.inputs)]) for ids in (token_ids, padded)
     )
     if model.head == "token_classifier":
         longer = longer[:, :count]
-    error = float(np.abs(whole - longer).max())
-    is_exact = all(layer.compute_dtype in ("float32", "float64") for layer in model.layers)
-    if error > (1e-3 if is_exact else 0.05) * float(np.abs(whole).max()):
-        raise InputError(
-            f"the outputs of `model` for a text change with its padding (by {error:.2g}): give it "
-            "the padding mask as a second input, or use `mask_zero=True` with a padding token of 0."
-        )
+    require_same(
+        whole,
+        longer,
+        model.layers,
+        "the outputs of `model` for a text change with its padding (by {error}): give it the "
+        f"padding mask as a second input, or mask the token {pad_id}, e.g. with `mask_zero=True` "
+        "if that is 0.",
+    )

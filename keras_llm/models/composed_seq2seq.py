@@ -1,28 +1,23 @@
 """Take encoder-decoders that a user composed from Keras layers."""
 
-from typing import Any
-
 import keras
 import numpy as np
-from keras import ops
 
 from keras_llm import keras_internals
 from keras_llm.errors import InputError
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.composed import (
-    DEFAULT_LENGTH,
-    deserialized,
+    ComposedModel,
+    checked_length,
     functional_of,
-    serialized,
-    shortest_embedding,
+    require_same,
 )
 from keras_llm.models.config import ComposedSeq2SeqConfig
 from keras_llm.models.incremental_check import check_composed
-from keras_llm.types import JSON
 
 
 @keras.saving.register_keras_serializable("keras_llm")
-class ComposedSeq2Seq(ConfiguredModel):
+class ComposedSeq2Seq(ComposedModel):
     """An encoder-decoder that a user composed, with the layers and weights of that model.
 
     Its inputs are `[encoder_token_ids, decoder_token_ids]`, (B, S) and (B, T), its output logits
@@ -34,27 +29,6 @@ class ComposedSeq2Seq(ConfiguredModel):
 
     config_class = ComposedSeq2SeqConfig
     config: ComposedSeq2SeqConfig
-
-    def __init__(
-        self,
-        config: ComposedSeq2SeqConfig | JSON,
-        model: keras.Model | JSON,
-        name: str = "composed_seq2seq",
-        **kwargs: Any,
-    ) -> None:
-        read: ComposedSeq2SeqConfig = self.read_config(config)
-        if isinstance(model, dict):
-            model = deserialized(model)
-        super().__init__(read, model.inputs, model.outputs[0], name, None, **kwargs)
-
-    def get_config(self) -> JSON:
-        model = keras.Model(self.inputs, self.outputs[0], name=self.name)
-        return {
-            "config": self.config.to_dict(),
-            "model": serialized(model),
-            "name": self.name,
-            **self.state(),
-        }
 
 
 def as_seq2seq(
@@ -97,7 +71,7 @@ def as_seq2seq(
         for x, side in zip(functional.inputs, ("encoder", "decoder"), strict=True)
     ]
     (logits,) = keras_internals.run_graph(functional, inputs)
-    length = max_length or shortest_embedding(functional) or DEFAULT_LENGTH
+    length = checked_length(functional, None, max_length)
     config = ComposedSeq2SeqConfig(shapes[-1][-1], length, pad_id=pad_id, start_id=start_id)
     composed = ComposedSeq2Seq(config, keras.Model(inputs, logits), name=functional.name)
     _check_padding(composed)
@@ -112,11 +86,10 @@ def _check_padding(model):
     source = (drawn + (drawn >= config.pad_id)).astype("int32")  # without padding
     padded = np.pad(source, ((0, 0), (0, 2)), constant_values=config.pad_id)
     ids = source[:, :3]
-    whole, longer = (ops.convert_to_numpy(model([x, ids])) for x in (source, padded))
-    error = float(np.abs(np.asarray(whole - longer, "float32")).max())
-    is_exact = all(layer.compute_dtype in ("float32", "float64") for layer in model.layers)
-    if error > (1e-3 if is_exact else 0.05) * float(np.abs(whole).max()):
-        raise InputError(
-            f"the logits of `model` change with padding of the encoder's token ids (by "
-            f"{error:.2g}): mask the id {config.pad_id}, e.g. with `padding_mask` or `mask_zero`."
-        )
+    require_same(
+        model([source, ids]),
+        model([padded, ids]),
+        model.layers,
+        "the logits of `model` change with padding of the encoder's token ids (by {error}): mask "
+        f"the id {config.pad_id}, e.g. with `padding_mask` or `mask_zero`.",
+    )

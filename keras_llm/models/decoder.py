@@ -99,17 +99,10 @@ class Decoder:
         self._shared = self._shared_values(own)
         self._names: dict[Cached, list[str]] = {}  # of the entries of each call
         self.specs = self.entry_specs(_LONG)
-        self.slot_axes, self.full_axes = (self._axes(rings) for rings in (True, False))
-
-    def _axes(self, rings):
-        """Find the axes whose size is that of the cache."""
-        specs, longer = (self.entry_specs(length, rings) for length in (_LONG, _LONG + 1))
-        shapes = {name: (specs[name].shape, longer[name].shape) for name in specs}
-        return {
-            name: [a == b for a, b in zip(*pair, strict=True)].index(False)
-            for name, pair in shapes.items()
-            if pair[0] != pair[1]
-        }
+        self.slot_axes = _differing_axes(self.specs, self.entry_specs(_LONG + 1))
+        self.full_axes = _differing_axes(
+            *(self.entry_specs(length, rings=False) for length in (_LONG, _LONG + 1))
+        )
 
     def _with_handlers(self, calls):
         counts: dict[str, int] = {}
@@ -269,6 +262,16 @@ class Decoder:
         """Map hidden states (B, T, D) to float32 logits (B, T, V)."""
         values = self.graph.run(self.head, {self.hidden_index: hidden})
         return ops.cast(values[self.graph.outputs[0]], "float32")
+
+
+def _differing_axes(specs, longer):
+    """Return the axis in which the entries of a longer cache differ, by name."""
+    pairs = {name: (specs[name].shape, longer[name].shape) for name in specs}
+    return {
+        name: [a == b for a, b in zip(*pair, strict=True)].index(False)
+        for name, pair in pairs.items()
+        if pair[0] != pair[1]
+    }
 
 
 def _split(graph, calls):

@@ -25,22 +25,23 @@ def init_cache(
     length: int | Tensor | None = None,
     rings: bool = True,
 ) -> dict[str, Tensor]:
-    """Return an empty key-value cache.
+    """Return an empty cache.
 
     Args:
-        model: a model from `causal_lm` or `seq2seq`.
+        model: a language model: from `causal_lm` or `seq2seq`, or a composed one, see
+            `as_causal_lm` and `as_seq2seq`.
         batch_size: int or int scalar tensor. B.
         length: int or int scalar tensor. S slots per row; defaults to the model's `max_length`.
-            Sliding-window layers need no more slots than their window (see
+        rings: bool. Whether sliding-window layers have only as many slots as their window (see
             `layers.MultiHeadAttention`).
 
     Returns:
-        A dict with `k_<i>` and `v_<i>` for each decoder layer `i`, float tensors (B, K, S, H) in
-        the model's compute dtype. For a `seq2seq` model, merge it with the output of
-        `encode_source`.
+        A dict with `k_<i>` and `v_<i>` for each attention layer `i` of the decoder, float tensors
+        (B, K, S, H) in its compute dtype, and the states of other layers (B, ...). For an
+        encoder-decoder, merge it with the output of `encode_source`.
 
     Raises:
-        InputError: if `model` comes from neither `causal_lm` nor `seq2seq`.
+        InputError: if `model` is no language model, or a layer cannot run token by token.
     """
     decoder = decoder_of(model)
     length = model.config.max_length if length is None else length
@@ -61,8 +62,8 @@ def prefill(
     the attention scores need memory for only `chunk` queries, regardless of the prompt's length.
 
     Args:
-        model: a model from `causal_lm` or `seq2seq`.
-        token_ids: int tensor (B, T), padded on the right; decoder token ids for a `seq2seq` model.
+        model: a language model, see `init_cache`.
+        token_ids: int tensor (B, T), padded on the right; for an encoder-decoder, the decoder's.
         lengths: int tensor (B,), the number of real tokens of each row, in `1 .. T`.
         cache: from `init_cache`, with at least T slots.
         first: int scalar tensor, less than every length. The cache already holds this many tokens
@@ -160,7 +161,7 @@ def decode(
     """Read one token per row and predict the next.
 
     Args:
-        model: a model from `causal_lm` or `seq2seq`.
+        model: a language model, see `init_cache`.
         token_ids: int tensor (B, 1).
         positions: int tensor (B, 1), the position of each row's token. The token is written into
             that slot of the cache and attends to the slots up to it.
@@ -191,10 +192,10 @@ def forward_cached(
     """Run one cached step, the basis of `prefill`, `decode` and exported graphs.
 
     Args:
-        model: a model from `causal_lm` or `seq2seq`.
+        model: a language model, see `init_cache`.
         token_ids: int tensor (B, T).
         positions: int tensor (T,) or (B, T).
-        cache: dict from `init_cache`; for a `seq2seq` model, merged with that of
+        cache: dict from `init_cache`; for an encoder-decoder, merged with that of
             `encode_source`.
         cache_update_index: int tensor, scalar or (B,), the slot of the first token; or the int
             0.
@@ -202,7 +203,7 @@ def forward_cached(
             sliding-window layers, then have at least S slots, and slots after the first S are
             ignored. Defaults to the causal mask of `positions`.
         padding_mask: bool tensor (B, T), True = a real token, real tokens first. Selects the
-            tokens that sliding-window layers keep; None keeps all.
+            tokens that sliding-window layers keep and that change states; None keeps all.
 
     Returns:
         Float hidden states (B, T, D), ready for the head, and the updated cache.

@@ -15,7 +15,7 @@ from keras_llm.layers import incremental
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A placeholder for a tensor of the graph in the arguments of a call."""
+    """A tensor of the graph, in the arguments of a call."""
 
     index: int
 
@@ -82,7 +82,10 @@ class Graph:
     def __init__(self, model: keras.Model) -> None:
         self.calls: list[Call] = []
         self.specs: dict[int, Any] = {}
-        function = _function(model)
+        function = keras_internals.functional_of(model)
+        if function is None:
+            kind = type(model).__name__
+            raise InputError(f"`model` must be a functional `keras.Model`, got {kind}.")
         places: dict[int, Value] = {}
         for x in function.inputs:
             places[id(x)] = self._new(x)
@@ -131,8 +134,9 @@ class Graph:
     def _inner(operation, symbolic):
         """Return the function of a nested model or composed layer and its dtype, or None."""
         args, kwargs = symbolic
-        if isinstance(operation, keras.Model) and _is_functional(operation):
-            return _function(operation), None
+        function = keras_internals.functional_of(operation)
+        if function is not None:
+            return function, None
         if not isinstance(operation, keras.layers.Layer) or _is_handled(operation):
             return None
         inner = keras_internals.flatten_layers(operation)
@@ -146,10 +150,6 @@ class Graph:
         for call in calls:
             call.run(values)
         return values
-
-    def producers(self) -> dict[int, Call]:
-        """Return a dict from the index of a value to the call that computes it."""
-        return {index: call for call in self.calls for index in call.outputs}
 
     def depending_on(self, inputs: Sequence[int]) -> set[int]:
         """Return the indices of all values that are computed from some of the inputs."""
@@ -167,24 +167,11 @@ def graph_of(model: keras.Model) -> Graph:
     """Return the graph of a functional model, which is read once.
 
     Raises:
-        InputError: if the model is not functional and its `call` cannot be traced.
+        InputError: if the model is not functional.
     """
     if model not in _graphs:
         _graphs[model] = Graph(model)
     return _graphs[model]
-
-
-def _is_functional(model):
-    return isinstance(model, keras.Sequential) or keras_internals.is_functional(model)
-
-
-def _function(model):
-    """Return an object with `inputs`, `outputs` and the nodes of a model's graph."""
-    if isinstance(model, keras.Sequential):
-        return keras_internals.functional_of(model)
-    if keras_internals.is_functional(model):
-        return model
-    raise InputError(f"`model` must be a functional `keras.Model`, got {type(model).__name__}.")
 
 
 def _traced(layer, args, kwargs):

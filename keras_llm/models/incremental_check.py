@@ -25,7 +25,7 @@ def check_composed(model: ConfiguredModel) -> None:
     """Compare the outputs of all calls, whole and with a cache, on random tokens.
 
     Args:
-        model: a `ComposedLM`.
+        model: a `ComposedLM` or `ComposedSeq2Seq`.
 
     Raises:
         InputError: if outputs depend on later tokens, or (for an incremental model) those with a

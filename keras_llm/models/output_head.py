@@ -52,7 +52,7 @@ def prediction_states(
     """Compute the hidden states that the output head maps to logits.
 
     Args:
-        model: a model from `causal_lm`, `seq2seq` or `masked_lm`.
+        model: a model from `causal_lm`, `seq2seq` or `masked_lm`, or a composed language model.
         inputs: the inputs of the model.
         positions, attention_mask: as in `forward`, for a `causal_lm` model only.
 
@@ -74,7 +74,7 @@ def prediction_states(
             raise InputError(
                 "a composed model does not support packed rows with attention within segments."
             )
-        return _ComposedHead(model).states(inputs)
+        return _HeadOfGraph(model).states(inputs)
     if isinstance(model, CausalLM):
         hidden = forward_pass.run_decoder(
             layer,
@@ -95,7 +95,7 @@ def prediction_states(
 def output_head(model: ConfiguredModel) -> OutputHead:
     """Return the `OutputHead` of a model with a token head, in the head's compute dtype."""
     if isinstance(model, (ComposedLM, ComposedSeq2Seq)):
-        return _ComposedHead(model).output_head()
+        return _HeadOfGraph(model).output_head()
     if isinstance(model, (CausalLM, Seq2Seq)):
         embedding, bias = model.get_layer("token_embedding"), None
     else:
@@ -106,7 +106,7 @@ def output_head(model: ConfiguredModel) -> OutputHead:
     return OutputHead(kernel, bias, embedding.logit_soft_cap, trainable)
 
 
-class _ComposedHead:
+class _HeadOfGraph:
     """The output head of a composed model.
 
     If the model ends with a plain dense layer or a reversed embedding, logits are computed in

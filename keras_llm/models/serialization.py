@@ -11,7 +11,7 @@ from keras_llm.layers.quantization import MODES, quantize_layers
 from keras_llm.models import heads
 from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_dict
 from keras_llm.models.causal_lm import CausalLM
-from keras_llm.models.composed import ComposedLM, with_dtype
+from keras_llm.models.composed import ComposedLM, ComposedModel, with_dtype
 from keras_llm.models.composed_head import ComposedHead
 from keras_llm.models.composed_seq2seq import ComposedSeq2Seq
 from keras_llm.models.config import (
@@ -71,7 +71,7 @@ def describe(model: ConfiguredModel) -> JSON:
     """Return the description of a model that `restore` needs, as plain JSON types."""
     config = model.get_config()
     row = {"model": config_to_dict(model.config)}
-    if isinstance(model, (ComposedLM, ComposedHead, ComposedSeq2Seq)):
+    if isinstance(model, ComposedModel):
         row["graph"] = config["model"]
         if "head" in config:
             row["head"] = {"name": config["head"]}

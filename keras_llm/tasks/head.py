@@ -37,7 +37,7 @@ class HeadTask(Task):
         if isinstance(model, keras.Model) and not isinstance(model, models.ConfiguredModel):
             longest = (metadata or {}).get("max_length")
             size = tokenizer.vocabulary_size
-            model = models.as_head_model(model, self.head, size, longest)
+            model = models.as_head_model(model, self.head, size, longest, tokenizer.pad_id)
         super().__init__(model, tokenizer, metadata)
 
     @classmethod

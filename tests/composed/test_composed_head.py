@@ -85,6 +85,24 @@ def test_heads_are_exported(tokenizer, tmp_path):
     assert len(regressor(["a good film", "bad"])) == 2
 
 
+def test_padding_other_than_zero():
+    """`mask_zero` does not mask it, and inputs of a fixed length are filled with it."""
+    with pytest.raises(InputError, match=r"change with its padding.*mask the token 3"):
+        models.as_head_model(recurrent(40), "text_classifier", 40, pad_id=3)
+    model = models.as_head_model(flat(40), "text_classifier", 40, pad_id=3)
+    rows = np.array([[5, 6, 3, 3]], "int32")
+    np.testing.assert_array_equal(model(rows[:, :2]), model(rows))
+
+
+def test_max_length_is_checked():
+    def make(length):
+        return models.as_head_model(flat(40), "text_classifier", 40, max_length=length)
+
+    assert make(None).config.max_length == 24 and make(9).config.max_length == 9
+    with pytest.raises(InputError, match="`max_length` must be at most 24, the length of the"):
+        make(25)
+
+
 def test_unsuitable_models_raise_error(tokenizer):
     size = tokenizer.vocabulary_size
     token_ids = keras.Input((None,), dtype="int32")

@@ -31,7 +31,8 @@ class LanguageModelTrainer(Trainer):
     global batch, however its tokens are split; see docs/scaling.md for unsupported options.
 
     Args:
-        model: a model from `models.causal_lm`, `models.seq2seq` or `models.masked_lm`.
+        model: a model from `models.causal_lm`, `models.seq2seq` or `models.masked_lm`, or a
+            composed one from `models.as_causal_lm` or `models.as_seq2seq`.
         ignore_id: int or None. Targets with this id do not count (padding).
         label_smoothing: float in [0, 1). Probability spread uniformly over the vocabulary.
         z_loss: float >= 0, the weight of `log(sum(exp(logits)))^2`.
