@@ -10,8 +10,8 @@ import types
 import pytest
 
 import keras_llm
-from keras_llm import cli, models, tokenizers
-from keras_llm.commands import entry_points
+from keras_llm import cli, models, tasks, tokenizers
+from keras_llm.commands import console, entry_points
 from keras_llm.errors import InputError
 from keras_llm.recipes.corpora import registry
 
@@ -186,3 +186,11 @@ def test_subclasses_of_tasks_are_used_like_their_base(register, tmp_path, monkey
     ):
         assert "TextClassification" in (told := failed(capfd, *command)) or "--canary" in told
     assert "is a TextGeneration" in failed(capfd, "predict", writer, "x")
+
+
+def test_commands_know_all_tasks():
+    """They list the names, because the classes import TensorFlow."""
+    public = {name for name in tasks.__all__ if isinstance(getattr(tasks, name), type)}
+    assert {name for name in public if issubclass(getattr(tasks, name), tasks.Task)} - {
+        "Task"
+    } == console._TASKS

@@ -25,13 +25,14 @@ class Link:
         weights: dict of weight paths to shapes.
         tensors: dict of tensor names to shapes.
         read: function from the list of tensors to the list of weights.
-        write: function from the list of weights to the list of tensors.
+        write: function from the list of weights to the list of tensors; None for a link that can
+            only be read.
     """
 
     weights: dict[str, tuple[int, ...]]
     tensors: dict[str, tuple[int, ...]]
     read: Callable[[list[np.ndarray]], list[np.ndarray]]
-    write: Callable[[list[np.ndarray]], list[np.ndarray]]
+    write: Callable[[list[np.ndarray]], list[np.ndarray]] | None = None
 
 
 def same(
@@ -197,6 +198,7 @@ def collect(model: keras.Model, links: Iterable[Link]) -> dict[str, np.ndarray]:
     tensors = {}
     for link in links:
         weights = [to_numpy(variables[path]) for path in link.weights]
+        assert link.write is not None  # only families that can be written are
         for name, tensor in zip(link.tensors, link.write(weights), strict=True):
             tensors[name] = np.ascontiguousarray(tensor, dtype=weights[0].dtype)
     return tensors

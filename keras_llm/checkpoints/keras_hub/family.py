@@ -201,7 +201,5 @@ def _pairs(group, name):
 
 
 def _read_only(weights, tensors, read):
-    def write(_):
-        raise NotImplementedError("models are not converted to this class of backbones")
-
-    return Link(weights, tensors, read, write)
+    """Link weights of a class of backbones that models are not converted to."""
+    return Link(weights, tensors, read)
