@@ -223,6 +223,7 @@ def test_invalid_arguments_raise_error(tmp_path):
         ({"alpha": -1.0}, "alpha"),
         ({"layers": "nothing"}, "block_0/self_attention/query"),
         ({"layers": "("}, "regular expression"),
+        ({"layers": None}, "`layers` must be a regular expression, got None"),
         ({"quantization": "int2"}, "quantization"),
         ({"quantization": "int8", "dora": True}, "dora.*quantization"),
         ({"layers": ALL_LAYERS, "dora": True}, "dora.*token_embedding"),

@@ -76,6 +76,8 @@ def add_lora(
     >>> len(add_lora(model, r"self_attention/(query|value)$", rank=4))
     4
     """
+    if not isinstance(layers, str):
+        raise InputError(f"`layers` must be a regular expression, got {layers!r}.")
     if not isinstance(rank, int) or rank < 1:
         raise InputError(f"`rank` must be a positive int, got {rank!r}.")
     if alpha is not None and not alpha > 0:
