@@ -225,7 +225,7 @@ def in_fork(
         *arguments: its arguments.
 
     Raises:
-        RuntimeError: if the fork fails.
+        SystemExit: if the fork fails, which has printed its error.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -248,7 +248,7 @@ def in_fork(
         if os.WIFSIGNALED(status):
             os.kill(os.getpid(), os.WTERMSIG(status))  # end with the same signal
         if status:
-            raise RuntimeError(f"{function.__name__} failed")
+            sys.exit(1)  # the last line of stderr is the error of the fork
         with np.load(folder / _ARRAYS) as loaded:
             arrays = {name: loaded[name] for name in loaded.files}
         return json.loads((folder / _ANSWER).read_text("utf-8")), arrays

@@ -86,6 +86,8 @@ def plan_export(
     else:
         file_bytes = sum(_bytes(name, shape, quantization, rules) for name, shape in variables)
     length = min(config.max_length, 2048) if max_length is None else max_length
+    if not isinstance(length, int) or length < 2:
+        raise InputError(f"plan_export: `max_length` must be an int > 1, got {max_length!r}.")
     largest = max(math.prod(shape) for _, shape in variables)
     if isinstance(config, models.ComposedConfig):
         is_decoder = isinstance(model, (models.ComposedLM, models.ComposedSeq2Seq))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from keras_llm import models
 from keras_llm.errors import ExportError
 from keras_llm.files import atomic_file
+from keras_llm.json_files import read_json
 from keras_llm.models.decoder import decoder_of
 from keras_llm.models.graph import graph_of
 from keras_llm.types import JSON, PathLike
@@ -21,11 +22,15 @@ _CHUNK = 256  # prompt tokens in one prefill call
 
 def write_report(folder: PathLike, name: str, report: JSON) -> None:
     """Add a report to `<folder>/export_report.json`, which maps artifact names to reports."""
-    path = pathlib.Path(folder) / REPORT_FILE
-    reports = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    reports[name] = report
-    with atomic_file(path, overwrite=True) as partial:
+    reports = {**read_reports(folder), name: report}
+    with atomic_file(pathlib.Path(folder) / REPORT_FILE, overwrite=True) as partial:
         partial.write_text(json.dumps(reports, indent=2) + "\n", "utf-8")
+
+
+def read_reports(folder: PathLike) -> JSON:
+    """Return the reports in a folder by artifact name; InputError if the file is no JSON object."""
+    path = pathlib.Path(folder) / REPORT_FILE
+    return read_json(path) if path.is_file() else {}
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ def atomic_folder(
     path = pathlib.Path(path)
     check_free(path, overwrite)
     partial = path.with_name(path.name + ".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(partial.parent)
     with _locked(partial):
         if partial.exists() and not resume:
             if not overwrite:
@@ -76,19 +76,28 @@ def atomic_file(path: PathLike, overwrite: bool = False) -> Iterator[pathlib.Pat
         `pathlib.Path` of the temporary file, which the body must create.
 
     Raises:
-        InputError: if `path` exists and `overwrite` is False, or another process is writing
-            it.
+        InputError: if `path` is a folder, or exists and `overwrite` is False, or another process
+            is writing it.
     """
     path = pathlib.Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; choose another name.")
     check_free(path, overwrite)
     partial = path.with_name(f".partial-{path.name}")  # keep the suffix: writers depend on it
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(partial.parent)
     with _locked(partial):
         try:
             yield partial
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _make_folder(path):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{error.filename} is a file, not a folder.") from None
 
 
 def read_utf8(path: PathLike) -> str:

@@ -90,6 +90,17 @@ def replace_sublayer(owner: keras.layers.Layer, name: str, sublayer: keras.layer
         owner._layers.insert(index, owner._layers.pop())
 
 
+def set_path(layer: keras.layers.Layer, path: str | None) -> None:
+    """Replace the path of a built layer, and so those of its own weights.
+
+    Keras numbers the names of layers that have none, and takes the layers that are being built into
+    paths, so that a rebuilt model may have other paths, or the same for other layers.
+    """
+    layer._path = path
+    for weight in own_weights(layer):
+        weight._path = f"{path}/{weight.name}"
+
+
 def layers_before(x: Tensor) -> list[keras.layers.Layer]:
     """Return the layers that a symbolic tensor was computed with, and all layers in them."""
     pending, seen, layers = [x], set(), []

@@ -86,6 +86,12 @@ def test_atomic_file_appears_complete(tmp_path):
     assert target.read_text() == "1" and names(tmp_path) == ["model.tflite"]
 
 
+def test_file_does_not_replace_a_folder(tmp_path):
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="is a folder"), atomic_file(tmp_path, overwrite):
+            pytest.fail("the body must not run")
+
+
 # Saves twice: first with too small a disk, then so slowly that the process can be killed meanwhile.
 SAVE_SCRIPT = """
     import resource, sys, time, keras_llm

@@ -6,12 +6,14 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+import litert_lm_builder as builder
+
 from keras_llm.errors import ExportError, InputError
 from keras_llm.export import children, verification
 from keras_llm.export.litert import conversion, file_format
 from keras_llm.export.planning import check_room
 from keras_llm.export.progress import Progress
-from keras_llm.export.report import disk_errors, write_report
+from keras_llm.export.report import disk_errors, read_reports, write_report
 from keras_llm.files import atomic_file
 from keras_llm.tasks import TextGeneration
 from keras_llm.tokenizers import SentencePiece, to_hugging_face
@@ -51,6 +53,7 @@ def write_litert_lm(
     if not isinstance(task, TextGeneration):
         raise InputError(f"litert_lm: `task` must be a TextGeneration, got {type(task)}.")
     plan = conversion.plan("litert_lm", task, **options)
+    read_reports(path.parent)  # fail now if it is damaged
     checks = plan.checks("litert_lm", held_out, max_quality_loss)
     check_room("litert_lm", task, "litert_lm", plan.quantization, plan.manifest["max_length"])
     with (
@@ -83,7 +86,7 @@ def write_litert_lm(
             "litert_lm": litert_lm,
             "seconds": progress.seconds,
         }
-    write_report(path.parent, path.name, report)
+        write_report(path.parent, path.name, report)
     return report
 
 
@@ -96,8 +99,6 @@ def _folder_beside(path):
 
 def _bundle(plan, model, path, folder):
     """Write the bundle and return the position of the model in it, (begin, end)."""
-    import litert_lm_builder as builder
-
     bundle = builder.LitertLmFileBuilder()
     author = builder.Metadata(key="Authors", value="keras_llm", dtype=builder.DType.STRING)
     bundle.add_system_metadata(author)

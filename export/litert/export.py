@@ -8,7 +8,7 @@ from keras_llm.errors import InputError
 from keras_llm.export.litert import conversion, file_format
 from keras_llm.export.planning import check_room
 from keras_llm.export.progress import Progress
-from keras_llm.export.report import disk_errors, write_report
+from keras_llm.export.report import disk_errors, read_reports, write_report
 from keras_llm.files import atomic_file
 from keras_llm.tasks import Task
 from keras_llm.types import JSON, PathLike
@@ -27,6 +27,7 @@ def write_litert(
     if path.suffix != ".tflite":
         raise InputError(f"litert: `path` must end in .tflite, got {path}.")
     plan = conversion.plan("litert", task, **options)
+    read_reports(path.parent)  # fail now if it is damaged
     checks = plan.checks("litert", held_out, max_quality_loss)
     check_room("litert", task, "litert", plan.quantization, plan.manifest["max_length"])
     with (
@@ -50,5 +51,5 @@ def write_litert(
             **verified,
             "seconds": progress.seconds,
         }
-    write_report(path.parent, path.name, report)
+        write_report(path.parent, path.name, report)
     return report

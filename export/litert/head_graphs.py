@@ -1,9 +1,13 @@
 """Define the graphs of exported encoders with a head: token ids to the outputs of the head."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import keras
 import tensorflow as tf
+
+from keras_llm.keras_internals import flatten_layers
 
 if TYPE_CHECKING:
     from keras_llm.tasks.head import HeadTask
@@ -49,6 +53,10 @@ def signatures(
         inputs["mask_positions"] = (1, MASKS)
 
     def run(token_ids, lengths, **more):
+        with _unrolled(task.model):
+            return outputs_of(token_ids, lengths, **more)
+
+    def outputs_of(token_ids, lengths, **more):
         if name in ("classify", "tag"):
             return {"probabilities": task.probabilities(token_ids, lengths)}
         outputs = task.outputs(token_ids, lengths, **more)
@@ -58,3 +66,17 @@ def signatures(
 
     specs = {n: tf.TensorSpec(shape, tf.int32, name=n) for n, shape in inputs.items()}
     return {name: (run, specs)}
+
+
+@contextlib.contextmanager
+def _unrolled(model: keras.Model) -> Iterator[None]:
+    """Unroll the recurrent layers of a composed model; runtimes on device have no loops."""
+    layers = [layer for layer in flatten_layers(model) if isinstance(layer, keras.layers.RNN)]
+    before = [layer.unroll for layer in layers]
+    try:
+        for layer in layers:
+            layer.unroll = True
+        yield
+    finally:
+        for layer, unroll in zip(layers, before, strict=True):
+            layer.unroll = unroll

@@ -10,6 +10,7 @@ from keras_llm.export.report import (
     bytes_by_part,
     disk_errors,
     folder_sizes,
+    read_reports,
     row_bytes,
     write_report,
 )
@@ -44,6 +45,7 @@ def write_saved_model(
         )
     check_room("saved_model", task, "saved_model", None, task.model.config.max_length)
     path = pathlib.Path(path)
+    read_reports(path)  # fail now if it is damaged
     with (
         disk_errors(path),
         atomic_folder(path / str(version), overwrite) as folder,
@@ -79,5 +81,5 @@ def write_saved_model(
             **verified,
             "seconds": progress.seconds,
         }
-    write_report(path, str(version), report)
+        write_report(path, str(version), report)
     return report

@@ -40,8 +40,43 @@ class Step:
                 self.slots = self.slots[: self.attention_mask.shape[-1]]
 
 
+@dataclasses.dataclass
+class Rows:
+    """How the layers run on whole rows, other than they are called in the graph.
+
+    Attributes:
+        positions: int tensor (T,) or (B, T); None is 0 .. T - 1.
+        attention_mask: bool tensor (B, T, T), True = may attend, which replaces causal masks; None
+            keeps them.
+        scores, cross_scores: lists to which each layer adds the probabilities of its self-attention
+            (B, N, T, T) and cross-attention (B, N, T, S); None if they are not needed.
+    """
+
+    positions: Tensor | None = None
+    attention_mask: Tensor | None = None
+    scores: list[Tensor] | None = None
+    cross_scores: list[Tensor] | None = None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether rows hold several documents, which layers must not mix."""
+        return self.positions is not None or self.attention_mask is not None
+
+    def add_scores(self, own: list[Tensor], cross: list[Tensor]) -> None:
+        """Add the probabilities of a layer."""
+        if self.scores is not None:
+            self.scores.extend(own)
+        if self.cross_scores is not None:
+            self.cross_scores.extend(cross)
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether probabilities are needed."""
+        return self.scores is not None or self.cross_scores is not None
+
+
 class Handler(abc.ABC):
-    """How layers of some classes run in a cached step.
+    """How layers of some classes run in a cached step, and on packed rows.
 
     The methods take the layer and its call arguments, a dict by name. Before a step, these are
     symbolic tensors.
@@ -76,6 +111,34 @@ class Handler(abc.ABC):
         self, layer: Any, arguments: dict[str, Any], cache: dict[str, Tensor], step: Step
     ) -> tuple[Any, dict[str, Tensor]]:
         """Run the layer on new tokens; return its outputs and the changed entries of the cache."""
+
+    def run_rows(self, layer: Any, arguments: dict[str, Any], rows: Rows) -> Any:
+        """Run the layer on whole rows; return its outputs.
+
+        Raises:
+            InputError: if the rows are packed, and the layer would mix their documents.
+        """
+        if rows.is_packed:
+            raise InputError(
+                f"layer {layer.name!r} ({type(layer).__name__}) does not support packed rows with "
+                "attention within segments: it would mix the documents of a row."
+            )
+        return layer(**arguments)
+
+
+def attention_on_rows(layer, arguments, rows):
+    """Run an attention layer of Keras or this library; see `Handler.run_rows`."""
+    returned = arguments.get("return_attention_scores", False)
+    arguments = {**arguments, "return_attention_scores": returned or rows.wants_scores}
+    cross = is_cross(arguments)
+    if rows.attention_mask is not None and not cross:
+        mask = masks.merge(arguments.get("attention_mask"), rows.attention_mask)
+        arguments |= {"attention_mask": mask, "use_causal_mask": False}
+    outputs = layer(**arguments)
+    if not arguments["return_attention_scores"]:
+        return outputs
+    rows.add_scores(*([], [outputs[1]]) if cross else ([outputs[1]], []))
+    return outputs if returned else outputs[0]
 
 
 def is_cross(arguments):

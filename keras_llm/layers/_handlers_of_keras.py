@@ -5,7 +5,13 @@ from keras import ops, tree
 from keras_llm import keras_internals
 from keras_llm.errors import InputError
 from keras_llm.layers import masks
-from keras_llm.layers._handler import Handler, check_causal, is_cross, later
+from keras_llm.layers._handler import (
+    Handler,
+    attention_on_rows,
+    check_causal,
+    is_cross,
+    later,
+)
 from keras_llm.layers.attention import attention
 from keras_llm.layers.cache import first_slots, slot_mask, update_cache
 
@@ -77,6 +83,9 @@ class KerasAttention(Handler):
             output = output * heads.gate(query)
         return heads.output(output), changed
 
+    def run_rows(self, layer, arguments, rows):
+        return attention_on_rows(layer, arguments, rows)
+
 
 class KerasHubDecoder(KerasAttention):
     """`keras_hub.layers.TransformerDecoder`."""
@@ -124,6 +133,13 @@ class KerasHubDecoder(KerasAttention):
         for part, norm in parts:
             x = x + part(norm(x)) if layer.normalize_first else norm(x + part(x))
         return x, changed
+
+    def run_rows(self, layer, arguments, rows):
+        """Run the layer; its attention probabilities cannot be read."""
+        if rows.attention_mask is not None:
+            mask = masks.merge(arguments.get("decoder_attention_mask"), rows.attention_mask)
+            arguments = {**arguments, "decoder_attention_mask": mask, "use_causal_mask": False}
+        return layer(**arguments)
 
 
 class Convolution(Handler):

@@ -22,7 +22,14 @@ from keras import ops, tree
 
 from keras_llm import keras_internals
 from keras_llm.errors import InputError
-from keras_llm.layers._handler import Handler, check_causal, is_cross, later
+from keras_llm.layers import masks
+from keras_llm.layers._handler import (
+    Handler,
+    attention_on_rows,
+    check_causal,
+    is_cross,
+    later,
+)
 from keras_llm.layers._handlers_of_keras import (
     Convolution,
     KerasAttention,
@@ -79,6 +86,11 @@ class _Attention(Handler):
         )
         return output, {"k": keys, "v": values}
 
+    def run_rows(self, layer, arguments, rows):
+        if rows.positions is not None and not is_cross(arguments):
+            arguments = {**arguments, "positions": rows.positions}
+        return attention_on_rows(layer, arguments, rows)
+
 
 class _Decoder(Handler):
     """`layers.TransformerDecoder`."""
@@ -126,12 +138,25 @@ class _Decoder(Handler):
         output, (keys, values), *_ = layer(**arguments)
         return output, {"k": keys, "v": values}
 
+    def run_rows(self, layer, arguments, rows):
+        if rows.positions is not None:
+            arguments = {**arguments, "positions": rows.positions}
+        if rows.attention_mask is not None:
+            mask = masks.merge(arguments.get("decoder_attention_mask"), rows.attention_mask)
+            arguments = {**arguments, "decoder_attention_mask": mask, "use_causal_mask": False}
+        return _block_on_rows(layer, arguments, rows)
+
 
 class _SharedBias(Handler):
     """`layers.RelativePositionBias`, whose scores are those of the new tokens for all slots."""
 
     def call(self, layer, arguments, cache, step):
         return shared_bias(layer, step.positions, step.slots), {}
+
+    def run_rows(self, layer, arguments, rows):
+        if rows.positions is None:
+            return layer(**arguments)
+        return shared_bias(layer, rows.positions, rows.positions)
 
 
 class _Bidirectional(Handler):
@@ -144,6 +169,13 @@ class _Bidirectional(Handler):
 
     def call(self, layer, arguments, cache, step):
         raise InputError(later(layer, "it is not a layer of a decoder"))
+
+
+class _Encoder(_Bidirectional):
+    """`layers.TransformerEncoder`."""
+
+    def run_rows(self, layer, arguments, rows):
+        return _block_on_rows(layer, arguments, rows)
 
 
 class _Own(Handler):
@@ -176,12 +208,17 @@ class _Positions(Handler):
     def call(self, layer, arguments, cache, step):
         return layer(**{**arguments, "positions": step.positions}), {}
 
+    def run_rows(self, layer, arguments, rows):
+        own = {} if rows.positions is None else {"positions": rows.positions}
+        return layer(**{**arguments, **own})
+
 
 _HANDLERS: tuple[tuple[tuple[type, ...], Handler], ...] = (
     ((TransformerDecoder,), _Decoder()),
     ((MultiHeadAttention,), _Attention()),
     ((RelativePositionBias,), _SharedBias()),
-    ((TransformerEncoder, keras.layers.Bidirectional), _Bidirectional()),
+    ((TransformerEncoder,), _Encoder()),
+    ((keras.layers.Bidirectional,), _Bidirectional()),
     ((keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention), KerasAttention()),
     ((keras.layers.Conv1D,), Convolution()),
     ((keras.layers.RNN,), Recurrent()),
@@ -213,6 +250,16 @@ def bound(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str
     arguments = dict(inspect.signature(layer.call).bind(*args, **kwargs).arguments)
     arguments.update(arguments.pop("kwargs", {}))
     return arguments
+
+
+def _block_on_rows(layer, arguments, rows):
+    returned = arguments.get("return_attention_scores", False)
+    outputs = layer(**{**arguments, "return_attention_scores": returned or rows.wants_scores})
+    if not (returned or rows.wants_scores):
+        return outputs
+    output, own, *cross = outputs
+    rows.add_scores([own], cross)
+    return outputs if returned else output
 
 
 def _parameters(layer):

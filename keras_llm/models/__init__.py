@@ -4,7 +4,7 @@ from keras_llm.layers.alibi import Alibi
 from keras_llm.layers.relative import RelativeBias
 from keras_llm.layers.rotary import Rotary
 from keras_llm.models.base import ConfiguredModel, config_from_dict, config_to_dict
-from keras_llm.models.causal_lm import CausalLM, causal_lm, forward
+from keras_llm.models.causal_lm import CausalLM, causal_lm
 from keras_llm.models.composed import ComposedLM, as_causal_lm
 from keras_llm.models.composed_head import ComposedHead, as_head_model
 from keras_llm.models.composed_seq2seq import ComposedSeq2Seq, as_seq2seq
@@ -18,6 +18,7 @@ from keras_llm.models.config import (
     WordVectorsConfig,
 )
 from keras_llm.models.encoder import Encoder, encoder
+from keras_llm.models.forward import forward
 from keras_llm.models.forward_cached import decode, forward_cached, init_cache, logits_of, prefill
 from keras_llm.models.heads import (
     HeadModel,

@@ -3,13 +3,12 @@
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_llm.layers import TransformerDecoder
 from keras_llm.models import forward_pass
-from keras_llm.models.base import ConfiguredModel, check_model
+from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.config import CausalLMConfig
-from keras_llm.types import JSON, Tensor
+from keras_llm.types import JSON
 
 
 @keras.saving.register_keras_serializable("keras_llm")
@@ -73,64 +72,3 @@ def causal_lm(config: CausalLMConfig, dtype: str | None = None) -> CausalLM:
     (2, 7, 512)
     """
     return CausalLM(config, dtype=dtype)
-
-
-def forward(
-    model: CausalLM,
-    token_ids: Tensor,
-    positions: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-    return_attention_scores: bool = False,
-) -> Tensor | tuple[Tensor, list[Tensor]]:
-    """Run the forward pass with custom positions and masks, or return attention probabilities.
-
-    Custom positions and masks support packed and left-padded rows.
-
-    Args:
-        model: a model from `causal_lm`.
-        token_ids: int tensor (B, T).
-        positions: int tensor (B, T) or (T,), the position of each token within its document.
-            Defaults to `0 .. T - 1`.
-        attention_mask: bool tensor (B, T, T), True = may attend; must include causality. Defaults
-            to the causal mask of `positions`.
-        return_attention_scores: bool. Whether to return the attention probabilities too.
-
-    Returns:
-        Float32 logits (B, T, V); with `return_attention_scores`, a pair of those and a list with
-        the attention probabilities (B, N, T, T) of each block.
-
-    Raises:
-        InputError: if `model` does not come from `causal_lm`.
-
-    Example:
-    >>> import numpy as np
-    >>> from keras_llm import models
-    >>> model = models.causal_lm(models.preset("llama-tiny"))
-    >>> row = np.array([[5, 6, 7, 8, 9]])  # two documents, of three tokens and of two
-    >>> positions = np.array([[0, 1, 2, 0, 1]])
-    >>> text = np.array([[0, 0, 0, 1, 1]])
-    >>> same = text[:, :, None] == text[:, None]
-    >>> causal = positions[:, :, None] >= positions[:, None]
-    >>> packed = forward(model, row, positions, same & causal)
-    >>> bool(np.allclose(packed[:, 3:], model(row[:, 3:]), atol=1e-4))
-    True
-    """
-    check_model("forward", model, CausalLM, "causal_lm")
-    config, layer = model.config, model.get_layer
-    token_ids = ops.convert_to_tensor(token_ids, "int32")
-    if positions is not None:
-        positions = ops.convert_to_tensor(positions, "int32")
-    scores: list[Tensor] | None = [] if return_attention_scores else None
-    x = forward_pass.embed(layer, config, token_ids, positions)
-    hidden = forward_pass.run_decoder(
-        layer,
-        config,
-        x,
-        token_ids,
-        config.num_layers,
-        positions=positions,
-        attention_mask=attention_mask,
-        scores=scores,
-    )
-    logits = forward_pass.logits(layer, config, hidden)
-    return (logits, scores) if return_attention_scores else logits

@@ -13,7 +13,8 @@ from keras_llm.models.config import ComposedConfig
 from keras_llm.models.incremental_check import check_composed
 from keras_llm.types import JSON, Tensor
 
-_TENSORS = ("__keras_tensor__", "__tensor__", "__numpy__")  # what Keras writes for values
+# What Keras writes for values
+_VALUES = ("__keras_tensor__", "__tensor__", "__numpy__", "__slice__", "__ellipsis__", "__bytes__")
 _DEFAULT_LENGTH = 1024  # tokens, if neither the input nor a position embedding limits the length
 
 
@@ -26,6 +27,7 @@ class ComposedModel(ConfiguredModel):
 
     config_class = ComposedConfig
     config: ComposedConfig
+    _takes_tensor = True  # a single input, rather than a list with it
 
     def __init__(
         self,
@@ -37,7 +39,8 @@ class ComposedModel(ConfiguredModel):
         read: ComposedConfig = self.read_config(config)
         if isinstance(model, dict):
             model = deserialized(model)
-        inputs = model.inputs if len(model.inputs) > 1 else model.inputs[0]
+        is_single = self._takes_tensor and len(model.inputs) == 1
+        inputs = model.inputs[0] if is_single else model.inputs
         super().__init__(read, inputs, model.outputs[0], name, None, **kwargs)
 
     def get_config(self) -> JSON:
@@ -244,7 +247,9 @@ def require_same(whole: Tensor, padded: Tensor, layers: list[keras.layers.Layer]
 def serialized(model: keras.Model) -> JSON:
     """Return the layers of a functional model, as plain JSON types."""
     row = keras.saving.serialize_keras_object(model)
-    return {**row, "shared": list(_shared_sublayers(model))}
+    shared = list(_shared_sublayers(model))
+    paths = [layer.path for layer in keras_internals.flatten_layers(model)]
+    return {**row, "shared": shared, "paths": paths}
 
 
 def deserialized(row: JSON) -> keras.Model:
@@ -254,7 +259,7 @@ def deserialized(row: JSON) -> keras.Model:
     """
     _check_classes(row)
     row = dict(row)
-    shared = row.pop("shared", [])
+    shared, paths = row.pop("shared", []), row.pop("paths", None)
     try:
         model = keras.saving.deserialize_keras_object(row, safe_mode=True)
         for name, attributes, sublayer in shared:
@@ -262,6 +267,10 @@ def deserialized(row: JSON) -> keras.Model:
             for attribute in attributes[:-1]:
                 owner = getattr(owner, attribute)
             keras_internals.replace_sublayer(owner, attributes[-1], model.get_layer(sublayer))
+        layers = keras_internals.flatten_layers(model)
+        for layer, path in zip(layers, paths or [], strict=paths is not None):
+            if path:
+                keras_internals.set_path(layer, path)
     except Exception as error:  # the constructors of layers raise anything
         raise InputError(f"the model cannot be built: {error}") from error
     return model
@@ -314,14 +323,14 @@ def _check_classes(row):
         name, module = row["class_name"], row.get("module") or ""
         registered = row.get("registered_name") or ""
         known = str(module).partition(".")[0] in ("keras", "keras_hub", "builtins")
-        known = known or name in _TENSORS
+        known = known or name in _VALUES
+        if name in ("Lambda", "__lambda__") or (module == "builtins" and name == "function"):
+            raise InputError("the model has a `Lambda` layer, whose code is not loaded.")
         if not known and keras.saving.get_registered_object(str(registered)) is None:
             raise InputError(
                 f"the model has a layer of class {registered or name}, which is not registered: "
                 "decorate the class with `keras.saving.register_keras_serializable()` and import "
                 "it before loading the model."
             )
-        if name == "Lambda" or (module == "builtins" and name == "function"):
-            raise InputError("the model has a `Lambda` layer, whose code is not loaded.")
     for item in row.values():
         _check_classes(item)

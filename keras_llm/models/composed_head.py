@@ -43,6 +43,8 @@ class ComposedHead(ComposedModel):
         options: dict with `num_classes`.
     """
 
+    _takes_tensor = False
+
     def __init__(
         self, config: ComposedConfig | JSON, model: keras.Model | JSON, head: str, **kwargs: Any
     ) -> None:

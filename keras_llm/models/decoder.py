@@ -15,14 +15,13 @@ from keras_llm.errors import InputError
 from keras_llm.layers import incremental
 from keras_llm.layers._handler import Handler, Step
 from keras_llm.layers.cache import update_cache
-from keras_llm.models.graph import Call, Value, graph_of
+from keras_llm.models.graph import Call, Value, graph_of, split_head
 from keras_llm.types import Tensor
 
 _LONG = 1 << 20  # tokens, more than any window
 _PADDING = "encoder_padding_mask"
 _TEXT = "cached_token_ids"
 _CROSS = ("cross_k", "cross_v")
-_PROJECTIONS = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Embedding)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,7 +91,7 @@ class Decoder:
         own = self.graph.depending_on([self._input])
         calls = [call for call in self.graph.calls if own.intersection(call.outputs)]
         self.source_calls = [call for call in self.graph.calls if call not in calls]
-        self.hidden_index, self.head = _split(self.graph, calls)
+        self.hidden_index, self.head = split_head(self.graph, calls)
         self.hidden = self.graph.specs[self.hidden_index]
         self.calls = self._with_handlers([call for call in calls if call not in self.head])
         self._cached = [call for call in self.calls if isinstance(call, Cached)]
@@ -136,11 +135,6 @@ class Decoder:
             for index in sorted(inputs):
                 names.setdefault(index, f"source_{len(names)}")
         return names
-
-    @property
-    def before_head(self) -> list[Call]:
-        """All calls from the inputs to hidden states."""
-        return [call for call in self.graph.calls if call not in self.head]
 
     @property
     def has_states(self) -> bool:
@@ -274,42 +268,13 @@ def _differing_axes(specs, longer):
     }
 
 
-def _split(graph, calls):
-    """Find the hidden states that logits are computed from.
-
-    Going back from the logits, these are the inputs of the first projection to the vocabulary, if
-    each call on the way has one input.
-
-    Returns:
-        The index of the hidden states and the list of calls from these to the logits.
-    """
-    producers = {index: call for call in calls for index in call.outputs}
-    (output,) = graph.outputs
-    size, current, head = graph.specs[output].shape[-1], output, []
-    while current in producers:
-        call = producers[current]
-        if len(call.inputs) != 1 or isinstance(call.operation, keras.layers.RNN):
-            break
-        if incremental.handler_of(call.operation) is not None:
-            break
-        (source,) = call.inputs
-        head.insert(0, call)
-        is_projection = isinstance(call.operation, _PROJECTIONS)
-        if graph.specs[source].shape[-1] != size or is_projection:
-            if len(graph.specs[source].shape) != 3:
-                break
-            return source, head
-        current = source
-    return output, []
-
-
 class PrefixDecoder(Decoder):
     """A decoder that runs the whole text again at each step; its cache holds the token ids."""
 
     def __init__(self, model: keras.Model) -> None:
         self.graph = graph_of(model)
         (self._input,) = self.graph.inputs
-        self.hidden_index, self.head = _split(self.graph, self.graph.calls)
+        self.hidden_index, self.head = split_head(self.graph, self.graph.calls)
         self.hidden = self.graph.specs[self.hidden_index]
         self.calls = [call for call in self.graph.calls if call not in self.head]
         self.specs = {_TEXT: keras.KerasTensor((1, _LONG), "int32")}

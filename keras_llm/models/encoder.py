@@ -42,7 +42,7 @@ class Encoder(ConfiguredModel):
         layer = {layer.name: layer for layer in layers}.get
         inputs = encoder_inputs(config)
         token_ids, padding_mask, *segment_ids = inputs
-        x = forward_pass.embed(layer, config, token_ids, None, *segment_ids)
+        x = forward_pass.embed(layer, config, token_ids, *segment_ids)
         hidden = forward_pass.run_encoder(
             layer, config, x, padding_mask, token_ids, config.num_layers
         )

@@ -1,7 +1,6 @@
-"""Build a model's layers from its config and run the forward pass.
+"""Build a model's layers from its config and compose its graph.
 
-Functional models are traced through these functions; `forward_cached` runs the same layers with a
-cache.
+`forward` and `forward_cached` run that graph on packed rows and with a cache.
 """
 
 from collections.abc import Callable, Iterator
@@ -105,7 +104,6 @@ def embed(
     layer: Callable[[str], keras.layers.Layer],
     config: TransformerConfig,
     token_ids: Tensor,
-    positions: Tensor | None = None,
     segment_ids: Tensor | None = None,
 ) -> Tensor:
     """Embed token ids (B, T) as vectors (B, T, D). `layer` returns a layer by its name."""
@@ -113,7 +111,7 @@ def embed(
     if config.embedding_scale is not None:
         x = x * config.embedding_scale
     if config.position in ("learned", "sinusoidal"):
-        x = x + layer("position_embedding")(x, positions=positions)
+        x = x + layer("position_embedding")(x)
     if segment_ids is not None:
         x = x + layer("segment_embedding")(segment_ids)
     if getattr(config, "embedding_norm", False):
@@ -129,21 +127,11 @@ def run_encoder(
     token_ids: Tensor,
     count: int,
     prefix: str = "",
-    scores: list[Tensor] | None = None,
 ) -> Tensor:
-    """Run vectors (B, T, D) through the encoder blocks.
-
-    The attention probabilities (B, N, T, T) of each block are appended to the list `scores`.
-    """
+    """Run vectors (B, T, D) through the encoder blocks."""
     bias = _own_bias(layer, config, prefix, token_ids)
     for i in range(count):
-        x = _call(
-            layer(f"{prefix}block_{i}"),
-            scores,
-            x,
-            padding_mask=padding_mask,
-            attention_bias=bias,
-        )
+        x = layer(f"{prefix}block_{i}")(x, padding_mask=padding_mask, attention_bias=bias)
     return x if config.norm_position == "post" else layer(f"{prefix}final_norm")(x)
 
 
@@ -154,28 +142,16 @@ def run_decoder(
     token_ids: Tensor,
     count: int,
     prefix: str = "",
-    positions: Tensor | None = None,
-    attention_mask: Tensor | None = None,
     encoder_sequence: Tensor | None = None,
     encoder_padding_mask: Tensor | None = None,
-    scores: list[Tensor] | None = None,
 ) -> Tensor:
-    """Run vectors (B, T, D) through the decoder blocks without a cache.
-
-    `attention_mask` replaces the causal mask. `scores` works as in `run_encoder`; with an
-    `encoder_sequence`, it receives the cross-attention probabilities.
-    """
-    bias = _own_bias(layer, config, prefix, token_ids, positions)
-    arguments = {"attention_bias": bias}
-    if positions is not None:
-        arguments["positions"] = positions
-    if attention_mask is not None:
-        arguments |= {"decoder_attention_mask": attention_mask, "use_causal_mask": False}
+    """Run vectors (B, T, D) through the decoder blocks."""
+    arguments = {"attention_bias": _own_bias(layer, config, prefix, token_ids)}
     if encoder_sequence is not None:
         arguments["encoder_sequence"] = encoder_sequence
         arguments["encoder_padding_mask"] = encoder_padding_mask
     for i in range(count):
-        x = _call(layer(f"{prefix}block_{i}"), scores, x, **arguments)
+        x = layer(f"{prefix}block_{i}")(x, **arguments)
     return x if config.norm_position == "post" else layer(f"{prefix}final_norm")(x)
 
 
@@ -209,22 +185,10 @@ def _norm(config, dtype, name):
     return norm(epsilon=config.norm_epsilon, dtype=dtype, name=name)
 
 
-def _call(block, scores, x, **arguments):
-    if scores is None:
-        return block(x, **arguments)
-    x, *probabilities = block(x, return_attention_scores=True, **arguments)
-    scores.append(probabilities[-1])
-    return x
-
-
-def _own_bias(layer, config, prefix, token_ids, positions=None):
-    """Compute the bias of a `RelativeBias`, shared by all blocks, or None.
-
-    Positions default to 0 .. T - 1.
-    """
+def _own_bias(layer, config, prefix, token_ids):
+    """Compute the bias of a `RelativeBias`, shared by all blocks, or None."""
     if not isinstance(config.position, RelativeBias):
         return None
-    if positions is None:
-        row = ops.max(token_ids, axis=0, keepdims=True)  # T may be unknown
-        positions = ops.cumsum(ops.ones_like(row), axis=1) - 1
+    row = ops.max(token_ids, axis=0, keepdims=True)  # T may be unknown
+    positions = ops.cumsum(ops.ones_like(row), axis=1) - 1
     return shared_bias(layer(f"{prefix}relative_bias"), positions, positions)

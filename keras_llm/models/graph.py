@@ -11,6 +11,9 @@ from keras import ops, tree
 from keras_llm import keras_internals
 from keras_llm.errors import InputError
 from keras_llm.layers import incremental
+from keras_llm.layers._handler import Rows
+
+_PROJECTIONS = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Embedding)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +148,24 @@ class Graph:
         function = _traced(operation, args, kwargs)
         return None if function is None else (function, operation.compute_dtype)
 
-    def run(self, calls: Iterable[Call], values: dict[int, Any]) -> dict[int, Any]:
-        """Run some calls; `values` has the inputs and receives the outputs."""
+    def run(
+        self, calls: Iterable[Call], values: dict[int, Any], rows: Rows | None = None
+    ) -> dict[int, Any]:
+        """Run some calls; `values` has the inputs and receives the outputs.
+
+        Args:
+            calls: calls of the graph, in its order.
+            values: dict from the index of a value to a tensor.
+            rows: how layers run on packed rows or return attention probabilities, or None.
+        """
         for call in calls:
-            call.run(values)
+            handler = None if rows is None else incremental.handler_of(call.operation)
+            if rows is None or handler is None:
+                call.run(values)
+                continue
+            arguments = incremental.bound(call.operation, *call.filled(values))
+            with keras_internals.autocast(call.dtype):
+                call.store(values, handler.run_rows(call.operation, arguments, rows))
         return values
 
     def depending_on(self, inputs: Sequence[int]) -> set[int]:
@@ -172,6 +189,36 @@ def graph_of(model: keras.Model) -> Graph:
     if model not in _graphs:
         _graphs[model] = Graph(model)
     return _graphs[model]
+
+
+def split_head(graph: Graph, calls: Sequence[Call]) -> tuple[int, list[Call]]:
+    """Find the hidden states that logits are computed from.
+
+    Going back from the logits, these are the inputs of the first projection to the vocabulary, if
+    each call on the way has one input.
+
+    Returns:
+        The index of the hidden states and the list of calls from these to the logits.
+    """
+    producers = {index: call for call in calls for index in call.outputs}
+    (output,) = graph.outputs
+    size, current = graph.specs[output].shape[-1], output
+    head: list[Call] = []
+    while current in producers:
+        call = producers[current]
+        if len(call.inputs) != 1 or isinstance(call.operation, keras.layers.RNN):
+            break
+        if incremental.handler_of(call.operation) is not None:
+            break
+        (source,) = call.inputs
+        head.insert(0, call)
+        is_projection = isinstance(call.operation, _PROJECTIONS)
+        if graph.specs[source].shape[-1] != size or is_projection:
+            if len(graph.specs[source].shape) != 3:
+                break
+            return source, head
+        current = source
+    return output, []
 
 
 def _traced(layer, args, kwargs):

@@ -7,76 +7,80 @@ import numpy as np
 from keras import ops
 
 from keras_llm.errors import InputError
+from keras_llm.layers._handler import Rows
 from keras_llm.layers.quantization import embedding_table
 from keras_llm.models import forward_pass
 from keras_llm.models.base import ConfiguredModel
-from keras_llm.models.causal_lm import CausalLM, forward
-from keras_llm.models.config import CausalLMConfig
-from keras_llm.models.heads import HeadModel
-from keras_llm.models.seq2seq import Seq2Seq, hidden_states
+from keras_llm.models.causal_lm import CausalLM
+from keras_llm.models.composed_seq2seq import ComposedSeq2Seq
+from keras_llm.models.graph import graph_of
+from keras_llm.models.seq2seq import Seq2Seq
+from keras_llm.models.word_vectors import WordVectors
 from keras_llm.types import Tensor
 
 
-def attention_maps(
-    model: CausalLM | HeadModel | Seq2Seq, inputs: dict[str, Tensor]
-) -> list[Tensor]:
-    """Compute the attention probabilities of each block.
+def attention_maps(model: ConfiguredModel, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """Compute the attention probabilities of each layer with self-attention.
 
     Args:
-        model: a model from `causal_lm`, one with a head, or one from `seq2seq` (its encoder).
+        model: a model with Transformer blocks or attention layers, of this library or composed; of
+            an encoder-decoder, the encoder.
         inputs: dict of the model's inputs by name; `token_ids` is (B, T).
 
     Returns:
-        A list of each block's attention probabilities, float32 (B, N, T, T), queries in rows.
+        A list of each layer's attention probabilities, float32 (B, N, T, T), queries in rows.
+        Layers of KerasHub and layers whose `call` cannot be traced are left out.
 
     Raises:
         InputError: if the model has no attention.
     """
-    token_ids = ops.convert_to_tensor(inputs.get("token_ids", inputs.get("encoder_token_ids")))
-    if isinstance(model, CausalLM):
-        return forward(model, token_ids, return_attention_scores=True)[1]
-    if not isinstance(model, (HeadModel, Seq2Seq)):
+    rows = Rows(scores=[])
+    if isinstance(model, ConfiguredModel):
+        _run(model, inputs, rows)
+    if not rows.scores:
         raise InputError(f"`model` has no attention: it is a {type(model).__name__}.")
-    config = model.config
-    scores: list[Tensor] = []
-    if isinstance(model, Seq2Seq):
-        pad_id = model.config.pad_id
-        layer, mask, prefix = model.get_layer, ops.not_equal(token_ids, pad_id), "encoder_"
-        x = forward_pass.embed(layer, config, token_ids)
-    else:
-        layer, mask, prefix = model.get_layer("backbone").get_layer, inputs["padding_mask"], ""
-        x = forward_pass.embed(layer, config, token_ids, None, inputs.get("segment_ids"))
-    if isinstance(config, CausalLMConfig):
-        forward_pass.run_decoder(layer, config, x, token_ids, config.num_layers, scores=scores)
-    else:
-        forward_pass.run_encoder(
-            layer, config, x, mask, token_ids, config.num_layers, prefix, scores
-        )
-    return scores
+    return [ops.cast(scores, "float32") for scores in rows.scores]
 
 
-def cross_attention_maps(model: Seq2Seq, inputs: dict[str, Tensor]) -> list[Tensor]:
+def cross_attention_maps(model: ConfiguredModel, inputs: dict[str, Tensor]) -> list[Tensor]:
     """Compute how target tokens attend to source tokens.
 
     Args:
-        model: a model from `seq2seq`.
+        model: an encoder-decoder, from `seq2seq` or `as_seq2seq`.
         inputs: dict of `encoder_token_ids`, int (B, S), padded with the config's `pad_id`, and
             `decoder_token_ids`, int (B, T).
 
     Returns:
-        A list of each decoder block's cross-attention probabilities, float32 (B, N, T, S). Row t
+        A list of each decoder layer's cross-attention probabilities, float32 (B, N, T, S). Row t
         belongs to the step that reads target token t and predicts the next.
 
     Raises:
-        InputError: if the model does not come from `seq2seq`.
+        InputError: if the model is of another kind or has no cross-attention.
     """
-    if not isinstance(model, Seq2Seq):
-        raise InputError(f"`model` must come from seq2seq, got {type(model)}.")
-    sides = [inputs[f"{side}_token_ids"] for side in ("encoder", "decoder")]
-    scores: list[Tensor] = []
-    sources, targets = map(ops.convert_to_tensor, sides)
-    hidden_states(model.get_layer, model.config, sources, targets, scores)
-    return scores
+    if not isinstance(model, (Seq2Seq, ComposedSeq2Seq)):
+        raise InputError(f"`model` must come from seq2seq or as_seq2seq, got {type(model)}.")
+    rows = Rows(cross_scores=[])
+    _run(model, inputs, rows)
+    if not rows.cross_scores:
+        raise InputError("`model` has no cross-attention.")
+    return [ops.cast(scores, "float32") for scores in rows.cross_scores]
+
+
+def _run(model, inputs, rows):
+    """Run all calls of a model that depend only on inputs that are given, by name."""
+    graph = graph_of(model)
+    names = [x.name for x in model.inputs]
+    if len(names) == 1 and names[0] not in inputs:  # a composed model may have any name
+        names = ["token_ids"]
+    pairs = list(zip(names, graph.inputs, strict=True))
+    missing = graph.depending_on([index for name, index in pairs if name not in inputs])
+    calls = [call for call in graph.calls if missing.isdisjoint(call.outputs)]
+    values = {
+        index: ops.convert_to_tensor(inputs[name], graph.specs[index].dtype)
+        for name, index in pairs
+        if name in inputs
+    }
+    return graph.run(calls, values, rows)
 
 
 def logit_lens(model: CausalLM, token_ids: Tensor) -> Tensor:
@@ -110,39 +114,73 @@ def logit_lens(model: CausalLM, token_ids: Tensor) -> Tensor:
 
 
 def from_embeddings(
-    model: HeadModel, inputs: dict[str, Tensor]
+    model: ConfiguredModel, inputs: dict[str, Tensor]
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Express a model with a head as a function of its input embeddings.
+    """Express a model with a head as a function of its token embeddings.
 
     Args:
-        model: a model with a head.
+        model: a model with a head, of this library or composed.
         inputs: dict of the model's inputs by name, arrays of one row.
 
     Returns:
         The embeddings, a float tensor (1, T, D), and a function from embeddings (B, T, D) to the
         output of the model.
+
+    Raises:
+        InputError: if not exactly one layer of a composed model embeds the token ids.
     """
-    config, layer = model.config, model.get_layer("backbone").get_layer
-    token_ids, mask = (ops.convert_to_tensor(inputs[k]) for k in ("token_ids", "padding_mask"))
-    x = forward_pass.embed(layer, config, token_ids, None, inputs.get("segment_ids"))
-    head = keras.Model([model.hidden, model.inputs[1]], model.outputs)
+    graph = graph_of(model)
+    embedding = _embedding(graph)
+    given = {
+        index: ops.convert_to_tensor(inputs[x.name], x.dtype)
+        for x, index in zip(model.inputs, graph.inputs, strict=True)
+    }
+    before = graph.calls[: graph.calls.index(embedding) + 1]
+    others = [call for call in graph.calls if call is not embedding]
+    place, output = embedding.outputs[0], graph.outputs[0]
 
     def outputs(x):
-        ids, masks = (
-            ops.broadcast_to(row, (ops.shape(x)[0], row.shape[1])) for row in (token_ids, mask)
-        )
-        if isinstance(config, CausalLMConfig):
-            hidden = forward_pass.run_decoder(layer, config, x, ids, config.num_layers)
-        else:
-            hidden = forward_pass.run_encoder(layer, config, x, masks, ids, config.num_layers)
-        (result,) = keras.tree.flatten(head([hidden, masks]))
-        return result
+        values = {
+            index: ops.broadcast_to(value, (ops.shape(x)[0], *value.shape[1:]))
+            for index, value in given.items()
+        }
+        return graph.run(others, values | {place: x})[output]
 
-    return x, outputs
+    return graph.run(before, dict(given))[place], outputs
 
 
 def token_table(model: ConfiguredModel) -> np.ndarray:
-    """Return the token vectors of any model, a float array (V, D)."""
-    name = "word_embedding" if hasattr(model.config, "objective") else "token_embedding"
-    holder = model.get_layer("backbone") if isinstance(model, HeadModel) else model
-    return ops.convert_to_numpy(embedding_table(holder.get_layer(name)))
+    """Return the token vectors of any model, a float array (V, D).
+
+    Raises:
+        InputError: if a composed model has no single layer that embeds its token ids.
+    """
+    if isinstance(model, WordVectors):
+        return ops.convert_to_numpy(embedding_table(model.get_layer("word_embedding")))
+    operation = _embedding(graph_of(model)).operation
+    layer = getattr(operation, "token_embedding", operation)
+    if not isinstance(layer, keras.layers.Embedding):
+        raise InputError(f"`model` has no token vectors: {layer.name!r} is no embedding.")
+    return ops.convert_to_numpy(embedding_table(layer))
+
+
+def _embedding(graph):
+    """Return the call that maps token ids to vectors (B, T, D)."""
+    own = graph.depending_on(graph.inputs[:1]) - graph.depending_on(graph.inputs[1:])
+    vectors = {
+        index
+        for index, spec in graph.specs.items()
+        if len(spec.shape) == 3 and spec.shape[-1] and keras.backend.is_float_dtype(spec.dtype)
+    }
+    first = [
+        call
+        for call in graph.calls
+        if own.issuperset(call.outputs)
+        and vectors.intersection(call.outputs)
+        and vectors.isdisjoint(call.inputs)
+    ]
+    first = [call for call in first if isinstance(call.operation, keras.layers.Layer)] or first
+    if len(first) != 1:
+        names = ", ".join(call.name for call in first) or "none"
+        raise InputError(f"`model` must have one layer that embeds token ids; it has {names}.")
+    return first[0]

@@ -8,13 +8,14 @@ from keras import ops
 
 from keras_llm.errors import InputError
 from keras_llm.layers.quantization import embedding_table
-from keras_llm.models import forward_pass
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.causal_lm import CausalLM
 from keras_llm.models.composed import ComposedLM
 from keras_llm.models.composed_seq2seq import ComposedSeq2Seq
-from keras_llm.models.decoder import decoder_of
-from keras_llm.models.seq2seq import Seq2Seq, hidden_states
+from keras_llm.models.forward import rows_of
+from keras_llm.models.graph import graph_of, split_head
+from keras_llm.models.heads import HeadModel
+from keras_llm.models.seq2seq import Seq2Seq
 from keras_llm.types import Tensor
 
 
@@ -54,7 +55,7 @@ def prediction_states(
     Args:
         model: a model from `causal_lm`, `seq2seq` or `masked_lm`, or a composed language model.
         inputs: the inputs of the model.
-        positions, attention_mask: as in `forward`, for a `causal_lm` model only.
+        positions, attention_mask: as in `forward`, for a decoder only.
 
     Returns:
         Float tensor (B, T, D), or (B, M, D) for a `masked_lm` model.
@@ -67,75 +68,60 @@ def prediction_states(
             "`model` must come from causal_lm, seq2seq or masked_lm to predict tokens, got "
             f"{getattr(model, 'head', type(model).__name__)}."
         )
-    layer = model.get_layer
     inputs = _as_list(model, inputs)
-    if isinstance(model, (ComposedLM, ComposedSeq2Seq)):
-        if positions is not None or attention_mask is not None:
-            raise InputError(
-                "a composed model does not support packed rows with attention within segments."
-            )
-        return _HeadOfGraph(model).states(inputs)
-    if isinstance(model, CausalLM):
-        hidden = forward_pass.run_decoder(
-            layer,
-            model.config,
-            forward_pass.embed(layer, model.config, inputs[0], positions),
-            inputs[0],
-            model.config.num_layers,
-            positions=positions,
-            attention_mask=attention_mask,
-        )
-        return forward_pass.scaled(model.config, hidden)
-    if isinstance(model, Seq2Seq):
-        return forward_pass.scaled(model.config, hidden_states(layer, model.config, *inputs))
-    *inputs, mask_positions = inputs
-    return layer("masked_lm_head").states(layer("backbone")(inputs), mask_positions)
+    if isinstance(model, HeadModel):
+        layer, (*inputs, mask_positions) = model.get_layer, inputs
+        return layer("masked_lm_head").states(layer("backbone")(inputs), mask_positions)
+    rows = rows_of(model, positions, attention_mask)
+    return _HeadOfGraph(model).states(inputs, rows)
 
 
 def output_head(model: ConfiguredModel) -> OutputHead:
     """Return the `OutputHead` of a model with a token head, in the head's compute dtype."""
-    if isinstance(model, (ComposedLM, ComposedSeq2Seq)):
+    if not isinstance(model, HeadModel):
         return _HeadOfGraph(model).output_head()
-    if isinstance(model, (CausalLM, Seq2Seq)):
-        embedding, bias = model.get_layer("token_embedding"), None
-    else:
-        head = model.get_layer("masked_lm_head")
-        embedding, bias = head.token_embedding, ops.convert_to_tensor(head.bias)
-    kernel = ops.cast(_kernel(embedding), embedding.compute_dtype)
-    trainable = bool(embedding.trainable_weights)
-    return OutputHead(kernel, bias, embedding.logit_soft_cap, trainable)
+    head = model.get_layer("masked_lm_head")
+    return _reversed_embedding(head.token_embedding, ops.convert_to_tensor(head.bias))
 
 
 class _HeadOfGraph:
-    """The output head of a composed model.
+    """The output head of a language model.
 
     If the model ends with a plain dense layer or a reversed embedding, logits are computed in
     chunks from its inputs; else the states are the logits.
     """
 
     def __init__(self, model):
-        self._decoder = decoder_of(model)
-        layers = [call.operation for call in self._decoder.head]
+        self._graph = graph_of(model)
+        self._hidden_index, head = split_head(self._graph, self._graph.calls)
+        self._head = set(head)
+        layers = [call.operation for call in head]
         self._projection = layers[0] if layers else None
         if not (_is_projection(self._projection) and all(map(_keeps_values, layers[1:]))):
             self._projection = None
 
-    def states(self, inputs):
-        graph = self._decoder.graph
-        calls, index = self._decoder.before_head, self._decoder.hidden_index
-        if self._projection is None:
-            calls, index = graph.calls, graph.outputs[0]
-        return graph.run(calls, dict(zip(graph.inputs, inputs, strict=True)))[index]
+    def states(self, inputs, rows):
+        graph, calls, index = self._graph, self._graph.calls, self._graph.outputs[0]
+        if self._projection is not None:
+            calls = [call for call in calls if call not in self._head]
+            index = self._hidden_index
+        values = dict(zip(graph.inputs, inputs, strict=True))
+        return graph.run(calls, values, rows if rows.is_packed else None)[index]
 
     def output_head(self):
         layer = self._projection
         if layer is None:
             return OutputHead(None)
-        dtype, trainable = layer.compute_dtype, bool(layer.trainable_weights)
-        if isinstance(layer, keras.layers.Dense):
-            bias = None if layer.bias is None else ops.convert_to_tensor(layer.bias)
-            return OutputHead(ops.cast(layer.kernel, dtype), bias, None, trainable)
-        return OutputHead(ops.cast(_kernel(layer), dtype), None, layer.logit_soft_cap, trainable)
+        if not isinstance(layer, keras.layers.Dense):
+            return _reversed_embedding(layer)
+        bias = None if layer.bias is None else ops.convert_to_tensor(layer.bias)
+        kernel = ops.cast(layer.kernel, layer.compute_dtype)
+        return OutputHead(kernel, bias, None, bool(layer.trainable_weights))
+
+
+def _reversed_embedding(layer, bias=None):
+    kernel = ops.cast(_kernel(layer), layer.compute_dtype)
+    return OutputHead(kernel, bias, layer.logit_soft_cap, bool(layer.trainable_weights))
 
 
 def _is_projection(layer):

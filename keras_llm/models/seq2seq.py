@@ -105,12 +105,8 @@ def hidden_states(
     config: Seq2SeqConfig,
     encoder_ids: Tensor,
     decoder_ids: Tensor,
-    scores: list[Tensor] | None = None,
 ) -> Tensor:
-    """Compute the inputs of the output head, (B, T, D), from token ids (B, S) and (B, T).
-
-    `scores` works as in `forward_pass.run_decoder`.
-    """
+    """Compute hidden states (B, T, D) from token ids (B, S) and (B, T)."""
     assert config.num_decoder_layers is not None  # filled by the config
     encoder_outputs, mask = _encode(layer, config, encoder_ids)
     return forward_pass.run_decoder(
@@ -122,7 +118,6 @@ def hidden_states(
         "decoder_",
         encoder_sequence=encoder_outputs,
         encoder_padding_mask=mask,
-        scores=scores,
     )
 
 

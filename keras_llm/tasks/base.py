@@ -285,6 +285,11 @@ def checked_texts(name: str, texts: Sequence[Any]) -> Sequence[str]:
 def encoded_rows(rows: Sequence[Any] | np.ndarray, tokenizer: tokenizers.Tokenizer) -> np.ndarray:
     """Return the token ids of documents, or the rows themselves if they are token ids."""
     if isinstance(rows, np.ndarray):
+        if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
+            raise InputError(
+                "`rows` must be a list of str or an int array (N,) of token ids, got an array "
+                f"{rows.shape} of {rows.dtype}."
+            )
         return rows
     return data.encode_documents(checked_texts("rows", rows), tokenizer)
 

@@ -34,15 +34,15 @@ class Explanation:
         tokens: list of T str, the tokens that the model reads.
         result: str, the task's output for the text.
         attention: list of attention probabilities per block, float32 (N, T, T), queries in rows;
-            for a `Translation`, those of the encoder.
+            for a `Translation`, those of the encoder. None if a composed model has none.
         heads: list of dicts, see `summarize_heads`.
-        lens: dict for `TextGeneration`. `tokens`: for each layer (embeddings first) and position,
-            the most likely next token, str. `probabilities`: float32 (L + 1, T), the probabilities
-            of these tokens.
+        lens: dict for a model from `causal_lm`. `tokens`: for each layer (embeddings first) and
+            position, the most likely next token, str. `probabilities`: float32 (L + 1, T), the
+            probabilities of these tokens.
         attributions: dict for `TextClassification`, see `gradients.integrated_gradients`, with
             `label`, str, the predicted label.
         neighbors: dict from each token of the text to a list of pairs (token, cosine), the tokens
-            with the nearest embeddings.
+            with the nearest embeddings. None if a composed model has no single token embedding.
     """
 
     task: str
@@ -53,7 +53,7 @@ class Explanation:
     heads: list[JSON] | None
     lens: dict[str, Any] | None
     attributions: dict[str, Any] | None
-    neighbors: dict[str, list[tuple[str, float]]]
+    neighbors: dict[str, list[tuple[str, float]]] | None
 
 
 def explain(
@@ -94,10 +94,10 @@ def explain(
         (text,) = task.with_contexts([text], [context])
     row, segments = _row(task, text, context, max_tokens)
     inputs = _inputs(task, row, segments)
-    attention = [np.asarray(x)[0] for x in models.attention_maps(task.model, inputs)]
+    attention = _attention(task, inputs)
     texts = [text, context] if takes_context and context is not None else [text]
     lens = attributions = None
-    if isinstance(task, TextGeneration):
+    if isinstance(task.model, models.CausalLM):
         lens = _lens(task, row)
     if isinstance(task, TextClassification):
         attributions = _attributions(task, inputs)
@@ -107,10 +107,10 @@ def explain(
         [_shown(task.tokenizer, index) for index in row],
         _result(task, texts),
         attention,
-        summarize_heads(attention),
+        None if attention is None else summarize_heads(attention),
         lens,
         attributions,
-        nearest_tokens(task, row, count),
+        _neighbors(task, row, count),
     )
 
 
@@ -211,6 +211,24 @@ def _inputs(task, row, segments):
     segments = np.array([segments], "int32")
     more = {"mask_positions": np.zeros((1, 1), "int32")} if task.head == "masked_lm" else {}
     return task.inputs(ids, np.array([len(row)], "int32"), segments, **more)
+
+
+def _attention(task, inputs):
+    """Return the attention probabilities, or None if a composed model has no attention."""
+    try:
+        maps = models.attention_maps(task.model, inputs)
+    except InputError:
+        return None
+    length = len(next(iter(inputs.values()))[0])  # a composed model may pad the row
+    return [np.asarray(x)[0, :, :length, :length] for x in maps]
+
+
+def _neighbors(task, row, count):
+    """Return the nearest tokens, or None if a composed model has no embedding of tokens."""
+    try:
+        return nearest_tokens(task, row, count)
+    except InputError:
+        return None
 
 
 def _result(task, texts):

@@ -9,7 +9,7 @@ from keras_llm.types import Tensor
 
 
 def integrated_gradients(
-    model: models.HeadModel,
+    model: models.ConfiguredModel,
     inputs: dict[str, Tensor],
     baseline_ids: Tensor,
     label: int,
@@ -20,12 +20,12 @@ def integrated_gradients(
     """Compute the attribution of a class log-probability to each token.
 
     `a_t = sum_d (x - x')_td * integral_0^1 d log p(label | x' + s (x - x')) / d x_td ds`, where x
-    are the input embeddings of the first block and x' those of the baseline. The integral is
+    are the token embeddings and x' those of the baseline. The integral is
     computed by Gauss-Legendre quadrature. The sum of all a_t is
     `log p(label | x) - log p(label | x')`.
 
     Args:
-        model: a model from `models.text_classifier`.
+        model: a model from `models.text_classifier`, or a composed classifier.
         inputs: dict of its inputs by name, arrays of one row of T tokens.
         baseline_ids: int array (1, T), a neutral row such as mask tokens.
         label: int, the class.
@@ -72,7 +72,8 @@ def integrated_gradients(
         error = float(abs(tokens.sum() - (output - baseline)))
         if error < tolerance:
             break
-    return {"tokens": tokens, "output": output, "baseline": baseline, "error": error}
+    count = np.shape(inputs["token_ids"])[1]  # a composed model may pad the row
+    return {"tokens": tokens[:count], "output": output, "baseline": baseline, "error": error}
 
 
 _POINTS = 16  # quadrature points per batch

@@ -386,7 +386,7 @@ class TextGeneration(FromKerasHub, GenerativeTask):
 
     @staticmethod
     def _are_conversations(rows):
-        return not isinstance(rows, np.ndarray) and bool(rows) and not isinstance(rows[0], str)
+        return isinstance(rows, (list, tuple)) and bool(rows) and not isinstance(rows[0], str)
 
     def _examples(self, conversations, length):
         examples, dropped = data.chat_examples(

@@ -1,5 +1,6 @@
 """Test language models that are composed from layers of Keras, KerasHub and one's own."""
 
+import importlib
 import importlib.util
 import os
 import pathlib
@@ -13,7 +14,7 @@ from keras import layers, ops
 
 import keras_llm
 from keras_llm import layers as own_layers
-from keras_llm import models, tokenizers, training
+from keras_llm import models, tasks, tokenizers, training
 from keras_llm.errors import InputError
 
 _SPEC = importlib.util.spec_from_file_location(
@@ -260,12 +261,96 @@ def test_loss_of_any_head_matches_logits():
         assert np.abs(np.array(composed.trainable_weights[0]) - before).max() > 1e-6
 
 
-def test_packed_segments_raise_error(tokenizer):
-    composed = tokens(TokenPositions())
-    trainer = training.LanguageModelTrainer(models.as_causal_lm(composed))
+def hub(kind, **options):
+    return getattr(importlib.import_module("keras_hub").layers, kind)(**options)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda x: attend(use_causal_mask=True)(TokenPositions()(x)),
+        lambda x: layers.GroupQueryAttention(4, 4, 2)(x, x, use_causal_mask=True),
+        lambda x: own_layers.TransformerDecoder(32, 2, position=own_layers.Rotary())(x),
+        lambda x: own_layers.TransformerDecoder(32, 2, sliding_window=3)(x),
+        lambda x: hub("TransformerDecoder", intermediate_dim=32, num_heads=2)(
+            x + hub("SinePositionEncoding")(x)
+        ),
+        architectures.PreNorm(),
+    ],
+)
+def test_packed_rows_match_their_documents(layer):
+    model = models.as_causal_lm(tokens(layer))
+    row = np.random.default_rng(0).integers(0, V, (1, 8)).astype("int32")
+    positions = np.array([[0, 1, 2, 0, 1, 2, 3, 4]])
+    segments = np.array([[1, 1, 1, 2, 2, 2, 2, 2]])
+    same = segments[:, :, None] == segments[:, None]
+    mask = same & (positions[:, :, None] >= positions[:, None])
+    packed = np.asarray(models.forward(model, row, positions, mask))
+    apart = [np.asarray(model(row[:, part])) for part in (slice(0, 3), slice(3, 8))]
+    np.testing.assert_allclose(packed, np.concatenate(apart, axis=1), atol=1e-5)
+    assert np.abs(packed - np.asarray(model(row))).max() > 1e-3
+
+
+def test_training_on_segments(tokenizer):
+    token_ids = keras.Input((None,), dtype="int32")
+    x = own_layers.TokenAndPositionEmbedding(300, 32, 16)(token_ids)
+    x = layers.MultiHeadAttention(2, 8)(x, x, use_causal_mask=True)
+    task = keras_llm.TextGeneration(keras.Model(token_ids, layers.Dense(300)(x)), tokenizer)
+    options = {"sequence_length": 12, "batch_size": 8, "verbose": 0}
+    before = task.evaluate(TEXTS, sequence_length=12, segments=True)["perplexity"]
+    task.compile(learning_rate=0.01)
+    task.fit(TEXTS, epochs=2, segments=True, **options)
+    after = task.evaluate(TEXTS, sequence_length=12, segments=True)["perplexity"]
+    assert after < 0.8 * before
+
+
+def test_layers_that_mix_segments_raise_error():
     ids = np.ones((2, 4), "int32")
-    with pytest.raises(InputError, match=r"reads only token ids.*segments=True"):
-        trainer({"token_ids": ids, "segment_ids": ids, "positions": ids})
+    rows = {"token_ids": ids, "segment_ids": ids, "positions": ids}
+    for layer in (
+        layers.GRU(16, return_sequences=True, name="mixer"),
+        layers.Conv1D(16, 3, padding="causal", name="mixer"),
+        architectures.GatedRecurrence(name="mixer"),
+    ):
+        trainer = training.LanguageModelTrainer(models.as_causal_lm(tokens(layer)))
+        with pytest.raises(InputError, match=r"layer 'mixer' .*mix the documents"):
+            trainer(rows)
+    model = models.as_causal_lm(tokens(layers.Dense(16)), incremental=False)
+    with pytest.raises(InputError, match="might mix the documents"):
+        training.LanguageModelTrainer(model)(rows)
+
+
+def test_attention_maps_are_those_of_the_layers():
+    attention = layers.MultiHeadAttention(2, 8)
+    block = own_layers.TransformerDecoder(32, 4)
+
+    def composed(x):
+        return block(architectures.PreNorm()(attention(x, x, use_causal_mask=True)))
+
+    model = models.as_causal_lm(tokens(composed))
+    token_ids = np.arange(6)[None]
+    maps = [np.asarray(x) for x in models.attention_maps(model, {"token_ids": token_ids})]
+    assert [x.shape for x in maps] == [(1, 2, 6, 6), (1, 2, 6, 6), (1, 4, 6, 6)]
+    x = model.layers[1](token_ids)
+    _, expected = attention(x, x, use_causal_mask=True, return_attention_scores=True)
+    np.testing.assert_allclose(maps[0], expected, atol=1e-6)
+    for x in maps:
+        np.testing.assert_allclose(x.sum(-1), 1, atol=1e-5)
+        assert np.abs(np.triu(x, 1)).max() == 0
+    with pytest.raises(InputError, match="no attention"):
+        models.attention_maps(models.as_causal_lm(tokens()), {"token_ids": token_ids})
+
+
+def test_explanation_of_composed_models(tokenizer):
+    token_ids = keras.Input((None,), dtype="int32")
+    x = layers.Embedding(300, 16)(token_ids)
+    x = layers.MultiHeadAttention(2, 8)(x, x, use_causal_mask=True)
+    x = layers.GRU(16, return_sequences=True)(x)
+    task = keras_llm.TextGeneration(keras.Model(token_ids, layers.Dense(300)(x)), tokenizer)
+    explanation = tasks.explain(task, "a fox met")
+    count = len(explanation.tokens)
+    assert [x.shape for x in explanation.attention] == [(2, count, count)]
+    assert len(explanation.heads) == 2 and explanation.lens is None and explanation.neighbors
 
 
 def test_quantized_composed_model_is_reloaded(tokenizer, tmp_path):
@@ -292,3 +377,62 @@ def test_lora_and_summary_of_composed_models(tokenizer):
     merged = training.merge_lora(task.model)
     ids = np.arange(8)[None]
     np.testing.assert_allclose(merged(ids), task.model(ids), atol=1e-4)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Unnamed(layers.Layer):
+    """A layer whose config has no name, and which makes layers without names."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.up = layers.Dense(16)
+
+    def build(self, shape):
+        self.up.build(shape)
+        self.down = layers.Dense(16)
+        self.down.build(shape)
+        self.built = True
+
+    def call(self, x):
+        return x + self.down(ops.tanh(self.up(x)))
+
+
+def test_adapters_are_loaded_onto_the_same_layers(tokenizer, tmp_path):
+    """Keras numbers layers anew, in another order, when the model is loaded."""
+    last, first = Unnamed(), Unnamed()  # numbered in this order
+    inner = keras.Sequential([layers.Dense(16, name="up"), layers.Dense(16)])
+    token_ids = keras.Input((None,), dtype="int32")
+    x = inner(last(first(layers.Embedding(300, 16)(token_ids))))
+    task = keras_llm.TextGeneration(keras.Model(token_ids, layers.Dense(300)(x)), tokenizer)
+    task.save(tmp_path / "base")
+    adapted = task.enable_lora(2, "(dense|up)")
+    assert len(adapted) == 7
+    for weight in task.model.trainable_weights:
+        weight.assign(keras.random.normal(weight.shape, seed=3))
+    training.save_lora(task.model, tmp_path / "adapters.safetensors")
+    base = keras_llm.load(tmp_path / "base")
+    assert training.load_lora(base.model, tmp_path / "adapters.safetensors") == adapted
+    ids = np.arange(8)[None]
+    np.testing.assert_allclose(base.model(ids), task.model(ids), rtol=1e-5, atol=1e-5)
+
+
+def test_default_adapters_of_attention_of_keras(tokenizer):
+    token_ids = keras.Input((None,), dtype="int32")
+    x = layers.Embedding(300, 16)(token_ids)
+    for _ in range(2):
+        x = layers.MultiHeadAttention(2, 8)(x, x, use_causal_mask=True)
+    task = keras_llm.TextGeneration(keras.Model(token_ids, layers.Dense(300)(x)), tokenizer)
+    assert len(task.enable_lora(rank=2)) == 8
+
+
+def test_slices_in_the_graph_are_saved(tokenizer, tmp_path):
+    token_ids = keras.Input((None,), dtype="int32")
+    x = layers.Embedding(300, 16)(token_ids)
+    x = x + ops.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+    model = keras.Model(token_ids, layers.Dense(300)(x[..., ::-1]))
+    task = keras_llm.TextGeneration(model, tokenizer, incremental=False)
+    task.save(tmp_path / "task")
+    loaded = keras_llm.load(tmp_path / "task")
+    assert loaded("a fox", max_new_tokens=4, temperature=0.0) == task(
+        "a fox", max_new_tokens=4, temperature=0.0
+    )

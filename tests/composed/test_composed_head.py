@@ -68,6 +68,10 @@ def test_classifiers_are_trained_saved_and_independent_of_the_batch(kind, tokeni
     assert keras_llm.load(tmp_path / "task")(texts) == [result.label for result in together]
 
 
+def recurrent_layers(task):
+    return [layer for layer in task.model.layers if isinstance(layer, layers.RNN)]
+
+
 def test_heads_are_exported(tokenizer, tmp_path):
     """The exports compare their outputs with Keras, or raise an error."""
     size = tokenizer.vocabulary_size
@@ -79,6 +83,9 @@ def test_heads_are_exported(tokenizer, tmp_path):
         encoder(size, head=layers.Dense(3), pool=False), tokenizer, ["O", "A", "B"]
     )
     assert tagger.export("litert", tmp_path / "tags.tflite")["parity"]["inputs"] > 5
+    unrolled = tasks.TextClassification(recurrent(size), tokenizer, ["pos", "neg"])
+    report = unrolled.export("litert", tmp_path / "recurrent.tflite", cache_length=32)
+    assert report["parity"]["inputs"] > 5 and not any(x.unroll for x in recurrent_layers(unrolled))
     embedder = tasks.TextEmbedding(encoder(size), tokenizer)
     assert np.shape(embedder(["a good film", "bad"])) == (2, 16)
     regressor = tasks.TextRegression(encoder(size, head=layers.Dense(1)), tokenizer)
@@ -91,7 +98,7 @@ def test_padding_other_than_zero():
         models.as_head_model(recurrent(40), "text_classifier", 40, pad_id=3)
     model = models.as_head_model(flat(40), "text_classifier", 40, pad_id=3)
     rows = np.array([[5, 6, 3, 3]], "int32")
-    np.testing.assert_array_equal(model(rows[:, :2]), model(rows))
+    np.testing.assert_array_equal(model([rows[:, :2]]), model([rows]))
 
 
 def test_max_length_is_checked():

@@ -1,5 +1,6 @@
 """Test that failing child processes of an export leave no files and raise a one-line error."""
 
+import errno
 import json
 import os
 import resource
@@ -13,7 +14,7 @@ import pytest
 
 from keras_llm import export
 from keras_llm.errors import ExportError
-from keras_llm.export import children
+from keras_llm.export import children, report
 
 
 def kill_on_request(monkeypatch, module, number):
@@ -77,6 +78,16 @@ def test_full_disk(task, embedder, tmp_path, name):
                 export.litert_lm(task, tmp_path / name, prefill_lengths=[16])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disk_that_is_full_when_the_report_is_written(embedder, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(report, "atomic_file", full)
+    with pytest.raises(ExportError, match=r"x\.tflite cannot be written: No space left on device"):
+        export.litert(embedder, tmp_path / "x.tflite")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -78,7 +78,7 @@ class _Runtime(abc.ABC):
         inputs: dict[str, dict[str, tuple[np.dtype, tuple[int, ...]]]],
         outputs: dict[str, dict[str, tuple[np.dtype, tuple[int, ...]]]],
     ) -> None:
-        self._path, self.inputs, self.outputs = path, inputs, outputs
+        self._file_path, self.inputs, self.outputs = path, inputs, outputs
         input_names, output_names = (
             {n for row in t.values() for n in row} for t in (inputs, outputs)
         )
@@ -104,13 +104,13 @@ class _Runtime(abc.ABC):
         expected = {n: row for n, row in self.inputs[signature].items() if n not in self.state}
         if {name: (array.dtype, array.shape) for name, array in arrays.items()} != expected:
             raise InputError(
-                f"{self._path}: the signature {signature!r} has the inputs {expected}, which "
+                f"{self._file_path}: the signature {signature!r} has the inputs {expected}, which "
                 "differ from those that its task passes."
             )
         try:
             return self._run(signature, arrays)
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"LiteRT cannot run {self._path}: {error}") from None
+            raise InputError(f"LiteRT cannot run {self._file_path}: {error}") from None
 
     @abc.abstractmethod
     def _run(self, signature, arrays):

@@ -62,7 +62,7 @@ class LiteRTModel:
         self.manifest, self.tokenizer = file_format.read(path)
         self.task = self.manifest["task"]
         self.max_length = self.manifest["max_length"]
-        self._path = path
+        self._file_path = path
         self._cached: dict[Any, Any] = {}
         self.runtime = open_runtime(path, *self.manifest["model"], runtime, num_threads, xnnpack)
         check_signatures(path, self.manifest, self.runtime)
@@ -295,7 +295,7 @@ class LiteRTModel:
 
     def _require(self, task, method):
         if self.task != task:
-            raise InputError(f"`{method}` needs a {task}; {self._path} has a {self.task}.")
+            raise InputError(f"`{method}` needs a {task}; {self._file_path} has a {self.task}.")
 
 
 def _budget(max_new_tokens):

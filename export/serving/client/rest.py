@@ -62,7 +62,7 @@ class RestConnection:
             path += f"/versions/{route.version}"
         if route.label is not None:
             path += f"/labels/{urllib.parse.quote(route.label, safe='')}"
-        self._path = path
+        self._url_path = path
 
     def predict(
         self, signature: str, spec: JSON, arrays: dict[str, np.ndarray], seconds: float
@@ -106,7 +106,7 @@ class RestConnection:
         try:
             response = self._pool.urlopen(
                 method,
-                self._path + path,
+                self._url_path + path,
                 body,
                 self._headers,
                 retries=False,

@@ -24,7 +24,7 @@ from keras_llm.layers.adapters import (
 )
 from keras_llm.types import PathLike
 
-ATTENTION = r"attention/(query|key|value|output)$"
+ATTENTION = r"attention(_\d+)?/(query|key|value|(attention_)?output)$"
 """The attention projections, the layers that the LoRA paper adapts."""
 
 

@@ -192,18 +192,13 @@ class LanguageModelTrainer(Trainer):
 
 def states_of(model: models.ConfiguredModel, inputs: Any) -> Tensor:
     """Return the hidden states that logits are computed from, (B, T, D), for a trainer's inputs."""
-    if isinstance(model, models.CausalLM) and isinstance(inputs, dict):
+    if isinstance(model, (models.CausalLM, models.ComposedLM)) and isinstance(inputs, dict):
         if set(inputs) != {"token_ids", "segment_ids", "positions"}:
             raise InputError(
-                "the inputs of a causal_lm model must be token ids, or a dict of `token_ids`, "
+                "the inputs of a decoder must be token ids, or a dict of `token_ids`, "
                 f"`segment_ids` and `positions`, got {sorted(inputs)}."
             )
         return packed_states(model, **inputs)
-    if isinstance(model, models.ComposedLM) and isinstance(inputs, dict):
-        raise InputError(
-            "a composed model reads only token ids; batches with `segments=True` have "
-            f"{sorted(inputs)}."
-        )
     return models.prediction_states(model, inputs)
 
 
