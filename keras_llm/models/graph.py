@@ -76,16 +76,26 @@ class Graph:
     Layers that are composed of layers which mix positions are replaced by the calls of their
     `call`, if it can be traced.
 
+    Args:
+        model: a functional model or a `keras.Function`.
+        whole: None, or a tuple of classes: all layers of layers are replaced except recurrent ones
+            and those of these classes. Sizes must then be known, see `sized`.
+
     Attributes:
         calls: the calls in an order in which they can be run.
         inputs, outputs: the indices of the model's inputs and outputs, flattened.
         specs: dict from the index of a value to a symbolic tensor with its shape and dtype.
     """
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(
+        self, model: keras.Model | keras.Function, whole: tuple[type, ...] | None = None
+    ) -> None:
         self.calls: list[Call] = []
         self.specs: dict[int, Any] = {}
+        self._whole = whole
         function = keras_internals.functional_of(model)
+        if function is None and isinstance(model, keras.Function):
+            function = model
         if function is None:
             kind = type(model).__name__
             raise InputError(f"`model` must be a functional `keras.Model`, got {kind}.")
@@ -133,20 +143,22 @@ class Graph:
         self.calls.append(Call(ops.cast, (value, dtype), {}, (new.index,)))
         return new
 
-    @staticmethod
-    def _inner(operation, symbolic):
+    def _inner(self, operation, symbolic):
         """Return the function of a nested model or composed layer and its dtype, or None."""
         args, kwargs = symbolic
         function = keras_internals.functional_of(operation)
         if function is not None:
             return function, None
-        if not isinstance(operation, keras.layers.Layer) or _is_handled(operation):
+        if not isinstance(operation, keras.layers.Layer) or not self._is_divided(operation):
             return None
-        inner = keras_internals.flatten_layers(operation)
-        if not any(incremental.depends_on_positions(layer) for layer in inner):
-            return None
-        function = _traced(operation, args, kwargs)
+        function = traced(operation, args, kwargs)
         return None if function is None else (function, operation.compute_dtype)
+
+    def _is_divided(self, layer):
+        inner = keras_internals.flatten_layers(layer)
+        if self._whole is not None:
+            return bool(inner) and not isinstance(layer, (keras.layers.RNN, *self._whole))
+        return not _is_handled(layer) and any(map(incremental.depends_on_positions, inner))
 
     def run(
         self, calls: Iterable[Call], values: dict[int, Any], rows: Rows | None = None
@@ -221,8 +233,8 @@ def split_head(graph: Graph, calls: Sequence[Call]) -> tuple[int, list[Call]]:
     return output, []
 
 
-def _traced(layer, args, kwargs):
-    """Trace the `call` of a layer on symbolic inputs; None if that fails."""
+def traced(layer: keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the `keras.Function` of the `call` of a layer on symbolic inputs; None if it fails."""
     inputs = []
 
     def fresh(x):
@@ -238,6 +250,12 @@ def _traced(layer, args, kwargs):
         return keras.Function(inputs, outputs)
     except Exception:  # the code of `call` may raise anything on symbolic tensors
         return None
+
+
+def sized(model: keras.Model, batch_size: int, length: int) -> Any:
+    """Return a functional model with the same layers, for inputs (B, T) of a fixed size."""
+    inputs = [keras.Input(batch_shape=(batch_size, length), dtype=x.dtype) for x in model.inputs]
+    return keras.Model(inputs, keras_internals.run_graph(model, inputs))
 
 
 def _is_handled(layer):

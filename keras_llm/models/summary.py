@@ -4,15 +4,17 @@ import math
 
 import keras
 
+from keras_llm.errors import InputError
 from keras_llm.keras_internals import flatten_layers, own_weights
 from keras_llm.layers import MixtureOfExperts
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.causal_lm import CausalLM
-from keras_llm.models.composed import ComposedLM
+from keras_llm.models.composed import ComposedLM, ComposedModel
 from keras_llm.models.composed_seq2seq import ComposedSeq2Seq
 from keras_llm.models.config import Seq2SeqConfig, TransformerConfig, WordVectorsConfig
 from keras_llm.models.decoder import decoder_of, itemsize
 from keras_llm.models.deferred import shapes_only
+from keras_llm.models.graph import Graph, sized
 from keras_llm.models.seq2seq import Seq2Seq
 from keras_llm.models.serialization import build, restore
 from keras_llm.types import JSON
@@ -36,6 +38,8 @@ def summarize(
         token (for an encoder-decoder, one token on each side), counting a multiply-add as two, and
         `attention_flops_per_token`, the cost of scores and weighted sums at the maximum length.
 
+        For a composed model `flops_per_token` only, with the first axis after the batch as tokens.
+
         For a decoder also the size of the key-value cache of one row: `cache_bytes_per_token`
         while the cache of every layer still grows, and `cache_bytes_at_max_length`.
     """
@@ -49,6 +53,11 @@ def summarize(
 
 
 def _summarize(model):
+    if not isinstance(model, ConfiguredModel):
+        raise InputError(
+            "summarize: `model` must be a model of this library; `models.as_causal_lm` and the "
+            f"constructors of tasks make one of a {type(model).__name__}."
+        )
     config = model.config
     layers = [
         {
@@ -65,6 +74,9 @@ def _summarize(model):
         "parameters": sum(map(_size, model.weights)),
         "weight_bytes": sum(_size(w) * itemsize(w.dtype) for w in model.weights),
     }
+    if isinstance(model, ComposedModel):
+        calls = Graph(sized(model, 1, 2), whole=(MixtureOfExperts,)).calls
+        summary["flops_per_token"] = sum(map(_flops_of_call, calls))
     is_decoder = isinstance(model, (CausalLM, Seq2Seq, ComposedLM, ComposedSeq2Seq))
     if isinstance(config, TransformerConfig):
         has_token_head = is_decoder or getattr(model, "head", None) == "masked_lm"
@@ -80,6 +92,18 @@ def _summarize(model):
         summary["cache_bytes_per_token"] = growth
         summary["cache_bytes_at_max_length"] = decoder.cache_bytes(config.max_length)
     return summary
+
+
+def _flops_of_call(call):
+    operation = call.operation
+    if isinstance(operation, (keras.layers.EinsumDense, keras.layers.Conv1D)):
+        return 2 * _size(operation.kernel)
+    if isinstance(operation, keras.layers.RNN):
+        return sum(2 * _size(w) for w in operation.weights if w.name != "bias")
+    if isinstance(operation, keras.layers.Embedding):
+        is_reversed = call.kwargs.get("reverse", call.args[1:2] == (True,))
+        return 2 * operation.input_dim * operation.output_dim if is_reversed else 0
+    return _flops(operation)
 
 
 def _leaves(layer):

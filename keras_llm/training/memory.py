@@ -8,18 +8,27 @@ import numpy as np
 
 from keras_llm import models
 from keras_llm.errors import InputError
+from keras_llm.layers import TransformerDecoder, TransformerEncoder
 from keras_llm.layers.activations import get_activation, slope_of
 from keras_llm.models.deferred import shapes_only
+from keras_llm.models.graph import Graph, sized, traced
 from keras_llm.training.losses.cross_entropy import CHUNK_ELEMENTS
 from keras_llm.training.optimizers.quantized_moments import coded_bytes, is_coded
 
 _CHUNKS = 5  # tensors of the size of a chunk of logits that are alive at the same time
 _HEADS = 8  # copies and gradients of the output head's kernel, in addition to its weight
+# Operations whose gradient needs no inputs, and those whose gradient needs their outputs.
+_LINEAR = (
+    *("Add", "Subtract", "Negative", "Concatenate", "Stack", "Split", "GetItem", "Pad", "Sum"),
+    *("Reshape", "Transpose", "SwapAxes", "Swapaxes", "ExpandDims", "Squeeze", "BroadcastTo"),
+    *("Cast", "Identity", "Mean", "Where", "Roll", "Flip", "Take", "Softmax", "Dropout"),
+)
+_KEPT = ("Softmax", "Tanh", "Sigmoid", "Exp", "Sqrt", "Rsqrt")
 _NAMES = ("batch_size", "sequence_length")
 
 
 def plan_memory(
-    config: models.CausalLMConfig,
+    config: models.CausalLMConfig | models.ComposedLM | models.ComposedSeq2Seq,
     batch_size: int,
     sequence_length: int,
     optimizer: str | keras.optimizers.Optimizer = "adamw",
@@ -29,16 +38,17 @@ def plan_memory(
     """Predict the peak memory of training a causal language model with `LanguageModelTrainer`.
 
     Weights and optimizer state are exact, computed from the shapes of variables that are not
-    allocated. Activations (the tensors that a block stores for the backward pass, by a formula),
-    gradients and the chunks of the loss are estimates.
+    allocated. Activations (the tensors that a block stores for the backward pass, by a formula; of
+    a composed model, the outputs of all layers and operations), gradients and the chunks of the
+    loss are estimates.
 
     Args:
-        config: a `CausalLMConfig`.
+        config: a `CausalLMConfig`, or a composed model, see `models.as_causal_lm`.
         batch_size: int > 0, B.
-        sequence_length: int > 0, T.
+        sequence_length: int > 0, T; of an encoder-decoder, on both sides.
         optimizer: a Keras optimizer or its name.
         remat: bool, whether the blocks are rematerialized.
-        dtype: Keras dtype policy. Defaults to the global policy.
+        dtype: Keras dtype policy of the model of a config. Defaults to the global policy.
 
     Returns:
         A dict of bytes: `weights`, `optimizer`, `gradients`, `activations`, `loss`, and their sum,
@@ -53,28 +63,55 @@ def plan_memory(
     >>> plan["optimizer"] // plan["weights"]  # two moments per weight
     2
     """
-    if not isinstance(config, models.CausalLMConfig):
-        raise InputError(f"`config` must be a CausalLMConfig, got {type(config).__name__}.")
+    composed = (models.ComposedLM, models.ComposedSeq2Seq)
+    if not isinstance(config, (models.CausalLMConfig, *composed)):
+        raise InputError(
+            "`config` must be a CausalLMConfig or a model from models.as_causal_lm or as_seq2seq, "
+            f"got {type(config).__name__}."
+        )
+    if isinstance(config, composed) and dtype is not None:
+        raise InputError("`dtype` is only for a config; a composed model has its own.")
     for name, value in zip(_NAMES, (batch_size, sequence_length), strict=True):
         if not isinstance(value, int) or value < 1:
             raise InputError(f"`{name}` must be a positive int, got {value!r}.")
-    if sequence_length > config.max_length:
+    longest = config.config.max_length if isinstance(config, composed) else config.max_length
+    if sequence_length > longest:
         raise InputError(
-            f"`sequence_length` must be at most max_length={config.max_length}, got "
-            f"{sequence_length}."
+            f"`sequence_length` must be at most max_length={longest}, got {sequence_length}."
         )
     try:
         optimizer = keras.optimizers.get(optimizer)
     except ValueError as error:
         raise InputError(f"`optimizer`: {error}") from None
 
-    def describe():
-        model = models.build(config, dtype=dtype)
-        rows = [(v.path, tuple(v.shape), _name(v.dtype)) for v in model.variables]
-        return rows, model.get_layer("block_0").compute_dtype
+    if isinstance(config, composed):
+        variables, trained = map(_described, (config.variables, config.trainable_variables))
+        activations, loss = _composed_activations(config, batch_size, sequence_length, remat)
+    else:
+        variables, compute = shapes_only(lambda: _built(config, dtype))
+        trained = [row for row in variables if not row[0].endswith("seed_generator_state")]
+        activations, loss = _activations(config, batch_size, sequence_length, remat, compute)
+    plan = {
+        "weights": sum(math.prod(shape) * _itemsize(kind) for _, shape, kind in variables),
+        "optimizer": _state_bytes(optimizer, trained),
+        "gradients": sum(math.prod(shape) * _itemsize(kind) for _, shape, kind in trained),
+        "activations": activations,
+        "loss": loss,
+    }
+    return {**plan, "total": sum(plan.values())}
 
-    variables, compute = shapes_only(describe)
-    trained = [row for row in variables if not row[0].endswith("seed_generator_state")]
+
+def _built(config, dtype):
+    model = models.build(config, dtype=dtype)
+    return _described(model.variables), model.get_layer("block_0").compute_dtype
+
+
+def _described(variables):
+    return [(v.path, tuple(v.shape), _name(v.dtype)) for v in variables]
+
+
+def _activations(config, batch_size, sequence_length, remat, compute):
+    """Return the bytes of activations and of the loss of a model from `causal_lm`."""
     size = _itemsize(compute)
     tokens = batch_size * sequence_length
     block = tokens * _bytes_of_a_block(config, sequence_length, size)
@@ -83,16 +120,81 @@ def plan_memory(
     # With rematerialization: the input of every block, and all activations of the one that is
     # being recomputed.
     activations = layers * stream + block if remat else layers * block
-    chunk = min(tokens * config.vocabulary_size, CHUNK_ELEMENTS)
     head = config.hidden_dim * config.vocabulary_size
-    plan = {
-        "weights": sum(math.prod(shape) * _itemsize(kind) for _, shape, kind in variables),
-        "optimizer": _state_bytes(optimizer, trained),
-        "gradients": sum(math.prod(shape) * _itemsize(kind) for _, shape, kind in trained),
-        "activations": activations,
-        "loss": 4 * (_CHUNKS * chunk + _HEADS * head) + 2 * stream,
-    }
-    return {**plan, "total": sum(plan.values())}
+    return activations, _loss_bytes(tokens * config.vocabulary_size, head, stream)
+
+
+def _loss_bytes(logits, head, stream):
+    """Return the bytes of a loss in chunks; `logits` and `head` are counts of elements."""
+    return 4 * (_CHUNKS * min(logits, CHUNK_ELEMENTS) + _HEADS * head) + 2 * stream
+
+
+def _composed_activations(model, batch_size, length, remat):
+    """Return the bytes of activations and of the loss of a composed model."""
+    blocks = (TransformerEncoder, TransformerDecoder)
+
+    graph = Graph(sized(model, batch_size, length), whole=blocks if remat else ())
+    total, largest = _stored_bytes(graph), 0
+    for call in graph.calls:
+        if isinstance(call.operation, blocks):
+            block = traced(call.operation, *call.filled(graph.specs))
+            largest = max(largest, _stored_bytes(Graph(block, whole=())))
+    logits = batch_size * length * model.config.vocabulary_size
+    head = models.output_head(model)
+    if head.kernel is None:  # logits are not computed in chunks
+        loss = 4 * 3 * logits
+    else:
+        width = head.kernel.shape[0]
+        total -= 4 * logits  # which the graph has
+        loss = _loss_bytes(logits, math.prod(head.kernel.shape), 4 * batch_size * length * width)
+    return total + (largest if remat else 0), loss
+
+
+def _stored_bytes(graph):
+    """Return the bytes that layers and operations store for the backward pass."""
+    length = graph.specs[graph.inputs[0]].shape[1]
+    kept = {index for call in graph.calls if _keeps_inputs(call) for index in call.inputs}
+    total = 0
+    for call in graph.calls:
+        operation, outputs = call.operation, [graph.specs[index] for index in call.outputs]
+        if isinstance(operation, keras.layers.RNN):
+            # A loop keeps the results of all steps: about 5 for each column of the gates.
+            *_, recurrent = (w.shape for w in operation.weights if w.name != "bias")
+            per_unit = (5 * recurrent[-1] + 2 * recurrent[0]) / outputs[0].shape[-1]
+            total += int(per_unit * _float_bytes(outputs[:1], length))
+        else:
+            stored = [graph.specs[index] for index in kept.intersection(call.outputs)]
+            total += _float_bytes(stored if stored or not _keeps_outputs(call) else outputs, length)
+        has_mask = isinstance(operation, keras.layers.Dropout) and operation.rate > 0
+        if has_mask or _has_activation(operation):  # also of its input
+            total += _float_bytes(outputs, length)
+        if type(operation).__name__ == "DotProductAttention":  # also of scores and their softmax
+            batch_size, _, num_heads, _ = outputs[0].shape
+            total += 8 * batch_size * num_heads * length**2
+    return total
+
+
+def _keeps_inputs(call):
+    kind = type(call.operation).__name__
+    return kind not in _LINEAR and not (kind in ("Multiply", "Divide") and len(call.inputs) < 2)
+
+
+def _keeps_outputs(call):
+    return type(call.operation).__name__ in _KEPT
+
+
+def _has_activation(layer):
+    activation = getattr(layer, "activation", None)
+    return callable(activation) and activation is not keras.activations.linear
+
+
+def _float_bytes(tensors, length):
+    """Return the bytes of symbolic tensors of floats; Keras forgets some lengths."""
+    return sum(
+        math.prod(size or length for size in x.shape) * _itemsize(_name(x.dtype))
+        for x in tensors
+        if keras.backend.is_float_dtype(x.dtype)
+    )
 
 
 def _bytes_of_a_block(config, length, size):

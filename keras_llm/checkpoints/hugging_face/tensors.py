@@ -80,7 +80,7 @@ def open_folder(folder: PathLike) -> Tensors:
         return Tensors(_sharded(folder), folder / INDEX_FILE)
     path = folder / WEIGHTS_FILE
     if path.is_file():
-        return Tensors(_open_file(path), path)
+        return open_file(path)
     pickled = sorted(p.name for p in folder.glob("*.bin"))
     if pickled:
         raise InputError(
@@ -88,6 +88,11 @@ def open_folder(folder: PathLike) -> Tensors:
             f"when loaded; convert it to {WEIGHTS_FILE} with the library that wrote it."
         )
     raise InputError(f"{path} is missing.")
+
+
+def open_file(path: PathLike) -> Tensors:
+    """Open a safetensors file, as `open_folder` does."""
+    return Tensors(_open_file(path), path)
 
 
 def write_file(path: PathLike, tensors: dict[str, np.ndarray]) -> None:
