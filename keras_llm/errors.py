@@ -18,6 +18,7 @@ _EXTRAS = {
     "uvicorn": "serving",
     "urllib3": "serving",
     "keras_hub": "keras_hub",
+    "kagglehub": "keras_hub",
     "gguf": "gguf",
 }
 

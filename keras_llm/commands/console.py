@@ -6,6 +6,7 @@ import os
 import pathlib
 
 import keras_llm
+from keras_llm import hub
 from keras_llm.commands import entry_points
 from keras_llm.errors import InputError
 from keras_llm.json_files import read_json
@@ -59,15 +60,19 @@ def shown(value):
 
 
 def task_kind(folder):
-    """Check a model folder without importing TensorFlow.
+    """Check a model folder, or download a model by name, without importing TensorFlow.
 
     Returns:
-        The class name of its task, a str, or None if that is not a class of `keras_llm`: it may be
-        a subclass, see `kind_of`; else `load_task` reports what is wrong.
+        The class name of its task, a str, or None if that is unknown, or not a class of
+        `keras_llm`: it may be a subclass, see `kind_of`; else `load_task` reports what is wrong.
 
     Raises:
-        InputError: if a file of the folder is missing, or config.json is not a JSON object.
+        InputError: if a file of the folder is missing, config.json is not a JSON object, or the
+            model cannot be downloaded.
     """
+    if hub.is_name(folder):
+        hub.fetch(folder)
+        return None
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
         raise InputError(f"{folder} is not a model folder ({path} is missing).")
@@ -80,7 +85,7 @@ def task_kind(folder):
 
 def load_task(folder):
     """Load a task; if another package defines its class, with the recipe that trained it."""
-    if task_kind(folder) is None:
+    if task_kind(folder) is None and not hub.is_name(folder):
         metadata = read_json(pathlib.Path(folder) / "config.json").get("metadata")
         name = metadata.get("recipe") if isinstance(metadata, dict) else None
         if isinstance(name, str) and name in entry_points.recipes():

@@ -5,7 +5,8 @@ import pathlib
 
 import tyro
 
-from keras_llm.commands.console import as_json, import_tensorflow, table
+from keras_llm import hub
+from keras_llm.commands.console import as_json, import_tensorflow, load_task, table, task_kind
 from keras_llm.errors import InputError
 from keras_llm.preset_names import NAMES, similar_presets
 
@@ -15,18 +16,20 @@ class Options:
     """Show layers, parameters and memory of a trained model or a preset."""
 
     model: tyro.conf.Positional[str]
-    """Folder of a trained model, or name of a preset."""
+    """Folder of a trained model, hf:OWNER/NAME, or name of a preset."""
     json: bool = False
     """Print one JSON object."""
 
 
 def run(options):
-    path = pathlib.Path(options.model)
-    if (path.exists() or len(path.parts) > 1) and not (path / "config.json").is_file():
+    path, is_on_hub = pathlib.Path(options.model), hub.is_name(options.model)
+    if is_on_hub:
+        task_kind(options.model)
+    elif (path.exists() or len(path.parts) > 1) and not (path / "config.json").is_file():
         raise InputError(
             f"{path} is neither a model folder nor a preset ({path / 'config.json'} is missing)."
         )
-    if not path.exists() and options.model not in NAMES:
+    elif not path.exists() and options.model not in NAMES:
         raise InputError(
             f"{options.model} is neither a model folder nor a preset; "
             f"{similar_presets(options.model)}."
@@ -35,7 +38,9 @@ def run(options):
     from keras_llm import models
     from keras_llm.tasks import read_config
 
-    if path.exists():
+    if is_on_hub:
+        summary = models.summarize(load_task(options.model).model)
+    elif path.exists():
         summary = models.summarize(read_config(options.model))
     else:
         summary = models.summarize(models.preset(options.model))

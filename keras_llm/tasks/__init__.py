@@ -8,6 +8,7 @@ from keras_llm.tasks.audit import (
     term_swaps,
 )
 from keras_llm.tasks.base import Task, load, read_config
+from keras_llm.tasks.by_name import from_preset
 from keras_llm.tasks.explanation import Explanation, explain, nearest_tokens, summarize_heads
 from keras_llm.tasks.generative import Generation
 from keras_llm.tasks.masked_language_model import Filling, MaskedLanguageModel
@@ -50,6 +51,7 @@ __all__ = [
     "canary_exposure",
     "continuation_swaps",
     "explain",
+    "from_preset",
     "load",
     "memorization",
     "nearest_tokens",

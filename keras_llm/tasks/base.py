@@ -5,13 +5,13 @@ import json
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
 
 import keras_llm
-from keras_llm import data, models, tokenizers
+from keras_llm import data, hub, models, tokenizers
 from keras_llm.errors import InputError
 from keras_llm.files import atomic_folder
 from keras_llm.json_files import read_json, short_repr
@@ -141,6 +141,26 @@ class Task(Fitting):
         merged.model = merge_lora(self.model)
         return merged
 
+    @classmethod
+    def from_preset(
+        cls,
+        preset: PathLike,
+        dtype: str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> Self:
+        """Load a task by the name of a model on a hub; see `tasks.from_preset`.
+
+        Raises:
+            InputError: also if the model is of another task.
+        """
+        from keras_llm.tasks.by_name import from_preset
+
+        task = from_preset(preset, dtype, revision, token)
+        if not isinstance(task, cls):
+            raise InputError(f"{preset} is a {type(task).__name__}, not a {cls.__name__}.")
+        return task
+
     def enable_lora(self, rank: int = 8, target: str = ATTENTION, **options: Any) -> list[str]:
         """Add low-rank adapters and freeze all other weights.
 
@@ -208,10 +228,10 @@ def read_config(folder: PathLike) -> JSON:
 
 
 def load(folder: PathLike) -> Task:
-    """Load a task saved by `Task.save`.
+    """Load a task saved by `Task.save`, or a model of a hub by its name.
 
     Args:
-        folder: str or path.
+        folder: str or path; or a name such as `hf:OWNER/NAME`, see `tasks.from_preset`.
 
     Returns:
         A task, e.g. `TextGeneration`.
@@ -219,6 +239,8 @@ def load(folder: PathLike) -> Task:
     Raises:
         InputError: if a file is missing or cannot be read, naming it.
     """
+    if hub.is_name(folder):
+        return Task.from_preset(folder)
     folder = pathlib.Path(folder)
     config = read_config(folder)
     tokenizer = tokenizers.load(folder / TOKENIZER_FOLDER)

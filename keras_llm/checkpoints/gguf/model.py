@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_llm import models, tasks, tokenizers
+from keras_llm import hub, models, tasks, tokenizers
 from keras_llm.checkpoints.gguf.end_tokens import end_token_ids
 from keras_llm.checkpoints.gguf.file import open_gguf
 from keras_llm.checkpoints.hugging_face import weight_mapping
@@ -48,7 +48,8 @@ def from_gguf(path: PathLike, dtype: str | None = None) -> tasks.TextGeneration:
     Args:
         path: str or path of a file of the architecture "llama" (Llama, SmolLM2, Mistral) or
             "qwen3", in F32, F16, BF16, Q8_0, Q4_0, Q4_1, K-quants or another type that the
-            gguf package dequantizes.
+            gguf package dequantizes; or the name of such a file on the hub of Hugging Face,
+            `hf:OWNER/NAME/FILE.gguf`.
         dtype: Keras dtype policy of the model. Defaults to the global policy.
 
     Returns:
@@ -60,6 +61,7 @@ def from_gguf(path: PathLike, dtype: str | None = None) -> tasks.TextGeneration:
         InputError: if the gguf package is missing, or if a field or tensor is missing, corrupt or
             not supported; the message names the file and the field or tensor.
     """
+    path = hub.fetch(str(path)) if hub.is_name(path) else path
     metadata, tensors = open_gguf(path)
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:

@@ -8,7 +8,7 @@ import pathlib
 import re
 from collections.abc import Collection
 
-from keras_llm import models
+from keras_llm import hub, models
 from keras_llm.checkpoints.hugging_face import tensors, weight_mapping
 from keras_llm.checkpoints.hugging_face.decoders import (
     GEMMA2,
@@ -56,7 +56,8 @@ def load_model(folder: PathLike, dtype: str | None = None) -> models.ConfiguredM
     All names and shapes are checked before any weight is set; tensors are read one by one.
 
     Args:
-        folder: str or path, with `config.json` and safetensors.
+        folder: str or path, with `config.json` and safetensors; or the name of a repository of the
+            hub, see `from_hugging_face`.
         dtype: Keras dtype policy of the model. Defaults to the global policy; weights are
             converted to it.
 
@@ -68,7 +69,7 @@ def load_model(folder: PathLike, dtype: str | None = None) -> models.ConfiguredM
         InputError: if a field or tensor is missing, wrong or not supported; the message names it
             and the file.
     """
-    return read_model(folder, dtype)
+    return read_model(hub.folder_of(folder), dtype)
 
 
 def read_model(

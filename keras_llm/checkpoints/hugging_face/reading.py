@@ -1,12 +1,11 @@
 """Load tasks from Hugging Face folders and write them back."""
 
 import json
-import pathlib
 from typing import Any
 
 import keras
 
-from keras_llm import models, tasks, tokenizers
+from keras_llm import hub, models, tasks, tokenizers
 from keras_llm.checkpoints.hugging_face import sentence_transformers, special_tokens
 from keras_llm.checkpoints.hugging_face.model import (
     MULTI_LABEL,
@@ -31,14 +30,23 @@ _HEADS = {
 }
 
 
-def from_hugging_face(folder: PathLike, dtype: str | None = None) -> tasks.Task:
-    """Load the task of a Hugging Face folder.
+def from_hugging_face(
+    folder: PathLike,
+    dtype: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> tasks.Task:
+    """Load the task of a Hugging Face folder or repository.
 
     Args:
-        folder: str or path with `config.json`, safetensors and a tokenizer. Supported families
-            are GPT-2, Llama (and SmolLM2), Mistral, Mixtral, Qwen3, Gemma 2, Gemma 3 (text only),
-            BERT (and MiniLM), RoBERTa, DistilBERT and T5.
+        folder: str or path with `config.json`, safetensors and a tokenizer; or the name of a
+            repository of the hub, `OWNER/NAME` or `hf:OWNER/NAME`, whose files are downloaded by
+            `huggingface_hub`. Supported families are GPT-2, Llama (and SmolLM2), Mistral, Mixtral,
+            Qwen3, Gemma 2, Gemma 3 (text only), BERT (and MiniLM), RoBERTa, DistilBERT and T5.
         dtype: Keras dtype policy of the model. Defaults to the global policy.
+        revision: str or None. A branch, tag or commit of the repository.
+        token: str or None. An access token of Hugging Face. Defaults to the one of the login
+            (`hf auth login`) or of the variable HF_TOKEN.
 
     Returns:
         A `TextGeneration` for a decoder, with any chat template of the folder as
@@ -54,9 +62,10 @@ def from_hugging_face(folder: PathLike, dtype: str | None = None) -> tasks.Task:
 
     Raises:
         InputError: if a field or tensor is missing, wrong or not supported; the message names it
-            and the file. All names and shapes are checked before a weight is read.
+            and the file; or if the repository cannot be downloaded. All names and shapes are
+            checked before a weight is read.
     """
-    folder = pathlib.Path(folder)
+    folder = hub.folder_of(folder, revision, token)
     config = read_json(folder / "config.json")
     tokenizer = tokenizers.from_hugging_face(folder)
     metadata: JSON = {"source": f"{SOURCE}{config.get('model_type')}"}
