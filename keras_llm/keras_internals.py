@@ -101,6 +101,12 @@ def set_path(layer: keras.layers.Layer, path: str | None) -> None:
         weight._path = f"{path}/{weight.name}"
 
 
+def _is_constant(x):
+    if isinstance(x, keras.Variable) or not ops.is_tensor(x):
+        return False
+    return keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype))
+
+
 def layers_before(x: Tensor) -> list[keras.layers.Layer]:
     """Return the layers that a symbolic tensor was computed with, and all layers in them."""
     pending, seen, layers = [x], set(), []
@@ -119,9 +125,16 @@ def layers_before(x: Tensor) -> list[keras.layers.Layer]:
 
 
 def functional_of(model: Any) -> Any:
-    """Return a functional model, or the one of a built `keras.Sequential`; None for others."""
+    """Return a functional model, or the one of a built `keras.Sequential`; None for others.
+
+    A subclass with a `call` of its own is one of the others.
+    """
+    own_call = getattr(type(model), "call", None)
     if not isinstance(model, keras.Sequential):
-        return model if isinstance(model, Functional) else None
+        is_plain = isinstance(model, Functional) and own_call is Functional.call
+        return model if is_plain else None
+    if own_call is not keras.Sequential.call:
+        return None
     if model._functional is None:
         raise InputError("`model`: a `keras.Sequential` must be built, e.g. with a `keras.Input`.")
     return model._functional
@@ -130,12 +143,81 @@ def functional_of(model: Any) -> Any:
 def graph_nodes(function: Any) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any], list[Any]]]:
     """Iterate over the calls of a functional model or `keras.Function` in the order of their runs.
 
-    Yields the operation, its positional and keyword arguments, and its symbolic outputs.
+    Yields the operation, its positional and keyword arguments, and its symbolic outputs. Keras
+    records `training` as it was when the graph was composed, and replaces it when the model is
+    called; it is left out, so that layers follow the layer or model that they are called in.
     """
     for depth in sorted(function._nodes_by_depth, reverse=True):
         for node in function._nodes_by_depth[depth]:
             if node.operation and not node.is_input:
-                yield node.operation, node.arguments.args, node.arguments.kwargs, node.outputs
+                kwargs = dict(node.arguments.kwargs)
+                if isinstance(node.operation, keras.layers.Layer):
+                    kwargs.pop("training", None)
+                yield node.operation, node.arguments.args, kwargs, node.outputs
+
+
+def flat_inputs(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Return the inputs of a function in its own order, from the arguments of its call.
+
+    Raises:
+        InputError: if there are other arguments, or not one for each input.
+    """
+    if len(args) == 1 and isinstance(args[0], dict):
+        names = input_names(function) or [x.name for x in function.inputs]
+        if args[0].keys() >= set(names):
+            args = ([args[0][name] for name in names],)
+    flat, others = keras.tree.flatten(args), keras.tree.flatten(kwargs)
+    is_complete = len(flat) == len(function.inputs) and not any(x is None for x in flat)
+    if not is_complete or any(x is not None for x in others):
+        raise InputError(
+            f"the model {function.name!r} within the model is called with other arguments than its "
+            f"{len(function.inputs)} inputs, such as masks or None."
+        )
+    return flat
+
+
+def input_names(function: Any) -> list[str] | None:
+    """Return the keys of a model's inputs in the order of `inputs`; None if they have no keys."""
+    struct = function._inputs_struct
+    return sorted(struct) if isinstance(struct, dict) else None
+
+
+def trace(layer: Any, call: Callable[[], Any]) -> tuple[Any, bool]:
+    """Run a symbolic call of a layer with its own weights and with others.
+
+    Returns:
+        The outputs of the call, and whether it is the same with other weights. It is not if it
+        computes something from weights alone, which becomes a constant of the graph.
+    """
+    outputs = call()
+    constants = _constants(outputs)
+    if not constants:
+        return outputs, True
+    changed = [(w, ops.convert_to_tensor(w) * 2 + 1) for w in layer.trainable_weights]
+    with keras.StatelessScope(changed):
+        others = _constants(call())
+    pairs = zip(constants, others, strict=True)
+    same = all(bool(ops.all(ops.equal(*pair))) for pair in pairs)
+    return outputs, same
+
+
+def _constants(outputs: Any) -> list[Any]:
+    """Return the tensors of floats in the arguments of the calls that compute symbolic outputs."""
+    found, pending, seen = [], list(keras.tree.flatten(outputs)), set()
+    while pending:
+        history = getattr(pending.pop(), "_keras_history", None)
+        if history is None or (key := (id(history.operation), history.node_index)) in seen:
+            continue
+        seen.add(key)
+        node = history.operation._inbound_nodes[history.node_index]
+        if node.is_input:
+            continue
+        for x in keras.tree.flatten((node.arguments.args, node.arguments.kwargs)):
+            if isinstance(x, keras.KerasTensor):
+                pending.append(x)
+            elif _is_constant(x):
+                found.append(x)
+    return found
 
 
 def run_graph(model: Any, inputs: list[Tensor]) -> list[Tensor]:

@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from keras_llm import models
+from keras_llm.export.litert.unrolling import unrolled
 from keras_llm.keras_internals import structure_of
 from keras_llm.models.decoder import decoder_of
 from keras_llm.types import JSON, Tensor
@@ -60,7 +61,8 @@ def encoder(
     """
 
     def encode(encoder_tokens):
-        entries = models.encode_source(model, encoder_tokens)
+        with unrolled(model):
+            entries = models.encode_source(model, encoder_tokens)
         return {_source_name(name): tf.cast(entry, tf.float32) for name, entry in entries.items()}
 
     return encode, {"encoder_tokens": tf.TensorSpec((1, length), tf.int32, name="encoder_tokens")}

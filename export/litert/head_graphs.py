@@ -1,13 +1,11 @@
 """Define the graphs of exported encoders with a head: token ids to the outputs of the head."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import keras
 import tensorflow as tf
 
-from keras_llm.keras_internals import flatten_layers
+from keras_llm.export.litert.unrolling import unrolled
 
 if TYPE_CHECKING:
     from keras_llm.tasks.head import HeadTask
@@ -53,7 +51,7 @@ def signatures(
         inputs["mask_positions"] = (1, MASKS)
 
     def run(token_ids, lengths, **more):
-        with _unrolled(task.model):
+        with unrolled(task.model):
             return outputs_of(token_ids, lengths, **more)
 
     def outputs_of(token_ids, lengths, **more):
@@ -66,17 +64,3 @@ def signatures(
 
     specs = {n: tf.TensorSpec(shape, tf.int32, name=n) for n, shape in inputs.items()}
     return {name: (run, specs)}
-
-
-@contextlib.contextmanager
-def _unrolled(model: keras.Model) -> Iterator[None]:
-    """Unroll the recurrent layers of a composed model; runtimes on device have no loops."""
-    layers = [layer for layer in flatten_layers(model) if isinstance(layer, keras.layers.RNN)]
-    before = [layer.unroll for layer in layers]
-    try:
-        for layer in layers:
-            layer.unroll = True
-        yield
-    finally:
-        for layer, unroll in zip(layers, before, strict=True):
-            layer.unroll = unroll

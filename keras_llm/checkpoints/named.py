@@ -30,8 +30,9 @@ def load_tensors(
         model: any built `keras.Model`, such as one that is composed from layers.
         mapping: dict from paths of weights (`weight.path`) to a NumPy array; to the name of a
             tensor of `checkpoint` with the shape of the weight; or to a pair of a name, or tuple of
-            names, and a function from these tensors to an array of that shape. `{i}` in a path
-            stands for a number, and in the names for the same one; any name may be in the braces.
+            names, and a function from these tensors to an array of that shape, which is first
+            called with zeros to check the shape. `{i}` in a path stands for a number, and in the
+            names for the same one; any name may be in the braces.
         checkpoint: str or path of a safetensors file, or of a folder with `model.safetensors` or
             its shards; or a dict of name to NumPy array. None if `mapping` has only arrays.
         partial: bool. Whether weights that are not in `mapping` keep their values.
@@ -101,7 +102,7 @@ def _links(mapping, weights):
     """Return a dict from weight paths to tensor names and a function from path and tensors."""
     links: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {}
     for template, entry in mapping.items():
-        pattern = re.compile(_NUMBER.sub(r"(?P<\1>\\d+)", re.escape(template)))
+        pattern = _pattern(template)
         matches = [match for path in weights if (match := pattern.fullmatch(path))]
         if not matches:
             raise InputError(
@@ -114,6 +115,23 @@ def _links(mapping, weights):
                 raise InputError(f"`mapping` has two entries for the weight {path!r}.")
             links[path] = _link(template, entry, numbers)
     return links
+
+
+def _pattern(template):
+    """Return the regular expression of a path; a name that is repeated stands for one number."""
+    seen = set()
+
+    def number(match):
+        name = match.group(1)
+        if not name.isidentifier():
+            raise InputError(
+                f"`mapping`: {{{name}}} in {template!r} must be a name, such as {{i}}."
+            )
+        group = f"(?P={name})" if name in seen else rf"(?P<{name}>\d+)"
+        seen.add(name)
+        return group
+
+    return re.compile(_NUMBER.sub(number, re.escape(template)))
 
 
 def _link(template, entry, numbers):

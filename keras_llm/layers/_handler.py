@@ -7,8 +7,12 @@ from typing import Any, ClassVar
 from keras import ops
 
 from keras_llm.errors import InputError
+from keras_llm.keras_internals import implicit_mask
 from keras_llm.layers import masks
 from keras_llm.types import Tensor
+
+IS_CROSS = "is_cross"
+"""An argument that is added where `query` and `value` differ: whether `value` is the source."""
 
 
 @dataclasses.dataclass
@@ -131,19 +135,30 @@ def attention_on_rows(layer, arguments, rows):
     returned = arguments.get("return_attention_scores", False)
     arguments = {**arguments, "return_attention_scores": returned or rows.wants_scores}
     cross = is_cross(arguments)
+    arguments.pop(IS_CROSS, None)
     if rows.attention_mask is not None and not cross:
         mask = masks.merge(arguments.get("attention_mask"), rows.attention_mask)
         arguments |= {"attention_mask": mask, "use_causal_mask": False}
     outputs = layer(**arguments)
     if not arguments["return_attention_scores"]:
         return outputs
-    rows.add_scores(*([], [outputs[1]]) if cross else ([outputs[1]], []))
+    if cross:
+        rows.add_scores([], [outputs[1]])
+    else:
+        rows.add_scores([outputs[1]], [])
     return outputs if returned else outputs[0]
 
 
 def is_cross(arguments):
+    """Return whether an attention layer reads the source of an encoder-decoder."""
     value = arguments.get("value")
-    return value is not None and value is not arguments["query"]
+    return arguments.get(IS_CROSS, value is not None and value is not arguments["query"])
+
+
+def source_mask(source):
+    """Return the implicit mask of a source as a cache entry, an empty dict if there is none."""
+    mask = implicit_mask(source)
+    return {} if mask is None else {"cross_mask": ops.cast(mask, "bool")}
 
 
 def check_causal(layer, arguments):

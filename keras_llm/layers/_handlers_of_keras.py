@@ -11,6 +11,7 @@ from keras_llm.layers._handler import (
     check_causal,
     is_cross,
     later,
+    source_mask,
 )
 from keras_llm.layers.attention import attention
 from keras_llm.layers.cache import first_slots, slot_mask, update_cache
@@ -39,7 +40,7 @@ class KerasAttention(Handler):
             return {}
         value, key = arguments["value"], arguments.get("key")
         keys, values = self._project(layer, value if key is None else key, value)
-        return {"cross_k": keys, "cross_v": values}
+        return {"cross_k": keys, "cross_v": values, **source_mask(value)}
 
     @staticmethod
     def _project(layer, key, value):
@@ -53,11 +54,11 @@ class KerasAttention(Handler):
         if "cross_k" in cache:
             keys, values = cache["cross_k"], cache["cross_v"]
             mask = arguments.get("attention_mask")
-            padding = arguments.get("value_mask")
+            padding = masks.merge(arguments.get("value_mask"), cache.get("cross_mask"))
             mask = masks.merge(mask, masks.padding_mask(padding))
         else:
-            key = arguments.get("key")
-            new = self._project(layer, query if key is None else key, arguments["value"])
+            key, value = arguments.get("key"), arguments["value"]
+            new = self._project(layer, value if key is None else key, value)
             full = tuple(
                 update_cache(cache[kind], x, step.index) for kind, x in zip("kv", new, strict=True)
             )
@@ -65,7 +66,7 @@ class KerasAttention(Handler):
             width = step.attention_mask.shape[-1]
             keys, values = (first_slots(x, width) for x in full)
             mask = step.attention_mask
-            hidden = keras_internals.implicit_mask(arguments["query"])
+            hidden = keras_internals.implicit_mask(value)
             if hidden is not None:
                 visible = slot_mask(hidden, full, new, step.index, width)
                 mask = masks.merge(mask, masks.padding_mask(visible))
@@ -100,7 +101,7 @@ class KerasHubDecoder(KerasAttention):
             return {}
         source, inner = arguments["encoder_sequence"], keras_internals.keras_hub_decoder(layer)
         keys, values = self._project(inner.cross_attention, source, source)
-        return {"cross_k": keys, "cross_v": values}
+        return {"cross_k": keys, "cross_v": values, **source_mask(source)}
 
     def call(self, layer, arguments, cache, step):
         inner, changed = keras_internals.keras_hub_decoder(layer), {}
@@ -114,7 +115,7 @@ class KerasHubDecoder(KerasAttention):
             return output
 
         def cross_attention(h):
-            own = {name: cache[name] for name in ("cross_k", "cross_v")}
+            own = {name: entry for name, entry in cache.items() if name.startswith("cross_")}
             mask = masks.merge(
                 arguments.get("encoder_attention_mask"),
                 masks.padding_mask(arguments.get("encoder_padding_mask")),
@@ -223,7 +224,7 @@ class Recurrent(Handler):
         if inputs.shape[1] is not None and inputs.shape[1] <= UNROLLED:
             outputs = []
             for i in range(inputs.shape[1]):
-                output, new = layer.cell(inputs[:, i], states)
+                output, new = layer.cell(inputs[:, i], _packed(layer, states))
                 if mask is not None:
                     pairs = zip(tree.flatten(new), states, strict=True)
                     new = [ops.where(mask[:, i : i + 1], after, before) for after, before in pairs]
@@ -231,10 +232,17 @@ class Recurrent(Handler):
                 outputs.append(output)
             outputs = ops.stack(outputs, axis=1)
         else:
-            _, outputs, states = keras_internals.run_recurrence(layer, inputs, states, mask)
+            packed = _packed(layer, states)
+            _, outputs, states = keras_internals.run_recurrence(layer, inputs, packed, mask)
         states = tree.flatten(states)
         changed = dict(zip(cache, states, strict=True))
         return ((outputs, *states) if layer.return_state else outputs), changed
+
+
+def _packed(layer, states):
+    """Return a flat list of states in the structure that the cell takes, e.g. of stacked cells."""
+    structure = keras_internals.structure_of(lambda: layer.get_initial_state(1))
+    return tree.pack_sequence_as(structure, states)
 
 
 def _product(x, kernel, groups):

@@ -42,6 +42,34 @@ def saves_adapters(layer: keras.layers.Layer) -> bool:
     return layer.quantization_mode is not None or not _MERGES.get()
 
 
+def merged_row(row: Any) -> Any:
+    """Return the config of layers, as Keras serializes it, without adapters and not frozen.
+
+    Those of quantized layers, which cannot be merged, stay. Unless adapters are merged, the config
+    is returned as it is.
+    """
+    return _merged(row) if _MERGES.get() else row
+
+
+def _merged(row):
+    if isinstance(row, list):
+        return [_merged(item) for item in row]
+    if not isinstance(row, dict):
+        return row
+    row = {name: _merged(item) for name, item in row.items()}
+    config = row.get("config")
+    if not isinstance(config, dict) or "trainable" not in config:
+        return row
+    config["trainable"] = True
+    if config.get("lora_rank") is not None and config.get("quantization_mode") is None:
+        config["lora_rank"] = None
+        config.pop("trainable_weights", None)
+        if str(row.get("registered_name")).startswith("keras_llm>"):  # see `separate_adapters`
+            name = row["class_name"].removeprefix("Adapted").removeprefix("Dora")
+            row |= {"module": "keras.layers", "class_name": name, "registered_name": None}
+    return row
+
+
 def adapter_part(layer: keras.layers.Layer, part: str) -> keras.Variable:
     """Return a factor, "lora_a" or "lora_b", of a layer with adapters."""
     return next(getattr(layer, name) for name in PARTS[part] if hasattr(layer, name))

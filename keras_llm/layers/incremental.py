@@ -24,11 +24,13 @@ from keras_llm import keras_internals
 from keras_llm.errors import InputError
 from keras_llm.layers import masks
 from keras_llm.layers._handler import (
+    IS_CROSS,
     Handler,
     attention_on_rows,
     check_causal,
     is_cross,
     later,
+    source_mask,
 )
 from keras_llm.layers._handlers_of_keras import (
     Convolution,
@@ -51,6 +53,12 @@ class _Attention(Handler):
         if is_cross(arguments):
             return {}
         check_causal(layer, arguments)
+        value = arguments.get("value")
+        if value is not None and value is not arguments["query"]:
+            raise InputError(
+                f"layer {layer.name!r}: `value` must be left out or be `query` to run token by "
+                "token; the attention layers of Keras take another one."
+            )
         slots = length
         if rings and self._has_ring(layer, arguments):
             slots = _ring_slots(layer, length)
@@ -64,12 +72,16 @@ class _Attention(Handler):
         if not is_cross(arguments):
             return {}
         keys, values = layer.project_keys_and_values(arguments["value"])
-        return {"cross_k": keys, "cross_v": values}
+        return {"cross_k": keys, "cross_v": values, **source_mask(arguments["value"])}
 
     def call(self, layer, arguments, cache, step):
         arguments = {**arguments, "positions": step.positions}
+        arguments.pop(IS_CROSS, None)
         if "cross_k" in cache:
             arguments |= {"value": None, "cache": (cache["cross_k"], cache["cross_v"])}
+            if "cross_mask" in cache:
+                padding = masks.merge(arguments.get("padding_mask"), cache["cross_mask"])
+                arguments["padding_mask"] = padding
             output, *_ = layer(**arguments)
             return output, {}
         arguments.pop("value", None)
@@ -114,8 +126,9 @@ class _Decoder(Handler):
     def source(self, layer, arguments):
         if arguments.get("encoder_sequence") is None:
             return {}
-        keys, values = layer.cross_attention.project_keys_and_values(arguments["encoder_sequence"])
-        return {"cross_k": keys, "cross_v": values}
+        source = arguments["encoder_sequence"]
+        keys, values = layer.cross_attention.project_keys_and_values(source)
+        return {"cross_k": keys, "cross_v": values, **source_mask(source)}
 
     def call(self, layer, arguments, cache, step):
         arguments = {
@@ -135,6 +148,9 @@ class _Decoder(Handler):
         if "cross_k" in cache:
             arguments["encoder_sequence"] = None
             arguments["cross_attention_cache"] = (cache["cross_k"], cache["cross_v"])
+            if "cross_mask" in cache:
+                padding = masks.merge(arguments.get("encoder_padding_mask"), cache["cross_mask"])
+                arguments["encoder_padding_mask"] = padding
         output, (keys, values), *_ = layer(**arguments)
         return output, {"k": keys, "v": values}
 
@@ -230,13 +246,13 @@ def handler_of(operation: Any) -> Handler | None:
     """Return the handler of a layer, or None for what runs on new tokens as on any others."""
     if not isinstance(operation, keras.layers.Layer):
         return None
+    if hasattr(operation, "empty_cache"):
+        return _OWN
     for classes, handler in _HANDLERS:
         if isinstance(operation, classes):
             return handler
     if keras_internals.is_keras_hub_decoder(operation):
         return _KERAS_HUB_DECODER
-    if hasattr(operation, "empty_cache"):
-        return _OWN
     return _POSITIONS if "positions" in _parameters(operation) else None
 
 

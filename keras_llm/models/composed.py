@@ -8,6 +8,7 @@ from keras import ops
 from keras_llm import keras_internals
 from keras_llm.errors import InputError
 from keras_llm.layers._parts import Shape
+from keras_llm.layers.adapters import merged_row
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.config import ComposedConfig
 from keras_llm.models.incremental_check import check_composed
@@ -65,7 +66,10 @@ class ComposedLM(ComposedModel):
 
 
 def as_causal_lm(
-    model: keras.Model, max_length: int | None = None, incremental: bool = True
+    model: keras.Model,
+    max_length: int | None = None,
+    incremental: bool = True,
+    pad_id: int | None = None,
 ) -> ConfiguredModel:
     """Return a composed model in the form that tasks and exports take.
 
@@ -77,18 +81,20 @@ def as_causal_lm(
             or to the smallest `sequence_length` of its layers, otherwise to 1024.
         incremental: bool. Whether new tokens run with a cache. If not, each step runs the whole
             text again, which any causal model can do.
+        pad_id: int, the padding of token ids, or None if it is unknown.
 
     Returns:
         A `keras.Model` with the same layers and weights.
 
     Raises:
         InputError: if the model has other inputs or outputs, its output for a token depends on
-            later tokens, or (if `incremental`) a layer gives other outputs with a cache; the
-            message names the layer.
+            later tokens, (if `incremental`) a layer gives other outputs with a cache, or a layer
+            masks the token 0, which is not the padding; the message names the layer.
     """
     if isinstance(model, ConfiguredModel):
         return model
     functional = _functional(model)
+    check_mask_zero(functional, pad_id)
     (token_ids,), (logits,) = functional.inputs, functional.outputs
     length = token_ids.shape[1]
     if length is not None:
@@ -104,6 +110,16 @@ def as_causal_lm(
     return composed
 
 
+def check_mask_zero(functional: keras.Model, pad_id: int | None) -> None:
+    """Raise InputError if a layer masks the token 0, and that is not the padding."""
+    for layer in keras_internals.flatten_layers(functional):
+        if getattr(layer, "mask_zero", False) and pad_id not in (0, None):
+            raise InputError(
+                f"layer {layer.name!r} masks the token 0 (`mask_zero=True`), but the tokenizer "
+                f"pads with {pad_id}: 0 is a token like others."
+            )
+
+
 def _functional(model):
     """Return a functional model with one input (B, T) and one output (B, T, V)."""
     model = functional_of(model)
@@ -115,32 +131,52 @@ def _functional(model):
     return model
 
 
-def functional_of(model: Any) -> keras.Model:
+def functional_of(model: Any, names: tuple[str, ...] = ("token_ids",)) -> keras.Model:
     """Return a model as a functional one; the `call` of a subclass is traced.
 
+    Args:
+        model: a `keras.Model`.
+        names: the names of its inputs, int (B, T), in the order of the result's. The `call` of a
+            subclass takes a list if there are several.
+
     Raises:
-        InputError: if it is no model, or cannot be traced.
+        InputError: if it is no model, cannot be traced, or is a dict of inputs with other names.
     """
     if not isinstance(model, keras.Model):
         raise InputError(f"`model` must be a `keras.Model`, got {type(model).__name__}.")
     functional = keras_internals.functional_of(model)
-    return _traced(model) if functional is None else functional
+    if functional is None:
+        return _traced(model, names)
+    keys = keras_internals.input_names(functional)
+    if keys is None or len(keys) == 1:
+        return functional
+    if not set(keys) <= set(names):
+        raise InputError(f"`model` must have the inputs {', '.join(names)}; it has {keys}.")
+    inputs = dict(zip(keys, functional.inputs, strict=True))
+    return keras.Model([inputs[name] for name in names if name in inputs], functional.outputs)
 
 
-def _traced(model):
-    token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+def _traced(model, names):
+    inputs = [keras.Input((None,), dtype="int32", name=name) for name in names]
+    argument = inputs if len(inputs) > 1 else inputs[0]
+    kind = type(model).__name__
     try:
-        functional = keras.Model(token_ids, model.call(token_ids))
+        outputs, same = keras_internals.trace(model, lambda: model.call(argument))
+        functional = keras.Model(argument, outputs)
     except Exception as error:  # the code of `call` may raise anything on a symbolic tensor
         raise InputError(
-            f"the `call` of {type(model).__name__} cannot be traced: {error} Compose a functional "
-            "model, with `keras.Input`."
+            f"the `call` of {kind} cannot be traced: {error} Compose a functional model, with "
+            "`keras.Input`."
         ) from error
+    if not same:
+        raise InputError(
+            f"the `call` of {kind} computes something from weights alone, such as the transpose of "
+            "an embedding; put it into a layer."
+        )
     tracked = {id(variable) for variable in functional.variables}
     if lost := [variable.path for variable in model.variables if id(variable) not in tracked]:
         raise InputError(
-            f"the weight {lost[0]} of {type(model).__name__} belongs to none of its layers; put it "
-            "into a layer."
+            f"the weight {lost[0]} of {kind} belongs to none of its layers; put it into a layer."
         )
     return functional
 
@@ -221,6 +257,8 @@ def checked_length(functional: keras.Model, length: int | None, wanted: int | No
     longest = length or min((n for n in lengths if isinstance(n, int)), default=None)
     if wanted is None:
         return _DEFAULT_LENGTH if longest is None else longest
+    if not isinstance(wanted, int) or wanted < 2:
+        raise InputError(f"`max_length` must be an int > 1, got {wanted!r}.")
     if longest is not None and wanted > longest:
         raise InputError(
             f"`max_length` must be at most {longest}, the length of the model's "
@@ -229,7 +267,9 @@ def checked_length(functional: keras.Model, length: int | None, wanted: int | No
     return wanted
 
 
-def require_same(whole: Tensor, padded: Tensor, layers: list[keras.layers.Layer], message: str):
+def require_same(
+    whole: Tensor, padded: Tensor, layers: list[keras.layers.Layer], message: str
+) -> None:
     """Raise InputError if the outputs for padded inputs differ by more than rounding.
 
     Args:
@@ -246,7 +286,7 @@ def require_same(whole: Tensor, padded: Tensor, layers: list[keras.layers.Layer]
 
 def serialized(model: keras.Model) -> JSON:
     """Return the layers of a functional model, as plain JSON types."""
-    row = keras.saving.serialize_keras_object(model)
+    row = merged_row(keras.saving.serialize_keras_object(model))
     shared = list(_shared_sublayers(model))
     paths = [layer.path for layer in keras_internals.flatten_layers(model)]
     return {**row, "shared": shared, "paths": paths}

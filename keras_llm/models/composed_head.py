@@ -1,5 +1,6 @@
 """Take models of texts that a user composed: classifiers, taggers, regressors and embedders."""
 
+import contextlib
 from typing import Any
 
 import keras
@@ -85,8 +86,10 @@ def as_head_model(
         return model
     if head not in _SHAPES:
         raise InputError(f"a composed model cannot be a {head}, only one of {', '.join(_SHAPES)}.")
-    functional = functional_of(model)
+    functional = _functional(model)
     sources = functional.inputs
+    if len(functional.outputs) != 1:
+        raise InputError(f"`model` must have one output; it has {len(functional.outputs)}.")
     if len(sources) not in (1, 2) or any(len(x.shape) != 2 for x in sources):
         raise InputError(
             "`model` must have the inputs token ids (B, T) and, optionally, the padding mask "
@@ -115,6 +118,14 @@ def as_head_model(
     composed = ComposedHead(config, keras.Model(inputs, output), head, name=functional.name)
     _check_padding(composed, pad_id)
     return composed
+
+
+def _functional(model):
+    """Return a functional model from token ids, or from these and the padding mask."""
+    if isinstance(model, keras.Model) and keras_internals.functional_of(model) is None:
+        with contextlib.suppress(InputError):
+            return functional_of(model)
+    return functional_of(model, ("token_ids", "padding_mask"))
 
 
 def _check_padding(model, pad_id):

@@ -8,6 +8,7 @@ from keras_llm.errors import InputError
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.composed import (
     ComposedModel,
+    check_mask_zero,
     checked_length,
     functional_of,
     require_same,
@@ -56,7 +57,7 @@ def as_seq2seq(
     """
     if isinstance(model, ConfiguredModel):
         return model
-    functional = functional_of(model)
+    functional = functional_of(model, ("encoder_token_ids", "decoder_token_ids"))
     shapes = [x.shape for x in (*functional.inputs, *functional.outputs)]
     if [len(shape) for shape in shapes] != [2, 2, 3] or shapes[-1][-1] is None:
         raise InputError(
@@ -70,6 +71,7 @@ def as_seq2seq(
         keras.Input((None,), dtype=x.dtype, name=f"{side}_token_ids")
         for x, side in zip(functional.inputs, ("encoder", "decoder"), strict=True)
     ]
+    check_mask_zero(functional, pad_id)
     (logits,) = keras_internals.run_graph(functional, inputs)
     length = checked_length(functional, None, max_length)
     config = ComposedSeq2SeqConfig(shapes[-1][-1], length, pad_id=pad_id, start_id=start_id)

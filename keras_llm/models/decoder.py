@@ -15,13 +15,13 @@ from keras_llm.errors import InputError
 from keras_llm.layers import incremental
 from keras_llm.layers._handler import Handler, Step
 from keras_llm.layers.cache import update_cache
-from keras_llm.models.graph import Call, Value, graph_of, split_head
+from keras_llm.models.graph import Call, Graph, Value, graph_of, split_head
 from keras_llm.types import Tensor
 
 _LONG = 1 << 20  # tokens, more than any window
 _PADDING = "encoder_padding_mask"
 _TEXT = "cached_token_ids"
-_CROSS = ("cross_k", "cross_v")
+_CROSS = ("cross_k", "cross_v", "cross_mask")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,12 +29,14 @@ class Cached:
     """A call that runs through a handler.
 
     Attributes:
+        graph: the graph of the call.
         call: the call.
         handler: the handler of its layer.
         index: the number that the names of its cache entries end with.
         symbolic: its arguments by name, as symbolic tensors.
     """
 
+    graph: Graph
     call: Call
     handler: Handler
     index: int
@@ -42,7 +44,7 @@ class Cached:
 
     def arguments(self, values: dict[int, Any]) -> dict[str, Any]:
         """Return the arguments by name, None for what is not in `values`."""
-        return incremental.bound(self.call.operation, *self.call.filled(values))
+        return self.graph.arguments(self.call, values)
 
     def entries(self, batch_size: Any, length: Any, rings: bool) -> dict[str, Tensor]:
         """Return its empty cache entries, whose names end with the number of the call."""
@@ -111,10 +113,10 @@ class Decoder:
             if handler is None:
                 planned.append(call)
                 continue
-            symbolic = incremental.bound(call.operation, *call.filled(self.graph.specs))
+            symbolic = self.graph.arguments(call, self.graph.specs)
             index = counts.get(handler.group, 0)
             counts[handler.group] = index + 1
-            planned.append(Cached(call, handler, index, symbolic))
+            planned.append(Cached(self.graph, call, handler, index, symbolic))
         return planned
 
     def _shared_values(self, own):
@@ -130,7 +132,7 @@ class Decoder:
                 for name in ("encoder_sequence", "value", "key"):
                     if isinstance(bound.get(name), Value):
                         inputs.discard(bound[name].index)
-                if isinstance(bound.get(_PADDING), Value):
+                if isinstance(bound.get(_PADDING), Value) and _PADDING not in names.values():
                     names[bound[_PADDING].index] = _PADDING
             for index in sorted(inputs):
                 names.setdefault(index, f"source_{len(names)}")
@@ -176,6 +178,13 @@ class Decoder:
         """Run the calls that depend only on the source; return the cache entries for steps."""
         values = self.graph.run(self.source_calls, {self._sources[0]: token_ids})
         entries = {name: values[index] for index, name in self._shared.items()}
+        for index, name in self._shared.items():
+            if keras_internals.implicit_mask(values[index]) is not None:
+                reader = next(call.name for call in self.graph.calls if index in call.inputs)
+                raise InputError(
+                    f"{reader!r} reads a value of the encoder that has an implicit mask ({name}). "
+                    "It is not kept for the steps of the decoder: pass the mask as an argument."
+                )
         for cached in self._cached:
             entries |= cached.source(values)
         return entries
@@ -275,6 +284,8 @@ class PrefixDecoder(Decoder):
         self.graph = graph_of(model)
         (self._input,) = self.graph.inputs
         self.hidden_index, self.head = split_head(self.graph, self.graph.calls)
+        if not all(map(_is_plain, self.head)):  # it may mix tokens, and runs on new ones alone
+            self.hidden_index, self.head = self.graph.outputs[0], []
         self.hidden = self.graph.specs[self.hidden_index]
         self.calls = [call for call in self.graph.calls if call not in self.head]
         self.specs = {_TEXT: keras.KerasTensor((1, _LONG), "int32")}
@@ -304,6 +315,11 @@ class PrefixDecoder(Decoder):
         last = ops.shape(hidden)[1] - 1
         places = ops.expand_dims(ops.minimum(places, last), -1)
         return ops.take_along_axis(hidden, places, axis=1), {_TEXT: text}
+
+
+def _is_plain(call):
+    plain = (keras.layers.Activation, keras.layers.Dense, keras.layers.ReversibleEmbedding)
+    return type(call.operation) in plain
 
 
 def itemsize(dtype: str) -> int:

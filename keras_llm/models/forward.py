@@ -3,6 +3,7 @@
 from keras import ops
 
 from keras_llm.errors import InputError
+from keras_llm.layers import causal_mask
 from keras_llm.layers._handler import Rows
 from keras_llm.models.base import ConfiguredModel, check_model
 from keras_llm.models.causal_lm import CausalLM
@@ -57,7 +58,7 @@ def forward(
     rows.scores = [] if return_attention_scores else None
     (first,), (last,) = graph_of(model).inputs, graph_of(model).outputs
     values = {first: ops.convert_to_tensor(token_ids, "int32")}
-    logits = graph_of(model).run(graph_of(model).calls, values, rows)[last]
+    logits = ops.cast(graph_of(model).run(graph_of(model).calls, values, rows)[last], "float32")
     return (logits, rows.scores) if return_attention_scores else logits
 
 
@@ -72,6 +73,8 @@ def rows_of(
     """
     if positions is not None:
         positions = ops.convert_to_tensor(positions, "int32")
+        if attention_mask is None:
+            attention_mask = causal_mask(positions, positions)
     rows = Rows(positions, attention_mask)
     if rows.is_packed and not getattr(model.config, "incremental", True):
         raise InputError(

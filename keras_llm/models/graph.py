@@ -1,6 +1,7 @@
 """Read the graph of a functional model as a list of calls, which can be run one by one."""
 
 import dataclasses
+import functools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from keras import ops, tree
 from keras_llm import keras_internals
 from keras_llm.errors import InputError
 from keras_llm.layers import incremental
-from keras_llm.layers._handler import Rows
+from keras_llm.layers._handler import IS_CROSS, Rows
 
 _PROJECTIONS = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Embedding)
 
@@ -127,7 +128,10 @@ class Graph:
                 self.calls.append(Call(operation, args, kwargs, indices, dtype))
             else:
                 body, inner_dtype = inner
-                flat = [x for x in tree.flatten((args, kwargs)) if isinstance(x, Value)]
+                if inner_dtype is None:  # a model
+                    flat = keras_internals.flat_inputs(body, args, kwargs)
+                else:
+                    flat = [x for x in tree.flatten((args, kwargs)) if isinstance(x, Value)]
                 inner_places = {}
                 for x, value in zip(body.inputs, flat, strict=True):
                     inner_places[id(x)] = self._cast(value, x.dtype)
@@ -175,10 +179,28 @@ class Graph:
             if rows is None or handler is None:
                 call.run(values)
                 continue
-            arguments = incremental.bound(call.operation, *call.filled(values))
+            arguments = self.arguments(call, values)
             with keras_internals.autocast(call.dtype):
                 call.store(values, handler.run_rows(call.operation, arguments, rows))
         return values
+
+    def arguments(self, call: Call, values: dict[int, Any]) -> dict[str, Any]:
+        """Return the arguments of a layer by name, from `values`, None for what is not in it.
+
+        If `query` and `value` of an attention layer differ, there is `IS_CROSS` too: whether
+        `value` does not depend on the last input, the tokens of a decoder.
+        """
+        arguments = incremental.bound(call.operation, *call.filled(values))
+        named = incremental.bound(call.operation, call.args, call.kwargs)
+        query, value = named.get("query"), named.get("value")
+        if isinstance(query, Value) and isinstance(value, Value) and query != value:
+            own = self._of_last_input
+            arguments[IS_CROSS] = query.index in own and value.index not in own
+        return arguments
+
+    @functools.cached_property
+    def _of_last_input(self):
+        return self.depending_on(self.inputs[-1:])
 
     def depending_on(self, inputs: Sequence[int]) -> set[int]:
         """Return the indices of all values that are computed from some of the inputs."""
@@ -234,20 +256,26 @@ def split_head(graph: Graph, calls: Sequence[Call]) -> tuple[int, list[Call]]:
 
 
 def traced(layer: keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return the `keras.Function` of the `call` of a layer on symbolic inputs; None if it fails."""
+    """Return the `keras.Function` of the `call` of a layer on symbolic inputs.
+
+    None if it cannot be traced, or computes something from weights alone, which would be a constant
+    of the function.
+    """
     inputs = []
 
     def fresh(x):
         if not isinstance(x, keras.KerasTensor):
             return x
-        inputs.append(keras.Input(batch_shape=x.shape, dtype=x.dtype))
+        is_cast = layer.autocast and keras.backend.is_float_dtype(x.dtype)
+        dtype = layer.compute_dtype if is_cast else x.dtype
+        inputs.append(keras.Input(batch_shape=x.shape, dtype=dtype))
         return inputs[-1]
 
     args, kwargs = tree.map_structure(fresh, args), tree.map_structure(fresh, kwargs)
     try:
         with keras_internals.autocast(layer.compute_dtype):
-            outputs = layer.call(*args, **kwargs)
-        return keras.Function(inputs, outputs)
+            outputs, same = keras_internals.trace(layer, lambda: layer.call(*args, **kwargs))
+        return keras.Function(inputs, outputs) if same else None
     except Exception:  # the code of `call` may raise anything on symbolic tensors
         return None
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
+from keras import ops, tree
 
+from keras_llm import keras_internals
 from keras_llm.errors import InputError
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.decoder import Decoder, decoder_of
@@ -34,15 +35,39 @@ def check_composed(model: ConfiguredModel) -> None:
     decoder, config = decoder_of(model), model.config
     count = min(_TOKENS, config.max_length)
     size = config.vocabulary_size
-    token_ids = np.random.default_rng(0).integers(0, size, (_ROWS, count)).astype("int32")
-    sources = [(token_ids[:, :5] + 1) % size] * (len(decoder.graph.inputs) - 1)
-    expected = _whole(decoder, [*sources, token_ids])
+    layers = keras_internals.flatten_layers(model)
+    low = int(any(getattr(layer, "mask_zero", False) for layer in layers))  # without masked tokens
+    token_ids = np.random.default_rng(0).integers(low, size, (_ROWS, count)).astype("int32")
+    sources = [_next(token_ids[:, :5], low, size)] * (len(decoder.graph.inputs) - 1)
+    for source in sources:
+        source[-1, -1] = config.pad_id
     other = token_ids.copy()
-    other[:, count - 2 :] = (other[:, count - 2 :] + 1) % size
-    changed = _whole(decoder, [*sources, other])
-    _check_causal(decoder.graph, expected, changed, count - 2)
+    other[:, count - 2 :] = _next(other[:, count - 2 :], low, size)
+    try:
+        expected = _whole(decoder, [*sources, token_ids])
+        changed = _whole(decoder, [*sources, other])
+        (logits,) = tree.flatten(model([*sources, token_ids] if sources else token_ids))
+    except Exception as problem:  # layers raise anything for inputs they do not expect
+        reason = (str(problem).strip() or repr(problem)).splitlines()[0]
+        raise InputError(
+            f"`model` cannot be run on token ids from {low} to {size - 1}, the number of its "
+            f"logits: {reason}"
+        ) from problem
+    graph, output = decoder.graph, decoder.graph.outputs[0]
+    if _difference(graph, _array(logits), expected[output]):
+        raise InputError(
+            "the graph of `model` does not compute what `model` does, e.g. because a layer changes "
+            "its weights or behaves differently in each call."
+        )
+    if _difference(graph, expected[output][:, : count - 2], changed[output][:, : count - 2]):
+        _raise_not_causal(graph, expected, changed, count - 2)
     if config.incremental:
         _check_steps(decoder, sources, token_ids, expected)
+
+
+def _next(token_ids, low, size):
+    """Return other token ids of low .. size - 1."""
+    return low + (token_ids - low + 1) % (size - low)
 
 
 def _whole(decoder: Decoder, inputs: list[np.ndarray]) -> dict[int, np.ndarray]:
@@ -59,7 +84,8 @@ def _whole(decoder: Decoder, inputs: list[np.ndarray]) -> dict[int, np.ndarray]:
     }
 
 
-def _check_causal(graph, expected, changed, count):
+def _raise_not_causal(graph, expected, changed, count):
+    """Raise an error that names the first call whose outputs depend on later tokens."""
     for call in graph.calls:
         for index in expected.keys() & set(call.outputs):
             if _difference(graph, expected[index][:, :count], changed[index][:, :count]):

@@ -23,9 +23,10 @@ def attention_maps(model: ConfiguredModel, inputs: dict[str, Tensor]) -> list[Te
     """Compute the attention probabilities of each layer with self-attention.
 
     Args:
-        model: a model with Transformer blocks or attention layers, of this library or composed; of
-            an encoder-decoder, the encoder.
-        inputs: dict of the model's inputs by name; `token_ids` is (B, T).
+        model: a model with Transformer blocks or attention layers, of this library or composed, see
+            `as_causal_lm`, `as_head_model` and `as_seq2seq`.
+        inputs: dict of the model's inputs by name; `token_ids` is (B, T). With only the
+            `encoder_token_ids` of an encoder-decoder, its encoder runs alone.
 
     Returns:
         A list of each layer's attention probabilities, float32 (B, N, T, T), queries in rows.

@@ -125,10 +125,11 @@ def _reversed_embedding(layer, bias=None):
 
 
 def _is_projection(layer):
-    if isinstance(layer, keras.layers.Dense):
+    call = getattr(type(layer), "call", None)  # a subclass may have its own
+    if call is keras.layers.Dense.call:
         plain = layer.activation is keras.activations.linear
         return plain and layer.quantization_mode is None and layer.kernel_constraint is None
-    return isinstance(layer, keras.layers.ReversibleEmbedding)
+    return call is keras.layers.ReversibleEmbedding.call
 
 
 def _keeps_values(layer):

@@ -38,7 +38,8 @@ def summarize(
         token (for an encoder-decoder, one token on each side), counting a multiply-add as two, and
         `attention_flops_per_token`, the cost of scores and weighted sums at the maximum length.
 
-        For a composed model `flops_per_token` only, with the first axis after the batch as tokens.
+        For a composed model `flops_per_token` only. Layers after a pooling are counted for each
+        token, too.
 
         For a decoder also the size of the key-value cache of one row: `cache_bytes_per_token`
         while the cache of every layer still grows, and `cache_bytes_at_max_length`.

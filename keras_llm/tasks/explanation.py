@@ -240,8 +240,8 @@ def _result(task, texts):
     if task.head == "sentence_embedder":
         return ""
     output = task(*texts, truncate=True)
-    if isinstance(output, str):
-        return output
+    if isinstance(output, (str, float)):
+        return str(output)
     return " ".join(f"{word}/{label}" for word, label in output)
 
 

@@ -7,6 +7,8 @@ import numpy as np
 from keras_llm import models
 from keras_llm.types import Tensor
 
+_POINTS = 16  # quadrature points per batch
+
 
 def integrated_gradients(
     model: models.ConfiguredModel,
@@ -74,6 +76,3 @@ def integrated_gradients(
             break
     count = np.shape(inputs["token_ids"])[1]  # a composed model may pad the row
     return {"tokens": tokens[:count], "output": output, "baseline": baseline, "error": error}
-
-
-_POINTS = 16  # quadrature points per batch

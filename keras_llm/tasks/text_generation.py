@@ -51,7 +51,7 @@ class TextGeneration(FromKerasHub, GenerativeTask):
         incremental: bool = True,
     ) -> None:
         if not isinstance(model, models.ConfiguredModel):
-            model = models.as_causal_lm(model, max_length, incremental)
+            model = models.as_causal_lm(model, max_length, incremental, tokenizer.pad_id)
         elif max_length is not None or not incremental:
             raise InputError(
                 "`max_length` and `incremental` are for a composed `keras.Model`; the model has a "

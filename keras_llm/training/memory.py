@@ -10,8 +10,9 @@ from keras_llm import models
 from keras_llm.errors import InputError
 from keras_llm.layers import TransformerDecoder, TransformerEncoder
 from keras_llm.layers.activations import get_activation, slope_of
+from keras_llm.models.decoder import itemsize
 from keras_llm.models.deferred import shapes_only
-from keras_llm.models.graph import Graph, sized, traced
+from keras_llm.models.graph import Graph, sized, split_head, traced
 from keras_llm.training.losses.cross_entropy import CHUNK_ELEMENTS
 from keras_llm.training.optimizers.quantized_moments import coded_bytes, is_coded
 
@@ -92,9 +93,9 @@ def plan_memory(
         trained = [row for row in variables if not row[0].endswith("seed_generator_state")]
         activations, loss = _activations(config, batch_size, sequence_length, remat, compute)
     plan = {
-        "weights": sum(math.prod(shape) * _itemsize(kind) for _, shape, kind in variables),
+        "weights": sum(math.prod(shape) * itemsize(kind) for _, shape, kind in variables),
         "optimizer": _state_bytes(optimizer, trained),
-        "gradients": sum(math.prod(shape) * _itemsize(kind) for _, shape, kind in trained),
+        "gradients": sum(math.prod(shape) * itemsize(kind) for _, shape, kind in trained),
         "activations": activations,
         "loss": loss,
     }
@@ -112,7 +113,7 @@ def _described(variables):
 
 def _activations(config, batch_size, sequence_length, remat, compute):
     """Return the bytes of activations and of the loss of a model from `causal_lm`."""
-    size = _itemsize(compute)
+    size = itemsize(compute)
     tokens = batch_size * sequence_length
     block = tokens * _bytes_of_a_block(config, sequence_length, size)
     stream = tokens * size * config.hidden_dim
@@ -134,28 +135,31 @@ def _composed_activations(model, batch_size, length, remat):
     blocks = (TransformerEncoder, TransformerDecoder)
 
     graph = Graph(sized(model, batch_size, length), whole=blocks if remat else ())
-    total, largest = _stored_bytes(graph), 0
+    projection = models.output_head(model)
+    head = [] if projection.kernel is None else split_head(graph, graph.calls)[1]
+    total, largest = _stored_bytes(graph, head), 0
     for call in graph.calls:
         if isinstance(call.operation, blocks):
             block = traced(call.operation, *call.filled(graph.specs))
             largest = max(largest, _stored_bytes(Graph(block, whole=())))
     logits = batch_size * length * model.config.vocabulary_size
-    head = models.output_head(model)
-    if head.kernel is None:  # logits are not computed in chunks
+    if projection.kernel is None:  # logits are not computed in chunks
         loss = 4 * 3 * logits
     else:
-        width = head.kernel.shape[0]
-        total -= 4 * logits  # which the graph has
-        loss = _loss_bytes(logits, math.prod(head.kernel.shape), 4 * batch_size * length * width)
+        width = projection.kernel.shape[0]
+        states = 4 * batch_size * length * width
+        loss = _loss_bytes(logits, math.prod(projection.kernel.shape), states)
     return total + (largest if remat else 0), loss
 
 
-def _stored_bytes(graph):
-    """Return the bytes that layers and operations store for the backward pass."""
+def _stored_bytes(graph, head=()):
+    """Return the bytes that the calls but those of the head store for the backward pass."""
     length = graph.specs[graph.inputs[0]].shape[1]
     kept = {index for call in graph.calls if _keeps_inputs(call) for index in call.inputs}
     total = 0
     for call in graph.calls:
+        if call in head:
+            continue
         operation, outputs = call.operation, [graph.specs[index] for index in call.outputs]
         if isinstance(operation, keras.layers.RNN):
             # A loop keeps the results of all steps: about 5 for each column of the gates.
@@ -191,7 +195,7 @@ def _has_activation(layer):
 def _float_bytes(tensors, length):
     """Return the bytes of symbolic tensors of floats; Keras forgets some lengths."""
     return sum(
-        math.prod(size or length for size in x.shape) * _itemsize(_name(x.dtype))
+        math.prod(size or length for size in x.shape) * itemsize(_name(x.dtype))
         for x in tensors
         if keras.backend.is_float_dtype(x.dtype)
     )
@@ -238,13 +242,9 @@ def _state_bytes(optimizer, variables):
             if is_quantized and state.path.endswith(("_momentum", "_velocity")):
                 total += coded_bytes(shape)
             else:
-                total += count * _itemsize(_name(state.dtype))
+                total += count * itemsize(_name(state.dtype))
     return total
 
 
 def _name(dtype):
     return keras.backend.standardize_dtype(dtype)
-
-
-def _itemsize(name: str) -> int:
-    return 2 if name == "bfloat16" else np.dtype(name).itemsize

@@ -112,6 +112,7 @@ def test_arrays_several_tensors_and_partial_mappings(tmp_path):
         ({"up/kernel": ("k", "b"), "up/bias": "b"}, "needs a function for 2 tensors"),
         ({"up/kernel": 3, "up/bias": "b"}, "'up/kernel' must be an array, a name"),
         ({"up/kernel": "k{j}", "up/bias": "b"}, "only the braces of the path"),
+        ({"up_{0}/kernel": "k", "up/bias": "b"}, "must be a name, such as {i}"),
     ],
 )
 def test_wrong_mappings_change_nothing(entries, message):
@@ -129,3 +130,16 @@ def test_files_that_cannot_be_read(tmp_path):
     for path in (tmp_path / "x.safetensors", tmp_path / "missing", tmp_path):
         with pytest.raises(InputError, match=str(path)):
             checkpoints.load_tensors(model, {"up/kernel": "k", "up/bias": "b"}, path)
+
+
+def test_a_name_in_braces_stands_for_one_number():
+    inputs = x = keras.Input((2,))
+    for i in range(3):
+        x = layers.Dense(2, use_bias=False, name=f"block_{i}")(x)
+    model = keras.Model(inputs, layers.Dense(2, use_bias=False, name="block_1_2")(x))
+    tensors = {f"{i}": np.full((2, 2), i) for i in range(3)}
+    mapping = {"block_{i}/kernel": "{i}"}
+    checkpoints.load_tensors(model, mapping, tensors, partial=True)
+    assert [float(w[0, 0]) for w in model.weights[:3]] == [0, 1, 2]
+    with pytest.raises(InputError, match=r"no weight has the path 'block_\{i\}_\{i\}/kernel'"):
+        checkpoints.load_tensors(model, {"block_{i}_{i}/kernel": "{i}"}, tensors)

@@ -16,6 +16,7 @@ import keras_llm
 from keras_llm import layers as own_layers
 from keras_llm import models, tasks, tokenizers, training
 from keras_llm.errors import InputError
+from keras_llm.models.graph import graph_of
 
 _SPEC = importlib.util.spec_from_file_location(
     "architectures", pathlib.Path(__file__).with_name("architectures.py")
@@ -41,9 +42,9 @@ def tokens(*layers_of_model, length=None, width=16):
     return keras.Model(token_ids, layers.Dense(V)(x))
 
 
-def largest_error(model):
-    """Return the largest difference of logits with a cache and without."""
-    token_ids = np.random.default_rng(0).integers(0, V, (2, 12)).astype("int32")
+def largest_error(model, low=0):
+    """Return the largest difference of logits with a cache and without; tokens are >= `low`."""
+    token_ids = np.random.default_rng(0).integers(low, V, (2, 12)).astype("int32")
     whole = np.asarray(model(token_ids))
     logits, cache = models.prefill(model, token_ids[:, :5], [5, 3], models.init_cache(model, 2, 20))
     errors = [np.asarray(logits) - whole[[0, 1], [4, 2]]]
@@ -436,3 +437,218 @@ def test_slices_in_the_graph_are_saved(tokenizer, tmp_path):
     assert loaded("a fox", max_new_tokens=4, temperature=0.0) == task(
         "a fox", max_new_tokens=4, temperature=0.0
     )
+
+
+def test_dropout_is_on_in_training_only():
+    own = models.causal_lm(models.preset("gpt3-tiny", dropout=0.3))
+    composed = models.as_causal_lm(tokens(layers.Dropout(0.3), architectures.PreNorm()))
+    token_ids = np.arange(12)[None] % V
+    for model in (own, composed):
+        trainer = training.LanguageModelTrainer(model)
+        first, second, other = (
+            np.asarray(trainer(token_ids, training=training_mode))
+            for training_mode in (True, True, False)
+        )
+        assert np.abs(first - second).max() > 1e-3
+        np.testing.assert_allclose(other, trainer(token_ids, training=False))
+
+
+@keras.saving.register_keras_serializable("tests")
+class FromWeights(layers.Layer):
+    """Attention and a scale that is computed from a weight alone."""
+
+    def build(self, shape):
+        self.attention = layers.MultiHeadAttention(2, 8)
+        self.attention.build(shape, shape)
+        self.gamma = self.add_weight(name="gamma", shape=(shape[-1],), initializer="zeros")
+        self.built = True
+
+    def call(self, x):
+        return self.attention(x, x, use_causal_mask=True) * (1.0 + self.gamma)
+
+
+def test_layers_that_compute_from_weights_alone_are_not_traced(tokenizer):
+    with pytest.raises(InputError, match=r"'scaled' \(FromWeights\).*new tokens alone"):
+        models.as_causal_lm(tokens(FromWeights(name="scaled")))
+    model = models.as_causal_lm(tokens(FromWeights(name="scaled")), incremental=False)
+    trainer = training.LanguageModelTrainer(model)
+    trainer.compile(keras.optimizers.SGD(1.0))
+    ids = np.arange(13)[None] % V
+    trainer.fit(ids[:, :-1], ids[:, 1:], verbose=0)
+    assert np.abs(np.asarray(model.get_layer("scaled").gamma)).max() > 0
+
+    class Tied(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.embedding = layers.Embedding(V, 16)
+
+        def call(self, token_ids):
+            x = self.embedding(token_ids)
+            return ops.matmul(x, ops.transpose(self.embedding.embeddings))
+
+    tied = Tied()
+    tied(np.zeros((1, 2), "int32"))
+    with pytest.raises(InputError, match="Tied computes something from weights alone"):
+        models.as_causal_lm(tied)
+
+
+def test_functional_models_with_a_call_of_their_own():
+    class Halved(keras.Model):
+        def call(self, inputs, training=None, mask=None):
+            return super().call(inputs, training=training) / 2
+
+    plain = tokens(layers.Dense(16))
+    halved = Halved(plain.inputs, plain.outputs)
+    ids = np.arange(6)[None]
+    composed = models.as_causal_lm(halved)
+    np.testing.assert_allclose(composed(ids), np.asarray(plain(ids)) / 2, rtol=1e-5)
+    assert largest_error(composed) < 1e-4
+
+
+@pytest.mark.parametrize("order", [["q", "m"], ["m", "q"]])
+def test_nested_models_are_called_with_a_dict(order):
+    inner = {name: keras.Input((None, 16), name=name) for name in order}
+    product = keras.Model(list(inner.values()), inner["q"] - 2 * inner["m"])
+    model = tokens(lambda x: product({"q": x, "m": layers.Dense(16)(x)}))
+    ids = np.arange(6)[None]
+    np.testing.assert_allclose(models.as_causal_lm(model)(ids), model(ids), rtol=1e-5)
+    assert largest_error(models.as_causal_lm(model)) < 1e-4
+
+
+def test_head_of_a_subclass_is_not_replaced_by_its_kernel():
+    @keras.saving.register_keras_serializable("tests")
+    class Scaled(layers.Dense):
+        def call(self, x):
+            return super().call(x) * 3.0
+
+    token_ids = keras.Input((None,), dtype="int32")
+    x = layers.Embedding(V, 16)(token_ids)
+    model = models.as_causal_lm(keras.Model(token_ids, Scaled(V)(x)))
+    assert models.output_head(model).kernel is None
+    rows = np.arange(8)[None] % V
+    np.testing.assert_allclose(models.prediction_states(model, rows), model(rows))
+
+
+def test_without_a_cache_the_head_may_mix_tokens(tokenizer):
+    token_ids = keras.Input((None,), dtype="int32")
+    x = ops.cumsum(layers.Dense(300)(layers.Embedding(300, 16)(token_ids)), axis=1)
+    model = models.as_causal_lm(keras.Model(token_ids, x), 20, incremental=False)
+    ids = np.arange(8)[None]
+    cache = models.init_cache(model, 1, 20)
+    logits, cache = models.prefill(model, ids[:, :5], [5], cache)
+    np.testing.assert_allclose(logits, model(ids)[:, 4], rtol=1e-4, atol=1e-5)
+    logits, _ = models.decode(model, ids[:, 5:6], [[5]], cache)
+    np.testing.assert_allclose(logits, model(ids)[:, 5], rtol=1e-4, atol=1e-5)
+
+
+def test_attention_scores_of_operations_may_depend_on_later_tokens():
+    def attention(x):
+        scores = ops.matmul(x, ops.transpose(x, (0, 2, 1)))
+        causal = ops.tril(ops.ones_like(scores))
+        return ops.matmul(ops.softmax(ops.where(causal > 0, scores, -1e9)), x)
+
+    models.as_causal_lm(tokens(attention), incremental=False)
+    with pytest.raises(InputError, match="new tokens alone"):
+        models.as_causal_lm(tokens(attention))
+
+
+def test_queries_and_values_of_different_norms():
+    attention = layers.MultiHeadAttention(2, 8)
+
+    def block(x):
+        norms = layers.LayerNormalization()(x), layers.UnitNormalization()(x)
+        return attention(*norms, use_causal_mask=True)
+
+    model = models.as_causal_lm(tokens(block))
+    assert largest_error(model) < 1e-4
+    assert len(models.attention_maps(model, {"token_ids": np.arange(5)[None]})) == 1
+    own = own_layers.MultiHeadAttention(2, 8)
+    with pytest.raises(InputError, match="`value` must be left out"):
+        models.as_causal_lm(tokens(lambda x: own(x, layers.Dense(16)(x), use_causal_mask=True)))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Window(layers.Conv1D):
+    """A class of Keras with the protocol of its own: it sees the current token only."""
+
+    def empty_cache(self, batch_size, length):
+        return ops.zeros((batch_size, 1))
+
+    def call(self, x, cache=None):
+        y = ops.matmul(x, self.kernel[0])
+        return y if cache is None else (y, cache)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Window(16, 1, padding="same"),
+        layers.RNN([layers.LSTMCell(8), layers.GRUCell(16)], return_sequences=True),
+    ],
+)
+def test_subclasses_with_a_cache_and_stacked_cells(layer):
+    assert largest_error(models.as_causal_lm(tokens(layer))) < 1e-4
+
+
+def test_layers_of_another_dtype_are_traced_in_it():
+    class Block(architectures.PreNorm):
+        def call(self, x):
+            h = self.norm(x)
+            return self.attention(h, h, use_causal_mask=True) * self.scale
+
+    token_ids = keras.Input((None,), dtype="int32")
+    x = layers.Embedding(V, 16, dtype="bfloat16")(token_ids)
+    x = Block(dtype="float32")(x)
+    model = keras.Model(token_ids, layers.Dense(V, dtype="float32")(x))
+    dtypes = {spec.dtype for spec in graph_of(model).specs.values() if "float" in spec.dtype}
+    assert dtypes == {"bfloat16", "float32"}
+    assert graph_of(model).specs[graph_of(model).calls[-2].outputs[0]].dtype == "float32"
+    assert largest_error(models.as_causal_lm(model)) < 1e-4
+
+
+def test_masked_tokens(tokenizer):
+    def masked():
+        token_ids = keras.Input((None,), dtype="int32")
+        x = layers.Embedding(V, 16, mask_zero=True, name="words")(token_ids)
+        x = layers.GRU(16, return_sequences=True)(x)
+        return keras.Model(token_ids, layers.Dense(V)(x))
+
+    assert largest_error(models.as_causal_lm(masked(), pad_id=0), low=1) < 1e-4
+    with pytest.raises(InputError, match=r"layer 'words' masks the token 0.*pads with 3"):
+        models.as_causal_lm(masked(), pad_id=3)
+
+
+def test_adapters_are_merged_into_saved_composed_models(tokenizer, tmp_path):
+    token_ids = keras.Input((None,), dtype="int32")
+    x = layers.Dense(16, name="up")(layers.Embedding(300, 16)(token_ids))
+    task = keras_llm.TextGeneration(keras.Model(token_ids, layers.Dense(300)(x)), tokenizer)
+    task.enable_lora(2, "^up$")
+    for weight in task.model.trainable_weights:
+        weight.assign(keras.random.normal(weight.shape, seed=1))
+    expected, count = task.model(np.arange(6)[None]), len(task.model.weights) - 2
+    task.save(tmp_path / "task")
+    loaded = keras_llm.load(tmp_path / "task")
+    for model in (loaded.model, training.merge_lora(task.model)):
+        np.testing.assert_allclose(model(np.arange(6)[None]), expected, rtol=1e-5, atol=1e-5)
+        assert len(model.trainable_weights) == len(model.weights) == count
+    assert loaded.enable_lora(2, "^up$") == ["up"]
+
+
+def test_layers_of_one_path_are_not_adapted(tokenizer):
+    token_ids = keras.Input((None,), dtype="int32")
+    x = layers.Embedding(300, 16)(token_ids)
+    for _ in range(2):
+        inputs = keras.Input((None, 16))
+        x = keras.Model(inputs, layers.Dense(16, name="up")(inputs))(x)
+    task = keras_llm.TextGeneration(keras.Model(token_ids, layers.Dense(300)(x)), tokenizer)
+    with pytest.raises(InputError, match="two layers of the path 'up'"):
+        task.enable_lora(2, "up")
+
+
+def test_vocabulary_beyond_the_embedding_is_named():
+    token_ids = keras.Input((None,), dtype="int32")
+    model = keras.Model(token_ids, layers.Dense(V)(layers.Embedding(4, 16)(token_ids)))
+    with pytest.raises(InputError, match=f"cannot be run on token ids from 0 to {V - 1}"):
+        models.as_causal_lm(model)
+    with pytest.raises(InputError, match="`max_length` must be an int > 1, got '32'"):
+        models.as_causal_lm(tokens(), max_length="32")

@@ -127,3 +127,44 @@ def test_unsuitable_models_raise_error(tokenizer):
         tasks.TextClassification(recurrent(size), tokenizer, ["pos", "neg", "other"])
     with pytest.raises(InputError, match="cannot be a masked_lm, only one of text_classifier"):
         models.as_head_model(recurrent(size), "masked_lm", size)
+
+
+@pytest.mark.parametrize("kind", ["dict", "subclass"])
+def test_token_ids_and_mask_by_name_or_in_a_subclass(kind):
+    plain = encoder(40, head=layers.Dense(2))
+    if kind == "dict":  # Keras sorts the names: the mask comes first
+        names = {
+            "token_ids": keras.Input((None,), dtype="int32"),
+            "padding_mask": keras.Input((None,), dtype="int32"),
+        }
+        model = keras.Model(names, plain(list(names.values())))
+    else:
+
+        class Classifier(keras.Model):
+            def __init__(self):
+                super().__init__()
+                self.inner = plain
+
+            def call(self, inputs):
+                token_ids, mask = inputs
+                return self.inner([token_ids, mask])
+
+        model = Classifier()
+    composed = models.as_head_model(model, "text_classifier", 40)
+    ids = np.array([[5, 6, 7, 0]])
+    expected = plain([ids, ids != 0])
+    np.testing.assert_allclose(composed([ids, ids != 0]), expected, atol=1e-5)
+    assert np.abs(expected - np.asarray(plain([ids + 1, ids != 0]))).max() > 1e-4
+
+
+def test_two_outputs_raise_error():
+    model = encoder(40, head=layers.Dense(2))
+    with pytest.raises(InputError, match="one output; it has 2"):
+        models.as_head_model(
+            keras.Model(model.inputs, [model.outputs[0]] * 2), "text_classifier", 40
+        )
+
+
+def test_explanation_of_a_regressor(tokenizer):
+    task = tasks.TextRegression(encoder(tokenizer.vocabulary_size, head=layers.Dense(1)), tokenizer)
+    assert tasks.explain(task, "a good film").result == str(task("a good film"))

@@ -228,12 +228,19 @@ def merge_lora(model: keras.Model) -> keras.Model:
 def _layers(model):
     """Return all layers that can be adapted, a dict by path."""
     leaves = flatten_layers(model)
-    return {layer.path: layer for layer in leaves if hasattr(layer, "enable_lora") and layer.built}
+    leaves = [layer for layer in leaves if hasattr(layer, "enable_lora") and layer.built]
+    layers = {layer.path: layer for layer in leaves}
+    for layer in leaves:
+        if layers[layer.path] is not layer:
+            raise InputError(
+                f"`model` has two layers of the path {layer.path!r}: give them different names."
+            )
+    return layers
 
 
 def has_adapters(model: keras.Model) -> bool:
     """Return whether a model has adapters."""
-    return any(layer.lora_enabled for layer in _layers(model).values())
+    return any(getattr(layer, "lora_enabled", False) for layer in flatten_layers(model))
 
 
 def _adapted(model):
