@@ -50,6 +50,8 @@ BLOCK_ARGS = """
         router_z_loss: float >= 0. Weight of the router z loss.
         feed_forward_bias: bool. Whether the feed-forward network has biases. Defaults to
             `use_bias`.
+        output_bias: bool. Whether the output projection of attention has a bias. Defaults to
+            `use_bias`.
 """
 
 # Arguments that are objects, which `get_config` serializes.
@@ -91,6 +93,7 @@ class TransformerBlock(AttentionBase):
         load_balance_loss: float = 0.01,
         router_z_loss: float = 0.001,
         feed_forward_bias: bool | None = None,
+        output_bias: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

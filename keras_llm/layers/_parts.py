@@ -50,11 +50,13 @@ def clone(initializer: Initializer | None) -> Initializer | None:
     return initializer.clone()
 
 
-def dense(owner: keras.layers.Layer, units: int, name: str) -> keras.layers.Dense:
+def dense(
+    owner: keras.layers.Layer, units: int, name: str, use_bias: bool | None = None
+) -> keras.layers.Dense:
     """Create a dense layer with the biases, initializers and dtype policy of its owner."""
     return keras.layers.Dense(
         units,
-        use_bias=owner.use_bias,
+        use_bias=owner.use_bias if use_bias is None else use_bias,
         kernel_initializer=clone(owner.kernel_initializer),
         bias_initializer=clone(owner.bias_initializer),
         dtype=owner.dtype_policy,

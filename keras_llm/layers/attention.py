@@ -124,6 +124,7 @@ class MultiHeadAttention(AttentionBase):
         num_sink_tokens: int. With a sliding window, this many first positions stay visible.
         learned_sinks: bool. Whether each head has a learned logit that takes part in the softmax
             but has no value, so that a head may attend to almost nothing.
+        output_bias: bool. Whether the output projection has a bias. Defaults to `use_bias`.
 
     Call arguments:
         query: float tensor (B, T, D).
@@ -182,6 +183,7 @@ class MultiHeadAttention(AttentionBase):
         attention_scale: float | None = None,
         num_sink_tokens: int = 0,
         learned_sinks: bool = False,
+        output_bias: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -250,7 +252,7 @@ class MultiHeadAttention(AttentionBase):
         self.query_projection.build(query_shape)
         self.key_projection.build(value_shape)
         self.value_projection.build(value_shape)
-        self.output_projection = dense(self, query_shape[-1], "output")
+        self.output_projection = dense(self, query_shape[-1], "output", self.output_bias)
         self.output_projection.build((*query_shape[:-1], self.num_heads * self.head_dim))
         if self.query_norm is not None and self.key_norm is not None:
             self.query_norm.build((None, None, self.num_heads, self.head_dim))

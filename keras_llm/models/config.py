@@ -58,6 +58,8 @@ class TransformerConfig:
         use_bias: bool. Whether dense layers have biases.
         feed_forward_bias: bool or None. Whether those of feed-forward networks do. None means
             `use_bias`.
+        output_bias: bool or None. Whether the output projections of attention do. None means
+            `use_bias`.
         tie_embeddings: bool. Whether the head reuses the token embedding.
         dropout: float in [0, 1). Dropout rate.
         initializer_range: float > 0. Standard deviation of the initial weights.
@@ -117,6 +119,7 @@ class TransformerConfig:
     load_balance_loss: float = 0.01
     router_z_loss: float = 0.001
     feed_forward_bias: bool | None = None
+    output_bias: bool | None = None
 
     def __post_init__(self) -> None:
         check = self._check

@@ -53,6 +53,23 @@ _GEMMA3 = {
     "qk_norm": True,
 }
 _QWEN3 = {"position": Rotary(base=1e6), "norm_epsilon": 1e-6, "qk_norm": True}
+_QWEN2 = {
+    "position": Rotary(base=1e6),
+    "norm_epsilon": 1e-6,
+    "use_bias": True,
+    "output_bias": False,
+    "feed_forward_bias": False,
+}
+# Every fourth layer has no positions. The others have a window that covers all positions, because
+# only windowed layers have positions of their own.
+_SMOLLM3 = {
+    "position": None,
+    "local_position": Rotary(base=5e6),
+    "sliding_window": 64 * 1024,
+    "window_pattern": "SSSL",
+    "norm_epsilon": 1e-6,
+}
+_PHI3 = {"sliding_window": 2047, "tie_embeddings": False}
 _SMOLLM2 = {"position": Rotary(base=100000.0)}
 # Similar to T5: the paper gives gated GELU and T5's relative attention, but neither the norm nor
 # the maximum length.
@@ -153,6 +170,15 @@ _ROWS = {
         *(_C, _QWEN3, 151936, 36, 4096, 32, 8, 12288, 40 * _K),
         {"tie_embeddings": False},
     ),
+    "qwen2.5-0.5b": (_C, _QWEN2, 151936, 24, 896, 14, 2, 4864, 32 * _K),
+    "qwen2.5-1.5b": (_C, _QWEN2, 151936, 28, 1536, 12, 2, 8960, 32 * _K),
+    "qwen2.5-7b": (_C, _QWEN2, 152064, 28, 3584, 28, 4, 18944, 32 * _K, {"tie_embeddings": False}),
+    "smollm3-3b": (_C, _SMOLLM3, 128256, 36, 2048, 16, 4, 11008, 64 * _K),
+    "phi3-mini": (_C, _PHI3, 32064, 32, 3072, 32, _M, 8192, 4 * _K),
+    "phi4": (
+        *(_C, _PHI3, 100352, 40, 5120, 40, 10, 17920, 16 * _K),
+        {"position": Rotary(base=250000.0), "sliding_window": None},
+    ),
     "smollm2-135m": (_C, _SMOLLM2, 49152, 30, 576, 9, 3, 1536, 8 * _K),
     "smollm2-360m": (_C, _SMOLLM2, 49152, 32, 960, 15, 5, 2560, 8 * _K),
     "smollm2-1.7b": (
@@ -198,6 +224,9 @@ _TINY = {
     "gemma2": "gemma2-2b",
     "gemma3": "gemma3-4b",
     "qwen3": "qwen3-0.6b",
+    "qwen2.5": "qwen2.5-0.5b",
+    "smollm3": "smollm3-3b",
+    "phi3": "phi3-mini",
     "smollm2": "smollm2-135m",
     "lamda": "lamda-2b",
     "bert": "bert-base",
@@ -233,7 +262,8 @@ def _tiny(config):
         **_SMALL,
     }
     if config.sliding_window:
-        sizes["sliding_window"] = 16
+        covers_all = config.sliding_window == config.max_length
+        sizes["sliding_window"] = sizes["max_length"] if covers_all else 16
     if len(config.window_pattern or "") > 2:
         sizes["window_pattern"] = "SL"  # so that two layers cover both kinds
     if config.num_experts:

@@ -61,6 +61,7 @@ def gguf_tensors(model, permuted=True):
         "feed_forward/up/kernel": "ffn_up",
         "feed_forward/down/kernel": "ffn_down",
     }
+    biased = ("query", "key", "value") if config.use_bias else ()
     if config.qk_norm:
         names["self_attention/query_norm/scale"] = "attn_q_norm"
         names["self_attention/key_norm/scale"] = "attn_k_norm"
@@ -71,6 +72,9 @@ def gguf_tensors(model, permuted=True):
             if permuted and name in heads:
                 tensor = interleave_rows(tensor, heads[name])
             tensors[f"blk.{i}.{name}.weight"] = np.ascontiguousarray(tensor)
+        for part in biased:
+            bias = weights[f"block_{i}/self_attention/{part}/bias"]
+            tensors[f"blk.{i}.attn_{part[0]}.bias"] = bias
     return tensors
 
 
@@ -174,11 +178,12 @@ def test_untied_embeddings_and_wide_heads(tmp_path, tok, config, randomize):
     assert_same_weights(model, from_gguf(path).model)
 
 
-def test_qwen3_row_order(tmp_path, tok, randomize):
-    config = models.preset("qwen3-tiny", vocabulary_size=tok.vocabulary_size)
+@pytest.mark.parametrize("name, preset", [("qwen2", "qwen2.5-tiny"), ("qwen3", "qwen3-tiny")])
+def test_qwen_row_order(name, preset, tmp_path, tok, randomize):
+    config = models.preset(preset, vocabulary_size=tok.vocabulary_size)
     model = randomize(models.causal_lm(config))
     tensors = gguf_tensors(model, permuted=False)
-    path = write_gguf(tmp_path / "model.gguf", config, tensors, tok, architecture="qwen3")
+    path = write_gguf(tmp_path / "model.gguf", config, tensors, tok, architecture=name)
     assert_same_weights(model, from_gguf(path).model)
 
 

@@ -32,6 +32,14 @@ CONFIGS = {
     "llama, wide heads": dataclasses.replace(LLAMA, head_dim=32),
     "mistral": models.preset("mistral-tiny"),
     "mixtral": models.preset("mixtral-tiny"),
+    "qwen2": models.preset("qwen2.5-tiny"),
+    "qwen2, a window above": models.preset(
+        "qwen2.5-tiny", sliding_window=9, window_pattern="LS", tie_embeddings=False
+    ),
+    "smollm3": models.preset("smollm3-tiny", num_layers=4),
+    "phi3": models.preset(
+        "phi3-tiny", position=Rotary(2e4, fraction=0.5), sliding_window=None, tie_embeddings=True
+    ),
     "qwen3": models.preset("qwen3-tiny"),
     "qwen3, a window above": models.preset("qwen3-tiny", sliding_window=9, window_pattern="LS"),
     "gemma2": models.preset("gemma2-tiny"),

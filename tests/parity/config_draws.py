@@ -128,6 +128,49 @@ def qwen3(rng):
     }
 
 
+def qwen2(rng):
+    fields = qwen3(rng)
+    del fields["attention_bias"], fields["head_dim"]
+    return fields
+
+
+def smollm3(rng):
+    fields = decoder(rng)
+    del fields["head_dim"]
+    count = fields["num_hidden_layers"]
+    flags = [int(rng.integers(2)) for _ in range(count)]
+    return {
+        **fields,
+        **{name: pick(rng, True, False) for name in ("attention_bias", "mlp_bias")},
+        **pick(rng, {}, {"no_rope_layers": flags}, {"no_rope_layer_interval": pick(rng, 1, 2)}),
+        "use_sliding_window": pick(rng, *[False] * 5, True),
+        "sliding_window": pick(rng, None, 5),
+        **pick(rng, {}, {}, layer_types(rng, fields)),
+    }
+
+
+def phi3(rng):
+    fields = decoder(rng)
+    del fields["head_dim"]
+    for name in ("rope_theta", "rope_scaling", "rope_parameters"):
+        fields.pop(name, None)
+    fraction = pick(rng, {}, {"partial_rotary_factor": 0.5})
+    theta = {"rope_theta": pick(rng, 300.0, 10000.0)}
+    count = int(SIZE // HEADS * fraction.get("partial_rotary_factor", 1.0)) // 2
+    factors = {"short_factor": [1.0] * count, "long_factor": [2.0] * count}
+    long = {"rope_type": "longrope", **factors, **theta}  # the only scaling; refused
+    default = {"rope_type": "default", **theta, **fraction}
+    return {
+        **fields,
+        **fraction,
+        **pick(rng, {}, theta, *[{"rope_parameters": default}] * 3, {"rope_parameters": long}),
+        "sliding_window": pick(rng, None, 1, 5, 100),
+        "resid_pdrop": pick(rng, 0.0, 0.1),
+        "embd_pdrop": pick(rng, 0.0, 0.1),
+        "original_max_position_embeddings": LENGTH,
+    }
+
+
 def gemma2(rng):
     fields = decoder(rng, "hidden_activation")
     return {
@@ -261,7 +304,10 @@ FAMILIES = {
     "llama": (llama, ["LlamaForCausalLM"]),
     "mistral": (mistral, ["MistralForCausalLM"]),
     "mixtral": (mixtral, ["MixtralForCausalLM"]),
+    "qwen2": (qwen2, ["Qwen2ForCausalLM"]),
     "qwen3": (qwen3, ["Qwen3ForCausalLM"]),
+    "smollm3": (smollm3, ["SmolLM3ForCausalLM"]),
+    "phi3": (phi3, ["Phi3ForCausalLM"]),
     "gemma2": (gemma2, ["Gemma2ForCausalLM"]),
     "gemma3_text": (gemma3, ["Gemma3ForCausalLM"]),
     "bert": (

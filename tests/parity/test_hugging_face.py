@@ -107,6 +107,42 @@ DECODERS = {
         "MixtralForCausalLM",
         transformers.MixtralConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2),
     ),
+    "qwen2": ("Qwen2ForCausalLM", transformers.Qwen2Config(**GROUPED)),
+    "qwen2, windows in some layers": (
+        "Qwen2ForCausalLM",
+        transformers.Qwen2Config(
+            **GROUPED,
+            use_sliding_window=True,
+            sliding_window=5,
+            max_window_layers=2,
+            tie_word_embeddings=True,
+        ),
+    ),
+    "smollm3": ("SmolLM3ForCausalLM", transformers.SmolLM3Config(**GROUPED, pad_token_id=0)),
+    "smollm3, biases, layers without positions": (
+        "SmolLM3ForCausalLM",
+        transformers.SmolLM3Config(
+            **GROUPED,
+            pad_token_id=0,
+            no_rope_layers=[0, 1, 0, 1, 1, 0][: GROUPED["num_hidden_layers"]],
+            attention_bias=True,
+            mlp_bias=True,
+        ),
+    ),
+    "phi3": ("Phi3ForCausalLM", transformers.Phi3Config(**GROUPED, pad_token_id=0)),
+    "phi3, partly rotated, window": (
+        "Phi3ForCausalLM",
+        transformers.Phi3Config(
+            **GROUPED,
+            pad_token_id=0,
+            sliding_window=5,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 2e4,
+                "partial_rotary_factor": 0.5,
+            },
+        ),
+    ),
     "qwen3": ("Qwen3ForCausalLM", transformers.Qwen3Config(**GROUPED, head_dim=16)),
     "qwen3, windows in some layers": (
         "Qwen3ForCausalLM",

@@ -46,10 +46,10 @@ def from_gguf(path: PathLike, dtype: str | None = None) -> tasks.TextGeneration:
     the size of the model.
 
     Args:
-        path: str or path of a file of the architecture "llama" (Llama, SmolLM2, Mistral) or
-            "qwen3", in F32, F16, BF16, Q8_0, Q4_0, Q4_1, K-quants or another type that the
-            gguf package dequantizes; or the name of such a file on the hub of Hugging Face,
-            `hf:OWNER/NAME/FILE.gguf`.
+        path: str or path of a file of the architecture "llama" (Llama, SmolLM2, Mistral), "qwen2"
+            (Qwen 2 and 2.5) or "qwen3", in F32, F16, BF16, Q8_0, Q4_0, Q4_1, K-quants or another
+            type that the gguf package dequantizes; or the name of such a file on the hub of
+            Hugging Face, `hf:OWNER/NAME/FILE.gguf`.
         dtype: Keras dtype policy of the model. Defaults to the global policy.
 
     Returns:
@@ -92,6 +92,11 @@ def from_gguf(path: PathLike, dtype: str | None = None) -> tasks.TextGeneration:
 
 def _read_llama(source):
     return models.CausalLMConfig(**_common(source, "llama"))
+
+
+def _read_qwen2(source):
+    biases = {"use_bias": True, "output_bias": False, "feed_forward_bias": False}
+    return models.CausalLMConfig(**_common(source, "qwen2"), **biases)
 
 
 def _read_qwen3(source):
@@ -179,5 +184,6 @@ ARCHITECTURES = {
         special=dict.fromkeys(_QUERY_AND_KEY, _permuted),
         ignored=(r"rope_freqs\.weight",),
     ),
+    "qwen2": Family("qwen2", {}, _read_qwen2, None, _NAMES),
     "qwen3": Family("qwen3", {}, _read_qwen3, None, _NAMES),
 }

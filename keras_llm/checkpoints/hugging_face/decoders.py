@@ -1,4 +1,4 @@
-"""Define decoder-only families: GPT-2, Llama, Mistral, Mixtral, Qwen3, Gemma 2 and 3."""
+"""Define decoder-only families: GPT-2, Llama, Mistral, Mixtral, Qwen, SmolLM3, Phi-3 and Gemma."""
 
 from keras_llm.checkpoints.hugging_face import rope, weight_mapping
 from keras_llm.checkpoints.hugging_face.family import (
@@ -11,6 +11,7 @@ from keras_llm.checkpoints.hugging_face.family import (
 from keras_llm.layers import Rotary
 from keras_llm.models import CausalLMConfig
 
+_NO_PADDING = {"pad_token_id": None}  # the default may be beyond the vocabulary
 _FULL, _WINDOWED = "full_attention", "sliding_attention"
 
 
@@ -148,27 +149,89 @@ def _write_mixtral(config):
     }
 
 
-def _read_qwen3(fields):
-    common = {**_common(fields), **_biases(fields)}
-    if common["head_dim"] is None:
-        common["head_dim"] = 128
-    window = None
-    if fields.get("use_sliding_window", bool, False):
-        window = _window(fields, 4096)
-    first = fields.get("max_window_layers", int, 28)
-    default = [window is not None and i >= first for i in range(common["num_layers"])]
-    options = _layer_types(fields, default, window)
-    return CausalLMConfig(**common, position=rope.read(fields), qk_norm=True, **options)
+def _read_qwen2(fields):
+    common = _common(fields)
+    return CausalLMConfig(
+        **common,
+        **_qwen_windows(fields, common["num_layers"]),
+        position=rope.read(fields),
+        use_bias=True,
+        output_bias=False,
+        feed_forward_bias=False,
+    )
 
 
-def _write_qwen3(config):
+def _write_qwen2(config):
     return {
         **_write_common(config),
-        "attention_bias": config.use_bias,
         "use_sliding_window": config.sliding_window is not None,
         "sliding_window": config.sliding_window,
         **_write_layer_types(config),
     }
+
+
+def _read_qwen3(fields):
+    common = {**_common(fields), **_biases(fields)}
+    if common["head_dim"] is None:
+        common["head_dim"] = 128
+    options = _qwen_windows(fields, common["num_layers"])
+    return CausalLMConfig(**common, position=rope.read(fields), qk_norm=True, **options)
+
+
+def _write_qwen3(config):
+    return {**_write_qwen2(config), "attention_bias": config.use_bias}
+
+
+def _qwen_windows(fields, num_layers):
+    window = None
+    if fields.get("use_sliding_window", bool, False):
+        window = _window(fields, 4096)
+    first = fields.get("max_window_layers", int, 28)
+    default = [window is not None and i >= first for i in range(num_layers)]
+    return _layer_types(fields, default, window)
+
+
+def _read_smollm3(fields):
+    fields.refuse_unless(use_sliding_window=False)
+    common = {**_common(fields, tied=True), **_biases(fields, fields.get("mlp_bias", bool, False))}
+    layers, rotary = common["num_layers"], rope.read(fields, 2e6)
+    _layer_types(fields, [False] * layers, None)  # refuses windows
+    interval = fields.positive("no_rope_layer_interval", 4)
+    default = [int((i + 1) % interval != 0) for i in range(layers)]
+    rotated = fields.get("no_rope_layers", list, default) or default
+    if len(rotated) != layers or any(flag not in (0, 1) for flag in rotated):
+        raise fields.error("no_rope_layers", f"be a list of {layers} times 0 or 1")
+    positions = {"position": rotary if all(rotated) else None}
+    if any(rotated) and not all(rotated):
+        # A layer has positions of its own if it has a window; this one covers all positions.
+        positions |= {"local_position": rotary, "sliding_window": common["max_length"]}
+        positions["window_pattern"] = window_pattern(map(bool, rotated))
+    return CausalLMConfig(**common, **positions)
+
+
+def _write_smollm3(config):
+    position = config.position if config.local_position is None else config.local_position
+    rotated = [
+        int(config.attention_position(layer) is not None) for layer in range(config.num_layers)
+    ]
+    row = {**_write_llama(config), **rope.write(position), "no_rope_layers": rotated}
+    return {**row, "use_sliding_window": False, "sliding_window": None, **_NO_PADDING}
+
+
+def _read_phi3(fields):
+    return CausalLMConfig(
+        **_common(fields, epsilon=1e-5),
+        position=rope.read(fields, partial=True),
+        sliding_window=_window(fields, None),
+    )
+
+
+def _write_phi3(config):
+    row = {**_write_common(config), "sliding_window": config.sliding_window}
+    if isinstance(config.position, Rotary):
+        row["partial_rotary_factor"] = config.position.fraction
+        row["original_max_position_embeddings"] = config.max_length
+    return {**row, **_NO_PADDING}
 
 
 def _read_gemma2(fields):
@@ -298,6 +361,7 @@ _QK_NORM = {
     "self_attention/query_norm": "self_attn.q_norm",
     "self_attention/key_norm": "self_attn.k_norm",
 }
+_QKV, _GATE_UP = ("query", "key", "value"), "mlp.gate_up_proj"  # stored as one matrix
 _SANDWICH = {
     "self_attention_post_norm": "post_attention_layernorm",
     "feed_forward_norm": "pre_feedforward_layernorm",
@@ -361,6 +425,17 @@ MIXTRAL = _like_llama(
 QWEN3 = _like_llama(
     *("qwen3", "Qwen3ForCausalLM", _read_qwen3, _write_qwen3),
     *(_ATTENTION, _FEED_FORWARD, _QK_NORM),
+)
+QWEN2 = _like_llama(
+    *("qwen2", "Qwen2ForCausalLM", _read_qwen2, _write_qwen2), _ATTENTION, _FEED_FORWARD
+)
+SMOLLM3 = _like_llama(
+    *("smollm3", "SmolLM3ForCausalLM", _read_smollm3, _write_smollm3), _ATTENTION, _FEED_FORWARD
+)
+PHI3 = _like_llama(
+    *("phi3", "Phi3ForCausalLM", _read_phi3, _write_phi3),
+    {**_ATTENTION, **{f"self_attention/{name}": "self_attn.qkv_proj" for name in _QKV}},
+    {**_FEED_FORWARD, "feed_forward/gate": _GATE_UP, "feed_forward/up": _GATE_UP},
 )
 GEMMA2 = _like_llama(
     *("gemma2", "Gemma2ForCausalLM", _read_gemma2, _write_gemma2),

@@ -134,7 +134,9 @@ class Family:
             group.sort(key=lambda part: order.index(part.key))
             for weights in zip(*(part.weights.items() for part in group), strict=True):
                 paths, shapes = zip(*weights, strict=True)
-                yield link.fused(list(paths), f"{name}.{_suffix(paths[0])}", list(shapes))
+                is_transposed = self.linear is link.transposed and len(shapes[0]) == 2
+                fuse = link.fused_transposed if is_transposed else link.fused
+                yield fuse(list(paths), f"{name}.{_suffix(paths[0])}", list(shapes))
         elif part.key in self.special:
             yield self.special[part.key](part, name, config, row)
         elif "{e}" in name:  # one tensor for each expert

@@ -17,7 +17,10 @@ from keras_llm.checkpoints.hugging_face.decoders import (
     LLAMA,
     MISTRAL,
     MIXTRAL,
+    PHI3,
+    QWEN2,
     QWEN3,
+    SMOLLM3,
 )
 from keras_llm.checkpoints.hugging_face.encoder_decoders import T5
 from keras_llm.checkpoints.hugging_face.encoders import BERT, DISTILBERT, ROBERTA
@@ -34,7 +37,7 @@ from keras_llm.types import JSON, PathLike
 FAMILIES = {
     family.model_type: family
     for family in (
-        *(GPT2, LLAMA, MISTRAL, QWEN3, GEMMA2, GEMMA3, MIXTRAL),
+        *(GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, PHI3, GEMMA2, GEMMA3, MIXTRAL),
         *(BERT, DISTILBERT, ROBERTA, T5),
     )
 }
@@ -156,8 +159,8 @@ def write_model(
     row = {
         "model_type": family.model_type,
         "architectures": [family.architecture(head)],
-        **{name: value for name, value in (token_ids or {}).items() if name not in row},
         **row,
+        **{name: index for name, index in (token_ids or {}).items() if row.get(name) is None},
     }
     if head in _LABELED:
         labels = metadata.get("labels") or default_labels(options.get("num_classes", 1))
@@ -361,8 +364,9 @@ def _computation(config):
     row = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for name in _TRAINING:
         del row[name]
-    layers = range(config.num_layers)
-    row["window_pattern"] = [config.window(i) for i in layers]
+    layers, longest = range(config.num_layers), config.max_length
+    # A window over all positions is none.
+    row["window_pattern"] = [min(config.window(i) or longest, longest) for i in layers]
     row["sliding_window"] = None
     row["local_position"] = [_position(config.attention_position(i)) for i in layers]
     row["position"] = _position(config.position)
@@ -372,8 +376,9 @@ def _computation(config):
         row["attention_scale"] = config.head_dim**-0.5
     if not config.num_experts:
         row["experts_per_token"] = None
-    if config.feed_forward_bias is None:
-        row["feed_forward_bias"] = config.use_bias
+    for name in ("feed_forward_bias", "output_bias"):
+        if row[name] is None:
+            row[name] = config.use_bias
     return row
 
 

@@ -9,7 +9,12 @@ from keras_llm.types import JSON
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
-def read(fields: Fields, default_base: float = 10000.0, layer_type: str | None = None) -> Rotary:
+def read(
+    fields: Fields,
+    default_base: float = 10000.0,
+    layer_type: str | None = None,
+    partial: bool = False,
+) -> Rotary:
     """Read the `Rotary` of a config in the format of any version.
 
     As in transformers, `rope_scaling` takes precedence over `rope_parameters`.
@@ -19,6 +24,7 @@ def read(fields: Fields, default_base: float = 10000.0, layer_type: str | None =
         default_base: float, the base if none is given.
         layer_type: "full_attention" or "sliding_attention" for a model with separate angles for
             each; or None.
+        partial: bool. Whether the family may rotate only a part of each head.
 
     Raises:
         InputError: if the scaling is not supported; the message names the field.
@@ -42,10 +48,16 @@ def read(fields: Fields, default_base: float = 10000.0, layer_type: str | None =
             merged = {**options.row, **scaling.row}
             options = Fields(merged, fields.where, "rope_scaling.")
     base = options.get("rope_theta", float, fields.get(base_field, float, default_base))
-    options.refuse_unless(partial_rotary_factor=1.0)
-    fields.refuse_unless(partial_rotary_factor=1.0)
+    fraction = 1.0
+    if partial:
+        fraction = fields.get("partial_rotary_factor", float, fraction)
+        fraction = options.get("partial_rotary_factor", float, fraction)
+    else:
+        options.refuse_unless(partial_rotary_factor=1.0)
+        fields.refuse_unless(partial_rotary_factor=1.0)
     kind = "rope_type" if "rope_type" in options.row else "type"
-    return Rotary(base, options.one_of(kind, _SCALINGS, "default")(options, fields))
+    scaling = options.one_of(kind, _SCALINGS, "default")(options, fields)
+    return Rotary(base, scaling, fraction=fraction)
 
 
 def write(position: Rotary | Alibi | RelativeBias | str | None) -> JSON:

@@ -74,6 +74,17 @@ def fused(paths: list[str], name: str, shapes: list[tuple[int, ...]]) -> Link:
     )
 
 
+def fused_transposed(paths: list[str], name: str, shapes: list[tuple[int, ...]]) -> Link:
+    """Link matrices (in, out) that are stored as (out, in), concatenated along the first axis."""
+    bounds = np.cumsum([shape[-1] for shape in shapes])
+    return Link(
+        dict(zip(paths, shapes, strict=True)),
+        {name: (int(bounds[-1]), shapes[0][0])},
+        lambda tensors: [part.T for part in np.split(tensors[0], bounds[:-1])],
+        lambda weights: [np.concatenate([weight.T for weight in weights])],
+    )
+
+
 def stacked(path: str, names: list[str], shape: tuple[int, ...]) -> Link:
     """Link matrices (count, in, out) that are stored as separate tensors (out, in)."""
     return Link(

@@ -140,6 +140,7 @@ def read_qwen(backbone: Any, max_length: int) -> CausalLMConfig:
         **_window(window, max_length),
         position=_rotary(backbone),
         use_bias=True,
+        output_bias=False,
         feed_forward_bias=False,
     )
 
@@ -209,6 +210,7 @@ def read_smollm3(backbone: Any, max_length: int) -> CausalLMConfig:
             "num_key_value_heads": backbone.num_key_value_heads,
             "norm_epsilon": backbone.layer_norm_epsilon,
             "use_bias": backbone.attention_bias,
+            "output_bias": False,
             "feed_forward_bias": backbone.mlp_bias,
         }
     )

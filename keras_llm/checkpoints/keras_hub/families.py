@@ -131,9 +131,7 @@ FAMILIES = {
     "Llama3Backbone": _LLAMA,
     "MistralBackbone": Family(configs.read_mistral, _names(_ATTENTION, _FEED_FORWARD, _NORMS)),
     "MixtralBackbone": Family(configs.read_mixtral, _names(_ATTENTION, _MIXTRAL_EXPERTS, _NORMS)),
-    "QwenBackbone": Family(
-        configs.read_qwen, _names(_ATTENTION, _FEED_FORWARD, _NORMS), rules=_NO_OUTPUT_BIAS
-    ),
+    "QwenBackbone": Family(configs.read_qwen, _names(_ATTENTION, _FEED_FORWARD, _NORMS)),
     "Qwen3Backbone": Family(
         configs.read_qwen3, _names(_ATTENTION, _FEED_FORWARD, _NORMS, _QK_NORM)
     ),
@@ -156,7 +154,6 @@ FAMILIES = {
     "SmolLM3Backbone": Family(
         configs.read_smollm3,
         _names(_SMOLLM3),
-        rules=_NO_OUTPUT_BIAS,
         length="max_position_embeddings",
         ignored=(r".*/rotary_emb/inv_freq",),
     ),
