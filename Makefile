@@ -12,9 +12,9 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# Train, resume, evaluate and generate with every recipe, on tiny data.
+# Train, resume, evaluate and generate with every recipe, on tiny data; load models by name.
 test-recipes: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/recipes/runs
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/recipes/runs tests/hub/runs
 
 # Test models that are composed from layers: decoding, training and exports.
 test-composed: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""Download models by name from the hubs of Hugging Face and Kaggle. Imports no TensorFlow."""
+"""Find models by name on the hubs of Hugging Face and Kaggle. Imports no TensorFlow."""
 
 import contextlib
 import functools
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from keras_llm.errors import InputError, optional_packages
+from keras_llm.json_files import read_json
 from keras_llm.types import PathLike
 
 # The files of a repository that are needed. Patterns are matched from the start of the path.
@@ -49,6 +50,15 @@ class Name(NamedTuple):
 def is_name(path: object) -> bool:
     """Return whether a path is the name of a model on a hub, which begins with hf: or kaggle:."""
     return isinstance(path, str) and path.startswith(("hf:", "kaggle:"))
+
+
+def is_checkpoint(path: PathLike) -> bool:
+    """Return whether a path is a GGUF file, or a folder of Hugging Face rather than of a task."""
+    path = pathlib.Path(path)
+    if path.suffix == ".gguf":
+        return path.is_file()
+    config = path / "config.json"
+    return config.is_file() and "model_type" in read_json(config)
 
 
 def parse(name: str, revision: str | None = None) -> Name:

@@ -62,10 +62,10 @@ class Options(dialogue.Options):
     """Maximum tokens of an answer."""
 
     suffixes = (*dialogue.Options.suffixes, ".csv", ".tsv")
+    needs_start = True
 
     def __post_init__(self):
         super().__post_init__()
-        self.check(("start", self.start is not None, "the folder of a model"))
         sizes = {"held_out_pairs": 16, "prompts": 16, "batch_size": 8, "new_tokens": 12}
         self.shrink(pairs=48, candidates=3, **sizes)
 

@@ -145,7 +145,8 @@ def run_folder(text_folder, tmp_path_factory, worker_id):
 def recipe_commands(text_folder, tmp_path_factory):
     """Return the `keras-llm train` arguments of every recipe and kind, on tiny data.
 
-    A dict from a name to a list of str. `preference_tuning` starts from a folder `chatbot`.
+    A dict from a name to a list of str. `finetune` and `preference_tuning` start from a folder
+    `chatbot`.
     """
     folder = tmp_path_factory.mktemp("rows")
     towns = ["Paris", "Rome", "Turin", "Oslo", "Bonn"]
@@ -188,6 +189,7 @@ def recipe_commands(text_folder, tmp_path_factory):
         "quiz": with_rows("question_answering", "quiz", "--kind", "generative"),
         "translation": with_rows("translation", "pairs", *columns),
         "chatbot": with_rows("chatbot", "conversations", "--epochs", "2"),
+        "finetune": with_rows("finetune", "conversations", "--start", "chatbot"),
         "preference_tuning": with_rows("preference_tuning", "preferences", "--start", "chatbot"),
     }
     return {name: [*command, "--smoke"] for name, command in commands.items()}

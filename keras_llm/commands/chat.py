@@ -15,7 +15,7 @@ class Options(SamplingOptions):
     """Chat with a trained model; /reset starts over, /exit or Ctrl-D quits."""
 
     run: tyro.conf.Positional[str]
-    """Folder of a trained model, or a name such as hf:OWNER/NAME."""
+    """Folder of a trained model, a checkpoint, or a name such as hf:OWNER/NAME."""
     system: str | None = None
     """A system message."""
     json: bool = False

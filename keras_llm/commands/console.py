@@ -60,7 +60,7 @@ def shown(value):
 
 
 def task_kind(folder):
-    """Check a model folder, or download a model by name, without importing TensorFlow.
+    """Check a folder or checkpoint, or download a model by name, without importing TensorFlow.
 
     Returns:
         The class name of its task, a str, or None if that is unknown, or not a class of
@@ -72,6 +72,8 @@ def task_kind(folder):
     """
     if hub.is_name(folder):
         hub.fetch(folder)
+        return None
+    if hub.is_checkpoint(folder):
         return None
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
@@ -85,7 +87,8 @@ def task_kind(folder):
 
 def load_task(folder):
     """Load a task; if another package defines its class, with the recipe that trained it."""
-    if task_kind(folder) is None and not hub.is_name(folder):
+    is_run = not hub.is_name(folder) and not hub.is_checkpoint(folder)
+    if task_kind(folder) is None and is_run:
         metadata = read_json(pathlib.Path(folder) / "config.json").get("metadata")
         name = metadata.get("recipe") if isinstance(metadata, dict) else None
         if isinstance(name, str) and name in entry_points.recipes():

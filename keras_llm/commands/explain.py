@@ -13,7 +13,7 @@ class Options:
     """Explain a trained model's output for one text."""
 
     run: tyro.conf.Positional[str]
-    """Folder of a trained model, or a name such as hf:OWNER/NAME."""
+    """Folder of a trained model, a checkpoint, or a name such as hf:OWNER/NAME."""
     text: tyro.conf.Positional[str]
     """The text; for question answering the question, for word vectors a word."""
     context: str | None = None

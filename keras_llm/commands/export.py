@@ -27,7 +27,7 @@ class Options:
     """Export a trained model for a server or a device and verify its outputs."""
 
     run: tyro.conf.Positional[str]
-    """Folder of a trained model, or a name such as hf:OWNER/NAME."""
+    """Folder of a trained model, a checkpoint, or a name such as hf:OWNER/NAME."""
     to: Literal["saved_model", "litert", "litert_lm"]
     """saved_model for TensorFlow Serving, litert for a .tflite file, litert_lm for a .litertlm
     bundle."""

@@ -14,7 +14,7 @@ class Options(SamplingOptions):
     """Continue a text with a trained model and print the new text."""
 
     run: tyro.conf.Positional[str]
-    """Folder of a trained model, or a name such as hf:OWNER/NAME."""
+    """Folder of a trained model, a checkpoint, or a name such as hf:OWNER/NAME."""
     prompt: tyro.conf.Positional[str]
     """The text to continue."""
     suffix: str | None = None

@@ -16,14 +16,15 @@ class Options:
     """Show layers, parameters and memory of a trained model or a preset."""
 
     model: tyro.conf.Positional[str]
-    """Folder of a trained model, hf:OWNER/NAME, or name of a preset."""
+    """Folder of a trained model, a checkpoint, hf:OWNER/NAME, or name of a preset."""
     json: bool = False
     """Print one JSON object."""
 
 
 def run(options):
-    path, is_on_hub = pathlib.Path(options.model), hub.is_name(options.model)
-    if is_on_hub:
+    path = pathlib.Path(options.model)
+    is_foreign = hub.is_name(options.model) or hub.is_checkpoint(path)
+    if is_foreign:
         task_kind(options.model)
     elif (path.exists() or len(path.parts) > 1) and not (path / "config.json").is_file():
         raise InputError(
@@ -38,7 +39,7 @@ def run(options):
     from keras_llm import models
     from keras_llm.tasks import read_config
 
-    if is_on_hub:
+    if is_foreign:
         summary = models.summarize(load_task(options.model).model)
     elif path.exists():
         summary = models.summarize(read_config(options.model))

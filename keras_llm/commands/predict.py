@@ -15,7 +15,7 @@ class Options:
     """Classify, rate or tag a text, fill its masks, answer a question, or list similar words."""
 
     run: tyro.conf.Positional[str]
-    """Folder of a trained model, or a name such as hf:OWNER/NAME."""
+    """Folder of a trained model, a checkpoint, or a name such as hf:OWNER/NAME."""
     text: tyro.conf.Positional[str]
     """The text; for question answering the question."""
     context: str | None = None

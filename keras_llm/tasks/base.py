@@ -228,10 +228,11 @@ def read_config(folder: PathLike) -> JSON:
 
 
 def load(folder: PathLike) -> Task:
-    """Load a task saved by `Task.save`, or a model of a hub by its name.
+    """Load a task saved by `Task.save`, a checkpoint, or a model of a hub by its name.
 
     Args:
-        folder: str or path; or a name such as `hf:OWNER/NAME`, see `tasks.from_preset`.
+        folder: str or path of a folder; or what `tasks.from_preset` takes: a name such as
+            `hf:OWNER/NAME`, a folder of Hugging Face or a GGUF file.
 
     Returns:
         A task, e.g. `TextGeneration`.
@@ -239,7 +240,7 @@ def load(folder: PathLike) -> Task:
     Raises:
         InputError: if a file is missing or cannot be read, naming it.
     """
-    if hub.is_name(folder):
+    if hub.is_name(folder) or hub.is_checkpoint(folder):
         return Task.from_preset(folder)
     folder = pathlib.Path(folder)
     config = read_config(folder)

@@ -4,7 +4,6 @@ import pathlib
 
 from keras_llm import hub
 from keras_llm.errors import InputError, optional_packages
-from keras_llm.json_files import read_json
 from keras_llm.tasks.base import Task, load
 from keras_llm.types import PathLike
 
@@ -53,8 +52,7 @@ def _from_path(path, dtype):
 
     if path.suffix == ".gguf":
         return checkpoints.from_gguf(path, dtype)
-    config = path / "config.json"
-    if config.is_file() and "model_type" in read_json(config):
+    if hub.is_checkpoint(path):
         return checkpoints.from_hugging_face(path, dtype)
     if dtype is not None:
         raise InputError(f"`dtype` is only for checkpoints; {path} has its own.")

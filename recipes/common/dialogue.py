@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import math
+import re
 
 from keras_llm.errors import InputError
-from keras_llm.files import CONVERSATION_SUFFIXES
+from keras_llm.files import CONVERSATION_SUFFIXES, utf8_lines
 from keras_llm.recipes.common import flags, runs
 
 _MEASURED = 1000  # conversations whose length is measured
@@ -16,13 +17,19 @@ TEMPLATE = """{% for message in messages -%}
 {%- endfor %}
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
+PLAIN_TEMPLATE = """{% for message in messages -%}
+{{ message.role | capitalize }}: {{ message.content }}
+{%- if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""  # for models without one
+
 
 @dataclasses.dataclass
 class Options(flags.Options):
     """Options of recipes that train on conversations."""
 
     start: str | None = None
-    """Folder of a model with a chat template to continue from."""
+    """Model with a chat template to continue from: a folder, a checkpoint or hf:OWNER/NAME."""
     lora_rank: flags.Count = 0
     """LoRA rank, with --start; 0 trains all weights."""
     max_length: flags.at_least(2) | None = None
@@ -37,6 +44,7 @@ class Options(flags.Options):
     5e-4 with LoRA and 5e-5 without."""
 
     suffixes = CONVERSATION_SUFFIXES
+    needs_start = False
     least_vocabulary = 261  # bytes, special tokens and `TURN_TOKENS`
 
     def __post_init__(self):
@@ -44,6 +52,8 @@ class Options(flags.Options):
             tuning = 5e-4 if self.lora_rank else 5e-5
             self.learning_rate = 3e-3 if self.start is None else tuning
         super().__post_init__()
+        has_start = self.start is not None or not self.needs_start
+        self.check(("start", has_start, "a folder, a checkpoint or a name such as hf:OWNER/NAME"))
         can_adapt = not self.lora_rank or self.start is not None
         self.check(("lora_rank", can_adapt, "0 without --start"))
 
@@ -77,8 +87,36 @@ def first_message(messages):
     return next(message["content"] for message in messages if message["role"] == "user")
 
 
-def started(options):
+def kind_of(path):
+    """Return the kind of the rows of a file, by its name or first row: conversations or texts."""
+    name = path.removesuffix(".gz")
+    if not name.endswith(".jsonl"):
+        return "texts" if name.endswith(".txt") else "conversations"
+    first = next((line for line in utf8_lines(path) if line.strip()), "")
+    return "texts" if re.match(r'\s*\{\s*"text"\s*:', first) else "conversations"
+
+
+def last_answer(messages):
+    """Return the index of the last message of the assistant."""
+    return max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+
+
+def question(row):
+    """Return the last question of a conversation and its answer, or the halves of a text."""
+    if isinstance(row, str):
+        words = row.split(" ")
+        half = max(1, len(words) // 2)
+        return " ".join(words[:half]), " " + " ".join(words[half:])
+    last = last_answer(row)
+    return row[last - 1]["content"], row[last]["content"]
+
+
+def started(options, layers=None):
     """Load the task of `--start` and add LoRA adapters if `lora_rank` is positive.
+
+    Args:
+        options: `Options`.
+        layers: regular expression of the paths of adapted layers, or None for the default.
 
     Raises:
         InputError: if it is not a text generation model.
@@ -92,7 +130,8 @@ def started(options):
     if isinstance(task, keras_llm.RankedChat):
         task = task.generator
     if options.lora_rank:
-        training.add_lora(task.model, rank=options.lora_rank)
+        chosen = {} if layers is None else {"layers": layers}
+        training.add_lora(task.model, rank=options.lora_rank, **chosen)
     return task
 
 

@@ -13,10 +13,12 @@ from keras_llm.recipes.corpora import registry
 from keras_llm.tokenizers import INFILLING_TOKENS, BytePair, SentencePiece, WordPiece
 
 RECIPES = entry_points.recipes()
+STARTED = ("finetune", "preference_tuning")  # their vocabulary is that of --start
 
 
 def required(name):
-    return {"start": "runs/other"} if name == "preference_tuning" else {}
+    data = {"data": "rows.jsonl"} if name == "finetune" else {}
+    return {"start": "runs/other", **data} if name in STARTED else {}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -74,8 +76,7 @@ INVALID = [
         (name, *row)
         for name in RECIPES
         for row in INVALID
-        # The vocabulary of preference tuning is that of --start.
-        if name != "preference_tuning" or "--vocabulary-size" not in row[0]
+        if name not in STARTED or "--vocabulary-size" not in row[0]
     ],
 )
 def test_invalid_values_are_refused_before_any_work(
@@ -116,7 +117,7 @@ def test_smallest_vocabularies_are_those_of_the_tokenizers():
             train(least - 1)
     for name in RECIPES:
         least = entry_points.recipe(name).Options.least_vocabulary
-        assert least > 1 or name in ("preference_tuning", "question_answering")
+        assert least > 1 or name in (*STARTED, "question_answering")
 
 
 def test_unfinished_run_is_refused_before_any_work(tmp_path):
@@ -180,7 +181,8 @@ def test_corpora_name_the_recipes_that_take_them(capfd):
     for name in RECIPES:
         recipe = entry_points.recipe(name)
         default = recipe.Options(out="x", **required(name)).corpus
-        assert registry.CORPORA[default].kind in recipe.CORPUS_KINDS
+        # Fine-tuning is for one's own data.
+        assert name == "finetune" or registry.CORPORA[default].kind in recipe.CORPUS_KINDS
     assert cli.main(["recipes"]) == 0
     lines = capfd.readouterr().out.splitlines()
     assert any("bible-es" in line and "translation" in line for line in lines)

@@ -24,6 +24,7 @@ NAMES = (
     "quiz",
     "translation",
     "chatbot",
+    "finetune",
     "preference_tuning",
 )
 
