@@ -155,7 +155,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
                 logs[prefix + "perplexity"] = _perplexity(logs[prefix + "loss"])
         super().on_epoch_end(epoch, logs)
         if self.sample is not None:
-            with train_writer(self).as_default(int(self.model.optimizer.iterations)):
+            with train_writer(self).as_default(int(_number(self.model.optimizer.iterations))):
                 tf.summary.text("sample", self.sample())
         self._write_attention()
 
@@ -193,7 +193,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         if self.attention is None:
             return
         maps = models.attention_maps(self._watched, self.attention)
-        with train_writer(self).as_default(int(self.model.optimizer.iterations)):
+        with train_writer(self).as_default(int(_number(self.model.optimizer.iterations))):
             for i, heads in enumerate(maps):
                 # The square root of the share of the largest weight makes small ones visible.
                 heads = np.sqrt(np.asarray(heads)[0] / np.max(heads))
