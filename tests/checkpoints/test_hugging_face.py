@@ -30,6 +30,16 @@ CONFIGS = {
         LLAMA, position=Rotary(1e4, YarnScaling(4.0, 32, 16.0, 2.0, 1.3, False))
     ),
     "llama, wide heads": dataclasses.replace(LLAMA, head_dim=32),
+    "opt": models.preset("gpt3-tiny", window_pattern="L", activation="relu", norm_position="post"),
+    "gpt_neox": models.preset(
+        "gpt-tiny", position=Rotary(fraction=0.25), parallel_residual=True, tie_embeddings=False
+    ),
+    "gpt_neox, one after the other, without biases": models.preset(
+        *("gpt-tiny",),
+        position=Rotary(2e4, fraction=0.5),
+        use_bias=False,
+        feed_forward_bias=True,
+    ),
     "mistral": models.preset("mistral-tiny"),
     "mixtral": models.preset("mixtral-tiny"),
     "qwen2": models.preset("qwen2.5-tiny"),
@@ -272,7 +282,7 @@ def test_old_norm_names(tmp_path, randomize):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model_type": "rwkv"}, "`model_type` is 'rwkv'; it must be one of gpt2, llama"),
+        ({"model_type": "rwkv"}, "`model_type` is 'rwkv'; it must be one of gpt2, opt"),
         ({"model_type": KeyError}, "`model_type` is None"),
         ({"model_type": ["llama"]}, "`model_type` is .'llama'."),
         ({"num_hidden_layers": 10**12}, "`num_hidden_layers` must be in 0 .. 10000"),

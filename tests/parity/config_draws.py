@@ -171,6 +171,56 @@ def phi3(rng):
     }
 
 
+def opt(rng):
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": SIZE,
+        "word_embed_proj_dim": pick(rng, *[SIZE] * 5, SIZE // 2),
+        "ffn_dim": pick(rng, 33, 80),
+        "num_hidden_layers": pick(rng, 1, 2, 4),
+        "num_attention_heads": HEADS,
+        "max_position_embeddings": LENGTH,
+        "do_layer_norm_before": pick(rng, True, False),
+        "activation_function": pick(rng, "relu", "gelu", "silu"),
+        "tie_word_embeddings": pick(rng, True, False),
+        "enable_bias": pick(rng, *[True] * 5, False),
+        "layer_norm_elementwise_affine": pick(rng, *[True] * 5, False),
+        "_remove_final_layer_norm": pick(rng, *[False] * 5, True),
+        "dropout": pick(rng, 0.0, 0.1),
+        "attention_dropout": pick(rng, 0.0, 0.1),
+        "layerdrop": 0.0,
+        "init_std": pick(rng, 0.02, 0.1),
+        "pad_token_id": 1,
+    }
+
+
+def gpt_neox(rng):
+    fraction = pick(rng, 0.25, 0.5, 1.0)
+    theta = pick(rng, 300.0, 10000.0)
+    old = {"rotary_pct": fraction, "rotary_emb_base": theta}
+    new = {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": fraction}
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": SIZE,
+        "intermediate_size": pick(rng, 33, 80),
+        "num_hidden_layers": pick(rng, 1, 2, 4),
+        "num_attention_heads": HEADS,
+        "max_position_embeddings": LENGTH,
+        "hidden_act": pick(rng, "gelu", "gelu_new", "relu"),
+        "layer_norm_eps": pick(rng, 1e-6, 1e-5, 1e-2),
+        "use_parallel_residual": pick(rng, True, False),
+        "attention_bias": pick(rng, True, False),
+        "tie_word_embeddings": pick(rng, True, False),
+        "hidden_dropout": pick(rng, 0.0, 0.1),
+        "attention_dropout": pick(rng, 0.0, 0.1),
+        "classifier_dropout": 0.1,
+        "is_decoder": False,
+        "pad_token_id": pick(rng, None, 1),
+        "initializer_range": pick(rng, 0.02, 0.1),
+        **pick(rng, {}, old, {"rope_parameters": new}),
+    }
+
+
 def gemma2(rng):
     fields = decoder(rng, "hidden_activation")
     return {
@@ -301,6 +351,8 @@ _ENCODER_HEADS = ("", "ForMaskedLM", "ForSequenceClassification", "ForTokenClass
 # Model type -> function that draws a config, and names of classes that transformers has.
 FAMILIES = {
     "gpt2": (gpt2, ["GPT2LMHeadModel"]),
+    "opt": (opt, ["OPTForCausalLM"]),
+    "gpt_neox": (gpt_neox, ["GPTNeoXForCausalLM"]),
     "llama": (llama, ["LlamaForCausalLM"]),
     "mistral": (mistral, ["MistralForCausalLM"]),
     "mixtral": (mixtral, ["MixtralForCausalLM"]),

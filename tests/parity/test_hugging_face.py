@@ -40,6 +40,14 @@ YARN = {
     "original_max_position_embeddings": 16,
 }
 GPT2 = {"vocab_size": 97, "n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 6}
+OPT = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "ffn_dim": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 64,
+}
 DISTILBERT = {
     "vocab_size": 97,
     "max_position_embeddings": 64,
@@ -93,6 +101,32 @@ DECODERS = {
         transformers.LlamaConfig(
             **{**GROUPED, "head_dim": 16},
             rope_parameters={**YARN, "mscale": 1.2, "mscale_all_dim": 0.7, "beta_fast": 8.0},
+        ),
+    ),
+    "opt": (
+        "OPTForCausalLM",
+        transformers.OPTConfig(**OPT, word_embed_proj_dim=48, pad_token_id=1),
+    ),
+    "opt, norms after the sums, untied": (
+        "OPTForCausalLM",
+        transformers.OPTConfig(
+            **OPT,
+            word_embed_proj_dim=48,
+            do_layer_norm_before=False,
+            activation_function="gelu",
+            tie_word_embeddings=False,
+            pad_token_id=1,
+        ),
+    ),
+    "gpt_neox": ("GPTNeoXForCausalLM", transformers.GPTNeoXConfig(**SIZES)),
+    "gpt_neox, one after the other, without biases": (
+        "GPTNeoXForCausalLM",
+        transformers.GPTNeoXConfig(
+            **SIZES,
+            use_parallel_residual=False,
+            attention_bias=False,
+            rotary_pct=0.5,
+            tie_word_embeddings=True,
         ),
     ),
     "mistral, window": (

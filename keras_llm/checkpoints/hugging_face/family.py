@@ -51,6 +51,7 @@ class Family:
         pooler: str, the activation of the first layer of a text classifier.
         masked_lm_activation: str, the activation of the first layer of a masked_lm head if it is
             not that of the config, or None.
+        fused_by_head: bool. Whether fused projections are stored head by head.
         head_decides: bool. Whether a separate head in the file makes a model untied, and no head
             makes it tied, regardless of config.json.
     """
@@ -71,6 +72,7 @@ class Family:
     renamed: tuple[tuple[str, str], ...] = ()
     pooler: str = "tanh"
     masked_lm_activation: str | None = None
+    fused_by_head: bool = False
     head_decides: bool = False
 
     def architecture(self, head: str | None) -> str | None:
@@ -134,9 +136,13 @@ class Family:
             group.sort(key=lambda part: order.index(part.key))
             for weights in zip(*(part.weights.items() for part in group), strict=True):
                 paths, shapes = zip(*weights, strict=True)
-                is_transposed = self.linear is link.transposed and len(shapes[0]) == 2
-                fuse = link.fused_transposed if is_transposed else link.fused
-                yield fuse(list(paths), f"{name}.{_suffix(paths[0])}", list(shapes))
+                names = list(paths), f"{name}.{_suffix(paths[0])}", list(shapes)
+                if self.fused_by_head:
+                    yield link.fused_by_head(*names, config.num_heads)
+                elif self.linear is link.transposed and len(shapes[0]) == 2:
+                    yield link.fused_transposed(*names)
+                else:
+                    yield link.fused(*names)
         elif part.key in self.special:
             yield self.special[part.key](part, name, config, row)
         elif "{e}" in name:  # one tensor for each expert

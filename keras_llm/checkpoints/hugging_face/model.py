@@ -26,6 +26,7 @@ from keras_llm.checkpoints.hugging_face.encoder_decoders import T5
 from keras_llm.checkpoints.hugging_face.encoders import BERT, DISTILBERT, ROBERTA
 from keras_llm.checkpoints.hugging_face.family import Family
 from keras_llm.checkpoints.hugging_face.fields import Fields
+from keras_llm.checkpoints.hugging_face.layer_norm_decoders import GPT_NEOX, OPT
 from keras_llm.errors import InputError
 from keras_llm.json_files import read_json
 from keras_llm.keras_internals import flatten_layers
@@ -37,7 +38,20 @@ from keras_llm.types import JSON, PathLike
 FAMILIES = {
     family.model_type: family
     for family in (
-        *(GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, PHI3, GEMMA2, GEMMA3, MIXTRAL),
+        *(
+            GPT2,
+            OPT,
+            GPT_NEOX,
+            LLAMA,
+            MISTRAL,
+            QWEN2,
+            QWEN3,
+            SMOLLM3,
+            PHI3,
+            GEMMA2,
+            GEMMA3,
+            MIXTRAL,
+        ),
         *(BERT, DISTILBERT, ROBERTA, T5),
     )
 }

@@ -41,9 +41,9 @@ def from_hugging_face(
     Args:
         folder: str or path with `config.json`, safetensors and a tokenizer; or the name of a
             repository of the hub, `OWNER/NAME` or `hf:OWNER/NAME`, whose files are downloaded by
-            `huggingface_hub`. Supported families are GPT-2, Llama (and SmolLM2), Mistral, Mixtral,
-            Qwen 2, 2.5 and 3, SmolLM3, Phi-3 and Phi-4 (without LongRoPE), Gemma 2, Gemma 3 (text
-            only), BERT (and MiniLM), RoBERTa, DistilBERT and T5.
+            `huggingface_hub`. Supported families are GPT-2, OPT, GPT-NeoX (and Pythia), Llama
+            (and SmolLM2), Mistral, Mixtral, Qwen 2, 2.5 and 3, SmolLM3, Phi-3 and Phi-4 (without
+            LongRoPE), Gemma 2, Gemma 3 (text only), BERT (and MiniLM), RoBERTa, DistilBERT and T5.
         dtype: Keras dtype policy of the model. Defaults to the global policy.
         revision: str or None. A branch, tag or commit of the repository.
         token: str or None. An access token of Hugging Face. Defaults to the one of the login

@@ -85,6 +85,26 @@ def fused_transposed(paths: list[str], name: str, shapes: list[tuple[int, ...]])
     )
 
 
+def fused_by_head(paths: list[str], name: str, shapes: list[tuple[int, ...]], heads: int) -> Link:
+    """Link kernels (in, N H) or biases (N H,) of one shape that are stored together by head.
+
+    The tensor is (N C H, in) or (N C H,), where C is their number.
+    """
+    shape, count = shapes[0], len(paths)
+    size, rest = shape[-1] // heads, shape[:-1]
+
+    def read(tensors):
+        parts = tensors[0].reshape(heads, count, size, *rest)
+        return [parts[:, i].reshape(shape[::-1]).T for i in range(count)]
+
+    def write(weights):
+        parts = [weight.T.reshape(heads, 1, size, *rest) for weight in weights]
+        return [np.concatenate(parts, axis=1).reshape(-1, *rest)]
+
+    stored = (count * shape[-1], *rest)
+    return Link(dict(zip(paths, shapes, strict=True)), {name: stored}, read, write)
+
+
 def stacked(path: str, names: list[str], shape: tuple[int, ...]) -> Link:
     """Link matrices (count, in, out) that are stored as separate tensors (out, in)."""
     return Link(

@@ -89,7 +89,6 @@ _GEMMA_RULES = {
     **{f"block/{key}": family.minus_one for key in _GEMMA if key.endswith("_norm")},
     "final_norm": family.minus_one,
 }
-_NO_OUTPUT_BIAS = {"block/self_attention/output": family.without_bias}
 
 
 def _names(

@@ -123,17 +123,6 @@ def heads_first(
         )
 
 
-def without_bias(
-    group: list[Part], name: str, shapes: Shapes, config: CausalLMConfig
-) -> Iterator[Link]:
-    """Link a layer that is stored without a bias, which is 0 in the model."""
-    for link in same(group, name, shapes, config):
-        ((path, shape),) = link.weights.items()
-        if path.endswith("/bias"):
-            link = _read_only(link.weights, {}, lambda _, shape=shape: [np.zeros(shape)])
-        yield link
-
-
 def fused(group: list[Part], name: str, shapes: Shapes, config: CausalLMConfig) -> Iterator[Link]:
     """Link weights that are stored as one variable, concatenated along the last axis."""
     paths, sizes = zip(*((path, shape) for path, _, shape in _pairs(group, name)), strict=True)
