@@ -6,6 +6,7 @@ A minor version of Keras may change them: run the tests with it, then add it to 
 import contextlib
 import dataclasses
 import gc
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -201,23 +202,59 @@ def trace(layer: Any, call: Callable[[], Any]) -> tuple[Any, bool]:
     return outputs, same
 
 
-def _constants(outputs: Any) -> list[Any]:
-    """Return the tensors of floats in the arguments of the calls that compute symbolic outputs."""
-    found, pending, seen = [], list(keras.tree.flatten(outputs)), set()
+def trains_alike(layer: Any, call: Callable[..., Any]) -> bool:
+    """Return whether a symbolic call of a layer runs the same operations in training.
+
+    Args:
+        layer: a layer or model whose `call` may have an argument `training`.
+        call: function with the keyword argument `training`, if `call` has it.
+    """
+    if "training" not in inspect.signature(layer.call).parameters:
+        return True
+    plain, training = (_operations(call(training=is_on)) for is_on in (False, True))
+    return [kind for kind, _ in plain] == [kind for kind, _ in training] and not any(
+        is_on is False for _, is_on in training
+    )
+
+
+def _operations(outputs):
+    """Return what the operations of symbolic outputs are, and the `training` of each layer."""
+    found = []
+    for node in _nodes(outputs):
+        operation, arguments = node.operation, node.arguments
+        is_layer = isinstance(operation, keras.layers.Layer)
+        others = [x for x in keras.tree.flatten(arguments.args) if isinstance(x, (int, float))]
+        kind = id(operation) if is_layer else (type(operation).__name__, *others)
+        found.append((kind, arguments.kwargs.get("training") if is_layer else None))
+    return found
+
+
+def _nodes(outputs):
+    """Iterate over the calls that compute symbolic outputs, without inputs."""
+    pending, seen = list(keras.tree.flatten(outputs)), set()
     while pending:
         history = getattr(pending.pop(), "_keras_history", None)
         if history is None or (key := (id(history.operation), history.node_index)) in seen:
             continue
         seen.add(key)
         node = history.operation._inbound_nodes[history.node_index]
-        if node.is_input:
-            continue
-        for x in keras.tree.flatten((node.arguments.args, node.arguments.kwargs)):
-            if isinstance(x, keras.KerasTensor):
-                pending.append(x)
-            elif _is_constant(x):
-                found.append(x)
-    return found
+        if not node.is_input:
+            yield node
+            pending.extend(
+                x
+                for x in keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+                if isinstance(x, keras.KerasTensor)
+            )
+
+
+def _constants(outputs: Any) -> list[Any]:
+    """Return the tensors of floats in the arguments of the calls that compute symbolic outputs."""
+    return [
+        x
+        for node in _nodes(outputs)
+        for x in keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+        if _is_constant(x)
+    ]
 
 
 def run_graph(model: Any, inputs: list[Tensor]) -> list[Tensor]:

@@ -106,7 +106,7 @@ def as_causal_lm(
         incremental=incremental,
     )
     composed = ComposedLM(config, functional, name=model.name)
-    check_composed(composed)
+    check_composed(composed, pad_id)
     return composed
 
 
@@ -163,6 +163,7 @@ def _traced(model, names):
     try:
         outputs, same = keras_internals.trace(model, lambda: model.call(argument))
         functional = keras.Model(argument, outputs)
+        is_alike = keras_internals.trains_alike(model, lambda **own: model.call(argument, **own))
     except Exception as error:  # the code of `call` may raise anything on a symbolic tensor
         raise InputError(
             f"the `call` of {kind} cannot be traced: {error} Compose a functional model, with "
@@ -172,6 +173,11 @@ def _traced(model, names):
         raise InputError(
             f"the `call` of {kind} computes something from weights alone, such as the transpose of "
             "an embedding; put it into a layer."
+        )
+    if not is_alike:
+        raise InputError(
+            f"the `call` of {kind} computes something else with `training=True`, or calls a layer "
+            "with `training=False` then, which a traced model does not do; put it into a layer."
         )
     tracked = {id(variable) for variable in functional.variables}
     if lost := [variable.path for variable in model.variables if id(variable) not in tracked]:
@@ -236,8 +242,8 @@ class LengthOf(keras.layers.Layer):
     def call(self, logits: Tensor, token_ids: Tensor) -> Tensor:
         return logits[:, : ops.shape(token_ids)[1]]
 
-    def compute_output_shape(self, shape: Shape, token_ids_shape: Shape) -> Shape:
-        return (shape[0], token_ids_shape[1], shape[2])
+    def compute_output_shape(self, logits_shape: Shape, token_ids_shape: Shape) -> Shape:
+        return (logits_shape[0], token_ids_shape[1], logits_shape[2])
 
 
 def checked_length(functional: keras.Model, length: int | None, wanted: int | None) -> int:

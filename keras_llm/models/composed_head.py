@@ -20,6 +20,7 @@ from keras_llm.models.composed import (
     runs_at_any_length,
 )
 from keras_llm.models.config import ComposedConfig
+from keras_llm.models.incremental_check import require_logits
 from keras_llm.types import JSON
 
 _SHAPES = {
@@ -137,6 +138,8 @@ def _check_padding(model, pad_id):
     whole, longer = (
         model([ids, ids != pad_id][: len(model.inputs)]) for ids in (token_ids, padded)
     )
+    if model.head.endswith("classifier"):
+        require_logits(ops.convert_to_numpy(whole))
     if model.head == "token_classifier":
         longer = longer[:, :count]
     require_same(

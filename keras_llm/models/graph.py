@@ -86,12 +86,14 @@ class Graph:
         calls: the calls in an order in which they can be run.
         inputs, outputs: the indices of the model's inputs and outputs, flattened.
         specs: dict from the index of a value to a symbolic tensor with its shape and dtype.
+        divided: the layers that are replaced by the calls of their `call`, and their arguments.
     """
 
     def __init__(
         self, model: keras.Model | keras.Function, whole: tuple[type, ...] | None = None
     ) -> None:
         self.calls: list[Call] = []
+        self.divided: list[tuple[keras.layers.Layer, Any, Any]] = []
         self.specs: dict[int, Any] = {}
         self._whole = whole
         function = keras_internals.functional_of(model)
@@ -156,13 +158,27 @@ class Graph:
         if not isinstance(operation, keras.layers.Layer) or not self._is_divided(operation):
             return None
         function = traced(operation, args, kwargs)
-        return None if function is None else (function, operation.compute_dtype)
+        if function is None:
+            return None
+        self.divided.append((operation, args, kwargs))
+        return function, operation.compute_dtype
 
     def _is_divided(self, layer):
         inner = keras_internals.flatten_layers(layer)
         if self._whole is not None:
             return bool(inner) and not isinstance(layer, (keras.layers.RNN, *self._whole))
         return not _is_handled(layer) and any(map(incremental.depends_on_positions, inner))
+
+    def check_training(self) -> None:
+        """Raise InputError if a layer does in training what its traced `call` does not."""
+        for layer, args, kwargs in self.divided:
+            call = functools.partial(layer.call, *args, **kwargs)
+            is_alike = keras_internals.trains_alike(layer, call)
+            if not is_alike or layer.activity_regularizer is not None:
+                raise InputError(
+                    f"layer {layer.name!r} ({type(layer).__name__}) does not support packed rows "
+                    "with attention within segments: it does something else in training."
+                )
 
     def run(
         self, calls: Iterable[Call], values: dict[int, Any], rows: Rows | None = None
@@ -202,6 +218,15 @@ class Graph:
     def _of_last_input(self):
         return self.depending_on(self.inputs[-1:])
 
+    def leading_to(self, index: int) -> list[Call]:
+        """Return the calls that a value is computed with."""
+        needed, calls = {index}, []
+        for call in reversed(self.calls):
+            if needed.intersection(call.outputs):
+                needed |= call.inputs
+                calls.insert(0, call)
+        return calls
+
     def depending_on(self, inputs: Sequence[int]) -> set[int]:
         """Return the indices of all values that are computed from some of the inputs."""
         found = set(inputs)
@@ -212,6 +237,7 @@ class Graph:
 
 
 _graphs: weakref.WeakKeyDictionary[keras.Model, Graph] = weakref.WeakKeyDictionary()
+_whole: weakref.WeakKeyDictionary[keras.Model, Graph] = weakref.WeakKeyDictionary()
 
 
 def graph_of(model: keras.Model) -> Graph:
@@ -223,6 +249,17 @@ def graph_of(model: keras.Model) -> Graph:
     if model not in _graphs:
         _graphs[model] = Graph(model)
     return _graphs[model]
+
+
+def undivided_graph_of(model: keras.Model) -> Graph:
+    """Return the graph of a functional model in which all layers are called whole.
+
+    In training, a layer may do what its traced `call` does not, such as adding losses, and what its
+    code has after `if training`.
+    """
+    if model not in _whole:
+        _whole[model] = Graph(model, whole=(keras.layers.Layer,))
+    return _whole[model]
 
 
 def split_head(graph: Graph, calls: Sequence[Call]) -> tuple[int, list[Call]]:

@@ -8,10 +8,14 @@ from keras import ops, tree
 
 from keras_llm import keras_internals
 from keras_llm.errors import InputError
+from keras_llm.layers import incremental
+from keras_llm.layers._handler import is_cross
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.decoder import Decoder, decoder_of
-from keras_llm.models.graph import Call
+from keras_llm.models.graph import Call, Value
 
+_LONGEST_MASK = 1024
+_MASKS = ("attention_mask", "decoder_attention_mask", "key_mask", "value_mask")
 _ROWS, _TOKENS, _PROMPT = 2, 9, 4
 _TOLERANCES = {"bfloat16": 0.06, "float16": 0.01}
 _DEFAULT_TOLERANCE = 1e-4
@@ -22,17 +26,41 @@ _PROTOCOL = (
 )
 
 
-def check_composed(model: ConfiguredModel) -> None:
+def check_composed(model: ConfiguredModel, pad_id: int | None = None) -> None:
     """Compare the outputs of all calls, whole and with a cache, on random tokens.
 
     Args:
         model: a `ComposedLM` or `ComposedSeq2Seq`.
+        pad_id: int, the padding of token ids, or None if it is unknown.
 
     Raises:
         InputError: if outputs depend on later tokens, or (for an incremental model) those with a
             cache differ, naming the first layer.
     """
-    decoder, config = decoder_of(model), model.config
+    decoder = decoder_of(model)
+    with keras.StatelessScope(_without_constants(model)):
+        _check(model, decoder, pad_id)
+
+
+def _without_constants(model):
+    """Return other values for weights that are all equal, such as zeros, which hide differences."""
+    generator, changed = np.random.default_rng(0), []
+    for weight in model.trainable_weights:
+        if not keras.backend.is_float_dtype(weight.dtype) or not _is_constant(weight):
+            continue
+        noise = 0.1 * generator.standard_normal(weight.shape)
+        changed.append((weight, ops.cast(weight + ops.cast(noise, weight.dtype), weight.dtype)))
+    return changed
+
+
+def _is_constant(weight: keras.Variable) -> bool:
+    """Return whether all elements of a weight are equal."""
+    flat = ops.reshape(weight, (-1,))
+    return all(bool(ops.all(part == flat[:1])) for part in (flat[:256], flat))
+
+
+def _check(model, decoder, pad_id):
+    config = model.config
     count = min(_TOKENS, config.max_length)
     size = config.vocabulary_size
     layers = keras_internals.flatten_layers(model)
@@ -54,6 +82,7 @@ def check_composed(model: ConfiguredModel) -> None:
             f"logits: {reason}"
         ) from problem
     graph, output = decoder.graph, decoder.graph.outputs[0]
+    require_logits(_array(logits))
     if _difference(graph, _array(logits), expected[output]):
         raise InputError(
             "the graph of `model` does not compute what `model` does, e.g. because a layer changes "
@@ -62,7 +91,52 @@ def check_composed(model: ConfiguredModel) -> None:
     if _difference(graph, expected[output][:, : count - 2], changed[output][:, : count - 2]):
         _raise_not_causal(graph, expected, changed, count - 2)
     if config.incremental:
+        _check_masks(decoder, config, 0 if pad_id is None else pad_id)
         _check_steps(decoder, sources, token_ids, expected)
+
+
+def require_logits(outputs: np.ndarray) -> None:
+    """Raise InputError if outputs (..., C) are probabilities."""
+    is_one = abs(outputs.sum(axis=-1) - 1) < 0.01
+    if outputs.shape[-1] > 1 and is_one.all() and (outputs >= 0).all():
+        raise InputError(
+            "`model` returns probabilities; it must return logits: leave out the softmax at its "
+            "end."
+        )
+
+
+def _check_masks(decoder, config, pad_id):
+    """Raise InputError if attention has a mask that is narrower than the causal one, at any length.
+
+    Steps with a cache use the causal mask.
+    """
+    graph, length = decoder.graph, min(config.max_length, _LONGEST_MASK)
+    drawn = np.random.default_rng(0).integers(0, config.vocabulary_size - 1, (1, length))
+    inputs = dict.fromkeys(
+        graph.inputs, ops.convert_to_tensor((drawn + (drawn >= pad_id)), "int32")
+    )
+    is_past = np.tri(length, dtype=bool)
+    for cached in decoder.calls:
+        if isinstance(cached, Call) or cached.handler.group != "keys and values":
+            continue
+        bound = incremental.bound(cached.call.operation, cached.call.args, cached.call.kwargs)
+        if is_cross(cached.symbolic):
+            continue
+        for name in _MASKS:
+            mask = bound.get(name)
+            if isinstance(mask, Value):
+                values = graph.run(graph.leading_to(mask.index), dict(inputs))
+                mask = values[mask.index]
+            if mask is None:
+                continue
+            mask = np.asarray(ops.convert_to_numpy(ops.cast(mask, "bool")))
+            if not np.all(mask | ~is_past if name.endswith("attention_mask") else mask):
+                raise InputError(
+                    f"{_described(cached.call)} is called with `{name}` that hides earlier "
+                    "tokens, which is not known for new tokens alone: use a layer with a sliding "
+                    "window, or pass `incremental=False`, which runs the whole text again for each "
+                    "token."
+                )
 
 
 def _next(token_ids, low, size):

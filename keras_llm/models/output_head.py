@@ -13,7 +13,7 @@ from keras_llm.models.causal_lm import CausalLM
 from keras_llm.models.composed import ComposedLM
 from keras_llm.models.composed_seq2seq import ComposedSeq2Seq
 from keras_llm.models.forward import rows_of
-from keras_llm.models.graph import graph_of, split_head
+from keras_llm.models.graph import graph_of, split_head, undivided_graph_of
 from keras_llm.models.heads import HeadModel
 from keras_llm.models.seq2seq import Seq2Seq
 from keras_llm.types import Tensor
@@ -92,21 +92,28 @@ class _HeadOfGraph:
     """
 
     def __init__(self, model):
-        self._graph = graph_of(model)
-        self._hidden_index, head = split_head(self._graph, self._graph.calls)
-        self._head = set(head)
+        self._model = model
+        is_composed = isinstance(model, (ComposedLM, ComposedSeq2Seq))
+        self._graph = undivided_graph_of(model) if is_composed else graph_of(model)
+        _, head = split_head(self._graph, self._graph.calls)
         layers = [call.operation for call in head]
         self._projection = layers[0] if layers else None
         if not (_is_projection(self._projection) and all(map(_keeps_values, layers[1:]))):
             self._projection = None
 
     def states(self, inputs, rows):
-        graph, calls, index = self._graph, self._graph.calls, self._graph.outputs[0]
+        graph = graph_of(self._model) if rows.is_packed else self._graph
+        calls, index = graph.calls, graph.outputs[0]
+        if rows.is_packed:
+            graph.check_training()
         if self._projection is not None:
-            calls = [call for call in calls if call not in self._head]
-            index = self._hidden_index
+            index, head = split_head(graph, calls)
+            calls = [call for call in calls if call not in head]
         values = dict(zip(graph.inputs, inputs, strict=True))
-        return graph.run(calls, values, rows if rows.is_packed else None)[index]
+        states = graph.run(calls, values, rows if rows.is_packed else None)[index]
+        if self._projection is None:
+            return states
+        return ops.cast(states, self._projection.compute_dtype)
 
     def output_head(self):
         layer = self._projection
@@ -128,6 +135,7 @@ def _is_projection(layer):
     call = getattr(type(layer), "call", None)  # a subclass may have its own
     if call is keras.layers.Dense.call:
         plain = layer.activation is keras.activations.linear
+        plain = plain and layer.activity_regularizer is None
         return plain and layer.quantization_mode is None and layer.kernel_constraint is None
     return call is keras.layers.ReversibleEmbedding.call
 

@@ -652,3 +652,139 @@ def test_vocabulary_beyond_the_embedding_is_named():
         models.as_causal_lm(model)
     with pytest.raises(InputError, match="`max_length` must be an int > 1, got '32'"):
         models.as_causal_lm(tokens(), max_length="32")
+
+
+@keras.saving.register_keras_serializable("tests")
+class InTraining(layers.Layer):
+    """Attention whose `call` does something else in training."""
+
+    def __init__(self, kind="scale", **kwargs):
+        super().__init__(**kwargs)
+        self.kind = kind
+
+    def build(self, shape):
+        self.attention = layers.MultiHeadAttention(2, 8)
+        self.attention.build(shape, shape)
+        self.norm = layers.BatchNormalization()
+        self.norm.build(shape)
+        self.built = True
+
+    def call(self, x, training=False):
+        x = self.attention(x, x, use_causal_mask=True)
+        if self.kind == "scale" and training:
+            x = 3 * x
+        return self.norm(x, training=False) if self.kind == "frozen" else x
+
+    def get_config(self):
+        return {**super().get_config(), "kind": self.kind}
+
+
+IN_TRAINING = {
+    "scale": lambda: InTraining("scale"),
+    "frozen": lambda: InTraining("frozen"),
+    "regularizer": lambda: InTraining("", activity_regularizer=keras.regularizers.L2(0.01)),
+}
+
+
+def trained_with_keras_and_trainer(model):
+    """Return the losses of two epochs in Keras, and in a `LanguageModelTrainer`."""
+    other = keras.models.clone_model(model)
+    other.set_weights(model.get_weights())
+    ids = np.random.default_rng(0).integers(1, V, (4, 9)).astype("int32")
+    plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    trainer = training.LanguageModelTrainer(models.as_causal_lm(other))
+    losses = []
+    for trained, loss in ((model, plain), (trainer, None)):
+        trained.compile(keras.optimizers.SGD(0.1), loss=loss)
+        history = trained.fit(ids[:, :-1], ids[:, 1:], epochs=2, shuffle=False, verbose=0)
+        losses.append(history.history["loss"])
+    return losses
+
+
+@pytest.mark.parametrize("kind", IN_TRAINING)
+def test_training_runs_layers_as_keras_does(kind):
+    expected, actual = trained_with_keras_and_trainer(tokens(IN_TRAINING[kind]()))
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", IN_TRAINING)
+def test_packed_rows_refuse_what_a_layer_does_in_training(kind):
+    model, ids = models.as_causal_lm(tokens(IN_TRAINING[kind]())), np.arange(8)[None]
+    with pytest.raises(InputError, match="something else in training"):
+        models.prediction_states(model, ids, positions=ids % 4)
+
+
+def test_regularizer_of_the_head_holds():
+    token_ids = keras.Input((None,), dtype="int32")
+    head = layers.Dense(V, activity_regularizer=keras.regularizers.L2(0.1))
+    model = keras.Model(token_ids, head(layers.Embedding(V, 16)(token_ids)))
+    expected, actual = trained_with_keras_and_trainer(model)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
+
+
+def test_head_of_another_dtype_is_trained():
+    token_ids = keras.Input((None,), dtype="int32")
+    x = layers.Embedding(V, 16, dtype="mixed_bfloat16")(token_ids)
+    model = keras.Model(token_ids, layers.Dense(V, dtype="float32")(x))
+    expected, actual = trained_with_keras_and_trainer(model)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
+
+
+def test_subclasses_that_do_something_else_in_training_are_named():
+    class Scaled(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.core = tokens()
+
+        def call(self, token_ids, training=False):
+            return self.core(token_ids) * (2.0 if training else 1.0)
+
+    with pytest.raises(InputError, match="`call` of Scaled computes something else"):
+        models.as_causal_lm(Scaled())
+
+
+def test_probabilities_are_refused():
+    with pytest.raises(InputError, match="returns probabilities"):
+        token_ids = keras.Input((None,), dtype="int32")
+        x = layers.Embedding(V, 16)(token_ids)
+        models.as_causal_lm(keras.Model(token_ids, layers.Dense(V, activation="softmax")(x)))
+
+
+class Band(layers.Layer):
+    """A causal mask of the last `width` tokens."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width = width
+
+    def call(self, x):
+        places = ops.arange(ops.shape(x)[1])
+        distances = ops.expand_dims(places, 1) - places
+        return (distances >= 0) & (distances < self.width)
+
+
+@pytest.mark.parametrize("width", [40, 64])
+def test_masks_that_hide_earlier_tokens_are_named(width):
+    def attend(x):
+        return layers.MultiHeadAttention(2, 8, name="a")(x, x, attention_mask=Band(width)(x))
+
+    if width < 64:
+        with pytest.raises(InputError, match=r"'a'.*`attention_mask` that hides earlier tokens"):
+            models.as_causal_lm(tokens(attend), 64)
+    else:
+        assert largest_error(models.as_causal_lm(tokens(attend), 64)) < 1e-4
+
+
+class ZeroPositions(layers.Layer):
+    def build(self, shape):
+        self.table = self.add_weight(shape=(64, shape[-1]), initializer="zeros")
+
+    def call(self, x):
+        return x + self.table[: ops.shape(x)[1]]
+
+
+def test_weights_of_zeros_hide_no_difference():
+    model = tokens(ZeroPositions(name="places"))
+    with pytest.raises(InputError, match="'places'"):
+        models.as_causal_lm(model, 64)
+    assert not np.any(model.get_layer("places").table)
