@@ -202,6 +202,20 @@ def trace(layer: Any, call: Callable[[], Any]) -> tuple[Any, bool]:
     return outputs, same
 
 
+@contextlib.contextmanager
+def noting_losses(layer: keras.layers.Layer) -> Iterator[list[Any]]:
+    """Collect what a layer and its sublayers pass to `add_loss`, which refuses symbolic tensors."""
+    noted: list[Any] = []
+    layers = [layer, *flatten_layers(layer)]
+    try:
+        for one in layers:
+            one.add_loss = noted.append
+        yield noted
+    finally:
+        for one in layers:
+            del one.add_loss
+
+
 def trains_alike(layer: Any, call: Callable[..., Any]) -> bool:
     """Return whether a symbolic call of a layer runs the same operations in training.
 

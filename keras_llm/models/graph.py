@@ -173,8 +173,10 @@ class Graph:
         """Raise InputError if a layer does in training what its traced `call` does not."""
         for layer, args, kwargs in self.divided:
             call = functools.partial(layer.call, *args, **kwargs)
-            is_alike = keras_internals.trains_alike(layer, call)
-            if not is_alike or layer.activity_regularizer is not None:
+            with keras_internals.noting_losses(layer) as losses:
+                call()
+                is_alike = keras_internals.trains_alike(layer, call)
+            if losses or not is_alike or layer.activity_regularizer is not None:
                 raise InputError(
                     f"layer {layer.name!r} ({type(layer).__name__}) does not support packed rows "
                     "with attention within segments: it does something else in training."
@@ -220,7 +222,8 @@ class Graph:
 
     def leading_to(self, index: int) -> list[Call]:
         """Return the calls that a value is computed with."""
-        needed, calls = {index}, []
+        needed: set[int] = {index}
+        calls: list[Call] = []
         for call in reversed(self.calls):
             if needed.intersection(call.outputs):
                 needed |= call.inputs
@@ -310,7 +313,10 @@ def traced(layer: keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, A
 
     args, kwargs = tree.map_structure(fresh, args), tree.map_structure(fresh, kwargs)
     try:
-        with keras_internals.autocast(layer.compute_dtype):
+        with (
+            keras_internals.autocast(layer.compute_dtype),
+            keras_internals.noting_losses(layer),
+        ):
             outputs, same = keras_internals.trace(layer, lambda: layer.call(*args, **kwargs))
         return keras.Function(inputs, outputs) if same else None
     except Exception:  # the code of `call` may raise anything on symbolic tensors

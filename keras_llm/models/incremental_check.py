@@ -16,7 +16,8 @@ from keras_llm.models.graph import Call, Value
 
 _LONGEST_MASK = 1024
 _MASKS = ("attention_mask", "decoder_attention_mask", "key_mask", "value_mask")
-_ROWS, _TOKENS, _PROMPT = 2, 9, 4
+_ROWS = 2
+_TEXTS = ((9, 4), (64, 60))  # tokens of a text and of its prompt
 _TOLERANCES = {"bfloat16": 0.06, "float16": 0.01}
 _DEFAULT_TOLERANCE = 1e-4
 _PROTOCOL = (
@@ -39,7 +40,10 @@ def check_composed(model: ConfiguredModel, pad_id: int | None = None) -> None:
     """
     decoder = decoder_of(model)
     with keras.StatelessScope(_without_constants(model)):
-        _check(model, decoder, pad_id)
+        for tokens, prompt in _TEXTS:
+            if tokens <= model.config.max_length or tokens == _TEXTS[0][0]:
+                count = min(tokens, model.config.max_length)
+                _check(model, decoder, count, prompt, 0 if pad_id is None else pad_id)
 
 
 def _without_constants(model):
@@ -59,9 +63,9 @@ def _is_constant(weight: keras.Variable) -> bool:
     return all(bool(ops.all(part == flat[:1])) for part in (flat[:256], flat))
 
 
-def _check(model, decoder, pad_id):
+def _check(model, decoder, count, prompt, pad_id):
+    """Compare the outputs for texts of `count` tokens with prompts of `prompt`."""
     config = model.config
-    count = min(_TOKENS, config.max_length)
     size = config.vocabulary_size
     layers = keras_internals.flatten_layers(model)
     low = int(any(getattr(layer, "mask_zero", False) for layer in layers))  # without masked tokens
@@ -91,8 +95,9 @@ def _check(model, decoder, pad_id):
     if _difference(graph, expected[output][:, : count - 2], changed[output][:, : count - 2]):
         _raise_not_causal(graph, expected, changed, count - 2)
     if config.incremental:
-        _check_masks(decoder, config, 0 if pad_id is None else pad_id)
-        _check_steps(decoder, sources, token_ids, expected)
+        if count <= _TEXTS[0][0]:
+            _check_masks(decoder, config, pad_id)
+        _check_steps(decoder, sources, token_ids, expected, prompt)
 
 
 def require_logits(outputs: np.ndarray) -> None:
@@ -174,13 +179,14 @@ def _check_steps(
     sources: list[np.ndarray],
     token_ids: np.ndarray,
     expected: dict[int, np.ndarray],
+    prompt: int,
 ) -> None:
     """Run prompts of different lengths, then tokens one by one, and compare all outputs."""
     cache = decoder.empty_cache(_ROWS, token_ids.shape[1])
     for source in sources:
         cache |= decoder.encode_source(ops.convert_to_tensor(source))
     begin = np.zeros(_ROWS, "int32")
-    is_real = np.ones((_ROWS, min(_PROMPT, token_ids.shape[1] - 1)), bool)
+    is_real = np.ones((_ROWS, min(prompt, token_ids.shape[1] - 1)), bool)
     is_real[-1, -1] = False  # the second prompt is one token shorter
     while (begin + is_real.shape[1]).max() <= token_ids.shape[1]:
         width = is_real.shape[1]

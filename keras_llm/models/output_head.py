@@ -93,8 +93,7 @@ class _HeadOfGraph:
 
     def __init__(self, model):
         self._model = model
-        is_composed = isinstance(model, (ComposedLM, ComposedSeq2Seq))
-        self._graph = undivided_graph_of(model) if is_composed else graph_of(model)
+        self._graph = undivided_graph_of(model)
         _, head = split_head(self._graph, self._graph.calls)
         layers = [call.operation for call in head]
         self._projection = layers[0] if layers else None

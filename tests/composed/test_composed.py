@@ -788,3 +788,84 @@ def test_weights_of_zeros_hide_no_difference():
     with pytest.raises(InputError, match="'places'"):
         models.as_causal_lm(model, 64)
     assert not np.any(model.get_layer("places").table)
+
+
+def test_adapters_are_loaded_onto_a_model_that_is_built_again(tokenizer, tmp_path):
+    def build():
+        token_ids = keras.Input((None,), dtype="int32")
+        x = layers.Embedding(300, 16)(token_ids)
+        for _ in range(2):
+            x = x + layers.Dense(16)(layers.MultiHeadAttention(2, 8)(x, x, use_causal_mask=True))
+        model = keras.Model(token_ids, layers.Dense(300)(x))
+        return keras_llm.TextGeneration(model, tokenizer, max_length=32)
+
+    first, second = build(), build()
+    second.model.set_weights(first.model.get_weights())
+    first.enable_lora(2, "multi_head_attention_?1?/(query|value)|dense")
+    for weight in first.model.trainable_weights:
+        weight.assign(keras.random.normal(weight.shape, seed=2))
+    training.save_lora(first.model, tmp_path / "adapter.safetensors")
+    training.load_lora(second.model, tmp_path / "adapter.safetensors")
+    ids = np.arange(8)[None]
+    np.testing.assert_allclose(second.model(ids), first.model(ids), rtol=1e-5, atol=1e-5)
+    other = keras_llm.TextGeneration(tokens_of(300), tokenizer, max_length=32)
+    with pytest.raises(InputError, match="has no layer"):
+        training.load_lora(other.model, tmp_path / "adapter.safetensors")
+
+
+def tokens_of(size):
+    token_ids = keras.Input((None,), dtype="int32")
+    x = layers.Dense(16)(layers.Embedding(size, 16)(token_ids))
+    return keras.Model(token_ids, layers.Dense(size)(x))
+
+
+@keras.saving.register_keras_serializable("tests")
+class LatePositions(layers.Layer):
+    """Scale tokens after the 16th, which short texts do not show."""
+
+    def call(self, x):
+        positions = ops.cast(ops.arange(ops.shape(x)[1]), x.dtype)
+        return x * ops.expand_dims(ops.maximum(1.0, positions / 16.0), -1)
+
+
+def test_differences_after_the_first_tokens_are_found():
+    with pytest.raises(InputError, match=r"'late' \(LatePositions\) gives other outputs"):
+        models.as_causal_lm(tokens(LatePositions(name="late")), 128)
+    models.as_causal_lm(tokens(LatePositions(name="late")), 16)
+
+
+@keras.saving.register_keras_serializable("tests")
+class WithLoss(architectures.PreNorm):
+    """Attention, and a loss of its own."""
+
+    def call(self, x):
+        self.add_loss(ops.mean(ops.square(x)))
+        return super().call(x)
+
+
+def test_losses_of_layers_with_attention_are_trained_on():
+    model = models.as_causal_lm(tokens(WithLoss(name="block")))
+    assert largest_error(model) < 1e-4
+    trainer = training.LanguageModelTrainer(model)
+    ids = np.arange(13)[None] % V
+    trainer.compile(keras.optimizers.SGD(0.0))
+    with_loss = trainer.evaluate(ids[:, :-1], ids[:, 1:], verbose=0)
+    x = model.layers[1](ids[:, :-1])
+    logits = np.asarray(model(ids[:, :-1]))[0]
+    cross = np.log(np.exp(logits).sum(-1)) - logits[np.arange(12), ids[0, 1:]]
+    expected = cross.mean() + float(ops.mean(ops.square(x)))
+    assert np.ravel(with_loss)[0] == pytest.approx(expected, rel=1e-3)
+    rows = {name: ids[:, :-1] * 0 for name in ("token_ids", "segment_ids", "positions")}
+    with pytest.raises(InputError, match=r"'block' .*does something else in training"):
+        trainer(rows)
+
+
+def test_fixed_length_inputs_that_need_padding(tokenizer):
+    token_ids = keras.Input((12,), dtype="int32")
+    x = layers.Embedding(300, 16)(token_ids)
+    x = x + layers.Embedding(12, 16)(ops.arange(12))
+    model = keras.Model(token_ids, layers.Dense(300)(x))
+    task = keras_llm.TextGeneration(model, tokenizer, incremental=False)
+    ids = np.arange(12)[None]
+    np.testing.assert_allclose(task.model(ids[:, :5]), model(ids)[:, :5], atol=1e-5)
+    assert isinstance(task("a fox", max_new_tokens=3), str)

@@ -116,7 +116,8 @@ def add_lora(
 def save_lora(model: keras.Model, path: PathLike, overwrite: bool = False) -> None:
     """Save only the adapters, as safetensors.
 
-    The tensors are `<layer path>.a`, `<layer path>.b` and, for DoRA, `<layer path>.magnitude`.
+    The tensors are `<layer path>.a`, `<layer path>.b` and, for DoRA, `<layer path>.magnitude`. The
+    metadata has the paths of all layers that can be adapted, in their order.
 
     Args:
         model: a model with adapters.
@@ -137,13 +138,15 @@ def save_lora(model: keras.Model, path: PathLike, overwrite: bool = False) -> No
         if isinstance(layer, DoraDense):
             arrays[f"{name}.magnitude"] = keras.ops.convert_to_numpy(layer.magnitude)
     with atomic_file(path, overwrite) as partial:
-        save_file(arrays, partial, metadata={"scales": json.dumps(scales)})
+        metadata = {"scales": json.dumps(scales), "layers": json.dumps(list(_layers(model)))}
+        save_file(arrays, partial, metadata=metadata)
 
 
 def load_lora(model: keras.Model, *paths: PathLike) -> list[str]:
     """Load saved adapters onto a model.
 
-    Several adapters of one layer are added; DoRA adapters cannot be added.
+    Several adapters of one layer are added; DoRA adapters cannot be added. If the same model was
+    built again, and its layers have other numbers in their paths, these are ignored.
 
     Args:
         model: a model of this library without adapters, with the layer shapes of the model that the
@@ -161,7 +164,7 @@ def load_lora(model: keras.Model, *paths: PathLike) -> list[str]:
     stacked: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     magnitudes: dict[str, np.ndarray] = {}
     for path in paths:
-        for name, (a, b, magnitude) in _read(path).items():
+        for name, (a, b, magnitude) in _read(path, list(_layers(model))).items():
             stacked.setdefault(name, []).append((a, b))
             if magnitude is not None:
                 magnitudes[name] = magnitude
@@ -272,17 +275,26 @@ def _shape(layer):
     return layer.kernel.shape
 
 
-def _read(path):
-    """Read a file from `save_lora`: layer path -> A, scale * B, and the DoRA magnitude or None."""
+def _read(path, own):
+    """Read a file from `save_lora`: layer path -> A, scale * B, and the DoRA magnitude or None.
+
+    Args:
+        path: str or path.
+        own: list of the paths of the layers that can be adapted.
+    """
     if not pathlib.Path(path).is_file():
         raise InputError(f"{path} does not exist.")
     try:
         with safe_open(str(path), framework="numpy") as file:
-            scales = parse_json((file.metadata() or {})["scales"], path)
+            metadata = file.metadata() or {}
+            scales = parse_json(metadata["scales"], path)
             check_fields({"scales": scales}, {"scales": dict[str, float]}, path)
+            layers = parse_json(metadata.get("layers", "[]"), path)
+            check_fields({"layers": layers}, {"layers": list[str]}, path)
+            names = _renumbered(scales, layers, own)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return {
-                name: (
+                names.get(name, name): (
                     tensors[f"{name}.a"],
                     tensors[f"{name}.b"] * scale,
                     tensors.get(f"{name}.magnitude"),
@@ -291,3 +303,11 @@ def _read(path):
             }
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path} is not a file from save_lora: {error}.") from None
+
+
+def _renumbered(used, layers, own):
+    """Return a dict from the paths of a saved model to those of one with other numbers in paths."""
+    plain, own_plain = ([re.sub(r"_\d+", "", name) for name in names] for names in (layers, own))
+    if set(used) <= set(own) or plain != own_plain:
+        return {}
+    return dict(zip(layers, own, strict=True))
