@@ -25,7 +25,9 @@ _FILES = (
     *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "sp*.model", "sentencepiece*"),
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
     *("1_Pooling/config.json", "2_*/config.json"),
+    *("model.weights.h5", "tokenizer/*"),  # of a task of this library
 )
+_KAGGLE = re.compile(r"[\w-]+/[\w.-]+/keras/[\w.-]+(/\d+)?")
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 24  # bytes
@@ -58,7 +60,9 @@ def is_checkpoint(path: PathLike) -> bool:
     if path.suffix == ".gguf":
         return path.is_file()
     config = path / "config.json"
-    return config.is_file() and "model_type" in read_json(config)
+    with contextlib.suppress(InputError):  # of a damaged file, which the reader reports
+        return config.is_file() and "model_type" in read_json(config)
+    return False
 
 
 def parse(name: str, revision: str | None = None) -> Name:
@@ -69,7 +73,8 @@ def parse(name: str, revision: str | None = None) -> Name:
     """
     hub, _, rest = name.partition(":")
     if hub == "kaggle":
-        if len(rest.split("/")) not in (4, 5) or revision is not None:
+        is_safe = not {".", ".."} & set(rest.split("/"))
+        if not _KAGGLE.fullmatch(rest) or not is_safe or revision is not None:
             raise InputError(
                 f"{name}: a model of Kaggle is named kaggle:OWNER/MODEL/keras/VARIATION or "
                 "kaggle:OWNER/MODEL/keras/VARIATION/VERSION, without a `revision`."
@@ -80,7 +85,7 @@ def parse(name: str, revision: str | None = None) -> Name:
     )
     if match is None:
         raise InputError(
-            f"{name} is no name of a model: it must be hf:OWNER/NAME, hf:OWNER/NAME@REVISION or "
+            f"{name} is not a model name: it must be hf:OWNER/NAME, hf:OWNER/NAME@REVISION or "
             "hf:OWNER/NAME/FILE.gguf."
         )
     repository, own_revision, file = match.groups()
@@ -89,12 +94,11 @@ def parse(name: str, revision: str | None = None) -> Name:
     return Name(hub, repository, revision or own_revision, file)
 
 
-@functools.cache
 def fetch(name: str, revision: str | None = None, token: str | None = None) -> pathlib.Path:
     """Download the files of a model that are needed, or find them in the cache of the hub.
 
-    The libraries of the hubs download: their caches, tokens, proxies and offline modes hold, and a
-    download that was interrupted is resumed. A process asks once for each name.
+    The libraries of the hubs download: their caches, tokens, proxies and offline modes are
+    respected, and an interrupted download is resumed. A process asks once for each name.
 
     Args:
         name: str, `hf:OWNER/NAME`, `hf:OWNER/NAME@REVISION`, `hf:OWNER/NAME/FILE.gguf` or
@@ -108,8 +112,29 @@ def fetch(name: str, revision: str | None = None, token: str | None = None) -> p
     Raises:
         InputError: if the model cannot be downloaded; the message says why.
     """
-    parts = parse(name, revision)
-    return _from_kaggle(name, parts) if parts.hub == "kaggle" else _from_hf(name, parts, token)
+    return _fetched(name, parse(name, revision), token)
+
+
+@functools.cache
+def _fetched(name, parts, token):
+    if parts.hub != "kaggle":
+        return _from_hf(name, parts, token)
+    if token is not None:
+        raise InputError(f"{name}: `token` is of Hugging Face; Kaggle has a login of its own.")
+    return _from_kaggle(name, parts)
+
+
+def file_of(path: PathLike) -> PathLike:
+    """Return a path, or the downloaded file of `hf:OWNER/NAME/FILE.gguf`.
+
+    Raises:
+        InputError: if it is a name without a file, or cannot be downloaded.
+    """
+    if not is_name(path):
+        return path
+    if parse(str(path)).file is None:
+        raise InputError(f"{path} names no GGUF file: it must be hf:OWNER/NAME/FILE.gguf.")
+    return fetch(str(path))
 
 
 def folder_of(
@@ -122,6 +147,9 @@ def folder_of(
             `token` is given.
     """
     if is_name(path):
+        parts = parse(str(path), revision)
+        if parts.hub != "hf" or parts.file is not None:
+            raise InputError(f"{path} is not the name of a repository, hf:OWNER/NAME.")
         return fetch(str(path), revision, token)
     folder = pathlib.Path(path)
     if isinstance(path, str) and not folder.exists() and _REPOSITORY.fullmatch(path):
@@ -142,11 +170,25 @@ def _from_hf(name, parts, token):
         if parts.file is not None:
             path = pathlib.Path(hub.hf_hub_download(parts.repository, parts.file, **options))
         else:
-            found = hub.snapshot_download(parts.repository, allow_patterns=_FILES, **options)
-            path = pathlib.Path(found)
+            folder = hub.snapshot_download(parts.repository, allow_patterns=_FILES, **options)
+            path = pathlib.Path(folder)
+            _check_files(name, path)
     for file in [path] if path.is_file() else path.rglob("*"):
         _check_hash(name, file, begin)
     return path
+
+
+def _check_files(name, folder):
+    """Raise InputError if a repository has no config or no weights that can be read."""
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"{name} has no config.json; name one of its GGUF files, if it has any: "
+            "hf:OWNER/NAME/FILE.gguf."
+        )
+    if not [*folder.glob("*.safetensors"), *folder.glob("*.weights.h5")]:
+        raise InputError(
+            f"{name} has no safetensors; pickled weights, which can run code, are not read."
+        )
 
 
 def _check_hash(name, file, begin):
@@ -162,8 +204,8 @@ def _check_hash(name, file, begin):
     if digest.hexdigest() != blob.name:
         blob.unlink()
         raise InputError(
-            f"{name}: the download of {file.name} is damaged: it has another SHA-256 than the hub "
-            "says. It was deleted; try again."
+            f"{name}: the download of {file.name} is damaged: its SHA-256 is not "
+            "the one that the hub reports. It was deleted; try again."
         )
 
 
@@ -197,7 +239,7 @@ def _hf_errors(name: str, parts: Name) -> Iterator[None]:
             f"cannot be reached{_reason(error)}."
         ) from None
     except errors.HFValidationError as error:
-        raise InputError(f"{name} is no name of a model: {_first_line(error)}") from None
+        raise InputError(f"{name} is not a model name: {_first_line(error)}") from None
     except Exception as error:  # the libraries below raise many classes
         raise InputError(f"{name} cannot be downloaded: {_first_line(error)}") from error
 

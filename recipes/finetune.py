@@ -6,9 +6,8 @@
 
 The rows of `--data` are conversations (`messages`, or ShareGPT's `conversations`), instructions
 (`instruction`, `output`) or texts (`text`, or a .txt file). The loss covers the answers, or all of
-a text. LoRA adapters of all dense layers are trained, saved as `adapter.safetensors`, and merged
-into the model. Held-out rows are answered before and after; with `--pattern`, the share of answers
-in a format is measured.
+a text. LoRA adapters of all dense layers of the blocks are trained, saved as `adapter.safetensors`,
+and merged. Held-out rows are answered before and after; `--pattern` measures their format.
 """
 
 import dataclasses
@@ -16,7 +15,7 @@ import re
 import sys
 
 from keras_llm import cli
-from keras_llm.recipes.common import dialogue, flags, model_card, runs
+from keras_llm.recipes.common import dialogue, flags, held_out_answers, model_card, runs
 
 BASELINE = "before"
 NEXT = {"conversations": "chat {out}", "texts": 'generate {out} "Once upon a time" --stream'}
@@ -32,20 +31,25 @@ class Options(dialogue.Options):
     """Regular expression that answers should match as a whole; their share is measured."""
     answers: flags.Positive = 40
     """Held-out rows that are answered before and after; the first three are printed."""
-    answer_tokens: flags.Positive = 64
-    """Most tokens of these answers."""
+    answer_tokens: flags.Positive | None = None
+    """Most tokens of these answers; None for those of the longest reference, at most 256 or half of
+    what the model can read."""
 
     suffixes = (".jsonl", ".json", ".txt")
     needs_start = True
 
     def __post_init__(self):
         super().__post_init__()
-        self.check(("data", self.data is not None, "a file of rows"))
+        self.check(
+            ("data", self.data is not None, "a file of rows"),
+            ("corpus", not self.corpus, "empty: --data has the rows"),
+            ("preset", not self.preset, "empty: the model is that of --start"),
+        )
         try:
             re.compile(self.pattern or "")
         except re.error as error:
             self.check(("pattern", False, f"a regular expression ({error})"))
-        self.shrink(epochs=1, max_conversations=200, answers=4, answer_tokens=8, evaluations=1)
+        self.shrink(epochs=1, max_conversations=200, answers=4, evaluations=1)
 
     @property
     def kind(self):
@@ -60,36 +64,42 @@ def run(options):
     runs.prepare(options, pictures=False)
     train, held_out, dropped = rows(options)
     task = dialogue.started(options, _LAYERS)
+    tools = {}
     if options.kind == "conversations":
         task.metadata.setdefault("chat_template", dialogue.PLAIN_TEMPLATE)
         dialogue.choose_length(options, task, train)
-    elif options.max_length is None:
-        options.max_length = min(512, task.model.config.max_length)
+        tools["sample"] = lambda: dialogue.sample(task, options)
+    else:
+        _choose_window(options, task, train, held_out)
     runs.say(f"{options.kind}: {len(train)} to train on, {len(held_out)} held out")
-    before, old_answers = measured(task, held_out, options)
+    asked = held_out_answers.choose(task, held_out, options)
+    old_answers, shares = held_out_answers.answer(task, asked, options)
     length = {"sequence_length": options.max_length}
+    metrics = {BASELINE: task.evaluate(held_out, **length) | shares}
     train_data = task.dataset(train, options.batch_size, options.epochs, options.seed, **length)
-    some = task.dataset(held_out[: 32 * options.batch_size], options.batch_size, **length).cache()
+    validation_rows = held_out[: 32 * options.batch_size]
+    validation_data = task.dataset(validation_rows, options.batch_size, **length).cache()
     with runs.start(options) as run:
-        fitted = run.fit(task, train_data, some)
+        fitted = run.fit(task, train_data, validation_data, **tools)
         if options.lora_rank:
             training.save_lora(task.model, run.folder / "adapter.safetensors")
         tuned = dialogue.with_weights(options, task, options.metadata("finetune"))
-        after, new_answers = measured(tuned, held_out, options)
-        samples = [
+        new_answers, shares = held_out_answers.answer(tuned, asked, options)
+        metrics["held_out"] = tuned.evaluate(held_out, **length) | shares
+        triples = list(zip(asked, old_answers, new_answers, strict=True))[:3]
+        metrics["samples"] = [
             {
-                "asked": dialogue.question(row)[0],
+                "asked": held_out_answers.shown(text),
                 "before": old,
                 "after": new,
-                "reference": dialogue.question(row)[1],
+                "reference": wanted,
             }
-            for row, old, new in zip(held_out[:3], old_answers, new_answers, strict=False)
+            for (text, wanted), old, new in triples
         ]
-        for sample in samples:
+        for sample in metrics["samples"]:
             runs.say("\n".join(f"{name:>9}: {text}" for name, text in sample.items()))
-        metrics = {BASELINE: before, "held_out": after, "samples": samples}
         metrics["training"] = {options.kind: len(train), "dropped": dropped, **fitted}
-        run.save(tuned, metrics, _model_card(options, metrics, len(held_out)))
+        run.save(tuned, metrics, _model_card(options, metrics, len(held_out), len(asked)))
     return metrics
 
 
@@ -102,50 +112,46 @@ def rows(options):
     return dialogue.split(options, data.read_conversations(options.data), dialogue.first_message)
 
 
-def measured(task, held_out, options):
-    """Return the loss on held-out rows with the shares of their greedy answers; and the answers."""
-    metrics = task.evaluate(held_out, sequence_length=options.max_length)
-    settings = {"max_new_tokens": options.answer_tokens, "temperature": 0.0}
-    some, answers = held_out[: options.answers], []
-    for row in some:
-        is_text = isinstance(row, str)
-        prompt = dialogue.question(row)[0] if is_text else row[: dialogue.last_answer(row)]
-        answers.append((task if is_text else task.chat)(prompt, **settings))
-    if options.kind == "conversations":
-        equal = [
-            a.strip() == dialogue.question(row)[1].strip()
-            for a, row in zip(answers, some, strict=True)
+def _choose_window(options, task, train, held_out):
+    """Set `max_length`, the tokens of a window of texts, so that both sides have enough of them."""
+    dialogue.check_length(options, task.model)
+    if options.max_length is None:
+        needed = ((train, 2 * options.batch_size), (held_out, 2))
+        tokens = [
+            sum(len(task.tokenizer.encode(text)) for text in side) // count
+            for side, count in needed
         ]
-        metrics["equal_answers"] = sum(equal) / len(equal)
-    if options.pattern is not None:
-        matches = [re.fullmatch(options.pattern, text.strip(), re.S) for text in answers]
-        metrics["answers_in_format"] = sum(map(bool, matches)) / len(matches)
-    return metrics, answers
+        options.max_length = max(2, min(512, task.model.config.max_length, *tokens))
 
 
 def evaluate(folder, data=None):
     """Evaluate a fine-tuned model on its held-out rows or on those of a file."""
     task, options = runs.load(folder, Options)
     train, held_out, _ = rows(options.reading(data) if data else options)
-    return measured(task, held_out + train if data else held_out, options)[0]
+    measured = held_out + train if data else held_out
+    metrics = task.evaluate(measured, sequence_length=options.max_length)
+    asked = held_out_answers.choose(task, measured, options)
+    return metrics | held_out_answers.answer(task, asked, options)[1]
 
 
 def texts(task):
     """Return the training and the held-out texts of a fine-tuned model, two lists of str."""
     sides = rows(runs.model_options(Options, task))[:2]
     return [
-        [row if isinstance(row, str) else dialogue.question(row)[1] for row in side]
+        [row if isinstance(row, str) else held_out_answers.question(row)[1] for row in side]
         for side in sides
     ]
 
 
-def _model_card(options, metrics, held_out):
-    lora = f" with LoRA of rank {options.lora_rank} on all dense layers, merged"
-    about = f"`{options.start}`, fine-tuned{lora * bool(options.lora_rank)}."
-    rows = f"{held_out:,} rows, of which {options.answers} are answered greedily"
+def _model_card(options, metrics, held_out, answered):
+    about = f"`{options.start}`, fine-tuned."
+    if options.lora_rank:
+        lora = f"with LoRA of rank {options.lora_rank} on all dense layers of the blocks, merged"
+        about = f"`{options.start}`, fine-tuned {lora}."
+    measured_on = f"{held_out:,} rows, of which {answered} are answered greedily"
     notes = [f"Held-out sample: `{sample}`" for sample in metrics["samples"]]
     return model_card.card(
-        options, metrics, about, {BASELINE: "before"}, rows, notes, NEXT[options.kind]
+        options, metrics, about, {BASELINE: "before"}, measured_on, notes, NEXT[options.kind]
     )
 
 

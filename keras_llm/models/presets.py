@@ -303,4 +303,6 @@ def preset(name: str, **overrides: Any) -> CausalLMConfig | EncoderConfig | Seq2
     """
     check_preset(name)
     config = _PRESETS[name]
+    if config.sliding_window == config.max_length and "max_length" in overrides:
+        overrides = {"sliding_window": overrides["max_length"], **overrides}  # covers all positions
     return config.from_dict({**config.to_dict(), **overrides})

@@ -67,5 +67,6 @@ def _from_keras_hub(path, dtype):
     try:
         causal_lm = keras_hub.models.CausalLM.from_preset(str(path))
     except Exception as error:  # KerasHub raises many classes
-        raise InputError(f"{path} is no language model of KerasHub: {error}") from error
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise InputError(f"{path} is not a KerasHub language model: {reason}") from error
     return TextGeneration.from_keras_hub(causal_lm, dtype=dtype)

@@ -3,14 +3,15 @@
 import dataclasses
 import json
 import math
-import re
 
 from keras_llm.errors import InputError
 from keras_llm.files import CONVERSATION_SUFFIXES, utf8_lines
+from keras_llm.json_files import parse_json
 from keras_llm.recipes.common import flags, runs
 
 _MEASURED = 1000  # conversations whose length is measured
 _FITTING, _SHORTEST, _LONGEST = 0.98, 128, 1024  # of the default of `max_length`
+_CONVERSATION_FIELDS = {"messages", "conversations", "instruction"}
 TURN_TOKENS = ("<|im_start|>", "<|im_end|>")
 TEMPLATE = """{% for message in messages -%}
 <|im_start|>{{ message.role + '\n' + message.content }}<|im_end|>{{ '\n' }}
@@ -92,23 +93,10 @@ def kind_of(path):
     name = path.removesuffix(".gz")
     if not name.endswith(".jsonl"):
         return "texts" if name.endswith(".txt") else "conversations"
-    first = next((line for line in utf8_lines(path) if line.strip()), "")
-    return "texts" if re.match(r'\s*\{\s*"text"\s*:', first) else "conversations"
-
-
-def last_answer(messages):
-    """Return the index of the last message of the assistant."""
-    return max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-
-
-def question(row):
-    """Return the last question of a conversation and its answer, or the halves of a text."""
-    if isinstance(row, str):
-        words = row.split(" ")
-        half = max(1, len(words) // 2)
-        return " ".join(words[:half]), " " + " ".join(words[half:])
-    last = last_answer(row)
-    return row[last - 1]["content"], row[last]["content"]
+    first = next((line for line in utf8_lines(path) if line.strip()), "{}")
+    row = parse_json(first, path)
+    is_text = isinstance(row, dict) and "text" in row and not row.keys() & _CONVERSATION_FIELDS
+    return "texts" if is_text else "conversations"
 
 
 def started(options, layers=None):

@@ -116,11 +116,13 @@ def test_hub_that_cannot_be_reached(fetch):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("hf:", "no name of a model"),
-        ("hf:a/b/c", "no name of a model"),
-        ("hf:a b/c", "no name of a model"),
-        ("hf:../../etc", "no name of a model"),
+        ("hf:", "not a model name"),
+        ("hf:a/b/c", "not a model name"),
+        ("hf:a b/c", "not a model name"),
+        ("hf:../../etc", "not a model name"),
         ("kaggle:keras/llama", "kaggle:OWNER/MODEL/keras/VARIATION"),
+        ("kaggle:a/b/pytorch/c", "kaggle:OWNER/MODEL/keras/VARIATION"),
+        ("kaggle:a/../keras/c", "kaggle:OWNER/MODEL/keras/VARIATION"),
     ],
 )
 def test_malformed_names(name, message):
@@ -142,6 +144,20 @@ def test_kaggle(version, fetch, tmp_path):
     else:
         with pytest.raises(InputError, match=f"{name} cannot be downloaded: .*"):
             fetch(name, environment=environment)
+
+
+def test_repositories_that_cannot_be_read(server, fetch):
+    (server.root / "me" / "tiny" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="hf:me/tiny has no safetensors; pickled weights"):
+        fetch("hf:me/tiny")
+    (server.root / "me" / "gguf").mkdir()
+    (server.root / "me" / "gguf" / "x.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InputError, match=r"hf:me/gguf has no config\.json; name one of its GGUF"):
+        fetch("hf:me/gguf")
+    with pytest.raises(InputError, match=r"hf:a/b/x\.gguf is not the name of a repository"):
+        hub.folder_of("hf:a/b/x.gguf")
+    with pytest.raises(InputError, match="hf:a/b names no GGUF file"):
+        hub.file_of("hf:a/b")
 
 
 def test_parts_of_a_name():

@@ -184,9 +184,10 @@ def test_tiny_presets_fit_and_save(name, tmp_path):
     np.testing.assert_array_equal(np.asarray(loaded(x)), np.asarray(model(x)))
 
 
-# XLA takes seconds per model. One decoder has the features of Gemma 2 and 3, Mistral, Mixtral and
-# LaMDA, and those of GPT-3 that test_causal_lm.py, which compiles GPT and Llama, does not have. The
-# encoder has the remaining features of BERT and the first Transformer.
+# XLA takes seconds per model. One decoder has the features of Gemma 2 and 3, Mistral, Mixtral, Qwen
+# 2.5 and LaMDA, and those of GPT-3 that test_causal_lm.py, which compiles GPT and Llama, does not
+# have. SmolLM3 has layers without positions. The encoder has the remaining features of BERT and the
+# first Transformer.
 COMPILED = {
     "decoder": models.preset(
         "gemma2-tiny",
@@ -195,8 +196,12 @@ COMPILED = {
         qk_norm=True,
         num_experts=4,
         tie_embeddings=False,
+        use_bias=True,
+        output_bias=False,
+        feed_forward_bias=False,
     ),
     "encoder": dataclasses.replace(shallow("bert-tiny"), position="sinusoidal", activation="relu"),
+    "smollm3": models.preset("smollm3-tiny"),
     "t5": shallow("t5-tiny"),
 }
 

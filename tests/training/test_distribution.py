@@ -39,6 +39,7 @@ def test_recipes_accept_all_distributions():
     for name in entry_points.recipes():
         options = entry_points.recipe(name).Options
         required = {
+            "finetune": {"start": "m", "data": "rows.jsonl"},
             "preference_tuning": {"start": "m"},
             "word_vectors": {"objective": "cbow"},
         }.get(name, {})

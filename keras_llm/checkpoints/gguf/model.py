@@ -61,7 +61,7 @@ def from_gguf(path: PathLike, dtype: str | None = None) -> tasks.TextGeneration:
         InputError: if the gguf package is missing, or if a field or tensor is missing, corrupt or
             not supported; the message names the file and the field or tensor.
     """
-    path = hub.fetch(str(path)) if hub.is_name(path) else path
+    path = hub.file_of(path)
     metadata, tensors = open_gguf(path)
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:

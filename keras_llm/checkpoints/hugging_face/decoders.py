@@ -199,8 +199,9 @@ def _read_smollm3(fields):
     interval = fields.positive("no_rope_layer_interval", 4)
     default = [int((i + 1) % interval != 0) for i in range(layers)]
     rotated = fields.get("no_rope_layers", list, default) or default
-    if len(rotated) != layers or any(flag not in (0, 1) for flag in rotated):
-        raise fields.error("no_rope_layers", f"be a list of {layers} times 0 or 1")
+    if len(rotated) < layers or any(flag not in (0, 1) for flag in rotated):
+        raise fields.error("no_rope_layers", f"be a list of at least {layers} times 0 or 1")
+    rotated = rotated[:layers]
     positions = {"position": rotary if all(rotated) else None}
     if any(rotated) and not all(rotated):
         # A layer has positions of its own if it has a window; this one covers all positions.
@@ -219,9 +220,12 @@ def _write_smollm3(config):
 
 
 def _read_phi3(fields):
+    position = rope.read(fields, default_fraction=1.0)
+    if position.scaling != 1.0:  # transformers has only LongRoPE, and calls it "yarn", too
+        raise fields.error("rope_scaling", "be null: LongRoPE is not supported")
     return CausalLMConfig(
         **_common(fields, epsilon=1e-5),
-        position=rope.read(fields, partial=True),
+        position=position,
         sliding_window=_window(fields, None),
     )
 
@@ -361,7 +365,17 @@ _QK_NORM = {
     "self_attention/query_norm": "self_attn.q_norm",
     "self_attention/key_norm": "self_attn.k_norm",
 }
-_QKV, _GATE_UP = ("query", "key", "value"), "mlp.gate_up_proj"  # stored as one matrix
+_FUSED_ATTENTION = {
+    **_ATTENTION,
+    "self_attention/query": "self_attn.qkv_proj",
+    "self_attention/key": "self_attn.qkv_proj",
+    "self_attention/value": "self_attn.qkv_proj",
+}
+_FUSED_FEED_FORWARD = {
+    **_FEED_FORWARD,
+    "feed_forward/gate": "mlp.gate_up_proj",
+    "feed_forward/up": "mlp.gate_up_proj",
+}
 _SANDWICH = {
     "self_attention_post_norm": "post_attention_layernorm",
     "feed_forward_norm": "pre_feedforward_layernorm",
@@ -434,8 +448,7 @@ SMOLLM3 = _like_llama(
 )
 PHI3 = _like_llama(
     *("phi3", "Phi3ForCausalLM", _read_phi3, _write_phi3),
-    {**_ATTENTION, **{f"self_attention/{name}": "self_attn.qkv_proj" for name in _QKV}},
-    {**_FEED_FORWARD, "feed_forward/gate": _GATE_UP, "feed_forward/up": _GATE_UP},
+    *(_FUSED_ATTENTION, _FUSED_FEED_FORWARD),
 )
 GEMMA2 = _like_llama(
     *("gemma2", "Gemma2ForCausalLM", _read_gemma2, _write_gemma2),

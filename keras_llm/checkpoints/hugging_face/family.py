@@ -13,6 +13,7 @@ from keras_llm.types import JSON, PathLike
 # Activation names of Hugging Face to those of this library.
 ACTIVATIONS = {
     "gelu": "gelu",
+    "gelu_fast": "gelu_tanh",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",

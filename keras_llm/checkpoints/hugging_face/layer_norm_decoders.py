@@ -9,7 +9,6 @@ from keras_llm.checkpoints.hugging_face.family import (
     Family,
     in_blocks,
 )
-from keras_llm.checkpoints.hugging_face.fields import Fields
 from keras_llm.checkpoints.hugging_face.weight_mapping import Link
 from keras_llm.layers import Rotary
 from keras_llm.models import CausalLMConfig
@@ -78,9 +77,8 @@ def _opt_positions(part, name, config, row):
 
 
 def _read_gpt_neox(fields):
-    names = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}
-    row = {names.get(name, name): value for name, value in fields.row.items()}
-    row.setdefault("partial_rotary_factor", 0.25)
+    base = fields.get("rotary_emb_base", float, 10000.0)
+    fraction = fields.get("rotary_pct", float, 0.25)
     bias = fields.get("attention_bias", bool, True)
     return CausalLMConfig(
         vocabulary_size=fields.get("vocab_size"),
@@ -89,7 +87,7 @@ def _read_gpt_neox(fields):
         num_heads=fields.get("num_attention_heads"),
         intermediate_dim=fields.get("intermediate_size"),
         max_length=fields.get("max_position_embeddings"),
-        position=rope.read(Fields(row, fields.where), partial=True),
+        position=rope.read(fields, base, default_fraction=fraction),
         norm="layer",
         norm_epsilon=fields.get("layer_norm_eps", float, 1e-5),
         activation=fields.one_of("hidden_act", ACTIVATIONS, "gelu"),

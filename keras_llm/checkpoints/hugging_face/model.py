@@ -267,7 +267,7 @@ def _with_tied(checkpoint, family, config):
         name: copied
         for name, copied in family.copies.items()
         if copied not in checkpoint and name in checkpoint
-        if config.tie_embeddings or not name.startswith("lm_head.")
+        if config.tie_embeddings or name != _head_name(family)
     }
     names = {copied: name for name, copied in stored.items()}  # one of several copies
     if not names:
@@ -276,9 +276,14 @@ def _with_tied(checkpoint, family, config):
     return checkpoint.renamed(lambda name: renamed.get(name, name))
 
 
+def _head_name(family):
+    """Return the name of the tensor of a separate head."""
+    return f"{family.names.get('head', 'lm_head')}.weight"
+
+
 def _with_stored_head(config, family, checkpoint, is_embedder):
     """Return the config with the ties that the tensors of a checkpoint require."""
-    head = "lm_head.weight"
+    head = _head_name(family)
     tied = config.tie_embeddings
     if family.head_decides and tied and head in checkpoint:
         tied = weight_mapping.same_tensor(checkpoint, head, family.copies[head])

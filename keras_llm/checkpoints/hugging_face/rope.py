@@ -13,7 +13,7 @@ def read(
     fields: Fields,
     default_base: float = 10000.0,
     layer_type: str | None = None,
-    partial: bool = False,
+    default_fraction: float | None = None,
 ) -> Rotary:
     """Read the `Rotary` of a config in the format of any version.
 
@@ -24,7 +24,8 @@ def read(
         default_base: float, the base if none is given.
         layer_type: "full_attention" or "sliding_attention" for a model with separate angles for
             each; or None.
-        partial: bool. Whether the family may rotate only a part of each head.
+        default_fraction: float, the part of each head that is rotated if none is given; None if the
+            family rotates all of it.
 
     Raises:
         InputError: if the scaling is not supported; the message names the field.
@@ -49,8 +50,8 @@ def read(
             options = Fields(merged, fields.where, "rope_scaling.")
     base = options.get("rope_theta", float, fields.get(base_field, float, default_base))
     fraction = 1.0
-    if partial:
-        fraction = fields.get("partial_rotary_factor", float, fraction)
+    if default_fraction is not None:
+        fraction = fields.get("partial_rotary_factor", float, default_fraction)
         fraction = options.get("partial_rotary_factor", float, fraction)
     else:
         options.refuse_unless(partial_rotary_factor=1.0)

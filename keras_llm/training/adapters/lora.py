@@ -291,7 +291,7 @@ def _read(path, own):
             check_fields({"scales": scales}, {"scales": dict[str, float]}, path)
             layers = parse_json(metadata.get("layers", "[]"), path)
             check_fields({"layers": layers}, {"layers": list[str]}, path)
-            names = _renumbered(scales, layers, own)
+            names = _renumbered(layers, own)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return {
                 names.get(name, name): (
@@ -305,9 +305,9 @@ def _read(path, own):
         raise InputError(f"{path} is not a file from save_lora: {error}.") from None
 
 
-def _renumbered(used, layers, own):
+def _renumbered(layers, own):
     """Return a dict from the paths of a saved model to those of one with other numbers in paths."""
     plain, own_plain = ([re.sub(r"_\d+", "", name) for name in names] for names in (layers, own))
-    if set(used) <= set(own) or plain != own_plain:
+    if set(layers) == set(own) or plain != own_plain:
         return {}
     return dict(zip(layers, own, strict=True))

@@ -10,7 +10,7 @@ import keras_llm
 from keras_llm import checkpoints, models, tokenizers, training
 from keras_llm.errors import InputError
 from keras_llm.recipes import finetune
-from keras_llm.recipes.common import dialogue
+from keras_llm.recipes.common import dialogue, held_out_answers
 
 FRUITS = ["apple", "banana", "cherry", "grape", "lemon", "mango", "melon", "peach", "plum"]
 
@@ -45,7 +45,7 @@ def talks(tmp_path_factory):
 
 
 def options(start, data, out, **changes):
-    sizes = {"epochs": 12, "learning_rate": 2e-2, "answers": 8, "answer_tokens": 10}
+    sizes = {"epochs": 12, "learning_rate": 2e-2, "answers": 8}
     return finetune.Options(
         out=str(out), start=str(start), data=str(data), held_out=0.15, **sizes | changes
     )
@@ -67,7 +67,10 @@ def test_answers_are_learned_in_their_format(run):
     sample = metrics["samples"][0]
     assert sample["after"].strip() != sample["before"] and sample["reference"][0] == "{"
     card = (out / "README.md").read_text("utf-8")
-    assert "LoRA of rank 16 on all dense layers, merged" in card and sample["asked"] in card
+    assert (
+        "LoRA of rank 16 on all dense layers of the blocks, merged" in card
+        and sample["asked"] in card
+    )
     for artifact in metrics["artifacts"].values():
         assert artifact["parity"]["greedy_texts_equal"]
 
@@ -95,13 +98,24 @@ def test_texts_and_all_weights_from_a_checkpoint(start, tmp_path):
     data = tmp_path / "notes.jsonl"
     rows = [{"text": f"the {a} and the {b} and the {a}"} for a in FRUITS for b in FRUITS]
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
-    changes = {"lora_rank": 0, "epochs": 3, "max_length": 16, "learning_rate": 5e-3}
+    changes = {"lora_rank": 0, "epochs": 6, "learning_rate": 5e-3}
     chosen = options(tmp_path / "checkpoint", data, tmp_path / "run", **changes)
     assert chosen.kind == "texts"
     metrics = finetune.run(chosen)
     assert metrics["held_out"]["perplexity"] < 0.5 * metrics["before"]["perplexity"]
     assert not (tmp_path / "run" / "adapter.safetensors").exists()
-    assert metrics["samples"][0]["reference"].startswith(" ")
+    assert metrics["samples"][0]["asked"].startswith("the ")
+
+
+def test_rows_that_do_not_fit_are_not_answered(start):
+    task = keras_llm.load(start)
+    chosen = options(start, "x.txt", "y", answers=3)
+    long = " ".join(["word"] * 4000)
+    pairs = held_out_answers.choose(task, ["a b", long, " c"], chosen)
+    assert [asked for asked, _ in pairs] == ["a", "c"]
+    assert 0 < chosen.answer_tokens <= 256
+    answers, shares = held_out_answers.answer(task, pairs, chosen)
+    assert len(answers) == 2 and shares == {}
 
 
 def test_kinds_of_files(tmp_path):
@@ -109,6 +123,8 @@ def test_kinds_of_files(tmp_path):
         ("a.txt", "text", "texts"),
         ("b.jsonl", '\n{"text": "once"}', "texts"),
         ("c.jsonl", '{"messages": []}', "conversations"),
+        ("e.jsonl", '{"id": 1, "text": "once"}', "texts"),
+        ("f.jsonl", '{"text": "once", "messages": []}', "conversations"),
         ("d.json", "[]", "conversations"),
     ):
         (tmp_path / name).write_text(row, "utf-8")
@@ -118,7 +134,8 @@ def test_kinds_of_files(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"start": None}, "--start must be a folder or a name such as hf:OWNER/NAME"),
+        ({"start": None}, "--start must be a folder, a checkpoint or a name such as hf:OWNER/NAME"),
+        ({"corpus": "movie-dialogue"}, "--corpus must be empty"),
         ({"data": None}, "--data must be a file of rows"),
         ({"pattern": "("}, "--pattern must be a regular expression"),
     ],
