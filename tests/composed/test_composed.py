@@ -813,6 +813,21 @@ def test_adapters_are_loaded_onto_a_model_that_is_built_again(tokenizer, tmp_pat
         training.load_lora(other.model, tmp_path / "adapter.safetensors")
 
 
+def test_an_adapter_keeps_its_place_if_another_layer_has_its_name_now(tokenizer, tmp_path):
+    def build(first):
+        token_ids = keras.Input((None,), dtype="int32")
+        x = layers.Embedding(300, 16)(token_ids)
+        for number in (first, first + 1):
+            x = layers.Dense(16, name=f"dense_{number}")(x)
+        model = keras.Model(token_ids, layers.Dense(300, name="logits")(x))
+        return keras_llm.TextGeneration(model, tokenizer, max_length=32)
+
+    old, new = build(1), build(2)
+    assert old.enable_lora(2, "dense_2$") == ["dense_2"]
+    training.save_lora(old.model, tmp_path / "adapter.safetensors")
+    assert training.load_lora(new.model, tmp_path / "adapter.safetensors") == ["dense_3"]
+
+
 def tokens_of(size):
     token_ids = keras.Input((None,), dtype="int32")
     x = layers.Dense(16)(layers.Embedding(size, 16)(token_ids))
