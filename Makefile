@@ -16,9 +16,10 @@ test: $(INSTALLED)
 test-recipes: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/recipes/runs tests/hub/runs
 
-# Test models that are composed from layers: decoding, training and exports.
+# Test models that are composed from layers, and those of KerasHub: decoding, training and exports.
 test-composed: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/composed
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/composed \
+		tests/checkpoints/runs
 
 # Run the tests that need no training or export.
 test-unit: $(INSTALLED)
