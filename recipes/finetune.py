@@ -70,7 +70,7 @@ def run(options):
         dialogue.choose_length(options, task, train)
         tools["sample"] = lambda: dialogue.sample(task, options)
     else:
-        _choose_window(options, task, train, held_out)
+        dialogue.choose_window(options, task, train, held_out)
     runs.say(f"{options.kind}: {len(train)} to train on, {len(held_out)} held out")
     asked = held_out_answers.choose(task, held_out, options)
     old_answers, shares = held_out_answers.answer(task, asked, options)
@@ -110,18 +110,6 @@ def rows(options):
     if options.kind == "texts":
         return dialogue.split(options, data.read_texts(options.data), str)
     return dialogue.split(options, data.read_conversations(options.data), dialogue.first_message)
-
-
-def _choose_window(options, task, train, held_out):
-    """Set `max_length`, the tokens of a window of texts, so that both sides have enough of them."""
-    dialogue.check_length(options, task.model)
-    if options.max_length is None:
-        needed = ((train, 2 * options.batch_size), (held_out, 2))
-        tokens = [
-            sum(len(task.tokenizer.encode(text)) for text in side) // count
-            for side, count in needed
-        ]
-        options.max_length = max(2, min(512, task.model.config.max_length, *tokens))
 
 
 def evaluate(folder, data=None):

@@ -213,6 +213,18 @@ def choose_length(options, task, items):
     runs.warn_of_long(options, lengths)
 
 
+def choose_window(options, task, train, held_out):
+    """Set `max_length`, the tokens of a window of texts, so that both sides have enough of them."""
+    check_length(options, task.model)
+    if options.max_length is None:
+        needed = ((train, 2 * options.batch_size), (held_out, 2))
+        tokens = [
+            sum(len(task.tokenizer.encode(text)) for text in side) // count
+            for side, count in needed
+        ]
+        options.max_length = max(2, min(512, task.model.config.max_length, *tokens))
+
+
 def with_weights(options, task, metadata):
     """Return the trained task with more metadata and LoRA adapters merged into the weights."""
     from keras_llm import tasks, training
