@@ -6,7 +6,6 @@ A minor version of Keras may change them: run the tests with it, then add it to 
 import contextlib
 import dataclasses
 import gc
-import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -102,29 +101,6 @@ def set_path(layer: keras.layers.Layer, path: str | None) -> None:
         weight._path = f"{path}/{weight.name}"
 
 
-def _is_constant(x):
-    if isinstance(x, keras.Variable) or not ops.is_tensor(x):
-        return False
-    return keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype))
-
-
-def layers_before(x: Tensor) -> list[keras.layers.Layer]:
-    """Return the layers that a symbolic tensor was computed with, and all layers in them."""
-    pending, seen, layers = [x], set(), []
-    while pending:
-        history = getattr(pending.pop(), "_keras_history", None)
-        if history is None:
-            continue
-        operation, index, _ = history
-        if (id(operation), index) in seen:
-            continue
-        seen.add((id(operation), index))
-        if isinstance(operation, keras.layers.Layer):
-            layers += [operation, *flatten_layers(operation)]
-        pending.extend(operation._inbound_nodes[index].input_tensors)
-    return layers
-
-
 def functional_of(model: Any) -> Any:
     """Return a functional model, or the one of a built `keras.Sequential`; None for others.
 
@@ -183,68 +159,11 @@ def input_names(function: Any) -> list[str] | None:
     return sorted(struct) if isinstance(struct, dict) else None
 
 
-def trace(layer: Any, call: Callable[[], Any]) -> tuple[Any, bool]:
-    """Run a symbolic call of a layer with its own weights and with others.
+def nodes_before(outputs: Any) -> Iterator[Any]:
+    """Iterate over the calls that symbolic outputs were computed with.
 
-    Returns:
-        The outputs of the call, and whether it is the same with other weights. It is not if it
-        computes something from weights alone, which becomes a constant of the graph.
+    Yields their nodes, with the attributes `operation` and `arguments`.
     """
-    outputs = call()
-    constants = _constants(outputs)
-    if not constants:
-        return outputs, True
-    changed = [(w, ops.convert_to_tensor(w) * 2 + 1) for w in layer.trainable_weights]
-    with keras.StatelessScope(changed):
-        others = _constants(call())
-    pairs = zip(constants, others, strict=True)
-    same = all(bool(ops.all(ops.equal(*pair))) for pair in pairs)
-    return outputs, same
-
-
-@contextlib.contextmanager
-def noting_losses(layer: keras.layers.Layer) -> Iterator[list[Any]]:
-    """Collect what a layer and its sublayers pass to `add_loss`, which refuses symbolic tensors."""
-    noted: list[Any] = []
-    layers = [layer, *flatten_layers(layer)]
-    try:
-        for one in layers:
-            one.add_loss = noted.append
-        yield noted
-    finally:
-        for one in layers:
-            del one.add_loss
-
-
-def trains_alike(layer: Any, call: Callable[..., Any]) -> bool:
-    """Return whether a symbolic call of a layer runs the same operations in training.
-
-    Args:
-        layer: a layer or model whose `call` may have an argument `training`.
-        call: function with the keyword argument `training`, if `call` has it.
-    """
-    if "training" not in inspect.signature(layer.call).parameters:
-        return True
-    plain, training = (_operations(call(training=is_on)) for is_on in (False, True))
-    return [kind for kind, _ in plain] == [kind for kind, _ in training] and not any(
-        is_on is False for _, is_on in training
-    )
-
-
-def _operations(outputs):
-    """Return what the operations of symbolic outputs are, and the `training` of each layer."""
-    found = []
-    for node in _nodes(outputs):
-        operation, arguments = node.operation, node.arguments
-        is_layer = isinstance(operation, keras.layers.Layer)
-        others = [x for x in keras.tree.flatten(arguments.args) if isinstance(x, (int, float))]
-        kind = id(operation) if is_layer else (type(operation).__name__, *others)
-        found.append((kind, arguments.kwargs.get("training") if is_layer else None))
-    return found
-
-
-def _nodes(outputs):
-    """Iterate over the calls that compute symbolic outputs, without inputs."""
     pending, seen = list(keras.tree.flatten(outputs)), set()
     while pending:
         history = getattr(pending.pop(), "_keras_history", None)
@@ -261,14 +180,11 @@ def _nodes(outputs):
             )
 
 
-def _constants(outputs: Any) -> list[Any]:
-    """Return the tensors of floats in the arguments of the calls that compute symbolic outputs."""
-    return [
-        x
-        for node in _nodes(outputs)
-        for x in keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
-        if _is_constant(x)
-    ]
+def layers_before(x: Tensor) -> list[keras.layers.Layer]:
+    """Return the layers that a symbolic tensor was computed with, and all layers in them."""
+    operations = [node.operation for node in nodes_before(x)]
+    layers = [layer for layer in operations if isinstance(layer, keras.layers.Layer)]
+    return [part for layer in layers for part in (layer, *flatten_layers(layer))]
 
 
 def run_graph(model: Any, inputs: list[Tensor]) -> list[Tensor]:

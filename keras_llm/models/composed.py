@@ -9,6 +9,7 @@ from keras_llm import keras_internals
 from keras_llm.errors import InputError
 from keras_llm.layers._parts import Shape
 from keras_llm.layers.adapters import merged_row
+from keras_llm.models import tracing
 from keras_llm.models.base import ConfiguredModel
 from keras_llm.models.config import ComposedConfig
 from keras_llm.models.incremental_check import check_composed
@@ -161,9 +162,9 @@ def _traced(model, names):
     argument = inputs if len(inputs) > 1 else inputs[0]
     kind = type(model).__name__
     try:
-        outputs, same = keras_internals.trace(model, lambda: model.call(argument))
+        outputs, same = tracing.trace(model, lambda: model.call(argument))
         functional = keras.Model(argument, outputs)
-        is_alike = keras_internals.trains_alike(model, lambda **own: model.call(argument, **own))
+        is_alike = tracing.trains_alike(model, lambda **own: model.call(argument, **own))
     except Exception as error:  # the code of `call` may raise anything on a symbolic tensor
         raise InputError(
             f"the `call` of {kind} cannot be traced: {error} Compose a functional model, with "

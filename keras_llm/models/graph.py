@@ -13,6 +13,7 @@ from keras_llm import keras_internals
 from keras_llm.errors import InputError
 from keras_llm.layers import incremental
 from keras_llm.layers._handler import IS_CROSS, Rows
+from keras_llm.models import tracing
 
 _PROJECTIONS = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Embedding)
 
@@ -173,9 +174,9 @@ class Graph:
         """Raise InputError if a layer does in training what its traced `call` does not."""
         for layer, args, kwargs in self.divided:
             call = functools.partial(layer.call, *args, **kwargs)
-            with keras_internals.noting_losses(layer) as losses:
+            with tracing.noting_losses(layer) as losses:
                 call()
-                is_alike = keras_internals.trains_alike(layer, call)
+                is_alike = tracing.trains_alike(layer, call)
             if losses or not is_alike or layer.activity_regularizer is not None:
                 raise InputError(
                     f"layer {layer.name!r} ({type(layer).__name__}) does not support packed rows "
@@ -315,9 +316,9 @@ def traced(layer: keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, A
     try:
         with (
             keras_internals.autocast(layer.compute_dtype),
-            keras_internals.noting_losses(layer),
+            tracing.noting_losses(layer),
         ):
-            outputs, same = keras_internals.trace(layer, lambda: layer.call(*args, **kwargs))
+            outputs, same = tracing.trace(layer, lambda: layer.call(*args, **kwargs))
         return keras.Function(inputs, outputs) if same else None
     except Exception:  # the code of `call` may raise anything on symbolic tensors
         return None
